@@ -1,0 +1,419 @@
+//! A newtype for every number and every name, so that none is taken for another.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use crate::limits::MAX_SERVER_NAME_BYTES;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident, $word:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// Wraps the number.
+            #[must_use]
+            pub const fn new(number: u64) -> Self {
+                Self(number)
+            }
+
+            /// The bare number.
+            #[must_use]
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+
+            /// The number after this one (saturating: the end of the range is never reached in practice).
+            #[must_use]
+            pub const fn next(self) -> Self {
+                Self(self.0.saturating_add(1))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($word, " {}"), self.0)
+            }
+        }
+    };
+}
+
+number! {
+    /// Position of a message in its subject. The first is 1; 0 stands for "before the first".
+    Seq, "seq"
+}
+number! {
+    /// A subject's revision: +1 for every change. 0 is the revision of a subject nobody has changed.
+    Rev, "rev"
+}
+number! {
+    /// Number of the claim under which a subject is served; grows with each claim. The first is 1.
+    Term, "term"
+}
+number! {
+    /// Position of a segment in a log.
+    Slot, "slot"
+}
+
+/// An instant as microseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// Wraps a number of microseconds since the Unix epoch.
+    #[must_use]
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since the Unix epoch.
+    #[must_use]
+    pub const fn as_micros(self) -> u64 {
+        self.0
+    }
+
+    /// Milliseconds since the Unix epoch, rounded down.
+    #[must_use]
+    pub const fn as_millis(self) -> u64 {
+        self.0 / 1_000
+    }
+}
+
+/// Names a message for ever: the term under which it was written, and its seq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MessageId {
+    /// The term under which the message was written.
+    pub term: Term,
+    /// The message's seq.
+    pub seq: Seq,
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.seq, self.term)
+    }
+}
+
+/// A state of a subject: everything up to `rev`, as `term` had it. Ordered by term, then rev.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Position {
+    /// The term.
+    pub term: Term,
+    /// The revision.
+    pub rev: Rev,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.rev, self.term)
+    }
+}
+
+/// Durability level of a write, from the weakest to the strongest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Acknowledged once the serving process has it.
+    Memory,
+    /// Acknowledged once in the local write-ahead log, which is synced each second.
+    Interval,
+    /// Acknowledged once synced to the local disk.
+    Disk,
+    /// Acknowledged once in the bucket.
+    Bucket,
+}
+
+impl Level {
+    /// All levels, from the weakest to the strongest.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Interval, Self::Disk, Self::Bucket];
+
+    /// The level's name as it is written in configurations and on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Interval => "interval",
+            Self::Disk => "disk",
+            Self::Bucket => "bucket",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Level {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|level| level.as_str() == text)
+            .ok_or_else(|| InvalidName::new("level", text, "one of memory, interval, disk, bucket"))
+    }
+}
+
+/// A text that is not the name or id it was taken for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a {what}: it must be {rule}")]
+pub struct InvalidName {
+    what: &'static str,
+    text: String,
+    rule: &'static str,
+}
+
+impl InvalidName {
+    pub(crate) fn new(what: &'static str, text: &str, rule: &'static str) -> Self {
+        // A hostile text may be long; an error message need not be.
+        let text = text.chars().take(80).collect();
+        Self { what, text, rule }
+    }
+}
+
+/// The configured name of a persistence server: one route token, one file name.
+///
+/// 1 to [`MAX_SERVER_NAME_BYTES`] characters from `a-z`, `0-9`, `-` and `_`, starting with a letter or digit. The
+/// name `coordinator` is taken by the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServerName(Arc<str>);
+
+impl ServerName {
+    /// The name under which the coordinator answers health requests; no server may have it.
+    pub const COORDINATOR: &'static str = "coordinator";
+
+    /// Checks `name` and makes a server name of it.
+    ///
+    /// # Errors
+    /// [`InvalidName`] when the name breaks a rule stated at [`ServerName`].
+    pub fn new(name: &str) -> Result<Self, InvalidName> {
+        const RULE: &str = "1 to 63 characters from a-z, 0-9, - and _, starting with a letter or digit, and not `coordinator`";
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        let starts_well = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        if starts_well
+            && name.len() <= MAX_SERVER_NAME_BYTES
+            && name.bytes().all(legal)
+            && name != Self::COORDINATOR
+        {
+            Ok(Self(name.into()))
+        } else {
+            Err(InvalidName::new("server name", name, RULE))
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for ServerName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::new(text)
+    }
+}
+
+impl TryFrom<String> for ServerName {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(&text)
+    }
+}
+
+impl From<ServerName> for String {
+    fn from(name: ServerName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+/// The id of a log, and so of the server process that writes it: the server's name and a ULID drawn at its start,
+/// printed as `persist-1-01J9Z3…`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LogId {
+    server: ServerName,
+    ulid: Ulid,
+}
+
+impl LogId {
+    /// Joins a server's name and the ULID of one of its processes.
+    #[must_use]
+    pub const fn new(server: ServerName, ulid: Ulid) -> Self {
+        Self { server, ulid }
+    }
+
+    /// The server whose process writes the log.
+    #[must_use]
+    pub const fn server(&self) -> &ServerName {
+        &self.server
+    }
+
+    /// The ULID drawn when the process started.
+    #[must_use]
+    pub const fn ulid(&self) -> Ulid {
+        self.ulid
+    }
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.server, self.ulid)
+    }
+}
+
+impl FromStr for LogId {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidName::new("log id", text, "a server name, a dash and an upper-case ULID");
+        let (server, ulid) = text.rsplit_once('-').ok_or_else(invalid)?;
+        let parsed = Ulid::from_string(ulid).map_err(|_| invalid())?;
+        // One log, one spelling: ULIDs read both cases, folders do not.
+        if parsed.to_string() != ulid {
+            return Err(invalid());
+        }
+        Ok(Self::new(ServerName::new(server).map_err(|_| invalid())?, parsed))
+    }
+}
+
+impl TryFrom<String> for LogId {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<LogId> for String {
+    fn from(id: LogId) -> Self {
+        id.to_string()
+    }
+}
+
+macro_rules! ulid_id {
+    ($(#[$doc:meta])* $name:ident, $word:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Ulid);
+
+        impl $name {
+            /// Wraps a ULID drawn by the caller.
+            #[must_use]
+            pub const fn new(ulid: Ulid) -> Self {
+                Self(ulid)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Ulid::from_string(text)
+                    .ok()
+                    .filter(|ulid| ulid.to_string() == text)
+                    .map(Self)
+                    .ok_or_else(|| InvalidName::new($word, text, "an upper-case ULID"))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.to_string()
+            }
+        }
+    };
+}
+
+ulid_id! {
+    /// One client's session: drawn when the client connects, the first half of a [`RequestId`].
+    SessionId, "session id"
+}
+ulid_id! {
+    /// One run of the coordinator, drawn at each start. A server that sees it change knows that leases may have
+    /// been forgotten.
+    Incarnation, "incarnation"
+}
+
+/// Names a changing request for ever, so that it is applied at most once: session and a counter that grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RequestId {
+    /// The client's session.
+    pub session: SessionId,
+    /// Grows by one with each changing request of the session.
+    pub counter: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_print_with_what_they_are() {
+        assert_eq!(Term::new(7).to_string(), "term 7");
+        assert_eq!(Position { term: Term::new(7), rev: Rev::new(41) }.to_string(), "rev 41 of term 7");
+    }
+
+    #[test]
+    fn server_names_are_route_tokens_and_file_names() {
+        for good in ["a", "persist-1", "0_x", &"n".repeat(63)] {
+            assert!(ServerName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "A", "a.b", "a*", "a b", "é", "coordinator", &"n".repeat(64)] {
+            assert!(ServerName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn log_ids_round_trip_in_one_spelling() {
+        let id = LogId::new(
+            ServerName::new("persist-1").unwrap(),
+            Ulid::from_string("01J9Z3ABCDEFGHJKMNPQRSTVWX").unwrap(),
+        );
+        assert_eq!(id.to_string().parse::<LogId>(), Ok(id.clone()));
+        assert!(id.to_string().to_lowercase().parse::<LogId>().is_err());
+        assert!("persist-1".parse::<LogId>().is_err());
+        assert!("".parse::<LogId>().is_err());
+    }
+
+    #[test]
+    fn levels_are_ordered_by_strength() {
+        assert!(Level::Memory < Level::Interval && Level::Disk < Level::Bucket);
+        assert_eq!("disk".parse::<Level>(), Ok(Level::Disk));
+        assert!("Disk".parse::<Level>().is_err());
+    }
+}

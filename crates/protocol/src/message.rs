@@ -1,0 +1,221 @@
+//! What a subject holds and how it changes: messages, changes, events, configuration.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::codec::ProtocolVersion;
+use crate::ids::{Level, MessageId, Position, Rev, Seq, Term, Timestamp};
+
+/// Headers of a message: name and value, in the order the caller gave. A name may stand more than once.
+///
+/// On the wire a list of pairs: `[["name", "value"], …]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Headers(pub Vec<(String, String)>);
+
+impl Headers {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The value of the first header called `name` (names are compared exactly).
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Bytes of all names and values together.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
+/// A stored message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Its position in the subject.
+    pub seq: Seq,
+    /// The term under which it was written; with `seq` its name for ever.
+    pub term: Term,
+    /// The revision that wrote it.
+    pub rev: Rev,
+    /// Its key, if it has one. The empty string is a key like any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Its value. Absent is the null value, which is not the empty one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Bytes>,
+    /// Its headers.
+    #[serde(default, skip_serializing_if = "Headers::is_empty")]
+    pub headers: Headers,
+    /// The caller's timestamp, or the accept time where the caller gave none.
+    pub timestamp: Timestamp,
+    /// Size of the value in bytes, also where the value itself was left out.
+    pub size: u64,
+    /// The value was too large to be sent along: fetch it by its seq.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub value_omitted: bool,
+    /// When it expires, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Message {
+    /// The message's name for ever.
+    #[must_use]
+    pub const fn id(&self) -> MessageId {
+        MessageId { term: self.term, seq: self.seq }
+    }
+}
+
+/// A message that is gone: what a deletion tells its watchers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The seq it had.
+    pub seq: Seq,
+    /// The key it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// One change of a subject.
+///
+/// On the wire a map with one entry, named after the variant in snake case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// A message was written.
+    Set(SetChange),
+    /// Messages were removed one by one.
+    Delete(DeleteChange),
+    /// Every message up to a seq was removed.
+    DeleteAll(DeleteAllChange),
+    /// The configuration was replaced.
+    Configure(ConfigureChange),
+}
+
+impl Change {
+    /// The revision of this change. The changes of one atomic batch share one.
+    #[must_use]
+    pub const fn rev(&self) -> Rev {
+        match self {
+            Self::Set(change) => change.message.rev,
+            Self::Delete(change) => change.rev,
+            Self::DeleteAll(change) => change.rev,
+            Self::Configure(change) => change.rev,
+        }
+    }
+}
+
+/// A message was written: appended, set under a key, or put in the place of an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetChange {
+    /// The message as it is now.
+    pub message: Message,
+    /// The seq of the earlier message under the same key, which is gone. Equal to the message's own seq when it was
+    /// replaced in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Seq>,
+}
+
+/// Messages were removed one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteChange {
+    /// The revision that removed them.
+    pub rev: Rev,
+    /// What is gone, in order of seq.
+    pub removed: Vec<Removed>,
+}
+
+/// Every message up to and including `end_seq` was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteAllChange {
+    /// The revision that removed them.
+    pub rev: Rev,
+    /// The last seq that is gone.
+    pub end_seq: Seq,
+    /// How many messages were removed.
+    pub count: u64,
+}
+
+/// The configuration was replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigureChange {
+    /// The revision that replaced it.
+    pub rev: Rev,
+    /// The configuration as it is now.
+    pub config: SubjectConfig,
+}
+
+/// What a server publishes on `<prefix>.events.<subject>`: changes in order of rev, or a beacon (no changes).
+///
+/// The revs of `changes` are contiguous and end at `rev`. A receiver that last saw `(term, r)` has missed something
+/// unless the first change has rev `r + 1` or, within an atomic batch or a repeated event, a rev it already has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The protocol version.
+    #[serde(default)]
+    pub v: ProtocolVersion,
+    /// The term in which the changes were made.
+    pub term: Term,
+    /// The last rev that this term inherited.
+    pub term_base: Rev,
+    /// The subject's rev after these changes; for a beacon its rev now.
+    pub rev: Rev,
+    /// The changes, in order of rev. Empty in a beacon.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+}
+
+impl Event {
+    /// Where the subject is after this event.
+    #[must_use]
+    pub const fn position(&self) -> Position {
+        Position { term: self.term, rev: self.rev }
+    }
+}
+
+/// What to do with a write that meets a limit of its subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Discard {
+    /// Remove the oldest messages to make room.
+    #[default]
+    Old,
+    /// Refuse the write.
+    New,
+}
+
+/// A subject's configuration. `configure` replaces it whole; what is absent has its default.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SubjectConfig {
+    /// Durability level of its writes; absent: the server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<Level>,
+    /// Most messages it may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_msgs: Option<u64>,
+    /// Most bytes its values may have together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
+    /// Age at which a message expires, in milliseconds of accept time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_ms: Option<u64>,
+    /// Largest value, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_msg_size: Option<u64>,
+    /// What a write does that meets `max_msgs` or `max_bytes`; absent: `old`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<Discard>,
+    /// Time to live of messages that name none, in milliseconds of accept time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_ttl_ms: Option<u64>,
+    /// Anything the application wants to keep about the subject.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}

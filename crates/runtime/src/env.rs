@@ -1,0 +1,214 @@
+//! Time and chance.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::{StdRng, SysRng};
+use rand::{Rng, SeedableRng, TryRng};
+use ulid::Ulid;
+
+/// Two clocks: one that people read, one that only ever runs forward.
+pub trait Clock: Send + Sync {
+    /// Time since the Unix epoch. May jump in either direction: nothing may be decided by it that must be right.
+    fn wall(&self) -> Duration;
+
+    /// Time since some fixed instant, also running while the machine is suspended. Never goes back. Leases are
+    /// measured on it.
+    fn boot(&self) -> Duration;
+}
+
+/// A source of numbers nobody can foresee.
+pub trait Entropy: Send + Sync {
+    /// A number drawn evenly from all of them.
+    fn next_u64(&self) -> u64;
+}
+
+/// The clocks of the operating system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    // The one place where the wall clock is read.
+    #[expect(clippy::disallowed_methods)]
+    fn wall(&self) -> Duration {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn boot(&self) -> Duration {
+        // Linux' monotonic clock stands still during suspend; a lease must not.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+}
+
+/// A clock for tests and simulation: follows tokio's clock, which a test can pause, from a chosen start.
+#[derive(Debug, Clone, Copy)]
+pub struct VirtualClock {
+    origin: tokio::time::Instant,
+    wall_at_origin: Duration,
+}
+
+impl VirtualClock {
+    /// A clock whose wall time is `wall` (since the Unix epoch) at the moment of the call. Needs a tokio runtime.
+    #[must_use]
+    #[expect(clippy::disallowed_methods)] // Tokio's clock, which the test holds.
+    pub fn starting_at(wall: Duration) -> Self {
+        Self { origin: tokio::time::Instant::now(), wall_at_origin: wall }
+    }
+}
+
+impl Clock for VirtualClock {
+    fn wall(&self) -> Duration {
+        self.wall_at_origin + self.boot()
+    }
+
+    fn boot(&self) -> Duration {
+        self.origin.elapsed()
+    }
+}
+
+/// The operating system's generator.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn next_u64(&self) -> u64 {
+        // Without random numbers nonces collide, and colliding nonces lose data: stopping is the safe answer.
+        SysRng.try_next_u64().expect("the operating system's random number generator must work")
+    }
+}
+
+/// A generator that draws the same numbers for the same seed.
+#[derive(Debug)]
+pub struct SeededEntropy(Mutex<StdRng>);
+
+impl SeededEntropy {
+    /// A generator with this seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(Mutex::new(StdRng::seed_from_u64(seed)))
+    }
+}
+
+impl Entropy for SeededEntropy {
+    fn next_u64(&self) -> u64 {
+        // A generator has no invariant that a panic elsewhere could break.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
+    }
+}
+
+/// Where blocking work runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blocking {
+    /// On tokio's pool for blocking work.
+    Pool,
+    /// At once, on the caller's thread: a paused clock would run away from work on another thread.
+    Inline,
+}
+
+/// Everything that a part of Dormouse takes from outside. Cloning is cheap and shares the sources.
+#[derive(Clone)]
+pub struct Env {
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    blocking: Blocking,
+}
+
+impl Env {
+    /// The real world.
+    #[must_use]
+    pub fn system() -> Self {
+        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), blocking: Blocking::Pool }
+    }
+
+    /// A world of the caller's making, in which blocking work runs inline.
+    #[must_use]
+    pub fn simulated(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
+        Self { clock, entropy, blocking: Blocking::Inline }
+    }
+
+    /// Microseconds since the Unix epoch; see [`Clock::wall`].
+    #[must_use]
+    pub fn wall_micros(&self) -> u64 {
+        u64::try_from(self.clock.wall().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// See [`Clock::boot`].
+    #[must_use]
+    pub fn boot(&self) -> Duration {
+        self.clock.boot()
+    }
+
+    /// See [`Entropy::next_u64`].
+    #[must_use]
+    pub fn random_u64(&self) -> u64 {
+        self.entropy.next_u64()
+    }
+
+    /// A fresh ULID: the wall clock's milliseconds and 80 random bits.
+    #[must_use]
+    pub fn ulid(&self) -> Ulid {
+        let random = u128::from(self.random_u64()) << 64 | u128::from(self.random_u64());
+        Ulid::from_parts(self.wall_micros() / 1_000, random)
+    }
+
+    /// Runs work that blocks its thread (file access, a long SQLite statement) where it stalls nobody.
+    ///
+    /// Cancelling the call does not stop work that has begun; its result is dropped.
+    ///
+    /// # Panics
+    /// When `work` panics, or when the tokio runtime shuts down before the work begins.
+    #[expect(clippy::disallowed_methods)] // The place that the ban points to.
+    pub async fn blocking<T, F>(&self, work: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        match self.blocking {
+            Blocking::Inline => work(),
+            Blocking::Pool => match tokio::task::spawn_blocking(work).await {
+                Ok(done) => done,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => panic!("the runtime shut down before blocking work could begin"),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Env").field("blocking", &self.blocking).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_draws_the_same_numbers() {
+        let (one, other) = (SeededEntropy::new(7), SeededEntropy::new(7));
+        assert!((0..10).all(|_| one.next_u64() == other.next_u64()));
+        assert_ne!(SeededEntropy::new(8).next_u64(), SeededEntropy::new(7).next_u64());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_simulated_world_follows_the_paused_clock() {
+        let clock = Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000)));
+        let env = Env::simulated(clock, Arc::new(SeededEntropy::new(1)));
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        assert_eq!(env.boot(), Duration::from_secs(3_600));
+        assert_eq!(env.wall_micros(), 4_600_000_000);
+        assert_eq!(env.blocking(|| 7).await, 7);
+    }
+
+    #[test]
+    fn the_system_clocks_run() {
+        let env = Env::system();
+        assert!(env.wall_micros() > 1_700_000_000_000_000);
+        let first = env.boot();
+        assert!(env.boot() >= first);
+        assert_ne!(env.ulid(), env.ulid());
+    }
+}

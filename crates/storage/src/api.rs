@@ -1,0 +1,104 @@
+//! What the engine is asked and what it asks of its surroundings.
+
+use async_trait::async_trait;
+use dormouse_protocol::data::{
+    ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
+    DestroyReply, FlushReply, GetAllReply, GetAllRequest, GetReply, GetRequest, InfoReply, KeysReply,
+    KeysRequest, SetReply, SetRequest,
+};
+use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
+
+/// An operation on one subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Write messages.
+    Set(SetRequest),
+    /// Read messages by seq or key.
+    Get(GetRequest),
+    /// Read a page of messages.
+    GetAll(GetAllRequest),
+    /// Read a page of keys.
+    Keys(KeysRequest),
+    /// Remove messages.
+    Delete(DeleteRequest),
+    /// Remove all messages up to a seq.
+    DeleteAll(DeleteAllRequest),
+    /// Describe the subject.
+    Info,
+    /// Replace the configuration.
+    Configure(ConfigureRequest),
+    /// Put everything so far in the bucket.
+    Flush,
+    /// Remove the subject for good.
+    Destroy,
+}
+
+/// The answer to a [`Request`] of the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// To [`Request::Set`].
+    Set(SetReply),
+    /// To [`Request::Get`].
+    Get(GetReply),
+    /// To [`Request::GetAll`].
+    GetAll(GetAllReply),
+    /// To [`Request::Keys`].
+    Keys(KeysReply),
+    /// To [`Request::Delete`].
+    Delete(DeleteReply),
+    /// To [`Request::DeleteAll`].
+    DeleteAll(DeleteAllReply),
+    /// To [`Request::Info`].
+    Info(Box<InfoReply>),
+    /// To [`Request::Configure`].
+    Configure(ConfigureReply),
+    /// To [`Request::Flush`].
+    Flush(FlushReply),
+    /// To [`Request::Destroy`].
+    Destroy(DestroyReply),
+}
+
+/// A request with all that belongs to it. Its answer is given exactly once, by calling `respond`.
+pub struct Submission {
+    /// What to do.
+    pub request: Request,
+    /// The largest encoded reply that the caller can send on, in bytes. Pages and multi-key answers keep below it.
+    pub max_reply_bytes: usize,
+    /// Takes the answer. Called from the subject's task, so it must not block: encode, enqueue, return.
+    pub respond: Box<dyn FnOnce(Result<Reply, ErrorReply>) + Send>,
+}
+
+impl std::fmt::Debug for Submission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Submission").field("request", &self.request).finish_non_exhaustive()
+    }
+}
+
+/// Counts the leases of this process without a gap: it changes when a lease may have been interrupted, and what was
+/// believed under an older one must be verified in the bucket before it is believed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseGeneration(pub u64);
+
+/// Who may serve what: the engine's view of the coordinator.
+#[async_trait]
+pub trait Authority: Send + Sync + 'static {
+    /// The generation of the lease that this process holds at this moment, or `None` while it holds none.
+    fn lease(&self) -> Option<LeaseGeneration>;
+
+    /// May this process claim `subject`, which by its newest manifest belongs to `owner` (`None`: nobody, or it was
+    /// released)?
+    ///
+    /// # Errors
+    /// `not_owner` with the server to ask instead; `unavailable` when the coordinator cannot be asked.
+    async fn may_claim(&self, subject: &Subject, owner: Option<&LogId>) -> Result<(), ErrorReply>;
+
+    /// This process has handed `subject` back and serves it no more. Best effort; must not fail.
+    async fn released(&self, subject: &Subject);
+}
+
+/// Takes the events of all subjects on their way to the bus.
+pub trait EventSink: Send + Sync + 'static {
+    /// Takes one event. Called from the subject's task, in order of rev, after the changes are durable at their
+    /// level and before they are acknowledged; it must not block.
+    fn publish(&self, subject: &Subject, event: Event);
+}
