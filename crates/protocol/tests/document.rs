@@ -1,0 +1,54 @@
+//! What `PROTOCOL.md` lists must be what the code knows.
+
+use dormouse_protocol::{ErrorCode, Happened, Op, Retry, limits};
+
+fn document() -> &'static str {
+    include_str!("../../../PROTOCOL.md")
+}
+
+#[test]
+fn the_table_of_errors_is_the_code_s() {
+    for code in ErrorCode::KNOWN {
+        let row = document()
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{code}` |")))
+            .unwrap_or_else(|| panic!("{code} is missing"));
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells[2], code.status().to_string(), "{code}");
+        let retry = match code.retry() {
+            Retry::Never => "never",
+            Retry::SameServer => "same server",
+            Retry::AskCoordinator => "after asking the coordinator",
+            Retry::AfterBackoff => "after ",
+        };
+        assert!(cells[3].starts_with(retry), "{code}: {}", cells[3]);
+        let happened = match code.happened() {
+            Happened::No => "no",
+            Happened::Unknown => "unknown",
+            Happened::Yes => "yes",
+        };
+        assert_eq!(cells[4], happened, "{code}");
+    }
+}
+
+#[test]
+fn every_operation_and_limit_is_described() {
+    for op in Op::ALL {
+        assert!(document().contains(&format!("\n### {op}\n")), "{op}");
+    }
+    let grouped = |number: usize| match number {
+        0..1_000 => number.to_string(),
+        _ => format!("{},{:03}", number / 1_000, number % 1_000),
+    };
+    for limit in [
+        format!("| subject | {} bytes |", grouped(limits::MAX_SUBJECT_BYTES)),
+        format!("| key | {} bytes of UTF-8 |", grouped(limits::MAX_KEY_BYTES)),
+        format!("together | {} KiB |", limits::MAX_HEADERS_BYTES / 1_024),
+        format!("in one request | {} |", grouped(limits::MAX_ITEMS_PER_REQUEST)),
+        format!("on one page | {} |", grouped(limits::MAX_PAGE_ITEMS)),
+        format!("metadata of a subject | {} KiB |", limits::MAX_METADATA_BYTES / 1_024),
+        format!("inline in an event | {} KiB |", limits::EVENT_INLINE_LIMIT_BYTES / 1_024),
+    ] {
+        assert!(document().contains(&limit), "{limit}");
+    }
+}
