@@ -1,0 +1,218 @@
+//! The bucket: the one place whose contents must not be lost.
+//!
+//! [`Bucket`] is all that the engine asks of it. One operation is conditional, [`Bucket::create`]: every claim rests
+//! on it, on reading what was written, and on listings that show every completed create. There is no conditional
+//! update and no rename, because a local directory and some S3 servers have neither.
+
+mod create;
+mod error;
+
+use std::fmt;
+use std::path::Path;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use crate::checksum::Crc64;
+pub use create::{CreateInput, CreateOnce, CreateOutcome, CreateStep, create_once};
+pub use error::{BucketError, Operation};
+
+/// Longest key, in bytes: what S3 and its relatives allow.
+const MAX_KEY_BYTES: usize = 1_024;
+
+/// The name of an object: segments joined by `/`, each of them 1 to 255 of `a-z A-Z 0-9 . _ - =` and not only dots.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BucketKey(String);
+
+impl BucketKey {
+    /// Checks `text` and makes a key of it.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] when the text breaks a rule stated at [`BucketKey`].
+    pub fn new(text: &str) -> Result<Self, InvalidKey> {
+        if is_legal_key(text) { Ok(Self(text.to_owned())) } else { Err(InvalidKey::new(text)) }
+    }
+
+    /// Takes a text that this crate built to the rules.
+    pub(crate) fn of_legal(text: String) -> Self {
+        debug_assert!(is_legal_key(&text), "{text}");
+        Self(text)
+    }
+
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BucketKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A folder of keys: the part of a key up to and with a `/`, or nothing for the whole bucket.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BucketPrefix(String);
+
+impl BucketPrefix {
+    /// The whole bucket.
+    pub const ALL: Self = Self(String::new());
+
+    /// Checks `text` and makes a prefix of it: empty, or a key followed by `/`.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] when it is neither.
+    pub fn new(text: &str) -> Result<Self, InvalidKey> {
+        let legal = text.is_empty() || text.strip_suffix('/').is_some_and(is_legal_key);
+        if legal { Ok(Self(text.to_owned())) } else { Err(InvalidKey::new(text)) }
+    }
+
+    /// Takes a text that this crate built to the rules.
+    pub(crate) fn of_legal(text: String) -> Self {
+        debug_assert!(Self::new(&text).is_ok(), "{text}");
+        Self(text)
+    }
+
+    /// The prefix as text, with its final `/`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BucketPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_legal_key(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'=');
+    text.len() <= MAX_KEY_BYTES
+        && text.split('/').all(|segment| {
+            (1..=255).contains(&segment.len())
+                && segment.bytes().all(legal)
+                && segment.bytes().any(|b| b != b'.')
+        })
+}
+
+/// A text that is neither a key nor a prefix.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a legal name of an object")]
+pub struct InvalidKey(String);
+
+impl InvalidKey {
+    fn new(text: &str) -> Self {
+        // A hostile text may be long; an error message need not be.
+        Self(text.chars().take(80).collect())
+    }
+}
+
+/// The definite answers to [`Bucket::create`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The object is there now and was not before.
+    New,
+    /// An object of this name was there already, or the store refused because of another create at the same moment.
+    /// It may be our own from an attempt whose answer was lost: read it back.
+    Exists,
+}
+
+/// An object that a listing showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketEntry {
+    /// Its key.
+    pub key: BucketKey,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+}
+
+/// Size and checksum of an object that was written from, or into, a local file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileSummary {
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Checksum of the object's bytes (of what is in the bucket, so after a [`HeaderPatch`]).
+    pub crc64: Crc64,
+}
+
+/// What [`Bucket::put_file`] changes in the bytes on their way. The local file is never touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeaderPatch {
+    /// Nothing: the object is the file.
+    None,
+    /// Bytes 18 and 19 of an SQLite header become 1: the object says "rollback journal" where the file says "WAL".
+    /// So the main file of a database in WAL mode, taken right after a checkpoint that left the WAL empty, opens
+    /// anywhere, also read-only. A file that does not begin as SQLite files do is refused as [`BucketError::Corrupt`].
+    RollbackJournal,
+}
+
+/// A store of objects with the properties that everything rests on.
+///
+/// - [`create`](Self::create) has at most one winner per key, and what it wrote stays.
+/// - Whatever was written is read and listed from then on.
+/// - A [listing](Self::list) shows every object whose writing was complete before it began and that nobody deleted;
+///   it never misses both of two objects of which the second was written before the first was deleted.
+///
+/// Every call has a deadline of its own. Where an error [is unknown](BucketError::is_unknown), the call may have
+/// taken effect, or may still do so later.
+#[async_trait]
+pub trait Bucket: Send + Sync + 'static {
+    /// Writes an object unless one of this name exists. `bytes` must contain a fresh nonce, so that one's own object
+    /// can be told from another's; [`create_once`] does what is to be done with the answer.
+    ///
+    /// Cancelling the call leaves its outcome unknown.
+    ///
+    /// # Errors
+    /// [`BucketError`]; unknown errors leave the outcome unknown.
+    async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError>;
+
+    /// Reads a whole object into memory, `None` if there is none. For small objects only.
+    ///
+    /// Cancelling the call has no effect.
+    ///
+    /// # Errors
+    /// [`BucketError`]; [`BucketError::Corrupt`] for an object too large to be one of ours.
+    async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError>;
+
+    /// Writes an object from a local file, which must not change meanwhile. `key` must be fresh and is used for one
+    /// call only, whatever the answer: draw a new one to try again. The object appears whole or not at all.
+    ///
+    /// Cancelling the call leaves the outcome unknown; as nothing refers to the key yet, that does no harm.
+    ///
+    /// # Errors
+    /// [`BucketError`]; [`BucketError::LocalFile`] when the file cannot be read.
+    async fn put_file(
+        &self,
+        key: &BucketKey,
+        path: &Path,
+        patch: HeaderPatch,
+    ) -> Result<FileSummary, BucketError>;
+
+    /// Reads an object into a new local file, `None` (and no file) if there is no object. Nothing is synced. The
+    /// caller compares the summary with what it expects.
+    ///
+    /// Cancelling the call may leave a partial file at `path`; so does nothing else: on an error it is removed.
+    ///
+    /// # Errors
+    /// [`BucketError`]; [`BucketError::LocalFile`] when the file exists or cannot be written.
+    async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError>;
+
+    /// Every object whose key begins with `prefix`, at any depth, sorted by key.
+    ///
+    /// Cancelling the call has no effect.
+    ///
+    /// # Errors
+    /// [`BucketError`].
+    async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError>;
+
+    /// Removes an object; that there is none is no error.
+    ///
+    /// Cancelling the call leaves its outcome unknown.
+    ///
+    /// # Errors
+    /// [`BucketError`]; unknown errors leave the outcome unknown.
+    async fn delete(&self, key: &BucketKey) -> Result<(), BucketError>;
+}

@@ -1,0 +1,108 @@
+//! The checksum of everything that is stored: CRC-64/NVME.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crc_fast::{CrcAlgorithm, Digest};
+use serde::{Deserialize, Serialize};
+
+/// A CRC-64/NVME, printed as 16 lower-case hexadecimal digits (JSON numbers hold only 53 bits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Crc64(u64);
+
+impl Crc64 {
+    /// The checksum of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes))
+    }
+}
+
+impl fmt::Display for Crc64 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A text that is not a [`Crc64`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a checksum is 16 lower-case hexadecimal digits")]
+pub struct InvalidCrc64;
+
+impl FromStr for Crc64 {
+    type Err = InvalidCrc64;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() != 16 || !text.bytes().all(lower_hex) {
+            return Err(InvalidCrc64);
+        }
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| InvalidCrc64)
+    }
+}
+
+impl TryFrom<String> for Crc64 {
+    type Error = InvalidCrc64;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Crc64> for String {
+    fn from(crc: Crc64) -> Self {
+        crc.to_string()
+    }
+}
+
+/// A [`Crc64`] in the making, over bytes that come piece by piece.
+#[derive(Debug)]
+pub struct Crc64Digest(Digest);
+
+impl Crc64Digest {
+    /// The digest of no bytes yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Digest::new(CrcAlgorithm::Crc64Nvme))
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of all bytes so far.
+    #[must_use]
+    pub fn finish(&self) -> Crc64 {
+        Crc64(self.0.finalize())
+    }
+}
+
+impl Default for Crc64Digest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_the_catalogue_s_crc_64_nvme() {
+        assert_eq!(Crc64::of(b"123456789").to_string(), "ae8b14860a799888");
+        let mut digest = Crc64Digest::new();
+        digest.update(b"1234");
+        digest.update(b"56789");
+        assert_eq!(digest.finish(), Crc64::of(b"123456789"));
+    }
+
+    #[test]
+    fn it_has_one_spelling() {
+        assert_eq!("00000000000000ff".parse::<Crc64>().unwrap().to_string(), "00000000000000ff");
+        for wrong in ["", "ff", "00000000000000FF", "+0000000000000ff", "000000000000000ff"] {
+            assert_eq!(wrong.parse::<Crc64>(), Err(InvalidCrc64), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The names of objects: where everything of a subject lies in the bucket, and what a listed name means.
+
+use std::fmt;
+use std::str::FromStr;
+
+use dormouse_protocol::{Rev, Subject};
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use crate::bucket::{BucketEntry, BucketKey, BucketPrefix};
+
+/// Digits of a manifest's number in object names, so that names sort as numbers do.
+const NUMBER_DIGITS: usize = 12;
+
+/// Number of a subject's manifest. The first is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ManifestNumber(u64);
+
+impl ManifestNumber {
+    /// The number of a subject's first manifest.
+    pub const FIRST: Self = Self(1);
+
+    /// Wraps the number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The bare number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The number after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    fn parse(digits: &str) -> Option<Self> {
+        let exact = digits.len() == NUMBER_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
+        let number = exact.then(|| digits.parse().ok()).flatten()?;
+        (number >= Self::FIRST.0).then_some(Self(number))
+    }
+}
+
+impl fmt::Display for ManifestNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "manifest {}", self.0)
+    }
+}
+
+/// Tells an object from every other one that was ever meant for the same name: drawn fresh for each new object,
+/// kept when the same object is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Nonce(Ulid);
+
+impl Nonce {
+    /// Wraps a ULID drawn by the caller.
+    #[must_use]
+    pub const fn new(ulid: Ulid) -> Self {
+        Self(ulid)
+    }
+}
+
+impl fmt::Display for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A text that is not the name it was taken for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of a {0}")]
+pub struct InvalidObjectName(&'static str);
+
+impl FromStr for Nonce {
+    type Err = InvalidObjectName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // One nonce, one spelling: ULIDs read both cases, object names do not.
+        match Ulid::from_string(text) {
+            Ok(ulid) if ulid.to_string() == text => Ok(Self(ulid)),
+            _ => Err(InvalidObjectName("nonce")),
+        }
+    }
+}
+
+impl TryFrom<String> for Nonce {
+    type Error = InvalidObjectName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Nonce> for String {
+    fn from(nonce: Nonce) -> Self {
+        nonce.to_string()
+    }
+}
+
+/// The name of a snapshot within its subject's folder: `<n:012>-<rev>-<nonce>.sqlite3`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName {
+    /// The manifest that the snapshot was made for: the first that may refer to it.
+    pub made_for: ManifestNumber,
+    /// The snapshot holds the subject's state at this rev.
+    pub rev: Rev,
+    /// Makes the name fresh: no two uploads ever share one.
+    pub nonce: Nonce,
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012}-{}-{}.sqlite3", self.made_for.0, self.rev.get(), self.nonce)
+    }
+}
+
+impl FromStr for SnapshotName {
+    type Err = InvalidObjectName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let mut parts = text.strip_suffix(".sqlite3")?.splitn(3, '-');
+            let made_for = ManifestNumber::parse(parts.next()?)?;
+            let rev = Rev::new(parts.next()?.parse().ok()?);
+            let nonce = parts.next()?.parse().ok()?;
+            let name = Self { made_for, rev, nonce };
+            // One snapshot, one spelling (no `+7`, no `007`).
+            (name.to_string() == text).then_some(name)
+        };
+        parse().ok_or(InvalidObjectName("snapshot"))
+    }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = InvalidObjectName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SnapshotName> for String {
+    fn from(name: SnapshotName) -> Self {
+        name.to_string()
+    }
+}
+
+/// Builds the keys of one subject's objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubjectKeys(BucketPrefix);
+
+impl SubjectKeys {
+    /// The keys of `subject`.
+    #[must_use]
+    pub fn new(subject: &Subject) -> Self {
+        Self(BucketPrefix::of_legal(format!("subjects/{}/", subject.escaped())))
+    }
+
+    /// The subject's folder: everything of the subject lies in it.
+    #[must_use]
+    pub const fn folder(&self) -> &BucketPrefix {
+        &self.0
+    }
+
+    /// The key of a manifest.
+    #[must_use]
+    pub fn manifest(&self, number: ManifestNumber) -> BucketKey {
+        BucketKey::of_legal(format!("{}{:012}.manifest", self.0, number.0))
+    }
+
+    /// The key of a snapshot.
+    #[must_use]
+    pub fn snapshot(&self, name: &SnapshotName) -> BucketKey {
+        BucketKey::of_legal(format!("{}{name}", self.0))
+    }
+
+    /// Reads a listing of the subject's folder.
+    #[must_use]
+    pub fn read_listing(&self, entries: &[BucketEntry]) -> Folder {
+        let mut folder = Folder::default();
+        for entry in entries {
+            let name = entry.key.as_str().strip_prefix(self.0.as_str()).unwrap_or_default();
+            let manifest = name.strip_suffix(".manifest").and_then(ManifestNumber::parse);
+            match (manifest, name.parse()) {
+                (Some(number), _) => folder.manifests.push(number),
+                (None, Ok(snapshot)) => folder.snapshots.push(snapshot),
+                (None, Err(_)) => folder.unknown.push(entry.key.clone()),
+            }
+        }
+        folder.manifests.sort_unstable();
+        folder.snapshots.sort_unstable();
+        folder
+    }
+}
+
+/// What a listing of a subject's folder showed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Folder {
+    /// The manifests, lowest first.
+    pub manifests: Vec<ManifestNumber>,
+    /// The snapshots, in order of the manifests they were made for.
+    pub snapshots: Vec<SnapshotName>,
+    /// Whatever else lies there. Never touched: a newer version may know it.
+    pub unknown: Vec<BucketKey>,
+}
+
+impl Folder {
+    /// The number of the newest manifest; `None` when the subject has none.
+    #[must_use]
+    pub fn newest(&self) -> Option<ManifestNumber> {
+        self.manifests.last().copied()
+    }
+}

@@ -1,0 +1,260 @@
+//! The manifest: the numbered object that says who owns a subject and where its data is.
+//!
+//! A manifest is one line of JSON with its fields in a fixed order, the checksum last. The checksum is the CRC-64 of
+//! the same line without it, taken over the bytes as they are, so that nothing has to be written again to be
+//! checked, and one changed byte anywhere is noticed. The newest manifest of a folder counts; it is never changed
+//! and never deleted, only followed by the next number.
+
+use bytes::Bytes;
+use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use crate::checksum::Crc64;
+use crate::keys::SubjectKeys;
+pub use crate::keys::{ManifestNumber, Nonce, SnapshotName};
+
+/// The format that this version writes, and the newest that it reads.
+pub const MANIFEST_FORMAT: u32 = 1;
+
+/// Says who owns a subject, under which term, and from which objects its state is rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// The subject, by its full name: folder names of long subjects are hashes.
+    pub subject: Subject,
+    /// The manifest's number.
+    pub number: ManifestNumber,
+    /// The term under which the owner serves.
+    pub term: Term,
+    /// The last rev that the term inherited from the one before.
+    pub term_base: Rev,
+    /// The log of the process that owns the subject, or owned it until it released it.
+    pub owner: LogId,
+    /// The rev up to which the objects named here hold every change.
+    pub base_rev: Rev,
+    /// The seq that a message without one gets next, as of `base_rev`.
+    pub next_seq: Seq,
+    /// Where to begin reading the owner's log. Always 0 as long as there is no log.
+    pub first_slot: Slot,
+    /// The snapshot at `base_rev`; `None` while the subject is empty.
+    pub snapshot: Option<SnapshotRef>,
+    /// The owner has given the subject back: whoever comes next claims it without asking for the owner.
+    pub released: bool,
+    /// The subject was destroyed. A later claim goes on with term, rev and seq from here. Implies `released`.
+    pub tombstone: bool,
+    /// Tells this manifest from any other that was meant to have its number.
+    pub nonce: Nonce,
+}
+
+/// A manifest's reference to a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRef {
+    /// The object's name in the subject's folder; tells its rev.
+    pub name: SnapshotName,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The checksum of its bytes.
+    pub crc64: Crc64,
+}
+
+impl SnapshotRef {
+    /// The rev at which the snapshot holds the subject.
+    #[must_use]
+    pub const fn rev(&self) -> Rev {
+        self.name.rev
+    }
+}
+
+/// Why an object is not the manifest it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// The object is not what was written.
+    #[error("{object}: {what}")]
+    Corrupt {
+        /// The object's key.
+        object: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The object was written by a newer version, in a format that this one must not guess at.
+    #[error(
+        "{object}: written in manifest format {format}, the newest that this version reads is {MANIFEST_FORMAT}"
+    )]
+    UnsupportedVersion {
+        /// The object's key.
+        object: String,
+        /// The format that it is written in.
+        format: u32,
+    },
+}
+
+/// What a caller of the engine is told. A newer object is no fault of the request, so it is not the wire's
+/// `unsupported_version`: a newer server can serve the subject, this one cannot.
+impl From<ManifestError> for ErrorReply {
+    fn from(error: ManifestError) -> Self {
+        match error {
+            ManifestError::Corrupt { object, what } => Self::corrupt(object, what),
+            ManifestError::UnsupportedVersion { .. } => Self::unavailable(error.to_string()),
+        }
+    }
+}
+
+/// The fields in the order of the file, without the checksum.
+#[derive(Serialize)]
+struct Body<'a> {
+    format: u32,
+    subject: &'a Subject,
+    n: ManifestNumber,
+    term: Term,
+    term_base: Rev,
+    owner: &'a LogId,
+    base_rev: Rev,
+    next_seq: Seq,
+    first_slot: Slot,
+    snapshot: &'a Option<SnapshotRef>,
+    deltas: [(); 0],
+    released: bool,
+    tombstone: bool,
+    nonce: Nonce,
+}
+
+/// The fields as they are read. A field that this format does not have is damage, not a newer version: that would
+/// have a higher format number.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wire {
+    #[serde(rename = "format")]
+    _format: u32,
+    subject: Subject,
+    n: ManifestNumber,
+    term: Term,
+    term_base: Rev,
+    owner: LogId,
+    base_rev: Rev,
+    next_seq: Seq,
+    first_slot: Slot,
+    snapshot: Option<SnapshotRef>,
+    deltas: Vec<IgnoredAny>,
+    released: bool,
+    tombstone: bool,
+    nonce: Nonce,
+    #[serde(rename = "checksum")]
+    _checksum: Crc64,
+}
+
+/// Just enough to tell which format the rest is in.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// Between the body and the checksum's digits, and after them.
+const CHECKSUM_FIELD: &str = ",\"checksum\":\"";
+const CHECKSUM_END: &str = "\"}";
+
+impl Manifest {
+    /// The manifest's bytes. The same manifest always has the same bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let body = Body {
+            format: MANIFEST_FORMAT,
+            subject: &self.subject,
+            n: self.number,
+            term: self.term,
+            term_base: self.term_base,
+            owner: &self.owner,
+            base_rev: self.base_rev,
+            next_seq: self.next_seq,
+            first_slot: self.first_slot,
+            snapshot: &self.snapshot,
+            deltas: [],
+            released: self.released,
+            tombstone: self.tombstone,
+            nonce: self.nonce,
+        };
+        // Strings, numbers and booleans under fixed names: nothing in it can fail to become JSON.
+        let mut text = serde_json::to_string(&body).expect("a manifest is always valid JSON");
+        let checksum = Crc64::of(text.as_bytes());
+        text.pop();
+        text.push_str(CHECKSUM_FIELD);
+        text.push_str(&checksum.to_string());
+        text.push_str(CHECKSUM_END);
+        text.into()
+    }
+
+    /// Reads manifest `number` of `subject`.
+    ///
+    /// # Errors
+    /// [`ManifestError::Corrupt`] when the bytes are not what [`Manifest::encode`] wrote for this subject and number,
+    /// [`ManifestError::UnsupportedVersion`] when a newer version wrote them.
+    pub fn decode(subject: &Subject, number: ManifestNumber, bytes: &[u8]) -> Result<Self, ManifestError> {
+        let object = SubjectKeys::new(subject).manifest(number).to_string();
+        let corrupt = |what: String| ManifestError::Corrupt { object: object.clone(), what };
+        let Format { format } =
+            serde_json::from_slice(bytes).map_err(|error| corrupt(format!("not a manifest: {error}")))?;
+        if format > MANIFEST_FORMAT {
+            return Err(ManifestError::UnsupportedVersion { object, format });
+        }
+        if format != MANIFEST_FORMAT {
+            return Err(corrupt(format!("format {format} never existed")));
+        }
+        verify_checksum(bytes).map_err(|what| corrupt(what.to_owned()))?;
+        let wire: Wire = serde_json::from_slice(bytes)
+            .map_err(|error| corrupt(format!("not a manifest of format {format}: {error}")))?;
+        wire.into_manifest(subject, number).map_err(corrupt)
+    }
+}
+
+fn verify_checksum(bytes: &[u8]) -> Result<(), &'static str> {
+    const TAIL_BYTES: usize = CHECKSUM_FIELD.len() + 16 + CHECKSUM_END.len();
+    const NO_CHECKSUM: &str = "does not end in a checksum";
+    let body_bytes = bytes.len().checked_sub(TAIL_BYTES).ok_or(NO_CHECKSUM)?;
+    let (body, tail) = bytes.split_at(body_bytes);
+    let stated: Crc64 = std::str::from_utf8(tail)
+        .ok()
+        .and_then(|tail| tail.strip_prefix(CHECKSUM_FIELD)?.strip_suffix(CHECKSUM_END)?.parse().ok())
+        .ok_or(NO_CHECKSUM)?;
+    if Crc64::of(&[body, b"}"].concat()) == stated { Ok(()) } else { Err("wrong checksum") }
+}
+
+impl Wire {
+    /// Checks what one field says against the others and against where the object was found.
+    fn into_manifest(self, subject: &Subject, number: ManifestNumber) -> Result<Manifest, String> {
+        if self.subject != *subject {
+            return Err(format!("belongs to the subject {}", self.subject));
+        }
+        if self.n != number {
+            return Err(format!("says that it is {}", self.n));
+        }
+        if !self.deltas.is_empty() || self.first_slot != Slot::default() {
+            return Err("refers to a log or to deltas, which format 1 does not have".to_owned());
+        }
+        if self.term == Term::default() || self.term_base > self.base_rev || self.next_seq == Seq::default() {
+            return Err("term, term_base, base_rev and next_seq contradict each other".to_owned());
+        }
+        if self
+            .snapshot
+            .is_some_and(|snapshot| snapshot.rev() != self.base_rev || snapshot.name.made_for > number)
+        {
+            return Err("refers to a snapshot that was not made for it".to_owned());
+        }
+        if self.tombstone && (!self.released || self.snapshot.is_some()) {
+            return Err("a tombstone that is not released, or that has data".to_owned());
+        }
+        Ok(Manifest {
+            subject: self.subject,
+            number: self.n,
+            term: self.term,
+            term_base: self.term_base,
+            owner: self.owner,
+            base_rev: self.base_rev,
+            next_seq: self.next_seq,
+            first_slot: self.first_slot,
+            snapshot: self.snapshot,
+            released: self.released,
+            tombstone: self.tombstone,
+            nonce: self.nonce,
+        })
+    }
+}
