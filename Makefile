@@ -1,0 +1,66 @@
+# One command per wish, the same on a laptop and in CI.
+# Nothing here needs root; where a system package is missing and we are root, scripts/tools installs it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# A scrubbed PATH still finds the toolchain; what scripts/tools installs is found last.
+export PATH := $(PATH):$(HOME)/.cargo/bin:$(CURDIR)/.tools/bin
+
+# CI sets LOCKED=--locked: there the lock file must already be right.
+LOCKED ?=
+# Arguments for `make demo` and `make dev`.
+ARGS ?=
+
+PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
+
+.PHONY: help tools check test demo dev bench soak clean
+
+help: ## Show what can be made
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+tools: ## Install what is missing (nats-server, cargo-nextest) into .tools
+	@scripts/tools nats-server cargo-nextest
+
+check: ## Format, lints, documentation, import rules, words; warnings are errors
+	@scripts/tools build
+	cargo fmt --all --check
+	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --workspace --no-deps
+	scripts/check-imports --self-test
+	scripts/check-imports
+	scripts/check-words --self-test
+	scripts/check-words
+
+# The end-to-end tests start the programs, so these are built first; nextest's summary stands last.
+test: tools ## Unit, property, contract, documentation and end-to-end tests
+	cargo build $(LOCKED) --workspace --all-targets
+	cargo test $(LOCKED) --workspace --doc --quiet
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    set -x; cargo nextest run $(LOCKED) --workspace; \
+	else \
+	    set -x; cargo test $(LOCKED) --workspace --all-targets --no-fail-fast; \
+	fi
+
+demo: ## The main job on this machine's own data, with a server killed half way
+	@scripts/tools nats-server
+	cargo build $(LOCKED) --release $(PROGRAMS) -p dormouse-demo
+	@cargo run $(LOCKED) --quiet --release -p dormouse-demo -- $(ARGS)
+
+dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
+	@scripts/tools nats-server
+	cargo build $(LOCKED) --release $(PROGRAMS)
+	@cargo run $(LOCKED) --quiet --release -p dormouse-cli --bin dormouse -- dev $(ARGS)
+
+bench: ## (to come) Throughput and latency beside peers
+	@echo "make bench will measure set, get, get_all, watch, wake-up and idle cost, and the same at peers"
+	@echo "(core-NATS echo, JetStream, Redis); benches/README.md says how. There is nothing to measure yet."
+
+soak: ## (to come) Hours of faults with a checker over the history
+	@echo "make soak will run a fleet for hours under kill -9, pauses longer than the lease, partitions and a bucket"
+	@echo "that comes and goes, with a checker over every acknowledged write. There is nothing to run yet."
+
+clean: ## Remove what was built (installed tools stay)
+	cargo clean --quiet
