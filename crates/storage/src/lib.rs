@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The durable engine: subjects as SQLite files here, and as snapshots and manifests in a bucket. Knows no bus.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`api`] | what the engine is asked, and what it asks of its surroundings |
+//! | [`bucket`] | the store of objects, behind one port |
+//! | [`keys`], [`manifest`], [`checksum`] | what objects are called and what they say |
+//! | [`claim`] | who owns what: the machines that claim, publish and release |
+//! | [`plan`] | from a request to records: every decision about a write |
+//! | `database` | from records to rows: one SQLite file per subject |
+
+pub mod api;
+pub mod bucket;
+pub mod checksum;
+pub mod claim;
+mod database;
+pub mod keys;
+pub mod manifest;
+pub mod plan;
+
+pub use database::sqlite_is_safe;

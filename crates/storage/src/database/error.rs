@@ -1,0 +1,75 @@
+//! What can be wrong with a subject's file.
+
+use dormouse_protocol::{ErrorReply, Subject};
+
+/// A subject's file could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The file was written by a newer version of this software.
+    #[error("the file has schema version {found}, this version understands up to {understood}")]
+    Newer {
+        /// The version the file has.
+        found: i32,
+        /// The newest version understood.
+        understood: i32,
+    },
+    /// The file is an SQLite database, but none of ours.
+    #[error("the file belongs to another application (application id {0:#x})")]
+    Foreign(i32),
+    /// The file holds another subject.
+    #[error("the file holds the subject {0}")]
+    OtherSubject(String),
+    /// There is a file without content.
+    #[error("the file is empty")]
+    Empty,
+    /// Something in the file is not what this software writes.
+    #[error("the file is damaged: {0}")]
+    Damaged(String),
+    /// A record does not follow from the state it is applied to.
+    #[error("a record does not follow from the state: {0}")]
+    Diverged(String),
+    /// The local disk has no room.
+    #[error("the local disk is full")]
+    DiskFull(#[source] rusqlite::Error),
+    /// SQLite failed.
+    #[error("SQLite failed: {0}")]
+    Sqlite(#[source] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for DatabaseError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
+        match error.sqlite_error_code() {
+            Some(DiskFull) => Self::DiskFull(error),
+            Some(DatabaseCorrupt | NotADatabase) => Self::Damaged(error.to_string()),
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+impl DatabaseError {
+    /// Whether the file is not what it should be, as opposed to the machine failing to read or write it, or this
+    /// software being too old for it.
+    #[must_use]
+    pub const fn is_unfit_file(&self) -> bool {
+        match self {
+            Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => true,
+            Self::Newer { .. } | Self::DiskFull(_) | Self::Sqlite(_) => false,
+        }
+    }
+
+    /// The answer to a request on `subject` that met this error in its local file.
+    #[must_use]
+    pub fn reply(&self, subject: &Subject) -> ErrorReply {
+        match self {
+            Self::DiskFull(_) => ErrorReply::unavailable("the server's local disk is full; nothing was written"),
+            Self::Sqlite(_) => ErrorReply::internal(format_args!("the local file of {subject}: {self}")),
+            Self::Newer { .. } => ErrorReply::unavailable(format!("the local file of {subject}: {self}")),
+            Self::Foreign(_)
+            | Self::OtherSubject(_)
+            | Self::Empty
+            | Self::Damaged(_)
+            | Self::Diverged(_) => ErrorReply::corrupt(format!("the local file of {subject}"), self),
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! One subject in one SQLite file: the state that records build, and everything that is read from it.
+//!
+//! A [`Database`] is the only connection to its file, in this process and on this machine (the data directory is
+//! locked). It knows no bucket, no clock and no other subject. Writes come as [`Record`]s inside a transaction;
+//! figures that every request needs are kept in memory and written back when the transaction commits.
+
+mod apply;
+mod error;
+mod read;
+mod schema;
+mod setup;
+
+pub use error::DatabaseError;
+pub use setup::sqlite_is_safe;
+
+use std::path::{Path, PathBuf};
+
+use dormouse_protocol::limits::REMEMBERED_TERMS;
+use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::{LogId, MessageId, Rev, Seq, Subject, Term, Timestamp};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use crate::keys::ManifestNumber;
+use crate::plan::SubjectState;
+
+/// Page cache of one open file, in KiB. The operating system caches the rest.
+const CACHE_KIB: u32 = 256;
+
+/// Prepared statements kept; there are fewer different ones.
+const STATEMENTS: usize = 40;
+
+/// Where a subject without a snapshot begins: at zero, or where its destroyed predecessor ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The rev it inherits.
+    pub rev: Rev,
+    /// The first seq it hands out.
+    pub next_seq: Seq,
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        Self { rev: Rev::new(0), next_seq: Seq::new(1) }
+    }
+}
+
+/// Under what claim a file is served, and how much of it is in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenure {
+    /// The process that serves it.
+    pub log: LogId,
+    /// The term.
+    pub term: Term,
+    /// The last rev that the term inherited.
+    pub term_base: Rev,
+    /// The newest manifest.
+    pub manifest: ManifestNumber,
+    /// The last rev in the bucket.
+    pub bucket_rev: Rev,
+}
+
+/// What a file says about itself beside the subject's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provenance {
+    /// The process that served the file's term; `None` in a file that has not been claimed.
+    pub log: Option<LogId>,
+    /// The newest manifest that process knew to be its own; 0 in a file that has not been claimed.
+    pub manifest: ManifestNumber,
+    /// The last rev known to be in the bucket.
+    pub bucket_rev: Rev,
+}
+
+/// An open file. Dropping it closes the file and leaves everything committed in it or in its `-wal` companion.
+#[derive(Debug)]
+pub struct Database {
+    connection: Connection,
+    path: PathBuf,
+    state: SubjectState,
+    provenance: Provenance,
+    tombstones: u64,
+    tombstone_floor: Rev,
+    changed: bool,
+}
+
+impl Database {
+    /// Makes the file of a subject that has none. There must be no file at `path`.
+    ///
+    /// # Errors
+    /// [`DatabaseError::DiskFull`] or [`DatabaseError::Sqlite`].
+    pub fn create(path: &Path, subject: &Subject, origin: Origin) -> Result<Self, DatabaseError> {
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+        set_pragmas(&connection)?;
+        connection.execute_batch("BEGIN")?;
+        connection.execute_batch(schema::CREATE)?;
+        connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
+        connection.pragma_update(None, "user_version", schema::SCHEMA_VERSION)?;
+        connection.execute(
+            "INSERT INTO meta(id, subject, term, log, applied_rev, next_seq, accept_time, count, bytes,
+                              tombstone_floor, config, manifest, bucket_rev)
+             VALUES (1, ?1, 0, '', ?2, ?3, 0, 0, 0, ?2, ?4, 0, ?2)",
+            params![
+                subject.as_str(),
+                to_sql(origin.rev.get()),
+                to_sql(origin.next_seq.get()),
+                encode_config(&SubjectConfig::default())?,
+            ],
+        )?;
+        connection.execute_batch("COMMIT")?;
+        Self::load(connection, path)
+    }
+
+    /// Opens the file of `subject`.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; a file that is not what it should be is not touched.
+    pub fn open(path: &Path, subject: &Subject) -> Result<Self, DatabaseError> {
+        let connection = connect(path, OpenFlags::empty())?;
+        check_identity(&connection)?;
+        let held: String = connection
+            .query_row("SELECT subject FROM meta", [], |row| row.get(0))
+            .optional()?
+            .ok_or_else(|| DatabaseError::Damaged("its description is missing".to_owned()))?;
+        if held != subject.as_str() {
+            return Err(DatabaseError::OtherSubject(held));
+        }
+        set_pragmas(&connection)?;
+        Self::load(connection, path)
+    }
+
+    fn load(connection: Connection, path: &Path) -> Result<Self, DatabaseError> {
+        let mut database = Self {
+            connection,
+            path: path.to_owned(),
+            state: SubjectState::default(),
+            provenance: Provenance { log: None, manifest: ManifestNumber::new(0), bucket_rev: Rev::new(0) },
+            tombstones: 0,
+            tombstone_floor: Rev::new(0),
+            changed: false,
+        };
+        database.reload()?;
+        Ok(database)
+    }
+
+    /// Reads the figures anew.
+    fn reload(&mut self) -> Result<(), DatabaseError> {
+        let connection = &self.connection;
+        let tombstones: i64 =
+            connection.query_row("SELECT COUNT(*) FROM tombstones", [], |row| row.get(0))?;
+        let mut statement = connection.prepare_cached(
+            "SELECT term, applied_rev, next_seq, last_seq, last_term, accept_time, count, bytes, config, log,
+                    bucket_rev, tombstone_floor, manifest,
+                    coalesce((SELECT term_base FROM terms WHERE terms.term = meta.term), applied_rev)
+             FROM meta",
+        )?;
+        let mut rows = statement.query([])?;
+        let row =
+            rows.next()?.ok_or_else(|| DatabaseError::Damaged("its description is missing".to_owned()))?;
+        let number = |column: usize| row.get::<_, i64>(column).map(from_sql);
+        let last_seq: Option<i64> = row.get(3)?;
+        let last_term: Option<i64> = row.get(4)?;
+        let config: Vec<u8> = row.get(8)?;
+        let log: String = row.get(9)?;
+        self.state = SubjectState {
+            term: Term::new(number(0)?),
+            term_base: Rev::new(number(13)?),
+            rev: Rev::new(number(1)?),
+            next_seq: Seq::new(number(2)?),
+            last: last_seq.zip(last_term).map(|(seq, term)| MessageId {
+                term: Term::new(from_sql(term)),
+                seq: Seq::new(from_sql(seq)),
+            }),
+            accept_time: Timestamp::from_micros(number(5)?),
+            count: number(6)?,
+            bytes: number(7)?,
+            config: dormouse_protocol::decode(&config)
+                .map_err(|error| DatabaseError::Damaged(format!("its configuration: {error}")))?,
+        };
+        self.provenance = Provenance {
+            log: match log.as_str() {
+                "" => None,
+                log => Some(log.parse().map_err(|_| DatabaseError::Damaged(format!("its log {log:?}")))?),
+            },
+            manifest: ManifestNumber::new(number(12)?),
+            bucket_rev: Rev::new(number(10)?),
+        };
+        self.tombstones = from_sql(tombstones);
+        self.tombstone_floor = Rev::new(number(11)?);
+        self.changed = false;
+        Ok(())
+    }
+
+    /// The subject's figures, with everything applied so far.
+    #[must_use]
+    pub const fn state(&self) -> &SubjectState {
+        &self.state
+    }
+
+    /// What the file says about itself.
+    #[must_use]
+    pub const fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes a claim down before the first change under it. Survives the process when the call returns.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; then the file is as before.
+    pub fn take_over(&mut self, tenure: &Tenure) -> Result<(), DatabaseError> {
+        self.begin()?;
+        let taken = self.write_tenure(tenure).and_then(|()| self.commit());
+        if taken.is_err() {
+            self.rollback()?;
+        }
+        taken
+    }
+
+    fn write_tenure(&mut self, tenure: &Tenure) -> Result<(), DatabaseError> {
+        self.connection.execute(
+            "INSERT OR REPLACE INTO terms(term, term_base) VALUES (?1, ?2)",
+            params![to_sql(tenure.term.get()), to_sql(tenure.term_base.get())],
+        )?;
+        self.connection.execute(
+            "DELETE FROM terms WHERE term NOT IN (SELECT term FROM terms ORDER BY term DESC LIMIT ?1)",
+            [to_sql(REMEMBERED_TERMS as u64)],
+        )?;
+        self.connection.execute("UPDATE meta SET log = ?1", [tenure.log.to_string()])?;
+        self.set_in_bucket(tenure.manifest, tenure.bucket_rev)?;
+        self.state.term = tenure.term;
+        self.state.term_base = tenure.term_base;
+        self.provenance.log = Some(tenure.log.clone());
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Takes note that everything up to `rev` is in the bucket, by `manifest`.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; then the file says as before.
+    pub fn set_in_bucket(&mut self, manifest: ManifestNumber, rev: Rev) -> Result<(), DatabaseError> {
+        self.connection
+            .prepare_cached("UPDATE meta SET manifest = ?1, bucket_rev = ?2")?
+            .execute([to_sql(manifest.get()), to_sql(rev.get())])?;
+        self.provenance.manifest = manifest;
+        self.provenance.bucket_rev = rev;
+        Ok(())
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when SQLite fails.
+    pub fn begin(&mut self) -> Result<(), DatabaseError> {
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(())
+    }
+
+    /// Commits the transaction: now what was applied survives the process.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; then nothing is committed, and [`Database::rollback`] is to be called.
+    pub fn commit(&mut self) -> Result<(), DatabaseError> {
+        if self.changed {
+            let state = &self.state;
+            self.connection
+                .prepare_cached(
+                    "UPDATE meta SET term = ?1, applied_rev = ?2, next_seq = ?3, last_seq = ?4, last_term = ?5,
+                            accept_time = ?6, count = ?7, bytes = ?8, tombstone_floor = ?9",
+                )?
+                .execute(params![
+                    to_sql(state.term.get()),
+                    to_sql(state.rev.get()),
+                    to_sql(state.next_seq.get()),
+                    state.last.map(|last| to_sql(last.seq.get())),
+                    state.last.map(|last| to_sql(last.term.get())),
+                    to_sql(state.accept_time.as_micros()),
+                    to_sql(state.count),
+                    to_sql(state.bytes),
+                    to_sql(self.tombstone_floor.get()),
+                ])?;
+        }
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        self.changed = false;
+        Ok(())
+    }
+
+    /// Takes back everything since [`Database::begin`], in the file and in memory.
+    ///
+    /// # Errors
+    /// [`DatabaseError`] when the state cannot be read back; then the file must be closed.
+    pub fn rollback(&mut self) -> Result<(), DatabaseError> {
+        // SQLite rolls back by itself on some errors; then there is nothing left to do.
+        if !self.connection.is_autocommit() {
+            self.connection.execute_batch("ROLLBACK")?;
+        }
+        self.reload()
+    }
+
+    /// Bytes in the `-wal` companion that are not in the file itself yet.
+    #[must_use]
+    pub fn wal_bytes(&self) -> u64 {
+        std::fs::metadata(companion(&self.path, "-wal")).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Bytes of the file and its companion.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len()) + self.wal_bytes()
+    }
+
+    /// Brings everything from the companion into the file and empties the companion. Afterwards the file alone is
+    /// the whole state, and stays as it is until the next checkpoint.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; the state is whole all the same, in both files.
+    pub fn checkpoint(&mut self) -> Result<(), DatabaseError> {
+        let busy: i64 =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy == 0 {
+            Ok(())
+        } else {
+            Err(DatabaseError::Damaged("somebody else is using it".to_owned()))
+        }
+    }
+}
+
+/// Removes a database file and its companions. What is not there is fine.
+///
+/// # Errors
+/// The first error of the operating system.
+pub fn remove_files(path: &Path) -> std::io::Result<()> {
+    // The companion must never outlive the file beside a new file of the same name: SQLite would replay it. So
+    // whoever puts a file in place calls this first.
+    for file in [path.to_owned(), companion(path, "-wal"), companion(path, "-shm"), companion(path, "-journal")] {
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The path of a file that SQLite keeps beside the database at `path`.
+#[must_use]
+pub fn companion(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn connect(path: &Path, extra: OpenFlags) -> Result<Connection, DatabaseError> {
+    setup::configure_memory_once();
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // A snapshot may be reading the file while it is closed: closing must not write to it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    Ok(connection)
+}
+
+fn check_identity(connection: &Connection) -> Result<(), DatabaseError> {
+    let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let tables: i64 = connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application == 0 && version == 0 && tables == 0 {
+        return Err(DatabaseError::Empty);
+    }
+    if application != schema::APPLICATION_ID {
+        return Err(DatabaseError::Foreign(application));
+    }
+    if version > schema::SCHEMA_VERSION {
+        return Err(DatabaseError::Newer { found: version, understood: schema::SCHEMA_VERSION });
+    }
+    Ok(())
+}
+
+fn set_pragmas(connection: &Connection) -> Result<(), DatabaseError> {
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(DatabaseError::Damaged(format!("its journal mode is {mode}, not wal")));
+    }
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // Checkpoints are ours: the file must not change while a snapshot is taken of it.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    Ok(())
+}
+
+fn encode_config(config: &SubjectConfig) -> Result<Vec<u8>, DatabaseError> {
+    dormouse_protocol::encode(config)
+        .map(Vec::from)
+        .map_err(|error| DatabaseError::Damaged(format!("a configuration that cannot be stored: {error}")))
+}
+
+/// SQLite's integers are signed: the same bits are stored.
+const fn to_sql(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+const fn from_sql(number: i64) -> u64 {
+    number.cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! The tables of a subject's file. Frozen: a change needs a new `SCHEMA_VERSION` and a way up from the one before.
+
+/// Marks the file as one of ours in SQLite's header: `drms`.
+pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
+
+/// The version of the tables below. A file of a newer one is refused, never guessed at.
+pub(super) const SCHEMA_VERSION: i32 = 1;
+
+/// Tombstones beyond this number are forgotten, the oldest first. Someone who asks for the changes since before the
+/// oldest one kept has to read everything.
+pub(super) const MAX_TOMBSTONES: u64 = 10_000;
+
+/// How many tombstones go at once, so that not every delete prunes.
+pub(super) const TOMBSTONE_SLACK: u64 = 1_000;
+
+/// Everything there is. Unsigned 64-bit numbers are stored as the signed number of the same bits.
+pub(super) const CREATE: &str = "
+CREATE TABLE messages(
+    seq INTEGER PRIMARY KEY,
+    key TEXT UNIQUE,
+    term INTEGER NOT NULL,
+    rev INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL, -- microseconds since 1970
+    headers BLOB,               -- MessagePack list of pairs; NULL: none
+    value BLOB,                 -- NULL: the null value, or elsewhere
+    blob TEXT,                  -- the object that holds the value, where it is not here
+    size INTEGER NOT NULL,      -- of the value, in bytes
+    expires_at INTEGER          -- microseconds since 1970
+) STRICT;
+CREATE INDEX messages_by_rev ON messages(rev);
+
+CREATE TABLE tombstones(
+    rev INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    key TEXT,
+    everything_below INTEGER NOT NULL, -- 1: all messages up to and including seq went
+    PRIMARY KEY(rev, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE sessions(
+    session TEXT NOT NULL,
+    counter INTEGER NOT NULL,
+    accept_time INTEGER NOT NULL,
+    rev INTEGER NOT NULL,
+    result BLOB NOT NULL,
+    PRIMARY KEY(session, counter)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE msg_ids(
+    msg_id TEXT PRIMARY KEY,
+    accept_time INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    term INTEGER NOT NULL,
+    rev INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE terms(
+    term INTEGER PRIMARY KEY,
+    term_base INTEGER NOT NULL -- the last rev that the term inherited
+) STRICT;
+
+CREATE TABLE meta(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    subject TEXT NOT NULL,
+    term INTEGER NOT NULL,
+    log TEXT NOT NULL,           -- the process that served this term
+    applied_rev INTEGER NOT NULL,
+    next_seq INTEGER NOT NULL,
+    last_seq INTEGER,            -- the highest seq ever written, and the term under which it was
+    last_term INTEGER,
+    accept_time INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    tombstone_floor INTEGER NOT NULL, -- the highest rev whose tombstones are forgotten
+    config BLOB NOT NULL,        -- MessagePack
+    manifest INTEGER NOT NULL,   -- the newest manifest known to be this process's own
+    bucket_rev INTEGER NOT NULL  -- the last rev known to be in the bucket
+) STRICT;
+";
