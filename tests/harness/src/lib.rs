@@ -1,7 +1,15 @@
 //! What the end-to-end tests and the demo need around them: programs, free ports, real processes that end with
 //! their owner.
+//!
+//! Knows no other crate of Dormouse, so that any of them may use it in its tests.
 
-use std::path::PathBuf;
+mod logs;
+mod process;
+
+use std::path::{Path, PathBuf};
+
+pub use logs::{complaints, tail};
+pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};
 
 /// The nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one `make tools` installed.
 ///
@@ -26,4 +34,24 @@ pub fn nats_server_program() -> anyhow::Result<PathBuf> {
 #[must_use]
 pub fn workspace_root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A program of this workspace: in `DORMOUSE_BIN_DIR`, else beside the running program or test.
+///
+/// # Errors
+/// Says what to do when it has not been built.
+pub fn our_program(name: &str) -> anyhow::Result<PathBuf> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    if let Some(folder) = std::env::var_os("DORMOUSE_BIN_DIR") {
+        folders.push(folder.into());
+    } else {
+        // `target/<profile>/<program>` or `target/<profile>/deps/<test>`.
+        let running = std::env::current_exe()?;
+        folders.extend(running.ancestors().skip(1).take(2).map(Path::to_path_buf));
+    }
+    folders
+        .iter()
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .ok_or_else(|| anyhow::anyhow!("{name} has not been built: run `cargo build --workspace --bins`"))
 }

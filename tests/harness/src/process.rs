@@ -1,0 +1,204 @@
+//! Real processes: started with their output in a file, signalled, waited for, and gone when their owner is.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+
+/// How to start a process: kept, so that it can be started again the same way.
+#[derive(Debug, Clone)]
+pub struct ProcessSpec {
+    /// What people call it; names its log file.
+    pub name: String,
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Environment variables set for it.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The file that takes its output. Starting again appends.
+    pub log: PathBuf,
+}
+
+impl ProcessSpec {
+    /// A process called `name` that runs `program`, with its output in `<log_dir>/<name>.log`.
+    #[must_use]
+    pub fn new(name: &str, program: PathBuf, log_dir: &Path) -> Self {
+        let log = log_dir.join(format!("{name}.log"));
+        Self { name: name.to_owned(), program, arguments: Vec::new(), environment: Vec::new(), log }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<I, A>(mut self, arguments: I) -> Self
+    where
+        I: IntoIterator<Item = A>,
+        A: Into<OsString>,
+    {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Starts it. The settings of whoever runs the tests do not reach it: `DORMOUSE_…` and `NATS_…` variables are
+    /// removed. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the program cannot be run or the log cannot be written.
+    pub fn start(&self) -> anyhow::Result<Process> {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut command = Command::new(&self.program);
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("DORMOUSE_") || name.starts_with("NATS_")) {
+                command.env_remove(name);
+            }
+        }
+        let child = command
+            .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C in a terminal is for the one who runs the tests.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        Ok(Process { spec: self.clone(), child })
+    }
+}
+
+/// A running process. Killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    spec: ProcessSpec,
+    child: Child,
+}
+
+impl Process {
+    /// How it was started.
+    #[must_use]
+    pub fn spec(&self) -> &ProcessSpec {
+        &self.spec
+    }
+
+    /// Its process id, as long as it has not been waited for.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Whether it has ended, and how.
+    ///
+    /// # Errors
+    /// When the operating system will not say.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// Cancelling the wait leaves it running.
+    ///
+    /// # Errors
+    /// When it has not ended within `deadline`.
+    pub async fn wait(&mut self, deadline: Duration) -> anyhow::Result<ExitStatus> {
+        let name = &self.spec.name;
+        tokio::time::timeout(deadline, self.child.wait())
+            .await
+            .with_context(|| format!("{name} is still running after {} s", deadline.as_secs()))?
+            .with_context(|| format!("cannot wait for {name}"))
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub async fn kill9(&mut self) -> anyhow::Result<()> {
+        self.child.start_kill().with_context(|| format!("cannot kill {}", self.spec.name))?;
+        self.wait(Duration::from_secs(10)).await.map(drop)
+    }
+
+    /// SIGTERM, and waits until it has ended.
+    ///
+    /// # Errors
+    /// When it has not ended within `deadline`.
+    pub async fn terminate(&mut self, deadline: Duration) -> anyhow::Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.wait(deadline).await
+    }
+
+    /// SIGINT, as Ctrl-C sends it.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn interrupt(&self) -> anyhow::Result<()> {
+        self.signal(Signal::INT)
+    }
+
+    /// SIGSTOP: it stands still with everything it holds.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT: it goes on.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Its resident memory in bytes.
+    ///
+    /// # Errors
+    /// When it has ended already, or the system has no `/proc`.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let pid = self.pid().with_context(|| format!("{} has ended", self.spec.name))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kilobytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.trim().strip_suffix("kB"))
+            .context("no VmRSS in /proc")?;
+        Ok(kilobytes.trim().parse::<u64>()? * 1_024)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let name = &self.spec.name;
+        let pid = self.pid().with_context(|| format!("{name} has ended"))?;
+        signal_pid(pid, signal).with_context(|| format!("cannot signal {name}"))
+    }
+}
+
+/// Sends SIGKILL to a process that somebody else started.
+///
+/// # Errors
+/// When there is no such process.
+pub fn kill9_pid(pid: u32) -> anyhow::Result<()> {
+    signal_pid(pid, Signal::KILL)
+}
+
+/// Whether a process with this id exists and has not ended (a zombie has).
+#[must_use]
+pub fn pid_is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        // `pid (name) state …`; the name may hold anything, brackets too.
+        stat.rsplit(')').next().is_some_and(|rest| !matches!(rest.trim().chars().next(), Some('Z' | 'X')))
+    })
+}
+
+fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a process id")?;
+    rustix::process::kill_process(pid, signal).context("no such process")
+}
