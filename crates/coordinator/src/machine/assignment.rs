@@ -1,0 +1,117 @@
+//! Who serves what: locate, claim, release.
+
+use dormouse_protocol::fleet::{ClaimReply, ClaimRequest, LocateReply};
+use dormouse_protocol::{ErrorReply, LogId, ServerName, Subject};
+
+use super::{Answer, AssignmentView, Effects, Machine, Member};
+use crate::placement::place;
+use crate::store::Change;
+
+impl Machine {
+    /// A recorded assignment stands as long as its server is there; only then is the subject placed anew.
+    pub(super) fn locate(&self, subject: &Subject, view: &dyn AssignmentView) -> Effects {
+        let recorded = view.assignment(subject);
+        if let Some(server) = recorded.clone().filter(|server| self.keeps_subjects(server)) {
+            return Effects::answer(Answer::Located(LocateReply { server }));
+        }
+        let Some(server) = self.place(subject) else {
+            return Effects::refuse(ErrorReply::unavailable(if self.is_waiting() {
+                "the coordinator has just started and no server that takes subjects was heard from yet"
+            } else {
+                "there is no live server that takes subjects"
+            }));
+        };
+        Effects::answer(Answer::Located(LocateReply { server: server.clone() }))
+            .with(assign(subject, recorded, server))
+    }
+
+    pub(super) fn claim(
+        &self,
+        subject: &Subject,
+        request: &ClaimRequest,
+        view: &dyn AssignmentView,
+    ) -> Effects {
+        let claimant = request.claimant.server();
+        if !self.is_member(&request.claimant) {
+            return Effects::refuse(ErrorReply::unknown_server(&request.claimant));
+        }
+        let recorded = view.assignment(subject);
+        match &request.owner {
+            // The bucket says that it has it: nothing that is recorded here is better.
+            Some(owner) if *owner == request.claimant => {}
+            Some(owner) if self.may_be_alive(owner) => {
+                if owner.server() == claimant {
+                    // Sending the client back to the same name would lead it in a circle.
+                    let text = format!("{owner}, which owns the subject, may still be alive");
+                    return Effects::refuse(ErrorReply::unavailable(text));
+                }
+                return refer(subject, recorded, owner.server());
+            }
+            Some(_) | None => {
+                if let Some(other) = self.somebody_else(subject, claimant, recorded.as_ref()) {
+                    return refer(subject, recorded, &other);
+                }
+            }
+        }
+        Effects::answer(Answer::Claimed(ClaimReply { incarnation: self.incarnation }))
+            .with(assign(subject, recorded, claimant))
+    }
+
+    /// Forgets where the subject was, so that the next who asks may be sent elsewhere. What a process says that is
+    /// not the recorded one is of the past.
+    pub(super) fn release(&self, subject: Subject, log: &LogId, view: &dyn AssignmentView) -> Effects {
+        let recorded = view.assignment(&subject).filter(|server| server == log.server());
+        let change =
+            recorded.filter(|_| self.is_member(log)).map(|previous| Change::Unassign { subject, previous });
+        Effects::answer(Answer::Acknowledged).with(change)
+    }
+
+    /// Who shall have the subject instead of the claimant, if anybody.
+    fn somebody_else(
+        &self,
+        subject: &Subject,
+        claimant: &ServerName,
+        recorded: Option<&ServerName>,
+    ) -> Option<ServerName> {
+        if let Some(recorded) = recorded.filter(|server| *server != claimant && self.keeps_subjects(server)) {
+            return Some(recorded.clone());
+        }
+        // Who is draining takes what is new only when nobody else can.
+        let draining = self.members.get(claimant).is_some_and(|member| member.draining);
+        if draining { self.place(subject).cloned() } else { None }
+    }
+
+    fn place(&self, subject: &Subject) -> Option<&ServerName> {
+        let candidates = self.members.iter().filter(|(_, member)| member.takes_subjects());
+        place(subject, candidates.map(|(name, member)| (name, member.record.capacity)))
+    }
+
+    /// Whether what is assigned to `server` stays with it. A server that this run does not know at all may be one
+    /// that it forgot.
+    fn keeps_subjects(&self, server: &ServerName) -> bool {
+        self.members.get(server).map_or(self.is_waiting(), Member::keeps_subjects)
+    }
+
+    /// Whether the process that writes `log` may hold a lease.
+    fn may_be_alive(&self, log: &LogId) -> bool {
+        match self.members.get(log.server()) {
+            Some(member) if member.record.log == *log => member.lease.may_hold(),
+            Some(member) => self.is_waiting() && member.record.predecessor.as_ref() != Some(log),
+            None => self.is_waiting(),
+        }
+    }
+}
+
+/// Sends the claimant to `server` and sees to it that locate does the same.
+fn refer(subject: &Subject, recorded: Option<ServerName>, server: &ServerName) -> Effects {
+    Effects::refuse(ErrorReply::not_owner(Some(server.clone()))).with(assign(subject, recorded, server))
+}
+
+/// The change by which `server` has the subject, unless it has it.
+fn assign(subject: &Subject, previous: Option<ServerName>, server: &ServerName) -> Option<Change> {
+    (previous.as_ref() != Some(server)).then(|| Change::Assign {
+        subject: subject.clone(),
+        previous,
+        server: server.clone(),
+    })
+}

@@ -1,0 +1,224 @@
+//! What must hold whatever happens: random fleets, with processes that stand still, late messages, and a coordinator
+//! that crashes and forgets.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A server process as it sees itself.
+struct Process {
+    log: LogId,
+    predecessor: Option<LogId>,
+    /// Until when it trusts its lease.
+    trusts_until: Duration,
+    stopped: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    /// A process that stopped for good is followed by another one in the same data directory.
+    Replace(usize),
+    /// A process of the same name starts in another data directory.
+    Intrude(usize),
+    Stop(usize),
+    /// A heartbeat (or join, when told to) that was under way for so many milliseconds.
+    Beat {
+        process: usize,
+        delay_ms: u64,
+        draining: bool,
+    },
+    Leave(usize),
+    Claim {
+        process: usize,
+        subject: usize,
+        owner: Option<usize>,
+    },
+    Release {
+        process: usize,
+        subject: usize,
+    },
+    Locate(usize),
+    Pass {
+        ms: u64,
+    },
+    Restart {
+        ttl_ms: u64,
+    },
+    Forget,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let process = 0..9_usize;
+    let subject = 0..4_usize;
+    prop_oneof![
+        1 => process.clone().prop_map(Event::Replace),
+        1 => process.clone().prop_map(Event::Intrude),
+        1 => process.clone().prop_map(Event::Stop),
+        12 => (process.clone(), 0..2_500_u64, prop::bool::weighted(0.1))
+            .prop_map(|(process, delay_ms, draining)| Event::Beat { process, delay_ms, draining }),
+        1 => process.clone().prop_map(Event::Leave),
+        8 => (process.clone(), subject.clone(), prop::option::weighted(0.8, process.clone()))
+            .prop_map(|(process, subject, owner)| Event::Claim { process, subject, owner }),
+        1 => (process, subject.clone()).prop_map(|(process, subject)| Event::Release { process, subject }),
+        4 => subject.prop_map(Event::Locate),
+        6 => (1..2_000_u64).prop_map(|ms| Event::Pass { ms }),
+        1 => (500..20_000_u64).prop_map(|ttl_ms| Event::Restart { ttl_ms }),
+        1 => Just(Event::Forget),
+    ]
+}
+
+struct Fleet {
+    world: World,
+    processes: Vec<Process>,
+    longest_ttl: Duration,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let process = |name, number| Process {
+            log: log(name, number),
+            predecessor: None,
+            trusts_until: Duration::ZERO,
+            stopped: false,
+        };
+        let processes = vec![process("one", 1), process("two", 2), process("three", 3)];
+        Self { world: World::new(), processes, longest_ttl: TTL }
+    }
+
+    fn index(&self, process: usize) -> usize {
+        process % self.processes.len()
+    }
+
+    fn add(&mut self, of: usize, predecessor: Option<LogId>) {
+        let number = self.processes.len() as u128 + 1;
+        let log = log(self.processes[of].log.server().as_str(), number);
+        self.processes.push(Process { log, predecessor, trusts_until: Duration::ZERO, stopped: false });
+    }
+
+    fn beat(&mut self, process: usize, delay: Duration, is_draining: bool) {
+        let sent = self.world.now.saturating_sub(delay);
+        let Process { log, predecessor, .. } = &self.processes[process];
+        let beat = if is_draining { draining(log) } else { heartbeat(log) };
+        let again = match predecessor {
+            Some(predecessor) => join_after(log, predecessor),
+            None => join(log),
+        };
+        let lease = match self.world.ask(beat) {
+            Err(error) if error.code == ErrorCode::UnknownServer => self.world.ask(again),
+            answer => answer,
+        };
+        if let Ok(Answer::Lease(LeaseReply { ttl_ms, .. })) = lease {
+            let trusts_until = sent + Duration::from_millis(ttl_ms) * 7 / 10;
+            let process = &mut self.processes[process];
+            process.trusts_until = process.trusts_until.max(trusts_until);
+        }
+    }
+
+    fn step(&mut self, event: &Event) -> Result<(), TestCaseError> {
+        match *event {
+            Event::Replace(process) => {
+                let process = self.index(process);
+                // Holding the data directory's lock proves that the process before is over.
+                self.processes[process].stopped = true;
+                self.processes[process].trusts_until = Duration::ZERO;
+                let predecessor = self.processes[process].log.clone();
+                self.add(process, Some(predecessor));
+            }
+            Event::Intrude(process) => {
+                let process = self.index(process);
+                self.add(process, None);
+            }
+            Event::Stop(process) => {
+                let process = self.index(process);
+                self.processes[process].stopped = true;
+            }
+            Event::Beat { process, delay_ms, draining } => {
+                let process = self.index(process);
+                if !self.processes[process].stopped {
+                    self.beat(process, Duration::from_millis(delay_ms), draining);
+                }
+            }
+            Event::Leave(process) => {
+                let process = self.index(process);
+                // Who leaves has closed everything before it says so.
+                self.processes[process].stopped = true;
+                self.processes[process].trusts_until = Duration::ZERO;
+                let log = self.processes[process].log.clone();
+                self.world.ask(leave(&log)).unwrap();
+            }
+            Event::Claim { process, subject, owner } => self.claim(process, subject, owner)?,
+            Event::Release { process, subject } => {
+                let log = self.processes[self.index(process)].log.clone();
+                self.world.ask(release(&format!("s.{subject}"), &log)).unwrap();
+            }
+            Event::Locate(subject) => self.locate(subject)?,
+            Event::Pass { ms } => self.world.pass(Duration::from_millis(ms)),
+            Event::Restart { ttl_ms } => {
+                let ttl = Duration::from_millis(ttl_ms);
+                self.longest_ttl = self.longest_ttl.max(ttl);
+                self.world.restart(ttl);
+            }
+            // Who loses the coordinator's disk and shortens the leases at the same time is on his own.
+            Event::Forget => {
+                self.world.disk.wipe();
+                self.world.restart(self.longest_ttl);
+            }
+        }
+        self.one_name_one_process()
+    }
+
+    /// A claim is granted only when the owner has stopped trusting its lease.
+    fn claim(&mut self, process: usize, subject: usize, owner: Option<usize>) -> Result<(), TestCaseError> {
+        let claimant = self.processes[self.index(process)].log.clone();
+        let owner = owner.map(|owner| self.index(owner));
+        let owner_log = owner.map(|owner| self.processes[owner].log.clone());
+        let granted = self.world.claim(&format!("s.{subject}"), &claimant, owner_log.as_ref()).is_ok();
+        if let (true, Some(owner)) = (granted, owner)
+            && self.processes[owner].log != claimant
+        {
+            let trusts_until = self.processes[owner].trusts_until;
+            prop_assert!(trusts_until <= self.world.now, "granted while the owner trusted its lease");
+        }
+        Ok(())
+    }
+
+    /// Nobody is sent to a server that is known to be dead or draining.
+    fn locate(&mut self, subject: usize) -> Result<(), TestCaseError> {
+        use dormouse_protocol::fleet::ServerState;
+        if let Ok(server) = self.world.locate(&format!("s.{subject}")) {
+            let recorded = self.world.recorded(&format!("s.{subject}"));
+            prop_assert_eq!(recorded, Some(server.clone()));
+            let state = self.world.server(&server).map(|entry| entry.state);
+            let forgotten = state.is_none() && self.world.machine.is_waiting();
+            prop_assert!(forgotten || state == Some(ServerState::Alive), "{} is {:?}", server, state);
+        }
+        Ok(())
+    }
+
+    /// Of all processes of one name only one is renewed without a join.
+    fn one_name_one_process(&mut self) -> Result<(), TestCaseError> {
+        for name in ["one", "two", "three"] {
+            let members = self
+                .processes
+                .iter()
+                .filter(|process| process.log.server().as_str() == name)
+                .filter(|process| self.world.machine.is_member(&process.log))
+                .count();
+            prop_assert!(members <= 1);
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn no_claim_is_granted_that_a_living_owner_does_not_know_of(
+        events in proptest::collection::vec(event(), 1..120)
+    ) {
+        let mut fleet = Fleet::new();
+        for event in &events {
+            fleet.step(event)?;
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Which server a subject is given to when nobody has it: weighted rendezvous hashing.
+//!
+//! Each server draws a score for each subject from the two names alone; the highest wins. A server that comes takes
+//! over only subjects for which its score is the highest, one that goes gives up only its own, and each gets a share
+//! in proportion to its weight. Nothing about other subjects needs to be known.
+
+use dormouse_protocol::{ServerName, Subject};
+use sha2::{Digest, Sha256};
+
+/// The server with the highest score for `subject` among `candidates` (name and weight). A server of weight 0 is never
+/// chosen; `None` when there is nobody to choose.
+#[must_use]
+pub fn place<'a, I>(subject: &Subject, candidates: I) -> Option<&'a ServerName>
+where
+    I: IntoIterator<Item = (&'a ServerName, u32)>,
+{
+    let subject = digest(subject.as_str());
+    candidates
+        .into_iter()
+        .filter(|(_, weight)| *weight > 0)
+        .map(|(server, weight)| (score(subject, server, weight), server))
+        // Equal scores do not occur in practice; the name decides so that the result never depends on the order.
+        .max_by(|(score, server), (other_score, other)| {
+            score.total_cmp(other_score).then_with(|| server.cmp(other))
+        })
+        .map(|(_, server)| server)
+}
+
+/// A draw from the exponential distribution with rate 1/`weight`, reversed: `P(highest)` is in proportion to the weight.
+fn score(subject: u64, server: &ServerName, weight: u32) -> f64 {
+    let draw = mix(subject ^ mix(digest(server.as_str())));
+    // 53 bits, moved by one half so that neither 0 nor 1 can come out.
+    let even = ((draw >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+    f64::from(weight) / -even.ln()
+}
+
+fn digest(name: &str) -> u64 {
+    let digest = Sha256::digest(name.as_bytes());
+    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// A bijection in which every input bit flips each output bit half of the time (the finalizer of `SplitMix64`).
+const fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn servers(number: usize) -> Vec<ServerName> {
+        (1..=number).map(|n| ServerName::new(&format!("persist-{n}")).unwrap()).collect()
+    }
+
+    fn subject(number: usize) -> Subject {
+        Subject::new(&format!("app.orders.{number}")).unwrap()
+    }
+
+    fn shares(weighted: &[(ServerName, u32)], subjects: usize) -> BTreeMap<ServerName, usize> {
+        let mut shares = BTreeMap::new();
+        for number in 0..subjects {
+            let chosen =
+                place(&subject(number), weighted.iter().map(|(name, weight)| (name, *weight))).unwrap();
+            *shares.entry(chosen.clone()).or_default() += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn eight_servers_share_a_hundred_thousand_subjects_evenly() {
+        let weighted: Vec<_> = servers(8).into_iter().map(|name| (name, 100)).collect();
+        let shares = shares(&weighted, 100_000);
+        assert_eq!(shares.len(), 8);
+        for (server, share) in shares {
+            assert!((11_250..=13_750).contains(&share), "{server} has {share} of 100,000");
+        }
+    }
+
+    #[test]
+    fn shares_follow_weights() {
+        let weighted: Vec<_> = servers(4).into_iter().zip([100, 200, 300, 0]).collect();
+        let shares = shares(&weighted, 60_000);
+        for (server, weight) in weighted {
+            let share = shares.get(&server).copied().unwrap_or(0) as f64;
+            let due = f64::from(weight) * 100.0;
+            assert!((share - due).abs() <= due * 0.05, "{server} of weight {weight} has {share}, due {due}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_chosen_from_nobody() {
+        let name = ServerName::new("idle").unwrap();
+        assert_eq!(place(&subject(1), []), None);
+        assert_eq!(place(&subject(1), [(&name, 0)]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn only_subjects_of_the_server_that_goes_or_comes_move(
+            names in proptest::collection::btree_set("[a-z0-9][a-z0-9-]{0,12}", 2..12),
+            weights in proptest::collection::vec(1_u32..1_000, 12),
+            leaver in any::<prop::sample::Index>(),
+        ) {
+            let all: Vec<_> = names
+                .iter()
+                .filter_map(|name| ServerName::new(name).ok())
+                .zip(weights)
+                .collect();
+            prop_assume!(all.len() >= 2);
+            let gone = leaver.get(&all).0.clone();
+            let pick = |subject: &Subject, without: Option<&ServerName>| {
+                let candidates = all.iter().filter(|(name, _)| Some(name) != without);
+                place(subject, candidates.map(|(name, weight)| (name, *weight))).unwrap().clone()
+            };
+            for number in 0..300 {
+                let subject = subject(number);
+                let (with, without) = (pick(&subject, None), pick(&subject, Some(&gone)));
+                if with == gone {
+                    prop_assert_ne!(&without, &gone);
+                } else {
+                    prop_assert_eq!(with, without);
+                }
+            }
+        }
+    }
+}

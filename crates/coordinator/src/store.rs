@@ -1,0 +1,139 @@
+//! What the coordinator remembers across restarts, and the port behind which it is kept.
+//!
+//! A store is a memory of decisions, never the truth: the bucket decides who owns what. Losing a store costs a
+//! longer wait after the next start and some corrected answers, never data.
+
+#[cfg(test)]
+mod contract;
+mod counts;
+pub mod memory;
+mod record;
+pub mod sled;
+mod window;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dormouse_protocol::{LogId, ServerName, Subject};
+use serde::{Deserialize, Serialize};
+
+pub use counts::Counts;
+pub use window::Window;
+
+/// What is remembered about one server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// The log of the newest process that was admitted under the server's name.
+    pub log: LogId,
+    /// The log of the process it took the name over from; known to be over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<LogId>,
+    /// The server's share of the subjects relative to others.
+    pub capacity: u32,
+    /// The version of the server's software.
+    #[serde(default)]
+    pub version: String,
+    /// The process was declared dead or left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dead: bool,
+}
+
+/// One change to what is remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// This is now what is known about the server that the log names.
+    Member(MemberRecord),
+    /// The subject is assigned to `server`.
+    Assign {
+        /// The subject.
+        subject: Subject,
+        /// The server it was assigned to so far.
+        previous: Option<ServerName>,
+        /// The server it is assigned to from now on.
+        server: ServerName,
+    },
+    /// The subject is assigned to nobody.
+    Unassign {
+        /// The subject.
+        subject: Subject,
+        /// The server it was assigned to so far.
+        previous: ServerName,
+    },
+    /// How long the next run must wait before it may take a process that it has not heard of for dead.
+    RestartWait(Duration),
+}
+
+/// What is read when a coordinator starts. Assignments are not part of it: they are asked for one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Remembered {
+    /// Every server, by name.
+    pub members: BTreeMap<ServerName, MemberRecord>,
+    /// See [`Change::RestartWait`]; `None` when the store does not know.
+    pub restart_wait: Option<Duration>,
+}
+
+/// Why a store could not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The storage underneath failed. After this nothing the store says can be relied on.
+    #[error("the coordinator's state cannot be read or written: {what}")]
+    Failed {
+        /// What was being done.
+        what: &'static str,
+        /// What the storage says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A value is not what it should be.
+    #[error("the coordinator's state is damaged at {key:?}: {what}")]
+    Damaged {
+        /// The key of the value.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The state was written by newer software.
+    #[error(
+        "the coordinator's state has schema version {found}, the newest this software understands is {newest}"
+    )]
+    NewerSchema {
+        /// The version found.
+        found: u32,
+        /// The newest version understood.
+        newest: u32,
+    },
+}
+
+/// Where a coordinator keeps what it must remember. Calls may block their thread.
+///
+/// There is one writer. What was written is certain to survive the process only after the next
+/// [`flush`](Store::flush) has returned.
+pub trait Store: Send + Sync + 'static {
+    /// Everything except the assignments.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    fn remembered(&self) -> Result<Remembered, StoreError>;
+
+    /// To which server each subject is assigned, in the order asked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be read.
+    fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError>;
+
+    /// How many subjects are assigned to each server.
+    fn counts(&self) -> Counts;
+
+    /// Makes the changes, all or none of them.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be written.
+    fn write(&self, changes: &[Change]) -> Result<(), StoreError>;
+
+    /// Returns when everything written so far survives the death of the process.
+    ///
+    /// # Errors
+    /// [`StoreError`] when that cannot be had; then it is not known what survives.
+    fn flush(&self) -> Result<(), StoreError>;
+}

@@ -1,0 +1,142 @@
+//! What every store must do, run on each implementation.
+
+use std::time::Duration;
+
+use dormouse_protocol::{LogId, ServerName, Subject};
+use ulid::Ulid;
+
+use super::memory::{MemoryDisk, MemoryStore};
+use super::{Change, MemberRecord, Remembered, Store};
+
+/// Runs the suite. `place` makes a fresh place for state; what it returns opens (again and again) the state that is
+/// there.
+pub fn run<Open, S>(place: impl Fn() -> Open)
+where
+    Open: Fn() -> S,
+    S: Store,
+{
+    begins_empty(&place());
+    keeps_members_and_the_wait(&place());
+    keeps_assignments(&place());
+    counts_what_it_assigns(&place());
+    follows_the_order_of_changes(&place());
+}
+
+fn server(name: &str) -> ServerName {
+    ServerName::new(name).unwrap()
+}
+
+fn subject(name: &str) -> Subject {
+    Subject::new(name).unwrap()
+}
+
+fn member(name: &str, process: u128) -> MemberRecord {
+    MemberRecord {
+        log: LogId::new(server(name), Ulid::from_parts(1, process)),
+        predecessor: Some(LogId::new(server(name), Ulid::from_parts(0, process))),
+        capacity: 100,
+        version: "0.1.0".into(),
+        dead: false,
+    }
+}
+
+fn assign(name: &str, previous: Option<&str>, to: &str) -> Change {
+    Change::Assign { subject: subject(name), previous: previous.map(server), server: server(to) }
+}
+
+fn commit(store: &impl Store, changes: &[Change]) {
+    store.write(changes).unwrap();
+    store.flush().unwrap();
+}
+
+fn begins_empty<S: Store>(open: &impl Fn() -> S) {
+    let store = open();
+    assert_eq!(store.remembered().unwrap(), Remembered::default());
+    assert_eq!(store.assignments(&[subject("a")]).unwrap(), [None]);
+    assert_eq!(store.counts().total(), 0);
+}
+
+fn keeps_members_and_the_wait<S: Store>(open: &impl Fn() -> S) {
+    let store = open();
+    commit(&store, &[Change::Member(member("one", 1)), Change::Member(member("two", 2))]);
+    let newer = MemberRecord { dead: true, ..member("two", 3) };
+    commit(&store, &[Change::Member(newer.clone()), Change::RestartWait(Duration::from_millis(3_900))]);
+    let expected = Remembered {
+        members: [(server("one"), member("one", 1)), (server("two"), newer)].into(),
+        restart_wait: Some(Duration::from_millis(3_900)),
+    };
+    assert_eq!(store.remembered().unwrap(), expected);
+    drop(store);
+    assert_eq!(open().remembered().unwrap(), expected);
+}
+
+fn keeps_assignments<S: Store>(open: &impl Fn() -> S) {
+    let store = open();
+    commit(
+        &store,
+        &[assign("app.a", None, "one"), assign("app.ab", None, "two"), assign("app.Ä", None, "one")],
+    );
+    commit(&store, &[Change::Unassign { subject: subject("app.Ä"), previous: server("one") }]);
+    let asked = ["app.ab", "app", "app.a", "app.Ä", "app.a"].map(subject);
+    let expected = [Some(server("two")), None, Some(server("one")), None, Some(server("one"))];
+    assert_eq!(store.assignments(&asked).unwrap(), expected);
+    drop(store);
+    assert_eq!(open().assignments(&asked).unwrap(), expected);
+}
+
+fn counts_what_it_assigns<S: Store>(open: &impl Fn() -> S) {
+    let store = open();
+    let many: Vec<_> = (0..100).map(|n| assign(&format!("s.{n}"), None, "one")).collect();
+    commit(&store, &many);
+    commit(
+        &store,
+        &[
+            assign("s.0", Some("one"), "two"),
+            assign("s.1", Some("one"), "two"),
+            Change::Unassign { subject: subject("s.2"), previous: server("one") },
+        ],
+    );
+    let counts = |store: &S| (store.counts().of(&server("one")), store.counts().of(&server("two")));
+    assert_eq!(counts(&store), (97, 2));
+    drop(store);
+    assert_eq!(counts(&open()), (97, 2));
+}
+
+fn follows_the_order_of_changes<S: Store>(open: &impl Fn() -> S) {
+    let store = open();
+    commit(
+        &store,
+        &[
+            assign("s", None, "one"),
+            Change::Unassign { subject: subject("s"), previous: server("one") },
+            assign("s", None, "two"),
+        ],
+    );
+    drop(store);
+    let store = open();
+    assert_eq!(store.assignments(&[subject("s")]).unwrap(), [Some(server("two"))]);
+    assert_eq!((store.counts().of(&server("one")), store.counts().of(&server("two"))), (0, 1));
+}
+
+#[test]
+fn the_store_in_memory_keeps_the_contract() {
+    run(|| {
+        let disk = MemoryDisk::new();
+        move || MemoryStore::open(&disk)
+    });
+}
+
+#[test]
+fn the_store_in_memory_loses_what_was_not_flushed() {
+    let disk = MemoryDisk::new();
+    let store = MemoryStore::open(&disk);
+    commit(&store, &[assign("kept", None, "one")]);
+    store.write(&[assign("lost", None, "one")]).unwrap();
+    assert_eq!(store.counts().of(&server("one")), 2);
+    drop(store);
+    let store = MemoryStore::open(&disk);
+    assert_eq!(store.assignments(&["kept", "lost"].map(subject)).unwrap(), [Some(server("one")), None]);
+    assert_eq!(store.counts().of(&server("one")), 1);
+    disk.wipe();
+    assert_eq!(store.counts().of(&server("one")), 0);
+}

@@ -1,0 +1,85 @@
+//! How what is remembered is spelled as keys and values. Frozen: changing it needs a new [`SCHEMA`].
+//!
+//! | key | value |
+//! |---|---|
+//! | `schema` | schema version, u32 big endian |
+//! | `restart_wait_ms` | [`Change::RestartWait`](super::Change::RestartWait) in milliseconds, u64 big endian |
+//! | `m/<server>` | [`MemberRecord`] as a MessagePack map with named fields |
+//! | `a/<subject>` | the name of the server that the subject is assigned to |
+//! | `c/<server>` | number of subjects assigned to the server, u64 big endian |
+
+use dormouse_protocol::{ServerName, Subject, decode, encode};
+
+use super::{MemberRecord, StoreError};
+
+/// The schema version written and the newest one read.
+pub(super) const SCHEMA: u32 = 1;
+
+pub(super) const SCHEMA_KEY: &[u8] = b"schema";
+pub(super) const RESTART_WAIT_KEY: &[u8] = b"restart_wait_ms";
+pub(super) const MEMBERS: &[u8] = b"m/";
+pub(super) const COUNTS: &[u8] = b"c/";
+
+pub(super) fn member_key(server: &ServerName) -> Vec<u8> {
+    [MEMBERS, server.as_str().as_bytes()].concat()
+}
+
+pub(super) fn assignment_key(subject: &Subject) -> Vec<u8> {
+    [b"a/", subject.as_str().as_bytes()].concat()
+}
+
+pub(super) fn count_key(server: &ServerName) -> Vec<u8> {
+    [COUNTS, server.as_str().as_bytes()].concat()
+}
+
+pub(super) fn encode_member(record: &MemberRecord) -> Result<Vec<u8>, StoreError> {
+    let failed = |source| StoreError::Failed { what: "encode a member", source: Box::new(source) };
+    Ok(encode(record).map_err(failed)?.to_vec())
+}
+
+pub(super) fn decode_member(key: &[u8], value: &[u8]) -> Result<MemberRecord, StoreError> {
+    decode(value).map_err(|error| damaged(key, error))
+}
+
+/// The server named by a value, or by the rest of a key.
+pub(super) fn decode_server(key: &[u8], name: &[u8]) -> Result<ServerName, StoreError> {
+    let name = std::str::from_utf8(name).map_err(|error| damaged(key, error))?;
+    ServerName::new(name).map_err(|error| damaged(key, error))
+}
+
+pub(super) fn decode_u64(key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
+    value.try_into().map(u64::from_be_bytes).map_err(|error| damaged(key, error))
+}
+
+pub(super) fn decode_u32(key: &[u8], value: &[u8]) -> Result<u32, StoreError> {
+    value.try_into().map(u32::from_be_bytes).map_err(|error| damaged(key, error))
+}
+
+fn damaged(key: &[u8], what: impl std::fmt::Display) -> StoreError {
+    StoreError::Damaged { key: String::from_utf8_lossy(key).into_owned(), what: what.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spelling_is_frozen() {
+        let record = MemberRecord {
+            log: "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
+            predecessor: None,
+            capacity: 100,
+            version: "0.1.0".into(),
+            dead: true,
+        };
+        let value = encode_member(&record).unwrap();
+        assert_eq!(
+            value,
+            b"\x84\xa3log\xd9\x24persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX\xa8capacity\x64\xa7version\xa50.1.0\xa4dead\xc3"
+        );
+        assert_eq!(decode_member(b"m/persist-1", &value).unwrap(), record);
+        assert_eq!(member_key(record.log.server()), b"m/persist-1");
+        assert_eq!(count_key(record.log.server()), b"c/persist-1");
+        assert_eq!(assignment_key(&Subject::new("app.Ä").unwrap()), "a/app.Ä".as_bytes());
+    }
+}
