@@ -4,7 +4,22 @@
 //! [`memory`] the one for tests and simulation; one contract suite runs on both. No other crate knows which is
 //! underneath, which is what lets another pub/sub system take its place.
 //!
-//! On top of the port: [`serve`] answers requests, [`services`] speaks the NATS services API.
+//! On top of the port: [`ask`](ask()) makes a typed request, [`serve`](serve()) answers requests, [`services`] speaks
+//! the NATS services API, [`health`] answers health requests. [`args`] holds the command-line arguments of everything
+//! that connects.
+
+mod answers;
+pub mod args;
+mod ask;
+pub mod health;
+pub mod memory;
+pub mod nats;
+mod serve;
+pub mod services;
+mod validate;
+
+pub use ask::{AskError, ask, service_error};
+pub use serve::{EndpointFigures, EndpointStats, Incoming, Requests, Responder, ServeOptions, serve};
 
 use std::fmt;
 use std::time::Duration;
@@ -81,6 +96,14 @@ pub enum RequestError {
         /// The largest the connected server carries.
         limit_bytes: usize,
     },
+    /// The message is one that no transport carries: a route with wildcards, a line break in a header.
+    #[error("cannot send to {route}: {reason}")]
+    Invalid {
+        /// Where it was to go.
+        route: Route,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Not connected, and no connection came about before the deadline. Nothing was sent.
     #[error("not connected")]
     Disconnected,
@@ -98,6 +121,7 @@ impl RequestError {
             Self::NoResponders(_)
             | Self::PermissionDenied(_)
             | Self::TooLarge { .. }
+            | Self::Invalid { .. }
             | Self::Disconnected
             | Self::Closed => Happened::No,
         }
@@ -115,6 +139,14 @@ pub enum PublishError {
         size_bytes: usize,
         /// The largest the connected server carries.
         limit_bytes: usize,
+    },
+    /// The message is one that no transport carries: a route with wildcards, a line break in a header.
+    #[error("cannot send to {route}: {reason}")]
+    Invalid {
+        /// Where it was to go.
+        route: Route,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// The bus was closed by its owner.
     #[error("the connection is closed")]
@@ -174,17 +206,19 @@ impl Default for SubscribeOptions {
 }
 
 /// A subscription. Ends when dropped.
+///
+/// Ends, too, when the messaging system refuses it after a reconnect ([`BusEvent::SubscribeDenied`] says so).
 pub struct Subscription {
     deliveries: mpsc::Receiver<Delivery>,
     // Dropping it tells the adapter to unsubscribe.
-    _guard: Box<dyn Send + Sync>,
+    guard: Option<Box<dyn Send + Sync>>,
 }
 
 impl Subscription {
     /// Joins an adapter's queue of deliveries with what ends the subscription when dropped.
     #[must_use]
     pub fn new(deliveries: mpsc::Receiver<Delivery>, guard: Box<dyn Send + Sync>) -> Self {
-        Self { deliveries, _guard: guard }
+        Self { deliveries, guard: Some(guard) }
     }
 
     /// The next message; `None` once the bus is closed. Cancelling the wait loses no message.
@@ -196,6 +230,11 @@ impl Subscription {
     /// 0 once the bus is closed. One wake-up for a whole burst. Cancelling the wait loses no message.
     pub async fn next_many(&mut self, buffer: &mut Vec<Delivery>, limit: usize) -> usize {
         self.deliveries.recv_many(buffer, limit).await
+    }
+
+    /// Stops listening. What has arrived can still be taken; after that it is as if the bus were closed.
+    pub fn unsubscribe(&mut self) {
+        self.guard = None;
     }
 }
 
@@ -217,7 +256,9 @@ pub trait Bus: Send + Sync + 'static {
     /// out. While disconnected the call waits for a connection and does not send after its deadline.
     async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError>;
 
-    /// Sends a message. Whether anybody received it is not known; that is the nature of pub/sub.
+    /// Sends a message. Whether anybody received it is not known; that is the nature of pub/sub. While disconnected
+    /// it goes nowhere: a message that comes late is worth less than one that is known to be lost after a
+    /// [`BusEvent::Disconnected`].
     ///
     /// Cancelling the call leaves the message sent or not.
     ///

@@ -1,0 +1,164 @@
+//! The command-line arguments of everything that connects to NATS.
+
+use std::path::PathBuf;
+
+use crate::nats::{Authentication, ClientCertificate, NatsOptions, NatsUrl, Secret, Tls};
+
+/// Arguments for a connection to NATS, to be flattened into a program's own. Printing them shows no secret.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "NATS")]
+pub struct NatsArgs {
+    /// Addresses of nats-servers, any of which will do [env: DORMOUSE_NATS, else NATS_URL] [default:
+    /// nats://127.0.0.1:4222]
+    // Kept as text until it is resolved, so that all faults are told together; it may hold a password.
+    #[arg(
+        long = "nats",
+        value_name = "URL[,URL]",
+        env = "DORMOUSE_NATS",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    pub nats: Vec<Secret>,
+
+    /// User to connect as; default: none
+    #[arg(long, value_name = "USER", env = "DORMOUSE_NATS_USER")]
+    pub nats_user: Option<String>,
+
+    /// Password of the user; default: none
+    #[arg(long, value_name = "PASSWORD", env = "DORMOUSE_NATS_PASSWORD", hide_env_values = true)]
+    pub nats_password: Option<Secret>,
+
+    /// Token to connect with; default: none
+    #[arg(long, value_name = "TOKEN", env = "DORMOUSE_NATS_TOKEN", hide_env_values = true)]
+    pub nats_token: Option<Secret>,
+
+    /// File with the seed of an nkey, read anew at each connection; default: none
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_NKEY")]
+    pub nats_nkey: Option<PathBuf>,
+
+    /// Credentials file (JWT and seed), read anew at each connection; default: none
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_CREDS")]
+    pub nats_creds: Option<PathBuf>,
+
+    /// Refuse a connection without TLS; default: TLS where the server demands it or the address says tls://
+    #[arg(long, env = "DORMOUSE_NATS_TLS")]
+    pub nats_tls: bool,
+
+    /// File with the certificates (PEM) of the authorities to trust; default: the operating system's
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_CA")]
+    pub nats_ca: Option<PathBuf>,
+
+    /// File with our own certificate (PEM); default: none
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_CERT")]
+    pub nats_cert: Option<PathBuf>,
+
+    /// File with the key of our own certificate (PEM); default: none
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_KEY")]
+    pub nats_key: Option<PathBuf>,
+
+    /// First tokens of our reply addresses [default: _INBOX]
+    #[arg(long, value_name = "PREFIX", env = "DORMOUSE_NATS_INBOX_PREFIX")]
+    pub nats_inbox_prefix: Option<String>,
+}
+
+/// Everything that is wrong with the arguments, a sentence each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct InvalidNatsArgs(pub Vec<String>);
+
+impl NatsArgs {
+    /// Checks the arguments and turns them into options. Reads the environment variable `NATS_URL` where no address is
+    /// given otherwise.
+    ///
+    /// # Errors
+    /// [`InvalidNatsArgs`] with all faults at once.
+    pub fn resolve(&self) -> Result<NatsOptions, InvalidNatsArgs> {
+        self.resolve_with(std::env::var("NATS_URL").ok().as_deref())
+    }
+
+    fn resolve_with(&self, nats_url: Option<&str>) -> Result<NatsOptions, InvalidNatsArgs> {
+        let mut faults = Vec::new();
+        let urls = self.urls(nats_url, &mut faults);
+        let authentication = self.authentication(&mut faults);
+        let tls = self.tls(&mut faults);
+        let inbox_prefix = self
+            .nats_inbox_prefix
+            .as_deref()
+            .unwrap_or(NatsOptions::DEFAULT_INBOX_PREFIX)
+            .trim_end_matches('.');
+        if !crate::validate::is_address(inbox_prefix) {
+            faults.push(format!("--nats-inbox-prefix {inbox_prefix:?} is not a route without wildcards"));
+        }
+        if !faults.is_empty() {
+            return Err(InvalidNatsArgs(faults));
+        }
+        let inbox_prefix = inbox_prefix.to_owned();
+        Ok(NatsOptions { authentication, tls, inbox_prefix, ..NatsOptions::new(urls) })
+    }
+
+    fn urls(&self, nats_url: Option<&str>, faults: &mut Vec<String>) -> Vec<NatsUrl> {
+        let given: Vec<&str> = if self.nats.is_empty() {
+            nats_url.unwrap_or(NatsOptions::DEFAULT_URL).split(',').collect()
+        } else {
+            self.nats.iter().map(Secret::reveal).collect()
+        };
+        let mut urls = Vec::new();
+        for (position, text) in given.into_iter().map(str::trim).enumerate() {
+            match text.parse() {
+                Ok(url) => urls.push(url),
+                // Its text is not repeated: it may hold a password.
+                Err(fault) => faults.push(format!("--nats, address {}: {fault}", position + 1)),
+            }
+        }
+        urls
+    }
+
+    fn authentication(&self, faults: &mut Vec<String>) -> Authentication {
+        let mut chosen: Vec<(&str, Authentication)> = Vec::new();
+        match (&self.nats_user, &self.nats_password) {
+            (Some(user), password) => {
+                let password = password.clone().unwrap_or_else(|| Secret::new(""));
+                chosen.push(("--nats-user", Authentication::UserPassword { user: user.clone(), password }));
+            }
+            (None, Some(_)) => faults.push("--nats-password needs --nats-user".to_owned()),
+            (None, None) => {}
+        }
+        if let Some(token) = &self.nats_token {
+            chosen.push(("--nats-token", Authentication::Token(token.clone())));
+        }
+        if let Some(file) = &self.nats_nkey {
+            chosen.push(("--nats-nkey", Authentication::NkeyFile(file.clone())));
+        }
+        if let Some(file) = &self.nats_creds {
+            chosen.push(("--nats-creds", Authentication::CredentialsFile(file.clone())));
+        }
+        if chosen.len() > 1 {
+            let flags: Vec<&str> = chosen.iter().map(|(flag, _)| *flag).collect();
+            faults.push(format!("only one of {} can be used", flags.join(", ")));
+        }
+        chosen.pop().map_or(Authentication::None, |(_, authentication)| authentication)
+    }
+
+    fn tls(&self, faults: &mut Vec<String>) -> Tls {
+        let client = match (&self.nats_cert, &self.nats_key) {
+            (Some(cert), Some(key)) => {
+                Some(ClientCertificate { cert_file: cert.clone(), key_file: key.clone() })
+            }
+            (Some(_), None) => {
+                faults.push("--nats-cert needs --nats-key".to_owned());
+                None
+            }
+            (None, Some(_)) => {
+                faults.push("--nats-key needs --nats-cert".to_owned());
+                None
+            }
+            (None, None) => None,
+        };
+        // Whoever names an authority or a certificate means TLS: falling back to plain text would betray them.
+        let required = self.nats_tls || self.nats_ca.is_some() || client.is_some();
+        Tls { required, ca_file: self.nats_ca.clone(), client }
+    }
+}
+
+#[cfg(test)]
+mod tests;

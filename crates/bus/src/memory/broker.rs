@@ -1,0 +1,318 @@
+//! The state behind a [`MemoryBroker`](super::MemoryBroker): who is connected, who listens where, who waits for what.
+
+use std::collections::{BTreeMap, HashMap};
+
+use dormouse_protocol::{Route, RoutePattern};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::{MemoryOptions, Permission};
+use crate::{
+    BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
+};
+
+/// How many events wait for a receiver before the oldest are overwritten.
+const EVENTS: usize = 1_024;
+
+/// The largest payload of a nats-server, unless configured otherwise.
+const MAX_PAYLOAD_BYTES: usize = 1_024 * 1_024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ConnectionId(u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct SubscriptionId(u64);
+
+/// State of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    Up,
+    Down,
+    Closed,
+}
+
+pub(super) struct Connection {
+    options: MemoryOptions,
+    link: watch::Sender<Link>,
+    events: broadcast::Sender<BusEvent>,
+}
+
+impl Connection {
+    pub(super) fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    fn is_up(&self) -> bool {
+        *self.link.borrow() == Link::Up
+    }
+
+    fn tell(&self, event: BusEvent) {
+        // An error means that nobody listens.
+        let _ = self.events.send(event);
+    }
+}
+
+struct Listener {
+    connection: ConnectionId,
+    pattern: RoutePattern,
+    queue: Option<String>,
+    deliveries: mpsc::Sender<Delivery>,
+}
+
+struct Asker {
+    connection: ConnectionId,
+    answer: oneshot::Sender<Reply>,
+}
+
+pub(super) struct Broker {
+    pub(super) max_payload_bytes: usize,
+    // Ordered maps: whoever came first is served first, in every run.
+    connections: BTreeMap<ConnectionId, Connection>,
+    listeners: BTreeMap<SubscriptionId, Listener>,
+    askers: HashMap<Route, Asker>,
+    // Members of a queue group take turns.
+    turns: HashMap<(RoutePattern, String), usize>,
+    last_id: u64,
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            max_payload_bytes: MAX_PAYLOAD_BYTES,
+            connections: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            askers: HashMap::new(),
+            turns: HashMap::new(),
+            last_id: 0,
+        }
+    }
+}
+
+impl Broker {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    pub(super) fn connect(
+        &mut self,
+        options: MemoryOptions,
+    ) -> (ConnectionId, watch::Receiver<Link>, broadcast::Sender<BusEvent>) {
+        let id = ConnectionId(self.next_id());
+        let (link, watched) = watch::channel(Link::Up);
+        let events = broadcast::Sender::new(EVENTS);
+        self.connections.insert(id, Connection { options, link, events: events.clone() });
+        (id, watched, events)
+    }
+
+    /// Takes the connections that `wanted` picks up or down.
+    pub(super) fn set_link(&mut self, wanted: impl Fn(&Connection) -> bool, link: Link) {
+        for connection in self.connections.values().filter(|connection| wanted(connection)) {
+            let changed = connection.link.send_if_modified(|now| std::mem::replace(now, link) != link);
+            if changed {
+                connection.tell(if link == Link::Up { BusEvent::Connected } else { BusEvent::Disconnected });
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        self.listeners.retain(|_, listener| listener.connection != id);
+        self.askers.retain(|_, asker| asker.connection != id);
+        connection.link.send_replace(Link::Closed);
+        connection.tell(BusEvent::Closed);
+    }
+
+    pub(super) fn publish(&mut self, from: ConnectionId, message: Outgoing) -> Result<(), PublishError> {
+        let connection = self.connections.get(&from).ok_or(PublishError::Closed)?;
+        if !connection.is_up() {
+            return Ok(());
+        }
+        if may_publish(&connection.options.publish, message.route.as_str()) {
+            self.deliver(message, None);
+        } else {
+            connection.tell(BusEvent::PublishDenied(message.route));
+        }
+        Ok(())
+    }
+
+    /// Sends a request and returns the address at which its answer is expected.
+    pub(super) fn request(
+        &mut self,
+        from: ConnectionId,
+        message: Outgoing,
+        answer: oneshot::Sender<Reply>,
+    ) -> Result<Route, RequestError> {
+        let token = self.next_id();
+        let connection = self.connections.get(&from).ok_or(RequestError::Closed)?;
+        if !connection.is_up() {
+            return Err(RequestError::Disconnected);
+        }
+        if !may_publish(&connection.options.publish, message.route.as_str()) {
+            return Err(RequestError::PermissionDenied(message.route));
+        }
+        let inbox = Route::new(format!("{}.{}.{token}", connection.options.inbox_prefix, from.0));
+        let route = message.route.clone();
+        self.askers.insert(inbox.clone(), Asker { connection: from, answer });
+        if self.deliver(message, Some(&inbox)) == 0 {
+            self.askers.remove(&inbox);
+            return Err(RequestError::NoResponders(route));
+        }
+        Ok(inbox)
+    }
+
+    pub(super) fn forget(&mut self, inbox: &Route) {
+        self.askers.remove(inbox);
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        from: ConnectionId,
+        pattern: &RoutePattern,
+        options: SubscribeOptions,
+    ) -> Result<(SubscriptionId, mpsc::Receiver<Delivery>), SubscribeError> {
+        let id = SubscriptionId(self.next_id());
+        let connection = self.connections.get(&from).ok_or(SubscribeError::Closed)?;
+        if !may_subscribe(&connection.options.subscribe, pattern) {
+            connection.tell(BusEvent::SubscribeDenied(pattern.clone()));
+            return Err(SubscribeError::PermissionDenied(pattern.clone()));
+        }
+        let (deliveries, receiver) = mpsc::channel(options.capacity.max(1));
+        let listener =
+            Listener { connection: from, pattern: pattern.clone(), queue: options.queue, deliveries };
+        self.listeners.insert(id, listener);
+        Ok((id, receiver))
+    }
+
+    pub(super) fn unsubscribe(&mut self, id: SubscriptionId) {
+        let Some(gone) = self.listeners.remove(&id) else { return };
+        let Some(queue) = gone.queue else { return };
+        let group = (gone.pattern, queue);
+        let has_members = self
+            .listeners
+            .values()
+            .any(|listener| listener.pattern == group.0 && listener.queue.as_ref() == Some(&group.1));
+        if !has_members {
+            self.turns.remove(&group);
+        }
+    }
+
+    /// Hands a message to everybody who listens there. Returns how many do, also where it had to be dropped.
+    fn deliver(&mut self, message: Outgoing, reply_to: Option<&Route>) -> usize {
+        let mut receivers = self.answer(&message);
+        let mut chosen: Vec<SubscriptionId> = Vec::new();
+        let mut groups: BTreeMap<(&RoutePattern, &str), Vec<SubscriptionId>> = BTreeMap::new();
+        for (id, listener) in &self.listeners {
+            if !listener.pattern.matches(message.route.as_str()) || !self.hears(listener, &message.route) {
+                continue;
+            }
+            match &listener.queue {
+                None => chosen.push(*id),
+                Some(queue) => groups.entry((&listener.pattern, queue)).or_default().push(*id),
+            }
+        }
+        for ((pattern, queue), members) in groups {
+            let turn = self.turns.entry((pattern.clone(), queue.to_owned())).or_default();
+            chosen.push(members[*turn % members.len()]);
+            *turn = turn.wrapping_add(1);
+        }
+        receivers += chosen.len();
+        let delivery = Delivery {
+            route: message.route,
+            reply_to: reply_to.cloned(),
+            headers: message.headers,
+            payload: message.payload,
+        };
+        for id in chosen {
+            self.hand_over(id, delivery.clone());
+        }
+        receivers
+    }
+
+    /// Whether the message was the answer that somebody waits for.
+    fn answer(&mut self, message: &Outgoing) -> usize {
+        let Some(asker) = self.askers.get(&message.route) else { return 0 };
+        // While the asker is cut off its answers are lost, and it waits on until its deadline.
+        if !self.connections.get(&asker.connection).is_some_and(Connection::is_up) {
+            return 1;
+        }
+        if let Some(asker) = self.askers.remove(&message.route) {
+            let reply = Reply { headers: message.headers.clone(), payload: message.payload.clone() };
+            // An error means that the asker stopped waiting.
+            let _ = asker.answer.send(reply);
+        }
+        1
+    }
+
+    /// Whether messages reach a listener: it is connected, and what it may not subscribe to is kept from it even when
+    /// its pattern is wider.
+    fn hears(&self, listener: &Listener, route: &Route) -> bool {
+        self.connections.get(&listener.connection).is_some_and(|connection| {
+            let denied = &connection.options.subscribe.deny;
+            connection.is_up() && !denied.iter().any(|pattern| pattern.matches(route.as_str()))
+        })
+    }
+
+    fn hand_over(&self, id: SubscriptionId, delivery: Delivery) {
+        let Some(listener) = self.listeners.get(&id) else { return };
+        if let Err(TrySendError::Full(_)) = listener.deliveries.try_send(delivery)
+            && let Some(connection) = self.connections.get(&listener.connection)
+        {
+            connection.tell(BusEvent::SlowConsumer(Some(listener.pattern.clone())));
+        }
+    }
+}
+
+fn may_publish(permission: &Permission, route: &str) -> bool {
+    let among = |patterns: &[RoutePattern]| patterns.iter().any(|pattern| pattern.matches(route));
+    (permission.allow.is_empty() || among(&permission.allow)) && !among(&permission.deny)
+}
+
+fn may_subscribe(permission: &Permission, wanted: &RoutePattern) -> bool {
+    let among = |patterns: &[RoutePattern]| patterns.iter().any(|pattern| covers(pattern, wanted));
+    (permission.allow.is_empty() || among(&permission.allow)) && !among(&permission.deny)
+}
+
+/// Whether every route that `narrow` stands for is one of `wide`'s.
+fn covers(wide: &RoutePattern, narrow: &RoutePattern) -> bool {
+    let mut narrow = narrow.as_str().split('.');
+    let mut wide = wide.as_str().split('.').peekable();
+    while let Some(allowed) = wide.next() {
+        let Some(token) = narrow.next() else { return false };
+        if allowed == ">" && wide.peek().is_none() {
+            return true;
+        }
+        // An open end stands for more than one token can.
+        if token == ">" || (allowed != "*" && allowed != token) {
+            return false;
+        }
+    }
+    narrow.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_covers_only_what_lies_within_it() {
+        for (wide, narrow, expected) in [
+            ("a.>", "a.b", true),
+            ("a.>", "a.*", true),
+            ("a.>", "a.b.>", true),
+            ("a.>", "a", false),
+            ("a.*", "a.*", true),
+            ("a.*", "a.>", false),
+            ("a.b", "a.*", false),
+            ("a.b", "a.b.c", false),
+            (">", ">", true),
+            ("*", ">", false),
+        ] {
+            assert_eq!(
+                covers(&RoutePattern::new(wide), &RoutePattern::new(narrow)),
+                expected,
+                "{wide} {narrow}"
+            );
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! The bus itself: connecting, proving that the connection carries messages, and the port's operations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, PublishErrorKind, ServerAddr, Subscriber};
+use async_trait::async_trait;
+use dormouse_protocol::RoutePattern;
+use dormouse_runtime::{Env, Stop, Tasks};
+use futures::{FutureExt, StreamExt};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::timeout;
+
+use super::link::{Link, Shared};
+use super::options::{Authentication, ConnectError, NatsOptions, NatsUrl};
+use super::{convert, credentials};
+use crate::{
+    Bus, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
+    Subscription, validate,
+};
+
+/// How often the server is asked whether it is still there. Two silent ones and the connection is given up.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The longest pause before the next attempt to connect.
+const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a message from us to ourselves may take before it is sent once more.
+const ROUND_TRIP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long closing waits for what is queued, and again for the end of the connection.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A connection to NATS that comes back by itself. Closed when dropped; then what is queued may be lost.
+pub struct NatsBus {
+    shared: Arc<Shared>,
+    client: Client,
+    tasks: Tasks,
+}
+
+impl NatsOptions {
+    /// Connects. When the call returns, messages get through to the server and back.
+    ///
+    /// The tasks of the bus run in `tasks` until the bus is closed or dropped; they heed no stop signal, so that others
+    /// can still use the bus while they stop. So give it [`Tasks`] that are finished last.
+    ///
+    /// Cancelling the call leaves no connection.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(&self, env: Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
+        let mut failures = 0;
+        let mut last_reason = String::new();
+        loop {
+            let error = match self.attempt(&env, tasks).await {
+                Ok(bus) => return Ok(bus),
+                Err(error) => error,
+            };
+            let passing = matches!(error, ConnectError::Unreachable { .. } | ConnectError::Broke { .. });
+            if !self.retry_on_first_connect || !passing {
+                return Err(error);
+            }
+            let reason = error.to_string();
+            if reason != last_reason {
+                tracing::warn!(%error, "waiting for NATS");
+                last_reason = reason;
+            }
+            failures += 1;
+            tokio::time::sleep(reconnect_pause(&env, failures)).await;
+        }
+    }
+
+    async fn attempt(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
+        match timeout(self.connect_deadline, self.connect_once(env, tasks)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(ConnectError::Unreachable {
+                urls: self.url_list(),
+                reason: format!("no answer within {} ms", self.connect_deadline.as_millis()),
+            }),
+        }
+    }
+
+    async fn connect_once(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
+        let addresses = self.addresses()?;
+        credentials::check(&self.authentication, env).await?;
+        self.check_tls_files(env).await?;
+        let inbox = format!("{}.{}", self.inbox_prefix, env.ulid());
+        let shared = Arc::new(Shared::new(&inbox));
+        let client = self
+            .library_options(env, &shared)
+            .connect(addresses)
+            .await
+            .map_err(|error| self.connect_error(&error))?;
+        // From here on dropping the bus ends the connection.
+        let bus = NatsBus { shared: Arc::clone(&shared), client: client.clone(), tasks: tasks.clone() };
+        let answers = client.subscribe(shared.inbox().to_owned()).await.map_err(|_| self.broke())?;
+        tasks.spawn("nats answers", take_answers(Arc::clone(&shared), answers));
+        tasks.spawn("nats link", watch_link(Arc::clone(&shared), client));
+        let mut socket = shared.socket.subscribe();
+        tokio::select! {
+            up = shared.up() => if up { Ok(bus) } else { Err(self.broke()) },
+            _ = socket.wait_for(|socket| socket.inbox_denied) => {
+                Err(ConnectError::InboxDenied { inbox: shared.inbox().to_owned() })
+            }
+        }
+    }
+
+    fn library_options(&self, env: &Env, shared: &Arc<Shared>) -> ConnectOptions {
+        let mut options = match &self.authentication {
+            Authentication::None => match self.urls.iter().find_map(NatsUrl::user_password) {
+                Some((user, password)) => {
+                    ConnectOptions::with_user_and_password(user, password.reveal().to_owned())
+                }
+                None => ConnectOptions::new(),
+            },
+            Authentication::UserPassword { user, password } => {
+                ConnectOptions::with_user_and_password(user.clone(), password.reveal().to_owned())
+            }
+            Authentication::Token(token) => ConnectOptions::with_token(token.reveal().to_owned()),
+            files @ (Authentication::NkeyFile(_) | Authentication::CredentialsFile(_)) => {
+                let (files, env) = (files.clone(), env.clone());
+                ConnectOptions::with_auth_callback(move |nonce| {
+                    credentials::answer(files.clone(), env.clone(), nonce)
+                })
+            }
+        };
+        if let Some(file) = &self.tls.ca_file {
+            options = options.add_root_certificates(file.clone());
+        }
+        if let Some(client) = &self.tls.client {
+            options = options.add_client_certificate(client.cert_file.clone(), client.key_file.clone());
+        }
+        let observer = Arc::clone(shared);
+        let (pause_env, pause_shared) = (env.clone(), Arc::clone(shared));
+        options
+            .require_tls(self.tls.required)
+            .name(&self.connection_name)
+            .connection_timeout(self.connect_deadline)
+            .ping_interval(PING_INTERVAL)
+            .event_callback(move |event| {
+                observer.observe(event);
+                std::future::ready(())
+            })
+            .reconnect_delay_callback(move |attempts| {
+                pause_before_attempt(&pause_env, &pause_shared, attempts)
+            })
+    }
+
+    fn addresses(&self) -> Result<Vec<ServerAddr>, ConnectError> {
+        if self.urls.is_empty() {
+            return Err(ConnectError::Setting("no address of a nats-server is given"));
+        }
+        let addresses = self.urls.iter().map(|url| ServerAddr::from_url(url.as_url().clone()));
+        addresses
+            .collect::<Result<_, _>>()
+            .map_err(|_| ConnectError::Setting("an address is not one of NATS"))
+    }
+
+    /// What is wrong with a file is said better here than by the library.
+    async fn check_tls_files(&self, env: &Env) -> Result<(), ConnectError> {
+        let client = self.tls.client.iter().flat_map(|client| [&client.cert_file, &client.key_file]);
+        let files: Vec<_> = self.tls.ca_file.iter().chain(client).cloned().collect();
+        env.blocking(move || {
+            for file in files {
+                if let Err(error) = std::fs::File::open(&file) {
+                    return Err(ConnectError::File { file, reason: error.to_string() });
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn connect_error(&self, error: &async_nats::ConnectError) -> ConnectError {
+        let urls = self.url_list();
+        let mut reason = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !reason.contains(&text) {
+                reason = format!("{reason}: {text}");
+            }
+            cause = error.source();
+        }
+        match error.kind() {
+            ConnectErrorKind::Authentication
+            | ConnectErrorKind::AuthorizationViolation
+            | ConnectErrorKind::Tls
+            | ConnectErrorKind::ServerParse => ConnectError::Refused { urls, reason },
+            ConnectErrorKind::Dns
+            | ConnectErrorKind::TimedOut
+            | ConnectErrorKind::Io
+            | ConnectErrorKind::MaxReconnects => ConnectError::Unreachable { urls, reason },
+        }
+    }
+
+    fn broke(&self) -> ConnectError {
+        ConnectError::Broke { urls: self.url_list() }
+    }
+
+    fn url_list(&self) -> String {
+        let urls: Vec<String> = self.urls.iter().map(ToString::to_string).collect();
+        urls.join(",")
+    }
+}
+
+/// The pause before attempt `attempts` (from 1): doubling from 25 ms, at most a second, and somewhere in its upper
+/// half, so that not everybody returns at the same moment.
+fn reconnect_pause(env: &Env, attempts: usize) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
+    let longest = Duration::from_millis(25 << doublings).min(MAX_RECONNECT_PAUSE);
+    let half_micros = u64::try_from(longest.as_micros() / 2).unwrap_or(u64::MAX);
+    Duration::from_micros(half_micros + env.random_u64() % half_micros.max(1))
+}
+
+fn pause_before_attempt(env: &Env, shared: &Shared, attempts: usize) -> Duration {
+    if shared.closed.is_given() {
+        // The library tries for ever, also when nobody is left to use the connection. This is the only way to end it.
+        return Duration::from_secs(365 * 24 * 60 * 60);
+    }
+    if shared.socket.borrow().generation == 0 { Duration::ZERO } else { reconnect_pause(env, attempts) }
+}
+
+async fn take_answers(shared: Arc<Shared>, mut answers: Subscriber) {
+    loop {
+        tokio::select! {
+            answer = answers.next() => match answer {
+                Some(answer) => shared.outstanding.complete(answer),
+                None => return,
+            },
+            () = shared.closed.given() => return,
+        }
+        while let Some(Some(answer)) = answers.next().now_or_never() {
+            shared.outstanding.complete(answer);
+        }
+    }
+}
+
+/// Declares the connection up, each time it has come about and has carried a message to the server and back: the
+/// subscriptions were renewed before that message.
+async fn watch_link(shared: Arc<Shared>, client: Client) {
+    let mut socket = shared.socket.subscribe();
+    loop {
+        let now = *socket.borrow_and_update();
+        let proven = async {
+            if now.connected && !now.inbox_denied && !shared.is_up() {
+                round_trip(&shared, &client).await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shared.closed.given() => return,
+            changed = socket.changed() => if changed.is_err() { return },
+            () = proven => if shared.set_link(Link::Up) {
+                tracing::info!("connected to NATS");
+                shared.tell(BusEvent::Connected);
+            },
+        }
+    }
+}
+
+/// Sends a message from us to ourselves until one has come back, or has been refused, which proves as much.
+async fn round_trip(shared: &Shared, client: &Client) {
+    loop {
+        let ticket = shared.outstanding.enter(None);
+        let there_and_back = async {
+            // An error means that the bus is being closed; the caller waits for that, too.
+            let _ = client.publish(ticket.reply_to.clone(), bytes::Bytes::new()).await;
+            ticket.answer().await
+        };
+        match timeout(ROUND_TRIP_DEADLINE, there_and_back).await {
+            Ok(Err(RequestError::Closed)) => std::future::pending().await,
+            Ok(_) => return,
+            Err(_) => {}
+        }
+    }
+}
+
+impl NatsBus {
+    async fn exchange(&self, message: Outgoing, sent: &mut bool) -> Result<Reply, RequestError> {
+        if !self.shared.up().await {
+            return Err(RequestError::Closed);
+        }
+        let ticket = self.shared.outstanding.enter(Some(&message.route));
+        *sent = true;
+        self.send(message, Some(ticket.reply_to.clone())).await.map_err(|fault| match fault {
+            PublishError::TooLarge { size_bytes, limit_bytes } => {
+                RequestError::TooLarge { size_bytes, limit_bytes }
+            }
+            PublishError::Invalid { route, reason } => RequestError::Invalid { route, reason },
+            PublishError::Closed => RequestError::Closed,
+        })?;
+        ticket.answer().await
+    }
+
+    async fn send(&self, message: Outgoing, reply_to: Option<String>) -> Result<(), PublishError> {
+        let Outgoing { route, headers, payload } = message;
+        let size_bytes = validate::size_bytes(&headers, &payload);
+        let subject = route.as_str().to_owned();
+        let sent = match (convert::headers_out(&headers), reply_to) {
+            (None, None) => self.client.publish(subject, payload).await,
+            (None, Some(reply)) => self.client.publish_with_reply(subject, reply, payload).await,
+            (Some(headers), None) => self.client.publish_with_headers(subject, headers, payload).await,
+            (Some(headers), Some(reply)) => {
+                self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+            }
+        };
+        sent.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => {
+                PublishError::TooLarge { size_bytes, limit_bytes: self.max_payload() }
+            }
+            PublishErrorKind::InvalidSubject => PublishError::Invalid { route, reason: "not a route" },
+            PublishErrorKind::Send => PublishError::Closed,
+        })
+    }
+
+    /// What becomes of a message while there is no connection: nothing, unless there never will be one.
+    fn unsent(&self) -> Result<(), PublishError> {
+        match *self.shared.link.borrow() {
+            Link::Closed => Err(PublishError::Closed),
+            Link::Down | Link::Up => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Bus for NatsBus {
+    async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError> {
+        validate::message(&message, self.max_payload())
+            .map_err(|fault| fault.into_request_error(&message.route))?;
+        let route = message.route.clone();
+        let mut sent = false;
+        match timeout(deadline, self.exchange(message, &mut sent)).await {
+            Ok(outcome) => outcome,
+            Err(_) if sent => Err(RequestError::Deadline { route, deadline }),
+            Err(_) => Err(RequestError::Disconnected),
+        }
+    }
+
+    async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        validate::message(&message, self.max_payload())
+            .map_err(|fault| fault.into_publish_error(&message.route))?;
+        if !self.shared.is_up() {
+            return self.unsent();
+        }
+        // The library's queue fills up while there is no connection: then the message goes nowhere, as promised.
+        tokio::select! {
+            biased;
+            sent = self.send(message, None) => sent,
+            () = self.shared.not_up() => self.unsent(),
+        }
+    }
+
+    async fn subscribe(
+        &self,
+        pattern: RoutePattern,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, SubscribeError> {
+        let queue = options.queue.as_ref();
+        if !validate::is_pattern(&pattern) || queue.is_some_and(|name| !validate::is_queue(name)) {
+            return Err(SubscribeError::Invalid(pattern));
+        }
+        if !self.shared.up().await {
+            return Err(SubscribeError::Closed);
+        }
+        let (id, end) = self.shared.enter_listener(&pattern, queue);
+        let entry = Entry { shared: Arc::clone(&self.shared), id };
+        let subject = pattern.as_str().to_owned();
+        let subscriber = match queue {
+            None => self.client.subscribe(subject).await,
+            Some(queue) => self.client.queue_subscribe(subject, queue.clone()).await,
+        };
+        let subscriber = subscriber.map_err(|_| SubscribeError::Closed)?;
+        // Once to know that the server has seen the subscription. A refusal of it came before the answer, but through
+        // another task of the library; a second time, and that task has had its turn. Should it be later still, the
+        // subscription ends then.
+        for _ in 0..2 {
+            tokio::select! {
+                () = round_trip(&self.shared, &self.client) => {}
+                () = self.shared.closed.given() => return Err(SubscribeError::Closed),
+            }
+        }
+        if self.shared.is_denied(id) {
+            return Err(SubscribeError::PermissionDenied(pattern));
+        }
+        let (deliveries, receiver) = mpsc::channel(options.capacity.max(1));
+        let forward = Forward { shared: Arc::clone(&self.shared), pattern, deliveries, slow: false };
+        self.tasks.spawn("nats subscription", forward.run(subscriber, end));
+        Ok(Subscription::new(receiver, Box::new(entry)))
+    }
+
+    fn events(&self) -> broadcast::Receiver<BusEvent> {
+        self.shared.events.subscribe()
+    }
+
+    fn is_connected(&self) -> bool {
+        self.shared.is_up()
+    }
+
+    fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    async fn close(&self) {
+        let was_up = self.shared.is_up();
+        if !self.shared.set_link(Link::Closed) {
+            return;
+        }
+        if was_up && timeout(CLOSE_DEADLINE, self.client.flush()).await.is_err() {
+            tracing::warn!("the connection to NATS was closed before everything was sent");
+        }
+        self.shared.end();
+        if was_up {
+            let end = async {
+                if self.client.drain().await.is_ok() {
+                    self.shared.ended.given().await;
+                }
+            };
+            // Whether the connection ended in good order changes nothing any more.
+            let _ = timeout(CLOSE_DEADLINE, end).await;
+        }
+        self.shared.tell(BusEvent::Closed);
+    }
+}
+
+impl Drop for NatsBus {
+    fn drop(&mut self) {
+        self.shared.set_link(Link::Closed);
+        self.shared.end();
+    }
+}
+
+impl Shared {
+    /// Ends everything that waits or runs.
+    fn end(&self) {
+        self.closed.give();
+        self.outstanding.close();
+        self.end_listeners();
+    }
+}
+
+/// A subscription's place in the books; left when dropped, also by a cancelled call.
+struct Entry {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.shared.leave_listener(self.id);
+    }
+}
+
+/// Carries messages from the library's queue, whose length is the same for all, to the subscriber's own.
+struct Forward {
+    shared: Arc<Shared>,
+    pattern: RoutePattern,
+    deliveries: mpsc::Sender<Delivery>,
+    slow: bool,
+}
+
+impl Forward {
+    async fn run(mut self, mut messages: Subscriber, end: Stop) {
+        loop {
+            tokio::select! {
+                message = messages.next() => match message {
+                    Some(message) => self.hand_over(convert::delivery(message)),
+                    None => return,
+                },
+                () = end.given() => return,
+            }
+            while let Some(Some(message)) = messages.next().now_or_never() {
+                self.hand_over(convert::delivery(message));
+            }
+        }
+    }
+
+    fn hand_over(&mut self, delivery: Delivery) {
+        match self.deliveries.try_send(delivery) {
+            Ok(()) => self.slow = false,
+            // Once for a run of losses: who cannot take messages cannot take as many events.
+            Err(TrySendError::Full(_)) if !self.slow => {
+                self.slow = true;
+                self.shared.tell(BusEvent::SlowConsumer(Some(self.pattern.clone())));
+            }
+            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for NatsBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsBus").field("link", &*self.shared.link.borrow()).finish_non_exhaustive()
+    }
+}

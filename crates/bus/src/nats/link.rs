@@ -1,0 +1,265 @@
+//! What becomes of the library's events: whether the connection is up, who is told what was refused.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_nats::{Event, ServerError};
+use dormouse_protocol::{Route, RoutePattern};
+use dormouse_runtime::Stop;
+use tokio::sync::{broadcast, watch};
+
+use super::outstanding::Outstanding;
+use crate::BusEvent;
+
+/// How many events wait for a receiver before the oldest are overwritten.
+const EVENTS: usize = 1_024;
+
+/// State of the connection as the callers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// Not there, or not yet known to carry messages from us to ourselves.
+    Down,
+    Up,
+    Closed,
+}
+
+/// State of the connection as the library sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Socket {
+    /// How many connections there have been.
+    pub(super) generation: u64,
+    pub(super) connected: bool,
+    /// The server refused our subscription to our own reply addresses.
+    pub(super) inbox_denied: bool,
+}
+
+/// A subscription that is, or may be, in force.
+struct Listener {
+    pattern: RoutePattern,
+    queue: Option<String>,
+    end: Stop,
+    denied: bool,
+}
+
+/// What the callbacks of the library, the bus and its tasks share.
+pub(super) struct Shared {
+    pub(super) outstanding: Outstanding,
+    pub(super) events: broadcast::Sender<BusEvent>,
+    pub(super) link: watch::Sender<Link>,
+    pub(super) socket: watch::Sender<Socket>,
+    /// The library has ended the connection for good.
+    pub(super) ended: Stop,
+    /// Nobody needs the bus any more.
+    pub(super) closed: Stop,
+    inbox: String,
+    listeners: Mutex<HashMap<u64, Listener>>,
+    last_listener: AtomicU64,
+}
+
+impl Shared {
+    /// `inbox` is what all reply addresses begin with, without the last dot.
+    pub(super) fn new(inbox: &str) -> Self {
+        Self {
+            outstanding: Outstanding::new(format!("{inbox}.")),
+            events: broadcast::Sender::new(EVENTS),
+            link: watch::Sender::new(Link::Down),
+            socket: watch::Sender::new(Socket::default()),
+            ended: Stop::new(),
+            closed: Stop::new(),
+            inbox: format!("{inbox}.*"),
+            listeners: Mutex::new(HashMap::new()),
+            last_listener: AtomicU64::new(0),
+        }
+    }
+
+    /// The pattern of all reply addresses.
+    pub(super) fn inbox(&self) -> &str {
+        &self.inbox
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        *self.link.borrow() == Link::Up
+    }
+
+    /// Waits until the connection is up. False when it is closed.
+    pub(super) async fn up(&self) -> bool {
+        if self.is_up() {
+            return true;
+        }
+        let mut link = self.link.subscribe();
+        link.wait_for(|link| *link != Link::Down).await.is_ok_and(|link| *link == Link::Up)
+    }
+
+    /// Waits until the connection is not up.
+    pub(super) async fn not_up(&self) {
+        // An error would mean that the sender is gone, and it is in here.
+        let _ = self.link.subscribe().wait_for(|link| *link != Link::Up).await;
+    }
+
+    pub(super) fn tell(&self, event: BusEvent) {
+        // An error means that nobody listens.
+        let _ = self.events.send(event);
+    }
+
+    /// Moves to `link` unless closed. Says whether that was a change.
+    pub(super) fn set_link(&self, link: Link) -> bool {
+        self.link.send_if_modified(|now| {
+            let changes = *now != link && *now != Link::Closed;
+            if changes {
+                *now = link;
+            }
+            changes
+        })
+    }
+
+    /// Takes an event of the library. Never waits: the library tells the next one only after this.
+    pub(super) fn observe(&self, event: Event) {
+        match event {
+            Event::Connected => self.socket.send_modify(|socket| {
+                *socket = Socket { generation: socket.generation + 1, connected: true, inbox_denied: false };
+            }),
+            Event::Disconnected => {
+                self.socket.send_modify(|socket| socket.connected = false);
+                if self.set_link(Link::Down) {
+                    tracing::warn!("the connection to NATS is lost");
+                    self.tell(BusEvent::Disconnected);
+                }
+            }
+            Event::LameDuckMode => {
+                tracing::info!("the nats-server is about to go away");
+                self.tell(BusEvent::LameDuck);
+            }
+            // The buffer between the library and our own task was full. Which subscription it is, the number does not
+            // say.
+            Event::SlowConsumer(_) => self.tell(BusEvent::SlowConsumer(None)),
+            Event::Closed => self.ended.give(),
+            Event::Draining => {}
+            Event::ServerError(ServerError::Other(text)) => self.complaint(text),
+            Event::ServerError(other) => self.tell(BusEvent::ServerError(other.to_string())),
+            // A failed attempt to reconnect; the next one follows.
+            Event::ClientError(error) => tracing::debug!(%error, "still not connected to NATS"),
+        }
+    }
+
+    fn complaint(&self, text: String) {
+        match Violation::parse(&text) {
+            Some(Violation::Publish(route)) => {
+                let route = Route::new(route);
+                self.outstanding.deny(&route);
+                // Whether we may publish to ourselves is nobody's concern: the refusal, too, proves the connection.
+                if !self.outstanding.owns(route.as_str()) {
+                    tracing::debug!(%route, "NATS refused a message");
+                    self.tell(BusEvent::PublishDenied(route));
+                }
+            }
+            Some(Violation::Subscribe { pattern, .. }) if pattern == self.inbox => {
+                self.socket.send_modify(|socket| socket.inbox_denied = true);
+            }
+            Some(Violation::Subscribe { pattern, queue }) => {
+                let pattern = RoutePattern::new(pattern);
+                for listener in self.listeners().values_mut().filter(|listener| listener.pattern == pattern) {
+                    if queue.is_none() || listener.queue == queue {
+                        listener.denied = true;
+                        listener.end.give();
+                    }
+                }
+                self.tell(BusEvent::SubscribeDenied(pattern));
+            }
+            None => self.tell(BusEvent::ServerError(text)),
+        }
+    }
+
+    /// Enters a subscription, so that a refusal finds it.
+    pub(super) fn enter_listener(&self, pattern: &RoutePattern, queue: Option<&String>) -> (u64, Stop) {
+        let (id, end) = (self.last_listener.fetch_add(1, Ordering::Relaxed), Stop::new());
+        let (pattern, queue) = (pattern.clone(), queue.cloned());
+        self.listeners().insert(id, Listener { pattern, queue, end: end.clone(), denied: false });
+        (id, end)
+    }
+
+    pub(super) fn is_denied(&self, listener: u64) -> bool {
+        self.listeners().get(&listener).is_some_and(|listener| listener.denied)
+    }
+
+    pub(super) fn leave_listener(&self, listener: u64) {
+        if let Some(listener) = self.listeners().remove(&listener) {
+            listener.end.give();
+        }
+    }
+
+    pub(super) fn end_listeners(&self) {
+        for listener in self.listeners().values() {
+            listener.end.give();
+        }
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, HashMap<u64, Listener>> {
+        // Entries are independent of each other: a panic between two leaves nothing half done.
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the server says when it forbids something.
+#[derive(Debug, PartialEq, Eq)]
+enum Violation {
+    Publish(String),
+    Subscribe { pattern: String, queue: Option<String> },
+}
+
+impl Violation {
+    /// Reads `Permissions Violation for Publish to "a.b"` and
+    /// `Permissions Violation for Subscription to "a.b" using queue "q"`.
+    fn parse(text: &str) -> Option<Self> {
+        let rest = text.trim().strip_prefix("Permissions Violation for ")?;
+        if let Some(rest) = rest.strip_prefix("Publish to ") {
+            return Some(Self::Publish(quoted(rest)?.0));
+        }
+        let (pattern, rest) = quoted(rest.strip_prefix("Subscription to ")?)?;
+        let queue = rest.trim().strip_prefix("using queue ").and_then(quoted).map(|(queue, _)| queue);
+        Some(Self::Subscribe { pattern, queue })
+    }
+}
+
+/// The text in the quotes that `text` begins with, and what follows them.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut held = String::new();
+    let mut chars = text.strip_prefix('"')?.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((held, &text[at + 2..])),
+            '\\' => held.push(chars.next()?.1),
+            c => held.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_read() {
+        for (text, expected) in [
+            ("Permissions Violation for Publish to \"a.b\"", Some(Violation::Publish("a.b".into()))),
+            (
+                "Permissions Violation for Publish to \"a\\\"b\\\\\"",
+                Some(Violation::Publish("a\"b\\".into())),
+            ),
+            (
+                "Permissions Violation for Subscription to \"a.>\"",
+                Some(Violation::Subscribe { pattern: "a.>".into(), queue: None }),
+            ),
+            (
+                "Permissions Violation for Subscription to \"a\" using queue \"q\"",
+                Some(Violation::Subscribe { pattern: "a".into(), queue: Some("q".into()) }),
+            ),
+            ("Permissions Violation for Publish to \"a", None),
+            ("Permissions Violation for Publish to ", None),
+            ("Stale Connection", None),
+        ] {
+            assert_eq!(Violation::parse(text), expected, "{text}");
+        }
+    }
+}
