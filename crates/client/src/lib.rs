@@ -1,1 +1,76 @@
-//! Placeholder.
+//! The client that applications use: streams and key-value stores over core NATS, kept in a bucket.
+//!
+//! ```no_run
+//! use dormouse_client::{Client, Update};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("nats://localhost:4222").await?;
+//! let settings = client.kv("app.settings")?;
+//! let mut changes = settings.watch("colour").await?;
+//!
+//! let first = settings.put("colour", "green").await?;
+//! assert_eq!(settings.get("colour").await?.as_deref(), Some(&b"green"[..]));
+//! settings.update("colour", "blue", first.id()).await?;
+//!
+//! for _ in 0..2 {
+//!     if let Some(Update::Set(message)) = changes.next().await {
+//!         println!("{}: {:?}", message.seq, message.value);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Client::connect`] makes a [`Client`]; [`Client::kv`] and [`Client::stream`] make cheap handles on a subject, whose
+//! methods are named as in JetStream's key-value store and stream where they do the same. The client finds the server
+//! that serves a subject, remembers it, follows the subject when it moves, and tries again within the call's deadline
+//! whatever certainly did not happen. [`Error`] tells what may have happened otherwise.
+//!
+//! What is not promised yet: an answer to a change that was lost is not asked for again
+//! ([`Error::Indeterminate`]), and a [`Watch`] reports what it missed ([`Update::Gap`]) but does not fill it in.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `client` | [`Client`]: connection, session, and the loop in which a call is tried |
+//! | `retry` | whether and how a call goes on after a try has failed: a pure machine |
+//! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
+//! | `subject`, `kv`, `stream` | the calls |
+//! | `pages` | long results, one page ahead of the reader |
+//! | `splice`, `watch` | live events: what is new, what is missing |
+
+mod client;
+mod error;
+mod exchange;
+mod kv;
+mod location;
+mod new_message;
+mod pages;
+mod range;
+mod retry;
+mod splice;
+mod stream;
+mod subject;
+mod watch;
+
+pub use client::{Client, ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY};
+pub use error::{Error, IndeterminateCause, MalformedCause};
+pub use kv::Kv;
+pub use new_message::NewMessage;
+pub use pages::Pages;
+pub use range::SeqRange;
+pub use stream::Stream;
+pub use watch::{Update, Watch};
+
+pub use dormouse_bus::nats::NatsOptions;
+#[doc(inline)]
+pub use dormouse_protocol::data::{InfoReply as Info, SetResult as Ack};
+#[doc(inline)]
+pub use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
+#[doc(inline)]
+pub use dormouse_protocol::message::{Discard, SubjectConfig};
+#[doc(inline)]
+pub use dormouse_protocol::{
+    ErrorCode, ErrorReply, Happened, Headers, Level, Message, MessageId, Position, Prefix, Retry, Rev, Seq,
+    ServerName, Subject, Term, Timestamp,
+};

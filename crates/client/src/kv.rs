@@ -1,0 +1,232 @@
+//! Key-value stores.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, Expect, GetRequest, InfoReply, SetResult};
+use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::{Level, Message, MessageId, Position, Subject};
+
+use crate::error::Error;
+use crate::new_message::NewMessage;
+use crate::pages::{KeyPages, Pages};
+use crate::range::SeqRange;
+use crate::subject::Handle;
+use crate::watch::{Filter, Watch};
+
+/// A key-value store: a subject whose messages have keys. Made by [`Client::kv`](crate::Client::kv); cloning is cheap.
+///
+/// Setting a key replaces the message under it; there is no history. The empty key is a key like any other.
+///
+#[doc = include_str!("calls.md")]
+#[derive(Debug, Clone)]
+pub struct Kv {
+    pub(crate) handle: Handle,
+}
+
+impl Kv {
+    /// Sets `key` to `value`, whatever was there.
+    ///
+    /// Cancelling the call leaves the key set or not.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    pub async fn put(&self, key: impl Into<String>, value: impl Into<Bytes>) -> Result<SetResult, Error> {
+        self.put_with(key, NewMessage::new(value)).await
+    }
+
+    /// Sets `key` to a message with headers, timestamp, expectation, or to the null value.
+    ///
+    /// Cancelling the call leaves the key set or not.
+    ///
+    /// # Errors
+    /// [`Error::WrongLast`] and [`Error::KeyExists`] when the message's expectation does not hold;
+    /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    pub async fn put_with(&self, key: impl Into<String>, message: NewMessage) -> Result<SetResult, Error> {
+        self.handle.set(message.into_item(Some(key.into()))).await
+    }
+
+    /// Sets many keys, each on its own, in order, in as few requests as they fit in. The results are in the same order.
+    ///
+    /// One that is refused leaves the others alone. When a whole request fails, those in it share its error and what
+    /// came after them is [`Error::NotSent`]. The deadline holds for each request.
+    ///
+    /// Cancelling the call leaves the first ones set, as many as the servers carried out by then.
+    pub async fn put_many<K, M>(
+        &self,
+        entries: impl IntoIterator<Item = (K, M)>,
+    ) -> Vec<Result<SetResult, Error>>
+    where
+        K: Into<String>,
+        M: Into<NewMessage>,
+    {
+        let items =
+            entries.into_iter().map(|(key, message)| message.into().into_item(Some(key.into()))).collect();
+        self.handle.set_all(items).await
+    }
+
+    /// Sets `key` only if it is absent.
+    ///
+    /// Cancelling the call leaves the key created or not.
+    ///
+    /// # Errors
+    /// [`Error::KeyExists`] with what is there; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the
+    /// request is unknown; else as every call.
+    pub async fn create(&self, key: impl Into<String>, value: impl Into<Bytes>) -> Result<SetResult, Error> {
+        match self.put_with(key, NewMessage::new(value).expect_key(None)).await {
+            Err(Error::WrongLast { actual }) => Err(Error::KeyExists { actual }),
+            outcome => outcome,
+        }
+    }
+
+    /// Sets `key` only if the message under it is `expected` (see [`Message::id`] and [`SetResult::id`]).
+    ///
+    /// Cancelling the call leaves the key updated or not.
+    ///
+    /// # Errors
+    /// [`Error::WrongLast`] with what is there; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the
+    /// request is unknown; else as every call.
+    pub async fn update(
+        &self,
+        key: impl Into<String>,
+        value: impl Into<Bytes>,
+        expected: MessageId,
+    ) -> Result<SetResult, Error> {
+        self.put_with(key, NewMessage::new(value).expect_key(Some(expected))).await
+    }
+
+    /// The value under `key`. `None` when there is nothing under the key, and also when the value is null, which has no
+    /// bytes to return; [`entry`](Self::entry) tells the two apart.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get(&self, key: impl Into<String>) -> Result<Option<Bytes>, Error> {
+        Ok(self.entry(key).await?.and_then(|message| message.value))
+    }
+
+    /// The message under `key`: value, headers, timestamp, seq, term and rev.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn entry(&self, key: impl Into<String>) -> Result<Option<Message>, Error> {
+        self.handle.get(GetRequest::key(key)).await
+    }
+
+    /// The messages under `keys`, as far as they exist, in the order asked for. Several requests when the answer does
+    /// not fit in one; each shows the store as it was then. The deadline holds for each request.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_many(
+        &self,
+        keys: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<Vec<Message>, Error> {
+        self.handle.get_many(keys.into_iter().map(Into::into).collect()).await
+    }
+
+    /// Removes `key`. Returns whether something was there.
+    ///
+    /// Cancelling the call leaves the key removed or not.
+    ///
+    /// # Errors
+    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    pub async fn delete(&self, key: impl Into<String>) -> Result<bool, Error> {
+        let reply = self.handle.delete(DeleteRequest { keys: vec![key.into()], ..DeleteRequest::default() });
+        Ok(!reply.await?.seqs.is_empty())
+    }
+
+    /// Removes `key` only if the message under it is `expected`.
+    ///
+    /// Cancelling the call leaves the key removed or not.
+    ///
+    /// # Errors
+    /// [`Error::WrongLast`] with what is there; [`Error::Indeterminate`] when the fate of the request is unknown; else
+    /// as every call.
+    pub async fn delete_expect(&self, key: impl Into<String>, expected: MessageId) -> Result<(), Error> {
+        let expect = Some(Expect::Key(Some(expected)));
+        self.handle
+            .delete(DeleteRequest { keys: vec![key.into()], expect, ..DeleteRequest::default() })
+            .await?;
+        Ok(())
+    }
+
+    /// The same as [`info`](Self::info), under the name that users of JetStream's key-value stores look for.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn status(&self) -> Result<InfoReply, Error> {
+        self.info().await
+    }
+
+    /// Removes every message. Returns how many there were.
+    ///
+    /// Cancelling the call leaves the store cleared or not.
+    ///
+    /// # Errors
+    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    pub async fn clear(&self) -> Result<u64, Error> {
+        self.handle.delete_all(DeleteAllRequest::default()).await
+    }
+
+    /// The keys that start with `prefix` (all for the empty one), in ascending order of their bytes. The first page is
+    /// asked for at once; the deadline holds for each page. See [`Pages`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[must_use]
+    pub fn keys(&self, prefix: impl Into<String>) -> Pages<String> {
+        let source = KeyPages { handle: self.handle.clone(), prefix: Some(prefix.into()), cursor: None };
+        Pages::read(&self.handle.inner.tasks, source)
+    }
+
+    /// The messages whose keys start with `prefix` (all for the empty one), in order of seq, which is the order in which
+    /// they were last set. The first page is asked for at once; the deadline holds for each page. See [`Pages`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[must_use]
+    pub fn entries(&self, prefix: impl Into<String>) -> Pages<Message> {
+        self.handle.messages(SeqRange::all(), Some(prefix.into()))
+    }
+
+    /// The changes of one key from now on. Once the call has returned, every later change is reported or is a
+    /// [`Gap`](crate::Update::Gap).
+    ///
+    /// Cancelling the call leaves no watch.
+    ///
+    /// # Errors
+    /// [`Error::PermissionDenied`]; [`Error::Closed`].
+    pub async fn watch(&self, key: impl Into<String>) -> Result<Watch, Error> {
+        self.handle.watch(Filter::Key(key.into())).await
+    }
+
+    /// The changes of all keys that start with `prefix`, from now on. See [`watch`](Self::watch).
+    ///
+    /// Cancelling the call leaves no watch.
+    ///
+    /// # Errors
+    /// [`Error::PermissionDenied`]; [`Error::Closed`].
+    pub async fn watch_prefix(&self, prefix: impl Into<String>) -> Result<Watch, Error> {
+        self.handle.watch(Filter::Prefix(prefix.into())).await
+    }
+
+    /// All changes from now on, also those of the configuration. See [`watch`](Self::watch).
+    ///
+    /// Cancelling the call leaves no watch.
+    ///
+    /// # Errors
+    /// [`Error::PermissionDenied`]; [`Error::Closed`].
+    pub async fn watch_all(&self) -> Result<Watch, Error> {
+        self.handle.watch(Filter::All).await
+    }
+}
+
+crate::subject::care!(Kv);

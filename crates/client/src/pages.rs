@@ -1,0 +1,202 @@
+//! Long results as a sequence of pages: pulled, never blasted, with one page in flight ahead of the reader.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::vec;
+
+use dormouse_protocol::data::{GetAllReply, GetAllRequest, KeysReply, KeysRequest};
+use dormouse_protocol::limits::MAX_PAGE_ITEMS;
+use dormouse_protocol::{Message, Op, Seq};
+use dormouse_runtime::Tasks;
+use tokio::sync::mpsc;
+
+use crate::error::{Error, MalformedCause};
+use crate::range::SeqRange;
+use crate::subject::Handle;
+
+/// The items of a long result, in order. While one page is being read the next is on its way, and no more than that:
+/// a reader that is slow makes the pages wait at the server.
+///
+/// Each page shows the subject as it was when that page was read, not as it was when the reading began. After an
+/// error the sequence ends. Dropping it abandons what is in flight.
+///
+/// It is a [`futures::Stream`]; [`next`](Self::next) and [`all`](Self::all) do without that trait.
+#[derive(Debug)]
+pub struct Pages<T> {
+    pages: mpsc::Receiver<Result<Page<T>, Error>>,
+    items: vec::IntoIter<T>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Page<T> {
+    items: Vec<T>,
+    last: bool,
+}
+
+/// Where pages come from.
+pub(crate) trait Source<T>: Send + 'static {
+    /// Reads the next page. Not called again after the last one or an error.
+    fn next_page(&mut self) -> impl Future<Output = Result<Page<T>, Error>> + Send;
+}
+
+impl<T: Send + 'static> Pages<T> {
+    pub(crate) fn read(tasks: &Tasks, source: impl Source<T>) -> Self {
+        // One place, reserved before the page is asked for: one page ahead of the reader.
+        let (sender, pages) = mpsc::channel(1);
+        let stop = tasks.stop().clone();
+        tasks.spawn("pages", async move {
+            tokio::select! {
+                () = read_ahead(source, &sender) => {}
+                () = sender.closed() => {}
+                () = stop.given() => {}
+            }
+        });
+        Self { pages, items: Vec::new().into_iter(), ended: false }
+    }
+
+    /// The next item; `None` after the last. Cancelling the wait loses no item.
+    ///
+    /// # Errors
+    /// What reading the next page came to, see the call that began it; [`Error::Closed`] when the client was closed
+    /// before the last page. The sequence ends with it.
+    pub async fn next(&mut self) -> Option<Result<T, Error>> {
+        std::future::poll_fn(|cx| self.poll_item(cx)).await
+    }
+
+    /// All items that are left. Cancelling the call loses what was read so far.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn all(mut self) -> Result<Vec<T>, Error> {
+        let mut items = Vec::new();
+        while let Some(item) = self.next().await {
+            items.push(item?);
+        }
+        Ok(items)
+    }
+
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Error>>> {
+        loop {
+            if let Some(item) = self.items.next() {
+                return Poll::Ready(Some(Ok(item)));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match std::task::ready!(self.pages.poll_recv(cx)) {
+                Some(Ok(page)) => {
+                    self.ended = page.last;
+                    self.items = page.items.into_iter();
+                }
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                // The reading was stopped short of the last page: silence would look like the end.
+                None => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(Error::Closed)));
+                }
+            }
+        }
+    }
+}
+
+impl<T: Send + Unpin + 'static> futures::Stream for Pages<T> {
+    type Item = Result<T, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_item(cx)
+    }
+}
+
+async fn read_ahead<T>(mut source: impl Source<T>, pages: &mpsc::Sender<Result<Page<T>, Error>>) {
+    while let Ok(slot) = pages.reserve().await {
+        let page = source.next_page().await;
+        let ended = page.as_ref().map_or(true, |page| page.last);
+        slot.send(page);
+        if ended {
+            return;
+        }
+    }
+}
+
+/// Reads messages in order of seq.
+pub(crate) struct MessagePages {
+    pub(crate) handle: Handle,
+    pub(crate) range: SeqRange,
+    pub(crate) key_prefix: Option<String>,
+}
+
+impl Source<Message> for MessagePages {
+    async fn next_page(&mut self) -> Result<Page<Message>, Error> {
+        if self.range.is_empty() {
+            return Ok(Page { items: Vec::new(), last: true });
+        }
+        let request = GetAllRequest {
+            start_seq: self.range.start,
+            end_seq: self.range.end,
+            key_prefix: self.key_prefix.clone(),
+            reverse: self.range.reverse,
+            limit: self.range.limit.map(|limit| limit.min(MAX_PAGE_ITEMS as u64)),
+            ..GetAllRequest::default()
+        };
+        let reply: GetAllReply = self.handle.call(Op::GetAll, &request).await?;
+        let mut items = Vec::with_capacity(reply.messages.len());
+        for message in reply.messages {
+            items.extend(self.handle.complete(message).await?);
+        }
+        if let Some(limit) = &mut self.range.limit {
+            *limit = limit.saturating_sub(items.len() as u64);
+        }
+        if let Some(cursor) = reply.cursor {
+            self.advance(cursor)?;
+        }
+        Ok(Page { items, last: reply.cursor.is_none() || self.range.is_empty() })
+    }
+}
+
+impl MessagePages {
+    fn advance(&mut self, cursor: Seq) -> Result<(), Error> {
+        let ahead = if self.range.reverse {
+            self.range.end.is_none_or(|end| cursor < end)
+        } else {
+            self.range.start.is_none_or(|start| cursor > start)
+        };
+        if !ahead {
+            return Err(Error::Malformed { cause: MalformedCause::StuckCursor });
+        }
+        if self.range.reverse {
+            self.range.end = Some(cursor);
+        } else {
+            self.range.start = Some(cursor);
+        }
+        Ok(())
+    }
+}
+
+/// Reads keys in ascending order.
+pub(crate) struct KeyPages {
+    pub(crate) handle: Handle,
+    pub(crate) prefix: Option<String>,
+    pub(crate) cursor: Option<String>,
+}
+
+impl Source<String> for KeyPages {
+    async fn next_page(&mut self) -> Result<Page<String>, Error> {
+        let request = KeysRequest {
+            prefix: self.prefix.clone(),
+            cursor: self.cursor.clone(),
+            ..KeysRequest::default()
+        };
+        let reply: KeysReply = self.handle.call(Op::Keys, &request).await?;
+        let last = reply.cursor.is_none();
+        if !last && reply.cursor <= self.cursor {
+            return Err(Error::Malformed { cause: MalformedCause::StuckCursor });
+        }
+        self.cursor = reply.cursor;
+        Ok(Page { items: reply.keys, last })
+    }
+}

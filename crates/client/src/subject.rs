@@ -1,0 +1,335 @@
+//! What streams and key-value stores have in common: a subject, how to ask its server, and its care.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_protocol::data::{
+    ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
+    DestroyReply, DestroyRequest, FlushReply, FlushRequest, GetReply, GetRequest, InfoReply, InfoRequest,
+    SetItem, SetOutcome, SetReply, SetRequest, SetResult,
+};
+use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST};
+use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::{Level, Message, Op, Position, Subject};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::client::Inner;
+use crate::error::{Error, IndeterminateCause, MalformedCause};
+use crate::pages::{MessagePages, Pages};
+use crate::range::SeqRange;
+use crate::watch::{Filter, Watch};
+
+/// Field names and numbers of one set, and the framing of one header; generous.
+const SET_OVERHEAD_BYTES: usize = 192;
+const HEADER_OVERHEAD_BYTES: usize = 12;
+const KEY_OVERHEAD_BYTES: usize = 5;
+
+/// A subject and how to deal with it.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) subject: Subject,
+    pub(crate) deadline: Duration,
+    pub(crate) level: Option<Level>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle")
+            .field("subject", &self.subject)
+            .field("deadline", &self.deadline)
+            .field("level", &self.level)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    pub(crate) async fn call<R: DeserializeOwned>(
+        &self,
+        op: Op,
+        request: &impl Serialize,
+    ) -> Result<R, Error> {
+        self.inner.call(&self.subject, op, request, self.deadline).await
+    }
+
+    pub(crate) async fn set(&self, item: SetItem) -> Result<SetResult, Error> {
+        // One set, one result: checked by `set_some`.
+        self.set_some(vec![item]).await?.pop().unwrap_or(Err(Error::NotSent))
+    }
+
+    async fn set_some(&self, sets: Vec<SetItem>) -> Result<Vec<Result<SetResult, Error>>, Error> {
+        let asked = sets.len();
+        let request = SetRequest {
+            request: Some(self.inner.next_request()),
+            level: self.level,
+            sets,
+            ..SetRequest::default()
+        };
+        let reply: SetReply = self.call(Op::Set, &request).await?;
+        if reply.results.len() != asked {
+            let cause = MalformedCause::WrongCount { asked, got: reply.results.len() };
+            return Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) });
+        }
+        Ok(reply
+            .results
+            .into_iter()
+            .map(|outcome| match outcome {
+                SetOutcome::Ok(result) => Ok(result),
+                SetOutcome::Error(error) => Err(Error::from_reply(error)),
+            })
+            .collect())
+    }
+
+    /// Writes many messages in as few requests as they fit in, one after the other, in order.
+    pub(crate) async fn set_all(&self, items: Vec<SetItem>) -> Vec<Result<SetResult, Error>> {
+        let budget = self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
+        let mut results = Vec::with_capacity(items.len());
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            let request = fill(&mut items, budget, set_size);
+            let asked = request.len();
+            match self.set_some(request).await {
+                Ok(outcomes) => results.extend(outcomes),
+                Err(error) => {
+                    // What is too large fails alone, as every set does that is refused; anything else would fail the
+                    // rest as well, or let later sets overtake one whose fate is open.
+                    let goes_on = matches!(error, Error::TooLarge { .. });
+                    results.extend(std::iter::repeat_n(Err(error), asked));
+                    if !goes_on {
+                        results.extend(items.by_ref().map(|_| Err(Error::NotSent)));
+                    }
+                }
+            }
+        }
+        results
+    }
+
+    pub(crate) async fn get(&self, request: GetRequest) -> Result<Option<Message>, Error> {
+        let reply: GetReply = self.call(Op::Get, &request).await?;
+        match reply.messages.into_iter().next() {
+            // Asked for by its seq, there is no other way left to get it.
+            Some(message) if message.value_omitted && request.seq.is_none() => self.complete(message).await,
+            Some(message) if message.value_omitted => Err(too_large(&message)),
+            found => Ok(found),
+        }
+    }
+
+    /// The messages under `keys`, as far as they exist, in the order asked for.
+    pub(crate) async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Message>, Error> {
+        let budget = self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
+        let mut messages = Vec::new();
+        let mut keys = keys.into_iter().peekable();
+        while keys.peek().is_some() {
+            let mut wanted = fill(&mut keys, budget, |key| key.len() + KEY_OVERHEAD_BYTES);
+            while !wanted.is_empty() {
+                let request = GetRequest { keys: Some(wanted.clone()), ..GetRequest::default() };
+                let reply: GetReply = self.call(Op::Get, &request).await?;
+                let answered = usize::try_from(reply.answered).unwrap_or(usize::MAX).min(wanted.len());
+                if answered == 0 {
+                    return Err(Error::Malformed { cause: MalformedCause::StuckCursor });
+                }
+                for message in reply.messages {
+                    messages.extend(self.complete(message).await?);
+                }
+                wanted.drain(..answered);
+            }
+        }
+        Ok(messages)
+    }
+
+    /// The message with its value, fetched if it was left out. `None` when the message has gone meanwhile.
+    pub(crate) async fn complete(&self, message: Message) -> Result<Option<Message>, Error> {
+        if !message.value_omitted {
+            return Ok(Some(message));
+        }
+        // Boxed, because getting by a key completes what it got.
+        Box::pin(self.get(GetRequest::seq(message.seq))).await
+    }
+
+    pub(crate) fn messages(&self, range: SeqRange, key_prefix: Option<String>) -> Pages<Message> {
+        Pages::read(&self.inner.tasks, MessagePages { handle: self.clone(), range, key_prefix })
+    }
+
+    pub(crate) async fn delete(&self, request: DeleteRequest) -> Result<DeleteReply, Error> {
+        let request =
+            DeleteRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
+        self.call(Op::Delete, &request).await
+    }
+
+    pub(crate) async fn delete_all(&self, request: DeleteAllRequest) -> Result<u64, Error> {
+        let request =
+            DeleteAllRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
+        let reply: DeleteAllReply = self.call(Op::DeleteAll, &request).await?;
+        Ok(reply.count)
+    }
+
+    pub(crate) async fn watch(&self, filter: Filter) -> Result<Watch, Error> {
+        Watch::start(self.clone(), filter).await
+    }
+
+    pub(crate) async fn info(&self) -> Result<InfoReply, Error> {
+        self.call(Op::Info, &InfoRequest::default()).await
+    }
+
+    pub(crate) async fn configure(&self, config: SubjectConfig) -> Result<Position, Error> {
+        let request = ConfigureRequest {
+            request: Some(self.inner.next_request()),
+            config,
+            ..ConfigureRequest::default()
+        };
+        let reply: ConfigureReply = self.call(Op::Configure, &request).await?;
+        Ok(reply.position)
+    }
+
+    pub(crate) async fn flush(&self) -> Result<Position, Error> {
+        let reply: FlushReply = self.call(Op::Flush, &FlushRequest::default()).await?;
+        Ok(reply.position)
+    }
+
+    pub(crate) async fn destroy(&self) -> Result<Position, Error> {
+        let request =
+            DestroyRequest { request: Some(self.inner.next_request()), ..DestroyRequest::default() };
+        let reply: DestroyReply = self.call(Op::Destroy, &request).await?;
+        Ok(reply.position)
+    }
+}
+
+/// The calls that streams and key-value stores offer alike.
+macro_rules! care {
+    ($name:ident) => {
+        impl $name {
+            /// The subject.
+            #[must_use]
+            pub const fn subject(&self) -> &Subject {
+                &self.handle.subject
+            }
+
+            /// The same with another deadline for each call: tries and pauses together.
+            #[must_use]
+            pub const fn with_deadline(mut self, deadline: Duration) -> Self {
+                self.handle.deadline = deadline;
+                self
+            }
+
+            /// The same with at least this durability level for each change, where the subject's own is weaker. A server
+            /// that does not offer the level refuses the change with `unsupported`.
+            #[must_use]
+            pub const fn with_level(mut self, level: Level) -> Self {
+                self.handle.level = Some(level);
+                self
+            }
+
+            /// Everything there is to know about the subject but its messages: position, number and size of its
+            /// messages, configuration, level, server.
+            ///
+            /// Cancelling the call leaves nothing behind.
+            ///
+            /// # Errors
+            /// As every call.
+            pub async fn info(&self) -> Result<InfoReply, Error> {
+                self.handle.info().await
+            }
+
+            /// Replaces the whole configuration; what is absent in `config` gets its default. Returns the position after
+            /// the change.
+            ///
+            /// Cancelling the call leaves the old configuration or the new one.
+            ///
+            /// # Errors
+            /// [`Error::Service`] with `unsupported` for what the server does not offer; [`Error::Indeterminate`] when
+            /// the fate of the request is unknown; else as every call.
+            pub async fn configure(&self, config: SubjectConfig) -> Result<Position, Error> {
+                self.handle.configure(config).await
+            }
+
+            /// Puts everything so far in the bucket. Returns the position that is there.
+            ///
+            /// Cancelling the call leaves the server at work; what it puts in the bucket stays.
+            ///
+            /// # Errors
+            /// As every call.
+            pub async fn flush(&self) -> Result<Position, Error> {
+                self.handle.flush().await
+            }
+
+            /// Removes the subject for good, with all its messages. Returns the position where it ended; if it is ever
+            /// used again, it goes on from there.
+            ///
+            /// Cancelling the call leaves the subject destroyed or not.
+            ///
+            /// # Errors
+            /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+            pub async fn destroy(&self) -> Result<Position, Error> {
+                self.handle.destroy().await
+            }
+        }
+    };
+}
+pub(crate) use care;
+
+/// Takes as many items as fit in one request, and at least one.
+fn fill<T>(
+    items: &mut std::iter::Peekable<std::vec::IntoIter<T>>,
+    budget: usize,
+    size: impl Fn(&T) -> usize,
+) -> Vec<T> {
+    let mut taken: Vec<T> = items.next().into_iter().collect();
+    let mut used: usize = taken.iter().map(&size).sum();
+    while taken.len() < MAX_ITEMS_PER_REQUEST
+        && let Some(next) = items.next_if(|next| used + size(next) <= budget)
+    {
+        used += size(&next);
+        taken.push(next);
+    }
+    taken
+}
+
+fn set_size(item: &SetItem) -> usize {
+    item.key.as_ref().map_or(0, String::len)
+        + item.value.as_ref().map_or(0, bytes::Bytes::len)
+        + item.headers.size_bytes()
+        + item.headers.0.len() * HEADER_OVERHEAD_BYTES
+        + SET_OVERHEAD_BYTES
+}
+
+fn too_large(message: &Message) -> Error {
+    Error::TooLarge {
+        limit: "max_payload".to_owned(),
+        text: format!(
+            "the value of {} has {} bytes, more than one answer carries",
+            message.seq, message.size
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_filled_but_never_empty() {
+        let mut sizes = vec![50_usize, 40, 20, 500, 1].into_iter().peekable();
+        let mut requests = Vec::new();
+        while sizes.peek().is_some() {
+            requests.push(fill(&mut sizes, 100, |size| *size));
+        }
+        assert_eq!(requests, [vec![50, 40], vec![20], vec![500], vec![1]]);
+    }
+
+    #[test]
+    fn the_size_of_a_set_is_never_underestimated() {
+        let item = crate::NewMessage::new(vec![0; 300])
+            .header("n", "v")
+            .header("name", "x".repeat(300))
+            .seq(dormouse_protocol::Seq::new(u64::MAX))
+            .timestamp(dormouse_protocol::Timestamp::from_micros(u64::MAX))
+            .expect_key(Some(dormouse_protocol::MessageId {
+                term: dormouse_protocol::Term::new(u64::MAX),
+                seq: dormouse_protocol::Seq::new(u64::MAX),
+            }))
+            .into_item(Some("k".repeat(300)));
+        let estimated = set_size(&item);
+        assert!(dormouse_protocol::encode(&item).unwrap().len() <= estimated);
+    }
+}
