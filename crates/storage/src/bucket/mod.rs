@@ -6,6 +6,11 @@
 
 mod create;
 mod error;
+mod local;
+mod open;
+mod probe;
+mod store;
+mod transfer;
 
 use std::fmt;
 use std::path::Path;
@@ -16,6 +21,9 @@ use bytes::Bytes;
 pub use crate::checksum::Crc64;
 pub use create::{CreateInput, CreateOnce, CreateOutcome, CreateStep, create_once};
 pub use error::{BucketError, Operation};
+pub use open::{OpenBucketError, open_bucket};
+pub use probe::{ProbeError, probe};
+pub use store::ObjectStoreBucket;
 
 /// Longest key, in bytes: what S3 and its relatives allow.
 const MAX_KEY_BYTES: usize = 1_024;

@@ -1,0 +1,154 @@
+//! From a URL to a bucket.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_runtime::Env;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, RetryConfig};
+use url::Url;
+
+use super::local::LocalDirectory;
+use super::store::ObjectStoreBucket;
+
+/// How long object_store repeats a request by itself. Short: what must be repeated until the answer is definite is
+/// repeated by [`create_once`](super::create_once), which knows when to stop.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_RETRIES: usize = 3;
+
+/// Why a bucket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenBucketError {
+    /// The text is not the URL of a bucket.
+    #[error(
+        "not the URL of a bucket: {why}. It is one of file:///DIRECTORY, s3://BUCKET[/PATH], gs://BUCKET[/PATH], az://CONTAINER[/PATH], memory:///"
+    )]
+    InvalidUrl {
+        /// What is wrong with it. Never holds the URL itself, which could contain a password.
+        why: String,
+    },
+    /// The directory is not there. It is never created: a missing mount must not look like an empty bucket.
+    #[error("the bucket's directory {} cannot be opened: it must exist (an unmounted disk looks like this) and be writable", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The settings in the environment do not make a working client.
+    #[error("the bucket's settings in the environment ({variables}…) are not complete or not valid")]
+    Settings {
+        /// What the names of the variables begin with.
+        variables: &'static str,
+        /// What is wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Opens the bucket that `url` names. Nothing is read or written except that a local directory gets its lock file;
+/// [`probe`](super::probe) finds out whether the store is reachable and keeps its contract.
+///
+/// | URL | store | settings from the environment |
+/// |---|---|---|
+/// | `file:///DIRECTORY` | a directory that exists, also a mount | none |
+/// | `s3://BUCKET[/PATH]` | S3 and what speaks it | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`, … |
+/// | `gs://BUCKET[/PATH]` | Google Cloud Storage | `GOOGLE_SERVICE_ACCOUNT`, … |
+/// | `az://CONTAINER[/PATH]` | Azure Blob Storage | `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`, … |
+/// | `memory:///` | the memory of this process, fresh for each call | none |
+///
+/// `variables` are the environment's. Cancelling the call has no effect.
+///
+/// # Errors
+/// [`OpenBucketError`].
+pub async fn open_bucket(
+    url: &str,
+    variables: impl IntoIterator<Item = (String, String)>,
+    env: Env,
+) -> Result<ObjectStoreBucket, OpenBucketError> {
+    let invalid = |why: &str| OpenBucketError::InvalidUrl { why: why.to_owned() };
+    let url = Url::parse(url).map_err(|error| invalid(&error.to_string()))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(invalid("credentials belong into the environment, not into the URL"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(invalid("it has a query or a fragment"));
+    }
+    match url.scheme() {
+        "file" => return open_directory(&url, env).await,
+        "memory" => return Ok(ObjectStoreBucket::in_memory(env)),
+        _ => {}
+    }
+    let variables: BTreeMap<String, String> = variables.into_iter().collect();
+    let bucket = url.host_str().ok_or_else(|| invalid("it names no bucket"))?;
+    let bucket_url = format!("{}://{bucket}", url.scheme());
+    let root = ObjectPath::from_url_path(url.path()).map_err(|error| invalid(&error.to_string()))?;
+    let store = open_remote(url.scheme(), &bucket_url, &variables)?;
+    Ok(ObjectStoreBucket::new(store, root, url.to_string(), env))
+}
+
+async fn open_directory(url: &Url, env: Env) -> Result<ObjectStoreBucket, OpenBucketError> {
+    let path = url
+        .to_file_path()
+        .map_err(|()| OpenBucketError::InvalidUrl { why: "file:// names no absolute path".to_owned() })?;
+    let opening = path.clone();
+    let opened = env
+        .blocking(move || {
+            let directory = LocalDirectory::open(opening)?;
+            let store = LocalFileSystem::new_with_prefix(directory.root())?.with_fsync(true);
+            Ok((directory, store))
+        })
+        .await;
+    match opened {
+        Ok((directory, store)) => {
+            Ok(ObjectStoreBucket::local(Arc::new(store), directory, url.to_string(), env))
+        }
+        Err(source) => Err(OpenBucketError::Directory { path, source }),
+    }
+}
+
+/// As `from_env` of each builder does it, from given variables.
+fn open_remote(
+    scheme: &str,
+    bucket_url: &str,
+    variables: &BTreeMap<String, String>,
+) -> Result<Arc<dyn ObjectStore>, OpenBucketError> {
+    let retry =
+        RetryConfig { max_retries: MAX_RETRIES, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
+    macro_rules! build {
+        ($builder:ty, $prefix:literal) => {{
+            let mut builder = <$builder>::new().with_url(bucket_url).with_retry(retry);
+            for (name, value) in variables.iter().filter(|(name, _)| name.starts_with($prefix)) {
+                // Names that are none of its settings (AWS_PROFILE, …) are no business of ours.
+                if let Ok(key) = name.to_ascii_lowercase().parse() {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            match builder.build() {
+                Ok(store) => Ok(Arc::new(store) as Arc<dyn ObjectStore>),
+                Err(error) => Err(OpenBucketError::Settings { variables: $prefix, source: error.into() }),
+            }
+        }};
+    }
+    match scheme {
+        "s3" => build!(AmazonS3Builder, "AWS_"),
+        "gs" => build!(GoogleCloudStorageBuilder, "GOOGLE_"),
+        "az" => build!(MicrosoftAzureBuilder, "AZURE_"),
+        other => Err(OpenBucketError::InvalidUrl { why: format!("{other}:// is not known") }),
+    }
+}
+
+impl ObjectStoreBucket {
+    /// An empty bucket in the memory of this process. It is gone with its last handle.
+    #[must_use]
+    pub fn in_memory(env: Env) -> Self {
+        Self::new(Arc::new(InMemory::new()), ObjectPath::ROOT, "memory:///".to_owned(), env)
+    }
+}

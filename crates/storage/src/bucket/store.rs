@@ -1,0 +1,272 @@
+//! The bucket over object_store.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dormouse_runtime::Env;
+use futures::TryStreamExt;
+use object_store::path::Path as ObjectPath;
+use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+
+use super::local::LocalDirectory;
+use super::transfer;
+use super::{
+    Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch, Operation,
+};
+
+/// How long one request may take, in whole, its repeats by object_store included; for large files, each part.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Largest object that [`Bucket::get`] reads into memory. Nothing that this crate creates in one piece is larger.
+const MAX_SMALL_OBJECT_BYTES: u64 = 32 * 1_024 * 1_024;
+
+/// A bucket in one of object_store's stores. Cloning is cheap and shares the store.
+#[derive(Clone)]
+pub struct ObjectStoreBucket {
+    store: Arc<dyn ObjectStore>,
+    root: ObjectPath,
+    /// With a local directory only.
+    directory: Option<LocalDirectory>,
+    url: Arc<str>,
+    env: Env,
+}
+
+impl fmt::Debug for ObjectStoreBucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectStoreBucket").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+/// What is being done, to be named when it fails.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) operation: Operation,
+    pub(super) name: &'a str,
+}
+
+impl Call<'_> {
+    /// Waits for an answer of the store, but not for ever.
+    pub(super) async fn within<T>(
+        self,
+        timeout: Duration,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<Result<T, StoreError>, BucketError> {
+        tokio::time::timeout(timeout, answer).await.map_err(|_| BucketError::Timeout {
+            operation: self.operation,
+            name: self.name.to_owned(),
+            timeout,
+        })
+    }
+
+    /// As [`Call::within`], where no error of the store has a meaning of its own.
+    pub(super) async fn complete<T>(
+        self,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, BucketError> {
+        self.within(CALL_TIMEOUT, answer).await?.map_err(|error| self.failed(error))
+    }
+
+    /// What an error of the store means.
+    pub(super) fn failed(self, error: StoreError) -> BucketError {
+        let (operation, name) = (self.operation, self.name.to_owned());
+        match error {
+            StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
+                BucketError::Denied { operation, name, source: error.into() }
+            }
+            StoreError::NotSupported { .. }
+            | StoreError::NotImplemented { .. }
+            | StoreError::InvalidPath { .. }
+            | StoreError::UnknownConfigurationKey { .. } => {
+                BucketError::Unsupported { operation, name, source: error.into() }
+            }
+            _ => BucketError::Unreachable { operation, name, source: error.into() },
+        }
+    }
+
+    /// What an error of the directory means.
+    fn directory_failed(self, error: io::Error) -> BucketError {
+        let (operation, name) = (self.operation, self.name.to_owned());
+        match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                BucketError::Denied { operation, name, source: error.into() }
+            }
+            _ => BucketError::Unreachable { operation, name, source: error.into() },
+        }
+    }
+}
+
+impl ObjectStoreBucket {
+    pub(super) fn new(store: Arc<dyn ObjectStore>, root: ObjectPath, url: String, env: Env) -> Self {
+        Self { store, root, directory: None, url: url.into(), env }
+    }
+
+    pub(super) fn local(
+        store: Arc<dyn ObjectStore>,
+        directory: LocalDirectory,
+        url: String,
+        env: Env,
+    ) -> Self {
+        Self { directory: Some(directory), ..Self::new(store, ObjectPath::ROOT, url, env) }
+    }
+
+    /// The bucket's URL. Holds no credentials.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    pub(super) fn store(&self) -> &dyn ObjectStore {
+        &*self.store
+    }
+
+    pub(super) fn locate(&self, call: Call<'_>) -> Result<ObjectPath, BucketError> {
+        let path = if self.root.as_ref().is_empty() {
+            ObjectPath::parse(call.name)
+        } else {
+            ObjectPath::parse(format!("{}/{}", self.root, call.name))
+        };
+        path.map_err(|error| call.failed(error.into()))
+    }
+
+    /// With a local directory, runs blocking work on it.
+    async fn on_directory<T: Send + 'static>(
+        &self,
+        directory: &LocalDirectory,
+        call: Call<'_>,
+        work: impl FnOnce(&LocalDirectory) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, BucketError> {
+        let directory = directory.clone();
+        let done = self.env.blocking(move || work(&directory));
+        let timeout = CALL_TIMEOUT;
+        match tokio::time::timeout(timeout, done).await {
+            Ok(result) => result.map_err(|error| call.directory_failed(error)),
+            Err(_) => {
+                Err(BucketError::Timeout { operation: call.operation, name: call.name.to_owned(), timeout })
+            }
+        }
+    }
+
+    /// With a local directory, makes sure that it is still there: object_store would create it anew, and without it
+    /// every object looks absent.
+    pub(super) async fn check_present(&self, call: Call<'_>) -> Result<(), BucketError> {
+        match &self.directory {
+            None => Ok(()),
+            Some(directory) => self.on_directory(directory, call, LocalDirectory::check_present).await,
+        }
+    }
+
+    async fn list_store(
+        &self,
+        prefix: &BucketPrefix,
+        call: Call<'_>,
+    ) -> Result<Vec<BucketEntry>, BucketError> {
+        let folder = prefix.as_str().trim_end_matches('/');
+        let path =
+            if folder.is_empty() { self.root.clone() } else { self.locate(Call { name: folder, ..call })? };
+        let mut listing = self.store.list(Some(&path));
+        let mut entries = Vec::new();
+        while let Some(object) = call.complete(listing.try_next()).await? {
+            let location = object.location.as_ref();
+            let key = if self.root.as_ref().is_empty() {
+                Some(location)
+            } else {
+                location.strip_prefix(self.root.as_ref()).and_then(|rest| rest.strip_prefix('/'))
+            };
+            // Names that no key has are not ours.
+            if let Some(Ok(key)) = key.map(BucketKey::new) {
+                entries.push(BucketEntry { key, size_bytes: object.size });
+            }
+        }
+        Ok(entries)
+    }
+}
+
+#[async_trait]
+impl Bucket for ObjectStoreBucket {
+    async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
+        let call = Call { operation: Operation::Create, name: key.as_str() };
+        let path = self.locate(call)?;
+        self.check_present(call).await?;
+        let put = self.store.put_opts(&path, PutPayload::from_bytes(bytes), PutMode::Create.into());
+        match call.within(CALL_TIMEOUT, put).await? {
+            Ok(_) => Ok(Created::New),
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(Created::Exists),
+            Err(error) => Err(call.failed(error)),
+        }
+    }
+
+    async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
+        let call = Call { operation: Operation::Get, name: key.as_str() };
+        let path = self.locate(call)?;
+        let found = match call.within(CALL_TIMEOUT, self.store.get(&path)).await? {
+            Ok(found) => found,
+            Err(StoreError::NotFound { .. }) => {
+                self.check_present(call).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(call.failed(error)),
+        };
+        if found.meta.size > MAX_SMALL_OBJECT_BYTES {
+            let what =
+                format!("{} bytes, where at most {MAX_SMALL_OBJECT_BYTES} are expected", found.meta.size);
+            return Err(BucketError::Corrupt { object: key.to_string(), what });
+        }
+        call.complete(found.bytes()).await.map(Some)
+    }
+
+    async fn put_file(
+        &self,
+        key: &BucketKey,
+        path: &Path,
+        patch: HeaderPatch,
+    ) -> Result<FileSummary, BucketError> {
+        let call = Call { operation: Operation::PutFile, name: key.as_str() };
+        self.check_present(call).await?;
+        transfer::upload(self, call, path, patch).await
+    }
+
+    async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
+        let call = Call { operation: Operation::GetFile, name: key.as_str() };
+        let summary = transfer::download(self, call, path).await?;
+        if summary.is_none() {
+            self.check_present(call).await?;
+        }
+        Ok(summary)
+    }
+
+    async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
+        let call = Call { operation: Operation::List, name: prefix.as_str() };
+        let mut entries = match &self.directory {
+            None => self.list_store(prefix, call).await?,
+            Some(directory) => {
+                let prefix = prefix.clone();
+                self.on_directory(directory, call, move |directory| directory.list(&prefix)).await?
+            }
+        };
+        entries.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+        Ok(entries)
+    }
+
+    async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
+        let call = Call { operation: Operation::Delete, name: key.as_str() };
+        if let Some(directory) = &self.directory {
+            let key = key.clone();
+            return self.on_directory(directory, call, move |directory| directory.delete(&key)).await;
+        }
+        let path = self.locate(call)?;
+        match call.within(CALL_TIMEOUT, self.store.delete(&path)).await? {
+            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(call.failed(error)),
+        }
+    }
+}

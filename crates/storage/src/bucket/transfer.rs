@@ -1,0 +1,258 @@
+//! Moving whole files between the local disk and the store, piece by piece.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    Error as StoreError, GetResult, GetResultPayload, MultipartUpload, ObjectStoreExt, PutPayload,
+};
+
+use super::store::{Call, ObjectStoreBucket};
+use super::{BucketError, FileSummary, HeaderPatch};
+use crate::checksum::Crc64Digest;
+
+/// Smallest part of an upload in several parts (S3 wants 5 MiB at least), and largest file uploaded in one. In bytes.
+const PART_BYTES: u64 = 8 * 1_024 * 1_024;
+
+/// Most parts of an upload. S3 allows 10,000.
+const MAX_PARTS: u64 = 9_000;
+
+/// How much of a download is gathered before it is written. In bytes.
+const WRITE_BYTES: usize = 1_024 * 1_024;
+
+/// How an SQLite file begins, and where it states how it is to be written and read.
+const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
+const SQLITE_VERSIONS: std::ops::Range<usize> = 18..20;
+const SQLITE_ROLLBACK_JOURNAL: u8 = 1;
+
+/// A local file on its way up.
+struct Source {
+    file: File,
+    path: PathBuf,
+    part_bytes: u64,
+    patch: HeaderPatch,
+    crc: Crc64Digest,
+    size_bytes: u64,
+}
+
+impl Source {
+    fn open(path: PathBuf, patch: HeaderPatch) -> Result<Self, BucketError> {
+        let open = |path: &Path| {
+            let file = File::open(path)?;
+            let size_bytes = file.metadata()?.len();
+            Ok((file, size_bytes))
+        };
+        match open(&path) {
+            Ok((file, size_bytes)) => {
+                let part_bytes = PART_BYTES.max(size_bytes.div_ceil(MAX_PARTS));
+                Ok(Self { file, path, part_bytes, patch, crc: Crc64Digest::new(), size_bytes: 0 })
+            }
+            Err(source) => Err(BucketError::LocalFile { path, source }),
+        }
+    }
+
+    /// The next part; shorter than the others, or empty, at the end. Blocks.
+    fn next_part(&mut self) -> Result<Bytes, BucketError> {
+        let mut part = Vec::new();
+        if let Err(source) = (&self.file).take(self.part_bytes).read_to_end(&mut part) {
+            return Err(BucketError::LocalFile { path: self.path.clone(), source });
+        }
+        if self.size_bytes == 0 && self.patch == HeaderPatch::RollbackJournal {
+            if !part.starts_with(SQLITE_MAGIC) || part.len() < SQLITE_VERSIONS.end {
+                let what = "not an SQLite file".to_owned();
+                return Err(BucketError::Corrupt { object: self.path.display().to_string(), what });
+            }
+            part[SQLITE_VERSIONS].fill(SQLITE_ROLLBACK_JOURNAL);
+        }
+        self.crc.update(&part);
+        self.size_bytes += part.len() as u64;
+        Ok(part.into())
+    }
+
+    fn is_last(&self, part: &Bytes) -> bool {
+        (part.len() as u64) < self.part_bytes
+    }
+
+    fn summary(&self) -> FileSummary {
+        FileSummary { size_bytes: self.size_bytes, crc64: self.crc.finish() }
+    }
+}
+
+/// A source that goes to and fro between this task and the threads that may block.
+async fn read_part(bucket: &ObjectStoreBucket, mut source: Source) -> Result<(Source, Bytes), BucketError> {
+    bucket
+        .env()
+        .blocking(move || {
+            let part = source.next_part()?;
+            Ok((source, part))
+        })
+        .await
+}
+
+pub(super) async fn upload(
+    bucket: &ObjectStoreBucket,
+    call: Call<'_>,
+    path: &Path,
+    patch: HeaderPatch,
+) -> Result<FileSummary, BucketError> {
+    let to = bucket.locate(call)?;
+    let path = path.to_owned();
+    let (source, part) = bucket
+        .env()
+        .blocking(move || {
+            let mut source = Source::open(path, patch)?;
+            let part = source.next_part()?;
+            Ok((source, part))
+        })
+        .await?;
+    if source.is_last(&part) {
+        call.complete(bucket.store().put(&to, PutPayload::from_bytes(part))).await?;
+        return Ok(source.summary());
+    }
+    let mut multipart = call.complete(bucket.store().put_multipart(&to)).await?;
+    match upload_parts(bucket, call, &mut *multipart, source, part).await {
+        Ok(summary) => Ok(summary),
+        Err(error) => {
+            // Nothing refers to the key; what stays behind where this fails costs space, until the store's rule for
+            // unfinished uploads takes it away.
+            if let Err(leftover) = call.complete(multipart.abort()).await {
+                tracing::debug!(object = call.name, error = %leftover, "an unfinished upload stays behind");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn upload_parts(
+    bucket: &ObjectStoreBucket,
+    call: Call<'_>,
+    multipart: &mut dyn MultipartUpload,
+    mut source: Source,
+    mut part: Bytes,
+) -> Result<FileSummary, BucketError> {
+    loop {
+        let last = source.is_last(&part);
+        if !part.is_empty() {
+            call.complete(multipart.put_part(PutPayload::from_bytes(part))).await?;
+        }
+        if last {
+            call.complete(multipart.complete()).await?;
+            return Ok(source.summary());
+        }
+        (source, part) = read_part(bucket, source).await?;
+    }
+}
+
+pub(super) async fn download(
+    bucket: &ObjectStoreBucket,
+    call: Call<'_>,
+    path: &Path,
+) -> Result<Option<FileSummary>, BucketError> {
+    let from: ObjectPath = bucket.locate(call)?;
+    let found = match call.complete_or_absent(bucket.store().get(&from)).await? {
+        Some(found) => found,
+        None => return Ok(None),
+    };
+    let target = path.to_owned();
+    let opened = bucket.env().blocking(move || Target::create(target)).await?;
+    match fill(bucket, call, found, opened).await {
+        Ok(summary) => Ok(Some(summary)),
+        Err(error) => {
+            let target = path.to_owned();
+            // The error that is reported is the one that made the file useless.
+            bucket.env().blocking(move || fs::remove_file(target)).await.ok();
+            Err(error)
+        }
+    }
+}
+
+async fn fill(
+    bucket: &ObjectStoreBucket,
+    call: Call<'_>,
+    found: GetResult,
+    mut target: Target,
+) -> Result<FileSummary, BucketError> {
+    let mut stream = match found.payload {
+        GetResultPayload::File(file, _) => {
+            return bucket.env().blocking(move || target.copy_from(file)).await;
+        }
+        GetResultPayload::Stream(stream) => stream,
+    };
+    let mut gathered = BytesMut::new();
+    loop {
+        let piece = call.complete(stream.try_next()).await?;
+        let at_end = piece.is_none();
+        gathered.extend_from_slice(&piece.unwrap_or_default());
+        if at_end || gathered.len() >= WRITE_BYTES {
+            let piece = gathered.split().freeze();
+            target = bucket.env().blocking(move || target.write(&piece).map(|()| target)).await?;
+        }
+        if at_end {
+            return Ok(target.summary());
+        }
+    }
+}
+
+/// A local file on its way down.
+struct Target {
+    file: File,
+    path: PathBuf,
+    crc: Crc64Digest,
+    size_bytes: u64,
+}
+
+impl Target {
+    fn create(path: PathBuf) -> Result<Self, BucketError> {
+        match File::create_new(&path) {
+            Ok(file) => Ok(Self { file, path, crc: Crc64Digest::new(), size_bytes: 0 }),
+            Err(source) => Err(BucketError::LocalFile { path, source }),
+        }
+    }
+
+    fn write(&mut self, piece: &[u8]) -> Result<(), BucketError> {
+        self.crc.update(piece);
+        self.size_bytes += piece.len() as u64;
+        self.file
+            .write_all(piece)
+            .map_err(|source| BucketError::LocalFile { path: self.path.clone(), source })
+    }
+
+    /// A local store hands out the object as an open file: one thread copies it, without hops per piece.
+    fn copy_from(mut self, mut from: File) -> Result<FileSummary, BucketError> {
+        let mut buffer = vec![0; 256 * 1_024];
+        loop {
+            let count = match from.read(&mut buffer) {
+                Ok(0) => return Ok(self.summary()),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(BucketError::LocalFile { path: self.path, source }),
+            };
+            self.write(&buffer[..count])?;
+        }
+    }
+
+    fn summary(&self) -> FileSummary {
+        FileSummary { size_bytes: self.size_bytes, crc64: self.crc.finish() }
+    }
+}
+
+impl Call<'_> {
+    /// As [`Call::complete`], where the absence of the object is an answer.
+    async fn complete_or_absent<T>(
+        self,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<Option<T>, BucketError> {
+        let answer = async {
+            match answer.await {
+                Ok(found) => Ok(Some(found)),
+                Err(StoreError::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        self.complete(answer).await
+    }
+}

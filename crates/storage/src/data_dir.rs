@@ -1,0 +1,171 @@
+//! The server's local directory: one process at a time, nothing in it that must not be lost but `lost/`.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use dormouse_protocol::{LogId, Subject, Term};
+
+use crate::keys::Nonce;
+
+const LOCK_FILE: &str = "lock";
+const LOG_ID_FILE: &str = "log-id";
+const SUBJECTS: &str = "subjects";
+const LOST: &str = "lost";
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// It does not exist and cannot be created, or something else has its name.
+    #[error("the data directory {} cannot be created", path.display())]
+    Create {
+        /// The directory, or what is to lie in it.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// It cannot be written to.
+    #[error("the data directory {} is not writable", path.display())]
+    NotWritable {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Another process holds it.
+    #[error("the data directory {} is in use by another process: every server needs one of its own", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file in it could not be read or written.
+    #[error("cannot access {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// A data directory that this process has for itself, until the value is dropped or the process ends, however it
+/// ends.
+///
+/// ```text
+/// lock                        held while a process uses the directory
+/// log-id                      the log of the process that used it last
+/// subjects/<escaped>.sqlite3  subjects, as far as this server has them
+/// lost/<escaped>/             what was accepted here and never reached the bucket before somebody else went on
+/// ```
+///
+/// Nothing is scanned: opening takes the same time however much there is.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    predecessor: Option<LogId>,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Opens the directory at `path`, and creates it if there is none. Blocks.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST)] {
+            fs::create_dir_all(&folder).map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if path.is_dir() => {
+                    DataDirError::NotWritable { path: path.to_owned(), source }
+                }
+                _ => DataDirError::Create { path: folder, source },
+            })?;
+        }
+        let lock = lock(path)?;
+        check_writable(path)?;
+        let predecessor = read_log_id(&path.join(LOG_ID_FILE))?;
+        Ok(Self { path: path.to_owned(), predecessor, _lock: lock })
+    }
+
+    /// The log of the process that used the directory before this one. That process has ended: its lock was free.
+    #[must_use]
+    pub const fn predecessor(&self) -> Option<&LogId> {
+        self.predecessor.as_ref()
+    }
+
+    /// Records `log` as the one that uses the directory now: the next process will name it as its predecessor.
+    /// [`DataDir::predecessor`] keeps its answer. Survives a loss of power. Blocks.
+    ///
+    /// # Errors
+    /// [`DataDirError::File`].
+    pub fn record_log(&self, log: &LogId) -> Result<(), DataDirError> {
+        let path = self.path.join(LOG_ID_FILE);
+        let staged = self.path.join(format!("{LOG_ID_FILE}.new"));
+        let write = || {
+            let mut file = File::create(&staged)?;
+            file.write_all(format!("{log}\n").as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&staged, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| DataDirError::File { path, source })
+    }
+
+    /// Where the subject's file lies.
+    #[must_use]
+    pub fn subject_file(&self, subject: &Subject) -> PathBuf {
+        self.path.join(SUBJECTS).join(format!("{}.sqlite3", subject.escaped()))
+    }
+
+    /// Where the subject's file as of `term` is to be kept when the subject has gone on without it. `nonce` is fresh.
+    /// Its folder may have to be created.
+    #[must_use]
+    pub fn lost_file(&self, subject: &Subject, term: Term, nonce: Nonce) -> PathBuf {
+        self.path.join(LOST).join(subject.escaped()).join(format!("{}-{nonce}.sqlite3", term.get()))
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let lock_path = path.join(LOCK_FILE);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(|source| DataDirError::NotWritable { path: path.to_owned(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(DataDirError::File { path: lock_path, source }),
+    }
+}
+
+/// Writes a file where the subjects will be, and removes it: permissions, a read-only or a full disk show here rather
+/// than at the first request.
+fn check_writable(path: &Path) -> Result<(), DataDirError> {
+    let trial = path.join(SUBJECTS).join(".writable");
+    let write = || {
+        fs::write(&trial, b"dormouse")?;
+        fs::remove_file(&trial)
+    };
+    write().map_err(|source| DataDirError::NotWritable { path: path.to_owned(), source })
+}
+
+/// The predecessor only spares a wait, so a file that makes no sense is as good as none.
+fn read_log_id(path: &Path) -> Result<Option<LogId>, DataDirError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(DataDirError::File { path: path.to_owned(), source }),
+    };
+    let log = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim_end().parse().ok());
+    if log.is_none() {
+        tracing::warn!(file = %path.display(), "this file does not hold the id of a log; it is replaced");
+    }
+    Ok(log)
+}
