@@ -1,0 +1,409 @@
+//! A fleet of real processes around one test.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use dormouse_bus::nats::NatsOptions;
+use dormouse_bus::{Bus, Outgoing};
+use dormouse_client::Client;
+use dormouse_harness::{Process, ProcessSpec, complaints, nats_server_program, our_program, tail};
+use dormouse_protocol::health::{Health, HealthStatus};
+use dormouse_protocol::{Prefix, ServerName, Subject};
+use tempfile::TempDir;
+
+use crate::{PATIENCE, RawNats, until};
+
+const NATS: &str = "nats";
+const COORDINATOR: &str = ServerName::COORDINATOR;
+
+/// What a fleet shall be.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Builder {
+    servers: usize,
+    coordinator_arguments: Vec<String>,
+    server_arguments: Vec<String>,
+}
+
+impl Builder {
+    /// How many persistence servers, called `persist-1`, `persist-2`, …; 1 unless set.
+    pub fn servers(mut self, servers: usize) -> Self {
+        self.servers = servers;
+        self
+    }
+
+    /// Adds arguments for every persistence server.
+    pub fn server_args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        self.server_arguments.extend(arguments.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Adds arguments for the coordinator.
+    pub fn coordinator_args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        self.coordinator_arguments.extend(arguments.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Starts the fleet, waits until it is ready, runs the test in it, stops it gracefully, and looks through the
+    /// logs: a warning or error that nobody expected fails the test.
+    ///
+    /// # Errors
+    /// The test's own, with the ends of all logs on standard error; or what is wrong with the fleet.
+    pub async fn run(self, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let mut fleet = self.start().await?;
+        test(&mut fleet).await?;
+        fleet.finish().await
+    }
+
+    async fn start(self) -> anyhow::Result<Fleet> {
+        let folder = tempfile::Builder::new().prefix("dormouse-e2e-").tempdir()?;
+        for part in ["bucket", "data", "logs"] {
+            std::fs::create_dir(folder.path().join(part))?;
+        }
+        let mut fleet = Fleet {
+            folder,
+            url: String::new(),
+            builder: self,
+            specs: BTreeMap::new(),
+            running: BTreeMap::new(),
+            asker: None,
+            expected: Vec::new(),
+            finished: false,
+        };
+        fleet.start_nats().await?;
+        fleet.add_coordinator()?;
+        for number in 1..=fleet.builder.servers {
+            let spec = fleet.server_spec(&format!("persist-{number}"))?;
+            fleet.add(spec)?;
+        }
+        for name in fleet.members() {
+            fleet.wait_ready(&name).await?;
+        }
+        Ok(fleet)
+    }
+}
+
+/// A running fleet: a nats-server, a coordinator, persistence servers, and a local directory as the bucket.
+pub struct Fleet {
+    folder: TempDir,
+    url: String,
+    builder: Builder,
+    specs: BTreeMap<String, ProcessSpec>,
+    running: BTreeMap<String, Process>,
+    asker: Option<Client>,
+    expected: Vec<String>,
+    finished: bool,
+}
+
+impl Fleet {
+    /// A fleet of one server with every setting at its default.
+    pub fn builder() -> Builder {
+        Builder { servers: 1, coordinator_arguments: Vec::new(), server_arguments: Vec::new() }
+    }
+
+    /// The address of the nats-server.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The folder that is the bucket.
+    #[must_use]
+    pub fn bucket_dir(&self) -> PathBuf {
+        self.folder.path().join("bucket")
+    }
+
+    /// The data directory of a process.
+    #[must_use]
+    pub fn data_dir(&self, name: &str) -> PathBuf {
+        self.folder.path().join("data").join(name)
+    }
+
+    /// A folder for the test's own files.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A client of its own connection. Its calls wait longer than an application's would: a small machine may run
+    /// several fleets.
+    ///
+    /// # Errors
+    /// When no connection comes about.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        let options = NatsOptions::new(vec![self.url.parse()?]);
+        Ok(Client::builder().deadline(PATIENCE).connect(options).await?)
+    }
+
+    /// A connection that can say anything.
+    ///
+    /// # Errors
+    /// When no connection comes about.
+    pub async fn raw(&self) -> anyhow::Result<RawNats> {
+        RawNats::connect(&self.url).await
+    }
+
+    /// The server that serves a subject, as the coordinator says.
+    ///
+    /// # Errors
+    /// When the coordinator does not say.
+    pub async fn owner(&self, client: &Client, subject: &str) -> anyhow::Result<String> {
+        Ok(client.locate(&Subject::new(subject)?).await?.as_str().to_owned())
+    }
+
+    /// Warnings and errors with this text in them are part of the test.
+    pub fn expect_warning(&mut self, text: &str) {
+        self.expected.push(text.to_owned());
+    }
+
+    /// How `dormouse-persist-server` is started under `name` in this fleet.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn server_spec(&self, name: &str) -> anyhow::Result<ProcessSpec> {
+        let bucket = format!("file://{}", self.bucket_dir().display());
+        let data_dir = self.data_dir(name).display().to_string();
+        let arguments = ["--nats", &self.url, "--name", name, "--bucket", &bucket, "--data-dir", &data_dir];
+        Ok(ProcessSpec::new(name, our_program("dormouse-persist-server")?, &self.log_dir())
+            .args(arguments)
+            .args(&self.builder.server_arguments))
+    }
+
+    /// Starts one more process, which becomes part of the fleet. Does not wait until it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn add(&mut self, spec: ProcessSpec) -> anyhow::Result<()> {
+        self.running.insert(spec.name.clone(), spec.start()?);
+        self.specs.insert(spec.name.clone(), spec);
+        Ok(())
+    }
+
+    /// Runs a process of its own to its end: what it wrote, and how it ended.
+    ///
+    /// # Errors
+    /// When it cannot be run or does not end.
+    pub async fn run_to_end(&self, spec: &ProcessSpec) -> anyhow::Result<(ExitStatus, String)> {
+        let status = spec.start()?.wait(PATIENCE).await?;
+        Ok((status, std::fs::read_to_string(&spec.log)?))
+    }
+
+    /// Runs `dormouse` against this fleet.
+    ///
+    /// # Errors
+    /// When it has not been built or does not end.
+    pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut command = tokio::process::Command::new(our_program("dormouse")?);
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("DORMOUSE_") || name.starts_with("NATS_")) {
+                command.env_remove(name);
+            }
+        }
+        // The contexts of whoever runs the tests are not ours.
+        command.env("HOME", self.folder.path()).env("XDG_CONFIG_HOME", self.folder.path());
+        command.args(["--nats", &self.url]).args(arguments).current_dir(self.folder.path());
+        command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+        tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .with_context(|| format!("`dormouse {}` does not end", arguments.join(" ")))?
+            .context("cannot run dormouse")
+    }
+
+    /// What `dormouse` wrote to standard output, having succeeded.
+    ///
+    /// # Errors
+    /// When it failed; standard error is in the error.
+    pub async fn cli_ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.cli(arguments).await?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`dormouse {}`: {}\n{error}", arguments.join(" "), output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// A running process.
+    ///
+    /// # Errors
+    /// When none of that name runs.
+    pub fn process(&mut self, name: &str) -> anyhow::Result<&mut Process> {
+        self.running.get_mut(name).with_context(|| format!("{name} is not running"))
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn kill9(&mut self, name: &str) -> anyhow::Result<()> {
+        let mut process = self.running.remove(name).with_context(|| format!("{name} is not running"))?;
+        process.kill9().await
+    }
+
+    /// SIGTERM; the process must end well.
+    ///
+    /// # Errors
+    /// When it does not end, or not well.
+    pub async fn stop(&mut self, name: &str) -> anyhow::Result<()> {
+        let mut process = self.running.remove(name).with_context(|| format!("{name} is not running"))?;
+        let status = process.terminate(PATIENCE).await?;
+        ensure!(status.success(), "{name} ended with {status} after SIGTERM");
+        Ok(())
+    }
+
+    /// Starts a process again that was killed or stopped, as it was started before, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn restart(&mut self, name: &str) -> anyhow::Result<()> {
+        let spec = self.specs.get(name).with_context(|| format!("{name} was never started"))?.clone();
+        self.add(spec)?;
+        if name == NATS { self.nats_accepts().await } else { self.wait_ready(name).await }
+    }
+
+    /// SIGSTOP.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pause(&mut self, name: &str) -> anyhow::Result<()> {
+        self.process(name)?.pause()
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn resume(&mut self, name: &str) -> anyhow::Result<()> {
+        self.process(name)?.resume()
+    }
+
+    /// What a process says about itself, if it answers.
+    ///
+    /// # Errors
+    /// When what it answers is not health.
+    pub async fn health(&mut self, name: &str) -> anyhow::Result<Option<Health>> {
+        let bus = self.bus().await?;
+        let message = Outgoing::new(Prefix::default().health_of(name), Vec::new().into());
+        match bus.request(message, Duration::from_secs(1)).await {
+            Ok(reply) => Ok(Some(serde_json::from_slice(&reply.payload).context("health is not JSON")?)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Waits until a process says that all is well.
+    ///
+    /// # Errors
+    /// When it ends, or does not say so in time.
+    pub async fn wait_ready(&mut self, name: &str) -> anyhow::Result<()> {
+        until(&format!("{name} is ready"), async || {
+            if let Some(status) = self.process(name)?.ended()? {
+                anyhow::bail!("{name} ended with {status}");
+            }
+            Ok(self.health(name).await?.filter(|health| health.status == HealthStatus::Ok))
+        })
+        .await
+        .map(drop)
+    }
+
+    /// What a process has logged so far.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn log(&self, name: &str) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.log_dir().join(format!("{name}.log")))?)
+    }
+
+    fn members(&self) -> Vec<String> {
+        self.running.keys().filter(|name| *name != NATS).cloned().collect()
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        self.folder.path().join("logs")
+    }
+
+    /// The connection over which the fleet itself asks.
+    async fn bus(&mut self) -> anyhow::Result<Arc<dyn Bus>> {
+        let asker = match self.asker.take() {
+            Some(asker) => asker,
+            None => self.client().await?,
+        };
+        Ok(Arc::clone(self.asker.insert(asker).bus()))
+    }
+
+    async fn start_nats(&mut self) -> anyhow::Result<()> {
+        // The server takes any free port at first; started again, it takes the same one.
+        let folder = self.folder.path().to_path_buf();
+        let base = ProcessSpec::new(NATS, nats_server_program()?, &self.log_dir()).args(["-a", "127.0.0.1"]);
+        let first = base.clone().args(["-p", "-1", "--ports_file_dir", &folder.display().to_string()]);
+        self.add(first)?;
+        let port = until("the nats-server says its port", async || {
+            if let Some(status) = self.process(NATS)?.ended()? {
+                anyhow::bail!("nats-server ended with {status}");
+            }
+            Ok(read_port(&folder))
+        })
+        .await?;
+        self.url = format!("nats://127.0.0.1:{port}");
+        self.specs.insert(NATS.to_owned(), base.args(["-p", &port.to_string()]));
+        Ok(())
+    }
+
+    async fn nats_accepts(&mut self) -> anyhow::Result<()> {
+        let url = self.url.clone();
+        until("the nats-server accepts connections", async || Ok(RawNats::connect(&url).await.ok()))
+            .await
+            .map(drop)
+    }
+
+    fn add_coordinator(&mut self) -> anyhow::Result<()> {
+        let data_dir = self.data_dir(COORDINATOR).display().to_string();
+        let spec = ProcessSpec::new(COORDINATOR, our_program("dormouse-coordinator")?, &self.log_dir())
+            .args(["--nats", &self.url, "--data-dir", &data_dir])
+            .args(&self.builder.coordinator_arguments);
+        self.add(spec)
+    }
+
+    async fn finish(mut self) -> anyhow::Result<()> {
+        let mut members = self.members();
+        // Servers hand back their subjects to a coordinator that is still there.
+        members.sort_by_key(|name| name == COORDINATOR);
+        for name in members {
+            self.stop(&name).await?;
+        }
+        let mut unexpected = Vec::new();
+        for name in self.specs.keys().filter(|name| *name != NATS) {
+            for line in complaints(&self.log(name)?) {
+                if !self.expected.iter().any(|text| line.contains(text)) {
+                    unexpected.push(format!("{name}: {line}"));
+                }
+            }
+        }
+        ensure!(unexpected.is_empty(), "warnings that nobody expected:\n{}", unexpected.join("\n"));
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        for name in self.specs.keys() {
+            let log = self.log_dir().join(format!("{name}.log"));
+            eprintln!("──── the end of the log of {name} ────\n{}", tail(&log, 40));
+        }
+    }
+}
+
+/// The port in the file that a nats-server writes when it listens.
+fn read_port(folder: &Path) -> Option<u16> {
+    let file = std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "ports"))?;
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
+}

@@ -1,0 +1,154 @@
+//! A NATS connection spoken by hand: it can send what no well-behaved client would.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::PATIENCE;
+
+/// A message as it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawMessage {
+    /// Where it was sent to.
+    pub subject: String,
+    /// The header block as text; empty without headers.
+    pub headers: String,
+    /// The content.
+    pub payload: Vec<u8>,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct RawNats {
+    reader: BufReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+    arrived: VecDeque<RawMessage>,
+    inboxes: u64,
+}
+
+impl RawNats {
+    /// Connects to `nats://host:port`.
+    ///
+    /// # Errors
+    /// When nobody listens there or speaks otherwise than a nats-server.
+    pub async fn connect(url: &str) -> anyhow::Result<Self> {
+        let address = url.strip_prefix("nats://").context("not a nats:// address")?;
+        let (reader, writer) = TcpStream::connect(address).await?.into_split();
+        let mut nats = Self { reader: BufReader::new(reader), writer, arrived: VecDeque::new(), inboxes: 0 };
+        let info = nats.line().await?;
+        anyhow::ensure!(info.starts_with("INFO "), "not a nats-server: {info}");
+        nats.send(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true,\"lang\":\"raw\",\"version\":\"0\"}\r\n")
+            .await?;
+        nats.flush().await?;
+        Ok(nats)
+    }
+
+    /// Sends a message, with an address for the answer if one is given.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn publish(
+        &mut self,
+        subject: &str,
+        reply_to: Option<&str>,
+        payload: &[u8],
+    ) -> anyhow::Result<()> {
+        let reply_to = reply_to.map(|reply_to| format!("{reply_to} ")).unwrap_or_default();
+        let mut frame = format!("PUB {subject} {reply_to}{}\r\n", payload.len()).into_bytes();
+        frame.extend_from_slice(payload);
+        frame.extend_from_slice(b"\r\n");
+        self.send(&frame).await
+    }
+
+    /// Listens to a pattern; in force when the call returns.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn subscribe(&mut self, pattern: &str) -> anyhow::Result<()> {
+        self.inboxes += 1;
+        let frame = format!("SUB {pattern} {}\r\n", self.inboxes);
+        self.send(frame.as_bytes()).await?;
+        self.flush().await
+    }
+
+    /// Sends a request and waits for its first answer.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub async fn request(&mut self, subject: &str, payload: &[u8]) -> anyhow::Result<RawMessage> {
+        let inbox = format!("_INBOX.raw.{}", self.inboxes);
+        self.subscribe(&inbox).await?;
+        self.publish(subject, Some(&inbox), payload).await?;
+        self.next_on(&inbox).await.with_context(|| format!("no answer on {subject}"))
+    }
+
+    /// The next message on `subject`; others stay queued.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub async fn next_on(&mut self, subject: &str) -> anyhow::Result<RawMessage> {
+        let wait = async {
+            loop {
+                if let Some(position) = self.arrived.iter().position(|message| message.subject == subject) {
+                    return Ok(self.arrived.remove(position).expect("the position was just found"));
+                }
+                self.read().await?;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("no message on {subject}"))?
+    }
+
+    /// What has arrived and was not taken.
+    #[must_use]
+    pub fn arrived(&self) -> &VecDeque<RawMessage> {
+        &self.arrived
+    }
+
+    /// Waits until the server has worked through everything sent so far, and everything it had sent before is here.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn flush(&mut self) -> anyhow::Result<()> {
+        self.send(b"PING\r\n").await?;
+        while !self.read().await? {}
+        Ok(())
+    }
+
+    async fn send(&mut self, frame: &[u8]) -> anyhow::Result<()> {
+        Ok(self.writer.write_all(frame).await?)
+    }
+
+    async fn line(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        let read = self.reader.read_line(&mut line).await?;
+        anyhow::ensure!(read > 0, "the nats-server closed the connection");
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Takes one thing from the connection; true when it was the answer to our PING.
+    async fn read(&mut self) -> anyhow::Result<bool> {
+        let line = self.line().await?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.first().copied() {
+            Some("PONG") => return Ok(true),
+            Some("PING") => self.send(b"PONG\r\n").await?,
+            Some("INFO" | "+OK") => {}
+            Some("MSG" | "HMSG") => {
+                let total: usize = words[words.len() - 1].parse()?;
+                let head: usize = if words[0] == "HMSG" { words[words.len() - 2].parse()? } else { 0 };
+                let mut bytes = vec![0; total + 2];
+                self.reader.read_exact(&mut bytes).await?;
+                self.arrived.push_back(RawMessage {
+                    subject: words[1].to_owned(),
+                    headers: String::from_utf8_lossy(&bytes[..head]).into_owned(),
+                    payload: bytes[head..total].to_vec(),
+                });
+            }
+            _ => bail!("the nats-server says: {line}"),
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,32 @@
+//! Waiting for a condition.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// How long a test waits for something that must happen. Nothing passes because of it: it only ends a test that would
+/// otherwise hang, so it is generous.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks `probe` again and again until it has an answer. An error of the probe ends the wait.
+///
+/// Cancelling the wait leaves nothing behind.
+///
+/// # Errors
+/// The probe's own, or after [`PATIENCE`] one that says `what` was waited for.
+pub async fn until<T>(
+    what: &str,
+    mut probe: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let asking = async {
+        loop {
+            if let Some(answer) = probe().await? {
+                return Ok(answer);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking)
+        .await
+        .with_context(|| format!("waited {} s in vain: {what}", PATIENCE.as_secs()))?
+}
