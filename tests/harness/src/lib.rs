@@ -4,11 +4,13 @@
 //! Knows no other crate of Dormouse, so that any of them may use it in its tests.
 
 mod logs;
+mod nats;
 mod process;
 
 use std::path::{Path, PathBuf};
 
 pub use logs::{complaints, tail};
+pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};
 
 /// The nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one `make tools` installed.

@@ -1,0 +1,171 @@
+//! A real nats-server on a port of its own choosing.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+
+use crate::{Process, ProcessSpec, nats_server_program, tail};
+
+/// How long a nats-server may take to listen, or to end.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How to start a nats-server.
+#[derive(Debug, Clone, Default)]
+pub struct NatsServerOptions {
+    /// The text of its configuration file: users, permissions, TLS, limits. No port: it chooses one.
+    pub config: String,
+    /// The scheme of [`NatsServer::url`] is `tls` instead of `nats`.
+    pub tls: bool,
+}
+
+impl NatsServerOptions {
+    /// A server with this configuration file.
+    #[must_use]
+    pub fn with_config(config: impl Into<String>) -> Self {
+        Self { config: config.into(), tls: false }
+    }
+}
+
+/// A running nats-server. Killed when dropped.
+///
+/// It chooses its own free port and tells it in a file, so that no two tests can want the same one; starting it again
+/// keeps the port.
+#[derive(Debug)]
+pub struct NatsServer {
+    folder: TempDir,
+    options: NatsServerOptions,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl NatsServer {
+    /// Starts a server and waits until it listens. Needs a tokio runtime.
+    ///
+    /// Cancelling the call leaves no server.
+    ///
+    /// # Errors
+    /// When there is no nats-server, or it does not start; with what it logged.
+    pub async fn start(options: NatsServerOptions) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("cannot create a folder for nats-server")?;
+        let mut server = Self { folder, options, port: 0, process: None };
+        server.launch().await?;
+        Ok(server)
+    }
+
+    /// Starts it again on the same port, after [`stop`](Self::stop).
+    ///
+    /// Cancelling the call leaves it stopped.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.stop().await?;
+        self.launch().await
+    }
+
+    /// Replaces the configuration; it holds from the next start on.
+    pub fn set_config(&mut self, config: impl Into<String>) {
+        self.options.config = config.into();
+    }
+
+    /// Kills it, as a crash would. Does nothing when it is not running.
+    ///
+    /// Cancelling the call leaves it running or killed.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill9().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Its address, without a user.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.options.tls { "tls" } else { "nats" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Process::pid)
+    }
+
+    /// The process, while it runs.
+    #[must_use]
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
+    }
+
+    /// The folder of its files, gone with it. Tests may put theirs there.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    async fn launch(&mut self) -> anyhow::Result<()> {
+        let folder = self.folder.path();
+        let config = folder.join("nats.conf");
+        std::fs::write(&config, &self.options.config).context("cannot write nats-server's configuration")?;
+        // -1 is "choose one", which the server tells in the ports file.
+        let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
+        let spec = ProcessSpec::new("nats-server", nats_server_program()?, folder)
+            .args(["--addr", "127.0.0.1", "--port", &port])
+            .args(["--config".into(), config.into_os_string()])
+            .args(["--ports_file_dir".into(), folder.as_os_str().to_owned()]);
+        let mut process = spec.start()?;
+        let ports =
+            process.pid().map(|pid| ports_file(&spec.program, folder, pid)).context("it has no pid")?;
+        match tokio::time::timeout(DEADLINE, listening(&mut process, &ports)).await {
+            Ok(port) => self.port = port.with_context(|| logged(&spec.log))?,
+            Err(_) => {
+                bail!("nats-server does not listen after {} s: {}", DEADLINE.as_secs(), logged(&spec.log))
+            }
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+}
+
+/// Waits until the server has told its port. It tells in no other way, so the file is looked for again and again.
+async fn listening(process: &mut Process, ports: &Path) -> anyhow::Result<u16> {
+    loop {
+        // Half written, it is not JSON yet.
+        if let Ok(text) = std::fs::read_to_string(ports)
+            && let Ok(ports) = serde_json::from_str::<Ports>(&text)
+        {
+            let address = ports.nats.first().context("nats-server listens for nobody")?;
+            let port = address.rsplit(':').next().unwrap_or_default();
+            return port.parse().with_context(|| format!("no port in {address}"));
+        }
+        if let Some(status) = process.ended()? {
+            bail!("nats-server ended at once: {status}");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Ports {
+    nats: Vec<String>,
+}
+
+fn ports_file(program: &Path, folder: &Path, pid: u32) -> PathBuf {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    folder.join(format!("{name}_{pid}.ports"))
+}
+
+fn logged(log: &Path) -> String {
+    format!("nats-server logged:\n{}", tail(log, 30))
+}
