@@ -3,10 +3,6 @@ use dormouse_protocol::{ProtocolVersion, Seq, Term};
 
 use super::*;
 
-fn at(term: u64, rev: u64) -> Position {
-    Position { term: Term::new(term), rev: Rev::new(rev) }
-}
-
 /// An event of `term` with base `base` that holds the changes `revs` and leaves the subject at `rev`.
 fn event(term: u64, base: u64, rev: u64, revs: &[u64]) -> Event {
     let change = |&rev: &u64| {
