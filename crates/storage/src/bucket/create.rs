@@ -1,5 +1,8 @@
 //! Creating one object for certain, on a network that loses answers.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;

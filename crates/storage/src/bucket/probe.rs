@@ -1,6 +1,9 @@
 //! Does the store keep the contract of [`Bucket`]? Some that speak S3 ignore the condition of a conditional create
 //! without a word; on those, two servers would both own a subject. So a server asks before it serves.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;

@@ -1,0 +1,345 @@
+//! One suite for every bucket: what [`Bucket`] promises, on each implementation that a test can have to itself.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_runtime::Env;
+use dormouse_storage::bucket::{
+    Bucket, BucketError, BucketKey, BucketPrefix, CreateOutcome, Created, HeaderPatch, ObjectStoreBucket,
+    OpenBucketError, create_once, open_bucket, probe,
+};
+use dormouse_storage::checksum::Crc64;
+use tempfile::TempDir;
+
+fn key(text: &str) -> BucketKey {
+    BucketKey::new(text).unwrap()
+}
+
+fn prefix(text: &str) -> BucketPrefix {
+    BucketPrefix::new(text).unwrap()
+}
+
+async fn listed(bucket: &dyn Bucket, folder: &str) -> Vec<String> {
+    bucket.list(&prefix(folder)).await.unwrap().into_iter().map(|entry| entry.key.to_string()).collect()
+}
+
+async fn open_local(directory: &Path) -> Result<ObjectStoreBucket, OpenBucketError> {
+    open_bucket(&format!("file://{}", directory.display()), [], Env::system()).await
+}
+
+/// Each case gets a fresh bucket and a scratch directory, on each implementation.
+macro_rules! contract {
+    ($($case:ident)*) => {
+        mod memory {
+            use super::*;
+            $(#[tokio::test]
+            async fn $case() {
+                super::$case(&ObjectStoreBucket::in_memory(Env::system()), TempDir::new().unwrap().path()).await;
+            })*
+        }
+        mod local_directory {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                let directory = TempDir::new().unwrap();
+                let bucket = open_local(directory.path()).await.unwrap();
+                super::$case(&bucket, TempDir::new().unwrap().path()).await;
+            })*
+        }
+    };
+}
+
+contract! {
+    a_create_has_one_winner_and_what_it_wrote_stays
+    many_creates_at_once_have_one_winner
+    absent_objects_are_absent_and_deleting_them_is_fine
+    a_listing_shows_its_folder_sorted_and_complete
+    a_listing_never_misses_both_the_old_and_the_new
+    files_go_up_and_come_down_whole
+    a_file_of_several_parts_is_whole
+    the_header_of_an_sqlite_file_is_patched_on_the_way
+    local_files_are_never_written_over
+    an_object_too_large_to_be_ours_is_not_read_into_memory
+    it_passes_the_probe_and_the_probe_leaves_nothing
+}
+
+async fn a_create_has_one_winner_and_what_it_wrote_stays(bucket: &dyn Bucket, _: &Path) {
+    let at = key("subjects/app.=4frders/000000000001.manifest");
+    assert_eq!(bucket.create(&at, Bytes::from("first")).await.unwrap(), Created::New);
+    assert_eq!(bucket.create(&at, Bytes::from("second")).await.unwrap(), Created::Exists);
+    assert_eq!(bucket.get(&at).await.unwrap().unwrap(), "first");
+    bucket.delete(&at).await.unwrap();
+    assert_eq!(bucket.get(&at).await.unwrap(), None);
+    assert_eq!(bucket.create(&at, Bytes::from("third")).await.unwrap(), Created::New);
+    assert_eq!(bucket.get(&at).await.unwrap().unwrap(), "third");
+}
+
+async fn many_creates_at_once_have_one_winner(bucket: &dyn Bucket, _: &Path) {
+    for round in 0..20 {
+        let at = key(&format!("race/{round}"));
+        let offers: Vec<String> = (0..16).map(|who| format!("round {round}, writer {who}")).collect();
+        let answers =
+            futures::future::join_all(offers.iter().map(|offer| bucket.create(&at, offer.clone().into())))
+                .await;
+        let winners: Vec<usize> =
+            (0..16).filter(|&who| *answers[who].as_ref().unwrap() == Created::New).collect();
+        assert_eq!(winners.len(), 1, "round {round}");
+        assert_eq!(bucket.get(&at).await.unwrap().unwrap(), offers[winners[0]]);
+    }
+}
+
+async fn absent_objects_are_absent_and_deleting_them_is_fine(bucket: &dyn Bucket, scratch: &Path) {
+    let at = key("no/such/object");
+    assert_eq!(bucket.get(&at).await.unwrap(), None);
+    assert_eq!(bucket.get_file(&at, &scratch.join("file")).await.unwrap(), None);
+    assert!(!scratch.join("file").exists());
+    bucket.delete(&at).await.unwrap();
+    assert_eq!(listed(bucket, "no/such/").await, Vec::<String>::new());
+    assert_eq!(listed(bucket, "").await, Vec::<String>::new());
+}
+
+async fn a_listing_shows_its_folder_sorted_and_complete(bucket: &dyn Bucket, _: &Path) {
+    let names = ["a/2", "ab/1", "a/1", "a-b/1", "a/10", "a/sub/deep/1", "a.b", "a=/x", "a_/Z"];
+    for name in names {
+        bucket.create(&key(name), Bytes::from(name)).await.unwrap();
+    }
+    assert_eq!(listed(bucket, "a/").await, ["a/1", "a/10", "a/2", "a/sub/deep/1"]);
+    assert_eq!(listed(bucket, "a/sub/").await, ["a/sub/deep/1"]);
+    let mut all = names.map(str::to_owned);
+    all.sort();
+    assert_eq!(listed(bucket, "").await, all);
+    for entry in bucket.list(&BucketPrefix::ALL).await.unwrap() {
+        assert_eq!(entry.size_bytes, entry.key.as_str().len() as u64);
+    }
+}
+
+async fn a_listing_never_misses_both_the_old_and_the_new(bucket: &dyn Bucket, _: &Path) {
+    let number = |n: u32| key(&format!("chain/{n:012}"));
+    bucket.create(&number(0), Bytes::from("0")).await.unwrap();
+    let writer = async {
+        for n in 1..200 {
+            bucket.create(&number(n), Bytes::from(n.to_string())).await.unwrap();
+            bucket.delete(&number(n - 1)).await.unwrap();
+        }
+    };
+    let reader = async {
+        let mut newest = 0;
+        loop {
+            let seen = listed(bucket, "chain/").await;
+            let last: u32 =
+                seen.last().expect("there is always one").rsplit('/').next().unwrap().parse().unwrap();
+            assert!(last >= newest, "the newest went back from {newest} to {last}");
+            newest = last;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = writer => {}
+        () = reader => {}
+    }
+}
+
+async fn files_go_up_and_come_down_whole(bucket: &dyn Bucket, scratch: &Path) {
+    for (name, content) in [("empty", Vec::new()), ("small", b"a plain file".to_vec())] {
+        let (source, target) = (scratch.join(name), scratch.join(format!("{name}.back")));
+        std::fs::write(&source, &content).unwrap();
+        let up = bucket.put_file(&key(name), &source, HeaderPatch::None).await.unwrap();
+        assert_eq!((up.size_bytes, up.crc64), (content.len() as u64, Crc64::of(&content)));
+        assert_eq!(bucket.get(&key(name)).await.unwrap().unwrap(), content);
+        assert_eq!(bucket.get_file(&key(name), &target).await.unwrap(), Some(up));
+        assert_eq!(std::fs::read(&target).unwrap(), content);
+    }
+    let missing = bucket.put_file(&key("x"), &scratch.join("missing"), HeaderPatch::None).await.unwrap_err();
+    assert!(matches!(missing, BucketError::LocalFile { .. }), "{missing}");
+    assert!(!missing.is_unknown());
+}
+
+async fn a_file_of_several_parts_is_whole(bucket: &dyn Bucket, scratch: &Path) {
+    // Two whole parts of 8 MiB, so that the last part is empty; and two and a bit.
+    for (name, size) in [("exact", 16 << 20), ("more", (16 << 20) + 12_345)] {
+        let content: Vec<u8> = (0..size).map(|n: u32| (n % 251) as u8).collect();
+        let (source, target) = (scratch.join(name), scratch.join(format!("{name}.back")));
+        std::fs::write(&source, &content).unwrap();
+        let up = bucket.put_file(&key(name), &source, HeaderPatch::None).await.unwrap();
+        assert_eq!((up.size_bytes, up.crc64), (u64::from(size), Crc64::of(&content)));
+        assert_eq!(bucket.get_file(&key(name), &target).await.unwrap(), Some(up));
+        assert!(std::fs::read(&target).unwrap() == content);
+    }
+}
+
+async fn the_header_of_an_sqlite_file_is_patched_on_the_way(bucket: &dyn Bucket, scratch: &Path) {
+    let source = scratch.join("live.sqlite3");
+    let connection = rusqlite::Connection::open(&source).unwrap();
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (7); PRAGMA wal_checkpoint(TRUNCATE);")
+        .unwrap();
+    let before = std::fs::read(&source).unwrap();
+    assert_eq!(before[18..20], [2, 2], "the test must begin with a file in WAL mode");
+    let up = bucket.put_file(&key("snapshot"), &source, HeaderPatch::RollbackJournal).await.unwrap();
+    assert!(std::fs::read(&source).unwrap() == before, "the local file is not touched");
+    let object = bucket.get(&key("snapshot")).await.unwrap().unwrap();
+    assert_eq!((up.size_bytes, up.crc64), (object.len() as u64, Crc64::of(&object)));
+    assert_eq!((&object[..18], &object[18..20], &object[20..]), (&before[..18], &[1, 1][..], &before[20..]));
+
+    // A reader that may not write beside the file could not open it in WAL mode.
+    let target = scratch.join("copy.sqlite3");
+    bucket.get_file(&key("snapshot"), &target).await.unwrap();
+    let copy =
+        rusqlite::Connection::open_with_flags(&target, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let mode: String = copy.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+    let x: i64 = copy.query_row("SELECT x FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!((mode.as_str(), x), ("delete", 7));
+
+    for other in [&b"no database at all, but long enough"[..], b"SQLite format 3\0", b""] {
+        std::fs::write(scratch.join("other"), other).unwrap();
+        let refused = bucket
+            .put_file(&key("other"), &scratch.join("other"), HeaderPatch::RollbackJournal)
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, BucketError::Corrupt { .. }), "{refused}");
+    }
+    assert_eq!(bucket.get(&key("other")).await.unwrap(), None);
+}
+
+async fn local_files_are_never_written_over(bucket: &dyn Bucket, scratch: &Path) {
+    let target = scratch.join("precious");
+    std::fs::write(&target, "precious").unwrap();
+    bucket.create(&key("object"), Bytes::from("object")).await.unwrap();
+    let refused = bucket.get_file(&key("object"), &target).await.unwrap_err();
+    assert!(matches!(refused, BucketError::LocalFile { .. }), "{refused}");
+    assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+}
+
+async fn an_object_too_large_to_be_ours_is_not_read_into_memory(bucket: &dyn Bucket, scratch: &Path) {
+    let source = scratch.join("large");
+    std::fs::File::create(&source).unwrap().set_len(33 << 20).unwrap();
+    bucket.put_file(&key("large"), &source, HeaderPatch::None).await.unwrap();
+    let refused = bucket.get(&key("large")).await.unwrap_err();
+    assert!(matches!(&refused, BucketError::Corrupt { object, .. } if object == "large"), "{refused}");
+}
+
+async fn it_passes_the_probe_and_the_probe_leaves_nothing(bucket: &dyn Bucket, _: &Path) {
+    probe(bucket, &Env::system()).await.unwrap();
+    assert_eq!(listed(bucket, "").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_directory_that_is_not_there_is_no_empty_bucket() {
+    let parent = TempDir::new().unwrap();
+    let directory = parent.path().join("mount");
+    let missing = open_local(&directory).await.unwrap_err();
+    assert!(matches!(&missing, OpenBucketError::Directory { path, .. } if *path == directory), "{missing}");
+    assert!(!directory.exists(), "opening must not create it");
+
+    std::fs::write(&directory, "a file").unwrap();
+    assert!(matches!(open_local(&directory).await, Err(OpenBucketError::Directory { .. })));
+}
+
+#[tokio::test]
+async fn a_directory_that_goes_away_is_no_empty_bucket_either() {
+    let parent = TempDir::new().unwrap();
+    let directory = parent.path().join("mount");
+    std::fs::create_dir(&directory).unwrap();
+    let bucket = open_local(&directory).await.unwrap();
+    bucket.create(&key("subjects/a/1"), Bytes::from("a")).await.unwrap();
+    std::fs::rename(&directory, parent.path().join("unmounted")).unwrap();
+    std::fs::create_dir(&directory).unwrap(); // The mount point that is left.
+
+    let source = parent.path().join("file");
+    std::fs::write(&source, "file").unwrap();
+    let (at, target) = (key("subjects/a/1"), parent.path().join("target"));
+    let failures = [
+        bucket.list(&BucketPrefix::ALL).await.map(drop).unwrap_err(),
+        bucket.list(&prefix("subjects/a/")).await.map(drop).unwrap_err(),
+        bucket.get(&at).await.map(drop).unwrap_err(),
+        bucket.get_file(&at, &target).await.map(drop).unwrap_err(),
+        bucket.create(&at, Bytes::from("b")).await.map(drop).unwrap_err(),
+        bucket.put_file(&at, &source, HeaderPatch::None).await.map(drop).unwrap_err(),
+        bucket.delete(&at).await.unwrap_err(),
+    ];
+    for failure in failures {
+        assert!(matches!(failure, BucketError::Unreachable { .. }), "{failure:?}");
+    }
+    assert_eq!(
+        std::fs::read_dir(&directory).unwrap().count(),
+        0,
+        "nothing may be written into the mount point"
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_object_is_not_listed() {
+    let directory = TempDir::new().unwrap();
+    let bucket = open_local(directory.path()).await.unwrap();
+    bucket.create(&key("a/object"), Bytes::from("a")).await.unwrap();
+    // What a crash in the middle of an upload leaves behind, and what a person might.
+    std::fs::write(directory.path().join("a/object#1"), "staged").unwrap();
+    std::fs::write(directory.path().join("a/read me.txt"), "hello").unwrap();
+    assert_eq!(listed(&bucket, "").await, ["a/object"]);
+}
+
+#[tokio::test]
+async fn two_processes_share_a_directory() {
+    let directory = TempDir::new().unwrap();
+    let (one, other) =
+        (open_local(directory.path()).await.unwrap(), open_local(directory.path()).await.unwrap());
+    assert_eq!(one.create(&key("a"), Bytes::from("one")).await.unwrap(), Created::New);
+    assert_eq!(other.create(&key("a"), Bytes::from("other")).await.unwrap(), Created::Exists);
+    assert_eq!(other.get(&key("a")).await.unwrap().unwrap(), "one");
+}
+
+#[tokio::test]
+async fn what_is_no_bucket_s_url_is_refused_without_repeating_it() {
+    for wrong in [
+        "",
+        "bucket",
+        "/var/bucket",
+        "./bucket",
+        "ftp://host/path",
+        "file://elsewhere/path",
+        "s3:///path",
+        "s3://user:geheim@bucket",
+        "s3://bucket?token=geheim",
+    ] {
+        let refused = open_bucket(wrong, [], Env::system()).await.unwrap_err();
+        assert!(matches!(refused, OpenBucketError::InvalidUrl { .. }), "{wrong}: {refused}");
+        assert!(!refused.to_string().contains("geheim"), "{refused}");
+    }
+}
+
+/// The settings that object_store reads from the environment, for a store where nobody listens.
+fn nobody_listens() -> Vec<(String, String)> {
+    [
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_ACCESS_KEY_ID", "id"),
+        ("AWS_SECRET_ACCESS_KEY", "geheim"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_PROFILE", "is not ours"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec()
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_reached_leaves_everything_unknown() {
+    let bucket = open_bucket("s3://bucket/some/where", nobody_listens(), Env::system()).await.unwrap();
+    assert!(!format!("{bucket:?}").contains("geheim"));
+    let refused = probe(&bucket, &Env::system()).await.unwrap_err();
+    assert!(refused.to_string().contains("cannot be used"), "{refused}");
+    let failure = bucket.list(&BucketPrefix::ALL).await.unwrap_err();
+    assert!(matches!(failure, BucketError::Unreachable { .. }) && failure.is_unknown(), "{failure:?}");
+
+    let until = tokio::time::sleep(Duration::from_millis(10));
+    let outcome = create_once(&bucket, &key("a"), Bytes::from("a"), until).await.unwrap();
+    assert!(matches!(outcome, CreateOutcome::Unknown(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn settings_that_make_no_client_are_named() {
+    let mut variables = nobody_listens();
+    variables.push(("AWS_ALLOW_HTTP".to_owned(), "perhaps".to_owned()));
+    let refused = open_bucket("s3://bucket", variables, Env::system()).await.unwrap_err();
+    assert!(matches!(refused, OpenBucketError::Settings { variables: "AWS_", .. }), "{refused:?}");
+}
