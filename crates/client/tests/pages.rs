@@ -1,0 +1,147 @@
+//! Long results: one page ahead of the reader, no more.
+
+mod support;
+
+use std::time::Duration;
+
+use dormouse_client::{Error, Kv, Seq, SeqRange, Stream};
+use dormouse_protocol::data::{GetAllReply, GetAllRequest, KeysReply, KeysRequest};
+use dormouse_protocol::{Op, Position, decode};
+
+use support::{Answer, Fleet, at, message, reply};
+
+const LAST_SEQ: u64 = 10;
+const PER_PAGE: usize = 3;
+
+/// Serves messages 1 to `LAST_SEQ`, `PER_PAGE` at a time.
+fn page(payload: &[u8]) -> Answer {
+    let request: GetAllRequest = decode(payload).unwrap();
+    let start = request.start_seq.map_or(1, Seq::get).max(1);
+    let end = request.end_seq.map_or(LAST_SEQ, Seq::get).min(LAST_SEQ);
+    let mut seqs: Vec<u64> = (start..=end).collect();
+    if request.reverse {
+        seqs.reverse();
+    }
+    let size = PER_PAGE.min(usize::try_from(request.limit.unwrap_or(u64::MAX)).unwrap());
+    let cursor = seqs.get(size).map(|&seq| Seq::new(seq));
+    let messages = seqs.into_iter().take(size).map(|seq| message(seq, Some("k"), Some("v"))).collect();
+    reply(&GetAllReply { position: Position::default(), messages, cursor })
+}
+
+async fn fleet() -> Fleet {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet
+        .server("a", |op, payload, _| match op {
+            Op::GetAll => page(payload),
+            _ => panic!("unexpected {op}"),
+        })
+        .await;
+    fleet
+}
+
+async fn stream(fleet: &Fleet) -> Stream {
+    fleet.client().await.stream("app.x").unwrap()
+}
+
+async fn kv(fleet: &Fleet) -> Kv {
+    fleet.client().await.kv("app.x").unwrap()
+}
+
+async fn seqs(stream: &Stream, range: impl Into<SeqRange>) -> Vec<u64> {
+    let messages = stream.get_all(range).all().await.unwrap();
+    messages.iter().map(|message| message.seq.get()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn ranges_directions_and_limits_are_kept_across_pages() {
+    let fleet = fleet().await;
+    let stream = stream(&fleet).await;
+    assert_eq!(seqs(&stream, ..).await, (1..=10).collect::<Vec<_>>());
+    assert_eq!(seqs(&stream, 2..=9).await, (2..=9).collect::<Vec<_>>());
+    assert_eq!(seqs(&stream, 9..).await, [9, 10]);
+    assert_eq!(seqs(&stream, SeqRange::all().reverse()).await, (1..=10).rev().collect::<Vec<_>>());
+    assert_eq!(seqs(&stream, SeqRange::from(2..9).reverse().limit(5)).await, [8, 7, 6, 5, 4]);
+    assert_eq!(seqs(&stream, SeqRange::all().limit(3)).await, [1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_range_costs_no_request() {
+    let fleet = fleet().await;
+    assert!(seqs(&stream(&fleet).await, 5..5).await.is_empty());
+    assert!(fleet.arrivals.list().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_page_is_on_its_way_while_one_is_read_and_no_other() {
+    let fleet = fleet().await;
+    let stream = stream(&fleet).await;
+    let mut messages = stream.get_all(..);
+    messages.next().await.unwrap().unwrap();
+    // Two of the first page are left, and the second is fetched without being asked for.
+    fleet.arrivals.wait_for("a get_all", 2).await;
+    // However long the reader takes, the third is not.
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(fleet.arrivals.count("a get_all"), 2);
+    messages.next().await.unwrap().unwrap();
+    messages.next().await.unwrap().unwrap();
+    assert_eq!(fleet.arrivals.count("a get_all"), 2);
+    messages.next().await.unwrap().unwrap();
+    fleet.arrivals.wait_for("a get_all", 3).await;
+    assert_eq!(messages.all().await.unwrap().len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_carry_their_prefix_to_every_page() {
+    let fleet = fleet().await;
+    assert_eq!(kv(&fleet).await.entries("k").all().await.unwrap().len(), 10);
+    for payload in fleet.arrivals.payloads("a get_all") {
+        assert_eq!(decode::<GetAllRequest>(&payload).unwrap().key_prefix.as_deref(), Some("k"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_go_on_after_the_last_one() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet
+        .server("a", |_, payload, _| {
+            let request: KeysRequest = decode(payload).unwrap();
+            assert_eq!(request.prefix.as_deref(), Some("p"));
+            let (keys, cursor) = match request.cursor.as_deref() {
+                None => (["pa", "pb"], Some("pb")),
+                Some("pb") => (["pc", "pd"], None),
+                other => panic!("{other:?}"),
+            };
+            let keys = keys.map(str::to_owned).to_vec();
+            reply(&KeysReply { position: Position::default(), keys, cursor: cursor.map(str::to_owned) })
+        })
+        .await;
+    assert_eq!(kv(&fleet).await.keys("p").all().await.unwrap(), ["pa", "pb", "pc", "pd"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cursor_that_stands_still_ends_in_an_error_and_not_in_a_circle() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet
+        .server("a", |_, _, _| {
+            let cursor = Some(Seq::new(1));
+            reply(&GetAllReply { position: Position::default(), messages: vec![], cursor })
+        })
+        .await;
+    let mut messages = stream(&fleet).await.get_all(1..);
+    assert!(matches!(messages.next().await, Some(Err(Error::Malformed { .. }))));
+    assert!(messages.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_that_is_cut_short_does_not_look_complete() {
+    let fleet = fleet().await;
+    let client = fleet.client().await;
+    let mut messages = client.stream("app.x").unwrap().get_all(..);
+    messages.next().await.unwrap().unwrap();
+    client.close().await;
+    let rest = messages.all().await;
+    assert!(matches!(rest, Err(Error::Closed)), "{rest:?}");
+}
