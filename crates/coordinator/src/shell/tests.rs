@@ -1,0 +1,358 @@
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+use dormouse_bus::{AskError, RequestError, SubscribeOptions, Subscription, ask};
+use dormouse_protocol::fleet::{
+    ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, LocateReply,
+    LocateRequest, ReleaseRequest, ServerLoad, ServerState, ServersReply, ServersRequest,
+};
+use dormouse_protocol::health::{Health, HealthStatus};
+use dormouse_protocol::{ErrorCode, LogId, Route, decode};
+use dormouse_runtime::{SeededEntropy, VirtualClock};
+use serde::de::DeserializeOwned;
+use ulid::Ulid;
+
+use super::*;
+use crate::store::memory::{MemoryDisk, MemoryStore};
+use crate::store::{Counts, Remembered};
+
+const TTL: Duration = Duration::from_secs(3);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A coordinator and somebody who asks it, in one process.
+struct World {
+    broker: MemoryBroker,
+    env: Env,
+    disk: MemoryDisk,
+    asker: Arc<dyn Bus>,
+    prefix: Prefix,
+    running: Option<(Coordinator, Tasks)>,
+}
+
+impl World {
+    async fn started() -> Self {
+        let disk = MemoryDisk::new();
+        let store = Arc::new(MemoryStore::open(&disk));
+        Self::started_with(disk, store).await
+    }
+
+    async fn started_with(disk: MemoryDisk, store: Arc<dyn Store>) -> Self {
+        let clock = VirtualClock::starting_at(Duration::from_secs(1_700_000_000));
+        let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(7)));
+        let broker = MemoryBroker::new();
+        let asker = Arc::new(broker.connect(MemoryOptions::named("asker")));
+        let mut world = Self { broker, env, disk, asker, prefix: Prefix::default(), running: None };
+        world.start(store).await;
+        world
+    }
+
+    async fn start(&mut self, store: Arc<dyn Store>) {
+        let tasks = Tasks::new();
+        let options = CoordinatorOptions {
+            prefix: self.prefix.clone(),
+            lease_ttl: TTL,
+            inbox_prefixes: vec!["_INBOX".to_owned()],
+        };
+        let bus = Arc::new(self.broker.connect(MemoryOptions::named("coordinator")));
+        let coordinator = Coordinator::start(options, store, bus, self.env.clone(), &tasks).await.unwrap();
+        self.running = Some((coordinator, tasks));
+    }
+
+    /// Stops the coordinator and starts another with what was flushed.
+    async fn restart(&mut self) {
+        let (mut coordinator, tasks) = self.running.take().unwrap();
+        tasks.finish(SECOND).await.unwrap();
+        coordinator.ended().await.unwrap();
+        self.start(Arc::new(MemoryStore::open(&self.disk))).await;
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, route: Route, request: &impl Writable) -> Result<T, ErrorCode> {
+        match ask(&*self.asker, route, request, SECOND).await {
+            Ok(reply) => Ok(reply),
+            Err(AskError::Service(error)) => Err(error.code),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn join(&self, log: &LogId) -> Result<LeaseReply, ErrorCode> {
+        let request = JoinRequest {
+            v: ProtocolVersion::CURRENT,
+            log: log.clone(),
+            predecessor: None,
+            capacity: 100,
+            version: "0.1.0".into(),
+        };
+        self.ask(self.prefix.join(), &request).await
+    }
+
+    async fn heartbeat(&self, log: &LogId) -> Result<LeaseReply, ErrorCode> {
+        let request = HeartbeatRequest {
+            v: ProtocolVersion::CURRENT,
+            log: log.clone(),
+            load: ServerLoad::default(),
+            draining: false,
+        };
+        self.ask(self.prefix.heartbeat(), &request).await
+    }
+
+    async fn locate(&self, name: &str) -> Result<String, ErrorCode> {
+        let route = self.prefix.locate(&subject(name));
+        let reply: LocateReply = self.ask(route, &LocateRequest::default()).await?;
+        Ok(reply.server.to_string())
+    }
+
+    async fn claim(&self, name: &str, claimant: &LogId) -> Result<ClaimReply, ErrorCode> {
+        let request = ClaimRequest { v: ProtocolVersion::CURRENT, claimant: claimant.clone(), owner: None };
+        self.ask(self.prefix.claim(&subject(name)), &request).await
+    }
+
+    async fn servers(&self) -> ServersReply {
+        self.ask(self.prefix.admin_servers(), &ServersRequest::default()).await.unwrap()
+    }
+
+    async fn health(&self) -> Health {
+        let message = Outgoing::new(self.prefix.health_of(ServerName::COORDINATOR), Bytes::new());
+        let reply = self.asker.request(message, SECOND).await.unwrap();
+        serde_json::from_slice(&reply.payload).unwrap()
+    }
+
+    async fn listen(&self) -> Subscription {
+        self.asker.subscribe(self.prefix.gone().into(), SubscribeOptions::default()).await.unwrap()
+    }
+}
+
+trait Writable: Serialize + Sync {}
+impl<T: Serialize + Sync> Writable for T {}
+
+async fn gone(announcements: &mut Subscription) -> LogId {
+    let delivery = announcements.next().await.unwrap();
+    decode::<GoneAnnouncement>(&delivery.payload).unwrap().log
+}
+
+fn subject(name: &str) -> Subject {
+    Subject::new(name).unwrap()
+}
+
+fn log(name: &str, process: u128) -> LogId {
+    LogId::new(ServerName::new(name).unwrap(), Ulid::from_parts(1, process))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_joins_claims_releases_and_leaves() {
+    let world = World::started().await;
+    let one = log("one", 1);
+    assert_eq!(world.locate("a").await, Err(ErrorCode::Unavailable));
+    assert_eq!(world.health().await.status, HealthStatus::Degraded);
+    let lease = world.join(&one).await.unwrap();
+    assert_eq!(lease.ttl_ms, 3_000);
+    assert_eq!(world.heartbeat(&one).await, Ok(lease));
+    assert_eq!(world.locate("a").await, Ok("one".into()));
+    assert_eq!(world.claim("a", &one).await.unwrap().incarnation, lease.incarnation);
+    let health = world.health().await;
+    assert_eq!((health.status, health.figures["assigned_subjects"]), (HealthStatus::Ok, 1));
+    assert_eq!(health.id, lease.incarnation.to_string());
+    let entry = world.servers().await.servers.remove(0);
+    assert_eq!((entry.log, entry.state, entry.assigned_subjects), (one.clone(), ServerState::Alive, 1));
+    let request = ReleaseRequest { v: ProtocolVersion::CURRENT, log: one.clone() };
+    world.ask::<Acknowledged>(world.prefix.release(&subject("a")), &request).await.unwrap();
+    assert_eq!(world.servers().await.servers[0].assigned_subjects, 0);
+    let mut announcements = world.listen().await;
+    let request = LeaveRequest { v: ProtocolVersion::CURRENT, log: one.clone() };
+    world.ask::<Acknowledged>(world.prefix.leave(), &request).await.unwrap();
+    assert_eq!(gone(&mut announcements).await, one);
+    assert_eq!(world.locate("a").await, Err(ErrorCode::Unavailable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_server_is_announced_gone_and_its_subjects_move() {
+    let world = World::started().await;
+    let (one, two) = (log("one", 1), log("two", 2));
+    world.join(&one).await.unwrap();
+    assert_eq!(world.locate("a").await, Ok("one".into()));
+    world.join(&two).await.unwrap();
+    let mut announcements = world.listen().await;
+    for _ in 0..5 {
+        tokio::time::sleep(SECOND).await;
+        world.heartbeat(&two).await.unwrap();
+    }
+    assert_eq!(gone(&mut announcements).await, one);
+    assert_eq!(world.locate("a").await, Ok("two".into()));
+    assert_eq!(world.heartbeat(&one).await, Err(ErrorCode::UnknownServer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_servers_with_one_name_cannot_both_be_members() {
+    let world = World::started().await;
+    world.join(&log("one", 1)).await.unwrap();
+    assert_eq!(world.join(&log("one", 2)).await, Err(ErrorCode::NameInUse));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_coordinator_goes_on_where_it_was() {
+    let mut world = World::started().await;
+    let one = log("one", 1);
+    let before = world.join(&one).await.unwrap();
+    assert_eq!(world.locate("a").await, Ok("one".into()));
+    world.restart().await;
+    assert_eq!(world.locate("a").await, Ok("one".into()));
+    assert_eq!(world.locate("new").await, Err(ErrorCode::Unavailable), "one was not heard of yet");
+    let after = world.heartbeat(&one).await.unwrap();
+    assert_ne!(after.incarnation, before.incarnation);
+    assert_eq!(world.locate("new").await, Ok("one".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_makes_no_sense_is_refused_with_a_code() {
+    #[derive(Serialize)]
+    struct Future {
+        v: u32,
+    }
+    let world = World::started().await;
+    let one = log("one", 1);
+    world.join(&one).await.unwrap();
+    let prefix = &world.prefix;
+    let garbage = async |route: Route, payload: &[u8]| {
+        let message = Outgoing::new(route, Bytes::copy_from_slice(payload));
+        let reply = world.asker.request(message, SECOND).await.unwrap();
+        assert!(reply.headers.get(ErrorReply::STATUS_HEADER).is_some());
+        decode::<ErrorReply>(&reply.payload).unwrap().code
+    };
+    for route in [
+        prefix.locate(&subject("a")),
+        prefix.join(),
+        prefix.heartbeat(),
+        prefix.leave(),
+        prefix.claim(&subject("a")),
+        prefix.release(&subject("a")),
+        prefix.admin_servers(),
+    ] {
+        for payload in [&b""[..], b"\xc1\xff", b"\x81\xa1v", b"hello"] {
+            assert_eq!(garbage(route.clone(), payload).await, ErrorCode::BadRequest, "{route} {payload:?}");
+        }
+        let newer = world.ask::<Acknowledged>(route.clone(), &Future { v: 2 }).await;
+        assert_eq!(newer, Err(ErrorCode::UnsupportedVersion), "{route}");
+    }
+    let long = format!("persist.coord.locate.{}", "s".repeat(600));
+    for route in ["persist.fleet.frob", "persist.fleet.frob.a", "persist.fleet.claim", &long] {
+        assert_eq!(garbage(Route::new(route), b"\x80").await, ErrorCode::BadRequest, "{route}");
+    }
+    let stranger = JoinRequest {
+        v: ProtocolVersion::CURRENT,
+        log: log("two", 2),
+        predecessor: Some(one.clone()),
+        capacity: 100,
+        version: String::new(),
+    };
+    assert_eq!(world.ask::<LeaseReply>(prefix.join(), &stranger).await, Err(ErrorCode::BadRequest));
+    let chatty = JoinRequest { predecessor: None, version: "v".repeat(1_000), ..stranger };
+    assert_eq!(world.ask::<LeaseReply>(prefix.join(), &chatty).await, Err(ErrorCode::TooLarge));
+    // After all this it is as well as before.
+    assert_eq!(world.locate("a").await, Ok("one".into()));
+    assert_eq!(world.servers().await.servers.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_was_cut_off_declares_nobody_dead_at_once() {
+    let world = World::started().await;
+    let one = log("one", 1);
+    world.join(&one).await.unwrap();
+    let mut announcements = world.listen().await;
+    world.broker.disconnect("coordinator");
+    tokio::time::sleep(TTL * 10).await;
+    world.broker.reconnect("coordinator");
+    tokio::time::sleep(SECOND).await;
+    world.heartbeat(&one).await.unwrap();
+    // It still notices who is silent from then on.
+    assert_eq!(gone(&mut announcements).await, one);
+    assert!(world.env.boot() >= Duration::from_secs(31) + crate::lease::dead_after(TTL));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nats_tooling_finds_it() {
+    let world = World::started().await;
+    world.locate("a").await.unwrap_err();
+    let ask = async |route: &str| -> serde_json::Value {
+        let reply =
+            world.asker.request(Outgoing::new(Route::new(route), Bytes::new()), SECOND).await.unwrap();
+        serde_json::from_slice(&reply.payload).unwrap()
+    };
+    assert_eq!(ask("$SRV.PING").await["name"], "dormouse-coordinator");
+    let info = ask("$SRV.INFO.dormouse-coordinator").await;
+    assert_eq!(info["endpoints"].as_array().unwrap().len(), 3);
+    let stats = ask("$SRV.STATS").await;
+    let locate = stats["endpoints"].as_array().unwrap().iter().find(|endpoint| endpoint["name"] == "locate");
+    assert_eq!(locate.unwrap()["num_errors"], 1);
+}
+
+/// A store whose flushes are counted, and fail when told to.
+struct WatchedStore {
+    store: MemoryStore,
+    flushes: AtomicU64,
+    fails: AtomicBool,
+}
+
+impl WatchedStore {
+    fn on(disk: &MemoryDisk) -> Arc<Self> {
+        let store = MemoryStore::open(disk);
+        Arc::new(Self { store, flushes: AtomicU64::new(0), fails: AtomicBool::new(false) })
+    }
+}
+
+impl Store for WatchedStore {
+    fn remembered(&self) -> Result<Remembered, StoreError> {
+        self.store.remembered()
+    }
+
+    fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
+        self.store.assignments(subjects)
+    }
+
+    fn counts(&self) -> Counts {
+        self.store.counts()
+    }
+
+    fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+        self.store.write(changes)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        if self.fails.load(Relaxed) {
+            return Err(StoreError::Failed { what: "flush changes", source: "the disk is gone".into() });
+        }
+        self.flushes.fetch_add(1, Relaxed);
+        self.store.flush()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_answer_leaves_before_its_change_is_flushed() {
+    let disk = MemoryDisk::new();
+    let store = WatchedStore::on(&disk);
+    let mut world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
+    world.join(&log("one", 1)).await.unwrap();
+    assert_eq!(world.locate("known").await, Ok("one".into()));
+    store.fails.store(true, Relaxed);
+    assert_eq!(world.locate("known").await, Ok("one".into()), "nothing to flush");
+    let message =
+        Outgoing::new(world.prefix.locate(&subject("new")), encode(&LocateRequest::default()).unwrap());
+    let error = world.asker.request(message, SECOND).await.unwrap_err();
+    assert!(matches!(error, RequestError::Deadline { .. }), "{error}");
+    let (coordinator, _) = world.running.as_mut().unwrap();
+    let error = coordinator.ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Store(StoreError::Failed { .. })), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_requests_share_a_flush() {
+    let disk = MemoryDisk::new();
+    let store = WatchedStore::on(&disk);
+    let world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
+    world.join(&log("one", 1)).await.unwrap();
+    let before = store.flushes.load(Relaxed);
+    let names: Vec<_> = (0..1_000).map(|n| format!("s.{n}")).collect();
+    let located = futures::future::join_all(names.iter().map(|name| world.locate(name))).await;
+    assert!(located.iter().all(|server| *server == Ok("one".into())));
+    let flushes = store.flushes.load(Relaxed) - before;
+    assert!(flushes <= 20, "{flushes} flushes for 1,000 changes");
+    assert_eq!(world.servers().await.servers[0].assigned_subjects, 1_000);
+}
