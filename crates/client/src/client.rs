@@ -126,7 +126,7 @@ impl ClientBuilder {
             Err(SubscribeError::Closed) => return Err(Error::Closed),
             // Without announcements a failover is noticed later, by the silence of the old server.
             Err(error) => {
-                tracing::info!(%error, "the client does without announcements of servers that are gone")
+                tracing::info!(%error, "the client does without announcements of servers that are gone");
             }
         }
         let session = SessionId::new(self.env.ulid());

@@ -200,3 +200,41 @@ impl Drop for Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(generation_size: usize) -> Cache {
+        Cache { young: HashMap::new(), old: HashMap::new(), generation_size }
+    }
+
+    fn server() -> Arc<Server> {
+        Arc::new(Server { name: ServerName::new("a").unwrap(), gone: Stop::new() })
+    }
+
+    fn subject(number: usize) -> Subject {
+        Subject::new(&format!("app.{number}")).unwrap()
+    }
+
+    #[test]
+    fn the_cache_is_bounded_and_keeps_what_is_used() {
+        let (mut cache, server) = (cache(10), server());
+        for number in 0..1_000 {
+            cache.insert(subject(number), Arc::clone(&server));
+            assert!(cache.get(&subject(0)).is_some(), "after {number}");
+            assert!(cache.young.len() + cache.old.len() <= 20);
+        }
+        assert!(cache.get(&subject(1)).is_none());
+        assert!(cache.get(&subject(999)).is_some());
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_nowhere() {
+        let (mut cache, server) = (cache(10), server());
+        cache.insert(subject(1), Arc::clone(&server));
+        server.gone.give();
+        assert!(cache.get(&subject(1)).is_none());
+        assert!(cache.young.is_empty() && cache.old.is_empty());
+    }
+}

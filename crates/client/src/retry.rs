@@ -187,7 +187,7 @@ impl Tries {
             Failure::LookUp(refusal) => self.after_look_up(refusal, seed),
             Failure::Gone(server) => self.after_gone(server),
             Failure::Server(Refusal::Request(error)) => self.after_request(error, seed),
-            Failure::Server(Refusal::Reply(reply)) => self.after_reply(reply, seed),
+            Failure::Server(Refusal::Reply(reply)) => self.after_reply(*reply, seed),
             Failure::Server(Refusal::Malformed(error)) => Decision::Fail(match self.repeat {
                 Repeat::Never => Error::Indeterminate {
                     cause: IndeterminateCause::Malformed(MalformedCause::Decode(error)),
@@ -259,9 +259,9 @@ impl Tries {
         }
     }
 
-    fn after_reply(&mut self, reply: Box<ErrorReply>, seed: impl FnOnce() -> u64) -> Decision {
+    fn after_reply(&mut self, reply: ErrorReply, seed: impl FnOnce() -> u64) -> Decision {
         let (pause, target) = match (&reply.code, reply.retry()) {
-            (_, Retry::Never) => return Decision::Fail(Error::from_reply(*reply)),
+            (_, Retry::Never) => return Decision::Fail(Error::from_reply(reply)),
             (ErrorCode::NotOwner, _) => match &reply.owner {
                 Some(owner) if self.hints < HINTS_FOLLOWED => {
                     self.hints += 1;
@@ -281,7 +281,7 @@ impl Tries {
                 (self.pause(retry_after, seed), Target::Known)
             }
         };
-        Decision::Again { pause, target, why: Error::from_reply(*reply) }
+        Decision::Again { pause, target, why: Error::from_reply(reply) }
     }
 
     /// The first change of place is free, since it is the usual way to learn that a subject has moved.
@@ -306,3 +306,7 @@ impl Tries {
         backoff.next().unwrap_or(LONGEST_PAUSE).max(at_least)
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

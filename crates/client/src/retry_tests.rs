@@ -1,0 +1,158 @@
+use dormouse_protocol::{MessageId, Route, Seq, Term, decode};
+use proptest::prelude::*;
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn server(name: &str) -> ServerName {
+    ServerName::new(name).unwrap()
+}
+
+fn refused(error: ErrorReply) -> Failure {
+    Failure::Server(Refusal::Reply(Box::new(error)))
+}
+
+fn silent() -> RequestError {
+    RequestError::Deadline { route: Route::new("r"), deadline: FIRST_TRY }
+}
+
+fn nobody() -> RequestError {
+    RequestError::NoResponders(Route::new("r"))
+}
+
+/// What a fresh call of this kind does after one failure.
+fn after(repeat: Repeat, failure: Failure) -> Next {
+    Tries::new(repeat, DEADLINE).next(failure, Duration::ZERO, || 7)
+}
+
+/// Everything after which it is not known whether the server has done it.
+fn unknown_outcomes() -> Vec<Failure> {
+    let garbage = decode::<u64>(b"\xc1").unwrap_err();
+    vec![
+        Failure::Gone(server("a")),
+        Failure::Server(Refusal::Request(silent())),
+        Failure::Server(Refusal::Request(RequestError::Closed)),
+        Failure::Server(Refusal::Malformed(Arc::new(garbage))),
+        refused(ErrorReply::new(ErrorCode::Indeterminate, "?")),
+        refused(ErrorReply::internal("?")),
+        refused(ErrorReply::new(ErrorCode::Other("new".into()), "?")),
+    ]
+}
+
+#[test]
+fn a_change_of_unknown_fate_is_never_repeated() {
+    for failure in unknown_outcomes() {
+        match after(Repeat::Never, failure.clone()) {
+            Next::Fail(error) => assert_eq!(error.happened(), Happened::Unknown, "{failure:?}"),
+            Next::Retry { .. } => panic!("repeated after {failure:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_look_up_is_repeated_for_changes_too() {
+    for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
+        for error in [silent(), nobody(), RequestError::Disconnected] {
+            let next = after(repeat, Failure::LookUp(Refusal::Request(error)));
+            assert!(matches!(next, Next::Retry { target: Target::Fresh, .. }), "{next:?}");
+        }
+    }
+}
+
+#[test]
+fn only_two_hints_in_a_row_are_followed() {
+    let mut tries = Tries::new(Repeat::Never, DEADLINE);
+    let mut targets = Vec::new();
+    for _ in 0..4 {
+        match tries.next(refused(ErrorReply::not_owner(Some(server("b")))), Duration::ZERO, || 7) {
+            Next::Retry { target, .. } => targets.push(target),
+            Next::Fail(error) => panic!("{error}"),
+        }
+    }
+    let hint = || Target::Hinted(server("b"));
+    assert_eq!(targets, [hint(), hint(), Target::Fresh, hint()]);
+}
+
+#[test]
+fn refusals_that_stay_are_final() {
+    let id = MessageId { term: Term::new(1), seq: Seq::new(1) };
+    for error in [
+        ErrorReply::wrong_last(Some(id)),
+        ErrorReply::key_exists(id),
+        ErrorReply::bad_request("no"),
+        ErrorReply::unsupported("this"),
+        ErrorReply::too_large("max_payload", 2, 1),
+        ErrorReply::corrupt("object", "torn"),
+    ] {
+        for repeat in [Repeat::Freely, Repeat::Never] {
+            let next = after(repeat, refused(error.clone()));
+            assert!(matches!(next, Next::Fail(ref failed) if failed.happened() == Happened::No), "{next:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pause_that_would_outlast_the_deadline_is_not_taken() {
+    let mut tries = Tries::new(Repeat::Never, DEADLINE);
+    let next = tries.next(refused(ErrorReply::overloaded("busy", 2_000)), Duration::from_secs(9), || 7);
+    assert!(matches!(next, Next::Fail(Error::Deadline { last: Some(_), .. })), "{next:?}");
+}
+
+#[test]
+fn pauses_grow_to_a_bound_and_differ_between_callers() {
+    let pauses = |seed: u64| -> Vec<Duration> {
+        let mut tries = Tries::new(Repeat::Never, Duration::MAX);
+        (0..20)
+            .map(|_| match tries.next(refused(ErrorReply::unavailable("?")), Duration::ZERO, || seed) {
+                Next::Retry { pause, .. } => pause,
+                Next::Fail(error) => panic!("{error}"),
+            })
+            .collect()
+    };
+    let one = pauses(1);
+    assert!(one[0] < Duration::from_millis(50) && one[19] >= LONGEST_PAUSE / 2, "{one:?}");
+    assert!(one.iter().all(|pause| *pause <= LONGEST_PAUSE * 2), "{one:?}");
+    assert_eq!(one, pauses(1));
+    assert_ne!(one, pauses(2));
+}
+
+proptest! {
+    /// Whatever happens, in whatever order, a call ends: no try and no pause reaches beyond the deadline, and a change
+    /// of unknown fate is the last thing that is tried.
+    #[test]
+    fn every_call_ends_within_its_deadline(
+        failures in proptest::collection::vec(0_usize..9, 1..400),
+        change in any::<bool>(),
+    ) {
+        let repeat = if change { Repeat::Never } else { Repeat::Freely };
+        let mut tries = Tries::new(repeat, DEADLINE);
+        let mut elapsed = Duration::ZERO;
+        for failure in failures {
+            let allowed = tries.try_deadline(elapsed);
+            prop_assert!(elapsed + allowed <= DEADLINE);
+            // Silence takes all the time it is given, everything else a moment.
+            elapsed += if failure == 0 { allowed } else { allowed.min(Duration::from_millis(1)) };
+            let failure = match failure {
+                0 => Failure::Server(Refusal::Request(silent())),
+                1 => Failure::Server(Refusal::Request(nobody())),
+                2 => Failure::Server(Refusal::Request(RequestError::Disconnected)),
+                3 => Failure::LookUp(Refusal::Request(silent())),
+                4 => Failure::Gone(server("a")),
+                5 => refused(ErrorReply::not_owner(Some(server("b")))),
+                6 => refused(ErrorReply::not_owner(None)),
+                7 => refused(ErrorReply::overloaded("busy", 30)),
+                _ => refused(ErrorReply::unavailable("lease")),
+            };
+            let unknown = matches!(failure, Failure::Gone(_) | Failure::Server(Refusal::Request(RequestError::Deadline { .. })));
+            match tries.next(failure, elapsed, || 7) {
+                Next::Fail(_) => return Ok(()),
+                Next::Retry { pause, .. } => {
+                    prop_assert!(!(change && unknown));
+                    prop_assert!(elapsed + pause < DEADLINE);
+                    elapsed += pause;
+                }
+            }
+        }
+    }
+}
