@@ -1,33 +1,20 @@
 //! The client: one connection, one session, one cache of locations.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dormouse_bus::nats::{InvalidNatsUrl, NatsOptions};
-use dormouse_bus::{Bus, Outgoing, SubscribeError, SubscribeOptions, Subscription};
-use dormouse_protocol::fleet::{GoneAnnouncement, LocateReply, LocateRequest, ServersReply, ServersRequest};
-use dormouse_protocol::{Op, Prefix, RequestId, Route, ServerName, SessionId, Subject, decode, encode};
-use dormouse_runtime::{Env, Stop, Tasks};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use dormouse_bus::Bus;
+use dormouse_bus::nats::NatsOptions;
+use dormouse_protocol::fleet::{LocateReply, LocateRequest, ServersReply, ServersRequest};
+use dormouse_protocol::{Prefix, ServerName, Subject};
+use dormouse_runtime::Tasks;
 
+use crate::builder::{ClientBuilder, ConnectError};
+use crate::call::Inner;
 use crate::error::Error;
-use crate::exchange::exchange;
 use crate::kv::Kv;
-use crate::location::{Locations, Server};
-use crate::retry::{Failure, Next, Repeat, Target, Tries};
 use crate::stream::Stream;
 use crate::subject::Handle;
-
-/// How long a call takes at most, unless its handle says otherwise.
-pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How many locations a client remembers, unless configured otherwise.
-pub const DEFAULT_LOCATION_CAPACITY: usize = 100_000;
-
-/// How many announcements wait to be read before new ones are dropped.
-const ANNOUNCEMENTS: usize = 1_024;
 
 /// How long [`Client::close`] waits for the client's own tasks.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -40,139 +27,6 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
-}
-
-pub(crate) struct Inner {
-    pub(crate) bus: Arc<dyn Bus>,
-    // Only if the connection was made by this client: it ends with it.
-    bus_tasks: Option<Tasks>,
-    pub(crate) prefix: Prefix,
-    deadline: Duration,
-    env: Env,
-    locations: Locations,
-    pub(crate) tasks: Tasks,
-    session: SessionId,
-    counter: AtomicU64,
-}
-
-/// How a client is set up; made by [`Client::builder`].
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct ClientBuilder {
-    prefix: Prefix,
-    deadline: Duration,
-    env: Env,
-    location_capacity: usize,
-}
-
-impl ClientBuilder {
-    /// The first tokens of the fleet's routes; `persist` unless set.
-    pub fn prefix(mut self, prefix: Prefix) -> Self {
-        self.prefix = prefix;
-        self
-    }
-
-    /// How long a call takes at most, tries and pauses together; [`DEFAULT_DEADLINE`] unless set. A handle may set
-    /// its own.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// Where time and chance come from; the real world unless set.
-    pub fn env(mut self, env: Env) -> Self {
-        self.env = env;
-        self
-    }
-
-    /// How many locations of subjects are remembered at most; [`DEFAULT_LOCATION_CAPACITY`] unless set. One that was
-    /// forgotten costs a question to the coordinator.
-    pub fn location_capacity(mut self, locations: usize) -> Self {
-        self.location_capacity = locations;
-        self
-    }
-
-    /// Connects over core NATS.
-    ///
-    /// Cancelling the call leaves no connection.
-    ///
-    /// # Errors
-    /// [`ConnectError`] when no connection comes about within what `options` allow.
-    pub async fn connect(self, options: NatsOptions) -> Result<Client, ConnectError> {
-        let tasks = Tasks::new();
-        let bus = options.connect(self.env.clone(), &tasks).await?;
-        Ok(self.assemble(Arc::new(bus), Some(tasks)).await?)
-    }
-
-    /// Uses a connection that is there already and stays when the client goes.
-    ///
-    /// Cancelling the call leaves nothing behind.
-    ///
-    /// # Errors
-    /// [`Error::Closed`] when the bus is closed.
-    pub async fn over(self, bus: Arc<dyn Bus>) -> Result<Client, Error> {
-        self.assemble(bus, None).await
-    }
-
-    async fn assemble(self, bus: Arc<dyn Bus>, bus_tasks: Option<Tasks>) -> Result<Client, Error> {
-        let locations = Locations::new(Arc::clone(&bus), self.prefix.clone(), self.location_capacity);
-        let tasks = Tasks::new();
-        let options = SubscribeOptions { queue: None, capacity: ANNOUNCEMENTS };
-        match bus.subscribe(self.prefix.gone().into(), options).await {
-            Ok(announcements) => {
-                let task = follow_announcements(announcements, locations.clone(), tasks.stop().clone());
-                tasks.spawn("gone announcements", task);
-            }
-            Err(SubscribeError::Closed) => return Err(Error::Closed),
-            // Without announcements a failover is noticed later, by the silence of the old server.
-            Err(error) => {
-                tracing::info!(%error, "the client does without announcements of servers that are gone");
-            }
-        }
-        let session = SessionId::new(self.env.ulid());
-        Ok(Client {
-            inner: Arc::new(Inner {
-                bus,
-                bus_tasks,
-                prefix: self.prefix,
-                deadline: self.deadline,
-                env: self.env,
-                locations,
-                tasks,
-                session,
-                counter: AtomicU64::new(0),
-            }),
-        })
-    }
-}
-
-async fn follow_announcements(mut announcements: Subscription, locations: Locations, stop: Stop) {
-    loop {
-        let delivery = tokio::select! {
-            () = stop.given() => return,
-            delivery = announcements.next() => delivery,
-        };
-        let Some(delivery) = delivery else { return };
-        match decode::<GoneAnnouncement>(&delivery.payload) {
-            Ok(announcement) => locations.gone(announcement.log.server()),
-            Err(error) => tracing::warn!(%error, "an announcement of the coordinator cannot be understood"),
-        }
-    }
-}
-
-/// Why a client did not come about.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The text is no address of a NATS server.
-    #[error(transparent)]
-    Url(#[from] InvalidNatsUrl),
-    /// No connection came about.
-    #[error(transparent)]
-    Nats(#[from] dormouse_bus::nats::ConnectError),
-    /// The connection was lost for good while the client was being set up.
-    #[error(transparent)]
-    Client(#[from] Error),
 }
 
 impl Client {
@@ -190,12 +44,7 @@ impl Client {
 
     /// Sets up a client in other ways than [`connect`](Self::connect).
     pub fn builder() -> ClientBuilder {
-        ClientBuilder {
-            prefix: Prefix::default(),
-            deadline: DEFAULT_DEADLINE,
-            env: Env::system(),
-            location_capacity: DEFAULT_LOCATION_CAPACITY,
-        }
+        ClientBuilder::default()
     }
 
     /// Uses a connection that is there already, with the defaults for everything else.
@@ -293,115 +142,5 @@ impl std::fmt::Debug for Client {
             .field("prefix", &self.inner.prefix)
             .field("session", &self.inner.session)
             .finish_non_exhaustive()
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.tasks.stop().give();
-    }
-}
-
-impl Inner {
-    /// Names the next changing request.
-    pub(crate) fn next_request(&self) -> RequestId {
-        RequestId { session: self.session, counter: self.counter.fetch_add(1, Ordering::Relaxed) }
-    }
-
-    /// Asks the server of `subject` for `op`, as often as it takes and is safe.
-    pub(crate) async fn call<R: DeserializeOwned>(
-        &self,
-        subject: &Subject,
-        op: Op,
-        request: &(impl Serialize + ?Sized),
-        deadline: Duration,
-    ) -> Result<R, Error> {
-        // The requests of the protocol are maps of plain fields, which always encode.
-        let payload = encode(request).expect("a request encodes");
-        let started = self.env.boot();
-        let elapsed = || self.env.boot().saturating_sub(started);
-        let mut tries = Tries::new(Repeat::of(op), deadline);
-        let mut target = Target::Known;
-        loop {
-            // Only before a request is sent does a closed client mean that nothing happens.
-            if self.tasks.stop().is_given() {
-                return Err(Error::Closed);
-            }
-            let failure = match self.server(subject, target, deadline.saturating_sub(elapsed())).await {
-                Err(failure) => failure,
-                Ok(server) => {
-                    let message =
-                        Outgoing::new(self.prefix.server(&server.name, op, subject), payload.clone());
-                    let answer = tokio::select! {
-                        // An answer that came with the announcement is still an answer.
-                        biased;
-                        answer = exchange::<R>(&*self.bus, message, tries.try_deadline(elapsed())) =>
-                            answer.map_err(Failure::Server),
-                        () = server.gone.given() => Err(Failure::Gone(server.name.clone())),
-                    };
-                    match answer {
-                        Ok(reply) => return Ok(reply),
-                        Err(failure) => {
-                            if failure.moved() {
-                                self.locations.forget(subject, &server);
-                            }
-                            failure
-                        }
-                    }
-                }
-            };
-            tracing::debug!(%subject, %op, ?failure, "a try failed");
-            match tries.next(failure, elapsed(), || self.env.random_u64()) {
-                Next::Fail(error) => return Err(error),
-                Next::Retry { pause, target: next } => {
-                    if !pause.is_zero() {
-                        tokio::time::sleep(pause).await;
-                    }
-                    target = next;
-                }
-            }
-        }
-    }
-
-    async fn server(
-        &self,
-        subject: &Subject,
-        target: Target,
-        deadline: Duration,
-    ) -> Result<Arc<Server>, Failure> {
-        match target {
-            Target::Hinted(name) => return Ok(self.locations.learn(subject, name)),
-            Target::Known => {
-                if let Some(server) = self.locations.known(subject) {
-                    return Ok(server);
-                }
-            }
-            Target::Fresh => {}
-        }
-        self.locations.ask(subject, deadline).await.map_err(Failure::LookUp)
-    }
-
-    /// Asks the coordinator, as often as it takes: no question to it changes anything.
-    async fn ask_coordinator<R: DeserializeOwned>(
-        &self,
-        route: Route,
-        request: &impl Serialize,
-    ) -> Result<R, Error> {
-        // As in `call`.
-        let payload = encode(request).expect("a request encodes");
-        let started = self.env.boot();
-        let elapsed = || self.env.boot().saturating_sub(started);
-        let mut tries = Tries::new(Repeat::Freely, self.deadline);
-        loop {
-            let message = Outgoing::new(route.clone(), payload.clone());
-            let refusal = match exchange(&*self.bus, message, tries.try_deadline(elapsed())).await {
-                Ok(reply) => return Ok(reply),
-                Err(refusal) => refusal,
-            };
-            match tries.next(Failure::LookUp(refusal), elapsed(), || self.env.random_u64()) {
-                Next::Fail(error) => return Err(error),
-                Next::Retry { pause, .. } => tokio::time::sleep(pause).await,
-            }
-        }
     }
 }

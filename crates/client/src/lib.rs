@@ -32,13 +32,16 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `client` | [`Client`]: connection, session, and the loop in which a call is tried |
+//! | `client`, `builder` | [`Client`]: connection, session, cache of locations |
+//! | `call` | the loop in which a call is tried |
 //! | `retry` | whether and how a call goes on after a try has failed: a pure machine |
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
 //! | `subject`, `kv`, `stream` | the calls |
 //! | `pages` | long results, one page ahead of the reader |
 //! | `splice`, `watch` | live events: what is new, what is missing |
 
+mod builder;
+mod call;
 mod client;
 mod error;
 mod exchange;
@@ -53,7 +56,8 @@ mod stream;
 mod subject;
 mod watch;
 
-pub use client::{Client, ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY};
+pub use builder::{ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY};
+pub use client::Client;
 pub use error::{Error, IndeterminateCause, MalformedCause};
 pub use kv::Kv;
 pub use new_message::NewMessage;

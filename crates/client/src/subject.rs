@@ -14,7 +14,7 @@ use dormouse_protocol::{Level, Message, Op, Position, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::Inner;
+use crate::call::Inner;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;

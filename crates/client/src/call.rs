@@ -1,0 +1,140 @@
+//! How one call is made: find the server, ask it, and do what the machine in [`retry`](crate::retry) decides.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dormouse_bus::{Bus, Outgoing};
+use dormouse_protocol::{Op, Prefix, RequestId, Route, SessionId, Subject, encode};
+use dormouse_runtime::{Env, Tasks};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+use crate::exchange::exchange;
+use crate::location::{Locations, Server};
+use crate::retry::{Failure, Next, Repeat, Target, Tries};
+
+/// What all clones and handles of a client share.
+pub(crate) struct Inner {
+    pub(crate) bus: Arc<dyn Bus>,
+    // Only if the connection was made by this client: it ends with it.
+    pub(crate) bus_tasks: Option<Tasks>,
+    pub(crate) prefix: Prefix,
+    pub(crate) deadline: Duration,
+    pub(crate) env: Env,
+    pub(crate) locations: Locations,
+    pub(crate) tasks: Tasks,
+    pub(crate) session: SessionId,
+    pub(crate) counter: AtomicU64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.stop().give();
+    }
+}
+
+impl Inner {
+    /// Names the next changing request.
+    pub(crate) fn next_request(&self) -> RequestId {
+        RequestId { session: self.session, counter: self.counter.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Asks the server of `subject` for `op`, as often as it takes and is safe.
+    pub(crate) async fn call<R: DeserializeOwned>(
+        &self,
+        subject: &Subject,
+        op: Op,
+        request: &(impl Serialize + ?Sized),
+        deadline: Duration,
+    ) -> Result<R, Error> {
+        // The requests of the protocol are maps of plain fields, which always encode.
+        let payload = encode(request).expect("a request encodes");
+        let started = self.env.boot();
+        let elapsed = || self.env.boot().saturating_sub(started);
+        let mut tries = Tries::new(Repeat::of(op), deadline);
+        let mut target = Target::Known;
+        loop {
+            // Only before a request is sent does a closed client mean that nothing happens.
+            if self.tasks.stop().is_given() {
+                return Err(Error::Closed);
+            }
+            let failure = match self.server(subject, target, deadline.saturating_sub(elapsed())).await {
+                Err(failure) => failure,
+                Ok(server) => {
+                    let message =
+                        Outgoing::new(self.prefix.server(&server.name, op, subject), payload.clone());
+                    let answer = tokio::select! {
+                        // An answer that came with the announcement is still an answer.
+                        biased;
+                        answer = exchange::<R>(&*self.bus, message, tries.try_deadline(elapsed())) =>
+                            answer.map_err(Failure::Server),
+                        () = server.gone.given() => Err(Failure::Gone(server.name.clone())),
+                    };
+                    match answer {
+                        Ok(reply) => return Ok(reply),
+                        Err(failure) => {
+                            if failure.moved() {
+                                self.locations.forget(subject, &server);
+                            }
+                            failure
+                        }
+                    }
+                }
+            };
+            tracing::debug!(%subject, %op, ?failure, "a try failed");
+            match tries.next(failure, elapsed(), || self.env.random_u64()) {
+                Next::Fail(error) => return Err(error),
+                Next::Retry { pause, target: next } => {
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                    target = next;
+                }
+            }
+        }
+    }
+
+    async fn server(
+        &self,
+        subject: &Subject,
+        target: Target,
+        deadline: Duration,
+    ) -> Result<Arc<Server>, Failure> {
+        match target {
+            Target::Hinted(name) => return Ok(self.locations.learn(subject, name)),
+            Target::Known => {
+                if let Some(server) = self.locations.known(subject) {
+                    return Ok(server);
+                }
+            }
+            Target::Fresh => {}
+        }
+        self.locations.ask(subject, deadline).await.map_err(Failure::LookUp)
+    }
+
+    /// Asks the coordinator, as often as it takes: no question to it changes anything.
+    pub(crate) async fn ask_coordinator<R: DeserializeOwned>(
+        &self,
+        route: Route,
+        request: &impl Serialize,
+    ) -> Result<R, Error> {
+        // As in `call`.
+        let payload = encode(request).expect("a request encodes");
+        let started = self.env.boot();
+        let elapsed = || self.env.boot().saturating_sub(started);
+        let mut tries = Tries::new(Repeat::Freely, self.deadline);
+        loop {
+            let message = Outgoing::new(route.clone(), payload.clone());
+            let refusal = match exchange(&*self.bus, message, tries.try_deadline(elapsed())).await {
+                Ok(reply) => return Ok(reply),
+                Err(refusal) => refusal,
+            };
+            match tries.next(Failure::LookUp(refusal), elapsed(), || self.env.random_u64()) {
+                Next::Fail(error) => return Err(error),
+                Next::Retry { pause, .. } => tokio::time::sleep(pause).await,
+            }
+        }
+    }
+}
