@@ -8,14 +8,26 @@
 //! | [`claim`] | who owns what: the machines that claim, publish and release |
 //! | [`plan`] | from a request to records: every decision about a write |
 //! | `database` | from records to rows: one SQLite file per subject |
+//! | `subject` | the task of one open subject: opens, serves, publishes, closes |
+//! | `directory` | which subjects have a task |
+//! | [`engine`] | all of it together |
 
 pub mod api;
 pub mod bucket;
 pub mod checksum;
 pub mod claim;
+pub mod data_dir;
 mod database;
+mod directory;
+pub mod engine;
+mod figures;
 pub mod keys;
 pub mod manifest;
 pub mod plan;
+mod settings;
+mod subject;
 
 pub use database::sqlite_is_safe;
+pub use engine::{Engine, OpenError, Prepared, ShutdownReport};
+pub use figures::Figures;
+pub use settings::EngineSettings;

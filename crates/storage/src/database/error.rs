@@ -53,7 +53,9 @@ impl DatabaseError {
     #[must_use]
     pub const fn is_unfit_file(&self) -> bool {
         match self {
-            Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => true,
+            Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => {
+                true
+            }
             Self::Newer { .. } | Self::DiskFull(_) | Self::Sqlite(_) => false,
         }
     }
@@ -62,14 +64,14 @@ impl DatabaseError {
     #[must_use]
     pub fn reply(&self, subject: &Subject) -> ErrorReply {
         match self {
-            Self::DiskFull(_) => ErrorReply::unavailable("the server's local disk is full; nothing was written"),
+            Self::DiskFull(_) => {
+                ErrorReply::unavailable("the server's local disk is full; nothing was written")
+            }
             Self::Sqlite(_) => ErrorReply::internal(format_args!("the local file of {subject}: {self}")),
             Self::Newer { .. } => ErrorReply::unavailable(format!("the local file of {subject}: {self}")),
-            Self::Foreign(_)
-            | Self::OtherSubject(_)
-            | Self::Empty
-            | Self::Damaged(_)
-            | Self::Diverged(_) => ErrorReply::corrupt(format!("the local file of {subject}"), self),
+            Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => {
+                ErrorReply::corrupt(format!("the local file of {subject}"), self)
+            }
         }
     }
 }

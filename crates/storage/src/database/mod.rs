@@ -320,13 +320,17 @@ impl Database {
     /// # Errors
     /// [`DatabaseError`]; the state is whole all the same, in both files.
     pub fn checkpoint(&mut self) -> Result<(), DatabaseError> {
-        let busy: i64 =
-            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy == 0 {
-            Ok(())
-        } else {
-            Err(DatabaseError::Damaged("somebody else is using it".to_owned()))
-        }
+        let busy: i64 = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy == 0 { Ok(()) } else { Err(DatabaseError::Damaged("somebody else is using it".to_owned())) }
+    }
+
+    /// Closes the file and leaves it in one piece, without companions. No snapshot may be reading it.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; the state is whole all the same.
+    pub fn close(self) -> Result<(), DatabaseError> {
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        self.connection.close().map_err(|(_, error)| error.into())
     }
 }
 
@@ -337,7 +341,9 @@ impl Database {
 pub fn remove_files(path: &Path) -> std::io::Result<()> {
     // The companion must never outlive the file beside a new file of the same name: SQLite would replay it. So
     // whoever puts a file in place calls this first.
-    for file in [path.to_owned(), companion(path, "-wal"), companion(path, "-shm"), companion(path, "-journal")] {
+    for file in
+        [path.to_owned(), companion(path, "-wal"), companion(path, "-shm"), companion(path, "-journal")]
+    {
         match std::fs::remove_file(file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -383,8 +389,7 @@ fn check_identity(connection: &Connection) -> Result<(), DatabaseError> {
 }
 
 fn set_pragmas(connection: &Connection) -> Result<(), DatabaseError> {
-    let mode: String =
-        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         return Err(DatabaseError::Damaged(format!("its journal mode is {mode}, not wal")));
     }

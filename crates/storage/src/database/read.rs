@@ -15,7 +15,10 @@ const MAX_ROWS_LOOKED_AT: usize = 20_000;
 
 macro_rules! select_messages {
     ($rest:literal) => {
-        concat!("SELECT seq, term, rev, key, timestamp, headers, size, expires_at, value FROM messages ", $rest)
+        concat!(
+            "SELECT seq, term, rev, key, timestamp, headers, size, expires_at, value FROM messages ",
+            $rest
+        )
     };
 }
 const BY_SEQ: &str = select_messages!("WHERE seq = ?1");
@@ -94,17 +97,17 @@ impl Database {
             Selected::None => None,
             Selected::Message(message) if !message.value_omitted => Some(message),
             Selected::Message(message) => {
-                return Err(ErrorReply::too_large("max_reply_bytes", size::of_message(&message) + message.size as usize, whole));
+                return Err(ErrorReply::too_large(
+                    "max_reply_bytes",
+                    size::of_message(&message) + message.size as usize,
+                    whole,
+                ));
             }
             Selected::NoRoom | Selected::NeverFits(_) => {
                 return Err(ErrorReply::too_large("max_reply_bytes", whole + 1, whole));
             }
         };
-        Ok(GetReply {
-            position: self.state.position(),
-            messages: message.into_iter().collect(),
-            answered: 1,
-        })
+        Ok(GetReply { position: self.state.position(), messages: message.into_iter().collect(), answered: 1 })
     }
 
     fn get_keys(&self, keys: &[String], max_reply_bytes: usize) -> Result<GetReply, ErrorReply> {
@@ -154,7 +157,11 @@ impl Database {
     ///
     /// # Errors
     /// `too_large` when key and headers alone of the first message do not fit; or that the file cannot be read.
-    pub fn get_all(&self, request: &GetAllRequest, max_reply_bytes: usize) -> Result<GetAllReply, ErrorReply> {
+    pub fn get_all(
+        &self,
+        request: &GetAllRequest,
+        max_reply_bytes: usize,
+    ) -> Result<GetAllReply, ErrorReply> {
         if let Some(prefix) = &request.key_prefix {
             check_key(prefix)?;
         }
@@ -164,11 +171,7 @@ impl Database {
         if let Some(seq) = page.never_fits.filter(|_| page.messages.is_empty()) {
             return Err(self.never_fits(seq, budget));
         }
-        Ok(GetAllReply {
-            position: self.state.position(),
-            messages: page.messages,
-            cursor: page.cursor,
-        })
+        Ok(GetAllReply { position: self.state.position(), messages: page.messages, cursor: page.cursor })
     }
 
     fn page(&self, request: &GetAllRequest, budget: &mut Budget) -> Result<Page, DatabaseError> {

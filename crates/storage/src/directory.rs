@@ -1,0 +1,187 @@
+//! Which subjects have a task, and how requests reach it.
+//!
+//! A subject has at most one task, and so at most one open file. Its task leaves the directory only when its queue
+//! is empty, under the same lock that requests are queued under: a request either finds the task, which will still
+//! serve it, or finds none and starts one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dormouse_protocol::{ErrorReply, Subject};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
+
+use crate::api::Submission;
+
+/// Requests that wait for one subject at most.
+const QUEUE: usize = 1_024;
+
+/// When a caller that was turned away may come again.
+const RETRY_AFTER_MS: u64 = 50;
+
+/// What a new task is given.
+pub(crate) struct Seat {
+    /// The subject's requests.
+    pub(crate) queue: mpsc::Receiver<Submission>,
+    /// Told when the subject shall close for the sake of others.
+    pub(crate) close: Arc<Notify>,
+}
+
+/// What became of a request.
+pub(crate) enum Offered {
+    /// The subject's task has it.
+    Queued,
+    /// It is the first of its subject: a task must be started with this.
+    Start(Seat),
+    /// It was turned away.
+    Refused(Submission, ErrorReply),
+}
+
+/// See the [module](self).
+pub(crate) struct Directory {
+    inner: Mutex<Inner>,
+    left: Notify,
+    max_open: usize,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: HashMap<Subject, Entry>,
+    shut: bool,
+    unreleased: Vec<(Subject, String)>,
+    released: u64,
+}
+
+struct Entry {
+    queue: mpsc::Sender<Submission>,
+    close: Arc<Notify>,
+    used_at: Duration,
+    asked_to_close: bool,
+}
+
+impl Directory {
+    pub(crate) fn new(max_open: usize) -> Self {
+        Self { inner: Mutex::default(), left: Notify::new(), max_open: max_open.max(1) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change under the lock is complete at each step; a panic elsewhere breaks nothing.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a request for its subject.
+    pub(crate) fn offer(&self, subject: &Subject, submission: Submission, now: Duration) -> Offered {
+        let mut inner = self.lock();
+        if inner.shut {
+            return Offered::Refused(submission, shutting_down());
+        }
+        let submission = match inner.entries.get_mut(subject) {
+            None => submission,
+            Some(entry) => {
+                entry.used_at = now;
+                match entry.queue.try_send(submission) {
+                    Ok(()) => return Offered::Queued,
+                    Err(TrySendError::Full(submission)) => {
+                        let reply = ErrorReply::overloaded("the subject's queue is full", RETRY_AFTER_MS);
+                        return Offered::Refused(submission, reply);
+                    }
+                    // Its task has panicked; another one takes its place.
+                    Err(TrySendError::Closed(submission)) => submission,
+                }
+            }
+        };
+        let open = inner.entries.len();
+        if open >= self.max_open.saturating_mul(2) {
+            let reply = ErrorReply::overloaded("too many subjects are open", RETRY_AFTER_MS);
+            return Offered::Refused(submission, reply);
+        }
+        if open >= self.max_open {
+            inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16);
+        }
+        let (sender, queue) = mpsc::channel(QUEUE);
+        // The channel is new and empty.
+        let _ = sender.try_send(submission);
+        let close = Arc::new(Notify::new());
+        let entry = Entry { queue: sender, close: Arc::clone(&close), used_at: now, asked_to_close: false };
+        inner.entries.insert(subject.clone(), entry);
+        Offered::Start(Seat { queue, close })
+    }
+
+    /// Takes the task of `subject` out, if nothing is queued for it. `false`: there is more to do.
+    pub(crate) fn leave(&self, subject: &Subject, queue: &mpsc::Receiver<Submission>) -> bool {
+        let mut inner = self.lock();
+        if !queue.is_empty() {
+            return false;
+        }
+        inner.entries.remove(subject);
+        drop(inner);
+        self.left.notify_waiters();
+        true
+    }
+
+    /// Takes down that a subject was handed back at shutdown, or why not.
+    pub(crate) fn record_release(&self, subject: &Subject, released: Result<(), String>) {
+        let mut inner = self.lock();
+        match released {
+            Ok(()) => inner.released += 1,
+            Err(why) => inner.unreleased.push((subject.clone(), why)),
+        }
+    }
+
+    /// From now on every request is turned away.
+    pub(crate) fn shut(&self) {
+        self.lock().shut = true;
+    }
+
+    /// Waits until no task is left.
+    pub(crate) async fn empty(&self) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            // Listening begins before the look, so that no departure falls in between.
+            left.as_mut().enable();
+            if self.lock().entries.is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// What shutdown achieved: the number released, and each other subject with what held it up.
+    pub(crate) fn releases(&self) -> (u64, Vec<(Subject, String)>) {
+        let inner = self.lock();
+        let mut unreleased = inner.unreleased.clone();
+        unreleased
+            .extend(inner.entries.keys().map(|subject| (subject.clone(), "not finished in time".to_owned())));
+        unreleased.sort();
+        unreleased.dedup_by(|one, other| one.0 == other.0);
+        (inner.released, unreleased)
+    }
+
+    /// How many subjects have a task.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+}
+
+impl Inner {
+    /// Asks the `number` subjects idle longest to close. Some extra each time, so that the search is rare.
+    fn ask_idle_to_close(&mut self, number: usize) {
+        let asked = self.entries.values().filter(|entry| entry.asked_to_close).count();
+        let mut open: Vec<_> = self.entries.values_mut().filter(|entry| !entry.asked_to_close).collect();
+        let number = number.saturating_sub(asked).min(open.len());
+        if number == 0 {
+            return;
+        }
+        open.select_nth_unstable_by_key(number - 1, |entry| entry.used_at);
+        for entry in &mut open[..number] {
+            entry.asked_to_close = true;
+            entry.close.notify_one();
+        }
+    }
+}
+
+/// The answer to whoever comes too late.
+pub(crate) fn shutting_down() -> ErrorReply {
+    ErrorReply::unavailable("the server is shutting down")
+}

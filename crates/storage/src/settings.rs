@@ -1,0 +1,52 @@
+//! What can be set about the engine.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dormouse_protocol::{Level, ServerName};
+
+/// The engine's settings. [`EngineSettings::new`] fills in the defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// The folder for local files. Belongs to one process at a time.
+    pub data_dir: PathBuf,
+    /// The name of this server.
+    pub server: ServerName,
+    /// The level at which writes are acknowledged where a subject's configuration says nothing. This version has
+    /// [`Level::Memory`] only and refuses to start with another.
+    pub level: Level,
+    /// How long a change may wait before a snapshot brings it to the bucket.
+    pub snapshot_interval: Duration,
+    /// How long a subject stays open that nobody asks for.
+    pub idle_close: Duration,
+    /// How many subjects may be open at once. Above it, those idle longest are closed; at twice the number, requests
+    /// that would open another one are turned away.
+    pub max_open_subjects: usize,
+    /// How long a flush waits for the bucket before it answers `unavailable`.
+    pub flush_patience: Duration,
+}
+
+impl EngineSettings {
+    /// Default of [`EngineSettings::snapshot_interval`].
+    pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
+    /// Default of [`EngineSettings::idle_close`].
+    pub const IDLE_CLOSE: Duration = Duration::from_secs(60);
+    /// Default of [`EngineSettings::max_open_subjects`].
+    pub const MAX_OPEN_SUBJECTS: usize = 2_000;
+    /// Default of [`EngineSettings::flush_patience`].
+    pub const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Settings with every default.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>, server: ServerName) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            server,
+            level: Level::Memory,
+            snapshot_interval: Self::SNAPSHOT_INTERVAL,
+            idle_close: Self::IDLE_CLOSE,
+            max_open_subjects: Self::MAX_OPEN_SUBJECTS,
+            flush_patience: Self::FLUSH_PATIENCE,
+        }
+    }
+}

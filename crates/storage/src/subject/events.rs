@@ -1,0 +1,122 @@
+//! From records to as few events as fit.
+
+use dormouse_protocol::limits::{ENVELOPE_BYTES, EVENT_INLINE_LIMIT_BYTES};
+use dormouse_protocol::{Change, Event, ProtocolVersion, Rev};
+
+use crate::plan::{Record, SubjectState, size};
+
+/// Changes are gathered into one event up to this size: enough to save messages, small enough to pass any bus.
+const GATHER_BYTES: usize = 256 * 1_024;
+
+/// The event that says where the subject is and nothing else.
+pub(super) const fn beacon(state: &SubjectState) -> Event {
+    Event {
+        v: ProtocolVersion::CURRENT,
+        term: state.term,
+        term_base: state.term_base,
+        rev: state.rev,
+        changes: Vec::new(),
+    }
+}
+
+/// The events that announce `records`, all of one term, in order of rev. An event stays below `max_bytes` as far as
+/// leaving values out can achieve it.
+pub(super) fn events(records: &[Record], term_base: Rev, max_bytes: usize) -> Vec<Event> {
+    let most = GATHER_BYTES.min(max_bytes.saturating_sub(ENVELOPE_BYTES));
+    let mut events: Vec<Event> = Vec::new();
+    let mut bytes = 0;
+    for record in records {
+        let change = announced(record, most);
+        let change_bytes = size::of_change(&change);
+        match events.last_mut() {
+            Some(event) if bytes + change_bytes <= most => {
+                bytes += change_bytes;
+                event.rev = record.rev;
+                event.changes.push(change);
+            }
+            _ => {
+                bytes = change_bytes;
+                events.push(Event {
+                    v: ProtocolVersion::CURRENT,
+                    term: record.term,
+                    term_base,
+                    rev: record.rev,
+                    changes: vec![change],
+                });
+            }
+        }
+    }
+    events
+}
+
+fn announced(record: &Record, most: usize) -> Change {
+    let mut change = record.change();
+    let too_large = size::of_change(&change) > most;
+    if let Change::Set(set) = &mut change {
+        let message = &mut set.message;
+        if message.value.is_some() && (too_large || message.size > EVENT_INLINE_LIMIT_BYTES as u64) {
+            message.value = None;
+            message.value_omitted = true;
+        }
+    }
+    change
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use dormouse_protocol::{Headers, Seq, Term, Timestamp};
+
+    use super::*;
+    use crate::plan::{Operation, SetOperation};
+
+    fn record(rev: u64, value_bytes: usize) -> Record {
+        Record {
+            term: Term::new(3),
+            rev: Rev::new(rev),
+            accept_time: Timestamp::from_micros(1),
+            operation: Operation::Set(SetOperation {
+                seq: Seq::new(rev),
+                key: None,
+                value: Some(Bytes::from(vec![b'x'; value_bytes])),
+                headers: Headers::default(),
+                timestamp: Timestamp::from_micros(1),
+                replaces: None,
+                expires_at: None,
+            }),
+        }
+    }
+
+    #[test]
+    fn small_changes_share_an_event_and_every_event_fits() {
+        let records: Vec<_> = (1..=1_000).map(|rev| record(rev, 1_000)).collect();
+        let events = events(&records, Rev::new(0), 1024 * 1024);
+        assert!(events.len() < 10, "{}", events.len());
+        let mut rev = 0;
+        for event in &events {
+            assert!(dormouse_protocol::encode(event).unwrap().len() <= GATHER_BYTES);
+            for change in &event.changes {
+                rev += 1;
+                assert_eq!(change.rev(), Rev::new(rev));
+            }
+            assert_eq!(event.rev, Rev::new(rev));
+        }
+        assert_eq!(rev, 1_000);
+    }
+
+    #[test]
+    fn large_values_are_announced_by_size() {
+        for (bytes, max_bytes, inline) in [
+            (EVENT_INLINE_LIMIT_BYTES, 1024 * 1024, true),
+            (EVENT_INLINE_LIMIT_BYTES + 1, 1024 * 1024, false),
+            (20_000, 16_384, false),
+        ] {
+            let events = events(&[record(1, bytes)], Rev::new(0), max_bytes);
+            let Change::Set(set) = &events[0].changes[0] else { panic!() };
+            assert_eq!(set.message.value.is_some(), inline, "{bytes}");
+            assert_eq!(set.message.value_omitted, !inline);
+            assert_eq!(set.message.size, bytes as u64);
+            assert!(dormouse_protocol::encode(&events[0]).unwrap().len() <= max_bytes);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! One open subject: a task that owns the file, takes requests from a bounded queue, and answers them.
+//!
+//! The task's life: open → serve → close, and again as long as requests wait. Nobody but the task touches the
+//! subject's file, and the task is the only one of its subject (see [`crate::directory`]).
+
+mod batch;
+mod events;
+mod lost;
+mod open;
+mod publish;
+mod schedule;
+mod serve;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use dormouse_protocol::{ErrorReply, Subject};
+use tokio::sync::{Notify, mpsc};
+
+use crate::api::Submission;
+use crate::directory::{Seat, shutting_down};
+use crate::engine::Shared;
+use serve::{End, Serving};
+
+/// The task of one subject.
+pub(crate) struct SubjectTask {
+    shared: Arc<Shared>,
+    subject: Subject,
+    inbox: Inbox,
+    close: Arc<Notify>,
+}
+
+/// The subject's requests: those in the queue, and those taken from it that still wait.
+pub(super) struct Inbox {
+    queue: mpsc::Receiver<Submission>,
+    waiting: VecDeque<Submission>,
+    taken: Vec<Submission>,
+}
+
+impl Inbox {
+    /// Waits for requests and takes as many as fit a batch. Cancelling the call takes none.
+    async fn receive(&mut self) {
+        self.queue.recv_many(&mut self.taken, batch::MAX_REQUESTS).await;
+        self.waiting.extend(self.taken.drain(..));
+    }
+
+    /// Answers everything that waits now.
+    fn refuse(&mut self, reply: &ErrorReply) {
+        for submission in self.waiting.drain(..) {
+            (submission.respond)(Err(reply.clone()));
+        }
+        while let Ok(submission) = self.queue.try_recv() {
+            (submission.respond)(Err(reply.clone()));
+        }
+    }
+}
+
+impl SubjectTask {
+    pub(crate) fn new(shared: Arc<Shared>, subject: Subject, seat: Seat) -> Self {
+        let inbox = Inbox { queue: seat.queue, waiting: VecDeque::new(), taken: Vec::new() };
+        Self { shared, subject, inbox, close: seat.close }
+    }
+
+    /// Serves the subject until nobody asks for it any more.
+    pub(crate) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            if shared.stop.is_given() || shared.tasks.stop().is_given() {
+                self.inbox.refuse(&shutting_down());
+            } else {
+                match Box::pin(open::open(&shared, &self.subject)).await {
+                    Ok(opened) => {
+                        let serving = Serving::new(&shared, &self.subject, opened);
+                        match Box::pin(serving.run(&mut self.inbox, &self.close)).await {
+                            End::Closed => {}
+                            End::Refused(reply) => self.inbox.refuse(&reply),
+                        }
+                    }
+                    Err(reply) => self.inbox.refuse(&reply),
+                }
+            }
+            if self.inbox.waiting.is_empty() && shared.directory.leave(&self.subject, &self.inbox.queue) {
+                return;
+            }
+        }
+    }
+}
+
+/// The answer while this process holds no lease.
+fn no_lease() -> ErrorReply {
+    ErrorReply::unavailable("this server holds no lease from the coordinator")
+}

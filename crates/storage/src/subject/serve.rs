@@ -1,0 +1,436 @@
+//! Serving an open subject: batches, events, snapshots, and the ways in which it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_protocol::data::FlushReply;
+use dormouse_protocol::{ErrorReply, Position, Rev, Subject, Timestamp};
+use tokio::sync::{Notify, oneshot};
+
+use super::batch::{self, Executed, Respond, Surroundings};
+use super::publish::{self, Job, PublishEnd, State};
+use super::schedule::{Due, Schedule};
+use super::{Inbox, events, lost, no_lease};
+use crate::api::{LeaseGeneration, Reply, Request, Submission};
+use crate::claim::{Publish, is_newest};
+use crate::database::{Database, DatabaseError};
+use crate::engine::Shared;
+use crate::figures::Share;
+use crate::manifest::Manifest;
+use crate::subject::open::Opened;
+
+mod leave;
+
+/// A companion of this size is brought into the file without waiting for a snapshot.
+const CHECKPOINT_BYTES: u64 = 4 * 1_024 * 1_024;
+
+/// After this many changes the companion's size is looked at.
+const CHECKPOINT_LOOK: u64 = 1_024;
+
+/// A delete_all on more messages than this runs where it stalls nobody else.
+const INLINE_DELETE_ALL: u64 = 10_000;
+
+/// Why a subject is not served any more.
+pub(super) enum End {
+    /// It is closed in good order; requests that wait open it again.
+    Closed,
+    /// It cannot be served; requests that wait get this answer.
+    Refused(ErrorReply),
+}
+
+/// A flush that waits for the bucket.
+struct Flush {
+    rev: Rev,
+    until: Duration,
+    respond: Respond,
+}
+
+/// The file, except while it is being worked on elsewhere.
+struct Held(Option<Database>);
+
+impl Held {
+    fn get(&mut self) -> &mut Database {
+        // `Serving::apart` puts it back before it returns, and nobody polls the task that panicked in between.
+        self.0.as_mut().expect("the file is always back when somebody looks")
+    }
+}
+
+/// An open subject.
+pub(super) struct Serving<'a> {
+    shared: &'a Arc<Shared>,
+    subject: &'a Subject,
+    file: Held,
+    /// The newest manifest, ours.
+    manifest: Manifest,
+    /// The lease under which the manifest was last seen to be the newest.
+    generation: LeaseGeneration,
+    schedule: Schedule,
+    flushes: Vec<Flush>,
+    publishing: Option<oneshot::Receiver<PublishEnd>>,
+    /// A publication without known outcome, which must be settled before the next.
+    undecided: Option<Box<Publish>>,
+    /// Why the last publication failed.
+    failure: Option<ErrorReply>,
+    changes_since_look: u64,
+    dirty: Share<'a>,
+    behind: Share<'a>,
+    local_bytes: Share<'a>,
+}
+
+impl<'a> Serving<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, subject: &'a Subject, opened: Opened) -> Self {
+        let Opened { database, manifest, generation, garbage } = opened;
+        let dirty = database.state().rev > manifest.base_rev;
+        let mut serving = Self {
+            shared,
+            subject,
+            schedule: Schedule::new(&shared.settings, shared.env.boot(), dirty),
+            file: Held(Some(database)),
+            manifest,
+            generation,
+            flushes: Vec::new(),
+            publishing: None,
+            undecided: None,
+            failure: None,
+            changes_since_look: 0,
+            dirty: shared.counters.dirty_subjects.share(),
+            behind: shared.counters.subjects_not_in_bucket.share(),
+            local_bytes: shared.counters.local_bytes.share(),
+        };
+        serving.count_bytes();
+        serving.dirty.set(u64::from(dirty));
+        serving.collect(garbage);
+        serving
+    }
+
+    /// Serves until the subject is idle, evicted, lost, destroyed, or the engine stops.
+    pub(super) async fn run(mut self, inbox: &mut Inbox, close: &Notify) -> End {
+        tracing::debug!(subject = %self.subject, position = %self.file.get().state().position(), "opened");
+        self.beacon();
+        let (engine_stop, task_stop) = (&self.shared.stop, self.shared.tasks.stop());
+        let mut stop = std::pin::pin!(async {
+            tokio::select! { () = engine_stop.given() => {}, () = task_stop.given() => {} }
+        });
+        loop {
+            if let Some(end) = self.work(inbox).await {
+                return end;
+            }
+            let pause = self.pause();
+            tokio::select! {
+                biased;
+                () = &mut stop => return self.release(inbox).await,
+                end = published(&mut self.publishing) => {
+                    if let Some(end) = self.published(end).await {
+                        return end;
+                    }
+                }
+                () = inbox.receive() => {}
+                () = close.notified() => self.schedule.ask_close(),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Does everything that can be done now.
+    async fn work(&mut self, inbox: &mut Inbox) -> Option<End> {
+        if !inbox.waiting.is_empty() {
+            self.schedule.used(self.shared.env.boot());
+            if let Some(end) = self.take(inbox).await {
+                return Some(end);
+            }
+            self.checkpoint_if_large().await;
+        }
+        loop {
+            let now = self.shared.env.boot();
+            self.expire_flushes(now);
+            match self.schedule.due(now) {
+                Some(Due::Beacon) => self.beacon(),
+                Some(Due::Publish) => self.start_publishing().await,
+                Some(Due::Close) => return Some(self.close().await),
+                None => return None,
+            }
+        }
+    }
+
+    /// How long there is nothing to do, requests aside.
+    fn pause(&self) -> Duration {
+        let flushes = self.flushes.iter().map(|flush| flush.until).min();
+        let next = self.schedule.next().into_iter().chain(flushes).min();
+        // An hour: only to have a number.
+        next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(self.shared.env.boot()))
+    }
+
+    /// Answers everything that waits.
+    async fn take(&mut self, inbox: &mut Inbox) -> Option<End> {
+        match self.verify_lease().await {
+            Ok(None) => {}
+            Ok(Some(end)) => return Some(end),
+            Err(reply) => {
+                inbox.refuse(&reply);
+                return None;
+            }
+        }
+        while let Some(front) = inbox.waiting.front() {
+            match front.request {
+                Request::Flush => {
+                    if let Some(submission) = inbox.waiting.pop_front() {
+                        self.flush(submission);
+                    }
+                }
+                Request::Destroy => {
+                    let submission = inbox.waiting.pop_front()?;
+                    if let Some(end) = self.destroy(submission, inbox).await {
+                        return Some(end);
+                    }
+                }
+                _ => {
+                    let executed = self.execute(inbox).await;
+                    if let Some(end) = self.conclude(executed) {
+                        return Some(end);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    async fn execute(&mut self, inbox: &mut Inbox) -> Executed {
+        let around = Surroundings {
+            subject: self.subject.clone(),
+            log: self.shared.log.clone(),
+            level: self.shared.settings.level,
+            bucket_rev: self.manifest.base_rev,
+            now: Timestamp::from_micros(self.shared.env.wall_micros()),
+        };
+        let long = self.file.get().state().count > INLINE_DELETE_ALL
+            && inbox.waiting.iter().any(|waiting| matches!(waiting.request, Request::DeleteAll(_)));
+        if !long {
+            return batch::execute(self.file.get(), &mut inbox.waiting, &around);
+        }
+        let mut waiting = std::mem::take(&mut inbox.waiting);
+        let (waiting, executed) = self
+            .apart(move |database| {
+                let executed = batch::execute(database, &mut waiting, &around);
+                (waiting, executed)
+            })
+            .await;
+        inbox.waiting = waiting;
+        executed
+    }
+
+    /// Tells the world what a batch did: watchers first, then those who asked.
+    fn conclude(&mut self, executed: Executed) -> Option<End> {
+        let Executed { records, answers, max_bytes, broken } = executed;
+        if !records.is_empty() {
+            let term_base = self.file.get().state().term_base;
+            for event in events::events(&records, term_base, max_bytes) {
+                self.shared.events.publish(self.subject, event);
+            }
+            self.schedule.changed(self.shared.env.boot());
+            self.dirty.set(1);
+            self.shared.counters.changes.add(records.len() as u64);
+            self.changes_since_look += records.len() as u64;
+        }
+        for (respond, answer) in answers {
+            respond(answer);
+        }
+        let broken = broken?;
+        tracing::error!(subject = %self.subject, error = %broken, "the local file is closed: its state cannot be read back");
+        Some(End::Refused(broken.reply(self.subject)))
+    }
+
+    /// Works on the file where blocking stalls nobody else.
+    async fn apart<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Database) -> T + Send + 'static,
+    ) -> T {
+        // See `Held::get`.
+        let mut database = self.file.0.take().expect("the file is always back when somebody looks");
+        let (database, done) = self
+            .shared
+            .env
+            .blocking(move || {
+                let done = work(&mut database);
+                (database, done)
+            })
+            .await;
+        self.file.0 = Some(database);
+        done
+    }
+
+    /// May the subject be served at this moment? `Ok(Some)`: never again, in this life.
+    async fn verify_lease(&mut self) -> Result<Option<End>, ErrorReply> {
+        let generation = self.shared.authority.lease().ok_or_else(no_lease)?;
+        if generation == self.generation {
+            return Ok(None);
+        }
+        // There was a gap. A publication of our own under way would look like a stranger's.
+        if let Some(end) = self.settle().await {
+            return Ok(Some(end));
+        }
+        if self.undecided.is_some() {
+            let why = self.failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
+            return Err(ErrorReply::unavailable(format!("cannot verify who owns the subject: {why}")));
+        }
+        let folder = publish::list(self.shared, self.subject).await?;
+        if !is_newest(&folder, &self.manifest) {
+            return Ok(Some(self.lose().await));
+        }
+        self.generation = generation;
+        Ok(None)
+    }
+
+    fn beacon(&mut self) {
+        let event = events::beacon(self.file.get().state());
+        self.shared.events.publish(self.subject, event);
+    }
+
+    fn position(&mut self) -> Position {
+        self.file.get().state().position()
+    }
+
+    fn collect(&self, garbage: Vec<crate::bucket::BucketKey>) {
+        if garbage.is_empty() {
+            return;
+        }
+        let bucket = Arc::clone(&self.shared.bucket);
+        self.shared.tasks.spawn("garbage", async move { publish::collect(bucket.as_ref(), garbage).await });
+    }
+
+    fn count_bytes(&mut self) {
+        let bytes = self.file.get().file_bytes();
+        self.local_bytes.set(bytes);
+    }
+
+    fn flush(&mut self, submission: Submission) {
+        let position = self.position();
+        if position.rev <= self.manifest.base_rev {
+            return (submission.respond)(Ok(Reply::Flush(FlushReply { position })));
+        }
+        let until = self.shared.env.boot() + self.shared.settings.flush_patience;
+        self.flushes.push(Flush { rev: position.rev, until, respond: submission.respond });
+        self.schedule.ask_publish();
+    }
+
+    fn expire_flushes(&mut self, now: Duration) {
+        if self.flushes.iter().all(|flush| flush.until > now) {
+            return;
+        }
+        let why = self.failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
+        let reply = ErrorReply::unavailable(format!("not in the bucket yet: {why}"));
+        for flush in self.flushes.extract_if(.., |flush| flush.until <= now) {
+            (flush.respond)(Err(reply.clone()));
+        }
+    }
+
+    /// Begins to bring the state to the bucket. Serving goes on meanwhile; the file itself stays as it is now, because
+    /// only a checkpoint changes it.
+    async fn start_publishing(&mut self) {
+        let job = match self.undecided.take() {
+            Some(undecided) => Job::Resume(undecided),
+            None => match self.checkpointed().await {
+                Ok(state) => Job::Snapshot(state),
+                Err(error) => return self.publication_failed(error.reply(self.subject)),
+            },
+        };
+        let (sender, receiver) = oneshot::channel();
+        self.publishing = Some(receiver);
+        let shared = Arc::clone(self.shared);
+        let (subject, manifest) = (self.subject.clone(), self.manifest.clone());
+        self.shared.tasks.spawn("publish", async move {
+            let end = publish::publish(&shared, &subject, &manifest, job).await;
+            // The subject waits for it, unless its process is on its way out.
+            let _ = sender.send(end);
+        });
+    }
+
+    async fn checkpointed(&mut self) -> Result<State, DatabaseError> {
+        self.apart(Database::checkpoint).await?;
+        self.changes_since_look = 0;
+        self.count_bytes();
+        let database = self.file.get();
+        let state = database.state();
+        Ok(State { path: database.path().to_owned(), rev: state.rev, next_seq: state.next_seq })
+    }
+
+    /// Takes note of how a publication ended.
+    async fn published(&mut self, end: PublishEnd) -> Option<End> {
+        self.publishing = None;
+        match end {
+            PublishEnd::Published(manifest, garbage) => {
+                self.adopt(*manifest);
+                self.collect(garbage);
+                None
+            }
+            PublishEnd::Lost => Some(self.lose().await),
+            PublishEnd::Undecided(machine, reply) => {
+                self.undecided = Some(machine);
+                self.publication_failed(reply);
+                None
+            }
+            PublishEnd::Failed(reply) => {
+                self.publication_failed(reply);
+                None
+            }
+        }
+    }
+
+    /// `manifest` counts from now on.
+    fn adopt(&mut self, manifest: Manifest) {
+        self.shared.counters.publications.add(1);
+        let in_bucket = manifest.base_rev;
+        if let Err(error) = self.file.get().set_in_bucket(manifest.number, in_bucket) {
+            // The file then says less than is true, which only makes a later owner keep more than it must.
+            tracing::warn!(subject = %self.subject, %error, "cannot note in the local file what is in the bucket");
+        }
+        self.manifest = manifest;
+        self.failure = None;
+        self.schedule.published();
+        self.behind.set(0);
+        let position = self.position();
+        self.dirty.set(u64::from(position.rev > in_bucket));
+        for flush in self.flushes.extract_if(.., |flush| flush.rev <= in_bucket) {
+            let position = Position { rev: in_bucket, ..position };
+            (flush.respond)(Ok(Reply::Flush(FlushReply { position })));
+        }
+        if !self.flushes.is_empty() {
+            self.schedule.ask_publish();
+        }
+    }
+
+    fn publication_failed(&mut self, reply: ErrorReply) {
+        if !self.schedule.is_failing() {
+            tracing::warn!(
+                subject = %self.subject, error = %reply,
+                "changes cannot be brought to the bucket; they are served and kept here, and it is tried again"
+            );
+        }
+        self.shared.counters.publication_failures.add(1);
+        self.schedule.failed(self.shared.env.boot());
+        self.behind.set(1);
+        self.failure = Some(reply);
+    }
+
+    /// Keeps the companion small between snapshots.
+    async fn checkpoint_if_large(&mut self) {
+        if self.changes_since_look < CHECKPOINT_LOOK || self.publishing.is_some() {
+            return;
+        }
+        self.changes_since_look = 0;
+        if self.file.get().wal_bytes() > CHECKPOINT_BYTES
+            && let Err(error) = self.apart(Database::checkpoint).await
+        {
+            tracing::warn!(subject = %self.subject, %error, "cannot bring the write-ahead file into the local file");
+        }
+    }
+}
+
+/// The end of the publication under way; never, while there is none.
+async fn published(publishing: &mut Option<oneshot::Receiver<PublishEnd>>) -> PublishEnd {
+    match publishing {
+        Some(receiver) => receiver.await.unwrap_or_else(|_| {
+            PublishEnd::Failed(ErrorReply::internal("the task that published ended without a result"))
+        }),
+        None => std::future::pending().await,
+    }
+}
