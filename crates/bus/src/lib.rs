@@ -178,7 +178,8 @@ pub enum BusEvent {
     Disconnected,
     /// The connected server is about to go away; the adapter will move to another.
     LameDuck,
-    /// A subscription's buffer was full and messages for it were dropped. Pattern where known.
+    /// A subscription's buffer was full and messages for it were dropped; told once for a run of losses. Pattern where
+    /// known.
     SlowConsumer(Option<RoutePattern>),
     /// A message to this route was refused.
     PublishDenied(Route),

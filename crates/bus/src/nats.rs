@@ -11,6 +11,7 @@
 //! back: the server works through a connection in order.
 
 mod bus;
+mod connect;
 mod convert;
 mod credentials;
 mod link;

@@ -269,3 +269,6 @@ fn encode_error(error: &ErrorReply, limit_bytes: usize) -> (Headers, Bytes) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,8 @@ struct Listener {
     pattern: RoutePattern,
     queue: Option<String>,
     deliveries: mpsc::Sender<Delivery>,
+    /// The last message was dropped.
+    slow: bool,
 }
 
 struct Asker {
@@ -178,8 +180,13 @@ impl Broker {
             return Err(SubscribeError::PermissionDenied(pattern.clone()));
         }
         let (deliveries, receiver) = mpsc::channel(options.capacity.max(1));
-        let listener =
-            Listener { connection: from, pattern: pattern.clone(), queue: options.queue, deliveries };
+        let listener = Listener {
+            connection: from,
+            pattern: pattern.clone(),
+            queue: options.queue,
+            deliveries,
+            slow: false,
+        };
         self.listeners.insert(id, listener);
         Ok((id, receiver))
     }
@@ -253,13 +260,17 @@ impl Broker {
         })
     }
 
-    fn hand_over(&self, id: SubscriptionId, delivery: Delivery) {
-        let Some(listener) = self.listeners.get(&id) else { return };
-        if let Err(TrySendError::Full(_)) = listener.deliveries.try_send(delivery)
+    fn hand_over(&mut self, id: SubscriptionId, delivery: Delivery) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let dropped = matches!(listener.deliveries.try_send(delivery), Err(TrySendError::Full(_)));
+        // Once for a run of losses: who cannot take messages cannot take as many events.
+        if dropped
+            && !listener.slow
             && let Some(connection) = self.connections.get(&listener.connection)
         {
             connection.tell(BusEvent::SlowConsumer(Some(listener.pattern.clone())));
         }
+        listener.slow = dropped;
     }
 }
 

@@ -1,30 +1,23 @@
-//! The bus itself: connecting, proving that the connection carries messages, and the port's operations.
+//! The bus itself: the port's operations, and the proof that the connection carries messages.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, PublishErrorKind, ServerAddr, Subscriber};
+use async_nats::{Client, PublishErrorKind, Subscriber};
 use async_trait::async_trait;
 use dormouse_protocol::RoutePattern;
-use dormouse_runtime::{Env, Stop, Tasks};
+use dormouse_runtime::{Stop, Tasks};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 
+use super::convert;
 use super::link::{Link, Shared};
-use super::options::{Authentication, ConnectError, NatsOptions, NatsUrl};
-use super::{convert, credentials};
 use crate::{
     Bus, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, validate,
 };
-
-/// How often the server is asked whether it is still there. Two silent ones and the connection is given up.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// The longest pause before the next attempt to connect.
-const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a message from us to ourselves may take before it is sent once more.
 const ROUND_TRIP_DEADLINE: Duration = Duration::from_secs(2);
@@ -37,189 +30,6 @@ pub struct NatsBus {
     shared: Arc<Shared>,
     client: Client,
     tasks: Tasks,
-}
-
-impl NatsOptions {
-    /// Connects. When the call returns, messages get through to the server and back.
-    ///
-    /// The tasks of the bus run in `tasks` until the bus is closed or dropped; they heed no stop signal, so that others
-    /// can still use the bus while they stop. So give it [`Tasks`] that are finished last.
-    ///
-    /// Cancelling the call leaves no connection.
-    ///
-    /// # Errors
-    /// [`ConnectError`].
-    pub async fn connect(&self, env: Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
-        let mut failures = 0;
-        let mut last_reason = String::new();
-        loop {
-            let error = match self.attempt(&env, tasks).await {
-                Ok(bus) => return Ok(bus),
-                Err(error) => error,
-            };
-            let passing = matches!(error, ConnectError::Unreachable { .. } | ConnectError::Broke { .. });
-            if !self.retry_on_first_connect || !passing {
-                return Err(error);
-            }
-            let reason = error.to_string();
-            if reason != last_reason {
-                tracing::warn!(%error, "waiting for NATS");
-                last_reason = reason;
-            }
-            failures += 1;
-            tokio::time::sleep(reconnect_pause(&env, failures)).await;
-        }
-    }
-
-    async fn attempt(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
-        match timeout(self.connect_deadline, self.connect_once(env, tasks)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(ConnectError::Unreachable {
-                urls: self.url_list(),
-                reason: format!("no answer within {} ms", self.connect_deadline.as_millis()),
-            }),
-        }
-    }
-
-    async fn connect_once(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
-        let addresses = self.addresses()?;
-        credentials::check(&self.authentication, env).await?;
-        self.check_tls_files(env).await?;
-        let inbox = format!("{}.{}", self.inbox_prefix, env.ulid());
-        let shared = Arc::new(Shared::new(&inbox));
-        let client = self
-            .library_options(env, &shared)
-            .connect(addresses)
-            .await
-            .map_err(|error| self.connect_error(&error))?;
-        // From here on dropping the bus ends the connection.
-        let bus = NatsBus { shared: Arc::clone(&shared), client: client.clone(), tasks: tasks.clone() };
-        let answers = client.subscribe(shared.inbox().to_owned()).await.map_err(|_| self.broke())?;
-        tasks.spawn("nats answers", take_answers(Arc::clone(&shared), answers));
-        tasks.spawn("nats link", watch_link(Arc::clone(&shared), client));
-        let mut socket = shared.socket.subscribe();
-        tokio::select! {
-            up = shared.up() => if up { Ok(bus) } else { Err(self.broke()) },
-            _ = socket.wait_for(|socket| socket.inbox_denied) => {
-                Err(ConnectError::InboxDenied { inbox: shared.inbox().to_owned() })
-            }
-        }
-    }
-
-    fn library_options(&self, env: &Env, shared: &Arc<Shared>) -> ConnectOptions {
-        let mut options = match &self.authentication {
-            Authentication::None => match self.urls.iter().find_map(NatsUrl::user_password) {
-                Some((user, password)) => {
-                    ConnectOptions::with_user_and_password(user, password.reveal().to_owned())
-                }
-                None => ConnectOptions::new(),
-            },
-            Authentication::UserPassword { user, password } => {
-                ConnectOptions::with_user_and_password(user.clone(), password.reveal().to_owned())
-            }
-            Authentication::Token(token) => ConnectOptions::with_token(token.reveal().to_owned()),
-            files @ (Authentication::NkeyFile(_) | Authentication::CredentialsFile(_)) => {
-                let (files, env) = (files.clone(), env.clone());
-                ConnectOptions::with_auth_callback(move |nonce| {
-                    credentials::answer(files.clone(), env.clone(), nonce)
-                })
-            }
-        };
-        if let Some(file) = &self.tls.ca_file {
-            options = options.add_root_certificates(file.clone());
-        }
-        if let Some(client) = &self.tls.client {
-            options = options.add_client_certificate(client.cert_file.clone(), client.key_file.clone());
-        }
-        let observer = Arc::clone(shared);
-        let (pause_env, pause_shared) = (env.clone(), Arc::clone(shared));
-        options
-            .require_tls(self.tls.required)
-            .name(&self.connection_name)
-            .connection_timeout(self.connect_deadline)
-            .ping_interval(PING_INTERVAL)
-            .event_callback(move |event| {
-                observer.observe(event);
-                std::future::ready(())
-            })
-            .reconnect_delay_callback(move |attempts| {
-                pause_before_attempt(&pause_env, &pause_shared, attempts)
-            })
-    }
-
-    fn addresses(&self) -> Result<Vec<ServerAddr>, ConnectError> {
-        if self.urls.is_empty() {
-            return Err(ConnectError::Setting("no address of a nats-server is given"));
-        }
-        let addresses = self.urls.iter().map(|url| ServerAddr::from_url(url.as_url().clone()));
-        addresses
-            .collect::<Result<_, _>>()
-            .map_err(|_| ConnectError::Setting("an address is not one of NATS"))
-    }
-
-    /// What is wrong with a file is said better here than by the library.
-    async fn check_tls_files(&self, env: &Env) -> Result<(), ConnectError> {
-        let client = self.tls.client.iter().flat_map(|client| [&client.cert_file, &client.key_file]);
-        let files: Vec<_> = self.tls.ca_file.iter().chain(client).cloned().collect();
-        env.blocking(move || {
-            for file in files {
-                if let Err(error) = std::fs::File::open(&file) {
-                    return Err(ConnectError::File { file, reason: error.to_string() });
-                }
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    fn connect_error(&self, error: &async_nats::ConnectError) -> ConnectError {
-        let urls = self.url_list();
-        let mut reason = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !reason.contains(&text) {
-                reason = format!("{reason}: {text}");
-            }
-            cause = error.source();
-        }
-        match error.kind() {
-            ConnectErrorKind::Authentication
-            | ConnectErrorKind::AuthorizationViolation
-            | ConnectErrorKind::Tls
-            | ConnectErrorKind::ServerParse => ConnectError::Refused { urls, reason },
-            ConnectErrorKind::Dns
-            | ConnectErrorKind::TimedOut
-            | ConnectErrorKind::Io
-            | ConnectErrorKind::MaxReconnects => ConnectError::Unreachable { urls, reason },
-        }
-    }
-
-    fn broke(&self) -> ConnectError {
-        ConnectError::Broke { urls: self.url_list() }
-    }
-
-    fn url_list(&self) -> String {
-        let urls: Vec<String> = self.urls.iter().map(ToString::to_string).collect();
-        urls.join(",")
-    }
-}
-
-/// The pause before attempt `attempts` (from 1): doubling from 25 ms, at most a second, and somewhere in its upper
-/// half, so that not everybody returns at the same moment.
-fn reconnect_pause(env: &Env, attempts: usize) -> Duration {
-    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
-    let longest = Duration::from_millis(25 << doublings).min(MAX_RECONNECT_PAUSE);
-    let half_micros = u64::try_from(longest.as_micros() / 2).unwrap_or(u64::MAX);
-    Duration::from_micros(half_micros + env.random_u64() % half_micros.max(1))
-}
-
-fn pause_before_attempt(env: &Env, shared: &Shared, attempts: usize) -> Duration {
-    if shared.closed.is_given() {
-        // The library tries for ever, also when nobody is left to use the connection. This is the only way to end it.
-        return Duration::from_secs(365 * 24 * 60 * 60);
-    }
-    if shared.socket.borrow().generation == 0 { Duration::ZERO } else { reconnect_pause(env, attempts) }
 }
 
 async fn take_answers(shared: Arc<Shared>, mut answers: Subscriber) {
@@ -247,7 +57,7 @@ async fn watch_link(shared: Arc<Shared>, client: Client) {
             if now.connected && !now.inbox_denied && !shared.is_up() {
                 round_trip(&shared, &client).await;
             } else {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {
@@ -280,6 +90,15 @@ async fn round_trip(shared: &Shared, client: &Client) {
 }
 
 impl NatsBus {
+    /// Begins to listen for answers and to watch the connection, on a fresh one. `None` when it broke already.
+    pub(super) async fn start(shared: Arc<Shared>, client: Client, tasks: &Tasks) -> Option<Self> {
+        let bus = Self { shared: Arc::clone(&shared), client: client.clone(), tasks: tasks.clone() };
+        let answers = client.subscribe(shared.inbox().to_owned()).await.ok()?;
+        tasks.spawn("nats answers", take_answers(Arc::clone(&shared), answers));
+        tasks.spawn("nats link", watch_link(shared, client));
+        Some(bus)
+    }
+
     async fn exchange(&self, message: Outgoing, sent: &mut bool) -> Result<Reply, RequestError> {
         if !self.shared.up().await {
             return Err(RequestError::Closed);

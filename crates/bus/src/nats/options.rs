@@ -151,7 +151,8 @@ pub struct NatsOptions {
     pub inbox_prefix: String,
     /// The name under which the server lists the connection.
     pub connection_name: String,
-    /// How long connecting may take before it fails. Also the limit for each single attempt.
+    /// How long connecting may take before it fails. Each of the servers has an equal share of it, also when the
+    /// connection is made anew.
     pub connect_deadline: Duration,
     /// Whether the first connection is tried again and again, without end, where the servers cannot be reached. A
     /// refusal (wrong password, unreadable certificate) still fails at once.

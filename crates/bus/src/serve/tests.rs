@@ -1,0 +1,126 @@
+use dormouse_runtime::{SeededEntropy, VirtualClock};
+
+use super::*;
+use crate::memory::{MemoryBroker, MemoryOptions};
+use crate::{AskError, RequestError, ask};
+
+const LONG: Duration = Duration::from_secs(60);
+
+struct World {
+    broker: MemoryBroker,
+    bus: Arc<dyn Bus>,
+    env: Env,
+    tasks: Tasks,
+}
+
+impl World {
+    fn new() -> Self {
+        let broker = MemoryBroker::new();
+        let bus = Arc::new(broker.connect(MemoryOptions::named("server")));
+        let clock = Arc::new(VirtualClock::starting_at(Duration::ZERO));
+        let env = Env::simulated(clock, Arc::new(SeededEntropy::new(1)));
+        Self { broker, bus, env, tasks: Tasks::new() }
+    }
+
+    async fn serve(&self, options: ServeOptions) -> Requests {
+        serve(&self.bus, &self.env, &self.tasks, RoutePattern::new("ask"), options).await.unwrap()
+    }
+
+    async fn ask(&self) -> Result<u64, AskError> {
+        ask(&*self.bus, Route::new("ask"), "?", LONG).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_over_the_capacity_are_dropped_and_counted() {
+    let world = World::new();
+    let mut requests = world.serve(ServeOptions { reply_capacity: 2, ..ServeOptions::default() }).await;
+    let answer_all = async {
+        let mut burst = Vec::new();
+        while burst.len() < 3 {
+            requests.next_many(&mut burst, 3).await;
+        }
+        // The task that sends the answers has no turn in between.
+        for incoming in burst {
+            incoming.responder.ok(encode(&7_u64).unwrap());
+        }
+    };
+    let (one, two, three, ()) = tokio::join!(world.ask(), world.ask(), world.ask(), answer_all);
+    assert_eq!((one.unwrap(), two.unwrap()), (7, 7));
+    assert!(matches!(three.unwrap_err(), AskError::Request(RequestError::Deadline { .. })));
+    assert_eq!(requests.stats().read().dropped, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_answered_is_sent_also_when_nobody_serves_any_more() {
+    let world = World::new();
+    let mut requests = world.serve(ServeOptions::default()).await;
+    let answer = async {
+        let incoming = requests.next().await.unwrap();
+        drop(requests);
+        incoming.responder.ok(encode(&7_u64).unwrap());
+        world.tasks.finish(LONG).await.unwrap();
+    };
+    let (answered, ()) = tokio::join!(world.ask(), answer);
+    assert_eq!(answered.unwrap(), 7);
+    // And nobody listens there any more.
+    assert!(matches!(world.ask().await.unwrap_err(), AskError::Request(RequestError::NoResponders(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_inboxes_that_are_allowed_are_answered() {
+    let world = World::new();
+    let mut requests = world
+        .serve(ServeOptions { inbox_prefixes: vec!["_INBOX_app".to_owned()], ..ServeOptions::default() })
+        .await;
+    let stats = Arc::clone(requests.stats());
+    world.tasks.spawn("answer", async move {
+        while let Some(incoming) = requests.next().await {
+            incoming.responder.ok(encode(&7_u64).unwrap());
+        }
+    });
+    let inbox_prefix = "_INBOX_app".to_owned();
+    let app = world.broker.connect(MemoryOptions { inbox_prefix, ..MemoryOptions::named("app") });
+    assert_eq!(ask::<str, u64>(&app, Route::new("ask"), "?", LONG).await.unwrap(), 7);
+    assert!(matches!(world.ask().await.unwrap_err(), AskError::Request(RequestError::Deadline { .. })));
+    world.bus.publish(Outgoing::new(Route::new("ask"), Bytes::new())).await.unwrap();
+    assert_eq!(ask::<str, u64>(&app, Route::new("ask"), "?", LONG).await.unwrap(), 7);
+    let figures = stats.read();
+    assert_eq!((figures.requests, figures.refused, figures.unanswerable), (2, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_from_arrival_to_answer_is_counted() {
+    let world = World::new();
+    let mut requests = world.serve(ServeOptions::default()).await;
+    let answer = async {
+        let incoming = requests.next().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        incoming.responder.ok(encode(&7_u64).unwrap());
+    };
+    let (answered, ()) = tokio::join!(world.ask(), answer);
+    answered.unwrap();
+    assert_eq!(requests.stats().read().processing, Duration::from_millis(250));
+}
+
+#[test]
+fn an_error_that_does_not_fit_is_cut_to_its_code() {
+    let error = ErrorReply::internal("x".repeat(10_000));
+    let (headers, body) = encode_error(&error, 1_000);
+    assert!(validate::size_bytes(&headers, &body) <= 1_000);
+    assert_eq!(dormouse_protocol::decode::<ErrorReply>(&body).unwrap().code, ErrorCode::Internal);
+    let (_, body) = encode_error(&error, 100_000);
+    assert_eq!(dormouse_protocol::decode::<ErrorReply>(&body).unwrap(), error);
+}
+
+#[test]
+fn a_callers_mistakes_do_not_hide_the_last_error_of_the_service() {
+    let stats = EndpointStats::default();
+    stats.count_error(Duration::ZERO, &ErrorReply::internal("disk"));
+    stats.count_error(Duration::ZERO, &ErrorReply::bad_request("typo"));
+    let figures = stats.read();
+    assert_eq!(
+        (figures.requests, figures.errors, figures.last_error.as_deref()),
+        (2, 2, Some("internal: disk"))
+    );
+}
