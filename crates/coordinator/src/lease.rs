@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-/// The wait after a restart when nothing tells which leases the runs before granted.
+/// How long a process may hold a lease of a run that nothing is known of.
+///
+/// Within this time after the coordinator lost its state, leases must not be made shorter by configuration: a server
+/// may still trust a longer one of which nobody knows, and its own join says nothing of it.
 pub const UNKNOWN_RESTART_WAIT: Duration = Duration::from_secs(30);
 
 /// How long after granting a lease of `ttl` the coordinator may take the process for dead.

@@ -20,7 +20,7 @@ use dormouse_protocol::fleet::{
 use dormouse_protocol::{ErrorReply, Incarnation, LogId, ServerName, Subject};
 
 use crate::lease::{Lease, UNKNOWN_RESTART_WAIT, dead_after};
-use crate::store::{Change, MemberRecord, Remembered};
+use crate::store::{Change, MemberRecord, Remembered, Waits};
 
 /// What the machine may ask about assignments.
 pub trait AssignmentView {
@@ -158,8 +158,8 @@ pub struct Machine {
     /// Until then a process that this run has not heard of may hold a lease of an earlier run; `None` once it has
     /// passed.
     waits_until: Option<Duration>,
-    /// What the store says about [`Change::RestartWait`].
-    restart_wait: Duration,
+    /// What the store says.
+    waits: Waits,
     connected: bool,
     last_tick: Duration,
 }
@@ -174,8 +174,9 @@ impl Machine {
         remembered: Remembered,
         now: Duration,
     ) -> (Self, Vec<Change>) {
-        let wait = remembered.restart_wait.unwrap_or(UNKNOWN_RESTART_WAIT);
-        let ends = now + wait;
+        let ours = dead_after(ttl);
+        let inherited = remembered.waits.unwrap_or(Waits { member: ours, stranger: UNKNOWN_RESTART_WAIT });
+        let ends = now + inherited.member;
         let revive = |record: MemberRecord| Member {
             lease: if record.dead { Lease::Over } else { Lease::Inherited { ends } },
             record,
@@ -184,18 +185,18 @@ impl Machine {
         };
         let members = remembered.members.into_iter().map(|(name, record)| (name, revive(record))).collect();
         // Leases of earlier runs and of this one may be out there until the wait has passed; it is shortened then.
-        let restart_wait = wait.max(dead_after(ttl));
-        let changed = remembered.restart_wait != Some(restart_wait);
+        let waits = Waits { member: inherited.member.max(ours), stranger: inherited.stranger.max(ours) };
+        let changed = remembered.waits != Some(waits);
         let machine = Self {
             incarnation,
             ttl,
             members,
-            waits_until: Some(ends),
-            restart_wait,
+            waits_until: Some(now + inherited.stranger),
+            waits,
             connected: true,
             last_tick: now,
         };
-        (machine, changed.then_some(Change::RestartWait(restart_wait)).into_iter().collect())
+        (machine, changed.then_some(Change::Waits(waits)).into_iter().collect())
     }
 
     /// Decides about one input at `now`, a time that never goes back and runs while the machine is suspended.
@@ -264,9 +265,10 @@ impl Machine {
         if self.waits_until.is_some_and(|until| until <= now) {
             self.waits_until = None;
             // From here on only leases of this run are out there.
-            if self.restart_wait != dead_after(self.ttl) {
-                self.restart_wait = dead_after(self.ttl);
-                effects.changes.push(Change::RestartWait(self.restart_wait));
+            let ours = Waits { member: dead_after(self.ttl), stranger: dead_after(self.ttl) };
+            if self.waits != ours {
+                self.waits = ours;
+                effects.changes.push(Change::Waits(ours));
             }
         }
         effects

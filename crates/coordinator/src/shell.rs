@@ -168,7 +168,7 @@ impl Actor {
                     return Ok(());
                 }
                 open = self.inbox.arrival() => if !open { return Err(RunError::Unreachable) },
-                news = self.events.recv() => event = self.connection(news),
+                news = self.events.recv() => event = self.connection(&news),
                 _ = ticks.tick() => {}
             }
             self.batch(event).await?;
@@ -176,7 +176,7 @@ impl Actor {
     }
 
     /// What news about the connection mean to the machine.
-    fn connection(&self, news: Result<BusEvent, broadcast::error::RecvError>) -> Option<Input> {
+    fn connection(&self, news: &Result<BusEvent, broadcast::error::RecvError>) -> Option<Input> {
         match news {
             Ok(BusEvent::Connected) => Some(Input::Connected),
             Ok(BusEvent::Disconnected) => Some(Input::Disconnected),
@@ -299,7 +299,7 @@ fn report(changes: &[Change], gone: &[Gone]) {
             Change::Member(record) if !record.dead => {
                 tracing::info!(log = %record.log, capacity = record.capacity, "a server joined");
             }
-            Change::RestartWait(_) => {
+            Change::Waits(_) => {
                 tracing::info!("every lease of an earlier coordinator has run out");
             }
             Change::Member(_) | Change::Assign { .. } | Change::Unassign { .. } => {}
@@ -308,11 +308,11 @@ fn report(changes: &[Change], gone: &[Gone]) {
     for Gone { log, why } in gone {
         match why {
             Why::Silent => {
-                tracing::warn!(%log, "a server was not heard of for longer than its lease: declared dead")
+                tracing::warn!(%log, "a server was not heard of for longer than its lease: declared dead");
             }
             Why::Left => tracing::info!(%log, "a server left"),
             Why::Replaced => {
-                tracing::info!(%log, "a server process was followed by another in its data directory")
+                tracing::info!(%log, "a server process was followed by another in its data directory");
             }
         }
     }

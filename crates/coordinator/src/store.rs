@@ -60,7 +60,16 @@ pub enum Change {
         previous: ServerName,
     },
     /// How long the next run must wait before it may take a process that it has not heard of for dead.
-    RestartWait(Duration),
+    Waits(Waits),
+}
+
+/// How long a lease may still be trusted that was granted just before a restart. Whole milliseconds are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waits {
+    /// By a member: the runs that granted its lease are known.
+    pub member: Duration,
+    /// By a process that is not remembered: it may have its lease from a run that was forgotten.
+    pub stranger: Duration,
 }
 
 /// What is read when a coordinator starts. Assignments are not part of it: they are asked for one by one.
@@ -68,8 +77,8 @@ pub enum Change {
 pub struct Remembered {
     /// Every server, by name.
     pub members: BTreeMap<ServerName, MemberRecord>,
-    /// See [`Change::RestartWait`]; `None` when the store does not know.
-    pub restart_wait: Option<Duration>,
+    /// See [`Change::Waits`]; `None` when the store does not know.
+    pub waits: Option<Waits>,
 }
 
 /// Why a store could not do what it was asked for.

@@ -11,14 +11,14 @@ use crate::machine::Input;
 const MAX_VERSION_BYTES: usize = 256;
 
 pub(super) fn locate(prefix: &Prefix, incoming: &Incoming) -> Result<Input, ErrorReply> {
-    let subject = prefix.parse_locate(incoming.route.as_str()).map_err(refuse)?;
+    let subject = prefix.parse_locate(incoming.route.as_str()).map_err(|error| refuse(&error))?;
     let LocateRequest { v: _ } = decode_request(&incoming.payload)?;
     Ok(Input::Locate(subject))
 }
 
 pub(super) fn fleet(prefix: &Prefix, incoming: &Incoming) -> Result<Input, ErrorReply> {
     let payload = &incoming.payload;
-    Ok(match prefix.parse_fleet(incoming.route.as_str()).map_err(refuse)? {
+    Ok(match prefix.parse_fleet(incoming.route.as_str()).map_err(|error| refuse(&error))? {
         FleetRoute::Join => Input::Join(check_join(decode_request(payload)?)?),
         FleetRoute::Heartbeat => Input::Heartbeat(decode_request(payload)?),
         FleetRoute::Claim(subject) => Input::Claim(subject, decode_request(payload)?),
@@ -44,6 +44,6 @@ fn check_join(request: JoinRequest) -> Result<JoinRequest, ErrorReply> {
     }
 }
 
-fn refuse(error: InvalidRoute) -> ErrorReply {
+fn refuse(error: &InvalidRoute) -> ErrorReply {
     ErrorReply::bad_request(error.to_string())
 }

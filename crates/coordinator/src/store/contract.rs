@@ -6,7 +6,7 @@ use dormouse_protocol::{LogId, ServerName, Subject};
 use ulid::Ulid;
 
 use super::memory::{MemoryDisk, MemoryStore};
-use super::{Change, MemberRecord, Remembered, Store};
+use super::{Change, MemberRecord, Remembered, Store, Waits};
 
 /// Runs the suite. `place` makes a fresh place for state; what it returns opens (again and again) the state that is
 /// there.
@@ -59,11 +59,12 @@ fn begins_empty<S: Store>(open: &impl Fn() -> S) {
 fn keeps_members_and_the_wait<S: Store>(open: &impl Fn() -> S) {
     let store = open();
     commit(&store, &[Change::Member(member("one", 1)), Change::Member(member("two", 2))]);
+    let waits = Waits { member: Duration::from_millis(3_900), stranger: Duration::from_secs(30) };
     let newer = MemberRecord { dead: true, ..member("two", 3) };
-    commit(&store, &[Change::Member(newer.clone()), Change::RestartWait(Duration::from_millis(3_900))]);
+    commit(&store, &[Change::Member(newer.clone()), Change::Waits(waits)]);
     let expected = Remembered {
         members: [(server("one"), member("one", 1)), (server("two"), newer)].into(),
-        restart_wait: Some(Duration::from_millis(3_900)),
+        waits: Some(waits),
     };
     assert_eq!(store.remembered().unwrap(), expected);
     drop(store);

@@ -38,7 +38,7 @@ impl Counts {
                 *self.0.entry(server.clone()).or_default() += 1;
             }
             Change::Unassign { previous, .. } => self.one_less(previous),
-            Change::Member(_) | Change::RestartWait(_) => {}
+            Change::Member(_) | Change::Waits(_) => {}
         }
     }
 

@@ -86,7 +86,7 @@ impl Store for MemoryStore {
                 Change::Unassign { subject, .. } => {
                     image.assignments.remove(subject);
                 }
-                Change::RestartWait(wait) => image.remembered.restart_wait = Some(*wait),
+                Change::Waits(waits) => image.remembered.waits = Some(*waits),
             }
         }
         Ok(())

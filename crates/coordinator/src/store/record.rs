@@ -3,20 +3,22 @@
 //! | key | value |
 //! |---|---|
 //! | `schema` | schema version, u32 big endian |
-//! | `restart_wait_ms` | [`Change::RestartWait`](super::Change::RestartWait) in milliseconds, u64 big endian |
+//! | `waits` | [`Waits`]: for members, then for strangers, each in milliseconds, u64 big endian |
 //! | `m/<server>` | [`MemberRecord`] as a MessagePack map with named fields |
 //! | `a/<subject>` | the name of the server that the subject is assigned to |
 //! | `c/<server>` | number of subjects assigned to the server, u64 big endian |
 
+use std::time::Duration;
+
 use dormouse_protocol::{ServerName, Subject, decode, encode};
 
-use super::{MemberRecord, StoreError};
+use super::{MemberRecord, StoreError, Waits};
 
 /// The schema version written and the newest one read.
 pub(super) const SCHEMA: u32 = 1;
 
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
-pub(super) const RESTART_WAIT_KEY: &[u8] = b"restart_wait_ms";
+pub(super) const WAITS_KEY: &[u8] = b"waits";
 pub(super) const MEMBERS: &[u8] = b"m/";
 pub(super) const COUNTS: &[u8] = b"c/";
 
@@ -39,6 +41,18 @@ pub(super) fn encode_member(record: &MemberRecord) -> Result<Vec<u8>, StoreError
 
 pub(super) fn decode_member(key: &[u8], value: &[u8]) -> Result<MemberRecord, StoreError> {
     decode(value).map_err(|error| damaged(key, error))
+}
+
+pub(super) fn encode_waits(waits: Waits) -> Vec<u8> {
+    // Rounded up: too long a wait is safe, too short a one is not.
+    let millis = |wait: Duration| u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
+    [millis(waits.member), millis(waits.stranger)].map(u64::to_be_bytes).concat()
+}
+
+pub(super) fn decode_waits(key: &[u8], value: &[u8]) -> Result<Waits, StoreError> {
+    let (member, stranger) = value.split_at(value.len() / 2);
+    let wait = |half| decode_u64(key, half).map(Duration::from_millis);
+    Ok(Waits { member: wait(member)?, stranger: wait(stranger)? })
 }
 
 /// The server named by a value, or by the rest of a key.
@@ -78,6 +92,12 @@ mod tests {
             b"\x84\xa3log\xd9\x24persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX\xa8capacity\x64\xa7version\xa50.1.0\xa4dead\xc3"
         );
         assert_eq!(decode_member(b"m/persist-1", &value).unwrap(), record);
+        let waits = Waits { member: Duration::from_micros(3_899_001), stranger: Duration::from_secs(30) };
+        let value = encode_waits(waits);
+        assert_eq!(value, b"\0\0\0\0\0\0\x0f\x3c\0\0\0\0\0\0\x75\x30");
+        let kept = Waits { member: Duration::from_millis(3_900), ..waits };
+        assert_eq!(decode_waits(WAITS_KEY, &value).unwrap(), kept);
+        assert!(decode_waits(WAITS_KEY, &value[1..]).is_err());
         assert_eq!(member_key(record.log.server()), b"m/persist-1");
         assert_eq!(count_key(record.log.server()), b"c/persist-1");
         assert_eq!(assignment_key(&Subject::new("app.Ä").unwrap()), "a/app.Ä".as_bytes());

@@ -11,14 +11,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use dormouse_protocol::{ServerName, Subject};
 use ulid::Ulid;
 
 use super::record::{
-    COUNTS, MEMBERS, RESTART_WAIT_KEY, SCHEMA, SCHEMA_KEY, assignment_key, count_key, decode_member,
-    decode_server, decode_u32, decode_u64, encode_member, member_key,
+    COUNTS, MEMBERS, SCHEMA, SCHEMA_KEY, WAITS_KEY, assignment_key, count_key, decode_member, decode_server,
+    decode_u32, decode_u64, decode_waits, encode_member, encode_waits, member_key,
 };
 use super::{Change, Counts, Remembered, Store, StoreError};
 
@@ -174,9 +173,7 @@ impl Store for SledStore {
             let record = decode_member(&key, &value)?;
             remembered.members.insert(record.log.server().clone(), record);
         }
-        if let Some(value) = self.get(RESTART_WAIT_KEY)? {
-            remembered.restart_wait = Some(Duration::from_millis(decode_u64(RESTART_WAIT_KEY, &value)?));
-        }
+        remembered.waits = self.get(WAITS_KEY)?.map(|value| decode_waits(WAITS_KEY, &value)).transpose()?;
         Ok(remembered)
     }
 
@@ -212,11 +209,7 @@ impl Store for SledStore {
                     batch.remove(assignment_key(subject));
                     batch.insert(count_key(previous), &counted.of(previous).to_be_bytes());
                 }
-                Change::RestartWait(wait) => {
-                    // Rounded up: too long a wait is safe, too short a one is not.
-                    let wait_ms = u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
-                    batch.insert(RESTART_WAIT_KEY, &wait_ms.to_be_bytes());
-                }
+                Change::Waits(waits) => batch.insert(WAITS_KEY, encode_waits(*waits)),
             }
         }
         self.tree.apply_batch(batch).map_err(|error| failed("write changes", error))?;
@@ -250,8 +243,15 @@ fn failed(what: &'static str, source: sled::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::contract;
+    use std::time::Duration;
+
+    use super::super::{Waits, contract};
     use super::*;
+
+    fn waits(seconds: u64) -> Change {
+        let wait = Duration::from_secs(seconds);
+        Change::Waits(Waits { member: wait, stranger: wait })
+    }
 
     fn ulid() -> Ulid {
         Ulid::from_string("01J9Z3ABCDEFGHJKMNPQRSTVWX").unwrap()
@@ -295,7 +295,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let store = SledStore::open(&path).unwrap();
-        store.write(&[Change::RestartWait(Duration::from_secs(7))]).unwrap();
+        store.write(&[waits(7)]).unwrap();
         store.flush().unwrap();
         drop(store);
         // sled reads its configuration first; twenty flipped bytes in it are enough.
@@ -324,11 +324,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = SledStore::open(&folder.path().join("state")).unwrap();
         std::thread::scope(|scope| {
-            for wait in 1..=16 {
+            for seconds in 1..=16 {
                 let store = &store;
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        store.write(&[Change::RestartWait(Duration::from_secs(wait))]).unwrap();
+                        store.write(&[waits(seconds)]).unwrap();
                         store.flush().unwrap();
                     }
                 });

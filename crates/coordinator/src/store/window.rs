@@ -31,7 +31,7 @@ impl Window {
             Change::Unassign { subject, .. } => {
                 self.assignments.insert(subject.clone(), None);
             }
-            Change::Member(_) | Change::RestartWait(_) => {}
+            Change::Member(_) | Change::Waits(_) => {}
         }
     }
 }

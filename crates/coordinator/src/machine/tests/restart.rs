@@ -147,3 +147,17 @@ fn a_forgotten_process_of_the_same_name_may_be_alive() {
     world.pass_with(Duration::from_secs(30), &[&intruder]);
     assert_eq!(world.claim("a", &intruder, Some(&one)), Ok(()));
 }
+
+#[test]
+fn members_of_a_young_coordinator_are_not_waited_for_longer_than_their_leases() {
+    let mut world = World::just_started();
+    let one = world.joined("one", 1);
+    let two = world.joined("two", 2);
+    world.claim("a", &one, None).unwrap();
+    world.pass_with(TTL, &[&one, &two]);
+    world.restart(TTL);
+    world.ask(heartbeat(&one)).unwrap();
+    world.pass_with(DEAD_AFTER, &[&two]);
+    assert_eq!(world.gone, [Gone { log: one.clone(), why: Why::Silent }]);
+    assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
+}

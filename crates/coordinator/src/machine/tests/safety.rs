@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::lease::UNKNOWN_RESTART_WAIT;
 
 /// A server process as it sees itself.
 struct Process {
@@ -71,6 +72,8 @@ struct Fleet {
     world: World,
     processes: Vec<Process>,
     longest_ttl: Duration,
+    /// When the coordinator last lost its state.
+    forgot_at: Duration,
 }
 
 impl Fleet {
@@ -82,7 +85,7 @@ impl Fleet {
             stopped: false,
         };
         let processes = vec![process("one", 1), process("two", 2), process("three", 3)];
-        Self { world: World::new(), processes, longest_ttl: TTL }
+        Self { world: World::new(), processes, longest_ttl: TTL, forgot_at: Duration::ZERO }
     }
 
     fn index(&self, process: usize) -> usize {
@@ -154,13 +157,17 @@ impl Fleet {
             Event::Locate(subject) => self.locate(subject)?,
             Event::Pass { ms } => self.world.pass(Duration::from_millis(ms)),
             Event::Restart { ttl_ms } => {
-                let ttl = Duration::from_millis(ttl_ms);
+                let mut ttl = Duration::from_millis(ttl_ms);
+                if self.world.now < self.forgot_at + UNKNOWN_RESTART_WAIT {
+                    // See `UNKNOWN_RESTART_WAIT`.
+                    ttl = ttl.max(self.longest_ttl);
+                }
                 self.longest_ttl = self.longest_ttl.max(ttl);
                 self.world.restart(ttl);
             }
-            // Who loses the coordinator's disk and shortens the leases at the same time is on his own.
             Event::Forget => {
                 self.world.disk.wipe();
+                self.forgot_at = self.world.now;
                 self.world.restart(self.longest_ttl);
             }
         }
