@@ -1,2 +1,221 @@
-//! Placeholder.
-fn main() {}
+//! The persistence server's program: settings, signals, exit codes.
+
+mod descriptors;
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use dormouse_bus::Bus;
+use dormouse_bus::nats::{NatsOptions, install_tls_provider};
+use dormouse_persist_server::args::Args;
+use dormouse_persist_server::server::{ServeError, Server, ServerSettings};
+use dormouse_persist_server::settings::{Settings, hide_secrets};
+use dormouse_runtime::{Env, Tasks, logging};
+use dormouse_storage::bucket::{open_bucket, probe};
+use dormouse_storage::{Engine, EngineSettings};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Why the process ends, as the code documented in `--help`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    AsAsked = 0,
+    Failure = 1,
+    Settings = 2,
+    Bucket = 3,
+    DataDir = 4,
+    Refused = 5,
+    SecondSignal = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+fn main() -> ExitCode {
+    install_tls_provider();
+    let settings = match Settings::resolve(&Args::parse()) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            eprintln!("dormouse-persist-server: {faults}");
+            return Exit::Settings.into();
+        }
+    };
+    if let Err(error) = logging::init(settings.log_format, &settings.log) {
+        eprintln!("dormouse-persist-server: --log: {error}");
+        return Exit::Settings.into();
+    }
+    tell(&settings);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return Exit::Failure.into();
+        }
+    };
+    let exit = runtime.block_on(run(settings)).unwrap_or_else(|exit| exit);
+    // What still runs after a shutdown that had its deadline must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    exit.into()
+}
+
+/// The effective settings, without secrets, and what an operator should know about them.
+fn tell(settings: &Settings) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        name = %settings.name,
+        nats = ?settings.nats.urls,
+        bucket = hide_secrets(&settings.bucket),
+        data_dir = %settings.data_dir.display(),
+        level = %settings.level,
+        prefix = %settings.prefix,
+        capacity = settings.capacity,
+        snapshot_interval = %humantime::format_duration(settings.snapshot_interval),
+        idle_close = %humantime::format_duration(settings.idle_close),
+        max_open = settings.max_open,
+        inbox_prefixes = ?settings.inbox_prefixes,
+        shutdown_deadline = %humantime::format_duration(settings.shutdown_deadline),
+        "starting"
+    );
+    if settings.bucket.starts_with("memory:") {
+        tracing::warn!("the bucket is in the memory of this process: everything is lost when it ends");
+    }
+    descriptors::provide_for(settings.max_open);
+}
+
+/// The two signals that ask the process to end.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// What `work` results in, unless a signal comes first.
+    async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            () = self.next() => None,
+            done = work => Some(done),
+        }
+    }
+}
+
+async fn run(settings: Settings) -> Result<Exit, Exit> {
+    let mut signals = EndSignals::new().map_err(|error| {
+        tracing::error!(%error, "cannot listen for signals");
+        Exit::Failure
+    })?;
+    let env = Env::system();
+    let bus_tasks = Tasks::new();
+    // Until it is a member nothing is in this process's hands, so a signal ends it at once.
+    let Some(started) = signals.or(start(&settings, &env, &bus_tasks)).await else {
+        return Ok(Exit::AsAsked);
+    };
+    let mut server = started?;
+    let mut exit = Exit::AsAsked;
+    match signals.or(serve(&mut server)).await {
+        Some(ended) => exit = ended,
+        None => tracing::info!("asked to end"),
+    }
+    match signals.or(server.shutdown(settings.shutdown_deadline)).await {
+        None => {
+            tracing::warn!("asked again: ending at once");
+            return Err(Exit::SecondSignal);
+        }
+        Some(false) if exit == Exit::AsAsked => exit = Exit::Failure,
+        Some(_) => {}
+    }
+    // The connection's own tasks end after everything that used it.
+    if let Err(unfinished) = bus_tasks.finish(Duration::from_secs(1)).await {
+        tracing::warn!(%unfinished, "the connection: stopped waiting");
+    }
+    tracing::info!("ended");
+    Ok(exit)
+}
+
+async fn start(settings: &Settings, env: &Env, bus_tasks: &Tasks) -> Result<Server, Exit> {
+    let fail = |exit: Exit, what: &str, error: &dyn std::error::Error| {
+        tracing::error!(error = chain(error), "{what}");
+        exit
+    };
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let bucket = open_bucket(&settings.bucket, variables, env.clone())
+        .await
+        .map_err(|error| fail(Exit::Bucket, "the bucket cannot be used", &error))?;
+    probe(&bucket, env).await.map_err(|error| fail(Exit::Bucket, "the bucket cannot be used", &error))?;
+    let engine_settings = EngineSettings {
+        level: settings.level,
+        snapshot_interval: settings.snapshot_interval,
+        idle_close: settings.idle_close,
+        max_open_subjects: settings.max_open,
+        ..EngineSettings::new(settings.data_dir.clone(), settings.name.clone())
+    };
+    let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
+        .await
+        .map_err(|error| fail(Exit::DataDir, "the data directory cannot be used", &error))?;
+    let options = NatsOptions {
+        connection_name: format!("dormouse-persist-server {}", settings.name),
+        retry_on_first_connect: true,
+        ..settings.nats.clone()
+    };
+    let bus = options
+        .connect(env.clone(), bus_tasks)
+        .await
+        .map_err(|error| fail(Exit::Failure, "cannot connect to NATS", &error))?;
+    let bus: Arc<dyn Bus> = Arc::new(bus);
+    let server_settings = ServerSettings {
+        prefix: settings.prefix.clone(),
+        capacity: settings.capacity,
+        inbox_prefixes: settings.inbox_prefixes.clone(),
+    };
+    Server::start(prepared, server_settings, bus, env.clone())
+        .await
+        .map_err(|error| fail(Exit::Failure, "cannot listen", &error))
+}
+
+/// Serves until the coordinator refuses this process, or the bus does.
+async fn serve(server: &mut Server) -> Exit {
+    match server.ready().await {
+        Ok(()) => tracing::info!(log = %server.log(), "ready"),
+        Err(error @ ServeError::Refused(_)) => {
+            tracing::error!(%error, "is another server with this name running, with another data directory?");
+            return Exit::Refused;
+        }
+        Err(error) => {
+            tracing::error!(error = chain(&error), "cannot serve");
+            return if matches!(error, ServeError::Open(_)) { Exit::DataDir } else { Exit::Failure };
+        }
+    }
+    let error = server.refused().await;
+    tracing::error!(%error, "the coordinator refuses this process");
+    Exit::Refused
+}
+
+/// The error and everything that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,147 @@
+//! The command line, as written: nothing is checked here.
+
+use clap::Parser;
+use dormouse_bus::args::NatsArgs;
+
+/// Exit codes, part of `--help`.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    stopped as asked, everything handed back
+  1    an unexpected failure; the log has the reason
+  2    the settings are wrong
+  3    the bucket cannot be reached, or does not keep the contract that a bucket must keep
+  4    the data directory cannot be used, or is in use by another process
+  5    the coordinator refused this process, e.g. because a live one has its name
+  130  stopped by a second signal before the shutdown was complete";
+
+/// Serves subjects: pulls a subject's file from the bucket when somebody asks for it, answers requests, publishes
+/// every change, and brings the changes back to the bucket.
+///
+/// In this version writes are acknowledged at level `memory`: they reach the bucket with the next snapshot, with
+/// `flush`, when the subject is closed, and at shutdown.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "dormouse-persist-server", version, after_help = EXIT_CODES)]
+pub struct Args {
+    /// How to connect.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+
+    /// The server's name in the fleet: 1 to 63 characters from a-z, 0-9, - and _ [required]
+    #[arg(long, env = "DORMOUSE_NAME", value_name = "NAME", help_heading = "Server")]
+    pub name: Option<String>,
+
+    /// The bucket that keeps all subjects: file:///dir, s3://name, gs://name, az://name, or memory:// (lost at exit)
+    /// [required]
+    #[arg(
+        long,
+        env = "DORMOUSE_BUCKET",
+        value_name = "URL",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
+    pub bucket: Option<String>,
+
+    /// Where open subjects have their files. Belongs to this server alone; survives restarts [required]
+    #[arg(long, env = "DORMOUSE_DATA_DIR", value_name = "DIR", help_heading = "Server")]
+    pub data_dir: Option<String>,
+
+    /// Level at which writes are acknowledged. This version offers `memory` only
+    #[arg(
+        long,
+        env = "DORMOUSE_LEVEL",
+        value_name = "LEVEL",
+        default_value = "memory",
+        help_heading = "Server"
+    )]
+    pub level: String,
+
+    /// First tokens of every route; fleets with different prefixes share a NATS system
+    #[arg(
+        long,
+        env = "DORMOUSE_PREFIX",
+        value_name = "PREFIX",
+        default_value = "persist",
+        help_heading = "Server"
+    )]
+    pub prefix: String,
+
+    /// This server's share of the subjects relative to other servers
+    #[arg(
+        long,
+        env = "DORMOUSE_CAPACITY",
+        value_name = "NUMBER",
+        default_value = "100",
+        help_heading = "Server"
+    )]
+    pub capacity: String,
+
+    /// How often changed subjects are written to the bucket
+    #[arg(
+        long,
+        env = "DORMOUSE_SNAPSHOT_INTERVAL",
+        value_name = "DURATION",
+        default_value = "10s",
+        help_heading = "Server"
+    )]
+    pub snapshot_interval: String,
+
+    /// After how much time without a request a subject is closed
+    #[arg(
+        long,
+        env = "DORMOUSE_IDLE_CLOSE",
+        value_name = "DURATION",
+        default_value = "60s",
+        help_heading = "Server"
+    )]
+    pub idle_close: String,
+
+    /// How many subjects may be open at once; each holds two file descriptors
+    #[arg(
+        long,
+        env = "DORMOUSE_MAX_OPEN",
+        value_name = "NUMBER",
+        default_value = "10000",
+        help_heading = "Server"
+    )]
+    pub max_open: String,
+
+    /// Reply addresses that are answered begin with one of these; several are separated by commas
+    #[arg(
+        long,
+        env = "DORMOUSE_INBOX_PREFIX",
+        value_name = "PREFIX[,PREFIX]",
+        default_value = "_INBOX.",
+        help_heading = "Server"
+    )]
+    pub inbox_prefix: String,
+
+    /// How long a graceful shutdown may take before what is left is given up
+    #[arg(
+        long,
+        env = "DORMOUSE_SHUTDOWN_DEADLINE",
+        value_name = "DURATION",
+        default_value = "30s",
+        help_heading = "Server"
+    )]
+    pub shutdown_deadline: String,
+
+    /// What is logged: a level, or directives such as info,dormouse_storage=debug
+    #[arg(
+        long,
+        env = "DORMOUSE_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        help_heading = "Logging"
+    )]
+    pub log: String,
+
+    /// How log lines look: text or json
+    #[arg(
+        long,
+        env = "DORMOUSE_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Logging"
+    )]
+    pub log_format: String,
+}

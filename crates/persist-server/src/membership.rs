@@ -1,0 +1,262 @@
+//! Keeps this process a member of the fleet: the [lease machine](crate::lease) with a bus and a clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_bus::{AskError, Bus, ask};
+use dormouse_protocol::fleet::{
+    Acknowledged, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
+};
+use dormouse_protocol::{ErrorReply, LogId, Prefix, ProtocolVersion, Route};
+use dormouse_runtime::{Env, Stop, Tasks};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::authority::LeaseView;
+use crate::lease::{CallFailure, LeaseEffect, LeaseInput, LeaseMachine};
+
+/// Least time between two lines about a coordinator that does not answer.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+/// What a member says about itself.
+#[derive(Clone)]
+pub struct Member {
+    /// The log of this process.
+    pub log: LogId,
+    /// The log of the process that had the data directory before.
+    pub predecessor: Option<LogId>,
+    /// The server's share of the subjects relative to others.
+    pub capacity: u32,
+    /// How busy it is.
+    pub load: Arc<dyn Fn() -> ServerLoad + Send + Sync>,
+}
+
+/// How the membership stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// There has been a lease.
+    pub leased: bool,
+    /// The coordinator knows that this process is draining.
+    pub draining_known: bool,
+    /// The coordinator will not have this process.
+    pub refused: Option<ErrorReply>,
+}
+
+/// The running membership.
+pub struct Membership {
+    bus: Arc<dyn Bus>,
+    prefix: Prefix,
+    log: LogId,
+    standing: watch::Receiver<Standing>,
+    draining: watch::Sender<bool>,
+}
+
+impl Membership {
+    /// Joins the fleet and keeps the lease in `view` until the stop signal of `tasks` is given.
+    #[must_use]
+    pub fn start(
+        bus: &Arc<dyn Bus>,
+        env: &Env,
+        tasks: &Tasks,
+        prefix: &Prefix,
+        member: Member,
+        view: LeaseView,
+    ) -> Self {
+        let (standing, watched) = watch::channel(Standing::default());
+        let (draining, drain) = watch::channel(false);
+        let log = member.log.clone();
+        let keeper = Keeper {
+            bus: Arc::clone(bus),
+            env: env.clone(),
+            stop: tasks.stop().clone(),
+            prefix: prefix.clone(),
+            machine: LeaseMachine::new(env.boot()),
+            calls: FuturesUnordered::new(),
+            member,
+            view,
+            standing,
+            drain,
+            quiet_until: Duration::ZERO,
+        };
+        tasks.spawn("membership", keeper.run());
+        Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, standing: watched, draining }
+    }
+
+    /// Waits for the first lease. Cancelling the wait changes nothing.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn first_lease(&self) -> Result<(), ErrorReply> {
+        let standing = self.until(|standing| standing.leased || standing.refused.is_some()).await;
+        standing.refused.map_or(Ok(()), Err)
+    }
+
+    /// Waits until the coordinator refuses this process. Cancelling the wait changes nothing.
+    pub async fn refused(&self) -> ErrorReply {
+        match self.until(|standing| standing.refused.is_some()).await.refused {
+            Some(error) => error,
+            // The membership ended without a refusal: there will be none.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Says with every heartbeat from now on that this process is draining, and waits until the coordinator has heard
+    /// it. Cancelling the wait leaves it being said.
+    pub async fn drain(&self) {
+        self.draining.send_replace(true);
+        self.until(|standing| standing.draining_known).await;
+    }
+
+    /// Tells the coordinator that this process goes, waiting at most `deadline`.
+    ///
+    /// Cancelling the call leaves it told or not.
+    ///
+    /// # Errors
+    /// [`AskError`]; then the coordinator notices by itself, later.
+    pub async fn leave(&self, deadline: Duration) -> Result<(), AskError> {
+        let request = LeaveRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
+        let _: Acknowledged = ask(&*self.bus, self.prefix.leave(), &request, deadline).await?;
+        Ok(())
+    }
+
+    async fn until(&self, reached: impl FnMut(&Standing) -> bool) -> Standing {
+        let mut standing = self.standing.clone();
+        let reached = standing.wait_for(reached).await.map(|standing| standing.clone());
+        // The task has ended: what it said last is what there is.
+        reached.unwrap_or_else(|_| self.standing.borrow().clone())
+    }
+}
+
+/// The task that keeps the membership.
+struct Keeper {
+    bus: Arc<dyn Bus>,
+    env: Env,
+    stop: Stop,
+    prefix: Prefix,
+    machine: LeaseMachine,
+    calls: FuturesUnordered<BoxFuture<'static, Answer>>,
+    member: Member,
+    view: LeaseView,
+    standing: watch::Sender<Standing>,
+    drain: watch::Receiver<bool>,
+    quiet_until: Duration,
+}
+
+/// What came of a call to the coordinator.
+struct Answer {
+    call: Call,
+    sent_at: Duration,
+    outcome: Result<LeaseReply, AskError>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Join,
+    Heartbeat { draining: bool },
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        loop {
+            let due = self.machine.wake_at().map(|due| due.saturating_sub(self.env.boot()));
+            let input = tokio::select! {
+                () = self.stop.given() => return,
+                Some(answer) = self.calls.next() => self.heard(answer),
+                Ok(()) = self.drain.changed() => LeaseInput::Hurry,
+                () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => LeaseInput::Tick,
+            };
+            for effect in self.machine.apply(input, self.env.boot()) {
+                self.perform(effect);
+            }
+        }
+    }
+
+    /// Notes what a call brought for the log, and says it in the machine's words.
+    fn heard(&mut self, answer: Answer) -> LeaseInput {
+        let Answer { call, sent_at, outcome } = answer;
+        match (call, outcome) {
+            (Call::Join, Ok(lease)) => {
+                tracing::info!(log = %self.member.log, ttl_ms = lease.ttl_ms, "joined the fleet");
+                self.quiet_until = Duration::ZERO;
+                LeaseInput::Joined { sent_at, lease }
+            }
+            (Call::Heartbeat { draining }, Ok(lease)) => {
+                if draining {
+                    self.standing
+                        .send_if_modified(|standing| !std::mem::replace(&mut standing.draining_known, true));
+                }
+                LeaseInput::Renewed { sent_at, lease }
+            }
+            (Call::Join, Err(error)) => {
+                let now = self.env.boot();
+                if now >= self.quiet_until {
+                    self.quiet_until = now + BETWEEN_LINES;
+                    let route = self.prefix.join();
+                    tracing::info!(%route, %error, "waiting for the coordinator to let this process join");
+                }
+                LeaseInput::JoinFailed(failure(error))
+            }
+            (Call::Heartbeat { .. }, Err(error)) => {
+                tracing::debug!(%error, "a heartbeat was not granted");
+                LeaseInput::HeartbeatFailed { sent_at, failure: failure(error) }
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: LeaseEffect) {
+        match effect {
+            LeaseEffect::SendJoin { deadline } => {
+                let request = JoinRequest {
+                    v: ProtocolVersion::CURRENT,
+                    log: self.member.log.clone(),
+                    predecessor: self.member.predecessor.clone(),
+                    capacity: self.member.capacity,
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                };
+                self.call(Call::Join, self.prefix.join(), request, deadline);
+            }
+            LeaseEffect::SendHeartbeat { deadline } => {
+                let draining = *self.drain.borrow();
+                let request = HeartbeatRequest {
+                    v: ProtocolVersion::CURRENT,
+                    log: self.member.log.clone(),
+                    load: (self.member.load)(),
+                    draining,
+                };
+                self.call(Call::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
+            }
+            LeaseEffect::Trust(lease) => {
+                self.view.set(lease);
+                if lease.is_some() {
+                    self.standing.send_if_modified(|standing| !std::mem::replace(&mut standing.leased, true));
+                }
+            }
+            LeaseEffect::Lapsed => {
+                tracing::warn!("the lease ran out: nothing is served until the coordinator grants another");
+            }
+            LeaseEffect::Exit(error) => self.standing.send_modify(|standing| standing.refused = Some(error)),
+        }
+    }
+
+    fn call<Req>(&self, call: Call, route: Route, request: Req, deadline: Duration)
+    where
+        Req: Serialize + Send + Sync + 'static,
+    {
+        let bus = Arc::clone(&self.bus);
+        // Before anything is sent: a lease counts from here.
+        let sent_at = self.env.boot();
+        self.calls.push(Box::pin(async move {
+            let outcome = ask(&*bus, route, &request, deadline).await;
+            Answer { call, sent_at, outcome }
+        }));
+    }
+}
+
+fn failure(error: AskError) -> CallFailure {
+    match error {
+        AskError::Service(error) => CallFailure::Refused(error),
+        _ => CallFailure::Unanswered,
+    }
+}

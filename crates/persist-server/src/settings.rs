@@ -1,0 +1,223 @@
+//! What the server was told: resolved and checked as a whole, every fault at once.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use dormouse_bus::args::InvalidNatsArgs;
+use dormouse_bus::nats::NatsOptions;
+use dormouse_protocol::{Level, Prefix, ServerName, Subject};
+use dormouse_runtime::logging::LogFormat;
+use url::Url;
+
+use crate::args::Args;
+
+/// The level in force. There is no commit log in this version, so a stronger one would be an empty promise.
+const OFFERED_LEVEL: Level = Level::Memory;
+
+/// Everything the server needs to know, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The server's name in the fleet.
+    pub name: ServerName,
+    /// Where the bucket is. May hold secrets: print it through [`hide_secrets`].
+    pub bucket: String,
+    /// Where subject files are kept while they are open.
+    pub data_dir: PathBuf,
+    /// The level at which writes are acknowledged unless their subject says otherwise.
+    pub level: Level,
+    /// The first tokens of every route.
+    pub prefix: Prefix,
+    /// The server's share of the subjects relative to others.
+    pub capacity: u32,
+    /// How often changed subjects are written to the bucket.
+    pub snapshot_interval: Duration,
+    /// After how much time without a request a subject is closed.
+    pub idle_close: Duration,
+    /// How many subjects may be open at once.
+    pub max_open: usize,
+    /// How to connect to NATS.
+    pub nats: NatsOptions,
+    /// Reply addresses that are answered begin with one of these.
+    pub inbox_prefixes: Vec<String>,
+    /// How long a graceful shutdown may take.
+    pub shutdown_deadline: Duration,
+    /// What is logged.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// Everything that is wrong with the settings, one line each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Faults(pub Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the settings are wrong:")?;
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+impl Settings {
+    /// Resolves and checks what was given on the command line and in the environment.
+    ///
+    /// # Errors
+    /// [`Faults`] with everything that is wrong, not just the first.
+    pub fn resolve(args: &Args) -> Result<Self, Faults> {
+        let mut check = Check::default();
+        let nats = args.nats.resolve().map_err(|InvalidNatsArgs(faults)| check.faults.extend(faults)).ok();
+        let name =
+            check.required("--name", args.name.as_deref(), |text| ServerName::new(text).map_err(text_of));
+        let bucket = check.required("--bucket", args.bucket.as_deref(), bucket);
+        let data_dir = check.required("--data-dir", args.data_dir.as_deref(), data_dir);
+        let level = check.given("--level", &args.level, level);
+        let prefix = check.given("--prefix", &args.prefix, |text| Prefix::new(text).map_err(text_of));
+        let capacity = check.given("--capacity", &args.capacity, |text| number(text, 1..=1_000_000));
+        let snapshot_interval = check.given("--snapshot-interval", &args.snapshot_interval, |text| {
+            duration(text, Duration::from_millis(100))
+        });
+        let idle_close =
+            check.given("--idle-close", &args.idle_close, |text| duration(text, Duration::from_secs(1)));
+        let max_open = check.given("--max-open", &args.max_open, |text| number(text, 1..=1_000_000));
+        let inbox_prefixes = check.given("--inbox-prefix", &args.inbox_prefix, inbox_prefixes);
+        let shutdown_deadline = check.given("--shutdown-deadline", &args.shutdown_deadline, |text| {
+            duration(text, Duration::from_secs(1))
+        });
+        let log_format = check
+            .given("--log-format", &args.log_format, |text| text.parse::<LogFormat>().map_err(str::to_owned));
+        // One `None` is one fault that has been noted.
+        let resolve = || {
+            Some(Self {
+                name: name?,
+                bucket: bucket?,
+                data_dir: data_dir?,
+                level: level?,
+                prefix: prefix?,
+                capacity: capacity?,
+                snapshot_interval: snapshot_interval?,
+                idle_close: idle_close?,
+                max_open: usize::try_from(max_open?).ok()?,
+                nats: nats?,
+                inbox_prefixes: inbox_prefixes?,
+                shutdown_deadline: shutdown_deadline?,
+                log: args.log.clone(),
+                log_format: log_format?,
+            })
+        };
+        resolve().ok_or(Faults(check.faults))
+    }
+}
+
+/// Collects faults while settings are read one by one.
+#[derive(Default)]
+struct Check {
+    faults: Vec<String>,
+}
+
+impl Check {
+    fn required<T>(
+        &mut self,
+        flag: &str,
+        text: Option<&str>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if text.is_none() {
+            self.faults.push(format!("{flag} is missing"));
+        }
+        self.given(flag, text?, parse)
+    }
+
+    fn given<T>(
+        &mut self,
+        flag: &str,
+        text: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        parse(text).map_err(|fault| self.faults.push(format!("{flag}: {fault}"))).ok()
+    }
+}
+
+fn text_of(error: impl fmt::Display) -> String {
+    error.to_string()
+}
+
+fn bucket(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| {
+        format!("not a URL ({error}); a bucket is given as file:///dir, s3://name, gs://name, az://name or memory://")
+    })?;
+    Ok(url.into())
+}
+
+fn data_dir(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() {
+        Err("the name of a directory must not be empty".to_owned())
+    } else {
+        Ok(text.into())
+    }
+}
+
+fn level(text: &str) -> Result<Level, String> {
+    let level: Level = text.parse().map_err(text_of)?;
+    if level > OFFERED_LEVEL {
+        return Err(format!(
+            "{level} is not offered: this version acknowledges at level {OFFERED_LEVEL}; use flush to have everything \
+             so far in the bucket"
+        ));
+    }
+    Ok(level)
+}
+
+fn inbox_prefixes(text: &str) -> Result<Vec<String>, String> {
+    let prefixes = text.split(',').map(|prefix| {
+        let name = prefix.trim().trim_end_matches('.');
+        // A reply address is a route; what a subject may be called is what a route may be called.
+        Subject::new(name).map_err(|error| format!("{prefix:?} cannot begin a reply address: {error}"))?;
+        Ok(format!("{name}."))
+    });
+    prefixes.collect()
+}
+
+fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    text.parse()
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| format!("{text:?} is not a number from {} to {}", range.start(), range.end()))
+}
+
+fn duration(text: &str, least: Duration) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{text:?} is not a duration such as 500ms, 10s or 2m: {error}"))?;
+    if duration < least {
+        return Err(format!("at least {}", humantime::format_duration(least)));
+    }
+    Ok(duration)
+}
+
+/// A URL as it may be printed: user information and the values of its query are hidden.
+#[must_use]
+pub fn hide_secrets(url: &str) -> String {
+    const HIDDEN: &str = "***";
+    let Ok(mut url) = Url::parse(url) else { return HIDDEN.to_owned() };
+    // Neither call can fail on a URL that has the part in question, and only then are they made.
+    if !url.username().is_empty() {
+        let _ = url.set_username(HIDDEN);
+    }
+    if url.password().is_some() {
+        let _ = url.set_password(Some(HIDDEN));
+    }
+    let keys: Vec<String> = url.query_pairs().map(|(key, _)| key.into_owned()).collect();
+    if !keys.is_empty() {
+        url.query_pairs_mut().clear().extend_pairs(keys.iter().map(|key| (key, HIDDEN)));
+    }
+    url.into()
+}
+
+#[cfg(test)]
+#[path = "settings_tests.rs"]
+mod tests;

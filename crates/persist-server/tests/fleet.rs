@@ -1,0 +1,176 @@
+//! The server as a member: leases, claims, takeovers, and the way out.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_bus::{Outgoing, RequestError};
+use dormouse_persist_server::server::ServeError;
+use dormouse_protocol::data::{FlushReply, FlushRequest};
+use dormouse_protocol::health::HealthStatus;
+use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation, Op, Route, ServerName};
+use support::{Fleet, LAPSE, TTL, owned_by, some_log};
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_served_before_the_first_lease() {
+    let fleet = Fleet::new().await;
+    fleet.coordinator.script().refuse_join = Arc::new(|_| Some(ErrorReply::unavailable("learning")));
+    let mut server = fleet.start("a").await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), server.ready()).await.is_err());
+    assert_eq!(fleet.health("a").await.status, HealthStatus::NotServing);
+    let message = Outgoing::new(Route::new("persist.server.a.get.orders"), Bytes::new());
+    let unheard = fleet.bus().request(message, Duration::from_secs(1)).await;
+    assert!(matches!(unheard, Err(RequestError::NoResponders(_))), "{unheard:?}");
+
+    fleet.coordinator.script().refuse_join = Arc::new(|_| None);
+    server.ready().await.unwrap();
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap(), None);
+    let health = fleet.health("a").await;
+    assert_eq!((health.status, health.problems), (HealthStatus::Ok, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_in_use_is_final_at_the_start_and_later() {
+    let fleet = Fleet::new().await;
+    let holder = some_log("a", &fleet.env);
+    let refusal = ErrorReply::name_in_use(holder);
+    let said = refusal.clone();
+    fleet.coordinator.script().refuse_join = Arc::new(move |_| Some(said.clone()));
+    let mut server = fleet.start("a").await;
+    let error = server.ready().await.unwrap_err();
+    assert!(matches!(&error, ServeError::Refused(error) if *error == refusal), "{error}");
+
+    fleet.coordinator.script().refuse_join = Arc::new(|_| None);
+    let server = fleet.serve("b").await;
+    let said = refusal.clone();
+    fleet.coordinator.script().refuse_heartbeat = Arc::new(move |_| Some(said.clone()));
+    assert_eq!(server.refused().await, refusal);
+    assert_eq!(fleet.get("b", "orders", "k").await.unwrap_err().code, ErrorCode::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_names_its_predecessor() {
+    let fleet = Fleet::new().await;
+    let first = fleet.serve("a").await;
+    let log = first.log().clone();
+    assert!(first.shutdown(Duration::from_secs(30)).await);
+    let expected = log.clone();
+    fleet.coordinator.script().refuse_join = Arc::new(move |join| {
+        (join.predecessor.as_ref() != Some(&expected)).then(|| ErrorReply::name_in_use(expected.clone()))
+    });
+    let second = fleet.serve("a").await;
+    assert_ne!(*second.log(), log);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_refused_names_the_owner() {
+    let fleet = Fleet::new().await;
+    let first = fleet.serve("a").await;
+    let _second = fleet.serve("b").await;
+    fleet.set("a", "orders", "k", "v").await.unwrap();
+    let _: FlushReply = fleet.ask("a", Op::Flush, "orders", &FlushRequest::default()).await.unwrap();
+    fleet.coordinator.script().refuse_claim = owned_by("a");
+    let error = fleet.get("b", "orders", "k").await.unwrap_err();
+    assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some(ServerName::new("a").unwrap())));
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
+    drop(first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_lease_nothing_is_served_and_with_one_it_is_again() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve("a").await;
+    fleet.set("a", "orders", "k", "v").await.unwrap();
+    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    tokio::time::sleep(LAPSE).await;
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap_err().code, ErrorCode::Unavailable);
+    assert_eq!(fleet.set("a", "orders", "k", "w").await.unwrap_err().code, ErrorCode::Unavailable);
+    let health = fleet.health("a").await;
+    assert_eq!(health.status, HealthStatus::Degraded);
+    assert!(health.problems[0].starts_with("no lease"), "{:?}", health.problems);
+
+    fleet.coordinator.script().deaf_to.clear();
+    tokio::time::sleep(TTL).await;
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
+    let health = fleet.health("a").await;
+    assert_eq!((health.status, health.figures["lease_generation"]), (HealthStatus::Ok, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_overtaken_while_cut_off_does_not_serve_the_past() {
+    let fleet = Fleet::new().await;
+    let _first = fleet.serve("a").await;
+    let _second = fleet.serve("b").await;
+    fleet.set("a", "orders", "k", "old").await.unwrap();
+    let _: FlushReply = fleet.ask("a", Op::Flush, "orders", &FlushRequest::default()).await.unwrap();
+    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    tokio::time::sleep(TTL * 2).await;
+    fleet.set("b", "orders", "k", "new").await.unwrap();
+
+    fleet.coordinator.script().deaf_to.clear();
+    fleet.coordinator.script().refuse_claim = owned_by("b");
+    tokio::time::sleep(TTL).await;
+    // At first it knows only that the subject has gone on elsewhere; then the coordinator has told it where.
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap_err().code, ErrorCode::NotOwner);
+    let error = fleet.get("a", "orders", "k").await.unwrap_err();
+    assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some(ServerName::new("b").unwrap())));
+    assert_eq!(fleet.get("b", "orders", "k").await.unwrap().as_deref(), Some("new"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_forgot_everything_is_joined_again() {
+    let fleet = Fleet::new().await;
+    let server = fleet.serve("a").await;
+    fleet.set("a", "orders", "k", "v").await.unwrap();
+    let forgotten = server.log().clone();
+    {
+        let mut script = fleet.coordinator.script();
+        script.incarnation = Incarnation::new(fleet.env.ulid());
+        script.heard.clear();
+        let once = std::sync::atomic::AtomicBool::new(true);
+        script.refuse_heartbeat = Arc::new(move |_| {
+            once.swap(false, std::sync::atomic::Ordering::Relaxed)
+                .then(|| ErrorReply::unknown_server(&forgotten))
+        });
+    }
+    tokio::time::sleep(TTL).await;
+    assert!(fleet.coordinator.heard("a: join"));
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
+    assert!(fleet.health("a").await.figures["lease_generation"] > 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_hands_everything_back_and_another_server_goes_on() {
+    let fleet = Fleet::new().await;
+    let first = fleet.serve("a").await;
+    let _second = fleet.serve("b").await;
+    for number in 0..20 {
+        let name = format!("orders.{number}");
+        fleet.set("a", &name, "k", "v").await.unwrap();
+    }
+    assert!(first.shutdown(Duration::from_secs(30)).await);
+    let at = |what: &str| fleet.coordinator.script().heard.iter().position(|heard| heard == what);
+    let order = [at("a: draining"), at("a: release orders.7"), at("a: leave")];
+    assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{order:?}");
+    // Whoever is asked now needs nobody's permission: the subjects are nobody's.
+    for number in 0..20 {
+        let name = format!("orders.{number}");
+        assert_eq!(fleet.get("b", &name, "k").await.unwrap().as_deref(), Some("v"));
+    }
+    let message = Outgoing::new(Route::new("persist.server.a.get.orders"), Bytes::new());
+    let unheard = fleet.bus().request(message, Duration::from_secs(1)).await;
+    assert!(matches!(unheard, Err(RequestError::NoResponders(_))), "{unheard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_ends_in_time_without_a_coordinator() {
+    let fleet = Fleet::new().await;
+    let server = fleet.serve("a").await;
+    fleet.set("a", "orders", "k", "v").await.unwrap();
+    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    let before = fleet.env.boot();
+    server.shutdown(Duration::from_secs(10)).await;
+    assert!(fleet.env.boot() - before <= Duration::from_secs(11));
+}

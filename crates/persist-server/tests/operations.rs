@@ -1,0 +1,148 @@
+//! Requests over the wire: every operation, and everything that is none.
+
+mod support;
+
+use bytes::Bytes;
+use dormouse_protocol::data::{
+    ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
+    DestroyReply, DestroyRequest, FlushReply, FlushRequest, GetAllReply, GetAllRequest, GetReply, GetRequest,
+    InfoReply, InfoRequest, KeysReply, KeysRequest, SetItem, SetOutcome, SetReply, SetRequest,
+};
+use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, Op, Prefix, ProtocolVersion, Seq, encode};
+use support::Fleet;
+
+#[tokio::test(start_paused = true)]
+async fn every_operation_answers() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve("a").await;
+    for (key, value) in [("one", "1"), ("two", "2"), ("three", "3"), ("", "the empty key")] {
+        fleet.set("a", "numbers", key, value).await.unwrap();
+    }
+    let first: GetReply = fleet.ask("a", Op::Get, "numbers", &GetRequest::seq(Seq::new(1))).await.unwrap();
+    assert_eq!(first.messages[0].key.as_deref(), Some("one"));
+    assert_eq!(fleet.get("a", "numbers", "").await.unwrap().as_deref(), Some("the empty key"));
+    let null = SetRequest { sets: vec![SetItem::default()], ..SetRequest::default() };
+    let reply: SetReply = fleet.ask("a", Op::Set, "numbers", &null).await.unwrap();
+    assert!(matches!(reply.results.as_slice(), [SetOutcome::Ok(_)]), "the null value is a value: {reply:?}");
+
+    let all: GetAllReply = fleet.ask("a", Op::GetAll, "numbers", &GetAllRequest::default()).await.unwrap();
+    assert_eq!(all.messages.len(), 5);
+    assert_eq!(all.messages[4].value, None);
+    let keys: KeysReply = fleet.ask("a", Op::Keys, "numbers", &KeysRequest::default()).await.unwrap();
+    assert_eq!(keys.keys, ["", "one", "three", "two"]);
+
+    let delete =
+        DeleteRequest { keys: vec!["two".to_owned(), "no such".to_owned()], ..DeleteRequest::default() };
+    let deleted: DeleteReply = fleet.ask("a", Op::Delete, "numbers", &delete).await.unwrap();
+    assert_eq!(deleted.seqs, [Seq::new(2)]);
+    let up_to = DeleteAllRequest { end_seq: Some(Seq::new(3)), ..DeleteAllRequest::default() };
+    let deleted: DeleteAllReply = fleet.ask("a", Op::DeleteAll, "numbers", &up_to).await.unwrap();
+    assert_eq!(deleted.count, 2);
+
+    let metadata = [("for".to_owned(), "a test".to_owned())].into();
+    let config = SubjectConfig { metadata, ..SubjectConfig::default() };
+    let configure = ConfigureRequest { config: config.clone(), ..ConfigureRequest::default() };
+    let configured: ConfigureReply = fleet.ask("a", Op::Configure, "numbers", &configure).await.unwrap();
+    let info: InfoReply = fleet.ask("a", Op::Info, "numbers", &InfoRequest::default()).await.unwrap();
+    assert_eq!((info.position, info.config, info.count), (configured.position, config, 2));
+    assert_eq!(info.level, Level::Memory, "no level is claimed that is not there");
+    assert_ne!(info.bucket_rev, info.position.rev);
+
+    let flushed: FlushReply = fleet.ask("a", Op::Flush, "numbers", &FlushRequest::default()).await.unwrap();
+    assert_eq!(flushed.position, info.position);
+    let info: InfoReply = fleet.ask("a", Op::Info, "numbers", &InfoRequest::default()).await.unwrap();
+    assert_eq!(info.bucket_rev, info.position.rev);
+
+    let ended: DestroyReply =
+        fleet.ask("a", Op::Destroy, "numbers", &DestroyRequest::default()).await.unwrap();
+    assert!(ended.position.rev >= info.position.rev);
+    assert_eq!(fleet.get("a", "numbers", "one").await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_is_refused_with_its_code() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve("a").await;
+    let get = encode(&GetRequest::key("k")).unwrap();
+    let too_long = format!("persist.server.a.get.{}", "x".repeat(600));
+    for (route, payload) in [
+        ("persist.server.a.steal.orders", get.clone()),
+        ("persist.server.a.get", get.clone()),
+        (too_long.as_str(), get.clone()),
+        ("persist.server.a.get.orders", Bytes::from_static(b"\xc1\xff garbage")),
+        ("persist.server.a.get.orders", Bytes::new()),
+        ("persist.server.a.get.orders", get.slice(..get.len() - 1)),
+        ("persist.server.a.get.orders", [get.clone(), Bytes::from_static(b"\x00")].concat().into()),
+        ("persist.server.a.get.orders", encode(&GetRequest::default()).unwrap()),
+        ("persist.server.a.set.orders", encode(&SetRequest::default()).unwrap()),
+        ("persist.server.a.info.orders", Bytes::from_static(b"\xa4info")),
+    ] {
+        assert_eq!(fleet.refusal(route, payload).await, ErrorCode::BadRequest, "{route}");
+    }
+    let newer = GetRequest { v: ProtocolVersion::new(2), ..GetRequest::key("k") };
+    assert_eq!(
+        fleet.refusal("persist.server.a.get.orders", encode(&newer).unwrap()).await,
+        ErrorCode::UnsupportedVersion
+    );
+    // The server still serves.
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_offered_yet_is_refused_as_such() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve("a").await;
+    let item = SetItem { key: Some("k".to_owned()), ..SetItem::default() };
+    let set = SetRequest { sets: vec![item.clone()], ..SetRequest::default() };
+    for request in [
+        SetRequest { atomic: true, ..set.clone() },
+        SetRequest { level: Some(Level::Bucket), ..set.clone() },
+        SetRequest { sets: vec![SetItem { ttl_ms: Some(1), ..item.clone() }], ..set.clone() },
+        SetRequest { sets: vec![SetItem { msg_id: Some("m".to_owned()), ..item }], ..set },
+    ] {
+        let reply: Result<SetReply, ErrorReply> = fleet.ask("a", Op::Set, "orders", &request).await;
+        let code = match reply {
+            Err(error) => error.code,
+            Ok(reply) => match reply.results.into_iter().next().unwrap() {
+                SetOutcome::Error(error) => error.code,
+                SetOutcome::Ok(_) => panic!("{request:?} must not be taken"),
+            },
+        };
+        assert_eq!(code, ErrorCode::Unsupported, "{request:?}");
+    }
+    for config in [
+        SubjectConfig { level: Some(Level::Disk), ..SubjectConfig::default() },
+        SubjectConfig { max_msgs: Some(1), ..SubjectConfig::default() },
+    ] {
+        let request = ConfigureRequest { config, ..ConfigureRequest::default() };
+        let reply: Result<ConfigureReply, ErrorReply> =
+            fleet.ask("a", Op::Configure, "orders", &request).await;
+        assert_eq!(reply.unwrap_err().code, ErrorCode::Unsupported);
+    }
+    let route = Prefix::default().server(&"a".parse().unwrap(), Op::Changes, &support::subject("orders"));
+    assert_eq!(fleet.refusal(route.as_str(), Bytes::new()).await, ErrorCode::Unsupported);
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap(), None, "nothing of it was applied");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_are_counted_by_operation() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve("a").await;
+    fleet.set("a", "orders", "k", "v").await.unwrap();
+    fleet.get("a", "orders", "k").await.unwrap();
+    fleet.get("a", "orders", "k").await.unwrap();
+    fleet.refusal("persist.server.a.steal.orders", Bytes::new()).await;
+    fleet.refusal("persist.server.a.get.orders", Bytes::new()).await;
+    let reply = fleet.raw("$SRV.STATS.dormouse-persist-server", Bytes::new()).await;
+    let stats: serde_json::Value = serde_json::from_slice(&reply.payload).unwrap();
+    assert_eq!(stats["type"], "io.nats.micro.v1.stats_response");
+    let count = |name: &str| {
+        let endpoints = stats["endpoints"].as_array().unwrap();
+        let endpoint = endpoints.iter().find(|endpoint| endpoint["name"] == name).unwrap();
+        (endpoint["num_requests"].as_u64().unwrap(), endpoint["num_errors"].as_u64().unwrap())
+    };
+    assert_eq!((count("set"), count("get"), count("keys"), count("other")), ((1, 0), (3, 1), (0, 0), (1, 1)));
+    let health = fleet.health("a").await;
+    assert_eq!((health.figures["requests"], health.figures["requests_in_flight"]), (4, 0));
+}

@@ -1,0 +1,270 @@
+//! A fleet in one process: servers with the real engine on a bucket in a temporary directory, an in-memory bus, and a
+//! coordinator that says what the test wants it to say.
+
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+use dormouse_bus::{AskError, Bus, Incoming, Outgoing, Reply, ServeOptions, ask, serve};
+use dormouse_persist_server::server::{Server, ServerSettings};
+use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
+use dormouse_protocol::fleet::{
+    Acknowledged, ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply,
+};
+use dormouse_protocol::health::Health;
+use dormouse_protocol::route::FleetRoute;
+use dormouse_protocol::{
+    ErrorCode, ErrorReply, Incarnation, LogId, Op, Prefix, Route, ServerName, Subject, decode, encode,
+};
+use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
+use dormouse_storage::bucket::open_bucket;
+use dormouse_storage::{Engine, EngineSettings, Prepared};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+
+/// The lease's time to live that the coordinator of the tests grants.
+pub const TTL: Duration = Duration::from_secs(3);
+/// Longer than a lease is trusted.
+pub const LAPSE: Duration = Duration::from_millis(2_200);
+
+/// What the coordinator does with a call.
+pub type Say<T> = Arc<dyn Fn(&T) -> Option<ErrorReply> + Send + Sync>;
+
+/// What the coordinator says, and what it has heard.
+pub struct Script {
+    /// Its run.
+    pub incarnation: Incarnation,
+    /// Whether it answers anything at all, by the server's name.
+    pub deaf_to: Vec<String>,
+    /// Whether it refuses a join.
+    pub refuse_join: Say<JoinRequest>,
+    /// Whether it refuses a heartbeat.
+    pub refuse_heartbeat: Say<HeartbeatRequest>,
+    /// Whether it refuses a claim.
+    pub refuse_claim: Say<ClaimRequest>,
+    /// What it has heard, in a word each.
+    pub heard: Vec<String>,
+}
+
+/// A coordinator that says what it is told to say.
+#[derive(Clone)]
+pub struct Coordinator {
+    script: Arc<Mutex<Script>>,
+}
+
+impl Coordinator {
+    pub fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap()
+    }
+
+    pub fn heard(&self, what: &str) -> bool {
+        self.script().heard.iter().any(|heard| heard == what)
+    }
+
+    async fn start(bus: Arc<dyn Bus>, env: Env, tasks: &Tasks) -> Self {
+        let script = Script {
+            incarnation: Incarnation::new(env.ulid()),
+            deaf_to: Vec::new(),
+            refuse_join: Arc::new(|_| None),
+            refuse_heartbeat: Arc::new(|_| None),
+            refuse_claim: Arc::new(|_| None),
+            heard: Vec::new(),
+        };
+        let coordinator = Self { script: Arc::new(Mutex::new(script)) };
+        let pattern = Prefix::default().fleet_all();
+        let mut requests = serve(&bus, &env, tasks, pattern, ServeOptions::default()).await.unwrap();
+        let answering = coordinator.clone();
+        tasks.spawn("coordinator", async move {
+            while let Some(incoming) = requests.next().await {
+                answering.answer(incoming);
+            }
+        });
+        coordinator
+    }
+
+    fn answer(&self, incoming: Incoming) {
+        let Incoming { route, payload, responder, .. } = incoming;
+        let mut script = self.script();
+        let lease =
+            LeaseReply { incarnation: script.incarnation, ttl_ms: u64::try_from(TTL.as_millis()).unwrap() };
+        let (heard, log, refusal, reply) = match Prefix::default().parse_fleet(route.as_str()).unwrap() {
+            FleetRoute::Join => {
+                let request: JoinRequest = decode(&payload).unwrap();
+                let refusal = (script.refuse_join)(&request);
+                ("join".to_owned(), request.log, refusal, encode(&lease))
+            }
+            FleetRoute::Heartbeat => {
+                let request: HeartbeatRequest = decode(&payload).unwrap();
+                let refusal = (script.refuse_heartbeat)(&request);
+                let word = if request.draining { "draining" } else { "heartbeat" };
+                (word.to_owned(), request.log, refusal, encode(&lease))
+            }
+            FleetRoute::Claim(subject) => {
+                let request: ClaimRequest = decode(&payload).unwrap();
+                let refusal = (script.refuse_claim)(&request);
+                let reply = ClaimReply { incarnation: script.incarnation };
+                (format!("claim {subject}"), request.claimant, refusal, encode(&reply))
+            }
+            FleetRoute::Release(subject) => {
+                let request: dormouse_protocol::fleet::ReleaseRequest = decode(&payload).unwrap();
+                (format!("release {subject}"), request.log, None, encode(&Acknowledged::default()))
+            }
+            FleetRoute::Leave => {
+                let request: dormouse_protocol::fleet::LeaveRequest = decode(&payload).unwrap();
+                ("leave".to_owned(), request.log, None, encode(&Acknowledged::default()))
+            }
+        };
+        if script.deaf_to.iter().any(|name| name == log.server().as_str()) {
+            return;
+        }
+        script.heard.push(format!("{}: {heard}", log.server()));
+        match refusal {
+            Some(error) => responder.error(&error),
+            None => responder.ok(reply.unwrap()),
+        }
+    }
+}
+
+/// A fleet without servers.
+pub struct Fleet {
+    pub broker: MemoryBroker,
+    pub coordinator: Coordinator,
+    pub env: Env,
+    pub folder: TempDir,
+    caller: Arc<dyn Bus>,
+    tasks: Tasks,
+}
+
+impl Fleet {
+    pub async fn new() -> Self {
+        let clock = VirtualClock::starting_at(Duration::from_secs(1_000_000));
+        let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
+        let broker = MemoryBroker::new();
+        let tasks = Tasks::new();
+        let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
+        let coordinator = Coordinator::start(bus, env.clone(), &tasks).await;
+        let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));
+        Self { broker, coordinator, env, folder: tempfile::tempdir().unwrap(), caller, tasks }
+    }
+
+    pub fn bus(&self) -> &Arc<dyn Bus> {
+        &self.caller
+    }
+
+    /// A server that has not been waited for.
+    pub async fn start(&self, name: &str) -> Server {
+        let prepared = prepare(self.folder.path(), name, &self.env).await;
+        let settings = ServerSettings {
+            prefix: Prefix::default(),
+            capacity: 100,
+            inbox_prefixes: vec!["_INBOX.".to_owned()],
+        };
+        let bus = Arc::new(self.broker.connect(MemoryOptions::named(name)));
+        Server::start(prepared, settings, bus, self.env.clone()).await.unwrap()
+    }
+
+    /// A server that serves.
+    pub async fn serve(&self, name: &str) -> Server {
+        let mut server = self.start(name).await;
+        server.ready().await.unwrap();
+        server
+    }
+
+    /// Asks a server.
+    pub async fn ask<Req, Rep>(
+        &self,
+        server: &str,
+        op: Op,
+        name: &str,
+        request: &Req,
+    ) -> Result<Rep, ErrorReply>
+    where
+        Req: Serialize + Sync,
+        Rep: DeserializeOwned,
+    {
+        let route = Prefix::default().server(&ServerName::new(server).unwrap(), op, &subject(name));
+        match ask(&*self.caller, route, request, Duration::from_secs(30)).await {
+            Ok(reply) => Ok(reply),
+            Err(AskError::Service(error)) => Err(error),
+            Err(error) => panic!("{op} of {name} at {server}: {error}"),
+        }
+    }
+
+    /// Sends bytes and expects an error.
+    pub async fn refusal(&self, route: &str, payload: impl Into<Bytes>) -> ErrorCode {
+        let reply = self.raw(route, payload).await;
+        dormouse_bus_error(&reply).unwrap_or_else(|| panic!("{route} must be refused")).code
+    }
+
+    pub async fn raw(&self, route: &str, payload: impl Into<Bytes>) -> Reply {
+        let message = Outgoing::new(Route::new(route), payload.into());
+        self.caller.request(message, Duration::from_secs(30)).await.unwrap()
+    }
+
+    pub async fn set(
+        &self,
+        server: &str,
+        name: &str,
+        key: &str,
+        value: &str,
+    ) -> Result<SetResult, ErrorReply> {
+        let item = SetItem {
+            key: Some(key.to_owned()),
+            value: Some(Bytes::copy_from_slice(value.as_bytes())),
+            ..SetItem::default()
+        };
+        let request = SetRequest { sets: vec![item], ..SetRequest::default() };
+        let reply: SetReply = self.ask(server, Op::Set, name, &request).await?;
+        match reply.results.into_iter().next().unwrap() {
+            SetOutcome::Ok(result) => Ok(result),
+            SetOutcome::Error(error) => Err(error),
+        }
+    }
+
+    pub async fn get(&self, server: &str, name: &str, key: &str) -> Result<Option<String>, ErrorReply> {
+        let reply: GetReply = self.ask(server, Op::Get, name, &GetRequest::key(key)).await?;
+        Ok(reply
+            .messages
+            .first()
+            .map(|message| String::from_utf8(message.value.as_ref().unwrap().to_vec()).unwrap()))
+    }
+
+    pub async fn health(&self, name: &str) -> Health {
+        let reply = self.raw(Prefix::default().health_of(name).as_str(), Bytes::new()).await;
+        serde_json::from_slice(&reply.payload).unwrap()
+    }
+}
+
+fn dormouse_bus_error(reply: &Reply) -> Option<ErrorReply> {
+    reply.headers.get(ErrorReply::STATUS_HEADER)?;
+    Some(decode(&reply.payload).unwrap())
+}
+
+/// An engine of server `name`, on the bucket that all servers under `folder` share.
+pub async fn prepare(folder: &Path, name: &str, env: &Env) -> Prepared {
+    let bucket = folder.join("bucket");
+    std::fs::create_dir_all(&bucket).unwrap();
+    let url = format!("file://{}", bucket.display());
+    let bucket = open_bucket(&url, [], env.clone()).await.unwrap();
+    let settings = EngineSettings::new(folder.join(name), ServerName::new(name).unwrap());
+    Engine::prepare(settings, Arc::new(bucket), env.clone()).await.unwrap()
+}
+
+pub fn subject(name: &str) -> Subject {
+    Subject::new(name).unwrap()
+}
+
+/// A refusal of every claim in favour of `owner`.
+pub fn owned_by(owner: &str) -> Say<ClaimRequest> {
+    let owner = ServerName::new(owner).unwrap();
+    Arc::new(move |_| Some(ErrorReply::not_owner(Some(owner.clone()))))
+}
+
+pub fn some_log(server: &str, env: &Env) -> LogId {
+    LogId::new(ServerName::new(server).unwrap(), env.ulid())
+}
