@@ -10,6 +10,10 @@
 //! answer that was late or a process that slept. Such a manifest is never the newest, so the listing tells.
 
 mod publish;
+#[cfg(test)]
+mod random_tests;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term};

@@ -1,5 +1,8 @@
 //! The server's local directory: one process at a time, nothing in it that must not be lost but `lost/`.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

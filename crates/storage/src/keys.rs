@@ -1,5 +1,8 @@
 //! The names of objects: where everything of a subject lies in the bucket, and what a listed name means.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::str::FromStr;
 

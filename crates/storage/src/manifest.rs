@@ -5,6 +5,9 @@
 //! checked, and one changed byte anywhere is noticed. The newest manifest of a folder counts; it is never changed
 //! and never deleted, only followed by the next number.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term};
 use serde::de::IgnoredAny;

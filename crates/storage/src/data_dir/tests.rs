@@ -1,0 +1,86 @@
+use tempfile::TempDir;
+use ulid::Ulid;
+
+use super::*;
+
+fn log(number: u128) -> LogId {
+    LogId::new("persist-1".parse().unwrap(), Ulid::from(number))
+}
+
+#[test]
+fn it_is_created_and_can_be_opened_again() {
+    let parent = TempDir::new().unwrap();
+    let path = parent.path().join("var/lib/dormouse");
+    let data_dir = DataDir::open(&path).unwrap();
+    assert_eq!(data_dir.predecessor(), None);
+    let subject = Subject::new("app.Orders").unwrap();
+    assert_eq!(data_dir.subject_file(&subject), path.join("subjects/app.=4frders.sqlite3"));
+    fs::write(data_dir.subject_file(&subject), "kept").unwrap();
+    assert_eq!(
+        data_dir.lost_file(&subject, Term::new(3), Nonce::new(Ulid::from(1_u128))),
+        path.join("lost/app.=4frders/3-00000000000000000000000001.sqlite3")
+    );
+    drop(data_dir);
+    let again = DataDir::open(&path).unwrap();
+    assert_eq!(fs::read(again.subject_file(&subject)).unwrap(), b"kept");
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let path = TempDir::new().unwrap();
+    let first = DataDir::open(path.path()).unwrap();
+    let refused = DataDir::open(path.path()).unwrap_err();
+    assert!(matches!(refused, DataDirError::InUse { .. }), "{refused}");
+    assert!(refused.to_string().contains("in use by another process"));
+    drop(first);
+    DataDir::open(path.path()).unwrap();
+}
+
+#[test]
+fn each_process_knows_its_predecessor() {
+    let path = TempDir::new().unwrap();
+    let first = DataDir::open(path.path()).unwrap();
+    first.record_log(&log(1)).unwrap();
+    assert_eq!(first.predecessor(), None, "the predecessor is not oneself");
+    drop(first);
+    let second = DataDir::open(path.path()).unwrap();
+    assert_eq!(second.predecessor(), Some(&log(1)));
+    second.record_log(&log(2)).unwrap();
+    drop(second);
+    assert_eq!(DataDir::open(path.path()).unwrap().predecessor(), Some(&log(2)));
+}
+
+#[test]
+fn a_log_id_that_makes_no_sense_is_as_good_as_none() {
+    let path = TempDir::new().unwrap();
+    for wrong in [&b""[..], b"persist-1", b"\xff\xfe", b"persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ x"] {
+        fs::write(path.path().join(LOG_ID_FILE), wrong).unwrap();
+        let data_dir = DataDir::open(path.path()).unwrap();
+        assert_eq!(data_dir.predecessor(), None);
+        data_dir.record_log(&log(3)).unwrap();
+        drop(data_dir);
+        assert_eq!(DataDir::open(path.path()).unwrap().predecessor(), Some(&log(3)));
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    let parent = TempDir::new().unwrap();
+    let file = parent.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let refused = DataDir::open(&path).unwrap_err();
+        assert!(matches!(refused, DataDirError::Create { .. }), "{refused:?}");
+    }
+    // Permissions do not stop a privileged user; a folder in the place of the file that is tried does.
+    for (blocked, name) in [("lock", "one"), ("subjects/.writable", "two")] {
+        let path = parent.path().join(name);
+        fs::create_dir_all(path.join(blocked)).unwrap();
+        let refused = DataDir::open(&path).unwrap_err();
+        assert!(matches!(refused, DataDirError::NotWritable { .. }), "{refused:?}");
+    }
+    let path = parent.path().join("three");
+    fs::create_dir_all(path.join(LOG_ID_FILE)).unwrap();
+    let refused = DataDir::open(&path).unwrap_err();
+    assert!(matches!(refused, DataDirError::File { .. }), "{refused:?}");
+}

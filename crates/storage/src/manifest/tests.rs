@@ -1,0 +1,180 @@
+use proptest::prelude::*;
+use ulid::Ulid;
+
+use super::*;
+
+/// Frozen: what any version ever wrote stays readable as it is. A change of these files is a new format.
+const GOLDEN: [(&str, &[u8]); 3] = [
+    ("new", include_bytes!("../../tests/golden/manifest-new.json")),
+    ("snapshot", include_bytes!("../../tests/golden/manifest-snapshot.json")),
+    ("tombstone", include_bytes!("../../tests/golden/manifest-tombstone.json")),
+];
+
+const NUMBER: ManifestNumber = ManifestNumber::new(42);
+
+fn subject() -> Subject {
+    Subject::new("app.Orders").unwrap()
+}
+
+fn new() -> Manifest {
+    Manifest {
+        subject: subject(),
+        number: ManifestNumber::FIRST,
+        term: Term::new(1),
+        term_base: Rev::new(0),
+        owner: "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ".parse().unwrap(),
+        base_rev: Rev::new(0),
+        next_seq: Seq::new(1),
+        first_slot: Slot::new(0),
+        snapshot: None,
+        released: false,
+        tombstone: false,
+        nonce: Nonce::new(Ulid::from(7_u128)),
+    }
+}
+
+fn snapshot() -> Manifest {
+    let name = SnapshotName {
+        made_for: ManifestNumber::new(40),
+        rev: Rev::new(41),
+        nonce: Nonce::new(Ulid::from(8_u128)),
+    };
+    Manifest {
+        number: NUMBER,
+        term: Term::new(3),
+        term_base: Rev::new(17),
+        base_rev: Rev::new(41),
+        next_seq: Seq::new((1 << 53) - 1),
+        snapshot: Some(SnapshotRef { name, size_bytes: 12_288, crc64: Crc64::of(b"a snapshot") }),
+        ..new()
+    }
+}
+
+fn tombstone() -> Manifest {
+    Manifest { snapshot: None, released: true, tombstone: true, ..snapshot() }
+}
+
+fn corrupt(bytes: &[u8]) -> String {
+    match Manifest::decode(&subject(), NUMBER, bytes) {
+        Err(ManifestError::Corrupt { object, what }) => {
+            assert_eq!(object, "subjects/app.=4frders/000000000042.manifest");
+            what
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The text with a checksum that is right again after it was changed.
+fn resealed(text: &str) -> Vec<u8> {
+    let body = format!("{}}}", text.split_once(CHECKSUM_FIELD).unwrap().0);
+    let checksum = Crc64::of(body.as_bytes());
+    format!("{}{CHECKSUM_FIELD}{checksum}{CHECKSUM_END}", &body[..body.len() - 1]).into()
+}
+
+#[test]
+fn the_bytes_are_frozen() {
+    for ((name, golden), manifest) in GOLDEN.into_iter().zip([new(), snapshot(), tombstone()]) {
+        let encoded = manifest.encode();
+        assert_eq!(std::str::from_utf8(&encoded).unwrap(), std::str::from_utf8(golden).unwrap(), "{name}");
+        assert_eq!(Manifest::decode(&subject(), manifest.number, golden).unwrap(), manifest, "{name}");
+    }
+}
+
+#[test]
+fn one_changed_missing_or_added_byte_is_noticed() {
+    let good = snapshot().encode();
+    for position in 0..good.len() {
+        for bit in 0..8 {
+            let mut bad = good.to_vec();
+            bad[position] ^= 1 << bit;
+            let read = Manifest::decode(&subject(), NUMBER, &bad);
+            assert!(read.is_err(), "bit {bit} of byte {position}");
+        }
+        corrupt(&good[..position]);
+    }
+    for bad in [[&good[..], b" "].concat(), [b" ", &good[..]].concat(), [&good[..], &good[..]].concat()] {
+        corrupt(&bad);
+    }
+}
+
+#[test]
+fn what_is_no_manifest_is_refused() {
+    for bad in [
+        &b""[..],
+        b"{}",
+        b"null",
+        b"[1]",
+        b"\xff\xfe",
+        b"{\"format\":1}",
+        b"{\"format\":\"1\"}",
+        b"SQLite format 3\0",
+    ] {
+        corrupt(bad);
+    }
+    let nested = format!("{{\"format\":1,\"x\":{}", "[".repeat(100_000));
+    corrupt(nested.as_bytes());
+}
+
+#[test]
+fn another_s_manifest_is_refused() {
+    let elsewhere = Manifest { subject: Subject::new("app.orders").unwrap(), ..snapshot() };
+    assert!(corrupt(&elsewhere.encode()).contains("app.orders"));
+    let renumbered = Manifest { number: ManifestNumber::new(43), ..snapshot() };
+    assert!(corrupt(&renumbered.encode()).contains("manifest 43"));
+}
+
+#[test]
+fn a_newer_format_is_not_guessed_at() {
+    let text = String::from_utf8(snapshot().encode().to_vec()).unwrap();
+    let newer = text.replacen("\"format\":1", "\"format\":2", 1);
+    // With or without a checksum that we understand, and whatever else it holds.
+    for bytes in [newer.clone().into_bytes(), resealed(&newer), b"{\"what\":[],\"format\":2}".to_vec()] {
+        match Manifest::decode(&subject(), NUMBER, &bytes) {
+            Err(ManifestError::UnsupportedVersion { format: 2, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(corrupt(&resealed(&text.replacen("\"format\":1", "\"format\":0", 1))).contains("never existed"));
+}
+
+#[test]
+fn fields_that_contradict_each_other_are_refused() {
+    let text = String::from_utf8(snapshot().encode().to_vec()).unwrap();
+    assert_eq!(Manifest::decode(&subject(), NUMBER, &resealed(&text)).unwrap(), snapshot());
+    for (from, to) in [
+        ("\"term\":3", "\"term\":0"),
+        ("\"term_base\":17", "\"term_base\":42"),
+        ("\"base_rev\":41", "\"base_rev\":40"),
+        ("\"next_seq\":9007199254740991", "\"next_seq\":0"),
+        ("\"first_slot\":0", "\"first_slot\":1"),
+        ("\"deltas\":[]", "\"deltas\":[{}]"),
+        ("000000000040-41-", "000000000043-41-"),
+        ("\"tombstone\":false", "\"tombstone\":true"),
+        ("\"released\":false", "\"released\":false,\"new\":1"),
+        ("\"released\":false", "\"released\":false,\"released\":true"),
+        ("\"released\":false,", ""),
+    ] {
+        assert!(text.contains(from), "{from}");
+        corrupt(&resealed(&text.replacen(from, to, 1)));
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(term in 1_u64.., base in 0_u64.., up: u64, next in 1_u64.., released: bool) {
+        let manifest = Manifest {
+            term: Term::new(term),
+            term_base: Rev::new(base.min(up)),
+            base_rev: Rev::new(base.max(up)),
+            next_seq: Seq::new(next),
+            released,
+            ..new()
+        };
+        prop_assert_eq!(Manifest::decode(&subject(), manifest.number, &manifest.encode()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused(bytes: Vec<u8>) {
+        corrupt(&bytes);
+    }
+}
