@@ -151,7 +151,8 @@ fn every_way_to_a_subject() {
     let reused = ["reuse", "create 6", "list"];
     let ahead = ["snapshot for 6", "create 6", "list"];
     let (ask_pred, ask_other, ask_nobody) = ("ask me", "ask other", "ask nobody");
-    let cases: Vec<(&str, Option<Manifest>, Option<LocalFile>, Vec<&str>)> = vec![
+    type Case = (&'static str, Option<Manifest>, Option<LocalFile>, Vec<&'static str>);
+    let cases: Vec<Case> = vec![
         ("new", None, None, vec![ask_nobody, "empty at rev 0, seq 1", "create 1", "list"]),
         ("another's", Some(manifest(other())), None, [&[ask_other][..], &pulled].concat()),
         ("released", Some(released(other())), None, [&[ask_nobody][..], &pulled].concat()),
