@@ -79,3 +79,91 @@ proptest! {
         prop_assert_eq!(events.iter().map(|event| event.changes.len()).sum::<usize>(), sizes.len());
     }
 }
+
+/// A bus that takes nothing until it is let go.
+struct StuckBus {
+    free: tokio::sync::Semaphore,
+    happened: tokio::sync::broadcast::Sender<dormouse_bus::BusEvent>,
+}
+
+#[async_trait::async_trait]
+impl Bus for StuckBus {
+    async fn request(
+        &self,
+        _: Outgoing,
+        _: Duration,
+    ) -> Result<dormouse_bus::Reply, dormouse_bus::RequestError> {
+        Err(dormouse_bus::RequestError::Closed)
+    }
+
+    async fn publish(&self, _: Outgoing) -> Result<(), dormouse_bus::PublishError> {
+        let _turn = self.free.acquire().await;
+        Ok(())
+    }
+
+    async fn subscribe(
+        &self,
+        _: dormouse_protocol::RoutePattern,
+        _: dormouse_bus::SubscribeOptions,
+    ) -> Result<dormouse_bus::Subscription, dormouse_bus::SubscribeError> {
+        Err(dormouse_bus::SubscribeError::Closed)
+    }
+
+    fn events(&self) -> tokio::sync::broadcast::Receiver<dormouse_bus::BusEvent> {
+        self.happened.subscribe()
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn max_payload(&self) -> usize {
+        1_024 * 1_024
+    }
+
+    async fn close(&self) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subject_never_waits_and_every_event_is_published_or_counted_as_dropped() {
+    let clock = dormouse_runtime::VirtualClock::starting_at(Duration::ZERO);
+    let env = Env::simulated(Arc::new(clock), Arc::new(dormouse_runtime::SeededEntropy::new(1)));
+    let stuck = Arc::new(StuckBus {
+        free: tokio::sync::Semaphore::new(0),
+        happened: tokio::sync::broadcast::channel(1).0,
+    });
+    let bus: Arc<dyn Bus> = stuck.clone();
+    let tasks = Tasks::new();
+    let events = Events::start(Prefix::default(), &bus, &env, &tasks);
+    let subject = Subject::new("orders").unwrap();
+    let all = QUEUE_EVENTS as u64 + 1_000;
+    for rev in 1..=all {
+        events.publish(&subject, event(vec![set(rev, 10)]));
+    }
+    assert!(events.dropped() > 0 && events.dropped_since(Duration::ZERO));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(!events.dropped_since(Duration::from_secs(1)));
+    // What was taken is published, also after the stop signal.
+    stuck.free.add_permits(1);
+    assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));
+    assert_eq!(events.published() + events.dropped(), all);
+    assert_eq!(events.published(), QUEUE_EVENTS as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded_in_bytes_too() {
+    let clock = dormouse_runtime::VirtualClock::starting_at(Duration::ZERO);
+    let env = Env::simulated(Arc::new(clock), Arc::new(dormouse_runtime::SeededEntropy::new(1)));
+    let stuck = Arc::new(StuckBus {
+        free: tokio::sync::Semaphore::new(0),
+        happened: tokio::sync::broadcast::channel(1).0,
+    });
+    let bus: Arc<dyn Bus> = stuck;
+    let events = Events::start(Prefix::default(), &bus, &env, &Tasks::new());
+    let subject = Subject::new("orders").unwrap();
+    let fitting = QUEUE_BYTES / EVENT_INLINE_LIMIT_BYTES;
+    for rev in 1..=fitting as u64 + 10 {
+        events.publish(&subject, event(vec![set(rev, EVENT_INLINE_LIMIT_BYTES)]));
+    }
+    assert!((11..100).contains(&events.dropped()), "{}", events.dropped());
+}

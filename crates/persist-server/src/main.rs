@@ -188,7 +188,7 @@ async fn start(settings: &Settings, env: &Env, bus_tasks: &Tasks) -> Result<Serv
         .map_err(|error| fail(Exit::Failure, "cannot listen", &error))
 }
 
-/// Serves until the coordinator refuses this process, or the bus does.
+/// Serves until that is no longer possible.
 async fn serve(server: &mut Server) -> Exit {
     match server.ready().await {
         Ok(()) => tracing::info!(log = %server.log(), "ready"),
@@ -201,9 +201,9 @@ async fn serve(server: &mut Server) -> Exit {
             return if matches!(error, ServeError::Open(_)) { Exit::DataDir } else { Exit::Failure };
         }
     }
-    let error = server.refused().await;
-    tracing::error!(%error, "the coordinator refuses this process");
-    Exit::Refused
+    let error = server.ended().await;
+    tracing::error!(%error, "cannot go on");
+    if matches!(error, ServeError::Refused(_)) { Exit::Refused } else { Exit::Failure }
 }
 
 /// The error and everything that led to it.

@@ -216,29 +216,5 @@ fn write(reply: &Reply) -> Result<Bytes, ErrorReply> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_operation_has_its_figures() {
-        let stats = OpStats::default();
-        for (position, op) in Op::ALL.iter().enumerate() {
-            assert!(Arc::ptr_eq(stats.of(*op), &stats.0[position]));
-        }
-    }
-
-    #[test]
-    fn a_budget_refuses_by_number_and_by_size_and_takes_back() {
-        let budget = Budget::new(2, 100);
-        let first = budget.take(60).unwrap();
-        assert!(budget.take(41).is_err(), "too many bytes");
-        let second = budget.take(40).unwrap();
-        let error = budget.take(0).err().unwrap();
-        assert_eq!(error.code, dormouse_protocol::ErrorCode::Overloaded);
-        assert_eq!(error.retry_after_ms, Some(RETRY_AFTER_MS));
-        assert_eq!((budget.in_flight(), budget.refused()), (2, 2));
-        drop((first, second));
-        assert_eq!(budget.in_flight(), 0);
-        assert!(budget.take(100).is_ok());
-    }
-}
+#[path = "requests_tests.rs"]
+mod tests;

@@ -48,6 +48,9 @@ pub enum ServeError {
     /// The messaging system does not let it listen.
     #[error("cannot listen: {0}")]
     Subscribe(#[from] SubscribeError),
+    /// The messaging system has ended the subscription to the server's routes.
+    #[error("the messaging system does not let this process listen to its routes any more")]
+    Unheard,
     /// The data directory cannot be taken over.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -65,6 +68,8 @@ pub struct Server {
     membership: Membership,
     /// Given when requests are to be turned away.
     closed: Stop,
+    /// Given when no more requests come.
+    unheard: Stop,
     tasks: ServerTasks,
 }
 
@@ -127,7 +132,18 @@ impl Server {
         };
         let membership = Membership::start(&bus, &env, &tasks.membership, &prefix, member, lease);
         let prepared = Some(prepared);
-        Ok(Self { prepared, settings, log, bus, env, vitals, membership, closed: Stop::new(), tasks })
+        Ok(Self {
+            prepared,
+            settings,
+            log,
+            bus,
+            env,
+            vitals,
+            membership,
+            closed: Stop::new(),
+            unheard: Stop::new(),
+            tasks,
+        })
     }
 
     /// Waits for the first lease, and only then starts the engine and listens to the server's routes: a process that
@@ -173,9 +189,13 @@ impl Server {
         &self.log
     }
 
-    /// Waits until the coordinator refuses this process, which must end then. Cancelling the wait changes nothing.
-    pub async fn refused(&self) -> ErrorReply {
-        self.membership.refused().await
+    /// Waits until this process can serve no more, and says why: it must end then. Cancelling the wait changes
+    /// nothing.
+    pub async fn ended(&self) -> ServeError {
+        tokio::select! {
+            error = self.membership.refused() => ServeError::Refused(error),
+            () = self.unheard.given() => ServeError::Unheard,
+        }
     }
 
     /// Hands everything back and goes, in this order; each step has a share of `deadline` and says who held it up:
@@ -242,7 +262,11 @@ impl Server {
             stats: self.vitals.stats.clone(),
         };
         let (closed, stop) = (self.closed.clone(), self.tasks.intake.stop().clone());
-        self.tasks.intake.spawn("requests", intake.run(requests, closed, stop));
+        let unheard = self.unheard.clone();
+        self.tasks.intake.spawn("requests", async move {
+            intake.run(requests, closed, stop).await;
+            unheard.give();
+        });
     }
 
     /// What the services API tells: an endpoint for each operation, and one for what is none.

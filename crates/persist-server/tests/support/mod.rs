@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each test file uses its part.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -137,6 +138,7 @@ pub struct Fleet {
     pub env: Env,
     pub folder: TempDir,
     caller: Arc<dyn Bus>,
+    buses: Mutex<BTreeMap<String, Arc<dyn Bus>>>,
     tasks: Tasks,
 }
 
@@ -149,11 +151,17 @@ impl Fleet {
         let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
         let coordinator = Coordinator::start(bus, env.clone(), &tasks).await;
         let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));
-        Self { broker, coordinator, env, folder: tempfile::tempdir().unwrap(), caller, tasks }
+        let folder = tempfile::tempdir().unwrap();
+        Self { broker, coordinator, env, folder, caller, buses: Mutex::default(), tasks }
     }
 
     pub fn bus(&self) -> &Arc<dyn Bus> {
         &self.caller
+    }
+
+    /// The connection of the newest server called `name`.
+    pub fn bus_of(&self, name: &str) -> Arc<dyn Bus> {
+        Arc::clone(&self.buses.lock().unwrap()[name])
     }
 
     /// A server that has not been waited for.
@@ -164,7 +172,8 @@ impl Fleet {
             capacity: 100,
             inbox_prefixes: vec!["_INBOX.".to_owned()],
         };
-        let bus = Arc::new(self.broker.connect(MemoryOptions::named(name)));
+        let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
+        self.buses.lock().unwrap().insert(name.to_owned(), Arc::clone(&bus));
         Server::start(prepared, settings, bus, self.env.clone()).await.unwrap()
     }
 
