@@ -21,17 +21,18 @@ Exit codes:
 /// `flush`, when the subject is closed, and at shutdown.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dormouse-persist-server", version, after_help = EXIT_CODES)]
+#[command(override_usage = "dormouse-persist-server --name NAME --bucket URL --data-dir DIR [OPTIONS]")]
 pub struct Args {
     /// How to connect.
     #[command(flatten)]
     pub nats: NatsArgs,
 
-    /// The server's name in the fleet: 1 to 63 characters from a-z, 0-9, - and _ [required]
+    /// The server's name in the fleet: 1 to 63 characters from a-z, 0-9, - and _; required
     #[arg(long, env = "DORMOUSE_NAME", value_name = "NAME", help_heading = "Server")]
     pub name: Option<String>,
 
-    /// The bucket that keeps all subjects: file:///dir, s3://name, gs://name, az://name, or memory:// (lost at exit)
-    /// [required]
+    /// The bucket that keeps all subjects: file:///dir, s3://name, gs://name, az://name, or memory:// (lost at
+    /// exit); required
     #[arg(
         long,
         env = "DORMOUSE_BUCKET",
@@ -41,7 +42,7 @@ pub struct Args {
     )]
     pub bucket: Option<String>,
 
-    /// Where open subjects have their files. Belongs to this server alone; survives restarts [required]
+    /// Where open subjects have their files. Belongs to this server alone; survives restarts; required
     #[arg(long, env = "DORMOUSE_DATA_DIR", value_name = "DIR", help_heading = "Server")]
     pub data_dir: Option<String>,
 
@@ -95,15 +96,10 @@ pub struct Args {
     )]
     pub idle_close: String,
 
-    /// How many subjects may be open at once; each holds two file descriptors
-    #[arg(
-        long,
-        env = "DORMOUSE_MAX_OPEN",
-        value_name = "NUMBER",
-        default_value = "10000",
-        help_heading = "Server"
-    )]
-    pub max_open: String,
+    /// How many subjects may be open at once (default: 10000, or as many as there are file
+    /// descriptors for, at four each)
+    #[arg(long, env = "DORMOUSE_MAX_OPEN", value_name = "NUMBER", help_heading = "Server")]
+    pub max_open: Option<String>,
 
     /// Reply addresses that are answered begin with one of these; several are separated by commas
     #[arg(

@@ -49,7 +49,8 @@ fn main() -> ExitCode {
         eprintln!("dormouse-persist-server: --log: {error}");
         return Exit::Settings.into();
     }
-    tell(&settings);
+    let max_open = descriptors::subjects_to_hold(settings.max_open);
+    tell(&settings, max_open);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -57,14 +58,14 @@ fn main() -> ExitCode {
             return Exit::Failure.into();
         }
     };
-    let exit = runtime.block_on(run(settings)).unwrap_or_else(|exit| exit);
+    let exit = runtime.block_on(run(&settings, max_open)).unwrap_or_else(|exit| exit);
     // What still runs after a shutdown that had its deadline must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     exit.into()
 }
 
 /// The effective settings, without secrets, and what an operator should know about them.
-fn tell(settings: &Settings) {
+fn tell(settings: &Settings, max_open: usize) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         name = %settings.name,
@@ -76,7 +77,7 @@ fn tell(settings: &Settings) {
         capacity = settings.capacity,
         snapshot_interval = %humantime::format_duration(settings.snapshot_interval),
         idle_close = %humantime::format_duration(settings.idle_close),
-        max_open = settings.max_open,
+        max_open,
         inbox_prefixes = ?settings.inbox_prefixes,
         shutdown_deadline = %humantime::format_duration(settings.shutdown_deadline),
         "starting"
@@ -84,7 +85,6 @@ fn tell(settings: &Settings) {
     if settings.bucket.starts_with("memory:") {
         tracing::warn!("the bucket is in the memory of this process: everything is lost when it ends");
     }
-    descriptors::provide_for(settings.max_open);
 }
 
 /// The two signals that ask the process to end.
@@ -114,7 +114,7 @@ impl EndSignals {
     }
 }
 
-async fn run(settings: Settings) -> Result<Exit, Exit> {
+async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
     let mut signals = EndSignals::new().map_err(|error| {
         tracing::error!(%error, "cannot listen for signals");
         Exit::Failure
@@ -122,7 +122,7 @@ async fn run(settings: Settings) -> Result<Exit, Exit> {
     let env = Env::system();
     let bus_tasks = Tasks::new();
     // Until it is a member nothing is in this process's hands, so a signal ends it at once.
-    let Some(started) = signals.or(start(&settings, &env, &bus_tasks)).await else {
+    let Some(started) = signals.or(start(settings, max_open, &env, &bus_tasks)).await else {
         return Ok(Exit::AsAsked);
     };
     let mut server = started?;
@@ -147,7 +147,7 @@ async fn run(settings: Settings) -> Result<Exit, Exit> {
     Ok(exit)
 }
 
-async fn start(settings: &Settings, env: &Env, bus_tasks: &Tasks) -> Result<Server, Exit> {
+async fn start(settings: &Settings, max_open: usize, env: &Env, bus_tasks: &Tasks) -> Result<Server, Exit> {
     let fail = |exit: Exit, what: &str, error: &dyn std::error::Error| {
         tracing::error!(error = chain(error), "{what}");
         exit
@@ -162,7 +162,7 @@ async fn start(settings: &Settings, env: &Env, bus_tasks: &Tasks) -> Result<Serv
         level: settings.level,
         snapshot_interval: settings.snapshot_interval,
         idle_close: settings.idle_close,
-        max_open_subjects: settings.max_open,
+        max_open_subjects: max_open,
         ..EngineSettings::new(settings.data_dir.clone(), settings.name.clone())
     };
     let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())

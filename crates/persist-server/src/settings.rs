@@ -36,8 +36,8 @@ pub struct Settings {
     pub snapshot_interval: Duration,
     /// After how much time without a request a subject is closed.
     pub idle_close: Duration,
-    /// How many subjects may be open at once.
-    pub max_open: usize,
+    /// How many subjects may be open at once; `None`: as many as file descriptors allow, within reason.
+    pub max_open: Option<usize>,
     /// How to connect to NATS.
     pub nats: NatsOptions,
     /// Reply addresses that are answered begin with one of these.
@@ -81,7 +81,10 @@ impl Settings {
         });
         let idle_close =
             check.given("--idle-close", &args.idle_close, |text| duration(text, Duration::from_secs(1)));
-        let max_open = check.given("--max-open", &args.max_open, |text| number(text, 1..=1_000_000));
+        let max_open = match &args.max_open {
+            None => Some(None),
+            Some(text) => check.given("--max-open", text, |text| number(text, 1..=1_000_000)).map(Some),
+        };
         let inbox_prefixes = check.given("--inbox-prefix", &args.inbox_prefix, inbox_prefixes);
         let shutdown_deadline = check.given("--shutdown-deadline", &args.shutdown_deadline, |text| {
             duration(text, Duration::from_secs(1))
@@ -99,7 +102,7 @@ impl Settings {
                 capacity: capacity?,
                 snapshot_interval: snapshot_interval?,
                 idle_close: idle_close?,
-                max_open: usize::try_from(max_open?).ok()?,
+                max_open: max_open?,
                 nats: nats?,
                 inbox_prefixes: inbox_prefixes?,
                 shutdown_deadline: shutdown_deadline?,

@@ -19,7 +19,7 @@ fn three_flags_are_enough() {
     assert_eq!(settings.prefix, Prefix::default());
     assert_eq!(settings.snapshot_interval, Duration::from_secs(10));
     assert_eq!(settings.idle_close, Duration::from_secs(60));
-    assert_eq!(settings.max_open, 10_000);
+    assert_eq!(settings.max_open, None);
     assert_eq!(settings.inbox_prefixes, ["_INBOX."]);
     assert_eq!(settings.shutdown_deadline, Duration::from_secs(30));
 }
