@@ -23,7 +23,7 @@ pub struct Args {
     #[command(flatten)]
     pub nats: NatsArgs,
 
-    /// Where members and assignments are remembered. Belongs to this coordinator alone; survives restarts [required]
+    /// Where members and assignments are remembered. Belongs to this coordinator alone; survives restarts (required)
     #[arg(long, env = "DORMOUSE_DATA_DIR", value_name = "DIR", help_heading = "Coordinator")]
     pub data_dir: Option<String>,
 

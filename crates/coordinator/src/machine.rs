@@ -280,9 +280,6 @@ impl Machine {
         for member in self.members.values_mut() {
             member.lease.extend(until);
         }
-        if let Some(waits_until) = &mut self.waits_until {
-            *waits_until = (*waits_until).max(until);
-        }
     }
 
     /// Whether `log` is the process that holds its server's name, and may be alive.

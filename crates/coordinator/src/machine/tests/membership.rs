@@ -64,6 +64,7 @@ fn who_holds_the_data_directory_of_the_holder_takes_over_at_once() {
     assert_eq!(world.ask(heartbeat(&one)).unwrap_err().code, ErrorCode::UnknownServer);
     // Repeating the join changes nothing.
     assert!(world.apply(join_after(&next, &one)).changes.is_empty());
+    assert!(world.apply(join(&next)).changes.is_empty());
     assert_eq!(world.gone.len(), 1);
     world.ask(heartbeat(&next)).unwrap();
 }
@@ -103,6 +104,11 @@ fn operators_see_every_server() {
     assert_eq!((entry.state, entry.heard_ms_ago), (ServerState::Draining, Some(300)));
     let census = world.machine.census();
     assert_eq!((census.alive, census.draining, census.dead), (1, 1, 0));
+    // What the process before said about itself does not stick to its successor.
+    world.ask(join_after(&log("one", 3), &log("one", 1))).unwrap();
+    world.ask(join_after(&log("two", 4), &log("two", 2))).unwrap();
+    assert_eq!(world.server("one").unwrap().load, ServerLoad::default());
+    assert_eq!(world.server("two").unwrap().state, ServerState::Alive);
 }
 
 #[test]

@@ -61,6 +61,12 @@ fn the_dead_stay_dead_over_a_restart() {
     world.restart(TTL);
     world.ask(heartbeat(&next)).unwrap();
     assert_eq!(world.claim("a", &next, Some(&two)), Ok(()));
+    // Also when it was by being silent.
+    world.pass(DEAD_AFTER);
+    let last = world.joined("two", 4);
+    world.restart(TTL);
+    world.ask(heartbeat(&last)).unwrap();
+    assert_eq!(world.claim("b", &last, Some(&next)), Ok(()));
 }
 
 #[test]
@@ -93,6 +99,19 @@ fn the_wait_is_that_of_the_longest_lease_that_may_be_out_there() {
     world.restart(TTL);
     world.pass(DEAD_AFTER);
     assert_eq!(world.gone.len(), 2);
+}
+
+#[test]
+fn a_longer_lease_is_not_cut_short_by_a_new_one_that_may_not_arrive() {
+    let mut world = World::new();
+    world.restart(Duration::from_secs(20));
+    let one = world.joined("one", 1);
+    world.restart(TTL);
+    world.ask(heartbeat(&one)).unwrap();
+    world.pass(Duration::from_millis(25_900));
+    assert!(world.gone.is_empty());
+    world.pass(STEP);
+    assert_eq!(world.gone, [Gone { log: one, why: Why::Silent }]);
 }
 
 #[test]
