@@ -1,2 +1,95 @@
-//! Placeholder.
-fn main() {}
+//! `dormouse`: the operator's and developer's tool.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`args`] | the command line and its help |
+//! | [`context`] | contexts of the `nats` command line tool |
+//! | [`session`] | the connection to a fleet |
+//! | [`commands`] | what is done on a fleet |
+//! | [`dev`] | a whole local fleet in one command |
+//! | [`view`], [`output`] | results: tables for people, JSON for programs |
+//! | [`error`] | failures and their exit codes |
+
+mod args;
+mod commands;
+mod context;
+mod dev;
+mod error;
+mod output;
+mod session;
+mod view;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind as ClapErrorKind;
+
+use crate::args::{Cli, Command};
+use crate::error::{ErrorKind, Failure};
+use crate::output::Output;
+use crate::session::Session;
+
+fn main() -> ExitCode {
+    dormouse_bus::nats::install_tls_provider();
+    let line: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::read(&line) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error, wants_json(&line)),
+    };
+    let json = cli.global.json;
+    let failure = match run(cli) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(failure) => failure,
+    };
+    output::report(&failure, json);
+    ExitCode::from(failure.kind().exit_code())
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    if let Command::RunChild(arguments) = &cli.command {
+        return Err(dev::child::run_child(arguments));
+    }
+    // A warning of a library is for the user; more is asked for by the usual variable.
+    let filter = std::env::var("DORMOUSE_LOG").unwrap_or_else(|_| "warn".to_owned());
+    dormouse_runtime::logging::init(dormouse_runtime::logging::LogFormat::Text, &filter)
+        .map_err(|error| Failure::usage(format!("DORMOUSE_LOG: {error}")))?;
+    // One thread: it is the faster way for a client, and `dev` relies on it (see `dev::child`).
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("cannot start: {error}")))?;
+    let output = Output::standard(cli.global.json);
+    let outcome = runtime.block_on(carry_out(cli, output.clone()));
+    // A read from a terminal cannot be interrupted; the process's end does not wait for it.
+    runtime.shutdown_background();
+    outcome.and(output.flush())
+}
+
+async fn carry_out(cli: Cli, output: Output) -> Result<(), Failure> {
+    match cli.command {
+        Command::Dev(arguments) => dev::run(arguments, cli.global.prefix, output).await,
+        command => {
+            let session = Session::connect(cli.global, output).await?;
+            commands::run(&session, command).await
+        }
+    }
+}
+
+/// Whether errors are to be JSON, asked when the command line could not be understood.
+fn wants_json(line: &[OsString]) -> bool {
+    line.iter().any(|word| word == "--json")
+        || std::env::var_os("DORMOUSE_JSON").is_some_and(|value| value != "0" && value != "false" && !value.is_empty())
+}
+
+fn refuse(error: &clap::Error, json: bool) -> ExitCode {
+    let asked_for = matches!(error.kind(), ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion);
+    if json && !asked_for {
+        let text = error.to_string();
+        let text = text.trim_start_matches("error: ").lines().next().unwrap_or_default();
+        output::report(&Failure::usage(text), true);
+    } else {
+        // Nobody reads it: nothing to be done.
+        let _ = error.print();
+    }
+    if asked_for { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Usage.exit_code()) }
+}

@@ -194,7 +194,17 @@ impl Kv {
     /// Outside a tokio runtime.
     #[must_use]
     pub fn entries(&self, prefix: impl Into<String>) -> Pages<Message> {
-        self.handle.messages(SeqRange::all(), Some(prefix.into()))
+        self.entries_in(prefix, SeqRange::all())
+    }
+
+    /// The messages whose keys start with `prefix` (all for the empty one) and whose seqs are in `range`, in its
+    /// direction and at most as many as it allows. Otherwise as [`entries`](Self::entries).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[must_use]
+    pub fn entries_in(&self, prefix: impl Into<String>, range: impl Into<SeqRange>) -> Pages<Message> {
+        self.handle.messages(range.into(), Some(prefix.into()))
     }
 
     /// The changes of one key from now on. Once the call has returned, every later change is reported or is a

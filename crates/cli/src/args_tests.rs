@@ -1,0 +1,140 @@
+use std::time::Duration;
+
+use super::*;
+
+fn read(line: &str) -> Result<Cli, clap::Error> {
+    Cli::read(std::iter::once("dormouse").chain(line.split_whitespace()))
+}
+
+fn command(line: &str) -> Command {
+    read(line).unwrap_or_else(|error| panic!("{line}: {error}")).command
+}
+
+fn refused(line: &str) {
+    assert_eq!(read(line).unwrap_err().exit_code(), 2, "{line}");
+}
+
+/// Every command that can be given, with its words.
+fn leaves(command: &clap::Command, words: &str, found: &mut Vec<(String, clap::Command)>) {
+    if command.has_subcommands() {
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            leaves(sub, &format!("{words} {}", sub.get_name()), found);
+        }
+    } else {
+        found.push((words.trim().to_owned(), command.clone()));
+    }
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::definition().debug_assert();
+}
+
+#[test]
+fn the_help_of_every_command_tells_the_default_of_every_flag() {
+    let mut definition = Cli::definition();
+    definition.build();
+    let mut commands = Vec::new();
+    leaves(&definition, "", &mut commands);
+    let names: Vec<&str> = commands.iter().map(|(words, _)| words.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "set", "get", "ls", "rm", "keys", "watch", "info", "server ls", "server health", "subject locate",
+            "subject flush", "subject configure", "subject export", "subject destroy", "dev"
+        ]
+    );
+    for (words, command) in &mut commands {
+        let mut checked = 0;
+        for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version")) {
+            let help = arg.get_long_help().or(arg.get_help()).unwrap_or_default().to_string();
+            let told = help.contains("default:") || !arg.get_default_values().is_empty();
+            let positional = arg.is_positional();
+            assert!(!help.is_empty(), "{words}: {arg} has no help");
+            assert!(told || positional, "{words}: {arg} does not tell its default: {help}");
+            checked += 1;
+        }
+        assert!(checked > 10, "{words}: what holds for every command is missing");
+        let long = command.render_long_help().to_string();
+        assert!(long.contains("[default: 10s]") && long.contains("DORMOUSE_DEADLINE"), "{words}: {long}");
+    }
+    assert!(Cli::definition().render_help().to_string().contains("Exit codes:"));
+}
+
+#[test]
+fn what_holds_for_every_command_stands_before_or_after_it() {
+    for line in [
+        "--json --prefix mine --deadline 3s --nats nats://h:1 --context c get app.s --key k",
+        "get app.s --key k --json --prefix mine --deadline 3s --nats nats://h:1 --context c",
+    ] {
+        let global = read(line).unwrap().global;
+        assert!(global.json, "{line}");
+        assert_eq!(global.prefix.as_str(), "mine", "{line}");
+        assert_eq!(Duration::from(global.deadline), Duration::from_secs(3), "{line}");
+        assert_eq!(global.nats.nats.len(), 1, "{line}");
+        assert_eq!(global.context.as_deref(), Some("c"), "{line}");
+    }
+    let global = read("subject locate app.s").unwrap().global;
+    assert_eq!((global.prefix.as_str(), global.json), ("persist", false));
+    assert_eq!(Duration::from(global.deadline), Duration::from_secs(10));
+}
+
+#[test]
+fn set_takes_one_value_from_one_place() {
+    let Command::Set(set) = command("set app.s hello --key k --header a:b --header c:d:e") else { panic!() };
+    assert_eq!((set.value.unwrap(), set.key.as_deref()), (OsString::from("hello"), Some("k")));
+    let header = |name: &str, value: &str| Header { name: name.to_owned(), value: value.to_owned() };
+    assert_eq!(set.headers, [header("a", "b"), header("c", "d:e")]);
+    let Command::Set(set) = command("set app.s -") else { panic!() };
+    assert_eq!(set.value.unwrap(), "-");
+    let Command::Set(set) = command("set app.s --expect 2:17 -- -5") else { panic!() };
+    assert_eq!(set.value.unwrap(), "-5");
+    assert_eq!(set.expect, Some(MessageId { term: Term::new(2), seq: Seq::new(17) }));
+    for bad in [
+        "set app.s",
+        "set app.s x --null",
+        "set app.s x --file f",
+        "set app.* x",
+        "set app.s x --header nonsense",
+        "set app.s x --seq 0",
+        "set app.s x --expect 17",
+        "set app.s x --expect 1:1 --expect-absent",
+    ] {
+        refused(bad);
+    }
+}
+
+#[test]
+fn get_and_rm_must_be_told_what() {
+    let Command::Get(get) = command("get app.s --seq 5") else { panic!() };
+    assert_eq!(get.seq, Some(Seq::new(5)));
+    let Command::Rm(rm) = command("rm app.s --key a --key b") else { panic!() };
+    assert_eq!(rm.keys, ["a", "b"]);
+    for bad in [
+        "get app.s",
+        "get app.s --key a --seq 1",
+        "rm app.s",
+        "rm app.s --all --key a",
+        "rm app.s --up-to 0",
+        "watch app.s --key a --key-prefix b",
+        "watch app.s --count 0",
+        "subject configure app.s",
+        "subject destroy app.s",
+        "server health UPPER",
+    ] {
+        refused(bad);
+    }
+}
+
+#[test]
+fn dev_takes_any_free_port_and_has_its_defaults() {
+    let Command::Dev(dev) = command("dev") else { panic!() };
+    assert_eq!((dev.servers, dev.port, dev.restart), (2, 4222, false));
+    assert_eq!(dev.data_dir, PathBuf::from(DEV_DATA_DIR));
+    assert_eq!(Duration::from(dev.lease_ttl), Duration::from_secs(3));
+    let Command::Dev(dev) = command("dev --port -1 --servers 1 --restart") else { panic!() };
+    assert_eq!((dev.port, dev.servers, dev.restart), (-1, 1, true));
+    refused("dev --servers 0");
+    refused("dev --port 70000");
+    refused("dev --lease-ttl soon");
+}

@@ -1,0 +1,153 @@
+//! `subject export`: a subject's newest snapshot as a file that `sqlite3` opens.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use dormouse_protocol::{Position, Subject};
+use dormouse_runtime::Env;
+use dormouse_storage::bucket::open_bucket;
+use dormouse_storage::{ExportError, export_snapshot};
+use serde_json::json;
+
+use crate::args::{DEV_DATA_DIR, Export};
+use crate::dev::files::FleetFile;
+use crate::error::{ErrorKind, Failure, one_line};
+use crate::session::Session;
+
+/// `subject export`.
+pub(super) async fn export(session: &Session, arguments: Export) -> Result<(), Failure> {
+    // Before the flush: what is wrong with the command line should not cost a snapshot.
+    if !arguments.force && arguments.file.exists() {
+        return Err(exists(&arguments.file));
+    }
+    let url = bucket_url(&arguments)?;
+    let flushed = session.stream(&arguments.subject)?.flush().await?;
+
+    let staged = staged(&arguments.file);
+    let outcome = fetch(&url, &arguments.subject, &staged, flushed).await;
+    let outcome = outcome.and_then(|position| {
+        let size_bytes = put_in_place(&staged, &arguments.file, arguments.force)?;
+        Ok((position, size_bytes))
+    });
+    // Ours alone, by its name; when it is in place there is nothing left to remove.
+    let _ = fs::remove_file(&staged);
+    let (position, size_bytes) = outcome?;
+
+    if session.output.is_json() {
+        session.output.json(&json!({
+            "subject": arguments.subject,
+            "file": arguments.file,
+            "size_bytes": size_bytes,
+            "position": position,
+        }))
+    } else {
+        let file = arguments.file.display();
+        session.output.line(format_args!("{file}: {size_bytes} bytes, up to {position}"))
+    }
+}
+
+fn bucket_url(arguments: &Export) -> Result<String, Failure> {
+    if let Some(url) = &arguments.bucket {
+        return Ok(url.clone());
+    }
+    FleetFile::read(&arguments.data_dir).map(|fleet| fleet.bucket).map_err(|failure| {
+        // Who never heard of `dormouse dev` should not read about its files.
+        if arguments.data_dir == Path::new(DEV_DATA_DIR) && failure.kind() == ErrorKind::Unavailable {
+            Failure::usage("which bucket? Give its URL with --bucket, or the --data-dir of a running `dormouse dev`")
+        } else {
+            failure
+        }
+    })
+}
+
+/// A name beside the file, so that the finished file can be put in its place in one step.
+fn staged(file: &Path) -> PathBuf {
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.partial", Env::system().ulid()));
+    file.with_file_name(name)
+}
+
+async fn fetch(url: &str, subject: &Subject, staged: &Path, flushed: Position) -> Result<Position, Failure> {
+    // Settings that are not text are none of ours.
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let bucket = open_bucket(url, variables, Env::system())
+        .await
+        .map_err(|error| Failure::new(format!("cannot open the bucket: {}", one_line(&error))))?;
+    let position = export_snapshot(&bucket, subject, staged).await.map_err(|error| {
+        let kind = match &error {
+            ExportError::NoSuchSubject(_) | ExportError::NothingYet(_) => ErrorKind::NotFound,
+            ExportError::TooBusy(_) => ErrorKind::Unavailable,
+            _ => ErrorKind::Failure,
+        };
+        Failure::of(kind, one_line(&error))
+    })?;
+    if position < flushed {
+        return Err(Failure::new(format!(
+            "the bucket holds {subject} up to {position} only, while its server has brought {flushed} to the bucket: is \
+             this the fleet's bucket?"
+        )));
+    }
+    Ok(position)
+}
+
+fn put_in_place(staged: &Path, file: &Path, force: bool) -> Result<u64, Failure> {
+    let cannot = |error: &io::Error| Failure::new(format!("cannot write {}: {error}", file.display()));
+    let size_bytes = fs::metadata(staged).map_err(|error| cannot(&error))?.len();
+    if force {
+        fs::rename(staged, file).map_err(|error| cannot(&error))?;
+    } else {
+        // Unlike a rename, a link does not replace what somebody has put there meanwhile.
+        fs::hard_link(staged, file).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => exists(file),
+            _ => cannot(&error),
+        })?;
+    }
+    Ok(size_bytes)
+}
+
+fn exists(file: &Path) -> Failure {
+    Failure::of(ErrorKind::Conflict, format!("{} exists: --force replaces it", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(bucket: Option<&str>, data_dir: &Path) -> Export {
+        Export {
+            subject: Subject::new("app.s").unwrap(),
+            file: PathBuf::from("s.sqlite3"),
+            bucket: bucket.map(str::to_owned),
+            data_dir: data_dir.to_owned(),
+            force: false,
+        }
+    }
+
+    #[test]
+    fn without_a_bucket_the_fleet_file_is_asked_and_else_the_user() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(bucket_url(&arguments(Some("s3://b"), root.path())).unwrap(), "s3://b");
+        let failure = bucket_url(&arguments(None, root.path())).unwrap_err();
+        assert_eq!(failure.kind(), ErrorKind::Unavailable);
+        assert!(failure.to_string().contains("fleet.json is missing"), "{failure}");
+        let failure = bucket_url(&arguments(None, Path::new(DEV_DATA_DIR))).unwrap_err();
+        assert_eq!(failure.kind(), ErrorKind::Usage);
+        assert!(failure.to_string().contains("--bucket"), "{failure}");
+    }
+
+    #[test]
+    fn a_file_is_replaced_only_by_force() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("s.sqlite3");
+        let staged = staged(&file);
+        assert_eq!(staged.parent(), file.parent());
+        fs::write(&staged, "new").unwrap();
+        fs::write(&file, "old").unwrap();
+        assert_eq!(put_in_place(&staged, &file, false).unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        assert_eq!(put_in_place(&staged, &file, true).unwrap(), 3);
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+    }
+}

@@ -1,0 +1,36 @@
+//! The commands that talk to a fleet, each in two forms: for people and as JSON.
+
+mod export;
+mod read;
+mod server;
+mod subject;
+mod watch;
+mod write;
+
+use crate::args::Command;
+use crate::error::Failure;
+use crate::session::Session;
+
+/// Carries out a command.
+///
+/// Cancelling the call leaves a change made or not.
+///
+/// # Errors
+/// [`Failure`] with the exit code that the help promises.
+pub async fn run(session: &Session, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Set(arguments) => write::set(session, arguments).await,
+        Command::Rm(arguments) => write::rm(session, arguments).await,
+        Command::Get(arguments) => read::get(session, arguments).await,
+        Command::Ls(arguments) => read::ls(session, arguments).await,
+        Command::Keys(arguments) => read::keys(session, arguments).await,
+        Command::Info(arguments) => subject::info(session, &arguments.subject).await,
+        Command::Watch(arguments) => watch::watch(session, arguments).await,
+        Command::Server(command) => server::run(session, command).await,
+        Command::Subject(command) => subject::run(session, command).await,
+        Command::Dev(_) | Command::RunChild(_) => Err(Failure::usage("this command needs no fleet")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! `get`, `ls` and `keys`.
+
+use dormouse_client::{Pages, SeqRange};
+use dormouse_protocol::Message;
+use serde_json::json;
+
+use crate::args::{Get, Keys, Ls};
+use crate::error::{ErrorKind, Failure};
+use crate::session::Session;
+use crate::view::{MESSAGE_TITLES, MessageView, cell, message_row};
+
+/// How many rows one table has: a long list is printed as it comes, not held in memory.
+const TABLE_ROWS: usize = 500;
+
+/// `get`.
+pub(super) async fn get(session: &Session, arguments: Get) -> Result<(), Failure> {
+    let (found, what) = match (arguments.key, arguments.seq) {
+        (Some(key), _) => {
+            let what = format!("key {:?}", cell(&key));
+            (session.kv(&arguments.subject)?.entry(key).await?, what)
+        }
+        (None, Some(seq)) => (session.stream(&arguments.subject)?.get(seq).await?, seq.to_string()),
+        (None, None) => return Err(Failure::usage("either --key or --seq is needed")),
+    };
+    let Some(message) = found else {
+        let text = format!("{} holds no message at {what}", arguments.subject);
+        return Err(Failure::of(ErrorKind::NotFound, text));
+    };
+    if session.output.is_json() {
+        return session.output.json(&MessageView::new(&message));
+    }
+    match &message.value {
+        Some(value) => session.output.value(value),
+        None => {
+            session.output.note("the value is null");
+            Ok(())
+        }
+    }
+}
+
+/// `ls`.
+pub(super) async fn ls(session: &Session, arguments: Ls) -> Result<(), Failure> {
+    let mut range = SeqRange::all();
+    if let Some(start) = arguments.start {
+        range = range.from_seq(start);
+    }
+    if let Some(end) = arguments.end {
+        range = range.to_seq(end);
+    }
+    if arguments.reverse {
+        range = range.reverse();
+    }
+    if let Some(limit) = arguments.limit {
+        range = range.limit(limit);
+    }
+    let mut pages = match arguments.key_prefix {
+        Some(key_prefix) => session.kv(&arguments.subject)?.entries_in(key_prefix, range),
+        None => session.stream(&arguments.subject)?.get_all(range),
+    };
+    if session.output.is_json() {
+        while let Some(message) = pages.next().await {
+            session.output.json(&MessageView::new(&message?))?;
+        }
+        return Ok(());
+    }
+    tables(session, &mut pages).await
+}
+
+async fn tables(session: &Session, pages: &mut Pages<Message>) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    let mut printed = false;
+    while let Some(message) = pages.next().await {
+        rows.push(message_row(&message?));
+        if rows.len() == TABLE_ROWS {
+            session.output.table(&MESSAGE_TITLES, std::mem::take(&mut rows))?;
+            printed = true;
+        }
+    }
+    if rows.is_empty() {
+        if !printed {
+            session.output.note("no messages");
+        }
+        return Ok(());
+    }
+    session.output.table(&MESSAGE_TITLES, rows)
+}
+
+/// `keys`.
+pub(super) async fn keys(session: &Session, arguments: Keys) -> Result<(), Failure> {
+    let mut pages = session.kv(&arguments.subject)?.keys(arguments.key_prefix);
+    while let Some(key) = pages.next().await {
+        let key = key?;
+        if session.output.is_json() {
+            session.output.json(&json!({ "key": key }))?;
+        } else {
+            session.output.line(key)?;
+        }
+    }
+    Ok(())
+}

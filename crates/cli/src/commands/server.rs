@@ -1,0 +1,145 @@
+//! `server ls` and `server health`.
+
+use bytes::Bytes;
+use dormouse_bus::Outgoing;
+use dormouse_protocol::ServerName;
+use dormouse_protocol::fleet::{ServerEntry, ServerState};
+use dormouse_protocol::health::{Health, HealthStatus};
+use futures::future::join_all;
+use serde::Serialize;
+
+use crate::args::{self, ServerCommand};
+use crate::error::{ErrorKind, Failure};
+use crate::session::Session;
+use crate::view::{cell, duration};
+
+pub(super) async fn run(session: &Session, command: ServerCommand) -> Result<(), Failure> {
+    match command {
+        ServerCommand::Ls => ls(session).await,
+        ServerCommand::Health(arguments) => health(session, arguments).await,
+    }
+}
+
+/// `server ls`.
+async fn ls(session: &Session) -> Result<(), Failure> {
+    let reply = session.client().servers().await?;
+    if session.output.is_json() {
+        return session.output.json(&reply);
+    }
+    if reply.servers.is_empty() {
+        session.output.note("the coordinator knows no server");
+        return Ok(());
+    }
+    let titles = ["NAME", "STATE", "HEARD", "ASSIGNED", "OPEN", "REQUESTS", "LOCAL BYTES", "CAPACITY", "VERSION"];
+    session.output.table(&titles, reply.servers.iter().map(server_row))
+}
+
+fn server_row(server: &ServerEntry) -> Vec<String> {
+    let state = match server.state {
+        ServerState::Alive => "alive",
+        ServerState::Draining => "draining",
+        ServerState::Dead => "dead",
+    };
+    let heard = server.heard_ms_ago.map_or_else(|| "never".to_owned(), |ago| format!("{} ago", duration(ago)));
+    vec![
+        server.name.to_string(),
+        state.to_owned(),
+        heard,
+        server.assigned_subjects.to_string(),
+        server.load.open_subjects.to_string(),
+        server.load.requests.to_string(),
+        server.load.local_bytes.to_string(),
+        server.capacity.to_string(),
+        cell(&server.version),
+    ]
+}
+
+/// One process and what it said, as JSON.
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
+    /// Why there is no health.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip)]
+    kind: Option<ErrorKind>,
+}
+
+/// `server health`.
+async fn health(session: &Session, arguments: args::Health) -> Result<(), Failure> {
+    let names = match arguments.name {
+        Some(name) => vec![name],
+        None => everybody(session).await?,
+    };
+    let findings = join_all(names.into_iter().map(|name| ask(session, name))).await;
+    if session.output.is_json() {
+        session.output.json(&findings)?;
+    } else {
+        let titles = ["NAME", "STATUS", "UPTIME", "VERSION", "ID", "PROBLEMS"];
+        session.output.table(&titles, findings.iter().map(health_row))?;
+    }
+    judge(&findings)
+}
+
+/// The coordinator, and every server that it does not take for dead.
+async fn everybody(session: &Session) -> Result<Vec<String>, Failure> {
+    let servers = session.client().servers().await?.servers;
+    let alive = servers.into_iter().filter(|server| server.state != ServerState::Dead);
+    Ok(std::iter::once(ServerName::COORDINATOR.to_owned())
+        .chain(alive.map(|server| server.name.to_string()))
+        .collect())
+}
+
+async fn ask(session: &Session, name: String) -> Finding {
+    let route = session.client().prefix().health_of(&name);
+    let question = Outgoing::new(route, Bytes::new());
+    let answer = session.client().bus().request(question, session.deadline).await.map_err(Failure::from);
+    let health = answer.and_then(|reply| {
+        serde_json::from_slice::<Health>(&reply.payload)
+            .map_err(|error| Failure::new(format!("the answer cannot be understood: {error}")))
+    });
+    match health {
+        Ok(health) => Finding { name, health: Some(health), error: None, kind: None },
+        Err(failure) => {
+            Finding { name, health: None, error: Some(failure.to_string()), kind: Some(failure.kind()) }
+        }
+    }
+}
+
+fn health_row(finding: &Finding) -> Vec<String> {
+    let Some(health) = &finding.health else {
+        let error = finding.error.clone().unwrap_or_default();
+        return vec![finding.name.clone(), "no answer".to_owned(), String::new(), String::new(), String::new(), error];
+    };
+    let status = match health.status {
+        HealthStatus::Ok => "ok",
+        HealthStatus::Degraded => "degraded",
+        HealthStatus::NotServing => "not serving",
+    };
+    vec![
+        finding.name.clone(),
+        status.to_owned(),
+        duration(health.uptime_ms),
+        cell(&health.version),
+        cell(&health.id),
+        health.problems.iter().map(|problem| cell(problem)).collect::<Vec<_>>().join("; "),
+    ]
+}
+
+/// The exit code tells a script what the table tells people.
+fn judge(findings: &[Finding]) -> Result<(), Failure> {
+    let silent: Vec<&Finding> = findings.iter().filter(|finding| finding.health.is_none()).collect();
+    if let Some(first) = silent.first() {
+        let names: Vec<&str> = silent.iter().map(|finding| finding.name.as_str()).collect();
+        let kind = first.kind.unwrap_or(ErrorKind::Unavailable);
+        return Err(Failure::of(kind, format!("no health of {}", names.join(", "))));
+    }
+    let unwell: Vec<&str> = findings
+        .iter()
+        .filter(|finding| finding.health.as_ref().is_some_and(|health| health.status != HealthStatus::Ok))
+        .map(|finding| finding.name.as_str())
+        .collect();
+    if unwell.is_empty() { Ok(()) } else { Err(Failure::new(format!("not well: {}", unwell.join(", ")))) }
+}

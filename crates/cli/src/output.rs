@@ -1,0 +1,227 @@
+//! Where results go: for people, or as JSON.
+
+use std::fmt::Display;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::error::{ErrorKind, Failure};
+
+/// Standard output, or what stands for it in a test. Cloning shares it. What is written is buffered; see
+/// [`flush`](Self::flush).
+#[derive(Clone)]
+pub struct Output {
+    json: bool,
+    terminal: bool,
+    out: Arc<Mutex<dyn Write + Send>>,
+}
+
+impl Output {
+    /// The process's standard output.
+    #[must_use]
+    pub fn standard(json: bool) -> Self {
+        let out = io::stdout();
+        Self { json, terminal: out.is_terminal(), out: Arc::new(Mutex::new(BufWriter::new(out))) }
+    }
+
+    /// Writes to `out` instead.
+    #[cfg(test)]
+    pub fn to(json: bool, out: Arc<Mutex<Vec<u8>>>) -> Self {
+        Self { json, terminal: false, out }
+    }
+
+    /// Whether results are to be JSON.
+    #[must_use]
+    pub const fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints a result as one line of JSON.
+    ///
+    /// # Errors
+    /// [`Failure`] when the output cannot be written.
+    pub fn json(&self, result: &impl Serialize) -> Result<(), Failure> {
+        let mut line = serde_json::to_vec(result).map_err(|error| Failure::new(error.to_string()))?;
+        line.push(b'\n');
+        self.bytes(&line)
+    }
+
+    /// Prints a result as it is.
+    ///
+    /// # Errors
+    /// [`Failure`] when the output cannot be written.
+    pub fn text(&self, text: &str) -> Result<(), Failure> {
+        self.bytes(text.as_bytes())?;
+        self.flush()
+    }
+
+    /// Prints a line.
+    ///
+    /// # Errors
+    /// [`Failure`] when the output cannot be written.
+    pub fn line(&self, line: impl Display) -> Result<(), Failure> {
+        self.bytes(format!("{line}\n").as_bytes())
+    }
+
+    /// Prints a table.
+    ///
+    /// # Errors
+    /// [`Failure`] when the output cannot be written.
+    pub fn table(&self, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(header.iter().copied());
+        for row in rows {
+            table.add_row(row);
+        }
+        self.line(table)
+    }
+
+    /// Prints a value byte by byte. On a terminal a line ends with it, so that the prompt stands where it should.
+    ///
+    /// # Errors
+    /// [`Failure`] when the output cannot be written.
+    pub fn value(&self, value: &[u8]) -> Result<(), Failure> {
+        self.bytes(value)?;
+        if self.terminal && !value.ends_with(b"\n") { self.bytes(b"\n") } else { Ok(()) }
+    }
+
+    /// Writes out what is buffered.
+    ///
+    /// # Errors
+    /// [`Failure`] when the output cannot be written.
+    pub fn flush(&self) -> Result<(), Failure> {
+        self.lock().flush().map_err(unwritable)
+    }
+
+    /// Tells the user something that is no result, on standard error.
+    pub fn note(&self, text: &str) {
+        // Nobody to tell is no reason to stop.
+        let _ = writeln!(io::stderr(), "dormouse: {text}");
+    }
+
+    fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        self.lock().write_all(bytes).map_err(unwritable)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, dyn Write + Send + 'static> {
+        // Half a line after a panic is still the output.
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").field("json", &self.json).finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+fn unwritable(error: io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        Failure::of(ErrorKind::BrokenPipe, "nobody reads the output")
+    } else {
+        Failure::new(format!("cannot write the output: {error}"))
+    }
+}
+
+/// Tells why a command failed: one line on standard error, or a JSON document.
+pub fn report(failure: &Failure, json: bool) {
+    if failure.kind() == ErrorKind::BrokenPipe {
+        return;
+    }
+    let line = if json { failure.json().to_string() } else { format!("dormouse: {failure}") };
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Text from elsewhere, made fit for a terminal: control characters are written as escapes, and what is longer than
+/// `limit` characters is cut.
+#[must_use]
+pub fn printable(text: &str, limit: usize) -> String {
+    let mut shown = String::new();
+    for (position, character) in text.chars().enumerate() {
+        if position == limit {
+            shown.push('…');
+            break;
+        }
+        if character.is_control() || is_bidirectional(character) {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+/// Characters that change the order in which a terminal shows others.
+fn is_bidirectional(character: char) -> bool {
+    matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Bytes as standard base64 with padding (RFC 4648).
+#[must_use]
+pub fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let mut group = [0; 3];
+        group[..chunk.len()].copy_from_slice(chunk);
+        let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
+        for position in 0..4 {
+            if position <= chunk.len() {
+                let index = (bits >> (18 - 6 * position)) & 0x3f;
+                text.push(char::from(ALPHABET[index as usize]));
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_standard() {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+        assert_eq!(base64(&[0xff, 0xef, 0xbe]), "/+++");
+    }
+
+    #[test]
+    fn a_terminal_is_not_at_the_mercy_of_values() {
+        assert_eq!(printable("a\u{1b}[2Jb\n", 60), "a\\u{1b}[2Jb\\n");
+        assert_eq!(printable("käse\u{202e}x", 60), "käse\\u{202e}x");
+        assert_eq!(printable("abcdef", 3), "abc…");
+        assert_eq!(printable("abc", 3), "abc");
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_failure() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let output = Output { json: false, terminal: false, out: Arc::new(Mutex::new(Gone)) };
+        let failure = output.line("x").unwrap_err();
+        assert_eq!((failure.kind(), failure.kind().exit_code()), (ErrorKind::BrokenPipe, 0));
+    }
+}
