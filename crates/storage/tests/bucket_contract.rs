@@ -279,6 +279,46 @@ async fn what_is_no_object_is_not_listed() {
     assert_eq!(listed(&bucket, "").await, ["a/object"]);
 }
 
+/// Polls `waiting` beside so much other work on the bucket that it would have ended, were it not held up.
+async fn assert_held_up(bucket: &dyn Bucket, waiting: &mut (impl Future + Unpin), by: &str) {
+    let other_work = async {
+        for _ in 0..200 {
+            bucket.get(&key("chain/1")).await.unwrap();
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = waiting => panic!("it did not wait for {by}"),
+        () = other_work => {}
+    }
+}
+
+#[tokio::test]
+async fn listings_and_deletions_exclude_each_other_across_processes() {
+    let directory = TempDir::new().unwrap();
+    let bucket = open_local(directory.path()).await.unwrap();
+    bucket.create(&key("chain/1"), Bytes::from("1")).await.unwrap();
+    let lock = directory.path().join("dormouse.lock");
+    let another_process = std::fs::OpenOptions::new().read(true).write(true).open(lock).unwrap();
+
+    another_process.lock_shared().unwrap();
+    assert_eq!(listed(&bucket, "").await, ["chain/1"], "listings do not exclude each other");
+    let deleted = key("chain/1");
+    let mut deletion = bucket.delete(&deleted);
+    assert_held_up(&bucket, &mut deletion, "a listing").await;
+    assert!(bucket.get(&deleted).await.unwrap().is_some());
+    another_process.unlock().unwrap();
+    deletion.await.unwrap();
+    assert_eq!(bucket.get(&deleted).await.unwrap(), None);
+
+    another_process.lock().unwrap();
+    let everything = BucketPrefix::ALL;
+    let mut listing = bucket.list(&everything);
+    assert_held_up(&bucket, &mut listing, "a deletion").await;
+    another_process.unlock().unwrap();
+    assert_eq!(listing.await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn two_processes_share_a_directory() {
     let directory = TempDir::new().unwrap();
