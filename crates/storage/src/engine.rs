@@ -180,6 +180,9 @@ impl Engine {
 
     /// Hands a request to its subject, which is opened if need be. Never waits: the answer comes through
     /// [`Submission::respond`], at once where the request is turned away.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn submit(&self, subject: &Subject, submission: Submission) {
         let shared = &self.shared;
         shared.counters.requests.add(1);

@@ -11,6 +11,7 @@
 //! | `subject` | the task of one open subject: opens, serves, publishes, closes |
 //! | `directory` | which subjects have a task |
 //! | [`engine`] | all of it together |
+//! | [`export_snapshot`] | a subject's data straight from the bucket |
 
 pub mod api;
 pub mod bucket;
@@ -20,6 +21,7 @@ pub mod data_dir;
 mod database;
 mod directory;
 pub mod engine;
+mod export;
 mod figures;
 pub mod keys;
 pub mod manifest;
@@ -29,5 +31,6 @@ mod subject;
 
 pub use database::sqlite_is_safe;
 pub use engine::{Engine, OpenError, Prepared, ShutdownReport};
+pub use export::{ExportError, export_snapshot};
 pub use figures::Figures;
 pub use settings::EngineSettings;

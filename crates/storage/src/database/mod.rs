@@ -417,4 +417,6 @@ const fn from_sql(number: i64) -> u64 {
 }
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;

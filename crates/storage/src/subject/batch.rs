@@ -27,17 +27,22 @@ pub(super) struct Surroundings {
     pub(super) now: Timestamp,
 }
 
+/// What a caller is told.
+type Answer = Result<Reply, ErrorReply>;
+
 /// Takes one answer.
-pub(super) type Respond = Box<dyn FnOnce(Result<Reply, ErrorReply>) + Send>;
+pub(super) type Respond = Box<dyn FnOnce(Answer) + Send>;
 
 /// A batch that has been committed, or has failed as a whole.
 pub(super) struct Executed {
     /// What was changed, in order of rev. Empty when the batch failed.
     pub(super) records: Vec<Record>,
     /// Who is to be told what, once the changes are announced.
-    pub(super) answers: Vec<(Respond, Result<Reply, ErrorReply>)>,
+    pub(super) answers: Vec<(Respond, Answer)>,
     /// The smallest answer that any of the callers can take, in bytes: what the bus can carry.
     pub(super) max_bytes: usize,
+    /// About how much was written.
+    pub(super) written_bytes: usize,
     /// The file can be used no more.
     pub(super) broken: Option<DatabaseError>,
 }
@@ -59,7 +64,13 @@ pub(super) fn execute(
     around: &Surroundings,
 ) -> Executed {
     let mut batch = Batch {
-        executed: Executed { records: Vec::new(), answers: Vec::new(), max_bytes: usize::MAX, broken: None },
+        executed: Executed {
+            records: Vec::new(),
+            answers: Vec::new(),
+            max_bytes: usize::MAX,
+            written_bytes: 0,
+            broken: None,
+        },
         held_bytes: 0,
         writing: false,
     };
@@ -123,7 +134,7 @@ impl Batch {
         request: &Request,
         max_reply_bytes: usize,
         around: &Surroundings,
-    ) -> Result<Result<Reply, ErrorReply>, DatabaseError> {
+    ) -> Result<Answer, DatabaseError> {
         let before = database.state().position();
         let context = Context {
             accept_time: around.now.max(database.state().accept_time),
@@ -140,7 +151,9 @@ impl Batch {
             .ok_or_else(|| ErrorReply::internal("a request without an answer"));
         for one in planned {
             if let Planned::Write(record) = one {
-                self.held_bytes += size::of_change(&record.change());
+                let bytes = size::of_change(&record.change());
+                self.held_bytes += bytes;
+                self.executed.written_bytes += bytes;
                 self.executed.records.push(record);
             }
         }
@@ -165,7 +178,7 @@ fn read(
     request: &Request,
     max_reply_bytes: usize,
     around: &Surroundings,
-) -> Option<Result<Reply, ErrorReply>> {
+) -> Option<Answer> {
     match request {
         Request::Get(request) => Some(database.get(request, max_reply_bytes).map(Reply::Get)),
         Request::GetAll(request) => Some(database.get_all(request, max_reply_bytes).map(Reply::GetAll)),

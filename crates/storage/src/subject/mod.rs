@@ -44,12 +44,13 @@ impl Inbox {
         self.waiting.extend(self.taken.drain(..));
     }
 
-    /// Answers everything that waits now.
+    /// Gives everything that waits now the same answer. What comes while the answers are given is not of that: it
+    /// may come because of them, and deserves a look of its own.
     fn refuse(&mut self, reply: &ErrorReply) {
-        for submission in self.waiting.drain(..) {
-            (submission.respond)(Err(reply.clone()));
+        for _ in 0..self.queue.len() {
+            self.waiting.extend(self.queue.try_recv());
         }
-        while let Ok(submission) = self.queue.try_recv() {
+        for submission in self.waiting.drain(..) {
             (submission.respond)(Err(reply.clone()));
         }
     }

@@ -79,9 +79,11 @@ impl Schedule {
         self.close_asked = true;
     }
 
-    /// The publication under way has succeeded.
-    pub(super) const fn published(&mut self) {
-        self.publishing = None;
+    /// A publication has succeeded, and the subject has changes beyond it or not.
+    pub(super) fn published(&mut self, now: Duration, dirty: bool) {
+        let under_way = self.publishing.take().flatten();
+        // What was published may have been an older state, of an attempt that took long to become known.
+        self.dirty_since = if dirty { self.dirty_since.or(under_way).or(Some(now)) } else { None };
         self.failures = 0;
         self.retry_at = Duration::ZERO;
     }
@@ -172,7 +174,7 @@ mod tests {
             let due = schedule.due(now).expect("what is announced is due");
             happened.push((now.as_secs(), due));
             match due {
-                Due::Publish => schedule.published(),
+                Due::Publish => schedule.published(now, false),
                 Due::Close => break,
                 Due::Beacon => {}
             }
@@ -208,8 +210,16 @@ mod tests {
         schedule.used(s(111));
         schedule.changed(s(111));
         assert_eq!(schedule.publish_at(), None);
-        schedule.published();
+        schedule.published(s(112), true);
         assert_eq!(schedule.publish_at(), Some(s(121)));
+    }
+
+    #[test]
+    fn when_an_older_state_is_published_the_rest_still_waits() {
+        let mut schedule = schedule(true);
+        assert_eq!(schedule.due(s(110)), Some(Due::Publish));
+        schedule.published(s(112), true);
+        assert_eq!(schedule.due(s(112)), Some(Due::Publish));
     }
 
     #[test]
@@ -230,7 +240,7 @@ mod tests {
         assert_eq!(attempts, [110, 111, 113, 117, 125, 141, 171, 201]);
         schedule.ask_publish();
         assert_eq!(schedule.due(s(202)), Some(Due::Publish), "a flush does not wait for the back-off");
-        schedule.published();
+        schedule.published(s(202), false);
         assert_eq!(schedule.due(s(202)), Some(Due::Close));
     }
 

@@ -24,8 +24,8 @@ mod leave;
 /// A companion of this size is brought into the file without waiting for a snapshot.
 const CHECKPOINT_BYTES: u64 = 4 * 1_024 * 1_024;
 
-/// After this many changes the companion's size is looked at.
-const CHECKPOINT_LOOK: u64 = 1_024;
+/// After this many bytes of changes the companion's size is looked at.
+const CHECKPOINT_LOOK_BYTES: usize = 1_024 * 1_024;
 
 /// A delete_all on more messages than this runs where it stalls nobody else.
 const INLINE_DELETE_ALL: u64 = 10_000;
@@ -71,7 +71,7 @@ pub(super) struct Serving<'a> {
     undecided: Option<Box<Publish>>,
     /// Why the last publication failed.
     failure: Option<ErrorReply>,
-    changes_since_look: u64,
+    written_bytes: usize,
     dirty: Share<'a>,
     behind: Share<'a>,
     local_bytes: Share<'a>,
@@ -92,7 +92,7 @@ impl<'a> Serving<'a> {
             publishing: None,
             undecided: None,
             failure: None,
-            changes_since_look: 0,
+            written_bytes: 0,
             dirty: shared.counters.dirty_subjects.share(),
             behind: shared.counters.subjects_not_in_bucket.share(),
             local_bytes: shared.counters.local_bytes.share(),
@@ -220,7 +220,7 @@ impl<'a> Serving<'a> {
 
     /// Tells the world what a batch did: watchers first, then those who asked.
     fn conclude(&mut self, executed: Executed) -> Option<End> {
-        let Executed { records, answers, max_bytes, broken } = executed;
+        let Executed { records, answers, max_bytes, written_bytes, broken } = executed;
         if !records.is_empty() {
             let term_base = self.file.get().state().term_base;
             for event in events::events(&records, term_base, max_bytes) {
@@ -229,7 +229,7 @@ impl<'a> Serving<'a> {
             self.schedule.changed(self.shared.env.boot());
             self.dirty.set(1);
             self.shared.counters.changes.add(records.len() as u64);
-            self.changes_since_look += records.len() as u64;
+            self.written_bytes += written_bytes;
         }
         for (respond, answer) in answers {
             respond(answer);
@@ -346,7 +346,7 @@ impl<'a> Serving<'a> {
 
     async fn checkpointed(&mut self) -> Result<State, DatabaseError> {
         self.apart(Database::checkpoint).await?;
-        self.changes_since_look = 0;
+        self.written_bytes = 0;
         self.count_bytes();
         let database = self.file.get();
         let state = database.state();
@@ -385,10 +385,11 @@ impl<'a> Serving<'a> {
         }
         self.manifest = manifest;
         self.failure = None;
-        self.schedule.published();
-        self.behind.set(0);
         let position = self.position();
-        self.dirty.set(u64::from(position.rev > in_bucket));
+        let dirty = position.rev > in_bucket;
+        self.schedule.published(self.shared.env.boot(), dirty);
+        self.behind.set(0);
+        self.dirty.set(u64::from(dirty));
         for flush in self.flushes.extract_if(.., |flush| flush.rev <= in_bucket) {
             let position = Position { rev: in_bucket, ..position };
             (flush.respond)(Ok(Reply::Flush(FlushReply { position })));
@@ -413,10 +414,10 @@ impl<'a> Serving<'a> {
 
     /// Keeps the companion small between snapshots.
     async fn checkpoint_if_large(&mut self) {
-        if self.changes_since_look < CHECKPOINT_LOOK || self.publishing.is_some() {
+        if self.written_bytes < CHECKPOINT_LOOK_BYTES || self.publishing.is_some() {
             return;
         }
-        self.changes_since_look = 0;
+        self.written_bytes = 0;
         if self.file.get().wal_bytes() > CHECKPOINT_BYTES
             && let Err(error) = self.apart(Database::checkpoint).await
         {

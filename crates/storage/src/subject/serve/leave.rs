@@ -55,8 +55,6 @@ impl Serving<'_> {
             let _ = published(&mut self.publishing).await;
         }
         self.shared.counters.lost_subjects.add(1);
-        let reply = ErrorReply::not_owner(None);
-        self.refuse_flushes(&reply);
         let unshipped = self.file.get().state().rev > self.manifest.base_rev;
         if !unshipped {
             self.close_file().await;
@@ -66,6 +64,8 @@ impl Serving<'_> {
             tracing::error!(subject = %self.subject, %error, "the file stays where it is");
         }
         tracing::info!(subject = %self.subject, "another process owns the subject now");
+        let reply = ErrorReply::not_owner(None);
+        self.refuse_flushes(&reply);
         End::Refused(reply)
     }
 

@@ -1,0 +1,327 @@
+//! Planning and applying against the simplest model there can be, over random requests, with the file closed and
+//! opened, copied as a snapshot and restored in between.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use dormouse_protocol::data::{
+    DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem, SetOutcome, SetRequest,
+};
+use dormouse_protocol::{Change, ErrorCode};
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::{Reply, Request};
+use crate::plan::{Context, Planned, plan, reply};
+
+/// What a request may be, small enough to collide often.
+#[derive(Debug, Clone)]
+enum Step {
+    Set(Vec<(Option<u64>, Option<u8>, u8, Option<Guess>)>),
+    Delete(Vec<u64>, Vec<u8>),
+    DeleteAll(Option<u64>, Option<u64>),
+    Reopen,
+    Restore,
+    NextTerm,
+}
+
+/// What the caller of a set believes.
+#[derive(Debug, Clone, Copy)]
+enum Guess {
+    LastIsRight,
+    LastIsWrong,
+    KeyIsRight,
+    KeyIsAbsent,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let guess = prop_oneof![
+        Just(Guess::LastIsRight),
+        Just(Guess::LastIsWrong),
+        Just(Guess::KeyIsRight),
+        Just(Guess::KeyIsAbsent)
+    ];
+    let set = (
+        proptest::option::weighted(0.3, 0..40_u64),
+        proptest::option::weighted(0.7, 0..6_u8),
+        any::<u8>(),
+        proptest::option::weighted(0.3, guess),
+    );
+    prop_oneof![
+        8 => proptest::collection::vec(set, 1..5).prop_map(Step::Set),
+        2 => (proptest::collection::vec(0..40_u64, 0..3), proptest::collection::vec(0..6_u8, 0..3))
+            .prop_map(|(seqs, keys)| Step::Delete(seqs, keys)),
+        1 => (proptest::option::of(0..40_u64), Just(None)).prop_map(|(end, keep)| Step::DeleteAll(end, keep)),
+        1 => (0..5_u64).prop_map(|keep| Step::DeleteAll(None, Some(keep))),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Restore),
+        1 => Just(Step::NextTerm),
+    ]
+}
+
+/// A message of the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    term: u64,
+    rev: u64,
+    key: Option<u8>,
+    value: u8,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    messages: BTreeMap<u64, Entry>,
+    next_seq: u64,
+    last: Option<(u64, u64)>,
+    term: u64,
+    rev: u64,
+}
+
+impl Model {
+    fn holder(&self, key: Option<u8>) -> Option<u64> {
+        let key = key?;
+        self.messages.iter().find(|(_, entry)| entry.key == Some(key)).map(|(&seq, _)| seq)
+    }
+
+    /// The seq, or `None` when it must be refused.
+    fn set(&mut self, seq: Option<u64>, key: Option<u8>, value: u8, guess: Option<Guess>) -> Option<u64> {
+        match guess {
+            Some(Guess::LastIsWrong) => return None,
+            Some(Guess::KeyIsRight | Guess::KeyIsAbsent) if key.is_none() => return None,
+            Some(Guess::KeyIsAbsent) if self.holder(key).is_some() => return None,
+            _ => {}
+        }
+        let seq = match seq {
+            None => self.next_seq,
+            Some(seq) if seq >= self.next_seq => seq,
+            Some(seq) if self.messages.get(&seq).is_some_and(|entry| entry.key == key) => seq,
+            Some(_) => return None,
+        };
+        if let Some(holder) = self.holder(key) {
+            self.messages.remove(&holder);
+        }
+        self.rev += 1;
+        self.messages.insert(seq, Entry { term: self.term, rev: self.rev, key, value });
+        self.next_seq = self.next_seq.max(seq + 1);
+        if self.last.is_none_or(|(_, last)| seq >= last) {
+            self.last = Some((self.term, seq));
+        }
+        Some(seq)
+    }
+
+    /// Removes what `gone` says and counts a rev if that is anything.
+    fn remove(&mut self, gone: &[u64]) {
+        let before = self.messages.len();
+        self.messages.retain(|seq, _| !gone.contains(seq));
+        self.rev += u64::from(self.messages.len() < before);
+    }
+}
+
+fn key_name(key: u8) -> String {
+    // One of them is the empty key.
+    "k".repeat(usize::from(key))
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+    database: Option<Database>,
+    model: Model,
+}
+
+fn name() -> Subject {
+    "app.model".parse().unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sqlite3");
+        let database = Database::create(&path, &name(), Origin::default()).unwrap();
+        let model = Model { next_seq: 1, ..Model::default() };
+        let mut world = Self { folder, path, database: Some(database), model };
+        world.next_term();
+        world
+    }
+
+    fn database(&mut self) -> &mut Database {
+        self.database.as_mut().unwrap()
+    }
+
+    fn next_term(&mut self) {
+        self.model.term += 1;
+        let tenure = Tenure {
+            log: "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
+            term: Term::new(self.model.term),
+            term_base: Rev::new(self.model.rev),
+            manifest: ManifestNumber::new(self.model.term),
+            bucket_rev: Rev::new(self.model.rev),
+        };
+        self.database().take_over(&tenure).unwrap();
+    }
+
+    fn reopen(&mut self) {
+        drop(self.database.take());
+        self.database = Some(Database::open(&self.path, &name()).unwrap());
+    }
+
+    /// As a snapshot goes through the bucket: the main file alone, taken after a checkpoint while writing goes on.
+    fn restore(&mut self) {
+        self.database().checkpoint().unwrap();
+        let copy = self.folder.path().join("copy");
+        std::fs::copy(&self.path, &copy).unwrap();
+        let tenure = self.database().provenance().clone();
+        self.database().set_in_bucket(tenure.manifest, tenure.bucket_rev).unwrap();
+        drop(self.database.take());
+        remove_files(&self.path).unwrap();
+        std::fs::rename(copy, &self.path).unwrap();
+        self.database = Some(Database::open(&self.path, &name()).unwrap());
+    }
+
+    /// Runs a request; the changes made must be exactly what the answer says.
+    fn run(&mut self, request: &Request) -> (Result<Reply, ErrorCode>, Vec<Change>) {
+        let database = self.database();
+        let before = database.state().position();
+        let context = Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20 };
+        let planned = match plan(request, database, context) {
+            Ok(planned) => planned,
+            Err(error) => return (Err(error.code), Vec::new()),
+        };
+        database.begin().unwrap();
+        for record in planned.iter().filter_map(Planned::record) {
+            database.apply(record).unwrap();
+        }
+        database.commit().unwrap();
+        let changes = planned.iter().filter_map(Planned::record).map(|record| record.change()).collect();
+        (Ok(reply(request, &planned, before).unwrap()), changes)
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Set(sets) => self.set(sets),
+            Step::Delete(seqs, keys) => self.delete(seqs, keys),
+            Step::DeleteAll(end_seq, keep_last) => self.delete_all(*end_seq, *keep_last),
+            Step::Reopen => self.reopen(),
+            Step::Restore => self.restore(),
+            Step::NextTerm => self.next_term(),
+        }
+        self.compare();
+    }
+
+    fn set(&mut self, sets: &[(Option<u64>, Option<u8>, u8, Option<Guess>)]) {
+        // Expectations are stated before the request is sent, so only the first set can know what is right.
+        let sets: Vec<_> = sets
+            .iter()
+            .enumerate()
+            .map(|(n, &(seq, key, value, guess))| (seq, key, value, guess.filter(|_| n == 0)))
+            .collect();
+        let id = |(term, seq)| MessageId { term: Term::new(term), seq: Seq::new(seq) };
+        let items = sets
+            .iter()
+            .map(|&(seq, key, value, guess)| SetItem {
+                seq: seq.map(Seq::new),
+                key: key.map(key_name),
+                value: Some(Bytes::from(vec![value])),
+                expect: guess.map(|guess| match guess {
+                    Guess::LastIsRight => Expect::Last(self.model.last.map(id)),
+                    Guess::LastIsWrong => Expect::Last(Some(id((77, 77)))),
+                    Guess::KeyIsAbsent => Expect::Key(None),
+                    Guess::KeyIsRight => Expect::Key(
+                        self.model.holder(key).map(|seq| id((self.model.messages[&seq].term, seq))),
+                    ),
+                }),
+                ..SetItem::default()
+            })
+            .collect();
+        let (answer, changes) = self.run(&Request::Set(SetRequest { sets: items, ..SetRequest::default() }));
+        let Ok(Reply::Set(answer)) = answer else { panic!("{answer:?}") };
+        let mut revs = Vec::new();
+        for (outcome, (seq, key, value, guess)) in answer.results.iter().zip(sets) {
+            let expected = self.model.set(seq, key, value, guess);
+            match outcome {
+                SetOutcome::Ok(result) => {
+                    assert_eq!(Some(result.seq.get()), expected);
+                    assert_eq!((result.term.get(), result.rev.get()), (self.model.term, self.model.rev));
+                    revs.push(result.rev);
+                }
+                SetOutcome::Error(error) => assert_eq!(expected, None, "{error}"),
+            }
+        }
+        assert_eq!(changes.iter().map(Change::rev).collect::<Vec<_>>(), revs);
+    }
+
+    fn delete(&mut self, seqs: &[u64], keys: &[u8]) {
+        let request = DeleteRequest {
+            seqs: seqs.iter().copied().map(Seq::new).collect(),
+            keys: keys.iter().copied().map(key_name).collect(),
+            ..DeleteRequest::default()
+        };
+        let (answer, _) = self.run(&Request::Delete(request));
+        if seqs.is_empty() && keys.is_empty() {
+            assert_eq!(answer, Err(ErrorCode::BadRequest));
+            return;
+        }
+        let mut gone: Vec<u64> =
+            seqs.iter().copied().filter(|seq| self.model.messages.contains_key(seq)).collect();
+        gone.extend(keys.iter().filter_map(|&key| self.model.holder(Some(key))));
+        gone.sort_unstable();
+        gone.dedup();
+        self.model.remove(&gone);
+        let Ok(Reply::Delete(answer)) = answer else { panic!("{answer:?}") };
+        assert_eq!(answer.seqs.iter().map(|seq| seq.get()).collect::<Vec<_>>(), gone);
+        assert_eq!(answer.position.rev.get(), self.model.rev);
+    }
+
+    fn delete_all(&mut self, end_seq: Option<u64>, keep_last: Option<u64>) {
+        let request =
+            DeleteAllRequest { end_seq: end_seq.map(Seq::new), keep_last, ..DeleteAllRequest::default() };
+        let (answer, _) = self.run(&Request::DeleteAll(request));
+        let keep = usize::try_from(keep_last.unwrap_or(0)).unwrap();
+        let all: Vec<u64> = self.model.messages.keys().copied().collect();
+        let gone: Vec<u64> = match end_seq {
+            Some(end) => all.iter().copied().filter(|&seq| seq <= end).collect(),
+            None => all[..all.len().saturating_sub(keep)].to_vec(),
+        };
+        self.model.remove(&gone);
+        let Ok(Reply::DeleteAll(answer)) = answer else { panic!("{answer:?}") };
+        assert_eq!((answer.count, answer.position.rev.get()), (gone.len() as u64, self.model.rev));
+    }
+
+    fn compare(&mut self) {
+        let database = self.database.as_ref().unwrap();
+        let page = database.get_all(&GetAllRequest::default(), 1 << 20).unwrap();
+        let held: Vec<_> = page
+            .messages
+            .iter()
+            .map(|message| {
+                let entry = Entry {
+                    term: message.term.get(),
+                    rev: message.rev.get(),
+                    key: message.key.as_ref().map(|key| u8::try_from(key.len()).unwrap()),
+                    value: message.value.as_ref().unwrap()[0],
+                };
+                (message.seq.get(), entry)
+            })
+            .collect();
+        let expected: Vec<_> = self.model.messages.iter().map(|(&seq, entry)| (seq, entry.clone())).collect();
+        assert_eq!(held, expected);
+        let state = database.state();
+        assert_eq!((state.rev.get(), state.term.get()), (self.model.rev, self.model.term));
+        assert_eq!(state.next_seq.get(), self.model.next_seq);
+        assert_eq!(state.last.map(|last| (last.term.get(), last.seq.get())), self.model.last);
+        assert_eq!((state.count, state.bytes), (expected.len() as u64, expected.len() as u64));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn the_file_does_what_the_model_does(steps in proptest::collection::vec(step(), 1..40)) {
+        let mut world = World::new();
+        for step in &steps {
+            world.step(step);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Several engines on one bucket: who serves, who is refused, and what becomes of what the loser had.
+
+mod support;
+
+use dormouse_protocol::{ErrorCode, Rev};
+use support::{World, lost_files, messages_in, pairs, subject};
+
+const APP: &str = "app.orders";
+
+#[test]
+fn a_released_subject_is_pulled_by_another_server() {
+    for world in [World::on_disk(), World::in_memory()] {
+        let app = subject(APP);
+        let first = world.server("persist-1");
+        first.set(&app, "a", "1").unwrap();
+        let last = first.set(&app, "b", "2").unwrap();
+        assert_eq!(first.shutdown().released, 1);
+
+        let second = world.server("persist-2");
+        assert_eq!(second.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2")]));
+        let next = second.set(&app, "c", "3").unwrap();
+        assert_eq!((next.seq, next.rev, next.term), (last.seq.next(), last.rev.next(), last.term.next()));
+        second.shutdown();
+
+        // Back where an old file of it lies.
+        let first = world.server("persist-1");
+        assert_eq!(first.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2"), ("c", "3")]));
+        assert!(lost_files(&world.data_dir("persist-1")).is_empty());
+    }
+}
+
+#[test]
+fn a_live_owner_is_named_and_left_alone() {
+    let world = World::in_memory();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    let second = world.server("persist-2");
+    let error = second.get(&app, "a").unwrap_err();
+    assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some("persist-1".parse().unwrap())));
+    assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("1"));
+}
+
+#[test]
+fn what_a_successor_did_not_get_is_kept_in_lost() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    first.flush(&app).unwrap();
+    first.set(&app, "b", "only here").unwrap();
+    world.fleet.declare_dead(&first.log());
+
+    let second = world.server("persist-2");
+    assert_eq!(second.all(&app).unwrap(), pairs(&[("a", "1")]));
+    second.set(&app, "c", "3").unwrap();
+
+    // The first one does not know yet. Its snapshot is refused, and it stops.
+    let error = first.flush(&app).unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotOwner);
+    let lost = lost_files(&world.data_dir("persist-1"));
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    assert_eq!(messages_in(&lost[0]), pairs(&[("a", "1"), ("b", "only here")]));
+    assert_eq!(first.get(&app, "a").unwrap_err().owner, Some("persist-2".parse().unwrap()));
+    assert_eq!(first.engine.figures().lost_subjects, 1);
+    second.flush(&app).unwrap();
+    assert_eq!(second.all(&app).unwrap(), pairs(&[("a", "1"), ("c", "3")]));
+}
+
+#[test]
+fn after_a_gap_in_the_lease_the_bucket_is_asked_before_anything_is_served() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    first.flush(&app).unwrap();
+    first.authority.set_lease(Some(2));
+    assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("1"), "nobody had taken it");
+
+    first.set(&app, "b", "only here").unwrap();
+    world.fleet.declare_dead(&first.log());
+    let second = world.server("persist-2");
+    second.set(&app, "a", "2").unwrap();
+    first.authority.set_lease(Some(3));
+    assert_eq!(first.get(&app, "a").unwrap_err().code, ErrorCode::NotOwner, "never the stale value");
+    let lost = lost_files(&world.data_dir("persist-1"));
+    assert_eq!(messages_in(&lost[0]), pairs(&[("a", "1"), ("b", "only here")]));
+}
+
+#[test]
+fn nothing_is_set_aside_that_the_bucket_has() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    first.flush(&app).unwrap();
+    world.fleet.declare_dead(&first.log());
+    let second = world.server("persist-2");
+    assert_eq!(second.get(&app, "a").unwrap().as_deref(), Some("1"));
+    first.authority.set_lease(Some(2));
+    assert_eq!(first.get(&app, "a").unwrap_err().code, ErrorCode::NotOwner);
+    assert!(lost_files(&world.data_dir("persist-1")).is_empty());
+}
+
+#[test]
+fn a_dead_servers_surplus_is_set_aside_when_it_claims_again() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    first.flush(&app).unwrap();
+    first.set(&app, "b", "only here").unwrap();
+    let log = first.kill();
+    world.fleet.declare_dead(&log);
+    let second = world.server("persist-2");
+    second.set(&app, "c", "3").unwrap();
+    second.shutdown();
+
+    let first = world.server("persist-1");
+    assert_eq!(first.all(&app).unwrap(), pairs(&[("a", "1"), ("c", "3")]));
+    let lost = lost_files(&world.data_dir("persist-1"));
+    assert_eq!(lost.len(), 1);
+    assert_eq!(messages_in(&lost[0]), pairs(&[("a", "1"), ("b", "only here")]));
+}
+
+#[test]
+fn of_two_that_race_for_a_subject_one_serves() {
+    let world = World::on_disk();
+    let (first, second) = (world.server("persist-1"), world.server("persist-2"));
+    let mut served = [0, 0];
+    for n in 0..20 {
+        let app = subject(&format!("app.race{n}"));
+        let one = std::thread::scope(|scope| {
+            let one = scope.spawn(|| first.set(&app, "k", "first"));
+            let other = second.set(&app, "k", "second");
+            (one.join().unwrap(), other)
+        });
+        let winner = match &one {
+            (Ok(_), Err(error)) => {
+                assert_eq!(
+                    (error.code.clone(), error.owner.clone()),
+                    (ErrorCode::NotOwner, Some("persist-1".parse().unwrap()))
+                );
+                0
+            }
+            (Err(error), Ok(_)) => {
+                assert_eq!(
+                    (error.code.clone(), error.owner.clone()),
+                    (ErrorCode::NotOwner, Some("persist-2".parse().unwrap()))
+                );
+                1
+            }
+            other => panic!("{other:?}"),
+        };
+        served[winner] += 1;
+        let value = [&first, &second][winner].get(&app, "k").unwrap();
+        assert_eq!(value.as_deref(), Some(["first", "second"][winner]));
+    }
+    assert_eq!(served[0] + served[1], 20);
+}
+
+#[test]
+fn a_damaged_snapshot_is_named_and_nothing_is_deleted() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    first.shutdown();
+    let snapshot = world.snapshot(&app);
+    let mut bytes = std::fs::read(&snapshot).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&snapshot, &bytes).unwrap();
+    let objects = world.objects(&app);
+
+    let second = world.server("persist-2");
+    for _ in 0..2 {
+        let error = second.get(&app, "a").unwrap_err();
+        assert_eq!(error.code, ErrorCode::Corrupt);
+        let name = snapshot.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(error.object.unwrap().ends_with(&name));
+    }
+    assert_eq!(world.objects(&app), objects);
+    assert_eq!(std::fs::read(&snapshot).unwrap(), bytes);
+}
+
+#[test]
+fn history_goes_on_over_many_owners() {
+    let world = World::in_memory();
+    let app = subject(APP);
+    let mut last = None;
+    for round in 0..6_u64 {
+        let server = world.server(["persist-1", "persist-2", "persist-3"][(round % 3) as usize]);
+        for n in 0..10 {
+            let result = server.set(&app, &format!("k{round}-{n}"), "v").unwrap();
+            if let Some((seq, rev)) = last {
+                assert_eq!((result.seq, result.rev), (seq, rev));
+            }
+            last = Some((result.seq.next(), result.rev.next()));
+        }
+        let info = server.info(&app);
+        assert_eq!(info.position.term.get(), round + 1);
+        assert_eq!(info.term_base, Rev::new(round * 10));
+        assert_eq!(info.count, (round + 1) * 10);
+        server.shutdown();
+    }
+}
