@@ -138,3 +138,13 @@ fn dev_takes_any_free_port_and_has_its_defaults() {
     refused("dev --port 70000");
     refused("dev --lease-ttl soon");
 }
+
+#[test]
+fn a_child_keeps_its_own_flags() {
+    let line = ["dormouse", "run-child", "--", "7", "/bin/server", "--nats", "nats://h:1", "--json", "--", "x"];
+    let cli = Cli::read(line).unwrap();
+    let Command::RunChild(child) = cli.command else { panic!() };
+    assert_eq!((child.parent, child.program), (7, OsString::from("/bin/server")));
+    assert_eq!(child.arguments, ["--nats", "nats://h:1", "--json", "--", "x"].map(OsString::from));
+    assert!(!cli.global.json && cli.global.nats.nats.is_empty());
+}

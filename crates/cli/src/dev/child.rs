@@ -34,6 +34,9 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Longest log line that is shown whole, in bytes.
 const LINE_BYTES: u64 = 16 * 1_024;
 
+/// What children log unless DORMOUSE_LOG says otherwise: the NATS library announces each of its steps.
+const CHILD_LOG: &str = "info,async_nats=warn";
+
 /// A program to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -92,13 +95,16 @@ fn command(program: &Program) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    // What the user set for the command line tool is not meant for the daemons: everything they need is an argument.
+    // What the user set for the command line tool is not meant for the daemons: everything they need is an argument,
+    // except what to log.
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
-        if (text.starts_with("DORMOUSE_") && text != "DORMOUSE_LOG") || text == "NATS_URL" {
+        if text.starts_with("DORMOUSE_") || text == "NATS_URL" {
             command.env_remove(&variable);
         }
     }
+    let log = std::env::var_os("DORMOUSE_LOG").unwrap_or_else(|| CHILD_LOG.into());
+    command.env("DORMOUSE_LOG", log);
     command
 }
 
@@ -106,7 +112,8 @@ fn command(program: &Program) -> Command {
 fn wrapped(program: &Program) -> Command {
     // Not the path of this program but the program itself: the file may have been replaced since we started.
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("dormouse").arg("run-child").arg(std::process::id().to_string()).arg(&program.path);
+    // Without the `--` the program's flags would be taken for ours.
+    command.arg0("dormouse").args(["run-child", "--", &std::process::id().to_string()]).arg(&program.path);
     command
 }
 

@@ -61,7 +61,7 @@ pub async fn run(plan: Plan, output: Output) -> Result<(), Failure> {
     let mut effects = fleet.begin();
     loop {
         for effect in std::mem::take(&mut effects) {
-            if let Some(outcome) = shell.carry_out(effect)? {
+            if let Some(outcome) = shell.carry_out(effect).await? {
                 return conclude(outcome);
             }
         }
@@ -104,10 +104,15 @@ struct Connection {
 }
 
 impl Shell {
-    fn carry_out(&mut self, effect: Effect) -> Result<Option<Outcome>, Failure> {
+    async fn carry_out(&mut self, effect: Effect) -> Result<Option<Outcome>, Failure> {
         match effect {
             Effect::Start(name) => self.start(name),
-            Effect::Terminate(name) => self.signal(&name, Signal::TERM),
+            Effect::Terminate(name) => {
+                if name == NATS {
+                    self.connection.close().await;
+                }
+                self.signal(&name, Signal::TERM);
+            }
             Effect::Kill(name) => self.signal(&name, Signal::KILL),
             Effect::SetAlarm(alarm, after) => {
                 let sender = self.sender.clone();
@@ -205,6 +210,13 @@ impl Connection {
     fn url(&self) -> &str {
         // Whoever needs it is started after NATS was ready.
         self.bus.get().map_or("", |(url, _)| url)
+    }
+
+    /// Takes leave of the nats-server: its end is no loss of a connection.
+    async fn close(&self) {
+        if let Some((_, bus)) = self.bus.get() {
+            let _ = tokio::time::timeout(ASK_DEADLINE, bus.close()).await;
+        }
     }
 
     fn port(&self) -> Option<u16> {
