@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, PublishErrorKind, Subscriber};
 use async_trait::async_trait;
 use dormouse_protocol::RoutePattern;
@@ -138,10 +139,7 @@ impl NatsBus {
 
     /// What becomes of a message while there is no connection: nothing, unless there never will be one.
     fn unsent(&self) -> Result<(), PublishError> {
-        match *self.shared.link.borrow() {
-            Link::Closed => Err(PublishError::Closed),
-            Link::Down | Link::Up => Ok(()),
-        }
+        if self.shared.is_closed() { Err(PublishError::Closed) } else { Ok(()) }
     }
 }
 
@@ -162,14 +160,16 @@ impl Bus for NatsBus {
     async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
         validate::message(&message, self.max_payload())
             .map_err(|fault| fault.into_publish_error(&message.route))?;
-        if !self.shared.is_up() {
+        // Asked of the library: it hands over messages from others, and we answer them, before the connection is
+        // proven to us.
+        if self.client.connection_state() != State::Connected || self.shared.is_closed() {
             return self.unsent();
         }
         // The library's queue fills up while there is no connection: then the message goes nowhere, as promised.
         tokio::select! {
             biased;
             sent = self.send(message, None) => sent,
-            () = self.shared.not_up() => self.unsent(),
+            () = self.shared.disconnected() => self.unsent(),
         }
     }
 

@@ -91,10 +91,14 @@ impl Shared {
         link.wait_for(|link| *link != Link::Down).await.is_ok_and(|link| *link == Link::Up)
     }
 
-    /// Waits until the connection is not up.
-    pub(super) async fn not_up(&self) {
+    pub(super) fn is_closed(&self) -> bool {
+        *self.link.borrow() == Link::Closed
+    }
+
+    /// Waits until the library has no connection.
+    pub(super) async fn disconnected(&self) {
         // An error would mean that the sender is gone, and it is in here.
-        let _ = self.link.subscribe().wait_for(|link| *link != Link::Up).await;
+        let _ = self.socket.subscribe().wait_for(|socket| !socket.connected).await;
     }
 
     pub(super) fn tell(&self, event: BusEvent) {
