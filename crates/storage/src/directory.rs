@@ -35,7 +35,7 @@ pub(crate) enum Offered {
     /// It is the first of its subject: a task must be started with this.
     Start(Seat),
     /// It was turned away.
-    Refused(Submission, ErrorReply),
+    Refused(Box<Submission>, ErrorReply),
 }
 
 /// See the [module](self).
@@ -74,7 +74,7 @@ impl Directory {
     pub(crate) fn offer(&self, subject: &Subject, submission: Submission, now: Duration) -> Offered {
         let mut inner = self.lock();
         if inner.shut {
-            return Offered::Refused(submission, shutting_down());
+            return Offered::Refused(Box::new(submission), shutting_down());
         }
         let submission = match inner.entries.get_mut(subject) {
             None => submission,
@@ -84,7 +84,7 @@ impl Directory {
                     Ok(()) => return Offered::Queued,
                     Err(TrySendError::Full(submission)) => {
                         let reply = ErrorReply::overloaded("the subject's queue is full", RETRY_AFTER_MS);
-                        return Offered::Refused(submission, reply);
+                        return Offered::Refused(Box::new(submission), reply);
                     }
                     // Its task has panicked; another one takes its place.
                     Err(TrySendError::Closed(submission)) => submission,
@@ -94,7 +94,7 @@ impl Directory {
         let open = inner.entries.len();
         if open >= self.max_open.saturating_mul(2) {
             let reply = ErrorReply::overloaded("too many subjects are open", RETRY_AFTER_MS);
-            return Offered::Refused(submission, reply);
+            return Offered::Refused(Box::new(submission), reply);
         }
         if open >= self.max_open {
             inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16);

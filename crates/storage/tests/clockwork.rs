@@ -69,7 +69,7 @@ async fn a_change_is_followed_by_beacons_a_snapshot_and_sleep() {
         let figures = fixture.engine.figures();
         seen.push((fixture.events.of(&app).len(), figures.publications, figures.open_subjects));
     }
-    let first = |what: &dyn Fn(&(usize, u64, u64)) -> bool| seen.iter().position(|at| what(at)).unwrap();
+    let first = |what: &dyn Fn(&(usize, u64, u64)) -> bool| seen.iter().position(what).unwrap();
     // A beacon after the claim, the change, then three beacons, and one on closing.
     assert_eq!(seen[0], (2, 0, 1));
     assert_eq!([3, 4, 5, 6].map(|events| first(&|at| at.0 == events)), [1, 5, 30, 60]);

@@ -13,12 +13,15 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::{Reply, Request};
-use crate::plan::{Context, Planned, plan, reply};
+use crate::plan::{Context, Planned, Record, plan, reply};
+
+/// Seq, key, value and expectation of one set.
+type Set = (Option<u64>, Option<u8>, u8, Option<Guess>);
 
 /// What a request may be, small enough to collide often.
 #[derive(Debug, Clone)]
 enum Step {
-    Set(Vec<(Option<u64>, Option<u8>, u8, Option<Guess>)>),
+    Set(Vec<Set>),
     Delete(Vec<u64>, Vec<u8>),
     DeleteAll(Option<u64>, Option<u64>),
     Reopen,
@@ -193,7 +196,7 @@ impl World {
             database.apply(record).unwrap();
         }
         database.commit().unwrap();
-        let changes = planned.iter().filter_map(Planned::record).map(|record| record.change()).collect();
+        let changes = planned.iter().filter_map(Planned::record).map(Record::change).collect();
         (Ok(reply(request, &planned, before).unwrap()), changes)
     }
 
@@ -209,7 +212,7 @@ impl World {
         self.compare();
     }
 
-    fn set(&mut self, sets: &[(Option<u64>, Option<u8>, u8, Option<Guess>)]) {
+    fn set(&mut self, sets: &[Set]) {
         // Expectations are stated before the request is sent, so only the first set can know what is right.
         let sets: Vec<_> = sets
             .iter()

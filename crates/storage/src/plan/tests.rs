@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use dormouse_protocol::Headers;
+use dormouse_protocol::{Headers, Term};
 
 use super::*;
 
@@ -50,8 +50,6 @@ fn memory() -> Memory {
     memory
 }
 
-use dormouse_protocol::Term;
-
 fn id(term: u64, seq: u64) -> MessageId {
     MessageId { term: Term::new(term), seq: Seq::new(seq) }
 }
@@ -70,8 +68,11 @@ fn at(seq: u64) -> SetItem {
     SetItem { seq: Some(Seq::new(seq)), ..SetItem::default() }
 }
 
+/// Seq, rev and what was replaced.
+type Outcome = Result<(u64, u64, Option<u64>), ErrorCode>;
+
 /// What becomes of each set: seq, rev and what it replaces, or the error's code.
-fn outcomes(items: Vec<SetItem>) -> Vec<Result<(u64, u64, Option<u64>), ErrorCode>> {
+fn outcomes(items: Vec<SetItem>) -> Vec<Outcome> {
     plan(&set(items), &memory(), CONTEXT)
         .unwrap()
         .into_iter()

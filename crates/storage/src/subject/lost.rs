@@ -1,6 +1,6 @@
 //! Keeping what would otherwise be written over.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dormouse_protocol::{ErrorReply, Rev, Subject, Term};
 
@@ -44,8 +44,8 @@ pub(super) async fn set_aside(
 }
 
 /// Moves a file that is not what it should be to `lost/`.
-pub(super) fn quarantine(path: &Path, target: PathBuf, subject: &Subject, why: &str) -> std::io::Result<()> {
-    move_files(path, &target)?;
+pub(super) fn quarantine(path: &Path, target: &Path, subject: &Subject, why: &str) -> std::io::Result<()> {
+    move_files(path, target)?;
     tracing::warn!(%subject, why, kept = %target.display(), "the local file of a subject is unusable and is kept");
     Ok(())
 }

@@ -72,7 +72,7 @@ impl Opener<'_> {
                     Ok(database) => Ok(Some(database)),
                     Err(DatabaseError::Empty) => Ok(None),
                     Err(error) if error.is_unfit_file() => {
-                        match lost::quarantine(&path, kept, &subject, &error.to_string()) {
+                        match lost::quarantine(&path, &kept, &subject, &error.to_string()) {
                             Ok(()) => Ok(None),
                             Err(_) => Err(error),
                         }
