@@ -79,6 +79,21 @@ async fn a_change_is_followed_by_beacons_a_snapshot_and_sleep() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_not_in_the_bucket_stays_open() {
+    let fixture = fixture().await;
+    fixture.set("k").await;
+    fixture.bucket.gone.store(true, Ordering::SeqCst);
+    fixture.at(600).await;
+    let figures = fixture.engine.figures();
+    assert_eq!((figures.open_subjects, figures.subjects_not_in_bucket), (1, 1));
+    assert!((15..25).contains(&figures.publication_failures), "{figures:?}");
+    fixture.bucket.gone.store(false, Ordering::SeqCst);
+    fixture.at(640).await;
+    let figures = fixture.engine.figures();
+    assert_eq!((figures.open_subjects, figures.subjects_not_in_bucket, figures.publications), (0, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn flushes_that_wait_share_a_snapshot() {
     let fixture = fixture().await;
     for n in 0..10 {
