@@ -155,11 +155,8 @@ impl LeaseMachine {
         }
         match input {
             LeaseInput::Tick => {}
-            LeaseInput::Joined { sent_at, lease } => {
-                // Whatever was believed as an earlier member, others may have been told since that it was gone.
-                self.lease = None;
-                self.granted(sent_at, lease, now, &mut effects);
-            }
+            // Who joins holds no lease any more, so this begins a generation.
+            LeaseInput::Joined { sent_at, lease } => self.granted(sent_at, lease, now, &mut effects),
             LeaseInput::Renewed { sent_at, lease } => {
                 if self.is_news(sent_at) {
                     self.granted(sent_at, lease, now, &mut effects);

@@ -174,6 +174,29 @@ async fn a_shutdown_hands_everything_back_and_another_server_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_during_a_shutdown_learns_that_nothing_came_of_it() {
+    let fleet = Fleet::new().await;
+    let server = fleet.serve("a").await;
+    fleet.set("a", "orders", "k", "v").await.unwrap();
+    // A coordinator that says nothing makes the steps long enough to be seen from outside.
+    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    let ask = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let draining = fleet.get("a", "orders", "k").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (draining, fleet.get("a", "orders", "k").await)
+    };
+    let (handed_back, (draining, closing)) = tokio::join!(server.shutdown(Duration::from_secs(30)), ask);
+    assert!(handed_back);
+    assert_eq!(
+        draining.unwrap().as_deref(),
+        Some("v"),
+        "until nobody can be sent here any more, all are served"
+    );
+    assert_eq!(closing.unwrap_err().code, ErrorCode::NotOwner);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_in_time_without_a_coordinator() {
     let fleet = Fleet::new().await;
     let server = fleet.serve("a").await;
