@@ -14,6 +14,9 @@ LOCKED ?=
 # Arguments for `make demo` and `make dev`.
 ARGS ?=
 
+# Errors of tests tell their causes; where an anyhow error was made helps nobody.
+export RUST_LIB_BACKTRACE ?= 0
+
 PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
 
 .PHONY: help tools check test demo dev bench soak clean

@@ -10,14 +10,13 @@ use anyhow::{Context, ensure};
 use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Bus, Outgoing};
 use dormouse_client::Client;
-use dormouse_harness::{Process, ProcessSpec, complaints, nats_server_program, our_program, tail};
+use dormouse_harness::{NatsServer, NatsServerOptions, Process, ProcessSpec, complaints, our_program, tail};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use tempfile::TempDir;
 
 use crate::{PATIENCE, RawNats, until};
 
-const NATS: &str = "nats";
 const COORDINATOR: &str = ServerName::COORDINATOR;
 
 /// What a fleet shall be.
@@ -66,7 +65,7 @@ impl Builder {
         }
         let mut fleet = Fleet {
             folder,
-            url: String::new(),
+            nats: NatsServer::start(NatsServerOptions::default()).await?,
             builder: self,
             specs: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -74,13 +73,12 @@ impl Builder {
             expected: Vec::new(),
             finished: false,
         };
-        fleet.start_nats().await?;
         fleet.add_coordinator()?;
         for number in 1..=fleet.builder.servers {
             let spec = fleet.server_spec(&format!("persist-{number}"))?;
             fleet.add(spec)?;
         }
-        for name in fleet.members() {
+        for name in fleet.running.keys().cloned().collect::<Vec<_>>() {
             fleet.wait_ready(&name).await?;
         }
         Ok(fleet)
@@ -90,7 +88,7 @@ impl Builder {
 /// A running fleet: a nats-server, a coordinator, persistence servers, and a local directory as the bucket.
 pub struct Fleet {
     folder: TempDir,
-    url: String,
+    nats: NatsServer,
     builder: Builder,
     specs: BTreeMap<String, ProcessSpec>,
     running: BTreeMap<String, Process>,
@@ -107,8 +105,13 @@ impl Fleet {
 
     /// The address of the nats-server.
     #[must_use]
-    pub fn url(&self) -> &str {
-        &self.url
+    pub fn url(&self) -> String {
+        self.nats.url()
+    }
+
+    /// The nats-server.
+    pub fn nats(&mut self) -> &mut NatsServer {
+        &mut self.nats
     }
 
     /// The folder that is the bucket.
@@ -135,7 +138,7 @@ impl Fleet {
     /// # Errors
     /// When no connection comes about.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        let options = NatsOptions::new(vec![self.url.parse()?]);
+        let options = NatsOptions::new(vec![self.url().parse()?]);
         Ok(Client::builder().deadline(PATIENCE).connect(options).await?)
     }
 
@@ -144,7 +147,7 @@ impl Fleet {
     /// # Errors
     /// When no connection comes about.
     pub async fn raw(&self) -> anyhow::Result<RawNats> {
-        RawNats::connect(&self.url).await
+        RawNats::connect(&self.url()).await
     }
 
     /// The server that serves a subject, as the coordinator says.
@@ -167,7 +170,7 @@ impl Fleet {
     pub fn server_spec(&self, name: &str) -> anyhow::Result<ProcessSpec> {
         let bucket = format!("file://{}", self.bucket_dir().display());
         let data_dir = self.data_dir(name).display().to_string();
-        let arguments = ["--nats", &self.url, "--name", name, "--bucket", &bucket, "--data-dir", &data_dir];
+        let arguments = ["--nats", &self.url(), "--name", name, "--bucket", &bucket, "--data-dir", &data_dir];
         Ok(ProcessSpec::new(name, our_program("dormouse-persist-server")?, &self.log_dir())
             .args(arguments)
             .args(&self.builder.server_arguments))
@@ -205,7 +208,7 @@ impl Fleet {
         }
         // The contexts of whoever runs the tests are not ours.
         command.env("HOME", self.folder.path()).env("XDG_CONFIG_HOME", self.folder.path());
-        command.args(["--nats", &self.url]).args(arguments).current_dir(self.folder.path());
+        command.args(["--nats", &self.url()]).args(arguments).current_dir(self.folder.path());
         command.stdin(std::process::Stdio::null()).kill_on_drop(true);
         tokio::time::timeout(PATIENCE, command.output())
             .await
@@ -259,7 +262,7 @@ impl Fleet {
     pub async fn restart(&mut self, name: &str) -> anyhow::Result<()> {
         let spec = self.specs.get(name).with_context(|| format!("{name} was never started"))?.clone();
         self.add(spec)?;
-        if name == NATS { self.nats_accepts().await } else { self.wait_ready(name).await }
+        self.wait_ready(name).await
     }
 
     /// SIGSTOP.
@@ -314,10 +317,6 @@ impl Fleet {
         Ok(std::fs::read_to_string(self.log_dir().join(format!("{name}.log")))?)
     }
 
-    fn members(&self) -> Vec<String> {
-        self.running.keys().filter(|name| *name != NATS).cloned().collect()
-    }
-
     fn log_dir(&self) -> PathBuf {
         self.folder.path().join("logs")
     }
@@ -331,48 +330,23 @@ impl Fleet {
         Ok(Arc::clone(self.asker.insert(asker).bus()))
     }
 
-    async fn start_nats(&mut self) -> anyhow::Result<()> {
-        // The server takes any free port at first; started again, it takes the same one.
-        let folder = self.folder.path().to_path_buf();
-        let base = ProcessSpec::new(NATS, nats_server_program()?, &self.log_dir()).args(["-a", "127.0.0.1"]);
-        let first = base.clone().args(["-p", "-1", "--ports_file_dir", &folder.display().to_string()]);
-        self.add(first)?;
-        let port = until("the nats-server says its port", async || {
-            if let Some(status) = self.process(NATS)?.ended()? {
-                anyhow::bail!("nats-server ended with {status}");
-            }
-            Ok(read_port(&folder))
-        })
-        .await?;
-        self.url = format!("nats://127.0.0.1:{port}");
-        self.specs.insert(NATS.to_owned(), base.args(["-p", &port.to_string()]));
-        Ok(())
-    }
-
-    async fn nats_accepts(&mut self) -> anyhow::Result<()> {
-        let url = self.url.clone();
-        until("the nats-server accepts connections", async || Ok(RawNats::connect(&url).await.ok()))
-            .await
-            .map(drop)
-    }
-
     fn add_coordinator(&mut self) -> anyhow::Result<()> {
         let data_dir = self.data_dir(COORDINATOR).display().to_string();
         let spec = ProcessSpec::new(COORDINATOR, our_program("dormouse-coordinator")?, &self.log_dir())
-            .args(["--nats", &self.url, "--data-dir", &data_dir])
+            .args(["--nats", &self.url(), "--data-dir", &data_dir])
             .args(&self.builder.coordinator_arguments);
         self.add(spec)
     }
 
     async fn finish(mut self) -> anyhow::Result<()> {
-        let mut members = self.members();
+        let mut members: Vec<String> = self.running.keys().cloned().collect();
         // Servers hand back their subjects to a coordinator that is still there.
         members.sort_by_key(|name| name == COORDINATOR);
         for name in members {
             self.stop(&name).await?;
         }
         let mut unexpected = Vec::new();
-        for name in self.specs.keys().filter(|name| *name != NATS) {
+        for name in self.specs.keys() {
             for line in complaints(&self.log(name)?) {
                 if !self.expected.iter().any(|text| line.contains(text)) {
                     unexpected.push(format!("{name}: {line}"));
@@ -395,15 +369,4 @@ impl Drop for Fleet {
             eprintln!("──── the end of the log of {name} ────\n{}", tail(&log, 40));
         }
     }
-}
-
-/// The port in the file that a nats-server writes when it listens.
-fn read_port(folder: &Path) -> Option<u16> {
-    let file = std::fs::read_dir(folder)
-        .ok()?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "ports"))?;
-    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-    ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
 }

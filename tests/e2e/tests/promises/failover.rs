@@ -1,0 +1,181 @@
+//! Processes that die, pause, stop and come back.
+
+use std::collections::BTreeMap;
+
+use dormouse_client::Kv;
+use dormouse_e2e::{Fleet, until};
+use dormouse_protocol::{Op, Prefix, ServerName, Subject};
+
+use crate::support::{check, filled, key, value, write};
+
+/// A short lease, so that a takeover does not take long. Not too short: a busy machine must not lose one by accident.
+const SHORT_LEASE: [&str; 2] = ["--lease-ttl", "2s"];
+
+/// Writes until one write is acknowledged. A write whose fate is not known is written again: it is the same.
+async fn write_until_acknowledged(store: &Kv, number: usize) -> anyhow::Result<()> {
+    until("a write is acknowledged", async || Ok(store.put(key(number), value(number)).await.ok()))
+        .await
+        .map(drop)
+}
+
+#[tokio::test]
+async fn what_was_flushed_survives_the_kill_of_its_server_and_the_client_carries_on() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .coordinator_args(SHORT_LEASE)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = filled(&client, "app.failover").await?;
+            store.flush().await?;
+            let owner = fleet.owner(&client, "app.failover").await?;
+            fleet.expect_warning("declared dead");
+            fleet.kill9(&owner).await?;
+
+            write_until_acknowledged(&store, 300).await?;
+            let successor = fleet.owner(&client, "app.failover").await?;
+            assert_ne!(successor, owner);
+            write(&store, 301..400).await?;
+            check(&store, 0..400).await?;
+
+            // The dead one comes back and does not take anything away.
+            fleet.restart(&owner).await?;
+            write(&store, 400..450).await?;
+            check(&store, 0..450).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn every_acknowledged_write_survives_a_kill_and_a_restart_on_the_same_data_directory()
+-> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = filled(&client, "app.restarted").await?;
+            // Never flushed: what is read afterwards comes from the data directory.
+            for round in 1..4 {
+                fleet.kill9("persist-1").await?;
+                fleet.restart("persist-1").await?;
+                check(&store, 0..300 * round).await?;
+                write(&store, 300 * round..300 * (round + 1)).await?;
+            }
+            check(&store, 0..1_200).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_graceful_stop_hands_everything_over_and_loses_nothing() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let mut stores = Vec::new();
+            for number in 0..10 {
+                stores.push(filled(&client, &format!("app.handover.{number}")).await?);
+            }
+            fleet.stop("persist-1").await?;
+            for store in &stores {
+                check(store, 0..300).await?;
+                write(store, 300..310).await?;
+            }
+            fleet.restart("persist-1").await?;
+            fleet.stop("persist-2").await?;
+            for store in &stores {
+                check(store, 0..310).await?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn assignments_and_members_survive_the_kill_of_the_coordinator() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .coordinator_args(SHORT_LEASE)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let mut before = BTreeMap::new();
+            for number in 0..20 {
+                let subject = format!("app.assigned.{number}");
+                client.kv(&subject)?.put("k", number.to_string()).await?;
+                before.insert(subject.clone(), fleet.owner(&client, &subject).await?);
+            }
+            fleet.kill9("coordinator").await?;
+            fleet.restart("coordinator").await?;
+            for name in ["persist-1", "persist-2"] {
+                fleet.wait_ready(name).await?;
+            }
+            let fresh = fleet.client().await?;
+            for (number, (subject, owner)) in before.iter().enumerate() {
+                assert_eq!(&fleet.owner(&fresh, subject).await?, owner, "{subject}");
+                let _ = number;
+                assert!(fresh.kv(subject)?.get("k").await?.is_some(), "{subject}");
+            }
+            let members = client.servers().await?.servers;
+            let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+            assert_eq!(names, ["persist-1", "persist-2"]);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_nats_server_that_goes_away_and_comes_back_costs_nothing() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = filled(&client, "app.reconnect").await?;
+            fleet.expect_warning("the connection to NATS is lost");
+            for round in 1..3 {
+                fleet.nats().stop().await?;
+                fleet.nats().restart().await?;
+                for name in ["coordinator", "persist-1", "persist-2"] {
+                    fleet.wait_ready(name).await?;
+                }
+                check(&store, 0..300 * round).await?;
+                write_until_acknowledged(&store, 0).await?;
+                write(&store, 300 * round..300 * (round + 1)).await?;
+            }
+            check(&store, 0..900).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_server_that_was_paused_beyond_its_lease_serves_nothing_stale() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .coordinator_args(SHORT_LEASE)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = filled(&client, "app.paused").await?;
+            store.flush().await?;
+            let owner = fleet.owner(&client, "app.paused").await?;
+            fleet.expect_warning("declared dead");
+            fleet.expect_warning("the lease ran out");
+            fleet.pause(&owner)?;
+            write_until_acknowledged(&store, 300).await?;
+            store.put(key(0), "overtaken").await?;
+
+            // Asked directly, in the very moment it wakes up: what it says is an error or what is true now.
+            let route =
+                Prefix::default().server(&ServerName::new(&owner)?, Op::Get, &Subject::new("app.paused")?);
+            let request = dormouse_protocol::encode(&dormouse_protocol::data::GetRequest::key(key(0)))?;
+            let mut raw = fleet.raw().await?;
+            raw.subscribe("_INBOX.paused").await?;
+            raw.publish(route.as_str(), Some("_INBOX.paused"), &request).await?;
+            raw.flush().await?;
+            fleet.resume(&owner)?;
+            let answer = raw.next_on("_INBOX.paused").await?;
+            let stale = answer.payload.windows(7).any(|bytes| bytes == b"value 0");
+            assert!(!stale, "a stale value was served: {answer:?}");
+
+            fleet.wait_ready(&owner).await?;
+            assert_eq!(store.get(key(0)).await?.as_deref(), Some(&b"overtaken"[..]));
+            check(&store, 1..301).await
+        })
+        .await
+}

@@ -1,0 +1,8 @@
+//! What Dormouse promises, each promise tried on real processes, a real nats-server and real files.
+
+mod failover;
+mod operations;
+mod start_up;
+mod support;
+mod watching;
+mod wire;

@@ -1,0 +1,229 @@
+//! The operations, through the client, on one server.
+
+use anyhow::ensure;
+use bytes::Bytes;
+use dormouse_client::{Error, ErrorCode, Level, NewMessage, Seq, SubjectConfig};
+use dormouse_e2e::{Fleet, until};
+
+use crate::support::{check, files_ending, filled, value};
+
+#[tokio::test]
+async fn a_key_value_store_keeps_what_is_put_and_forgets_what_is_deleted() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = client.kv("app.settings")?;
+            assert_eq!(store.get("colour").await?, None);
+            let first = store.put("colour", "green").await?;
+            assert_eq!(store.get("colour").await?.as_deref(), Some(&b"green"[..]));
+            let second = store.update("colour", "blue", first.id()).await?;
+            assert!(second.rev > first.rev && second.seq > first.seq);
+            let refused = store.update("colour", "red", first.id()).await;
+            assert!(matches!(refused, Err(Error::WrongLast { actual }) if actual == Some(second.id())));
+            assert!(matches!(store.create("colour", "red").await, Err(Error::KeyExists { .. })));
+            store.create("size", "7").await?;
+            assert_eq!(store.keys("").all().await?, ["colour", "size"]);
+            assert_eq!(store.entries("co").all().await?.len(), 1);
+            assert!(store.delete("colour").await?);
+            assert!(!store.delete("colour").await?);
+            assert_eq!(store.get("colour").await?, None);
+            assert_eq!(store.clear().await?, 1);
+            assert_eq!(store.keys("").all().await?, Vec::<String>::new());
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn empty_keys_null_values_and_headers_come_back_as_they_were_given() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = client.kv("odd")?;
+            store.put("", "under the empty key").await?;
+            store.put_with("null", NewMessage::null()).await?;
+            store.put("empty", "").await?;
+            store.put_with("headed", NewMessage::new("v").header("a", "1").header("a", "2")).await?;
+            assert_eq!(store.get("").await?.as_deref(), Some(&b"under the empty key"[..]));
+            let null = store.entry("null").await?.expect("the entry is there");
+            assert_eq!(null.value, None);
+            let empty = store.entry("empty").await?.expect("the entry is there");
+            assert_eq!(empty.value, Some(Bytes::new()));
+            let headed = store.entry("headed").await?.expect("the entry is there");
+            let headers = [("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
+            assert_eq!(headed.headers.0, headers);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_stream_keeps_its_order_and_a_hole_stays_a_hole() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let stream = client.stream("app.log")?;
+            assert_eq!(stream.publish("one").await?.seq, Seq::new(1));
+            for result in stream.publish_batch(["two", "three", "four"]).await {
+                result?;
+            }
+            let far = stream.publish_with(NewMessage::new("ten").seq(Seq::new(10))).await?;
+            assert_eq!(far.seq, Seq::new(10));
+            assert_eq!(stream.publish("eleven").await?.seq, Seq::new(11));
+            assert_eq!(stream.get(Seq::new(5)).await?, None);
+
+            let seqs = |messages: Vec<dormouse_client::Message>| -> Vec<u64> {
+                messages.iter().map(|message| message.seq.get()).collect()
+            };
+            assert_eq!(seqs(stream.get_all(..).all().await?), [1, 2, 3, 4, 10, 11]);
+            assert_eq!(seqs(stream.get_all(2..=10).all().await?), [2, 3, 4, 10]);
+            let newest = dormouse_client::SeqRange::all().reverse().limit(2);
+            assert_eq!(seqs(stream.get_all(newest).all().await?), [11, 10]);
+
+            assert_eq!(stream.delete([Seq::new(2), Seq::new(7)]).await?, [Seq::new(2)]);
+            assert_eq!(stream.delete_up_to(Seq::new(3)).await?, 2);
+            assert_eq!(stream.keep_last(1).await?, 2);
+            assert_eq!(seqs(stream.get_all(..).all().await?), [11]);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn info_and_configure_tell_and_keep_what_a_subject_is() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = filled(&client, "app.described").await?;
+            let metadata = [("owner".to_owned(), "team blue".to_owned())].into();
+            let config = SubjectConfig { metadata, ..SubjectConfig::default() };
+            let position = store.configure(config.clone()).await?;
+            let info = store.info().await?;
+            assert_eq!((info.count, info.config, info.position), (300, config, position));
+            assert_eq!(info.bytes, (0..300).map(|number| value(number).len() as u64).sum::<u64>());
+            assert_eq!(info.server.as_str(), "persist-1");
+            assert_eq!(info.level, Level::Memory);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_level_that_is_not_there_yet_is_refused_and_nothing_is_written() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = client.kv("app.strong")?;
+            let refused = store.clone().with_level(Level::Bucket).put("k", "v").await;
+            let Err(Error::Service(reply)) = refused else { anyhow::bail!("not refused: {refused:?}") };
+            assert_eq!(reply.code, ErrorCode::Unsupported);
+            let config = SubjectConfig { level: Some(Level::Disk), ..SubjectConfig::default() };
+            assert!(matches!(store.configure(config).await, Err(Error::Service(_))));
+            assert_eq!(store.info().await?.count, 0);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn flush_puts_a_plain_sqlite_file_in_the_bucket() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = filled(&client, "app.files").await?;
+            let position = store.flush().await?;
+            let info = store.info().await?;
+            assert_eq!((info.position, info.bucket_rev), (position, position.rev));
+            let files = files_ending(&fleet.bucket_dir(), ".sqlite3")?;
+            let mut counts = Vec::new();
+            for file in &files {
+                let bytes = std::fs::read(file)?;
+                ensure!(bytes.starts_with(b"SQLite format 3\0"), "{} is no SQLite file", file.display());
+                counts.push(count_with_sqlite3(file).await?);
+            }
+            // The newest of them holds everything. Where no sqlite3 is installed, the first bytes have to do.
+            ensure!(counts.iter().any(|count| matches!(count, None | Some(300))), "{counts:?}");
+            check(&store, 0..300).await
+        })
+        .await
+}
+
+/// The number of messages in a file as the `sqlite3` tool counts them; `None` where there is no such tool.
+async fn count_with_sqlite3(file: &std::path::Path) -> anyhow::Result<Option<u64>> {
+    let question = "PRAGMA integrity_check; SELECT count(*) FROM messages;";
+    let asked =
+        tokio::process::Command::new("sqlite3").arg("-readonly").arg(file).arg(question).output().await;
+    let Ok(output) = asked else { return Ok(None) };
+    let text = String::from_utf8(output.stdout)?;
+    let lines: Vec<&str> = text.lines().collect();
+    ensure!(lines.first() == Some(&"ok"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(Some(lines[1].parse()?))
+}
+
+#[tokio::test]
+async fn a_destroyed_subject_is_empty_and_its_numbers_go_on() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = filled(&client, "app.doomed").await?;
+            store.flush().await?;
+            let ended = store.destroy().await?;
+            // The answer is given first: from then on nothing refers to the files.
+            until("the files are gone", async || {
+                Ok(files_ending(&fleet.bucket_dir(), ".sqlite3")?.is_empty().then_some(()))
+            })
+            .await?;
+            assert_eq!(store.keys("").all().await?, Vec::<String>::new());
+            let again = store.put("k", "v").await?;
+            assert!(again.term > ended.term, "{again:?} {ended:?}");
+            assert!(again.rev > ended.rev && again.seq > Seq::new(300), "{again:?} {ended:?}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn many_subjects_and_many_requests_at_once_do_not_mix() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let writes = (0..40).map(|subject| {
+                let client = client.clone();
+                async move {
+                    let stream = client.stream(&format!("app.many.{subject}"))?;
+                    for number in 0..25 {
+                        stream.publish(format!("{subject}/{number}")).await?;
+                    }
+                    anyhow::Ok(())
+                }
+            });
+            futures::future::try_join_all(writes).await?;
+            for subject in 0..40 {
+                let messages = client.stream(&format!("app.many.{subject}"))?.get_all(..).all().await?;
+                let values: Vec<_> = messages.into_iter().filter_map(|message| message.value).collect();
+                let wanted: Vec<_> =
+                    (0..25).map(|number| Bytes::from(format!("{subject}/{number}"))).collect();
+                assert_eq!(values, wanted);
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused_and_the_largest_that_fits_is_kept() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = client.kv("app.large")?;
+            let fits = Bytes::from(vec![7; 200 * 1_024]);
+            store.put("fits", fits.clone()).await?;
+            assert_eq!(store.get("fits").await?, Some(fits));
+            let refused = store.put("does not", Bytes::from(vec![7; 2 * 1_024 * 1_024])).await;
+            assert!(matches!(refused, Err(Error::TooLarge { .. })), "{refused:?}");
+            assert_eq!(store.keys("").all().await?, ["fits"]);
+            Ok(())
+        })
+        .await
+}

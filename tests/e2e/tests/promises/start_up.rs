@@ -1,0 +1,169 @@
+//! What a server needs to start, and what it says when it does not get it.
+
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::ensure;
+use dormouse_e2e::{Fleet, until};
+use dormouse_harness::{NatsServer, NatsServerOptions, complaints};
+
+/// The process must have ended with this code, saying these words in one of its complaints.
+fn refused(ended: &(std::process::ExitStatus, String), code: i32, words: &[&str]) -> anyhow::Result<()> {
+    let (status, log) = ended;
+    ensure!(status.code() == Some(code), "ended with {status}, not with code {code}:\n{log}");
+    let said = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    ensure!(said, "no line says {words:?}:\n{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_server_of_the_same_name_is_refused_and_the_first_goes_on() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let store = fleet.client().await?.kv("app.named")?;
+            store.put("k", "v").await?;
+            let mut second = fleet.server_spec("persist-1")?;
+            second.log.set_file_name("second.log");
+            // The same name, another data directory: another machine, say.
+            let other = fleet.folder().join("data/second");
+            let position = second.arguments.iter().position(|argument| argument == "--data-dir");
+            second.arguments[position.expect("the argument is there") + 1] = other.into();
+            refused(&fleet.run_to_end(&second).await?, 5, &["name", "persist-1"])?;
+            assert_eq!(store.get("k").await?.as_deref(), Some(&b"v"[..]));
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_data_directory_in_use_is_refused() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let mut second = fleet.server_spec("persist-1")?;
+            second.log.set_file_name("second.log");
+            refused(&fleet.run_to_end(&second).await?, 4, &["data directory", "in use"])?;
+            fleet.wait_ready("persist-1").await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_data_directory_that_cannot_be_written_is_refused() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let file = fleet.folder().join("not-a-directory");
+            std::fs::write(&file, "")?;
+            let mut spec = fleet.server_spec("second")?.args(["--data-dir".into(), file.join("data")]);
+            spec.arguments.drain(6..8);
+            refused(&fleet.run_to_end(&spec).await?, 4, &["data directory"])?;
+
+            // Root may write anywhere, so this says something only for others.
+            let locked = fleet.data_dir("third");
+            std::fs::create_dir(&locked)?;
+            std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500))?;
+            if std::fs::write(locked.join("try"), "").is_err() {
+                refused(&fleet.run_to_end(&fleet.server_spec("third")?).await?, 4, &["data directory"])?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_there_is_refused_and_not_made() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let missing = fleet.folder().join("no-such-bucket");
+            let mut spec = fleet.server_spec("second")?;
+            spec.arguments[5] = format!("file://{}", missing.display()).into();
+            refused(&fleet.run_to_end(&spec).await?, 3, &["bucket", "no-such-bucket"])?;
+            assert!(!missing.exists(), "an unmounted bucket must not look like an empty one");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn wrong_settings_are_refused_all_at_once() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let spec = fleet.server_spec("Not A Name")?.args(["--level", "bucket", "--capacity", "none"]);
+            let ended = fleet.run_to_end(&spec).await?;
+            for words in [["Not A Name"], ["level"], ["capacity"]] {
+                refused(&ended, 2, &words)?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_server_waits_for_a_nats_server_that_is_not_there_yet() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let mut later = NatsServer::start(NatsServerOptions::default()).await?;
+            later.stop().await?;
+            let mut spec = fleet.server_spec("patient")?;
+            spec.arguments[1] = later.url().into();
+            let mut process = spec.start()?;
+            until("the server has tried", async || {
+                ensure!(process.ended()?.is_none(), "it gave up");
+                Ok(std::fs::read_to_string(&spec.log)?.contains("starting").then_some(()))
+            })
+            .await?;
+            later.restart().await?;
+            let mut raw = dormouse_e2e::RawNats::connect(&later.url()).await?;
+            until("the server answers", async || {
+                ensure!(process.ended()?.is_none(), "it gave up");
+                let answer = raw.request("persist.health.patient", b"").await?;
+                Ok(answer.headers.is_empty().then_some(()))
+            })
+            .await?;
+            process.kill9().await
+        })
+        .await
+}
+
+/// Nothing is proportional to the number of subjects: neither memory nor what is done at the start.
+#[tokio::test]
+async fn twenty_thousand_sleeping_subjects_cost_a_server_nothing() -> anyhow::Result<()> {
+    const SLEEPING: usize = 20_000;
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = client.kv("app.sleeper.0")?;
+            store.put("k", "v").await?;
+            fleet.stop("persist-1").await?;
+            fleet.restart("persist-1").await?;
+            let before = fleet.process("persist-1")?.resident_bytes()?;
+            fleet.stop("persist-1").await?;
+
+            // The folder of the one subject stands in 19,999 more.
+            let subjects = fleet.bucket_dir().join("subjects");
+            let folder = std::fs::read_dir(&subjects)?.next().expect("the subject has a folder")?.path();
+            let objects: Vec<_> = std::fs::read_dir(&folder)?.collect::<Result<_, _>>()?;
+            for number in 1..SLEEPING {
+                let copy = subjects.join(format!("app.sleeper.{number}"));
+                std::fs::create_dir(&copy)?;
+                for object in &objects {
+                    std::fs::hard_link(object.path(), copy.join(object.file_name()))?;
+                }
+            }
+            fleet.restart("persist-1").await?;
+            let with = fleet.process("persist-1")?.resident_bytes()?;
+            ensure!(
+                with < before + 8 * 1_024 * 1_024,
+                "{before} bytes resident before, {with} with sleepers"
+            );
+            let health = fleet.health("persist-1").await?.expect("the server answers");
+            for (name, figure) in &health.figures {
+                ensure!(
+                    *figure < 10_000 || name.ends_with("bytes") || name.ends_with("limit"),
+                    "{name}: {figure}"
+                );
+            }
+            assert_eq!(complaints(&fleet.log("persist-1")?), Vec::<&str>::new());
+            assert_eq!(client.kv("app.sleeper.0")?.get("k").await?.as_deref(), Some(&b"v"[..]));
+            Ok(())
+        })
+        .await
+}

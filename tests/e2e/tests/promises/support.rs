@@ -1,0 +1,63 @@
+//! Words that several tests use.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use dormouse_client::{Client, Kv};
+
+/// The value that stands under the key of a number.
+pub fn value(number: usize) -> Bytes {
+    format!("value {number} {}", "x".repeat(number % 97)).into()
+}
+
+/// The key of a number.
+pub fn key(number: usize) -> String {
+    format!("key-{number:05}")
+}
+
+/// Writes the entries of these numbers; every one must be acknowledged.
+pub async fn write(store: &Kv, numbers: std::ops::Range<usize>) -> anyhow::Result<()> {
+    for result in store.put_many(numbers.map(|number| (key(number), value(number)))).await {
+        result?;
+    }
+    Ok(())
+}
+
+/// Every entry of these numbers is there as it was written.
+pub async fn check(store: &Kv, numbers: std::ops::Range<usize>) -> anyhow::Result<()> {
+    let entries = store.entries("").all().await?;
+    for number in numbers {
+        let wanted = key(number);
+        let entry = entries
+            .iter()
+            .find(|entry| entry.key.as_deref() == Some(&wanted))
+            .with_context(|| format!("{wanted} is gone; {} entries are left", entries.len()))?;
+        ensure!(entry.value.as_ref() == Some(&value(number)), "{wanted} has another value");
+    }
+    Ok(())
+}
+
+/// A store in which the entries 0 to 299 are.
+pub async fn filled(client: &Client, subject: &str) -> anyhow::Result<Kv> {
+    let store = client.kv(subject)?;
+    write(&store, 0..300).await?;
+    Ok(store)
+}
+
+/// The files below a folder whose names end so.
+pub fn files_ending(folder: &Path, ending: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(ending) {
+                found.push(path);
+            }
+        }
+    }
+    Ok(found)
+}
