@@ -25,9 +25,12 @@ pub fn nats_server_program() -> anyhow::Result<PathBuf> {
         .into_iter()
         .flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>())
         .map(|folder| folder.join("nats-server"));
-    let installed = workspace_root().join(".tools/bin/nats-server");
+    // Programs and tests are built below the workspace, or in a folder of their own choosing.
+    let running = std::env::current_exe().unwrap_or_default();
+    let above = running.ancestors().map(Path::to_path_buf).chain([workspace_root()]).collect::<Vec<_>>();
+    let installed = above.iter().map(|folder| folder.join(".tools/bin/nats-server"));
     on_path
-        .chain([installed])
+        .chain(installed)
         .find(|program| program.is_file())
         .ok_or_else(|| anyhow::anyhow!("no nats-server found: run `make tools`"))
 }
