@@ -79,6 +79,7 @@ impl Membership {
             standing,
             drain,
             quiet_until: Duration::ZERO,
+            lapsed: false,
         };
         tasks.spawn("membership", keeper.run());
         Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, standing: watched, draining }
@@ -142,6 +143,8 @@ struct Keeper {
     standing: watch::Sender<Standing>,
     drain: watch::Receiver<bool>,
     quiet_until: Duration,
+    /// The lease ran out and there is none since.
+    lapsed: bool,
 }
 
 /// What came of a call to the coordinator.
@@ -229,11 +232,16 @@ impl Keeper {
             }
             LeaseEffect::Trust(lease) => {
                 self.view.set(lease);
-                if lease.is_some() {
+                if let Some(lease) = lease {
+                    if std::mem::take(&mut self.lapsed) {
+                        let generation = lease.generation.0;
+                        tracing::info!(generation, "there is a lease again: serving goes on");
+                    }
                     self.standing.send_if_modified(|standing| !std::mem::replace(&mut standing.leased, true));
                 }
             }
             LeaseEffect::Lapsed => {
+                self.lapsed = true;
                 tracing::warn!("the lease ran out: nothing is served until the coordinator grants another");
             }
             LeaseEffect::Exit(error) => self.standing.send_modify(|standing| standing.refused = Some(error)),
