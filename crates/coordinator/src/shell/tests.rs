@@ -125,7 +125,8 @@ trait Writable: Serialize + Sync {}
 impl<T: Serialize + Sync> Writable for T {}
 
 async fn gone(announcements: &mut Subscription) -> LogId {
-    let delivery = announcements.next().await.unwrap();
+    let wait = tokio::time::timeout(SECOND * 120, announcements.next());
+    let delivery = wait.await.expect("an announcement").unwrap();
     decode::<GoneAnnouncement>(&delivery.payload).unwrap().log
 }
 
@@ -355,4 +356,13 @@ async fn many_requests_share_a_flush() {
     let flushes = store.flushes.load(Relaxed) - before;
     assert!(flushes <= 20, "{flushes} flushes for 1,000 changes");
     assert_eq!(world.servers().await.servers[0].assigned_subjects, 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_sees_what_those_before_it_in_its_batch_changed() {
+    let world = World::started().await;
+    world.join(&log("one", 1)).await.unwrap();
+    let located = futures::future::join_all((0..100).map(|_| world.locate("same"))).await;
+    assert!(located.iter().all(|server| *server == Ok("one".into())));
+    assert_eq!(world.servers().await.servers[0].assigned_subjects, 1);
 }
