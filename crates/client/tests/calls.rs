@@ -150,6 +150,18 @@ async fn a_change_without_answer_is_not_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_silence_the_next_call_asks_where_the_subject_is() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
+    fleet.server("a", |_, _, _| Answer::Silence).await;
+    fleet.server("b", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    kv.put("k", "1").await.unwrap_err();
+    kv.put("k", "2").await.unwrap();
+    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a set", "coordinator locate", "b set"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_answer_to_a_change_is_waited_for_until_the_deadline() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;

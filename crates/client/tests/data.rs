@@ -97,6 +97,13 @@ async fn expectations_travel_and_their_failure_has_a_name() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn create_speaks_of_the_key_whatever_the_server_calls_it() {
+    let fleet = fleet(|_, _, _| refused(ErrorReply::wrong_last(Some(id(3))))).await;
+    let exists = fleet.client().await.kv("app.x").unwrap().create("k", "v").await.unwrap_err();
+    assert!(matches!(exists, Error::KeyExists { actual: Some(actual) } if actual == id(3)), "{exists:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn delete_says_whether_something_was_there() {
     let fleet = fleet(|_, payload, _| {
         let request: DeleteRequest = decode(payload).unwrap();

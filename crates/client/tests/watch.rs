@@ -204,6 +204,18 @@ async fn a_reader_that_sleeps_costs_a_bounded_buffer_and_hears_of_its_loss() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn losing_the_last_events_to_a_full_buffer_is_told_after_what_was_kept() {
+    let fleet = Fleet::new();
+    let mut watch = watch_all(&fleet).await;
+    // The watch gets no chance to run meanwhile: its buffer holds 4,096 and the last four are dropped.
+    sets(&fleet, 1..=4_100).await;
+    for rev in 1..=4_096 {
+        assert_eq!(watch.next().await, Some(Update::Set(written(rev, "k"))));
+    }
+    assert_eq!(watch.next().await, Some(Update::Gap { seen: Some(position(1, 4_096)), now: None }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_ends_with_its_client() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| Answer::Silence).await;
