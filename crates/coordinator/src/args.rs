@@ -47,16 +47,16 @@ pub struct Args {
     )]
     pub lease_ttl: String,
 
-    /// Answers are sent only to addresses that begin with one of these
+    /// Reply addresses that are answered begin with one of these; several are separated by commas
     #[arg(
         long,
-        env = "DORMOUSE_INBOX_PREFIXES",
+        env = "DORMOUSE_INBOX_PREFIX",
         value_name = "PREFIX[,PREFIX]",
-        default_value = "_INBOX",
+        default_value = "_INBOX.",
         value_delimiter = ',',
         help_heading = "Coordinator"
     )]
-    pub inbox_prefixes: Vec<String>,
+    pub inbox_prefix: Vec<String>,
 
     /// How long a graceful shutdown may take before what is left is given up
     #[arg(

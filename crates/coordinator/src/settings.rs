@@ -59,9 +59,9 @@ impl Settings {
         let prefix = Prefix::new(&args.prefix).map_err(|error| check("--prefix", error.to_string())).ok();
         let lease_ttl =
             duration(&args.lease_ttl, &LEASE_TTL).map_err(|fault| check("--lease-ttl", fault)).ok();
-        for inbox_prefix in &args.inbox_prefixes {
+        for inbox_prefix in &args.inbox_prefix {
             if Subject::new(inbox_prefix.strip_suffix('.').unwrap_or(inbox_prefix)).is_err() {
-                check("--inbox-prefixes", format!("{inbox_prefix:?} is not the beginning of a route"));
+                check("--inbox-prefix", format!("{inbox_prefix:?} is not the beginning of a route"));
             }
         }
         let shutdown_deadline = duration(&args.shutdown_deadline, &SHUTDOWN_DEADLINE)
@@ -74,7 +74,7 @@ impl Settings {
             let coordinator = CoordinatorOptions {
                 prefix: prefix?,
                 lease_ttl: lease_ttl?,
-                inbox_prefixes: args.inbox_prefixes.clone(),
+                inbox_prefixes: args.inbox_prefix.clone(),
             };
             Some(Self {
                 nats: NatsOptions {
@@ -119,7 +119,7 @@ mod tests {
         let settings = resolve(&["--data-dir=d"]).unwrap();
         assert_eq!(settings.coordinator.prefix.as_str(), "persist");
         assert_eq!(settings.coordinator.lease_ttl, Duration::from_secs(3));
-        assert_eq!(settings.coordinator.inbox_prefixes, ["_INBOX"]);
+        assert_eq!(settings.coordinator.inbox_prefixes, ["_INBOX."]);
         assert_eq!(settings.data_dir, PathBuf::from("d"));
     }
 
@@ -129,7 +129,7 @@ mod tests {
             "--nats=http://x",
             "--prefix=a.*",
             "--lease-ttl=100ms",
-            "--inbox-prefixes=_INBOX,a.>",
+            "--inbox-prefix=_INBOX,a.>",
             "--shutdown-deadline=soon",
             "--log-format=xml",
         ])
@@ -139,7 +139,7 @@ mod tests {
             "--data-dir",
             "--prefix",
             "--lease-ttl",
-            "--inbox-prefixes",
+            "--inbox-prefix",
             "--shutdown",
             "--log-format",
         ];
