@@ -12,7 +12,7 @@ use dormouse_coordinator::Coordinator;
 use dormouse_coordinator::args::Args;
 use dormouse_coordinator::data_dir::{DataDir, DataDirError};
 use dormouse_coordinator::settings::Settings;
-use dormouse_coordinator::store::sled::{OpenError, SledStore};
+use dormouse_coordinator::store::sled_store::{OpenError, SledStore};
 use dormouse_runtime::{Env, Tasks, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

@@ -8,7 +8,7 @@ mod contract;
 mod counts;
 pub mod memory;
 mod record;
-pub mod sled;
+pub mod sled_store;
 mod window;
 
 use std::collections::BTreeMap;
