@@ -24,6 +24,7 @@ const COORDINATOR: &str = ServerName::COORDINATOR;
 #[must_use]
 pub struct Builder {
     servers: usize,
+    in_memory: bool,
     coordinator_arguments: Vec<String>,
     server_arguments: Vec<String>,
 }
@@ -32,6 +33,13 @@ impl Builder {
     /// How many persistence servers, called `persist-1`, `persist-2`, …; 1 unless set.
     pub fn servers(mut self, servers: usize) -> Self {
         self.servers = servers;
+        self
+    }
+
+    /// Keeps all files of the fleet in memory where the system has a place for that: for tests with very many files,
+    /// which some disks take minutes to remove.
+    pub fn in_memory(mut self) -> Self {
+        self.in_memory = true;
         self
     }
 
@@ -59,7 +67,10 @@ impl Builder {
     }
 
     async fn start(self) -> anyhow::Result<Fleet> {
-        let folder = tempfile::Builder::new().prefix("dormouse-e2e-").tempdir()?;
+        let memory = Path::new("/dev/shm");
+        let place =
+            if self.in_memory && memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let folder = tempfile::Builder::new().prefix("dormouse-e2e-").tempdir_in(place)?;
         for part in ["bucket", "data", "logs"] {
             std::fs::create_dir(folder.path().join(part))?;
         }
@@ -100,7 +111,12 @@ pub struct Fleet {
 impl Fleet {
     /// A fleet of one server with every setting at its default.
     pub fn builder() -> Builder {
-        Builder { servers: 1, coordinator_arguments: Vec::new(), server_arguments: Vec::new() }
+        Builder {
+            servers: 1,
+            in_memory: false,
+            coordinator_arguments: Vec::new(),
+            server_arguments: Vec::new(),
+        }
     }
 
     /// The address of the nats-server.
@@ -269,8 +285,8 @@ impl Fleet {
     ///
     /// # Errors
     /// When it is not running.
-    pub fn pause(&mut self, name: &str) -> anyhow::Result<()> {
-        self.process(name)?.pause()
+    pub async fn pause(&mut self, name: &str) -> anyhow::Result<()> {
+        self.process(name)?.pause().await
     }
 
     /// SIGCONT.

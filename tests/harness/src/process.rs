@@ -143,12 +143,22 @@ impl Process {
         self.signal(Signal::INT)
     }
 
-    /// SIGSTOP: it stands still with everything it holds.
+    /// SIGSTOP, and waits until every thread stands still, with everything it holds.
     ///
     /// # Errors
     /// When it has ended already.
-    pub fn pause(&self) -> anyhow::Result<()> {
-        self.signal(Signal::STOP)
+    pub async fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)?;
+        let name = &self.spec.name;
+        let pid = self.pid().with_context(|| format!("{name} has ended"))?;
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while !stands_still(pid)? {
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        })
+        .await
+        .with_context(|| format!("{name} does not stand still"))?
     }
 
     /// SIGCONT: it goes on.
@@ -192,10 +202,24 @@ pub fn kill9_pid(pid: u32) -> anyhow::Result<()> {
 /// Whether a process with this id exists and has not ended (a zombie has).
 #[must_use]
 pub fn pid_is_alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        // `pid (name) state …`; the name may hold anything, brackets too.
-        stat.rsplit(')').next().is_some_and(|rest| !matches!(rest.trim().chars().next(), Some('Z' | 'X')))
-    })
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !matches!(state(&stat), None | Some('Z' | 'X')))
+}
+
+/// Whether every thread of a process is stopped.
+fn stands_still(pid: u32) -> anyhow::Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+        if state(&stat) != Some('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The state in a `stat` file of `/proc`: `pid (name) state …`, where the name may hold anything, brackets too.
+fn state(stat: &str) -> Option<char> {
+    stat.rsplit(')').next()?.trim().chars().next()
 }
 
 fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {

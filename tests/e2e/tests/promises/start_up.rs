@@ -128,6 +128,7 @@ async fn a_server_waits_for_a_nats_server_that_is_not_there_yet() -> anyhow::Res
 async fn twenty_thousand_sleeping_subjects_cost_a_server_nothing() -> anyhow::Result<()> {
     const SLEEPING: usize = 20_000;
     Fleet::builder()
+        .in_memory()
         .run(async |fleet| {
             let client = fleet.client().await?;
             let store = client.kv("app.sleeper.0")?;
