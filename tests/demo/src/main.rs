@@ -1,2 +1,111 @@
-//! Placeholder.
-fn main() {}
+//! The main job of Dormouse on this machine's own data, with a server killed half way: `make demo`.
+//!
+//! Every package of the Debian package database becomes an entry of a key-value store per section, a real log becomes a
+//! stream with a live watcher. All of it is read back and compared byte for byte, before and after the server that
+//! owns the stream is killed. Exits with 0 only if everything matched.
+
+mod bucket;
+mod fleet;
+mod input;
+mod report;
+mod steps;
+mod watcher;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use dormouse_bus::nats::install_tls_provider;
+use dormouse_client::Client;
+
+use crate::fleet::DevFleet;
+use crate::input::Input;
+use crate::report::{Report, Stopwatch};
+
+/// Stores this machine's package database, kills a server, and checks every byte.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The package database
+    #[arg(long, default_value = "/var/lib/dpkg/status")]
+    packages: PathBuf,
+
+    /// The log that becomes a stream [default: /var/log/dpkg.log, or another log of this machine]
+    #[arg(long)]
+    log: Option<PathBuf>,
+
+    /// How many writes are under way at once
+    #[arg(long, default_value_t = 128)]
+    in_flight: usize,
+
+    /// Keep the fleet's data directory
+    #[arg(long)]
+    keep: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    install_tls_provider();
+    match run(&Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nThe demo failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> anyhow::Result<()> {
+    let input = Input::read(&args.packages, args.log.as_deref())?;
+    println!(
+        "{} packages in {} sections from {}, {} lines from {}",
+        input.packages(),
+        input.stores.len(),
+        args.packages.display(),
+        input.lines.len(),
+        input.log.display()
+    );
+    let mut fleet = DevFleet::start(args.keep).await?;
+    let outcome = show(args, &input, &mut fleet).await;
+    let stopped = fleet.stop().await;
+    match outcome.and_then(|report| stopped.map(|()| report)) {
+        Ok(report) => {
+            println!("\n{}", report.table());
+            println!("Everything matched, byte for byte.");
+            Ok(())
+        }
+        Err(error) => {
+            eprintln!("\n──── the end of the fleet's log ────\n{}", fleet.log_tail());
+            Err(error)
+        }
+    }
+}
+
+async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Result<Report> {
+    let mut report = Report::new(input);
+    let client = Client::connect(&fleet.file.url).await.context("cannot connect to the fleet")?;
+    let (before, after) = input.lines.split_at(input.lines.len() * 9 / 10);
+    let watcher = watcher::follow(&client, input, before.len()).await?;
+
+    let clock = Stopwatch::start();
+    steps::put_packages(&client, input, args.in_flight).await?;
+    let last = steps::publish_lines(&client, before).await?;
+    report.write_seconds = clock.seconds();
+
+    let clock = Stopwatch::start();
+    steps::check_packages(&client, input, "reading the packages back").await?;
+    steps::check_lines(&client, before, "reading the log back").await?;
+    report.read_seconds = clock.seconds();
+
+    report.flush_seconds = steps::flush(&client, input).await?;
+    report.failover_seconds = steps::failover(&client, fleet, &after[0], last).await?;
+    steps::publish_lines(&client, &after[1..]).await?;
+    steps::check_packages(&client, input, "reading the packages again").await?;
+    steps::check_lines(&client, &input.lines, "reading the log again").await?;
+    report.watched = watcher.finish().await?;
+
+    steps::flush(&client, input).await?;
+    report.files = bucket::list(&fleet.bucket_dir()?, input).await?;
+    client.close().await;
+    Ok(report)
+}

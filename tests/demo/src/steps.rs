@@ -1,0 +1,169 @@
+//! What the demo does with the fleet.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use dormouse_client::{Client, Error, Message, MessageId, NewMessage, Seq, Subject};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use crate::fleet::DevFleet;
+use crate::input::{Input, LOG_SUBJECT};
+use crate::report::{Step, Stopwatch};
+
+/// Lines that are published in one call.
+const BATCH: usize = 250;
+
+/// How many subjects are flushed at once.
+const FLUSHES: usize = 8;
+
+/// How long the failover may take before the demo gives up.
+const FAILOVER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Puts every package under its key, one request each, many under way at once.
+pub async fn put_packages(client: &Client, input: &Input, in_flight: usize) -> anyhow::Result<()> {
+    let step = Step::begin("storing the packages", input.packages());
+    let mut entries = Vec::with_capacity(input.packages());
+    for (subject, packages) in &input.stores {
+        let store = client.kv(subject)?;
+        entries.extend(packages.iter().map(|(key, value)| (store.clone(), key.clone(), value.clone())));
+    }
+    stream::iter(entries)
+        .map(Ok)
+        .try_for_each_concurrent(in_flight.max(1), async |(store, key, value)| {
+            store.put(key.clone(), value).await.with_context(|| format!("cannot store {key}"))?;
+            step.advance(1);
+            anyhow::Ok(())
+        })
+        .await?;
+    step.done(&format!("{} puts, {in_flight} in flight", input.packages()));
+    Ok(())
+}
+
+/// Appends lines to the stream, in order; the name of the last message.
+pub async fn publish_lines(client: &Client, lines: &[Bytes]) -> anyhow::Result<MessageId> {
+    let step = Step::begin("appending to the log", lines.len());
+    let log = client.stream(LOG_SUBJECT)?;
+    let mut last = None;
+    for batch in lines.chunks(BATCH) {
+        for result in log.publish_batch(batch.iter().cloned()).await {
+            last = Some(result.context("cannot append to the log")?.id());
+        }
+        step.advance(batch.len());
+    }
+    step.done(&format!("{} lines", lines.len()));
+    last.context("no lines")
+}
+
+/// Every package is there as it was put, and nothing else.
+pub async fn check_packages(client: &Client, input: &Input, what: &str) -> anyhow::Result<()> {
+    let step = Step::begin(what, input.packages());
+    for (subject, packages) in &input.stores {
+        let mut left: BTreeMap<&str, &Bytes> =
+            packages.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        let mut entries = client.kv(subject)?.entries("");
+        while let Some(entry) = entries.next().await {
+            let entry = entry.with_context(|| format!("cannot read {subject}"))?;
+            let key = entry.key.as_deref().unwrap_or_default();
+            let wanted =
+                left.remove(key).with_context(|| format!("{subject} holds {key}, which was not put"))?;
+            ensure!(entry.value.as_ref() == Some(wanted), "{subject}: {key} is not what was put");
+            step.advance(1);
+        }
+        ensure!(left.is_empty(), "{subject} lacks {} of {} packages", left.len(), packages.len());
+    }
+    step.done("every byte as it was put");
+    Ok(())
+}
+
+/// The stream holds these lines in this order, and nothing else.
+pub async fn check_lines(client: &Client, lines: &[Bytes], what: &str) -> anyhow::Result<()> {
+    let step = Step::begin(what, lines.len());
+    let mut messages = client.stream(LOG_SUBJECT)?.get_all(..);
+    let mut wanted = lines.iter();
+    while let Some(message) = messages.next().await {
+        let message: Message = message.context("cannot read the log")?;
+        let line = wanted.next().with_context(|| format!("{} was never appended", message.seq))?;
+        ensure!(message.value.as_ref() == Some(line), "{} is not the line that was appended", message.seq);
+        step.advance(1);
+    }
+    ensure!(wanted.len() == 0, "the log lacks {} of {} lines", wanted.len(), lines.len());
+    step.done("every byte, in order");
+    Ok(())
+}
+
+/// Puts every subject in the bucket; how many seconds it took.
+pub async fn flush(client: &Client, input: &Input) -> anyhow::Result<f64> {
+    let clock = Stopwatch::start();
+    let step = Step::begin("flushing to the bucket", input.stores.len() + 1);
+    let mut flushes = Vec::with_capacity(input.stores.len() + 1);
+    for subject in input.stores.keys() {
+        flushes.push(client.kv(subject)?);
+    }
+    client.stream(LOG_SUBJECT)?.flush().await.context("cannot flush the log")?;
+    step.advance(1);
+    stream::iter(flushes)
+        .map(Ok)
+        .try_for_each_concurrent(FLUSHES, async |store| {
+            store.flush().await.with_context(|| format!("cannot flush {}", store.subject()))?;
+            step.advance(1);
+            anyhow::Ok(())
+        })
+        .await?;
+    step.done(&format!("{} subjects", input.stores.len() + 1));
+    Ok(clock.seconds())
+}
+
+/// Kills the server that owns the log and appends a line through the client until that succeeds; the seconds between.
+///
+/// A write whose fate is unknown is not repeated blindly: it is conditional on the message before it, so that a
+/// repetition of one that did happen is refused.
+pub async fn failover(
+    client: &Client,
+    fleet: &mut DevFleet,
+    line: &Bytes,
+    last: MessageId,
+) -> anyhow::Result<f64> {
+    let subject = Subject::new(LOG_SUBJECT)?;
+    let owner = client.locate(&subject).await?;
+    let step = Step::begin("killing the owner of the log", 1);
+    fleet.kill9(owner.as_str())?;
+    let clock = Stopwatch::start();
+    let log = client.stream(LOG_SUBJECT)?.with_deadline(FAILOVER_DEADLINE);
+    let appended = loop {
+        match log.publish_with(NewMessage::new(line.clone()).expect_last(Some(last))).await {
+            Ok(ack) => break ack.seq,
+            Err(Error::WrongLast { actual: Some(actual) }) if actual.seq == last.seq.next() => {
+                break actual.seq;
+            }
+            Err(error) if clock.seconds() > FAILOVER_DEADLINE.as_secs_f64() => {
+                return Err(error).context("the client did not carry on");
+            }
+            // The server is gone and nobody knows: try again on what is there now.
+            Err(Error::Indeterminate { .. }) => {}
+            Err(error) => return Err(error).context("the client did not carry on"),
+        }
+    };
+    let seconds = clock.seconds();
+    check_successor(client, &subject, owner.as_str(), appended, line).await?;
+    step.done(&format!("kill -9 {owner}: the next write after {seconds:.2} s"));
+    Ok(seconds)
+}
+
+async fn check_successor(
+    client: &Client,
+    subject: &Subject,
+    killed: &str,
+    appended: Seq,
+    line: &Bytes,
+) -> anyhow::Result<()> {
+    let successor = client.locate(subject).await?;
+    if successor.as_str() == killed {
+        bail!("the killed server is still said to own the log");
+    }
+    let read =
+        client.stream(LOG_SUBJECT)?.get(appended).await?.context("the line that was appended is gone")?;
+    ensure!(read.value.as_ref() == Some(line), "the line that was appended is another one");
+    Ok(())
+}

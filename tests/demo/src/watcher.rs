@@ -1,0 +1,77 @@
+//! A live watcher of the log, beside everything else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use dormouse_client::{Client, Update, Watch};
+use dormouse_runtime::Tasks;
+use tokio::sync::oneshot;
+
+use crate::input::{Input, LOG_SUBJECT};
+use crate::report::{Step, say};
+
+/// How long the watcher may lag behind the last write.
+const LAG: Duration = Duration::from_secs(20);
+
+/// A watcher under way.
+pub struct Watcher {
+    tasks: Tasks,
+    outcome: oneshot::Receiver<anyhow::Result<usize>>,
+}
+
+/// Watches the log from now on, until every line of the input has come by. Shows the first line it sees, and the first
+/// after `before` lines: that is the one after the kill.
+pub async fn follow(client: &Client, input: &Input, before: usize) -> anyhow::Result<Watcher> {
+    let watch = client.stream(LOG_SUBJECT)?.watch().await.context("cannot watch the log")?;
+    let lines: Arc<[Bytes]> = input.lines.clone().into();
+    let (sender, outcome) = oneshot::channel();
+    let tasks = Tasks::new();
+    tasks.spawn("watcher", async move {
+        // Nobody listens any more when the demo has failed elsewhere.
+        let _ = sender.send(compare(watch, &lines, before).await);
+    });
+    Ok(Watcher { tasks, outcome })
+}
+
+impl Watcher {
+    /// How many changes it saw, which are all there were.
+    pub async fn finish(self) -> anyhow::Result<usize> {
+        let step = Step::begin("waiting for the live watcher", 1);
+        let outcome = tokio::time::timeout(LAG, self.outcome)
+            .await
+            .context("the live watcher has not seen every change")?
+            .context("the live watcher ended")?;
+        let seen = outcome?;
+        step.done(&format!("{seen} changes seen live, in order"));
+        self.tasks.finish(LAG).await?;
+        Ok(seen)
+    }
+}
+
+async fn compare(mut watch: Watch, lines: &[Bytes], before: usize) -> anyhow::Result<usize> {
+    let mut seen = 0;
+    while seen < lines.len() {
+        match watch.next().await {
+            Some(Update::Set(message)) => {
+                ensure!(
+                    message.value.as_ref() == Some(&lines[seen]),
+                    "the watcher saw another line at {}",
+                    message.seq
+                );
+                if seen == 0 || seen == before {
+                    let line = String::from_utf8_lossy(&lines[seen]);
+                    say(&format!("  » the watcher sees seq {}: {line:.60}", message.seq.get()));
+                }
+                seen += 1;
+            }
+            Some(Update::Gap { seen: position, now }) => {
+                bail!("the watcher missed something after {position:?}, before {now:?}")
+            }
+            Some(other) => bail!("the watcher saw {other:?}"),
+            None => bail!("the watch ended after {seen} changes"),
+        }
+    }
+    Ok(seen)
+}
