@@ -40,13 +40,27 @@ fn the_help_of_every_command_tells_the_default_of_every_flag() {
     assert_eq!(
         names,
         [
-            "set", "get", "ls", "rm", "keys", "watch", "info", "server ls", "server health", "subject locate",
-            "subject flush", "subject configure", "subject export", "subject destroy", "dev"
+            "set",
+            "get",
+            "ls",
+            "rm",
+            "keys",
+            "watch",
+            "info",
+            "server ls",
+            "server health",
+            "subject locate",
+            "subject flush",
+            "subject configure",
+            "subject export",
+            "subject destroy",
+            "dev"
         ]
     );
     for (words, command) in &mut commands {
         let mut checked = 0;
-        for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version")) {
+        for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version"))
+        {
             let help = arg.get_long_help().or(arg.get_help()).unwrap_or_default().to_string();
             let told = help.contains("default:") || !arg.get_default_values().is_empty();
             let positional = arg.is_positional();
@@ -141,7 +155,8 @@ fn dev_takes_any_free_port_and_has_its_defaults() {
 
 #[test]
 fn a_child_keeps_its_own_flags() {
-    let line = ["dormouse", "run-child", "--", "7", "/bin/server", "--nats", "nats://h:1", "--json", "--", "x"];
+    let line =
+        ["dormouse", "run-child", "--", "7", "/bin/server", "--nats", "nats://h:1", "--json", "--", "x"];
     let cli = Cli::read(line).unwrap();
     let Command::RunChild(child) = cli.command else { panic!() };
     assert_eq!((child.parent, child.program), (7, OsString::from("/bin/server")));

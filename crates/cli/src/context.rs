@@ -260,7 +260,10 @@ mod tests {
         let home = Home::new();
         home.context("prod", r#"{"url":"nats://a:4222"}"#);
         let contexts = Contexts::new(Some(home.0.path().join(".config")), Some(PathBuf::from("/nowhere")));
-        assert_eq!(addresses(&contexts.complete(NatsArgs::default(), Some("prod"), None).unwrap()), ["nats://a:4222"]);
+        assert_eq!(
+            addresses(&contexts.complete(NatsArgs::default(), Some("prod"), None).unwrap()),
+            ["nats://a:4222"]
+        );
     }
 
     #[test]

@@ -234,7 +234,9 @@ mod tests {
 
     #[test]
     fn the_help_names_every_exit_code() {
-        use ErrorKind::{BrokenPipe, Conflict, Failure, Indeterminate, NotFound, Permission, Unavailable, Usage};
+        use ErrorKind::{
+            BrokenPipe, Conflict, Failure, Indeterminate, NotFound, Permission, Unavailable, Usage,
+        };
         for kind in [Failure, Usage, NotFound, Conflict, Unavailable, Permission, Indeterminate] {
             let word = kind.as_str().replace('_', " ");
             let line = EXIT_CODES.lines().find(|line| line.contains(&word)).unwrap();

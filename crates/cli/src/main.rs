@@ -78,18 +78,44 @@ async fn carry_out(cli: Cli, output: Output) -> Result<(), Failure> {
 /// Whether errors are to be JSON, asked when the command line could not be understood.
 fn wants_json(line: &[OsString]) -> bool {
     line.iter().any(|word| word == "--json")
-        || std::env::var_os("DORMOUSE_JSON").is_some_and(|value| value != "0" && value != "false" && !value.is_empty())
+        || std::env::var_os("DORMOUSE_JSON")
+            .is_some_and(|value| value != "0" && value != "false" && !value.is_empty())
 }
 
 fn refuse(error: &clap::Error, json: bool) -> ExitCode {
     let asked_for = matches!(error.kind(), ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion);
     if json && !asked_for {
-        let text = error.to_string();
-        let text = text.trim_start_matches("error: ").lines().next().unwrap_or_default();
-        output::report(&Failure::usage(text), true);
+        output::report(&Failure::usage(usage_text(error)), true);
     } else {
         // Nobody reads it: nothing to be done.
         let _ = error.print();
     }
     if asked_for { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Usage.exit_code()) }
+}
+
+/// What is wrong, in one line: what clap says before it explains the usage.
+fn usage_text(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_command_line_fits_a_line() {
+        let error = Cli::read(["dormouse", "subject", "destroy", "app.s"]).unwrap_err();
+        assert_eq!(usage_text(&error), "the following required arguments were not provided: --yes");
+        let error = Cli::read(["dormouse", "get", "app.*", "--key", "k"]).unwrap_err();
+        assert!(usage_text(&error).contains("must not contain '*'"), "{}", usage_text(&error));
+    }
+
+    #[test]
+    fn errors_are_json_when_the_line_asks_for_it_anywhere() {
+        let line = |words: &str| words.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(wants_json(&line("dormouse get --json")));
+        assert!(!wants_json(&line("dormouse get")));
+    }
 }

@@ -65,14 +65,16 @@ impl Output {
         self.bytes(format!("{line}\n").as_bytes())
     }
 
-    /// Prints a table.
+    /// Prints a table; without titles when `header` is empty.
     ///
     /// # Errors
     /// [`Failure`] when the output cannot be written.
     pub fn table(&self, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(header.iter().copied());
+        if !header.is_empty() {
+            table.set_header(header.iter().copied());
+        }
         for row in rows {
             table.add_row(row);
         }

@@ -229,10 +229,7 @@ mod tests {
             view(&Update::Removed { seq: Seq::new(3), key: None }),
             json!({"type": "removed", "seq": 3, "key": null})
         );
-        assert_eq!(
-            view(&Update::Cleared { end_seq: Seq::new(3) }),
-            json!({"type": "cleared", "end_seq": 3})
-        );
+        assert_eq!(view(&Update::Cleared { end_seq: Seq::new(3) }), json!({"type": "cleared", "end_seq": 3}));
         assert_eq!(
             view(&Update::Gap { seen: Some(Position { term: Term::new(1), rev: Rev::new(2) }), now: None }),
             json!({"type": "gap", "seen": {"term": 1, "rev": 2}, "now": null})

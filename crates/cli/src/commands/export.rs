@@ -54,7 +54,9 @@ fn bucket_url(arguments: &Export) -> Result<String, Failure> {
     FleetFile::read(&arguments.data_dir).map(|fleet| fleet.bucket).map_err(|failure| {
         // Who never heard of `dormouse dev` should not read about its files.
         if arguments.data_dir == Path::new(DEV_DATA_DIR) && failure.kind() == ErrorKind::Unavailable {
-            Failure::usage("which bucket? Give its URL with --bucket, or the --data-dir of a running `dormouse dev`")
+            Failure::usage(
+                "which bucket? Give its URL with --bucket, or the --data-dir of a running `dormouse dev`",
+            )
         } else {
             failure
         }
@@ -70,8 +72,8 @@ fn staged(file: &Path) -> PathBuf {
 
 async fn fetch(url: &str, subject: &Subject, staged: &Path, flushed: Position) -> Result<Position, Failure> {
     // Settings that are not text are none of ours.
-    let variables =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let bucket = open_bucket(url, variables, Env::system())
         .await
         .map_err(|error| Failure::new(format!("cannot open the bucket: {}", one_line(&error))))?;

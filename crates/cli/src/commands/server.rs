@@ -30,7 +30,8 @@ async fn ls(session: &Session) -> Result<(), Failure> {
         session.output.note("the coordinator knows no server");
         return Ok(());
     }
-    let titles = ["NAME", "STATE", "HEARD", "ASSIGNED", "OPEN", "REQUESTS", "LOCAL BYTES", "CAPACITY", "VERSION"];
+    let titles =
+        ["NAME", "STATE", "HEARD", "ASSIGNED", "OPEN", "REQUESTS", "LOCAL BYTES", "CAPACITY", "VERSION"];
     session.output.table(&titles, reply.servers.iter().map(server_row))
 }
 
@@ -40,7 +41,8 @@ fn server_row(server: &ServerEntry) -> Vec<String> {
         ServerState::Draining => "draining",
         ServerState::Dead => "dead",
     };
-    let heard = server.heard_ms_ago.map_or_else(|| "never".to_owned(), |ago| format!("{} ago", duration(ago)));
+    let heard =
+        server.heard_ms_ago.map_or_else(|| "never".to_owned(), |ago| format!("{} ago", duration(ago)));
     vec![
         server.name.to_string(),
         state.to_owned(),
@@ -111,7 +113,14 @@ async fn ask(session: &Session, name: String) -> Finding {
 fn health_row(finding: &Finding) -> Vec<String> {
     let Some(health) = &finding.health else {
         let error = finding.error.clone().unwrap_or_default();
-        return vec![finding.name.clone(), "no answer".to_owned(), String::new(), String::new(), String::new(), error];
+        return vec![
+            finding.name.clone(),
+            "no answer".to_owned(),
+            String::new(),
+            String::new(),
+            String::new(),
+            error,
+        ];
     };
     let status = match health.status {
         HealthStatus::Ok => "ok",

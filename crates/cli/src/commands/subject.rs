@@ -51,7 +51,7 @@ pub(super) async fn info(session: &Session, subject: &Subject) -> Result<(), Fai
     ];
     rows.extend(configuration(&info));
     let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
-    session.output.table(&["", ""], rows)
+    session.output.table(&[], rows)
 }
 
 fn configuration(info: &InfoReply) -> Vec<(&'static str, String)> {

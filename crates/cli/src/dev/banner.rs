@@ -21,7 +21,8 @@ fn text(file: &FleetFile) -> String {
     let servers: Vec<&str> =
         file.data_dirs.keys().map(String::as_str).filter(|name| *name != ServerName::COORDINATOR).collect();
     // Addresses other than the tool's own default have to be given.
-    let nats = if file.url.ends_with("127.0.0.1:4222") { String::new() } else { format!(" --nats {}", file.url) };
+    let nats =
+        if file.url.ends_with("127.0.0.1:4222") { String::new() } else { format!(" --nats {}", file.url) };
     let prefix = if file.prefix == "persist" { String::new() } else { format!(" --prefix {}", file.prefix) };
     let dormouse = format!("dormouse{nats}{prefix}");
     for (name, value) in [
@@ -50,8 +51,7 @@ mod tests {
 
     #[test]
     fn the_examples_reach_the_fleet_they_stand_under() {
-        let data_dirs =
-            ["coordinator", "persist-1"].map(|name| (name.to_owned(), PathBuf::from(name)));
+        let data_dirs = ["coordinator", "persist-1"].map(|name| (name.to_owned(), PathBuf::from(name)));
         let mut file = FleetFile {
             url: "nats://127.0.0.1:4222".to_owned(),
             prefix: "persist".to_owned(),

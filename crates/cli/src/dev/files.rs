@@ -65,7 +65,11 @@ impl FleetFile {
             if error.kind() == std::io::ErrorKind::NotFound {
                 Failure::of(
                     ErrorKind::Unavailable,
-                    format!("no fleet of `dormouse dev` is ready on {}: {} is missing", data_dir.display(), path.display()),
+                    format!(
+                        "no fleet of `dormouse dev` is ready on {}: {} is missing",
+                        data_dir.display(),
+                        path.display()
+                    ),
                 )
             } else {
                 cannot("read", &path, &error)

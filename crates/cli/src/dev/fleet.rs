@@ -263,7 +263,8 @@ impl Fleet {
     fn alarm(&mut self, alarm: Alarm) -> Vec<Effect> {
         match alarm {
             Alarm::Ready(role) if self.phase == Phase::Starting(role) => {
-                let late = self.names(|process| process.role == role && process.condition == Condition::Starting);
+                let late =
+                    self.names(|process| process.role == role && process.condition == Condition::Starting);
                 self.fail(format!("{} was not ready within {} s", late.join(", "), READY_DEADLINE.as_secs()))
             }
             Alarm::Stopped(role) if self.phase == Phase::Stopping(role) => {

@@ -72,7 +72,8 @@ impl Places {
         let beside = self.directory().into_iter().flat_map(|directory| {
             directory.ancestors().take(3).map(|above| above.join(".tools/bin")).collect::<Vec<_>>()
         });
-        let in_tools = self.working_directory.iter().map(|directory| directory.join(".tools/bin")).chain(beside);
+        let in_tools =
+            self.working_directory.iter().map(|directory| directory.join(".tools/bin")).chain(beside);
         self.path.iter().cloned().chain(in_tools).find_map(|directory| program_in(&directory, NATS_SERVER)).ok_or_else(
             || {
                 Failure::new(format!(

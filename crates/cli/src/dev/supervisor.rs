@@ -135,7 +135,7 @@ impl Shell {
             Effect::Withdraw => {
                 self.announced = false;
                 FleetFile::remove(self.plan.data_dir.root());
-                self.output.note("stopping the fleet; Ctrl-C again stops it at once");
+                self.output.note("stopping the fleet; Ctrl-C now ends it at once");
             }
             Effect::Note(note) => self.output.note(&note.to_string()),
             Effect::Finish(outcome) => return Ok(Some(outcome)),
@@ -318,7 +318,8 @@ impl Plan {
     }
 
     fn common(&self, name: &str, url: &str) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = ["--nats", url, "--prefix", self.prefix.as_str()].map(OsString::from).into();
+        let mut arguments: Vec<OsString> =
+            ["--nats", url, "--prefix", self.prefix.as_str()].map(OsString::from).into();
         if let Some(data_dir) = self.data_dirs.get(name) {
             arguments.extend(["--data-dir".into(), data_dir.into()]);
         }
