@@ -1,5 +1,7 @@
 //! What Dormouse promises, each promise tried on real processes, a real nats-server and real files.
 
+mod cli;
+mod dev;
 mod failover;
 mod operations;
 mod start_up;

@@ -1,10 +1,15 @@
 //! What a server needs to start, and what it says when it does not get it.
 
+use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
 
 use anyhow::ensure;
 use dormouse_e2e::{Fleet, until};
 use dormouse_harness::{NatsServer, NatsServerOptions, complaints};
+use dormouse_runtime::Tasks;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 
 /// The process must have ended with this code, saying these words in one of its complaints.
 fn refused(ended: &(std::process::ExitStatus, String), code: i32, words: &[&str]) -> anyhow::Result<()> {
@@ -80,6 +85,95 @@ async fn a_bucket_that_is_not_there_is_refused_and_not_made() -> anyhow::Result<
             Ok(())
         })
         .await
+}
+
+/// There are stores that speak S3 and overwrite what a conditional create must leave alone. On one of them two servers
+/// could both own a subject.
+#[tokio::test]
+async fn a_bucket_that_ignores_the_condition_of_a_create_is_refused() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let endpoint = format!("http://{}", listener.local_addr()?);
+            let store = Tasks::new();
+            store.spawn("store", keep_whatever_comes(listener, store.clone()));
+            let mut spec = fleet.server_spec("second")?;
+            spec.arguments[5] = "s3://careless".into();
+            for (name, value) in [
+                ("AWS_ENDPOINT_URL", endpoint.as_str()),
+                ("AWS_ALLOW_HTTP", "true"),
+                ("AWS_REGION", "us-east-1"),
+                ("AWS_ACCESS_KEY_ID", "id"),
+                ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ] {
+                spec.environment.push((name.into(), value.into()));
+            }
+            let ended = fleet.run_to_end(&spec).await?;
+            store.stop().give();
+            refused(&ended, 3, &["bucket", "create", "exist"])?;
+            ensure!(!ended.1.contains("secret"), "the log holds a secret:\n{}", ended.1);
+            Ok(())
+        })
+        .await
+}
+
+/// The objects of a careless store, by path.
+type Objects = Arc<Mutex<HashMap<String, Vec<u8>>>>;
+
+/// Keeps what is put and gives it back, whatever conditions are set.
+async fn keep_whatever_comes(listener: TcpListener, tasks: Tasks) {
+    let objects = Objects::default();
+    let stop = tasks.stop().clone();
+    loop {
+        let connection = tokio::select! {
+            () = stop.given() => return,
+            connection = listener.accept() => connection,
+        };
+        let Ok((connection, _)) = connection else { return };
+        let (stop, objects) = (stop.clone(), Arc::clone(&objects));
+        tasks.spawn("connection", async move {
+            tokio::select! {
+                () = stop.given() => {}
+                // The other end hangs up when it has what it wants.
+                _ = keep(connection, &objects) => {}
+            }
+        });
+    }
+}
+
+async fn keep(connection: TcpStream, objects: &Objects) -> anyhow::Result<()> {
+    let mut connection = BufReader::new(connection);
+    loop {
+        let mut head = Vec::new();
+        loop {
+            let mut line = String::new();
+            ensure!(connection.read_line(&mut line).await? > 0, "hung up");
+            if line.trim_end().is_empty() {
+                break;
+            }
+            head.push(line.trim_end().to_owned());
+        }
+        let length = head.iter().find_map(|line| {
+            line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse::<usize>().ok()
+        });
+        let mut body = vec![0; length.unwrap_or(0)];
+        connection.read_exact(&mut body).await?;
+        let mut words = head.first().map(String::as_str).unwrap_or_default().split(' ');
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().to_owned());
+        let answer = {
+            let mut objects = objects.lock().expect("no holder of the lock panics");
+            match method {
+                "GET" => objects.get(&path).cloned().unwrap_or_default(),
+                _ => {
+                    objects.insert(path, body);
+                    Vec::new()
+                }
+            }
+        };
+        let headers = "ETag: \"same\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT";
+        let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\nContent-Length: {}\r\n\r\n", answer.len());
+        connection.write_all(&[head.as_bytes(), &answer].concat()).await?;
+    }
 }
 
 #[tokio::test]

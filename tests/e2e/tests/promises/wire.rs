@@ -78,7 +78,8 @@ async fn a_subject_with_wildcards_is_refused_on_every_route() -> anyhow::Result<
                 ] {
                     match raw.request(&route, &good).await {
                         Ok(answer) => {
-                            assert_eq!(refusal(&answer).context(route)?.code, ErrorCode::BadRequest)
+                            let error = refusal(&answer).context(route)?;
+                            assert_eq!(error.code, ErrorCode::BadRequest, "{error}");
                         }
                         Err(error) => {
                             let by_nats = format!("{error:#}").contains("Invalid Publish Subject");

@@ -1,0 +1,139 @@
+//! The `dormouse` tool.
+
+use anyhow::{Context, ensure};
+use dormouse_e2e::{Fleet, until};
+use serde_json::Value;
+
+fn documents(text: &str) -> anyhow::Result<Vec<Value>> {
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
+}
+
+#[tokio::test]
+async fn what_the_tool_sets_it_gets_lists_and_removes_for_people_and_programs() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            fleet.cli_ok(&["set", "app.tool", "--key", "colour", "green"]).await?;
+            fleet.cli_ok(&["set", "app.tool", "--key", "size", "7", "--header", "unit: cm"]).await?;
+            let set = documents(&fleet.cli_ok(&["--json", "set", "app.tool", "no key"]).await?)?;
+            assert_eq!(set[0]["seq"], 3);
+
+            assert_eq!(fleet.cli_ok(&["get", "app.tool", "--key", "colour"]).await?, "green");
+            let got = documents(&fleet.cli_ok(&["--json", "get", "app.tool", "--seq", "2"]).await?)?;
+            assert_eq!((&got[0]["value_text"], &got[0]["key"]), (&Value::from("7"), &Value::from("size")));
+            assert_eq!(fleet.cli_ok(&["keys", "app.tool"]).await?, "colour\nsize\n");
+            let keys = documents(&fleet.cli_ok(&["--json", "keys", "app.tool", "s"]).await?)?;
+            assert_eq!(keys, [serde_json::json!({"key": "size"})]);
+            let listed = documents(&fleet.cli_ok(&["--json", "ls", "app.tool"]).await?)?;
+            let seqs: Vec<_> = listed.iter().map(|message| message["seq"].as_u64()).collect();
+            assert_eq!(seqs, [Some(1), Some(2), Some(3)]);
+            ensure!(fleet.cli_ok(&["ls", "app.tool"]).await?.contains("green"));
+
+            fleet.cli_ok(&["rm", "app.tool", "--key", "colour"]).await?;
+            let info = documents(&fleet.cli_ok(&["--json", "info", "app.tool"]).await?)?;
+            assert_eq!((&info[0]["count"], &info[0]["server"]), (&Value::from(2), &Value::from("persist-1")));
+            ensure!(fleet.cli_ok(&["info", "app.tool"]).await?.contains("persist-1"));
+            fleet.cli_ok(&["subject", "destroy", "app.tool", "--yes"]).await?;
+            assert_eq!(fleet.cli_ok(&["keys", "app.tool"]).await?, "");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn the_tool_fails_with_a_code_and_says_why_in_json_too() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let missing = fleet.cli(&["get", "app.tool", "--key", "none"]).await?;
+            assert_eq!((missing.status.code(), missing.stdout.len()), (Some(3), 0));
+            let missing = fleet.cli(&["--json", "get", "app.tool", "--key", "none"]).await?;
+            let said = documents(std::str::from_utf8(&missing.stderr)?)?;
+            assert_eq!(said[0]["error"]["kind"], "not_found");
+            for illegal in ["app.*", "app..x", ""] {
+                assert_eq!(
+                    fleet.cli(&["get", illegal, "--key", "k"]).await?.status.code(),
+                    Some(2),
+                    "{illegal}"
+                );
+            }
+            // Nothing is destroyed by accident.
+            ensure!(!fleet.cli(&["subject", "destroy", "app.tool"]).await?.status.success());
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn an_exported_subject_is_a_file_that_sqlite3_opens() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let stream = fleet.client().await?.stream("app.export")?;
+            for result in stream.publish_batch((0..1_000).map(|number| format!("line {number}"))).await {
+                result?;
+            }
+            let bucket = format!("file://{}", fleet.bucket_dir().display());
+            let file = fleet.folder().join("export.sqlite3");
+            let path = file.display().to_string();
+            fleet.cli_ok(&["subject", "export", "app.export", &path, "--bucket", &bucket]).await?;
+            ensure!(std::fs::read(&file)?.starts_with(b"SQLite format 3\0"));
+            let question = "SELECT count(*), min(CAST(value AS TEXT)) FROM messages";
+            let asked = tokio::process::Command::new("sqlite3").arg(&file).arg(question).output().await;
+            // Where no sqlite3 is installed, the first bytes have to do.
+            if let Ok(output) = asked {
+                assert_eq!(String::from_utf8(output.stdout)?, "1000|line 0\n");
+            }
+            // Never over a file that is there.
+            let again = fleet.cli(&["subject", "export", "app.export", &path, "--bucket", &bucket]).await?;
+            ensure!(!again.status.success());
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn operators_see_servers_health_and_places() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            let listed = documents(&fleet.cli_ok(&["--json", "server", "ls"]).await?)?;
+            let servers = listed[0]["servers"].as_array().context("no servers")?;
+            let names: Vec<_> = servers.iter().filter_map(|server| server["name"].as_str()).collect();
+            assert_eq!(names, ["persist-1", "persist-2"]);
+            ensure!(fleet.cli_ok(&["server", "ls"]).await?.contains("persist-2"));
+
+            // What the probes of the Kubernetes manifests run.
+            for name in ["coordinator", "persist-1", "persist-2"] {
+                ensure!(fleet.cli_ok(&["server", "health", name]).await?.contains("ok"), "{name}");
+            }
+            assert_eq!(fleet.cli(&["server", "health", "nobody"]).await?.status.code(), Some(5));
+
+            let place = fleet.cli_ok(&["subject", "locate", "app.placed"]).await?;
+            let json = documents(&fleet.cli_ok(&["--json", "subject", "locate", "app.placed"]).await?)?;
+            assert_eq!(json[0]["server"], place.trim());
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn the_tool_watches_live() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let stream = fleet.client().await?.stream("app.watched")?;
+            let mut seen = String::new();
+            // The tool says when it listens, on standard error; what it misses before that is written again.
+            let watching = fleet.cli_ok(&["--json", "watch", "app.watched", "--count", "3"]);
+            let writing = until("the tool has seen enough", async || {
+                stream.publish("x").await?;
+                Ok(None::<()>)
+            });
+            tokio::select! {
+                watched = watching => seen = watched?,
+                written = writing => written?,
+            }
+            let updates = documents(&seen)?;
+            assert_eq!(updates.len(), 3);
+            ensure!(updates.iter().all(|update| update["message"]["value_text"] == "x"), "{seen}");
+            Ok(())
+        })
+        .await
+}
