@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use dormouse_bus::RequestError;
 use dormouse_bus::nats::ConnectError;
-use dormouse_bus::{AskError, RequestError};
 use dormouse_client::Error as ClientError;
 use dormouse_protocol::{ErrorCode, ErrorReply, Happened};
 use serde_json::{Value, json};
@@ -185,16 +185,6 @@ impl From<ClientError> for Failure {
     }
 }
 
-impl From<AskError> for Failure {
-    fn from(error: AskError) -> Self {
-        match &error {
-            AskError::Service(reply) => Self::reply(reply),
-            AskError::Request(request) => Self::caused(kind_of_request(request), &error),
-            _ => Self::caused(ErrorKind::Failure, &error),
-        }
-    }
-}
-
 impl From<RequestError> for Failure {
     fn from(error: RequestError) -> Self {
         Self::caused(kind_of_request(&error), &error)
@@ -261,10 +251,24 @@ mod tests {
             assert_eq!(Failure::from(error.clone()).kind().exit_code(), exit_code, "{error}");
         }
         let route = Route::new("persist.admin.servers");
-        let denied = AskError::Request(RequestError::PermissionDenied(route.clone()));
+        let denied = RequestError::PermissionDenied(route.clone());
         assert_eq!(Failure::from(denied).kind(), ErrorKind::Permission);
-        let nobody = AskError::Request(RequestError::NoResponders(route));
-        assert_eq!(Failure::from(nobody).kind(), ErrorKind::Unavailable);
+        assert_eq!(Failure::from(RequestError::NoResponders(route)).kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_code_of_the_protocol_means_the_same_however_it_arrives() {
+        for (code, kind) in [
+            (ErrorCode::WrongLast, ErrorKind::Conflict),
+            (ErrorCode::KeyExists, ErrorKind::Conflict),
+            (ErrorCode::PermissionDenied, ErrorKind::Permission),
+            (ErrorCode::Indeterminate, ErrorKind::Indeterminate),
+            (ErrorCode::Overloaded, ErrorKind::Unavailable),
+            (ErrorCode::BadRequest, ErrorKind::Failure),
+        ] {
+            let reply = ErrorReply::new(code, "why");
+            assert_eq!(Failure::from(ClientError::Service(Box::new(reply))).kind(), kind);
+        }
     }
 
     #[test]
