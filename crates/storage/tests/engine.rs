@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::{Change, ErrorCode, Level, Rev};
 use dormouse_runtime::Env;
-use dormouse_storage::api::{Request, Submission};
+use dormouse_storage::api::{Reply, Request, Submission};
 use dormouse_storage::bucket::Bucket;
 use dormouse_storage::{Engine, EngineSettings, ExportError, OpenError, export_snapshot};
 use support::{World, lost_files, messages_in, pairs, set_request, subject};
@@ -100,6 +101,43 @@ fn an_idle_subject_is_closed_and_opens_again_under_the_same_term() {
     let after = server.set(&app, "k", "w").unwrap();
     assert_eq!((after.term, after.rev), (before.term, before.rev.next()));
     assert_eq!(server.engine.figures().opens, 2);
+}
+
+#[test]
+fn a_request_that_meets_a_closing_subject_is_served_by_the_reopened_one() {
+    let world = World::in_memory();
+    let app = subject(APP);
+    // Closes as soon as everything is in the bucket and nobody waits.
+    let server = world.server_with("persist-1", |settings| settings.idle_close = Duration::ZERO);
+    server.set(&app, "k", "v").unwrap();
+    server.runtime.block_on(async {
+        let ask = async |task: u64| {
+            for n in 0..100 {
+                let answer = server.engine.execute(&app, Request::Get(GetRequest::key("k"))).await;
+                assert!(matches!(&answer, Ok(Reply::Get(reply)) if reply.messages.len() == 1), "{answer:?}");
+                tokio::time::sleep(Duration::from_micros((task * 31 + n * 17) % 700)).await;
+            }
+        };
+        tokio::join!(ask(1), ask(2), ask(3));
+    });
+    assert!(server.engine.figures().opens > 5, "{:?}", server.engine.figures());
+}
+
+#[test]
+fn what_waits_behind_a_destroy_is_served_by_the_subject_that_follows() {
+    let world = World::in_memory();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let old = server.set(&app, "old", "v").unwrap();
+    let (destroyed, set) = server.runtime.block_on(async {
+        tokio::join!(
+            server.engine.execute(&app, Request::Destroy),
+            server.engine.execute(&app, set_request("new", "v"))
+        )
+    });
+    assert!(destroyed.is_ok() && set.is_ok(), "{destroyed:?} {set:?}");
+    assert_eq!(server.all(&app).unwrap(), pairs(&[("new", "v")]));
+    assert_eq!(server.info(&app).position.term, old.term.next());
 }
 
 #[test]

@@ -148,8 +148,9 @@ impl<'a> Serving<'a> {
             match self.schedule.due(now) {
                 Some(Due::Beacon) => self.beacon(),
                 Some(Due::Publish) => self.start_publishing().await,
-                Some(Due::Close) => return Some(self.close().await),
-                None => return None,
+                Some(Due::Close) if inbox.queue.is_empty() => return Some(self.close().await),
+                // Somebody has just asked for it.
+                Some(Due::Close) | None => return None,
             }
         }
     }

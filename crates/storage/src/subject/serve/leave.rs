@@ -64,9 +64,9 @@ impl Serving<'_> {
             tracing::error!(subject = %self.subject, %error, "the file stays where it is");
         }
         tracing::info!(subject = %self.subject, "another process owns the subject now");
-        let reply = ErrorReply::not_owner(None);
-        self.refuse_flushes(&reply);
-        End::Refused(reply)
+        self.refuse_flushes(&ErrorReply::not_owner(None));
+        // Requests that wait make a claim of their own, and so learn who the owner is.
+        End::Closed
     }
 
     fn refuse_flushes(&mut self, reply: &ErrorReply) {
