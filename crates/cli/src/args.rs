@@ -1,14 +1,16 @@
 //! The command line, as words: what can be said and how `--help` explains it.
 
+mod words;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dormouse_bus::args::NatsArgs;
-use dormouse_protocol::{MessageId, Prefix, Seq, ServerName, Subject, Term};
+use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
+use self::words::{Header, Metadata, message_id, process, seq};
 use crate::error::EXIT_CODES;
 
 /// Streams and key-value stores over core NATS, kept in a bucket: the operator's and developer's tool.
@@ -124,7 +126,7 @@ pub struct Set {
     pub headers: Vec<Header>,
 
     /// The seq the message shall have [default: the next one]
-    #[arg(long, value_name = "SEQ", value_parser = parse_seq)]
+    #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub seq: Option<Seq>,
 
     /// Only if there is no message under the key; without --key: if the subject has never held one [default: whatever
@@ -133,7 +135,7 @@ pub struct Set {
     pub expect_absent: bool,
 
     /// Only if this is the message under the key; without --key: the last of the subject [default: whatever is there]
-    #[arg(long, value_name = "TERM:SEQ", value_parser = parse_message_id)]
+    #[arg(long, value_name = "TERM:SEQ", value_parser = message_id)]
     pub expect: Option<MessageId>,
 }
 
@@ -149,7 +151,7 @@ pub struct Get {
     pub key: Option<String>,
 
     /// The message at this seq [no default: --key or --seq is needed]
-    #[arg(long, value_name = "SEQ", value_parser = parse_seq)]
+    #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub seq: Option<Seq>,
 }
 
@@ -160,11 +162,11 @@ pub struct Ls {
     pub subject: Subject,
 
     /// First seq to list [default: the first there is]
-    #[arg(long, value_name = "SEQ", value_parser = parse_seq)]
+    #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub start: Option<Seq>,
 
     /// Last seq to list, inclusive [default: the last there is]
-    #[arg(long, value_name = "SEQ", value_parser = parse_seq)]
+    #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub end: Option<Seq>,
 
     /// Only messages whose key starts with this; the empty text: all that have a key [default: all]
@@ -192,11 +194,11 @@ pub struct Rm {
     pub keys: Vec<String>,
 
     /// Remove the message at this seq; may be given several times [no default: say what to remove]
-    #[arg(long = "seq", value_name = "SEQ", value_parser = parse_seq)]
+    #[arg(long = "seq", value_name = "SEQ", value_parser = seq)]
     pub seqs: Vec<Seq>,
 
     /// Remove every message up to and including this seq [no default: say what to remove]
-    #[arg(long, value_name = "SEQ", value_parser = parse_seq)]
+    #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub up_to: Option<Seq>,
 
     /// Remove all but the newest few [no default: say what to remove]
@@ -259,7 +261,7 @@ pub enum ServerCommand {
 #[derive(Debug, Clone, Args)]
 pub struct Health {
     /// The server, or `coordinator` [default: the coordinator and every server it takes for alive]
-    #[arg(value_parser = parse_process)]
+    #[arg(value_parser = process)]
     pub name: Option<String>,
 }
 
@@ -409,73 +411,5 @@ impl Cli {
     }
 }
 
-/// A header as `name:value`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
-    /// Its name.
-    pub name: String,
-    /// Its value, without the blank that may follow the colon.
-    pub value: String,
-}
-
-impl FromStr for Header {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once(':') {
-            Some((name, value)) if !name.is_empty() => {
-                let value = value.strip_prefix(' ').unwrap_or(value);
-                Ok(Self { name: name.to_owned(), value: value.to_owned() })
-            }
-            _ => Err("a header is written NAME:VALUE"),
-        }
-    }
-}
-
-/// Metadata as `name=value`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Metadata {
-    /// Its name.
-    pub name: String,
-    /// Its value.
-    pub value: String,
-}
-
-impl FromStr for Metadata {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once('=') {
-            Some((name, value)) if !name.is_empty() => {
-                Ok(Self { name: name.to_owned(), value: value.to_owned() })
-            }
-            _ => Err("metadata is written NAME=VALUE"),
-        }
-    }
-}
-
-fn parse_seq(text: &str) -> Result<Seq, String> {
-    match text.parse() {
-        Ok(0) => Err("a seq is 1 or more".to_owned()),
-        Ok(number) => Ok(Seq::new(number)),
-        Err(error) => Err(format!("a seq is a whole number: {error}")),
-    }
-}
-
-fn parse_message_id(text: &str) -> Result<MessageId, String> {
-    let (term, seq) =
-        text.split_once(':').ok_or("a message is named TERM:SEQ, as `set` and `get --json` print it")?;
-    let term = term.parse().map_err(|error| format!("a term is a whole number: {error}"))?;
-    Ok(MessageId { term: Term::new(term), seq: parse_seq(seq)? })
-}
-
-fn parse_process(text: &str) -> Result<String, String> {
-    if text != ServerName::COORDINATOR {
-        ServerName::new(text).map_err(|error| error.to_string())?;
-    }
-    Ok(text.to_owned())
-}
-
 #[cfg(test)]
-#[path = "args_tests.rs"]
 mod tests;

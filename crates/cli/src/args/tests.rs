@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use dormouse_protocol::Term;
+
 use super::*;
 
 fn read(line: &str) -> Result<Cli, clap::Error> {

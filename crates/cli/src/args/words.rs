@@ -1,0 +1,84 @@
+//! How single words of the command line are read.
+
+use std::str::FromStr;
+
+use dormouse_protocol::{MessageId, Seq, ServerName, Term};
+
+/// A header as `name:value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Its name.
+    pub name: String,
+    /// Its value, without the blank that may follow the colon.
+    pub value: String,
+}
+
+impl FromStr for Header {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            Some((name, value)) if !name.is_empty() => {
+                let value = value.strip_prefix(' ').unwrap_or(value);
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
+            _ => Err("a header is written NAME:VALUE"),
+        }
+    }
+}
+
+/// Metadata as `name=value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl FromStr for Metadata {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => {
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
+            _ => Err("metadata is written NAME=VALUE"),
+        }
+    }
+}
+
+/// A seq.
+///
+/// # Errors
+/// A sentence about what is wrong.
+pub fn seq(text: &str) -> Result<Seq, String> {
+    match text.parse() {
+        Ok(0) => Err("a seq is 1 or more".to_owned()),
+        Ok(number) => Ok(Seq::new(number)),
+        Err(error) => Err(format!("a seq is a whole number: {error}")),
+    }
+}
+
+/// A message as `term:seq`.
+///
+/// # Errors
+/// A sentence about what is wrong.
+pub fn message_id(text: &str) -> Result<MessageId, String> {
+    let (term, seq) =
+        text.split_once(':').ok_or("a message is named TERM:SEQ, as `set` and `get --json` print it")?;
+    let term = term.parse().map_err(|error| format!("a term is a whole number: {error}"))?;
+    Ok(MessageId { term: Term::new(term), seq: seq(seq)? })
+}
+
+/// The name of a server, or `coordinator`.
+///
+/// # Errors
+/// A sentence about what is wrong.
+pub fn process(text: &str) -> Result<String, String> {
+    if text != ServerName::COORDINATOR {
+        ServerName::new(text).map_err(|error| error.to_string())?;
+    }
+    Ok(text.to_owned())
+}
