@@ -66,10 +66,10 @@ pub fn seq(text: &str) -> Result<Seq, String> {
 /// # Errors
 /// A sentence about what is wrong.
 pub fn message_id(text: &str) -> Result<MessageId, String> {
-    let (term, seq) =
+    let (term, number) =
         text.split_once(':').ok_or("a message is named TERM:SEQ, as `set` and `get --json` print it")?;
     let term = term.parse().map_err(|error| format!("a term is a whole number: {error}"))?;
-    Ok(MessageId { term: Term::new(term), seq: seq(seq)? })
+    Ok(MessageId { term: Term::new(term), seq: seq(number)? })
 }
 
 /// The name of a server, or `coordinator`.
