@@ -41,7 +41,7 @@ pub struct NatsArgs {
     pub nats_creds: Option<PathBuf>,
 
     /// Refuse a connection without TLS; default: TLS where the server demands it or the address says tls://
-    #[arg(long, env = "DORMOUSE_NATS_TLS")]
+    #[arg(long, env = "DORMOUSE_NATS_TLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub nats_tls: bool,
 
     /// File with the certificates (PEM) of the authorities to trust; default: the operating system's
