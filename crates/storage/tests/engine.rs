@@ -384,7 +384,7 @@ fn garbage_in_place_of_a_local_file_is_kept_and_reported_and_the_bucket_serves()
 
 #[test]
 fn without_a_lease_nothing_is_answered() {
-    let world = World::in_memory();
+    let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
     server.set(&app, "k", "v").unwrap();
@@ -392,6 +392,8 @@ fn without_a_lease_nothing_is_answered() {
     assert_eq!(server.get(&app, "k").unwrap_err().code, ErrorCode::Unavailable);
     assert_eq!(server.set(&app, "k", "w").unwrap_err().code, ErrorCode::Unavailable);
     assert_eq!(server.get(&subject("app.other"), "k").unwrap_err().code, ErrorCode::Unavailable);
+    let claimed = world.folder.path().join("bucket/subjects/app.other");
+    assert!(!claimed.exists(), "without a lease nothing is claimed");
     server.authority.set_lease(Some(2));
     assert_eq!(server.get(&app, "k").unwrap().as_deref(), Some("v"));
     // The gap is verified in the bucket: without it there is no answer.
