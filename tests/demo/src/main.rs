@@ -85,7 +85,7 @@ async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Resul
     let mut report = Report::new(input);
     let client = Client::connect(&fleet.file.url).await.context("cannot connect to the fleet")?;
     let (before, after) = input.lines.split_at(input.lines.len() * 9 / 10);
-    let watcher = watcher::follow(&client, input, before.len()).await?;
+    let mut watcher = watcher::follow(&client, input, before.len()).await?;
 
     let clock = Stopwatch::start();
     steps::put_packages(&client, input, args.in_flight).await?;
@@ -98,6 +98,7 @@ async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Resul
     report.read_seconds = clock.seconds();
 
     report.flush_seconds = steps::flush(&client, input).await?;
+    watcher.has_seen(before.len()).await?;
     report.failover_seconds = steps::failover(&client, fleet, &after[0], last).await?;
     steps::publish_lines(&client, &after[1..]).await?;
     steps::check_packages(&client, input, "reading the packages again").await?;

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use dormouse_client::{Client, Update, Watch};
 use dormouse_runtime::Tasks;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::input::{Input, LOG_SUBJECT};
 use crate::report::{Step, say};
@@ -18,6 +18,7 @@ const LAG: Duration = Duration::from_secs(20);
 /// A watcher under way.
 pub struct Watcher {
     tasks: Tasks,
+    seen: watch::Receiver<usize>,
     outcome: oneshot::Receiver<anyhow::Result<usize>>,
 }
 
@@ -27,15 +28,25 @@ pub async fn follow(client: &Client, input: &Input, before: usize) -> anyhow::Re
     let watch = client.stream(LOG_SUBJECT)?.watch().await.context("cannot watch the log")?;
     let lines: Arc<[Bytes]> = input.lines.clone().into();
     let (sender, outcome) = oneshot::channel();
+    let (progress, seen) = watch::channel(0);
     let tasks = Tasks::new();
     tasks.spawn("watcher", async move {
         // Nobody listens any more when the demo has failed elsewhere.
-        let _ = sender.send(compare(watch, &lines, before).await);
+        let _ = sender.send(compare(watch, &lines, before, &progress).await);
     });
-    Ok(Watcher { tasks, outcome })
+    Ok(Watcher { tasks, seen, outcome })
 }
 
 impl Watcher {
+    /// Waits until it has seen so many changes. Events are at most once: those still on their way when a server is
+    /// killed may be lost, and then the watch reports a gap.
+    pub async fn has_seen(&mut self, changes: usize) -> anyhow::Result<()> {
+        let wait = self.seen.wait_for(|seen| *seen >= changes);
+        tokio::time::timeout(LAG, wait).await.context("the live watcher has not seen every change")?.ok();
+        // A watcher that ended early says why at the end.
+        Ok(())
+    }
+
     /// How many changes it saw, which are all there were.
     pub async fn finish(self) -> anyhow::Result<usize> {
         let step = Step::begin("waiting for the live watcher", 1);
@@ -50,7 +61,12 @@ impl Watcher {
     }
 }
 
-async fn compare(mut watch: Watch, lines: &[Bytes], before: usize) -> anyhow::Result<usize> {
+async fn compare(
+    mut watch: Watch,
+    lines: &[Bytes],
+    before: usize,
+    progress: &watch::Sender<usize>,
+) -> anyhow::Result<usize> {
     let mut seen = 0;
     while seen < lines.len() {
         match watch.next().await {
@@ -65,6 +81,7 @@ async fn compare(mut watch: Watch, lines: &[Bytes], before: usize) -> anyhow::Re
                     say(&format!("  » the watcher sees seq {}: {line:.60}", message.seq.get()));
                 }
                 seen += 1;
+                progress.send_replace(seen);
             }
             Some(Update::Gap { seen: position, now }) => {
                 bail!("the watcher missed something after {position:?}, before {now:?}")
