@@ -17,6 +17,7 @@ ARGS ?=
 # Errors of tests tell their causes; where an anyhow error was made helps nobody.
 export RUST_LIB_BACKTRACE ?= 0
 
+BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
 
 .PHONY: help tools check test demo dev bench soak clean
@@ -30,8 +31,8 @@ tools: ## Install what is missing (nats-server, cargo-nextest) into .tools
 check: ## Format, lints, documentation, import rules, words; warnings are errors
 	@scripts/tools build
 	cargo fmt --all --check
-	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --workspace --no-deps
+	cargo clippy$(LOCKED:%= %) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc$(LOCKED:%= %) --workspace --no-deps
 	scripts/check-imports --self-test
 	scripts/check-imports
 	scripts/check-words --self-test
@@ -39,23 +40,23 @@ check: ## Format, lints, documentation, import rules, words; warnings are errors
 
 # The end-to-end tests start the programs, so these are built first; nextest's summary stands last.
 test: tools ## Unit, property, contract, documentation and end-to-end tests
-	cargo build $(LOCKED) --workspace --all-targets
-	cargo test $(LOCKED) --workspace --doc --quiet
+	cargo build$(LOCKED:%= %) --workspace --all-targets
+	cargo test$(LOCKED:%= %) --workspace --doc --quiet
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	    set -x; cargo nextest run $(LOCKED) --workspace; \
 	else \
-	    set -x; cargo test $(LOCKED) --workspace --all-targets --no-fail-fast; \
+	    set -x; cargo test$(LOCKED:%= %) --workspace --all-targets --no-fail-fast; \
 	fi
 
 demo: ## The main job on this machine's own data, with a server killed half way
 	@scripts/tools nats-server
-	cargo build $(LOCKED) --release $(PROGRAMS) -p dormouse-demo
-	@cargo run $(LOCKED) --quiet --release -p dormouse-demo -- $(ARGS)
+	cargo build$(LOCKED:%= %) --release $(PROGRAMS) -p dormouse-demo
+	@$(BUILT)/dormouse-demo $(ARGS)
 
 dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	@scripts/tools nats-server
-	cargo build $(LOCKED) --release $(PROGRAMS)
-	@cargo run $(LOCKED) --quiet --release -p dormouse-cli --bin dormouse -- dev $(ARGS)
+	cargo build$(LOCKED:%= %) --release $(PROGRAMS)
+	@$(BUILT)/dormouse dev $(ARGS)
 
 bench: ## (to come) Throughput and latency beside peers
 	@echo "make bench will measure set, get, get_all, watch, wake-up and idle cost, and the same at peers"
