@@ -228,7 +228,10 @@ impl Bus for NatsBus {
         if !self.shared.set_link(Link::Closed) {
             return;
         }
-        if was_up && timeout(CLOSE_DEADLINE, self.client.flush()).await.is_err() {
+        // The server has everything once a message that was sent after it has come back. That it was written to the
+        // socket would not do: what the server has not read by the end of the connection can be lost.
+        let sent = round_trip(&self.shared, &self.client);
+        if was_up && timeout(CLOSE_DEADLINE, sent).await.is_err() {
             tracing::warn!("the connection to NATS was closed before everything was sent");
         }
         self.shared.end();

@@ -155,3 +155,30 @@ async fn tasks_end_with_the_bus_whether_closed_or_dropped() {
         drop(heard);
     }
 }
+
+/// A program may end as soon as it has closed its bus: here its whole runtime is gone then.
+#[test]
+fn what_was_published_is_sent_when_close_returns() {
+    let here = tokio::runtime::Runtime::new().unwrap();
+    // One thread: nothing is sent on the side while the messages are published.
+    let there = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let server = here.block_on(server(""));
+    let mut heard = here.block_on(async {
+        let bus = connect(options(&server.url())).await.unwrap();
+        let heard = bus.subscribe(RoutePattern::new("last"), SubscribeOptions::default()).await.unwrap();
+        (bus, heard)
+    });
+    there.block_on(async {
+        let bus = connect(options(&server.url())).await.unwrap();
+        for number in 0..1_000 {
+            bus.publish(Outgoing::new(Route::new("last"), format!("{number}").into())).await.unwrap();
+        }
+        bus.close().await;
+    });
+    there.shutdown_background();
+    here.block_on(async {
+        for number in 0..1_000 {
+            assert_eq!(within(heard.1.next()).await.unwrap().payload, format!("{number}"));
+        }
+    });
+}
