@@ -78,3 +78,8 @@ pub use dormouse_protocol::{
     ErrorCode, ErrorReply, Happened, Headers, Level, Message, MessageId, Position, Prefix, Retry, Rev, Seq,
     ServerName, Subject, Term, Timestamp,
 };
+
+// The program that the README shows must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
