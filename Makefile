@@ -7,7 +7,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # A scrubbed PATH still finds the toolchain; what scripts/tools installs is found last.
-export PATH := $(PATH):$(HOME)/.cargo/bin:$(CURDIR)/.tools/bin
+export PATH := $(PATH)$(CARGO_HOME:%=:%/bin)$(HOME:%=:%/.cargo/bin):/usr/local/cargo/bin:$(CURDIR)/.tools/bin
 
 # CI sets LOCKED=--locked: there the lock file must already be right.
 LOCKED ?=
@@ -29,7 +29,7 @@ tools: ## Install what is missing (nats-server, cargo-nextest) into .tools
 	@scripts/tools nats-server cargo-nextest
 
 check: ## Format, lints, documentation, import rules, words; warnings are errors
-	@scripts/tools build
+	@scripts/tools lints
 	cargo fmt --all --check
 	cargo clippy$(LOCKED:%= %) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc$(LOCKED:%= %) --workspace --no-deps
