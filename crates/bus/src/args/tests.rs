@@ -68,20 +68,34 @@ fn no_secret_is_printed() {
     let args = parse(&["--nats=nats://u:hunter2@host", "--nats-user=u", "--nats-password=hunter2"]);
     let options = args.resolve_with(None).unwrap();
     let token = parse(&["--nats-token=hunter2"]);
+    let token_in_address = parse(&["--nats=nats://hunter2@host"]).resolve_with(None).unwrap();
+    let broken = parse(&["--nats=http://hunter2@host"]).resolve_with(None).unwrap_err();
     for printed in [
         format!("{args:?}"),
         format!("{options:?}"),
         options.urls[0].to_string(),
         format!("{token:?}"),
+        format!("{token_in_address:?}"),
+        token_in_address.urls[0].to_string(),
+        broken.to_string(),
         parse(&["--nats=http://u:hunter2@host"]).resolve_with(None).unwrap_err().to_string(),
     ] {
         assert!(!printed.contains("hunter2"), "{printed}");
     }
-    assert_eq!(options.urls[0].user_password(), Some(("u".into(), Secret::new("hunter2"))));
+    assert_eq!(token_in_address.urls[0].to_string(), "nats://***@host");
+    assert_eq!(options.urls[0].to_string(), "nats://***@host");
 }
 
 #[test]
-fn a_password_in_an_address_may_hold_any_character() {
-    let url: NatsUrl = "nats://us%40er:a%2Fb+c%25@host".parse().unwrap();
-    assert_eq!(url.user_password(), Some(("us@er".into(), Secret::new("a/b+c%"))));
+fn an_address_says_who_we_are() {
+    let told = |address: &str| address.parse::<NatsUrl>().unwrap().authentication();
+    let login = |user: &str, password: &str| Authentication::UserPassword {
+        user: user.to_owned(),
+        password: Secret::new(password),
+    };
+    assert_eq!(told("nats://host"), Authentication::None);
+    assert_eq!(told("nats://u:hunter2@host"), login("u", "hunter2"));
+    assert_eq!(told("nats://t0ken%2F@host"), Authentication::Token(Secret::new("t0ken/")));
+    // Any character may be in there.
+    assert_eq!(told("nats://us%40er:a%2Fb+c%25@host"), login("us@er", "a/b+c%"));
 }

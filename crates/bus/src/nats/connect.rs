@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::bus::NatsBus;
 use super::credentials;
 use super::link::Shared;
-use super::options::{Authentication, ConnectError, NatsOptions, NatsUrl};
+use super::options::{Authentication, ConnectError, NatsOptions, NatsUrl, install_tls_provider};
 
 /// How often the server is asked whether it is still there. Two silent ones and the connection is given up.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -29,6 +29,8 @@ impl NatsOptions {
     /// # Errors
     /// [`ConnectError`].
     pub async fn connect(&self, env: Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
+        // Also without a word of TLS in the options: the server may demand it.
+        install_tls_provider();
         let mut failures = 0;
         let mut last_reason = String::new();
         loop {
@@ -83,13 +85,8 @@ impl NatsOptions {
     }
 
     fn library_options(&self, env: &Env, shared: &Arc<Shared>) -> ConnectOptions {
-        let mut options = match &self.authentication {
-            Authentication::None => match self.urls.iter().find_map(NatsUrl::user_password) {
-                Some((user, password)) => {
-                    ConnectOptions::with_user_and_password(user, password.reveal().to_owned())
-                }
-                None => ConnectOptions::new(),
-            },
+        let mut options = match &self.identity() {
+            Authentication::None => ConnectOptions::new(),
             Authentication::UserPassword { user, password } => {
                 ConnectOptions::with_user_and_password(user.clone(), password.reveal().to_owned())
             }
@@ -123,6 +120,17 @@ impl NatsOptions {
             })
     }
 
+    /// Who we say we are, also where only an address tells.
+    fn identity(&self) -> Authentication {
+        let mut told = self.urls.iter().map(NatsUrl::authentication);
+        match &self.authentication {
+            Authentication::None => {
+                told.find(|told| *told != Authentication::None).unwrap_or(Authentication::None)
+            }
+            given => given.clone(),
+        }
+    }
+
     /// A server that takes the connection and says nothing must leave time for the others.
     fn attempt_deadline(&self) -> Duration {
         self.connect_deadline / u32::try_from(self.urls.len().max(1)).unwrap_or(u32::MAX)
@@ -132,7 +140,8 @@ impl NatsOptions {
         if self.urls.is_empty() {
             return Err(ConnectError::Setting("no address of a nats-server is given"));
         }
-        let addresses = self.urls.iter().map(|url| ServerAddr::from_url(url.as_url().clone()));
+        // The library logs addresses, and has been told otherwise who we are.
+        let addresses = self.urls.iter().map(|url| ServerAddr::from_url(url.without_user()));
         addresses
             .collect::<Result<_, _>>()
             .map_err(|_| ConnectError::Setting("an address is not one of NATS"))

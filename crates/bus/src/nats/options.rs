@@ -37,24 +37,34 @@ impl From<String> for Secret {
     }
 }
 
-/// The address of a nats-server. Printed without the password it may hold.
+/// The address of a nats-server. Printed without the user, password or token it may hold.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsUrl(Url);
 
 impl NatsUrl {
-    /// User and password, where the address holds them.
+    /// Who the address says we are: a user and a password or, as NATS has it, a token where there is no password.
     #[must_use]
-    pub fn user_password(&self) -> Option<(String, Secret)> {
+    pub fn authentication(&self) -> Authentication {
         let decoded = |text: &str| {
             let pair = format!("x={}", text.replace('+', "%2B"));
             url::form_urlencoded::parse(pair.as_bytes()).map(|(_, value)| value.into_owned()).next()
         };
-        let user = decoded(self.0.username()).filter(|user| !user.is_empty())?;
-        Some((user, Secret(self.0.password().and_then(decoded).unwrap_or_default())))
+        let Some(user) = decoded(self.0.username()).filter(|user| !user.is_empty()) else {
+            return Authentication::None;
+        };
+        match self.0.password().and_then(decoded) {
+            Some(password) => Authentication::UserPassword { user, password: Secret(password) },
+            None => Authentication::Token(Secret(user)),
+        }
     }
 
-    pub(super) fn as_url(&self) -> &Url {
-        &self.0
+    /// The address alone.
+    pub(super) fn without_user(&self) -> Url {
+        let mut url = self.0.clone();
+        // A URL with a host takes both.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+        url
     }
 }
 
@@ -81,10 +91,10 @@ impl FromStr for NatsUrl {
 
 impl fmt::Display for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut url = self.0.clone();
-        if url.password().is_some() {
-            // A URL with a host takes a password.
-            let _ = url.set_password(Some("***"));
+        let mut url = self.without_user();
+        if url != self.0 {
+            // A user alone may be a token. A URL with a host takes one.
+            let _ = url.set_username("***");
         }
         f.write_str(url.as_str())
     }
@@ -99,7 +109,7 @@ impl fmt::Debug for NatsUrl {
 /// Who we say we are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Authentication {
-    /// Nobody in particular; or, where the first address holds a user and a password, these.
+    /// Nobody in particular; or whom the first address says that holds a user and a password, or a token.
     #[default]
     None,
     /// A user and a password.
@@ -228,7 +238,8 @@ pub enum ConnectError {
 }
 
 /// Chooses the one cryptography for all TLS connections of the process: two libraries bring one each, and without a
-/// choice the first connection panics. To be the first line of every `main`; calling it again does nothing.
+/// choice the first connection panics. [`NatsOptions::connect`] calls it; who opens other TLS connections before that calls
+/// it first. Calling it again does nothing.
 pub fn install_tls_provider() {
     // An error means that one is installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

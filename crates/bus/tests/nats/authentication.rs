@@ -41,7 +41,13 @@ async fn token() {
     let server = server("authorization { token: \"t0ken\" }").await;
     let with = |token: &str| as_who(&server, Authentication::Token(Secret::new(token)));
     assert_works(&connect(with("t0ken")).await.unwrap()).await;
-    assert!(matches!(connect(with("other")).await.unwrap_err(), ConnectError::Refused { .. }));
+    let in_address = |token: &str| options(&server.url().replace("://", &format!("://{token}@")));
+    assert_works(&connect(in_address("t0ken")).await.unwrap()).await;
+    for refused in [with("other"), in_address("other")] {
+        let error = connect(refused).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Refused { .. }));
+        assert!(!format!("{error} {error:?}").contains("other"), "{error}");
+    }
 }
 
 fn only(user: &KeyPair) -> String {

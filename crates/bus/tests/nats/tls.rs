@@ -1,6 +1,8 @@
+//! Nothing here chooses a cryptography: connecting does.
+
 use std::path::{Path, PathBuf};
 
-use dormouse_bus::nats::{ClientCertificate, ConnectError, NatsOptions, Tls, install_tls_provider};
+use dormouse_bus::nats::{ClientCertificate, ConnectError, NatsOptions, Tls};
 use dormouse_harness::{NatsServer, NatsServerOptions};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
@@ -52,7 +54,6 @@ async fn strict_server(papers: &Papers) -> NatsServer {
 
 #[tokio::test]
 async fn with_a_client_certificate() {
-    install_tls_provider();
     let papers = Papers::new();
     let server = strict_server(&papers).await;
     let tls = Tls { required: true, ca_file: Some(papers.file("ca.pem")), client: Some(papers.client()) };
@@ -64,7 +65,6 @@ async fn with_a_client_certificate() {
 
 #[tokio::test]
 async fn what_does_not_hold_is_refused() {
-    install_tls_provider();
     let (papers, others) = (Papers::new(), Papers::new());
     let server = strict_server(&papers).await;
     let good = Tls { required: true, ca_file: Some(papers.file("ca.pem")), client: Some(papers.client()) };
@@ -83,7 +83,6 @@ async fn what_does_not_hold_is_refused() {
 
 #[tokio::test]
 async fn a_server_without_tls_is_not_talked_to_when_tls_is_required() {
-    install_tls_provider();
     let papers = Papers::new();
     let server = server("").await;
     let tls = Tls { required: true, ca_file: Some(papers.file("ca.pem")), client: None };
