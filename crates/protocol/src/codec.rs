@@ -4,12 +4,15 @@
 //! take their default, so that old and new parties understand each other. Anything that is not exactly one value
 //! of the expected type is refused.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::ErrorReply;
-use crate::limits::MAX_NESTING;
+use crate::limits::{MAX_ITEMS_PER_REQUEST, MAX_NESTING};
 
 /// The version of the protocol that a request is written in.
 ///
@@ -81,22 +84,101 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if rest.is_empty() { Ok(value) } else { Err(DecodeError::TrailingBytes(rest.len())) }
 }
 
+/// A message that says which version of the protocol it is written in.
+pub trait Versioned {
+    /// The version in its field `v`.
+    fn version(&self) -> ProtocolVersion;
+}
+
+/// Says of request types that their field `v` is their version.
+macro_rules! versioned {
+    ($($request:ty),* $(,)?) => {
+        $(impl $crate::codec::Versioned for $request {
+            fn version(&self) -> $crate::codec::ProtocolVersion {
+                self.v
+            }
+        })*
+    };
+}
+pub(crate) use versioned;
+
 /// Reads a request and checks its protocol version, with the error a server answers.
 ///
 /// # Errors
 /// `unsupported_version` when the request is of a newer version, even if the rest of it makes no sense to us;
 /// `bad_request` when it is no valid request of ours.
-pub fn decode_request<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ErrorReply> {
+pub fn decode_request<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T, ErrorReply> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(default)]
         v: ProtocolVersion,
     }
-    let envelope: Envelope = decode(bytes).map_err(|error| ErrorReply::bad_request(error.to_string()))?;
-    if envelope.v > ProtocolVersion::CURRENT {
-        return Err(ErrorReply::unsupported_version(envelope.v));
+    let newer = |version| version > ProtocolVersion::CURRENT;
+    match decode::<T>(bytes) {
+        Ok(request) if newer(request.version()) => Err(ErrorReply::unsupported_version(request.version())),
+        Ok(request) => Ok(request),
+        // Only a request that makes no sense is looked at twice: it may come from the future.
+        Err(error) => Err(match decode::<Envelope>(bytes) {
+            Ok(envelope) if newer(envelope.v) => ErrorReply::unsupported_version(envelope.v),
+            _ => ErrorReply::bad_request(error.to_string()),
+        }),
     }
-    decode(bytes).map_err(|error| ErrorReply::bad_request(error.to_string()))
+}
+
+/// A list of at most [`MAX_ITEMS_PER_REQUEST`] items, `nil` being the empty one. The bound holds while reading: an
+/// item may cost one byte on the wire and hundreds in memory.
+struct Items<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Items<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ItemsVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ItemsVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ItemsVisitor<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {MAX_ITEMS_PER_REQUEST} items")
+    }
+
+    fn visit_unit<E>(self) -> Result<Vec<T>, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        let mut items = Vec::with_capacity(list.size_hint().unwrap_or(0).min(64));
+        while let Some(item) = list.next_element()? {
+            if items.len() == MAX_ITEMS_PER_REQUEST {
+                return Err(serde::de::Error::invalid_length(items.len() + 1, &self));
+            }
+            items.push(item);
+        }
+        Ok(items)
+    }
+}
+
+/// For a field that is a list of what a caller asks for: see [`Items`].
+pub(crate) fn items<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    Ok(Items::deserialize(deserializer)?.0)
+}
+
+/// The same for a list that may be absent.
+pub(crate) fn optional_items<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    Ok(Option::<Items<T>>::deserialize(deserializer)?.map(|items| items.0))
+}
+
+/// For a field whose `nil` means the same as its absence.
+pub(crate) fn nil_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -104,7 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::data::{GetRequest, SetRequest};
+    use crate::data::{ConfigureRequest, DeleteRequest, GetRequest, SetItem, SetRequest};
     use crate::error::ErrorCode;
 
     #[test]
@@ -140,6 +222,41 @@ mod tests {
         let error = decode_request::<SetRequest>(&bytes).unwrap_err();
         assert_eq!(error.code, ErrorCode::UnsupportedVersion);
         assert_eq!(error.supported_version, Some(ProtocolVersion::CURRENT));
+    }
+
+    #[test]
+    fn a_list_is_bounded_while_it_is_read() {
+        // An array of `count` empty maps: a byte each.
+        let request = |count: usize| {
+            let mut bytes = vec![0x81, 0xa4, b's', b'e', b't', b's', 0xdd];
+            bytes.extend(u32::try_from(count).unwrap().to_be_bytes());
+            bytes.resize(bytes.len() + count, 0x80);
+            bytes
+        };
+        let most = decode_request::<SetRequest>(&request(MAX_ITEMS_PER_REQUEST)).unwrap();
+        assert_eq!(most.sets.len(), MAX_ITEMS_PER_REQUEST);
+        let error = decode_request::<SetRequest>(&request(MAX_ITEMS_PER_REQUEST + 1)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadRequest);
+        assert!(error.message.contains("at most 10000 items"), "{error}");
+    }
+
+    #[test]
+    fn nil_means_the_same_as_absent() {
+        let nil = serde_json::Value::Null;
+        let set = serde_json::json!({"sets": [{"key": nil, "value": nil, "headers": nil, "expect": nil}]});
+        let request: SetRequest = decode(&encode(&set).unwrap()).unwrap();
+        assert_eq!(request.sets, [SetItem::default()]);
+        let configure = serde_json::json!({"request": nil, "config": {"level": nil, "metadata": nil}});
+        assert_eq!(
+            decode::<ConfigureRequest>(&encode(&configure).unwrap()).unwrap(),
+            ConfigureRequest::default()
+        );
+        let delete = serde_json::json!({"seqs": nil, "keys": nil});
+        assert_eq!(decode::<DeleteRequest>(&encode(&delete).unwrap()).unwrap(), DeleteRequest::default());
+        assert_eq!(
+            decode::<GetRequest>(&encode(&serde_json::json!({"keys": nil})).unwrap()).unwrap(),
+            GetRequest::default()
+        );
     }
 
     proptest! {

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::ProtocolVersion;
+use crate::codec::{self, ProtocolVersion, versioned};
 use crate::error::ErrorReply;
 use crate::ids::{Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerName, Term, Timestamp};
 use crate::message::{Change, Headers, Message, SubjectConfig};
@@ -37,6 +37,7 @@ pub struct SetRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
     /// What to write, in order. At least one.
+    #[serde(deserialize_with = "codec::items")]
     pub sets: Vec<SetItem>,
 }
 
@@ -123,7 +124,7 @@ pub struct GetRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// The messages under these keys.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "codec::optional_items")]
     pub keys: Option<Vec<String>>,
 }
 
@@ -230,10 +231,10 @@ pub struct DeleteRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
     /// Remove the messages at these seqs.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "codec::items")]
     pub seqs: Vec<Seq>,
     /// Remove the messages under these keys.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "codec::items")]
     pub keys: Vec<String>,
     /// What must be there. `Key` needs exactly one key and no seq in the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -408,4 +409,9 @@ pub struct DestroyRequest {
 pub struct DestroyReply {
     /// Where the subject ended; a later claim goes on from here.
     pub position: Position,
+}
+
+versioned! {
+    SetRequest, GetRequest, GetAllRequest, KeysRequest, DeleteRequest, DeleteAllRequest, ChangesRequest, InfoRequest,
+    ConfigureRequest, FlushRequest, DestroyRequest,
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::ProtocolVersion;
+use crate::codec::{ProtocolVersion, versioned};
 use crate::ids::{Incarnation, LogId, ServerName};
 
 /// Which server serves the subject of the route? Sent by clients on `<prefix>.coord.locate.<subject>`.
@@ -199,4 +199,8 @@ pub struct ServerEntry {
     /// The version of its software.
     #[serde(default)]
     pub version: String,
+}
+
+versioned! {
+    LocateRequest, JoinRequest, HeartbeatRequest, ClaimRequest, ReleaseRequest, LeaveRequest, ServersRequest,
 }

@@ -13,7 +13,7 @@ use crate::ids::{Level, MessageId, Position, Rev, Seq, Term, Timestamp};
 /// On the wire a list of pairs: `[["name", "value"], …]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Headers(pub Vec<(String, String)>);
+pub struct Headers(#[serde(deserialize_with = "crate::codec::items")] pub Vec<(String, String)>);
 
 impl Headers {
     /// Whether there is none.
@@ -216,6 +216,10 @@ pub struct SubjectConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_ttl_ms: Option<u64>,
     /// Anything the application wants to keep about the subject.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "crate::codec::nil_as_default"
+    )]
     pub metadata: BTreeMap<String, String>,
 }
