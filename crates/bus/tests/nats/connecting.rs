@@ -61,3 +61,13 @@ async fn a_server_that_says_nothing_costs_the_deadline() {
     let error = within(connect(options)).await.unwrap_err();
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
 }
+
+/// Where two libraries bring a cryptography each, a server that asks for TLS would otherwise make us panic. Seen on a
+/// connection without TLS, where nothing else chooses one.
+#[tokio::test]
+async fn connecting_chooses_the_cryptography() {
+    let server = server("").await;
+    let bus = connect(options(&server.url())).await.unwrap();
+    assert!(rustls::crypto::CryptoProvider::get_default().is_some());
+    assert_works(&bus).await;
+}
