@@ -14,10 +14,11 @@ mod watcher;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use dormouse_bus::nats::install_tls_provider;
 use dormouse_client::Client;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::fleet::DevFleet;
 use crate::input::Input;
@@ -66,7 +67,11 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         input.log.display()
     );
     let mut fleet = DevFleet::start(args.keep).await?;
-    let outcome = show(args, &input, &mut fleet).await;
+    // The fleet has a process group of its own: Ctrl-C does not reach it, we stop it.
+    let outcome = tokio::select! {
+        outcome = show(args, &input, &mut fleet) => outcome,
+        stop = interrupted() => stop.and_then(|()| bail!("it was interrupted; the fleet is being stopped")),
+    };
     let stopped = fleet.stop().await;
     match outcome.and_then(|report| stopped.map(|()| report)) {
         Ok(report) => {
@@ -79,6 +84,18 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             Err(error)
         }
     }
+}
+
+/// Done when the user or the system wants us to stop.
+async fn interrupted() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => pressed?,
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
 }
 
 async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Result<Report> {

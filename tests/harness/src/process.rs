@@ -60,6 +60,7 @@ impl ProcessSpec {
                 command.env_remove(name);
             }
         }
+        die_with_us(&mut command);
         let child = command
             .args(&self.arguments)
             .envs(self.environment.iter().cloned())
@@ -75,7 +76,29 @@ impl ProcessSpec {
     }
 }
 
-/// A running process. Killed when dropped.
+/// Has the kernel kill the process when the thread that starts it dies: neither SIGKILL nor a test runner that gives up
+/// leaves anything running. The thread, because that is what the kernel looks at; it is the one of a test or `main`.
+#[cfg(target_os = "linux")]
+fn die_with_us(command: &mut Command) {
+    let parent = std::process::id();
+    let arrange = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have died before we asked.
+        let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        if u32::try_from(now) == Ok(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec only system calls are made: nothing is allocated, no lock is taken, and an error
+    // that is made of a number is no allocation either.
+    #[expect(unsafe_code, reason = "there is no other way to ask the kernel on the child's behalf")]
+    unsafe {
+        command.pre_exec(arrange);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn die_with_us(_: &mut Command) {}
+
+/// A running process. Killed when dropped, and on Linux also when the thread that started it dies.
 #[derive(Debug)]
 pub struct Process {
     spec: ProcessSpec,
@@ -225,4 +248,28 @@ fn state(stat: &str) -> Option<char> {
 fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a process id")?;
     rustix::process::kill_process(pid, signal).context("no such process")
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_dies_with_the_thread_that_started_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = ProcessSpec::new("sleeper", "sleep".into(), folder.path()).args(["3600"]);
+        let start = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let process = runtime.block_on(async { spec.start() }).unwrap();
+            let pid = process.pid().unwrap();
+            assert!(pid_is_alive(pid));
+            // As SIGKILL would have it: nothing is dropped.
+            std::mem::forget((process, runtime));
+            pid
+        };
+        let pid = std::thread::scope(|threads| threads.spawn(start).join()).unwrap();
+        while pid_is_alive(pid) {
+            std::thread::yield_now();
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What Dormouse promises, each promise tried on real processes, a real nats-server and real files.
 
 mod cli;
+mod demo;
 mod dev;
 mod failover;
 mod operations;
