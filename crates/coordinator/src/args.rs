@@ -37,7 +37,7 @@ pub struct Args {
     )]
     pub prefix: String,
 
-    /// How long a server may go on without being heard of, from 500ms to 60s. Shorter finds dead servers sooner
+    /// How long a server may go on without being heard of, from 500ms to 20s. Shorter finds dead servers sooner
     #[arg(
         long,
         env = "DORMOUSE_LEASE_TTL",

@@ -12,6 +12,12 @@ use std::time::Duration;
 /// may still trust a longer one of which nobody knows, and its own join says nothing of it.
 pub const UNKNOWN_RESTART_WAIT: Duration = Duration::from_secs(30);
 
+/// The longest time to live of a lease. A coordinator that lost its state waits [`UNKNOWN_RESTART_WAIT`] for leases
+/// that it does not know of; nobody may be granted one that is longer than that.
+pub const LONGEST_TTL: Duration = Duration::from_secs(20);
+
+const _: () = assert!(LONGEST_TTL.as_millis() * 13 / 10 <= UNKNOWN_RESTART_WAIT.as_millis());
+
 /// How long after granting a lease of `ttl` the coordinator may take the process for dead.
 #[must_use]
 pub fn dead_after(ttl: Duration) -> Duration {

@@ -10,9 +10,10 @@ use dormouse_protocol::{Prefix, Subject};
 use dormouse_runtime::logging::LogFormat;
 
 use crate::args::Args;
+use crate::lease::LONGEST_TTL;
 use crate::shell::CoordinatorOptions;
 
-const LEASE_TTL: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(60);
+const LEASE_TTL: RangeInclusive<Duration> = Duration::from_millis(500)..=LONGEST_TTL;
 const SHUTDOWN_DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 /// Everything the program needs to know, checked. Printing it shows no secret.
@@ -151,9 +152,11 @@ mod tests {
 
     #[test]
     fn leases_are_neither_too_short_nor_too_long() {
-        for (text, fine) in [("499ms", false), ("500ms", true), ("60s", true), ("61s", false), ("3", false)] {
+        for (text, fine) in [("499ms", false), ("500ms", true), ("20s", true), ("21s", false), ("3", false)] {
             assert_eq!(resolve(&["--data-dir=d", "--lease-ttl", text]).is_ok(), fine, "{text}");
         }
+        let faults = resolve(&["--data-dir=d", "--lease-ttl=60s"]).unwrap_err();
+        assert_eq!(faults.0, ["--lease-ttl: 60s is not from 500ms to 20s"]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ const TRUSTED_TENTHS: u32 = 7;
 /// How long to wait before joining again after a failure.
 const JOIN_RETRY: Duration = Duration::from_millis(300);
 /// A coordinator may grant what it likes; more than this is never trusted, and heartbeats come at least this often.
-const LONGEST_TTL: Duration = Duration::from_secs(60);
+const LONGEST_TTL: Duration = Duration::from_secs(20);
 /// Heartbeats never come faster than this, whatever was granted.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// How long an answer to a join is waited for.

@@ -45,11 +45,11 @@ impl Machine {
                     let text = format!("{owner}, which owns the subject, may still be alive");
                     return Effects::refuse(ErrorReply::unavailable(text));
                 }
-                return refer(subject, recorded, owner.server());
+                return self.refer(subject, recorded, owner.server());
             }
             Some(_) | None => {
                 if let Some(other) = self.somebody_else(subject, claimant, recorded.as_ref()) {
-                    return refer(subject, recorded, &other);
+                    return self.refer(subject, recorded, &other);
                 }
             }
         }
@@ -81,6 +81,14 @@ impl Machine {
         if draining { self.place(subject).cloned() } else { None }
     }
 
+    /// Sends the claimant to `server` and sees to it that locate does the same. Where locate would send clients
+    /// elsewhere all the same, since the server is draining, nothing is recorded: the two would undo each other's
+    /// changes for as long as somebody asks.
+    fn refer(&self, subject: &Subject, recorded: Option<ServerName>, server: &ServerName) -> Effects {
+        let effects = Effects::refuse(ErrorReply::not_owner(Some(server.clone())));
+        if self.keeps_subjects(server) { effects.with(assign(subject, recorded, server)) } else { effects }
+    }
+
     fn place(&self, subject: &Subject) -> Option<&ServerName> {
         let candidates = self.members.iter().filter(|(_, member)| member.takes_subjects());
         place(subject, candidates.map(|(name, member)| (name, member.record.capacity)))
@@ -100,11 +108,6 @@ impl Machine {
             None => self.is_waiting(),
         }
     }
-}
-
-/// Sends the claimant to `server` and sees to it that locate does the same.
-fn refer(subject: &Subject, recorded: Option<ServerName>, server: &ServerName) -> Effects {
-    Effects::refuse(ErrorReply::not_owner(Some(server.clone()))).with(assign(subject, recorded, server))
 }
 
 /// The change by which `server` has the subject, unless it has it.

@@ -146,6 +146,24 @@ fn a_draining_server_claims_only_what_nobody_else_can_take() {
 }
 
 #[test]
+fn clients_that_ask_while_the_owner_drains_change_nothing() {
+    let mut world = World::new();
+    let one = world.joined("one", 1);
+    world.claim("a", &one, None).unwrap();
+    let two = world.joined("two", 2);
+    world.ask(draining(&one)).unwrap();
+    // The first who asks moves the record, once.
+    assert_eq!(world.locate("a"), Ok("two".into()));
+    for _ in 0..3 {
+        assert_eq!(world.claim("a", &two, Some(&one)), not_owner("one"));
+        assert_eq!(world.recorded("a"), Some("two".into()));
+        assert_eq!(world.apply(Input::Locate(subject("a"))).changes, []);
+    }
+    world.ask(release("a", &one)).unwrap();
+    assert_eq!(world.claim("a", &two, None), Ok(()));
+}
+
+#[test]
 fn a_release_by_the_recorded_server_makes_the_subject_anybodys() {
     let mut world = World::new();
     let one = world.joined("one", 1);
