@@ -254,7 +254,9 @@ pub trait Bus: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`RequestError`]; its [`happened`](RequestError::happened) tells whether the request may have been carried
-    /// out. While disconnected the call waits for a connection and does not send after its deadline.
+    /// out. While disconnected the call waits for a connection, and what it did not hand to the adapter by its deadline
+    /// it never sends. What it did hand over may still go out later, where the connection broke at that moment: that
+    /// is [`RequestError::Deadline`].
     async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError>;
 
     /// Sends a message. Whether anybody received it is not known; that is the nature of pub/sub. While disconnected

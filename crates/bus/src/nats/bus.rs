@@ -1,6 +1,7 @@
 //! The bus itself: the port's operations, and the proof that the connection carries messages.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -14,7 +15,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 
 use super::convert;
-use super::link::{Link, Shared};
+use super::link::{Lookout, Shared};
 use crate::{
     Bus, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, validate,
@@ -25,6 +26,9 @@ const ROUND_TRIP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long closing waits for what is queued, and again for the end of the connection.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often the library is asked what it may have failed to tell.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// A connection to NATS that comes back by itself. Closed when dropped; then what is queued may be lost.
 pub struct NatsBus {
@@ -65,11 +69,25 @@ async fn watch_link(shared: Arc<Shared>, client: Client) {
             biased;
             () = shared.closed.given() => return,
             changed = socket.changed() => if changed.is_err() { return },
-            () = proven => if shared.set_link(Link::Up) {
+            () = proven => if shared.set_up(now.generation) {
                 tracing::info!("connected to NATS");
                 shared.tell(BusEvent::Connected);
             },
         }
+    }
+}
+
+/// Asks the library now and then what its events may have failed to tell.
+async fn look_after_link(shared: Arc<Shared>, client: Client) {
+    let mut lookout = Lookout::default();
+    let statistics = client.statistics();
+    loop {
+        tokio::select! {
+            () = shared.closed.given() => return,
+            () = tokio::time::sleep(BETWEEN_LOOKS) => {}
+        }
+        let connected = client.connection_state() == State::Connected;
+        shared.look(&mut lookout, statistics.connects.load(Ordering::Relaxed), connected);
     }
 }
 
@@ -96,6 +114,7 @@ impl NatsBus {
         let bus = Self { shared: Arc::clone(&shared), client: client.clone(), tasks: tasks.clone() };
         let answers = client.subscribe(shared.inbox().to_owned()).await.ok()?;
         tasks.spawn("nats answers", take_answers(Arc::clone(&shared), answers));
+        tasks.spawn("nats lookout", look_after_link(Arc::clone(&shared), client.clone()));
         tasks.spawn("nats link", watch_link(shared, client));
         Some(bus)
     }
@@ -225,7 +244,7 @@ impl Bus for NatsBus {
 
     async fn close(&self) {
         let was_up = self.shared.is_up();
-        if !self.shared.set_link(Link::Closed) {
+        if !self.shared.set_closed() {
             return;
         }
         // The server has everything once a message that was sent after it has come back. That it was written to the
@@ -250,7 +269,7 @@ impl Bus for NatsBus {
 
 impl Drop for NatsBus {
     fn drop(&mut self) {
-        self.shared.set_link(Link::Closed);
+        self.shared.set_closed();
         self.shared.end();
     }
 }

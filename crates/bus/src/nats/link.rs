@@ -34,6 +34,20 @@ pub(super) struct Socket {
     pub(super) inbox_denied: bool,
 }
 
+/// What the library says when asked, and what its events had told us by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    connects: u64,
+    connected: bool,
+    told: Socket,
+}
+
+/// Finds events that the library lost: it drops them while its own queue is full.
+#[derive(Debug, Default)]
+pub(super) struct Lookout {
+    last: Option<Look>,
+}
+
 /// A subscription that is, or may be, in force.
 struct Listener {
     pattern: RoutePattern,
@@ -106,10 +120,24 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    /// Moves to `link` unless closed. Says whether that was a change.
-    pub(super) fn set_link(&self, link: Link) -> bool {
+    /// Declares the connection up if it is still the one that was proven, number `generation`. Says whether that was a
+    /// change.
+    pub(super) fn set_up(&self, generation: u64) -> bool {
+        // The socket is read while the link is held: a loss that is not seen here takes the link down after this.
+        self.move_link(Link::Up, || {
+            let socket = self.socket.borrow();
+            socket.connected && socket.generation == generation
+        })
+    }
+
+    /// Closes it for good. Says whether that was a change.
+    pub(super) fn set_closed(&self) -> bool {
+        self.move_link(Link::Closed, || true)
+    }
+
+    fn move_link(&self, link: Link, may: impl FnOnce() -> bool) -> bool {
         self.link.send_if_modified(|now| {
-            let changes = *now != link && *now != Link::Closed;
+            let changes = *now != link && *now != Link::Closed && may();
             if changes {
                 *now = link;
             }
@@ -117,19 +145,48 @@ impl Shared {
         })
     }
 
+    /// Compares what the library says, asked now and then, with what its events told: `connects` connections so far,
+    /// and whether there is one now. Twice the same difference is no event that is on its way, but a lost one.
+    pub(super) fn look(&self, lookout: &mut Lookout, connects: u64, connected: bool) {
+        let look = Look { connects, connected, told: *self.socket.borrow() };
+        let differs = look.connected != look.told.connected || look.connects > look.told.generation;
+        if lookout.last.replace(look) != Some(look) || !differs {
+            return;
+        }
+        tracing::debug!(?look, "the NATS library lost an event");
+        if connected {
+            self.new_connection(connects.max(look.told.generation + 1));
+        } else {
+            self.lost_connection();
+        }
+    }
+
+    /// Whatever was up before is not this one, also where nobody told of its loss.
+    fn new_connection(&self, generation: u64) {
+        self.socket.send_replace(Socket { generation, connected: true, inbox_denied: false });
+        self.down();
+    }
+
+    fn lost_connection(&self) {
+        self.socket.send_modify(|socket| socket.connected = false);
+        self.down();
+    }
+
+    fn down(&self) {
+        if self.move_link(Link::Down, || true) {
+            tracing::warn!("the connection to NATS is lost");
+            self.tell(BusEvent::Disconnected);
+        }
+    }
+
     /// Takes an event of the library. Never waits: the library tells the next one only after this.
     pub(super) fn observe(&self, event: Event) {
         match event {
-            Event::Connected => self.socket.send_modify(|socket| {
-                *socket = Socket { generation: socket.generation + 1, connected: true, inbox_denied: false };
-            }),
-            Event::Disconnected => {
-                self.socket.send_modify(|socket| socket.connected = false);
-                if self.set_link(Link::Down) {
-                    tracing::warn!("the connection to NATS is lost");
-                    self.tell(BusEvent::Disconnected);
-                }
+            Event::Connected => {
+                let generation = self.socket.borrow().generation + 1;
+                self.new_connection(generation);
             }
+            Event::Disconnected => self.lost_connection(),
             Event::LameDuckMode => {
                 tracing::info!("the nats-server is about to go away");
                 self.tell(BusEvent::LameDuck);
@@ -242,6 +299,101 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told(events: &mut broadcast::Receiver<BusEvent>) -> Vec<BusEvent> {
+        std::iter::from_fn(|| events.try_recv().ok()).collect()
+    }
+
+    /// Up on its first connection.
+    fn up() -> (Shared, broadcast::Receiver<BusEvent>) {
+        let shared = Shared::new("_INBOX.me");
+        let events = shared.events.subscribe();
+        shared.observe(Event::Connected);
+        assert!(!shared.is_up(), "nothing has gone there and back");
+        assert!(shared.set_up(1) && shared.is_up());
+        assert!(!shared.set_up(1), "that is no change");
+        (shared, events)
+    }
+
+    #[test]
+    fn a_proof_holds_for_the_connection_it_was_made_on() {
+        let (shared, _events) = up();
+        shared.observe(Event::Disconnected);
+        assert!(!shared.set_up(1) && !shared.is_up(), "lost before the proof was seen");
+        shared.observe(Event::Connected);
+        assert!(!shared.set_up(1) && !shared.is_up(), "another one");
+        assert!(shared.set_up(2) && shared.is_up());
+    }
+
+    #[test]
+    fn a_connection_while_one_is_up_is_another_one() {
+        let (shared, mut events) = up();
+        shared.observe(Event::Connected);
+        assert!(!shared.is_up());
+        assert_eq!(told(&mut events), [BusEvent::Disconnected]);
+        assert!(shared.set_up(2));
+    }
+
+    #[test]
+    fn events_that_the_library_lost_are_found() {
+        // What the library says; the generation that must be proven then.
+        for (lost, connects, connected, generation) in [
+            ("a loss", 1, false, None),
+            ("a loss and a connection", 2, true, Some(2)),
+            ("two losses and two connections", 3, true, Some(3)),
+        ] {
+            let (shared, mut events) = up();
+            let mut lookout = Lookout::default();
+            shared.look(&mut lookout, 1, true);
+            shared.look(&mut lookout, 1, true);
+            shared.look(&mut lookout, connects, connected);
+            assert!(shared.is_up(), "{lost}: the event may be on its way");
+            shared.look(&mut lookout, connects, connected);
+            assert!(!shared.is_up(), "{lost}");
+            assert_eq!(told(&mut events), [BusEvent::Disconnected], "{lost}");
+            if let Some(generation) = generation {
+                assert!(shared.set_up(generation), "{lost}");
+            }
+            shared.look(&mut lookout, connects, connected);
+            shared.look(&mut lookout, connects, connected);
+            assert_eq!((shared.is_up(), told(&mut events)), (generation.is_some(), Vec::new()), "{lost}");
+        }
+    }
+
+    #[test]
+    fn a_lost_word_of_a_connection_is_made_up_for() {
+        let (shared, _events) = up();
+        shared.observe(Event::Disconnected);
+        let mut lookout = Lookout::default();
+        for _ in 0..2 {
+            assert!(!shared.socket.borrow().connected);
+            shared.look(&mut lookout, 2, true);
+        }
+        assert!(shared.socket.borrow().connected && shared.set_up(2));
+    }
+
+    #[test]
+    fn an_event_that_comes_late_is_none_that_was_lost() {
+        let (shared, mut events) = up();
+        let mut lookout = Lookout::default();
+        shared.look(&mut lookout, 2, true);
+        shared.observe(Event::Disconnected);
+        shared.look(&mut lookout, 2, true);
+        shared.observe(Event::Connected);
+        assert!(shared.set_up(2));
+        shared.look(&mut lookout, 2, true);
+        shared.look(&mut lookout, 2, true);
+        assert!(shared.is_up());
+        assert_eq!(told(&mut events), [BusEvent::Disconnected]);
+    }
+
+    #[test]
+    fn closed_is_closed() {
+        let (shared, _events) = up();
+        assert!(shared.set_closed() && !shared.set_closed());
+        shared.observe(Event::Connected);
+        assert!(!shared.set_up(2) && shared.is_closed());
+    }
 
     #[test]
     fn refusals_are_read() {
