@@ -109,7 +109,10 @@ pub enum RequestError {
     Disconnected,
     /// The bus was closed by its owner.
     #[error("the connection is closed")]
-    Closed,
+    Closed {
+        /// Whether the request was sent before: then it may have been carried out.
+        sent: bool,
+    },
 }
 
 impl RequestError {
@@ -117,13 +120,13 @@ impl RequestError {
     #[must_use]
     pub fn happened(&self) -> Happened {
         match self {
-            Self::Deadline { .. } => Happened::Unknown,
+            Self::Deadline { .. } | Self::Closed { sent: true } => Happened::Unknown,
             Self::NoResponders(_)
             | Self::PermissionDenied(_)
             | Self::TooLarge { .. }
             | Self::Invalid { .. }
             | Self::Disconnected
-            | Self::Closed => Happened::No,
+            | Self::Closed { sent: false } => Happened::No,
         }
     }
 }

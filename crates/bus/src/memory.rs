@@ -134,7 +134,7 @@ impl MemoryBus {
         let route = message.route.clone();
         loop {
             if !self.up().await {
-                return Err(RequestError::Closed);
+                return Err(RequestError::Closed { sent: false });
             }
             let (sender, answer) = oneshot::channel();
             let asked = self.broker.lock().request(self.id, message.clone(), sender);
@@ -143,7 +143,7 @@ impl MemoryBus {
                     *sent = true;
                     let _forget = Forget { broker: &self.broker, inbox };
                     // The other end is dropped only when the connection is closed.
-                    return answer.await.map_err(|_| RequestError::Closed);
+                    return answer.await.map_err(|_| RequestError::Closed { sent: true });
                 }
                 // It went down between the two steps.
                 Err(RequestError::Disconnected) => {}

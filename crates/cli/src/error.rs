@@ -198,7 +198,7 @@ fn kind_of_request(error: &RequestError) -> ErrorKind {
         RequestError::NoResponders(_)
         | RequestError::Deadline { .. }
         | RequestError::Disconnected
-        | RequestError::Closed => ErrorKind::Unavailable,
+        | RequestError::Closed { .. } => ErrorKind::Unavailable,
         _ => ErrorKind::Failure,
     }
 }

@@ -193,7 +193,7 @@ impl Error {
             RequestError::TooLarge { .. } => {
                 Self::TooLarge { limit: "max_payload".to_owned(), text: error.to_string() }
             }
-            RequestError::Closed => Self::Closed,
+            RequestError::Closed { .. } => Self::Closed,
             other => Self::Unreachable(other),
         }
     }

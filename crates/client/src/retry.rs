@@ -228,9 +228,7 @@ impl Tries {
     }
 
     fn after_request(&mut self, error: RequestError, seed: impl FnOnce() -> u64) -> Decision {
-        // A bus that was closed while the request was under way does not tell whether it was sent.
-        if error.happened() != Happened::No || (error == RequestError::Closed && self.repeat == Repeat::Never)
-        {
+        if error.happened() != Happened::No {
             return match self.repeat {
                 Repeat::Never => {
                     Decision::Fail(Error::Indeterminate { cause: IndeterminateCause::Unanswered(error) })

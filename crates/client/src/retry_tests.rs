@@ -32,7 +32,7 @@ fn unknown_outcomes() -> Vec<Failure> {
     vec![
         Failure::Gone(server("a")),
         Failure::Server(Refusal::Request(silent())),
-        Failure::Server(Refusal::Request(RequestError::Closed)),
+        Failure::Server(Refusal::Request(RequestError::Closed { sent: true })),
         Failure::Server(Refusal::Malformed(Arc::new(garbage))),
         refused(ErrorReply::new(ErrorCode::Indeterminate, "?")),
         refused(ErrorReply::internal("?")),

@@ -93,7 +93,7 @@ impl Bus for StuckBus {
         _: Outgoing,
         _: Duration,
     ) -> Result<dormouse_bus::Reply, dormouse_bus::RequestError> {
-        Err(dormouse_bus::RequestError::Closed)
+        Err(dormouse_bus::RequestError::Closed { sent: false })
     }
 
     async fn publish(&self, _: Outgoing) -> Result<(), dormouse_bus::PublishError> {

@@ -146,7 +146,7 @@ impl Broker {
         answer: oneshot::Sender<Reply>,
     ) -> Result<Route, RequestError> {
         let token = self.next_id();
-        let connection = self.connections.get(&from).ok_or(RequestError::Closed)?;
+        let connection = self.connections.get(&from).ok_or(RequestError::Closed { sent: false })?;
         if !connection.is_up() {
             return Err(RequestError::Disconnected);
         }

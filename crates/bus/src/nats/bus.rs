@@ -101,7 +101,7 @@ async fn round_trip(shared: &Shared, client: &Client) {
             ticket.answer().await
         };
         match timeout(ROUND_TRIP_DEADLINE, there_and_back).await {
-            Ok(Err(RequestError::Closed)) => std::future::pending().await,
+            Ok(Err(RequestError::Closed { .. })) => std::future::pending().await,
             Ok(_) => return,
             Err(_) => {}
         }
@@ -121,7 +121,7 @@ impl NatsBus {
 
     async fn exchange(&self, message: Outgoing, sent: &mut bool) -> Result<Reply, RequestError> {
         if !self.shared.up().await {
-            return Err(RequestError::Closed);
+            return Err(RequestError::Closed { sent: false });
         }
         let ticket = self.shared.outstanding.enter(Some(&message.route));
         *sent = true;
@@ -130,7 +130,7 @@ impl NatsBus {
                 RequestError::TooLarge { size_bytes, limit_bytes }
             }
             PublishError::Invalid { route, reason } => RequestError::Invalid { route, reason },
-            PublishError::Closed => RequestError::Closed,
+            PublishError::Closed => RequestError::Closed { sent: false },
         })?;
         ticket.answer().await
     }

@@ -92,7 +92,7 @@ impl Ticket<'_> {
     /// The answer, whenever it comes.
     pub(super) async fn answer(mut self) -> Answer {
         // The other end is dropped unused only when the bus is closed.
-        (&mut self.answer).await.unwrap_or(Err(RequestError::Closed))
+        (&mut self.answer).await.unwrap_or(Err(RequestError::Closed { sent: true }))
     }
 }
 

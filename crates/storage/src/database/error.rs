@@ -31,6 +31,9 @@ pub enum DatabaseError {
     /// The local disk has no room.
     #[error("the local disk is full")]
     DiskFull(#[source] rusqlite::Error),
+    /// SQLite failed before anything was changed.
+    #[error("SQLite failed before anything was written: {0}")]
+    NotBegun(#[source] rusqlite::Error),
     /// SQLite failed.
     #[error("SQLite failed: {0}")]
     Sqlite(#[source] rusqlite::Error),
@@ -48,6 +51,15 @@ impl From<rusqlite::Error> for DatabaseError {
 }
 
 impl DatabaseError {
+    /// The error, met at a point where no request can have changed anything.
+    #[must_use]
+    pub fn not_begun(self) -> Self {
+        match self {
+            Self::Sqlite(error) => Self::NotBegun(error),
+            other => other,
+        }
+    }
+
     /// Whether the file is not what it should be, as opposed to the machine failing to read or write it, or this
     /// software being too old for it.
     #[must_use]
@@ -56,7 +68,7 @@ impl DatabaseError {
             Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => {
                 true
             }
-            Self::Newer { .. } | Self::DiskFull(_) | Self::Sqlite(_) => false,
+            Self::Newer { .. } | Self::DiskFull(_) | Self::NotBegun(_) | Self::Sqlite(_) => false,
         }
     }
 
@@ -68,7 +80,9 @@ impl DatabaseError {
                 ErrorReply::unavailable("the server's local disk is full; nothing was written")
             }
             Self::Sqlite(_) => ErrorReply::internal(format_args!("the local file of {subject}: {self}")),
-            Self::Newer { .. } => ErrorReply::unavailable(format!("the local file of {subject}: {self}")),
+            Self::NotBegun(_) | Self::Newer { .. } => {
+                ErrorReply::unavailable(format!("the local file of {subject}: {self}"))
+            }
             Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => {
                 ErrorReply::corrupt(format!("the local file of {subject}"), self)
             }

@@ -6,11 +6,13 @@
 
 mod apply;
 mod error;
+mod files;
 mod read;
 mod schema;
 mod setup;
 
 pub use error::DatabaseError;
+pub use files::{companion, put_in_place, remove_files, sync_folder};
 pub use setup::sqlite_is_safe;
 
 use std::path::{Path, PathBuf};
@@ -87,8 +89,12 @@ impl Database {
     /// Makes the file of a subject that has none. There must be no file at `path`.
     ///
     /// # Errors
-    /// [`DatabaseError::DiskFull`] or [`DatabaseError::Sqlite`].
+    /// [`DatabaseError::DiskFull`] or [`DatabaseError::NotBegun`].
     pub fn create(path: &Path, subject: &Subject, origin: Origin) -> Result<Self, DatabaseError> {
+        Self::create_file(path, subject, origin).map_err(DatabaseError::not_begun)
+    }
+
+    fn create_file(path: &Path, subject: &Subject, origin: Origin) -> Result<Self, DatabaseError> {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
         set_pragmas(&connection)?;
         connection.execute_batch("BEGIN")?;
@@ -115,6 +121,10 @@ impl Database {
     /// # Errors
     /// [`DatabaseError`]; a file that is not what it should be is not touched.
     pub fn open(path: &Path, subject: &Subject) -> Result<Self, DatabaseError> {
+        Self::open_file(path, subject).map_err(DatabaseError::not_begun)
+    }
+
+    fn open_file(path: &Path, subject: &Subject) -> Result<Self, DatabaseError> {
         let connection = connect(path, OpenFlags::empty())?;
         check_identity(&connection)?;
         let held: String = connection
@@ -255,10 +265,10 @@ impl Database {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// [`DatabaseError`] when SQLite fails.
+    /// [`DatabaseError`] when SQLite fails; then nothing has happened.
     pub fn begin(&mut self) -> Result<(), DatabaseError> {
-        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        Ok(())
+        let begun = self.connection.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([]));
+        begun.map(drop).map_err(|error| DatabaseError::from(error).not_begun())
     }
 
     /// Commits the transaction: now what was applied survives the process.
@@ -324,6 +334,16 @@ impl Database {
         if busy == 0 { Ok(()) } else { Err(DatabaseError::Damaged("somebody else is using it".to_owned())) }
     }
 
+    /// Reads the whole file and looks whether it hangs together. A machine that lost power may have written half of
+    /// what it said; SQLite notices when it comes to such a page, which may be long after it was copied elsewhere.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Damaged`], or what SQLite says when it cannot read.
+    pub fn check_whole(&self) -> Result<(), DatabaseError> {
+        let found: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if found == "ok" { Ok(()) } else { Err(DatabaseError::Damaged(found)) }
+    }
+
     /// Closes the file and leaves it in one piece, without companions. No snapshot may be reading it.
     ///
     /// # Errors
@@ -332,32 +352,6 @@ impl Database {
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         self.connection.close().map_err(|(_, error)| error.into())
     }
-}
-
-/// Removes a database file and its companions. What is not there is fine.
-///
-/// # Errors
-/// The first error of the operating system.
-pub fn remove_files(path: &Path) -> std::io::Result<()> {
-    // The companion must never outlive the file beside a new file of the same name: SQLite would replay it. So
-    // whoever puts a file in place calls this first.
-    for file in
-        [path.to_owned(), companion(path, "-wal"), companion(path, "-shm"), companion(path, "-journal")]
-    {
-        match std::fs::remove_file(file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// The path of a file that SQLite keeps beside the database at `path`.
-#[must_use]
-pub fn companion(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 fn connect(path: &Path, extra: OpenFlags) -> Result<Connection, DatabaseError> {

@@ -325,3 +325,18 @@ fn every_bit_of_a_message_comes_back() {
     );
     assert_eq!((third.seq, third.value.as_deref()), (Seq::new(11), Some(&b""[..])));
 }
+
+#[test]
+fn a_transaction_that_cannot_begin_has_changed_nothing_for_certain() {
+    let (_folder, path) = file();
+    let mut database = fresh(&path);
+    database.begin().unwrap();
+    assert_eq!(database.begin().unwrap_err().reply(&subject()).code, ErrorCode::Unavailable);
+    database.rollback().unwrap();
+    drop(database);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let error = Database::open(&path, &subject()).unwrap_err();
+    assert_eq!(error.reply(&subject()).code, ErrorCode::Unavailable, "{error}");
+    assert!(!error.is_unfit_file());
+}

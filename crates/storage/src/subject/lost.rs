@@ -1,10 +1,12 @@
 //! Keeping what would otherwise be written over.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use dormouse_protocol::{ErrorReply, Rev, Subject, Term};
 
-use crate::database::{Database, companion, remove_files};
+use crate::database::{Database, companion, remove_files, sync_folder};
 use crate::engine::Shared;
 use crate::keys::Nonce;
 
@@ -36,10 +38,12 @@ pub(super) async fn set_aside(
             warn(subject, term, rev, in_bucket, &kept);
             Ok(())
         }
-        Err(error) => Err(ErrorReply::internal(format_args!(
-            "changes of {subject} that are not in the bucket could not be moved to {}: {error}",
-            kept.display()
-        ))),
+        Err(error) => {
+            tracing::error!(%subject, %error, kept = %kept.display(), "changes that are not in the bucket cannot be moved");
+            Err(ErrorReply::unavailable(format!(
+                "changes of {subject} that are not in the bucket could not be kept elsewhere: {error}"
+            )))
+        }
     }
 }
 
@@ -61,11 +65,49 @@ fn move_files(path: &Path, target: &Path) -> std::io::Result<()> {
     if let Some(folder) = target.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    // The file first: left without its companion it would be taken for complete.
-    std::fs::rename(path, target)?;
-    match std::fs::rename(companion(path, "-wal"), companion(target, "-wal")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+    // Whoever is killed in here leaves both files where they were or both where they are to be: a companion that
+    // stayed behind alone would be taken for rubbish. Its own second name comes first, because a file without its
+    // companion would be taken for complete.
+    match give_second_name(&companion(path, "-wal"), &companion(target, "-wal")) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    give_second_name(path, target)?;
+    target.parent().map_or(Ok(()), sync_folder)?;
     remove_files(path)
+}
+
+/// Where the file system knows no second names, the file gets a copy.
+fn give_second_name(path: &Path, target: &Path) -> std::io::Result<()> {
+    match std::fs::hard_link(path, target) {
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
+            std::fs::copy(path, target).and_then(|_| File::open(target)?.sync_all())
+        }
+        linked => linked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_files_go_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, target) = (folder.path().join("s.sqlite3"), folder.path().join("lost/1.sqlite3"));
+        std::fs::write(&path, "file").unwrap();
+        std::fs::write(companion(&path, "-wal"), "companion").unwrap();
+        // The move of the companion fails, as it does for one who is killed before it.
+        std::fs::create_dir_all(companion(&target, "-wal")).unwrap();
+        move_files(&path, &target).unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"file");
+        assert_eq!(std::fs::read(companion(&path, "-wal")).unwrap(), b"companion");
+        assert!(!target.exists());
+
+        std::fs::remove_dir(companion(&target, "-wal")).unwrap();
+        move_files(&path, &target).unwrap();
+        assert!(!path.exists() && !companion(&path, "-wal").exists());
+        assert_eq!(std::fs::read(&target).unwrap(), b"file");
+        assert_eq!(std::fs::read(companion(&target, "-wal")).unwrap(), b"companion");
+    }
 }

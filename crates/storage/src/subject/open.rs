@@ -8,7 +8,7 @@ use super::{lost, publish};
 use crate::api::LeaseGeneration;
 use crate::bucket::BucketKey;
 use crate::claim::{Claim, ClaimEffect, ClaimInput, LocalFile};
-use crate::database::{Database, DatabaseError, Origin, Tenure, companion, remove_files};
+use crate::database::{Database, DatabaseError, Origin, Tenure, companion, put_in_place, remove_files};
 use crate::engine::Shared;
 use crate::keys::{ManifestNumber, Nonce, SubjectKeys};
 use crate::manifest::{Manifest, SnapshotRef};
@@ -40,6 +40,11 @@ pub(super) async fn open(shared: &Shared, subject: &Subject) -> Result<Opened, E
                 let database = opener.take_over(&manifest)?;
                 shared.counters.opens.add(1);
                 return Ok(Opened { database, manifest: *manifest, generation, garbage });
+            }
+            ClaimEffect::SnapshotLocal { .. } if !opener.local_is_whole().await? => {
+                // Without it, the subject goes on from what the bucket has.
+                (claim, effect) = Claim::new(subject.clone(), shared.log.clone(), None);
+                continue;
             }
             effect => opener.perform(effect).await,
         };
@@ -135,7 +140,7 @@ impl Opener<'_> {
         let key = SubjectKeys::new(self.subject).snapshot(&snapshot.name);
         let incoming = companion(&self.path, "-incoming");
         // Left behind by a process that was killed while it pulled.
-        remove_files(&incoming).map_err(|error| cannot_write(&incoming, &error))?;
+        remove(self.shared, &incoming).await.map_err(|error| cannot_write(&incoming, &error))?;
         let Some(summary) =
             self.shared.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?
         else {
@@ -146,8 +151,8 @@ impl Opener<'_> {
                 "{} bytes with checksum {} where the manifest says {} bytes with checksum {}",
                 summary.size_bytes, summary.crc64, snapshot.size_bytes, snapshot.crc64
             );
-            // Only the copy of it goes.
-            let _ = remove_files(&incoming);
+            // Only the copy of it goes; what is left of it, the next pull removes.
+            let _ = remove(self.shared, &incoming).await;
             return Err(ErrorReply::corrupt(key.to_string(), what));
         }
         self.database = None;
@@ -157,18 +162,16 @@ impl Opener<'_> {
             .shared
             .env
             .blocking(move || {
-                remove_files(&path)
-                    .and_then(|()| std::fs::rename(&incoming, &path))
-                    .map_err(PullError::File)?;
-                let mut database = Database::open(&path, &subject).map_err(PullError::Database)?;
-                database.set_in_bucket(base, database.state().rev).map_err(PullError::Database)?;
+                put_in_place(&incoming, &path).map_err(LocalError::File)?;
+                let mut database = Database::open(&path, &subject).map_err(LocalError::Database)?;
+                database.set_in_bucket(base, database.state().rev).map_err(LocalError::Database)?;
                 Ok(database)
             })
             .await;
         let database = match opened {
             Ok(database) => database,
-            Err(PullError::File(error)) => return Err(cannot_write(&self.path, &error)),
-            Err(PullError::Database(error)) => return Err(self.unfit_snapshot(&key, &error)),
+            Err(LocalError::File(error)) => return Err(cannot_write(&self.path, &error)),
+            Err(LocalError::Database(error)) => return Err(self.unfit_snapshot(&key, &error)),
         };
         if database.state().rev != snapshot.rev() {
             let what = format!("holds {}, its name says {}", database.state().rev, snapshot.rev());
@@ -182,7 +185,7 @@ impl Opener<'_> {
         match error {
             DatabaseError::Newer { .. } => ErrorReply::unavailable(format!("{key}: {error}")),
             error if error.is_unfit_file() => ErrorReply::corrupt(key.to_string(), error),
-            error => error.reply(self.subject),
+            error => ErrorReply::unavailable(format!("the local file of {}: {error}", self.subject)),
         }
     }
 
@@ -193,8 +196,8 @@ impl Opener<'_> {
             .shared
             .env
             .blocking(move || {
-                remove_files(&path).map_err(PullError::File)?;
-                Database::create(&path, &subject, origin).map_err(PullError::Database)
+                remove_files(&path).map_err(LocalError::File)?;
+                Database::create(&path, &subject, origin).map_err(LocalError::Database)
             })
             .await;
         match created {
@@ -202,9 +205,37 @@ impl Opener<'_> {
                 self.database = Some(database);
                 Ok(ClaimInput::LocalReady { nonce: self.nonce() })
             }
-            Err(PullError::File(error)) => Err(cannot_write(&self.path, &error)),
-            Err(PullError::Database(error)) => Err(error.reply(self.subject)),
+            Err(LocalError::File(error)) => Err(cannot_write(&self.path, &error)),
+            Err(LocalError::Database(error)) => Err(error.reply(self.subject)),
         }
+    }
+
+    /// Looks through a file that another process left behind before it becomes the only snapshot there is. One that is
+    /// damaged is kept in `lost/`, and there is no local file any more.
+    async fn local_is_whole(&mut self) -> Result<bool, ErrorReply> {
+        let database = self.database.take().ok_or_else(out_of_step)?;
+        let (path, subject) = (self.path.clone(), self.subject.clone());
+        let kept = self.shared.data.lost_file(&subject, database.state().term, self.nonce());
+        let checked = self
+            .shared
+            .env
+            .blocking(move || match database.check_whole() {
+                Ok(()) => Ok(Some(database)),
+                Err(error) if error.is_unfit_file() => {
+                    drop(database);
+                    lost::quarantine(&path, &kept, &subject, &error.to_string())
+                        .map(|()| None)
+                        .map_err(LocalError::File)
+                }
+                Err(error) => Err(LocalError::Database(error)),
+            })
+            .await;
+        self.database = match checked {
+            Ok(checked) => checked,
+            Err(LocalError::File(error)) => return Err(cannot_write(&self.path, &error)),
+            Err(LocalError::Database(error)) => return Err(error.not_begun().reply(self.subject)),
+        };
+        Ok(self.database.is_some())
     }
 
     async fn snapshot_local(&mut self, made_for: ManifestNumber) -> Result<ClaimInput, ErrorReply> {
@@ -219,7 +250,7 @@ impl Opener<'_> {
             .await;
         let (rev, next_seq) = (database.state().rev, database.state().next_seq);
         self.database = Some(database);
-        done.map_err(|error| error.reply(self.subject))?;
+        done.map_err(|error| error.not_begun().reply(self.subject))?;
         let state = publish::State { path: self.path.clone(), rev, next_seq };
         let snapshot = publish::upload(self.shared, self.subject, made_for, state).await?;
         Ok(ClaimInput::SnapshotTaken { snapshot, next_seq, nonce: self.nonce() })
@@ -235,7 +266,7 @@ impl Opener<'_> {
             manifest: manifest.number,
             bucket_rev: manifest.base_rev,
         };
-        database.take_over(&tenure).map_err(|error| error.reply(self.subject))?;
+        database.take_over(&tenure).map_err(|error| error.not_begun().reply(self.subject))?;
         Ok(database)
     }
 
@@ -244,9 +275,15 @@ impl Opener<'_> {
     }
 }
 
-enum PullError {
+/// What goes wrong with the local file.
+enum LocalError {
     File(std::io::Error),
     Database(DatabaseError),
+}
+
+async fn remove(shared: &Shared, path: &Path) -> std::io::Result<()> {
+    let path = path.to_owned();
+    shared.env.blocking(move || remove_files(&path)).await
 }
 
 fn cannot_write(path: &Path, error: &std::io::Error) -> ErrorReply {

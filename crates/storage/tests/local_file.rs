@@ -1,0 +1,57 @@
+//! What a server makes of the file that a process before it left behind.
+
+mod support;
+
+use dormouse_protocol::ErrorCode;
+use support::{Server, World, lost_files, pairs, subject};
+
+const APP: &str = "app.orders";
+
+#[test]
+fn a_damaged_file_never_becomes_a_snapshot() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    let long = "x".repeat(3_000);
+    for n in 0..100 {
+        first.set(&app, &format!("k{n:02}"), &long).unwrap();
+    }
+    first.flush(&app).unwrap();
+    let in_bucket = first.all(&app).unwrap();
+    first.set(&app, "only here", "1").unwrap();
+    let data_dir = world.data_dir("persist-1");
+    let file = data_dir.join("subjects").join(format!("{}.sqlite3", app.escaped()));
+    first.kill();
+    // As a loss of power leaves it: a run of pages in the middle never reached the disk.
+    let mut bytes = std::fs::read(&file).unwrap();
+    let (from, to) = (bytes.len() / 2 / 4096 * 4096, bytes.len() / 4 * 3);
+    bytes[from..to].fill(0);
+    std::fs::write(&file, &bytes).unwrap();
+
+    let second = world.server("persist-1");
+    assert_eq!(second.all(&app).unwrap(), in_bucket);
+    let lost = lost_files(&data_dir);
+    assert!(lost.iter().any(|path| std::fs::read(path).unwrap() == bytes), "{lost:?}");
+    second.set(&app, "next", "1").unwrap();
+    second.shutdown();
+    let other = world.server("persist-2");
+    assert_eq!(other.all(&app).unwrap().len(), in_bucket.len() + 1);
+}
+
+#[test]
+fn a_local_file_that_cannot_be_opened_is_no_open_question() {
+    let world = World::in_memory();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let at = world.data_dir("persist-1").join("subjects").join(format!("{}.sqlite3", app.escaped()));
+    std::fs::create_dir(&at).unwrap();
+    assert_eq!(server.set(&app, "a", "1").unwrap_err().code, ErrorCode::Unavailable);
+    std::fs::remove_dir(&at).unwrap();
+    assert_served(&server);
+}
+
+fn assert_served(server: &Server) {
+    let app = subject(APP);
+    server.set(&app, "a", "1").unwrap();
+    assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "1")]));
+}
