@@ -13,7 +13,11 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 use crate::exchange::exchange;
 use crate::location::{Locations, Server};
-use crate::retry::{Failure, Next, Repeat, Target, Tries};
+use crate::retry::{Failure, Next, Refusal, Repeat, Target, Tries};
+
+/// How long a change at a server that was announced as gone may still be answered. A server that stops in an orderly
+/// way says what it has not done, and may say so after the announcement.
+const LAST_WORD: Duration = Duration::from_millis(250);
 
 /// What all clones and handles of a client share.
 pub(crate) struct Inner {
@@ -60,19 +64,15 @@ impl Inner {
             if self.tasks.stop().is_given() {
                 return Err(Error::Closed);
             }
+            tries.try_deadline(elapsed())?;
             let failure = match self.server(subject, target, deadline.saturating_sub(elapsed())).await {
                 Err(failure) => failure,
                 Ok(server) => {
                     let message =
                         Outgoing::new(self.prefix.server(&server.name, op, subject), payload.clone());
-                    let answer = tokio::select! {
-                        // An answer that came with the announcement is still an answer.
-                        biased;
-                        answer = exchange::<R>(&*self.bus, message, tries.try_deadline(elapsed())) =>
-                            answer.map_err(Failure::Server),
-                        () = server.gone.given() => Err(Failure::Gone(server.name.clone())),
-                    };
-                    match answer {
+                    // The look-up may have taken all the time there was.
+                    let answer = exchange::<R>(&*self.bus, message, tries.try_deadline(elapsed())?);
+                    match unless_gone(&server, tries.last_word(LAST_WORD), answer).await {
                         Ok(reply) => return Ok(reply),
                         Err(failure) => {
                             if failure.moved() {
@@ -127,7 +127,7 @@ impl Inner {
         let mut tries = Tries::new(Repeat::Freely, self.deadline);
         loop {
             let message = Outgoing::new(route.clone(), payload.clone());
-            let refusal = match exchange(&*self.bus, message, tries.try_deadline(elapsed())).await {
+            let refusal = match exchange(&*self.bus, message, tries.try_deadline(elapsed())?).await {
                 Ok(reply) => return Ok(reply),
                 Err(refusal) => refusal,
             };
@@ -136,5 +136,24 @@ impl Inner {
                 Next::Retry { pause, .. } => tokio::time::sleep(pause).await,
             }
         }
+    }
+}
+
+/// Waits for the answer of `server`, but hardly longer than until it is announced as gone.
+async fn unless_gone<R>(
+    server: &Server,
+    last_word: Duration,
+    answer: impl Future<Output = Result<R, Refusal>>,
+) -> Result<R, Failure> {
+    let mut answer = std::pin::pin!(answer);
+    let answered = tokio::select! {
+        // An answer that came with the announcement is still an answer.
+        biased;
+        answer = &mut answer => Some(answer),
+        () = server.gone.given() => tokio::time::timeout(last_word, answer).await.ok(),
+    };
+    match answered {
+        Some(answer) => answer.map_err(Failure::Server),
+        None => Err(Failure::Gone(server.name.clone())),
     }
 }

@@ -67,6 +67,10 @@ pub enum Error {
     /// The server or the coordinator answered with an error that has no variant of its own here.
     #[error(transparent)]
     Service(Box<ErrorReply>),
+    /// The coordinator failed in a way that does not say what became of its question, or with a code that this version
+    /// does not know. Asking it changes no data, and the call went to no server: nothing has happened.
+    #[error("the coordinator failed")]
+    Coordinator(#[source] Box<ErrorReply>),
     /// The answer to a read is not what the protocol says.
     #[error("the answer cannot be understood")]
     Malformed {
@@ -147,7 +151,7 @@ impl Error {
             | Self::Malformed { .. }
             | Self::Closed => Retry::Never,
             Self::Deadline { .. } | Self::NotSent | Self::Unreachable(_) => Retry::AfterBackoff,
-            Self::Service(reply) => reply.retry(),
+            Self::Service(reply) | Self::Coordinator(reply) => reply.retry(),
         }
     }
 
@@ -164,6 +168,7 @@ impl Error {
             | Self::KeyExists { .. }
             | Self::TooLarge { .. }
             | Self::NotSent
+            | Self::Coordinator(_)
             | Self::Malformed { .. }
             | Self::Unreachable(_)
             | Self::Closed => Happened::No,

@@ -6,7 +6,8 @@
 //! | nobody answers, `not_owner` | ask the coordinator, or follow the hint | the same: nothing happened |
 //! | `unavailable`, `overloaded` | back off, try again | the same: nothing happened |
 //! | no answer in time | ask the coordinator, try again | indeterminate |
-//! | the server is gone meanwhile | ask the coordinator, try again | indeterminate |
+//! | the server is gone meanwhile | ask the coordinator, try again | indeterminate, after a moment for a last word |
+//! | no time is left | the deadline has passed | the same: nothing was sent |
 //!
 //! Because a change is never repeated after an unknown outcome, its only try waits until the call's deadline; a read
 //! gives each try a part of it.
@@ -160,11 +161,26 @@ impl Tries {
     }
 
     /// How long a try that starts now may wait for its answer.
-    pub(crate) fn try_deadline(&self, elapsed: Duration) -> Duration {
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] when no time is left: what is sent then may be carried out and nobody hears of it.
+    pub(crate) fn try_deadline(&self, elapsed: Duration) -> Result<Duration, Error> {
         let remaining = self.deadline.saturating_sub(elapsed);
-        match self.repeat {
+        if remaining.is_zero() {
+            return Err(Error::Deadline { deadline: self.deadline, last: None });
+        }
+        Ok(match self.repeat {
             Repeat::Freely => remaining.min(FIRST_TRY.saturating_mul(1 << self.unanswered.min(16))),
             Repeat::Patiently | Repeat::Never => remaining,
+        })
+    }
+
+    /// How long to wait for the answer of a server that is announced as gone: at most `moment`, and only where its
+    /// answer decides between failing for sure and not knowing.
+    pub(crate) const fn last_word(&self, moment: Duration) -> Duration {
+        match self.repeat {
+            Repeat::Freely | Repeat::Patiently => Duration::ZERO,
+            Repeat::Never => moment,
         }
     }
 
@@ -207,11 +223,16 @@ impl Tries {
             Refusal::Reply(reply) => reply.retry() != Retry::Never,
             Refusal::Malformed(_) => false,
         };
+        let pause = refusal.retry_after();
+        let why = match refusal {
+            // Whatever became of the question, the call itself was not sent.
+            Refusal::Reply(reply) if reply.happened() != Happened::No => Error::Coordinator(reply),
+            other => other.into_error(),
+        };
         if !again {
-            return Decision::Fail(refusal.into_error());
+            return Decision::Fail(why);
         }
-        let pause = self.pause(refusal.retry_after(), seed);
-        Decision::Again { pause, target: Target::Fresh, why: refusal.into_error() }
+        Decision::Again { pause: self.pause(pause, seed), target: Target::Fresh, why }
     }
 
     fn after_gone(&mut self, server: ServerName) -> Decision {

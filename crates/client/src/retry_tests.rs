@@ -61,6 +61,26 @@ fn a_look_up_is_repeated_for_changes_too() {
 }
 
 #[test]
+fn what_fails_while_looking_for_the_server_has_not_happened() {
+    for code in ErrorCode::KNOWN.iter().cloned().chain([ErrorCode::Other("new".into())]) {
+        let refusal = Refusal::Reply(Box::new(ErrorReply::new(code.clone(), "?")));
+        match after(Repeat::Never, Failure::LookUp(refusal)) {
+            Next::Fail(error) => assert_eq!(error.happened(), Happened::No, "{code}"),
+            Next::Retry { .. } => assert_ne!(code.retry(), Retry::Never, "{code}"),
+        }
+    }
+}
+
+#[test]
+fn without_time_there_is_no_try() {
+    for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
+        let none_left = Tries::new(repeat, DEADLINE).try_deadline(DEADLINE);
+        assert!(matches!(none_left, Err(Error::Deadline { .. })), "{none_left:?}");
+        assert!(Tries::new(repeat, Duration::ZERO).try_deadline(Duration::ZERO).is_err());
+    }
+}
+
+#[test]
 fn only_two_hints_in_a_row_are_followed() {
     let mut tries = Tries::new(Repeat::Never, DEADLINE);
     let mut targets = Vec::new();
@@ -129,7 +149,10 @@ proptest! {
         let mut tries = Tries::new(repeat, DEADLINE);
         let mut elapsed = Duration::ZERO;
         for failure in failures {
-            let allowed = tries.try_deadline(elapsed);
+            let Ok(allowed) = tries.try_deadline(elapsed) else {
+                prop_assert!(elapsed >= DEADLINE);
+                return Ok(());
+            };
             prop_assert!(elapsed + allowed <= DEADLINE);
             // Silence takes all the time it is given, everything else a moment.
             elapsed += if failure == 0 { allowed } else { allowed.min(Duration::from_millis(1)) };

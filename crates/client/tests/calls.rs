@@ -229,7 +229,7 @@ async fn a_client_that_may_not_hear_announcements_works_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_at_a_server_that_is_gone_is_indeterminate_at_once() {
+async fn a_change_at_a_server_that_is_gone_is_soon_indeterminate() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet.server("a", |_, _, _| Answer::Silence).await;
@@ -244,8 +244,78 @@ async fn a_change_at_a_server_that_is_gone_is_indeterminate_at_once() {
         matches!(error, Error::Indeterminate { cause: IndeterminateCause::ServerGone(ref name) } if name.as_str() == "a"),
         "{error:?}"
     );
-    assert_eq!(fleet.now(), before);
+    assert_eq!(fleet.now() - before, Duration::from_millis(250));
     assert_eq!(fleet.arrivals.count("a set"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_leaving_server_refuses_in_its_last_moment_goes_elsewhere() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
+    let refusal = Answer::Error(ErrorReply::not_owner(None));
+    fleet.server("a", move |_, _, _| Answer::Late(MOMENT, Box::new(refusal.clone()))).await;
+    fleet.server("b", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let (outcome, ()) = tokio::join!(kv.put("k", "v"), async {
+        fleet.arrivals.wait_for("a set", 1).await;
+        fleet.announce_gone("a").await;
+    });
+    outcome.unwrap();
+    assert_eq!(fleet.arrivals.count("b set"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_last_word_is_not_waited_for_beyond_the_deadline() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet.server("a", |_, _, _| Answer::Silence).await;
+    let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(Duration::from_millis(100));
+    let before = fleet.now();
+    let (outcome, ()) = tokio::join!(kv.put("k", "v"), async {
+        fleet.arrivals.wait_for("a set", 1).await;
+        fleet.announce_gone("a").await;
+    });
+    assert!(matches!(outcome, Err(Error::Indeterminate { .. })), "{outcome:?}");
+    assert_eq!(fleet.now() - before, Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_time_nothing_is_sent() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet.server("a", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    kv.put("k", "v").await.unwrap();
+    let arrived = fleet.arrivals.list();
+    let hurried = kv.clone().with_deadline(Duration::ZERO);
+    for outcome in [hurried.put("k", "v").await.map(|_| ()), hurried.get("k").await.map(|_| ())] {
+        assert!(
+            matches!(outcome, Err(ref error @ Error::Deadline { .. }) if error.happened() == Happened::No),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(fleet.arrivals.list(), arrived);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_that_takes_all_the_time_leaves_none_to_send_a_change() {
+    let fleet = Fleet::new();
+    // The answer comes in the very moment in which the deadline passes.
+    fleet.coordinator(|_| Answer::Late(MOMENT, Box::new(at("a")))).await;
+    fleet.server("a", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(MOMENT);
+    let outcome = kv.put("k", "v").await;
+    assert!(matches!(outcome, Err(Error::Deadline { .. })), "{outcome:?}");
+    assert_eq!(fleet.arrivals.count("a set"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_fails_has_changed_nothing() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| Answer::Error(ErrorReply::internal("?"))).await;
+    let error = fleet.client().await.kv("app.x").unwrap().put("k", "v").await.unwrap_err();
+    assert!(matches!(error, Error::Coordinator(_)), "{error:?}");
+    assert_eq!(error.happened(), Happened::No);
 }
 
 #[tokio::test(start_paused = true)]
