@@ -98,6 +98,28 @@ pub enum Command {
     RunChild(RunChild),
 }
 
+impl Command {
+    /// Whether it may change a subject.
+    #[must_use]
+    pub const fn changes(&self) -> bool {
+        match self {
+            Self::Set(_) | Self::Rm(_) => true,
+            Self::Subject(command) => match command {
+                SubjectCommand::Flush(_) | SubjectCommand::Configure(_) | SubjectCommand::Destroy(_) => true,
+                SubjectCommand::Locate(_) | SubjectCommand::Export(_) => false,
+            },
+            Self::Get(_)
+            | Self::Ls(_)
+            | Self::Keys(_)
+            | Self::Watch(_)
+            | Self::Info(_)
+            | Self::Server(_)
+            | Self::Dev(_)
+            | Self::RunChild(_) => false,
+        }
+    }
+}
+
 /// `set`.
 #[derive(Debug, Clone, Args)]
 #[command(group = ArgGroup::new("content").required(true).args(["value", "file", "null"]))]

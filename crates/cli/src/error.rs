@@ -100,6 +100,15 @@ impl Failure {
         Self::of(ErrorKind::Usage, text)
     }
 
+    /// The same, having befallen a command that changes nothing: whatever happened, no change is in doubt.
+    #[must_use]
+    pub fn of_a_read(self) -> Self {
+        match self.kind {
+            ErrorKind::Indeterminate => Self { kind: ErrorKind::Failure, ..self },
+            _ => self,
+        }
+    }
+
     /// Its kind.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {

@@ -19,10 +19,12 @@ mod output;
 mod session;
 mod view;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
+use clap::builder::{FalseyValueParser, TypedValueParser};
 use clap::error::ErrorKind as ClapErrorKind;
+use dormouse_runtime::logging::LogFormat;
 
 use crate::args::{Cli, Command};
 use crate::error::{ErrorKind, Failure};
@@ -51,7 +53,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     // A warning of a library is for the user; more is asked for by the usual variable.
     let filter = std::env::var("DORMOUSE_LOG").unwrap_or_else(|_| "warn".to_owned());
-    dormouse_runtime::logging::init(dormouse_runtime::logging::LogFormat::Text, &filter)
+    // Who asks for JSON reads standard error with a program too.
+    let format = if cli.global.json { LogFormat::Json } else { LogFormat::Text };
+    dormouse_runtime::logging::init(format, &filter)
         .map_err(|error| Failure::usage(format!("DORMOUSE_LOG: {error}")))?;
     // One thread: it is the faster way for a client, and `dev` relies on it (see `dev::child`).
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -78,8 +82,12 @@ async fn carry_out(cli: Cli, output: Output) -> Result<(), Failure> {
 /// Whether errors are to be JSON, asked when the command line could not be understood.
 fn wants_json(line: &[OsString]) -> bool {
     line.iter().any(|word| word == "--json")
-        || std::env::var_os("DORMOUSE_JSON")
-            .is_some_and(|value| value != "0" && value != "false" && !value.is_empty())
+        || std::env::var_os("DORMOUSE_JSON").is_some_and(|value| means_yes(&value))
+}
+
+/// What a variable says that stands for a flag, as clap reads it.
+fn means_yes(value: &OsStr) -> bool {
+    FalseyValueParser::new().parse_ref(&clap::Command::new("dormouse"), None, value).unwrap_or(true)
 }
 
 fn refuse(error: &clap::Error, json: bool) -> ExitCode {
@@ -117,5 +125,10 @@ mod tests {
         let line = |words: &str| words.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert!(wants_json(&line("dormouse get --json")));
         assert!(!wants_json(&line("dormouse get")));
+        for (value, json) in
+            [("1", true), ("on", true), ("", false), ("0", false), ("off", false), ("no", false)]
+        {
+            assert_eq!(means_yes(OsStr::new(value)), json, "{value}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::error::{ErrorKind, Failure};
 
@@ -65,6 +66,15 @@ impl Output {
         self.bytes(format!("{line}\n").as_bytes())
     }
 
+    /// Prints a text from elsewhere as a line: as it is for a program, but on a terminal without anything that the
+    /// terminal would obey.
+    ///
+    /// # Errors
+    /// [`Failure`] when the output cannot be written.
+    pub fn text_line(&self, text: &str) -> Result<(), Failure> {
+        if self.terminal { self.line(printable(text, usize::MAX)) } else { self.line(text) }
+    }
+
     /// Prints a table; without titles when `header` is empty.
     ///
     /// # Errors
@@ -101,7 +111,11 @@ impl Output {
     /// Tells the user something that is no result, on standard error.
     pub fn note(&self, text: &str) {
         // Nobody to tell is no reason to stop.
-        let _ = writeln!(io::stderr(), "dormouse: {text}");
+        let _ = writeln!(io::stderr(), "{}", self.note_line(text));
+    }
+
+    fn note_line(&self, text: &str) -> String {
+        if self.json { json!({ "note": text }).to_string() } else { format!("dormouse: {text}") }
     }
 
     fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {

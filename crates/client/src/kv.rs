@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, Expect, GetRequest, InfoReply, SetResult};
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{Level, Message, MessageId, Position, Subject};
+use dormouse_protocol::{Level, Message, MessageId, Position, Seq, Subject};
 
 use crate::error::Error;
 use crate::new_message::NewMessage;
@@ -117,7 +117,8 @@ impl Kv {
     }
 
     /// The messages under `keys`, as far as they exist, in the order asked for. Several requests when the answer does
-    /// not fit in one; each shows the store as it was then. The deadline holds for each request.
+    /// not fit in one; each shows the store as it was then. The deadline holds for each request. A value that no answer
+    /// carries stays away, and its message has `value_omitted` set.
     ///
     /// Cancelling the call leaves nothing behind.
     ///
@@ -139,6 +140,21 @@ impl Kv {
     pub async fn delete(&self, key: impl Into<String>) -> Result<bool, Error> {
         let reply = self.handle.delete(DeleteRequest { keys: vec![key.into()], ..DeleteRequest::default() });
         Ok(!reply.await?.seqs.is_empty())
+    }
+
+    /// Removes `keys`, at most [`MAX_ITEMS_PER_REQUEST`](crate::MAX_ITEMS_PER_REQUEST) of them. Returns the seqs of the
+    /// messages that were really removed, ascending.
+    ///
+    /// Cancelling the call leaves them all removed or none.
+    ///
+    /// # Errors
+    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    pub async fn delete_many(
+        &self,
+        keys: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<Vec<Seq>, Error> {
+        let keys = keys.into_iter().map(Into::into).collect();
+        Ok(self.handle.delete(DeleteRequest { keys, ..DeleteRequest::default() }).await?.seqs)
     }
 
     /// Removes `key` only if the message under it is `expected`.

@@ -37,7 +37,8 @@ pub(super) async fn export(session: &Session, arguments: Export) -> Result<(), F
     if session.output.is_json() {
         session.output.json(&json!({
             "subject": arguments.subject,
-            "file": arguments.file,
+            // A path need not be text; JSON is.
+            "file": arguments.file.to_string_lossy(),
             "size_bytes": size_bytes,
             "position": position,
         }))
@@ -100,13 +101,28 @@ fn put_in_place(staged: &Path, file: &Path, force: bool) -> Result<u64, Failure>
     if force {
         fs::rename(staged, file).map_err(|error| cannot(&error))?;
     } else {
-        // Unlike a rename, a link does not replace what somebody has put there meanwhile.
-        fs::hard_link(staged, file).map_err(|error| match error.kind() {
+        // Unlike a rename, a link does not replace what somebody has put there meanwhile. Not every file system knows
+        // links.
+        let linked = match fs::hard_link(staged, file) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => copy_new(staged, file),
+            linked => linked,
+        };
+        linked.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => exists(file),
             _ => cannot(&error),
         })?;
     }
     Ok(size_bytes)
+}
+
+/// Copies to a file that must not exist yet. A copy that fails is removed.
+fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
+    let mut source = fs::File::open(from)?;
+    let mut copy = fs::File::create_new(to)?;
+    io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()).inspect_err(|_| {
+        // Ours: we have created it.
+        let _ = fs::remove_file(to);
+    })
 }
 
 fn exists(file: &Path) -> Failure {
@@ -149,7 +165,12 @@ mod tests {
         fs::write(&file, "old").unwrap();
         assert_eq!(put_in_place(&staged, &file, false).unwrap_err().kind(), ErrorKind::Conflict);
         assert_eq!(fs::read(&file).unwrap(), b"old");
+        assert_eq!(copy_new(&staged, &file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&file).unwrap(), b"old");
         assert_eq!(put_in_place(&staged, &file, true).unwrap(), 3);
         assert_eq!(fs::read(&file).unwrap(), b"new");
+        let copy = root.path().join("copy.sqlite3");
+        copy_new(&file, &copy).unwrap();
+        assert_eq!(fs::read(&copy).unwrap(), b"new");
     }
 }

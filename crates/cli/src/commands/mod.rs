@@ -18,6 +18,12 @@ use crate::session::Session;
 /// # Errors
 /// [`Failure`] with the exit code that the help promises.
 pub async fn run(session: &Session, command: Command) -> Result<(), Failure> {
+    let changes = command.changes();
+    let outcome = carry_out(session, command).await;
+    outcome.map_err(|failure| if changes { failure } else { failure.of_a_read() })
+}
+
+async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
     match command {
         Command::Set(arguments) => write::set(session, arguments).await,
         Command::Rm(arguments) => write::rm(session, arguments).await,

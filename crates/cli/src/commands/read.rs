@@ -93,7 +93,7 @@ pub(super) async fn keys(session: &Session, arguments: Keys) -> Result<(), Failu
         if session.output.is_json() {
             session.output.json(&json!({ "key": key }))?;
         } else {
-            session.output.line(key)?;
+            session.output.text_line(&key)?;
         }
     }
     Ok(())

@@ -168,6 +168,13 @@ async fn exit_codes_tell_what_went_wrong() {
     let doubtful = Fleet::scripted(|_, _| Err(ErrorReply::new(ErrorCode::Indeterminate, "lost"))).await;
     assert_eq!(doubtful.run("set app.s v").await.exit_code(), 7);
 
+    let broken = Fleet::scripted(|_, _| Err(ErrorReply::new(ErrorCode::Internal, "a bug"))).await;
+    for (line, code) in
+        [("get app.s --key k", 1), ("ls app.s", 1), ("keys app.s", 1), ("info app.s", 1), ("set app.s v", 7)]
+    {
+        assert_eq!(broken.run(line).await.exit_code(), code, "{line}");
+    }
+
     let unsupported = Fleet::scripted(|_, _| Err(ErrorReply::unsupported("that"))).await;
     assert_eq!(unsupported.run("subject flush app.s").await.exit_code(), 1);
 }
@@ -250,11 +257,16 @@ async fn rm_counts_what_was_there() {
             return Ok(bytes(&DeleteAllReply { position: POSITION, count: 5, duplicate: false }));
         }
         let request: DeleteRequest = decode(payload).unwrap();
-        let seqs = if request.keys == ["absent"] { vec![] } else { vec![Seq::new(1)] };
+        // All or none: one request, whatever is named.
+        let seqs = match request.keys.len() {
+            3 => vec![Seq::new(1), Seq::new(4)],
+            _ => request.seqs,
+        };
         Ok(bytes(&DeleteReply { position: POSITION, seqs, duplicate: false }))
     })
     .await;
-    assert_eq!(fleet.run("rm app.s --key absent --key k").await.text(), "1 removed\n");
+    assert_eq!(fleet.run("rm app.s --key absent --key k --key l").await.text(), "2 removed\n");
+    assert_eq!(fleet.run("rm app.s --seq 1 --seq 2 --seq 3").await.text(), "3 removed\n");
     for line in ["rm app.s --all --json", "rm app.s --up-to 7 --json", "rm app.s --keep-last 1 --json"] {
         assert_eq!(fleet.run(line).await.json(), [json!({"subject": "app.s", "removed": 5})], "{line}");
     }

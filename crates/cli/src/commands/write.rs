@@ -89,12 +89,7 @@ pub(super) async fn rm(session: &Session, arguments: Rm) -> Result<(), Failure> 
     } else if !arguments.seqs.is_empty() {
         stream.delete(arguments.seqs.iter().copied()).await?.len() as u64
     } else {
-        let kv = session.kv(&arguments.subject)?;
-        let mut removed = 0;
-        for key in arguments.keys {
-            removed += u64::from(kv.delete(key).await?);
-        }
-        removed
+        session.kv(&arguments.subject)?.delete_many(arguments.keys).await?.len() as u64
     };
     if session.output.is_json() {
         session.output.json(&json!({ "subject": arguments.subject, "removed": removed }))
