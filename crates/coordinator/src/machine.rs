@@ -135,6 +135,8 @@ struct Member {
     lease: Lease,
     load: ServerLoad,
     draining: bool,
+    /// The process said that it goes. Not remembered over a restart: this is about messages that come late.
+    left: bool,
 }
 
 impl Member {
@@ -182,6 +184,7 @@ impl Machine {
             record,
             load: ServerLoad::default(),
             draining: false,
+            left: false,
         };
         let members = remembered.members.into_iter().map(|(name, record)| (name, revive(record))).collect();
         // Leases of earlier runs and of this one may be out there until the wait has passed; it is shortened then.

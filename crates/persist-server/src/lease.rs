@@ -62,6 +62,9 @@ pub enum LeaseInput {
     },
     /// What a heartbeat says has changed: send one now.
     Hurry,
+    /// The process is about to leave. Nothing is believed and nothing is sent any more, whatever is still in flight:
+    /// once the coordinator has heard of it others may take over, and a heartbeat would be told to join again.
+    Leave,
 }
 
 /// Why a call to the coordinator failed.
@@ -105,6 +108,8 @@ enum Standing {
     Member { heartbeat_at: Duration },
     /// Refused for good.
     Refused,
+    /// It goes. Nothing changes that.
+    Leaving,
 }
 
 /// The machine. Times are those of [`Env::boot`](dormouse_runtime::Env::boot).
@@ -139,7 +144,7 @@ impl LeaseMachine {
         let due = match self.standing {
             Standing::Apart { join_at } => Some(join_at),
             Standing::Member { heartbeat_at } => Some(heartbeat_at),
-            Standing::Joining | Standing::Refused => None,
+            Standing::Joining | Standing::Refused | Standing::Leaving => None,
         };
         let lapse = self.lease.map(|lease| lease.valid_until);
         due.into_iter().chain(lapse).min()
@@ -154,6 +159,11 @@ impl LeaseMachine {
             effects.extend([LeaseEffect::Trust(None), LeaseEffect::Lapsed]);
         }
         match input {
+            LeaseInput::Leave => {
+                self.drop_lease(&mut effects);
+                self.standing = Standing::Leaving;
+            }
+            _ if self.standing == Standing::Leaving => {}
             LeaseInput::Tick => {}
             // Who joins holds no lease any more, so this begins a generation.
             LeaseInput::Joined { sent_at, lease } => self.granted(sent_at, lease, now, &mut effects),
@@ -247,7 +257,11 @@ impl LeaseMachine {
                 let deadline = (self.ttl * TRUSTED_TENTHS / 10).max(SHORTEST_PAUSE);
                 effects.push(LeaseEffect::SendHeartbeat { deadline });
             }
-            Standing::Apart { .. } | Standing::Joining | Standing::Member { .. } | Standing::Refused => {}
+            Standing::Apart { .. }
+            | Standing::Joining
+            | Standing::Member { .. }
+            | Standing::Refused
+            | Standing::Leaving => {}
         }
     }
 }

@@ -116,6 +116,24 @@ fn a_lapse_is_said_once_and_starts_a_new_generation() {
 }
 
 #[test]
+fn who_leaves_believes_nothing_and_sends_nothing_any_more() {
+    let unknown = |sent| heartbeat_refused(sent, ErrorReply::unknown_server(&log("one")));
+    for late in [unknown(1_000), renewed(1_000, grant(1)), LeaseInput::Hurry, LeaseInput::Tick] {
+        let mut machine = member();
+        assert_eq!(machine.apply(LeaseInput::Tick, at(1_000)), [SEND_HEARTBEAT]);
+        assert_eq!(machine.apply(LeaseInput::Leave, at(1_100)), [LeaseEffect::Trust(None)]);
+        assert_eq!(machine.apply(late, at(1_200)), []);
+        assert_eq!(machine.wake_at(), None);
+        assert_eq!(machine.apply(LeaseInput::Tick, at(60_000)), []);
+    }
+    // Also while the first join is under way.
+    let mut machine = LeaseMachine::new(at(0));
+    machine.apply(LeaseInput::Tick, at(0));
+    assert_eq!(machine.apply(LeaseInput::Leave, at(10)), []);
+    assert_eq!(machine.apply(LeaseInput::Joined { sent_at: at(0), lease: grant(1) }, at(20)), []);
+}
+
+#[test]
 fn a_pause_longer_than_the_lease_is_noticed_although_no_timer_ran() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));

@@ -42,6 +42,16 @@ pub struct Standing {
     pub draining_known: bool,
     /// The coordinator will not have this process.
     pub refused: Option<ErrorReply>,
+    /// This process believes no lease and asks for none any more.
+    pub leaving: bool,
+}
+
+/// What the process wants of its membership. Only ever moves on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Stay,
+    Drain,
+    Leave,
 }
 
 /// The running membership.
@@ -50,7 +60,7 @@ pub struct Membership {
     prefix: Prefix,
     log: LogId,
     standing: watch::Receiver<Standing>,
-    draining: watch::Sender<bool>,
+    wish: watch::Sender<Wish>,
 }
 
 impl Membership {
@@ -65,7 +75,7 @@ impl Membership {
         view: LeaseView,
     ) -> Self {
         let (standing, watched) = watch::channel(Standing::default());
-        let (draining, drain) = watch::channel(false);
+        let (wish, wished) = watch::channel(Wish::Stay);
         let log = member.log.clone();
         let keeper = Keeper {
             bus: Arc::clone(bus),
@@ -77,12 +87,12 @@ impl Membership {
             member,
             view,
             standing,
-            drain,
+            wished,
             quiet_until: Duration::ZERO,
             lapsed: false,
         };
         tasks.spawn("membership", keeper.run());
-        Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, standing: watched, draining }
+        Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, standing: watched, wish }
     }
 
     /// Waits for the first lease. Cancelling the wait changes nothing.
@@ -106,17 +116,20 @@ impl Membership {
     /// Says with every heartbeat from now on that this process is draining, and waits until the coordinator has heard
     /// it. Cancelling the wait leaves it being said.
     pub async fn drain(&self) {
-        self.draining.send_replace(true);
+        self.wish.send_replace(Wish::Drain);
         self.until(|standing| standing.draining_known).await;
     }
 
-    /// Tells the coordinator that this process goes, waiting at most `deadline`.
+    /// Gives the lease up for good, and then tells the coordinator that this process goes, waiting at most `deadline`
+    /// for its answer. From here on nothing is believed that others may already have.
     ///
-    /// Cancelling the call leaves it told or not.
+    /// Cancelling the call leaves the coordinator told or not.
     ///
     /// # Errors
     /// [`AskError`]; then the coordinator notices by itself, later.
     pub async fn leave(&self, deadline: Duration) -> Result<(), AskError> {
+        self.wish.send_replace(Wish::Leave);
+        self.until(|standing| standing.leaving).await;
         let request = LeaveRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
         let _: Acknowledged = ask(&*self.bus, self.prefix.leave(), &request, deadline).await?;
         Ok(())
@@ -141,7 +154,7 @@ struct Keeper {
     member: Member,
     view: LeaseView,
     standing: watch::Sender<Standing>,
-    drain: watch::Receiver<bool>,
+    wished: watch::Receiver<Wish>,
     quiet_until: Duration,
     /// The lease ran out and there is none since.
     lapsed: bool,
@@ -167,12 +180,26 @@ impl Keeper {
             let input = tokio::select! {
                 () = self.stop.given() => return,
                 Some(answer) = self.calls.next() => self.heard(answer),
-                Ok(()) = self.drain.changed() => LeaseInput::Hurry,
+                Ok(()) = self.wished.changed() => self.wish_changed(),
                 () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => LeaseInput::Tick,
             };
+            let leaves = input == LeaseInput::Leave;
             for effect in self.machine.apply(input, self.env.boot()) {
                 self.perform(effect);
             }
+            if leaves {
+                // Only now: no answer under way changes anything any more.
+                self.calls.clear();
+                self.standing.send_modify(|standing| standing.leaving = true);
+            }
+        }
+    }
+
+    /// What a change of the wish means to the machine.
+    fn wish_changed(&self) -> LeaseInput {
+        match *self.wished.borrow() {
+            Wish::Stay | Wish::Drain => LeaseInput::Hurry,
+            Wish::Leave => LeaseInput::Leave,
         }
     }
 
@@ -221,7 +248,7 @@ impl Keeper {
                 self.call(Call::Join, self.prefix.join(), request, deadline);
             }
             LeaseEffect::SendHeartbeat { deadline } => {
-                let draining = *self.drain.borrow();
+                let draining = *self.wished.borrow() != Wish::Stay;
                 let request = HeartbeatRequest {
                     v: ProtocolVersion::CURRENT,
                     log: self.member.log.clone(),

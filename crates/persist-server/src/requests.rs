@@ -159,7 +159,10 @@ impl<E: Submit> Intake<E> {
             Ok(route) => route,
             Err(error) => return responder.error(&ErrorReply::bad_request(error.to_string())),
         };
-        let responder = responder.counted_in(self.stats.of(route.op));
+        let mut responder = responder.counted_in(self.stats.of(route.op));
+        if route.op.changes() {
+            responder = responder.changing();
+        }
         let taken =
             self.budget.take(payload.len()).and_then(|permit| Ok((permit, read(route.op, &payload)?)));
         let (permit, request) = match taken {

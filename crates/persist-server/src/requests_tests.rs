@@ -22,6 +22,7 @@ impl Submit for Held {
 }
 
 struct Scene {
+    broker: MemoryBroker,
     caller: Arc<dyn Bus>,
     held: Held,
     budget: Arc<Budget>,
@@ -49,7 +50,8 @@ impl Scene {
             stats: OpStats::default(),
         };
         tasks.spawn("requests", intake.run(requests, closed.clone(), tasks.stop().clone()));
-        Self { caller: Arc::new(broker.connect(MemoryOptions::named("caller"))), held, budget, closed, tasks }
+        let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));
+        Self { broker, caller, held, budget, closed, tasks }
     }
 
     async fn get(&self, patience: Duration) -> Result<GetReply, AskError> {
@@ -107,6 +109,28 @@ async fn what_has_arrived_when_listening_ends_is_still_taken() {
     let taken = scene.held.0.lock().unwrap().pop().expect("the request was taken");
     (taken.respond)(Err(ErrorReply::unavailable("late")));
     assert!(matches!(asked.await, Err(AskError::Service(error)) if error.code == ErrorCode::Unavailable));
+}
+
+/// A server's largest payload may shrink while a request is under way.
+#[tokio::test(start_paused = true)]
+async fn a_result_that_does_not_fit_any_more_never_hides_a_change() {
+    let scene = Scene::new(10).await;
+    let subject = Subject::new("orders").unwrap();
+    let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Destroy, &subject);
+    let request = DestroyRequest::default();
+    let mut asked = Box::pin(ask::<_, DestroyReply>(&*scene.caller, route, &request, Duration::from_secs(5)));
+    assert!(futures::poll!(&mut asked).is_pending());
+    while scene.held.0.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let taken = scene.held.0.lock().unwrap().pop().unwrap();
+    scene.broker.set_max_payload(1);
+    let position = dormouse_protocol::Position::default();
+    (taken.respond)(Ok(Reply::Destroy(DestroyReply { position })));
+    // The answer is queued; nothing gets through before there is room again.
+    scene.broker.set_max_payload(1_000);
+    let error = asked.await.unwrap_err();
+    assert!(matches!(&error, AskError::Service(reply) if reply.code == ErrorCode::Indeterminate), "{error}");
 }
 
 #[test]

@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Outgoing, RequestError};
+use dormouse_persist_server::authority::LeaseView;
+use dormouse_persist_server::membership::{Member, Membership};
 use dormouse_persist_server::server::ServeError;
 use dormouse_protocol::data::{FlushReply, FlushRequest};
+use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::health::HealthStatus;
-use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation, Op, Route, ServerName};
+use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation, Op, Prefix, Route, ServerName};
+use dormouse_runtime::Tasks;
 use support::{Fleet, LAPSE, TTL, owned_by, some_log};
 
 #[tokio::test(start_paused = true)]
@@ -213,4 +217,28 @@ async fn a_shutdown_without_a_coordinator_takes_no_longer_the_more_subjects_ther
         took < Duration::from_secs(3),
         "only the farewell waits for its deadline, but this took {took:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_left_trusts_no_lease_and_does_not_come_back_however_long_its_tasks_take() {
+    let fleet = Fleet::new().await;
+    let (tasks, view) = (Tasks::new(), LeaseView::new(fleet.env.clone()));
+    let log = some_log("a", &fleet.env);
+    let member =
+        Member { log: log.clone(), predecessor: None, capacity: 100, load: Arc::new(ServerLoad::default) };
+    let prefix = Prefix::default();
+    let membership = Membership::start(fleet.bus(), &fleet.env, &tasks, &prefix, member, view.clone());
+    membership.first_lease().await.unwrap();
+    membership.drain().await;
+    assert!(view.generation().is_some());
+    // From the leave on a heartbeat is one of a stranger, as the coordinator sees it.
+    fleet.coordinator.script().refuse_heartbeat =
+        Arc::new(|heartbeat| Some(ErrorReply::unknown_server(&heartbeat.log)));
+    membership.leave(Duration::from_secs(1)).await.unwrap();
+    assert_eq!(view.generation(), None, "others may have everything already");
+    tokio::time::sleep(TTL * 10).await;
+    assert_eq!(view.generation(), None);
+    let script = fleet.coordinator.script();
+    assert_eq!(script.heard.last().map(String::as_str), Some("a: leave"), "{:?}", script.heard);
+    assert_eq!(script.heard.iter().filter(|heard| *heard == "a: join").count(), 1);
 }

@@ -59,11 +59,21 @@ impl Machine {
             Entry::Vacant(vacant) => {
                 effects.changes.push(Change::Member(record.clone()));
                 let lease = Lease::granted(now, self.ttl);
-                vacant.insert(Member { record, lease, load: ServerLoad::default(), draining: false });
+                vacant.insert(Member {
+                    record,
+                    lease,
+                    load: ServerLoad::default(),
+                    draining: false,
+                    left: false,
+                });
             }
             Entry::Occupied(mut occupied) => {
                 let holder = occupied.get_mut();
                 if holder.record.log == record.log {
+                    if holder.left {
+                        let text = format!("{} has left: a log that left does not join again", record.log);
+                        return Effects::refuse(ErrorReply::bad_request(text));
+                    }
                     record.predecessor.clone_from(&holder.record.predecessor);
                 } else {
                     let holder_log = Some(&holder.record.log);
@@ -79,6 +89,7 @@ impl Machine {
                 // Of the same process, or over.
                 holder.lease = holder.lease.renewed(now, self.ttl);
                 holder.draining = false;
+                holder.left = false;
                 if holder.record != record {
                     holder.record = record.clone();
                     effects.changes.push(Change::Member(record));
@@ -107,6 +118,7 @@ impl Machine {
             && let Some(member) = self.members.get_mut(log.server())
         {
             effects.gone.push(member.end(Why::Left));
+            member.left = true;
             effects.changes.push(Change::Member(member.record.clone()));
         }
         effects

@@ -80,6 +80,10 @@ fn who_leaves_is_gone_at_once_and_a_late_heartbeat_does_not_revive_it() {
     assert_eq!(world.ask(leave(&one)), Ok(Answer::Acknowledged));
     world.pass(TTL * 2);
     assert_eq!(world.gone.len(), 1);
+    // Nor does a join that was under way, or a process that does not know that it is over.
+    let error = world.ask(join(&one)).unwrap_err();
+    assert_eq!(error.code, ErrorCode::BadRequest);
+    assert_eq!(world.server("one").unwrap().state, ServerState::Dead);
     // The leave of a process whose name has passed on is of the past.
     let next = world.joined("one", 2);
     world.ask(leave(&one)).unwrap();
