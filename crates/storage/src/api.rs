@@ -74,8 +74,8 @@ impl std::fmt::Debug for Submission {
     }
 }
 
-/// Counts the leases of this process without a gap: it changes when a lease may have been interrupted, and what was
-/// believed under an older one must be verified in the bucket before it is believed again.
+/// Counts the leases of this process without a gap: it changes when a lease may have been interrupted, and a subject
+/// that was claimed under an older one must be claimed anew before it is served again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseGeneration(pub u64);
 

@@ -6,6 +6,9 @@
 //! takes an owned subject from one manifest to the next. Whoever drives them performs each effect and answers with
 //! the input that belongs to it; every rule about who owns what is here.
 //!
+//! After a gap in its leases a process claims its own subjects anew: somebody may have been allowed to take them over,
+//! and only the number of the next manifest, taken first, stops that.
+//!
 //! Why the second look: numbers of manifests that were collected as garbage can be created a second time, by an
 //! answer that was late or a process that slept. Such a manifest is never the newest, so the listing tells.
 
@@ -18,6 +21,7 @@ mod tests;
 use bytes::Bytes;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term};
 
+use crate::api::LeaseGeneration;
 use crate::bucket::{BucketKey, CreateOutcome};
 use crate::keys::{Folder, ManifestNumber, Nonce, SubjectKeys};
 use crate::manifest::{Manifest, SnapshotRef};
@@ -33,6 +37,8 @@ const MAX_RESTARTS: u32 = 8;
 pub struct LocalFile {
     /// The log of the process that last served the file.
     pub log: LogId,
+    /// The lease under which that process claimed the subject; `None`: the file is a copy from the bucket.
+    pub lease: Option<LeaseGeneration>,
     /// The term under which it did.
     pub term: Term,
     /// The highest manifest that process knew to be its own and the newest: recorded once it was verified.
@@ -163,6 +169,7 @@ enum State {
 pub struct Claim {
     subject: Subject,
     my_log: LogId,
+    lease: LeaseGeneration,
     local: Option<LocalFile>,
     restarts: u32,
     /// Our manifest whose creation has no known outcome. The local file is ready for it.
@@ -171,11 +178,17 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Begins to open `subject` for the process that writes `my_log`. `local` describes the file that lies on the
-    /// local disk, if any. The first effect comes with it.
+    /// Begins to open `subject` for the process that writes `my_log` and holds `lease` now, at the beginning. `local`
+    /// describes the file that lies on the local disk, if any. The first effect comes with it.
     #[must_use]
-    pub const fn new(subject: Subject, my_log: LogId, local: Option<LocalFile>) -> (Self, ClaimEffect) {
-        let claim = Self { subject, my_log, local, restarts: 0, undecided: None, state: State::Listing };
+    pub const fn new(
+        subject: Subject,
+        my_log: LogId,
+        lease: LeaseGeneration,
+        local: Option<LocalFile>,
+    ) -> (Self, ClaimEffect) {
+        let claim =
+            Self { subject, my_log, lease, local, restarts: 0, undecided: None, state: State::Listing };
         (claim, ClaimEffect::List)
     }
 
@@ -281,12 +294,15 @@ impl Claim {
             self.state = State::Asking(Some(manifest));
             return ClaimEffect::AskAuthority { owner };
         }
-        if self.local.as_ref().is_some_and(|local| local.continues(&manifest)) {
+        let lease = self.lease;
+        if self.local.as_ref().is_some_and(|local| local.lease == Some(lease) && local.continues(&manifest)) {
             self.state = State::Reopening(manifest);
             return ClaimEffect::ReuseLocal;
         }
-        // Mine, but changes that I made after the base may have gone with the file. They had revs under this term,
-        // which must not be given to others: a claim begins the next term.
+        // Mine, and yet to be claimed anew, for one of two reasons. Changes that I made after the base may have gone
+        // with the file; they had revs under this term, which must not be given to others. Or there was a gap in my
+        // leases since I claimed it: somebody may have been allowed to take the subject over from this very manifest
+        // and be about to do so, which no listing tells. The next manifest takes the number that they need.
         self.allowed(Some(manifest))
     }
 

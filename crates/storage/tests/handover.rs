@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
+
 use dormouse_protocol::{ErrorCode, Rev};
 use support::{World, lost_files, messages_in, pairs, subject};
 
@@ -85,6 +87,41 @@ fn after_a_gap_in_the_lease_the_bucket_is_asked_before_anything_is_served() {
     assert_eq!(first.get(&app, "a").unwrap_err().code, ErrorCode::NotOwner, "never the stale value");
     let lost = lost_files(&world.data_dir("persist-1"));
     assert_eq!(messages_in(&lost[0]), pairs(&[("a", "1"), ("b", "only here")]));
+}
+
+#[test]
+fn a_claim_allowed_during_a_gap_loses_to_the_owner_who_is_back() {
+    for unshipped in [false, true] {
+        let world = World::on_disk();
+        let app = subject(APP);
+        let first = world.server("persist-1");
+        let before = first.set(&app, "a", "1").unwrap();
+        first.flush(&app).unwrap();
+        if unshipped {
+            first.set(&app, "b", "only here").unwrap();
+        }
+        first.authority.set_lease(None);
+        world.fleet.declare_dead(&first.log());
+        let second = world.server("persist-2");
+        let slow = second.authority.answering.blocking_lock();
+        std::thread::scope(|scope| {
+            let claimed = scope.spawn(|| second.get(&app, "a"));
+            first.until("the claim is allowed", || second.authority.asked.load(Ordering::SeqCst) == 1);
+            // Its manifest is still the newest, and that proves nothing.
+            world.fleet.declare_alive(&first.log());
+            first.authority.set_lease(Some(2));
+            assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("1"));
+            let after = first.set(&app, "a", "2").unwrap();
+            assert_eq!(after.term, before.term.next(), "claimed anew");
+            drop(slow);
+            let error = claimed.join().unwrap().unwrap_err();
+            assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some("persist-1".parse().unwrap())));
+        });
+        assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("2"));
+        first.flush(&app).unwrap();
+        assert_eq!(first.engine.figures().lost_subjects, 0);
+        assert_eq!(first.get(&app, "b").unwrap().is_some(), unshipped);
+    }
 }
 
 #[test]

@@ -141,8 +141,8 @@ fn follow(current: &Manifest, publication: Publication, nonce: Nonce) -> Manifes
     }
 }
 
-/// Is `manifest`, which was once verified as the newest, still the newest of this listing? After a gap in its leases
-/// a process asks this before it serves again.
+/// Is `manifest`, which was once verified as the newest, still the newest of this listing? A listing proves only the
+/// past: who has been without a lease since must also claim the subject anew before it serves again.
 ///
 /// The number alone decides: the newest manifest is never deleted, so its number cannot be used again.
 #[must_use]

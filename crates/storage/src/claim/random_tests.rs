@@ -266,7 +266,7 @@ impl World {
             Activity::Idle => {
                 let process = &mut self.processes[who];
                 let local = process.file.as_ref().map(|file| file.meta.clone());
-                let (claim, effect) = Claim::new(subject(), process.log.clone(), local);
+                let (claim, effect) = Claim::new(subject(), process.log.clone(), LeaseGeneration(1), local);
                 process.activity = Activity::Claiming { claim, effect, base: None };
             }
             Activity::Claiming { claim, effect, base } => self.claim(who, claim, effect, base),
@@ -370,6 +370,7 @@ impl World {
         );
         let meta = LocalFile {
             log: manifest.owner.clone(),
+            lease: Some(LeaseGeneration(1)),
             term: manifest.term,
             manifest: manifest.number,
             applied_rev: Rev::new(content.len() as u64),

@@ -8,6 +8,9 @@ use crate::bucket::{BucketError, Operation};
 use crate::checksum::Crc64;
 use crate::keys::SnapshotName;
 
+/// The lease that the process holds, and under which the files here were claimed unless a test says otherwise.
+const LEASE: LeaseGeneration = LeaseGeneration(7);
+
 fn subject() -> Subject {
     Subject::new("app.orders").unwrap()
 }
@@ -71,6 +74,7 @@ fn tombstone(owner: LogId) -> Manifest {
 fn file(log: LogId, term: u64, applied: u64) -> LocalFile {
     LocalFile {
         log,
+        lease: Some(LEASE),
         term: Term::new(term),
         manifest: ManifestNumber::new(5),
         applied_rev: Rev::new(applied),
@@ -88,7 +92,7 @@ fn unknown() -> CreateOutcome {
 
 /// Drives a claim against a bucket that holds still, in which every step succeeds, and writes down the effects.
 fn walk(newest: Option<&Manifest>, local: Option<LocalFile>) -> (Vec<String>, ClaimEffect) {
-    let (mut claim, mut effect) = Claim::new(subject(), mine(), local);
+    let (mut claim, mut effect) = Claim::new(subject(), mine(), LEASE, local);
     let mut bucket: BTreeMap<u64, Manifest> =
         newest.into_iter().map(|manifest| (manifest.number.get(), manifest.clone())).collect();
     let mut steps = Vec::new();
@@ -164,6 +168,25 @@ fn every_way_to_a_subject() {
             [&[ask_nobody][..], &reused].concat(),
         ),
         ("mine, file here", Some(manifest(mine())), Some(file(mine(), 3, 45)), vec!["reuse", "list"]),
+        // Somebody may have been allowed to take it over while I had no lease.
+        (
+            "mine, claimed under an earlier lease",
+            Some(manifest(mine())),
+            Some(LocalFile { lease: Some(LeaseGeneration(6)), ..file(mine(), 3, 40) }),
+            reused.to_vec(),
+        ),
+        (
+            "mine, claimed under an earlier lease, file ahead",
+            Some(manifest(mine())),
+            Some(LocalFile { lease: Some(LeaseGeneration(6)), ..file(mine(), 3, 45) }),
+            ahead.to_vec(),
+        ),
+        (
+            "mine, file pulled for a claim that failed",
+            Some(manifest(mine())),
+            Some(LocalFile { lease: None, ..file(mine(), 3, 40) }),
+            reused.to_vec(),
+        ),
         // Revs that I gave may have gone with the file: the next term begins.
         ("mine, file gone", Some(manifest(mine())), None, pulled.to_vec()),
         (
@@ -256,13 +279,13 @@ fn every_way_to_a_subject() {
 
 #[test]
 fn what_is_refused_or_fails_is_passed_on() {
-    let (mut claim, _) = Claim::new(subject(), mine(), None);
+    let (mut claim, _) = Claim::new(subject(), mine(), LEASE, None);
     claim.apply(ClaimInput::Listed(folder(&[5])));
     claim.apply(ClaimInput::Got(Some(manifest(other()).encode())));
     let reply = ErrorReply::not_owner(Some("other".parse().unwrap()));
     assert_eq!(claim.apply(ClaimInput::Refused(reply.clone())), ClaimEffect::GiveUp(reply));
 
-    let (mut claim, _) = Claim::new(subject(), mine(), None);
+    let (mut claim, _) = Claim::new(subject(), mine(), LEASE, None);
     let reply = ErrorReply::unavailable("the bucket does not answer");
     assert_eq!(claim.apply(ClaimInput::Failed(reply.clone())), ClaimEffect::GiveUp(reply));
 }
@@ -279,7 +302,7 @@ fn a_manifest_that_cannot_be_understood_is_never_taken_for_none() {
         (Manifest { number: ManifestNumber::new(4), ..manifest(other()) }.encode(), ErrorCode::Corrupt),
         (Bytes::from(newer), ErrorCode::Unavailable),
     ] {
-        let (mut claim, _) = Claim::new(subject(), mine(), None);
+        let (mut claim, _) = Claim::new(subject(), mine(), LEASE, None);
         claim.apply(ClaimInput::Listed(folder(&[5])));
         assert_eq!(code(&claim.apply(ClaimInput::Got(Some(bytes)))), expected);
     }
@@ -288,7 +311,7 @@ fn a_manifest_that_cannot_be_understood_is_never_taken_for_none() {
 #[test]
 fn a_bucket_whose_numbers_went_back_is_refused() {
     for (newest, local) in [(None, file(predecessor(), 3, 40)), (Some(4), file(other(), 2, 40))] {
-        let (mut claim, _) = Claim::new(subject(), mine(), Some(local));
+        let (mut claim, _) = Claim::new(subject(), mine(), LEASE, Some(local));
         let numbers: Vec<u64> = newest.into_iter().collect();
         let effect = claim.apply(ClaimInput::Listed(folder(&numbers)));
         assert_eq!(code(&effect), ErrorCode::Corrupt, "{effect:?}");
@@ -298,7 +321,7 @@ fn a_bucket_whose_numbers_went_back_is_refused() {
 #[test]
 fn whatever_is_missing_starts_the_claim_again() {
     // The manifest goes, then the snapshot, then another process is faster twice: at the creation, and after it.
-    let (mut claim, _) = Claim::new(subject(), mine(), None);
+    let (mut claim, _) = Claim::new(subject(), mine(), LEASE, None);
     let newest = released(other());
     assert_eq!(claim.apply(ClaimInput::Listed(folder(&[5]))), ClaimEffect::Get(newest.number));
     assert_eq!(claim.apply(ClaimInput::Got(None)), ClaimEffect::List);
@@ -321,7 +344,7 @@ fn whatever_is_missing_starts_the_claim_again() {
 
 #[test]
 fn a_claim_does_not_start_again_for_ever() {
-    let (mut claim, _) = Claim::new(subject(), mine(), None);
+    let (mut claim, _) = Claim::new(subject(), mine(), LEASE, None);
     let mut effect = ClaimEffect::List;
     let mut reads = 0;
     while effect == ClaimEffect::List {
@@ -334,7 +357,7 @@ fn a_claim_does_not_start_again_for_ever() {
 
 /// Up to the creation of manifest 6, with a file that is ahead.
 fn to_creation() -> (Claim, Box<Manifest>) {
-    let (mut claim, _) = Claim::new(subject(), mine(), Some(file(predecessor(), 3, 45)));
+    let (mut claim, _) = Claim::new(subject(), mine(), LEASE, Some(file(predecessor(), 3, 45)));
     claim.apply(ClaimInput::Listed(folder(&[5])));
     claim.apply(ClaimInput::Got(Some(manifest(predecessor()).encode())));
     claim.apply(ClaimInput::Allowed);
@@ -381,12 +404,43 @@ fn a_listing_without_what_was_created_is_not_believed() {
 
 #[test]
 fn a_reopened_subject_is_verified_too() {
-    let (mut claim, _) = Claim::new(subject(), mine(), Some(file(mine(), 3, 45)));
+    let (mut claim, _) = Claim::new(subject(), mine(), LEASE, Some(file(mine(), 3, 45)));
     claim.apply(ClaimInput::Listed(folder(&[5])));
     assert_eq!(claim.apply(ClaimInput::Got(Some(manifest(mine()).encode()))), ClaimEffect::ReuseLocal);
     assert_eq!(claim.apply(ClaimInput::LocalReady { nonce: nonce(6) }), ClaimEffect::List);
     assert_eq!(claim.apply(ClaimInput::Listed(folder(&[5, 6]))), ClaimEffect::List);
     assert_eq!(claim.apply(ClaimInput::Listed(folder(&[5, 6]))), ClaimEffect::Get(ManifestNumber::new(6)));
+}
+
+#[test]
+fn after_a_gap_the_claim_that_was_allowed_meanwhile_and_the_owners_own_exclude_each_other() {
+    // Both have read manifest 5, the other one while the owner had no lease; both want to create 6.
+    let to_creation = |log: LogId, local: Option<LocalFile>| {
+        let (mut claim, _) = Claim::new(subject(), log.clone(), LEASE, local);
+        claim.apply(ClaimInput::Listed(folder(&[5])));
+        let mut effect = claim.apply(ClaimInput::Got(Some(manifest(mine()).encode())));
+        if log != mine() {
+            assert_eq!(effect, ClaimEffect::AskAuthority { owner: Some(mine()) });
+            effect = claim.apply(ClaimInput::Allowed);
+        }
+        assert!(matches!(effect, ClaimEffect::PullSnapshot(_) | ClaimEffect::ReuseLocal), "{effect:?}");
+        match claim.apply(ClaimInput::LocalReady { nonce: nonce(6) }) {
+            ClaimEffect::Create(manifest) => (claim, *manifest),
+            other => panic!("{other:?}"),
+        }
+    };
+    let before = LocalFile { lease: Some(LeaseGeneration(6)), ..file(mine(), 3, 40) };
+    let (mut owners, own) = to_creation(mine(), Some(before));
+    let (mut others, theirs) = to_creation(other(), None);
+    assert_eq!((own.number, own.term), (theirs.number, theirs.term));
+    assert_ne!(own.encode(), theirs.encode());
+    for (loser, winner) in [(&mut others, own), (&mut owners, theirs)] {
+        assert_eq!(loser.apply(ClaimInput::Created(CreateOutcome::Anothers)), ClaimEffect::List);
+        assert_eq!(loser.apply(ClaimInput::Listed(folder(&[5, 6]))), ClaimEffect::Get(winner.number));
+        // Nothing that was allowed for manifest 5 counts for this one.
+        let effect = loser.apply(ClaimInput::Got(Some(winner.encode())));
+        assert_eq!(effect, ClaimEffect::AskAuthority { owner: Some(winner.owner) });
+    }
 }
 
 #[test]

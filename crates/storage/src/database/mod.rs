@@ -23,6 +23,7 @@ use dormouse_protocol::{LogId, MessageId, Rev, Seq, Subject, Term, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+use crate::api::LeaseGeneration;
 use crate::keys::ManifestNumber;
 use crate::plan::SubjectState;
 
@@ -52,6 +53,8 @@ impl Default for Origin {
 pub struct Tenure {
     /// The process that serves it.
     pub log: LogId,
+    /// The lease under which it claimed the subject.
+    pub lease: LeaseGeneration,
     /// The term.
     pub term: Term,
     /// The last rev that the term inherited.
@@ -67,6 +70,9 @@ pub struct Tenure {
 pub struct Provenance {
     /// The process that served the file's term; `None` in a file that has not been claimed.
     pub log: Option<LogId>,
+    /// The lease under which that process claimed the subject; `None` in a file that came from the bucket and has not
+    /// been claimed since.
+    pub lease: Option<LeaseGeneration>,
     /// The newest manifest that process knew to be its own; 0 in a file that has not been claimed.
     pub manifest: ManifestNumber,
     /// The last rev known to be in the bucket.
@@ -143,7 +149,12 @@ impl Database {
             connection,
             path: path.to_owned(),
             state: SubjectState::default(),
-            provenance: Provenance { log: None, manifest: ManifestNumber::new(0), bucket_rev: Rev::new(0) },
+            provenance: Provenance {
+                log: None,
+                lease: None,
+                manifest: ManifestNumber::new(0),
+                bucket_rev: Rev::new(0),
+            },
             tombstones: 0,
             tombstone_floor: Rev::new(0),
             changed: false,
@@ -159,7 +170,7 @@ impl Database {
             connection.query_row("SELECT COUNT(*) FROM tombstones", [], |row| row.get(0))?;
         let mut statement = connection.prepare_cached(
             "SELECT term, applied_rev, next_seq, last_seq, last_term, accept_time, count, bytes, config, log,
-                    bucket_rev, tombstone_floor, manifest,
+                    bucket_rev, tombstone_floor, manifest, lease,
                     coalesce((SELECT term_base FROM terms WHERE terms.term = meta.term), applied_rev)
              FROM meta",
         )?;
@@ -173,7 +184,7 @@ impl Database {
         let log: String = row.get(9)?;
         self.state = SubjectState {
             term: Term::new(number(0)?),
-            term_base: Rev::new(number(13)?),
+            term_base: Rev::new(number(14)?),
             rev: Rev::new(number(1)?),
             next_seq: Seq::new(number(2)?),
             last: last_seq.zip(last_term).map(|(seq, term)| MessageId {
@@ -191,6 +202,7 @@ impl Database {
                 "" => None,
                 log => Some(log.parse().map_err(|_| DatabaseError::Damaged(format!("its log {log:?}")))?),
             },
+            lease: row.get::<_, Option<i64>>(13)?.map(|lease| LeaseGeneration(from_sql(lease))),
             manifest: ManifestNumber::new(number(12)?),
             bucket_rev: Rev::new(number(10)?),
         };
@@ -240,12 +252,26 @@ impl Database {
             "DELETE FROM terms WHERE term NOT IN (SELECT term FROM terms ORDER BY term DESC LIMIT ?1)",
             [to_sql(REMEMBERED_TERMS as u64)],
         )?;
-        self.connection.execute("UPDATE meta SET log = ?1", [tenure.log.to_string()])?;
+        self.connection.execute(
+            "UPDATE meta SET log = ?1, lease = ?2",
+            params![tenure.log.to_string(), to_sql(tenure.lease.0)],
+        )?;
         self.set_in_bucket(tenure.manifest, tenure.bucket_rev)?;
         self.state.term = tenure.term;
         self.state.term_base = tenure.term_base;
         self.provenance.log = Some(tenure.log.clone());
+        self.provenance.lease = Some(tenure.lease);
         self.changed = true;
+        Ok(())
+    }
+
+    /// Takes note that the file came from the bucket: whoever wrote it may have gone on since, so it proves no claim.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; then the file says as before.
+    pub fn forget_lease(&mut self) -> Result<(), DatabaseError> {
+        self.connection.execute("UPDATE meta SET lease = NULL", [])?;
+        self.provenance.lease = None;
         Ok(())
     }
 

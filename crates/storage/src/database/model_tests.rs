@@ -156,6 +156,7 @@ impl World {
         self.model.term += 1;
         let tenure = Tenure {
             log: "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
+            lease: LeaseGeneration(1),
             term: Term::new(self.model.term),
             term_base: Rev::new(self.model.rev),
             manifest: ManifestNumber::new(self.model.term),

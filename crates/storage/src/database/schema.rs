@@ -65,6 +65,7 @@ CREATE TABLE meta(
     subject TEXT NOT NULL,
     term INTEGER NOT NULL,
     log TEXT NOT NULL,           -- the process that served this term
+    lease INTEGER,               -- the generation of its lease when it claimed; NULL: it holds no claim by this file
     applied_rev INTEGER NOT NULL,
     next_seq INTEGER NOT NULL,
     last_seq INTEGER,            -- the highest seq ever written, and the term under which it was

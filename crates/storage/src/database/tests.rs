@@ -40,6 +40,7 @@ fn fresh(path: &Path) -> Database {
     database
         .take_over(&Tenure {
             log: log(),
+            lease: LeaseGeneration(1),
             term: Term::new(1),
             term_base: Rev::new(0),
             manifest: ManifestNumber::FIRST,

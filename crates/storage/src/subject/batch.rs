@@ -151,7 +151,7 @@ impl Batch {
             .ok_or_else(|| ErrorReply::internal("a request without an answer"));
         for one in planned {
             if let Planned::Write(record) = one {
-                let bytes = size::of_change(&record.change());
+                let bytes = size::of_record(&record);
                 self.held_bytes += bytes;
                 self.executed.written_bytes += bytes;
                 self.executed.records.push(record);

@@ -29,10 +29,10 @@ pub(super) struct Opened {
 pub(super) async fn open(shared: &Shared, subject: &Subject) -> Result<Opened, ErrorReply> {
     let generation = shared.authority.lease().ok_or_else(super::no_lease)?;
     let _permit = shared.opening.acquire().await;
-    let mut opener =
-        Opener { shared, subject, path: shared.data.subject_file(subject), database: None, base: None };
+    let path = shared.data.subject_file(subject);
+    let mut opener = Opener { shared, subject, path, generation, database: None, base: None };
     let local = opener.find_local().await?;
-    let (mut claim, mut effect) = Claim::new(subject.clone(), shared.log.clone(), local);
+    let (mut claim, mut effect) = Claim::new(subject.clone(), shared.log.clone(), generation, local);
     loop {
         let answer = match effect {
             ClaimEffect::GiveUp(reply) => return Err(reply),
@@ -43,7 +43,7 @@ pub(super) async fn open(shared: &Shared, subject: &Subject) -> Result<Opened, E
             }
             ClaimEffect::SnapshotLocal { .. } if !opener.local_is_whole().await? => {
                 // Without it, the subject goes on from what the bucket has.
-                (claim, effect) = Claim::new(subject.clone(), shared.log.clone(), None);
+                (claim, effect) = Claim::new(subject.clone(), shared.log.clone(), generation, None);
                 continue;
             }
             effect => opener.perform(effect).await,
@@ -56,6 +56,8 @@ struct Opener<'a> {
     shared: &'a Shared,
     subject: &'a Subject,
     path: PathBuf,
+    /// The lease under which the claim began.
+    generation: LeaseGeneration,
     database: Option<Database>,
     /// The manifest that the claim last read.
     base: Option<ManifestNumber>,
@@ -93,6 +95,7 @@ impl Opener<'_> {
             let provenance = database.provenance();
             Some(LocalFile {
                 log: provenance.log.clone()?,
+                lease: provenance.lease,
                 term: database.state().term,
                 manifest: provenance.manifest,
                 applied_rev: database.state().rev,
@@ -164,6 +167,7 @@ impl Opener<'_> {
             .blocking(move || {
                 put_in_place(&incoming, &path).map_err(LocalError::File)?;
                 let mut database = Database::open(&path, &subject).map_err(LocalError::Database)?;
+                database.forget_lease().map_err(LocalError::Database)?;
                 database.set_in_bucket(base, database.state().rev).map_err(LocalError::Database)?;
                 Ok(database)
             })
@@ -261,6 +265,7 @@ impl Opener<'_> {
         let mut database = self.database.take().ok_or_else(out_of_step)?;
         let tenure = Tenure {
             log: manifest.owner.clone(),
+            lease: self.generation,
             term: manifest.term,
             term_base: manifest.term_base,
             manifest: manifest.number,

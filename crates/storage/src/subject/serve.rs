@@ -64,7 +64,7 @@ pub(super) struct Serving<'a> {
     file: Held,
     /// The newest manifest, ours.
     manifest: Manifest,
-    /// The lease under which the manifest was last seen to be the newest.
+    /// The lease under which the subject was claimed.
     generation: LeaseGeneration,
     schedule: Schedule,
     flushes: Vec<Flush>,
@@ -279,8 +279,12 @@ impl<'a> Serving<'a> {
         if !is_newest(&folder, &self.manifest) {
             return Ok(Some(self.lose().await));
         }
-        self.generation = generation;
-        Ok(None)
+        // The newest now, but somebody may have been allowed to claim the subject during the gap and be about to
+        // create the next manifest: it is claimed anew, which defeats every claim from this one.
+        tracing::debug!(subject = %self.subject, "closed after a gap in the leases");
+        self.refuse_flushes(&ErrorReply::unavailable("the server's lease was interrupted: flush again"));
+        self.close_file().await;
+        Ok(Some(End::Closed))
     }
 
     fn beacon(&mut self) {

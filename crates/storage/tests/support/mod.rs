@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,18 +35,33 @@ impl Fleet {
     pub fn declare_dead(&self, log: &LogId) {
         self.dead.lock().unwrap().insert(log.clone());
     }
+
+    pub fn declare_alive(&self, log: &LogId) {
+        self.dead.lock().unwrap().remove(log);
+    }
 }
 
 pub struct TestAuthority {
     fleet: Arc<Fleet>,
     log: LogId,
     lease: Mutex<Option<LeaseGeneration>>,
+    /// Whoever holds it delays the answers to questions that are decided already.
+    pub answering: tokio::sync::Mutex<()>,
+    /// Questions decided so far.
+    pub asked: AtomicU64,
     pub released: Mutex<Vec<Subject>>,
 }
 
 impl TestAuthority {
     pub fn new(fleet: Arc<Fleet>, log: LogId) -> Self {
-        Self { fleet, log, lease: Mutex::new(Some(LeaseGeneration(1))), released: Mutex::default() }
+        Self {
+            fleet,
+            log,
+            lease: Mutex::new(Some(LeaseGeneration(1))),
+            answering: tokio::sync::Mutex::default(),
+            asked: AtomicU64::new(0),
+            released: Mutex::default(),
+        }
     }
 
     pub fn set_lease(&self, generation: Option<u64>) {
@@ -61,12 +76,15 @@ impl Authority for TestAuthority {
     }
 
     async fn may_claim(&self, _subject: &Subject, owner: Option<&LogId>) -> Result<(), ErrorReply> {
-        match owner {
+        let answer = match owner {
             Some(owner) if *owner != self.log && !self.fleet.dead.lock().unwrap().contains(owner) => {
                 Err(ErrorReply::not_owner(Some(owner.server().clone())))
             }
             _ => Ok(()),
-        }
+        };
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let _answering = self.answering.lock().await;
+        answer
     }
 
     async fn released(&self, subject: &Subject) {

@@ -28,7 +28,7 @@ impl Serving<'_> {
         End::Closed
     }
 
-    async fn close_file(&mut self) {
+    pub(super) async fn close_file(&mut self) {
         let Some(database) = self.file.0.take() else { return };
         if let Err(error) = self.shared.env.blocking(move || database.close()).await {
             tracing::warn!(subject = %self.subject, %error, "the local file could not be closed in one piece");
@@ -69,7 +69,7 @@ impl Serving<'_> {
         End::Closed
     }
 
-    fn refuse_flushes(&mut self, reply: &ErrorReply) {
+    pub(super) fn refuse_flushes(&mut self, reply: &ErrorReply) {
         for flush in self.flushes.drain(..) {
             (flush.respond)(Err(reply.clone()));
         }
