@@ -145,8 +145,13 @@ impl Requests {
             self.complaints.about(&route, &reply_to, now);
             return None;
         }
-        let responder =
-            Responder { reply_to, received: now, outbox: Arc::clone(&self.outbox), counted_in: None };
+        let responder = Responder {
+            reply_to,
+            received: now,
+            outbox: Arc::clone(&self.outbox),
+            counted_in: None,
+            changes: false,
+        };
         Some(Incoming { route, payload, headers, responder })
     }
 }
@@ -177,9 +182,17 @@ pub struct Responder {
     received: Duration,
     outbox: Arc<Outbox>,
     counted_in: Option<Arc<EndpointStats>>,
+    changes: bool,
 }
 
 impl Responder {
+    /// Declares that the request may have changed something by the time a result is there: a result that does not fit
+    /// then becomes `indeterminate`, since `too_large` would say that nothing happened.
+    pub fn changing(mut self) -> Self {
+        self.changes = true;
+        self
+    }
+
     /// Counts the answer in `stats` instead of in the figures of the whole pattern: a pattern may hold several
     /// endpoints.
     pub fn counted_in(mut self, stats: &Arc<EndpointStats>) -> Self {
@@ -188,11 +201,17 @@ impl Responder {
     }
 
     /// Answers with a result. Never waits: where the queue of answers is full, this one is dropped and counted. A
-    /// result larger than the largest payload becomes the error `too_large`.
+    /// result larger than the largest payload becomes the error `too_large`, or `indeterminate` after
+    /// [`changing`](Self::changing).
     pub fn ok(self, payload: Bytes) {
         let limit_bytes = self.outbox.bus.max_payload();
         if payload.len() > limit_bytes {
-            return self.error(&ErrorReply::too_large("max_payload", payload.len(), limit_bytes));
+            let too_large = ErrorReply::too_large("max_payload", payload.len(), limit_bytes);
+            if !self.changes {
+                return self.error(&too_large);
+            }
+            let text = format!("it was carried out, but its result cannot be sent: {}", too_large.message);
+            return self.error(&ErrorReply::new(ErrorCode::Indeterminate, text));
         }
         self.stats().count_answer(self.elapsed());
         self.send(Headers::default(), payload);

@@ -42,6 +42,7 @@ contract! {
         a_hung_responder_costs_the_deadline
         a_late_answer_goes_to_nobody
         a_queue_group_shares_what_others_all_get
+        a_queue_group_is_known_by_its_name_alone
         wildcards_match_whole_tokens
         headers_arrive
         a_message_may_be_as_large_as_the_limit_and_no_larger

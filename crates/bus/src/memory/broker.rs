@@ -72,8 +72,9 @@ pub(super) struct Broker {
     connections: BTreeMap<ConnectionId, Connection>,
     listeners: BTreeMap<SubscriptionId, Listener>,
     askers: HashMap<Route, Asker>,
-    // Members of a queue group take turns.
-    turns: HashMap<(RoutePattern, String), usize>,
+    // Members of a queue group take turns. A group is known by its name alone, as in NATS: who listens to `a.*` and who
+    // listens to `a.b` in groups of one name share what goes to `a.b`.
+    turns: HashMap<String, usize>,
     last_id: u64,
 }
 
@@ -121,6 +122,7 @@ impl Broker {
         let Some(connection) = self.connections.remove(&id) else { return };
         self.listeners.retain(|_, listener| listener.connection != id);
         self.askers.retain(|_, asker| asker.connection != id);
+        self.forget_empty_groups();
         connection.link.send_replace(Link::Closed);
         connection.tell(BusEvent::Closed);
     }
@@ -192,34 +194,33 @@ impl Broker {
     }
 
     pub(super) fn unsubscribe(&mut self, id: SubscriptionId) {
-        let Some(gone) = self.listeners.remove(&id) else { return };
-        let Some(queue) = gone.queue else { return };
-        let group = (gone.pattern, queue);
-        let has_members = self
-            .listeners
-            .values()
-            .any(|listener| listener.pattern == group.0 && listener.queue.as_ref() == Some(&group.1));
-        if !has_members {
-            self.turns.remove(&group);
+        if self.listeners.remove(&id).is_some_and(|gone| gone.queue.is_some()) {
+            self.forget_empty_groups();
         }
+    }
+
+    fn forget_empty_groups(&mut self) {
+        let listeners = &self.listeners;
+        self.turns
+            .retain(|group, _| listeners.values().any(|listener| listener.queue.as_ref() == Some(group)));
     }
 
     /// Hands a message to everybody who listens there. Returns how many do, also where it had to be dropped.
     fn deliver(&mut self, message: Outgoing, reply_to: Option<&Route>) -> usize {
         let mut receivers = self.answer(&message);
         let mut chosen: Vec<SubscriptionId> = Vec::new();
-        let mut groups: BTreeMap<(&RoutePattern, &str), Vec<SubscriptionId>> = BTreeMap::new();
+        let mut groups: BTreeMap<&str, Vec<SubscriptionId>> = BTreeMap::new();
         for (id, listener) in &self.listeners {
             if !listener.pattern.matches(message.route.as_str()) || !self.hears(listener, &message.route) {
                 continue;
             }
             match &listener.queue {
                 None => chosen.push(*id),
-                Some(queue) => groups.entry((&listener.pattern, queue)).or_default().push(*id),
+                Some(queue) => groups.entry(queue).or_default().push(*id),
             }
         }
-        for ((pattern, queue), members) in groups {
-            let turn = self.turns.entry((pattern.clone(), queue.to_owned())).or_default();
+        for (group, members) in groups {
+            let turn = self.turns.entry(group.to_owned()).or_default();
             chosen.push(members[*turn % members.len()]);
             *turn = turn.wrapping_add(1);
         }
@@ -303,7 +304,30 @@ fn covers(wide: &RoutePattern, narrow: &RoutePattern) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+
+    #[test]
+    fn a_group_without_members_is_forgotten() {
+        let mut broker = Broker::default();
+        let (closing, ..) = broker.connect(MemoryOptions::named("closing"));
+        let (other, ..) = broker.connect(MemoryOptions::named("other"));
+        let join = |broker: &mut Broker, connection| {
+            let options = SubscribeOptions { queue: Some("q".to_owned()), ..SubscribeOptions::default() };
+            broker.subscribe(connection, &RoutePattern::new("a"), options).unwrap()
+        };
+        let (_one, (other_id, _two)) = (join(&mut broker, closing), join(&mut broker, other));
+        broker.publish(other, Outgoing::new(Route::new("a"), Bytes::new())).unwrap();
+        broker.close(closing);
+        assert_eq!(broker.turns.len(), 1, "a member is left");
+        broker.unsubscribe(other_id);
+        assert_eq!(broker.turns.len(), 0);
+        let _three = join(&mut broker, other);
+        broker.publish(other, Outgoing::new(Route::new("a"), Bytes::new())).unwrap();
+        broker.close(other);
+        assert_eq!(broker.turns.len(), 0);
+    }
 
     #[test]
     fn a_pattern_covers_only_what_lies_within_it() {

@@ -103,6 +103,28 @@ async fn the_time_from_arrival_to_answer_is_counted() {
     assert_eq!(requests.stats().read().processing, Duration::from_millis(250));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_result_that_does_not_fit_never_hides_a_change() {
+    let world = World::new();
+    world.broker.set_max_payload(1_000);
+    let mut requests = world.serve(ServeOptions::default()).await;
+    for changes in [false, true] {
+        let answer = async {
+            let mut responder = requests.next().await.unwrap().responder;
+            if changes {
+                responder = responder.changing();
+            }
+            responder.ok(vec![7; 1_001].into());
+        };
+        let (answered, ()) = tokio::join!(world.ask(), answer);
+        let error = answered.unwrap_err();
+        let AskError::Service(reply) = &error else { panic!("{error}") };
+        let expected = if changes { ErrorCode::Indeterminate } else { ErrorCode::TooLarge };
+        assert_eq!(reply.code, expected, "{error}");
+        assert_eq!(error.happened() == dormouse_protocol::Happened::Unknown, changes, "{error}");
+    }
+}
+
 #[test]
 fn an_error_that_does_not_fit_is_cut_to_its_code() {
     let error = ErrorReply::internal("x".repeat(10_000));

@@ -1,7 +1,9 @@
 //! Requests, publications and subscriptions while all is well.
 
 use bytes::Bytes;
-use dormouse_bus::{BusEvent, Outgoing, PublishError, RequestError, SubscribeError, SubscribeOptions};
+use dormouse_bus::{
+    BusEvent, Outgoing, PublishError, RequestError, SubscribeError, SubscribeOptions, Subscription,
+};
 use dormouse_protocol::{Happened, Headers, Route, RoutePattern};
 use futures::future::join_all;
 
@@ -84,6 +86,33 @@ pub async fn a_queue_group_shares_what_others_all_get(system: impl Fixture) {
     }
     shared.sort_unstable();
     assert_eq!(shared, (0..MESSAGES).collect::<Vec<_>>());
+}
+
+/// Two groups of one name are one, whatever their patterns.
+pub async fn a_queue_group_is_known_by_its_name_alone(system: impl Fixture) {
+    const MESSAGES: usize = 40;
+    let (one, other, sender) = (system.connect().await, system.connect().await, system.connect().await);
+    let mut one_pattern = join(&one, "work.*", "workers").await;
+    let mut other_pattern = join(&other, "*.item", "workers").await;
+    for number in 0..MESSAGES {
+        sender.publish(message("work.item", format!("{number}"))).await.unwrap();
+    }
+    // Each of these is heard by one of the two only.
+    for end in ["work.end", "end.item"] {
+        sender.publish(message(end, "")).await.unwrap();
+    }
+    let mut shared = Vec::new();
+    while next_of(&mut one_pattern, &mut shared).await != "work.end" {}
+    while next_of(&mut other_pattern, &mut shared).await != "end.item" {}
+    shared.sort_unstable();
+    assert_eq!(shared, (0..MESSAGES).collect::<Vec<_>>());
+}
+
+/// Takes a message, notes its number if it has one, and returns its route.
+async fn next_of(subscription: &mut Subscription, numbers: &mut Vec<usize>) -> String {
+    let delivery = next(subscription).await;
+    numbers.extend(std::str::from_utf8(&delivery.payload).unwrap().parse::<usize>());
+    delivery.route.as_str().to_owned()
 }
 
 pub async fn wildcards_match_whole_tokens(system: impl Fixture) {
