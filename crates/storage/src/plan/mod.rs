@@ -32,7 +32,8 @@ const DELETE_RECORD_BYTES: usize = 128 * 1_024;
 pub struct Context {
     /// When the request is accepted: the server's clock, but never before the subject's last accept time.
     pub accept_time: Timestamp,
-    /// The largest encoded message that can be sent on: what is larger could be written but never read.
+    /// The largest encoded message or answer that can be sent on: what is larger could be written but never read, and
+    /// of what is done nobody could be told.
     pub max_message_bytes: usize,
 }
 
@@ -60,8 +61,32 @@ impl Planned {
 /// nothing changes.
 ///
 /// # Errors
-/// The answer to a request that is refused as a whole; then nothing changes.
+/// The answer to a request that is refused as a whole; then nothing changes. Among the reasons: its answer would not
+/// fit, `too_large` by `max_reply_bytes`.
 pub fn plan(
+    request: &Request,
+    view: &impl SubjectView,
+    context: Context,
+) -> Result<Vec<Planned>, ErrorReply> {
+    let planned = plan_unchecked(request, view, context)?;
+    let (reply, most) =
+        (planned.iter().map(part_of_reply).sum(), context.max_message_bytes.saturating_sub(ENVELOPE_BYTES));
+    if reply > most { Err(ErrorReply::too_large("max_reply_bytes", reply, most)) } else { Ok(planned) }
+}
+
+/// The most bytes that one part adds to the answer.
+fn part_of_reply(planned: &Planned) -> usize {
+    match planned {
+        Planned::Refuse(error) => size::of_error(error),
+        Planned::Write(record) => match &record.operation {
+            Operation::Set(_) => size::SET_RESULT_BYTES,
+            Operation::Delete { removed } => size::of_seqs(removed.len()),
+            Operation::DeleteAll { .. } | Operation::Configure { .. } => 0,
+        },
+    }
+}
+
+fn plan_unchecked(
     request: &Request,
     view: &impl SubjectView,
     context: Context,
@@ -148,11 +173,15 @@ fn plan_set(
     let mut pending = Pending::new(view);
     let term = view.state().term;
     let mut planned = Vec::with_capacity(request.sets.len());
-    for item in &request.sets {
+    for (place, item) in request.sets.iter().enumerate() {
         planned.push(match plan_item(item, &pending, context) {
             Ok(set) => {
                 let id = MessageId { term, seq: set.seq };
-                pending.set(id, set.key.as_deref(), set.replaces);
+                pending.advance(id);
+                // Most requests hold one set: nobody comes after it to whom it would matter.
+                if place + 1 < request.sets.len() {
+                    pending.remember(id, set.key.as_deref(), set.replaces);
+                }
                 Planned::Write(Record {
                     term,
                     rev: pending.rev,

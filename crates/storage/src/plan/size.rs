@@ -1,13 +1,20 @@
 //! How large things become on the wire. Upper bounds, so that what is said to fit does fit.
 
 use bytes::Bytes;
-use dormouse_protocol::message::Removed;
-use dormouse_protocol::{Change, Headers, Message};
+use dormouse_protocol::message::{Removed, SubjectConfig};
+use dormouse_protocol::{Change, ErrorReply, Headers, Message};
+
+use super::record::{Operation, Record};
 
 /// Field names, numbers and MessagePack framing of a message, of a change around it, or of a removed message.
 const FRAMING_BYTES: usize = 224;
 /// Framing of a header, a key or an element of a list.
 const ELEMENT_BYTES: usize = 10;
+/// Field names and numbers of an error, without its texts.
+const ERROR_BYTES: usize = 224;
+
+/// The most bytes that the result of a set takes in an answer.
+pub const SET_RESULT_BYTES: usize = 96;
 
 /// The most bytes that a message with these parts takes when encoded.
 #[must_use]
@@ -39,6 +46,19 @@ pub fn of_removed(removed: &Removed) -> usize {
     3 * ELEMENT_BYTES + removed.key.as_ref().map_or(0, String::len)
 }
 
+/// The most bytes that an error takes as the outcome of one set.
+#[must_use]
+pub fn of_error(error: &ErrorReply) -> usize {
+    let texts = [Some(&error.message), error.limit.as_ref(), error.object.as_ref()];
+    ERROR_BYTES + error.code.as_str().len() + texts.into_iter().flatten().map(String::len).sum::<usize>()
+}
+
+/// The most bytes that so many seqs take in an answer.
+#[must_use]
+pub const fn of_seqs(count: usize) -> usize {
+    count * ELEMENT_BYTES
+}
+
 /// The most bytes that `change` takes in an event.
 #[must_use]
 pub fn of_change(change: &Change) -> usize {
@@ -47,8 +67,22 @@ pub fn of_change(change: &Change) -> usize {
             Change::Set(set) => of_message(&set.message),
             Change::Delete(delete) => delete.removed.iter().map(of_removed).sum(),
             Change::DeleteAll(_) => 0,
-            Change::Configure(configure) => {
-                configure.config.metadata.iter().map(|(k, v)| k.len() + v.len() + 2 * ELEMENT_BYTES).sum()
-            }
+            Change::Configure(configure) => of_config(&configure.config),
         }
+}
+
+/// As [`of_change`] of the record's change, without making it.
+#[must_use]
+pub fn of_record(record: &Record) -> usize {
+    FRAMING_BYTES
+        + match &record.operation {
+            Operation::Set(set) => parts_bytes(set.key.as_deref(), set.value.as_ref(), &set.headers),
+            Operation::Delete { removed } => removed.iter().map(of_removed).sum(),
+            Operation::DeleteAll { .. } => 0,
+            Operation::Configure { config } => of_config(config),
+        }
+}
+
+fn of_config(config: &SubjectConfig) -> usize {
+    config.metadata.iter().map(|(name, value)| name.len() + value.len() + 2 * ELEMENT_BYTES).sum()
 }

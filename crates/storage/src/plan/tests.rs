@@ -328,6 +328,69 @@ fn sizes_are_upper_bounds() {
     };
     let change = record.change();
     assert!(dormouse_protocol::encode(&change).unwrap().len() <= size::of_change(&change));
+    assert_eq!(size::of_record(&record), size::of_change(&change));
     let removed = Removed { seq: Seq::new(u64::MAX), key: Some("k".repeat(100)) };
     assert!(dormouse_protocol::encode(&removed).unwrap().len() <= size::of_removed(&removed));
+}
+
+#[test]
+fn nothing_is_done_whose_answer_would_not_fit() {
+    let wrong =
+        |_| SetItem { expect: Some(Expect::Last(Some(id(u64::MAX, u64::MAX)))), ..SetItem::default() };
+    let delete = Request::Delete(DeleteRequest {
+        seqs: [3, 5, 7].map(Seq::new).to_vec(),
+        keys: vec!["a".to_owned()],
+        ..DeleteRequest::default()
+    });
+    let cases = [
+        (set((0..200).map(|_| SetItem::default()).collect()), 200 * size::SET_RESULT_BYTES),
+        (set((0..200).map(wrong).collect()), 200 * 400),
+        (delete, 30),
+    ];
+    for (request, roomy) in cases {
+        let mut refused = 0;
+        for room in 0..=roomy {
+            let context = Context { max_message_bytes: ENVELOPE_BYTES + room, ..CONTEXT };
+            match plan(&request, &memory(), context) {
+                Ok(planned) => {
+                    let encoded = match reply(&request, &planned, memory().state.position()).unwrap() {
+                        Reply::Set(reply) => dormouse_protocol::encode(&reply),
+                        Reply::Delete(reply) => dormouse_protocol::encode(&reply),
+                        other => panic!("{other:?}"),
+                    };
+                    assert!(encoded.unwrap().len() <= context.max_message_bytes, "{room}");
+                    break;
+                }
+                Err(error) => {
+                    assert_eq!(error.code, ErrorCode::TooLarge);
+                    // Where not even a message without content fits, that is said of each.
+                    assert_eq!(error.limit.as_deref(), Some("max_reply_bytes"));
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0 && refused <= roomy, "{refused} of {roomy}");
+    }
+}
+
+#[test]
+fn results_and_errors_have_upper_bounds() {
+    let most = id(u64::MAX, u64::MAX);
+    let result = SetOutcome::Ok(SetResult {
+        seq: most.seq,
+        term: most.term,
+        rev: Rev::new(u64::MAX),
+        timestamp: Timestamp::from_micros(u64::MAX),
+        duplicate: true,
+    });
+    assert!(dormouse_protocol::encode(&result).unwrap().len() <= size::SET_RESULT_BYTES);
+    for error in [
+        ErrorReply::wrong_last(Some(most)),
+        ErrorReply::key_exists(most),
+        ErrorReply::too_large("max_headers_bytes", usize::MAX, usize::MAX),
+        ErrorReply::bad_request("w".repeat(10_000)),
+    ] {
+        let bytes = size::of_error(&error);
+        assert!(dormouse_protocol::encode(&SetOutcome::Error(error)).unwrap().len() <= bytes);
+    }
 }

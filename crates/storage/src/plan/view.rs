@@ -100,13 +100,17 @@ impl<'a, V: SubjectView> Pending<'a, V> {
         }
     }
 
-    /// Takes note of a set for those that follow in the same request.
-    pub(super) fn set(&mut self, id: MessageId, key: Option<&str>, replaces: Option<Seq>) {
+    /// Counts a set.
+    pub(super) fn advance(&mut self, id: MessageId) {
         self.rev = self.rev.next();
         if self.last.is_none_or(|last| id.seq >= last.seq) {
             self.last = Some(id);
         }
         self.next_seq = self.next_seq.max(id.seq.next());
+    }
+
+    /// Takes note of a set for those that follow in the same request.
+    pub(super) fn remember(&mut self, id: MessageId, key: Option<&str>, replaces: Option<Seq>) {
         if let Some(gone) = replaces {
             self.by_seq.insert(gone, None);
         }
