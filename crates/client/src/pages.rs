@@ -21,6 +21,11 @@ use crate::subject::Handle;
 /// Each page shows the subject as it was when that page was read, not as it was when the reading began. After an
 /// error the sequence ends. Dropping it abandons what is in flight.
 ///
+/// A value that does not fit on a page is fetched on its own; one that no answer carries stays away, and its message
+/// has `value_omitted` set. A message that is gone by then is left out. If another has taken its key, that one comes
+/// where it belongs when reading upwards, and in the place of the old one when reading in reverse, beyond the range's
+/// end if need be, so that no key which exists all the time is missed.
+///
 /// It is a [`futures::Stream`]; [`next`](Self::next) and [`all`](Self::all) do without that trait.
 #[derive(Debug)]
 pub struct Pages<T> {
@@ -146,7 +151,7 @@ impl Source<Message> for MessagePages {
         let reply: GetAllReply = self.handle.call(Op::GetAll, &request).await?;
         let mut items = Vec::with_capacity(reply.messages.len());
         for message in reply.messages {
-            items.extend(self.handle.complete(message).await?);
+            items.extend(self.complete(message).await?);
         }
         if let Some(limit) = &mut self.range.limit {
             *limit = limit.saturating_sub(items.len() as u64);
@@ -159,6 +164,16 @@ impl Source<Message> for MessagePages {
 }
 
 impl MessagePages {
+    /// Fetches a value that was left out. What replaced the message under its key meanwhile has a higher seq: read
+    /// upwards, it is still to come, read downwards, its place has been passed.
+    async fn complete(&self, message: Message) -> Result<Option<Message>, Error> {
+        if self.range.reverse {
+            self.handle.complete_or_newer(message).await
+        } else {
+            self.handle.complete(message).await
+        }
+    }
+
     fn advance(&mut self, cursor: Seq) -> Result<(), Error> {
         let ahead = if self.range.reverse {
             self.range.end.is_none_or(|end| cursor < end)

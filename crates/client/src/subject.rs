@@ -25,6 +25,9 @@ const SET_OVERHEAD_BYTES: usize = 192;
 const HEADER_OVERHEAD_BYTES: usize = 12;
 const KEY_OVERHEAD_BYTES: usize = 5;
 
+/// How often a message whose value is fetched on its own may be replaced meanwhile before it is taken without.
+const REPLACEMENTS_FOLLOWED: u32 = 8;
+
 /// A subject and how to deal with it.
 #[derive(Clone)]
 pub(crate) struct Handle {
@@ -55,18 +58,21 @@ impl Handle {
 
     pub(crate) async fn set(&self, item: SetItem) -> Result<SetResult, Error> {
         // One set, one result: checked by `set_some`.
-        self.set_some(vec![item]).await?.pop().unwrap_or(Err(Error::NotSent))
+        self.set_some(&self.set_request(vec![item])).await?.pop().unwrap_or(Err(Error::NotSent))
     }
 
-    async fn set_some(&self, sets: Vec<SetItem>) -> Result<Vec<Result<SetResult, Error>>, Error> {
-        let asked = sets.len();
-        let request = SetRequest {
+    fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
+        SetRequest {
             request: Some(self.inner.next_request()),
             level: self.level,
             sets,
             ..SetRequest::default()
-        };
-        let reply: SetReply = self.call(Op::Set, &request).await?;
+        }
+    }
+
+    async fn set_some(&self, request: &SetRequest) -> Result<Vec<Result<SetResult, Error>>, Error> {
+        let asked = request.sets.len();
+        let reply: SetReply = self.call(Op::Set, request).await?;
         if reply.results.len() != asked {
             let cause = MalformedCause::WrongCount { asked, got: reply.results.len() };
             return Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) });
@@ -83,33 +89,49 @@ impl Handle {
 
     /// Writes many messages in as few requests as they fit in, one after the other, in order.
     pub(crate) async fn set_all(&self, items: Vec<SetItem>) -> Vec<Result<SetResult, Error>> {
-        let budget = self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
         let mut results = Vec::with_capacity(items.len());
         let mut items = items.into_iter().peekable();
-        while items.peek().is_some() {
-            let request = fill(&mut items, budget, set_size);
-            let asked = request.len();
-            match self.set_some(request).await {
+        // What was cut off a request that was too large, to be sent before all that is still in `items`.
+        let mut cut_off: Vec<Vec<SetItem>> = Vec::new();
+        loop {
+            let sets = cut_off.pop().unwrap_or_else(|| fill(&mut items, self.budget(), set_size));
+            let asked = sets.len();
+            if asked == 0 {
+                return results;
+            }
+            let mut request = self.set_request(sets);
+            match self.set_some(&request).await {
                 Ok(outcomes) => results.extend(outcomes),
+                // Less fits in a request than was told.
+                Err(Error::TooLarge { .. }) if asked > 1 => {
+                    let second_half = request.sets.split_off(asked / 2);
+                    cut_off.extend([second_half, request.sets]);
+                }
+                // What is too large fails alone, as every set does that is refused.
+                Err(error @ Error::TooLarge { .. }) => results.push(Err(error)),
+                // Anything else would fail the rest as well, or let later sets overtake one whose fate is open.
                 Err(error) => {
-                    // What is too large fails alone, as every set does that is refused; anything else would fail the
-                    // rest as well, or let later sets overtake one whose fate is open.
-                    let goes_on = matches!(error, Error::TooLarge { .. });
                     results.extend(std::iter::repeat_n(Err(error), asked));
-                    if !goes_on {
-                        results.extend(items.by_ref().map(|_| Err(Error::NotSent)));
-                    }
+                    let rest = cut_off.iter().map(Vec::len).sum::<usize>() + items.len();
+                    results.extend((0..rest).map(|_| Err(Error::NotSent)));
+                    return results;
                 }
             }
         }
-        results
+    }
+
+    /// How many bytes of items a request may hold now. A reconnect may change it at any time.
+    fn budget(&self) -> usize {
+        self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES)
     }
 
     pub(crate) async fn get(&self, request: GetRequest) -> Result<Option<Message>, Error> {
-        let reply: GetReply = self.call(Op::Get, &request).await?;
-        match reply.messages.into_iter().next() {
+        let found = match self.fetch(&request).await? {
             // Asked for by its seq, there is no other way left to get it.
-            Some(message) if message.value_omitted && request.seq.is_none() => self.complete(message).await,
+            Some(message) if request.seq.is_none() => self.complete_or_newer(message).await?,
+            found => found,
+        };
+        match found {
             Some(message) if message.value_omitted => Err(too_large(&message)),
             found => Ok(found),
         }
@@ -117,20 +139,28 @@ impl Handle {
 
     /// The messages under `keys`, as far as they exist, in the order asked for.
     pub(crate) async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Message>, Error> {
-        let budget = self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
         let mut messages = Vec::new();
         let mut keys = keys.into_iter().peekable();
         while keys.peek().is_some() {
-            let mut wanted = fill(&mut keys, budget, |key| key.len() + KEY_OVERHEAD_BYTES);
+            let mut wanted = fill(&mut keys, self.budget(), |key| key.len() + KEY_OVERHEAD_BYTES);
+            let mut at_once = wanted.len();
             while !wanted.is_empty() {
-                let request = GetRequest { keys: Some(wanted.clone()), ..GetRequest::default() };
-                let reply: GetReply = self.call(Op::Get, &request).await?;
-                let answered = usize::try_from(reply.answered).unwrap_or(usize::MAX).min(wanted.len());
+                at_once = at_once.min(wanted.len());
+                let request = GetRequest { keys: Some(wanted[..at_once].to_vec()), ..GetRequest::default() };
+                let reply: GetReply = match self.call(Op::Get, &request).await {
+                    // Less fits in a request than was told.
+                    Err(Error::TooLarge { .. }) if at_once > 1 => {
+                        at_once /= 2;
+                        continue;
+                    }
+                    reply => reply?,
+                };
+                let answered = usize::try_from(reply.answered).unwrap_or(usize::MAX).min(at_once);
                 if answered == 0 {
                     return Err(Error::Malformed { cause: MalformedCause::StuckCursor });
                 }
                 for message in reply.messages {
-                    messages.extend(self.complete(message).await?);
+                    messages.extend(self.complete_or_newer(message).await?);
                 }
                 wanted.drain(..answered);
             }
@@ -138,13 +168,37 @@ impl Handle {
         Ok(messages)
     }
 
-    /// The message with its value, fetched if it was left out. `None` when the message has gone meanwhile.
+    /// The message with its value, fetched if it was left out, and still without it if no answer carries it. `None`
+    /// when the message has gone meanwhile.
     pub(crate) async fn complete(&self, message: Message) -> Result<Option<Message>, Error> {
         if !message.value_omitted {
             return Ok(Some(message));
         }
-        // Boxed, because getting by a key completes what it got.
-        Box::pin(self.get(GetRequest::seq(message.seq))).await
+        let found = self.fetch(&GetRequest::seq(message.seq)).await;
+        // The value is no reason to lose sight of all that follows.
+        if matches!(found, Err(Error::TooLarge { .. })) { Ok(Some(message)) } else { found }
+    }
+
+    /// As [`complete`](Self::complete), but where another message has taken the key meanwhile, that one.
+    pub(crate) async fn complete_or_newer(&self, message: Message) -> Result<Option<Message>, Error> {
+        let key = if message.value_omitted { message.key.clone() } else { None };
+        let Some(key) = key else { return self.complete(message).await };
+        let mut newest = message;
+        for _ in 0..REPLACEMENTS_FOLLOWED {
+            if let Some(complete) = self.complete(newest.clone()).await? {
+                return Ok(Some(complete));
+            }
+            match self.fetch(&GetRequest::key(key.clone())).await? {
+                Some(newer) => newest = newer,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(newest))
+    }
+
+    async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
+        let reply: GetReply = self.call(Op::Get, request).await?;
+        Ok(reply.messages.into_iter().next())
     }
 
     pub(crate) fn messages(&self, range: SeqRange, key_prefix: Option<String>) -> Pages<Message> {

@@ -5,7 +5,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dormouse_client::{Error, ErrorCode, ErrorReply, Happened, MessageId, NewMessage, Seq, Term};
+use dormouse_client::{Error, ErrorCode, ErrorReply, Happened, Message, MessageId, NewMessage, Seq, Term};
 use dormouse_protocol::data::{
     DeleteReply, DeleteRequest, Expect, GetReply, GetRequest, SetOutcome, SetReply, SetRequest,
 };
@@ -145,6 +145,130 @@ async fn in_a_batch_what_is_refused_leaves_the_others_alone() {
     assert!(results[0].is_ok());
     assert!(matches!(results[1], Err(Error::TooLarge { .. })), "{:?}", results[1]);
     assert!(results[2].is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_cut_anew_when_less_fits_than_was_told() {
+    // What the servers can take has shrunk, and nobody has told the client yet.
+    let refusal = |size| Answer::Error(ErrorReply::too_large("max_payload", size, 15_000));
+    let fleet = fleet(move |_, payload, _| match payload.len() {
+        size if size > 15_000 => refusal(size),
+        _ => done(payload),
+    })
+    .await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let entries: Vec<_> = (0..20_u8).map(|number| (format!("{number:02}"), vec![number; 1_000])).collect();
+    let mut with_a_giant = entries.clone();
+    with_a_giant.insert(9, ("giant".to_owned(), vec![0; 20_000]));
+    let results = kv.put_many(with_a_giant).await;
+    assert_eq!(results.len(), 21);
+    for (position, result) in results.iter().enumerate() {
+        match position {
+            9 => assert!(matches!(result, Err(Error::TooLarge { .. })), "{result:?}"),
+            _ => assert!(result.is_ok(), "{position}: {result:?}"),
+        }
+    }
+    let requests: Vec<SetRequest> =
+        fleet.arrivals.payloads("a set").iter().map(|payload| decode(payload).unwrap()).collect();
+    let taken = fleet.arrivals.payloads("a set").into_iter().zip(&requests);
+    let taken = taken.filter(|(payload, _)| payload.len() <= 15_000).flat_map(|(_, request)| &request.sets);
+    let keys: Vec<_> = taken.map(|set| set.key.clone().unwrap()).collect();
+    assert_eq!(keys, entries.into_iter().map(|(key, _)| key).collect::<Vec<_>>());
+    let mut names: Vec<_> = requests.iter().map(|request| request.request.unwrap().counter).collect();
+    names.dedup();
+    assert_eq!(names.len(), requests.len(), "two requests of different content share a name");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_heeds_a_payload_that_shrinks_while_it_is_sent() {
+    let broker = Arc::new(Mutex::new(None::<dormouse_bus::memory::MemoryBroker>));
+    let shrinking = Arc::clone(&broker);
+    let fleet = fleet(move |_, payload, _| {
+        shrinking.lock().unwrap().as_ref().unwrap().set_max_payload(32 * 1_024);
+        done(payload)
+    })
+    .await;
+    *broker.lock().unwrap() = Some(fleet.broker.clone());
+    fleet.broker.set_max_payload(64 * 1_024);
+    let stream = fleet.client().await.stream("app.x").unwrap();
+    let results = stream.publish_batch(vec![vec![0; 10_000]; 20]).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let sent = fleet.arrivals.payloads("a set");
+    let sets = sent.iter().map(|payload| decode::<SetRequest>(payload).unwrap().sets.len());
+    assert_eq!(sets.collect::<Vec<_>>(), [6, 2, 2, 2, 2, 2, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_request_that_failed_nothing_that_was_cut_off_is_sent() {
+    let fleet = fleet(|_, payload, _| match decode::<SetRequest>(payload).unwrap().sets.len() {
+        1 => Answer::Error(ErrorReply::unsupported("this")),
+        _ => Answer::Error(ErrorReply::too_large("max_payload", 2, 1)),
+    })
+    .await;
+    let results = fleet.client().await.stream("app.x").unwrap().publish_batch(["1", "2", "3", "4"]).await;
+    assert!(matches!(results[0], Err(Error::Service(_))), "{results:?}");
+    assert_eq!(results.len(), 4);
+    assert!(results[1..].iter().all(|result| matches!(result, Err(Error::NotSent))), "{results:?}");
+    assert_eq!(fleet.arrivals.count("a set"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_keys_are_cut_anew_when_less_fits_than_was_told() {
+    let fleet = fleet(|_, payload, _| {
+        let keys = decode::<GetRequest>(payload).unwrap().keys.unwrap();
+        if keys.len() > 2 {
+            return Answer::Error(ErrorReply::too_large("max_payload", 2, 1));
+        }
+        let messages = keys.iter().map(|key| message(1, Some(key), Some("v"))).collect();
+        reply(&GetReply { position: Position::default(), messages, answered: keys.len() as u64 })
+    })
+    .await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let messages = kv.get_many(["a", "b", "c", "d", "e"]).await.unwrap();
+    let keys: Vec<_> = messages.iter().map(|message| message.key.as_deref().unwrap()).collect();
+    assert_eq!(keys, ["a", "b", "c", "d", "e"]);
+}
+
+/// A store whose keys `giant` (no answer carries its value), `moving` (replaced between two requests) and `small` are
+/// asked for together.
+fn store(payload: &[u8]) -> Answer {
+    let request: GetRequest = decode(payload).unwrap();
+    let omitted = |seq, key| Message { value_omitted: true, ..message(seq, Some(key), None) };
+    match (request.seq.map(Seq::get), request.key.as_deref()) {
+        (Some(1), _) => Answer::Error(ErrorReply::too_large("max_payload", 2, 1)),
+        (Some(2), _) => nothing(),
+        (None, Some("moving")) => found(message(9, Some("moving"), Some("newer"))),
+        (None, None) => {
+            let messages =
+                vec![omitted(1, "giant"), omitted(2, "moving"), message(3, Some("small"), Some("v"))];
+            reply(&GetReply { position: Position::default(), messages, answered: 3 })
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_cannot_be_fetched_hides_no_other_and_no_key_is_lost() {
+    let fleet = fleet(|_, payload, _| store(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let messages = kv.get_many(["giant", "moving", "small"]).await.unwrap();
+    let [giant, moving, small] = &messages[..] else { panic!("{messages:?}") };
+    assert!(giant.value_omitted && giant.value.is_none());
+    assert_eq!((moving.seq.get(), moving.value.as_deref()), (9, Some(&b"newer"[..])));
+    assert_eq!(small.value.as_deref(), Some(&b"v"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_replaced_while_its_value_is_fetched_is_not_absent() {
+    let fleet = fleet(|_, payload, asked| match (asked, decode::<GetRequest>(payload).unwrap().seq) {
+        (0, None) => found(Message { value_omitted: true, ..message(1, Some("k"), None) }),
+        (1, Some(_)) => nothing(),
+        (2, None) => found(message(2, Some("k"), Some("newer"))),
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    assert_eq!(kv.get("k").await.unwrap().as_deref(), Some(&b"newer"[..]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,11 +4,11 @@ mod support;
 
 use std::time::Duration;
 
-use dormouse_client::{Error, Kv, Seq, SeqRange, Stream};
-use dormouse_protocol::data::{GetAllReply, GetAllRequest, KeysReply, KeysRequest};
+use dormouse_client::{Error, Kv, Message, Seq, SeqRange, Stream};
+use dormouse_protocol::data::{GetAllReply, GetAllRequest, GetRequest, KeysReply, KeysRequest};
 use dormouse_protocol::{Op, Position, decode};
 
-use support::{Answer, Fleet, at, message, reply};
+use support::{Answer, Fleet, at, found, message, nothing, reply};
 
 const LAST_SEQ: u64 = 10;
 const PER_PAGE: usize = 3;
@@ -118,6 +118,41 @@ async fn keys_go_on_after_the_last_one() {
         })
         .await;
     assert_eq!(kv(&fleet).await.keys("p").all().await.unwrap(), ["pa", "pb", "pc", "pd"]);
+}
+
+/// A page of a value that no answer carries, of a key that is replaced meanwhile, and of an ordinary message.
+fn awkward_page(op: Op, payload: &[u8]) -> Answer {
+    let omitted = |seq, key| Message { value_omitted: true, ..message(seq, Some(key), None) };
+    if op == Op::GetAll {
+        let mut messages =
+            vec![omitted(1, "giant"), omitted(2, "moving"), message(3, Some("small"), Some("v"))];
+        if decode::<GetAllRequest>(payload).unwrap().reverse {
+            messages.reverse();
+        }
+        return reply(&GetAllReply { position: Position::default(), messages, cursor: None });
+    }
+    let request: GetRequest = decode(payload).unwrap();
+    match (request.seq.map(Seq::get), request.key.as_deref()) {
+        (Some(1), _) => found(omitted(1, "giant")),
+        (Some(2), _) => nothing(),
+        (None, Some("moving")) => found(message(4, Some("moving"), Some("newer"))),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_cannot_be_fetched_does_not_end_the_reading() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet.server("a", |op, payload, _| awkward_page(op, payload)).await;
+    let kv = kv(&fleet).await;
+    let upwards = kv.entries("").all().await.unwrap();
+    assert!(upwards[0].value_omitted && upwards[0].value.is_none());
+    // What is under the key by now is still to come, were there another page.
+    assert_eq!(upwards.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [1, 3]);
+    let downwards = kv.entries_in("", SeqRange::all().reverse()).all().await.unwrap();
+    assert_eq!(downwards.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [3, 4, 1]);
+    assert_eq!(downwards[1].value.as_deref(), Some(&b"newer"[..]));
 }
 
 #[tokio::test(start_paused = true)]
