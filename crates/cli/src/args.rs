@@ -2,11 +2,14 @@
 
 mod words;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
-use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgGroup, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dormouse_bus::args::NatsArgs;
 use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
@@ -33,10 +36,15 @@ pub struct Global {
     #[command(flatten)]
     pub nats: NatsArgs,
 
-    /// Context of the `nats` command line tool to take address and credentials from; other flags win over it. Without
-    /// this flag, and when no address is given, the context that is selected there is used [default: the selected one]
+    /// Context of the `nats` command line tool to take address and credentials from. Other flags win over it, and it
+    /// wins over the environment. Without it, and when no address is given, the context that is selected there is used
+    /// [default: the selected one]
     #[arg(long, value_name = "NAME", env = "DORMOUSE_CONTEXT", help_heading = "NATS")]
     pub context: Option<String>,
+
+    /// Which of `--context` and `--nats…` stand on the line itself, not in the environment; without the dashes.
+    #[arg(skip)]
+    pub connection_flags: BTreeSet<String>,
 
     /// First tokens of the fleet's routes
     #[arg(
@@ -416,7 +424,17 @@ impl Cli {
     /// # Errors
     /// What clap says, which includes `--help` and `--version`.
     pub fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&Self::definition().try_get_matches_from(line)?)
+        let matches = Self::definition().try_get_matches_from(line)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.global.connection_flags = connection_flags(&matches);
+        match cli.global.connection_flags.first() {
+            Some(flag) if matches!(cli.command, Command::Dev(_)) => {
+                let text =
+                    format!("--{flag} cannot be used with `dev`, which starts a nats-server of its own\n");
+                Err(Self::command().error(ErrorKind::ArgumentConflict, text))
+            }
+            _ => Ok(cli),
+        }
     }
 
     /// The command line as clap knows it. What holds for every command may stand before or after it, and the many
@@ -431,6 +449,14 @@ impl Cli {
             None => arg,
         })
     }
+}
+
+/// The arguments of the connection that stand on the line itself, not in the environment.
+fn connection_flags(matches: &ArgMatches) -> BTreeSet<String> {
+    let given =
+        matches.ids().filter(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine));
+    let flags = given.map(|id| id.as_str().replace('_', "-"));
+    flags.filter(|flag| flag == "context" || flag == "nats" || flag.starts_with("nats-")).collect()
 }
 
 #[cfg(test)]

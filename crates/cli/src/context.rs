@@ -3,13 +3,14 @@
 //! `<config>/nats/context.txt` holds the name of the selected context and `<config>/nats/context/<name>.json` each
 //! context, where `<config>` is `$XDG_CONFIG_HOME` or else `~/.config`.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use dormouse_bus::args::NatsArgs;
-use dormouse_bus::nats::Secret;
+use dormouse_bus::nats::{NatsOptions, Secret};
 use serde::{Deserialize, Deserializer};
 
 use crate::error::Failure;
@@ -36,6 +37,25 @@ struct Context {
     key: Text,
     ca: Text,
     inbox_prefix: Text,
+    nsc: Text,
+    user_jwt: Text,
+}
+
+/// What the user said about contexts.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// The context asked for, by flag or variable.
+    pub context: Option<String>,
+    /// The flags of the connection that stand on the command line itself.
+    pub flags: BTreeSet<String>,
+    /// The variable `NATS_URL` gives an address.
+    pub nats_url_set: bool,
+}
+
+impl Wish {
+    fn flag(&self, name: &str) -> bool {
+        self.flags.contains(name)
+    }
 }
 
 /// A text that may be absent, null or empty, all of which mean the same. It may be a secret and is never printed.
@@ -68,29 +88,29 @@ impl Contexts {
         Self { directory: config.map(|config| config.join("nats")), home }
     }
 
-    /// Completes `arguments` from the context called `name`. Without a name, from the selected context, but only when
-    /// neither `arguments` nor `nats_url` (the variable `NATS_URL`) give an address: credentials of one system are not
-    /// sent to another unasked.
+    /// Completes `arguments`, which come from flags and the environment. Flags win over the context that was asked for,
+    /// which wins over the environment. The context that is merely selected counts only where nothing else gives an
+    /// address: credentials of one system are not sent to another unasked.
     ///
     /// # Errors
-    /// [`Failure`] when the context does not exist or cannot be read.
-    pub fn complete(
-        &self,
-        arguments: NatsArgs,
-        name: Option<&str>,
-        nats_url: Option<&str>,
-    ) -> Result<NatsArgs, Failure> {
-        let address_given = !arguments.nats.is_empty() || nats_url.is_some_and(|url| !url.is_empty());
-        let name = match name {
-            Some(name) => name.to_owned(),
-            None if address_given => return Ok(arguments),
+    /// [`Failure`] when the context does not exist, cannot be read, or cannot be used by us.
+    pub fn complete(&self, arguments: NatsArgs, wish: &Wish) -> Result<NatsArgs, Failure> {
+        match &wish.context {
+            Some(name) if wish.flag("context") || !wish.flag("nats") => {
+                let context = self.read(name)?;
+                self.merge(name, context, flags_only(&arguments, wish), arguments)
+            }
+            // A flag names another address than the variable's context.
+            Some(_) => Ok(arguments),
+            None if !arguments.nats.is_empty() || wish.nats_url_set => Ok(arguments),
             None => match self.selected()? {
-                Some(name) => name,
-                None => return Ok(arguments),
+                Some(name) => {
+                    let context = self.read(&name)?;
+                    self.merge(&name, context, arguments.clone(), arguments)
+                }
+                None => Ok(arguments),
             },
-        };
-        let context = self.read(&name)?;
-        Ok(self.merge(arguments, context))
+        }
     }
 
     fn selected(&self) -> Result<Option<String>, Failure> {
@@ -121,9 +141,17 @@ impl Contexts {
             .map_err(|error| Failure::new(format!("{} is not a NATS context: {error}", path.display())))
     }
 
-    fn merge(&self, mut arguments: NatsArgs, context: Context) -> NatsArgs {
+    /// `strong` wins over the context, which wins over `weak`; of `weak` neither address nor credentials are taken.
+    fn merge(
+        &self,
+        name: &str,
+        context: Context,
+        strong: NatsArgs,
+        weak: NatsArgs,
+    ) -> Result<NatsArgs, Failure> {
+        let mut arguments = strong;
         if arguments.nats.is_empty() {
-            let urls = context.url.0.unwrap_or_default();
+            let urls = context.url.0.as_deref().unwrap_or(NatsOptions::DEFAULT_URL);
             arguments.nats =
                 urls.split(',').map(str::trim).filter(|url| !url.is_empty()).map(Secret::new).collect();
         }
@@ -143,15 +171,23 @@ impl Contexts {
                 arguments.nats_creds = Some(self.path(&creds));
             } else if let Some(nkey) = context.nkey.0 {
                 arguments.nats_nkey = Some(self.path(&nkey));
+            } else if let Some(way) = unsupported(&context.nsc, &context.user_jwt) {
+                return Err(Failure::usage(format!(
+                    "the NATS context {name:?} authenticates with `{way}`, which is not supported: give a credentials \
+                     file with --nats-creds"
+                )));
             }
         }
         if arguments.nats_cert.is_none() && arguments.nats_key.is_none() {
             arguments.nats_cert = context.cert.0.map(|path| self.path(&path));
             arguments.nats_key = context.key.0.map(|path| self.path(&path));
         }
-        arguments.nats_ca = arguments.nats_ca.or_else(|| context.ca.0.map(|path| self.path(&path)));
-        arguments.nats_inbox_prefix = arguments.nats_inbox_prefix.or(context.inbox_prefix.0);
-        arguments
+        let ca = context.ca.0.map(|path| self.path(&path));
+        arguments.nats_ca = arguments.nats_ca.or(ca).or(weak.nats_ca);
+        let inbox_prefix = context.inbox_prefix.0;
+        arguments.nats_inbox_prefix = arguments.nats_inbox_prefix.or(inbox_prefix).or(weak.nats_inbox_prefix);
+        arguments.nats_tls |= weak.nats_tls;
+        Ok(arguments)
     }
 
     /// A path as the `nats` tool reads it: `~/` is the home directory.
@@ -160,6 +196,31 @@ impl Contexts {
             (Some(rest), Some(home)) => home.join(rest),
             _ => PathBuf::from(text),
         }
+    }
+}
+
+/// The way of a context to authenticate that we cannot follow.
+fn unsupported(nsc: &Text, user_jwt: &Text) -> Option<&'static str> {
+    nsc.0.as_ref().map(|_| "nsc").or_else(|| user_jwt.0.as_ref().map(|_| "user_jwt"))
+}
+
+/// The arguments without what comes from the environment.
+fn flags_only(arguments: &NatsArgs, wish: &Wish) -> NatsArgs {
+    fn of_line<T: Clone>(value: Option<&T>, is_flag: bool) -> Option<T> {
+        value.filter(|_| is_flag).cloned()
+    }
+    NatsArgs {
+        nats: if wish.flag("nats") { arguments.nats.clone() } else { Vec::new() },
+        nats_user: of_line(arguments.nats_user.as_ref(), wish.flag("nats-user")),
+        nats_password: of_line(arguments.nats_password.as_ref(), wish.flag("nats-password")),
+        nats_token: of_line(arguments.nats_token.as_ref(), wish.flag("nats-token")),
+        nats_nkey: of_line(arguments.nats_nkey.as_ref(), wish.flag("nats-nkey")),
+        nats_creds: of_line(arguments.nats_creds.as_ref(), wish.flag("nats-creds")),
+        nats_tls: arguments.nats_tls && wish.flag("nats-tls"),
+        nats_ca: of_line(arguments.nats_ca.as_ref(), wish.flag("nats-ca")),
+        nats_cert: of_line(arguments.nats_cert.as_ref(), wish.flag("nats-cert")),
+        nats_key: of_line(arguments.nats_key.as_ref(), wish.flag("nats-key")),
+        nats_inbox_prefix: of_line(arguments.nats_inbox_prefix.as_ref(), wish.flag("nats-inbox-prefix")),
     }
 }
 
@@ -189,6 +250,12 @@ mod tests {
         }
     }
 
+    /// `--context` with this name, and these other flags.
+    fn asked(context: &str, flags: &str) -> Wish {
+        let flags = flags.split_whitespace().chain(["context"]).map(str::to_owned).collect();
+        Wish { context: Some(context.to_owned()), flags, nats_url_set: false }
+    }
+
     fn addresses(arguments: &NatsArgs) -> Vec<&str> {
         arguments.nats.iter().map(Secret::reveal).collect()
     }
@@ -201,7 +268,7 @@ mod tests {
             r#"{"description":"x","url":"tls://a:4222, tls://b:4222","creds":"~/prod.creds","user":"","nkey":"",
                 "token":null,"cert":"/c.pem","key":"/k.pem","ca":"/ca.pem","inbox_prefix":"_INBOX.me","jetstream_domain":""}"#,
         );
-        let made = home.contexts().complete(NatsArgs::default(), Some("prod"), None).unwrap();
+        let made = home.contexts().complete(NatsArgs::default(), &asked("prod", "")).unwrap();
         assert_eq!(addresses(&made), ["tls://a:4222", "tls://b:4222"]);
         assert_eq!(made.nats_creds, Some(home.0.path().join("prod.creds")));
         assert_eq!(made.nats_cert, Some(PathBuf::from("/c.pem")));
@@ -225,11 +292,53 @@ mod tests {
             nats_ca: Some(PathBuf::from("/flag.pem")),
             ..NatsArgs::default()
         };
-        let made = home.contexts().complete(flags, Some("prod"), None).unwrap();
+        let made = home.contexts().complete(flags, &asked("prod", "nats nats-token nats-ca")).unwrap();
         assert_eq!(addresses(&made), ["nats://flag:1"]);
         assert!(made.nats_user.is_none() && made.nats_password.is_none());
         assert_eq!(made.nats_ca, Some(PathBuf::from("/flag.pem")));
         assert_eq!(made.nats_inbox_prefix.as_deref(), Some("_INBOX.me"));
+    }
+
+    #[test]
+    fn a_context_that_was_asked_for_wins_over_the_environment() {
+        let home = Home::new();
+        home.context("prod", r#"{"url":"nats://a:4222","user":"u","password":"p"}"#);
+        home.context("bare", "{}");
+        let environment = NatsArgs {
+            nats: vec![Secret::new("nats://elsewhere:1")],
+            nats_token: Some(Secret::new("t")),
+            nats_ca: Some(PathBuf::from("/env.pem")),
+            ..NatsArgs::default()
+        };
+        let made = home.contexts().complete(environment.clone(), &asked("prod", "")).unwrap();
+        assert_eq!((addresses(&made), made.nats_user.as_deref()), (vec!["nats://a:4222"], Some("u")));
+        assert!(made.nats_token.is_none(), "{made:?}");
+        // What the context leaves open and is no secret.
+        assert_eq!(made.nats_ca, Some(PathBuf::from("/env.pem")));
+        // Not even a context without an address brings its credentials elsewhere.
+        let made = home.contexts().complete(environment.clone(), &asked("bare", "")).unwrap();
+        assert_eq!(addresses(&made), [NatsOptions::DEFAULT_URL]);
+
+        // By variable it says the same, unless a flag names an address.
+        let mut wish = Wish { context: Some("prod".to_owned()), ..Wish::default() };
+        let made = home.contexts().complete(environment.clone(), &wish).unwrap();
+        assert_eq!(addresses(&made), ["nats://a:4222"]);
+        wish.flags.insert("nats".to_owned());
+        let made = home.contexts().complete(environment, &wish).unwrap();
+        assert_eq!((addresses(&made), made.nats_user.as_deref()), (vec!["nats://elsewhere:1"], None));
+    }
+
+    #[test]
+    fn a_context_that_we_cannot_follow_is_refused() {
+        let home = Home::new();
+        home.context("nsc", r#"{"url":"nats://a:4222","nsc":"nsc://operator/account/user"}"#);
+        home.context("jwt", r#"{"url":"nats://a:4222","user_jwt":"eyJ0"}"#);
+        for name in ["nsc", "jwt"] {
+            let refused = home.contexts().complete(NatsArgs::default(), &asked(name, "")).unwrap_err();
+            assert!(refused.to_string().contains("not supported"), "{refused}");
+        }
+        let flags = NatsArgs { nats_creds: Some(PathBuf::from("/c")), ..NatsArgs::default() };
+        home.contexts().complete(flags, &asked("nsc", "nats-creds")).unwrap();
     }
 
     #[test]
@@ -238,21 +347,22 @@ mod tests {
         home.context("prod", r#"{"url":"nats://a:4222","user":"u","password":"p"}"#);
         home.select("prod\n");
         let contexts = home.contexts();
-        let made = contexts.complete(NatsArgs::default(), None, None).unwrap();
+        let made = contexts.complete(NatsArgs::default(), &Wish::default()).unwrap();
         assert_eq!((addresses(&made), made.nats_user.as_deref()), (vec!["nats://a:4222"], Some("u")));
-        let made = contexts.complete(NatsArgs::default(), None, Some("nats://elsewhere:1")).unwrap();
+        let made =
+            contexts.complete(NatsArgs::default(), &Wish { nats_url_set: true, ..Wish::default() }).unwrap();
         assert!(made.nats.is_empty() && made.nats_user.is_none(), "{made:?}");
         let flag = NatsArgs { nats: vec![Secret::new("nats://flag:1")], ..NatsArgs::default() };
-        let made = contexts.complete(flag, None, None).unwrap();
+        let made = contexts.complete(flag, &Wish::default()).unwrap();
         assert!(made.nats_user.is_none(), "{made:?}");
     }
 
     #[test]
     fn nothing_selected_leaves_the_arguments_alone() {
         let home = Home::new();
-        assert!(home.contexts().complete(NatsArgs::default(), None, None).unwrap().nats.is_empty());
+        assert!(home.contexts().complete(NatsArgs::default(), &Wish::default()).unwrap().nats.is_empty());
         let nowhere = Contexts::new(None, None);
-        assert!(nowhere.complete(NatsArgs::default(), None, None).unwrap().nats.is_empty());
+        assert!(nowhere.complete(NatsArgs::default(), &Wish::default()).unwrap().nats.is_empty());
     }
 
     #[test]
@@ -261,7 +371,7 @@ mod tests {
         home.context("prod", r#"{"url":"nats://a:4222"}"#);
         let contexts = Contexts::new(Some(home.0.path().join(".config")), Some(PathBuf::from("/nowhere")));
         assert_eq!(
-            addresses(&contexts.complete(NatsArgs::default(), Some("prod"), None).unwrap()),
+            addresses(&contexts.complete(NatsArgs::default(), &asked("prod", "")).unwrap()),
             ["nats://a:4222"]
         );
     }
@@ -270,13 +380,13 @@ mod tests {
     fn a_bad_context_is_named() {
         let home = Home::new();
         home.context("bad", "{");
-        let fail = |name| home.contexts().complete(NatsArgs::default(), Some(name), None).unwrap_err();
+        let fail = |name| home.contexts().complete(NatsArgs::default(), &asked(name, "")).unwrap_err();
         assert!(fail("missing").to_string().contains("there is no NATS context \"missing\""));
         assert!(fail("bad").to_string().contains("bad.json is not a NATS context"));
         assert!(fail("../bad").to_string().contains("cannot be the name"));
         assert!(fail("").to_string().contains("cannot be the name"));
         home.select("missing");
-        assert!(home.contexts().complete(NatsArgs::default(), None, None).is_err());
+        assert!(home.contexts().complete(NatsArgs::default(), &Wish::default()).is_err());
     }
 
     #[test]

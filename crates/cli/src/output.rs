@@ -226,6 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_printed_as_it_is_unless_a_terminal_would_obey_it() {
+        let printed = |terminal| {
+            let out = Arc::new(Mutex::new(Vec::new()));
+            let output = Output { json: false, terminal, out: out.clone() };
+            output.text_line("a\u{1b}[2J").unwrap();
+            String::from_utf8(out.lock().unwrap().clone()).unwrap()
+        };
+        assert_eq!(printed(false), "a\u{1b}[2J\n");
+        assert_eq!(printed(true), "a\\u{1b}[2J\n");
+    }
+
+    #[test]
+    fn notes_are_json_where_everything_is() {
+        let note = |json| Output::to(json, Arc::default()).note_line("watching app.s");
+        assert_eq!(note(true), r#"{"note":"watching app.s"}"#);
+        assert_eq!(note(false), "dormouse: watching app.s");
+    }
+
+    #[test]
     fn a_reader_that_goes_away_is_no_failure() {
         struct Gone;
         impl Write for Gone {

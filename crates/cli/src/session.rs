@@ -10,7 +10,7 @@ use dormouse_protocol::{Prefix, Subject};
 use dormouse_runtime::{Env, Tasks};
 
 use crate::args::Global;
-use crate::context::Contexts;
+use crate::context::{Contexts, Wish};
 use crate::error::Failure;
 use crate::output::Output;
 
@@ -35,9 +35,12 @@ impl Session {
     /// # Errors
     /// [`Failure`] when the arguments make no sense or no connection comes about.
     pub async fn connect(global: Global, output: Output) -> Result<Self, Failure> {
-        let nats_url = std::env::var("NATS_URL").ok();
-        let arguments =
-            Contexts::of_user().complete(global.nats, global.context.as_deref(), nats_url.as_deref())?;
+        let wish = Wish {
+            context: global.context,
+            flags: global.connection_flags,
+            nats_url_set: std::env::var_os("NATS_URL").is_some_and(|url| !url.is_empty()),
+        };
+        let arguments = Contexts::of_user().complete(global.nats, &wish)?;
         let options = arguments.resolve().map_err(|error| Failure::usage(error.to_string()))?;
         let deadline = global.deadline.into();
         let options = NatsOptions {

@@ -165,3 +165,19 @@ fn a_child_keeps_its_own_flags() {
     assert_eq!(child.arguments, ["--nats", "nats://h:1", "--json", "--", "x"].map(OsString::from));
     assert!(!cli.global.json && cli.global.nats.nats.is_empty());
 }
+
+#[test]
+fn a_fleet_of_its_own_takes_no_address_of_another() {
+    for line in ["dev --nats nats://a:1", "--context prod dev", "dev --nats-user u"] {
+        let refused = Cli::read(["dormouse"].into_iter().chain(line.split(' '))).unwrap_err();
+        assert!(refused.to_string().contains("cannot be used with `dev`"), "{line}: {refused}");
+    }
+}
+
+#[test]
+fn flags_of_the_connection_are_known_wherever_they_stand() {
+    for line in ["--nats nats://a:1 --context c keys app.s", "keys app.s --context c --nats nats://a:1"] {
+        let cli = Cli::read(["dormouse"].into_iter().chain(line.split(' '))).unwrap();
+        assert!(cli.global.connection_flags.iter().eq(["context", "nats"]), "{line}");
+    }
+}

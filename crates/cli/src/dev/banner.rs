@@ -13,7 +13,12 @@ use crate::output::Output;
 /// # Errors
 /// [`Failure`] when standard output cannot be written.
 pub fn print(output: &Output, file: &FleetFile) -> Result<(), Failure> {
-    if output.is_json() { output.json(file) } else { output.text(&text(file)) }
+    if output.is_json() {
+        output.json(file)?;
+        output.flush()
+    } else {
+        output.text(&text(file))
+    }
 }
 
 fn text(file: &FleetFile) -> String {

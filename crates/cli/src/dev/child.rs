@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use dormouse_runtime::{Env, Tasks};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -62,7 +63,7 @@ impl ChildHandle {
     }
 }
 
-/// Starts a program as the child called `name`, shows its log under that name, and reports [`Input::Ready`] when
+/// Starts a program as the child called `name`, shows its log under that name (as JSON where `json`), and reports [`Input::Ready`] when
 /// `ready` is done and [`Input::Ended`] when the child has ended.
 ///
 /// # Errors
@@ -72,6 +73,7 @@ pub fn start(
     inputs: mpsc::Sender<Input>,
     name: &str,
     program: &Program,
+    json: bool,
     ready: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<ChildHandle> {
     let mut child = command(program).spawn()?;
@@ -80,7 +82,7 @@ pub fn start(
     let log = {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let name = name.to_owned();
-        async move { tokio::join!(show(&name, stdout), show(&name, stderr)) }
+        async move { tokio::join!(show(&name, stdout, json), show(&name, stderr, json)) }
     };
     tasks.spawn("child", watch(name.to_owned(), child, orders, inputs, log, ready));
     Ok(ChildHandle { pid, signals })
@@ -186,21 +188,30 @@ fn describe(status: std::io::Result<ExitStatus>) -> String {
     status.map_or_else(|error| format!("its end could not be seen: {error}"), |status| status.to_string())
 }
 
+/// A line of a child as we show it.
+fn shown(name: &str, said: &[u8], json: bool) -> Vec<u8> {
+    let said = said.strip_suffix(b"\n").unwrap_or(said);
+    if json {
+        let line = json!({ "process": name, "line": String::from_utf8_lossy(said) });
+        format!("{line}\n").into_bytes()
+    } else {
+        [format!("{name:<11} | ").as_bytes(), said, b"\n"].concat()
+    }
+}
+
 /// Copies what a child says to our standard error, each line under its name. Ends with the pipe.
-async fn show(name: &str, pipe: Option<impl AsyncRead + Unpin>) {
+async fn show(name: &str, pipe: Option<impl AsyncRead + Unpin>, json: bool) {
     let Some(pipe) = pipe else { return };
     let mut pipe = BufReader::new(pipe);
     loop {
-        let mut line = format!("{name:<11} | ").into_bytes();
+        let mut said = Vec::new();
         // A bound, so that a child that never ends its line does not fill our memory.
         let mut bounded = (&mut pipe).take(LINE_BYTES);
-        match bounded.read_until(b'\n', &mut line).await {
+        match bounded.read_until(b'\n', &mut said).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        if !line.ends_with(b"\n") {
-            line.push(b'\n');
-        }
+        let line = shown(name, &said, json);
         // When nobody reads our log, that must stop neither us nor the child: it is written on another thread, and a
         // failure is ignored.
         Env::system()
@@ -208,5 +219,18 @@ async fn show(name: &str, pipe: Option<impl AsyncRead + Unpin>) {
                 let _ = std::io::stderr().write_all(&line);
             })
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_a_child_stands_under_its_name() {
+        assert_eq!(shown("nats", b"up\n", false), b"nats        | up\n");
+        assert_eq!(shown("nats", b"half", false), b"nats        | half\n");
+        let line: serde_json::Value = serde_json::from_slice(&shown("nats", b"a \"b\"\n", true)).unwrap();
+        assert_eq!(line, json!({ "process": "nats", "line": "a \"b\"" }));
     }
 }

@@ -66,6 +66,8 @@ pub enum Input {
     Stop,
     /// An alarm set before has gone off.
     Alarm(Alarm),
+    /// What the fleet needs around it is gone, and why: nobody could know of it any more.
+    Trouble(String),
 }
 
 /// What an alarm is about.
@@ -140,7 +142,7 @@ pub enum Outcome {
     Stopped,
     /// As the user wanted, but these did not stop by themselves.
     Killed(Vec<Name>),
-    /// The fleet did not come up.
+    /// The fleet did not come up, or could not go on.
     Failed(String),
 }
 
@@ -209,6 +211,10 @@ impl Fleet {
                 Phase::Over => Vec::new(),
             },
             Input::Alarm(alarm) => self.alarm(alarm),
+            Input::Trouble(why) => match self.phase {
+                Phase::Starting(_) | Phase::Running => self.fail(why),
+                Phase::Stopping(_) | Phase::Over => Vec::new(),
+            },
         }
     }
 

@@ -173,3 +173,17 @@ fn a_stop_before_all_is_ready_is_no_failure() {
     assert_eq!(fleet.apply(Input::Stop), [Effect::Withdraw, terminate("nats"), stopped_alarm(Role::Nats)]);
     assert_eq!(fleet.apply(ended("nats")), [Effect::Finish(Outcome::Stopped)]);
 }
+
+#[test]
+fn trouble_stops_the_fleet_in_order_and_is_told_at_the_end() {
+    let mut fleet = running(false);
+    let effects = fleet.apply(Input::Trouble("fleet.json cannot be written".to_owned()));
+    assert_eq!(effects[..3], [Effect::Withdraw, terminate("persist-1"), terminate("persist-2")]);
+    // More of it changes nothing.
+    assert_eq!(fleet.apply(Input::Trouble("again".to_owned())), []);
+    for name in ["persist-1", "persist-2", "coordinator"] {
+        fleet.apply(ended(name));
+    }
+    let failed = Outcome::Failed("fleet.json cannot be written".to_owned());
+    assert_eq!(fleet.apply(ended("nats")), [Effect::Finish(failed)]);
+}

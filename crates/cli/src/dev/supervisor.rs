@@ -61,9 +61,14 @@ pub async fn run(plan: Plan, output: Output) -> Result<(), Failure> {
     let mut effects = fleet.begin();
     loop {
         for effect in std::mem::take(&mut effects) {
-            if let Some(outcome) = shell.carry_out(effect).await? {
-                return conclude(outcome);
+            match shell.carry_out(effect).await {
+                Ok(None) => {}
+                Ok(Some(outcome)) => return conclude(outcome),
+                Err(failure) => effects.extend(fleet.apply(Input::Trouble(failure.to_string()))),
             }
+        }
+        if !effects.is_empty() {
+            continue;
         }
         // The shell holds a sender, so there is always another input to come.
         let Some(input) = inputs.recv().await else { return Ok(()) };
@@ -153,7 +158,8 @@ impl Shell {
         let program = self.program(&name);
         let ready = ready(Arc::clone(&self.connection), self.plan.prefix.clone(), name.clone());
         let inputs = self.sender.clone();
-        match child::start(&self.tasks, inputs.clone(), &name, &program, ready) {
+        let json = self.output.is_json();
+        match child::start(&self.tasks, inputs.clone(), &name, &program, json, ready) {
             Ok(child) => {
                 self.children.insert(name, child);
             }
