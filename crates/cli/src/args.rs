@@ -293,6 +293,11 @@ pub struct Health {
     /// The server, or `coordinator` [default: the coordinator and every server it takes for alive]
     #[arg(value_parser = process)]
     pub name: Option<String>,
+
+    /// Take this for well too: `degraded` is a process that works while something it needs is away, such as a
+    /// coordinator without servers [default: only ok is well]
+    #[arg(long, value_name = "STATUS", value_parser = ["degraded"])]
+    pub accept: Option<String>,
 }
 
 /// `subject …`.

@@ -82,7 +82,7 @@ async fn health(session: &Session, arguments: args::Health) -> Result<(), Failur
         let titles = ["NAME", "STATUS", "UPTIME", "VERSION", "ID", "PROBLEMS"];
         session.output.table(&titles, findings.iter().map(health_row))?;
     }
-    judge(&findings)
+    judge(&findings, arguments.accept.is_some())
 }
 
 /// The coordinator, and every server that it does not take for dead.
@@ -138,7 +138,7 @@ fn health_row(finding: &Finding) -> Vec<String> {
 }
 
 /// The exit code tells a script what the table tells people.
-fn judge(findings: &[Finding]) -> Result<(), Failure> {
+fn judge(findings: &[Finding], accept_degraded: bool) -> Result<(), Failure> {
     let silent: Vec<&Finding> = findings.iter().filter(|finding| finding.health.is_none()).collect();
     if let Some(first) = silent.first() {
         let names: Vec<&str> = silent.iter().map(|finding| finding.name.as_str()).collect();
@@ -147,7 +147,13 @@ fn judge(findings: &[Finding]) -> Result<(), Failure> {
     }
     let unwell: Vec<&str> = findings
         .iter()
-        .filter(|finding| finding.health.as_ref().is_some_and(|health| health.status != HealthStatus::Ok))
+        .filter(|finding| {
+            finding.health.as_ref().is_some_and(|health| match health.status {
+                HealthStatus::Ok => false,
+                HealthStatus::Degraded => !accept_degraded,
+                HealthStatus::NotServing => true,
+            })
+        })
         .map(|finding| finding.name.as_str())
         .collect();
     if unwell.is_empty() { Ok(()) } else { Err(Failure::new(format!("not well: {}", unwell.join(", ")))) }

@@ -321,9 +321,12 @@ async fn health_is_asked_of_everybody_alive_and_judged() {
     fleet
         .answer(fleet.prefix.admin_servers().into(), move |request| request.responder.ok(servers.clone()))
         .await;
-    for (name, status) in
-        [("coordinator", HealthStatus::Ok), ("well", HealthStatus::Ok), ("ill", HealthStatus::Degraded)]
-    {
+    for (name, status) in [
+        ("coordinator", HealthStatus::Ok),
+        ("well", HealthStatus::Ok),
+        ("ill", HealthStatus::Degraded),
+        ("deaf", HealthStatus::NotServing),
+    ] {
         let health = Health {
             kind: "server".to_owned(),
             name: name.to_owned(),
@@ -345,6 +348,8 @@ async fn health_is_asked_of_everybody_alive_and_judged() {
     let ill = fleet.run("server health ill").await;
     assert_eq!(ill.exit_code(), 1);
     assert!(ill.printed.contains("degraded") && ill.printed.contains("1m 1s"), "{}", ill.printed);
+    assert_eq!(fleet.run("server health ill --accept degraded").await.exit_code(), 0);
+    assert_eq!(fleet.run("server health deaf --accept degraded").await.exit_code(), 1);
     let silent = fleet.run("server health silent --json").await;
     assert_eq!(silent.exit_code(), 5);
     assert!(silent.printed.contains("\"error\""), "{}", silent.printed);

@@ -116,3 +116,20 @@ async fn a_second_fleet_on_the_same_data_directory_is_refused() -> anyhow::Resul
     dev.process.terminate(PATIENCE).await?;
     dev.all_gone().await
 }
+
+#[tokio::test]
+async fn a_fleet_that_cannot_tell_of_itself_is_stopped_in_order_and_fails() -> anyhow::Result<()> {
+    let folder = folder()?;
+    let data_dir = folder.path().join("data");
+    // A directory in its place that is not empty: the file can be put nowhere.
+    std::fs::create_dir_all(data_dir.join("fleet.json/in-the-way"))?;
+    let mut process = ProcessSpec::new("dev", our_program("dormouse")?, folder.path())
+        .args(["dev", "--servers", "1", "--port", "0", "--data-dir"])
+        .args([&data_dir])
+        .start()?;
+    let status = process.wait(PATIENCE).await?;
+    let said = std::fs::read_to_string(&process.spec().log)?;
+    ensure!(status.code() == Some(1) && said.contains("fleet.json"), "{status}:\n{said}");
+    ensure!(said.contains("stopping the fleet") && !said.contains("was killed"), "{said}");
+    Ok(())
+}
