@@ -6,8 +6,7 @@ use bytes::Bytes;
 use dormouse_protocol::RoutePattern;
 use dormouse_runtime::Tasks;
 
-use crate::serve::ReplyAddresses;
-use crate::{Bus, Outgoing, SubscribeError, SubscribeOptions, Subscription};
+use crate::{Bus, InboxPrefixes, Outgoing, SubscribeError, SubscribeOptions, Subscription};
 
 /// Askers are few; more at a time than this are dropped.
 const CAPACITY: usize = 256;
@@ -21,25 +20,27 @@ pub(crate) async fn stand(
     tasks: &Tasks,
     name: &'static str,
     pattern: RoutePattern,
-    inbox_prefixes: &[String],
+    inbox_prefixes: &InboxPrefixes,
     answer: Answer,
 ) -> Result<(), SubscribeError> {
     let options = SubscribeOptions { queue: None, capacity: CAPACITY };
     let asked = bus.subscribe(pattern, options).await?;
-    let addresses = ReplyAddresses::new(inbox_prefixes);
+    let inbox_prefixes = inbox_prefixes.clone();
     let (bus, stop) = (Arc::clone(bus), tasks.stop().clone());
     tasks.spawn(name, async move {
         tokio::select! {
             () = stop.given() => {}
-            () = answer_all(&*bus, asked, &addresses, &answer) => {}
+            () = answer_all(&*bus, asked, &inbox_prefixes, &answer) => {}
         }
     });
     Ok(())
 }
 
-async fn answer_all(bus: &dyn Bus, mut asked: Subscription, addresses: &ReplyAddresses, answer: &Answer) {
+async fn answer_all(bus: &dyn Bus, mut asked: Subscription, inbox_prefixes: &InboxPrefixes, answer: &Answer) {
     while let Some(delivery) = asked.next().await {
-        let Some(reply_to) = delivery.reply_to.filter(|address| addresses.allow(address)) else { continue };
+        let Some(reply_to) = delivery.reply_to.filter(|address| inbox_prefixes.allow(address)) else {
+            continue;
+        };
         if let Err(error) = bus.publish(Outgoing::new(reply_to, answer())).await {
             tracing::debug!(%error, route = %delivery.route, "an answer was not sent");
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::InboxPrefix;
 use crate::nats::{Authentication, ClientCertificate, NatsOptions, NatsUrl, Secret, Tls};
 
 /// Arguments for a connection to NATS, to be flattened into a program's own. Printing them shows no secret.
@@ -81,18 +82,17 @@ impl NatsArgs {
         let urls = self.urls(nats_url, &mut faults);
         let authentication = self.authentication(&mut faults);
         let tls = self.tls(&mut faults);
-        let inbox_prefix = self
-            .nats_inbox_prefix
-            .as_deref()
-            .unwrap_or(NatsOptions::DEFAULT_INBOX_PREFIX)
-            .trim_end_matches('.');
-        if !crate::validate::is_address(inbox_prefix) {
-            faults.push(format!("--nats-inbox-prefix {inbox_prefix:?} is not a route without wildcards"));
-        }
+        let inbox_prefix = match self.nats_inbox_prefix.as_deref().map(str::parse) {
+            None => InboxPrefix::default(),
+            Some(Ok(prefix)) => prefix,
+            Some(Err(fault)) => {
+                faults.push(format!("--nats-inbox-prefix: {fault}"));
+                InboxPrefix::default()
+            }
+        };
         if !faults.is_empty() {
             return Err(InvalidNatsArgs(faults));
         }
-        let inbox_prefix = inbox_prefix.to_owned();
         Ok(NatsOptions { authentication, tls, inbox_prefix, ..NatsOptions::new(urls) })
     }
 

@@ -8,7 +8,7 @@ use dormouse_protocol::health::Health;
 use dormouse_runtime::Tasks;
 
 use crate::answers::{Answer, stand};
-use crate::{Bus, SubscribeError};
+use crate::{Bus, InboxPrefixes, SubscribeError};
 
 /// Answers on `<prefix>.health` and `<prefix>.health.<name>` with what `health` says at that moment, until the stop
 /// signal of `tasks` is given or the bus is closed. `inbox_prefixes` as in
@@ -23,7 +23,7 @@ pub async fn answer_health<F>(
     tasks: &Tasks,
     prefix: &Prefix,
     name: &str,
-    inbox_prefixes: &[String],
+    inbox_prefixes: &InboxPrefixes,
     health: F,
 ) -> Result<(), SubscribeError>
 where

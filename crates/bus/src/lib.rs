@@ -12,6 +12,7 @@ mod answers;
 pub mod args;
 mod ask;
 pub mod health;
+mod inbox;
 pub mod memory;
 pub mod nats;
 mod serve;
@@ -19,6 +20,7 @@ pub mod services;
 mod validate;
 
 pub use ask::{AskError, ask, service_error};
+pub use inbox::{InboxPrefix, InboxPrefixes, InvalidInboxPrefix};
 pub use serve::{EndpointFigures, EndpointStats, Incoming, Requests, Responder, ServeOptions, serve};
 
 use std::fmt;

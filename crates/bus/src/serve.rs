@@ -7,7 +7,7 @@
 //!                                            one task ──> Bus::publish, many per wake-up
 //! ```
 
-mod reply_address;
+mod complaints;
 mod stats;
 
 use std::fmt;
@@ -19,12 +19,11 @@ use dormouse_protocol::{ErrorCode, ErrorReply, Headers, Route, RoutePattern, enc
 use dormouse_runtime::{Env, Tasks};
 use tokio::sync::mpsc;
 
-use self::reply_address::Complaints;
-pub use self::reply_address::DEFAULT_INBOX_PREFIX;
-pub(crate) use self::reply_address::ReplyAddresses;
+use self::complaints::Complaints;
 pub use self::stats::{EndpointFigures, EndpointStats};
 use crate::{
-    Bus, Delivery, Outgoing, PublishError, SubscribeError, SubscribeOptions, Subscription, validate,
+    Bus, Delivery, InboxPrefixes, Outgoing, PublishError, SubscribeError, SubscribeOptions, Subscription,
+    validate,
 };
 
 /// How many replies are sent per wake-up of the task that sends them.
@@ -35,9 +34,8 @@ const REPLIES_PER_WAKE_UP: usize = 256;
 pub struct ServeOptions {
     /// Each request goes to one member of this group only.
     pub queue: Option<String>,
-    /// Answers are sent only to addresses that begin with one of these. They end in a dot; one is added where it is
-    /// missing. Otherwise a client could make us publish for it wherever we may.
-    pub inbox_prefixes: Vec<String>,
+    /// Answers are sent only to addresses under these. Otherwise a client could make us publish for it wherever we may.
+    pub inbox_prefixes: InboxPrefixes,
     /// How many requests wait to be taken before new ones are dropped.
     pub capacity: usize,
     /// How many answers wait to be sent before new ones are dropped; the caller then waits out its deadline.
@@ -48,7 +46,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             queue: None,
-            inbox_prefixes: vec![DEFAULT_INBOX_PREFIX.to_owned()],
+            inbox_prefixes: InboxPrefixes::default(),
             capacity: 65_536,
             reply_capacity: 65_536,
         }
@@ -80,7 +78,7 @@ pub async fn serve(
     Ok(Requests {
         subscription,
         outbox: Arc::new(outbox),
-        addresses: ReplyAddresses::new(&inbox_prefixes),
+        inbox_prefixes,
         complaints: Complaints::default(),
         arrived: Vec::new(),
     })
@@ -90,7 +88,7 @@ pub async fn serve(
 pub struct Requests {
     subscription: Subscription,
     outbox: Arc<Outbox>,
-    addresses: ReplyAddresses,
+    inbox_prefixes: InboxPrefixes,
     complaints: Complaints,
     arrived: Vec<Delivery>,
 }
@@ -140,7 +138,7 @@ impl Requests {
             return None;
         };
         let now = self.outbox.env.boot();
-        if !self.addresses.allow(&reply_to) {
+        if !self.inbox_prefixes.allow(&reply_to) {
             self.outbox.stats.count_refused();
             self.complaints.about(&route, &reply_to, now);
             return None;

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::answers::{Answer, stand};
 use crate::serve::EndpointStats;
-use crate::{Bus, SubscribeError};
+use crate::{Bus, InboxPrefixes, SubscribeError};
 
 /// What a service says about itself.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ pub async fn announce(
     bus: &Arc<dyn Bus>,
     env: &Env,
     tasks: &Tasks,
-    inbox_prefixes: &[String],
+    inbox_prefixes: &InboxPrefixes,
     service: ServiceDescription,
 ) -> Result<(), SubscribeError> {
     let routes = |verb: &str| {

@@ -53,10 +53,9 @@ pub struct Args {
         env = "DORMOUSE_INBOX_PREFIX",
         value_name = "PREFIX[,PREFIX]",
         default_value = "_INBOX.",
-        value_delimiter = ',',
         help_heading = "Coordinator"
     )]
-    pub inbox_prefix: Vec<String>,
+    pub inbox_prefix: String,
 
     /// How long a graceful shutdown may take before what is left is given up
     #[arg(
@@ -73,7 +72,7 @@ pub struct Args {
         long,
         env = "DORMOUSE_LOG",
         value_name = "FILTER",
-        default_value = "info",
+        default_value = "info,async_nats=warn",
         help_heading = "Logging"
     )]
     pub log: String,

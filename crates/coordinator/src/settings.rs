@@ -5,8 +5,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dormouse_bus::InboxPrefixes;
 use dormouse_bus::nats::NatsOptions;
-use dormouse_protocol::{Prefix, Subject};
+use dormouse_protocol::Prefix;
 use dormouse_runtime::logging::LogFormat;
 
 use crate::args::Args;
@@ -60,22 +61,21 @@ impl Settings {
         let prefix = Prefix::new(&args.prefix).map_err(|error| check("--prefix", error.to_string())).ok();
         let lease_ttl =
             duration(&args.lease_ttl, &LEASE_TTL).map_err(|fault| check("--lease-ttl", fault)).ok();
-        for inbox_prefix in &args.inbox_prefix {
-            if Subject::new(inbox_prefix.strip_suffix('.').unwrap_or(inbox_prefix)).is_err() {
-                check("--inbox-prefix", format!("{inbox_prefix:?} is not the beginning of a route"));
-            }
-        }
+        let fleet = prefix.clone().unwrap_or_default();
+        let inbox_prefixes = InboxPrefixes::parse(&args.inbox_prefix, &fleet)
+            .map_err(|error| check("--inbox-prefix", error.to_string()))
+            .ok();
         let shutdown_deadline = duration(&args.shutdown_deadline, &SHUTDOWN_DEADLINE)
             .map_err(|fault| check("--shutdown-deadline", fault))
             .ok();
         let log_format =
             args.log_format.parse().map_err(|fault: &str| check("--log-format", fault.to_owned())).ok();
-        // One `None` is one fault that has been noted; an inbox prefix leaves none.
+        // One `None` is one fault that has been noted.
         let resolve = || {
             let coordinator = CoordinatorOptions {
                 prefix: prefix?,
                 lease_ttl: lease_ttl?,
-                inbox_prefixes: args.inbox_prefix.clone(),
+                inbox_prefixes: inbox_prefixes?,
             };
             Some(Self {
                 nats: NatsOptions {
@@ -91,7 +91,7 @@ impl Settings {
                 log_format: log_format?,
             })
         };
-        resolve().filter(|_| faults.is_empty()).ok_or(Faults(faults))
+        resolve().ok_or(Faults(faults))
     }
 }
 
@@ -120,7 +120,8 @@ mod tests {
         let settings = resolve(&["--data-dir=d"]).unwrap();
         assert_eq!(settings.coordinator.prefix.as_str(), "persist");
         assert_eq!(settings.coordinator.lease_ttl, Duration::from_secs(3));
-        assert_eq!(settings.coordinator.inbox_prefixes, ["_INBOX."]);
+        assert_eq!(settings.coordinator.inbox_prefixes, InboxPrefixes::default());
+        assert_eq!(settings.log, "info,async_nats=warn");
         assert_eq!(settings.data_dir, PathBuf::from("d"));
     }
 
@@ -157,6 +158,15 @@ mod tests {
         }
         let faults = resolve(&["--data-dir=d", "--lease-ttl=60s"]).unwrap_err();
         assert_eq!(faults.0, ["--lease-ttl: 60s is not from 500ms to 20s"]);
+    }
+
+    #[test]
+    fn answers_go_neither_to_the_fleet_nor_to_the_system() {
+        for (prefixes, fine) in [("_INBOX,app.", true), ("fleet", false), ("fleet.a", false), ("$JS", false)]
+        {
+            let arguments = ["--data-dir=d", "--prefix=fleet", "--inbox-prefix", prefixes];
+            assert_eq!(resolve(&arguments).is_ok(), fine, "{prefixes}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_bus::{Bus, BusEvent, Outgoing, Responder, SubscribeError};
+use dormouse_bus::{Bus, BusEvent, InboxPrefixes, Outgoing, Responder, SubscribeError};
 use dormouse_protocol::fleet::{Acknowledged, GoneAnnouncement};
 use dormouse_protocol::{ErrorReply, Incarnation, Prefix, ProtocolVersion, ServerName, Subject, encode};
 use dormouse_runtime::{Env, Stop, Tasks};
@@ -42,7 +42,7 @@ pub struct CoordinatorOptions {
     pub lease_ttl: Duration,
     /// Reply addresses must begin with one of these; see
     /// [`ServeOptions::inbox_prefixes`](dormouse_bus::ServeOptions::inbox_prefixes).
-    pub inbox_prefixes: Vec<String>,
+    pub inbox_prefixes: InboxPrefixes,
 }
 
 /// Why a coordinator did not start.

@@ -126,7 +126,7 @@ pub struct Args {
         long,
         env = "DORMOUSE_LOG",
         value_name = "FILTER",
-        default_value = "info",
+        default_value = "info,async_nats=warn",
         help_heading = "Logging"
     )]
     pub log: String,

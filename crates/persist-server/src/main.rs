@@ -78,7 +78,7 @@ fn tell(settings: &Settings, max_open: usize) {
         snapshot_interval = %humantime::format_duration(settings.snapshot_interval),
         idle_close = %humantime::format_duration(settings.idle_close),
         max_open,
-        inbox_prefixes = ?settings.inbox_prefixes,
+        inbox_prefixes = %settings.inbox_prefixes,
         shutdown_deadline = %humantime::format_duration(settings.shutdown_deadline),
         "starting"
     );

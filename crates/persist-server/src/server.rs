@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dormouse_bus::health::answer_health;
 use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
-use dormouse_bus::{Bus, EndpointStats, Requests, ServeOptions, SubscribeError, serve};
+use dormouse_bus::{Bus, EndpointStats, InboxPrefixes, Requests, ServeOptions, SubscribeError, serve};
 use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
@@ -35,7 +35,7 @@ pub struct ServerSettings {
     /// The server's share of the subjects relative to others.
     pub capacity: u32,
     /// Answers are sent only to addresses that begin with one of these.
-    pub inbox_prefixes: Vec<String>,
+    pub inbox_prefixes: InboxPrefixes,
 }
 
 /// Why a server does not serve.

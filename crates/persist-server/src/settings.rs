@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use dormouse_bus::InboxPrefixes;
 use dormouse_bus::args::InvalidNatsArgs;
 use dormouse_bus::nats::NatsOptions;
-use dormouse_protocol::{Level, Prefix, ServerName, Subject};
+use dormouse_protocol::{Level, Prefix, ServerName};
 use dormouse_runtime::logging::LogFormat;
 use url::Url;
 
@@ -41,7 +42,7 @@ pub struct Settings {
     /// How to connect to NATS.
     pub nats: NatsOptions,
     /// Reply addresses that are answered begin with one of these.
-    pub inbox_prefixes: Vec<String>,
+    pub inbox_prefixes: InboxPrefixes,
     /// How long a graceful shutdown may take.
     pub shutdown_deadline: Duration,
     /// What is logged.
@@ -85,7 +86,12 @@ impl Settings {
             None => Some(None),
             Some(text) => check.given("--max-open", text, |text| number(text, 1..=1_000_000)).map(Some),
         };
-        let inbox_prefixes = check.given("--inbox-prefix", &args.inbox_prefix, inbox_prefixes);
+        let inbox_prefixes = {
+            let fleet = prefix.clone().unwrap_or_default();
+            check.given("--inbox-prefix", &args.inbox_prefix, |text| {
+                InboxPrefixes::parse(text, &fleet).map_err(text_of)
+            })
+        };
         let shutdown_deadline = check.given("--shutdown-deadline", &args.shutdown_deadline, |text| {
             duration(text, Duration::from_secs(1))
         });
@@ -171,16 +177,6 @@ fn level(text: &str) -> Result<Level, String> {
         ));
     }
     Ok(level)
-}
-
-fn inbox_prefixes(text: &str) -> Result<Vec<String>, String> {
-    let prefixes = text.split(',').map(|prefix| {
-        let name = prefix.trim().trim_end_matches('.');
-        // A reply address is a route; what a subject may be called is what a route may be called.
-        Subject::new(name).map_err(|error| format!("{prefix:?} cannot begin a reply address: {error}"))?;
-        Ok(format!("{name}."))
-    });
-    prefixes.collect()
 }
 
 fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>

@@ -20,7 +20,8 @@ fn three_flags_are_enough() {
     assert_eq!(settings.snapshot_interval, Duration::from_secs(10));
     assert_eq!(settings.idle_close, Duration::from_secs(60));
     assert_eq!(settings.max_open, None);
-    assert_eq!(settings.inbox_prefixes, ["_INBOX."]);
+    assert_eq!(settings.inbox_prefixes, InboxPrefixes::default());
+    assert_eq!(settings.log, "info,async_nats=warn");
     assert_eq!(settings.shutdown_deadline, Duration::from_secs(30));
 }
 
@@ -80,6 +81,14 @@ fn a_stronger_level_is_refused_with_the_way_out() {
         let Faults(faults) = Settings::resolve(&args(&["--level", stronger])).unwrap_err();
         let [fault] = faults.as_slice() else { panic!("{faults:?}") };
         assert!(fault.contains("acknowledges at level memory; use flush"), "{fault}");
+    }
+}
+
+#[test]
+fn answers_go_neither_to_the_fleet_nor_to_the_system() {
+    for (prefixes, fine) in [("_INBOX,app.", true), ("fleet", false), ("fleet.a", false), ("$JS", false)] {
+        let resolved = Settings::resolve(&args(&["--prefix=fleet", "--inbox-prefix", prefixes]));
+        assert_eq!(resolved.is_ok(), fine, "{prefixes}");
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::InboxPrefix;
+
 /// Text that must not be printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -157,8 +159,8 @@ pub struct NatsOptions {
     pub authentication: Authentication,
     /// How the connection is encrypted.
     pub tls: Tls,
-    /// The first tokens of our reply addresses; no dot at its end.
-    pub inbox_prefix: String,
+    /// The first tokens of our reply addresses.
+    pub inbox_prefix: InboxPrefix,
     /// The name under which the server lists the connection.
     pub connection_name: String,
     /// How long connecting may take before it fails. Each of the servers has an equal share of it, also when the
@@ -172,8 +174,6 @@ pub struct NatsOptions {
 impl NatsOptions {
     /// The address unless configured otherwise.
     pub const DEFAULT_URL: &'static str = "nats://127.0.0.1:4222";
-    /// The inbox prefix unless configured otherwise.
-    pub const DEFAULT_INBOX_PREFIX: &'static str = "_INBOX";
     /// The connect deadline unless configured otherwise.
     pub const DEFAULT_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -184,7 +184,7 @@ impl NatsOptions {
             urls,
             authentication: Authentication::None,
             tls: Tls::default(),
-            inbox_prefix: Self::DEFAULT_INBOX_PREFIX.to_owned(),
+            inbox_prefix: InboxPrefix::default(),
             connection_name: "dormouse".to_owned(),
             connect_deadline: Self::DEFAULT_CONNECT_DEADLINE,
             retry_on_first_connect: false,

@@ -71,7 +71,11 @@ async fn what_was_answered_is_sent_also_when_nobody_serves_any_more() {
 async fn only_inboxes_that_are_allowed_are_answered() {
     let world = World::new();
     let mut requests = world
-        .serve(ServeOptions { inbox_prefixes: vec!["_INBOX_app".to_owned()], ..ServeOptions::default() })
+        .serve(ServeOptions {
+            inbox_prefixes: InboxPrefixes::parse("_INBOX_app", &dormouse_protocol::Prefix::default())
+                .unwrap(),
+            ..ServeOptions::default()
+        })
         .await;
     let stats = Arc::clone(requests.stats());
     world.tasks.spawn("answer", async move {

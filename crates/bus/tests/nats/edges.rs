@@ -30,7 +30,7 @@ async fn a_forbidden_inbox_is_said_and_another_one_works() {
     assert!(matches!(error, ConnectError::InboxDenied { .. }), "{error}");
     assert!(error.to_string().contains("_INBOX."), "{error}");
 
-    let inbox_prefix = "_INBOX_alice".to_owned();
+    let inbox_prefix = "_INBOX_alice".parse().unwrap();
     let bus = connect(NatsOptions { inbox_prefix, ..alice(&server) }).await.unwrap();
     let mut heard = bus.subscribe(RoutePattern::new("ask"), SubscribeOptions::default()).await.unwrap();
     let asked = bus.request(Outgoing::new(Route::new("ask"), "".into()), LONG);

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use dormouse_bus::{Bus, EndpointStats, Incoming, Requests, ServeOptions, SubscribeError, serve};
+use dormouse_bus::{
+    Bus, EndpointStats, InboxPrefixes, Incoming, Requests, ServeOptions, SubscribeError, serve,
+};
 use dormouse_protocol::{ErrorReply, Prefix, RoutePattern};
 use dormouse_runtime::{Env, Tasks};
 use futures::FutureExt;
@@ -62,10 +64,10 @@ impl Inbox {
         env: &Env,
         tasks: &Tasks,
         prefix: &Prefix,
-        inbox_prefixes: &[String],
+        inbox_prefixes: &InboxPrefixes,
     ) -> Result<Self, SubscribeError> {
         let endpoint = async |name, pattern: RoutePattern, read: Read| {
-            let options = ServeOptions { inbox_prefixes: inbox_prefixes.to_vec(), ..ServeOptions::default() };
+            let options = ServeOptions { inbox_prefixes: inbox_prefixes.clone(), ..ServeOptions::default() };
             let requests = serve(bus, env, tasks, pattern.clone(), options).await?;
             Ok(Endpoint { name, pattern, requests, arrived: Vec::new(), read })
         };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
-use dormouse_bus::{Bus, EndpointStats, SubscribeError, health::answer_health};
+use dormouse_bus::{Bus, EndpointStats, InboxPrefixes, SubscribeError, health::answer_health};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Incarnation, Prefix, ServerName};
 use dormouse_runtime::{Env, Tasks};
@@ -55,7 +55,7 @@ impl Watch {
         bus: &Arc<dyn Bus>,
         tasks: &Tasks,
         prefix: &Prefix,
-        inbox_prefixes: &[String],
+        inbox_prefixes: &InboxPrefixes,
     ) -> Result<(), SubscribeError> {
         announce(bus, &self.env, tasks, inbox_prefixes, self.service(prefix)).await?;
         let (standing, env, started) = (Arc::clone(&self.standing), self.env.clone(), self.started);

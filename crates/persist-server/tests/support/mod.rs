@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-use dormouse_bus::{AskError, Bus, Incoming, Outgoing, Reply, ServeOptions, ask, serve};
+use dormouse_bus::{AskError, Bus, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve};
 use dormouse_persist_server::server::{Server, ServerSettings};
 use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::fleet::{
@@ -170,7 +170,7 @@ impl Fleet {
         let settings = ServerSettings {
             prefix: Prefix::default(),
             capacity: 100,
-            inbox_prefixes: vec!["_INBOX.".to_owned()],
+            inbox_prefixes: InboxPrefixes::default(),
         };
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
         self.buses.lock().unwrap().insert(name.to_owned(), Arc::clone(&bus));
