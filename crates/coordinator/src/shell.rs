@@ -4,10 +4,12 @@
 //! coord.locate.>  ┐
 //! fleet.>         ├─> everything that has arrived ─> read ahead ─> machine ─> one write, one flush ─> all answers
 //! admin.servers   ┘                                                                            └──> announcements
+//! fleet.heartbeat ──> machine ─> answer, also while the store is at work
 //! ```
 //!
 //! An answer leaves only after every change of its batch is flushed, so nobody ever acts on a decision that a crash
-//! could undo. Grouping makes that cheap: the busier, the larger the groups.
+//! could undo. Grouping makes that cheap: the busier, the larger the groups. Heartbeats change nothing that is stored,
+//! and a lease must not run out because of what others ask: they wait neither for a flush nor for other requests.
 
 mod inbox;
 mod requests;
@@ -28,7 +30,7 @@ use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use self::inbox::Inbox;
+use self::inbox::{Heartbeats, Inbox};
 use self::watch::Watch;
 use crate::machine::{Answer, Effects, Gone, Input, Machine, Why};
 use crate::store::{Change, Store, StoreError, Window};
@@ -100,17 +102,18 @@ impl Coordinator {
             env.blocking(move || store.remembered()).await?
         };
         let (mut machine, changes) = Machine::begin(incarnation, lease_ttl, remembered, env.boot());
-        commit(&env, &store, changes).await?;
+        commit(env.clone(), Arc::clone(&store), changes).await?;
+        let window = Window::new(store.counts());
         let events = bus.events();
         if !bus.is_connected() {
-            machine.apply(Input::Disconnected, env.boot(), &Window::default());
+            machine.apply(Input::Disconnected, env.boot(), &window);
         }
         let inbox = Inbox::open(&bus, &env, tasks, &prefix, &inbox_prefixes).await?;
         let watch = Watch::new(incarnation, &env, inbox.stats());
-        watch.note(&machine, &store.counts());
+        watch.note(&machine, window.assigned());
         watch.answer(&bus, tasks, &prefix, &inbox_prefixes).await?;
         let (report, ended) = oneshot::channel();
-        let actor = Actor { machine, store, bus, env, prefix, inbox, events, watch };
+        let actor = Actor { machine, store, bus, env, prefix, inbox, window, events, watch };
         let stop = tasks.stop().clone();
         tasks.spawn("coordinator", async move {
             // Whoever dropped the handle does not want to know.
@@ -145,6 +148,7 @@ struct Actor {
     env: Env,
     prefix: Prefix,
     inbox: Inbox,
+    window: Window,
     events: broadcast::Receiver<BusEvent>,
     watch: Watch,
 }
@@ -189,15 +193,19 @@ impl Actor {
 
     /// Decides about everything that has arrived, remembers it, then lets it be known.
     async fn batch(&mut self, event: Option<Input>) -> Result<(), StoreError> {
-        let (asked, emptied) = self.inbox.take(&self.prefix);
-        let mut window = self.read_ahead(&asked).await?;
+        self.heartbeats(self.env.boot(), &HashSet::new());
+        let asked = self.inbox.take(&self.prefix);
+        self.read_ahead(&asked).await?;
         let now = self.env.boot();
+        // Nobody is declared dead whose heartbeat may still be waiting to be read. What else is waiting does not
+        // matter: anybody may ask for subjects, as often as they like.
+        let tick = self.heartbeats(now, &HashSet::new()).then_some(Input::Tick);
         let mut changes = Vec::new();
         let mut gone = Vec::new();
         let mut answers = Vec::with_capacity(asked.len());
         let mut apply = |input: Input, responder: Option<Responder>| {
-            let effects = self.machine.apply(input, now, &window);
-            effects.changes.iter().for_each(|change| window.note(change));
+            let effects = self.machine.apply(input, now, &self.window);
+            effects.changes.iter().for_each(|change| self.window.note(change));
             let Effects { changes: made, answer, gone: ended } = effects;
             changes.extend(made);
             gone.extend(ended);
@@ -209,31 +217,76 @@ impl Actor {
         for Asked { input, responder } in asked {
             apply(input, Some(responder));
         }
-        // Nobody is declared dead whose heartbeat may still be waiting to be read.
-        if emptied {
-            apply(Input::Tick, None);
+        if let Some(tick) = tick {
+            apply(tick, None);
         }
         report(&changes, &gone);
-        commit(&self.env, &self.store, changes).await?;
+        if !changes.is_empty() {
+            let unflushed = changes.iter().filter_map(server_of).cloned().collect();
+            let flushed = commit(self.env.clone(), Arc::clone(&self.store), changes);
+            self.while_hearing(&unflushed, flushed).await?;
+        }
         for (responder, answer) in answers {
             send(responder, answer);
         }
         for Gone { log, .. } in gone {
             self.announce(&GoneAnnouncement { v: ProtocolVersion::CURRENT, log }).await;
         }
-        self.watch.note(&self.machine, &self.store.counts());
+        self.watch.note(&self.machine, self.window.assigned());
         Ok(())
     }
 
-    async fn read_ahead(&self, asked: &[Asked]) -> Result<Window, StoreError> {
+    /// Answers the heartbeats that have arrived, at `now`, except those of servers in `unflushed`. False when there
+    /// may be more of them.
+    fn heartbeats(&mut self, now: Duration, unflushed: &HashSet<ServerName>) -> bool {
+        let Heartbeats { arrived, all } = self.inbox.heartbeats(&self.prefix, unflushed);
+        for Asked { input, responder } in arrived {
+            let Effects { changes, answer, gone } = self.machine.apply(input, now, &self.window);
+            debug_assert!(
+                changes.is_empty() && gone.is_empty(),
+                "a heartbeat changes nothing that is stored"
+            );
+            if let Some(answer) = answer {
+                send(responder, answer);
+            }
+        }
+        all
+    }
+
+    /// Waits for `work`, which the store does, and answers heartbeats meanwhile.
+    async fn while_hearing<T>(
+        &mut self,
+        unflushed: &HashSet<ServerName>,
+        work: impl Future<Output = T> + Send,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                more = self.inbox.fleet_arrival(), if open => open = more,
+            }
+            self.heartbeats(self.env.boot(), unflushed);
+        }
+    }
+
+    async fn read_ahead(&mut self, asked: &[Asked]) -> Result<(), StoreError> {
         let subjects: HashSet<&Subject> = asked.iter().filter_map(|asked| subject_of(&asked.input)).collect();
+        if subjects.is_empty() {
+            self.window.show(HashMap::new());
+            return Ok(());
+        }
         let subjects: Vec<Subject> = subjects.into_iter().cloned().collect();
-        let store = Arc::clone(&self.store);
-        let read = move || -> Result<HashMap<Subject, Option<ServerName>>, StoreError> {
+        let (env, store) = (self.env.clone(), Arc::clone(&self.store));
+        let read = env.blocking(move || -> Result<HashMap<Subject, Option<ServerName>>, StoreError> {
             let assignments = store.assignments(&subjects)?;
             Ok(subjects.into_iter().zip(assignments).collect())
-        };
-        Ok(Window::new(self.env.blocking(read).await?, self.store.counts()))
+        });
+        // Nothing is unflushed: a batch ends with its flush.
+        let assignments = self.while_hearing(&HashSet::new(), read).await?;
+        self.window.show(assignments);
+        Ok(())
     }
 
     async fn announce(&self, announcement: &GoneAnnouncement) {
@@ -261,12 +314,19 @@ fn subject_of(input: &Input) -> Option<&Subject> {
     }
 }
 
+/// The server whose membership a change is about.
+fn server_of(change: &Change) -> Option<&ServerName> {
+    match change {
+        Change::Member(record) => Some(record.log.server()),
+        Change::Assign { .. } | Change::Unassign { .. } | Change::Waits(_) => None,
+    }
+}
+
 /// Makes the changes and returns when they are flushed.
-async fn commit(env: &Env, store: &Arc<dyn Store>, changes: Vec<Change>) -> Result<(), StoreError> {
+async fn commit(env: Env, store: Arc<dyn Store>, changes: Vec<Change>) -> Result<(), StoreError> {
     if changes.is_empty() {
         return Ok(());
     }
-    let store = Arc::clone(store);
     env.blocking(move || {
         store.write(&changes)?;
         store.flush()

@@ -1,3 +1,4 @@
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
@@ -38,7 +39,10 @@ impl World {
 
     async fn started_with(disk: MemoryDisk, store: Arc<dyn Store>) -> Self {
         let clock = VirtualClock::starting_at(Duration::from_secs(1_700_000_000));
-        let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(7)));
+        Self::started_in(Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(7))), disk, store).await
+    }
+
+    async fn started_in(env: Env, disk: MemoryDisk, store: Arc<dyn Store>) -> Self {
         let broker = MemoryBroker::new();
         let asker = Arc::new(broker.connect(MemoryOptions::named("asker")));
         let mut world = Self { broker, env, disk, asker, prefix: Prefix::default(), running: None };
@@ -285,17 +289,38 @@ async fn nats_tooling_finds_it() {
     assert_eq!(locate.unwrap()["num_errors"], 1);
 }
 
-/// A store whose flushes are counted, and fail when told to.
+/// A store whose calls are counted, and whose flushes fail or wait when told to.
 struct WatchedStore {
     store: MemoryStore,
+    reads: AtomicU64,
     flushes: AtomicU64,
     fails: AtomicBool,
+    gate: Mutex<Option<Gate>>,
+}
+
+/// Where one flush says that it has begun, and waits.
+struct Gate {
+    begun: oneshot::Sender<()>,
+    open: oneshot::Receiver<()>,
 }
 
 impl WatchedStore {
     fn on(disk: &MemoryDisk) -> Arc<Self> {
         let store = MemoryStore::open(disk);
-        Arc::new(Self { store, flushes: AtomicU64::new(0), fails: AtomicBool::new(false) })
+        Arc::new(Self {
+            store,
+            reads: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+            fails: AtomicBool::new(false),
+            gate: Mutex::default(),
+        })
+    }
+
+    /// Makes the next flush wait. The first value comes when it has begun, the second lets it go on.
+    fn hold_next_flush(&self) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
+        let ((begun, has_begun), (go_on, open)) = (oneshot::channel(), oneshot::channel());
+        *self.gate.lock().unwrap() = Some(Gate { begun, open });
+        (has_begun, go_on)
     }
 }
 
@@ -305,6 +330,7 @@ impl Store for WatchedStore {
     }
 
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
+        self.reads.fetch_add(1, Relaxed);
         self.store.assignments(subjects)
     }
 
@@ -319,6 +345,10 @@ impl Store for WatchedStore {
     fn flush(&self) -> Result<(), StoreError> {
         if self.fails.load(Relaxed) {
             return Err(StoreError::Failed { what: "flush changes", source: "the disk is gone".into() });
+        }
+        if let Some(Gate { begun, open }) = self.gate.lock().unwrap().take() {
+            begun.send(()).unwrap();
+            open.blocking_recv().unwrap();
         }
         self.flushes.fetch_add(1, Relaxed);
         self.store.flush()
@@ -365,4 +395,64 @@ async fn a_request_sees_what_those_before_it_in_its_batch_changed() {
     let located = futures::future::join_all((0..100).map(|_| world.locate("same"))).await;
     assert!(located.iter().all(|server| *server == Ok("one".into())));
     assert_eq!(world.servers().await.servers[0].assigned_subjects, 1);
+}
+
+#[tokio::test]
+async fn a_heartbeat_does_not_wait_for_what_others_have_to_have_flushed() {
+    let disk = MemoryDisk::new();
+    let store = WatchedStore::on(&disk);
+    let world = World::started_in(Env::system(), disk, Arc::clone(&store) as Arc<dyn Store>).await;
+    let one = log("one", 1);
+    world.join(&one).await.unwrap();
+    let (begun, go_on) = store.hold_next_flush();
+    let beats = async {
+        begun.await.unwrap();
+        let flushes = store.flushes.load(Relaxed);
+        for _ in 0..3 {
+            world.heartbeat(&one).await.unwrap();
+        }
+        assert_eq!(store.flushes.load(Relaxed), flushes, "the flush is still under way");
+        go_on.send(()).unwrap();
+    };
+    let (located, ()) = tokio::join!(world.locate("new"), beats);
+    assert_eq!(located, Ok("one".into()));
+}
+
+#[tokio::test]
+async fn what_the_fleet_says_during_a_flush_is_decided_after_it() {
+    let disk = MemoryDisk::new();
+    let store = WatchedStore::on(&disk);
+    let world = World::started_in(Env::system(), disk, Arc::clone(&store) as Arc<dyn Store>).await;
+    let (one, two) = (log("one", 1), log("two", 2));
+    world.join(&one).await.unwrap();
+    let (begun, go_on) = store.hold_next_flush();
+    let during = async {
+        begun.await.unwrap();
+        let last = async {
+            // Not two's: its join is what is being flushed.
+            world.heartbeat(&one).await.unwrap();
+            go_on.send(()).unwrap();
+        };
+        let (of_two, claimed, ()) = tokio::join!(world.heartbeat(&two), world.claim("a", &one), last);
+        of_two.unwrap();
+        claimed.unwrap();
+    };
+    let (joined, ()) = tokio::join!(world.join(&two), during);
+    joined.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_and_ticks_read_nothing() {
+    let disk = MemoryDisk::new();
+    let store = WatchedStore::on(&disk);
+    let world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
+    let one = log("one", 1);
+    world.join(&one).await.unwrap();
+    for _ in 0..10 {
+        tokio::time::sleep(SECOND).await;
+        world.heartbeat(&one).await.unwrap();
+    }
+    assert_eq!(store.reads.load(Relaxed), 0);
+    world.locate("a").await.unwrap();
+    assert_eq!(store.reads.load(Relaxed), 1);
 }

@@ -12,7 +12,6 @@ use dormouse_runtime::{Env, Tasks};
 
 use super::inbox::EndpointFacts;
 use crate::machine::{Census, Machine};
-use crate::store::Counts;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -39,12 +38,9 @@ impl Watch {
     }
 
     /// Takes over how things are now.
-    pub(super) fn note(&self, machine: &Machine, counts: &Counts) {
-        let standing = Standing {
-            census: machine.census(),
-            assigned_subjects: counts.total(),
-            waiting: machine.is_waiting(),
-        };
+    pub(super) fn note(&self, machine: &Machine, assigned_subjects: u64) {
+        let standing =
+            Standing { census: machine.census(), assigned_subjects, waiting: machine.is_waiting() };
         // Replaced in one go: nothing can be half done.
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }

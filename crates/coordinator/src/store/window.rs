@@ -7,7 +7,8 @@ use dormouse_protocol::{ServerName, Subject};
 use super::{Change, Counts};
 use crate::machine::AssignmentView;
 
-/// Assignments read ahead for a batch, followed by the changes of the batch before they are written.
+/// Assignments read ahead for a batch, followed by the changes of the batch before they are written; and the counts,
+/// followed from batch to batch.
 #[derive(Debug, Clone, Default)]
 pub struct Window {
     assignments: HashMap<Subject, Option<ServerName>>,
@@ -15,10 +16,21 @@ pub struct Window {
 }
 
 impl Window {
-    /// A window over these assignments. A subject that is not among them counts as not assigned.
+    /// A window that shows no assignment yet, on a store with these counts.
     #[must_use]
-    pub fn new(assignments: HashMap<Subject, Option<ServerName>>, counts: Counts) -> Self {
-        Self { assignments, counts }
+    pub fn new(counts: Counts) -> Self {
+        Self { assignments: HashMap::new(), counts }
+    }
+
+    /// Shows these assignments instead of those before. A subject that is not among them counts as not assigned.
+    pub fn show(&mut self, assignments: HashMap<Subject, Option<ServerName>>) {
+        self.assignments = assignments;
+    }
+
+    /// Number of subjects assigned to anybody.
+    #[must_use]
+    pub fn assigned(&self) -> u64 {
+        self.counts.total()
     }
 
     /// Follows one change.

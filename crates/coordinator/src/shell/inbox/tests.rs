@@ -1,0 +1,110 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_bus::Outgoing;
+use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+use dormouse_protocol::fleet::{HeartbeatRequest, LeaveRequest, LocateRequest, ServerLoad};
+use dormouse_protocol::{LogId, ProtocolVersion, Route, Subject, encode};
+use futures::future::BoxFuture;
+use futures::poll;
+use ulid::Ulid;
+
+use super::*;
+
+/// An inbox, and somebody whose requests have arrived there when [`Sender::send`] returns.
+struct Sender {
+    bus: Arc<dyn Bus>,
+    waiting: Vec<BoxFuture<'static, ()>>,
+}
+
+impl Sender {
+    async fn send(&mut self, route: Route, payload: Bytes) {
+        let bus = Arc::clone(&self.bus);
+        let request = async move {
+            let _ = bus.request(Outgoing::new(route, payload), Duration::from_secs(60)).await;
+        };
+        // Or tokio would let only the first hundred or so get through at the first poll.
+        let mut request: BoxFuture<'static, ()> = Box::pin(tokio::task::unconstrained(request));
+        assert!(poll!(&mut request).is_pending());
+        self.waiting.push(request);
+    }
+
+    async fn beat(&mut self, name: &str) {
+        let request = HeartbeatRequest {
+            v: ProtocolVersion::CURRENT,
+            log: log(name),
+            load: ServerLoad::default(),
+            draining: false,
+        };
+        self.send(Prefix::default().heartbeat(), encode(&request).unwrap()).await;
+    }
+}
+
+async fn open() -> (Inbox, Sender) {
+    let broker = MemoryBroker::new();
+    let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
+    let inbox =
+        Inbox::open(&bus, &Env::system(), &Tasks::new(), &Prefix::default(), &InboxPrefixes::default())
+            .await
+            .unwrap();
+    let bus = Arc::new(broker.connect(MemoryOptions::named("asker")));
+    (inbox, Sender { bus, waiting: Vec::new() })
+}
+
+fn log(name: &str) -> LogId {
+    LogId::new(ServerName::new(name).unwrap(), Ulid::from_parts(1, 1))
+}
+
+fn beats(heartbeats: &[Asked]) -> Vec<String> {
+    let name = |asked: &Asked| match &asked.input {
+        Input::Heartbeat(request) => request.log.server().to_string(),
+        other => panic!("{other:?}"),
+    };
+    heartbeats.iter().map(name).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_other_requests_hides_no_heartbeat() {
+    let (mut inbox, mut sender) = open().await;
+    let prefix = Prefix::default();
+    let route = prefix.locate(&Subject::new("a").unwrap());
+    for _ in 0..2 * BATCH {
+        sender.send(route.clone(), encode(&LocateRequest::default()).unwrap()).await;
+    }
+    sender.beat("one").await;
+    for (expected, locates) in [(&["one"][..], BATCH), (&[], BATCH), (&[], 0)] {
+        let heartbeats = inbox.heartbeats(&prefix, &HashSet::new());
+        assert_eq!(beats(&heartbeats.arrived), expected);
+        assert!(heartbeats.all, "that many others wait does not matter");
+        assert_eq!(inbox.take(&prefix).len(), locates);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_the_fleet_itself_is_told() {
+    let (mut inbox, mut sender) = open().await;
+    for _ in 0..BATCH {
+        sender.beat("one").await;
+    }
+    sender.beat("two").await;
+    let heartbeats = inbox.heartbeats(&Prefix::default(), &HashSet::new());
+    assert!(!heartbeats.all && heartbeats.arrived.len() == BATCH);
+    let heartbeats = inbox.heartbeats(&Prefix::default(), &HashSet::new());
+    assert!(heartbeats.all && beats(&heartbeats.arrived) == ["two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_for_at_once_is_kept_in_order() {
+    let (mut inbox, mut sender) = open().await;
+    let prefix = Prefix::default();
+    let leave = LeaveRequest { v: ProtocolVersion::CURRENT, log: log("two") };
+    sender.beat("two").await;
+    sender.send(prefix.leave(), encode(&leave).unwrap()).await;
+    sender.beat("one").await;
+    let unflushed = HashSet::from([ServerName::new("two").unwrap()]);
+    assert!(inbox.fleet_arrival().await);
+    assert_eq!(beats(&inbox.heartbeats(&prefix, &unflushed).arrived), ["one"]);
+    assert!(inbox.arrival().await, "something is there already");
+    let asked: Vec<Input> = inbox.take(&prefix).into_iter().map(|asked| asked.input).collect();
+    assert!(matches!(asked.as_slice(), [Input::Heartbeat(_), Input::Leave(_)]), "{asked:?}");
+}
