@@ -17,6 +17,12 @@ impl Crc64 {
     pub fn of(bytes: &[u8]) -> Self {
         Self(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes))
     }
+
+    /// The bare number.
+    #[must_use]
+    pub const fn to_u64(self) -> u64 {
+        self.0
+    }
 }
 
 impl fmt::Display for Crc64 {

@@ -293,30 +293,119 @@ async fn assert_held_up(bucket: &dyn Bucket, waiting: &mut (impl Future + Unpin)
     }
 }
 
+/// The lock files of a bucket in a directory, as another process has them open.
+fn locks(directory: &Path) -> Vec<std::fs::File> {
+    let locks = std::fs::read_dir(directory.join("dormouse.locks")).unwrap();
+    let open = |path| std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    locks.map(|entry| open(entry.unwrap().path())).collect()
+}
+
 #[tokio::test]
 async fn listings_and_deletions_exclude_each_other_across_processes() {
     let directory = TempDir::new().unwrap();
     let bucket = open_local(directory.path()).await.unwrap();
-    bucket.create(&key("chain/1"), Bytes::from("1")).await.unwrap();
-    let lock = directory.path().join("dormouse.lock");
-    let another_process = std::fs::OpenOptions::new().read(true).write(true).open(lock).unwrap();
+    let (here, elsewhere) = ("subjects/here/", "subjects/elsewhere/");
+    let (old, kept) = (key("subjects/here/1"), key("subjects/elsewhere/1"));
+    for key in [&old, &kept] {
+        bucket.create(key, Bytes::from("1")).await.unwrap();
+    }
+    listed(&bucket, here).await;
+    let [lock] = &locks(directory.path())[..] else { panic!("a folder has one lock") };
 
-    another_process.lock_shared().unwrap();
-    assert_eq!(listed(&bucket, "").await, ["chain/1"], "listings do not exclude each other");
-    let deleted = key("chain/1");
-    let mut deletion = bucket.delete(&deleted);
+    lock.lock_shared().unwrap();
+    assert_eq!(listed(&bucket, here).await, ["subjects/here/1"], "listings do not exclude each other");
+    assert_eq!(listed(&bucket, "").await.len(), 2);
+    let mut deletion = bucket.delete(&old);
     assert_held_up(&bucket, &mut deletion, "a listing").await;
-    assert!(bucket.get(&deleted).await.unwrap().is_some());
-    another_process.unlock().unwrap();
+    assert!(bucket.get(&old).await.unwrap().is_some());
+    lock.unlock().unwrap();
     deletion.await.unwrap();
-    assert_eq!(bucket.get(&deleted).await.unwrap(), None);
+    assert_eq!(bucket.get(&old).await.unwrap(), None);
 
-    another_process.lock().unwrap();
-    let everything = BucketPrefix::ALL;
-    let mut listing = bucket.list(&everything);
+    lock.lock().unwrap();
+    let (folder, everything) = (prefix(here), BucketPrefix::ALL);
+    let (mut listing, mut whole) = (bucket.list(&folder), bucket.list(&everything));
     assert_held_up(&bucket, &mut listing, "a deletion").await;
-    another_process.unlock().unwrap();
+    assert_held_up(&bucket, &mut whole, "a deletion").await;
+    assert_eq!(listed(&bucket, elsewhere).await, ["subjects/elsewhere/1"], "it holds up nobody else");
+    lock.unlock().unwrap();
     assert_eq!(listing.await.unwrap(), []);
+    assert_eq!(whole.await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_stuck_with_a_lock_is_waited_for_not_for_ever() {
+    let directory = TempDir::new().unwrap();
+    let bucket = open_local(directory.path()).await.unwrap();
+    let (folder, at) = (prefix("subjects/here/"), key("subjects/here/1"));
+    bucket.create(&at, Bytes::from("1")).await.unwrap();
+    bucket.list(&folder).await.unwrap();
+    let locks = locks(directory.path());
+    locks[0].lock().unwrap();
+    for failure in [bucket.list(&folder).await.map(drop).unwrap_err(), bucket.delete(&at).await.unwrap_err()]
+    {
+        let BucketError::Unreachable { source, .. } = &failure else { panic!("{failure:?}") };
+        assert!(source.to_string().contains("dormouse.locks/"), "{source}");
+    }
+    assert!(bucket.get(&at).await.unwrap().is_some());
+    locks[0].unlock().unwrap();
+    bucket.delete(&at).await.unwrap();
+    assert_eq!(bucket.list(&folder).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn the_probe_leaves_no_folders() {
+    let directory = TempDir::new().unwrap();
+    let bucket = open_local(directory.path()).await.unwrap();
+    bucket.create(&key("subjects/here/1"), Bytes::from("1")).await.unwrap();
+    bucket.delete(&key("subjects/here/1")).await.unwrap();
+    probe(&bucket, &Env::system()).await.unwrap();
+    assert_eq!(std::fs::read_dir(directory.path().join("probe")).unwrap().count(), 0);
+    assert!(directory.path().join("subjects/here").is_dir(), "no other folder is touched");
+}
+
+/// A store that answers one request after the other as told, and returns how many there were.
+fn store_that_answers(statuses: &'static [&'static str]) -> (String, std::thread::JoinHandle<usize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = std::thread::Builder::new().spawn(move || {
+        use std::io::{BufRead, BufReader, Read, Write};
+        for (number, status) in statuses.iter().enumerate() {
+            let Ok((mut stream, _)) = listener.accept() else { return number };
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            let (mut line, mut length) = (String::new(), 0);
+            while lines.read_line(&mut line).unwrap() > 2 {
+                let lower = line.to_ascii_lowercase();
+                if lower.starts_with("get /stop") {
+                    return number;
+                }
+                if let Some(value) = lower.strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            lines.read_exact(&mut vec![0; length]).unwrap();
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+        }
+        statuses.len()
+    });
+    (url, serving.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_is_sent_once() {
+    // The first attempt is carried out, and its answer lost; by the second, the credentials have run out.
+    let (url, serving) = store_that_answers(&["503 Slow Down", "403 Forbidden", "403 Forbidden"]);
+    let mut variables = nobody_listens();
+    variables.push(("AWS_ENDPOINT_URL".to_owned(), url.clone()));
+    let bucket = open_bucket("s3://bucket", variables, Env::system()).await.unwrap();
+    let failure = bucket.create(&key("a"), Bytes::from("a")).await.unwrap_err();
+    assert!(failure.is_unknown(), "{failure:?}");
+    let outcome = bucket.create(&key("a"), Bytes::from("a")).await.unwrap_err();
+    assert!(matches!(outcome, BucketError::Denied { .. }), "{outcome:?}");
+    let mut stop = std::net::TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    std::io::Write::write_all(&mut stop, b"GET /stop HTTP/1.1\r\n\r\n").unwrap();
+    assert_eq!(serving.join().unwrap(), 2);
 }
 
 #[tokio::test]

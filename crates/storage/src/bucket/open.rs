@@ -20,7 +20,7 @@ use super::local::LocalDirectory;
 use super::store::ObjectStoreBucket;
 
 /// How long object_store repeats a request by itself. Short: what must be repeated until the answer is definite is
-/// repeated by [`create_once`](super::create_once), which knows when to stop.
+/// repeated by [`create_once`](super::create_once), which knows when to stop. Creates it does not repeat at all.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RETRIES: usize = 3;
 
@@ -53,7 +53,7 @@ pub enum OpenBucketError {
     },
 }
 
-/// Opens the bucket that `url` names. Nothing is read or written except that a local directory gets its lock file;
+/// Opens the bucket that `url` names. Nothing is read or written except that a local directory gets its lock files;
 /// [`probe`](super::probe) finds out whether the store is reachable and keeps its contract.
 ///
 /// | URL | store | settings from the environment |
@@ -90,8 +90,9 @@ pub async fn open_bucket(
     let bucket = url.host_str().ok_or_else(|| invalid("it names no bucket"))?;
     let bucket_url = format!("{}://{bucket}", url.scheme());
     let root = ObjectPath::from_url_path(url.path()).map_err(|error| invalid(&error.to_string()))?;
-    let store = open_remote(url.scheme(), &bucket_url, &variables)?;
-    Ok(ObjectStoreBucket::new(store, root, url.to_string(), env))
+    let store = open_remote(url.scheme(), &bucket_url, &variables, MAX_RETRIES)?;
+    let creating = open_remote(url.scheme(), &bucket_url, &variables, 0)?;
+    Ok(ObjectStoreBucket::new(store, root, url.to_string(), env).with_creating(creating))
 }
 
 async fn open_directory(url: &Url, env: Env) -> Result<ObjectStoreBucket, OpenBucketError> {
@@ -119,9 +120,9 @@ fn open_remote(
     scheme: &str,
     bucket_url: &str,
     variables: &BTreeMap<String, String>,
+    max_retries: usize,
 ) -> Result<Arc<dyn ObjectStore>, OpenBucketError> {
-    let retry =
-        RetryConfig { max_retries: MAX_RETRIES, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
+    let retry = RetryConfig { max_retries, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
     macro_rules! build {
         ($builder:ty, $prefix:literal) => {{
             let mut builder = <$builder>::new().with_url(bucket_url).with_retry(retry);

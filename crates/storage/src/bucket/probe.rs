@@ -5,6 +5,7 @@
 mod tests;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_runtime::Env;
@@ -17,6 +18,10 @@ const RACERS: usize = 16;
 
 /// How many further objects a listing must show.
 const LISTED_OBJECTS: usize = 4;
+
+/// How often a create is tried, and the pause after the first attempt.
+const CREATE_ATTEMPTS: u32 = 4;
+const CREATE_PAUSE: Duration = Duration::from_millis(200);
 
 /// What keeps a bucket from being used.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +124,21 @@ impl Probe<'_> {
         format!("dormouse looks whether this bucket keeps its contract: {key}, writer {who}\n").into()
     }
 
+    /// A store that is busy for a moment is not unfit. Nothing else in the bucket depends on what comes of these
+    /// creates, so they may simply be repeated.
+    async fn create(&self, key: &BucketKey, bytes: &Bytes) -> Result<Created, BucketError> {
+        let mut attempt = 1;
+        loop {
+            match self.bucket.create(key, bytes.clone()).await {
+                Err(BucketError::Unreachable { .. }) if attempt < CREATE_ATTEMPTS => {
+                    tokio::time::sleep(CREATE_PAUSE * attempt).await;
+                    attempt += 1;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     async fn expect(&self, key: &BucketKey, expected: &Bytes) -> Result<(), ProbeError> {
         let found = match self.bucket.get(key).await? {
             Some(found) if found == expected => return Ok(()),
@@ -131,10 +151,10 @@ impl Probe<'_> {
     async fn second_create_is_refused(&mut self) -> Result<(), ProbeError> {
         let key = self.key("twice");
         let (first, second) = (self.bytes(&key, 1), self.bytes(&key, 2));
-        // `Exists` for a fresh key: the answer to a first attempt was lost on its way to object_store's retry.
-        let (Created::New | Created::Exists) = self.bucket.create(&key, first.clone()).await?;
+        // `Exists` for a fresh key: the answer to a first attempt was lost.
+        let (Created::New | Created::Exists) = self.create(&key, &first).await?;
         self.expect(&key, &first).await?;
-        match self.bucket.create(&key, second).await? {
+        match self.create(&key, &second).await? {
             Created::New => Err(ProbeError::Overwrites { key }),
             Created::Exists => self.expect(&key, &first).await,
         }
@@ -143,7 +163,7 @@ impl Probe<'_> {
     async fn one_of_many_wins(&mut self) -> Result<(), ProbeError> {
         let key = self.key("race");
         let offers: Vec<Bytes> = (0..RACERS).map(|who| self.bytes(&key, who)).collect();
-        let answers = join_all(offers.iter().map(|offer| self.bucket.create(&key, offer.clone()))).await;
+        let answers = join_all(offers.iter().map(|offer| self.create(&key, offer))).await;
         let mut winners = Vec::new();
         for (offer, answer) in offers.iter().zip(answers) {
             if answer? == Created::New {
@@ -166,7 +186,7 @@ impl Probe<'_> {
         for number in 0..LISTED_OBJECTS {
             let key = self.key(&format!("listed/{number:012}"));
             let bytes = self.bytes(&key, number);
-            self.bucket.create(&key, bytes.clone()).await?;
+            self.create(&key, &bytes).await?;
             self.expect(&key, &bytes).await?;
             self.expect_listed().await?;
         }

@@ -23,6 +23,12 @@ use super::{
 /// How long one request may take, in whole, its repeats by object_store included; for large files, each part.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long somebody else's lock on a local directory is waited for. What holds one does so for microseconds, or is
+/// stuck: a suspended process, a mount that hangs.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_LOCK_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// Largest object that [`Bucket::get`] reads into memory. Nothing that this crate creates in one piece is larger.
 const MAX_SMALL_OBJECT_BYTES: u64 = 32 * 1_024 * 1_024;
 
@@ -30,6 +36,8 @@ const MAX_SMALL_OBJECT_BYTES: u64 = 32 * 1_024 * 1_024;
 #[derive(Clone)]
 pub struct ObjectStoreBucket {
     store: Arc<dyn ObjectStore>,
+    /// The same store for creates, which it must not repeat by itself.
+    creating: Arc<dyn ObjectStore>,
     root: ObjectPath,
     /// With a local directory only.
     directory: Option<LocalDirectory>,
@@ -103,7 +111,14 @@ impl Call<'_> {
 
 impl ObjectStoreBucket {
     pub(super) fn new(store: Arc<dyn ObjectStore>, root: ObjectPath, url: String, env: Env) -> Self {
-        Self { store, root, directory: None, url: url.into(), env }
+        let creating = Arc::clone(&store);
+        Self { store, creating, root, directory: None, url: url.into(), env }
+    }
+
+    /// With a client of its own for creates, which sends each once. A refusal of a repeat would look as if nothing had
+    /// been written, when the first attempt, whose answer was lost, had been carried out.
+    pub(super) fn with_creating(self, creating: Arc<dyn ObjectStore>) -> Self {
+        Self { creating, ..self }
     }
 
     pub(super) fn local(
@@ -156,6 +171,34 @@ impl ObjectStoreBucket {
         }
     }
 
+    /// As [`Self::on_directory`], again and again while somebody else holds the lock that `work` wants. Nothing waits on
+    /// a thread meanwhile.
+    async fn on_locked_directory<T: Send + 'static>(
+        &self,
+        directory: &LocalDirectory,
+        call: Call<'_>,
+        work: impl Fn(&LocalDirectory) -> io::Result<T> + Clone + Send + 'static,
+    ) -> Result<T, BucketError> {
+        let (mut waited, mut pause) = (Duration::ZERO, FIRST_LOCK_PAUSE);
+        loop {
+            let work = work.clone();
+            // The lock is the work's business: it says that it is taken as an answer, not as a failure.
+            let attempt = move |directory: &LocalDirectory| match work(directory) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Err(error)),
+                done => done.map(Ok),
+            };
+            match self.on_directory(directory, call, attempt).await? {
+                Ok(done) => return Ok(done),
+                Err(taken) if waited >= LOCK_PATIENCE => return Err(call.directory_failed(taken)),
+                Err(_) => {
+                    tokio::time::sleep(pause).await;
+                    waited += pause;
+                    pause = (pause * 2).min(LONGEST_LOCK_PAUSE);
+                }
+            }
+        }
+    }
+
     /// With a local directory, makes sure that it is still there: object_store would create it anew, and without it
     /// every object looks absent.
     pub(super) async fn check_present(&self, call: Call<'_>) -> Result<(), BucketError> {
@@ -197,7 +240,7 @@ impl Bucket for ObjectStoreBucket {
         let call = Call { operation: Operation::Create, name: key.as_str() };
         let path = self.locate(call)?;
         self.check_present(call).await?;
-        let put = self.store.put_opts(&path, PutPayload::from_bytes(bytes), PutMode::Create.into());
+        let put = self.creating.put_opts(&path, PutPayload::from_bytes(bytes), PutMode::Create.into());
         match call.within(CALL_TIMEOUT, put).await? {
             Ok(_) => Ok(Created::New),
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(Created::Exists),
@@ -250,7 +293,8 @@ impl Bucket for ObjectStoreBucket {
             None => self.list_store(prefix, call).await?,
             Some(directory) => {
                 let prefix = prefix.clone();
-                self.on_directory(directory, call, move |directory| directory.list(&prefix)).await?
+                self.on_locked_directory(directory, call, move |directory| directory.try_list(&prefix))
+                    .await?
             }
         };
         entries.sort_unstable_by(|one, other| one.key.cmp(&other.key));
@@ -261,7 +305,9 @@ impl Bucket for ObjectStoreBucket {
         let call = Call { operation: Operation::Delete, name: key.as_str() };
         if let Some(directory) = &self.directory {
             let key = key.clone();
-            return self.on_directory(directory, call, move |directory| directory.delete(&key)).await;
+            return self
+                .on_locked_directory(directory, call, move |directory| directory.try_delete(&key))
+                .await;
         }
         let path = self.locate(call)?;
         match call.within(CALL_TIMEOUT, self.store.delete(&path)).await? {

@@ -1,13 +1,14 @@
 //! Processes that die, pause, stop and come back.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use dormouse_client::Kv;
+use dormouse_client::{Error, Kv};
 use dormouse_e2e::{Fleet, until};
 use dormouse_protocol::{Op, Prefix, ServerName, Subject};
 
-use crate::support::{check, files_ending, filled, key, value, write};
+use crate::support::{check, check_numbers, files_ending, filled, key, value, write};
 
 /// A short lease, so that a takeover does not take long.
 const SHORT_LEASE: [&str; 2] = ["--lease-ttl", "2s"];
@@ -128,6 +129,102 @@ async fn assignments_and_members_survive_the_kill_of_the_coordinator() -> anyhow
         .await
 }
 
+/// How many writers write at the same time.
+const WRITERS: usize = 8;
+
+/// Writes one entry after the other, each under a key of its own, until told to stop. The numbers of those that were
+/// acknowledged; what is not goes to `refused`.
+async fn keep_writing(
+    store: &Kv,
+    writer: usize,
+    written: &Cell<usize>,
+    stop: &Cell<bool>,
+    refused: impl Fn(Error) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<usize>> {
+    let mut acknowledged = Vec::new();
+    for number in (writer..).step_by(WRITERS) {
+        if stop.get() {
+            break;
+        }
+        match store.put(key(number), value(number)).await {
+            Ok(_) => {
+                acknowledged.push(number);
+                written.set(written.get() + 1);
+            }
+            Err(error) => refused(error)?,
+        }
+    }
+    Ok(acknowledged)
+}
+
+/// Waits until this many more writes are acknowledged.
+async fn more_written(written: &Cell<usize>) -> anyhow::Result<()> {
+    let enough = written.get() + 10 * WRITERS;
+    until("writes go on", async || Ok((written.get() >= enough).then_some(()))).await
+}
+
+#[tokio::test]
+async fn writes_during_a_graceful_stop_are_all_acknowledged_and_all_kept() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = client.kv("app.stopping")?;
+            store.put("first", "v").await?;
+            let owner = fleet.owner(&client, "app.stopping").await?;
+            let (written, stop) = (Cell::new(0), Cell::new(false));
+            let writers = (0..WRITERS).map(|writer| {
+                // Not one may fail, and of not one may the fate be unknown.
+                keep_writing(&store, writer, &written, &stop, |error| Err(error.into()))
+            });
+            let stopping = async {
+                more_written(&written).await?;
+                fleet.stop(&owner).await?;
+                more_written(&written).await?;
+                stop.set(true);
+                anyhow::Ok(())
+            };
+            let (acknowledged, ()) = futures::try_join!(futures::future::try_join_all(writers), stopping)?;
+            check_numbers(&store, acknowledged.into_iter().flatten()).await?;
+            assert_ne!(fleet.owner(&client, "app.stopping").await?, owner);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn writes_that_are_acknowledged_around_an_outage_of_nats_are_all_kept() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            fleet.expect_warning("the connection to NATS is lost");
+            fleet.expect_warning("could not be sent");
+            let client = fleet.client().await?;
+            let store = client.kv("app.outage")?;
+            let (written, stop) = (Cell::new(0), Cell::new(false));
+            let writers = (0..WRITERS).map(|writer| {
+                // Those in flight may be lost, and nobody says otherwise.
+                keep_writing(&store, writer, &written, &stop, |_| Ok(()))
+            });
+            let outage = async {
+                for _ in 0..2 {
+                    more_written(&written).await?;
+                    fleet.nats().stop().await?;
+                    fleet.nats().restart().await?;
+                }
+                more_written(&written).await?;
+                stop.set(true);
+                anyhow::Ok(())
+            };
+            let (acknowledged, ()) = futures::try_join!(futures::future::try_join_all(writers), outage)?;
+            for name in ["coordinator", "persist-1", "persist-2"] {
+                fleet.wait_ready(name).await?;
+            }
+            check_numbers(&store, acknowledged.into_iter().flatten()).await
+        })
+        .await
+}
+
 #[tokio::test]
 async fn a_nats_server_that_goes_away_and_comes_back_costs_nothing() -> anyhow::Result<()> {
     Fleet::builder()
@@ -162,10 +259,12 @@ async fn a_server_that_was_paused_beyond_its_lease_serves_nothing_stale() -> any
             let store = filled(&client, "app.paused").await?;
             store.flush().await?;
             // In a directory a deletion excludes listings, so a process that stands still in the middle of one holds
-            // up every claim. Garbage is collected after a flush: this test is not about that.
+            // up every claim of its subject. Garbage is collected after a flush: this test is not about that.
             until("the garbage is collected", async || {
-                let nobody_deletes =
-                    File::open(fleet.bucket_dir().join("dormouse.lock"))?.try_lock_shared().is_ok();
+                let mut nobody_deletes = true;
+                for lock in std::fs::read_dir(fleet.bucket_dir().join("dormouse.locks"))? {
+                    nobody_deletes &= File::open(lock?.path())?.try_lock_shared().is_ok();
+                }
                 let manifests = files_ending(&fleet.bucket_dir(), ".manifest")?.len();
                 Ok((manifests == 1 && nobody_deletes).then_some(()))
             })
