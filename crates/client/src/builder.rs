@@ -132,6 +132,7 @@ async fn follow_announcements(mut announcements: Subscription, locations: Locati
             delivery = announcements.next() => delivery,
         };
         let Some(delivery) = delivery else { return };
+        // Of any version: versions add fields, and what this one says would still be so.
         match decode::<GoneAnnouncement>(&delivery.payload) {
             Ok(announcement) => locations.gone(announcement.log.server()),
             Err(error) => tracing::warn!(%error, "an announcement of the coordinator cannot be understood"),

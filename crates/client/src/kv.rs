@@ -224,7 +224,7 @@ impl Kv {
     }
 
     /// The changes of one key from now on. Once the call has returned, every later change is reported or is a
-    /// [`Gap`](crate::Update::Gap).
+    /// [`Gap`](crate::Update::Gap). Asks where the subject is, which wakes it; see [`Watch`].
     ///
     /// Cancelling the call leaves no watch.
     ///

@@ -38,8 +38,9 @@
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
 //! | `subject`, `kv`, `stream` | the calls |
 //! | `pages` | long results, one page ahead of the reader |
-//! | `splice`, `watch` | live events: what is new, what is missing |
+//! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
 
+mod backlog;
 mod builder;
 mod call;
 mod client;

@@ -51,6 +51,14 @@ fn a_change_of_unknown_fate_is_never_repeated() {
 }
 
 #[test]
+fn a_bus_that_was_closed_before_the_request_was_sent_leaves_no_doubt() {
+    for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
+        let next = after(repeat, Failure::Server(Refusal::Request(RequestError::Closed { sent: false })));
+        assert!(matches!(next, Next::Fail(Error::Closed)), "{next:?}");
+    }
+}
+
+#[test]
 fn a_look_up_is_repeated_for_changes_too() {
     for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
         for error in [silent(), nobody(), RequestError::Disconnected] {

@@ -9,7 +9,7 @@ use dormouse_protocol::{Change, Event, Position, Rev};
 /// What was missed: everything between two positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hole {
-    /// The last position that was seen in full; `None` before the first event.
+    /// The last position that was seen in full; `None` when that is not known.
     pub(crate) seen: Option<Position>,
     /// Where the subject is now, if that is known.
     pub(crate) now: Option<Position>,
@@ -25,23 +25,30 @@ pub(crate) struct Spliced {
 }
 
 /// Holds how far a watcher has come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Splicer {
     seen: Option<Position>,
 }
 
 impl Splicer {
+    /// What came up to `seen` is not ours to miss, everything after it is. Without it, an event that comes first is
+    /// taken for a hole unless nothing at all can be before it.
+    pub(crate) const fn starting_after(seen: Option<Position>) -> Self {
+        Self { seen }
+    }
+
     pub(crate) const fn seen(&self) -> Option<Position> {
         self.seen
     }
 
-    /// Takes the next event in the order of arrival. The first one sets where we are: what came before it is not ours
-    /// to miss.
-    pub(crate) fn apply(&mut self, event: Event) -> Spliced {
+    /// Takes the next event in the order of arrival.
+    pub(crate) fn apply(&mut self, mut event: Event) -> Spliced {
         let now = event.position();
         let Some(seen) = self.seen else {
             self.seen = Some(now);
-            return Spliced { hole: None, changes: event.changes };
+            let complete = rev_before(&event) == Rev::new(0);
+            let hole = (!complete).then_some(Hole { seen: None, now: Some(now) });
+            return Spliced { hole, changes: event.changes };
         };
         if event.term < seen.term {
             return Spliced::default();
@@ -52,18 +59,25 @@ impl Splicer {
         if !is_new(event.rev) {
             return Spliced::default();
         }
-        let changes: Vec<Change> = event.changes.into_iter().filter(|change| is_new(change.rev())).collect();
-        // The rev up to which all that is not in this event must have been seen already.
-        let before = match changes.first() {
-            Some(first) => Rev::new(first.rev().get().saturating_sub(1)),
-            None => event.rev,
-        };
+        event.changes.retain(|change| is_new(change.rev()));
+        let before = rev_before(&event);
         let inherited = event.term == seen.term
             // Of a term in between nothing is known, not even what it changed below the new base.
             || (event.term == seen.term.next() && seen.rev <= event.term_base);
         let complete = inherited && seen.rev >= before;
         self.seen = Some(now);
-        Spliced { hole: (!complete).then_some(Hole { seen: Some(seen), now: Some(now) }), changes }
+        Spliced {
+            hole: (!complete).then_some(Hole { seen: Some(seen), now: Some(now) }),
+            changes: event.changes,
+        }
+    }
+}
+
+/// The rev up to which all that is not in this event must have been seen already.
+fn rev_before(event: &Event) -> Rev {
+    match event.changes.first() {
+        Some(first) => Rev::new(first.rev().get().saturating_sub(1)),
+        None => event.rev,
     }
 }
 

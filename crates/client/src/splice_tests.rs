@@ -17,14 +17,21 @@ fn event(term: u64, base: u64, rev: u64, revs: &[u64]) -> Event {
     }
 }
 
-/// Feeds events and writes down what comes out: `gap` with its positions, or a rev.
+/// What comes out of events after rev 6 of term 1: `gap` with its positions, or a rev.
 fn run(events: &[Event]) -> Vec<String> {
-    let mut splicer = Splicer::default();
+    run_after(Some(Position { term: Term::new(1), rev: Rev::new(6) }), events)
+}
+
+fn run_after(seen: Option<Position>, events: &[Event]) -> Vec<String> {
+    let mut splicer = Splicer::starting_after(seen);
     let mut log = Vec::new();
     for event in events {
         let spliced = splicer.apply(event.clone());
-        if let Some(Hole { seen: Some(seen), now: Some(now) }) = spliced.hole {
-            log.push(format!("gap {seen} -> {now}"));
+        match spliced.hole {
+            Some(Hole { seen: Some(seen), now: Some(now) }) => log.push(format!("gap {seen} -> {now}")),
+            Some(Hole { seen: None, now: Some(now) }) => log.push(format!("gap ? -> {now}")),
+            Some(hole) => panic!("{hole:?}"),
+            None => {}
         }
         log.extend(spliced.changes.iter().map(|change| change.rev().get().to_string()));
     }
@@ -32,8 +39,34 @@ fn run(events: &[Event]) -> Vec<String> {
 }
 
 #[test]
-fn contiguous_events_pass_and_the_first_sets_the_start() {
-    assert_eq!(run(&[event(1, 0, 7, &[6, 7]), event(1, 0, 8, &[8]), event(1, 0, 8, &[])]), ["6", "7", "8"]);
+fn contiguous_events_pass() {
+    assert_eq!(run(&[event(1, 0, 8, &[7, 8]), event(1, 0, 9, &[9]), event(1, 0, 9, &[])]), ["7", "8", "9"]);
+}
+
+#[test]
+fn the_loss_of_the_very_first_change_is_a_hole() {
+    assert_eq!(run(&[event(1, 0, 8, &[8])]), ["gap rev 6 of term 1 -> rev 8 of term 1", "8"]);
+    assert_eq!(run(&[event(1, 0, 7, &[])]), ["gap rev 6 of term 1 -> rev 7 of term 1"]);
+    assert_eq!(run(&[event(2, 7, 8, &[8])]), ["gap rev 6 of term 1 -> rev 8 of term 2", "8"]);
+}
+
+#[test]
+fn without_a_beginning_only_the_very_first_change_is_no_hole() {
+    assert_eq!(run_after(None, &[event(1, 0, 2, &[1, 2]), event(1, 0, 3, &[3])]), ["1", "2", "3"]);
+    assert_eq!(run_after(None, &[event(1, 0, 0, &[]), event(1, 0, 1, &[1])]), ["1"]);
+    let log = run_after(None, &[event(1, 0, 7, &[7]), event(1, 0, 8, &[8])]);
+    assert_eq!(log, ["gap ? -> rev 7 of term 1", "7", "8"]);
+    assert_eq!(run_after(None, &[event(1, 0, 7, &[]), event(1, 0, 8, &[8])])[0], "gap ? -> rev 7 of term 1");
+}
+
+#[test]
+fn a_destroyed_subject_goes_on_in_the_next_term() {
+    // Rev 8 destroys.
+    let destroyed = [event(1, 0, 7, &[7]), event(1, 0, 8, &[8])];
+    let used_again = event(2, 8, 9, &[9]);
+    assert_eq!(run(&[&destroyed[..], std::slice::from_ref(&used_again)].concat()), ["7", "8", "9"]);
+    let unheard = run(&[destroyed[0].clone(), used_again]);
+    assert_eq!(unheard, ["7", "gap rev 7 of term 1 -> rev 9 of term 2", "9"]);
 }
 
 #[test]
@@ -98,17 +131,15 @@ mod properties {
         /// and in order, and whatever is missing in between was reported before what follows it.
         #[test]
         fn exactly_once_or_reported(order in proptest::collection::vec(1_u64..30, 1..60)) {
-            let mut splicer = Splicer::default();
-            let mut last: Option<u64> = None;
+            let mut splicer = Splicer::starting_after(Some(Position::default()));
+            let mut last: u64 = 0;
             for rev in order {
-                let spliced = splicer.apply(event(1, 0, rev, &[rev]));
+                let spliced = splicer.apply(event(0, 0, rev, &[rev]));
                 for change in &spliced.changes {
                     let rev = change.rev().get();
-                    if let Some(last) = last {
-                        prop_assert!(rev > last);
-                        prop_assert_eq!(spliced.hole.is_some(), rev != last + 1);
-                    }
-                    last = Some(rev);
+                    prop_assert!(rev > last);
+                    prop_assert_eq!(spliced.hole.is_some(), rev != last + 1);
+                    last = rev;
                 }
             }
         }

@@ -115,7 +115,7 @@ impl Stream {
     }
 
     /// All changes from now on. Once the call has returned, every later change is reported or is a
-    /// [`Gap`](crate::Update::Gap).
+    /// [`Gap`](crate::Update::Gap). Asks where the subject is, which wakes it; see [`Watch`].
     ///
     /// Cancelling the call leaves no watch.
     ///

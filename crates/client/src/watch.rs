@@ -2,22 +2,32 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use dormouse_bus::{BusEvent, Delivery, SubscribeOptions, Subscription};
+use bytes::Bytes;
+use dormouse_bus::{BusEvent, SubscribeOptions, Subscription};
 use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Change, Event, Message, Position, ProtocolVersion, RoutePattern, Seq, decode};
 use tokio::sync::{broadcast, mpsc};
 
+use crate::backlog::{Backlog, Heard};
 use crate::error::Error;
 use crate::splice::{Hole, Splicer};
 use crate::subject::Handle;
 
-/// How many events wait for the watch's own task before the messaging system drops new ones, which is a gap.
+/// How many events wait to be reported before new ones are dropped, which is a gap.
 const EVENT_BUFFER: usize = 4_096;
 
-/// How many updates wait for the application.
-const UPDATE_BUFFER: usize = 256;
+/// How many bytes of events wait to be reported before new ones are dropped, which is a gap.
+const EVENT_BUFFER_BYTES: usize = 64 * 1_024 * 1_024;
+
+/// How many updates wait for the application. Few, since each may hold a value as large as a payload.
+const UPDATE_BUFFER: usize = 16;
+
+/// How long a new watch waits to be told where the subject is. Without that answer it can do its work, only less well:
+/// not worth the whole deadline of a call.
+const START_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a watch reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +56,8 @@ pub enum Update {
     /// Updates are missing here: read what is there if you need to know. Later updates go on from `now`, and may
     /// repeat what that reading shows; (term, rev) of a message tells.
     Gap {
-        /// The last position that was seen in full; `None` before the first update.
+        /// The last position that was seen in full; `None` when the watch was not told where it began, and this is
+        /// its first event.
         seen: Option<Position>,
         /// Where the subject is now, if that is known. It is not after a loss of the connection, when nobody knows
         /// whether anything was missed.
@@ -78,12 +89,17 @@ impl Filter {
 
 /// Live changes of a subject, from the moment the watch was made, in order, each at most once.
 ///
+/// Where it begins is asked of the subject's server, which wakes the subject, so that even the loss of the very first
+/// change is noticed. If the server does not tell within two seconds, or the caller may not ask it, the watch begins all
+/// the same, and reports one gap before the first event it hears unless that is the first of the subject at all. A
+/// change that nobody hears of and that nothing follows is then noticed by the next beacon of the server.
+///
 /// Pub/sub may lose events. A watch notices and reports it as [`Update::Gap`], but does not yet fill the gap by
 /// itself: complete feeds come later. It ends when the client is closed or the messaging system takes the
 /// subscription back. Dropping it ends it.
 ///
-/// A reader that is too slow loses nothing silently: beyond a bounded number of events waiting, new ones are dropped
-/// and a gap is reported.
+/// A reader that is too slow loses nothing silently: beyond 4,096 events or 64 MiB waiting, new ones are dropped and a
+/// gap is reported.
 ///
 /// It is a [`futures::Stream`]; [`next`](Self::next) does without that trait.
 #[derive(Debug)]
@@ -99,14 +115,19 @@ impl Watch {
         let options = SubscribeOptions { queue: None, capacity: EVENT_BUFFER };
         let events =
             handle.inner.bus.subscribe(pattern.clone(), options).await.map_err(Error::from_subscribe)?;
+        // After the subscription: what comes later than the answer will be heard.
+        let splicer = Splicer::starting_after(beginning(&handle).await?);
         let (sender, updates) = mpsc::channel(UPDATE_BUFFER);
         let tasks = handle.inner.tasks.clone();
-        let watcher =
-            Watcher { handle, filter, pattern, splicer: Splicer::default(), updates: sender.clone() };
+        let watcher = Watcher { handle, filter, splicer, updates: sender.clone() };
         let stop = tasks.stop().clone();
         tasks.spawn("watch", async move {
+            let backlog = Backlog::new(EVENT_BUFFER, EVENT_BUFFER_BYTES);
             tokio::select! {
-                () = watcher.run(events, connection) => {}
+                // Ends when the hearing has ended and all that was heard is reported.
+                ((), ()) = async {
+                    tokio::join!(hear(&backlog, &pattern, events, connection), watcher.report_all(&backlog))
+                } => {}
                 () = sender.closed() => {}
                 () = stop.given() => {}
             }
@@ -128,46 +149,72 @@ impl futures::Stream for Watch {
     }
 }
 
+/// Where the subject is now; `None` when that is not to be had.
+async fn beginning(handle: &Handle) -> Result<Option<Position>, Error> {
+    let asker = Handle { deadline: handle.deadline.min(START_DEADLINE), ..handle.clone() };
+    match asker.info().await {
+        Ok(info) => Ok(Some(info.position)),
+        Err(Error::Closed) => Err(Error::Closed),
+        Err(error) => {
+            tracing::info!(subject = %handle.subject, %error, "a watch does not know where it begins");
+            Ok(None)
+        }
+    }
+}
+
+/// Takes what the messaging system has for the watch as fast as it comes, until there will be no more.
+async fn hear(
+    backlog: &Backlog,
+    pattern: &RoutePattern,
+    mut events: Subscription,
+    mut connection: broadcast::Receiver<BusEvent>,
+) {
+    loop {
+        tokio::select! {
+            // What waits was sent before the connection changed, so it belongs before the gap.
+            biased;
+            delivery = events.next() => match delivery {
+                Some(delivery) => backlog.event(delivery.payload),
+                None => break,
+            },
+            change = connection.recv() => match change {
+                Ok(change) if !is_loss(&change, pattern) => {}
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => backlog.loss(),
+                Err(broadcast::error::RecvError::Closed) => break,
+            },
+        }
+    }
+    backlog.end();
+}
+
+fn is_loss(change: &BusEvent, pattern: &RoutePattern) -> bool {
+    match change {
+        BusEvent::Connected => true,
+        BusEvent::SlowConsumer(slow) => slow.as_ref().is_none_or(|slow| slow == pattern),
+        _ => false,
+    }
+}
+
 /// The application has dropped the watch.
 struct Dropped;
 
 struct Watcher {
     handle: Handle,
     filter: Filter,
-    pattern: RoutePattern,
     splicer: Splicer,
     updates: mpsc::Sender<Update>,
 }
 
 impl Watcher {
-    async fn run(mut self, mut events: Subscription, mut connection: broadcast::Receiver<BusEvent>) {
-        loop {
-            let outcome = tokio::select! {
-                // What waits was sent before the connection changed, so it belongs before the gap.
-                biased;
-                delivery = events.next() => match delivery {
-                    Some(delivery) => self.deliver(&delivery).await,
-                    None => return,
-                },
-                change = connection.recv() => match change {
-                    Ok(change) if !self.is_loss(&change) => Ok(()),
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => self.lost().await,
-                    Err(broadcast::error::RecvError::Closed) => return,
-                },
+    async fn report_all(mut self, backlog: &Backlog) {
+        while let Some(heard) = backlog.next().await {
+            let outcome = match heard {
+                Heard::Event(payload) => self.deliver(&payload).await,
+                Heard::Loss => self.lost().await,
             };
             if outcome.is_err() {
                 return;
             }
-        }
-    }
-
-    fn is_loss(&self, change: &BusEvent) -> bool {
-        match change {
-            BusEvent::Connected => true,
-            BusEvent::SlowConsumer(pattern) => {
-                pattern.as_ref().is_none_or(|pattern| *pattern == self.pattern)
-            }
-            _ => false,
         }
     }
 
@@ -184,8 +231,8 @@ impl Watcher {
         self.updates.send(update).await.map_err(|_| Dropped)
     }
 
-    async fn deliver(&mut self, delivery: &Delivery) -> Result<(), Dropped> {
-        let event = match decode::<Event>(&delivery.payload) {
+    async fn deliver(&mut self, payload: &Bytes) -> Result<(), Dropped> {
+        let event = match decode::<Event>(payload) {
             Ok(event) if event.v <= ProtocolVersion::CURRENT => event,
             Ok(event) => {
                 tracing::warn!(subject = %self.handle.subject, version = event.v.get(), "an event is written in a newer protocol version");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_bus::memory::{MemoryOptions, Permission};
 use dormouse_client::{Error, ErrorReply, Happened, IndeterminateCause, Subject};
 use dormouse_protocol::data::SetRequest;
-use dormouse_protocol::{Op, RoutePattern, decode};
+use dormouse_protocol::{Op, ProtocolVersion, RoutePattern, decode};
 use futures::FutureExt;
 
 use support::{Answer, Fleet, at, done, found, message, nothing, server_name};
@@ -337,6 +337,22 @@ async fn a_read_at_a_server_that_is_gone_goes_elsewhere_at_once() {
     assert_eq!(fleet.now(), before);
     assert_eq!(fleet.arrivals.count("coordinator locate"), 2);
     assert_eq!(fleet.arrivals.count("b get"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_announcement_of_a_newer_version_is_heeded() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
+    fleet.server("a", |_, _, _| Answer::Silence).await;
+    fleet.server("b", |_, _, _| nothing()).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let before = fleet.now();
+    let (outcome, ()) = tokio::join!(kv.get("k"), async {
+        fleet.arrivals.wait_for("a get", 1).await;
+        fleet.announce_gone_in_version("a", ProtocolVersion::new(2)).await;
+    });
+    outcome.unwrap();
+    assert_eq!(fleet.now(), before);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,12 +5,13 @@ mod support;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_client::{Message, Position, Rev, Seq, SubjectConfig, Term, Update, Watch};
+use dormouse_bus::memory::{MemoryOptions, Permission};
+use dormouse_client::{Error, Message, Position, Rev, Seq, SubjectConfig, Term, Update, Watch};
 use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::message::{ConfigureChange, DeleteAllChange, DeleteChange, Removed, SetChange};
-use dormouse_protocol::{Change, Event, ProtocolVersion, decode};
+use dormouse_protocol::{Change, Event, Op, ProtocolVersion, RoutePattern, decode};
 
-use support::{Answer, CLIENT, Fleet, at, found, message};
+use support::{Answer, CLIENT, Fleet, at, found, info, message};
 
 const SUBJECT: &str = "app.x";
 
@@ -43,13 +44,21 @@ async fn sets(fleet: &Fleet, revs: impl IntoIterator<Item = u64>) {
     }
 }
 
+/// A fleet whose subject is at `rev` of term 1.
+async fn fleet_at(rev: u64) -> Fleet {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet.server("a", move |_, _, _| info(rev)).await;
+    fleet
+}
+
 async fn watch_all(fleet: &Fleet) -> Watch {
     fleet.client().await.kv(SUBJECT).unwrap().watch_all().await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn changes_come_in_order_each_once() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(3).await;
     let mut watch = watch_all(&fleet).await;
     sets(&fleet, [4, 5, 5, 4, 6]).await;
     for rev in 4..=6 {
@@ -61,7 +70,7 @@ async fn changes_come_in_order_each_once() {
 
 #[tokio::test(start_paused = true)]
 async fn every_kind_of_change_is_told() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(1).await;
     let mut watch = watch_all(&fleet).await;
     let removed = vec![Removed { seq: Seq::new(1), key: Some("k".into()) }];
     let config = SubjectConfig { max_msgs: Some(5), ..SubjectConfig::default() };
@@ -78,7 +87,7 @@ async fn every_kind_of_change_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_event_is_a_gap_and_so_is_a_lost_last_one() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(0).await;
     let mut watch = watch_all(&fleet).await;
     sets(&fleet, [1, 3]).await;
     fleet.event(SUBJECT, &event(1, 0, 5, vec![])).await;
@@ -91,8 +100,81 @@ async fn a_lost_event_is_a_gap_and_so_is_a_lost_last_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failover_goes_on_without_a_gap_and_the_old_server_is_not_listened_to() {
+async fn the_loss_of_the_very_first_change_is_a_gap() {
+    let fleet = fleet_at(3).await;
+    let mut watch = watch_all(&fleet).await;
+    sets(&fleet, [5]).await;
+    let gap = Update::Gap { seen: Some(position(1, 3)), now: Some(position(1, 5)) };
+    assert_eq!(watch.next().await, Some(gap));
+    assert_eq!(watch.next().await, Some(Update::Set(written(5, "k"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_while_the_watch_begins_is_heard_unless_it_belongs_to_the_beginning() {
     let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet.server("a", |_, _, _| Answer::Late(Duration::from_millis(100), Box::new(info(5)))).await;
+    let (mut watch, ()) = tokio::join!(watch_all(&fleet), async {
+        fleet.arrivals.wait_for("a info", 1).await;
+        sets(&fleet, [4, 5, 6]).await;
+    });
+    assert_eq!(watch.next().await, Some(Update::Set(written(6, "k"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_cannot_ask_where_it_begins_reports_one_gap() {
+    let nobody = Fleet::new();
+    let forbidden = fleet_at(0).await;
+    let mut options = MemoryOptions::named("limited");
+    options.publish = Permission { allow: vec![], deny: vec![RoutePattern::new("persist.server.*.info.>")] };
+    let limited = forbidden.client_with(options).await.kv(SUBJECT).unwrap();
+    let before = nobody.now();
+    let watches = [(&nobody, watch_all(&nobody).await), (&forbidden, limited.watch_all().await.unwrap())];
+    assert!(nobody.now() - before <= Duration::from_secs(2));
+    for (fleet, mut watch) in watches {
+        sets(fleet, [4, 5]).await;
+        assert_eq!(watch.next().await, Some(Update::Gap { seen: None, now: Some(position(1, 4)) }));
+        assert_eq!(watch.next().await, Some(Update::Set(written(4, "k"))));
+        assert_eq!(watch.next().await, Some(Update::Set(written(5, "k"))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_hears_of_everything_from_the_first_change_on_has_no_gap() {
+    let fleet = Fleet::new();
+    let mut watch = watch_all(&fleet).await;
+    sets(&fleet, [1]).await;
+    assert_eq!(watch.next().await, Some(Update::Set(written(1, "k"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_across_destroy_hears_of_it_and_goes_on() {
+    let destroy = || Change::DeleteAll(DeleteAllChange { rev: Rev::new(2), end_seq: Seq::new(1), count: 1 });
+    let fleet = fleet_at(0).await;
+    let mut watch = watch_all(&fleet).await;
+    sets(&fleet, [1]).await;
+    fleet.event(SUBJECT, &event(1, 0, 2, vec![destroy()])).await;
+    fleet.event(SUBJECT, &event(2, 2, 3, vec![set(3, "k")])).await;
+    assert_eq!(watch.next().await, Some(Update::Set(written(1, "k"))));
+    assert_eq!(watch.next().await, Some(Update::Cleared { end_seq: Seq::new(1) }));
+    assert_eq!(watch.next().await, Some(Update::Set(written(3, "k"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destroy_that_nobody_heard_of_is_a_gap() {
+    let fleet = fleet_at(0).await;
+    let mut watch = watch_all(&fleet).await;
+    sets(&fleet, [1]).await;
+    fleet.event(SUBJECT, &event(2, 2, 3, vec![set(3, "k")])).await;
+    assert_eq!(watch.next().await, Some(Update::Set(written(1, "k"))));
+    let gap = Update::Gap { seen: Some(position(1, 1)), now: Some(position(2, 3)) };
+    assert_eq!(watch.next().await, Some(gap));
+    assert_eq!(watch.next().await, Some(Update::Set(written(3, "k"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failover_goes_on_without_a_gap_and_the_old_server_is_not_listened_to() {
+    let fleet = fleet_at(0).await;
     let mut watch = watch_all(&fleet).await;
     sets(&fleet, [1]).await;
     fleet.event(SUBJECT, &event(2, 1, 2, vec![set(2, "new")])).await;
@@ -108,7 +190,7 @@ async fn a_failover_goes_on_without_a_gap_and_the_old_server_is_not_listened_to(
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_of_a_key_hears_of_that_key_and_of_what_concerns_all() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(0).await;
     let kv = fleet.client().await.kv(SUBJECT).unwrap();
     let mut one = kv.watch("a").await.unwrap();
     let mut some = kv.watch_prefix("a").await.unwrap();
@@ -133,7 +215,10 @@ async fn a_large_value_is_fetched_unless_it_was_replaced_meanwhile() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet
-        .server("a", |_, payload, _| {
+        .server("a", |op, payload, _| {
+            if op == Op::Info {
+                return info(0);
+            }
             // Under seq 2 there is already what a later rev wrote.
             let seq = decode::<GetRequest>(payload).unwrap().seq.unwrap();
             let mut held = message(seq.get(), Some("k"), Some("fetched"));
@@ -157,7 +242,7 @@ async fn a_large_value_is_fetched_unless_it_was_replaced_meanwhile() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_that_makes_no_sense_is_a_gap() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(0).await;
     let mut watch = watch_all(&fleet).await;
     sets(&fleet, [1]).await;
     fleet.event_bytes(SUBJECT, Bytes::from_static(b"\xc1")).await;
@@ -173,7 +258,7 @@ async fn an_event_that_makes_no_sense_is_a_gap() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_is_a_gap_once_it_is_back() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(0).await;
     let mut watch = watch_all(&fleet).await;
     sets(&fleet, [1]).await;
     fleet.broker.disconnect(CLIENT);
@@ -185,7 +270,7 @@ async fn a_lost_connection_is_a_gap_once_it_is_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_sleeps_costs_a_bounded_buffer_and_hears_of_its_loss() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(0).await;
     let mut watch = watch_all(&fleet).await;
     // More than the application's and the messaging system's buffers hold together.
     sets(&fleet, 1..=10_000).await;
@@ -205,7 +290,7 @@ async fn a_reader_that_sleeps_costs_a_bounded_buffer_and_hears_of_its_loss() {
 
 #[tokio::test(start_paused = true)]
 async fn losing_the_last_events_to_a_full_buffer_is_told_after_what_was_kept() {
-    let fleet = Fleet::new();
+    let fleet = fleet_at(0).await;
     let mut watch = watch_all(&fleet).await;
     // The watch gets no chance to run meanwhile: its buffer holds 4,096 and the last four are dropped.
     sets(&fleet, 1..=4_100).await;
@@ -227,10 +312,6 @@ async fn a_watch_ends_with_its_client() {
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_is_not_permitted_fails_at_once() {
-    use dormouse_bus::memory::{MemoryOptions, Permission};
-    use dormouse_client::Error;
-    use dormouse_protocol::RoutePattern;
-
     let fleet = Fleet::new();
     let mut options = MemoryOptions::named("limited");
     options.subscribe = Permission { allow: vec![], deny: vec![RoutePattern::new("persist.events.>")] };

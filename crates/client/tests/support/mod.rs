@@ -11,11 +11,12 @@ use bytes::Bytes;
 use dormouse_bus::memory::{MemoryBroker, MemoryBus, MemoryOptions};
 use dormouse_bus::{Bus, Delivery, Outgoing, SubscribeOptions};
 use dormouse_client::{
-    Client, ErrorReply, Headers, Message, Position, Rev, Seq, ServerName, Subject, Term, Timestamp,
+    Client, ErrorReply, Headers, Level, Message, Position, Rev, Seq, ServerName, Subject, SubjectConfig,
+    Term, Timestamp,
 };
-use dormouse_protocol::data::{GetReply, SetOutcome, SetReply, SetRequest, SetResult};
+use dormouse_protocol::data::{GetReply, InfoReply, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::fleet::{GoneAnnouncement, LocateReply};
-use dormouse_protocol::{Event, LogId, Op, Prefix, RoutePattern, decode, encode};
+use dormouse_protocol::{Event, LogId, Op, Prefix, ProtocolVersion, RoutePattern, decode, encode};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use serde::Serialize;
 
@@ -47,6 +48,24 @@ pub fn found(message: Message) -> Answer {
 /// The answer to a get of what is not there.
 pub fn nothing() -> Answer {
     reply(&GetReply { position: Position::default(), messages: vec![], answered: 1 })
+}
+
+/// The answer to an info: the subject is at `rev` of term 1.
+pub fn info(rev: u64) -> Answer {
+    reply(&InfoReply {
+        position: Position { term: Term::new(1), rev: Rev::new(rev) },
+        term_base: Rev::new(0),
+        first_seq: None,
+        last_seq: None,
+        next_seq: Seq::new(1),
+        count: 0,
+        bytes: 0,
+        config: SubjectConfig::default(),
+        level: Level::Memory,
+        server: server_name("a"),
+        log: "a-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
+        bucket_rev: Rev::new(0),
+    })
 }
 
 /// The answer to a set: every set of the request done, with seqs from 1 on.
@@ -217,8 +236,12 @@ impl Fleet {
 
     /// The coordinator announces that `server` is gone.
     pub async fn announce_gone(&self, server: &str) {
+        self.announce_gone_in_version(server, ProtocolVersion::CURRENT).await;
+    }
+
+    pub async fn announce_gone_in_version(&self, server: &str, v: ProtocolVersion) {
         let log = LogId::new(server_name(server), self.env.ulid());
-        let announcement = GoneAnnouncement { v: Default::default(), log };
+        let announcement = GoneAnnouncement { v, log };
         self.publish(Prefix::default().gone(), encode(&announcement).unwrap()).await;
     }
 
