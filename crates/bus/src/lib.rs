@@ -5,10 +5,11 @@
 //! underneath, which is what lets another pub/sub system take its place.
 //!
 //! On top of the port: [`ask`](ask()) makes a typed request, [`serve`](serve()) answers requests, [`services`] speaks
-//! the NATS services API, [`health`] answers health requests. [`args`] holds the command-line arguments of everything
-//! that connects.
+//! the NATS services API, [`health`] answers health requests. With the feature `args` the module of that name
+//! holds the command-line arguments of everything that connects.
 
 mod answers;
+#[cfg(feature = "args")]
 pub mod args;
 mod ask;
 pub mod health;

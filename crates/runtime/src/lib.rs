@@ -1,10 +1,12 @@
-//! What the parts of Dormouse take from outside: time, chance, tasks, and the logging of the binaries.
+//! What the parts of Dormouse take from outside: time, chance, tasks and, with the feature `logging`, the logging
+//! of the binaries.
 //!
 //! Everything that would make two runs differ goes through [`Env`], and everything that runs beside its caller
 //! through [`Tasks`]. `clippy.toml` bans the direct ways. So the same code runs in production and, with a simulated
 //! clock and a seeded generator, in one process under simulation.
 
 mod env;
+#[cfg(feature = "logging")]
 pub mod logging;
 mod tasks;
 
