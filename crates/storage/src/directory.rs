@@ -5,7 +5,7 @@
 //! serve it, or finds none and starts one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, Subject};
@@ -26,7 +26,13 @@ pub(crate) struct Seat {
     pub(crate) queue: mpsc::Receiver<Submission>,
     /// Told when the subject shall close for the sake of others.
     pub(crate) close: Arc<Notify>,
+    /// Kept by everybody who uses the subject's file.
+    pub(crate) hold: Arc<Hold>,
 }
+
+/// As long as one lives, no new task is started for its subject: the file is in use, be it by what a task that
+/// panicked has left running.
+pub(crate) struct Hold;
 
 /// What became of a request.
 pub(crate) enum Offered {
@@ -56,7 +62,9 @@ struct Inner {
 struct Entry {
     queue: mpsc::Sender<Submission>,
     close: Arc<Notify>,
+    hold: Weak<Hold>,
     used_at: Duration,
+    /// And not used since.
     asked_to_close: bool,
 }
 
@@ -80,38 +88,55 @@ impl Directory {
             None => submission,
             Some(entry) => {
                 entry.used_at = now;
+                entry.asked_to_close = false;
                 match entry.queue.try_send(submission) {
                     Ok(()) => return Offered::Queued,
                     Err(TrySendError::Full(submission)) => {
                         let reply = ErrorReply::overloaded("the subject's queue is full", RETRY_AFTER_MS);
                         return Offered::Refused(Box::new(submission), reply);
                     }
-                    // Its task has panicked; another one takes its place.
+                    // Its task has panicked; another one takes its place, as soon as the file is in nobody's hands.
+                    Err(TrySendError::Closed(submission)) if entry.hold.strong_count() > 0 => {
+                        let reply =
+                            ErrorReply::overloaded("the subject is still being closed", RETRY_AFTER_MS);
+                        return Offered::Refused(Box::new(submission), reply);
+                    }
                     Err(TrySendError::Closed(submission)) => submission,
                 }
             }
         };
         let open = inner.entries.len();
+        if open >= self.max_open {
+            inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16);
+        }
         if open >= self.max_open.saturating_mul(2) {
             let reply = ErrorReply::overloaded("too many subjects are open", RETRY_AFTER_MS);
             return Offered::Refused(Box::new(submission), reply);
-        }
-        if open >= self.max_open {
-            inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16);
         }
         let (sender, queue) = mpsc::channel(QUEUE);
         // The channel is new and empty.
         let _ = sender.try_send(submission);
         let close = Arc::new(Notify::new());
-        let entry = Entry { queue: sender, close: Arc::clone(&close), used_at: now, asked_to_close: false };
+        let hold = Arc::new(Hold);
+        let entry = Entry {
+            queue: sender,
+            close: Arc::clone(&close),
+            hold: Arc::downgrade(&hold),
+            used_at: now,
+            asked_to_close: false,
+        };
         inner.entries.insert(subject.clone(), entry);
-        Offered::Start(Seat { queue, close })
+        Offered::Start(Seat { queue, close, hold })
     }
 
     /// Takes the task of `subject` out, if nothing is queued for it. `false`: there is more to do.
     pub(crate) fn leave(&self, subject: &Subject, queue: &mpsc::Receiver<Submission>) -> bool {
         let mut inner = self.lock();
         if !queue.is_empty() {
+            // It did close, and opens again.
+            if let Some(entry) = inner.entries.get_mut(subject) {
+                entry.asked_to_close = false;
+            }
             return false;
         }
         inner.entries.remove(subject);
@@ -184,4 +209,67 @@ impl Inner {
 /// The answer to whoever comes too late.
 pub(crate) fn shutting_down() -> ErrorReply {
     ErrorReply::unavailable("the server is shutting down")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Request;
+
+    fn submission() -> Submission {
+        Submission { request: Request::Info, max_reply_bytes: 0, respond: Box::new(drop) }
+    }
+
+    fn name(name: &str) -> Subject {
+        name.parse().unwrap()
+    }
+
+    fn start(directory: &Directory, subject: &str, at: u64) -> Seat {
+        match directory.offer(&name(subject), submission(), Duration::from_secs(at)) {
+            Offered::Start(seat) => seat,
+            Offered::Queued => panic!("{subject} has a task"),
+            Offered::Refused(_, reply) => panic!("{reply}"),
+        }
+    }
+
+    fn is_asked(directory: &Directory, subject: &str) -> bool {
+        directory.lock().entries[&name(subject)].asked_to_close
+    }
+
+    #[test]
+    fn whoever_is_used_or_opens_again_may_be_asked_to_close_once_more() {
+        let directory = Directory::new(2);
+        let mut seats: Vec<_> = ["a", "b", "c"]
+            .into_iter()
+            .zip(0..)
+            .map(|(subject, at)| start(&directory, subject, at))
+            .collect();
+        assert!(is_asked(&directory, "a") && !is_asked(&directory, "b"));
+        assert!(matches!(directory.offer(&name("a"), submission(), Duration::from_secs(9)), Offered::Queued));
+        assert!(!is_asked(&directory, "a"));
+        // Now others are idle longer, and the one used is in nobody's way.
+        seats.push(start(&directory, "d", 10));
+        assert!(is_asked(&directory, "b") && is_asked(&directory, "c") && !is_asked(&directory, "a"));
+        // Something is queued: it opens again.
+        assert!(!directory.leave(&name("b"), &seats[1].queue));
+        assert!(!is_asked(&directory, "b"));
+        // At the brim too, somebody is asked.
+        assert!(matches!(
+            directory.offer(&name("e"), submission(), Duration::from_secs(11)),
+            Offered::Refused(..)
+        ));
+        assert!(is_asked(&directory, "b"));
+    }
+
+    #[test]
+    fn no_task_follows_one_that_panicked_as_long_as_the_file_is_in_use() {
+        let directory = Directory::new(2);
+        let Seat { queue, hold, .. } = start(&directory, "a", 0);
+        let publishing = Arc::clone(&hold);
+        drop((queue, hold));
+        let refused = directory.offer(&name("a"), submission(), Duration::ZERO);
+        assert!(matches!(refused, Offered::Refused(_, reply) if reply.retry_after_ms.is_some()));
+        drop(publishing);
+        start(&directory, "a", 0);
+    }
 }

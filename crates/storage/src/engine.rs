@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, Level, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::{Authority, EventSink, Reply, Request, Submission};
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, BucketKey};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
 use crate::directory::{Directory, Offered};
 use crate::figures::{Counters, Figures};
 use crate::settings::EngineSettings;
-use crate::subject::SubjectTask;
+use crate::subject::{SubjectTask, garbage};
 
 /// Subjects that may be opening at the same time.
 const OPENING: usize = 32;
@@ -54,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) stop: Stop,
     pub(crate) directory: Directory,
     pub(crate) counters: Counters,
+    /// To the collector.
+    pub(crate) garbage: mpsc::Sender<Vec<BucketKey>>,
     pub(crate) opening: Semaphore,
     pub(crate) publishing: Semaphore,
 }
@@ -103,6 +105,10 @@ impl Prepared {
             })
             .await?;
         let directory = Directory::new(settings.max_open_subjects);
+        let stop = Stop::new();
+        let (garbage, queue) = mpsc::channel(garbage::QUEUE);
+        let stops = [stop.clone(), tasks.stop().clone()];
+        tasks.spawn("garbage", garbage::collect(Arc::clone(&bucket), queue, stops));
         let shared = Shared {
             settings,
             data,
@@ -112,9 +118,10 @@ impl Prepared {
             events,
             env,
             tasks,
-            stop: Stop::new(),
+            stop,
             directory,
             counters: Counters::default(),
+            garbage,
             opening: Semaphore::new(OPENING),
             publishing: Semaphore::new(PUBLISHING),
         };

@@ -139,5 +139,5 @@ async fn a_destroy_without_an_answer_is_indeterminate_and_nothing_is_accepted_un
     fixture.bucket.creates_unanswered.store(false, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(60)).await;
     let Ok(Reply::Info(info)) = fixture.engine.execute(&app, Request::Info).await else { panic!() };
-    assert_eq!((info.count, info.position.rev.get(), info.position.term.get()), (0, 1, 2));
+    assert_eq!((info.count, info.position.rev.get(), info.position.term.get()), (0, 2, 2));
 }

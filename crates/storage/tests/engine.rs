@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_protocol::data::GetRequest;
-use dormouse_protocol::{Change, ErrorCode, Level, Rev};
+use dormouse_protocol::message::DeleteAllChange;
+use dormouse_protocol::{Change, ErrorCode, Level, Rev, Subject};
 use dormouse_runtime::Env;
 use dormouse_storage::api::{Reply, Request, Submission};
 use dormouse_storage::bucket::Bucket;
 use dormouse_storage::{Engine, EngineSettings, ExportError, OpenError, export_snapshot};
-use support::{World, lost_files, messages_in, pairs, set_request, subject};
+use support::{Server, World, lost_files, messages_in, pairs, set_request, subject};
 
 const APP: &str = "app.orders";
 
@@ -287,7 +288,11 @@ fn destroyed_subjects_leave_a_tombstone_and_go_on_from_it() {
     let last = server.set(&app, "b", "2").unwrap();
     server.flush(&app).unwrap();
     let end = server.destroy(&app).unwrap();
-    assert_eq!((end.term, end.rev), (last.term, last.rev));
+    assert_eq!((end.term, end.rev), (last.term, last.rev.next()), "a change with a rev of its own");
+    let announced = server.events.of(&app).pop().unwrap();
+    assert_eq!((announced.term, announced.rev), (end.term, end.rev));
+    let gone = DeleteAllChange { rev: end.rev, end_seq: last.seq, count: 2 };
+    assert_eq!(announced.changes, [Change::DeleteAll(gone)]);
     server.until("only the tombstone is left", || world.objects(&app).len() == 1);
     assert!(world.objects(&app)[0].to_string_lossy().ends_with(".manifest"));
     let local = world.data_dir("persist-1").join("subjects/app.orders.sqlite3");
@@ -295,7 +300,8 @@ fn destroyed_subjects_leave_a_tombstone_and_go_on_from_it() {
 
     assert_eq!(server.all(&app).unwrap(), []);
     let first = server.set(&app, "a", "new").unwrap();
-    assert_eq!((first.seq, first.rev, first.term), (last.seq.next(), last.rev.next(), last.term.next()));
+    assert_eq!((first.seq, first.rev, first.term), (last.seq.next(), end.rev.next(), last.term.next()));
+    assert_eq!(server.info(&app).term_base, end.rev);
     server.kill();
     let server = world.server("persist-1");
     assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "new")]));
@@ -402,4 +408,105 @@ fn without_a_lease_nothing_is_answered() {
     assert_eq!(server.get(&app, "k").unwrap_err().code, ErrorCode::Unavailable);
     world.bucket.gone.store(false, Ordering::SeqCst);
     assert_eq!(server.get(&app, "k").unwrap().as_deref(), Some("v"));
+}
+
+/// Keeps the subject's task busy until told otherwise.
+fn hold_up(server: &Server, subject: &Subject) -> std::sync::mpsc::Sender<()> {
+    let _guard = server.runtime.enter();
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let (reached, waiting) = std::sync::mpsc::channel();
+    let respond = Box::new(move |_| {
+        reached.send(()).unwrap();
+        gate.recv().unwrap();
+    });
+    server.engine.submit(subject, Submission { request: Request::Info, max_reply_bytes: 1 << 20, respond });
+    waiting.recv().unwrap();
+    release
+}
+
+#[test]
+fn a_change_made_when_the_lease_has_run_out_is_indeterminate_and_not_announced() {
+    let world = World::in_memory();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let before = server.set(&app, "a", "1").unwrap();
+    let release = hold_up(&server, &app);
+    // The three are one batch, and the lease runs out in its middle.
+    let _guard = server.runtime.enter();
+    let (sender, answers) = std::sync::mpsc::channel();
+    let authority = Arc::clone(&server.authority);
+    let run_out: Box<dyn FnOnce(Result<Reply, _>) + Send> = Box::new(move |answer| {
+        assert!(answer.is_ok());
+        authority.set_lease(None);
+    });
+    let requests = [Request::Info, set_request("b", "2"), Request::Get(GetRequest::key("b"))];
+    let mut responds: Vec<Box<dyn FnOnce(Result<Reply, _>) + Send>> = vec![run_out];
+    for _ in 0..2 {
+        let sender = sender.clone();
+        responds.push(Box::new(move |answer| sender.send(answer).unwrap()));
+    }
+    for (request, respond) in requests.into_iter().zip(responds) {
+        server.engine.submit(&app, Submission { request, max_reply_bytes: 1 << 20, respond });
+    }
+    release.send(()).unwrap();
+    let codes = [0, 1].map(|_| answers.recv().unwrap().unwrap_err().code);
+    assert_eq!(codes, [ErrorCode::Indeterminate, ErrorCode::Unavailable]);
+    assert_eq!(server.events.of(&app).last().unwrap().rev, before.rev);
+
+    // Nobody came first: the change is there, and watchers learn of it from where the next term begins.
+    server.authority.set_lease(Some(2));
+    assert_eq!(server.get(&app, "b").unwrap().as_deref(), Some("2"));
+    let beacon = server.events.of(&app).pop().unwrap();
+    assert_eq!((beacon.term, beacon.term_base), (before.term.next(), before.rev.next()));
+}
+
+#[test]
+fn a_subject_whose_task_panicked_opens_again_when_nobody_reads_its_file_any_more() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let before = server.set(&app, "a", "1").unwrap();
+    let uploading = world.bucket.uploading.blocking_lock();
+    let _guard = server.runtime.enter();
+    let respond = Box::new(|_| {});
+    server.engine.submit(&app, Submission { request: Request::Flush, max_reply_bytes: 1 << 20, respond });
+    server.until("the upload has begun", || world.bucket.uploads.load(Ordering::SeqCst) == 1);
+    let respond = Box::new(|_| panic!("as the test wants it"));
+    server.engine.submit(&app, Submission { request: Request::Info, max_reply_bytes: 1 << 20, respond });
+    server.until("its task is gone", || {
+        server.get(&app, "a").is_err_and(|error| error.code == ErrorCode::Overloaded)
+    });
+    drop(uploading);
+    server.until("it is open again", || server.get(&app, "a") == Ok(Some("1".to_owned())));
+    assert_eq!(server.info(&app).position.term, before.term);
+    let after = server.set(&app, "b", "2").unwrap();
+    assert_eq!(after.rev, before.rev.next());
+    server.flush(&app).unwrap();
+    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", "1"), ("b", "2")]));
+    assert_eq!(server.engine.figures().lost_subjects, 0);
+}
+
+#[test]
+fn idle_subjects_make_room_while_others_are_in_use() {
+    let world = World::in_memory();
+    let server = world.server_with("persist-1", |settings| settings.max_open_subjects = 4);
+    let hot = [subject("app.hot1"), subject("app.hot2")];
+    for n in 0..60 {
+        for one in &hot {
+            server.set(one, "k", &n.to_string()).unwrap();
+        }
+        let cold = subject(&format!("app.cold{n}"));
+        server.until("there is room", || {
+            for one in &hot {
+                server.set(one, "k", "again").unwrap();
+            }
+            server.set(&cold, "k", "v").is_ok()
+        });
+    }
+    server.until("enough are closed", || {
+        for one in &hot {
+            server.set(one, "k", "again").unwrap();
+        }
+        server.engine.figures().open_subjects <= 4
+    });
 }

@@ -1,9 +1,10 @@
 //! Taking a subject that one owns from one manifest to the next, and what may be deleted afterwards.
 
+use bytes::Bytes;
 use dormouse_protocol::{ErrorReply, Rev, Seq};
 
 use crate::bucket::{BucketKey, CreateOutcome};
-use crate::keys::{Folder, Nonce, SubjectKeys};
+use crate::keys::{Folder, ManifestNumber, Nonce, SubjectKeys};
 use crate::manifest::{Manifest, SnapshotRef};
 
 /// A snapshot that is complete in the bucket, to become a manifest's base.
@@ -37,6 +38,8 @@ pub enum Publication {
 pub enum PublishInput {
     /// The answer to [`PublishEffect::Create`].
     Created(CreateOutcome),
+    /// The answer to [`PublishEffect::Get`]; `None`: there is no such object any more.
+    Got(Option<Bytes>),
     /// The answer to [`PublishEffect::List`].
     Listed(Folder),
     /// What was asked failed.
@@ -50,11 +53,14 @@ pub enum PublishInput {
 pub enum PublishEffect {
     /// Create this manifest.
     Create(Box<Manifest>),
+    /// Read this manifest.
+    Get(ManifestNumber),
     /// List the subject's folder.
     List,
     /// The manifest is the newest, and nothing before it is needed.
     Published {
-        /// The manifest that counts from now on.
+        /// The manifest that counts from now on. Not always the one that was to be published: where an earlier
+        /// publication of this process counts after all, it is that one, and what was asked for must be asked again.
         manifest: Box<Manifest>,
         /// Objects that nothing refers to any more.
         garbage: Vec<BucketKey>,
@@ -94,7 +100,8 @@ impl Publish {
                 self.may_exist = true;
                 PublishEffect::List
             }
-            PublishInput::Created(CreateOutcome::Anothers) => PublishEffect::Lost,
+            PublishInput::Created(CreateOutcome::Anothers) => PublishEffect::Get(self.manifest.number),
+            PublishInput::Got(bytes) => self.taken_by(bytes),
             PublishInput::Created(CreateOutcome::Unknown(error)) => {
                 self.may_exist = true;
                 PublishEffect::Undecided(ErrorReply::from(&error))
@@ -104,6 +111,29 @@ impl Publish {
             PublishInput::Failed(reply) => PublishEffect::Failed(reply),
             PublishInput::Resume => PublishEffect::Create(Box::new(self.manifest.clone())),
         }
+    }
+
+    /// The number is taken, by another process or by an earlier publication of this one that was believed to have
+    /// failed.
+    fn taken_by(&mut self, bytes: Option<Bytes>) -> PublishEffect {
+        let (subject, number) = (&self.manifest.subject, self.manifest.number);
+        match bytes.map(|bytes| Manifest::decode(subject, number, &bytes)) {
+            Some(Ok(there)) if self.is_earlier(&there) => {
+                self.may_exist = true;
+                self.manifest = there;
+                PublishEffect::List
+            }
+            // Gone: collected by somebody who has gone on. Not to be understood: whose it is, a claim finds out.
+            _ => PublishEffect::Lost,
+        }
+    }
+
+    /// Could `there` have been published by this process, under this term, and can be gone on from? Only a term that
+    /// is over ends in a manifest that is released.
+    fn is_earlier(&self, there: &Manifest) -> bool {
+        let mine = &self.manifest;
+        let end = |manifest: &Manifest| (manifest.released, manifest.tombstone, manifest.base_rev);
+        (&there.owner, there.term) == (&mine.owner, mine.term) && (!there.released || end(there) == end(mine))
     }
 
     fn listed(&self, folder: &Folder) -> PublishEffect {

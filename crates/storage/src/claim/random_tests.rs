@@ -424,6 +424,7 @@ impl World {
     fn publish(&mut self, who: usize, current: Manifest, mut publish: Publish, effect: PublishEffect) {
         let input = match effect {
             PublishEffect::Create(manifest) => PublishInput::Created(self.create(&manifest)),
+            PublishEffect::Get(number) => PublishInput::Got(self.manifests.get(&number).cloned()),
             PublishEffect::List => PublishInput::Listed(self.folder()),
             PublishEffect::Undecided(_) => {
                 self.coverage.resumed += 1;

@@ -480,7 +480,32 @@ fn a_publication_is_lost_undecided_or_failed() {
     let failure = ErrorReply::unavailable("the bucket does not answer");
 
     let (mut publish, _) = begin();
-    assert_eq!(publish.apply(PublishInput::Created(CreateOutcome::Anothers)), PublishEffect::Lost);
+    let anothers = || PublishInput::Created(CreateOutcome::Anothers);
+    let read = PublishEffect::Get(ManifestNumber::new(6));
+    assert_eq!(publish.apply(anothers()), read);
+    let six = |owner: LogId| Manifest { number: ManifestNumber::new(6), ..manifest(owner) };
+    assert_eq!(publish.apply(PublishInput::Got(Some(six(other()).encode()))), PublishEffect::Lost);
+    let (mut publish, _) = begin();
+    publish.apply(anothers());
+    assert_eq!(publish.apply(PublishInput::Got(None)), PublishEffect::Lost);
+    let (mut publish, _) = begin();
+    publish.apply(anothers());
+    assert_eq!(publish.apply(PublishInput::Failed(failure.clone())), PublishEffect::Failed(failure.clone()));
+
+    // An own one that was believed to have failed is gone on from; one of an older claim, or an end, is not.
+    let (mut publish, _) = begin();
+    publish.apply(anothers());
+    assert_eq!(publish.apply(PublishInput::Got(Some(six(mine()).encode()))), PublishEffect::List);
+    match publish.apply(PublishInput::Listed(folder(&[5, 6]))) {
+        PublishEffect::Published { manifest, .. } => assert_eq!(*manifest, six(mine())),
+        effect => panic!("{effect:?}"),
+    }
+    let end = Manifest { number: ManifestNumber::new(6), ..tombstone(mine()) };
+    for there in [Manifest { term: Term::new(2), ..six(mine()) }, end] {
+        let (mut publish, _) = begin();
+        publish.apply(anothers());
+        assert_eq!(publish.apply(PublishInput::Got(Some(there.encode()))), PublishEffect::Lost);
+    }
     let (mut publish, _) = begin();
     publish.apply(PublishInput::Created(CreateOutcome::Ours));
     assert_eq!(publish.apply(PublishInput::Listed(folder(&[6, 7]))), PublishEffect::Lost);

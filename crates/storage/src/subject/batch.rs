@@ -12,9 +12,9 @@ use crate::plan::{self, Context, Planned, Record, size};
 /// The most requests in one transaction.
 pub(super) const MAX_REQUESTS: usize = 256;
 
-/// Answers that wait for the commit, and values written in it, are held in memory. At about this many bytes the
-/// batch ends and the rest of the queue goes into the next one.
-const MAX_HELD_BYTES: usize = 4 * 1_024 * 1_024;
+/// At about this many bytes read and written the batch ends, and the rest of the queue goes into the next one: what is
+/// written and the answers that wait for the commit are held in memory, and a batch keeps its thread to itself.
+const MAX_BYTES: usize = 4 * 1_024 * 1_024;
 
 /// What a read is told that is not in the file.
 #[derive(Debug, Clone)]
@@ -71,11 +71,11 @@ pub(super) fn execute(
             written_bytes: 0,
             broken: None,
         },
-        held_bytes: 0,
+        bytes: 0,
         writing: false,
     };
     for _ in 0..MAX_REQUESTS {
-        if batch.held_bytes > MAX_HELD_BYTES
+        if batch.bytes > MAX_BYTES
             || !waiting.front().is_some_and(|submission| is_executable(&submission.request))
         {
             break;
@@ -95,7 +95,7 @@ pub(super) fn execute(
 
 struct Batch {
     executed: Executed,
-    held_bytes: usize,
+    bytes: usize,
     writing: bool,
 }
 
@@ -109,8 +109,8 @@ impl Batch {
         let Submission { request, max_reply_bytes, respond } = submission;
         self.executed.max_bytes = self.executed.max_bytes.min(max_reply_bytes);
         if let Some(answer) = read(database, &request, max_reply_bytes, around) {
+            self.bytes += answer.as_ref().map_or(0, reply_bytes);
             if self.writing {
-                self.held_bytes += answer.as_ref().map_or(0, reply_bytes);
                 self.executed.answers.push((respond, answer));
             } else {
                 respond(answer);
@@ -152,7 +152,7 @@ impl Batch {
         for one in planned {
             if let Planned::Write(record) = one {
                 let bytes = size::of_record(&record);
-                self.held_bytes += bytes;
+                self.bytes += bytes;
                 self.executed.written_bytes += bytes;
                 self.executed.records.push(record);
             }
@@ -212,7 +212,7 @@ fn info(database: &Database, around: &Surroundings) -> Result<InfoReply, ErrorRe
     })
 }
 
-/// About how much memory an answer holds.
+/// About how much memory an answer holds, and so how much work it was.
 fn reply_bytes(reply: &Reply) -> usize {
     match reply {
         Reply::Get(reply) => reply.messages.iter().map(size::of_message).sum(),

@@ -1,7 +1,8 @@
 //! From records to as few events as fit.
 
 use dormouse_protocol::limits::{ENVELOPE_BYTES, EVENT_INLINE_LIMIT_BYTES};
-use dormouse_protocol::{Change, Event, ProtocolVersion, Rev};
+use dormouse_protocol::message::DeleteAllChange;
+use dormouse_protocol::{Change, Event, ProtocolVersion, Rev, Seq};
 
 use crate::plan::{Record, SubjectState, size};
 
@@ -17,6 +18,14 @@ pub(super) const fn beacon(state: &SubjectState) -> Event {
         rev: state.rev,
         changes: Vec::new(),
     }
+}
+
+/// The event that says that the subject is destroyed: the last of its term.
+pub(super) fn destroyed(state: &SubjectState) -> Event {
+    let rev = state.rev.next();
+    let end_seq = Seq::new(state.next_seq.get().saturating_sub(1));
+    let change = Change::DeleteAll(DeleteAllChange { rev, end_seq, count: state.count });
+    Event { rev, changes: vec![change], ..beacon(state) }
 }
 
 /// The events that announce `records`, all of one term, in order of rev. An event stays below `max_bytes` as far as
@@ -65,7 +74,7 @@ fn announced(record: &Record, most: usize) -> Change {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use dormouse_protocol::{Headers, Seq, Term, Timestamp};
+    use dormouse_protocol::{Headers, Term, Timestamp};
 
     use super::*;
     use crate::plan::{Operation, SetOperation};

@@ -5,6 +5,7 @@
 
 mod batch;
 mod events;
+pub(crate) mod garbage;
 mod lost;
 mod open;
 mod publish;
@@ -18,7 +19,7 @@ use dormouse_protocol::{ErrorReply, Subject};
 use tokio::sync::{Notify, mpsc};
 
 use crate::api::Submission;
-use crate::directory::{Seat, shutting_down};
+use crate::directory::{Hold, Seat, shutting_down};
 use crate::engine::Shared;
 use serve::{End, Serving};
 
@@ -26,8 +27,10 @@ use serve::{End, Serving};
 pub(crate) struct SubjectTask {
     shared: Arc<Shared>,
     subject: Subject,
-    inbox: Inbox,
     close: Arc<Notify>,
+    // In this order: whoever finds the queue closed must find the hold too, as long as the file is in use.
+    inbox: Inbox,
+    hold: Arc<Hold>,
 }
 
 /// The subject's requests: those in the queue, and those taken from it that still wait.
@@ -59,7 +62,7 @@ impl Inbox {
 impl SubjectTask {
     pub(crate) fn new(shared: Arc<Shared>, subject: Subject, seat: Seat) -> Self {
         let inbox = Inbox { queue: seat.queue, waiting: VecDeque::new(), taken: Vec::new() };
-        Self { shared, subject, inbox, close: seat.close }
+        Self { shared, subject, close: seat.close, inbox, hold: seat.hold }
     }
 
     /// Serves the subject until nobody asks for it any more.
@@ -71,7 +74,7 @@ impl SubjectTask {
             } else {
                 match Box::pin(open::open(&shared, &self.subject)).await {
                     Ok(opened) => {
-                        let serving = Serving::new(&shared, &self.subject, opened);
+                        let serving = Serving::new(&shared, &self.subject, &self.hold, opened);
                         match Box::pin(serving.run(&mut self.inbox, &self.close)).await {
                             End::Closed => {}
                             End::Refused(reply) => self.inbox.refuse(&reply),

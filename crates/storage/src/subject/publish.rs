@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, Rev, Seq, Subject};
 
-use crate::bucket::{Bucket, BucketError, BucketKey, CreateOutcome, HeaderPatch, create_once};
+use crate::bucket::{BucketError, BucketKey, CreateOutcome, HeaderPatch, create_once};
 use crate::claim::{NewBase, Publication, Publish, PublishEffect, PublishInput};
 use crate::engine::Shared;
 use crate::keys::{Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
@@ -62,6 +62,10 @@ pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manife
             PublishEffect::Create(manifest) => match create(shared, &manifest).await {
                 Ok(outcome) => PublishInput::Created(outcome),
                 Err(error) => PublishInput::Failed((&error).into()),
+            },
+            PublishEffect::Get(number) => match get_manifest(shared, subject, number).await {
+                Ok(bytes) => PublishInput::Got(bytes),
+                Err(reply) => PublishInput::Failed(reply),
             },
             PublishEffect::List => match list(shared, subject).await {
                 Ok(folder) => PublishInput::Listed(folder),
@@ -157,17 +161,4 @@ pub(super) async fn get_manifest(
 
 fn unanswered() -> ErrorReply {
     ErrorReply::unavailable(format!("the bucket did not answer within {PATIENCE:?}"))
-}
-
-/// Deletes objects that nothing refers to any more. What cannot be deleted now is found again by a later listing.
-pub(super) async fn collect(bucket: &dyn Bucket, garbage: Vec<BucketKey>) {
-    for key in garbage {
-        match bucket.delete(&key).await {
-            Ok(()) => tracing::debug!(%key, "deleted an object that nothing refers to"),
-            Err(error) => {
-                tracing::debug!(%key, %error, "an object that nothing refers to could not be deleted");
-                return;
-            }
-        }
-    }
 }

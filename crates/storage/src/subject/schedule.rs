@@ -57,9 +57,11 @@ impl Schedule {
         }
     }
 
-    /// Somebody asked for the subject.
+    /// Somebody asked for the subject. Whoever wanted it closed must look for an idler one: to bring each change to the
+    /// bucket at once, in the hope of a pause, would cost more than an open file.
     pub(super) const fn used(&mut self, now: Duration) {
         self.used_at = now;
+        self.close_asked = false;
     }
 
     /// The subject has changed.
@@ -249,5 +251,13 @@ mod tests {
         let mut schedule = schedule(true);
         schedule.ask_close();
         assert_eq!(run(&mut schedule, s(1_000)), [(100, Due::Publish), (100, Due::Close)]);
+    }
+
+    #[test]
+    fn a_subject_in_use_forgets_that_it_was_to_close() {
+        let mut schedule = schedule(true);
+        schedule.ask_close();
+        schedule.used(s(101));
+        assert_eq!(run(&mut schedule, s(1_000)), [(110, Due::Publish), (161, Due::Close)]);
     }
 }

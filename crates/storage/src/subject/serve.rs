@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Position, Rev, Subject, Timestamp};
+use dormouse_protocol::{ErrorCode, ErrorReply, Position, Rev, Subject, Timestamp};
 use tokio::sync::{Notify, oneshot};
 
 use super::batch::{self, Executed, Respond, Surroundings};
 use super::publish::{self, PublishEnd};
 use super::schedule::{Due, Schedule};
 use super::{Inbox, events, lost, no_lease};
-use crate::api::{LeaseGeneration, Request};
+use crate::api::{LeaseGeneration, Reply, Request};
 use crate::claim::{Publish, is_newest};
-use crate::database::Database;
+use crate::database::{Database, DatabaseError};
+use crate::directory::Hold;
 use crate::engine::Shared;
 use crate::figures::Share;
 use crate::manifest::Manifest;
@@ -61,6 +62,8 @@ impl Held {
 pub(super) struct Serving<'a> {
     shared: &'a Arc<Shared>,
     subject: &'a Subject,
+    /// Nobody else opens the file while a clone of it lives.
+    hold: &'a Arc<Hold>,
     file: Held,
     /// The newest manifest, ours.
     manifest: Manifest,
@@ -80,12 +83,18 @@ pub(super) struct Serving<'a> {
 }
 
 impl<'a> Serving<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>, subject: &'a Subject, opened: Opened) -> Self {
+    pub(super) fn new(
+        shared: &'a Arc<Shared>,
+        subject: &'a Subject,
+        hold: &'a Arc<Hold>,
+        opened: Opened,
+    ) -> Self {
         let Opened { database, manifest, generation, garbage } = opened;
         let dirty = database.state().rev > manifest.base_rev;
         let mut serving = Self {
             shared,
             subject,
+            hold,
             schedule: Schedule::new(&shared.settings, shared.env.boot(), dirty),
             file: Held(Some(database)),
             manifest,
@@ -107,6 +116,22 @@ impl<'a> Serving<'a> {
 
     /// Serves until the subject is idle, evicted, lost, destroyed, or the engine stops.
     pub(super) async fn run(mut self, inbox: &mut Inbox, close: &Notify) -> End {
+        let end = self.serve(inbox, close).await;
+        debug_assert!(
+            self.publishing.is_none(),
+            "nothing may read the file when the subject is opened again"
+        );
+        // However it ended: nobody may wait for an answer that never comes.
+        match &end {
+            End::Refused(reply) => self.refuse_flushes(reply),
+            End::Closed => {
+                self.refuse_flushes(&ErrorReply::unavailable("the subject was closed: flush again"));
+            }
+        }
+        end
+    }
+
+    async fn serve(&mut self, inbox: &mut Inbox, close: &Notify) -> End {
         tracing::debug!(subject = %self.subject, position = %self.file.get().state().position(), "opened");
         self.beacon();
         let (engine_stop, task_stop) = (&self.shared.stop, self.shared.tasks.stop());
@@ -165,16 +190,17 @@ impl<'a> Serving<'a> {
 
     /// Answers everything that waits.
     async fn take(&mut self, inbox: &mut Inbox) -> Option<End> {
-        match self.verify_lease().await {
-            Ok(None) => {}
-            Ok(Some(end)) => return Some(end),
-            Err(reply) => {
-                inbox.refuse(&reply);
-                return None;
+        while !inbox.waiting.is_empty() {
+            // Each time: what came before may have taken long.
+            match self.verify_lease().await {
+                Ok(None) => {}
+                Ok(Some(end)) => return Some(end),
+                Err(reply) => {
+                    inbox.refuse(&reply);
+                    return None;
+                }
             }
-        }
-        while let Some(front) = inbox.waiting.front() {
-            match front.request {
+            match inbox.waiting.front()?.request {
                 Request::Flush => {
                     if let Some(submission) = inbox.waiting.pop_front() {
                         self.flush(submission);
@@ -188,9 +214,11 @@ impl<'a> Serving<'a> {
                 }
                 _ => {
                     let executed = self.execute(inbox).await;
-                    if let Some(end) = self.conclude(executed) {
-                        return Some(end);
+                    if let Some(broken) = self.conclude(executed) {
+                        return Some(self.fail(&broken, inbox).await);
                     }
+                    // Batches run without waiting for anything, and other subjects share the thread.
+                    tokio::task::yield_now().await;
                 }
             }
         }
@@ -222,12 +250,19 @@ impl<'a> Serving<'a> {
     }
 
     /// Tells the world what a batch did: watchers first, then those who asked.
-    fn conclude(&mut self, executed: Executed) -> Option<End> {
+    ///
+    /// If the lease ran out while the batch was carried out, somebody else may serve the subject by now: then its
+    /// changes are in the file, and whether they last is decided by who claims the subject next. Returns why the file
+    /// can be used no more.
+    fn conclude(&mut self, executed: Executed) -> Option<DatabaseError> {
         let Executed { records, answers, max_bytes, written_bytes, broken } = executed;
+        let in_time = self.shared.authority.lease() == Some(self.generation);
         if !records.is_empty() {
             let term_base = self.file.get().state().term_base;
-            for event in events::events(&records, term_base, max_bytes) {
-                self.shared.events.publish(self.subject, event);
+            if in_time {
+                for event in events::events(&records, term_base, max_bytes) {
+                    self.shared.events.publish(self.subject, event);
+                }
             }
             self.schedule.changed(self.shared.env.boot());
             self.dirty.set(1);
@@ -235,11 +270,9 @@ impl<'a> Serving<'a> {
             self.written_bytes += written_bytes;
         }
         for (respond, answer) in answers {
-            respond(answer);
+            respond(if in_time { answer } else { answer.and_then(|reply| Err(too_late(&reply))) });
         }
-        let broken = broken?;
-        tracing::error!(subject = %self.subject, error = %broken, "the local file is closed: its state cannot be read back");
-        Some(End::Refused(broken.reply(self.subject)))
+        broken
     }
 
     /// Works on the file where blocking stalls nobody else.
@@ -300,12 +333,28 @@ impl<'a> Serving<'a> {
         if garbage.is_empty() {
             return;
         }
-        let bucket = Arc::clone(&self.shared.bucket);
-        self.shared.tasks.spawn("garbage", async move { publish::collect(bucket.as_ref(), garbage).await });
+        // A full queue drops it: what lies about is found again by a later listing.
+        let _ = self.shared.garbage.try_send(garbage);
     }
 
     fn count_bytes(&mut self) {
         let bytes = self.file.get().file_bytes();
         self.local_bytes.set(bytes);
+    }
+}
+
+/// The answer to a request that was carried out when the lease had run out already.
+fn too_late(reply: &Reply) -> ErrorReply {
+    match reply {
+        Reply::Set(_) | Reply::Delete(_) | Reply::DeleteAll(_) | Reply::Configure(_) => ErrorReply::new(
+            ErrorCode::Indeterminate,
+            "the server's lease ran out while the change was made: whether it lasts is not known",
+        ),
+        Reply::Get(_)
+        | Reply::GetAll(_)
+        | Reply::Keys(_)
+        | Reply::Info(_)
+        | Reply::Flush(_)
+        | Reply::Destroy(_) => no_lease(),
     }
 }

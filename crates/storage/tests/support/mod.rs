@@ -114,11 +114,21 @@ pub struct Unreliable {
     pub gone: AtomicBool,
     /// Objects are created and read, and the answers are lost.
     pub creates_unanswered: AtomicBool,
+    /// Whoever holds it holds up uploads.
+    pub uploading: tokio::sync::Mutex<()>,
+    /// Uploads begun.
+    pub uploads: AtomicU64,
 }
 
 impl Unreliable {
     pub fn new(inner: ObjectStoreBucket) -> Self {
-        Self { inner, gone: AtomicBool::new(false), creates_unanswered: AtomicBool::new(false) }
+        Self {
+            inner,
+            gone: AtomicBool::new(false),
+            creates_unanswered: AtomicBool::new(false),
+            uploading: tokio::sync::Mutex::default(),
+            uploads: AtomicU64::new(0),
+        }
     }
 
     pub fn in_memory(env: Env) -> Self {
@@ -166,6 +176,8 @@ impl Bucket for Unreliable {
         patch: HeaderPatch,
     ) -> Result<FileSummary, BucketError> {
         self.check(Operation::PutFile, key.as_str())?;
+        self.uploads.fetch_add(1, Ordering::SeqCst);
+        let _uploading = self.uploading.lock().await;
         self.inner.put_file(key, path, patch).await
     }
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {

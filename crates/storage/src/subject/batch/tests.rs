@@ -113,7 +113,7 @@ fn a_commit_that_fails_fails_everybody_who_saw_it_and_changes_nothing() {
 }
 
 #[test]
-fn what_a_batch_holds_in_memory_is_bounded() {
+fn what_a_batch_reads_and_holds_is_bounded() {
     let (_folder, mut database) = database();
     let requests = (0..40).map(|n| set(&n.to_string(), 500_000)).collect();
     let (mut waiting, _answers) = queue(requests);
@@ -123,6 +123,10 @@ fn what_a_batch_holds_in_memory_is_bounded() {
     let mut requests = vec![set("x", 1)];
     requests.extend((0..40).map(|_| Request::GetAll(GetAllRequest::default())));
     let (mut waiting, _answers) = queue(requests);
+    execute(&mut database, &mut waiting, &around());
+    assert!(waiting.len() > 30, "{}", waiting.len());
+    // And so do pages alone: they keep others waiting.
+    let (mut waiting, _answers) = queue((0..40).map(|_| Request::GetAll(GetAllRequest::default())).collect());
     execute(&mut database, &mut waiting, &around());
     assert!(waiting.len() > 30, "{}", waiting.len());
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use dormouse_protocol::data::DestroyReply;
-use dormouse_protocol::{ErrorCode, ErrorReply};
+use dormouse_protocol::{ErrorCode, ErrorReply, Position};
 
-use super::{End, Serving, lost, published};
+use super::{End, Serving, events, lost, published};
 use crate::api::{Reply, Submission};
-use crate::database::remove_files;
+use crate::database::{DatabaseError, remove_files};
 use crate::directory::shutting_down;
 use crate::subject::Inbox;
 use crate::subject::publish::{self, Job, PublishEnd};
@@ -53,6 +53,7 @@ impl Serving<'_> {
         if self.publishing.is_some() {
             // It reads the file. What it says matters no more.
             let _ = published(&mut self.publishing).await;
+            self.publishing = None;
         }
         self.shared.counters.lost_subjects.add(1);
         let unshipped = self.file.get().state().rev > self.manifest.base_rev;
@@ -73,6 +74,33 @@ impl Serving<'_> {
         for flush in self.flushes.drain(..) {
             (flush.respond)(Err(reply.clone()));
         }
+    }
+
+    /// The file can be used no more. What is on its way to the bucket ends first: the task opens the file again at
+    /// once, and must neither write to it while it is read nor take a manifest of its own for a stranger's.
+    pub(super) async fn fail(&mut self, broken: &DatabaseError, inbox: &mut Inbox) -> End {
+        tracing::error!(subject = %self.subject, error = %broken, "the local file is closed: its state cannot be read back");
+        let reply = broken.reply(self.subject);
+        self.refuse_flushes(&reply);
+        loop {
+            if let Some(end) = self.settle().await {
+                return end;
+            }
+            if self.is_stopping() {
+                self.shared.directory.record_release(self.subject, Err(reply.to_string()));
+                break;
+            }
+            if self.undecided.is_none() {
+                break;
+            }
+            inbox.refuse(&reply);
+            tokio::time::sleep(PAUSE).await;
+        }
+        End::Refused(reply)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.shared.stop.is_given() || self.shared.tasks.stop().is_given()
     }
 
     /// Hands the subject back: nothing is accepted any more, everything accepted goes to the bucket, and the manifest
@@ -144,12 +172,25 @@ impl Serving<'_> {
             return None;
         }
         let position = self.position();
-        let next_seq = self.file.get().state().next_seq;
+        let (destroyed, next_seq) = {
+            let state = self.file.get().state();
+            (events::destroyed(state), state.next_seq)
+        };
+        // A change like any other, with a rev of its own, so that watchers hear of it or notice that they did not.
+        let position = Position { rev: destroyed.rev, ..position };
         let mut respond = Some(submission.respond);
         let mut job = Job::Destroy(position.rev, next_seq);
         loop {
             match publish::publish(self.shared, self.subject, &self.manifest, job).await {
+                // An earlier publication of this process had counted after all.
+                PublishEnd::Published(manifest, garbage) if !manifest.tombstone => {
+                    if let Some(end) = self.published(PublishEnd::Published(manifest, garbage)).await {
+                        return Some(end);
+                    }
+                    job = Job::Destroy(position.rev, next_seq);
+                }
                 PublishEnd::Published(_, garbage) => {
+                    self.shared.events.publish(self.subject, destroyed);
                     self.refuse_flushes(&ErrorReply::unavailable("the subject has been destroyed"));
                     if let Some(respond) = respond.take() {
                         respond(Ok(Reply::Destroy(DestroyReply { position })));
@@ -178,7 +219,9 @@ impl Serving<'_> {
                     inbox.refuse(&ErrorReply::unavailable(
                         "whether the subject is destroyed is not known yet",
                     ));
-                    if self.shared.stop.is_given() || self.shared.tasks.stop().is_given() {
+                    if self.is_stopping() {
+                        let why = "whether it is destroyed is not known".to_owned();
+                        self.shared.directory.record_release(self.subject, Err(why));
                         self.close_file().await;
                         return Some(End::Refused(shutting_down()));
                     }

@@ -48,8 +48,10 @@ impl Serving<'_> {
         let (sender, receiver) = oneshot::channel();
         self.publishing = Some(receiver);
         let shared = Arc::clone(self.shared);
-        let (subject, manifest) = (self.subject.clone(), self.manifest.clone());
+        let (subject, manifest, hold) = (self.subject.clone(), self.manifest.clone(), Arc::clone(self.hold));
         self.shared.tasks.spawn("publish", async move {
+            // It reads the file: should the subject's task panic, nobody opens the file before this has ended.
+            let _hold = hold;
             let end = publish::publish(&shared, &subject, &manifest, job).await;
             // The subject waits for it, unless its process is on its way out.
             let _ = sender.send(end);
