@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing};
-use dormouse_protocol::limits::EVENT_INLINE_LIMIT_BYTES;
-use dormouse_protocol::message::{Change, Event};
+use dormouse_protocol::message::Event;
 use dormouse_protocol::{Prefix, Route, Subject, encode};
 use dormouse_runtime::{Env, Stop, Tasks};
 use dormouse_storage::api::EventSink;
@@ -19,11 +18,13 @@ const QUEUE_EVENTS: usize = 16_384;
 const QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
 /// How many events the publishing task takes at a time.
 const BURST: usize = 256;
+/// Least time between two lines about dropped events.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
 /// Takes the events of every subject and publishes them in the order taken.
 ///
-/// A subject never waits for it: when the bus does not keep up, events are dropped and counted. Whoever misses them
-/// sees a hole in the revs, at the next event or at the next beacon.
+/// A subject never waits for it: when the bus does not keep up or is not connected, events are dropped and counted.
+/// Whoever misses them sees a hole in the revs, at the next event or at the next beacon.
 pub struct Events {
     prefix: Prefix,
     bus: Arc<dyn Bus>,
@@ -80,7 +81,7 @@ impl Events {
         self.books.published.load(Ordering::Relaxed)
     }
 
-    /// How many events were dropped because the bus did not keep up or would not take them.
+    /// How many events were dropped because the bus did not keep up, was not connected or would not take them.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.books.dropped.load(Ordering::Relaxed)
@@ -92,11 +93,11 @@ impl Events {
         self.books.dropped_at_ms.load(Ordering::Relaxed) > millis(since)
     }
 
-    fn enqueue(&self, route: &Route, payload: Bytes) {
+    fn enqueue(&self, route: Route, payload: Bytes) {
         let size = payload.len();
         let waiting = self.books.queued_bytes.fetch_add(size, Ordering::Relaxed);
         let fits = waiting + size <= QUEUE_BYTES;
-        if !fits || self.queue.try_send(Queued { route: route.clone(), payload }).is_err() {
+        if !fits || self.queue.try_send(Queued { route, payload }).is_err() {
             self.books.queued_bytes.fetch_sub(size, Ordering::Relaxed);
             self.books.note_dropped(&self.env);
         }
@@ -105,60 +106,15 @@ impl Events {
 
 impl EventSink for Events {
     fn publish(&self, subject: &Subject, event: Event) {
-        let route = self.prefix.events(subject);
-        for payload in payloads(event, self.bus.max_payload()) {
-            self.enqueue(&route, payload);
+        // The engine has cut it to size. What is too large all the same, since one change is or since the bus carries
+        // less than a moment ago, leaves a hole in the revs, which is how subscribers are told to fetch.
+        match encode(&event) {
+            Ok(payload) if payload.len() <= self.bus.max_payload() => {
+                self.enqueue(self.prefix.events(subject), payload);
+            }
+            Ok(_) | Err(_) => self.books.note_dropped(&self.env),
         }
     }
-}
-
-/// The event as one or several payloads of at most `limit_bytes`: large values left out, changes spread over several
-/// events where one would not hold them. A change that fits nowhere leaves a hole in the revs, which is how
-/// subscribers are told to fetch.
-fn payloads(mut event: Event, limit_bytes: usize) -> Vec<Bytes> {
-    for change in &mut event.changes {
-        omit_value_above(change, EVENT_INLINE_LIMIT_BYTES);
-    }
-    let mut done = Vec::with_capacity(1);
-    split(event, limit_bytes, &mut done);
-    done
-}
-
-fn split(mut event: Event, limit_bytes: usize, done: &mut Vec<Bytes>) {
-    // Every type of the protocol can be encoded; nothing sensible could be done about one that cannot.
-    let Ok(payload) = encode(&event) else { return };
-    if payload.len() <= limit_bytes || event.changes.is_empty() {
-        return done.push(payload);
-    }
-    if let [change] = event.changes.as_mut_slice() {
-        if !omit_value_above(change, 0) {
-            event.changes.clear();
-        }
-        return split(event, limit_bytes, done);
-    }
-    let second = event.changes.split_off(event.changes.len() / 2);
-    let first_rev = event.changes.last().map_or(event.rev, Change::rev);
-    let first = Event { rev: first_rev, changes: event.changes, ..event };
-    let second = Event { changes: second, ..first_of(&first, event.rev) };
-    split(first, limit_bytes, done);
-    split(second, limit_bytes, done);
-}
-
-/// An event without changes like `event`, but at `rev`.
-fn first_of(event: &Event, rev: dormouse_protocol::Rev) -> Event {
-    Event { v: event.v, term: event.term, term_base: event.term_base, rev, changes: Vec::new() }
-}
-
-/// Leaves the value of `change` out if it has one of more than `limit_bytes`. Whether it did.
-fn omit_value_above(change: &mut Change, limit_bytes: usize) -> bool {
-    let Change::Set(change) = change else { return false };
-    let message = &mut change.message;
-    if message.value.as_ref().is_some_and(|value| value.len() > limit_bytes) {
-        message.value = None;
-        message.value_omitted = true;
-        return true;
-    }
-    false
 }
 
 struct Publisher {
@@ -172,39 +128,70 @@ struct Publisher {
 impl Publisher {
     async fn run(mut self) {
         let mut burst = Vec::with_capacity(BURST);
-        let mut reported = 0;
+        let mut complaints = Complaints::default();
         loop {
+            let wait = complaints.due(&self.books).map(|due| due.saturating_sub(self.env.boot()));
             tokio::select! {
                 biased;
                 taken = self.queued.recv_many(&mut burst, BURST) => {
                     if taken == 0 {
-                        return;
+                        break;
                     }
                 }
                 // Only once nothing is queued: what has been acknowledged has been announced.
-                () = self.stop.given() => return,
+                () = self.stop.given() => break,
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
-            for Queued { route, payload } in burst.drain(..) {
-                self.books.queued_bytes.fetch_sub(payload.len(), Ordering::Relaxed);
-                match self.bus.publish(Outgoing::new(route, payload)).await {
-                    Ok(()) => {
-                        self.books.published.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "an event was not published");
-                        self.books.note_dropped(&self.env);
-                    }
-                }
+            for queued in burst.drain(..) {
+                self.publish(queued).await;
             }
-            let dropped = self.books.dropped.load(Ordering::Relaxed);
-            if dropped > reported {
-                tracing::warn!(
-                    events = dropped - reported,
-                    "events were dropped because the bus did not take them; subscribers will notice and fetch"
-                );
-                reported = dropped;
+            let now = self.env.boot();
+            if complaints.due(&self.books).is_some_and(|due| due <= now) {
+                complaints.complain(&self.books, now);
             }
         }
+        if complaints.due(&self.books).is_some() {
+            complaints.complain(&self.books, self.env.boot());
+        }
+    }
+
+    async fn publish(&self, Queued { route, payload }: Queued) {
+        self.books.queued_bytes.fetch_sub(payload.len(), Ordering::Relaxed);
+        // A bus without a connection takes a message all the same, and sends it nowhere.
+        let was_connected = self.bus.is_connected();
+        match self.bus.publish(Outgoing::new(route, payload)).await {
+            Ok(()) if was_connected && self.bus.is_connected() => {
+                self.books.published.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(()) => self.books.note_dropped(&self.env),
+            Err(error) => {
+                tracing::debug!(%error, "an event was not published");
+                self.books.note_dropped(&self.env);
+            }
+        }
+    }
+}
+
+/// What the log has been told of dropped events.
+#[derive(Debug, Default)]
+struct Complaints {
+    reported: u64,
+    quiet_until: Duration,
+}
+
+impl Complaints {
+    /// When the log is to be told something, if there is anything to tell.
+    fn due(&self, books: &Books) -> Option<Duration> {
+        (books.dropped.load(Ordering::Relaxed) > self.reported).then_some(self.quiet_until)
+    }
+
+    fn complain(&mut self, books: &Books, now: Duration) {
+        let dropped = books.dropped.load(Ordering::Relaxed);
+        tracing::warn!(
+            events = dropped - self.reported,
+            "events were dropped because the bus did not take them; subscribers will notice and fetch"
+        );
+        *self = Self { reported: dropped, quiet_until: now + BETWEEN_LINES };
     }
 }
 

@@ -1,8 +1,10 @@
-//! How events are cut to size. That they arrive in order is tested over the wire, in `tests/`.
+//! Which events are published and which are dropped. That they arrive in order is tested over the wire, in `tests/`.
 
-use dormouse_protocol::message::{DeleteChange, Removed, SetChange};
+use dormouse_bus::SubscribeOptions;
+use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+use dormouse_protocol::limits::EVENT_INLINE_LIMIT_BYTES;
+use dormouse_protocol::message::{Change, SetChange};
 use dormouse_protocol::{Headers, Message, Rev, Seq, Term, Timestamp, decode};
-use proptest::prelude::*;
 
 use super::*;
 
@@ -25,59 +27,6 @@ fn set(rev: u64, value_bytes: usize) -> Change {
 fn event(changes: Vec<Change>) -> Event {
     let rev = changes.last().map_or(Rev::new(9), Change::rev);
     Event { v: Default::default(), term: Term::new(1), term_base: Rev::new(0), rev, changes }
-}
-
-fn cut(event: Event, limit_bytes: usize) -> Vec<Event> {
-    payloads(event, limit_bytes)
-        .iter()
-        .map(|payload| {
-            assert!(payload.len() <= limit_bytes);
-            decode(payload).unwrap()
-        })
-        .collect()
-}
-
-#[test]
-fn an_event_that_fits_is_left_alone() {
-    let event = event(vec![set(1, 10), set(2, 10)]);
-    assert_eq!(cut(event.clone(), 1_000_000), [event]);
-}
-
-#[test]
-fn a_large_value_is_announced_by_its_size() {
-    let sizes = [EVENT_INLINE_LIMIT_BYTES, EVENT_INLINE_LIMIT_BYTES + 1];
-    let [cut] = cut(event(vec![set(1, sizes[0]), set(2, sizes[1])]), 1_000_000).try_into().unwrap();
-    let [Change::Set(small), Change::Set(large)] = cut.changes.as_slice() else { panic!("{cut:?}") };
-    assert!(!small.message.value_omitted && small.message.value.is_some());
-    assert!(large.message.value_omitted && large.message.value.is_none());
-    assert_eq!(large.message.size, sizes[1] as u64);
-}
-
-#[test]
-fn a_change_that_fits_nowhere_leaves_a_hole_that_a_beacon_shows() {
-    let removed = (0..1_000).map(|seq| Removed { seq: Seq::new(seq), key: Some("k".repeat(500)) }).collect();
-    let huge = Change::Delete(DeleteChange { rev: Rev::new(2), removed });
-    let events = cut(event(vec![set(1, 10), huge, set(3, 10)]), 2_000);
-    let seen: Vec<(u64, usize)> = events.iter().map(|event| (event.rev.get(), event.changes.len())).collect();
-    assert_eq!(seen, [(1, 1), (2, 0), (3, 1)]);
-}
-
-proptest! {
-    #[test]
-    fn a_cut_event_tells_the_same_story(sizes in prop::collection::vec(0usize..3_000, 0..40), limit in 500usize..20_000) {
-        let whole = event((1u64..).zip(&sizes).map(|(rev, size)| set(rev, *size)).collect());
-        let events = cut(whole.clone(), limit);
-        prop_assert_eq!(events.last().map(|event| event.rev), Some(whole.rev));
-        let mut last = Rev::new(0);
-        for event in &events {
-            for change in &event.changes {
-                prop_assert_eq!(change.rev(), last.next());
-                last = change.rev();
-            }
-            prop_assert!(event.changes.is_empty() || event.rev == last);
-        }
-        prop_assert_eq!(events.iter().map(|event| event.changes.len()).sum::<usize>(), sizes.len());
-    }
 }
 
 /// A bus that takes nothing until it is let go.
@@ -104,7 +53,7 @@ impl Bus for StuckBus {
     async fn subscribe(
         &self,
         _: dormouse_protocol::RoutePattern,
-        _: dormouse_bus::SubscribeOptions,
+        _: SubscribeOptions,
     ) -> Result<dormouse_bus::Subscription, dormouse_bus::SubscribeError> {
         Err(dormouse_bus::SubscribeError::Closed)
     }
@@ -166,4 +115,60 @@ async fn the_queue_is_bounded_in_bytes_too() {
         events.publish(&subject, event(vec![set(rev, EVENT_INLINE_LIMIT_BYTES)]));
     }
     assert!((11..100).contains(&events.dropped()), "{}", events.dropped());
+}
+
+fn env() -> Env {
+    let clock = dormouse_runtime::VirtualClock::starting_at(Duration::from_secs(1_000));
+    Env::simulated(Arc::new(clock), Arc::new(dormouse_runtime::SeededEntropy::new(1)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_can_have_heard_counts_as_dropped() {
+    let (broker, env, tasks) = (MemoryBroker::new(), env(), Tasks::new());
+    let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("server")));
+    let events = Events::start(Prefix::default(), &bus, &env, &tasks);
+    let subject = Subject::new("orders").unwrap();
+    broker.disconnect("server");
+    events.publish(&subject, event(vec![set(1, 10)]));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((events.published(), events.dropped()), (0, 1));
+    assert!(events.dropped_since(env.boot() - Duration::from_secs(1)));
+    broker.reconnect("server");
+    events.publish(&subject, event(vec![set(2, 10)]));
+    assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));
+    assert_eq!((events.published(), events.dropped()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_bus_cannot_carry_is_dropped_and_leaves_the_rest_alone() {
+    let (broker, env, tasks) = (MemoryBroker::new(), env(), Tasks::new());
+    let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("server")));
+    let subject = Subject::new("orders").unwrap();
+    let listener = broker.connect(MemoryOptions::named("listener"));
+    let pattern = Prefix::default().events(&subject).into();
+    let mut heard = listener.subscribe(pattern, SubscribeOptions::default()).await.unwrap();
+    let events = Events::start(Prefix::default(), &bus, &env, &tasks);
+    for (rev, value_bytes) in [(1, 10), (2, bus.max_payload()), (3, 10)] {
+        events.publish(&subject, event(vec![set(rev, value_bytes)]));
+    }
+    assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));
+    assert_eq!((events.published(), events.dropped()), (2, 1));
+    for rev in [1, 3] {
+        let event: Event = decode(&heard.next().await.unwrap().payload).unwrap();
+        assert_eq!(event.rev, Rev::new(rev));
+    }
+}
+
+#[test]
+fn the_log_is_told_of_dropped_events_at_most_every_ten_seconds() {
+    let (env, books) = (env(), Books::default());
+    let mut complaints = Complaints::default();
+    assert_eq!(complaints.due(&books), None);
+    books.note_dropped(&env);
+    let now = env.boot();
+    assert!(complaints.due(&books).is_some_and(|due| due <= now));
+    complaints.complain(&books, now);
+    assert_eq!(complaints.due(&books), None);
+    books.note_dropped(&env);
+    assert_eq!(complaints.due(&books), Some(now + BETWEEN_LINES));
 }

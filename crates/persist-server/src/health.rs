@@ -107,7 +107,7 @@ impl Vitals {
         }
         if self.events.dropped_since(self.env.boot().saturating_sub(DROPPED_RECENTLY)) {
             problems.push(format!(
-                "events were dropped within the last {} minutes because the bus did not take them",
+                "events were dropped within the last {} minutes because the bus did not take them or was not connected",
                 DROPPED_RECENTLY.as_secs() / 60
             ));
         }

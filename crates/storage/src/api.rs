@@ -99,6 +99,7 @@ pub trait Authority: Send + Sync + 'static {
 /// Takes the events of all subjects on their way to the bus.
 pub trait EventSink: Send + Sync + 'static {
     /// Takes one event. Called from the subject's task, in order of rev, after the changes are durable at their
-    /// level and before they are acknowledged; it must not block.
+    /// level, and before their answers are handed over. From here on events and answers go their own ways: a client
+    /// may well have the answer before a subscriber has the event. It must not block.
     fn publish(&self, subject: &Subject, event: Event);
 }
