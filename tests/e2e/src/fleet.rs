@@ -211,11 +211,12 @@ impl Fleet {
         Ok((status, std::fs::read_to_string(&spec.log)?))
     }
 
-    /// Runs `dormouse` against this fleet.
+    /// `dormouse` without arguments, and without the settings of whoever runs the tests. Its home is
+    /// [`folder`](Self::folder).
     ///
     /// # Errors
-    /// When it has not been built or does not end.
-    pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+    /// When it has not been built.
+    pub fn tool(&self) -> anyhow::Result<tokio::process::Command> {
         let mut command = tokio::process::Command::new(our_program("dormouse")?);
         for (name, _) in std::env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("DORMOUSE_") || name.starts_with("NATS_")) {
@@ -224,8 +225,17 @@ impl Fleet {
         }
         // The contexts of whoever runs the tests are not ours.
         command.env("HOME", self.folder.path()).env("XDG_CONFIG_HOME", self.folder.path());
-        command.args(["--nats", &self.url()]).args(arguments).current_dir(self.folder.path());
-        command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+        command.current_dir(self.folder.path()).stdin(std::process::Stdio::null()).kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Runs `dormouse` against this fleet.
+    ///
+    /// # Errors
+    /// When it has not been built or does not end.
+    pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut command = self.tool()?;
+        command.args(["--nats", &self.url()]).args(arguments);
         tokio::time::timeout(PATIENCE, command.output())
             .await
             .with_context(|| format!("`dormouse {}` does not end", arguments.join(" ")))?

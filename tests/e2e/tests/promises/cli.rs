@@ -1,8 +1,13 @@
 //! The `dormouse` tool.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Stdio;
+
 use anyhow::{Context, ensure};
 use dormouse_e2e::{Fleet, until};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 
 fn documents(text: &str) -> anyhow::Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
@@ -133,6 +138,114 @@ async fn the_tool_watches_live() -> anyhow::Result<()> {
             let updates = documents(&seen)?;
             assert_eq!(updates.len(), 3);
             ensure!(updates.iter().all(|update| update["message"]["value_text"] == "x"), "{seen}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn operators_flush_configure_and_export() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            fleet.cli_ok(&["set", "app.cared", "--key", "k", "v"]).await?;
+            let flushed = documents(&fleet.cli_ok(&["--json", "subject", "flush", "app.cared"]).await?)?;
+            assert_eq!(flushed[0]["subject"], "app.cared");
+            let info = documents(&fleet.cli_ok(&["--json", "info", "app.cared"]).await?)?;
+            assert_eq!(
+                (&info[0]["bucket_rev"], &info[0]["position"]),
+                (&Value::from(1), &flushed[0]["position"])
+            );
+            ensure!(
+                fleet.cli_ok(&["subject", "flush", "app.cared"]).await?.starts_with("in the bucket up to")
+            );
+
+            let configure = ["subject", "configure", "app.cared"];
+            fleet
+                .cli_ok(&[&configure[..], &["--metadata", "owner=blue", "--metadata", "tier=1"]].concat())
+                .await?;
+            let line = [&["--json"], &configure[..], &["--remove-metadata", "tier"]].concat();
+            let configured = documents(&fleet.cli_ok(&line).await?)?;
+            assert_eq!(configured[0]["config"]["metadata"], serde_json::json!({"owner": "blue"}));
+            let info = documents(&fleet.cli_ok(&["--json", "info", "app.cared"]).await?)?;
+            assert_eq!(info[0]["config"]["metadata"], serde_json::json!({"owner": "blue"}));
+
+            // A file's name need not be text.
+            let bucket = format!("file://{}", fleet.bucket_dir().display());
+            let file = fleet.folder().join(OsStr::from_bytes(b"export-\xff.sqlite3"));
+            let mut export = fleet.tool()?;
+            export.args([
+                "--nats",
+                &fleet.url(),
+                "--json",
+                "subject",
+                "export",
+                "app.cared",
+                "--bucket",
+                &bucket,
+            ]);
+            let ran = export.arg(&file).output().await?;
+            ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+            let exported = documents(std::str::from_utf8(&ran.stdout)?)?;
+            assert_eq!(exported[0]["size_bytes"].as_u64(), Some(std::fs::metadata(&file)?.len()));
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_value_comes_in_by_standard_input_and_a_reader_may_leave() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let value = vec![0xff; 100_000];
+            let mut set = fleet.tool()?;
+            set.args(["--nats", &fleet.url(), "set", "app.piped", "--key", "k", "-"]);
+            let mut set = set.stdin(Stdio::piped()).spawn()?;
+            let mut input = set.stdin.take().context("no input")?;
+            input.write_all(&value).await?;
+            drop(input);
+            ensure!(set.wait().await?.success());
+            assert_eq!(fleet.cli(&["get", "app.piped", "--key", "k"]).await?.stdout, value);
+
+            // More than a pipe holds, and nobody who reads it.
+            let mut get = fleet.tool()?;
+            get.args(["--nats", &fleet.url(), "get", "app.piped", "--key", "k"]);
+            let mut get = get.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            drop(get.stdout.take());
+            let ended = get.wait_with_output().await?;
+            assert_eq!((ended.status.code(), String::from_utf8(ended.stderr)?), (Some(0), String::new()));
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_context_says_where_the_fleet_is_whatever_the_environment_says() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let contexts = fleet.folder().join("nats/context");
+            std::fs::create_dir_all(&contexts)?;
+            let context = serde_json::json!({ "description": "", "url": fleet.url(), "creds": "" });
+            std::fs::write(contexts.join("here.json"), context.to_string())?;
+            let listed = async |arguments: &[&str], elsewhere: bool| {
+                let mut command = fleet.tool()?;
+                command.args(["server", "ls"]).args(arguments);
+                if elsewhere {
+                    // Nobody listens on the port of discarded bytes.
+                    command.env("DORMOUSE_NATS", "nats://127.0.0.1:9").env("NATS_URL", "nats://127.0.0.1:9");
+                }
+                anyhow::Ok(command.output().await?)
+            };
+            for elsewhere in [false, true] {
+                let output = listed(&["--context", "here"], elsewhere).await?;
+                let said = String::from_utf8_lossy(&output.stderr);
+                ensure!(output.status.success(), "elsewhere: {elsewhere}: {said}");
+            }
+            // A flag wins over it.
+            let output =
+                listed(&["--context", "here", "--nats", "nats://127.0.0.1:9", "--deadline", "2s"], false);
+            assert_eq!(output.await?.status.code(), Some(5));
+            let missing = listed(&["--context", "nowhere"], false).await?;
+            assert_eq!(missing.status.code(), Some(2));
             Ok(())
         })
         .await

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::time::Duration;
 
 use dormouse_client::{Error, Kv};
 use dormouse_e2e::{Fleet, until};
@@ -200,7 +201,8 @@ async fn writes_that_are_acknowledged_around_an_outage_of_nats_are_all_kept() ->
             fleet.expect_warning("the connection to NATS is lost");
             fleet.expect_warning("could not be sent");
             let client = fleet.client().await?;
-            let store = client.kv("app.outage")?;
+            // The answer to a write in flight may be lost for good: its writer waits for no longer than this.
+            let store = client.kv("app.outage")?.with_deadline(Duration::from_secs(2));
             let (written, stop) = (Cell::new(0), Cell::new(false));
             let writers = (0..WRITERS).map(|writer| {
                 // Those in flight may be lost, and nobody says otherwise.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::ensure;
 use dormouse_e2e::{Fleet, until};
-use dormouse_harness::{NatsServer, NatsServerOptions, complaints};
+use dormouse_harness::{NatsServer, NatsServerOptions, ProcessSpec, complaints};
 use dormouse_runtime::Tasks;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -87,6 +87,35 @@ async fn a_bucket_that_is_not_there_is_refused_and_not_made() -> anyhow::Result<
         .await
 }
 
+#[tokio::test]
+async fn a_bucket_that_does_not_answer_is_named() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            // A port that was free a moment ago: nobody listens.
+            let endpoint = format!("http://{}", TcpListener::bind("127.0.0.1:0").await?.local_addr()?);
+            let ended = fleet.run_to_end(&on_s3(fleet.server_spec("second")?, "away", &endpoint)).await?;
+            refused(&ended, 3, &["bucket", "cannot be"])?;
+            ensure!(!ended.1.contains("secret"), "the log holds a secret:\n{}", ended.1);
+            fleet.wait_ready("persist-1").await
+        })
+        .await
+}
+
+/// The server on a bucket that speaks S3 at this endpoint.
+fn on_s3(mut spec: ProcessSpec, bucket: &str, endpoint: &str) -> ProcessSpec {
+    spec.arguments[5] = format!("s3://{bucket}").into();
+    for (name, value) in [
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "id"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ] {
+        spec.environment.push((name.into(), value.into()));
+    }
+    spec
+}
+
 /// There are stores that speak S3 and overwrite what a conditional create must leave alone. On one of them two servers
 /// could both own a subject.
 #[tokio::test]
@@ -97,17 +126,7 @@ async fn a_bucket_that_ignores_the_condition_of_a_create_is_refused() -> anyhow:
             let endpoint = format!("http://{}", listener.local_addr()?);
             let store = Tasks::new();
             store.spawn("store", keep_whatever_comes(listener, store.clone()));
-            let mut spec = fleet.server_spec("second")?;
-            spec.arguments[5] = "s3://careless".into();
-            for (name, value) in [
-                ("AWS_ENDPOINT_URL", endpoint.as_str()),
-                ("AWS_ALLOW_HTTP", "true"),
-                ("AWS_REGION", "us-east-1"),
-                ("AWS_ACCESS_KEY_ID", "id"),
-                ("AWS_SECRET_ACCESS_KEY", "secret"),
-            ] {
-                spec.environment.push((name.into(), value.into()));
-            }
+            let spec = on_s3(fleet.server_spec("second")?, "careless", &endpoint);
             let ended = fleet.run_to_end(&spec).await?;
             store.stop().give();
             refused(&ended, 3, &["bucket", "create", "exist"])?;

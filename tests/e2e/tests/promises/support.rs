@@ -1,5 +1,6 @@
 //! Words that several tests use.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -26,12 +27,17 @@ pub async fn write(store: &Kv, numbers: std::ops::Range<usize>) -> anyhow::Resul
 
 /// Every entry of these numbers is there as it was written.
 pub async fn check(store: &Kv, numbers: std::ops::Range<usize>) -> anyhow::Result<()> {
+    check_numbers(store, numbers).await
+}
+
+/// Every entry of these numbers is there as it was written.
+pub async fn check_numbers(store: &Kv, numbers: impl Iterator<Item = usize>) -> anyhow::Result<()> {
     let entries = store.entries("").all().await?;
+    let by_key: HashMap<_, _> = entries.iter().map(|entry| (entry.key.as_deref(), entry)).collect();
     for number in numbers {
         let wanted = key(number);
-        let entry = entries
-            .iter()
-            .find(|entry| entry.key.as_deref() == Some(&wanted))
+        let entry = by_key
+            .get(&Some(wanted.as_str()))
             .with_context(|| format!("{wanted} is gone; {} entries are left", entries.len()))?;
         ensure!(entry.value.as_ref() == Some(&value(number)), "{wanted} has another value");
     }
