@@ -33,6 +33,10 @@ const CACHE_KIB: u32 = 256;
 /// Prepared statements kept; there are fewer different ones.
 const STATEMENTS: usize = 40;
 
+/// Free pages are given back when they are more than this part of the file, and at most so many at once (32 MiB).
+const FREE_PART: i64 = 4;
+const MAX_VACUUM_PAGES: u32 = 8_192;
+
 /// Where a subject without a snapshot begins: at zero, or where its destroyed predecessor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
@@ -102,6 +106,8 @@ impl Database {
 
     fn create_file(path: &Path, subject: &Subject, origin: Origin) -> Result<Self, DatabaseError> {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+        // Only an empty file takes it, and one that is in WAL mode is not empty. See `give_back_free_pages`.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         set_pragmas(&connection)?;
         connection.execute_batch("BEGIN")?;
         connection.execute_batch(schema::CREATE)?;
@@ -351,13 +357,31 @@ impl Database {
     }
 
     /// Brings everything from the companion into the file and empties the companion. Afterwards the file alone is
-    /// the whole state, and stays as it is until the next checkpoint.
+    /// the whole state, and stays as it is until the next checkpoint. Where much of it is empty, it shrinks.
     ///
     /// # Errors
     /// [`DatabaseError`]; the state is whole all the same, in both files.
     pub fn checkpoint(&mut self) -> Result<(), DatabaseError> {
+        if let Err(error) = self.give_back_free_pages() {
+            tracing::debug!(path = %self.path.display(), %error, "a local file could not be made smaller");
+        }
         let busy: i64 = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         if busy == 0 { Ok(()) } else { Err(DatabaseError::Damaged("somebody else is using it".to_owned())) }
+    }
+
+    /// A deleted message leaves its pages in the file, to be used again. A file that is mostly such pages would be
+    /// uploaded with all of them in every snapshot. Takes bounded time: what is left is given back next time.
+    fn give_back_free_pages(&mut self) -> Result<(), DatabaseError> {
+        let pages = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        if pages("freelist_count")? <= pages("page_count")? / FREE_PART {
+            return Ok(());
+        }
+        let mut vacuum =
+            self.connection.prepare_cached(&format!("PRAGMA incremental_vacuum({MAX_VACUUM_PAGES})"))?;
+        // One step per page.
+        let mut steps = vacuum.query([])?;
+        while steps.next()?.is_some() {}
+        Ok(())
     }
 
     /// Reads the whole file and looks whether it hangs together. A machine that lost power may have written half of

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use dormouse_protocol::data::{Expect, GetAllRequest, GetRequest, KeysRequest, SetItem, SetRequest};
+use dormouse_protocol::data::{
+    DeleteAllRequest, Expect, GetAllRequest, GetRequest, KeysRequest, SetItem, SetRequest,
+};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorCode, Headers};
@@ -340,4 +342,29 @@ fn a_transaction_that_cannot_begin_has_changed_nothing_for_certain() {
     let error = Database::open(&path, &subject()).unwrap_err();
     assert_eq!(error.reply(&subject()).code, ErrorCode::Unavailable, "{error}");
     assert!(!error.is_unfit_file());
+}
+
+#[test]
+fn a_file_shrinks_when_most_of_it_is_deleted() {
+    let (_folder, path) = file();
+    let mut database = fresh(&path);
+    let value = vec![b'v'; 10_000];
+    for round in 0..10 {
+        let item = |n: usize| set(Some(&format!("{round}-{n}")), &value);
+        run(&mut database, &sets((0..100).map(item).collect())).unwrap();
+    }
+    database.checkpoint().unwrap();
+    let full = database.file_bytes();
+    assert!(full > 10_000_000);
+    for (keep_last, most) in [(500, full), (100, full / 5), (0, 200_000)] {
+        let request = DeleteAllRequest { keep_last: Some(keep_last), ..DeleteAllRequest::default() };
+        run(&mut database, &Request::DeleteAll(request)).unwrap();
+        database.checkpoint().unwrap();
+        assert!(database.file_bytes() <= most, "{keep_last} left: {} of {full}", database.file_bytes());
+        database.check_whole().unwrap();
+        assert_eq!(database.state().count, keep_last);
+    }
+    database.close().unwrap();
+    let database = Database::open(&path, &subject()).unwrap();
+    assert_eq!(database.state().next_seq, Seq::new(1_001));
 }
