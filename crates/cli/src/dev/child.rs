@@ -35,9 +35,6 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Longest log line that is shown whole, in bytes.
 const LINE_BYTES: u64 = 16 * 1_024;
 
-/// What children log unless DORMOUSE_LOG says otherwise: the NATS library announces each of its steps.
-const CHILD_LOG: &str = "info,async_nats=warn";
-
 /// A program to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -101,12 +98,10 @@ fn command(program: &Program) -> Command {
     // except what to log.
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
-        if text.starts_with("DORMOUSE_") || text == "NATS_URL" {
+        if (text.starts_with("DORMOUSE_") && text != "DORMOUSE_LOG") || text == "NATS_URL" {
             command.env_remove(&variable);
         }
     }
-    let log = std::env::var_os("DORMOUSE_LOG").unwrap_or_else(|| CHILD_LOG.into());
-    command.env("DORMOUSE_LOG", log);
     command
 }
 
