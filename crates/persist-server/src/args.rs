@@ -11,7 +11,8 @@ Exit codes:
   2    the settings are wrong
   3    the bucket cannot be reached, or does not keep the contract that a bucket must keep
   4    the data directory cannot be used, or is in use by another process
-  5    the coordinator refused this process, e.g. because a live one has its name
+  5    the coordinator refused this process, e.g. because a live one has its name; a process in a data directory
+       that was used before first waits up to 26 s for that name
   130  stopped by a second signal before the shutdown was complete";
 
 /// Serves subjects: pulls a subject's file from the bucket when somebody asks for it, answers requests, publishes

@@ -20,6 +20,10 @@ const JOIN_RETRY: Duration = Duration::from_millis(300);
 const LONGEST_TTL: Duration = Duration::from_secs(20);
 /// Heartbeats never come faster than this, whatever was granted.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+/// How long a process that follows another in its data directory waits for its name: a lease of the longest TTL, as
+/// the coordinator counts. A process that was killed after it had joined and before that was noted in the directory
+/// holds the name for that long, though the directory names the one before it.
+const NAME_WAIT: Duration = LONGEST_TTL.saturating_mul(13).checked_div(10).unwrap();
 /// How long an answer to a join is waited for.
 const JOIN_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -122,12 +126,17 @@ pub struct LeaseMachine {
     generation: LeaseGeneration,
     /// When the request was sent to which the newest grant answers. Answers to earlier ones say nothing new.
     granted_for: Duration,
+    /// Whether the name may be held by a process that had the data directory in between.
+    follows: bool,
+    /// Until when that is waited for, once it has shown.
+    waits_for_name_until: Option<Duration>,
 }
 
 impl LeaseMachine {
-    /// A process that is not a member yet; its first join is due at `now`.
+    /// A process that is not a member yet; its first join is due at `now`. `follows`: another process had its data
+    /// directory before.
     #[must_use]
-    pub const fn new(now: Duration) -> Self {
+    pub const fn new(now: Duration, follows: bool) -> Self {
         Self {
             standing: Standing::Apart { join_at: now },
             incarnation: None,
@@ -135,6 +144,8 @@ impl LeaseMachine {
             lease: None,
             generation: LeaseGeneration(0),
             granted_for: Duration::ZERO,
+            follows,
+            waits_for_name_until: None,
         }
     }
 
@@ -173,7 +184,9 @@ impl LeaseMachine {
                 }
             }
             LeaseInput::JoinFailed(failure) => match failure {
-                CallFailure::Refused(error) if is_final(&error) => self.refused(error, &mut effects),
+                CallFailure::Refused(error) if is_final(&error) && !self.waits_for_name(&error, now) => {
+                    self.refused(error, &mut effects);
+                }
                 CallFailure::Refused(_) | CallFailure::Unanswered => {
                     self.standing = Standing::Apart { join_at: now + JOIN_RETRY };
                 }
@@ -191,6 +204,15 @@ impl LeaseMachine {
         }
         self.send_what_is_due(now, &mut effects);
         effects
+    }
+
+    /// Whether the refusal is one that time may heal. Who has had a lease knows better: somebody else took the name.
+    fn waits_for_name(&mut self, error: &ErrorReply, now: Duration) -> bool {
+        let has_leased = self.generation > LeaseGeneration(0);
+        if !self.follows || has_leased || error.code != ErrorCode::NameInUse {
+            return false;
+        }
+        now < *self.waits_for_name_until.get_or_insert(now + NAME_WAIT)
     }
 
     /// Whether the answer to a heartbeat that was sent at `sent_at` speaks of the present membership.

@@ -43,7 +43,7 @@ fn log(server: &str) -> dormouse_protocol::LogId {
 
 /// A machine that joined at 0 ms and got its answer at once.
 fn member() -> LeaseMachine {
-    let mut machine = LeaseMachine::new(at(0));
+    let mut machine = LeaseMachine::new(at(0), false);
     assert_eq!(machine.apply(LeaseInput::Tick, at(0)), [SEND_JOIN]);
     assert_eq!(
         machine.apply(LeaseInput::Joined { sent_at: at(0), lease: grant(1) }, at(5)),
@@ -54,7 +54,7 @@ fn member() -> LeaseMachine {
 
 #[test]
 fn joins_until_somebody_answers() {
-    let mut machine = LeaseMachine::new(at(0));
+    let mut machine = LeaseMachine::new(at(0), false);
     assert_eq!(machine.apply(LeaseInput::Tick, at(0)), [SEND_JOIN]);
     assert_eq!(machine.wake_at(), None, "nothing is due while the join is in flight");
     assert_eq!(machine.apply(LeaseInput::JoinFailed(CallFailure::Unanswered), at(1_000)), []);
@@ -67,7 +67,7 @@ fn joins_until_somebody_answers() {
 
 #[test]
 fn a_lease_counts_from_sending() {
-    let mut machine = LeaseMachine::new(at(0));
+    let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     let joined = LeaseInput::Joined { sent_at: at(0), lease: grant(1) };
     assert_eq!(machine.apply(joined, at(900)), [trust(2_100, 1)]);
@@ -75,7 +75,7 @@ fn a_lease_counts_from_sending() {
 
 #[test]
 fn a_grant_that_took_too_long_is_not_trusted() {
-    let mut machine = LeaseMachine::new(at(0));
+    let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     let joined = LeaseInput::Joined { sent_at: at(0), lease: grant(1) };
     assert_eq!(machine.apply(joined, at(2_100)), [LeaseEffect::Trust(None), SEND_HEARTBEAT]);
@@ -116,6 +116,30 @@ fn a_lapse_is_said_once_and_starts_a_new_generation() {
 }
 
 #[test]
+fn a_process_that_follows_another_waits_for_its_name_once_and_for_no_longer_than_a_lease() {
+    let in_use = || LeaseInput::JoinFailed(CallFailure::Refused(ErrorReply::name_in_use(log("one"))));
+    let exit = [LeaseEffect::Exit(ErrorReply::name_in_use(log("one")))];
+    let mut machine = LeaseMachine::new(at(0), false);
+    machine.apply(LeaseInput::Tick, at(0));
+    assert_eq!(machine.apply(in_use(), at(5)), exit, "a directory that nobody had before");
+
+    let mut machine = LeaseMachine::new(at(0), true);
+    machine.apply(LeaseInput::Tick, at(0));
+    assert_eq!(machine.apply(in_use(), at(1_000)), []);
+    assert_eq!(machine.apply(LeaseInput::Tick, at(1_300)), [SEND_JOIN]);
+    assert_eq!(machine.apply(in_use(), at(26_999)), []);
+    assert_eq!(machine.apply(LeaseInput::Tick, at(27_299)), [SEND_JOIN]);
+    assert_eq!(machine.apply(in_use(), at(27_300)), exit);
+
+    let mut machine = LeaseMachine::new(at(0), true);
+    machine.apply(LeaseInput::Tick, at(0));
+    machine.apply(LeaseInput::Joined { sent_at: at(0), lease: grant(1) }, at(5));
+    machine.apply(LeaseInput::Tick, at(1_000));
+    machine.apply(heartbeat_refused(1_000, ErrorReply::unknown_server(&log("one"))), at(1_010));
+    assert_eq!(machine.apply(in_use(), at(1_020)), exit, "it was a member: another has taken the name");
+}
+
+#[test]
 fn who_leaves_believes_nothing_and_sends_nothing_any_more() {
     let unknown = |sent| heartbeat_refused(sent, ErrorReply::unknown_server(&log("one")));
     for late in [unknown(1_000), renewed(1_000, grant(1)), LeaseInput::Hurry, LeaseInput::Tick] {
@@ -127,7 +151,7 @@ fn who_leaves_believes_nothing_and_sends_nothing_any_more() {
         assert_eq!(machine.apply(LeaseInput::Tick, at(60_000)), []);
     }
     // Also while the first join is under way.
-    let mut machine = LeaseMachine::new(at(0));
+    let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     assert_eq!(machine.apply(LeaseInput::Leave, at(10)), []);
     assert_eq!(machine.apply(LeaseInput::Joined { sent_at: at(0), lease: grant(1) }, at(20)), []);
@@ -186,7 +210,7 @@ fn who_is_refused_exits_and_does_nothing_more() {
         ErrorReply::bad_request("no"),
         ErrorReply::unsupported_version(dormouse_protocol::ProtocolVersion::CURRENT),
     ] {
-        let mut machine = LeaseMachine::new(at(0));
+        let mut machine = LeaseMachine::new(at(0), false);
         machine.apply(LeaseInput::Tick, at(0));
         let failed = LeaseInput::JoinFailed(CallFailure::Refused(error.clone()));
         assert_eq!(machine.apply(failed, at(10)), [LeaseEffect::Exit(error)]);
@@ -240,7 +264,7 @@ impl World {
             seed,
             chance: SeededEntropy::new(seed),
             now: Duration::ZERO,
-            machine: LeaseMachine::new(Duration::ZERO),
+            machine: LeaseMachine::new(Duration::ZERO, false),
             run: 1,
             in_flight: Vec::new(),
             grants: Vec::new(),

@@ -82,7 +82,7 @@ impl Membership {
             env: env.clone(),
             stop: tasks.stop().clone(),
             prefix: prefix.clone(),
-            machine: LeaseMachine::new(env.boot()),
+            machine: LeaseMachine::new(env.boot(), member.predecessor.is_some()),
             calls: FuturesUnordered::new(),
             member,
             view,
