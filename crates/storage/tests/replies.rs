@@ -1,0 +1,33 @@
+//! What happens to a request whose reply the bus could not carry.
+
+mod support;
+
+use dormouse_protocol::data::{SetItem, SetRequest};
+use dormouse_protocol::limits::ENVELOPE_BYTES;
+use dormouse_protocol::{ErrorCode, ErrorReply};
+use dormouse_storage::api::{Reply, Request, Submission};
+use support::{Server, World, subject};
+
+fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<Reply, ErrorReply> {
+    let (sender, answer) = std::sync::mpsc::channel();
+    let respond = Box::new(move |reply| sender.send(reply).unwrap());
+    let request = Request::Set(SetRequest { sets: vec![SetItem::default(); items], ..SetRequest::default() });
+    let _runtime = server.runtime.enter();
+    server.engine.submit(&subject("app.orders"), Submission { request, max_reply_bytes, respond });
+    answer.recv().unwrap()
+}
+
+#[test]
+fn a_write_that_could_not_be_answered_is_not_done() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let room = ENVELOPE_BYTES + 1_000;
+    let refused = submit(&server, 100, room).unwrap_err();
+    assert_eq!((refused.code, refused.limit.as_deref()), (ErrorCode::TooLarge, Some("max_reply_bytes")));
+    let before = server.info(&subject("app.orders"));
+    assert_eq!((before.count, before.position.rev.get()), (0, 0));
+
+    let Ok(Reply::Set(reply)) = submit(&server, 10, room) else { panic!() };
+    assert!(dormouse_protocol::encode(&reply).unwrap().len() <= room);
+    assert_eq!(server.info(&subject("app.orders")).count, 10);
+}
