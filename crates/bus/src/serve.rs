@@ -12,6 +12,7 @@ mod stats;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +30,9 @@ use crate::{
 /// How many replies are sent per wake-up of the task that sends them.
 const REPLIES_PER_WAKE_UP: usize = 256;
 
+/// What a caller is told to wait whose answer finds no room, in milliseconds.
+const RETRY_AFTER_MS: u64 = 100;
+
 /// How to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeOptions {
@@ -40,6 +44,9 @@ pub struct ServeOptions {
     pub capacity: usize,
     /// How many answers wait to be sent before new ones are dropped; the caller then waits out its deadline.
     pub reply_capacity: usize,
+    /// How many bytes of answers wait to be sent before results of reads are refused with `overloaded`: a slow
+    /// connection must not fill the memory. In bytes.
+    pub reply_capacity_bytes: usize,
 }
 
 impl Default for ServeOptions {
@@ -49,6 +56,7 @@ impl Default for ServeOptions {
             inbox_prefixes: InboxPrefixes::default(),
             capacity: 65_536,
             reply_capacity: 65_536,
+            reply_capacity_bytes: 128 * 1_024 * 1_024,
         }
     }
 }
@@ -69,15 +77,17 @@ pub async fn serve(
     pattern: RoutePattern,
     options: ServeOptions,
 ) -> Result<Requests, SubscribeError> {
-    let ServeOptions { queue, inbox_prefixes, capacity, reply_capacity } = options;
+    let ServeOptions { queue, inbox_prefixes, capacity, reply_capacity, reply_capacity_bytes } = options;
     let subscription = bus.subscribe(pattern, SubscribeOptions { queue, capacity }).await?;
     let stats = Arc::new(EndpointStats::default());
     let (replies, queued) = mpsc::channel(reply_capacity.max(1));
-    let outbox = Outbox { replies, bus: Arc::clone(bus), env: env.clone(), stats: Arc::clone(&stats) };
-    tasks.spawn("replies", send_replies(Arc::clone(bus), queued, stats));
+    let waiting = Arc::new(Waiting { limit_bytes: reply_capacity_bytes, bytes: AtomicUsize::new(0) });
+    tasks.spawn("replies", send_replies(Arc::clone(bus), queued, Arc::clone(&waiting), Arc::clone(&stats)));
+    let outbox = Outbox { replies, waiting, bus: Arc::clone(bus), env: env.clone(), stats };
+    let outbox = Arc::new(outbox);
     Ok(Requests {
         subscription,
-        outbox: Arc::new(outbox),
+        outbox,
         inbox_prefixes,
         complaints: Complaints::default(),
         arrived: Vec::new(),
@@ -211,6 +221,11 @@ impl Responder {
             let text = format!("it was carried out, but its result cannot be sent: {}", too_large.message);
             return self.error(&ErrorReply::new(ErrorCode::Indeterminate, text));
         }
+        // A change was carried out, and its short result must get through.
+        if !self.changes && !self.outbox.waiting.has_room_for(payload.len()) {
+            let text = "more answers wait to be sent than the server keeps";
+            return self.error(&ErrorReply::overloaded(text, RETRY_AFTER_MS));
+        }
         self.stats().count_answer(self.elapsed());
         self.send(Headers::default(), payload);
     }
@@ -232,8 +247,11 @@ impl Responder {
     }
 
     fn send(self, headers: Headers, payload: Bytes) {
+        let size_bytes = payload.len();
         let reply = Outgoing { route: self.reply_to, headers, payload };
+        self.outbox.waiting.enter(size_bytes);
         if self.outbox.replies.try_send(reply).is_err() {
+            self.outbox.waiting.leave(size_bytes);
             self.outbox.stats.count_dropped();
         }
     }
@@ -248,16 +266,47 @@ impl fmt::Debug for Responder {
 /// What all responders of one endpoint share.
 struct Outbox {
     replies: mpsc::Sender<Outgoing>,
+    waiting: Arc<Waiting>,
     bus: Arc<dyn Bus>,
     env: Env,
     stats: Arc<EndpointStats>,
 }
 
-async fn send_replies(bus: Arc<dyn Bus>, mut queued: mpsc::Receiver<Outgoing>, stats: Arc<EndpointStats>) {
+/// The bytes of the answers that wait to be sent.
+struct Waiting {
+    limit_bytes: usize,
+    bytes: AtomicUsize,
+}
+
+impl Waiting {
+    /// Whether one more of this size may wait. One alone always may.
+    fn has_room_for(&self, size_bytes: usize) -> bool {
+        let held = self.bytes.load(Ordering::Relaxed);
+        held == 0 || held.saturating_add(size_bytes) <= self.limit_bytes
+    }
+
+    fn enter(&self, size_bytes: usize) {
+        self.bytes.fetch_add(size_bytes, Ordering::Relaxed);
+    }
+
+    fn leave(&self, size_bytes: usize) {
+        self.bytes.fetch_sub(size_bytes, Ordering::Relaxed);
+    }
+}
+
+async fn send_replies(
+    bus: Arc<dyn Bus>,
+    mut queued: mpsc::Receiver<Outgoing>,
+    waiting: Arc<Waiting>,
+    stats: Arc<EndpointStats>,
+) {
     let mut replies = Vec::with_capacity(REPLIES_PER_WAKE_UP);
     while queued.recv_many(&mut replies, REPLIES_PER_WAKE_UP).await > 0 {
         for reply in replies.drain(..) {
-            match bus.publish(reply).await {
+            let size_bytes = reply.payload.len();
+            let sent = bus.publish(reply).await;
+            waiting.leave(size_bytes);
+            match sent {
                 Ok(()) => {}
                 Err(PublishError::Closed) => return,
                 // Only a largest payload that shrank since the answer was given leads here.

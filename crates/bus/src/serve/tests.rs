@@ -52,6 +52,34 @@ async fn answers_over_the_capacity_are_dropped_and_counted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn results_that_wait_are_bounded_in_bytes_and_no_change_is_left_without_its_own() {
+    let world = World::new();
+    let options = ServeOptions { reply_capacity_bytes: 100, ..ServeOptions::default() };
+    let mut requests = world.serve(options).await;
+    let large = encode(&"x".repeat(80)).unwrap();
+    let answer_all = async {
+        let mut burst = Vec::new();
+        while burst.len() < 3 {
+            requests.next_many(&mut burst, 3).await;
+        }
+        // The task that sends the answers has no turn in between.
+        let mut responders = burst.into_iter().map(|incoming| incoming.responder);
+        responders.next().unwrap().ok(large.clone());
+        responders.next().unwrap().ok(large.clone());
+        responders.next().unwrap().changing().ok(large.clone());
+    };
+    let ask = || ask::<_, String>(&*world.bus, Route::new("ask"), "?", LONG);
+    let (read, refused, changed, ()) = tokio::join!(ask(), ask(), ask(), answer_all);
+    assert_eq!((read.unwrap().len(), changed.unwrap().len()), (80, 80));
+    let AskError::Service(refused) = refused.unwrap_err() else { panic!("not an answer") };
+    assert_eq!(refused.code, ErrorCode::Overloaded);
+    // What was sent makes room again.
+    let answer = async { requests.next().await.unwrap().responder.ok(large.clone()) };
+    let (read, ()) = tokio::join!(ask(), answer);
+    assert_eq!(read.unwrap().len(), 80);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_answered_is_sent_also_when_nobody_serves_any_more() {
     let world = World::new();
     let mut requests = world.serve(ServeOptions::default()).await;
