@@ -1,5 +1,7 @@
 //! Three processes on one subject, under an authority that allows everything and a network that loses answers,
 //! delivers late and delivers twice. Whatever the order, the bucket decides: these runs check what it must decide.
+//! In other runs processes lose their leases and get new ones, and the authority allows claims only from those without:
+//! then there are never two that answer.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -25,11 +27,16 @@ enum Activity {
     Idle,
     Claiming { claim: Claim, effect: ClaimEffect, base: Option<Nonce> },
     Serving(Manifest),
-    Publishing { current: Manifest, publish: Publish, effect: PublishEffect },
+    Publishing { current: Manifest, publish: Publish, effect: PublishEffect, answers: bool },
 }
 
 struct Process {
     log: LogId,
+    /// `None`: declared dead.
+    lease: Option<LeaseGeneration>,
+    /// The lease under which it last began to open the subject.
+    opened_under: LeaseGeneration,
+    leases: u64,
     activity: Activity,
     file: Option<DiskFile>,
     /// The state that a claim has prepared or a server serves.
@@ -52,9 +59,14 @@ struct Coverage {
     destroyed: u64,
     resumed: u64,
     gave_up: u64,
+    refused: u64,
+    claimed_anew: u64,
 }
 
 struct World {
+    leases: bool,
+    /// The process that hardly gets on, if any: it lies long between what it was allowed and what it does.
+    slow: usize,
     chance: SeededEntropy,
     keys: SubjectKeys,
     manifests: BTreeMap<ManifestNumber, Bytes>,
@@ -82,8 +94,10 @@ fn subject() -> Subject {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, leases: bool) -> Self {
         let mut world = Self {
+            leases,
+            slow: usize::MAX,
             chance: SeededEntropy::new(seed),
             keys: SubjectKeys::new(&subject()),
             manifests: BTreeMap::new(),
@@ -102,7 +116,16 @@ impl World {
         for server in ["a", "b", "c"] {
             let log = LogId::new(server.parse().unwrap(), world.ulid());
             let (activity, content) = (Activity::Idle, Content::new());
-            world.processes.push(Process { log, activity, file: None, content, lost: Vec::new() });
+            world.processes.push(Process {
+                log,
+                lease: Some(LeaseGeneration(1)),
+                opened_under: LeaseGeneration(1),
+                leases: 1,
+                activity,
+                file: None,
+                content,
+                lost: Vec::new(),
+            });
         }
         world
     }
@@ -133,14 +156,46 @@ impl World {
         match self.draw(16) {
             0 => self.deliver_late(),
             1 | 2 => self.delete_one(),
-            3 => self.disturb(who),
+            3 if !self.leases || self.draw(16) == 0 => self.disturb(who),
+            4 if self.leases => self.change_lease(who),
+            5 if self.leases && self.draw(8) == 0 => self.slow = self.draw(self.processes.len() + 1),
+            _ if self.leases && who == self.slow && self.draw(32) > 0 => {}
             _ => self.act(who),
         }
         self.check();
     }
 
+    /// A process falls silent and is declared dead, or comes back.
+    fn change_lease(&mut self, who: usize) {
+        // Whoever is away comes back first, and often before others have finished what that allowed them.
+        let away = self.processes.iter().position(|process| process.lease.is_none());
+        let process = &mut self.processes[away.unwrap_or(who)];
+        process.lease = match process.lease {
+            Some(_) => None,
+            None => {
+                process.leases += 1;
+                Some(LeaseGeneration(process.leases))
+            }
+        };
+    }
+
+    fn is_allowed(&self, owner: Option<&LogId>) -> bool {
+        let live = |owner: &LogId| {
+            self.processes.iter().any(|process| process.log == *owner && process.lease.is_some())
+        };
+        !self.leases || !owner.is_some_and(live)
+    }
+
     /// What holds at every moment.
     fn check(&mut self) {
+        let answering = self.processes.iter().filter(|process| {
+            process.lease == Some(process.opened_under)
+                && matches!(
+                    process.activity,
+                    Activity::Serving(_) | Activity::Publishing { answers: true, .. }
+                )
+        });
+        assert!(!self.leases || answering.count() <= 1, "two processes with leases answer for the subject");
         let newest = self.manifests.keys().next_back().copied();
         assert!(
             newest >= self.highest,
@@ -265,13 +320,17 @@ impl World {
         match std::mem::replace(&mut self.processes[who].activity, Activity::Idle) {
             Activity::Idle => {
                 let process = &mut self.processes[who];
+                let Some(lease) = process.lease else { return };
+                process.opened_under = lease;
                 let local = process.file.as_ref().map(|file| file.meta.clone());
-                let (claim, effect) = Claim::new(subject(), process.log.clone(), LeaseGeneration(1), local);
+                let (claim, effect) = Claim::new(subject(), process.log.clone(), lease, local);
                 process.activity = Activity::Claiming { claim, effect, base: None };
             }
             Activity::Claiming { claim, effect, base } => self.claim(who, claim, effect, base),
             Activity::Serving(manifest) => self.serve(who, manifest),
-            Activity::Publishing { current, publish, effect } => self.publish(who, current, publish, effect),
+            Activity::Publishing { current, publish, effect, answers } => {
+                self.publish(who, current, publish, effect, answers);
+            }
         }
     }
 
@@ -286,7 +345,16 @@ impl World {
                 base = bytes.as_ref().map(|bytes| Manifest::decode(&subject(), number, bytes).unwrap().nonce);
                 ClaimInput::Got(bytes)
             }
-            ClaimEffect::AskAuthority { .. } => ClaimInput::Allowed,
+            ClaimEffect::AskAuthority { owner } if self.is_allowed(owner.as_ref()) => {
+                if self.draw(2) == 0 {
+                    self.slow = who;
+                }
+                ClaimInput::Allowed
+            }
+            ClaimEffect::AskAuthority { .. } => {
+                self.coverage.refused += 1;
+                ClaimInput::Refused(ErrorReply::unavailable("its owner is alive"))
+            }
             ClaimEffect::SetAsideLocal => {
                 let file = self.processes[who].file.take().unwrap();
                 self.processes[who].lost.push(file.content);
@@ -363,6 +431,12 @@ impl World {
             self.coverage.reopened += 1;
         }
         self.coverage.served += 1;
+        let local = process.file.as_ref().map(|file| &file.meta);
+        if local.is_some_and(|local| {
+            local.log == process.log && local.lease.is_some_and(|lease| lease < process.opened_under)
+        }) {
+            self.coverage.claimed_anew += 1;
+        }
         let content = process.content.clone();
         assert!(
             content.starts_with(&self.meanings[&manifest.nonce]),
@@ -370,7 +444,7 @@ impl World {
         );
         let meta = LocalFile {
             log: manifest.owner.clone(),
-            lease: Some(LeaseGeneration(1)),
+            lease: Some(process.opened_under),
             term: manifest.term,
             manifest: manifest.number,
             applied_rev: Rev::new(content.len() as u64),
@@ -382,7 +456,13 @@ impl World {
     }
 
     fn serve(&mut self, who: usize, manifest: Manifest) {
+        let (lease, opened_under) = (self.processes[who].lease, self.processes[who].opened_under);
+        if lease.is_some_and(|lease| lease != opened_under) {
+            // After a gap: opened anew, whatever a listing says.
+            return;
+        }
         match self.draw(8) {
+            0..=4 if lease.is_none() => self.processes[who].activity = Activity::Serving(manifest),
             0..=3 => {
                 let change = u64::try_from(self.ulid().0).unwrap();
                 let process = &mut self.processes[who];
@@ -392,7 +472,7 @@ impl World {
                 file.meta.applied_rev = file.meta.applied_rev.next();
                 process.activity = Activity::Serving(manifest);
             }
-            // The look after a gap in the leases.
+            // A look at who is the owner.
             4 => {
                 if is_newest(&self.folder(), &manifest) {
                     self.verify(&manifest);
@@ -415,13 +495,22 @@ impl World {
                 };
                 let (publish, effect) = Publish::new(&manifest, publication, self.nonce());
                 let PublishEffect::Create(next) = &effect else { panic!("{effect:?}") };
+                let answers = !next.released;
                 self.meanings.insert(next.nonce, self.processes[who].content.clone());
-                self.processes[who].activity = Activity::Publishing { current: manifest, publish, effect };
+                self.processes[who].activity =
+                    Activity::Publishing { current: manifest, publish, effect, answers };
             }
         }
     }
 
-    fn publish(&mut self, who: usize, current: Manifest, mut publish: Publish, effect: PublishEffect) {
+    fn publish(
+        &mut self,
+        who: usize,
+        current: Manifest,
+        mut publish: Publish,
+        effect: PublishEffect,
+        answers: bool,
+    ) {
         let input = match effect {
             PublishEffect::Create(manifest) => PublishInput::Created(self.create(&manifest)),
             PublishEffect::Get(number) => PublishInput::Got(self.manifests.get(&number).cloned()),
@@ -452,7 +541,7 @@ impl World {
             }
         };
         let effect = publish.apply(input);
-        self.processes[who].activity = Activity::Publishing { current, publish, effect };
+        self.processes[who].activity = Activity::Publishing { current, publish, effect, answers };
     }
 }
 
@@ -460,7 +549,7 @@ impl World {
 fn whatever_the_network_does_the_bucket_decides() {
     let mut total = Coverage::default();
     for seed in 0..400 {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, false);
         for _ in 0..400 {
             world.step();
         }
@@ -493,4 +582,22 @@ fn whatever_the_network_does_the_bucket_decides() {
         total.resumed,
     ];
     assert!(seen.iter().all(|&count| count >= 20), "{total:?}");
+}
+
+#[test]
+fn of_all_who_hold_a_lease_one_answers() {
+    let (mut served, mut refused, mut claimed_anew) = (0, 0, 0);
+    for seed in 0..400 {
+        let mut world = World::new(seed, true);
+        for _ in 0..400 {
+            world.step();
+        }
+        served += world.coverage.served;
+        refused += world.coverage.refused;
+        claimed_anew += world.coverage.claimed_anew;
+    }
+    assert!(
+        [served, refused, claimed_anew].iter().all(|&count| count >= 100),
+        "{served} {refused} {claimed_anew}"
+    );
 }
