@@ -123,7 +123,7 @@ impl Shared {
     /// Declares the connection up if it is still the one that was proven, number `generation`. Says whether that was a
     /// change.
     pub(super) fn set_up(&self, generation: u64) -> bool {
-        // The socket is read while the link is held: a loss that is not seen here takes the link down after this.
+        // The socket is read while the link is held, as it is changed: a loss is seen here or takes the link down after.
         self.move_link(Link::Up, || {
             let socket = self.socket.borrow();
             socket.connected && socket.generation == generation
@@ -155,25 +155,36 @@ impl Shared {
         }
         tracing::debug!(?look, "the NATS library lost an event");
         if connected {
-            self.new_connection(connects.max(look.told.generation + 1));
+            self.new_connection(connects);
         } else {
             self.lost_connection();
         }
     }
 
     /// Whatever was up before is not this one, also where nobody told of its loss.
-    fn new_connection(&self, generation: u64) {
-        self.socket.send_replace(Socket { generation, connected: true, inbox_denied: false });
-        self.down();
+    fn new_connection(&self, at_least: u64) {
+        self.change_socket(|socket| {
+            let generation = at_least.max(socket.generation + 1);
+            *socket = Socket { generation, connected: true, inbox_denied: false };
+        });
     }
 
     fn lost_connection(&self) {
-        self.socket.send_modify(|socket| socket.connected = false);
-        self.down();
+        self.change_socket(|socket| socket.connected = false);
     }
 
-    fn down(&self) {
-        if self.move_link(Link::Down, || true) {
+    /// Changes the socket and takes the link down with it, as one step: whoever sees the new socket may prove it at
+    /// once, and a link taken down after that would stay down, since nothing more would happen to the socket.
+    fn change_socket(&self, change: impl FnOnce(&mut Socket)) {
+        let was_up = self.link.send_if_modified(|link| {
+            self.socket.send_modify(change);
+            let was_up = *link == Link::Up;
+            if was_up {
+                *link = Link::Down;
+            }
+            was_up
+        });
+        if was_up {
             tracing::warn!("the connection to NATS is lost");
             self.tell(BusEvent::Disconnected);
         }
@@ -182,10 +193,7 @@ impl Shared {
     /// Takes an event of the library. Never waits: the library tells the next one only after this.
     pub(super) fn observe(&self, event: Event) {
         match event {
-            Event::Connected => {
-                let generation = self.socket.borrow().generation + 1;
-                self.new_connection(generation);
-            }
+            Event::Connected => self.new_connection(0),
             Event::Disconnected => self.lost_connection(),
             Event::LameDuckMode => {
                 tracing::info!("the nats-server is about to go away");
@@ -323,6 +331,37 @@ mod tests {
         shared.observe(Event::Connected);
         assert!(!shared.set_up(1) && !shared.is_up(), "another one");
         assert!(shared.set_up(2) && shared.is_up());
+    }
+
+    #[test]
+    fn a_connection_that_is_proven_at_once_stays_up() {
+        const CONNECTIONS: u64 = 20_000;
+        let shared = Shared::new("_INBOX.me");
+        let proven = AtomicU64::new(0);
+        // Proves each connection as soon as it can be seen, while the one who told of it is still at it.
+        let prove = || {
+            while proven.load(Ordering::Acquire) < CONNECTIONS {
+                let generation = shared.socket.borrow().generation;
+                if generation > proven.load(Ordering::Acquire) {
+                    shared.set_up(generation);
+                    proven.store(generation, Ordering::Release);
+                }
+                std::hint::spin_loop();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(prove);
+            for generation in 1..=CONNECTIONS {
+                shared.observe(Event::Connected);
+                while proven.load(Ordering::Acquire) < generation {
+                    std::thread::yield_now();
+                }
+                if !shared.is_up() {
+                    proven.store(CONNECTIONS, Ordering::Release);
+                    panic!("connection {generation} was proven and is down");
+                }
+            }
+        });
     }
 
     #[test]
