@@ -79,8 +79,14 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         }
     };
     let dyn_bus: Arc<dyn Bus> = Arc::<NatsBus>::clone(&bus);
-    let mut coordinator =
-        Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks).await?;
+    // NATS may go away again before the subscriptions are in force; a signal ends that wait, too.
+    let mut coordinator = tokio::select! {
+        started = Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks) => started?,
+        name = signals.next() => {
+            tracing::info!(signal = name, "stopped before it was ready");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     tracing::info!(incarnation = %coordinator.incarnation(), prefix = %settings.coordinator.prefix, "ready");
     tokio::select! {
         ended = coordinator.ended() => {
