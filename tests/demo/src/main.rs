@@ -14,11 +14,11 @@ mod watcher;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use dormouse_bus::nats::install_tls_provider;
 use dormouse_client::Client;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::fleet::DevFleet;
 use crate::input::Input;
@@ -66,11 +66,13 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         input.lines.len(),
         input.log.display()
     );
+    // Listened for before there is a fleet: a signal that comes while it starts must not end us without it.
+    let mut interrupts = Interrupts::listen()?;
     let mut fleet = DevFleet::start(args.keep).await?;
     // The fleet has a process group of its own: Ctrl-C does not reach it, we stop it.
     let outcome = tokio::select! {
         outcome = show(args, &input, &mut fleet) => outcome,
-        stop = interrupted() => stop.and_then(|()| bail!("it was interrupted; the fleet is being stopped")),
+        () = interrupts.next() => Err(anyhow!("it was interrupted; the fleet is being stopped")),
     };
     let stopped = fleet.stop().await;
     match outcome.and_then(|report| stopped.map(|()| report)) {
@@ -86,16 +88,30 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Done when the user or the system wants us to stop.
-async fn interrupted() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed?,
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
+/// The signals with which the user or the system wants us to stop. From when they are listened for they end nothing.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Interrupts {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
-    Ok(())
+
+    /// Waits for one, also for one that came since they are listened for.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
 }
 
 async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Result<Report> {
