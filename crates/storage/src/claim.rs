@@ -351,6 +351,8 @@ impl Claim {
             next_seq: base.map_or(Seq::new(1), |base| base.next_seq),
             first_slot: Slot::default(),
             snapshot: base.and_then(|base| base.snapshot),
+            deltas: Vec::new(),
+            terms: Vec::new(),
             released: false,
             tombstone: false,
             nonce,

@@ -6,7 +6,7 @@ mod tests;
 use std::fmt;
 use std::str::FromStr;
 
-use dormouse_protocol::{Rev, Subject};
+use dormouse_protocol::{LogId, Rev, Slot, Subject, Term};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
@@ -14,6 +14,9 @@ use crate::bucket::{BucketEntry, BucketKey, BucketPrefix};
 
 /// Digits of a manifest's number in object names, so that names sort as numbers do.
 const NUMBER_DIGITS: usize = 12;
+
+/// Hexadecimal digits of a slot in object names.
+const SLOT_DIGITS: usize = 16;
 
 /// Number of a subject's manifest. The first is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -155,6 +158,143 @@ impl From<SnapshotName> for String {
     }
 }
 
+/// The name of a delta within its subject's folder: `<n:012>-<rev>-<nonce>.delta`. It holds every entry after the base
+/// before it, up to `rev`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DeltaName {
+    /// The manifest that the delta was made for: the first that may refer to it.
+    pub made_for: ManifestNumber,
+    /// The rev of its last entry.
+    pub rev: Rev,
+    /// Makes the name fresh.
+    pub nonce: Nonce,
+}
+
+impl fmt::Display for DeltaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012}-{}-{}.delta", self.made_for.0, self.rev.get(), self.nonce)
+    }
+}
+
+impl FromStr for DeltaName {
+    type Err = InvalidObjectName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let mut parts = text.strip_suffix(".delta")?.splitn(3, '-');
+            let made_for = ManifestNumber::parse(parts.next()?)?;
+            let rev = Rev::new(parts.next()?.parse().ok()?);
+            let nonce = parts.next()?.parse().ok()?;
+            let name = Self { made_for, rev, nonce };
+            (name.to_string() == text).then_some(name)
+        };
+        parse().ok_or(InvalidObjectName("delta"))
+    }
+}
+
+impl TryFrom<String> for DeltaName {
+    type Error = InvalidObjectName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<DeltaName> for String {
+    fn from(name: DeltaName) -> Self {
+        name.to_string()
+    }
+}
+
+/// The name of a large value within the `blobs/` of its subject's folder: `<term>-<ulid>`. Fresh for every value, so
+/// never shared between messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BlobName {
+    /// The term under which it was written.
+    pub term: Term,
+    /// Makes the name fresh.
+    pub nonce: Nonce,
+}
+
+impl fmt::Display for BlobName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.term.get(), self.nonce)
+    }
+}
+
+impl FromStr for BlobName {
+    type Err = InvalidObjectName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (term, nonce) = text.split_once('-')?;
+            let name = Self { term: Term::new(term.parse().ok()?), nonce: nonce.parse().ok()? };
+            (name.to_string() == text).then_some(name)
+        };
+        parse().ok_or(InvalidObjectName("blob"))
+    }
+}
+
+impl TryFrom<String> for BlobName {
+    type Error = InvalidObjectName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<BlobName> for String {
+    fn from(name: BlobName) -> Self {
+        name.to_string()
+    }
+}
+
+/// Builds the keys of one log's objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogKeys(BucketPrefix);
+
+impl LogKeys {
+    /// The keys of `log`.
+    #[must_use]
+    pub fn new(log: &LogId) -> Self {
+        Self(BucketPrefix::of_legal(format!("logs/{log}/")))
+    }
+
+    /// The log's folder: its slots, and the index that its sealer wrote.
+    #[must_use]
+    pub const fn folder(&self) -> &BucketPrefix {
+        &self.0
+    }
+
+    /// The key of a slot.
+    #[must_use]
+    pub fn slot(&self, slot: Slot) -> BucketKey {
+        BucketKey::of_legal(format!("{}{:016x}", self.0, slot.get()))
+    }
+
+    /// The key of the index.
+    #[must_use]
+    pub fn index(&self) -> BucketKey {
+        BucketKey::of_legal(format!("{}index", self.0))
+    }
+
+    /// The slots of a listing of the log's folder, ascending. Names that this version does not know are left out.
+    #[must_use]
+    pub fn read_listing(&self, entries: &[BucketEntry]) -> Vec<Slot> {
+        let parse = |entry: &BucketEntry| {
+            let name = entry.key.as_str().strip_prefix(self.0.as_str())?;
+            let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+            let exact = name.len() == SLOT_DIGITS && name.bytes().all(digit);
+            exact.then(|| u64::from_str_radix(name, 16).ok()).flatten().map(Slot::new)
+        };
+        let mut slots: Vec<Slot> = entries.iter().filter_map(parse).collect();
+        slots.sort_unstable();
+        slots
+    }
+}
+
 /// Builds the keys of one subject's objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectKeys(BucketPrefix);
@@ -184,21 +324,46 @@ impl SubjectKeys {
         BucketKey::of_legal(format!("{}{name}", self.0))
     }
 
+    /// The key of a delta.
+    #[must_use]
+    pub fn delta(&self, name: &DeltaName) -> BucketKey {
+        BucketKey::of_legal(format!("{}{name}", self.0))
+    }
+
+    /// The folder of the subject's large values.
+    #[must_use]
+    pub fn blobs(&self) -> BucketPrefix {
+        BucketPrefix::of_legal(format!("{}blobs/", self.0))
+    }
+
+    /// The key of a large value.
+    #[must_use]
+    pub fn blob(&self, name: &BlobName) -> BucketKey {
+        BucketKey::of_legal(format!("{}blobs/{name}", self.0))
+    }
+
     /// Reads a listing of the subject's folder.
     #[must_use]
     pub fn read_listing(&self, entries: &[BucketEntry]) -> Folder {
         let mut folder = Folder::default();
         for entry in entries {
             let name = entry.key.as_str().strip_prefix(self.0.as_str()).unwrap_or_default();
-            let manifest = name.strip_suffix(".manifest").and_then(ManifestNumber::parse);
-            match (manifest, name.parse()) {
-                (Some(number), _) => folder.manifests.push(number),
-                (None, Ok(snapshot)) => folder.snapshots.push(snapshot),
-                (None, Err(_)) => folder.unknown.push(entry.key.clone()),
+            if let Some(number) = name.strip_suffix(".manifest").and_then(ManifestNumber::parse) {
+                folder.manifests.push(number);
+            } else if let Ok(snapshot) = name.parse() {
+                folder.snapshots.push(snapshot);
+            } else if let Ok(delta) = name.parse() {
+                folder.deltas.push(delta);
+            } else if let Some(Ok(blob)) = name.strip_prefix("blobs/").map(str::parse) {
+                folder.blobs.push(blob);
+            } else {
+                folder.unknown.push(entry.key.clone());
             }
         }
         folder.manifests.sort_unstable();
         folder.snapshots.sort_unstable();
+        folder.deltas.sort_unstable();
+        folder.blobs.sort_unstable();
         folder
     }
 }
@@ -210,6 +375,10 @@ pub struct Folder {
     pub manifests: Vec<ManifestNumber>,
     /// The snapshots, in order of the manifests they were made for.
     pub snapshots: Vec<SnapshotName>,
+    /// The deltas, in order of the manifests they were made for.
+    pub deltas: Vec<DeltaName>,
+    /// The large values, in order of their terms.
+    pub blobs: Vec<BlobName>,
     /// Whatever else lies there. Never touched: a newer version may know it.
     pub unknown: Vec<BucketKey>,
 }

@@ -21,6 +21,7 @@ pub mod data_dir;
 mod database;
 mod directory;
 pub mod engine;
+pub mod entry;
 mod export;
 mod figures;
 pub mod keys;

@@ -10,12 +10,11 @@ mod tests;
 
 use bytes::Bytes;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term};
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::checksum::Crc64;
 use crate::keys::SubjectKeys;
-pub use crate::keys::{ManifestNumber, Nonce, SnapshotName};
+pub use crate::keys::{DeltaName, ManifestNumber, Nonce, SnapshotName};
 
 /// The format that this version writes, and the newest that it reads.
 pub const MANIFEST_FORMAT: u32 = 1;
@@ -37,10 +36,15 @@ pub struct Manifest {
     pub base_rev: Rev,
     /// The seq that a message without one gets next, as of `base_rev`.
     pub next_seq: Seq,
-    /// Where to begin reading the owner's log. Always 0 as long as there is no log.
+    /// Entries above `base_rev` are in the owner's log from this slot on.
     pub first_slot: Slot,
-    /// The snapshot at `base_rev`; `None` while the subject is empty.
+    /// The snapshot; `None` while the subject has none.
     pub snapshot: Option<SnapshotRef>,
+    /// What follows the snapshot (or the empty subject), in order, up to `base_rev`.
+    pub deltas: Vec<DeltaRef>,
+    /// The terms before this one that the snapshot does not know of yet, with the last rev that each inherited,
+    /// ascending.
+    pub terms: Vec<TermBase>,
     /// The owner has given the subject back: whoever comes next claims it without asking for the owner.
     pub released: bool,
     /// The subject was destroyed. A later claim goes on with term, rev and seq from here. Implies `released`.
@@ -68,6 +72,39 @@ impl SnapshotRef {
         self.name.rev
     }
 }
+
+/// A manifest's reference to a delta.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaRef {
+    /// The object's name in the subject's folder; tells the rev of its last entry.
+    pub name: DeltaName,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The checksum of its bytes.
+    pub crc64: Crc64,
+}
+
+impl DeltaRef {
+    /// The rev up to which the delta leads.
+    #[must_use]
+    pub const fn rev(&self) -> Rev {
+        self.name.rev
+    }
+}
+
+/// A term and where it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TermBase {
+    /// The term.
+    pub term: Term,
+    /// The last rev that it inherited.
+    pub term_base: Rev,
+}
+
+/// Most deltas that hang on a snapshot.
+pub const MAX_DELTAS: usize = 8;
 
 /// Why an object is not the manifest it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,7 +153,8 @@ struct Body<'a> {
     next_seq: Seq,
     first_slot: Slot,
     snapshot: &'a Option<SnapshotRef>,
-    deltas: [(); 0],
+    deltas: &'a [DeltaRef],
+    terms: &'a [TermBase],
     released: bool,
     tombstone: bool,
     nonce: Nonce,
@@ -138,7 +176,8 @@ struct Wire {
     next_seq: Seq,
     first_slot: Slot,
     snapshot: Option<SnapshotRef>,
-    deltas: Vec<IgnoredAny>,
+    deltas: Vec<DeltaRef>,
+    terms: Vec<TermBase>,
     released: bool,
     tombstone: bool,
     nonce: Nonce,
@@ -171,7 +210,8 @@ impl Manifest {
             next_seq: self.next_seq,
             first_slot: self.first_slot,
             snapshot: &self.snapshot,
-            deltas: [],
+            deltas: &self.deltas,
+            terms: &self.terms,
             released: self.released,
             tombstone: self.tombstone,
             nonce: self.nonce,
@@ -230,19 +270,13 @@ impl Wire {
         if self.n != number {
             return Err(format!("says that it is {}", self.n));
         }
-        if !self.deltas.is_empty() || self.first_slot != Slot::default() {
-            return Err("refers to a log or to deltas, which format 1 does not have".to_owned());
-        }
         if self.term == Term::default() || self.term_base > self.base_rev || self.next_seq == Seq::default() {
             return Err("term, term_base, base_rev and next_seq contradict each other".to_owned());
         }
-        if self
-            .snapshot
-            .is_some_and(|snapshot| snapshot.rev() != self.base_rev || snapshot.name.made_for > number)
-        {
-            return Err("refers to a snapshot that was not made for it".to_owned());
+        if let Some(what) = self.contradiction_of_base(number) {
+            return Err(what.to_owned());
         }
-        if self.tombstone && (!self.released || self.snapshot.is_some()) {
+        if self.tombstone && (!self.released || self.snapshot.is_some() || !self.deltas.is_empty()) {
             return Err("a tombstone that is not released, or that has data".to_owned());
         }
         Ok(Manifest {
@@ -255,9 +289,35 @@ impl Wire {
             next_seq: self.next_seq,
             first_slot: self.first_slot,
             snapshot: self.snapshot,
+            deltas: self.deltas,
+            terms: self.terms,
             released: self.released,
             tombstone: self.tombstone,
             nonce: self.nonce,
         })
+    }
+
+    /// What the base refers to must have been made for it, and lead up to it.
+    fn contradiction_of_base(&self, number: ManifestNumber) -> Option<&'static str> {
+        let snapshot = self.snapshot.iter().map(|snapshot| (snapshot.name.made_for, snapshot.rev()));
+        let deltas = self.deltas.iter().map(|delta| (delta.name.made_for, delta.rev()));
+        let objects: Vec<_> = snapshot.chain(deltas).collect();
+        if objects.iter().any(|(made_for, _)| *made_for > number) {
+            return Some("refers to an object that was not made for it");
+        }
+        if !objects.is_sorted_by_key(|(made_for, rev)| (*rev, *made_for)) {
+            return Some("refers to a snapshot and deltas that do not follow each other");
+        }
+        if objects.last().is_some_and(|(_, rev)| *rev != self.base_rev) {
+            return Some("refers to objects that do not lead up to its base");
+        }
+        if self.deltas.len() > MAX_DELTAS {
+            return Some("refers to more deltas than there may be");
+        }
+        let ascending =
+            self.terms.is_sorted_by(|one, next| one.term < next.term && one.term_base <= next.term_base);
+        let earlier =
+            self.terms.last().is_none_or(|last| last.term < self.term && last.term_base <= self.term_base);
+        (!ascending || !earlier).then_some("names terms that do not precede its own")
     }
 }

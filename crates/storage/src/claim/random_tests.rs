@@ -147,7 +147,7 @@ impl World {
         Folder {
             manifests: self.manifests.keys().copied().collect(),
             snapshots: self.snapshots.iter().copied().collect(),
-            unknown: Vec::new(),
+            ..Folder::default()
         }
     }
 

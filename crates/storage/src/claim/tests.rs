@@ -56,6 +56,8 @@ fn manifest(owner: LogId) -> Manifest {
         next_seq: Seq::new(77),
         first_slot: Slot::default(),
         snapshot: Some(snapshot(4, 40)),
+        deltas: Vec::new(),
+        terms: Vec::new(),
         released: false,
         tombstone: false,
         nonce: nonce(5),
@@ -544,6 +546,7 @@ fn garbage_is_what_the_newest_manifest_does_not_need() {
             .map(|snapshot| snapshot.name)
             .to_vec(),
         unknown: vec![keys.manifest(ManifestNumber::new(99))],
+        ..Folder::default()
     };
     let expected = [
         keys.manifest(ManifestNumber::new(2)),

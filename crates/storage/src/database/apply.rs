@@ -27,7 +27,12 @@ impl Database {
         self.changed = true;
         match &record.operation {
             Operation::Set(set) => self.apply_set(record, set)?,
-            Operation::Delete { removed } => self.apply_delete(record.rev, removed)?,
+            Operation::Batch { sets } => {
+                for set in sets {
+                    self.apply_set(record, set)?;
+                }
+            }
+            Operation::Delete { removed, .. } => self.apply_delete(record.rev, removed)?,
             Operation::DeleteAll { end_seq, count } => {
                 self.apply_delete_all(record.rev, *end_seq, *count)?;
             }

@@ -197,7 +197,7 @@ impl World {
             database.apply(record).unwrap();
         }
         database.commit().unwrap();
-        let changes = planned.iter().filter_map(Planned::record).map(Record::change).collect();
+        let changes = planned.iter().filter_map(Planned::record).flat_map(Record::changes).collect();
         (Ok(reply(request, &planned, before).unwrap()), changes)
     }
 

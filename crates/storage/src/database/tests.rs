@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::api::Request;
-use crate::plan::{Context, Operation, Planned, Record, plan};
+use crate::plan::{Context, Operation, Planned, Record, RemovalCause, plan};
 
 impl Database {
     /// From now on the disk is full.
@@ -140,7 +140,10 @@ fn a_record_that_does_not_follow_is_refused() {
         operation,
     };
     let nothing = Operation::DeleteAll { end_seq: Seq::new(0), count: 0 };
-    let gone = Operation::Delete { removed: vec![Removed { seq: Seq::new(5), key: None }] };
+    let gone = Operation::Delete {
+        removed: vec![Removed { seq: Seq::new(5), key: None }],
+        cause: RemovalCause::Asked,
+    };
     for wrong in [
         record(1, 2, nothing.clone()),
         record(2, 1, nothing.clone()),

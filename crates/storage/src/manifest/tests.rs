@@ -27,6 +27,8 @@ fn new() -> Manifest {
         next_seq: Seq::new(1),
         first_slot: Slot::new(0),
         snapshot: None,
+        deltas: Vec::new(),
+        terms: Vec::new(),
         released: false,
         tombstone: false,
         nonce: Nonce::new(Ulid::from(7_u128)),

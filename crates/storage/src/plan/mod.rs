@@ -8,7 +8,7 @@ mod record;
 pub mod size;
 mod view;
 
-pub use record::{Operation, Record, SetOperation};
+pub use record::{BlobRef, Operation, Record, RemovalCause, SetOperation};
 pub use view::{Held, SubjectState, SubjectView};
 
 use dormouse_protocol::data::{
@@ -80,7 +80,8 @@ fn part_of_reply(planned: &Planned) -> usize {
         Planned::Refuse(error) => size::of_error(error),
         Planned::Write(record) => match &record.operation {
             Operation::Set(_) => size::SET_RESULT_BYTES,
-            Operation::Delete { removed } => size::of_seqs(removed.len()),
+            Operation::Batch { sets } => sets.len() * size::SET_RESULT_BYTES,
+            Operation::Delete { removed, .. } => size::of_seqs(removed.len()),
             Operation::DeleteAll { .. } | Operation::Configure { .. } => 0,
         },
     }
@@ -118,7 +119,7 @@ pub fn reply(request: &Request, planned: &[Planned], before: Position) -> Option
         Request::Delete(_) => {
             let mut seqs = Vec::new();
             for record in planned.iter().filter_map(Planned::record) {
-                if let Operation::Delete { removed } = &record.operation {
+                if let Operation::Delete { removed, .. } = &record.operation {
                     seqs.extend(removed.iter().map(|removed| removed.seq));
                 }
             }
@@ -152,7 +153,10 @@ fn set_outcome(planned: &Planned) -> Option<SetOutcome> {
                 timestamp: set.timestamp,
                 duplicate: false,
             })),
-            Operation::Delete { .. } | Operation::DeleteAll { .. } | Operation::Configure { .. } => None,
+            Operation::Batch { .. }
+            | Operation::Delete { .. }
+            | Operation::DeleteAll { .. }
+            | Operation::Configure { .. } => None,
         },
     }
 }
@@ -236,6 +240,8 @@ fn plan_item<V: SubjectView>(
         timestamp: item.timestamp.unwrap_or(context.accept_time),
         replaces: if in_place { Some(seq) } else { key_holder.map(|holder| holder.seq) },
         expires_at: None,
+        blob: None,
+        msg_id: None,
     })
 }
 
@@ -320,7 +326,12 @@ fn delete_records(removed: Vec<Removed>, state: &SubjectState, context: Context)
     let mut records = Vec::with_capacity(runs.len());
     for run in runs {
         rev = rev.next();
-        records.push(write(state, rev, context, Operation::Delete { removed: run }));
+        records.push(write(
+            state,
+            rev,
+            context,
+            Operation::Delete { removed: run, cause: RemovalCause::Asked },
+        ));
     }
     records
 }

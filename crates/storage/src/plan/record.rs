@@ -7,6 +7,9 @@ use dormouse_protocol::message::{
 use dormouse_protocol::{Change, Headers, Message, Rev, Seq, Term, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::checksum::Crc64;
+use crate::keys::BlobName;
+
 /// One change of a subject, decided in full: applying it twice to equal states gives equal states, and nothing in it
 /// has to be asked of a clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,10 +30,17 @@ pub struct Record {
 pub enum Operation {
     /// A message is written.
     Set(SetOperation),
+    /// Messages are written, all or none, under one revision.
+    Batch {
+        /// The messages, in the order of the request. No two have the same seq or the same key.
+        sets: Vec<SetOperation>,
+    },
     /// Messages are removed one by one.
     Delete {
         /// The messages, ascending by seq. All of them exist.
         removed: Vec<Removed>,
+        /// Why they go.
+        cause: RemovalCause,
     },
     /// Every message up to a seq is removed.
     DeleteAll {
@@ -46,6 +56,18 @@ pub enum Operation {
     },
 }
 
+/// Why messages are removed one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemovalCause {
+    /// Somebody asked for it.
+    Asked,
+    /// A limit of the subject was met, and they were the oldest.
+    Evicted,
+    /// Their time was over.
+    Expired,
+}
+
 /// A message to be written, at a decided place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetOperation {
@@ -54,9 +76,12 @@ pub struct SetOperation {
     /// Its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Its value; absent is the null value.
+    /// Its value; absent is the null value, or a value that lies in [`SetOperation::blob`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Bytes>,
+    /// The object that holds its value, where that is too large to stand here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob: Option<BlobRef>,
     /// Its headers.
     #[serde(default, skip_serializing_if = "Headers::is_empty")]
     pub headers: Headers,
@@ -68,44 +93,69 @@ pub struct SetOperation {
     /// When it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// The application's message id, remembered within a window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msg_id: Option<String>,
+}
+
+/// A large value as an object of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRef {
+    /// The object's name in the subject's folder.
+    pub name: BlobName,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The checksum of its bytes.
+    pub crc64: Crc64,
 }
 
 impl SetOperation {
     /// Size of the value in bytes; the null value has none.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.value.as_ref().map_or(0, |value| value.len() as u64)
+        match (&self.value, &self.blob) {
+            (Some(value), _) => value.len() as u64,
+            (None, Some(blob)) => blob.size_bytes,
+            (None, None) => 0,
+        }
+    }
+
+    fn change(&self, term: Term, rev: Rev) -> Change {
+        Change::Set(SetChange {
+            message: Message {
+                seq: self.seq,
+                term,
+                rev,
+                key: self.key.clone(),
+                value: self.value.clone(),
+                headers: self.headers.clone(),
+                timestamp: self.timestamp,
+                size: self.size_bytes(),
+                value_omitted: self.blob.is_some(),
+                expires_at: self.expires_at,
+            },
+            replaces: self.replaces,
+        })
     }
 }
 
 impl Record {
-    /// The change as watchers are told of it, with the whole value.
+    /// The changes as watchers are told of them, with whole values. Only an atomic batch has several.
     #[must_use]
-    pub fn change(&self) -> Change {
+    pub fn changes(&self) -> Vec<Change> {
         let rev = self.rev;
-        match &self.operation {
-            Operation::Set(set) => Change::Set(SetChange {
-                message: Message {
-                    seq: set.seq,
-                    term: self.term,
-                    rev,
-                    key: set.key.clone(),
-                    value: set.value.clone(),
-                    headers: set.headers.clone(),
-                    timestamp: set.timestamp,
-                    size: set.size_bytes(),
-                    value_omitted: false,
-                    expires_at: set.expires_at,
-                },
-                replaces: set.replaces,
-            }),
-            Operation::Delete { removed } => Change::Delete(DeleteChange { rev, removed: removed.clone() }),
+        vec![match &self.operation {
+            Operation::Set(set) => set.change(self.term, rev),
+            Operation::Batch { sets } => return sets.iter().map(|set| set.change(self.term, rev)).collect(),
+            Operation::Delete { removed, .. } => {
+                Change::Delete(DeleteChange { rev, removed: removed.clone() })
+            }
             Operation::DeleteAll { end_seq, count } => {
                 Change::DeleteAll(DeleteAllChange { rev, end_seq: *end_seq, count: *count })
             }
             Operation::Configure { config } => {
                 Change::Configure(ConfigureChange { rev, config: config.clone() })
             }
-        }
+        }]
     }
 }

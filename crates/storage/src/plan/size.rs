@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Change, ErrorReply, Headers, Message};
 
-use super::record::{Operation, Record};
+use super::record::{Operation, Record, SetOperation};
 
 /// Field names, numbers and MessagePack framing of a message, of a change around it, or of a removed message.
 const FRAMING_BYTES: usize = 224;
@@ -76,11 +76,16 @@ pub fn of_change(change: &Change) -> usize {
 pub fn of_record(record: &Record) -> usize {
     FRAMING_BYTES
         + match &record.operation {
-            Operation::Set(set) => parts_bytes(set.key.as_deref(), set.value.as_ref(), &set.headers),
-            Operation::Delete { removed } => removed.iter().map(of_removed).sum(),
+            Operation::Set(set) => of_set(set),
+            Operation::Batch { sets } => sets.iter().map(|set| FRAMING_BYTES + of_set(set)).sum(),
+            Operation::Delete { removed, .. } => removed.iter().map(of_removed).sum(),
             Operation::DeleteAll { .. } => 0,
             Operation::Configure { config } => of_config(config),
         }
+}
+
+fn of_set(set: &SetOperation) -> usize {
+    parts_bytes(set.key.as_deref(), set.value.as_ref(), &set.headers)
 }
 
 fn of_config(config: &SubjectConfig) -> usize {

@@ -269,7 +269,7 @@ fn a_large_delete_is_cut_into_records_that_fit_an_event() {
     for (place, planned) in planned.iter().enumerate() {
         let record = planned.record().unwrap();
         assert_eq!(record.rev.get(), 11 + place as u64);
-        assert!(dormouse_protocol::encode(&record.change()).unwrap().len() <= DELETE_RECORD_BYTES + 256);
+        assert!(dormouse_protocol::encode(&record.changes()[0]).unwrap().len() <= DELETE_RECORD_BYTES + 256);
     }
     let Some(Reply::Delete(reply)) = reply(&request, &planned, memory.state.position()) else { panic!() };
     assert_eq!(reply.seqs.len(), 1_000);
@@ -324,9 +324,11 @@ fn sizes_are_upper_bounds() {
             timestamp: Timestamp::from_micros(u64::MAX),
             replaces: Some(Seq::new(u64::MAX)),
             expires_at: Some(Timestamp::from_micros(u64::MAX)),
+            blob: None,
+            msg_id: None,
         }),
     };
-    let change = record.change();
+    let change = record.changes().remove(0);
     assert!(dormouse_protocol::encode(&change).unwrap().len() <= size::of_change(&change));
     assert_eq!(size::of_record(&record), size::of_change(&change));
     let removed = Removed { seq: Seq::new(u64::MAX), key: Some("k".repeat(100)) };

@@ -35,13 +35,13 @@ pub(super) fn events(records: &[Record], term_base: Rev, max_bytes: usize) -> Ve
     let mut events: Vec<Event> = Vec::new();
     let mut bytes = 0;
     for record in records {
-        let change = announced(record, most);
-        let change_bytes = size::of_change(&change);
+        let changes = announced(record, most);
+        let change_bytes: usize = changes.iter().map(size::of_change).sum();
         match events.last_mut() {
             Some(event) if bytes + change_bytes <= most => {
                 bytes += change_bytes;
                 event.rev = record.rev;
-                event.changes.push(change);
+                event.changes.extend(changes);
             }
             _ => {
                 bytes = change_bytes;
@@ -50,7 +50,7 @@ pub(super) fn events(records: &[Record], term_base: Rev, max_bytes: usize) -> Ve
                     term: record.term,
                     term_base,
                     rev: record.rev,
-                    changes: vec![change],
+                    changes,
                 });
             }
         }
@@ -58,17 +58,20 @@ pub(super) fn events(records: &[Record], term_base: Rev, max_bytes: usize) -> Ve
     events
 }
 
-fn announced(record: &Record, most: usize) -> Change {
-    let mut change = record.change();
-    let too_large = size::of_change(&change) > most;
-    if let Change::Set(set) = &mut change {
-        let message = &mut set.message;
-        if message.value.is_some() && (too_large || message.size > EVENT_INLINE_LIMIT_BYTES as u64) {
-            message.value = None;
-            message.value_omitted = true;
+/// The changes of one record, which stay in one event: those of a batch are announced together or not at all.
+fn announced(record: &Record, most: usize) -> Vec<Change> {
+    let mut changes = record.changes();
+    let too_large = changes.iter().map(size::of_change).sum::<usize>() > most;
+    for change in &mut changes {
+        if let Change::Set(set) = change {
+            let message = &mut set.message;
+            if message.value.is_some() && (too_large || message.size > EVENT_INLINE_LIMIT_BYTES as u64) {
+                message.value = None;
+                message.value_omitted = true;
+            }
         }
     }
-    change
+    changes
 }
 
 #[cfg(test)]
@@ -92,6 +95,8 @@ mod tests {
                 timestamp: Timestamp::from_micros(1),
                 replaces: None,
                 expires_at: None,
+                blob: None,
+                msg_id: None,
             }),
         }
     }
