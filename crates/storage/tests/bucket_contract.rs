@@ -61,6 +61,8 @@ contract! {
     the_header_of_an_sqlite_file_is_patched_on_the_way
     local_files_are_never_written_over
     an_object_too_large_to_be_ours_is_not_read_into_memory
+    a_part_of_an_object_is_read_whole_or_not_at_all
+    the_tail_of_an_object_is_read
     it_passes_the_probe_and_the_probe_leaves_nothing
 }
 
@@ -92,6 +94,10 @@ async fn many_creates_at_once_have_one_winner(bucket: &dyn Bucket, _: &Path) {
 async fn absent_objects_are_absent_and_deleting_them_is_fine(bucket: &dyn Bucket, scratch: &Path) {
     let at = key("no/such/object");
     assert_eq!(bucket.get(&at).await.unwrap(), None);
+    assert_eq!(bucket.get_range(&at, 2..5).await.unwrap(), None);
+    assert_eq!(bucket.get_range(&at, 0..0).await.unwrap(), None);
+    assert_eq!(bucket.get_tail(&at, 4).await.unwrap(), None);
+    assert_eq!(bucket.get_tail(&at, 0).await.unwrap(), None);
     assert_eq!(bucket.get_file(&at, &scratch.join("file")).await.unwrap(), None);
     assert!(!scratch.join("file").exists());
     bucket.delete(&at).await.unwrap();
@@ -219,6 +225,48 @@ async fn an_object_too_large_to_be_ours_is_not_read_into_memory(bucket: &dyn Buc
     assert!(matches!(&refused, BucketError::Corrupt { object, .. } if object == "large"), "{refused}");
 }
 
+async fn a_part_of_an_object_is_read_whole_or_not_at_all(bucket: &dyn Bucket, scratch: &Path) {
+    let (at, empty) = (key("logs/a/1"), key("logs/a/2"));
+    bucket.create(&at, Bytes::from("0123456789")).await.unwrap();
+    bucket.create(&empty, Bytes::new()).await.unwrap();
+    for (range, part) in
+        [(0..10, "0123456789"), (0..1, "0"), (3..7, "3456"), (9..10, "9"), (4..4, ""), (10..10, "")]
+    {
+        assert_eq!(bucket.get_range(&at, range.clone()).await.unwrap().unwrap(), part, "{range:?}");
+    }
+    assert_eq!(bucket.get_range(&empty, 0..0).await.unwrap().unwrap(), "");
+    let beyond = [(&at, 0..11), (&at, 9..11), (&at, 10..11), (&at, 90..91), (&at, 11..11), (&empty, 0..1)];
+    for (key, range) in beyond {
+        let refused = bucket.get_range(key, range.clone()).await.unwrap_err();
+        assert!(
+            matches!(&refused, BucketError::Corrupt { object, .. } if object == key.as_str()),
+            "{range:?}: {refused:?}"
+        );
+    }
+
+    let large = scratch.join("large");
+    std::fs::File::create(&large).unwrap().set_len(40 << 20).unwrap();
+    bucket.put_file(&key("large"), &large, HeaderPatch::None).await.unwrap();
+    assert_eq!(bucket.get_range(&key("large"), 36 << 20..37 << 20).await.unwrap().unwrap().len(), 1 << 20);
+    let refused = bucket.get_range(&key("large"), 0..33 << 20).await.unwrap_err();
+    assert!(matches!(refused, BucketError::Corrupt { .. }), "{refused:?}");
+    let refused = bucket.get_tail(&key("large"), 33 << 20).await.unwrap_err();
+    assert!(matches!(refused, BucketError::Corrupt { .. }), "{refused:?}");
+}
+
+async fn the_tail_of_an_object_is_read(bucket: &dyn Bucket, _: &Path) {
+    let (at, empty) = (key("logs/a/1"), key("logs/a/2"));
+    bucket.create(&at, Bytes::from("0123456789")).await.unwrap();
+    bucket.create(&empty, Bytes::new()).await.unwrap();
+    for (count, tail) in [(0, ""), (1, "9"), (4, "6789"), (10, "0123456789"), (11, "0123456789")] {
+        assert_eq!(bucket.get_tail(&at, count).await.unwrap().unwrap(), tail, "the last {count}");
+    }
+    assert_eq!(bucket.get_tail(&at, u64::MAX).await.unwrap().unwrap(), "0123456789");
+    for count in [0, 1, 100] {
+        assert_eq!(bucket.get_tail(&empty, count).await.unwrap().unwrap(), "");
+    }
+}
+
 async fn it_passes_the_probe_and_the_probe_leaves_nothing(bucket: &dyn Bucket, _: &Path) {
     probe(bucket, &Env::system()).await.unwrap();
     assert_eq!(listed(bucket, "").await, Vec::<String>::new());
@@ -253,6 +301,8 @@ async fn a_directory_that_goes_away_is_no_empty_bucket_either() {
         bucket.list(&BucketPrefix::ALL).await.map(drop).unwrap_err(),
         bucket.list(&prefix("subjects/a/")).await.map(drop).unwrap_err(),
         bucket.get(&at).await.map(drop).unwrap_err(),
+        bucket.get_range(&at, 0..1).await.map(drop).unwrap_err(),
+        bucket.get_tail(&at, 1).await.map(drop).unwrap_err(),
         bucket.get_file(&at, &target).await.map(drop).unwrap_err(),
         bucket.create(&at, Bytes::from("b")).await.map(drop).unwrap_err(),
         bucket.put_file(&at, &source, HeaderPatch::None).await.map(drop).unwrap_err(),

@@ -9,10 +9,12 @@ mod error;
 mod local;
 mod open;
 mod probe;
+mod range;
 mod store;
 mod transfer;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -184,6 +186,24 @@ pub trait Bucket: Send + Sync + 'static {
     /// # Errors
     /// [`BucketError`]; [`BucketError::Corrupt`] for an object too large to be one of ours.
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError>;
+
+    /// Reads the bytes of `range` of an object into memory, `None` if there is no object: all of them, never fewer.
+    ///
+    /// Cancelling the call has no effect.
+    ///
+    /// # Errors
+    /// [`BucketError`]; [`BucketError::Corrupt`] for an object that ends before the range does, and for a range longer
+    /// than anything that [`get`](Self::get) would read.
+    async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError>;
+
+    /// Reads the last `count` bytes of an object into memory, or all of it if it has fewer; `None` if there is no
+    /// object.
+    ///
+    /// Cancelling the call has no effect.
+    ///
+    /// # Errors
+    /// [`BucketError`]; [`BucketError::Corrupt`] for more bytes than [`get`](Self::get) would read.
+    async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError>;
 
     /// Writes an object from a local file, which must not change meanwhile. `key` must be fresh and is used for one
     /// call only, whatever the answer: draw a new one to try again. The object appears whole or not at all.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +16,13 @@ use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use super::local::LocalDirectory;
-use super::transfer;
 use super::{
     Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch, Operation,
 };
+use super::{range, transfer};
 
 /// How long one request may take, in whole, its repeats by object_store included; for large files, each part.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long somebody else's lock on a local directory is waited for. What holds one does so for microseconds, or is
 /// stuck: a suspended process, a mount that hangs.
@@ -29,8 +30,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_LOCK_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// Largest object that [`Bucket::get`] reads into memory. Nothing that this crate creates in one piece is larger.
-const MAX_SMALL_OBJECT_BYTES: u64 = 32 * 1_024 * 1_024;
+/// Largest object, or part of one, that [`Bucket::get`] and its like read into memory. Nothing that this crate creates in one piece is larger.
+pub(super) const MAX_SMALL_OBJECT_BYTES: u64 = 32 * 1_024 * 1_024;
 
 /// A bucket in one of object_store's stores. Cloning is cheap and shares the store.
 #[derive(Clone)]
@@ -265,6 +266,14 @@ impl Bucket for ObjectStoreBucket {
             return Err(BucketError::Corrupt { object: key.to_string(), what });
         }
         call.complete(found.bytes()).await.map(Some)
+    }
+
+    async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
+        range::read(self, key, range).await
+    }
+
+    async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
+        range::read_tail(self, key, count).await
     }
 
     async fn put_file(

@@ -4,6 +4,7 @@
 #![allow(dead_code, missing_docs, reason = "each test binary uses a part of it")]
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -166,6 +167,18 @@ impl Bucket for Unreliable {
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
         self.check(Operation::Get, key.as_str())?;
         let found = self.inner.get(key).await;
+        self.answered(Operation::Get, key.as_str())?;
+        found
+    }
+    async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
+        self.check(Operation::Get, key.as_str())?;
+        let found = self.inner.get_range(key, range).await;
+        self.answered(Operation::Get, key.as_str())?;
+        found
+    }
+    async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
+        self.check(Operation::Get, key.as_str())?;
+        let found = self.inner.get_tail(key, count).await;
         self.answered(Operation::Get, key.as_str())?;
         found
     }

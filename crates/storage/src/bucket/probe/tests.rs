@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -75,6 +76,14 @@ impl Bucket for Liar {
         };
         let behind = usize::from(self.lie == Lie::ReadsStale);
         Ok(versions.and_then(|versions| versions.iter().rev().nth(behind).cloned()))
+    }
+
+    async fn get_range(&self, _: &BucketKey, _: Range<u64>) -> Result<Option<Bytes>, BucketError> {
+        unreachable!("the probe reads no parts")
+    }
+
+    async fn get_tail(&self, _: &BucketKey, _: u64) -> Result<Option<Bytes>, BucketError> {
+        unreachable!("the probe reads no parts")
     }
 
     async fn put_file(&self, _: &BucketKey, _: &Path, _: HeaderPatch) -> Result<FileSummary, BucketError> {
