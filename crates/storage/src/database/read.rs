@@ -1,13 +1,15 @@
 //! Reading: single messages, pages bounded in bytes and number, and what planning asks.
 
 use bytes::Bytes;
-use dormouse_protocol::data::{GetAllReply, GetAllRequest, GetReply, GetRequest, KeysReply, KeysRequest};
+use dormouse_protocol::data::{
+    GetAllReply, GetAllRequest, GetReply, GetRequest, KeysReply, KeysRequest, SetResult,
+};
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_PAGE_ITEMS, MAX_SEQ};
-use dormouse_protocol::{ErrorReply, Headers, Message, MessageId, Rev, Seq, Term, Timestamp};
+use dormouse_protocol::{ErrorReply, Headers, Message, MessageId, RequestId, Rev, Seq, Term, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::plan::{Held, SubjectState, SubjectView, check_items, check_key, size};
+use crate::plan::{Held, Memory, SubjectState, SubjectView, check_items, check_key, size};
 
 /// The most rows that one page looks at. A filter that few messages pass must not stall the subject: the page ends
 /// early, even empty, with a cursor to go on from.
@@ -328,6 +330,18 @@ impl SubjectView for Database {
                 .optional()
         };
         read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+    }
+
+    fn counts_are_exact(&self) -> bool {
+        true
+    }
+
+    fn remembered(&self, _: RequestId) -> Result<Memory, ErrorReply> {
+        Ok(Memory::New)
+    }
+
+    fn by_msg_id(&self, _: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply> {
+        Ok(None)
     }
 }
 

@@ -4,12 +4,15 @@
 //! timestamps and what is replaced. What comes out are [`Record`]s, which can be applied here, now, or elsewhere,
 //! later, with the same result.
 
+mod draft;
+mod level;
 mod record;
 pub mod size;
 mod view;
 
+pub use level::required;
 pub use record::{BlobRef, Operation, Record, RemovalCause, SetOperation};
-pub use view::{Held, SubjectState, SubjectView};
+pub use view::{Held, Memory, SubjectState, SubjectView};
 
 use dormouse_protocol::data::{
     ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest, Expect,
@@ -22,7 +25,7 @@ use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, MessageId, Position, Rev, Seq, Timestamp};
 
 use crate::api::{Reply, Request};
-use view::Pending;
+use draft::Draft;
 
 /// The most bytes of removed messages that one delete record names: it becomes one event, which must fit a payload.
 const DELETE_RECORD_BYTES: usize = 128 * 1_024;
@@ -174,7 +177,7 @@ fn plan_set(
         return Err(ErrorReply::bad_request("a set request needs at least one set"));
     }
     check_items(request.sets.len())?;
-    let mut pending = Pending::new(view);
+    let mut pending = Draft::new(view);
     let term = view.state().term;
     let mut planned = Vec::with_capacity(request.sets.len());
     for (place, item) in request.sets.iter().enumerate() {
@@ -207,7 +210,7 @@ const fn is_unreadable(error: &ErrorReply) -> bool {
 
 fn plan_item<V: SubjectView>(
     item: &SetItem,
-    pending: &Pending<'_, V>,
+    pending: &Draft<'_, V>,
     context: Context,
 ) -> Result<SetOperation, ErrorReply> {
     check_item(item, context)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use dormouse_protocol::{Headers, Term};
+use dormouse_protocol::{Headers, RequestId, Term};
 
 use super::*;
 
@@ -28,6 +28,15 @@ impl SubjectView for Memory {
     }
     fn newest_beyond(&self, keep: u64) -> Result<Option<Seq>, ErrorReply> {
         Ok(self.messages.keys().rev().nth(usize::try_from(keep).unwrap()).copied())
+    }
+    fn counts_are_exact(&self) -> bool {
+        true
+    }
+    fn remembered(&self, _: RequestId) -> Result<Memory, ErrorReply> {
+        Ok(Memory::New)
+    }
+    fn by_msg_id(&self, _: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply> {
+        Ok(None)
     }
 }
 

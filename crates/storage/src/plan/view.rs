@@ -1,9 +1,10 @@
 //! What planning needs to know of a subject.
 
-use std::collections::HashMap;
-
+use dormouse_protocol::data::SetResult;
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{ErrorReply, MessageId, Position, Rev, Seq, Term, Timestamp};
+use dormouse_protocol::{ErrorReply, MessageId, Position, RequestId, Rev, Seq, Term, Timestamp};
+
+use crate::entry::Outcome;
 
 /// The figures of a subject that every request needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -45,6 +46,19 @@ pub struct Held {
     pub key: Option<String>,
 }
 
+/// What a subject knows of a request by its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Memory {
+    /// It was never carried out.
+    New,
+    /// It is decided and waits to be applied. Only an overlay of pending entries says so.
+    Pending(Outcome),
+    /// It was carried out, and was answered so.
+    Done(Outcome),
+    /// It is older than what is remembered of its session: it may have been carried out, and nobody knows.
+    Forgotten,
+}
+
 /// A subject as planning sees it.
 ///
 /// # Errors
@@ -60,63 +74,12 @@ pub trait SubjectView {
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply>;
     /// The highest seq that does not belong to the newest `keep` messages.
     fn newest_beyond(&self, keep: u64) -> Result<Option<Seq>, ErrorReply>;
-}
-
-/// A view with the sets of one request on top that are planned but not yet applied.
-pub(super) struct Pending<'a, V> {
-    base: &'a V,
-    pub(super) rev: Rev,
-    pub(super) next_seq: Seq,
-    pub(super) last: Option<MessageId>,
-    by_seq: HashMap<Seq, Option<Held>>,
-    by_key: HashMap<String, MessageId>,
-}
-
-impl<'a, V: SubjectView> Pending<'a, V> {
-    pub(super) fn new(base: &'a V) -> Self {
-        let state = base.state();
-        Self {
-            base,
-            rev: state.rev,
-            next_seq: state.next_seq,
-            last: state.last,
-            by_seq: HashMap::new(),
-            by_key: HashMap::new(),
-        }
-    }
-
-    pub(super) fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
-        match self.by_seq.get(&seq) {
-            Some(pending) => Ok(pending.clone()),
-            None => self.base.at(seq),
-        }
-    }
-
-    pub(super) fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
-        // A set never takes a key away without giving it to another message, so a pending key is always held.
-        match self.by_key.get(key) {
-            Some(&id) => Ok(Some(id)),
-            None => self.base.under(key),
-        }
-    }
-
-    /// Counts a set.
-    pub(super) fn advance(&mut self, id: MessageId) {
-        self.rev = self.rev.next();
-        if self.last.is_none_or(|last| id.seq >= last.seq) {
-            self.last = Some(id);
-        }
-        self.next_seq = self.next_seq.max(id.seq.next());
-    }
-
-    /// Takes note of a set for those that follow in the same request.
-    pub(super) fn remember(&mut self, id: MessageId, key: Option<&str>, replaces: Option<Seq>) {
-        if let Some(gone) = replaces {
-            self.by_seq.insert(gone, None);
-        }
-        self.by_seq.insert(id.seq, Some(Held { id, key: key.map(str::to_owned) }));
-        if let Some(key) = key {
-            self.by_key.insert(key.to_owned(), id);
-        }
-    }
+    /// Whether [`SubjectView::count_up_to`] and [`SubjectView::newest_beyond`] can be asked: they speak of what is
+    /// applied, and changes that are pending would make them wrong.
+    fn counts_are_exact(&self) -> bool;
+    /// What is known of a request.
+    fn remembered(&self, id: RequestId) -> Result<Memory, ErrorReply>;
+    /// The result of the last set that carried this message id, and its accept time. What is older than
+    /// [`MSG_ID_WINDOW_MS`](dormouse_protocol::limits::MSG_ID_WINDOW_MS) may be forgotten or not: the caller checks.
+    fn by_msg_id(&self, msg_id: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply>;
 }
