@@ -8,12 +8,12 @@ use dormouse_protocol::{Headers, RequestId, Term};
 use super::*;
 
 #[derive(Default)]
-struct Memory {
+struct InMemory {
     state: SubjectState,
     messages: BTreeMap<Seq, Held>,
 }
 
-impl SubjectView for Memory {
+impl SubjectView for InMemory {
     fn state(&self) -> &SubjectState {
         &self.state
     }
@@ -41,8 +41,8 @@ impl SubjectView for Memory {
 }
 
 /// Term 4, rev 10, messages `a` at 3, one without key at 5, `b` at 7; the next seq is 9.
-fn memory() -> Memory {
-    let mut memory = Memory::default();
+fn memory() -> InMemory {
+    let mut memory = InMemory::default();
     let term = Term::new(4);
     for (seq, key) in [(3, Some("a")), (5, None), (7, Some("b"))] {
         let id = MessageId { term, seq: Seq::new(seq) };
