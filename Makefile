@@ -25,8 +25,8 @@ PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
 help: ## Show what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-tools: ## Install what is missing (nats-server, cargo-nextest) into .tools
-	@scripts/tools nats-server cargo-nextest
+tools: ## Install what is missing (nats-server, an S3 server, cargo-nextest) into .tools
+	@scripts/tools nats-server s3-server cargo-nextest
 
 check: ## Format, lints, documentation, import rules, words; warnings are errors
 	@scripts/tools lints

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_harness::S3Server;
 use dormouse_runtime::Env;
 use dormouse_storage::bucket::{
     Bucket, BucketError, BucketKey, BucketPrefix, CreateOutcome, Created, HeaderPatch, ObjectStoreBucket,
@@ -46,6 +47,21 @@ macro_rules! contract {
                 let bucket = open_local(directory.path()).await.unwrap();
                 super::$case(&bucket, TempDir::new().unwrap().path()).await;
             })*
+        }
+        mod s3_server {
+            use super::*;
+            // One server for all cases, each in a folder of its own: it takes a second to start.
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn keeps_the_contract() {
+                let server = S3Server::start().await.unwrap();
+                server.create_bucket("contract").await.unwrap();
+                $({
+                    eprintln!("{}", stringify!($case));
+                    let url = concat!("s3://contract/", stringify!($case));
+                    let bucket = open_bucket(url, server.variables(), Env::system()).await.unwrap();
+                    super::$case(&bucket, TempDir::new().unwrap().path()).await;
+                })*
+            }
         }
     };
 }

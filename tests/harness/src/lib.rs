@@ -6,12 +6,14 @@
 mod logs;
 mod nats;
 mod process;
+mod s3;
 
 use std::path::{Path, PathBuf};
 
 pub use logs::{complaints, tail};
 pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};
+pub use s3::S3Server;
 
 /// The nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one `make tools` installed.
 ///
@@ -25,14 +27,31 @@ pub fn nats_server_program() -> anyhow::Result<PathBuf> {
         .into_iter()
         .flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>())
         .map(|folder| folder.join("nats-server"));
+    on_path
+        .chain(installed("bin/nats-server"))
+        .find(|program| program.is_file())
+        .ok_or_else(|| anyhow::anyhow!("no nats-server found: run `make tools`"))
+}
+
+/// The Python that can run the S3 server: `DORMOUSE_S3_PYTHON`, else the one that `make tools` installed it for.
+///
+/// # Errors
+/// Says what to do when there is none.
+pub fn s3_server_python() -> anyhow::Result<PathBuf> {
+    if let Some(program) = std::env::var_os("DORMOUSE_S3_PYTHON") {
+        return Ok(program.into());
+    }
+    installed("moto/bin/python")
+        .find(|program| program.is_file())
+        .ok_or_else(|| anyhow::anyhow!("no S3 server for tests found: run `make tools`"))
+}
+
+/// Where `make tools` may have put something.
+fn installed(path: &'static str) -> impl Iterator<Item = PathBuf> {
     // Programs and tests are built below the workspace, or in a folder of their own choosing.
     let running = std::env::current_exe().unwrap_or_default();
     let above = running.ancestors().map(Path::to_path_buf).chain([workspace_root()]).collect::<Vec<_>>();
-    let installed = above.iter().map(|folder| folder.join(".tools/bin/nats-server"));
-    on_path
-        .chain(installed)
-        .find(|program| program.is_file())
-        .ok_or_else(|| anyhow::anyhow!("no nats-server found: run `make tools`"))
+    above.into_iter().map(move |folder| folder.join(".tools").join(path))
 }
 
 /// The top folder of the workspace this was built from.

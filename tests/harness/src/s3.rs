@@ -1,0 +1,137 @@
+//! A real S3 server on a port of its own choosing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::{Process, ProcessSpec, s3_server_python, tail};
+
+/// How long it may take to listen, to create a bucket, or to end.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// moto, told to serve one request at a time.
+const PROGRAM: &str = include_str!("s3_server.py");
+
+/// The region everything is in. Clients must name one; this is where a bucket lands that names none.
+const REGION: &str = "us-east-1";
+
+/// A running S3 server that keeps the contract of a bucket, conditional creates included. Killed when dropped; what it
+/// holds is in its memory and is gone with it.
+///
+/// It chooses its own free port and tells it in a file, so that no two tests can want the same one.
+#[derive(Debug)]
+pub struct S3Server {
+    folder: TempDir,
+    process: Process,
+    port: u16,
+}
+
+impl S3Server {
+    /// Starts a server and waits until it listens. Needs a tokio runtime.
+    ///
+    /// Cancelling the call leaves no server.
+    ///
+    /// # Errors
+    /// When the server is not installed or does not start; with what it logged.
+    pub async fn start() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("cannot create a folder for the S3 server")?;
+        let told = folder.path().join("port");
+        let spec = ProcessSpec::new("s3-server", s3_server_python()?, folder.path())
+            .args(["-c", PROGRAM, "0"])
+            .args([told.as_os_str()]);
+        let mut process = spec.start()?;
+        match tokio::time::timeout(DEADLINE, listening(&mut process, &told)).await {
+            Ok(Ok(port)) => Ok(Self { folder, process, port }),
+            Ok(Err(error)) => Err(error.context(logged(&spec.log))),
+            Err(_) => {
+                bail!("the S3 server does not listen after {} s: {}", DEADLINE.as_secs(), logged(&spec.log))
+            }
+        }
+    }
+
+    /// Creates a bucket (3 to 63 of `a-z 0-9 -`).
+    ///
+    /// Cancelling the call leaves it there or not.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn create_bucket(&self, name: &str) -> anyhow::Result<()> {
+        // It checks no signature, but wants to see one.
+        let request = format!(
+            "PUT /{name} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: 0\r\nConnection: close\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=test/20200101/{REGION}/s3/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n",
+            self.port
+        );
+        let answer = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let answer = tokio::time::timeout(DEADLINE, answer)
+            .await
+            .with_context(|| format!("the S3 server does not answer: {}", logged(&self.process.spec().log)))?
+            .with_context(|| format!("cannot reach the S3 server: {}", logged(&self.process.spec().log)))?;
+        let status = answer.split_whitespace().nth(1);
+        if status != Some("200") {
+            bail!("the S3 server does not create the bucket {name}: {answer}");
+        }
+        Ok(())
+    }
+
+    /// The environment variables with which a client reaches it.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(String, String)> {
+        let endpoint = format!("http://127.0.0.1:{}", self.port);
+        [
+            ("AWS_ENDPOINT_URL", endpoint.as_str()),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", REGION),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The folder of its log, gone with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Waits until the server has told its port. It tells in no other way, so the file is looked for again and again.
+async fn listening(process: &mut Process, told: &Path) -> anyhow::Result<u16> {
+    loop {
+        // It appears with its content.
+        if let Ok(port) = std::fs::read_to_string(told) {
+            return port.parse().with_context(|| format!("no port: {port:?}"));
+        }
+        if let Some(status) = process.ended()? {
+            bail!("the S3 server ended at once: {status}");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn logged(log: &Path) -> String {
+    format!("the S3 server logged:\n{}", tail(log, 30))
+}
