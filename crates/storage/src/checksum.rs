@@ -18,6 +18,12 @@ impl Crc64 {
         Self(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes))
     }
 
+    /// Takes a number that was read where a checksum stands.
+    #[must_use]
+    pub const fn from_u64(checksum: u64) -> Self {
+        Self(checksum)
+    }
+
     /// The bare number.
     #[must_use]
     pub const fn to_u64(self) -> u64 {

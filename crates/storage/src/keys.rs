@@ -70,6 +70,18 @@ impl Nonce {
     pub const fn new(ulid: Ulid) -> Self {
         Self(ulid)
     }
+
+    /// Takes the 16 bytes that [`Nonce::to_bytes`] gave.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Ulid::from_bytes(bytes))
+    }
+
+    /// Its 16 bytes, as binary formats hold it.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0.to_bytes()
+    }
 }
 
 impl fmt::Display for Nonce {

@@ -6,6 +6,7 @@
 //! | [`bucket`] | the store of objects, behind one port |
 //! | [`keys`], [`manifest`], [`checksum`] | what objects are called and what they say |
 //! | [`claim`] | who owns what: the machines that claim, publish and release |
+//! | [`format`] | what the log's objects look like, byte for byte |
 //! | [`plan`] | from a request to records: every decision about a write |
 //! | `database` | from records to rows: one SQLite file per subject |
 //! | `subject` | the task of one open subject: opens, serves, publishes, closes |
@@ -24,6 +25,7 @@ pub mod engine;
 pub mod entry;
 mod export;
 mod figures;
+pub mod format;
 pub mod keys;
 pub mod manifest;
 pub mod plan;

@@ -1,0 +1,37 @@
+//! Where a block is and what it holds, as segments and indexes write it: everything but the subject's name.
+
+use dormouse_protocol::Subject;
+
+use super::Fault;
+use super::read::{Reader, Write};
+use super::segment::IndexLine;
+
+/// Bytes of a line without the subject.
+pub(super) const LINE_BYTES: usize = 8 + 8 + 4 + 8 + 8 + 4;
+
+pub(super) fn put(bytes: &mut Vec<u8>, line: &IndexLine) {
+    bytes.put(&line.offset.to_le_bytes());
+    bytes.put(&line.length.to_le_bytes());
+    bytes.put(&line.entries.to_le_bytes());
+    bytes.put(&line.first_after.get().to_le_bytes());
+    bytes.put(&line.last_rev.get().to_le_bytes());
+    bytes.put(&line.crc32c.to_le_bytes());
+}
+
+pub(super) fn read(reader: &mut Reader<'_>, subject: Subject) -> Result<IndexLine, Fault> {
+    let line = IndexLine {
+        subject,
+        offset: reader.u64()?,
+        length: reader.u64()?,
+        entries: reader.u32()?,
+        first_after: reader.rev()?,
+        last_rev: reader.rev()?,
+        crc32c: reader.u32()?,
+    };
+    let ends = line.offset.checked_add(line.length).is_some();
+    if ends && line.length > 0 && line.entries > 0 && line.first_after <= line.last_rev {
+        Ok(line)
+    } else {
+        Err(Fault::damaged("has an index line that contradicts itself"))
+    }
+}

@@ -1,0 +1,218 @@
+//! The segment: one slot of a log.
+//!
+//! A header says whose it is; one block per subject holds that subject's frames; an index sorted by subject says where
+//! each block is; a footer of fixed size says where the index is. So one subject's entries are read with two or three
+//! range requests: the end of the object, the index if it was not in that already, the block.
+
+mod decode;
+
+use bytes::Bytes;
+use dormouse_protocol::{LogId, Rev, Slot, Subject};
+
+use super::line::{self, LINE_BYTES};
+use super::read::Write;
+use super::{crc32c, read};
+use crate::checksum::{Crc64, Crc64Digest};
+use crate::keys::Nonce;
+
+pub use decode::{Footer, SlotObject, decode, decode_block, decode_header};
+
+/// What every slot object begins with.
+pub const MAGIC: &[u8; 8] = b"DORMSEGM";
+
+/// What every slot object ends with.
+pub const END_MAGIC: &[u8; 8] = b"DORMSEGE";
+
+/// The format that this version writes, and the newest that it reads. It stands behind the first magic and before
+/// the last one in every format to come.
+pub const FORMAT: u32 = 1;
+
+/// Bytes of the footer.
+pub const FOOTER_BYTES: usize = 8 + 8 + 4 + 4 + 8 + 4 + 4 + 8;
+
+/// Most bytes of a header: so many from the front of an object hold it whole.
+pub const MAX_HEADER_BYTES: usize = 8 + 4 + 1 + 8 + 16 + 8 + (1 + 255) + 4;
+
+/// What stands where a header has no object before it to name.
+pub const NO_PREVIOUS: Crc64 = Crc64::from_u64(0);
+
+/// What a slot of a log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SlotKind {
+    /// The log's first object, in slot 0. Holds nothing.
+    Birth,
+    /// The entries of one flush.
+    Data,
+    /// The end of the log, if no slot above it exists. Holds nothing.
+    Seal,
+}
+
+impl SlotKind {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Birth => 0,
+            Self::Data => 1,
+            Self::Seal => 2,
+        }
+    }
+
+    const fn of_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Birth),
+            1 => Some(Self::Data),
+            2 => Some(Self::Seal),
+            _ => None,
+        }
+    }
+}
+
+/// Whose an object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotHeader {
+    /// What it is.
+    pub kind: SlotKind,
+    /// The log.
+    pub log: LogId,
+    /// The slot.
+    pub slot: Slot,
+    /// Tells it from any other object that was meant for this slot.
+    pub nonce: Nonce,
+    /// The checksum of the object in the slot before; [`NO_PREVIOUS`] in a birth, and in a seal whose writer has not
+    /// read that object.
+    pub previous: Crc64,
+}
+
+/// Frames of one subject, following each other without a hole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// The subject.
+    pub subject: Subject,
+    /// The rev before the first entry.
+    pub first_after: Rev,
+    /// The rev after the last.
+    pub last_rev: Rev,
+    /// How many entries there are.
+    pub entries: u32,
+    /// Their frames, one behind the other.
+    pub frames: Bytes,
+}
+
+/// Where a subject's block is in an object, and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexLine {
+    /// The subject.
+    pub subject: Subject,
+    /// Where the block begins, in bytes from the front of the object.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// How many entries it holds.
+    pub entries: u32,
+    /// The rev before the first of them.
+    pub first_after: Rev,
+    /// The rev after the last.
+    pub last_rev: Rev,
+    /// The checksum of the block.
+    pub crc32c: u32,
+}
+
+impl IndexLine {
+    /// The bytes of the object that hold the block.
+    #[must_use]
+    pub const fn range(&self) -> std::ops::Range<u64> {
+        // Whoever makes or reads a line sees to it that this is in range.
+        self.offset..self.offset + self.length
+    }
+}
+
+/// A slot object about to be created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedSlot {
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// Its checksum, as the next slot's header names it: that of everything before the footer's own checksums.
+    pub checksum: Crc64,
+    /// Where each subject's block is, sorted by subject.
+    pub lines: Vec<IndexLine>,
+}
+
+/// Writes a slot object. Blocks may come in any order; those of one subject are joined in the order in which they
+/// come, and must follow each other. Only a data slot has blocks.
+#[must_use]
+pub fn encode(header: &SlotHeader, mut blocks: Vec<Block>) -> EncodedSlot {
+    debug_assert_eq!(header.kind == SlotKind::Data, !blocks.is_empty(), "only a data slot has blocks");
+    // Stable: what a subject appended first stays first.
+    blocks.sort_by(|one, next| one.subject.cmp(&next.subject));
+    let frames_bytes: usize = blocks.iter().map(|block| block.frames.len()).sum();
+    let index_bytes: usize = blocks.iter().map(|block| 2 + block.subject.as_str().len() + LINE_BYTES).sum();
+    let mut bytes = Vec::with_capacity(MAX_HEADER_BYTES + frames_bytes + index_bytes + FOOTER_BYTES);
+    put_header(&mut bytes, header);
+    let lines = put_blocks(&mut bytes, blocks);
+    let checksum = put_index_and_footer(&mut bytes, &lines);
+    EncodedSlot { bytes: bytes.into(), checksum, lines }
+}
+
+fn put_header(bytes: &mut Vec<u8>, header: &SlotHeader) {
+    bytes.put(MAGIC);
+    bytes.put(&FORMAT.to_le_bytes());
+    bytes.put(&[header.kind.code()]);
+    bytes.put(&header.slot.get().to_le_bytes());
+    bytes.put(&header.nonce.to_bytes());
+    bytes.put(&header.previous.to_u64().to_le_bytes());
+    bytes.put_log(&header.log);
+    let checksum = crc32c(bytes);
+    bytes.put(&checksum.to_le_bytes());
+}
+
+fn put_blocks(bytes: &mut Vec<u8>, blocks: Vec<Block>) -> Vec<IndexLine> {
+    let mut lines: Vec<IndexLine> = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        let offset = bytes.len() as u64;
+        bytes.put(&block.frames);
+        let length = block.frames.len() as u64;
+        match lines.last_mut() {
+            Some(line) if line.subject == block.subject => {
+                debug_assert_eq!(line.last_rev, block.first_after, "{} has a hole", block.subject);
+                line.length += length;
+                line.entries += block.entries;
+                line.last_rev = block.last_rev;
+            }
+            _ => lines.push(IndexLine {
+                subject: block.subject,
+                offset,
+                length,
+                entries: block.entries,
+                first_after: block.first_after,
+                last_rev: block.last_rev,
+                crc32c: 0,
+            }),
+        }
+    }
+    for line in &mut lines {
+        line.crc32c = read::slice(bytes, line.range()).map(crc32c).unwrap_or_default();
+    }
+    lines
+}
+
+fn put_index_and_footer(bytes: &mut Vec<u8>, lines: &[IndexLine]) -> Crc64 {
+    let index = bytes.len();
+    for each in lines {
+        bytes.put_subject(&each.subject);
+        line::put(bytes, each);
+    }
+    let index_checksum = crc32c(&bytes[index..]);
+    let footer = bytes.len();
+    bytes.put(&(index as u64).to_le_bytes());
+    bytes.put(&((footer - index) as u64).to_le_bytes());
+    bytes.put(&(lines.len() as u32).to_le_bytes());
+    bytes.put(&index_checksum.to_le_bytes());
+    let mut digest = Crc64Digest::new();
+    digest.update(bytes);
+    let checksum = digest.finish();
+    bytes.put(&checksum.to_u64().to_le_bytes());
+    let footer_checksum = crc32c(&bytes[footer..]);
+    bytes.put(&footer_checksum.to_le_bytes());
+    bytes.put(&FORMAT.to_le_bytes());
+    bytes.put(END_MAGIC);
+    checksum
+}
