@@ -12,6 +12,7 @@
 //! | `subject` | the task of one open subject: opens, serves, publishes, closes |
 //! | `directory` | which subjects have a task |
 //! | [`engine`] | all of it together |
+//! | [`wal`] | what was accepted and not yet shipped, on the local disk |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
 pub mod api;
@@ -31,6 +32,7 @@ pub mod manifest;
 pub mod plan;
 mod settings;
 mod subject;
+pub mod wal;
 
 pub use database::sqlite_is_safe;
 pub use engine::{Engine, OpenError, Prepared, ShutdownReport};

@@ -1,0 +1,92 @@
+//! The write-ahead log: what a process accepted and has not yet shipped, on its own disk.
+//!
+//! ```text
+//! <data-dir>/wal/<log id>/00000001.wal   a part: a header, then records; the next part begins at 64 MiB
+//! <data-dir>/wal/<log id>/settled.wal    subjects of a dead log that need nothing from it any more
+//! ```
+//!
+//! One log of the bucket has one folder here. A group of appends is one write; one sync covers every group before it.
+//! Parts go, oldest first, once everything in them is shipped. What stands behind the last whole record was never
+//! synced and is ignored; a bad record *within* what had been synced is damage, and nothing behind it is believed.
+
+mod error;
+#[cfg(any(test, feature = "faults"))]
+pub mod faults;
+mod read;
+mod record;
+mod settled;
+mod storage;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::fmt;
+
+use bytes::Bytes;
+use dormouse_protocol::{Rev, Slot, Subject};
+
+pub use error::WalError;
+pub use read::{WalContents, WalDamage, keep_damaged, list_logs, read_wal, remove_wal};
+pub use record::{Part, PartEnd, PartRecord, decode_part};
+pub use settled::SettledSubjects;
+pub use storage::{FileSystem, WalFile, WalStorage};
+pub use write::Wal;
+
+/// Log sequence number: counts the appends of one log, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(u64);
+
+impl Lsn {
+    /// Before the first append.
+    pub const ZERO: Self = Self(0);
+
+    /// Wraps the number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The bare number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The number after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lsn {}", self.0)
+    }
+}
+
+/// Some entries of one subject, accepted together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalAppend {
+    /// Its place among all appends of the log. Numbers may be skipped, never repeated.
+    pub lsn: Lsn,
+    /// Whose entries they are.
+    pub subject: Subject,
+    /// The rev before the first of them.
+    pub first_after: Rev,
+    /// The rev after the last of them.
+    pub last_rev: Rev,
+    /// How many there are.
+    pub entries: u32,
+    /// The entries, each as a frame, one after the other.
+    pub frames: Bytes,
+}
+
+/// How far a log has come in the bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shipped {
+    /// Every append up to this one is in a slot, or was answered as failed.
+    pub through: Lsn,
+    /// The last slot known to be in the bucket.
+    pub slot: Slot,
+}

@@ -1,0 +1,151 @@
+//! The disk under the write-ahead log, as a port: the file system, or one that lies.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+
+use crate::database::sync_folder;
+
+/// Where the files of write-ahead logs lie. All methods block.
+pub trait WalStorage: fmt::Debug + Send + Sync {
+    /// Creates a folder and those above it; that it exists is fine. Its name survives a loss of power.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn create_folder(&self, folder: &Path) -> io::Result<()>;
+
+    /// Creates a file that must not exist. Its name survives a loss of power.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WalFile>>;
+
+    /// The names of the files and folders in `folder`, in no order; none if there is no such folder. Names that are
+    /// not Unicode are left out.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
+
+    /// A whole file.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn read(&self, path: &Path) -> io::Result<Bytes>;
+
+    /// Removes a file; that there is none is fine.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a folder another name, which survives a loss of power.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn rename_folder(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes an empty folder; that there is none is fine.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn remove_folder(&self, folder: &Path) -> io::Result<()>;
+}
+
+/// A file of a write-ahead log, open for appending. All methods block.
+pub trait WalFile: fmt::Debug + Send {
+    /// Appends some of `bytes`, at least one, and says how many.
+    ///
+    /// # Errors
+    /// What the operating system says; nothing was written.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Everything written so far survives a loss of power.
+    ///
+    /// # Errors
+    /// What the operating system says. What is on the disk is unknown from then on.
+    fn sync_data(&mut self) -> io::Result<()>;
+
+    /// Cuts the file.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn set_len(&mut self, bytes: u64) -> io::Result<()>;
+}
+
+/// The operating system's files.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileSystem;
+
+impl WalStorage for FileSystem {
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        if folder.is_dir() {
+            return Ok(());
+        }
+        if let Some(above) = folder.parent() {
+            self.create_folder(above)?;
+        }
+        match fs::create_dir(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        folder.parent().map_or(Ok(()), sync_folder)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WalFile>> {
+        let file = OpenOptions::new().append(true).create_new(true).open(path)?;
+        path.parent().map_or(Ok(()), sync_folder)?;
+        Ok(Box::new(file))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        entries
+            .filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose())
+            .collect()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Bytes> {
+        fs::read(path).map(Bytes::from)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        none_is_fine(fs::remove_file(path))
+    }
+
+    fn rename_folder(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)?;
+        to.parent().map_or(Ok(()), sync_folder)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        none_is_fine(fs::remove_dir(folder))
+    }
+}
+
+fn none_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+impl WalFile for File {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(self, bytes)
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        Self::sync_data(self)
+    }
+
+    fn set_len(&mut self, bytes: u64) -> io::Result<()> {
+        Self::set_len(self, bytes)
+    }
+}
