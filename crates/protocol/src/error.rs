@@ -143,7 +143,7 @@ pub enum Happened {
 }
 
 /// An error as it travels: the body of a reply whose header `Nats-Service-Error-Code` is set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ErrorReply {
     /// What went wrong.

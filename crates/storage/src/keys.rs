@@ -381,7 +381,7 @@ impl SubjectKeys {
 }
 
 /// What a listing of a subject's folder showed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Folder {
     /// The manifests, lowest first.
     pub manifests: Vec<ManifestNumber>,

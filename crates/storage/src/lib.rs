@@ -5,6 +5,7 @@
 //! | [`api`] | what the engine is asked, and what it asks of its surroundings |
 //! | [`bucket`] | the store of objects, behind one port |
 //! | [`keys`], [`manifest`], [`checksum`] | what objects are called and what they say |
+//! | [`ownership`] | who owns what: the machines that claim, publish, drain and collect |
 //! | [`claim`] | who owns what: the machines that claim, publish and release |
 //! | [`format`] | what the log's objects look like, byte for byte |
 //! | [`plan`] | from a request to records: every decision about a write |
@@ -29,6 +30,7 @@ mod figures;
 pub mod format;
 pub mod keys;
 pub mod manifest;
+pub mod ownership;
 pub mod plan;
 mod settings;
 mod subject;

@@ -9,6 +9,7 @@
 mod tests;
 
 use bytes::Bytes;
+use dormouse_protocol::limits::REMEMBERED_TERMS;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ pub use crate::keys::{DeltaName, ManifestNumber, Nonce, SnapshotName};
 pub const MANIFEST_FORMAT: u32 = 1;
 
 /// Says who owns a subject, under which term, and from which objects its state is rebuilt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Manifest {
     /// The subject, by its full name: folder names of long subjects are hashes.
     pub subject: Subject,
@@ -54,7 +55,7 @@ pub struct Manifest {
 }
 
 /// A manifest's reference to a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotRef {
     /// The object's name in the subject's folder; tells its rev.
@@ -74,7 +75,7 @@ impl SnapshotRef {
 }
 
 /// A manifest's reference to a delta.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeltaRef {
     /// The object's name in the subject's folder; tells the rev of its last entry.
@@ -94,7 +95,7 @@ impl DeltaRef {
 }
 
 /// A term and where it began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TermBase {
     /// The term.
@@ -270,16 +271,7 @@ impl Wire {
         if self.n != number {
             return Err(format!("says that it is {}", self.n));
         }
-        if self.term == Term::default() || self.term_base > self.base_rev || self.next_seq == Seq::default() {
-            return Err("term, term_base, base_rev and next_seq contradict each other".to_owned());
-        }
-        if let Some(what) = self.contradiction_of_base(number) {
-            return Err(what.to_owned());
-        }
-        if self.tombstone && (!self.released || self.snapshot.is_some() || !self.deltas.is_empty()) {
-            return Err("a tombstone that is not released, or that has data".to_owned());
-        }
-        Ok(Manifest {
+        let manifest = Manifest {
             subject: self.subject,
             number: self.n,
             term: self.term,
@@ -294,30 +286,65 @@ impl Wire {
             released: self.released,
             tombstone: self.tombstone,
             nonce: self.nonce,
-        })
+        };
+        match manifest.contradiction() {
+            Some(what) => Err(format!("{what}: its fields contradict each other")),
+            None => Ok(manifest),
+        }
+    }
+}
+
+impl Manifest {
+    /// What no manifest of this format says, if this one says it: it is refused when it is read, so it must never be
+    /// written.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        let zero = self.term == Term::default() || self.next_seq == Seq::default();
+        if zero || self.number < ManifestNumber::FIRST {
+            return Some("counts from zero");
+        }
+        if self.term_base > self.base_rev {
+            return Some("inherits more than it has");
+        }
+        if self.tombstone && (!self.released || !self.terms.is_empty()) {
+            return Some("is a tombstone that goes on");
+        }
+        self.contradiction_of_base().or_else(|| self.contradiction_of_terms())
     }
 
-    /// What the base refers to must have been made for it, and lead up to it.
-    fn contradiction_of_base(&self, number: ManifestNumber) -> Option<&'static str> {
+    /// What the base refers to must have been made for it, one object for each manifest, and lead up to it.
+    fn contradiction_of_base(&self) -> Option<&'static str> {
         let snapshot = self.snapshot.iter().map(|snapshot| (snapshot.name.made_for, snapshot.rev()));
         let deltas = self.deltas.iter().map(|delta| (delta.name.made_for, delta.rev()));
         let objects: Vec<_> = snapshot.chain(deltas).collect();
-        if objects.iter().any(|(made_for, _)| *made_for > number) {
-            return Some("refers to an object that was not made for it");
-        }
-        if !objects.is_sorted_by_key(|(made_for, rev)| (*rev, *made_for)) {
-            return Some("refers to a snapshot and deltas that do not follow each other");
-        }
-        if objects.last().is_some_and(|(_, rev)| *rev != self.base_rev) {
-            return Some("refers to objects that do not lead up to its base");
+        let Some((made_for, rev)) = objects.last() else {
+            // An empty state: that of a new subject, or of one that was destroyed at the rev it inherited.
+            let empty = self.tombstone || self.base_rev == self.term_base;
+            return (!empty).then_some("has a base without an object");
+        };
+        if self.tombstone {
+            return Some("is a tombstone with data");
         }
         if self.deltas.len() > MAX_DELTAS {
             return Some("refers to more deltas than there may be");
+        }
+        if !objects.is_sorted_by(|one, next| one.0 < next.0 && one.1 <= next.1) {
+            return Some("refers to a snapshot and deltas that do not follow each other");
+        }
+        if *made_for > self.number {
+            return Some("refers to an object that was not made for it");
+        }
+        (*rev != self.base_rev).then_some("refers to objects that do not lead up to its base")
+    }
+
+    fn contradiction_of_terms(&self) -> Option<&'static str> {
+        if self.terms.len() > REMEMBERED_TERMS {
+            return Some("names more terms than are remembered");
         }
         let ascending =
             self.terms.is_sorted_by(|one, next| one.term < next.term && one.term_base <= next.term_base);
         let earlier =
             self.terms.last().is_none_or(|last| last.term < self.term && last.term_base <= self.term_base);
-        (!ascending || !earlier).then_some("names terms that do not precede its own")
+        let counted = self.terms.iter().all(|term| term.term != Term::default());
+        (!ascending || !earlier || !counted).then_some("names terms that do not precede its own")
     }
 }
