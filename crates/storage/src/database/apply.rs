@@ -1,4 +1,4 @@
-//! Records to rows. No decision is taken here: a record says everything, and what it says is checked against the state.
+//! Entries to rows. No decision is taken here: an entry says everything, and what it says is checked against the state.
 
 use dormouse_protocol::limits::MAX_SEQ;
 use dormouse_protocol::message::Removed;
@@ -7,49 +7,91 @@ use rusqlite::{OptionalExtension, params};
 
 use super::schema::{MAX_TOMBSTONES, TOMBSTONE_SLACK};
 use super::{Database, DatabaseError, encode_config, from_sql, to_sql};
-use crate::plan::{Operation, Record, SetOperation};
+use crate::entry::Entry;
+use crate::plan::{Operation, SetOperation};
 
 impl Database {
-    /// Applies a record, which must be the one after the last. Within a transaction.
+    /// Applies an entry, which must be the one after the last. Within a transaction. Of an entry without operations
+    /// nothing more happens when it has been applied before.
     ///
     /// # Errors
-    /// [`DatabaseError::Diverged`] when the record does not follow from the state, otherwise what SQLite says. The
+    /// [`DatabaseError::Diverged`] when the entry does not follow from the state, otherwise what SQLite says. The
     /// transaction is then to be rolled back.
-    pub fn apply(&mut self, record: &Record) -> Result<(), DatabaseError> {
-        if record.term != self.state.term || record.rev != self.state.rev.next() {
+    pub fn apply(&mut self, entry: &Entry) -> Result<(), DatabaseError> {
+        let only_remembers = entry.operations.is_empty();
+        let earlier_term = entry.term < self.state.term;
+        if entry.after != self.state.rev || (earlier_term && !only_remembers) {
             return Err(DatabaseError::Diverged(format!(
-                "{} of {} after {}",
-                record.rev,
-                record.term,
+                "an entry of {} that comes after {} where the state is {}",
+                entry.term,
+                entry.after,
                 self.state.position()
             )));
         }
+        if only_remembers && self.is_remembered(entry)? {
+            return Ok(());
+        }
         self.changed = true;
-        match &record.operation {
-            Operation::Set(set) => self.apply_set(record, set)?,
+        if entry.term > self.state.term {
+            self.enter_term(entry.term)?;
+        }
+        let mut msg_ids = 0;
+        for operation in &entry.operations {
+            msg_ids += self.apply_operation(entry, operation)?;
+        }
+        self.state.accept_time = self.state.accept_time.max(entry.accept_time);
+        if let Some(request) = &entry.request {
+            self.remember(entry, request)?;
+        }
+        self.forget_what_is_due(msg_ids)
+    }
+
+    /// Applies an entry unless the state holds it already; returns whether it did not. Within a transaction.
+    ///
+    /// # Errors
+    /// As [`Database::apply`]; [`DatabaseError::Diverged`] also when an entry before it is missing, and when the state
+    /// holds a part of it only.
+    pub fn apply_if_new(&mut self, entry: &Entry) -> Result<bool, DatabaseError> {
+        let rev = self.state.rev;
+        let applied = if entry.operations.is_empty() {
+            // One that came at this very rev may be missing, and is no different when it is applied again.
+            entry.after < rev || (entry.after == rev && self.is_remembered(entry)?)
+        } else {
+            entry.last_rev() <= rev
+        };
+        if applied {
+            return Ok(false);
+        }
+        self.apply(entry).map(|()| true)
+    }
+
+    /// Returns how many message ids it brought.
+    fn apply_operation(&mut self, entry: &Entry, operation: &Operation) -> Result<u64, DatabaseError> {
+        let rev = self.state.rev.next();
+        let mut msg_ids = 0;
+        match operation {
+            Operation::Set(set) => msg_ids += self.apply_set(entry, rev, set)?,
             Operation::Batch { sets } => {
                 for set in sets {
-                    self.apply_set(record, set)?;
+                    msg_ids += self.apply_set(entry, rev, set)?;
                 }
             }
-            Operation::Delete { removed, .. } => self.apply_delete(record.rev, removed)?,
-            Operation::DeleteAll { end_seq, count } => {
-                self.apply_delete_all(record.rev, *end_seq, *count)?;
-            }
+            Operation::Delete { removed, .. } => self.apply_delete(rev, removed)?,
+            Operation::DeleteAll { end_seq, count } => self.apply_delete_all(rev, *end_seq, *count)?,
             Operation::Configure { config } => {
                 let encoded = encode_config(config)?;
                 self.connection.prepare_cached("UPDATE meta SET config = ?1")?.execute([encoded])?;
                 self.state.config = config.clone();
+                self.config_rev = rev;
             }
         }
-        self.state.rev = record.rev;
-        self.state.accept_time = self.state.accept_time.max(record.accept_time);
-        Ok(())
+        self.state.rev = rev;
+        Ok(msg_ids)
     }
 
-    fn apply_set(&mut self, record: &Record, set: &SetOperation) -> Result<(), DatabaseError> {
+    fn apply_set(&mut self, entry: &Entry, rev: Rev, set: &SetOperation) -> Result<u64, DatabaseError> {
         if let Some(gone) = set.replaces {
-            self.remove_one(gone)?;
+            self.remove_one(gone, rev)?;
         }
         if set.seq.get() == 0 || set.seq.get() > MAX_SEQ {
             return Err(DatabaseError::Diverged(format!("a message at {}", set.seq)));
@@ -64,17 +106,19 @@ impl Database {
         let size = set.size_bytes();
         self.connection
             .prepare_cached(
-                "INSERT INTO messages(seq, key, term, rev, timestamp, headers, value, size, expires_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO messages(seq, key, term, rev, timestamp, headers, value, blob, blob_crc64, size, expires_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?
             .execute(params![
                 to_sql(set.seq.get()),
                 set.key,
-                to_sql(record.term.get()),
-                to_sql(record.rev.get()),
+                to_sql(entry.term.get()),
+                to_sql(rev.get()),
                 to_sql(set.timestamp.as_micros()),
                 headers.as_deref(),
                 set.value.as_deref(),
+                set.blob.map(|blob| blob.name.to_string()),
+                set.blob.map(|blob| blob.crc64.to_string()),
                 to_sql(size),
                 set.expires_at.map(|at| to_sql(at.as_micros())),
             ])?;
@@ -82,21 +126,24 @@ impl Database {
         self.state.bytes += size;
         self.state.next_seq = self.state.next_seq.max(set.seq.next());
         if self.state.last.is_none_or(|last| set.seq >= last.seq) {
-            self.state.last = Some(MessageId { term: record.term, seq: set.seq });
+            self.state.last = Some(MessageId { term: entry.term, seq: set.seq });
         }
-        Ok(())
+        self.remember_msg_id(entry, rev, set)?;
+        Ok(u64::from(set.msg_id.is_some()))
     }
 
     fn apply_delete(&mut self, rev: Rev, removed: &[Removed]) -> Result<(), DatabaseError> {
         for one in removed {
-            self.remove_one(one.seq)?;
-            self.bury(rev, one.seq, one.key.as_deref(), false)?;
+            self.remove_one(one.seq, rev)?;
+            self.bury(rev, one.seq, one.key.as_deref(), None)?;
         }
         self.prune_tombstones()
     }
 
     fn apply_delete_all(&mut self, rev: Rev, end_seq: Seq, count: u64) -> Result<(), DatabaseError> {
-        let end = to_sql(end_seq.get());
+        // Beyond the highest seq there is no message, and SQLite would take the number for a negative one.
+        let end = to_sql(end_seq.get().min(MAX_SEQ));
+        self.bury_blobs_up_to(end, rev)?;
         let bytes: i64 = self
             .connection
             .prepare_cached("SELECT coalesce(SUM(size), 0) FROM messages WHERE seq <= ?1")?
@@ -108,17 +155,20 @@ impl Database {
         }
         self.state.count -= removed;
         self.state.bytes = self.state.bytes.saturating_sub(from_sql(bytes));
-        self.bury(rev, end_seq, None, true)?;
+        self.bury(rev, end_seq, None, Some(count))?;
         self.prune_tombstones()
     }
 
-    fn remove_one(&mut self, seq: Seq) -> Result<(), DatabaseError> {
-        let size: Option<i64> = self
+    fn remove_one(&mut self, seq: Seq, rev: Rev) -> Result<(), DatabaseError> {
+        let gone: Option<(i64, Option<String>)> = self
             .connection
-            .prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING size")?
-            .query_row([to_sql(seq.get())], |row| row.get(0))
+            .prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING size, blob")?
+            .query_row([to_sql(seq.get())], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        let size = size.ok_or_else(|| DatabaseError::Diverged(format!("no message at {seq}")))?;
+        let (size, blob) = gone.ok_or_else(|| DatabaseError::Diverged(format!("no message at {seq}")))?;
+        if let Some(blob) = blob {
+            self.bury_blob(&blob, rev)?;
+        }
         self.state.count = self.state.count.saturating_sub(1);
         self.state.bytes = self.state.bytes.saturating_sub(from_sql(size));
         Ok(())
@@ -129,13 +179,13 @@ impl Database {
         rev: Rev,
         seq: Seq,
         key: Option<&str>,
-        everything_below: bool,
+        all_below: Option<u64>,
     ) -> Result<(), DatabaseError> {
         self.connection
             .prepare_cached(
-                "INSERT INTO tombstones(rev, seq, key, everything_below) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT INTO tombstones(rev, seq, key, count) VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute(params![to_sql(rev.get()), to_sql(seq.get()), key, everything_below])?;
+            .execute(params![to_sql(rev.get()), to_sql(seq.get()), key, all_below.map(to_sql)])?;
         self.tombstones += 1;
         Ok(())
     }

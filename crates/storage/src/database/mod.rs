@@ -1,29 +1,33 @@
-//! One subject in one SQLite file: the state that records build, and everything that is read from it.
+//! One subject in one SQLite file: the state that entries build, and everything that is read from it.
 //!
 //! A [`Database`] is the only connection to its file, in this process and on this machine (the data directory is
-//! locked). It knows no bucket, no clock and no other subject. Writes come as [`Record`]s inside a transaction;
+//! locked). It knows no bucket, no clock and no other subject. Writes come as [entries](crate::entry::Entry) inside a
+//! transaction;
 //! figures that every request needs are kept in memory and written back when the transaction commits.
 
 mod apply;
+mod blobs;
+mod changes;
 mod error;
 mod files;
 mod read;
+mod remember;
 mod schema;
 mod setup;
+mod tenure;
 
 pub use error::DatabaseError;
 pub use files::{companion, put_in_place, remove_files, sync_folder};
 pub use setup::sqlite_is_safe;
+pub use tenure::{Origin, Provenance, Tenure};
 
 use std::path::{Path, PathBuf};
 
-use dormouse_protocol::limits::REMEMBERED_TERMS;
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{LogId, MessageId, Rev, Seq, Subject, Term, Timestamp};
+use dormouse_protocol::{MessageId, Rev, Seq, Subject, Term, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use crate::api::LeaseGeneration;
 use crate::keys::ManifestNumber;
 use crate::plan::SubjectState;
 
@@ -37,52 +41,6 @@ const STATEMENTS: usize = 40;
 const FREE_PART: i64 = 4;
 const MAX_VACUUM_PAGES: u32 = 8_192;
 
-/// Where a subject without a snapshot begins: at zero, or where its destroyed predecessor ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
-    /// The rev it inherits.
-    pub rev: Rev,
-    /// The first seq it hands out.
-    pub next_seq: Seq,
-}
-
-impl Default for Origin {
-    fn default() -> Self {
-        Self { rev: Rev::new(0), next_seq: Seq::new(1) }
-    }
-}
-
-/// Under what claim a file is served, and how much of it is in the bucket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tenure {
-    /// The process that serves it.
-    pub log: LogId,
-    /// The lease under which it claimed the subject.
-    pub lease: LeaseGeneration,
-    /// The term.
-    pub term: Term,
-    /// The last rev that the term inherited.
-    pub term_base: Rev,
-    /// The newest manifest.
-    pub manifest: ManifestNumber,
-    /// The last rev in the bucket.
-    pub bucket_rev: Rev,
-}
-
-/// What a file says about itself beside the subject's state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Provenance {
-    /// The process that served the file's term; `None` in a file that has not been claimed.
-    pub log: Option<LogId>,
-    /// The lease under which that process claimed the subject; `None` in a file that came from the bucket and has not
-    /// been claimed since.
-    pub lease: Option<LeaseGeneration>,
-    /// The newest manifest that process knew to be its own; 0 in a file that has not been claimed.
-    pub manifest: ManifestNumber,
-    /// The last rev known to be in the bucket.
-    pub bucket_rev: Rev,
-}
-
 /// An open file. Dropping it closes the file and leaves everything committed in it or in its `-wal` companion.
 #[derive(Debug)]
 pub struct Database {
@@ -92,6 +50,9 @@ pub struct Database {
     provenance: Provenance,
     tombstones: u64,
     tombstone_floor: Rev,
+    config_rev: Rev,
+    /// Nothing that is remembered for repeats is due to be forgotten before.
+    forget_after: Timestamp,
     changed: bool,
 }
 
@@ -115,8 +76,8 @@ impl Database {
         connection.pragma_update(None, "user_version", schema::SCHEMA_VERSION)?;
         connection.execute(
             "INSERT INTO meta(id, subject, term, log, applied_rev, next_seq, accept_time, count, bytes,
-                              tombstone_floor, config, manifest, bucket_rev)
-             VALUES (1, ?1, 0, '', ?2, ?3, 0, 0, 0, ?2, ?4, 0, ?2)",
+                              tombstone_floor, config, config_rev, manifest, bucket_rev)
+             VALUES (1, ?1, 0, '', ?2, ?3, 0, 0, 0, ?2, ?4, ?2, 0, ?2)",
             params![
                 subject.as_str(),
                 to_sql(origin.rev.get()),
@@ -155,14 +116,11 @@ impl Database {
             connection,
             path: path.to_owned(),
             state: SubjectState::default(),
-            provenance: Provenance {
-                log: None,
-                lease: None,
-                manifest: ManifestNumber::new(0),
-                bucket_rev: Rev::new(0),
-            },
+            provenance: Provenance { log: None, manifest: ManifestNumber::new(0), bucket_rev: Rev::new(0) },
             tombstones: 0,
             tombstone_floor: Rev::new(0),
+            config_rev: Rev::new(0),
+            forget_after: Timestamp::default(),
             changed: false,
         };
         database.reload()?;
@@ -176,7 +134,7 @@ impl Database {
             connection.query_row("SELECT COUNT(*) FROM tombstones", [], |row| row.get(0))?;
         let mut statement = connection.prepare_cached(
             "SELECT term, applied_rev, next_seq, last_seq, last_term, accept_time, count, bytes, config, log,
-                    bucket_rev, tombstone_floor, manifest, lease,
+                    bucket_rev, tombstone_floor, manifest, config_rev,
                     coalesce((SELECT term_base FROM terms WHERE terms.term = meta.term), applied_rev)
              FROM meta",
         )?;
@@ -208,12 +166,14 @@ impl Database {
                 "" => None,
                 log => Some(log.parse().map_err(|_| DatabaseError::Damaged(format!("its log {log:?}")))?),
             },
-            lease: row.get::<_, Option<i64>>(13)?.map(|lease| LeaseGeneration(from_sql(lease))),
             manifest: ManifestNumber::new(number(12)?),
             bucket_rev: Rev::new(number(10)?),
         };
         self.tombstones = from_sql(tombstones);
         self.tombstone_floor = Rev::new(number(11)?);
+        self.config_rev = Rev::new(number(13)?);
+        // Looked up when the next entry comes.
+        self.forget_after = Timestamp::default();
         self.changed = false;
         Ok(())
     }
@@ -236,64 +196,6 @@ impl Database {
         &self.path
     }
 
-    /// Takes a claim down before the first change under it. Survives the process when the call returns.
-    ///
-    /// # Errors
-    /// [`DatabaseError`]; then the file is as before.
-    pub fn take_over(&mut self, tenure: &Tenure) -> Result<(), DatabaseError> {
-        self.begin()?;
-        let taken = self.write_tenure(tenure).and_then(|()| self.commit());
-        if taken.is_err() {
-            self.rollback()?;
-        }
-        taken
-    }
-
-    fn write_tenure(&mut self, tenure: &Tenure) -> Result<(), DatabaseError> {
-        self.connection.execute(
-            "INSERT OR REPLACE INTO terms(term, term_base) VALUES (?1, ?2)",
-            params![to_sql(tenure.term.get()), to_sql(tenure.term_base.get())],
-        )?;
-        self.connection.execute(
-            "DELETE FROM terms WHERE term NOT IN (SELECT term FROM terms ORDER BY term DESC LIMIT ?1)",
-            [to_sql(REMEMBERED_TERMS as u64)],
-        )?;
-        self.connection.execute(
-            "UPDATE meta SET log = ?1, lease = ?2",
-            params![tenure.log.to_string(), to_sql(tenure.lease.0)],
-        )?;
-        self.set_in_bucket(tenure.manifest, tenure.bucket_rev)?;
-        self.state.term = tenure.term;
-        self.state.term_base = tenure.term_base;
-        self.provenance.log = Some(tenure.log.clone());
-        self.provenance.lease = Some(tenure.lease);
-        self.changed = true;
-        Ok(())
-    }
-
-    /// Takes note that the file came from the bucket: whoever wrote it may have gone on since, so it proves no claim.
-    ///
-    /// # Errors
-    /// [`DatabaseError`]; then the file says as before.
-    pub fn forget_lease(&mut self) -> Result<(), DatabaseError> {
-        self.connection.execute("UPDATE meta SET lease = NULL", [])?;
-        self.provenance.lease = None;
-        Ok(())
-    }
-
-    /// Takes note that everything up to `rev` is in the bucket, by `manifest`.
-    ///
-    /// # Errors
-    /// [`DatabaseError`]; then the file says as before.
-    pub fn set_in_bucket(&mut self, manifest: ManifestNumber, rev: Rev) -> Result<(), DatabaseError> {
-        self.connection
-            .prepare_cached("UPDATE meta SET manifest = ?1, bucket_rev = ?2")?
-            .execute([to_sql(manifest.get()), to_sql(rev.get())])?;
-        self.provenance.manifest = manifest;
-        self.provenance.bucket_rev = rev;
-        Ok(())
-    }
-
     /// Begins a transaction.
     ///
     /// # Errors
@@ -313,7 +215,8 @@ impl Database {
             self.connection
                 .prepare_cached(
                     "UPDATE meta SET term = ?1, applied_rev = ?2, next_seq = ?3, last_seq = ?4, last_term = ?5,
-                            accept_time = ?6, count = ?7, bytes = ?8, tombstone_floor = ?9",
+                            accept_time = ?6, count = ?7, bytes = ?8, tombstone_floor = ?9,
+                            config_rev = ?10",
                 )?
                 .execute(params![
                     to_sql(state.term.get()),
@@ -325,6 +228,7 @@ impl Database {
                     to_sql(state.count),
                     to_sql(state.bytes),
                     to_sql(self.tombstone_floor.get()),
+                    to_sql(self.config_rev.get()),
                 ])?;
         }
         self.connection.prepare_cached("COMMIT")?.execute([])?;

@@ -18,11 +18,14 @@ const MAX_ROWS_LOOKED_AT: usize = 20_000;
 macro_rules! select_messages {
     ($rest:literal) => {
         concat!(
-            "SELECT seq, term, rev, key, timestamp, headers, size, expires_at, value FROM messages ",
+            "SELECT seq, term, rev, key, timestamp, headers, size, expires_at, blob IS NOT NULL, value \
+             FROM messages ",
             $rest
         )
     };
 }
+pub(super) use select_messages;
+
 const BY_SEQ: &str = select_messages!("WHERE seq = ?1");
 const BY_KEY: &str = select_messages!("WHERE key = ?1");
 const PAGE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
@@ -76,7 +79,7 @@ impl Budget {
 }
 
 impl Database {
-    /// Answers a get.
+    /// Answers a get. A value that lies in an [object of its own](Database::blob_at) is left out.
     ///
     /// # Errors
     /// `too_large` when the one message asked for does not fit; `bad_request`; or that the file cannot be read.
@@ -97,8 +100,8 @@ impl Database {
         let whole = budget.whole;
         let message = match self.select(selector, &mut budget)? {
             Selected::None => None,
-            Selected::Message(message) if !message.value_omitted => Some(message),
-            Selected::Message(message) => {
+            Selected::Message(message) => Some(message),
+            Selected::WithoutValue(message) => {
                 return Err(ErrorReply::too_large(
                     "max_reply_bytes",
                     size::of_message(&message) + message.size as usize,
@@ -121,7 +124,7 @@ impl Database {
         for key in keys {
             match self.select(Selector::Key(key), &mut budget)? {
                 Selected::None => {}
-                Selected::Message(message) => messages.push(message),
+                Selected::Message(message) | Selected::WithoutValue(message) => messages.push(message),
                 Selected::NoRoom => break,
                 Selected::NeverFits(seq) => return Err(self.never_fits(seq, budget)),
             }
@@ -199,7 +202,7 @@ impl Database {
                 }
             }
             match read_row(row, budget)? {
-                Selected::Message(message) => page.messages.push(message),
+                Selected::Message(message) | Selected::WithoutValue(message) => page.messages.push(message),
                 Selected::NeverFits(seq) => {
                     page.never_fits = Some(seq);
                     page.cursor = Some(seq);
@@ -269,7 +272,7 @@ impl Database {
         Ok(first.zip(last).map(|(first, last)| (Seq::new(from_sql(first)), Seq::new(from_sql(last)))))
     }
 
-    fn unreadable(&self, error: &DatabaseError) -> ErrorReply {
+    pub(super) fn unreadable(&self, error: &DatabaseError) -> ErrorReply {
         let file = self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         tracing::error!(path = %self.path.display(), %error, "a local file cannot be read");
         match error {
@@ -353,7 +356,10 @@ enum Selector<'a> {
 
 enum Selected {
     None,
+    /// With its value, unless that lies elsewhere.
     Message(Message),
+    /// There is no room for the value, in no answer.
+    WithoutValue(Message),
     NoRoom,
     NeverFits(Seq),
 }
@@ -364,45 +370,57 @@ struct Page {
     never_fits: Option<Seq>,
 }
 
-fn check_limit(limit: Option<u64>) -> Result<(), ErrorReply> {
+pub(super) fn check_limit(limit: Option<u64>) -> Result<(), ErrorReply> {
     if limit == Some(0) { Err(ErrorReply::bad_request("a page of nothing: the limit is 0")) } else { Ok(()) }
 }
 
 /// Reads one row as far as it fits: SQLite fetches a value only when its column is read.
 fn read_row(row: &Row<'_>, budget: &mut Budget) -> Result<Selected, DatabaseError> {
-    let seq = Seq::new(from_sql(row.get(0)?));
-    let key: Option<String> = row.get(3)?;
-    let size = from_sql(row.get(6)?);
+    let mut message = read_message(row)?;
+    let value_bytes =
+        if message.value_omitted { 0 } else { usize::try_from(message.size).unwrap_or(usize::MAX / 2) };
+    match budget.room(message.key.as_ref().map_or(0, String::len), value_bytes, &message.headers) {
+        Room::Fits(bytes) => {
+            budget.take(bytes);
+            message.value = read_value(row)?;
+            Ok(Selected::Message(message))
+        }
+        Room::OnlyWithoutValue(bytes) => {
+            budget.take(bytes);
+            message.value_omitted = true;
+            Ok(Selected::WithoutValue(message))
+        }
+        Room::NotHere => Ok(Selected::NoRoom),
+        Room::Never => Ok(Selected::NeverFits(message.seq)),
+    }
+}
+
+/// Reads a row without its value. The value counts as left out when it is not in the file.
+pub(super) fn read_message(row: &Row<'_>) -> Result<Message, DatabaseError> {
+    let number = |column: usize| row.get::<_, i64>(column).map(from_sql);
+    let seq = Seq::new(number(0)?);
     let headers = match row.get_ref(5)?.as_blob_or_null().map_err(rusqlite::Error::from)? {
         None => Headers::default(),
         Some(encoded) => dormouse_protocol::decode(encoded)
             .map_err(|error| DatabaseError::Damaged(format!("the headers of {seq}: {error}")))?,
     };
-    let value_bytes = usize::try_from(size).unwrap_or(usize::MAX / 2);
-    let (bytes, with_value) = match budget.room(key.as_ref().map_or(0, String::len), value_bytes, &headers) {
-        Room::Fits(bytes) => (bytes, true),
-        Room::OnlyWithoutValue(bytes) => (bytes, false),
-        Room::NotHere => return Ok(Selected::NoRoom),
-        Room::Never => return Ok(Selected::NeverFits(seq)),
-    };
-    budget.take(bytes);
-    let value = if with_value {
-        let value = row.get_ref(8)?.as_blob_or_null().map_err(rusqlite::Error::from)?;
-        value.map(Bytes::copy_from_slice)
-    } else {
-        None
-    };
     let expires_at: Option<i64> = row.get(7)?;
-    Ok(Selected::Message(Message {
+    Ok(Message {
         seq,
-        term: Term::new(from_sql(row.get(1)?)),
-        rev: Rev::new(from_sql(row.get(2)?)),
-        key,
-        value,
+        term: Term::new(number(1)?),
+        rev: Rev::new(number(2)?),
+        key: row.get(3)?,
+        value: None,
         headers,
-        timestamp: Timestamp::from_micros(from_sql(row.get(4)?)),
-        size,
-        value_omitted: !with_value,
+        timestamp: Timestamp::from_micros(number(4)?),
+        size: number(6)?,
+        value_omitted: row.get(8)?,
         expires_at: expires_at.map(|at| Timestamp::from_micros(from_sql(at))),
-    }))
+    })
+}
+
+/// Reads the value of a row.
+pub(super) fn read_value(row: &Row<'_>) -> Result<Option<Bytes>, DatabaseError> {
+    let value = row.get_ref(9)?.as_blob_or_null().map_err(rusqlite::Error::from)?;
+    Ok(value.map(Bytes::copy_from_slice))
 }

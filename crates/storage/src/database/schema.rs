@@ -21,28 +21,43 @@ CREATE TABLE messages(
     term INTEGER NOT NULL,
     rev INTEGER NOT NULL,
     timestamp INTEGER NOT NULL, -- microseconds since 1970
-    headers BLOB,               -- MessagePack list of pairs; NULL: none
-    value BLOB,                 -- NULL: the null value, or elsewhere
-    blob TEXT,                  -- the object that holds the value, where it is not here
+    expires_at INTEGER,         -- microseconds since 1970
     size INTEGER NOT NULL,      -- of the value, in bytes
-    expires_at INTEGER          -- microseconds since 1970
+    blob TEXT,                  -- the object that holds the value, where it is not here
+    blob_crc64 TEXT,            -- the checksum of that object
+    headers BLOB,               -- MessagePack list of pairs; NULL: none
+    value BLOB                  -- NULL: the null value, or elsewhere; last, so that the rest is read without it
 ) STRICT;
 CREATE INDEX messages_by_rev ON messages(rev);
+CREATE UNIQUE INDEX messages_by_blob ON messages(blob) WHERE blob IS NOT NULL;
+
+CREATE TABLE dead_blobs(
+    name TEXT PRIMARY KEY, -- an object that no message refers to any more
+    rev INTEGER NOT NULL   -- since when
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dead_blobs_by_rev ON dead_blobs(rev);
 
 CREATE TABLE tombstones(
     rev INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     key TEXT,
-    everything_below INTEGER NOT NULL, -- 1: all messages up to and including seq went
+    count INTEGER, -- NULL: this message went; else: all up to and including seq, so many
     PRIMARY KEY(rev, seq)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE sessions(
+    session TEXT PRIMARY KEY,
+    accept_time INTEGER NOT NULL, -- of its last request, to within a minute
+    floor INTEGER,                -- results up to this counter are forgotten; NULL: none is
+    kept INTEGER NOT NULL         -- how many results there are
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sessions_by_accept_time ON sessions(accept_time);
+
+CREATE TABLE results(
     session TEXT NOT NULL,
     counter INTEGER NOT NULL,
-    accept_time INTEGER NOT NULL,
-    rev INTEGER NOT NULL,
-    result BLOB NOT NULL,
+    rev INTEGER NOT NULL,         -- the subject's after the request
+    outcome BLOB NOT NULL,        -- MessagePack
     PRIMARY KEY(session, counter)
 ) STRICT, WITHOUT ROWID;
 
@@ -54,6 +69,7 @@ CREATE TABLE msg_ids(
     rev INTEGER NOT NULL,
     timestamp INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX msg_ids_by_accept_time ON msg_ids(accept_time);
 
 CREATE TABLE terms(
     term INTEGER PRIMARY KEY,
@@ -65,7 +81,6 @@ CREATE TABLE meta(
     subject TEXT NOT NULL,
     term INTEGER NOT NULL,
     log TEXT NOT NULL,           -- the process that served this term
-    lease INTEGER,               -- the generation of its lease when it claimed; NULL: it holds no claim by this file
     applied_rev INTEGER NOT NULL,
     next_seq INTEGER NOT NULL,
     last_seq INTEGER,            -- the highest seq ever written, and the term under which it was
@@ -75,6 +90,7 @@ CREATE TABLE meta(
     bytes INTEGER NOT NULL,
     tombstone_floor INTEGER NOT NULL, -- the highest rev whose tombstones are forgotten
     config BLOB NOT NULL,        -- MessagePack
+    config_rev INTEGER NOT NULL, -- the rev that wrote it
     manifest INTEGER NOT NULL,   -- the newest manifest known to be this process's own
     bucket_rev INTEGER NOT NULL  -- the last rev known to be in the bucket
 ) STRICT;

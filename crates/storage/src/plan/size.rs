@@ -7,7 +7,7 @@ use dormouse_protocol::{Change, ErrorReply, Headers, Message};
 use super::record::{Operation, Record, SetOperation};
 
 /// Field names, numbers and MessagePack framing of a message, of a change around it, or of a removed message.
-const FRAMING_BYTES: usize = 224;
+pub const FRAMING_BYTES: usize = 224;
 /// Framing of a header, a key or an element of a list.
 const ELEMENT_BYTES: usize = 10;
 /// Field names and numbers of an error, without its texts.

@@ -7,6 +7,7 @@ use dormouse_protocol::{ErrorReply, Level, LogId, Rev, Subject, Timestamp};
 
 use crate::api::{Reply, Request, Submission};
 use crate::database::{Database, DatabaseError};
+use crate::entry::Entry;
 use crate::plan::{self, Context, Planned, Record, size};
 
 /// The most requests in one transaction.
@@ -145,7 +146,13 @@ impl Batch {
             Err(refusal) => return Ok(Err(refusal)),
         };
         for record in planned.iter().filter_map(Planned::record) {
-            database.apply(record)?;
+            database.apply(&Entry {
+                term: record.term,
+                after: Rev::new(record.rev.get() - 1),
+                accept_time: record.accept_time,
+                request: None,
+                operations: vec![record.operation.clone()],
+            })?;
         }
         let reply = plan::reply(request, &planned, before)
             .ok_or_else(|| ErrorReply::internal("a request without an answer"));

@@ -95,7 +95,8 @@ impl Opener<'_> {
             let provenance = database.provenance();
             Some(LocalFile {
                 log: provenance.log.clone()?,
-                lease: provenance.lease,
+                // What a file says proves no claim: its subject is claimed anew.
+                lease: None,
                 term: database.state().term,
                 manifest: provenance.manifest,
                 applied_rev: database.state().rev,
@@ -167,7 +168,6 @@ impl Opener<'_> {
             .blocking(move || {
                 put_in_place(&incoming, &path).map_err(LocalError::File)?;
                 let mut database = Database::open(&path, &subject).map_err(LocalError::Database)?;
-                database.forget_lease().map_err(LocalError::Database)?;
                 database.set_in_bucket(base, database.state().rev).map_err(LocalError::Database)?;
                 Ok(database)
             })
@@ -265,7 +265,6 @@ impl Opener<'_> {
         let mut database = self.database.take().ok_or_else(out_of_step)?;
         let tenure = Tenure {
             log: manifest.owner.clone(),
-            lease: self.generation,
             term: manifest.term,
             term_base: manifest.term_base,
             manifest: manifest.number,

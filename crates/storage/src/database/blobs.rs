@@ -1,0 +1,103 @@
+//! Large values: which message refers to which object, and which objects nobody refers to any more.
+
+use dormouse_protocol::limits::MAX_SEQ;
+use dormouse_protocol::{ErrorReply, Rev, Seq};
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Database, DatabaseError, from_sql, to_sql};
+use crate::keys::BlobName;
+use crate::plan::BlobRef;
+
+impl Database {
+    /// The object that holds the value of the message at `seq`; `None` when there is no such message, or its value is
+    /// in the file.
+    ///
+    /// # Errors
+    /// That the file cannot be read.
+    pub fn blob_at(&self, seq: Seq) -> Result<Option<BlobRef>, ErrorReply> {
+        self.read_blob(seq).map_err(|error| self.unreadable(&error))
+    }
+
+    fn read_blob(&self, seq: Seq) -> Result<Option<BlobRef>, DatabaseError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT blob, size, blob_crc64 FROM messages WHERE seq = ?1 AND blob IS NOT NULL",
+        )?;
+        let mut rows = statement.query([to_sql(seq.get().min(MAX_SEQ + 1))])?;
+        rows.next()?.map(|row| blob_of(seq, row)).transpose()
+    }
+
+    /// Whether a message refers to the object.
+    ///
+    /// # Errors
+    /// That the file cannot be read.
+    pub fn refers_to(&self, name: BlobName) -> Result<bool, DatabaseError> {
+        let found = self
+            .connection
+            .prepare_cached("SELECT 1 FROM messages WHERE blob = ?1")?
+            .query_row([name.to_string()], |_| Ok(()))
+            .optional()?;
+        Ok(found.is_some())
+    }
+
+    /// At most `limit` objects that no message refers to since `rev` or earlier, the longest dead first.
+    ///
+    /// # Errors
+    /// That the file cannot be read.
+    pub fn dead_blobs_through(&self, rev: Rev, limit: usize) -> Result<Vec<BlobName>, DatabaseError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT name FROM dead_blobs WHERE rev <= ?1 ORDER BY rev, name LIMIT ?2",
+        )?;
+        let mut rows = statement.query(params![to_sql(rev.get()), to_sql(limit as u64)])?;
+        let mut names = Vec::new();
+        while let Some(row) = rows.next()? {
+            names.push(name_of(&row.get::<_, String>(0)?)?);
+        }
+        Ok(names)
+    }
+
+    /// Forgets dead objects once they are deleted. Outside a transaction. A file that is rebuilt remembers them again.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; then the file says as before.
+    pub fn forget_dead_blobs(&mut self, names: &[BlobName]) -> Result<(), DatabaseError> {
+        self.in_transaction(|database| {
+            let mut forget = database.connection.prepare_cached("DELETE FROM dead_blobs WHERE name = ?1")?;
+            for name in names {
+                forget.execute([name.to_string()])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The message that referred to it goes, by the change that makes `rev`.
+    pub(super) fn bury_blob(&self, name: &str, rev: Rev) -> Result<(), DatabaseError> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO dead_blobs(name, rev) VALUES (?1, ?2)")?
+            .execute(params![name, to_sql(rev.get())])?;
+        Ok(())
+    }
+
+    /// All messages up to `end_seq` go, by the change that makes `rev`.
+    pub(super) fn bury_blobs_up_to(&self, end_seq: i64, rev: Rev) -> Result<(), DatabaseError> {
+        self.connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO dead_blobs(name, rev)
+                 SELECT blob, ?2 FROM messages WHERE blob IS NOT NULL AND seq <= ?1",
+            )?
+            .execute(params![end_seq, to_sql(rev.get())])?;
+        Ok(())
+    }
+}
+
+fn blob_of(seq: Seq, row: &Row<'_>) -> Result<BlobRef, DatabaseError> {
+    let crc64: String = row.get(2)?;
+    Ok(BlobRef {
+        name: name_of(&row.get::<_, String>(0)?)?,
+        size_bytes: from_sql(row.get(1)?),
+        crc64: crc64.parse().map_err(|_| DatabaseError::Damaged(format!("the checksum of the value of {seq}")))?,
+    })
+}
+
+fn name_of(text: &str) -> Result<BlobName, DatabaseError> {
+    text.parse().map_err(|_| DatabaseError::Damaged(format!("{text:?} is not the name of a large value")))
+}
