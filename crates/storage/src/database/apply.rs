@@ -182,9 +182,7 @@ impl Database {
         all_below: Option<u64>,
     ) -> Result<(), DatabaseError> {
         self.connection
-            .prepare_cached(
-                "INSERT INTO tombstones(rev, seq, key, count) VALUES (?1, ?2, ?3, ?4)",
-            )?
+            .prepare_cached("INSERT INTO tombstones(rev, seq, key, count) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![to_sql(rev.get()), to_sql(seq.get()), key, all_below.map(to_sql)])?;
         self.tombstones += 1;
         Ok(())

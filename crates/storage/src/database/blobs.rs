@@ -44,9 +44,9 @@ impl Database {
     /// # Errors
     /// That the file cannot be read.
     pub fn dead_blobs_through(&self, rev: Rev, limit: usize) -> Result<Vec<BlobName>, DatabaseError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT name FROM dead_blobs WHERE rev <= ?1 ORDER BY rev, name LIMIT ?2",
-        )?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT name FROM dead_blobs WHERE rev <= ?1 ORDER BY rev, name LIMIT ?2")?;
         let mut rows = statement.query(params![to_sql(rev.get()), to_sql(limit as u64)])?;
         let mut names = Vec::new();
         while let Some(row) = rows.next()? {
@@ -94,7 +94,9 @@ fn blob_of(seq: Seq, row: &Row<'_>) -> Result<BlobRef, DatabaseError> {
     Ok(BlobRef {
         name: name_of(&row.get::<_, String>(0)?)?,
         size_bytes: from_sql(row.get(1)?),
-        crc64: crc64.parse().map_err(|_| DatabaseError::Damaged(format!("the checksum of the value of {seq}")))?,
+        crc64: crc64
+            .parse()
+            .map_err(|_| DatabaseError::Damaged(format!("the checksum of the value of {seq}")))?,
     })
 }
 

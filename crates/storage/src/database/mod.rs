@@ -15,6 +15,7 @@ mod remember;
 mod schema;
 mod setup;
 mod tenure;
+mod view;
 
 pub use error::DatabaseError;
 pub use files::{companion, put_in_place, remove_files, sync_folder};

@@ -156,7 +156,6 @@ impl World {
         self.model.term += 1;
         let tenure = Tenure {
             log: "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
-            lease: LeaseGeneration(1),
             term: Term::new(self.model.term),
             term_base: Rev::new(self.model.rev),
             manifest: ManifestNumber::new(self.model.term),
@@ -194,7 +193,7 @@ impl World {
         };
         database.begin().unwrap();
         for record in planned.iter().filter_map(Planned::record) {
-            database.apply(record).unwrap();
+            database.apply(&super::tests::alone(record)).unwrap();
         }
         database.commit().unwrap();
         let changes = planned.iter().filter_map(Planned::record).flat_map(Record::changes).collect();

@@ -1,15 +1,13 @@
 //! Reading: single messages, pages bounded in bytes and number, and what planning asks.
 
 use bytes::Bytes;
-use dormouse_protocol::data::{
-    GetAllReply, GetAllRequest, GetReply, GetRequest, KeysReply, KeysRequest, SetResult,
-};
+use dormouse_protocol::data::{GetAllReply, GetAllRequest, GetReply, GetRequest, KeysReply, KeysRequest};
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_PAGE_ITEMS, MAX_SEQ};
-use dormouse_protocol::{ErrorReply, Headers, Message, MessageId, RequestId, Rev, Seq, Term, Timestamp};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use dormouse_protocol::{ErrorReply, Headers, Message, Rev, Seq, Term, Timestamp};
+use rusqlite::{Row, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::plan::{Held, Memory, SubjectState, SubjectView, check_items, check_key, size};
+use crate::plan::{check_items, check_key, size};
 
 /// The most rows that one page looks at. A filter that few messages pass must not stall the subject: the page ends
 /// early, even empty, with a cursor to go on from.
@@ -279,72 +277,6 @@ impl Database {
             DatabaseError::Damaged(_) => ErrorReply::corrupt(format!("the local file {file}"), error),
             _ => ErrorReply::internal(format_args!("the local file {file}: {error}")),
         }
-    }
-}
-
-impl SubjectView for Database {
-    fn state(&self) -> &SubjectState {
-        &self.state
-    }
-
-    fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
-        let read = |connection: &Connection| {
-            connection
-                .prepare_cached("SELECT term, key FROM messages WHERE seq = ?1")?
-                .query_row([to_sql(seq.get().min(MAX_SEQ + 1))], |row| {
-                    let term = Term::new(from_sql(row.get(0)?));
-                    Ok(Held { id: MessageId { term, seq }, key: row.get(1)? })
-                })
-                .optional()
-        };
-        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
-    }
-
-    fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
-        let read = |connection: &Connection| {
-            connection
-                .prepare_cached("SELECT term, seq FROM messages WHERE key = ?1")?
-                .query_row([key], |row| {
-                    let term = Term::new(from_sql(row.get(0)?));
-                    Ok(MessageId { term, seq: Seq::new(from_sql(row.get(1)?)) })
-                })
-                .optional()
-        };
-        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
-    }
-
-    fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
-        let read = |connection: &Connection| {
-            connection
-                .prepare_cached("SELECT COUNT(*) FROM messages WHERE seq <= ?1")?
-                .query_row([to_sql(end_seq.get().min(MAX_SEQ))], |row| row.get(0).map(from_sql))
-        };
-        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
-    }
-
-    fn newest_beyond(&self, keep: u64) -> Result<Option<Seq>, ErrorReply> {
-        if keep >= self.state.count {
-            return Ok(None);
-        }
-        let read = |connection: &Connection| {
-            connection
-                .prepare_cached("SELECT seq FROM messages ORDER BY seq DESC LIMIT 1 OFFSET ?1")?
-                .query_row([to_sql(keep)], |row| row.get(0).map(|seq| Seq::new(from_sql(seq))))
-                .optional()
-        };
-        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
-    }
-
-    fn counts_are_exact(&self) -> bool {
-        true
-    }
-
-    fn remembered(&self, _: RequestId) -> Result<Memory, ErrorReply> {
-        Ok(Memory::New)
-    }
-
-    fn by_msg_id(&self, _: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply> {
-        Ok(None)
     }
 }
 

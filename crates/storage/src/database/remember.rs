@@ -8,8 +8,8 @@ use dormouse_protocol::{RequestId, Rev, Seq, Term, Timestamp};
 use rusqlite::{OptionalExtension, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::entry::{Entry, Outcome, Remembered};
-use crate::plan::SetOperation;
+use crate::entry::{Entry, Remembered};
+use crate::plan::{Memory, SetOperation};
 
 const IDLE_MICROS: u64 = SESSION_IDLE_MS * 1_000;
 const WINDOW_MICROS: u64 = MSG_ID_WINDOW_MS * 1_000;
@@ -21,20 +21,9 @@ const REFRESH_MICROS: u64 = 60 * 1_000_000;
 /// it can bring, so that they do not pile up, and few enough that no write stalls.
 const FORGOTTEN_AT_ONCE: u64 = 64;
 
-/// What is known of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
-    /// Nothing.
-    Nothing,
-    /// It was answered so.
-    Answered(Outcome),
-    /// It is older than what is remembered.
-    Forgotten,
-}
-
 impl Database {
     /// What became of a request.
-    pub(super) fn find_request(&self, id: RequestId) -> Result<Found, DatabaseError> {
+    pub(super) fn find_request(&self, id: RequestId) -> Result<Memory, DatabaseError> {
         let session = id.session.to_string();
         let counter = to_sql(id.counter);
         let outcome: Option<Vec<u8>> = self
@@ -44,12 +33,12 @@ impl Database {
             .optional()?;
         if let Some(outcome) = outcome {
             return dormouse_protocol::decode(&outcome)
-                .map(Found::Answered)
+                .map(Memory::Done)
                 .map_err(|error| DatabaseError::Damaged(format!("a remembered answer: {error}")));
         }
         let held = self.session(&session)?;
         let forgotten = held.and_then(|held| held.floor).is_some_and(|floor| counter <= floor);
-        Ok(if forgotten { Found::Forgotten } else { Found::Nothing })
+        Ok(if forgotten { Memory::Forgotten } else { Memory::New })
     }
 
     /// What a message id was answered with, and when it was accepted.
@@ -77,7 +66,7 @@ impl Database {
         let Some(request) = &entry.request else { return Ok(true) };
         // Its session may have been forgotten as a whole, but not before it was idle for so long.
         let idle = self.state.accept_time.as_micros().saturating_sub(entry.accept_time.as_micros());
-        Ok(idle > IDLE_MICROS || self.find_request(request.id)? != Found::Nothing)
+        Ok(idle > IDLE_MICROS || self.find_request(request.id)? != Memory::New)
     }
 
     /// Remembers how a request was answered.
@@ -104,7 +93,9 @@ impl Database {
         }
         if known.is_none() {
             self.connection
-                .prepare_cached("INSERT INTO sessions(session, accept_time, floor, kept) VALUES (?1, ?2, ?3, ?4)")?
+                .prepare_cached(
+                    "INSERT INTO sessions(session, accept_time, floor, kept) VALUES (?1, ?2, ?3, ?4)",
+                )?
                 .execute(params![session, micros(held.accept_time), held.floor, to_sql(held.kept)])?;
         } else {
             self.keep_session(&session, held)?;
@@ -208,7 +199,9 @@ impl Database {
     fn forget_results(&self, session: &str, held: &mut Session, count: u64) -> Result<(), DatabaseError> {
         let last: i64 = self
             .connection
-            .prepare_cached("SELECT counter FROM results WHERE session = ?1 ORDER BY counter LIMIT 1 OFFSET ?2")?
+            .prepare_cached(
+                "SELECT counter FROM results WHERE session = ?1 ORDER BY counter LIMIT 1 OFFSET ?2",
+            )?
             .query_row(params![session, to_sql(count - 1)], |row| row.get(0))?;
         let gone = self
             .connection

@@ -8,11 +8,12 @@ use dormouse_protocol::data::{
 };
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::message::Removed;
-use dormouse_protocol::{ErrorCode, Headers};
+use dormouse_protocol::{ErrorCode, Headers, LogId};
 use tempfile::TempDir;
 
 use super::*;
 use crate::api::Request;
+use crate::entry::Entry;
 use crate::plan::{Context, Operation, Planned, Record, RemovalCause, plan};
 
 impl Database {
@@ -20,6 +21,17 @@ impl Database {
     pub(crate) fn limit_pages_to_what_there_is(&self) {
         let pages: i64 = self.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
         self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+    }
+}
+
+/// The entry that holds nothing but this record.
+pub(super) fn alone(record: &Record) -> Entry {
+    Entry {
+        term: record.term,
+        after: Rev::new(record.rev.get() - 1),
+        accept_time: record.accept_time,
+        request: None,
+        operations: vec![record.operation.clone()],
     }
 }
 
@@ -42,7 +54,6 @@ fn fresh(path: &Path) -> Database {
     database
         .take_over(&Tenure {
             log: log(),
-            lease: LeaseGeneration(1),
             term: Term::new(1),
             term_base: Rev::new(0),
             manifest: ManifestNumber::FIRST,
@@ -58,7 +69,7 @@ fn run(database: &mut Database, request: &Request) -> Result<Vec<Record>, dormou
     database.begin().unwrap();
     let records: Vec<_> = planned.iter().filter_map(Planned::record).cloned().collect();
     for record in &records {
-        database.apply(record).unwrap();
+        database.apply(&alone(record)).unwrap();
     }
     database.commit().unwrap();
     Ok(records)
@@ -90,7 +101,7 @@ fn what_is_committed_survives_and_what_is_rolled_back_does_not() {
         accept_time: Timestamp::from_micros(9),
         operation: Operation::DeleteAll { end_seq: Seq::new(2), count: 2 },
     };
-    database.apply(&record).unwrap();
+    database.apply(&alone(&record)).unwrap();
     assert_eq!(database.state().count, 0);
     database.rollback().unwrap();
     assert_eq!(*database.state(), committed);
@@ -146,16 +157,16 @@ fn a_record_that_does_not_follow_is_refused() {
     };
     for wrong in [
         record(1, 2, nothing.clone()),
-        record(2, 1, nothing.clone()),
+        record(0, 1, nothing.clone()),
         record(1, 1, gone),
         record(1, 1, Operation::DeleteAll { end_seq: Seq::new(9), count: 3 }),
     ] {
         database.begin().unwrap();
-        assert!(matches!(database.apply(&wrong), Err(DatabaseError::Diverged(_))), "{wrong:?}");
+        assert!(matches!(database.apply(&alone(&wrong)), Err(DatabaseError::Diverged(_))), "{wrong:?}");
         database.rollback().unwrap();
     }
     database.begin().unwrap();
-    database.apply(&record(1, 1, nothing)).unwrap();
+    database.apply(&alone(&record(1, 1, nothing))).unwrap();
     database.commit().unwrap();
 }
 
@@ -190,7 +201,7 @@ fn a_full_disk_fails_the_transaction_and_nothing_else() {
     let context = Context { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20 };
     let planned = plan(&sets(vec![set(None, &[0; 100_000])]), &database, context).unwrap();
     database.begin().unwrap();
-    let error = database.apply(planned[0].record().unwrap()).unwrap_err();
+    let error = database.apply(&alone(planned[0].record().unwrap())).unwrap_err();
     assert!(matches!(error, DatabaseError::DiskFull(_)), "{error}");
     assert_eq!(error.reply(&subject()).code, ErrorCode::Unavailable);
     database.rollback().unwrap();

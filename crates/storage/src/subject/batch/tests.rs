@@ -8,7 +8,6 @@ use dormouse_protocol::{ErrorCode, Term};
 use tempfile::TempDir;
 
 use super::*;
-use crate::api::LeaseGeneration;
 use crate::database::{Origin, Tenure};
 use crate::keys::ManifestNumber;
 
@@ -20,7 +19,6 @@ fn database() -> (TempDir, Database) {
     let mut database = Database::create(&path, &around().subject, Origin::default()).unwrap();
     let tenure = Tenure {
         log: around().log,
-        lease: LeaseGeneration(1),
         term: Term::new(1),
         term_base: Rev::new(0),
         manifest: ManifestNumber::FIRST,

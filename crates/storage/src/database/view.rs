@@ -1,0 +1,75 @@
+//! What planning asks of a file.
+
+use dormouse_protocol::data::SetResult;
+use dormouse_protocol::limits::MAX_SEQ;
+use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Term, Timestamp};
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{Database, from_sql, to_sql};
+use crate::plan::{Held, Memory, SubjectState, SubjectView};
+
+impl SubjectView for Database {
+    fn state(&self) -> &SubjectState {
+        &self.state
+    }
+
+    fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
+        let read = |connection: &Connection| {
+            connection
+                .prepare_cached("SELECT term, key FROM messages WHERE seq = ?1")?
+                .query_row([to_sql(seq.get().min(MAX_SEQ + 1))], |row| {
+                    let term = Term::new(from_sql(row.get(0)?));
+                    Ok(Held { id: MessageId { term, seq }, key: row.get(1)? })
+                })
+                .optional()
+        };
+        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+    }
+
+    fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
+        let read = |connection: &Connection| {
+            connection
+                .prepare_cached("SELECT term, seq FROM messages WHERE key = ?1")?
+                .query_row([key], |row| {
+                    let term = Term::new(from_sql(row.get(0)?));
+                    Ok(MessageId { term, seq: Seq::new(from_sql(row.get(1)?)) })
+                })
+                .optional()
+        };
+        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+    }
+
+    fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
+        let read = |connection: &Connection| {
+            connection
+                .prepare_cached("SELECT COUNT(*) FROM messages WHERE seq <= ?1")?
+                .query_row([to_sql(end_seq.get().min(MAX_SEQ))], |row| row.get(0).map(from_sql))
+        };
+        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+    }
+
+    fn newest_beyond(&self, keep: u64) -> Result<Option<Seq>, ErrorReply> {
+        if keep >= self.state.count {
+            return Ok(None);
+        }
+        let read = |connection: &Connection| {
+            connection
+                .prepare_cached("SELECT seq FROM messages ORDER BY seq DESC LIMIT 1 OFFSET ?1")?
+                .query_row([to_sql(keep)], |row| row.get(0).map(|seq| Seq::new(from_sql(seq))))
+                .optional()
+        };
+        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+    }
+
+    fn counts_are_exact(&self) -> bool {
+        true
+    }
+
+    fn remembered(&self, id: RequestId) -> Result<Memory, ErrorReply> {
+        self.find_request(id).map_err(|error| self.unreadable(&error))
+    }
+
+    fn by_msg_id(&self, msg_id: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply> {
+        self.find_msg_id(msg_id).map_err(|error| self.unreadable(&error))
+    }
+}
