@@ -9,7 +9,7 @@ use std::time::Duration;
 use dormouse_protocol::ErrorReply;
 
 /// What was being done when a call failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     /// Creating an object that must not exist.
     Create,

@@ -6,6 +6,8 @@
 
 mod create;
 mod error;
+#[cfg(any(test, feature = "faults"))]
+pub mod faults;
 mod local;
 mod open;
 mod probe;
