@@ -1,11 +1,13 @@
 //! One suite for every bucket: what [`Bucket`] promises, on each implementation that a test can have to itself.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_harness::S3Server;
 use dormouse_runtime::Env;
+use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
 use dormouse_storage::bucket::{
     Bucket, BucketError, BucketKey, BucketPrefix, CreateOutcome, Created, HeaderPatch, ObjectStoreBucket,
     OpenBucketError, create_once, open_bucket, probe,
@@ -37,6 +39,15 @@ macro_rules! contract {
             $(#[tokio::test]
             async fn $case() {
                 super::$case(&ObjectStoreBucket::in_memory(Env::system()), TempDir::new().unwrap().path()).await;
+            })*
+        }
+        mod without_faults {
+            use super::*;
+            $(#[tokio::test]
+            async fn $case() {
+                let inner = Arc::new(ObjectStoreBucket::in_memory(Env::system()));
+                let bucket = FaultyBucket::new(inner, 1, FaultPlan::calm(), Env::system());
+                super::$case(&bucket, TempDir::new().unwrap().path()).await;
             })*
         }
         mod local_directory {

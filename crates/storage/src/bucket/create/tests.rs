@@ -10,16 +10,10 @@ const OURS: Bytes = Bytes::from_static(b"ours, nonce 1");
 const ANOTHERS: Bytes = Bytes::from_static(b"another's, nonce 2");
 
 async fn attempt(script: &[Fault], there: Option<Bytes>) -> (Result<CreateOutcome, BucketError>, u64) {
-    let env = Env::simulated(
-        Arc::new(VirtualClock::starting_at(Duration::ZERO)),
-        Arc::new(SeededEntropy::new(1)),
-    );
-    let bucket = FaultyBucket::new(
-        Arc::new(ObjectStoreBucket::in_memory(env.clone())),
-        1,
-        FaultPlan::calm(),
-        env,
-    );
+    let env =
+        Env::simulated(Arc::new(VirtualClock::starting_at(Duration::ZERO)), Arc::new(SeededEntropy::new(1)));
+    let bucket =
+        FaultyBucket::new(Arc::new(ObjectStoreBucket::in_memory(env.clone())), 1, FaultPlan::calm(), env);
     let key = BucketKey::new("a").unwrap();
     if let Some(there) = there {
         bucket.inner().create(&key, there).await.unwrap();
@@ -39,8 +33,8 @@ async fn attempt(script: &[Fault], there: Option<Bytes>) -> (Result<CreateOutcom
 
 #[tokio::test(start_paused = true)]
 async fn every_definite_answer_is_understood() {
-    use Fault::*;
-    let cases: &[(&[Fault], Option<Bytes>, bool, usize)] = &[
+    use Fault::{AnswerLost, Conflict, Late, RequestLost, ServerError};
+    let cases: &[(&[Fault], Option<Bytes>, bool, u64)] = &[
         (&[Fault::None], None, true, 1),
         (&[Fault::None], Some(ANOTHERS), false, 1),
         // Our own attempt landed, and only its answer was lost.
