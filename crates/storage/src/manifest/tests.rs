@@ -4,9 +4,10 @@ use ulid::Ulid;
 use super::*;
 
 /// Frozen: what any version ever wrote stays readable as it is. A change of these files is a new format.
-const GOLDEN: [(&str, &[u8]); 3] = [
+const GOLDEN: [(&str, &[u8]); 4] = [
     ("new", include_bytes!("../../tests/golden/manifest-new.json")),
     ("snapshot", include_bytes!("../../tests/golden/manifest-snapshot.json")),
+    ("deltas", include_bytes!("../../tests/golden/manifest-deltas.json")),
     ("tombstone", include_bytes!("../../tests/golden/manifest-tombstone.json")),
 ];
 
@@ -52,6 +53,32 @@ fn snapshot() -> Manifest {
     }
 }
 
+fn delta(made_for: u64, rev: u64) -> DeltaRef {
+    let name = DeltaName {
+        made_for: ManifestNumber::new(made_for),
+        rev: Rev::new(rev),
+        nonce: Nonce::new(Ulid::from(u128::from(made_for))),
+    };
+    DeltaRef { name, size_bytes: 640, crc64: Crc64::of(b"a delta") }
+}
+
+/// The second delta holds answers only, so it leads to the rev that the first one leads to.
+fn deltas() -> Manifest {
+    Manifest {
+        term: Term::new(5),
+        term_base: Rev::new(60),
+        base_rev: Rev::new(60),
+        first_slot: Slot::new(0x1f),
+        deltas: vec![delta(41, 60), delta(42, 60)],
+        terms: vec![
+            TermBase { term: Term::new(3), term_base: Rev::new(17) },
+            TermBase { term: Term::new(4), term_base: Rev::new(58) },
+        ],
+        released: true,
+        ..snapshot()
+    }
+}
+
 fn tombstone() -> Manifest {
     Manifest { snapshot: None, released: true, tombstone: true, ..snapshot() }
 }
@@ -75,7 +102,7 @@ fn resealed(text: &str) -> Vec<u8> {
 
 #[test]
 fn the_bytes_are_frozen() {
-    for ((name, golden), manifest) in GOLDEN.into_iter().zip([new(), snapshot(), tombstone()]) {
+    for ((name, golden), manifest) in GOLDEN.into_iter().zip([new(), snapshot(), deltas(), tombstone()]) {
         let encoded = manifest.encode();
         assert_eq!(std::str::from_utf8(&encoded).unwrap(), std::str::from_utf8(golden).unwrap(), "{name}");
         assert_eq!(Manifest::decode(&subject(), manifest.number, golden).unwrap(), manifest, "{name}");
@@ -148,9 +175,10 @@ fn fields_that_contradict_each_other_are_refused() {
         ("\"term_base\":17", "\"term_base\":42"),
         ("\"base_rev\":41", "\"base_rev\":40"),
         ("\"next_seq\":9007199254740991", "\"next_seq\":0"),
-        ("\"first_slot\":0", "\"first_slot\":1"),
         ("\"deltas\":[]", "\"deltas\":[{}]"),
         ("000000000040-41-", "000000000043-41-"),
+        ("\"snapshot\":{", "\"snapshot\":null,\"x\":{"),
+        ("\"term_base\":17", "\"term_base\":-1"),
         ("\"tombstone\":false", "\"tombstone\":true"),
         ("\"released\":false", "\"released\":false,\"new\":1"),
         ("\"released\":false", "\"released\":false,\"released\":true"),
@@ -158,6 +186,46 @@ fn fields_that_contradict_each_other_are_refused() {
     ] {
         assert!(text.contains(from), "{from}");
         corrupt(&resealed(&text.replacen(from, to, 1)));
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_neither_written_nor_read() {
+    let term = |term, base| TermBase { term: Term::new(term), term_base: Rev::new(base) };
+    for good in [new(), snapshot(), deltas(), tombstone()] {
+        assert_eq!(good.contradiction(), None, "{good:?}");
+    }
+    let many: Vec<_> = (1..=9).map(|n| delta(n, 60)).collect();
+    let terms: Vec<_> = (1..=65).map(|n| term(n, 0)).collect();
+    let ended = Manifest { released: true, tombstone: true, ..deltas() };
+    for (bad, expected) in [
+        (Manifest { term: Term::default(), ..deltas() }, "counts from zero"),
+        (Manifest { next_seq: Seq::default(), ..deltas() }, "counts from zero"),
+        (Manifest { term_base: Rev::new(61), ..deltas() }, "inherits more than it has"),
+        (Manifest { released: false, ..tombstone() }, "a tombstone that goes on"),
+        (Manifest { terms: vec![term(1, 0)], ..tombstone() }, "a tombstone that goes on"),
+        (Manifest { terms: Vec::new(), ..ended.clone() }, "a tombstone with data"),
+        (Manifest { terms: Vec::new(), snapshot: None, ..ended }, "a tombstone with data"),
+        (Manifest { base_rev: Rev::new(61), ..deltas() }, "do not lead up to its base"),
+        (Manifest { deltas: vec![delta(41, 59)], ..deltas() }, "do not lead up to its base"),
+        (Manifest { deltas: Vec::new(), ..deltas() }, "do not lead up to its base"),
+        (Manifest { snapshot: None, ..snapshot() }, "a base without an object"),
+        (Manifest { deltas: vec![delta(43, 60)], ..deltas() }, "not made for it"),
+        // Two objects made for one manifest, one made before what it follows, one that leads back.
+        (Manifest { deltas: vec![delta(41, 60), delta(41, 60)], ..deltas() }, "do not follow each other"),
+        (Manifest { deltas: vec![delta(39, 60)], ..deltas() }, "do not follow each other"),
+        (Manifest { deltas: vec![delta(41, 40), delta(42, 60)], ..deltas() }, "do not follow each other"),
+        (Manifest { snapshot: None, deltas: many, ..deltas() }, "more deltas"),
+        (Manifest { terms: vec![term(5, 17)], ..deltas() }, "do not precede its own"),
+        (Manifest { terms: vec![term(4, 61)], ..deltas() }, "do not precede its own"),
+        (Manifest { terms: vec![term(3, 17), term(3, 17)], ..deltas() }, "do not precede its own"),
+        (Manifest { terms: vec![term(3, 17), term(4, 16)], ..deltas() }, "do not precede its own"),
+        (Manifest { terms: vec![term(0, 0)], ..deltas() }, "do not precede its own"),
+        (Manifest { terms, term: Term::new(66), ..deltas() }, "more terms than are remembered"),
+    ] {
+        let found = bad.contradiction().unwrap_or_default();
+        assert!(found.contains(expected), "{found:?} instead of {expected:?} of {bad:?}");
+        assert!(corrupt(&bad.encode()).contains(expected), "{bad:?}");
     }
 }
 
@@ -169,6 +237,7 @@ proptest! {
             term_base: Rev::new(base.min(up)),
             base_rev: Rev::new(base.max(up)),
             next_seq: Seq::new(next),
+            deltas: vec![delta(1, base.max(up))],
             released,
             ..new()
         };
