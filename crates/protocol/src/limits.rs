@@ -25,6 +25,10 @@ pub const MAX_MSG_ID_BYTES: usize = 256;
 /// Largest seq. Up to 2⁵³−1 every client language can hold a seq exactly, and it fits SQLite's signed integers.
 pub const MAX_SEQ: u64 = (1 << 53) - 1;
 
+/// Largest seq that a caller may give to a new message. What is above is for the seqs that are handed out: nobody can use
+/// them all up with one request, and a million messages a second would take a hundred years.
+pub const MAX_GIVEN_SEQ: u64 = MAX_SEQ / 2;
+
 /// Most sets, or most deleted seqs and keys together, or most keys asked for, in one request.
 pub const MAX_ITEMS_PER_REQUEST: usize = 10_000;
 

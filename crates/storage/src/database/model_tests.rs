@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::{Reply, Request};
-use crate::plan::{Context, Planned, Record, plan, reply};
+use crate::plan::{Context, Planned, plan};
 
 /// Seq, key, value and expectation of one set.
 type Set = (Option<u64>, Option<u8>, u8, Option<Guess>);
@@ -185,19 +185,20 @@ impl World {
     /// Runs a request; the changes made must be exactly what the answer says.
     fn run(&mut self, request: &Request) -> (Result<Reply, ErrorCode>, Vec<Change>) {
         let database = self.database();
-        let before = database.state().position();
-        let context = Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20 };
-        let planned = match plan(request, database, context) {
-            Ok(planned) => planned,
-            Err(error) => return (Err(error.code), Vec::new()),
+        let context =
+            Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20, blobs: &[] };
+        let (entry, outcome) = match plan(request, database, context) {
+            Planned::Write { entry, outcome } => (entry, outcome),
+            Planned::Answer(answer) | Planned::Settle(answer) => {
+                return (answer.map_err(|error| error.code), Vec::new());
+            }
+            Planned::Later => panic!("{request:?}"),
         };
         database.begin().unwrap();
-        for record in planned.iter().filter_map(Planned::record) {
-            database.apply(&super::tests::alone(record)).unwrap();
-        }
+        database.apply(&entry).unwrap();
         database.commit().unwrap();
-        let changes = planned.iter().filter_map(Planned::record).flat_map(Record::changes).collect();
-        (Ok(reply(request, &planned, before).unwrap()), changes)
+        let changes = entry.records().flat_map(|record| record.changes()).collect();
+        (outcome.answer().map_err(|error| error.code), changes)
     }
 
     fn step(&mut self, step: &Step) {

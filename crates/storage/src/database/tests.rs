@@ -64,15 +64,16 @@ fn fresh(path: &Path) -> Database {
 }
 
 fn run(database: &mut Database, request: &Request) -> Result<Vec<Record>, dormouse_protocol::ErrorReply> {
-    let context = Context { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20 };
-    let planned = plan(request, database, context)?;
+    let context = Context { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20, blobs: &[] };
+    let entry = match plan(request, database, context) {
+        Planned::Write { entry, .. } => entry,
+        Planned::Answer(answer) | Planned::Settle(answer) => return answer.map(|_| Vec::new()),
+        Planned::Later => panic!("{request:?}"),
+    };
     database.begin().unwrap();
-    let records: Vec<_> = planned.iter().filter_map(Planned::record).cloned().collect();
-    for record in &records {
-        database.apply(&alone(record)).unwrap();
-    }
+    database.apply(&entry).unwrap();
     database.commit().unwrap();
-    Ok(records)
+    Ok(entry.records().collect())
 }
 
 fn set(key: Option<&str>, value: &[u8]) -> SetItem {
@@ -198,10 +199,12 @@ fn a_full_disk_fails_the_transaction_and_nothing_else() {
     run(&mut database, &sets(vec![set(Some("kept"), b"1")])).unwrap();
     database.limit_pages_to_what_there_is();
     let state = database.state().clone();
-    let context = Context { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20 };
-    let planned = plan(&sets(vec![set(None, &[0; 100_000])]), &database, context).unwrap();
+    let context = Context { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20, blobs: &[] };
+    let Planned::Write { entry, .. } = plan(&sets(vec![set(None, &[0; 100_000])]), &database, context) else {
+        panic!()
+    };
     database.begin().unwrap();
-    let error = database.apply(&alone(planned[0].record().unwrap())).unwrap_err();
+    let error = database.apply(&entry).unwrap_err();
     assert!(matches!(error, DatabaseError::DiskFull(_)), "{error}");
     assert_eq!(error.reply(&subject()).code, ErrorCode::Unavailable);
     database.rollback().unwrap();

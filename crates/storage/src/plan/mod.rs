@@ -1,141 +1,160 @@
-//! From a request to records: every decision about a write, and no I/O.
+//! From a request to an entry of the log: every decision about a write, and no I/O.
 //!
-//! [`plan`] looks at a request and at the subject as it is, checks every limit and expectation, and decides seq, rev,
-//! timestamps and what is replaced. What comes out are [`Record`]s, which can be applied here, now, or elsewhere,
-//! later, with the same result.
+//! [`plan`] looks at a request and at the subject as it will be once everything pending is applied, checks every limit
+//! and expectation, and decides seq, rev, timestamps and what is replaced. What comes out is an [`Entry`], which can be
+//! applied here, now, or elsewhere, later, with the same result.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `view` | what planning asks of a subject |
+//! | `pending` | entries that are planned and not yet applied, as a layer over a subject |
+//! | `set`, `draft`, `delete` | the rules of each request |
+//! | `level` | how durable a change must be |
+//! | `outcome` | what a request is answered, now and when it comes again |
+//! | `record`, [`size`] | what an entry consists of, and how large it becomes |
 
+mod delete;
 mod draft;
 mod level;
+mod outcome;
+mod pending;
 mod record;
+mod set;
 pub mod size;
 mod view;
 
 pub use level::required;
+pub use pending::{Pending, PendingView};
 pub use record::{BlobRef, Operation, Record, RemovalCause, SetOperation};
 pub use view::{Held, Memory, SubjectState, SubjectView};
 
-use dormouse_protocol::data::{
-    ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest, Expect,
-    SetItem, SetOutcome, SetReply, SetRequest, SetResult,
-};
-use dormouse_protocol::limits::{
-    ENVELOPE_BYTES, MAX_HEADERS_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES, MAX_METADATA_BYTES, MAX_SEQ,
-};
-use dormouse_protocol::message::{Removed, SubjectConfig};
-use dormouse_protocol::{ErrorCode, ErrorReply, Level, MessageId, Position, Rev, Seq, Timestamp};
+use dormouse_protocol::data::{ConfigureReply, ConfigureRequest, Expect};
+use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES, MAX_METADATA_BYTES};
+use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, Timestamp};
 
 use crate::api::{Reply, Request};
-use draft::Draft;
-
-/// The most bytes of removed messages that one delete record names: it becomes one event, which must fit a payload.
-const DELETE_RECORD_BYTES: usize = 128 * 1_024;
+use crate::entry::{Entry, Outcome, Remembered};
 
 /// What belongs to a request beside its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Context {
-    /// When the request is accepted: the server's clock, but never before the subject's last accept time.
+pub struct Context<'a> {
+    /// The server's clock. A request is accepted at this time, or at the subject's last accept time if that is later.
     pub accept_time: Timestamp,
     /// The largest encoded message or answer that can be sent on: what is larger could be written but never read, and
     /// of what is done nobody could be told.
     pub max_message_bytes: usize,
+    /// Values of a set request that have been put into objects of their own: the set's place in the request, from 0,
+    /// and the object. Such a value stays out of the log.
+    pub blobs: &'a [(usize, BlobRef)],
 }
 
-/// What one part of a changing request comes to.
+impl Context<'_> {
+    fn most_bytes(&self) -> usize {
+        self.max_message_bytes.saturating_sub(ENVELOPE_BYTES)
+    }
+
+    fn blob(&self, place: usize) -> Option<BlobRef> {
+        self.blobs.iter().find(|(at, _)| *at == place).map(|&(_, blob)| blob)
+    }
+}
+
+/// What a changing request comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Planned {
-    /// A change to apply.
-    Write(Record),
-    /// This part is refused; the others stand.
-    Refuse(ErrorReply),
+    /// The answer is certain already: the request alone decided it, or it was carried out before and has been
+    /// applied, or nobody can say any more whether it was.
+    Answer(Result<Reply, ErrorReply>),
+    /// Nothing changes and nothing has to be remembered, but the subject's state had a say in the answer. It may tell
+    /// of what is pending at this moment, and so has to wait until all of that is applied; and like a read it needs the
+    /// certainty that nobody else has taken the subject over.
+    Settle(Result<Reply, ErrorReply>),
+    /// It cannot be decided while changes are pending: to be planned again, before anything that came after it, once
+    /// nothing is.
+    Later,
+    /// To be logged, and answered by the outcome once it is applied.
+    Write {
+        /// What goes to the log. Without operations it only remembers the answer.
+        entry: Entry,
+        /// The answer.
+        outcome: Outcome,
+    },
 }
 
-impl Planned {
-    /// The record, if there is one.
-    #[must_use]
-    pub const fn record(&self) -> Option<&Record> {
-        match self {
-            Self::Write(record) => Some(record),
-            Self::Refuse(_) => None,
+/// What a request comes to before it is certain that its answer can be sent.
+struct Decision {
+    operations: Vec<Operation>,
+    outcome: Outcome,
+    /// Whether the state had a say in it.
+    by_state: bool,
+}
+
+/// Why nothing comes of a request, or of a part of it.
+enum Refusal {
+    /// By the request alone: it will always be refused.
+    Outright(ErrorReply),
+    /// By what is there: later it might be carried out, so that the answer has to be remembered.
+    ByState(ErrorReply),
+    /// What is there cannot be read: nobody has decided anything.
+    Unreadable(ErrorReply),
+    /// It cannot be decided while changes are pending.
+    Undecided,
+}
+
+impl Refusal {
+    fn bad_request(why: impl Into<String>) -> Self {
+        Self::Outright(ErrorReply::bad_request(why))
+    }
+}
+
+/// Whatever fails without further word is a view that cannot be read.
+impl From<ErrorReply> for Refusal {
+    fn from(error: ErrorReply) -> Self {
+        Self::Unreadable(error)
+    }
+}
+
+/// Plans a changing request. Any other is answered `internal`.
+///
+/// What was carried out before is found first, before expectations and limits: a repeat is answered as the first was,
+/// whatever has become of the subject since.
+#[must_use]
+pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) -> Planned {
+    let id = request_id(request);
+    if let Some(id) = id {
+        match view.remembered(id) {
+            Ok(Memory::New) => {}
+            Ok(Memory::Pending(outcome)) => return Planned::Settle(repeat(request, outcome, context)),
+            Ok(Memory::Done(outcome)) => return Planned::Answer(repeat(request, outcome, context)),
+            Ok(Memory::Forgotten) => return Planned::Answer(Err(forgotten())),
+            Err(error) => return Planned::Answer(Err(error)),
         }
     }
-}
-
-/// Plans a changing request. For `set` there is one [`Planned`] per item; for the others one per record, none when
-/// nothing changes.
-///
-/// # Errors
-/// The answer to a request that is refused as a whole; then nothing changes. Among the reasons: its answer would not
-/// fit, `too_large` by `max_reply_bytes`.
-pub fn plan(
-    request: &Request,
-    view: &impl SubjectView,
-    context: Context,
-) -> Result<Vec<Planned>, ErrorReply> {
-    let planned = plan_unchecked(request, view, context)?;
-    let (reply, most) =
-        (planned.iter().map(part_of_reply).sum(), context.max_message_bytes.saturating_sub(ENVELOPE_BYTES));
-    if reply > most { Err(ErrorReply::too_large("max_reply_bytes", reply, most)) } else { Ok(planned) }
-}
-
-/// The most bytes that one part adds to the answer.
-fn part_of_reply(planned: &Planned) -> usize {
-    match planned {
-        Planned::Refuse(error) => size::of_error(error),
-        Planned::Write(record) => match &record.operation {
-            Operation::Set(_) => size::SET_RESULT_BYTES,
-            Operation::Batch { sets } => sets.len() * size::SET_RESULT_BYTES,
-            Operation::Delete { removed, .. } => size::of_seqs(removed.len()),
-            Operation::DeleteAll { .. } | Operation::Configure { .. } => 0,
-        },
-    }
-}
-
-fn plan_unchecked(
-    request: &Request,
-    view: &impl SubjectView,
-    context: Context,
-) -> Result<Vec<Planned>, ErrorReply> {
-    match request {
-        Request::Set(request) => plan_set(request, view, context),
-        Request::Delete(request) => plan_delete(request, view, context),
-        Request::DeleteAll(request) => plan_delete_all(request, view, context),
-        Request::Configure(request) => plan_configure(request, view, context),
+    let accept_time = context.accept_time.max(view.state().accept_time);
+    let context = Context { accept_time, ..context };
+    let decided = match request {
+        Request::Set(request) => set::plan_set(request, view, context),
+        Request::Delete(request) => delete::plan_delete(request, view, context),
+        Request::DeleteAll(request) => delete::plan_delete_all(request, view),
+        Request::Configure(request) => plan_configure(request, view),
         Request::Get(_)
         | Request::GetAll(_)
         | Request::Keys(_)
         | Request::Info
         | Request::Flush
-        | Request::Destroy => Ok(Vec::new()),
-    }
+        | Request::Destroy => Err(ErrorReply::internal("a request that is not planned").into()),
+    };
+    finish(decided, id, view.state(), context)
 }
 
-/// The answer to a changing request once everything in `planned` has been applied, or `None` for a request that
-/// changes nothing by records. `before` is the subject's position before the first record.
+/// The id under which a changing request is remembered.
 #[must_use]
-pub fn reply(request: &Request, planned: &[Planned], before: Position) -> Option<Reply> {
-    let last = planned.iter().filter_map(Planned::record).next_back();
-    let position = last.map_or(before, |record| Position { term: record.term, rev: record.rev });
+pub const fn request_id(request: &Request) -> Option<RequestId> {
     match request {
-        Request::Set(_) => {
-            Some(Reply::Set(SetReply { results: planned.iter().filter_map(set_outcome).collect() }))
-        }
-        Request::Delete(_) => {
-            let mut seqs = Vec::new();
-            for record in planned.iter().filter_map(Planned::record) {
-                if let Operation::Delete { removed, .. } = &record.operation {
-                    seqs.extend(removed.iter().map(|removed| removed.seq));
-                }
-            }
-            Some(Reply::Delete(DeleteReply { position, seqs, duplicate: false }))
-        }
-        Request::DeleteAll(_) => {
-            let count = match last.map(|record| &record.operation) {
-                Some(Operation::DeleteAll { count, .. }) => *count,
-                _ => 0,
-            };
-            Some(Reply::DeleteAll(DeleteAllReply { position, count, duplicate: false }))
-        }
-        Request::Configure(_) => Some(Reply::Configure(ConfigureReply { position, duplicate: false })),
+        Request::Set(request) => request.request,
+        Request::Delete(request) => request.request,
+        Request::DeleteAll(request) => request.request,
+        Request::Configure(request) => request.request,
         Request::Get(_)
         | Request::GetAll(_)
         | Request::Keys(_)
@@ -145,230 +164,61 @@ pub fn reply(request: &Request, planned: &[Planned], before: Position) -> Option
     }
 }
 
-fn set_outcome(planned: &Planned) -> Option<SetOutcome> {
-    match planned {
-        Planned::Refuse(error) => Some(SetOutcome::Error(error.clone())),
-        Planned::Write(record) => match &record.operation {
-            Operation::Set(set) => Some(SetOutcome::Ok(SetResult {
-                seq: set.seq,
-                term: record.term,
-                rev: record.rev,
-                timestamp: set.timestamp,
-                duplicate: false,
-            })),
-            Operation::Batch { .. }
-            | Operation::Delete { .. }
-            | Operation::DeleteAll { .. }
-            | Operation::Configure { .. } => None,
-        },
-    }
-}
-
-fn plan_set(
-    request: &SetRequest,
-    view: &impl SubjectView,
-    context: Context,
-) -> Result<Vec<Planned>, ErrorReply> {
-    check_level(request.level)?;
-    if request.atomic {
-        return Err(ErrorReply::unsupported("atomic batches"));
-    }
-    if request.sets.is_empty() {
-        return Err(ErrorReply::bad_request("a set request needs at least one set"));
-    }
-    check_items(request.sets.len())?;
-    let mut pending = Draft::new(view);
-    let term = view.state().term;
-    let mut planned = Vec::with_capacity(request.sets.len());
-    for (place, item) in request.sets.iter().enumerate() {
-        planned.push(match plan_item(item, &pending, context) {
-            Ok(set) => {
-                let id = MessageId { term, seq: set.seq };
-                pending.advance(id);
-                // Most requests hold one set: nobody comes after it to whom it would matter.
-                if place + 1 < request.sets.len() {
-                    pending.remember(id, set.key.as_deref(), set.replaces);
-                }
-                Planned::Write(Record {
-                    term,
-                    rev: pending.rev,
-                    accept_time: context.accept_time,
-                    operation: Operation::Set(set),
-                })
-            }
-            // A state that cannot be read is no refusal of one set: nothing of the request may be carried out.
-            Err(error) if is_unreadable(&error) => return Err(error),
-            Err(error) => Planned::Refuse(error),
-        });
-    }
-    Ok(planned)
-}
-
-const fn is_unreadable(error: &ErrorReply) -> bool {
-    matches!(error.code, ErrorCode::Internal | ErrorCode::Corrupt | ErrorCode::Unavailable)
-}
-
-fn plan_item<V: SubjectView>(
-    item: &SetItem,
-    pending: &Draft<'_, V>,
-    context: Context,
-) -> Result<SetOperation, ErrorReply> {
-    check_item(item, context)?;
-    let key_holder = item.key.as_deref().map(|key| pending.under(key)).transpose()?.flatten();
-    check_expectation(item.expect, pending.last, item.key.is_some(), key_holder)?;
-    let (seq, in_place) = match item.seq {
-        None => (pending.next_seq, false),
-        Some(seq) if seq >= pending.next_seq => (seq, false),
-        Some(seq) => match pending.at(seq)? {
-            Some(held) if held.key == item.key => (seq, true),
-            Some(_) => {
-                return Err(ErrorReply::bad_request(format!("the message at {seq} has another key")));
-            }
-            None => {
-                return Err(ErrorReply::bad_request(format!(
-                    "there is no message at {seq}, and the next is {}",
-                    pending.next_seq
-                )));
-            }
-        },
-    };
-    if seq.get() > MAX_SEQ {
-        return Err(ErrorReply::bad_request(format!("a seq is at most {MAX_SEQ}")));
-    }
-    Ok(SetOperation {
-        seq,
-        key: item.key.clone(),
-        value: item.value.clone(),
-        headers: item.headers.clone(),
-        timestamp: item.timestamp.unwrap_or(context.accept_time),
-        replaces: if in_place { Some(seq) } else { key_holder.map(|holder| holder.seq) },
-        expires_at: None,
-        blob: None,
-        msg_id: None,
-    })
-}
-
-fn check_item(item: &SetItem, context: Context) -> Result<(), ErrorReply> {
-    if item.ttl_ms.is_some() {
-        return Err(ErrorReply::unsupported("a time to live"));
-    }
-    if item.msg_id.is_some() {
-        return Err(ErrorReply::unsupported("message ids"));
-    }
-    if let Some(key) = &item.key {
-        check_key(key)?;
-    }
-    let headers = item.headers.size_bytes();
-    if headers > MAX_HEADERS_BYTES {
-        return Err(ErrorReply::too_large("max_headers_bytes", headers, MAX_HEADERS_BYTES));
-    }
-    let size = size::parts_bytes(item.key.as_deref(), item.value.as_ref(), &item.headers);
-    let most = context.max_message_bytes.saturating_sub(ENVELOPE_BYTES);
-    if size > most { Err(ErrorReply::too_large("max_message_bytes", size, most)) } else { Ok(()) }
-}
-
-fn plan_delete(
-    request: &DeleteRequest,
-    view: &impl SubjectView,
-    context: Context,
-) -> Result<Vec<Planned>, ErrorReply> {
-    check_level(request.level)?;
-    if request.seqs.is_empty() && request.keys.is_empty() {
-        return Err(ErrorReply::bad_request("a delete request needs at least one seq or key"));
-    }
-    check_items(request.seqs.len() + request.keys.len())?;
-    request.keys.iter().try_for_each(|key| check_key(key))?;
-    let single_key = match (request.seqs.as_slice(), request.keys.as_slice()) {
-        ([], [key]) => Some(key),
-        _ => None,
-    };
-    if matches!(request.expect, Some(Expect::Key(_))) && single_key.is_none() {
-        return Err(ErrorReply::bad_request("an expectation on a key needs exactly one key and no seq"));
-    }
-    let mut removed = Vec::new();
-    for key in &request.keys {
-        if let Some(id) = view.under(key)? {
-            removed.push(Removed { seq: id.seq, key: Some(key.clone()) });
+fn finish(
+    decided: Result<Decision, Refusal>,
+    id: Option<RequestId>,
+    state: &SubjectState,
+    context: Context<'_>,
+) -> Planned {
+    let Decision { operations, outcome, by_state } = match decided {
+        Ok(decision) => decision,
+        Err(Refusal::Outright(error) | Refusal::Unreadable(error)) => return Planned::Answer(Err(error)),
+        Err(Refusal::Undecided) => return Planned::Later,
+        Err(Refusal::ByState(error)) => {
+            Decision { operations: Vec::new(), outcome: Outcome::Refused(error), by_state: true }
         }
-    }
-    let key_holder = match (single_key, request.expect) {
-        (Some(key), Some(Expect::Key(_))) => view.under(key)?,
-        _ => None,
     };
-    check_expectation(request.expect, view.state().last, single_key.is_some(), key_holder)?;
-    for &seq in &request.seqs {
-        if let Some(held) = view.at(seq)? {
-            removed.push(Removed { seq, key: held.key });
-        }
+    let (size, most) = (outcome.size_bytes(), context.most_bytes());
+    if size > most {
+        return Planned::Answer(Err(ErrorReply::too_large("max_reply_bytes", size, most)));
     }
-    removed.sort_unstable_by_key(|removed| removed.seq);
-    removed.dedup_by_key(|removed| removed.seq);
-    Ok(delete_records(removed, view.state(), context))
+    if operations.is_empty() && !by_state {
+        return Planned::Answer(outcome.answer());
+    }
+    if operations.is_empty() && id.is_none() {
+        return Planned::Settle(outcome.answer());
+    }
+    let request = id.map(|id| Remembered { id, outcome: outcome.clone() });
+    let entry =
+        Entry { term: state.term, after: state.rev, accept_time: context.accept_time, request, operations };
+    Planned::Write { entry, outcome }
 }
 
-/// One record per run of removed messages that fits an event: a record cut in two events would look complete to a
-/// watcher that lost the second.
-fn delete_records(removed: Vec<Removed>, state: &SubjectState, context: Context) -> Vec<Planned> {
-    let most = DELETE_RECORD_BYTES.min(context.max_message_bytes.saturating_sub(ENVELOPE_BYTES));
-    let mut runs: Vec<Vec<Removed>> = Vec::new();
-    let mut run_bytes = 0;
-    for one in removed {
-        let bytes = size::of_removed(&one);
-        match runs.last_mut() {
-            Some(run) if run_bytes + bytes <= most => {
-                run_bytes += bytes;
-                run.push(one);
-            }
-            _ => {
-                run_bytes = bytes;
-                runs.push(vec![one]);
-            }
-        }
+/// The answer to a request that was carried out before.
+fn repeat(request: &Request, first: Outcome, context: Context<'_>) -> Result<Reply, ErrorReply> {
+    if !first.answers(request) {
+        return Err(ErrorReply::bad_request("the id of this request belongs to another one"));
     }
-    let mut rev = state.rev;
-    let mut records = Vec::with_capacity(runs.len());
-    for run in runs {
-        rev = rev.next();
-        records.push(write(
-            state,
-            rev,
-            context,
-            Operation::Delete { removed: run, cause: RemovalCause::Asked },
+    let (size, most) = (first.size_bytes(), context.most_bytes());
+    if size > most {
+        return Err(ErrorReply::new(
+            ErrorCode::Indeterminate,
+            format!("the request was answered before, in {size} bytes where at most {most} can be sent now"),
         ));
     }
-    records
+    first.repeated().answer()
 }
 
-fn plan_delete_all(
-    request: &DeleteAllRequest,
-    view: &impl SubjectView,
-    context: Context,
-) -> Result<Vec<Planned>, ErrorReply> {
-    check_level(request.level)?;
-    let state = view.state();
-    let newest = Seq::new(state.next_seq.get().saturating_sub(1));
-    let end_seq = match (request.end_seq, request.keep_last) {
-        (Some(_), Some(_)) => {
-            return Err(ErrorReply::bad_request("end_seq and keep_last exclude each other"));
-        }
-        (Some(end_seq), None) => Some(end_seq.min(newest)),
-        (None, Some(keep)) => view.newest_beyond(keep)?,
-        (None, None) => Some(newest),
-    };
-    let Some(end_seq) = end_seq else { return Ok(Vec::new()) };
-    match view.count_up_to(end_seq)? {
-        0 => Ok(Vec::new()),
-        count => Ok(vec![write(state, state.rev.next(), context, Operation::DeleteAll { end_seq, count })]),
-    }
+fn forgotten() -> ErrorReply {
+    ErrorReply::new(
+        ErrorCode::Indeterminate,
+        "the request is older than what is remembered of its session: it may have been carried out before",
+    )
 }
 
-fn plan_configure(
-    request: &ConfigureRequest,
-    view: &impl SubjectView,
-    context: Context,
-) -> Result<Vec<Planned>, ErrorReply> {
+fn plan_configure(request: &ConfigureRequest, view: &impl SubjectView) -> Result<Decision, Refusal> {
     let SubjectConfig {
-        level,
+        level: _,
         max_msgs,
         max_bytes,
         max_age_ms,
@@ -377,35 +227,25 @@ fn plan_configure(
         default_ttl_ms,
         metadata,
     } = &request.config;
-    check_level(*level)?;
     let limits = [max_msgs, max_bytes, max_age_ms, max_msg_size, default_ttl_ms];
     if limits.iter().any(|limit| limit.is_some()) || discard.is_some() {
-        return Err(ErrorReply::unsupported("limits and expiry"));
+        return Err(Refusal::Outright(ErrorReply::unsupported("limits and expiry")));
     }
     let metadata_bytes = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
     if metadata_bytes > MAX_METADATA_BYTES {
-        return Err(ErrorReply::too_large("max_metadata_bytes", metadata_bytes, MAX_METADATA_BYTES));
+        let error = ErrorReply::too_large("max_metadata_bytes", metadata_bytes, MAX_METADATA_BYTES);
+        return Err(Refusal::Outright(error));
     }
-    let state = view.state();
-    let operation = Operation::Configure { config: request.config.clone() };
-    Ok(vec![write(state, state.rev.next(), context, operation)])
+    let operations = vec![Operation::Configure { config: request.config.clone() }];
+    let position = position_after(view.state(), &operations);
+    let outcome = Outcome::Configure(ConfigureReply { position, duplicate: false });
+    Ok(Decision { operations, outcome, by_state: true })
 }
 
-fn write(state: &SubjectState, rev: Rev, context: Context, operation: Operation) -> Planned {
-    Planned::Write(Record { term: state.term, rev, accept_time: context.accept_time, operation })
-}
-
-/// The levels above `memory` need what this version does not have: saying so is the only honest answer.
-///
-/// # Errors
-/// `unsupported` for any other level.
-pub fn check_level(level: Option<Level>) -> Result<(), ErrorReply> {
-    match level {
-        None | Some(Level::Memory) => Ok(()),
-        Some(level) => Err(ErrorReply::unsupported(format_args!(
-            "the durability level `{level}`: in this version every write has the level `memory`"
-        ))),
-    }
+/// Where the subject is once `operations` are applied, one rev each.
+fn position_after(state: &SubjectState, operations: &[Operation]) -> Position {
+    let rev = operations.iter().fold(state.rev, |rev, _| rev.next());
+    Position { term: state.term, rev }
 }
 
 /// Checks the length of a key, of a message or asked for.
@@ -432,24 +272,21 @@ pub fn check_items(items: usize) -> Result<(), ErrorReply> {
     }
 }
 
+/// Compares what the caller believes with what is there.
 fn check_expectation(
     expect: Option<Expect>,
     last: Option<MessageId>,
-    has_key: bool,
     key_holder: Option<MessageId>,
-) -> Result<(), ErrorReply> {
+) -> Result<(), Refusal> {
     match expect {
         None => Ok(()),
         Some(Expect::Last(expected)) if expected == last => Ok(()),
-        Some(Expect::Last(_)) => Err(ErrorReply::wrong_last(last)),
-        Some(Expect::Key(_)) if !has_key => {
-            Err(ErrorReply::bad_request("an expectation on a key needs a key"))
-        }
+        Some(Expect::Last(_)) => Err(Refusal::ByState(ErrorReply::wrong_last(last))),
         Some(Expect::Key(expected)) if expected == key_holder => Ok(()),
-        Some(Expect::Key(expected)) => Err(match (expected, key_holder) {
+        Some(Expect::Key(expected)) => Err(Refusal::ByState(match (expected, key_holder) {
             (None, Some(holder)) => ErrorReply::key_exists(holder),
             _ => ErrorReply::wrong_last(key_holder),
-        }),
+        })),
     }
 }
 

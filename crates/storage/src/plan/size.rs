@@ -1,6 +1,7 @@
 //! How large things become on the wire. Upper bounds, so that what is said to fit does fit.
 
 use bytes::Bytes;
+use dormouse_protocol::data::SetItem;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Change, ErrorReply, Headers, Message};
 
@@ -26,6 +27,13 @@ pub fn parts_bytes(key: Option<&str>, value: Option<&Bytes>, headers: &Headers) 
 #[must_use]
 pub fn message_bytes(key: usize, value: usize, headers: &Headers) -> usize {
     FRAMING_BYTES + key + value + headers.size_bytes() + headers.0.len() * ELEMENT_BYTES
+}
+
+/// The most bytes that a set takes in a request.
+#[must_use]
+pub fn of_item(item: &SetItem) -> usize {
+    let msg_id = item.msg_id.as_ref().map_or(0, String::len);
+    parts_bytes(item.key.as_deref(), item.value.as_ref(), &item.headers) + msg_id
 }
 
 /// The most bytes that `message` takes when encoded.

@@ -7,7 +7,6 @@ use dormouse_protocol::{ErrorReply, Level, LogId, Rev, Subject, Timestamp};
 
 use crate::api::{Reply, Request, Submission};
 use crate::database::{Database, DatabaseError};
-use crate::entry::Entry;
 use crate::plan::{self, Context, Planned, Record, size};
 
 /// The most requests in one transaction.
@@ -136,35 +135,20 @@ impl Batch {
         max_reply_bytes: usize,
         around: &Surroundings,
     ) -> Result<Answer, DatabaseError> {
-        let before = database.state().position();
-        let context = Context {
-            accept_time: around.now.max(database.state().accept_time),
-            max_message_bytes: max_reply_bytes,
+        let context = Context { accept_time: around.now, max_message_bytes: max_reply_bytes, blobs: &[] };
+        let (entry, outcome) = match plan::plan(request, database, context) {
+            Planned::Write { entry, outcome } => (entry, outcome),
+            Planned::Answer(answer) | Planned::Settle(answer) => return Ok(answer),
+            Planned::Later => return Ok(Err(ErrorReply::internal("a request that was not decided"))),
         };
-        let planned = match plan::plan(request, database, context) {
-            Ok(planned) => planned,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        for record in planned.iter().filter_map(Planned::record) {
-            database.apply(&Entry {
-                term: record.term,
-                after: Rev::new(record.rev.get() - 1),
-                accept_time: record.accept_time,
-                request: None,
-                operations: vec![record.operation.clone()],
-            })?;
+        database.apply(&entry)?;
+        for record in entry.records() {
+            let bytes = size::of_record(&record);
+            self.bytes += bytes;
+            self.executed.written_bytes += bytes;
+            self.executed.records.push(record);
         }
-        let reply = plan::reply(request, &planned, before)
-            .ok_or_else(|| ErrorReply::internal("a request without an answer"));
-        for one in planned {
-            if let Planned::Write(record) = one {
-                let bytes = size::of_record(&record);
-                self.bytes += bytes;
-                self.executed.written_bytes += bytes;
-                self.executed.records.push(record);
-            }
-        }
-        Ok(reply)
+        Ok(outcome.answer())
     }
 
     fn fail(mut self, database: &mut Database, error: &DatabaseError, around: &Surroundings) -> Executed {
