@@ -1,1 +1,232 @@
-//! A disk that lies, for tests.
+//! A disk that lies, for tests: runs out of room, writes less than it was given, fails to sync, and forgets what was
+//! not synced when the power goes. The same seed lies the same way.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use dormouse_runtime::{Entropy, SeededEntropy};
+
+use super::write::write_all;
+use super::{WalFile, WalStorage};
+
+/// What reaches a disk at once or not at all.
+const SECTOR_BYTES: usize = 512;
+
+/// A [`WalStorage`] over another one, with faults. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct FaultyStorage(Arc<Disk>);
+
+#[derive(Debug)]
+struct Disk {
+    inner: Arc<dyn WalStorage>,
+    entropy: SeededEntropy,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeMap<PathBuf, Lengths>,
+    /// Counts losses of power: what was opened before one does nothing after it.
+    power: u64,
+    room: Option<u64>,
+    short_writes: u64,
+    failing_writes: u32,
+    failing_syncs: u32,
+}
+
+/// How much of a file there is, and how much of that survives a loss of power.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lengths {
+    live: u64,
+    synced: u64,
+}
+
+impl FaultyStorage {
+    /// A disk without faults so far, over `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn WalStorage>, seed: u64) -> Self {
+        Self(Arc::new(Disk { inner, entropy: SeededEntropy::new(seed), state: Mutex::default() }))
+    }
+
+    /// From now on only this many bytes can be written; `None` ends the shortage. What is cut off or removed makes room.
+    pub fn limit_room(&self, bytes: Option<u64>) {
+        self.0.state().room = bytes;
+    }
+
+    /// From now on one write in so many takes only some of its bytes; 0 ends that.
+    pub fn short_writes(&self, one_in: u64) {
+        self.0.state().short_writes = one_in;
+    }
+
+    /// The next writes, this many, fail.
+    pub fn fail_writes(&self, count: u32) {
+        self.0.state().failing_writes = count;
+    }
+
+    /// The next syncs, this many, fail; what they should have kept is not kept by later ones either.
+    pub fn fail_syncs(&self, count: u32) {
+        self.0.state().failing_syncs = count;
+    }
+
+    /// The power goes. Of what was not synced each file keeps a random beginning, with random sectors of it zeroed. Files
+    /// that are open can no longer be used.
+    ///
+    /// # Errors
+    /// What the storage below says.
+    pub fn power_loss(&self) -> io::Result<()> {
+        let mut state = self.0.state();
+        state.power += 1;
+        for (path, lengths) in &mut state.files {
+            let mut bytes = Vec::from(self.0.inner.read(path)?);
+            let synced = usize::try_from(lengths.synced).unwrap_or(usize::MAX).min(bytes.len());
+            let unsynced = (bytes.len() - synced) as u64;
+            bytes.truncate(synced + usize::try_from(self.0.below(unsynced + 1)).unwrap_or(0));
+            for sector in bytes[synced..].chunks_mut(SECTOR_BYTES) {
+                if self.0.below(4) == 0 {
+                    sector.fill(0);
+                }
+            }
+            self.0.inner.remove(path)?;
+            let mut file = self.0.inner.create(path)?;
+            write_all(file.as_mut(), &bytes)?;
+            lengths.live = bytes.len() as u64;
+            lengths.synced = lengths.live;
+        }
+        Ok(())
+    }
+
+    /// How much of a file survives a loss of power, in bytes.
+    #[must_use]
+    pub fn synced(&self, path: &Path) -> u64 {
+        self.0.state().files.get(path).map_or(0, |lengths| lengths.synced)
+    }
+}
+
+impl Disk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A random number below `limit`, which is not 0.
+    fn below(&self, limit: u64) -> u64 {
+        self.entropy.next_u64() % limit
+    }
+}
+
+impl WalStorage for FaultyStorage {
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        self.0.inner.create_folder(folder)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WalFile>> {
+        let file = self.0.inner.create(path)?;
+        let mut state = self.0.state();
+        state.files.insert(path.to_owned(), Lengths::default());
+        Ok(Box::new(FaultyFile { disk: self.0.clone(), path: path.to_owned(), power: state.power, file }))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        self.0.inner.list(folder)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Bytes> {
+        self.0.inner.read(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.inner.remove(path)?;
+        let mut state = self.0.state();
+        if let Some(lengths) = state.files.remove(path) {
+            state.free(lengths.live);
+        }
+        Ok(())
+    }
+
+    fn rename_folder(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.inner.rename_folder(from, to)?;
+        let mut state = self.0.state();
+        let moved = std::mem::take(&mut state.files).into_iter().map(|(path, lengths)| {
+            let path = path.strip_prefix(from).map(|name| to.join(name)).unwrap_or(path);
+            (path, lengths)
+        });
+        state.files = moved.collect();
+        Ok(())
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        self.0.inner.remove_folder(folder)
+    }
+}
+
+impl State {
+    fn free(&mut self, bytes: u64) {
+        self.room = self.room.map(|room| room + bytes);
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    disk: Arc<Disk>,
+    path: PathBuf,
+    power: u64,
+    file: Box<dyn WalFile>,
+}
+
+impl FaultyFile {
+    fn check_power(&self, state: &State) -> io::Result<()> {
+        if state.power == self.power { Ok(()) } else { Err(io::Error::other("the power went")) }
+    }
+}
+
+impl WalFile for FaultyFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.disk.state();
+        self.check_power(&state)?;
+        if state.failing_writes > 0 {
+            state.failing_writes -= 1;
+            return Err(io::Error::other("a write that fails"));
+        }
+        let mut taken = bytes.len();
+        if state.short_writes > 0 && taken > 1 && self.disk.below(state.short_writes) == 0 {
+            taken = 1 + usize::try_from(self.disk.below(taken as u64 - 1)).unwrap_or(0);
+        }
+        if let Some(room) = state.room {
+            taken = taken.min(usize::try_from(room).unwrap_or(usize::MAX));
+        }
+        if taken == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let written = self.file.write(&bytes[..taken])?;
+        state.room = state.room.map(|room| room - written as u64);
+        state.files.entry(self.path.clone()).or_default().live += written as u64;
+        Ok(written)
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        self.check_power(&state)?;
+        if state.failing_syncs > 0 {
+            state.failing_syncs -= 1;
+            return Err(io::Error::other("a sync that fails"));
+        }
+        self.file.sync_data()?;
+        let lengths = state.files.entry(self.path.clone()).or_default();
+        lengths.synced = lengths.live;
+        Ok(())
+    }
+
+    fn set_len(&mut self, bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        self.check_power(&state)?;
+        self.file.set_len(bytes)?;
+        let lengths = state.files.entry(self.path.clone()).or_default();
+        let freed = lengths.live.saturating_sub(bytes);
+        lengths.live = bytes;
+        lengths.synced = lengths.synced.min(bytes);
+        state.free(freed);
+        Ok(())
+    }
+}

@@ -77,11 +77,7 @@ impl CurrentPart {
         };
         let mut file = storage.create(&path).map_err(failed)?;
         let header = encode_header(log, number, before);
-        if let Err(error) = write_all(file.as_mut(), &header) {
-            drop(file);
-            storage.remove(&path).map_err(WalError::access(&path))?;
-            return Err(failed(error));
-        }
+        write_all(file.as_mut(), &header).map_err(failed)?;
         let place = Place::new(log, number);
         Ok(Self { number, place, path, file, length: header.len() as u64, synced: 0, noted: Lsn::ZERO })
     }
