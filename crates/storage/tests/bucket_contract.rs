@@ -356,6 +356,38 @@ async fn what_is_no_object_is_not_listed() {
     assert_eq!(listed(&bucket, "").await, ["a/object"]);
 }
 
+#[tokio::test]
+async fn a_listing_sweeps_what_unfinished_uploads_left_behind_long_ago() {
+    let directory = TempDir::new().unwrap();
+    let bucket = open_local(directory.path()).await.unwrap();
+    bucket.create(&key("subjects/a/object"), Bytes::from("a")).await.unwrap();
+    bucket.create(&key("subjects/b/object"), Bytes::from("b")).await.unwrap();
+    let put = |name: &str, age: Duration| {
+        let path = directory.path().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_modified(std::fs::metadata(directory.path()).unwrap().modified().unwrap() - age).unwrap();
+        path
+    };
+    let (long_ago, lately) = (Duration::from_secs(2 * 3_600), Duration::from_secs(1_800));
+    let leftovers =
+        ["subjects/a/object#1", "subjects/a/gone#18446744073709551615"].map(|name| put(name, long_ago));
+    let kept = [
+        // Somebody may be writing it.
+        put("subjects/a/new#2", lately),
+        // People's.
+        put("subjects/a/notes#a", long_ago),
+        put("subjects/a/to do #3", long_ago),
+        put("subjects/a/#", long_ago),
+        // Nobody looked there.
+        put("subjects/b/object#1", long_ago),
+    ];
+    assert_eq!(listed(&bucket, "subjects/a/").await, ["subjects/a/object"]);
+    assert!(leftovers.iter().all(|path| !path.exists()));
+    assert!(kept.iter().all(|path| path.exists()), "{kept:?}");
+    assert_eq!(listed(&bucket, "").await.len(), 2);
+    assert!(!kept[4].exists() && kept[..4].iter().all(|path| path.exists()));
+}
+
 /// Polls `waiting` beside so much other work on the bucket that it would have ended, were it not held up.
 async fn assert_held_up(bucket: &dyn Bucket, waiting: &mut (impl Future + Unpin), by: &str) {
     let other_work = async {

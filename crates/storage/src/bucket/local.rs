@@ -1,9 +1,13 @@
-//! What a local directory (or a mount) needs beside object_store: listings that exclude deletions, deletions that
-//! cannot outlive their lock, and the certainty that the directory is still the one that was opened.
+//! What a local directory (or a mount) needs beside object_store: creates whose leftovers can be swept, listings that
+//! exclude deletions, deletions that cannot outlive their lock, and the certainty that the directory is still the one
+//! that was opened.
+
+mod staging;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{BucketEntry, BucketKey, BucketPrefix};
 use crate::checksum::Crc64;
@@ -64,8 +68,9 @@ impl LocalDirectory {
     }
 
     /// Everything below `prefix`, in no particular order, as it was at one moment as far as deletions go. Never waits:
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) while somebody deletes there.
-    pub(super) fn try_list(&self, prefix: &BucketPrefix) -> io::Result<Vec<BucketEntry>> {
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) while somebody deletes there. What unfinished uploads left there long
+    /// before `wall`, the time since the Unix epoch, is removed on the way.
+    pub(super) fn try_list(&self, prefix: &BucketPrefix, wall: Duration) -> io::Result<Vec<BucketEntry>> {
         let stripes = match stripe_of(prefix.as_str()) {
             Some(stripe) => stripe..stripe + 1,
             None => 0..STRIPES,
@@ -73,7 +78,7 @@ impl LocalDirectory {
         let _locks: Vec<Lock> =
             stripes.map(|stripe| self.lock(stripe, File::try_lock_shared)).collect::<io::Result<_>>()?;
         let mut entries = Vec::new();
-        self.list_folder(prefix.as_str(), &mut entries)?;
+        self.list_folder(prefix.as_str(), wall, &mut entries)?;
         Ok(entries)
     }
 
@@ -98,7 +103,7 @@ impl LocalDirectory {
         }
     }
 
-    fn list_folder(&self, prefix: &str, entries: &mut Vec<BucketEntry>) -> io::Result<()> {
+    fn list_folder(&self, prefix: &str, wall: Duration, entries: &mut Vec<BucketEntry>) -> io::Result<()> {
         let folder = match fs::read_dir(self.root.join(prefix)) {
             Ok(folder) => folder,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -109,6 +114,7 @@ impl LocalDirectory {
             let name = entry.file_name();
             // Names that no key has are not objects: uploads in progress (`key#1`) and what others put there.
             let Some(Ok(key)) = name.to_str().map(|name| BucketKey::new(&format!("{prefix}{name}"))) else {
+                staging::sweep(&entry, wall);
                 continue;
             };
             let metadata = match fs::metadata(entry.path()) {
@@ -121,7 +127,7 @@ impl LocalDirectory {
                 continue;
             }
             if metadata.is_dir() {
-                self.list_folder(&format!("{key}/"), entries)?;
+                self.list_folder(&format!("{key}/"), wall, entries)?;
             } else if key.as_str() != MARKER {
                 entries.push(BucketEntry { key, size_bytes: metadata.len() });
             }

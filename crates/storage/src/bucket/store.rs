@@ -239,8 +239,12 @@ impl ObjectStoreBucket {
 impl Bucket for ObjectStoreBucket {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
         let call = Call { operation: Operation::Create, name: key.as_str() };
+        if let Some(directory) = &self.directory {
+            let (key, number) = (key.clone(), self.env.random_u64());
+            let create = move |directory: &LocalDirectory| directory.create(&key, &bytes, number);
+            return self.on_directory(directory, call, create).await;
+        }
         let path = self.locate(call)?;
-        self.check_present(call).await?;
         let put = self.creating.put_opts(&path, PutPayload::from_bytes(bytes), PutMode::Create.into());
         match call.within(CALL_TIMEOUT, put).await? {
             Ok(_) => Ok(Created::New),
@@ -301,8 +305,8 @@ impl Bucket for ObjectStoreBucket {
         let mut entries = match &self.directory {
             None => self.list_store(prefix, call).await?,
             Some(directory) => {
-                let prefix = prefix.clone();
-                self.on_locked_directory(directory, call, move |directory| directory.try_list(&prefix))
+                let (prefix, wall) = (prefix.clone(), Duration::from_micros(self.env.wall_micros()));
+                self.on_locked_directory(directory, call, move |directory| directory.try_list(&prefix, wall))
                     .await?
             }
         };
