@@ -6,12 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{Operation, Record};
 
+// A field that this version does not know is damage, here and in `plan::record`: what a newer version adds to an entry
+// has a higher format number in whatever holds the entry, because leaving it out would be another change.
+
 /// One changing request as the log keeps it. It is never split: all of its operations become durable together.
 ///
 /// The entries of a subject follow each other without a hole: an entry's [`Entry::after`] is the
 /// [last rev](Entry::last_rev) of the one before. An entry without operations changes no data; it only remembers how a
 /// request was answered, so that a late copy of that request is answered the same way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// The term under which it was decided.
     pub term: Term,
@@ -29,6 +33,7 @@ pub struct Entry {
 
 /// A request and its answer, kept so that a repeat is answered and not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Remembered {
     /// The request's name.
     pub id: RequestId,

@@ -96,6 +96,3 @@ impl From<FormatError> for ErrorReply {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -26,7 +26,7 @@ pub struct Record {
 
 /// What a [`Record`] changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Operation {
     /// A message is written.
     Set(SetOperation),
@@ -70,6 +70,7 @@ pub enum RemovalCause {
 
 /// A message to be written, at a decided place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SetOperation {
     /// Where it goes.
     pub seq: Seq,
@@ -100,6 +101,7 @@ pub struct SetOperation {
 
 /// A large value as an object of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BlobRef {
     /// The object's name in the subject's folder.
     pub name: BlobName,

@@ -1,0 +1,12 @@
+//! What is stored: frozen bytes, damage that is noticed, and a document that says what is there.
+
+mod corpus;
+mod damage;
+mod document;
+mod frozen;
+#[path = "../fuzzing/mod.rs"]
+mod fuzzing;
+mod golden;
+mod parts;
+mod random;
+mod samples;

@@ -1,0 +1,99 @@
+//! Parts of objects, as range requests and look-ups want them.
+
+use bytes::Bytes;
+use dormouse_protocol::{Rev, Slot};
+use dormouse_storage::format::index::{self, LogIndex};
+use dormouse_storage::format::segment::{self, FOOTER_BYTES, Footer, MAX_HEADER_BYTES};
+use dormouse_storage::format::{delta, frame};
+
+use crate::samples;
+
+fn part(bytes: &Bytes, range: std::ops::Range<u64>) -> Bytes {
+    bytes.slice(range.start as usize..range.end as usize)
+}
+
+#[test]
+fn a_segment_gives_back_each_subject_s_entries() {
+    let (header, encoded) = samples::data();
+    let object = segment::decode(&samples::log(), header.slot, encoded.bytes).unwrap();
+    assert_eq!(object.entries_of(&samples::subject("app.orders.eu")).unwrap(), samples::run());
+    assert_eq!(object.entries_of(&samples::subject("app.Orders")).unwrap().len(), 1);
+    assert_eq!(object.entries_of(&samples::subject("app.orders")).unwrap(), []);
+}
+
+#[test]
+fn one_subject_is_read_by_ranges() {
+    let (header, encoded) = samples::data();
+    let (log, slot) = (samples::log(), header.slot);
+    let front = encoded.bytes.slice(..MAX_HEADER_BYTES.min(encoded.bytes.len()));
+    assert_eq!(segment::decode_header(&log, slot, &front).unwrap(), header);
+    // More than the footer may have been read: the index is often in it.
+    for tail_bytes in [FOOTER_BYTES, encoded.bytes.len()] {
+        let tail = encoded.bytes.slice(encoded.bytes.len() - tail_bytes..);
+        let footer = Footer::decode(&log, slot, &tail).unwrap();
+        assert_eq!(footer.object_bytes(), encoded.bytes.len() as u64);
+        assert_eq!(footer.checksum, encoded.checksum);
+        let lines = footer.decode_index(&log, slot, &part(&encoded.bytes, footer.index.clone())).unwrap();
+        assert_eq!(lines, encoded.lines);
+    }
+    let line = encoded.lines.iter().find(|line| line.subject.as_str() == "app.orders.eu").unwrap();
+    let block = part(&encoded.bytes, line.range());
+    assert_eq!(segment::decode_block(&log, slot, line, &block).unwrap(), samples::run());
+    let error = segment::decode_block(&log, slot, line, &block[1..]).unwrap_err();
+    assert!(error.to_string().contains("app.orders.eu"), "{error}");
+}
+
+#[test]
+fn an_index_finds_every_subject_and_no_other() {
+    let (header, lines) = samples::index();
+    let index = LogIndex::decode(&samples::log(), index::encode(&header, lines.clone())).unwrap();
+    assert_eq!((index.len(), index.subjects().count()), (3, 3));
+    for subject in index.subjects() {
+        let expected: Vec<_> = lines.iter().filter(|(_, line)| line.subject == subject).cloned().collect();
+        assert_eq!(index.lines_of(&subject), expected);
+    }
+    for absent in ["a", "app.orders", "app.orders.eu.x", "zzz", "名"] {
+        assert_eq!(index.lines_of(&samples::subject(absent)), []);
+    }
+    let empty = LogIndex::decode(&samples::log(), index::encode(&header, Vec::new())).unwrap();
+    assert!(empty.is_empty() && empty.lines_of(&samples::subject("a")).is_empty());
+}
+
+#[test]
+fn a_delta_that_nobody_could_read_is_not_written() {
+    let (subject, run) = (samples::subject("a"), samples::run());
+    let hole = [samples::frames(&run[..1]), samples::frames(&run[2..])];
+    for (after, frames) in [
+        (40, hole.to_vec()),
+        (39, vec![samples::frames(&run)]),
+        (40, Vec::new()),
+        (40, vec![samples::frames(&run).slice(1..)]),
+    ] {
+        assert!(delta::encode(&subject, Rev::new(after), frames).is_err());
+    }
+}
+
+#[test]
+fn a_run_has_no_hole() {
+    let run = samples::run();
+    assert_eq!(frame::check_run(&run), Ok(()));
+    assert_eq!(frame::check_run(&[]), Ok(()));
+    for gone in 1..run.len() - 1 {
+        let mut hole = run.clone();
+        hole.remove(gone);
+        assert!(frame::check_run(&hole).is_err(), "without entry {gone}");
+    }
+}
+
+#[test]
+fn a_hundred_thousand_subjects_fit_a_segment() {
+    let entry = samples::entry(0, vec![dormouse_storage::plan::Operation::Set(samples::least_set(1))]);
+    let blocks = (0..100_000)
+        .rev()
+        .map(|number| samples::block(&format!("app.user.{number:06}"), std::slice::from_ref(&entry)));
+    let (header, _) = samples::data();
+    let encoded = segment::encode(&header, blocks.collect());
+    let object = segment::decode(&samples::log(), Slot::new(1), encoded.bytes).unwrap();
+    assert_eq!(object.lines.len(), 100_000);
+    assert_eq!(object.entries_of(&samples::subject("app.user.077777")).unwrap(), [entry]);
+}

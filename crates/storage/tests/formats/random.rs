@@ -1,0 +1,118 @@
+//! Whatever is written is read; whatever is not written is refused.
+
+use bytes::Bytes;
+use dormouse_protocol::{Rev, Seq, Slot};
+use dormouse_storage::entry::Entry;
+use dormouse_storage::format::index::{self, LogIndex};
+use dormouse_storage::format::segment::{self, SlotHeader, SlotKind};
+use dormouse_storage::format::{delta, frame};
+use dormouse_storage::keys::Nonce;
+use dormouse_storage::plan::{Operation, SetOperation};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+
+use crate::fuzzing::CHECKS;
+use crate::samples;
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let set = (1_u64.., any::<Option<String>>(), any::<Option<Vec<u8>>>()).prop_map(|(seq, key, value)| {
+        SetOperation { key, value: value.map(Bytes::from), ..samples::least_set(seq >> 12) }
+    });
+    prop_oneof![
+        set.clone().prop_map(Operation::Set),
+        vec(set, 0..4).prop_map(|sets| Operation::Batch { sets }),
+        any::<(u64, u64)>().prop_map(|(seq, count)| Operation::DeleteAll { end_seq: Seq::new(seq), count }),
+    ]
+}
+
+/// Entries that follow each other from some rev on.
+fn run() -> impl Strategy<Value = Vec<Entry>> {
+    (0_u64..1 << 40, vec(vec(operation(), 0..4), 1..6)).prop_map(|(mut after, all)| {
+        let entry = |operations: Vec<Operation>| {
+            let entry = samples::entry(after, operations);
+            after = entry.last_rev().get();
+            entry
+        };
+        all.into_iter().map(entry).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn segments_and_deltas_give_back_what_they_got(
+        runs in btree_map("[a-zA-Z0-9é_]{1,20}", run(), 1..6),
+        slot in 1_u64..,
+        nonce: [u8; 16],
+    ) {
+        let header = SlotHeader {
+            kind: SlotKind::Data,
+            slot: Slot::new(slot),
+            nonce: Nonce::from_bytes(nonce),
+            ..samples::data().0
+        };
+        let blocks = runs.iter().rev().map(|(name, run)| samples::block(name, run)).collect();
+        let encoded = segment::encode(&header, blocks);
+        let object = segment::decode(&samples::log(), header.slot, encoded.bytes).unwrap();
+        prop_assert_eq!(&object.header, &header);
+        prop_assert_eq!(object.lines.len(), runs.len());
+        for (name, run) in &runs {
+            let subject = samples::subject(name);
+            prop_assert_eq!(&object.entries_of(&subject).unwrap(), run);
+            let frames = object.frames_of(object.line_of(&subject).unwrap());
+            let delta = delta::encode(&subject, run[0].after, [frames]).unwrap();
+            let read = delta::decode(&subject, delta.last_rev, "a delta", &delta.bytes).unwrap();
+            prop_assert_eq!(&read.entries, run);
+        }
+    }
+
+    #[test]
+    fn an_index_finds_what_was_put_in(slots in vec((1_u64..50, vec("[a-d]{1,3}", 1..20)), 0..20)) {
+        let mut lines = std::collections::BTreeMap::new();
+        for (slot, names) in slots {
+            for name in names {
+                let mut line = samples::data().1.lines[0].clone();
+                line.subject = samples::subject(&name);
+                line.last_rev = Rev::new(slot + 7);
+                lines.insert((line.subject.clone(), Slot::new(slot)), line);
+            }
+        }
+        let (header, _) = samples::index();
+        let header = index::IndexHeader { seal: Slot::new(50), ..header };
+        let all = lines.iter().rev().map(|((_, slot), line)| (*slot, line.clone())).collect();
+        let read = LogIndex::decode(&samples::log(), index::encode(&header, all)).unwrap();
+        let found = read.subjects().flat_map(|subject| read.lines_of(&subject));
+        let expected = lines.into_iter().map(|((_, slot), line)| (slot, line));
+        prop_assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused(bytes: Vec<u8>, tail: Vec<u8>) {
+        prop_assert!(bytes.is_empty() || frame::decode_all(&bytes).is_err());
+        prop_assert!(delta::read(&bytes).is_err());
+        for (_, check) in CHECKS {
+            check(&bytes);
+        }
+        // Something that begins well.
+        let start = samples::data().1.bytes;
+        let bytes = [&start[..tail.len().min(start.len())], &tail[..]].concat();
+        prop_assert!(segment::decode(&samples::log(), Slot::new(1), bytes.into()).is_err());
+    }
+
+    /// Some bytes of a good object are changed and all its checksums made right: nothing may panic, and what is still
+    /// read is what would be written.
+    #[test]
+    fn changed_objects_hold(changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        let (header, lines) = samples::index();
+        let delta = delta::encode(&samples::subject("a"), Rev::new(40), [samples::frames(&samples::run())]);
+        for good in [samples::data().1.bytes, index::encode(&header, lines), delta.unwrap().bytes] {
+            let mut bad = good.to_vec();
+            for (at, byte) in &changes {
+                let at = at.index(bad.len());
+                bad[at] = *byte;
+            }
+            for (_, check) in CHECKS {
+                check(&bad);
+            }
+        }
+    }
+}
