@@ -305,3 +305,6 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -248,3 +248,6 @@ fn choose_seq<V: SubjectView>(item: &SetItem, draft: &Draft<'_, V>) -> Result<(S
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! Planning on top of what is pending comes to the same as planning on what is applied.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use dormouse_protocol::data::{
+    ConfigureRequest, DeleteAllRequest, DeleteRequest, Expect, SetItem, SetRequest,
+};
+use dormouse_protocol::limits::MSG_ID_WINDOW_MS;
+use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::{ErrorCode, SessionId};
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::{Reply, Request};
+use crate::plan::tests::{CONTEXT, InMemory, answer, at, id, keyed, memory, set};
+use crate::plan::{Context, Planned, plan};
+
+/// A subject twice: with everything applied, and with some of it pending.
+struct World {
+    whole: InMemory,
+    applied: InMemory,
+    pending: Pending,
+    waiting: VecDeque<Entry>,
+    now: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            whole: memory(),
+            applied: memory(),
+            pending: Pending::new(),
+            waiting: VecDeque::new(),
+            now: 500,
+        }
+    }
+
+    fn apply_oldest(&mut self) {
+        if let Some(entry) = self.waiting.pop_front() {
+            self.applied.apply(&entry);
+            self.pending.applied(&entry);
+        }
+    }
+
+    /// Plans against both, and lets what comes of it join what is pending.
+    fn run(&mut self, request: &Request) -> Planned {
+        let context = Context { accept_time: Timestamp::from_micros(self.now), ..CONTEXT };
+        let expected = plan(request, &self.whole, context);
+        let mut planned = plan(request, &self.pending.view(&self.applied), context);
+        if planned == Planned::Later {
+            assert!(!self.waiting.is_empty());
+            while !self.waiting.is_empty() {
+                self.apply_oldest();
+            }
+            planned = plan(request, &self.pending.view(&self.applied), context);
+        }
+        match (&planned, expected) {
+            // The first has been applied in one of the two worlds and is pending in the other.
+            (Planned::Settle(settled), Planned::Answer(answered)) => {
+                assert_eq!(*settled, answered);
+                assert!(!self.waiting.is_empty());
+            }
+            (planned, expected) => assert_eq!(*planned, expected),
+        }
+        if let Planned::Write { entry, .. } = &planned {
+            self.whole.apply(entry);
+            self.pending.push(entry, self.applied.state());
+            self.waiting.push_back(entry.clone());
+        }
+        planned
+    }
+
+    fn fail_all(&mut self) {
+        self.whole = self.applied.clone();
+        self.waiting.clear();
+        self.pending.reset();
+    }
+
+    fn compare(&self) {
+        let view = self.pending.view(&self.applied);
+        assert_eq!(view.state(), self.whole.state());
+        assert_eq!(self.pending.len(), self.waiting.len() as u64);
+        for seq in (0..60).map(Seq::new) {
+            assert_eq!(view.at(seq), self.whole.at(seq), "{seq}");
+        }
+        for key in (0..6).map(key_name) {
+            assert_eq!(view.under(&key), self.whole.under(&key), "{key}");
+        }
+        if view.counts_are_exact() {
+            assert_eq!(view.count_up_to(Seq::new(20)), self.whole.count_up_to(Seq::new(20)));
+            assert_eq!(view.newest_beyond(2), self.whole.newest_beyond(2));
+        }
+        if self.pending.is_empty() {
+            assert_eq!((self.pending.by_seq.0.len(), self.pending.by_key.0.len()), (0, 0));
+            assert_eq!((self.pending.requests.len(), self.pending.msg_ids.0.len()), (0, 0));
+        }
+    }
+}
+
+fn key_name(key: u8) -> String {
+    // Two of them are keys of the subject as it begins.
+    ["a", "b", "", "c", "d", "e"][usize::from(key)].to_owned()
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Request(Request),
+    Apply(usize),
+    FailAll,
+    Clock(u64),
+}
+
+fn item() -> impl Strategy<Value = SetItem> {
+    let expect = prop_oneof![
+        Just(Expect::Key(None)),
+        (3..12_u64).prop_map(|seq| Expect::Key(Some(id(4, seq)))),
+        (8..20_u64).prop_map(|seq| Expect::Last(Some(id(4, seq)))),
+    ];
+    (
+        proptest::option::weighted(0.3, 0..40_u64),
+        proptest::option::weighted(0.6, 0..6_u8),
+        proptest::option::weighted(0.2, 0..4_u8),
+        proptest::option::weighted(0.2, expect),
+    )
+        .prop_map(|(seq, key, msg_id, expect)| SetItem {
+            seq: seq.map(Seq::new),
+            key: key.map(key_name),
+            msg_id: msg_id.map(|n| n.to_string()),
+            expect,
+            ..SetItem::default()
+        })
+}
+
+fn request_id() -> impl Strategy<Value = Option<RequestId>> {
+    proptest::option::weighted(0.3, 0..12_u64).prop_map(|counter| {
+        counter.map(|counter| RequestId { session: SessionId::new(ulid::Ulid(7)), counter })
+    })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        8 => (proptest::collection::vec(item(), 1..4), proptest::bool::weighted(0.3), request_id()).prop_map(
+            |(sets, atomic, request)| Request::Set(SetRequest { sets, atomic, request, ..SetRequest::default() })
+        ),
+        3 => (proptest::collection::vec(0..40_u64, 0..3), proptest::collection::vec(0..6_u8, 1..3), request_id())
+            .prop_map(|(seqs, keys, request)| Request::Delete(DeleteRequest {
+                seqs: seqs.into_iter().map(Seq::new).collect(),
+                keys: keys.into_iter().map(key_name).collect(),
+                request,
+                ..DeleteRequest::default()
+            })),
+        1 => (proptest::option::of(0..60_u64), request_id()).prop_map(|(end_seq, request)| {
+            Request::DeleteAll(DeleteAllRequest { end_seq: end_seq.map(Seq::new), request, ..Default::default() })
+        }),
+        1 => (0..5_u64, request_id()).prop_map(|(keep, request)| {
+            Request::DeleteAll(DeleteAllRequest { keep_last: Some(keep), request, ..Default::default() })
+        }),
+        1 => (0..9_u8, request_id()).prop_map(|(n, request)| {
+            let metadata = BTreeMap::from([("n".to_owned(), n.to_string())]);
+            let config = SubjectConfig { metadata, ..SubjectConfig::default() };
+            Request::Configure(ConfigureRequest { config, request, ..Default::default() })
+        }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => request().prop_map(Step::Request),
+        4 => (1..4_usize).prop_map(Step::Apply),
+        1 => Just(Step::FailAll),
+        // Also backwards, and beyond the window of message ids.
+        2 => (0..2 * MSG_ID_WINDOW_MS * 1_000).prop_map(Step::Clock),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn what_is_planned_on_what_is_pending_is_what_would_be_planned_on_what_is_applied(
+        steps in proptest::collection::vec(step(), 1..60)
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            match step {
+                Step::Request(request) => drop(world.run(&request)),
+                Step::Apply(entries) => (0..entries).for_each(|_| world.apply_oldest()),
+                Step::FailAll => world.fail_all(),
+                Step::Clock(micros) => world.now = micros,
+            }
+            world.compare();
+        }
+    }
+}
+
+#[test]
+fn a_repeat_waits_for_the_first_only_while_that_is_pending() {
+    let mut world = World::new();
+    let mut request = SetRequest { sets: vec![keyed("x")], ..SetRequest::default() };
+    request.request = Some(RequestId { session: SessionId::new(ulid::Ulid(1)), counter: 1 });
+    let request = Request::Set(request);
+    let Ok(Reply::Set(mut first)) = answer(world.run(&request)) else { panic!() };
+    let Some(dormouse_protocol::data::SetOutcome::Ok(result)) = first.results.first_mut() else { panic!() };
+    result.duplicate = true;
+    let repeated = || Ok(Reply::Set(first.clone()));
+    let plan_it = |world: &World| plan(&request, &world.pending.view(&world.applied), CONTEXT);
+    assert_eq!(plan_it(&world), Planned::Settle(repeated()));
+    world.run(&set(vec![keyed("y")]));
+    world.apply_oldest();
+    // Something is pending still, but not what this answer speaks of.
+    assert!(!world.pending.is_empty());
+    assert_eq!(plan_it(&world), Planned::Answer(repeated()));
+}
+
+#[test]
+fn what_failed_was_never_there() {
+    let mut world = World::new();
+    let before = answer(plan(&set(vec![keyed("x")]), &world.applied, CONTEXT));
+    assert_eq!(answer(world.run(&set(vec![keyed("x")]))), before);
+    assert_ne!(answer(world.run(&set(vec![keyed("x")]))), before);
+    world.fail_all();
+    assert_eq!(answer(world.run(&set(vec![keyed("x")]))), before);
+}
+
+#[test]
+fn an_answer_that_tells_of_pending_changes_waits_for_them() {
+    let mut world = World::new();
+    world.run(&set(vec![keyed("x")]));
+    let taken = SetItem { expect: Some(Expect::Key(None)), ..keyed("x") };
+    let planned = world.run(&set(vec![taken]));
+    assert!(matches!(planned, Planned::Settle(Ok(_))), "{planned:?}");
+    // What the request alone decides waits for nothing.
+    let planned = world.run(&set(vec![SetItem { ttl_ms: Some(1), ..at(50) }]));
+    assert!(matches!(planned, Planned::Answer(Ok(_))), "{planned:?}");
+    let planned = world.run(&set(Vec::new()));
+    assert!(matches!(&planned, Planned::Answer(Err(error)) if error.code == ErrorCode::BadRequest));
+}
+
+#[test]
+fn only_a_delete_all_that_has_to_count_waits_for_what_is_pending() {
+    let mut world = World::new();
+    world.run(&set(vec![keyed("x")]));
+    let planned = |end_seq: Option<u64>, keep_last| {
+        let request = DeleteAllRequest { end_seq: end_seq.map(Seq::new), keep_last, ..Default::default() };
+        plan(&Request::DeleteAll(request), &world.pending.view(&world.applied), CONTEXT)
+    };
+    assert_eq!(planned(Some(5), None), Planned::Later);
+    assert_eq!(planned(None, Some(1)), Planned::Later);
+    for all in [planned(None, None), planned(Some(9), None), planned(Some(70), None), planned(None, Some(0))]
+    {
+        let Ok(Reply::DeleteAll(reply)) = answer(all) else { panic!() };
+        assert_eq!(reply.count, 4);
+    }
+    let Planned::Settle(Ok(Reply::DeleteAll(reply))) = planned(None, Some(4)) else { panic!() };
+    assert_eq!(reply.count, 0);
+}
+
+#[test]
+fn a_burst_gives_its_memory_back() {
+    let mut world = World::new();
+    for _ in 0..3 * KEPT_PLACES {
+        let Planned::Write { entry, .. } =
+            plan(&set(vec![SetItem::default()]), &world.pending.view(&world.applied), CONTEXT)
+        else {
+            panic!()
+        };
+        world.pending.push(&entry, world.applied.state());
+        world.waiting.push_back(entry);
+    }
+    assert!(world.pending.by_seq.0.capacity() > KEPT_PLACES);
+    while !world.waiting.is_empty() {
+        world.apply_oldest();
+    }
+    assert_eq!(world.pending.by_seq.0.capacity(), 0);
+}
