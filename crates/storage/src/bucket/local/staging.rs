@@ -100,10 +100,12 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 /// the Unix epoch. That fails or not; the next listing sees it again.
 pub(super) fn sweep(entry: &DirEntry, wall: Duration) {
     let name = entry.file_name();
-    let is_staged = name
-        .to_str()
-        .and_then(|name| name.rsplit_once('#'))
-        .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
+    // What comes before the number is always (the beginning of) a key: `to do #3` is a person's.
+    let is_staged = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(shown, number)| {
+        BucketKey::new(shown).is_ok()
+            && !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit())
+    });
     if !is_staged {
         return;
     }
@@ -113,7 +115,7 @@ pub(super) fn sweep(entry: &DirEntry, wall: Duration) {
         let path = entry.path();
         match fs::remove_file(&path) {
             Ok(()) => {
-                tracing::info!(file = %path.display(), "removed what an unfinished upload had left behind")
+                tracing::info!(file = %path.display(), "removed what an unfinished upload had left behind");
             }
             Err(error) => {
                 tracing::debug!(file = %path.display(), %error, "what an unfinished upload left behind stays");
