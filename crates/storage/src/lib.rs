@@ -6,6 +6,7 @@
 //! | [`bucket`] | the store of objects, behind one port |
 //! | [`keys`], [`manifest`], [`checksum`] | what objects are called and what they say |
 //! | [`ownership`] | who owns what: the machines that claim, publish, drain and collect |
+//! | [`log`](mod@log) | the commit log: groups, segments, seals, barriers |
 //! | [`claim`] | who owns what: the machines that claim, publish and release |
 //! | [`format`] | what the log's objects look like, byte for byte |
 //! | [`plan`] | from a request to records: every decision about a write |
@@ -29,6 +30,7 @@ mod export;
 mod figures;
 pub mod format;
 pub mod keys;
+pub mod log;
 pub mod manifest;
 pub mod ownership;
 pub mod plan;

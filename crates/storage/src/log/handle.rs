@@ -1,0 +1,219 @@
+//! The handle to a log: what the rest of the engine sees.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
+use dormouse_runtime::{Env, Stop, Tasks};
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::owner::OwnerInput;
+use super::state::State;
+use super::{Append, LogEnd, LogFigures, LogSettings, StartLogError, Tail, Ticket, disk, look, ship, trim};
+use crate::bucket::Bucket;
+use crate::keys::LogKeys;
+use crate::wal::Wal;
+
+/// The log of this run of the engine. Cloning shares it.
+#[derive(Clone)]
+pub struct Log(pub(super) Arc<Shared>);
+
+/// What the handle and the log's tasks have in common.
+pub(super) struct Shared {
+    pub(super) id: LogId,
+    pub(super) keys: LogKeys,
+    pub(super) settings: LogSettings,
+    pub(super) bucket: Arc<dyn Bucket>,
+    pub(super) env: Env,
+    /// The process ends.
+    pub(super) stop: Stop,
+    /// Held for moments only, never across an await.
+    state: Mutex<State>,
+    pub(super) wakers: Wakers,
+    pub(super) ended: watch::Sender<Option<LogEnd>>,
+}
+
+/// Wake the tasks. Each is woken by whoever gave it something to do.
+#[derive(Debug, Default)]
+pub(super) struct Wakers {
+    pub(super) disk: Notify,
+    pub(super) ship: Notify,
+    pub(super) look: Notify,
+    pub(super) trim: Notify,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic in here is a defect that leaves the log's books in doubt: nothing may be acknowledged by them.
+        match self.state.lock() {
+            Ok(state) => state,
+            Err(poisoned) => {
+                let mut state = PoisonError::into_inner(poisoned);
+                state.poison(&self.wakers);
+                state
+            }
+        }
+    }
+
+    /// Resolves when the log is at its end.
+    pub(super) async fn over(&self) -> LogEnd {
+        let mut ended = self.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(end) => end.unwrap_or(LogEnd::Stopped),
+            Err(_) => LogEnd::Stopped,
+        }
+    }
+}
+
+impl Log {
+    /// Begins a log: creates its first slot and starts its tasks. Goes on trying while the bucket does not answer.
+    ///
+    /// Cancelling the call leaves an empty log behind, perhaps.
+    ///
+    /// # Errors
+    /// [`StartLogError`]; then `id` must not be used again.
+    pub async fn start(
+        id: LogId,
+        settings: LogSettings,
+        bucket: Arc<dyn Bucket>,
+        wal: Wal,
+        env: Env,
+        tasks: &Tasks,
+    ) -> Result<Self, StartLogError> {
+        let checksum = ship::create_birth(&id, bucket.as_ref(), &env, tasks.stop()).await?;
+        let shared = Arc::new(Shared {
+            keys: LogKeys::new(&id),
+            state: Mutex::new(State::new(&settings)),
+            settings,
+            bucket,
+            env,
+            stop: tasks.stop().clone(),
+            wakers: Wakers::default(),
+            ended: watch::Sender::new(None),
+            id,
+        });
+        tasks.spawn("log disk", disk::run(Arc::clone(&shared), wal));
+        tasks.spawn("log ship", ship::run(Arc::clone(&shared), checksum));
+        tasks.spawn("log look", look::run(Arc::clone(&shared)));
+        tasks.spawn("log trim", trim::run(Arc::clone(&shared)));
+        Ok(Self(shared))
+    }
+
+    /// The log's id.
+    #[must_use]
+    pub fn id(&self) -> &LogId {
+        &self.0.id
+    }
+
+    /// Takes entries into the log. Never waits. The appends of one subject come from one caller, in order, each
+    /// [after](Append::first_after) the one before; where one failed, its successors are refused until one comes that
+    /// takes its place.
+    ///
+    /// # Errors
+    /// `overloaded` when too much waits to be shipped, `unavailable` when the local disk is full or failed or the log
+    /// is being stopped, `not_owner` when somebody else has ended the log. Nothing was taken.
+    pub fn append(&self, append: Append) -> Result<Arc<Ticket>, ErrorReply> {
+        let now = self.0.env.boot();
+        let ticket = self.0.lock().append(append, &self.0.settings, now)?;
+        self.0.wakers.disk.notify_one();
+        Ok(ticket)
+    }
+
+    /// Whether writes of every level must wait for the bucket now, because some have waited too long to be shipped.
+    #[must_use]
+    pub fn holds_weaker(&self) -> bool {
+        let now = self.0.env.boot();
+        self.0.lock().unshipped_age(now) > self.0.settings.max_unshipped_age
+    }
+
+    /// What was appended so far is shipped as soon as possible.
+    pub fn ship(&self) {
+        self.0.lock().want_all();
+        self.0.wakers.ship.notify_one();
+    }
+
+    /// The slot that is written next, or is in flight: nothing that is not shipped yet will be below it.
+    #[must_use]
+    pub fn next_slot(&self) -> Slot {
+        self.0.lock().owner.next_slot()
+    }
+
+    /// Waits until it is proved that at the moment of the call nobody had taken this log over. One proof serves all who
+    /// wait. While the bucket does not answer this waits; bound it from outside.
+    ///
+    /// Cancelling the call has no effect on others.
+    ///
+    /// # Errors
+    /// `not_owner` when somebody has, `unavailable` when the log ends otherwise.
+    pub async fn barrier(&self) -> Result<(), ErrorReply> {
+        let proof = {
+            let mut state = self.0.lock();
+            state.refuse_if_ended()?;
+            let (proven, proof) = oneshot::channel();
+            // The machine may answer at once only by what began after this read.
+            let effects = state.owner.apply(OwnerInput::Read);
+            let number = state.owner.arrived();
+            state.readers.push_back((number, proven));
+            state.perform(effects, &self.0);
+            proof
+        };
+        proof.await.unwrap_or_else(|_| Err(ErrorReply::unavailable("the log was stopped")))
+    }
+
+    /// Resolves when the log is at its end, and every write in it is acknowledged, failed, or kept on the local disk.
+    ///
+    /// Cancelling the call has no effect.
+    pub async fn ended(&self) -> LogEnd {
+        self.0.over().await
+    }
+
+    /// What is shipped of a subject and not covered by a verified manifest; `None` when there is nothing.
+    #[must_use]
+    pub fn tail(&self, subject: &Subject) -> Option<Tail> {
+        self.0.lock().tails.tail(subject)
+    }
+
+    /// The lowest slot in which there may be an entry of `subject` that a state at `rev` lacks. Where revs alone cannot
+    /// tell, an earlier slot is named rather than a later one.
+    #[must_use]
+    pub fn first_slot_above(&self, subject: &Subject, rev: Rev) -> Slot {
+        let state = self.0.lock();
+        state.tails.first_slot_above(subject, rev).unwrap_or_else(|| state.owner.next_slot())
+    }
+
+    /// A manifest of this log with base `base` and `first_slot` was seen to be the subject's newest, in a listing made
+    /// after it was created. Only then may slots go.
+    pub fn based(&self, subject: &Subject, base: Rev, first_slot: Slot) {
+        let mut state = self.0.lock();
+        state.tails.based(subject, base, first_slot);
+        state.trim(&self.0);
+    }
+
+    /// At most `most` subjects with what is needed for them, beginning with the one that needs the lowest slot.
+    #[must_use]
+    pub fn oldest_tails(&self, most: usize) -> Vec<(Subject, Tail)> {
+        self.0.lock().tails.oldest(most)
+    }
+
+    /// Takes nothing more, ships everything and ends the tasks. Waits as long as the bucket does not answer.
+    ///
+    /// Cancelling the call leaves the log stopping.
+    pub async fn stop(&self) {
+        self.0.lock().stop();
+        self.0.wakers.disk.notify_one();
+        self.0.wakers.ship.notify_one();
+        self.ended().await;
+    }
+
+    /// The log in numbers.
+    #[must_use]
+    pub fn figures(&self) -> LogFigures {
+        let now = self.0.env.boot();
+        self.0.lock().figures(now)
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,212 @@
+//! The task that writes the log's slots, one at a time.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_protocol::{LogId, Slot};
+use dormouse_runtime::{Env, Stop};
+use tokio::time::sleep;
+
+use super::handle::Shared;
+use super::owner::{OwnerInput, PutOutcome};
+use super::pace::Decision;
+use super::sealed::read_header;
+use super::state::Segment;
+use super::{Append, StartLogError};
+use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
+use crate::checksum::Crc64;
+use crate::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
+use crate::keys::{LogKeys, Nonce};
+
+/// Between attempts that the bucket refused.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Begins a log with its first object.
+pub(super) async fn create_birth(
+    log: &LogId,
+    bucket: &dyn Bucket,
+    env: &Env,
+    stop: &Stop,
+) -> Result<Crc64, StartLogError> {
+    let slot = Slot::new(0);
+    let nonce = Nonce::new(env.ulid());
+    let header = SlotHeader { kind: SlotKind::Birth, log: log.clone(), slot, nonce, previous: NO_PREVIOUS };
+    let EncodedSlot { bytes, checksum, .. } = segment::encode(&header, Vec::new());
+    match create_once(bucket, &LogKeys::new(log).slot(slot), bytes, stop.given()).await {
+        Ok(CreateOutcome::Ours) => Ok(checksum),
+        Ok(CreateOutcome::Anothers) => Err(StartLogError::Taken(log.clone())),
+        Ok(CreateOutcome::Unknown(source)) | Err(source) => {
+            Err(StartLogError::Bucket { log: log.clone(), source })
+        }
+    }
+}
+
+/// What to do next.
+enum Step {
+    Put(Segment),
+    Wait(Option<Duration>),
+    Over,
+}
+
+pub(super) async fn run(shared: Arc<Shared>, birth: Crc64) {
+    let mut previous = birth;
+    loop {
+        match next(&shared) {
+            Step::Over => return,
+            Step::Wait(pause) => wait(&shared, pause).await,
+            Step::Put(segment) => {
+                let Some(checksum) = put(&shared, segment, previous).await else { return };
+                previous = checksum;
+            }
+        }
+    }
+}
+
+fn next(shared: &Shared) -> Step {
+    let now = shared.env.boot();
+    let mut state = shared.lock();
+    if state.end.is_some() {
+        return Step::Over;
+    }
+    if state.departing.is_none() {
+        match state.decide(now) {
+            Decision::Idle => return Step::Wait(None),
+            Decision::Wait(at) => return Step::Wait(Some(at.saturating_sub(now))),
+            Decision::Now => state.tell(OwnerInput::Ready, shared),
+        }
+    }
+    state.departing.take().map_or(Step::Wait(None), Step::Put)
+}
+
+async fn wait(shared: &Shared, pause: Option<Duration>) {
+    let timer = async {
+        match pause {
+            Some(pause) => sleep(pause).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = shared.wakers.ship.notified() => {}
+        () = shared.stop.given() => {}
+        () = timer => {}
+    }
+}
+
+/// Creates a slot and has the books say so; `None` when the log is at its end.
+async fn put(shared: &Shared, Segment { slot, appends }: Segment, previous: Crc64) -> Option<Crc64> {
+    let nonce = Nonce::new(shared.env.ulid());
+    let header = SlotHeader { kind: SlotKind::Data, log: shared.id.clone(), slot, nonce, previous };
+    let EncodedSlot { bytes, checksum, .. } = segment::encode(&header, blocks(appends));
+    let size = bytes.len() as u64;
+    let over = async {
+        tokio::select! {
+            () = shared.stop.given() => {}
+            _ = shared.over() => {}
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = until_definite(shared, slot, nonce, bytes) => outcome,
+        () = over => return None,
+        () = complain(shared, slot) => return None,
+    };
+    let mut state = shared.lock();
+    match outcome {
+        Found::Ours => {
+            state.shipped(size, shared);
+            return Some(checksum);
+        }
+        Found::Anothers => {}
+        Found::Unreadable => state.segment_lost_sight_of(),
+    }
+    state.tell(OwnerInput::Put { outcome: PutOutcome::Anothers, ready: false }, shared);
+    None
+}
+
+fn blocks(appends: Vec<Append>) -> Vec<Block> {
+    let block = |append: Append| Block {
+        subject: append.subject,
+        first_after: append.first_after,
+        last_rev: append.last_rev,
+        entries: append.entries,
+        frames: append.frames,
+    };
+    appends.into_iter().map(block).collect()
+}
+
+/// What lies in the slot, for certain.
+enum Found {
+    Ours,
+    Anothers,
+    /// Something that this version cannot read, or damage. It may be ours.
+    Unreadable,
+}
+
+/// Sends the same bytes to the same slot until it is known what lies there.
+async fn until_definite(shared: &Shared, slot: Slot, nonce: Nonce, bytes: Bytes) -> Found {
+    let key = shared.keys.slot(slot);
+    loop {
+        let sent = create_once(shared.bucket.as_ref(), &key, bytes.clone(), std::future::pending()).await;
+        match sent {
+            Ok(CreateOutcome::Ours) => return Found::Ours,
+            Ok(CreateOutcome::Anothers) => {
+                if let Some(found) = see_whose(shared, slot, nonce).await {
+                    return found;
+                }
+            }
+            Ok(CreateOutcome::Unknown(error)) | Err(error) => {
+                tracing::warn!(
+                    log = %shared.id, %slot, error = &error as &dyn std::error::Error,
+                    "the bucket refuses a segment; trying again"
+                );
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// The end of a log is not declared on one comparison of bytes: the header says whose the object is. `None`: it could
+/// not be found out now.
+async fn see_whose(shared: &Shared, slot: Slot, nonce: Nonce) -> Option<Found> {
+    match read_header(shared.bucket.as_ref(), &shared.id, slot).await {
+        Ok(Some(Ok(header))) if header.nonce == nonce => Some(Found::Ours),
+        Ok(Some(Ok(header))) => {
+            tracing::warn!(
+                log = %shared.id, %slot, kind = ?header.kind,
+                "another process has ended this log: what it holds is given up"
+            );
+            Some(Found::Anothers)
+        }
+        Ok(Some(Err(error))) => {
+            tracing::error!(log = %shared.id, %slot, %error, "the next slot holds something unreadable");
+            Some(Found::Unreadable)
+        }
+        Ok(None) => None,
+        Err(error) => {
+            warn_unread(shared, slot, &error);
+            None
+        }
+    }
+}
+
+fn warn_unread(shared: &Shared, slot: Slot, error: &BucketError) {
+    tracing::warn!(
+        log = %shared.id, %slot, error = error as &dyn std::error::Error,
+        "cannot read what lies in the next slot; trying again"
+    );
+}
+
+/// Says, again and again, that weaker levels wait for a bucket that does not answer. Never resolves.
+fn complain(shared: &Shared, slot: Slot) -> impl Future<Output = ()> {
+    async move {
+        loop {
+            sleep(shared.settings.max_unshipped_age.max(PAUSE)).await;
+            tracing::warn!(
+                log = %shared.id, %slot,
+                "the bucket has not taken a segment for {:?}: writes of every level wait",
+                shared.settings.max_unshipped_age
+            );
+        }
+    }
+}

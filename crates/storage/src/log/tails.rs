@@ -1,0 +1,160 @@
+//! What of a log is still needed: the shipped entries of each subject that no verified manifest covers yet.
+//!
+//! Coarse on purpose. A subject keeps at most [`MAX_RUNS`] runs of slots, however many slots it writes; where runs are
+//! merged, more is taken for needed than is. The error is always on that side.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dormouse_protocol::{Rev, Slot};
+
+/// Most runs that a subject's tail is remembered in.
+const MAX_RUNS: usize = 8;
+
+/// The shipped entries of a subject that no base covers yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail {
+    /// None of them is in a slot below this one.
+    pub first_slot: Slot,
+    /// Their size in bytes, at most.
+    pub bytes: u64,
+    /// Their number, at most.
+    pub entries: u64,
+    /// When the oldest of them was shipped, on the boot clock.
+    pub since: Duration,
+}
+
+/// Entries of one subject in one slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shipped {
+    pub(super) slot: Slot,
+    pub(super) last_rev: Rev,
+    /// It may end in an entry without operations: one that a base at `last_rev` may lack.
+    pub(super) ends_in_memory: bool,
+    pub(super) bytes: u64,
+    pub(super) entries: u64,
+    pub(super) at: Duration,
+}
+
+/// Slots of one subject's entries that are remembered as one: `first_slot..=last.slot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    first_slot: Slot,
+    /// The last of them; bytes, entries and time are of them all.
+    last: Shipped,
+}
+
+impl Run {
+    /// Whether nothing in it is needed by a manifest with this base and first slot.
+    fn is_covered(&self, base: Rev, first_slot: Slot) -> bool {
+        self.last.slot < first_slot || !self.may_be_above(base)
+    }
+
+    fn may_be_above(&self, rev: Rev) -> bool {
+        self.last.last_rev > rev || (self.last.last_rev == rev && self.last.ends_in_memory)
+    }
+
+    fn absorb(&mut self, next: &Self) {
+        let (bytes, entries) = (self.last.bytes + next.last.bytes, self.last.entries + next.last.entries);
+        self.last = Shipped { bytes, entries, at: self.last.at, ..next.last };
+    }
+}
+
+/// The tails of all subjects of one log.
+#[derive(Debug, Clone)]
+pub(super) struct Tails<S> {
+    runs: BTreeMap<S, Vec<Run>>,
+    /// The same by first slot, for the oldest.
+    by_slot: BTreeSet<(Slot, S)>,
+}
+
+impl<S: Ord + Clone> Tails<S> {
+    pub(super) const fn new() -> Self {
+        Self { runs: BTreeMap::new(), by_slot: BTreeSet::new() }
+    }
+
+    /// Takes what was shipped of a subject. Slots come in order, and within a slot the entries do.
+    pub(super) fn shipped(&mut self, subject: &S, shipped: Shipped) {
+        let run = Run { first_slot: shipped.slot, last: shipped };
+        match self.runs.get_mut(subject) {
+            Some(runs) => {
+                match runs.last_mut() {
+                    Some(last) if last.last.slot == shipped.slot => last.absorb(&run),
+                    _ => runs.push(run),
+                }
+                if runs.len() > MAX_RUNS {
+                    merge_smallest(runs);
+                }
+            }
+            None => {
+                self.runs.insert(subject.clone(), vec![run]);
+                self.by_slot.insert((run.first_slot, subject.clone()));
+            }
+        }
+    }
+
+    /// A verified manifest with this base and first slot is the subject's newest.
+    pub(super) fn based(&mut self, subject: &S, base: Rev, first_slot: Slot) {
+        let Some(runs) = self.runs.get_mut(subject) else { return };
+        let before = runs.first().map(|run| run.first_slot);
+        // Revs and slots of a subject grow together, so what is covered is always a beginning.
+        let covered = runs.iter().take_while(|run| run.is_covered(base, first_slot)).count();
+        runs.drain(..covered);
+        if let Some(first) = runs.first_mut() {
+            first.first_slot = first.first_slot.max(first_slot);
+        }
+        let after = runs.first().map(|run| run.first_slot);
+        if let Some(before) = before.filter(|_| before != after) {
+            self.by_slot.remove(&(before, subject.clone()));
+            if let Some(after) = after {
+                self.by_slot.insert((after, subject.clone()));
+            }
+        }
+        if after.is_none() {
+            self.runs.remove(subject);
+        }
+    }
+
+    pub(super) fn tail(&self, subject: &S) -> Option<Tail> {
+        let runs = self.runs.get(subject)?;
+        let first = runs.first()?;
+        Some(Tail {
+            first_slot: first.first_slot,
+            bytes: runs.iter().map(|run| run.last.bytes).sum(),
+            entries: runs.iter().map(|run| run.last.entries).sum(),
+            since: first.last.at,
+        })
+    }
+
+    /// The lowest slot that may hold an entry of the subject above `rev`.
+    pub(super) fn first_slot_above(&self, subject: &S, rev: Rev) -> Option<Slot> {
+        let runs = self.runs.get(subject)?;
+        runs.iter().find(|run| run.may_be_above(rev)).map(|run| run.first_slot)
+    }
+
+    /// The lowest slot that any subject needs.
+    pub(super) fn lowest_needed(&self) -> Option<Slot> {
+        self.by_slot.first().map(|(slot, _)| *slot)
+    }
+
+    /// Subjects with what they need, from the one that needs the lowest slot.
+    pub(super) fn oldest(&self, most: usize) -> Vec<(S, Tail)> {
+        let subjects = self.by_slot.iter().take(most);
+        subjects.filter_map(|(_, subject)| Some((subject.clone(), self.tail(subject)?))).collect()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.runs.len()
+    }
+}
+
+/// Merges the two neighbours that hold the fewest bytes together.
+fn merge_smallest(runs: &mut Vec<Run>) {
+    let pairs = runs.windows(2).map(|pair| pair[0].last.bytes + pair[1].last.bytes);
+    let Some((position, _)) = pairs.enumerate().min_by_key(|(_, bytes)| *bytes) else { return };
+    let next = runs.remove(position + 1);
+    runs[position].absorb(&next);
+}
