@@ -380,6 +380,12 @@ impl SubjectKeys {
     }
 }
 
+/// The key of entries of `term` that were accepted and that the subject went on without.
+#[must_use]
+pub fn lost_delta_key(subject: &Subject, term: Term, nonce: Nonce) -> BucketKey {
+    BucketKey::of_legal(format!("lost/{}/{}-{nonce}.delta", subject.escaped(), term.get()))
+}
+
 /// What a listing of a subject's folder showed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Folder {

@@ -15,6 +15,7 @@
 //! | `directory` | which subjects have a task |
 //! | [`engine`] | all of it together |
 //! | [`wal`] | what was accepted and not yet shipped, on the local disk |
+//! | [`recovery`] | after a restart: what earlier processes left goes into their logs |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
 pub mod api;
@@ -34,6 +35,7 @@ pub mod log;
 pub mod manifest;
 pub mod ownership;
 pub mod plan;
+pub mod recovery;
 mod settings;
 mod subject;
 pub mod wal;

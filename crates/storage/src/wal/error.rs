@@ -49,7 +49,7 @@ pub enum WalError {
 }
 
 impl WalError {
-    pub(super) fn access(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn access(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         |source| Self::Access { path, source }
     }

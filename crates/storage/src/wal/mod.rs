@@ -31,6 +31,7 @@ pub use record::{Part, PartEnd, PartRecord, decode_part};
 pub use settled::SettledSubjects;
 pub use storage::{FileSystem, WalFile, WalStorage};
 pub use write::Wal;
+pub(crate) use write::write_all;
 
 /// Log sequence number: counts the appends of one log, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

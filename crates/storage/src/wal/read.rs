@@ -231,7 +231,11 @@ pub fn keep_damaged(
 /// [`WalError::Access`]. [`list_logs`] removes what is left.
 pub fn remove_wal(storage: &dyn WalStorage, dir: &Path, log: &LogId) -> Result<(), WalError> {
     let (folder, removed) = (dir.join(log.to_string()), dir.join(format!("{log}{REMOVED_SUFFIX}")));
-    storage.rename_folder(&folder, &removed).map_err(WalError::access(&folder))?;
+    match storage.rename_folder(&folder, &removed) {
+        // An earlier attempt came so far.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        renamed => renamed.map_err(WalError::access(&folder))?,
+    }
     remove_folder(storage, &removed)
 }
 

@@ -83,7 +83,8 @@ impl CurrentPart {
     }
 }
 
-pub(super) fn write_all(file: &mut dyn WalFile, mut bytes: &[u8]) -> io::Result<()> {
+/// Writes all of `bytes`, with as many writes as it takes.
+pub(crate) fn write_all(file: &mut dyn WalFile, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::StorageFull.into()),
