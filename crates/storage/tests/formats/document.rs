@@ -1,1 +1,312 @@
-//! placeholder
+//! `docs/formats.md` is right: golden files are taken apart by its tables alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dormouse_storage::checksum::Crc64;
+use dormouse_storage::format::{self, delta, frame, index, segment};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::golden::{WRITE, golden_file};
+use crate::samples;
+
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/formats.md")
+}
+
+fn document() -> String {
+    fs::read_to_string(path()).unwrap()
+}
+
+/// A CRC-32C as wide as [`Fields::number`].
+fn crc(bytes: &[u8]) -> u64 {
+    format::crc32c(bytes).into()
+}
+
+/// The rows of the first table below a heading, each cell without its backquotes.
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let document = document();
+    let (_, below) = document
+        .split_once(&format!("\n{heading}\n"))
+        .unwrap_or_else(|| panic!("the document has no {heading:?}"));
+    let rows =
+        below.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    rows.skip(2)
+        .map(|row| row.split('|').skip(1).map(|cell| cell.trim().replace('`', "")).collect())
+        .collect()
+}
+
+/// What a table says is in bytes: each field's name and where it is.
+struct Fields {
+    at: BTreeMap<String, (usize, Vec<u8>)>,
+    end: usize,
+}
+
+impl Fields {
+    fn number(&self, name: &str) -> u64 {
+        let (_, bytes) = &self.at[name];
+        bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    }
+
+    fn text(&self, name: &str) -> &str {
+        std::str::from_utf8(&self.at[name].1).unwrap()
+    }
+
+    fn place(&self, name: &str) -> usize {
+        self.at[name].0
+    }
+}
+
+/// Takes bytes apart by the table below a heading. `bytes` without a number in front are as long as the field before says.
+fn walk(heading: &str, bytes: &[u8], start: usize) -> Fields {
+    let (mut at, mut fields, mut length) = (start, BTreeMap::new(), 0);
+    for row in table(heading) {
+        let size = match row[1].as_str() {
+            "u8" => 1,
+            "u16" => 2,
+            "u32" => 4,
+            "u64" => 8,
+            "bytes" => length,
+            fixed => fixed.strip_suffix(" bytes").and_then(|count| count.parse().ok()).expect("a type"),
+        };
+        let field = bytes[at..at + size].to_vec();
+        if row[0].ends_with("length") {
+            length = field.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        }
+        fields.insert(row[0].clone(), (at, field));
+        at += size;
+    }
+    Fields { at: fields, end: at }
+}
+
+#[test]
+fn a_slot_is_what_the_document_says() {
+    for (name, kind, slot) in [("birth", 0, 0), ("data", 1, 1), ("seal", 2, 2)] {
+        let bytes = golden_file(&format!("segment-{name}.bin"));
+        let header = walk("### Slot header", &bytes, 0);
+        assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&segment::MAGIC[..], 1));
+        assert_eq!((header.number("kind"), header.number("slot")), (kind, slot));
+        assert_eq!(header.text("log"), samples::log().to_string());
+        let summed = &bytes[..header.place("header checksum")];
+        assert_eq!(header.number("header checksum"), crc(summed));
+
+        let start = bytes.len() - segment::FOOTER_BYTES;
+        let footer = walk("### Slot footer", &bytes, start);
+        assert_eq!((footer.end, footer.text("magic").as_bytes()), (bytes.len(), &segment::END_MAGIC[..]));
+        assert_eq!(footer.number("index offset") + footer.number("index length"), start as u64);
+        assert_eq!(footer.number("checksum"), Crc64::of(&bytes[..footer.place("checksum")]).to_u64());
+        assert_eq!(footer.number("footer checksum"), crc(&bytes[start..start + 32]));
+
+        let (mut at, mut block) = (footer.number("index offset") as usize, header.end);
+        assert_eq!(footer.number("index checksum"), crc(&bytes[at..start]));
+        for _ in 0..footer.number("lines") {
+            let line = walk("### Slot index line", &bytes, at);
+            let end = block + line.number("length") as usize;
+            assert_eq!(line.number("offset"), block as u64);
+            assert_eq!(line.number("block checksum"), crc(&bytes[block..end]));
+            let entries = frame::decode_all(&bytes[block..end]).unwrap();
+            assert_eq!(line.number("entries"), entries.len() as u64);
+            assert_eq!(line.number("first_after"), entries[0].after.get());
+            assert_eq!(line.number("last_rev"), entries.last().unwrap().last_rev().get());
+            (at, block) = (line.end, end);
+        }
+        assert_eq!((at, block as u64), (start, footer.number("index offset")));
+    }
+}
+
+#[test]
+fn an_index_is_what_the_document_says() {
+    let bytes = golden_file("index.bin");
+    let header = walk("### Index header", &bytes, 0);
+    assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&index::MAGIC[..], 1));
+    assert_eq!((header.number("seal"), header.text("log")), (4, samples::log().to_string().as_str()));
+    let end = walk("### Index end", &bytes, bytes.len() - 28);
+    assert_eq!(end.number("checksum"), Crc64::of(&bytes[..end.place("checksum")]).to_u64());
+    assert_eq!(end.number("end checksum"), crc(&bytes[bytes.len() - 28..bytes.len() - 4]));
+    let (mut at, mut table, mut lines) = (header.end, end.number("table offset") as usize, Vec::new());
+    for _ in 0..end.number("subjects") {
+        assert_eq!(bytes[table..table + 8], (at as u64).to_le_bytes());
+        table += 8;
+        let group = walk("### Index group", &bytes, at);
+        at = group.end;
+        for _ in 0..group.number("lines") {
+            let line = walk("### Index line", &bytes, at);
+            lines.push((group.text("subject").to_owned(), line.number("slot"), line.number("offset")));
+            at = line.end;
+        }
+    }
+    assert_eq!((at, table), (end.number("table offset") as usize, bytes.len() - 28));
+    let expected = samples::index().1.into_iter();
+    let expected = expected.map(|(slot, line)| (line.subject.to_string(), slot.get(), line.offset));
+    assert_eq!(lines, expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_delta_is_what_the_document_says() {
+    let bytes = golden_file("delta.bin");
+    let header = walk("### Delta header", &bytes, 0);
+    assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&delta::MAGIC[..], 1));
+    assert_eq!(
+        (header.text("subject"), header.number("after"), header.number("last_rev")),
+        ("app.orders.eu", 40, 50)
+    );
+    let summed = &bytes[..header.place("header checksum")];
+    assert_eq!(header.number("header checksum"), crc(summed));
+    let frames = &bytes[header.end..];
+    assert_eq!(header.number("frames length"), frames.len() as u64);
+    assert_eq!(header.number("frames checksum"), Crc64::of(frames).to_u64());
+    let mut at = header.end;
+    for _ in 0..header.number("entries") {
+        let frame = walk("## The frame", &bytes, at);
+        let summed = [&bytes[at..at + 4], &frame.at["entry"].1].concat();
+        assert_eq!(frame.number("checksum"), crc(&summed));
+        at = frame.end;
+    }
+    assert_eq!(at, bytes.len());
+    let limit = format!("at most {} MiB", frame::MAX_ENTRY_BYTES / (1_024 * 1_024));
+    assert!(document().contains(&limit), "{limit}");
+}
+
+#[test]
+fn a_part_is_what_the_document_says() {
+    let bytes = golden_file("part.wal");
+    let header = walk("### Part header", &bytes, 0);
+    assert_eq!((header.text("magic"), header.number("format")), ("DORMWAL\n", 1));
+    assert_eq!(header.number("format checksum"), crc(&bytes[..12]));
+    let summed = &bytes[..header.place("header checksum")];
+    assert_eq!(header.number("header checksum"), crc(summed));
+    let (mut at, mut kinds) = (header.end, BTreeSet::new());
+    while at < bytes.len() {
+        let record = walk("### Part record", &bytes, at);
+        assert_eq!(record.at["magic"].1, *b"\xd0rec");
+        kinds.insert(record.at["body"].1[0]);
+        at = record.end;
+    }
+    let kinds: BTreeSet<String> = kinds.iter().map(ToString::to_string).collect();
+    let known = document();
+    assert!(kinds.iter().all(|kind| known.contains(&format!("\n| {kind} "))), "{kinds:?}");
+}
+
+#[test]
+fn a_manifest_has_the_fields_of_the_document_in_their_order() {
+    let documented: Vec<String> =
+        table("## The manifest").into_iter().map(|mut row| row.swap_remove(0)).collect();
+    for name in ["new", "snapshot", "deltas", "tombstone"] {
+        let text = String::from_utf8(golden_file(&format!("manifest-{name}.json"))).unwrap();
+        let mut fields = Vec::new();
+        let mut rest = text.as_str();
+        for field in &documented {
+            let (_, after) =
+                rest.split_once(&format!("\"{field}\":")).unwrap_or_else(|| panic!("{name}: {field}"));
+            fields.push(field.clone());
+            rest = after;
+        }
+        assert_eq!(
+            serde_json::from_str::<serde_json::Map<_, _>>(&text).unwrap().len(),
+            fields.len(),
+            "{name}"
+        );
+    }
+}
+
+/// The names of all maps in a MessagePack value, however deep.
+#[derive(Default)]
+struct Names(BTreeSet<String>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Names {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self, A::Error> {
+        while let Some(Self(names)) = list.next_element()? {
+            self.0.extend(names);
+        }
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some((name, Self(names))) = map.next_entry::<String, Self>()? {
+            // What metadata is called is the application's business.
+            if name != "metadata" {
+                self.0.extend(names);
+            }
+            self.0.insert(name);
+        }
+        Ok(self)
+    }
+}
+
+#[test]
+fn every_name_in_an_entry_is_in_the_document() {
+    let (document, protocol) = (document(), include_str!("../../../../PROTOCOL.md"));
+    let mut seen = BTreeSet::new();
+    for (name, _) in samples::entries() {
+        let bytes = golden_file(&format!("frame-{name}.bin"));
+        let Names(names) = dormouse_protocol::decode(&bytes[frame::HEAD_BYTES..]).unwrap();
+        seen.extend(names);
+    }
+    for name in &seen {
+        // Replies, errors and configurations are the protocol's.
+        let here = document.contains(&format!("`{name}`")) || protocol.contains(&format!("`{name}`"));
+        let in_a_list = protocol.contains(&format!("{name}:")) || protocol.contains(&format!("{name}?"));
+        assert!(here || in_a_list, "{name} is documented nowhere");
+    }
+    for heading in [
+        "## The entry",
+        "An operation is a map with one entry, named after what it does:",
+        "| `configure` | `config`: the whole new configuration, as in PROTOCOL.md |",
+    ] {
+        for row in table(heading) {
+            assert!(seen.contains(&row[0]), "no golden entry has {}", row[0]);
+        }
+    }
+}
+
+#[test]
+fn the_tables_of_sqlite_are_the_document_s() {
+    let source = include_str!("../../src/database/schema.rs");
+    let (_, create) = source.split_once("CREATE: &str = \"\n").unwrap();
+    let (create, _) = create.split_once("\";\n").unwrap();
+    let document = document();
+    let (before, rest) = document.split_once("```sql\n").unwrap();
+    let (documented, after) = rest.split_once("```\n").unwrap();
+    if std::env::var_os(WRITE).is_some() && documented != create {
+        fs::write(path(), format!("{before}```sql\n{create}```\n{after}")).unwrap();
+        return;
+    }
+    assert_eq!(documented, create, "docs/formats.md has other tables ({WRITE}=1 writes them)");
+    let number = |name: &str| {
+        let (_, value) = source.split_once(&format!("{name}: i32 = ")).unwrap();
+        value.split_once(';').unwrap().0.replace('_', "")
+    };
+    for stated in [number("APPLICATION_ID"), format!("`user_version` is {}", number("SCHEMA_VERSION"))] {
+        assert!(document.contains(&stated), "{stated}");
+    }
+}

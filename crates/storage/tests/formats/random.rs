@@ -67,10 +67,11 @@ proptest! {
 
     #[test]
     fn an_index_finds_what_was_put_in(slots in vec((1_u64..50, vec("[a-d]{1,3}", 1..20)), 0..20)) {
+        let sample = samples::data().1.lines.remove(0);
         let mut lines = std::collections::BTreeMap::new();
         for (slot, names) in slots {
             for name in names {
-                let mut line = samples::data().1.lines[0].clone();
+                let mut line = sample.clone();
                 line.subject = samples::subject(&name);
                 line.last_rev = Rev::new(slot + 7);
                 lines.insert((line.subject.clone(), Slot::new(slot)), line);
