@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_harness::S3Server;
+use dormouse_harness::{S3Flaw, S3Server};
 use dormouse_runtime::Env;
 use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
 use dormouse_storage::bucket::{
     Bucket, BucketError, BucketKey, BucketPrefix, CreateOutcome, Created, HeaderPatch, ObjectStoreBucket,
-    OpenBucketError, create_once, open_bucket, probe,
+    OpenBucketError, ProbeError, create_once, open_bucket, probe,
 };
 use dormouse_storage::checksum::Crc64;
 use tempfile::TempDir;
@@ -297,6 +297,28 @@ async fn the_tail_of_an_object_is_read(bucket: &dyn Bucket, _: &Path) {
 async fn it_passes_the_probe_and_the_probe_leaves_nothing(bucket: &dyn Bucket, _: &Path) {
     probe(bucket, &Env::system()).await.unwrap();
     assert_eq!(listed(bucket, "").await, Vec::<String>::new());
+}
+
+/// What the probe says of a real server that has this flaw.
+async fn finding(flaw: S3Flaw) -> ProbeError {
+    let server = S3Server::start_with(flaw).await.unwrap();
+    server.create_bucket("flawed").await.unwrap();
+    let bucket = open_bucket("s3://flawed", server.variables(), Env::system()).await.unwrap();
+    let finding = probe(&bucket, &Env::system()).await.unwrap_err();
+    assert_eq!(listed(&bucket, "").await, Vec::<String>::new());
+    finding
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_s3_server_that_ignores_conditions_is_refused() {
+    let finding = finding(S3Flaw::IgnoresConditions).await;
+    assert!(matches!(finding, ProbeError::Overwrites { .. }), "{finding:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_s3_server_with_several_winners_is_refused() {
+    let finding = finding(S3Flaw::LooksThenWrites).await;
+    assert!(matches!(finding, ProbeError::SeveralWinners { winners: 2.., .. }), "{finding:?}");
 }
 
 #[tokio::test]

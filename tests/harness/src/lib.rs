@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub use logs::{complaints, tail};
 pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};
-pub use s3::S3Server;
+pub use s3::{S3Flaw, S3Server};
 
 /// The nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one `make tools` installed.
 ///

@@ -19,6 +19,17 @@ const PROGRAM: &str = include_str!("s3_server.py");
 /// The region everything is in. Clients must name one; this is where a bucket lands that names none.
 const REGION: &str = "us-east-1";
 
+/// What an S3 server gets wrong, as some do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum S3Flaw {
+    /// Nothing.
+    None,
+    /// A conditional create overwrites without a word.
+    IgnoresConditions,
+    /// A conditional create looks and writes in two steps, so that several at once succeed.
+    LooksThenWrites,
+}
+
 /// A running S3 server that keeps the contract of a bucket, conditional creates included. Killed when dropped; what it
 /// holds is in its memory and is gone with it.
 ///
@@ -38,11 +49,26 @@ impl S3Server {
     /// # Errors
     /// When the server is not installed or does not start; with what it logged.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(S3Flaw::None).await
+    }
+
+    /// Starts a server that gets something wrong.
+    ///
+    /// Cancelling the call leaves no server.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_with(flaw: S3Flaw) -> anyhow::Result<Self> {
+        let flaw = match flaw {
+            S3Flaw::None => "none",
+            S3Flaw::IgnoresConditions => "ignores-conditions",
+            S3Flaw::LooksThenWrites => "looks-then-writes",
+        };
         let folder = tempfile::tempdir().context("cannot create a folder for the S3 server")?;
         let told = folder.path().join("port");
         let spec = ProcessSpec::new("s3-server", s3_server_python()?, folder.path())
             .args(["-c", PROGRAM, "0"])
-            .args([told.as_os_str()]);
+            .args([told.as_os_str(), flaw.as_ref()]);
         let mut process = spec.start()?;
         match tokio::time::timeout(DEADLINE, listening(&mut process, &told)).await {
             Ok(Ok(port)) => Ok(Self { folder, process, port }),
