@@ -140,6 +140,21 @@ impl LogIndex {
         (0..self.subjects).filter_map(|at| self.group(at).subject().ok())
     }
 
+    /// The first subject after `after`, by name; the very first without one.
+    #[must_use]
+    pub fn subject_after(&self, after: Option<&Subject>) -> Option<Subject> {
+        let (mut low, mut high) = (0, self.subjects);
+        while let Some(after) = after.filter(|_| low < high) {
+            let middle = low + (high - low) / 2;
+            if self.group(middle).subject_text().unwrap_or_default() <= after.as_str() {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        (low < self.subjects).then(|| self.group(low).subject().ok()).flatten()
+    }
+
     /// Where a subject's entries are, by slot; empty when it has none.
     #[must_use]
     pub fn lines_of(&self, subject: &Subject) -> Vec<(Slot, IndexLine)> {

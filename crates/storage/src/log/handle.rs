@@ -180,6 +180,12 @@ impl Log {
         state.tails.first_slot_above(subject, rev).unwrap_or_else(|| state.owner.next_slot())
     }
 
+    /// The slots that may hold entries of `subject` which a state at `rev` lacks, ascending: all of those, and more where
+    /// the books are coarse.
+    pub(super) fn slots_above(&self, subject: &Subject, rev: Rev) -> Vec<Slot> {
+        self.0.lock().tails.slots_above(subject, rev)
+    }
+
     /// A manifest of this log with base `base` and `first_slot` was seen to be the subject's newest, in a listing made
     /// after it was created. Only then may slots go.
     pub fn based(&self, subject: &Subject, base: Rev, first_slot: Slot) {

@@ -39,6 +39,7 @@ use tokio::sync::Notify;
 use crate::bucket::BucketError;
 
 pub use handle::Log;
+pub use sealed::{SealedLog, SealedLogs, TailError, read_own_tail};
 pub use settings::LogSettings;
 pub use tails::Tail;
 pub use ticket::{Stage, Ticket};

@@ -135,6 +135,12 @@ impl<S: Ord + Clone> Tails<S> {
         runs.iter().find(|run| run.may_be_above(rev)).map(|run| run.first_slot)
     }
 
+    /// The slots that may hold entries of the subject above `rev`, ascending.
+    pub(super) fn slots_above(&self, subject: &S, rev: Rev) -> Vec<Slot> {
+        let runs = self.runs.get(subject).into_iter().flatten().filter(|run| run.may_be_above(rev));
+        runs.flat_map(|run| run.first_slot.get()..=run.last.slot.get()).map(Slot::new).collect()
+    }
+
     /// The lowest slot that any subject needs.
     pub(super) fn lowest_needed(&self) -> Option<Slot> {
         self.by_slot.first().map(|(slot, _)| *slot)
