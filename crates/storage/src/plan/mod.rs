@@ -61,6 +61,7 @@ impl Context<'_> {
 
 /// What a changing request comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "the largest is the usual one, and none is kept for long")]
 pub enum Planned {
     /// The answer is certain already: the request alone decided it, or it was carried out before and has been
     /// applied, or nobody can say any more whether it was.

@@ -90,6 +90,15 @@ impl World {
             assert_eq!(view.count_up_to(Seq::new(20)), self.whole.count_up_to(Seq::new(20)));
             assert_eq!(view.newest_beyond(2), self.whole.newest_beyond(2));
         }
+        // What is applied is not kept in memory as well.
+        let oldest = self.pending.oldest;
+        let mut by = Vec::new();
+        by.extend(self.pending.by_seq.0.values().map(|&(by, _)| by));
+        by.extend(self.pending.by_key.0.values().map(|&(by, _)| by));
+        by.extend(self.pending.msg_ids.0.values().map(|&(by, _)| by));
+        by.extend(self.pending.cleared.map(|(by, _)| by));
+        assert!(by.iter().all(|&by| by >= oldest), "{by:?} after {oldest}");
+        assert!(self.pending.requests.len() <= self.waiting.len());
         if self.pending.is_empty() {
             assert_eq!((self.pending.by_seq.0.len(), self.pending.by_key.0.len()), (0, 0));
             assert_eq!((self.pending.requests.len(), self.pending.msg_ids.0.len()), (0, 0));

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use dormouse_protocol::data::{DeleteRequest, SetRequest};
-use dormouse_protocol::limits::MSG_ID_WINDOW_MS;
+use dormouse_protocol::limits::{MAX_ITEMS_PER_REQUEST, MSG_ID_WINDOW_MS};
 use dormouse_protocol::{ErrorCode, MessageId, RequestId, Rev, SessionId, Term, Timestamp};
 
 use super::*;
@@ -11,7 +11,7 @@ use crate::checksum::Crc64;
 use crate::entry::Entry;
 use crate::keys::{BlobName, Nonce};
 use crate::plan::tests::{CONTEXT, InMemory, answer, at, id, keyed, memory, set};
-use crate::plan::{BlobRef, Memory, Planned, SubjectState, plan};
+use crate::plan::{BlobRef, Held, Memory, Planned, SubjectState, plan};
 
 fn batch(sets: Vec<SetItem>) -> Request {
     Request::Set(SetRequest { sets, atomic: true, ..SetRequest::default() })
@@ -122,6 +122,47 @@ fn a_request_is_never_larger_than_an_entry_may_be() {
         let context = Context { blobs: &blobs, ..context };
         assert!(matches!(plan(&request(sets(0)), &memory(), context), Planned::Write { .. }));
     }
+}
+
+#[test]
+fn the_largest_requests_fit_a_frame() {
+    let context = Context { max_message_bytes: 1 << 26, ..CONTEXT };
+    let mut memory = memory();
+    let fill = |place: usize| {
+        let item = SetItem {
+            key: Some(format!("{place:01024}")),
+            timestamp: Some(Timestamp::from_micros(u64::MAX)),
+            msg_id: Some(format!("{place:0256}")),
+            ..SetItem::default()
+        };
+        let room = MAX_ATOMIC_BATCH_BYTES / MAX_ITEMS_PER_REQUEST;
+        let value = room - dormouse_protocol::encode(&item).unwrap().len() - 16;
+        SetItem { value: Some(Bytes::from(vec![0; value])), ..item }
+    };
+    let sets: Vec<_> = (0..MAX_ITEMS_PER_REQUEST).map(fill).collect();
+    for atomic in [true, false] {
+        let request = Request::Set(SetRequest {
+            sets: sets.clone(),
+            atomic,
+            request: request_id(1),
+            ..Default::default()
+        });
+        let Planned::Write { entry, .. } = plan(&request, &memory, context) else { panic!() };
+        let frame = crate::format::frame::encode(&entry).unwrap();
+        assert!(frame.len() > MAX_ATOMIC_BATCH_BYTES, "{}", frame.len());
+    }
+    let keys: Vec<_> = sets.into_iter().filter_map(|set| set.key).collect();
+    for (seq, key) in (100..).map(Seq::new).zip(&keys) {
+        let id = MessageId { term: Term::new(4), seq };
+        memory.messages.insert(seq, Held { id, key: Some(key.clone()) });
+    }
+    let seqs: Vec<_> = memory.messages.keys().copied().rev().take(MAX_ITEMS_PER_REQUEST).collect();
+    let request = Request::Delete(DeleteRequest { seqs, request: request_id(2), ..DeleteRequest::default() });
+    let Planned::Write { entry, outcome } = plan(&request, &memory, context) else { panic!() };
+    assert!(
+        matches!(outcome.answer(), Ok(Reply::Delete(reply)) if reply.seqs.len() == MAX_ITEMS_PER_REQUEST)
+    );
+    assert!(crate::format::frame::encode(&entry).is_ok());
 }
 
 fn blob() -> BlobRef {
@@ -252,7 +293,7 @@ impl SubjectView for Unreadable {
     fn state(&self) -> &SubjectState {
         &self.0
     }
-    fn at(&self, _: Seq) -> Result<Option<crate::plan::Held>, ErrorReply> {
+    fn at(&self, _: Seq) -> Result<Option<Held>, ErrorReply> {
         Err(ErrorReply::corrupt("file", "gone"))
     }
     fn under(&self, _: &str) -> Result<Option<MessageId>, ErrorReply> {
