@@ -1,1 +1,217 @@
+use dormouse_protocol::{ErrorCode, Slot, Term};
 
+use super::super::testing::*;
+use super::super::{BaseObject, base_kind};
+use super::*;
+use crate::bucket::BucketKey;
+use crate::keys::SubjectKeys;
+use crate::manifest::{MAX_DELTAS, SnapshotRef};
+
+const SIXTH: ManifestNumber = ManifestNumber::new(6);
+
+fn base(object: BaseObject) -> NewBase {
+    NewBase { object, first_slot: Slot::new(20), next_seq: Seq::new(99) }
+}
+
+fn begin(publication: Publication) -> (Publish, PublishEffect) {
+    Publish::new(&manifest(mine()), publication, nonce(6))
+}
+
+fn six(owner: dormouse_protocol::LogId) -> Manifest {
+    Manifest { number: SIXTH, ..manifest(owner) }
+}
+
+fn found(manifest: Manifest) -> PublishInput {
+    PublishInput::Got(Found::Manifest(Box::new(manifest)))
+}
+
+fn unknown() -> PublishInput {
+    PublishInput::Created(Creation::Unknown(ErrorReply::unavailable("no answer")))
+}
+
+#[test]
+fn each_publication_follows_the_manifest_before() {
+    let current = manifest(mine());
+    let deltas = vec![delta(4, 40), delta(6, 50)];
+    let on_delta = Manifest {
+        base_rev: Rev::new(50),
+        next_seq: Seq::new(99),
+        first_slot: Slot::new(20),
+        deltas,
+        ..six(mine())
+    };
+    let on_snapshot = Manifest {
+        snapshot: Some(snapshot(6, 50)),
+        deltas: Vec::new(),
+        // It knows of all terms.
+        terms: Vec::new(),
+        ..on_delta.clone()
+    };
+    let destroyed = Manifest {
+        base_rev: Rev::new(51),
+        next_seq: Seq::new(100),
+        snapshot: None,
+        deltas: Vec::new(),
+        terms: Vec::new(),
+        tombstone: true,
+        ..six(mine())
+    };
+    let (with_delta, with_snapshot) = (base(a_delta(6, 50)), base(BaseObject::Snapshot(snapshot(6, 50))));
+    let end = Publication::Destroy { rev: Rev::new(51), next_seq: Seq::new(100) };
+    for (publication, expected, released) in [
+        (Publication::Base(with_delta), on_delta.clone(), false),
+        (Publication::Base(with_snapshot), on_snapshot.clone(), false),
+        (Publication::Release(Some(with_delta)), on_delta, true),
+        (Publication::Release(Some(with_snapshot)), on_snapshot, true),
+        (Publication::Release(None), six(mine()), true),
+        (end, destroyed, true),
+    ] {
+        let expected = Manifest { released, nonce: nonce(6), ..expected };
+        let (mut publish, effect) = begin(publication);
+        assert_eq!(effect, PublishEffect::Create(Box::new(expected.clone())), "{publication:?}");
+        assert_eq!(Manifest::decode(&subject(), SIXTH, &expected.encode()).unwrap(), expected);
+        assert_eq!(publish.apply(PublishInput::Created(Creation::Ours)), PublishEffect::List);
+        let published = publish.apply(PublishInput::Listed(folder(&[5, 6])));
+        let garbage: Vec<BucketKey> = vec![SubjectKeys::new(&subject()).manifest(current.number)];
+        let verified = Verified { manifest: Box::new(expected), garbage, blobs: Vec::new() };
+        assert_eq!(published, PublishEffect::Published(verified));
+    }
+}
+
+#[test]
+fn the_first_slot_never_goes_back() {
+    let lower = NewBase { first_slot: Slot::new(3), ..base(a_delta(6, 50)) };
+    match begin(Publication::Base(lower)).1 {
+        PublishEffect::Create(next) => assert_eq!(next.first_slot, manifest(mine()).first_slot),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_manifest_that_nobody_could_read_or_go_on_from_is_never_created() {
+    let current = manifest(mine());
+    let full = Manifest {
+        deltas: (4..12).map(|n| delta(n, 40)).collect(),
+        number: ManifestNumber::new(12),
+        ..current.clone()
+    };
+    assert_eq!(full.deltas.len(), MAX_DELTAS);
+    let later = |object| Publication::Base(base(object));
+    let low = NewBase { next_seq: Seq::new(76), ..base(a_delta(6, 50)) };
+    for (current, publication) in [
+        (&current, later(a_delta(6, 39))),
+        (&current, later(a_delta(5, 50))),
+        (&current, later(a_delta(7, 50))),
+        (&current, later(BaseObject::Snapshot(snapshot(6, 39)))),
+        (&current, Publication::Base(low)),
+        (&current, Publication::Destroy { rev: Rev::new(39), next_seq: Seq::new(99) }),
+        (&full, later(a_delta(13, 50))),
+        (&released(mine()), Publication::Release(None)),
+    ] {
+        match Publish::new(current, publication, nonce(6)).1 {
+            PublishEffect::Failed(reply) => assert_eq!(reply.code, ErrorCode::Internal, "{publication:?}"),
+            other => panic!("{publication:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_publication_of_another_process_is_the_end() {
+    let release = || begin(Publication::Release(None)).0;
+    let anothers = || PublishInput::Created(Creation::Anothers);
+    for there in [
+        found(six(other())),
+        PublishInput::Got(Found::Missing),
+        PublishInput::Got(Found::Unreadable(ErrorReply::corrupt("a", "b"))),
+        // One of an older claim of this process, or an end that is not this one.
+        found(Manifest { term: Term::new(2), ..six(mine()) }),
+        found(Manifest { number: SIXTH, ..tombstone(mine()) }),
+    ] {
+        let mut publish = release();
+        assert_eq!(publish.apply(anothers()), PublishEffect::Get(SIXTH));
+        assert_eq!(publish.apply(there), PublishEffect::Lost { may_have_counted: false });
+    }
+    let mut publish = release();
+    publish.apply(PublishInput::Created(Creation::Ours));
+    let overtaken = publish.apply(PublishInput::Listed(folder(&[6, 7])));
+    assert_eq!(overtaken, PublishEffect::Lost { may_have_counted: true });
+    // Nothing came back from the first attempt, which may have counted until the number was collected.
+    let mut publish = release();
+    publish.apply(unknown());
+    publish.apply(PublishInput::Resume);
+    publish.apply(anothers());
+    assert_eq!(publish.apply(found(six(other()))), PublishEffect::Lost { may_have_counted: true });
+}
+
+#[test]
+fn an_earlier_publication_of_this_process_is_gone_on_from() {
+    let (mut publish, _) = begin(Publication::Base(base(a_delta(6, 50))));
+    publish.apply(PublishInput::Created(Creation::Anothers));
+    assert_eq!(publish.apply(found(six(mine()))), PublishEffect::List);
+    // Its own object is not the one that was just uploaded.
+    let listed = crate::keys::Folder { deltas: vec![delta(4, 40).name, delta(6, 50).name], ..folder(&[6]) };
+    match publish.apply(PublishInput::Listed(listed)) {
+        PublishEffect::Published(verified) => {
+            assert_eq!(*verified.manifest, six(mine()));
+            assert_eq!(verified.garbage, [SubjectKeys::new(&subject()).delta(&delta(6, 50).name)]);
+        }
+        other => panic!("{other:?}"),
+    }
+    let (mut publish, _) = begin(Publication::Release(None));
+    publish.apply(PublishInput::Created(Creation::Anothers));
+    assert_eq!(publish.apply(found(Manifest { released: true, ..six(mine()) })), PublishEffect::List);
+}
+
+#[test]
+fn once_it_may_exist_only_a_definite_answer_about_the_same_bytes_decides() {
+    let failure = ErrorReply::unavailable("the bucket does not answer");
+    let failed = || PublishInput::Failed(failure.clone());
+    let (mut publish, create) = begin(Publication::Release(None));
+    assert!(matches!(publish.apply(unknown()), PublishEffect::Undecided(_)));
+    assert_eq!(publish.apply(PublishInput::Resume), create);
+    assert_eq!(publish.apply(failed()), PublishEffect::Undecided(failure.clone()));
+    assert_eq!(publish.apply(PublishInput::Resume), create);
+    assert_eq!(publish.apply(PublishInput::Created(Creation::Ours)), PublishEffect::List);
+    assert_eq!(publish.apply(failed()), PublishEffect::Undecided(failure.clone()));
+    let behind = publish.apply(PublishInput::Listed(folder(&[5])));
+    assert!(
+        matches!(&behind, PublishEffect::Undecided(reply) if reply.code == ErrorCode::Corrupt),
+        "{behind:?}"
+    );
+    assert_eq!(publish.apply(PublishInput::Resume), create);
+    publish.apply(PublishInput::Created(Creation::Ours));
+    assert!(matches!(publish.apply(PublishInput::Listed(folder(&[6]))), PublishEffect::Published(_)));
+
+    // Before that, a failure is one.
+    let (mut publish, _) = begin(Publication::Release(None));
+    assert_eq!(publish.apply(failed()), PublishEffect::Failed(failure.clone()));
+    let (mut publish, _) = begin(Publication::Release(None));
+    publish.apply(PublishInput::Created(Creation::Anothers));
+    assert_eq!(publish.apply(failed()), PublishEffect::Failed(failure.clone()));
+}
+
+#[test]
+fn a_delta_while_the_deltas_are_few_and_small_beside_the_snapshot() {
+    use super::super::BaseKind::{Delta, Snapshot};
+    let on = |size_bytes: u64, deltas: u64| Manifest {
+        snapshot: Some(SnapshotRef { size_bytes, ..snapshot(3, 30) }),
+        deltas: (0..deltas).map(|n| delta(4 + n, 40)).collect(),
+        ..manifest(mine())
+    };
+    const KIB: u64 = 1_024;
+    for (manifest, tail_bytes, expected) in [
+        (None, 16 * KIB, Delta),
+        (None, 16 * KIB + 1, Snapshot),
+        (Some(on(4 * KIB, 0)), 16 * KIB, Delta),
+        (Some(on(1_024 * KIB, 0)), 256 * KIB, Delta),
+        (Some(on(1_024 * KIB, 0)), 256 * KIB + 1, Snapshot),
+        // The deltas that are there count.
+        (Some(on(1_024 * KIB, 2)), 255 * KIB, Delta),
+        (Some(on(1_024 * KIB, 2)), 255 * KIB + 1, Snapshot),
+        (Some(on(1_024 * KIB, 7)), 1, Delta),
+        (Some(on(1_024 * KIB, 8)), 1, Snapshot),
+        (Some(on(1_024 * KIB, 1)), u64::MAX, Snapshot),
+    ] {
+        assert_eq!(base_kind(manifest.as_ref(), tail_bytes), expected, "{tail_bytes} on {manifest:?}");
+    }
+}
