@@ -44,6 +44,12 @@ pub(super) async fn run(shared: Arc<Shared>, mut wal: Wal) {
             }
         }
     };
+    if end == LogEnd::Sealed {
+        tracing::warn!(
+            log = %shared.id,
+            "another process has ended this log: what is not acknowledged fails, all subjects are given up"
+        );
+    }
     if end != LogEnd::Poisoned {
         in_background(&shared, wal, last_words).await;
     }

@@ -1,6 +1,5 @@
 //! The task that writes the log's slots, one at a time.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +19,9 @@ use crate::checksum::Crc64;
 use crate::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
 
-/// Between attempts that the bucket refused.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Between attempts that the bucket refused: the first pause, doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Begins a log with its first object.
 pub(super) async fn create_birth(
@@ -146,6 +146,7 @@ enum Found {
 /// Sends the same bytes to the same slot until it is known what lies there.
 async fn until_definite(shared: &Shared, slot: Slot, nonce: Nonce, bytes: Bytes) -> Found {
     let key = shared.keys.slot(slot);
+    let mut pause = FIRST_PAUSE;
     loop {
         let sent = create_once(shared.bucket.as_ref(), &key, bytes.clone(), std::future::pending()).await;
         match sent {
@@ -162,7 +163,8 @@ async fn until_definite(shared: &Shared, slot: Slot, nonce: Nonce, bytes: Bytes)
                 );
             }
         }
-        sleep(PAUSE).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -172,10 +174,7 @@ async fn see_whose(shared: &Shared, slot: Slot, nonce: Nonce) -> Option<Found> {
     match read_header(shared.bucket.as_ref(), &shared.id, slot).await {
         Ok(Some(Ok(header))) if header.nonce == nonce => Some(Found::Ours),
         Ok(Some(Ok(header))) => {
-            tracing::warn!(
-                log = %shared.id, %slot, kind = ?header.kind,
-                "another process has ended this log: what it holds is given up"
-            );
+            tracing::info!(log = %shared.id, %slot, kind = ?header.kind, "the next slot is another's");
             Some(Found::Anothers)
         }
         Ok(Some(Err(error))) => {
@@ -198,15 +197,13 @@ fn warn_unread(shared: &Shared, slot: Slot, error: &BucketError) {
 }
 
 /// Says, again and again, that weaker levels wait for a bucket that does not answer. Never resolves.
-fn complain(shared: &Shared, slot: Slot) -> impl Future<Output = ()> {
-    async move {
-        loop {
-            sleep(shared.settings.max_unshipped_age.max(PAUSE)).await;
-            tracing::warn!(
-                log = %shared.id, %slot,
-                "the bucket has not taken a segment for {:?}: writes of every level wait",
-                shared.settings.max_unshipped_age
-            );
-        }
+async fn complain(shared: &Shared, slot: Slot) {
+    let patience = shared.settings.max_unshipped_age.max(FIRST_PAUSE);
+    loop {
+        sleep(patience).await;
+        tracing::warn!(
+            log = %shared.id, %slot,
+            "the bucket has not taken a segment for {patience:?} and more: writes of every level wait"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dormouse_protocol::ErrorReply;
+use dormouse_protocol::{ErrorCode, ErrorReply};
 
 use super::{LogEnd, Pending, State, Wakers};
 
@@ -39,10 +39,8 @@ impl State {
     /// What lies in the slot cannot be read: whose it is, and so whether the segment in flight is in the log, will not be
     /// known. Its writers are told so; then as [`State::sealed`].
     pub(in crate::log) fn segment_lost_sight_of(&mut self) {
-        let unknown = ErrorReply::new(
-            dormouse_protocol::ErrorCode::Indeterminate,
-            "the object that the write went into cannot be read",
-        );
+        let unknown =
+            ErrorReply::new(ErrorCode::Indeterminate, "the object that the write went into cannot be read");
         for pending in self.in_flight.drain(..) {
             pending.ticket.fail(&unknown);
         }
@@ -52,6 +50,8 @@ impl State {
     pub(in crate::log) fn poison(&mut self, wakers: &Wakers) {
         if self.end.is_none() {
             self.abandon("the local disk failed: whether the write is kept is not known", &poisoned());
+            self.group.clear();
+            self.queue.clear();
             self.finish(LogEnd::Poisoned, wakers);
         }
     }
@@ -80,13 +80,17 @@ impl State {
         }
     }
 
+    /// Fails what is not acknowledged. What is, and not yet written down, stays in the queue.
     fn abandon(&mut self, why: &str, for_readers: &ErrorReply) {
-        let unknown = ErrorReply::new(dormouse_protocol::ErrorCode::Indeterminate, why);
+        let unknown = ErrorReply::new(ErrorCode::Indeterminate, why);
         self.fail_readers(for_readers);
-        let all = self.in_flight.drain(..).chain(self.written.drain(..));
-        for Pending { ticket, .. } in all.chain(self.group.drain(..)).chain(self.queue.drain(..)) {
+        for Pending { ticket, .. } in self.in_flight.drain(..).chain(self.written.drain(..)) {
             ticket.fail(&unknown);
         }
+        for Pending { ticket, .. } in &self.group {
+            ticket.fail(&unknown);
+        }
+        self.queue.retain(|pending| !pending.ticket.fail(&unknown));
     }
 
     fn fail_readers(&mut self, failure: &ErrorReply) {
