@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use dormouse_protocol::data::{
-    ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
+    ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
     DestroyReply, FlushReply, GetAllReply, GetAllRequest, GetReply, GetRequest, InfoReply, KeysReply,
     KeysRequest, SetReply, SetRequest,
 };
@@ -23,12 +23,17 @@ pub enum Request {
     Delete(DeleteRequest),
     /// Remove all messages up to a seq.
     DeleteAll(DeleteAllRequest),
+    /// Read what has changed since a position.
+    Changes(ChangesRequest),
     /// Describe the subject.
     Info,
     /// Replace the configuration.
     Configure(ConfigureRequest),
     /// Put everything so far in the bucket.
     Flush,
+    /// Put everything so far in the bucket, in objects of the subject's own, so that it needs nothing of the log. Asked
+    /// by the engine itself when the subject keeps old parts of the log alive.
+    Compact,
     /// Remove the subject for good.
     Destroy,
 }
@@ -48,11 +53,13 @@ pub enum Reply {
     Delete(DeleteReply),
     /// To [`Request::DeleteAll`].
     DeleteAll(DeleteAllReply),
+    /// To [`Request::Changes`].
+    Changes(ChangesReply),
     /// To [`Request::Info`].
     Info(Box<InfoReply>),
     /// To [`Request::Configure`].
     Configure(ConfigureReply),
-    /// To [`Request::Flush`].
+    /// To [`Request::Flush`] and [`Request::Compact`].
     Flush(FlushReply),
     /// To [`Request::Destroy`].
     Destroy(DestroyReply),
@@ -74,8 +81,8 @@ impl std::fmt::Debug for Submission {
     }
 }
 
-/// Counts the leases of this process without a gap: it changes when a lease may have been interrupted, and a subject
-/// that was claimed under an older one must be claimed anew before it is served again.
+/// Counts the leases of this process without a gap: it changes when a lease may have been interrupted. A lease of a new
+/// generation is not trusted before a barrier was passed under it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseGeneration(pub u64);
 
@@ -86,7 +93,8 @@ pub trait Authority: Send + Sync + 'static {
     fn lease(&self) -> Option<LeaseGeneration>;
 
     /// May this process claim `subject`, which by its newest manifest belongs to `owner` (`None`: nobody, or it was
-    /// released)?
+    /// released)? A yes with an owner means that the owner's lease is over: its log may be sealed. An authority that is
+    /// wrong here costs no write of the level `bucket`.
     ///
     /// # Errors
     /// `not_owner` with the server to ask instead; `unavailable` when the coordinator cannot be asked.

@@ -2,13 +2,20 @@
 //!
 //! The task's life: open → serve → close, and again as long as requests wait. Nobody but the task touches the
 //! subject's file, and the task is the only one of its subject (see [`crate::directory`]).
+//!
+//! While it serves, a write is *planned* against the applied state with everything pending on top, *appended* to the
+//! log, and *applied* to the file once the log says that it is as durable as its level asks. Reads and events see the
+//! file only.
 
-mod batch;
+mod base;
 mod events;
 pub(crate) mod garbage;
-mod lost;
+mod leave;
 mod open;
+mod pipeline;
 mod publish;
+mod reads;
+mod restore;
 mod schedule;
 mod serve;
 
@@ -18,10 +25,16 @@ use std::sync::Arc;
 use dormouse_protocol::{ErrorReply, Subject};
 use tokio::sync::{Notify, mpsc};
 
-use crate::api::Submission;
+use crate::api::{Reply, Submission};
 use crate::directory::{Hold, Seat, shutting_down};
 use crate::engine::Shared;
 use serve::{End, Serving};
+
+/// The most requests that are taken from the queue at once.
+const BURST: usize = 256;
+
+/// Takes one answer.
+type Respond = Box<dyn FnOnce(Result<Reply, ErrorReply>) + Send>;
 
 /// The task of one subject.
 pub(crate) struct SubjectTask {
@@ -34,16 +47,16 @@ pub(crate) struct SubjectTask {
 }
 
 /// The subject's requests: those in the queue, and those taken from it that still wait.
-pub(super) struct Inbox {
+struct Inbox {
     queue: mpsc::Receiver<Submission>,
     waiting: VecDeque<Submission>,
     taken: Vec<Submission>,
 }
 
 impl Inbox {
-    /// Waits for requests and takes as many as fit a batch. Cancelling the call takes none.
+    /// Waits for requests and takes as many as fit a burst. Cancelling the call takes none.
     async fn receive(&mut self) {
-        self.queue.recv_many(&mut self.taken, batch::MAX_REQUESTS).await;
+        self.queue.recv_many(&mut self.taken, BURST).await;
         self.waiting.extend(self.taken.drain(..));
     }
 
@@ -69,7 +82,7 @@ impl SubjectTask {
     pub(crate) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
-            if shared.stop.is_given() || shared.tasks.stop().is_given() {
+            if shared.is_stopping() {
                 self.inbox.refuse(&shutting_down());
             } else {
                 match Box::pin(open::open(&shared, &self.subject)).await {
@@ -88,9 +101,4 @@ impl SubjectTask {
             }
         }
     }
-}
-
-/// The answer while this process holds no lease.
-fn no_lease() -> ErrorReply {
-    ErrorReply::unavailable("this server holds no lease from the coordinator")
 }
