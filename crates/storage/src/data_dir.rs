@@ -15,6 +15,7 @@ const LOCK_FILE: &str = "lock";
 const LOG_ID_FILE: &str = "log-id";
 const SUBJECTS: &str = "subjects";
 const LOST: &str = "lost";
+const WAL: &str = "wal";
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,7 @@ pub enum DataDirError {
 /// lock                        held while a process uses the directory
 /// log-id                      the log of the process that used it last
 /// subjects/<escaped>.sqlite3  subjects, as far as this server has them
+/// wal/<log>/                  what was accepted and is not in the bucket yet
 /// lost/<escaped>/             what was accepted here and never reached the bucket before somebody else went on
 /// ```
 ///
@@ -75,7 +77,7 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`].
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST)] {
+        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST), path.join(WAL)] {
             fs::create_dir_all(&folder).map_err(|source| match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if path.is_dir() => {
                     DataDirError::NotWritable { path: path.to_owned(), source }
@@ -124,6 +126,12 @@ impl DataDir {
     #[must_use]
     pub fn lost_file(&self, subject: &Subject, term: Term, nonce: Nonce) -> PathBuf {
         self.path.join(LOST).join(subject.escaped()).join(format!("{}-{nonce}.sqlite3", term.get()))
+    }
+
+    /// The folder of the write-ahead logs.
+    #[must_use]
+    pub fn wal_dir(&self) -> PathBuf {
+        self.path.join(WAL)
     }
 
     /// The directory itself.

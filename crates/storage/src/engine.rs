@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Level, LogId, Subject};
+use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -14,8 +14,13 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
 use crate::directory::{Directory, Offered};
 use crate::figures::{Counters, Figures};
+use crate::housekeeping;
+use crate::log::{Log, LogEnd, SealedLogs, StartLogError};
+use crate::recovery::{self, RecoveryError, Surplus};
 use crate::settings::EngineSettings;
 use crate::subject::{SubjectTask, garbage};
+use crate::trust::Trust;
+use crate::wal::{FileSystem, Wal, WalError, WalStorage};
 
 /// Subjects that may be opening at the same time.
 const OPENING: usize = 32;
@@ -35,16 +40,28 @@ pub enum OpenError {
     /// The SQLite in this binary has a bug that can lose data.
     #[error("this binary was built with a version of SQLite that can lose data (before 3.51.3)")]
     UnsafeSqlite,
-    /// A durability level that this version does not have.
-    #[error("the durability level `{0}` is not offered by this version: every write has the level `memory`")]
-    Level(Level),
+    /// The write-ahead log on the local disk cannot be read or made.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// What an earlier process accepted cannot be brought to the bucket.
+    #[error("what was accepted before cannot be brought to the bucket")]
+    Recovery(#[from] RecoveryError),
+    /// The log cannot be begun.
+    #[error("the log cannot be begun")]
+    Log(#[from] StartLogError),
 }
 
 /// What every subject of an engine uses.
 pub(crate) struct Shared {
     pub(crate) settings: EngineSettings,
-    pub(crate) data: DataDir,
-    pub(crate) log: LogId,
+    pub(crate) data: Arc<DataDir>,
+    /// This process's own log.
+    pub(crate) log: Log,
+    /// Other logs, once they are sealed.
+    pub(crate) sealed: SealedLogs,
+    /// What earlier processes on this data directory accepted and nobody has taken over yet.
+    pub(crate) surplus: Surplus,
+    pub(crate) trust: Trust,
     pub(crate) bucket: Arc<dyn Bucket>,
     pub(crate) authority: Arc<dyn Authority>,
     pub(crate) events: Arc<dyn EventSink>,
@@ -52,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     /// Given when every subject is to be released.
     pub(crate) stop: Stop,
+    /// Given when nothing of the log may be used any more.
+    pub(crate) ended: Stop,
     pub(crate) directory: Directory,
     pub(crate) counters: Counters,
     /// To the collector.
@@ -60,12 +79,73 @@ pub(crate) struct Shared {
     pub(crate) publishing: Semaphore,
 }
 
+impl Shared {
+    /// Whether subjects are being released.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.is_given() || self.tasks.stop().is_given()
+    }
+
+    /// Whether nothing of the log may be used any more.
+    pub(crate) fn has_log_ended(&self) -> bool {
+        self.ended.is_given()
+    }
+
+    /// Waits until subjects are to be released or the log has ended.
+    pub(crate) async fn stopping(&self) {
+        tokio::select! {
+            () = self.ended.given() => {}
+            () = self.stop.given() => {}
+            () = self.tasks.stop().given() => {}
+        }
+    }
+
+    /// The answer to whoever asks for something after the log has ended.
+    pub(crate) fn log_ended_reply(&self) -> ErrorReply {
+        match self.log.end() {
+            Some(LogEnd::Poisoned) => ErrorReply::unavailable(
+                "the server cannot rely on its local disk any more and must be restarted",
+            ),
+            Some(LogEnd::Sealed) | None => ErrorReply::not_owner(None),
+        }
+    }
+
+    /// Carries out a request of the engine's own, as a client's would be.
+    pub(crate) fn submit(self: &Arc<Self>, subject: &Subject, submission: Submission) {
+        self.counters.requests.add(1);
+        match self.directory.offer(subject, submission, self.env.boot()) {
+            Offered::Queued => {}
+            Offered::Start(seat) => {
+                let task = SubjectTask::new(Arc::clone(self), subject.clone(), seat);
+                self.tasks.spawn("subject", task.run());
+            }
+            Offered::Refused(submission, reply) => {
+                self.counters.overloaded.add(1);
+                (submission.respond)(Err(reply));
+            }
+        }
+    }
+
+    /// Hands a request to its subject and waits for the answer. Cancelling the call withdraws nothing.
+    pub(crate) async fn execute(self: &Arc<Self>, subject: &Subject, request: Request) -> Result<Reply, ErrorReply> {
+        let (sender, answer) = oneshot::channel();
+        let respond = Box::new(move |reply| {
+            // Nobody waits any more: the caller has cancelled.
+            let _ = sender.send(reply);
+        });
+        self.submit(subject, Submission { request, max_reply_bytes: EXECUTE_REPLY_BYTES, respond });
+        answer
+            .await
+            .unwrap_or_else(|_| Err(ErrorReply::internal("the subject's task ended without an answer")))
+    }
+}
+
 /// An engine that holds its data directory and has an identity, but does not serve yet: whoever wants to serve must
 /// first be a member of the fleet, and is one under this identity.
 pub struct Prepared {
     settings: EngineSettings,
-    data: DataDir,
+    data: Arc<DataDir>,
     log: LogId,
+    predecessor: Option<LogId>,
     bucket: Arc<dyn Bucket>,
     env: Env,
 }
@@ -77,39 +157,47 @@ impl Prepared {
         &self.log
     }
 
-    /// The process that used the data directory before, which has ended: this process holds the directory's lock.
+    /// The log that was written from the data directory before. Whoever wrote it has ended: this process holds the
+    /// directory's lock.
     #[must_use]
     pub const fn predecessor(&self) -> Option<&LogId> {
-        self.data.predecessor()
+        self.predecessor.as_ref()
     }
 
-    /// Begins to serve. Subjects run as tasks of `tasks`; their stop signal makes them release what they hold, as
-    /// [`Engine::shutdown`] does.
+    /// Brings what earlier processes on this data directory accepted to the bucket, gives birth to the log, and begins
+    /// to serve. Subjects run as tasks of `tasks`; their stop signal makes them release what they hold, as
+    /// [`Engine::shutdown`] does. Takes as long as there are unshipped changes, however many subjects there are.
     ///
-    /// Cancelling the call before it returns starts nothing.
+    /// Cancelling the call before it returns serves nothing; what it has brought to the bucket stays there.
     ///
     /// # Errors
-    /// [`OpenError::DataDir`] when this process cannot be recorded as the directory's user.
+    /// [`OpenError`].
     pub async fn start(
         self,
         authority: Arc<dyn Authority>,
         events: Arc<dyn EventSink>,
         tasks: Tasks,
     ) -> Result<Engine, OpenError> {
-        let Self { settings, data, log, bucket, env } = self;
-        let recorded = log.clone();
-        let data = env
+        let Self { settings, data, log: id, predecessor: _, bucket, env } = self;
+        let storage: Arc<dyn WalStorage> = Arc::new(FileSystem);
+        let recovered = recovery::recover(&data, &storage, &bucket, &env).await?;
+        let (recorded, directory, made) = (id.clone(), Arc::clone(&data), Arc::clone(&storage));
+        let wal = env
             .blocking(move || {
-                data.record_log(&recorded)?;
-                Ok::<_, DataDirError>(data)
+                directory.record_log(&recorded)?;
+                Ok::<_, OpenError>(Wal::create(&directory.wal_dir(), &recorded, made)?)
             })
             .await?;
-        let directory = Directory::new(settings.max_open_subjects);
-        let stop = Stop::new();
+        let log = Log::start(id, settings.log, Arc::clone(&bucket), wal, env.clone(), &tasks).await?;
         let (garbage, queue) = mpsc::channel(garbage::QUEUE);
+        let stop = Stop::new();
         let stops = [stop.clone(), tasks.stop().clone()];
         tasks.spawn("garbage", garbage::collect(Arc::clone(&bucket), queue, stops));
-        let shared = Shared {
+        let shared = Arc::new(Shared {
+            trust: Trust::new(Arc::clone(&authority), log.clone()),
+            sealed: SealedLogs::new(Arc::clone(&bucket), env.clone(), log.id().clone()),
+            surplus: recovered.surplus,
+            directory: Directory::new(settings.max_open_subjects),
             settings,
             data,
             log,
@@ -119,13 +207,14 @@ impl Prepared {
             env,
             tasks,
             stop,
-            directory,
+            ended: Stop::new(),
             counters: Counters::default(),
             garbage,
             opening: Semaphore::new(OPENING),
             publishing: Semaphore::new(PUBLISHING),
-        };
-        Ok(Engine { shared: Arc::new(shared) })
+        });
+        housekeeping::start(&shared, recovered.logs);
+        Ok(Engine { shared })
     }
 }
 
@@ -170,19 +259,17 @@ impl Engine {
         if !sqlite_is_safe() {
             return Err(OpenError::UnsafeSqlite);
         }
-        if settings.level != Level::Memory {
-            return Err(OpenError::Level(settings.level));
-        }
         let path = settings.data_dir.clone();
-        let data = env.blocking(move || DataDir::open(&path)).await?;
+        let data = Arc::new(env.blocking(move || DataDir::open(&path)).await?);
         let log = LogId::new(settings.server.clone(), env.ulid());
-        Ok(Prepared { settings, data, log, bucket, env })
+        let predecessor = data.predecessor().cloned();
+        Ok(Prepared { settings, data, log, predecessor, bucket, env })
     }
 
     /// The log id of this process.
     #[must_use]
     pub fn log(&self) -> &LogId {
-        &self.shared.log
+        self.shared.log.id()
     }
 
     /// Hands a request to its subject, which is opened if need be. Never waits: the answer comes through
@@ -191,19 +278,7 @@ impl Engine {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn submit(&self, subject: &Subject, submission: Submission) {
-        let shared = &self.shared;
-        shared.counters.requests.add(1);
-        match shared.directory.offer(subject, submission, shared.env.boot()) {
-            Offered::Queued => {}
-            Offered::Start(seat) => {
-                let task = SubjectTask::new(Arc::clone(shared), subject.clone(), seat);
-                shared.tasks.spawn("subject", task.run());
-            }
-            Offered::Refused(submission, reply) => {
-                shared.counters.overloaded.add(1);
-                (submission.respond)(Err(reply));
-            }
-        }
+        self.shared.submit(subject, submission);
     }
 
     /// Hands a request to its subject and waits for the answer.
@@ -213,21 +288,42 @@ impl Engine {
     /// # Errors
     /// What the subject answers.
     pub async fn execute(&self, subject: &Subject, request: Request) -> Result<Reply, ErrorReply> {
-        let (sender, answer) = oneshot::channel();
-        let respond = Box::new(move |reply| {
-            // Nobody waits any more: the caller has cancelled.
-            let _ = sender.send(reply);
-        });
-        self.submit(subject, Submission { request, max_reply_bytes: EXECUTE_REPLY_BYTES, respond });
-        answer
-            .await
-            .unwrap_or_else(|_| Err(ErrorReply::internal("the subject's task ended without an answer")))
+        self.shared.execute(subject, request).await
+    }
+
+    /// Waits until nothing of this engine's log may be used any more: somebody has taken it over, or the local disk
+    /// cannot be relied on. From then on every request is turned away; see [`Engine::succeed`].
+    ///
+    /// Cancelling the call has no effect.
+    pub async fn ended(&self) -> LogEnd {
+        self.shared.log.ended().await
+    }
+
+    /// Ends an engine whose log has ended, and prepares one with a fresh log in its place. Nothing of this one is
+    /// running any more when it returns.
+    ///
+    /// Cancelling the call leaves an engine that serves nothing.
+    pub async fn succeed(self) -> Prepared {
+        let shared = &self.shared;
+        shared.directory.shut();
+        shared.ended.give();
+        shared.directory.empty().await;
+        shared.log.stop().await;
+        let log = LogId::new(shared.settings.server.clone(), shared.env.ulid());
+        Prepared {
+            settings: shared.settings.clone(),
+            data: Arc::clone(&shared.data),
+            log,
+            predecessor: Some(shared.log.id().clone()),
+            bucket: Arc::clone(&shared.bucket),
+            env: shared.env.clone(),
+        }
     }
 
     /// The engine's figures.
     #[must_use]
     pub fn figures(&self) -> Figures {
-        self.shared.counters.figures(self.shared.directory.len())
+        self.shared.counters.figures(self.shared.directory.len(), self.shared.log.figures())
     }
 
     /// Takes no more requests, brings every open subject to the bucket and hands it back. Afterwards the engine
@@ -239,7 +335,11 @@ impl Engine {
         directory.shut();
         self.shared.stop.give();
         // Who held it up is named below.
-        let _ = tokio::time::timeout(deadline, directory.empty()).await;
+        let _ = tokio::time::timeout(deadline, async {
+            directory.empty().await;
+            self.shared.log.stop().await;
+        })
+        .await;
         let (released, unreleased) = directory.releases();
         ShutdownReport { released, unreleased }
     }

@@ -2,15 +2,15 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::log::LogFigures;
+
 /// The engine's figures at one moment. Reading them costs the same however many subjects there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Figures {
     /// Subjects that are open, opening or closing.
     pub open_subjects: u64,
-    /// Open subjects with changes that are not in the bucket.
-    pub dirty_subjects: u64,
-    /// Open subjects whose last attempt to bring changes to the bucket failed. Not 0: an operator should look.
-    pub subjects_not_in_bucket: u64,
+    /// Open subjects whose last attempt to get a newer base failed. Not 0: an operator should look.
+    pub subjects_not_compacted: u64,
     /// Bytes of the local files of open subjects, as of their last snapshot.
     pub local_bytes: u64,
     /// Requests taken so far.
@@ -27,6 +27,8 @@ pub struct Figures {
     pub publication_failures: u64,
     /// Subjects that turned out to belong to another process while they were served here.
     pub lost_subjects: u64,
+    /// The log.
+    pub log: LogFigures,
 }
 
 /// A number that several tasks move.
@@ -67,8 +69,7 @@ impl Drop for Share<'_> {
 /// The figures as they are kept.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) dirty_subjects: Figure,
-    pub(crate) subjects_not_in_bucket: Figure,
+    pub(crate) subjects_not_compacted: Figure,
     pub(crate) local_bytes: Figure,
     pub(crate) requests: Figure,
     pub(crate) overloaded: Figure,
@@ -86,11 +87,10 @@ impl Figure {
 }
 
 impl Counters {
-    pub(crate) fn figures(&self, open_subjects: usize) -> Figures {
+    pub(crate) fn figures(&self, open_subjects: usize, log: LogFigures) -> Figures {
         Figures {
             open_subjects: open_subjects as u64,
-            dirty_subjects: self.dirty_subjects.get(),
-            subjects_not_in_bucket: self.subjects_not_in_bucket.get(),
+            subjects_not_compacted: self.subjects_not_compacted.get(),
             local_bytes: self.local_bytes.get(),
             requests: self.requests.get(),
             overloaded: self.overloaded.get(),
@@ -99,6 +99,7 @@ impl Counters {
             publications: self.publications.get(),
             publication_failures: self.publication_failures.get(),
             lost_subjects: self.lost_subjects.get(),
+            log,
         }
     }
 }

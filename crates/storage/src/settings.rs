@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use dormouse_protocol::{Level, ServerName};
 
+use crate::log::LogSettings;
+
 /// The engine's settings. [`EngineSettings::new`] fills in the defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineSettings {
@@ -12,11 +14,10 @@ pub struct EngineSettings {
     pub data_dir: PathBuf,
     /// The name of this server.
     pub server: ServerName,
-    /// The level at which writes are acknowledged where a subject's configuration says nothing. This version has
-    /// [`Level::Memory`] only and refuses to start with another.
+    /// The level at which writes are acknowledged where a subject's configuration says nothing.
     pub level: Level,
-    /// How long a change may wait before a snapshot brings it to the bucket.
-    pub snapshot_interval: Duration,
+    /// How changes are brought to the bucket.
+    pub log: LogSettings,
     /// How long a subject stays open that nobody asks for.
     pub idle_close: Duration,
     /// How many subjects may be open at once. Above it, those idle longest are closed; at twice the number, requests
@@ -27,8 +28,8 @@ pub struct EngineSettings {
 }
 
 impl EngineSettings {
-    /// Default of [`EngineSettings::snapshot_interval`].
-    pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
+    /// Default of [`EngineSettings::level`].
+    pub const LEVEL: Level = Level::Bucket;
     /// Default of [`EngineSettings::idle_close`].
     pub const IDLE_CLOSE: Duration = Duration::from_secs(60);
     /// Default of [`EngineSettings::max_open_subjects`].
@@ -42,8 +43,8 @@ impl EngineSettings {
         Self {
             data_dir: data_dir.into(),
             server,
-            level: Level::Memory,
-            snapshot_interval: Self::SNAPSHOT_INTERVAL,
+            level: Self::LEVEL,
+            log: LogSettings::default(),
             idle_close: Self::IDLE_CLOSE,
             max_open_subjects: Self::MAX_OPEN_SUBJECTS,
             flush_patience: Self::FLUSH_PATIENCE,

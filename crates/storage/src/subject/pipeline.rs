@@ -126,6 +126,11 @@ impl Pipeline {
         self.bucket_rev
     }
 
+    /// The rev to which everything planned leads; `None` when nothing is under way.
+    pub(super) fn planned_rev(&self) -> Option<Rev> {
+        self.in_flight.back().map(|change| change.entry.last_rev())
+    }
+
     /// The last append that is not known to be in the bucket.
     pub(super) fn last_unshipped(&self) -> Option<Arc<Ticket>> {
         self.unshipped.back().map(|(ticket, _)| Arc::clone(ticket))

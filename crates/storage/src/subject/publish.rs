@@ -1,25 +1,31 @@
-//! Bringing a subject's state to the bucket: upload, manifest, second look.
+//! Bringing a subject from one manifest to the next: upload, manifest, second look.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Rev, Seq, Subject};
+use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 
-use crate::bucket::{BucketError, BucketKey, CreateOutcome, HeaderPatch, create_once};
-use crate::claim::{NewBase, Publication, Publish, PublishEffect, PublishInput};
+use crate::bucket::{BucketKey, HeaderPatch, create_once};
 use crate::engine::Shared;
-use crate::keys::{Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
-use crate::manifest::{Manifest, SnapshotRef};
+use crate::entry::Entry;
+use crate::format::{delta, frame};
+use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
+use crate::log::read_own_tail;
+use crate::manifest::{DeltaRef, Manifest, SnapshotRef};
+use crate::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
+use crate::ownership::{BaseKind, BaseObject, Creation, Found, NewBase, base_kind};
 
 /// How long one call to the bucket for something small may take before it counts as unanswered.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The state to be brought: the main file as a checkpoint left it.
 #[derive(Debug, Clone)]
-pub(super) struct State {
+pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) rev: Rev,
     pub(super) next_seq: Seq,
+    /// Entries above `rev` are in this process's log from this slot on.
+    pub(super) first_slot: Slot,
 }
 
 /// What shall be published on top of the current manifest.
@@ -27,10 +33,10 @@ pub(super) struct State {
 pub(super) enum Job {
     /// First settle a publication without known outcome.
     Resume(Box<Publish>),
-    /// A snapshot of the state.
-    Snapshot(State),
-    /// Hand the subject back, with a snapshot where the bucket does not have the state yet.
-    Release(Option<State>),
+    /// A newer base.
+    Base(Source),
+    /// Hand the subject back, with a newer base where the current one does not hold everything.
+    Release(Option<Source>),
     /// Leave nothing but a tombstone.
     Destroy(Rev, Seq),
 }
@@ -60,21 +66,21 @@ pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manife
     loop {
         let input = match effect {
             PublishEffect::Create(manifest) => match create(shared, &manifest).await {
-                Ok(outcome) => PublishInput::Created(outcome),
-                Err(error) => PublishInput::Failed((&error).into()),
+                Ok(creation) => PublishInput::Created(creation),
+                Err(reply) => PublishInput::Failed(reply),
             },
             PublishEffect::Get(number) => match get_manifest(shared, subject, number).await {
-                Ok(bytes) => PublishInput::Got(bytes),
+                Ok(found) => PublishInput::Got(found),
                 Err(reply) => PublishInput::Failed(reply),
             },
             PublishEffect::List => match list(shared, subject).await {
                 Ok(folder) => PublishInput::Listed(folder),
                 Err(reply) => PublishInput::Failed(reply),
             },
-            PublishEffect::Published { manifest, garbage } => {
-                return PublishEnd::Published(manifest, garbage);
+            PublishEffect::Published(verified) => {
+                return PublishEnd::Published(verified.manifest, verified.garbage);
             }
-            PublishEffect::Lost => return PublishEnd::Lost,
+            PublishEffect::Lost { .. } => return PublishEnd::Lost,
             PublishEffect::Undecided(reply) => return PublishEnd::Undecided(Box::new(machine), reply),
             PublishEffect::Failed(reply) => return PublishEnd::Failed(reply),
         };
@@ -93,46 +99,83 @@ async fn begin(
             let effect = machine.apply(PublishInput::Resume);
             return Ok((*machine, effect));
         }
-        Job::Snapshot(state) => Publication::Snapshot(base(shared, subject, current, state).await?),
+        Job::Base(source) => Publication::Base(base(shared, subject, current, source).await?),
         Job::Release(None) => Publication::Release(None),
-        Job::Release(Some(state)) => Publication::Release(Some(base(shared, subject, current, state).await?)),
+        Job::Release(Some(source)) => {
+            Publication::Release(Some(base(shared, subject, current, source).await?))
+        }
         Job::Destroy(rev, next_seq) => Publication::Destroy { rev, next_seq },
     };
     Ok(Publish::new(current, publication, Nonce::new(shared.env.ulid())))
 }
 
+/// Uploads what is above the current base, or everything.
 async fn base(
     shared: &Shared,
     subject: &Subject,
     current: &Manifest,
-    state: State,
+    source: Source,
 ) -> Result<NewBase, ErrorReply> {
-    let next_seq = state.next_seq;
-    let snapshot = upload(shared, subject, current.number.next(), state).await?;
-    Ok(NewBase { snapshot, next_seq })
+    let tail_bytes = shared.log.tail(subject).map_or(0, |tail| tail.bytes);
+    if base_kind(Some(current), tail_bytes) == BaseKind::Delta {
+        let tail = read_own_tail(&shared.log, shared.bucket.as_ref(), subject, current.first_slot, current.base_rev).await?;
+        // A delta leads as far as the log does. Where the file is ahead of it, or the tail holds nothing but memories
+        // of answers, the snapshot is what holds it all.
+        if tail.last().is_some_and(|last| last.last_rev() == source.rev && source.rev > current.base_rev) {
+            let delta = upload_delta(shared, subject, current.number.next(), current.base_rev, &tail).await?;
+            let Source { first_slot, next_seq, .. } = source;
+            return Ok(NewBase { object: BaseObject::Delta(delta), first_slot, next_seq });
+        }
+    }
+    let Source { path, rev, next_seq, first_slot } = source;
+    let snapshot = upload_snapshot(shared, subject, current.number.next(), rev, path).await?;
+    Ok(NewBase { object: BaseObject::Snapshot(snapshot), first_slot, next_seq })
 }
 
-/// Puts a snapshot of the state in the bucket. Nothing refers to it yet.
-pub(super) async fn upload(
+/// Puts a snapshot in the bucket: the file at `path`, as a checkpoint left it. Nothing refers to it yet.
+pub(super) async fn upload_snapshot(
     shared: &Shared,
     subject: &Subject,
     made_for: ManifestNumber,
-    state: State,
+    rev: Rev,
+    path: PathBuf,
 ) -> Result<SnapshotRef, ErrorReply> {
-    let name = SnapshotName { made_for, rev: state.rev, nonce: Nonce::new(shared.env.ulid()) };
+    let name = SnapshotName { made_for, rev, nonce: Nonce::new(shared.env.ulid()) };
     let key = SubjectKeys::new(subject).snapshot(&name);
     let summary = shared
         .bucket
-        .put_file(&key, &state.path, HeaderPatch::RollbackJournal)
+        .put_file(&key, &path, HeaderPatch::RollbackJournal)
         .await
         .map_err(|error| ErrorReply::from(&error))?;
     Ok(SnapshotRef { name, size_bytes: summary.size_bytes, crc64: summary.crc64 })
 }
 
+/// Puts a delta in the bucket: every entry above `after`. Nothing refers to it yet.
+pub(super) async fn upload_delta(
+    shared: &Shared,
+    subject: &Subject,
+    made_for: ManifestNumber,
+    after: Rev,
+    entries: &[Entry],
+) -> Result<DeltaRef, ErrorReply> {
+    let frames = entries.iter().map(frame::encode).collect::<Result<Vec<_>, _>>().map_err(ErrorReply::internal)?;
+    let encoded = delta::encode(subject, after, frames).map_err(ErrorReply::internal)?;
+    let name = DeltaName { made_for, rev: encoded.last_rev, nonce: Nonce::new(shared.env.ulid()) };
+    let key = SubjectKeys::new(subject).delta(&name);
+    let (size_bytes, crc64) = (encoded.bytes.len() as u64, crate::checksum::Crc64::of(&encoded.bytes));
+    let created = create_once(shared.bucket.as_ref(), &key, encoded.bytes, tokio::time::sleep(PATIENCE)).await;
+    match Creation::of(created)? {
+        Creation::Ours => Ok(DeltaRef { name, size_bytes, crc64 }),
+        Creation::Anothers => Err(ErrorReply::internal(format!("{key} was there before it was made"))),
+        Creation::Unknown(reply) => Err(reply),
+    }
+}
+
 /// Creates a manifest, for as long as the patience lasts.
-pub(super) async fn create(shared: &Shared, manifest: &Manifest) -> Result<CreateOutcome, BucketError> {
+pub(super) async fn create(shared: &Shared, manifest: &Manifest) -> Result<Creation, ErrorReply> {
     let key = SubjectKeys::new(&manifest.subject).manifest(manifest.number);
-    create_once(shared.bucket.as_ref(), &key, manifest.encode(), tokio::time::sleep(PATIENCE)).await
+    let bytes = manifest.encode();
+    Creation::of(create_once(shared.bucket.as_ref(), &key, bytes, tokio::time::sleep(PATIENCE)).await)
 }
 
 /// Lists the subject's folder.
@@ -150,10 +193,10 @@ pub(super) async fn get_manifest(
     shared: &Shared,
     subject: &Subject,
     number: ManifestNumber,
-) -> Result<Option<bytes::Bytes>, ErrorReply> {
+) -> Result<Found, ErrorReply> {
     let key = SubjectKeys::new(subject).manifest(number);
     match tokio::time::timeout(PATIENCE, shared.bucket.get(&key)).await {
-        Ok(Ok(found)) => Ok(found),
+        Ok(Ok(found)) => Ok(Found::read(subject, number, found)),
         Ok(Err(error)) => Err((&error).into()),
         Err(_) => Err(unanswered()),
     }

@@ -1,28 +1,27 @@
-//! Serving an open subject: batches, events, snapshots, and the ways in which it ends.
+//! Serving an open subject: requests in, changes through the pipeline, beacons and compactions by themselves.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorCode, ErrorReply, Position, Rev, Subject, Timestamp};
+use dormouse_protocol::data::FlushReply;
+use dormouse_protocol::{ErrorReply, Position, Subject};
 use tokio::sync::{Notify, oneshot};
 
-use super::batch::{self, Executed, Respond, Surroundings};
-use super::publish::{self, PublishEnd};
+use super::open::Opened;
+use super::pipeline::{Blocked, Pipeline};
+use super::publish::PublishEnd;
+use super::reads::{self, Surroundings, WaitingReads};
 use super::schedule::{Due, Schedule};
-use super::{Inbox, events, lost, no_lease};
-use crate::api::{LeaseGeneration, Reply, Request};
-use crate::claim::{Publish, is_newest};
+use super::{Inbox, Respond, base, events};
+use crate::api::{Reply, Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::directory::Hold;
 use crate::engine::Shared;
 use crate::figures::Share;
+use crate::log::{Stage, Ticket};
 use crate::manifest::Manifest;
-use crate::subject::open::Opened;
-
-mod leave;
-mod publication;
-
-use publication::published;
+use crate::ownership::publish::Publish;
 
 /// A companion of this size is brought into the file without waiting for a snapshot.
 const CHECKPOINT_BYTES: u64 = 4 * 1_024 * 1_024;
@@ -30,8 +29,8 @@ const CHECKPOINT_BYTES: u64 = 4 * 1_024 * 1_024;
 /// After this many bytes of changes the companion's size is looked at.
 const CHECKPOINT_LOOK_BYTES: usize = 1_024 * 1_024;
 
-/// A delete_all on more messages than this runs where it stalls nobody else.
-const INLINE_DELETE_ALL: u64 = 10_000;
+/// How soon changes are tried again that the file did not take.
+const STALL_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a subject is not served any more.
 pub(super) enum End {
@@ -41,9 +40,13 @@ pub(super) enum End {
     Refused(ErrorReply),
 }
 
-/// A flush that waits for the bucket.
+/// Somebody who waits until everything so far is in the bucket.
 struct Flush {
-    rev: Rev,
+    /// What the bucket is to have in its log; `None`: it has it.
+    ticket: Option<Arc<Ticket>>,
+    /// A base is to hold it, too.
+    base: bool,
+    position: Position,
     until: Duration,
     respond: Respond,
 }
@@ -60,25 +63,25 @@ impl Held {
 
 /// An open subject.
 pub(super) struct Serving<'a> {
-    shared: &'a Arc<Shared>,
-    subject: &'a Subject,
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) subject: &'a Subject,
     /// Nobody else opens the file while a clone of it lives.
-    hold: &'a Arc<Hold>,
+    pub(super) hold: &'a Arc<Hold>,
     file: Held,
     /// The newest manifest, ours.
-    manifest: Manifest,
-    /// The lease under which the subject was claimed.
-    generation: LeaseGeneration,
-    schedule: Schedule,
+    pub(super) manifest: Manifest,
+    pub(super) schedule: Schedule,
+    pub(super) pipeline: Pipeline,
+    reads: WaitingReads,
+    writes: VecDeque<Submission>,
     flushes: Vec<Flush>,
-    publishing: Option<oneshot::Receiver<PublishEnd>>,
+    pub(super) publishing: Option<oneshot::Receiver<PublishEnd>>,
     /// A publication without known outcome, which must be settled before the next.
-    undecided: Option<Box<Publish>>,
+    pub(super) undecided: Option<Box<Publish>>,
     /// Why the last publication failed.
-    failure: Option<ErrorReply>,
+    pub(super) failure: Option<ErrorReply>,
     written_bytes: usize,
-    dirty: Share<'a>,
-    behind: Share<'a>,
+    pub(super) behind: Share<'a>,
     local_bytes: Share<'a>,
 }
 
@@ -89,55 +92,48 @@ impl<'a> Serving<'a> {
         hold: &'a Arc<Hold>,
         opened: Opened,
     ) -> Self {
-        let Opened { database, manifest, generation, garbage } = opened;
-        let dirty = database.state().rev > manifest.base_rev;
+        let Opened { database, manifest, garbage } = opened;
         let mut serving = Self {
             shared,
             subject,
             hold,
-            schedule: Schedule::new(&shared.settings, shared.env.boot(), dirty),
+            schedule: Schedule::new(&shared.settings, shared.env.boot()),
+            pipeline: Pipeline::new(database.state().rev),
             file: Held(Some(database)),
             manifest,
-            generation,
+            reads: WaitingReads::new(),
+            writes: VecDeque::new(),
             flushes: Vec::new(),
             publishing: None,
             undecided: None,
             failure: None,
             written_bytes: 0,
-            dirty: shared.counters.dirty_subjects.share(),
-            behind: shared.counters.subjects_not_in_bucket.share(),
+            behind: shared.counters.subjects_not_compacted.share(),
             local_bytes: shared.counters.local_bytes.share(),
         };
         serving.count_bytes();
-        serving.dirty.set(u64::from(dirty));
         serving.collect(garbage);
+        serving.compact_if_due();
         serving
     }
 
-    /// Serves until the subject is idle, evicted, lost, destroyed, or the engine stops.
+    /// Serves until the subject is idle, evicted, taken, destroyed, or the engine stops.
     pub(super) async fn run(mut self, inbox: &mut Inbox, close: &Notify) -> End {
         let end = self.serve(inbox, close).await;
-        debug_assert!(
-            self.publishing.is_none(),
-            "nothing may read the file when the subject is opened again"
-        );
         // However it ended: nobody may wait for an answer that never comes.
-        match &end {
-            End::Refused(reply) => self.refuse_flushes(reply),
-            End::Closed => {
-                self.refuse_flushes(&ErrorReply::unavailable("the subject was closed: flush again"));
-            }
-        }
+        let reply = match &end {
+            End::Refused(reply) => reply.clone(),
+            End::Closed => ErrorReply::unavailable("the subject was closed: ask again"),
+        };
+        self.refuse_all(&reply);
+        // Nothing of this life may be under way when the subject is opened again.
+        self.pipeline.answer_all(&reply);
         end
     }
 
     async fn serve(&mut self, inbox: &mut Inbox, close: &Notify) -> End {
-        tracing::debug!(subject = %self.subject, position = %self.file.get().state().position(), "opened");
+        tracing::debug!(subject = %self.subject, position = %self.position(), "opened");
         self.beacon();
-        let (engine_stop, task_stop) = (&self.shared.stop, self.shared.tasks.stop());
-        let mut stop = std::pin::pin!(async {
-            tokio::select! { () = engine_stop.given() => {}, () = task_stop.given() => {} }
-        });
         loop {
             if let Some(end) = self.work(inbox).await {
                 return end;
@@ -145,12 +141,20 @@ impl<'a> Serving<'a> {
             let pause = self.pause();
             tokio::select! {
                 biased;
-                () = &mut stop => return self.release(inbox).await,
-                end = published(&mut self.publishing) => {
+                () = self.shared.stopping() => {
+                    return if self.shared.has_log_ended() {
+                        self.abandon(inbox).await
+                    } else {
+                        self.release(inbox).await
+                    };
+                }
+                end = base::published(&mut self.publishing) => {
                     if let Some(end) = self.published(end).await {
                         return end;
                     }
                 }
+                () = self.pipeline.moved() => {}
+                passed = self.reads.passed() => self.barrier_ended(passed),
                 () = inbox.receive() => {}
                 () = close.notified() => self.schedule.ask_close(),
                 () = tokio::time::sleep(pause) => {}
@@ -162,17 +166,35 @@ impl<'a> Serving<'a> {
     async fn work(&mut self, inbox: &mut Inbox) -> Option<End> {
         if !inbox.waiting.is_empty() {
             self.schedule.used(self.shared.env.boot());
-            if let Some(end) = self.take(inbox).await {
-                return Some(end);
-            }
-            self.checkpoint_if_large().await;
+            self.sort(inbox);
         }
         loop {
-            let now = self.shared.env.boot();
-            self.expire_flushes(now);
-            match self.schedule.due(now) {
+            if let Err(broken) = self.advance() {
+                return Some(self.fail(&broken, inbox).await);
+            }
+            let blocked = self.pipeline.plan(self.shared, self.subject, self.file.get(), &mut self.writes);
+            match blocked {
+                Some(Blocked::Other) => {
+                    if let Some(end) = self.other(inbox).await {
+                        return Some(end);
+                    }
+                }
+                // What it waits for is not over, or everything is planned.
+                Some(Blocked::UntilApplied) if self.pipeline.is_applied() => {}
+                Some(Blocked::UntilApplied) | None => break,
+            }
+        }
+        self.answer_flushes();
+        self.checkpoint_if_large().await;
+        self.do_what_is_due(inbox).await
+    }
+
+    async fn do_what_is_due(&mut self, inbox: &Inbox) -> Option<End> {
+        loop {
+            let (now, busy) = (self.shared.env.boot(), self.is_busy());
+            match self.schedule.due(now, busy) {
                 Some(Due::Beacon) => self.beacon(),
-                Some(Due::Publish) => self.start_publishing().await,
+                Some(Due::Compact) => self.start_compacting().await,
                 Some(Due::Close) if inbox.queue.is_empty() => return Some(self.close().await),
                 // Somebody has just asked for it.
                 Some(Due::Close) | None => return None,
@@ -183,100 +205,134 @@ impl<'a> Serving<'a> {
     /// How long there is nothing to do, requests aside.
     fn pause(&self) -> Duration {
         let flushes = self.flushes.iter().map(|flush| flush.until).min();
-        let next = self.schedule.next().into_iter().chain(flushes).min();
+        let now = self.shared.env.boot();
+        let stalled = self.pipeline.stalled.as_ref().map(|_| now + STALL_PAUSE);
+        let next = self.schedule.next(self.is_busy()).into_iter().chain(flushes).chain(stalled).min();
         // An hour: only to have a number.
-        next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(self.shared.env.boot()))
+        next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(now))
     }
 
-    /// Answers everything that waits.
-    async fn take(&mut self, inbox: &mut Inbox) -> Option<End> {
-        while !inbox.waiting.is_empty() {
-            // Each time: what came before may have taken long.
-            match self.verify_lease().await {
-                Ok(None) => {}
-                Ok(Some(end)) => return Some(end),
-                Err(reply) => {
-                    inbox.refuse(&reply);
-                    return None;
-                }
+    /// Something of the subject is not in the bucket, or somebody waits.
+    fn is_busy(&self) -> bool {
+        !self.pipeline.is_settled() || !self.writes.is_empty() || !self.flushes.is_empty()
+    }
+
+    /// Answers reads, and lines up everything else.
+    fn sort(&mut self, inbox: &mut Inbox) {
+        let trusted = self.shared.trust.holds();
+        for submission in inbox.waiting.drain(..) {
+            if !reads::is_read(&submission.request) {
+                self.writes.push_back(submission);
+            } else if trusted {
+                self.read(submission);
+            } else {
+                self.reads.push(self.shared, submission);
             }
-            match inbox.waiting.front()?.request {
-                Request::Flush => {
-                    if let Some(submission) = inbox.waiting.pop_front() {
-                        self.flush(submission);
-                    }
-                }
-                Request::Destroy => {
-                    let submission = inbox.waiting.pop_front()?;
-                    if let Some(end) = self.destroy(submission, inbox).await {
-                        return Some(end);
-                    }
-                }
-                _ => {
-                    let executed = self.execute(inbox).await;
-                    if let Some(broken) = self.conclude(executed) {
-                        return Some(self.fail(&broken, inbox).await);
-                    }
-                    // Batches run without waiting for anything, and other subjects share the thread.
-                    tokio::task::yield_now().await;
-                }
+        }
+    }
+
+    fn read(&mut self, submission: Submission) {
+        let around = Surroundings {
+            log: self.shared.log.id(),
+            level: self.shared.settings.level,
+            bucket_rev: self.pipeline.bucket_rev(),
+        };
+        let Submission { request, max_reply_bytes, respond } = submission;
+        let answer = reads::answer(self.file.get(), &request, max_reply_bytes, &around);
+        respond(answer.unwrap_or_else(|| Err(ErrorReply::internal("a change was taken for a read"))));
+    }
+
+    fn barrier_ended(&mut self, passed: Result<(), ErrorReply>) {
+        for read in self.reads.take(self.shared) {
+            match &passed {
+                Ok(()) => self.read(read),
+                Err(reply) => (read.respond)(Err(reply.clone())),
             }
+        }
+    }
+
+    /// Applies what the log has made durable.
+    fn advance(&mut self) -> Result<(), DatabaseError> {
+        let database = self.file.get();
+        let applied = self.pipeline.advance(self.shared, self.subject, database)?;
+        if applied.changes > 0 {
+            self.schedule.changed(self.shared.env.boot());
+            self.shared.counters.changes.add(applied.changes as u64);
+            self.written_bytes += applied.bytes;
+        }
+        self.compact_if_due();
+        Ok(())
+    }
+
+    /// Carries out the request at the front, which is no change.
+    async fn other(&mut self, inbox: &mut Inbox) -> Option<End> {
+        let submission = self.writes.pop_front()?;
+        match submission.request {
+            Request::Flush => self.flush(submission.respond, false),
+            Request::Compact => self.flush(submission.respond, true),
+            Request::Destroy => return self.destroy(submission, inbox).await,
+            _ => (submission.respond)(Err(ErrorReply::internal("a read was lined up with the changes"))),
         }
         None
     }
 
-    async fn execute(&mut self, inbox: &mut Inbox) -> Executed {
-        let around = Surroundings {
-            subject: self.subject.clone(),
-            log: self.shared.log.clone(),
-            level: self.shared.settings.level,
-            bucket_rev: self.manifest.base_rev,
-            now: Timestamp::from_micros(self.shared.env.wall_micros()),
-        };
-        let long = self.file.get().state().count > INLINE_DELETE_ALL
-            && inbox.waiting.iter().any(|waiting| matches!(waiting.request, Request::DeleteAll(_)));
-        if !long {
-            return batch::execute(self.file.get(), &mut inbox.waiting, &around);
+    fn flush(&mut self, respond: Respond, base: bool) {
+        let ticket = self.pipeline.last_unshipped();
+        if ticket.is_some() {
+            self.shared.log.ship();
         }
-        let mut waiting = std::mem::take(&mut inbox.waiting);
-        let (waiting, executed) = self
-            .apart(move |database| {
-                let executed = batch::execute(database, &mut waiting, &around);
-                (waiting, executed)
-            })
-            .await;
-        inbox.waiting = waiting;
-        executed
+        let position = Position { rev: self.planned_rev(), ..self.position() };
+        let until = self.shared.env.boot() + self.shared.settings.flush_patience;
+        self.flushes.push(Flush { ticket, base, position, until, respond });
     }
 
-    /// Tells the world what a batch did: watchers first, then those who asked.
-    ///
-    /// If the lease ran out while the batch was carried out, somebody else may serve the subject by now: then its
-    /// changes are in the file, and whether they last is decided by who claims the subject next. Returns why the file
-    /// can be used no more.
-    fn conclude(&mut self, executed: Executed) -> Option<DatabaseError> {
-        let Executed { records, answers, max_bytes, written_bytes, broken } = executed;
-        let in_time = self.shared.authority.lease() == Some(self.generation);
-        if !records.is_empty() {
-            let term_base = self.file.get().state().term_base;
-            if in_time {
-                for event in events::events(&records, term_base, max_bytes) {
-                    self.shared.events.publish(self.subject, event);
+    fn planned_rev(&mut self) -> dormouse_protocol::Rev {
+        let applied = self.position().rev;
+        self.pipeline.planned_rev().unwrap_or(applied)
+    }
+
+    /// Answers those whose wait is over, one way or the other.
+    fn answer_flushes(&mut self) {
+        if self.flushes.is_empty() {
+            return;
+        }
+        let now = self.shared.env.boot();
+        let is_applied = self.pipeline.is_applied();
+        let based = self.manifest.base_rev;
+        let mut compact = false;
+        let done: Vec<_> = self
+            .flushes
+            .extract_if(.., |flush| {
+                let stage = flush.ticket.as_ref().map(|ticket| ticket.stage());
+                let shipped = matches!(stage, None | Some(Stage::Shipped));
+                let held = !flush.base || based >= flush.position.rev;
+                compact |= shipped && is_applied && !held;
+                (shipped && held) || stage == Some(Stage::Failed) || flush.until <= now
+            })
+            .collect();
+        if compact && self.publishing.is_none() {
+            self.schedule.ask_compact();
+        }
+        for flush in done {
+            let failure = flush.ticket.as_ref().and_then(|ticket| ticket.failure());
+            let in_time = flush.until > now || flush.ticket.as_ref().is_none_or(|ticket| ticket.stage() == Stage::Shipped);
+            (flush.respond)(match failure {
+                Some(reply) => Err(reply),
+                None if in_time && (!flush.base || based >= flush.position.rev) => {
+                    Ok(Reply::Flush(FlushReply { position: flush.position }))
                 }
-            }
-            self.schedule.changed(self.shared.env.boot());
-            self.dirty.set(1);
-            self.shared.counters.changes.add(records.len() as u64);
-            self.written_bytes += written_bytes;
+                None => Err(self.not_in_bucket()),
+            });
         }
-        for (respond, answer) in answers {
-            respond(if in_time { answer } else { answer.and_then(|reply| Err(too_late(&reply))) });
-        }
-        broken
+    }
+
+    fn not_in_bucket(&self) -> ErrorReply {
+        let why = self.failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
+        ErrorReply::unavailable(format!("not in the bucket yet: {why}"))
     }
 
     /// Works on the file where blocking stalls nobody else.
-    async fn apart<T: Send + 'static>(
+    pub(super) async fn apart<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Database) -> T + Send + 'static,
     ) -> T {
@@ -294,42 +350,25 @@ impl<'a> Serving<'a> {
         done
     }
 
-    /// May the subject be served at this moment? `Ok(Some)`: never again, in this life.
-    async fn verify_lease(&mut self) -> Result<Option<End>, ErrorReply> {
-        let generation = self.shared.authority.lease().ok_or_else(no_lease)?;
-        if generation == self.generation {
-            return Ok(None);
-        }
-        // There was a gap. A publication of our own under way would look like a stranger's.
-        if let Some(end) = self.settle().await {
-            return Ok(Some(end));
-        }
-        if self.undecided.is_some() {
-            let why = self.failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
-            return Err(ErrorReply::unavailable(format!("cannot verify who owns the subject: {why}")));
-        }
-        let folder = publish::list(self.shared, self.subject).await?;
-        if !is_newest(&folder, &self.manifest) {
-            return Ok(Some(self.lose().await));
-        }
-        // The newest now, but somebody may have been allowed to claim the subject during the gap and be about to
-        // create the next manifest: it is claimed anew, which defeats every claim from this one.
-        tracing::debug!(subject = %self.subject, "closed after a gap in the leases");
-        self.refuse_flushes(&ErrorReply::unavailable("the server's lease was interrupted: flush again"));
-        self.close_file().await;
-        Ok(Some(End::Closed))
+    pub(super) fn database(&mut self) -> &mut Database {
+        self.file.get()
     }
 
-    fn beacon(&mut self) {
+    /// The file, for good.
+    pub(super) const fn take_file(&mut self) -> Option<Database> {
+        self.file.0.take()
+    }
+
+    pub(super) fn beacon(&mut self) {
         let event = events::beacon(self.file.get().state());
         self.shared.events.publish(self.subject, event);
     }
 
-    fn position(&mut self) -> Position {
+    pub(super) fn position(&mut self) -> Position {
         self.file.get().state().position()
     }
 
-    fn collect(&self, garbage: Vec<crate::bucket::BucketKey>) {
+    pub(super) fn collect(&self, garbage: Vec<crate::bucket::BucketKey>) {
         if garbage.is_empty() {
             return;
         }
@@ -337,24 +376,51 @@ impl<'a> Serving<'a> {
         let _ = self.shared.garbage.try_send(garbage);
     }
 
-    fn count_bytes(&mut self) {
+    pub(super) fn count_bytes(&mut self) {
         let bytes = self.file.get().file_bytes();
         self.local_bytes.set(bytes);
+        self.written_bytes = 0;
     }
-}
 
-/// The answer to a request that was carried out when the lease had run out already.
-fn too_late(reply: &Reply) -> ErrorReply {
-    match reply {
-        Reply::Set(_) | Reply::Delete(_) | Reply::DeleteAll(_) | Reply::Configure(_) => ErrorReply::new(
-            ErrorCode::Indeterminate,
-            "the server's lease ran out while the change was made: whether it lasts is not known",
-        ),
-        Reply::Get(_)
-        | Reply::GetAll(_)
-        | Reply::Keys(_)
-        | Reply::Info(_)
-        | Reply::Flush(_)
-        | Reply::Destroy(_) => no_lease(),
+    /// Keeps the companion small between snapshots.
+    async fn checkpoint_if_large(&mut self) {
+        if self.written_bytes < CHECKPOINT_LOOK_BYTES || self.publishing.is_some() {
+            return;
+        }
+        self.written_bytes = 0;
+        if self.file.get().wal_bytes() > CHECKPOINT_BYTES
+            && let Err(error) = self.apart(Database::checkpoint).await
+        {
+            tracing::warn!(subject = %self.subject, %error, "cannot bring the write-ahead file into the local file");
+        }
+    }
+
+    /// Turns away everybody who waits for something other than a change.
+    pub(super) fn refuse_all(&mut self, reply: &ErrorReply) {
+        let writes = self.writes.drain(..).map(|write| write.respond);
+        let flushes = self.flushes.drain(..).map(|flush| flush.respond);
+        for respond in writes.chain(flushes).chain(self.reads.drain()) {
+            respond(Err(reply.clone()));
+        }
+    }
+
+    /// Waits until every change is applied and in the bucket, or has failed. Nothing new is planned meanwhile.
+    pub(super) async fn settle_changes(&mut self) -> Result<(), DatabaseError> {
+        loop {
+            self.advance()?;
+            if self.pipeline.is_settled() {
+                return Ok(());
+            }
+            let stalled = self.pipeline.stalled.is_some();
+            if stalled && self.shared.has_log_ended() {
+                // They are in the log; whoever goes on from it applies them.
+                return Ok(());
+            }
+            self.shared.log.ship();
+            tokio::select! {
+                () = self.pipeline.moved() => {}
+                () = tokio::time::sleep(STALL_PAUSE), if stalled => {}
+            }
+        }
     }
 }

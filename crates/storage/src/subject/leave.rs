@@ -1,16 +1,18 @@
-//! The ways in which serving ends: closed, released, lost, destroyed.
+//! The ways in which serving ends: closed, released, lost, destroyed, broken.
 
 use std::time::Duration;
 
 use dormouse_protocol::data::DestroyReply;
 use dormouse_protocol::{ErrorCode, ErrorReply, Position};
 
-use super::{End, Serving, events, lost, published};
+use super::Inbox;
+use super::base::published;
+use super::events;
+use super::publish::{self, Job, PublishEnd};
+use super::serve::{End, Serving};
 use crate::api::{Reply, Submission};
 use crate::database::{DatabaseError, remove_files};
 use crate::directory::shutting_down;
-use crate::subject::Inbox;
-use crate::subject::publish::{self, Job, PublishEnd};
 
 /// How often a release is tried at shutdown.
 const RELEASE_ATTEMPTS: u32 = 3;
@@ -28,15 +30,33 @@ impl Serving<'_> {
         End::Closed
     }
 
-    pub(super) async fn close_file(&mut self) {
-        let Some(database) = self.file.0.take() else { return };
+    async fn close_file(&mut self) {
+        let Some(database) = self.take_file() else { return };
         if let Err(error) = self.shared.env.blocking(move || database.close()).await {
             tracing::warn!(subject = %self.subject, %error, "the local file could not be closed in one piece");
         }
     }
 
+    /// The log has ended: nothing of it may be used any more, and what is under way is somebody else's business.
+    pub(super) async fn abandon(&mut self, inbox: &mut Inbox) -> End {
+        let reply = self.shared.log_ended_reply();
+        inbox.refuse(&reply);
+        self.refuse_all(&reply);
+        if self.publishing.is_some() {
+            // It reads the file. What it says matters no more.
+            let _ = published(&mut self.publishing).await;
+            self.publishing = None;
+        }
+        // Every ticket of a log that has ended is definite: those who wait for a change learn what became of it.
+        if let Err(error) = self.settle_changes().await {
+            tracing::debug!(subject = %self.subject, %error, "changes of a log that has ended were not applied");
+        }
+        self.close_file().await;
+        End::Refused(reply)
+    }
+
     /// Waits for the publication under way and settles one without known outcome, as far as the bucket answers.
-    pub(super) async fn settle(&mut self) -> Option<End> {
+    async fn settle(&mut self) -> Option<End> {
         if self.publishing.is_some() {
             let end = published(&mut self.publishing).await;
             if let Some(end) = self.published(end).await {
@@ -48,7 +68,8 @@ impl Serving<'_> {
         self.published(end).await
     }
 
-    /// Somebody else owns the subject: keeps what only exists here, and serves no more.
+    /// Somebody else owns the subject, so this process's log has been taken over or the subject was never its own:
+    /// serves no more. What only exists here is in the local log, and stays there until it is settled.
     pub(super) async fn lose(&mut self) -> End {
         if self.publishing.is_some() {
             // It reads the file. What it says matters no more.
@@ -56,59 +77,59 @@ impl Serving<'_> {
             self.publishing = None;
         }
         self.shared.counters.lost_subjects.add(1);
-        let unshipped = self.file.get().state().rev > self.manifest.base_rev;
-        if !unshipped {
-            self.close_file().await;
-        } else if let Some(database) = self.file.0.take()
-            && let Err(error) = lost::set_aside(self.shared, self.subject, database).await
-        {
-            tracing::error!(subject = %self.subject, %error, "the file stays where it is");
-        }
         tracing::info!(subject = %self.subject, "another process owns the subject now");
-        self.refuse_flushes(&ErrorReply::not_owner(None));
+        self.refuse_all(&ErrorReply::not_owner(None));
+        // No second life before the changes of this one are definite.
+        if let Err(error) = self.settle_changes().await {
+            tracing::debug!(subject = %self.subject, %error, "changes of a lost subject were not applied");
+        }
+        self.close_file().await;
         // Requests that wait make a claim of their own, and so learn who the owner is.
         End::Closed
     }
 
-    pub(super) fn refuse_flushes(&mut self, reply: &ErrorReply) {
-        for flush in self.flushes.drain(..) {
-            (flush.respond)(Err(reply.clone()));
-        }
-    }
-
-    /// The file can be used no more. What is on its way to the bucket ends first: the task opens the file again at
-    /// once, and must neither write to it while it is read nor take a manifest of its own for a stranger's.
+    /// The file can be used no more. It is made anew from the bucket when the subject is opened again; before that,
+    /// what is under way becomes definite.
     pub(super) async fn fail(&mut self, broken: &DatabaseError, inbox: &mut Inbox) -> End {
-        tracing::error!(subject = %self.subject, error = %broken, "the local file is closed: its state cannot be read back");
+        tracing::error!(subject = %self.subject, error = %broken, "the local file is closed: its state cannot be relied on");
         let reply = broken.reply(self.subject);
-        self.refuse_flushes(&reply);
+        self.refuse_all(&reply);
+        let unknown = ErrorReply::new(ErrorCode::Indeterminate, reply.message.clone());
+        self.pipeline.answer_all(&unknown);
         loop {
             if let Some(end) = self.settle().await {
                 return end;
             }
-            if self.is_stopping() {
+            if self.shared.is_stopping() || self.shared.has_log_ended() {
                 self.shared.directory.record_release(self.subject, Err(reply.to_string()));
-                break;
+                return End::Refused(reply);
             }
-            if self.undecided.is_none() {
+            self.pipeline.forget_applied();
+            if self.undecided.is_none() && self.pipeline.is_settled() {
                 break;
             }
             inbox.refuse(&reply);
-            tokio::time::sleep(PAUSE).await;
+            self.shared.log.ship();
+            tokio::select! {
+                () = self.pipeline.moved() => {}
+                () = tokio::time::sleep(PAUSE) => {}
+            }
         }
+        // Its content is in the bucket; what is wrong with it is found, and kept, when it is opened.
+        drop(self.take_file());
         End::Refused(reply)
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.shared.stop.is_given() || self.shared.tasks.stop().is_given()
     }
 
     /// Hands the subject back: nothing is accepted any more, everything accepted goes to the bucket, and the manifest
     /// says that whoever comes next need not ask.
     pub(super) async fn release(&mut self, inbox: &mut Inbox) -> End {
         inbox.refuse(&shutting_down());
+        self.refuse_all(&shutting_down());
         let mut attempt = 0;
         let released = loop {
+            if self.shared.has_log_ended() {
+                return self.abandon(inbox).await;
+            }
             attempt += 1;
             match self.try_release().await {
                 Ok(None) => break Ok(()),
@@ -125,12 +146,11 @@ impl Serving<'_> {
             Err(why) => {
                 tracing::warn!(
                     subject = %self.subject, %why,
-                    "the subject could not be handed back; the next process on this data directory goes on from it"
+                    "the subject could not be handed back; whoever comes next takes it over from the log"
                 );
                 self.shared.directory.record_release(self.subject, Err(why.to_string()));
             }
         }
-        self.refuse_flushes(&shutting_down());
         self.beacon();
         self.close_file().await;
         End::Refused(shutting_down())
@@ -146,13 +166,15 @@ impl Serving<'_> {
         if self.undecided.is_some() {
             return Err(self.failure.clone().unwrap_or_else(shutting_down));
         }
-        let dirty = self.position().rev > self.manifest.base_rev;
-        let state = if dirty {
-            Some(self.checkpointed().await.map_err(|error| error.reply(self.subject))?)
+        self.settle_changes().await.map_err(|error| error.reply(self.subject))?;
+        let needs_base = self.shared.log.tail(self.subject).is_some()
+            || self.position().rev > self.manifest.base_rev;
+        let source = if needs_base {
+            Some(self.source().await.map_err(|error| error.reply(self.subject))?)
         } else {
             None
         };
-        let end = publish::publish(self.shared, self.subject, &self.manifest, Job::Release(state)).await;
+        let end = publish::publish(self.shared, self.subject, &self.manifest, Job::Release(source)).await;
         match self.published(end).await {
             Some(end) => Ok(Some(end)),
             None if self.manifest.released => Ok(None),
@@ -162,23 +184,32 @@ impl Serving<'_> {
 
     /// Destroys the subject. `None`: it was not possible, and serving goes on.
     pub(super) async fn destroy(&mut self, submission: Submission, inbox: &mut Inbox) -> Option<End> {
+        let mut respond = Some(submission.respond);
+        let mut answer = |reply| {
+            if let Some(respond) = respond.take() {
+                respond(reply);
+            }
+        };
         if let Some(end) = self.settle().await {
-            (submission.respond)(Err(ErrorReply::not_owner(None)));
+            answer(Err(ErrorReply::not_owner(None)));
             return Some(end);
         }
         if self.undecided.is_some() {
             let why = self.failure.clone().unwrap_or_else(|| ErrorReply::unavailable(""));
-            (submission.respond)(Err(ErrorReply::unavailable(why.message)));
+            answer(Err(ErrorReply::unavailable(why.message)));
             return None;
+        }
+        if let Err(error) = self.settle_changes().await {
+            answer(Err(error.reply(self.subject)));
+            return Some(self.fail(&error, inbox).await);
         }
         let position = self.position();
         let (destroyed, next_seq) = {
-            let state = self.file.get().state();
+            let state = self.database().state();
             (events::destroyed(state), state.next_seq)
         };
         // A change like any other, with a rev of its own, so that watchers hear of it or notice that they did not.
         let position = Position { rev: destroyed.rev, ..position };
-        let mut respond = Some(submission.respond);
         let mut job = Job::Destroy(position.rev, next_seq);
         loop {
             match publish::publish(self.shared, self.subject, &self.manifest, job).await {
@@ -189,37 +220,31 @@ impl Serving<'_> {
                     }
                     job = Job::Destroy(position.rev, next_seq);
                 }
-                PublishEnd::Published(_, garbage) => {
+                PublishEnd::Published(manifest, garbage) => {
+                    self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
                     self.shared.events.publish(self.subject, destroyed);
-                    self.refuse_flushes(&ErrorReply::unavailable("the subject has been destroyed"));
-                    if let Some(respond) = respond.take() {
-                        respond(Ok(Reply::Destroy(DestroyReply { position })));
-                    }
+                    self.refuse_all(&ErrorReply::unavailable("the subject has been destroyed: ask again"));
+                    answer(Ok(Reply::Destroy(DestroyReply { position })));
                     self.collect(garbage);
                     self.remove_file().await;
                     return Some(End::Closed);
                 }
                 PublishEnd::Lost => {
-                    if let Some(respond) = respond.take() {
-                        respond(Err(ErrorReply::not_owner(None)));
-                    }
+                    answer(Err(ErrorReply::not_owner(None)));
                     return Some(self.lose().await);
                 }
                 PublishEnd::Failed(reply) => {
-                    if let Some(respond) = respond.take() {
-                        respond(Err(reply));
-                    }
+                    answer(Err(reply));
                     return None;
                 }
                 // The tombstone may come to count at any time, so nothing may be accepted until that is known.
                 PublishEnd::Undecided(machine, reply) => {
-                    if let Some(respond) = respond.take() {
-                        respond(Err(ErrorReply::new(ErrorCode::Indeterminate, reply.message)));
+                    answer(Err(ErrorReply::new(ErrorCode::Indeterminate, reply.message)));
+                    inbox.refuse(&ErrorReply::unavailable("whether the subject is destroyed is not known yet"));
+                    if self.shared.has_log_ended() {
+                        return Some(self.abandon(inbox).await);
                     }
-                    inbox.refuse(&ErrorReply::unavailable(
-                        "whether the subject is destroyed is not known yet",
-                    ));
-                    if self.is_stopping() {
+                    if self.shared.is_stopping() {
                         let why = "whether it is destroyed is not known".to_owned();
                         self.shared.directory.record_release(self.subject, Err(why));
                         self.close_file().await;
@@ -233,7 +258,7 @@ impl Serving<'_> {
     }
 
     async fn remove_file(&mut self) {
-        let Some(database) = self.file.0.take() else { return };
+        let Some(database) = self.take_file() else { return };
         let removed = self
             .shared
             .env

@@ -1,0 +1,134 @@
+//! Giving a subject a newer base while it is served, so that it needs less of the log.
+
+use std::sync::Arc;
+
+use dormouse_protocol::ErrorReply;
+use tokio::sync::oneshot;
+
+use super::publish::{self, Job, PublishEnd, Source};
+use super::serve::{End, Serving};
+use crate::database::{Database, DatabaseError};
+use crate::manifest::Manifest;
+
+/// A tail below this size is not worth a base of its own, in bytes.
+const SMALL_TAIL_BYTES: u64 = 64 * 1_024;
+
+/// Whether a tail of `tail_bytes` asks for a newer base: reading it back would cost more than half of what reading the
+/// snapshot costs.
+const fn is_due(tail_bytes: u64, snapshot_bytes: u64) -> bool {
+    let half = snapshot_bytes / 2;
+    tail_bytes > if half > SMALL_TAIL_BYTES { half } else { SMALL_TAIL_BYTES }
+}
+
+impl Serving<'_> {
+    /// Asks for a compaction when the tail has grown too long.
+    pub(super) fn compact_if_due(&mut self) {
+        let Some(tail) = self.shared.log.tail(self.subject) else { return };
+        let snapshot = self.manifest.snapshot.map_or(0, |snapshot| snapshot.size_bytes);
+        if self.publishing.is_none() && is_due(tail.bytes, snapshot) {
+            self.schedule.ask_compact();
+        }
+    }
+
+    /// Begins to bring a newer base to the bucket. Serving goes on meanwhile; the file itself stays as it is now, because
+    /// only a checkpoint changes it.
+    pub(super) async fn start_compacting(&mut self) {
+        let job = match self.undecided.take() {
+            Some(undecided) => Job::Resume(undecided),
+            None => match self.source().await {
+                Ok(source) => Job::Base(source),
+                Err(error) => return self.compaction_failed(error.reply(self.subject)),
+            },
+        };
+        let (sender, receiver) = oneshot::channel();
+        self.publishing = Some(receiver);
+        let shared = Arc::clone(self.shared);
+        let (subject, manifest, hold) = (self.subject.clone(), self.manifest.clone(), Arc::clone(self.hold));
+        self.shared.tasks.spawn("compact", async move {
+            // It reads the file: should the subject's task panic, nobody opens the file before this has ended.
+            let _hold = hold;
+            let end = publish::publish(&shared, &subject, &manifest, job).await;
+            // The subject waits for it, unless its process is on its way out.
+            let _ = sender.send(end);
+        });
+    }
+
+    /// The state as it is now, ready to be uploaded.
+    pub(super) async fn source(&mut self) -> Result<Source, DatabaseError> {
+        self.apart(Database::checkpoint).await?;
+        self.count_bytes();
+        let database = self.database();
+        let state = database.state();
+        let (path, rev, next_seq) = (database.path().to_owned(), state.rev, state.next_seq);
+        // Nothing above that rev lies below this slot, and nothing that is yet to be shipped will.
+        let first_slot = self.shared.log.first_slot_above(self.subject, rev);
+        Ok(Source { path, rev, next_seq, first_slot })
+    }
+
+    /// Takes note of how a publication ended.
+    pub(super) async fn published(&mut self, end: PublishEnd) -> Option<End> {
+        self.publishing = None;
+        match end {
+            PublishEnd::Published(manifest, garbage) => {
+                self.adopt(*manifest);
+                self.collect(garbage);
+                None
+            }
+            PublishEnd::Lost => Some(self.lose().await),
+            PublishEnd::Undecided(machine, reply) => {
+                self.undecided = Some(machine);
+                self.compaction_failed(reply);
+                None
+            }
+            PublishEnd::Failed(reply) => {
+                self.compaction_failed(reply);
+                None
+            }
+        }
+    }
+
+    /// `manifest` counts from now on.
+    fn adopt(&mut self, manifest: Manifest) {
+        self.shared.counters.publications.add(1);
+        self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
+        self.manifest = manifest;
+        self.failure = None;
+        self.schedule.compacted();
+        self.behind.set(0);
+        self.compact_if_due();
+    }
+
+    fn compaction_failed(&mut self, reply: ErrorReply) {
+        if !self.schedule.is_failing() {
+            tracing::warn!(
+                subject = %self.subject, error = %reply,
+                "the subject cannot be given a newer base; its changes are in the log, and it is tried again"
+            );
+        }
+        self.shared.counters.publication_failures.add(1);
+        self.schedule.failed(self.shared.env.boot());
+        self.behind.set(1);
+        self.failure = Some(reply);
+    }
+}
+
+/// The end of the publication under way; never, while there is none.
+pub(super) async fn published(publishing: &mut Option<oneshot::Receiver<PublishEnd>>) -> PublishEnd {
+    match publishing {
+        Some(receiver) => receiver.await.unwrap_or_else(|_| {
+            PublishEnd::Failed(ErrorReply::internal("the task that published ended without a result"))
+        }),
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_is_compacted_when_it_costs_half_as_much_as_the_snapshot() {
+        assert!(!is_due(64 * 1_024, 0) && is_due(64 * 1_024 + 1, 0));
+        assert!(!is_due(500_000, 1_000_000) && is_due(500_001, 1_000_000));
+    }
+}

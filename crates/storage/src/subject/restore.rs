@@ -1,0 +1,303 @@
+//! Bringing a subject's state here: from the file that lies here already, or from snapshot and deltas, and from the log.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
+
+use crate::checksum::Crc64;
+use crate::database::{Database, DatabaseError, Origin, companion, put_in_place, remove_files, sync_folder};
+use crate::engine::Shared;
+use crate::entry::Entry;
+use crate::format::delta;
+use crate::keys::{ManifestNumber, Nonce, SubjectKeys};
+use crate::manifest::{DeltaRef, Manifest, SnapshotRef};
+use crate::ownership::local::{LocalFile, may_reuse};
+use crate::ownership::terms;
+
+/// Entries applied in one transaction.
+const ENTRIES_AT_ONCE: usize = 1_000;
+
+/// Why a state could not be brought here.
+pub(super) enum RestoreError {
+    /// An object that is referred to does not exist.
+    Missing(String),
+    /// Anything else, as a caller is told.
+    Failed(ErrorReply),
+}
+
+impl From<ErrorReply> for RestoreError {
+    fn from(reply: ErrorReply) -> Self {
+        Self::Failed(reply)
+    }
+}
+
+/// What is being brought here.
+pub(super) struct Restorer<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) subject: &'a Subject,
+    pub(super) path: PathBuf,
+    /// The open file, between two attempts.
+    pub(super) database: Option<Database>,
+}
+
+impl Restorer<'_> {
+    /// Opens the file that lies here from earlier, if it is fit for use. Tells the highest manifest that it remembers.
+    pub(super) async fn find_local(&mut self) -> Result<Option<ManifestNumber>, ErrorReply> {
+        let (path, subject) = (self.path.clone(), self.subject.clone());
+        let kept = self.shared.data.lost_file(&subject, Default::default(), Nonce::new(self.shared.env.ulid()));
+        let found = self
+            .shared
+            .env
+            .blocking(move || {
+                if !path.exists() {
+                    return Ok(None);
+                }
+                match Database::open(&path, &subject) {
+                    Ok(database) => Ok(Some(database)),
+                    Err(DatabaseError::Empty) => Ok(None),
+                    Err(error) if error.is_unfit_file() => quarantine(&path, &kept, &subject, &error)
+                        .map(|()| None)
+                        .map_err(|_| error),
+                    Err(error) => Err(error),
+                }
+            })
+            .await
+            .map_err(|error| error.reply(self.subject))?;
+        self.database = found;
+        Ok(self.database.as_ref().map(|database| database.provenance().manifest).filter(|number| number.get() > 0))
+    }
+
+    /// Brings the state of `manifest` with `tail` on top of its base here; for a new subject an empty one.
+    pub(super) async fn restore(
+        &mut self,
+        manifest: Option<&Manifest>,
+        tail: Vec<Entry>,
+    ) -> Result<(), RestoreError> {
+        let Some(manifest) = manifest else {
+            return self.start_empty(Origin::default()).await.map_err(RestoreError::from);
+        };
+        let highest = tail.last().map_or(manifest.base_rev, Entry::last_rev).max(manifest.base_rev);
+        if !self.local_fits(manifest, highest) {
+            self.rebuild(manifest).await?;
+        }
+        self.apply(tail).await.map_err(RestoreError::from)
+    }
+
+    fn local_fits(&self, manifest: &Manifest, highest: Rev) -> bool {
+        let local = self.database.as_ref().and_then(|database| {
+            let log: LogId = database.provenance().log.clone()?;
+            Some(LocalFile { log, applied_rev: database.state().rev })
+        });
+        local.is_some_and(|local| may_reuse(&local, manifest, highest))
+    }
+
+    async fn rebuild(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {
+        let mut deltas = Vec::with_capacity(manifest.deltas.len());
+        for delta in &manifest.deltas {
+            deltas.extend(self.fetch_delta(delta).await?);
+        }
+        match &manifest.snapshot {
+            Some(snapshot) => self.pull(snapshot).await?,
+            // The deltas begin where the subject did: at nothing, or at a tombstone.
+            None => {
+                let rev = deltas.first().map_or(manifest.base_rev, |first| first.after);
+                self.start_empty(Origin { rev, next_seq: manifest.next_seq }).await?;
+            }
+        }
+        let terms = terms(manifest);
+        self.on_file(move |database| database.inherit(&terms)).await?;
+        self.apply(deltas).await?;
+        match self.database.as_ref().map(|database| database.state().rev) {
+            Some(rev) if rev == manifest.base_rev => Ok(()),
+            rev => {
+                let object = SubjectKeys::new(self.subject).manifest(manifest.number).to_string();
+                let what = format!("its objects lead to {rev:?}, not to {}", manifest.base_rev);
+                Err(ErrorReply::corrupt(object, what).into())
+            }
+        }
+    }
+
+    async fn fetch_delta(&self, reference: &DeltaRef) -> Result<Vec<Entry>, RestoreError> {
+        let key = SubjectKeys::new(self.subject).delta(&reference.name);
+        let found: Option<Bytes> =
+            self.shared.bucket.get(&key).await.map_err(|error| ErrorReply::from(&error))?;
+        let Some(bytes) = found else { return Err(RestoreError::Missing(key.to_string())) };
+        let (size_bytes, crc64) = (bytes.len() as u64, Crc64::of(&bytes));
+        if (size_bytes, crc64) != (reference.size_bytes, reference.crc64) {
+            let what = differs(size_bytes, crc64, reference.size_bytes, reference.crc64);
+            return Err(ErrorReply::corrupt(key.to_string(), what).into());
+        }
+        let delta = delta::decode(self.subject, reference.rev(), &key, bytes).map_err(ErrorReply::from)?;
+        Ok(delta.entries)
+    }
+
+    async fn pull(&mut self, snapshot: &SnapshotRef) -> Result<(), RestoreError> {
+        let key = SubjectKeys::new(self.subject).snapshot(&snapshot.name);
+        let incoming = companion(&self.path, "-incoming");
+        // Left behind by a process that was killed while it pulled.
+        self.remove(&incoming).await?;
+        let found =
+            self.shared.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?;
+        let Some(summary) = found else { return Err(RestoreError::Missing(key.to_string())) };
+        if (summary.size_bytes, summary.crc64) != (snapshot.size_bytes, snapshot.crc64) {
+            let what =
+                differs(summary.size_bytes, summary.crc64, snapshot.size_bytes, snapshot.crc64);
+            // Only the copy of it goes; what is left of it, the next pull removes.
+            let _ = self.remove(&incoming).await;
+            return Err(ErrorReply::corrupt(key.to_string(), what).into());
+        }
+        self.database = None;
+        let (path, subject) = (self.path.clone(), self.subject.clone());
+        let opened = self
+            .shared
+            .env
+            .blocking(move || {
+                put_in_place(&incoming, &path).map_err(LocalError::File)?;
+                Database::open(&path, &subject).map_err(LocalError::Database)
+            })
+            .await;
+        let database = match opened {
+            Ok(database) => database,
+            Err(LocalError::File(error)) => return Err(cannot_write(&self.path, &error).into()),
+            Err(LocalError::Database(error @ DatabaseError::Newer { .. })) => {
+                return Err(ErrorReply::unavailable(format!("{key}: {error}")).into());
+            }
+            Err(LocalError::Database(error)) if error.is_unfit_file() => {
+                return Err(ErrorReply::corrupt(key.to_string(), error).into());
+            }
+            Err(LocalError::Database(error)) => {
+                return Err(ErrorReply::unavailable(format!("the local file of {}: {error}", self.subject)).into());
+            }
+        };
+        if database.state().rev != snapshot.rev() {
+            let what = format!("holds {}, its name says {}", database.state().rev, snapshot.rev());
+            return Err(ErrorReply::corrupt(key.to_string(), what).into());
+        }
+        self.database = Some(database);
+        Ok(())
+    }
+
+    async fn start_empty(&mut self, origin: Origin) -> Result<(), ErrorReply> {
+        self.database = None;
+        let (path, subject) = (self.path.clone(), self.subject.clone());
+        let created = self
+            .shared
+            .env
+            .blocking(move || {
+                remove_files(&path).map_err(LocalError::File)?;
+                Database::create(&path, &subject, origin).map_err(LocalError::Database)
+            })
+            .await;
+        match created {
+            Ok(database) => {
+                self.database = Some(database);
+                Ok(())
+            }
+            Err(LocalError::File(error)) => Err(cannot_write(&self.path, &error)),
+            Err(LocalError::Database(error)) => Err(error.reply(self.subject)),
+        }
+    }
+
+    /// Applies what the state lacks of `entries`.
+    async fn apply(&mut self, entries: Vec<Entry>) -> Result<(), ErrorReply> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.on_file(move |database| {
+            for some in entries.chunks(ENTRIES_AT_ONCE) {
+                database.begin()?;
+                let applied = some
+                    .iter()
+                    .try_for_each(|entry| database.apply_if_new(entry).map(drop))
+                    .and_then(|()| database.commit());
+                if applied.is_err() {
+                    database.rollback()?;
+                    return applied;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Works on the file where blocking stalls nobody else.
+    pub(super) async fn on_file<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Database) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<T, ErrorReply> {
+        let mut database = self.database.take().ok_or_else(out_of_step)?;
+        let (database, done) = self
+            .shared
+            .env
+            .blocking(move || {
+                let done = work(&mut database);
+                (database, done)
+            })
+            .await;
+        self.database = Some(database);
+        done.map_err(|error| error.not_begun().reply(self.subject))
+    }
+
+    async fn remove(&self, path: &Path) -> Result<(), ErrorReply> {
+        let owned = path.to_owned();
+        let removed = self.shared.env.blocking(move || remove_files(&owned)).await;
+        removed.map_err(|error| cannot_write(path, &error))
+    }
+}
+
+/// What goes wrong with the local file.
+enum LocalError {
+    File(io::Error),
+    Database(DatabaseError),
+}
+
+fn differs(size_bytes: u64, crc64: Crc64, said_bytes: u64, said: Crc64) -> String {
+    format!(
+        "{size_bytes} bytes with checksum {crc64} where the manifest says {said_bytes} bytes with checksum {said}"
+    )
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> ErrorReply {
+    // Where the data directory lies is none of a caller's business.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    ErrorReply::unavailable(format!("the server cannot write its local file {name}: {error}"))
+}
+
+/// The claim asks only for what it has prepared.
+pub(super) fn out_of_step() -> ErrorReply {
+    ErrorReply::internal("a claim was driven out of step")
+}
+
+/// Moves a file that is not what it should be to `lost/`: what it holds is in the log, and what is wrong with it somebody
+/// may want to know.
+fn quarantine(path: &Path, target: &Path, subject: &Subject, why: &DatabaseError) -> io::Result<()> {
+    if let Some(folder) = target.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    for (from, to) in
+        [(companion(path, "-wal"), companion(target, "-wal")), (path.to_owned(), target.to_owned())]
+    {
+        match give_second_name(&from, &to) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    target.parent().map_or(Ok(()), sync_folder)?;
+    remove_files(path)?;
+    tracing::warn!(%subject, %why, kept = %target.display(), "the local file of a subject is unusable and is kept");
+    Ok(())
+}
+
+/// Where the file system knows no second names, the file gets a copy.
+fn give_second_name(path: &Path, target: &Path) -> io::Result<()> {
+    match fs::hard_link(path, target) {
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
+            fs::copy(path, target).and_then(|_| File::open(target)?.sync_all())
+        }
+        linked => linked,
+    }
+}
