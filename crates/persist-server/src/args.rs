@@ -16,10 +16,8 @@ Exit codes:
   130  stopped by a second signal before the shutdown was complete";
 
 /// Serves subjects: pulls a subject's file from the bucket when somebody asks for it, answers requests, publishes
-/// every change, and brings the changes back to the bucket.
-///
-/// In this version writes are acknowledged at level `memory`: they reach the bucket with the next snapshot, with
-/// `flush`, when the subject is closed, and at shutdown.
+/// every change, and brings the changes back to the bucket. A write of the level `bucket`, the default, is acknowledged
+/// once it is there.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dormouse-persist-server", version, after_help = EXIT_CODES)]
 #[command(override_usage = "dormouse-persist-server --name NAME --bucket URL --data-dir DIR [OPTIONS]")]
@@ -47,12 +45,14 @@ pub struct Args {
     #[arg(long, env = "DORMOUSE_DATA_DIR", value_name = "DIR", help_heading = "Server")]
     pub data_dir: Option<String>,
 
-    /// Level at which writes are acknowledged. This version offers `memory` only
+    /// Level at which writes are acknowledged where their subject's configuration says nothing: `bucket` (in the bucket:
+    /// survives the loss of this machine), `disk` (synced to the local disk), `interval` (in the local log, synced each
+    /// second) or `memory`
     #[arg(
         long,
         env = "DORMOUSE_LEVEL",
         value_name = "LEVEL",
-        default_value = "memory",
+        default_value = "bucket",
         help_heading = "Server"
     )]
     pub level: String,
@@ -77,15 +77,51 @@ pub struct Args {
     )]
     pub capacity: String,
 
-    /// How often changed subjects are written to the bucket
+    /// How long a write below the level `bucket` may wait before it goes to the bucket
     #[arg(
         long,
-        env = "DORMOUSE_SNAPSHOT_INTERVAL",
+        env = "DORMOUSE_SHIP_INTERVAL",
+        value_name = "DURATION",
+        default_value = "1s",
+        help_heading = "Log"
+    )]
+    pub ship_interval: String,
+
+    /// When a write has waited so long to go to the bucket, writes of every level wait for the bucket
+    #[arg(
+        long,
+        env = "DORMOUSE_MAX_UNSHIPPED_AGE",
         value_name = "DURATION",
         default_value = "10s",
-        help_heading = "Server"
+        help_heading = "Log"
     )]
-    pub snapshot_interval: String,
+    pub max_unshipped_age: String,
+
+    /// Most bytes that may wait to go to the bucket; above it writes are refused as overloaded
+    #[arg(
+        long,
+        env = "DORMOUSE_MAX_UNSHIPPED_BYTES",
+        value_name = "BYTES",
+        default_value = "67108864",
+        help_heading = "Log"
+    )]
+    pub max_unshipped_bytes: String,
+
+    /// Most objects that the log writes to the bucket per second, on average, whatever the number of subjects: the
+    /// ceiling of what durability costs
+    #[arg(
+        long,
+        env = "DORMOUSE_MAX_PUTS_PER_SECOND",
+        value_name = "NUMBER",
+        default_value = "50",
+        help_heading = "Log"
+    )]
+    pub max_puts_per_second: String,
+
+    /// Bytes of local files above which those of sleeping subjects are removed, the longest unused first (default: no
+    /// limit)
+    #[arg(long, env = "DORMOUSE_MAX_LOCAL_BYTES", value_name = "BYTES", help_heading = "Server")]
+    pub max_local_bytes: Option<String>,
 
     /// After how much time without a request a subject is closed
     #[arg(

@@ -17,6 +17,9 @@ use crate::requests::{Budget, OpStats};
 /// For how long dropped events are a problem that an operator should look at.
 const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
 
+/// Changes that wait so long for the bucket are a problem that an operator should look at.
+const UNSHIPPED_LONG: Duration = Duration::from_secs(5);
+
 /// Where the process is in its life. Only ever moves on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -92,17 +95,24 @@ impl Vitals {
         let standing = match phase {
             Phase::Starting => Some("waiting for the coordinator to grant the first lease"),
             Phase::Stopping => Some("shutting down"),
-            Phase::Serving if self.lease.generation().is_none() => {
-                Some("no lease: nothing is served until the coordinator answers heartbeats again")
-            }
+            Phase::Serving if self.lease.generation().is_none() => Some(
+                "no lease: every answer waits for the bucket, and no subject is opened that is not this server's, \
+                 until the coordinator answers heartbeats again",
+            ),
             Phase::Serving => None,
         };
         let mut problems: Vec<String> = standing.map(str::to_owned).into_iter().collect();
         let figures = self.engine_figures();
-        if figures.subjects_not_in_bucket > 0 {
+        if figures.log.unshipped_age > UNSHIPPED_LONG {
             problems.push(format!(
-                "the bucket did not take the changes of {} subjects at the last attempt",
-                figures.subjects_not_in_bucket
+                "the bucket has not taken changes that are {} s old",
+                figures.log.unshipped_age.as_secs()
+            ));
+        }
+        if figures.subjects_not_compacted > 0 {
+            problems.push(format!(
+                "the bucket did not take a newer base of {} subjects at the last attempt",
+                figures.subjects_not_compacted
             ));
         }
         if self.events.dropped_since(self.env.boot().saturating_sub(DROPPED_RECENTLY)) {
@@ -118,8 +128,16 @@ impl Vitals {
         let engine = self.engine_figures();
         [
             ("open_subjects", engine.open_subjects),
-            ("dirty_subjects", engine.dirty_subjects),
-            ("subjects_not_in_bucket", engine.subjects_not_in_bucket),
+            ("subjects_not_compacted", engine.subjects_not_compacted),
+            ("log_segments", engine.log.segments),
+            ("log_segment_bytes", engine.log.segment_bytes),
+            ("log_entries", engine.log.entries),
+            ("log_syncs", engine.log.syncs),
+            ("log_slots", engine.log.slots),
+            ("log_tails", engine.log.tails),
+            ("unshipped_bytes", engine.log.unshipped_bytes),
+            ("unshipped_age_ms", u64::try_from(engine.log.unshipped_age.as_millis()).unwrap_or(u64::MAX)),
+            ("barriers_asked_of_the_bucket", engine.log.probes),
             ("local_bytes", engine.local_bytes),
             ("changes", engine.changes),
             ("opens", engine.opens),

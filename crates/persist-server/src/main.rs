@@ -11,11 +11,11 @@ use clap::Parser;
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_persist_server::args::Args;
-use dormouse_persist_server::server::{ServeError, Server, ServerSettings};
+use dormouse_persist_server::server::{Ended, ServeError, Server, ServerSettings};
 use dormouse_persist_server::settings::{Settings, hide_secrets};
 use dormouse_runtime::{Env, Tasks, logging};
 use dormouse_storage::bucket::{open_bucket, probe};
-use dormouse_storage::{Engine, EngineSettings};
+use dormouse_storage::{Engine, EngineSettings, OpenError, Prepared};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Why the process ends, as the code documented in `--help`.
@@ -75,7 +75,11 @@ fn tell(settings: &Settings, max_open: usize) {
         level = %settings.level,
         prefix = %settings.prefix,
         capacity = settings.capacity,
-        snapshot_interval = %humantime::format_duration(settings.snapshot_interval),
+        ship_interval = %humantime::format_duration(settings.ship.ship_interval),
+        max_unshipped_age = %humantime::format_duration(settings.ship.max_unshipped_age),
+        max_unshipped_bytes = settings.ship.max_unshipped_bytes,
+        max_puts_per_second = settings.ship.max_puts_per_second,
+        max_local_bytes = settings.max_local_bytes,
         idle_close = %humantime::format_duration(settings.idle_close),
         max_open,
         inbox_prefixes = %settings.inbox_prefixes,
@@ -122,15 +126,36 @@ async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
     let env = Env::system();
     let bus_tasks = Tasks::new();
     // Until it is a member nothing is in this process's hands, so a signal ends it at once.
-    let Some(started) = signals.or(start(settings, max_open, &env, &bus_tasks)).await else {
+    let Some(prepared) = signals.or(prepare(settings, max_open, &env, &bus_tasks)).await else {
         return Ok(Exit::AsAsked);
     };
-    let mut server = started?;
+    let (mut prepared, bus) = prepared?;
     let mut exit = Exit::AsAsked;
-    match signals.or(serve(&mut server)).await {
-        Some(ended) => exit = ended,
-        None => tracing::info!("asked to end"),
-    }
+    let server = loop {
+        let Some(started) = signals.or(start(settings, prepared, &bus, &env)).await else {
+            return Ok(Exit::AsAsked);
+        };
+        let mut server = started?;
+        match signals.or(serve(&mut server)).await {
+            Some(Next::End(ended)) => {
+                exit = ended;
+                break server;
+            }
+            Some(Next::GoOn) => {}
+            None => {
+                tracing::info!("asked to end");
+                break server;
+            }
+        }
+        match signals.or(server.succeed(settings.shutdown_deadline)).await {
+            Some(Some(next)) => prepared = next,
+            Some(None) => {
+                tracing::error!("what was under way did not end: the process has to be started again");
+                return Err(Exit::Failure);
+            }
+            None => return Ok(Exit::AsAsked),
+        }
+    };
     match signals.or(server.shutdown(settings.shutdown_deadline)).await {
         None => {
             tracing::warn!("asked again: ending at once");
@@ -147,11 +172,17 @@ async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
     Ok(exit)
 }
 
-async fn start(settings: &Settings, max_open: usize, env: &Env, bus_tasks: &Tasks) -> Result<Server, Exit> {
-    let fail = |exit: Exit, what: &str, error: &dyn std::error::Error| {
-        tracing::error!(error = chain(error), "{what}");
-        exit
-    };
+fn fail(exit: Exit, what: &str, error: &dyn std::error::Error) -> Exit {
+    tracing::error!(error = chain(error), "{what}");
+    exit
+}
+
+async fn prepare(
+    settings: &Settings,
+    max_open: usize,
+    env: &Env,
+    bus_tasks: &Tasks,
+) -> Result<(Prepared, Arc<dyn Bus>), Exit> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let bucket = open_bucket(&settings.bucket, variables, env.clone())
@@ -160,9 +191,10 @@ async fn start(settings: &Settings, max_open: usize, env: &Env, bus_tasks: &Task
     probe(&bucket, env).await.map_err(|error| fail(Exit::Bucket, "the bucket cannot be used", &error))?;
     let engine_settings = EngineSettings {
         level: settings.level,
-        snapshot_interval: settings.snapshot_interval,
+        log: settings.ship.clone(),
         idle_close: settings.idle_close,
         max_open_subjects: max_open,
+        max_local_bytes: settings.max_local_bytes,
         ..EngineSettings::new(settings.data_dir.clone(), settings.name.clone())
     };
     let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
@@ -177,33 +209,57 @@ async fn start(settings: &Settings, max_open: usize, env: &Env, bus_tasks: &Task
         .connect(env.clone(), bus_tasks)
         .await
         .map_err(|error| fail(Exit::Failure, "cannot connect to NATS", &error))?;
-    let bus: Arc<dyn Bus> = Arc::new(bus);
+    Ok((prepared, Arc::new(bus)))
+}
+
+async fn start(
+    settings: &Settings,
+    prepared: Prepared,
+    bus: &Arc<dyn Bus>,
+    env: &Env,
+) -> Result<Server, Exit> {
     let server_settings = ServerSettings {
         prefix: settings.prefix.clone(),
         capacity: settings.capacity,
         inbox_prefixes: settings.inbox_prefixes.clone(),
     };
-    Server::start(prepared, server_settings, bus, env.clone())
+    Server::start(prepared, server_settings, Arc::clone(bus), env.clone())
         .await
         .map_err(|error| fail(Exit::Failure, "cannot listen", &error))
 }
 
+/// What comes after serving.
+enum Next {
+    /// The process ends.
+    End(Exit),
+    /// It goes on with a fresh log.
+    GoOn,
+}
+
 /// Serves until that is no longer possible.
-async fn serve(server: &mut Server) -> Exit {
+async fn serve(server: &mut Server) -> Next {
     match server.ready().await {
         Ok(()) => tracing::info!(log = %server.log(), "ready"),
         Err(error @ ServeError::Refused(_)) => {
             tracing::error!(%error, "is another server with this name running, with another data directory?");
-            return Exit::Refused;
+            return Next::End(Exit::Refused);
         }
         Err(error) => {
             tracing::error!(error = chain(&error), "cannot serve");
-            return if matches!(error, ServeError::Open(_)) { Exit::DataDir } else { Exit::Failure };
+            let of_data_dir = matches!(error, ServeError::Open(OpenError::DataDir(_) | OpenError::Wal(_)));
+            return Next::End(if of_data_dir { Exit::DataDir } else { Exit::Failure });
         }
     }
-    let error = server.ended().await;
+    let error = match server.ended().await {
+        Ended::TakenOver => return Next::GoOn,
+        Ended::Failed(error) => error,
+    };
     tracing::error!(%error, "cannot go on");
-    if matches!(error, ServeError::Refused(_)) { Exit::Refused } else { Exit::Failure }
+    Next::End(match error {
+        ServeError::Refused(_) => Exit::Refused,
+        ServeError::LocalDisk => Exit::DataDir,
+        _ => Exit::Failure,
+    })
 }
 
 /// The error and everything that led to it.

@@ -197,7 +197,7 @@ fn read(op: Op, payload: &[u8]) -> Result<Request, ErrorReply> {
         Op::Info => decode_request::<InfoRequest>(payload).map(|_| Request::Info)?,
         Op::Flush => decode_request::<FlushRequest>(payload).map(|_| Request::Flush)?,
         Op::Destroy => decode_request::<DestroyRequest>(payload).map(|_| Request::Destroy)?,
-        Op::Changes => return Err(ErrorReply::unsupported("the operation `changes`")),
+        Op::Changes => Request::Changes(decode_request(payload)?),
     })
 }
 
@@ -210,6 +210,7 @@ fn write(reply: &Reply) -> Result<Bytes, ErrorReply> {
         Reply::Keys(reply) => encode(reply),
         Reply::Delete(reply) => encode(reply),
         Reply::DeleteAll(reply) => encode(reply),
+        Reply::Changes(reply) => encode(reply),
         Reply::Info(reply) => encode(reply),
         Reply::Configure(reply) => encode(reply),
         Reply::Flush(reply) => encode(reply),

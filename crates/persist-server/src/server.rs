@@ -11,7 +11,7 @@ use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use dormouse_storage::api::Submission;
-use dormouse_storage::{Engine, OpenError, Prepared, ShutdownReport};
+use dormouse_storage::{Engine, LogEnd, OpenError, Prepared, ShutdownReport};
 
 use crate::authority::{Coordinated, LeaseView};
 use crate::events::Events;
@@ -51,6 +51,9 @@ pub enum ServeError {
     /// The messaging system has ended the subscription to the server's routes.
     #[error("the messaging system does not let this process listen to its routes any more")]
     Unheard,
+    /// The local disk failed to sync: what was acknowledged cannot be relied on any more.
+    #[error("the local disk failed to sync; nothing more is acknowledged, and the process has to be started again")]
+    LocalDisk,
     /// The data directory cannot be taken over.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -189,13 +192,43 @@ impl Server {
         &self.log
     }
 
-    /// Waits until this process can serve no more, and says why: it must end then. Cancelling the wait changes
-    /// nothing.
-    pub async fn ended(&self) -> ServeError {
+    /// Waits until this server can serve no more, and says why. Cancelling the wait changes nothing.
+    pub async fn ended(&self) -> Ended {
+        let log = async {
+            match self.vitals.engine.get() {
+                Some(engine) => engine.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            error = self.membership.refused() => ServeError::Refused(error),
-            () = self.unheard.given() => ServeError::Unheard,
+            error = self.membership.refused() => Ended::Failed(ServeError::Refused(error)),
+            () = self.unheard.given() => Ended::Failed(ServeError::Unheard),
+            end = log => match end {
+                LogEnd::Sealed => Ended::TakenOver,
+                LogEnd::Poisoned => Ended::Failed(ServeError::LocalDisk),
+                // Only a shutdown stops it, and whoever shuts down does not wait here.
+                LogEnd::Stopped => std::future::pending().await,
+            },
         }
+    }
+
+    /// Ends a server whose log was taken over, and prepares an engine with a fresh log: the process goes on under a new
+    /// identity, and claims what it is asked for. `deadline` bounds the waits for what is under way.
+    ///
+    /// Cancelling the call leaves a server that serves nothing.
+    pub async fn succeed(self, deadline: Duration) -> Option<Prepared> {
+        let Self { prepared, env, vitals, closed, tasks, log, .. } = self;
+        let clock = Countdown { ends_at: env.boot() + deadline, env };
+        vitals.phase.set(Phase::Starting);
+        tracing::warn!(%log, "this process was taken for dead and its log was taken over: going on with a fresh one");
+        closed.give();
+        let prepared = match vitals.engine.get() {
+            Some(engine) => tokio::time::timeout(clock.left(), engine.clone().succeed()).await.ok(),
+            None => prepared,
+        };
+        // No goodbye: the coordinator hears of the successor, which names this log as its predecessor.
+        finish(&tasks, &clock).await;
+        prepared
     }
 
     /// Hands everything back and goes, in this order; each step has a share of `deadline` and says who held it up:
@@ -233,18 +266,7 @@ impl Server {
             tracing::info!(%error, "the coordinator has not heard that this process is gone");
         }
 
-        for (name, tasks) in [
-            ("subjects", &tasks.engine),
-            ("membership", &tasks.membership),
-            ("requests", &tasks.intake),
-            ("answers", &tasks.replies),
-            ("events", &tasks.events),
-            ("discovery and health", &tasks.answers),
-        ] {
-            if let Err(unfinished) = tasks.finish(clock.at_most(Duration::from_secs(1))).await {
-                tracing::warn!(%unfinished, "{name}: stopped waiting");
-            }
-        }
+        finish(&tasks, &clock).await;
 
         if tokio::time::timeout(clock.at_most(Duration::from_secs(4)), bus.close()).await.is_err() {
             tracing::warn!("the bus: stopped waiting for it to close");
@@ -298,6 +320,31 @@ impl Server {
                 ("prefix".to_owned(), self.settings.prefix.to_string()),
             ]),
             endpoints,
+        }
+    }
+}
+
+/// Why a server serves no more.
+#[derive(Debug)]
+pub enum Ended {
+    /// Another server has taken the log over: this process goes on by [`Server::succeed`].
+    TakenOver,
+    /// The process must end.
+    Failed(ServeError),
+}
+
+/// Ends the tasks in their order.
+async fn finish(tasks: &ServerTasks, clock: &Countdown) {
+    for (name, tasks) in [
+        ("subjects", &tasks.engine),
+        ("membership", &tasks.membership),
+        ("requests", &tasks.intake),
+        ("answers", &tasks.replies),
+        ("events", &tasks.events),
+        ("discovery and health", &tasks.answers),
+    ] {
+        if let Err(unfinished) = tasks.finish(clock.at_most(Duration::from_secs(1))).await {
+            tracing::warn!(%unfinished, "{name}: stopped waiting");
         }
     }
 }

@@ -11,12 +11,10 @@ use dormouse_bus::args::InvalidNatsArgs;
 use dormouse_bus::nats::NatsOptions;
 use dormouse_protocol::{Level, Prefix, ServerName};
 use dormouse_runtime::logging::LogFormat;
+use dormouse_storage::LogSettings;
 use url::Url;
 
 use crate::args::Args;
-
-/// The level in force. There is no commit log in this version, so a stronger one would be an empty promise.
-const OFFERED_LEVEL: Level = Level::Memory;
 
 /// Everything the server needs to know, checked.
 #[derive(Debug, Clone)]
@@ -33,8 +31,10 @@ pub struct Settings {
     pub prefix: Prefix,
     /// The server's share of the subjects relative to others.
     pub capacity: u32,
-    /// How often changed subjects are written to the bucket.
-    pub snapshot_interval: Duration,
+    /// How changes are brought to the bucket.
+    pub ship: LogSettings,
+    /// Bytes of local files above which those of sleeping subjects are removed.
+    pub max_local_bytes: Option<u64>,
     /// After how much time without a request a subject is closed.
     pub idle_close: Duration,
     /// How many subjects may be open at once; `None`: as many as file descriptors allow, within reason.
@@ -74,12 +74,16 @@ impl Settings {
             check.required("--name", args.name.as_deref(), |text| ServerName::new(text).map_err(text_of));
         let bucket = check.required("--bucket", args.bucket.as_deref(), bucket);
         let data_dir = check.required("--data-dir", args.data_dir.as_deref(), data_dir);
-        let level = check.given("--level", &args.level, level);
+        let level = check.given("--level", &args.level, |text| text.parse::<Level>().map_err(text_of));
         let prefix = check.given("--prefix", &args.prefix, |text| Prefix::new(text).map_err(text_of));
         let capacity = check.given("--capacity", &args.capacity, |text| number(text, 1..=1_000_000));
-        let snapshot_interval = check.given("--snapshot-interval", &args.snapshot_interval, |text| {
-            duration(text, Duration::from_millis(100))
-        });
+        let ship = check.ship(args);
+        let max_local_bytes = match &args.max_local_bytes {
+            None => Some(None),
+            Some(text) => {
+                check.given("--max-local-bytes", text, |text| number(text, 1..=u64::MAX)).map(Some)
+            }
+        };
         let idle_close =
             check.given("--idle-close", &args.idle_close, |text| duration(text, Duration::from_secs(1)));
         let max_open = match &args.max_open {
@@ -106,7 +110,8 @@ impl Settings {
                 level: level?,
                 prefix: prefix?,
                 capacity: capacity?,
-                snapshot_interval: snapshot_interval?,
+                ship: ship?,
+                max_local_bytes: max_local_bytes?,
                 idle_close: idle_close?,
                 max_open: max_open?,
                 nats: nats?,
@@ -127,6 +132,28 @@ struct Check {
 }
 
 impl Check {
+    fn ship(&mut self, args: &Args) -> Option<LogSettings> {
+        let ship_interval = self.given("--ship-interval", &args.ship_interval, |text| {
+            duration(text, Duration::from_millis(1))
+        });
+        let max_unshipped_age = self.given("--max-unshipped-age", &args.max_unshipped_age, |text| {
+            duration(text, Duration::from_millis(100))
+        });
+        // Less than one largest entry, and nothing of that size could ever be written.
+        let max_unshipped_bytes = self.given("--max-unshipped-bytes", &args.max_unshipped_bytes, |text| {
+            number(text, 32 << 20..=64 << 30)
+        });
+        let max_puts_per_second = self
+            .given("--max-puts-per-second", &args.max_puts_per_second, |text| number(text, 1..=10_000));
+        Some(LogSettings {
+            ship_interval: ship_interval?,
+            max_unshipped_age: max_unshipped_age?,
+            max_unshipped_bytes: max_unshipped_bytes?,
+            max_puts_per_second: max_puts_per_second?,
+            ..LogSettings::default()
+        })
+    }
+
     fn required<T>(
         &mut self,
         flag: &str,
@@ -166,17 +193,6 @@ fn data_dir(text: &str) -> Result<PathBuf, String> {
     } else {
         Ok(text.into())
     }
-}
-
-fn level(text: &str) -> Result<Level, String> {
-    let level: Level = text.parse().map_err(text_of)?;
-    if level > OFFERED_LEVEL {
-        return Err(format!(
-            "{level} is not offered: this version acknowledges at level {OFFERED_LEVEL}; use flush to have everything \
-             so far in the bucket"
-        ));
-    }
-    Ok(level)
 }
 
 fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>

@@ -115,6 +115,12 @@ impl DataDir {
         write().map_err(|source| DataDirError::File { path, source })
     }
 
+    /// The folder of the subjects' files.
+    #[must_use]
+    pub fn subjects_dir(&self) -> PathBuf {
+        self.path.join(SUBJECTS)
+    }
+
     /// Where the subject's file lies.
     #[must_use]
     pub fn subject_file(&self, subject: &Subject) -> PathBuf {

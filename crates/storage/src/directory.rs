@@ -145,6 +145,13 @@ impl Directory {
         true
     }
 
+    /// Does something with a subject's file, unless the subject has a task, which might be using it. The lock is held
+    /// meanwhile, so it has to be quick.
+    pub(crate) fn unless_open<T>(&self, subject: &Subject, work: impl FnOnce() -> T) -> Option<T> {
+        let inner = self.lock();
+        (!inner.entries.contains_key(subject)).then(work)
+    }
+
     /// Takes down that a subject was handed back at shutdown, or why not.
     pub(crate) fn record_release(&self, subject: &Subject, released: Result<(), String>) {
         let mut inner = self.lock();

@@ -21,7 +21,6 @@
 pub mod api;
 pub mod bucket;
 pub mod checksum;
-pub mod claim;
 pub mod data_dir;
 mod database;
 mod directory;
@@ -30,6 +29,7 @@ pub mod entry;
 mod export;
 mod figures;
 pub mod format;
+mod housekeeping;
 pub mod keys;
 pub mod log;
 pub mod manifest;
@@ -38,10 +38,12 @@ pub mod plan;
 pub mod recovery;
 mod settings;
 mod subject;
+mod trust;
 pub mod wal;
 
 pub use database::sqlite_is_safe;
 pub use engine::{Engine, OpenError, Prepared, ShutdownReport};
 pub use export::{ExportError, export_snapshot};
 pub use figures::Figures;
+pub use log::{LogEnd, LogFigures, LogSettings};
 pub use settings::EngineSettings;

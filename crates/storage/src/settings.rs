@@ -23,6 +23,9 @@ pub struct EngineSettings {
     /// How many subjects may be open at once. Above it, those idle longest are closed; at twice the number, requests
     /// that would open another one are turned away.
     pub max_open_subjects: usize,
+    /// Bytes of local files above which those of sleeping subjects are removed, those written longest ago first. `None`:
+    /// they all stay.
+    pub max_local_bytes: Option<u64>,
     /// How long a flush waits for the bucket before it answers `unavailable`.
     pub flush_patience: Duration,
 }
@@ -47,6 +50,7 @@ impl EngineSettings {
             log: LogSettings::default(),
             idle_close: Self::IDLE_CLOSE,
             max_open_subjects: Self::MAX_OPEN_SUBJECTS,
+            max_local_bytes: None,
             flush_patience: Self::FLUSH_PATIENCE,
         }
     }

@@ -33,8 +33,11 @@ use serve::{End, Serving};
 /// The most requests that are taken from the queue at once.
 const BURST: usize = 256;
 
+/// What a caller is told.
+type Answer = Result<Reply, ErrorReply>;
+
 /// Takes one answer.
-type Respond = Box<dyn FnOnce(Result<Reply, ErrorReply>) + Send>;
+type Respond = Box<dyn FnOnce(Answer) + Send>;
 
 /// The task of one subject.
 pub(crate) struct SubjectTask {

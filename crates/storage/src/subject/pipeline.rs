@@ -4,17 +4,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use dormouse_protocol::{ErrorCode, ErrorReply, Level, RequestId, Rev, Subject, Timestamp};
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject, Timestamp};
 use tokio::sync::Notify;
 
-use super::{Respond, events};
+use super::{Answer, Respond, events};
 use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::engine::Shared;
-use crate::entry::{Entry, Outcome};
+use crate::entry::Entry;
 use crate::format::frame;
 use crate::log::{Append, Stage, Ticket};
-use crate::plan::{self, Context, Pending, Planned};
+use crate::plan::{self, Context, Pending, Planned, SubjectView};
 
 /// Most changes of one subject that wait for their level. Beyond it writes are turned away; reads go on.
 const MAX_IN_FLIGHT: usize = 4_096;
@@ -28,36 +28,30 @@ const APPEND_BYTES: usize = 1_024 * 1_024;
 /// At about this many bytes a transaction ends: it keeps its thread to itself.
 const APPLY_BYTES: usize = 4 * 1_024 * 1_024;
 
-/// Who is to be told how a change ended, and whether it was a repeat of the request that made it.
-type Waiting = (Respond, bool);
-
-/// A change that is planned and not yet applied.
-struct InFlight {
-    ticket: Arc<Ticket>,
-    level: Level,
-    entry: Entry,
-    bytes: usize,
-    outcome: Outcome,
-    waiting: Vec<Waiting>,
+/// A change that is decided, or an answer that waits for the changes before it.
+struct Step {
+    change: Option<Change>,
+    answer: Answer,
+    respond: Option<Respond>,
     /// The largest event that the bus can carry, in bytes.
     max_bytes: usize,
 }
 
-/// Planned changes on their way into one append.
+struct Change {
+    entry: Entry,
+    bytes: usize,
+    level: Level,
+    /// Set when the log has it.
+    ticket: Option<Arc<Ticket>>,
+}
+
+/// Steps on their way into one append; all changes among them have one level.
 #[derive(Default)]
 struct Group {
     frames: BytesMut,
-    changes: Vec<Draft>,
+    entries: u32,
     level: Option<Level>,
-}
-
-struct Draft {
-    level: Level,
-    entry: Entry,
-    bytes: usize,
-    outcome: Outcome,
-    waiting: Vec<Waiting>,
-    max_bytes: usize,
+    steps: Vec<Step>,
 }
 
 /// Why nothing more can be planned at this moment.
@@ -70,23 +64,26 @@ pub(super) enum Blocked {
 }
 
 /// What became of applied changes.
+#[derive(Default)]
 pub(super) struct Applied {
-    /// How many.
+    /// How many revs.
     pub(super) changes: usize,
     /// Bytes written, about.
     pub(super) bytes: usize,
+    /// Answers that changed nothing and tell of the state: like reads, they need to be allowed.
+    pub(super) settled: Vec<(Respond, Answer)>,
 }
 
 /// The changes of one subject that are under way.
 pub(super) struct Pipeline {
-    in_flight: VecDeque<InFlight>,
+    steps: VecDeque<Step>,
     pending: Pending,
     /// Appends that are not in the bucket yet, each with the rev it leads to.
     unshipped: VecDeque<(Arc<Ticket>, Rev)>,
     /// The last rev known to be in the bucket.
     bucket_rev: Rev,
-    /// A change has failed: everything planned on top of it fails too, and nothing is planned before that is over.
-    failing: bool,
+    /// Why a change has failed: everything planned on top of it fails too, and nothing is planned before that is over.
+    failing: Option<ErrorReply>,
     /// The file could not be written. Nothing is planned before it can.
     pub(super) stalled: Option<ErrorReply>,
     /// Told when a ticket of this subject moves.
@@ -96,11 +93,11 @@ pub(super) struct Pipeline {
 impl Pipeline {
     pub(super) fn new(bucket_rev: Rev) -> Self {
         Self {
-            in_flight: VecDeque::new(),
-            pending: Pending::default(),
+            steps: VecDeque::new(),
+            pending: Pending::new(),
             unshipped: VecDeque::new(),
             bucket_rev,
-            failing: false,
+            failing: None,
             stalled: None,
             waker: Arc::new(Notify::new()),
         }
@@ -113,12 +110,12 @@ impl Pipeline {
 
     /// Whether every change is applied.
     pub(super) fn is_applied(&self) -> bool {
-        self.in_flight.is_empty()
+        self.steps.is_empty()
     }
 
     /// Whether every change is applied and in the bucket, or has failed.
     pub(super) fn is_settled(&self) -> bool {
-        self.in_flight.is_empty() && self.unshipped.is_empty()
+        self.steps.is_empty() && self.unshipped.is_empty()
     }
 
     /// The last rev known to be in the bucket.
@@ -128,7 +125,7 @@ impl Pipeline {
 
     /// The rev to which everything planned leads; `None` when nothing is under way.
     pub(super) fn planned_rev(&self) -> Option<Rev> {
-        self.in_flight.back().map(|change| change.entry.last_rev())
+        self.steps.iter().rev().find_map(|step| step.change.as_ref()).map(|change| change.entry.last_rev())
     }
 
     /// The last append that is not known to be in the bucket.
@@ -152,110 +149,104 @@ impl Pipeline {
             if !is_change(&front.request) {
                 break Some(Blocked::Other);
             }
-            if self.failing {
+            if self.failing.is_some() {
                 break Some(Blocked::UntilApplied);
             }
-            let full = self.in_flight.len() + group.changes.len() >= MAX_IN_FLIGHT;
-            if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
-                if let Some(submission) = writes.pop_front() {
-                    (submission.respond)(Err(refusal));
+            let full = self.steps.len() + group.steps.len() >= MAX_IN_FLIGHT;
+            let refusal = self.stalled.clone().or_else(|| full.then(too_many));
+            let planned = match refusal {
+                Some(refusal) => Planned::Answer(Err(refusal)),
+                None => {
+                    let context = Context {
+                        accept_time: Timestamp::from_micros(shared.env.wall_micros()),
+                        max_message_bytes: front.max_reply_bytes,
+                        blobs: &[],
+                    };
+                    plan::plan(&front.request, &self.pending.view(database), context)
                 }
-                continue;
-            }
-            let context = Context {
-                accept_time: Timestamp::from_micros(shared.env.wall_micros()),
-                max_message_bytes: front.max_reply_bytes,
             };
-            let planned = plan::plan(&front.request, &self.pending.view(database), context);
             if matches!(planned, Planned::Later) {
                 break Some(Blocked::UntilApplied);
             }
             let Some(submission) = writes.pop_front() else { break None };
-            self.take(shared, database, planned, submission, trusted, &mut group);
-            if group.frames.len() >= APPEND_BYTES {
-                self.append(shared, subject, std::mem::take(&mut group));
+            let level = if trusted {
+                let view = self.pending.view(database);
+                plan::required(&submission.request, &view.state().config, shared.settings.level)
+            } else {
+                Level::Bucket
+            };
+            if group.frames.len() >= APPEND_BYTES || group.level.is_some_and(|other| other != level) {
+                self.append(shared, subject, database, std::mem::take(&mut group));
             }
+            self.take(database, planned, submission, level, &mut group);
         };
-        self.append(shared, subject, group);
+        self.append(shared, subject, database, group);
         blocked
     }
 
     fn take(
         &mut self,
-        shared: &Shared,
         database: &Database,
         planned: Planned,
         submission: Submission,
-        trusted: bool,
+        level: Level,
         group: &mut Group,
     ) {
-        let Submission { request, max_reply_bytes, respond } = submission;
+        let Submission { request: _, max_reply_bytes: max_bytes, respond } = submission;
         match planned {
             Planned::Answer(answer) => respond(answer),
-            Planned::Forgotten => respond(Err(ErrorReply::new(
-                ErrorCode::Indeterminate,
-                "the request is older than what is remembered of its session",
-            ))),
-            Planned::Repeat(outcome) => match self.first_of(group, plan::request_id(&request)) {
-                Some(waiting) => waiting.push((respond, true)),
-                None => respond(outcome.reply(true)),
-            },
-            Planned::Write(entry, outcome) => {
-                let level = if trusted {
-                    plan::required(&request, &database.state().config, shared.settings.level)
-                } else {
-                    Level::Bucket
-                };
-                let frame = frame::encode(&entry);
-                let bytes = frame.len();
-                group.frames.extend_from_slice(&frame);
-                group.level = group.level.max(Some(level));
-                self.pending.push(&entry);
-                let waiting = vec![(respond, false)];
-                group.changes.push(Draft { level, entry, bytes, outcome, waiting, max_bytes: max_reply_bytes });
+            Planned::Settle(answer) => {
+                group.steps.push(Step { change: None, answer, respond: Some(respond), max_bytes });
             }
+            Planned::Write { entry, outcome } => match frame::encode(&entry) {
+                Ok(frame) => {
+                    group.frames.extend_from_slice(&frame);
+                    group.entries += 1;
+                    group.level = Some(level);
+                    self.pending.push(&entry, database.state());
+                    let change = Change { entry, bytes: frame.len(), level, ticket: None };
+                    let answer = outcome.answer();
+                    group.steps.push(Step { change: Some(change), answer, respond: Some(respond), max_bytes });
+                }
+                Err(error) => respond(Err(ErrorReply::internal(error))),
+            },
             // The caller has seen to it.
             Planned::Later => respond(Err(ErrorReply::internal("a request was planned out of turn"))),
         }
     }
 
-    /// Who waits for the request of this name, if it is under way.
-    fn first_of<'a>(&'a mut self, group: &'a mut Group, id: Option<RequestId>) -> Option<&'a mut Vec<Waiting>> {
-        let is_it = |entry: &Entry| entry.request.as_ref().map(|request| request.id) == id && id.is_some();
-        let planned = group.changes.iter_mut().find(|draft| is_it(&draft.entry)).map(|draft| &mut draft.waiting);
-        planned.or_else(|| {
-            self.in_flight.iter_mut().find(|change| is_it(&change.entry)).map(|change| &mut change.waiting)
-        })
-    }
-
-    fn append(&mut self, shared: &Shared, subject: &Subject, group: Group) {
-        let Group { frames, changes, level } = group;
-        let (Some(first), Some(last), Some(level)) = (changes.first(), changes.last(), level) else { return };
-        let last_rev = last.entry.last_rev();
+    fn append(&mut self, shared: &Shared, subject: &Subject, database: &Database, group: Group) {
+        let Group { frames, entries, level, mut steps } = group;
+        let mut changes = steps.iter().filter_map(|step| step.change.as_ref());
+        let Some(first) = changes.next() else {
+            self.steps.extend(steps);
+            return;
+        };
+        let last_rev = changes.next_back().unwrap_or(first).entry.last_rev();
         let append = Append {
             subject: subject.clone(),
             frames: frames.freeze(),
             first_after: first.entry.after,
             last_rev,
-            entries: u32::try_from(changes.len()).unwrap_or(u32::MAX),
-            level,
+            entries,
+            level: level.unwrap_or(Level::Bucket),
             waker: Arc::clone(&self.waker),
         };
         match shared.log.append(append) {
             Ok(ticket) => {
                 self.unshipped.push_back((Arc::clone(&ticket), last_rev));
-                self.in_flight.extend(changes.into_iter().map(|draft| {
-                    let Draft { level, entry, bytes, outcome, waiting, max_bytes } = draft;
-                    InFlight { ticket: Arc::clone(&ticket), level, entry, bytes, outcome, waiting, max_bytes }
-                }));
+                for change in steps.iter_mut().filter_map(|step| step.change.as_mut()) {
+                    change.ticket = Some(Arc::clone(&ticket));
+                }
+                self.steps.extend(steps);
             }
             Err(refusal) => {
-                // What is planned on top of nothing is as if it had never been.
+                // What was planned is as if it had never been.
                 self.pending.reset();
-                for change in &self.in_flight {
-                    self.pending.push(&change.entry);
+                for change in self.steps.iter().filter_map(|step| step.change.as_ref()) {
+                    self.pending.push(&change.entry, database.state());
                 }
-                for (respond, _) in changes.into_iter().flat_map(|draft| draft.waiting) {
+                for respond in steps.into_iter().filter_map(|step| step.respond) {
                     respond(Err(refusal.clone()));
                 }
             }
@@ -272,7 +263,7 @@ impl Pipeline {
         subject: &Subject,
         database: &mut Database,
     ) -> Result<Applied, DatabaseError> {
-        let mut applied = Applied { changes: 0, bytes: 0 };
+        let mut applied = Applied::default();
         self.note_shipped();
         loop {
             let ready = self.ready(shared);
@@ -305,25 +296,32 @@ impl Pipeline {
         }
     }
 
-    /// How many changes, from the first, have reached their level and fit one transaction.
+    /// How many steps, from the first, may be concluded now and fit one transaction.
     fn ready(&self, shared: &Shared) -> usize {
-        if self.in_flight.is_empty() {
+        if self.steps.is_empty() {
             return 0;
         }
         // What a successor could not see must not be acknowledged: it might be serving already.
         let strict = shared.log.holds_weaker() || !shared.trust.holds();
         let mut bytes = 0;
-        let ready = self.in_flight.iter().take_while(|change| {
+        let is_ready = |step: &&Step| {
+            let Some(change) = &step.change else { return true };
             let level = if strict { Level::Bucket } else { change.level };
+            let fits = bytes == 0 || bytes + change.bytes <= APPLY_BYTES;
             bytes += change.bytes;
-            has_reached(change.ticket.stage(), level) && bytes <= APPLY_BYTES.max(change.bytes)
-        });
-        ready.count()
+            let ticket = change.ticket.as_ref();
+            fits && ticket.is_some_and(|ticket| matches!(ticket.reached(level), Some(Ok(()))))
+        };
+        self.steps.iter().take_while(is_ready).count()
     }
 
     fn apply(&self, database: &mut Database, ready: usize) -> Result<(), DatabaseError> {
+        let mut changes = self.steps.iter().take(ready).filter_map(|step| step.change.as_ref()).peekable();
+        if changes.peek().is_none() {
+            return Ok(());
+        }
         database.begin()?;
-        for change in self.in_flight.iter().take(ready) {
+        for change in changes {
             database.apply(&change.entry)?;
         }
         database.commit()
@@ -335,12 +333,8 @@ impl Pipeline {
             tracing::error!(%subject, %error, "changes that are in the log cannot be written to the local file");
         }
         self.stalled = Some(error.reply(subject));
-        for (respond, _) in self.in_flight.iter_mut().flat_map(|change| change.waiting.drain(..)) {
-            respond(Err(ErrorReply::new(
-                ErrorCode::Indeterminate,
-                format!("the change is in the log, and cannot be applied at the moment: {error}"),
-            )));
-        }
+        let why = format!("the change is in the log, and cannot be applied at the moment: {error}");
+        self.answer_all(&ErrorReply::new(ErrorCode::Indeterminate, why));
     }
 
     /// Tells the world what was applied: watchers first, then those who asked.
@@ -352,18 +346,24 @@ impl Pipeline {
         ready: usize,
         applied: &mut Applied,
     ) {
-        let done: Vec<InFlight> = self.in_flight.drain(..ready).collect();
-        let max_bytes = done.iter().map(|change| change.max_bytes).min().unwrap_or(usize::MAX);
-        let records: Vec<_> = done.iter().flat_map(|change| change.entry.records()).collect();
+        let done: Vec<Step> = self.steps.drain(..ready).collect();
+        let max_bytes = done.iter().map(|step| step.max_bytes).min().unwrap_or(usize::MAX);
+        let changes = done.iter().filter_map(|step| step.change.as_ref());
+        let records: Vec<_> = changes.flat_map(|change| change.entry.records()).collect();
         for event in events::events(&records, database.state().term_base, max_bytes) {
             shared.events.publish(subject, event);
         }
         applied.changes += records.len();
-        for change in done {
-            self.pending.applied(&change.entry);
-            applied.bytes += change.bytes;
-            for (respond, repeated) in change.waiting {
-                respond(change.outcome.reply(repeated));
+        for step in done {
+            match step.change {
+                Some(change) => {
+                    self.pending.applied(&change.entry);
+                    applied.bytes += change.bytes;
+                    if let Some(respond) = step.respond {
+                        respond(step.answer);
+                    }
+                }
+                None => applied.settled.extend(step.respond.map(|respond| (respond, step.answer))),
             }
         }
     }
@@ -371,30 +371,42 @@ impl Pipeline {
     /// Answers what the log has given up. What was planned on top of it fails as well, and only then is anything new
     /// planned.
     fn fail_what_failed(&mut self) {
-        while let Some(front) = self.in_flight.front() {
-            match front.ticket.stage() {
-                Stage::Failed => self.failing = true,
-                Stage::Shipped | Stage::Synced | Stage::Written if self.failing => {
-                    tracing::error!("a change was kept by the log although one before it failed");
-                    debug_assert!(false, "the log must fail everything behind a change that failed");
+        while let Some(front) = self.steps.front() {
+            match front.change.as_ref().and_then(|change| change.ticket.as_ref()) {
+                Some(ticket) if ticket.stage() == Stage::Failed => {
+                    let unknown = || ErrorReply::unavailable("the log has failed");
+                    self.failing = Some(ticket.failure().unwrap_or_else(unknown));
                 }
+                // An answer that spoke of a change that never was.
+                None if self.failing.is_some() => {}
                 _ => break,
             }
-            let Some(change) = self.in_flight.pop_front() else { break };
-            let reply = change.ticket.failure().unwrap_or_else(|| ErrorReply::unavailable("the log has failed"));
-            for (respond, _) in change.waiting {
-                respond(Err(reply.clone()));
+            let Some((step, reply)) = self.steps.pop_front().zip(self.failing.clone()) else { break };
+            if let Some(respond) = step.respond {
+                respond(Err(reply));
             }
         }
-        if self.failing && self.in_flight.is_empty() {
-            self.failing = false;
+        if self.steps.is_empty() && self.failing.take().is_some() {
             self.pending.reset();
         }
     }
 
-    /// Gives everybody who waits for a change the same answer. The changes themselves stay under way.
+    /// The file is given up: what the log has made of the changes is applied when the subject is opened again. Drops
+    /// every change whose fate is known.
+    pub(super) fn forget_applied(&mut self) {
+        self.note_shipped();
+        while let Some(front) = self.steps.front() {
+            let ticket = front.change.as_ref().and_then(|change| change.ticket.as_ref());
+            if ticket.is_some_and(|ticket| !matches!(ticket.stage(), Stage::Shipped | Stage::Failed)) {
+                break;
+            }
+            self.steps.pop_front();
+        }
+    }
+
+    /// Gives everybody who waits the same answer. The changes themselves stay under way.
     pub(super) fn answer_all(&mut self, reply: &ErrorReply) {
-        for (respond, _) in self.in_flight.iter_mut().flat_map(|change| change.waiting.drain(..)) {
+        for respond in self.steps.iter_mut().filter_map(|step| step.respond.take()) {
             respond(Err(reply.clone()));
         }
     }
@@ -406,17 +418,6 @@ pub(super) const fn is_change(request: &Request) -> bool {
         request,
         Request::Set(_) | Request::Delete(_) | Request::DeleteAll(_) | Request::Configure(_)
     )
-}
-
-/// A change of the level `memory` is taken as soon as the operating system has it: so the file is never ahead of the
-/// local log.
-fn has_reached(stage: Stage, level: Level) -> bool {
-    match stage {
-        Stage::Accepted | Stage::Failed => false,
-        Stage::Written => level <= Level::Interval,
-        Stage::Synced => level <= Level::Disk,
-        Stage::Shipped => true,
-    }
 }
 
 fn too_many() -> ErrorReply {

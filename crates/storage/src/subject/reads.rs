@@ -7,10 +7,16 @@ use dormouse_protocol::data::InfoReply;
 use dormouse_protocol::{ErrorReply, Level, LogId, Rev};
 use futures::future::BoxFuture;
 
-use super::Respond;
+use super::{Answer, Respond};
 use crate::api::{Reply, Request, Submission};
 use crate::database::Database;
 use crate::engine::Shared;
+
+/// Most reads of one subject that wait for a barrier.
+const MAX_WAITING: usize = 4_096;
+
+/// When a caller that was turned away may come again.
+const RETRY_AFTER_MS: u64 = 100;
 
 /// What a read is told that is not in the file.
 #[derive(Debug, Clone)]
@@ -70,9 +76,26 @@ fn info(database: &Database, around: &Surroundings<'_>) -> Result<InfoReply, Err
     })
 }
 
-/// Reads that wait for a barrier. They wait in the order in which they came.
+/// What waits for a barrier.
+pub(super) enum Waiting {
+    /// A read, which is answered from the state after the barrier.
+    Read(Submission),
+    /// An answer that tells of the state and is ready.
+    Ready(Respond, Answer),
+}
+
+impl Waiting {
+    fn into_respond(self) -> Respond {
+        match self {
+            Self::Read(submission) => submission.respond,
+            Self::Ready(respond, _) => respond,
+        }
+    }
+}
+
+/// Reads that wait for a barrier, in the order in which they came.
 pub(super) struct WaitingReads {
-    waiting: VecDeque<Submission>,
+    waiting: VecDeque<Waiting>,
     /// The barrier under way, and for how many of the reads, from the front, it counts: those that had come before it
     /// was begun.
     barrier: Option<(usize, BoxFuture<'static, Result<(), ErrorReply>>)>,
@@ -83,7 +106,16 @@ impl WaitingReads {
         Self { waiting: VecDeque::new(), barrier: None }
     }
 
-    pub(super) fn push(&mut self, shared: &Arc<Shared>, read: Submission) {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Lines up a read. At most as many wait as would fit the queue, so that their memory is bounded.
+    pub(super) fn push(&mut self, shared: &Arc<Shared>, read: Waiting) {
+        if self.waiting.len() >= MAX_WAITING {
+            let reply = ErrorReply::overloaded("too many reads wait for the bucket", RETRY_AFTER_MS);
+            return read.into_respond()(Err(reply));
+        }
         self.waiting.push_back(read);
         if self.barrier.is_none() {
             self.begin(shared);
@@ -92,8 +124,7 @@ impl WaitingReads {
 
     fn begin(&mut self, shared: &Arc<Shared>) {
         let shared = Arc::clone(shared);
-        self.barrier =
-            Some((self.waiting.len(), Box::pin(async move { shared.trust.barrier().await })));
+        self.barrier = Some((self.waiting.len(), Box::pin(async move { shared.trust.barrier().await })));
     }
 
     /// The end of the barrier under way; never, while there is none. Cancelling the call loses nothing.
@@ -106,7 +137,7 @@ impl WaitingReads {
 
     /// Takes the reads for which the barrier counted that has just ended, and begins the next one for those that have
     /// come since.
-    pub(super) fn take(&mut self, shared: &Arc<Shared>) -> Vec<Submission> {
+    pub(super) fn take(&mut self, shared: &Arc<Shared>) -> Vec<Waiting> {
         let Some((covered, _)) = self.barrier.take() else { return Vec::new() };
         let taken = self.waiting.drain(..covered.min(self.waiting.len())).collect();
         if !self.waiting.is_empty() {
@@ -118,6 +149,6 @@ impl WaitingReads {
     /// Everybody who waits: the subject is about to be closed.
     pub(super) fn drain(&mut self) -> Vec<Respond> {
         self.barrier = None;
-        self.waiting.drain(..).map(|read| read.respond).collect()
+        self.waiting.drain(..).map(Waiting::into_respond).collect()
     }
 }

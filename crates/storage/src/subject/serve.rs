@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 use super::open::Opened;
 use super::pipeline::{Blocked, Pipeline};
 use super::publish::PublishEnd;
-use super::reads::{self, Surroundings, WaitingReads};
+use super::reads::{self, Surroundings, Waiting, WaitingReads};
 use super::schedule::{Due, Schedule};
 use super::{Inbox, Respond, base, events};
 use crate::api::{Reply, Request, Submission};
@@ -214,7 +214,10 @@ impl<'a> Serving<'a> {
 
     /// Something of the subject is not in the bucket, or somebody waits.
     fn is_busy(&self) -> bool {
-        !self.pipeline.is_settled() || !self.writes.is_empty() || !self.flushes.is_empty()
+        !self.pipeline.is_settled()
+            || !self.writes.is_empty()
+            || !self.flushes.is_empty()
+            || !self.reads.is_empty()
     }
 
     /// Answers reads, and lines up everything else.
@@ -226,7 +229,7 @@ impl<'a> Serving<'a> {
             } else if trusted {
                 self.read(submission);
             } else {
-                self.reads.push(self.shared, submission);
+                self.reads.push(self.shared, Waiting::Read(submission));
             }
         }
     }
@@ -243,10 +246,13 @@ impl<'a> Serving<'a> {
     }
 
     fn barrier_ended(&mut self, passed: Result<(), ErrorReply>) {
-        for read in self.reads.take(self.shared) {
-            match &passed {
-                Ok(()) => self.read(read),
-                Err(reply) => (read.respond)(Err(reply.clone())),
+        for waiting in self.reads.take(self.shared) {
+            match (waiting, &passed) {
+                (Waiting::Read(read), Ok(())) => self.read(read),
+                (Waiting::Ready(respond, answer), Ok(())) => respond(answer),
+                (Waiting::Read(Submission { respond, .. }) | Waiting::Ready(respond, _), Err(reply)) => {
+                    respond(Err(reply.clone()));
+                }
             }
         }
     }
@@ -259,6 +265,16 @@ impl<'a> Serving<'a> {
             self.schedule.changed(self.shared.env.boot());
             self.shared.counters.changes.add(applied.changes as u64);
             self.written_bytes += applied.bytes;
+        }
+        if !applied.settled.is_empty() {
+            let trusted = self.shared.trust.holds();
+            for (respond, answer) in applied.settled {
+                if trusted {
+                    respond(answer);
+                } else {
+                    self.reads.push(self.shared, Waiting::Ready(respond, answer));
+                }
+            }
         }
         self.compact_if_due();
         Ok(())

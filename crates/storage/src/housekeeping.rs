@@ -1,0 +1,32 @@
+//! What an engine does by itself: compacts what keeps the log long, empties the logs of dead processes, and keeps the
+//! local disk from filling up.
+
+mod compact;
+mod drain;
+mod evict;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use dormouse_protocol::LogId;
+
+use crate::engine::Shared;
+
+/// Starts it. `dead` are logs that earlier processes on this data directory wrote, and that are sealed.
+pub(crate) fn start(shared: &Arc<Shared>, dead: Vec<LogId>) {
+    spawn(shared, "compactor", compact::run(Arc::clone(shared)));
+    spawn(shared, "drain", drain::run(Arc::clone(shared), dead));
+    spawn(shared, "eviction", evict::run(Arc::clone(shared)));
+}
+
+/// Runs `work` until the engine stops: all of it can be done by somebody else, later.
+fn spawn(shared: &Arc<Shared>, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    let stopping = Arc::clone(shared);
+    shared.tasks.spawn(name, async move {
+        tokio::select! {
+            biased;
+            () = stopping.stopping() => {}
+            () = work => {}
+        }
+    });
+}

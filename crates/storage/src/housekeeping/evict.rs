@@ -1,0 +1,125 @@
+//! Keeping local files within their room. What lies in a local file is in the bucket too, once its subject is closed, so
+//! deleting one only costs the next opening a download.
+
+use std::collections::BinaryHeap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dormouse_protocol::subject::Unescaped;
+use dormouse_protocol::Subject;
+
+use crate::database::{companion, remove_files};
+use crate::engine::Shared;
+
+/// How often it is looked, at most.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Files looked at between two pauses, so that a folder of a million files is walked without hurry.
+const STEP: usize = 1_000;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Most files that go per look.
+const AT_ONCE: usize = 1_000;
+
+/// Looks at intervals.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let Some(most) = shared.settings.max_local_bytes else { return };
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        match survey(&shared).await {
+            Ok(survey) if survey.bytes > most => evict(&shared, survey, most).await,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the folder of local files cannot be read"),
+        }
+    }
+}
+
+/// A local file, by how long ago it was written.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    written: SystemTime,
+    path: PathBuf,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Survey {
+    bytes: u64,
+    /// The files written longest ago; the youngest of them on top.
+    oldest: BinaryHeap<Candidate>,
+}
+
+impl Survey {
+    fn add(&mut self, candidate: Candidate) {
+        self.bytes += candidate.bytes;
+        self.oldest.push(candidate);
+        if self.oldest.len() > AT_ONCE {
+            self.oldest.pop();
+        }
+    }
+}
+
+async fn survey(shared: &Shared) -> std::io::Result<Survey> {
+    let folder = shared.data.subjects_dir();
+    let mut entries = shared.env.blocking(move || std::fs::read_dir(folder)).await?;
+    let mut survey = Survey::default();
+    loop {
+        let (rest, step) = shared
+            .env
+            .blocking(move || {
+                let step: Vec<_> = entries.by_ref().take(STEP).filter_map(Result::ok).filter_map(candidate).collect();
+                let more = !step.is_empty();
+                (more.then_some(entries), step)
+            })
+            .await;
+        step.into_iter().for_each(|candidate| survey.add(candidate));
+        match rest {
+            Some(rest) => entries = rest,
+            None => return Ok(survey),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn candidate(entry: std::fs::DirEntry) -> Option<Candidate> {
+    let path = entry.path();
+    let metadata = entry.metadata().ok()?;
+    let wal = std::fs::metadata(companion(&path, "-wal")).map_or(0, |metadata| metadata.len());
+    let is_database = path.extension().is_some_and(|extension| extension == "sqlite3");
+    // Files that are no databases count as none, and their time stands for "never".
+    let bytes = if is_database { metadata.len() + wal } else { 0 };
+    let written = if is_database { metadata.modified().ok()? } else { SystemTime::UNIX_EPOCH };
+    Some(Candidate { written, path, bytes })
+}
+
+async fn evict(shared: &Shared, survey: Survey, most: u64) {
+    let mut over = survey.bytes.saturating_sub(most);
+    let (mut files, mut bytes) = (0_u64, 0_u64);
+    for candidate in survey.oldest.into_sorted_vec() {
+        if over == 0 {
+            break;
+        }
+        let Some(subject) = subject_of(&candidate.path) else { continue };
+        let path = candidate.path.clone();
+        // Nobody opens the subject while its file goes; one that is open keeps it.
+        let removed = shared.directory.unless_open(&subject, || remove_files(&path));
+        match removed {
+            Some(Ok(())) => {
+                (files, bytes) = (files + 1, bytes + candidate.bytes);
+                over = over.saturating_sub(candidate.bytes);
+            }
+            Some(Err(error)) => tracing::warn!(%subject, %error, "a local file cannot be removed"),
+            None => {}
+        }
+    }
+    tracing::info!(files, bytes, "local files of sleeping subjects were removed to make room");
+}
+
+/// Whose file it is, where its name tells: those of long subjects are hashes, and stay.
+fn subject_of(path: &Path) -> Option<Subject> {
+    match Subject::unescape(path.file_stem()?.to_str()?) {
+        Ok(Unescaped::Subject(subject)) => Some(subject),
+        Ok(Unescaped::Hashed) | Err(_) => None,
+    }
+}
