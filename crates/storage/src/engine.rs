@@ -12,7 +12,7 @@ use crate::api::{Authority, EventSink, Reply, Request, Submission};
 use crate::bucket::{Bucket, BucketKey};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
-use crate::directory::{Directory, Offered};
+use crate::directory::{Directory, Offered, shutting_down};
 use crate::figures::{Counters, Figures};
 use crate::housekeeping;
 use crate::log::{Log, LogEnd, SealedLogs, StartLogError};
@@ -105,6 +105,7 @@ impl Shared {
             Some(LogEnd::Poisoned) => ErrorReply::unavailable(
                 "the server cannot rely on its local disk any more and must be restarted",
             ),
+            Some(LogEnd::Stopped) => shutting_down(),
             Some(LogEnd::Sealed) | None => ErrorReply::not_owner(None),
         }
     }
@@ -188,7 +189,7 @@ impl Prepared {
                 Ok::<_, OpenError>(Wal::create(&directory.wal_dir(), &recorded, made)?)
             })
             .await?;
-        let log = Log::start(id, settings.log, Arc::clone(&bucket), wal, env.clone(), &tasks).await?;
+        let log = Log::start(id, settings.log.clone(), Arc::clone(&bucket), wal, env.clone(), &tasks).await?;
         let (garbage, queue) = mpsc::channel(garbage::QUEUE);
         let stop = Stop::new();
         let stops = [stop.clone(), tasks.stop().clone()];

@@ -14,7 +14,13 @@ pub fn required(request: &Request, config: &SubjectConfig, server_default: Level
         Request::Delete(request) => request.level,
         Request::DeleteAll(request) => request.level,
         Request::Configure(_) | Request::Destroy => return Level::Bucket,
-        Request::Get(_) | Request::GetAll(_) | Request::Keys(_) | Request::Info | Request::Flush => None,
+        Request::Get(_)
+        | Request::GetAll(_)
+        | Request::Keys(_)
+        | Request::Changes(_)
+        | Request::Info
+        | Request::Flush
+        | Request::Compact => None,
     };
     let own = config.level.unwrap_or(server_default);
     asked.map_or(own, |asked| asked.max(own))

@@ -141,8 +141,10 @@ pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) ->
         Request::Get(_)
         | Request::GetAll(_)
         | Request::Keys(_)
+        | Request::Changes(_)
         | Request::Info
         | Request::Flush
+        | Request::Compact
         | Request::Destroy => Err(ErrorReply::internal("a request that is not planned").into()),
     };
     finish(decided, id, view.state(), context)
@@ -159,8 +161,10 @@ pub const fn request_id(request: &Request) -> Option<RequestId> {
         Request::Get(_)
         | Request::GetAll(_)
         | Request::Keys(_)
+        | Request::Changes(_)
         | Request::Info
         | Request::Flush
+        | Request::Compact
         | Request::Destroy => None,
     }
 }

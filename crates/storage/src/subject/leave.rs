@@ -96,6 +96,7 @@ impl Serving<'_> {
         self.refuse_all(&reply);
         let unknown = ErrorReply::new(ErrorCode::Indeterminate, reply.message.clone());
         self.pipeline.answer_all(&unknown);
+        let moved = self.pipeline.waker();
         loop {
             if let Some(end) = self.settle().await {
                 return end;
@@ -111,7 +112,7 @@ impl Serving<'_> {
             inbox.refuse(&reply);
             self.shared.log.ship();
             tokio::select! {
-                () = self.pipeline.moved() => {}
+                () = moved.notified() => {}
                 () = tokio::time::sleep(PAUSE) => {}
             }
         }

@@ -13,7 +13,7 @@ use crate::entry::Entry;
 use crate::keys::{ManifestNumber, Nonce};
 use crate::log::read_own_tail;
 use crate::manifest::Manifest;
-use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored, Tail};
+use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Restored, Tail};
 use crate::ownership::{BaseKind, BaseObject, base_kind};
 
 /// A subject that this process owns, with its file open.

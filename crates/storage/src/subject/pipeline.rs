@@ -103,9 +103,9 @@ impl Pipeline {
         }
     }
 
-    /// Waits until a ticket has moved. Cancelling the call loses nothing.
-    pub(super) async fn moved(&self) {
-        self.waker.notified().await;
+    /// Told when a ticket has moved.
+    pub(super) fn waker(&self) -> Arc<Notify> {
+        Arc::clone(&self.waker)
     }
 
     /// Whether every change is applied.

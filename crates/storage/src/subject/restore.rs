@@ -90,7 +90,8 @@ impl Restorer<'_> {
     fn local_fits(&self, manifest: &Manifest, highest: Rev) -> bool {
         let local = self.database.as_ref().and_then(|database| {
             let log: LogId = database.provenance().log.clone()?;
-            Some(LocalFile { log, applied_rev: database.state().rev })
+            let state = database.state();
+            Some(LocalFile { log, term: state.term, applied_rev: state.rev })
         });
         local.is_some_and(|local| may_reuse(&local, manifest, highest))
     }
@@ -98,7 +99,7 @@ impl Restorer<'_> {
     async fn rebuild(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {
         let mut deltas = Vec::with_capacity(manifest.deltas.len());
         for delta in &manifest.deltas {
-            deltas.extend(self.fetch_delta(delta).await?);
+            deltas.extend(fetch_delta(self.shared, self.subject, delta).await?);
         }
         match &manifest.snapshot {
             Some(snapshot) => self.pull(snapshot).await?,
@@ -121,25 +122,11 @@ impl Restorer<'_> {
         }
     }
 
-    async fn fetch_delta(&self, reference: &DeltaRef) -> Result<Vec<Entry>, RestoreError> {
-        let key = SubjectKeys::new(self.subject).delta(&reference.name);
-        let found: Option<Bytes> =
-            self.shared.bucket.get(&key).await.map_err(|error| ErrorReply::from(&error))?;
-        let Some(bytes) = found else { return Err(RestoreError::Missing(key.to_string())) };
-        let (size_bytes, crc64) = (bytes.len() as u64, Crc64::of(&bytes));
-        if (size_bytes, crc64) != (reference.size_bytes, reference.crc64) {
-            let what = differs(size_bytes, crc64, reference.size_bytes, reference.crc64);
-            return Err(ErrorReply::corrupt(key.to_string(), what).into());
-        }
-        let delta = delta::decode(self.subject, reference.rev(), &key, bytes).map_err(ErrorReply::from)?;
-        Ok(delta.entries)
-    }
-
     async fn pull(&mut self, snapshot: &SnapshotRef) -> Result<(), RestoreError> {
         let key = SubjectKeys::new(self.subject).snapshot(&snapshot.name);
         let incoming = companion(&self.path, "-incoming");
         // Left behind by a process that was killed while it pulled.
-        self.remove(&incoming).await?;
+        remove(self.shared, &incoming).await?;
         let found =
             self.shared.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?;
         let Some(summary) = found else { return Err(RestoreError::Missing(key.to_string())) };
@@ -147,7 +134,7 @@ impl Restorer<'_> {
             let what =
                 differs(summary.size_bytes, summary.crc64, snapshot.size_bytes, snapshot.crc64);
             // Only the copy of it goes; what is left of it, the next pull removes.
-            let _ = self.remove(&incoming).await;
+            let _ = remove(self.shared, &incoming).await;
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
         }
         self.database = None;
@@ -242,11 +229,29 @@ impl Restorer<'_> {
         done.map_err(|error| error.not_begun().reply(self.subject))
     }
 
-    async fn remove(&self, path: &Path) -> Result<(), ErrorReply> {
-        let owned = path.to_owned();
-        let removed = self.shared.env.blocking(move || remove_files(&owned)).await;
-        removed.map_err(|error| cannot_write(path, &error))
+}
+
+async fn remove(shared: &Shared, path: &Path) -> Result<(), ErrorReply> {
+    let owned = path.to_owned();
+    let removed = shared.env.blocking(move || remove_files(&owned)).await;
+    removed.map_err(|error| cannot_write(path, &error))
+}
+
+async fn fetch_delta(
+    shared: &Shared,
+    subject: &Subject,
+    reference: &DeltaRef,
+) -> Result<Vec<Entry>, RestoreError> {
+    let key = SubjectKeys::new(subject).delta(&reference.name);
+    let found: Option<Bytes> = shared.bucket.get(&key).await.map_err(|error| ErrorReply::from(&error))?;
+    let Some(bytes) = found else { return Err(RestoreError::Missing(key.to_string())) };
+    let (size_bytes, crc64) = (bytes.len() as u64, Crc64::of(&bytes));
+    if (size_bytes, crc64) != (reference.size_bytes, reference.crc64) {
+        let what = differs(size_bytes, crc64, reference.size_bytes, reference.crc64);
+        return Err(ErrorReply::corrupt(key.to_string(), what).into());
     }
+    let delta = delta::decode(subject, reference.rev(), &key, &bytes).map_err(ErrorReply::from)?;
+    Ok(delta.entries)
 }
 
 /// What goes wrong with the local file.

@@ -132,8 +132,10 @@ impl<'a> Serving<'a> {
     }
 
     async fn serve(&mut self, inbox: &mut Inbox, close: &Notify) -> End {
-        tracing::debug!(subject = %self.subject, position = %self.position(), "opened");
+        let position = self.position();
+        tracing::debug!(subject = %self.subject, %position, "opened");
         self.beacon();
+        let moved = self.pipeline.waker();
         loop {
             if let Some(end) = self.work(inbox).await {
                 return end;
@@ -153,7 +155,7 @@ impl<'a> Serving<'a> {
                         return end;
                     }
                 }
-                () = self.pipeline.moved() => {}
+                () = moved.notified() => {}
                 passed = self.reads.passed() => self.barrier_ended(passed),
                 () = inbox.receive() => {}
                 () = close.notified() => self.schedule.ask_close(),
@@ -189,7 +191,7 @@ impl<'a> Serving<'a> {
         self.do_what_is_due(inbox).await
     }
 
-    async fn do_what_is_due(&mut self, inbox: &Inbox) -> Option<End> {
+    async fn do_what_is_due(&mut self, inbox: &mut Inbox) -> Option<End> {
         loop {
             let (now, busy) = (self.shared.env.boot(), self.is_busy());
             match self.schedule.due(now, busy) {
@@ -422,6 +424,7 @@ impl<'a> Serving<'a> {
 
     /// Waits until every change is applied and in the bucket, or has failed. Nothing new is planned meanwhile.
     pub(super) async fn settle_changes(&mut self) -> Result<(), DatabaseError> {
+        let moved = self.pipeline.waker();
         loop {
             self.advance()?;
             if self.pipeline.is_settled() {
@@ -434,7 +437,7 @@ impl<'a> Serving<'a> {
             }
             self.shared.log.ship();
             tokio::select! {
-                () = self.pipeline.moved() => {}
+                () = moved.notified() => {}
                 () = tokio::time::sleep(STALL_PAUSE), if stalled => {}
             }
         }
