@@ -16,6 +16,7 @@ const LOG_ID_FILE: &str = "log-id";
 const SUBJECTS: &str = "subjects";
 const LOST: &str = "lost";
 const WAL: &str = "wal";
+const DEAD: &str = "dead-logs";
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,7 @@ pub enum DataDirError {
 /// log-id                      the log of the process that used it last
 /// subjects/<escaped>.sqlite3  subjects, as far as this server has them
 /// wal/<log>/                  what was accepted and is not in the bucket yet
+/// dead-logs/<log>             logs that earlier processes wrote here and that still hold something
 /// lost/<escaped>/             what was accepted here and never reached the bucket before somebody else went on
 /// ```
 ///
@@ -77,7 +79,7 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`].
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST), path.join(WAL)] {
+        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST), path.join(WAL), path.join(DEAD)] {
             fs::create_dir_all(&folder).map_err(|source| match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if path.is_dir() => {
                     DataDirError::NotWritable { path: path.to_owned(), source }
@@ -138,6 +140,52 @@ impl DataDir {
     #[must_use]
     pub fn wal_dir(&self) -> PathBuf {
         self.path.join(WAL)
+    }
+
+    /// Where what cannot be used any more is kept.
+    #[must_use]
+    pub fn lost_dir(&self) -> PathBuf {
+        self.path.join(LOST)
+    }
+
+    /// Takes note that an earlier log of this directory has ended and is to be emptied. Survives a loss of power.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`DataDirError::File`].
+    pub fn mark_dead(&self, log: &LogId) -> Result<(), DataDirError> {
+        let path = self.path.join(DEAD).join(log.to_string());
+        let mark = || {
+            File::create(&path)?;
+            File::open(self.path.join(DEAD))?.sync_all()
+        };
+        mark().map_err(|source| DataDirError::File { path, source })
+    }
+
+    /// Takes note that a dead log is empty. Blocks.
+    ///
+    /// # Errors
+    /// [`DataDirError::File`]; then it is looked through once more.
+    pub fn unmark_dead(&self, log: &LogId) -> Result<(), DataDirError> {
+        let path = self.path.join(DEAD).join(log.to_string());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DataDirError::File { path, source: error }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The dead logs that are to be emptied. Blocks.
+    ///
+    /// # Errors
+    /// [`DataDirError::File`].
+    pub fn dead_logs(&self) -> Result<Vec<LogId>, DataDirError> {
+        let path = self.path.join(DEAD);
+        let read = || {
+            let names = fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            names.collect::<io::Result<Vec<String>>>()
+        };
+        let names = read().map_err(|source| DataDirError::File { path: path.clone(), source })?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// The directory itself.

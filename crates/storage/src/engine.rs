@@ -16,11 +16,11 @@ use crate::directory::{Directory, Offered, shutting_down};
 use crate::figures::{Counters, Figures};
 use crate::housekeeping;
 use crate::log::{Log, LogEnd, SealedLogs, StartLogError};
-use crate::recovery::{self, RecoveryError, Surplus};
+use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
 use crate::settings::EngineSettings;
 use crate::subject::{SubjectTask, garbage};
 use crate::trust::Trust;
-use crate::wal::{FileSystem, Wal, WalError, WalStorage};
+use crate::wal::{FileSystem, Wal, WalError, WalStorage, list_logs};
 
 /// Subjects that may be opening at the same time.
 const OPENING: usize = 32;
@@ -181,7 +181,21 @@ impl Prepared {
     ) -> Result<Engine, OpenError> {
         let Self { settings, data, log: id, predecessor: _, bucket, env } = self;
         let storage: Arc<dyn WalStorage> = Arc::new(FileSystem);
-        let recovered = recovery::recover(&data, &storage, &bucket, &env).await?;
+        let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone());
+        let (directory, listed) = (Arc::clone(&data), Arc::clone(&storage));
+        env.blocking(move || {
+            let earlier = list_logs(listed.as_ref(), &directory.wal_dir())?;
+            earlier.iter().try_for_each(|log| directory.mark_dead(log)).map_err(OpenError::from)
+        })
+        .await?;
+        let recovery = RecoverySettings {
+            storage: Arc::clone(&storage),
+            wal: data.wal_dir(),
+            lost: data.lost_dir(),
+            bucket: Arc::clone(&bucket),
+            env: env.clone(),
+        };
+        let surplus = recover(&recovery, &sealed).await?;
         let (recorded, directory, made) = (id.clone(), Arc::clone(&data), Arc::clone(&storage));
         let wal = env
             .blocking(move || {
@@ -196,8 +210,8 @@ impl Prepared {
         tasks.spawn("garbage", garbage::collect(Arc::clone(&bucket), queue, stops));
         let shared = Arc::new(Shared {
             trust: Trust::new(Arc::clone(&authority), log.clone()),
-            sealed: SealedLogs::new(Arc::clone(&bucket), env.clone(), log.id().clone()),
-            surplus: recovered.surplus,
+            sealed,
+            surplus,
             directory: Directory::new(settings.max_open_subjects),
             settings,
             data,
@@ -214,7 +228,7 @@ impl Prepared {
             opening: Semaphore::new(OPENING),
             publishing: Semaphore::new(PUBLISHING),
         });
-        housekeeping::start(&shared, recovered.logs);
+        housekeeping::start(&shared);
         Ok(Engine { shared })
     }
 }

@@ -4,18 +4,18 @@
 mod compact;
 mod drain;
 mod evict;
+mod surplus;
 
 use std::future::Future;
 use std::sync::Arc;
 
-use dormouse_protocol::LogId;
-
 use crate::engine::Shared;
 
-/// Starts it. `dead` are logs that earlier processes on this data directory wrote, and that are sealed.
-pub(crate) fn start(shared: &Arc<Shared>, dead: Vec<LogId>) {
+/// Starts it.
+pub(crate) fn start(shared: &Arc<Shared>) {
     spawn(shared, "compactor", compact::run(Arc::clone(shared)));
-    spawn(shared, "drain", drain::run(Arc::clone(shared), dead));
+    spawn(shared, "drain", drain::run(Arc::clone(shared)));
+    spawn(shared, "surplus", surplus::run(Arc::clone(shared)));
     spawn(shared, "eviction", evict::run(Arc::clone(shared)));
 }
 

@@ -19,6 +19,8 @@ mod restore;
 mod schedule;
 mod serve;
 
+pub(crate) use open::{lose_surplus, newest_manifest};
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dormouse_protocol::{ErrorReply, Rev, Subject};
+use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
 
 use super::publish;
 use super::restore::{RestoreError, Restorer, out_of_step};
@@ -14,7 +14,8 @@ use crate::keys::{ManifestNumber, Nonce};
 use crate::log::read_own_tail;
 use crate::manifest::Manifest;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Restored, Tail};
-use crate::ownership::{BaseKind, BaseObject, base_kind};
+use crate::ownership::local::lost_above;
+use crate::ownership::{BaseKind, BaseObject, Found, base_kind, terms};
 
 /// A subject that this process owns, with its file open.
 pub(super) struct Opened {
@@ -33,7 +34,7 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
     let _permit = shared.opening.acquire().await;
     let path = shared.data.subject_file(subject);
     let restorer = Restorer { shared, subject, path, database: None };
-    let mut opener = Opener { restorer, base: None, above: Vec::new() };
+    let mut opener = Opener { restorer, base: None, above: Vec::new(), taken: None };
     let known = opener.restorer.find_local().await?;
     let (mut claim, mut effect) = Claim::new(subject.clone(), shared.log.id().clone(), known);
     loop {
@@ -44,8 +45,8 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
                 if shared.has_log_ended() {
                     return Err(shared.log_ended_reply());
                 }
+                opener.settle_surplus().await?;
                 shared.counters.opens.add(1);
-                shared.surplus.settled(subject);
                 shared.log.based(subject, verified.manifest.base_rev, verified.manifest.first_slot);
                 return Ok(Opened { database, manifest: *verified.manifest, garbage: verified.garbage });
             }
@@ -55,12 +56,50 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
     }
 }
 
+/// Puts what an earlier process accepted and could not ship into `lost/`, as far as `newest`, the newest manifest of the
+/// subject, has gone on without it.
+///
+/// # Errors
+/// The answer to who cannot be served because of it; it is tried again.
+pub(crate) async fn lose_surplus(
+    shared: &Shared,
+    subject: &Subject,
+    log: &LogId,
+    newest: Option<&Manifest>,
+) -> Result<(), ErrorReply> {
+    let terms = newest.map(terms).unwrap_or_default();
+    let above = |term| newest.map_or(Rev::default(), |newest| lost_above(term, newest, &terms));
+    shared.surplus.lose(subject, log, above).await.map(drop).map_err(|error| cannot_settle(&error))
+}
+
+/// The newest manifest of a subject, as of some moment during the call.
+///
+/// # Errors
+/// What a caller is told when the bucket does not say.
+pub(crate) async fn newest_manifest(
+    shared: &Shared,
+    subject: &Subject,
+) -> Result<Option<Manifest>, ErrorReply> {
+    let Some(number) = publish::list(shared, subject).await?.newest() else { return Ok(None) };
+    match publish::get_manifest(shared, subject, number).await? {
+        Found::Manifest(manifest) => Ok(Some(*manifest)),
+        Found::Missing => Err(ErrorReply::unavailable("the newest manifest was replaced while it was read")),
+        Found::Unreadable(reply) => Err(reply),
+    }
+}
+
+fn cannot_settle(error: &dyn std::error::Error) -> ErrorReply {
+    ErrorReply::unavailable(format!("changes that an earlier process accepted cannot be kept: {error}"))
+}
+
 struct Opener<'a> {
     restorer: Restorer<'a>,
     /// The manifest that the state was restored from.
     base: Option<Manifest>,
     /// What of the tail is above its base.
     above: Vec<Entry>,
+    /// The log whose surplus the state holds.
+    taken: Option<LogId>,
 }
 
 impl Opener<'_> {
@@ -87,6 +126,7 @@ impl Opener<'_> {
         let (shared, subject) = (self.restorer.shared, self.restorer.subject);
         let base = manifest.as_ref().map_or(Rev::default(), |manifest| manifest.base_rev);
         let first_slot = manifest.as_ref().map_or_else(Default::default, |manifest| manifest.first_slot);
+        self.taken = None;
         let entries = match &tail {
             Tail::None => Vec::new(),
             Tail::Own => {
@@ -96,7 +136,9 @@ impl Opener<'_> {
                 let sealed = shared.sealed.seal(log).await?;
                 let mut entries = sealed.tail(subject, first_slot, base).await?;
                 let reached = entries.last().map_or(base, Entry::last_rev);
-                entries.extend(shared.surplus.above(log, subject, reached));
+                let surplus = shared.surplus.entries(subject, log)?;
+                entries.extend(surplus.into_iter().filter(|entry| entry.last_rev() > reached));
+                self.taken = Some(log.clone());
                 entries
             }
         };
@@ -136,6 +178,20 @@ impl Opener<'_> {
         let path = self.restorer.path.clone();
         let snapshot = publish::upload_snapshot(shared, subject, made_for, rev, path).await?;
         Ok(BaseObject::Snapshot(snapshot))
+    }
+
+    /// What an earlier process of this data directory accepted and could not ship is in the claim's base now, or the
+    /// subject has gone on without it.
+    async fn settle_surplus(&self) -> Result<(), ErrorReply> {
+        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        for log in shared.surplus.logs_of(subject) {
+            if self.taken.as_ref() == Some(&log) {
+                shared.surplus.settle(subject, &log).await.map_err(|error| cannot_settle(&error))?;
+            } else {
+                lose_surplus(shared, subject, &log, self.base.as_ref()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The claim stands: the file is now of its term.
