@@ -52,7 +52,9 @@ pub enum ServeError {
     #[error("the messaging system does not let this process listen to its routes any more")]
     Unheard,
     /// The local disk failed to sync: what was acknowledged cannot be relied on any more.
-    #[error("the local disk failed to sync; nothing more is acknowledged, and the process has to be started again")]
+    #[error(
+        "the local disk failed to sync; nothing more is acknowledged, and the process has to be started again"
+    )]
     LocalDisk,
     /// The data directory cannot be taken over.
     #[error(transparent)]

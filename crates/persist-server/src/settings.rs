@@ -80,9 +80,7 @@ impl Settings {
         let ship = check.ship(args);
         let max_local_bytes = match &args.max_local_bytes {
             None => Some(None),
-            Some(text) => {
-                check.given("--max-local-bytes", text, |text| number(text, 1..=u64::MAX)).map(Some)
-            }
+            Some(text) => check.given("--max-local-bytes", text, |text| number(text, 1..=u64::MAX)).map(Some),
         };
         let idle_close =
             check.given("--idle-close", &args.idle_close, |text| duration(text, Duration::from_secs(1)));
@@ -133,9 +131,8 @@ struct Check {
 
 impl Check {
     fn ship(&mut self, args: &Args) -> Option<LogSettings> {
-        let ship_interval = self.given("--ship-interval", &args.ship_interval, |text| {
-            duration(text, Duration::from_millis(1))
-        });
+        let ship_interval = self
+            .given("--ship-interval", &args.ship_interval, |text| duration(text, Duration::from_millis(1)));
         let max_unshipped_age = self.given("--max-unshipped-age", &args.max_unshipped_age, |text| {
             duration(text, Duration::from_millis(100))
         });
@@ -143,8 +140,8 @@ impl Check {
         let max_unshipped_bytes = self.given("--max-unshipped-bytes", &args.max_unshipped_bytes, |text| {
             number(text, 32 << 20..=64 << 30)
         });
-        let max_puts_per_second = self
-            .given("--max-puts-per-second", &args.max_puts_per_second, |text| number(text, 1..=10_000));
+        let max_puts_per_second =
+            self.given("--max-puts-per-second", &args.max_puts_per_second, |text| number(text, 1..=10_000));
         Some(LogSettings {
             ship_interval: ship_interval?,
             max_unshipped_age: max_unshipped_age?,

@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use dormouse_protocol::data::{
-    ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
-    DestroyReply, FlushReply, GetAllReply, GetAllRequest, GetReply, GetRequest, InfoReply, KeysReply,
-    KeysRequest, SetReply, SetRequest,
+    ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest,
+    DeleteReply, DeleteRequest, DestroyReply, FlushReply, GetAllReply, GetAllRequest, GetReply, GetRequest,
+    InfoReply, KeysReply, KeysRequest, SetReply, SetRequest,
 };
 use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
 

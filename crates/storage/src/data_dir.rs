@@ -79,7 +79,8 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`].
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST), path.join(WAL), path.join(DEAD)] {
+        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST), path.join(WAL), path.join(DEAD)]
+        {
             fs::create_dir_all(&folder).map_err(|source| match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if path.is_dir() => {
                     DataDirError::NotWritable { path: path.to_owned(), source }
@@ -142,6 +143,12 @@ impl DataDir {
         self.path.join(WAL)
     }
 
+    /// Where the subject's file lies while a dead log is freed of it. `nonce` is fresh.
+    #[must_use]
+    pub fn drain_file(&self, subject: &Subject, nonce: Nonce) -> PathBuf {
+        self.path.join(SUBJECTS).join(format!("{}.{nonce}.draining", subject.escaped()))
+    }
+
     /// Where what cannot be used any more is kept.
     #[must_use]
     pub fn lost_dir(&self) -> PathBuf {
@@ -169,7 +176,9 @@ impl DataDir {
     pub fn unmark_dead(&self, log: &LogId) -> Result<(), DataDirError> {
         let path = self.path.join(DEAD).join(log.to_string());
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DataDirError::File { path, source: error }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DataDirError::File { path, source: error })
+            }
             _ => Ok(()),
         }
     }
@@ -181,7 +190,8 @@ impl DataDir {
     pub fn dead_logs(&self) -> Result<Vec<LogId>, DataDirError> {
         let path = self.path.join(DEAD);
         let read = || {
-            let names = fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let names =
+                fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
             names.collect::<io::Result<Vec<String>>>()
         };
         let names = read().map_err(|source| DataDirError::File { path: path.clone(), source })?;

@@ -28,6 +28,8 @@ pub(crate) struct Seat {
     pub(crate) close: Arc<Notify>,
     /// Kept by everybody who uses the subject's file.
     pub(crate) hold: Arc<Hold>,
+    /// The task before this one panicked: what it had under way is still on its way.
+    pub(crate) follows_panic: bool,
 }
 
 /// As long as one lives, no new task is started for its subject: the file is in use, be it by what a task that
@@ -84,6 +86,7 @@ impl Directory {
         if inner.shut {
             return Offered::Refused(Box::new(submission), shutting_down());
         }
+        let mut follows_panic = false;
         let submission = match inner.entries.get_mut(subject) {
             None => submission,
             Some(entry) => {
@@ -101,7 +104,10 @@ impl Directory {
                             ErrorReply::overloaded("the subject is still being closed", RETRY_AFTER_MS);
                         return Offered::Refused(Box::new(submission), reply);
                     }
-                    Err(TrySendError::Closed(submission)) => submission,
+                    Err(TrySendError::Closed(submission)) => {
+                        follows_panic = true;
+                        submission
+                    }
                 }
             }
         };
@@ -126,7 +132,7 @@ impl Directory {
             asked_to_close: false,
         };
         inner.entries.insert(subject.clone(), entry);
-        Offered::Start(Seat { queue, close, hold })
+        Offered::Start(Seat { queue, close, hold, follows_panic })
     }
 
     /// Takes the task of `subject` out, if nothing is queued for it. `false`: there is more to do.

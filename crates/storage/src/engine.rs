@@ -127,7 +127,11 @@ impl Shared {
     }
 
     /// Hands a request to its subject and waits for the answer. Cancelling the call withdraws nothing.
-    pub(crate) async fn execute(self: &Arc<Self>, subject: &Subject, request: Request) -> Result<Reply, ErrorReply> {
+    pub(crate) async fn execute(
+        self: &Arc<Self>,
+        subject: &Subject,
+        request: Request,
+    ) -> Result<Reply, ErrorReply> {
         let (sender, answer) = oneshot::channel();
         let respond = Box::new(move |reply| {
             // Nobody waits any more: the caller has cancelled.
@@ -181,7 +185,7 @@ impl Prepared {
     ) -> Result<Engine, OpenError> {
         let Self { settings, data, log: id, predecessor: _, bucket, env } = self;
         let storage: Arc<dyn WalStorage> = Arc::new(FileSystem);
-        let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone());
+        let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone(), id.clone());
         let (directory, listed) = (Arc::clone(&data), Arc::clone(&storage));
         env.blocking(move || {
             let earlier = list_logs(listed.as_ref(), &directory.wal_dir())?;

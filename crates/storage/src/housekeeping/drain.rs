@@ -80,7 +80,7 @@ async fn drain(shared: &Arc<Shared>, log: &LogId) -> Result<DrainReport, ErrorRe
             DrainEffect::Settle(subject) => settle(shared, log, &subject).await,
             DrainEffect::List => DrainInput::Listed(opened()?.list().await?),
             DrainEffect::Delete(deletions) => {
-                delete(&*opened()?, &deletions).await;
+                delete(opened()?.as_ref(), &deletions).await;
                 DrainInput::Deleted
             }
             DrainEffect::Done(report) => {
@@ -112,7 +112,9 @@ async fn delete(log: &SealedLog, deletions: &Deletions) {
         }
         tokio::time::sleep(STEP).await;
     }
-    if deletions.index && let Err(error) = log.delete_index().await {
+    if deletions.index
+        && let Err(error) = log.delete_index().await
+    {
         tracing::debug!(log = %log.log(), %error, "an index that nobody needs stays");
     }
 }

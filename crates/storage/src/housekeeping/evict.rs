@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dormouse_protocol::subject::Unescaped;
 use dormouse_protocol::Subject;
+use dormouse_protocol::subject::Unescaped;
 
 use crate::database::{companion, remove_files};
 use crate::engine::Shared;
@@ -68,7 +68,8 @@ async fn survey(shared: &Shared) -> std::io::Result<Survey> {
         let (rest, step) = shared
             .env
             .blocking(move || {
-                let step: Vec<_> = entries.by_ref().take(STEP).filter_map(Result::ok).filter_map(candidate).collect();
+                let step: Vec<_> =
+                    entries.by_ref().take(STEP).filter_map(Result::ok).filter_map(candidate).collect();
                 let more = !step.is_empty();
                 (more.then_some(entries), step)
             })

@@ -1,6 +1,7 @@
 //! The handle to a log: what the rest of the engine sees.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
@@ -164,6 +165,24 @@ impl Log {
     /// Cancelling the call has no effect.
     pub async fn ended(&self) -> LogEnd {
         self.0.over().await
+    }
+
+    /// How the log came to its end, if it has.
+    #[must_use]
+    pub fn end(&self) -> Option<LogEnd> {
+        *self.0.ended.borrow()
+    }
+
+    /// Waits until nothing of `subject` is on its way any more: it is shipped, failed, or left to the local disk by the
+    /// end of the log. Meanwhile it is shipped without delay.
+    ///
+    /// Cancelling the call has no effect.
+    pub async fn settled(&self, subject: &Subject) {
+        const PAUSE: Duration = Duration::from_millis(20);
+        while self.0.lock().has_unshipped(subject) {
+            self.ship();
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// What is shipped of a subject and not covered by a verified manifest; `None` when there is nothing.

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
 use dormouse_runtime::Env;
 use tokio::sync::OnceCell;
@@ -23,6 +24,7 @@ use crate::entry::Entry;
 use crate::format::index::LogIndex;
 use crate::format::segment::{self, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
+use crate::recovery::SealLog;
 
 pub(super) use read::read_header;
 pub use read::{TailError, read_own_tail};
@@ -188,6 +190,13 @@ impl SealedLogs {
     fn lock(&self) -> MutexGuard<'_, HashMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>> {
         // Each change of the map is one call.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl SealLog for SealedLogs {
+    async fn seal(&self, log: &LogId) -> Result<(), ErrorReply> {
+        self.seal_only(log).await.map(drop)
     }
 }
 

@@ -161,6 +161,12 @@ impl State {
         Ok(ticket)
     }
 
+    /// Whether something of the subject is on its way.
+    pub(super) fn has_unshipped(&self, subject: &Subject) -> bool {
+        let waiting = self.queue.iter().chain(&self.group).chain(&self.written).chain(&self.in_flight);
+        self.end.is_none() && waiting.into_iter().any(|pending| pending.append.subject == *subject)
+    }
+
     pub(super) fn want_all(&mut self) {
         self.wanted_through = self.last;
     }

@@ -49,6 +49,12 @@ impl Surplus {
         self.0.logs().is_empty()
     }
 
+    /// Whether a subject waits for this log.
+    #[must_use]
+    pub fn holds(&self, log: &LogId) -> bool {
+        self.0.logs().contains_key(log)
+    }
+
     /// The subjects that wait, each with the logs that it waits for, oldest first. A few, however many subjects there
     /// are: those that had something unshipped when a process ended.
     #[must_use]

@@ -168,8 +168,8 @@ impl Serving<'_> {
             return Err(self.failure.clone().unwrap_or_else(shutting_down));
         }
         self.settle_changes().await.map_err(|error| error.reply(self.subject))?;
-        let needs_base = self.shared.log.tail(self.subject).is_some()
-            || self.position().rev > self.manifest.base_rev;
+        let needs_base =
+            self.shared.log.tail(self.subject).is_some() || self.position().rev > self.manifest.base_rev;
         let source = if needs_base {
             Some(self.source().await.map_err(|error| error.reply(self.subject))?)
         } else {
@@ -241,7 +241,9 @@ impl Serving<'_> {
                 // The tombstone may come to count at any time, so nothing may be accepted until that is known.
                 PublishEnd::Undecided(machine, reply) => {
                     answer(Err(ErrorReply::new(ErrorCode::Indeterminate, reply.message)));
-                    inbox.refuse(&ErrorReply::unavailable("whether the subject is destroyed is not known yet"));
+                    inbox.refuse(&ErrorReply::unavailable(
+                        "whether the subject is destroyed is not known yet",
+                    ));
                     if self.shared.has_log_ended() {
                         return Some(self.abandon(inbox).await);
                     }

@@ -19,7 +19,7 @@ mod restore;
 mod schedule;
 mod serve;
 
-pub(crate) use open::{lose_surplus, newest_manifest};
+pub(crate) use open::{drain_subject, lose_surplus, newest_manifest};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,6 +49,7 @@ pub(crate) struct SubjectTask {
     // In this order: whoever finds the queue closed must find the hold too, as long as the file is in use.
     inbox: Inbox,
     hold: Arc<Hold>,
+    follows_panic: bool,
 }
 
 /// The subject's requests: those in the queue, and those taken from it that still wait.
@@ -80,12 +81,17 @@ impl Inbox {
 impl SubjectTask {
     pub(crate) fn new(shared: Arc<Shared>, subject: Subject, seat: Seat) -> Self {
         let inbox = Inbox { queue: seat.queue, waiting: VecDeque::new(), taken: Vec::new() };
-        Self { shared, subject, close: seat.close, inbox, hold: seat.hold }
+        let Seat { close, hold, follows_panic, .. } = seat;
+        Self { shared, subject, close, inbox, hold, follows_panic }
     }
 
     /// Serves the subject until nobody asks for it any more.
     pub(crate) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        if self.follows_panic {
+            // A claim may only begin when nothing of the subject's earlier life is under way.
+            shared.log.settled(&self.subject).await;
+        }
         loop {
             if shared.is_stopping() {
                 self.inbox.refuse(&shutting_down());

@@ -11,9 +11,9 @@ use crate::database::{Database, Tenure};
 use crate::engine::Shared;
 use crate::entry::Entry;
 use crate::keys::{ManifestNumber, Nonce};
-use crate::log::read_own_tail;
+use crate::log::{TailError, read_own_tail};
 use crate::manifest::Manifest;
-use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Restored, Tail};
+use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored, Tail};
 use crate::ownership::local::lost_above;
 use crate::ownership::{BaseKind, BaseObject, Found, base_kind, terms};
 
@@ -29,8 +29,6 @@ pub(super) struct Opened {
 /// # Errors
 /// The answer to the requests that wait for it.
 pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Opened, ErrorReply> {
-    // Nothing of an earlier life of the subject may be under way.
-    shared.log.settled(subject).await?;
     let _permit = shared.opening.acquire().await;
     let path = shared.data.subject_file(subject);
     let restorer = Restorer { shared, subject, path, database: None };
@@ -54,6 +52,41 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
         };
         effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
     }
+}
+
+/// Frees a subject of a dead log: where its newest manifest needs entries of it, the next one does not, and is released.
+/// A subject that is open here is freed by whoever has it open.
+///
+/// # Errors
+/// Why it could not be done this time.
+pub(crate) async fn drain_subject(
+    shared: &Arc<Shared>,
+    subject: &Subject,
+    log: &LogId,
+) -> Result<Drained, ErrorReply> {
+    // Its file is made in a place of its own, so that it gets in nobody's way.
+    let path = shared.data.drain_file(subject, Nonce::new(shared.env.ulid()));
+    let restorer = Restorer { shared, subject, path: path.clone(), database: None };
+    let mut opener = Opener { restorer, base: None, above: Vec::new(), taken: None };
+    let (mut claim, mut effect) = Claim::drain(subject.clone(), shared.log.id().clone(), log.clone(), false);
+    let drained = loop {
+        let answer = match effect {
+            ClaimEffect::GiveUp(reply) => break Err(reply),
+            ClaimEffect::Drained(drained) => break Ok(drained),
+            effect => opener.perform(effect).await,
+        };
+        effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
+    };
+    drop(opener);
+    let removed = shared.env.blocking(move || crate::database::remove_files(&path)).await;
+    if let Err(error) = removed {
+        tracing::debug!(%subject, %error, "a file that served to drain a log stays behind");
+    }
+    if let Ok(Drained::Released(verified)) = &drained {
+        // A full queue drops it: what lies about is found again by a later listing.
+        let _ = shared.garbage.try_send(verified.garbage.clone());
+    }
+    drained
 }
 
 /// Puts what an earlier process accepted and could not ship into `lost/`, as far as `newest`, the newest manifest of the
@@ -107,7 +140,9 @@ impl Opener<'_> {
         let (shared, subject) = (self.restorer.shared, self.restorer.subject);
         match effect {
             ClaimEffect::List => publish::list(shared, subject).await.map(ClaimInput::Listed),
-            ClaimEffect::Get(number) => publish::get_manifest(shared, subject, number).await.map(ClaimInput::Got),
+            ClaimEffect::Get(number) => {
+                publish::get_manifest(shared, subject, number).await.map(ClaimInput::Got)
+            }
             ClaimEffect::AskAuthority { owner } => {
                 Ok(match shared.authority.may_claim(subject, owner.as_ref()).await {
                     Ok(()) => ClaimInput::Allowed,
@@ -115,9 +150,13 @@ impl Opener<'_> {
                 })
             }
             ClaimEffect::Seal(log) => shared.sealed.seal(&log).await.map(|_| ClaimInput::Sealed),
-            ClaimEffect::Restore { manifest, tail } => self.restore(manifest.map(|manifest| *manifest), tail).await,
+            ClaimEffect::Restore { manifest, tail } => {
+                self.restore(manifest.map(|manifest| *manifest), tail).await
+            }
             ClaimEffect::PutBase { made_for } => self.put_base(made_for).await.map(ClaimInput::BasePut),
-            ClaimEffect::Create(manifest) => publish::create(shared, &manifest).await.map(ClaimInput::Created),
+            ClaimEffect::Create(manifest) => {
+                publish::create(shared, &manifest).await.map(ClaimInput::Created)
+            }
             ClaimEffect::Serve(_) | ClaimEffect::Drained(_) | ClaimEffect::GiveUp(_) => Err(out_of_step()),
         }
     }
@@ -130,11 +169,18 @@ impl Opener<'_> {
         let entries = match &tail {
             Tail::None => Vec::new(),
             Tail::Own => {
-                read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first_slot, base).await?
+                match read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first_slot, base).await {
+                    Ok(entries) => entries,
+                    Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
+                    Err(TailError::Failed(reply)) => return Err(reply),
+                }
             }
             Tail::Sealed(log) => {
-                let sealed = shared.sealed.seal(log).await?;
-                let mut entries = sealed.tail(subject, first_slot, base).await?;
+                let mut entries = match shared.sealed.seal(log).await?.tail(subject, first_slot, base).await {
+                    Ok(entries) => entries,
+                    Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
+                    Err(TailError::Failed(reply)) => return Err(reply),
+                };
                 let reached = entries.last().map_or(base, Entry::last_rev);
                 let surplus = shared.surplus.entries(subject, log)?;
                 entries.extend(surplus.into_iter().filter(|entry| entry.last_rev() > reached));
@@ -143,7 +189,9 @@ impl Opener<'_> {
             }
         };
         if let Err(fault) = crate::format::frame::check_run(&entries) {
-            return Ok(ClaimInput::ObjectMissing { object: format!("a part of the log of {subject} ({fault})") });
+            return Ok(ClaimInput::ObjectMissing {
+                object: format!("a part of the log of {subject} ({fault})"),
+            });
         }
         self.above = entries.iter().filter(|entry| entry.is_above(base)).cloned().collect();
         match self.restorer.restore(manifest.as_ref(), entries).await {
@@ -169,7 +217,11 @@ impl Opener<'_> {
             let database = self.restorer.database.as_ref().ok_or_else(out_of_step)?;
             (database.state().rev, self.base.as_ref().map_or(Rev::default(), |base| base.base_rev))
         };
-        let bytes = self.above.iter().map(|entry| crate::format::frame::encode(entry).map_or(0, |frame| frame.len() as u64)).sum();
+        let bytes = self
+            .above
+            .iter()
+            .map(|entry| crate::format::frame::encode(entry).map_or(0, |frame| frame.len() as u64))
+            .sum();
         if rev > base && base_kind(self.base.as_ref(), bytes) == BaseKind::Delta {
             let delta = publish::upload_delta(shared, subject, made_for, base, &self.above).await?;
             return Ok(BaseObject::Delta(delta));
@@ -182,7 +234,7 @@ impl Opener<'_> {
 
     /// What an earlier process of this data directory accepted and could not ship is in the claim's base now, or the
     /// subject has gone on without it.
-    async fn settle_surplus(&self) -> Result<(), ErrorReply> {
+    async fn settle_surplus(&mut self) -> Result<(), ErrorReply> {
         let (shared, subject) = (self.restorer.shared, self.restorer.subject);
         for log in shared.surplus.logs_of(subject) {
             if self.taken.as_ref() == Some(&log) {

@@ -206,7 +206,12 @@ impl Pipeline {
                     self.pending.push(&entry, database.state());
                     let change = Change { entry, bytes: frame.len(), level, ticket: None };
                     let answer = outcome.answer();
-                    group.steps.push(Step { change: Some(change), answer, respond: Some(respond), max_bytes });
+                    group.steps.push(Step {
+                        change: Some(change),
+                        answer,
+                        respond: Some(respond),
+                        max_bytes,
+                    });
                 }
                 Err(error) => respond(Err(ErrorReply::internal(error))),
             },
@@ -414,10 +419,7 @@ impl Pipeline {
 
 /// Whether `request` becomes an entry of the log.
 pub(super) const fn is_change(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Set(_) | Request::Delete(_) | Request::DeleteAll(_) | Request::Configure(_)
-    )
+    matches!(request, Request::Set(_) | Request::Delete(_) | Request::DeleteAll(_) | Request::Configure(_))
 }
 
 fn too_many() -> ErrorReply {

@@ -118,7 +118,9 @@ async fn base(
 ) -> Result<NewBase, ErrorReply> {
     let tail_bytes = shared.log.tail(subject).map_or(0, |tail| tail.bytes);
     if base_kind(Some(current), tail_bytes) == BaseKind::Delta {
-        let tail = read_own_tail(&shared.log, shared.bucket.as_ref(), subject, current.first_slot, current.base_rev).await?;
+        let tail =
+            read_own_tail(&shared.log, shared.bucket.as_ref(), subject, current.first_slot, current.base_rev)
+                .await?;
         // A delta leads as far as the log does. Where the file is ahead of it, or the tail holds nothing but memories
         // of answers, the snapshot is what holds it all.
         if tail.last().is_some_and(|last| last.last_rev() == source.rev && source.rev > current.base_rev) {
@@ -158,12 +160,14 @@ pub(super) async fn upload_delta(
     after: Rev,
     entries: &[Entry],
 ) -> Result<DeltaRef, ErrorReply> {
-    let frames = entries.iter().map(frame::encode).collect::<Result<Vec<_>, _>>().map_err(ErrorReply::internal)?;
+    let frames =
+        entries.iter().map(frame::encode).collect::<Result<Vec<_>, _>>().map_err(ErrorReply::internal)?;
     let encoded = delta::encode(subject, after, frames).map_err(ErrorReply::internal)?;
     let name = DeltaName { made_for, rev: encoded.last_rev, nonce: Nonce::new(shared.env.ulid()) };
     let key = SubjectKeys::new(subject).delta(&name);
     let (size_bytes, crc64) = (encoded.bytes.len() as u64, crate::checksum::Crc64::of(&encoded.bytes));
-    let created = create_once(shared.bucket.as_ref(), &key, encoded.bytes, tokio::time::sleep(PATIENCE)).await;
+    let created =
+        create_once(shared.bucket.as_ref(), &key, encoded.bytes, tokio::time::sleep(PATIENCE)).await;
     match Creation::of(created)? {
         Creation::Ours => Ok(DeltaRef { name, size_bytes, crc64 }),
         Creation::Anothers => Err(ErrorReply::internal(format!("{key} was there before it was made"))),

@@ -48,7 +48,8 @@ impl Restorer<'_> {
     /// Opens the file that lies here from earlier, if it is fit for use. Tells the highest manifest that it remembers.
     pub(super) async fn find_local(&mut self) -> Result<Option<ManifestNumber>, ErrorReply> {
         let (path, subject) = (self.path.clone(), self.subject.clone());
-        let kept = self.shared.data.lost_file(&subject, Default::default(), Nonce::new(self.shared.env.ulid()));
+        let kept =
+            self.shared.data.lost_file(&subject, Default::default(), Nonce::new(self.shared.env.ulid()));
         let found = self
             .shared
             .env
@@ -59,16 +60,20 @@ impl Restorer<'_> {
                 match Database::open(&path, &subject) {
                     Ok(database) => Ok(Some(database)),
                     Err(DatabaseError::Empty) => Ok(None),
-                    Err(error) if error.is_unfit_file() => quarantine(&path, &kept, &subject, &error)
-                        .map(|()| None)
-                        .map_err(|_| error),
+                    Err(error) if error.is_unfit_file() => {
+                        quarantine(&path, &kept, &subject, &error).map(|()| None).map_err(|_| error)
+                    }
                     Err(error) => Err(error),
                 }
             })
             .await
             .map_err(|error| error.reply(self.subject))?;
         self.database = found;
-        Ok(self.database.as_ref().map(|database| database.provenance().manifest).filter(|number| number.get() > 0))
+        Ok(self
+            .database
+            .as_ref()
+            .map(|database| database.provenance().manifest)
+            .filter(|number| number.get() > 0))
     }
 
     /// Brings the state of `manifest` with `tail` on top of its base here; for a new subject an empty one.
@@ -131,8 +136,7 @@ impl Restorer<'_> {
             self.shared.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?;
         let Some(summary) = found else { return Err(RestoreError::Missing(key.to_string())) };
         if (summary.size_bytes, summary.crc64) != (snapshot.size_bytes, snapshot.crc64) {
-            let what =
-                differs(summary.size_bytes, summary.crc64, snapshot.size_bytes, snapshot.crc64);
+            let what = differs(summary.size_bytes, summary.crc64, snapshot.size_bytes, snapshot.crc64);
             // Only the copy of it goes; what is left of it, the next pull removes.
             let _ = remove(self.shared, &incoming).await;
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
@@ -157,7 +161,9 @@ impl Restorer<'_> {
                 return Err(ErrorReply::corrupt(key.to_string(), error).into());
             }
             Err(LocalError::Database(error)) => {
-                return Err(ErrorReply::unavailable(format!("the local file of {}: {error}", self.subject)).into());
+                return Err(
+                    ErrorReply::unavailable(format!("the local file of {}: {error}", self.subject)).into()
+                );
             }
         };
         if database.state().rev != snapshot.rev() {
@@ -228,7 +234,6 @@ impl Restorer<'_> {
         self.database = Some(database);
         done.map_err(|error| error.not_begun().reply(self.subject))
     }
-
 }
 
 async fn remove(shared: &Shared, path: &Path) -> Result<(), ErrorReply> {

@@ -333,7 +333,8 @@ impl<'a> Serving<'a> {
         }
         for flush in done {
             let failure = flush.ticket.as_ref().and_then(|ticket| ticket.failure());
-            let in_time = flush.until > now || flush.ticket.as_ref().is_none_or(|ticket| ticket.stage() == Stage::Shipped);
+            let in_time = flush.until > now
+                || flush.ticket.as_ref().is_none_or(|ticket| ticket.stage() == Stage::Shipped);
             (flush.respond)(match failure {
                 Some(reply) => Err(reply),
                 None if in_time && (!flush.base || based >= flush.position.rev) => {
