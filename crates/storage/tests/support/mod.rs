@@ -258,7 +258,7 @@ impl World {
 
     /// A server whose clockwork does nothing by itself within a test.
     pub fn server(&self, name: &str) -> Server {
-        self.server_with(name, |settings| settings.snapshot_interval = Duration::from_secs(3_600))
+        self.server_with(name, |_| {})
     }
 
     pub fn server_with(&self, name: &str, change: impl FnOnce(&mut EngineSettings)) -> Server {
