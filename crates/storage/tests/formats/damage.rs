@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use dormouse_protocol::{ErrorCode, ErrorReply, Rev, Slot};
+use dormouse_storage::checksum::Crc64;
 use dormouse_storage::format::index::{self, LogIndex};
 use dormouse_storage::format::segment::{self, Footer};
-use dormouse_storage::format::{Fault, FormatError, delta, frame};
+use dormouse_storage::format::{Fault, FormatError, crc32c, delta, frame};
 
 use crate::fuzzing::repair;
 use crate::samples;
@@ -161,6 +162,47 @@ fn a_slot_that_contradicts_itself_is_refused() {
             (footer + 16, 2),               // fewer lines
         ],
     );
+}
+
+/// Every byte is summed up twice, so that a flipped bit does not show whether both sums are looked at: here one sum is
+/// wrong and those above it are right.
+#[test]
+fn every_checksum_counts_by_itself() {
+    let slot = samples::data().1.bytes;
+    let (header, footer) = (46 + samples::log().to_string().len(), slot.len() - 48);
+    let index = u64::from_le_bytes(slot[footer..footer + 8].try_into().unwrap()) as usize;
+    let block = index + 2 + samples::data().1.lines[0].subject.as_str().len() + 36;
+    for at in [header, block, footer + 20, footer + 24, footer + 32] {
+        let mut bad = slot.to_vec();
+        bad[at] ^= 1;
+        if at < footer {
+            let sum = crc32c(&bad[index..footer]);
+            bad[footer + 20..footer + 24].copy_from_slice(&sum.to_le_bytes());
+        }
+        if at < footer + 24 {
+            let sum = Crc64::of(&bad[..footer + 24]);
+            bad[footer + 24..footer + 32].copy_from_slice(&sum.to_u64().to_le_bytes());
+        }
+        if at < footer + 32 {
+            let sum = crc32c(&bad[footer..footer + 32]);
+            bad[footer + 32..footer + 36].copy_from_slice(&sum.to_le_bytes());
+        }
+        assert!(read_slot(&bad).is_err(), "byte {at}");
+    }
+
+    let mut delta = delta_bytes().to_vec();
+    let numbers = 14 + "app.orders.eu".len();
+    delta[numbers + 28] ^= 1;
+    let sum = crc32c(&delta[..numbers + 36]);
+    delta[numbers + 36..numbers + 40].copy_from_slice(&sum.to_le_bytes());
+    assert!(read_delta(&delta).is_err());
+
+    let mut index = index_bytes().to_vec();
+    let end = index.len() - 28;
+    index[end + 16] ^= 1;
+    let sum = crc32c(&index[end..end + 24]);
+    index[end + 24..].copy_from_slice(&sum.to_le_bytes());
+    assert!(read_index(&index).is_err());
 }
 
 #[test]
