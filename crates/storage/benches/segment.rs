@@ -1,0 +1,105 @@
+//! How fast a flush becomes a segment, and a segment entries again. Each case holds the same entries, of one subject or of
+//! many: what a subject costs in a segment is the difference.
+
+use std::hint::black_box;
+
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use dormouse_protocol::{Headers, LogId, Rev, Seq, Slot, Subject, Term, Timestamp};
+use dormouse_storage::entry::Entry;
+use dormouse_storage::format::frame;
+use dormouse_storage::format::segment::{self, Block, NO_PREVIOUS, SlotHeader, SlotKind};
+use dormouse_storage::keys::Nonce;
+use dormouse_storage::plan::{Operation, SetOperation};
+
+/// Entries in a segment, over all subjects.
+const ENTRIES: usize = 10_000;
+
+/// Bytes of a value.
+const VALUE_BYTES: usize = 128;
+
+fn log() -> LogId {
+    "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ".parse().expect("a log id")
+}
+
+fn header() -> SlotHeader {
+    let nonce = Nonce::from_bytes([7; 16]);
+    SlotHeader { kind: SlotKind::Data, log: log(), slot: Slot::new(1), nonce, previous: NO_PREVIOUS }
+}
+
+fn entry(after: u64) -> Entry {
+    let set = SetOperation {
+        seq: Seq::new(after + 1),
+        key: Some(format!("key-{after}")),
+        value: Some(Bytes::from(vec![b'v'; VALUE_BYTES])),
+        blob: None,
+        headers: Headers::default(),
+        timestamp: Timestamp::from_micros(1_700_000_000_000_000),
+        replaces: None,
+        expires_at: None,
+        msg_id: None,
+    };
+    Entry {
+        term: Term::new(1),
+        after: Rev::new(after),
+        accept_time: Timestamp::from_micros(1_700_000_000_000_000),
+        request: None,
+        operations: vec![Operation::Set(set)],
+    }
+}
+
+/// One block per append, as the log hands them over.
+fn blocks(subjects: usize) -> Vec<Block> {
+    let append = |number: usize| {
+        let after = (number / subjects) as u64;
+        Block {
+            subject: Subject::new(&format!("app.user.{:06}", number % subjects)).expect("a subject"),
+            first_after: Rev::new(after),
+            last_rev: Rev::new(after + 1),
+            entries: 1,
+            frames: frame::encode(&entry(after)).expect("a small entry"),
+        }
+    };
+    (0..ENTRIES).map(append).collect()
+}
+
+fn frames(c: &mut Criterion) {
+    let mut group = c.benchmark_group("frame");
+    let entry = entry(41);
+    let bytes = frame::encode(&entry).expect("a small entry");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("encode", |b| b.iter(|| frame::encode(black_box(&entry))));
+    group.bench_function("decode", |b| b.iter(|| frame::decode_all(black_box(&bytes))));
+    group.finish();
+}
+
+fn segments(c: &mut Criterion) {
+    let mut group = c.benchmark_group("segment");
+    for subjects in [1, 100, 10_000] {
+        let blocks = blocks(subjects);
+        let encoded = segment::encode(&header(), blocks.clone());
+        group.throughput(Throughput::Bytes(encoded.bytes.len() as u64));
+        group.bench_with_input(BenchmarkId::new("encode", subjects), &blocks, |b, blocks| {
+            b.iter_batched(
+                || blocks.clone(),
+                |blocks| segment::encode(&header(), blocks),
+                criterion::BatchSize::LargeInput,
+            );
+        });
+        group.bench_with_input(BenchmarkId::new("decode", subjects), &encoded.bytes, |b, bytes| {
+            b.iter(|| segment::decode(&log(), Slot::new(1), bytes.clone()));
+        });
+        group.bench_with_input(BenchmarkId::new("entries", subjects), &encoded.bytes, |b, bytes| {
+            b.iter(|| {
+                let object = segment::decode(&log(), Slot::new(1), bytes.clone()).expect("as encoded");
+                let of =
+                    |line: &segment::IndexLine| object.entries_of(&line.subject).expect("as encoded").len();
+                object.lines.iter().map(of).sum::<usize>()
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, frames, segments);
+criterion_main!(benches);
