@@ -23,7 +23,7 @@ async fn a_sealed_log_acknowledges_nothing_more_and_its_successor_has_all_it_ack
     let surplus: Vec<Rev> = rig.wal().appends.iter().map(|append| append.first_after).collect();
     assert_eq!(surplus, [Rev::new(1)]);
     assert_eq!(sealed.tail(&subject("app.a"), Slot::new(0), Rev::new(0)).await.unwrap(), [entry(0, 0)]);
-    assert_eq!(rig.slots().await, [0, 1, 2]);
+    assert_eq!(rig.slots().await.last(), Some(&2), "the seal is the end");
     rig.tasks.finish(Duration::from_secs(5)).await.unwrap();
 }
 
