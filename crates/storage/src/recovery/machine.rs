@@ -18,27 +18,26 @@ pub struct Recovery {
     last_slot: Option<Slot>,
     /// Everything up to here is in slots that count.
     shipped: Lsn,
-    /// The first slot of our own, the last one and how far it leads. Whether they count is seen by the next listing.
-    put: Option<(Slot, Slot, Lsn)>,
+    /// The last slot of our own and how far it leads. Whether it counts is seen by the next listing.
+    put: Option<(Slot, Lsn)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     Listing,
     Looking(Slot),
-    /// There is a seal in the first of these slots: is it the highest?
+    /// There is a seal in this slot: is it the highest?
     Confirming(Slot),
-    LookingBelow(Slot),
     Putting(Slot),
     Sealing,
     Ended,
 }
 
 /// What the machine is told.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RecoveryInput {
-    /// The answer to [`RecoveryEffect::List`], ascending.
-    Listed(Vec<Slot>),
+    /// The answer to [`RecoveryEffect::List`]: the highest slot there is.
+    Listed(Option<Slot>),
     /// The answer to [`RecoveryEffect::Look`].
     Looked(Looked),
     /// The definite answer to [`RecoveryEffect::Put`].
@@ -75,7 +74,7 @@ pub enum Found {
 }
 
 /// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RecoveryEffect {
     /// List the log's slots.
     List,
@@ -101,9 +100,9 @@ pub enum Recovered {
     Complete,
     /// The log was never born, and nobody was promised anything.
     Nothing,
-    /// Somebody else sealed the log first: what comes after this append may not be in it.
+    /// Somebody else sealed the log first: what comes after this append may be in it or not.
     Surplus {
-        /// The last append that is.
+        /// The last append that is in it.
         after: Lsn,
     },
     /// The bucket lacks what the dead process put there. It is another bucket, or it went back in time.
@@ -128,15 +127,9 @@ impl Recovery {
     /// Takes an answer and says what to do next; `None` for an answer to a question that was not asked.
     pub fn apply(&mut self, input: RecoveryInput) -> Option<RecoveryEffect> {
         let (state, effect) = match (self.state, input) {
-            (State::Listing, RecoveryInput::Listed(slots)) => self.listed(slots.last().copied()),
+            (State::Listing, RecoveryInput::Listed(highest)) => self.listed(highest),
             (State::Looking(slot), RecoveryInput::Looked(looked)) => self.looked(slot, looked),
-            (State::Confirming(seal), RecoveryInput::Listed(slots)) => self.confirmed(seal, &slots),
-            (State::LookingBelow(slot), RecoveryInput::Looked(looked)) => {
-                if let Looked::Data(found) = looked {
-                    self.found(slot, found);
-                }
-                self.sealed_by_another()
-            }
+            (State::Confirming(seal), RecoveryInput::Listed(highest)) => self.confirmed(seal, highest),
             (State::Putting(slot), RecoveryInput::Put { ours, through }) => self.put(slot, ours, through),
             (State::Sealing, RecoveryInput::Sealed) => done(Recovered::Complete),
             _ => return None,
@@ -149,7 +142,7 @@ impl Recovery {
         match (highest, self.put) {
             (None, _) if self.last_slot.is_none() && self.last == Lsn::ZERO => done(Recovered::Nothing),
             (highest, _) if highest.is_none() || highest < self.last_slot => done(Recovered::BucketLacks),
-            (Some(highest), Some((_, last, through))) if last == highest => {
+            (Some(highest), Some((last, through))) if last == highest => {
                 self.shipped = self.shipped.max(through);
                 self.go_on(highest.next())
             }
@@ -195,8 +188,7 @@ impl Recovery {
         if !ours {
             return list();
         }
-        let first = self.put.map_or(slot, |(first, ..)| first);
-        self.put = Some((first, slot, through));
+        self.put = Some((slot, through));
         if through < self.last {
             let next = slot.next();
             return (State::Putting(next), RecoveryEffect::Put { slot: next, after: through });
@@ -205,21 +197,12 @@ impl Recovery {
         list()
     }
 
-    fn confirmed(&mut self, seal: Slot, slots: &[Slot]) -> (State, RecoveryEffect) {
-        if slots.last() != Some(&seal) {
-            return self.listed(slots.last().copied());
-        }
-        // What we put ourselves may stand in a hole, so that it does not count.
-        let bound = self.put.map_or(seal, |(first, ..)| first);
-        let below = slots.iter().copied().rfind(|slot| *slot < bound && Some(*slot) > self.last_slot);
-        match below {
-            Some(slot) if self.shipped < self.last => (State::LookingBelow(slot), RecoveryEffect::Look(slot)),
-            _ => self.sealed_by_another(),
-        }
-    }
-
-    fn sealed_by_another(&self) -> (State, RecoveryEffect) {
-        if self.shipped < self.last {
+    /// What lies below another's seal may be ours, in a hole that was cleared after the sealing; the dead process's own
+    /// may be cleared already. So nothing is read there: to whom it matters, the subject's state tells what it has.
+    fn confirmed(&mut self, seal: Slot, highest: Option<Slot>) -> (State, RecoveryEffect) {
+        if highest != Some(seal) {
+            self.listed(highest)
+        } else if self.shipped < self.last {
             done(Recovered::Surplus { after: self.shipped })
         } else {
             done(Recovered::Complete)

@@ -8,6 +8,8 @@
 //! Nothing here depends on how many subjects there are, only on how much was not shipped.
 
 pub mod machine;
+#[cfg(test)]
+mod random_tests;
 mod segments;
 mod shell;
 mod surplus;

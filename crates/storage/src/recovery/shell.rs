@@ -109,7 +109,7 @@ impl OneLog<'_> {
         let (mut machine, mut effect) = Recovery::begin(self.wal);
         loop {
             let input = match effect {
-                RecoveryEffect::List => RecoveryInput::Listed(self.list().await?),
+                RecoveryEffect::List => RecoveryInput::Listed(self.highest().await?),
                 RecoveryEffect::Look(slot) => RecoveryInput::Looked(self.look(slot).await?),
                 RecoveryEffect::Put { slot, after } => self.put(slot, after).await?,
                 RecoveryEffect::Seal => {
@@ -125,9 +125,9 @@ impl OneLog<'_> {
         }
     }
 
-    async fn list(&self) -> Result<Vec<Slot>, BucketError> {
+    async fn highest(&self) -> Result<Option<Slot>, BucketError> {
         let entries = patiently(|| self.settings.bucket.list(self.keys.folder())).await?;
-        Ok(self.keys.read_listing(&entries))
+        Ok(self.keys.read_listing(&entries).last().copied())
     }
 
     async fn look(&mut self, slot: Slot) -> Result<Looked, RecoveryError> {
