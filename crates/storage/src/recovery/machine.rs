@@ -26,7 +26,8 @@ pub struct Recovery {
 enum State {
     Listing,
     Looking(Slot),
-    /// There is a seal in this slot: is it the highest?
+    /// There is a seal in this slot: is it the highest? The rule by which everybody tells the end of a log; whoever owned
+    /// this one is dead and trims no more, so that here it only confirms.
     Confirming(Slot),
     Putting(Slot),
     Sealing,
