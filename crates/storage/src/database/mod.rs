@@ -10,6 +10,7 @@ mod blobs;
 mod changes;
 mod error;
 mod files;
+mod outcome;
 mod read;
 mod remember;
 mod schema;
@@ -366,6 +367,14 @@ const fn from_sql(number: i64) -> u64 {
 }
 
 #[cfg(test)]
+mod changes_tests;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod remember_tests;
+#[cfg(test)]
+mod replay_tests;
 #[cfg(test)]
 mod tests;

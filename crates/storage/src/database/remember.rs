@@ -7,7 +7,7 @@ use dormouse_protocol::limits::{MSG_ID_WINDOW_MS, SESSION_IDLE_MS, SESSION_RESUL
 use dormouse_protocol::{RequestId, Rev, Seq, Term, Timestamp};
 use rusqlite::{OptionalExtension, params};
 
-use super::{Database, DatabaseError, from_sql, to_sql};
+use super::{Database, DatabaseError, from_sql, outcome, to_sql};
 use crate::entry::{Entry, Remembered};
 use crate::plan::{Memory, SetOperation};
 
@@ -32,7 +32,7 @@ impl Database {
             .query_row(params![session, counter], |row| row.get(0))
             .optional()?;
         if let Some(outcome) = outcome {
-            return dormouse_protocol::decode(&outcome)
+            return outcome::decode(&outcome)
                 .map(Memory::Done)
                 .map_err(|error| DatabaseError::Damaged(format!("a remembered answer: {error}")));
         }
@@ -72,19 +72,14 @@ impl Database {
     /// Remembers how a request was answered.
     pub(super) fn remember(&mut self, entry: &Entry, request: &Remembered) -> Result<(), DatabaseError> {
         let session = request.id.session.to_string();
-        let outcome = dormouse_protocol::encode(&request.outcome)
+        let outcome = outcome::encode(&request.outcome)
             .map_err(|error| DatabaseError::Diverged(format!("an answer: {error}")))?;
         let added = self
             .connection
             .prepare_cached(
                 "INSERT OR IGNORE INTO results(session, counter, rev, outcome) VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute(params![
-                session,
-                to_sql(request.id.counter),
-                to_sql(entry.last_rev().get()),
-                outcome.as_ref()
-            ])?;
+            .execute(params![session, to_sql(request.id.counter), to_sql(entry.last_rev().get()), outcome])?;
         let known = self.session(&session)?;
         let mut held = known.unwrap_or(Session { accept_time: entry.accept_time, floor: None, kept: 0 });
         held.kept += added as u64;

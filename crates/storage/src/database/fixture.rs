@@ -1,0 +1,146 @@
+//! Entries for tests, made by hand: what they say follows from the state, but nobody planned them.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use dormouse_protocol::message::{Removed, SubjectConfig};
+use dormouse_protocol::{ErrorReply, LogId, RequestId, SessionId, Subject, Term, Timestamp};
+use ulid::Ulid;
+
+use super::*;
+use crate::checksum::Crc64;
+use crate::entry::{Entry, Outcome, Remembered};
+use crate::keys::{BlobName, Nonce};
+use crate::plan::{BlobRef, Operation, RemovalCause, SetOperation, SubjectView};
+
+pub(super) fn subject() -> Subject {
+    "app.orders".parse().unwrap()
+}
+
+pub(super) fn log() -> LogId {
+    "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap()
+}
+
+pub(super) fn tenure(term: u64, term_base: u64) -> Tenure {
+    Tenure {
+        log: log(),
+        term: Term::new(term),
+        term_base: Rev::new(term_base),
+        manifest: ManifestNumber::new(term),
+        bucket_rev: Rev::new(term_base),
+    }
+}
+
+/// A file under its first term.
+pub(super) fn fresh(path: &Path) -> Database {
+    let mut database = Database::create(path, &subject(), Origin::default()).unwrap();
+    database.take_over(&tenure(1, 0)).unwrap();
+    database
+}
+
+pub(super) fn second(seconds: u64) -> Timestamp {
+    Timestamp::from_micros(seconds * 1_000_000)
+}
+
+pub(super) fn request(session: u128, counter: u64) -> RequestId {
+    RequestId { session: SessionId::new(Ulid::from(session)), counter }
+}
+
+pub(super) fn blob(term: u64, n: u128) -> BlobRef {
+    let name = BlobName { term: Term::new(term), nonce: Nonce::new(Ulid::from(n)) };
+    BlobRef { name, size_bytes: 1 << 40, crc64: Crc64::of(&n.to_le_bytes()) }
+}
+
+/// A refusal, which is an answer that changes nothing but is remembered.
+pub(super) fn refusal(why: &str) -> Outcome {
+    Outcome::Refused(ErrorReply::bad_request(why))
+}
+
+impl Database {
+    /// An entry that follows from this state, under its term and at its accept time.
+    pub(super) fn entry(&self, operations: Vec<Operation>) -> Entry {
+        Entry {
+            term: self.state.term,
+            after: self.state.rev,
+            accept_time: self.state.accept_time,
+            request: None,
+            operations,
+        }
+    }
+
+    /// A set that follows from this state: at the next seq, in the place of what is under its key.
+    pub(super) fn set(&self, key: Option<&str>, value: &[u8]) -> SetOperation {
+        SetOperation {
+            seq: self.state.next_seq,
+            key: key.map(str::to_owned),
+            value: Some(Bytes::copy_from_slice(value)),
+            blob: None,
+            headers: Default::default(),
+            timestamp: self.state.accept_time,
+            replaces: key.and_then(|key| self.under(key).unwrap()).map(|id| id.seq),
+            expires_at: None,
+            msg_id: None,
+        }
+    }
+
+    pub(super) fn delete(&self, seqs: &[u64]) -> Operation {
+        let removed = seqs.iter().map(|&seq| {
+            let seq = Seq::new(seq);
+            Removed { seq, key: self.at(seq).unwrap().unwrap().key }
+        });
+        Operation::Delete { removed: removed.collect(), cause: RemovalCause::Asked }
+    }
+
+    pub(super) fn delete_all(&self, end_seq: u64) -> Operation {
+        let end_seq = Seq::new(end_seq);
+        Operation::DeleteAll { end_seq, count: self.count_up_to(end_seq).unwrap() }
+    }
+
+    /// Applies an entry in a transaction of its own.
+    pub(super) fn commit_entry(&mut self, entry: &Entry) -> Result<(), DatabaseError> {
+        self.in_transaction(|database| database.apply(entry))
+    }
+
+    /// Applies these operations in an entry of their own.
+    pub(super) fn run(&mut self, operations: Vec<Operation>) -> Entry {
+        let entry = self.entry(operations);
+        self.commit_entry(&entry).unwrap();
+        entry
+    }
+
+    /// Everything in the file that entries decide, row by row.
+    pub(super) fn dump(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut tables = self
+            .connection
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+            .unwrap();
+        let tables: Vec<String> =
+            tables.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+        for table in tables {
+            let mut select =
+                self.connection.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
+            let columns: Vec<String> = select.column_names().into_iter().map(str::to_owned).collect();
+            let mut rows = select.query([]).unwrap();
+            while let Some(row) = rows.next().unwrap() {
+                let mut line = table.clone();
+                for (place, column) in columns.iter().enumerate() {
+                    // Of these three the entries say nothing.
+                    if table != "meta" || !["log", "manifest", "bucket_rev"].contains(&column.as_str()) {
+                        line.push_str(&format!(" {column}={:?}", row.get_ref(place).unwrap()));
+                    }
+                }
+                lines.push(line);
+            }
+        }
+        lines
+    }
+}
+
+pub(super) fn remembered(entry: Entry, id: RequestId, outcome: Outcome) -> Entry {
+    Entry { request: Some(Remembered { id, outcome }), ..entry }
+}
+
+pub(super) fn config(metadata: &str) -> SubjectConfig {
+    SubjectConfig { metadata: [("note".to_owned(), metadata.to_owned())].into(), ..SubjectConfig::default() }
+}

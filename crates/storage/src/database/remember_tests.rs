@@ -1,0 +1,175 @@
+//! What is remembered, for how long, and that forgetting is the same everywhere.
+
+use dormouse_protocol::limits::{MSG_ID_WINDOW_MS, SESSION_IDLE_MS, SESSION_RESULTS};
+
+use super::fixture::*;
+use super::*;
+use crate::entry::Entry;
+use crate::plan::{Memory, Operation, SubjectView};
+
+const HOUR: u64 = SESSION_IDLE_MS / 1_000;
+const WINDOW: u64 = MSG_ID_WINDOW_MS / 1_000;
+
+fn rows(database: &Database, table: &str) -> u64 {
+    let count = format!("SELECT COUNT(*) FROM {table}");
+    from_sql(database.connection.query_row(&count, [], |row| row.get(0)).unwrap())
+}
+
+/// A refusal of a session's request, at a time.
+fn note(database: &Database, session: u128, counter: u64, at: Timestamp) -> Entry {
+    let entry = Entry { accept_time: at, ..database.entry(Vec::new()) };
+    remembered(entry, request(session, counter), refusal(&counter.to_string()))
+}
+
+#[test]
+fn an_answer_is_remembered_with_its_change_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sqlite3");
+    let mut database = fresh(&path);
+    let set = Operation::Set(database.set(Some("k"), b"1"));
+    let entry = remembered(database.entry(vec![set]), request(1, 5), refusal("stands for an answer"));
+    database.begin().unwrap();
+    database.apply(&entry).unwrap();
+    database.rollback().unwrap();
+    assert_eq!(database.remembered(request(1, 5)).unwrap(), Memory::New);
+    database.commit_entry(&entry).unwrap();
+    drop(database);
+    let database = Database::open(&path, &subject()).unwrap();
+    assert_eq!(database.remembered(request(1, 5)).unwrap(), Memory::Done(refusal("stands for an answer")));
+    assert_eq!(database.remembered(request(1, 6)).unwrap(), Memory::New);
+    assert_eq!(database.remembered(request(1, 4)).unwrap(), Memory::New, "it may still be on its way");
+    assert_eq!(database.remembered(request(2, 5)).unwrap(), Memory::New);
+}
+
+#[test]
+fn of_each_session_the_last_answers_are_kept_and_older_requests_are_known_to_be_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut database = fresh(&folder.path().join("s.sqlite3"));
+    let most = SESSION_RESULTS as u64;
+    // Not in order: requests of one session are under way side by side.
+    for counter in (1..=most + 10).map(|n| n ^ 1) {
+        database.commit_entry(&note(&database, 1, counter, second(1))).unwrap();
+    }
+    database.commit_entry(&note(&database, 2, 1, second(1))).unwrap();
+    assert_eq!(rows(&database, "results"), most + 1);
+    let lowest = most + 11 - most;
+    for counter in 0..lowest {
+        assert_eq!(database.remembered(request(1, counter)).unwrap(), Memory::Forgotten, "{counter}");
+    }
+    for counter in [lowest, most + 11] {
+        assert_eq!(
+            database.remembered(request(1, counter)).unwrap(),
+            Memory::Done(refusal(&counter.to_string()))
+        );
+    }
+    assert_eq!(database.remembered(request(1, most + 12)).unwrap(), Memory::New);
+    assert_eq!(database.remembered(request(2, 1)).unwrap(), Memory::Done(refusal("1")));
+}
+
+#[test]
+fn any_counter_is_taken_and_none_is_carried_out_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut database = fresh(&folder.path().join("s.sqlite3"));
+    for counter in [u64::MAX, 0, 1 << 63, (1 << 63) - 1] {
+        assert_eq!(database.remembered(request(1, counter)).unwrap(), Memory::New);
+        database.commit_entry(&note(&database, 1, counter, second(1))).unwrap();
+    }
+    for counter in 1..2_000 {
+        database.commit_entry(&note(&database, 1, counter, second(1))).unwrap();
+    }
+    for counter in [u64::MAX, 0, 1 << 63, (1 << 63) - 1] {
+        assert_ne!(database.remembered(request(1, counter)).unwrap(), Memory::New);
+    }
+}
+
+#[test]
+fn a_session_is_forgotten_when_it_was_idle_for_an_hour_and_no_sooner() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sqlite3");
+    let mut database = fresh(&path);
+    for counter in 1..=300 {
+        database.commit_entry(&note(&database, 1, counter, second(0))).unwrap();
+    }
+    // Heard of again, but within the time after which it would be written down that it was.
+    database.commit_entry(&note(&database, 1, 301, second(59))).unwrap();
+    database.commit_entry(&note(&database, 2, 1, second(100))).unwrap();
+    database.commit_entry(&note(&database, 3, 1, second(59 + HOUR))).unwrap();
+    assert_eq!(database.remembered(request(1, 1)).unwrap(), Memory::Done(refusal("1")));
+
+    // Long after, its results go a few at a time, and a repeat of one that went is never taken for a new request.
+    let mut counter = 1;
+    while database.remembered(request(1, 301)).unwrap() != Memory::New {
+        assert_ne!(database.remembered(request(1, 1)).unwrap(), Memory::New);
+        let before = rows(&database, "results");
+        counter += 1;
+        database.commit_entry(&note(&database, 3, counter, second(1_000 + HOUR))).unwrap();
+        assert!(rows(&database, "results") + 64 > before, "one write has to forget too much");
+        assert!(counter < 20);
+        drop(database);
+        database = Database::open(&path, &subject()).unwrap();
+    }
+    assert_eq!(database.remembered(request(1, 1)).unwrap(), Memory::New);
+    database.commit_entry(&note(&database, 3, 50, second(1_000 + HOUR))).unwrap();
+    assert_eq!((rows(&database, "sessions"), rows(&database, "results")), (1, u64::from(counter as u32) + 1));
+}
+
+#[test]
+fn a_message_id_is_known_within_its_window_and_leaves_the_file_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut database = fresh(&folder.path().join("s.sqlite3"));
+    let write = |database: &mut Database, msg_id: String, at: u64| {
+        let mut set = database.set(None, b"");
+        set.msg_id = Some(msg_id);
+        let entry = Entry { accept_time: second(at), ..database.entry(vec![Operation::Set(set)]) };
+        database.commit_entry(&entry).unwrap();
+    };
+    write(&mut database, "a".to_owned(), 10);
+    let (result, accept_time) = database.by_msg_id("a").unwrap().unwrap();
+    assert_eq!((result.seq, result.rev, result.term), (Seq::new(1), Rev::new(1), Term::new(1)));
+    assert_eq!((accept_time, result.duplicate), (second(10), false));
+    assert_eq!(database.by_msg_id("b").unwrap(), None);
+    write(&mut database, "b".to_owned(), 10 + WINDOW);
+    assert!(database.by_msg_id("a").unwrap().is_some());
+    write(&mut database, "c".to_owned(), 11 + WINDOW);
+    assert_eq!(database.by_msg_id("a").unwrap(), None);
+
+    // A batch that brings many does not make them pile up.
+    let mut sets = Vec::new();
+    for n in 0..5_000_u64 {
+        let mut set = database.set(None, b"");
+        set.seq = Seq::new(set.seq.get() + n);
+        set.msg_id = Some(format!("batch-{n}"));
+        sets.push(set);
+    }
+    database.run(vec![Operation::Batch { sets }]);
+    let mut written = 0;
+    while rows(&database, "msg_ids") > 1 {
+        write(&mut database, "d".to_owned(), 1_000);
+        written += 1;
+        assert!(written < 100);
+    }
+}
+
+#[test]
+fn an_answer_that_comes_again_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut database = fresh(&folder.path().join("s.sqlite3"));
+    database.run(vec![Operation::Set(database.set(None, b""))]);
+    let notes: Vec<_> = (0..5).map(|n| note(&database, n % 2, n as u64, second(n as u64 * HOUR))).collect();
+    for note in &notes {
+        assert!(database.in_transaction(|database| database.apply_if_new(note).map(drop)).is_ok());
+    }
+    let before = database.dump();
+    for note in &notes {
+        database.begin().unwrap();
+        assert!(!database.apply_if_new(note).unwrap());
+        database.apply(note).unwrap();
+        database.commit().unwrap();
+    }
+    assert_eq!(database.dump(), before);
+    // One that came before a change that is applied has been applied too, or was never to be.
+    database.run(vec![Operation::Set(database.set(None, b""))]);
+    let missed = Entry { after: Rev::new(1), ..note(&database, 9, 9, second(0)) };
+    assert!(!database.apply_if_new(&missed).unwrap());
+    assert!(matches!(database.apply(&missed), Err(DatabaseError::Diverged(_))));
+}
