@@ -5,6 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, LogId, RequestId, SessionId, Subject, Term, Timestamp};
+use rusqlite::types::ValueRef;
 use ulid::Ulid;
 
 use super::*;
@@ -120,14 +121,14 @@ impl Database {
         for table in tables {
             let mut select =
                 self.connection.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
-            let columns: Vec<String> = select.column_names().into_iter().map(str::to_owned).collect();
+            let columns: Vec<String> = select.column_names().map(str::to_owned).collect();
             let mut rows = select.query([]).unwrap();
             while let Some(row) = rows.next().unwrap() {
                 let mut line = table.clone();
                 for (place, column) in columns.iter().enumerate() {
                     // Of these three the entries say nothing.
                     if table != "meta" || !["log", "manifest", "bucket_rev"].contains(&column.as_str()) {
-                        line.push_str(&format!(" {column}={:?}", row.get_ref(place).unwrap()));
+                        line.push_str(&format!(" {column}={}", literal(row.get_ref(place).unwrap())));
                     }
                 }
                 lines.push(line);
@@ -143,4 +144,18 @@ pub(super) fn remembered(entry: Entry, id: RequestId, outcome: Outcome) -> Entry
 
 pub(super) fn config(metadata: &str) -> SubjectConfig {
     SubjectConfig { metadata: [("note".to_owned(), metadata.to_owned())].into(), ..SubjectConfig::default() }
+}
+
+/// A value as SQL writes it.
+fn literal(value: ValueRef<'_>) -> String {
+    match value {
+        ValueRef::Null => "NULL".to_owned(),
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Real(number) => number.to_string(),
+        ValueRef::Text(text) => format!("'{}'", String::from_utf8_lossy(text)),
+        ValueRef::Blob(bytes) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("x'{digits}'")
+        }
+    }
 }

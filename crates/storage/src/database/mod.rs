@@ -371,6 +371,8 @@ mod changes_tests;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod remember_tests;

@@ -240,7 +240,7 @@ impl World {
         if crash {
             database.begin().unwrap();
             database.apply(&entry).unwrap();
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 database.rollback().unwrap();
             } else {
                 let path = self.database.take().unwrap().path().to_owned();

@@ -8,12 +8,14 @@ use dormouse_protocol::data::{
 };
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::message::Removed;
-use dormouse_protocol::{ErrorCode, Headers, LogId};
+use dormouse_protocol::{ErrorCode, Headers};
 use tempfile::TempDir;
 
+use super::fixture::{fresh, log, second, subject, tenure};
 use super::*;
 use crate::api::Request;
 use crate::entry::Entry;
+use crate::manifest::TermBase;
 use crate::plan::{Context, Operation, Planned, Record, RemovalCause, plan};
 
 impl Database {
@@ -25,7 +27,7 @@ impl Database {
 }
 
 /// The entry that holds nothing but this record.
-pub(super) fn alone(record: &Record) -> Entry {
+fn alone(record: &Record) -> Entry {
     Entry {
         term: record.term,
         after: Rev::new(record.rev.get() - 1),
@@ -35,32 +37,10 @@ pub(super) fn alone(record: &Record) -> Entry {
     }
 }
 
-fn subject() -> Subject {
-    "app.orders".parse().unwrap()
-}
-
 fn file() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sqlite3");
     (folder, path)
-}
-
-fn log() -> LogId {
-    "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap()
-}
-
-fn fresh(path: &Path) -> Database {
-    let mut database = Database::create(path, &subject(), Origin::default()).unwrap();
-    database
-        .take_over(&Tenure {
-            log: log(),
-            term: Term::new(1),
-            term_base: Rev::new(0),
-            manifest: ManifestNumber::FIRST,
-            bucket_rev: Rev::new(0),
-        })
-        .unwrap();
-    database
 }
 
 fn run(database: &mut Database, request: &Request) -> Result<Vec<Record>, dormouse_protocol::ErrorReply> {
@@ -384,4 +364,55 @@ fn a_file_shrinks_when_most_of_it_is_deleted() {
     database.close().unwrap();
     let database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.state().next_seq, Seq::new(1_001));
+}
+
+#[test]
+fn terms_follow_each_other_and_each_begins_at_one_rev_only() {
+    let (_folder, path) = file();
+    let mut database = fresh(&path);
+    let set = |database: &Database, term| {
+        let operation = Operation::Set(database.set(None, b""));
+        Entry { term: Term::new(term), ..database.entry(vec![operation]) }
+    };
+    database.commit_entry(&set(&database, 1)).unwrap();
+    let base = |term, rev| TermBase { term: Term::new(term), term_base: Rev::new(rev) };
+    database.inherit(&[base(1, 0), base(2, 1), base(4, 1)]).unwrap();
+    assert_eq!(database.state().position().term, Term::new(1), "nothing was written under the others");
+    database.commit_entry(&set(&database, 3)).unwrap();
+    assert_eq!((database.state().term, database.state().term_base), (Term::new(3), Rev::new(1)));
+    let before = (database.state().clone(), database.dump());
+    let refused = [
+        database.inherit(&[base(5, 2), base(2, 0)]),
+        database.take_over(&tenure(2, 1)),
+        database.take_over(&tenure(3, 2)),
+        database.take_over(&tenure(5, 3)),
+        // Something of term 3 was not known to whoever began term 4, or this is not that term.
+        database.commit_entry(&set(&database, 4)),
+        database.commit_entry(&set(&database, 2)),
+    ];
+    for refused in refused {
+        assert!(matches!(refused, Err(DatabaseError::Diverged(_))), "{refused:?}");
+    }
+    assert_eq!((database.state().clone(), database.dump()), before);
+    database.take_over(&tenure(5, 2)).unwrap();
+    for term in 6..90 {
+        database.commit_entry(&set(&database, term)).unwrap();
+    }
+    drop(database);
+    let database = Database::open(&path, &subject()).unwrap();
+    assert_eq!((database.state().term, database.state().term_base), (Term::new(89), Rev::new(85)));
+    let terms: i64 =
+        database.connection.query_row("SELECT COUNT(*) FROM terms", [], |row| row.get(0)).unwrap();
+    assert_eq!(terms, 64);
+}
+
+#[test]
+fn accept_time_never_goes_back() {
+    let (_folder, path) = file();
+    let mut database = fresh(&path);
+    for (at, expected) in [(5, 5), (3, 5), (7, 7)] {
+        let entry = Entry { accept_time: second(at), ..database.entry(vec![database.delete_all(0)]) };
+        database.commit_entry(&entry).unwrap();
+        assert_eq!(database.state().accept_time, second(expected));
+    }
 }

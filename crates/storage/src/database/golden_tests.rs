@@ -1,0 +1,114 @@
+//! The file as the first version wrote it: its tables, and what stands in them.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, SetOutcome, SetReply, SetResult};
+use dormouse_protocol::message::Removed;
+use dormouse_protocol::{ErrorReply, Headers};
+
+use super::fixture::*;
+use super::*;
+use crate::entry::{Entry, Outcome};
+use crate::plan::{Memory, Operation, RemovalCause, SetOperation, SubjectView};
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// The tables and what marks the file, without comments and line breaks.
+fn schema(database: &Database) -> String {
+    let mut text = String::new();
+    for pragma in ["application_id", "user_version", "encoding", "page_size", "auto_vacuum", "journal_mode"] {
+        let value: String = database
+            .connection
+            .query_row(&format!("SELECT CAST({pragma} AS TEXT) FROM pragma_{pragma}"), [], |row| row.get(0))
+            .unwrap();
+        text.push_str(&format!("PRAGMA {pragma} = {value};\n"));
+    }
+    let mut select = database
+        .connection
+        .prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")
+        .unwrap();
+    let mut rows = select.query([]).unwrap();
+    while let Some(row) = rows.next().unwrap() {
+        let sql: String = row.get(0).unwrap();
+        let lines = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
+        let words: Vec<_> = lines.flat_map(str::split_whitespace).collect();
+        text.push_str(&format!("{};\n", words.join(" ")));
+    }
+    text
+}
+
+/// Something of everything.
+fn fill(database: &mut Database) {
+    let mut full = database.set(Some("k"), b"");
+    full.value = Some(Bytes::from_static(b"\0\xff"));
+    full.timestamp = second(3);
+    full.msg_id = Some("order-1".to_owned());
+    let result = |seq, rev, at| SetResult {
+        seq: Seq::new(seq),
+        term: Term::new(1),
+        rev: Rev::new(rev),
+        timestamp: second(at),
+        duplicate: false,
+    };
+    let ok = |seq, rev, at| SetOutcome::Ok(result(seq, rev, at));
+    let refused = SetOutcome::Error(ErrorReply::bad_request("no"));
+    let answer = |results| Outcome::Set(SetReply { results });
+    let mut write = |term, at, operations, id, outcome| {
+        let entry = Entry { term: Term::new(term), accept_time: second(at), ..database.entry(operations) };
+        database.commit_entry(&remembered(entry, request(1, id), outcome)).unwrap();
+        database.set(None, b"x")
+    };
+    let mut next =
+        write(1, 1, vec![Operation::Set(full)], 1, answer(vec![ok(1, 1, 3), refused.clone(), refused]));
+    (next.value, next.blob) = (None, Some(blob(1, 7)));
+    let other = SetOperation { seq: Seq::new(3), blob: Some(blob(1, 8)), ..next.clone() };
+    let sets = vec![next, other];
+    write(1, 2, vec![Operation::Batch { sets }], 2, answer(vec![ok(2, 2, 2), ok(3, 2, 4)]));
+    let config = config("about this subject");
+    let reply = ConfigureReply { position: Default::default(), duplicate: false };
+    write(2, 3, vec![Operation::Configure { config }], 3, Outcome::Configure(reply));
+    let removed = vec![Removed { seq: Seq::new(2), key: None }];
+    let delete = Operation::Delete { removed, cause: RemovalCause::Asked };
+    let reply = DeleteReply { position: Default::default(), seqs: vec![Seq::new(2)], duplicate: false };
+    write(2, 4, vec![delete], 4, Outcome::Delete(reply));
+    let delete_all = Operation::DeleteAll { end_seq: Seq::new(1), count: 1 };
+    let reply = DeleteAllReply { position: Default::default(), count: 1, duplicate: false };
+    let mut keyed = write(2, 5, vec![delete_all], 5, Outcome::DeleteAll(reply));
+    (keyed.key, keyed.expires_at) = (Some(String::new()), Some(second(9)));
+    keyed.headers = Headers(vec![("name".to_owned(), "value".to_owned())]);
+    write(2, 6, vec![Operation::Set(keyed)], 6, refusal("never"));
+    write(2, 7, Vec::new(), u64::MAX, refusal("no"));
+}
+
+#[test]
+fn the_file_is_frozen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sqlite3");
+    let mut database = fresh(&path);
+    fill(&mut database);
+    let rows = database.dump().join("\n") + "\n";
+    let schema = schema(&database);
+    database.close().unwrap();
+    if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() {
+        std::fs::write(golden("subject-schema.sql"), &schema).unwrap();
+        std::fs::write(golden("subject-rows.txt"), &rows).unwrap();
+        std::fs::copy(&path, golden("subject.sqlite3")).unwrap();
+    }
+    assert_eq!(schema, std::fs::read_to_string(golden("subject-schema.sql")).unwrap());
+    assert_eq!(rows, std::fs::read_to_string(golden("subject-rows.txt")).unwrap());
+
+    // A file of the first version opens, says what it said, and goes on.
+    std::fs::copy(golden("subject.sqlite3"), &path).unwrap();
+    let mut database = Database::open(&path, &subject()).unwrap();
+    assert_eq!(database.dump().join("\n") + "\n", rows);
+    assert_eq!(database.provenance().log, Some(log()));
+    assert_eq!(database.remembered(request(1, u64::MAX)).unwrap(), Memory::Done(refusal("no")));
+    let Memory::Done(Outcome::Set(reply)) = database.remembered(request(1, 2)).unwrap() else { panic!() };
+    assert_eq!(reply.results.len(), 2);
+    let set = Operation::Set(database.set(Some(""), b"2"));
+    database.run(vec![set]);
+    database.check_whole().unwrap();
+}
