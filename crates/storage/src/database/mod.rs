@@ -37,7 +37,7 @@ use crate::plan::SubjectState;
 const CACHE_KIB: u32 = 256;
 
 /// Prepared statements kept; there are fewer different ones.
-const STATEMENTS: usize = 40;
+const STATEMENTS: usize = 64;
 
 /// Free pages are given back when they are more than this part of the file, and at most so many at once (32 MiB).
 const FREE_PART: i64 = 4;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use dormouse_protocol::data::{
     DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem, SetOutcome, SetRequest,
 };
-use dormouse_protocol::{Change, ErrorCode};
+use dormouse_protocol::{Change, ErrorCode, RequestId, SessionId};
 use proptest::prelude::*;
 
 use super::*;
@@ -27,6 +27,8 @@ enum Step {
     Reopen,
     Restore,
     NextTerm,
+    /// An earlier request arrives once more.
+    Repeat(u8),
 }
 
 /// What the caller of a set believes.
@@ -60,6 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reopen),
         1 => Just(Step::Restore),
         1 => Just(Step::NextTerm),
+        3 => any::<u8>().prop_map(Step::Repeat),
     ]
 }
 
@@ -131,6 +134,8 @@ struct World {
     path: PathBuf,
     database: Option<Database>,
     model: Model,
+    counter: u64,
+    answered: Vec<(Request, Result<Reply, ErrorCode>)>,
 }
 
 fn name() -> Subject {
@@ -143,7 +148,8 @@ impl World {
         let path = folder.path().join("s.sqlite3");
         let database = Database::create(&path, &name(), Origin::default()).unwrap();
         let model = Model { next_seq: 1, ..Model::default() };
-        let mut world = Self { folder, path, database: Some(database), model };
+        let mut world =
+            Self { folder, path, database: Some(database), model, counter: 0, answered: Vec::new() };
         world.next_term();
         world
     }
@@ -182,8 +188,9 @@ impl World {
         self.database = Some(Database::open(&self.path, &name()).unwrap());
     }
 
-    /// Runs a request; the changes made must be exactly what the answer says.
+    /// Runs a request under an id of its own; the changes made must be exactly what the answer says.
     fn run(&mut self, request: &Request) -> (Result<Reply, ErrorCode>, Vec<Change>) {
+        let request = &self.named(request.clone());
         let database = self.database();
         let context =
             Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20, blobs: &[] };
@@ -198,7 +205,51 @@ impl World {
         database.apply(&entry).unwrap();
         database.commit().unwrap();
         let changes = entry.records().flat_map(|record| record.changes()).collect();
-        (outcome.answer().map_err(|error| error.code), changes)
+        let answer = outcome.answer().map_err(|error| error.code);
+        self.answered.push((request.clone(), answer.clone()));
+        (answer, changes)
+    }
+
+    /// Three clients take turns.
+    fn named(&mut self, mut request: Request) -> Request {
+        self.counter += 1;
+        let id =
+            RequestId { session: SessionId::new(u128::from(self.counter % 3).into()), counter: self.counter };
+        match &mut request {
+            Request::Set(request) => request.request = Some(id),
+            Request::Delete(request) => request.request = Some(id),
+            Request::DeleteAll(request) => request.request = Some(id),
+            other => panic!("{other:?}"),
+        }
+        request
+    }
+
+    /// The first answer, marked as such, and nothing changes: also after the file was opened anew, restored, or taken
+    /// over under another term.
+    fn repeat(&mut self, which: u8) {
+        let Some((request, answer)) = self.answered.get(usize::from(which) % self.answered.len().max(1))
+        else {
+            return;
+        };
+        let mut answer = answer.clone();
+        match &mut answer {
+            Ok(Reply::Set(reply)) => {
+                for outcome in &mut reply.results {
+                    if let SetOutcome::Ok(result) = outcome {
+                        result.duplicate = true;
+                    }
+                }
+            }
+            Ok(Reply::Delete(reply)) => reply.duplicate = true,
+            Ok(Reply::DeleteAll(reply)) => reply.duplicate = true,
+            _ => {}
+        }
+        let context =
+            Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20, blobs: &[] };
+        let Planned::Answer(again) = plan(request, self.database.as_ref().unwrap(), context) else {
+            panic!("{request:?} is carried out again");
+        };
+        assert_eq!(again.map_err(|error| error.code), answer);
     }
 
     fn step(&mut self, step: &Step) {
@@ -209,6 +260,7 @@ impl World {
             Step::Reopen => self.reopen(),
             Step::Restore => self.restore(),
             Step::NextTerm => self.next_term(),
+            Step::Repeat(which) => self.repeat(*which),
         }
         self.compare();
     }

@@ -173,7 +173,7 @@ mod tests {
                         let at = Timestamp::from_micros(first.timestamp.as_micros() + ticks * place);
                         SetOutcome::Ok(nth(first, place, rev_step, at).unwrap())
                     }
-                    error => error.clone(),
+                    SetOutcome::Error(error) => SetOutcome::Error(error.clone()),
                 })
                 .collect::<Vec<_>>()
         });

@@ -128,10 +128,12 @@ fn a_message_id_is_known_within_its_window_and_leaves_the_file_after_it() {
     assert_eq!((result.seq, result.rev, result.term), (Seq::new(1), Rev::new(1), Term::new(1)));
     assert_eq!((accept_time, result.duplicate), (second(10), false));
     assert_eq!(database.by_msg_id("b").unwrap(), None);
-    write(&mut database, "b".to_owned(), 10 + WINDOW);
+    write(&mut database, "b".to_owned(), 60);
+    write(&mut database, "c".to_owned(), 10 + WINDOW);
     assert!(database.by_msg_id("a").unwrap().is_some());
-    write(&mut database, "c".to_owned(), 11 + WINDOW);
+    write(&mut database, "d".to_owned(), 11 + WINDOW);
     assert_eq!(database.by_msg_id("a").unwrap(), None);
+    assert!(database.by_msg_id("b").unwrap().is_some());
 
     // A batch that brings many does not make them pile up.
     let mut sets = Vec::new();
@@ -144,7 +146,7 @@ fn a_message_id_is_known_within_its_window_and_leaves_the_file_after_it() {
     database.run(vec![Operation::Batch { sets }]);
     let mut written = 0;
     while rows(&database, "msg_ids") > 1 {
-        write(&mut database, "d".to_owned(), 1_000);
+        write(&mut database, "e".to_owned(), 1_000);
         written += 1;
         assert!(written < 100);
     }
@@ -155,7 +157,9 @@ fn an_answer_that_comes_again_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut database = fresh(&folder.path().join("s.sqlite3"));
     database.run(vec![Operation::Set(database.set(None, b""))]);
-    let notes: Vec<_> = (0..5).map(|n| note(&database, n % 2, n as u64, second(n as u64 * HOUR))).collect();
+    // The first one's session is forgotten before the last.
+    let notes = [(7, 0), (1, 1), (2, 2), (1, 3), (2, 4)];
+    let notes = notes.map(|(session, n)| note(&database, session, n, second(n * HOUR)));
     for note in &notes {
         assert!(database.in_transaction(|database| database.apply_if_new(note).map(drop)).is_ok());
     }
