@@ -1,6 +1,6 @@
 //! The file on its own: what is refused, what survives, what fits a page.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use dormouse_protocol::data::{
