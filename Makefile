@@ -62,9 +62,11 @@ bench: ## (to come) Throughput and latency beside peers
 	@echo "make bench will measure set, get, get_all, watch, wake-up and idle cost, and the same at peers"
 	@echo "(core-NATS echo, JetStream, Redis); benches/README.md says how. There is nothing to measure yet."
 
-soak: ## (to come) Hours of faults with a checker over the history
+soak: tools ## The bucket's contract on Azure's protocol; (to come) hours of faults
+	@scripts/tools azurite
+	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
 	@echo "make soak will run a fleet for hours under kill -9, pauses longer than the lease, partitions and a bucket"
-	@echo "that comes and goes, with a checker over every acknowledged write. There is nothing to run yet."
+	@echo "that comes and goes, with a checker over every acknowledged write. There is nothing more to run yet."
 
 clean: ## Remove what was built (installed tools stay)
 	cargo clean --quiet

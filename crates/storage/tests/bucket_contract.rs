@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_harness::{S3Flaw, S3Server};
+use dormouse_harness::{AzureServer, S3Flaw, S3Server};
 use dormouse_runtime::Env;
 use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
 use dormouse_storage::bucket::{
@@ -58,6 +58,21 @@ macro_rules! contract {
                 let bucket = open_local(directory.path()).await.unwrap();
                 super::$case(&bucket, TempDir::new().unwrap().path()).await;
             })*
+        }
+        mod azure_server {
+            use super::*;
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "the server is large: make soak"]
+            async fn keeps_the_contract() {
+                let server = AzureServer::start().await.unwrap();
+                server.create_container("contract").await.unwrap();
+                $({
+                    eprintln!("{}", stringify!($case));
+                    let url = concat!("az://contract/", stringify!($case));
+                    let bucket = open_bucket(url, server.variables(), Env::system()).await.unwrap();
+                    super::$case(&bucket, TempDir::new().unwrap().path()).await;
+                })*
+            }
         }
         mod s3_server {
             use super::*;

@@ -3,6 +3,7 @@
 //!
 //! Knows no other crate of Dormouse, so that any of them may use it in its tests.
 
+mod azure;
 mod logs;
 mod nats;
 mod process;
@@ -10,6 +11,7 @@ mod s3;
 
 use std::path::{Path, PathBuf};
 
+pub use azure::AzureServer;
 pub use logs::{complaints, tail};
 pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};
@@ -44,6 +46,19 @@ pub fn s3_server_python() -> anyhow::Result<PathBuf> {
     installed("moto/bin/python")
         .find(|program| program.is_file())
         .ok_or_else(|| anyhow::anyhow!("no S3 server for tests found: run `make tools`"))
+}
+
+/// The Azurite to use: `DORMOUSE_AZURITE`, else the one that `scripts/tools azurite` installed.
+///
+/// # Errors
+/// Says what to do when there is none.
+pub fn azurite_program() -> anyhow::Result<PathBuf> {
+    if let Some(program) = std::env::var_os("DORMOUSE_AZURITE") {
+        return Ok(program.into());
+    }
+    installed("azurite/node_modules/.bin/azurite-blob")
+        .find(|program| program.is_file())
+        .ok_or_else(|| anyhow::anyhow!("no Azurite found: run `scripts/tools azurite`, or `make soak`"))
 }
 
 /// Where `make tools` may have put something.
