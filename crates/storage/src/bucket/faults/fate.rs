@@ -12,19 +12,19 @@ use crate::bucket::{BucketKey, Operation};
 pub enum Fault {
     /// Nothing does.
     None,
-    /// It never takes effect, and no answer comes: [`BucketError::Timeout`].
+    /// It never takes effect, and no answer comes: `BucketError::Timeout`.
     RequestLost,
-    /// It takes effect, and no answer comes: [`BucketError::Timeout`].
+    /// It takes effect, and no answer comes: `BucketError::Timeout`.
     AnswerLost,
-    /// No answer comes, and it takes effect after the caller was told so: [`BucketError::Timeout`]. An upload takes
+    /// No answer comes, and it takes effect after the caller was told so: `BucketError::Timeout`. An upload takes
     /// effect before, for afterwards its file may be gone.
     Late,
-    /// The store fails on its side, without effect: [`BucketError::Unreachable`].
+    /// The store fails on its side, without effect: `BucketError::Unreachable`.
     ServerError,
     /// A create says that the object exists, which it does not, and writes nothing: what S3 does when creates of one
     /// key meet. No fault to other calls.
     Conflict,
-    /// The store refuses, definitely and without effect: [`BucketError::Denied`].
+    /// The store refuses, definitely and without effect: `BucketError::Denied`.
     Denied,
     /// No answer ever comes, and it takes no effect.
     Hangs,
