@@ -2,8 +2,10 @@
 //! answers, delivers late and delivers twice. Logs are sealed while their owners write, dead logs are drained, whatever
 //! may be deleted is deleted late. Whatever the order, the bucket decides: these runs check what it must decide.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use dormouse_protocol::{Seq, Slot};
 use dormouse_runtime::{Entropy, SeededEntropy};
 use ulid::Ulid;
 
@@ -16,7 +18,7 @@ use super::super::{BaseKind, NewBase, base_kind};
 use super::*;
 use crate::bucket::BucketKey;
 use crate::checksum::Crc64;
-use crate::keys::{DeltaName, SnapshotName};
+use crate::keys::{DeltaName, Nonce, SnapshotName};
 use crate::manifest::{DeltaRef, SnapshotRef, TermBase};
 
 /// An entry: a change, which makes a rev, or an answer, which makes none.
@@ -464,24 +466,22 @@ impl World {
                 self.deliver_late();
             }
         }
-        self.recover(who, log, pending);
+        self.recover(who, &log, pending);
     }
 
     /// What recovery does at once: ship what is not shipped, or find the seal; go on with a fresh log.
-    fn recover(&mut self, who: usize, log: LogId, pending: Vec<Item>) {
+    fn recover(&mut self, who: usize, log: &LogId, pending: Vec<Item>) {
         let next_slot = self.processes[who].next_slot;
-        let slots = self.logs.get_mut(&log).unwrap();
+        let slots = self.logs.get_mut(log).unwrap();
         let shipped = matches!(slots.get(&next_slot), Some(SlotObject::Data(_)));
         if !shipped && !pending.is_empty() {
-            let free = next_slot;
-            if let std::collections::btree_map::Entry::Vacant(vacant) = slots.entry(free) {
+            if let Entry::Vacant(vacant) = slots.entry(next_slot) {
                 vacant.insert(SlotObject::Data(pending));
             } else {
                 self.processes[who].surplus.push((log.clone(), pending));
             }
         }
-        self.processes[who].log = log.clone();
-        self.seal(&log);
+        self.seal(log);
         self.start_fresh(who);
     }
 

@@ -149,7 +149,7 @@ fn an_earlier_publication_of_this_process_is_gone_on_from() {
     publish.apply(PublishInput::Created(Creation::Anothers));
     assert_eq!(publish.apply(found(six(mine()))), PublishEffect::List);
     // Its own object is not the one that was just uploaded.
-    let listed = crate::keys::Folder { deltas: vec![delta(4, 40).name, delta(6, 50).name], ..folder(&[6]) };
+    let listed = Folder { deltas: vec![delta(4, 40).name, delta(6, 50).name], ..folder(&[6]) };
     match publish.apply(PublishInput::Listed(listed)) {
         PublishEffect::Published(verified) => {
             assert_eq!(*verified.manifest, six(mine()));
