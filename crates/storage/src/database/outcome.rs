@@ -166,11 +166,13 @@ mod tests {
 
     /// Stretches of results that follow each other, beside some that do not.
     fn results() -> impl Strategy<Value = Vec<SetOutcome>> {
-        let stretch = (result(), 1..5_u64, 0..3_u64, 0..2_u64).prop_map(|(first, count, rev_step, ticks)| {
-            (0..count)
-                .map(|place| match &first {
+        let times = proptest::collection::vec(proptest::bool::weighted(0.2), 1..6);
+        let stretch = (result(), 0..3_u64, times).prop_map(|(first, rev_step, times)| {
+            (0_u64..)
+                .zip(times)
+                .map(|(place, later)| match &first {
                     SetOutcome::Ok(first) => {
-                        let at = Timestamp::from_micros(first.timestamp.as_micros() + ticks * place);
+                        let at = Timestamp::from_micros(first.timestamp.as_micros() + u64::from(later));
                         SetOutcome::Ok(nth(first, place, rev_step, at).unwrap())
                     }
                     SetOutcome::Error(error) => SetOutcome::Error(error.clone()),

@@ -157,13 +157,19 @@ fn an_answer_that_comes_again_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut database = fresh(&folder.path().join("s.sqlite3"));
     database.run(vec![Operation::Set(database.set(None, b""))]);
-    // The first one's session is forgotten before the last.
-    let notes = [(7, 0), (1, 1), (2, 2), (1, 3), (2, 4)];
-    let notes = notes.map(|(session, n)| note(&database, session, n, second(n * HOUR)));
+    // By the last of them one session is forgotten, and some of the answers of another.
+    let early = std::iter::once((7, 0)).chain((0..200).map(|n| (8, n)));
+    let late = [(1, 1), (2, 2), (1, 3), (2, 4)];
+    let notes: Vec<_> = early
+        .map(|(session, n)| note(&database, session, n, second(session as u64)))
+        .chain(late.map(|(session, n)| note(&database, session, n, second(n * HOUR))))
+        .collect();
     for note in &notes {
         assert!(database.in_transaction(|database| database.apply_if_new(note).map(drop)).is_ok());
     }
     let before = database.dump();
+    assert_eq!(database.remembered(request(7, 0)).unwrap(), Memory::New);
+    assert_eq!(database.remembered(request(8, 0)).unwrap(), Memory::Forgotten);
     for note in &notes {
         database.begin().unwrap();
         assert!(!database.apply_if_new(note).unwrap());
