@@ -15,9 +15,10 @@ fn three_flags_are_enough() {
     let settings = Settings::resolve(&args(&[])).unwrap();
     assert_eq!(settings.name.as_str(), "a");
     assert_eq!(settings.bucket, "file:///var/bucket");
-    assert_eq!(settings.level, Level::Memory);
+    assert_eq!(settings.level, Level::Bucket);
     assert_eq!(settings.prefix, Prefix::default());
-    assert_eq!(settings.snapshot_interval, Duration::from_secs(10));
+    assert_eq!(settings.ship, LogSettings::default());
+    assert_eq!(settings.max_local_bytes, None);
     assert_eq!(settings.idle_close, Duration::from_secs(60));
     assert_eq!(settings.max_open, None);
     assert_eq!(settings.inbox_prefixes, InboxPrefixes::default());
@@ -39,8 +40,16 @@ fn every_fault_is_said_at_once() {
         "a.*",
         "--capacity",
         "0",
-        "--snapshot-interval",
+        "--ship-interval",
         "soon",
+        "--max-unshipped-age",
+        "1ms",
+        "--max-unshipped-bytes",
+        "1",
+        "--max-puts-per-second",
+        "0",
+        "--max-local-bytes",
+        "all",
         "--idle-close",
         "1ms",
         "--max-open",
@@ -65,7 +74,11 @@ fn every_fault_is_said_at_once() {
         "--level",
         "--prefix",
         "--capacity",
-        "--snapshot-interval",
+        "--ship-interval",
+        "--max-unshipped-age",
+        "--max-unshipped-bytes",
+        "--max-puts-per-second",
+        "--max-local-bytes",
         "--idle-close",
         "--max-open",
         "--inbox-prefix",
@@ -76,11 +89,9 @@ fn every_fault_is_said_at_once() {
 }
 
 #[test]
-fn a_stronger_level_is_refused_with_the_way_out() {
-    for stronger in ["interval", "disk", "bucket"] {
-        let Faults(faults) = Settings::resolve(&args(&["--level", stronger])).unwrap_err();
-        let [fault] = faults.as_slice() else { panic!("{faults:?}") };
-        assert!(fault.contains("acknowledges at level memory; use flush"), "{fault}");
+fn every_level_can_be_the_default() {
+    for level in Level::ALL {
+        assert_eq!(Settings::resolve(&args(&["--level", level.as_str()])).unwrap().level, level);
     }
 }
 

@@ -42,9 +42,9 @@ fn text(path: &Path) -> String {
 #[test]
 fn wrong_settings_exit_2_and_name_every_fault() {
     ends(
-        &["--level", "bucket"],
+        &["--level", "often"],
         2,
-        &["--name is missing", "--bucket is missing", "--data-dir is missing", "use flush"],
+        &["--name is missing", "--bucket is missing", "--data-dir is missing", "--level"],
     );
     let (_folder, bucket, data) = folders();
     let usual = ["--name", "a", "--bucket", &bucket, "--data-dir", &data];

@@ -199,7 +199,7 @@ async fn keep(connection: TcpStream, objects: &Objects) -> anyhow::Result<()> {
 async fn wrong_settings_are_refused_all_at_once() -> anyhow::Result<()> {
     Fleet::builder()
         .run(async |fleet| {
-            let spec = fleet.server_spec("Not A Name")?.args(["--level", "bucket", "--capacity", "none"]);
+            let spec = fleet.server_spec("Not A Name")?.args(["--level", "often", "--capacity", "none"]);
             let ended = fleet.run_to_end(&spec).await?;
             for words in [["Not A Name"], ["level"], ["capacity"]] {
                 refused(&ended, 2, &words)?;
