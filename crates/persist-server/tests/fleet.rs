@@ -9,7 +9,7 @@ use bytes::Bytes;
 use dormouse_bus::{Outgoing, RequestError};
 use dormouse_persist_server::authority::LeaseView;
 use dormouse_persist_server::membership::{Member, Membership};
-use dormouse_persist_server::server::ServeError;
+use dormouse_persist_server::server::{Ended, ServeError};
 use dormouse_protocol::data::{FlushReply, FlushRequest};
 use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::health::HealthStatus;
