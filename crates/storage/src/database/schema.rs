@@ -57,7 +57,7 @@ CREATE TABLE results(
     session TEXT NOT NULL,
     counter INTEGER NOT NULL,
     rev INTEGER NOT NULL,         -- the subject's after the request
-    outcome BLOB NOT NULL,        -- MessagePack; see `outcome.rs`
+    outcome BLOB NOT NULL,        -- MessagePack: how it was answered
     PRIMARY KEY(session, counter)
 ) STRICT, WITHOUT ROWID;
 
