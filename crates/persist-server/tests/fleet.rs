@@ -51,7 +51,6 @@ async fn a_name_in_use_is_final_at_the_start_and_later() {
     let said = refusal.clone();
     fleet.coordinator.script().refuse_heartbeat = Arc::new(move |_| Some(said.clone()));
     assert!(matches!(server.ended().await, Ended::Failed(ServeError::Refused(error)) if error == refusal));
-    assert_eq!(fleet.get("b", "orders", "k").await.unwrap_err().code, ErrorCode::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,21 +91,25 @@ async fn a_claim_that_is_refused_names_the_owner() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_lease_nothing_is_served_and_with_one_it_is_again() {
+async fn without_a_lease_the_bucket_proves_every_answer() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     fleet.set("a", "orders", "k", "v").await.unwrap();
     fleet.coordinator.script().deaf_to.push("a".to_owned());
     tokio::time::sleep(LAPSE).await;
-    assert_eq!(fleet.get("a", "orders", "k").await.unwrap_err().code, ErrorCode::Unavailable);
-    assert_eq!(fleet.set("a", "orders", "k", "w").await.unwrap_err().code, ErrorCode::Unavailable);
+    let barriers = fleet.health("a").await.figures["barriers_asked_of_the_bucket"];
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
+    fleet.set("a", "orders", "k", "w").await.unwrap();
     let health = fleet.health("a").await;
     assert_eq!(health.status, HealthStatus::Degraded);
+    assert!(health.figures["barriers_asked_of_the_bucket"] > barriers, "the bucket was asked");
+    // What this server does not have yet, it cannot open without asking.
+    assert_eq!(fleet.get("a", "others", "k").await.unwrap_err().code, ErrorCode::Unavailable);
     assert!(health.problems[0].starts_with("no lease"), "{:?}", health.problems);
 
     fleet.coordinator.script().deaf_to.clear();
     tokio::time::sleep(TTL).await;
-    assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
+    assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("w"));
     let health = fleet.health("a").await;
     assert_eq!((health.status, health.figures["lease_generation"]), (HealthStatus::Ok, 2));
 }
@@ -114,10 +117,9 @@ async fn without_a_lease_nothing_is_served_and_with_one_it_is_again() {
 #[tokio::test(start_paused = true)]
 async fn who_was_overtaken_while_cut_off_does_not_serve_the_past() {
     let fleet = Fleet::new().await;
-    let _first = fleet.serve("a").await;
+    let first = fleet.serve("a").await;
     let _second = fleet.serve("b").await;
     fleet.set("a", "orders", "k", "old").await.unwrap();
-    let _: FlushReply = fleet.ask("a", Op::Flush, "orders", &FlushRequest::default()).await.unwrap();
     fleet.coordinator.script().deaf_to.push("a".to_owned());
     tokio::time::sleep(TTL * 2).await;
     fleet.set("b", "orders", "k", "new").await.unwrap();
@@ -125,11 +127,19 @@ async fn who_was_overtaken_while_cut_off_does_not_serve_the_past() {
     fleet.coordinator.script().deaf_to.clear();
     fleet.coordinator.script().refuse_claim = owned_by("b");
     tokio::time::sleep(TTL).await;
-    // At first it knows only that the subject has gone on elsewhere; then the coordinator has told it where.
+    // It has a lease again, but not one that it trusts: first the bucket is asked, and there lies the seal.
     assert_eq!(fleet.get("a", "orders", "k").await.unwrap_err().code, ErrorCode::NotOwner);
+    assert!(matches!(first.ended().await, Ended::TakenOver));
+    assert_eq!(fleet.get("b", "orders", "k").await.unwrap().as_deref(), Some("new"));
+
+    // It goes on under a fresh log, and asks for the subject as anybody would.
+    let old = first.log().clone();
+    let prepared = first.succeed(Duration::from_secs(30)).await.unwrap();
+    assert_eq!(prepared.predecessor(), Some(&old));
+    let successor = fleet.serve_prepared("a", prepared).await;
+    assert_ne!(*successor.log(), old);
     let error = fleet.get("a", "orders", "k").await.unwrap_err();
     assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some(ServerName::new("b").unwrap())));
-    assert_eq!(fleet.get("b", "orders", "k").await.unwrap().as_deref(), Some("new"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -167,19 +167,30 @@ impl Fleet {
     /// A server that has not been waited for.
     pub async fn start(&self, name: &str) -> Server {
         let prepared = prepare(self.folder.path(), name, &self.env).await;
+        let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
+        self.buses.lock().unwrap().insert(name.to_owned(), Arc::clone(&bus));
+        self.start_prepared(prepared, bus).await
+    }
+
+    async fn start_prepared(&self, prepared: Prepared, bus: Arc<dyn Bus>) -> Server {
         let settings = ServerSettings {
             prefix: Prefix::default(),
             capacity: 100,
             inbox_prefixes: InboxPrefixes::default(),
         };
-        let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
-        self.buses.lock().unwrap().insert(name.to_owned(), Arc::clone(&bus));
         Server::start(prepared, settings, bus, self.env.clone()).await.unwrap()
     }
 
     /// A server that serves.
     pub async fn serve(&self, name: &str) -> Server {
         let mut server = self.start(name).await;
+        server.ready().await.unwrap();
+        server
+    }
+
+    /// The same process under a fresh log, on the connection that it has.
+    pub async fn serve_prepared(&self, name: &str, prepared: Prepared) -> Server {
+        let mut server = self.start_prepared(prepared, self.bus_of(name)).await;
         server.ready().await.unwrap();
         server
     }
