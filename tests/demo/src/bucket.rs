@@ -18,7 +18,7 @@ pub struct Files {
     pub bytes: u64,
 }
 
-/// Lists the SQLite files of a bucket that was just flushed, looks at the first bytes of each, and asks the `sqlite3`
+/// Lists the SQLite files of a bucket whose fleet has stopped, looks at the first bytes of each, and asks the `sqlite3`
 /// tool about the largest one, where that tool is installed.
 pub async fn list(bucket: &Path, input: &Input) -> anyhow::Result<Files> {
     let mut found: Vec<(u64, PathBuf)> = Vec::new();

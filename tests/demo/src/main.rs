@@ -75,7 +75,15 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         () = interrupts.next() => Err(anyhow!("it was interrupted; the fleet is being stopped")),
     };
     let stopped = fleet.stop().await;
-    match outcome.and_then(|report| stopped.map(|()| report)) {
+    // A graceful stop hands every subject back, and so leaves a snapshot of each.
+    let shown = match outcome.and_then(|report| stopped.and_then(|()| Ok((report, fleet.bucket_dir()?)))) {
+        Ok((mut report, folder)) => bucket::list(&folder, &input).await.map(|files| {
+            report.files = files;
+            report
+        }),
+        Err(error) => Err(error),
+    };
+    match shown {
         Ok(report) => {
             println!("\n{}", report.table());
             println!("Everything matched, byte for byte.");
@@ -130,7 +138,6 @@ async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Resul
     steps::check_lines(&client, before, "reading the log back").await?;
     report.read_seconds = clock.seconds();
 
-    report.flush_seconds = steps::flush(&client, input).await?;
     watcher.has_seen(before.len()).await?;
     report.failover_seconds = steps::failover(&client, fleet, &after[0], last).await?;
     steps::publish_lines(&client, &after[1..]).await?;
@@ -138,8 +145,6 @@ async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Resul
     steps::check_lines(&client, &input.lines, "reading the log again").await?;
     report.watched = watcher.finish().await?;
 
-    steps::flush(&client, input).await?;
-    report.files = bucket::list(&fleet.bucket_dir()?, input).await?;
     client.close().await;
     Ok(report)
 }

@@ -77,8 +77,6 @@ pub struct Report {
     pub write_seconds: f64,
     /// Reading that back.
     pub read_seconds: f64,
-    /// Flushing every subject.
-    pub flush_seconds: f64,
     /// From the kill to the first acknowledged write.
     pub failover_seconds: f64,
     /// How many changes the live watcher saw.
@@ -110,7 +108,6 @@ impl Report {
             ("bytes of values", megabytes(self.bytes as f64)),
             ("written in", seconds(self.write_seconds)),
             ("read back and compared in", seconds(self.read_seconds)),
-            ("flushed to the bucket in", seconds(self.flush_seconds)),
             ("changes seen live", self.watched.to_string()),
             (
                 "SQLite files in the bucket",

@@ -15,9 +15,6 @@ use crate::report::{Step, Stopwatch};
 /// Lines that are published in one call.
 const BATCH: usize = 250;
 
-/// How many subjects are flushed at once.
-const FLUSHES: usize = 8;
-
 /// How long the failover may take before the demo gives up.
 const FAILOVER_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -91,28 +88,6 @@ pub async fn check_lines(client: &Client, lines: &[Bytes], what: &str) -> anyhow
     ensure!(wanted.len() == 0, "the log lacks {} of {} lines", wanted.len(), lines.len());
     step.done("every byte, in order");
     Ok(())
-}
-
-/// Puts every subject in the bucket; how many seconds it took.
-pub async fn flush(client: &Client, input: &Input) -> anyhow::Result<f64> {
-    let clock = Stopwatch::start();
-    let step = Step::begin("flushing to the bucket", input.stores.len() + 1);
-    let mut flushes = Vec::with_capacity(input.stores.len() + 1);
-    for subject in input.stores.keys() {
-        flushes.push(client.kv(subject)?);
-    }
-    client.stream(LOG_SUBJECT)?.flush().await.context("cannot flush the log")?;
-    step.advance(1);
-    stream::iter(flushes)
-        .map(Ok)
-        .try_for_each_concurrent(FLUSHES, async |store| {
-            store.flush().await.with_context(|| format!("cannot flush {}", store.subject()))?;
-            step.advance(1);
-            anyhow::Ok(())
-        })
-        .await?;
-    step.done(&format!("{} subjects", input.stores.len() + 1));
-    Ok(clock.seconds())
 }
 
 /// Kills the server that owns the log and appends a line through the client until that succeeds; the seconds between.

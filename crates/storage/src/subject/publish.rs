@@ -117,7 +117,9 @@ async fn base(
     source: Source,
 ) -> Result<NewBase, ErrorReply> {
     let tail_bytes = shared.log.tail(subject).map_or(0, |tail| tail.bytes);
-    if base_kind(Some(current), tail_bytes) == BaseKind::Delta {
+    // The first base that an owner makes of its own accord is a snapshot: from then on the bucket has a plain SQLite file
+    // of the subject.
+    if current.snapshot.is_some() && base_kind(Some(current), tail_bytes) == BaseKind::Delta {
         let tail =
             read_own_tail(&shared.log, shared.bucket.as_ref(), subject, current.first_slot, current.base_rev)
                 .await?;
