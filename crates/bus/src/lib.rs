@@ -214,7 +214,8 @@ impl Default for SubscribeOptions {
 
 /// A subscription. Ends when dropped.
 ///
-/// Ends, too, when the messaging system refuses it after a reconnect ([`BusEvent::SubscribeDenied`] says so).
+/// Ends, too, when the messaging system refuses it after a reconnect, or when the word of a refusal comes only after
+/// the call that made it ([`BusEvent::SubscribeDenied`] says so).
 pub struct Subscription {
     deliveries: mpsc::Receiver<Delivery>,
     // Dropping it tells the adapter to unsubscribe.

@@ -325,14 +325,41 @@ impl Fleet {
     /// # Errors
     /// When it ends, or does not say so in time.
     pub async fn wait_ready(&mut self, name: &str) -> anyhow::Result<()> {
-        until(&format!("{name} is ready"), async || {
+        self.wait_for_health(name, "ready", |health| health.status == HealthStatus::Ok).await
+    }
+
+    /// Waits until a process does its work, whatever else it says: after an outage of NATS a server may complain for
+    /// minutes about events that were lost.
+    ///
+    /// # Errors
+    /// When it ends, or does not say so in time.
+    pub async fn wait_serving(&mut self, name: &str) -> anyhow::Result<()> {
+        self.wait_for_health(name, "serving", |health| {
+            // Without a lease a server serves nothing. The coordinator needs none and does not speak of it.
+            health.status != HealthStatus::NotServing && health.figures.get("lease_generation") != Some(&0)
+        })
+        .await
+    }
+
+    async fn wait_for_health(
+        &mut self,
+        name: &str,
+        what: &str,
+        reached: impl Fn(&Health) -> bool,
+    ) -> anyhow::Result<()> {
+        let mut last = None;
+        let waited = until(&format!("{name} is {what}"), async || {
             if let Some(status) = self.process(name)?.ended()? {
                 anyhow::bail!("{name} ended with {status}");
             }
-            Ok(self.health(name).await?.filter(|health| health.status == HealthStatus::Ok))
+            last = self.health(name).await?;
+            Ok(last.as_ref().is_some_and(&reached).then_some(()))
         })
-        .await
-        .map(drop)
+        .await;
+        waited.with_context(|| match last {
+            Some(Health { status, problems, .. }) => format!("{name} says {status:?}: {problems:?}"),
+            None => format!("{name} does not answer"),
+        })
     }
 
     /// What a process has logged so far.

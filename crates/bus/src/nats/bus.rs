@@ -71,7 +71,6 @@ async fn watch_link(shared: Arc<Shared>, client: Client) {
             changed = socket.changed() => if changed.is_err() { return },
             () = proven => if shared.set_up(now.generation) {
                 tracing::info!("connected to NATS");
-                shared.tell(BusEvent::Connected);
             },
         }
     }

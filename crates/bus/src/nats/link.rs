@@ -60,6 +60,8 @@ struct Listener {
 pub(super) struct Shared {
     pub(super) outstanding: Outstanding,
     pub(super) events: broadcast::Sender<BusEvent>,
+    /// Whoever sees a change of it has been told of it: the event is sent while it is held. So nobody is told twice of
+    /// what was when they began to listen, and events come in the order of the changes, whoever makes them.
     pub(super) link: watch::Sender<Link>,
     pub(super) socket: watch::Sender<Socket>,
     /// The library has ended the connection for good.
@@ -120,29 +122,25 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    /// Declares the connection up if it is still the one that was proven, number `generation`. Says whether that was a
-    /// change.
+    /// Declares the connection up if it is still the one that was proven, number `generation`, and tells it. Says
+    /// whether that was a change.
     pub(super) fn set_up(&self, generation: u64) -> bool {
-        // The socket is read while the link is held, as it is changed: a loss is seen here or takes the link down after.
-        self.move_link(Link::Up, || {
-            let socket = self.socket.borrow();
-            socket.connected && socket.generation == generation
+        self.link.send_if_modified(|link| {
+            // The socket is read while the link is held, as it is changed: a loss is seen here or takes the link down
+            // after.
+            let socket = *self.socket.borrow();
+            let changes = *link == Link::Down && socket.connected && socket.generation == generation;
+            if changes {
+                *link = Link::Up;
+                self.tell(BusEvent::Connected);
+            }
+            changes
         })
     }
 
     /// Closes it for good. Says whether that was a change.
     pub(super) fn set_closed(&self) -> bool {
-        self.move_link(Link::Closed, || true)
-    }
-
-    fn move_link(&self, link: Link, may: impl FnOnce() -> bool) -> bool {
-        self.link.send_if_modified(|now| {
-            let changes = *now != link && *now != Link::Closed && may();
-            if changes {
-                *now = link;
-            }
-            changes
-        })
+        self.link.send_if_modified(|link| std::mem::replace(link, Link::Closed) != Link::Closed)
     }
 
     /// Compares what the library says, asked now and then, with what its events told: `connects` connections so far,
@@ -173,20 +171,21 @@ impl Shared {
         self.change_socket(|socket| socket.connected = false);
     }
 
-    /// Changes the socket and takes the link down with it, as one step: whoever sees the new socket may prove it at
-    /// once, and a link taken down after that would stay down, since nothing more would happen to the socket.
+    /// Changes the socket and takes the link down with it, as one step, and tells it: whoever sees the new socket may
+    /// prove it at once, and a link taken down after that would stay down, since nothing more would happen to the
+    /// socket.
     fn change_socket(&self, change: impl FnOnce(&mut Socket)) {
         let was_up = self.link.send_if_modified(|link| {
             self.socket.send_modify(change);
             let was_up = *link == Link::Up;
             if was_up {
                 *link = Link::Down;
+                self.tell(BusEvent::Disconnected);
             }
             was_up
         });
         if was_up {
             tracing::warn!("the connection to NATS is lost");
-            self.tell(BusEvent::Disconnected);
         }
     }
 
@@ -305,156 +304,4 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn told(events: &mut broadcast::Receiver<BusEvent>) -> Vec<BusEvent> {
-        std::iter::from_fn(|| events.try_recv().ok()).collect()
-    }
-
-    /// Up on its first connection.
-    fn up() -> (Shared, broadcast::Receiver<BusEvent>) {
-        let shared = Shared::new("_INBOX.me");
-        let events = shared.events.subscribe();
-        shared.observe(Event::Connected);
-        assert!(!shared.is_up(), "nothing has gone there and back");
-        assert!(shared.set_up(1) && shared.is_up());
-        assert!(!shared.set_up(1), "that is no change");
-        (shared, events)
-    }
-
-    #[test]
-    fn a_proof_holds_for_the_connection_it_was_made_on() {
-        let (shared, _events) = up();
-        shared.observe(Event::Disconnected);
-        assert!(!shared.set_up(1) && !shared.is_up(), "lost before the proof was seen");
-        shared.observe(Event::Connected);
-        assert!(!shared.set_up(1) && !shared.is_up(), "another one");
-        assert!(shared.set_up(2) && shared.is_up());
-    }
-
-    #[test]
-    fn a_connection_that_is_proven_at_once_stays_up() {
-        const CONNECTIONS: u64 = 20_000;
-        let shared = Shared::new("_INBOX.me");
-        let proven = AtomicU64::new(0);
-        // Proves each connection as soon as it can be seen, while the one who told of it is still at it.
-        let prove = || {
-            while proven.load(Ordering::Acquire) < CONNECTIONS {
-                let generation = shared.socket.borrow().generation;
-                if generation > proven.load(Ordering::Acquire) {
-                    shared.set_up(generation);
-                    proven.store(generation, Ordering::Release);
-                }
-                std::hint::spin_loop();
-            }
-        };
-        std::thread::scope(|scope| {
-            scope.spawn(prove);
-            for generation in 1..=CONNECTIONS {
-                shared.observe(Event::Connected);
-                while proven.load(Ordering::Acquire) < generation {
-                    std::thread::yield_now();
-                }
-                if !shared.is_up() {
-                    proven.store(CONNECTIONS, Ordering::Release);
-                    panic!("connection {generation} was proven and is down");
-                }
-            }
-        });
-    }
-
-    #[test]
-    fn a_connection_while_one_is_up_is_another_one() {
-        let (shared, mut events) = up();
-        shared.observe(Event::Connected);
-        assert!(!shared.is_up());
-        assert_eq!(told(&mut events), [BusEvent::Disconnected]);
-        assert!(shared.set_up(2));
-    }
-
-    #[test]
-    fn events_that_the_library_lost_are_found() {
-        // What the library says; the generation that must be proven then.
-        for (lost, connects, connected, generation) in [
-            ("a loss", 1, false, None),
-            ("a loss and a connection", 2, true, Some(2)),
-            ("two losses and two connections", 3, true, Some(3)),
-        ] {
-            let (shared, mut events) = up();
-            let mut lookout = Lookout::default();
-            shared.look(&mut lookout, 1, true);
-            shared.look(&mut lookout, 1, true);
-            shared.look(&mut lookout, connects, connected);
-            assert!(shared.is_up(), "{lost}: the event may be on its way");
-            shared.look(&mut lookout, connects, connected);
-            assert!(!shared.is_up(), "{lost}");
-            assert_eq!(told(&mut events), [BusEvent::Disconnected], "{lost}");
-            if let Some(generation) = generation {
-                assert!(shared.set_up(generation), "{lost}");
-            }
-            shared.look(&mut lookout, connects, connected);
-            shared.look(&mut lookout, connects, connected);
-            assert_eq!((shared.is_up(), told(&mut events)), (generation.is_some(), Vec::new()), "{lost}");
-        }
-    }
-
-    #[test]
-    fn a_lost_word_of_a_connection_is_made_up_for() {
-        let (shared, _events) = up();
-        shared.observe(Event::Disconnected);
-        let mut lookout = Lookout::default();
-        for _ in 0..2 {
-            assert!(!shared.socket.borrow().connected);
-            shared.look(&mut lookout, 2, true);
-        }
-        assert!(shared.socket.borrow().connected && shared.set_up(2));
-    }
-
-    #[test]
-    fn an_event_that_comes_late_is_none_that_was_lost() {
-        let (shared, mut events) = up();
-        let mut lookout = Lookout::default();
-        shared.look(&mut lookout, 2, true);
-        shared.observe(Event::Disconnected);
-        shared.look(&mut lookout, 2, true);
-        shared.observe(Event::Connected);
-        assert!(shared.set_up(2));
-        shared.look(&mut lookout, 2, true);
-        shared.look(&mut lookout, 2, true);
-        assert!(shared.is_up());
-        assert_eq!(told(&mut events), [BusEvent::Disconnected]);
-    }
-
-    #[test]
-    fn closed_is_closed() {
-        let (shared, _events) = up();
-        assert!(shared.set_closed() && !shared.set_closed());
-        shared.observe(Event::Connected);
-        assert!(!shared.set_up(2) && shared.is_closed());
-    }
-
-    #[test]
-    fn refusals_are_read() {
-        for (text, expected) in [
-            ("Permissions Violation for Publish to \"a.b\"", Some(Violation::Publish("a.b".into()))),
-            (
-                "Permissions Violation for Publish to \"a\\\"b\\\\\"",
-                Some(Violation::Publish("a\"b\\".into())),
-            ),
-            (
-                "Permissions Violation for Subscription to \"a.>\"",
-                Some(Violation::Subscribe { pattern: "a.>".into(), queue: None }),
-            ),
-            (
-                "Permissions Violation for Subscription to \"a\" using queue \"q\"",
-                Some(Violation::Subscribe { pattern: "a".into(), queue: Some("q".into()) }),
-            ),
-            ("Permissions Violation for Publish to \"a", None),
-            ("Permissions Violation for Publish to ", None),
-            ("Stale Connection", None),
-        ] {
-            assert_eq!(Violation::parse(text), expected, "{text}");
-        }
-    }
-}
+mod tests;

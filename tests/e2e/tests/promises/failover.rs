@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use dormouse_client::{Error, Kv};
 use dormouse_e2e::{Fleet, until};
-use dormouse_protocol::{Op, Prefix, ServerName, Subject};
+use dormouse_protocol::data::{GetRequest, SetItem, SetRequest};
+use dormouse_protocol::health::{Health, HealthStatus};
+use dormouse_protocol::{Op, Prefix, ServerName, Subject, encode};
 
 use crate::support::{check, check_numbers, files_ending, filled, key, value, write};
 
@@ -17,6 +19,13 @@ const SHORT_LEASE: [&str; 2] = ["--lease-ttl", "2s"];
 /// A machine that is busy for more than a second may lose a short lease by accident. That costs time and nothing else,
 /// which is what these tests hold.
 const LEASE_LOST: &str = "the lease ran out";
+
+/// What everybody says during an outage of NATS.
+const CONNECTION_LOST: &str = "the connection to NATS is lost";
+
+/// What a server says, and for minutes after that also in its health, when NATS went away between a write and the
+/// event of it. Events are at most once, and whoever missed one notices.
+const EVENTS_LOST: &str = "events were dropped";
 
 /// Writes until one write is acknowledged. A write whose fate is not known is written again: it is the same.
 async fn write_until_acknowledged(store: &Kv, number: usize) -> anyhow::Result<()> {
@@ -198,8 +207,8 @@ async fn writes_that_are_acknowledged_around_an_outage_of_nats_are_all_kept() ->
     Fleet::builder()
         .servers(2)
         .run(async |fleet| {
-            fleet.expect_warning("the connection to NATS is lost");
-            fleet.expect_warning("could not be sent");
+            fleet.expect_warning(CONNECTION_LOST);
+            fleet.expect_warning(EVENTS_LOST);
             let client = fleet.client().await?;
             // The answer to a write in flight may be lost for good: its writer waits for no longer than this.
             let store = client.kv("app.outage")?.with_deadline(Duration::from_secs(2));
@@ -220,9 +229,58 @@ async fn writes_that_are_acknowledged_around_an_outage_of_nats_are_all_kept() ->
             };
             let (acknowledged, ()) = futures::try_join!(futures::future::try_join_all(writers), outage)?;
             for name in ["coordinator", "persist-1", "persist-2"] {
-                fleet.wait_ready(name).await?;
+                fleet.wait_serving(name).await?;
             }
             check_numbers(&store, acknowledged.into_iter().flatten()).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_server_whose_events_were_lost_in_an_outage_of_nats_says_so_and_serves() -> anyhow::Result<()> {
+    Fleet::builder()
+        .coordinator_args(["--lease-ttl", "10s"])
+        .run(async |fleet| {
+            fleet.expect_warning(CONNECTION_LOST);
+            fleet.expect_warning(EVENTS_LOST);
+            let client = fleet.client().await?;
+            let store = client.kv("app.unheard")?;
+            write(&store, 0..1).await?;
+            let route = Prefix::default().server(
+                &ServerName::new("persist-1")?,
+                Op::Set,
+                &Subject::new("app.unheard")?,
+            );
+            let mut written = 1;
+            let health = loop {
+                // They reach a process that stands still, so they are carried out when NATS is away already.
+                fleet.pause("persist-1").await?;
+                let mut raw = fleet.raw().await?;
+                for number in written..written + 300 {
+                    let (key, value) = (Some(key(number)), Some(value(number)));
+                    let item = SetItem { key, value, ..SetItem::default() };
+                    let set = SetRequest { sets: vec![item], ..SetRequest::default() };
+                    raw.publish(route.as_str(), Some("_INBOX.unheard"), &encode(&set)?).await?;
+                }
+                raw.flush().await?;
+                written += 300;
+                fleet.nats().stop().await?;
+                fleet.resume("persist-1")?;
+                fleet.nats().restart().await?;
+                for name in ["coordinator", "persist-1"] {
+                    fleet.wait_serving(name).await?;
+                }
+                // What nats-server had not passed on yet is lost, and in the worst case that is everything.
+                match fleet.health("persist-1").await? {
+                    Some(health) if health.figures["events_dropped"] > 0 => break health,
+                    _ => {}
+                }
+            };
+            let Health { status, problems, .. } = health;
+            assert_eq!(status, HealthStatus::Degraded);
+            assert!(problems.iter().any(|problem| problem.contains(EVENTS_LOST)), "{problems:?}");
+            write(&store, 0..written).await?;
+            check(&store, 0..written).await
         })
         .await
 }
@@ -234,12 +292,13 @@ async fn a_nats_server_that_goes_away_and_comes_back_costs_nothing() -> anyhow::
         .run(async |fleet| {
             let client = fleet.client().await?;
             let store = filled(&client, "app.reconnect").await?;
-            fleet.expect_warning("the connection to NATS is lost");
+            fleet.expect_warning(CONNECTION_LOST);
+            fleet.expect_warning(EVENTS_LOST);
             for round in 1..3 {
                 fleet.nats().stop().await?;
                 fleet.nats().restart().await?;
                 for name in ["coordinator", "persist-1", "persist-2"] {
-                    fleet.wait_ready(name).await?;
+                    fleet.wait_serving(name).await?;
                 }
                 check(&store, 0..300 * round).await?;
                 write_until_acknowledged(&store, 0).await?;
@@ -280,7 +339,7 @@ async fn a_server_that_was_paused_beyond_its_lease_serves_nothing_stale() -> any
             // Asked directly, in the very moment it wakes up: what it says is an error or what is true now.
             let route =
                 Prefix::default().server(&ServerName::new(&owner)?, Op::Get, &Subject::new("app.paused")?);
-            let request = dormouse_protocol::encode(&dormouse_protocol::data::GetRequest::key(key(0)))?;
+            let request = encode(&GetRequest::key(key(0)))?;
             let mut raw = fleet.raw().await?;
             raw.subscribe("_INBOX.paused").await?;
             raw.publish(route.as_str(), Some("_INBOX.paused"), &request).await?;
