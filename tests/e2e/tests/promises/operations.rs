@@ -2,10 +2,10 @@
 
 use anyhow::ensure;
 use bytes::Bytes;
-use dormouse_client::{Error, ErrorCode, Level, NewMessage, Seq, SubjectConfig};
+use dormouse_client::{Error, Level, NewMessage, Seq, SubjectConfig};
 use dormouse_e2e::{Fleet, until};
 
-use crate::support::{check, files_ending, filled, value};
+use crate::support::{files_ending, filled, value};
 
 #[tokio::test]
 async fn a_key_value_store_keeps_what_is_put_and_forgets_what_is_deleted() -> anyhow::Result<()> {
@@ -114,7 +114,7 @@ async fn a_subject_has_the_level_that_it_was_given_and_a_write_may_ask_for_more(
         .run(async |fleet| {
             let client = fleet.client().await?;
             for level in Level::ALL {
-                let store = client.kv(format!("app.level.{level}"))?;
+                let store = client.kv(&format!("app.level.{level}"))?;
                 store.configure(SubjectConfig { level: Some(level), ..SubjectConfig::default() }).await?;
                 store.put("k", "v").await?;
                 assert_eq!(store.info().await?.level, level);
