@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, LogId, Rev, Seq, Slot, Subject, Term, Timestamp};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use tempfile::TempDir;
@@ -15,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::bucket::faults::{Fault, FaultPlan, FaultyBucket};
-use crate::bucket::{Bucket as _, ObjectStoreBucket, Operation as Call};
+use crate::bucket::{ObjectStoreBucket, Operation as Call};
 use crate::entry::Entry;
 use crate::format::{frame, segment};
 use crate::keys::LogKeys;

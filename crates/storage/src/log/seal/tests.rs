@@ -118,7 +118,7 @@ impl World {
         });
         for &at in &self.deletable {
             step(&|world| {
-                // Not a seal: that is not what was given up. (The owner cannot tell, so it may go as well.)
+                // Whatever lies there by now: the owner cannot tell, so a void seal may go as well.
                 world.slots.remove(&at);
             });
         }

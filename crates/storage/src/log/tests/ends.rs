@@ -110,6 +110,12 @@ async fn what_is_gone_is_said_to_be_missing_and_a_seal_never_goes() {
     let again = rig.sealer("c").seal(rig.log.id()).await.unwrap();
     let missing = again.tail(&name, Slot::new(0), Rev::new(0)).await.unwrap_err();
     assert!(matches!(missing, TailError::Missing { .. }), "{missing}");
+    // Not even when what is left follows itself without a hole.
+    sealed.delete_slot(Slot::new(1)).await.unwrap();
+    again.delete_index().await.unwrap();
+    let last = rig.sealer("d").seal(rig.log.id()).await.unwrap();
+    let missing = last.tail(&name, Slot::new(0), Rev::new(1)).await.unwrap_err();
+    assert!(matches!(missing, TailError::Missing { .. }), "{missing}");
     assert_eq!(again.list().await.unwrap().last(), Some(&again.seal()));
 }
 
