@@ -155,7 +155,7 @@ impl DataDir {
         self.path.join(LOST)
     }
 
-    /// Takes note that an earlier log of this directory has ended and is to be emptied. Survives a loss of power.
+    /// Takes note that a log has ended and is to be emptied from here. Survives a loss of power.
     /// Blocks.
     ///
     /// # Errors
@@ -167,6 +167,12 @@ impl DataDir {
             File::open(self.path.join(DEAD))?.sync_all()
         };
         mark().map_err(|source| DataDirError::File { path, source })
+    }
+
+    /// Whether a log is noted as dead. Asks the file system.
+    #[must_use]
+    pub fn is_marked_dead(&self, log: &LogId) -> bool {
+        self.path.join(DEAD).join(log.to_string()).exists()
     }
 
     /// Takes note that a dead log is empty. Blocks.

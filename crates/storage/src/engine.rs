@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::api::{Authority, EventSink, Reply, Request, Submission};
 use crate::bucket::{Bucket, BucketKey};
@@ -15,7 +15,7 @@ use crate::database::sqlite_is_safe;
 use crate::directory::{Directory, Offered, shutting_down};
 use crate::figures::{Counters, Figures};
 use crate::housekeeping;
-use crate::log::{Log, LogEnd, SealedLogs, StartLogError};
+use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
 use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
 use crate::settings::EngineSettings;
 use crate::subject::{SubjectTask, garbage};
@@ -77,9 +77,26 @@ pub(crate) struct Shared {
     pub(crate) garbage: mpsc::Sender<Vec<BucketKey>>,
     pub(crate) opening: Semaphore,
     pub(crate) publishing: Semaphore,
+    /// Told when a dead log is noted.
+    pub(crate) dead_log: Notify,
 }
 
 impl Shared {
+    /// Seals the log of a process that is over, and sees to it that somebody empties it.
+    pub(crate) async fn seal(&self, log: &LogId) -> Result<Arc<SealedLog>, ErrorReply> {
+        if self.data.is_marked_dead(log) {
+            return self.sealed.seal(log).await;
+        }
+        let sealed = self.sealed.seal(log).await?;
+        let (data, dead) = (Arc::clone(&self.data), log.clone());
+        match self.env.blocking(move || data.mark_dead(&dead)).await {
+            Ok(()) => self.dead_log.notify_one(),
+            // Its slots then stay until the next process of its own name, or the next claim from it.
+            Err(error) => tracing::warn!(%log, %error, "a dead log cannot be noted"),
+        }
+        Ok(sealed)
+    }
+
     /// Whether subjects are being released.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stop.is_given() || self.tasks.stop().is_given()
@@ -231,6 +248,7 @@ impl Prepared {
             garbage,
             opening: Semaphore::new(OPENING),
             publishing: Semaphore::new(PUBLISHING),
+            dead_log: Notify::new(),
         });
         housekeeping::start(&shared);
         Ok(Engine { shared })

@@ -1,4 +1,5 @@
-//! Emptying the logs that earlier processes on this data directory left behind.
+//! Emptying dead logs: those that earlier processes on this data directory left behind, and those that this process
+//! sealed when it took over a subject of theirs. Otherwise they would stay for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// The pause between two subjects or two deletions: nobody waits for it, so it leaves the bucket to those who do.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Goes on until every dead log is empty.
+/// Empties every dead log that is noted, and waits for the next.
 pub(super) async fn run(shared: Arc<Shared>) {
     loop {
         let data = Arc::clone(&shared.data);
@@ -51,10 +52,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 }
             }
         }
-        if !left {
-            return;
+        tokio::select! {
+            () = shared.dead_log.notified() => {}
+            () = tokio::time::sleep(PAUSE), if left => {}
         }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -48,9 +48,9 @@ fn a_listing_is_sorted_into_what_is_known_and_what_is_not() {
         format!("000000000002-007-{ulid}.sqlite3"),
         format!("000000000002-1-{}.sqlite3", ulid.to_lowercase().replace('0', "o")),
         format!("000000000002-1-{ulid}.sqlite3.zst"),
-        format!("000000000002-1-{ulid}.delta"),
+        format!("000000000002-1-{ulid}.delta.zst"),
         format!("000000000002--1-{ulid}.sqlite3"),
-        format!("blobs/3-{ulid}"),
+        format!("blobs/03-{ulid}"),
         "blobs/000000000007.manifest".to_owned(),
     ]
     .map(|name| format!("subjects/a/{name}"));

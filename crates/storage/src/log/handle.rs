@@ -191,14 +191,6 @@ impl Log {
         self.0.lock().tails.tail(subject)
     }
 
-    /// The lowest slot in which there may be an entry of `subject` that a state at `rev` lacks. Where revs alone cannot
-    /// tell, an earlier slot is named rather than a later one.
-    #[must_use]
-    pub fn first_slot_above(&self, subject: &Subject, rev: Rev) -> Slot {
-        let state = self.0.lock();
-        state.tails.first_slot_above(subject, rev).unwrap_or_else(|| state.owner.next_slot())
-    }
-
     /// The slots that may hold entries of `subject` which a state at `rev` lacks, ascending: all of those, and more where
     /// the books are coarse.
     pub(super) fn slots_above(&self, subject: &Subject, rev: Rev) -> Vec<Slot> {

@@ -129,12 +129,6 @@ impl<S: Ord + Clone> Tails<S> {
         })
     }
 
-    /// The lowest slot that may hold an entry of the subject above `rev`.
-    pub(super) fn first_slot_above(&self, subject: &S, rev: Rev) -> Option<Slot> {
-        let runs = self.runs.get(subject)?;
-        runs.iter().find(|run| run.may_be_above(rev)).map(|run| run.first_slot)
-    }
-
     /// The slots that may hold entries of the subject above `rev`, ascending.
     pub(super) fn slots_above(&self, subject: &S, rev: Rev) -> Vec<Slot> {
         let runs = self.runs.get(subject).into_iter().flatten().filter(|run| run.may_be_above(rev));

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::publish::{self, Job, PublishEnd, Source};
 use super::serve::{End, Serving};
-use crate::database::{Database, DatabaseError};
+use crate::database::Database;
 use crate::manifest::Manifest;
 
 /// A tail below this size is not worth a base of its own, in bytes.
@@ -37,7 +37,7 @@ impl Serving<'_> {
             Some(undecided) => Job::Resume(undecided),
             None => match self.source().await {
                 Ok(source) => Job::Base(source),
-                Err(error) => return self.compaction_failed(error.reply(self.subject)),
+                Err(reply) => return self.compaction_failed(reply),
             },
         };
         let (sender, receiver) = oneshot::channel();
@@ -54,14 +54,19 @@ impl Serving<'_> {
     }
 
     /// The state as it is now, ready to be uploaded.
-    pub(super) async fn source(&mut self) -> Result<Source, DatabaseError> {
-        self.apart(Database::checkpoint).await?;
+    pub(super) async fn source(&mut self) -> Result<Source, ErrorReply> {
+        // In this order: what is shipped by now is applied next, so that everything the state lacks lies in this slot or
+        // in a later one.
+        let first_slot = self.shared.log.next_slot();
+        self.advance().map_err(|error| error.reply(self.subject))?;
+        if let Some(reply) = &self.pipeline.stalled {
+            return Err(reply.clone());
+        }
+        self.apart(Database::checkpoint).await.map_err(|error| error.reply(self.subject))?;
         self.count_bytes();
         let database = self.database();
         let state = database.state();
         let (path, rev, next_seq) = (database.path().to_owned(), state.rev, state.next_seq);
-        // Nothing above that rev lies below this slot, and nothing that is yet to be shipped will.
-        let first_slot = self.shared.log.first_slot_above(self.subject, rev);
         Ok(Source { path, rev, next_seq, first_slot })
     }
 
@@ -74,7 +79,7 @@ impl Serving<'_> {
                 self.collect(garbage);
                 None
             }
-            PublishEnd::Lost => Some(self.lose().await),
+            PublishEnd::Lost { .. } => Some(self.lose().await),
             PublishEnd::Undecided(machine, reply) => {
                 self.undecided = Some(machine);
                 self.compaction_failed(reply);

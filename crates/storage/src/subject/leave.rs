@@ -170,11 +170,7 @@ impl Serving<'_> {
         self.settle_changes().await.map_err(|error| error.reply(self.subject))?;
         let needs_base =
             self.shared.log.tail(self.subject).is_some() || self.position().rev > self.manifest.base_rev;
-        let source = if needs_base {
-            Some(self.source().await.map_err(|error| error.reply(self.subject))?)
-        } else {
-            None
-        };
+        let source = if needs_base { Some(self.source().await?) } else { None };
         let end = publish::publish(self.shared, self.subject, &self.manifest, Job::Release(source)).await;
         match self.published(end).await {
             Some(end) => Ok(Some(end)),
@@ -230,8 +226,13 @@ impl Serving<'_> {
                     self.remove_file().await;
                     return Some(End::Closed);
                 }
-                PublishEnd::Lost => {
-                    answer(Err(ErrorReply::not_owner(None)));
+                PublishEnd::Lost { may_have_counted } => {
+                    answer(Err(if may_have_counted {
+                        let why = "another process has gone on with the subject: whether it was destroyed is not known";
+                        ErrorReply::new(ErrorCode::Indeterminate, why)
+                    } else {
+                        ErrorReply::not_owner(None)
+                    }));
                     return Some(self.lose().await);
                 }
                 PublishEnd::Failed(reply) => {

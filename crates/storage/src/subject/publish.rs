@@ -47,7 +47,10 @@ pub(super) enum PublishEnd {
     /// This manifest counts from now on; what nobody needs any more may be deleted.
     Published(Box<Manifest>, Vec<BucketKey>),
     /// Another process owns the subject.
-    Lost,
+    Lost {
+        /// What was to be published may have counted for a while.
+        may_have_counted: bool,
+    },
     /// It may count, now or later: nothing else may be published before this is settled.
     Undecided(Box<Publish>, ErrorReply),
     /// Nothing has changed.
@@ -80,7 +83,7 @@ pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manife
             PublishEffect::Published(verified) => {
                 return PublishEnd::Published(verified.manifest, verified.garbage);
             }
-            PublishEffect::Lost { .. } => return PublishEnd::Lost,
+            PublishEffect::Lost { may_have_counted } => return PublishEnd::Lost { may_have_counted },
             PublishEffect::Undecided(reply) => return PublishEnd::Undecided(Box::new(machine), reply),
             PublishEffect::Failed(reply) => return PublishEnd::Failed(reply),
         };
@@ -120,9 +123,9 @@ async fn base(
     // The first base that an owner makes of its own accord is a snapshot: from then on the bucket has a plain SQLite file
     // of the subject.
     if current.snapshot.is_some() && base_kind(Some(current), tail_bytes) == BaseKind::Delta {
-        let tail =
-            read_own_tail(&shared.log, shared.bucket.as_ref(), subject, current.first_slot, current.base_rev)
-                .await?;
+        let (first, base_rev) = (current.first_slot, current.base_rev);
+        let mut tail = read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first, base_rev).await?;
+        tail.retain(|entry| entry.last_rev() <= source.rev);
         // A delta leads as far as the log does. Where the file is ahead of it, or the tail holds nothing but memories
         // of answers, the snapshot is what holds it all.
         if tail.last().is_some_and(|last| last.last_rev() == source.rev && source.rev > current.base_rev) {

@@ -260,7 +260,7 @@ impl<'a> Serving<'a> {
     }
 
     /// Applies what the log has made durable.
-    fn advance(&mut self) -> Result<(), DatabaseError> {
+    pub(super) fn advance(&mut self) -> Result<(), DatabaseError> {
         let database = self.file.get();
         let applied = self.pipeline.advance(self.shared, self.subject, database)?;
         if applied.changes > 0 {

@@ -31,7 +31,6 @@ fn a_base_covers_the_slots_up_to_its_rev() {
     let mut tails = tail_of(A, [1, 2, 5]);
     tails.shipped(&B, shipped(4, 7));
     assert_eq!(tails.lowest_needed(), Some(Slot::new(1)));
-    assert_eq!(tails.first_slot_above(&A, Rev::new(20)), Some(Slot::new(5)));
     tails.based(&A, Rev::new(20), Slot::new(0));
     assert_eq!((first_slot(&tails, A), tails.lowest_needed()), (Some(5), Some(Slot::new(4))));
     assert_eq!(tails.oldest(1)[0].0, B);
@@ -65,9 +64,6 @@ fn a_tail_takes_no_more_room_than_a_few_runs_and_names_no_slot_too_few() {
         let needed = slots.iter().copied().map(Slot::new).filter(|slot| slot.get() * 10 > base.get());
         let named = tails.slots_above(&A, base);
         assert!(needed.clone().all(|slot| named.contains(&slot)), "{base}");
-        if let Some(first) = needed.clone().next() {
-            assert!(tails.first_slot_above(&A, base).unwrap() <= first);
-        }
         tails.based(&A, base, Slot::new(0));
         assert!(needed.clone().next().is_none_or(|first| tails.lowest_needed().unwrap() <= first), "{base}");
     }
