@@ -24,6 +24,9 @@ use crate::{
 /// How long a message from us to ourselves may take before it is sent once more.
 const ROUND_TRIP_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How long a subscription that ends waits for the server's word that nothing more comes.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+
 /// How long closing waits for what is queued, and again for the end of the connection.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -310,11 +313,29 @@ impl Forward {
                     Some(message) => self.hand_over(convert::delivery(message)),
                     None => return,
                 },
-                () = end.given() => return,
+                () = end.given() => return self.drain(messages).await,
             }
             while let Some(Some(message)) = messages.next().now_or_never() {
                 self.hand_over(convert::delivery(message));
             }
+        }
+    }
+
+    /// Listening ends, and what the server had sent by then is handed over: whoever asked waits for an answer.
+    async fn drain(mut self, mut messages: Subscriber) {
+        let shared = Arc::clone(&self.shared);
+        let rest = async {
+            if messages.drain().await.is_ok() {
+                while let Some(message) = messages.next().await {
+                    self.hand_over(convert::delivery(message));
+                }
+            }
+        };
+        tokio::select! {
+            () = rest => {}
+            // Nothing comes any more.
+            () = shared.ended.given() => {}
+            () = tokio::time::sleep(DRAIN_DEADLINE) => {}
         }
     }
 
