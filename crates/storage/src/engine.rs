@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) surplus: Surplus,
     pub(crate) trust: Trust,
     pub(crate) bucket: Arc<dyn Bucket>,
+    /// Where the write-ahead log lies.
+    disk: Arc<dyn WalStorage>,
     pub(crate) authority: Arc<dyn Authority>,
     pub(crate) events: Arc<dyn EventSink>,
     pub(crate) env: Env,
@@ -169,10 +171,19 @@ pub struct Prepared {
     log: LogId,
     predecessor: Option<LogId>,
     bucket: Arc<dyn Bucket>,
+    disk: Arc<dyn WalStorage>,
     env: Env,
 }
 
 impl Prepared {
+    /// Puts the write-ahead log on another disk than the file system: one that lies.
+    #[cfg(any(test, feature = "faults"))]
+    #[must_use]
+    pub fn on_disk(mut self, disk: Arc<dyn WalStorage>) -> Self {
+        self.disk = disk;
+        self
+    }
+
     /// The log id of this process.
     #[must_use]
     pub const fn log(&self) -> &LogId {
@@ -200,8 +211,7 @@ impl Prepared {
         events: Arc<dyn EventSink>,
         tasks: Tasks,
     ) -> Result<Engine, OpenError> {
-        let Self { settings, data, log: id, predecessor: _, bucket, env } = self;
-        let storage: Arc<dyn WalStorage> = Arc::new(FileSystem);
+        let Self { settings, data, log: id, predecessor: _, bucket, disk: storage, env } = self;
         let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone(), id.clone());
         let (directory, listed) = (Arc::clone(&data), Arc::clone(&storage));
         env.blocking(move || {
@@ -238,6 +248,7 @@ impl Prepared {
             data,
             log,
             bucket,
+            disk: storage,
             authority,
             events,
             env,
@@ -300,7 +311,7 @@ impl Engine {
         let data = Arc::new(env.blocking(move || DataDir::open(&path)).await?);
         let log = LogId::new(settings.server.clone(), env.ulid());
         let predecessor = data.predecessor().cloned();
-        Ok(Prepared { settings, data, log, predecessor, bucket, env })
+        Ok(Prepared { settings, data, log, predecessor, bucket, disk: Arc::new(FileSystem), env })
     }
 
     /// The log id of this process.
@@ -353,6 +364,7 @@ impl Engine {
             log,
             predecessor: Some(shared.log.id().clone()),
             bucket: Arc::clone(&shared.bucket),
+            disk: Arc::clone(&shared.disk),
             env: shared.env.clone(),
         }
     }

@@ -220,7 +220,6 @@ impl Serving<'_> {
                 PublishEnd::Published(manifest, garbage) => {
                     self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
                     self.shared.events.publish(self.subject, destroyed);
-                    self.refuse_all(&ErrorReply::unavailable("the subject has been destroyed: ask again"));
                     answer(Ok(Reply::Destroy(DestroyReply { position })));
                     self.collect(garbage);
                     self.remove_file().await;

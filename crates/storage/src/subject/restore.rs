@@ -86,7 +86,7 @@ impl Restorer<'_> {
             return self.start_empty(Origin::default()).await.map_err(RestoreError::from);
         };
         let highest = tail.last().map_or(manifest.base_rev, Entry::last_rev).max(manifest.base_rev);
-        if !self.local_fits(manifest, highest) {
+        if !self.local_fits(manifest, highest) || !self.is_sound().await? {
             self.rebuild(manifest).await?;
         }
         self.apply(tail).await.map_err(RestoreError::from)
@@ -99,6 +99,29 @@ impl Restorer<'_> {
             Some(LocalFile { log, term: state.term, applied_rev: state.rev })
         });
         local.is_some_and(|local| may_reuse(&local, manifest, highest))
+    }
+
+    /// Reads a file through that an earlier process left, and sets it aside if it is damaged. What this process has
+    /// written itself cannot have been torn by a loss of power.
+    async fn is_sound(&mut self) -> Result<bool, ErrorReply> {
+        let Some(database) = self.database.take() else { return Ok(false) };
+        if database.provenance().log.as_ref() == Some(self.shared.log.id()) {
+            self.database = Some(database);
+            return Ok(true);
+        }
+        let (path, subject) = (self.path.clone(), self.subject.clone());
+        let term = database.state().term;
+        let kept = self.shared.data.lost_file(&subject, term, Nonce::new(self.shared.env.ulid()));
+        let checked = self.shared.env.blocking(move || match database.check_whole() {
+            Ok(()) => Ok(Some(database)),
+            Err(error) if error.is_unfit_file() => {
+                drop(database);
+                quarantine(&path, &kept, &subject, &error).map(|()| None).map_err(|_| error)
+            }
+            Err(error) => Err(error),
+        });
+        self.database = checked.await.map_err(|error| error.reply(self.subject))?;
+        Ok(self.database.is_some())
     }
 
     async fn rebuild(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {

@@ -120,6 +120,12 @@ impl<'a> Serving<'a> {
     /// Serves until the subject is idle, evicted, taken, destroyed, or the engine stops.
     pub(super) async fn run(mut self, inbox: &mut Inbox, close: &Notify) -> End {
         let end = self.serve(inbox, close).await;
+        if let End::Closed = end {
+            // Changes that were not begun are for the life that follows; they come before what has arrived since.
+            for write in std::mem::take(&mut self.writes).into_iter().rev() {
+                inbox.waiting.push_front(write);
+            }
+        }
         // However it ended: nobody may wait for an answer that never comes.
         let reply = match &end {
             End::Refused(reply) => reply.clone(),
@@ -428,7 +434,8 @@ impl<'a> Serving<'a> {
         let moved = self.pipeline.waker();
         loop {
             self.advance()?;
-            if self.pipeline.is_settled() {
+            // What was acknowledged at a weaker level before the log came to its end is never shipped in it.
+            if self.pipeline.is_settled() || self.shared.log.end().is_some() && self.pipeline.is_applied() {
                 return Ok(());
             }
             let stalled = self.pipeline.stalled.is_some();
@@ -439,6 +446,7 @@ impl<'a> Serving<'a> {
             self.shared.log.ship();
             tokio::select! {
                 () = moved.notified() => {}
+                _ = self.shared.log.ended(), if self.shared.log.end().is_none() => {}
                 () = tokio::time::sleep(STALL_PAUSE), if stalled => {}
             }
         }

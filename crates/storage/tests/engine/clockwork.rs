@@ -1,7 +1,5 @@
 //! What an open subject does by itself, on a clock that the test holds, and with a bucket whose answers get lost.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +10,7 @@ use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use dormouse_storage::api::{Authority, EventSink, Reply, Request};
 use dormouse_storage::bucket::Bucket;
 use dormouse_storage::{Engine, EngineSettings};
-use support::{Events, TestAuthority, Unreliable, set_request, subject};
+use crate::support::{Events, TestAuthority, Unreliable, set_request, subject};
 
 struct Fixture {
     engine: Engine,

@@ -1,12 +1,10 @@
 //! What happens to a request whose reply the bus could not carry.
 
-mod support;
-
+use crate::support::{Server, World, subject};
 use dormouse_protocol::data::{SetItem, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorCode, ErrorReply};
 use dormouse_storage::api::{Reply, Request, Submission};
-use support::{Server, World, subject};
 
 fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<Reply, ErrorReply> {
     let (sender, answer) = std::sync::mpsc::channel();
@@ -20,7 +18,7 @@ fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<Reply
 #[test]
 fn a_write_that_could_not_be_answered_is_not_done() {
     let world = World::in_memory();
-    let server = world.server("persist-1");
+    let server = world.running_server("persist-1", |_| {});
     let room = ENVELOPE_BYTES + 1_000;
     let refused = submit(&server, 100, room).unwrap_err();
     assert_eq!((refused.code, refused.limit.as_deref()), (ErrorCode::TooLarge, Some("max_reply_bytes")));

@@ -1,91 +1,53 @@
 //! One engine: what it keeps, what it announces, when it closes, and what it says when something is wrong.
 
-mod support;
-
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{World, large, lost_files, messages_in, pairs, set_request, subject};
 use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::message::DeleteAllChange;
-use dormouse_protocol::{Change, ErrorCode, Level, Rev, Subject};
+use dormouse_protocol::{Change, ErrorCode, Level, Rev};
 use dormouse_runtime::Env;
 use dormouse_storage::api::{Reply, Request, Submission};
-use dormouse_storage::bucket::Bucket;
+use dormouse_storage::bucket::{Bucket, Operation};
 use dormouse_storage::{Engine, EngineSettings, ExportError, OpenError, export_snapshot};
-use support::{Server, World, lost_files, messages_in, pairs, set_request, subject};
 
 const APP: &str = "app.orders";
-
-#[test]
-fn what_was_acknowledged_survives_a_kill() {
-    let world = World::on_disk();
-    let app = subject(APP);
-    let server = world.server("persist-1");
-    for n in 0..50 {
-        server.set(&app, &format!("k{n:02}"), &n.to_string()).unwrap();
-    }
-    let before = (server.all(&app).unwrap(), server.info(&app));
-    assert_eq!(before.1.bucket_rev, Rev::new(0), "nothing has been brought to the bucket");
-    server.kill();
-
-    let server = world.server("persist-1");
-    assert_eq!(server.all(&app).unwrap(), before.0);
-    let info = server.info(&app);
-    assert_eq!((info.position.term, info.term_base), (before.1.position.term.next(), before.1.position.rev));
-    assert_eq!(server.set(&app, "k", "v").unwrap().rev, info.position.rev.next());
-    // It was in no snapshot, so the claim had to bring it to the bucket: nothing refers to a log that is over.
-    assert_eq!(info.bucket_rev, before.1.position.rev);
-    assert_eq!(lost_files(&world.data_dir("persist-1")), [] as [std::path::PathBuf; 0]);
-}
 
 #[test]
 fn a_snapshot_is_a_plain_sqlite_file() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
-    server.set(&app, "a", "1").unwrap();
+    server.set(&app, "a", &large()).unwrap();
     server.set(&app, "b", "2").unwrap();
-    let position = server.flush(&app).unwrap();
+    let position = server.compact(&app).unwrap();
     assert_eq!(position, server.info(&app).position);
     server.set(&app, "c", "3").unwrap();
-    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", "1"), ("b", "2")]));
+    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", &large()), ("b", "2")]));
 
     let exported = world.folder.path().join("exported.sqlite3");
     let export =
         |name| server.runtime.block_on(export_snapshot(world.bucket.as_ref(), &subject(name), &exported));
     assert_eq!(export(APP).unwrap(), position);
-    assert_eq!(messages_in(&exported), pairs(&[("a", "1"), ("b", "2")]));
+    assert_eq!(messages_in(&exported), pairs(&[("a", &large()), ("b", "2")]));
     assert!(matches!(export("app.unknown"), Err(ExportError::NoSuchSubject(_))));
     server.set(&subject("app.fresh"), "a", "1").unwrap();
     assert!(matches!(export("app.fresh"), Err(ExportError::NothingYet(_))));
 }
 
 #[test]
-fn flush_again_costs_nothing_and_old_snapshots_go() {
-    let world = World::on_disk();
+fn changes_of_a_weaker_level_reach_the_bucket_by_themselves() {
+    let world = World::in_memory();
     let app = subject(APP);
-    let server = world.server("persist-1");
-    for n in 0..5 {
-        server.set(&app, "k", &n.to_string()).unwrap();
-        server.flush(&app).unwrap();
-        server.flush(&app).unwrap();
-    }
-    assert_eq!(server.engine.figures().publications, 5);
-    server.until("one manifest and one snapshot are left", || world.objects(&app).len() == 2);
-    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("k", "4")]));
-}
-
-#[test]
-fn changes_reach_the_bucket_by_themselves() {
-    let world = World::on_disk();
-    let app = subject(APP);
-    let server =
-        world.server_with("persist-1", |settings| settings.snapshot_interval = Duration::from_millis(50));
-    server.set(&app, "k", "v").unwrap();
-    assert_eq!(server.engine.figures().dirty_subjects, 1);
-    server.until("the change is in the bucket", || server.engine.figures().dirty_subjects == 0);
-    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("k", "v")]));
+    let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
+    // The lease is trusted once it was looked whether the log is still ours.
+    server.get(&app, "k").unwrap();
+    let rev = server.set(&app, "k", "v").unwrap().rev;
+    assert_eq!(server.info(&app).bucket_rev, Rev::new(0));
+    server.pass(Duration::from_millis(1_100));
+    assert_eq!(server.info(&app).bucket_rev, rev, "within the ship interval");
+    assert_eq!(server.engine.figures().log.unshipped_bytes, 0);
 }
 
 #[test]
@@ -116,7 +78,7 @@ fn a_request_that_meets_a_closing_subject_is_served_by_the_reopened_one() {
             for n in 0..100 {
                 let answer = server.engine.execute(&app, Request::Get(GetRequest::key("k"))).await;
                 assert!(matches!(&answer, Ok(Reply::Get(reply)) if reply.messages.len() == 1), "{answer:?}");
-                tokio::time::sleep(Duration::from_micros((task * 31 + n * 17) % 700)).await;
+                tokio::time::sleep(Duration::from_millis((task * 31 + n * 17) % 70)).await;
             }
         };
         tokio::join!(ask(1), ask(2), ask(3));
@@ -216,7 +178,7 @@ fn a_quiet_subject_says_once_more_where_it_is() {
 fn a_full_queue_turns_requests_away() {
     let world = World::in_memory();
     let app = subject(APP);
-    let server = world.server("persist-1");
+    let server = world.running_server("persist-1", |_| {});
     let _guard = server.runtime.enter();
     // The subject's task waits in here while its queue fills.
     let (release, gate) = std::sync::mpsc::channel::<()>();
@@ -244,28 +206,21 @@ fn a_full_queue_turns_requests_away() {
 }
 
 #[test]
-fn a_bucket_that_goes_away_stops_flushes_and_nothing_else() {
-    let world = World::on_disk();
+fn a_flush_is_answered_when_everything_is_in_the_bucket_or_says_why_not() {
+    let world = World::in_memory();
     let app = subject(APP);
-    let server = world.server_with("persist-1", |settings| {
-        settings.snapshot_interval = Duration::from_millis(20);
-        settings.flush_patience = Duration::from_millis(200);
-    });
+    let server = world.server_with("persist-1", |settings| settings.level = Level::Disk);
     server.set(&app, "a", "1").unwrap();
-    server.flush(&app).unwrap();
-    world.bucket.gone.store(true, Ordering::SeqCst);
+    let flushed = server.flush(&app).unwrap();
+    assert_eq!(server.info(&app).bucket_rev, flushed.rev);
+    world.bucket.set_gone(true);
     server.set(&app, "b", "2").unwrap();
     let error = server.flush(&app).unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(error.message.contains("it is gone"), "{error}");
     assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2")]));
-    assert_eq!(server.engine.figures().subjects_not_in_bucket, 1);
-    world.bucket.gone.store(false, Ordering::SeqCst);
-    server.until("everything is in the bucket", || {
-        let figures = server.engine.figures();
-        (figures.subjects_not_in_bucket, figures.dirty_subjects) == (0, 0)
-    });
-    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", "1"), ("b", "2")]));
+    world.bucket.set_gone(false);
+    assert_eq!(server.flush(&app).unwrap(), server.info(&app).position);
+    assert_eq!(server.info(&app).bucket_rev, flushed.rev.next());
 }
 
 #[test]
@@ -273,9 +228,9 @@ fn a_subject_that_cannot_be_opened_says_so_and_is_tried_again() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
-    world.bucket.gone.store(true, Ordering::SeqCst);
+    world.bucket.set_gone(true);
     assert_eq!(server.get(&app, "k").unwrap_err().code, ErrorCode::Unavailable);
-    world.bucket.gone.store(false, Ordering::SeqCst);
+    world.bucket.set_gone(false);
     assert_eq!(server.get(&app, "k"), Ok(None));
 }
 
@@ -326,18 +281,18 @@ fn shutdown_releases_everything_and_names_what_it_could_not() {
 
     let server = world.server("persist-1");
     server.set(&subject("app.s1"), "k", "w").unwrap();
-    world.bucket.gone.store(true, Ordering::SeqCst);
+    world.bucket.set_gone(true);
     let report = server.shutdown();
     assert_eq!(report.released, 0);
     assert_eq!(report.unreleased.len(), 1);
     assert_eq!(report.unreleased[0].0, subject("app.s1"));
-    world.bucket.gone.store(false, Ordering::SeqCst);
+    world.bucket.set_gone(false);
     let server = world.server("persist-1");
     assert_eq!(server.get(&subject("app.s1"), "k").unwrap().as_deref(), Some("w"));
 }
 
 #[test]
-fn a_data_directory_belongs_to_one_process_and_a_level_is_not_promised_in_vain() {
+fn a_data_directory_belongs_to_one_process() {
     let world = World::in_memory();
     let server = world.server("persist-1");
     let prepare = |settings: EngineSettings| {
@@ -346,11 +301,6 @@ fn a_data_directory_belongs_to_one_process_and_a_level_is_not_promised_in_vain()
     };
     let settings = EngineSettings::new(world.data_dir("persist-1"), "persist-1".parse().unwrap());
     assert!(matches!(prepare(settings), OpenError::DataDir(_)));
-    let mut settings = EngineSettings::new(world.data_dir("persist-2"), "persist-2".parse().unwrap());
-    settings.level = Level::Bucket;
-    let error = prepare(settings);
-    assert!(matches!(error, OpenError::Level(Level::Bucket)));
-    assert!(error.to_string().contains("memory"));
 }
 
 #[test]
@@ -389,100 +339,28 @@ fn garbage_in_place_of_a_local_file_is_kept_and_reported_and_the_bucket_serves()
 }
 
 #[test]
-fn without_a_lease_nothing_is_answered() {
-    let world = World::on_disk();
-    let app = subject(APP);
-    let server = world.server("persist-1");
-    server.set(&app, "k", "v").unwrap();
-    server.authority.set_lease(None);
-    assert_eq!(server.get(&app, "k").unwrap_err().code, ErrorCode::Unavailable);
-    assert_eq!(server.set(&app, "k", "w").unwrap_err().code, ErrorCode::Unavailable);
-    assert_eq!(server.get(&subject("app.other"), "k").unwrap_err().code, ErrorCode::Unavailable);
-    let claimed = world.folder.path().join("bucket/subjects/app.other");
-    assert!(!claimed.exists(), "without a lease nothing is claimed");
-    server.authority.set_lease(Some(2));
-    assert_eq!(server.get(&app, "k").unwrap().as_deref(), Some("v"));
-    // The gap is verified in the bucket: without it there is no answer.
-    server.authority.set_lease(Some(3));
-    world.bucket.gone.store(true, Ordering::SeqCst);
-    assert_eq!(server.get(&app, "k").unwrap_err().code, ErrorCode::Unavailable);
-    world.bucket.gone.store(false, Ordering::SeqCst);
-    assert_eq!(server.get(&app, "k").unwrap().as_deref(), Some("v"));
-}
-
-/// Keeps the subject's task busy until told otherwise.
-fn hold_up(server: &Server, subject: &Subject) -> std::sync::mpsc::Sender<()> {
-    let _guard = server.runtime.enter();
-    let (release, gate) = std::sync::mpsc::channel::<()>();
-    let (reached, waiting) = std::sync::mpsc::channel();
-    let respond = Box::new(move |_| {
-        reached.send(()).unwrap();
-        gate.recv().unwrap();
-    });
-    server.engine.submit(subject, Submission { request: Request::Info, max_reply_bytes: 1 << 20, respond });
-    waiting.recv().unwrap();
-    release
-}
-
-#[test]
-fn a_change_made_when_the_lease_has_run_out_is_indeterminate_and_not_announced() {
-    let world = World::in_memory();
-    let app = subject(APP);
-    let server = world.server("persist-1");
-    let before = server.set(&app, "a", "1").unwrap();
-    let release = hold_up(&server, &app);
-    // The three are one batch, and the lease runs out in its middle.
-    let _guard = server.runtime.enter();
-    let (sender, answers) = std::sync::mpsc::channel();
-    let authority = Arc::clone(&server.authority);
-    let run_out: Box<dyn FnOnce(Result<Reply, _>) + Send> = Box::new(move |answer| {
-        assert!(answer.is_ok());
-        authority.set_lease(None);
-    });
-    let requests = [Request::Info, set_request("b", "2"), Request::Get(GetRequest::key("b"))];
-    let mut responds: Vec<Box<dyn FnOnce(Result<Reply, _>) + Send>> = vec![run_out];
-    for _ in 0..2 {
-        let sender = sender.clone();
-        responds.push(Box::new(move |answer| sender.send(answer).unwrap()));
-    }
-    for (request, respond) in requests.into_iter().zip(responds) {
-        server.engine.submit(&app, Submission { request, max_reply_bytes: 1 << 20, respond });
-    }
-    release.send(()).unwrap();
-    let codes = [0, 1].map(|_| answers.recv().unwrap().unwrap_err().code);
-    assert_eq!(codes, [ErrorCode::Indeterminate, ErrorCode::Unavailable]);
-    assert_eq!(server.events.of(&app).last().unwrap().rev, before.rev);
-
-    // Nobody came first: the change is there, and watchers learn of it from where the next term begins.
-    server.authority.set_lease(Some(2));
-    assert_eq!(server.get(&app, "b").unwrap().as_deref(), Some("2"));
-    let beacon = server.events.of(&app).pop().unwrap();
-    assert_eq!((beacon.term, beacon.term_base), (before.term.next(), before.rev.next()));
-}
-
-#[test]
 fn a_subject_whose_task_panicked_opens_again_when_nobody_reads_its_file_any_more() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
-    let before = server.set(&app, "a", "1").unwrap();
+    let before = server.set(&app, "a", &large()).unwrap();
     let uploading = world.bucket.uploading.blocking_lock();
     let _guard = server.runtime.enter();
     let respond = Box::new(|_| {});
-    server.engine.submit(&app, Submission { request: Request::Flush, max_reply_bytes: 1 << 20, respond });
-    server.until("the upload has begun", || world.bucket.uploads.load(Ordering::SeqCst) == 1);
+    server.engine.submit(&app, Submission { request: Request::Compact, max_reply_bytes: 1 << 20, respond });
+    server.until("the upload has begun", || world.bucket.calls(Operation::PutFile) == 1);
     let respond = Box::new(|_| panic!("as the test wants it"));
     server.engine.submit(&app, Submission { request: Request::Info, max_reply_bytes: 1 << 20, respond });
     server.until("its task is gone", || {
         server.get(&app, "a").is_err_and(|error| error.code == ErrorCode::Overloaded)
     });
     drop(uploading);
-    server.until("it is open again", || server.get(&app, "a") == Ok(Some("1".to_owned())));
+    server.until("it is open again", || server.get(&app, "a") == Ok(Some(large())));
     assert_eq!(server.info(&app).position.term, before.term);
-    let after = server.set(&app, "b", "2").unwrap();
+    let after = server.set(&app, "b", &large()).unwrap();
     assert_eq!(after.rev, before.rev.next());
-    server.flush(&app).unwrap();
-    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", "1"), ("b", "2")]));
+    server.compact(&app).unwrap();
+    assert_eq!(messages_in(&world.snapshot(&app)).len(), 2);
     assert_eq!(server.engine.figures().lost_subjects, 0);
 }
 

@@ -1,11 +1,9 @@
 //! Several engines on one bucket: who serves, who is refused, and what becomes of what the loser had.
 
-mod support;
-
 use std::sync::atomic::Ordering;
 
 use dormouse_protocol::{ErrorCode, Rev};
-use support::{World, lost_files, messages_in, pairs, subject};
+use crate::support::{World, lost_files, messages_in, pairs, subject};
 
 const APP: &str = "app.orders";
 

@@ -1,30 +1,34 @@
 //! Servers in miniature: an engine in a runtime of its own that can be killed, an authority that believes what the
 //! test says, a bucket that can go away.
 
-#![allow(dead_code, missing_docs, reason = "each test binary uses a part of it")]
-
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_protocol::data::{
-    GetAllReply, GetAllRequest, GetRequest, InfoReply, SetItem, SetOutcome, SetRequest, SetResult,
+    ConfigureRequest, GetAllReply, GetAllRequest, GetRequest, InfoReply, SetItem, SetOutcome, SetRequest,
+    SetResult,
 };
-use dormouse_protocol::{ErrorReply, Event, LogId, Message, Position, Subject};
-use dormouse_runtime::{Env, Tasks};
-use dormouse_storage::api::{Authority, EventSink, LeaseGeneration, Reply, Request};
+use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::{ErrorReply, Event, Level, LogId, Message, Position, Subject};
+use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
+use dormouse_storage::api::{Authority, EventSink, LeaseGeneration, Reply, Request, Submission};
 use dormouse_storage::bucket::{
     Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch,
     ObjectStoreBucket, Operation, open_bucket,
 };
-use dormouse_storage::{Engine, EngineSettings, ShutdownReport};
+use dormouse_storage::format::delta;
+use dormouse_storage::plan::Operation as Changed;
+use dormouse_storage::wal::FileSystem;
+use dormouse_storage::wal::faults::FaultyStorage;
+use dormouse_storage::{Engine, EngineSettings, Prepared, ShutdownReport};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 /// What the coordinator would know.
 #[derive(Default)]
@@ -109,7 +113,7 @@ impl Events {
     }
 }
 
-/// A bucket that a test can take away.
+/// A bucket that a test can take away, and that remembers what it was asked.
 pub struct Unreliable {
     inner: ObjectStoreBucket,
     pub gone: AtomicBool,
@@ -117,8 +121,7 @@ pub struct Unreliable {
     pub creates_unanswered: AtomicBool,
     /// Whoever holds it holds up uploads.
     pub uploading: tokio::sync::Mutex<()>,
-    /// Uploads begun.
-    pub uploads: AtomicU64,
+    calls: Mutex<Vec<(Operation, String)>>,
 }
 
 impl Unreliable {
@@ -128,12 +131,22 @@ impl Unreliable {
             gone: AtomicBool::new(false),
             creates_unanswered: AtomicBool::new(false),
             uploading: tokio::sync::Mutex::default(),
-            uploads: AtomicU64::new(0),
+            calls: Mutex::default(),
         }
     }
 
-    pub fn in_memory(env: Env) -> Self {
-        Self::new(ObjectStoreBucket::in_memory(env))
+    pub fn set_gone(&self, gone: bool) {
+        self.gone.store(gone, Ordering::SeqCst);
+    }
+
+    /// What it was asked since the last look.
+    pub fn take_calls(&self) -> Vec<(Operation, String)> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    /// How often it was asked for this since the last [`Unreliable::take_calls`].
+    pub fn calls(&self, operation: Operation) -> usize {
+        self.calls.lock().unwrap().iter().filter(|call| call.0 == operation).count()
     }
 
     fn answered(&self, operation: Operation, name: &str) -> Result<(), BucketError> {
@@ -145,12 +158,10 @@ impl Unreliable {
     }
 
     fn check(&self, operation: Operation, name: &str) -> Result<(), BucketError> {
+        self.calls.lock().unwrap().push((operation, name.to_owned()));
         if self.gone.load(Ordering::SeqCst) {
-            return Err(BucketError::Unreachable {
-                operation,
-                name: name.to_owned(),
-                source: "it is gone".into(),
-            });
+            let (name, source) = (name.to_owned(), "it is gone".into());
+            return Err(BucketError::Unreachable { operation, name, source });
         }
         Ok(())
     }
@@ -189,7 +200,6 @@ impl Bucket for Unreliable {
         patch: HeaderPatch,
     ) -> Result<FileSummary, BucketError> {
         self.check(Operation::PutFile, key.as_str())?;
-        self.uploads.fetch_add(1, Ordering::SeqCst);
         let _uploading = self.uploading.lock().await;
         self.inner.put_file(key, path, patch).await
     }
@@ -212,6 +222,7 @@ pub struct World {
     pub folder: TempDir,
     pub bucket: Arc<Unreliable>,
     pub fleet: Arc<Fleet>,
+    starts: AtomicU64,
 }
 
 impl World {
@@ -233,7 +244,7 @@ impl World {
 
     fn with(folder: TempDir, inner: ObjectStoreBucket) -> Self {
         let bucket = Arc::new(Unreliable::new(inner));
-        Self { folder, bucket, fleet: Arc::default() }
+        Self { folder, bucket, fleet: Arc::default(), starts: AtomicU64::new(0) }
     }
 
     pub fn data_dir(&self, name: &str) -> PathBuf {
@@ -242,46 +253,115 @@ impl World {
 
     /// The files of a subject in a bucket on disk.
     pub fn objects(&self, subject: &Subject) -> Vec<PathBuf> {
-        let folder = self.folder.path().join("bucket/subjects").join(subject.escaped());
-        let mut files: Vec<_> =
-            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        files
+        files_in(&self.folder.path().join("bucket/subjects").join(subject.escaped()))
+    }
+
+    /// The objects of a subject in a bucket on disk whose names end so.
+    pub fn objects_like(&self, subject: &Subject, extension: &str) -> Vec<PathBuf> {
+        let mut objects = self.objects(subject);
+        objects.retain(|path| path.extension().is_some_and(|found| found == extension));
+        objects
     }
 
     /// The newest snapshot of a subject in a bucket on disk.
     pub fn snapshot(&self, subject: &Subject) -> PathBuf {
-        let mut objects = self.objects(subject);
-        objects.retain(|path| path.extension().is_some_and(|extension| extension == "sqlite3"));
-        objects.pop().unwrap()
+        self.objects_like(subject, "sqlite3").pop().unwrap()
     }
 
-    /// A server whose clockwork does nothing by itself within a test.
+    /// The slots of a log in a bucket on disk.
+    pub fn slots(&self, log: &LogId) -> Vec<PathBuf> {
+        let mut objects = files_in(&self.folder.path().join("bucket/logs").join(log.to_string()));
+        objects.retain(|path| path.file_name().unwrap() != "index");
+        objects
+    }
+
+    /// A server on a clock of its own, which runs only while the test waits for it.
     pub fn server(&self, name: &str) -> Server {
         self.server_with(name, |_| {})
     }
 
     pub fn server_with(&self, name: &str, change: impl FnOnce(&mut EngineSettings)) -> Server {
+        self.start(name, None, Clockwork::Held, change)
+    }
+
+    /// With a disk that lies.
+    pub fn server_on(&self, disk: &FaultyStorage, name: &str) -> Server {
+        self.start(name, Some(disk.clone()), Clockwork::Held, |_| {})
+    }
+
+    /// A server that runs by itself, beside the test and other servers.
+    pub fn running_server(&self, name: &str, change: impl FnOnce(&mut EngineSettings)) -> Server {
+        self.start(name, None, Clockwork::Running, change)
+    }
+
+    /// A disk without faults so far.
+    pub fn disk(&self, seed: u64) -> FaultyStorage {
+        FaultyStorage::new(Arc::new(FileSystem), seed)
+    }
+
+    pub fn start(
+        &self,
+        name: &str,
+        disk: Option<FaultyStorage>,
+        clockwork: Clockwork,
+        change: impl FnOnce(&mut EngineSettings),
+    ) -> Server {
         let mut settings = EngineSettings::new(self.data_dir(name), name.parse().unwrap());
         change(&mut settings);
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let number = self.starts.fetch_add(1, Ordering::SeqCst);
+        let (runtime, env) = clockwork.begin(number);
         let bucket = Arc::clone(&self.bucket) as Arc<dyn Bucket>;
+        let prepared = runtime.block_on(Engine::prepare(settings, bucket, env.clone())).unwrap();
+        if let Some(predecessor) = prepared.predecessor() {
+            self.fleet.declare_dead(predecessor);
+        }
+        let prepared = match disk {
+            Some(disk) => prepared.on_disk(Arc::new(disk)),
+            None => prepared,
+        };
         let events = Arc::new(Events::default());
-        let (engine, authority) = runtime.block_on(async {
-            let prepared = Engine::prepare(settings, bucket, Env::system()).await.unwrap();
-            if let Some(predecessor) = prepared.predecessor() {
-                self.fleet.declare_dead(predecessor);
-            }
-            let authority = Arc::new(TestAuthority::new(Arc::clone(&self.fleet), prepared.log().clone()));
-            let sink = Arc::clone(&events) as Arc<dyn EventSink>;
-            let engine = prepared
-                .start(Arc::clone(&authority) as Arc<dyn Authority>, sink, Tasks::new())
-                .await
-                .unwrap();
-            (engine, authority)
+        let (engine, authority) = serve(&self.fleet, &runtime, prepared, &events);
+        let fleet = Arc::clone(&self.fleet);
+        Server { engine, authority, events, runtime, env, fleet, data_dir: self.data_dir(name) }
+    }
+}
+
+fn serve(
+    fleet: &Arc<Fleet>,
+    runtime: &Runtime,
+    prepared: Prepared,
+    events: &Arc<Events>,
+) -> (Engine, Arc<TestAuthority>) {
+    let authority = Arc::new(TestAuthority::new(Arc::clone(fleet), prepared.log().clone()));
+    let port = Arc::clone(&authority) as Arc<dyn Authority>;
+    let sink = Arc::clone(events) as Arc<dyn EventSink>;
+    let engine = runtime.block_on(prepared.start(port, sink, Tasks::new())).unwrap();
+    (engine, authority)
+}
+
+/// How a server's time passes.
+#[derive(Debug, Clone, Copy)]
+pub enum Clockwork {
+    /// Only while the test waits for the server, and then as fast as nothing happens.
+    Held,
+    /// As outside.
+    Running,
+}
+
+impl Clockwork {
+    fn begin(self, number: u64) -> (Runtime, Env) {
+        if let Self::Running = self {
+            let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            return (runtime, Env::system());
+        }
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        // A server that is started later was born later.
+        let wall = Duration::from_secs(1_700_000_000 + number);
+        let env = runtime.block_on(async {
+            let clock = Arc::new(VirtualClock::starting_at(wall));
+            Env::simulated(clock, Arc::new(SeededEntropy::new(number)))
         });
-        Server { engine, authority, events, runtime }
+        (runtime, env)
     }
 }
 
@@ -291,6 +371,29 @@ pub struct Server {
     pub authority: Arc<TestAuthority>,
     pub events: Arc<Events>,
     pub runtime: Runtime,
+    pub env: Env,
+    fleet: Arc<Fleet>,
+    data_dir: PathBuf,
+}
+
+/// What a request has come to so far.
+pub struct Asked(mpsc::Receiver<Result<Reply, ErrorReply>>);
+
+impl Asked {
+    /// Waits for the answer.
+    pub fn wait(&self, server: &Server) -> Result<Reply, ErrorReply> {
+        let mut answer = None;
+        server.until("it is answered", || {
+            answer = self.answer();
+            answer.is_some()
+        });
+        answer.unwrap()
+    }
+
+    /// The answer, if there is one by now.
+    pub fn answer(&self) -> Option<Result<Reply, ErrorReply>> {
+        self.0.try_recv().ok()
+    }
 }
 
 impl Server {
@@ -298,12 +401,39 @@ impl Server {
         self.engine.log().clone()
     }
 
-    /// Ends it where it stands.
+    /// Ends it where it stands: what lies in its data directory at this moment is what is left.
     pub fn kill(self) -> LogId {
         let log = self.log();
-        let Self { engine, runtime, .. } = self;
+        let Self { engine, runtime, data_dir, .. } = self;
+        let left = data_dir.with_extension("left");
+        copy_folder(&data_dir, &left);
         drop(engine);
+        // What it still writes on its way out counts no more.
         runtime.shutdown_timeout(Duration::from_secs(10));
+        std::fs::remove_dir_all(&data_dir).unwrap();
+        std::fs::rename(&left, &data_dir).unwrap();
+        log
+    }
+
+    /// Ends it, and with it whatever was not synced: what the write-ahead log had not, and all of SQLite's that waits for a
+    /// checkpoint.
+    pub fn lose_power(self, disk: &FaultyStorage) -> LogId {
+        disk.power_loss().unwrap();
+        let data_dir = self.data_dir.clone();
+        let log = self.kill();
+        for file in files_in(&data_dir.join("subjects")) {
+            if file.to_string_lossy().ends_with("-wal") {
+                std::fs::remove_file(file).unwrap();
+            }
+        }
+        log
+    }
+
+    /// Ends it together with its disk.
+    pub fn lose_disk(self) -> LogId {
+        let data_dir = self.data_dir.clone();
+        let log = self.kill();
+        std::fs::remove_dir_all(data_dir).unwrap();
         log
     }
 
@@ -313,18 +443,53 @@ impl Server {
         report
     }
 
+    /// Goes on with a fresh log, after the one it had has ended.
+    pub fn succeed(self) -> Self {
+        let Self { engine, events, runtime, env, fleet, data_dir, .. } = self;
+        let prepared = runtime.block_on(engine.succeed());
+        let (engine, authority) = serve(&fleet, &runtime, prepared, &events);
+        Self { engine, authority, events, runtime, env, fleet, data_dir }
+    }
+
+    /// Lets its time pass.
+    pub fn pass(&self, time: Duration) {
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
+    }
+
+    /// Asks without waiting for the answer.
+    pub fn ask(&self, subject: &Subject, request: Request) -> Asked {
+        let (sender, receiver) = mpsc::channel();
+        // Whoever has gone away needs no answer.
+        let respond = Box::new(move |answer| drop(sender.send(answer)));
+        let _guard = self.runtime.enter();
+        self.engine.submit(subject, Submission { request, max_reply_bytes: 1 << 20, respond });
+        Asked(receiver)
+    }
+
+    /// Sets at a level of the request's own.
+    pub fn set_at(
+        &self,
+        subject: &Subject,
+        level: Level,
+        key: &str,
+        value: &str,
+    ) -> Result<SetResult, ErrorReply> {
+        set_result(self.run(subject, at_level(level, set_request(key, value))))
+    }
+
+    /// Has the subject be of this level.
+    pub fn configure(&self, subject: &Subject, level: Level) {
+        let config = SubjectConfig { level: Some(level), ..SubjectConfig::default() };
+        let request = ConfigureRequest { config, ..ConfigureRequest::default() };
+        self.run(subject, Request::Configure(request)).unwrap();
+    }
+
     pub fn run(&self, subject: &Subject, request: Request) -> Result<Reply, ErrorReply> {
         self.runtime.block_on(self.engine.execute(subject, request))
     }
 
     pub fn set(&self, subject: &Subject, key: &str, value: &str) -> Result<SetResult, ErrorReply> {
-        match self.run(subject, set_request(key, value))? {
-            Reply::Set(mut reply) => match reply.results.remove(0) {
-                SetOutcome::Ok(result) => Ok(result),
-                SetOutcome::Error(error) => Err(error),
-            },
-            other => panic!("{other:?}"),
-        }
+        set_result(self.run(subject, set_request(key, value)))
     }
 
     pub fn get(&self, subject: &Subject, key: &str) -> Result<Option<String>, ErrorReply> {
@@ -358,6 +523,14 @@ impl Server {
         }
     }
 
+    /// Has the subject's objects hold everything.
+    pub fn compact(&self, subject: &Subject) -> Result<Position, ErrorReply> {
+        match self.run(subject, Request::Compact)? {
+            Reply::Flush(reply) => Ok(reply.position),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub fn destroy(&self, subject: &Subject) -> Result<Position, ErrorReply> {
         match self.run(subject, Request::Destroy)? {
             Reply::Destroy(reply) => Ok(reply.position),
@@ -367,13 +540,32 @@ impl Server {
 
     /// Waits until `condition` holds.
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        for _ in 0..10_000 {
+        for _ in 0..20_000 {
             if condition() {
                 return;
             }
-            self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(2)).await });
+            self.pass(Duration::from_millis(5));
         }
         panic!("never: {what}");
+    }
+}
+
+/// The one result of a set of one message.
+pub fn set_result(answer: Result<Reply, ErrorReply>) -> Result<SetResult, ErrorReply> {
+    match answer? {
+        Reply::Set(mut reply) => match reply.results.remove(0) {
+            SetOutcome::Ok(result) => Ok(result),
+            SetOutcome::Error(error) => Err(error),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A set with a level of its own.
+pub fn at_level(level: Level, request: Request) -> Request {
+    match request {
+        Request::Set(set) => Request::Set(SetRequest { level: Some(level), ..set }),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -407,15 +599,48 @@ pub fn messages_in(path: &Path) -> Vec<(String, String)> {
 
 /// The files below `lost/` in a data directory.
 pub fn lost_files(data_dir: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for folder in std::fs::read_dir(data_dir.join("lost")).unwrap() {
-        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
-            files.push(file.unwrap().path());
+    files_in(&data_dir.join("lost")).iter().flat_map(|folder| files_in(folder)).collect()
+}
+
+/// What lies in a folder, by name; nothing if there is none.
+pub fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in files_in(from) {
+        let target = to.join(file.file_name().unwrap());
+        if file.is_dir() {
+            copy_folder(&file, &target);
+        } else {
+            std::fs::copy(&file, &target).unwrap();
         }
     }
-    files
+}
+
+/// A value that is too large for a delta: a base that holds it is a snapshot.
+pub fn large() -> String {
+    "x".repeat(40_000)
 }
 
 pub fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
     list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// The keys and values of the changes that were put into `lost/` in a data directory.
+pub fn lost_changes(data_dir: &Path) -> Vec<(String, String)> {
+    let mut lost = Vec::new();
+    for file in lost_files(data_dir) {
+        let (_, delta) = delta::read(&std::fs::read(file).unwrap()).unwrap();
+        for operation in delta.entries.into_iter().flat_map(|entry| entry.operations) {
+            let Changed::Set(set) = operation else { panic!("{operation:?}") };
+            let value = String::from_utf8(set.value.unwrap().to_vec()).unwrap();
+            lost.push((set.key.unwrap_or_default(), value));
+        }
+    }
+    lost
 }
