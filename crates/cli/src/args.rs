@@ -13,6 +13,7 @@ use clap::{ArgGroup, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, S
 use dormouse_bus::args::NatsArgs;
 use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
+pub use self::words::LevelChoice;
 use self::words::{Header, Metadata, message_id, process, seq};
 use crate::error::EXIT_CODES;
 
@@ -99,6 +100,9 @@ pub enum Command {
     /// Look after subjects
     #[command(subcommand)]
     Subject(SubjectCommand),
+    /// Delete what nobody needs any more from a bucket: slots of logs that are over, and what crashes left of the
+    /// subjects named. Servers do the same for themselves; this is for what no server looks at
+    Gc(Gc),
     /// Run a whole local fleet until Ctrl-C: nats-server, coordinator, servers, and a directory as the bucket
     Dev(Dev),
     /// Become another program that is stopped when this one's parent dies. Used by `dev`
@@ -122,6 +126,7 @@ impl Command {
             | Self::Watch(_)
             | Self::Info(_)
             | Self::Server(_)
+            | Self::Gc(_)
             | Self::Dev(_)
             | Self::RunChild(_) => false,
         }
@@ -315,12 +320,40 @@ pub enum SubjectCommand {
     Destroy(Destroy),
 }
 
+/// `gc`.
+#[derive(Debug, Clone, Args)]
+pub struct Gc {
+    /// Subjects to look through for objects that nothing refers to [default: none, only the logs]
+    pub subjects: Vec<Subject>,
+
+    /// Only tell what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Most deletions per second
+    #[arg(long, value_name = "NUMBER", default_value = "50")]
+    pub per_second: u32,
+
+    /// The bucket: file:///dir, s3://name, gs://name or az://name [default: that of the fleet on --data-dir]
+    #[arg(long, value_name = "URL", env = "DORMOUSE_BUCKET", hide_env_values = true)]
+    pub bucket: Option<String>,
+
+    /// Data directory of a running `dormouse dev`, whose bucket it is; without effect when --bucket is given
+    #[arg(long, value_name = "DIR", env = "DORMOUSE_DATA_DIR", default_value = DEV_DATA_DIR)]
+    pub data_dir: PathBuf,
+}
+
 /// `subject configure`.
 #[derive(Debug, Clone, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["metadata", "remove_metadata"]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["level", "metadata", "remove_metadata"]))]
 pub struct Configure {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
+
+    /// Level at which writes are acknowledged: memory, interval, disk or bucket; `default` for the server's
+    /// [default: as it is]
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<LevelChoice>,
 
     /// Metadata to set; may be given several times [default: the rest stays as it is]
     #[arg(long, value_name = "NAME=VALUE")]

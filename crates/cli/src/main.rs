@@ -72,6 +72,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
 async fn carry_out(cli: Cli, output: Output) -> Result<(), Failure> {
     match cli.command {
         Command::Dev(arguments) => dev::run(arguments, cli.global.prefix, output).await,
+        Command::Gc(arguments) => commands::gc(&output, &arguments).await,
         command => {
             let session = Session::connect(cli.global, output).await?;
             commands::run(&session, command).await

@@ -15,11 +15,13 @@
 //! | [`engine`] | all of it together |
 //! | [`wal`] | what was accepted and not yet shipped, on the local disk |
 //! | [`recovery`] | after a restart: what earlier processes left goes into their logs |
+//! | [`collect`] | deleting what nobody needs any more, without a server |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
 pub mod api;
 pub mod bucket;
 pub mod checksum;
+pub mod collect;
 pub mod data_dir;
 mod database;
 mod directory;

@@ -2,7 +2,8 @@
 
 use std::str::FromStr;
 
-use dormouse_protocol::{MessageId, Seq, ServerName, Term};
+use dormouse_protocol::ids::InvalidName;
+use dormouse_protocol::{Level, MessageId, Seq, ServerName, Term};
 
 /// A header as `name:value`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,4 +82,16 @@ pub fn process(text: &str) -> Result<String, String> {
         ServerName::new(text).map_err(|error| error.to_string())?;
     }
     Ok(text.to_owned())
+}
+
+/// A level, or none of the subject's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LevelChoice(pub Option<Level>);
+
+impl FromStr for LevelChoice {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "default" { Ok(Self(None)) } else { text.parse().map(|level| Self(Some(level))) }
+    }
 }

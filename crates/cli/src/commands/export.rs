@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use dormouse_protocol::{Position, Subject};
 use dormouse_runtime::Env;
-use dormouse_storage::bucket::open_bucket;
+use dormouse_storage::bucket::{ObjectStoreBucket, open_bucket};
 use dormouse_storage::{ExportError, export_snapshot};
 use serde_json::json;
 
@@ -21,7 +21,7 @@ pub(super) async fn export(session: &Session, arguments: Export) -> Result<(), F
     if !arguments.force && arguments.file.exists() {
         return Err(exists(&arguments.file));
     }
-    let url = bucket_url(&arguments)?;
+    let url = bucket_url(arguments.bucket.as_deref(), &arguments.data_dir)?;
     let flushed = session.stream(&arguments.subject)?.flush().await?;
 
     let staged = staged(&arguments.file);
@@ -48,13 +48,14 @@ pub(super) async fn export(session: &Session, arguments: Export) -> Result<(), F
     }
 }
 
-fn bucket_url(arguments: &Export) -> Result<String, Failure> {
-    if let Some(url) = &arguments.bucket {
-        return Ok(url.clone());
+/// The bucket that was named, or that of the local fleet.
+pub(super) fn bucket_url(bucket: Option<&str>, data_dir: &Path) -> Result<String, Failure> {
+    if let Some(url) = bucket {
+        return Ok(url.to_owned());
     }
-    FleetFile::read(&arguments.data_dir).map(|fleet| fleet.bucket).map_err(|failure| {
+    FleetFile::read(data_dir).map(|fleet| fleet.bucket).map_err(|failure| {
         // Who never heard of `dormouse dev` should not read about its files.
-        if arguments.data_dir == Path::new(DEV_DATA_DIR) && failure.kind() == ErrorKind::Unavailable {
+        if data_dir == Path::new(DEV_DATA_DIR) && failure.kind() == ErrorKind::Unavailable {
             Failure::usage(
                 "which bucket? Give its URL with --bucket, or the --data-dir of a running `dormouse dev`",
             )
@@ -71,13 +72,18 @@ fn staged(file: &Path) -> PathBuf {
     file.with_file_name(name)
 }
 
-async fn fetch(url: &str, subject: &Subject, staged: &Path, flushed: Position) -> Result<Position, Failure> {
+/// Opens a bucket with what the environment says about it.
+pub(super) async fn open(url: &str) -> Result<ObjectStoreBucket, Failure> {
     // Settings that are not text are none of ours.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let bucket = open_bucket(url, variables, Env::system())
+    open_bucket(url, variables, Env::system())
         .await
-        .map_err(|error| Failure::new(format!("cannot open the bucket: {}", one_line(&error))))?;
+        .map_err(|error| Failure::new(format!("cannot open the bucket: {}", one_line(&error))))
+}
+
+async fn fetch(url: &str, subject: &Subject, staged: &Path, flushed: Position) -> Result<Position, Failure> {
+    let bucket = open(url).await?;
     let position = export_snapshot(&bucket, subject, staged).await.map_err(|error| {
         let kind = match &error {
             ExportError::NoSuchSubject(_) | ExportError::NothingYet(_) => ErrorKind::NotFound,
@@ -133,24 +139,14 @@ fn exists(file: &Path) -> Failure {
 mod tests {
     use super::*;
 
-    fn arguments(bucket: Option<&str>, data_dir: &Path) -> Export {
-        Export {
-            subject: Subject::new("app.s").unwrap(),
-            file: PathBuf::from("s.sqlite3"),
-            bucket: bucket.map(str::to_owned),
-            data_dir: data_dir.to_owned(),
-            force: false,
-        }
-    }
-
     #[test]
     fn without_a_bucket_the_fleet_file_is_asked_and_else_the_user() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(bucket_url(&arguments(Some("s3://b"), root.path())).unwrap(), "s3://b");
-        let failure = bucket_url(&arguments(None, root.path())).unwrap_err();
+        assert_eq!(bucket_url(Some("s3://b"), root.path()).unwrap(), "s3://b");
+        let failure = bucket_url(None, root.path()).unwrap_err();
         assert_eq!(failure.kind(), ErrorKind::Unavailable);
         assert!(failure.to_string().contains("fleet.json is missing"), "{failure}");
-        let failure = bucket_url(&arguments(None, Path::new(DEV_DATA_DIR))).unwrap_err();
+        let failure = bucket_url(None, Path::new(DEV_DATA_DIR)).unwrap_err();
         assert_eq!(failure.kind(), ErrorKind::Usage);
         assert!(failure.to_string().contains("--bucket"), "{failure}");
     }

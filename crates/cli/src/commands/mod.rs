@@ -1,6 +1,7 @@
 //! The commands that talk to a fleet, each in two forms: for people and as JSON.
 
 mod export;
+mod gc;
 mod read;
 mod server;
 mod subject;
@@ -10,6 +11,8 @@ mod write;
 use crate::args::Command;
 use crate::error::Failure;
 use crate::session::Session;
+
+pub use gc::gc;
 
 /// Carries out a command.
 ///
@@ -34,7 +37,9 @@ async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
         Command::Watch(arguments) => watch::watch(session, arguments).await,
         Command::Server(command) => server::run(session, command).await,
         Command::Subject(command) => subject::run(session, command).await,
-        Command::Dev(_) | Command::RunChild(_) => Err(Failure::usage("this command needs no fleet")),
+        Command::Dev(_) | Command::Gc(_) | Command::RunChild(_) => {
+            Err(Failure::usage("this command needs no fleet"))
+        }
     }
 }
 

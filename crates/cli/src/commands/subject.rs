@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::export::export;
-use crate::args::{Configure, Destroy, SubjectCommand};
+use crate::args::{Configure, Destroy, LevelChoice, SubjectCommand};
 use crate::error::Failure;
 use crate::session::Session;
 use crate::view::cell;
@@ -93,6 +93,9 @@ async fn flush(session: &Session, subject: &Subject) -> Result<(), Failure> {
 async fn configure(session: &Session, arguments: Configure) -> Result<(), Failure> {
     let stream = session.stream(&arguments.subject)?;
     let mut config = stream.info().await?.config;
+    if let Some(LevelChoice(level)) = arguments.level {
+        config.level = level;
+    }
     for name in &arguments.remove_metadata {
         config.metadata.remove(name);
     }

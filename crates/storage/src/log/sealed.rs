@@ -20,8 +20,9 @@ use super::seal::{Looked, Seal, SealEffect, SealInput};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
 use crate::entry::Entry;
 use crate::format::index::LogIndex;
-use crate::format::segment::{self, NO_PREVIOUS, SlotHeader, SlotKind};
+use crate::format::segment::{self, IndexLine, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
+use crate::ownership::garbage::Held;
 use crate::recovery::SealLog;
 
 pub(super) use read::read_header;
@@ -90,7 +91,7 @@ impl SealedLogs {
             .get_or_try_init(|| async {
                 let fence = self.fence(log, true).await?;
                 let Outcome::Sealed(fence) = fence else { return Err(absent(log)) };
-                build::open(Arc::clone(&self.bucket), &self.env, log, fence).await.map(Arc::new)
+                build::open(Arc::clone(&self.bucket), &self.env, log, fence, true).await.map(Arc::new)
             })
             .await?;
         Ok(Arc::clone(sealed))
@@ -112,6 +113,15 @@ impl SealedLogs {
     /// As [`SealedLogs::seal`].
     pub async fn is_sealed(&self, log: &LogId) -> Result<bool, ErrorReply> {
         Ok(matches!(self.fence(log, false).await?, Outcome::Sealed(_)))
+    }
+
+    /// A log that is sealed already; `None` when it is not. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`SealedLogs::seal`].
+    pub async fn read(&self, log: &LogId) -> Result<Option<SealedLog>, ErrorReply> {
+        let Outcome::Sealed(fence) = self.fence(log, false).await? else { return Ok(None) };
+        build::open(Arc::clone(&self.bucket), &self.env, log, fence, false).await.map(Some)
     }
 
     /// Forgets a log: its objects are gone, or are read anew the next time.
@@ -249,6 +259,15 @@ impl SealedLog {
         let subject = self.index.subject_after(after)?;
         let slots = self.index.lines_of(&subject).into_iter().map(|(slot, _)| slot).collect();
         Some((subject, slots))
+    }
+
+    /// The first subject after `after`, by name, that has entries in it, and what each slot holds of it.
+    #[must_use]
+    pub fn next_held(&self, after: Option<&Subject>) -> Option<(Subject, Vec<Held>)> {
+        let subject = self.index.subject_after(after)?;
+        let held = |(slot, line): (Slot, IndexLine)| Held { slot, last_rev: line.last_rev };
+        let held = self.index.lines_of(&subject).into_iter().map(held).collect();
+        Some((subject, held))
     }
 
     /// The entries of a subject above `base`, from `first_slot` on, in order and without a hole.

@@ -18,12 +18,13 @@ use crate::keys::{LogKeys, Nonce};
 /// A larger index is kept in memory only: it could not be read back in one piece.
 const MOST_INDEX_BYTES: usize = 24 << 20;
 
-/// Loads the index of a sealed log, or makes and writes it.
+/// Loads the index of a sealed log, or makes it, and writes it if `keep` says so.
 pub(super) async fn open(
     bucket: Arc<dyn Bucket>,
     env: &Env,
     log: &LogId,
     fence: Fence,
+    keep: bool,
 ) -> Result<SealedLog, ErrorReply> {
     let index = match load(bucket.as_ref(), log, fence.seal).await? {
         Some(index) => index,
@@ -31,7 +32,9 @@ pub(super) async fn open(
             let lines = collect(bucket.as_ref(), log, &fence.slots).await?;
             let header = IndexHeader { log: log.clone(), seal: fence.seal, nonce: Nonce::new(env.ulid()) };
             let bytes = index::encode(&header, lines);
-            write(bucket.as_ref(), log, bytes.clone()).await;
+            if keep {
+                write(bucket.as_ref(), log, bytes.clone()).await;
+            }
             LogIndex::decode(log, bytes)?
         }
     };
