@@ -193,8 +193,14 @@ impl Stepper<'_> {
                     opening.want = Want::Create(Rc::new(*manifest), Call::Sent);
                     return;
                 }
-                ClaimEffect::Serve(verified) => return self.serve(p, x, opening, *verified.manifest),
+                ClaimEffect::Serve(verified) => {
+                    self.collect(x, &verified.garbage);
+                    return self.serve(p, x, opening, *verified.manifest);
+                }
                 ClaimEffect::Drained(drained) => {
+                    if let Drained::Released(verified) = &drained {
+                        self.collect(x, &verified.garbage);
+                    }
                     self.coverage.drained += u64::from(matches!(drained, Drained::Released(_)));
                     opening.ended = Some(DrainInput::Settled(drained));
                     return;

@@ -1,7 +1,8 @@
 //! Collectors: what may be deleted, by production's rules, and what nobody can tell from deleted.
 
 use dormouse_protocol::{Rev, Slot};
-use dormouse_storage::keys::{Folder, SubjectKeys};
+use dormouse_storage::bucket::BucketKey;
+use dormouse_storage::keys::SubjectKeys;
 use dormouse_storage::manifest::Manifest;
 use dormouse_storage::ownership::garbage;
 use dormouse_storage::ownership::garbage::Held;
@@ -19,26 +20,40 @@ impl Stepper<'_> {
 
     /// Production's rule for snapshots and deltas, asked for all that the folder holds.
     pub(crate) fn delete_bases(&mut self, x: u8) {
-        let folder = self.world.bucket.folders[usize::from(x)].change();
-        let Some(newest) = folder.newest().cloned() else { return };
-        let mut listing = Folder { manifests: vec![newest.number], ..Folder::default() };
-        for base in &folder.bases {
-            match base.name {
-                BaseName::Snapshot(name) => listing.snapshots.push(name),
-                BaseName::Delta(name) => listing.deltas.push(name),
-            }
-        }
-        let doomed = garbage::objects(&listing, &newest);
-        let keys = SubjectKeys::new(&subject(x));
-        let awaited = folder.bases.iter().any(|base| base.name.made_for() == newest.number);
+        let folder = &self.world.bucket.folders[usize::from(x)];
+        let Some(newest) = folder.newest() else { return };
+        let doomed = garbage::objects(&self.listing(x), newest);
+        let awaited = self.manifests_under_way().any(|manifest| {
+            manifest.number == newest.number
+                && folder.bases.iter().any(|base| {
+                    FolderObjects::refers(manifest, &base.name) && !FolderObjects::refers(newest, &base.name)
+                })
+        });
         self.coverage.collected_uploads += u64::from(awaited);
-        folder.bases.retain(|base| {
+        self.delete_named(x, &doomed);
+    }
+
+    fn delete_named(&mut self, x: u8, doomed: &[BucketKey]) {
+        let keys = SubjectKeys::new(&subject(x));
+        self.world.bucket.folders[usize::from(x)].change().bases.retain(|base| {
             let key = match &base.name {
                 BaseName::Snapshot(name) => keys.snapshot(name),
                 BaseName::Delta(name) => keys.delta(name),
             };
             !doomed.contains(&key)
         });
+    }
+
+    /// What a machine has named as garbage. What really is, goes whenever a collector comes by, so only a machine that
+    /// was lied to changes anything here.
+    pub(crate) fn collect(&mut self, x: u8, garbage: &[BucketKey]) {
+        let folder = &self.world.bucket.folders[usize::from(x)];
+        let Some(newest) = folder.newest() else { return };
+        let real = garbage::objects(&self.listing(x), newest);
+        let wrong: Vec<_> = garbage.iter().filter(|key| !real.contains(key)).cloned().collect();
+        if !wrong.is_empty() {
+            self.delete_named(x, &wrong);
+        }
     }
 
     pub(crate) fn delete_slot(&mut self, log: u8, slot: u8) {

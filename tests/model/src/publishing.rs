@@ -98,6 +98,9 @@ impl Stepper<'_> {
 
     /// Carries out what a publication says. Reads and listings that follow an answer need no steps of their own.
     fn follow_publication(&mut self, p: u8, x: u8, effect: PublishEffect) {
+        if let PublishEffect::Published(verified) = &effect {
+            self.collect(x, &verified.garbage);
+        }
         let Some(serving) = self.process(p).serving(x) else { return };
         let Some(publishing) = &mut serving.publishing else { return };
         match effect {

@@ -9,7 +9,7 @@ use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::action::{Action, Job};
-use crate::bucket::{LogObjects, Orphan, SlotObject};
+use crate::bucket::{BaseName, LogObjects, Orphan, SlotObject};
 use crate::check::Violation;
 use crate::process::{Call, DrainStage, Place, Process, Publishing, SealWant, Want};
 use crate::settings::{Coverage, Lie, Settings};
@@ -150,11 +150,19 @@ impl Stepper<'_> {
         Nonce::new(Ulid(u128::from(log) << 8 | u128::from(process.nonces)))
     }
 
-    /// The listing of a subject's folder, as far as a machine looks at it: collectors have a listing of their own.
+    /// The listing of a subject's folder. Of the manifests, machines look at the newest only.
     #[must_use]
     pub fn listing(&self, x: u8) -> Folder {
-        let newest = self.world.bucket.folders[usize::from(x)].newest().map(|manifest| manifest.number);
-        Folder { manifests: newest.into_iter().collect(), ..Folder::default() }
+        let folder = &self.world.bucket.folders[usize::from(x)];
+        let newest = folder.newest().map(|manifest| manifest.number);
+        let mut listing = Folder { manifests: newest.into_iter().collect(), ..Folder::default() };
+        for base in &folder.bases {
+            match base.name {
+                BaseName::Snapshot(name) => listing.snapshots.push(name),
+                BaseName::Delta(name) => listing.deltas.push(name),
+            }
+        }
+        listing
     }
 
     /// The log of a process, born now if need be.
