@@ -16,17 +16,28 @@ pub(crate) struct Trust {
     authority: Arc<dyn Authority>,
     log: Log,
     trusted: Mutex<Option<LeaseGeneration>>,
+    /// The lease for which a barrier is under way, or was, that nobody waits for.
+    sought: Mutex<Option<LeaseGeneration>>,
 }
 
 impl Trust {
     pub(crate) fn new(authority: Arc<dyn Authority>, log: Log) -> Self {
-        Self { authority, log, trusted: Mutex::new(None) }
+        Self { authority, log, trusted: Mutex::new(None), sought: Mutex::new(None) }
     }
 
     /// Whether reads may be answered at once, and writes acknowledged below the level `bucket`.
     pub(crate) fn holds(&self) -> bool {
         let lease = self.authority.lease();
         lease.is_some() && lease == *self.lock()
+    }
+
+    /// The lease that is held and not trusted yet, once: whoever is told of it passes a barrier. Reads pass barriers by
+    /// themselves; where there are only writes, each would wait for the bucket otherwise.
+    pub(crate) fn to_seek(&self) -> Option<LeaseGeneration> {
+        let lease = self.authority.lease()?;
+        // See `Trust::lock`.
+        let mut sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+        (*self.lock() != Some(lease) && sought.replace(lease) != Some(lease)).then_some(lease)
     }
 
     /// Waits until it is proved that at the moment of the call nobody had taken the log over. One proof serves all who

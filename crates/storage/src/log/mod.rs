@@ -9,6 +9,7 @@
 //! | [`owner`] | slots, barriers, trimming: the rules that make it safe (pure, model-checked) |
 //! | [`seal`] | how a log is ended that is not one's own (pure, model-checked) |
 //! | [`pace`] | when to ship (pure) |
+//! | [`tails`] | which slots somebody needs (pure, model-checked) |
 //! | `state` | what is accepted, written, in flight and still needed |
 //! | `disk`, `ship`, `look`, `trim` | the tasks: local log, segments, barriers, deletions |
 //! | [`sealed`] | reading logs that have ended, and one's own |
@@ -23,7 +24,7 @@ pub mod sealed;
 mod settings;
 mod ship;
 mod state;
-mod tails;
+pub mod tails;
 #[cfg(test)]
 mod tests;
 mod ticket;

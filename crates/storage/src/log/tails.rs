@@ -28,19 +28,24 @@ pub struct Tail {
 }
 
 /// Entries of one subject in one slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shipped {
-    pub(super) slot: Slot,
-    pub(super) last_rev: Rev,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shipped {
+    /// The slot.
+    pub slot: Slot,
+    /// The rev after the last of them.
+    pub last_rev: Rev,
     /// It may end in an entry without operations: one that a base at `last_rev` may lack.
-    pub(super) ends_in_memory: bool,
-    pub(super) bytes: u64,
-    pub(super) entries: u64,
-    pub(super) at: Duration,
+    pub ends_in_memory: bool,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// Their number.
+    pub entries: u64,
+    /// When they were shipped, on the boot clock.
+    pub at: Duration,
 }
 
 /// Slots of one subject's entries that are remembered as one: `first_slot..=last.slot`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Run {
     first_slot: Slot,
     /// The last of them; bytes, entries and time are of them all.
@@ -64,20 +69,28 @@ impl Run {
 }
 
 /// The tails of all subjects of one log.
-#[derive(Debug, Clone)]
-pub(super) struct Tails<S> {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tails<S> {
     runs: BTreeMap<S, Vec<Run>>,
     /// The same by first slot, for the oldest.
     by_slot: BTreeSet<(Slot, S)>,
 }
 
+impl<S: Ord + Clone> Default for Tails<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<S: Ord + Clone> Tails<S> {
-    pub(super) const fn new() -> Self {
+    /// Nothing is needed.
+    #[must_use]
+    pub const fn new() -> Self {
         Self { runs: BTreeMap::new(), by_slot: BTreeSet::new() }
     }
 
     /// Takes what was shipped of a subject. Slots come in order, and within a slot the entries do.
-    pub(super) fn shipped(&mut self, subject: &S, shipped: Shipped) {
+    pub fn shipped(&mut self, subject: &S, shipped: Shipped) {
         let run = Run { first_slot: shipped.slot, last: shipped };
         match self.runs.get_mut(subject) {
             Some(runs) => {
@@ -97,7 +110,7 @@ impl<S: Ord + Clone> Tails<S> {
     }
 
     /// A verified manifest with this base and first slot is the subject's newest.
-    pub(super) fn based(&mut self, subject: &S, base: Rev, first_slot: Slot) {
+    pub fn based(&mut self, subject: &S, base: Rev, first_slot: Slot) {
         let Some(runs) = self.runs.get_mut(subject) else { return };
         let before = runs.first().map(|run| run.first_slot);
         // Revs and slots of a subject grow together, so what is covered is always a beginning.
@@ -118,7 +131,9 @@ impl<S: Ord + Clone> Tails<S> {
         }
     }
 
-    pub(super) fn tail(&self, subject: &S) -> Option<Tail> {
+    /// What of a subject is needed; `None`: nothing.
+    #[must_use]
+    pub fn tail(&self, subject: &S) -> Option<Tail> {
         let runs = self.runs.get(subject)?;
         let first = runs.first()?;
         Some(Tail {
@@ -130,24 +145,35 @@ impl<S: Ord + Clone> Tails<S> {
     }
 
     /// The slots that may hold entries of the subject above `rev`, ascending.
-    pub(super) fn slots_above(&self, subject: &S, rev: Rev) -> Vec<Slot> {
+    #[must_use]
+    pub fn slots_above(&self, subject: &S, rev: Rev) -> Vec<Slot> {
         let runs = self.runs.get(subject).into_iter().flatten().filter(|run| run.may_be_above(rev));
         runs.flat_map(|run| run.first_slot.get()..=run.last.slot.get()).map(Slot::new).collect()
     }
 
     /// The lowest slot that any subject needs.
-    pub(super) fn lowest_needed(&self) -> Option<Slot> {
+    #[must_use]
+    pub fn lowest_needed(&self) -> Option<Slot> {
         self.by_slot.first().map(|(slot, _)| *slot)
     }
 
     /// Subjects with what they need, from the one that needs the lowest slot.
-    pub(super) fn oldest(&self, most: usize) -> Vec<(S, Tail)> {
+    #[must_use]
+    pub fn oldest(&self, most: usize) -> Vec<(S, Tail)> {
         let subjects = self.by_slot.iter().take(most);
         subjects.filter_map(|(_, subject)| Some((subject.clone(), self.tail(subject)?))).collect()
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many subjects need some slot.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.runs.len()
+    }
+
+    /// Whether no subject needs any slot.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
     }
 }
 

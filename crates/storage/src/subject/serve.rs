@@ -173,6 +173,7 @@ impl<'a> Serving<'a> {
     /// Does everything that can be done now.
     async fn work(&mut self, inbox: &mut Inbox) -> Option<End> {
         if !inbox.waiting.is_empty() {
+            self.seek_trust();
             self.schedule.used(self.shared.env.boot());
             self.sort(inbox);
         }
@@ -195,6 +196,20 @@ impl<'a> Serving<'a> {
         self.answer_flushes();
         self.checkpoint_if_large().await;
         self.do_what_is_due(inbox).await
+    }
+
+    fn seek_trust(&self) {
+        if self.shared.trust.to_seek().is_none() {
+            return;
+        }
+        let shared = Arc::clone(self.shared);
+        self.shared.tasks.spawn("trust", async move {
+            tokio::select! {
+                () = shared.stopping() => {}
+                // Where it fails, the next read or the end of the log says so.
+                _ = shared.trust.barrier() => {}
+            }
+        });
     }
 
     async fn do_what_is_due(&mut self, inbox: &mut Inbox) -> Option<End> {

@@ -3,7 +3,9 @@
 //! that is not spoken to is one that is suspended.
 
 mod fencing;
+mod levels;
 mod local_file;
 mod replies;
 mod serving;
 mod support;
+mod visible;

@@ -232,7 +232,7 @@ impl World {
         let directory = folder.path().join("bucket");
         std::fs::create_dir(&directory).unwrap();
         let url = format!("file://{}", directory.display());
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = Builder::new_current_thread().build().unwrap();
         let bucket = runtime.block_on(open_bucket(&url, [], Env::system())).unwrap();
         Self::with(folder, bucket)
     }

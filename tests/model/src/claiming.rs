@@ -1,0 +1,569 @@
+//! Opening, claiming and draining: the duties of production's shells around [`Claim`], [`Seal`] and [`Drain`].
+
+use std::rc::Rc;
+
+use dormouse_protocol::{ErrorCode, Rev, Seq, Slot};
+use dormouse_storage::checksum::Crc64;
+use dormouse_storage::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
+use dormouse_storage::log::seal::{Looked, Seal, SealEffect, SealInput};
+use dormouse_storage::manifest::{DeltaRef, Manifest, SnapshotRef};
+use dormouse_storage::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored, Tail};
+use dormouse_storage::ownership::drain::{Drain, DrainEffect, DrainInput, Holding};
+use dormouse_storage::ownership::{self, Creation, Found};
+
+use crate::action::Job;
+use crate::bucket::{BaseName, BaseObject, Entry, SlotObject, log_id, log_number, subject, subject_place};
+use crate::check::Violation;
+use crate::process::{
+    Call, DrainStage, Draining, Leaving, Opening, Place, SealWant, Sealing, Serving, Want,
+};
+use crate::settings::{Bases, Lie};
+use crate::step::{Stepper, small};
+
+/// The answer whose words nobody reads.
+fn reply() -> dormouse_protocol::ErrorReply {
+    dormouse_protocol::ErrorReply::unavailable("")
+}
+
+impl Opening {
+    fn new(claim: Claim, log: u8, subject: u8) -> Self {
+        Self {
+            claim,
+            log,
+            want: Want::List,
+            base: None,
+            listed: 0,
+            fence: Slot::new(0),
+            ops: Vec::new(),
+            subject,
+            created: false,
+            ended: None,
+        }
+    }
+}
+
+impl Stepper<'_> {
+    pub(crate) fn open(&mut self, p: u8, x: u8) {
+        let log = self.log_of(p);
+        let (claim, _) = Claim::new(subject(x), log_id(log), None);
+        let opening = Opening::new(claim.with_restarts(self.settings.restarts), log, x);
+        let process = self.process(p);
+        process.opens[usize::from(x)] -= 1;
+        process.places[usize::from(x)] = Place::Opening(Box::new(opening));
+        self.go_on(p, Job::Subject(x));
+    }
+
+    /// Does what a job waits for, if that is not an answer from the network.
+    pub(crate) fn go_on(&mut self, p: u8, job: Job) {
+        match job {
+            Job::Subject(x) => {
+                let place = std::mem::replace(&mut self.process(p).places[usize::from(x)], Place::Closed);
+                let Place::Opening(mut opening) = place else { return };
+                self.perform(p, x, &mut opening);
+                self.run_on(p, x, &mut opening);
+                self.put_back(p, x, opening);
+            }
+            Job::Drain => {
+                let Some(mut drain) = self.process(p).drain.take() else { return };
+                let fence = match &mut drain.stage {
+                    DrainStage::Seals(sealing) => self.seal_step(sealing),
+                    DrainStage::Settles(opening) => {
+                        self.perform(p, opening.subject, opening);
+                        None
+                    }
+                };
+                self.run_drain(p, drain, fence);
+            }
+        }
+    }
+
+    fn put_back(&mut self, p: u8, x: u8, opening: Box<Opening>) {
+        if opening.want != Want::Ended {
+            self.process(p).places[usize::from(x)] = Place::Opening(opening);
+        }
+    }
+
+    /// Steps that nothing can come between, or between which nothing is to come in this run. A listing that follows an
+    /// answer needs no step of its own: the answer may be as late as it likes.
+    fn run_on(&mut self, p: u8, x: u8, opening: &mut Opening) {
+        while !self.settings.split && joins(&opening.want) {
+            self.perform(p, x, opening);
+        }
+    }
+
+    fn perform(&mut self, p: u8, x: u8, opening: &mut Opening) {
+        let input = match std::mem::replace(&mut opening.want, Want::Ended) {
+            Want::List => {
+                let folder = self.listing_for(x, opening);
+                opening.listed = folder.newest().map_or(0, small);
+                ClaimInput::Listed(folder)
+            }
+            Want::Get(number) => {
+                let manifest = self.world.bucket.folders[usize::from(x)].get(number);
+                opening.base = manifest.map(|manifest| Box::new(Manifest::clone(manifest)));
+                let found = opening.base.clone();
+                ClaimInput::Got(found.map_or(Found::Missing, Found::Manifest))
+            }
+            Want::Seal(mut sealing) => match self.seal_step(&mut sealing) {
+                Some(fence) => {
+                    opening.fence = fence;
+                    ClaimInput::Sealed
+                }
+                None => {
+                    opening.want = Want::Seal(sealing);
+                    return;
+                }
+            },
+            Want::Restore(manifest, tail) => self.restore(p, x, opening, manifest.as_deref(), &tail),
+            other => {
+                opening.want = other;
+                return;
+            }
+        };
+        let effect = opening.claim.apply(input);
+        self.follow(p, x, opening, effect);
+    }
+
+    /// What a listing shows to a claim. Lies are told here.
+    fn listing_for(&self, x: u8, opening: &Opening) -> Folder {
+        let mut folder = self.listing(x);
+        let verifying = opening.base.as_ref().map(|base| base.number);
+        let own = opening.base.as_ref().is_some_and(|base| base.owner == log_id(opening.log));
+        let mut blind = |number: Option<ManifestNumber>| {
+            if let Some(number) = number {
+                folder.manifests = vec![number];
+            }
+        };
+        let created = opening.created;
+        match self.settings.lie {
+            Some(Lie::NoListAfterClaim) if created => blind(verifying.map(ManifestNumber::next)),
+            Some(Lie::OwnOpenWithoutLastList | Lie::OwnOpenWithoutLastListAndReadsSurvive)
+                if own && !created =>
+            {
+                blind(verifying);
+            }
+            Some(Lie::DrainWithoutLastList) => {
+                blind(if created { verifying.map(ManifestNumber::next) } else { verifying });
+            }
+            _ => {}
+        }
+        folder
+    }
+
+    /// Carries out what a claim says, up to the next thing that it has to wait for.
+    fn follow(&mut self, p: u8, x: u8, opening: &mut Opening, effect: ClaimEffect) {
+        opening.want = Want::Ended;
+        let mut effect = effect;
+        loop {
+            let input = match effect {
+                ClaimEffect::List => {
+                    opening.want = Want::List;
+                    return;
+                }
+                ClaimEffect::Get(number) => {
+                    opening.want = Want::Get(number);
+                    return;
+                }
+                ClaimEffect::AskAuthority { .. } => {
+                    let released = opening.base.as_ref().is_some_and(|base| base.released);
+                    self.coverage.released_claims += u64::from(released);
+                    ClaimInput::Allowed
+                }
+                ClaimEffect::Seal(log) if self.lies(Lie::ClaimWithoutSeal) => {
+                    opening.fence = Slot::new(self.log(log_number(&log)).slots.len() as u64);
+                    ClaimInput::Sealed
+                }
+                ClaimEffect::Seal(log) => {
+                    let (machine, _) = Seal::begin();
+                    opening.want =
+                        Want::Seal(Sealing { log: log_number(&log), machine, want: SealWant::List, blind: None });
+                    return;
+                }
+                ClaimEffect::Restore { manifest, tail } => {
+                    opening.want = Want::Restore(manifest, tail);
+                    return;
+                }
+                ClaimEffect::PutBase { made_for } => {
+                    let after = opening.base.as_ref().map_or(0, |base| base.base_rev.get());
+                    let ops = opening.ops.clone();
+                    let snapshot = self.settings.bases == Bases::Snapshots;
+                    ClaimInput::BasePut(self.upload(p, x, made_for, after as u8, &ops, snapshot))
+                }
+                ClaimEffect::Create(manifest) => {
+                    opening.want = Want::Create(Rc::new(*manifest), Call::Sent);
+                    return;
+                }
+                ClaimEffect::Serve(verified) => {
+                    self.collect(x, &verified.garbage);
+                    return self.serve(p, x, opening, *verified.manifest);
+                }
+                ClaimEffect::Drained(drained) => {
+                    if let Drained::Released(verified) = &drained {
+                        self.collect(x, &verified.garbage);
+                    }
+                    self.coverage.drained += u64::from(matches!(drained, Drained::Released(_)));
+                    opening.ended = Some(DrainInput::Settled(drained));
+                    return;
+                }
+                ClaimEffect::GiveUp(error) => {
+                    let cannot_be = matches!(error.code, ErrorCode::Corrupt | ErrorCode::Internal);
+                    if cannot_be && self.settings.lie.is_none() {
+                        self.violate(Violation::GaveUp);
+                    }
+                    opening.ended = Some(DrainInput::Left);
+                    return;
+                }
+            };
+            effect = opening.claim.apply(input);
+        }
+    }
+
+    /// Tells a claim, a seal or a drain how the creation ended that it waited for.
+    pub(crate) fn job_created(&mut self, p: u8, job: Job, ours: Option<bool>) {
+        match job {
+            Job::Subject(x) => {
+                let place = std::mem::replace(&mut self.process(p).places[usize::from(x)], Place::Closed);
+                let Place::Opening(mut opening) = place else { return };
+                self.claim_created(p, x, &mut opening, ours);
+                self.run_on(p, x, &mut opening);
+                self.put_back(p, x, opening);
+            }
+            Job::Drain => {
+                let Some(mut drain) = self.process(p).drain.take() else { return };
+                let fence = match &mut drain.stage {
+                    DrainStage::Seals(_) if ours.is_none() => return,
+                    DrainStage::Seals(sealing) => {
+                        self.seal_created(sealing, ours);
+                        self.seal_step(sealing)
+                    }
+                    DrainStage::Settles(opening) => {
+                        self.claim_created(p, opening.subject, opening, ours);
+                        None
+                    }
+                };
+                self.run_drain(p, drain, fence);
+            }
+        }
+    }
+
+    fn claim_created(&mut self, p: u8, x: u8, opening: &mut Opening, ours: Option<bool>) {
+        if let Want::Seal(sealing) = &mut opening.want {
+            if ours.is_none() {
+                // Production's sealing fails, and the claim with it.
+                let effect = opening.claim.apply(ClaimInput::Failed(reply()));
+                opening.want = Want::Ended;
+                return self.follow(p, x, opening, effect);
+            }
+            self.seal_created(sealing, ours);
+            return self.perform(p, x, opening);
+        }
+        let lie = self.lies(Lie::ExistsIsSuccessForClaim);
+        let creation = match ours {
+            Some(false) if !lie => Creation::Anothers,
+            Some(_) => Creation::Ours,
+            None => Creation::Unknown(reply()),
+        };
+        let created = creation == Creation::Ours;
+        let before = opening.listed;
+        let effect = opening.claim.apply(ClaimInput::Created(creation));
+        self.follow(p, x, opening, effect);
+        opening.created = created;
+        if opening.want == Want::List {
+            self.perform(p, x, opening);
+            self.coverage.failed_claim_verifies += u64::from(created && opening.listed > before + 1);
+        }
+        opening.created = false;
+    }
+
+    fn restore(
+        &mut self,
+        p: u8,
+        x: u8,
+        opening: &mut Opening,
+        manifest: Option<&Manifest>,
+        tail: &Tail,
+    ) -> ClaimInput {
+        let Some(ops) = self.restored_ops(p, x, opening.fence, manifest, tail) else {
+            self.coverage.objects_missing += 1;
+            return ClaimInput::ObjectMissing { object: String::new() };
+        };
+        let base = manifest.map_or(0, |manifest| manifest.base_rev.get());
+        let rev = ops.len() as u64;
+        match tail {
+            Tail::Own => self.coverage.own_opens += 1,
+            Tail::Sealed(_) => self.coverage.takeovers += u64::from(rev > base),
+            Tail::None => {}
+        }
+        opening.ops = ops;
+        let process = self.peek(p);
+        // The claim outlives its log only where the driver lies: then its slot is of a log that is over.
+        let first_slot = process.owner.next_slot();
+        ClaimInput::Restored(Restored {
+            rev: Rev::new(rev),
+            next_seq: Seq::new(rev + 1),
+            above_base: rev > base,
+            first_slot,
+            nonce: self.nonce(p),
+        })
+    }
+
+    /// Production's restorer: the base, and what of the tail joins it.
+    fn restored_ops(
+        &self,
+        p: u8,
+        x: u8,
+        fence: Slot,
+        manifest: Option<&Manifest>,
+        tail: &Tail,
+    ) -> Option<Vec<u8>> {
+        let Some(manifest) = manifest else { return Some(Vec::new()) };
+        let mut ops = self.world.bucket.folders[usize::from(x)].base(manifest)?;
+        let (base, first) = (manifest.base_rev, manifest.first_slot);
+        let above = |entry: &Entry| u64::from(entry.rev) > base.get();
+        let entries: Vec<Entry> = match tail {
+            Tail::None => Vec::new(),
+            Tail::Own => {
+                let process = self.peek(p);
+                let objects = self.log(process.log?);
+                let mut entries = Vec::new();
+                for slot in process.tails.slots_above(&x, base).into_iter().filter(|slot| *slot >= first) {
+                    match objects.get(slot)? {
+                        SlotObject::Data(data) => {
+                            entries.extend(data.iter().filter(|entry| entry.subject == x && above(entry)));
+                        }
+                        _ => return None,
+                    }
+                }
+                entries
+            }
+            Tail::Sealed(log) => {
+                let objects = self.log(log_number(log));
+                objects.entries(x, first, fence).map(|(_, entry)| entry).filter(above).collect()
+            }
+        };
+        for entry in entries {
+            if usize::from(entry.rev) != ops.len() + 1 {
+                return None;
+            }
+            ops.push(entry.op);
+        }
+        Some(ops)
+    }
+
+    /// Puts what a state has above `after`, or all of it, under a fresh name.
+    pub(crate) fn upload(
+        &mut self,
+        p: u8,
+        x: u8,
+        made_for: ManifestNumber,
+        after: u8,
+        ops: &[u8],
+        snapshot: bool,
+    ) -> ownership::BaseObject {
+        let nonce = self.nonce(p);
+        let rev = Rev::new(ops.len() as u64);
+        let (size_bytes, crc64) = (1, Crc64::from_u64(0));
+        let (name, after, object) = if snapshot {
+            let name = SnapshotName { made_for, rev, nonce };
+            let object = ownership::BaseObject::Snapshot(SnapshotRef { name, size_bytes, crc64 });
+            (BaseName::Snapshot(name), 0, object)
+        } else {
+            let name = DeltaName { made_for, rev, nonce };
+            let object = ownership::BaseObject::Delta(DeltaRef { name, size_bytes, crc64 });
+            (BaseName::Delta(name), after, object)
+        };
+        let ops = ops[usize::from(after)..].to_vec();
+        self.world.bucket.folders[usize::from(x)].change().bases.push(BaseObject { name, after, ops });
+        object
+    }
+
+    fn serve(&mut self, p: u8, x: u8, opening: &mut Opening, manifest: Manifest) {
+        opening.want = Want::Ended;
+        let ops = std::mem::take(&mut opening.ops);
+        self.check_owner(x, &manifest, &ops);
+        self.log_of(p);
+        let (base, first_slot) = (manifest.base_rev, manifest.first_slot);
+        let serving = Serving { manifest: Box::new(manifest), ops, leaving: Leaving::No, publishing: None };
+        self.process(p).places[usize::from(x)] = Place::Serving(Box::new(serving));
+        self.based(p, x, base, first_slot);
+    }
+
+    /// One step of sealing that is no creation; the seal once the log is sealed.
+    fn seal_step(&mut self, sealing: &mut Sealing) -> Option<Slot> {
+        let objects = self.log(sealing.log);
+        if self.lies(Lie::SealedIfAnySlotIs)
+            && objects.slots.iter().flatten().any(|object| matches!(object, SlotObject::Seal(_)))
+        {
+            return Some(Slot::new(objects.slots.len() as u64));
+        }
+        loop {
+            let objects = self.log(sealing.log);
+            let input = match sealing.want {
+                SealWant::List => SealInput::Listed(sealing.blind.take().or_else(|| objects.highest())),
+                SealWant::Look(slot) => SealInput::Looked(match objects.get(slot) {
+                    Some(SlotObject::Seal(_)) => Looked::Seal,
+                    Some(_) => Looked::Other,
+                    None => Looked::Gone,
+                }),
+                SealWant::Create(..) => return None,
+            };
+            if let Some(fence) = self.tell_seal(sealing, input) {
+                return Some(fence);
+            }
+            if self.settings.split {
+                return None;
+            }
+        }
+    }
+
+    fn tell_seal(&mut self, sealing: &mut Sealing, input: SealInput) -> Option<Slot> {
+        match sealing.machine.apply(input) {
+            Some(SealEffect::List) => sealing.want = SealWant::List,
+            Some(SealEffect::Look(slot)) => sealing.want = SealWant::Look(slot),
+            Some(SealEffect::Create(slot)) => {
+                let nonce = self.seal_nonce(sealing.log);
+                sealing.want = SealWant::Create(slot, nonce, Call::Sent);
+            }
+            Some(SealEffect::Sealed(slot)) => return Some(slot),
+            // The log's header and its end never go.
+            Some(SealEffect::Absent) | None => {
+                if self.settings.lie.is_none() {
+                    self.violate(Violation::Driver("a log without a slot, or a seal out of step"));
+                }
+                return Some(Slot::new(0));
+            }
+        }
+        None
+    }
+
+    /// A nonce that no seal of this log has, wherever it is.
+    fn seal_nonce(&self, log: u8) -> u16 {
+        let in_bucket = self.log(log).slots.iter().flatten();
+        let in_network = self.world.bucket.network.iter().filter_map(|orphan| match orphan {
+            crate::bucket::Orphan::Slot { log: there, object, .. } if *there == log => Some(object),
+            _ => None,
+        });
+        let mut used: Vec<u16> = in_bucket
+            .chain(in_network)
+            .filter_map(|object| match object {
+                SlotObject::Seal(nonce) => Some(*nonce),
+                _ => None,
+            })
+            .collect();
+        for process in &self.world.processes {
+            let claims = process.openings().filter_map(|(_, opening)| match &opening.want {
+                Want::Seal(sealing) => Some(sealing),
+                _ => None,
+            });
+            let drains = process.drain.as_ref().and_then(|drain| match &drain.stage {
+                DrainStage::Seals(sealing) => Some(sealing),
+                DrainStage::Settles(_) => None,
+            });
+            used.extend(claims.chain(drains).filter(|sealing| sealing.log == log).filter_map(|sealing| {
+                match sealing.want {
+                    SealWant::Create(_, nonce, _) => Some(nonce),
+                    _ => None,
+                }
+            }));
+        }
+        (0..).find(|nonce| !used.contains(nonce)).unwrap_or(u16::MAX)
+    }
+
+    fn seal_created(&mut self, sealing: &mut Sealing, ours: Option<bool>) {
+        let SealWant::Create(slot, ..) = sealing.want else { return };
+        let ours = ours == Some(true) || self.lies(Lie::ExistsIsSuccessForSeal);
+        let _ = self.tell_seal(sealing, SealInput::Created { ours });
+        if ours && self.lies(Lie::NoListAfterSeal) {
+            // As if the seal had been seen to be the highest.
+            sealing.blind = Some(slot);
+        }
+    }
+
+    pub(crate) fn begin_drain(&mut self, p: u8, log: u8) {
+        self.world.ghost.change().drains -= 1;
+        let my_log = self.log_of(p);
+        let (machine, _) = Drain::new(&log_id(log), &log_id(my_log), false);
+        let (seal, _) = Seal::begin();
+        let sealing = Sealing { log, machine: seal, want: SealWant::List, blind: None };
+        let drain = Draining { machine, log, stage: DrainStage::Seals(sealing) };
+        self.process(p).drain = Some(Box::new(drain));
+        self.go_on(p, Job::Drain);
+    }
+
+    /// Goes on with a drain until it has to wait. `fence`: the seal was seen just now.
+    fn run_drain(&mut self, p: u8, mut drain: Box<Draining>, fence: Option<Slot>) {
+        let mut effect = match (&mut drain.stage, fence) {
+            (DrainStage::Seals(_), Some(_)) => drain.machine.apply(DrainInput::Sealed(true)),
+            (DrainStage::Seals(_), None) => {
+                self.process(p).drain = Some(drain);
+                return;
+            }
+            (DrainStage::Settles(_), _) => match self.settled(p, &mut drain) {
+                Some(input) => drain.machine.apply(input),
+                None => {
+                    self.process(p).drain = Some(drain);
+                    return;
+                }
+            },
+        };
+        loop {
+            let objects = self.log(drain.log);
+            let input = match effect {
+                DrainEffect::Next { after } => {
+                    let from = after.map_or(0, |after| subject_place(&after) + 1);
+                    let end = objects.highest().unwrap_or_default();
+                    let holding = |x: u8| {
+                        let slots: Vec<Slot> =
+                            objects.entries(x, Slot::new(0), end).map(|(slot, _)| slot).collect();
+                        (!slots.is_empty()).then(|| Holding { subject: subject(x), slots })
+                    };
+                    DrainInput::Next((from..self.settings.subjects).find_map(holding))
+                }
+                DrainEffect::Settle(name) => {
+                    let my_log = self.log_of(p);
+                    let (claim, _) = Claim::drain(name.clone(), log_id(my_log), log_id(drain.log), false);
+                    let x = subject_place(&name);
+                    let claim = claim.with_restarts(self.settings.restarts);
+                    let mut opening = Box::new(Opening::new(claim, my_log, x));
+                    opening.fence = self.log(drain.log).highest().unwrap_or_default();
+                    self.perform(p, x, &mut opening);
+                    drain.stage = DrainStage::Settles(opening);
+                    match self.settled(p, &mut drain) {
+                        Some(input) => input,
+                        None => {
+                            self.process(p).drain = Some(drain);
+                            return;
+                        }
+                    }
+                }
+                DrainEffect::List => DrainInput::Listed(objects.listed().collect()),
+                DrainEffect::Delete(deletions) => {
+                    let log = self.world.bucket.logs[usize::from(drain.log)].change();
+                    for slot in deletions.slots {
+                        log.collector_may_delete |= 1 << slot.get();
+                    }
+                    DrainInput::Deleted
+                }
+                DrainEffect::Done(_) | DrainEffect::GiveUp(_) => return,
+                DrainEffect::Seal | DrainEffect::LookForSeal => DrainInput::Sealed(false),
+            };
+            effect = drain.machine.apply(input);
+        }
+    }
+
+    /// How the drain's claim ended, if it has.
+    fn settled(&mut self, p: u8, drain: &mut Draining) -> Option<DrainInput> {
+        let DrainStage::Settles(opening) = &mut drain.stage else { return None };
+        self.run_on(p, opening.subject, opening);
+        if opening.want == Want::Ended { opening.ended.take() } else { None }
+    }
+}
+
+/// Whether a step may follow at once where listings and what is read because of them are one step.
+fn joins(want: &Want) -> bool {
+    match want {
+        Want::Get(_) | Want::Restore(..) => true,
+        Want::Seal(sealing) => !matches!(sealing.want, SealWant::Create(..)),
+        Want::List | Want::Create(..) | Want::Ended => false,
+    }
+}

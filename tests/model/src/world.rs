@@ -1,0 +1,301 @@
+//! One state of the modelled world, and what can happen in it.
+
+use std::hash::Hash;
+use std::rc::Rc;
+
+use dormouse_protocol::{Rev, Seq, Slot, Term};
+use dormouse_storage::keys::{ManifestNumber, Nonce};
+use dormouse_storage::manifest::Manifest;
+use ulid::Ulid;
+
+use crate::action::{Action, Job};
+use crate::bucket::{Bucket, FolderObjects, LogObjects, Orphan, log_id, subject};
+use crate::hash::{Hash128, Part};
+use crate::process::{Call, DrainStage, Leaving, Place, Process, Revs, SealWant, Serving, Want};
+use crate::settings::{MOST_REVS, MOST_SUBJECTS, Settings};
+
+/// What the world remembers that nobody in it knows, and what may yet happen.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Ghost {
+    /// By subject: what was acknowledged.
+    pub acknowledged: [Revs; MOST_SUBJECTS],
+    /// Writes made, by subject.
+    pub written: [u8; MOST_SUBJECTS],
+    /// What is left of each budget.
+    pub compactions: u8,
+    /// See [`Settings`].
+    pub releases: u8,
+    /// See [`Settings`].
+    pub crashes: u8,
+    /// See [`Settings`].
+    pub reads: u8,
+    /// See [`Settings`].
+    pub evictions: u8,
+    /// See [`Settings`].
+    pub unknowns: u8,
+    /// See [`Settings`].
+    pub duplicates: u8,
+    /// See [`Settings`].
+    pub drains: u8,
+}
+
+/// A state.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// What is in the bucket and on its way there.
+    pub bucket: Bucket,
+    /// The processes.
+    pub processes: Vec<Part<Process>>,
+    /// The rest.
+    pub ghost: Part<Ghost>,
+}
+
+impl World {
+    /// The beginning: the first process owns every subject by manifest 1, unless there is to be none.
+    #[must_use]
+    pub fn begin(settings: &Settings) -> Self {
+        let ghost = Ghost {
+            acknowledged: [[0; MOST_REVS]; MOST_SUBJECTS],
+            written: [0; MOST_SUBJECTS],
+            compactions: settings.compactions,
+            releases: settings.releases,
+            crashes: settings.crashes,
+            reads: settings.reads,
+            evictions: settings.evictions,
+            unknowns: settings.unknowns,
+            duplicates: settings.duplicates,
+            drains: settings.drains,
+        };
+        let mut processes = vec![Process::new(settings.opens); usize::from(settings.processes)];
+        let mut logs = Vec::new();
+        let mut folders = vec![FolderObjects::default(); usize::from(settings.subjects)];
+        if !settings.empty {
+            logs.push(Part::new(LogObjects::born()));
+            processes[0].log = Some(0);
+            for (place, folder) in folders.iter_mut().enumerate() {
+                let manifest = first_manifest(place as u8);
+                folder.manifests.push(Rc::new(manifest.clone()));
+                processes[0].places[place] = Place::Serving(Box::new(Serving {
+                    manifest: Box::new(manifest),
+                    ops: Vec::new(),
+                    leaving: Leaving::No,
+                    publishing: None,
+                }));
+            }
+        }
+        let folders = folders.into_iter().map(Part::new).collect();
+        Self {
+            bucket: Bucket { logs, folders, network: Part::new(Vec::new()) },
+            processes: processes.into_iter().map(Part::new).collect(),
+            ghost: Part::new(ghost),
+        }
+    }
+
+    /// Tells the world from others. Processes know nothing of each other's places, so worlds that differ only in them
+    /// are the same.
+    #[must_use]
+    pub fn hash(&self) -> u128 {
+        let mut parts: Vec<u128> = self.processes.iter().map(Part::hash).collect();
+        parts.sort_unstable();
+        parts.extend(self.bucket.logs.iter().map(Part::hash));
+        parts.extend(self.bucket.folders.iter().map(Part::hash));
+        parts.push(self.bucket.network.hash());
+        parts.push(self.ghost.hash());
+        Hash128::of(&parts)
+    }
+
+    /// Everything that can happen next.
+    #[must_use]
+    pub fn actions(&self, settings: &Settings) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for p in 0..self.processes.len() as u8 {
+            self.log_actions(p, &mut actions);
+            for x in 0..settings.subjects {
+                self.subject_actions(settings, p, x, &mut actions);
+            }
+            self.drain_actions(p, &mut actions);
+        }
+        self.bucket_actions(settings, &mut actions);
+        actions
+    }
+
+    fn log_actions(&self, p: u8, actions: &mut Vec<Action>) {
+        let process = &self.processes[usize::from(p)];
+        match process.put.as_ref().map(|put| put.call) {
+            Some(Call::Sent) => {
+                actions.push(Action::LandSegment(p));
+                if self.ghost.duplicates > 0 {
+                    actions.push(Action::DuplicateSegment(p));
+                }
+            }
+            Some(Call::Answered(_)) => actions.extend([Action::SegmentAnswered(p), Action::LoseSegmentAnswer(p)]),
+            None => {}
+        }
+        match process.look.map(|look| look.found) {
+            Some(None) => actions.push(Action::Look(p)),
+            Some(Some(_)) => actions.push(Action::Looked(p)),
+            None => {}
+        }
+        match process.rogue_look.map(|look| look.found) {
+            Some(None) => actions.push(Action::RogueLook(p)),
+            Some(Some(_)) => actions.push(Action::RogueLooked(p)),
+            None => {}
+        }
+        if self.ghost.crashes > 0 && process.log.is_some() {
+            actions.push(Action::Crash(p));
+        }
+    }
+
+    fn call_actions(&self, p: u8, job: Job, call: Call, may_give_up: bool, actions: &mut Vec<Action>) {
+        match call {
+            Call::Sent => {
+                actions.push(Action::Land(p, job));
+                if self.ghost.duplicates > 0 {
+                    actions.push(Action::Duplicate(p, job));
+                }
+            }
+            Call::Answered(_) => actions.extend([Action::Answered(p, job), Action::LoseAnswer(p, job)]),
+        }
+        if may_give_up && self.ghost.unknowns > 0 {
+            actions.push(Action::GiveUp(p, job));
+        }
+    }
+
+    fn want_actions(&self, p: u8, job: Job, want: &Want, actions: &mut Vec<Action>) {
+        match want {
+            Want::Seal(sealing) => self.seal_actions(p, job, &sealing.want, actions),
+            Want::Create(_, call) => self.call_actions(p, job, *call, true, actions),
+            Want::Ended => {}
+            Want::List | Want::Get(_) | Want::Restore(..) => actions.push(Action::Step(p, job)),
+        }
+    }
+
+    fn seal_actions(&self, p: u8, job: Job, want: &SealWant, actions: &mut Vec<Action>) {
+        match want {
+            SealWant::Create(_, _, call) => self.call_actions(p, job, *call, true, actions),
+            SealWant::List | SealWant::Look(_) => actions.push(Action::Step(p, job)),
+        }
+    }
+
+    fn subject_actions(&self, settings: &Settings, p: u8, x: u8, actions: &mut Vec<Action>) {
+        let process = &self.processes[usize::from(p)];
+        let ghost = &self.ghost;
+        match &process.places[usize::from(x)] {
+            Place::Closed => {
+                let settled = process.unshipped(x) == 0
+                    || settings.lie == Some(crate::settings::Lie::EvictWithWritesInFlight);
+                if process.opens[usize::from(x)] > 0 && settled {
+                    actions.push(Action::Open(p, x));
+                }
+            }
+            Place::Opening(opening) => self.want_actions(p, Job::Subject(x), &opening.want, actions),
+            Place::Serving(serving) => {
+                if let Some(publishing) = &serving.publishing {
+                    match &publishing.call {
+                        Some((_, call)) => self.call_actions(p, Job::Subject(x), *call, true, actions),
+                        None => actions.push(Action::Resume(p, x)),
+                    }
+                }
+                let reads_anyway = settings.lie == Some(crate::settings::Lie::ReadsUntilReleased)
+                    && serving.leaving == Leaving::Released;
+                if ghost.reads > 0 && (serving.leaving == Leaving::No || reads_anyway) {
+                    actions.push(Action::Read(p, x));
+                }
+                if serving.leaving != Leaving::No {
+                    return;
+                }
+                if ghost.written[usize::from(x)] < settings.writes[usize::from(x)] {
+                    actions.push(Action::Write(p, x));
+                }
+                if serving.publishing.is_none() {
+                    self.closing_actions(settings, p, x, serving, actions);
+                }
+            }
+        }
+    }
+
+    fn closing_actions(&self, settings: &Settings, p: u8, x: u8, serving: &Serving, actions: &mut Vec<Action>) {
+        let process = &self.processes[usize::from(p)];
+        let above = serving.ops.len() as u64 > serving.manifest.base_rev.get();
+        if self.ghost.compactions > 0 && above {
+            actions.push(Action::Compact(p, x));
+        }
+        let settled = process.unshipped(x) == 0;
+        if self.ghost.releases > 0 && settled {
+            actions.push(Action::Release(p, x));
+        }
+        let may_evict = settled || settings.lie == Some(crate::settings::Lie::EvictWithWritesInFlight);
+        if self.ghost.evictions > 0 && may_evict {
+            actions.push(Action::Evict(p, x));
+        }
+    }
+
+    fn drain_actions(&self, p: u8, actions: &mut Vec<Action>) {
+        let process = &self.processes[usize::from(p)];
+        match process.drain.as_ref().map(|drain| &drain.stage) {
+            Some(DrainStage::Seals(sealing)) => self.seal_actions(p, Job::Drain, &sealing.want, actions),
+            Some(DrainStage::Settles(opening)) => self.want_actions(p, Job::Drain, &opening.want, actions),
+            None if self.ghost.drains > 0 => {
+                let dead = |log: &u8| {
+                    process.log != Some(*log) && !self.bucket.logs[usize::from(*log)].slots.is_empty()
+                };
+                let logs = (0..self.bucket.logs.len() as u8).filter(dead);
+                actions.extend(logs.map(|log| Action::Drain(p, log)));
+            }
+            None => {}
+        }
+    }
+
+    fn bucket_actions(&self, settings: &Settings, actions: &mut Vec<Action>) {
+        for (at, orphan) in self.bucket.network.iter().enumerate() {
+            // Landing where there is something changes nothing but that the request is gone.
+            let free = match orphan {
+                Orphan::Slot { log, slot, .. } => self.bucket.logs[usize::from(*log)].get(*slot).is_none(),
+                Orphan::Manifest { subject, manifest } => {
+                    self.bucket.folders[usize::from(*subject)].get(manifest.number).is_none()
+                }
+            };
+            if free {
+                actions.push(Action::LandOrphan(at as u8));
+            }
+        }
+        for x in 0..settings.subjects {
+            let folder = &self.bucket.folders[usize::from(x)];
+            let Some(newest) = folder.newest() else { continue };
+            for manifest in &folder.manifests[..folder.manifests.len() - 1] {
+                actions.push(Action::DeleteManifest(x, manifest.number.get() as u8));
+            }
+            if folder.bases.iter().any(|base| {
+                base.name.made_for() <= newest.number && !FolderObjects::refers(newest, &base.name)
+            }) {
+                actions.push(Action::DeleteBases(x));
+            }
+        }
+        for (number, log) in self.bucket.logs.iter().enumerate() {
+            let doomed = log.owner_may_delete | log.collector_may_delete;
+            for slot in log.listed().filter(|slot| doomed & 1 << slot.get() != 0) {
+                actions.push(Action::DeleteSlot(number as u8, slot.get() as u8));
+            }
+        }
+    }
+}
+
+/// The manifest by which the first process owns a subject at the beginning.
+fn first_manifest(place: u8) -> Manifest {
+    Manifest {
+        subject: subject(place),
+        number: ManifestNumber::FIRST,
+        term: Term::new(1),
+        term_base: Rev::new(0),
+        owner: log_id(0),
+        base_rev: Rev::new(0),
+        next_seq: Seq::new(1),
+        first_slot: Slot::new(1),
+        snapshot: None,
+        deltas: Vec::new(),
+        terms: Vec::new(),
+        released: false,
+        tombstone: false,
+        nonce: Nonce::new(Ulid(0)),
+    }
+}
