@@ -2,6 +2,7 @@
 //! coordinator. Servers run on a clock of their own that stands still while the test does something else, so a server
 //! that is not spoken to is one that is suspended.
 
+mod collect;
 mod fencing;
 mod levels;
 mod local_file;

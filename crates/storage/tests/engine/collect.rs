@@ -1,16 +1,14 @@
 //! Collecting from outside of any server.
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::{World, subject};
 use dormouse_protocol::LogId;
 use dormouse_runtime::Env;
 use dormouse_storage::api::Request;
 use dormouse_storage::bucket::{Bucket, BucketPrefix};
 use dormouse_storage::collect::{CollectSettings, Collected, collect};
 use dormouse_storage::log::SealedLogs;
-use support::{World, subject};
 
 /// Objects that a collection tells of, and what it came to.
 async fn run(world: &World, dry_run: bool) -> (Vec<String>, Collected) {
@@ -18,8 +16,9 @@ async fn run(world: &World, dry_run: bool) -> (Vec<String>, Collected) {
     let mut told = Vec::new();
     let settings = CollectSettings::new(dry_run, 1_000);
     let subjects = [subject("app.a"), subject("app.b")];
-    let collected =
-        collect(bucket, &Env::system(), &settings, &subjects, |key| told.push(key.to_string())).await.unwrap();
+    let collected = collect(bucket, &Env::system(), &settings, &subjects, |key| told.push(key.to_string()))
+        .await
+        .unwrap();
     (told, collected)
 }
 
