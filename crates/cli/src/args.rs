@@ -326,7 +326,7 @@ pub struct Gc {
     /// Subjects to look through for objects that nothing refers to [default: none, only the logs]
     pub subjects: Vec<Subject>,
 
-    /// Only tell what would be deleted
+    /// Only tell what would be deleted [default: delete it]
     #[arg(long)]
     pub dry_run: bool,
 
