@@ -22,6 +22,8 @@ pub struct Surplus(Arc<Shared>);
 struct Shared {
     settings: RecoverySettings,
     logs: Mutex<BTreeMap<LogId, OneLog>>,
+    /// Held by who puts something into `lost/`: two at once would put it there twice.
+    losing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +42,7 @@ impl Surplus {
             OneLog { subjects, notes: None }
         };
         let logs = logs.into_iter().map(|(log, appends)| (log, by_subject(appends))).collect();
-        Self(Arc::new(Shared { settings, logs: Mutex::new(logs) }))
+        Self(Arc::new(Shared { settings, logs: Mutex::new(logs), losing: tokio::sync::Mutex::default() }))
     }
 
     /// Whether nothing waits any more.
@@ -124,6 +126,7 @@ impl Surplus {
         log: &LogId,
         above: impl Fn(Term) -> Rev,
     ) -> Result<Vec<PathBuf>, RecoveryError> {
+        let _losing = self.0.losing.lock().await;
         let mut entries = self.entries(subject, log)?;
         entries.retain(|entry| entry.is_above(above(entry.term)));
         let mut kept = Vec::new();

@@ -143,7 +143,6 @@ impl Pipeline {
         writes: &mut VecDeque<Submission>,
     ) -> Option<Blocked> {
         let mut group = Group::default();
-        let trusted = shared.trust.holds();
         let blocked = loop {
             let Some(front) = writes.front() else { break None };
             if !is_change(&front.request) {
@@ -151,6 +150,11 @@ impl Pipeline {
             }
             if self.failing.is_some() {
                 break Some(Blocked::UntilApplied);
+            }
+            // What is full goes before the next is planned: where the log refuses it, the next is planned without it.
+            let level = self.level(shared, database, &front.request);
+            if group.frames.len() >= APPEND_BYTES || group.level.is_some_and(|other| other != level) {
+                self.append(shared, subject, database, std::mem::take(&mut group));
             }
             let full = self.steps.len() + group.steps.len() >= MAX_IN_FLIGHT;
             let refusal = self.stalled.clone().or_else(|| full.then(too_many));
@@ -169,19 +173,20 @@ impl Pipeline {
                 break Some(Blocked::UntilApplied);
             }
             let Some(submission) = writes.pop_front() else { break None };
-            let level = if trusted {
-                let view = self.pending.view(database);
-                plan::required(&submission.request, &view.state().config, shared.settings.level)
-            } else {
-                Level::Bucket
-            };
-            if group.frames.len() >= APPEND_BYTES || group.level.is_some_and(|other| other != level) {
-                self.append(shared, subject, database, std::mem::take(&mut group));
-            }
+            let level = self.level(shared, database, &submission.request);
             self.take(database, planned, submission, level, &mut group);
         };
         self.append(shared, subject, database, group);
         blocked
+    }
+
+    /// The level that a change has to reach. What a successor could not see must not be acknowledged.
+    fn level(&self, shared: &Shared, database: &Database, request: &Request) -> Level {
+        if !shared.trust.holds() {
+            return Level::Bucket;
+        }
+        let view = self.pending.view(database);
+        plan::required(request, &view.state().config, shared.settings.level)
     }
 
     fn take(
