@@ -9,7 +9,7 @@ use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::api::{Authority, EventSink, Reply, Request, Submission};
-use crate::bucket::{Bucket, BucketKey};
+use crate::bucket::Bucket;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
 use crate::directory::{Directory, Offered, shutting_down};
@@ -18,8 +18,10 @@ use crate::housekeeping;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
 use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
 use crate::settings::EngineSettings;
-use crate::subject::{SubjectTask, garbage};
+use crate::subject::SubjectTask;
+use crate::subject::garbage::{self, Garbage};
 use crate::trust::Trust;
+use crate::values::Traffic;
 use crate::wal::{FileSystem, Wal, WalError, WalStorage, list_logs};
 
 /// Subjects that may be opening at the same time.
@@ -76,7 +78,11 @@ pub(crate) struct Shared {
     pub(crate) directory: Directory,
     pub(crate) counters: Counters,
     /// To the collector.
-    pub(crate) garbage: mpsc::Sender<Vec<BucketKey>>,
+    pub(crate) garbage: mpsc::Sender<Garbage>,
+    /// Large values on their way to the bucket.
+    pub(crate) uploads: Traffic,
+    /// Large values on their way from the bucket.
+    pub(crate) downloads: Traffic,
     pub(crate) opening: Semaphore,
     pub(crate) publishing: Semaphore,
     /// Told when a dead log is noted.
@@ -257,6 +263,8 @@ impl Prepared {
             ended: Stop::new(),
             counters: Counters::default(),
             garbage,
+            uploads: Traffic::new(),
+            downloads: Traffic::new(),
             opening: Semaphore::new(OPENING),
             publishing: Semaphore::new(PUBLISHING),
             dead_log: Notify::new(),

@@ -40,6 +40,7 @@ pub mod recovery;
 mod settings;
 mod subject;
 mod trust;
+mod values;
 pub mod wal;
 
 pub use database::sqlite_is_safe;

@@ -1,11 +1,15 @@
 //! Large values: which message refers to which object, and which objects nobody refers to any more.
 
+use std::collections::{HashMap, HashSet};
+
 use dormouse_protocol::limits::MAX_SEQ;
 use dormouse_protocol::{ErrorReply, Rev, Seq};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::keys::BlobName;
+use crate::manifest::Manifest;
+use crate::ownership::garbage;
 use crate::plan::BlobRef;
 
 impl Database {
@@ -39,20 +43,19 @@ impl Database {
         Ok(found.is_some())
     }
 
-    /// At most `limit` objects that no message refers to since `rev` or earlier, the longest dead first.
+    /// The objects that no message refers to any more, the longest dead first, and the rev since when.
     ///
     /// # Errors
     /// That the file cannot be read.
-    pub fn dead_blobs_through(&self, rev: Rev, limit: usize) -> Result<Vec<BlobName>, DatabaseError> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT name FROM dead_blobs WHERE rev <= ?1 ORDER BY rev, name LIMIT ?2")?;
-        let mut rows = statement.query(params![to_sql(rev.get()), to_sql(limit as u64)])?;
-        let mut names = Vec::new();
+    pub fn dead_blobs(&self) -> Result<Vec<(BlobName, Rev)>, DatabaseError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT name, rev FROM dead_blobs ORDER BY rev, name")?;
+        let mut rows = statement.query([])?;
+        let mut dead = Vec::new();
         while let Some(row) = rows.next()? {
-            names.push(name_of(&row.get::<_, String>(0)?)?);
+            dead.push((name_of(&row.get::<_, String>(0)?)?, Rev::new(from_sql(row.get(1)?))));
         }
-        Ok(names)
+        Ok(dead)
     }
 
     /// Forgets dead objects once they are deleted. Outside a transaction. A file that is rebuilt remembers them again.
@@ -67,6 +70,33 @@ impl Database {
             }
             Ok(())
         })
+    }
+
+    /// Which of the large values that a listing showed may go, as [`garbage::blobs`] decides, with `manifest` shown to be
+    /// the newest by the same listing. Forgets dead ones that the listing shows no more: their deletion is over.
+    ///
+    /// # Errors
+    /// That the file cannot be read or written; then nothing may go.
+    pub fn collect_blobs(
+        &mut self,
+        manifest: &Manifest,
+        listed: &[BlobName],
+    ) -> Result<Vec<BlobName>, DatabaseError> {
+        let shown: HashSet<BlobName> = listed.iter().copied().collect();
+        let (dead, gone): (HashMap<_, _>, HashMap<_, _>) =
+            self.dead_blobs()?.into_iter().partition(|(name, _)| shown.contains(name));
+        let mut referred = HashSet::new();
+        for name in listed.iter().filter(|name| name.term < manifest.term && !dead.contains_key(name)) {
+            if self.refers_to(*name)? {
+                referred.insert(*name);
+            }
+        }
+        let below = |(name, rev)| (rev <= manifest.base_rev).then_some(name);
+        let gone: Vec<BlobName> = gone.into_iter().filter_map(below).collect();
+        if !gone.is_empty() {
+            self.forget_dead_blobs(&gone)?;
+        }
+        Ok(garbage::blobs(manifest, listed, |name| dead.get(name).copied(), |name| referred.contains(name)))
     }
 
     /// The message that referred to it goes, by the change that makes `rev`.

@@ -215,12 +215,14 @@ fn a_large_value_is_referred_to_until_its_message_goes() {
     database.run(vec![Operation::Set(in_place)]);
     database.run(vec![database.delete(&[2])]);
 
-    let dead = |database: &Database, rev| database.dead_blobs_through(Rev::new(rev), 100).unwrap();
+    let dead = |database: &Database, through| {
+        let dead = database.dead_blobs().unwrap().into_iter();
+        dead.filter(|(_, rev)| *rev <= Rev::new(through)).map(|(name, _)| name).collect::<Vec<_>>()
+    };
     let names = |numbers: &[u128]| numbers.iter().map(|&n| blob(1, n).name).collect::<Vec<_>>();
     assert_eq!(dead(&database, 3), []);
     assert_eq!(dead(&database, 4), names(&[1]));
     assert_eq!(dead(&database, 9), names(&[1, 4, 2]));
-    assert_eq!(database.dead_blobs_through(Rev::new(9), 2).unwrap(), names(&[1, 4]));
     for (n, referred) in [(1, false), (2, false), (3, true), (4, false), (5, true), (6, false)] {
         assert_eq!(database.refers_to(blob(1, n).name).unwrap(), referred, "{n}");
     }

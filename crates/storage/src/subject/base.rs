@@ -74,9 +74,9 @@ impl Serving<'_> {
     pub(super) async fn published(&mut self, end: PublishEnd) -> Option<End> {
         self.publishing = None;
         match end {
-            PublishEnd::Published(manifest, garbage) => {
-                self.adopt(*manifest);
-                self.collect(garbage);
+            PublishEnd::Published(verified) => {
+                self.adopt((*verified.manifest).clone());
+                self.collect(verified).await;
                 None
             }
             PublishEnd::Lost { .. } => Some(self.lose().await),

@@ -1,12 +1,17 @@
 //! Deleting what nothing refers to any more: one collector for all subjects of an engine.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use dormouse_protocol::Subject;
 use dormouse_runtime::Stop;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
+use super::serve::Serving;
 use crate::bucket::{Bucket, BucketKey};
+use crate::keys::{BlobName, SubjectKeys};
+use crate::ownership::Verified;
 
 /// Publications whose garbage waits at most. What does not fit is found again by a later listing.
 pub(crate) const QUEUE: usize = 256;
@@ -14,20 +19,42 @@ pub(crate) const QUEUE: usize = 256;
 /// Objects deleted at the same time.
 const DELETING: usize = 8;
 
+/// After each of them. So at most 400 objects are deleted in a second.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Objects of one subject that nothing refers to.
+#[derive(Debug)]
+pub(crate) struct Garbage {
+    keys: SubjectKeys,
+    objects: Vec<BucketKey>,
+    /// Large values, by name: of a destroyed subject there may be very many.
+    blobs: Vec<BlobName>,
+    /// Dropped when all of it is deleted.
+    _done: Option<Arc<()>>,
+}
+
+impl Garbage {
+    /// Everything but large values.
+    pub(crate) fn objects(subject: &Subject, objects: Vec<BucketKey>) -> Self {
+        Self { keys: SubjectKeys::new(subject), objects, blobs: Vec::new(), _done: None }
+    }
+
+    /// Large values.
+    pub(crate) const fn blobs(keys: SubjectKeys, blobs: Vec<BlobName>) -> Self {
+        Self { keys, objects: Vec::new(), blobs, _done: None }
+    }
+}
+
 /// Deletes what comes until nobody is left to send any, or one of the signals is given: a process on its way out has
 /// better things to do.
 ///
 /// Cancelling it leaves objects that a later listing finds again.
-pub(crate) async fn collect(
-    bucket: Arc<dyn Bucket>,
-    mut queue: mpsc::Receiver<Vec<BucketKey>>,
-    stops: [Stop; 2],
-) {
+pub(crate) async fn collect(bucket: Arc<dyn Bucket>, mut queue: mpsc::Receiver<Garbage>, stops: [Stop; 2]) {
     let [one, other] = &stops;
-    let mut batch = Vec::new();
     let work = async {
-        while queue.recv_many(&mut batch, QUEUE).await > 0 {
-            let garbage = futures::stream::iter(batch.drain(..).flatten());
+        while let Some(Garbage { keys, objects, blobs, _done }) = queue.recv().await {
+            let blobs = blobs.into_iter().map(|name| keys.blob(&name));
+            let garbage = futures::stream::iter(objects.into_iter().chain(blobs));
             garbage.for_each_concurrent(DELETING, |key| delete(bucket.as_ref(), key)).await;
         }
     };
@@ -44,6 +71,35 @@ async fn delete(bucket: &dyn Bucket, key: BucketKey) {
         Ok(()) => tracing::debug!(%key, "deleted an object that nothing refers to"),
         Err(error) => tracing::debug!(%key, %error, "an object that nothing refers to could not be deleted"),
     }
+    tokio::time::sleep(PAUSE).await;
+}
+
+impl Serving<'_> {
+    /// Has deleted what nobody needs any more, now that a manifest of ours is known to be the newest.
+    pub(super) async fn collect(&mut self, verified: Verified) {
+        let Verified { manifest, garbage: objects, blobs: listed } = verified;
+        // One look at a time: what it has found and not deleted yet would be found again.
+        let blobs = if self.deleting.strong_count() > 0 {
+            Vec::new()
+        } else {
+            let found = self.apart(move |database| database.collect_blobs(&manifest, &listed)).await;
+            found.unwrap_or_else(|error| {
+                tracing::warn!(
+                    subject = %self.subject, %error,
+                    "it cannot be told which large values nobody needs any more; none is deleted"
+                );
+                Vec::new()
+            })
+        };
+        if objects.is_empty() && blobs.is_empty() {
+            return;
+        }
+        let done = (!blobs.is_empty()).then(|| Arc::new(()));
+        self.deleting = done.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        let garbage = Garbage { keys: SubjectKeys::new(self.subject), objects, blobs, _done: done };
+        // A full queue drops it: what lies about is found again by a later listing.
+        let _ = self.shared.garbage.try_send(garbage);
+    }
 }
 
 #[cfg(test)]
@@ -57,20 +113,21 @@ mod tests {
     #[tokio::test]
     async fn garbage_goes_until_the_process_is_on_its_way_out() {
         let bucket: Arc<dyn Bucket> = Arc::new(ObjectStoreBucket::in_memory(Env::system()));
-        let keys = SubjectKeys::new(&"app.a".parse().unwrap());
+        let app = "app.a".parse().unwrap();
+        let keys = SubjectKeys::new(&app);
         let manifests: Vec<_> = (1..=20).map(|number| keys.manifest(ManifestNumber::new(number))).collect();
         for key in &manifests {
             bucket.create(key, "x".into()).await.unwrap();
         }
         let (garbage, queue) = mpsc::channel(QUEUE);
         let (first, second) = manifests.split_at(10);
-        garbage.try_send(first.to_vec()).unwrap();
+        garbage.try_send(Garbage::objects(&app, first.to_vec())).unwrap();
         drop(garbage);
         collect(Arc::clone(&bucket), queue, [Stop::new(), Stop::new()]).await;
         assert_eq!(bucket.list(keys.folder()).await.unwrap().len(), second.len());
 
         let (garbage, queue) = mpsc::channel(QUEUE);
-        garbage.try_send(second.to_vec()).unwrap();
+        garbage.try_send(Garbage::objects(&app, second.to_vec())).unwrap();
         let stop = Stop::new();
         stop.give();
         collect(Arc::clone(&bucket), queue, [Stop::new(), stop]).await;

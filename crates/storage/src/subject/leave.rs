@@ -211,17 +211,18 @@ impl Serving<'_> {
         loop {
             match publish::publish(self.shared, self.subject, &self.manifest, job).await {
                 // An earlier publication of this process had counted after all.
-                PublishEnd::Published(manifest, garbage) if !manifest.tombstone => {
-                    if let Some(end) = self.published(PublishEnd::Published(manifest, garbage)).await {
+                PublishEnd::Published(verified) if !verified.manifest.tombstone => {
+                    if let Some(end) = self.published(PublishEnd::Published(verified)).await {
                         return Some(end);
                     }
                     job = Job::Destroy(position.rev, next_seq);
                 }
-                PublishEnd::Published(manifest, garbage) => {
+                PublishEnd::Published(verified) => {
+                    let manifest = &verified.manifest;
                     self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
                     self.shared.events.publish(self.subject, destroyed);
                     answer(Ok(Reply::Destroy(DestroyReply { position })));
-                    self.collect(garbage);
+                    self.collect(verified).await;
                     self.remove_file().await;
                     return Some(End::Closed);
                 }

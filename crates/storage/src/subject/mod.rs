@@ -18,6 +18,7 @@ mod reads;
 mod restore;
 mod schedule;
 mod serve;
+mod values;
 
 pub(crate) use open::{drain_subject, lose_surplus, newest_manifest};
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
 
+use super::garbage::Garbage;
 use super::publish;
 use super::restore::{RestoreError, Restorer, out_of_step};
-use crate::bucket::BucketKey;
 use crate::database::{Database, Tenure};
 use crate::engine::Shared;
 use crate::entry::Entry;
@@ -15,13 +15,13 @@ use crate::log::{TailError, read_own_tail};
 use crate::manifest::Manifest;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored, Tail};
 use crate::ownership::local::lost_above;
-use crate::ownership::{BaseKind, BaseObject, Found, base_kind, terms};
+use crate::ownership::{BaseKind, BaseObject, Found, Verified, base_kind, terms};
 
 /// A subject that this process owns, with its file open.
 pub(super) struct Opened {
     pub(super) database: Database,
-    pub(super) manifest: Manifest,
-    pub(super) garbage: Vec<BucketKey>,
+    /// The manifest that it serves under.
+    pub(super) verified: Verified,
 }
 
 /// Opens the subject.
@@ -46,7 +46,7 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
                 opener.settle_surplus().await?;
                 shared.counters.opens.add(1);
                 shared.log.based(subject, verified.manifest.base_rev, verified.manifest.first_slot);
-                return Ok(Opened { database, manifest: *verified.manifest, garbage: verified.garbage });
+                return Ok(Opened { database, verified });
             }
             effect => opener.perform(effect).await,
         };
@@ -84,7 +84,7 @@ pub(crate) async fn drain_subject(
     }
     if let Ok(Drained::Released(verified)) = &drained {
         // A full queue drops it: what lies about is found again by a later listing.
-        let _ = shared.garbage.try_send(verified.garbage.clone());
+        let _ = shared.garbage.try_send(Garbage::objects(subject, verified.garbage.clone()));
     }
     drained
 }

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject, Timestamp};
 use tokio::sync::Notify;
 
+use super::values::{Progress, Uploads, lacking, with_stand_ins};
 use super::{Answer, Respond, events};
 use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
@@ -15,6 +16,7 @@ use crate::entry::Entry;
 use crate::format::frame;
 use crate::log::{Append, Stage, Ticket};
 use crate::plan::{self, Context, Pending, Planned, SubjectView};
+use crate::values::{self, Uploaded};
 
 /// Most changes of one subject that wait for their level. Beyond it writes are turned away; reads go on.
 const MAX_IN_FLIGHT: usize = 4_096;
@@ -43,6 +45,16 @@ struct Change {
     level: Level,
     /// Set when the log has it.
     ticket: Option<Arc<Ticket>>,
+    /// The large values that it refers to. They go with it, unless the log takes it.
+    uploaded: Uploaded,
+}
+
+/// What planning the next write came to.
+enum Attempt {
+    /// This, with these large values in the bucket.
+    Planned(Planned, Uploaded),
+    /// It waits for its large values.
+    UnderWay,
 }
 
 /// Steps on their way into one append; all changes among them have one level.
@@ -61,6 +73,8 @@ pub(super) enum Blocked {
     Other,
     /// The next request has to see everything applied that came before it.
     UntilApplied,
+    /// The next request has large values on their way to the bucket.
+    UntilUploaded,
 }
 
 /// What became of applied changes.
@@ -86,6 +100,7 @@ pub(super) struct Pipeline {
     failing: Option<ErrorReply>,
     /// The file could not be written. Nothing is planned before it can.
     pub(super) stalled: Option<ErrorReply>,
+    uploads: Uploads,
     /// Told when a ticket of this subject moves.
     waker: Arc<Notify>,
 }
@@ -99,6 +114,7 @@ impl Pipeline {
             bucket_rev,
             failing: None,
             stalled: None,
+            uploads: Uploads::default(),
             waker: Arc::new(Notify::new()),
         }
     }
@@ -137,7 +153,7 @@ impl Pipeline {
     /// did before the end.
     pub(super) fn plan(
         &mut self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         subject: &Subject,
         database: &Database,
         writes: &mut VecDeque<Submission>,
@@ -156,25 +172,18 @@ impl Pipeline {
             if group.frames.len() >= APPEND_BYTES || group.level.is_some_and(|other| other != level) {
                 self.append(shared, subject, database, std::mem::take(&mut group));
             }
-            let full = self.steps.len() + group.steps.len() >= MAX_IN_FLIGHT;
-            let refusal = self.stalled.clone().or_else(|| full.then(too_many));
-            let planned = match refusal {
-                Some(refusal) => Planned::Answer(Err(refusal)),
-                None => {
-                    let context = Context {
-                        accept_time: Timestamp::from_micros(shared.env.wall_micros()),
-                        max_message_bytes: front.max_reply_bytes,
-                        blobs: &[],
-                    };
-                    plan::plan(&front.request, &self.pending.view(database), context)
-                }
+            let in_flight = self.steps.len() + group.steps.len();
+            let (planned, uploaded) = match self.attempt(shared, subject, database, front, in_flight) {
+                Attempt::Planned(planned, uploaded) => (planned, uploaded),
+                Attempt::UnderWay => break Some(Blocked::UntilUploaded),
             };
             if matches!(planned, Planned::Later) {
+                self.uploads.put_back(uploaded);
                 break Some(Blocked::UntilApplied);
             }
             let Some(submission) = writes.pop_front() else { break None };
             let level = self.level(shared, database, &submission.request);
-            self.take(database, planned, submission, level, &mut group);
+            self.take(database, planned, uploaded, submission, level, &mut group);
         };
         self.append(shared, subject, database, group);
         blocked
@@ -189,10 +198,56 @@ impl Pipeline {
         plan::required(request, &view.state().config, shared.settings.level)
     }
 
+    /// Plans the next write, and sends its large values ahead.
+    fn attempt(
+        &mut self,
+        shared: &Arc<Shared>,
+        subject: &Subject,
+        database: &Database,
+        front: &Submission,
+        in_flight: usize,
+    ) -> Attempt {
+        let refuse = |reply| Attempt::Planned(Planned::Answer(Err(reply)), Uploaded::default());
+        let uploaded = match self.uploads.take() {
+            Progress::UnderWay => return Attempt::UnderWay,
+            Progress::Complete(uploaded) => uploaded,
+            Progress::Failed(reply) => return refuse(reply),
+        };
+        let full = in_flight >= MAX_IN_FLIGHT;
+        if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
+            return refuse(refusal);
+        }
+        let values = values::of_request(&front.request);
+        let context = Context {
+            accept_time: Timestamp::from_micros(shared.env.wall_micros()),
+            max_message_bytes: front.max_reply_bytes,
+            blobs: &with_stand_ins(&uploaded, &values),
+        };
+        let planned = plan::plan(&front.request, &self.pending.view(database), context);
+        let lacking = match &planned {
+            Planned::Write { entry, .. } => lacking(entry, values),
+            _ => Vec::new(),
+        };
+        if lacking.is_empty() {
+            return Attempt::Planned(planned, uploaded);
+        }
+        let term = database.state().term;
+        match self.uploads.begin(shared, subject, term, uploaded, lacking, &self.waker) {
+            Ok(()) => Attempt::UnderWay,
+            Err(reply) => refuse(reply),
+        }
+    }
+
+    /// The next write is turned away: so are its large values.
+    pub(super) fn abandon_uploads(&mut self) {
+        self.uploads.abandon();
+    }
+
     fn take(
         &mut self,
         database: &Database,
         planned: Planned,
+        uploaded: Uploaded,
         submission: Submission,
         level: Level,
         group: &mut Group,
@@ -209,7 +264,7 @@ impl Pipeline {
                     group.entries += 1;
                     group.level = Some(level);
                     self.pending.push(&entry, database.state());
-                    let change = Change { entry, bytes: frame.len(), level, ticket: None };
+                    let change = Change { entry, bytes: frame.len(), level, ticket: None, uploaded };
                     let answer = outcome.answer();
                     group.steps.push(Step {
                         change: Some(change),
@@ -247,6 +302,7 @@ impl Pipeline {
                 self.unshipped.push_back((Arc::clone(&ticket), last_rev));
                 for change in steps.iter_mut().filter_map(|step| step.change.as_mut()) {
                     change.ticket = Some(Arc::clone(&ticket));
+                    change.uploaded.keep(&change.entry);
                 }
                 self.steps.extend(steps);
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 
-use crate::bucket::{BucketKey, HeaderPatch, create_once};
+use crate::bucket::{HeaderPatch, create_once};
 use crate::engine::Shared;
 use crate::entry::Entry;
 use crate::format::{delta, frame};
@@ -13,7 +13,7 @@ use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, Subjec
 use crate::log::read_own_tail;
 use crate::manifest::{DeltaRef, Manifest, SnapshotRef};
 use crate::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
-use crate::ownership::{BaseKind, BaseObject, Creation, Found, NewBase, base_kind};
+use crate::ownership::{BaseKind, BaseObject, Creation, Found, NewBase, Verified, base_kind};
 
 /// How long one call to the bucket for something small may take before it counts as unanswered.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,8 +44,8 @@ pub(super) enum Job {
 /// How a [`Job`] ended.
 #[derive(Debug)]
 pub(super) enum PublishEnd {
-    /// This manifest counts from now on; what nobody needs any more may be deleted.
-    Published(Box<Manifest>, Vec<BucketKey>),
+    /// This manifest counts from now on.
+    Published(Verified),
     /// Another process owns the subject.
     Lost {
         /// What was to be published may have counted for a while.
@@ -81,7 +81,7 @@ pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manife
                 Err(reply) => PublishInput::Failed(reply),
             },
             PublishEffect::Published(verified) => {
-                return PublishEnd::Published(verified.manifest, verified.garbage);
+                return PublishEnd::Published(verified);
             }
             PublishEffect::Lost { may_have_counted } => return PublishEnd::Lost { may_have_counted },
             PublishEffect::Undecided(reply) => return PublishEnd::Undecided(Box::new(machine), reply),

@@ -7,6 +7,7 @@ use dormouse_protocol::data::InfoReply;
 use dormouse_protocol::{ErrorReply, Level, LogId, Rev};
 use futures::future::BoxFuture;
 
+use super::values::Again;
 use super::{Answer, Respond};
 use crate::api::{Reply, Request, Submission};
 use crate::database::Database;
@@ -80,14 +81,17 @@ fn info(database: &Database, around: &Surroundings<'_>) -> Result<InfoReply, Err
 pub(super) enum Waiting {
     /// A read, which is answered from the state after the barrier.
     Read(Submission),
+    /// The same, when it has been looked for before.
+    Again(Again),
     /// An answer that tells of the state and is ready.
     Ready(Respond, Answer),
 }
 
 impl Waiting {
-    fn into_respond(self) -> Respond {
+    pub(super) fn into_respond(self) -> Respond {
         match self {
             Self::Read(submission) => submission.respond,
+            Self::Again(again) => again.submission.respond,
             Self::Ready(respond, _) => respond,
         }
     }

@@ -1,7 +1,7 @@
 //! Serving an open subject: requests in, changes through the pipeline, beacons and compactions by themselves.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dormouse_protocol::data::FlushReply;
@@ -13,14 +13,17 @@ use super::pipeline::{Blocked, Pipeline};
 use super::publish::PublishEnd;
 use super::reads::{self, Surroundings, Waiting, WaitingReads};
 use super::schedule::{Due, Schedule};
+use super::values::{Again, Fetches};
 use super::{Inbox, Respond, base, events};
 use crate::api::{Reply, Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::directory::Hold;
 use crate::engine::Shared;
 use crate::figures::Share;
+use crate::keys::BlobName;
 use crate::log::{Stage, Ticket};
 use crate::manifest::Manifest;
+use crate::ownership::Verified;
 use crate::ownership::publish::Publish;
 
 /// A companion of this size is brought into the file without waiting for a snapshot.
@@ -70,9 +73,14 @@ pub(super) struct Serving<'a> {
     file: Held,
     /// The newest manifest, ours.
     pub(super) manifest: Manifest,
+    /// What opening it has shown, until that is seen to.
+    opened_with: Option<Verified>,
+    /// Large values are being deleted.
+    pub(super) deleting: Weak<()>,
     pub(super) schedule: Schedule,
     pub(super) pipeline: Pipeline,
     reads: WaitingReads,
+    pub(super) fetches: Fetches,
     writes: VecDeque<Submission>,
     flushes: Vec<Flush>,
     pub(super) publishing: Option<oneshot::Receiver<PublishEnd>>,
@@ -92,7 +100,7 @@ impl<'a> Serving<'a> {
         hold: &'a Arc<Hold>,
         opened: Opened,
     ) -> Self {
-        let Opened { database, manifest, garbage } = opened;
+        let Opened { database, verified } = opened;
         let mut serving = Self {
             shared,
             subject,
@@ -100,8 +108,11 @@ impl<'a> Serving<'a> {
             schedule: Schedule::new(&shared.settings, shared.env.boot()),
             pipeline: Pipeline::new(database.state().rev),
             file: Held(Some(database)),
-            manifest,
+            manifest: (*verified.manifest).clone(),
+            opened_with: Some(verified),
+            deleting: Weak::new(),
             reads: WaitingReads::new(),
+            fetches: Fetches::default(),
             writes: VecDeque::new(),
             flushes: Vec::new(),
             publishing: None,
@@ -112,7 +123,6 @@ impl<'a> Serving<'a> {
             local_bytes: shared.counters.local_bytes.share(),
         };
         serving.count_bytes();
-        serving.collect(garbage);
         serving.compact_if_due();
         serving
     }
@@ -141,6 +151,9 @@ impl<'a> Serving<'a> {
         let position = self.position();
         tracing::debug!(subject = %self.subject, %position, "opened");
         self.beacon();
+        if let Some(verified) = self.opened_with.take() {
+            self.collect(verified).await;
+        }
         let moved = self.pipeline.waker();
         loop {
             if let Some(end) = self.work(inbox).await {
@@ -163,6 +176,7 @@ impl<'a> Serving<'a> {
                 }
                 () = moved.notified() => {}
                 passed = self.reads.passed() => self.barrier_ended(passed),
+                again = self.fetches.again() => self.read_again(again),
                 () = inbox.receive() => {}
                 () = close.notified() => self.schedule.ask_close(),
                 () = tokio::time::sleep(pause) => {}
@@ -190,7 +204,7 @@ impl<'a> Serving<'a> {
                 }
                 // What it waits for is not over, or everything is planned.
                 Some(Blocked::UntilApplied) if self.pipeline.is_applied() => {}
-                Some(Blocked::UntilApplied) | None => break,
+                Some(Blocked::UntilApplied | Blocked::UntilUploaded) | None => break,
             }
         }
         self.answer_flushes();
@@ -250,32 +264,40 @@ impl<'a> Serving<'a> {
             if !reads::is_read(&submission.request) {
                 self.writes.push_back(submission);
             } else if trusted {
-                self.read(submission);
+                self.read(submission, None);
             } else {
                 self.reads.push(self.shared, Waiting::Read(submission));
             }
         }
     }
 
-    fn read(&mut self, submission: Submission) {
+    /// The value of a message was gone when it was asked for: what does the subject say now?
+    fn read_again(&mut self, again: Again) {
+        if self.shared.trust.holds() {
+            self.read(again.submission, Some(again.missing));
+        } else {
+            self.reads.push(self.shared, Waiting::Again(again));
+        }
+    }
+
+    fn read(&mut self, submission: Submission, missing: Option<BlobName>) {
         let around = Surroundings {
             log: self.shared.log.id(),
             level: self.shared.settings.level,
             bucket_rev: self.pipeline.bucket_rev(),
         };
-        let Submission { request, max_reply_bytes, respond } = submission;
-        let answer = reads::answer(self.file.get(), &request, max_reply_bytes, &around);
-        respond(answer.unwrap_or_else(|| Err(ErrorReply::internal("a change was taken for a read"))));
+        let answer = reads::answer(self.file.get(), &submission.request, submission.max_reply_bytes, &around);
+        let answer = answer.unwrap_or_else(|| Err(ErrorReply::internal("a change was taken for a read")));
+        self.answer_read(submission, answer, missing);
     }
 
     fn barrier_ended(&mut self, passed: Result<(), ErrorReply>) {
         for waiting in self.reads.take(self.shared) {
             match (waiting, &passed) {
-                (Waiting::Read(read), Ok(())) => self.read(read),
+                (Waiting::Read(read), Ok(())) => self.read(read, None),
+                (Waiting::Again(again), Ok(())) => self.read(again.submission, Some(again.missing)),
                 (Waiting::Ready(respond, answer), Ok(())) => respond(answer),
-                (Waiting::Read(Submission { respond, .. }) | Waiting::Ready(respond, _), Err(reply)) => {
-                    respond(Err(reply.clone()));
-                }
+                (waiting, Err(reply)) => waiting.into_respond()(Err(reply.clone())),
             }
         }
     }
@@ -408,14 +430,6 @@ impl<'a> Serving<'a> {
         self.file.get().state().position()
     }
 
-    pub(super) fn collect(&self, garbage: Vec<crate::bucket::BucketKey>) {
-        if garbage.is_empty() {
-            return;
-        }
-        // A full queue drops it: what lies about is found again by a later listing.
-        let _ = self.shared.garbage.try_send(garbage);
-    }
-
     pub(super) fn count_bytes(&mut self) {
         let bytes = self.file.get().file_bytes();
         self.local_bytes.set(bytes);
@@ -437,6 +451,7 @@ impl<'a> Serving<'a> {
 
     /// Turns away everybody who waits for something other than a change.
     pub(super) fn refuse_all(&mut self, reply: &ErrorReply) {
+        self.pipeline.abandon_uploads();
         let writes = self.writes.drain(..).map(|write| write.respond);
         let flushes = self.flushes.drain(..).map(|flush| flush.respond);
         for respond in writes.chain(flushes).chain(self.reads.drain()) {
