@@ -27,21 +27,19 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Garbage {
     keys: SubjectKeys,
     objects: Vec<BucketKey>,
-    /// Large values, by name: of a destroyed subject there may be very many.
-    blobs: Vec<BlobName>,
-    /// Dropped when all of it is deleted.
-    _done: Option<Arc<()>>,
+    /// Large values, by name and ascending: of a destroyed subject there may be very many. Dropped when they are deleted.
+    blobs: Arc<Vec<BlobName>>,
 }
 
 impl Garbage {
     /// Everything but large values.
     pub(crate) fn objects(subject: &Subject, objects: Vec<BucketKey>) -> Self {
-        Self { keys: SubjectKeys::new(subject), objects, blobs: Vec::new(), _done: None }
+        Self { keys: SubjectKeys::new(subject), objects, blobs: Arc::default() }
     }
 
     /// Large values.
-    pub(crate) const fn blobs(keys: SubjectKeys, blobs: Vec<BlobName>) -> Self {
-        Self { keys, objects: Vec::new(), blobs, _done: None }
+    pub(crate) fn blobs(keys: SubjectKeys, blobs: Vec<BlobName>) -> Self {
+        Self { keys, objects: Vec::new(), blobs: Arc::new(blobs) }
     }
 }
 
@@ -52,8 +50,8 @@ impl Garbage {
 pub(crate) async fn collect(bucket: Arc<dyn Bucket>, mut queue: mpsc::Receiver<Garbage>, stops: [Stop; 2]) {
     let [one, other] = &stops;
     let work = async {
-        while let Some(Garbage { keys, objects, blobs, _done }) = queue.recv().await {
-            let blobs = blobs.into_iter().map(|name| keys.blob(&name));
+        while let Some(Garbage { keys, objects, blobs }) = queue.recv().await {
+            let blobs = blobs.iter().map(|name| keys.blob(name));
             let garbage = futures::stream::iter(objects.into_iter().chain(blobs));
             garbage.for_each_concurrent(DELETING, |key| delete(bucket.as_ref(), key)).await;
         }
@@ -78,25 +76,26 @@ impl Serving<'_> {
     /// Has deleted what nobody needs any more, now that a manifest of ours is known to be the newest.
     pub(super) async fn collect(&mut self, verified: Verified) {
         let Verified { manifest, garbage: objects, blobs: listed } = verified;
-        // One look at a time: what it has found and not deleted yet would be found again.
-        let blobs = if self.deleting.strong_count() > 0 {
+        let found = self.apart(move |database| database.collect_blobs(&manifest, &listed)).await;
+        let mut blobs = found.unwrap_or_else(|error| {
+            tracing::warn!(
+                subject = %self.subject, %error,
+                "it cannot be told which large values nobody needs any more; none is deleted"
+            );
             Vec::new()
-        } else {
-            let found = self.apart(move |database| database.collect_blobs(&manifest, &listed)).await;
-            found.unwrap_or_else(|error| {
-                tracing::warn!(
-                    subject = %self.subject, %error,
-                    "it cannot be told which large values nobody needs any more; none is deleted"
-                );
-                Vec::new()
-            })
-        };
+        });
+        // What an earlier look has found may still be on the way out.
+        self.deleting.retain(|batch| batch.strong_count() > 0);
+        let deleting: Vec<_> = self.deleting.iter().filter_map(Weak::upgrade).collect();
+        blobs.retain(|name| deleting.iter().all(|batch| batch.binary_search(name).is_err()));
         if objects.is_empty() && blobs.is_empty() {
             return;
         }
-        let done = (!blobs.is_empty()).then(|| Arc::new(()));
-        self.deleting = done.as_ref().map_or_else(Weak::new, Arc::downgrade);
-        let garbage = Garbage { keys: SubjectKeys::new(self.subject), objects, blobs, _done: done };
+        let blobs = Arc::new(blobs);
+        if !blobs.is_empty() {
+            self.deleting.push(Arc::downgrade(&blobs));
+        }
+        let garbage = Garbage { keys: SubjectKeys::new(self.subject), objects, blobs };
         // A full queue drops it: what lies about is found again by a later listing.
         let _ = self.shared.garbage.try_send(garbage);
     }

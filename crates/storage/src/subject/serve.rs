@@ -75,8 +75,8 @@ pub(super) struct Serving<'a> {
     pub(super) manifest: Manifest,
     /// What opening it has shown, until that is seen to.
     opened_with: Option<Verified>,
-    /// Large values are being deleted.
-    pub(super) deleting: Weak<()>,
+    /// Large values on their way out, ascending.
+    pub(super) deleting: Vec<Weak<Vec<BlobName>>>,
     pub(super) schedule: Schedule,
     pub(super) pipeline: Pipeline,
     reads: WaitingReads,
@@ -110,7 +110,7 @@ impl<'a> Serving<'a> {
             file: Held(Some(database)),
             manifest: (*verified.manifest).clone(),
             opened_with: Some(verified),
-            deleting: Weak::new(),
+            deleting: Vec::new(),
             reads: WaitingReads::new(),
             fetches: Fetches::default(),
             writes: VecDeque::new(),

@@ -4,6 +4,7 @@
 
 mod collect;
 mod fencing;
+mod large_values;
 mod levels;
 mod local_file;
 mod replies;

@@ -29,6 +29,7 @@ use dormouse_storage::wal::faults::FaultyStorage;
 use dormouse_storage::{Engine, EngineSettings, Prepared, ShutdownReport};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
 
 /// What the coordinator would know.
 #[derive(Default)]
@@ -113,9 +114,40 @@ impl Events {
     }
 }
 
+/// Calls of one kind that a test holds up. They go on when the semaphore is closed.
+#[derive(Clone)]
+struct Hold {
+    operation: Operation,
+    part: &'static str,
+    /// They have taken effect, and their answers are held up.
+    after: bool,
+    gate: Arc<Semaphore>,
+    reached: Arc<AtomicU64>,
+}
+
+/// Holds up calls until it is dropped.
+pub struct Held {
+    gate: Arc<Semaphore>,
+    reached: Arc<AtomicU64>,
+}
+
+impl Held {
+    /// How many calls were held up so far.
+    pub fn reached(&self) -> u64 {
+        self.reached.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.gate.close();
+    }
+}
+
 /// A bucket that a test can take away, and that remembers what it was asked.
 pub struct Unreliable {
-    inner: ObjectStoreBucket,
+    inner: Arc<dyn Bucket>,
+    holds: Mutex<Vec<Hold>>,
     pub gone: AtomicBool,
     /// Objects are created and read, and the answers are lost.
     pub creates_unanswered: AtomicBool,
@@ -125,9 +157,10 @@ pub struct Unreliable {
 }
 
 impl Unreliable {
-    pub fn new(inner: ObjectStoreBucket) -> Self {
+    pub fn over(inner: Arc<dyn Bucket>) -> Self {
         Self {
             inner,
+            holds: Mutex::default(),
             gone: AtomicBool::new(false),
             creates_unanswered: AtomicBool::new(false),
             uploading: tokio::sync::Mutex::default(),
@@ -147,6 +180,27 @@ impl Unreliable {
     /// How often it was asked for this since the last [`Unreliable::take_calls`].
     pub fn calls(&self, operation: Operation) -> usize {
         self.calls.lock().unwrap().iter().filter(|call| call.0 == operation).count()
+    }
+
+    /// Holds up calls on objects whose names contain `part`, before or after they take effect.
+    pub fn hold(&self, operation: Operation, part: &'static str, after: bool) -> Held {
+        let (gate, reached) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
+        let held = Held { gate: Arc::clone(&gate), reached: Arc::clone(&reached) };
+        self.holds.lock().unwrap().push(Hold { operation, part, after, gate, reached });
+        held
+    }
+
+    async fn held(&self, operation: Operation, name: &str, after: bool) {
+        let holds = self.holds.lock().unwrap().clone();
+        for hold in holds {
+            if (hold.operation, hold.after) == (operation, after)
+                && name.contains(hold.part)
+                && !hold.gate.is_closed()
+            {
+                hold.reached.fetch_add(1, Ordering::SeqCst);
+                let _ = hold.gate.acquire().await;
+            }
+        }
     }
 
     fn answered(&self, operation: Operation, name: &str) -> Result<(), BucketError> {
@@ -171,12 +225,15 @@ impl Unreliable {
 impl Bucket for Unreliable {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
         self.check(Operation::Create, key.as_str())?;
+        self.held(Operation::Create, key.as_str(), false).await;
         let created = self.inner.create(key, bytes).await;
+        self.held(Operation::Create, key.as_str(), true).await;
         self.answered(Operation::Create, key.as_str())?;
         created
     }
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
         self.check(Operation::Get, key.as_str())?;
+        self.held(Operation::Get, key.as_str(), false).await;
         let found = self.inner.get(key).await;
         self.answered(Operation::Get, key.as_str())?;
         found
@@ -201,6 +258,7 @@ impl Bucket for Unreliable {
     ) -> Result<FileSummary, BucketError> {
         self.check(Operation::PutFile, key.as_str())?;
         let _uploading = self.uploading.lock().await;
+        self.held(Operation::PutFile, key.as_str(), false).await;
         self.inner.put_file(key, path, patch).await
     }
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
@@ -213,6 +271,7 @@ impl Bucket for Unreliable {
     }
     async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
         self.check(Operation::Delete, key.as_str())?;
+        self.held(Operation::Delete, key.as_str(), false).await;
         self.inner.delete(key).await
     }
 }
@@ -234,16 +293,21 @@ impl World {
         let url = format!("file://{}", directory.display());
         let runtime = Builder::new_current_thread().build().unwrap();
         let bucket = runtime.block_on(open_bucket(&url, [], Env::system())).unwrap();
-        Self::with(folder, bucket)
+        Self::with(folder, Arc::new(bucket))
     }
 
     /// With a bucket in memory.
     pub fn in_memory() -> Self {
-        Self::with(tempfile::tempdir().unwrap(), ObjectStoreBucket::in_memory(Env::system()))
+        Self::over(Arc::new(ObjectStoreBucket::in_memory(Env::system())))
     }
 
-    fn with(folder: TempDir, inner: ObjectStoreBucket) -> Self {
-        let bucket = Arc::new(Unreliable::new(inner));
+    /// With this bucket.
+    pub fn over(inner: Arc<dyn Bucket>) -> Self {
+        Self::with(tempfile::tempdir().unwrap(), inner)
+    }
+
+    fn with(folder: TempDir, inner: Arc<dyn Bucket>) -> Self {
+        let bucket = Arc::new(Unreliable::over(inner));
         Self { folder, bucket, fleet: Arc::default(), starts: AtomicU64::new(0) }
     }
 
