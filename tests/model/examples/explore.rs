@@ -1,25 +1,52 @@
-//! scratch
-use dormouse_model::explore::*;
-use dormouse_model::settings::*;
-fn main() {
-    let mut s = Settings::default();
-    let mut most = 3_000_000;
-    let mut deep = false;
-    for arg in std::env::args().skip(1) {
-        let (k, v) = arg.split_once('=').unwrap_or((&arg, "1"));
-        let n: u32 = v.parse().unwrap_or(0);
-        let two = |v: &str| { let v: Vec<u8> = v.split(',').map(|n| n.parse().unwrap()).collect(); [v[0], *v.get(1).unwrap_or(&0)] };
-        match k {
-            "np" => s.processes = n as u8, "ns" => s.subjects = n as u8, "o" => s.opens = two(v), "w" => s.writes = two(v),
-            "c" => s.compactions = n as u8, "rl" => s.releases = n as u8, "cr" => s.crashes = n as u8, "rd" => s.reads = n as u8,
-            "ev" => s.evictions = n as u8, "u" => s.unknowns = n as u8, "du" => s.duplicates = n as u8, "dr" => s.drains = n as u8,
-            "restarts" => s.restarts = n, "lazy" => s.lazy = n == 1, "col" => s.collector = n == 1, "split" => s.split = n == 1,
-            "empty" => s.empty = n == 1, "most" => most = n as usize, "deep" => deep = true,
-            "b" => s.bases = match v { "d" => Bases::Deltas, "s" => Bases::Snapshots, _ => Bases::Mixed },
-            "lie" => s.lie = Some(Lie::ALL[n as usize]),
-            _ => panic!("{k}"),
+//! Explores bounds of one's own and prints what was found, with the trace of a counterexample:
+//!
+//! ```text
+//! cargo run -p dormouse-model --example explore -- processes=2 writes=2,0 compactions=1 reads=1 lazy=1 lie=LookWhilePutting
+//! ```
+
+use std::error::Error;
+
+use dormouse_model::explore::{deep_first, nearest_first};
+use dormouse_model::settings::{Bases, Lie, Settings};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut settings = Settings::default();
+    let (mut most, mut deep) = (3_000_000, false);
+    for argument in std::env::args().skip(1) {
+        let (name, value) = argument.split_once('=').ok_or("name=value, please")?;
+        if name == "lie" {
+            let lie = Lie::ALL.into_iter().find(|lie| format!("{lie:?}") == value);
+            settings.lie = Some(lie.ok_or("no such lie")?);
+            continue;
+        }
+        let numbers: Vec<u32> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let first = numbers[0];
+        let small = u8::try_from(first)?;
+        let pair = [small, numbers.get(1).map_or(Ok(0), |second| u8::try_from(*second))?];
+        match name {
+            "processes" => settings.processes = small,
+            "subjects" => settings.subjects = small,
+            "opens" => settings.opens = pair,
+            "writes" => settings.writes = pair,
+            "compactions" => settings.compactions = small,
+            "releases" => settings.releases = small,
+            "crashes" => settings.crashes = small,
+            "reads" => settings.reads = small,
+            "evictions" => settings.evictions = small,
+            "unknowns" => settings.unknowns = small,
+            "duplicates" => settings.duplicates = small,
+            "drains" => settings.drains = small,
+            "restarts" => settings.restarts = first,
+            "bases" => settings.bases = [Bases::Deltas, Bases::Snapshots, Bases::Mixed][usize::from(small)],
+            "lazy" => settings.lazy = first > 0,
+            "collector" => settings.collector = first > 0,
+            "split" => settings.split = first > 0,
+            "empty" => settings.empty = first > 0,
+            "millions" => most = first as usize * 1_000_000,
+            "deep" => deep = first > 0,
+            _ => return Err(format!("{name} is no bound").into()),
         }
     }
-    let r = if deep { deep_first(&s, most) } else { nearest_first(&s, most) };
-    println!("{:?} {r}", s.lie);
+    println!("{}", if deep { deep_first(&settings, most) } else { nearest_first(&settings, most) });
+    Ok(())
 }

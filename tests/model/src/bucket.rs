@@ -65,7 +65,8 @@ impl LogObjects {
 
     /// The slots that exist, ascending.
     pub fn listed(&self) -> impl Iterator<Item = Slot> {
-        let exists = |(slot, object): (usize, &Option<SlotObject>)| object.as_ref().map(|_| Slot::new(slot as u64));
+        let exists =
+            |(slot, object): (usize, &Option<SlotObject>)| object.as_ref().map(|_| Slot::new(slot as u64));
         self.slots.iter().enumerate().filter_map(exists)
     }
 
@@ -99,12 +100,14 @@ impl LogObjects {
     /// The entries of a subject, by slot, in `from..to`.
     pub fn entries(&self, subject: u8, from: Slot, to: Slot) -> impl Iterator<Item = (Slot, Entry)> {
         let range = self.slots.iter().enumerate().take(index(to)).skip(index(from));
-        range.filter_map(|(slot, object)| match object {
-            Some(SlotObject::Data(entries)) => Some((Slot::new(slot as u64), entries)),
-            _ => None,
-        }).flat_map(move |(slot, entries)| {
-            entries.iter().filter(move |entry| entry.subject == subject).map(move |entry| (slot, *entry))
-        })
+        range
+            .filter_map(|(slot, object)| match object {
+                Some(SlotObject::Data(entries)) => Some((Slot::new(slot as u64), entries)),
+                _ => None,
+            })
+            .flat_map(move |(slot, entries)| {
+                entries.iter().filter(move |entry| entry.subject == subject).map(move |entry| (slot, *entry))
+            })
     }
 }
 

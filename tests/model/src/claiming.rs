@@ -14,11 +14,9 @@ use dormouse_storage::ownership::{self, Creation, Found};
 use crate::action::Job;
 use crate::bucket::{BaseName, BaseObject, Entry, SlotObject, log_id, log_number, subject, subject_place};
 use crate::check::Violation;
-use crate::process::{
-    Call, DrainStage, Draining, Leaving, Opening, Place, SealWant, Sealing, Serving, Want,
-};
+use crate::process::{Call, DrainStage, Draining, Leaving, Opening, Place, SealWant, Sealing, Serving, Want};
 use crate::settings::{Bases, Lie};
-use crate::step::{Stepper, small};
+use crate::step::Stepper;
 
 /// The answer whose words nobody reads.
 fn reply() -> dormouse_protocol::ErrorReply {
@@ -95,7 +93,7 @@ impl Stepper<'_> {
         let input = match std::mem::replace(&mut opening.want, Want::Ended) {
             Want::List => {
                 let folder = self.listing_for(x, opening);
-                opening.listed = folder.newest().map_or(0, small);
+                opening.listed = folder.newest().map_or(0, ManifestNumber::get);
                 ClaimInput::Listed(folder)
             }
             Want::Get(number) => {
@@ -137,14 +135,11 @@ impl Stepper<'_> {
         let created = opening.created;
         match self.settings.lie {
             Some(Lie::NoListAfterClaim) if created => blind(verifying.map(ManifestNumber::next)),
-            Some(Lie::OwnOpenWithoutLastList | Lie::OwnOpenWithoutLastListAndReadsSurvive)
-                if own && !created =>
-            {
+            Some(Lie::OwnOpenWithoutLastList | Lie::OwnOpenByWhatIsThere) if own && !created => {
                 blind(verifying);
             }
-            Some(Lie::DrainWithoutLastList) => {
-                blind(if created { verifying.map(ManifestNumber::next) } else { verifying });
-            }
+            Some(Lie::DrainWithoutLastList) if !created => blind(verifying),
+            Some(Lie::DrainReleasesWithoutLastList) if created => blind(verifying.map(ManifestNumber::next)),
             _ => {}
         }
         folder
@@ -175,8 +170,12 @@ impl Stepper<'_> {
                 }
                 ClaimEffect::Seal(log) => {
                     let (machine, _) = Seal::begin();
-                    opening.want =
-                        Want::Seal(Sealing { log: log_number(&log), machine, want: SealWant::List, blind: None });
+                    opening.want = Want::Seal(Sealing {
+                        log: log_number(&log),
+                        machine,
+                        want: SealWant::List,
+                        blind: None,
+                    });
                     return;
                 }
                 ClaimEffect::Restore { manifest, tail } => {
@@ -322,6 +321,11 @@ impl Stepper<'_> {
         let above = |entry: &Entry| u64::from(entry.rev) > base.get();
         let entries: Vec<Entry> = match tail {
             Tail::None => Vec::new(),
+            Tail::Own if self.lies(Lie::OwnOpenByWhatIsThere) => {
+                let objects = self.log(self.peek(p).log?);
+                let end = Slot::new(objects.slots.len() as u64);
+                objects.entries(x, first, end).map(|(_, entry)| entry).filter(above).collect()
+            }
             Tail::Own => {
                 let process = self.peek(p);
                 let objects = self.log(process.log?);

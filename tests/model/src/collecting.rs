@@ -10,12 +10,12 @@ use dormouse_storage::ownership::garbage::Held;
 use crate::bucket::{BaseName, FolderObjects, LogObjects, Orphan, SlotObject, log_id, subject};
 use crate::process::{Place, Process, Want};
 use crate::settings::Lie;
-use crate::step::{Stepper, small};
+use crate::step::Stepper;
 
 impl Stepper<'_> {
     pub(crate) fn delete_manifest(&mut self, x: u8, number: u8) {
         let folder = self.world.bucket.folders[usize::from(x)].change();
-        folder.manifests.retain(|manifest| small(manifest.number) != u64::from(number));
+        folder.manifests.retain(|manifest| manifest.number.get() != u64::from(number));
     }
 
     /// Production's rule for snapshots and deltas, asked for all that the folder holds.
@@ -125,9 +125,12 @@ impl Stepper<'_> {
     /// The order that production's drain forbids.
     fn permit_too_early(&mut self, log: u8) {
         let id = log_id(log);
-        let named = self.world.bucket.folders.iter().any(|folder| {
-            folder.newest().is_some_and(|newest| !newest.released && newest.owner == id)
-        });
+        let named = self
+            .world
+            .bucket
+            .folders
+            .iter()
+            .any(|folder| folder.newest().is_some_and(|newest| !newest.released && newest.owner == id));
         let objects = self.log(log);
         if !named && !objects.seen_unneeded && !objects.slots.is_empty() {
             self.world.bucket.logs[usize::from(log)].change().seen_unneeded = true;
@@ -152,12 +155,12 @@ impl Stepper<'_> {
         let mut awaited = Vec::new();
         for process in &self.world.processes {
             if let Some(serving) = process.served(x) {
-                awaited.push(small(serving.manifest.number) + 1);
+                awaited.push(serving.manifest.number.get() + 1);
             }
             for (_, opening) in process.openings().filter(|(_, opening)| opening.subject == x) {
                 awaited.extend([opening.listed, opening.listed + 1]);
                 if let Want::Create(manifest, _) = &opening.want {
-                    awaited.push(small(manifest.number));
+                    awaited.push(manifest.number.get());
                 }
             }
         }
@@ -165,13 +168,12 @@ impl Stepper<'_> {
             if let Orphan::Manifest { subject, manifest } = orphan
                 && *subject == x
             {
-                awaited.push(small(manifest.number));
+                awaited.push(manifest.number.get());
             }
         }
         let newest = folder.newest().map(|newest| newest.number);
-        let stays = |manifest: &Manifest| {
-            Some(manifest.number) == newest || awaited.contains(&small(manifest.number))
-        };
+        let stays =
+            |manifest: &Manifest| Some(manifest.number) == newest || awaited.contains(&manifest.number.get());
         if !folder.manifests.iter().all(|manifest| stays(manifest)) {
             self.world.bucket.folders[usize::from(x)].change().manifests.retain(|manifest| stays(manifest));
         }
@@ -209,14 +211,22 @@ impl Stepper<'_> {
             return;
         }
         let id = log_id(log);
-        let written = self.world.processes.iter().any(|process| process.log == Some(log) || drains(process, log));
-        let awaited = self.world.bucket.network.iter().any(|orphan| {
-            matches!(orphan, Orphan::Slot { log: there, .. } if *there == log)
-        });
-        let named = self.world.bucket.folders.iter().any(|folder| {
-            folder.manifests.iter().any(|manifest| manifest.owner == id)
-        });
-        if !written && !awaited && !named && !self.manifests_under_way().any(|manifest| manifest.owner == id) {
+        let written =
+            self.world.processes.iter().any(|process| process.log == Some(log) || drains(process, log));
+        let awaited = self
+            .world
+            .bucket
+            .network
+            .iter()
+            .any(|orphan| matches!(orphan, Orphan::Slot { log: there, .. } if *there == log));
+        let named = self
+            .world
+            .bucket
+            .folders
+            .iter()
+            .any(|folder| folder.manifests.iter().any(|manifest| manifest.owner == id));
+        if !written && !awaited && !named && !self.manifests_under_way().any(|manifest| manifest.owner == id)
+        {
             *self.world.bucket.logs[usize::from(log)].change() = LogObjects::default();
         }
     }
@@ -238,7 +248,9 @@ fn held(process: &Process) -> impl Iterator<Item = &Manifest> {
     });
     let served = served.flat_map(|serving| {
         let created = serving.publishing.as_ref().and_then(|publishing| publishing.call.as_ref());
-        [Some(serving.manifest.as_ref()), created.map(|(manifest, _)| manifest.as_ref())].into_iter().flatten()
+        [Some(serving.manifest.as_ref()), created.map(|(manifest, _)| manifest.as_ref())]
+            .into_iter()
+            .flatten()
     });
     let opened = process.openings().flat_map(|(_, opening)| {
         let created = match &opening.want {

@@ -71,11 +71,14 @@ struct Origin {
 /// or after `most` states.
 #[must_use]
 pub fn nearest_first(settings: &Settings, most: usize) -> Report {
-    let begin = World::begin(settings);
     let mut seen: HashSet<u128, BuildReady> = HashSet::default();
     let mut origins: Vec<Option<Origin>> = vec![None];
-    let mut queue = VecDeque::from([(begin, 0_u32, 0_usize)]);
     let mut report = Report::empty();
+    let begin = match beginning(settings, &mut report.coverage) {
+        Ok(begin) => begin,
+        Err(counterexample) => return Report { counterexample: Some(counterexample), ..report },
+    };
+    let mut queue = VecDeque::from([(begin, 0_u32, settings.prologue.len())]);
     seen.insert(queue[0].0.hash());
     while let Some((world, id, depth)) = queue.pop_front() {
         report.depth = depth;
@@ -84,7 +87,7 @@ pub fn nearest_first(settings: &Settings, most: usize) -> Report {
             match world.step(settings, action, &mut report.coverage) {
                 Err(violation) => {
                     report.states = seen.len();
-                    let steps = trace(&origins, id, action);
+                    let steps = trace(settings, &origins, id, action);
                     report.counterexample = Some(Counterexample { violation, steps });
                     return report;
                 }
@@ -105,12 +108,33 @@ pub fn nearest_first(settings: &Settings, most: usize) -> Report {
     report
 }
 
-fn trace(origins: &[Option<Origin>], mut id: u32, last: Action) -> Vec<Action> {
+/// The world after the prologue.
+fn beginning(settings: &Settings, coverage: &mut Coverage) -> Result<World, Counterexample> {
+    let mut world = World::begin(settings);
+    for (at, action) in settings.prologue.iter().enumerate() {
+        let violation = if world.actions(settings).contains(action) {
+            match world.step(settings, *action, coverage) {
+                Ok(next) => {
+                    world = next;
+                    continue;
+                }
+                Err(violation) => violation,
+            }
+        } else {
+            Violation::Driver("the prologue asks for what cannot happen")
+        };
+        return Err(Counterexample { violation, steps: settings.prologue[..=at].to_vec() });
+    }
+    Ok(world)
+}
+
+fn trace(settings: &Settings, origins: &[Option<Origin>], mut id: u32, last: Action) -> Vec<Action> {
     let mut steps = vec![last];
     while let Some(origin) = origins[id as usize] {
         steps.push(origin.action);
         id = origin.parent;
     }
+    steps.extend(settings.prologue.iter().rev());
     steps.reverse();
     steps
 }
@@ -119,9 +143,12 @@ fn trace(origins: &[Option<Origin>], mut id: u32, last: Action) -> Vec<Action> {
 /// shortest, or after `most` states.
 #[must_use]
 pub fn deep_first(settings: &Settings, most: usize) -> Report {
-    let begin = World::begin(settings);
     let mut seen: HashSet<u128, BuildReady> = HashSet::default();
     let mut report = Report::empty();
+    let begin = match beginning(settings, &mut report.coverage) {
+        Ok(begin) => begin,
+        Err(counterexample) => return Report { counterexample: Some(counterexample), ..report },
+    };
     seen.insert(begin.hash());
     let actions = begin.actions(settings);
     let mut way = vec![(begin, actions, 0_usize)];
@@ -134,7 +161,8 @@ pub fn deep_first(settings: &Settings, most: usize) -> Report {
         report.steps += 1;
         match world.step(settings, action, &mut report.coverage) {
             Err(violation) => {
-                let steps = way.iter().map(|(_, actions, next)| actions[next - 1]).collect();
+                let steps = way.iter().map(|(_, actions, next)| actions[next - 1]);
+                let steps = settings.prologue.iter().copied().chain(steps).collect();
                 report.counterexample = Some(Counterexample { violation, steps });
                 break;
             }

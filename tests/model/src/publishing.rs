@@ -165,7 +165,7 @@ impl Stepper<'_> {
     /// Everything is in the bucket, or in flight where the driver lies; the manifest stays this process's.
     pub(crate) fn evict(&mut self, p: u8, x: u8) {
         self.world.ghost.change().evictions -= 1;
-        if !self.lies(Lie::OwnOpenWithoutLastListAndReadsSurvive) {
+        if !self.lies(Lie::OwnOpenByWhatIsThere) {
             self.refuse_reads(p, x);
         }
         self.process(p).places[usize::from(x)] = Place::Closed;

@@ -1,5 +1,7 @@
 //! What a run may do: how many processes, subjects and events, and which rule is broken on purpose.
 
+use crate::action::Action;
+
 /// Most subjects.
 pub const MOST_SUBJECTS: usize = 2;
 
@@ -46,6 +48,8 @@ pub struct Settings {
     pub split: bool,
     /// At the beginning the subjects have no manifest.
     pub empty: bool,
+    /// What happens first, before everything is tried: a counterexample that is far away is found in time.
+    pub prologue: Vec<Action>,
     /// The rule that is broken.
     pub lie: Option<Lie>,
 }
@@ -63,38 +67,64 @@ pub enum Bases {
 
 /// Ways in which the driver of the machines lies to them, or does what they did not ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the tests say what each of them is")]
 pub enum Lie {
+    /// A seal that was created counts without a look at whether it is the highest slot.
     NoListAfterSeal,
+    /// The owner deletes its highest slot, too, once nobody needs it.
     OwnerTrimsHighest,
+    /// A claim whose manifest was created serves without a last listing.
     NoListAfterClaim,
+    /// Whatever lies in the slot of a segment counts as that segment.
     ExistsIsSuccessForData,
+    /// Whatever manifest has the number of a claim counts as its own.
     ExistsIsSuccessForClaim,
+    /// The same, of a compaction.
     ExistsIsSuccessForCompaction,
+    /// Whatever lies in the slot of a seal counts as that seal.
     ExistsIsSuccessForSeal,
+    /// Collectors delete the seals that end logs, too.
     SealsAreDeleted,
+    /// A claim reads its predecessor's log without sealing it.
     ClaimWithoutSeal,
+    /// A log counts as sealed when any slot is a seal.
     SealedIfAnySlotIs,
+    /// An owner that meets a seal puts its batch behind it.
     SameBatchAfterSeal,
+    /// A compaction whose manifest was created counts without a last listing.
     NoListAfterCompaction,
+    /// The same, of a release.
     NoListAfterRelease,
+    /// A collector of slots decides by any manifest that exists, not by the newest.
     CollectorTakesAnyManifest,
+    /// A drain takes a subject for free of its log without the last listing.
     DrainWithoutLastList,
+    /// A drain whose manifest was created does without the last listing.
+    DrainReleasesWithoutLastList,
+    /// A subject that the process's own log owns is opened without the last listing.
     OwnOpenWithoutLastList,
-    OwnOpenWithoutLastListAndReadsSurvive,
+    /// The same; its own log is read by what is there, not by the books; and reads survive the closing of a subject.
+    OwnOpenByWhatIsThere,
+    /// A look at the next slot proves reads that arrived after it was begun.
     EarlierLookCounts,
+    /// A look at the next slot is begun while a create is in flight, and proves reads.
     LookWhilePutting,
+    /// A create proves reads that arrived when it was in flight already.
     CreateInFlightCounts,
+    /// Reads are served until the release is definite.
     ReadsUntilReleased,
+    /// A subject is opened again while its release has no known outcome.
     ReopenDuringRelease,
+    /// A subject is closed, and opened again, with writes in flight.
     EvictWithWritesInFlight,
+    /// A collector looks at the manifests first, and then whether the log is sealed.
     CollectorLooksBeforeSeal,
+    /// Claims under way go on after the log has ended for which they were begun.
     ClaimSurvivesLog,
 }
 
 impl Lie {
     /// Every lie.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::NoListAfterSeal,
         Self::OwnerTrimsHighest,
         Self::NoListAfterClaim,
@@ -110,8 +140,9 @@ impl Lie {
         Self::NoListAfterRelease,
         Self::CollectorTakesAnyManifest,
         Self::DrainWithoutLastList,
+        Self::DrainReleasesWithoutLastList,
         Self::OwnOpenWithoutLastList,
-        Self::OwnOpenWithoutLastListAndReadsSurvive,
+        Self::OwnOpenByWhatIsThere,
         Self::EarlierLookCounts,
         Self::LookWhilePutting,
         Self::CreateInFlightCounts,
@@ -144,6 +175,7 @@ impl Default for Settings {
             collector: true,
             split: false,
             empty: false,
+            prologue: Vec::new(),
             lie: None,
         }
     }

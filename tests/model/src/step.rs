@@ -4,17 +4,17 @@
 use std::rc::Rc;
 
 use dormouse_protocol::Slot;
-use dormouse_storage::keys::{Folder, ManifestNumber, Nonce};
+use dormouse_storage::keys::{Folder, Nonce};
 use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::action::{Action, Job};
 use crate::bucket::{BaseName, LogObjects, Orphan, SlotObject};
 use crate::check::Violation;
+use crate::hash::Part;
 use crate::process::{Call, DrainStage, Place, Process, Publishing, SealWant, Want};
 use crate::settings::{Coverage, Lie, Settings};
 use crate::world::World;
-use crate::hash::Part;
 
 /// A world on its way from one state to the next.
 #[derive(Debug)]
@@ -279,9 +279,10 @@ impl Stepper<'_> {
         match job {
             Job::Subject(x) => match &process.places[usize::from(x)] {
                 Place::Opening(opening) => of_want(x, &opening.want),
-                Place::Serving(serving) => match serving.publishing.as_ref()?.call.as_ref()? {
-                    (manifest, call) => Some((Creating::Manifest(x, Rc::clone(manifest)), *call)),
-                },
+                Place::Serving(serving) => {
+                    let (manifest, call) = serving.publishing.as_ref()?.call.as_ref()?;
+                    Some((Creating::Manifest(x, Rc::clone(manifest)), *call))
+                }
                 Place::Closed => None,
             },
             Job::Drain => match &process.drain.as_ref()?.stage {
@@ -368,10 +369,4 @@ impl Stepper<'_> {
             _ => self.job_created(p, job, ours),
         }
     }
-}
-
-/// The number of a manifest, small as it is here.
-#[must_use]
-pub fn small(number: ManifestNumber) -> u64 {
-    number.get()
 }

@@ -12,7 +12,7 @@ use crate::action::{Action, Job};
 use crate::bucket::{Bucket, FolderObjects, LogObjects, Orphan, log_id, subject};
 use crate::hash::{Hash128, Part};
 use crate::process::{Call, DrainStage, Leaving, Place, Process, Revs, SealWant, Serving, Want};
-use crate::settings::{MOST_REVS, MOST_SUBJECTS, Settings};
+use crate::settings::{Lie, MOST_REVS, MOST_SUBJECTS, Settings};
 
 /// What the world remembers that nobody in it knows, and what may yet happen.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -128,7 +128,9 @@ impl World {
                     actions.push(Action::DuplicateSegment(p));
                 }
             }
-            Some(Call::Answered(_)) => actions.extend([Action::SegmentAnswered(p), Action::LoseSegmentAnswer(p)]),
+            Some(Call::Answered(_)) => {
+                actions.extend([Action::SegmentAnswered(p), Action::LoseSegmentAnswer(p)]);
+            }
             None => {}
         }
         match process.look.map(|look| look.found) {
@@ -182,8 +184,7 @@ impl World {
         let ghost = &self.ghost;
         match &process.places[usize::from(x)] {
             Place::Closed => {
-                let settled = process.unshipped(x) == 0
-                    || settings.lie == Some(crate::settings::Lie::EvictWithWritesInFlight);
+                let settled = process.unshipped(x) == 0 || settings.lie == Some(Lie::EvictWithWritesInFlight);
                 if process.opens[usize::from(x)] > 0 && settled {
                     actions.push(Action::Open(p, x));
                 }
@@ -196,8 +197,8 @@ impl World {
                         None => actions.push(Action::Resume(p, x)),
                     }
                 }
-                let reads_anyway = settings.lie == Some(crate::settings::Lie::ReadsUntilReleased)
-                    && serving.leaving == Leaving::Released;
+                let reads_anyway =
+                    settings.lie == Some(Lie::ReadsUntilReleased) && serving.leaving == Leaving::Released;
                 if ghost.reads > 0 && (serving.leaving == Leaving::No || reads_anyway) {
                     actions.push(Action::Read(p, x));
                 }
@@ -214,7 +215,14 @@ impl World {
         }
     }
 
-    fn closing_actions(&self, settings: &Settings, p: u8, x: u8, serving: &Serving, actions: &mut Vec<Action>) {
+    fn closing_actions(
+        &self,
+        settings: &Settings,
+        p: u8,
+        x: u8,
+        serving: &Serving,
+        actions: &mut Vec<Action>,
+    ) {
         let process = &self.processes[usize::from(p)];
         let above = serving.ops.len() as u64 > serving.manifest.base_rev.get();
         if self.ghost.compactions > 0 && above {
@@ -224,7 +232,7 @@ impl World {
         if self.ghost.releases > 0 && settled {
             actions.push(Action::Release(p, x));
         }
-        let may_evict = settled || settings.lie == Some(crate::settings::Lie::EvictWithWritesInFlight);
+        let may_evict = settled || settings.lie == Some(Lie::EvictWithWritesInFlight);
         if self.ghost.evictions > 0 && may_evict {
             actions.push(Action::Evict(p, x));
         }
