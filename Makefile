@@ -62,9 +62,10 @@ bench: ## (to come) Throughput and latency beside peers
 	@echo "make bench will measure set, get, get_all, watch, wake-up and idle cost, and the same at peers"
 	@echo "(core-NATS echo, JetStream, Redis); benches/README.md says how. There is nothing to measure yet."
 
-soak: tools ## The bucket's contract on Azure's protocol; (to come) hours of faults
+soak: tools ## Larger bounds of the model, the bucket's contract on Azure's protocol; (to come) hours of faults
 	@scripts/tools azurite
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
+	cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2
 	@echo "make soak will run a fleet for hours under kill -9, pauses longer than the lease, partitions and a bucket"
 	@echo "that comes and goes, with a checker over every acknowledged write. There is nothing more to run yet."
 

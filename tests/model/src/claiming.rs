@@ -1,30 +1,30 @@
-//! Opening, claiming and draining: the duties of production's shells around [`Claim`], [`Seal`] and [`Drain`].
+//! Opening and claiming: the duties of production's shells around [`Claim`].
 
 use std::rc::Rc;
 
 use dormouse_protocol::{ErrorCode, Rev, Seq, Slot};
 use dormouse_storage::checksum::Crc64;
 use dormouse_storage::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
-use dormouse_storage::log::seal::{Looked, Seal, SealEffect, SealInput};
+use dormouse_storage::log::seal::Seal;
 use dormouse_storage::manifest::{DeltaRef, Manifest, SnapshotRef};
 use dormouse_storage::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored, Tail};
-use dormouse_storage::ownership::drain::{Drain, DrainEffect, DrainInput, Holding};
+use dormouse_storage::ownership::drain::DrainInput;
 use dormouse_storage::ownership::{self, Creation, Found};
 
 use crate::action::Job;
-use crate::bucket::{BaseName, BaseObject, Entry, SlotObject, log_id, log_number, subject, subject_place};
+use crate::bucket::{BaseName, BaseObject, Entry, SlotObject, log_id, log_number, subject};
 use crate::check::Violation;
-use crate::process::{Call, DrainStage, Draining, Leaving, Opening, Place, SealWant, Sealing, Serving, Want};
+use crate::process::{Call, DrainStage, Leaving, Opening, Place, SealWant, Sealing, Serving, Want};
 use crate::settings::{Bases, Lie};
 use crate::step::Stepper;
 
-/// The answer whose words nobody reads.
+/// An answer whose words nobody reads.
 fn reply() -> dormouse_protocol::ErrorReply {
     dormouse_protocol::ErrorReply::unavailable("")
 }
 
 impl Opening {
-    fn new(claim: Claim, log: u8, subject: u8) -> Self {
+    pub(crate) fn new(claim: Claim, log: u8, subject: u8) -> Self {
         Self {
             claim,
             log,
@@ -83,13 +83,13 @@ impl Stepper<'_> {
 
     /// Steps that nothing can come between, or between which nothing is to come in this run. A listing that follows an
     /// answer needs no step of its own: the answer may be as late as it likes.
-    fn run_on(&mut self, p: u8, x: u8, opening: &mut Opening) {
+    pub(crate) fn run_on(&mut self, p: u8, x: u8, opening: &mut Opening) {
         while !self.settings.split && joins(&opening.want) {
             self.perform(p, x, opening);
         }
     }
 
-    fn perform(&mut self, p: u8, x: u8, opening: &mut Opening) {
+    pub(crate) fn perform(&mut self, p: u8, x: u8, opening: &mut Opening) {
         let input = match std::mem::replace(&mut opening.want, Want::Ended) {
             Want::List => {
                 let folder = self.listing_for(x, opening);
@@ -390,176 +390,6 @@ impl Stepper<'_> {
         let serving = Serving { manifest: Box::new(manifest), ops, leaving: Leaving::No, publishing: None };
         self.process(p).places[usize::from(x)] = Place::Serving(Box::new(serving));
         self.based(p, x, base, first_slot);
-    }
-
-    /// One step of sealing that is no creation; the seal once the log is sealed.
-    fn seal_step(&mut self, sealing: &mut Sealing) -> Option<Slot> {
-        let objects = self.log(sealing.log);
-        if self.lies(Lie::SealedIfAnySlotIs)
-            && objects.slots.iter().flatten().any(|object| matches!(object, SlotObject::Seal(_)))
-        {
-            return Some(Slot::new(objects.slots.len() as u64));
-        }
-        loop {
-            let objects = self.log(sealing.log);
-            let input = match sealing.want {
-                SealWant::List => SealInput::Listed(sealing.blind.take().or_else(|| objects.highest())),
-                SealWant::Look(slot) => SealInput::Looked(match objects.get(slot) {
-                    Some(SlotObject::Seal(_)) => Looked::Seal,
-                    Some(_) => Looked::Other,
-                    None => Looked::Gone,
-                }),
-                SealWant::Create(..) => return None,
-            };
-            if let Some(fence) = self.tell_seal(sealing, input) {
-                return Some(fence);
-            }
-            if self.settings.split {
-                return None;
-            }
-        }
-    }
-
-    fn tell_seal(&mut self, sealing: &mut Sealing, input: SealInput) -> Option<Slot> {
-        match sealing.machine.apply(input) {
-            Some(SealEffect::List) => sealing.want = SealWant::List,
-            Some(SealEffect::Look(slot)) => sealing.want = SealWant::Look(slot),
-            Some(SealEffect::Create(slot)) => {
-                let nonce = self.seal_nonce(sealing.log);
-                sealing.want = SealWant::Create(slot, nonce, Call::Sent);
-            }
-            Some(SealEffect::Sealed(slot)) => return Some(slot),
-            // The log's header and its end never go.
-            Some(SealEffect::Absent) | None => {
-                if self.settings.lie.is_none() {
-                    self.violate(Violation::Driver("a log without a slot, or a seal out of step"));
-                }
-                return Some(Slot::new(0));
-            }
-        }
-        None
-    }
-
-    /// A nonce that no seal of this log has, wherever it is.
-    fn seal_nonce(&self, log: u8) -> u16 {
-        let in_bucket = self.log(log).slots.iter().flatten();
-        let in_network = self.world.bucket.network.iter().filter_map(|orphan| match orphan {
-            crate::bucket::Orphan::Slot { log: there, object, .. } if *there == log => Some(object),
-            _ => None,
-        });
-        let mut used: Vec<u16> = in_bucket
-            .chain(in_network)
-            .filter_map(|object| match object {
-                SlotObject::Seal(nonce) => Some(*nonce),
-                _ => None,
-            })
-            .collect();
-        for process in &self.world.processes {
-            let claims = process.openings().filter_map(|(_, opening)| match &opening.want {
-                Want::Seal(sealing) => Some(sealing),
-                _ => None,
-            });
-            let drains = process.drain.as_ref().and_then(|drain| match &drain.stage {
-                DrainStage::Seals(sealing) => Some(sealing),
-                DrainStage::Settles(_) => None,
-            });
-            used.extend(claims.chain(drains).filter(|sealing| sealing.log == log).filter_map(|sealing| {
-                match sealing.want {
-                    SealWant::Create(_, nonce, _) => Some(nonce),
-                    _ => None,
-                }
-            }));
-        }
-        (0..).find(|nonce| !used.contains(nonce)).unwrap_or(u16::MAX)
-    }
-
-    fn seal_created(&mut self, sealing: &mut Sealing, ours: Option<bool>) {
-        let SealWant::Create(slot, ..) = sealing.want else { return };
-        let ours = ours == Some(true) || self.lies(Lie::ExistsIsSuccessForSeal);
-        let _ = self.tell_seal(sealing, SealInput::Created { ours });
-        if ours && self.lies(Lie::NoListAfterSeal) {
-            // As if the seal had been seen to be the highest.
-            sealing.blind = Some(slot);
-        }
-    }
-
-    pub(crate) fn begin_drain(&mut self, p: u8, log: u8) {
-        self.world.ghost.change().drains -= 1;
-        let my_log = self.log_of(p);
-        let (machine, _) = Drain::new(&log_id(log), &log_id(my_log), false);
-        let (seal, _) = Seal::begin();
-        let sealing = Sealing { log, machine: seal, want: SealWant::List, blind: None };
-        let drain = Draining { machine, log, stage: DrainStage::Seals(sealing) };
-        self.process(p).drain = Some(Box::new(drain));
-        self.go_on(p, Job::Drain);
-    }
-
-    /// Goes on with a drain until it has to wait. `fence`: the seal was seen just now.
-    fn run_drain(&mut self, p: u8, mut drain: Box<Draining>, fence: Option<Slot>) {
-        let mut effect = match (&mut drain.stage, fence) {
-            (DrainStage::Seals(_), Some(_)) => drain.machine.apply(DrainInput::Sealed(true)),
-            (DrainStage::Seals(_), None) => {
-                self.process(p).drain = Some(drain);
-                return;
-            }
-            (DrainStage::Settles(_), _) => match self.settled(p, &mut drain) {
-                Some(input) => drain.machine.apply(input),
-                None => {
-                    self.process(p).drain = Some(drain);
-                    return;
-                }
-            },
-        };
-        loop {
-            let objects = self.log(drain.log);
-            let input = match effect {
-                DrainEffect::Next { after } => {
-                    let from = after.map_or(0, |after| subject_place(&after) + 1);
-                    let end = objects.highest().unwrap_or_default();
-                    let holding = |x: u8| {
-                        let slots: Vec<Slot> =
-                            objects.entries(x, Slot::new(0), end).map(|(slot, _)| slot).collect();
-                        (!slots.is_empty()).then(|| Holding { subject: subject(x), slots })
-                    };
-                    DrainInput::Next((from..self.settings.subjects).find_map(holding))
-                }
-                DrainEffect::Settle(name) => {
-                    let my_log = self.log_of(p);
-                    let (claim, _) = Claim::drain(name.clone(), log_id(my_log), log_id(drain.log), false);
-                    let x = subject_place(&name);
-                    let claim = claim.with_restarts(self.settings.restarts);
-                    let mut opening = Box::new(Opening::new(claim, my_log, x));
-                    opening.fence = self.log(drain.log).highest().unwrap_or_default();
-                    self.perform(p, x, &mut opening);
-                    drain.stage = DrainStage::Settles(opening);
-                    match self.settled(p, &mut drain) {
-                        Some(input) => input,
-                        None => {
-                            self.process(p).drain = Some(drain);
-                            return;
-                        }
-                    }
-                }
-                DrainEffect::List => DrainInput::Listed(objects.listed().collect()),
-                DrainEffect::Delete(deletions) => {
-                    let log = self.world.bucket.logs[usize::from(drain.log)].change();
-                    for slot in deletions.slots {
-                        log.collector_may_delete |= 1 << slot.get();
-                    }
-                    DrainInput::Deleted
-                }
-                DrainEffect::Done(_) | DrainEffect::GiveUp(_) => return,
-                DrainEffect::Seal | DrainEffect::LookForSeal => DrainInput::Sealed(false),
-            };
-            effect = drain.machine.apply(input);
-        }
-    }
-
-    /// How the drain's claim ended, if it has.
-    fn settled(&mut self, p: u8, drain: &mut Draining) -> Option<DrainInput> {
-        let DrainStage::Settles(opening) = &mut drain.stage else { return None };
-        self.run_on(p, opening.subject, opening);
-        if opening.want == Want::Ended { opening.ended.take() } else { None }
     }
 }
 
