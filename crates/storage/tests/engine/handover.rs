@@ -1,9 +1,7 @@
 //! Several engines on one bucket: who serves, who is refused, and what becomes of what the loser had.
 
-use std::sync::atomic::Ordering;
-
+use crate::support::{World, large, lost_files, pairs, subject};
 use dormouse_protocol::{ErrorCode, Rev};
-use crate::support::{World, lost_files, messages_in, pairs, subject};
 
 const APP: &str = "app.orders";
 
@@ -42,126 +40,10 @@ fn a_live_owner_is_named_and_left_alone() {
 }
 
 #[test]
-fn what_a_successor_did_not_get_is_kept_in_lost() {
-    let world = World::on_disk();
-    let app = subject(APP);
-    let first = world.server("persist-1");
-    first.set(&app, "a", "1").unwrap();
-    first.flush(&app).unwrap();
-    first.set(&app, "b", "only here").unwrap();
-    world.fleet.declare_dead(&first.log());
-
-    let second = world.server("persist-2");
-    assert_eq!(second.all(&app).unwrap(), pairs(&[("a", "1")]));
-    second.set(&app, "c", "3").unwrap();
-
-    // The first one does not know yet. Its snapshot is refused, and it stops.
-    let error = first.flush(&app).unwrap_err();
-    assert_eq!(error.code, ErrorCode::NotOwner);
-    let lost = lost_files(&world.data_dir("persist-1"));
-    assert_eq!(lost.len(), 1, "{lost:?}");
-    assert_eq!(messages_in(&lost[0]), pairs(&[("a", "1"), ("b", "only here")]));
-    assert_eq!(first.get(&app, "a").unwrap_err().owner, Some("persist-2".parse().unwrap()));
-    assert_eq!(first.engine.figures().lost_subjects, 1);
-    second.flush(&app).unwrap();
-    assert_eq!(second.all(&app).unwrap(), pairs(&[("a", "1"), ("c", "3")]));
-}
-
-#[test]
-fn after_a_gap_in_the_lease_the_bucket_is_asked_before_anything_is_served() {
-    let world = World::on_disk();
-    let app = subject(APP);
-    let first = world.server("persist-1");
-    first.set(&app, "a", "1").unwrap();
-    first.flush(&app).unwrap();
-    first.authority.set_lease(Some(2));
-    assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("1"), "nobody had taken it");
-
-    first.set(&app, "b", "only here").unwrap();
-    world.fleet.declare_dead(&first.log());
-    let second = world.server("persist-2");
-    second.set(&app, "a", "2").unwrap();
-    first.authority.set_lease(Some(3));
-    assert_eq!(first.get(&app, "a").unwrap_err().code, ErrorCode::NotOwner, "never the stale value");
-    let lost = lost_files(&world.data_dir("persist-1"));
-    assert_eq!(messages_in(&lost[0]), pairs(&[("a", "1"), ("b", "only here")]));
-}
-
-#[test]
-fn a_claim_allowed_during_a_gap_loses_to_the_owner_who_is_back() {
-    for unshipped in [false, true] {
-        let world = World::on_disk();
-        let app = subject(APP);
-        let first = world.server("persist-1");
-        let before = first.set(&app, "a", "1").unwrap();
-        first.flush(&app).unwrap();
-        if unshipped {
-            first.set(&app, "b", "only here").unwrap();
-        }
-        first.authority.set_lease(None);
-        world.fleet.declare_dead(&first.log());
-        let second = world.server("persist-2");
-        let slow = second.authority.answering.blocking_lock();
-        std::thread::scope(|scope| {
-            let claimed = scope.spawn(|| second.get(&app, "a"));
-            first.until("the claim is allowed", || second.authority.asked.load(Ordering::SeqCst) == 1);
-            // Its manifest is still the newest, and that proves nothing.
-            world.fleet.declare_alive(&first.log());
-            first.authority.set_lease(Some(2));
-            assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("1"));
-            let after = first.set(&app, "a", "2").unwrap();
-            assert_eq!(after.term, before.term.next(), "claimed anew");
-            drop(slow);
-            let error = claimed.join().unwrap().unwrap_err();
-            assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some("persist-1".parse().unwrap())));
-        });
-        assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("2"));
-        first.flush(&app).unwrap();
-        assert_eq!(first.engine.figures().lost_subjects, 0);
-        assert_eq!(first.get(&app, "b").unwrap().is_some(), unshipped);
-    }
-}
-
-#[test]
-fn nothing_is_set_aside_that_the_bucket_has() {
-    let world = World::on_disk();
-    let app = subject(APP);
-    let first = world.server("persist-1");
-    first.set(&app, "a", "1").unwrap();
-    first.flush(&app).unwrap();
-    world.fleet.declare_dead(&first.log());
-    let second = world.server("persist-2");
-    assert_eq!(second.get(&app, "a").unwrap().as_deref(), Some("1"));
-    first.authority.set_lease(Some(2));
-    assert_eq!(first.get(&app, "a").unwrap_err().code, ErrorCode::NotOwner);
-    assert!(lost_files(&world.data_dir("persist-1")).is_empty());
-}
-
-#[test]
-fn a_dead_servers_surplus_is_set_aside_when_it_claims_again() {
-    let world = World::on_disk();
-    let app = subject(APP);
-    let first = world.server("persist-1");
-    first.set(&app, "a", "1").unwrap();
-    first.flush(&app).unwrap();
-    first.set(&app, "b", "only here").unwrap();
-    let log = first.kill();
-    world.fleet.declare_dead(&log);
-    let second = world.server("persist-2");
-    second.set(&app, "c", "3").unwrap();
-    second.shutdown();
-
-    let first = world.server("persist-1");
-    assert_eq!(first.all(&app).unwrap(), pairs(&[("a", "1"), ("c", "3")]));
-    let lost = lost_files(&world.data_dir("persist-1"));
-    assert_eq!(lost.len(), 1);
-    assert_eq!(messages_in(&lost[0]), pairs(&[("a", "1"), ("b", "only here")]));
-}
-
-#[test]
 fn of_two_that_race_for_a_subject_one_serves() {
     let world = World::on_disk();
-    let (first, second) = (world.server("persist-1"), world.server("persist-2"));
+    let (first, second) =
+        (world.running_server("persist-1", |_| {}), world.running_server("persist-2", |_| {}));
     let mut served = [0, 0];
     for n in 0..20 {
         let app = subject(&format!("app.race{n}"));
@@ -199,7 +81,7 @@ fn a_damaged_snapshot_is_named_and_nothing_is_deleted() {
     let world = World::on_disk();
     let app = subject(APP);
     let first = world.server("persist-1");
-    first.set(&app, "a", "1").unwrap();
+    first.set(&app, "a", &large()).unwrap();
     first.shutdown();
     let snapshot = world.snapshot(&app);
     let mut bytes = std::fs::read(&snapshot).unwrap();

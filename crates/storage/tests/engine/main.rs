@@ -2,11 +2,19 @@
 //! coordinator. Servers run on a clock of their own that stands still while the test does something else, so a server
 //! that is not spoken to is one that is suspended.
 
+mod bounds;
+mod clockwork;
 mod collect;
+mod compaction;
+mod disk;
 mod fencing;
+mod handover;
 mod large_values;
+mod leases;
 mod levels;
 mod local_file;
+mod once;
+mod recovery;
 mod replies;
 mod serving;
 mod support;
