@@ -25,7 +25,7 @@ impl Serving<'_> {
     pub(super) fn compact_if_due(&mut self) {
         let Some(tail) = self.shared.log.tail(self.subject) else { return };
         let snapshot = self.manifest.snapshot.map_or(0, |snapshot| snapshot.size_bytes);
-        if self.publishing.is_none() && is_due(tail.bytes, snapshot) {
+        if !self.schedule.is_compacting() && is_due(tail.bytes, snapshot) {
             self.schedule.ask_compact();
         }
     }

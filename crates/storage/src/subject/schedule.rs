@@ -68,6 +68,11 @@ impl Schedule {
         self.compact_asked = true;
     }
 
+    /// Whether a compaction is under way.
+    pub(super) const fn is_compacting(&self) -> bool {
+        self.compacting
+    }
+
     /// Close as soon as everything is in the bucket.
     pub(super) const fn ask_close(&mut self) {
         self.close_asked = true;
