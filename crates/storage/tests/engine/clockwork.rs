@@ -81,7 +81,7 @@ fn a_compaction_without_an_answer_is_settled_before_the_next() {
     // The manifest is created, and nobody hears of it.
     let (_, asked) = without_answers(&world, &server, Request::Compact);
     assert_eq!(code(asked.wait(&server)), ErrorCode::Unavailable);
-    server.pass(Duration::from_secs(60));
+    server.pass(Duration::from_secs(20));
     assert_eq!(server.engine.figures().subjects_not_compacted, 1);
     world.bucket.creates_unanswered.store(false, Ordering::SeqCst);
     let last = server.set(&app, "b", "v").unwrap();

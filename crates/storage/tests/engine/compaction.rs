@@ -161,5 +161,8 @@ fn a_subject_that_is_closed_and_opened_again_needs_no_claim_and_no_download() {
     assert_eq!(server.info(&app).position, before.position);
     assert_eq!(world.objects(&app), objects);
     let calls = world.bucket.take_calls();
-    assert!(calls.iter().all(|(operation, _)| matches!(operation, Operation::List | Operation::Get)), "{calls:?}");
+    assert!(
+        calls.iter().all(|(operation, _)| matches!(operation, Operation::List | Operation::Get)),
+        "{calls:?}"
+    );
 }

@@ -302,6 +302,12 @@ impl World {
         Self::with(tempfile::tempdir().unwrap(), inner)
     }
 
+    /// With a bucket in memory, and local disks there too, where the machine has such: for tests of many subjects.
+    pub fn all_in_memory() -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        Self::with(folder, Arc::new(ObjectStoreBucket::in_memory(Env::system())))
+    }
+
     fn with(folder: TempDir, inner: Arc<dyn Bucket>) -> Self {
         let bucket = Arc::new(Unreliable::over(inner));
         Self { folder, bucket, fleet: Arc::default(), starts: AtomicU64::new(0) }
