@@ -140,15 +140,16 @@ impl<T: FnMut(&BucketKey)> Collector<'_, T> {
     async fn needed(&self, log: &SealedLog) -> Result<(BTreeSet<Slot>, u64), CollectError> {
         let (mut needed, mut needing, mut after) = (BTreeSet::new(), 0, None);
         while let Some((subject, held)) = log.next_held(after.as_ref()) {
-            if let Some(manifest) = self.newest(&subject).await? {
-                let before = needed.len();
-                needed.extend(
-                    held.iter()
-                        .filter(|held| garbage::needs(&manifest, log.log(), **held))
-                        .map(|held| held.slot),
-                );
-                needing += u64::from(needed.len() > before);
-            }
+            let Some(manifest) = self.newest(&subject).await? else {
+                // Nothing is deleted because something else is missing.
+                let object = LogKeys::new(log.log()).folder().to_string();
+                let what = format!("holds entries of {subject}, which has no manifest");
+                return Err(ErrorReply::corrupt(object, what).into());
+            };
+            let is_needed = |held: &&garbage::Held| garbage::needs(&manifest, log.log(), **held);
+            let slots: Vec<Slot> = held.iter().filter(is_needed).map(|held| held.slot).collect();
+            needing += u64::from(!slots.is_empty());
+            needed.extend(slots);
             after = Some(subject);
         }
         Ok((needed, needing))

@@ -90,12 +90,20 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Seals the log of a process that is over, and sees to it that somebody empties it.
-    pub(crate) async fn seal(&self, log: &LogId) -> Result<Arc<SealedLog>, ErrorReply> {
-        if self.data.is_marked_dead(log) {
-            return self.sealed.seal(log).await;
-        }
+    /// Seals the log of a process that is over, so that `subject` can be claimed from it, and sees to it that somebody
+    /// empties it.
+    ///
+    /// The authority was asked before, lest the log of a living process be sealed, and is asked again once the seal is
+    /// there. In between the process may have come back, with a lease that it trusts because it passed its barrier
+    /// before the seal: it would go on answering reads, and nothing tells it of the claim. A process that counts as dead
+    /// *after* the seal trusts no lease any more, and passes no barrier before it would trust the next.
+    pub(crate) async fn seal(&self, subject: &Subject, log: &LogId) -> Result<Arc<SealedLog>, ErrorReply> {
         let sealed = self.sealed.seal(log).await?;
+        // That it is noted says that it was allowed after the seal; what was true then stays true.
+        if self.data.is_marked_dead(log) {
+            return Ok(sealed);
+        }
+        self.authority.may_claim(subject, Some(log)).await?;
         let (data, dead) = (Arc::clone(&self.data), log.clone());
         match self.env.blocking(move || data.mark_dead(&dead)).await {
             Ok(()) => self.dead_log.notify_one(),

@@ -149,7 +149,7 @@ impl Opener<'_> {
                     Err(reply) => ClaimInput::Refused(reply),
                 })
             }
-            ClaimEffect::Seal(log) => shared.seal(&log).await.map(|_| ClaimInput::Sealed),
+            ClaimEffect::Seal(log) => shared.seal(subject, &log).await.map(|_| ClaimInput::Sealed),
             ClaimEffect::Restore { manifest, tail } => {
                 self.restore(manifest.map(|manifest| *manifest), tail).await
             }

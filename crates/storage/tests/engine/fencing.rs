@@ -1,9 +1,12 @@
 //! A process whose log somebody else has ended harms nobody, and goes on with a fresh one.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::{ErrorCode, Level};
 use dormouse_storage::LogEnd;
+use dormouse_storage::api::Request;
 
 use crate::support::{World, lost_changes, pairs, set_request, set_result, subject};
 
@@ -112,15 +115,44 @@ fn a_write_whose_answer_was_lost_before_the_log_was_sealed_is_kept() {
     let first = world.server("persist-1");
     first.set(&app, "a", "1").unwrap();
     // The segment lands, and nobody hears of it.
-    world.bucket.creates_unanswered.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.bucket.creates_unanswered.store(true, Ordering::SeqCst);
     let answer = first.ask(&app, set_request("b", "2"));
     first.pass(Duration::from_secs(5));
     assert!(answer.answer().is_none());
-    world.bucket.creates_unanswered.store(false, std::sync::atomic::Ordering::SeqCst);
+    world.bucket.creates_unanswered.store(false, Ordering::SeqCst);
     world.fleet.declare_dead(&first.log());
     let second = world.server("persist-2");
     assert_eq!(second.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2")]));
     // Its own create had landed, so it may well say so.
     set_result(answer.wait(&first)).unwrap();
     assert_eq!(first.set(&app, "c", "3").unwrap_err().code, ErrorCode::NotOwner);
+}
+
+#[test]
+fn a_claim_that_was_allowed_during_a_gap_takes_nothing_from_an_owner_who_is_back() {
+    let world = World::in_memory();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    first.authority.set_lease(None);
+    world.fleet.declare_dead(&first.log());
+    let second = world.server("persist-2");
+    let slow = second.authority.answering.blocking_lock();
+    let claim = second.ask(&app, Request::Get(GetRequest::key("a")));
+    second.until("the claim is allowed", || second.authority.asked.load(Ordering::SeqCst) == 1);
+
+    // Its barrier passes, for nobody has sealed its log yet: from here on it trusts its lease.
+    world.fleet.declare_alive(&first.log());
+    first.authority.set_lease(Some(2));
+    assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("1"));
+    drop(slow);
+    let error = claim.wait(&second).unwrap_err();
+    assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some("persist-1".parse().unwrap())));
+    assert_eq!(first.get(&app, "a").unwrap().as_deref(), Some("1"), "still nobody else's");
+
+    // The seal is there all the same. Once the first has met it, its subjects are free.
+    assert_eq!(first.set(&app, "b", "2").unwrap_err().code, ErrorCode::NotOwner);
+    assert_eq!(ended(&first), LogEnd::Sealed);
+    world.fleet.declare_dead(&first.log());
+    assert_eq!(first.succeed().all(&app).unwrap(), pairs(&[("a", "1")]));
 }

@@ -41,6 +41,10 @@ impl Fleet {
     pub fn declare_dead(&self, log: &LogId) {
         self.dead.lock().unwrap().insert(log.clone());
     }
+
+    pub fn declare_alive(&self, log: &LogId) {
+        self.dead.lock().unwrap().remove(log);
+    }
 }
 
 pub struct TestAuthority {
