@@ -1,7 +1,8 @@
-//! What ARCHITECTURE.md says is tested must be a test: a table that nothing holds soon lies.
+//! What the documents say is tested must be a test, and what they point at must be there: a table that nothing holds soon
+//! lies.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn collect_functions(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -17,6 +18,22 @@ fn collect_functions(folder: &Path, names: &mut BTreeSet<String>) {
     }
 }
 
+fn document(name: &str) -> String {
+    std::fs::read_to_string(dormouse_harness::workspace_root().join(name)).unwrap()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The tests that a document names.
+fn tests_named(text: &str) -> Vec<&str> {
+    quoted(text)
+        .filter(|word| word.matches('_').count() > 2 && !word.contains(['.', '/', ' ', ':', '=']))
+        .collect()
+}
+
 #[test]
 fn every_test_that_the_map_names_exists() {
     let root = dormouse_harness::workspace_root();
@@ -24,15 +41,59 @@ fn every_test_that_the_map_names_exists() {
     collect_functions(&root.join("crates"), &mut functions);
     collect_functions(&root.join("tests"), &mut functions);
 
-    let map = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let map = document("ARCHITECTURE.md");
     let tables = map.split_once("## Promises, and the tests").expect("the map has its tables").1;
-    let named: Vec<&str> = tables
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|word| word.matches('_').count() > 2 && !word.contains(['.', '/', ' ']))
-        .collect();
-    assert!(named.len() > 20, "the tables were not found");
-    let missing: Vec<&&str> = named.iter().filter(|name| !functions.contains(**name)).collect();
-    assert!(missing.is_empty(), "named in ARCHITECTURE.md, but no test: {missing:?}");
+    let guarantees = document("docs/guarantees.md");
+    for (name, text) in [("ARCHITECTURE.md", tables), ("docs/guarantees.md", guarantees.as_str())] {
+        let named = tests_named(text);
+        assert!(named.len() > 20, "the tests of {name} were not found");
+        let missing: Vec<&&str> = named.iter().filter(|test| !functions.contains(**test)).collect();
+        assert!(missing.is_empty(), "named in {name}, but no test: {missing:?}");
+    }
+}
+
+#[test]
+fn every_rule_of_the_proof_is_broken_in_the_model() {
+    let guarantees = document("docs/guarantees.md");
+    let rules = guarantees.split_once("### The rules").expect("the rules").1;
+    let is_lie = |word: &&str| word.starts_with(|c: char| c.is_ascii_uppercase()) && word.len() > 10;
+    let named: BTreeSet<&str> = quoted(rules).filter(is_lie).filter(|word| !word.contains('_')).collect();
+    let model = document("tests/model/src/settings.rs");
+    let lies = model.split_once("pub enum Lie {").expect("the lies").1.split_once('}').unwrap().0;
+    let is_name = |line: &&str| !line.is_empty() && line.chars().all(char::is_alphanumeric);
+    let lies: BTreeSet<&str> =
+        lies.lines().map(|line| line.trim().trim_end_matches(',')).filter(is_name).collect();
+    assert_eq!(named, lies);
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let root = dormouse_harness::workspace_root();
+    let mut pages: Vec<PathBuf> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "PROTOCOL.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "deploy/README.md",
+    ]
+    .map(PathBuf::from)
+    .to_vec();
+    for folder in ["docs", "docs/adr"] {
+        let entries = std::fs::read_dir(root.join(folder)).unwrap();
+        let found = entries.map(|entry| Path::new(folder).join(entry.unwrap().file_name()));
+        pages.extend(found.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    }
+    let mut dead = Vec::new();
+    for page in &pages {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)) {
+            let file = link.split('#').next().unwrap_or_default();
+            let there = root.join(page).parent().unwrap().join(file).exists();
+            if !file.is_empty() && !link.contains("://") && !there {
+                dead.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "{dead:#?}");
 }
