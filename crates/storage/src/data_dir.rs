@@ -1,4 +1,4 @@
-//! The server's local directory: one process at a time, nothing in it that must not be lost but `lost/`.
+//! The server's local directory: one process at a time. What must not be lost in it is `wal/` and `lost/`.
 
 #[cfg(test)]
 mod tests;

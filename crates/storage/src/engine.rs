@@ -293,8 +293,8 @@ impl fmt::Debug for Prepared {
 pub struct ShutdownReport {
     /// Subjects that were handed back: everything of them is in the bucket.
     pub released: u64,
-    /// Subjects that were not, and why. Their files in the data directory hold everything; the next process on this
-    /// directory goes on from them.
+    /// Subjects that were not, and why. What they have accepted is in the log, or in the local write-ahead log: whoever
+    /// comes next takes it over.
     pub unreleased: Vec<(Subject, String)>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data-dir>/wal/<log id>/00000001.wal   a part: a header, then records; the next part begins at 64 MiB
-//! <data-dir>/wal/<log id>/settled.wal    subjects of a dead log that need nothing from it any more
+//! <data-dir>/wal/<log id>/settled-….wal  subjects of a dead log that need nothing from it any more
 //! ```
 //!
 //! One log of the bucket has one folder here. A group of appends is one write; one sync covers every group before it.
