@@ -80,23 +80,6 @@ fn without_a_lease_a_write_of_any_level_waits_for_the_bucket() {
 }
 
 #[test]
-fn a_lease_that_runs_out_before_the_acknowledgement_makes_a_weaker_write_wait() {
-    let world = World::in_memory();
-    let app = subject(APP);
-    let server = world.server("persist-1");
-    server.configure(&app, Level::Interval);
-    server.get(&app, "a").unwrap();
-    world.bucket.set_gone(true);
-    // Accepted under a lease; when it is written to the local disk, the lease is over.
-    let asked = server.ask(&app, set_request("a", "1"));
-    server.authority.set_lease(None);
-    server.pass(Duration::from_secs(5));
-    assert!(asked.answer().is_none());
-    world.bucket.set_gone(false);
-    set_result(asked.wait(&server)).unwrap();
-}
-
-#[test]
 fn a_lease_of_a_new_generation_is_trusted_after_a_look_into_the_bucket() {
     let world = World::in_memory();
     let app = subject(APP);
