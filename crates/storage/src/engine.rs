@@ -120,13 +120,14 @@ impl Shared {
 
     /// Whether nothing of the log may be used any more.
     pub(crate) fn has_log_ended(&self) -> bool {
-        self.ended.is_given()
+        self.ended.is_given() || self.log.is_over()
     }
 
     /// Waits until subjects are to be released or the log has ended.
     pub(crate) async fn stopping(&self) {
         tokio::select! {
             () = self.ended.given() => {}
+            () = self.log.over() => {}
             () = self.stop.given() => {}
             () = self.tasks.stop().given() => {}
         }
@@ -212,8 +213,8 @@ impl Prepared {
     }
 
     /// Brings what earlier processes on this data directory accepted to the bucket, gives birth to the log, and begins
-    /// to serve. Subjects run as tasks of `tasks`; their stop signal makes them release what they hold, as
-    /// [`Engine::shutdown`] does. Takes as long as there are unshipped changes, however many subjects there are.
+    /// to serve. Subjects run as tasks of `tasks`: end them by [`Engine::shutdown`]; their stop signal alone ends the log
+    /// where it stands. Takes as long as there are unshipped changes, however many subjects there are.
     ///
     /// Cancelling the call before it returns serves nothing; what it has brought to the bucket stays there.
     ///

@@ -28,7 +28,7 @@ impl Trust {
     /// Whether reads may be answered at once, and writes acknowledged below the level `bucket`.
     pub(crate) fn holds(&self) -> bool {
         let lease = self.authority.lease();
-        lease.is_some() && lease == *self.lock()
+        lease.is_some() && lease == *self.lock() && !self.log.is_over()
     }
 
     /// The lease that is held and not trusted yet, once: whoever is told of it passes a barrier. Reads pass barriers by

@@ -125,8 +125,10 @@ pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) ->
     if let Some(id) = id {
         match view.remembered(id) {
             Ok(Memory::New) => {}
-            Ok(Memory::Pending(outcome)) => return Planned::Settle(repeat(request, outcome, context)),
-            Ok(Memory::Done(outcome)) => return Planned::Answer(repeat(request, outcome, context)),
+            // Also what is applied: a successor may have gone on without it.
+            Ok(Memory::Pending(outcome) | Memory::Done(outcome)) => {
+                return Planned::Settle(repeat(request, outcome, context));
+            }
             Ok(Memory::Forgotten) => return Planned::Answer(Err(forgotten())),
             Err(error) => return Planned::Answer(Err(error)),
         }

@@ -47,7 +47,12 @@ impl Serving<'_> {
         self.shared.tasks.spawn("compact", async move {
             // It reads the file: should the subject's task panic, nobody opens the file before this has ended.
             let _hold = hold;
-            let end = publish::publish(&shared, &subject, &manifest, job).await;
+            let end = tokio::select! {
+                biased;
+                // What it says would matter no more, and nobody shall wait for an upload.
+                () = shared.log.over() => PublishEnd::Failed(shared.log_ended_reply()),
+                end = publish::publish(&shared, &subject, &manifest, job) => end,
+            };
             // The subject waits for it, unless its process is on its way out.
             let _ = sender.send(end);
         });

@@ -179,6 +179,26 @@ impl Serving<'_> {
         }
     }
 
+    /// Waits, as long as one waits for a flush, until nothing of the subject is under way. Where that is not to be, says
+    /// what to answer, and whether serving ends.
+    async fn come_to_rest(&mut self, inbox: &mut Inbox) -> Result<(), (ErrorReply, Option<End>)> {
+        if let Some(end) = self.settle().await {
+            return Err((ErrorReply::not_owner(None), Some(end)));
+        }
+        if self.undecided.is_some() {
+            return Err((self.not_in_bucket(), None));
+        }
+        let patience = self.shared.settings.flush_patience;
+        match tokio::time::timeout(patience, self.settle_changes()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                let reply = error.reply(self.subject);
+                Err((reply, Some(self.fail(&error, inbox).await)))
+            }
+            Err(_) => Err((self.not_in_bucket(), None)),
+        }
+    }
+
     /// Destroys the subject. `None`: it was not possible, and serving goes on.
     pub(super) async fn destroy(&mut self, submission: Submission, inbox: &mut Inbox) -> Option<End> {
         let mut respond = Some(submission.respond);
@@ -187,18 +207,9 @@ impl Serving<'_> {
                 respond(reply);
             }
         };
-        if let Some(end) = self.settle().await {
-            answer(Err(ErrorReply::not_owner(None)));
-            return Some(end);
-        }
-        if self.undecided.is_some() {
-            let why = self.failure.clone().unwrap_or_else(|| ErrorReply::unavailable(""));
-            answer(Err(ErrorReply::unavailable(why.message)));
-            return None;
-        }
-        if let Err(error) = self.settle_changes().await {
-            answer(Err(error.reply(self.subject)));
-            return Some(self.fail(&error, inbox).await);
+        if let Err((reply, end)) = self.come_to_rest(inbox).await {
+            answer(Err(reply));
+            return end;
         }
         let position = self.position();
         let (destroyed, next_seq) = {

@@ -1,6 +1,7 @@
 //! Opening a subject: drives the claim, and does what it asks for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
 
@@ -17,6 +18,12 @@ use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored,
 use crate::ownership::local::lost_above;
 use crate::ownership::{BaseKind, BaseObject, Found, Verified, base_kind, terms};
 
+/// How long a subject waits for its turn to be opened.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// When a caller that was turned away may come again.
+const RETRY_AFTER_MS: u64 = 500;
+
 /// A subject that this process owns, with its file open.
 pub(super) struct Opened {
     pub(super) database: Database,
@@ -29,20 +36,23 @@ pub(super) struct Opened {
 /// # Errors
 /// The answer to the requests that wait for it.
 pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Opened, ErrorReply> {
-    let _permit = shared.opening.acquire().await;
+    let _permit = tokio::time::timeout(QUEUE_PATIENCE, shared.opening.acquire())
+        .await
+        .map_err(|_| ErrorReply::overloaded("too many subjects are being opened", RETRY_AFTER_MS))?;
     let path = shared.data.subject_file(subject);
     let restorer = Restorer { shared, subject, path, database: None };
     let mut opener = Opener { restorer, base: None, above: Vec::new(), taken: None };
     let known = opener.restorer.find_local().await?;
     let (mut claim, mut effect) = Claim::new(subject.clone(), shared.log.id().clone(), known);
     loop {
+        // A claim of a log that is over is void, whatever its answers say.
+        if shared.has_log_ended() {
+            return Err(shared.log_ended_reply());
+        }
         let answer = match effect {
             ClaimEffect::GiveUp(reply) => return Err(reply),
             ClaimEffect::Serve(verified) => {
                 let database = opener.take_over(&verified.manifest)?;
-                if shared.has_log_ended() {
-                    return Err(shared.log_ended_reply());
-                }
                 opener.settle_surplus().await?;
                 shared.counters.opens.add(1);
                 shared.log.based(subject, verified.manifest.base_rev, verified.manifest.first_slot);
@@ -183,7 +193,7 @@ impl Opener<'_> {
                 };
                 let reached = entries.last().map_or(base, Entry::last_rev);
                 let surplus = shared.surplus.entries(subject, log)?;
-                entries.extend(surplus.into_iter().filter(|entry| entry.last_rev() > reached));
+                entries.extend(surplus.into_iter().filter(|entry| entry.is_above(reached)));
                 self.taken = Some(log.clone());
                 entries
             }

@@ -96,6 +96,8 @@ pub(super) struct Pipeline {
     unshipped: VecDeque<(Arc<Ticket>, Rev)>,
     /// The last rev known to be in the bucket.
     bucket_rev: Rev,
+    /// Answers to changes that were applied at a weaker level when the lease ran out: they wait for the bucket.
+    late: VecDeque<(Arc<Ticket>, Respond, Answer)>,
     /// Why a change has failed: everything planned on top of it fails too, and nothing is planned before that is over.
     failing: Option<ErrorReply>,
     /// The file could not be written. Nothing is planned before it can.
@@ -112,6 +114,7 @@ impl Pipeline {
             pending: Pending::new(),
             unshipped: VecDeque::new(),
             bucket_rev,
+            late: VecDeque::new(),
             failing: None,
             stalled: None,
             uploads: Uploads::default(),
@@ -182,7 +185,6 @@ impl Pipeline {
                 break Some(Blocked::UntilApplied);
             }
             let Some(submission) = writes.pop_front() else { break None };
-            let level = self.level(shared, database, &submission.request);
             self.take(database, planned, uploaded, submission, level, &mut group);
         };
         self.append(shared, subject, database, group);
@@ -331,6 +333,7 @@ impl Pipeline {
     ) -> Result<Applied, DatabaseError> {
         let mut applied = Applied::default();
         self.note_shipped();
+        self.answer_late(shared);
         loop {
             let ready = self.ready(shared);
             if ready == 0 {
@@ -359,6 +362,18 @@ impl Pipeline {
                 _ => break,
             }
             self.unshipped.pop_front();
+        }
+    }
+
+    /// Answers what the bucket has by now. What the end of the log has left on the local disk may be lost or not.
+    fn answer_late(&mut self, shared: &Shared) {
+        while let Some((ticket, ..)) = self.late.front() {
+            let shipped = ticket.stage() == Stage::Shipped;
+            if !shipped && !shared.log.is_over() {
+                return;
+            }
+            let Some((_, respond, answer)) = self.late.pop_front() else { return };
+            respond(if shipped { answer } else { Err(unknown()) });
         }
     }
 
@@ -413,6 +428,8 @@ impl Pipeline {
         applied: &mut Applied,
     ) {
         let done: Vec<Step> = self.steps.drain(..ready).collect();
+        // Asked again: the commit may have taken long, and the process may have slept.
+        let trusted = shared.trust.holds();
         let max_bytes = done.iter().map(|step| step.max_bytes).min().unwrap_or(usize::MAX);
         let changes = done.iter().filter_map(|step| step.change.as_ref());
         let records: Vec<_> = changes.flat_map(|change| change.entry.records()).collect();
@@ -425,8 +442,13 @@ impl Pipeline {
                 Some(change) => {
                     self.pending.applied(&change.entry);
                     applied.bytes += change.bytes;
-                    if let Some(respond) = step.respond {
-                        respond(step.answer);
+                    let shipped = |ticket: &Arc<Ticket>| ticket.stage() == Stage::Shipped;
+                    match (step.respond, change.ticket) {
+                        (Some(respond), Some(ticket)) if !trusted && !shipped(&ticket) => {
+                            self.late.push_back((ticket, respond, step.answer));
+                        }
+                        (Some(respond), _) => respond(step.answer),
+                        (None, _) => {}
                     }
                 }
                 None => applied.settled.extend(step.respond.map(|respond| (respond, step.answer))),
@@ -472,10 +494,22 @@ impl Pipeline {
 
     /// Gives everybody who waits the same answer. The changes themselves stay under way.
     pub(super) fn answer_all(&mut self, reply: &ErrorReply) {
-        for respond in self.steps.iter_mut().filter_map(|step| step.respond.take()) {
+        let waiting = self.steps.iter_mut().filter_map(|step| step.respond.take());
+        for respond in waiting {
             respond(Err(reply.clone()));
         }
+        for (_, respond, _) in self.late.drain(..) {
+            respond(Err(unknown()));
+        }
     }
+}
+
+/// The answer to a change that was made, and of which nobody can say whether it lasts.
+fn unknown() -> ErrorReply {
+    ErrorReply::new(
+        ErrorCode::Indeterminate,
+        "the server's lease ran out while the change was made: whether it lasts is not known",
+    )
 }
 
 /// Whether `request` becomes an entry of the log.

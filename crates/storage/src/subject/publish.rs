@@ -61,12 +61,21 @@ pub(super) enum PublishEnd {
 ///
 /// Cancelling it leaves its outcome unknown: the subject must then be claimed anew before it is served.
 pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manifest, job: Job) -> PublishEnd {
-    let _permit = shared.publishing.acquire().await;
+    let Ok(_permit) = tokio::time::timeout(PATIENCE, shared.publishing.acquire()).await else {
+        let reply = ErrorReply::overloaded("too many subjects are being brought to the bucket", 1_000);
+        return match job {
+            Job::Resume(machine) => PublishEnd::Undecided(machine, reply),
+            Job::Base(_) | Job::Release(_) | Job::Destroy(..) => PublishEnd::Failed(reply),
+        };
+    };
     let (mut machine, mut effect) = match begin(shared, subject, current, job).await {
         Ok(begun) => begun,
         Err(reply) => return PublishEnd::Failed(reply),
     };
     loop {
+        if shared.has_log_ended() {
+            return PublishEnd::Failed(shared.log_ended_reply());
+        }
         let input = match effect {
             PublishEffect::Create(manifest) => match create(shared, &manifest).await {
                 Ok(creation) => PublishInput::Created(creation),

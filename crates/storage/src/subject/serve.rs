@@ -32,6 +32,12 @@ const CHECKPOINT_BYTES: u64 = 4 * 1_024 * 1_024;
 /// After this many bytes of changes the companion's size is looked at.
 const CHECKPOINT_LOOK_BYTES: usize = 1_024 * 1_024;
 
+/// Most changes of a subject that wait to be planned.
+const MAX_WRITES: usize = 4_096;
+
+/// When a caller that was turned away may come again.
+const RETRY_AFTER_MS: u64 = 100;
+
 /// How soon changes are tried again that the file did not take.
 const STALL_PAUSE: Duration = Duration::from_millis(500);
 
@@ -251,7 +257,9 @@ impl<'a> Serving<'a> {
 
     /// Something of the subject is not in the bucket, or somebody waits.
     fn is_busy(&self) -> bool {
+        // An undecided publication may yet come to count: the subject is not left before that is known.
         !self.pipeline.is_settled()
+            || self.undecided.is_some()
             || !self.writes.is_empty()
             || !self.flushes.is_empty()
             || !self.reads.is_empty()
@@ -262,7 +270,12 @@ impl<'a> Serving<'a> {
         let trusted = self.shared.trust.holds();
         for submission in inbox.waiting.drain(..) {
             if !reads::is_read(&submission.request) {
-                self.writes.push_back(submission);
+                if self.writes.len() < MAX_WRITES {
+                    self.writes.push_back(submission);
+                } else {
+                    let reply = ErrorReply::overloaded("too many changes of the subject wait", RETRY_AFTER_MS);
+                    (submission.respond)(Err(reply));
+                }
             } else if trusted {
                 self.read(submission, None);
             } else {
@@ -388,7 +401,7 @@ impl<'a> Serving<'a> {
         }
     }
 
-    fn not_in_bucket(&self) -> ErrorReply {
+    pub(super) fn not_in_bucket(&self) -> ErrorReply {
         let why = self.failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
         ErrorReply::unavailable(format!("not in the bucket yet: {why}"))
     }
