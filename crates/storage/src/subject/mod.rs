@@ -15,7 +15,7 @@ mod open;
 mod pipeline;
 mod publish;
 mod reads;
-mod restore;
+pub(crate) mod restore;
 mod schedule;
 mod serve;
 mod values;

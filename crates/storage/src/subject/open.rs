@@ -1,5 +1,6 @@
 //! Opening a subject: drives the claim, and does what it asks for.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
@@ -31,8 +32,8 @@ pub(super) struct Opened {
 pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Opened, ErrorReply> {
     let _permit = shared.opening.acquire().await;
     let path = shared.data.subject_file(subject);
-    let restorer = Restorer { shared, subject, path, database: None };
-    let mut opener = Opener { restorer, base: None, above: Vec::new(), taken: None };
+    let restorer = restorer(shared, subject, path);
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), taken: None };
     let known = opener.restorer.find_local().await?;
     let (mut claim, mut effect) = Claim::new(subject.clone(), shared.log.id().clone(), known);
     loop {
@@ -66,8 +67,8 @@ pub(crate) async fn drain_subject(
 ) -> Result<Drained, ErrorReply> {
     // Its file is made in a place of its own, so that it gets in nobody's way.
     let path = shared.data.drain_file(subject, Nonce::new(shared.env.ulid()));
-    let restorer = Restorer { shared, subject, path: path.clone(), database: None };
-    let mut opener = Opener { restorer, base: None, above: Vec::new(), taken: None };
+    let restorer = restorer(shared, subject, path.clone());
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), taken: None };
     let (mut claim, mut effect) = Claim::drain(subject.clone(), shared.log.id().clone(), log.clone(), false);
     let drained = loop {
         let answer = match effect {
@@ -125,7 +126,13 @@ fn cannot_settle(error: &dyn std::error::Error) -> ErrorReply {
     ErrorReply::unavailable(format!("changes that an earlier process accepted cannot be kept: {error}"))
 }
 
+fn restorer<'a>(shared: &'a Arc<Shared>, subject: &'a Subject, path: PathBuf) -> Restorer<'a> {
+    let (bucket, env, home) = (shared.bucket.as_ref(), &shared.env, Some(shared.as_ref()));
+    Restorer { bucket, env, home, subject, path, database: None }
+}
+
 struct Opener<'a> {
+    shared: &'a Arc<Shared>,
     restorer: Restorer<'a>,
     /// The manifest that the state was restored from.
     base: Option<Manifest>,
@@ -137,7 +144,7 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     async fn perform(&mut self, effect: ClaimEffect) -> Result<ClaimInput, ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         match effect {
             ClaimEffect::List => publish::list(shared, subject).await.map(ClaimInput::Listed),
             ClaimEffect::Get(number) => {
@@ -162,7 +169,7 @@ impl Opener<'_> {
     }
 
     async fn restore(&mut self, manifest: Option<Manifest>, tail: Tail) -> Result<ClaimInput, ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         let base = manifest.as_ref().map_or(Rev::default(), |manifest| manifest.base_rev);
         let first_slot = manifest.as_ref().map_or_else(Default::default, |manifest| manifest.first_slot);
         self.taken = None;
@@ -212,7 +219,7 @@ impl Opener<'_> {
 
     /// Uploads what the base lacks.
     async fn put_base(&mut self, made_for: ManifestNumber) -> Result<BaseObject, ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         let (rev, base) = {
             let database = self.restorer.database.as_ref().ok_or_else(out_of_step)?;
             (database.state().rev, self.base.as_ref().map_or(Rev::default(), |base| base.base_rev))
@@ -235,7 +242,7 @@ impl Opener<'_> {
     /// What an earlier process of this data directory accepted and could not ship is in the claim's base now, or the
     /// subject has gone on without it.
     async fn settle_surplus(&mut self) -> Result<(), ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         for log in shared.surplus.logs_of(subject) {
             if self.taken.as_ref() == Some(&log) {
                 shared.surplus.settle(subject, &log).await.map_err(|error| cannot_settle(&error))?;
