@@ -9,6 +9,7 @@
 
 mod base;
 mod events;
+mod flush;
 pub(crate) mod garbage;
 mod leave;
 mod open;
