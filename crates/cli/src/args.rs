@@ -314,7 +314,7 @@ pub enum SubjectCommand {
     Flush(OneSubject),
     /// Change the metadata of a subject
     Configure(Configure),
-    /// Flush the subject, then write it as a file that `sqlite3` opens
+    /// Flush the subject, then write it, large values included, as a file that `sqlite3` opens
     Export(Export),
     /// Remove the subject for good, with all its messages
     Destroy(Destroy),

@@ -93,8 +93,9 @@ pub trait Authority: Send + Sync + 'static {
     fn lease(&self) -> Option<LeaseGeneration>;
 
     /// May this process claim `subject`, which by its newest manifest belongs to `owner` (`None`: nobody, or it was
-    /// released)? A yes with an owner means that the owner's lease is over: its log may be sealed. An authority that is
-    /// wrong here costs no write of the level `bucket`.
+    /// released)? A yes with an owner means that the owner's lease is over: its log may be sealed. It is asked again once
+    /// that log *is* sealed, for the owner may have come back in between. An authority that is wrong here costs no write
+    /// of the level `bucket`.
     ///
     /// # Errors
     /// `not_owner` with the server to ask instead; `unavailable` when the coordinator cannot be asked.

@@ -1,4 +1,4 @@
-//! `subject export`: a subject's newest snapshot as a file that `sqlite3` opens.
+//! `subject export`: what the bucket holds of a subject as a file that `sqlite3` opens, complete by itself.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ use crate::session::Session;
 
 /// `subject export`.
 pub(super) async fn export(session: &Session, arguments: Export) -> Result<(), Failure> {
-    // Before the flush: what is wrong with the command line should not cost a snapshot.
+    // Before the flush: what is wrong with the command line should not cost a flush.
     if !arguments.force && arguments.file.exists() {
         return Err(exists(&arguments.file));
     }
@@ -84,7 +84,7 @@ pub(super) async fn open(url: &str) -> Result<ObjectStoreBucket, Failure> {
 
 async fn fetch(url: &str, subject: &Subject, staged: &Path, flushed: Position) -> Result<Position, Failure> {
     let bucket = open(url).await?;
-    let position = export_snapshot(&bucket, subject, staged).await.map_err(|error| {
+    let position = export_snapshot(&bucket, &Env::system(), subject, staged).await.map_err(|error| {
         let kind = match &error {
             ExportError::NoSuchSubject(_) | ExportError::NothingYet(_) => ErrorKind::NotFound,
             ExportError::TooBusy(_) => ErrorKind::Unavailable,

@@ -119,7 +119,7 @@ impl Database {
     }
 }
 
-fn blob_of(seq: Seq, row: &Row<'_>) -> Result<BlobRef, DatabaseError> {
+pub(super) fn blob_of(seq: Seq, row: &Row<'_>) -> Result<BlobRef, DatabaseError> {
     let crc64: String = row.get(2)?;
     Ok(BlobRef {
         name: name_of(&row.get::<_, String>(0)?)?,

@@ -11,6 +11,7 @@ mod changes;
 mod error;
 mod files;
 mod outcome;
+mod plain;
 mod read;
 mod remember;
 mod schema;

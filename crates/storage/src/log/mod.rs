@@ -40,7 +40,7 @@ use tokio::sync::Notify;
 use crate::bucket::BucketError;
 
 pub use handle::Log;
-pub use sealed::{SealedLog, SealedLogs, TailError, read_own_tail};
+pub use sealed::{SealedLog, SealedLogs, TailError, read_own_tail, read_tail};
 pub use settings::LogSettings;
 pub use tails::Tail;
 pub use ticket::{Stage, Ticket};

@@ -26,7 +26,7 @@ use crate::ownership::garbage::Held;
 use crate::recovery::SealLog;
 
 pub(super) use read::read_header;
-pub use read::{TailError, read_own_tail};
+pub use read::{TailError, read_own_tail, read_tail};
 
 /// How long an attempt to create a seal may go without a definite answer.
 const PATIENCE: Duration = Duration::from_secs(30);

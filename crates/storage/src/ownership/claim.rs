@@ -7,7 +7,8 @@
 //!    listing shows that nobody has gone on from it meanwhile. Without that listing, a late duplicate of a refused
 //!    manifest, or a takeover during the rebuilding, would make a process serve what it does not own.
 //! 3. It is released: nothing of its owner's log is needed. It names another log: that log is sealed first, and from
-//!    then on can never grow.
+//!    then on can never grow. (Who seals has asked the authority, and asks again when the seal is there, for the sake of
+//!    reads: see [`Authority::may_claim`](crate::api::Authority::may_claim).)
 //! 4. What that log holds above the base goes into an object of the subject's own, so that a manifest never refers to
 //!    anything but its owner's log and the subject's own objects.
 //! 5. The next manifest is created, exclusively: of all who read the same manifest, one goes on from it.

@@ -9,13 +9,14 @@
 
 mod base;
 mod events;
+mod flush;
 pub(crate) mod garbage;
 mod leave;
 mod open;
 mod pipeline;
 mod publish;
 mod reads;
-mod restore;
+pub(crate) mod restore;
 mod schedule;
 mod serve;
 mod values;

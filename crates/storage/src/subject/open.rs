@@ -1,5 +1,6 @@
 //! Opening a subject: drives the claim, and does what it asks for.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,8 +41,8 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
         .await
         .map_err(|_| ErrorReply::overloaded("too many subjects are being opened", RETRY_AFTER_MS))?;
     let path = shared.data.subject_file(subject);
-    let restorer = Restorer { shared, subject, path, database: None };
-    let mut opener = Opener { restorer, base: None, above: Vec::new(), taken: None };
+    let restorer = restorer(shared, subject, path);
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), taken: None };
     let known = opener.restorer.find_local().await?;
     let (mut claim, mut effect) = Claim::new(subject.clone(), shared.log.id().clone(), known);
     loop {
@@ -76,8 +77,8 @@ pub(crate) async fn drain_subject(
 ) -> Result<Drained, ErrorReply> {
     // Its file is made in a place of its own, so that it gets in nobody's way.
     let path = shared.data.drain_file(subject, Nonce::new(shared.env.ulid()));
-    let restorer = Restorer { shared, subject, path: path.clone(), database: None };
-    let mut opener = Opener { restorer, base: None, above: Vec::new(), taken: None };
+    let restorer = restorer(shared, subject, path.clone());
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), taken: None };
     let (mut claim, mut effect) = Claim::drain(subject.clone(), shared.log.id().clone(), log.clone(), false);
     let drained = loop {
         let answer = match effect {
@@ -135,7 +136,13 @@ fn cannot_settle(error: &dyn std::error::Error) -> ErrorReply {
     ErrorReply::unavailable(format!("changes that an earlier process accepted cannot be kept: {error}"))
 }
 
+fn restorer<'a>(shared: &'a Arc<Shared>, subject: &'a Subject, path: PathBuf) -> Restorer<'a> {
+    let (bucket, env, home) = (shared.bucket.as_ref(), &shared.env, Some(shared.as_ref()));
+    Restorer { bucket, env, home, subject, path, database: None }
+}
+
 struct Opener<'a> {
+    shared: &'a Arc<Shared>,
     restorer: Restorer<'a>,
     /// The manifest that the state was restored from.
     base: Option<Manifest>,
@@ -147,7 +154,7 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     async fn perform(&mut self, effect: ClaimEffect) -> Result<ClaimInput, ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         match effect {
             ClaimEffect::List => publish::list(shared, subject).await.map(ClaimInput::Listed),
             ClaimEffect::Get(number) => {
@@ -172,7 +179,7 @@ impl Opener<'_> {
     }
 
     async fn restore(&mut self, manifest: Option<Manifest>, tail: Tail) -> Result<ClaimInput, ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         let base = manifest.as_ref().map_or(Rev::default(), |manifest| manifest.base_rev);
         let first_slot = manifest.as_ref().map_or_else(Default::default, |manifest| manifest.first_slot);
         self.taken = None;
@@ -222,7 +229,7 @@ impl Opener<'_> {
 
     /// Uploads what the base lacks.
     async fn put_base(&mut self, made_for: ManifestNumber) -> Result<BaseObject, ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         let (rev, base) = {
             let database = self.restorer.database.as_ref().ok_or_else(out_of_step)?;
             (database.state().rev, self.base.as_ref().map_or(Rev::default(), |base| base.base_rev))
@@ -245,7 +252,7 @@ impl Opener<'_> {
     /// What an earlier process of this data directory accepted and could not ship is in the claim's base now, or the
     /// subject has gone on without it.
     async fn settle_surplus(&mut self) -> Result<(), ErrorReply> {
-        let (shared, subject) = (self.restorer.shared, self.restorer.subject);
+        let (shared, subject) = (self.shared, self.restorer.subject);
         for log in shared.surplus.logs_of(subject) {
             if self.taken.as_ref() == Some(&log) {
                 shared.surplus.settle(subject, &log).await.map_err(|error| cannot_settle(&error))?;

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject, Timestamp};
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject};
 use tokio::sync::Notify;
 
-use super::values::{Progress, Uploads, lacking, with_stand_ins};
+use super::values::{Attempt, Uploads};
 use super::{Answer, Respond, events};
 use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
@@ -15,11 +15,11 @@ use crate::engine::Shared;
 use crate::entry::Entry;
 use crate::format::frame;
 use crate::log::{Append, Stage, Ticket};
-use crate::plan::{self, Context, Pending, Planned, SubjectView};
-use crate::values::{self, Uploaded};
+use crate::plan::{self, Pending, Planned, SubjectView};
+use crate::values::Uploaded;
 
 /// Most changes of one subject that wait for their level. Beyond it writes are turned away; reads go on.
-const MAX_IN_FLIGHT: usize = 4_096;
+pub(super) const MAX_IN_FLIGHT: usize = 4_096;
 
 /// When a caller that was turned away may come again.
 const RETRY_AFTER_MS: u64 = 50;
@@ -47,14 +47,6 @@ struct Change {
     ticket: Option<Arc<Ticket>>,
     /// The large values that it refers to. They go with it, unless the log takes it.
     uploaded: Uploaded,
-}
-
-/// What planning the next write came to.
-enum Attempt {
-    /// This, with these large values in the bucket.
-    Planned(Planned, Uploaded),
-    /// It waits for its large values.
-    UnderWay,
 }
 
 /// Steps on their way into one append; all changes among them have one level.
@@ -91,7 +83,7 @@ pub(super) struct Applied {
 /// The changes of one subject that are under way.
 pub(super) struct Pipeline {
     steps: VecDeque<Step>,
-    pending: Pending,
+    pub(super) pending: Pending,
     /// Appends that are not in the bucket yet, each with the rev it leads to.
     unshipped: VecDeque<(Arc<Ticket>, Rev)>,
     /// The last rev known to be in the bucket.
@@ -102,9 +94,9 @@ pub(super) struct Pipeline {
     failing: Option<ErrorReply>,
     /// The file could not be written. Nothing is planned before it can.
     pub(super) stalled: Option<ErrorReply>,
-    uploads: Uploads,
+    pub(super) uploads: Uploads,
     /// Told when a ticket of this subject moves.
-    waker: Arc<Notify>,
+    pub(super) waker: Arc<Notify>,
 }
 
 impl Pipeline {
@@ -198,51 +190,6 @@ impl Pipeline {
         }
         let view = self.pending.view(database);
         plan::required(request, &view.state().config, shared.settings.level)
-    }
-
-    /// Plans the next write, and sends its large values ahead.
-    fn attempt(
-        &mut self,
-        shared: &Arc<Shared>,
-        subject: &Subject,
-        database: &Database,
-        front: &Submission,
-        in_flight: usize,
-    ) -> Attempt {
-        let refuse = |reply| Attempt::Planned(Planned::Answer(Err(reply)), Uploaded::default());
-        let uploaded = match self.uploads.take() {
-            Progress::UnderWay => return Attempt::UnderWay,
-            Progress::Complete(uploaded) => uploaded,
-            Progress::Failed(reply) => return refuse(reply),
-        };
-        let full = in_flight >= MAX_IN_FLIGHT;
-        if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
-            return refuse(refusal);
-        }
-        let values = values::of_request(&front.request);
-        let context = Context {
-            accept_time: Timestamp::from_micros(shared.env.wall_micros()),
-            max_message_bytes: front.max_reply_bytes,
-            blobs: &with_stand_ins(&uploaded, &values),
-        };
-        let planned = plan::plan(&front.request, &self.pending.view(database), context);
-        let lacking = match &planned {
-            Planned::Write { entry, .. } => lacking(entry, values),
-            _ => Vec::new(),
-        };
-        if lacking.is_empty() {
-            return Attempt::Planned(planned, uploaded);
-        }
-        let term = database.state().term;
-        match self.uploads.begin(shared, subject, term, uploaded, lacking, &self.waker) {
-            Ok(()) => Attempt::UnderWay,
-            Err(reply) => refuse(reply),
-        }
-    }
-
-    /// The next write is turned away: so are its large values.
-    pub(super) fn abandon_uploads(&mut self) {
-        self.uploads.abandon();
     }
 
     fn take(
@@ -517,6 +464,6 @@ pub(super) const fn is_change(request: &Request) -> bool {
     matches!(request, Request::Set(_) | Request::Delete(_) | Request::DeleteAll(_) | Request::Configure(_))
 }
 
-fn too_many() -> ErrorReply {
+pub(super) fn too_many() -> ErrorReply {
     ErrorReply::overloaded("too many changes of the subject wait for their durability", RETRY_AFTER_MS)
 }

@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
+use dormouse_runtime::Env;
 
+use crate::bucket::Bucket;
 use crate::checksum::Crc64;
 use crate::database::{Database, DatabaseError, Origin, companion, put_in_place, remove_files, sync_folder};
 use crate::engine::Shared;
@@ -22,7 +23,7 @@ use crate::ownership::terms;
 const ENTRIES_AT_ONCE: usize = 1_000;
 
 /// Why a state could not be brought here.
-pub(super) enum RestoreError {
+pub(crate) enum RestoreError {
     /// An object that is referred to does not exist.
     Missing(String),
     /// Anything else, as a caller is told.
@@ -36,22 +37,24 @@ impl From<ErrorReply> for RestoreError {
 }
 
 /// What is being brought here.
-pub(super) struct Restorer<'a> {
-    pub(super) shared: &'a Arc<Shared>,
-    pub(super) subject: &'a Subject,
-    pub(super) path: PathBuf,
+pub(crate) struct Restorer<'a> {
+    pub(crate) bucket: &'a dyn Bucket,
+    pub(crate) env: &'a Env,
+    /// The engine to which the file belongs, and whatever lies in its place; `None` for a copy.
+    pub(crate) home: Option<&'a Shared>,
+    pub(crate) subject: &'a Subject,
+    pub(crate) path: PathBuf,
     /// The open file, between two attempts.
-    pub(super) database: Option<Database>,
+    pub(crate) database: Option<Database>,
 }
 
 impl Restorer<'_> {
     /// Opens the file that lies here from earlier, if it is fit for use. Tells the highest manifest that it remembers.
     pub(super) async fn find_local(&mut self) -> Result<Option<ManifestNumber>, ErrorReply> {
+        let Some(home) = self.home else { return Ok(None) };
         let (path, subject) = (self.path.clone(), self.subject.clone());
-        let kept =
-            self.shared.data.lost_file(&subject, Default::default(), Nonce::new(self.shared.env.ulid()));
+        let kept = home.data.lost_file(&subject, Default::default(), Nonce::new(self.env.ulid()));
         let found = self
-            .shared
             .env
             .blocking(move || {
                 if !path.exists() {
@@ -77,7 +80,7 @@ impl Restorer<'_> {
     }
 
     /// Brings the state of `manifest` with `tail` on top of its base here; for a new subject an empty one.
-    pub(super) async fn restore(
+    pub(crate) async fn restore(
         &mut self,
         manifest: Option<&Manifest>,
         tail: Vec<Entry>,
@@ -104,15 +107,15 @@ impl Restorer<'_> {
     /// Reads a file through that an earlier process left, and sets it aside if it is damaged. What this process has
     /// written itself cannot have been torn by a loss of power.
     async fn is_sound(&mut self) -> Result<bool, ErrorReply> {
-        let Some(database) = self.database.take() else { return Ok(false) };
-        if database.provenance().log.as_ref() == Some(self.shared.log.id()) {
+        let Some((database, home)) = self.database.take().zip(self.home) else { return Ok(false) };
+        if database.provenance().log.as_ref() == Some(home.log.id()) {
             self.database = Some(database);
             return Ok(true);
         }
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let term = database.state().term;
-        let kept = self.shared.data.lost_file(&subject, term, Nonce::new(self.shared.env.ulid()));
-        let checked = self.shared.env.blocking(move || match database.check_whole() {
+        let kept = home.data.lost_file(&subject, term, Nonce::new(self.env.ulid()));
+        let checked = self.env.blocking(move || match database.check_whole() {
             Ok(()) => Ok(Some(database)),
             Err(error) if error.is_unfit_file() => {
                 drop(database);
@@ -127,7 +130,7 @@ impl Restorer<'_> {
     async fn rebuild(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {
         let mut deltas = Vec::with_capacity(manifest.deltas.len());
         for delta in &manifest.deltas {
-            deltas.extend(fetch_delta(self.shared, self.subject, delta).await?);
+            deltas.extend(fetch_delta(self.bucket, self.subject, delta).await?);
         }
         match &manifest.snapshot {
             Some(snapshot) => self.pull(snapshot).await?,
@@ -154,20 +157,18 @@ impl Restorer<'_> {
         let key = SubjectKeys::new(self.subject).snapshot(&snapshot.name);
         let incoming = companion(&self.path, "-incoming");
         // Left behind by a process that was killed while it pulled.
-        remove(self.shared, &incoming).await?;
-        let found =
-            self.shared.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?;
+        remove(self.env, &incoming).await?;
+        let found = self.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?;
         let Some(summary) = found else { return Err(RestoreError::Missing(key.to_string())) };
         if (summary.size_bytes, summary.crc64) != (snapshot.size_bytes, snapshot.crc64) {
             let what = differs(summary.size_bytes, summary.crc64, snapshot.size_bytes, snapshot.crc64);
             // Only the copy of it goes; what is left of it, the next pull removes.
-            let _ = remove(self.shared, &incoming).await;
+            let _ = remove(self.env, &incoming).await;
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
         }
         self.database = None;
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let opened = self
-            .shared
             .env
             .blocking(move || {
                 put_in_place(&incoming, &path).map_err(LocalError::File)?;
@@ -201,7 +202,6 @@ impl Restorer<'_> {
         self.database = None;
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let created = self
-            .shared
             .env
             .blocking(move || {
                 remove_files(&path).map_err(LocalError::File)?;
@@ -241,13 +241,12 @@ impl Restorer<'_> {
     }
 
     /// Works on the file where blocking stalls nobody else.
-    pub(super) async fn on_file<T: Send + 'static>(
+    pub(crate) async fn on_file<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Database) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, ErrorReply> {
         let mut database = self.database.take().ok_or_else(out_of_step)?;
         let (database, done) = self
-            .shared
             .env
             .blocking(move || {
                 let done = work(&mut database);
@@ -259,19 +258,19 @@ impl Restorer<'_> {
     }
 }
 
-async fn remove(shared: &Shared, path: &Path) -> Result<(), ErrorReply> {
+async fn remove(env: &Env, path: &Path) -> Result<(), ErrorReply> {
     let owned = path.to_owned();
-    let removed = shared.env.blocking(move || remove_files(&owned)).await;
+    let removed = env.blocking(move || remove_files(&owned)).await;
     removed.map_err(|error| cannot_write(path, &error))
 }
 
 async fn fetch_delta(
-    shared: &Shared,
+    bucket: &dyn Bucket,
     subject: &Subject,
     reference: &DeltaRef,
 ) -> Result<Vec<Entry>, RestoreError> {
     let key = SubjectKeys::new(subject).delta(&reference.name);
-    let found: Option<Bytes> = shared.bucket.get(&key).await.map_err(|error| ErrorReply::from(&error))?;
+    let found: Option<Bytes> = bucket.get(&key).await.map_err(|error| ErrorReply::from(&error))?;
     let Some(bytes) = found else { return Err(RestoreError::Missing(key.to_string())) };
     let (size_bytes, crc64) = (bytes.len() as u64, Crc64::of(&bytes));
     if (size_bytes, crc64) != (reference.size_bytes, reference.crc64) {

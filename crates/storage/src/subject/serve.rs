@@ -4,24 +4,23 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use dormouse_protocol::data::FlushReply;
 use dormouse_protocol::{ErrorReply, Position, Subject};
 use tokio::sync::{Notify, oneshot};
 
+use super::flush::Flush;
 use super::open::Opened;
 use super::pipeline::{Blocked, Pipeline};
 use super::publish::PublishEnd;
 use super::reads::{self, Surroundings, Waiting, WaitingReads};
 use super::schedule::{Due, Schedule};
 use super::values::{Again, Fetches};
-use super::{Inbox, Respond, base, events};
-use crate::api::{Reply, Request, Submission};
+use super::{Inbox, base, events};
+use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::directory::Hold;
 use crate::engine::Shared;
 use crate::figures::Share;
 use crate::keys::BlobName;
-use crate::log::{Stage, Ticket};
 use crate::manifest::Manifest;
 use crate::ownership::Verified;
 use crate::ownership::publish::Publish;
@@ -47,17 +46,6 @@ pub(super) enum End {
     Closed,
     /// It cannot be served; requests that wait get this answer.
     Refused(ErrorReply),
-}
-
-/// Somebody who waits until everything so far is in the bucket.
-struct Flush {
-    /// What the bucket is to have in its log; `None`: it has it.
-    ticket: Option<Arc<Ticket>>,
-    /// A base is to hold it, too.
-    base: bool,
-    position: Position,
-    until: Duration,
-    respond: Respond,
 }
 
 /// The file, except while it is being worked on elsewhere.
@@ -88,7 +76,7 @@ pub(super) struct Serving<'a> {
     reads: WaitingReads,
     pub(super) fetches: Fetches,
     writes: VecDeque<Submission>,
-    flushes: Vec<Flush>,
+    pub(super) flushes: Vec<Flush>,
     pub(super) publishing: Option<oneshot::Receiver<PublishEnd>>,
     /// A publication without known outcome, which must be settled before the next.
     pub(super) undecided: Option<Box<Publish>>,
@@ -181,7 +169,7 @@ impl<'a> Serving<'a> {
                     }
                 }
                 () = moved.notified() => {}
-                passed = self.reads.passed() => self.barrier_ended(passed),
+                passed = self.reads.passed() => self.barrier_ended(&passed),
                 again = self.fetches.again() => self.read_again(again),
                 () = inbox.receive() => {}
                 () = close.notified() => self.schedule.ask_close(),
@@ -304,9 +292,9 @@ impl<'a> Serving<'a> {
         self.answer_read(submission, answer, missing);
     }
 
-    fn barrier_ended(&mut self, passed: Result<(), ErrorReply>) {
+    fn barrier_ended(&mut self, passed: &Result<(), ErrorReply>) {
         for waiting in self.reads.take(self.shared) {
-            match (waiting, &passed) {
+            match (waiting, passed) {
                 (Waiting::Read(read), Ok(())) => self.read(read, None),
                 (Waiting::Again(again), Ok(())) => self.read(again.submission, Some(again.missing)),
                 (Waiting::Ready(respond, answer), Ok(())) => respond(answer),
@@ -348,62 +336,6 @@ impl<'a> Serving<'a> {
             _ => (submission.respond)(Err(ErrorReply::internal("a read was lined up with the changes"))),
         }
         None
-    }
-
-    fn flush(&mut self, respond: Respond, base: bool) {
-        let ticket = self.pipeline.last_unshipped();
-        if ticket.is_some() {
-            self.shared.log.ship();
-        }
-        let position = Position { rev: self.planned_rev(), ..self.position() };
-        let until = self.shared.env.boot() + self.shared.settings.flush_patience;
-        self.flushes.push(Flush { ticket, base, position, until, respond });
-    }
-
-    fn planned_rev(&mut self) -> dormouse_protocol::Rev {
-        let applied = self.position().rev;
-        self.pipeline.planned_rev().unwrap_or(applied)
-    }
-
-    /// Answers those whose wait is over, one way or the other.
-    fn answer_flushes(&mut self) {
-        if self.flushes.is_empty() {
-            return;
-        }
-        let now = self.shared.env.boot();
-        let is_applied = self.pipeline.is_applied();
-        let based = self.manifest.base_rev;
-        let mut compact = false;
-        let done: Vec<_> = self
-            .flushes
-            .extract_if(.., |flush| {
-                let stage = flush.ticket.as_ref().map(|ticket| ticket.stage());
-                let shipped = matches!(stage, None | Some(Stage::Shipped));
-                let held = !flush.base || based >= flush.position.rev;
-                compact |= shipped && is_applied && !held;
-                (shipped && held) || stage == Some(Stage::Failed) || flush.until <= now
-            })
-            .collect();
-        if compact && self.publishing.is_none() {
-            self.schedule.ask_compact();
-        }
-        for flush in done {
-            let failure = flush.ticket.as_ref().and_then(|ticket| ticket.failure());
-            let in_time = flush.until > now
-                || flush.ticket.as_ref().is_none_or(|ticket| ticket.stage() == Stage::Shipped);
-            (flush.respond)(match failure {
-                Some(reply) => Err(reply),
-                None if in_time && (!flush.base || based >= flush.position.rev) => {
-                    Ok(Reply::Flush(FlushReply { position: flush.position }))
-                }
-                None => Err(self.not_in_bucket()),
-            });
-        }
-    }
-
-    pub(super) fn not_in_bucket(&self) -> ErrorReply {
-        let why = self.failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
-        ErrorReply::unavailable(format!("not in the bucket yet: {why}"))
     }
 
     /// Works on the file where blocking stalls nobody else.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dormouse_protocol::data::{GetReply, GetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
-use dormouse_protocol::{ErrorReply, Subject, Term};
+use dormouse_protocol::{ErrorReply, Subject, Term, Timestamp};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Respond;
+use super::pipeline::{MAX_IN_FLIGHT, Pipeline, too_many};
 use super::serve::Serving;
 use crate::api::{Reply, Request, Submission};
 use crate::database::Database;
@@ -16,7 +17,7 @@ use crate::directory::shutting_down;
 use crate::engine::Shared;
 use crate::entry::Entry;
 use crate::keys::{BlobName, SubjectKeys};
-use crate::plan::{BlobRef, size};
+use crate::plan::{self, BlobRef, Context, Planned, size};
 use crate::values::{self, FetchError, LargeValue, MAX_WHOLE_VALUE_BYTES, Uploaded, Uploader};
 
 /// Reads of one subject whose value was gone when it was asked for, and that wait for their second look.
@@ -33,7 +34,7 @@ pub(super) struct Uploads {
 }
 
 /// How far the large values of the next write are.
-pub(super) enum Progress {
+enum Progress {
     /// On their way: the write waits, and everything behind it.
     UnderWay,
     /// These are complete.
@@ -44,7 +45,7 @@ pub(super) enum Progress {
 
 impl Uploads {
     /// Takes what there is for the next write.
-    pub(super) fn take(&mut self) -> Progress {
+    fn take(&mut self) -> Progress {
         if let Some(end) = &mut self.under_way {
             match end.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => return Progress::UnderWay,
@@ -72,7 +73,7 @@ impl Uploads {
     ///
     /// # Errors
     /// `overloaded`; then nothing is under way.
-    pub(super) fn begin(
+    fn begin(
         &mut self,
         shared: &Arc<Shared>,
         subject: &Subject,
@@ -110,14 +111,14 @@ impl Uploads {
     }
 
     /// The write is turned away: what was written for it goes.
-    pub(super) fn abandon(&mut self) {
+    fn abandon(&mut self) {
         *self = Self::default();
     }
 }
 
 /// What `request` needs in the bucket before it can be planned in earnest, when planning it with stand-ins came to
 /// `entry`: the values whose stand-ins are in it.
-pub(super) fn lacking(entry: &Entry, values: Vec<LargeValue>) -> Vec<LargeValue> {
+fn lacking(entry: &Entry, values: Vec<LargeValue>) -> Vec<LargeValue> {
     let named: Vec<BlobName> = values::of_entry(entry).map(|blob| blob.name).collect();
     values
         .into_iter()
@@ -126,7 +127,7 @@ pub(super) fn lacking(entry: &Entry, values: Vec<LargeValue>) -> Vec<LargeValue>
 }
 
 /// What a request is planned with: the objects that are there, and stand-ins for the others.
-pub(super) fn with_stand_ins(uploaded: &Uploaded, values: &[LargeValue]) -> Vec<(usize, BlobRef)> {
+fn with_stand_ins(uploaded: &Uploaded, values: &[LargeValue]) -> Vec<(usize, BlobRef)> {
     let there = uploaded.blobs();
     let lacking = values.iter().filter(|(place, _)| there.iter().all(|(at, _)| at != place));
     there
@@ -134,6 +135,62 @@ pub(super) fn with_stand_ins(uploaded: &Uploaded, values: &[LargeValue]) -> Vec<
         .copied()
         .chain(lacking.map(|(place, value)| (*place, values::stand_in(*place, value))))
         .collect()
+}
+
+/// What planning the next write came to.
+#[expect(clippy::large_enum_variant, reason = "the largest is the usual one, and none is kept")]
+pub(super) enum Attempt {
+    /// This, with these large values in the bucket.
+    Planned(Planned, Uploaded),
+    /// It waits for its large values.
+    UnderWay,
+}
+
+impl Pipeline {
+    /// Plans the next write, and sends its large values ahead.
+    pub(super) fn attempt(
+        &mut self,
+        shared: &Arc<Shared>,
+        subject: &Subject,
+        database: &Database,
+        front: &Submission,
+        in_flight: usize,
+    ) -> Attempt {
+        let refuse = |reply| Attempt::Planned(Planned::Answer(Err(reply)), Uploaded::default());
+        let uploaded = match self.uploads.take() {
+            Progress::UnderWay => return Attempt::UnderWay,
+            Progress::Complete(uploaded) => uploaded,
+            Progress::Failed(reply) => return refuse(reply),
+        };
+        let full = in_flight >= MAX_IN_FLIGHT;
+        if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
+            return refuse(refusal);
+        }
+        let values = values::of_request(&front.request);
+        let context = Context {
+            accept_time: Timestamp::from_micros(shared.env.wall_micros()),
+            max_message_bytes: front.max_reply_bytes,
+            blobs: &with_stand_ins(&uploaded, &values),
+        };
+        let planned = plan::plan(&front.request, &self.pending.view(database), context);
+        let lacking = match &planned {
+            Planned::Write { entry, .. } => lacking(entry, values),
+            _ => Vec::new(),
+        };
+        if lacking.is_empty() {
+            return Attempt::Planned(planned, uploaded);
+        }
+        let term = database.state().term;
+        match self.uploads.begin(shared, subject, term, uploaded, lacking, &self.waker) {
+            Ok(()) => Attempt::UnderWay,
+            Err(reply) => refuse(reply),
+        }
+    }
+
+    /// The next write is turned away: so are its large values.
+    pub(super) fn abandon_uploads(&mut self) {
+        self.uploads.abandon();
+    }
 }
 
 /// A read whose value was gone when it was asked for: the message may have been replaced meanwhile.

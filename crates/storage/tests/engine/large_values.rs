@@ -366,8 +366,9 @@ fn a_replaced_value_stays_until_the_base_covers_its_replacement() {
     let gets = world.bucket.hold(Operation::Get, "/blobs/", false);
     drop(base);
     compacted.recv().unwrap().unwrap();
-    // What may be deleted is being deleted: a value that nothing referred to would have been gone.
-    std::thread::sleep(Duration::from_millis(300));
+    // What may be deleted is being deleted; a value would go in the same batch.
+    server.until("the older manifest is gone", || world.objects_like(&app, "manifest").len() == 1);
+    server.pass(Duration::from_millis(100));
     drop(gets);
     let log = server.kill();
     drop(shipping);

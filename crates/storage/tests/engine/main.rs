@@ -7,6 +7,7 @@ mod clockwork;
 mod collect;
 mod compaction;
 mod disk;
+mod export;
 mod fencing;
 mod handover;
 mod large_values;

@@ -10,7 +10,7 @@ use dormouse_protocol::{Change, ErrorCode, Level, Rev};
 use dormouse_runtime::Env;
 use dormouse_storage::api::{Reply, Request, Submission};
 use dormouse_storage::bucket::{Bucket, Operation};
-use dormouse_storage::{Engine, EngineSettings, ExportError, OpenError, export_snapshot};
+use dormouse_storage::{Engine, EngineSettings, OpenError};
 
 const APP: &str = "app.orders";
 
@@ -25,15 +25,6 @@ fn a_snapshot_is_a_plain_sqlite_file() {
     assert_eq!(position, server.info(&app).position);
     server.set(&app, "c", "3").unwrap();
     assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", &large()), ("b", "2")]));
-
-    let exported = world.folder.path().join("exported.sqlite3");
-    let export =
-        |name| server.runtime.block_on(export_snapshot(world.bucket.as_ref(), &subject(name), &exported));
-    assert_eq!(export(APP).unwrap(), position);
-    assert_eq!(messages_in(&exported), pairs(&[("a", &large()), ("b", "2")]));
-    assert!(matches!(export("app.unknown"), Err(ExportError::NoSuchSubject(_))));
-    server.set(&subject("app.fresh"), "a", "1").unwrap();
-    assert!(matches!(export("app.fresh"), Err(ExportError::NothingYet(_))));
 }
 
 #[test]

@@ -70,12 +70,41 @@ pub async fn read_own_tail(
     base: Rev,
 ) -> Result<Vec<Entry>, TailError> {
     let slots = log.slots_above(subject, base).into_iter().filter(|slot| *slot >= first_slot);
+    read_slots(bucket, log.id(), slots, subject, base).await
+}
+
+/// As [`read_own_tail`], of a log that may have a living owner, as of some moment during the call. Changes nothing.
+///
+/// Cancelling the call has no effect.
+///
+/// # Errors
+/// [`TailError::Missing`] when a slot was trimmed meanwhile.
+pub async fn read_tail(
+    bucket: &dyn Bucket,
+    log: &LogId,
+    subject: &Subject,
+    first_slot: Slot,
+    base: Rev,
+) -> Result<Vec<Entry>, TailError> {
+    let keys = LogKeys::new(log);
+    let slots = keys.read_listing(&bucket.list(keys.folder()).await?);
+    let slots = slots.into_iter().filter(|slot| *slot >= first_slot);
+    read_slots(bucket, log, slots, subject, base).await
+}
+
+async fn read_slots(
+    bucket: &dyn Bucket,
+    log: &LogId,
+    slots: impl Iterator<Item = Slot> + Send,
+    subject: &Subject,
+    base: Rev,
+) -> Result<Vec<Entry>, TailError> {
     let lines: Vec<Vec<Entry>> = stream::iter(slots)
-        .map(|slot| entries_in(bucket, log.id(), slot, subject))
+        .map(|slot| entries_in(bucket, log, slot, subject))
         .buffered(AT_ONCE)
         .try_collect()
         .await?;
-    run_above(log.id(), lines.concat(), base)
+    run_above(log, lines.concat(), base)
 }
 
 /// The entries above `base` in these blocks of one subject.

@@ -1,0 +1,65 @@
+//! Making a file complete by itself: large values in it, and no companions beside it.
+
+use bytes::Bytes;
+use dormouse_protocol::Seq;
+use rusqlite::params;
+
+use super::blobs::blob_of;
+use super::{Database, DatabaseError, from_sql, to_sql};
+use crate::plan::BlobRef;
+
+/// A companion of this size is brought into the file.
+const CHECKPOINT_BYTES: u64 = 64 * 1_024 * 1_024;
+
+impl Database {
+    /// At most `limit` messages after `after` whose values lie elsewhere, in order of seq.
+    ///
+    /// # Errors
+    /// That the file cannot be read.
+    pub fn blobs_after(&self, after: Seq, limit: usize) -> Result<Vec<(Seq, BlobRef)>, DatabaseError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT blob, size, blob_crc64, seq FROM messages WHERE seq > ?1 AND blob IS NOT NULL
+             ORDER BY seq LIMIT ?2",
+        )?;
+        let mut rows = statement.query(params![to_sql(after.get()), to_sql(limit as u64)])?;
+        let mut blobs = Vec::new();
+        while let Some(row) = rows.next()? {
+            let seq = Seq::new(from_sql(row.get(3)?));
+            blobs.push((seq, blob_of(seq, row)?));
+        }
+        Ok(blobs)
+    }
+
+    /// Puts values into the file that lay elsewhere. Outside a transaction. Such a file is for reading only: it does not
+    /// follow from its log any more.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub fn embed(&mut self, values: &[(Seq, Bytes)]) -> Result<(), DatabaseError> {
+        self.in_transaction(|database| {
+            let mut embed = database.connection.prepare_cached(
+                "UPDATE messages SET value = ?2, blob = NULL, blob_crc64 = NULL WHERE seq = ?1",
+            )?;
+            for (seq, value) in values {
+                embed.execute(params![to_sql(seq.get()), value.as_ref()])?;
+            }
+            Ok(())
+        })?;
+        if self.wal_bytes() > CHECKPOINT_BYTES { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Closes the file as one that opens anywhere, also read-only, and speaks of nothing outside.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]; then the file may need its companions.
+    pub fn make_plain(mut self) -> Result<(), DatabaseError> {
+        self.connection.execute("DELETE FROM dead_blobs", [])?;
+        self.checkpoint()?;
+        let mode: String =
+            self.connection.pragma_update_and_check(None, "journal_mode", "DELETE", |row| row.get(0))?;
+        if mode != "delete" {
+            return Err(DatabaseError::Damaged(format!("its journal mode is {mode}, not delete")));
+        }
+        self.close()
+    }
+}

@@ -1,0 +1,121 @@
+//! A subject as a file, read straight from the bucket: all that is in it, and nobody is disturbed.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use dormouse_protocol::data::{SetItem, SetRequest};
+use dormouse_protocol::{Level, Position};
+use dormouse_storage::api::Request;
+use dormouse_storage::{ExportError, export_snapshot};
+
+use crate::support::{Server, World, large, messages_in, pairs, subject};
+
+const APP: &str = "app.orders";
+
+impl World {
+    fn exported(&self) -> PathBuf {
+        self.folder.path().join("exported.sqlite3")
+    }
+
+    fn export(&self, server: &Server, name: &str) -> Result<Position, ExportError> {
+        // Only what an export itself leaves shall be there.
+        let _ = std::fs::remove_file(self.exported());
+        let (bucket, path) = (self.bucket.as_ref(), self.exported());
+        server.runtime.block_on(export_snapshot(bucket, &server.env, &subject(name), &path))
+    }
+
+    /// The file that was exported, which must be one that opens anywhere.
+    fn content(&self) -> Vec<(String, String)> {
+        let path = self.exported();
+        assert_eq!(&std::fs::read(&path).unwrap()[18..20], [1, 1], "a rollback journal, not a WAL");
+        for companion in ["-wal", "-shm", "-journal", "-incoming"] {
+            let mut name = path.clone().into_os_string();
+            name.push(companion);
+            assert!(!PathBuf::from(name).exists(), "{companion}");
+        }
+        messages_in(&path)
+    }
+}
+
+#[test]
+fn an_export_holds_snapshot_deltas_and_log_also_while_the_owner_lives() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    assert!(matches!(world.export(&server, APP), Err(ExportError::NoSuchSubject(_))));
+    server.set(&app, "a", &large()).unwrap();
+    // Nothing but the log has it.
+    assert_eq!(world.export(&server, APP).unwrap(), server.info(&app).position);
+    assert_eq!(world.content(), pairs(&[("a", &large())]));
+    server.compact(&app).unwrap();
+    server.set(&app, "b", "2").unwrap();
+    server.compact(&app).unwrap();
+    assert_eq!(world.objects_like(&app, "delta").len(), 1);
+    server.set(&app, "c", "3").unwrap();
+    let position = server.info(&app).position;
+    assert_eq!(world.export(&server, APP).unwrap(), position);
+    let all = pairs(&[("a", &large()), ("b", "2"), ("c", "3")]);
+    assert_eq!(world.content(), all);
+
+    // Its owner goes on as if nothing had happened; a dead one's log is read as well, and stays unsealed.
+    server.set(&app, "d", "4").unwrap();
+    let log = server.kill();
+    let other = world.server("persist-2");
+    assert_eq!(world.export(&other, APP).unwrap().rev, position.rev.next());
+    let slots = world.slots(&log);
+    world.fleet.declare_dead(&log);
+    assert_eq!(world.slots(&log), slots);
+    assert_eq!(other.all(&app).unwrap(), world.content());
+    assert!(other.shutdown().unreleased.is_empty());
+    let third = world.server("persist-3");
+    assert_eq!(world.export(&third, APP).unwrap().rev, position.rev.next());
+    third.destroy(&app).unwrap();
+    assert!(matches!(world.export(&third, APP), Err(ExportError::NoSuchSubject(_))));
+    assert!(!world.exported().exists());
+}
+
+#[test]
+fn what_was_not_brought_to_the_bucket_is_not_exported() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
+    assert_eq!(server.info(&app).count, 0);
+    assert!(matches!(world.export(&server, APP), Err(ExportError::NothingYet(_))));
+    server.set(&app, "a", "1").unwrap();
+    let flushed = server.flush(&app).unwrap();
+    assert_eq!(world.export(&server, APP).unwrap(), flushed);
+    assert_eq!(world.content(), pairs(&[("a", "1")]));
+}
+
+#[test]
+fn an_exported_file_has_its_large_values_in_it() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let values: Vec<String> = (0..10).map(|n| format!("{n}").repeat(300 * 1_024)).collect();
+    for (n, value) in values.iter().enumerate() {
+        let value = Some(Bytes::copy_from_slice(value.as_bytes()));
+        let item = SetItem { key: Some(format!("key-{n}")), value, ..SetItem::default() };
+        server.run(&app, Request::Set(SetRequest { sets: vec![item], ..SetRequest::default() })).unwrap();
+    }
+    server.set(&app, "small", "1").unwrap();
+    let mut expected: Vec<(String, String)> =
+        values.iter().enumerate().map(|(n, value)| (format!("key-{n}"), value.clone())).collect();
+    expected.push(("small".to_owned(), "1".to_owned()));
+    for _ in 0..2 {
+        world.export(&server, APP).unwrap();
+        assert_eq!(world.content(), expected);
+        let file = rusqlite::Connection::open(world.exported()).unwrap();
+        let elsewhere = "SELECT (SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL) + (SELECT COUNT(*) FROM dead_blobs)";
+        assert_eq!(file.query_row(elsewhere, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+        drop(file);
+        server.compact(&app).unwrap();
+    }
+
+    let blobs = world.folder.path().join("bucket/subjects").join(app.escaped()).join("blobs");
+    let lost = std::fs::read_dir(blobs).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&lost).unwrap();
+    let error = world.export(&server, APP).unwrap_err().to_string();
+    assert!(error.contains(lost.file_name().unwrap().to_str().unwrap()), "{error}");
+    assert!(!world.exported().exists());
+}
