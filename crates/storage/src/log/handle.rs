@@ -8,7 +8,7 @@ use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::owner::OwnerInput;
-use super::state::State;
+use super::state::{Ending, State};
 use super::{Append, LogEnd, LogFigures, LogSettings, StartLogError, Tail, Ticket, disk, look, ship, trim};
 use crate::bucket::Bucket;
 use crate::keys::LogKeys;
@@ -30,6 +30,9 @@ pub(super) struct Shared {
     /// Held for moments only, never across an await.
     state: Mutex<State>,
     pub(super) wakers: Wakers,
+    /// Its end, from the moment that the books have it.
+    ending: Arc<Ending>,
+    /// Its end, once the last words are said.
     pub(super) ended: watch::Sender<Option<LogEnd>>,
 }
 
@@ -55,8 +58,8 @@ impl Shared {
         }
     }
 
-    /// Resolves when the log is at its end.
-    pub(super) async fn over(&self) -> LogEnd {
+    /// Resolves when the log's last words are on the local disk.
+    pub(super) async fn ended(&self) -> LogEnd {
         let mut ended = self.ended.subscribe();
         match ended.wait_for(Option::is_some).await {
             Ok(end) => end.unwrap_or(LogEnd::Stopped),
@@ -81,9 +84,11 @@ impl Log {
         tasks: &Tasks,
     ) -> Result<Self, StartLogError> {
         let checksum = ship::create_birth(&id, bucket.as_ref(), &env, tasks.stop()).await?;
+        let ending = Ending::new();
         let shared = Arc::new(Shared {
             keys: LogKeys::new(&id),
-            state: Mutex::new(State::new(&settings)),
+            state: Mutex::new(State::new(&settings, Arc::clone(&ending))),
+            ending,
             settings,
             bucket,
             env,
@@ -164,10 +169,30 @@ impl Log {
     ///
     /// Cancelling the call has no effect.
     pub async fn ended(&self) -> LogEnd {
-        self.0.over().await
+        self.0.ended().await
     }
 
-    /// How the log came to its end, if it has.
+    /// Whether the log is at its end: from the very moment that it refuses what is new and fails what is not
+    /// acknowledged, before [`Log::ended`] resolves. Cheap enough to ask before each answer.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.ending.is_over()
+    }
+
+    /// Resolves as soon as [`Log::is_over`] is true.
+    ///
+    /// Cancelling the call has no effect.
+    pub async fn over(&self) {
+        self.0.ending.over().await;
+    }
+
+    /// How the log came to its end, as soon as [`Log::over`] has resolved.
+    #[must_use]
+    pub fn end_cause(&self) -> Option<LogEnd> {
+        self.0.ending.cause()
+    }
+
+    /// How the log came to its end, once [`Log::ended`] has resolved.
     #[must_use]
     pub fn end(&self) -> Option<LogEnd> {
         *self.0.ended.borrow()

@@ -15,7 +15,7 @@ use crate::format::segment::FOOTER_BYTES;
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut over = std::pin::pin!(shared.over());
+    let mut over = std::pin::pin!(shared.ended());
     loop {
         let slot = shared.lock().probe.take();
         let step = async {

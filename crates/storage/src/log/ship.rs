@@ -103,7 +103,7 @@ async fn put(shared: &Shared, Segment { slot, appends }: Segment, previous: Crc6
     let over = async {
         tokio::select! {
             () = shared.stop.given() => {}
-            _ = shared.over() => {}
+            _ = shared.ended() => {}
         }
     };
     let outcome = tokio::select! {

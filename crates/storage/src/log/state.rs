@@ -5,7 +5,7 @@
 
 mod end;
 
-pub(super) use end::taken_over;
+pub(super) use end::{Ending, taken_over};
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -49,6 +49,7 @@ pub(super) struct State {
     /// The segment that the ship task is to create.
     pub(super) departing: Option<Segment>,
     pub(super) end: Option<LogEnd>,
+    ending: Arc<Ending>,
     pace: Pace,
     last: Lsn,
     /// Accepted, not yet on the local disk.
@@ -94,7 +95,7 @@ pub(super) struct Segment {
 }
 
 impl State {
-    pub(super) fn new(settings: &LogSettings) -> Self {
+    pub(super) fn new(settings: &LogSettings, ending: Arc<Ending>) -> Self {
         Self {
             owner: Owner::new(Slot::new(1)),
             tails: Tails::new(),
@@ -105,6 +106,7 @@ impl State {
             to_mark_failed: Vec::new(),
             departing: None,
             end: None,
+            ending,
             pace: Pace::new(settings),
             last: Lsn::ZERO,
             queue: VecDeque::new(),

@@ -12,7 +12,7 @@ use super::handle::Shared;
 const PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut over = std::pin::pin!(shared.over());
+    let mut over = std::pin::pin!(shared.ended());
     loop {
         let range = shared.lock().doomed_slots.pop_front();
         let step = async {

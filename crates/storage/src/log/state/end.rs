@@ -1,10 +1,43 @@
 //! How a log ends: who is told what, and what stays on the local disk.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_protocol::{ErrorCode, ErrorReply};
+use tokio::sync::watch;
 
 use super::{LogEnd, Pending, State, Wakers};
+
+/// That the log is at its end, said while the books are locked: whoever sees a write refused because of it sees this too.
+#[derive(Debug)]
+pub(in crate::log) struct Ending {
+    over: AtomicBool,
+    cause: watch::Sender<Option<LogEnd>>,
+}
+
+impl Ending {
+    pub(in crate::log) fn new() -> Arc<Self> {
+        Arc::new(Self { over: AtomicBool::new(false), cause: watch::Sender::new(None) })
+    }
+
+    pub(in crate::log) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    pub(in crate::log) fn cause(&self) -> Option<LogEnd> {
+        *self.cause.borrow()
+    }
+
+    pub(in crate::log) async fn over(&self) {
+        // The sender lives as long as this does.
+        let _ = self.cause.subscribe().wait_for(Option::is_some).await;
+    }
+
+    fn say(&self, end: LogEnd) {
+        self.over.store(true, Ordering::Release);
+        self.cause.send_replace(Some(end));
+    }
+}
 
 impl State {
     /// What every new request is told once the log is at its end.
@@ -76,7 +109,7 @@ impl State {
         let nothing = self.queue.is_empty() && self.group.is_empty() && self.written.is_empty();
         if self.stopping && nothing && self.in_flight.is_empty() && self.end.is_none() {
             self.fail_readers(&ErrorReply::unavailable("this server is being stopped"));
-            self.end = Some(LogEnd::Stopped);
+            self.set_end(LogEnd::Stopped);
         }
     }
 
@@ -100,8 +133,13 @@ impl State {
         }
     }
 
-    fn finish(&mut self, end: LogEnd, wakers: &Wakers) {
+    fn set_end(&mut self, end: LogEnd) {
         self.end = Some(end);
+        self.ending.say(end);
+    }
+
+    fn finish(&mut self, end: LogEnd, wakers: &Wakers) {
+        self.set_end(end);
         self.departing = None;
         self.probe = None;
         wakers.disk.notify_one();

@@ -1,6 +1,8 @@
 //! Logs that are ended: by others, and by their own process.
 
 use super::*;
+use crate::log::handle::Wakers;
+use crate::log::state::State;
 
 #[tokio::test(start_paused = true)]
 async fn a_sealed_log_acknowledges_nothing_more_and_its_successor_has_all_it_acknowledged() {
@@ -126,4 +128,30 @@ async fn a_log_that_was_never_born_has_no_entries_to_give() {
     assert_eq!(sealer.seal_only(&id("never")).await, Ok(false));
     assert_eq!(sealer.seal(&id("never")).await.unwrap_err().code, ErrorCode::Corrupt);
     assert_eq!(sealer.seal(&id("b")).await.unwrap_err().code, ErrorCode::Internal, "its own log");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_is_known_before_its_last_words_are_on_the_disk() {
+    for (cause, end) in [
+        (LogEnd::Sealed, State::sealed as fn(&mut State, &Wakers)),
+        (LogEnd::Poisoned, State::poison),
+        (LogEnd::Stopped, |state, _| state.stop()),
+    ] {
+        let rig = Rig::new().await;
+        let seen = {
+            let log = rig.log.clone();
+            tokio::spawn(async move {
+                log.over().await;
+                (log.is_over(), log.end_cause())
+            })
+        };
+        tokio::task::yield_now().await;
+        assert_eq!((rig.log.is_over(), rig.log.end_cause()), (false, None));
+        end(&mut rig.log.0.lock(), &rig.log.0.wakers);
+        // Nothing else has run since.
+        assert_eq!((rig.log.is_over(), rig.log.end_cause(), rig.log.end()), (true, Some(cause), None));
+        assert_eq!(seen.await.unwrap(), (true, Some(cause)));
+        rig.log.stop().await;
+        assert_eq!(rig.log.end(), Some(cause));
+    }
 }
