@@ -246,7 +246,7 @@ impl World {
         }
         let context =
             Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20, blobs: &[] };
-        let Planned::Answer(again) = plan(request, self.database.as_ref().unwrap(), context) else {
+        let Planned::Settle(again) = plan(request, self.database.as_ref().unwrap(), context) else {
             panic!("{request:?} is carried out again");
         };
         assert_eq!(again.map_err(|error| error.code), answer);

@@ -63,10 +63,11 @@ impl Context<'_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "the largest is the usual one, and none is kept for long")]
 pub enum Planned {
-    /// The answer is certain already: the request alone decided it, or it was carried out before and has been
-    /// applied, or nobody can say any more whether it was.
+    /// The answer is certain already: the request alone decided it, or nobody can say any more whether it was carried
+    /// out.
     Answer(Result<Reply, ErrorReply>),
-    /// Nothing changes and nothing has to be remembered, but the subject's state had a say in the answer. It may tell
+    /// Nothing changes and nothing has to be remembered, but the subject's state had a say in the answer, or remembers it
+    /// of an earlier copy of the request. It may tell
     /// of what is pending at this moment, and so has to wait until all of that is applied; and like a read it needs the
     /// certainty that nobody else has taken the subject over.
     Settle(Result<Reply, ErrorReply>),

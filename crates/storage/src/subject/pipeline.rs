@@ -124,6 +124,11 @@ impl Pipeline {
         self.steps.is_empty()
     }
 
+    /// Whether an answer can be given that waited for changes before it.
+    pub(super) fn has_answer(&self) -> bool {
+        self.steps.front().is_some_and(|step| step.change.is_none())
+    }
+
     /// Whether every change is applied and in the bucket, or has failed.
     pub(super) fn is_settled(&self) -> bool {
         self.steps.is_empty() && self.unshipped.is_empty()

@@ -198,7 +198,12 @@ impl<'a> Serving<'a> {
                 }
                 // What it waits for is not over, or everything is planned.
                 Some(Blocked::UntilApplied) if self.pipeline.is_applied() => {}
-                Some(Blocked::UntilApplied | Blocked::UntilUploaded) | None => break,
+                Some(Blocked::UntilApplied | Blocked::UntilUploaded) | None => {
+                    // Nothing else would come to give an answer that waits for nothing any more.
+                    if !self.pipeline.has_answer() {
+                        break;
+                    }
+                }
             }
         }
         self.answer_flushes();

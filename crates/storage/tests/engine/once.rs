@@ -59,6 +59,21 @@ fn a_repeat_of_what_is_pending_waits_for_it() {
 }
 
 #[test]
+fn an_answer_that_waits_for_nothing_is_given_at_once() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    set(&server, numbered(1, item("a", "0"))).unwrap();
+    let announced = server.events.of(&subject(APP)).len();
+    let taken = SetItem { expect: Some(Expect::Key(None)), ..item("a", "1") };
+    let refused = SetRequest { sets: vec![taken], ..SetRequest::default() };
+    let error = set(&server, Request::Set(refused)).unwrap_err();
+    assert_eq!(error.code, ErrorCode::KeyExists);
+    assert_eq!(set(&server, numbered(1, item("a", "0"))).map(|result| result.duplicate), Ok(true));
+    // The clock goes on when everybody waits for it, and the first thing that it brings is a beacon.
+    assert_eq!(server.events.of(&subject(APP)).len(), announced);
+}
+
+#[test]
 fn a_repeat_is_known_after_a_restart_a_failover_and_a_release() {
     let world = World::in_memory();
     let server = world.server("persist-1");
@@ -70,7 +85,8 @@ fn a_repeat_is_known_after_a_restart_a_failover_and_a_release() {
     world.fleet.declare_dead(&log);
     let server = world.server("persist-2");
     assert_eq!(set(&server, numbered(1, item("a", "1"))), Ok(repeated(first)));
-    server.shutdown();
+    let report = server.shutdown();
+    assert_eq!((report.released, report.unreleased), (1, vec![]));
     let server = world.server("persist-3");
     assert_eq!(set(&server, numbered(1, item("a", "1"))), Ok(repeated(first)));
     assert_eq!(server.info(&subject(APP)).position.rev, first.rev);

@@ -234,7 +234,7 @@ fn a_request_that_comes_again_is_answered_as_it_was_and_changes_nothing() {
     let entry = write(&request, &mut memory, 600);
     assert_eq!(entry.request.as_ref().map(|remembered| remembered.id), request_id(1));
     // The expectation does not hold any more, and the room for an answer is smaller: neither is looked at.
-    let Planned::Answer(repeated) = plan(&request, &memory, CONTEXT) else { panic!() };
+    let Planned::Settle(repeated) = plan(&request, &memory, CONTEXT) else { panic!() };
     assert_eq!(rows(repeated), [Ok((9, 11, true))]);
     let other = Request::Delete(DeleteRequest {
         keys: vec!["a".to_owned()],
@@ -263,7 +263,7 @@ fn a_refusal_by_the_state_is_remembered_and_one_by_the_request_is_not() {
         // Now it could be carried out; but the caller has been told that it was not.
         let delete = DeleteRequest { keys: vec!["a".to_owned()], ..DeleteRequest::default() };
         write(&Request::Delete(delete), &mut memory, 600);
-        assert_eq!(plan(&request, &memory, CONTEXT), Planned::Answer(first));
+        assert_eq!(plan(&request, &memory, CONTEXT), Planned::Settle(first));
     }
     let nothing = Request::Delete(DeleteRequest {
         keys: vec!["absent".to_owned()],
