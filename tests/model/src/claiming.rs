@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use dormouse_protocol::{ErrorCode, Rev, Seq, Slot};
+use dormouse_protocol::{ErrorCode, LogId, Rev, Seq, Slot};
 use dormouse_storage::checksum::Crc64;
 use dormouse_storage::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
 use dormouse_storage::log::seal::Seal;
@@ -159,10 +159,15 @@ impl Stepper<'_> {
                     opening.want = Want::Get(number);
                     return;
                 }
-                ClaimEffect::AskAuthority { .. } => {
+                ClaimEffect::AskAuthority { owner } => {
                     let released = opening.base.as_ref().is_some_and(|base| base.released);
                     self.coverage.released_claims += u64::from(released);
-                    ClaimInput::Allowed
+                    let dead = |owner: LogId| self.world.ghost.dead & 1 << log_number(&owner) != 0;
+                    if self.settings.lapses.is_none() || owner.is_none_or(dead) {
+                        ClaimInput::Allowed
+                    } else {
+                        ClaimInput::Refused(reply())
+                    }
                 }
                 ClaimEffect::Seal(log) if self.lies(Lie::ClaimWithoutSeal) => {
                     opening.fence = Slot::new(self.log(log_number(&log)).slots.len() as u64);
