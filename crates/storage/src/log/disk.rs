@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::LogEnd;
 use super::handle::Shared;
 use super::state::taken_over;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::wal::{Lsn, Wal, WalAppend, WalError};
 
 /// What the local disk is asked to do next.
@@ -129,7 +130,10 @@ async fn wait(shared: &Shared, pause: Option<Duration>) {
 async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool) -> Wal {
     in_background(shared, wal, move |shared, wal| {
         match wal.write(&group) {
-            Ok(()) => shared.lock().group_written(),
+            Ok(()) => {
+                reach(FailPoint::WalWritten);
+                shared.lock().group_written();
+            }
             Err(error @ WalError::Poisoned { .. }) => return poisoned(shared, &error),
             Err(error) => {
                 tracing::warn!(
@@ -140,6 +144,7 @@ async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool
             }
         }
         shared.wakers.ship.notify_one();
+        reach(FailPoint::WalUnsynced);
         if sync {
             sync_now(shared, wal);
         }
@@ -149,7 +154,10 @@ async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool
 
 fn sync_now(shared: &Shared, wal: &mut Wal) {
     match wal.sync() {
-        Ok(()) => shared.lock().synced(),
+        Ok(()) => {
+            reach(FailPoint::WalSynced);
+            shared.lock().synced();
+        }
         Err(error) => poisoned(shared, &error),
     }
 }
