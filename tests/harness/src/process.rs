@@ -184,6 +184,12 @@ impl Process {
         .with_context(|| format!("{name} does not stand still"))?
     }
 
+    /// Whether every thread of it stands still, e.g. since it stopped itself.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.pid().is_some_and(|pid| stands_still(pid).unwrap_or(false))
+    }
+
     /// SIGCONT: it goes on.
     ///
     /// # Errors
