@@ -165,7 +165,11 @@ mod armed {
                 let probability = probability.parse().map_err(|error| format!("{part}: {error}"))?;
                 Ok(Charge { step, probability, stop })
             });
-            Ok(Self { charges: charges.collect::<Result<_, String>>()?, dice: AtomicU64::new(seed), only_while })
+            Ok(Self {
+                charges: charges.collect::<Result<_, String>>()?,
+                dice: AtomicU64::new(seed),
+                only_while,
+            })
         }
 
         /// Whether the process shall end (`Some(false)`) or stand still (`Some(true)`) at this step.

@@ -149,7 +149,9 @@ impl Ledger {
         let write = self.writes.get_mut(value).expect("what is acknowledged was sent");
         write.fate = Fate::Acknowledged;
         let other = |known: &&Promise| known.level == Level::Bucket && known.id != promise.id;
-        if level == Level::Bucket && let Some(other) = write.promises.iter().find(other) {
+        if level == Level::Bucket
+            && let Some(other) = write.promises.iter().find(other)
+        {
             self.wrong.push(format!("{value} was written twice: {} and {}", other.id, promise.id));
         }
         write.promises.push(promise);
@@ -396,12 +398,20 @@ mod tests {
             assert_eq!(wrong(&ledger, &state(&[1, 2]), &["v3;"], &[]), 0, "kept aside");
             assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Killed, 30)]), 1);
             assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Wiped, 31)]), 0);
-            assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Wiped, 32)]), 1, "shipped");
+            assert_eq!(
+                wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Wiped, 32)]),
+                1,
+                "shipped"
+            );
             assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-2", Harm::Wiped, 31)]), 1);
         }
         let ledger = stream(Level::Memory);
         assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Killed, 31)]), 0);
-        assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Killed, 32)]), 1, "written");
+        assert_eq!(
+            wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Killed, 32)]),
+            1,
+            "written"
+        );
     }
 
     #[test]

@@ -176,6 +176,7 @@ impl Process {
         let pid = self.pid().with_context(|| format!("{name} has ended"))?;
         tokio::time::timeout(Duration::from_secs(10), async {
             while !stands_still(pid)? {
+                anyhow::ensure!(pid_is_alive(pid), "{name} has ended");
                 tokio::task::yield_now().await;
             }
             Ok(())

@@ -1,6 +1,6 @@
 //! What befalls the servers, and who helps them up again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +13,10 @@ use crate::lanes::{Traffic, key, read_one, served};
 
 /// The lease; dead is who was not heard of for 1.3 of it.
 pub const LEASE: Duration = Duration::from_millis(500);
+
+/// So long after its very first start a coordinator may know nothing of leases that are still out there: if it is started
+/// again before, it waits for them.
+const COORDINATOR_YOUTH: Duration = Duration::from_secs(31);
 
 /// Steps that come with every write, and how often of a thousand times they are the last.
 const FREQUENT: [&str; 7] =
@@ -44,15 +48,22 @@ enum Life {
     Running,
     /// Asked to end.
     Leaving,
-    Down { until: Duration },
+    Down {
+        until: Duration,
+    },
     /// It stands still; with what it served before.
-    Paused { until: Duration, served: HashMap<Subject, ServerName> },
+    Paused {
+        until: Duration,
+        served: HashSet<Subject>,
+    },
 }
 
 #[derive(Debug)]
 struct Patient {
     name: ServerName,
     life: Life,
+    /// When its process was started.
+    started: Duration,
     /// When it was last seen alive and well.
     seen: Duration,
     /// Since when it has not come to terms with what it suffered.
@@ -93,6 +104,7 @@ pub struct Chaos {
     patients: Vec<Patient>,
     /// As long as it exists, steps may be the last.
     fuse: PathBuf,
+    began: Duration,
     pub blows: Vec<Blow>,
     /// How often what happened.
     pub counts: BTreeMap<String, u64>,
@@ -100,10 +112,11 @@ pub struct Chaos {
 }
 
 impl Chaos {
-    pub fn new(fleet: &Fleet, servers: &[ServerName]) -> Self {
+    pub fn new(fleet: &Fleet, servers: &[ServerName], now: Duration) -> Self {
         let patient = |name: &ServerName| Patient {
             name: name.clone(),
             life: Life::Running,
+            started: Duration::ZERO,
             seen: Duration::ZERO,
             unsettled: None,
             log_read: 0,
@@ -113,6 +126,7 @@ impl Chaos {
         Self {
             patients: servers.iter().map(patient).collect(),
             fuse: fleet.folder().join("fuse"),
+            began: now,
             blows: Vec::new(),
             counts: BTreeMap::new(),
             wrong: Vec::new(),
@@ -160,6 +174,9 @@ impl Chaos {
         dice: &mut Dice,
         strike: Strike,
     ) -> anyhow::Result<()> {
+        if strike == Strike::Coordinator && traffic.caller.now() < self.began + COORDINATOR_YOUTH {
+            return Ok(());
+        }
         if strike == Strike::Coordinator {
             fleet.kill9("coordinator").await?;
             fleet.start_with("coordinator", &[])?;
@@ -193,8 +210,11 @@ impl Chaos {
                 self.count("killed and its disk wiped");
             }
             Strike::Pause => {
-                let served = served(traffic);
-                fleet.pause(name.as_str()).await?;
+                let served = served(traffic, &name, self.patients[victim].started);
+                if fleet.pause(name.as_str()).await.is_err() {
+                    // It has just met its end otherwise.
+                    return Ok(());
+                }
                 self.paused(victim, now, now + long, served);
                 self.count("stopped past its lease");
             }
@@ -208,7 +228,7 @@ impl Chaos {
         Ok(())
     }
 
-    fn paused(&mut self, victim: usize, since: Duration, until: Duration, served: HashMap<Subject, ServerName>) {
+    fn paused(&mut self, victim: usize, since: Duration, until: Duration, served: HashSet<Subject>) {
         let patient = &mut self.patients[victim];
         patient.unsettled.get_or_insert(since);
         patient.life = Life::Paused { until, served };
@@ -234,7 +254,8 @@ impl Chaos {
                     } else if !leaving && fleet.process(name.as_str())?.is_paused() {
                         let seen = self.patients[index].seen;
                         let until = now + LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(100..500));
-                        self.paused(index, seen, until, served(traffic));
+                        let served = served(traffic, &name, self.patients[index].started);
+                        self.paused(index, seen, until, served);
                     } else if leaving && fleet.process(name.as_str())?.is_paused() {
                         fleet.resume(name.as_str())?;
                     } else {
@@ -242,9 +263,7 @@ impl Chaos {
                     }
                 }
                 Life::Down { until } if until <= now => {
-                    let (points, seed) = (charges(dice), dice.next());
-                    self.start(fleet, index, points, seed)?;
-                    self.patients[index].seen = now;
+                    self.start(fleet, index, now, dice)?;
                 }
                 Life::Paused { until, served } if until <= now => {
                     self.wake(fleet, traffic, index, &served).await?;
@@ -285,14 +304,22 @@ impl Chaos {
         Ok(())
     }
 
-    fn start(&mut self, fleet: &mut Fleet, index: usize, points: String, seed: u64) -> anyhow::Result<()> {
+    fn start(
+        &mut self,
+        fleet: &mut Fleet,
+        index: usize,
+        now: Duration,
+        dice: &mut Dice,
+    ) -> anyhow::Result<()> {
+        let (points, seed) = (charges(dice), dice.next());
         let environment = [
             ("DORMOUSE_FAIL_POINTS", points),
             ("DORMOUSE_FAIL_SEED", seed.to_string()),
             ("DORMOUSE_FAIL_WHILE", self.fuse.display().to_string()),
         ];
         fleet.start_with(self.patients[index].name.as_str(), &environment)?;
-        self.patients[index].life = Life::Running;
+        let patient = &mut self.patients[index];
+        (patient.life, patient.started, patient.seen) = (Life::Running, now, now);
         Ok(())
     }
 
@@ -302,14 +329,14 @@ impl Chaos {
         fleet: &mut Fleet,
         traffic: &Traffic,
         index: usize,
-        served: &HashMap<Subject, ServerName>,
+        served: &HashSet<Subject>,
     ) -> anyhow::Result<()> {
         let name = self.patients[index].name.clone();
         let overtaken: Vec<_> = traffic
             .targets
             .iter()
-            .filter(|target| served.get(&target.subject) == Some(&name))
-            .filter(|target| target.server.borrow().as_ref() != Some(&name))
+            .filter(|target| served.contains(&target.subject))
+            .filter(|target| target.server.borrow().as_ref().is_none_or(|(server, _)| *server != name))
             .collect();
         self.look_through(fleet, index)?;
         if !overtaken.is_empty() {
@@ -333,7 +360,12 @@ impl Chaos {
     }
 
     /// Brings everybody up again and waits until they serve.
-    pub async fn calm(&mut self, fleet: &mut Fleet, traffic: &Traffic, dice: &mut Dice) -> anyhow::Result<()> {
+    pub async fn calm(
+        &mut self,
+        fleet: &mut Fleet,
+        traffic: &Traffic,
+        dice: &mut Dice,
+    ) -> anyhow::Result<()> {
         fleet.wait_serving("coordinator").await?;
         let deadline = traffic.caller.now() + PATIENCE;
         for index in 0..self.patients.len() {
@@ -386,15 +418,19 @@ impl Chaos {
     }
 
     /// Kills everybody at once, and starts them again.
-    pub async fn kill_all(&mut self, fleet: &mut Fleet, traffic: &Traffic, dice: &mut Dice) -> anyhow::Result<()> {
+    pub async fn kill_all(
+        &mut self,
+        fleet: &mut Fleet,
+        traffic: &Traffic,
+        dice: &mut Dice,
+    ) -> anyhow::Result<()> {
         for index in 0..self.patients.len() {
             let (name, now) = (self.patients[index].name.clone(), traffic.caller.now());
             fleet.kill9(name.as_str()).await?;
             self.blow(index, Harm::Killed, now, traffic.caller.now());
         }
         for index in 0..self.patients.len() {
-            let (points, seed) = (charges(dice), dice.next());
-            self.start(fleet, index, points, seed)?;
+            self.start(fleet, index, traffic.caller.now(), dice)?;
         }
         self.calm(fleet, traffic, dice).await
     }
@@ -441,7 +477,8 @@ impl Chaos {
 
 /// Errors that are part of the game.
 fn is_error(line: &str) -> bool {
-    const EXPECTED: [&str; 2] = ["the coordinator refuses this process", "is another server with this name running"];
+    const EXPECTED: [&str; 2] =
+        ["the coordinator refuses this process", "is another server with this name running"];
     line.split_whitespace().nth(1) == Some("ERROR") && !EXPECTED.iter().any(|text| line.contains(text))
 }
 

@@ -1,7 +1,7 @@
 //! Writers and readers: what they send is new each time, and what they hear goes into the ledger.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ pub struct Target {
     pub subject: Subject,
     pub keyed: bool,
     pub ledger: RefCell<Ledger>,
-    /// Who acknowledged last.
-    pub server: RefCell<Option<ServerName>>,
+    /// Who acknowledged last, and when it was asked.
+    pub server: RefCell<Option<(ServerName, Duration)>>,
 }
 
 /// What all writers and readers of a round share.
@@ -145,7 +145,7 @@ async fn once(traffic: &Traffic, target: &Target, value: &str, request: &SetRequ
                     at: caller.now(),
                 };
                 target.ledger.borrow_mut().acknowledged(value, promise);
-                *target.server.borrow_mut() = Some(server);
+                *target.server.borrow_mut() = Some((server, asked));
                 Some(Answer::Done)
             }
             _ => Some(Answer::Refused),
@@ -197,8 +197,10 @@ pub async fn read_one(traffic: &Traffic, target: &Target, server: &ServerName, k
     target.ledger.borrow_mut().read(&reply.messages, caller.now());
 }
 
-/// Who served what, as far as the last acknowledgements tell.
-pub fn served(traffic: &Traffic) -> HashMap<Subject, ServerName> {
-    let known = traffic.targets.iter();
-    known.filter_map(|target| Some((target.subject.clone(), target.server.borrow().clone()?))).collect()
+/// What a server serves that was started at `started`, as far as the last acknowledgements tell.
+pub fn served(traffic: &Traffic, server: &ServerName, started: Duration) -> HashSet<Subject> {
+    let is_its = |target: &&Target| {
+        target.server.borrow().as_ref().is_some_and(|(name, asked)| name == server && *asked >= started)
+    };
+    traffic.targets.iter().filter(is_its).map(|target| target.subject.clone()).collect()
 }

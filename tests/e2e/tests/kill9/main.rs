@@ -59,7 +59,7 @@ async fn what_was_acknowledged_is_there_whoever_dies_and_whenever() -> anyhow::R
                 // Whatever they complain about: what matters is looked for.
                 fleet.expect_warning("");
                 let played = play(fleet, first + done..first + done + some).await;
-                if played.is_err() && let Some(folder) = std::env::var_os("DORMOUSE_KILL_KEEP") {
+                if let Some(folder) = std::env::var_os("DORMOUSE_KILL_KEEP") {
                     copy(fleet.folder(), Path::new(&folder))?;
                 }
                 played
@@ -75,7 +75,7 @@ async fn play(fleet: &mut Fleet, seeds: std::ops::Range<u64>) -> anyhow::Result<
     let servers: Vec<ServerName> =
         (1..=3).map(|number| format!("persist-{number}").parse()).collect::<Result<_, _>>()?;
     let caller = Rc::new(Caller::new(fleet).await?);
-    let mut chaos = Chaos::new(fleet, &servers);
+    let mut chaos = Chaos::new(fleet, &servers, caller.now());
     let mut before = None;
     for seed in seeds {
         let began = caller.now();
@@ -118,21 +118,29 @@ async fn round(
     };
     let (_, (), raged) = futures::join!(writers, reader, fire);
     raged?;
+    let mut phases = vec![caller.now()];
     chaos.calm(fleet, &traffic, &mut dice).await?;
     let mut all: Vec<&Target> = traffic.targets.iter().collect();
     all.extend(before.iter().flat_map(|before| &before.targets));
 
+    phases.push(caller.now());
     let first = check(fleet, chaos, caller, &all).await?;
+    phases.push(caller.now());
     for target in &all {
         let position = caller.flush(&target.subject).await?;
         target.ledger.borrow_mut().durable(position);
     }
+    phases.push(caller.now());
     chaos.kill_all(fleet, &traffic, &mut dice).await?;
+    phases.push(caller.now());
     let second = check(fleet, chaos, caller, &all).await.context("after everybody was killed")?;
     for ((target, first), second) in all.iter().zip(&first).zip(&second) {
         still_there(target, first, second)?;
     }
+    phases.push(caller.now());
     chaos.look_through_all(fleet)?;
+    let phases = phases.windows(2).map(|two| (two[1] - two[0]).as_millis());
+    println!("calm, check, flush, kill, check in ms: {:?}", phases.collect::<Vec<_>>());
     let mut wrong = traffic.wrong.borrow().clone();
     wrong.append(&mut chaos.wrong);
     anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
