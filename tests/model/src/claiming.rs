@@ -163,7 +163,9 @@ impl Stepper<'_> {
                     let released = opening.base.as_ref().is_some_and(|base| base.released);
                     self.coverage.released_claims += u64::from(released);
                     let dead = |owner: LogId| self.world.ghost.dead & 1 << log_number(&owner) != 0;
-                    if self.settings.lapses.is_none() || owner.is_none_or(dead) {
+                    let asked_again = opening.fence > Slot::new(0);
+                    let blind = asked_again && self.lies(Lie::NoAskAfterSeal);
+                    if self.settings.lapses.is_none() || blind || owner.is_none_or(dead) {
                         ClaimInput::Allowed
                     } else {
                         ClaimInput::Refused(reply())

@@ -123,6 +123,8 @@ pub enum Lie {
     EvictWithWritesInFlight,
     /// A collector looks at the manifests first, and then whether the log is sealed.
     CollectorLooksBeforeSeal,
+    /// What the authority said before the seal was in place counts after it, too.
+    NoAskAfterSeal,
     /// A lease is trusted as soon as it is granted.
     LeaseWithoutBarrier,
     /// The coordinator declares a log dead whose process still trusts a lease: its clock is broken.
@@ -133,7 +135,7 @@ pub enum Lie {
 
 impl Lie {
     /// Every lie.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::NoListAfterSeal,
         Self::OwnerTrimsHighest,
         Self::NoListAfterClaim,
@@ -159,6 +161,7 @@ impl Lie {
         Self::ReopenDuringRelease,
         Self::EvictWithWritesInFlight,
         Self::CollectorLooksBeforeSeal,
+        Self::NoAskAfterSeal,
         Self::LeaseWithoutBarrier,
         Self::DeadDespiteLease,
         Self::ClaimSurvivesLog,
