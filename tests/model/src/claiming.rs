@@ -105,7 +105,7 @@ impl Stepper<'_> {
             Want::Seal(mut sealing) => match self.seal_step(&mut sealing) {
                 Some(fence) => {
                     opening.fence = fence;
-                    ClaimInput::Sealed
+                    self.ask_again(p, sealing.log)
                 }
                 None => {
                     opening.want = Want::Seal(sealing);
@@ -120,6 +120,20 @@ impl Stepper<'_> {
         };
         let effect = opening.claim.apply(input);
         self.follow(p, x, opening, effect);
+    }
+
+    /// Production's `Shared::seal`: what the coordinator said before the seal was there does not count. What it says
+    /// after it stays true, and is noted on the local disk.
+    fn ask_again(&mut self, p: u8, log: u8) -> ClaimInput {
+        let bit = 1 << log;
+        let asks = self.settings.lapses.is_some() && !self.lies(Lie::NoAskAfterSeal);
+        if asks && self.peek(p).noted & bit == 0 {
+            if self.world.ghost.dead & bit == 0 {
+                return ClaimInput::Failed(reply());
+            }
+            self.process(p).noted |= bit;
+        }
+        ClaimInput::Sealed
     }
 
     /// What a listing shows to a claim. Lies are told here.
@@ -163,9 +177,7 @@ impl Stepper<'_> {
                     let released = opening.base.as_ref().is_some_and(|base| base.released);
                     self.coverage.released_claims += u64::from(released);
                     let dead = |owner: LogId| self.world.ghost.dead & 1 << log_number(&owner) != 0;
-                    let asked_again = opening.fence > Slot::new(0);
-                    let blind = asked_again && self.lies(Lie::NoAskAfterSeal);
-                    if self.settings.lapses.is_none() || blind || owner.is_none_or(dead) {
+                    if self.settings.lapses.is_none() || owner.is_none_or(dead) {
                         ClaimInput::Allowed
                     } else {
                         ClaimInput::Refused(reply())

@@ -43,6 +43,8 @@ pub struct Process {
     pub drain: Option<Box<Draining>>,
     /// How often it may yet begin to open each subject.
     pub opens: [u8; MOST_SUBJECTS],
+    /// Logs that its disk notes as dead: allowed to be claimed from after they were sealed.
+    pub noted: u32,
     /// The generation of its lease, while it has one.
     pub lease: Option<u8>,
     /// The generation that a barrier was passed under.
@@ -251,6 +253,7 @@ impl Process {
             places: [const { Place::Closed }; MOST_SUBJECTS],
             drain: None,
             opens,
+            noted: 0,
             lease: None,
             trusted: None,
             nonces: 0,

@@ -270,7 +270,7 @@ impl Stepper<'_> {
         }
         let old = self.peek(p).clone();
         let process = self.process(p);
-        *process = Process::new(old.opens);
+        *process = Process { noted: old.noted, ..Process::new(old.opens) };
         if survives {
             for (place, old) in process.places.iter_mut().zip(old.places) {
                 if matches!(old, Place::Opening(_)) {
