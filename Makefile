@@ -62,12 +62,16 @@ bench: ## (to come) Throughput and latency beside peers
 	@echo "make bench will measure set, get, get_all, watch, wake-up and idle cost, and the same at peers"
 	@echo "(core-NATS echo, JetStream, Redis); benches/README.md says how. There is nothing to measure yet."
 
-soak: tools ## Larger bounds of the model, the bucket's contract on Azure's protocol; (to come) hours of faults
+# How many rounds of killing `make soak` plays, at two to three seconds each.
+KILL_ROUNDS ?= 3000
+
+soak: tools ## Larger bounds of the model, the bucket on Azure's protocol, hours of kill -9 and lost disks (KILL_ROUNDS=3000)
 	@scripts/tools azurite
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
 	cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2
-	@echo "make soak will run a fleet for hours under kill -9, pauses longer than the lease, partitions and a bucket"
-	@echo "that comes and goes, with a checker over every acknowledged write. There is nothing more to run yet."
+	cargo build$(LOCKED:%= %) --workspace --all-targets
+	DORMOUSE_KILL_ROUNDS=$(KILL_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test kill9 -- --nocapture
+	@echo "partitions and a bucket that comes and goes are still to come."
 
 clean: ## Remove what was built (installed tools stay)
 	cargo clean --quiet

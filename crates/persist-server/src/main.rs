@@ -49,6 +49,11 @@ fn main() -> ExitCode {
         eprintln!("dormouse-persist-server: --log: {error}");
         return Exit::Settings.into();
     }
+    #[cfg(feature = "fail-points")]
+    if let Err(fault) = arm_fail_points() {
+        eprintln!("dormouse-persist-server: DORMOUSE_FAIL_POINTS: {fault}");
+        return Exit::Settings.into();
+    }
     let max_open = descriptors::subjects_to_hold(settings.max_open);
     tell(&settings, max_open);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -62,6 +67,18 @@ fn main() -> ExitCode {
     // What still runs after a shutdown that had its deadline must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     exit.into()
+}
+
+/// Has the process die or stand still where a test wants it to; see `dormouse_storage::fail_points`.
+#[cfg(feature = "fail-points")]
+fn arm_fail_points() -> Result<(), String> {
+    use dormouse_storage::fail_points::{Armed, arm};
+
+    let Ok(points) = std::env::var("DORMOUSE_FAIL_POINTS") else { return Ok(()) };
+    let seed = std::env::var("DORMOUSE_FAIL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    arm(Armed::read(&points, seed, std::env::var_os("DORMOUSE_FAIL_WHILE").map(Into::into))?);
+    tracing::warn!(points, seed, "fail points are armed: this process is there to die");
+    Ok(())
 }
 
 /// The effective settings, without secrets, and what an operator should know about them.

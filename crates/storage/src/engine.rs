@@ -370,6 +370,7 @@ impl Engine {
     /// Cancelling the call leaves an engine that serves nothing.
     pub async fn succeed(self) -> Prepared {
         let shared = &self.shared;
+        crate::fail_points::reach(crate::fail_points::Step::TakenOver);
         shared.directory.shut();
         shared.ended.give();
         shared.directory.empty().await;

@@ -16,6 +16,7 @@
 //! | [`wal`] | what was accepted and not yet shipped, on the local disk |
 //! | [`recovery`] | after a restart: what earlier processes left goes into their logs |
 //! | [`collect`] | deleting what nobody needs any more, without a server |
+//! | [`fail_points`] | steps at which a test may have the process die |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
 pub mod api;
@@ -28,6 +29,7 @@ mod directory;
 pub mod engine;
 pub mod entry;
 mod export;
+pub mod fail_points;
 mod figures;
 pub mod format;
 mod housekeeping;

@@ -302,3 +302,62 @@ impl Traffic {
         fetch(bucket, keys, blob).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dormouse_protocol::ErrorCode;
+    use dormouse_protocol::data::{SetItem, SetRequest};
+
+    use super::*;
+    use crate::bucket::ObjectStoreBucket;
+
+    fn value(bytes: usize) -> Bytes {
+        vec![b'x'; bytes].into()
+    }
+
+    #[test]
+    fn only_values_above_the_limit_and_not_beyond_a_batch_are_large() {
+        let sizes =
+            [INLINE_LIMIT_BYTES, INLINE_LIMIT_BYTES + 1, MAX_WHOLE_VALUE_BYTES, MAX_WHOLE_VALUE_BYTES + 1];
+        let item = |bytes| SetItem { value: Some(value(bytes)), ..SetItem::default() };
+        let sets = sizes.into_iter().map(item).chain([SetItem::default()]).collect();
+        let request = Request::Set(SetRequest { sets, ..SetRequest::default() });
+        let places: Vec<usize> = of_request(&request).into_iter().map(|(place, _)| place).collect();
+        assert_eq!(places, [1, 2]);
+        assert_eq!(of_request(&Request::Info), []);
+    }
+
+    #[test]
+    fn bytes_under_way_are_bounded_and_given_back() {
+        let traffic = Traffic::new();
+        let half = traffic.admit(MAX_BYTES_UNDER_WAY / 2).unwrap();
+        let rest = traffic.admit(MAX_BYTES_UNDER_WAY / 2).unwrap();
+        let refused = traffic.admit(1).unwrap_err();
+        assert_eq!((refused.code, refused.retry_after_ms), (ErrorCode::Overloaded, Some(RETRY_AFTER_MS)));
+        drop(half);
+        drop(rest);
+        // What is larger than everything goes alone.
+        let alone = traffic.admit(2 * MAX_BYTES_UNDER_WAY).unwrap();
+        assert!(traffic.admit(1).is_err());
+        drop(alone);
+        drop(traffic.admit(1).unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_object_that_nobody_came_to_refer_to_is_given_away_for_deletion() {
+        let env = Env::system();
+        let bucket = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
+        let (garbage, mut queue) = mpsc::channel(8);
+        let keys = SubjectKeys::new(&"app.a".parse().unwrap());
+        let uploader =
+            Uploader { bucket: bucket.clone(), env, garbage, keys: keys.clone(), term: Term::new(3) };
+        let uploaded = uploader.upload(&Traffic::new(), vec![(4, value(9)), (7, value(8))]).await.unwrap();
+        let places: Vec<_> = uploaded.blobs().iter().map(|(place, blob)| (*place, blob.size_bytes)).collect();
+        assert_eq!(places, [(4, 9), (7, 8)]);
+        let blob = uploaded.blobs()[0].1;
+        assert_eq!(fetch(bucket.as_ref(), &keys, &blob).await.unwrap(), value(9));
+        assert!(queue.try_recv().is_err());
+        drop(uploaded);
+        assert!(queue.try_recv().is_ok() && queue.try_recv().is_ok());
+    }
+}

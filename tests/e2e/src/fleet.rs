@@ -291,6 +291,29 @@ impl Fleet {
         self.wait_ready(name).await
     }
 
+    /// Starts a process again that has ended or was killed, with these environment variables set, and does not wait for
+    /// anything.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn start_with(&mut self, name: &str, environment: &[(&str, String)]) -> anyhow::Result<()> {
+        let mut spec = self.specs.get(name).with_context(|| format!("{name} was never started"))?.clone();
+        spec.environment = environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        self.add(spec)
+    }
+
+    /// How a process ended by itself, which from then on is not running any more; `None` while it runs.
+    ///
+    /// # Errors
+    /// When none of that name runs.
+    pub fn ended(&mut self, name: &str) -> anyhow::Result<Option<ExitStatus>> {
+        let ended = self.process(name)?.ended()?;
+        if ended.is_some() {
+            self.running.remove(name);
+        }
+        Ok(ended)
+    }
+
     /// SIGSTOP.
     ///
     /// # Errors

@@ -1,10 +1,13 @@
 //! What the end-to-end tests stand on: a whole fleet of real processes around one test, and a NATS client that can
 //! say what a well-behaved one cannot.
 
+mod dice;
 mod fleet;
+pub mod ledger;
 mod raw_nats;
 mod wait;
 
+pub use dice::Dice;
 pub use fleet::{Builder, Fleet};
 pub use raw_nats::{RawMessage, RawNats};
 pub use wait::{PATIENCE, until};

@@ -176,12 +176,19 @@ impl Process {
         let pid = self.pid().with_context(|| format!("{name} has ended"))?;
         tokio::time::timeout(Duration::from_secs(10), async {
             while !stands_still(pid)? {
+                anyhow::ensure!(pid_is_alive(pid), "{name} has ended");
                 tokio::task::yield_now().await;
             }
             Ok(())
         })
         .await
         .with_context(|| format!("{name} does not stand still"))?
+    }
+
+    /// Whether every thread of it stands still, e.g. since it stopped itself.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.pid().is_some_and(|pid| stands_still(pid).unwrap_or(false))
     }
 
     /// SIGCONT: it goes on.

@@ -36,6 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             "unknowns" => settings.unknowns = small,
             "duplicates" => settings.duplicates = small,
             "drains" => settings.drains = small,
+            "lapses" => settings.lapses = Some(small),
+            "oblivions" => settings.oblivions = small,
             "restarts" => settings.restarts = first,
             "bases" => settings.bases = [Bases::Deltas, Bases::Snapshots, Bases::Mixed][usize::from(small)],
             "lazy" => settings.lazy = first > 0,

@@ -47,6 +47,14 @@ pub enum Action {
     Resume(u8, u8),
     /// The subject is closed and stays owned.
     Evict(u8, u8),
+    /// The process's lease comes to its end, for the process.
+    LoseLease(u8),
+    /// The coordinator grants the process a lease.
+    GrantLease(u8),
+    /// The coordinator declares a log dead.
+    DeclareDead(u8),
+    /// The coordinator forgets whom it has declared dead.
+    Forget,
     /// The process dies and comes back.
     Crash(u8),
     /// A request lands that nobody waits for.
@@ -104,6 +112,10 @@ impl fmt::Display for Action {
             Self::Release(p, x) => write!(f, "P{p} closes {} and sends the released manifest", name(x)),
             Self::Resume(p, x) => write!(f, "P{p} {}: sends the undecided manifest again", name(x)),
             Self::Evict(p, x) => write!(f, "P{p} closes {} and keeps it", name(x)),
+            Self::LoseLease(p) => write!(f, "P{p}'s lease comes to its end"),
+            Self::GrantLease(p) => write!(f, "P{p} gets a lease"),
+            Self::DeclareDead(log) => write!(f, "the coordinator declares log {log} dead"),
+            Self::Forget => f.write_str("the coordinator forgets whom it has declared dead"),
             Self::Crash(p) => write!(f, "P{p} dies and comes back"),
             Self::LandOrphan(at) => write!(f, "a request without a sender lands (number {at})"),
             Self::DeleteManifest(x, n) => write!(f, "collector: manifest {n} of {} goes", name(x)),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use dormouse_protocol::{ErrorCode, Rev, Seq, Slot};
+use dormouse_protocol::{ErrorCode, LogId, Rev, Seq, Slot};
 use dormouse_storage::checksum::Crc64;
 use dormouse_storage::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
 use dormouse_storage::log::seal::Seal;
@@ -105,7 +105,7 @@ impl Stepper<'_> {
             Want::Seal(mut sealing) => match self.seal_step(&mut sealing) {
                 Some(fence) => {
                     opening.fence = fence;
-                    ClaimInput::Sealed
+                    self.ask_again(p, sealing.log)
                 }
                 None => {
                     opening.want = Want::Seal(sealing);
@@ -120,6 +120,20 @@ impl Stepper<'_> {
         };
         let effect = opening.claim.apply(input);
         self.follow(p, x, opening, effect);
+    }
+
+    /// Production's `Shared::seal`: what the coordinator said before the seal was there does not count. What it says
+    /// after it stays true, and is noted on the local disk.
+    fn ask_again(&mut self, p: u8, log: u8) -> ClaimInput {
+        let bit = 1 << log;
+        let asks = self.settings.lapses.is_some() && !self.lies(Lie::NoAskAfterSeal);
+        if asks && self.peek(p).noted & bit == 0 {
+            if self.world.ghost.dead & bit == 0 {
+                return ClaimInput::Failed(reply());
+            }
+            self.process(p).noted |= bit;
+        }
+        ClaimInput::Sealed
     }
 
     /// What a listing shows to a claim. Lies are told here.
@@ -159,10 +173,15 @@ impl Stepper<'_> {
                     opening.want = Want::Get(number);
                     return;
                 }
-                ClaimEffect::AskAuthority { .. } => {
+                ClaimEffect::AskAuthority { owner } => {
                     let released = opening.base.as_ref().is_some_and(|base| base.released);
                     self.coverage.released_claims += u64::from(released);
-                    ClaimInput::Allowed
+                    let dead = |owner: LogId| self.world.ghost.dead & 1 << log_number(&owner) != 0;
+                    if self.settings.lapses.is_none() || owner.is_none_or(dead) {
+                        ClaimInput::Allowed
+                    } else {
+                        ClaimInput::Refused(reply())
+                    }
                 }
                 ClaimEffect::Seal(log) if self.lies(Lie::ClaimWithoutSeal) => {
                     opening.fence = Slot::new(self.log(log_number(&log)).slots.len() as u64);

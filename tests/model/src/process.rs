@@ -43,6 +43,12 @@ pub struct Process {
     pub drain: Option<Box<Draining>>,
     /// How often it may yet begin to open each subject.
     pub opens: [u8; MOST_SUBJECTS],
+    /// Logs that its disk notes as dead: allowed to be claimed from after they were sealed.
+    pub noted: u32,
+    /// The generation of its lease, while it has one.
+    pub lease: Option<u8>,
+    /// The generation that a barrier was passed under.
+    pub trusted: Option<u8>,
     /// Nonces drawn under this log.
     pub nonces: u8,
     /// Slots by which a lying driver is ahead of the owner.
@@ -85,6 +91,8 @@ pub struct Read {
     pub number: ReadNumber,
     /// The subject.
     pub subject: u8,
+    /// The lease when it arrived.
+    pub lease: Option<u8>,
     /// What had been acknowledged when it arrived.
     pub acknowledged: Revs,
 }
@@ -245,9 +253,18 @@ impl Process {
             places: [const { Place::Closed }; MOST_SUBJECTS],
             drain: None,
             opens,
+            noted: 0,
+            lease: None,
+            trusted: None,
             nonces: 0,
             ahead: 0,
         }
+    }
+
+    /// Whether reads may be answered at once: production's `Trust::holds`.
+    #[must_use]
+    pub fn trusts(&self) -> bool {
+        self.lease.is_some() && self.lease == self.trusted
     }
 
     /// The entries of a subject that are not yet shipped.

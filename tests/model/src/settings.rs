@@ -35,6 +35,11 @@ pub struct Settings {
     pub duplicates: u8,
     /// Drains by the production machine.
     pub drains: u8,
+    /// Processes have leases, and the coordinator allows a claim only once it has declared the owner's log dead, which
+    /// it does only while that log's process trusts no lease. This often, a lease may come to its end.
+    pub lapses: Option<u8>,
+    /// How often the coordinator forgets whom it has declared dead.
+    pub oblivions: u8,
     /// How often a claim may begin again.
     pub restarts: u32,
     /// What a claim or a compaction uploads.
@@ -118,13 +123,19 @@ pub enum Lie {
     EvictWithWritesInFlight,
     /// A collector looks at the manifests first, and then whether the log is sealed.
     CollectorLooksBeforeSeal,
+    /// What the authority said before the seal was in place counts after it, too.
+    NoAskAfterSeal,
+    /// A lease is trusted as soon as it is granted.
+    LeaseWithoutBarrier,
+    /// The coordinator declares a log dead whose process still trusts a lease: its clock is broken.
+    DeadDespiteLease,
     /// Claims under way go on after the log has ended for which they were begun.
     ClaimSurvivesLog,
 }
 
 impl Lie {
     /// Every lie.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::NoListAfterSeal,
         Self::OwnerTrimsHighest,
         Self::NoListAfterClaim,
@@ -150,6 +161,9 @@ impl Lie {
         Self::ReopenDuringRelease,
         Self::EvictWithWritesInFlight,
         Self::CollectorLooksBeforeSeal,
+        Self::NoAskAfterSeal,
+        Self::LeaseWithoutBarrier,
+        Self::DeadDespiteLease,
         Self::ClaimSurvivesLog,
     ];
 }
@@ -169,6 +183,8 @@ impl Default for Settings {
             unknowns: 0,
             duplicates: 0,
             drains: 0,
+            lapses: None,
+            oblivions: 0,
             restarts: 1,
             bases: Bases::Mixed,
             lazy: false,
@@ -236,6 +252,12 @@ counters! {
     reads_by_look,
     /// Reads answered by a create.
     reads_by_create,
+    /// Reads answered under a lease.
+    reads_by_lease,
+    /// Leases that came to be trusted after a barrier.
+    leases_trusted,
+    /// Leases granted to a log that had been declared dead, by a coordinator that had forgotten it.
+    leases_to_the_dead,
     /// Logs that met their end.
     ended_logs,
     /// Writes acknowledged.

@@ -106,6 +106,21 @@ impl Stepper<'_> {
                 self.world.ghost.change().crashes -= 1;
                 self.end_log(p, true);
             }
+            Action::LoseLease(p) => {
+                self.world.ghost.change().lapses -= 1;
+                self.process(p).lease = None;
+            }
+            Action::GrantLease(p) => self.grant_lease(p),
+            Action::DeclareDead(log) => {
+                let ghost = self.world.ghost.change();
+                ghost.dead |= 1 << log;
+                ghost.ever_dead |= 1 << log;
+            }
+            Action::Forget => {
+                let ghost = self.world.ghost.change();
+                ghost.oblivions -= 1;
+                ghost.dead = 0;
+            }
             Action::LandOrphan(at) => self.land_orphan(at),
             Action::DeleteManifest(x, number) => self.delete_manifest(x, number),
             Action::DeleteBases(x) => self.delete_bases(x),

@@ -37,6 +37,16 @@ pub struct Ghost {
     pub duplicates: u8,
     /// See [`Settings`].
     pub drains: u8,
+    /// See [`Settings`].
+    pub oblivions: u8,
+    /// See [`Settings`].
+    pub lapses: u8,
+    /// Leases granted.
+    pub leases: u8,
+    /// Logs that the coordinator has declared dead, by bit.
+    pub dead: u32,
+    /// Logs that it has ever declared dead.
+    pub ever_dead: u32,
 }
 
 /// A state.
@@ -65,6 +75,11 @@ impl World {
             unknowns: settings.unknowns,
             duplicates: settings.duplicates,
             drains: settings.drains,
+            oblivions: settings.oblivions,
+            lapses: settings.lapses.unwrap_or(0),
+            leases: 0,
+            dead: 0,
+            ever_dead: 0,
         };
         let mut processes = vec![Process::new(settings.opens); usize::from(settings.processes)];
         let mut logs = Vec::new();
@@ -116,6 +131,9 @@ impl World {
             self.drain_actions(p, &mut actions);
         }
         self.bucket_actions(settings, &mut actions);
+        if settings.lapses.is_some() {
+            self.lease_actions(settings, &mut actions);
+        }
         actions
     }
 
@@ -145,6 +163,32 @@ impl World {
         }
         if self.ghost.crashes > 0 && process.log.is_some() {
             actions.push(Action::Crash(p));
+        }
+    }
+
+    /// Time is not modelled: that a process stops trusting its lease before the coordinator declares its log dead is
+    /// taken for granted.
+    fn lease_actions(&self, settings: &Settings, actions: &mut Vec<Action>) {
+        let is_dead = |log: u8| self.ghost.dead & 1 << log != 0;
+        let careless = settings.lie == Some(Lie::DeadDespiteLease);
+        for (p, process) in self.processes.iter().enumerate() {
+            let Some(log) = process.log else { continue };
+            match process.lease {
+                Some(_) if self.ghost.lapses > 0 => actions.push(Action::LoseLease(p as u8)),
+                None if !is_dead(log) => actions.push(Action::GrantLease(p as u8)),
+                _ => {}
+            }
+        }
+        for log in 0..self.bucket.logs.len() as u8 {
+            let leased =
+                self.processes.iter().any(|process| process.log == Some(log) && process.lease.is_some());
+            if !is_dead(log) && (careless || !leased) && !self.bucket.logs[usize::from(log)].slots.is_empty()
+            {
+                actions.push(Action::DeclareDead(log));
+            }
+        }
+        if self.ghost.oblivions > 0 && self.ghost.dead != 0 {
+            actions.push(Action::Forget);
         }
     }
 

@@ -31,12 +31,32 @@ impl Stepper<'_> {
         }
     }
 
+    pub(crate) fn grant_lease(&mut self, p: u8) {
+        let ghost = self.world.ghost.change();
+        ghost.leases += 1;
+        let (generation, ever_dead) = (ghost.leases, ghost.ever_dead);
+        let lie = self.lies(Lie::LeaseWithoutBarrier);
+        let process = self.process(p);
+        process.lease = Some(generation);
+        if lie {
+            process.trusted = process.lease;
+        }
+        let was_dead = process.log.is_some_and(|log| ever_dead & 1 << log != 0);
+        self.coverage.leases_to_the_dead += u64::from(was_dead);
+    }
+
+    /// Production's reads: at once under a lease that is trusted, else behind a barrier.
     pub(crate) fn read(&mut self, p: u8, x: u8) {
         let ghost = self.world.ghost.change();
         ghost.reads -= 1;
         let acknowledged = ghost.acknowledged[usize::from(x)];
         let number = ReadNumber(self.peek(p).owner.arrived().0 + 1);
-        self.process(p).reads.push(Read { number, subject: x, acknowledged });
+        let read = Read { number, subject: x, lease: self.peek(p).lease, acknowledged };
+        if self.peek(p).trusts() {
+            self.coverage.reads_by_lease += 1;
+            return self.check_read(p, &read);
+        }
+        self.process(p).reads.push(read);
         self.tell_owner(p, OwnerInput::Read);
         let lie = self.lies(Lie::LookWhilePutting);
         let process = self.process(p);
@@ -190,6 +210,12 @@ impl Stepper<'_> {
             process.reads.iter().partition(|read| read.number <= through);
         process.reads = waiting;
         for read in answered {
+            // Production's `Trust::barrier`: a lease that held all the while.
+            let process = self.peek(p);
+            if read.lease.is_some() && read.lease == process.lease && process.trusted != process.lease {
+                self.coverage.leases_trusted += 1;
+                self.process(p).trusted = read.lease;
+            }
             self.check_read(p, &read);
         }
     }
@@ -244,7 +270,7 @@ impl Stepper<'_> {
         }
         let old = self.peek(p).clone();
         let process = self.process(p);
-        *process = Process::new(old.opens);
+        *process = Process { noted: old.noted, ..Process::new(old.opens) };
         if survives {
             for (place, old) in process.places.iter_mut().zip(old.places) {
                 if matches!(old, Place::Opening(_)) {

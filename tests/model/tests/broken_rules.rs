@@ -211,6 +211,34 @@ fn a_claim_ends_with_the_log_that_it_was_made_for() {
     breaks(Lie::ClaimSurvivesLog, &settings, CannotRebuild);
 }
 
+/// Leases; the coordinator forgets once whom it has declared dead, or lets it join again.
+fn leases() -> Settings {
+    Settings { reads: 2, lapses: Some(0), oblivions: 1, restarts: 0, collector: false, ..bounds(1, 0) }
+}
+
+#[test]
+fn the_authority_is_asked_again_once_the_seal_is_in_place() {
+    // While the seal is on its way, the owner gets a lease and passes the barrier that lets it trust it.
+    breaks(Lie::NoAskAfterSeal, &leases(), StaleRead);
+}
+
+#[test]
+fn a_lease_is_trusted_only_after_a_barrier() {
+    breaks(Lie::LeaseWithoutBarrier, &leases(), StaleRead);
+}
+
+#[test]
+fn with_a_coordinator_that_never_forgets_that_barrier_is_not_needed() {
+    // A log that was declared dead gets no lease any more, and before that nobody has taken it over.
+    harmless(Lie::LeaseWithoutBarrier, &Settings { oblivions: 0, lapses: Some(1), ..leases() });
+}
+
+#[test]
+fn reads_under_a_lease_rest_on_clocks() {
+    // Outside the assumption that a process stops trusting its lease before the coordinator declares its log dead.
+    breaks(Lie::DeadDespiteLease, &Settings { oblivions: 0, ..leases() }, StaleRead);
+}
+
 #[test]
 fn every_lie_has_its_test() {
     let here = include_str!("broken_rules.rs");

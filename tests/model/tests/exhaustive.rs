@@ -123,6 +123,28 @@ fn a_subject_begins_with_nothing() {
 }
 
 #[test]
+fn leases_are_granted_by_a_coordinator_that_forgets() {
+    let settings = Settings {
+        writes: [1, 0],
+        compactions: 0,
+        reads: 2,
+        lapses: Some(0),
+        oblivions: 1,
+        restarts: 0,
+        collector: false,
+        ..Settings::default()
+    };
+    let reached: &[fn(&Coverage) -> u64] = &[
+        |seen| seen.reads_by_lease,
+        |seen| seen.reads_by_look,
+        |seen| seen.leases_trusted,
+        |seen| seen.leases_to_the_dead,
+        |seen| seen.takeovers,
+    ];
+    holds(&settings, reached);
+}
+
+#[test]
 fn three_processes() {
     let settings =
         Settings { processes: 3, writes: [1, 0], compactions: 0, restarts: 0, ..Settings::default() };

@@ -62,6 +62,9 @@ runs! {
     unknown_outcomes: Settings {
         unknowns: 2, releases: 1, lazy: true, ..Settings::default()
     };
+    leases_beside_everything: Settings {
+        reads: 2, writes: [2, 0], lapses: Some(1), oblivions: 1, ..Settings::default()
+    };
     drains_beside_everything: Settings {
         drains: 1, releases: 1, crashes: 1, writes: [2, 0], collector: false, lazy: true, ..Settings::default()
     };

@@ -9,11 +9,13 @@ use tokio::time::sleep;
 use super::LogEnd;
 use super::handle::Shared;
 use super::state::taken_over;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::wal::{Lsn, Wal, WalAppend, WalError};
 
 /// What the local disk is asked to do next.
-enum Work {
-    /// Write a group, and sync it if somebody waits for that.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Write a group, and sync it if somebody waits for that or it is time.
     Group(Vec<WalAppend>, bool),
     /// Sync what was written.
     Sync,
@@ -25,21 +27,42 @@ enum Work {
     Over(LogEnd),
 }
 
+/// So many groups are written at most before what is shipped is noted, and the room that it takes given back.
+pub(super) const MOST_GROUPS_UNMARKED: u32 = 16;
+
+/// What must not wait until there is nothing to write: under load there always is.
+#[derive(Debug, Default)]
+pub(super) struct DiskPace {
+    /// When the first group was written that is not synced.
+    pub(super) unsynced_since: Option<Duration>,
+    /// Groups written since the last note of what is shipped.
+    pub(super) unmarked_groups: u32,
+}
+
+impl DiskPace {
+    /// A group was written, and synced or not.
+    fn wrote(&mut self, synced: bool, now: Duration) {
+        self.unsynced_since = if synced { None } else { self.unsynced_since.or(Some(now)) };
+        self.unmarked_groups = self.unmarked_groups.saturating_add(1);
+    }
+}
+
 pub(super) async fn run(shared: Arc<Shared>, mut wal: Wal) {
-    let mut unsynced_since = None;
+    let mut pace = DiskPace::default();
     let end = loop {
-        match next(&shared, unsynced_since) {
+        match next(&shared, &pace) {
             Work::Over(end) => break end,
             Work::Wait(pause) => wait(&shared, pause).await,
             Work::Group(group, sync) => {
                 wal = write(&shared, wal, group, sync).await;
-                unsynced_since = if sync { None } else { unsynced_since.or(Some(shared.env.boot())) };
+                pace.wrote(sync, shared.env.boot());
             }
             Work::Sync => {
                 wal = in_background(&shared, wal, sync_now).await;
-                unsynced_since = None;
+                pace.unsynced_since = None;
             }
             Work::Mark(through, slot) => {
+                pace.unmarked_groups = 0;
                 wal = in_background(&shared, wal, move |shared, wal| mark(shared, wal, through, slot)).await;
             }
         }
@@ -56,7 +79,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut wal: Wal) {
     shared.ended.send_replace(Some(end));
 }
 
-fn next(shared: &Shared, unsynced_since: Option<Duration>) -> Work {
+pub(super) fn next(shared: &Shared, pace: &DiskPace) -> Work {
     let now = shared.env.boot();
     let mut state = shared.lock();
     if shared.stop.is_given() {
@@ -65,14 +88,20 @@ fn next(shared: &Shared, unsynced_since: Option<Duration>) -> Work {
     if let Some(end) = state.end.filter(|end| *end == LogEnd::Poisoned) {
         return Work::Over(end);
     }
+    let sync_at = pace.unsynced_since.map(|since| since + shared.settings.sync_interval);
+    let sync_due = sync_at.is_some_and(|at| at <= now);
+    if pace.unmarked_groups >= MOST_GROUPS_UNMARKED
+        && let Some((through, slot)) = state.marker.take()
+    {
+        return Work::Mark(through, slot);
+    }
     if let Some((group, sync)) = state.take_group(now) {
-        return Work::Group(group, sync);
+        return Work::Group(group, sync || sync_due);
     }
     if let Some(end) = state.end {
         return Work::Over(end);
     }
-    let sync_at = unsynced_since.map(|since| since + shared.settings.sync_interval);
-    if sync_at.is_some_and(|at| at <= now) {
+    if sync_due {
         return Work::Sync;
     }
     if let Some((through, slot)) = state.marker.take() {
@@ -101,7 +130,10 @@ async fn wait(shared: &Shared, pause: Option<Duration>) {
 async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool) -> Wal {
     in_background(shared, wal, move |shared, wal| {
         match wal.write(&group) {
-            Ok(()) => shared.lock().group_written(),
+            Ok(()) => {
+                reach(FailPoint::WalWritten);
+                shared.lock().group_written();
+            }
             Err(error @ WalError::Poisoned { .. }) => return poisoned(shared, &error),
             Err(error) => {
                 tracing::warn!(
@@ -112,6 +144,7 @@ async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool
             }
         }
         shared.wakers.ship.notify_one();
+        reach(FailPoint::WalUnsynced);
         if sync {
             sync_now(shared, wal);
         }
@@ -121,7 +154,10 @@ async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool
 
 fn sync_now(shared: &Shared, wal: &mut Wal) {
     match wal.sync() {
-        Ok(()) => shared.lock().synced(),
+        Ok(()) => {
+            reach(FailPoint::WalSynced);
+            shared.lock().synced();
+        }
         Err(error) => poisoned(shared, &error),
     }
 }

@@ -176,7 +176,7 @@ impl Log {
     /// acknowledged, before [`Log::ended`] resolves. Cheap enough to ask before each answer.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.0.ending.is_over()
+        self.0.ending.cause().is_some()
     }
 
     /// Resolves as soon as [`Log::is_over`] is true.
@@ -186,7 +186,7 @@ impl Log {
         self.0.ending.over().await;
     }
 
-    /// How the log came to its end, as soon as [`Log::over`] has resolved.
+    /// How the log came to its end, if [`Log::is_over`].
     #[must_use]
     pub fn end_cause(&self) -> Option<LogEnd> {
         self.0.ending.cause()

@@ -16,6 +16,7 @@ use super::state::Segment;
 use super::{Append, StartLogError};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
 use crate::checksum::Crc64;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
 
@@ -111,6 +112,7 @@ async fn put(shared: &Shared, Segment { slot, appends }: Segment, previous: Crc6
         () = over => return None,
         () = complain(shared, slot) => return None,
     };
+    reach(FailPoint::SlotPut);
     let mut state = shared.lock();
     match outcome {
         Found::Ours => {

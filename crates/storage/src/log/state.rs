@@ -232,6 +232,7 @@ impl State {
                 self.push_written(pending);
             }
         }
+        self.end_if_stopped();
     }
 
     /// When the disk may be tried again, if it was full.

@@ -2,6 +2,7 @@
 
 mod ends;
 mod faults;
+mod tasks;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -15,6 +15,7 @@ use super::segments::{blocks, found_in, next_batch};
 use super::{RecoveryError, SealLog, Surplus};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
 use crate::checksum::Crc64;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::segment::{self, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
 use crate::wal::{Lsn, WalContents, WalError, WalStorage, keep_damaged, list_logs, read_wal, remove_wal};
@@ -63,7 +64,9 @@ pub async fn recover(settings: &RecoverySettings, sealer: &dyn SealLog) -> Resul
             Recovered::Complete | Recovered::Nothing => {
                 tracing::info!(%log, "the log of an earlier process is complete");
                 let (storage, dir) = (settings.storage.clone(), settings.wal.clone());
+                reach(FailPoint::WalRemoving);
                 settings.env.blocking(move || remove_wal(storage.as_ref(), &dir, &log)).await?;
+                reach(FailPoint::WalRemoved);
             }
             Recovered::BucketLacks => {
                 let wal = settings.wal.join(log.to_string());
@@ -113,6 +116,7 @@ impl OneLog<'_> {
                 RecoveryEffect::Look(slot) => RecoveryInput::Looked(self.look(slot).await?),
                 RecoveryEffect::Put { slot, after } => self.put(slot, after).await?,
                 RecoveryEffect::Seal => {
+                    reach(FailPoint::RecoverySealing);
                     let sealed = sealer.seal(self.log).await;
                     sealed.map_err(|reply| RecoveryError::Seal { log: self.log.clone(), reply })?;
                     RecoveryInput::Sealed
@@ -157,6 +161,7 @@ impl OneLog<'_> {
                 .await?;
         match outcome {
             CreateOutcome::Ours => {
+                reach(FailPoint::RecoveryPut);
                 self.previous = Some((slot, encoded.checksum));
                 Ok(RecoveryInput::Put { ours: true, through })
             }

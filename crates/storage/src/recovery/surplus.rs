@@ -8,6 +8,7 @@ use dormouse_protocol::{LogId, Rev, Subject, Term};
 
 use super::{RecoveryError, RecoverySettings};
 use crate::entry::Entry;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::{FormatError, delta, frame};
 use crate::keys::{Nonce, lost_delta_key};
 use crate::wal::{SettledSubjects, WalAppend, WalError, remove_wal, write_all};
@@ -140,6 +141,7 @@ impl Surplus {
                  are kept"
             );
         }
+        reach(FailPoint::LostKept);
         self.settle(subject, log).await?;
         Ok(kept)
     }
@@ -193,7 +195,9 @@ impl Shared {
         };
         if one.subjects.len() == 1 {
             // Without its folder nothing waits, after a restart neither.
+            reach(FailPoint::WalRemoving);
             remove_wal(storage, dir, log)?;
+            reach(FailPoint::WalRemoved);
             logs.remove(log);
             return Ok(());
         }

@@ -13,6 +13,7 @@ use super::serve::{End, Serving};
 use crate::api::{Reply, Submission};
 use crate::database::{DatabaseError, remove_files};
 use crate::directory::shutting_down;
+use crate::fail_points::{Step as FailPoint, reach};
 
 /// How often a release is tried at shutdown.
 const RELEASE_ATTEMPTS: u32 = 3;
@@ -171,7 +172,9 @@ impl Serving<'_> {
         let needs_base =
             self.shared.log.tail(self.subject).is_some() || self.position().rev > self.manifest.base_rev;
         let source = if needs_base { Some(self.source().await?) } else { None };
+        reach(FailPoint::Releasing);
         let end = publish::publish(self.shared, self.subject, &self.manifest, Job::Release(source)).await;
+        reach(FailPoint::Released);
         match self.published(end).await {
             Some(end) => Ok(Some(end)),
             None if self.manifest.released => Ok(None),

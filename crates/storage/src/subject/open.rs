@@ -12,6 +12,7 @@ use super::restore::{RestoreError, Restorer, out_of_step};
 use crate::database::{Database, Tenure};
 use crate::engine::Shared;
 use crate::entry::Entry;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::keys::{ManifestNumber, Nonce};
 use crate::log::{TailError, read_own_tail};
 use crate::manifest::Manifest;
@@ -53,6 +54,7 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
         let answer = match effect {
             ClaimEffect::GiveUp(reply) => return Err(reply),
             ClaimEffect::Serve(verified) => {
+                reach(FailPoint::ClaimVerified);
                 let database = opener.take_over(&verified.manifest)?;
                 opener.settle_surplus().await?;
                 shared.counters.opens.add(1);
@@ -170,9 +172,15 @@ impl Opener<'_> {
             ClaimEffect::Restore { manifest, tail } => {
                 self.restore(manifest.map(|manifest| *manifest), tail).await
             }
-            ClaimEffect::PutBase { made_for } => self.put_base(made_for).await.map(ClaimInput::BasePut),
+            ClaimEffect::PutBase { made_for } => {
+                let base = self.put_base(made_for).await?;
+                reach(FailPoint::ClaimBaseUp);
+                Ok(ClaimInput::BasePut(base))
+            }
             ClaimEffect::Create(manifest) => {
-                publish::create(shared, &manifest).await.map(ClaimInput::Created)
+                let created = publish::create(shared, &manifest).await?;
+                reach(FailPoint::ClaimCreated);
+                Ok(ClaimInput::Created(created))
             }
             ClaimEffect::Serve(_) | ClaimEffect::Drained(_) | ClaimEffect::GiveUp(_) => Err(out_of_step()),
         }

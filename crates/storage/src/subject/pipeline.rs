@@ -13,6 +13,7 @@ use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::engine::Shared;
 use crate::entry::Entry;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::frame;
 use crate::log::{Append, Stage, Ticket};
 use crate::plan::{self, Pending, Planned, SubjectView};
@@ -251,6 +252,7 @@ impl Pipeline {
             level: level.unwrap_or(Level::Bucket),
             waker: Arc::clone(&self.waker),
         };
+        reach(FailPoint::Planned);
         match shared.log.append(append) {
             Ok(ticket) => {
                 self.unshipped.push_back((Arc::clone(&ticket), last_rev));
@@ -291,6 +293,7 @@ impl Pipeline {
             if ready == 0 {
                 break;
             }
+            reach(FailPoint::Landed);
             if let Err(error) = self.apply(database, ready) {
                 self.stall(subject, &error);
                 database.rollback()?;
@@ -299,6 +302,7 @@ impl Pipeline {
                 }
                 break;
             }
+            reach(FailPoint::Applied);
             self.stalled = None;
             self.conclude(shared, subject, database, ready, &mut applied);
         }

@@ -8,6 +8,7 @@ use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 use crate::bucket::{HeaderPatch, create_once};
 use crate::engine::Shared;
 use crate::entry::Entry;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::{delta, frame};
 use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
 use crate::log::read_own_tail;
@@ -78,7 +79,10 @@ pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manife
         }
         let input = match effect {
             PublishEffect::Create(manifest) => match create(shared, &manifest).await {
-                Ok(creation) => PublishInput::Created(creation),
+                Ok(creation) => {
+                    reach(FailPoint::ManifestCreated);
+                    PublishInput::Created(creation)
+                }
                 Err(reply) => PublishInput::Failed(reply),
             },
             PublishEffect::Get(number) => match get_manifest(shared, subject, number).await {
@@ -118,6 +122,7 @@ async fn begin(
         }
         Job::Destroy(rev, next_seq) => Publication::Destroy { rev, next_seq },
     };
+    reach(FailPoint::BaseUp);
     Ok(Publish::new(current, publication, Nonce::new(shared.env.ulid())))
 }
 

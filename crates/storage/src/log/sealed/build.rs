@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use super::read::{AT_ONCE, TailError, read_index};
 use super::{Fence, PATIENCE, SealedLog, reply};
 use crate::bucket::{Bucket, create_once};
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::index::{self, IndexHeader, LogIndex};
 use crate::format::segment::IndexLine;
 use crate::keys::{LogKeys, Nonce};
@@ -31,6 +32,7 @@ pub(super) async fn open(
         None => {
             let lines = collect(bucket.as_ref(), log, &fence.slots).await?;
             let header = IndexHeader { log: log.clone(), seal: fence.seal, nonce: Nonce::new(env.ulid()) };
+            reach(FailPoint::Sealed);
             let bytes = index::encode(&header, lines);
             if keep {
                 write(bucket.as_ref(), log, bytes.clone()).await;

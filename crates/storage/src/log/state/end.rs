@@ -1,7 +1,6 @@
 //! How a log ends: who is told what, and what stays on the local disk.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dormouse_protocol::{ErrorCode, ErrorReply};
 use tokio::sync::watch;
@@ -11,31 +10,27 @@ use super::{LogEnd, Pending, State, Wakers};
 /// That the log is at its end, said while the books are locked: whoever sees a write refused because of it sees this too.
 #[derive(Debug)]
 pub(in crate::log) struct Ending {
-    over: AtomicBool,
-    cause: watch::Sender<Option<LogEnd>>,
+    cause: OnceLock<LogEnd>,
+    said: watch::Sender<bool>,
 }
 
 impl Ending {
     pub(in crate::log) fn new() -> Arc<Self> {
-        Arc::new(Self { over: AtomicBool::new(false), cause: watch::Sender::new(None) })
-    }
-
-    pub(in crate::log) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        Arc::new(Self { cause: OnceLock::new(), said: watch::Sender::new(false) })
     }
 
     pub(in crate::log) fn cause(&self) -> Option<LogEnd> {
-        *self.cause.borrow()
+        self.cause.get().copied()
     }
 
     pub(in crate::log) async fn over(&self) {
         // The sender lives as long as this does.
-        let _ = self.cause.subscribe().wait_for(Option::is_some).await;
+        let _ = self.said.subscribe().wait_for(|said| *said).await;
     }
 
     fn say(&self, end: LogEnd) {
-        self.over.store(true, Ordering::Release);
-        self.cause.send_replace(Some(end));
+        self.cause.get_or_init(|| end);
+        self.said.send_replace(true);
     }
 }
 
@@ -53,6 +48,10 @@ impl State {
     /// Somebody else has ended the log. What is not acknowledged can no longer be, from this moment on; its writers are
     /// told when the local disk says so too. What is acknowledged at a weaker level stays there, for the next claim.
     pub(in crate::log) fn sealed(&mut self, wakers: &Wakers) {
+        // A log ends once. A disk that failed stays failed, whoever else ends the log.
+        if self.end.is_some() {
+            return;
+        }
         self.fail_readers(&taken_over());
         let shippable = self.in_flight.drain(..).chain(self.written.drain(..));
         for pending in shippable.filter(|pending| pending.ticket.doom()) {

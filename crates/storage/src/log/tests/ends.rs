@@ -151,6 +151,8 @@ async fn an_end_is_known_before_its_last_words_are_on_the_disk() {
         // Nothing else has run since.
         assert_eq!((rig.log.is_over(), rig.log.end_cause(), rig.log.end()), (true, Some(cause), None));
         assert_eq!(seen.await.unwrap(), (true, Some(cause)));
+        rig.log.0.lock().sealed(&rig.log.0.wakers);
+        assert_eq!(rig.log.end_cause(), Some(cause), "it ends once");
         rig.log.stop().await;
         assert_eq!(rig.log.end(), Some(cause));
     }
