@@ -139,6 +139,7 @@ impl FaultyBucket {
                 Err(BucketError::Denied { operation, name: name.to_owned(), source: "403 Forbidden".into() })
             }
             Fault::Hangs => std::future::pending().await,
+            Fault::Panics => panic!("the call was told to panic"),
             Fault::None | Fault::AnswerLost | Fault::Late | Fault::Conflict | Fault::Corrupt => {
                 self.store.arrive(self.env.boot()).await;
                 Ok(call)

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_protocol::{ErrorCode, ErrorReply, Slot};
-use tokio::time::sleep;
 
 use super::LogEnd;
 use super::handle::Shared;
@@ -52,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut wal: Wal) {
     let end = loop {
         match next(&shared, &pace) {
             Work::Over(end) => break end,
-            Work::Wait(pause) => wait(&shared, pause).await,
+            Work::Wait(pause) => shared.rest(&shared.wakers.disk, pause).await,
             Work::Group(group, sync) => {
                 wal = write(&shared, wal, group, sync).await;
                 pace.wrote(sync, shared.env.boot());
@@ -110,20 +109,6 @@ pub(super) fn next(shared: &Shared, pace: &DiskPace) -> Work {
     let retry_at = state.full_until().filter(|_| state.has_queue());
     let wake_at = [sync_at, retry_at].into_iter().flatten().min();
     Work::Wait(wake_at.map(|at| at.saturating_sub(now)))
-}
-
-async fn wait(shared: &Shared, pause: Option<Duration>) {
-    let timer = async {
-        match pause {
-            Some(pause) => sleep(pause).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = shared.wakers.disk.notified() => {}
-        () = shared.stop.given() => {}
-        () = timer => {}
-    }
 }
 
 /// Writers that wait for less than a sync are woken before it.
@@ -184,7 +169,7 @@ fn poisoned(shared: &Shared, error: &WalError) {
 fn last_words(shared: &Shared, wal: &mut Wal) {
     let (failed, marker) = {
         let mut state = shared.lock();
-        (std::mem::take(&mut state.to_mark_failed), state.marker.take())
+        (state.to_mark_failed.clone(), state.marker.take())
     };
     if let Some((through, slot)) = marker {
         mark(shared, wal, through, slot);
@@ -203,6 +188,7 @@ fn last_words(shared: &Shared, wal: &mut Wal) {
     for (_, ticket) in failed {
         ticket.fail(&failure);
     }
+    shared.lock().to_mark_failed.clear();
 }
 
 async fn in_background<F>(shared: &Arc<Shared>, mut wal: Wal, work: F) -> Wal

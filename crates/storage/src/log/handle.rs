@@ -9,6 +9,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::owner::OwnerInput;
 use super::state::{Ending, State};
+use super::watch::{Task, watched};
 use super::{Append, LogEnd, LogFigures, LogSettings, StartLogError, Tail, Ticket, disk, look, ship, trim};
 use crate::bucket::Bucket;
 use crate::keys::LogKeys;
@@ -58,6 +59,21 @@ impl Shared {
         }
     }
 
+    /// Waits for so long, or until there is something to do, or until the process is to end.
+    pub(super) async fn rest(&self, waker: &Notify, pause: Option<Duration>) {
+        let timer = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = waker.notified() => {}
+            () = self.stop.given() => {}
+            () = timer => {}
+        }
+    }
+
     /// Resolves when the log's last words are on the local disk.
     pub(super) async fn ended(&self) -> LogEnd {
         let mut ended = self.ended.subscribe();
@@ -97,10 +113,11 @@ impl Log {
             ended: watch::Sender::new(None),
             id,
         });
-        tasks.spawn("log disk", disk::run(Arc::clone(&shared), wal));
-        tasks.spawn("log ship", ship::run(Arc::clone(&shared), checksum));
-        tasks.spawn("log look", look::run(Arc::clone(&shared)));
-        tasks.spawn("log trim", trim::run(Arc::clone(&shared)));
+        let there = || Arc::clone(&shared);
+        tasks.spawn("log disk", watched(there(), Task::Disk, disk::run(there(), wal)));
+        tasks.spawn("log ship", watched(there(), Task::Ship, ship::run(there(), checksum)));
+        tasks.spawn("log look", watched(there(), Task::Look, look::run(there())));
+        tasks.spawn("log trim", watched(there(), Task::Trim, trim::run(there())));
         Ok(Self(shared))
     }
 

@@ -12,6 +12,7 @@
 //! | [`tails`] | which slots somebody needs (pure, model-checked) |
 //! | `state` | what is accepted, written, in flight and still needed |
 //! | `disk`, `ship`, `look`, `trim` | the tasks: local log, segments, barriers, deletions |
+//! | `watch` | what becomes of the log when a task panics |
 //! | [`sealed`] | reading logs that have ended, and one's own |
 
 mod disk;
@@ -29,6 +30,7 @@ pub mod tails;
 mod tests;
 mod ticket;
 mod trim;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +71,7 @@ pub struct Append {
 pub enum LogEnd {
     /// Somebody else has ended it: there is a seal, or something else that is not ours, in its next slot.
     Sealed,
-    /// The local disk cannot be trusted any more: the process has to be restarted.
+    /// The local disk, or what this process knows of the log, cannot be trusted any more: the process has to be restarted.
     Poisoned,
     /// It was asked to.
     Stopped,

@@ -56,7 +56,7 @@ pub(super) async fn run(shared: Arc<Shared>, birth: Crc64) {
     loop {
         match next(&shared) {
             Step::Over => return,
-            Step::Wait(pause) => wait(&shared, pause).await,
+            Step::Wait(pause) => shared.rest(&shared.wakers.ship, pause).await,
             Step::Put(segment) => {
                 let Some(checksum) = put(&shared, segment, previous).await else { return };
                 previous = checksum;
@@ -79,20 +79,6 @@ fn next(shared: &Shared) -> Step {
         }
     }
     state.departing.take().map_or(Step::Wait(None), Step::Put)
-}
-
-async fn wait(shared: &Shared, pause: Option<Duration>) {
-    let timer = async {
-        match pause {
-            Some(pause) => sleep(pause).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = shared.wakers.ship.notified() => {}
-        () = shared.stop.given() => {}
-        () = timer => {}
-    }
 }
 
 /// Creates a slot and has the books say so; `None` when the log is at its end.

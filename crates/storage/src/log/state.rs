@@ -283,7 +283,10 @@ impl State {
                 }
                 OwnerEffect::Proven { through } => self.answer_readers(through),
                 OwnerEffect::Delete { from, to } => {
-                    self.doomed_slots.push_back((from, to));
+                    match self.doomed_slots.back_mut() {
+                        Some(last) if last.1 == from => last.1 = to,
+                        _ => self.doomed_slots.push_back((from, to)),
+                    }
                     shared.wakers.trim.notify_one();
                 }
                 OwnerEffect::End => self.sealed(&shared.wakers),
@@ -352,6 +355,17 @@ impl State {
         let next = self.owner.next_slot();
         let below = self.tails.lowest_needed().unwrap_or(next);
         self.tell(OwnerInput::Unneeded { below }, shared);
+    }
+
+    /// The next slot to be deleted.
+    pub(super) fn take_doomed_slot(&mut self) -> Option<Slot> {
+        while let Some((from, to)) = self.doomed_slots.pop_front() {
+            if from < to {
+                self.doomed_slots.push_front((from.next(), to));
+                return Some(from);
+            }
+        }
+        None
     }
 
     /// How long the oldest write has waited to be shipped.

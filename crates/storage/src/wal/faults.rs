@@ -35,6 +35,7 @@ struct State {
     short_writes: u64,
     failing_writes: u32,
     failing_syncs: u32,
+    panicking_syncs: bool,
 }
 
 /// How much of a file there is, and how much of that survives a loss of power.
@@ -69,6 +70,11 @@ impl FaultyStorage {
     /// The next syncs, this many, fail; what they should have kept is not kept by later ones either.
     pub fn fail_syncs(&self, count: u32) {
         self.0.state().failing_syncs = count;
+    }
+
+    /// From now on syncs panic, as a defect would have it.
+    pub fn panic_in_syncs(&self) {
+        self.0.state().panicking_syncs = true;
     }
 
     /// The power goes. Of what was not synced each file keeps a random beginning, with random sectors of it zeroed. Files
@@ -208,6 +214,7 @@ impl WalFile for FaultyFile {
     fn sync_data(&mut self) -> io::Result<()> {
         let mut state = self.disk.state();
         self.check_power(&state)?;
+        assert!(!state.panicking_syncs, "the sync was told to panic");
         if state.failing_syncs > 0 {
             state.failing_syncs -= 1;
             return Err(io::Error::other("a sync that fails"));

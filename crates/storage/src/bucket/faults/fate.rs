@@ -28,6 +28,8 @@ pub enum Fault {
     Denied,
     /// No answer ever comes, and it takes no effect.
     Hangs,
+    /// The call panics, as a defect would have it.
+    Panics,
     /// What is read has one wrong bit. No fault to other calls.
     Corrupt,
 }

@@ -78,14 +78,23 @@ impl State {
         }
     }
 
-    /// The local disk cannot be trusted any more: nothing is acknowledged from this moment on.
+    /// The local disk, or what is known of it, cannot be trusted any more: nothing is acknowledged from this moment on.
     pub(in crate::log) fn poison(&mut self, wakers: &Wakers) {
         if self.end.is_none() {
-            self.abandon("the local disk failed: whether the write is kept is not known", &poisoned());
+            self.abandon("the log failed: whether the write is kept is not known", &poisoned());
             self.group.clear();
             self.queue.clear();
             self.finish(LogEnd::Poisoned, wakers);
         }
+    }
+
+    /// Nobody is left to note on the local disk what has failed: its writers are told that they cannot know.
+    pub(in crate::log) fn give_up_last_words(&mut self) -> Option<LogEnd> {
+        let unknown = ErrorReply::new(ErrorCode::Indeterminate, "the write failed, or is carried out later");
+        for (_, ticket) in self.to_mark_failed.drain(..) {
+            ticket.fail(&unknown);
+        }
+        self.end
     }
 
     /// The process ends without waiting for the bucket.
@@ -153,5 +162,5 @@ pub(in crate::log) fn taken_over() -> ErrorReply {
 }
 
 fn poisoned() -> ErrorReply {
-    ErrorReply::unavailable("this server's local disk failed; it has to be restarted")
+    ErrorReply::unavailable("this server's log failed; it has to be restarted")
 }

@@ -48,3 +48,92 @@ async fn stopping_comes_to_its_end_though_the_disk_is_full() {
     assert_eq!(refused.failure().unwrap().code, ErrorCode::Unavailable);
     assert_eq!(rig.log.end(), Some(LogEnd::Stopped));
 }
+
+/// Whatever waits for the log of a server of which a task has panicked learns that it is over.
+async fn ends_by_panic(rig: Rig, waiting: Option<Arc<Ticket>>) {
+    let ended = tokio::time::timeout(Duration::from_secs(5), rig.log.ended()).await;
+    assert_eq!(ended, Ok(LogEnd::Poisoned));
+    assert_eq!(rig.log.end_cause(), Some(LogEnd::Poisoned));
+    if let Some(ticket) = waiting {
+        assert_eq!(rig.outcome(&ticket, Level::Bucket).await.unwrap_err().code, ErrorCode::Indeterminate);
+    }
+    assert_eq!(rig.refusal("app.z", 0, Level::Memory), ErrorCode::Unavailable);
+    assert_eq!(rig.log.barrier().await.unwrap_err().code, ErrorCode::Unavailable);
+    rig.tasks.finish(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_shipping_ends_the_log() {
+    let rig = Rig::new().await;
+    rig.bucket.script(Call::Create, [Fault::Panics]);
+    let ticket = rig.append("app.a", 0, Level::Bucket);
+    ends_by_panic(rig, Some(ticket)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_at_the_disk_ends_the_log() {
+    let rig = Rig::new().await;
+    rig.bucket.set_gone(true);
+    rig.disk.panic_in_syncs();
+    let ticket = rig.append("app.a", 0, Level::Disk);
+    ends_by_panic(rig, Some(ticket)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_at_the_last_words_ends_the_log_and_fails_who_waits_for_them() {
+    let rig = Rig::new().await;
+    rig.sealer("b").seal_only(rig.log.id()).await.unwrap();
+    rig.disk.panic_in_syncs();
+    let ticket = rig.append("app.a", 0, Level::Bucket);
+    let ended = tokio::time::timeout(Duration::from_secs(5), rig.log.ended()).await;
+    assert_eq!(ended, Ok(LogEnd::Sealed));
+    assert_eq!(ticket.failure().unwrap().code, ErrorCode::Indeterminate);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_looking_ends_the_log() {
+    let rig = Rig::new().await;
+    rig.bucket.script(Call::Get, [Fault::Panics]);
+    let read = tokio::time::timeout(Duration::from_secs(5), rig.log.barrier()).await.unwrap();
+    assert_eq!(read.unwrap_err().code, ErrorCode::Unavailable);
+    ends_by_panic(rig, None).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_trimming_ends_the_log() {
+    let rig = Rig::new().await;
+    rig.bucket.script(Call::Delete, [Fault::Panics]);
+    doom(&rig, 1, 2);
+    ends_by_panic(rig, None).await;
+}
+
+fn doom(rig: &Rig, from: u64, to: u64) {
+    rig.log.0.lock().doomed_slots.push_back((Slot::new(from), Slot::new(to)));
+    rig.log.0.wakers.trim.notify_one();
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_slots_go_in_a_second_as_may_be_written_in_one() {
+    let rig = Rig::new().await;
+    let latency = Duration::from_millis(140);
+    rig.bucket.set_plan(FaultPlan { latency, ..FaultPlan::calm() });
+    doom(&rig, 1, 501);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(rig.bucket.calls(Call::Delete), 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again() {
+    let rig = Rig::new().await;
+    for after in 0..12 {
+        let ticket = rig.append("app.a", after, Level::Bucket);
+        rig.outcome(&ticket, Level::Bucket).await.unwrap();
+    }
+    let highest = rig.log.next_slot().get() - 1;
+    rig.bucket.script(Call::Delete, [Fault::Denied, Fault::Denied, Fault::Hangs]);
+    rig.log.based(&subject("app.a"), Rev::new(12), rig.log.next_slot());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rig.slots().await, [1, 2, 3, highest]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(rig.slots().await, [3, highest], "no answer ever comes for one of them");
+}
