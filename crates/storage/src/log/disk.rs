@@ -125,7 +125,8 @@ async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool
                     log = %shared.id, error = &error as &dyn std::error::Error,
                     "the local disk takes no writes"
                 );
-                shared.lock().group_refused(&ErrorReply::from(&error), shared.env.boot());
+                let failure = ErrorReply::from(&error);
+                shared.lock().group_refused(&failure, shared.env.boot(), &shared.wakers);
             }
         }
         shared.wakers.ship.notify_one();

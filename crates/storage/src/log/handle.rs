@@ -13,7 +13,7 @@ use super::watch::{Task, watched};
 use super::{Append, LogEnd, LogFigures, LogSettings, StartLogError, Tail, Ticket, disk, look, ship, trim};
 use crate::bucket::Bucket;
 use crate::keys::LogKeys;
-use crate::wal::Wal;
+use crate::wal::{Lsn, Wal};
 
 /// The log of this run of the engine. Cloning shares it.
 #[derive(Clone)]
@@ -44,6 +44,8 @@ pub(super) struct Wakers {
     pub(super) ship: Notify,
     pub(super) look: Notify,
     pub(super) trim: Notify,
+    /// Wakes all who wait until less is on its way.
+    pub(super) progress: Notify,
 }
 
 impl Shared {
@@ -71,6 +73,18 @@ impl Shared {
             () = waker.notified() => {}
             () = self.stop.given() => {}
             () = timer => {}
+        }
+    }
+
+    /// Waits until no append up to this one is on its way any more.
+    async fn settled_through(&self, last: Lsn) {
+        loop {
+            // Made before the look: what comes after the look is not missed.
+            let progress = self.wakers.progress.notified();
+            if self.lock().is_settled_through(last) {
+                return;
+            }
+            progress.await;
         }
     }
 
@@ -220,10 +234,10 @@ impl Log {
     ///
     /// Cancelling the call has no effect.
     pub async fn settled(&self, subject: &Subject) {
-        const PAUSE: Duration = Duration::from_millis(20);
-        while self.0.lock().has_unshipped(subject) {
+        loop {
+            let Some(last) = self.0.lock().last_unshipped(subject) else { return };
             self.ship();
-            tokio::time::sleep(PAUSE).await;
+            self.0.settled_through(last).await;
         }
     }
 

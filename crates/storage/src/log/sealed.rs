@@ -36,14 +36,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MOST_STEPS: usize = 1_000;
 
 /// How many sealed logs are remembered.
-const MOST_REMEMBERED: usize = 16;
+pub(super) const MOST_REMEMBERED: usize = 16;
 
 /// The logs that have ended, as far as somebody has asked for them.
 pub struct SealedLogs {
     bucket: Arc<dyn Bucket>,
     env: Env,
     own: LogId,
-    known: Mutex<HashMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>>,
+    pub(super) known: Mutex<HashMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>>,
 }
 
 /// A log that has ended.
@@ -186,10 +186,11 @@ impl SealedLogs {
     fn cell(&self, log: &LogId) -> Arc<OnceCell<Arc<SealedLog>>> {
         let mut known = self.lock();
         if known.len() >= MOST_REMEMBERED && !known.contains_key(log) {
-            // Any will do: there are few at a time, and one that is missed is read again.
-            let settled = known.iter().find(|(_, cell)| cell.initialized()).map(|(log, _)| log.clone());
-            if let Some(settled) = settled {
-                known.remove(&settled);
+            // Any will do that nobody is at work on, also one whose sealing failed: there are few at a time, and one
+            // that is missed is read again.
+            let idle = known.iter().find(|(_, cell)| cell.initialized() || Arc::strong_count(cell) == 1);
+            if let Some(idle) = idle.map(|(log, _)| log.clone()) {
+                known.remove(&idle);
             }
         }
         Arc::clone(known.entry(log.clone()).or_default())

@@ -163,10 +163,21 @@ impl State {
         Ok(ticket)
     }
 
-    /// Whether something of the subject is on its way.
-    pub(super) fn has_unshipped(&self, subject: &Subject) -> bool {
-        let waiting = self.queue.iter().chain(&self.group).chain(&self.written).chain(&self.in_flight);
-        self.end.is_none() && waiting.into_iter().any(|pending| pending.append.subject == *subject)
+    /// The last append of the subject that is on its way.
+    pub(super) fn last_unshipped(&self, subject: &Subject) -> Option<Lsn> {
+        let waiting = self.in_flight.iter().chain(&self.written).chain(&self.group).chain(&self.queue);
+        let mut latest_first = waiting.rev().filter(|_| self.end.is_none());
+        latest_first.find(|pending| pending.append.subject == *subject).map(|pending| pending.lsn)
+    }
+
+    /// Whether no append up to this one is on its way any more.
+    pub(super) fn is_settled_through(&self, last: Lsn) -> bool {
+        self.end.is_some() || self.oldest_unshipped().is_none_or(|oldest| oldest.lsn > last)
+    }
+
+    fn oldest_unshipped(&self) -> Option<&Pending> {
+        let first = self.in_flight.first().or_else(|| self.written.front()).or_else(|| self.group.first());
+        first.or_else(|| self.queue.front())
     }
 
     pub(super) fn want_all(&mut self) {
@@ -216,7 +227,7 @@ impl State {
 
     /// The group did not fit on the local disk, and none of it is there. What was acknowledged already is kept and
     /// shipped without the disk; the rest fails, with everything of the same subjects that was accepted after it.
-    pub(super) fn group_refused(&mut self, failure: &ErrorReply, now: Duration) {
+    pub(super) fn group_refused(&mut self, failure: &ErrorReply, now: Duration, wakers: &Wakers) {
         self.full_until = Some(now + FULL_DISK_PAUSE);
         let group = std::mem::take(&mut self.group);
         let queue = std::mem::take(&mut self.queue);
@@ -233,6 +244,7 @@ impl State {
             }
         }
         self.end_if_stopped();
+        wakers.progress.notify_waiters();
     }
 
     /// When the disk may be tried again, if it was full.
@@ -337,6 +349,7 @@ impl State {
         }
         self.end_if_stopped();
         wakers.disk.notify_one();
+        wakers.progress.notify_waiters();
     }
 
     fn answer_readers(&mut self, through: ReadNumber) {
@@ -370,9 +383,7 @@ impl State {
 
     /// How long the oldest write has waited to be shipped.
     pub(super) fn unshipped_age(&self, now: Duration) -> Duration {
-        let first = self.in_flight.first().or_else(|| self.written.front()).or_else(|| self.group.first());
-        let oldest = first.or_else(|| self.queue.front());
-        oldest.map_or(Duration::ZERO, |pending| now.saturating_sub(pending.at))
+        self.oldest_unshipped().map_or(Duration::ZERO, |pending| now.saturating_sub(pending.at))
     }
 
     /// Has everybody look again who may have waited for weaker levels to be let go.

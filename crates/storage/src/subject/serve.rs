@@ -266,7 +266,8 @@ impl<'a> Serving<'a> {
                 if self.writes.len() < MAX_WRITES {
                     self.writes.push_back(submission);
                 } else {
-                    let reply = ErrorReply::overloaded("too many changes of the subject wait", RETRY_AFTER_MS);
+                    let reply =
+                        ErrorReply::overloaded("too many changes of the subject wait", RETRY_AFTER_MS);
                     (submission.respond)(Err(reply));
                 }
             } else if trusted {

@@ -154,6 +154,7 @@ impl State {
         wakers.ship.notify_one();
         wakers.look.notify_one();
         wakers.trim.notify_one();
+        wakers.progress.notify_waiters();
     }
 }
 

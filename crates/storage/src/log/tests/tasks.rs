@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log::disk::{self, DiskPace, MOST_GROUPS_UNMARKED, Work};
+use crate::log::sealed::MOST_REMEMBERED;
 use crate::wal::Lsn;
 
 /// The disk's next steps under a load that never lets the queue run empty. The log's own tasks do not run meanwhile:
@@ -136,4 +137,44 @@ async fn a_slot_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again() {
     assert_eq!(rig.slots().await, [1, 2, 3, highest]);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(rig.slots().await, [3, highest], "no answer ever comes for one of them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_subject_to_settle_is_told_at_once() {
+    let rig = Rig::new().await;
+    let (name, other) = (subject("app.a"), subject("app.other"));
+    let limit = Duration::from_secs(60);
+    let start = rig.env.boot();
+    let ticket = rig.append("app.a", 0, Level::Memory);
+    rig.log.settled(&name).await;
+    assert_eq!(ticket.stage(), Stage::Shipped);
+    assert!(rig.env.boot() - start < Duration::from_millis(10), "{:?}", rig.env.boot() - start);
+    // Failed.
+    rig.disk.limit_room(Some(0));
+    rig.append("app.a", 1, Level::Interval);
+    tokio::time::timeout(limit, rig.log.settled(&name)).await.unwrap();
+    rig.disk.limit_room(None);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // On its way as long as the bucket does not answer, which is nothing to others; then left by the end of the log.
+    rig.bucket.set_gone(true);
+    rig.append("app.a", 1, Level::Bucket);
+    rig.log.settled(&other).await;
+    assert!(tokio::time::timeout(limit, rig.log.settled(&name)).await.is_err());
+    let settled = {
+        let log = rig.log.clone();
+        tokio::spawn(async move { log.settled(&name).await })
+    };
+    tokio::task::yield_now().await;
+    rig.log.0.lock().cut_short(&rig.log.0.wakers);
+    tokio::time::timeout(limit, settled).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn logs_that_could_not_be_sealed_are_not_remembered_for_ever() {
+    let rig = Rig::new().await;
+    let logs = rig.sealer("b");
+    for number in 0..3 * MOST_REMEMBERED {
+        logs.seal(&id(&format!("never-born-{number}"))).await.unwrap_err();
+    }
+    assert!(logs.known.lock().unwrap().len() <= MOST_REMEMBERED);
 }
