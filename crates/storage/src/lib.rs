@@ -45,6 +45,13 @@ mod trust;
 mod values;
 pub mod wal;
 
+#[cfg(feature = "internals")]
+pub mod internals {
+    //! For benchmarks: what nobody outside builds on, and what may change at any time.
+
+    pub use crate::database::{Database, Origin};
+}
+
 pub use database::sqlite_is_safe;
 pub use engine::{Engine, OpenError, Prepared, ShutdownReport};
 pub use export::{ExportError, export_snapshot};

@@ -3,49 +3,20 @@
 
 use std::hint::black_box;
 
-use bytes::Bytes;
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dormouse_protocol::{Headers, LogId, Rev, Seq, Slot, Subject, Term, Timestamp};
-use dormouse_storage::entry::Entry;
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use dormouse_protocol::{Rev, Slot, Subject};
 use dormouse_storage::format::frame;
 use dormouse_storage::format::segment::{self, Block, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_storage::keys::Nonce;
-use dormouse_storage::plan::{Operation, SetOperation};
+
+use crate::entries::{entry, log};
 
 /// Entries in a segment, over all subjects.
 const ENTRIES: usize = 10_000;
 
-/// Bytes of a value.
-const VALUE_BYTES: usize = 128;
-
-fn log() -> LogId {
-    "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ".parse().expect("a log id")
-}
-
 fn header() -> SlotHeader {
     let nonce = Nonce::from_bytes([7; 16]);
     SlotHeader { kind: SlotKind::Data, log: log(), slot: Slot::new(1), nonce, previous: NO_PREVIOUS }
-}
-
-fn entry(after: u64) -> Entry {
-    let set = SetOperation {
-        seq: Seq::new(after + 1),
-        key: Some(format!("key-{after}")),
-        value: Some(Bytes::from(vec![b'v'; VALUE_BYTES])),
-        blob: None,
-        headers: Headers::default(),
-        timestamp: Timestamp::from_micros(1_700_000_000_000_000),
-        replaces: None,
-        expires_at: None,
-        msg_id: None,
-    };
-    Entry {
-        term: Term::new(1),
-        after: Rev::new(after),
-        accept_time: Timestamp::from_micros(1_700_000_000_000_000),
-        request: None,
-        operations: vec![Operation::Set(set)],
-    }
 }
 
 /// One block per append, as the log hands them over.
@@ -63,7 +34,7 @@ fn blocks(subjects: usize) -> Vec<Block> {
     (0..ENTRIES).map(append).collect()
 }
 
-fn frames(c: &mut Criterion) {
+pub fn frames(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame");
     let entry = entry(41);
     let bytes = frame::encode(&entry).expect("a small entry");
@@ -73,23 +44,24 @@ fn frames(c: &mut Criterion) {
     group.finish();
 }
 
-fn segments(c: &mut Criterion) {
+pub fn segments(c: &mut Criterion) {
     let mut group = c.benchmark_group("segment");
     for subjects in [1, 100, 10_000] {
         let blocks = blocks(subjects);
         let encoded = segment::encode(&header(), blocks.clone());
         group.throughput(Throughput::Bytes(encoded.bytes.len() as u64));
-        group.bench_with_input(BenchmarkId::new("encode", subjects), &blocks, |b, blocks| {
+        let case = |what| BenchmarkId::new(what, format!("{ENTRIES} entries of {subjects} subjects"));
+        group.bench_with_input(case("encode"), &blocks, |b, blocks| {
             b.iter_batched(
                 || blocks.clone(),
                 |blocks| segment::encode(&header(), blocks),
-                criterion::BatchSize::LargeInput,
+                BatchSize::LargeInput,
             );
         });
-        group.bench_with_input(BenchmarkId::new("decode", subjects), &encoded.bytes, |b, bytes| {
+        group.bench_with_input(case("decode"), &encoded.bytes, |b, bytes| {
             b.iter(|| segment::decode(&log(), Slot::new(1), bytes.clone()));
         });
-        group.bench_with_input(BenchmarkId::new("entries", subjects), &encoded.bytes, |b, bytes| {
+        group.bench_with_input(case("decode, and every entry"), &encoded.bytes, |b, bytes| {
             b.iter(|| {
                 let object = segment::decode(&log(), Slot::new(1), bytes.clone()).expect("as encoded");
                 let of =
@@ -100,6 +72,3 @@ fn segments(c: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group!(benches, frames, segments);
-criterion_main!(benches);

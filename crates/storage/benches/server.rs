@@ -1,0 +1,84 @@
+//! A server without a bus: an engine on a bucket in a local directory, and nobody who disputes what it claims.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
+use dormouse_runtime::{Env, Tasks};
+use dormouse_storage::api::{Authority, EventSink, LeaseGeneration, Reply, Request};
+use dormouse_storage::bucket::open_bucket;
+use dormouse_storage::{Engine, EngineSettings};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+/// A folder on the disk that the build is on; the folder for temporary files may well be in memory.
+pub fn scratch() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build's own folder takes files")
+}
+
+/// Grants everything.
+struct Alone;
+
+#[async_trait]
+impl Authority for Alone {
+    fn lease(&self) -> Option<LeaseGeneration> {
+        Some(LeaseGeneration(1))
+    }
+
+    async fn may_claim(&self, _subject: &Subject, _owner: Option<&LogId>) -> Result<(), ErrorReply> {
+        Ok(())
+    }
+
+    async fn released(&self, _subject: &Subject) {}
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl EventSink for Unwatched {
+    fn publish(&self, _subject: &Subject, _event: Event) {}
+}
+
+/// A running engine in a runtime of its own.
+pub struct Server {
+    pub engine: Engine,
+    pub runtime: Runtime,
+}
+
+impl Server {
+    /// Serves what is in the directory `bucket`, with its files in `data`.
+    pub fn start(bucket: &Path, data: &Path, change: impl FnOnce(&mut EngineSettings)) -> Self {
+        std::fs::create_dir_all(bucket).expect("a folder for the bucket");
+        let runtime = Builder::new_multi_thread().enable_all().build().expect("threads");
+        let mut settings = EngineSettings::new(data, "bench".parse().expect("a server's name"));
+        change(&mut settings);
+        let engine = runtime.block_on(async {
+            let url = format!("file://{}", bucket.display());
+            let bucket = Arc::new(open_bucket(&url, [], Env::system()).await.expect("a bucket"));
+            let prepared = Engine::prepare(settings, bucket, Env::system()).await.expect("a data directory");
+            prepared.start(Arc::new(Alone), Arc::new(Unwatched), Tasks::new()).await.expect("an engine")
+        });
+        Self { engine, runtime }
+    }
+
+    /// Asks and waits for the answer.
+    pub fn execute(&self, subject: &Subject, request: Request) -> Reply {
+        self.runtime.block_on(self.engine.execute(subject, request)).expect("an answer")
+    }
+
+    /// Ends it where it stands.
+    pub fn kill(self) {
+        let Self { engine, runtime } = self;
+        drop(engine);
+        runtime.shutdown_timeout(Duration::from_secs(10));
+    }
+
+    /// Ends it after everything was handed back.
+    pub fn shutdown(self) {
+        let report = self.runtime.block_on(self.engine.shutdown(Duration::from_secs(60)));
+        assert!(report.unreleased.is_empty(), "not handed back: {:?}", report.unreleased);
+        self.kill();
+    }
+}
