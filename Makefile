@@ -14,11 +14,19 @@ LOCKED ?=
 # Arguments for `make demo` and `make dev`.
 ARGS ?=
 
+# What `make soak` goes through: rounds of kills (two to three seconds each), cases of each property, states of each of the model's bounds. With these
+# it takes hours.
+KILL_ROUNDS ?= 3000
+CASES ?= 20000
+STATES ?= 60000000
+
 # Errors of tests tell their causes; where an anyhow error was made helps nobody.
 export RUST_LIB_BACKTRACE ?= 0
 
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
+
+heading = @printf '\n== %s\n' "$(1)"
 
 .PHONY: help tools check test demo dev bench soak clean
 
@@ -37,6 +45,7 @@ check: ## Format, lints, documentation, import rules, words; warnings are errors
 	scripts/check-imports
 	scripts/check-words --self-test
 	scripts/check-words
+	scripts/measure-storage --self-test
 
 # The end-to-end tests start the programs, so these are built first; nextest's summary stands last.
 test: tools ## Unit, property, contract, documentation and end-to-end tests
@@ -58,20 +67,27 @@ dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	cargo build$(LOCKED:%= %) --release $(PROGRAMS)
 	@$(BUILT)/dormouse dev $(ARGS)
 
-bench: ## (to come) Throughput and latency beside peers
-	@echo "make bench will measure set, get, get_all, watch, wake-up and idle cost, and the same at peers"
-	@echo "(core-NATS echo, JetStream, Redis); benches/README.md says how. There is nothing to measure yet."
+# Written out in docs/performance.md. The comparison of a fleet with its peers (benches/README.md) is to come.
+bench: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 6 minutes)
+	@scripts/tools build
+	scripts/measure-storage$(LOCKED:%= %)
 
-# How many rounds of killing `make soak` plays, at two to three seconds each.
-KILL_ROUNDS ?= 3000
-
-soak: tools ## Larger bounds of the model, the bucket on Azure's protocol, hours of kill -9 and lost disks (KILL_ROUNDS=3000)
-	@scripts/tools azurite
+soak: tools ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, CASES=…, STATES=…), and what it leaves out
+	@scripts/tools azurite c++
+	$(call heading,The bucket's contract on Azure's protocol)
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
-	cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2
+	$(call heading,Every property of the storage crate with $(CASES) cases)
+	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-storage
+	$(call heading,The model with larger bounds: at most $(STATES) states for each)
+	DORMOUSE_MODEL_STATES=$(STATES) cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2
+	$(call heading,Servers killed in $(KILL_ROUNDS) rounds with their disks lost and their leases slept through)
 	cargo build$(LOCKED:%= %) --workspace --all-targets
 	DORMOUSE_KILL_ROUNDS=$(KILL_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test kill9 -- --nocapture
-	@echo "partitions and a bucket that comes and goes are still to come."
+	$(call heading,The fuzz targets compile)
+	@cp Cargo.lock fuzz/Cargo.lock
+	cargo check --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
+	@echo "To run one, with a nightly compiler and cargo-fuzz: cargo +nightly fuzz run TARGET -- -max_total_time=3600"
+	@echo "The targets: $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))"
 
 clean: ## Remove what was built (installed tools stay)
 	cargo clean --quiet

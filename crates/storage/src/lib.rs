@@ -21,6 +21,8 @@
 
 pub mod api;
 pub mod bucket;
+#[cfg(test)]
+mod cases;
 pub mod checksum;
 pub mod collect;
 pub mod data_dir;

@@ -5,7 +5,6 @@ mod apply;
 mod entries;
 mod opening;
 mod segment;
-#[path = "../server.rs"]
 mod server;
 mod wal;
 

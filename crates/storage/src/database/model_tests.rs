@@ -371,7 +371,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(crate::cases::cases(150))]
 
     #[test]
     fn the_file_does_what_the_model_does(steps in proptest::collection::vec(step(), 1..40)) {

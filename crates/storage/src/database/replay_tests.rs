@@ -282,7 +282,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(crate::cases::cases(100))]
 
     #[test]
     fn equal_entries_make_equal_files_and_changes_make_equal_states(

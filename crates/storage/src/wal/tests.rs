@@ -394,7 +394,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(crate::cases::cases(64))]
 
     /// Whatever happens before the power goes: what had been synced is read, in order, up to some append; nothing else
     /// is, and nothing is called damage.

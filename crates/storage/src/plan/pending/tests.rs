@@ -183,7 +183,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(crate::cases::cases(400))]
 
     #[test]
     fn what_is_planned_on_what_is_pending_is_what_would_be_planned_on_what_is_applied(

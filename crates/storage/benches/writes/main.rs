@@ -3,8 +3,8 @@
 //!
 //! Plain SQLite runs in a process of its own: both sides keep every file open, and descriptors are scarce.
 
-#[path = "writes/plain.rs"]
 mod plain;
+#[path = "../parts/server.rs"]
 mod server;
 
 use std::path::Path;

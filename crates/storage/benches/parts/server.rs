@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
 use dormouse_runtime::{Env, Tasks};
-use dormouse_storage::api::{Authority, EventSink, LeaseGeneration, Reply, Request};
+use dormouse_storage::api::{Authority, EventSink, LeaseGeneration};
 use dormouse_storage::bucket::open_bucket;
 use dormouse_storage::{Engine, EngineSettings};
 use tempfile::TempDir;
@@ -63,22 +63,10 @@ impl Server {
         Self { engine, runtime }
     }
 
-    /// Asks and waits for the answer.
-    pub fn execute(&self, subject: &Subject, request: Request) -> Reply {
-        self.runtime.block_on(self.engine.execute(subject, request)).expect("an answer")
-    }
-
     /// Ends it where it stands.
     pub fn kill(self) {
         let Self { engine, runtime } = self;
         drop(engine);
         runtime.shutdown_timeout(Duration::from_secs(10));
-    }
-
-    /// Ends it after everything was handed back.
-    pub fn shutdown(self) {
-        let report = self.runtime.block_on(self.engine.shutdown(Duration::from_secs(60)));
-        assert!(report.unreleased.is_empty(), "not handed back: {:?}", report.unreleased);
-        self.kill();
     }
 }
