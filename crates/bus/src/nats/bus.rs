@@ -25,7 +25,7 @@ use crate::{
 const ROUND_TRIP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long a subscription that ends waits for the server's word that nothing more comes.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long closing waits for what is queued, and again for the end of the connection.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);

@@ -56,6 +56,7 @@ fn the_help_of_every_command_tells_the_default_of_every_flag() {
             "subject configure",
             "subject export",
             "subject destroy",
+            "gc",
             "dev"
         ]
     );
