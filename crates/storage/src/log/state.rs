@@ -4,6 +4,7 @@
 //! order for everybody.
 
 mod end;
+mod pending;
 
 pub(super) use end::{Ending, taken_over};
 
@@ -17,18 +18,16 @@ use tokio::sync::oneshot;
 use super::handle::{Shared, Wakers};
 use super::owner::{Owner, OwnerEffect, OwnerInput, PutOutcome, ReadNumber};
 use super::pace::{Decision, Pace, Waiting};
-use super::tails::{Shipped, Tails};
+use super::tails::Tails;
 use super::{Append, LogEnd, LogFigures, LogSettings, Stage, Ticket};
 use crate::wal::{Lsn, WalAppend};
+use pending::{Pending, cost_of};
 
 /// What a segment holds at most: it must be small enough to be read back whole.
 const MAX_SEGMENT_COST: u64 = 24 << 20;
 
 /// What a group of the write-ahead log holds at most.
 const MAX_GROUP_COST: u64 = 16 << 20;
-
-/// What an append costs beyond its frames and its subject's name: its line in the index, its place in our books.
-const APPEND_OVERHEAD_BYTES: u64 = 128;
 
 /// How long nothing is written to a disk that was full.
 const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
@@ -76,16 +75,6 @@ pub(super) struct State {
     broken: HashMap<Subject, Rev>,
     stopping: bool,
     figures: LogFigures,
-}
-
-/// An append that is not shipped.
-struct Pending {
-    lsn: Lsn,
-    append: Append,
-    ticket: Arc<Ticket>,
-    at: Duration,
-    cost: u64,
-    on_disk: bool,
 }
 
 /// What goes into one slot.
@@ -402,41 +391,6 @@ impl State {
             ..self.figures
         }
     }
-}
-
-impl Pending {
-    fn is_wanted(&self) -> bool {
-        self.append.level == Level::Bucket
-    }
-
-    fn shipped_in(&self, slot: Slot, at: Duration) -> Shipped {
-        let append = &self.append;
-        Shipped {
-            slot,
-            last_rev: append.last_rev,
-            // The revs of several entries do not tell what the last of them is.
-            ends_in_memory: append.entries > 1 || append.first_after == append.last_rev,
-            bytes: append.frames.len() as u64,
-            entries: append.entries.into(),
-            at,
-        }
-    }
-
-    fn for_wal(&self) -> WalAppend {
-        WalAppend {
-            lsn: self.lsn,
-            subject: self.append.subject.clone(),
-            first_after: self.append.first_after,
-            last_rev: self.append.last_rev,
-            entries: self.append.entries,
-            frames: self.append.frames.clone(),
-        }
-    }
-}
-
-/// What an append takes of the budget.
-fn cost_of(append: &Append) -> u64 {
-    append.frames.len() as u64 + append.subject.as_str().len() as u64 + APPEND_OVERHEAD_BYTES
 }
 
 fn disk_is_full() -> ErrorReply {

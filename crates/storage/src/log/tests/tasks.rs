@@ -146,7 +146,7 @@ async fn whoever_waits_for_a_subject_to_settle_is_told_at_once() {
     let limit = Duration::from_secs(60);
     let start = rig.env.boot();
     let ticket = rig.append("app.a", 0, Level::Memory);
-    rig.log.settled(&name).await;
+    tokio::time::timeout(limit, rig.log.settled(&name)).await.unwrap();
     assert_eq!(ticket.stage(), Stage::Shipped);
     assert!(rig.env.boot() - start < Duration::from_millis(10), "{:?}", rig.env.boot() - start);
     // Failed.
