@@ -272,9 +272,9 @@ async fn serve(server: &mut Server) -> Next {
         Ended::Failed(error) => error,
     };
     tracing::error!(%error, "cannot go on");
-    Next::End(match error {
+    Next::End(match *error {
         ServeError::Refused(_) => Exit::Refused,
-        ServeError::LocalDisk => Exit::DataDir,
+        ServeError::LocalLog => Exit::DataDir,
         _ => Exit::Failure,
     })
 }

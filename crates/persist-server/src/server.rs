@@ -51,11 +51,11 @@ pub enum ServeError {
     /// The messaging system has ended the subscription to the server's routes.
     #[error("the messaging system does not let this process listen to its routes any more")]
     Unheard,
-    /// The local disk failed to sync: what was acknowledged cannot be relied on any more.
+    /// The log failed here, mostly because the local disk failed to sync: it can acknowledge nothing any more.
     #[error(
-        "the local disk failed to sync; nothing more is acknowledged, and the process has to be started again"
+        "the log of this process failed; nothing more is acknowledged, and the process has to be started again"
     )]
-    LocalDisk,
+    LocalLog,
     /// The data directory cannot be taken over.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -203,11 +203,11 @@ impl Server {
             }
         };
         tokio::select! {
-            error = self.membership.refused() => Ended::Failed(ServeError::Refused(error)),
-            () = self.unheard.given() => Ended::Failed(ServeError::Unheard),
+            error = self.membership.refused() => Ended::Failed(Box::new(ServeError::Refused(error))),
+            () = self.unheard.given() => Ended::Failed(Box::new(ServeError::Unheard)),
             end = log => match end {
                 LogEnd::Sealed => Ended::TakenOver,
-                LogEnd::Poisoned => Ended::Failed(ServeError::LocalDisk),
+                LogEnd::Poisoned => Ended::Failed(Box::new(ServeError::LocalLog)),
                 // Only a shutdown stops it, and whoever shuts down does not wait here.
                 LogEnd::Stopped => std::future::pending().await,
             },
@@ -332,7 +332,7 @@ pub enum Ended {
     /// Another server has taken the log over: this process goes on by [`Server::succeed`].
     TakenOver,
     /// The process must end.
-    Failed(ServeError),
+    Failed(Box<ServeError>),
 }
 
 /// Ends the tasks in their order.

@@ -50,7 +50,8 @@ async fn a_name_in_use_is_final_at_the_start_and_later() {
     let server = fleet.serve("b").await;
     let said = refusal.clone();
     fleet.coordinator.script().refuse_heartbeat = Arc::new(move |_| Some(said.clone()));
-    assert!(matches!(server.ended().await, Ended::Failed(ServeError::Refused(error)) if error == refusal));
+    let Ended::Failed(ended) = server.ended().await else { panic!("nobody has taken it over") };
+    assert!(matches!(&*ended, ServeError::Refused(error) if *error == refusal), "{ended}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,7 +60,8 @@ async fn who_cannot_be_heard_any_more_ends() {
     let server = fleet.serve("a").await;
     assert!(tokio::time::timeout(Duration::from_secs(60), server.ended()).await.is_err());
     fleet.bus_of("a").close().await;
-    assert!(matches!(server.ended().await, Ended::Failed(ServeError::Unheard)));
+    let Ended::Failed(ended) = server.ended().await else { panic!("nobody has taken it over") };
+    assert!(matches!(*ended, ServeError::Unheard), "{ended}");
 }
 
 #[tokio::test(start_paused = true)]

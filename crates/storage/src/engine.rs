@@ -135,7 +135,7 @@ impl Shared {
 
     /// The answer to whoever asks for something after the log has ended.
     pub(crate) fn log_ended_reply(&self) -> ErrorReply {
-        match self.log.end() {
+        match self.log.end_cause() {
             Some(LogEnd::Poisoned) => ErrorReply::unavailable(
                 "the server cannot rely on its local disk any more and must be restarted",
             ),

@@ -68,8 +68,12 @@ async fn survey(shared: &Shared) -> std::io::Result<Survey> {
         let (rest, step) = shared
             .env
             .blocking(move || {
-                let step: Vec<_> =
-                    entries.by_ref().take(STEP).filter_map(Result::ok).filter_map(candidate).collect();
+                let step: Vec<_> = entries
+                    .by_ref()
+                    .take(STEP)
+                    .filter_map(Result::ok)
+                    .filter_map(|entry| candidate(&entry))
+                    .collect();
                 let more = !step.is_empty();
                 (more.then_some(entries), step)
             })
@@ -83,7 +87,7 @@ async fn survey(shared: &Shared) -> std::io::Result<Survey> {
     }
 }
 
-fn candidate(entry: std::fs::DirEntry) -> Option<Candidate> {
+fn candidate(entry: &std::fs::DirEntry) -> Option<Candidate> {
     let path = entry.path();
     let metadata = entry.metadata().ok()?;
     let wal = std::fs::metadata(companion(&path, "-wal")).map_or(0, |metadata| metadata.len());

@@ -110,7 +110,7 @@ fn above_the_byte_budget_writes_are_turned_away_and_reads_go_on() {
     let value = "x".repeat(100_000);
     let asked: Vec<_> = (0..60).map(|n| server.ask(&app, set_request(&n.to_string(), &value))).collect();
     server.pass(Duration::from_secs(1));
-    let answers: Vec<_> = asked.iter().map(|asked| asked.answer()).collect();
+    let answers: Vec<_> = asked.iter().map(crate::support::Asked::answer).collect();
     assert!(server.engine.figures().log.unshipped_bytes <= 3_000_000);
     let waiting = answers.iter().filter(|answer| answer.is_none()).count();
     assert!((10..30).contains(&waiting), "{waiting}");

@@ -131,6 +131,7 @@ async fn a_log_that_was_never_born_has_no_entries_to_give() {
 }
 
 #[tokio::test(start_paused = true)]
+#[expect(clippy::disallowed_methods)] // A task that outlives nothing: the test waits for it.
 async fn an_end_is_known_before_its_last_words_are_on_the_disk() {
     for (cause, end) in [
         (LogEnd::Sealed, State::sealed as fn(&mut State, &Wakers)),

@@ -140,6 +140,7 @@ async fn a_slot_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+#[expect(clippy::disallowed_methods)] // A task that outlives nothing: the test waits for it.
 async fn whoever_waits_for_a_subject_to_settle_is_told_at_once() {
     let rig = Rig::new().await;
     let (name, other) = (subject("app.a"), subject("app.other"));
