@@ -18,6 +18,9 @@ use serde::de::DeserializeOwned;
 /// How long an answer is waited for while servers die.
 const DEADLINE: Duration = Duration::from_millis(800);
 
+/// Who waits longer for an answer with everybody alive says so.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// Asks one server, and remembers which one serves what.
 pub struct Caller {
     client: Client,
@@ -76,6 +79,7 @@ impl Caller {
         Req: Serialize + Sync,
         Rep: DeserializeOwned,
     {
+        let began = self.now();
         let mut last = None;
         let what = format!("{op} of {subject} is answered");
         let answered = until(&what, async || {
@@ -89,7 +93,12 @@ impl Caller {
                 }
             }
         });
-        answered.await.with_context(|| format!("last: {last:?}"))
+        let answer = answered.await.with_context(|| format!("last: {last:?}"));
+        let waited = self.now() - began;
+        if waited > SLOW {
+            println!("{what} after {} ms; before that: {last:?}", waited.as_millis());
+        }
+        answer
     }
 
     /// Everything that is in a subject.

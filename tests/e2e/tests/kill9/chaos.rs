@@ -9,7 +9,7 @@ use dormouse_e2e::ledger::{Blow, Harm};
 use dormouse_e2e::{Dice, Fleet, PATIENCE, until};
 use dormouse_protocol::{ServerName, Subject};
 
-use crate::lanes::{Traffic, key, read_one, served};
+use crate::lanes::{LANES, Traffic, key, read_one, served};
 
 /// The lease; dead is who was not heard of for 1.3 of it.
 pub const LEASE: Duration = Duration::from_millis(500);
@@ -292,6 +292,8 @@ impl Chaos {
             }
             // Its disk was wiped, and so it does not know whose successor it is: until the old lease is over.
             (Some(5), _) => {}
+            // It was asked to end before it could listen to that.
+            (_, Some(2)) if leaving => {}
             (Some(0), _) if leaving => self.patients[index].unsettled = None,
             // Not everything could be handed back: its log was taken over meanwhile.
             (Some(1), _) if leaving => {
@@ -344,9 +346,9 @@ impl Chaos {
             self.patients[index].owes_fresh.get_or_insert(fresh + 1);
             self.count("woken after it was overtaken");
         }
-        let asked = overtaken.iter().filter(|target| target.keyed).take(2);
-        let reads = asked.map(|target| {
-            let key = key(0, 0);
+        let keyed = overtaken.iter().filter(|target| target.keyed);
+        let asked = keyed.flat_map(|target| (0..LANES).map(move |lane| (target, key(lane, 0))));
+        let reads = asked.map(|(target, key)| {
             let name = &name;
             async move { read_one(traffic, target, name, &key).await }
         });

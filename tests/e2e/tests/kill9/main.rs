@@ -30,6 +30,9 @@ const ROUNDS: u64 = 50;
 /// Rounds that one fleet goes through: its logs and its bucket grow.
 const ROUNDS_OF_A_FLEET: u64 = 50;
 
+/// How many read at the same time.
+const READERS: usize = 6;
+
 /// How long servers are under fire in a round.
 const FIRE: Duration = Duration::from_millis(1_600);
 
@@ -110,13 +113,14 @@ async fn round(
     let writers = traffic.targets.iter().flat_map(|target| (0..LANES).map(move |lane| (target, lane)));
     let writers = writers.map(|(target, lane)| write(&traffic, target, lane, Dice::new(dice.next())));
     let writers = futures::future::join_all(writers.collect::<Vec<_>>());
-    let reader = read(&traffic, servers, Dice::new(dice.next()));
+    let readers = (0..READERS).map(|_| read(&traffic, servers, Dice::new(dice.next())));
+    let readers = futures::future::join_all(readers.collect::<Vec<_>>());
     let fire = async {
         let raged = chaos.rage(fleet, &traffic, &mut dice, FIRE).await;
         traffic.stop.set(true);
         raged
     };
-    let (_, (), raged) = futures::join!(writers, reader, fire);
+    let (_, _, raged) = futures::join!(writers, readers, fire);
     raged?;
     let mut phases = vec![caller.now()];
     chaos.calm(fleet, &traffic, &mut dice).await?;
