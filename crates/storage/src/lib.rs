@@ -7,7 +7,7 @@
 //! | [`keys`], [`manifest`], [`checksum`] | what objects are called and what they say |
 //! | [`ownership`] | who owns what: the machines that claim, publish, drain and collect |
 //! | [`log`](mod@log) | the commit log: groups, segments, seals, barriers |
-//! | [`format`] | what the log's objects look like, byte for byte |
+//! | [`format`](mod@format) | what the log's objects look like, byte for byte |
 //! | [`plan`] | from a request to records: every decision about a write |
 //! | `database` | from records to rows: one SQLite file per subject |
 //! | `subject` | the task of one open subject: opens, serves, publishes, closes |

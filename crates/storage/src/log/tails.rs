@@ -1,6 +1,6 @@
 //! What of a log is still needed: the shipped entries of each subject that no verified manifest covers yet.
 //!
-//! Coarse on purpose. A subject keeps at most [`MAX_RUNS`] runs of slots, however many slots it writes; where runs are
+//! Coarse on purpose. A subject keeps at most `MAX_RUNS` runs of slots, however many slots it writes; where runs are
 //! merged, more is taken for needed than is. The error is always on that side.
 
 #[cfg(test)]
