@@ -27,6 +27,8 @@ pub enum Step {
     Landed,
     /// Changes are applied, and neither announced nor answered.
     Applied,
+    /// A large value is in the bucket, and no record refers to it.
+    ValueUp,
     /// A snapshot or delta of a publication is in the bucket, and no manifest refers to it.
     BaseUp,
     /// The manifest of a publication is created, and was not seen in a listing.
@@ -59,7 +61,7 @@ pub enum Step {
 
 impl Step {
     /// All steps.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Planned,
         Self::WalWritten,
         Self::WalUnsynced,
@@ -67,6 +69,7 @@ impl Step {
         Self::SlotPut,
         Self::Landed,
         Self::Applied,
+        Self::ValueUp,
         Self::BaseUp,
         Self::ManifestCreated,
         Self::Sealed,
@@ -94,6 +97,7 @@ impl Step {
             Self::SlotPut => "slot-put",
             Self::Landed => "landed",
             Self::Applied => "applied",
+            Self::ValueUp => "value-up",
             Self::BaseUp => "base-up",
             Self::ManifestCreated => "manifest-created",
             Self::Sealed => "sealed",

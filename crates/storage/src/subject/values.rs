@@ -16,6 +16,7 @@ use crate::database::Database;
 use crate::directory::shutting_down;
 use crate::engine::Shared;
 use crate::entry::Entry;
+use crate::fail_points::{Step as FailPoint, reach};
 use crate::keys::{BlobName, SubjectKeys};
 use crate::plan::{self, BlobRef, Context, Planned, size};
 use crate::values::{self, FetchError, LargeValue, MAX_WHOLE_VALUE_BYTES, Uploaded, Uploader};
@@ -103,6 +104,7 @@ impl Uploads {
                 // The write was turned away. What was written of it goes.
                 () = sender.closed() => return,
             };
+            reach(FailPoint::ValueUp);
             // Dropped unheard, it deletes what it wrote.
             let _ = sender.send(end);
             waker.notify_one();

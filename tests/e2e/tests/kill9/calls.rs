@@ -9,7 +9,7 @@ use anyhow::Context;
 use dormouse_bus::{AskError, Bus, ask};
 use dormouse_client::Client;
 use dormouse_e2e::{Fleet, until};
-use dormouse_protocol::data::{FlushReply, FlushRequest, GetAllReply, GetAllRequest};
+use dormouse_protocol::data::{FlushReply, FlushRequest, GetAllReply, GetAllRequest, GetReply, GetRequest};
 use dormouse_protocol::{Happened, Message, Op, Position, ServerName, Subject};
 use dormouse_runtime::Env;
 use serde::Serialize;
@@ -107,12 +107,25 @@ impl Caller {
         let mut request = GetAllRequest::default();
         loop {
             let page: GetAllReply = self.insist(Op::GetAll, subject, &request).await?;
-            messages.extend(page.messages);
+            for message in page.messages {
+                messages.push(if message.value_omitted {
+                    self.whole(subject, message).await?
+                } else {
+                    message
+                });
+            }
             match page.cursor {
                 Some(cursor) => request.start_seq = Some(cursor),
                 None => return Ok(messages),
             }
         }
+    }
+
+    /// A message whose value is too large to come with others.
+    async fn whole(&self, subject: &Subject, message: Message) -> anyhow::Result<Message> {
+        let reply: GetReply = self.insist(Op::Get, subject, &GetRequest::seq(message.seq)).await?;
+        let found = reply.messages.into_iter().next().filter(|found| found.id() == message.id());
+        found.with_context(|| format!("{} of {subject} was listed and is not there", message.id()))
     }
 
     pub async fn flush(&self, subject: &Subject) -> anyhow::Result<Position> {

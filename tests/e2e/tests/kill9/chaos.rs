@@ -24,7 +24,8 @@ const FREQUENT: [&str; 7] =
 const FREQUENT_PER_MILLE: u64 = 25;
 
 /// Steps that come seldom, and how often of a thousand times they are the last.
-const SELDOM: [&str; 14] = [
+const SELDOM: [&str; 15] = [
+    "value-up",
     "base-up",
     "manifest-created",
     "sealed",
@@ -435,6 +436,18 @@ impl Chaos {
             self.start(fleet, index, traffic.caller.now(), dice)?;
         }
         self.calm(fleet, traffic, dice).await
+    }
+
+    /// Whether the programs have the steps at which they are to die.
+    pub fn are_armed(&self, fleet: &Fleet) -> anyhow::Result<()> {
+        for patient in &self.patients {
+            let armed = fleet.log(patient.name.as_str())?.contains("fail points are armed");
+            anyhow::ensure!(
+                armed,
+                "dormouse-persist-server was built without its fail points: `cargo build --workspace --all-targets` has them"
+            );
+        }
+        Ok(())
     }
 
     /// What is left of logs that ended, by server: as long as there is any, not everything is settled.

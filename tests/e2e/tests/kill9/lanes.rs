@@ -68,7 +68,12 @@ pub async fn write(traffic: &Traffic, target: &Target, lane: u64, mut dice: Dice
         let value = format!("@{name}-{lane}-{number};");
         let key = target.keyed.then(|| key(lane, number));
         // Enough now and then for a base to be worth its while.
-        let filling = if dice.percent(10) { 6_000 } else { dice.within(0..200) };
+        let filling = match dice.within(0..100) {
+            // An object of its own.
+            0 => 300_000,
+            1..=10 => 6_000,
+            _ => dice.within(0..200),
+        };
         let filled = format!("{value}{}", "x".repeat(usize::try_from(filling).unwrap_or(0)));
         let item = SetItem { key: key.clone(), value: Some(filled.into()), ..SetItem::default() };
         let request = SetRequest {

@@ -30,6 +30,16 @@ const ROUNDS: u64 = 50;
 /// Rounds that one fleet goes through: its logs and its bucket grow.
 const ROUNDS_OF_A_FLEET: u64 = 50;
 
+/// What must have happened in so many rounds, or they prove less than they say.
+const FAULTS: [&str; 6] = [
+    "fail point",
+    "killed at a random instant",
+    "killed and its disk wiped",
+    "stopped past its lease",
+    "woken after it was overtaken",
+    "went on with a fresh log",
+];
+
 /// How many read at the same time.
 const READERS: usize = 6;
 
@@ -80,6 +90,7 @@ async fn play(fleet: &mut Fleet, seeds: std::ops::Range<u64>) -> anyhow::Result<
     let caller = Rc::new(Caller::new(fleet).await?);
     let mut chaos = Chaos::new(fleet, &servers, caller.now());
     let mut before = None;
+    let rounds = seeds.end - seeds.start;
     for seed in seeds {
         let began = caller.now();
         let traffic = round(fleet, &mut chaos, &caller, &servers, seed, before.take())
@@ -96,6 +107,11 @@ async fn play(fleet: &mut Fleet, seeds: std::ops::Range<u64>) -> anyhow::Result<
         before = Some(traffic);
     }
     println!("what happened: {:#?}", chaos.counts);
+    if rounds >= ROUNDS {
+        for what in FAULTS {
+            anyhow::ensure!(chaos.counts.keys().any(|kind| kind.starts_with(what)), "nobody was {what}");
+        }
+    }
     Ok(())
 }
 
@@ -136,6 +152,7 @@ async fn round(
     }
     phases.push(caller.now());
     chaos.kill_all(fleet, &traffic, &mut dice).await?;
+    chaos.are_armed(fleet)?;
     phases.push(caller.now());
     let second = check(fleet, chaos, caller, &all).await.context("after everybody was killed")?;
     for ((target, first), second) in all.iter().zip(&first).zip(&second) {
