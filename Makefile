@@ -68,7 +68,7 @@ dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	@$(BUILT)/dormouse dev $(ARGS)
 
 # Written out in docs/performance.md. The comparison of a fleet with its peers (benches/README.md) is to come.
-bench: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 6 minutes)
+bench: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 7 minutes)
 	@scripts/tools build
 	scripts/measure-storage$(LOCKED:%= %)
 
