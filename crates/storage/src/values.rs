@@ -81,6 +81,12 @@ impl Traffic {
 /// A value that is to become an object, and the place of its set in the request.
 pub(crate) type LargeValue = (usize, Bytes);
 
+/// Whether a request brings a value that is an object of its own.
+pub(crate) fn is_large(request: &Request) -> bool {
+    let Request::Set(request) = request else { return false };
+    request.sets.iter().any(|item| item.value.as_ref().is_some_and(|value| value.len() > INLINE_LIMIT_BYTES))
+}
+
 /// The values of a request that belong into objects of their own.
 pub(crate) fn of_request(request: &Request) -> Vec<LargeValue> {
     let Request::Set(request) = request else { return Vec::new() };

@@ -17,7 +17,7 @@ use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::frame;
 use crate::log::{Append, Stage, Ticket};
 use crate::plan::{self, Pending, Planned, SubjectView};
-use crate::values::Uploaded;
+use crate::values::{self, Uploaded};
 
 /// Most changes of one subject that wait for their level. Beyond it writes are turned away; reads go on.
 pub(super) const MAX_IN_FLIGHT: usize = 4_096;
@@ -189,9 +189,10 @@ impl Pipeline {
         blocked
     }
 
-    /// The level that a change has to reach. What a successor could not see must not be acknowledged.
+    /// The level that a change has to reach. What a successor could not see must not be acknowledged; and a large value
+    /// that a successor sees no record of, it deletes, so that a record which is only here would be worth nothing.
     fn level(&self, shared: &Shared, database: &Database, request: &Request) -> Level {
-        if !shared.trust.holds() {
+        if !shared.trust.holds() || values::is_large(request) {
             return Level::Bucket;
         }
         let view = self.pending.view(database);

@@ -170,6 +170,25 @@ fn large_values_come_back_after_kill_compaction_and_failover_and_lie_in_one_plac
 }
 
 #[test]
+fn a_large_value_is_acknowledged_once_its_record_is_in_the_bucket_whatever_the_level() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |settings| {
+        settings.level = Level::Disk;
+        settings.log.ship_interval = Duration::from_secs(3_600);
+    });
+    server.put(&app, "small", &value(1, 10)).unwrap();
+    // From here on the lease is trusted, and the level is what it says.
+    server.message(&app, "small").unwrap();
+    server.put(&app, "large", &large(2)).unwrap();
+    let log = server.kill();
+    // Who goes on without the record deletes the value: what the first one kept of it would lead nowhere.
+    world.fleet.declare_dead(&log);
+    let second = world.running_server("persist-2", |_| {});
+    assert_eq!(second.value_of(&app, "large"), Some(large(2)));
+}
+
+#[test]
 fn pages_changes_and_events_announce_a_large_value_by_its_size() {
     let world = World::on_disk();
     let app = subject(APP);
@@ -361,8 +380,9 @@ fn a_replaced_value_stays_until_the_base_covers_its_replacement() {
     let compacted = server.begin(&app, Request::Compact);
     server.until("the base is on its way", || base.iter().any(|base| base.reached() == 1));
     let shipping = world.bucket.hold(Operation::Create, "logs/", false);
-    server.put(&app, "a", &large(2)).unwrap();
-    assert_eq!(server.value_of(&app, "a"), Some(large(2)));
+    // By a small one: a large one would wait for the bucket whatever the level.
+    server.put(&app, "a", &value(2, 10)).unwrap();
+    assert_eq!(server.value_of(&app, "a"), Some(value(2, 10)));
     let gets = world.bucket.hold(Operation::Get, "/blobs/", false);
     drop(base);
     compacted.recv().unwrap().unwrap();
