@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dormouse_protocol::data::DestroyReply;
-use dormouse_protocol::{ErrorCode, ErrorReply, Position};
+use dormouse_protocol::{ErrorCode, ErrorReply, Position, Rev};
 
 use super::Inbox;
 use super::base::published;
@@ -169,8 +169,11 @@ impl Serving<'_> {
             return Err(self.failure.clone().unwrap_or_else(shutting_down));
         }
         self.settle_changes().await.map_err(|error| error.reply(self.subject))?;
-        let needs_base =
-            self.shared.log.tail(self.subject).is_some() || self.position().rev > self.manifest.base_rev;
+        // What is handed back has a plain SQLite file in the bucket, also where a claim has left a delta and no more.
+        let rev = self.position().rev;
+        let lacks_snapshot = self.manifest.snapshot.is_none() && rev > Rev::default();
+        let is_behind = self.shared.log.tail(self.subject).is_some() || rev > self.manifest.base_rev;
+        let needs_base = is_behind || lacks_snapshot;
         let source = if needs_base { Some(self.source().await?) } else { None };
         reach(FailPoint::Releasing);
         let end = publish::publish(self.shared, self.subject, &self.manifest, Job::Release(source)).await;

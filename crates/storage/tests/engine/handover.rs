@@ -1,6 +1,6 @@
 //! Several engines on one bucket: who serves, who is refused, and what becomes of what the loser had.
 
-use crate::support::{World, large, lost_files, pairs, subject};
+use crate::support::{World, large, lost_files, messages_in, pairs, subject};
 use dormouse_protocol::{ErrorCode, Rev};
 
 const APP: &str = "app.orders";
@@ -121,4 +121,18 @@ fn history_goes_on_over_many_owners() {
         assert_eq!(info.count, (round + 1) * 10);
         server.shutdown();
     }
+}
+
+#[test]
+fn a_subject_that_was_only_taken_over_is_handed_back_as_a_plain_sqlite_file() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let first = world.server("persist-1");
+    first.set(&app, "a", "1").unwrap();
+    let log = first.kill();
+    world.fleet.declare_dead(&log);
+    let second = world.server("persist-2");
+    assert_eq!(second.get(&app, "a").unwrap().as_deref(), Some("1"));
+    assert_eq!(second.shutdown().released, 1);
+    assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", "1")]));
 }
