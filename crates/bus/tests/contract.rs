@@ -48,7 +48,7 @@ contract! {
         a_message_may_be_as_large_as_the_limit_and_no_larger
         a_full_subscription_drops_the_newest_and_says_so
         a_dropped_subscription_is_gone
-        whoever_asked_before_listening_ended_is_heard
+        what_was_sent_before_listening_ended_arrives
         a_subscription_is_in_force_when_subscribe_returns
         what_no_transport_carries_is_refused;
     refusals:

@@ -24,8 +24,11 @@ use crate::{
 /// How long a message from us to ourselves may take before it is sent once more.
 const ROUND_TRIP_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long a subscription that ends waits for the server's word that nothing more comes.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// A subscription that nothing has come to for so long has nothing under way.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// How long a subscription that is to end waits for that at most.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long closing waits for what is queued, and again for the end of the connection.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
@@ -321,21 +324,22 @@ impl Forward {
         }
     }
 
-    /// Listening ends, and what the server had sent by then is handed over: whoever asked waits for an answer.
+    /// Listening ends once nothing has come for a while: whoever asked before waits for an answer, and what the server has
+    /// sent by then may still be under way. The library's own way to drain does not wait for the server's word.
     async fn drain(mut self, mut messages: Subscriber) {
         let shared = Arc::clone(&self.shared);
-        let rest = async {
-            if messages.drain().await.is_ok() {
-                while let Some(message) = messages.next().await {
-                    self.hand_over(convert::delivery(message));
-                }
+        let mut latest = std::pin::pin!(tokio::time::sleep(DRAIN_DEADLINE));
+        loop {
+            tokio::select! {
+                message = messages.next() => match message {
+                    Some(message) => self.hand_over(convert::delivery(message)),
+                    None => return,
+                },
+                () = tokio::time::sleep(QUIET) => return,
+                () = &mut latest => return,
+                // Nothing comes any more.
+                () = shared.ended.given() => return,
             }
-        };
-        tokio::select! {
-            () = rest => {}
-            // Nothing comes any more.
-            () = shared.ended.given() => {}
-            () = tokio::time::sleep(DRAIN_DEADLINE) => {}
         }
     }
 
