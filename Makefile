@@ -78,6 +78,8 @@ soak: tools ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, CASES=
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
 	$(call heading,Every property of the storage crate with $(CASES) cases)
 	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-storage
+	$(call heading,Twenty thousand subjects opened in turn)
+	cargo test$(LOCKED:%= %) --release -p dormouse-storage --test engine -- --ignored
 	$(call heading,The model with larger bounds: at most $(STATES) states for each)
 	DORMOUSE_MODEL_STATES=$(STATES) cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2
 	$(call heading,Servers killed in $(KILL_ROUNDS) rounds with their disks lost and their leases slept through)

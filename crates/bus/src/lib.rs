@@ -240,7 +240,8 @@ impl Subscription {
         self.deliveries.recv_many(buffer, limit).await
     }
 
-    /// Stops listening. What has arrived can still be taken; after that it is as if the bus were closed.
+    /// Stops listening. What was sent before can still be taken; after that it is as if the bus were closed. On NATS
+    /// listening ends once nothing has come for 100 ms, after 2 s at the latest: what is sent in that very moment is lost.
     pub fn unsubscribe(&mut self) {
         self.guard = None;
     }

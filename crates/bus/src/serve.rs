@@ -130,7 +130,8 @@ impl Requests {
         buffer.len() - before
     }
 
-    /// Stops listening. Requests that have arrived can still be taken; after that it is as if the bus were closed.
+    /// Stops listening; see [`Subscription::unsubscribe`]. Requests that were sent before can still be taken; after that
+    /// it is as if the bus were closed.
     pub fn unsubscribe(&mut self) {
         self.subscription.unsubscribe();
     }
