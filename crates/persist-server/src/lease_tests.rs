@@ -12,7 +12,7 @@ fn at(ms: u64) -> Duration {
 }
 
 fn grant(run: u64) -> LeaseReply {
-    LeaseReply { incarnation: incarnation(run), ttl_ms: TTL_MS }
+    LeaseReply { incarnation: incarnation(run), ttl_ms: TTL_MS, draining: false }
 }
 
 fn incarnation(run: u64) -> Incarnation {

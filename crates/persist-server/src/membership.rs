@@ -254,6 +254,7 @@ impl Keeper {
                     log: self.member.log.clone(),
                     load: (self.member.load)(),
                     draining,
+                    busiest: Vec::new(),
                 };
                 self.call(Call::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
             }

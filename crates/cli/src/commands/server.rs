@@ -39,6 +39,7 @@ fn server_row(server: &ServerEntry) -> Vec<String> {
     let state = match server.state {
         ServerState::Alive => "alive",
         ServerState::Draining => "draining",
+        ServerState::Drained => "drained",
         ServerState::Dead => "dead",
     };
     let heard =

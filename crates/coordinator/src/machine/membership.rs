@@ -135,6 +135,6 @@ impl Machine {
 
     fn lease(&self) -> Effects {
         let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
-        Effects::answer(Answer::Lease(LeaseReply { incarnation: self.incarnation, ttl_ms }))
+        Effects::answer(Answer::Lease(LeaseReply { incarnation: self.incarnation, ttl_ms, draining: false }))
     }
 }

@@ -184,6 +184,7 @@ fn heartbeat(log: &LogId) -> Input {
         log: log.clone(),
         load: ServerLoad::default(),
         draining: false,
+        busiest: Vec::new(),
     })
 }
 

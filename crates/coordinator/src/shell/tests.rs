@@ -95,6 +95,7 @@ impl World {
             log: log.clone(),
             load: ServerLoad::default(),
             draining: false,
+            busiest: Vec::new(),
         };
         self.ask(self.prefix.heartbeat(), &request).await
     }

@@ -91,8 +91,11 @@ impl Coordinator {
     fn answer(&self, incoming: Incoming) {
         let Incoming { route, payload, responder, .. } = incoming;
         let mut script = self.script();
-        let lease =
-            LeaseReply { incarnation: script.incarnation, ttl_ms: u64::try_from(TTL.as_millis()).unwrap() };
+        let lease = LeaseReply {
+            incarnation: script.incarnation,
+            ttl_ms: u64::try_from(TTL.as_millis()).unwrap(),
+            draining: false,
+        };
         let (heard, log, refusal, reply) = match Prefix::default().parse_fleet(route.as_str()).unwrap() {
             FleetRoute::Join => {
                 let request: JoinRequest = decode(&payload).unwrap();

@@ -35,6 +35,7 @@ impl Sender {
             log: log(name),
             load: ServerLoad::default(),
             draining: false,
+            busiest: Vec::new(),
         };
         self.send(Prefix::default().heartbeat(), encode(&request).unwrap()).await;
     }
