@@ -9,6 +9,8 @@ mod env;
 #[cfg(feature = "logging")]
 pub mod logging;
 mod tasks;
+mod watched;
 
 pub use env::{Clock, Entropy, Env, SeededEntropy, SystemClock, SystemEntropy, VirtualClock};
 pub use tasks::{Stop, Tasks, Unfinished};
+pub use watched::Watched;
