@@ -2,13 +2,16 @@
 //! of the binaries.
 //!
 //! Everything that would make two runs differ goes through [`Env`], and everything that runs beside its caller
-//! through [`Tasks`]. `clippy.toml` bans the direct ways. So the same code runs in production and, with a simulated
+//! through [`Tasks`]; who waits for a value waits on a [`Watched`] one. `clippy.toml` and `scripts/check-chance` ban the
+//! direct ways. So the same code runs in production and, with a simulated
 //! clock and a seeded generator, in one process under simulation.
 
 mod env;
 #[cfg(feature = "logging")]
 pub mod logging;
 mod tasks;
+mod watched;
 
 pub use env::{Clock, Entropy, Env, SeededEntropy, SystemClock, SystemEntropy, VirtualClock};
 pub use tasks::{Stop, Tasks, Unfinished};
+pub use watched::Watched;
