@@ -60,6 +60,7 @@ impl Inner {
         let mut tries = Tries::new(Repeat::of(op), deadline);
         let mut target = Target::Known;
         loop {
+            let mut asked = None;
             // Only before a request is sent does a closed client mean that nothing happens.
             if self.tasks.stop().is_given() {
                 return Err(Error::Closed);
@@ -78,6 +79,7 @@ impl Inner {
                             if failure.moved() {
                                 self.locations.forget(subject, &server);
                             }
+                            asked = Some(server);
                             failure
                         }
                     }
@@ -87,8 +89,9 @@ impl Inner {
             match tries.next(failure, elapsed(), || self.env.random_u64()) {
                 Next::Fail(error) => return Err(error),
                 Next::Retry { pause, target: next } => {
-                    if !pause.is_zero() {
-                        tokio::time::sleep(pause).await;
+                    if !pause.is_zero() && pause_unless_gone(pause, asked).await {
+                        target = Target::Fresh;
+                        continue;
                     }
                     target = next;
                 }
@@ -179,6 +182,21 @@ impl Asking {
             }
             (_, error, _) => error,
         }
+    }
+}
+
+/// Pauses before another try, but only until the server that failed the last one is announced as gone: then there is
+/// somebody else to ask. Whether that was so.
+async fn pause_unless_gone(pause: Duration, asked: Option<Arc<Server>>) -> bool {
+    let gone = async {
+        match &asked {
+            Some(server) => server.gone.given().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = tokio::time::sleep(pause) => false,
+        () = gone => true,
     }
 }
 
