@@ -46,6 +46,7 @@ check: ## Format, lints, documentation, import rules, words; warnings are errors
 	scripts/check-words --self-test
 	scripts/check-words
 	scripts/measure-storage --self-test
+	scripts/measure-failover --self-test
 
 # The end-to-end tests start the programs, so these are built first; nextest's summary stands last.
 test: tools ## Unit, property, contract, documentation and end-to-end tests
