@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_bus::{AskError, Bus, ask};
 use dormouse_protocol::fleet::{
-    Acknowledged, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
+    Acknowledged, BusySubject, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
 };
 use dormouse_protocol::{ErrorReply, LogId, Prefix, ProtocolVersion, Route};
 use dormouse_runtime::{Env, Stop, Tasks};
@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::authority::LeaseView;
-use crate::lease::{CallFailure, LeaseEffect, LeaseInput, LeaseMachine};
+use crate::lease::{CallFailure, LeaseEffect, LeaseInput, LeaseMachine, Order};
 
 /// Least time between two lines about a coordinator that does not answer.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -31,6 +31,8 @@ pub struct Member {
     pub capacity: u32,
     /// How busy it is.
     pub load: Arc<dyn Fn() -> ServerLoad + Send + Sync>,
+    /// With which subjects, the busiest first.
+    pub busiest: Arc<dyn Fn() -> Vec<BusySubject> + Send + Sync>,
 }
 
 /// How the membership stands.
@@ -42,6 +44,8 @@ pub struct Standing {
     pub draining_known: bool,
     /// The coordinator will not have this process.
     pub refused: Option<ErrorReply>,
+    /// What an operator wants of the server.
+    pub order: Order,
     /// This process believes no lease and asks for none any more.
     pub leaving: bool,
 }
@@ -111,6 +115,12 @@ impl Membership {
             // The membership ended without a refusal: there will be none.
             None => std::future::pending().await,
         }
+    }
+
+    /// How the membership stands, from now on.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// Says with every heartbeat from now on that this process is draining, and waits until the coordinator has heard
@@ -254,7 +264,7 @@ impl Keeper {
                     log: self.member.log.clone(),
                     load: (self.member.load)(),
                     draining,
-                    busiest: Vec::new(),
+                    busiest: (self.member.busiest)(),
                 };
                 self.call(Call::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
             }
@@ -272,6 +282,7 @@ impl Keeper {
                 self.lapsed = true;
                 tracing::warn!("the lease ran out: nothing is served until the coordinator grants another");
             }
+            LeaseEffect::Ordered(order) => self.standing.send_modify(|standing| standing.order = order),
             LeaseEffect::Exit(error) => self.standing.send_modify(|standing| standing.refused = Some(error)),
         }
     }
