@@ -48,6 +48,7 @@ check: ## Format, lints, documentation, import rules, chance, words; warnings ar
 	scripts/check-words --self-test
 	scripts/check-words
 	scripts/measure-storage --self-test
+	scripts/measure-failover --self-test
 
 # The end-to-end tests start the programs, so these are built first; nextest's summary stands last.
 test: tools ## Unit, property, contract, documentation and end-to-end tests

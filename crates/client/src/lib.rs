@@ -37,6 +37,7 @@
 //! | `retry` | whether and how a call goes on after a try has failed: a pure machine |
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
 //! | `subject`, `kv`, `stream` | the calls |
+//! | `operator` | what operators ask of the coordinator |
 //! | `pages` | long results, one page ahead of the reader |
 //! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
 
@@ -49,6 +50,7 @@ mod exchange;
 mod kv;
 mod location;
 mod new_message;
+mod operator;
 mod pages;
 mod range;
 mod retry;
@@ -68,6 +70,8 @@ pub use stream::Stream;
 pub use watch::{Update, Watch};
 
 pub use dormouse_bus::nats::NatsOptions;
+#[doc(inline)]
+pub use dormouse_protocol::admin::{Assigned, DrainReply, MoveReply, MovesReply, RebalanceReply};
 #[doc(inline)]
 pub use dormouse_protocol::data::{InfoReply as Info, SetResult as Ack};
 #[doc(inline)]

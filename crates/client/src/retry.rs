@@ -29,7 +29,7 @@ pub(crate) const FIRST_TRY: Duration = Duration::from_secs(1);
 /// The first pause before another try. Jitter comes on top.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The longest pause before another try: a failover is noticed this late at worst.
+/// The longest pause before another try: a failover of which no announcement is heard is noticed this late at worst.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How many times in a row the hint of a server is followed. Servers that name each other must not keep us running

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryOptions, Permission};
@@ -246,6 +248,26 @@ async fn a_change_at_a_server_that_is_gone_is_soon_indeterminate() {
     );
     assert_eq!(fleet.now() - before, Duration::from_millis(250));
     assert_eq!(fleet.arrivals.count("a set"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_before_the_next_try_ends_when_the_server_is_announced_as_gone() {
+    let fleet = Fleet::new();
+    let declared = Arc::new(AtomicBool::new(false));
+    let dead = Arc::clone(&declared);
+    // Nobody answers at the one that the coordinator names until it is declared dead.
+    fleet.coordinator(move |_| at(if dead.load(Ordering::Relaxed) { "b" } else { "a" })).await;
+    fleet.server("b", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let (outcome, announced) = tokio::join!(async { (kv.put("k", "v").await, fleet.now()) }, async {
+        // By then the pauses are as long as they get.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        declared.store(true, Ordering::Relaxed);
+        fleet.announce_gone("a").await;
+        fleet.now()
+    });
+    outcome.0.unwrap();
+    assert_eq!(outcome.1, announced);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,11 +8,11 @@ use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
-use crate::api::{Authority, EventSink, Reply, Request, Submission};
+use crate::api::{Authority, EventSink, HandedOver, Reply, Request, Submission};
 use crate::bucket::Bucket;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
-use crate::directory::{Directory, Offered, shutting_down};
+use crate::directory::{Busy, Directory, Offered, shutting_down};
 use crate::figures::{Counters, Figures};
 use crate::housekeeping;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
@@ -357,6 +357,34 @@ impl Engine {
         self.shared.execute(subject, request).await
     }
 
+    /// Hands `subject` over while everything else is served: brings it to the bucket, releases it, and tells the
+    /// authority. Where it sleeps here it is released, too; where it is not this process's, nothing is done but telling the
+    /// authority. Requests on it that wait or come meanwhile are answered `not_owner` once it is somebody else's to
+    /// serve; where it cannot be handed over they are served.
+    ///
+    /// Cancelling the call withdraws nothing.
+    ///
+    /// # Errors
+    /// Why it could not be handed over this time. It is still this process's, or that will show.
+    pub async fn hand_over(&self, subject: &Subject) -> Result<HandedOver, ErrorReply> {
+        match self.shared.execute(subject, Request::HandOver).await? {
+            Reply::HandOver(handed_over) => Ok(handed_over),
+            _ => Err(ErrorReply::internal("a hand-over was answered with something else")),
+        }
+    }
+
+    /// The subjects that are open, opening or closing.
+    #[must_use]
+    pub fn open_subjects(&self) -> Vec<Subject> {
+        self.shared.directory.subjects()
+    }
+
+    /// At most `most` open subjects: those with the most to do, the busiest first.
+    #[must_use]
+    pub fn busiest(&self, most: usize) -> Vec<Busy> {
+        self.shared.directory.busiest(most, self.shared.env.boot())
+    }
+
     /// Waits until nothing of this engine's log may be used any more: somebody has taken it over, or the local disk
     /// cannot be relied on. From then on every request is turned away; see [`Engine::succeed`].
     ///
@@ -376,6 +404,26 @@ impl Engine {
         shared.ended.give();
         shared.directory.empty().await;
         shared.log.stop().await;
+        self.next()
+    }
+
+    /// Ends an engine in good order, as [`Engine::shutdown`] does, and prepares one with a fresh log in its place: one to
+    /// which nothing belongs. What sleeps here belongs to the log that ends, so that anybody may claim it from there. Waits
+    /// as long as the bucket does not answer. Nothing of this engine is running any more when it returns.
+    ///
+    /// Cancelling the call leaves an engine that serves nothing.
+    pub async fn begin_anew(self) -> Prepared {
+        let shared = &self.shared;
+        shared.directory.shut();
+        shared.stop.give();
+        shared.directory.empty().await;
+        shared.log.stop().await;
+        self.next()
+    }
+
+    /// An engine in the place of this one, which has ended.
+    fn next(&self) -> Prepared {
+        let shared = &self.shared;
         let log = LogId::new(shared.settings.server.clone(), shared.env.ulid());
         Prepared {
             settings: shared.settings.clone(),

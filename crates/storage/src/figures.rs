@@ -27,6 +27,11 @@ pub struct Figures {
     pub publication_failures: u64,
     /// Subjects that turned out to belong to another process while they were served here.
     pub lost_subjects: u64,
+    /// Subjects handed over so far, one by one.
+    pub handed_over: u64,
+    /// How often so far a manifest of this process's log was left standing, or may have been: as long as that is 0,
+    /// nothing belongs to the log but what is open.
+    pub left_standing: u64,
     /// The log.
     pub log: LogFigures,
 }
@@ -78,6 +83,8 @@ pub(crate) struct Counters {
     pub(crate) publications: Figure,
     pub(crate) publication_failures: Figure,
     pub(crate) lost_subjects: Figure,
+    pub(crate) handed_over: Figure,
+    pub(crate) left_standing: Figure,
 }
 
 impl Figure {
@@ -99,6 +106,8 @@ impl Counters {
             publications: self.publications.get(),
             publication_failures: self.publication_failures.get(),
             lost_subjects: self.lost_subjects.get(),
+            handed_over: self.handed_over.get(),
+            left_standing: self.left_standing.get(),
             log,
         }
     }

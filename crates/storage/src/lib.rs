@@ -19,6 +19,7 @@
 //! | [`fail_points`] | steps at which a test may have the process die |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
+mod activity;
 pub mod api;
 pub mod bucket;
 #[cfg(test)]
@@ -28,7 +29,7 @@ pub mod collect;
 pub mod data_dir;
 mod database;
 mod directory;
-pub mod engine;
+mod engine;
 pub mod entry;
 mod export;
 pub mod fail_points;
@@ -55,6 +56,7 @@ pub mod internals {
 }
 
 pub use database::sqlite_is_safe;
+pub use directory::Busy;
 pub use engine::{Engine, OpenError, Prepared, ShutdownReport};
 pub use export::{ExportError, export_snapshot};
 pub use figures::Figures;

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::time::Duration;
 
-use dormouse_client::{Error, Kv};
+use dormouse_client::Kv;
 use dormouse_e2e::{Fleet, until};
 use dormouse_protocol::data::{GetRequest, SetItem, SetRequest};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Op, Prefix, ServerName, Subject, encode};
 
-use crate::support::{check, check_numbers, filled, key, value, write};
+use crate::support::{WRITERS, check, check_numbers, filled, keep_writing, key, more_written, value, write};
 
 /// A short lease, so that a takeover does not take long.
 const SHORT_LEASE: [&str; 2] = ["--lease-ttl", "2s"];
@@ -137,40 +137,6 @@ async fn assignments_and_members_survive_the_kill_of_the_coordinator() -> anyhow
             Ok(())
         })
         .await
-}
-
-/// How many writers write at the same time.
-const WRITERS: usize = 8;
-
-/// Writes one entry after the other, each under a key of its own, until told to stop. The numbers of those that were
-/// acknowledged; what is not goes to `refused`.
-async fn keep_writing(
-    store: &Kv,
-    writer: usize,
-    written: &Cell<usize>,
-    stop: &Cell<bool>,
-    refused: impl Fn(Error) -> anyhow::Result<()>,
-) -> anyhow::Result<Vec<usize>> {
-    let mut acknowledged = Vec::new();
-    for number in (writer..).step_by(WRITERS) {
-        if stop.get() {
-            break;
-        }
-        match store.put(key(number), value(number)).await {
-            Ok(_) => {
-                acknowledged.push(number);
-                written.set(written.get() + 1);
-            }
-            Err(error) => refused(error)?,
-        }
-    }
-    Ok(acknowledged)
-}
-
-/// Waits until this many more writes are acknowledged.
-async fn more_written(written: &Cell<usize>) -> anyhow::Result<()> {
-    let enough = written.get() + 10 * WRITERS;
-    until("writes go on", async || Ok((written.get() >= enough).then_some(()))).await
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod demo;
 mod dev;
 mod failover;
 mod operations;
+mod operator;
 mod start_up;
 mod support;
 mod watching;
