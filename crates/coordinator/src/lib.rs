@@ -16,6 +16,7 @@ pub mod data_dir;
 pub mod lease;
 pub mod machine;
 pub mod placement;
+pub mod rebalance;
 pub mod settings;
 pub mod shell;
 pub mod store;

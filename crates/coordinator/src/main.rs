@@ -87,7 +87,7 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     };
-    tracing::info!(incarnation = %coordinator.incarnation(), prefix = %settings.coordinator.prefix, "ready");
+    tracing::info!(coordinates = coordinator.coordinates(), "ready");
     tokio::select! {
         ended = coordinator.ended() => {
             ended.context("the coordinator ended")?;

@@ -1,12 +1,17 @@
 //! Scripts for the machine: who says what when, and what comes of it.
 
 mod assignment;
+mod balance;
+mod draining;
 mod membership;
+mod moves;
 mod restart;
+mod routing;
 mod safety;
 
 use std::time::Duration;
 
+use dormouse_protocol::admin::MoveRequest;
 use dormouse_protocol::fleet::{
     ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ReleaseRequest, ServerEntry,
     ServerLoad,
@@ -199,4 +204,9 @@ fn leave(log: &LogId) -> Input {
 
 fn release(name: &str, log: &LogId) -> Input {
     Input::Release(subject(name), ReleaseRequest { v: ProtocolVersion::CURRENT, log: log.clone() })
+}
+
+fn move_to(name: &str, server: &str) -> Input {
+    let request = MoveRequest { v: ProtocolVersion::CURRENT, to: ServerName::new(server).unwrap() };
+    Input::Move(subject(name), request)
 }

@@ -13,7 +13,17 @@ use dormouse_runtime::{SeededEntropy, VirtualClock};
 use serde::de::DeserializeOwned;
 use ulid::Ulid;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_bus::{Bus, Outgoing};
+use dormouse_protocol::fleet::{Acknowledged, GoneAnnouncement};
+use dormouse_protocol::{ErrorReply, ProtocolVersion, ServerName, Subject, encode};
+use serde::Serialize;
+
 use super::*;
+use crate::store::Change;
 use crate::store::memory::{MemoryDisk, MemoryStore};
 use crate::store::{Counts, Remembered};
 
@@ -333,6 +343,15 @@ impl Store for WatchedStore {
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
         self.reads.fetch_add(1, Relaxed);
         self.store.assignments(subjects)
+    }
+
+    fn assigned_after(
+        &self,
+        prefix: &str,
+        after: Option<&Subject>,
+        rows: usize,
+    ) -> Result<Vec<(Subject, ServerName)>, StoreError> {
+        self.store.assigned_after(prefix, after, rows)
     }
 
     fn counts(&self) -> Counts {
