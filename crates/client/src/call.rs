@@ -63,7 +63,7 @@ impl Inner {
             let mut asked = None;
             // Only before a request is sent does a closed client mean that nothing happens.
             if self.tasks.stop().is_given() {
-                return Err(Error::Closed);
+                return Err(tries.given_up(Error::Closed));
             }
             tries.try_deadline(elapsed())?;
             let failure = match self.server(subject, target, deadline.saturating_sub(elapsed())).await {
