@@ -109,9 +109,9 @@ impl Bus for RecordedBus {
                     Err(_) => Outcome::Unknown,
                 },
             },
-            Err(error) if error.happened() == Happened::No => Outcome::Refused(
-                dormouse_protocol::ErrorReply::unavailable(error.to_string()),
-            ),
+            Err(error) if error.happened() == Happened::No => {
+                Outcome::Refused(dormouse_protocol::ErrorReply::unavailable(error.to_string()))
+            }
             Err(_) => Outcome::Unknown,
         };
         let at = self.recorder.now();

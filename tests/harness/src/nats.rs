@@ -54,7 +54,8 @@ impl NatsServer {
     /// When there is no nats-server, or it does not start; with what it logged.
     pub async fn start(options: NatsServerOptions) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("cannot create a folder for nats-server")?;
-        let mut server = Self { folder, options, port: 0, cluster_port: None, monitoring_port: None, process: None };
+        let mut server =
+            Self { folder, options, port: 0, cluster_port: None, monitoring_port: None, process: None };
         server.launch().await?;
         Ok(server)
     }
@@ -164,7 +165,8 @@ impl NatsServer {
                 let ports = ports.with_context(|| logged(&spec.log))?;
                 self.port = port_of(ports.nats.first().context("nats-server listens for nobody")?)?;
                 self.cluster_port = ports.cluster.first().map(|address| port_of(address)).transpose()?;
-                self.monitoring_port = ports.monitoring.first().map(|address| port_of(address)).transpose()?;
+                self.monitoring_port =
+                    ports.monitoring.first().map(|address| port_of(address)).transpose()?;
             }
             Err(_) => {
                 bail!("nats-server does not listen after {} s: {}", DEADLINE.as_secs(), logged(&spec.log))

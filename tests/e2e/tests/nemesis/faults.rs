@@ -89,9 +89,32 @@ impl Fault {
         }
     }
 
+    /// Whom it strikes. Nobody is struck twice at the same time.
+    const fn target(self, victim: usize) -> Target {
+        match self {
+            Self::CoordinatorPaused
+            | Self::CoordinatorCut
+            | Self::CoordinatorStalled
+            | Self::CoordinatorKilled => Target::Coordinator,
+            Self::NatsKilled | Self::NatsPaused | Self::NatsCut => Target::Nats(victim % NATS_SERVERS),
+            Self::S3Paused | Self::S3Cut | Self::S3Slow => Target::S3,
+            Self::ClientsCut | Self::ClientsStalled => Target::Clients,
+            _ => Target::Server(victim),
+        }
+    }
+
     const fn strikes_all(self) -> bool {
         matches!(self, Self::S3Paused | Self::S3Cut | Self::S3Slow)
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Server(usize),
+    Coordinator,
+    Nats(usize),
+    S3,
+    Clients,
 }
 
 /// A fault that is going on.
@@ -201,7 +224,7 @@ impl Nemesis {
     async fn begin(&mut self, fleet: &mut Fleet, dice: &mut Dice, fault: Fault) -> anyhow::Result<()> {
         let victim = dice.within(0..self.servers.len() as u64) as usize;
         let since = self.recorder.now();
-        let busy = |acting: &Acting| acting.fault == fault || (acting.victim == victim && !fault.strikes_all());
+        let busy = |acting: &Acting| acting.fault.target(acting.victim) == fault.target(victim);
         let is_young = fault == Fault::CoordinatorKilled && since < self.began + COORDINATOR_YOUTH;
         if is_young || self.acting.iter().any(busy) {
             return Ok(());
@@ -287,8 +310,12 @@ impl Nemesis {
         for number in 0..NATS_SERVERS {
             fleet.wiring().cluster().wait_connected(number).await?;
         }
-        let names: Vec<String> =
-            self.servers.iter().map(|name| name.as_str().to_owned()).chain([ServerName::COORDINATOR.to_owned()]).collect();
+        let names: Vec<String> = self
+            .servers
+            .iter()
+            .map(|name| name.as_str().to_owned())
+            .chain([ServerName::COORDINATOR.to_owned()])
+            .collect();
         for name in names {
             until(&format!("{name} serves"), async || {
                 self.help_up(fleet, &name)?;
@@ -307,7 +334,10 @@ impl Nemesis {
         if status.code().is_none_or(|code| code == 101) {
             bail!("{name} ended with {status}");
         }
-        self.count(format!("{} gave up", name.trim_end_matches(|end: char| end.is_ascii_digit() || end == '-')));
+        self.count(format!(
+            "{} gave up",
+            name.trim_end_matches(|end: char| end.is_ascii_digit() || end == '-')
+        ));
         fleet.start_with(name, &[])
     }
 

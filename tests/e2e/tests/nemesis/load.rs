@@ -46,12 +46,7 @@ pub struct Target {
 }
 
 impl User {
-    pub async fn new(
-        bus: Arc<dyn Bus>,
-        number: u32,
-        recorder: &Recorder,
-        env: &Env,
-    ) -> anyhow::Result<Self> {
+    pub async fn new(bus: Arc<dyn Bus>, number: u32, recorder: &Recorder, env: &Env) -> anyhow::Result<Self> {
         let bus: Arc<dyn Bus> = Arc::new(RecordedBus::new(bus, number, recorder.clone()));
         let client = Client::builder().deadline(DEADLINE).over(Arc::clone(&bus)).await?;
         let session = SessionId::new(env.ulid());
@@ -110,7 +105,9 @@ impl User {
             0..4 => raised.put(key.clone(), self.value(dice)).await,
             4 => store.create(key.clone(), self.value(dice)).await,
             5 | 6 => match last.take() {
-                Some((known, id)) => return note(last, &known, store.update(known.clone(), self.value(dice), id).await),
+                Some((known, id)) => {
+                    return note(last, &known, store.update(known.clone(), self.value(dice), id).await);
+                }
                 None => store.create(key.clone(), self.value(dice)).await,
             },
             7 => {
@@ -228,7 +225,9 @@ impl User {
             match stream.publish_with(item.clone()).await {
                 Ok(_) => return Ok(()),
                 // What nobody knows is not asked for again by the client; here it may be the last word of a fault.
-                Err(error) if self.recorder.now() - began > dormouse_e2e::PATIENCE => return Err(error.into()),
+                Err(error) if self.recorder.now() - began > dormouse_e2e::PATIENCE => {
+                    return Err(error.into());
+                }
                 Err(_) => {
                     let value = self.value(&mut Dice::new(1));
                     if stream.publish(value).await.is_ok() {

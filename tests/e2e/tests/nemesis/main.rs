@@ -97,10 +97,8 @@ async fn play(fleet: &mut Fleet, seed: u64, rounds: u64) -> anyhow::Result<()> {
         users.push(User::new(std::sync::Arc::new(bus), number, &recorder, &env).await?);
     }
     let listener = fleet.nats_options()?.connect(env.clone(), &tasks).await?;
-    let events = listener.subscribe(
-        dormouse_protocol::RoutePattern::new("persist.events.>"),
-        SubscribeOptions::default(),
-    );
+    let events = listener
+        .subscribe(dormouse_protocol::RoutePattern::new("persist.events.>"), SubscribeOptions::default());
     tasks.spawn("events", recorder.clone().listen(events.await?));
 
     let mut nemesis = Nemesis::new(&servers, &recorder);
