@@ -14,9 +14,10 @@ LOCKED ?=
 # Arguments for `make demo` and `make dev`.
 ARGS ?=
 
-# What `make soak` goes through: rounds of kills (two to three seconds each), cases of each property, states of each of the model's bounds. With these
+# What `make soak` goes through: rounds of kills (two to three seconds each) and of the nemesis (about fifteen), cases of each property, states of each of the model's bounds. With these
 # it takes hours.
 KILL_ROUNDS ?= 3000
+NEMESIS_ROUNDS ?= 800
 CASES ?= 20000
 STATES ?= 60000000
 
@@ -75,7 +76,7 @@ bench: ## The storage engine's figures and plain SQLite's beside them, into docs
 	@scripts/tools build
 	scripts/measure-storage$(LOCKED:%= %)
 
-soak: tools ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, CASES=…, STATES=…), and what it leaves out
+soak: tools ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEMESIS_ROUNDS=…, CASES=…, STATES=…), and what it leaves out
 	@scripts/tools azurite c++
 	$(call heading,The bucket's contract on Azure's protocol)
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
@@ -88,6 +89,8 @@ soak: tools ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, CASES=
 	$(call heading,Servers killed in $(KILL_ROUNDS) rounds with their disks lost and their leases slept through)
 	cargo build$(LOCKED:%= %) --workspace --all-targets
 	DORMOUSE_KILL_ROUNDS=$(KILL_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test kill9 -- --nocapture
+	$(call heading,Everything killed, stopped and cut off in $(NEMESIS_ROUNDS) rounds)
+	DORMOUSE_NEMESIS_ROUNDS=$(NEMESIS_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test nemesis -- --nocapture
 	$(call heading,The fuzz targets compile)
 	@cp Cargo.lock fuzz/Cargo.lock
 	cargo check --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)

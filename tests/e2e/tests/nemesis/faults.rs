@@ -89,9 +89,32 @@ impl Fault {
         }
     }
 
+    /// Whom it strikes. Nobody is struck twice at the same time.
+    const fn target(self, victim: usize) -> Target {
+        match self {
+            Self::CoordinatorPaused
+            | Self::CoordinatorCut
+            | Self::CoordinatorStalled
+            | Self::CoordinatorKilled => Target::Coordinator,
+            Self::NatsKilled | Self::NatsPaused | Self::NatsCut => Target::Nats(victim % NATS_SERVERS),
+            Self::S3Paused | Self::S3Cut | Self::S3Slow => Target::S3,
+            Self::ClientsCut | Self::ClientsStalled => Target::Clients,
+            _ => Target::Server(victim),
+        }
+    }
+
     const fn strikes_all(self) -> bool {
         matches!(self, Self::S3Paused | Self::S3Cut | Self::S3Slow)
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Server(usize),
+    Coordinator,
+    Nats(usize),
+    S3,
+    Clients,
 }
 
 /// A fault that is going on.
@@ -201,8 +224,7 @@ impl Nemesis {
     async fn begin(&mut self, fleet: &mut Fleet, dice: &mut Dice, fault: Fault) -> anyhow::Result<()> {
         let victim = dice.within(0..self.servers.len() as u64) as usize;
         let since = self.recorder.now();
-        let busy =
-            |acting: &Acting| acting.fault == fault || (acting.victim == victim && !fault.strikes_all());
+        let busy = |acting: &Acting| acting.fault.target(acting.victim) == fault.target(victim);
         let is_young = fault == Fault::CoordinatorKilled && since < self.began + COORDINATOR_YOUTH;
         if is_young || self.acting.iter().any(busy) {
             return Ok(());

@@ -139,6 +139,80 @@ async fn assignments_and_members_survive_the_kill_of_the_coordinator() -> anyhow
         .await
 }
 
+/// For so long the coordinator is gone: twenty leases.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Reads and writes what is assigned, until told to stop. Not one call may fail.
+async fn use_all(stores: &[Kv], stop: &Cell<bool>) -> anyhow::Result<usize> {
+    let mut rounds = 0;
+    while !stop.get() {
+        for store in stores {
+            let value = rounds.to_string();
+            store.put("k", value.clone()).await?;
+            assert_eq!(store.get("k").await?.as_deref(), Some(value.as_bytes()), "{}", store.subject());
+        }
+        rounds += 1;
+    }
+    Ok(rounds)
+}
+
+#[tokio::test]
+async fn without_a_coordinator_assigned_subjects_are_used_without_one_error_and_new_ones_wait()
+-> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .coordinator_args(["--lease-ttl", "500ms"])
+        .run(async |fleet| {
+            fleet.expect_warning(LEASE_LOST);
+            let client = fleet.client().await?;
+            let (mut stores, mut owners) = (Vec::new(), Vec::new());
+            for number in 0..6 {
+                let subject = format!("app.orphan.{number}");
+                stores.push(filled(&client, &subject).await?);
+                owners.push(fleet.owner(&client, &subject).await?);
+            }
+            fleet.kill9("coordinator").await?;
+
+            let stop = Cell::new(false);
+            let fresh = client.kv("app.unassigned")?;
+            let outage = async {
+                let error = fresh.clone().with_deadline(Duration::from_secs(1)).put("k", "v").await;
+                let error = error.expect_err("nobody serves the subject");
+                assert_eq!(error.happened(), dormouse_client::Happened::No, "{error:?}");
+                assert_eq!(error.retry(), dormouse_client::Retry::AfterBackoff, "{error:?}");
+                let said = format!("{:#}", anyhow::Error::from(error));
+                assert!(said.contains("within 1000 ms") && said.contains("persist.coord.locate"), "{said}");
+                tokio::time::sleep(LONG).await;
+                stop.set(true);
+                anyhow::Ok(())
+            };
+            let (rounds, ()) = futures::try_join!(use_all(&stores, &stop), outage)?;
+            anyhow::ensure!(rounds > 0, "nobody used what is assigned");
+
+            // Whoever has patience is served as soon as there is a coordinator again.
+            let back = async {
+                fleet.restart("coordinator").await?;
+                for name in ["persist-1", "persist-2"] {
+                    fleet.wait_ready(name).await?;
+                }
+                anyhow::Ok(())
+            };
+            let waiting = async { anyhow::Ok(fresh.put("k", "v").await?) };
+            futures::try_join!(back, waiting)?;
+            for (store, owner) in stores.iter().zip(&owners) {
+                check(store, 0..300).await?;
+                assert_eq!(
+                    &fleet.owner(&client, store.subject().as_str()).await?,
+                    owner,
+                    "{}",
+                    store.subject()
+                );
+            }
+            Ok(())
+        })
+        .await
+}
+
 #[tokio::test]
 async fn writes_during_a_graceful_stop_are_all_acknowledged_and_all_kept() -> anyhow::Result<()> {
     Fleet::builder()
