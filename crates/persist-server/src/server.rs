@@ -79,7 +79,7 @@ pub struct Server {
 }
 
 /// The server's tasks, in the order in which they end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ServerTasks {
     /// Subjects: they end when they are handed back.
     engine: Tasks,
@@ -95,6 +95,19 @@ struct ServerTasks {
     answers: Tasks,
 }
 
+impl ServerTasks {
+    fn new(env: &Env) -> Self {
+        Self {
+            engine: env.tasks(),
+            membership: env.tasks(),
+            intake: env.tasks(),
+            replies: env.tasks(),
+            events: env.tasks(),
+            answers: env.tasks(),
+        }
+    }
+}
+
 impl Server {
     /// Asks the coordinator for membership. Nothing is served before [`Server::ready`].
     ///
@@ -108,7 +121,7 @@ impl Server {
         bus: Arc<dyn Bus>,
         env: Env,
     ) -> Result<Self, SubscribeError> {
-        let tasks = ServerTasks::default();
+        let tasks = ServerTasks::new(&env);
         let (log, predecessor) = (prepared.log().clone(), prepared.predecessor().cloned());
         let lease = LeaseView::new(env.clone());
         let prefix = settings.prefix.clone();

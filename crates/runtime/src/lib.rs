@@ -3,12 +3,15 @@
 //!
 //! Everything that would make two runs differ goes through [`Env`], and everything that runs beside its caller
 //! through [`Tasks`]. `clippy.toml` bans the direct ways. So the same code runs in production and, with a simulated
-//! clock and a seeded generator, in one process under simulation.
+//! clock and a seeded generator, in one process under simulation. There, a [`Process`] is what the tasks of one server,
+//! one client or one coordinator have in common: it can be stopped and killed between any two of their steps.
 
 mod env;
 #[cfg(feature = "logging")]
 pub mod logging;
+mod process;
 mod tasks;
 
 pub use env::{Clock, Entropy, Env, SeededEntropy, SystemClock, SystemEntropy, VirtualClock};
+pub use process::Process;
 pub use tasks::{Stop, Tasks, Unfinished};
