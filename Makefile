@@ -36,13 +36,15 @@ help: ## Show what can be made
 tools: ## Install what is missing (nats-server, an S3 server, cargo-nextest) into .tools
 	@scripts/tools nats-server s3-server cargo-nextest
 
-check: ## Format, lints, documentation, import rules, words; warnings are errors
+check: ## Format, lints, documentation, import rules, chance, words; warnings are errors
 	@scripts/tools lints
 	cargo fmt --all --check
 	cargo clippy$(LOCKED:%= %) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc$(LOCKED:%= %) --workspace --no-deps
 	scripts/check-imports --self-test
 	scripts/check-imports
+	scripts/check-chance --self-test
+	scripts/check-chance
 	scripts/check-words --self-test
 	scripts/check-words
 	scripts/measure-storage --self-test

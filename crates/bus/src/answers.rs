@@ -29,6 +29,7 @@ pub(crate) async fn stand(
     let (bus, stop) = (Arc::clone(bus), tasks.stop().clone());
     tasks.spawn(name, async move {
         tokio::select! {
+            biased;
             () = stop.given() => {}
             () = answer_all(&*bus, asked, &inbox_prefixes, &answer) => {}
         }

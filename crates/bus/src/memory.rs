@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_protocol::{Route, RoutePattern};
-use dormouse_runtime::{Env, Tasks};
-use tokio::sync::{broadcast, oneshot, watch};
+use dormouse_runtime::{Env, Tasks, Watched};
+use tokio::sync::{broadcast, oneshot};
 
 use self::broker::{Broker, ConnectionId, Link, SubscriptionId};
 use self::network::Carrier;
@@ -154,18 +154,14 @@ impl std::fmt::Debug for MemoryBroker {
 pub struct MemoryBus {
     broker: MemoryBroker,
     id: ConnectionId,
-    link: watch::Receiver<Link>,
+    link: Arc<Watched<Link>>,
     events: broadcast::Sender<BusEvent>,
 }
 
 impl MemoryBus {
     /// Waits until the connection is up. False when it is closed.
     async fn up(&self) -> bool {
-        let mut link = self.link.clone();
-        match link.wait_for(|link| *link != Link::Down).await {
-            Ok(link) => *link == Link::Up,
-            Err(_) => false,
-        }
+        self.link.wait_for(|link| *link != Link::Down).await == Link::Up
     }
 
     async fn exchange(&self, message: Outgoing, sent: &mut bool) -> Result<Reply, RequestError> {
@@ -237,7 +233,7 @@ impl Bus for MemoryBus {
     }
 
     fn is_connected(&self) -> bool {
-        *self.link.borrow() == Link::Up
+        self.link.get() == Link::Up
     }
 
     fn max_payload(&self) -> usize {

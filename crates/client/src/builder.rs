@@ -128,6 +128,7 @@ impl ClientBuilder {
 async fn follow_announcements(mut announcements: Subscription, locations: Locations, stop: Stop) {
     loop {
         let delivery = tokio::select! {
+            biased;
             () = stop.given() => return,
             delivery = announcements.next() => delivery,
         };

@@ -53,9 +53,10 @@ impl<T: Send + 'static> Pages<T> {
         let stop = tasks.stop().clone();
         tasks.spawn("pages", async move {
             tokio::select! {
-                () = read_ahead(source, &sender) => {}
-                () = sender.closed() => {}
+                biased;
                 () = stop.given() => {}
+                () = sender.closed() => {}
+                () = read_ahead(source, &sender) => {}
             }
         });
         Self { pages, items: Vec::new().into_iter(), ended: false }

@@ -124,12 +124,13 @@ impl Watch {
         tasks.spawn("watch", async move {
             let backlog = Backlog::new(EVENT_BUFFER, EVENT_BUFFER_BYTES);
             tokio::select! {
+                biased;
+                () = stop.given() => {}
+                () = sender.closed() => {}
                 // Ends when the hearing has ended and all that was heard is reported.
                 ((), ()) = async {
                     tokio::join!(hear(&backlog, &pattern, events, connection), watcher.report_all(&backlog))
                 } => {}
-                () = sender.closed() => {}
-                () = stop.given() => {}
             }
         });
         Ok(Self { updates })

@@ -72,23 +72,26 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let store = Arc::new(env.blocking(move || SledStore::open_or_set_aside(&state, ulid)).await?);
     let (tasks, bus_tasks) = (env.tasks(), env.tasks());
     let bus: Arc<NatsBus> = tokio::select! {
-        bus = settings.nats.connect(env.clone(), &bus_tasks) => Arc::new(bus?),
+        biased;
         name = signals.next() => {
             tracing::info!(signal = name, "stopped before there was a connection");
             return Ok(ExitCode::SUCCESS);
         }
+        bus = settings.nats.connect(env.clone(), &bus_tasks) => Arc::new(bus?),
     };
     let dyn_bus: Arc<dyn Bus> = Arc::<NatsBus>::clone(&bus);
     // NATS may go away again before the subscriptions are in force; a signal ends that wait, too.
     let mut coordinator = tokio::select! {
-        started = Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks) => started?,
+        biased;
         name = signals.next() => {
             tracing::info!(signal = name, "stopped before it was ready");
             return Ok(ExitCode::SUCCESS);
         }
+        started = Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks) => started?,
     };
     tracing::info!(incarnation = %coordinator.incarnation(), prefix = %settings.coordinator.prefix, "ready");
     tokio::select! {
+        biased;
         ended = coordinator.ended() => {
             ended.context("the coordinator ended")?;
             anyhow::bail!("the coordinator ended though nobody had asked it to");
@@ -96,6 +99,7 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         name = signals.next() => tracing::info!(signal = name, "stopping"),
     }
     tokio::select! {
+        biased;
         () = shut_down(&*bus, &tasks, &bus_tasks, settings.shutdown_deadline) => {}
         name = signals.next() => {
             tracing::warn!(signal = name, "stopped before the shutdown was complete");
@@ -138,6 +142,7 @@ impl Signals {
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
+            biased;
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }

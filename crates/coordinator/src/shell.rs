@@ -17,7 +17,7 @@ mod requests;
 mod tests;
 mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,17 +163,23 @@ impl Actor {
     async fn run(mut self, stop: &Stop, tick: Duration) -> Result<(), RunError> {
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut news_come = true;
         loop {
             let mut event = None;
+            // The inbox last: it may be full without a pause, and every batch empties it, whatever it was begun for.
             tokio::select! {
+                biased;
                 () = stop.given() => {
                     // What has arrived is still answered: it cost its senders a wait.
                     self.batch(None).await?;
                     return Ok(());
                 }
-                open = self.inbox.arrival() => if !open { return Err(RunError::Unreachable) },
-                news = self.events.recv() => event = self.connection(&news),
+                news = self.events.recv(), if news_come => {
+                    news_come = !matches!(news, Err(broadcast::error::RecvError::Closed));
+                    event = self.connection(&news);
+                }
                 _ = ticks.tick() => {}
+                open = self.inbox.arrival() => if !open { return Err(RunError::Unreachable) },
             }
             self.batch(event).await?;
         }
@@ -272,7 +278,8 @@ impl Actor {
     }
 
     async fn read_ahead(&mut self, asked: &[Asked]) -> Result<(), StoreError> {
-        let subjects: HashSet<&Subject> = asked.iter().filter_map(|asked| subject_of(&asked.input)).collect();
+        let subjects: BTreeSet<&Subject> =
+            asked.iter().filter_map(|asked| subject_of(&asked.input)).collect();
         if subjects.is_empty() {
             self.window.show(HashMap::new());
             return Ok(());

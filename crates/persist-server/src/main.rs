@@ -121,6 +121,7 @@ impl EndSignals {
 
     async fn next(&mut self) {
         tokio::select! {
+            biased;
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
@@ -129,6 +130,7 @@ impl EndSignals {
     /// What `work` results in, unless a signal comes first.
     async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
+            biased;
             () = self.next() => None,
             done = work => Some(done),
         }

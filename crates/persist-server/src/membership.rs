@@ -8,11 +8,10 @@ use dormouse_protocol::fleet::{
     Acknowledged, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
 };
 use dormouse_protocol::{ErrorReply, LogId, Prefix, ProtocolVersion, Route};
-use dormouse_runtime::{Env, Stop, Tasks};
+use dormouse_runtime::{Env, Stop, Tasks, Watched};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
-use tokio::sync::watch;
 
 use crate::authority::LeaseView;
 use crate::lease::{CallFailure, LeaseEffect, LeaseInput, LeaseMachine};
@@ -44,6 +43,8 @@ pub struct Standing {
     pub refused: Option<ErrorReply>,
     /// This process believes no lease and asks for none any more.
     pub leaving: bool,
+    /// Nothing of this changes any more: the membership's task has ended.
+    pub over: bool,
 }
 
 /// What the process wants of its membership. Only ever moves on.
@@ -59,8 +60,8 @@ pub struct Membership {
     bus: Arc<dyn Bus>,
     prefix: Prefix,
     log: LogId,
-    standing: watch::Receiver<Standing>,
-    wish: watch::Sender<Wish>,
+    standing: Arc<Watched<Standing>>,
+    wish: Arc<Watched<Wish>>,
 }
 
 impl Membership {
@@ -74,8 +75,8 @@ impl Membership {
         member: Member,
         view: LeaseView,
     ) -> Self {
-        let (standing, watched) = watch::channel(Standing::default());
-        let (wish, wished) = watch::channel(Wish::Stay);
+        let standing = Arc::new(Watched::new(Standing::default()));
+        let wish = Arc::new(Watched::new(Wish::Stay));
         let log = member.log.clone();
         let keeper = Keeper {
             bus: Arc::clone(bus),
@@ -86,13 +87,14 @@ impl Membership {
             calls: FuturesUnordered::new(),
             member,
             view,
-            standing,
-            wished,
+            standing: Arc::clone(&standing),
+            wish: Arc::clone(&wish),
+            wished: Wish::Stay,
             quiet_until: Duration::ZERO,
             lapsed: false,
         };
         tasks.spawn("membership", keeper.run());
-        Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, standing: watched, wish }
+        Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, standing, wish }
     }
 
     /// Waits for the first lease. Cancelling the wait changes nothing.
@@ -116,7 +118,7 @@ impl Membership {
     /// Says with every heartbeat from now on that this process is draining, and waits until the coordinator has heard
     /// it. Cancelling the wait leaves it being said.
     pub async fn drain(&self) {
-        self.wish.send_replace(Wish::Drain);
+        self.wish.set(Wish::Drain);
         self.until(|standing| standing.draining_known).await;
     }
 
@@ -128,18 +130,16 @@ impl Membership {
     /// # Errors
     /// [`AskError`]; then the coordinator notices by itself, later.
     pub async fn leave(&self, deadline: Duration) -> Result<(), AskError> {
-        self.wish.send_replace(Wish::Leave);
+        self.wish.set(Wish::Leave);
         self.until(|standing| standing.leaving).await;
         let request = LeaveRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
         let _: Acknowledged = ask(&*self.bus, self.prefix.leave(), &request, deadline).await?;
         Ok(())
     }
 
-    async fn until(&self, reached: impl FnMut(&Standing) -> bool) -> Standing {
-        let mut standing = self.standing.clone();
-        let reached = standing.wait_for(reached).await.map(|standing| standing.clone());
-        // The task has ended: what it said last is what there is.
-        reached.unwrap_or_else(|_| self.standing.borrow().clone())
+    async fn until(&self, reached: impl Fn(&Standing) -> bool + Send) -> Standing {
+        // Once the task has ended, what it said last is what there is.
+        self.standing.wait_for(move |standing| standing.over || reached(standing)).await
     }
 }
 
@@ -153,8 +153,10 @@ struct Keeper {
     calls: FuturesUnordered<BoxFuture<'static, Answer>>,
     member: Member,
     view: LeaseView,
-    standing: watch::Sender<Standing>,
-    wished: watch::Receiver<Wish>,
+    standing: Arc<Watched<Standing>>,
+    wish: Arc<Watched<Wish>>,
+    /// The wish that was heard last.
+    wished: Wish,
     quiet_until: Duration,
     /// The lease ran out and there is none since.
     lapsed: bool,
@@ -178,9 +180,11 @@ impl Keeper {
         loop {
             let due = self.machine.wake_at().map(|due| due.saturating_sub(self.env.boot()));
             let input = tokio::select! {
+                biased;
                 () = self.stop.given() => return,
+                // Before the wish to leave, after which no answer counts. There are only as many as calls were made.
                 Some(answer) = self.calls.next() => self.heard(answer),
-                Ok(()) = self.wished.changed() => self.wish_changed(),
+                wish = self.wish.wait_for(|wish| *wish != self.wished) => self.wish_changed(wish),
                 () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => LeaseInput::Tick,
             };
             let leaves = input == LeaseInput::Leave;
@@ -190,14 +194,15 @@ impl Keeper {
             if leaves {
                 // Only now: no answer under way changes anything any more.
                 self.calls.clear();
-                self.standing.send_modify(|standing| standing.leaving = true);
+                self.standing.change(|standing| !std::mem::replace(&mut standing.leaving, true));
             }
         }
     }
 
     /// What a change of the wish means to the machine.
-    fn wish_changed(&self) -> LeaseInput {
-        match *self.wished.borrow() {
+    fn wish_changed(&mut self, wish: Wish) -> LeaseInput {
+        self.wished = wish;
+        match wish {
             Wish::Stay | Wish::Drain => LeaseInput::Hurry,
             Wish::Leave => LeaseInput::Leave,
         }
@@ -214,8 +219,7 @@ impl Keeper {
             }
             (Call::Heartbeat { draining }, Ok(lease)) => {
                 if draining {
-                    self.standing
-                        .send_if_modified(|standing| !std::mem::replace(&mut standing.draining_known, true));
+                    self.standing.change(|standing| !std::mem::replace(&mut standing.draining_known, true));
                 }
                 LeaseInput::Renewed { sent_at, lease }
             }
@@ -248,7 +252,7 @@ impl Keeper {
                 self.call(Call::Join, self.prefix.join(), request, deadline);
             }
             LeaseEffect::SendHeartbeat { deadline } => {
-                let draining = *self.wished.borrow() != Wish::Stay;
+                let draining = self.wish.get() != Wish::Stay;
                 let request = HeartbeatRequest {
                     v: ProtocolVersion::CURRENT,
                     log: self.member.log.clone(),
@@ -264,14 +268,16 @@ impl Keeper {
                         let generation = lease.generation.0;
                         tracing::info!(generation, "there is a lease again: serving goes on");
                     }
-                    self.standing.send_if_modified(|standing| !std::mem::replace(&mut standing.leased, true));
+                    self.standing.change(|standing| !std::mem::replace(&mut standing.leased, true));
                 }
             }
             LeaseEffect::Lapsed => {
                 self.lapsed = true;
                 tracing::warn!("the lease ran out: nothing is served until the coordinator grants another");
             }
-            LeaseEffect::Exit(error) => self.standing.send_modify(|standing| standing.refused = Some(error)),
+            LeaseEffect::Exit(error) => {
+                self.standing.change(|standing| standing.refused.replace(error).is_none());
+            }
         }
     }
 
@@ -286,6 +292,12 @@ impl Keeper {
             let outcome = ask(&*bus, route, &request, deadline).await;
             Answer { call, sent_at, outcome }
         }));
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.standing.change(|standing| !std::mem::replace(&mut standing.over, true));
     }
 }
 

@@ -132,14 +132,16 @@ impl<E: Submit> Intake<E> {
         let mut listening = true;
         loop {
             tokio::select! {
+                biased;
+                // Before the requests, which may come without a pause.
+                () = stop.given(), if listening => {
+                    listening = false;
+                    requests.unsubscribe();
+                }
                 taken = requests.next_many(&mut burst, BURST) => {
                     if taken == 0 {
                         return;
                     }
-                }
-                () = stop.given(), if listening => {
-                    listening = false;
-                    requests.unsubscribe();
                 }
             }
             if closed.is_given() {

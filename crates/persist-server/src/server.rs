@@ -216,14 +216,16 @@ impl Server {
             }
         };
         tokio::select! {
-            error = self.membership.refused() => Ended::Failed(Box::new(ServeError::Refused(error))),
-            () = self.unheard.given() => Ended::Failed(Box::new(ServeError::Unheard)),
+            biased;
+            // The refusal of a process whose log was taken over is about that log: it goes on with a fresh one.
             end = log => match end {
                 LogEnd::Sealed => Ended::TakenOver,
                 LogEnd::Poisoned => Ended::Failed(Box::new(ServeError::LocalLog)),
                 // Only a shutdown stops it, and whoever shuts down does not wait here.
                 LogEnd::Stopped => std::future::pending().await,
             },
+            error = self.membership.refused() => Ended::Failed(Box::new(ServeError::Refused(error))),
+            () = self.unheard.given() => Ended::Failed(Box::new(ServeError::Unheard)),
         }
     }
 

@@ -11,7 +11,9 @@ mod env;
 pub mod logging;
 mod process;
 mod tasks;
+mod watched;
 
 pub use env::{Clock, Entropy, Env, SeededEntropy, SystemClock, SystemEntropy, VirtualClock};
 pub use process::Process;
 pub use tasks::{Stop, Tasks, Unfinished};
+pub use watched::Watched;

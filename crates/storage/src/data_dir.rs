@@ -201,7 +201,9 @@ impl DataDir {
             names.collect::<io::Result<Vec<String>>>()
         };
         let names = read().map_err(|source| DataDirError::File { path: path.clone(), source })?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+        let mut logs: Vec<LogId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        logs.sort_unstable();
+        Ok(logs)
     }
 
     /// The directory itself.

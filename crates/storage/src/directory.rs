@@ -206,13 +206,19 @@ impl Inner {
     /// Asks the `number` subjects idle longest to close. Some extra each time, so that the search is rare.
     fn ask_idle_to_close(&mut self, number: usize) {
         let asked = self.entries.values().filter(|entry| entry.asked_to_close).count();
-        let mut open: Vec<_> = self.entries.values_mut().filter(|entry| !entry.asked_to_close).collect();
+        let mut open: Vec<_> = self.entries.iter_mut().filter(|(_, entry)| !entry.asked_to_close).collect();
         let number = number.saturating_sub(asked).min(open.len());
         if number == 0 {
             return;
         }
-        open.select_nth_unstable_by_key(number - 1, |entry| entry.used_at);
-        for entry in &mut open[..number] {
+        // By their names, too: which ones, and in which order, is not left to the map.
+        let idle_longest = |one: &(&Subject, &mut Entry), other: &(&Subject, &mut Entry)| {
+            (one.1.used_at, one.0).cmp(&(other.1.used_at, other.0))
+        };
+        open.select_nth_unstable_by(number - 1, idle_longest);
+        let asked = &mut open[..number];
+        asked.sort_unstable_by(idle_longest);
+        for (_, entry) in asked {
             entry.asked_to_close = true;
             entry.close.notify_one();
         }

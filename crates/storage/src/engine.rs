@@ -126,6 +126,7 @@ impl Shared {
     /// Waits until subjects are to be released or the log has ended.
     pub(crate) async fn stopping(&self) {
         tokio::select! {
+            biased;
             () = self.ended.given() => {}
             () = self.log.over() => {}
             () = self.stop.given() => {}

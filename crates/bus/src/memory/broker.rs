@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::{Route, RoutePattern};
+use dormouse_runtime::Watched;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::network::{Network, Passage};
 use super::{MemoryOptions, Permission};
@@ -37,7 +38,7 @@ pub(super) enum Link {
 
 pub(super) struct Connection {
     options: MemoryOptions,
-    link: watch::Sender<Link>,
+    link: Arc<Watched<Link>>,
     events: broadcast::Sender<BusEvent>,
 }
 
@@ -47,7 +48,7 @@ impl Connection {
     }
 
     fn is_up(&self) -> bool {
-        *self.link.borrow() == Link::Up
+        self.link.get() == Link::Up
     }
 
     fn tell(&self, event: BusEvent) {
@@ -85,7 +86,7 @@ pub(super) struct Broker {
     // Ordered maps: whoever came first is served first, in every run.
     connections: BTreeMap<ConnectionId, Connection>,
     listeners: BTreeMap<SubscriptionId, Listener>,
-    askers: HashMap<Route, Asker>,
+    askers: BTreeMap<Route, Asker>,
     // Members of a queue group take turns. A group is known by its name alone, as in NATS: who listens to `a.*` and who
     // listens to `a.b` in groups of one name share what goes to `a.b`.
     turns: HashMap<String, usize>,
@@ -100,7 +101,7 @@ impl Default for Broker {
             posted: Vec::new(),
             connections: BTreeMap::new(),
             listeners: BTreeMap::new(),
-            askers: HashMap::new(),
+            askers: BTreeMap::new(),
             turns: HashMap::new(),
             last_id: 0,
         }
@@ -116,18 +117,18 @@ impl Broker {
     pub(super) fn connect(
         &mut self,
         options: MemoryOptions,
-    ) -> (ConnectionId, watch::Receiver<Link>, broadcast::Sender<BusEvent>) {
+    ) -> (ConnectionId, Arc<Watched<Link>>, broadcast::Sender<BusEvent>) {
         let id = ConnectionId(self.next_id());
-        let (link, watched) = watch::channel(Link::Up);
+        let link = Arc::new(Watched::new(Link::Up));
         let events = broadcast::Sender::new(EVENTS);
-        self.connections.insert(id, Connection { options, link, events: events.clone() });
-        (id, watched, events)
+        self.connections.insert(id, Connection { options, link: Arc::clone(&link), events: events.clone() });
+        (id, link, events)
     }
 
     /// Takes the connections that `wanted` picks up or down.
     pub(super) fn set_link(&mut self, wanted: impl Fn(&Connection) -> bool, link: Link) {
         for connection in self.connections.values().filter(|connection| wanted(connection)) {
-            let changed = connection.link.send_if_modified(|now| std::mem::replace(now, link) != link);
+            let changed = connection.link.change(|now| std::mem::replace(now, link) != link);
             if changed {
                 connection.tell(if link == Link::Up { BusEvent::Connected } else { BusEvent::Disconnected });
             }
@@ -146,7 +147,7 @@ impl Broker {
         self.listeners.retain(|_, listener| listener.connection != id);
         self.askers.retain(|_, asker| asker.connection != id);
         self.forget_empty_groups();
-        connection.link.send_replace(Link::Closed);
+        connection.link.set(Link::Closed);
         connection.tell(BusEvent::Closed);
     }
 

@@ -46,11 +46,12 @@ pub struct NatsBus {
 async fn take_answers(shared: Arc<Shared>, mut answers: Subscriber) {
     loop {
         tokio::select! {
+            biased;
+            () = shared.closed.given() => return,
             answer = answers.next() => match answer {
                 Some(answer) => shared.outstanding.complete(answer),
                 None => return,
             },
-            () = shared.closed.given() => return,
         }
         while let Some(Some(answer)) = answers.next().now_or_never() {
             shared.outstanding.complete(answer);
@@ -88,6 +89,7 @@ async fn look_after_link(shared: Arc<Shared>, client: Client) {
     let statistics = client.statistics();
     loop {
         tokio::select! {
+            biased;
             () = shared.closed.given() => return,
             () = tokio::time::sleep(BETWEEN_LOOKS) => {}
         }
@@ -222,8 +224,9 @@ impl Bus for NatsBus {
         // subscription ends then.
         for _ in 0..2 {
             tokio::select! {
-                () = round_trip(&self.shared, &self.client) => {}
+                biased;
                 () = self.shared.closed.given() => return Err(SubscribeError::Closed),
+                () = round_trip(&self.shared, &self.client) => {}
             }
         }
         if self.shared.is_denied(id) {
@@ -312,11 +315,13 @@ impl Forward {
     async fn run(mut self, mut messages: Subscriber, end: Stop) {
         loop {
             tokio::select! {
+                biased;
+                // What has come by then is handed over there.
+                () = end.given() => return self.drain(messages).await,
                 message = messages.next() => match message {
                     Some(message) => self.hand_over(convert::delivery(message)),
                     None => return,
                 },
-                () = end.given() => return self.drain(messages).await,
             }
             while let Some(Some(message)) = messages.next().now_or_never() {
                 self.hand_over(convert::delivery(message));
@@ -331,14 +336,16 @@ impl Forward {
         let mut latest = std::pin::pin!(tokio::time::sleep(DRAIN_DEADLINE));
         loop {
             tokio::select! {
+                biased;
+                // Before the messages, which may come without a pause.
+                () = &mut latest => return,
                 message = messages.next() => match message {
                     Some(message) => self.hand_over(convert::delivery(message)),
                     None => return,
                 },
-                () = tokio::time::sleep(QUIET) => return,
-                () = &mut latest => return,
                 // Nothing comes any more.
                 () = shared.ended.given() => return,
+                () = tokio::time::sleep(QUIET) => return,
             }
         }
     }

@@ -77,10 +77,12 @@ impl NatsOptions {
         let bus = NatsBus::start(Arc::clone(&shared), client, tasks).await.ok_or_else(|| self.broke())?;
         let mut socket = shared.socket.subscribe();
         tokio::select! {
-            up = shared.up() => if up { Ok(bus) } else { Err(self.broke()) },
+            biased;
+            // Says more than that the connection broke.
             _ = socket.wait_for(|socket| socket.inbox_denied) => {
                 Err(ConnectError::InboxDenied { inbox: shared.inbox().to_owned() })
             }
+            up = shared.up() => if up { Ok(bus) } else { Err(self.broke()) },
         }
     }
 

@@ -1,6 +1,6 @@
 //! What becomes of the library's events: whether the connection is up, who is told what was refused.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -69,7 +69,7 @@ pub(super) struct Shared {
     /// Nobody needs the bus any more.
     pub(super) closed: Stop,
     inbox: String,
-    listeners: Mutex<HashMap<u64, Listener>>,
+    listeners: Mutex<BTreeMap<u64, Listener>>,
     last_listener: AtomicU64,
 }
 
@@ -84,7 +84,7 @@ impl Shared {
             ended: Stop::new(),
             closed: Stop::new(),
             inbox: format!("{inbox}.*"),
-            listeners: Mutex::new(HashMap::new()),
+            listeners: Mutex::new(BTreeMap::new()),
             last_listener: AtomicU64::new(0),
         }
     }
@@ -262,7 +262,7 @@ impl Shared {
         }
     }
 
-    fn listeners(&self) -> MutexGuard<'_, HashMap<u64, Listener>> {
+    fn listeners(&self) -> MutexGuard<'_, BTreeMap<u64, Listener>> {
         // Entries are independent of each other: a panic between two leaves nothing half done.
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! The requests that wait for an answer, by the last token of their reply address.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -22,12 +22,12 @@ pub(super) struct Outstanding {
     /// What every reply address begins with, dot included.
     prefix: String,
     last_token: AtomicU64,
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    waiting: Mutex<BTreeMap<u64, Waiting>>,
 }
 
 impl Outstanding {
     pub(super) fn new(prefix: String) -> Self {
-        Self { prefix, last_token: AtomicU64::new(0), waiting: Mutex::new(HashMap::new()) }
+        Self { prefix, last_token: AtomicU64::new(0), waiting: Mutex::new(BTreeMap::new()) }
     }
 
     /// Whether `route` is one of our own reply addresses, or the pattern of all of them.
@@ -62,7 +62,7 @@ impl Outstanding {
     /// Fails every request to `route`: the server lets nothing from us through to there.
     pub(super) fn deny(&self, route: &Route) {
         let mut waiting = self.lock();
-        let denied = waiting.extract_if(|_, request| request.route == *route);
+        let denied = waiting.extract_if(.., |_, request| request.route == *route);
         for (_, request) in denied {
             let _ = request.answer.send(Err(RequestError::PermissionDenied(route.clone())));
         }
@@ -73,7 +73,7 @@ impl Outstanding {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Waiting>> {
         // Entries are independent of each other: a panic between two leaves nothing half done.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -18,10 +18,14 @@ pub(super) async fn watch(session: &Session, arguments: args::Watch) -> Result<(
     // Tells a script that waits for it that no later change is missed.
     session.output.note(&format!("watching {}", arguments.subject));
     let mut left = arguments.count;
+    // One for all updates: an interruption while one is being shown counts, too.
+    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     while left != Some(0) {
         let update = tokio::select! {
+            biased;
+            // Before the updates, which may come without a pause.
+            _ = &mut interrupt => return Ok(()),
             update = watch.next() => update,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
         };
         let Some(update) = update else {
             return Err(Failure::of(ErrorKind::Unavailable, "the watch has ended: the connection is closed"));

@@ -149,18 +149,19 @@ async fn watch(
     let (mut is_ready, mut log_ended) = (false, false);
     let how = loop {
         tokio::select! {
+            biased;
             status = child.wait() => break describe(status),
-            _ = &mut log, if !log_ended => log_ended = true,
-            () = &mut ready, if !is_ready => {
-                is_ready = true;
-                // Nobody listens any more: the handle goes too, which kills the child.
-                let _ = inputs.send(Input::Ready(name.clone())).await;
-            }
             order = orders.recv() => match order {
                 // The child has not been waited for, so its id is still its own.
                 Some(signal) => send(pid, signal),
                 None => return,
             },
+            () = &mut ready, if !is_ready => {
+                is_ready = true;
+                // Nobody listens any more: the handle goes too, which kills the child.
+                let _ = inputs.send(Input::Ready(name.clone())).await;
+            }
+            _ = &mut log, if !log_ended => log_ended = true,
         }
     };
     if !log_ended {

@@ -115,6 +115,7 @@ impl Inbox {
             return true;
         }
         tokio::select! {
+            biased;
             open = self.fleet.arrival(BATCH) => open,
             open = self.locate.arrival(BATCH) => open,
             open = self.servers.arrival(BATCH) => open,

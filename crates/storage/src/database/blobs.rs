@@ -1,6 +1,6 @@
 //! Large values: which message refers to which object, and which objects nobody refers to any more.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use dormouse_protocol::limits::MAX_SEQ;
 use dormouse_protocol::{ErrorReply, Rev, Seq};
@@ -83,7 +83,7 @@ impl Database {
         listed: &[BlobName],
     ) -> Result<Vec<BlobName>, DatabaseError> {
         let shown: HashSet<BlobName> = listed.iter().copied().collect();
-        let (dead, gone): (HashMap<_, _>, HashMap<_, _>) =
+        let (dead, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             self.dead_blobs()?.into_iter().partition(|(name, _)| shown.contains(name));
         let mut referred = HashSet::new();
         for name in listed.iter().filter(|name| name.term < manifest.term && !dead.contains_key(name)) {

@@ -53,6 +53,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
         tokio::select! {
+            biased;
             () = shared.dead_log.notified() => {}
             () = tokio::time::sleep(PAUSE), if left => {}
         }

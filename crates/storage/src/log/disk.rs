@@ -75,7 +75,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut wal: Wal) {
     if end != LogEnd::Poisoned {
         in_background(&shared, wal, last_words).await;
     }
-    shared.ended.send_replace(Some(end));
+    shared.ended.say(end);
 }
 
 pub(super) fn next(shared: &Shared, pace: &DiskPace) -> Work {

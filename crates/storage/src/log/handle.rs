@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use super::owner::OwnerInput;
 use super::state::{Ending, State};
@@ -34,7 +34,7 @@ pub(super) struct Shared {
     /// Its end, from the moment that the books have it.
     ending: Arc<Ending>,
     /// Its end, once the last words are said.
-    pub(super) ended: watch::Sender<Option<LogEnd>>,
+    pub(super) ended: Arc<Ending>,
 }
 
 /// Wake the tasks. Each is woken by whoever gave it something to do.
@@ -70,8 +70,9 @@ impl Shared {
             }
         };
         tokio::select! {
-            () = waker.notified() => {}
+            biased;
             () = self.stop.given() => {}
+            () = waker.notified() => {}
             () = timer => {}
         }
     }
@@ -90,11 +91,8 @@ impl Shared {
 
     /// Resolves when the log's last words are on the local disk.
     pub(super) async fn ended(&self) -> LogEnd {
-        let mut ended = self.ended.subscribe();
-        match ended.wait_for(Option::is_some).await {
-            Ok(end) => end.unwrap_or(LogEnd::Stopped),
-            Err(_) => LogEnd::Stopped,
-        }
+        self.ended.over().await;
+        self.ended.cause().unwrap_or(LogEnd::Stopped)
     }
 }
 
@@ -124,7 +122,7 @@ impl Log {
             env,
             stop: tasks.stop().clone(),
             wakers: Wakers::default(),
-            ended: watch::Sender::new(None),
+            ended: Ending::new(),
             id,
         });
         let there = || Arc::clone(&shared);
@@ -226,7 +224,7 @@ impl Log {
     /// How the log came to its end, once [`Log::ended`] has resolved.
     #[must_use]
     pub fn end(&self) -> Option<LogEnd> {
-        *self.0.ended.borrow()
+        self.0.ended.cause()
     }
 
     /// Waits until nothing of `subject` is on its way any more: it is shipped, failed, or left to the local disk by the

@@ -28,9 +28,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         };
         tokio::select! {
-            () = step => {}
+            biased;
             () = shared.stop.given() => return,
             _ = &mut over => return,
+            () = step => {}
         }
     }
 }

@@ -6,7 +6,7 @@
 mod build;
 mod read;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub struct SealedLogs {
     bucket: Arc<dyn Bucket>,
     env: Env,
     own: LogId,
-    pub(super) known: Mutex<HashMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>>,
+    pub(super) known: Mutex<BTreeMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>>,
 }
 
 /// A log that has ended.
@@ -196,7 +196,7 @@ impl SealedLogs {
         Arc::clone(known.entry(log.clone()).or_default())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>> {
         // Each change of the map is one call.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -89,11 +89,14 @@ async fn put(shared: &Shared, Segment { slot, appends }: Segment, previous: Crc6
     let size = bytes.len() as u64;
     let over = async {
         tokio::select! {
+            biased;
             () = shared.stop.given() => {}
             _ = shared.ended() => {}
         }
     };
     let outcome = tokio::select! {
+        biased;
+        // What is known counts, also at the end: there are writers to be told.
         outcome = until_definite(shared, slot, nonce, bytes) => outcome,
         () = over => return None,
         () = complain(shared, slot) => return None,

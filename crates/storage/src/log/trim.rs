@@ -33,13 +33,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let retry_at = failed.front().filter(|_| under_way.len() < MOST_AT_ONCE).map(|(at, _)| *at);
         let pause = retry_at.map(|at: Duration| at.saturating_sub(now));
         tokio::select! {
+            biased;
+            _ = &mut over => return,
             Some((slot, deleted)) = under_way.next() => {
                 if !deleted {
                     failed.push_back((shared.env.boot() + PAUSE, slot));
                 }
             }
             () = shared.rest(&shared.wakers.trim, pause) => {}
-            _ = &mut over => return,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::LogEnd;
 use super::handle::Shared;
 
 /// A task of the log.
@@ -39,7 +40,7 @@ impl Drop for Watch {
         // The others leave the end to the disk's task; it can leave it to nobody.
         if *task == Task::Disk {
             let end = shared.lock().give_up_last_words();
-            shared.ended.send_replace(end);
+            shared.ended.say(end.unwrap_or(LogEnd::Poisoned));
         }
     }
 }

@@ -167,14 +167,11 @@ impl Pending {
     }
 
     fn push_delete_all(&mut self, number: u64, end_seq: Seq) {
-        for (_, touched) in self.by_seq.0.iter_mut().filter(|(seq, _)| **seq <= end_seq) {
-            *touched = (number, None);
-        }
-        for touched in self.by_key.0.values_mut() {
-            if touched.1.is_some_and(|id| id.seq <= end_seq) {
-                *touched = (number, None);
-            }
-        }
+        // In whatever order: each on its own.
+        let held = self.by_seq.0.iter_mut().filter(|(seq, _)| **seq <= end_seq);
+        held.for_each(|(_, touched)| *touched = (number, None));
+        let cleared = |(_, id): &&mut (u64, Option<MessageId>)| id.is_some_and(|id| id.seq <= end_seq);
+        self.by_key.0.values_mut().filter(cleared).for_each(|touched| *touched = (number, None));
         self.cleared = Some((number, end_seq));
     }
 

@@ -1,6 +1,6 @@
 //! What was accepted, is in no log, and waits for the next claim of its subject.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,14 +29,14 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct OneLog {
-    subjects: HashMap<Subject, Vec<WalAppend>>,
+    subjects: BTreeMap<Subject, Vec<WalAppend>>,
     notes: Option<SettledSubjects>,
 }
 
 impl Surplus {
     pub(super) fn new(settings: RecoverySettings, logs: BTreeMap<LogId, Vec<WalAppend>>) -> Self {
         let by_subject = |appends: Vec<WalAppend>| {
-            let mut subjects: HashMap<Subject, Vec<WalAppend>> = HashMap::new();
+            let mut subjects: BTreeMap<Subject, Vec<WalAppend>> = BTreeMap::new();
             for append in appends {
                 subjects.entry(append.subject.clone()).or_default().push(append);
             }

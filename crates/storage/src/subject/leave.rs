@@ -113,6 +113,7 @@ impl Serving<'_> {
             inbox.refuse(&reply);
             self.shared.log.ship();
             tokio::select! {
+                biased;
                 () = moved.notified() => {}
                 () = tokio::time::sleep(PAUSE) => {}
             }

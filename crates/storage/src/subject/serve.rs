@@ -218,6 +218,7 @@ impl<'a> Serving<'a> {
         let shared = Arc::clone(self.shared);
         self.shared.tasks.spawn("trust", async move {
             tokio::select! {
+                biased;
                 () = shared.stopping() => {}
                 // Where it fails, the next read or the end of the log says so.
                 _ = shared.trust.barrier() => {}
@@ -426,6 +427,7 @@ impl<'a> Serving<'a> {
             }
             self.shared.log.ship();
             tokio::select! {
+                biased;
                 () = moved.notified() => {}
                 _ = self.shared.log.ended(), if self.shared.log.end().is_none() => {}
                 () = tokio::time::sleep(STALL_PAUSE), if stalled => {}

@@ -106,9 +106,11 @@ impl WalStorage for FileSystem {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        entries
+        let mut names = entries
             .filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose())
-            .collect()
+            .collect::<io::Result<Vec<String>>>()?;
+        names.sort_unstable();
+        Ok(names)
     }
 
     fn read(&self, path: &Path) -> io::Result<Bytes> {

@@ -3,20 +3,21 @@
 use std::sync::{Arc, OnceLock};
 
 use dormouse_protocol::{ErrorCode, ErrorReply};
-use tokio::sync::watch;
+use dormouse_runtime::Stop;
 
 use super::{LogEnd, Pending, State, Wakers};
 
-/// That the log is at its end, said while the books are locked: whoever sees a write refused because of it sees this too.
+/// That something has come to its end, and how. That the log has is said while the books are locked: whoever sees a
+/// write refused because of it sees this too.
 #[derive(Debug)]
 pub(in crate::log) struct Ending {
     cause: OnceLock<LogEnd>,
-    said: watch::Sender<bool>,
+    said: Stop,
 }
 
 impl Ending {
     pub(in crate::log) fn new() -> Arc<Self> {
-        Arc::new(Self { cause: OnceLock::new(), said: watch::Sender::new(false) })
+        Arc::new(Self { cause: OnceLock::new(), said: Stop::new() })
     }
 
     pub(in crate::log) fn cause(&self) -> Option<LogEnd> {
@@ -24,13 +25,13 @@ impl Ending {
     }
 
     pub(in crate::log) async fn over(&self) {
-        // The sender lives as long as this does.
-        let _ = self.said.subscribe().wait_for(|said| *said).await;
+        self.said.given().await;
     }
 
-    fn say(&self, end: LogEnd) {
+    /// The first word counts.
+    pub(in crate::log) fn say(&self, end: LogEnd) {
         self.cause.get_or_init(|| end);
-        self.said.send_replace(true);
+        self.said.give();
     }
 }
 
