@@ -1,0 +1,6 @@
+//! For each property a history that breaks it, and one just inside.
+
+mod durable;
+mod reading;
+mod story;
+mod writing;

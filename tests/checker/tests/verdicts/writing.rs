@@ -1,0 +1,174 @@
+//! What is carried out: once, by one owner, and only what somebody asked for.
+
+use dormouse_checker::{Op, Outcome, Property};
+use dormouse_protocol::data::{Expect, SetItem, SetRequest};
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, Seq};
+
+use crate::story::{Story, at, id, item, message, request, set_answer, set_of, written};
+
+#[test]
+fn one_place_holds_one_change() {
+    let mut story = Story::new();
+    story.set("", "a", 1, at(1, 1)).set("", "b", 2, at(1, 2));
+    story.is_clean();
+    story.set("", "c", 2, at(1, 2));
+    story.breaks(Property::OneOwner, 2);
+}
+
+#[test]
+fn one_term_has_one_server_and_one_beginning() {
+    let mut story = Story::new();
+    story.set("", "a", 1, at(1, 1)).beacon(at(2, 1), 1).beacon(at(2, 1), 1);
+    story.is_clean();
+    story.beacon(at(2, 1), 0);
+    story.breaks(Property::OneOwner, 2);
+}
+
+#[test]
+fn one_seq_is_handed_out_once() {
+    let mut story = Story::new();
+    story.set("", "a", 1, at(1, 1)).set("", "b", 2, at(1, 2));
+    story.is_clean();
+    story.set("", "c", 2, at(1, 3));
+    story.breaks(Property::OneName, 2);
+
+    let mut story = Story::new();
+    story.set("", "a", 1, at(1, 1)).set("", "b", 3, at(1, 2));
+    story.breaks(Property::OneName, 1);
+}
+
+#[test]
+fn a_seq_that_was_asked_for_is_the_one_that_is_written() {
+    let given = |seq: u64, value: &str| SetItem { seq: Some(Seq::new(seq)), ..item("", value) };
+    let mut story = Story::new();
+    story.set("", "a", 1, at(1, 1));
+    story.call(Op::Set(set_of(vec![given(1, "b")])), set_answer(vec![written(1, at(1, 2))]));
+    story.call(Op::Set(set_of(vec![given(7, "c")])), set_answer(vec![written(7, at(1, 3))]));
+    story.set("", "d", 8, at(1, 4));
+    story.is_clean();
+    story.call(Op::Set(set_of(vec![given(20, "e")])), set_answer(vec![written(9, at(1, 5))]));
+    story.breaks(Property::ReadsTheState, 1);
+}
+
+#[test]
+fn the_same_request_is_carried_out_once() {
+    let mut story = Story::new();
+    story.set_as(1, "a", 1, at(1, 1)).set_as(1, "a", 1, at(1, 1)).set_as(2, "b", 2, at(1, 2));
+    story.is_clean();
+    story.set_as(1, "a", 3, at(1, 3));
+    story.breaks(Property::OnceAtMost, 2);
+}
+
+#[test]
+fn what_was_lost_may_be_carried_out_again() {
+    let mut story = Story::of_level(Level::Memory);
+    story.term(1, 0, "persist-1").term(2, 0, "persist-2");
+    story.harm("persist-1", dormouse_checker::HarmKind::Killed, 1, 3);
+    story.set_as(1, "a", 1, at(1, 1)).set_as(1, "a", 1, at(2, 1));
+    story.is_clean();
+    story.set_as(1, "a", 2, at(2, 2));
+    story.breaks(Property::OnceAtMost, 2);
+}
+
+#[test]
+fn what_nobody_knows_happened_once_or_never() {
+    let mut story = Story::new();
+    story.lost_set("", "a").lost_set("", "b").set("", "c", 2, at(1, 2));
+    story.get_all(vec![message("", "a", 1, at(1, 1)), message("", "c", 2, at(1, 2))], at(1, 2));
+    story.is_clean();
+    let twice =
+        vec![message("", "a", 1, at(1, 1)), message("", "c", 2, at(1, 2)), message("", "a", 3, at(1, 3))];
+    story.get_all(twice, at(1, 3));
+    story.breaks(Property::OnceAtMost, 3);
+}
+
+#[test]
+fn what_nobody_knows_may_have_removed_something() {
+    let mut story = Story::new();
+    story.set("k", "a", 1, at(1, 1)).lost_delete("k").set("", "b", 2, at(1, 3));
+    story.get("k", vec![], at(1, 3));
+    story.is_clean();
+    // Once it is gone it is gone.
+    story.get("k", vec![message("k", "a", 1, at(1, 1))], at(1, 3));
+    story.breaks(Property::ReadsTheState, 3);
+}
+
+#[test]
+fn a_rev_is_made_by_somebody() {
+    let mut story = Story::new();
+    story.set("", "a", 1, at(1, 1)).lost_set("", "x").set("", "b", 3, at(1, 3));
+    story.is_clean();
+    story.set("", "c", 4, at(1, 5));
+    story.breaks(Property::NothingFromNothing, 2);
+}
+
+#[test]
+fn nothing_happens_before_it_is_asked_for_and_nothing_that_nobody_asked_for() {
+    let mut story = Story::new();
+    story.get("k", vec![message("k", "a", 1, at(1, 1))], at(1, 1));
+    story.breaks(Property::NothingFromNothing, 1);
+
+    story.set("k", "a", 1, at(1, 1));
+    story.breaks(Property::RealTime, 2);
+    let mut story = Story::new();
+    story.get("k", vec![message("k", "a", 1, at(1, 1))], at(1, 1)).lost_set("k", "a");
+    story.breaks(Property::NothingFromNothing, 2);
+}
+
+#[test]
+fn what_was_refused_is_not_there() {
+    let mut story = Story::new();
+    let refused = ErrorReply::new(ErrorCode::Overloaded, "later");
+    story.call(Op::Set(set_of(vec![item("k", "a")])), Outcome::Refused(refused));
+    story.get("k", vec![], at(1, 0));
+    story.is_clean();
+    story.get("k", vec![message("k", "a", 1, at(1, 1))], at(1, 1));
+    story.breaks(Property::RefusedIsNotDone, 2);
+
+    let mut story = Story::new();
+    let unsaid = ErrorReply::new(ErrorCode::Indeterminate, "who knows");
+    story.call(Op::Set(set_of(vec![item("k", "a")])), Outcome::Refused(unsaid));
+    story.get("k", vec![message("k", "a", 1, at(1, 1))], at(1, 1));
+    story.is_clean();
+}
+
+#[test]
+fn an_expectation_held_when_its_set_was_carried_out() {
+    let expecting = |expect| {
+        let op = |value| Op::Set(set_of(vec![SetItem { expect: Some(expect), ..item("k", value) }]));
+        let mut story = Story::new();
+        story.set("k", "a", 1, at(1, 1));
+        story.call(op("b"), set_answer(vec![written(2, at(1, 2))]));
+        story
+    };
+    expecting(Expect::Key(Some(id(1, 1)))).is_clean();
+    expecting(Expect::Last(Some(id(1, 1)))).is_clean();
+    expecting(Expect::Key(None)).breaks(Property::ReadsTheState, 2);
+    expecting(Expect::Last(Some(id(1, 7)))).breaks(Property::ReadsTheState, 2);
+}
+
+#[test]
+fn a_batch_is_there_as_a_whole_or_not_at_all() {
+    let batch =
+        || SetRequest { request: request(9), atomic: true, ..set_of(vec![item("k", "a"), item("l", "b")]) };
+    let (a, b) = (|| message("k", "a", 1, at(1, 1)), || message("l", "b", 2, at(1, 1)));
+    let mut story = Story::new();
+    story.call(Op::Set(batch()), Outcome::Unknown);
+    story.get("k", vec![a()], at(1, 1)).get_all(vec![a(), b()], at(1, 1));
+    story.is_clean();
+    story.get("l", vec![], at(1, 1));
+    story.breaks(Property::ReadsTheState, 2);
+}
+
+#[test]
+fn a_removal_tells_what_it_removed() {
+    let mut story = Story::new();
+    story.set("k", "a", 1, at(1, 1)).delete("l", &[], at(1, 1)).delete("k", &[1], at(1, 2));
+    story.is_clean();
+    story.delete("k", &[1], at(1, 3));
+    story.breaks(Property::ReadsTheState, 2);
+
+    let mut story = Story::new();
+    story.set("k", "a", 1, at(1, 1)).delete("k", &[], at(1, 1));
+    story.breaks(Property::ReadsTheState, 2);
+}
