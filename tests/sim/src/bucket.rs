@@ -10,13 +10,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_protocol::subject::Unescaped;
 use dormouse_protocol::{LogId, Slot, Subject};
+use dormouse_storage::bucket::faults::{Fault, FaultyBucket};
 use dormouse_storage::bucket::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch,
+    Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch, Operation,
 };
 use dormouse_storage::format::segment::{SlotKind, decode_header};
 use dormouse_storage::keys::ManifestNumber;
 use dormouse_storage::manifest::Manifest;
 
+use crate::dice::Dice;
 use crate::trace::{Trace, brief};
 
 /// Told what happens at the store.
@@ -235,19 +237,60 @@ impl Bucket for Store {
     }
 }
 
+/// Told of a server's steps that matter, before they are taken: where a blow hurts most.
+pub trait Ambush: Send + Sync + 'static {
+    /// The server is about to create an object that decides something. `ours`: in its own name, not against another.
+    fn decides(&self, server: &str, ours: bool);
+}
+
 /// One server's way to the bucket, watched: what it asked and what it heard.
 pub struct Way {
-    inner: Arc<dyn Bucket>,
+    inner: Arc<FaultyBucket>,
     store: Arc<Store>,
     trace: Trace,
     server: String,
+    dice: Arc<Dice>,
+    /// How many of the creates that decide something suffer something, out of a thousand.
+    sharp: u64,
+    ambush: Option<Arc<dyn Ambush>>,
 }
 
 impl Way {
     /// Watches `inner`, the way of `server` to `store`.
     #[must_use]
-    pub fn new(inner: Arc<dyn Bucket>, store: Arc<Store>, trace: Trace, server: &str) -> Self {
-        Self { inner, store, trace, server: server.to_owned() }
+    pub fn new(inner: Arc<FaultyBucket>, store: Arc<Store>, trace: Trace, server: &str, dice: Arc<Dice>) -> Self {
+        Self { inner, store, trace, server: server.to_owned(), dice, sharp: 0, ambush: None }
+    }
+
+    /// Has so many of the creates that decide something suffer something, out of a thousand, and `ambush` told of them.
+    #[must_use]
+    pub fn sharpened(self, sharp: u64, ambush: Option<Arc<dyn Ambush>>) -> Self {
+        Self { sharp, ambush, ..self }
+    }
+
+    /// Lets something befall the next create, where that would hurt.
+    fn sharpen(&self, key: &BucketKey) {
+        let parts: Vec<&str> = key.as_str().split('/').collect();
+        let ours = match parts.as_slice() {
+            ["logs", log, slot] if *slot != "index" => {
+                if log.rsplit_once('-').is_some_and(|(server, _)| server == self.server) {
+                    return;
+                }
+                false
+            }
+            ["subjects", _, name] if name.ends_with(".manifest") => true,
+            _ => return,
+        };
+        let [falls, kind] = [self.dice.below(1_000), self.dice.draw()];
+        if falls < self.sharp {
+            let faults = [Fault::Late, Fault::Again, Fault::AnswerLost, Fault::Late, Fault::Again, Fault::RequestLost];
+            let fault = faults[usize::try_from(kind % 6).unwrap_or(0)];
+            self.trace.line(format_args!("sharp {} {key} {fault:?}", self.server));
+            self.inner.script(Operation::Create, [fault]);
+        }
+        if let Some(ambush) = &self.ambush {
+            ambush.decides(&self.server, ours);
+        }
     }
 
     fn heard<T>(
@@ -294,6 +337,7 @@ fn size(found: &Option<Bytes>) -> String {
 impl Bucket for Way {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
         self.store.wants(key, &self.server);
+        self.sharpen(key);
         let outcome = self.inner.create(key, bytes).await;
         if matches!(outcome, Ok(Created::Exists)) {
             self.trace.count("create met an object");

@@ -31,9 +31,9 @@ impl MachineClock {
         Self { world, state: Mutex::new(state) }
     }
 
-    /// Sets the wall clock by so many microseconds forwards, or back.
-    pub fn jump(&self, micros: i64) {
-        self.state().ahead += micros;
+    /// From now on the wall clock is so many microseconds ahead, or behind.
+    pub fn set_wrong(&self, micros: i64) {
+        self.state().ahead = micros;
     }
 
     /// From now on it runs at `rate` thousandths.

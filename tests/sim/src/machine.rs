@@ -1,7 +1,8 @@
 //! A machine with a persistence server: its process, its clocks, its disk, its way to the bucket.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
@@ -16,7 +17,7 @@ use dormouse_storage::wal::faults::FaultyStorage;
 use dormouse_storage::{Engine, EngineSettings};
 use tokio::sync::mpsc;
 
-use crate::bucket::{Store, Way};
+use crate::bucket::{Ambush, Store, Way};
 use crate::clock::MachineClock;
 use crate::dice::Dice;
 use crate::disk;
@@ -61,8 +62,12 @@ pub struct Machine {
     settings: EngineSettings,
     broker: MemoryBroker,
     trace: Trace,
-    dice: Dice,
+    dice: Arc<Dice>,
     exits: mpsc::UnboundedSender<ServerName>,
+    /// See [`Way::sharpened`].
+    pub sharp: AtomicU64,
+    /// Who waits for its steps that matter.
+    pub ambush: OnceLock<Arc<dyn Ambush>>,
     state: Mutex<State>,
 }
 
@@ -71,7 +76,8 @@ struct State {
     process: Option<Process>,
     stop: Stop,
     starts: u64,
-    has_backup: bool,
+    /// When the disk was copied last.
+    backed_up_at: Option<Duration>,
 }
 
 /// What a machine is made of.
@@ -84,6 +90,8 @@ pub struct Parts {
     pub bucket: FaultyBucket,
     /// Where that way leads.
     pub store: Arc<Store>,
+    /// See [`Way::sharpened`].
+    pub sharp: u64,
     /// Where its folders are made.
     pub room: PathBuf,
     /// The server's settings; where its folder is, is filled in.
@@ -102,20 +110,35 @@ impl Machine {
     /// A machine that does not run.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { name, clock, bucket, store, room, settings, broker, trace, seed, exits } = parts;
+        let Parts { name, clock, bucket, store, sharp, room, settings, broker, trace, seed, exits } = parts;
         let folder = room.join(name.as_str());
         let backup = room.join(format!("{name}.backup"));
-        let dice = Dice::of(seed, name.as_str());
+        let dice = Arc::new(Dice::of(seed, name.as_str()));
         let state = State {
             disk: FaultyStorage::new(Arc::new(FileSystem), dice.draw()),
             process: None,
             stop: Stop::new(),
             starts: 0,
-            has_backup: false,
+            backed_up_at: None,
         };
         let settings = EngineSettings { data_dir: folder.clone(), ..settings };
         let (clock, bucket) = (Arc::new(clock), Arc::new(bucket));
-        Self { name, clock, bucket, store, folder, backup, settings, broker, trace, dice, exits, state: Mutex::new(state) }
+        Self {
+            name,
+            clock,
+            bucket,
+            store,
+            folder,
+            backup,
+            settings,
+            broker,
+            trace,
+            dice,
+            exits,
+            sharp: AtomicU64::new(sharp),
+            ambush: OnceLock::new(),
+            state: Mutex::new(state),
+        }
     }
 
     /// The server's name.
@@ -196,7 +219,7 @@ impl Machine {
                 self.new_disk();
             }
             DiskFate::Restored => {
-                if self.state().has_backup {
+                if self.backed_up_at().is_some() {
                     self.on_disk(|| disk::copy(&self.backup, &self.folder));
                     self.new_disk();
                 }
@@ -208,14 +231,14 @@ impl Machine {
     pub fn back_up(&self) {
         if self.folder.is_dir() {
             self.on_disk(|| disk::copy(&self.folder, &self.backup));
-            self.state().has_backup = true;
+            self.state().backed_up_at = Some(self.trace.now());
         }
     }
 
-    /// Whether there is a copy of the disk.
+    /// When the disk was copied last.
     #[must_use]
-    pub fn has_backup(&self) -> bool {
-        self.state().has_backup
+    pub fn backed_up_at(&self) -> Option<Duration> {
+        self.state().backed_up_at
     }
 
     fn new_disk(&self) {
@@ -252,11 +275,13 @@ impl Machine {
     /// What `main.rs` does.
     async fn run(&self, env: Env, stop: Stop) -> Exit {
         let way = Way::new(
-            Arc::<FaultyBucket>::clone(&self.bucket),
+            Arc::clone(&self.bucket),
             Arc::clone(&self.store),
             self.trace.clone(),
             self.name.as_str(),
-        );
+            Arc::clone(&self.dice),
+        )
+        .sharpened(self.sharp.load(Ordering::Relaxed), self.ambush.get().cloned());
         let way: Arc<dyn Bucket> = Arc::new(way);
         let prepared = match Engine::prepare(self.settings.clone(), way, env.clone()).await {
             Ok(prepared) => prepared,

@@ -1,11 +1,12 @@
 //! Who does things to the fleet: what, to whom and when is drawn from the seed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dormouse_checker::HarmKind;
 use dormouse_runtime::Stop;
 
+use crate::bucket::Ambush;
 use crate::dice::Dice;
 use crate::machine::{DiskFate, Machine};
 use crate::setting::{Blow, Profile};
@@ -17,10 +18,37 @@ pub async fn rage(world: Arc<World>, seed: u64, stop: Stop) {
     let mean = world.setting.between_ms;
     // Until the fleet stands there is little to break.
     tokio::time::sleep(dice.millis(0..1_500)).await;
-    let nemesis = Nemesis { world, dice, stop };
+    let nemesis = Arc::new(Nemesis { world, dice, stop });
+    for machine in &nemesis.world.machines {
+        let lurking: Arc<dyn Ambush> = Arc::<Lurking>::new(Lurking(Arc::downgrade(&nemesis)));
+        // There is one nemesis to a world.
+        let _ = machine.ambush.set(lurking);
+    }
     while !nemesis.stop.is_given() {
         nemesis.strike();
         tokio::time::sleep(nemesis.dice.millis(mean / 10..mean * 2)).await;
+    }
+}
+
+/// Waits for steps that matter.
+struct Lurking(Weak<Nemesis>);
+
+impl Ambush for Lurking {
+    fn decides(&self, server: &str, ours: bool) {
+        let Some(nemesis) = self.0.upgrade() else { return };
+        let [falls, crash, steps] = std::array::from_fn(|_| nemesis.dice.draw());
+        if nemesis.stop.is_given() || falls % 1_000 >= nemesis.world.setting.ambushes {
+            return;
+        }
+        let machine = nemesis.world.machines.iter().find(|machine| machine.name().as_str() == server);
+        let Some(machine) = machine else { return };
+        nemesis.world.trace.line(format_args!("ambush {server} {}", if ours { "in its own name" } else { "sealing" }));
+        nemesis.world.trace.count("ambush");
+        if crash % 3 == 0 {
+            nemesis.crash(machine, steps % 12);
+        } else {
+            nemesis.pause(machine, steps % 12);
+        }
     }
 }
 
@@ -94,14 +122,19 @@ impl Nemesis {
     }
 
     fn crash_server(&self) {
-        let machine = Arc::clone(self.machine());
+        // Between any two steps, some of which are far apart and some at one moment.
+        self.crash(self.machine(), self.steps());
+    }
+
+    fn crash(&self, machine: &Arc<Machine>, steps: u64) {
+        let machine = Arc::clone(machine);
         let fate = self.dice.weighted(&[
             (60, DiskFate::Kept),
             (20, DiskFate::PowerLost),
             (12, DiskFate::Wiped),
             (16, DiskFate::Restored),
         ]);
-        let fate = if fate == DiskFate::Restored && !machine.has_backup() { DiskFate::Kept } else { fate };
+        let fate = if fate == DiskFate::Restored && machine.backed_up_at().is_none() { DiskFate::Kept } else { fate };
         let down = if self.dice.chance(300) { self.dice.millis(1..100) } else { self.while_() };
         let Some(process) = machine.process() else { return };
         let world = Arc::clone(&self.world);
@@ -126,16 +159,24 @@ impl Nemesis {
             world.recorder.harm_over(harm);
             world.later(down, move |_| machine.start());
         };
-        // Between any two steps, some of which are far apart and some at one moment.
-        process.strike_after(self.dice.below(400), strike);
+        process.strike_after(steps, strike);
+    }
+
+    fn steps(&self) -> u64 {
+        let most = *self.dice.pick(&[1, 20, 200]);
+        self.dice.below(most)
     }
 
     fn pause_server(&self) {
-        let machine = Arc::clone(self.machine());
+        self.pause(self.machine(), self.steps());
+    }
+
+    fn pause(&self, machine: &Arc<Machine>, steps: u64) {
+        let machine = Arc::clone(machine);
         let Some(process) = machine.process() else { return };
         let (world, lasts) = (Arc::clone(&self.world), self.while_());
         let paused = process.clone();
-        process.strike_after(self.dice.below(100), move || {
+        process.strike_after(steps, move || {
             if world.is_healed() {
                 return;
             }
@@ -226,7 +267,7 @@ impl Nemesis {
         let Some(process) = office.process() else { return };
         let down = if self.dice.chance(250) { self.dice.millis(5_000..15_000) } else { self.while_() };
         let world = Arc::clone(&self.world);
-        process.strike_after(self.dice.below(60), move || {
+        process.strike_after(self.steps() / 2, move || {
             if world.is_healed() {
                 return;
             }
@@ -245,12 +286,13 @@ impl Nemesis {
     }
 
     fn jump_clock(&self) {
-        let magnitude = *self.dice.pick(&[1_000_000, 60_000_000, 7_200_000_000_u64]);
+        // What is remembered of requests is forgotten an hour later by the servers' clocks: less than that in all.
+        let magnitude = *self.dice.pick(&[1_000_000, 60_000_000, 3_000_000_000_u64]);
         let micros = i64::try_from(self.dice.below(magnitude)).unwrap_or(0);
         let micros = if self.dice.chance(500) { -micros } else { micros };
         let clock = if self.dice.chance(200) { &self.office().clock } else { &self.machine().clock };
-        self.world.trace.line(format_args!("a wall clock jumps by {micros} microseconds"));
-        clock.jump(micros);
+        self.world.trace.line(format_args!("a wall clock is wrong by {micros} microseconds"));
+        clock.set_wrong(micros);
     }
 
     fn fill_disk(&self) {

@@ -135,6 +135,10 @@ pub struct Setting {
     pub max_open: usize,
     /// What befalls requests to the bucket.
     pub bucket: FaultPlan,
+    /// How many of the creates that decide something suffer something, out of a thousand.
+    pub sharp: u64,
+    /// How many of the steps that matter are met by a blow, out of a thousand.
+    pub ambushes: u64,
     /// What befalls messages.
     pub weather: Weather,
     /// What is done to the fleet, and how often.
@@ -166,7 +170,7 @@ impl Setting {
             lease_ttl: ms(*dice.pick(&[500, 500, 1_000, 3_000])),
             subjects: dice.within(1..5),
             keys: dice.within(2..7),
-            pause_ms: *dice.pick(&[200, 400, 800]),
+            pause_ms: *dice.pick(&[250, 500, 1_000]),
             configures: dice.chance(600),
             deletes: dice.chance(700),
             large_values: dice.chance(200),
@@ -180,9 +184,11 @@ impl Setting {
             idle_close: ms(*dice.pick(&[500, 2_000, 60_000])),
             max_open: *dice.pick(&[1, 2, 100]),
             bucket: bucket(&dice, profile),
+            sharp: *dice.pick(&[0, 50, 200]),
+            ambushes: *dice.pick(&[0, 10, 40, 100]),
             weather: weather(&dice),
             blows,
-            between_ms: *dice.pick(&[600, 1_500, 3_000]),
+            between_ms: *dice.pick(&[400, 1_000, 2_500]),
         }
     }
 }

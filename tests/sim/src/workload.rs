@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Outgoing, service_error};
-use dormouse_client::{Client, Discard, Kv, Level, NewMessage, Stream, SubjectConfig};
+use dormouse_client::{Client, Kv, Level, NewMessage, Stream, SubjectConfig};
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem, SetOutcome,
     SetReply, SetRequest, SetResult,
@@ -335,9 +335,7 @@ impl Worker {
             return self.put(at).await;
         }
         let level = self.dice.chance(800).then(|| *self.dice.pick(&Level::ALL));
-        let max_msgs = self.dice.chance(200).then(|| self.dice.within(5..30));
-        let discard = max_msgs.map(|_| *self.dice.pick(&[Discard::Old, Discard::New]));
-        let config = SubjectConfig { level, max_msgs, discard, ..SubjectConfig::default() };
+        let config = SubjectConfig { level, ..SubjectConfig::default() };
         let _ = self.kv(at).configure(config).await;
     }
 

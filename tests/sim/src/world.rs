@@ -149,6 +149,7 @@ impl World {
                 clock: machine_clock(),
                 bucket: bucket.another(dice.draw(), setting.bucket.clone()),
                 store: Arc::clone(&store),
+                sharp: setting.sharp,
                 room: room.to_owned(),
                 settings,
                 broker: broker.clone(),
@@ -241,6 +242,7 @@ impl World {
         self.broker.reconnect_all();
         for machine in &self.machines {
             machine.bucket.set_gone(false);
+            machine.sharp.store(0, Ordering::Relaxed);
             machine.bucket.set_plan(FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::calm() });
             machine.disk().limit_room(None);
             machine.disk().fail_syncs(0);
@@ -268,7 +270,8 @@ impl World {
             *streak = (now, now);
         }
         streak.1 = now;
-        self.recorder.harm(machine.name(), kind, streak.0)
+        let copied = machine.backed_up_at().filter(|_| kind == HarmKind::DiskRestored);
+        self.recorder.harm(machine.name(), kind, copied.map_or(streak.0, |copied| copied.min(streak.0)))
     }
 
     /// Whether nothing goes wrong any more.
