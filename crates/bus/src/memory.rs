@@ -2,19 +2,23 @@
 //!
 //! It behaves as core NATS does (wildcards, queue groups, no responders, largest payload, permissions, slow
 //! consumers, lost connections) and is deterministic: everything happens in the caller's own step, nothing is drawn
-//! by lot, and no clock is read. Deadlines follow tokio's clock, which a test may pause.
+//! by lot, and no clock is read. Deadlines follow tokio's clock, which a test may pause. A simulation puts a [`Network`]
+//! between the connections, which decides what is lost, repeated and late.
 
 mod broker;
+mod network;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_protocol::{Route, RoutePattern};
-use dormouse_runtime::Watched;
+use dormouse_runtime::{Env, Tasks, Watched};
 use tokio::sync::{broadcast, oneshot};
 
 use self::broker::{Broker, ConnectionId, Link, SubscriptionId};
+use self::network::Carrier;
+pub use self::network::{Network, Passage};
 use crate::{
     Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, validate,
@@ -59,6 +63,8 @@ impl MemoryOptions {
 #[derive(Clone, Default)]
 pub struct MemoryBroker {
     state: Arc<Mutex<Broker>>,
+    /// Keeps what the network delays.
+    carrier: Option<Arc<Carrier>>,
 }
 
 impl MemoryBroker {
@@ -66,6 +72,17 @@ impl MemoryBroker {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A system whose connections have `network` between them. What it delays arrives by the clock of `env`, brought by a
+    /// task of `tasks`.
+    #[must_use]
+    pub fn over(network: Arc<dyn Network>, env: Env, tasks: &Tasks) -> Self {
+        let carrier = Arc::new(Carrier::new(env));
+        let broker = Self { state: Arc::default(), carrier: Some(Arc::clone(&carrier)) };
+        broker.lock().network = Some(network);
+        tasks.spawn("network", network::deliver(carrier, Arc::clone(&broker.state)));
+        broker
     }
 
     /// A new connection, up at once.
@@ -95,9 +112,29 @@ impl MemoryBroker {
         self.lock().set_link(|_| true, Link::Up);
     }
 
+    /// Closes the connections called `name` for good, as when their process dies.
+    pub fn close(&self, name: &str) {
+        self.lock().close_all(|connection| connection.name() == name);
+    }
+
     /// Changes the largest payload, headers included, in bytes.
     pub fn set_max_payload(&self, limit_bytes: usize) {
         self.lock().max_payload_bytes = limit_bytes;
+    }
+
+    /// Does what sends something.
+    fn send<T>(&self, act: impl FnOnce(&mut Broker) -> T) -> T {
+        let (done, posted) = {
+            let mut broker = self.lock();
+            let done = act(&mut broker);
+            (done, std::mem::take(&mut broker.posted))
+        };
+        if let Some(carrier) = &self.carrier
+            && !posted.is_empty()
+        {
+            carrier.post(posted);
+        }
+        done
     }
 
     fn lock(&self) -> MutexGuard<'_, Broker> {
@@ -134,7 +171,7 @@ impl MemoryBus {
                 return Err(RequestError::Closed { sent: false });
             }
             let (sender, answer) = oneshot::channel();
-            let asked = self.broker.lock().request(self.id, message.clone(), sender);
+            let asked = self.broker.send(|broker| broker.request(self.id, message.clone(), sender));
             match asked {
                 Ok(inbox) => {
                     *sent = true;
@@ -171,7 +208,7 @@ impl Bus for MemoryBus {
     async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
         let route = message.route.clone();
         validate::message(&message, self.max_payload()).map_err(|fault| fault.into_publish_error(&route))?;
-        self.broker.lock().publish(self.id, message)
+        self.broker.send(|broker| broker.publish(self.id, message))
     }
 
     async fn subscribe(

@@ -79,7 +79,7 @@ impl ClientBuilder {
     /// # Errors
     /// [`ConnectError`] when no connection comes about within what `options` allow.
     pub async fn connect(self, options: NatsOptions) -> Result<Client, ConnectError> {
-        let tasks = Tasks::new();
+        let tasks = self.env.tasks();
         let bus = options.connect(self.env.clone(), &tasks).await?;
         Ok(self.assemble(Arc::new(bus), Some(tasks)).await?)
     }
@@ -96,7 +96,7 @@ impl ClientBuilder {
 
     async fn assemble(self, bus: Arc<dyn Bus>, bus_tasks: Option<Tasks>) -> Result<Client, Error> {
         let locations = Locations::new(Arc::clone(&bus), self.prefix.clone(), self.location_capacity);
-        let tasks = Tasks::new();
+        let tasks = self.env.tasks();
         let options = SubscribeOptions { queue: None, capacity: ANNOUNCEMENTS };
         match bus.subscribe(self.prefix.gone().into(), options).await {
             Ok(announcements) => {

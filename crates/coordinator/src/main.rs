@@ -70,7 +70,7 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let data_dir = DataDir::open(&settings.data_dir)?;
     let (state, ulid) = (data_dir.state(), env.ulid());
     let store = Arc::new(env.blocking(move || SledStore::open_or_set_aside(&state, ulid)).await?);
-    let (tasks, bus_tasks) = (Tasks::new(), Tasks::new());
+    let (tasks, bus_tasks) = (env.tasks(), env.tasks());
     let bus: Arc<NatsBus> = tokio::select! {
         biased;
         name = signals.next() => {

@@ -222,7 +222,7 @@ impl Life {
     /// Begins a run.
     async fn begin(&self, incarnation: Incarnation, before: Before) -> Result<Run, StartError> {
         let Self { store, env, bus, watch, .. } = self;
-        let tasks = Tasks::new();
+        let tasks = self.env.tasks();
         let mut remembered = {
             let store = Arc::clone(store);
             env.blocking(move || store.remembered()).await?

@@ -143,7 +143,7 @@ async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
         Exit::Failure
     })?;
     let env = Env::system();
-    let bus_tasks = Tasks::new();
+    let bus_tasks = env.tasks();
     // Until it is a member nothing is in this process's hands, so a signal ends it at once.
     let Some(prepared) = signals.or(prepare(settings, max_open, &env, &bus_tasks)).await else {
         return Ok(Exit::AsAsked);

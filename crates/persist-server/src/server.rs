@@ -85,7 +85,7 @@ pub struct Server {
 }
 
 /// The server's tasks, in the order in which they end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ServerTasks {
     /// Hands subjects over one by one.
     pub(crate) mover: Tasks,
@@ -103,6 +103,20 @@ pub(crate) struct ServerTasks {
     pub(crate) answers: Tasks,
 }
 
+impl ServerTasks {
+    fn new(env: &Env) -> Self {
+        Self {
+            mover: env.tasks(),
+            engine: env.tasks(),
+            membership: env.tasks(),
+            intake: env.tasks(),
+            replies: env.tasks(),
+            events: env.tasks(),
+            answers: env.tasks(),
+        }
+    }
+}
+
 impl Server {
     /// Asks the coordinator for membership. Nothing is served before [`Server::ready`].
     ///
@@ -116,7 +130,7 @@ impl Server {
         bus: Arc<dyn Bus>,
         env: Env,
     ) -> Result<Self, SubscribeError> {
-        let tasks = ServerTasks::default();
+        let tasks = ServerTasks::new(&env);
         let (log, predecessor) = (prepared.log().clone(), prepared.predecessor().cloned());
         let lease = LeaseView::new(env.clone());
         let prefix = settings.prefix.clone();

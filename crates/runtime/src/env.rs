@@ -8,6 +8,9 @@ use rand::rngs::{StdRng, SysRng};
 use rand::{Rng, SeedableRng, TryRng};
 use ulid::Ulid;
 
+use crate::process::Process;
+use crate::tasks::Tasks;
+
 /// Two clocks: one that people read, one that only ever runs forward.
 pub trait Clock: Send + Sync {
     /// Time since the Unix epoch. May jump in either direction: nothing may be decided by it that must be right.
@@ -113,19 +116,41 @@ pub struct Env {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     blocking: Blocking,
+    /// Under simulation, whose tasks these are.
+    process: Option<Process>,
 }
 
 impl Env {
     /// The real world.
     #[must_use]
     pub fn system() -> Self {
-        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), blocking: Blocking::Pool }
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            blocking: Blocking::Pool,
+            process: None,
+        }
     }
 
     /// A world of the caller's making, in which blocking work runs inline.
     #[must_use]
     pub fn simulated(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
-        Self { clock, entropy, blocking: Blocking::Inline }
+        Self { clock, entropy, blocking: Blocking::Inline, process: None }
+    }
+
+    /// The same world for one process in it: its [tasks](Self::tasks) are stopped and killed together.
+    #[must_use]
+    pub fn of_process(self, process: Process) -> Self {
+        Self { process: Some(process), ..self }
+    }
+
+    /// An owner of tasks, which has none yet. In a simulated [process](Self::of_process) they are that process's.
+    #[must_use]
+    pub fn tasks(&self) -> Tasks {
+        match &self.process {
+            Some(process) => Tasks::of_process(process.clone()),
+            None => Tasks::new(),
+        }
     }
 
     /// Microseconds since the Unix epoch; see [`Clock::wall`].

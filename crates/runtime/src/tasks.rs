@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::process::Process;
+
 /// The stop signal that an owner gives to its tasks. Cloning shares it.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(CancellationToken);
@@ -44,6 +46,8 @@ pub struct Tasks {
     tracker: TaskTracker,
     stop: Stop,
     running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+    /// Under simulation, the process that they belong to.
+    process: Option<Process>,
 }
 
 /// Tasks that had not ended when the deadline came: name and number.
@@ -68,6 +72,11 @@ impl Tasks {
         Self::default()
     }
 
+    /// As [`Tasks::new`], for tasks of a simulated process.
+    pub(crate) fn of_process(process: Process) -> Self {
+        Self { process: Some(process), ..Self::default() }
+    }
+
     /// The stop signal of these tasks.
     #[must_use]
     pub fn stop(&self) -> &Stop {
@@ -81,10 +90,14 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let running = Running::enter(name, &self.running);
-        tokio::spawn(self.tracker.track_future(async move {
+        let task = async move {
             let _running = running;
             task.await;
-        }));
+        };
+        match &self.process {
+            None => drop(tokio::spawn(self.tracker.track_future(task))),
+            Some(process) => drop(tokio::spawn(self.tracker.track_future(process.govern(task)))),
+        }
     }
 
     /// Gives the stop signal and waits until every task has ended.

@@ -1,7 +1,7 @@
 //! The walk through a subject's history in the order of (term, rev): every change is applied where it stands, every read
 //! is held against the state at the position it names, and what a term did not inherit is taken back.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub(crate) struct Replay<'c, 'h> {
     pub(crate) durable: BTreeMap<Term, (Rev, Source)>,
     /// Operations that may have happened at places nobody told of.
     pub(crate) loose: BTreeSet<usize>,
+    /// Of each operation, how many places are known.
+    placed: HashMap<usize, u64>,
     /// Places that nobody told of, and by when they must have been filled.
     holes: Vec<(Position, u64)>,
     /// What a term inherited cannot be told: whoever reads teaches us.
@@ -57,8 +59,13 @@ impl<'c, 'h> Replay<'c, 'h> {
         (ops, slots, terms): (&'c Operations<'h>, &'c Slots<'h>, &'c Terms),
         findings: &'c mut Findings<'h>,
     ) -> Self {
-        let placed: HashSet<usize> = slots.all.values().filter_map(|slot| slot.op).collect();
-        let loose = ops.unknown().filter(|op| !placed.contains(op)).collect();
+        let mut placed: HashMap<usize, u64> = HashMap::new();
+        for op in slots.all.values().filter_map(|slot| slot.op) {
+            *placed.entry(op).or_default() += 1;
+        }
+        // Of several sets each has a place of its own: that one is known says nothing of the others.
+        let has_more = |op: &usize| placed.get(op).is_none_or(|known| *known < ops.all[*op].most_revs());
+        let loose = ops.unknown().filter(has_more).collect();
         Self {
             history,
             rules,
@@ -73,6 +80,7 @@ impl<'c, 'h> Replay<'c, 'h> {
             told: vec![None],
             durable: BTreeMap::new(),
             loose,
+            placed,
             holes: Vec::new(),
             is_vague: false,
         }
@@ -304,8 +312,13 @@ impl<'c, 'h> Replay<'c, 'h> {
         if self.is_vague || self.holes.is_empty() {
             return;
         }
+        let revs = |op: &usize| {
+            let known = self.placed.get(op).copied().unwrap_or_default();
+            // One that was lost may have been carried out again.
+            self.ops.all[*op].most_revs().saturating_sub(known).max(1)
+        };
         let mut room: Vec<(Duration, u64)> =
-            self.loose.iter().map(|&op| (self.ops.all[op].invoked, self.ops.all[op].most_revs())).collect();
+            self.loose.iter().map(|op| (self.ops.all[*op].invoked, revs(op))).collect();
         room.sort_unstable();
         let mut holes: Vec<(Duration, Position, u64, Option<Source>)> = self
             .holes

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use dormouse_protocol::{Route, RoutePattern};
 use dormouse_runtime::Watched;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::network::{Network, Passage};
 use super::{MemoryOptions, Permission};
 use crate::{
     BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
@@ -68,8 +71,18 @@ struct Asker {
     answer: oneshot::Sender<Reply>,
 }
 
+/// A copy of a message that arrives later.
+pub(super) enum Parcel {
+    Message(SubscriptionId, Delivery),
+    Answer(Route, Reply),
+}
+
 pub(super) struct Broker {
     pub(super) max_payload_bytes: usize,
+    /// What lies between the connections; `None`: nothing, everything arrives at once.
+    pub(super) network: Option<Arc<dyn Network>>,
+    /// Copies that were sent and arrive after so long; whoever had something sent takes them out.
+    pub(super) posted: Vec<(Duration, Parcel)>,
     // Ordered maps: whoever came first is served first, in every run.
     connections: BTreeMap<ConnectionId, Connection>,
     listeners: BTreeMap<SubscriptionId, Listener>,
@@ -84,6 +97,8 @@ impl Default for Broker {
     fn default() -> Self {
         Self {
             max_payload_bytes: MAX_PAYLOAD_BYTES,
+            network: None,
+            posted: Vec::new(),
             connections: BTreeMap::new(),
             listeners: BTreeMap::new(),
             askers: BTreeMap::new(),
@@ -120,6 +135,13 @@ impl Broker {
         }
     }
 
+    /// Closes the connections that `wanted` picks.
+    pub(super) fn close_all(&mut self, wanted: impl Fn(&Connection) -> bool) {
+        let picked = self.connections.iter().filter(|(_, connection)| wanted(connection));
+        let ids: Vec<ConnectionId> = picked.map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.close(id));
+    }
+
     pub(super) fn close(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.remove(&id) else { return };
         self.listeners.retain(|_, listener| listener.connection != id);
@@ -135,7 +157,7 @@ impl Broker {
             return Ok(());
         }
         if may_publish(&connection.options.publish, message.route.as_str()) {
-            self.deliver(message, None);
+            self.deliver(from, message, None);
         } else {
             connection.tell(BusEvent::PublishDenied(message.route));
         }
@@ -160,7 +182,7 @@ impl Broker {
         let inbox = Route::new(format!("{}.{}.{token}", connection.options.inbox_prefix, from.0));
         let route = message.route.clone();
         self.askers.insert(inbox.clone(), Asker { connection: from, answer });
-        if self.deliver(message, Some(&inbox)) == 0 {
+        if self.deliver(from, message, Some(&inbox)) == 0 {
             self.askers.remove(&inbox);
             return Err(RequestError::NoResponders(route));
         }
@@ -208,8 +230,8 @@ impl Broker {
     }
 
     /// Hands a message to everybody who listens there. Returns how many do, also where it had to be dropped.
-    fn deliver(&mut self, message: Outgoing, reply_to: Option<&Route>) -> usize {
-        let mut receivers = self.answer(&message);
+    fn deliver(&mut self, from: ConnectionId, message: Outgoing, reply_to: Option<&Route>) -> usize {
+        let mut receivers = self.answer(from, &message);
         let mut chosen: Vec<SubscriptionId> = Vec::new();
         let mut groups: BTreeMap<&str, Vec<SubscriptionId>> = BTreeMap::new();
         for (id, listener) in &self.listeners {
@@ -234,24 +256,75 @@ impl Broker {
             payload: message.payload,
         };
         for id in chosen {
-            self.hand_over(id, delivery.clone());
+            self.send(from, id, &delivery);
         }
         receivers
     }
 
+    /// Brings a message to a listener, as often and as late as the network has it.
+    fn send(&mut self, from: ConnectionId, id: SubscriptionId, delivery: &Delivery) {
+        let Some(listener) = self.listeners.get(&id) else { return };
+        let (route, payload) = (&delivery.route, &delivery.payload);
+        for delay in self.fates(from, listener.connection, route, false, payload) {
+            if delay.is_zero() {
+                self.hand_over(id, delivery.clone());
+            } else {
+                self.posted.push((delay, Parcel::Message(id, delivery.clone())));
+            }
+        }
+    }
+
+    fn fates(
+        &self,
+        from: ConnectionId,
+        to: ConnectionId,
+        route: &Route,
+        is_answer: bool,
+        payload: &Bytes,
+    ) -> Vec<Duration> {
+        let Some(network) = &self.network else { return vec![Duration::ZERO] };
+        let name = |id| self.connections.get(&id).map_or("", Connection::name);
+        network.fates(Passage { from: name(from), to: name(to), route, is_answer, payload })
+    }
+
+    /// A copy has come to its end of the network.
+    pub(super) fn arrive(&mut self, parcel: Parcel) {
+        match parcel {
+            Parcel::Message(id, delivery) => {
+                let hears = self.listeners.get(&id).is_some_and(|to| self.hears(to, &delivery.route));
+                if hears {
+                    self.hand_over(id, delivery);
+                }
+            }
+            Parcel::Answer(inbox, reply) => self.take_answer(&inbox, reply),
+        }
+    }
+
     /// Whether the message was the answer that somebody waits for.
-    fn answer(&mut self, message: &Outgoing) -> usize {
+    fn answer(&mut self, from: ConnectionId, message: &Outgoing) -> usize {
         let Some(asker) = self.askers.get(&message.route) else { return 0 };
+        for delay in self.fates(from, asker.connection, &message.route, true, &message.payload) {
+            let reply = Reply { headers: message.headers.clone(), payload: message.payload.clone() };
+            if delay.is_zero() {
+                self.take_answer(&message.route, reply);
+            } else {
+                self.posted.push((delay, Parcel::Answer(message.route.clone(), reply)));
+            }
+        }
+        1
+    }
+
+    /// An answer has come to where it was expected.
+    fn take_answer(&mut self, inbox: &Route, reply: Reply) {
+        let Some(asker) = self.askers.get(inbox) else { return };
         // While the asker is cut off its answers are lost, and it waits on until its deadline.
         if !self.connections.get(&asker.connection).is_some_and(Connection::is_up) {
-            return 1;
+            return;
         }
-        if let Some(asker) = self.askers.remove(&message.route) {
-            let reply = Reply { headers: message.headers.clone(), payload: message.payload.clone() };
+        if let Some(asker) = self.askers.remove(inbox) {
             // An error means that the asker stopped waiting.
             let _ = asker.answer.send(reply);
         }
-        1
     }
 
     /// Whether messages reach a listener: it is connected, and what it may not subscribe to is kept from it even when

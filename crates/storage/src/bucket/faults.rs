@@ -36,6 +36,8 @@ pub struct FaultyBucket {
 struct Store {
     inner: Arc<dyn Bucket>,
     under_way: Mutex<Vec<UnderWay>>,
+    /// When what was written last arrived: a stale listing does not show it.
+    arrivals: Mutex<BTreeMap<BucketKey, Duration>>,
 }
 
 /// A request that takes effect when this time has come.
@@ -60,7 +62,12 @@ impl FaultyBucket {
     /// `inner`, with faults drawn from `seed`.
     #[must_use]
     pub fn new(inner: Arc<dyn Bucket>, seed: u64, plan: FaultPlan, env: Env) -> Self {
-        Self::on(Arc::new(Store { inner, under_way: Mutex::default() }), seed, plan, env)
+        Self::on(
+            Arc::new(Store { inner, under_way: Mutex::default(), arrivals: Mutex::default() }),
+            seed,
+            plan,
+            env,
+        )
     }
 
     /// Another way to the same bucket, for another server: with faults of its own.
@@ -129,9 +136,24 @@ impl FaultyBucket {
 
     /// Brings a call to the store. Otherwise it has no effect, or not yet.
     async fn send<'a>(&self, operation: Operation, name: &'a str) -> Result<Arrived<'a>, BucketError> {
+        self.send_as(operation, name, None).await
+    }
+
+    /// As [`Self::send`], of what may arrive though its caller is gone.
+    async fn send_as<'a>(
+        &self,
+        operation: Operation,
+        name: &'a str,
+        request: Option<LateRequest>,
+    ) -> Result<Arrived<'a>, BucketError> {
         let fate = self.faults().fate(operation, self.env.boot());
         let call = Arrived { operation, name, fate };
-        self.on_the_way(call.fate.before, &call).await?;
+        let request = request.filter(|_| call.fate.orphaned);
+        let mut orphan = Orphan { bucket: self, late_by: call.fate.late_by, request };
+        let arrived = self.on_the_way(call.fate.before, &call).await;
+        // From here on it is there, or lost.
+        orphan.request = None;
+        arrived?;
         match call.fate.fault {
             Fault::RequestLost => Err(call.unanswered().await),
             Fault::ServerError => Err(call.unreachable("503 Slow Down")),
@@ -140,10 +162,25 @@ impl FaultyBucket {
             }
             Fault::Hangs => std::future::pending().await,
             Fault::Panics => panic!("the call was told to panic"),
-            Fault::None | Fault::AnswerLost | Fault::Late | Fault::Conflict | Fault::Corrupt => {
+            Fault::None
+            | Fault::AnswerLost
+            | Fault::Late
+            | Fault::Conflict
+            | Fault::Corrupt
+            | Fault::Again
+            | Fault::Orphaned
+            | Fault::StaleList => {
                 self.store.arrive(self.env.boot()).await;
                 Ok(call)
             }
+        }
+    }
+
+    /// Has a call that was answered take effect once more.
+    fn repeat(&self, call: &Arrived<'_>, request: impl FnOnce() -> LateRequest) {
+        if call.fate.fault == Fault::Again {
+            let due = self.env.boot() + call.fate.late_by;
+            self.store.under_way().push(UnderWay { due, request: request() });
         }
     }
 
@@ -208,10 +245,47 @@ impl Store {
             };
             // Nobody waits for the answer any more, whatever it is.
             match next {
-                LateRequest::Create(key, bytes) => drop(self.inner.create(&key, bytes).await),
+                LateRequest::Create(key, bytes) => drop(self.create(&key, bytes, now).await),
                 LateRequest::Delete(key) => drop(self.inner.delete(&key).await),
             }
         }
+    }
+}
+
+impl Store {
+    fn note(&self, key: &BucketKey, now: Duration) {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), now);
+    }
+
+    async fn create(&self, key: &BucketKey, bytes: Bytes, now: Duration) -> Result<Created, BucketError> {
+        let created = self.inner.create(key, bytes).await?;
+        if created == Created::New {
+            self.note(key, now);
+        }
+        Ok(created)
+    }
+
+    /// What a listing showed at that time, as far as it is still there.
+    fn as_of(&self, then: Duration, entries: Vec<BucketEntry>) -> Vec<BucketEntry> {
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_there = |entry: &BucketEntry| arrivals.get(&entry.key).is_none_or(|since| *since <= then);
+        entries.into_iter().filter(was_there).collect()
+    }
+}
+
+/// A request whose caller may go before it has arrived; then it arrives later.
+struct Orphan<'b> {
+    bucket: &'b FaultyBucket,
+    late_by: Duration,
+    request: Option<LateRequest>,
+}
+
+impl Drop for Orphan<'_> {
+    fn drop(&mut self) {
+        let Some(request) = self.request.take() else { return };
+        let due = self.bucket.env.boot() + self.late_by;
+        *self.bucket.faults().suffered.entry(Fault::Orphaned).or_default() += 1;
+        self.bucket.store.under_way().push(UnderWay { due, request });
     }
 }
 
@@ -240,12 +314,14 @@ fn with_wrong_bit(bytes: &[u8], draw: u64) -> Vec<u8> {
 #[async_trait]
 impl Bucket for FaultyBucket {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
-        let call = self.send(Operation::Create, key.as_str()).await?;
+        let request = LateRequest::Create(key.clone(), bytes.clone());
+        let call = self.send_as(Operation::Create, key.as_str(), Some(request)).await?;
         let created = match call.fate.fault {
             Fault::Late => return Err(self.delay(&call, LateRequest::Create(key.clone(), bytes)).await),
             Fault::Conflict => Ok(Created::Exists),
-            _ => self.store.inner.create(key, bytes).await,
+            _ => self.store.create(key, bytes.clone(), self.env.boot()).await,
         };
+        self.repeat(&call, || LateRequest::Create(key.clone(), bytes));
         self.answer(&call).await?;
         created
     }
@@ -276,6 +352,7 @@ impl Bucket for FaultyBucket {
     ) -> Result<FileSummary, BucketError> {
         let call = self.send(Operation::PutFile, key.as_str()).await?;
         let summary = self.store.inner.put_file(key, path, patch).await;
+        self.store.note(key, self.env.boot());
         self.answer(&call).await?;
         summary
     }
@@ -295,17 +372,23 @@ impl Bucket for FaultyBucket {
 
     async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
         let call = self.send(Operation::List, prefix.as_str()).await?;
-        let entries = self.store.inner.list(prefix).await;
+        let mut entries = self.store.inner.list(prefix).await;
+        if call.fate.fault == Fault::StaleList {
+            let then = self.env.boot().saturating_sub(call.fate.late_by);
+            entries = entries.map(|entries| self.store.as_of(then, entries));
+        }
         self.answer(&call).await?;
         entries
     }
 
     async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
-        let call = self.send(Operation::Delete, key.as_str()).await?;
+        let request = Some(LateRequest::Delete(key.clone()));
+        let call = self.send_as(Operation::Delete, key.as_str(), request).await?;
         if call.fate.fault == Fault::Late {
             return Err(self.delay(&call, LateRequest::Delete(key.clone())).await);
         }
         let deleted = self.store.inner.delete(key).await;
+        self.repeat(&call, || LateRequest::Delete(key.clone()));
         self.answer(&call).await?;
         deleted
     }

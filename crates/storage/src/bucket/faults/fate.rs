@@ -32,6 +32,14 @@ pub enum Fault {
     Panics,
     /// What is read has one wrong bit. No fault to other calls.
     Corrupt,
+    /// A create or delete is answered, and takes effect once more later, as when the network has kept a copy. No fault to
+    /// other calls.
+    Again,
+    /// Its caller is gone before the request has arrived, and it takes effect later all the same. Befalls creates and deletes
+    /// whose future is dropped.
+    Orphaned,
+    /// A listing shows the bucket as it was a while ago: without what was written since. Breaks the contract of a bucket.
+    StaleList,
 }
 
 /// How often which fault is drawn, in calls out of a thousand, and how long things take.
@@ -49,13 +57,20 @@ pub struct FaultPlan {
     pub conflict: u16,
     /// [`Fault::Corrupt`].
     pub corrupt: u16,
+    /// [`Fault::Again`].
+    pub again: u16,
+    /// [`Fault::Orphaned`], of the calls whose caller is gone.
+    pub orphaned: u16,
+    /// [`Fault::StaleList`].
+    pub stale_list: u16,
     /// A storm begins: until it is over every call gets a [`Fault::ServerError`].
     pub storm: u16,
     /// Longest time that a request, and again its answer, is under way.
     pub latency: Duration,
     /// How long an answer that does not come is waited for.
     pub patience: Duration,
-    /// How long after that a [late](Fault::Late) call takes effect, at most.
+    /// How long after that a [late](Fault::Late) call takes effect, at most; and one that is repeated or orphaned. A stale
+    /// listing is as old at most.
     pub late_by: Duration,
     /// Longest storm.
     pub storm_length: Duration,
@@ -72,6 +87,9 @@ impl FaultPlan {
             server_error: 0,
             conflict: 0,
             corrupt: 0,
+            again: 0,
+            orphaned: 0,
+            stale_list: 0,
             storm: 0,
             latency: Duration::ZERO,
             patience: Duration::from_secs(1),
@@ -117,6 +135,8 @@ pub(super) struct Fate {
     pub(super) after: Duration,
     pub(super) patience: Duration,
     pub(super) late_by: Duration,
+    /// It takes effect though its caller is gone.
+    pub(super) orphaned: bool,
     /// Chooses a bit.
     pub(super) draw: u64,
 }
@@ -169,6 +189,7 @@ impl Faults {
             after: up_to(plan.latency, after),
             patience: plan.patience,
             late_by: up_to(plan.late_by, late),
+            orphaned: (draw >> 32) % 1_000 < u64::from(plan.orphaned),
             draw,
         }
     }
@@ -188,6 +209,7 @@ impl Faults {
             return Fault::ServerError;
         }
         let is_read = matches!(operation, Operation::Get | Operation::GetFile);
+        let is_copied = matches!(operation, Operation::Create | Operation::Delete);
         let odds = [
             (Fault::RequestLost, plan.request_lost),
             (Fault::AnswerLost, plan.answer_lost),
@@ -195,6 +217,8 @@ impl Faults {
             (Fault::ServerError, plan.server_error),
             (Fault::Conflict, if operation == Operation::Create { plan.conflict } else { 0 }),
             (Fault::Corrupt, if is_read { plan.corrupt } else { 0 }),
+            (Fault::Again, if is_copied { plan.again } else { 0 }),
+            (Fault::StaleList, if operation == Operation::List { plan.stale_list } else { 0 }),
         ];
         let mut chance = chance % 1_000;
         for (fault, odds) in odds {

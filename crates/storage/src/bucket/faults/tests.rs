@@ -236,3 +236,52 @@ async fn everybody_learns_whose_object_it_is() {
     }
     assert!(suffered.len() >= 5 && suffered.values().all(|&count| count >= 10), "{suffered:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_answered_may_arrive_once_more() {
+    let bucket = faulty(1, FaultPlan { late_by: Duration::from_secs(100), ..FaultPlan::calm() });
+    bucket.script(Operation::Create, [Fault::Again]);
+    assert_eq!(bucket.create(&key("a"), Bytes::from("a")).await.unwrap(), Created::New);
+    bucket.delete(&key("a")).await.unwrap();
+    assert_eq!(bucket.get(&key("a")).await.unwrap(), None);
+    bucket.settle().await;
+    assert_eq!(bucket.get(&key("a")).await.unwrap(), Some(Bytes::from("a")));
+    bucket.script(Operation::Delete, [Fault::Again]);
+    bucket.delete(&key("a")).await.unwrap();
+    bucket.create(&key("a"), Bytes::from("b")).await.unwrap();
+    bucket.settle().await;
+    assert_eq!(bucket.get(&key("a")).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_caller_is_gone_may_arrive() {
+    for (orphaned, there) in [(0, false), (1_000, true)] {
+        let latency = Duration::from_secs(10);
+        let bucket = faulty(1, FaultPlan { orphaned, latency, ..FaultPlan::calm() });
+        let at = key("a");
+        let abandoned = tokio::time::timeout(Duration::from_millis(1), bucket.create(&at, Bytes::from("a")));
+        assert!(abandoned.await.is_err());
+        assert_eq!(bucket.inner().get(&at).await.unwrap(), None);
+        bucket.settle().await;
+        assert_eq!(bucket.inner().get(&at).await.unwrap().is_some(), there);
+        // Who stays until the answer has sent one request.
+        bucket.create(&key("b"), Bytes::from("b")).await.unwrap();
+        bucket.inner().delete(&key("b")).await.unwrap();
+        bucket.settle().await;
+        assert_eq!(bucket.inner().get(&key("b")).await.unwrap(), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_listing_lacks_what_is_new() {
+    let bucket = faulty(1, FaultPlan { late_by: Duration::from_secs(1), ..FaultPlan::calm() });
+    bucket.create(&key("old"), Bytes::from("a")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    bucket.create(&key("new"), Bytes::from("a")).await.unwrap();
+    tokio::time::sleep(Duration::from_nanos(1)).await;
+    bucket.script(Operation::List, [Fault::StaleList]);
+    let shown =
+        |entries: Vec<BucketEntry>| entries.iter().map(|entry| entry.key.to_string()).collect::<Vec<_>>();
+    assert_eq!(shown(bucket.list(&BucketPrefix::ALL).await.unwrap()), ["old"]);
+    assert_eq!(shown(bucket.list(&BucketPrefix::ALL).await.unwrap()), ["new", "old"]);
+}

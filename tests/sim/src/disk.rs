@@ -1,0 +1,86 @@
+//! The folders that stand for the disks of machines, and what may befall a disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::dice::Dice;
+
+/// A folder for the disks of one run, in memory where the machine has such a place.
+///
+/// # Errors
+/// What the operating system says.
+pub fn room() -> io::Result<TempDir> {
+    let shared_memory = Path::new("/dev/shm");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("dormouse-sim-");
+    if shared_memory.is_dir() { builder.tempdir_in(shared_memory) } else { builder.tempdir() }
+}
+
+/// Replaces `to` by a copy of `from`.
+///
+/// # Errors
+/// What the operating system says.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    remove(to)?;
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a folder with all that is in it, if there is one.
+///
+/// # Errors
+/// What the operating system says.
+pub fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The power goes: of what SQLite had written to its logs and not synced, a beginning is left.
+///
+/// # Errors
+/// What the operating system says.
+pub fn tear(subjects: &Path, dice: &Dice) -> io::Result<()> {
+    for path in files(subjects)? {
+        if path.to_string_lossy().ends_with("-wal") {
+            let length = File::open(&path)?.metadata()?.len();
+            OpenOptions::new().write(true).open(&path)?.set_len(dice.below(length + 1))?;
+        }
+    }
+    Ok(())
+}
+
+/// The files in a folder and below it, in order of their names.
+///
+/// # Errors
+/// What the operating system says.
+pub fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() { folders.push(entry.path()) } else { found.push(entry.path()) }
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}

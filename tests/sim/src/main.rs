@@ -1,0 +1,110 @@
+//! `dormouse-sim`: runs seeds, replays one.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use dormouse_sim::soak::soak;
+use dormouse_sim::{Profile, run};
+
+const USAGE: &str = "\
+dormouse-sim soak --seeds N [--start K] [--profile NAME] [--threads N] [--keep-going]
+dormouse-sim replay SEED [--profile NAME] [--trace] [--log FILTER]
+
+Profiles: standard, two-coordinators, clock-drift, stale-list";
+
+struct Args(Vec<String>);
+
+impl Args {
+    fn flag(&mut self, name: &str) -> bool {
+        let place = self.0.iter().position(|word| word == name);
+        place.map(|place| self.0.remove(place)).is_some()
+    }
+
+    fn option(&mut self, name: &str) -> Option<String> {
+        let place = self.0.iter().position(|word| word == name)?;
+        (place + 1 < self.0.len()).then(|| {
+            self.0.remove(place);
+            self.0.remove(place)
+        })
+    }
+
+    fn number(&mut self, name: &str) -> Option<u64> {
+        self.option(name)?.parse().ok()
+    }
+}
+
+fn main() -> ExitCode {
+    let mut args = Args(std::env::args().skip(1).collect());
+    let name = args.option("--profile").unwrap_or_else(|| Profile::Standard.as_str().to_owned());
+    let Some(profile) = Profile::of_name(&name) else { return usage() };
+    match args.0.first().map(String::as_str) {
+        Some("soak") => many(&mut args, profile),
+        Some("replay") => one(&mut args, profile),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}
+
+fn one(args: &mut Args, profile: Profile) -> ExitCode {
+    let trace = args.flag("--trace");
+    if let Some(filter) = args.option("--log")
+        && let Err(error) = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+            .with_writer(std::io::stderr)
+            .without_time()
+            .try_init()
+    {
+        eprintln!("dormouse-sim: {error}");
+    }
+    let Some(seed) = args.0.get(1).and_then(|word| word.parse().ok()) else { return usage() };
+    let report = run(seed, profile, trace);
+    if trace {
+        print!("{}", report.text);
+    }
+    for (what, times) in &report.counts {
+        println!("{times:>8} {what}");
+    }
+    println!("{:?}", report.digest);
+    report.violations.iter().for_each(|violation| println!("{violation}"));
+    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+// The one place that measures how long the real world takes.
+#[expect(clippy::disallowed_methods)]
+fn many(args: &mut Args, profile: Profile) -> ExitCode {
+    let (seeds, start) = (args.number("--seeds"), args.number("--start").unwrap_or(0));
+    let Some(seeds) = seeds else { return usage() };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = args.number("--threads").and_then(|threads| threads.try_into().ok()).unwrap_or(cores);
+    let keep_going = args.flag("--keep-going");
+    let began = Instant::now();
+    let harvest = soak(start..start + seeds, profile, threads, |report| {
+        if !report.violations.is_empty() {
+            println!("seed {} ({}):", report.seed, profile.as_str());
+            report.violations.iter().for_each(|violation| println!("  {violation}"));
+            println!(
+                "  again: cargo run -p dormouse-sim -- replay {} --profile {} --trace",
+                report.seed,
+                profile.as_str()
+            );
+        }
+        keep_going || report.violations.is_empty()
+    });
+    for (what, times) in &harvest.counts {
+        println!("{times:>12} {what}");
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let rate = harvest.runs as f64 / seconds * 60.0;
+    println!(
+        "{}: {} seeds from {start}, {} failed {:?}; {rate:.0} seeds per minute",
+        profile.as_str(),
+        harvest.runs,
+        harvest.failed.len(),
+        harvest.failed.keys().collect::<Vec<_>>()
+    );
+    if harvest.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

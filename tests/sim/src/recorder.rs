@@ -1,0 +1,268 @@
+//! Writes the history down: at each client's connection, what it asked of servers and what it heard.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dormouse_bus::{
+    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
+    Subscription, service_error,
+};
+use dormouse_checker::{Answer, Harm, HarmKind, Heard, History, Op as Asked, Outcome, Rules, TermFacts};
+use dormouse_protocol::{ErrorReply, Event, Happened, Op, Prefix, RoutePattern, ServerName, Subject, decode};
+use dormouse_storage::manifest::Manifest;
+use tokio::sync::broadcast;
+
+use crate::trace::{Trace, brief};
+
+/// How many of its changing requests a client may send again.
+const REPEATABLE: usize = 64;
+
+/// A changing request as it was sent.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// Of what.
+    pub subject: Subject,
+    /// What.
+    pub op: Op,
+    /// The request.
+    pub payload: Bytes,
+}
+
+/// The history of a run, as it is written. Cloning shares it.
+#[derive(Clone)]
+pub struct Recorder(Arc<Shared>);
+
+struct Shared {
+    trace: Trace,
+    state: Mutex<History>,
+}
+
+impl Recorder {
+    /// An empty history that is to be judged by `rules`.
+    #[must_use]
+    pub fn new(trace: Trace, rules: Rules) -> Self {
+        Self(Arc::new(Shared { trace, state: Mutex::new(History { rules, ..History::default() }) }))
+    }
+
+    /// What was written.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.state().clone()
+    }
+
+    /// What befell a server. Returns its number, for [`Self::harm_over`].
+    pub fn harm(&self, server: &ServerName, kind: HarmKind, since: Duration) -> usize {
+        let now = self.0.trace.now();
+        self.0.trace.line(format_args!("harm {server} {kind:?} since {since:?}"));
+        let mut history = self.state();
+        // Until it is said to be over, it is not.
+        history.harms.push(Harm {
+            server: server.clone(),
+            kind,
+            since: since.min(now),
+            until: Duration::MAX,
+        });
+        history.harms.len() - 1
+    }
+
+    /// The harm of this number was over now.
+    pub fn harm_over(&self, number: usize) {
+        let now = self.0.trace.now();
+        self.state().harms[number].until = now;
+    }
+
+    /// A subject has a new newest manifest.
+    pub fn owned(&self, manifest: &Manifest) {
+        let facts =
+            TermFacts { base: Some(manifest.term_base), server: Some(manifest.owner.server().clone()) };
+        let mut history = self.state();
+        let recorded = history.subjects.entry(manifest.subject.clone()).or_default();
+        recorded.terms.insert(manifest.term, facts);
+    }
+
+    /// An event was heard.
+    pub fn heard(&self, subject: Subject, event: Event) {
+        let at = self.0.trace.now();
+        self.state().subjects.entry(subject).or_default().events.push(Heard { at, event });
+    }
+
+    fn invoked(
+        &self,
+        client: u32,
+        server: ServerName,
+        op: Op,
+        subject: &Subject,
+        payload: &[u8],
+    ) -> Option<usize> {
+        let asked = Asked::from_wire(op, payload).ok()?;
+        let now = self.0.trace.now();
+        self.0.trace.count(match op {
+            Op::Set => "call: set",
+            Op::Delete => "call: delete",
+            Op::DeleteAll => "call: delete_all",
+            Op::Configure => "call: configure",
+            Op::Get => "call: get",
+            Op::GetAll => "call: get_all",
+            Op::Keys => "call: keys",
+            Op::Changes => "call: changes",
+            Op::Info => "call: info",
+            Op::Flush => "call: flush",
+            _ => "call: other",
+        });
+        let mut history = self.state();
+        let recorded = history.subjects.entry(subject.clone()).or_default();
+        Some(recorded.invoked(client, Some(server), asked, now))
+    }
+
+    fn returned(&self, subject: &Subject, place: usize, outcome: Outcome) {
+        let now = self.0.trace.now();
+        self.0.trace.count(match &outcome {
+            Outcome::Answered(_) => "answered",
+            Outcome::Refused(error) if error.happened() == Happened::No => "refused",
+            Outcome::Refused(_) | Outcome::Unknown => "outcome unknown",
+        });
+        if let Some(recorded) = self.state().subjects.get_mut(subject) {
+            recorded.returned(place, now, outcome);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, History> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client's connection, watched.
+pub struct Line {
+    inner: Arc<dyn Bus>,
+    recorder: Recorder,
+    client: u32,
+    prefix: Prefix,
+    sent: Mutex<VecDeque<Sent>>,
+}
+
+impl Line {
+    /// Watches `inner`, the connection of a client.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Bus>, recorder: Recorder, client: u32) -> Self {
+        Self { inner, recorder, client, prefix: Prefix::default(), sent: Mutex::default() }
+    }
+
+    /// The changing requests that were sent last, the newest last.
+    #[must_use]
+    pub fn sent(&self) -> Vec<Sent> {
+        self.remembered().iter().cloned().collect()
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, VecDeque<Sent>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn understand(&self, message: &Outgoing) -> Option<(ServerName, Op, Subject)> {
+        let rest = message.route.as_str().strip_prefix(self.prefix.as_str())?.strip_prefix(".server.")?;
+        let server = ServerName::new(rest.split('.').next()?).ok()?;
+        let route = self.prefix.parse_server(&server, message.route.as_str()).ok()?;
+        Some((server, route.op, route.subject))
+    }
+
+    fn remember(&self, op: Op, subject: &Subject, payload: &Bytes) {
+        if !op.changes() {
+            return;
+        }
+        let mut sent = self.remembered();
+        if sent.iter().any(|known| known.payload == payload) {
+            return;
+        }
+        if sent.len() >= REPEATABLE {
+            sent.pop_front();
+        }
+        sent.push_back(Sent { subject: subject.clone(), op, payload: payload.clone() });
+    }
+}
+
+/// What an end of a request says.
+fn outcome(op: Op, answer: &Result<Reply, RequestError>) -> Outcome {
+    match answer {
+        Ok(reply) => match service_error(reply) {
+            Some(error) => Outcome::Refused(error),
+            None => Answer::from_wire(op, &reply.payload).map_or(Outcome::Unknown, Outcome::Answered),
+        },
+        Err(error) if error.happened() == Happened::No => {
+            Outcome::Refused(ErrorReply::unavailable(error.to_string()))
+        }
+        Err(_) => Outcome::Unknown,
+    }
+}
+
+fn words(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Answered(answer) => match answer.position() {
+            Some(position) => format!("answered at {position}"),
+            None => "answered".to_owned(),
+        },
+        Outcome::Refused(error) => format!("refused, {}", error.code),
+        Outcome::Unknown => "unknown".to_owned(),
+    }
+}
+
+#[async_trait]
+impl Bus for Line {
+    async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError> {
+        let Some((server, op, subject)) = self.understand(&message) else {
+            return self.inner.request(message, deadline).await;
+        };
+        let (client, trace) = (self.client, &self.recorder.0.trace);
+        let digest = brief(&message.payload);
+        trace.line(format_args!("call client-{client} {server} {op} {subject} {digest:016x}"));
+        self.remember(op, &subject, &message.payload);
+        let place = self.recorder.invoked(client, server, op, &subject, &message.payload);
+        let answer = self.inner.request(message, deadline).await;
+        let outcome = outcome(op, &answer);
+        trace.line(format_args!("done client-{client} {op} {subject} {digest:016x}: {}", words(&outcome)));
+        if let Some(place) = place {
+            self.recorder.returned(&subject, place, outcome);
+        }
+        answer
+    }
+
+    async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        self.inner.publish(message).await
+    }
+
+    async fn subscribe(
+        &self,
+        pattern: RoutePattern,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, SubscribeError> {
+        self.inner.subscribe(pattern, options).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<BusEvent> {
+        self.inner.events()
+    }
+
+    fn is_connected(&self) -> bool {
+        self.inner.is_connected()
+    }
+
+    fn max_payload(&self) -> usize {
+        self.inner.max_payload()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+/// Writes down the events that `subscription` brings, until it ends.
+pub async fn listen(recorder: Recorder, mut subscription: Subscription) {
+    let prefix = Prefix::default();
+    while let Some(delivery) = subscription.next().await {
+        let subject = prefix.parse_events(delivery.route.as_str());
+        if let (Ok(subject), Ok(event)) = (subject, decode::<Event>(&delivery.payload)) {
+            recorder.heard(subject, event);
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! What the clients do: every operation, at every level, and requests that were sent before once more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+use dormouse_bus::{Bus, Outgoing, service_error};
+use dormouse_client::{Client, Kv, Level, NewMessage, Stream, SubjectConfig};
+use dormouse_protocol::data::{
+    ChangesReply, ChangesRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem,
+    SetOutcome, SetReply, SetRequest, SetResult,
+};
+use dormouse_protocol::{
+    ErrorCode, MessageId, Op, Position, RequestId, Seq, SessionId, Subject, decode, encode,
+};
+use dormouse_runtime::{Env, Stop};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::dice::Dice;
+use crate::recorder::{Line, Recorder};
+use crate::trace::Trace;
+
+/// What a call may take.
+const DEADLINE: Duration = Duration::from_secs(4);
+
+/// What one client is told.
+#[derive(Clone)]
+pub struct Plan {
+    /// Its number.
+    pub number: u32,
+    /// The subjects that there are.
+    pub subjects: Vec<Subject>,
+    /// How many keys each has.
+    pub keys: u64,
+    /// How long it waits between two calls at most, in milliseconds.
+    pub pause_ms: u64,
+    /// Whether subjects have other levels than `bucket`, and other limits than none.
+    pub configures: bool,
+    /// Whether it deletes.
+    pub deletes: bool,
+    /// Whether some values are objects of their own.
+    pub large_values: bool,
+}
+
+/// What a client calls.
+#[derive(Clone, Copy)]
+enum Do {
+    Put,
+    Publish,
+    Create,
+    Update,
+    Batch,
+    Several,
+    DeleteKey,
+    DeleteSeq,
+    DeleteAll,
+    Configure,
+    Get,
+    GetMany,
+    GetSeq,
+    Page,
+    Pages,
+    Keys,
+    Info,
+    Changes,
+    Flush,
+    Again,
+}
+
+const CALLS: [(u64, Do); 20] = [
+    (20, Do::Put),
+    (8, Do::Publish),
+    (4, Do::Create),
+    (6, Do::Update),
+    (5, Do::Batch),
+    (3, Do::Several),
+    (4, Do::DeleteKey),
+    (2, Do::DeleteSeq),
+    (1, Do::DeleteAll),
+    (2, Do::Configure),
+    (12, Do::Get),
+    (3, Do::GetMany),
+    (2, Do::GetSeq),
+    (4, Do::Page),
+    (2, Do::Pages),
+    (2, Do::Keys),
+    (3, Do::Info),
+    (7, Do::Changes),
+    (2, Do::Flush),
+    (9, Do::Again),
+];
+
+/// One client at work.
+pub struct Worker {
+    plan: Plan,
+    client: Client,
+    line: Arc<Line>,
+    dice: Arc<Dice>,
+    session: SessionId,
+    counter: u64,
+    values: u64,
+    life: u64,
+    /// The last ids seen, by subject and key.
+    seen: BTreeMap<(usize, String), MessageId>,
+    positions: BTreeMap<usize, Position>,
+    seqs: BTreeMap<usize, Seq>,
+}
+
+impl Worker {
+    /// A client with a connection of its own, the `life`-th of this number.
+    ///
+    /// # Errors
+    /// When the connection is closed at once.
+    pub async fn connect(
+        plan: Plan,
+        life: u64,
+        broker: &MemoryBroker,
+        recorder: &Recorder,
+        env: &Env,
+        dice: Arc<Dice>,
+    ) -> Result<Self, dormouse_client::Error> {
+        let name = format!("client-{}", plan.number);
+        let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named(name)));
+        let line = Arc::new(Line::new(bus, recorder.clone(), plan.number));
+        let bus: Arc<dyn Bus> = Arc::<Line>::clone(&line);
+        let client = Client::builder().env(env.clone()).deadline(DEADLINE).over(bus).await?;
+        Ok(Self {
+            session: SessionId::new(env.ulid()),
+            plan,
+            client,
+            line,
+            dice,
+            counter: 0,
+            values: 0,
+            life,
+            seen: BTreeMap::new(),
+            positions: BTreeMap::new(),
+            seqs: BTreeMap::new(),
+        })
+    }
+
+    /// Calls until `stop` is given.
+    pub async fn work(mut self, stop: Stop) {
+        while !stop.is_given() {
+            self.call().await;
+            // Often none at all: then calls meet.
+            if self.dice.chance(700) {
+                tokio::time::sleep(self.dice.millis(0..self.plan.pause_ms)).await;
+            }
+        }
+    }
+
+    async fn call(&mut self) {
+        let at = usize::try_from(self.dice.below(self.plan.subjects.len() as u64)).unwrap_or(0);
+        let what = self.dice.weighted(&CALLS);
+        match what {
+            Do::Put => self.put(at).await,
+            Do::Publish => self.publish(at).await,
+            Do::Create | Do::Update => self.expecting(at, matches!(what, Do::Create)).await,
+            Do::Batch | Do::Several => self.batch(at, matches!(what, Do::Batch)).await,
+            Do::DeleteKey | Do::DeleteSeq | Do::DeleteAll if !self.plan.deletes => self.put(at).await,
+            Do::DeleteKey => self.delete_key(at).await,
+            Do::DeleteSeq => self.delete_seqs(at).await,
+            Do::DeleteAll => self.delete_all(at).await,
+            Do::Configure => self.configure(at).await,
+            Do::Get | Do::GetMany | Do::GetSeq => self.read(at, what).await,
+            Do::Page => self.page(at).await,
+            Do::Pages => drop(self.stream(at).get_all(..).all().await),
+            Do::Keys => drop(self.kv(at).keys("").all().await),
+            Do::Info => drop(self.kv(at).info().await),
+            Do::Changes => self.changes(at).await,
+            Do::Flush => drop(self.kv(at).flush().await),
+            Do::Again => self.again().await,
+        }
+    }
+
+    fn kv(&self, at: usize) -> Kv {
+        self.client.kv(self.plan.subjects[at].as_str()).expect("a subject's name is one")
+    }
+
+    fn stream(&self, at: usize) -> Stream {
+        self.client.stream(self.plan.subjects[at].as_str()).expect("a subject's name is one")
+    }
+
+    fn key(&self) -> String {
+        format!("k{}", self.dice.below(self.plan.keys))
+    }
+
+    fn level(&self) -> Option<Level> {
+        self.dice.chance(250).then(|| *self.dice.pick(&Level::ALL))
+    }
+
+    /// A value that was never sent before.
+    fn value(&mut self) -> Bytes {
+        self.values += 1;
+        let name = format!("@{}-{}-{};", self.plan.number, self.life, self.values);
+        let large = if self.plan.large_values { 15 } else { 0 };
+        let size = self.dice.weighted(&[(700, 0), (200, 2_000), (100 - large, 12_000), (large, 270_000)]);
+        let mut value = name.into_bytes();
+        value.resize(value.len().max(size), b'.');
+        value.into()
+    }
+
+    fn request(&mut self) -> RequestId {
+        self.counter += 1;
+        RequestId { session: self.session, counter: self.counter }
+    }
+
+    fn learn(&mut self, at: usize, key: Option<&str>, result: &SetResult) {
+        if let Some(key) = key {
+            self.seen.insert((at, key.to_owned()), result.id());
+        }
+        self.seqs.insert(at, result.seq);
+    }
+
+    async fn put(&mut self, at: usize) {
+        let (key, value) = (self.key(), self.value());
+        let mut kv = self.kv(at);
+        if let Some(level) = self.level() {
+            kv = kv.with_level(level);
+        }
+        if let Ok(result) = kv.put(key.clone(), value).await {
+            self.learn(at, Some(&key), &result);
+        }
+    }
+
+    async fn publish(&mut self, at: usize) {
+        let value = self.value();
+        let mut stream = self.stream(at);
+        if let Some(level) = self.level() {
+            stream = stream.with_level(level);
+        }
+        if let Ok(result) = stream.publish_with(NewMessage::new(value).header("h", "v")).await {
+            self.learn(at, None, &result);
+        }
+    }
+
+    async fn expecting(&mut self, at: usize, create: bool) {
+        let (key, value) = (self.key(), self.value());
+        let known = self.seen.get(&(at, key.clone())).copied();
+        let result = match known {
+            Some(known) if !create => self.kv(at).update(key.clone(), value, known).await,
+            _ => self.kv(at).create(key.clone(), value).await,
+        };
+        match result {
+            Ok(result) => self.learn(at, Some(&key), &result),
+            Err(
+                dormouse_client::Error::WrongLast { actual } | dormouse_client::Error::KeyExists { actual },
+            ) => {
+                match actual {
+                    Some(actual) => self.seen.insert((at, key), actual),
+                    None => self.seen.remove(&(at, key)),
+                };
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Several sets in a request, atomic or each on its own.
+    async fn batch(&mut self, at: usize, atomic: bool) {
+        let mut keys: Vec<String> = Vec::new();
+        let sets = (0..self.dice.within(2..5)).map(|_| {
+            let key = Some(self.key()).filter(|key| !keys.contains(key) && self.dice.chance(800));
+            keys.extend(key.clone());
+            let known = key.as_ref().and_then(|key| self.seen.get(&(at, key.clone())).copied());
+            let expect = (key.is_some() && self.dice.chance(300)).then_some(Expect::Key(known));
+            SetItem { key, value: Some(self.value()), expect, ..SetItem::default() }
+        });
+        let sets: Vec<SetItem> = sets.collect();
+        let keys: Vec<Option<String>> = sets.iter().map(|set| set.key.clone()).collect();
+        let request = SetRequest {
+            request: Some(self.request()),
+            atomic,
+            level: self.level(),
+            sets,
+            ..SetRequest::default()
+        };
+        if let Some(reply) = self.ask::<SetReply>(at, Op::Set, &request).await {
+            for (key, outcome) in keys.iter().zip(&reply.results) {
+                match outcome {
+                    SetOutcome::Ok(result) => self.learn(at, key.as_deref(), result),
+                    SetOutcome::Error(error) => {
+                        if let (Some(key), Some(actual)) = (key, error.actual) {
+                            self.seen.insert((at, key.clone()), actual);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn delete_key(&mut self, at: usize) {
+        let key = self.key();
+        let known = self.seen.remove(&(at, key.clone()));
+        match known {
+            Some(known) if self.dice.chance(300) => drop(self.kv(at).delete_expect(key, known).await),
+            _ => drop(self.kv(at).delete(key).await),
+        }
+    }
+
+    async fn delete_seqs(&mut self, at: usize) {
+        let last = self.seqs.get(&at).map_or(1, |seq| seq.get());
+        let seq = Seq::new(last.saturating_sub(self.dice.below(6)).max(1));
+        let request = DeleteRequest {
+            request: Some(self.request()),
+            level: self.level(),
+            seqs: vec![seq],
+            ..DeleteRequest::default()
+        };
+        let _: Option<dormouse_protocol::data::DeleteReply> = self.ask(at, Op::Delete, &request).await;
+    }
+
+    async fn delete_all(&mut self, at: usize) {
+        let last = self.seqs.get(&at).map_or(1, |seq| seq.get());
+        let (end_seq, keep_last) = match self.dice.below(3) {
+            0 => (None, Some(self.dice.below(5))),
+            1 => (Some(Seq::new(last.saturating_sub(self.dice.below(10)))), None),
+            _ => (None, None),
+        };
+        let request = DeleteAllRequest {
+            request: Some(self.request()),
+            level: self.level(),
+            end_seq,
+            keep_last,
+            ..DeleteAllRequest::default()
+        };
+        let _: Option<dormouse_protocol::data::DeleteAllReply> = self.ask(at, Op::DeleteAll, &request).await;
+    }
+
+    async fn configure(&mut self, at: usize) {
+        if !self.plan.configures {
+            return self.put(at).await;
+        }
+        let level = self.dice.chance(800).then(|| *self.dice.pick(&Level::ALL));
+        let config = SubjectConfig { level, ..SubjectConfig::default() };
+        let _ = self.kv(at).configure(config).await;
+    }
+
+    async fn read(&mut self, at: usize, what: Do) {
+        match what {
+            Do::GetMany => {
+                let keys: Vec<String> = (0..3).map(|_| self.key()).collect();
+                let _ = self.kv(at).get_many(keys).await;
+            }
+            Do::GetSeq => {
+                let last = self.seqs.get(&at).map_or(1, |seq| seq.get());
+                let seq = Seq::new(last.saturating_sub(self.dice.below(6)).max(1));
+                let _ = self.stream(at).get(seq).await;
+            }
+            _ => {
+                let key = self.key();
+                if let Ok(found) = self.kv(at).entry(key.clone()).await {
+                    match found {
+                        Some(message) => self.seen.insert((at, key), message.id()),
+                        None => self.seen.remove(&(at, key)),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn page(&mut self, at: usize) {
+        let request = GetAllRequest {
+            start_seq: self.dice.chance(300).then(|| Seq::new(self.dice.below(20))),
+            end_seq: self.dice.chance(300).then(|| Seq::new(self.dice.below(60))),
+            key_prefix: self.dice.chance(300).then(|| "k".to_owned()),
+            reverse: self.dice.chance(300),
+            limit: self.dice.chance(500).then(|| self.dice.within(1..10)),
+            ..GetAllRequest::default()
+        };
+        let _: Option<dormouse_protocol::data::GetAllReply> = self.ask(at, Op::GetAll, &request).await;
+    }
+
+    async fn changes(&mut self, at: usize) {
+        let after = self.positions.get(&at).copied().unwrap_or_default();
+        let limit = self.dice.chance(300).then(|| self.dice.within(1..5));
+        let request = ChangesRequest { after, limit, ..ChangesRequest::default() };
+        if let Some(reply) = self.ask::<ChangesReply>(at, Op::Changes, &request).await {
+            let next = if reply.resync { Position::default() } else { reply.position };
+            self.positions.insert(at, next);
+        }
+    }
+
+    /// A request that was sent before, byte for byte: to whoever serves the subject now.
+    async fn again(&mut self) {
+        let sent = self.line.sent();
+        if sent.is_empty() {
+            return;
+        }
+        let recent = self.dice.chance(700);
+        let back = self.dice.below(if recent { 3 } else { sent.len() as u64 });
+        let place = (sent.len() - 1).saturating_sub(usize::try_from(back).unwrap_or(0));
+        let one = sent[place].clone();
+        let _ = self.send(&one.subject, one.op, one.payload).await;
+    }
+
+    async fn ask<R: DeserializeOwned>(&self, at: usize, op: Op, request: &impl Serialize) -> Option<R> {
+        let payload = encode(request).expect("a request encodes");
+        let reply = self.send(&self.plan.subjects[at], op, payload).await?;
+        decode(&reply).ok()
+    }
+
+    /// Sends a request to whoever serves the subject, as the coordinator says, and follows the subject a few times.
+    async fn send(&self, subject: &Subject, op: Op, payload: Bytes) -> Option<Bytes> {
+        for _ in 0..3 {
+            let server = self.client.locate(subject).await.ok()?;
+            let route = self.client.prefix().server(&server, op, subject);
+            let reply = self.line.request(Outgoing::new(route, payload.clone()), DEADLINE).await.ok()?;
+            match service_error(&reply) {
+                None => return Some(reply.payload),
+                Some(error) if error.code == ErrorCode::NotOwner || error.code == ErrorCode::Unavailable => {
+                    tokio::time::sleep(self.dice.millis(10..200)).await;
+                }
+                Some(_) => return None,
+            }
+        }
+        None
+    }
+}
+
+/// Reads everything of each subject, and writes to it: what must be possible once everything is well again. Returns the
+/// subjects of which it was not.
+pub async fn last_look(worker: &mut Worker, trace: &Trace, within: Duration) -> Vec<Subject> {
+    let mut silent = Vec::new();
+    for at in 0..worker.plan.subjects.len() {
+        let subject = worker.plan.subjects[at].clone();
+        let looked = tokio::time::timeout(within, async {
+            loop {
+                let value = worker.value();
+                let written = worker.kv(at).with_level(Level::Bucket).put("last", value).await;
+                if written.is_ok() {
+                    break;
+                }
+                trace.line(format_args!("not yet: {subject}"));
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            while worker.stream(at).get_all(..).all().await.is_err()
+                || worker.kv(at).keys("").all().await.is_err()
+                || worker.kv(at).info().await.is_err()
+                || worker.kv(at).flush().await.is_err()
+            {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            worker.positions.remove(&at);
+            worker.changes(at).await;
+        });
+        if looked.await.is_err() {
+            silent.push(subject);
+        }
+    }
+    silent
+}
