@@ -165,6 +165,9 @@ impl Task {
         let open_subjects = self.parts.engine.figures().open_subjects;
         let log = &self.parts.log;
         match (self.wish, wish) {
+            (_, Wish::Empty) if self.order == Order::StayEmpty => {
+                tracing::info!(%log, "a fresh log, to be empty as an operator wants");
+            }
             (_, Wish::Empty) => {
                 tracing::info!(%log, open_subjects, "draining, as an operator wants: handing over every subject");
             }
@@ -225,8 +228,8 @@ impl Task {
         if self.wish != Wish::Empty {
             return;
         }
-        // What sleeps here belongs to this log: it can be claimed by others once the log is over.
-        let owns = self.parts.engine.figures().left_standing > 0;
+        // What sleeps here belongs to this log, and can be claimed by others once the log is over.
+        let owns = self.parts.engine.figures().claims > 0;
         if owns || self.order == Order::BecomeEmpty {
             tracing::info!(%log, handed_over, seconds, "everything is handed over: going on with a fresh log");
             self.renew.send_replace(true);

@@ -29,9 +29,9 @@ pub struct Figures {
     pub lost_subjects: u64,
     /// Subjects handed over so far, one by one.
     pub handed_over: u64,
-    /// How often so far a manifest of this process's log was left standing, or may have been: as long as that is 0,
-    /// nothing belongs to the log but what is open.
-    pub left_standing: u64,
+    /// Manifests so far by which this process claimed a subject, whether or not they came to count: as long as there are
+    /// none, nothing belongs to its log.
+    pub claims: u64,
     /// The log.
     pub log: LogFigures,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Counters {
     pub(crate) publication_failures: Figure,
     pub(crate) lost_subjects: Figure,
     pub(crate) handed_over: Figure,
-    pub(crate) left_standing: Figure,
+    pub(crate) claims: Figure,
 }
 
 impl Figure {
@@ -107,7 +107,7 @@ impl Counters {
             publication_failures: self.publication_failures.get(),
             lost_subjects: self.lost_subjects.get(),
             handed_over: self.handed_over.get(),
-            left_standing: self.left_standing.get(),
+            claims: self.claims.get(),
             log,
         }
     }

@@ -294,7 +294,6 @@ impl Serving<'_> {
                     self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
                     self.shared.events.publish(self.subject, destroyed);
                     answer(Ok(Reply::Destroy(DestroyReply { position })));
-                    self.is_destroyed = true;
                     self.collect(verified).await;
                     self.remove_file().await;
                     return Some(End::Closed);

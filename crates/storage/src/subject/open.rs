@@ -51,7 +51,6 @@ pub(super) async fn open(
     let known = opener.restorer.find_local().await?;
     let begin = if only_own { Claim::own } else { Claim::new };
     let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
-    let mut created = Standing { shared, may_stand: false };
     loop {
         // A claim of a log that is over is void, whatever its answers say.
         if shared.has_log_ended() {
@@ -66,29 +65,16 @@ pub(super) async fn open(
                 opener.settle_surplus().await?;
                 shared.counters.opens.add(1);
                 shared.log.based(subject, verified.manifest.base_rev, verified.manifest.first_slot);
-                created.may_stand = false;
                 return Ok(Some(Opened { database, verified }));
             }
             effect => {
-                created.may_stand |= matches!(effect, ClaimEffect::Create(_));
+                if matches!(effect, ClaimEffect::Create(_)) {
+                    shared.counters.claims.add(1);
+                }
                 opener.perform(effect).await
             }
         };
         effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
-    }
-}
-
-/// Notes, however a claim ends that leads to no service, that a manifest of it may stand.
-struct Standing<'a> {
-    shared: &'a Shared,
-    may_stand: bool,
-}
-
-impl Drop for Standing<'_> {
-    fn drop(&mut self) {
-        if self.may_stand {
-            self.shared.counters.left_standing.add(1);
-        }
     }
 }
 

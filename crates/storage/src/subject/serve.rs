@@ -85,8 +85,6 @@ pub(super) struct Serving<'a> {
     /// Why the last publication failed.
     pub(super) failure: Option<ErrorReply>,
     written_bytes: usize,
-    /// The newest manifest is a tombstone.
-    pub(super) is_destroyed: bool,
     pub(super) behind: Share<'a>,
     local_bytes: Share<'a>,
 }
@@ -118,7 +116,6 @@ impl<'a> Serving<'a> {
             undecided: None,
             failure: None,
             written_bytes: 0,
-            is_destroyed: false,
             behind: shared.counters.subjects_not_compacted.share(),
             local_bytes: shared.counters.local_bytes.share(),
         };
@@ -144,9 +141,6 @@ impl<'a> Serving<'a> {
         self.refuse_all(&reply);
         // Nothing of this life may be under way when the subject is opened again.
         self.pipeline.answer_all(&reply);
-        if !self.manifest.released && !self.is_destroyed {
-            self.shared.counters.left_standing.add(1);
-        }
         end
     }
 

@@ -28,7 +28,7 @@ fn a_subject_is_handed_over_while_the_others_are_served() {
     assert_eq!(first.hand_over(&app).unwrap(), HandedOver::Released);
     assert_eq!(*first.authority.released.lock().unwrap(), [app.clone()]);
     let figures = first.engine.figures();
-    assert_eq!((figures.handed_over, figures.open_subjects, figures.left_standing), (1, 1, 0));
+    assert_eq!((figures.handed_over, figures.open_subjects, figures.claims), (1, 1, 2));
     assert_eq!(
         messages_in(&world.snapshot(&app)).len(),
         11,
@@ -91,7 +91,6 @@ fn a_sleeping_subject_of_ones_own_is_handed_over_without_a_claim() {
     let last = first.set(&app, "a", "1").unwrap();
     first.pass(SLEEP);
     assert_eq!(first.engine.figures().open_subjects, 0);
-    assert_eq!(first.engine.figures().left_standing, 1);
     let asked = first.authority.asked.load(Ordering::SeqCst);
     assert_eq!(first.hand_over(&app).unwrap(), HandedOver::Released);
     assert_eq!(first.authority.asked.load(Ordering::SeqCst), asked);
@@ -181,7 +180,7 @@ fn an_engine_that_begins_anew_owns_nothing_and_whatever_slept_is_anybodys() {
     let old = first.log();
     let first = first.begin_anew();
     assert_ne!(first.log(), old);
-    assert_eq!((first.engine.figures().open_subjects, first.engine.figures().left_standing), (0, 0));
+    assert_eq!((first.engine.figures().open_subjects, first.engine.figures().claims), (0, 0));
     world.fleet.declare_dead(&old);
     let second = world.server("persist-2");
     assert_eq!(second.all(&asleep).unwrap(), pairs(&[("a", "1")]));

@@ -4,6 +4,7 @@ mod cli;
 mod demo;
 mod dev;
 mod failover;
+mod moving;
 mod operations;
 mod operator;
 mod start_up;
