@@ -106,7 +106,7 @@ impl User {
             4 => store.create(key.clone(), self.value(dice)).await,
             5 | 6 => match last.take() {
                 Some((known, id)) => {
-                    return note(last, &known, store.update(known.clone(), self.value(dice), id).await);
+                    return note(last, &known, &store.update(known.clone(), self.value(dice), id).await);
                 }
                 None => store.create(key.clone(), self.value(dice)).await,
             },
@@ -120,15 +120,15 @@ impl User {
                 return;
             }
         };
-        note(last, &key, written);
+        note(last, &key, &written);
     }
 
     async fn append(&self, stream: &Stream, dice: &mut Dice, last: &mut Option<(String, MessageId)>) {
         match dice.within(0..10) {
-            0..5 => note(last, "", stream.publish(self.value(dice)).await),
+            0..5 => note(last, "", &stream.publish(self.value(dice)).await),
             5 | 6 => {
                 let message = NewMessage::new(self.value(dice)).expect_last(last.take().map(|(_, id)| id));
-                note(last, "", stream.publish_with(message).await);
+                note(last, "", &stream.publish_with(message).await);
             }
             7 => {
                 let many: Vec<_> = (0..4).map(|_| self.value(dice)).collect();
@@ -239,11 +239,11 @@ impl User {
     }
 }
 
-fn note(last: &mut Option<(String, MessageId)>, key: &str, written: Result<dormouse_client::Ack, Error>) {
+fn note(last: &mut Option<(String, MessageId)>, key: &str, written: &Result<dormouse_client::Ack, Error>) {
     match written {
         Ok(ack) => *last = Some((key.to_owned(), ack.id())),
         Err(Error::WrongLast { actual: Some(actual) } | Error::KeyExists { actual: Some(actual) }) => {
-            *last = Some((key.to_owned(), actual));
+            *last = Some((key.to_owned(), *actual));
         }
         Err(_) => *last = None,
     }

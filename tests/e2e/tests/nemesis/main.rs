@@ -38,6 +38,9 @@ const MIXED: Duration = Duration::from_secs(7);
 /// How many use the fleet, each over a connection of its own.
 const USERS: u32 = 3;
 
+/// How many read at the same time over each connection.
+const READERS: usize = 3;
+
 /// How many write to a subject at the same time.
 const WRITERS: usize = 2;
 
@@ -96,7 +99,9 @@ async fn play(fleet: &mut Fleet, seed: u64, rounds: u64) -> anyhow::Result<()> {
         let bus = fleet.nats_options()?.connect(env.clone(), &tasks).await?;
         users.push(User::new(std::sync::Arc::new(bus), number, &recorder, &env).await?);
     }
-    let listener = fleet.nats_options()?.connect(env.clone(), &tasks).await?;
+    // Whoever listens is not cut off with the others: what nobody was told of cannot be judged.
+    fleet.wiring().add("listener").await?;
+    let listener = fleet.nats_options_of("listener")?.connect(env.clone(), &tasks).await?;
     let events = listener
         .subscribe(dormouse_protocol::RoutePattern::new("persist.events.>"), SubscribeOptions::default());
     tasks.spawn("events", recorder.clone().listen(events.await?));
@@ -187,8 +192,8 @@ async fn fire(
     let writers = writers.zip(users.iter().cycle());
     let writers: Vec<_> =
         writers.map(|(target, user)| user.write(target, Dice::new(dices.next()), &stop)).collect();
-    let readers: Vec<_> =
-        users.iter().map(|user| user.read(targets, Dice::new(dices.next()), &stop)).collect();
+    let readers = users.iter().flat_map(|user| (0..READERS).map(move |_| user));
+    let readers: Vec<_> = readers.map(|user| user.read(targets, Dice::new(dices.next()), &stop)).collect();
     let raging = async {
         let raged = if in_turn.is_empty() {
             nemesis.mixed(fleet, dice, MIXED).await
