@@ -127,7 +127,7 @@ struct Acting {
 }
 
 pub struct Nemesis {
-    servers: Vec<ServerName>,
+    pub servers: Vec<ServerName>,
     recorder: Recorder,
     began: Duration,
     acting: Vec<Acting>,
@@ -261,7 +261,8 @@ impl Nemesis {
             Fault::ClientsStalled => wiring.set_nats(CLIENTS, Condition::Stalled),
         }
         self.count(format!("{fault:?}"));
-        let length = LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(0..900));
+        // Long enough for a successor to be found and to write.
+        let length = LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(200..2_000));
         self.acting.push(Acting { fault, victim, since, until: self.recorder.now() + length });
         Ok(())
     }

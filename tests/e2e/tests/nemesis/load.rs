@@ -8,10 +8,11 @@ use dormouse_bus::{Bus, ask};
 use dormouse_client::{Client, Error, Kv, NewMessage, Stream};
 use dormouse_e2e::{Dice, RecordedBus, Recorder};
 use dormouse_protocol::data::{
-    ChangesReply, ChangesRequest, DeleteReply, DeleteRequest, SetItem, SetReply, SetRequest,
+    ChangesReply, ChangesRequest, DeleteReply, DeleteRequest, GetReply, GetRequest, SetItem, SetReply,
+    SetRequest,
 };
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{Level, MessageId, Op, Position, RequestId, Seq, SessionId, Subject};
+use dormouse_protocol::{Level, MessageId, Op, Position, RequestId, Seq, ServerName, SessionId, Subject};
 use dormouse_runtime::Env;
 
 /// How long a client tries.
@@ -210,6 +211,29 @@ impl User {
                 }
             }
             tokio::time::sleep(Duration::from_millis(dice.within(5..60))).await;
+        }
+        Ok(())
+    }
+
+    /// Asks any server, also who may not serve the subject any more: whatever it says must be true now. Who stands still or
+    /// hears nothing answers when it is back.
+    pub async fn probe(
+        &self,
+        targets: &[Target],
+        servers: &[ServerName],
+        mut dice: Dice,
+        stop: &Cell<bool>,
+    ) -> anyhow::Result<()> {
+        while !stop.get() {
+            let (target, server) = (dice.pick(targets).clone(), dice.pick(servers).clone());
+            let request = if target.keyed {
+                GetRequest::key(key(&mut dice))
+            } else {
+                GetRequest::seq(Seq::new(dice.within(1..80)))
+            };
+            let route = self.client.prefix().server(&server, Op::Get, &target.subject);
+            let _: Result<GetReply, _> = ask(&*self.bus, route, &request, DEADLINE).await;
+            tokio::time::sleep(Duration::from_millis(dice.within(5..40))).await;
         }
         Ok(())
     }

@@ -41,6 +41,9 @@ const USERS: u32 = 3;
 /// How many read at the same time over each connection.
 const READERS: usize = 3;
 
+/// How many ask any server at the same time over each connection: most of them wait for one that is struck.
+const PROBES: usize = 6;
+
 /// How many write to a subject at the same time.
 const WRITERS: usize = 2;
 
@@ -187,6 +190,7 @@ async fn fire(
     in_turn: &[Fault],
 ) -> anyhow::Result<()> {
     let stop = Cell::new(false);
+    let servers = nemesis.servers.clone();
     let mut dices = dice.clone();
     let writers = targets.iter().flat_map(|target| (0..WRITERS).map(move |_| target));
     let writers = writers.zip(users.iter().cycle());
@@ -194,6 +198,9 @@ async fn fire(
         writers.map(|(target, user)| user.write(target, Dice::new(dices.next()), &stop)).collect();
     let readers = users.iter().flat_map(|user| (0..READERS).map(move |_| user));
     let readers: Vec<_> = readers.map(|user| user.read(targets, Dice::new(dices.next()), &stop)).collect();
+    let probes = users.iter().flat_map(|user| (0..PROBES).map(move |_| user));
+    let probes: Vec<_> =
+        probes.map(|user| user.probe(targets, &servers, Dice::new(dices.next()), &stop)).collect();
     let raging = async {
         let raged = if in_turn.is_empty() {
             nemesis.mixed(fleet, dice, MIXED).await
@@ -206,7 +213,8 @@ async fn fire(
     let (raged, ..) = futures::try_join!(
         raging,
         futures::future::try_join_all(writers),
-        futures::future::try_join_all(readers)
+        futures::future::try_join_all(readers),
+        futures::future::try_join_all(probes)
     )?;
     Ok(raged)
 }
