@@ -24,7 +24,7 @@ use faults::{Fault, Nemesis};
 use load::{Target, User};
 
 /// Rounds of one run. In the first ones each fault comes alone.
-const ROUNDS: u64 = 5;
+const ROUNDS: u64 = 4;
 
 /// Rounds that one fleet goes through: what was said before is judged again after each.
 const ROUNDS_OF_A_FLEET: u64 = 8;
@@ -33,7 +33,7 @@ const ROUNDS_OF_A_FLEET: u64 = 8;
 const IN_TURN: usize = 7;
 
 /// How long several come at once in one round.
-const MIXED: Duration = Duration::from_secs(7);
+const MIXED: Duration = Duration::from_secs(6);
 
 /// How many use the fleet, each over a connection of its own.
 const USERS: u32 = 3;
