@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dormouse_bus::{Bus, ask};
 use dormouse_client::{Client, Error, Kv, NewMessage, Stream};
-use dormouse_e2e::{Dice, RecordedBus, Recorder};
+use dormouse_e2e::{Dice, RecordedBus, Recorder, until};
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, DeleteReply, DeleteRequest, GetReply, GetRequest, SetItem, SetReply,
     SetRequest,
@@ -63,8 +63,13 @@ impl User {
     /// Makes a subject what it shall be.
     pub async fn configure(&self, target: &Target) -> anyhow::Result<()> {
         let config = SubjectConfig { level: Some(target.level), ..SubjectConfig::default() };
-        self.patient(target)?.configure(config).await?;
-        Ok(())
+        let stream = self.patient(target)?;
+        // What became of a try may be unknown: a server that was struck before may be announced as gone only now. To
+        // configure the same again does no harm.
+        until(&format!("{} is configured", target.subject), async || {
+            Ok(stream.configure(config.clone()).await.ok().map(drop))
+        })
+        .await
     }
 
     /// A value that nobody has written.
