@@ -206,7 +206,16 @@ impl Fleet {
     /// # Errors
     /// Never, unless an address of this fleet is none.
     pub fn nats_options(&self) -> anyhow::Result<NatsOptions> {
-        Ok(NatsOptions::new(self.url().split(',').map(str::parse).collect::<Result<_, _>>()?))
+        self.nats_options_of(CLIENTS)
+    }
+
+    /// How somebody connects to this fleet who has cables of its own.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn nats_options_of(&self, name: &str) -> anyhow::Result<NatsOptions> {
+        let urls = self.url_for(name)?;
+        Ok(NatsOptions::new(urls.split(',').map(str::parse).collect::<Result<_, _>>()?))
     }
 
     /// A connection that can say anything.

@@ -110,7 +110,7 @@ impl Recorder {
             Op::Changes => "call: changes",
             Op::Info => "call: info",
             Op::Flush => "call: flush",
-            _ => "call: other",
+            Op::Destroy => "call: destroy",
         });
         let mut history = self.state();
         let recorded = history.subjects.entry(subject.clone()).or_default();

@@ -127,7 +127,7 @@ struct Acting {
 }
 
 pub struct Nemesis {
-    servers: Vec<ServerName>,
+    pub servers: Vec<ServerName>,
     recorder: Recorder,
     began: Duration,
     acting: Vec<Acting>,
@@ -230,6 +230,12 @@ impl Nemesis {
             return Ok(());
         }
         let name = self.servers[victim].as_str().to_owned();
+        // Who has just given up by itself can be struck by nothing else.
+        for name in [name.as_str(), ServerName::COORDINATOR] {
+            if !self.is_down(name) {
+                self.help_up(fleet, name)?;
+            }
+        }
         let wiring = fleet.wiring();
         match fault {
             Fault::ServerKilled => fleet.kill9(&name).await?,
@@ -261,7 +267,8 @@ impl Nemesis {
             Fault::ClientsStalled => wiring.set_nats(CLIENTS, Condition::Stalled),
         }
         self.count(format!("{fault:?}"));
-        let length = LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(0..900));
+        // Long enough for a successor to be found and to write.
+        let length = LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(200..2_000));
         self.acting.push(Acting { fault, victim, since, until: self.recorder.now() + length });
         Ok(())
     }
@@ -327,6 +334,15 @@ impl Nemesis {
         self.look_through(fleet)
     }
 
+    /// Whether a process was killed and is not to be started yet.
+    fn is_down(&self, name: &str) -> bool {
+        self.acting.iter().any(|acting| match acting.fault {
+            Fault::ServerKilled => self.servers[acting.victim].as_str() == name,
+            Fault::CoordinatorKilled => name == ServerName::COORDINATOR,
+            _ => false,
+        })
+    }
+
     /// Starts a process again that has ended by itself.
     fn help_up(&mut self, fleet: &mut Fleet, name: &str) -> anyhow::Result<()> {
         let Some(status) = fleet.ended(name)? else { return Ok(()) };
@@ -344,17 +360,8 @@ impl Nemesis {
     /// Looks for logs that were taken over and for processes that gave up.
     fn look_through(&mut self, fleet: &mut Fleet) -> anyhow::Result<()> {
         let now = self.recorder.now();
-        let dead: Vec<String> = self
-            .acting
-            .iter()
-            .filter_map(|acting| match acting.fault {
-                Fault::ServerKilled => Some(self.servers[acting.victim].as_str().to_owned()),
-                Fault::CoordinatorKilled => Some(ServerName::COORDINATOR.to_owned()),
-                _ => None,
-            })
-            .collect();
         for name in self.servers.clone().iter().map(ServerName::as_str).chain([ServerName::COORDINATOR]) {
-            if !dead.iter().any(|dead| dead == name) {
+            if !self.is_down(name) {
                 self.help_up(fleet, name)?;
             }
             let log = fleet.log(name)?;

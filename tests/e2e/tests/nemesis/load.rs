@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use dormouse_bus::{Bus, ask};
 use dormouse_client::{Client, Error, Kv, NewMessage, Stream};
-use dormouse_e2e::{Dice, RecordedBus, Recorder};
+use dormouse_e2e::{Dice, RecordedBus, Recorder, until};
 use dormouse_protocol::data::{
-    ChangesReply, ChangesRequest, DeleteReply, DeleteRequest, SetItem, SetReply, SetRequest,
+    ChangesReply, ChangesRequest, DeleteReply, DeleteRequest, GetReply, GetRequest, SetItem, SetReply,
+    SetRequest,
 };
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{Level, MessageId, Op, Position, RequestId, Seq, SessionId, Subject};
+use dormouse_protocol::{Level, MessageId, Op, Position, RequestId, Seq, ServerName, SessionId, Subject};
 use dormouse_runtime::Env;
 
 /// How long a client tries.
@@ -62,8 +63,13 @@ impl User {
     /// Makes a subject what it shall be.
     pub async fn configure(&self, target: &Target) -> anyhow::Result<()> {
         let config = SubjectConfig { level: Some(target.level), ..SubjectConfig::default() };
-        self.patient(target)?.configure(config).await?;
-        Ok(())
+        let stream = self.patient(target)?;
+        // What became of a try may be unknown: a server that was struck before may be announced as gone only now. To
+        // configure the same again does no harm.
+        until(&format!("{} is configured", target.subject), async || {
+            Ok(stream.configure(config.clone()).await.ok().map(drop))
+        })
+        .await
     }
 
     /// A value that nobody has written.
@@ -106,7 +112,7 @@ impl User {
             4 => store.create(key.clone(), self.value(dice)).await,
             5 | 6 => match last.take() {
                 Some((known, id)) => {
-                    return note(last, &known, store.update(known.clone(), self.value(dice), id).await);
+                    return note(last, &known, &store.update(known.clone(), self.value(dice), id).await);
                 }
                 None => store.create(key.clone(), self.value(dice)).await,
             },
@@ -120,15 +126,15 @@ impl User {
                 return;
             }
         };
-        note(last, &key, written);
+        note(last, &key, &written);
     }
 
     async fn append(&self, stream: &Stream, dice: &mut Dice, last: &mut Option<(String, MessageId)>) {
         match dice.within(0..10) {
-            0..5 => note(last, "", stream.publish(self.value(dice)).await),
+            0..5 => note(last, "", &stream.publish(self.value(dice)).await),
             5 | 6 => {
                 let message = NewMessage::new(self.value(dice)).expect_last(last.take().map(|(_, id)| id));
-                note(last, "", stream.publish_with(message).await);
+                note(last, "", &stream.publish_with(message).await);
             }
             7 => {
                 let many: Vec<_> = (0..4).map(|_| self.value(dice)).collect();
@@ -214,6 +220,29 @@ impl User {
         Ok(())
     }
 
+    /// Asks any server, also who may not serve the subject any more: whatever it says must be true now. Who stands still or
+    /// hears nothing answers when it is back.
+    pub async fn probe(
+        &self,
+        targets: &[Target],
+        servers: &[ServerName],
+        mut dice: Dice,
+        stop: &Cell<bool>,
+    ) -> anyhow::Result<()> {
+        while !stop.get() {
+            let (target, server) = (dice.pick(targets).clone(), dice.pick(servers).clone());
+            let request = if target.keyed {
+                GetRequest::key(key(&mut dice))
+            } else {
+                GetRequest::seq(Seq::new(dice.within(1..80)))
+            };
+            let route = self.client.prefix().server(&server, Op::Get, &target.subject);
+            let _: Result<GetReply, _> = ask(&*self.bus, route, &request, DEADLINE).await;
+            tokio::time::sleep(Duration::from_millis(dice.within(5..40))).await;
+        }
+        Ok(())
+    }
+
     /// Reads everything, whoever serves it, and writes once more: the subject is well.
     pub async fn look_over(&self, target: &Target) -> anyhow::Result<()> {
         let stream = self.patient(target)?;
@@ -239,11 +268,11 @@ impl User {
     }
 }
 
-fn note(last: &mut Option<(String, MessageId)>, key: &str, written: Result<dormouse_client::Ack, Error>) {
+fn note(last: &mut Option<(String, MessageId)>, key: &str, written: &Result<dormouse_client::Ack, Error>) {
     match written {
         Ok(ack) => *last = Some((key.to_owned(), ack.id())),
         Err(Error::WrongLast { actual: Some(actual) } | Error::KeyExists { actual: Some(actual) }) => {
-            *last = Some((key.to_owned(), actual));
+            *last = Some((key.to_owned(), *actual));
         }
         Err(_) => *last = None,
     }

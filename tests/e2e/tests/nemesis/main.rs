@@ -24,7 +24,7 @@ use faults::{Fault, Nemesis};
 use load::{Target, User};
 
 /// Rounds of one run. In the first ones each fault comes alone.
-const ROUNDS: u64 = 5;
+const ROUNDS: u64 = 4;
 
 /// Rounds that one fleet goes through: what was said before is judged again after each.
 const ROUNDS_OF_A_FLEET: u64 = 8;
@@ -33,10 +33,16 @@ const ROUNDS_OF_A_FLEET: u64 = 8;
 const IN_TURN: usize = 7;
 
 /// How long several come at once in one round.
-const MIXED: Duration = Duration::from_secs(7);
+const MIXED: Duration = Duration::from_secs(6);
 
 /// How many use the fleet, each over a connection of its own.
 const USERS: u32 = 3;
+
+/// How many read at the same time over each connection.
+const READERS: usize = 3;
+
+/// How many ask any server at the same time over each connection: most of them wait for one that is struck.
+const PROBES: usize = 6;
 
 /// How many write to a subject at the same time.
 const WRITERS: usize = 2;
@@ -96,7 +102,9 @@ async fn play(fleet: &mut Fleet, seed: u64, rounds: u64) -> anyhow::Result<()> {
         let bus = fleet.nats_options()?.connect(env.clone(), &tasks).await?;
         users.push(User::new(std::sync::Arc::new(bus), number, &recorder, &env).await?);
     }
-    let listener = fleet.nats_options()?.connect(env.clone(), &tasks).await?;
+    // Whoever listens is not cut off with the others: what nobody was told of cannot be judged.
+    fleet.wiring().add("listener").await?;
+    let listener = fleet.nats_options_of("listener")?.connect(env.clone(), &tasks).await?;
     let events = listener
         .subscribe(dormouse_protocol::RoutePattern::new("persist.events.>"), SubscribeOptions::default());
     tasks.spawn("events", recorder.clone().listen(events.await?));
@@ -182,13 +190,17 @@ async fn fire(
     in_turn: &[Fault],
 ) -> anyhow::Result<()> {
     let stop = Cell::new(false);
+    let servers = nemesis.servers.clone();
     let mut dices = dice.clone();
     let writers = targets.iter().flat_map(|target| (0..WRITERS).map(move |_| target));
     let writers = writers.zip(users.iter().cycle());
     let writers: Vec<_> =
         writers.map(|(target, user)| user.write(target, Dice::new(dices.next()), &stop)).collect();
-    let readers: Vec<_> =
-        users.iter().map(|user| user.read(targets, Dice::new(dices.next()), &stop)).collect();
+    let readers = users.iter().flat_map(|user| (0..READERS).map(move |_| user));
+    let readers: Vec<_> = readers.map(|user| user.read(targets, Dice::new(dices.next()), &stop)).collect();
+    let probes = users.iter().flat_map(|user| (0..PROBES).map(move |_| user));
+    let probes: Vec<_> =
+        probes.map(|user| user.probe(targets, &servers, Dice::new(dices.next()), &stop)).collect();
     let raging = async {
         let raged = if in_turn.is_empty() {
             nemesis.mixed(fleet, dice, MIXED).await
@@ -201,7 +213,8 @@ async fn fire(
     let (raged, ..) = futures::try_join!(
         raging,
         futures::future::try_join_all(writers),
-        futures::future::try_join_all(readers)
+        futures::future::try_join_all(readers),
+        futures::future::try_join_all(probes)
     )?;
     Ok(raged)
 }
