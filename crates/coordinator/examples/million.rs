@@ -51,7 +51,7 @@ fn server(number: usize) -> anyhow::Result<ServerName> {
     Ok(ServerName::new(&format!("persist-{}", number % SERVERS + 1))?)
 }
 
-/// About 59 bytes, in no particular order, as names with an id of an application in them are.
+/// 53 bytes, in no particular order, as names with an id of an application in them are.
 fn subject(number: usize) -> anyhow::Result<Subject> {
     let scattered = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     Ok(Subject::new(&format!("measure.application.customers.{scattered:016x}.orders"))?)
