@@ -17,6 +17,7 @@ use crate::directory::{Busy, Directory, Offered, shutting_down};
 use crate::figures::{Counters, Figures};
 use crate::housekeeping;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
+use crate::mutations::{Mutation, is_there};
 use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
 use crate::settings::EngineSettings;
 use crate::subject::SubjectTask;
@@ -106,7 +107,9 @@ impl Shared {
         if self.data.is_marked_dead(log) {
             return Ok(sealed);
         }
-        self.authority.may_claim(subject, Some(log)).await?;
+        if !is_there(Mutation::NoQuestionAfterSeal) {
+            self.authority.may_claim(subject, Some(log)).await?;
+        }
         let (data, dead) = (Arc::clone(&self.data), log.clone());
         match self.env.blocking(move || data.mark_dead(&dead)).await {
             Ok(()) => self.dead_log.notify_one(),

@@ -17,6 +17,7 @@
 //! | [`recovery`] | after a restart: what earlier processes left goes into their logs |
 //! | [`collect`] | deleting what nobody needs any more, without a server |
 //! | [`fail_points`] | steps at which a test may have the process die |
+//! | [`mutations`] | bugs that a simulation has to find |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
 mod activity;
@@ -39,6 +40,7 @@ mod housekeeping;
 pub mod keys;
 pub mod log;
 pub mod manifest;
+pub mod mutations;
 pub mod ownership;
 pub mod plan;
 pub mod recovery;

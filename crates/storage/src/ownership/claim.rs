@@ -28,6 +28,7 @@ use dormouse_protocol::{ErrorReply, LogId, Rev, Subject, Term};
 use super::{BaseObject, Creation, Found, Verified, contract_broken, terms};
 use crate::keys::{Folder, LogKeys, ManifestNumber, SubjectKeys};
 use crate::manifest::Manifest;
+use crate::mutations::{Mutation, is_there};
 
 pub use steps::{ClaimEffect, ClaimInput, Drained, Restored, Tail};
 
@@ -240,7 +241,10 @@ impl Claim {
                 let tail = Tail::Sealed(log.clone());
                 self.restore(Some(manifest), tail)
             }
-            Purpose::Serve | Purpose::ServeOwn if !manifest.released && manifest.owner == self.my_log => {
+            Purpose::Serve | Purpose::ServeOwn
+                if manifest.owner == self.my_log
+                    && (!manifest.released || is_there(Mutation::ReleasedIsStillOurs)) =>
+            {
                 self.restore(Some(manifest), Tail::Own)
             }
             Purpose::ServeOwn => ClaimEffect::NotOwned,
@@ -337,6 +341,9 @@ impl Claim {
         match outcome {
             Creation::Ours => {
                 self.highest = self.highest.max(Some(manifest.number));
+                if !manifest.released && is_there(Mutation::NoListAfterClaim) {
+                    return ClaimEffect::Serve(Verified::new(manifest, Folder::default()));
+                }
                 let end = if manifest.released { End::Released } else { End::Serve };
                 self.verify(manifest, end)
             }
