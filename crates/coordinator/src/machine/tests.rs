@@ -21,7 +21,7 @@ use ulid::Ulid;
 
 use super::{Answer, AssignmentView, Effects, Gone, Input, Machine};
 use crate::store::memory::{MemoryDisk, MemoryStore};
-use crate::store::{Change, Store};
+use crate::store::{Change, Remembered, Store};
 
 const TTL: Duration = Duration::from_secs(3);
 const DEAD_AFTER: Duration = Duration::from_millis(3_900);
@@ -68,9 +68,19 @@ impl World {
 
     /// Kills the coordinator and starts it again at once, granting leases of `ttl`.
     fn restart(&mut self, ttl: Duration) {
+        self.begin(ttl, |_| Vec::new());
+    }
+
+    /// Starts a coordinator on the same disk after another one, with a disk of its own, has been at work.
+    fn follow_another(&mut self) {
+        self.begin(TTL, Remembered::doubt);
+    }
+
+    fn begin(&mut self, ttl: Duration, doubt: fn(&mut Remembered) -> Vec<Change>) {
         self.runs += 1;
         self.store = MemoryStore::open(&self.disk);
-        let remembered = self.store.remembered().unwrap();
+        let mut remembered = self.store.remembered().unwrap();
+        self.commit(&doubt(&mut remembered));
         let (machine, changes) = Machine::begin(incarnation(self.runs), ttl, remembered, self.now);
         self.machine = machine;
         self.commit(&changes);

@@ -97,16 +97,15 @@ fn a_subject_that_is_too_much_for_anybody_else_stays() {
 }
 
 fn servers() -> impl Strategy<Value = Vec<Server>> {
+    let capacity = prop::sample::select(vec![0_u32, 1, 50, 100, 100, 100, 400]);
     let busy = prop::collection::vec((0..2_000_u64, 0..10_000_000_u64), 0..12);
-    prop::collection::vec(
-        (prop::sample::select(vec![0_u32, 1, 50, 100, 100, 100, 400]), 0..300_u64, busy),
-        1..9,
-    )
-    .prop_map(|all| {
-        let server = |(number, (capacity, quiet, busy)): (usize, (u32, u64, Vec<(u64, u64)>))| {
-            server(number, capacity, quiet + busy.len() as u64, &busy)
-        };
-        all.into_iter().enumerate().map(server).collect()
+    let one = (capacity, 0..300_u64, busy);
+    prop::collection::vec(one, 1..9).prop_map(|all| {
+        let mut servers = Vec::new();
+        for (capacity, quiet, busy) in all {
+            servers.push(server(servers.len(), capacity, quiet + busy.len() as u64, &busy));
+        }
+        servers
     })
 }
 

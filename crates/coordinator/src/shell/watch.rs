@@ -22,7 +22,7 @@ enum Standing {
     #[default]
     Asking,
     /// Another one coordinates; its run, where it is known.
-    StandingBy(Option<Incarnation>),
+    Other(Option<Incarnation>),
     /// It coordinates.
     Coordinating { census: Census, assigned_subjects: u64, waiting: bool, endpoints: Vec<Arc<EndpointStats>> },
 }
@@ -52,7 +52,7 @@ impl Watch {
 
     /// From here on another one coordinates.
     pub(super) fn note_other(&self, other: Option<Incarnation>) {
-        self.shown().1 = Standing::StandingBy(other);
+        self.shown().1 = Standing::Other(other);
     }
 
     /// Takes over how things are now.
@@ -71,13 +71,15 @@ impl Watch {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn health(&self) -> Health {
+        let (incarnation, standing) = self.shown().clone();
+        health(&incarnation.to_string(), standing, self.env.boot().saturating_sub(self.started))
+    }
+
     /// Begins to answer requests for health, until the stop signal of the tasks.
     pub(super) async fn answer_health(&self, on: Listening<'_>) -> Result<(), SubscribeError> {
         let watch = self.clone();
-        let health = move || {
-            let (incarnation, standing) = watch.shown().clone();
-            health(&incarnation.to_string(), standing, watch.env.boot().saturating_sub(watch.started))
-        };
+        let health = move || watch.health();
         answer_health(on.bus, on.tasks, on.prefix, ServerName::COORDINATOR, on.inbox_prefixes, health).await
     }
 }
@@ -114,7 +116,7 @@ fn health(id: &str, standing: Standing, uptime: Duration) -> Health {
             problems.push("it is finding out whether another coordinator coordinates this fleet".to_owned());
             false
         }
-        Standing::StandingBy(other) => {
+        Standing::Other(other) => {
             problems.push(format!(
                 "another coordinator coordinates this fleet ({}): this one assigns nothing",
                 other.map_or_else(|| "of a kind it does not know".to_owned(), |other| format!("run {other}"))
