@@ -50,7 +50,7 @@ fn without_the_coordinator_nothing_is_begun() {
     assert_eq!(moving.apply(MovingInput::Wish(Wish::Empty), at(0), false), [MovingEffect::Look]);
     assert_eq!(moving.apply(MovingInput::Open(vec![subject("a")]), at(0), false), []);
     assert_eq!(moving.wake_at(), Some(at(200)), "looked again at leisure");
-    assert_eq!(moving.apply(MovingInput::Tick, at(200), true), [hand_over("a")]);
+    assert_eq!(moving.apply(MovingInput::Tick, at(200), true), [hand_over("a"), MovingEffect::Look]);
 }
 
 /// Drives the machine with a server that has `open` open and hands each over in 30 ms, until it is empty or `until`.
