@@ -208,7 +208,11 @@ async fn mend(fleet: &mut Fleet, fault: Fault) -> anyhow::Result<()> {
         Fault::Nothing | Fault::Coordinator => {}
         Fault::Kill | Fault::Terminate => fleet.restart(VICTIM).await?,
         Fault::Stop => fleet.resume(VICTIM)?,
-        Fault::Drain => drop(fleet.cli_ok(&["server", "undrain", VICTIM]).await?),
+        Fault::Drain => {
+            fleet.cli_ok(&["server", "undrain", VICTIM]).await?;
+            // It hears that with its next heartbeat, and until then it still hands over what it is given.
+            fleet.wait_ready(VICTIM).await?;
+        }
     }
     for name in ["coordinator", "persist-1", "persist-2", "persist-3"] {
         fleet.wait_serving(name).await?;
