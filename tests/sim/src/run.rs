@@ -9,7 +9,7 @@ use dormouse_checker::check;
 use dormouse_runtime::Stop;
 
 use crate::disk;
-use crate::nemesis::rage;
+use crate::nemesis::Nemesis;
 use crate::setting::{Profile, Setting};
 use crate::trace::Digest;
 use crate::workload::last_look;
@@ -69,9 +69,10 @@ async fn live(seed: u64, profile: Profile, room: &std::path::Path, keep_text: bo
     let world = World::new(seed, setting, room, keep_text);
     world.trace.line(format_args!("seed {seed} {:?}", world.setting));
     let stop = Stop::new();
-    world.start(&stop).await;
     let enough = Stop::new();
-    world.tasks.spawn("nemesis", rage(std::sync::Arc::clone(&world), seed, enough.clone()));
+    let nemesis = Nemesis::new(std::sync::Arc::clone(&world), seed, enough.clone());
+    world.start(&stop).await;
+    world.tasks.spawn("nemesis", nemesis.rage());
     tokio::time::sleep(length).await;
     enough.give();
     world.heal();
