@@ -14,7 +14,11 @@ LOCKED ?=
 # Arguments for `make demo` and `make dev`.
 ARGS ?=
 
-# What `make soak` goes through: rounds of kills (two to three seconds each) and of the nemesis (about fifteen), cases of each property, states of each of the model's bounds. With these
+# How many worlds `make soak` simulates, and from which seed on.
+SEEDS ?= 20000
+SEED_START ?= 0
+
+# What `make soak-all` goes through beside that: rounds of kills (two to three seconds each) and of the nemesis (about fifteen), cases of each property, states of each of the model's bounds. With these
 # it takes hours.
 KILL_ROUNDS ?= 3000
 NEMESIS_ROUNDS ?= 800
@@ -29,10 +33,10 @@ PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
 
 heading = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help tools check test demo dev bench soak clean
+.PHONY: help tools check test demo dev bench soak soak-all clean
 
 help: ## Show what can be made
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 tools: ## Install what is missing (nats-server, an S3 server, cargo-nextest) into .tools
 	@scripts/tools nats-server s3-server cargo-nextest
@@ -76,8 +80,12 @@ bench: ## The storage engine's figures and plain SQLite's beside them, into docs
 	@scripts/tools build
 	scripts/measure-storage$(LOCKED:%= %)
 
-soak: tools ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEMESIS_ROUNDS=…, CASES=…, STATES=…), and what it leaves out
-	@scripts/tools azurite c++
+soak: ## Worlds of the simulation (SEEDS=n SEED_START=k); the last line is a summary
+	cargo build$(LOCKED:%= %) --release -p dormouse-sim
+	$(BUILT)/dormouse-sim soak --seeds $(SEEDS) --start $(SEED_START) --keep-going
+
+soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEMESIS_ROUNDS=…, CASES=…, STATES=…), and what it leaves out
+	@scripts/tools nats-server s3-server cargo-nextest azurite c++
 	$(call heading,The bucket's contract on Azure's protocol)
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
 	$(call heading,Every property of the storage crate with $(CASES) cases)

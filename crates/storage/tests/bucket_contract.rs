@@ -62,7 +62,7 @@ macro_rules! contract {
         mod azure_server {
             use super::*;
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            #[ignore = "the server is large: make soak"]
+            #[ignore = "the server is large: make soak-all"]
             async fn keeps_the_contract() {
                 let server = AzureServer::start().await.unwrap();
                 server.create_container("contract").await.unwrap();

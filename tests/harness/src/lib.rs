@@ -62,7 +62,7 @@ pub fn azurite_program() -> anyhow::Result<PathBuf> {
     }
     installed("azurite/node_modules/.bin/azurite-blob")
         .find(|program| program.is_file())
-        .ok_or_else(|| anyhow::anyhow!("no Azurite found: run `scripts/tools azurite`, or `make soak`"))
+        .ok_or_else(|| anyhow::anyhow!("no Azurite found: run `scripts/tools azurite`, or `make soak-all`"))
 }
 
 /// Where `make tools` may have put something.

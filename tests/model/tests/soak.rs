@@ -1,4 +1,4 @@
-//! Larger bounds: minutes each, and up to some gigabytes. `make soak` runs them; `DORMOUSE_MODEL_STATES` is the number of
+//! Larger bounds: minutes each, and up to some gigabytes. `make soak-all` runs them; `DORMOUSE_MODEL_STATES` is the number of
 //! states after which a run is given up as bounded.
 
 use dormouse_model::explore::deep_first;
@@ -19,7 +19,7 @@ macro_rules! runs {
     ($($name:ident: $settings:expr;)*) => {
         $(
             #[test]
-            #[ignore = "takes minutes: make soak"]
+            #[ignore = "takes minutes: make soak-all"]
             fn $name() {
                 holds(&$settings);
             }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -255,28 +256,22 @@ pub struct Way {
     trace: Trace,
     server: String,
     dice: Arc<Dice>,
-    /// How many of the creates that decide something suffer something, out of a thousand.
-    sharp: u64,
-    ambush: Option<Arc<dyn Ambush>>,
+    sharp: Arc<AtomicU64>,
+    ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
 }
 
 impl Way {
-    /// Watches `inner`, the way of `server` to `store`.
+    /// Watches `inner`, the way of `server` to `store`. So many of the creates that decide something suffer something as
+    /// `sharp` says, out of a thousand, and `ambush` is told of them.
     #[must_use]
     pub fn new(
         inner: Arc<FaultyBucket>,
         store: Arc<Store>,
-        trace: Trace,
-        server: &str,
-        dice: Arc<Dice>,
+        (trace, server, dice): (Trace, &str, Arc<Dice>),
+        sharp: Arc<AtomicU64>,
+        ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
     ) -> Self {
-        Self { inner, store, trace, server: server.to_owned(), dice, sharp: 0, ambush: None }
-    }
-
-    /// Has so many of the creates that decide something suffer something, out of a thousand, and `ambush` told of them.
-    #[must_use]
-    pub fn sharpened(self, sharp: u64, ambush: Option<Arc<dyn Ambush>>) -> Self {
-        Self { sharp, ambush, ..self }
+        Self { inner, store, trace, server: server.to_owned(), dice, sharp, ambush }
     }
 
     /// Lets something befall the next create, where that would hurt.
@@ -293,14 +288,14 @@ impl Way {
             _ => return,
         };
         let [falls, kind] = [self.dice.below(1_000), self.dice.draw()];
-        if falls < self.sharp {
+        if falls < self.sharp.load(Ordering::Relaxed) {
             let faults =
                 [Fault::Late, Fault::Again, Fault::AnswerLost, Fault::Late, Fault::Again, Fault::RequestLost];
             let fault = faults[usize::try_from(kind % 6).unwrap_or(0)];
             self.trace.line(format_args!("sharp {} {key} {fault:?}", self.server));
             self.inner.script(Operation::Create, [fault]);
         }
-        if let Some(ambush) = &self.ambush {
+        if let Some(ambush) = self.ambush.get() {
             ambush.decides(&self.server, ours);
         }
     }

@@ -1,7 +1,7 @@
 //! A machine with a persistence server: its process, its clocks, its disk, its way to the bucket.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -64,10 +64,10 @@ pub struct Machine {
     trace: Trace,
     dice: Arc<Dice>,
     exits: mpsc::UnboundedSender<ServerName>,
-    /// See [`Way::sharpened`].
-    pub sharp: AtomicU64,
+    /// See [`Way::new`].
+    pub sharp: Arc<AtomicU64>,
     /// Who waits for its steps that matter.
-    pub ambush: OnceLock<Arc<dyn Ambush>>,
+    pub ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
     state: Mutex<State>,
 }
 
@@ -90,7 +90,7 @@ pub struct Parts {
     pub bucket: FaultyBucket,
     /// Where that way leads.
     pub store: Arc<Store>,
-    /// See [`Way::sharpened`].
+    /// See [`Way::new`].
     pub sharp: u64,
     /// Where its folders are made.
     pub room: PathBuf,
@@ -145,8 +145,8 @@ impl Machine {
             trace,
             dice,
             exits,
-            sharp: AtomicU64::new(sharp),
-            ambush: OnceLock::new(),
+            sharp: Arc::new(AtomicU64::new(sharp)),
+            ambush: Arc::default(),
             state: Mutex::new(state),
         }
     }
@@ -287,11 +287,10 @@ impl Machine {
         let way = Way::new(
             Arc::clone(&self.bucket),
             Arc::clone(&self.store),
-            self.trace.clone(),
-            self.name.as_str(),
-            Arc::clone(&self.dice),
-        )
-        .sharpened(self.sharp.load(Ordering::Relaxed), self.ambush.get().cloned());
+            (self.trace.clone(), self.name.as_str(), Arc::clone(&self.dice)),
+            Arc::clone(&self.sharp),
+            Arc::clone(&self.ambush),
+        );
         let way: Arc<dyn Bucket> = Arc::new(way);
         let prepared = match Engine::prepare(self.settings.clone(), way, env.clone()).await {
             Ok(prepared) => prepared,

@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use dormouse_sim::soak::soak;
 use dormouse_sim::{Profile, run};
+use dormouse_storage::mutations::Mutation;
 
 const USAGE: &str = "\
-dormouse-sim soak --seeds N [--start K] [--profile NAME] [--threads N] [--keep-going]
-dormouse-sim replay SEED [--profile NAME] [--trace] [--log FILTER]
+dormouse-sim soak --seeds N [--start K] [--profile NAME] [--threads N] [--keep-going] [--mutation NAME]
+dormouse-sim replay SEED [--profile NAME] [--trace] [--log FILTER] [--mutation NAME]
+dormouse-sim mutations [--seeds N] [--start K] [--threads N]      after how many seeds each bug is found
 
 Profiles: standard, two-coordinators, clock-drift, stale-list";
 
@@ -37,9 +39,17 @@ fn main() -> ExitCode {
     let mut args = Args(std::env::args().skip(1).collect());
     let name = args.option("--profile").unwrap_or_else(|| Profile::Standard.as_str().to_owned());
     let Some(profile) = Profile::of_name(&name) else { return usage() };
+    let mutation = match args.option("--mutation") {
+        None => None,
+        Some(name) => match Mutation::ALL.into_iter().find(|mutation| mutation.as_str() == name) {
+            None => return usage(),
+            found => found,
+        },
+    };
     match args.0.first().map(String::as_str) {
-        Some("soak") => many(&mut args, profile),
-        Some("replay") => one(&mut args, profile),
+        Some("soak") => many(&mut args, profile, mutation),
+        Some("replay") => one(&mut args, profile, mutation),
+        Some("mutations") => every_mutation(&mut args, profile),
         _ => usage(),
     }
 }
@@ -49,7 +59,7 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-fn one(args: &mut Args, profile: Profile) -> ExitCode {
+fn one(args: &mut Args, profile: Profile, mutation: Option<Mutation>) -> ExitCode {
     let trace = args.flag("--trace");
     if let Some(filter) = args.option("--log")
         && let Err(error) = tracing_subscriber::fmt()
@@ -61,7 +71,7 @@ fn one(args: &mut Args, profile: Profile) -> ExitCode {
         eprintln!("dormouse-sim: {error}");
     }
     let Some(seed) = args.0.get(1).and_then(|word| word.parse().ok()) else { return usage() };
-    let report = run(seed, profile, trace);
+    let report = run(seed, profile, mutation, trace);
     if trace {
         print!("{}", report.text);
     }
@@ -75,14 +85,13 @@ fn one(args: &mut Args, profile: Profile) -> ExitCode {
 
 // The one place that measures how long the real world takes.
 #[expect(clippy::disallowed_methods)]
-fn many(args: &mut Args, profile: Profile) -> ExitCode {
+fn many(args: &mut Args, profile: Profile, mutation: Option<Mutation>) -> ExitCode {
     let (seeds, start) = (args.number("--seeds"), args.number("--start").unwrap_or(0));
     let Some(seeds) = seeds else { return usage() };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = args.number("--threads").and_then(|threads| threads.try_into().ok()).unwrap_or(cores);
+    let threads = threads(args);
     let keep_going = args.flag("--keep-going");
     let began = Instant::now();
-    let harvest = soak(start..start + seeds, profile, threads, |report| {
+    let harvest = soak(start..start + seeds, profile, mutation, threads, |report| {
         if !report.violations.is_empty() {
             println!("seed {} ({}):", report.seed, profile.as_str());
             report.violations.iter().for_each(|violation| println!("  {violation}"));
@@ -107,4 +116,38 @@ fn many(args: &mut Args, profile: Profile) -> ExitCode {
         harvest.failed.keys().collect::<Vec<_>>()
     );
     if harvest.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Says for each bug after how many seeds it was found, and by what. Fails if one was not.
+fn every_mutation(args: &mut Args, profile: Profile) -> ExitCode {
+    let (seeds, start) = (args.number("--seeds").unwrap_or(2_000), args.number("--start").unwrap_or(0));
+    let threads = threads(args);
+    let mut missed = Vec::new();
+    for mutation in Mutation::ALL {
+        let harvest = soak(start..start + seeds, profile, Some(mutation), threads, |report| {
+            report.violations.is_empty()
+        });
+        match harvest.failed.first_key_value() {
+            Some((seed, report)) => {
+                let said = report.violations.first().and_then(|violation| violation.lines().next());
+                println!(
+                    "{:24} {:>6} seeds  {}",
+                    mutation.as_str(),
+                    seed - start + 1,
+                    said.unwrap_or_default()
+                );
+            }
+            None => {
+                println!("{:24} not found in {seeds} seeds", mutation.as_str());
+                missed.push(mutation.as_str());
+            }
+        }
+    }
+    println!("{} of {} bugs found", Mutation::ALL.len() - missed.len(), Mutation::ALL.len());
+    if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn threads(args: &mut Args) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    args.number("--threads").and_then(|threads| threads.try_into().ok()).unwrap_or(cores)
 }

@@ -12,22 +12,11 @@ use crate::machine::{DiskFate, Machine};
 use crate::setting::{Blow, Profile};
 use crate::world::World;
 
-/// Strikes until `stop` is given.
-pub async fn rage(world: Arc<World>, seed: u64, stop: Stop) {
-    let dice = Dice::of(seed, "nemesis");
-    let mean = world.setting.between_ms;
-    // Until the fleet stands there is little to break.
-    tokio::time::sleep(dice.millis(0..1_500)).await;
-    let nemesis = Arc::new(Nemesis { world, dice, stop });
-    for machine in &nemesis.world.machines {
-        let lurking: Arc<dyn Ambush> = Arc::<Lurking>::new(Lurking(Arc::downgrade(&nemesis)));
-        // There is one nemesis to a world.
-        let _ = machine.ambush.set(lurking);
-    }
-    while !nemesis.stop.is_given() {
-        nemesis.strike();
-        tokio::time::sleep(nemesis.dice.millis(mean / 10..mean * 2)).await;
-    }
+/// Does things to a fleet.
+pub struct Nemesis {
+    world: Arc<World>,
+    dice: Dice,
+    stop: Stop,
 }
 
 /// Waits for steps that matter.
@@ -55,13 +44,30 @@ impl Ambush for Lurking {
     }
 }
 
-struct Nemesis {
-    world: Arc<World>,
-    dice: Dice,
-    stop: Stop,
-}
-
 impl Nemesis {
+    /// One that lies in wait from now on, until `stop` is given.
+    #[must_use]
+    pub fn new(world: Arc<World>, seed: u64, stop: Stop) -> Arc<Self> {
+        let nemesis = Arc::new(Self { world, dice: Dice::of(seed, "nemesis"), stop });
+        for machine in &nemesis.world.machines {
+            let lurking: Arc<dyn Ambush> = Arc::new(Lurking(Arc::downgrade(&nemesis)));
+            // There is one nemesis to a world.
+            let _ = machine.ambush.set(lurking);
+        }
+        nemesis
+    }
+
+    /// Strikes until the stop is given.
+    pub async fn rage(self: Arc<Self>) {
+        let mean = self.world.setting.between_ms;
+        // Until the fleet stands there is little to break.
+        tokio::time::sleep(self.dice.millis(0..1_500)).await;
+        while !self.stop.is_given() {
+            self.strike();
+            tokio::time::sleep(self.dice.millis(mean / 10..mean * 2)).await;
+        }
+    }
+
     fn strike(&self) {
         let blow = self.dice.weighted(&self.world.setting.blows);
         self.world.trace.line(format_args!("blow {blow:?}"));

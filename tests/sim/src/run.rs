@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use dormouse_checker::check;
 use dormouse_runtime::Stop;
+use dormouse_storage::mutations::{Mutation, break_on_this_thread};
 
 use crate::disk;
-use crate::nemesis::rage;
+use crate::nemesis::Nemesis;
 use crate::setting::{Profile, Setting};
 use crate::trace::Digest;
 use crate::workload::last_look;
@@ -43,13 +44,15 @@ pub struct Report {
     pub counts: BTreeMap<String, u64>,
 }
 
-/// Runs the world of a seed from beginning to end. The same seed gives the same report.
+/// Runs the world of a seed from beginning to end, with a bug in its servers where there is to be one. The same seed gives
+/// the same report.
 ///
 /// # Panics
 /// When there is no room for the disks.
 #[must_use]
-pub fn run(seed: u64, profile: Profile, keep_text: bool) -> Report {
+pub fn run(seed: u64, profile: Profile, mutation: Option<Mutation>, keep_text: bool) -> Report {
     note_panics();
+    break_on_this_thread(mutation);
     PANICS.take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -69,9 +72,10 @@ async fn live(seed: u64, profile: Profile, room: &std::path::Path, keep_text: bo
     let world = World::new(seed, setting, room, keep_text);
     world.trace.line(format_args!("seed {seed} {:?}", world.setting));
     let stop = Stop::new();
-    world.start(&stop).await;
     let enough = Stop::new();
-    world.tasks.spawn("nemesis", rage(std::sync::Arc::clone(&world), seed, enough.clone()));
+    let nemesis = Nemesis::new(std::sync::Arc::clone(&world), seed, enough.clone());
+    world.start(&stop).await;
+    world.tasks.spawn("nemesis", nemesis.rage());
     tokio::time::sleep(length).await;
     enough.give();
     world.heal();

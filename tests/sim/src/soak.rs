@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dormouse_storage::mutations::Mutation;
 
 use crate::run::{Report, run};
 use crate::setting::Profile;
@@ -32,33 +34,78 @@ impl Harvest {
     }
 }
 
-/// Runs every seed, on `threads` threads. `told` hears of each as it ends; when it says no, no more are begun.
+/// How long a run may take in the real world. It takes a fraction of a second: what takes longer than this never ends.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// Which seed each thread is at, and since when.
+type Current = Mutex<Option<(u64, Instant)>>;
+
+/// Ends the program, with the seed that did it, when a run does not end.
+fn watch(current: &[Current], over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        std::thread::park_timeout(Duration::from_secs(1));
+        for thread in current {
+            let now = *thread.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((seed, since)) = now.filter(|(_, since)| since.elapsed() > STUCK) {
+                eprintln!("seed {seed} has run for {:?} and does not end", since.elapsed());
+                std::process::exit(3);
+            }
+        }
+    }
+}
+
+/// Runs every seed, with a bug where there is to be one, on `threads` threads. `told` hears of each as it ends; when it says no, no more are begun.
 ///
 /// # Panics
 /// When a run cannot be made at all.
 pub fn soak(
     seeds: Range<u64>,
     profile: Profile,
+    mutation: Option<Mutation>,
     threads: usize,
     told: impl Fn(&Report) -> bool + Sync,
 ) -> Harvest {
     let (next, harvest) = (AtomicU64::new(seeds.start), Mutex::new(Harvest::default()));
+    let current: Vec<Current> = (0..threads.max(1)).map(|_| Mutex::new(None)).collect();
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    let report = run(seed, profile, false);
-                    if !told(&report) {
-                        next.store(seeds.end, Ordering::Relaxed);
-                    }
-                    harvest.lock().unwrap_or_else(PoisonError::into_inner).take(report);
-                }
-            });
+        let watcher = scope.spawn(|| watch(&current, &over));
+        let workers: Vec<_> = current
+            .iter()
+            .map(|current| {
+                scope.spawn(|| work(&next, seeds.end, (profile, mutation), current, &told, &harvest))
+            })
+            .collect();
+        let panicked = workers.into_iter().filter_map(|worker| worker.join().err()).next();
+        over.store(true, Ordering::Relaxed);
+        watcher.thread().unpark();
+        if let Some(panic) = panicked {
+            std::panic::resume_unwind(panic);
         }
     });
     harvest.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[expect(clippy::disallowed_methods)] // Only to tell whether a run ends at all.
+fn work(
+    next: &AtomicU64,
+    end: u64,
+    (profile, mutation): (Profile, Option<Mutation>),
+    current: &Current,
+    told: &(impl Fn(&Report) -> bool + Sync),
+    harvest: &Mutex<Harvest>,
+) {
+    loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= end {
+            return;
+        }
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((seed, Instant::now()));
+        let report = run(seed, profile, mutation, false);
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if !told(&report) {
+            next.store(end, Ordering::Relaxed);
+        }
+        harvest.lock().unwrap_or_else(PoisonError::into_inner).take(report);
+    }
 }

@@ -29,7 +29,7 @@ fn clean(harvest: &Harvest) {
 #[test]
 fn the_same_seed_twice_is_the_same_byte_for_byte() {
     for (seed, profile) in (0..8).zip(Profile::ALL.into_iter().cycle()) {
-        let (one, other) = (run(seed, profile, true), run(seed, profile, true));
+        let (one, other) = (run(seed, profile, None, true), run(seed, profile, None, true));
         if one.text != other.text {
             let differ = one.text.lines().zip(other.text.lines()).position(|(one, other)| one != other);
             let at = differ.unwrap_or(0);
@@ -43,27 +43,28 @@ fn the_same_seed_twice_is_the_same_byte_for_byte() {
 
 #[test]
 fn different_seeds_are_different_worlds() {
-    assert_ne!(run(1, Profile::Standard, false).digest, run(2, Profile::Standard, false).digest);
+    assert_ne!(run(1, Profile::Standard, None, false).digest, run(2, Profile::Standard, None, false).digest);
 }
 
 #[test]
 fn whatever_befalls_the_fleet_every_promise_is_kept() {
-    clean(&soak(0..SEEDS, Profile::Standard, threads(), |_| true));
+    clean(&soak(0..SEEDS, Profile::Standard, None, threads(), |_| true));
 }
 
 #[test]
 fn two_coordinators_lose_no_write_of_the_level_bucket() {
-    clean(&soak(0..20, Profile::TwoCoordinators, threads(), |_| true));
+    clean(&soak(0..20, Profile::TwoCoordinators, None, threads(), |_| true));
 }
 
 #[test]
 fn clocks_beyond_what_leases_allow_for_lose_no_write_of_the_level_bucket() {
-    clean(&soak(0..20, Profile::ClockDrift, threads(), |_| true));
+    clean(&soak(0..20, Profile::ClockDrift, None, threads(), |_| true));
 }
 
 #[test]
 fn a_bucket_whose_listings_are_stale_is_found_out() {
-    let harvest = soak(0..UNNOTICED, Profile::StaleList, threads(), |report| report.violations.is_empty());
+    let harvest =
+        soak(0..UNNOTICED, Profile::StaleList, None, threads(), |report| report.violations.is_empty());
     assert!(!harvest.failed.is_empty(), "{} runs, and nothing was noticed", harvest.runs);
 }
 
@@ -76,7 +77,7 @@ fn seeds_that_failed_once_are_clean() {
             continue;
         };
         let profile = Profile::of_name(profile).expect("a profile");
-        let report = run(seed.parse().expect("a number"), profile, false);
+        let report = run(seed.parse().expect("a number"), profile, None, false);
         assert!(report.violations.is_empty(), "{line}:\n{}", report.violations.join("\n"));
     }
 }

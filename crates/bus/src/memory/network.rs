@@ -95,3 +95,67 @@ pub(super) async fn deliver(carrier: Arc<Carrier>, broker: Arc<Mutex<Broker>>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dormouse_protocol::RoutePattern;
+    use dormouse_runtime::{SeededEntropy, Tasks, VirtualClock};
+
+    use super::*;
+    use crate::memory::{MemoryBroker, MemoryOptions};
+    use crate::{Bus, Outgoing, RequestError, SubscribeOptions};
+
+    /// Does to messages and answers what it is told, in milliseconds.
+    struct Told {
+        messages: Vec<u64>,
+        answers: Vec<u64>,
+    }
+
+    impl Network for Told {
+        fn fates(&self, passage: Passage<'_>) -> Vec<Duration> {
+            let told = if passage.is_answer { &self.answers } else { &self.messages };
+            told.iter().map(|delay| Duration::from_millis(*delay)).collect()
+        }
+    }
+
+    /// A request is made and answered over a network. How often it was heard, when its answer came or why not.
+    async fn exchange(messages: &[u64], answers: &[u64]) -> (u64, Result<Duration, RequestError>) {
+        let clock = Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000)));
+        let env = Env::simulated(clock, Arc::new(SeededEntropy::new(1)));
+        let tasks = Tasks::new();
+        let network = Told { messages: messages.to_vec(), answers: answers.to_vec() };
+        let broker = MemoryBroker::over(Arc::new(network), env.clone(), &tasks);
+        let server = broker.connect(MemoryOptions::named("server"));
+        let options = SubscribeOptions::default();
+        let mut requests = server.subscribe(RoutePattern::new("a"), options).await.unwrap();
+        let (heard, count) = (Arc::new(Mutex::new(0)), tasks.clone());
+        let counted = Arc::clone(&heard);
+        count.spawn("server", async move {
+            while let Some(request) = requests.next().await {
+                *counted.lock().unwrap() += 1;
+                let answer = Outgoing::new(request.reply_to.unwrap(), Bytes::from("b"));
+                server.publish(answer).await.unwrap();
+            }
+        });
+        let client = broker.connect(MemoryOptions::named("client"));
+        let asked =
+            client.request(Outgoing::new(Route::new("a"), Bytes::new()), Duration::from_secs(1)).await;
+        let took = env.boot();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let heard = *heard.lock().unwrap();
+        (heard, asked.map(|_| took))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_come_as_often_and_as_late_as_the_network_has_it() {
+        assert_eq!(exchange(&[0], &[0]).await, (1, Ok(Duration::ZERO)));
+        assert_eq!(exchange(&[30], &[50]).await, (1, Ok(Duration::from_millis(80))));
+        assert_eq!(exchange(&[30, 10], &[50]).await, (2, Ok(Duration::from_millis(60))));
+        let lost = exchange(&[], &[0]).await;
+        assert!(matches!(lost, (0, Err(RequestError::Deadline { .. }))), "{lost:?}");
+        let unheard = exchange(&[0], &[]).await;
+        assert!(matches!(unheard, (1, Err(RequestError::Deadline { .. }))), "{unheard:?}");
+        let late = exchange(&[0], &[2_000]).await;
+        assert!(matches!(late, (1, Err(RequestError::Deadline { .. }))), "{late:?}");
+    }
+}

@@ -69,6 +69,10 @@ pub(super) async fn run(shared: Arc<Shared>, birth: Crc64) {
 fn next(shared: &Shared) -> Step {
     let now = shared.env.boot();
     let mut state = shared.lock();
+    if shared.stop.is_given() {
+        // Whichever task sees it first: to wait here for another to say so is not to let that one take a step.
+        state.cut_short(&shared.wakers);
+    }
     if state.end.is_some() {
         return Step::Over;
     }

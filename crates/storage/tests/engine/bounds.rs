@@ -39,7 +39,7 @@ fn memory_and_descriptors_stay_flat_over_subjects_opened_in_turn() {
 }
 
 #[test]
-#[ignore = "takes a minute: make soak"]
+#[ignore = "takes a minute: make soak-all"]
 fn memory_and_descriptors_stay_flat_over_twenty_thousand_subjects() {
     opens_in_turn(20_000);
 }

@@ -158,3 +158,16 @@ async fn an_end_is_known_before_its_last_words_are_on_the_disk() {
         assert_eq!(rig.log.end(), Some(cause));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_cut_short_while_something_waits_to_be_shipped_ends_at_once() {
+    let settings = LogSettings { ship_interval: Duration::from_secs(3_600), ..LogSettings::default() };
+    let rig = Rig::with(1, FaultPlan::calm(), settings).await;
+    let ticket = rig.append("s", 0, Level::Disk);
+    rig.outcome(&ticket, Level::Disk).await.unwrap();
+    let before = rig.env.boot();
+    rig.tasks.stop().give();
+    // On one thread: nobody runs beside a task that does not let go.
+    assert_eq!(rig.log.ended().await, LogEnd::Stopped);
+    assert_eq!(rig.env.boot(), before);
+}
