@@ -254,6 +254,7 @@ impl Actor {
                 let wanted = self.machine.wanted_candidates(&self.window);
                 let busy = self.machine.busy_subjects();
                 let after = self.look_on_after.clone();
+                let responder = if request.dry_run { responder } else { responder.changing() };
                 self.lookups.push(Box::pin(async move {
                     let (mut subjects, look_on_after) = reader.subjects_of(wanted, after).await?;
                     subjects.extend(busy);

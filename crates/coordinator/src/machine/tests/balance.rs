@@ -131,9 +131,9 @@ fn a_server_with_more_to_do_than_its_share_gets_fewer_new_subjects() {
     let mut world = World::new();
     let logs: Vec<_> = (1..=4).map(|n| world.joined(&format!("s{n}"), n)).collect();
     let share = |world: &mut World, from: usize| {
-        (from..from + 2_000).filter(|n| world.locate(&format!("new.{n}")) == Ok("s1".into())).count()
+        (from..from + 600).filter(|n| world.locate(&format!("new.{n}")) == Ok("s1".into())).count()
     };
-    assert!((400..600).contains(&share(&mut world, 0)));
+    assert!((110..190).contains(&share(&mut world, 0)));
     for _ in 0..100 {
         world.now += SECOND;
         let n = world.now.as_secs();
@@ -145,8 +145,8 @@ fn a_server_with_more_to_do_than_its_share_gets_fewer_new_subjects() {
     }
     // A quarter of its weight at the least: 1 of 13 parts.
     let busy = share(&mut world, 10_000);
-    assert!((90..250).contains(&busy), "{busy} of 2,000");
-    assert!(world.assigned("s1") >= 400, "what it has stays");
+    assert!((20..85).contains(&busy), "{busy} of 600");
+    assert!(world.assigned("s1") >= 110, "what it has stays");
 }
 
 proptest::proptest! {
