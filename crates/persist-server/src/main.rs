@@ -153,18 +153,17 @@ async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
             return Ok(Exit::AsAsked);
         };
         let mut server = started?;
-        let renewal;
-        match signals.or(serve(&mut server)).await {
+        let renewal = match signals.or(serve(&mut server)).await {
             Some(Next::End(ended)) => {
                 exit = ended;
                 break server;
             }
-            Some(Next::GoOn(ended)) => renewal = ended,
+            Some(Next::GoOn(renewal)) => renewal,
             None => {
                 tracing::info!("asked to end");
                 break server;
             }
-        }
+        };
         let deadline = settings.shutdown_deadline;
         let next = async {
             match renewal {

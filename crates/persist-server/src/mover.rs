@@ -132,6 +132,8 @@ impl Task {
                     }
                 },
                 () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => MovingInput::Tick,
+                // Nobody is left who could want anything.
+                else => return,
             };
             self.drive(input);
         }

@@ -103,7 +103,8 @@ impl Moving {
             MovingInput::Wish(wish) => self.wished(wish, now),
             MovingInput::Order(subject) => {
                 let known = self.under_way.contains(&subject) || self.ordered.contains(&subject);
-                if !known && self.ordered.len() < MOST_ORDERS {
+                // An order that cannot be carried out soon is not kept: the coordinator repeats those that still count.
+                if may_begin && !known && self.ordered.len() < MOST_ORDERS {
                     self.ordered.push_back(subject);
                 }
             }

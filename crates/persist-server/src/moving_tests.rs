@@ -37,7 +37,7 @@ fn an_order_is_carried_out_once_however_often_it_comes() {
 fn orders_that_find_no_room_are_dropped() {
     let mut moving = Moving::default();
     for subject in subjects(0..5_000) {
-        moving.apply(MovingInput::Order(subject), at(0), false);
+        moving.apply(MovingInput::Order(subject), at(0), true);
     }
     assert_eq!(moving.ordered.len(), MOST_ORDERS);
 }
@@ -46,8 +46,11 @@ fn orders_that_find_no_room_are_dropped() {
 fn without_the_coordinator_nothing_is_begun() {
     let mut moving = Moving::default();
     assert_eq!(moving.apply(MovingInput::Order(subject("a")), at(0), false), []);
+    assert_eq!(moving.wake_at(), None, "the coordinator says it again when it is back");
+    assert_eq!(moving.apply(MovingInput::Wish(Wish::Empty), at(0), false), [MovingEffect::Look]);
+    assert_eq!(moving.apply(MovingInput::Open(vec![subject("a")]), at(0), false), []);
     assert_eq!(moving.wake_at(), Some(at(200)), "looked again at leisure");
-    assert_eq!(moving.apply(MovingInput::Tick, at(200), true), [hand_over("a")]);
+    assert_eq!(moving.apply(MovingInput::Tick, at(200), true), [hand_over("a"), MovingEffect::Look]);
 }
 
 /// Drives the machine with a server that has `open` open and hands each over in 30 ms, until it is empty or `until`.

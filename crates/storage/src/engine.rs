@@ -1,8 +1,9 @@
 //! The engine: takes requests for any subject, opens and closes subjects as needed.
 
+mod end;
+
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
@@ -23,6 +24,8 @@ use crate::subject::garbage::{self, Garbage};
 use crate::trust::Trust;
 use crate::values::Traffic;
 use crate::wal::{FileSystem, Wal, WalError, WalStorage, list_logs};
+
+pub use end::ShutdownReport;
 
 /// Subjects that may be opening at the same time.
 const OPENING: usize = 32;
@@ -289,16 +292,6 @@ impl fmt::Debug for Prepared {
     }
 }
 
-/// What a shutdown achieved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShutdownReport {
-    /// Subjects that were handed back: everything of them is in the bucket.
-    pub released: u64,
-    /// Subjects that were not, and why. What they have accepted is in the log, or in the local write-ahead log: whoever
-    /// comes next takes it over.
-    pub unreleased: Vec<(Subject, String)>,
-}
-
 /// Serves subjects from a data directory and a bucket. Cloning shares the engine.
 ///
 /// Dropping the last clone stops nothing: a running engine is ended by [`Engine::shutdown`], or with its process,
@@ -392,71 +385,10 @@ impl Engine {
         self.shared.log.ended().await
     }
 
-    /// Ends an engine whose log has ended, and prepares one with a fresh log in its place. Nothing of this one is
-    /// running any more when it returns.
-    ///
-    /// Cancelling the call leaves an engine that serves nothing.
-    pub async fn succeed(self) -> Prepared {
-        let shared = &self.shared;
-        crate::fail_points::reach(crate::fail_points::Step::TakenOver);
-        shared.directory.shut();
-        shared.ended.give();
-        shared.directory.empty().await;
-        shared.log.stop().await;
-        self.next()
-    }
-
-    /// Ends an engine in good order, as [`Engine::shutdown`] does, and prepares one with a fresh log in its place: one to
-    /// which nothing belongs. What sleeps here belongs to the log that ends, so that anybody may claim it from there. Waits
-    /// as long as the bucket does not answer. Nothing of this engine is running any more when it returns.
-    ///
-    /// Cancelling the call leaves an engine that serves nothing.
-    pub async fn begin_anew(self) -> Prepared {
-        let shared = &self.shared;
-        shared.directory.shut();
-        shared.stop.give();
-        shared.directory.empty().await;
-        shared.log.stop().await;
-        self.next()
-    }
-
-    /// An engine in the place of this one, which has ended.
-    fn next(&self) -> Prepared {
-        let shared = &self.shared;
-        let log = LogId::new(shared.settings.server.clone(), shared.env.ulid());
-        Prepared {
-            settings: shared.settings.clone(),
-            data: Arc::clone(&shared.data),
-            log,
-            predecessor: Some(shared.log.id().clone()),
-            bucket: Arc::clone(&shared.bucket),
-            disk: Arc::clone(&shared.disk),
-            env: shared.env.clone(),
-        }
-    }
-
     /// The engine's figures.
     #[must_use]
     pub fn figures(&self) -> Figures {
         self.shared.counters.figures(self.shared.directory.len(), self.shared.log.figures())
-    }
-
-    /// Takes no more requests, brings every open subject to the bucket and hands it back. Afterwards the engine
-    /// serves nothing.
-    ///
-    /// Cancelling the call, like `deadline` passing, lets the subjects go on releasing by themselves.
-    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
-        let directory = &self.shared.directory;
-        directory.shut();
-        self.shared.stop.give();
-        // Who held it up is named below.
-        let _ = tokio::time::timeout(deadline, async {
-            directory.empty().await;
-            self.shared.log.stop().await;
-        })
-        .await;
-        let (released, unreleased) = directory.releases();
-        ShutdownReport { released, unreleased }
     }
 }
 

@@ -29,7 +29,7 @@ pub mod collect;
 pub mod data_dir;
 mod database;
 mod directory;
-mod engine;
+pub mod engine;
 pub mod entry;
 mod export;
 pub mod fail_points;

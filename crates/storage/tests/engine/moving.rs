@@ -26,7 +26,7 @@ fn a_subject_is_handed_over_while_the_others_are_served() {
     let last = first.set(&app, "big", &large()).unwrap();
     first.set(&other, "a", "1").unwrap();
     assert_eq!(first.hand_over(&app).unwrap(), HandedOver::Released);
-    assert_eq!(*first.authority.released.lock().unwrap(), [app.clone()]);
+    assert_eq!(*first.authority.released.lock().unwrap(), std::slice::from_ref(&app));
     let figures = first.engine.figures();
     assert_eq!((figures.handed_over, figures.open_subjects, figures.claims), (1, 1, 2));
     assert_eq!(
