@@ -45,6 +45,9 @@ struct State {
     cache: Cache,
     // One per server that a location ever named and that is not gone; a fleet has few.
     servers: HashMap<ServerName, Arc<Server>>,
+    // How many announcements there were, and which was the last about each server.
+    announcements: u64,
+    announced: HashMap<ServerName, u64>,
     // One per look-up that somebody waits for.
     flights: HashMap<Subject, (u64, WeakLookUp)>,
     next_flight: u64,
@@ -111,7 +114,14 @@ impl Locations {
             old: HashMap::new(),
             generation_size: capacity.div_ceil(2).max(1),
         };
-        let state = State { cache, servers: HashMap::new(), flights: HashMap::new(), next_flight: 0 };
+        let state = State {
+            cache,
+            servers: HashMap::new(),
+            announcements: 0,
+            announced: HashMap::new(),
+            flights: HashMap::new(),
+            next_flight: 0,
+        };
         Self { bus, prefix, request, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -140,7 +150,13 @@ impl Locations {
 
     /// The server `name` is gone: fails what waits for it, and no location names it any more.
     pub(crate) fn gone(&self, name: &ServerName) {
-        let server = self.state().servers.remove(name);
+        let server = {
+            let mut state = self.state();
+            state.announcements += 1;
+            let number = state.announcements;
+            state.announced.insert(name.clone(), number);
+            state.servers.remove(name)
+        };
         if let Some(server) = server {
             server.gone.give();
         }
@@ -177,10 +193,17 @@ impl Locations {
 
     async fn look_up(self, flight: Flight) -> Result<Arc<Server>, Refusal> {
         let route = self.prefix.locate(&flight.subject);
-        let asked =
-            exchange::<LocateReply>(&*self.bus, Outgoing::new(route, self.request.clone()), LOOK_UP_DEADLINE);
-        let reply = asked.await?;
-        Ok(self.learn(&flight.subject, reply.server))
+        loop {
+            let before = self.state().announcements;
+            let message = Outgoing::new(route.clone(), self.request.clone());
+            let reply = exchange::<LocateReply>(&*self.bus, message, LOOK_UP_DEADLINE).await?;
+            let mut state = self.state();
+            // An answer that was on its way when the server was announced as gone is of the time before that: believed, it
+            // would cost a pause with nobody to cut it short. Each time round needs another announcement.
+            if state.announced.get(&reply.server).is_none_or(|number| *number <= before) {
+                return Ok(state.learn(&flight.subject, reply.server));
+            }
+        }
     }
 }
 

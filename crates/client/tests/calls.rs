@@ -325,6 +325,29 @@ async fn a_pause_before_the_next_try_ends_when_the_server_is_announced_as_gone()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_location_that_an_announcement_has_overtaken_is_not_believed() {
+    let fleet = Fleet::new();
+    // The third answer is on its way when its server is declared dead.
+    let answers = |asked| match asked {
+        0 | 1 => at("a"),
+        2 => Answer::Late(MOMENT, Box::new(at("a"))),
+        _ => at("b"),
+    };
+    fleet.coordinator(answers).await;
+    fleet.server("b", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let (written, announced) = tokio::join!(async { kv.put("k", "v").await.map(|_| fleet.now()) }, async {
+        while fleet.arrivals.count("coordinator locate") < 3 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        fleet.announce_gone("a").await;
+        fleet.now()
+    });
+    let waited = written.unwrap().saturating_sub(announced);
+    assert!(waited <= MOMENT, "{waited:?}: it asked the dead once more and paused");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_leaving_server_refuses_in_its_last_moment_goes_elsewhere() {
     let fleet = Fleet::new();
     fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
