@@ -18,9 +18,10 @@ ARGS ?=
 SEEDS ?= 20000
 SEED_START ?= 0
 
-# What `make soak-all` goes through beside that: rounds of kills (two to three seconds each), cases of each property, states of each of the model's bounds. With these
+# What `make soak-all` goes through beside that: rounds of kills (two to three seconds each) and of the nemesis (about fifteen), cases of each property, states of each of the model's bounds. With these
 # it takes hours.
 KILL_ROUNDS ?= 3000
+NEMESIS_ROUNDS ?= 800
 CASES ?= 20000
 STATES ?= 60000000
 
@@ -52,6 +53,7 @@ check: ## Format, lints, documentation, import rules, chance, words; warnings ar
 	scripts/check-words --self-test
 	scripts/check-words
 	scripts/measure-storage --self-test
+	scripts/measure-failover --self-test
 
 # The end-to-end tests start the programs, so these are built first; nextest's summary stands last.
 test: tools ## Unit, property, contract, documentation and end-to-end tests
@@ -82,7 +84,7 @@ soak: ## Worlds of the simulation (SEEDS=n SEED_START=k); the last line is a sum
 	cargo build$(LOCKED:%= %) --release -p dormouse-sim
 	$(BUILT)/dormouse-sim soak --seeds $(SEEDS) --start $(SEED_START) --keep-going
 
-soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, CASES=…, STATES=…), and what it leaves out
+soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEMESIS_ROUNDS=…, CASES=…, STATES=…), and what it leaves out
 	@scripts/tools nats-server s3-server cargo-nextest azurite c++
 	$(call heading,The bucket's contract on Azure's protocol)
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
@@ -95,6 +97,8 @@ soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, CAS
 	$(call heading,Servers killed in $(KILL_ROUNDS) rounds with their disks lost and their leases slept through)
 	cargo build$(LOCKED:%= %) --workspace --all-targets
 	DORMOUSE_KILL_ROUNDS=$(KILL_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test kill9 -- --nocapture
+	$(call heading,Everything killed, stopped and cut off in $(NEMESIS_ROUNDS) rounds)
+	DORMOUSE_NEMESIS_ROUNDS=$(NEMESIS_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test nemesis -- --nocapture
 	$(call heading,The fuzz targets compile)
 	@cp Cargo.lock fuzz/Cargo.lock
 	cargo check --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)

@@ -1,5 +1,6 @@
 //! The command line, as words: what can be said and how `--help` explains it.
 
+mod operator;
 mod words;
 
 use std::collections::BTreeSet;
@@ -13,8 +14,9 @@ use clap::{ArgGroup, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, S
 use dormouse_bus::args::NatsArgs;
 use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
+pub use self::operator::{Drain, Health, Move, Rebalance, ServerCommand, SubjectLs};
 pub use self::words::LevelChoice;
-use self::words::{Header, Metadata, message_id, process, seq};
+use self::words::{Header, Metadata, message_id, seq};
 use crate::error::EXIT_CODES;
 
 /// Streams and key-value stores over core NATS, kept in a bucket: the operator's and developer's tool.
@@ -94,12 +96,14 @@ pub enum Command {
     Watch(Watch),
     /// Show what there is to know about a subject
     Info(OneSubject),
-    /// Look at servers
+    /// Look after servers
     #[command(subcommand)]
     Server(ServerCommand),
     /// Look after subjects
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "subjects")]
     Subject(SubjectCommand),
+    /// Even out what the servers have to do: show what would be moved, or move it
+    Rebalance(Rebalance),
     /// Delete what nobody needs any more from a bucket: slots of logs that are over, and what crashes left of the
     /// subjects named. Servers do the same for themselves; this is for what no server looks at
     Gc(Gc),
@@ -111,21 +115,28 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether it may change a subject.
+    /// Whether it may change a subject, or where subjects are served.
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
             Self::Set(_) | Self::Rm(_) => true,
             Self::Subject(command) => match command {
-                SubjectCommand::Flush(_) | SubjectCommand::Configure(_) | SubjectCommand::Destroy(_) => true,
-                SubjectCommand::Locate(_) | SubjectCommand::Export(_) => false,
+                SubjectCommand::Move(_)
+                | SubjectCommand::Flush(_)
+                | SubjectCommand::Configure(_)
+                | SubjectCommand::Destroy(_) => true,
+                SubjectCommand::Ls(_) | SubjectCommand::Locate(_) | SubjectCommand::Export(_) => false,
             },
+            Self::Server(command) => match command {
+                ServerCommand::Drain(_) | ServerCommand::Undrain(_) => true,
+                ServerCommand::Ls | ServerCommand::Info(_) | ServerCommand::Health(_) => false,
+            },
+            Self::Rebalance(rebalance) => !rebalance.dry_run,
             Self::Get(_)
             | Self::Ls(_)
             | Self::Keys(_)
             | Self::Watch(_)
             | Self::Info(_)
-            | Self::Server(_)
             | Self::Gc(_)
             | Self::Dev(_)
             | Self::RunChild(_) => false,
@@ -283,31 +294,13 @@ pub struct OneSubject {
     pub subject: Subject,
 }
 
-/// `server …`.
-#[derive(Debug, Clone, Subcommand)]
-pub enum ServerCommand {
-    /// List the servers that the coordinator knows
-    Ls,
-    /// Ask processes how they are; exit code 1 if one is not well, 5 if one does not answer
-    Health(Health),
-}
-
-/// `server health`.
-#[derive(Debug, Clone, Args)]
-pub struct Health {
-    /// The server, or `coordinator` [default: the coordinator and every server it takes for alive]
-    #[arg(value_parser = process)]
-    pub name: Option<String>,
-
-    /// Take this for well too: `degraded` is a process that works while something it needs is away, such as a
-    /// coordinator without servers [default: only ok is well]
-    #[arg(long, value_name = "STATUS", value_parser = ["degraded"])]
-    pub accept: Option<String>,
-}
-
 /// `subject …`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum SubjectCommand {
+    /// List subjects and the servers they are assigned to, in the order of their bytes
+    Ls(SubjectLs),
+    /// Have a subject served by another server. Waits until it is, at most as long as --deadline
+    Move(Move),
     /// Ask the coordinator which server serves the subject
     Locate(OneSubject),
     /// Put everything so far in the bucket

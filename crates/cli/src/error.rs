@@ -14,7 +14,7 @@ Exit codes:
   0  success
   1  failure of any other kind
   2  usage: the command line is wrong
-  3  not found: no message there
+  3  not found: no such message or server there
   4  conflict: an expectation did not hold
   5  unavailable: nobody could answer before the deadline; nothing was changed
   6  permission denied

@@ -7,7 +7,7 @@
 //! | [`session`] | the connection to a fleet |
 //! | [`commands`] | what is done on a fleet |
 //! | [`dev`] | a whole local fleet in one command |
-//! | [`view`], [`output`] | results: tables for people, JSON for programs |
+//! | [`view`], [`output`], [`progress`] | results: tables for people, JSON for programs; a bar for those who wait |
 //! | [`error`] | failures and their exit codes |
 
 mod args;
@@ -16,6 +16,7 @@ mod context;
 mod dev;
 mod error;
 mod output;
+mod progress;
 mod session;
 mod view;
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dormouse_bus::{Bus, Outgoing};
-use dormouse_protocol::{Op, Prefix, RequestId, Route, SessionId, Subject, encode};
+use dormouse_bus::{Bus, Outgoing, RequestError};
+use dormouse_protocol::{Happened, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
 use dormouse_runtime::{Env, Tasks};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::Error;
+use crate::error::{Error, IndeterminateCause};
 use crate::exchange::exchange;
 use crate::location::{Locations, Server};
 use crate::retry::{Failure, Next, Refusal, Repeat, Target, Tries};
@@ -60,9 +60,10 @@ impl Inner {
         let mut tries = Tries::new(Repeat::of(op), deadline);
         let mut target = Target::Known;
         loop {
+            let mut asked = None;
             // Only before a request is sent does a closed client mean that nothing happens.
             if self.tasks.stop().is_given() {
-                return Err(Error::Closed);
+                return Err(tries.given_up(Error::Closed));
             }
             tries.try_deadline(elapsed())?;
             let failure = match self.server(subject, target, deadline.saturating_sub(elapsed())).await {
@@ -78,6 +79,7 @@ impl Inner {
                             if failure.moved() {
                                 self.locations.forget(subject, &server);
                             }
+                            asked = Some(server);
                             failure
                         }
                     }
@@ -87,8 +89,9 @@ impl Inner {
             match tries.next(failure, elapsed(), || self.env.random_u64()) {
                 Next::Fail(error) => return Err(error),
                 Next::Retry { pause, target: next } => {
-                    if !pause.is_zero() {
-                        tokio::time::sleep(pause).await;
+                    if !pause.is_zero() && pause_unless_gone(pause, asked).await {
+                        target = Target::Fresh;
+                        continue;
                     }
                     target = next;
                 }
@@ -114,28 +117,87 @@ impl Inner {
         self.locations.ask(subject, deadline).await.map_err(Failure::LookUp)
     }
 
-    /// Asks the coordinator, as often as it takes: no question to it changes anything.
+    /// Asks the coordinator, as often as it takes and `asking` allows.
     pub(crate) async fn ask_coordinator<R: DeserializeOwned>(
         &self,
         route: Route,
         request: &impl Serialize,
+        asking: Asking,
     ) -> Result<R, Error> {
         // As in `call`.
         let payload = encode(request).expect("a request encodes");
         let started = self.env.boot();
         let elapsed = || self.env.boot().saturating_sub(started);
-        let mut tries = Tries::new(Repeat::Freely, self.deadline);
+        let mut tries = Tries::new(asking.repeat(), self.deadline);
+        let mut unanswered = None;
         loop {
             let message = Outgoing::new(route.clone(), payload.clone());
-            let refusal = match exchange(&*self.bus, message, tries.try_deadline(elapsed())?).await {
+            let try_deadline =
+                tries.try_deadline(elapsed()).map_err(|error| asking.in_doubt(error, unanswered.clone()))?;
+            let refusal = match exchange(&*self.bus, message, try_deadline).await {
                 Ok(reply) => return Ok(reply),
                 Err(refusal) => refusal,
             };
-            match tries.next(Failure::LookUp(refusal), elapsed(), || self.env.random_u64()) {
-                Next::Fail(error) => return Err(error),
+            if let Refusal::Request(error) = &refusal
+                && error.happened() != Happened::No
+            {
+                unanswered = Some(error.clone());
+            }
+            let failure = match asking {
+                Asking::OrderOnce => Failure::Server(refusal),
+                Asking::Question | Asking::Order => Failure::LookUp(refusal),
+            };
+            match tries.next(failure, elapsed(), || self.env.random_u64()) {
+                Next::Fail(error) => return Err(asking.in_doubt(error, unanswered)),
                 Next::Retry { pause, .. } => tokio::time::sleep(pause).await,
             }
         }
+    }
+}
+
+/// What repeating a request to the coordinator means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asking {
+    /// It changes nothing.
+    Question,
+    /// It changes something, and means the same however often it is said.
+    Order,
+    /// It changes something each time it is said.
+    OrderOnce,
+}
+
+impl Asking {
+    const fn repeat(self) -> Repeat {
+        match self {
+            Self::Question | Self::Order => Repeat::Freely,
+            Self::OrderOnce => Repeat::Never,
+        }
+    }
+
+    /// An order that was given up after one of its tries got no answer may have been heard.
+    fn in_doubt(self, error: Error, unanswered: Option<RequestError>) -> Error {
+        match (self, error, unanswered) {
+            (Self::Order, Error::Deadline { .. }, Some(unanswered)) => {
+                Error::Indeterminate { cause: IndeterminateCause::Unanswered(unanswered) }
+            }
+            (_, error, _) => error,
+        }
+    }
+}
+
+/// Pauses before another try, but only until the server that failed the last one is announced as gone: then there is
+/// somebody else to ask. Whether that was so.
+async fn pause_unless_gone(pause: Duration, asked: Option<Arc<Server>>) -> bool {
+    let gone = async {
+        match &asked {
+            Some(server) => server.gone.given().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = gone => true,
+        () = tokio::time::sleep(pause) => false,
     }
 }
 

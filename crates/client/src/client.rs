@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use dormouse_bus::Bus;
 use dormouse_bus::nats::NatsOptions;
-use dormouse_protocol::fleet::{LocateReply, LocateRequest, ServersReply, ServersRequest};
+use dormouse_protocol::fleet::{LocateReply, LocateRequest};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use dormouse_runtime::Tasks;
 
 use crate::builder::{ClientBuilder, ConnectError};
-use crate::call::Inner;
+use crate::call::{Asking, Inner};
 use crate::error::Error;
 use crate::kv::Kv;
 use crate::stream::Stream;
@@ -90,19 +90,10 @@ impl Client {
     /// [`Error::Deadline`] when the coordinator does not answer or knows no live server;
     /// [`Error::PermissionDenied`].
     pub async fn locate(&self, subject: &Subject) -> Result<ServerName, Error> {
+        let route = self.inner.prefix.locate(subject);
         let reply: LocateReply =
-            self.inner.ask_coordinator(self.inner.prefix.locate(subject), &LocateRequest::default()).await?;
+            self.inner.ask_coordinator(route, &LocateRequest::default(), Asking::Question).await?;
         Ok(reply.server)
-    }
-
-    /// The servers that the coordinator knows. For operators: an ordinary application need not be permitted to ask.
-    ///
-    /// Cancelling the call leaves nothing behind.
-    ///
-    /// # Errors
-    /// [`Error::Deadline`] when the coordinator does not answer; [`Error::PermissionDenied`].
-    pub async fn servers(&self) -> Result<ServersReply, Error> {
-        self.inner.ask_coordinator(self.inner.prefix.admin_servers(), &ServersRequest::default()).await
     }
 
     /// The connection underneath.

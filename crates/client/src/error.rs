@@ -34,7 +34,8 @@ pub enum Error {
         #[source]
         last: Option<Box<Error>>,
     },
-    /// Whether the change took effect is not known. It is not repeated blindly: read what is there and decide.
+    /// Whether the change took effect is not known: it was sent again until the deadline, where that does no harm, and no
+    /// answer said. Read what is there and decide.
     #[error("whether the change took effect is not known")]
     Indeterminate {
         /// Why it is not known.

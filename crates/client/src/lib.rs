@@ -24,11 +24,11 @@
 //!
 //! [`Client::connect`] makes a [`Client`]; [`Client::kv`] and [`Client::stream`] make cheap handles on a subject, whose
 //! methods are named as in JetStream's key-value store and stream where they do the same. The client finds the server
-//! that serves a subject, remembers it, follows the subject when it moves, and tries again within the call's deadline
-//! whatever certainly did not happen. [`Error`] tells what may have happened otherwise.
+//! that serves a subject, remembers it, follows the subject when it moves, and tries again within the call's deadline.
+//! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too; destroying a
+//! subject is the exception. [`Error`] tells what may have happened when the deadline is over.
 //!
-//! What is not promised yet: an answer to a change that was lost is not asked for again
-//! ([`Error::Indeterminate`]), and a [`Watch`] reports what it missed ([`Update::Gap`]) but does not fill it in.
+//! What is not promised yet: a [`Watch`] reports what it missed ([`Update::Gap`]) but does not fill it in.
 //!
 //! | module | holds |
 //! |---|---|
@@ -37,6 +37,7 @@
 //! | `retry` | whether and how a call goes on after a try has failed: a pure machine |
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
 //! | `subject`, `kv`, `stream` | the calls |
+//! | `operator` | what operators ask of the coordinator |
 //! | `pages` | long results, one page ahead of the reader |
 //! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
 
@@ -49,6 +50,7 @@ mod exchange;
 mod kv;
 mod location;
 mod new_message;
+mod operator;
 mod pages;
 mod range;
 mod retry;
@@ -68,6 +70,8 @@ pub use stream::Stream;
 pub use watch::{Update, Watch};
 
 pub use dormouse_bus::nats::NatsOptions;
+#[doc(inline)]
+pub use dormouse_protocol::admin::{Assigned, DrainReply, MoveReply, MovesReply, RebalanceReply};
 #[doc(inline)]
 pub use dormouse_protocol::data::{InfoReply as Info, SetResult as Ack};
 #[doc(inline)]

@@ -36,8 +36,8 @@ pub struct Pages<T> {
 
 #[derive(Debug)]
 pub(crate) struct Page<T> {
-    items: Vec<T>,
-    last: bool,
+    pub(crate) items: Vec<T>,
+    pub(crate) last: bool,
 }
 
 /// Where pages come from.

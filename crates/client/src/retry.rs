@@ -1,16 +1,18 @@
 //! Whether and how a call goes on after a try has failed: a pure machine without clock, chance or I/O.
 //!
-//! | what failed | a read | a change |
-//! |---|---|---|
-//! | the look-up | back off, ask again | the same: nothing was sent |
-//! | nobody answers, `not_owner` | ask the coordinator, or follow the hint | the same: nothing happened |
-//! | `unavailable`, `overloaded` | back off, try again | the same: nothing happened |
-//! | no answer in time | ask the coordinator, try again | indeterminate |
-//! | the server is gone meanwhile | ask the coordinator, try again | indeterminate, after a moment for a last word |
-//! | no time is left | the deadline has passed | the same: nothing was sent |
+//! | what failed | a read | a change with a request id | a change without |
+//! |---|---|---|---|
+//! | the look-up | back off, ask again | the same: nothing was sent | the same |
+//! | nobody answers, `not_owner` | ask the coordinator, or follow the hint | the same: nothing happened | the same |
+//! | `unavailable`, `overloaded` | back off, try again | the same: nothing happened | the same |
+//! | no answer in time | ask the coordinator, try again | the same | indeterminate |
+//! | the server is gone meanwhile | ask the coordinator, try again | the same | indeterminate, after a moment for a last word |
+//! | `indeterminate` | | back off, ask the coordinator, try again | indeterminate |
+//! | no time is left | the deadline has passed | the same; indeterminate after a try whose outcome is not known | the same: nothing was sent |
 //!
-//! Because a change is never repeated after an unknown outcome, its only try waits until the call's deadline; a read
-//! gives each try a part of it.
+//! A server carries a request with an id out at most once and answers its repeat as it answered it the first time, so a
+//! repeat does no harm and brings the answer that was lost. A change without an id is never repeated after an unknown
+//! outcome, so its only try waits until the call's deadline; the others give each try a part of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,10 +28,13 @@ use crate::error::{Error, IndeterminateCause, MalformedCause};
 /// subject may take longer to wake up than this.
 pub(crate) const FIRST_TRY: Duration = Duration::from_secs(1);
 
+/// The same of a change, which has to reach the bucket: what is only slow is not to be sent twice.
+pub(crate) const FIRST_TRY_OF_CHANGE: Duration = Duration::from_secs(2);
+
 /// The first pause before another try. Jitter comes on top.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The longest pause before another try: a failover is noticed this late at worst.
+/// The longest pause before another try: a failover of which no announcement is heard is noticed this late at worst.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How many times in a row the hint of a server is followed. Servers that name each other must not keep us running
@@ -43,6 +48,8 @@ pub(crate) enum Repeat {
     Freely,
     /// Repeated freely, but expected to take long: each try waits until the call's deadline.
     Patiently,
+    /// A change that carries a request id: it is carried out once however often it is sent.
+    ById,
     /// Never after an outcome that is not known.
     Never,
 }
@@ -51,6 +58,8 @@ impl Repeat {
     pub(crate) const fn of(op: Op) -> Self {
         match op {
             Op::Flush => Self::Patiently,
+            Op::Set | Op::Delete | Op::DeleteAll | Op::Configure => Self::ById,
+            // What would remember the id of a destroy is what it destroys.
             op if op.changes() => Self::Never,
             _ => Self::Freely,
         }
@@ -149,6 +158,8 @@ pub(crate) struct Tries {
     repeat: Repeat,
     deadline: Duration,
     unanswered: u32,
+    /// Why it is not known what became of an earlier try. Nothing but an answer to the request itself settles that.
+    doubt: Option<IndeterminateCause>,
     hints: u32,
     relocated: bool,
     // Most calls need no pause, and a seed costs a system call: drawn when first needed.
@@ -157,20 +168,23 @@ pub(crate) struct Tries {
 
 impl Tries {
     pub(crate) const fn new(repeat: Repeat, deadline: Duration) -> Self {
-        Self { repeat, deadline, unanswered: 0, hints: 0, relocated: false, backoff: None }
+        Self { repeat, deadline, unanswered: 0, doubt: None, hints: 0, relocated: false, backoff: None }
     }
 
     /// How long a try that starts now may wait for its answer.
     ///
     /// # Errors
     /// [`Error::Deadline`] when no time is left: what is sent then may be carried out and nobody hears of it.
+    /// [`Error::Indeterminate`] when that has happened already.
     pub(crate) fn try_deadline(&self, elapsed: Duration) -> Result<Duration, Error> {
         let remaining = self.deadline.saturating_sub(elapsed);
         if remaining.is_zero() {
-            return Err(Error::Deadline { deadline: self.deadline, last: None });
+            return Err(self.out_of_time(None));
         }
+        let doubled = |first: Duration| remaining.min(first.saturating_mul(1 << self.unanswered.min(16)));
         Ok(match self.repeat {
-            Repeat::Freely => remaining.min(FIRST_TRY.saturating_mul(1 << self.unanswered.min(16))),
+            Repeat::Freely => doubled(FIRST_TRY),
+            Repeat::ById => doubled(FIRST_TRY_OF_CHANGE),
             Repeat::Patiently | Repeat::Never => remaining,
         })
     }
@@ -179,7 +193,7 @@ impl Tries {
     /// answer decides between failing for sure and not knowing.
     pub(crate) const fn last_word(&self, moment: Duration) -> Duration {
         match self.repeat {
-            Repeat::Freely | Repeat::Patiently => Duration::ZERO,
+            Repeat::Freely | Repeat::Patiently | Repeat::ById => Duration::ZERO,
             Repeat::Never => moment,
         }
     }
@@ -190,11 +204,27 @@ impl Tries {
             Decision::Fail(error) => Next::Fail(error),
             Decision::Again { pause, target, why } => {
                 if elapsed.saturating_add(pause) >= self.deadline {
-                    Next::Fail(Error::Deadline { deadline: self.deadline, last: Some(Box::new(why)) })
+                    Next::Fail(self.out_of_time(Some(why)))
                 } else {
                     Next::Retry { pause, target }
                 }
             }
+        }
+    }
+
+    /// What a call comes to that has no time left; `last` is how its last try failed.
+    fn out_of_time(&self, last: Option<Error>) -> Error {
+        match &self.doubt {
+            Some(cause) => Error::Indeterminate { cause: cause.clone() },
+            None => Error::Deadline { deadline: self.deadline, last: last.map(Box::new) },
+        }
+    }
+
+    /// What a call comes to that is given up with `error`: an earlier try may have been carried out all the same.
+    pub(crate) fn given_up(&self, error: Error) -> Error {
+        match &self.doubt {
+            Some(cause) => Error::Indeterminate { cause: cause.clone() },
+            None => error,
         }
     }
 
@@ -205,7 +235,7 @@ impl Tries {
             Failure::Server(Refusal::Request(error)) => self.after_request(error, seed),
             Failure::Server(Refusal::Reply(reply)) => self.after_reply(*reply, seed),
             Failure::Server(Refusal::Malformed(error)) => Decision::Fail(match self.repeat {
-                Repeat::Never => Error::Indeterminate {
+                Repeat::Never | Repeat::ById => Error::Indeterminate {
                     cause: IndeterminateCause::Malformed(MalformedCause::Decode(error)),
                 },
                 Repeat::Freely | Repeat::Patiently => Refusal::Malformed(error).into_error(),
@@ -230,17 +260,20 @@ impl Tries {
             other => other.into_error(),
         };
         if !again {
-            return Decision::Fail(why);
+            return Decision::Fail(self.given_up(why));
         }
         Decision::Again { pause: self.pause(pause, seed), target: Target::Fresh, why }
     }
 
     fn after_gone(&mut self, server: ServerName) -> Decision {
+        if self.repeat == Repeat::ById {
+            self.doubt = Some(IndeterminateCause::ServerGone(server.clone()));
+        }
         match self.repeat {
             Repeat::Never => {
                 Decision::Fail(Error::Indeterminate { cause: IndeterminateCause::ServerGone(server) })
             }
-            Repeat::Freely | Repeat::Patiently => Decision::Again {
+            Repeat::Freely | Repeat::Patiently | Repeat::ById => Decision::Again {
                 pause: Duration::ZERO,
                 target: Target::Fresh,
                 why: Error::from_reply(ErrorReply::unavailable(format!("the server {server} is gone"))),
@@ -254,8 +287,18 @@ impl Tries {
                 Repeat::Never => {
                     Decision::Fail(Error::Indeterminate { cause: IndeterminateCause::Unanswered(error) })
                 }
-                Repeat::Freely | Repeat::Patiently => {
+                Repeat::Freely | Repeat::Patiently | Repeat::ById => {
                     self.unanswered += 1;
+                    if let RequestError::Closed { .. } = error {
+                        let cause = IndeterminateCause::Unanswered(error);
+                        return Decision::Fail(match self.repeat {
+                            Repeat::ById => Error::Indeterminate { cause },
+                            _ => Error::Closed,
+                        });
+                    }
+                    if self.repeat == Repeat::ById {
+                        self.doubt = Some(IndeterminateCause::Unanswered(error.clone()));
+                    }
                     // The wait for the answer was the pause.
                     Decision::Again {
                         pause: Duration::ZERO,
@@ -274,13 +317,30 @@ impl Tries {
                 let pause = self.pause(Duration::ZERO, seed);
                 Decision::Again { pause, target: Target::Known, why: Error::from_request(error) }
             }
-            fatal => Decision::Fail(Error::from_request(fatal)),
+            fatal => Decision::Fail(self.given_up(Error::from_request(fatal))),
         }
     }
 
     fn after_reply(&mut self, reply: ErrorReply, seed: impl FnOnce() -> u64) -> Decision {
         let (pause, target) = match (&reply.code, reply.retry()) {
-            (_, Retry::Never) => return Decision::Fail(Error::from_reply(reply)),
+            // The one that had it cannot know; the one that has the subject now may.
+            (ErrorCode::Indeterminate, _) if self.repeat == Repeat::ById => {
+                self.doubt = Some(IndeterminateCause::Reported(Box::new(reply.clone())));
+                (self.pause(Duration::ZERO, seed), Target::Fresh)
+            }
+            // The request was looked for among those that were carried out, and then refused for what it is; or it would
+            // have been refused whenever it came.
+            (
+                ErrorCode::WrongLast
+                | ErrorCode::KeyExists
+                | ErrorCode::LimitExceeded
+                | ErrorCode::BadRequest
+                | ErrorCode::TooLarge
+                | ErrorCode::Unsupported
+                | ErrorCode::UnsupportedVersion,
+                _,
+            ) => return Decision::Fail(Error::from_reply(reply)),
+            (_, Retry::Never) => return Decision::Fail(self.given_up(Error::from_reply(reply))),
             (ErrorCode::NotOwner, _) => match &reply.owner {
                 Some(owner) if self.hints < HINTS_FOLLOWED => {
                     self.hints += 1;

@@ -51,6 +51,87 @@ fn a_change_of_unknown_fate_is_never_repeated() {
 }
 
 #[test]
+fn a_change_with_an_id_is_repeated_after_silence_and_its_fate_is_open_only_once_the_time_is_over() {
+    let unknown = [
+        Failure::Gone(server("a")),
+        Failure::Server(Refusal::Request(silent())),
+        refused(ErrorReply::new(ErrorCode::Indeterminate, "?")),
+    ];
+    for failure in unknown {
+        let mut tries = Tries::new(Repeat::ById, DEADLINE);
+        let next = tries.next(failure.clone(), Duration::ZERO, || 7);
+        assert!(matches!(next, Next::Retry { target: Target::Fresh, .. }), "{failure:?}: {next:?}");
+        // That the next one has done nothing says nothing of the first.
+        for refusal in
+            [ErrorReply::not_owner(None), ErrorReply::unavailable("?"), ErrorReply::overloaded("?", 1)]
+        {
+            assert!(matches!(tries.next(refused(refusal), Duration::ZERO, || 7), Next::Retry { .. }));
+        }
+        let out_of_time = [
+            tries.try_deadline(DEADLINE).unwrap_err(),
+            tries.given_up(Error::Closed),
+            match tries.next(refused(ErrorReply::unavailable("?")), DEADLINE, || 7) {
+                Next::Fail(error) => error,
+                Next::Retry { .. } => panic!("no time is left"),
+            },
+            match tries.next(refused(ErrorReply::corrupt("object", "torn")), Duration::ZERO, || 7) {
+                Next::Fail(error) => error,
+                Next::Retry { .. } => panic!("it stays so"),
+            },
+        ];
+        for error in out_of_time {
+            assert!(matches!(error, Error::Indeterminate { .. }), "{failure:?}: {error:?}");
+        }
+        // This one has looked for it first.
+        let next = tries.next(refused(ErrorReply::wrong_last(None)), Duration::ZERO, || 7);
+        assert!(matches!(next, Next::Fail(Error::WrongLast { .. })), "{next:?}");
+    }
+    let garbage = Refusal::Malformed(Arc::new(decode::<u64>(b"\xc1").unwrap_err()));
+    let next = after(Repeat::ById, Failure::Server(garbage));
+    assert!(matches!(next, Next::Fail(Error::Indeterminate { .. })), "another answer is no better: {next:?}");
+}
+
+#[test]
+fn a_change_waits_longer_each_time_nobody_answers() {
+    let mut tries = Tries::new(Repeat::ById, Duration::from_secs(60));
+    let waits = std::iter::repeat_with(|| {
+        let wait = tries.try_deadline(Duration::ZERO).unwrap();
+        tries.next(Failure::Server(Refusal::Request(silent())), Duration::ZERO, || 7);
+        wait.as_secs()
+    });
+    assert_eq!(waits.take(4).collect::<Vec<_>>(), [2, 4, 8, 16]);
+}
+
+#[test]
+fn destroying_is_the_one_change_that_is_not_repeated_after_silence() {
+    let never: Vec<_> = Op::ALL.iter().copied().filter(|op| Repeat::of(*op) == Repeat::Never).collect();
+    assert_eq!(never, [Op::Destroy]);
+}
+
+#[test]
+fn a_subject_on_its_way_from_server_to_server_is_followed_until_the_deadline() {
+    for repeat in [Repeat::Freely, Repeat::ById] {
+        let (mut tries, mut elapsed, mut asked) = (Tries::new(repeat, DEADLINE), Duration::ZERO, 0);
+        let error = loop {
+            match tries.next(refused(ErrorReply::not_owner(None)), elapsed, || 7) {
+                Next::Retry { pause, target } => {
+                    assert_eq!(target, Target::Fresh);
+                    assert!(pause <= LONGEST_PAUSE * 2);
+                    elapsed += pause;
+                    asked += 1;
+                }
+                Next::Fail(error) => break error,
+            }
+        };
+        assert!(
+            matches!(error, Error::Deadline { .. }) && elapsed > DEADLINE * 9 / 10,
+            "{error:?} at {elapsed:?}"
+        );
+        assert!((10..60).contains(&asked), "{asked}");
+    }
+}
+
+#[test]
 fn a_bus_that_was_closed_before_the_request_was_sent_leaves_no_doubt() {
     for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
         let next = after(repeat, Failure::Server(Refusal::Request(RequestError::Closed { sent: false })));
@@ -151,9 +232,10 @@ proptest! {
     #[test]
     fn every_call_ends_within_its_deadline(
         failures in proptest::collection::vec(0_usize..9, 1..400),
-        change in any::<bool>(),
+        repeat in proptest::sample::select(vec![Repeat::Never, Repeat::Freely, Repeat::ById]),
     ) {
-        let repeat = if change { Repeat::Never } else { Repeat::Freely };
+        let change = repeat == Repeat::Never;
+        let mut in_doubt = false;
         let mut tries = Tries::new(repeat, DEADLINE);
         let mut elapsed = Duration::ZERO;
         for failure in failures {
@@ -177,9 +259,14 @@ proptest! {
             };
             let unknown = matches!(failure, Failure::Gone(_) | Failure::Server(Refusal::Request(RequestError::Deadline { .. })));
             match tries.next(failure, elapsed, || 7) {
-                Next::Fail(_) => return Ok(()),
+                Next::Fail(error) => {
+                    let is_open = in_doubt || change && unknown;
+                    prop_assert_eq!(error.happened() == Happened::Unknown, is_open || repeat == Repeat::ById && unknown);
+                    return Ok(());
+                }
                 Next::Retry { pause, .. } => {
                     prop_assert!(!(change && unknown));
+                    in_doubt |= unknown && repeat == Repeat::ById;
                     prop_assert!(elapsed + pause < DEADLINE);
                     elapsed += pause;
                 }

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryOptions, Permission};
@@ -136,17 +138,47 @@ async fn a_read_that_nobody_answers_ends_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_without_answer_is_not_repeated() {
+async fn a_change_without_answer_is_sent_again_under_its_id_and_its_fate_is_open_at_the_deadline_only() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet.server("a", |_, _, _| Answer::Silence).await;
-    let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(Duration::from_secs(4));
+    let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(Duration::from_secs(8));
     let before = fleet.now();
     let error = kv.put("k", "v").await.unwrap_err();
     assert!(matches!(error, Error::Indeterminate { cause: IndeterminateCause::Unanswered(_) }), "{error:?}");
     assert_eq!(error.happened(), Happened::Unknown);
-    assert_eq!(fleet.now() - before, Duration::from_secs(4));
-    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a set"]);
+    assert_eq!(fleet.now() - before, Duration::from_secs(8));
+    // Waited for 2, 4 and 2 seconds.
+    let sent = fleet.arrivals.payloads("a set");
+    assert!(sent.len() == 3 && sent.iter().all(|payload| *payload == sent[0]), "the same request each time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_answer_is_lost_succeeds_with_the_next_one() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
+    fleet.server("a", |_, _, _| Answer::Silence).await;
+    fleet
+        .server(
+            "b",
+            |_, payload, asked| {
+                if asked == 0 { Answer::Error(ErrorReply::not_owner(None)) } else { done(payload) }
+            },
+        )
+        .await;
+    fleet.client().await.kv("app.x").unwrap().put("k", "v").await.unwrap();
+    assert_eq!(fleet.arrivals.payloads("a set")[0], fleet.arrivals.payloads("b set")[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn destroying_without_answer_is_not_repeated() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet.server("a", |_, _, _| Answer::Silence).await;
+    let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(Duration::from_secs(8));
+    let error = kv.destroy().await.unwrap_err();
+    assert!(matches!(error, Error::Indeterminate { cause: IndeterminateCause::Unanswered(_) }), "{error:?}");
+    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a destroy"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,20 +188,27 @@ async fn after_silence_the_next_call_asks_where_the_subject_is() {
     fleet.server("a", |_, _, _| Answer::Silence).await;
     fleet.server("b", |_, payload, _| done(payload)).await;
     let kv = fleet.client().await.kv("app.x").unwrap();
-    kv.put("k", "1").await.unwrap_err();
+    kv.destroy().await.unwrap_err();
     kv.put("k", "2").await.unwrap();
-    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a set", "coordinator locate", "b set"]);
+    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a destroy", "coordinator locate", "b set"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_answer_to_a_change_is_waited_for_until_the_deadline() {
+async fn a_change_that_takes_long_is_waited_for_until_the_deadline() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
-    let slow = Duration::from_secs(9);
-    fleet.server("a", move |_, payload, _| Answer::Late(slow, Box::new(done(payload)))).await;
+    // It is carried out after 9 s, and with that its repeats are answered, too.
+    let asked_at = |asked: usize| [0, 2, 6][asked];
+    fleet
+        .server("a", move |_, payload, asked| {
+            let rest = Duration::from_secs(9 - asked_at(asked));
+            Answer::Late(rest, Box::new(done(payload)))
+        })
+        .await;
     let kv = fleet.client().await.kv("app.x").unwrap();
+    let before = fleet.now();
     kv.put("k", "v").await.unwrap();
-    assert_eq!(fleet.arrivals.count("a set"), 1);
+    assert_eq!((fleet.now() - before, fleet.arrivals.count("a set")), (Duration::from_secs(9), 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,14 +268,31 @@ async fn a_client_that_may_not_hear_announcements_works_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_at_a_server_that_is_gone_is_soon_indeterminate() {
+async fn a_change_at_a_server_that_is_gone_goes_elsewhere_at_once() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
+    fleet.server("a", |_, _, _| Answer::Silence).await;
+    fleet.server("b", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let before = fleet.now();
+    let (outcome, ()) = tokio::join!(kv.put("k", "v"), async {
+        fleet.arrivals.wait_for("a set", 1).await;
+        fleet.announce_gone("a").await;
+    });
+    outcome.unwrap();
+    assert_eq!(fleet.now() - before, Duration::ZERO);
+    assert_eq!(fleet.arrivals.payloads("a set"), fleet.arrivals.payloads("b set"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn destroying_at_a_server_that_is_gone_is_soon_indeterminate() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet.server("a", |_, _, _| Answer::Silence).await;
     let kv = fleet.client().await.kv("app.x").unwrap();
     let before = fleet.now();
-    let (outcome, ()) = tokio::join!(kv.put("k", "v"), async {
-        fleet.arrivals.wait_for("a set", 1).await;
+    let (outcome, ()) = tokio::join!(kv.destroy(), async {
+        fleet.arrivals.wait_for("a destroy", 1).await;
         fleet.announce_gone("a").await;
     });
     let error = outcome.unwrap_err();
@@ -245,7 +301,27 @@ async fn a_change_at_a_server_that_is_gone_is_soon_indeterminate() {
         "{error:?}"
     );
     assert_eq!(fleet.now() - before, Duration::from_millis(250));
-    assert_eq!(fleet.arrivals.count("a set"), 1);
+    assert_eq!(fleet.arrivals.count("a destroy"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_before_the_next_try_ends_when_the_server_is_announced_as_gone() {
+    let fleet = Fleet::new();
+    let declared = Arc::new(AtomicBool::new(false));
+    let dead = Arc::clone(&declared);
+    // Nobody answers at the one that the coordinator names until it is declared dead.
+    fleet.coordinator(move |_| at(if dead.load(Ordering::Relaxed) { "b" } else { "a" })).await;
+    fleet.server("b", |_, payload, _| done(payload)).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let (outcome, announced) = tokio::join!(async { (kv.put("k", "v").await, fleet.now()) }, async {
+        // By then the pauses are as long as they get.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        declared.store(true, Ordering::Relaxed);
+        fleet.announce_gone("a").await;
+        fleet.now()
+    });
+    outcome.0.unwrap();
+    assert_eq!(outcome.1, announced);
 }
 
 #[tokio::test(start_paused = true)]
@@ -271,8 +347,8 @@ async fn a_last_word_is_not_waited_for_beyond_the_deadline() {
     fleet.server("a", |_, _, _| Answer::Silence).await;
     let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(Duration::from_millis(100));
     let before = fleet.now();
-    let (outcome, ()) = tokio::join!(kv.put("k", "v"), async {
-        fleet.arrivals.wait_for("a set", 1).await;
+    let (outcome, ()) = tokio::join!(kv.destroy(), async {
+        fleet.arrivals.wait_for("a destroy", 1).await;
         fleet.announce_gone("a").await;
     });
     assert!(matches!(outcome, Err(Error::Indeterminate { .. })), "{outcome:?}");

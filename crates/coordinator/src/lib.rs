@@ -6,9 +6,9 @@
 //! | module | holds | never knows |
 //! |---|---|---|
 //! | [`machine`] | every decision: membership, leases, assignment; inputs and a time in, effects out | I/O, clocks, the number of subjects |
-//! | [`placement`], [`lease`] | the arithmetic behind them | who asks |
+//! | [`placement`], [`rebalance`], [`lease`] | the arithmetic behind them | who asks |
 //! | [`store`] | what is remembered, behind a port: sled files, or memory for simulation | why |
-//! | [`shell`] | the one task that asks the machine, commits, then answers | policy |
+//! | [`shell`] | the task that asks the machine, commits, then answers; one coordinator at a time; lists | policy |
 //! | [`data_dir`], [`args`], [`settings`] | what the program is told | the rest |
 
 pub mod args;
@@ -16,6 +16,7 @@ pub mod data_dir;
 pub mod lease;
 pub mod machine;
 pub mod placement;
+pub mod rebalance;
 pub mod settings;
 pub mod shell;
 pub mod store;

@@ -6,19 +6,28 @@
 //! arrived.
 
 mod assignment;
+mod balance;
+mod draining;
+mod load;
 mod membership;
+mod moves;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use dormouse_protocol::admin::{
+    DrainReply, HandOverOrder, MoveReply, MoveRequest, MovesReply, RebalanceReply, RebalanceRequest,
+};
 use dormouse_protocol::fleet::{
-    ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, LocateReply,
-    ReleaseRequest, ServerLoad, ServersReply,
+    BusySubject, ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest,
+    LocateReply, ReleaseRequest, ServerLoad, ServersReply,
 };
 use dormouse_protocol::{ErrorReply, Incarnation, LogId, ServerName, Subject};
 
+use self::load::{EASE, Rate};
+use self::moves::Moves;
 use crate::lease::{Lease, UNKNOWN_RESTART_WAIT, dead_after};
 use crate::store::{Change, MemberRecord, Remembered, Waits};
 
@@ -48,12 +57,31 @@ pub enum Input {
     Release(Subject, ReleaseRequest),
     /// An operator asks for the list of servers.
     Servers,
+    /// An operator wants a server emptied.
+    Drain(ServerName),
+    /// An operator lets a server take subjects again.
+    Undrain(ServerName),
+    /// An operator wants a subject served by another server.
+    Move(Subject, MoveRequest),
+    /// An operator asks how the moves stand.
+    Moves,
+    /// An operator wants the servers' work evened out.
+    Rebalance(RebalanceRequest, Candidates),
     /// Time has passed, and everything that had arrived by now was handed over.
     Tick,
     /// The coordinator's own connection is lost: nobody can be heard.
     Disconnected,
     /// The coordinator's own connection is back.
     Connected,
+}
+
+/// What was looked up for a rebalancing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Candidates {
+    /// Some of the subjects that could be moved, and who had them when they were looked up.
+    pub subjects: Vec<(Subject, ServerName)>,
+    /// Most bytes of moves that the answer has room for.
+    pub reply_bytes: usize,
 }
 
 /// The good answer to an input that is a request.
@@ -69,6 +97,14 @@ pub enum Answer {
     Acknowledged,
     /// To the question for servers.
     Servers(ServersReply),
+    /// To a drain and an undrain.
+    Drain(DrainReply),
+    /// To a move.
+    Move(MoveReply),
+    /// To the question how the moves stand.
+    Moves(MovesReply),
+    /// To a rebalancing.
+    Rebalance(RebalanceReply),
 }
 
 /// Why a process is gone.
@@ -91,7 +127,32 @@ pub struct Gone {
     pub why: Why,
 }
 
-/// What is to be done: first make and flush the changes, then send the answer and the announcements.
+/// Something that operators should find in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// A process was admitted.
+    Joined {
+        /// Its log.
+        log: LogId,
+        /// Its share of the subjects relative to others.
+        capacity: u32,
+    },
+    /// A server is to be emptied.
+    DrainOrdered(ServerName),
+    /// A server may take subjects again.
+    DrainTakenBack(ServerName),
+    /// A subject was not moved.
+    MoveGivenUp {
+        /// The subject.
+        subject: Subject,
+        /// The server that should have had it.
+        to: ServerName,
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// What is to be done: first make and flush the changes, then send the answer, the announcements and the orders.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Effects {
     /// To be remembered.
@@ -100,6 +161,10 @@ pub struct Effects {
     pub answer: Option<Result<Answer, ErrorReply>>,
     /// To be announced.
     pub gone: Vec<Gone>,
+    /// To be sent to servers.
+    pub orders: Vec<HandOverOrder>,
+    /// To be logged.
+    pub news: Vec<News>,
 }
 
 impl Effects {
@@ -134,20 +199,39 @@ struct Member {
     record: MemberRecord,
     lease: Lease,
     load: ServerLoad,
+    rate: Rate,
+    /// The subjects it said it had most to do with.
+    busiest: Vec<BusySubject>,
+    /// By how much its weight in placement is reduced for what it has to do: so many [`EASE`]ths of it count.
+    ease: u32,
+    /// The process wishes to be given nothing.
     draining: bool,
     /// The process said that it goes. Not remembered over a restart: this is about messages that come late.
     left: bool,
 }
 
 impl Member {
-    /// Whether subjects that it has are to stay with it.
+    fn new(record: MemberRecord, lease: Lease) -> Self {
+        Self {
+            record,
+            lease,
+            load: ServerLoad::default(),
+            rate: Rate::default(),
+            busiest: Vec::new(),
+            ease: EASE,
+            draining: false,
+            left: false,
+        }
+    }
+
+    /// Whether subjects that it has are to stay with it: also while it drains, until it has released them.
     fn keeps_subjects(&self) -> bool {
-        self.lease.may_hold() && !self.draining
+        self.lease.may_hold() && !self.is_drained()
     }
 
     /// Whether it may be given subjects it does not have. Who was not heard of since the start is not.
     fn takes_subjects(&self) -> bool {
-        matches!(self.lease, Lease::Granted { .. }) && !self.draining
+        matches!(self.lease, Lease::Granted { .. }) && !self.drains()
     }
 }
 
@@ -164,6 +248,7 @@ pub struct Machine {
     waits: Waits,
     connected: bool,
     last_tick: Duration,
+    moves: Moves,
 }
 
 impl Machine {
@@ -179,12 +264,9 @@ impl Machine {
         let ours = dead_after(ttl);
         let inherited = remembered.waits.unwrap_or(Waits { member: ours, stranger: UNKNOWN_RESTART_WAIT });
         let ends = now + inherited.member;
-        let revive = |record: MemberRecord| Member {
-            lease: if record.dead { Lease::Over } else { Lease::Inherited { ends } },
-            record,
-            load: ServerLoad::default(),
-            draining: false,
-            left: false,
+        let revive = |record: MemberRecord| {
+            let lease = if record.dead { Lease::Over } else { Lease::Inherited { ends } };
+            Member::new(record, lease)
         };
         let members = remembered.members.into_iter().map(|(name, record)| (name, revive(record))).collect();
         // Leases of earlier runs and of this one may be out there until the wait has passed; it is shortened then.
@@ -198,6 +280,7 @@ impl Machine {
             waits,
             connected: true,
             last_tick: now,
+            moves: Moves::default(),
         };
         (machine, changed.then_some(Change::Waits(waits)).into_iter().collect())
     }
@@ -207,12 +290,17 @@ impl Machine {
         match input {
             Input::Locate(subject) => self.locate(&subject, view),
             Input::Join(request) => self.join(request, now),
-            Input::Heartbeat(request) => self.heartbeat(&request, now),
+            Input::Heartbeat(request) => self.heartbeat(request, now),
             Input::Leave(request) => self.leave(&request.log),
             Input::Claim(subject, request) => self.claim(&subject, &request, view),
-            Input::Release(subject, request) => self.release(subject, &request.log, view),
+            Input::Release(subject, request) => self.release(subject, &request.log, now, view),
             Input::Servers => self.servers(now, view),
-            Input::Tick => self.tick(now),
+            Input::Drain(server) => self.drain(&server, now, view),
+            Input::Undrain(server) => self.undrain(&server, now, view),
+            Input::Move(subject, request) => self.move_subject(subject, request.to, now, view),
+            Input::Moves => self.moves(),
+            Input::Rebalance(request, candidates) => self.rebalance(request, candidates, now, view),
+            Input::Tick => self.tick(now, view),
             Input::Disconnected => {
                 self.connected = false;
                 Effects::default()
@@ -244,14 +332,14 @@ impl Machine {
         for member in self.members.values() {
             match member {
                 Member { lease: Lease::Over, .. } => census.dead += 1,
-                Member { draining: true, .. } => census.draining += 1,
-                Member { .. } => census.alive += 1,
+                member if member.drains() => census.draining += 1,
+                _ => census.alive += 1,
             }
         }
         census
     }
 
-    fn tick(&mut self, now: Duration) -> Effects {
+    fn tick(&mut self, now: Duration, view: &dyn AssignmentView) -> Effects {
         // Whoever stood still himself must listen for a while before he calls others silent.
         if now.saturating_sub(self.last_tick) > self.ttl / 2 {
             self.hear_again(now);
@@ -274,6 +362,8 @@ impl Machine {
                 effects.changes.push(Change::Waits(ours));
             }
         }
+        self.weigh_members();
+        self.drive_moves(now, view, &mut effects);
         effects
     }
 

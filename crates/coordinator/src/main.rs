@@ -89,7 +89,7 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         }
         started = Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks) => started?,
     };
-    tracing::info!(incarnation = %coordinator.incarnation(), prefix = %settings.coordinator.prefix, "ready");
+    tracing::info!(coordinates = coordinator.coordinates(), "ready");
     tokio::select! {
         biased;
         ended = coordinator.ended() => {

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 #[must_use]
 pub fn place<'a, I>(subject: &Subject, candidates: I) -> Option<&'a ServerName>
 where
-    I: IntoIterator<Item = (&'a ServerName, u32)>,
+    I: IntoIterator<Item = (&'a ServerName, u64)>,
 {
     let subject = digest(subject.as_str());
     candidates
@@ -27,11 +27,11 @@ where
 }
 
 /// A draw from the exponential distribution with rate 1/`weight`, reversed: `P(highest)` is in proportion to the weight.
-fn score(subject: u64, server: &ServerName, weight: u32) -> f64 {
+fn score(subject: u64, server: &ServerName, weight: u64) -> f64 {
     let draw = mix(subject ^ mix(digest(server.as_str())));
     // 53 bits, moved by one half so that neither 0 nor 1 can come out.
     let even = ((draw >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    f64::from(weight) / -even.ln()
+    weight as f64 / -even.ln()
 }
 
 fn digest(name: &str) -> u64 {
@@ -62,7 +62,7 @@ mod tests {
         Subject::new(&format!("app.orders.{number}")).unwrap()
     }
 
-    fn shares(weighted: &[(ServerName, u32)], subjects: usize) -> BTreeMap<ServerName, usize> {
+    fn shares(weighted: &[(ServerName, u64)], subjects: usize) -> BTreeMap<ServerName, usize> {
         let mut shares = BTreeMap::new();
         for number in 0..subjects {
             let chosen =
@@ -88,7 +88,7 @@ mod tests {
         let shares = shares(&weighted, 60_000);
         for (server, weight) in weighted {
             let share = shares.get(&server).copied().unwrap_or(0) as f64;
-            let due = f64::from(weight) * 100.0;
+            let due = weight as f64 * 100.0;
             assert!((share - due).abs() <= due * 0.05, "{server} of weight {weight} has {share}, due {due}");
         }
     }
@@ -104,7 +104,7 @@ mod tests {
         #[test]
         fn only_subjects_of_the_server_that_goes_or_comes_move(
             names in proptest::collection::btree_set("[a-z0-9][a-z0-9-]{0,12}", 2..12),
-            weights in proptest::collection::vec(1_u32..1_000, 12),
+            weights in proptest::collection::vec(1_u64..1_000, 12),
             leaver in any::<prop::sample::Index>(),
         ) {
             let all: Vec<_> = names

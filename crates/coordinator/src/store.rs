@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use counts::Counts;
 pub use window::Window;
 
+use crate::lease::UNKNOWN_RESTART_WAIT;
+
 /// What is remembered about one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRecord {
@@ -36,6 +38,10 @@ pub struct MemberRecord {
     /// The process was declared dead or left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dead: bool,
+    /// An operator wants the server emptied. The log that may still own something: as soon as a process writes another
+    /// one, the server is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<LogId>,
 }
 
 /// One change to what is remembered.
@@ -79,6 +85,22 @@ pub struct Remembered {
     pub members: BTreeMap<ServerName, MemberRecord>,
     /// See [`Change::Waits`]; `None` when the store does not know.
     pub waits: Option<Waits>,
+}
+
+impl Remembered {
+    /// Believes less of it, after another coordinator has been at work that remembers for itself: it may have granted
+    /// leases of any length to anybody, also to whom this store knows as dead. Returns the changes that this is.
+    #[must_use]
+    pub fn doubt(&mut self) -> Vec<Change> {
+        let waits = Waits { member: UNKNOWN_RESTART_WAIT, stranger: UNKNOWN_RESTART_WAIT };
+        self.waits = Some(waits);
+        let dead = self.members.values_mut().filter(|record| record.dead);
+        let revived = dead.map(|record| {
+            record.dead = false;
+            Change::Member(record.clone())
+        });
+        revived.chain([Change::Waits(waits)]).collect()
+    }
 }
 
 /// Why a store could not do what it was asked for.
@@ -130,6 +152,18 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`] when it cannot be read.
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError>;
+
+    /// The assignments of subjects that begin with `prefix` and come after `after`, ascending by the bytes of the subject:
+    /// the first `rows` of them. Fewer means that there are no more.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be read.
+    fn assigned_after(
+        &self,
+        prefix: &str,
+        after: Option<&Subject>,
+        rows: usize,
+    ) -> Result<Vec<(Subject, ServerName)>, StoreError>;
 
     /// How many subjects are assigned to each server.
     fn counts(&self) -> Counts;

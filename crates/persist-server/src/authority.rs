@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_bus::{AskError, Bus, ask};
 use dormouse_protocol::fleet::{Acknowledged, ClaimReply, ClaimRequest, ReleaseRequest};
-use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, Subject};
+use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, Retry, Subject};
 use dormouse_runtime::Env;
 use dormouse_storage::api::{Authority, LeaseGeneration};
 
@@ -14,8 +14,12 @@ use crate::lease::Lease;
 
 /// How long the coordinator may think about a claim. Clients wait for it, and ask again.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
-/// How long the note that a subject was handed back may take. Best effort: the manifest says it, too.
+/// How long an answer to the note that a subject was handed back is waited for.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(1);
+/// For how long the note is repeated, and the pause before each time. Who asks where the subject is meanwhile is sent
+/// here; after that the manifest has to say it.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The lease as of now, shared between the task that renews it and everybody who relies on it.
 #[derive(Debug, Clone)]
@@ -78,16 +82,20 @@ impl Authority for Coordinated {
     }
 
     async fn released(&self, subject: &Subject) {
+        let request = ReleaseRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
+        let until = self.lease.env.boot() + RELEASE_PATIENCE;
         // A coordinator that grants no leases would not hear this either, and ten thousand subjects on their way out
         // must not each wait to find that out.
-        if self.lease.generation().is_none() {
-            return;
-        }
-        let request = ReleaseRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
-        let noted: Result<Acknowledged, AskError> =
-            ask(&*self.bus, self.prefix.release(subject), &request, RELEASE_DEADLINE).await;
-        if let Err(error) = noted {
+        while self.lease.generation().is_some() {
+            let noted: Result<Acknowledged, AskError> =
+                ask(&*self.bus, self.prefix.release(subject), &request, RELEASE_DEADLINE).await;
+            let Err(error) = noted else { return };
             tracing::debug!(%subject, %error, "the coordinator has not heard that the subject was handed back");
+            let heard = matches!(&error, AskError::Service(reply) if reply.retry() == Retry::Never);
+            if heard || self.lease.env.boot() + RELEASE_PAUSE >= until {
+                return;
+            }
+            tokio::time::sleep(RELEASE_PAUSE).await;
         }
     }
 }

@@ -12,6 +12,7 @@ use dormouse_storage::{Engine, Figures};
 
 use crate::authority::LeaseView;
 use crate::events::Events;
+use crate::mover::MovingFigures;
 use crate::requests::{Budget, OpStats};
 
 /// For how long dropped events are a problem that an operator should look at.
@@ -60,6 +61,7 @@ pub(crate) struct Vitals {
     /// Empty until there is a lease.
     pub(crate) engine: Arc<OnceLock<Engine>>,
     pub(crate) events: Arc<Events>,
+    pub(crate) moving: Arc<MovingFigures>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) stats: OpStats,
 }
@@ -103,6 +105,9 @@ impl Vitals {
         };
         let mut problems: Vec<String> = standing.map(str::to_owned).into_iter().collect();
         let figures = self.engine_figures();
+        if phase == Phase::Serving {
+            problems.extend(self.emptying(figures.open_subjects));
+        }
         if figures.log.unshipped_age > UNSHIPPED_LONG {
             problems.push(format!(
                 "the bucket has not taken changes that are {} s old",
@@ -122,6 +127,18 @@ impl Vitals {
             ));
         }
         problems
+    }
+
+    /// How far an order to be empty is carried out.
+    fn emptying(&self, open_subjects: u64) -> Option<String> {
+        if !self.moving.is_ordered.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(if self.moving.is_empty.load(Ordering::Relaxed) {
+            "drained, as an operator wants: nothing is served here until that is taken back".to_owned()
+        } else {
+            format!("draining, as an operator wants: {open_subjects} subjects are open")
+        })
     }
 
     fn figures(&self) -> BTreeMap<String, u64> {
@@ -144,6 +161,9 @@ impl Vitals {
             ("publications", engine.publications),
             ("publication_failures", engine.publication_failures),
             ("lost_subjects", engine.lost_subjects),
+            ("draining", u64::from(self.moving.is_ordered.load(Ordering::Relaxed))),
+            ("subjects_handed_over", engine.handed_over),
+            ("hand_over_failures", self.moving.failures.load(Ordering::Relaxed)),
             ("requests", self.stats.requests()),
             ("requests_in_flight", self.budget.in_flight() as u64),
             ("requests_overloaded", self.budget.refused() + engine.overloaded),

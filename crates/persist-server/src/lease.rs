@@ -25,7 +25,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// holds the name for that long, though the directory names the one before it.
 const NAME_WAIT: Duration = LONGEST_TTL.saturating_mul(13).checked_div(10).unwrap();
 /// How long an answer to a join is waited for.
-const JOIN_DEADLINE: Duration = Duration::from_secs(3);
+const JOIN_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What the server may believe: that nobody takes over before `valid_until`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +97,31 @@ pub enum LeaseEffect {
     Trust(Option<Lease>),
     /// The lease ran out before it was renewed. What was believed has ended by itself; this is for the log.
     Lapsed,
+    /// An operator wants something else of this server than before, at first to serve.
+    Ordered(Order),
     /// The coordinator will not have this process. It must exit.
     Exit(ErrorReply),
+}
+
+/// What an operator wants of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Serve.
+    #[default]
+    Serve,
+    /// Be empty; it was so when this process's log became a member: nothing belongs to the log that was there before the
+    /// order.
+    StayEmpty,
+    /// Be empty: the order came while the process was a member.
+    BecomeEmpty,
+}
+
+impl Order {
+    /// Whether the server is to be empty.
+    #[must_use]
+    pub const fn is_to_empty(self) -> bool {
+        matches!(self, Self::StayEmpty | Self::BecomeEmpty)
+    }
 }
 
 /// Where the process stands with the coordinator.
@@ -130,6 +153,8 @@ pub struct LeaseMachine {
     follows: bool,
     /// Until when that is waited for, once it has shown.
     waits_for_name_until: Option<Duration>,
+    /// What an operator wants.
+    order: Order,
 }
 
 impl LeaseMachine {
@@ -146,6 +171,7 @@ impl LeaseMachine {
             granted_for: Duration::ZERO,
             follows,
             waits_for_name_until: None,
+            order: Order::Serve,
         }
     }
 
@@ -228,6 +254,7 @@ impl LeaseMachine {
         effects: &mut Vec<LeaseEffect>,
     ) {
         self.ttl = Duration::from_millis(grant.ttl_ms).min(LONGEST_TTL);
+        let is_first = self.generation == LeaseGeneration(0);
         let unbroken = self.lease.is_some() && self.incarnation == Some(grant.incarnation);
         if !unbroken {
             self.generation = LeaseGeneration(self.generation.0 + 1);
@@ -239,6 +266,15 @@ impl LeaseMachine {
         let valid_until = sent_at + self.ttl * TRUSTED_TENTHS / 10;
         self.lease = (valid_until > now).then_some(Lease { valid_until, generation: self.generation });
         effects.push(LeaseEffect::Trust(self.lease));
+        let order = match (grant.draining, self.order) {
+            (false, _) => Order::Serve,
+            (true, Order::Serve) if is_first => Order::StayEmpty,
+            (true, Order::Serve) => Order::BecomeEmpty,
+            (true, as_before) => as_before,
+        };
+        if std::mem::replace(&mut self.order, order) != order {
+            effects.push(LeaseEffect::Ordered(order));
+        }
     }
 
     fn heartbeat_failed(&mut self, failure: CallFailure, now: Duration, effects: &mut Vec<LeaseEffect>) {

@@ -12,7 +12,7 @@ fn at(ms: u64) -> Duration {
 }
 
 fn grant(run: u64) -> LeaseReply {
-    LeaseReply { incarnation: incarnation(run), ttl_ms: TTL_MS }
+    LeaseReply { incarnation: incarnation(run), ttl_ms: TTL_MS, draining: false }
 }
 
 fn incarnation(run: u64) -> Incarnation {
@@ -176,6 +176,55 @@ fn a_new_run_of_the_coordinator_starts_a_new_generation() {
 }
 
 #[test]
+fn an_order_to_be_empty_is_told_once_and_so_is_its_end() {
+    let emptied = LeaseReply { draining: true, ..grant(1) };
+    let mut machine = member();
+    machine.apply(LeaseInput::Tick, at(1_000));
+    let ordered = machine.apply(renewed(1_000, emptied), at(1_010));
+    assert_eq!(ordered, [trust(3_100, 1), LeaseEffect::Ordered(Order::BecomeEmpty)]);
+    machine.apply(LeaseInput::Tick, at(2_000));
+    assert_eq!(machine.apply(renewed(2_000, emptied), at(2_010)), [trust(4_100, 1)]);
+    assert_eq!(machine.apply(renewed(1_000, grant(1)), at(2_020)), [], "an older grant takes nothing back");
+    machine.apply(LeaseInput::Tick, at(3_000));
+    let ended = machine.apply(renewed(3_000, grant(1)), at(3_010));
+    assert_eq!(ended, [trust(5_100, 1), LeaseEffect::Ordered(Order::Serve)]);
+
+    // Who joins under the order has nothing that it had to hand over.
+    let mut machine = LeaseMachine::new(at(0), false);
+    machine.apply(LeaseInput::Tick, at(0));
+    let joined = machine.apply(LeaseInput::Joined { sent_at: at(0), lease: emptied }, at(5));
+    assert_eq!(joined, [trust(2_100, 1), LeaseEffect::Ordered(Order::StayEmpty)]);
+    // Who was a member before and joins once more does.
+    let mut machine = member();
+    machine.apply(LeaseInput::Tick, at(1_000));
+    machine.apply(heartbeat_refused(1_000, ErrorReply::unknown_server(&log("a"))), at(1_010));
+    let joined = machine.apply(LeaseInput::Joined { sent_at: at(1_010), lease: emptied }, at(1_020));
+    assert_eq!(joined, [trust(3_110, 2), LeaseEffect::Ordered(Order::BecomeEmpty)]);
+}
+
+#[test]
+fn a_lease_of_half_a_second_is_kept_by_heartbeats_of_its_own_pace() {
+    let short = LeaseReply { ttl_ms: 500, ..grant(1) };
+    let mut machine = LeaseMachine::new(at(0), false);
+    machine.apply(LeaseInput::Tick, at(0));
+    assert_eq!(machine.apply(LeaseInput::Joined { sent_at: at(0), lease: short }, at(5)), [trust(350, 1)]);
+    let mut sent = Vec::new();
+    while sent.len() < 5 {
+        let now = machine.wake_at().unwrap();
+        machine.apply(LeaseInput::Tick, now);
+        // Of two heartbeats one is lost.
+        if sent.len() % 2 == 1 {
+            let effects = machine
+                .apply(LeaseInput::Renewed { sent_at: now, lease: short }, now + Duration::from_millis(5));
+            assert!(matches!(effects[..], [LeaseEffect::Trust(Some(lease))] if lease.generation.0 == 1));
+        }
+        sent.push(now);
+    }
+    let pauses = sent.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect::<Vec<_>>();
+    assert_eq!(pauses, [83, 166, 83, 166]);
+}
+
+#[test]
 fn a_shorter_ttl_shortens_the_lease_at_once() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
@@ -328,7 +377,7 @@ impl World {
                 LeaseEffect::SendJoin { .. } => self.in_flight.push((true, self.now)),
                 LeaseEffect::SendHeartbeat { .. } => self.in_flight.push((false, self.now)),
                 LeaseEffect::Trust(lease) => self.trust(lease, joined),
-                LeaseEffect::Lapsed => {}
+                LeaseEffect::Lapsed | LeaseEffect::Ordered(_) => {}
                 LeaseEffect::Exit(error) => panic!("seed {}: nobody refused it, yet {error}", self.seed),
             }
         }

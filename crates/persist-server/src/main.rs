@@ -155,18 +155,25 @@ async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
             return Ok(Exit::AsAsked);
         };
         let mut server = started?;
-        match signals.or(serve(&mut server)).await {
+        let renewal = match signals.or(serve(&mut server)).await {
             Some(Next::End(ended)) => {
                 exit = ended;
                 break server;
             }
-            Some(Next::GoOn) => {}
+            Some(Next::GoOn(renewal)) => renewal,
             None => {
                 tracing::info!("asked to end");
                 break server;
             }
-        }
-        match signals.or(server.succeed(settings.shutdown_deadline)).await {
+        };
+        let deadline = settings.shutdown_deadline;
+        let next = async {
+            match renewal {
+                Renewal::TakenOver => server.succeed(deadline).await,
+                Renewal::Emptied => server.begin_anew(deadline).await,
+            }
+        };
+        match signals.or(next).await {
             Some(Some(next)) => prepared = next,
             Some(None) => {
                 tracing::error!("what was under way did not end: the process has to be started again");
@@ -252,7 +259,15 @@ enum Next {
     /// The process ends.
     End(Exit),
     /// It goes on with a fresh log.
-    GoOn,
+    GoOn(Renewal),
+}
+
+/// Why a process goes on with a fresh log.
+enum Renewal {
+    /// Somebody else has taken over the one it had.
+    TakenOver,
+    /// It has handed over everything.
+    Emptied,
 }
 
 /// Serves until that is no longer possible.
@@ -270,7 +285,8 @@ async fn serve(server: &mut Server) -> Next {
         }
     }
     let error = match server.ended().await {
-        Ended::TakenOver => return Next::GoOn,
+        Ended::TakenOver => return Next::GoOn(Renewal::TakenOver),
+        Ended::Emptied => return Next::GoOn(Renewal::Emptied),
         Ended::Failed(error) => error,
     };
     tracing::error!(%error, "cannot go on");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_bus::{AskError, Bus, ask};
 use dormouse_protocol::fleet::{
-    Acknowledged, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
+    Acknowledged, BusySubject, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
 };
 use dormouse_protocol::{ErrorReply, LogId, Prefix, ProtocolVersion, Route};
 use dormouse_runtime::{Env, Stop, Tasks, Watched};
@@ -14,7 +14,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 
 use crate::authority::LeaseView;
-use crate::lease::{CallFailure, LeaseEffect, LeaseInput, LeaseMachine};
+use crate::lease::{CallFailure, LeaseEffect, LeaseInput, LeaseMachine, Order};
 
 /// Least time between two lines about a coordinator that does not answer.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -30,6 +30,8 @@ pub struct Member {
     pub capacity: u32,
     /// How busy it is.
     pub load: Arc<dyn Fn() -> ServerLoad + Send + Sync>,
+    /// With which subjects, the busiest first.
+    pub busiest: Arc<dyn Fn() -> Vec<BusySubject> + Send + Sync>,
 }
 
 /// How the membership stands.
@@ -41,6 +43,8 @@ pub struct Standing {
     pub draining_known: bool,
     /// The coordinator will not have this process.
     pub refused: Option<ErrorReply>,
+    /// What an operator wants of the server.
+    pub order: Order,
     /// This process believes no lease and asks for none any more.
     pub leaving: bool,
     /// Nothing of this changes any more: the membership's task has ended.
@@ -113,6 +117,12 @@ impl Membership {
             // The membership ended without a refusal: there will be none.
             None => std::future::pending().await,
         }
+    }
+
+    /// How the membership stands, from now on.
+    #[must_use]
+    pub fn standing(&self) -> Arc<Watched<Standing>> {
+        Arc::clone(&self.standing)
     }
 
     /// Says with every heartbeat from now on that this process is draining, and waits until the coordinator has heard
@@ -258,6 +268,7 @@ impl Keeper {
                     log: self.member.log.clone(),
                     load: (self.member.load)(),
                     draining,
+                    busiest: (self.member.busiest)(),
                 };
                 self.call(Call::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
             }
@@ -274,6 +285,9 @@ impl Keeper {
             LeaseEffect::Lapsed => {
                 self.lapsed = true;
                 tracing::warn!("the lease ran out: nothing is served until the coordinator grants another");
+            }
+            LeaseEffect::Ordered(order) => {
+                self.standing.change(|standing| std::mem::replace(&mut standing.order, order) != order);
             }
             LeaseEffect::Exit(error) => {
                 self.standing.change(|standing| standing.refused.replace(error).is_none());

@@ -217,6 +217,8 @@ fn write(reply: &Reply) -> Result<Bytes, ErrorReply> {
         Reply::Configure(reply) => encode(reply),
         Reply::Flush(reply) => encode(reply),
         Reply::Destroy(reply) => encode(reply),
+        // Asked by the server itself, which has the answer from the engine.
+        Reply::HandOver(_) => return Err(ErrorReply::internal("a hand-over was asked for over the wire")),
     }
     .map_err(ErrorReply::internal)
 }

@@ -2,21 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dormouse_bus::health::answer_health;
 use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
-use dormouse_bus::{Bus, EndpointStats, InboxPrefixes, Requests, ServeOptions, SubscribeError, serve};
-use dormouse_protocol::fleet::ServerLoad;
+use dormouse_bus::{
+    Bus, EndpointStats, InboxPrefixes, Requests, ServeOptions, SubscribeError, SubscribeOptions,
+    Subscription, serve,
+};
+use dormouse_protocol::fleet::{BusySubject, ServerLoad};
+use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use dormouse_storage::api::Submission;
-use dormouse_storage::{Engine, LogEnd, OpenError, Prepared, ShutdownReport};
+use dormouse_storage::{Engine, LogEnd, OpenError, Prepared};
 
 use crate::authority::{Coordinated, LeaseView};
 use crate::events::Events;
 use crate::health::{Phase, PhaseCell, Vitals};
 use crate::membership::{Member, Membership};
+use crate::mover::{Mover, MoverParts, ORDERS};
 use crate::requests::{Budget, Intake, OpStats, Submit};
 
 /// Name of the service in the NATS services API.
@@ -64,40 +68,45 @@ pub enum ServeError {
 /// A server on a bus.
 pub struct Server {
     /// The engine until it runs.
-    prepared: Option<Prepared>,
+    pub(crate) prepared: Option<Prepared>,
     settings: ServerSettings,
-    log: LogId,
-    bus: Arc<dyn Bus>,
-    env: Env,
-    vitals: Vitals,
-    membership: Membership,
+    pub(crate) log: LogId,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) env: Env,
+    pub(crate) vitals: Vitals,
+    pub(crate) membership: Membership,
+    /// Hands subjects over, once the engine runs.
+    pub(crate) mover: Option<Mover>,
     /// Given when requests are to be turned away.
-    closed: Stop,
+    pub(crate) closed: Stop,
     /// Given when no more requests come.
     unheard: Stop,
-    tasks: ServerTasks,
+    pub(crate) tasks: ServerTasks,
 }
 
 /// The server's tasks, in the order in which they end.
 #[derive(Debug)]
-struct ServerTasks {
+pub(crate) struct ServerTasks {
+    /// Hands subjects over one by one.
+    pub(crate) mover: Tasks,
     /// Subjects: they end when they are handed back.
-    engine: Tasks,
+    pub(crate) engine: Tasks,
     /// The membership: it keeps the lease until the last subject is handed back.
-    membership: Tasks,
+    pub(crate) membership: Tasks,
     /// Takes requests: those that nobody serves any more still get an answer.
-    intake: Tasks,
+    pub(crate) intake: Tasks,
     /// Sends the last answers.
-    replies: Tasks,
+    pub(crate) replies: Tasks,
     /// Publishes the last events.
-    events: Tasks,
+    pub(crate) events: Tasks,
     /// Discovery and health.
-    answers: Tasks,
+    pub(crate) answers: Tasks,
 }
 
 impl ServerTasks {
     fn new(env: &Env) -> Self {
         Self {
+            mover: env.tasks(),
             engine: env.tasks(),
             membership: env.tasks(),
             intake: env.tasks(),
@@ -134,6 +143,7 @@ impl Server {
             lease: lease.clone(),
             engine: Arc::default(),
             events,
+            moving: Arc::default(),
             budget: Budget::new(MOST_REQUESTS, MOST_REQUEST_BYTES),
             stats: OpStats::default(),
         };
@@ -141,12 +151,13 @@ impl Server {
         let name = log.server().as_str();
         answer_health(&bus, &tasks.answers, &prefix, name, &settings.inbox_prefixes, move || asked.health())
             .await?;
-        let load = vitals.clone();
+        let (load, busy) = (vitals.clone(), vitals.clone());
         let member = Member {
             log: log.clone(),
             predecessor,
             capacity: settings.capacity,
             load: Arc::new(move || load.load()),
+            busiest: Arc::new(move || busy.busiest()),
         };
         let membership = Membership::start(&bus, &env, &tasks.membership, &prefix, member, lease);
         let prepared = Some(prepared);
@@ -158,6 +169,7 @@ impl Server {
             env,
             vitals,
             membership,
+            mover: None,
             closed: Stop::new(),
             unheard: Stop::new(),
             tasks,
@@ -183,6 +195,9 @@ impl Server {
         let events = Arc::clone(&self.vitals.events);
         let engine = prepared.start(Arc::new(authority), events, self.tasks.engine.clone()).await?;
         let engine = self.vitals.engine.get_or_init(|| engine).clone();
+        let orders = SubscribeOptions { capacity: ORDERS, ..SubscribeOptions::default() };
+        let orders = self.bus.subscribe(self.settings.prefix.order(self.log.server()).into(), orders).await?;
+        self.mover = Some(self.move_on(engine.clone(), orders));
         let pattern = self.settings.prefix.server_all(self.log.server());
         let options =
             ServeOptions { inbox_prefixes: self.settings.inbox_prefixes.clone(), ..ServeOptions::default() };
@@ -215,6 +230,12 @@ impl Server {
                 None => std::future::pending().await,
             }
         };
+        let emptied = async {
+            match &self.mover {
+                Some(mover) => mover.needs_fresh_log().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             // The refusal of a process whose log was taken over is about that log: it goes on with a fresh one.
@@ -224,71 +245,23 @@ impl Server {
                 // Only a shutdown stops it, and whoever shuts down does not wait here.
                 LogEnd::Stopped => std::future::pending().await,
             },
+            () = emptied => Ended::Emptied,
             error = self.membership.refused() => Ended::Failed(Box::new(ServeError::Refused(error))),
             () = self.unheard.given() => Ended::Failed(Box::new(ServeError::Unheard)),
         }
     }
 
-    /// Ends a server whose log was taken over, and prepares an engine with a fresh log: the process goes on under a new
-    /// identity, and claims what it is asked for. `deadline` bounds the waits for what is under way.
-    ///
-    /// Cancelling the call leaves a server that serves nothing.
-    pub async fn succeed(self, deadline: Duration) -> Option<Prepared> {
-        let Self { prepared, env, vitals, closed, tasks, log, .. } = self;
-        let clock = Countdown { ends_at: env.boot() + deadline, env };
-        vitals.phase.set(Phase::Starting);
-        tracing::warn!(%log, "this process was taken for dead and its log was taken over: going on with a fresh one");
-        closed.give();
-        let prepared = match vitals.engine.get() {
-            Some(engine) => tokio::time::timeout(clock.left(), engine.clone().succeed()).await.ok(),
-            None => prepared,
+    fn move_on(&self, engine: Engine, orders: Subscription) -> Mover {
+        let parts = MoverParts {
+            env: self.env.clone(),
+            log: self.log.clone(),
+            engine,
+            lease: self.vitals.lease.clone(),
+            standing: self.membership.standing(),
+            orders,
+            figures: Arc::clone(&self.vitals.moving),
         };
-        // No goodbye: the coordinator hears of the successor, which names this log as its predecessor.
-        finish(&tasks, &clock).await;
-        prepared
-    }
-
-    /// Hands everything back and goes, in this order; each step has a share of `deadline` and says who held it up:
-    ///
-    /// 1. The coordinator hears that this process is draining, so that clients who ask are sent elsewhere.
-    /// 2. New requests are turned away, with an answer.
-    /// 3. Every subject brings its changes to the bucket and is released.
-    /// 4. The coordinator hears that this process is gone.
-    /// 5. Listening ends, and what is queued of answers and events is sent.
-    /// 6. The bus is closed.
-    ///
-    /// Returns whether everything was handed back. Cancelling the call leaves the rest undone; subjects that were not
-    /// released are claimed by others once the lease has run out.
-    pub async fn shutdown(self, deadline: Duration) -> bool {
-        let Self { bus, env, vitals, membership, closed, tasks, log, .. } = self;
-        let clock = Countdown { env, ends_at: vitals.env.boot() + deadline };
-        vitals.phase.set(Phase::Stopping);
-        tracing::info!(%log, open_subjects = vitals.engine_figures().open_subjects, "shutting down");
-
-        let step = clock.at_most(Duration::from_secs(1));
-        if vitals.lease.generation().is_some()
-            && tokio::time::timeout(step, membership.drain()).await.is_err()
-        {
-            tracing::info!("the coordinator has not heard that this process is draining");
-        }
-
-        closed.give();
-
-        let handed_back = match vitals.engine.get() {
-            Some(engine) => hand_back(engine, clock.all_but(Duration::from_secs(5))).await,
-            None => true,
-        };
-
-        if let Err(error) = membership.leave(clock.at_most(Duration::from_secs(1))).await {
-            tracing::info!(%error, "the coordinator has not heard that this process is gone");
-        }
-
-        finish(&tasks, &clock).await;
-
-        if tokio::time::timeout(clock.at_most(Duration::from_secs(4)), bus.close()).await.is_err() {
-            tracing::warn!("the bus: stopped waiting for it to close");
-        }
-        handed_back
+        Mover::start(parts, &self.tasks.mover)
     }
 
     fn take(&self, engine: Engine, requests: Requests) {
@@ -346,38 +319,11 @@ impl Server {
 pub enum Ended {
     /// Another server has taken the log over: this process goes on by [`Server::succeed`].
     TakenOver,
+    /// It has handed over everything, as an operator wanted, and goes on by [`Server::begin_anew`]: with a log that owns
+    /// nothing.
+    Emptied,
     /// The process must end.
     Failed(Box<ServeError>),
-}
-
-/// Ends the tasks in their order.
-async fn finish(tasks: &ServerTasks, clock: &Countdown) {
-    for (name, tasks) in [
-        ("subjects", &tasks.engine),
-        ("membership", &tasks.membership),
-        ("requests", &tasks.intake),
-        ("answers", &tasks.replies),
-        ("events", &tasks.events),
-        ("discovery and health", &tasks.answers),
-    ] {
-        if let Err(unfinished) = tasks.finish(clock.at_most(Duration::from_secs(1))).await {
-            tracing::warn!(%unfinished, "{name}: stopped waiting");
-        }
-    }
-}
-
-/// Brings every subject to the bucket and releases it. Whether that worked for all.
-async fn hand_back(engine: &Engine, deadline: Duration) -> bool {
-    const NAMED: usize = 20;
-    let ShutdownReport { released, unreleased } = engine.shutdown(deadline).await;
-    for (subject, why) in unreleased.iter().take(NAMED) {
-        tracing::warn!(%subject, why, "the subject was not handed back; its file stays in the data directory");
-    }
-    if unreleased.len() > NAMED {
-        tracing::warn!(subjects = unreleased.len() - NAMED, "more subjects were not handed back");
-    }
-    tracing::info!(released, unreleased = unreleased.len(), "handed subjects back");
-    unreleased.is_empty()
 }
 
 impl Vitals {
@@ -390,33 +336,22 @@ impl Vitals {
             local_bytes: figures.local_bytes,
         }
     }
+
+    /// With which subjects the server has the most to do, for the coordinator.
+    fn busiest(&self) -> Vec<BusySubject> {
+        let busiest = self.engine.get().map(|engine| engine.busiest(MAX_BUSY_SUBJECTS)).unwrap_or_default();
+        let busiest = busiest.into_iter().map(|busy| BusySubject {
+            subject: busy.subject,
+            // Rates are never negative, and a cast of one that is too large saturates.
+            requests_per_second: busy.requests_per_second.round() as u64,
+            bytes: busy.bytes,
+        });
+        busiest.collect()
+    }
 }
 
 impl Submit for Engine {
     fn submit(&self, subject: &Subject, submission: Submission) {
         Engine::submit(self, subject, submission);
-    }
-}
-
-/// Time until a deadline, dealt out in steps.
-struct Countdown {
-    env: Env,
-    ends_at: Duration,
-}
-
-impl Countdown {
-    fn left(&self) -> Duration {
-        self.ends_at.saturating_sub(self.env.boot())
-    }
-
-    /// What is left, but at most `share`.
-    fn at_most(&self, share: Duration) -> Duration {
-        self.left().min(share)
-    }
-
-    /// What is left but for `reserve`, or half of it where that is more.
-    fn all_but(&self, reserve: Duration) -> Duration {
-        let left = self.left();
-        left.saturating_sub(reserve).max(left / 2)
     }
 }

@@ -236,8 +236,13 @@ async fn who_left_trusts_no_lease_and_does_not_come_back_however_long_its_tasks_
     let fleet = Fleet::new().await;
     let (tasks, view) = (Tasks::new(), LeaseView::new(fleet.env.clone()));
     let log = some_log("a", &fleet.env);
-    let member =
-        Member { log: log.clone(), predecessor: None, capacity: 100, load: Arc::new(ServerLoad::default) };
+    let member = Member {
+        log: log.clone(),
+        predecessor: None,
+        capacity: 100,
+        load: Arc::new(ServerLoad::default),
+        busiest: Arc::new(Vec::new),
+    };
     let prefix = Prefix::default();
     let membership = Membership::start(fleet.bus(), &fleet.env, &tasks, &prefix, member, view.clone());
     membership.first_lease().await.unwrap();

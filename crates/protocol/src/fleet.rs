@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{ProtocolVersion, versioned};
 use crate::ids::{Incarnation, LogId, ServerName};
+use crate::subject::Subject;
 
 /// Which server serves the subject of the route? Sent by clients on `<prefix>.coord.locate.<subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -56,6 +57,9 @@ pub struct LeaseReply {
     pub incarnation: Incarnation,
     /// Time to live of the lease, in milliseconds.
     pub ttl_ms: u64,
+    /// An operator wants the server emptied: hand over every subject, one by one, and go on serving meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
 }
 
 /// How busy a server is.
@@ -72,6 +76,17 @@ pub struct ServerLoad {
     pub local_bytes: u64,
 }
 
+/// One of the subjects with which a server has the most to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusySubject {
+    /// The subject.
+    pub subject: Subject,
+    /// Requests per second, lately.
+    pub requests_per_second: u64,
+    /// Bytes of its local file.
+    pub bytes: u64,
+}
+
 /// A member is alive and asks for its lease to be renewed. Sent on `<prefix>.fleet.heartbeat` each TTL/3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatRequest {
@@ -86,6 +101,10 @@ pub struct HeartbeatRequest {
     /// It is shutting down or being emptied: assign it nothing new.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
+    /// The open subjects with which it has the most to do, the busiest first; at most
+    /// [`MAX_BUSY_SUBJECTS`](crate::limits::MAX_BUSY_SUBJECTS).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub busiest: Vec<BusySubject>,
 }
 
 /// May I claim the subject of the route? Sent by a server on `<prefix>.fleet.claim.<subject>`.
@@ -173,6 +192,8 @@ pub enum ServerState {
     Alive,
     /// It is alive and being emptied.
     Draining,
+    /// It is alive, was emptied, and is given nothing: its process can be stopped and nobody notices.
+    Drained,
     /// Its lease has run out, or it left.
     Dead,
 }

@@ -12,11 +12,13 @@
 //! | [`message`] | stored messages, changes and events |
 //! | [`data`] | requests and replies of the data operations |
 //! | [`fleet`] | what servers and the coordinator tell each other, and the operator's questions |
+//! | [`admin`] | what operators say about where subjects are served |
 //! | [`health`] | health documents (JSON) |
 //! | [`error`] | [`ErrorReply`]: a code that answers "may I retry?" and "could it have happened?" |
 //! | [`limits`] | every limit, checked against the others at compile time |
 //! | [`codec`] | MessagePack in and out, refusing what is not exactly one value |
 
+pub mod admin;
 pub mod codec;
 pub mod data;
 pub mod error;

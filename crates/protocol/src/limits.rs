@@ -35,6 +35,12 @@ pub const MAX_ITEMS_PER_REQUEST: usize = 10_000;
 /// Most messages or keys on one page.
 pub const MAX_PAGE_ITEMS: usize = 10_000;
 
+/// Most subjects that a heartbeat names as busy.
+pub const MAX_BUSY_SUBJECTS: usize = 32;
+
+/// Most moves that one rebalancing may plan.
+pub const MAX_MOVES: u64 = 10_000;
+
 /// A value above this size is stored as an object of its own, in bytes.
 pub const INLINE_LIMIT_BYTES: usize = 256 * 1_024;
 
@@ -90,5 +96,9 @@ const _: () = assert!(
 const _: () = assert!(
     EVENT_INLINE_LIMIT_BYTES <= INLINE_LIMIT_BYTES,
     "a value that has an object of its own is never inline in an event"
+);
+const _: () = assert!(
+    MAX_BUSY_SUBJECTS * (MAX_SUBJECT_BYTES + 64) + ENVELOPE_BYTES < NATS_MAX_PAYLOAD_BYTES,
+    "a heartbeat must fit a payload"
 );
 const _: () = assert!(MAX_SEQ < i64::MAX as u64, "a seq must fit SQLite's integers");

@@ -177,6 +177,9 @@ pub enum InvalidRoute {
     /// Its end is not a subject.
     #[error("{0}")]
     Subject(#[from] InvalidSubject),
+    /// It names no server.
+    #[error("{0}")]
+    Server(InvalidName),
 }
 
 /// What a server must do for a message on one of its routes.
@@ -201,6 +204,25 @@ pub enum FleetRoute {
     Release(Subject),
     /// A member goes.
     Leave,
+}
+
+/// What the coordinator must do for a message on `<prefix>.admin.>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminRoute {
+    /// Which servers are there?
+    Servers,
+    /// Which subjects are assigned to whom?
+    Subjects,
+    /// Empty this server.
+    Drain(ServerName),
+    /// Let this server take subjects again.
+    Undrain(ServerName),
+    /// Have this subject served by another server.
+    Move(Subject),
+    /// Even out what servers have to do.
+    Rebalance,
+    /// Which moves are under way?
+    Moves,
 }
 
 /// The first tokens of every route of a fleet, `persist` unless configured otherwise. Fleets with different prefixes
@@ -380,6 +402,89 @@ impl Prefix {
         self.route(format_args!("admin.servers"))
     }
 
+    /// Where operators ask which subjects are assigned to whom.
+    #[must_use]
+    pub fn admin_subjects(&self) -> Route {
+        self.route(format_args!("admin.subjects"))
+    }
+
+    /// Where operators have `server` emptied.
+    #[must_use]
+    pub fn admin_drain(&self, server: &ServerName) -> Route {
+        self.route(format_args!("admin.drain.{server}"))
+    }
+
+    /// Where operators let `server` take subjects again.
+    #[must_use]
+    pub fn admin_undrain(&self, server: &ServerName) -> Route {
+        self.route(format_args!("admin.undrain.{server}"))
+    }
+
+    /// Where operators have `subject` moved.
+    #[must_use]
+    pub fn admin_move(&self, subject: &Subject) -> Route {
+        self.route(format_args!("admin.move.{subject}"))
+    }
+
+    /// Where operators have the servers' work evened out.
+    #[must_use]
+    pub fn admin_rebalance(&self) -> Route {
+        self.route(format_args!("admin.rebalance"))
+    }
+
+    /// Where operators ask for the moves that are under way.
+    #[must_use]
+    pub fn admin_moves(&self) -> Route {
+        self.route(format_args!("admin.moves"))
+    }
+
+    /// Every route of operators to the coordinator.
+    #[must_use]
+    pub fn admin_all(&self) -> RoutePattern {
+        self.pattern(format_args!("admin.>"))
+    }
+
+    /// What a route of operators asks of the coordinator.
+    ///
+    /// # Errors
+    /// [`InvalidRoute`] when it is none of ours.
+    pub fn parse_admin(&self, route: &str) -> Result<AdminRoute, InvalidRoute> {
+        let rest = self.strip(route, "admin")?;
+        let unknown = |word: &str| InvalidRoute::UnknownOp(word.chars().take(80).collect());
+        let server = |name: &str| ServerName::new(name).map_err(InvalidRoute::Server);
+        match rest.split_once('.') {
+            None => match rest {
+                "servers" => Ok(AdminRoute::Servers),
+                "subjects" => Ok(AdminRoute::Subjects),
+                "rebalance" => Ok(AdminRoute::Rebalance),
+                "moves" => Ok(AdminRoute::Moves),
+                other => Err(unknown(other)),
+            },
+            Some(("drain", name)) => Ok(AdminRoute::Drain(server(name)?)),
+            Some(("undrain", name)) => Ok(AdminRoute::Undrain(server(name)?)),
+            Some(("move", subject)) => Ok(AdminRoute::Move(Subject::new(subject)?)),
+            Some((other, _)) => Err(unknown(other)),
+        }
+    }
+
+    /// Where the coordinator tells `server` what to hand over.
+    #[must_use]
+    pub fn order(&self, server: &ServerName) -> Route {
+        self.route(format_args!("coord.order.{server}"))
+    }
+
+    /// Where a coordinator asks whether another one coordinates.
+    #[must_use]
+    pub fn presence(&self) -> Route {
+        self.route(format_args!("coord.presence"))
+    }
+
+    /// Where a coordinator says that it coordinates.
+    #[must_use]
+    pub fn active(&self) -> Route {
+        self.route(format_args!("coord.active"))
+    }
+
     /// Where everybody is asked for health.
     #[must_use]
     pub fn health(&self) -> Route {
@@ -441,7 +546,10 @@ mod tests {
             prop_assert_eq!(prefix.parse_locate(prefix.locate(&subject).as_str()), Ok(subject.clone()));
             prop_assert_eq!(prefix.parse_events(prefix.events(&subject).as_str()), Ok(subject.clone()));
             prop_assert_eq!(prefix.parse_fleet(prefix.claim(&subject).as_str()), Ok(FleetRoute::Claim(subject.clone())));
-            prop_assert_eq!(prefix.parse_fleet(prefix.release(&subject).as_str()), Ok(FleetRoute::Release(subject)));
+            prop_assert_eq!(prefix.parse_fleet(prefix.release(&subject).as_str()), Ok(FleetRoute::Release(subject.clone())));
+            prop_assert_eq!(prefix.parse_admin(prefix.admin_move(&subject).as_str()), Ok(AdminRoute::Move(subject)));
+            let drained = Ok(AdminRoute::Drain(server.clone()));
+            prop_assert_eq!(prefix.parse_admin(prefix.admin_drain(&server).as_str()), drained);
         }
 
         #[test]
@@ -451,6 +559,7 @@ mod tests {
             let _ = prefix.parse_server(&server, &route);
             let _ = prefix.parse_server(&server, &format!("persist.server.s.{route}"));
             let _ = prefix.parse_fleet(&format!("persist.fleet.{route}"));
+            let _ = prefix.parse_admin(&format!("persist.admin.{route}"));
             let _ = RoutePattern::new(route.as_str()).matches(&route);
         }
     }

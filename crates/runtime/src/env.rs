@@ -124,7 +124,12 @@ impl Env {
     /// The real world.
     #[must_use]
     pub fn system() -> Self {
-        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), blocking: Blocking::Pool, process: None }
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            blocking: Blocking::Pool,
+            process: None,
+        }
     }
 
     /// A world of the caller's making, in which blocking work runs inline.

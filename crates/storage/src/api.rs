@@ -36,6 +36,9 @@ pub enum Request {
     Compact,
     /// Remove the subject for good.
     Destroy,
+    /// Hand the subject back so that another server can have it, where this process owns it; where it does not, do
+    /// nothing. Never claims. Asked by [`Engine::hand_over`](crate::Engine::hand_over).
+    HandOver,
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -63,6 +66,18 @@ pub enum Reply {
     Flush(FlushReply),
     /// To [`Request::Destroy`].
     Destroy(DestroyReply),
+    /// To [`Request::HandOver`].
+    HandOver(HandedOver),
+}
+
+/// What came of handing a subject over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandedOver {
+    /// It was this process's and is nobody's now: everything of it is in the bucket, and whoever comes next need not
+    /// ask.
+    Released,
+    /// This process does not own it.
+    NotHeld,
 }
 
 /// A request with all that belongs to it. Its answer is given exactly once, by calling `respond`.
@@ -101,7 +116,8 @@ pub trait Authority: Send + Sync + 'static {
     /// `not_owner` with the server to ask instead; `unavailable` when the coordinator cannot be asked.
     async fn may_claim(&self, subject: &Subject, owner: Option<&LogId>) -> Result<(), ErrorReply>;
 
-    /// This process has handed `subject` back and serves it no more. Best effort; must not fail.
+    /// This process has handed `subject` back and serves it no more, or never had it. Returns once whoever places subjects
+    /// has heard of it, or when it is no use to go on saying it; the subject is not served here meanwhile. Must not fail.
     async fn released(&self, subject: &Subject);
 }
 

@@ -5,6 +5,7 @@
 //! serve it, or finds none and starts one.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use dormouse_protocol::{ErrorReply, Subject};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
+use crate::activity::Rate;
 use crate::api::Submission;
 
 /// Requests that wait for one subject at most.
@@ -34,7 +36,29 @@ pub(crate) struct Seat {
 
 /// As long as one lives, no new task is started for its subject: the file is in use, be it by what a task that
 /// panicked has left running.
-pub(crate) struct Hold;
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    /// Bytes of the file, as of the last look.
+    bytes: AtomicU64,
+}
+
+impl Hold {
+    /// The file has so many bytes now.
+    pub(crate) fn set_bytes(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// An open subject and what there is to do for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Busy {
+    /// The subject.
+    pub subject: Subject,
+    /// Requests per second, lately.
+    pub requests_per_second: f64,
+    /// Bytes of its local file, as of its last snapshot.
+    pub bytes: u64,
+}
 
 /// What became of a request.
 pub(crate) enum Offered {
@@ -66,6 +90,7 @@ struct Entry {
     close: Arc<Notify>,
     hold: Weak<Hold>,
     used_at: Duration,
+    rate: Rate,
     /// And not used since.
     asked_to_close: bool,
 }
@@ -91,6 +116,7 @@ impl Directory {
             None => submission,
             Some(entry) => {
                 entry.used_at = now;
+                entry.rate.count(now);
                 entry.asked_to_close = false;
                 match entry.queue.try_send(submission) {
                     Ok(()) => return Offered::Queued,
@@ -123,12 +149,15 @@ impl Directory {
         // The channel is new and empty.
         let _ = sender.try_send(submission);
         let close = Arc::new(Notify::new());
-        let hold = Arc::new(Hold);
+        let hold = Arc::new(Hold::default());
+        let mut rate = Rate::default();
+        rate.count(now);
         let entry = Entry {
             queue: sender,
             close: Arc::clone(&close),
             hold: Arc::downgrade(&hold),
             used_at: now,
+            rate,
             asked_to_close: false,
         };
         inner.entries.insert(subject.clone(), entry);
@@ -194,6 +223,39 @@ impl Directory {
         unreleased.sort();
         unreleased.dedup_by(|one, other| one.0 == other.0);
         (inner.released, unreleased)
+    }
+
+    /// Every subject that has a task.
+    pub(crate) fn subjects(&self) -> Vec<Subject> {
+        self.lock().entries.keys().cloned().collect()
+    }
+
+    /// At most `most` subjects that have a task, those with the most to do first. Looks at each, under the lock.
+    pub(crate) fn busiest(&self, most: usize, now: Duration) -> Vec<Busy> {
+        let inner = self.lock();
+        let mut busy: Vec<_> = inner
+            .entries
+            .iter()
+            .map(|(subject, entry)| {
+                let bytes = entry.hold.upgrade().map_or(0, |hold| hold.bytes.load(Ordering::Relaxed));
+                (entry.rate.per_second(now), bytes, subject)
+            })
+            .collect();
+        let by_load = |one: &(f64, u64, &Subject), other: &(f64, u64, &Subject)| {
+            other.0.total_cmp(&one.0).then(other.1.cmp(&one.1)).then(one.2.cmp(other.2))
+        };
+        if busy.len() > most && most > 0 {
+            busy.select_nth_unstable_by(most - 1, by_load);
+        }
+        busy.truncate(most);
+        busy.sort_unstable_by(by_load);
+        busy.into_iter()
+            .map(|(requests_per_second, bytes, subject)| Busy {
+                subject: subject.clone(),
+                requests_per_second,
+                bytes,
+            })
+            .collect()
     }
 
     /// How many subjects have a task.
@@ -278,6 +340,23 @@ mod tests {
             Offered::Refused(..)
         ));
         assert!(is_asked(&directory, "b"));
+    }
+
+    #[test]
+    fn the_busiest_come_first_and_the_rest_is_not_named() {
+        let directory = Directory::new(10);
+        let seats: Vec<_> = ["a", "b", "c", "d"].map(|subject| start(&directory, subject, 0)).into();
+        for (subject, requests) in [("b", 30), ("d", 60), ("a", 2)] {
+            for _ in 0..requests {
+                let offered = directory.offer(&name(subject), submission(), Duration::ZERO);
+                assert!(matches!(offered, Offered::Queued));
+            }
+        }
+        seats[3].hold.set_bytes(4_096);
+        let busiest = directory.busiest(3, Duration::ZERO);
+        let names: Vec<_> = busiest.iter().map(|busy| busy.subject.as_str()).collect();
+        assert_eq!((names, busiest[0].bytes), (vec!["d", "b", "a"], 4_096));
+        assert!(directory.busiest(0, Duration::ZERO).is_empty());
     }
 
     #[test]

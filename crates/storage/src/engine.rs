@@ -1,21 +1,23 @@
 //! The engine: takes requests for any subject, opens and closes subjects as needed.
 
+mod end;
+
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
-use crate::api::{Authority, EventSink, Reply, Request, Submission};
+use crate::api::{Authority, EventSink, HandedOver, Reply, Request, Submission};
 use crate::bucket::Bucket;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
-use crate::directory::{Directory, Offered, shutting_down};
+use crate::directory::{Busy, Directory, Offered, shutting_down};
 use crate::figures::{Counters, Figures};
 use crate::housekeeping;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
+use crate::mutations::{Mutation, is_there};
 use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
 use crate::settings::EngineSettings;
 use crate::subject::SubjectTask;
@@ -23,6 +25,8 @@ use crate::subject::garbage::{self, Garbage};
 use crate::trust::Trust;
 use crate::values::Traffic;
 use crate::wal::{FileSystem, Wal, WalError, WalStorage, list_logs};
+
+pub use end::ShutdownReport;
 
 /// Subjects that may be opening at the same time.
 const OPENING: usize = 32;
@@ -103,7 +107,9 @@ impl Shared {
         if self.data.is_marked_dead(log) {
             return Ok(sealed);
         }
-        self.authority.may_claim(subject, Some(log)).await?;
+        if !is_there(Mutation::NoQuestionAfterSeal) {
+            self.authority.may_claim(subject, Some(log)).await?;
+        }
         let (data, dead) = (Arc::clone(&self.data), log.clone());
         match self.env.blocking(move || data.mark_dead(&dead)).await {
             Ok(()) => self.dead_log.notify_one(),
@@ -290,16 +296,6 @@ impl fmt::Debug for Prepared {
     }
 }
 
-/// What a shutdown achieved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShutdownReport {
-    /// Subjects that were handed back: everything of them is in the bucket.
-    pub released: u64,
-    /// Subjects that were not, and why. What they have accepted is in the log, or in the local write-ahead log: whoever
-    /// comes next takes it over.
-    pub unreleased: Vec<(Subject, String)>,
-}
-
 /// Serves subjects from a data directory and a bucket. Cloning shares the engine.
 ///
 /// Dropping the last clone stops nothing: a running engine is ended by [`Engine::shutdown`], or with its process,
@@ -357,6 +353,34 @@ impl Engine {
         self.shared.execute(subject, request).await
     }
 
+    /// Hands `subject` over while everything else is served: brings it to the bucket, releases it, and tells the
+    /// authority. Where it sleeps here it is released, too; where it is not this process's, nothing is done but telling the
+    /// authority. Requests on it that wait or come meanwhile are answered `not_owner` once it is somebody else's to
+    /// serve; where it cannot be handed over they are served.
+    ///
+    /// Cancelling the call withdraws nothing.
+    ///
+    /// # Errors
+    /// Why it could not be handed over this time. It is still this process's, or that will show.
+    pub async fn hand_over(&self, subject: &Subject) -> Result<HandedOver, ErrorReply> {
+        match self.shared.execute(subject, Request::HandOver).await? {
+            Reply::HandOver(handed_over) => Ok(handed_over),
+            _ => Err(ErrorReply::internal("a hand-over was answered with something else")),
+        }
+    }
+
+    /// The subjects that are open, opening or closing.
+    #[must_use]
+    pub fn open_subjects(&self) -> Vec<Subject> {
+        self.shared.directory.subjects()
+    }
+
+    /// At most `most` open subjects: those with the most to do, the busiest first.
+    #[must_use]
+    pub fn busiest(&self, most: usize) -> Vec<Busy> {
+        self.shared.directory.busiest(most, self.shared.env.boot())
+    }
+
     /// Waits until nothing of this engine's log may be used any more: somebody has taken it over, or the local disk
     /// cannot be relied on. From then on every request is turned away; see [`Engine::succeed`].
     ///
@@ -365,51 +389,10 @@ impl Engine {
         self.shared.log.ended().await
     }
 
-    /// Ends an engine whose log has ended, and prepares one with a fresh log in its place. Nothing of this one is
-    /// running any more when it returns.
-    ///
-    /// Cancelling the call leaves an engine that serves nothing.
-    pub async fn succeed(self) -> Prepared {
-        let shared = &self.shared;
-        crate::fail_points::reach(crate::fail_points::Step::TakenOver);
-        shared.directory.shut();
-        shared.ended.give();
-        shared.directory.empty().await;
-        shared.log.stop().await;
-        let log = LogId::new(shared.settings.server.clone(), shared.env.ulid());
-        Prepared {
-            settings: shared.settings.clone(),
-            data: Arc::clone(&shared.data),
-            log,
-            predecessor: Some(shared.log.id().clone()),
-            bucket: Arc::clone(&shared.bucket),
-            disk: Arc::clone(&shared.disk),
-            env: shared.env.clone(),
-        }
-    }
-
     /// The engine's figures.
     #[must_use]
     pub fn figures(&self) -> Figures {
         self.shared.counters.figures(self.shared.directory.len(), self.shared.log.figures())
-    }
-
-    /// Takes no more requests, brings every open subject to the bucket and hands it back. Afterwards the engine
-    /// serves nothing.
-    ///
-    /// Cancelling the call, like `deadline` passing, lets the subjects go on releasing by themselves.
-    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
-        let directory = &self.shared.directory;
-        directory.shut();
-        self.shared.stop.give();
-        // Who held it up is named below.
-        let _ = tokio::time::timeout(deadline, async {
-            directory.empty().await;
-            self.shared.log.stop().await;
-        })
-        .await;
-        let (released, unreleased) = directory.releases();
-        ShutdownReport { released, unreleased }
     }
 }
 

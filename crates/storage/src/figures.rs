@@ -27,6 +27,11 @@ pub struct Figures {
     pub publication_failures: u64,
     /// Subjects that turned out to belong to another process while they were served here.
     pub lost_subjects: u64,
+    /// Subjects handed over so far, one by one.
+    pub handed_over: u64,
+    /// Manifests so far by which this process claimed a subject, whether or not they came to count: as long as there are
+    /// none, nothing belongs to its log.
+    pub claims: u64,
     /// The log.
     pub log: LogFigures,
 }
@@ -78,6 +83,8 @@ pub(crate) struct Counters {
     pub(crate) publications: Figure,
     pub(crate) publication_failures: Figure,
     pub(crate) lost_subjects: Figure,
+    pub(crate) handed_over: Figure,
+    pub(crate) claims: Figure,
 }
 
 impl Figure {
@@ -99,6 +106,8 @@ impl Counters {
             publications: self.publications.get(),
             publication_failures: self.publication_failures.get(),
             lost_subjects: self.lost_subjects.get(),
+            handed_over: self.handed_over.get(),
+            claims: self.claims.get(),
             log,
         }
     }

@@ -17,8 +17,10 @@
 //! | [`recovery`] | after a restart: what earlier processes left goes into their logs |
 //! | [`collect`] | deleting what nobody needs any more, without a server |
 //! | [`fail_points`] | steps at which a test may have the process die |
+//! | [`mutations`] | bugs that a simulation has to find |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
+mod activity;
 pub mod api;
 pub mod bucket;
 #[cfg(test)]
@@ -38,6 +40,7 @@ mod housekeeping;
 pub mod keys;
 pub mod log;
 pub mod manifest;
+pub mod mutations;
 pub mod ownership;
 pub mod plan;
 pub mod recovery;
@@ -55,6 +58,7 @@ pub mod internals {
 }
 
 pub use database::sqlite_is_safe;
+pub use directory::Busy;
 pub use engine::{Engine, OpenError, Prepared, ShutdownReport};
 pub use export::{ExportError, export_snapshot};
 pub use figures::Figures;

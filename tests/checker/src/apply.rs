@@ -176,8 +176,16 @@ impl Replay<'_, '_> {
 
     pub(crate) fn delete_all(&mut self, position: Position, slot: &Slot, told: Option<Seq>) {
         let asked = slot.op.map(|op| self.ops.all[op].op);
+        let in_doubt = self.is_vague || self.path.iter().any(|step| step.is_hole);
         let end = match asked {
-            Some(Op::DeleteAll(request)) => self.end_of(request),
+            // How many there are is not certain; whoever announced it knew.
+            Some(Op::DeleteAll(_)) if in_doubt && told.is_some() => told,
+            Some(Op::DeleteAll(request)) => {
+                if in_doubt && request.keep_last.is_some_and(|keep| keep > 0) {
+                    self.is_vague = true;
+                }
+                self.end_of(request)
+            }
             _ => {
                 self.asked_for(position, slot, |op| matches!(op, Op::DeleteAll(_) | Op::Destroy(_)));
                 told
@@ -193,8 +201,7 @@ impl Replay<'_, '_> {
         });
         if let Some(count) = count
             && count != gone.len() as u64
-            && !self.is_vague
-            && self.path.iter().all(|step| !step.is_hole)
+            && !in_doubt
         {
             let sentence = format!("{position} says that it removed {count}, and there were {}", gone.len());
             self.complain(Property::ReadsTheState, sentence, slot.source, None);

@@ -45,7 +45,8 @@ impl Replay<'_, '_> {
         }
         let owner = self.terms.all.get(&position.term).and_then(|state| state.server.clone());
         let successor = self.terms.all.get(&term).and_then(|state| state.server.clone());
-        let went_elsewhere = owner.is_none() || successor.is_none() || owner != successor;
+        // Of a term in between nobody was told: it may have been anybody's.
+        let went_elsewhere = owner.is_none() || owner != successor || position.term.next() < term;
         let aside = self.history.set_aside.as_ref();
         let is_aside = aside.is_some_and(|aside| aside.contains(&position));
         let excuse = self.harms.iter().find(|harm| {

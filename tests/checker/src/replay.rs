@@ -155,8 +155,10 @@ impl<'c, 'h> Replay<'c, 'h> {
         // A term that nobody told of, or whose base nobody told of, may have put something else in the place of what was
         // not yet in the bucket.
         let sure = self.durable.values().map(|(rev, _)| *rev).max().unwrap_or_default();
-        if !(is_known && follows) && through.max(lost.last().map_or(through, |l| l.position.rev)) > sure {
+        let is_told = is_known && follows;
+        if !self.is_vague && !is_told && through.max(lost.last().map_or(through, |l| l.position.rev)) > sure {
             self.is_vague = true;
+            self.findings.coverage.add("subjects of which a term is not known");
         }
         let mut undone = Vec::new();
         for step in lost.iter().rev() {

@@ -293,6 +293,9 @@ impl<'h> Slots<'h> {
             return;
         };
         slot.witnessed = slot.witnessed.min(at);
+        if let (Effect::DeleteAll(end @ None), Effect::DeleteAll(told)) = (&mut slot.effect, &effect) {
+            *end = *told;
+        }
         let same_op = slot.op.is_none() || op.is_none() || slot.op == op;
         if !same_op || !is_same_effect(&slot.effect, &effect) {
             let sentence = format!("{position} holds two different changes");

@@ -15,7 +15,7 @@ use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, RawNats, until};
+use crate::{CLIENTS, PATIENCE, RawNats, Wiring, until};
 
 const COORDINATOR: &str = ServerName::COORDINATOR;
 
@@ -25,6 +25,7 @@ const COORDINATOR: &str = ServerName::COORDINATOR;
 pub struct Builder {
     servers: usize,
     in_memory: bool,
+    wired: bool,
     coordinator_arguments: Vec<String>,
     server_arguments: Vec<String>,
 }
@@ -40,6 +41,13 @@ impl Builder {
     /// which some disks take minutes to remove.
     pub fn in_memory(mut self) -> Self {
         self.in_memory = true;
+        self
+    }
+
+    /// Puts a cluster of nats-servers in the place of one, an S3 server in the place of a directory, and lets the processes
+    /// reach them through cables only: see [`Fleet::wiring`].
+    pub fn wired(mut self) -> Self {
+        self.wired = true;
         self
     }
 
@@ -74,9 +82,15 @@ impl Builder {
         for part in ["bucket", "data", "logs"] {
             std::fs::create_dir(folder.path().join(part))?;
         }
+        let (nats, wiring) = if self.wired {
+            (None, Some(Wiring::new().await?))
+        } else {
+            (Some(NatsServer::start(NatsServerOptions::default()).await?), None)
+        };
         let mut fleet = Fleet {
             folder,
-            nats: NatsServer::start(NatsServerOptions::default()).await?,
+            nats,
+            wiring,
             builder: self,
             specs: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -84,9 +98,16 @@ impl Builder {
             expected: Vec::new(),
             finished: false,
         };
+        if let Some(wiring) = &mut fleet.wiring {
+            wiring.add(COORDINATOR).await?;
+        }
         fleet.add_coordinator()?;
         for number in 1..=fleet.builder.servers {
-            let spec = fleet.server_spec(&format!("persist-{number}"))?;
+            let name = format!("persist-{number}");
+            if let Some(wiring) = &mut fleet.wiring {
+                wiring.add(&name).await?;
+            }
+            let spec = fleet.server_spec(&name)?;
             fleet.add(spec)?;
         }
         for name in fleet.running.keys().cloned().collect::<Vec<_>>() {
@@ -99,7 +120,8 @@ impl Builder {
 /// A running fleet: a nats-server, a coordinator, persistence servers, and a local directory as the bucket.
 pub struct Fleet {
     folder: TempDir,
-    nats: NatsServer,
+    nats: Option<NatsServer>,
+    wiring: Option<Wiring>,
     builder: Builder,
     specs: BTreeMap<String, ProcessSpec>,
     running: BTreeMap<String, Process>,
@@ -114,20 +136,42 @@ impl Fleet {
         Builder {
             servers: 1,
             in_memory: false,
+            wired: false,
             coordinator_arguments: Vec::new(),
             server_arguments: Vec::new(),
         }
     }
 
-    /// The address of the nats-server.
+    /// The address of the nats-server, or the addresses of all, joined by commas.
+    ///
+    /// # Panics
+    /// Never: every fleet has one or the other.
     #[must_use]
     pub fn url(&self) -> String {
-        self.nats.url()
+        self.url_for(CLIENTS).expect("the clients have cables")
+    }
+
+    fn url_for(&self, name: &str) -> anyhow::Result<String> {
+        match (&self.wiring, &self.nats) {
+            (Some(wiring), _) => wiring.nats_urls(name),
+            (None, nats) => Ok(nats.as_ref().context("a fleet has a nats-server")?.url()),
+        }
     }
 
     /// The nats-server.
+    ///
+    /// # Panics
+    /// In a [wired](Builder::wired) fleet, which has several.
     pub fn nats(&mut self) -> &mut NatsServer {
-        &mut self.nats
+        self.nats.as_mut().expect("a fleet with a single nats-server")
+    }
+
+    /// What lies between the processes of a [wired](Builder::wired) fleet.
+    ///
+    /// # Panics
+    /// In any other fleet.
+    pub fn wiring(&mut self) -> &mut Wiring {
+        self.wiring.as_mut().expect("a wired fleet")
     }
 
     /// The folder that is the bucket.
@@ -154,8 +198,24 @@ impl Fleet {
     /// # Errors
     /// When no connection comes about.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        let options = NatsOptions::new(vec![self.url().parse()?]);
-        Ok(Client::builder().deadline(PATIENCE).connect(options).await?)
+        Ok(Client::builder().deadline(PATIENCE).connect(self.nats_options()?).await?)
+    }
+
+    /// How to connect to this fleet.
+    ///
+    /// # Errors
+    /// Never, unless an address of this fleet is none.
+    pub fn nats_options(&self) -> anyhow::Result<NatsOptions> {
+        self.nats_options_of(CLIENTS)
+    }
+
+    /// How somebody connects to this fleet who has cables of its own.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn nats_options_of(&self, name: &str) -> anyhow::Result<NatsOptions> {
+        let urls = self.url_for(name)?;
+        Ok(NatsOptions::new(urls.split(',').map(str::parse).collect::<Result<_, _>>()?))
     }
 
     /// A connection that can say anything.
@@ -184,12 +244,18 @@ impl Fleet {
     /// # Errors
     /// When it has not been built.
     pub fn server_spec(&self, name: &str) -> anyhow::Result<ProcessSpec> {
-        let bucket = format!("file://{}", self.bucket_dir().display());
+        let (bucket, variables) = match &self.wiring {
+            Some(wiring) => (wiring.bucket_url(), wiring.bucket_variables(name)?),
+            None => (format!("file://{}", self.bucket_dir().display()), Vec::new()),
+        };
         let data_dir = self.data_dir(name).display().to_string();
-        let arguments = ["--nats", &self.url(), "--name", name, "--bucket", &bucket, "--data-dir", &data_dir];
-        Ok(ProcessSpec::new(name, our_program("dormouse-persist-server")?, &self.log_dir())
+        let url = self.url_for(name)?;
+        let arguments = ["--nats", &url, "--name", name, "--bucket", &bucket, "--data-dir", &data_dir];
+        let mut spec = ProcessSpec::new(name, our_program("dormouse-persist-server")?, &self.log_dir())
             .args(arguments)
-            .args(&self.builder.server_arguments))
+            .args(&self.builder.server_arguments);
+        spec.environment = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Ok(spec)
     }
 
     /// Starts one more process, which becomes part of the fleet. Does not wait until it is ready.
@@ -291,14 +357,14 @@ impl Fleet {
         self.wait_ready(name).await
     }
 
-    /// Starts a process again that has ended or was killed, with these environment variables set, and does not wait for
+    /// Starts a process again that has ended or was killed, with these environment variables set too, and does not wait for
     /// anything.
     ///
     /// # Errors
     /// When it cannot be run.
     pub fn start_with(&mut self, name: &str, environment: &[(&str, String)]) -> anyhow::Result<()> {
         let mut spec = self.specs.get(name).with_context(|| format!("{name} was never started"))?.clone();
-        spec.environment = environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        spec.environment.extend(environment.iter().map(|(name, value)| (name.into(), value.into())));
         self.add(spec)
     }
 
@@ -351,17 +417,21 @@ impl Fleet {
         self.wait_for_health(name, "ready", |health| health.status == HealthStatus::Ok).await
     }
 
+    /// Whether a process does its work at this moment, as it says.
+    ///
+    /// # Errors
+    /// When what it answers is not health.
+    pub async fn is_serving(&mut self, name: &str) -> anyhow::Result<bool> {
+        Ok(self.health(name).await?.as_ref().is_some_and(is_serving))
+    }
+
     /// Waits until a process does its work, whatever else it says: after an outage of NATS a server may complain for
     /// minutes about events that were lost.
     ///
     /// # Errors
     /// When it ends, or does not say so in time.
     pub async fn wait_serving(&mut self, name: &str) -> anyhow::Result<()> {
-        self.wait_for_health(name, "serving", |health| {
-            // Without a lease a server serves nothing. The coordinator needs none and does not speak of it.
-            health.status != HealthStatus::NotServing && health.figures.get("lease_generation") != Some(&0)
-        })
-        .await
+        self.wait_for_health(name, "serving", is_serving).await
     }
 
     async fn wait_for_health(
@@ -409,7 +479,7 @@ impl Fleet {
     fn add_coordinator(&mut self) -> anyhow::Result<()> {
         let data_dir = self.data_dir(COORDINATOR).display().to_string();
         let spec = ProcessSpec::new(COORDINATOR, our_program("dormouse-coordinator")?, &self.log_dir())
-            .args(["--nats", &self.url(), "--data-dir", &data_dir])
+            .args(["--nats", &self.url_for(COORDINATOR)?, "--data-dir", &data_dir])
             .args(&self.builder.coordinator_arguments);
         self.add(spec)
     }
@@ -433,6 +503,11 @@ impl Fleet {
         self.finished = true;
         Ok(())
     }
+}
+
+fn is_serving(health: &Health) -> bool {
+    // Without a lease a server serves nothing. The coordinator needs none and does not speak of it.
+    health.status != HealthStatus::NotServing && health.figures.get("lease_generation") != Some(&0)
 }
 
 impl Drop for Fleet {

@@ -5,9 +5,13 @@ mod dice;
 mod fleet;
 pub mod ledger;
 mod raw_nats;
+mod recorder;
 mod wait;
+mod wiring;
 
 pub use dice::Dice;
 pub use fleet::{Builder, Fleet};
 pub use raw_nats::{RawMessage, RawNats};
+pub use recorder::{RecordedBus, Recorder};
 pub use wait::{PATIENCE, until};
+pub use wiring::{CLIENTS, NATS_SERVERS, Wiring};

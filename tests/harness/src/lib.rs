@@ -4,6 +4,8 @@
 //! Knows no other crate of Dormouse, so that any of them may use it in its tests.
 
 mod azure;
+mod cable;
+mod cluster;
 mod logs;
 mod nats;
 mod process;
@@ -12,6 +14,8 @@ mod s3;
 use std::path::{Path, PathBuf};
 
 pub use azure::AzureServer;
+pub use cable::{Cable, Condition, Dial};
+pub use cluster::NatsCluster;
 pub use logs::{complaints, tail};
 pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};

@@ -1,10 +1,13 @@
 //! A real nats-server on a port of its own choosing.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::{Process, ProcessSpec, nats_server_program, tail};
 
@@ -37,6 +40,8 @@ pub struct NatsServer {
     folder: TempDir,
     options: NatsServerOptions,
     port: u16,
+    cluster_port: Option<u16>,
+    monitoring_port: Option<u16>,
     process: Option<Process>,
 }
 
@@ -49,7 +54,8 @@ impl NatsServer {
     /// When there is no nats-server, or it does not start; with what it logged.
     pub async fn start(options: NatsServerOptions) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("cannot create a folder for nats-server")?;
-        let mut server = Self { folder, options, port: 0, process: None };
+        let mut server =
+            Self { folder, options, port: 0, cluster_port: None, monitoring_port: None, process: None };
         server.launch().await?;
         Ok(server)
     }
@@ -96,6 +102,33 @@ impl NatsServer {
         self.port
     }
 
+    /// The port on which it listens for the others of its cluster, if its configuration makes it a part of one. Another one
+    /// each time it is started, unless the configuration names it.
+    #[must_use]
+    pub fn cluster_port(&self) -> Option<u16> {
+        self.cluster_port
+    }
+
+    /// With how many other servers of its cluster it is connected, as it says. Its configuration must make it answer over
+    /// HTTP.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn connected_servers(&self) -> anyhow::Result<usize> {
+        let port = self.monitoring_port.context("nats-server does not answer over HTTP")?;
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(b"GET /routez HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).context("not HTTP")?;
+        let routes: Routes = serde_json::from_str(body)?;
+        // To each other server there are several connections.
+        let others: BTreeSet<&str> = routes.routes.iter().map(|route| route.remote_id.as_str()).collect();
+        Ok(others.len())
+    }
+
     /// Its process id, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -128,7 +161,13 @@ impl NatsServer {
         let ports =
             process.pid().map(|pid| ports_file(&spec.program, folder, pid)).context("it has no pid")?;
         match tokio::time::timeout(DEADLINE, listening(&mut process, &ports)).await {
-            Ok(port) => self.port = port.with_context(|| logged(&spec.log))?,
+            Ok(ports) => {
+                let ports = ports.with_context(|| logged(&spec.log))?;
+                self.port = port_of(ports.nats.first().context("nats-server listens for nobody")?)?;
+                self.cluster_port = ports.cluster.first().map(|address| port_of(address)).transpose()?;
+                self.monitoring_port =
+                    ports.monitoring.first().map(|address| port_of(address)).transpose()?;
+            }
             Err(_) => {
                 bail!("nats-server does not listen after {} s: {}", DEADLINE.as_secs(), logged(&spec.log))
             }
@@ -139,15 +178,13 @@ impl NatsServer {
 }
 
 /// Waits until the server has told its port. It tells in no other way, so the file is looked for again and again.
-async fn listening(process: &mut Process, ports: &Path) -> anyhow::Result<u16> {
+async fn listening(process: &mut Process, ports: &Path) -> anyhow::Result<Ports> {
     loop {
         // Half written, it is not JSON yet.
         if let Ok(text) = std::fs::read_to_string(ports)
             && let Ok(ports) = serde_json::from_str::<Ports>(&text)
         {
-            let address = ports.nats.first().context("nats-server listens for nobody")?;
-            let port = address.rsplit(':').next().unwrap_or_default();
-            return port.parse().with_context(|| format!("no port in {address}"));
+            return Ok(ports);
         }
         if let Some(status) = process.ended()? {
             bail!("nats-server ended at once: {status}");
@@ -159,6 +196,26 @@ async fn listening(process: &mut Process, ports: &Path) -> anyhow::Result<u16> {
 #[derive(serde::Deserialize)]
 struct Ports {
     nats: Vec<String>,
+    #[serde(default)]
+    cluster: Vec<String>,
+    #[serde(default)]
+    monitoring: Vec<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Routes {
+    #[serde(default)]
+    routes: Vec<RouteInfo>,
+}
+
+#[derive(serde::Deserialize)]
+struct RouteInfo {
+    remote_id: String,
+}
+
+fn port_of(address: &str) -> anyhow::Result<u16> {
+    let port = address.rsplit(':').next().unwrap_or_default();
+    port.parse().with_context(|| format!("no port in {address}"))
 }
 
 fn ports_file(program: &Path, folder: &Path, pid: u32) -> PathBuf {

@@ -113,7 +113,13 @@ impl S3Server {
     /// The environment variables with which a client reaches it.
     #[must_use]
     pub fn variables(&self) -> Vec<(String, String)> {
-        let endpoint = format!("http://127.0.0.1:{}", self.port);
+        Self::variables_through(self.port)
+    }
+
+    /// The same through a cable with this port.
+    #[must_use]
+    pub fn variables_through(port: u16) -> Vec<(String, String)> {
+        let endpoint = format!("http://127.0.0.1:{port}");
         [
             ("AWS_ENDPOINT_URL", endpoint.as_str()),
             ("AWS_ALLOW_HTTP", "true"),

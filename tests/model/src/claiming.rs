@@ -223,6 +223,7 @@ impl Stepper<'_> {
                     opening.ended = Some(DrainInput::Settled(drained));
                     return;
                 }
+                ClaimEffect::NotOwned => unreachable!("no claim here is for what is one's own already"),
                 ClaimEffect::GiveUp(error) => {
                     let cannot_be = matches!(error.code, ErrorCode::Corrupt | ErrorCode::Internal);
                     if cannot_be && self.settings.lie.is_none() {

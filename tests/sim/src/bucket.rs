@@ -150,8 +150,12 @@ impl Store {
             self.witness.owned(&manifest);
         }
         let before = if same { known.and_then(|known| known.before) } else { known.map(|known| known.owner) };
-        let owned =
-            Owned { number: manifest.number.get(), owner: manifest.owner, released: manifest.released, before };
+        let owned = Owned {
+            number: manifest.number.get(),
+            owner: manifest.owner,
+            released: manifest.released,
+            before,
+        };
         seen.owners.insert(subject.to_owned(), owned);
     }
 
@@ -160,7 +164,8 @@ impl Store {
         let parts: Vec<&str> = key.as_str().split('/').collect();
         let ["subjects", subject, name] = parts.as_slice() else { return };
         let seen = self.seen();
-        let (Some(manifest), Some(owned)) = (manifest_of(subject, name, bytes), seen.owners.get(*subject)) else {
+        let (Some(manifest), Some(owned)) = (manifest_of(subject, name, bytes), seen.owners.get(*subject))
+        else {
             return;
         };
         if owned.before.as_ref() == Some(&manifest.owner) && owned.owner != manifest.owner {
@@ -284,7 +289,8 @@ impl Way {
         };
         let [falls, kind] = [self.dice.below(1_000), self.dice.draw()];
         if falls < self.sharp.load(Ordering::Relaxed) {
-            let faults = [Fault::Late, Fault::Again, Fault::AnswerLost, Fault::Late, Fault::Again, Fault::RequestLost];
+            let faults =
+                [Fault::Late, Fault::Again, Fault::AnswerLost, Fault::Late, Fault::Again, Fault::RequestLost];
             let fault = faults[usize::try_from(kind % 6).unwrap_or(0)];
             self.trace.line(format_args!("sharp {} {key} {fault:?}", self.server));
             self.inner.script(Operation::Create, [fault]);

@@ -106,6 +106,16 @@ pub struct Parts {
     pub exits: mpsc::UnboundedSender<ServerName>,
 }
 
+/// What comes after serving.
+enum Next {
+    /// The process ends.
+    End(Exit),
+    /// It goes on after its log was taken over.
+    Succeed,
+    /// It goes on after it was emptied.
+    BeginAnew,
+}
+
 impl Machine {
     /// A machine that does not run.
     #[must_use]
@@ -302,14 +312,21 @@ impl Machine {
             let Ok(mut server) = started else { return Exit::Failure };
             let next = tokio::select! {
                 biased;
-                () = stop.given() => Some(Exit::AsAsked),
+                () = stop.given() => Next::End(Exit::AsAsked),
                 next = self.serve(&mut server) => next,
             };
-            if let Some(exit) = next {
-                break (server, exit);
-            }
-            self.trace.count("server went on with a fresh log");
-            match server.succeed(deadline).await {
+            let next = match next {
+                Next::End(exit) => break (server, exit),
+                Next::Succeed => {
+                    self.trace.count("server went on with a fresh log");
+                    server.succeed(deadline).await
+                }
+                Next::BeginAnew => {
+                    self.trace.count("server was emptied and went on with a fresh log");
+                    server.begin_anew(deadline).await
+                }
+            };
+            match next {
                 Some(next) => prepared = next,
                 None => return Exit::Failure,
             }
@@ -320,19 +337,20 @@ impl Machine {
         exit
     }
 
-    /// Serves until that is no longer possible; `None`: it goes on with a fresh log.
-    async fn serve(&self, server: &mut Server) -> Option<Exit> {
+    /// Serves until that is no longer possible.
+    async fn serve(&self, server: &mut Server) -> Next {
         if let Err(error) = server.ready().await {
             self.trace.line(format_args!("{} cannot serve: {error}", self.name));
-            return Some(match error {
+            return Next::End(match error {
                 ServeError::Refused(_) => Exit::Refused,
                 _ => Exit::Failure,
             });
         }
         self.trace.line(format_args!("ready {}", self.name));
         match server.ended().await {
-            Ended::TakenOver => None,
-            Ended::Failed(error) => Some(match *error {
+            Ended::TakenOver => Next::Succeed,
+            Ended::Emptied => Next::BeginAnew,
+            Ended::Failed(error) => Next::End(match *error {
                 ServeError::Refused(_) => Exit::Refused,
                 ServeError::LocalLog => Exit::DataDir,
                 _ => Exit::Failure,

@@ -86,7 +86,11 @@ fn many(args: &mut Args, profile: Profile) -> ExitCode {
         if !report.violations.is_empty() {
             println!("seed {} ({}):", report.seed, profile.as_str());
             report.violations.iter().for_each(|violation| println!("  {violation}"));
-            println!("  again: cargo run -p dormouse-sim -- replay {} --profile {} --trace", report.seed, profile.as_str());
+            println!(
+                "  again: cargo run -p dormouse-sim -- replay {} --profile {} --trace",
+                report.seed,
+                profile.as_str()
+            );
         }
         keep_going || report.violations.is_empty()
     });

@@ -31,7 +31,10 @@ impl Ambush for Lurking {
         }
         let machine = nemesis.world.machines.iter().find(|machine| machine.name().as_str() == server);
         let Some(machine) = machine else { return };
-        nemesis.world.trace.line(format_args!("ambush {server} {}", if ours { "in its own name" } else { "sealing" }));
+        nemesis
+            .world
+            .trace
+            .line(format_args!("ambush {server} {}", if ours { "in its own name" } else { "sealing" }));
         nemesis.world.trace.count("ambush");
         if crash % 3 == 0 {
             nemesis.crash(machine, steps % 12);
@@ -140,7 +143,11 @@ impl Nemesis {
             (12, DiskFate::Wiped),
             (16, DiskFate::Restored),
         ]);
-        let fate = if fate == DiskFate::Restored && machine.backed_up_at().is_none() { DiskFate::Kept } else { fate };
+        let fate = if fate == DiskFate::Restored && machine.backed_up_at().is_none() {
+            DiskFate::Kept
+        } else {
+            fate
+        };
         let down = if self.dice.chance(300) { self.dice.millis(1..100) } else { self.while_() };
         let Some(process) = machine.process() else { return };
         let world = Arc::clone(&self.world);
@@ -203,11 +210,16 @@ impl Nemesis {
         let from = self.dice.pick(&hosts).clone();
         // Often from everybody: that is what a cable does.
         let all = self.dice.chance(300);
-        let others: Vec<String> =
-            if all { hosts.iter().filter(|host| **host != from).cloned().collect() } else { vec![self.dice.pick(&hosts).clone()] };
+        let others: Vec<String> = if all {
+            hosts.iter().filter(|host| **host != from).cloned().collect()
+        } else {
+            vec![self.dice.pick(&hosts).clone()]
+        };
         let both = self.dice.chance(600);
         let (lasts, world) = (self.while_(), &self.world);
-        world.trace.line(format_args!("cut {from} {} {others:?} for {lasts:?}", if both { "-" } else { ">" }));
+        world
+            .trace
+            .line(format_args!("cut {from} {} {others:?} for {lasts:?}", if both { "-" } else { ">" }));
         let cut = |one: &str, other: &str| world.net.cut(one, other);
         for other in &others {
             cut(&from, other);
@@ -233,7 +245,8 @@ impl Nemesis {
 
     fn hosts(&self) -> Vec<String> {
         let world = &self.world;
-        let mut hosts: Vec<String> = world.machines.iter().map(|machine| machine.name().to_string()).collect();
+        let mut hosts: Vec<String> =
+            world.machines.iter().map(|machine| machine.name().to_string()).collect();
         hosts.extend(world.offices.iter().map(|office| office.name().to_owned()));
         // Servers and coordinators matter more, and so they come twice.
         hosts.extend(hosts.clone());
@@ -330,4 +343,3 @@ impl Nemesis {
         });
     }
 }
-

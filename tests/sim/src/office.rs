@@ -169,6 +169,15 @@ impl Store for Forgetful {
         self.inner.assignments(subjects)
     }
 
+    fn assigned_after(
+        &self,
+        prefix: &str,
+        after: Option<&Subject>,
+        rows: usize,
+    ) -> Result<Vec<(Subject, ServerName)>, StoreError> {
+        self.inner.assigned_after(prefix, after, rows)
+    }
+
     fn counts(&self) -> Counts {
         self.inner.counts()
     }

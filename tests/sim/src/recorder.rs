@@ -11,9 +11,7 @@ use dormouse_bus::{
     Subscription, service_error,
 };
 use dormouse_checker::{Answer, Harm, HarmKind, Heard, History, Op as Asked, Outcome, Rules, TermFacts};
-use dormouse_protocol::{
-    ErrorReply, Event, Happened, Op, Prefix, RoutePattern, ServerName, Subject, decode,
-};
+use dormouse_protocol::{ErrorReply, Event, Happened, Op, Prefix, RoutePattern, ServerName, Subject, decode};
 use dormouse_storage::manifest::Manifest;
 use tokio::sync::broadcast;
 
@@ -61,7 +59,12 @@ impl Recorder {
         self.0.trace.line(format_args!("harm {server} {kind:?} since {since:?}"));
         let mut history = self.state();
         // Until it is said to be over, it is not.
-        history.harms.push(Harm { server: server.clone(), kind, since: since.min(now), until: Duration::MAX });
+        history.harms.push(Harm {
+            server: server.clone(),
+            kind,
+            since: since.min(now),
+            until: Duration::MAX,
+        });
         history.harms.len() - 1
     }
 
@@ -86,7 +89,14 @@ impl Recorder {
         self.state().subjects.entry(subject).or_default().events.push(Heard { at, event });
     }
 
-    fn invoked(&self, client: u32, server: ServerName, op: Op, subject: &Subject, payload: &[u8]) -> Option<usize> {
+    fn invoked(
+        &self,
+        client: u32,
+        server: ServerName,
+        op: Op,
+        subject: &Subject,
+        payload: &[u8],
+    ) -> Option<usize> {
         let asked = Asked::from_wire(op, payload).ok()?;
         let now = self.0.trace.now();
         self.0.trace.count(match op {
@@ -100,7 +110,7 @@ impl Recorder {
             Op::Changes => "call: changes",
             Op::Info => "call: info",
             Op::Flush => "call: flush",
-            _ => "call: other",
+            Op::Destroy => "call: destroy",
         });
         let mut history = self.state();
         let recorded = history.subjects.entry(subject.clone()).or_default();
@@ -256,4 +266,3 @@ pub async fn listen(recorder: Recorder, mut subscription: Subscription) {
         }
     }
 }
-

@@ -58,7 +58,12 @@ fn watch(current: &[Current], over: &AtomicBool) {
 ///
 /// # Panics
 /// When a run cannot be made at all.
-pub fn soak(seeds: Range<u64>, profile: Profile, threads: usize, told: impl Fn(&Report) -> bool + Sync) -> Harvest {
+pub fn soak(
+    seeds: Range<u64>,
+    profile: Profile,
+    threads: usize,
+    told: impl Fn(&Report) -> bool + Sync,
+) -> Harvest {
     let (next, harvest) = (AtomicU64::new(seeds.start), Mutex::new(Harvest::default()));
     let current: Vec<Current> = (0..threads.max(1)).map(|_| Mutex::new(None)).collect();
     let over = AtomicBool::new(false);

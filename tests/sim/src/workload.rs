@@ -9,8 +9,8 @@ use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Outgoing, service_error};
 use dormouse_client::{Client, Kv, Level, NewMessage, Stream, SubjectConfig};
 use dormouse_protocol::data::{
-    ChangesReply, ChangesRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem, SetOutcome,
-    SetReply, SetRequest, SetResult,
+    ChangesReply, ChangesRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem,
+    SetOutcome, SetReply, SetRequest, SetResult,
 };
 use dormouse_protocol::{
     ErrorCode, MessageId, Op, Position, RequestId, Seq, SessionId, Subject, decode, encode,

@@ -11,10 +11,10 @@ use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::{Assumptions, HarmKind, Rules};
 use dormouse_protocol::{LogId, RoutePattern, ServerName, Slot, Subject};
 use dormouse_runtime::{Env, Process, SeededEntropy, Stop, Tasks, VirtualClock};
+use dormouse_storage::EngineSettings;
 use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
 use dormouse_storage::bucket::{Bucket, ObjectStoreBucket};
 use dormouse_storage::manifest::Manifest;
-use dormouse_storage::EngineSettings;
 use tokio::sync::mpsc;
 
 use crate::bucket::{Store, Witness};
@@ -170,7 +170,8 @@ impl World {
             Profile::Standard | Profile::ClockDrift | Profile::StaleList => &["coordinator"],
         };
         let offices: Vec<_> = names.iter().map(office).collect();
-        let clients = (1..=CLIENTS).map(|number| Arc::new(Caller::new(seed, plan(&setting, number)))).collect();
+        let clients =
+            (1..=CLIENTS).map(|number| Arc::new(Caller::new(seed, plan(&setting, number)))).collect();
         net.set_weather(setting.weather);
         let world = Arc::new(Self {
             setting,

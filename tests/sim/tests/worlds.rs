@@ -20,7 +20,8 @@ fn clean(harvest: &Harvest) {
     for report in harvest.failed.values() {
         let (seed, profile) = (report.seed, report.profile.as_str());
         writeln!(wrong, "seed {seed}, profile {profile}:\n{}", report.violations.join("\n")).unwrap();
-        writeln!(wrong, "again: cargo run -p dormouse-sim -- replay {seed} --profile {profile} --trace").unwrap();
+        writeln!(wrong, "again: cargo run -p dormouse-sim -- replay {seed} --profile {profile} --trace")
+            .unwrap();
     }
     assert!(harvest.failed.is_empty(), "{wrong}");
 }
@@ -32,7 +33,8 @@ fn the_same_seed_twice_is_the_same_byte_for_byte() {
         if one.text != other.text {
             let differ = one.text.lines().zip(other.text.lines()).position(|(one, other)| one != other);
             let at = differ.unwrap_or(0);
-            let lines = |text: &str| text.lines().skip(at.saturating_sub(3)).take(6).collect::<Vec<_>>().join("\n");
+            let lines =
+                |text: &str| text.lines().skip(at.saturating_sub(3)).take(6).collect::<Vec<_>>().join("\n");
             panic!("seed {seed} differs at line {at}:\n{}\n---\n{}", lines(&one.text), lines(&other.text));
         }
         assert_eq!((one.digest, one.counts), (other.digest, other.counts), "seed {seed}");

@@ -138,7 +138,8 @@ mod tests {
             }
         });
         let client = broker.connect(MemoryOptions::named("client"));
-        let asked = client.request(Outgoing::new(Route::new("a"), Bytes::new()), Duration::from_secs(1)).await;
+        let asked =
+            client.request(Outgoing::new(Route::new("a"), Bytes::new()), Duration::from_secs(1)).await;
         let took = env.boot();
         tokio::time::sleep(Duration::from_secs(1)).await;
         let heard = *heard.lock().unwrap();

@@ -50,12 +50,18 @@ fn the_help_of_every_command_tells_the_default_of_every_flag() {
             "watch",
             "info",
             "server ls",
+            "server info",
+            "server drain",
+            "server undrain",
             "server health",
+            "subject ls",
+            "subject move",
             "subject locate",
             "subject flush",
             "subject configure",
             "subject export",
             "subject destroy",
+            "rebalance",
             "gc",
             "dev"
         ]
@@ -180,5 +186,58 @@ fn flags_of_the_connection_are_known_wherever_they_stand() {
     for line in ["--nats nats://a:1 --context c keys app.s", "keys app.s --context c --nats nats://a:1"] {
         let cli = Cli::read(["dormouse"].into_iter().chain(line.split(' '))).unwrap();
         assert!(cli.global.connection_flags.iter().eq(["context", "nats"]), "{line}");
+    }
+}
+
+#[test]
+fn subjects_are_listed_by_pattern_under_either_word() {
+    for line in ["subject ls app.*.> --server s --limit 5", "subjects ls app.*.> --server s --limit 5"] {
+        let Command::Subject(SubjectCommand::Ls(ls)) = command(line) else { panic!("{line}") };
+        assert_eq!((ls.pattern.as_str(), ls.limit), ("app.*.>", Some(5)));
+        assert_eq!(ls.server.unwrap().as_str(), "s");
+    }
+    let Command::Subject(SubjectCommand::Ls(ls)) = command("subjects ls") else { panic!() };
+    assert_eq!((ls.pattern.as_str(), ls.server, ls.limit), (">", None, None));
+    for bad in ["app.>.x", "app.a*", "app..x", "", ".", "app.>>"] {
+        assert_eq!(Cli::read(["dormouse", "subjects", "ls", bad]).unwrap_err().exit_code(), 2, "{bad}");
+    }
+}
+
+#[test]
+fn orders_name_what_they_are_about() {
+    let Command::Server(ServerCommand::Drain(drain)) = command("server drain s") else { panic!() };
+    assert_eq!((drain.name.as_str(), drain.no_wait), ("s", false));
+    let Command::Subject(SubjectCommand::Move(moved)) = command("subject move app.s --to t") else {
+        panic!()
+    };
+    assert_eq!((moved.subject.as_str(), moved.to.as_str(), moved.no_wait), ("app.s", "t", false));
+    let Command::Rebalance(rebalance) = command("rebalance") else { panic!() };
+    assert_eq!((rebalance.dry_run, rebalance.most_moves, rebalance.no_wait), (false, 100, false));
+    for bad in [
+        "server drain",
+        "server drain UPPER",
+        "server undrain",
+        "server info",
+        "subject move app.s",
+        "subject move app.* --to t",
+        "rebalance --most-moves 0",
+        "rebalance --dry-run --no-wait",
+    ] {
+        refused(bad);
+    }
+}
+
+#[test]
+fn what_gives_orders_may_leave_something_in_doubt() {
+    for (line, changes) in [
+        ("server drain s", true),
+        ("server undrain s", true),
+        ("server info s", false),
+        ("subject move app.s --to t", true),
+        ("subject ls", false),
+        ("rebalance", true),
+        ("rebalance --dry-run", false),
+    ] {
+        assert_eq!(command(line).changes(), changes, "{line}");
     }
 }

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use dormouse_protocol::ids::InvalidName;
-use dormouse_protocol::{Level, MessageId, Seq, ServerName, Term};
+use dormouse_protocol::{Level, MessageId, Seq, ServerName, Subject, Term};
 
 /// A header as `name:value`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +81,25 @@ pub fn process(text: &str) -> Result<String, String> {
     if text != ServerName::COORDINATOR {
         ServerName::new(text).map_err(|error| error.to_string())?;
     }
+    Ok(text.to_owned())
+}
+
+/// A pattern of subjects.
+///
+/// # Errors
+/// A sentence about what is wrong.
+pub fn pattern(text: &str) -> Result<String, String> {
+    let count = text.split('.').count();
+    // What is left when the wildcards stand for some token must be a subject.
+    let example = text.split('.').enumerate().map(|(number, token)| match token {
+        "*" => "x",
+        ">" if number + 1 == count => "x",
+        token => token,
+    });
+    let example = example.collect::<Vec<_>>().join(".");
+    Subject::new(&example).map_err(|error| {
+        format!("{error}; in a pattern `*` stands for a whole token, and `>` for the last and more")
+    })?;
     Ok(text.to_owned())
 }
 

@@ -1,7 +1,10 @@
 //! The commands that talk to a fleet, each in two forms: for people and as JSON.
 
+mod drain;
 mod export;
 mod gc;
+mod list;
+mod placement;
 mod read;
 mod server;
 mod subject;
@@ -37,6 +40,7 @@ async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
         Command::Watch(arguments) => watch::watch(session, arguments).await,
         Command::Server(command) => server::run(session, command).await,
         Command::Subject(command) => subject::run(session, command).await,
+        Command::Rebalance(arguments) => placement::rebalance(session, arguments).await,
         Command::Dev(_) | Command::Gc(_) | Command::RunChild(_) => {
             Err(Failure::usage("this command needs no fleet"))
         }

@@ -1,16 +1,13 @@
 //! `get`, `ls` and `keys`.
 
-use dormouse_client::{Pages, SeqRange};
-use dormouse_protocol::Message;
+use dormouse_client::SeqRange;
 use serde_json::json;
 
+use super::list::tables;
 use crate::args::{Get, Keys, Ls};
 use crate::error::{ErrorKind, Failure};
 use crate::session::Session;
 use crate::view::{MESSAGE_TITLES, MessageView, cell, message_row};
-
-/// How many rows one table has: a long list is printed as it comes, not held in memory.
-const TABLE_ROWS: usize = 500;
 
 /// `get`.
 pub(super) async fn get(session: &Session, arguments: Get) -> Result<(), Failure> {
@@ -63,26 +60,7 @@ pub(super) async fn ls(session: &Session, arguments: Ls) -> Result<(), Failure> 
         }
         return Ok(());
     }
-    tables(session, &mut pages).await
-}
-
-async fn tables(session: &Session, pages: &mut Pages<Message>) -> Result<(), Failure> {
-    let mut rows = Vec::new();
-    let mut printed = false;
-    while let Some(message) = pages.next().await {
-        rows.push(message_row(&message?));
-        if rows.len() == TABLE_ROWS {
-            session.output.table(&MESSAGE_TITLES, std::mem::take(&mut rows))?;
-            printed = true;
-        }
-    }
-    if rows.is_empty() {
-        if !printed {
-            session.output.note("no messages");
-        }
-        return Ok(());
-    }
-    session.output.table(&MESSAGE_TITLES, rows)
+    tables(session, &MESSAGE_TITLES, "no messages", &mut pages, message_row).await
 }
 
 /// `keys`.

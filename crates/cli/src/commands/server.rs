@@ -1,4 +1,4 @@
-//! `server ls` and `server health`.
+//! `server ls`, `server info` and `server health`.
 
 use bytes::Bytes;
 use dormouse_bus::Outgoing;
@@ -8,6 +8,7 @@ use dormouse_protocol::health::{Health, HealthStatus};
 use futures::future::join_all;
 use serde::Serialize;
 
+use super::drain::{drain, undrain};
 use crate::args::{self, ServerCommand};
 use crate::error::{ErrorKind, Failure};
 use crate::session::Session;
@@ -16,6 +17,9 @@ use crate::view::{cell, duration};
 pub(super) async fn run(session: &Session, command: ServerCommand) -> Result<(), Failure> {
     match command {
         ServerCommand::Ls => ls(session).await,
+        ServerCommand::Info(arguments) => info(session, &arguments.name).await,
+        ServerCommand::Drain(arguments) => drain(session, arguments).await,
+        ServerCommand::Undrain(arguments) => undrain(session, &arguments.name).await,
         ServerCommand::Health(arguments) => health(session, arguments).await,
     }
 }
@@ -36,17 +40,10 @@ async fn ls(session: &Session) -> Result<(), Failure> {
 }
 
 fn server_row(server: &ServerEntry) -> Vec<String> {
-    let state = match server.state {
-        ServerState::Alive => "alive",
-        ServerState::Draining => "draining",
-        ServerState::Dead => "dead",
-    };
-    let heard =
-        server.heard_ms_ago.map_or_else(|| "never".to_owned(), |ago| format!("{} ago", duration(ago)));
     vec![
         server.name.to_string(),
-        state.to_owned(),
-        heard,
+        state_name(server.state).to_owned(),
+        heard(server),
         server.assigned_subjects.to_string(),
         server.load.open_subjects.to_string(),
         server.load.requests.to_string(),
@@ -54,6 +51,90 @@ fn server_row(server: &ServerEntry) -> Vec<String> {
         server.capacity.to_string(),
         cell(&server.version),
     ]
+}
+
+/// A state as a word.
+pub(super) const fn state_name(state: ServerState) -> &'static str {
+    match state {
+        ServerState::Alive => "alive",
+        ServerState::Draining => "draining",
+        ServerState::Drained => "drained",
+        ServerState::Dead => "dead",
+    }
+}
+
+fn heard(server: &ServerEntry) -> String {
+    server.heard_ms_ago.map_or_else(|| "never".to_owned(), |ago| format!("{} ago", duration(ago)))
+}
+
+/// The server of this name, as the coordinator sees it.
+pub(super) async fn known(session: &Session, name: &ServerName) -> Result<ServerEntry, Failure> {
+    let servers = session.client().servers().await?.servers;
+    let names = servers.iter().map(|server| server.name.to_string()).collect::<Vec<_>>().join(", ");
+    servers.into_iter().find(|server| server.name == *name).ok_or_else(|| {
+        let others = if names.is_empty() { "no server at all".to_owned() } else { format!("only {names}") };
+        Failure::of(ErrorKind::NotFound, format!("the coordinator knows no server {name}, {others}"))
+    })
+}
+
+/// What `server info` prints as JSON.
+#[derive(Debug, Serialize)]
+struct InfoView<'i> {
+    #[serde(flatten)]
+    server: &'i ServerEntry,
+    /// What the process says; absent where it says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<&'i Health>,
+    /// Why it says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health_error: Option<&'i str>,
+}
+
+/// `server info`.
+async fn info(session: &Session, name: &ServerName) -> Result<(), Failure> {
+    let server = known(session, name).await?;
+    // The dead are not asked: that would only take the whole deadline.
+    let finding = match server.state {
+        ServerState::Dead => None,
+        ServerState::Alive | ServerState::Draining | ServerState::Drained => {
+            Some(ask(session, name.to_string()).await)
+        }
+    };
+    let health = finding.as_ref().and_then(|finding| finding.health.as_ref());
+    let health_error = finding.as_ref().and_then(|finding| finding.error.as_deref());
+    if session.output.is_json() {
+        return session.output.json(&InfoView { server: &server, health, health_error });
+    }
+    let mut rows = vec![
+        ("name", server.name.to_string()),
+        ("state", state_name(server.state).to_owned()),
+        ("log", server.log.to_string()),
+        ("heard", heard(&server)),
+        ("version", cell(&server.version)),
+        ("capacity", server.capacity.to_string()),
+        ("assigned subjects", server.assigned_subjects.to_string()),
+        ("open subjects", server.load.open_subjects.to_string()),
+        ("requests", server.load.requests.to_string()),
+        ("local bytes", server.load.local_bytes.to_string()),
+    ];
+    if let Some(health) = health {
+        rows.push(("health", status_name(health.status).to_owned()));
+        rows.push(("uptime", duration(health.uptime_ms)));
+        rows.extend(health.problems.iter().map(|problem| ("problem", cell(problem))));
+    }
+    rows.extend(health_error.map(|error| ("health", format!("no answer: {error}"))));
+    let figures = health.map(|health| &health.figures).into_iter().flatten();
+    let figures = figures.map(|(name, figure)| vec![cell(name), figure.to_string()]);
+    let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+    session.output.table(&[], rows.chain(figures))
+}
+
+const fn status_name(status: HealthStatus) -> &'static str {
+    match status {
+        HealthStatus::Ok => "ok",
+        HealthStatus::Degraded => "degraded",
+        HealthStatus::NotServing => "not serving",
+    }
 }
 
 /// One process and what it said, as JSON.
@@ -122,14 +203,9 @@ fn health_row(finding: &Finding) -> Vec<String> {
             error,
         ];
     };
-    let status = match health.status {
-        HealthStatus::Ok => "ok",
-        HealthStatus::Degraded => "degraded",
-        HealthStatus::NotServing => "not serving",
-    };
     vec![
         finding.name.clone(),
-        status.to_owned(),
+        status_name(health.status).to_owned(),
         duration(health.uptime_ms),
         cell(&health.version),
         cell(&health.id),

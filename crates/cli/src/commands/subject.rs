@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::export::export;
+use super::placement;
 use crate::args::{Configure, Destroy, LevelChoice, SubjectCommand};
 use crate::error::Failure;
 use crate::session::Session;
@@ -13,6 +14,8 @@ use crate::view::cell;
 
 pub(super) async fn run(session: &Session, command: SubjectCommand) -> Result<(), Failure> {
     match command {
+        SubjectCommand::Ls(arguments) => placement::ls(session, arguments).await,
+        SubjectCommand::Move(arguments) => placement::move_subject(session, arguments).await,
         SubjectCommand::Locate(arguments) => locate(session, &arguments.subject).await,
         SubjectCommand::Flush(arguments) => flush(session, &arguments.subject).await,
         SubjectCommand::Configure(arguments) => configure(session, arguments).await,

@@ -26,6 +26,8 @@ use crate::error::ErrorKind;
 use crate::output::Output;
 use crate::session::Session;
 
+mod operator;
+
 const POSITION: Position = Position { term: Term::new(1), rev: Rev::new(3) };
 
 type Script = fn(Op, &[u8]) -> Result<Bytes, ErrorReply>;
@@ -114,6 +116,20 @@ impl Ran {
 
     fn exit_code(&self) -> u8 {
         self.kind.map_or(0, ErrorKind::exit_code)
+    }
+}
+
+/// A server as the coordinator sees it.
+fn entry(name: &str, state: ServerState) -> ServerEntry {
+    ServerEntry {
+        name: ServerName::new(name).unwrap(),
+        log: format!("{name}-01J9Z3ABCDEFGHJKMNPQRSTVWX").parse().unwrap(),
+        state,
+        heard_ms_ago: Some(1_500),
+        capacity: 100,
+        assigned_subjects: 7,
+        load: ServerLoad::default(),
+        version: "0.1.0".to_owned(),
     }
 }
 
@@ -304,19 +320,9 @@ async fn watch_ends_after_as_many_changes_as_asked_for() {
 #[tokio::test]
 async fn health_is_asked_of_everybody_alive_and_judged() {
     let fleet = Fleet::empty();
-    let server = |name: &str, state| ServerEntry {
-        name: ServerName::new(name).unwrap(),
-        log: format!("{name}-01J9Z3ABCDEFGHJKMNPQRSTVWX").parse().unwrap(),
-        state,
-        heard_ms_ago: Some(1_500),
-        capacity: 100,
-        assigned_subjects: 7,
-        load: ServerLoad::default(),
-        version: "0.1.0".to_owned(),
-    };
     let servers = bytes(&ServersReply {
         incarnation: "01J9Z3ABCDEFGHJKMNPQRSTVWX".parse::<Incarnation>().unwrap(),
-        servers: vec![server("well", ServerState::Alive), server("gone", ServerState::Dead)],
+        servers: vec![entry("well", ServerState::Alive), entry("gone", ServerState::Dead)],
     });
     fleet
         .answer(fleet.prefix.admin_servers().into(), move |request| request.responder.ok(servers.clone()))

@@ -6,9 +6,11 @@ use std::time::Duration;
 use dormouse_protocol::fleet::{
     HeartbeatRequest, JoinRequest, LeaseReply, ServerEntry, ServerLoad, ServerState, ServersReply,
 };
+use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
 use dormouse_protocol::{ErrorReply, LogId, ServerName};
 
-use super::{Answer, AssignmentView, Effects, Gone, Machine, Member, Why};
+use super::load::Rate;
+use super::{Answer, AssignmentView, Effects, Gone, Machine, Member, News, Why};
 use crate::lease::Lease;
 use crate::store::{Change, MemberRecord};
 
@@ -20,11 +22,12 @@ impl Member {
         Gone { log: self.record.log.clone(), why }
     }
 
-    fn entry(&self, name: &ServerName, now: Duration, assigned_subjects: u64) -> ServerEntry {
-        let state = match (self.lease, self.draining) {
-            (Lease::Over, _) => ServerState::Dead,
-            (_, true) => ServerState::Draining,
-            (_, false) => ServerState::Alive,
+    pub(super) fn entry(&self, name: &ServerName, now: Duration, assigned_subjects: u64) -> ServerEntry {
+        let state = match self.lease {
+            Lease::Over => ServerState::Dead,
+            _ if self.is_drained() => ServerState::Drained,
+            _ if self.drains() => ServerState::Draining,
+            _ => ServerState::Alive,
         };
         let heard_ms_ago = match self.lease {
             Lease::Granted { heard, .. } => {
@@ -38,7 +41,7 @@ impl Member {
             state,
             heard_ms_ago,
             capacity: self.record.capacity,
-            assigned_subjects,
+            assigned_subjects: if self.is_drained() { 0 } else { assigned_subjects },
             load: self.load,
             version: self.record.version.clone(),
         }
@@ -53,22 +56,19 @@ impl Machine {
             capacity: request.capacity,
             version: request.version,
             dead: false,
+            drain: None,
         };
-        let mut effects = self.lease();
+        let mut effects = Effects::default();
         match self.members.entry(record.log.server().clone()) {
             Entry::Vacant(vacant) => {
                 effects.changes.push(Change::Member(record.clone()));
                 let lease = Lease::granted(now, self.ttl);
-                vacant.insert(Member {
-                    record,
-                    lease,
-                    load: ServerLoad::default(),
-                    draining: false,
-                    left: false,
-                });
+                vacant.insert(Member::new(record.clone(), lease));
             }
             Entry::Occupied(mut occupied) => {
                 let holder = occupied.get_mut();
+                // An order is about the name.
+                record.drain.clone_from(&holder.record.drain);
                 if holder.record.log == record.log {
                     if holder.left {
                         let text = format!("{} has left: a log that left does not join again", record.log);
@@ -85,6 +85,8 @@ impl Machine {
                     }
                     record.predecessor = Some(holder.record.log.clone());
                     holder.load = ServerLoad::default();
+                    holder.rate = Rate::default();
+                    holder.busiest = Vec::new();
                 }
                 // Of the same process, or over.
                 holder.lease = holder.lease.renewed(now, self.ttl);
@@ -92,23 +94,30 @@ impl Machine {
                 holder.left = false;
                 if holder.record != record {
                     holder.record = record.clone();
-                    effects.changes.push(Change::Member(record));
+                    effects.changes.push(Change::Member(record.clone()));
                 }
             }
         }
+        if !effects.changes.is_empty() {
+            effects.news.push(News::Joined { log: record.log.clone(), capacity: record.capacity });
+        }
+        effects.answer = Some(Ok(self.lease(record.log.server())));
         effects
     }
 
-    pub(super) fn heartbeat(&mut self, request: &HeartbeatRequest, now: Duration) -> Effects {
+    pub(super) fn heartbeat(&mut self, request: HeartbeatRequest, now: Duration) -> Effects {
         if !self.is_member(&request.log) {
             return Effects::refuse(ErrorReply::unknown_server(&request.log));
         }
         if let Some(member) = self.members.get_mut(request.log.server()) {
             member.lease = member.lease.renewed(now, self.ttl);
             member.load = request.load;
+            member.rate.note(now, request.load.requests);
+            member.busiest = request.busiest;
+            member.busiest.truncate(MAX_BUSY_SUBJECTS);
             member.draining = request.draining;
         }
-        self.lease()
+        Effects::answer(self.lease(request.log.server()))
     }
 
     /// A process that is no member any more is answered the same: what it wanted is so.
@@ -133,8 +142,9 @@ impl Machine {
         Effects::answer(Answer::Servers(ServersReply { incarnation: self.incarnation, servers }))
     }
 
-    fn lease(&self) -> Effects {
+    fn lease(&self, server: &ServerName) -> Answer {
         let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
-        Effects::answer(Answer::Lease(LeaseReply { incarnation: self.incarnation, ttl_ms }))
+        let draining = self.must_drain(server);
+        Answer::Lease(LeaseReply { incarnation: self.incarnation, ttl_ms, draining })
     }
 }

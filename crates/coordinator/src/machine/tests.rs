@@ -1,12 +1,17 @@
 //! Scripts for the machine: who says what when, and what comes of it.
 
 mod assignment;
+mod balance;
+mod draining;
 mod membership;
+mod moves;
 mod restart;
+mod routing;
 mod safety;
 
 use std::time::Duration;
 
+use dormouse_protocol::admin::MoveRequest;
 use dormouse_protocol::fleet::{
     ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ReleaseRequest, ServerEntry,
     ServerLoad,
@@ -16,7 +21,7 @@ use ulid::Ulid;
 
 use super::{Answer, AssignmentView, Effects, Gone, Input, Machine};
 use crate::store::memory::{MemoryDisk, MemoryStore};
-use crate::store::{Change, Store};
+use crate::store::{Change, Remembered, Store};
 
 const TTL: Duration = Duration::from_secs(3);
 const DEAD_AFTER: Duration = Duration::from_millis(3_900);
@@ -63,9 +68,19 @@ impl World {
 
     /// Kills the coordinator and starts it again at once, granting leases of `ttl`.
     fn restart(&mut self, ttl: Duration) {
+        self.begin(ttl, |_| Vec::new());
+    }
+
+    /// Starts a coordinator on the same disk after another one, with a disk of its own, has been at work.
+    fn follow_another(&mut self) {
+        self.begin(TTL, Remembered::doubt);
+    }
+
+    fn begin(&mut self, ttl: Duration, doubt: fn(&mut Remembered) -> Vec<Change>) {
         self.runs += 1;
         self.store = MemoryStore::open(&self.disk);
-        let remembered = self.store.remembered().unwrap();
+        let mut remembered = self.store.remembered().unwrap();
+        self.commit(&doubt(&mut remembered));
         let (machine, changes) = Machine::begin(incarnation(self.runs), ttl, remembered, self.now);
         self.machine = machine;
         self.commit(&changes);
@@ -184,6 +199,7 @@ fn heartbeat(log: &LogId) -> Input {
         log: log.clone(),
         load: ServerLoad::default(),
         draining: false,
+        busiest: Vec::new(),
     })
 }
 
@@ -198,4 +214,9 @@ fn leave(log: &LogId) -> Input {
 
 fn release(name: &str, log: &LogId) -> Input {
     Input::Release(subject(name), ReleaseRequest { v: ProtocolVersion::CURRENT, log: log.clone() })
+}
+
+fn move_to(name: &str, server: &str) -> Input {
+    let request = MoveRequest { v: ProtocolVersion::CURRENT, to: ServerName::new(server).unwrap() };
+    Input::Move(subject(name), request)
 }

@@ -10,21 +10,25 @@ use dormouse_protocol::{ErrorReply, Prefix, RoutePattern, ServerName};
 use dormouse_runtime::{Env, Tasks};
 use futures::FutureExt;
 
-use super::{Asked, requests};
+use super::requests::{self, Wish};
+use super::{Asked, Request};
 use crate::machine::Input;
 
 /// Most requests of one endpoint in a batch.
 const BATCH: usize = 4_096;
 
-type Read = fn(&Prefix, &Incoming) -> Result<Input, ErrorReply>;
+/// Most requests of operators in a batch: they are few, and each may cost more than others do.
+const ADMIN_BATCH: usize = 64;
+
+type Read<T> = fn(&Prefix, &Incoming) -> Result<T, ErrorReply>;
 
 /// Something the coordinator can be asked, and what has arrived for it.
-struct Endpoint {
+struct Endpoint<T> {
     name: &'static str,
     pattern: RoutePattern,
     requests: Requests,
     arrived: Vec<Incoming>,
-    read: Read,
+    read: Read<T>,
 }
 
 /// What is known about an endpoint from outside.
@@ -36,11 +40,19 @@ pub(super) struct EndpointFacts {
 
 /// Everything the coordinator can be asked.
 pub(super) struct Inbox {
-    fleet: Endpoint,
+    fleet: Endpoint<Input>,
     /// What the fleet says that is not for at once: it comes first in the next batch, since it bears on all the rest.
     held: Vec<Asked>,
-    locate: Endpoint,
-    servers: Endpoint,
+    locate: Endpoint<Input>,
+    admin: Endpoint<Wish>,
+}
+
+/// A batch of what has arrived.
+pub(super) struct Arrived {
+    /// What can be decided.
+    pub(super) asked: Vec<Asked>,
+    /// What something has to be looked up for.
+    pub(super) lookups: Vec<Request<Wish>>,
 }
 
 /// What could be answered at once.
@@ -52,14 +64,34 @@ pub(super) struct Heartbeats {
     pub(super) all: bool,
 }
 
-impl Endpoint {
+impl<T> Endpoint<T> {
+    async fn open(
+        on: &Listening<'_>,
+        name: &'static str,
+        pattern: RoutePattern,
+        read: Read<T>,
+    ) -> Result<Self, SubscribeError> {
+        let inbox_prefixes = on.inbox_prefixes.clone();
+        let options = ServeOptions { inbox_prefixes, ..ServeOptions::default() };
+        let requests = serve(on.bus, on.env, on.tasks, pattern.clone(), options).await?;
+        Ok(Self { name, pattern, requests, arrived: Vec::new(), read })
+    }
+
+    fn facts(&self) -> EndpointFacts {
+        EndpointFacts {
+            name: self.name,
+            pattern: self.pattern.clone(),
+            stats: Arc::clone(self.requests.stats()),
+        }
+    }
+
     async fn arrival(&mut self, limit: usize) -> bool {
         self.requests.next_many(&mut self.arrived, limit).await > 0
     }
 
     /// Takes at most `limit` requests that have arrived, without waiting, and reads those that can be understood; the
     /// others are refused here. The second value is false when there may be more.
-    fn drain(&mut self, prefix: &Prefix, limit: usize) -> (Vec<Asked>, bool) {
+    fn drain(&mut self, prefix: &Prefix, limit: usize) -> (Vec<Request<T>>, bool) {
         let room = limit.saturating_sub(self.arrived.len());
         if room > 0 {
             // Tokio would now and then say "nothing there" to be fair to other tasks; here that would be a lie.
@@ -70,7 +102,7 @@ impl Endpoint {
         let mut asked = Vec::with_capacity(self.arrived.len());
         for incoming in self.arrived.drain(..) {
             match (self.read)(prefix, &incoming) {
-                Ok(input) => asked.push(Asked { input, responder: incoming.responder }),
+                Ok(input) => asked.push(Request { input, responder: incoming.responder }),
                 Err(error) => incoming.responder.error(&error),
             }
         }
@@ -78,35 +110,29 @@ impl Endpoint {
     }
 }
 
+/// What it takes to listen.
+#[derive(Clone, Copy)]
+pub(super) struct Listening<'a> {
+    pub(super) bus: &'a Arc<dyn Bus>,
+    pub(super) env: &'a Env,
+    pub(super) tasks: &'a Tasks,
+    pub(super) prefix: &'a Prefix,
+    pub(super) inbox_prefixes: &'a InboxPrefixes,
+}
+
 impl Inbox {
-    pub(super) async fn open(
-        bus: &Arc<dyn Bus>,
-        env: &Env,
-        tasks: &Tasks,
-        prefix: &Prefix,
-        inbox_prefixes: &InboxPrefixes,
-    ) -> Result<Self, SubscribeError> {
-        let endpoint = async |name, pattern: RoutePattern, read: Read| {
-            let options = ServeOptions { inbox_prefixes: inbox_prefixes.clone(), ..ServeOptions::default() };
-            let requests = serve(bus, env, tasks, pattern.clone(), options).await?;
-            Ok(Endpoint { name, pattern, requests, arrived: Vec::new(), read })
-        };
+    pub(super) async fn open(on: Listening<'_>) -> Result<Self, SubscribeError> {
+        let prefix = on.prefix;
         Ok(Self {
-            fleet: endpoint("fleet", prefix.fleet_all(), requests::fleet).await?,
+            fleet: Endpoint::open(&on, "fleet", prefix.fleet_all(), requests::fleet).await?,
             held: Vec::new(),
-            locate: endpoint("locate", prefix.locate_all(), requests::locate).await?,
-            servers: endpoint("servers", prefix.admin_servers().into(), requests::servers).await?,
+            locate: Endpoint::open(&on, "locate", prefix.locate_all(), requests::locate).await?,
+            admin: Endpoint::open(&on, "admin", prefix.admin_all(), requests::admin).await?,
         })
     }
 
     pub(super) fn stats(&self) -> Vec<EndpointFacts> {
-        [&self.fleet, &self.locate, &self.servers]
-            .map(|endpoint| EndpointFacts {
-                name: endpoint.name,
-                pattern: endpoint.pattern.clone(),
-                stats: Arc::clone(endpoint.requests.stats()),
-            })
-            .into()
+        vec![self.fleet.facts(), self.locate.facts(), self.admin.facts()]
     }
 
     /// Waits until something has arrived. False when nothing ever will again. Cancelling the wait loses no request.
@@ -118,7 +144,7 @@ impl Inbox {
             biased;
             open = self.fleet.arrival(BATCH) => open,
             open = self.locate.arrival(BATCH) => open,
-            open = self.servers.arrival(BATCH) => open,
+            open = self.admin.arrival(ADMIN_BATCH) => open,
         }
     }
 
@@ -146,12 +172,17 @@ impl Inbox {
 
     /// Takes a batch of what has arrived: all that the fleet has said, and of the rest as much from each endpoint as
     /// keeps the batch short.
-    pub(super) fn take(&mut self, prefix: &Prefix) -> Vec<Asked> {
+    pub(super) fn take(&mut self, prefix: &Prefix) -> Arrived {
         let mut asked = std::mem::take(&mut self.held);
-        for endpoint in [&mut self.locate, &mut self.servers] {
-            asked.extend(endpoint.drain(prefix, BATCH).0);
+        asked.extend(self.locate.drain(prefix, BATCH).0);
+        let mut lookups = Vec::new();
+        for Request { input, responder } in self.admin.drain(prefix, ADMIN_BATCH).0 {
+            match input {
+                Wish::Decide(input) => asked.push(Asked { input, responder }),
+                Wish::Page(_) | Wish::Rebalance(_) => lookups.push(Request { input, responder }),
+            }
         }
-        asked
+        Arrived { asked, lookups }
     }
 }
 

@@ -1,3 +1,6 @@
+mod admin;
+mod presence;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -13,7 +16,17 @@ use dormouse_runtime::{SeededEntropy, VirtualClock};
 use serde::de::DeserializeOwned;
 use ulid::Ulid;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormouse_bus::{Bus, Outgoing};
+use dormouse_protocol::fleet::{Acknowledged, GoneAnnouncement};
+use dormouse_protocol::{ErrorReply, ProtocolVersion, ServerName, Subject, encode};
+use serde::Serialize;
+
 use super::*;
+use crate::store::Change;
 use crate::store::memory::{MemoryDisk, MemoryStore};
 use crate::store::{Counts, Remembered};
 
@@ -95,6 +108,7 @@ impl World {
             log: log.clone(),
             load: ServerLoad::default(),
             draining: false,
+            busiest: Vec::new(),
         };
         self.ask(self.prefix.heartbeat(), &request).await
     }
@@ -230,6 +244,12 @@ async fn what_makes_no_sense_is_refused_with_a_code() {
         prefix.claim(&subject("a")),
         prefix.release(&subject("a")),
         prefix.admin_servers(),
+        prefix.admin_subjects(),
+        prefix.admin_drain(one.server()),
+        prefix.admin_undrain(one.server()),
+        prefix.admin_move(&subject("a")),
+        prefix.admin_rebalance(),
+        prefix.admin_moves(),
     ] {
         for payload in [&b""[..], b"\xc1\xff", b"\x81\xa1v", b"hello"] {
             assert_eq!(garbage(route.clone(), payload).await, ErrorCode::BadRequest, "{route} {payload:?}");
@@ -238,7 +258,14 @@ async fn what_makes_no_sense_is_refused_with_a_code() {
         assert_eq!(newer, Err(ErrorCode::UnsupportedVersion), "{route}");
     }
     let long = format!("persist.coord.locate.{}", "s".repeat(600));
-    for route in ["persist.fleet.frob", "persist.fleet.frob.a", "persist.fleet.claim", &long] {
+    for route in [
+        "persist.admin.frob",
+        "persist.admin.drain.coordinator",
+        "persist.fleet.frob",
+        "persist.fleet.frob.a",
+        "persist.fleet.claim",
+        &long,
+    ] {
         assert_eq!(garbage(Route::new(route), b"\x80").await, ErrorCode::BadRequest, "{route}");
     }
     let stranger = JoinRequest {
@@ -296,6 +323,8 @@ struct WatchedStore {
     flushes: AtomicU64,
     fails: AtomicBool,
     gate: Mutex<Option<Gate>>,
+    /// Pages wait for their turn here.
+    pages: Mutex<()>,
 }
 
 /// Where one flush says that it has begun, and waits.
@@ -313,6 +342,7 @@ impl WatchedStore {
             flushes: AtomicU64::new(0),
             fails: AtomicBool::new(false),
             gate: Mutex::default(),
+            pages: Mutex::default(),
         })
     }
 
@@ -332,6 +362,16 @@ impl Store for WatchedStore {
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
         self.reads.fetch_add(1, Relaxed);
         self.store.assignments(subjects)
+    }
+
+    fn assigned_after(
+        &self,
+        prefix: &str,
+        after: Option<&Subject>,
+        rows: usize,
+    ) -> Result<Vec<(Subject, ServerName)>, StoreError> {
+        let _turn = self.pages.lock().unwrap();
+        self.store.assigned_after(prefix, after, rows)
     }
 
     fn counts(&self) -> Counts {

@@ -20,6 +20,7 @@ where
     keeps_assignments(&place());
     counts_what_it_assigns(&place());
     follows_the_order_of_changes(&place());
+    shows_assignments_in_order_page_by_page(&place());
 }
 
 fn server(name: &str) -> ServerName {
@@ -37,6 +38,7 @@ fn member(name: &str, process: u128) -> MemberRecord {
         capacity: 100,
         version: "0.1.0".into(),
         dead: false,
+        drain: None,
     }
 }
 
@@ -60,7 +62,8 @@ fn keeps_members_and_the_wait<S: Store>(open: &impl Fn() -> S) {
     let store = open();
     commit(&store, &[Change::Member(member("one", 1)), Change::Member(member("two", 2))]);
     let waits = Waits { member: Duration::from_millis(3_900), stranger: Duration::from_secs(30) };
-    let newer = MemberRecord { dead: true, ..member("two", 3) };
+    let drain = Some(member("two", 2).log);
+    let newer = MemberRecord { dead: true, drain, ..member("two", 3) };
     commit(&store, &[Change::Member(newer.clone()), Change::Waits(waits)]);
     let expected = Remembered {
         members: [(server("one"), member("one", 1)), (server("two"), newer)].into(),
@@ -117,6 +120,28 @@ fn follows_the_order_of_changes<S: Store>(open: &impl Fn() -> S) {
     let store = open();
     assert_eq!(store.assignments(&[subject("s")]).unwrap(), [Some(server("two"))]);
     assert_eq!((store.counts().of(&server("one")), store.counts().of(&server("two"))), (0, 1));
+}
+
+fn shows_assignments_in_order_page_by_page<S: Store>(open: &impl Fn() -> S) {
+    let store = open();
+    // What is no assignment stands before and behind them.
+    commit(&store, &[Change::Member(member("one", 1))]);
+    let names = ["app", "app.a", "app.a-b", "app.a.b", "app.b", "appendix", "b", "Ä"];
+    commit(&store, &names.map(|name| assign(name, None, "one")));
+    let page = |prefix: &str, after: Option<&str>, rows| -> Vec<String> {
+        let page = store.assigned_after(prefix, after.map(subject).as_ref(), rows).unwrap();
+        assert!(page.iter().all(|(_, server)| server.as_str() == "one"));
+        page.into_iter().map(|(subject, _)| subject.to_string()).collect()
+    };
+    assert_eq!(page("", None, 100), names);
+    assert_eq!(page("", None, 2), names[..2]);
+    assert_eq!(page("", Some("app.a"), 2), names[2..4]);
+    assert_eq!(page("app.", None, 100), names[1..5]);
+    assert_eq!(page("app.", Some("app.a-b"), 100), names[3..5]);
+    assert_eq!(page("app.", Some("a"), 1), names[1..2], "a cursor before the prefix");
+    for (prefix, after) in [("app.", "app.b"), ("app.", "z"), ("c", "a"), ("", "Ä")] {
+        assert_eq!(page(prefix, Some(after), 100), [""; 0], "{prefix} {after}");
+    }
 }
 
 #[test]

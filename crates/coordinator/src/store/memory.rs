@@ -1,6 +1,7 @@
 //! A store in memory, which like a disk loses what was not flushed: for simulation.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_protocol::{ServerName, Subject};
@@ -65,6 +66,22 @@ impl Store for MemoryStore {
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
         let images = self.0.images();
         Ok(subjects.iter().map(|subject| images.written.assignments.get(subject).cloned()).collect())
+    }
+
+    fn assigned_after(
+        &self,
+        prefix: &str,
+        after: Option<&Subject>,
+        rows: usize,
+    ) -> Result<Vec<(Subject, ServerName)>, StoreError> {
+        let images = self.0.images();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let assignments = images.written.assignments.range::<Subject, _>((start, Bound::Unbounded));
+        Ok(assignments
+            .filter(|(subject, _)| subject.as_str().starts_with(prefix))
+            .take(rows)
+            .map(|(subject, server)| (subject.clone(), server.clone()))
+            .collect())
     }
 
     fn counts(&self) -> Counts {

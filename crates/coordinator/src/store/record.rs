@@ -21,13 +21,14 @@ pub(super) const SCHEMA_KEY: &[u8] = b"schema";
 pub(super) const WAITS_KEY: &[u8] = b"waits";
 pub(super) const MEMBERS: &[u8] = b"m/";
 pub(super) const COUNTS: &[u8] = b"c/";
+pub(super) const ASSIGNMENTS: &[u8] = b"a/";
 
 pub(super) fn member_key(server: &ServerName) -> Vec<u8> {
     [MEMBERS, server.as_str().as_bytes()].concat()
 }
 
 pub(super) fn assignment_key(subject: &Subject) -> Vec<u8> {
-    [b"a/", subject.as_str().as_bytes()].concat()
+    [ASSIGNMENTS, subject.as_str().as_bytes()].concat()
 }
 
 pub(super) fn count_key(server: &ServerName) -> Vec<u8> {
@@ -53,6 +54,12 @@ pub(super) fn decode_waits(key: &[u8], value: &[u8]) -> Result<Waits, StoreError
     let (member, stranger) = value.split_at(value.len() / 2);
     let wait = |half| decode_u64(key, half).map(Duration::from_millis);
     Ok(Waits { member: wait(member)?, stranger: wait(stranger)? })
+}
+
+/// The subject named by the key of an assignment.
+pub(super) fn decode_subject(key: &[u8]) -> Result<Subject, StoreError> {
+    let name = std::str::from_utf8(&key[ASSIGNMENTS.len()..]).map_err(|error| damaged(key, error))?;
+    Subject::new(name).map_err(|error| damaged(key, error))
 }
 
 /// The server named by a value, or by the rest of a key.
@@ -85,6 +92,7 @@ mod tests {
             capacity: 100,
             version: "0.1.0".into(),
             dead: true,
+            drain: None,
         };
         let value = encode_member(&record).unwrap();
         assert_eq!(
@@ -92,6 +100,10 @@ mod tests {
             b"\x84\xa3log\xd9\x24persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX\xa8capacity\x64\xa7version\xa50.1.0\xa4dead\xc3"
         );
         assert_eq!(decode_member(b"m/persist-1", &value).unwrap(), record);
+        let drained = MemberRecord { drain: Some(record.log.clone()), ..record.clone() };
+        let longer = encode_member(&drained).unwrap();
+        assert!(longer.ends_with(b"\xa4dead\xc3\xa5drain\xd9\x24persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX"));
+        assert_eq!(decode_member(b"m/persist-1", &longer).unwrap(), drained);
         let waits = Waits { member: Duration::from_micros(3_899_001), stranger: Duration::from_secs(30) };
         let value = encode_waits(waits);
         assert_eq!(value, b"\0\0\0\0\0\0\x0f\x3c\0\0\0\0\0\0\x75\x30");
@@ -100,6 +112,9 @@ mod tests {
         assert!(decode_waits(WAITS_KEY, &value[1..]).is_err());
         assert_eq!(member_key(record.log.server()), b"m/persist-1");
         assert_eq!(count_key(record.log.server()), b"c/persist-1");
-        assert_eq!(assignment_key(&Subject::new("app.Ä").unwrap()), "a/app.Ä".as_bytes());
+        let subject = Subject::new("app.Ä").unwrap();
+        assert_eq!(assignment_key(&subject), "a/app.Ä".as_bytes());
+        assert_eq!(decode_subject("a/app.Ä".as_bytes()).unwrap(), subject);
+        assert!(decode_subject(b"a/").is_err() && decode_subject(b"a/\xff").is_err());
     }
 }

@@ -16,8 +16,9 @@ use dormouse_protocol::{ServerName, Subject};
 use ulid::Ulid;
 
 use super::record::{
-    COUNTS, MEMBERS, SCHEMA, SCHEMA_KEY, WAITS_KEY, assignment_key, count_key, decode_member, decode_server,
-    decode_u32, decode_u64, decode_waits, encode_member, encode_waits, member_key,
+    ASSIGNMENTS, COUNTS, MEMBERS, SCHEMA, SCHEMA_KEY, WAITS_KEY, assignment_key, count_key, decode_member,
+    decode_server, decode_subject, decode_u32, decode_u64, decode_waits, encode_member, encode_waits,
+    member_key,
 };
 use super::{Change, Counts, Remembered, Store, StoreError};
 
@@ -182,6 +183,27 @@ impl Store for SledStore {
             self.get(&key)?.map(|name| decode_server(&key, &name)).transpose()
         };
         subjects.iter().map(assignment).collect()
+    }
+
+    fn assigned_after(
+        &self,
+        prefix: &str,
+        after: Option<&Subject>,
+        rows: usize,
+    ) -> Result<Vec<(Subject, ServerName)>, StoreError> {
+        let prefix = [ASSIGNMENTS, prefix.as_bytes()].concat();
+        // The first key behind another one is that with a zero at its end.
+        let start = after.map(|after| [assignment_key(after).as_slice(), b"\0"].concat());
+        let start = start.map_or_else(|| prefix.clone(), |start| start.max(prefix.clone()));
+        let mut found = Vec::new();
+        for entry in self.tree.range(start..).take(rows) {
+            let (key, name) = entry.map_err(|error| failed("read assignments", error))?;
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            found.push((decode_subject(&key)?, decode_server(&key, &name)?));
+        }
+        Ok(found)
     }
 
     fn counts(&self) -> Counts {

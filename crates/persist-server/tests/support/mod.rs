@@ -12,14 +12,16 @@ use bytes::Bytes;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{AskError, Bus, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve};
 use dormouse_persist_server::server::{Server, ServerSettings};
+use dormouse_protocol::admin::HandOverOrder;
 use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::fleet::{
-    Acknowledged, ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply,
+    Acknowledged, BusySubject, ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply,
 };
 use dormouse_protocol::health::Health;
 use dormouse_protocol::route::FleetRoute;
 use dormouse_protocol::{
-    ErrorCode, ErrorReply, Incarnation, LogId, Op, Prefix, Route, ServerName, Subject, decode, encode,
+    ErrorCode, ErrorReply, Incarnation, LogId, Op, Prefix, ProtocolVersion, Route, ServerName, Subject,
+    decode, encode,
 };
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use dormouse_storage::bucket::open_bucket;
@@ -48,6 +50,12 @@ pub struct Script {
     pub refuse_heartbeat: Say<HeartbeatRequest>,
     /// Whether it refuses a claim.
     pub refuse_claim: Say<ClaimRequest>,
+    /// Servers that an operator wants empty, by name.
+    pub drained: Vec<String>,
+    /// So many releases are not answered.
+    pub releases_unanswered: usize,
+    /// The busiest subjects, as the last heartbeat named them.
+    pub busiest: Vec<BusySubject>,
     /// What it has heard, in a word each.
     pub heard: Vec<String>,
 }
@@ -63,6 +71,11 @@ impl Coordinator {
         self.script.lock().unwrap()
     }
 
+    /// How often it has heard this.
+    pub fn times(&self, what: &str) -> usize {
+        self.script().heard.iter().filter(|heard| *heard == what).count()
+    }
+
     pub fn heard(&self, what: &str) -> bool {
         self.script().heard.iter().any(|heard| heard == what)
     }
@@ -74,6 +87,9 @@ impl Coordinator {
             refuse_join: Arc::new(|_| None),
             refuse_heartbeat: Arc::new(|_| None),
             refuse_claim: Arc::new(|_| None),
+            drained: Vec::new(),
+            releases_unanswered: 0,
+            busiest: Vec::new(),
             heard: Vec::new(),
         };
         let coordinator = Self { script: Arc::new(Mutex::new(script)) };
@@ -91,19 +107,27 @@ impl Coordinator {
     fn answer(&self, incoming: Incoming) {
         let Incoming { route, payload, responder, .. } = incoming;
         let mut script = self.script();
-        let lease =
-            LeaseReply { incarnation: script.incarnation, ttl_ms: u64::try_from(TTL.as_millis()).unwrap() };
+        let incarnation = script.incarnation;
+        let drained = script.drained.clone();
+        let lease = move |log: &LogId| LeaseReply {
+            incarnation,
+            ttl_ms: u64::try_from(TTL.as_millis()).unwrap(),
+            draining: drained.iter().any(|name| name == log.server().as_str()),
+        };
         let (heard, log, refusal, reply) = match Prefix::default().parse_fleet(route.as_str()).unwrap() {
             FleetRoute::Join => {
                 let request: JoinRequest = decode(&payload).unwrap();
                 let refusal = (script.refuse_join)(&request);
-                ("join".to_owned(), request.log, refusal, encode(&lease))
+                let lease = encode(&lease(&request.log));
+                ("join".to_owned(), request.log, refusal, lease)
             }
             FleetRoute::Heartbeat => {
                 let request: HeartbeatRequest = decode(&payload).unwrap();
                 let refusal = (script.refuse_heartbeat)(&request);
                 let word = if request.draining { "draining" } else { "heartbeat" };
-                (word.to_owned(), request.log, refusal, encode(&lease))
+                let lease = encode(&lease(&request.log));
+                script.busiest = request.busiest;
+                (word.to_owned(), request.log, refusal, lease)
             }
             FleetRoute::Claim(subject) => {
                 let request: ClaimRequest = decode(&payload).unwrap();
@@ -121,6 +145,10 @@ impl Coordinator {
             }
         };
         if script.deaf_to.iter().any(|name| name == log.server().as_str()) {
+            return;
+        }
+        if heard.starts_with("release") && script.releases_unanswered > 0 {
+            script.releases_unanswered -= 1;
             return;
         }
         script.heard.push(format!("{}: {heard}", log.server()));
@@ -252,6 +280,24 @@ impl Fleet {
             .messages
             .first()
             .map(|message| String::from_utf8(message.value.as_ref().unwrap().to_vec()).unwrap()))
+    }
+
+    /// Orders a process to hand a subject over, as the coordinator does.
+    pub async fn order(&self, log: &LogId, name: &str) {
+        let order = HandOverOrder { v: ProtocolVersion::CURRENT, log: log.clone(), subject: subject(name) };
+        let route = Prefix::default().order(log.server());
+        self.caller.publish(Outgoing::new(route, encode(&order).unwrap())).await.unwrap();
+    }
+
+    /// Lets time pass until `condition` holds.
+    pub async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        for _ in 0..6_000 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never: {what}");
     }
 
     pub async fn health(&self, name: &str) -> Health {

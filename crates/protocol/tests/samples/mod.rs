@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use bytes::Bytes;
+use dormouse_protocol::admin::*;
 use dormouse_protocol::data::*;
 use dormouse_protocol::fleet::*;
 use dormouse_protocol::message::*;
@@ -44,6 +45,7 @@ pub fn samples() -> Vec<(&'static str, Vec<Sample>)> {
         ("events", events()),
         ("coordinator", coordinator()),
         ("fleet", fleet()),
+        ("admin", admin()),
         ("errors", errors()),
     ]
 }
@@ -54,6 +56,10 @@ fn id(term: u64, seq: u64) -> MessageId {
 
 fn position() -> Position {
     Position { term: Term::new(7), rev: Rev::new(41) }
+}
+
+fn subject_name() -> Subject {
+    Subject::new("app.orders.eu").unwrap()
 }
 
 fn request_id() -> RequestId {
@@ -427,7 +433,11 @@ fn fleet() -> Vec<Sample> {
                 version: "0.1.0".into(),
             },
         ),
-        sample("a lease", LeaseReply { incarnation: incarnation(), ttl_ms: 3_000 }),
+        sample("a lease", LeaseReply { incarnation: incarnation(), ttl_ms: 3_000, draining: false }),
+        sample(
+            "a lease of a server that is to be emptied",
+            LeaseReply { incarnation: incarnation(), ttl_ms: 3_000, draining: true },
+        ),
         sample(
             "heartbeat",
             HeartbeatRequest {
@@ -435,6 +445,21 @@ fn fleet() -> Vec<Sample> {
                 log: log(),
                 load: ServerLoad { open_subjects: 3, requests: 4_711, local_bytes: 65_536 },
                 draining: true,
+                busiest: Vec::new(),
+            },
+        ),
+        sample(
+            "heartbeat of a busy server",
+            HeartbeatRequest {
+                v: ProtocolVersion::CURRENT,
+                log: log(),
+                load: ServerLoad { open_subjects: 3, requests: 4_711, local_bytes: 65_536 },
+                draining: false,
+                busiest: vec![BusySubject {
+                    subject: subject_name(),
+                    requests_per_second: 90,
+                    bytes: 12_288,
+                }],
             },
         ),
         sample(
@@ -449,6 +474,80 @@ fn fleet() -> Vec<Sample> {
         sample("release", ReleaseRequest { v: ProtocolVersion::CURRENT, log: log() }),
         sample("leave", LeaveRequest { v: ProtocolVersion::CURRENT, log: log() }),
         sample("noted", Acknowledged::default()),
+    ]
+}
+
+fn admin() -> Vec<Sample> {
+    let other = ServerName::new("persist-2").unwrap();
+    let entry = ServerEntry {
+        name: server(),
+        log: log(),
+        state: ServerState::Drained,
+        heard_ms_ago: Some(210),
+        capacity: 100,
+        assigned_subjects: 0,
+        load: ServerLoad::default(),
+        version: "0.1.0".into(),
+    };
+    vec![
+        sample("drain", DrainRequest::default()),
+        sample("drained", DrainReply { server: entry }),
+        sample("every subject", SubjectsRequest::default()),
+        sample(
+            "the next page of a server's subjects",
+            SubjectsRequest {
+                pattern: "app.>".into(),
+                server: Some(server()),
+                after: Some(subject_name()),
+                limit: 100,
+                ..SubjectsRequest::default()
+            },
+        ),
+        sample(
+            "assignments",
+            SubjectsReply {
+                subjects: vec![Assigned { subject: subject_name(), server: server() }],
+                cursor: Some(subject_name()),
+            },
+        ),
+        sample("move", MoveRequest { v: ProtocolVersion::CURRENT, to: other.clone() }),
+        sample("moving", MoveReply { from: Some(server()), to: other.clone(), done: false }),
+        sample("rebalance", RebalanceRequest::default()),
+        sample(
+            "a plan",
+            RebalanceReply {
+                moves: vec![PlannedMove {
+                    subject: subject_name(),
+                    from: server(),
+                    to: other,
+                    requests_per_second: 90,
+                    bytes: 12_288,
+                }],
+                servers: vec![ServerBalance {
+                    name: server(),
+                    capacity: 100,
+                    assigned_subjects: 12,
+                    assigned_subjects_after: 11,
+                    requests_per_second: 100,
+                    requests_per_second_after: 10,
+                }],
+            },
+        ),
+        sample("moves", MovesRequest::default()),
+        sample("moves under way", MovesReply { pending: 7, done: 93, given_up: 0 }),
+        sample(
+            "hand over",
+            HandOverOrder { v: ProtocolVersion::CURRENT, log: log(), subject: subject_name() },
+        ),
+        sample(
+            "does anybody coordinate?",
+            PresenceRequest { v: ProtocolVersion::CURRENT, incarnation: incarnation() },
+        ),
+        sample("somebody does", PresenceReply { incarnation: incarnation() }),
+        sample(
+            "this run does",
+            ActiveAnnouncement { v: ProtocolVersion::CURRENT, incarnation: incarnation() },
+        ),
     ]
 }
 

@@ -62,7 +62,12 @@ impl FaultyBucket {
     /// `inner`, with faults drawn from `seed`.
     #[must_use]
     pub fn new(inner: Arc<dyn Bucket>, seed: u64, plan: FaultPlan, env: Env) -> Self {
-        Self::on(Arc::new(Store { inner, under_way: Mutex::default(), arrivals: Mutex::default() }), seed, plan, env)
+        Self::on(
+            Arc::new(Store { inner, under_way: Mutex::default(), arrivals: Mutex::default() }),
+            seed,
+            plan,
+            env,
+        )
     }
 
     /// Another way to the same bucket, for another server: with faults of its own.

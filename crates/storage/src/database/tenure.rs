@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension, params};
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::keys::ManifestNumber;
 use crate::manifest::TermBase;
+use crate::mutations::{Mutation, is_there};
 
 /// Where a subject without a snapshot begins: at zero, or where its destroyed predecessor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,10 @@ impl Database {
                 tenure.term_base,
                 self.state.position()
             )));
+        }
+        if is_there(Mutation::SessionsForgotten) {
+            self.connection
+                .execute_batch("DELETE FROM results; DELETE FROM sessions; DELETE FROM msg_ids")?;
         }
         self.note_term(TermBase { term: tenure.term, term_base: tenure.term_base })?;
         self.forget_old_terms()?;

@@ -13,6 +13,8 @@ mod tests;
 
 use dormouse_protocol::Slot;
 
+use crate::mutations::{Mutation, is_there};
+
 /// One attempt to see a log sealed, by oneself or by anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Seal(State);
@@ -100,6 +102,11 @@ impl Seal {
             }
             // The owner has gone on since the listing.
             (State::Looking(_), SealInput::Looked(Looked::Gone)) => (State::Listing, SealEffect::List),
+            (State::Creating(slot), SealInput::Created { ours: true })
+                if is_there(Mutation::NoListAfterSeal) =>
+            {
+                (State::Ended, SealEffect::Sealed(slot))
+            }
             (State::Creating(slot), SealInput::Created { ours: true }) => {
                 (State::Confirming(slot), SealEffect::List)
             }

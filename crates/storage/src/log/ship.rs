@@ -19,6 +19,7 @@ use crate::checksum::Crc64;
 use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
+use crate::mutations::{Mutation, is_there};
 
 /// Between attempts that the bucket refused: the first pause, doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -167,7 +168,9 @@ async fn until_definite(shared: &Shared, slot: Slot, nonce: Nonce, bytes: Bytes)
 /// not be found out now.
 async fn see_whose(shared: &Shared, slot: Slot, nonce: Nonce) -> Option<Found> {
     match read_header(shared.bucket.as_ref(), &shared.id, slot).await {
-        Ok(Some(Ok(header))) if header.nonce == nonce => Some(Found::Ours),
+        Ok(Some(Ok(header))) if header.nonce == nonce || is_there(Mutation::ExistsIsSuccess) => {
+            Some(Found::Ours)
+        }
         Ok(Some(Ok(header))) => {
             tracing::info!(log = %shared.id, %slot, kind = ?header.kind, "the next slot is another's");
             Some(Found::Anothers)

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dormouse_protocol::{ErrorReply, Level, Slot};
 use tokio::sync::Notify;
 
+use crate::mutations::{Mutation, is_there};
+
 /// How far a write has come. Each stage includes those before it, [`Stage::Failed`] none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
@@ -22,8 +24,9 @@ pub enum Stage {
 }
 
 /// Where a write of this level has to come before it may be acknowledged.
-const fn stage_of(level: Level) -> Stage {
+fn stage_of(level: Level) -> Stage {
     match level {
+        Level::Bucket if is_there(Mutation::ToldBeforeTheBucket) => Stage::Written,
         Level::Memory => Stage::Accepted,
         Level::Interval => Stage::Written,
         Level::Disk => Stage::Synced,

@@ -28,6 +28,7 @@ use dormouse_protocol::{ErrorReply, LogId, Rev, Subject, Term};
 use super::{BaseObject, Creation, Found, Verified, contract_broken, terms};
 use crate::keys::{Folder, LogKeys, ManifestNumber, SubjectKeys};
 use crate::manifest::Manifest;
+use crate::mutations::{Mutation, is_there};
 
 pub use steps::{ClaimEffect, ClaimInput, Drained, Restored, Tail};
 
@@ -38,6 +39,8 @@ pub const MAX_RESTARTS: u32 = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Purpose {
     Serve,
+    /// Only where the newest manifest is this process's own.
+    ServeOwn,
     /// So that `log`, which was seen sealed before the claim began, is needed no more.
     Drain {
         log: LogId,
@@ -95,6 +98,13 @@ impl Claim {
     #[must_use]
     pub const fn new(subject: Subject, my_log: LogId, known: Option<ManifestNumber>) -> (Self, ClaimEffect) {
         Self::begin(subject, my_log, known, Purpose::Serve)
+    }
+
+    /// Begins to open `subject` as [`Claim::new`] does, but only where its newest manifest names `my_log` and is not
+    /// released: anything else is [`ClaimEffect::NotOwned`], nothing is claimed, and the authority is not asked.
+    #[must_use]
+    pub const fn own(subject: Subject, my_log: LogId, known: Option<ManifestNumber>) -> (Self, ClaimEffect) {
+        Self::begin(subject, my_log, known, Purpose::ServeOwn)
     }
 
     /// Begins to free `log`, whose seal has been seen *before*, of `subject`: where the newest manifest needs entries
@@ -191,6 +201,7 @@ impl Claim {
                 self.state = State::Asking(None);
                 ClaimEffect::AskAuthority { owner: None }
             }
+            (None, Purpose::ServeOwn) => ClaimEffect::NotOwned,
             (None, Purpose::Drain { log, .. }) => {
                 let object = LogKeys::new(log).folder().to_string();
                 let what = format!("holds entries of {}, which has no manifest", self.subject);
@@ -230,9 +241,13 @@ impl Claim {
                 let tail = Tail::Sealed(log.clone());
                 self.restore(Some(manifest), tail)
             }
-            Purpose::Serve if !manifest.released && manifest.owner == self.my_log => {
+            Purpose::Serve | Purpose::ServeOwn
+                if manifest.owner == self.my_log
+                    && (!manifest.released || is_there(Mutation::ReleasedIsStillOurs)) =>
+            {
                 self.restore(Some(manifest), Tail::Own)
             }
+            Purpose::ServeOwn => ClaimEffect::NotOwned,
             Purpose::Serve => {
                 let owner = (!manifest.released).then(|| manifest.owner.clone());
                 self.state = State::Asking(Some(manifest));
@@ -326,6 +341,9 @@ impl Claim {
         match outcome {
             Creation::Ours => {
                 self.highest = self.highest.max(Some(manifest.number));
+                if !manifest.released && is_there(Mutation::NoListAfterClaim) {
+                    return ClaimEffect::Serve(Verified::new(manifest, Folder::default()));
+                }
                 let end = if manifest.released { End::Released } else { End::Serve };
                 self.verify(manifest, end)
             }

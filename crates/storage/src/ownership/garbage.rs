@@ -10,6 +10,7 @@ use super::is_newest;
 use crate::bucket::BucketKey;
 use crate::keys::{BlobName, Folder, SubjectKeys};
 use crate::manifest::Manifest;
+use crate::mutations::{Mutation, is_there};
 
 /// What may be deleted of a subject once `folder`, listed after `manifest` was read or created, has shown it to be the
 /// newest: the manifests before it, and the snapshots and deltas made for it or for earlier ones that it does not
@@ -55,6 +56,7 @@ pub fn blobs(
     let may_go = |name: &BlobName| match removed(name) {
         _ if manifest.tombstone => name.term <= manifest.term,
         _ if manifest.released => false,
+        removed if is_there(Mutation::ValueDeletedEarly) => removed.is_some() || !refers(name),
         Some(rev) => rev <= manifest.base_rev,
         None => name.term < manifest.term && !refers(name),
     };

@@ -20,7 +20,8 @@ pub fn required(request: &Request, config: &SubjectConfig, server_default: Level
         | Request::Changes(_)
         | Request::Info
         | Request::Flush
-        | Request::Compact => None,
+        | Request::Compact
+        | Request::HandOver => None,
     };
     let own = config.level.unwrap_or(server_default);
     asked.map_or(own, |asked| asked.max(own))

@@ -148,7 +148,8 @@ pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) ->
         | Request::Info
         | Request::Flush
         | Request::Compact
-        | Request::Destroy => Err(ErrorReply::internal("a request that is not planned").into()),
+        | Request::Destroy
+        | Request::HandOver => Err(ErrorReply::internal("a request that is not planned").into()),
     };
     finish(decided, id, view.state(), context)
 }
@@ -168,7 +169,8 @@ pub const fn request_id(request: &Request) -> Option<RequestId> {
         | Request::Info
         | Request::Flush
         | Request::Compact
-        | Request::Destroy => None,
+        | Request::Destroy
+        | Request::HandOver => None,
     }
 }
 

@@ -30,6 +30,11 @@ impl Serving<'_> {
         }
     }
 
+    /// Whether a release would have much to bring to the bucket.
+    pub(super) fn needs_base_first(&self) -> bool {
+        self.shared.log.tail(self.subject).is_some_and(|tail| tail.bytes > SMALL_TAIL_BYTES)
+    }
+
     /// Begins to bring a newer base to the bucket. Serving goes on meanwhile; the file itself stays as it is now, because
     /// only a checkpoint changes it.
     pub(super) async fn start_compacting(&mut self) {

@@ -11,27 +11,47 @@ use super::serve::Serving;
 use crate::api::Reply;
 use crate::log::{Stage, Ticket};
 
+/// Where everything so far is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// In the bucket.
+    Log,
+    /// In objects of the subject's own.
+    Base,
+    /// In the bucket, and then the subject is handed over. It is served until then.
+    HandOver,
+}
+
 /// Somebody who waits until everything so far is in the bucket.
 pub(super) struct Flush {
     /// What the bucket is to have in its log; `None`: it has it.
     ticket: Option<Arc<Ticket>>,
     /// A base is to hold it, too.
     base: bool,
+    hands_over: bool,
     position: Position,
     pub(super) until: Duration,
     pub(super) respond: Respond,
 }
 
 impl Serving<'_> {
-    /// Lines up a flush; with `base`, everything is to be in objects of the subject's own, too.
-    pub(super) fn flush(&mut self, respond: Respond, base: bool) {
+    /// Lines up a flush.
+    pub(super) fn flush(&mut self, respond: Respond, aim: Aim) {
+        let base = match aim {
+            Aim::Log => false,
+            Aim::Base => true,
+            // What takes long is brought to the bucket while the subject is served, so that little is left to bring when it
+            // is not.
+            Aim::HandOver => self.needs_base_first(),
+        };
+        let hands_over = aim == Aim::HandOver;
         let ticket = self.pipeline.last_unshipped();
         if ticket.is_some() {
             self.shared.log.ship();
         }
         let position = Position { rev: self.planned_rev(), ..self.position() };
         let until = self.shared.env.boot() + self.shared.settings.flush_patience;
-        self.flushes.push(Flush { ticket, base, position, until, respond });
+        self.flushes.push(Flush { ticket, base, hands_over, position, until, respond });
     }
 
     fn planned_rev(&mut self) -> Rev {
@@ -65,13 +85,16 @@ impl Serving<'_> {
             let failure = flush.ticket.as_ref().and_then(|ticket| ticket.failure());
             let in_time = flush.until > now
                 || flush.ticket.as_ref().is_none_or(|ticket| ticket.stage() == Stage::Shipped);
-            (flush.respond)(match failure {
+            let answer = match failure {
                 Some(reply) => Err(reply),
-                None if in_time && (!flush.base || based >= flush.position.rev) => {
-                    Ok(Reply::Flush(FlushReply { position: flush.position }))
-                }
+                None if in_time && (!flush.base || based >= flush.position.rev) => Ok(flush.position),
                 None => Err(self.not_in_bucket()),
-            });
+            };
+            match answer {
+                Ok(_) if flush.hands_over => self.handing_over.push(flush.respond),
+                Ok(position) => (flush.respond)(Ok(Reply::Flush(FlushReply { position }))),
+                Err(reply) => (flush.respond)(Err(reply)),
+            }
         }
     }
 

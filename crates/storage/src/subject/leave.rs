@@ -10,7 +10,7 @@ use super::base::published;
 use super::events;
 use super::publish::{self, Job, PublishEnd};
 use super::serve::{End, Serving};
-use crate::api::{Reply, Submission};
+use crate::api::{HandedOver, Reply, Submission};
 use crate::database::{DatabaseError, remove_files};
 use crate::directory::shutting_down;
 use crate::fail_points::{Step as FailPoint, reach};
@@ -157,6 +157,61 @@ impl Serving<'_> {
         self.beacon();
         self.close_file().await;
         End::Refused(shutting_down())
+    }
+
+    /// Hands the subject over, if that is possible, as [`Request::HandOver`](crate::api::Request::HandOver) asks. Whoever
+    /// asks for something meanwhile is held up until it is known where to go. `None`: it was not possible, the subject is
+    /// still this process's, and serving goes on.
+    pub(super) async fn hand_over(&mut self, inbox: &mut Inbox) -> Option<End> {
+        let asked = std::mem::take(&mut self.handing_over);
+        let answer = |answer: Result<HandedOver, ErrorReply>| {
+            asked.into_iter().for_each(|respond| respond(answer.clone().map(Reply::HandOver)));
+        };
+        // They are of requests that are not begun.
+        self.pipeline.abandon_uploads();
+        if let Err((reply, end)) = self.come_to_rest(inbox).await {
+            answer(Err(reply));
+            return end;
+        }
+        loop {
+            match self.try_release().await {
+                Ok(None) => break,
+                Ok(Some(end)) => {
+                    answer(Ok(HandedOver::NotHeld));
+                    return Some(end);
+                }
+                Err(why) if self.undecided.is_none() => {
+                    answer(Err(why));
+                    return None;
+                }
+                // The release may come to count at any time, so nothing may be accepted or read until that is known.
+                Err(why) => {
+                    let reply =
+                        ErrorReply::unavailable("whether the subject is handed over is not known yet");
+                    inbox.refuse(&reply);
+                    self.refuse_all(&reply);
+                    if self.shared.has_log_ended() {
+                        answer(Err(why));
+                        return Some(self.abandon(inbox).await);
+                    }
+                    if self.shared.is_stopping() {
+                        self.shared.directory.record_release(self.subject, Err(why.to_string()));
+                        answer(Err(why));
+                        self.close_file().await;
+                        return Some(End::Refused(shutting_down()));
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        self.beacon();
+        self.close_file().await;
+        // The subject is nobody's by now. Before whoever places subjects knows that, asking where it is leads back here.
+        self.shared.authority.released(self.subject).await;
+        self.shared.counters.handed_over.add(1);
+        tracing::debug!(subject = %self.subject, "handed over");
+        answer(Ok(HandedOver::Released));
+        Some(End::Refused(ErrorReply::not_owner(None)))
     }
 
     async fn try_release(&mut self) -> Result<Option<End>, ErrorReply> {

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use dormouse_protocol::{ErrorReply, Subject};
 use tokio::sync::{Notify, mpsc};
 
-use crate::api::{Reply, Submission};
+use crate::api::{HandedOver, Reply, Request, Submission};
 use crate::directory::{Hold, Seat, shutting_down};
 use crate::engine::Shared;
 use serve::{End, Serving};
@@ -68,6 +68,26 @@ impl Inbox {
         self.waiting.extend(self.taken.drain(..));
     }
 
+    /// Whether the first that waits asks for no more than to hand the subject over.
+    fn begins_with_hand_over(&mut self) -> bool {
+        for _ in 0..self.queue.len() {
+            self.waiting.extend(self.queue.try_recv());
+        }
+        self.waiting.front().is_some_and(|submission| submission.request == Request::HandOver)
+    }
+
+    /// Answers those who want the subject handed over.
+    fn answer_hand_overs(&mut self, answer: &Result<HandedOver, ErrorReply>) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for submission in waiting {
+            if submission.request == Request::HandOver {
+                (submission.respond)(answer.clone().map(Reply::HandOver));
+            } else {
+                self.waiting.push_back(submission);
+            }
+        }
+    }
+
     /// Gives everything that waits now the same answer. What comes while the answers are given is not of that: it
     /// may come because of them, and deserves a look of its own.
     fn refuse(&mut self, reply: &ErrorReply) {
@@ -98,14 +118,22 @@ impl SubjectTask {
             if shared.is_stopping() {
                 self.inbox.refuse(&shutting_down());
             } else {
-                match Box::pin(open::open(&shared, &self.subject)).await {
-                    Ok(opened) => {
+                let only_own = self.inbox.begins_with_hand_over();
+                match Box::pin(open::open(&shared, &self.subject, only_own)).await {
+                    Ok(None) => {
+                        // Said before anything else is looked at, so that it is not said of a later life of the subject.
+                        shared.authority.released(&self.subject).await;
+                        self.inbox.answer_hand_overs(&Ok(HandedOver::NotHeld));
+                    }
+                    Ok(Some(opened)) => {
                         let serving = Serving::new(&shared, &self.subject, &self.hold, opened);
                         match Box::pin(serving.run(&mut self.inbox, &self.close)).await {
                             End::Closed => {}
                             End::Refused(reply) => self.inbox.refuse(&reply),
                         }
                     }
+                    // Nobody else has asked for it to be opened so far, and who comes now may have better luck.
+                    Err(reply) if only_own => self.inbox.answer_hand_overs(&Err(reply)),
                     Err(reply) => self.inbox.refuse(&reply),
                 }
             }

@@ -33,11 +33,15 @@ pub(super) struct Opened {
     pub(super) verified: Verified,
 }
 
-/// Opens the subject.
+/// Opens the subject; with `only_own`, only where it is this process's already: `None` where it is not.
 ///
 /// # Errors
 /// The answer to the requests that wait for it.
-pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Opened, ErrorReply> {
+pub(super) async fn open(
+    shared: &Arc<Shared>,
+    subject: &Subject,
+    only_own: bool,
+) -> Result<Option<Opened>, ErrorReply> {
     let _permit = tokio::time::timeout(QUEUE_PATIENCE, shared.opening.acquire())
         .await
         .map_err(|_| ErrorReply::overloaded("too many subjects are being opened", RETRY_AFTER_MS))?;
@@ -45,7 +49,8 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
     let restorer = restorer(shared, subject, path);
     let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), taken: None };
     let known = opener.restorer.find_local().await?;
-    let (mut claim, mut effect) = Claim::new(subject.clone(), shared.log.id().clone(), known);
+    let begin = if only_own { Claim::own } else { Claim::new };
+    let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
     loop {
         // A claim of a log that is over is void, whatever its answers say.
         if shared.has_log_ended() {
@@ -53,15 +58,21 @@ pub(super) async fn open(shared: &Arc<Shared>, subject: &Subject) -> Result<Open
         }
         let answer = match effect {
             ClaimEffect::GiveUp(reply) => return Err(reply),
+            ClaimEffect::NotOwned => return Ok(None),
             ClaimEffect::Serve(verified) => {
                 reach(FailPoint::ClaimVerified);
                 let database = opener.take_over(&verified.manifest)?;
                 opener.settle_surplus().await?;
                 shared.counters.opens.add(1);
                 shared.log.based(subject, verified.manifest.base_rev, verified.manifest.first_slot);
-                return Ok(Opened { database, verified });
+                return Ok(Some(Opened { database, verified }));
             }
-            effect => opener.perform(effect).await,
+            effect => {
+                if matches!(effect, ClaimEffect::Create(_)) {
+                    shared.counters.claims.add(1);
+                }
+                opener.perform(effect).await
+            }
         };
         effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
     }
@@ -182,7 +193,10 @@ impl Opener<'_> {
                 reach(FailPoint::ClaimCreated);
                 Ok(ClaimInput::Created(created))
             }
-            ClaimEffect::Serve(_) | ClaimEffect::Drained(_) | ClaimEffect::GiveUp(_) => Err(out_of_step()),
+            ClaimEffect::Serve(_)
+            | ClaimEffect::NotOwned
+            | ClaimEffect::Drained(_)
+            | ClaimEffect::GiveUp(_) => Err(out_of_step()),
         }
     }
 

@@ -54,7 +54,8 @@ pub(super) fn answer(
         | Request::Configure(_)
         | Request::Flush
         | Request::Compact
-        | Request::Destroy => None,
+        | Request::Destroy
+        | Request::HandOver => None,
     }
 }
 

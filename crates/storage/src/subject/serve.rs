@@ -7,14 +7,14 @@ use std::time::Duration;
 use dormouse_protocol::{ErrorReply, Position, Subject};
 use tokio::sync::{Notify, oneshot};
 
-use super::flush::Flush;
+use super::flush::{Aim, Flush};
 use super::open::Opened;
 use super::pipeline::{Blocked, Pipeline};
 use super::publish::PublishEnd;
 use super::reads::{self, Surroundings, Waiting, WaitingReads};
 use super::schedule::{Due, Schedule};
 use super::values::{Again, Fetches};
-use super::{Inbox, base, events};
+use super::{Inbox, Respond, base, events};
 use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::directory::Hold;
@@ -77,6 +77,8 @@ pub(super) struct Serving<'a> {
     pub(super) fetches: Fetches,
     writes: VecDeque<Submission>,
     pub(super) flushes: Vec<Flush>,
+    /// Those who wait for the subject to be handed over, which is about to begin.
+    pub(super) handing_over: Vec<Respond>,
     pub(super) publishing: Option<oneshot::Receiver<PublishEnd>>,
     /// A publication without known outcome, which must be settled before the next.
     pub(super) undecided: Option<Box<Publish>>,
@@ -109,6 +111,7 @@ impl<'a> Serving<'a> {
             fetches: Fetches::default(),
             writes: VecDeque::new(),
             flushes: Vec::new(),
+            handing_over: Vec::new(),
             publishing: None,
             undecided: None,
             failure: None,
@@ -207,6 +210,12 @@ impl<'a> Serving<'a> {
             }
         }
         self.answer_flushes();
+        if !self.handing_over.is_empty()
+            && self.publishing.is_none()
+            && let Some(end) = self.hand_over(inbox).await
+        {
+            return Some(end);
+        }
         self.checkpoint_if_large().await;
         self.do_what_is_due(inbox).await
     }
@@ -256,6 +265,7 @@ impl<'a> Serving<'a> {
             || self.undecided.is_some()
             || !self.writes.is_empty()
             || !self.flushes.is_empty()
+            || !self.handing_over.is_empty()
             || !self.reads.is_empty()
     }
 
@@ -337,8 +347,9 @@ impl<'a> Serving<'a> {
     async fn other(&mut self, inbox: &mut Inbox) -> Option<End> {
         let submission = self.writes.pop_front()?;
         match submission.request {
-            Request::Flush => self.flush(submission.respond, false),
-            Request::Compact => self.flush(submission.respond, true),
+            Request::Flush => self.flush(submission.respond, Aim::Log),
+            Request::Compact => self.flush(submission.respond, Aim::Base),
+            Request::HandOver => self.flush(submission.respond, Aim::HandOver),
             Request::Destroy => return self.destroy(submission, inbox).await,
             _ => (submission.respond)(Err(ErrorReply::internal("a read was lined up with the changes"))),
         }
@@ -385,6 +396,7 @@ impl<'a> Serving<'a> {
     pub(super) fn count_bytes(&mut self) {
         let bytes = self.file.get().file_bytes();
         self.local_bytes.set(bytes);
+        self.hold.set_bytes(bytes);
         self.written_bytes = 0;
     }
 
@@ -405,7 +417,7 @@ impl<'a> Serving<'a> {
     pub(super) fn refuse_all(&mut self, reply: &ErrorReply) {
         self.pipeline.abandon_uploads();
         let writes = self.writes.drain(..).map(|write| write.respond);
-        let flushes = self.flushes.drain(..).map(|flush| flush.respond);
+        let flushes = self.flushes.drain(..).map(|flush| flush.respond).chain(self.handing_over.drain(..));
         for respond in writes.chain(flushes).chain(self.reads.drain()) {
             respond(Err(reply.clone()));
         }

@@ -14,6 +14,7 @@ mod large_values;
 mod leases;
 mod levels;
 mod local_file;
+mod moving;
 mod once;
 mod recovery;
 mod replies;

@@ -17,7 +17,7 @@ use dormouse_protocol::data::{
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorReply, Event, Level, LogId, Message, Position, Subject};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
-use dormouse_storage::api::{Authority, EventSink, LeaseGeneration, Reply, Request, Submission};
+use dormouse_storage::api::{Authority, EventSink, HandedOver, LeaseGeneration, Reply, Request, Submission};
 use dormouse_storage::bucket::{
     Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch,
     ObjectStoreBucket, Operation, open_bucket,
@@ -519,6 +519,19 @@ impl Server {
         let prepared = runtime.block_on(engine.succeed());
         let (engine, authority) = serve(&fleet, &runtime, prepared, &events);
         Self { engine, authority, events, runtime, env, fleet, data_dir }
+    }
+
+    /// Goes on with a fresh log, having brought the one it had to a good end.
+    pub fn begin_anew(self) -> Self {
+        let Self { engine, events, runtime, env, fleet, data_dir, .. } = self;
+        let prepared = runtime.block_on(engine.begin_anew());
+        let (engine, authority) = serve(&fleet, &runtime, prepared, &events);
+        Self { engine, authority, events, runtime, env, fleet, data_dir }
+    }
+
+    /// Hands a subject over.
+    pub fn hand_over(&self, subject: &Subject) -> Result<HandedOver, ErrorReply> {
+        self.runtime.block_on(self.engine.hand_over(subject))
     }
 
     /// Lets its time pass.

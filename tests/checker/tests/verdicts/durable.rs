@@ -90,6 +90,18 @@ fn who_comes_back_with_its_disk_has_what_was_on_it() {
 }
 
 #[test]
+fn who_went_on_in_a_term_nobody_told_of_may_have_been_another() {
+    let back = |term| {
+        let mut story = inherited(Level::Disk, 2);
+        story.subject.terms.remove(&dormouse_protocol::Term::new(2));
+        story.term(term, 2, "persist-1").harm("persist-1", HarmKind::CutFromBucket, 7, 8);
+        story
+    };
+    back(3).is_clean();
+    back(2).breaks(Property::WeakerLevelsWithinTheTable, 2);
+}
+
+#[test]
 fn a_level_is_what_was_configured_or_asked_for() {
     let weakened = |lost: u64| {
         let mut story = Story::new();

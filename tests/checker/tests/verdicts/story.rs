@@ -7,8 +7,9 @@ use dormouse_checker::{
     Answer, Harm, HarmKind, Heard, History, Op, Outcome, Property, SubjectHistory, TermFacts, Verdict, check,
 };
 use dormouse_protocol::data::{
-    ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteReply, DeleteRequest, Expect,
-    GetAllReply, GetAllRequest, GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult,
+    ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest,
+    DeleteReply, DeleteRequest, Expect, GetAllReply, GetAllRequest, GetReply, GetRequest, SetItem,
+    SetOutcome, SetReply, SetRequest, SetResult,
 };
 use dormouse_protocol::message::{SetChange, SubjectConfig};
 use dormouse_protocol::{
@@ -134,6 +135,12 @@ impl Story {
         let op = Op::Delete(DeleteRequest { keys: vec![key.to_owned()], ..DeleteRequest::default() });
         let seqs = seqs.iter().copied().map(Seq::new).collect();
         self.call(op, Outcome::Answered(Answer::Delete(DeleteReply { position, seqs, duplicate: false })))
+    }
+
+    pub fn keep_last(&mut self, keep: u64, count: u64, position: Position) -> &mut Self {
+        let op = Op::DeleteAll(DeleteAllRequest { keep_last: Some(keep), ..DeleteAllRequest::default() });
+        let reply = DeleteAllReply { position, count, duplicate: false };
+        self.call(op, Outcome::Answered(Answer::DeleteAll(reply)))
     }
 
     pub fn lost_delete(&mut self, key: &str) -> &mut Self {

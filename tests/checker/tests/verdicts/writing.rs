@@ -172,3 +172,25 @@ fn a_removal_tells_what_it_removed() {
     story.set("k", "a", 1, at(1, 1)).delete("k", &[], at(1, 1));
     story.breaks(Property::ReadsTheState, 2);
 }
+
+#[test]
+fn how_many_are_kept_is_not_certain_after_something_nobody_was_told_of() {
+    let kept = |unknown: bool| {
+        let mut story = Story::new();
+        for number in 1..=4 {
+            story.set(&format!("k{number}"), &format!("v{number}"), number, at(1, number));
+        }
+        let rev = if unknown {
+            story.lost_delete("k3");
+            6
+        } else {
+            5
+        };
+        story.keep_last(2, 1, at(1, rev));
+        let rest = [2, 4].map(|n| message(&format!("k{n}"), &format!("v{n}"), n, at(1, n)));
+        story.get_all(rest.to_vec(), at(1, rev));
+        story
+    };
+    kept(true).is_clean();
+    kept(false).breaks(Property::ReadsTheState, 3);
+}

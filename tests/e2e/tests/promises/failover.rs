@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::time::Duration;
 
-use dormouse_client::{Error, Kv};
+use dormouse_client::Kv;
 use dormouse_e2e::{Fleet, until};
 use dormouse_protocol::data::{GetRequest, SetItem, SetRequest};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Op, Prefix, ServerName, Subject, encode};
 
-use crate::support::{check, check_numbers, filled, key, value, write};
+use crate::support::{WRITERS, check, check_numbers, filled, keep_writing, key, more_written, value, write};
 
 /// A short lease, so that a takeover does not take long.
 const SHORT_LEASE: [&str; 2] = ["--lease-ttl", "2s"];
@@ -139,38 +139,78 @@ async fn assignments_and_members_survive_the_kill_of_the_coordinator() -> anyhow
         .await
 }
 
-/// How many writers write at the same time.
-const WRITERS: usize = 8;
+/// For so long the coordinator is gone: twenty leases.
+const LONG: Duration = Duration::from_secs(10);
 
-/// Writes one entry after the other, each under a key of its own, until told to stop. The numbers of those that were
-/// acknowledged; what is not goes to `refused`.
-async fn keep_writing(
-    store: &Kv,
-    writer: usize,
-    written: &Cell<usize>,
-    stop: &Cell<bool>,
-    refused: impl Fn(Error) -> anyhow::Result<()>,
-) -> anyhow::Result<Vec<usize>> {
-    let mut acknowledged = Vec::new();
-    for number in (writer..).step_by(WRITERS) {
-        if stop.get() {
-            break;
+/// Reads and writes what is assigned, until told to stop. Not one call may fail.
+async fn use_all(stores: &[Kv], stop: &Cell<bool>) -> anyhow::Result<usize> {
+    let mut rounds = 0;
+    while !stop.get() {
+        for store in stores {
+            let value = rounds.to_string();
+            store.put("k", value.clone()).await?;
+            assert_eq!(store.get("k").await?.as_deref(), Some(value.as_bytes()), "{}", store.subject());
         }
-        match store.put(key(number), value(number)).await {
-            Ok(_) => {
-                acknowledged.push(number);
-                written.set(written.get() + 1);
-            }
-            Err(error) => refused(error)?,
-        }
+        rounds += 1;
     }
-    Ok(acknowledged)
+    Ok(rounds)
 }
 
-/// Waits until this many more writes are acknowledged.
-async fn more_written(written: &Cell<usize>) -> anyhow::Result<()> {
-    let enough = written.get() + 10 * WRITERS;
-    until("writes go on", async || Ok((written.get() >= enough).then_some(()))).await
+#[tokio::test]
+async fn without_a_coordinator_assigned_subjects_are_used_without_one_error_and_new_ones_wait()
+-> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .coordinator_args(["--lease-ttl", "500ms"])
+        .run(async |fleet| {
+            fleet.expect_warning(LEASE_LOST);
+            let client = fleet.client().await?;
+            let (mut stores, mut owners) = (Vec::new(), Vec::new());
+            for number in 0..6 {
+                let subject = format!("app.orphan.{number}");
+                stores.push(filled(&client, &subject).await?);
+                owners.push(fleet.owner(&client, &subject).await?);
+            }
+            fleet.kill9("coordinator").await?;
+
+            let stop = Cell::new(false);
+            let fresh = client.kv("app.unassigned")?;
+            let outage = async {
+                let error = fresh.clone().with_deadline(Duration::from_secs(1)).put("k", "v").await;
+                let error = error.expect_err("nobody serves the subject");
+                assert_eq!(error.happened(), dormouse_client::Happened::No, "{error:?}");
+                assert_eq!(error.retry(), dormouse_client::Retry::AfterBackoff, "{error:?}");
+                let said = format!("{:#}", anyhow::Error::from(error));
+                assert!(said.contains("within 1000 ms") && said.contains("persist.coord.locate"), "{said}");
+                tokio::time::sleep(LONG).await;
+                stop.set(true);
+                anyhow::Ok(())
+            };
+            let (rounds, ()) = futures::try_join!(use_all(&stores, &stop), outage)?;
+            anyhow::ensure!(rounds > 0, "nobody used what is assigned");
+
+            // Whoever has patience is served as soon as there is a coordinator again.
+            let back = async {
+                fleet.restart("coordinator").await?;
+                for name in ["persist-1", "persist-2"] {
+                    fleet.wait_ready(name).await?;
+                }
+                anyhow::Ok(())
+            };
+            let waiting = async { anyhow::Ok(fresh.put("k", "v").await?) };
+            futures::try_join!(back, waiting)?;
+            for (store, owner) in stores.iter().zip(&owners) {
+                check(store, 0..300).await?;
+                assert_eq!(
+                    &fleet.owner(&client, store.subject().as_str()).await?,
+                    owner,
+                    "{}",
+                    store.subject()
+                );
+            }
+            Ok(())
+        })
+        .await
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! Words that several tests use.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use dormouse_client::{Client, Kv};
+use dormouse_client::{Client, Error, Kv};
+use dormouse_e2e::until;
 
 /// The value that stands under the key of a number.
 pub fn value(number: usize) -> Bytes {
@@ -66,4 +68,38 @@ pub fn files_ending(folder: &Path, ending: &str) -> anyhow::Result<Vec<PathBuf>>
         }
     }
     Ok(found)
+}
+
+/// How many writers write at the same time.
+pub const WRITERS: usize = 8;
+
+/// Writes one entry after the other, each under a key of its own, until told to stop. The numbers of those that were
+/// acknowledged; what is not goes to `refused`.
+pub async fn keep_writing(
+    store: &Kv,
+    writer: usize,
+    written: &Cell<usize>,
+    stop: &Cell<bool>,
+    refused: impl Fn(Error) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<usize>> {
+    let mut acknowledged = Vec::new();
+    for number in (writer..).step_by(WRITERS) {
+        if stop.get() {
+            break;
+        }
+        match store.put(key(number), value(number)).await {
+            Ok(_) => {
+                acknowledged.push(number);
+                written.set(written.get() + 1);
+            }
+            Err(error) => refused(error)?,
+        }
+    }
+    Ok(acknowledged)
+}
+
+/// Waits until this many more writes are acknowledged.
+pub async fn more_written(written: &Cell<usize>) -> anyhow::Result<()> {
+    let enough = written.get() + 10 * WRITERS;
+    until("writes go on", async || Ok((written.get() >= enough).then_some(()))).await
 }

@@ -6,7 +6,11 @@ use super::*;
 #[test]
 fn a_join_and_a_heartbeat_are_answered_with_a_lease() {
     let mut world = World::new();
-    let lease = Ok(Answer::Lease(LeaseReply { incarnation: world.machine.incarnation(), ttl_ms: 3_000 }));
+    let lease = Ok(Answer::Lease(LeaseReply {
+        incarnation: world.machine.incarnation(),
+        ttl_ms: 3_000,
+        draining: false,
+    }));
     let one = log("one", 1);
     assert_eq!(world.ask(join(&one)), lease);
     assert_eq!(world.ask(heartbeat(&one)), lease);

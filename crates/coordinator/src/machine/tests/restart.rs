@@ -180,3 +180,30 @@ fn members_of_a_young_coordinator_are_not_waited_for_longer_than_their_leases() 
     assert_eq!(world.gone, [Gone { log: one.clone(), why: Why::Silent }]);
     assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
 }
+
+#[test]
+fn after_another_coordinator_the_dead_may_be_alive_and_leases_may_be_long() {
+    let mut world = World::new();
+    let one = world.joined("one", 1);
+    world.claim("a", &one, None).unwrap();
+    let two = world.joined("two", 2);
+    world.pass_with(DEAD_AFTER, &[&two]);
+    assert_eq!(world.server("one").unwrap().state, ServerState::Dead);
+    // The other one has let it join again, and somebody of whom nothing is known here.
+    let stranger = log("three", 3);
+    world.follow_another();
+    world.ask(heartbeat(&two)).unwrap();
+    let refused = |name: &str| Err((ErrorCode::NotOwner, Some(name.to_owned())));
+    assert_eq!(world.claim("a", &two, Some(&one)), refused("one"));
+    assert_eq!(world.claim("b", &two, Some(&stranger)), refused("three"));
+    // A restart in the middle shortens nothing.
+    world.pass_with(Duration::from_secs(10), &[&two]);
+    world.restart(TTL);
+    world.ask(heartbeat(&two)).unwrap();
+    assert_eq!(world.claim("a", &two, Some(&one)), refused("one"));
+    world.pass_with(Duration::from_millis(29_900), &[&two]);
+    assert_eq!(world.claim("a", &two, Some(&one)), refused("one"));
+    world.pass_with(STEP, &[&two]);
+    assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
+    assert_eq!(world.claim("b", &two, Some(&stranger)), Ok(()));
+}

@@ -35,6 +35,7 @@ impl Sender {
             log: log(name),
             load: ServerLoad::default(),
             draining: false,
+            busiest: Vec::new(),
         };
         self.send(Prefix::default().heartbeat(), encode(&request).unwrap()).await;
     }
@@ -43,10 +44,14 @@ impl Sender {
 async fn open() -> (Inbox, Sender) {
     let broker = MemoryBroker::new();
     let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
-    let inbox =
-        Inbox::open(&bus, &Env::system(), &Tasks::new(), &Prefix::default(), &InboxPrefixes::default())
-            .await
-            .unwrap();
+    let on = Listening {
+        bus: &bus,
+        env: &Env::system(),
+        tasks: &Tasks::new(),
+        prefix: &Prefix::default(),
+        inbox_prefixes: &InboxPrefixes::default(),
+    };
+    let inbox = Inbox::open(on).await.unwrap();
     let bus = Arc::new(broker.connect(MemoryOptions::named("asker")));
     (inbox, Sender { bus, waiting: Vec::new() })
 }
@@ -76,7 +81,7 @@ async fn a_flood_of_other_requests_hides_no_heartbeat() {
         let heartbeats = inbox.heartbeats(&prefix, &HashSet::new());
         assert_eq!(beats(&heartbeats.arrived), expected);
         assert!(heartbeats.all, "that many others wait does not matter");
-        assert_eq!(inbox.take(&prefix).len(), locates);
+        assert_eq!(inbox.take(&prefix).asked.len(), locates);
     }
 }
 
@@ -105,6 +110,6 @@ async fn what_is_not_for_at_once_is_kept_in_order() {
     assert!(inbox.fleet_arrival().await);
     assert_eq!(beats(&inbox.heartbeats(&prefix, &unflushed).arrived), ["one"]);
     assert!(inbox.arrival().await, "something is there already");
-    let asked: Vec<Input> = inbox.take(&prefix).into_iter().map(|asked| asked.input).collect();
+    let asked: Vec<Input> = inbox.take(&prefix).asked.into_iter().map(|asked| asked.input).collect();
     assert!(matches!(asked.as_slice(), [Input::Heartbeat(_), Input::Leave(_)]), "{asked:?}");
 }

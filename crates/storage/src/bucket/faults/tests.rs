@@ -280,7 +280,8 @@ async fn a_stale_listing_lacks_what_is_new() {
     bucket.create(&key("new"), Bytes::from("a")).await.unwrap();
     tokio::time::sleep(Duration::from_nanos(1)).await;
     bucket.script(Operation::List, [Fault::StaleList]);
-    let shown = |entries: Vec<BucketEntry>| entries.iter().map(|entry| entry.key.to_string()).collect::<Vec<_>>();
+    let shown =
+        |entries: Vec<BucketEntry>| entries.iter().map(|entry| entry.key.to_string()).collect::<Vec<_>>();
     assert_eq!(shown(bucket.list(&BucketPrefix::ALL).await.unwrap()), ["old"]);
     assert_eq!(shown(bucket.list(&BucketPrefix::ALL).await.unwrap()), ["new", "old"]);
 }

@@ -104,6 +104,8 @@ pub enum ClaimEffect {
     /// The end: the subject is this process's. Serve the restored state under this manifest, unless the process's log
     /// has met its seal.
     Serve(Verified),
+    /// The end of a claim for what is this process's own: it is not.
+    NotOwned,
     /// The end of a claim for draining.
     Drained(Drained),
     /// The end: the claim has failed, and this is what the caller is told.

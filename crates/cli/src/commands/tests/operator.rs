@@ -1,0 +1,294 @@
+//! Draining, moving and rebalancing, said to a coordinator that does what a test tells it.
+
+use dormouse_protocol::admin::{
+    Assigned, DrainReply, MoveReply, MoveRequest, MovesReply, PlannedMove, RebalanceReply, RebalanceRequest,
+    ServerBalance, SubjectsReply, SubjectsRequest,
+};
+use dormouse_protocol::route::AdminRoute;
+
+use super::*;
+
+type Answer = Result<Bytes, ErrorReply>;
+
+impl Fleet {
+    /// A fleet whose coordinator answers operators by a script, which also gets how often its route was asked before.
+    async fn coordinated(script: impl Fn(&AdminRoute, &[u8], usize) -> Answer + Send + 'static) -> Self {
+        let fleet = Self::empty();
+        let prefix = fleet.prefix.clone();
+        let asked = Mutex::new(Vec::new());
+        fleet
+            .answer(fleet.prefix.admin_all(), move |request| {
+                let route = prefix.parse_admin(request.route.as_str()).unwrap();
+                let mut asked = asked.lock().unwrap();
+                let before = asked.iter().filter(|earlier| **earlier == route).count();
+                match script(&route, &request.payload, before) {
+                    Ok(reply) => request.responder.ok(reply),
+                    Err(error) => request.responder.error(&error),
+                }
+                asked.push(route);
+            })
+            .await;
+        fleet
+    }
+}
+
+fn servers(entries: Vec<ServerEntry>) -> Answer {
+    let incarnation = "01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap();
+    Ok(bytes(&ServersReply { incarnation, servers: entries }))
+}
+
+fn name(name: &str) -> ServerName {
+    ServerName::new(name).unwrap()
+}
+
+fn subject(name: &str) -> Subject {
+    Subject::new(name).unwrap()
+}
+
+/// `s` with this state and so many subjects, and another that takes them.
+fn being_emptied(state: ServerState, left: u64) -> Vec<ServerEntry> {
+    let server = ServerEntry { assigned_subjects: left, ..entry("s", state) };
+    vec![server, entry("t", ServerState::Alive)]
+}
+
+fn ordered(state: ServerState) -> Answer {
+    Ok(bytes(&DrainReply { server: being_emptied(state, 2).remove(0) }))
+}
+
+fn unexpected(route: &AdminRoute) -> Answer {
+    Err(ErrorReply::bad_request(format!("unexpected: {route:?}")))
+}
+
+/// A fleet in which the drain of `s` ends like this after a while.
+async fn draining_until(state: ServerState, left: u64) -> Fleet {
+    Fleet::coordinated(move |route, _, before| match (route, before) {
+        (AdminRoute::Servers, 0) => servers(being_emptied(ServerState::Alive, 3)),
+        (AdminRoute::Servers, 1..=2) => servers(being_emptied(ServerState::Draining, 2)),
+        (AdminRoute::Servers, _) => servers(being_emptied(state, left)),
+        (AdminRoute::Drain(_), _) => ordered(ServerState::Draining),
+        (other, _) => unexpected(other),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_drain_is_waited_for_until_the_server_has_nothing_left() {
+    let fleet = draining_until(ServerState::Drained, 0).await;
+    assert_eq!(fleet.run("server drain s").await.text(), "s is drained\n");
+    let shown = draining_until(ServerState::Drained, 0).await.run("server drain s --json").await.json();
+    assert_eq!((shown.len(), &shown[0]["name"], &shown[0]["state"]), (1, &json!("s"), &json!("drained")));
+}
+
+#[tokio::test]
+async fn a_drain_that_ends_otherwise_is_no_success() {
+    for (state, code) in [(ServerState::Alive, 4), (ServerState::Dead, 1)] {
+        let ran = draining_until(state, 1).await.run("server drain s").await;
+        assert_eq!(ran.exit_code(), code, "{}", ran.printed);
+    }
+}
+
+#[tokio::test]
+async fn an_order_can_be_given_without_waiting_and_taken_back() {
+    let fleet = Fleet::coordinated(|route, _, _| match route {
+        AdminRoute::Servers => servers(being_emptied(ServerState::Alive, 2)),
+        AdminRoute::Drain(_) => ordered(ServerState::Draining),
+        AdminRoute::Undrain(_) => ordered(ServerState::Alive),
+        other => unexpected(other),
+    })
+    .await;
+    assert_eq!(fleet.run("server drain s --no-wait").await.text(), "s is draining, with 2 subjects\n");
+    assert_eq!(fleet.run("server undrain s --json").await.json()[0]["state"], "alive");
+}
+
+#[tokio::test]
+async fn what_is_ordered_of_an_unknown_server_is_not_found_and_not_ordered() {
+    let fleet = Fleet::coordinated(|route, _, _| match route {
+        AdminRoute::Servers => servers(being_emptied(ServerState::Alive, 2)),
+        other => unexpected(other),
+    })
+    .await;
+    for line in ["server drain u", "server undrain u", "server info u", "subject move app.s --to u"] {
+        assert_eq!(fleet.run(line).await.exit_code(), 3, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_without_an_answer_is_in_doubt_and_one_that_nobody_heard_is_not() {
+    assert_eq!(Fleet::empty().run("server drain s --deadline 50ms").await.exit_code(), 5);
+    let fleet = Fleet::empty();
+    let known = servers(being_emptied(ServerState::Alive, 2)).unwrap();
+    fleet
+        .answer(fleet.prefix.admin_servers().into(), move |request| request.responder.ok(known.clone()))
+        .await;
+    // It hears the order and never says so.
+    let kept = Mutex::new(Vec::new());
+    let drain = fleet.prefix.admin_drain(&name("s")).into();
+    fleet.answer(drain, move |request| kept.lock().unwrap().push(request)).await;
+    assert_eq!(fleet.run("server drain s --deadline 50ms").await.exit_code(), 7);
+}
+
+#[tokio::test]
+async fn a_server_is_shown_with_what_its_process_says() {
+    let fleet = Fleet::empty();
+    let known = vec![entry("s", ServerState::Alive), entry("gone", ServerState::Dead)];
+    let known = servers(known).unwrap();
+    fleet
+        .answer(fleet.prefix.admin_servers().into(), move |request| request.responder.ok(known.clone()))
+        .await;
+    let health = json!({
+        "kind": "server", "name": "s", "id": "s-1", "version": "0.1.0", "status": "degraded",
+        "problems": ["no lease"], "uptime_ms": 5, "figures": { "log_slots": 12 },
+    });
+    let health = Bytes::from(health.to_string());
+    fleet
+        .answer(fleet.prefix.health_of("s").into(), move |request| request.responder.ok(health.clone()))
+        .await;
+    let shown = fleet.run("server info s").await;
+    for part in ["s-01J9Z3ABCDEFGHJKMNPQRSTVWX", "alive", "degraded", "no lease", "log_slots", "12"] {
+        assert!(shown.text().contains(part), "{part}: {}", shown.printed);
+    }
+    let shown = fleet.run("server info s --json").await.json();
+    assert_eq!((&shown[0]["state"], &shown[0]["health"]["status"]), (&json!("alive"), &json!("degraded")));
+    // Nobody waits for the dead.
+    let dead = fleet.run("server info gone --json").await.json();
+    assert_eq!((&dead[0]["state"], dead[0].get("health_error")), (&json!("dead"), None));
+}
+
+/// Three pages of two, of which the second is empty.
+fn page(payload: &[u8]) -> Answer {
+    let request: SubjectsRequest = decode(payload).unwrap();
+    let (names, cursor): (&[&str], _) = match request.after.as_ref().map(Subject::as_str) {
+        None => (&["app.a", "app.b"], Some("app.b")),
+        Some("app.b") => (&[], Some("app.m")),
+        Some("app.m") => (&["app.y", "app.z"], None),
+        Some(other) => panic!("{other}"),
+    };
+    // The answer tells the test what was asked.
+    let server = request.server.unwrap_or_else(|| name(if request.pattern == ">" { "all" } else { "some" }));
+    let subjects =
+        names.iter().map(|name| Assigned { subject: subject(name), server: server.clone() }).collect();
+    Ok(bytes(&SubjectsReply { subjects, cursor: cursor.map(subject) }))
+}
+
+#[tokio::test]
+async fn subjects_are_listed_page_by_page_one_document_each() {
+    let fleet = Fleet::coordinated(|route, payload, _| match route {
+        AdminRoute::Subjects => page(payload),
+        other => unexpected(other),
+    })
+    .await;
+    let listed = async |line: &str| {
+        let shown = fleet.run(line).await.json();
+        let field = |line: &Value| {
+            format!("{} {}", line["subject"].as_str().unwrap(), line["server"].as_str().unwrap())
+        };
+        shown.iter().map(field).collect::<Vec<_>>()
+    };
+    assert_eq!(listed("subjects ls --json").await, ["app.a all", "app.b all", "app.y all", "app.z all"]);
+    assert_eq!(listed("subjects ls app.* --limit 1 --json").await, ["app.a some"]);
+    assert_eq!(listed("subject ls --server s --limit 3 --json").await, ["app.a s", "app.b s", "app.y s"]);
+    let table = fleet.run("subjects ls").await;
+    assert!(table.text().contains("SUBJECT") && table.text().contains("app.z"), "{}", table.text());
+}
+
+#[tokio::test]
+async fn a_move_is_waited_for_as_long_as_the_deadline_allows() {
+    let fleet = Fleet::coordinated(|route, payload, before| match route {
+        AdminRoute::Servers => {
+            let draining = entry("d", ServerState::Draining);
+            servers(vec![entry("s", ServerState::Alive), draining, entry("gone", ServerState::Dead)])
+        }
+        AdminRoute::Move(moved) => {
+            let MoveRequest { to, .. } = decode(payload).unwrap();
+            let done = moved.as_str() == "app.quick" && before > 1;
+            Ok(bytes(&MoveReply { from: Some(name("f")), to, done }))
+        }
+        other => unexpected(other),
+    })
+    .await;
+    assert_eq!(fleet.run("subject move app.quick --to s").await.text(), "app.quick is assigned to s\n");
+    assert_eq!(
+        fleet.run("subject move app.slow --to s --no-wait --json").await.json(),
+        [json!({ "subject": "app.slow", "from": "f", "to": "s", "done": false })]
+    );
+    assert_eq!(fleet.run("subject move app.slow --to s --deadline 50ms").await.exit_code(), 7);
+    assert_eq!(fleet.run("subject move app.quick --to d").await.exit_code(), 4);
+    assert_eq!(fleet.run("subject move app.quick --to gone").await.exit_code(), 5);
+}
+
+fn plan() -> Bytes {
+    let planned = |number: u64| PlannedMove {
+        subject: subject(&format!("app.{number}")),
+        from: name("s"),
+        to: name("t"),
+        requests_per_second: 1_000 + number,
+        bytes: 77,
+    };
+    let balance = ServerBalance {
+        name: name("s"),
+        capacity: 100,
+        assigned_subjects: 21,
+        assigned_subjects_after: 19,
+        requests_per_second: 4_000,
+        requests_per_second_after: 1_997,
+    };
+    bytes(&RebalanceReply { moves: vec![planned(1), planned(2)], servers: vec![balance] })
+}
+
+/// A coordinator that plans two moves and ends so after some time.
+async fn rebalancing(end: MovesReply) -> Fleet {
+    Fleet::coordinated(move |route, payload, before| match route {
+        AdminRoute::Moves => Ok(bytes(&match before {
+            0 => MovesReply { pending: 0, done: 5, given_up: 1 },
+            1..=2 => MovesReply { pending: 2, done: 5, given_up: 1 },
+            _ => end.clone(),
+        })),
+        AdminRoute::Rebalance => {
+            let request: RebalanceRequest = decode(payload).unwrap();
+            assert!(request.dry_run || request.most_moves == 7);
+            Ok(plan())
+        }
+        other => unexpected(other),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_plan_is_shown_before_it_is_carried_out_and_then_waited_for() {
+    let fleet = rebalancing(MovesReply { pending: 0, done: 7, given_up: 1 }).await;
+    let dry = fleet.run("rebalance --dry-run").await;
+    for part in ["app.1", "1002", "77", "21", "19", "4000", "1997"] {
+        assert!(dry.text().contains(part), "{part}: {}", dry.printed);
+    }
+    assert!(!dry.text().contains("moved"), "{}", dry.printed);
+    let carried_out = rebalancing(MovesReply { pending: 0, done: 7, given_up: 1 }).await;
+    let shown = carried_out.run("rebalance --most-moves 7 --json").await.json();
+    assert_eq!((shown.len(), &shown[0]["moves"][1]["subject"]), (2, &json!("app.2")));
+    assert_eq!(shown[1], json!({ "done": 2, "given_up": 0 }));
+}
+
+#[tokio::test]
+async fn moves_that_were_given_up_or_forgotten_are_a_failure() {
+    for end in [
+        MovesReply { pending: 0, done: 6, given_up: 2 },
+        // Of a coordinator that has started anew.
+        MovesReply { pending: 0, done: 0, given_up: 0 },
+    ] {
+        let ran = rebalancing(end).await.run("rebalance --most-moves 7").await;
+        assert_eq!(ran.exit_code(), 1, "{}", ran.printed);
+    }
+}
+
+#[tokio::test]
+async fn a_plan_whose_answer_is_lost_is_not_asked_for_twice() {
+    let fleet = Fleet::coordinated(|route, _, before| match route {
+        AdminRoute::Moves => Ok(bytes(&MovesReply { pending: 0, done: 0, given_up: 0 })),
+        AdminRoute::Rebalance => {
+            assert_eq!(before, 0);
+            Err(ErrorReply::internal("a bug"))
+        }
+        other => unexpected(other),
+    })
+    .await;
+    assert_eq!(fleet.run("rebalance").await.exit_code(), 7);
+}

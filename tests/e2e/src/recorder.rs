@@ -1,0 +1,151 @@
+//! Takes down what clients ask and what they are answered, for the checker.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dormouse_bus::{
+    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
+    Subscription, service_error,
+};
+use dormouse_checker::{Answer, Harm, Heard, History, Op, Outcome, Rules, Verdict};
+use dormouse_protocol::{Happened, Prefix, RoutePattern, ServerName, Subject, decode};
+use dormouse_runtime::Env;
+use tokio::sync::broadcast;
+
+/// What was said, by whom and when. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    env: Env,
+    servers: Arc<[ServerName]>,
+    history: Arc<Mutex<History>>,
+}
+
+impl Recorder {
+    /// Nothing was said yet. Servers of these names are listened to.
+    #[must_use]
+    pub fn new(env: Env, servers: &[ServerName], rules: Rules) -> Self {
+        let history = History { rules, ..History::default() };
+        Self { env, servers: servers.into(), history: Arc::new(Mutex::new(history)) }
+    }
+
+    /// The time by which everything is taken down.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.env.boot()
+    }
+
+    /// Takes down what befell a server.
+    pub fn harm(&self, harm: Harm) {
+        self.lock().harms.push(harm);
+    }
+
+    /// Takes down everything that is announced, until the bus is closed.
+    pub async fn listen(self, mut events: Subscription) {
+        while let Some(delivery) = events.next().await {
+            let at = self.now();
+            let subject = Prefix::default().parse_events(delivery.route.as_str());
+            if let (Ok(subject), Ok(event)) = (subject, decode(&delivery.payload)) {
+                self.lock().subjects.entry(subject).or_default().events.push(Heard { at, event });
+            }
+        }
+    }
+
+    /// What is to be said of everything that was taken down so far.
+    #[must_use]
+    pub fn judge(&self) -> Verdict {
+        dormouse_checker::check(&self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a message asks of which server, if it is an operation on a subject.
+    fn understand(&self, message: &Outgoing) -> Option<(ServerName, Subject, dormouse_protocol::Op, Op)> {
+        self.servers.iter().find_map(|server| {
+            let route = Prefix::default().parse_server(server, message.route.as_str()).ok()?;
+            let op = Op::from_wire(route.op, &message.payload).ok()?;
+            Some((server.clone(), route.subject, route.op, op))
+        })
+    }
+}
+
+/// A bus on which every operation on a subject is taken down.
+#[derive(Clone)]
+pub struct RecordedBus {
+    inner: Arc<dyn Bus>,
+    client: u32,
+    recorder: Recorder,
+}
+
+impl RecordedBus {
+    /// Takes down what `client` says over this bus.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Bus>, client: u32, recorder: Recorder) -> Self {
+        Self { inner, client, recorder }
+    }
+}
+
+#[async_trait]
+impl Bus for RecordedBus {
+    async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError> {
+        let Some((server, subject, name, op)) = self.recorder.understand(&message) else {
+            return self.inner.request(message, deadline).await;
+        };
+        let begin = self.recorder.now();
+        let place = self.recorder.lock().subjects.entry(subject.clone()).or_default().invoked(
+            self.client,
+            Some(server),
+            op,
+            begin,
+        );
+        let replied = self.inner.request(message, deadline).await;
+        let outcome = match &replied {
+            Ok(reply) => match service_error(reply) {
+                Some(error) => Outcome::Refused(error),
+                None => match Answer::from_wire(name, &reply.payload) {
+                    Ok(answer) => Outcome::Answered(answer),
+                    Err(_) => Outcome::Unknown,
+                },
+            },
+            Err(error) if error.happened() == Happened::No => {
+                Outcome::Refused(dormouse_protocol::ErrorReply::unavailable(error.to_string()))
+            }
+            Err(_) => Outcome::Unknown,
+        };
+        let at = self.recorder.now();
+        if let Some(recorded) = self.recorder.lock().subjects.get_mut(&subject) {
+            recorded.returned(place, at, outcome);
+        }
+        replied
+    }
+
+    async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        self.inner.publish(message).await
+    }
+
+    async fn subscribe(
+        &self,
+        pattern: RoutePattern,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, SubscribeError> {
+        self.inner.subscribe(pattern, options).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<BusEvent> {
+        self.inner.events()
+    }
+
+    fn is_connected(&self) -> bool {
+        self.inner.is_connected()
+    }
+
+    fn max_payload(&self) -> usize {
+        self.inner.max_payload()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
