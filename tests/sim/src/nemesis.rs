@@ -87,6 +87,9 @@ impl Nemesis {
             Blow::FailSync => "blow: sync fails",
             Blow::BackUp => "blow: copy of a disk",
             Blow::CrashClient => "blow: crash of a client",
+            Blow::Drain => "blow: drain",
+            Blow::Move => "blow: move",
+            Blow::Rebalance => "blow: rebalance",
         });
         match blow {
             Blow::CrashServer => self.crash_server(),
@@ -104,6 +107,9 @@ impl Nemesis {
             Blow::FailSync => self.fail_sync(),
             Blow::BackUp => self.machine().back_up(),
             Blow::CrashClient => self.crash_client(),
+            Blow::Drain => self.drain(),
+            Blow::Move => self.move_subject(),
+            Blow::Rebalance => self.rebalance(),
         }
         if self.world.setting.profile == Profile::ClockDrift && self.dice.chance(400) {
             let rate = self.dice.within(300..3_000);
@@ -329,6 +335,43 @@ impl Nemesis {
         let harm = self.world.harm(machine, HarmKind::PowerLost);
         machine.disk().fail_syncs(1);
         self.world.later(Duration::from_secs(3), move |world| world.recorder.harm_over(harm));
+    }
+
+    fn drain(&self) {
+        let name = self.machine().name().clone();
+        // Some are never asked to come back, until everything is well again.
+        let back = self.dice.chance(800).then(|| self.while_() * 2);
+        self.world.operate(move |client, trace| async move {
+            let ordered = client.drain(&name).await;
+            trace.line(format_args!("drain {name}: {}", if ordered.is_ok() { "ordered" } else { "failed" }));
+            let Some(back) = back else { return };
+            tokio::time::sleep(back).await;
+            let ordered = client.undrain(&name).await;
+            trace
+                .line(format_args!("undrain {name}: {}", if ordered.is_ok() { "ordered" } else { "failed" }));
+        });
+    }
+
+    fn move_subject(&self) {
+        let to = self.machine().name().clone();
+        let subject = self.dice.pick(&self.world.subjects()).clone();
+        self.world.operate(move |client, trace| async move {
+            let ordered = client.move_subject(&subject, &to).await;
+            if ordered.is_ok() {
+                trace.count("move ordered");
+            }
+            trace.line(format_args!(
+                "move {subject} to {to}: {}",
+                if ordered.is_ok() { "ordered" } else { "failed" }
+            ));
+        });
+    }
+
+    fn rebalance(&self) {
+        self.world.operate(|client, trace| async move {
+            let ordered = client.rebalance(false, 2).await;
+            trace.line(format_args!("rebalance: {}", if ordered.is_ok() { "ordered" } else { "failed" }));
+        });
     }
 
     fn crash_client(&self) {

@@ -1,6 +1,6 @@
 //! The network between the connections: cut, lossy, slow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ struct State {
     weather: Weather,
     /// From whom to whom nothing gets through, and how many times that was said.
     cuts: BTreeMap<(String, String), u32>,
+    /// What was sent once and comes twice, briefly.
+    repeated: BTreeSet<u64>,
     /// When the last message of each pair arrives: what comes later is sent later.
     last: BTreeMap<(String, String), Duration>,
 }
@@ -49,7 +51,12 @@ impl Net {
     /// A network without faults so far.
     #[must_use]
     pub fn new(seed: u64, trace: Trace) -> Self {
-        let state = State { weather: Weather::FAIR, cuts: BTreeMap::new(), last: BTreeMap::new() };
+        let state = State {
+            weather: Weather::FAIR,
+            cuts: BTreeMap::new(),
+            repeated: BTreeSet::new(),
+            last: BTreeMap::new(),
+        };
         Self(Arc::new(Shared { dice: Dice::of(seed, "network"), trace, state: Mutex::new(state) }))
     }
 
@@ -73,6 +80,12 @@ impl Net {
                 state.cuts.remove(&pair);
             }
         }
+    }
+
+    /// Whether a payload that was sent once came twice: what one copy is refused the other may be granted.
+    #[must_use]
+    pub fn has_repeated(&self, digest: u64) -> bool {
+        self.state().repeated.contains(&digest)
     }
 
     /// Everything gets through again, in fair weather.
@@ -131,6 +144,9 @@ impl Network for Net {
         let Passage { from, to, route, is_answer, payload } = passage;
         let fates = self.decide(&(from.to_owned(), to.to_owned()));
         let (size, digest) = (payload.len(), brief(payload));
+        if fates.len() > 1 {
+            self.state().repeated.insert(digest);
+        }
         let kind = if is_answer { "answer" } else { "message" };
         self.0.trace.line(format_args!("{kind} {from}>{to} {route} {size}:{digest:016x} {fates:?}"));
         fates

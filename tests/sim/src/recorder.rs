@@ -15,6 +15,7 @@ use dormouse_protocol::{ErrorReply, Event, Happened, Op, Prefix, RoutePattern, S
 use dormouse_storage::manifest::Manifest;
 use tokio::sync::broadcast;
 
+use crate::network::Net;
 use crate::trace::{Trace, brief};
 
 /// How many of its changing requests a client may send again.
@@ -37,14 +38,15 @@ pub struct Recorder(Arc<Shared>);
 
 struct Shared {
     trace: Trace,
+    net: Net,
     state: Mutex<History>,
 }
 
 impl Recorder {
-    /// An empty history that is to be judged by `rules`.
+    /// An empty history of what is said over `net`, that is to be judged by `rules`.
     #[must_use]
-    pub fn new(trace: Trace, rules: Rules) -> Self {
-        Self(Arc::new(Shared { trace, state: Mutex::new(History { rules, ..History::default() }) }))
+    pub fn new(trace: Trace, net: Net, rules: Rules) -> Self {
+        Self(Arc::new(Shared { trace, net, state: Mutex::new(History { rules, ..History::default() }) }))
     }
 
     /// What was written.
@@ -219,7 +221,11 @@ impl Bus for Line {
         self.remember(op, &subject, &message.payload);
         let place = self.recorder.invoked(client, server, op, &subject, &message.payload);
         let answer = self.inner.request(message, deadline).await;
-        let outcome = outcome(op, &answer);
+        let mut outcome = outcome(op, &answer);
+        if matches!(outcome, Outcome::Refused(_)) && self.recorder.0.net.has_repeated(digest) {
+            // The refusal speaks of one copy only.
+            outcome = Outcome::Unknown;
+        }
         trace.line(format_args!("done client-{client} {op} {subject} {digest:016x}: {}", words(&outcome)));
         if let Some(place) = place {
             self.recorder.returned(&subject, place, outcome);

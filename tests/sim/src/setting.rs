@@ -83,10 +83,16 @@ pub enum Blow {
     BackUp,
     /// A client's process dies.
     CrashClient,
+    /// An operator has a server emptied, and mostly takes that back later.
+    Drain,
+    /// An operator moves a subject.
+    Move,
+    /// An operator has the load spread.
+    Rebalance,
 }
 
 /// How often each of them, where it may happen at all.
-const BLOWS: [(u64, Blow); 15] = [
+const BLOWS: [(u64, Blow); 18] = [
     (24, Blow::CrashServer),
     (14, Blow::PauseServer),
     (6, Blow::StopServer),
@@ -102,6 +108,9 @@ const BLOWS: [(u64, Blow); 15] = [
     (3, Blow::FailSync),
     (6, Blow::BackUp),
     (3, Blow::CrashClient),
+    (6, Blow::Drain),
+    (10, Blow::Move),
+    (2, Blow::Rebalance),
 ];
 
 /// What is drawn for a run.

@@ -1,14 +1,16 @@
 //! The whole fleet in one process: coordinators, servers, clients, and what lies between them.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::{Assumptions, HarmKind, Rules};
+use dormouse_client::Client;
 use dormouse_protocol::{LogId, RoutePattern, ServerName, Slot, Subject};
 use dormouse_runtime::{Env, Process, SeededEntropy, Stop, Tasks, VirtualClock};
 use dormouse_storage::EngineSettings;
@@ -64,6 +66,8 @@ pub struct World {
     pub offices: Vec<Arc<Office>>,
     /// The clients' processes.
     pub clients: Vec<Arc<Caller>>,
+    /// Whoever gives orders to the coordinator.
+    operator: OnceLock<Client>,
     /// Nothing goes wrong any more.
     pub healed: AtomicBool,
     /// Since when each server has not been well, and when something last befell it.
@@ -118,9 +122,9 @@ impl World {
             unsynced: setting.log.sync_interval + Duration::from_millis(500),
             assumptions: if holds { Assumptions::Hold } else { Assumptions::Broken },
         };
-        let recorder = Recorder::new(trace.clone(), rules);
         let tasks = Tasks::new();
         let net = Net::new(seed, trace.clone());
+        let recorder = Recorder::new(trace.clone(), net.clone(), rules);
         let broker = MemoryBroker::over(Arc::new(net.clone()), env.clone(), &tasks);
         let witness = Arc::new(Noting { recorder: recorder.clone(), trace: trace.clone() });
         let memory: Arc<dyn Bucket> = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
@@ -185,6 +189,7 @@ impl World {
             machines,
             offices,
             clients,
+            operator: OnceLock::new(),
             healed: AtomicBool::new(false),
             unwell: Mutex::default(),
             seed,
@@ -210,8 +215,28 @@ impl World {
             let _listener = listener;
             listen(recorder, subscription).await;
         });
+        let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named("operator")));
+        let operator = Client::builder().env(self.env.clone()).over(bus).await;
+        // A world is started once.
+        let _ = self.operator.set(operator.expect("nobody has closed the messaging system"));
         for client in &self.clients {
             client.start(self, stop.clone());
+        }
+    }
+
+    /// The subjects that there are.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<Subject> {
+        plan(&self.setting, 0).subjects
+    }
+
+    /// Has the operator do something beside everything else.
+    pub fn operate<F>(&self, act: impl FnOnce(Client, Trace) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(operator) = self.operator.get() {
+            self.tasks.spawn("operator", act(operator.clone(), self.trace.clone()));
         }
     }
 
@@ -257,8 +282,19 @@ impl World {
                 process.resume();
             }
         }
+        for office in self.offices.iter().skip(1) {
+            office.crash(false);
+        }
         // One is enough from here on.
         self.offices[0].start();
+        for machine in &self.machines {
+            let name = machine.name().clone();
+            self.operate(|client, _| async move {
+                while client.undrain(&name).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            });
+        }
     }
 
     /// Notes that a server suffers something from now on. What it had accepted before may have waited since an earlier
