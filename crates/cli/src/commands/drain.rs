@@ -90,7 +90,10 @@ fn show(session: &Session, server: &ServerEntry) -> Result<(), Failure> {
     }
     let state = state_name(server.state);
     match left(server) {
-        0 => session.output.line(format_args!("{} is {state}", server.name)),
+        // What is recorded of an emptied server counts for nothing.
+        left if left == 0 || server.state == ServerState::Drained => {
+            session.output.line(format_args!("{} is {state}", server.name))
+        }
         left => session.output.line(format_args!("{} is {state}, with {left} subjects", server.name)),
     }
 }
