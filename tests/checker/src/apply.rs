@@ -195,7 +195,8 @@ impl Replay<'_, '_> {
         let gone: Vec<Seq> = self.model.range(Seq::new(0), end).map(|message| message.seq).collect();
         let count = slot.op.and_then(|op| {
             self.ops.all[op].calls.iter().find_map(|&call| match self.history.calls[call].answer() {
-                Some((Answer::DeleteAll(reply), _)) => Some(reply.count),
+                // One that was lost and asked for again may have found others there.
+                Some((Answer::DeleteAll(reply), _)) if reply.position == position => Some(reply.count),
                 _ => None,
             })
         });

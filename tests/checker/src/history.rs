@@ -236,6 +236,11 @@ impl Call {
         }
     }
 
+    /// Whether nobody knows what came of it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.answer().is_none() && self.refusal().is_none()
+    }
+
     /// The refusal and when it came, if it says that nothing has happened.
     #[must_use]
     pub fn refusal(&self) -> Option<(&ErrorReply, Duration)> {

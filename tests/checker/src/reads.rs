@@ -333,6 +333,11 @@ impl Replay<'_, '_> {
                 });
                 continue;
             }
+            // Of what only a reader told that it is gone nobody knows since when.
+            let since_when = self.model.seqs.get(&seq).and_then(|cell| self.told(cell.since()?));
+            if there.is_none() && since_when.is_none() {
+                continue;
+            }
             let say = |message: Option<String>| message.unwrap_or_else(|| "nothing".to_owned());
             let sentence = format!(
                 "who was at {after} and applies the changes to {position} has {} at {seq}, where there is {}",

@@ -220,8 +220,10 @@ impl<'h> Slots<'h> {
         let writers = ops.writers(message);
         let may = |item: &&ItemRef| {
             let operation = &ops.all[item.op];
-            let refused =
-                operation.fate == Fate::Refused || operation.refusal_of(self.calls, item.place).is_some();
+            // Whoever has asked before without an answer may have been granted it then, lost it, and been refused it now.
+            let asked_before = operation.calls.iter().any(|&call| self.calls[call].is_open());
+            let refused = operation.fate == Fate::Refused
+                || !asked_before && operation.refusal_of(self.calls, item.place).is_some();
             !refused && operation.invoked <= source.1 && of_slot.is_none_or(|op| op == item.op)
         };
         let elsewhere = |item: &&ItemRef| self.places.get(item).is_none_or(Vec::is_empty);
@@ -309,7 +311,8 @@ impl<'h> Slots<'h> {
             let Some(request) = ops.all[op].set() else { continue };
             let plain = |item: &SetItem| {
                 let decided = item.seq.is_some() || item.timestamp.is_some();
-                !decided && item.expect.is_none() && item.msg_id.is_none()
+                // All or none: where one is there, what the others expected was so.
+                !decided && (item.expect.is_none() || request.atomic) && item.msg_id.is_none()
             };
             if request.sets.len() < 2 || !request.sets.iter().all(plain) {
                 continue;

@@ -63,7 +63,7 @@ pub struct Machine {
     broker: MemoryBroker,
     trace: Trace,
     dice: Arc<Dice>,
-    exits: mpsc::UnboundedSender<ServerName>,
+    exits: mpsc::UnboundedSender<(ServerName, Exit)>,
     /// See [`Way::new`].
     pub sharp: Arc<AtomicU64>,
     /// Who waits for its steps that matter.
@@ -103,7 +103,7 @@ pub struct Parts {
     /// Whence its chance.
     pub seed: u64,
     /// Told when the process has ended by itself.
-    pub exits: mpsc::UnboundedSender<ServerName>,
+    pub exits: mpsc::UnboundedSender<(ServerName, Exit)>,
 }
 
 /// What comes after serving.
@@ -271,7 +271,7 @@ impl Machine {
         });
         self.broker.close(self.name.as_str());
         // Nobody waits for it once the run is over.
-        let _ = self.exits.send(self.name.clone());
+        let _ = self.exits.send((self.name.clone(), exit));
     }
 
     /// Clears away what is left of a process that has ended by itself.

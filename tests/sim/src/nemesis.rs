@@ -331,10 +331,8 @@ impl Nemesis {
     fn fail_sync(&self) {
         let machine = self.machine();
         self.world.trace.line(format_args!("a sync of {} fails", machine.name()));
-        // The process ends, and what was not synced has gone with the pages that could not be written.
-        let harm = self.world.harm(machine, HarmKind::PowerLost);
+        // The process ends once it has tried.
         machine.disk().fail_syncs(1);
-        self.world.later(Duration::from_secs(3), move |world| world.recorder.harm_over(harm));
     }
 
     fn drain(&self) {

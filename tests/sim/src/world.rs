@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::bucket::{Store, Witness};
 use crate::clock::MachineClock;
 use crate::dice::Dice;
-use crate::machine::{Machine, Parts};
+use crate::machine::{Exit, Machine, Parts};
 use crate::network::Net;
 use crate::office::Office;
 use crate::recorder::{Recorder, listen};
@@ -394,7 +394,7 @@ impl Caller {
 /// Starts again what has ended by itself, as a service manager does.
 async fn supervise(
     world: Arc<World>,
-    mut servers: mpsc::UnboundedReceiver<ServerName>,
+    mut servers: mpsc::UnboundedReceiver<(ServerName, Exit)>,
     mut coordinators: mpsc::UnboundedReceiver<String>,
 ) {
     let dice = Dice::of(world.seed, "supervisor");
@@ -402,9 +402,19 @@ async fn supervise(
         tokio::select! {
             biased;
             () = world.tasks.stop().given() => return,
-            Some(name) = servers.recv() => {
+            Some((name, exit)) = servers.recv() => {
                 let Some(machine) = world.machines.iter().find(|machine| *machine.name() == name) else { continue };
                 machine.clear();
+                let harm = match exit {
+                    Exit::AsAsked => None,
+                    // What was not synced has gone with the pages that could not be written.
+                    Exit::DataDir => Some(HarmKind::PowerLost),
+                    Exit::Failure | Exit::Refused => Some(HarmKind::Killed),
+                };
+                if let Some(kind) = harm {
+                    let number = world.harm(machine, kind);
+                    world.recorder.harm_over(number);
+                }
                 let machine = Arc::clone(machine);
                 world.later(dice.millis(100..1_500), move |_| machine.start());
             }

@@ -7,6 +7,7 @@ use dormouse_protocol::data::FlushReply;
 use dormouse_protocol::{ErrorReply, Position, Rev};
 
 use super::Respond;
+use super::reads::Waiting;
 use super::serve::Serving;
 use crate::api::Reply;
 use crate::log::{Stage, Ticket};
@@ -81,6 +82,8 @@ impl Serving<'_> {
         if compact && self.publishing.is_none() {
             self.schedule.ask_compact();
         }
+        // That nothing waits to be shipped here says nothing of what a successor has taken since.
+        let trusted = self.shared.trust.holds();
         for flush in done {
             let failure = flush.ticket.as_ref().and_then(|ticket| ticket.failure());
             let in_time = flush.until > now
@@ -92,7 +95,14 @@ impl Serving<'_> {
             };
             match answer {
                 Ok(_) if flush.hands_over => self.handing_over.push(flush.respond),
-                Ok(position) => (flush.respond)(Ok(Reply::Flush(FlushReply { position }))),
+                Ok(position) => {
+                    let answer = Ok(Reply::Flush(FlushReply { position }));
+                    if trusted || flush.base {
+                        (flush.respond)(answer);
+                    } else {
+                        self.reads.push(self.shared, Waiting::Ready(flush.respond, answer));
+                    }
+                }
                 Err(reply) => (flush.respond)(Err(reply)),
             }
         }

@@ -73,7 +73,7 @@ pub(super) struct Serving<'a> {
     pub(super) deleting: Vec<Weak<Vec<BlobName>>>,
     pub(super) schedule: Schedule,
     pub(super) pipeline: Pipeline,
-    reads: WaitingReads,
+    pub(super) reads: WaitingReads,
     pub(super) fetches: Fetches,
     writes: VecDeque<Submission>,
     pub(super) flushes: Vec<Flush>,

@@ -82,6 +82,11 @@ fn reads_of_an_overtaken_process_fail_once_its_lease_is_over() {
     for lease in [None, Some(2)] {
         first.authority.set_lease(lease);
         assert_eq!(first.get(&app, "a").unwrap_err().code, ErrorCode::NotOwner, "never the stale value");
+        assert_eq!(
+            first.flush(&app).unwrap_err().code,
+            ErrorCode::NotOwner,
+            "there is more than it knows of"
+        );
     }
 }
 
