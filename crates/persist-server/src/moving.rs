@@ -3,7 +3,7 @@
 //! There are three reasons: the coordinator orders one subject to be handed over; an operator wants the server emptied;
 //! the process is to end. In each case the rest is served meanwhile, so only a few subjects are under way at a time.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use dormouse_protocol::Subject;
@@ -71,14 +71,14 @@ pub enum MovingEffect {
 #[derive(Debug, Default)]
 pub struct Moving {
     wish: Wish,
-    under_way: HashSet<Subject>,
+    under_way: BTreeSet<Subject>,
     ordered: VecDeque<Subject>,
     /// Found open by the last look.
     found: VecDeque<Subject>,
     /// Could not be handed over, and until when they rest.
-    resting: HashMap<Subject, Duration>,
+    resting: BTreeMap<Subject, Duration>,
     /// Handed over since the process is to end.
-    done: HashSet<Subject>,
+    done: BTreeSet<Subject>,
     look_at: Duration,
     begin_at: Duration,
     quiet_since: Option<Duration>,

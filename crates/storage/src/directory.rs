@@ -225,9 +225,11 @@ impl Directory {
         (inner.released, unreleased)
     }
 
-    /// Every subject that has a task.
+    /// Every subject that has a task, ascending: what is done with them is done in this order.
     pub(crate) fn subjects(&self) -> Vec<Subject> {
-        self.lock().entries.keys().cloned().collect()
+        let mut subjects: Vec<Subject> = self.lock().entries.keys().cloned().collect();
+        subjects.sort_unstable();
+        subjects
     }
 
     /// At most `most` subjects that have a task, those with the most to do first. Looks at each, under the lock.

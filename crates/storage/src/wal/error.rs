@@ -61,10 +61,17 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// What the writer is told.
+/// What the writer is told. Where the server keeps its files is not the writer's business; the server's log says it.
 impl From<&WalError> for ErrorReply {
     fn from(error: &WalError) -> Self {
+        let what = match error {
+            WalError::DiskFull { .. } => "the disk of the write-ahead log is full".to_owned(),
+            WalError::Poisoned { .. } | WalError::Refused { .. } => error.to_string(),
+            WalError::Access { .. } | WalError::NewerVersion { .. } => {
+                "the local disk takes no writes".to_owned()
+            }
+        };
         let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-        Self::unavailable(format!("{error}{source}"))
+        Self::unavailable(format!("{what}{source}"))
     }
 }
