@@ -39,8 +39,6 @@ const STUCK: Duration = Duration::from_secs(30);
 type Current = Mutex<Option<(u64, Instant)>>;
 
 /// Ends the program, with the seed that did it, when a run does not end.
-// The one place beside `main.rs` that looks at the real world's clock.
-#[expect(clippy::disallowed_methods)]
 fn watch(current: &[Current], over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         std::thread::park_timeout(Duration::from_secs(1));
@@ -83,7 +81,7 @@ pub fn soak(
     harvest.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[expect(clippy::disallowed_methods)] // As in `watch`.
+#[expect(clippy::disallowed_methods)] // Beside `main.rs` the one place that looks at the real world's clock.
 fn work(
     next: &AtomicU64,
     end: u64,
