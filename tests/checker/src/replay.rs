@@ -250,7 +250,16 @@ impl<'c, 'h> Replay<'c, 'h> {
                 self.model.configure(SubjectConfig::default());
             }
         }
-        self.push(position, step, level, false, Some(slot.source));
+        // Of a message that was shown without its value nobody knows who wrote it, and so not what else that wrote.
+        let is_hole = match &slot.effect {
+            Effect::Sets(sets) => sets.values().any(|written| written.item.is_none()),
+            _ => false,
+        };
+        if is_hole {
+            let (next, _) = self.model.next_seq();
+            self.model.set_next(next, false);
+        }
+        self.push(position, step, level, is_hole, Some(slot.source));
     }
 
     /// Somebody must have asked for a change that only an event tells of.

@@ -88,6 +88,14 @@ impl Net {
         self.state().repeated.contains(&digest)
     }
 
+    /// How long a message is on its way at most.
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        let weather = self.state().weather;
+        let late_ms = if weather.late + weather.twice > 0 { weather.late_ms } else { 0 };
+        Duration::from_millis(5 + late_ms)
+    }
+
     /// Everything gets through again, in fair weather.
     pub fn heal(&self) {
         let mut state = self.state();

@@ -70,10 +70,10 @@ impl Recorder {
         history.harms.len() - 1
     }
 
-    /// The harm of this number was over now.
+    /// The harm of this number was over now. What was said before may be heard a little later.
     pub fn harm_over(&self, number: usize) {
-        let now = self.0.trace.now();
-        self.state().harms[number].until = now;
+        let until = self.0.trace.now() + self.0.net.delay();
+        self.state().harms[number].until = until;
     }
 
     /// A subject has a new newest manifest.

@@ -162,8 +162,12 @@ impl Setting {
     pub fn draw(seed: u64, profile: Profile) -> Self {
         let dice = Dice::of(seed, "setting");
         let ms = Duration::from_millis;
+        // Nothing is listed where nobody takes over.
+        let takes_over =
+            |blow| profile == Profile::StaleList && matches!(blow, Blow::CrashServer | Blow::PauseServer);
         // Few kinds at a time: what happens seldom in a crowd is common among few.
-        let mut blows: Vec<_> = BLOWS.into_iter().filter(|_| dice.chance(550)).collect();
+        let mut blows: Vec<_> =
+            BLOWS.into_iter().filter(|(_, blow)| dice.chance(550) || takes_over(*blow)).collect();
         if blows.is_empty() {
             blows.push((1, Blow::CrashServer));
         }
@@ -214,7 +218,7 @@ fn bucket(dice: &Dice, profile: Profile) -> FaultPlan {
         again: each * 2,
         orphaned: each * 8,
         storm: each / 10,
-        stale_list: if profile == Profile::StaleList { 300 } else { 0 },
+        stale_list: if profile == Profile::StaleList { 500 } else { 0 },
         latency: Duration::from_millis(*dice.pick(&[10, 50, 200])),
         patience: Duration::from_millis(*dice.pick(&[300, 1_000])),
         late_by: Duration::from_millis(*dice.pick(&[500, 3_000, 10_000])),

@@ -86,7 +86,7 @@ pub fn soak(
     harvest.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[expect(clippy::disallowed_methods)] // Only to tell whether a run ends at all.
+#[expect(clippy::disallowed_methods)] // Beside `main.rs` the one place that looks at the real world's clock.
 fn work(
     next: &AtomicU64,
     end: u64,

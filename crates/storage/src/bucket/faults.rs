@@ -265,11 +265,15 @@ impl Store {
         Ok(created)
     }
 
-    /// What a listing showed at that time, as far as it is still there.
-    fn as_of(&self, then: Duration, entries: Vec<BucketEntry>) -> Vec<BucketEntry> {
+    /// The entries without some of those that arrived after `then`, which of them `draw` says.
+    fn as_of(&self, then: Duration, draw: u64, entries: Vec<BucketEntry>) -> Vec<BucketEntry> {
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_there = |entry: &BucketEntry| arrivals.get(&entry.key).is_none_or(|since| *since <= then);
-        entries.into_iter().filter(was_there).collect()
+        let is_shown = |entry: &BucketEntry| {
+            let is_old = arrivals.get(&entry.key).is_none_or(|since| *since <= then);
+            is_old
+                || (Crc64::of(entry.key.as_str().as_bytes()).to_u64() ^ draw).count_ones().is_multiple_of(2)
+        };
+        entries.into_iter().filter(is_shown).collect()
     }
 }
 
@@ -375,7 +379,7 @@ impl Bucket for FaultyBucket {
         let mut entries = self.store.inner.list(prefix).await;
         if call.fate.fault == Fault::StaleList {
             let then = self.env.boot().saturating_sub(call.fate.late_by);
-            entries = entries.map(|entries| self.store.as_of(then, entries));
+            entries = entries.map(|entries| self.store.as_of(then, call.fate.draw, entries));
         }
         self.answer(&call).await?;
         entries

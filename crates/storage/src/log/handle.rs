@@ -153,6 +153,12 @@ impl Log {
         Ok(ticket)
     }
 
+    /// A subject is opened, and nothing of an earlier life of it is on its way: its next append follows from what the
+    /// bucket has, and not from what may have failed here before the subject was served elsewhere.
+    pub fn opened(&self, subject: &Subject) {
+        self.0.lock().opened(subject);
+    }
+
     /// Whether writes of every level must wait for the bucket now, because some have waited too long to be shipped.
     #[must_use]
     pub fn holds_weaker(&self) -> bool {

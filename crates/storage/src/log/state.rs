@@ -152,6 +152,11 @@ impl State {
         Ok(ticket)
     }
 
+    /// A new life of the subject begins: what failed in one before was of another path.
+    pub(super) fn opened(&mut self, subject: &Subject) {
+        self.broken.remove(subject);
+    }
+
     /// The last append of the subject that is on its way.
     pub(super) fn last_unshipped(&self, subject: &Subject) -> Option<Lsn> {
         let waiting = self.in_flight.iter().chain(&self.written).chain(&self.group).chain(&self.queue);

@@ -126,6 +126,7 @@ impl SubjectTask {
                         self.inbox.answer_hand_overs(&Ok(HandedOver::NotHeld));
                     }
                     Ok(Some(opened)) => {
+                        shared.log.opened(&self.subject);
                         let serving = Serving::new(&shared, &self.subject, &self.hold, opened);
                         match Box::pin(serving.run(&mut self.inbox, &self.close)).await {
                             End::Closed => {}

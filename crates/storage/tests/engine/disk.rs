@@ -38,6 +38,26 @@ fn on_a_full_disk_writes_fail_reads_go_on_and_room_is_noticed() {
 }
 
 #[test]
+fn what_failed_on_a_full_disk_stands_in_nobodys_way_when_the_subject_comes_back() {
+    let world = World::in_memory();
+    let (app, disk) = (subject(APP), world.disk(3));
+    let first = world.server_on(&disk, "persist-1");
+    first.set(&app, "a", "1").unwrap();
+    disk.limit_room(Some(0));
+    first.set(&app, "b", "2").unwrap_err();
+    first.hand_over(&app).unwrap();
+    let second = world.server("persist-2");
+    second.set(&app, "c", "3").unwrap();
+    second.set(&app, "d", "4").unwrap();
+    second.hand_over(&app).unwrap();
+    disk.limit_room(None);
+    first.pass(Duration::from_secs(1));
+    first.set(&app, "e", "5").unwrap();
+    let expected = pairs(&[("a", "1"), ("c", "3"), ("d", "4"), ("e", "5")]);
+    assert_eq!(first.all(&app).unwrap(), expected);
+}
+
+#[test]
 fn after_a_sync_that_failed_nothing_is_acknowledged_and_the_engine_says_so() {
     let world = World::in_memory();
     let (app, disk) = (subject(APP), world.disk(3));

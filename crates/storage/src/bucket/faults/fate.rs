@@ -38,7 +38,7 @@ pub enum Fault {
     /// Its caller is gone before the request has arrived, and it takes effect later all the same. Befalls creates and deletes
     /// whose future is dropped.
     Orphaned,
-    /// A listing shows the bucket as it was a while ago: without what was written since. Breaks the contract of a bucket.
+    /// A listing lacks some of what was written a while ago and since. Breaks the contract of a bucket.
     StaleList,
 }
 
