@@ -71,6 +71,8 @@ struct Patient {
     unsettled: Option<Duration>,
     /// How much of its log was looked through.
     log_read: usize,
+    /// It has a log and serves from it: not before it is ready, and not between one log and the next.
+    serving: bool,
     /// How often it went on with a fresh log.
     fresh: usize,
     /// It was overtaken while it stood still, and by so many fresh logs it has to show that.
@@ -121,6 +123,7 @@ impl Chaos {
             seen: Duration::ZERO,
             unsettled: None,
             log_read: 0,
+            serving: false,
             fresh: 0,
             owes_fresh: None,
         };
@@ -342,7 +345,8 @@ impl Chaos {
             .filter(|target| target.server.borrow().as_ref().is_none_or(|(server, _)| *server != name))
             .collect();
         self.look_through(fleet, index)?;
-        if !overtaken.is_empty() {
+        // Who stood still on the way from one log to the next had nothing any more that could be taken over.
+        if !overtaken.is_empty() && self.patients[index].serving {
             let fresh = self.patients[index].fresh;
             self.patients[index].owes_fresh.get_or_insert(fresh + 1);
             self.count("woken after it was overtaken");
@@ -481,7 +485,12 @@ impl Chaos {
                 self.count(format!("fail point {point}"));
             } else if line.contains("going on with a fresh one") {
                 self.patients[index].fresh += 1;
+                self.patients[index].serving = false;
                 self.count("went on with a fresh log");
+            } else if line.contains("dormouse_persist_server: starting ") {
+                self.patients[index].serving = false;
+            } else if line.contains("dormouse_persist_server: ready ") {
+                self.patients[index].serving = true;
             } else if line.contains("panicked at") || is_error(line) {
                 self.wrong.push(format!("{name}: {line}"));
             }
