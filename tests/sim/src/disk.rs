@@ -19,14 +19,19 @@ pub fn room() -> io::Result<TempDir> {
     if shared_memory.is_dir() { builder.tempdir_in(shared_memory) } else { builder.tempdir() }
 }
 
-/// Replaces `to` by a copy of `from`.
+/// Replaces `to` by a copy of `from`, or by nothing where `from` is not there: a server that was stopped in its first
+/// step has not made its folder yet.
 ///
 /// # Errors
 /// What the operating system says.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     remove(to)?;
+    let entries = match fs::read_dir(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
     fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
+    for entry in entries {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
@@ -83,4 +88,18 @@ pub fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_copy_of_a_folder_that_is_not_there_is_none() {
+        let room = room().unwrap();
+        let (from, to) = (room.path().join("from"), room.path().join("to"));
+        fs::create_dir(&to).unwrap();
+        copy(&from, &to).unwrap();
+        assert!(!to.exists());
+    }
 }
