@@ -21,6 +21,7 @@ use crate::bucket::{Ambush, Store, Way};
 use crate::clock::MachineClock;
 use crate::dice::Dice;
 use crate::disk;
+use crate::recorder::Recorder;
 use crate::trace::Trace;
 
 /// What becomes of the disk when its machine falls.
@@ -62,6 +63,7 @@ pub struct Machine {
     settings: EngineSettings,
     broker: MemoryBroker,
     trace: Trace,
+    recorder: Recorder,
     dice: Arc<Dice>,
     exits: mpsc::UnboundedSender<(ServerName, Exit)>,
     /// See [`Way::new`].
@@ -100,6 +102,8 @@ pub struct Parts {
     pub broker: MemoryBroker,
     /// Where it is written what happens.
     pub trace: Trace,
+    /// What is judged in the end.
+    pub recorder: Recorder,
     /// Whence its chance.
     pub seed: u64,
     /// Told when the process has ended by itself.
@@ -120,7 +124,8 @@ impl Machine {
     /// A machine that does not run.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { name, clock, bucket, store, sharp, room, settings, broker, trace, seed, exits } = parts;
+        let Parts { name, clock, bucket, store, sharp, room, settings, broker, trace, recorder, seed, exits } =
+            parts;
         let folder = room.join(name.as_str());
         let backup = room.join(format!("{name}.backup"));
         let dice = Arc::new(Dice::of(seed, name.as_str()));
@@ -143,6 +148,7 @@ impl Machine {
             settings,
             broker,
             trace,
+            recorder,
             dice,
             exits,
             sharp: Arc::new(AtomicU64::new(sharp)),
@@ -217,6 +223,7 @@ impl Machine {
         let image = self.folder.with_extension("image");
         self.on_disk(|| disk::copy(&self.folder, &image));
         process.kill();
+        self.recorder.ends(&self.name);
         self.on_disk(|| disk::copy(&image, &self.folder));
         match fate {
             DiskFate::Kept => {}
@@ -269,6 +276,7 @@ impl Machine {
             Exit::DataDir => "server ended by its disk",
             Exit::Refused => "server ended, refused",
         });
+        self.recorder.ends(&self.name);
         self.broker.close(self.name.as_str());
         // Nobody waits for it once the run is over.
         let _ = self.exits.send((self.name.clone(), exit));
@@ -308,6 +316,7 @@ impl Machine {
         };
         let deadline = Duration::from_secs(10);
         let (server, exit) = loop {
+            self.recorder.begins(prepared.log());
             let started = Server::start(prepared, settings.clone(), Arc::clone(&bus), env.clone()).await;
             let Ok(mut server) = started else { return Exit::Failure };
             let next = tokio::select! {
@@ -347,7 +356,9 @@ impl Machine {
             });
         }
         self.trace.line(format_args!("ready {}", self.name));
-        match server.ended().await {
+        let ended = server.ended().await;
+        self.recorder.ends(&self.name);
+        match ended {
             Ended::TakenOver => Next::Succeed,
             Ended::Emptied => Next::BeginAnew,
             Ended::Failed(error) => Next::End(match *error {

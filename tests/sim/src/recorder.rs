@@ -1,6 +1,6 @@
 //! Writes the history down: at each client's connection, what it asked of servers and what it heard.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,9 @@ use dormouse_bus::{
     Subscription, service_error,
 };
 use dormouse_checker::{Answer, Harm, HarmKind, Heard, History, Op as Asked, Outcome, Rules, TermFacts};
-use dormouse_protocol::{ErrorReply, Event, Happened, Op, Prefix, RoutePattern, ServerName, Subject, decode};
+use dormouse_protocol::{
+    ErrorReply, Event, Happened, LogId, Op, Prefix, RoutePattern, ServerName, Subject, decode,
+};
 use dormouse_storage::manifest::Manifest;
 use tokio::sync::broadcast;
 
@@ -40,13 +42,26 @@ struct Shared {
     trace: Trace,
     net: Net,
     state: Mutex<History>,
+    lives: Mutex<BTreeMap<ServerName, Life>>,
+}
+
+/// A log in use.
+struct Life {
+    log: LogId,
+    /// The harm of its being sealed by somebody else, which its process does not know of yet.
+    sealed: Option<usize>,
 }
 
 impl Recorder {
     /// An empty history of what is said over `net`, that is to be judged by `rules`.
     #[must_use]
     pub fn new(trace: Trace, net: Net, rules: Rules) -> Self {
-        Self(Arc::new(Shared { trace, net, state: Mutex::new(History { rules, ..History::default() }) }))
+        Self(Arc::new(Shared {
+            trace,
+            net,
+            state: Mutex::new(History { rules, ..History::default() }),
+            lives: Mutex::default(),
+        }))
     }
 
     /// What was written.
@@ -74,6 +89,34 @@ impl Recorder {
     pub fn harm_over(&self, number: usize) {
         let until = self.0.trace.now() + self.0.net.delay();
         self.state().harms[number].until = until;
+    }
+
+    /// A server's process goes on with this log: it knows what became of an earlier one.
+    pub fn begins(&self, log: &LogId) {
+        self.ends(log.server());
+        self.lives().insert(log.server().clone(), Life { log: log.clone(), sealed: None });
+    }
+
+    /// A server's process acknowledges nothing any more with the log that it had.
+    pub fn ends(&self, server: &ServerName) {
+        let life = self.lives().remove(server);
+        if let Some(sealed) = life.and_then(|life| life.sealed) {
+            self.harm_over(sealed);
+        }
+    }
+
+    /// A log was sealed by somebody else. A process that uses it may acknowledge changes at the weaker levels until it
+    /// knows.
+    pub fn taken_over(&self, log: &LogId) {
+        let number = self.harm(log.server(), HarmKind::TakenOver, self.0.trace.now());
+        match self.lives().get_mut(log.server()) {
+            Some(life) if life.log == *log => life.sealed = Some(number),
+            _ => self.harm_over(number),
+        }
+    }
+
+    fn lives(&self) -> MutexGuard<'_, BTreeMap<ServerName, Life>> {
+        self.0.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A subject has a new newest manifest.

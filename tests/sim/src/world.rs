@@ -94,8 +94,7 @@ impl Witness for Noting {
         // A process that has its predecessor's disk ends its log without a loss.
         if log.server().as_str() != by {
             self.trace.count("log sealed by another server");
-            let number = self.recorder.harm(log.server(), HarmKind::TakenOver, self.trace.now());
-            self.recorder.harm_over(number);
+            self.recorder.taken_over(log);
         }
     }
 
@@ -158,6 +157,7 @@ impl World {
                 settings,
                 broker: broker.clone(),
                 trace: trace.clone(),
+                recorder: recorder.clone(),
                 seed,
                 exits: exits.clone(),
             }))
