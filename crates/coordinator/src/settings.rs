@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dormouse_bus::InboxPrefixes;
 use dormouse_bus::nats::NatsOptions;
+use dormouse_bus::{Callers, InboxPrefixes};
 use dormouse_protocol::Prefix;
 use dormouse_runtime::logging::LogFormat;
 
@@ -62,7 +62,7 @@ impl Settings {
         let lease_ttl =
             duration(&args.lease_ttl, &LEASE_TTL).map_err(|fault| check("--lease-ttl", fault)).ok();
         let fleet = prefix.clone().unwrap_or_default();
-        let inbox_prefixes = InboxPrefixes::parse(&args.inbox_prefix, &fleet)
+        let inbox_prefixes = InboxPrefixes::parse(&args.inbox_prefix.join(","), &fleet)
             .map_err(|error| check("--inbox-prefix", error.to_string()))
             .ok();
         let shutdown_deadline = duration(&args.shutdown_deadline, &SHUTDOWN_DEADLINE)
@@ -76,6 +76,7 @@ impl Settings {
                 prefix: prefix?,
                 lease_ttl: lease_ttl?,
                 inbox_prefixes: inbox_prefixes?,
+                callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },
             };
             Some(Self {
                 nats: NatsOptions {

@@ -22,6 +22,7 @@ fn three_flags_are_enough() {
     assert_eq!(settings.idle_close, Duration::from_secs(60));
     assert_eq!(settings.max_open, None);
     assert_eq!(settings.inbox_prefixes, InboxPrefixes::default());
+    assert_eq!(settings.callers, Callers::AsPermitted);
     assert_eq!(settings.log, "info,async_nats=warn");
     assert_eq!(settings.shutdown_deadline, Duration::from_secs(30));
 }
