@@ -171,6 +171,16 @@ mod tests {
     }
 
     #[test]
+    fn inboxes_are_named_together_or_one_by_one_and_accounts_are_believed_when_told_to() {
+        let one_by_one =
+            resolve(&["--data-dir=d", "--inbox-prefix=_INBOX", "--inbox-prefix=_R_", "--tenant-accounts"]);
+        let together = resolve(&["--data-dir=d", "--inbox-prefix=_INBOX,_R_"]);
+        let (one_by_one, together) = (one_by_one.unwrap().coordinator, together.unwrap().coordinator);
+        assert_eq!(one_by_one.inbox_prefixes, together.inbox_prefixes);
+        assert_eq!((one_by_one.callers, together.callers), (Callers::Accounts, Callers::AsPermitted));
+    }
+
+    #[test]
     fn no_secret_is_printed() {
         let settings =
             resolve(&["--data-dir=d", "--nats=nats://u:hunter2@h", "--nats-token=hunter2"]).unwrap();

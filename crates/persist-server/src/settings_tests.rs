@@ -105,6 +105,15 @@ fn answers_go_neither_to_the_fleet_nor_to_the_system() {
 }
 
 #[test]
+fn inboxes_are_named_together_or_one_by_one_and_accounts_are_believed_when_told_to() {
+    let one_by_one = ["--inbox-prefix", "_INBOX", "--inbox-prefix=_R_.", "--tenant-accounts"];
+    let settings = Settings::resolve(&args(&one_by_one)).unwrap();
+    let together = Settings::resolve(&args(&["--inbox-prefix=_INBOX., _R_"])).unwrap();
+    assert_eq!(settings.inbox_prefixes, together.inbox_prefixes);
+    assert_eq!((settings.callers, together.callers), (Callers::Accounts, Callers::AsPermitted));
+}
+
+#[test]
 fn an_unknown_flag_is_refused() {
     assert!(Args::try_parse_from(["dormouse-persist-server", "--shards", "7"]).is_err());
 }

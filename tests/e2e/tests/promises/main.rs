@@ -4,6 +4,7 @@ mod cli;
 mod demo;
 mod dev;
 mod failover;
+mod interop;
 mod load;
 mod moving;
 mod operations;
