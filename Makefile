@@ -38,8 +38,8 @@ heading = @printf '\n== %s\n' "$(1)"
 help: ## Show what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-tools: ## Install what is missing (nats-server, an S3 server, cargo-nextest) into .tools
-	@scripts/tools nats-server s3-server cargo-nextest
+tools: ## Install what is missing (nats-server, an S3 server, a Python with NATS, cargo-nextest) into .tools
+	@scripts/tools nats-server s3-server interop cargo-nextest
 
 check: ## Format, lints, documentation, import rules, chance, words; warnings are errors
 	@scripts/tools lints

@@ -12,6 +12,7 @@ mod answers;
 #[cfg(feature = "args")]
 pub mod args;
 mod ask;
+mod callers;
 pub mod health;
 mod inbox;
 pub mod memory;
@@ -21,6 +22,7 @@ pub mod services;
 mod validate;
 
 pub use ask::{AskError, ask, service_error};
+pub use callers::{Caller, Callers};
 pub use inbox::{InboxPrefix, InboxPrefixes, InvalidInboxPrefix};
 pub use serve::{EndpointFigures, EndpointStats, Incoming, Requests, Responder, ServeOptions, serve};
 

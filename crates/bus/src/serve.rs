@@ -23,8 +23,8 @@ use tokio::sync::mpsc;
 use self::complaints::Complaints;
 pub use self::stats::{EndpointFigures, EndpointStats};
 use crate::{
-    Bus, Delivery, InboxPrefixes, Outgoing, PublishError, SubscribeError, SubscribeOptions, Subscription,
-    validate,
+    Bus, Caller, Callers, Delivery, InboxPrefixes, Outgoing, PublishError, SubscribeError, SubscribeOptions,
+    Subscription, validate,
 };
 
 /// How many replies are sent per wake-up of the task that sends them.
@@ -40,6 +40,8 @@ pub struct ServeOptions {
     pub queue: Option<String>,
     /// Answers are sent only to addresses under these. Otherwise a client could make us publish for it wherever we may.
     pub inbox_prefixes: InboxPrefixes,
+    /// Whose subjects a request may be about.
+    pub callers: Callers,
     /// How many requests wait to be taken before new ones are dropped.
     pub capacity: usize,
     /// How many answers wait to be sent before new ones are dropped; the caller then waits out its deadline.
@@ -54,6 +56,7 @@ impl Default for ServeOptions {
         Self {
             queue: None,
             inbox_prefixes: InboxPrefixes::default(),
+            callers: Callers::default(),
             capacity: 65_536,
             reply_capacity: 65_536,
             reply_capacity_bytes: 128 * 1_024 * 1_024,
@@ -77,7 +80,8 @@ pub async fn serve(
     pattern: RoutePattern,
     options: ServeOptions,
 ) -> Result<Requests, SubscribeError> {
-    let ServeOptions { queue, inbox_prefixes, capacity, reply_capacity, reply_capacity_bytes } = options;
+    let ServeOptions { queue, inbox_prefixes, callers, capacity, reply_capacity, reply_capacity_bytes } =
+        options;
     let subscription = bus.subscribe(pattern, SubscribeOptions { queue, capacity }).await?;
     let stats = Arc::new(EndpointStats::default());
     let (replies, queued) = mpsc::channel(reply_capacity.max(1));
@@ -89,6 +93,7 @@ pub async fn serve(
         subscription,
         outbox,
         inbox_prefixes,
+        callers,
         complaints: Complaints::default(),
         arrived: Vec::new(),
     })
@@ -99,6 +104,7 @@ pub struct Requests {
     subscription: Subscription,
     outbox: Arc<Outbox>,
     inbox_prefixes: InboxPrefixes,
+    callers: Callers,
     complaints: Complaints,
     arrived: Vec<Delivery>,
 }
@@ -161,7 +167,8 @@ impl Requests {
             counted_in: None,
             changes: false,
         };
-        Some(Incoming { route, payload, headers, responder })
+        let caller = self.callers.identify(&headers);
+        Some(Incoming { route, caller, payload, headers, responder })
     }
 }
 
@@ -176,6 +183,8 @@ impl fmt::Debug for Requests {
 pub struct Incoming {
     /// Where it was sent to.
     pub route: Route,
+    /// Who sent it.
+    pub caller: Caller,
     /// The content.
     pub payload: Bytes,
     /// Headers of the transport.

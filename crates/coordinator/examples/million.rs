@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-use dormouse_bus::{Bus, InboxPrefixes, ask};
+use dormouse_bus::{Bus, Callers, InboxPrefixes, ask};
 use dormouse_coordinator::store::sled_store::SledStore;
 use dormouse_coordinator::store::{Change, Store};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
@@ -96,6 +96,7 @@ async fn measure(path: &Path, number: usize) -> anyhow::Result<()> {
         prefix: prefix.clone(),
         lease_ttl: Duration::from_secs(20),
         inbox_prefixes: InboxPrefixes::default(),
+        callers: Callers::default(),
     };
     let bus = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
     let _coordinator = Coordinator::start(options, store, bus, env.clone(), &tasks).await?;

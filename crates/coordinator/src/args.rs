@@ -47,7 +47,7 @@ pub struct Args {
     )]
     pub lease_ttl: String,
 
-    /// Reply addresses that are answered begin with one of these; several are separated by commas
+    /// Reply addresses that are answered begin with one of these; may be repeated, or several separated by commas
     #[arg(
         long,
         env = "DORMOUSE_INBOX_PREFIX",
@@ -55,7 +55,17 @@ pub struct Args {
         default_value = "_INBOX.",
         help_heading = "Coordinator"
     )]
-    pub inbox_prefix: String,
+    pub inbox_prefix: Vec<String>,
+
+    /// Believe the account that nats-server writes into each request, and let it use the subjects that begin with its
+    /// name. Only where nobody reaches this service but through an account's import: see deploy/nats
+    #[arg(
+        long,
+        env = "DORMOUSE_TENANT_ACCOUNTS",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        help_heading = "Coordinator"
+    )]
+    pub tenant_accounts: bool,
 
     /// How long a graceful shutdown may take before what is left is given up
     #[arg(

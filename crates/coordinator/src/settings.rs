@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dormouse_bus::InboxPrefixes;
 use dormouse_bus::nats::NatsOptions;
+use dormouse_bus::{Callers, InboxPrefixes};
 use dormouse_protocol::Prefix;
 use dormouse_runtime::logging::LogFormat;
 
@@ -62,7 +62,7 @@ impl Settings {
         let lease_ttl =
             duration(&args.lease_ttl, &LEASE_TTL).map_err(|fault| check("--lease-ttl", fault)).ok();
         let fleet = prefix.clone().unwrap_or_default();
-        let inbox_prefixes = InboxPrefixes::parse(&args.inbox_prefix, &fleet)
+        let inbox_prefixes = InboxPrefixes::parse(&args.inbox_prefix.join(","), &fleet)
             .map_err(|error| check("--inbox-prefix", error.to_string()))
             .ok();
         let shutdown_deadline = duration(&args.shutdown_deadline, &SHUTDOWN_DEADLINE)
@@ -76,6 +76,7 @@ impl Settings {
                 prefix: prefix?,
                 lease_ttl: lease_ttl?,
                 inbox_prefixes: inbox_prefixes?,
+                callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },
             };
             Some(Self {
                 nats: NatsOptions {
@@ -167,6 +168,16 @@ mod tests {
             let arguments = ["--data-dir=d", "--prefix=fleet", "--inbox-prefix", prefixes];
             assert_eq!(resolve(&arguments).is_ok(), fine, "{prefixes}");
         }
+    }
+
+    #[test]
+    fn inboxes_are_named_together_or_one_by_one_and_accounts_are_believed_when_told_to() {
+        let one_by_one =
+            resolve(&["--data-dir=d", "--inbox-prefix=_INBOX", "--inbox-prefix=_R_", "--tenant-accounts"]);
+        let together = resolve(&["--data-dir=d", "--inbox-prefix=_INBOX,_R_"]);
+        let (one_by_one, together) = (one_by_one.unwrap().coordinator, together.unwrap().coordinator);
+        assert_eq!(one_by_one.inbox_prefixes, together.inbox_prefixes);
+        assert_eq!((one_by_one.callers, together.callers), (Callers::Accounts, Callers::AsPermitted));
     }
 
     #[test]

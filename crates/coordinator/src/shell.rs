@@ -27,7 +27,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_bus::{Bus, InboxPrefixes, Responder, SubscribeError};
+use dormouse_bus::{Bus, Callers, InboxPrefixes, Responder, SubscribeError};
 use dormouse_protocol::{Incarnation, Prefix};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::oneshot;
@@ -55,6 +55,8 @@ pub struct CoordinatorOptions {
     /// Reply addresses must begin with one of these; see
     /// [`ServeOptions::inbox_prefixes`](dormouse_bus::ServeOptions::inbox_prefixes).
     pub inbox_prefixes: InboxPrefixes,
+    /// Whose subjects may be located.
+    pub callers: Callers,
 }
 
 /// Why a coordinator did not start.
@@ -193,8 +195,8 @@ enum Before {
 
 impl Life {
     fn listening<'a>(&'a self, tasks: &'a Tasks) -> Listening<'a> {
-        let CoordinatorOptions { prefix, inbox_prefixes, .. } = &self.options;
-        Listening { bus: &self.bus, env: &self.env, tasks, prefix, inbox_prefixes }
+        let CoordinatorOptions { prefix, inbox_prefixes, callers, .. } = &self.options;
+        Listening { bus: &self.bus, env: &self.env, tasks, prefix, inbox_prefixes, callers: *callers }
     }
 
     async fn live(self, mut next: Next, stop: &Stop) -> Result<(), RunError> {

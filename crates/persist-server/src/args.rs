@@ -138,7 +138,7 @@ pub struct Args {
     #[arg(long, env = "DORMOUSE_MAX_OPEN", value_name = "NUMBER", help_heading = "Server")]
     pub max_open: Option<String>,
 
-    /// Reply addresses that are answered begin with one of these; several are separated by commas
+    /// Reply addresses that are answered begin with one of these; may be repeated, or several separated by commas
     #[arg(
         long,
         env = "DORMOUSE_INBOX_PREFIX",
@@ -146,7 +146,17 @@ pub struct Args {
         default_value = "_INBOX.",
         help_heading = "Server"
     )]
-    pub inbox_prefix: String,
+    pub inbox_prefix: Vec<String>,
+
+    /// Believe the account that nats-server writes into each request, and let it use the subjects that begin with its
+    /// name. Only where nobody reaches this service but through an account's import: see deploy/nats
+    #[arg(
+        long,
+        env = "DORMOUSE_TENANT_ACCOUNTS",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        help_heading = "Server"
+    )]
+    pub tenant_accounts: bool,
 
     /// How long a graceful shutdown may take before what is left is given up
     #[arg(

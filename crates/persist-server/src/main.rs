@@ -100,6 +100,7 @@ fn tell(settings: &Settings, max_open: usize) {
         idle_close = %humantime::format_duration(settings.idle_close),
         max_open,
         inbox_prefixes = %settings.inbox_prefixes,
+        callers = ?settings.callers,
         shutdown_deadline = %humantime::format_duration(settings.shutdown_deadline),
         "starting"
     );
@@ -248,6 +249,7 @@ async fn start(
         prefix: settings.prefix.clone(),
         capacity: settings.capacity,
         inbox_prefixes: settings.inbox_prefixes.clone(),
+        callers: settings.callers,
     };
     Server::start(prepared, server_settings, Arc::clone(bus), env.clone())
         .await

@@ -156,7 +156,7 @@ impl<E: Submit> Intake<E> {
     }
 
     fn take(&self, incoming: Incoming, max_reply_bytes: usize) {
-        let Incoming { route, payload, responder, .. } = incoming;
+        let Incoming { route, caller, payload, responder, .. } = incoming;
         let route = match self.prefix.parse_server(&self.name, route.as_str()) {
             Ok(route) => route,
             Err(error) => return responder.error(&ErrorReply::bad_request(error.to_string())),
@@ -165,8 +165,10 @@ impl<E: Submit> Intake<E> {
         if route.op.changes() {
             responder = responder.changing();
         }
-        let taken =
-            self.budget.take(payload.len()).and_then(|permit| Ok((permit, read(route.op, &payload)?)));
+        let taken = caller
+            .may_use(&route.subject)
+            .and_then(|()| self.budget.take(payload.len()))
+            .and_then(|permit| Ok((permit, read(route.op, &payload)?)));
         let (permit, request) = match taken {
             Ok(taken) => taken,
             Err(error) => return responder.error(&error),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dormouse_bus::health::answer_health;
 use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
 use dormouse_bus::{
-    Bus, EndpointStats, InboxPrefixes, Requests, ServeOptions, SubscribeError, SubscribeOptions,
+    Bus, Callers, EndpointStats, InboxPrefixes, Requests, ServeOptions, SubscribeError, SubscribeOptions,
     Subscription, serve,
 };
 use dormouse_protocol::fleet::{BusySubject, ServerLoad};
@@ -40,6 +40,8 @@ pub struct ServerSettings {
     pub capacity: u32,
     /// Answers are sent only to addresses that begin with one of these.
     pub inbox_prefixes: InboxPrefixes,
+    /// Whose subjects a request may be about.
+    pub callers: Callers,
 }
 
 /// Why a server does not serve.
@@ -199,8 +201,11 @@ impl Server {
         let orders = self.bus.subscribe(self.settings.prefix.order(self.log.server()).into(), orders).await?;
         self.mover = Some(self.move_on(engine.clone(), orders));
         let pattern = self.settings.prefix.server_all(self.log.server());
-        let options =
-            ServeOptions { inbox_prefixes: self.settings.inbox_prefixes.clone(), ..ServeOptions::default() };
+        let options = ServeOptions {
+            inbox_prefixes: self.settings.inbox_prefixes.clone(),
+            callers: self.settings.callers,
+            ..ServeOptions::default()
+        };
         let requests = serve(&self.bus, &self.env, &self.tasks.replies, pattern, options).await?;
         let others = Arc::clone(requests.stats());
         self.take(engine, requests);

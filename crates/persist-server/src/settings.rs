@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use dormouse_bus::InboxPrefixes;
 use dormouse_bus::args::InvalidNatsArgs;
 use dormouse_bus::nats::NatsOptions;
+use dormouse_bus::{Callers, InboxPrefixes};
 use dormouse_protocol::{Level, Prefix, ServerName};
 use dormouse_runtime::logging::LogFormat;
 use dormouse_storage::LogSettings;
@@ -43,6 +43,8 @@ pub struct Settings {
     pub nats: NatsOptions,
     /// Reply addresses that are answered begin with one of these.
     pub inbox_prefixes: InboxPrefixes,
+    /// Whose subjects a request may be about.
+    pub callers: Callers,
     /// How long a graceful shutdown may take.
     pub shutdown_deadline: Duration,
     /// What is logged.
@@ -90,7 +92,7 @@ impl Settings {
         };
         let inbox_prefixes = {
             let fleet = prefix.clone().unwrap_or_default();
-            check.given("--inbox-prefix", &args.inbox_prefix, |text| {
+            check.given("--inbox-prefix", &args.inbox_prefix.join(","), |text| {
                 InboxPrefixes::parse(text, &fleet).map_err(text_of)
             })
         };
@@ -114,6 +116,7 @@ impl Settings {
                 max_open: max_open?,
                 nats: nats?,
                 inbox_prefixes: inbox_prefixes?,
+                callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },
                 shutdown_deadline: shutdown_deadline?,
                 log: args.log.clone(),
                 log_format: log_format?,

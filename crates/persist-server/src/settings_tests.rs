@@ -22,6 +22,7 @@ fn three_flags_are_enough() {
     assert_eq!(settings.idle_close, Duration::from_secs(60));
     assert_eq!(settings.max_open, None);
     assert_eq!(settings.inbox_prefixes, InboxPrefixes::default());
+    assert_eq!(settings.callers, Callers::AsPermitted);
     assert_eq!(settings.log, "info,async_nats=warn");
     assert_eq!(settings.shutdown_deadline, Duration::from_secs(30));
 }
@@ -101,6 +102,15 @@ fn answers_go_neither_to_the_fleet_nor_to_the_system() {
         let resolved = Settings::resolve(&args(&["--prefix=fleet", "--inbox-prefix", prefixes]));
         assert_eq!(resolved.is_ok(), fine, "{prefixes}");
     }
+}
+
+#[test]
+fn inboxes_are_named_together_or_one_by_one_and_accounts_are_believed_when_told_to() {
+    let one_by_one = ["--inbox-prefix", "_INBOX", "--inbox-prefix=_R_.", "--tenant-accounts"];
+    let settings = Settings::resolve(&args(&one_by_one)).unwrap();
+    let together = Settings::resolve(&args(&["--inbox-prefix=_INBOX., _R_"])).unwrap();
+    assert_eq!(settings.inbox_prefixes, together.inbox_prefixes);
+    assert_eq!((settings.callers, together.callers), (Callers::Accounts, Callers::AsPermitted));
 }
 
 #[test]

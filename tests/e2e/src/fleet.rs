@@ -1,6 +1,7 @@
 //! A fleet of real processes around one test.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output};
 use std::sync::Arc;
@@ -15,9 +16,12 @@ use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use tempfile::TempDir;
 
-use crate::{CLIENTS, PATIENCE, RawNats, Wiring, until};
+use crate::{CLIENTS, PATIENCE, RawNats, Security, Wiring, until};
 
 const COORDINATOR: &str = ServerName::COORDINATOR;
+
+/// Who asks how a secured fleet is.
+const OPERATOR: &str = "operator";
 
 /// What a fleet shall be.
 #[derive(Debug, Clone)]
@@ -26,6 +30,7 @@ pub struct Builder {
     servers: usize,
     in_memory: bool,
     wired: bool,
+    security: Option<Security>,
     coordinator_arguments: Vec<String>,
     server_arguments: Vec<String>,
 }
@@ -48,6 +53,13 @@ impl Builder {
     /// reach them through cables only: see [`Fleet::wiring`].
     pub fn wired(mut self) -> Self {
         self.wired = true;
+        self
+    }
+
+    /// Gives nats-server users and permissions. The processes are the users `coordinator` and `persist-server`; who asks without
+    /// saying who they are is `operator`.
+    pub fn secured(mut self, security: Security) -> Self {
+        self.security = Some(security);
         self
     }
 
@@ -85,7 +97,8 @@ impl Builder {
         let (nats, wiring) = if self.wired {
             (None, Some(Wiring::new().await?))
         } else {
-            (Some(NatsServer::start(NatsServerOptions::default()).await?), None)
+            let options = self.security.as_ref().map_or_else(NatsServerOptions::default, Security::nats);
+            (Some(NatsServer::start(options).await?), None)
         };
         let mut fleet = Fleet {
             folder,
@@ -137,6 +150,7 @@ impl Fleet {
             servers: 1,
             in_memory: false,
             wired: false,
+            security: None,
             coordinator_arguments: Vec::new(),
             server_arguments: Vec::new(),
         }
@@ -215,7 +229,35 @@ impl Fleet {
     /// When it has none.
     pub fn nats_options_of(&self, name: &str) -> anyhow::Result<NatsOptions> {
         let urls = self.url_for(name)?;
-        Ok(NatsOptions::new(urls.split(',').map(str::parse).collect::<Result<_, _>>()?))
+        let options = NatsOptions::new(urls.split(',').map(str::parse).collect::<Result<_, _>>()?);
+        match &self.builder.security {
+            Some(security) => security.apply(OPERATOR, options),
+            None => Ok(options),
+        }
+    }
+
+    /// Who may do what.
+    ///
+    /// # Errors
+    /// When the fleet is not [secured](Builder::secured).
+    pub fn security(&self) -> anyhow::Result<&Security> {
+        self.builder.security.as_ref().context("everybody may do everything")
+    }
+
+    /// How a user of a [secured](Builder::secured) fleet connects to it.
+    ///
+    /// # Errors
+    /// When there is no such user.
+    pub fn nats_options_as(&self, user: &str) -> anyhow::Result<NatsOptions> {
+        self.security()?.apply(user, self.nats_options()?)
+    }
+
+    /// A connection of a user that can say anything.
+    ///
+    /// # Errors
+    /// When no connection comes about.
+    pub async fn raw_as(&self, user: &str) -> anyhow::Result<RawNats> {
+        RawNats::connect_as(&self.url(), Some((user, self.security()?.password(user)?))).await
     }
 
     /// A connection that can say anything.
@@ -254,7 +296,7 @@ impl Fleet {
         let mut spec = ProcessSpec::new(name, our_program("dormouse-persist-server")?, &self.log_dir())
             .args(arguments)
             .args(&self.builder.server_arguments);
-        spec.environment = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        spec.environment = self.environment("persist-server", variables)?;
         Ok(spec)
     }
 
@@ -291,6 +333,7 @@ impl Fleet {
         }
         // The contexts of whoever runs the tests are not ours.
         command.env("HOME", self.folder.path()).env("XDG_CONFIG_HOME", self.folder.path());
+        command.envs(self.environment(OPERATOR, Vec::new())?);
         command.current_dir(self.folder.path()).stdin(std::process::Stdio::null()).kill_on_drop(true);
         Ok(command)
     }
@@ -478,10 +521,23 @@ impl Fleet {
 
     fn add_coordinator(&mut self) -> anyhow::Result<()> {
         let data_dir = self.data_dir(COORDINATOR).display().to_string();
-        let spec = ProcessSpec::new(COORDINATOR, our_program("dormouse-coordinator")?, &self.log_dir())
+        let mut spec = ProcessSpec::new(COORDINATOR, our_program("dormouse-coordinator")?, &self.log_dir())
             .args(["--nats", &self.url_for(COORDINATOR)?, "--data-dir", &data_dir])
             .args(&self.builder.coordinator_arguments);
+        spec.environment = self.environment(COORDINATOR, Vec::new())?;
         self.add(spec)
+    }
+
+    /// The environment of a process that connects as `user`.
+    fn environment(
+        &self,
+        user: &str,
+        mut variables: Vec<(String, String)>,
+    ) -> anyhow::Result<Vec<(OsString, OsString)>> {
+        if let Some(security) = &self.builder.security {
+            variables.extend(security.variables(user)?);
+        }
+        Ok(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 
     async fn finish(mut self) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ mod fleet;
 pub mod ledger;
 mod raw_nats;
 mod recorder;
+mod security;
 mod wait;
 mod wiring;
 
@@ -13,5 +14,6 @@ pub use dice::Dice;
 pub use fleet::{Builder, Fleet};
 pub use raw_nats::{RawMessage, RawNats};
 pub use recorder::{RecordedBus, Recorder};
+pub use security::Security;
 pub use wait::{PATIENCE, until};
 pub use wiring::{CLIENTS, NATS_SERVERS, Wiring};

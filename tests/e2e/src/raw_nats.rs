@@ -26,6 +26,7 @@ pub struct RawNats {
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     arrived: VecDeque<RawMessage>,
+    denied: Vec<String>,
     inboxes: u64,
 }
 
@@ -35,13 +36,31 @@ impl RawNats {
     /// # Errors
     /// When nobody listens there or speaks otherwise than a nats-server.
     pub async fn connect(url: &str) -> anyhow::Result<Self> {
+        Self::connect_as(url, None).await
+    }
+
+    /// Connects to `nats://host:port` with a user and a password.
+    ///
+    /// # Errors
+    /// When nobody listens there, speaks otherwise than a nats-server, or does not know the user.
+    pub async fn connect_as(url: &str, user: Option<(&str, &str)>) -> anyhow::Result<Self> {
         let address = url.strip_prefix("nats://").context("not a nats:// address")?;
         let (reader, writer) = TcpStream::connect(address).await?.into_split();
-        let mut nats = Self { reader: BufReader::new(reader), writer, arrived: VecDeque::new(), inboxes: 0 };
+        let mut nats = Self {
+            reader: BufReader::new(reader),
+            writer,
+            arrived: VecDeque::new(),
+            denied: Vec::new(),
+            inboxes: 0,
+        };
         let info = nats.line().await?;
         anyhow::ensure!(info.starts_with("INFO "), "not a nats-server: {info}");
-        nats.send(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true,\"lang\":\"raw\",\"version\":\"0\"}\r\n")
-            .await?;
+        let login = user.map(|(user, password)| format!(",\"user\":\"{user}\",\"pass\":\"{password}\""));
+        let connect = format!(
+            "CONNECT {{\"verbose\":false,\"headers\":true,\"no_responders\":true,\"lang\":\"raw\",\"version\":\"0\"{}}}\r\n",
+            login.unwrap_or_default()
+        );
+        nats.send(connect.as_bytes()).await?;
         nats.flush().await?;
         Ok(nats)
     }
@@ -58,6 +77,25 @@ impl RawNats {
     ) -> anyhow::Result<()> {
         let reply_to = reply_to.map(|reply_to| format!("{reply_to} ")).unwrap_or_default();
         let mut frame = format!("PUB {subject} {reply_to}{}\r\n", payload.len()).into_bytes();
+        frame.extend_from_slice(payload);
+        frame.extend_from_slice(b"\r\n");
+        self.send(&frame).await
+    }
+
+    /// Sends a message with a block of headers: lines that end as HTTP's do, without the first and the empty last one.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn publish_with_headers(
+        &mut self,
+        subject: &str,
+        reply_to: &str,
+        headers: &str,
+        payload: &[u8],
+    ) -> anyhow::Result<()> {
+        let head = format!("NATS/1.0\r\n{headers}\r\n");
+        let total = head.len() + payload.len();
+        let mut frame = format!("HPUB {subject} {reply_to} {} {total}\r\n{head}", head.len()).into_bytes();
         frame.extend_from_slice(payload);
         frame.extend_from_slice(b"\r\n");
         self.send(&frame).await
@@ -107,6 +145,15 @@ impl RawNats {
         &self.arrived
     }
 
+    /// What the server has forbidden since this was last asked, in its words.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn denied(&mut self) -> anyhow::Result<Vec<String>> {
+        self.flush().await?;
+        Ok(std::mem::take(&mut self.denied))
+    }
+
     /// Waits until the server has worked through everything sent so far, and everything it had sent before is here.
     ///
     /// # Errors
@@ -136,6 +183,7 @@ impl RawNats {
             Some("PONG") => return Ok(true),
             Some("PING") => self.send(b"PONG\r\n").await?,
             Some("INFO" | "+OK") => {}
+            Some("-ERR") if line.contains("Permissions Violation") => self.denied.push(line.clone()),
             Some("MSG" | "HMSG") => {
                 let total: usize = words[words.len() - 1].parse()?;
                 let head: usize = if words[0] == "HMSG" { words[words.len() - 2].parse()? } else { 0 };

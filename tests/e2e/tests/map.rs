@@ -76,6 +76,7 @@ fn every_link_leads_somewhere() {
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "deploy/README.md",
+        "deploy/nats/README.md",
     ]
     .map(PathBuf::from)
     .to_vec();

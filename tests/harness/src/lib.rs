@@ -52,6 +52,19 @@ pub fn s3_server_python() -> anyhow::Result<PathBuf> {
         .ok_or_else(|| anyhow::anyhow!("no S3 server for tests found: run `make tools`"))
 }
 
+/// The Python for the client in `tests/interop`: `DORMOUSE_INTEROP_PYTHON`, else the one that `make tools` installed.
+///
+/// # Errors
+/// Says what to do when there is none.
+pub fn interop_python() -> anyhow::Result<PathBuf> {
+    if let Some(program) = std::env::var_os("DORMOUSE_INTEROP_PYTHON") {
+        return Ok(program.into());
+    }
+    installed("interop/bin/python").find(|program| program.is_file()).ok_or_else(|| {
+        anyhow::anyhow!("no Python with the packages of tests/interop found: run `make tools`")
+    })
+}
+
 /// The Azurite to use: `DORMOUSE_AZURITE`, else the one that `scripts/tools azurite` installed.
 ///
 /// # Errors

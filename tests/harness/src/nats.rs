@@ -21,13 +21,15 @@ pub struct NatsServerOptions {
     pub config: String,
     /// The scheme of [`NatsServer::url`] is `tls` instead of `nats`.
     pub tls: bool,
+    /// Environment variables set for it: its configuration may refer to them.
+    pub environment: Vec<(String, String)>,
 }
 
 impl NatsServerOptions {
     /// A server with this configuration file.
     #[must_use]
     pub fn with_config(config: impl Into<String>) -> Self {
-        Self { config: config.into(), tls: false }
+        Self { config: config.into(), ..Self::default() }
     }
 }
 
@@ -153,10 +155,12 @@ impl NatsServer {
         std::fs::write(&config, &self.options.config).context("cannot write nats-server's configuration")?;
         // -1 is "choose one", which the server tells in the ports file.
         let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
-        let spec = ProcessSpec::new("nats-server", nats_server_program()?, folder)
+        let mut spec = ProcessSpec::new("nats-server", nats_server_program()?, folder)
             .args(["--addr", "127.0.0.1", "--port", &port])
             .args(["--config".into(), config.into_os_string()])
             .args(["--ports_file_dir".into(), folder.as_os_str().to_owned()]);
+        let variables = self.options.environment.iter();
+        spec.environment = variables.map(|(name, value)| (name.into(), value.into())).collect();
         let mut process = spec.start()?;
         let ports =
             process.pid().map(|pid| ports_file(&spec.program, folder, pid)).context("it has no pid")?;

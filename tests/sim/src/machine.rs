@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-use dormouse_bus::{Bus, InboxPrefixes};
+use dormouse_bus::{Bus, Callers, InboxPrefixes};
 use dormouse_persist_server::server::{Ended, ServeError, Server, ServerSettings};
 use dormouse_protocol::{Prefix, ServerName};
 use dormouse_runtime::{Env, Process, SeededEntropy, Stop};
@@ -313,6 +313,7 @@ impl Machine {
             prefix: Prefix::default(),
             capacity: 100,
             inbox_prefixes: InboxPrefixes::default(),
+            callers: Callers::default(),
         };
         let deadline = Duration::from_secs(10);
         let (server, exit) = loop {

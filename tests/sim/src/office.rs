@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-use dormouse_bus::{Bus, InboxPrefixes};
+use dormouse_bus::{Bus, Callers, InboxPrefixes};
 use dormouse_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use dormouse_coordinator::store::{Change, Counts, Remembered, Store, StoreError};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
@@ -135,6 +135,7 @@ impl Office {
             prefix: Prefix::default(),
             lease_ttl: self.lease_ttl,
             inbox_prefixes: InboxPrefixes::default(),
+            callers: Callers::default(),
         };
         match Coordinator::start(options, Arc::new(store), bus, env, &tasks).await {
             Ok(mut coordinator) => {

@@ -296,7 +296,18 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     while let Some((at, c)) = chars.next() {
         match c {
             '"' => return Some((held, &text[at + 2..])),
-            '\\' => held.push(chars.next()?.1),
+            '\\' => match chars.next()?.1 {
+                // What cannot be printed, a zero-width joiner for one, comes as its number.
+                kind @ ('u' | 'U') => {
+                    let digits: String = chars
+                        .by_ref()
+                        .take(if kind == 'u' { 4 } else { 8 })
+                        .map(|(_, digit)| digit)
+                        .collect();
+                    held.push(char::from_u32(u32::from_str_radix(&digits, 16).ok()?)?);
+                }
+                c => held.push(c),
+            },
             c => held.push(c),
         }
     }

@@ -49,7 +49,7 @@ async fn strict_server(papers: &Papers) -> NatsServer {
         quoted("server.key"),
         quoted("ca.pem")
     );
-    NatsServer::start(NatsServerOptions { config, tls: true }).await.unwrap()
+    NatsServer::start(NatsServerOptions { config, tls: true, ..NatsServerOptions::default() }).await.unwrap()
 }
 
 #[tokio::test]

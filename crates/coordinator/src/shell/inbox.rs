@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use dormouse_bus::{
-    Bus, EndpointStats, InboxPrefixes, Incoming, Requests, ServeOptions, SubscribeError, serve,
+    Bus, Callers, EndpointStats, InboxPrefixes, Incoming, Requests, ServeOptions, SubscribeError, serve,
 };
 use dormouse_protocol::{ErrorReply, Prefix, RoutePattern, ServerName};
 use dormouse_runtime::{Env, Tasks};
@@ -72,7 +72,7 @@ impl<T> Endpoint<T> {
         read: Read<T>,
     ) -> Result<Self, SubscribeError> {
         let inbox_prefixes = on.inbox_prefixes.clone();
-        let options = ServeOptions { inbox_prefixes, ..ServeOptions::default() };
+        let options = ServeOptions { inbox_prefixes, callers: on.callers, ..ServeOptions::default() };
         let requests = serve(on.bus, on.env, on.tasks, pattern.clone(), options).await?;
         Ok(Self { name, pattern, requests, arrived: Vec::new(), read })
     }
@@ -118,6 +118,8 @@ pub(super) struct Listening<'a> {
     pub(super) tasks: &'a Tasks,
     pub(super) prefix: &'a Prefix,
     pub(super) inbox_prefixes: &'a InboxPrefixes,
+    /// Whose subjects may be located.
+    pub(super) callers: Callers,
 }
 
 impl Inbox {

@@ -23,6 +23,7 @@ const MAX_VERSION_BYTES: usize = 256;
 
 pub(super) fn locate(prefix: &Prefix, incoming: &Incoming) -> Result<Input, ErrorReply> {
     let subject = prefix.parse_locate(incoming.route.as_str()).map_err(|error| refuse(&error))?;
+    incoming.caller.may_use(&subject)?;
     let LocateRequest { v: _ } = decode_request(&incoming.payload)?;
     Ok(Input::Locate(subject))
 }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-use dormouse_bus::{AskError, InboxPrefixes, RequestError, SubscribeOptions, Subscription, ask};
+use dormouse_bus::{AskError, Callers, InboxPrefixes, RequestError, SubscribeOptions, Subscription, ask};
 use dormouse_protocol::fleet::{
     ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, LocateReply,
     LocateRequest, ReleaseRequest, ServerLoad, ServerState, ServersReply, ServersRequest,
@@ -69,6 +69,7 @@ impl World {
             prefix: self.prefix.clone(),
             lease_ttl: TTL,
             inbox_prefixes: InboxPrefixes::default(),
+            callers: Callers::default(),
         };
         let bus = Arc::new(self.broker.connect(MemoryOptions::named("coordinator")));
         let coordinator = Coordinator::start(options, store, bus, self.env.clone(), &tasks).await.unwrap();

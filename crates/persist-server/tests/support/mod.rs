@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-use dormouse_bus::{AskError, Bus, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve};
+use dormouse_bus::{
+    AskError, Bus, Callers, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve,
+};
 use dormouse_persist_server::server::{Server, ServerSettings};
 use dormouse_protocol::admin::HandOverOrder;
 use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
@@ -205,6 +207,7 @@ impl Fleet {
             prefix: Prefix::default(),
             capacity: 100,
             inbox_prefixes: InboxPrefixes::default(),
+            callers: Callers::default(),
         };
         Server::start(prepared, settings, bus, self.env.clone()).await.unwrap()
     }

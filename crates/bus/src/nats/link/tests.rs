@@ -186,6 +186,12 @@ fn refusals_are_read() {
             "Permissions Violation for Subscription to \"a\" using queue \"q\"",
             Some(Violation::Subscribe { pattern: "a".into(), queue: Some("q".into()) }),
         ),
+        (
+            r#"Permissions Violation for Publish to "a\u200db\U000e0001""#,
+            Some(Violation::Publish("a\u{200d}b\u{e0001}".into())),
+        ),
+        (r#"Permissions Violation for Publish to "a\u200""#, None),
+        (r#"Permissions Violation for Publish to "a\ud800""#, None),
         ("Permissions Violation for Publish to \"a", None),
         ("Permissions Violation for Publish to ", None),
         ("Stale Connection", None),

@@ -50,6 +50,7 @@ async fn open() -> (Inbox, Sender) {
         tasks: &Tasks::new(),
         prefix: &Prefix::default(),
         inbox_prefixes: &InboxPrefixes::default(),
+        callers: Callers::default(),
     };
     let inbox = Inbox::open(on).await.unwrap();
     let bus = Arc::new(broker.connect(MemoryOptions::named("asker")));

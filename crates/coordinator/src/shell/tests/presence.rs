@@ -12,6 +12,7 @@ impl World {
             prefix: self.prefix.clone(),
             lease_ttl: TTL,
             inbox_prefixes: InboxPrefixes::default(),
+            callers: Callers::default(),
         };
         let bus = Arc::new(self.broker.connect(MemoryOptions::named("second")));
         let store = Arc::new(MemoryStore::open(&MemoryDisk::new()));

@@ -1,0 +1,273 @@
+"""A client of Dormouse in another language, written from PROTOCOL.md and nothing else.
+
+It does what that page says a client does: asks `locate`, sends the operation to the server named, remembers the answer,
+asks again when that server is not the one, and gives every changing request an id. It is no library; it is here to
+find out whether the page says enough. Numbers of sections are those of the page.
+"""
+
+import asyncio
+import json
+import os
+import time
+
+import msgpack
+from nats.aio.client import Client as Nats
+from nats.errors import NoRespondersError
+
+# Section 3: the default prefix.
+PREFIX = "persist"
+
+# How long one request waits for its answer, and a call for one that is final, in seconds.
+REQUEST_DEADLINE = 10
+CALL_DEADLINE = 60
+
+# Section 5: the operations that change something carry the id of the request. `destroy` has one, too, and is not
+# to be repeated.
+CHANGING = {"set", "delete", "delete_all", "configure", "destroy"}
+
+
+class DormouseError(Exception):
+    """A reply that is an error, section 4."""
+
+    def __init__(self, status, body):
+        super().__init__(f"{body['code']}: {body['message']}")
+        self.status = status
+        self.code = body["code"]
+        self.body = body
+
+
+def new_ulid():
+    """Section 1: 26 characters of Crockford's base 32, upper case: 48 bits of milliseconds, 80 bits of chance."""
+    alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")
+    return "".join(alphabet[(number >> (5 * place)) & 31] for place in reversed(range(26)))
+
+
+def pack(value):
+    """Section 1: one MessagePack map with string keys; bytes are `bin`, text is `str`."""
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def unpack(data):
+    """Exactly one value; trailing bytes raise."""
+    return msgpack.unpackb(data, raw=False, strict_map_key=True)
+
+
+def settled(result):
+    """A result with every `bool` of it: one that is absent is false, section 1."""
+    return {"duplicate": False, **result}
+
+
+def read_reply(message):
+    """The result in a reply, or the error that it is: told by its header, and by nothing else."""
+    status = (message.headers or {}).get("Nats-Service-Error-Code")
+    if status is None:
+        return unpack(message.data)
+    raise DormouseError(int(status), unpack(message.data))
+
+
+class Dormouse:
+    """A connection to a fleet."""
+
+    def __init__(self, nats):
+        self.nats = nats
+        self.session = new_ulid()
+        self.counter = 0
+        self.servers = {}
+        # How often a server answered that another one has the subject.
+        self.redirected = 0
+
+    @classmethod
+    async def connect(cls, url):
+        nats = Nats()
+        await nats.connect(url, connect_timeout=REQUEST_DEADLINE)
+        return cls(nats)
+
+    async def close(self):
+        await self.nats.close()
+
+    def next_request_id(self):
+        self.counter += 1
+        return {"session": self.session, "counter": self.counter}
+
+    async def ask(self, route, body):
+        """One request, one answer, on any route below the prefix."""
+        message = await self.nats.request(f"{PREFIX}.{route}", pack(body), timeout=REQUEST_DEADLINE)
+        return read_reply(message)
+
+    async def locate(self, subject):
+        """Section 3: which server?"""
+        return (await self.ask(f"coord.locate.{subject}", {"v": 1}))["server"]
+
+    async def at(self, server, operation, subject, body):
+        """An operation at this very server."""
+        return await self.ask(f"server.{server}.{operation}.{subject}", body)
+
+    async def call(self, operation, subject, **fields):
+        """An operation at whichever server has the subject. A change has the same id at each try, section 4."""
+        body = {"v": 1, **fields}
+        if operation in CHANGING and "request" not in fields:
+            body["request"] = self.next_request_id()
+        deadline = time.monotonic() + CALL_DEADLINE
+        pause = 0.02
+        while True:
+            try:
+                if subject not in self.servers:
+                    self.servers[subject] = await self.locate(subject)
+                return await self.at(self.servers[subject], operation, subject, body)
+            except NoRespondersError:
+                # Nobody listens there: nothing has happened, and somebody else may have the subject.
+                self.servers.pop(subject, None)
+            except DormouseError as error:
+                if error.code == "not_owner":
+                    self.redirected += 1
+                    owner = error.body.get("owner")
+                    if owner is None:
+                        self.servers.pop(subject, None)
+                    else:
+                        self.servers[subject] = owner
+                elif error.code not in ("unavailable", "overloaded"):
+                    raise
+                else:
+                    pause = max(pause, error.body.get("retry_after_ms", 0) / 1000)
+            except asyncio.TimeoutError:
+                # Silence. A change is sent again under its id; `destroy` must not be.
+                self.servers.pop(subject, None)
+                if operation == "destroy":
+                    raise
+            if time.monotonic() + pause > deadline:
+                raise TimeoutError(f"{operation} of {subject}")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1)
+
+    async def set(self, subject, *sets, **fields):
+        """Section 5, set: the results, in order; the first that is an error is raised."""
+        reply = await self.call("set", subject, sets=list(sets), **fields)
+        for outcome in reply["results"]:
+            if "error" in outcome:
+                raise DormouseError(None, outcome["error"])
+        return [settled(outcome["ok"]) for outcome in reply["results"]]
+
+    async def get_all(self, subject, **fields):
+        """Every message of a range, page after page; and the position of the first page."""
+        messages, position = [], None
+        while True:
+            page = await self.call("get_all", subject, **fields)
+            position = position or page["position"]
+            messages += page.get("messages", [])
+            if page.get("cursor") is None:
+                return messages, position
+            fields["end_seq" if fields.get("reverse") else "start_seq"] = page["cursor"]
+
+    async def health(self, name=None, expected=1):
+        """Section 9: JSON; from everybody, or from one."""
+        route = f"{PREFIX}.health" + (f".{name}" if name else "")
+        return await self.gather(route, expected)
+
+    async def gather(self, route, expected):
+        """Several answers to one request, each of them JSON."""
+        inbox = self.nats.new_inbox()
+        heard = await self.nats.subscribe(inbox)
+        await self.nats.publish(route, b"", reply=inbox)
+        answers = [await heard.next_msg(timeout=REQUEST_DEADLINE) for _ in range(expected)]
+        await heard.unsubscribe()
+        return [json.loads(answer.data) for answer in answers]
+
+
+class State:
+    """What a watcher knows of a subject: its messages by seq, and the position of what it has seen whole."""
+
+    def __init__(self):
+        self.messages = {}
+        self.config = {}
+        self.position = {"term": 0, "rev": 0}
+
+    def take(self, change):
+        """Section 5, changes, and section 6: told twice does no harm."""
+        ((kind, content),) = change.items()
+        if kind == "set":
+            message = content["message"]
+            if content.get("replaces") is not None:
+                self.messages.pop(content["replaces"], None)
+            key = message.get("key")
+            if key is not None:
+                for seq in [seq for seq, held in self.messages.items() if held.get("key") == key]:
+                    del self.messages[seq]
+            self.messages[message["seq"]] = message
+        elif kind == "delete":
+            for removed in content["removed"]:
+                self.messages.pop(removed["seq"], None)
+        elif kind == "delete_all":
+            for seq in [seq for seq in self.messages if seq <= content["end_seq"]]:
+                del self.messages[seq]
+        elif kind == "configure":
+            self.config = content["config"]
+        # Kinds of the future are for others.
+
+
+class Watcher:
+    """Section 6: how a watcher begins, and how it fills a gap."""
+
+    def __init__(self, client, subject, heard):
+        self.client = client
+        self.subject = subject
+        self.heard = heard
+        self.state = State()
+        self.filled = 0
+
+    @classmethod
+    async def begin(cls, client, subject):
+        # First listen, then ask where the subject is: what comes up to there is before the watch.
+        heard = await client.nats.subscribe(f"{PREFIX}.events.{subject}")
+        await client.nats.flush()
+        watcher = cls(client, subject, heard)
+        watcher.state.position = (await client.call("info", subject))["position"]
+        messages, position = await client.get_all(subject)
+        watcher.state.messages = {message["seq"]: message for message in messages}
+        watcher.state.position = position
+        return watcher
+
+    async def next_event(self):
+        return unpack((await self.heard.next_msg(timeout=REQUEST_DEADLINE)).data)
+
+    async def take(self, event):
+        """An event that was heard."""
+        seen = self.state.position
+        if event["term"] < seen["term"] or (event["term"] == seen["term"] and event["rev"] <= seen["rev"]):
+            return
+        revs = [self.rev_of(change) for change in event.get("changes", [])]
+        first = min(revs) if revs else event["rev"] + 1
+        # In the same term the next change has the next rev; in a new one it follows what that term inherited, if all of
+        # that was seen.
+        follows = seen["rev"] + 1 == first and (event["term"] == seen["term"] or event["term_base"] == seen["rev"])
+        if not follows:
+            return await self.fill()
+        for change in event.get("changes", []):
+            self.state.take(change)
+        self.state.position = {"term": event["term"], "rev": event["rev"]}
+
+    async def fill(self):
+        """What was missed, compacted; or everything anew."""
+        self.filled += 1
+        while True:
+            page = await self.client.call("changes", self.subject, after=self.state.position, limit=3)
+            if page.get("resync"):
+                messages, position = await self.client.get_all(self.subject)
+                self.state.messages = {message["seq"]: message for message in messages}
+                self.state.position = position
+                continue
+            for change in page.get("changes", []):
+                self.state.take(change)
+            self.state.position = page["position"]
+            if not page.get("more"):
+                return
+
+    async def follow(self, position):
+        """Until everything up to there is seen."""
+        while (self.state.position["term"], self.state.position["rev"]) < (position["term"], position["rev"]):
+            await self.take(await self.next_event())
+
+    @staticmethod
+    def rev_of(change):
+        ((kind, content),) = change.items()
+        return content["message"]["rev"] if kind == "set" else content["rev"]

@@ -1,0 +1,517 @@
+"""Performs every operation of PROTOCOL.md against a running fleet of a coordinator and two servers.
+
+    python tests/interop/interop.py --nats nats://127.0.0.1:4222 --servers persist-1,persist-2
+
+Exit status 0: all that the page says is so. Each check has a subject of its own, so it can be run on a fleet that is in use. A check
+is a function with `@check`; one for something new goes beside those of its section.
+"""
+
+import argparse
+import asyncio
+import json
+import pathlib
+import sys
+import traceback
+
+from dormouse import PREFIX, Dormouse, DormouseError, Watcher, new_ulid, pack, read_reply, settled, unpack
+
+CHECKS = []
+VECTORS = pathlib.Path(__file__).parents[2] / "crates/protocol/vectors"
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+class Fleet:
+    """What the checks work on."""
+
+    def __init__(self, client, servers):
+        self.client = client
+        self.servers = servers
+        self.run = new_ulid().lower()
+
+    def subject(self, name):
+        return f"interop.{self.run}.{name}"
+
+
+async def refused(code, call):
+    """The error that the call ends in, which must be this one."""
+    try:
+        result = await call
+    except DormouseError as error:
+        assert error.code == code, f"{error.code} instead of {code}: {error}"
+        return error
+    raise AssertionError(f"not refused with {code}: {result}")
+
+
+def values(messages):
+    return [message.get("value") for message in messages]
+
+
+# ── Section 1: encoding ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@check
+async def the_vectors_are_what_another_implementation_reads(fleet):
+    def plain(value):
+        if isinstance(value, bytes):
+            return {"$bytes": value.hex()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value
+
+    read = 0
+    for file in sorted(VECTORS.glob("*.json")):
+        for vector in json.loads(file.read_text()):
+            data = bytes.fromhex(vector["hex"])
+            decoded = unpack(data)
+            assert plain(decoded) == vector["value"], f"{file.name}: {vector['name']}"
+            assert unpack(pack(decoded)) == decoded
+            read += 1
+    assert read > 30, "the vectors were not found"
+
+
+@check
+async def unknown_fields_are_ignored_and_nil_is_absence(fleet):
+    subject = fleet.subject("fields")
+    await fleet.client.set(subject, {"key": "k", "value": b"v", "headers": None, "shade": "blue"}, mood=7)
+    reply = await fleet.client.call("get", subject, key="k", seq=None, keys=None)
+    assert values(reply["messages"]) == [b"v"]
+
+
+# ── Section 4: errors ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@check
+async def errors_are_typed(fleet):
+    client, subject = fleet.client, fleet.subject("errors")
+    server = await client.locate(subject)
+    route = f"{PREFIX}.server.{server}"
+
+    async def raw(route, payload):
+        return read_reply(await client.nats.request(route, payload, timeout=10))
+
+    error = await refused("bad_request", raw(f"{route}.get.{subject}", b"\xc1\xc1"))
+    assert error.status == 400 and error.body["message"]
+    await refused("bad_request", raw(f"{route}.get.{subject}", pack({"v": 1, "key": "k"}) + b"\xc0"))
+    await refused("bad_request", raw(f"{route}.explode.{subject}", pack({"v": 1})))
+    await refused("bad_request", client.call("get", subject))
+    await refused("bad_request", client.call("get_all", subject, limit=0))
+    await refused("bad_request", client.set(subject, {"value": b"v", "seq": 0}))
+    error = await refused("unsupported_version", client.call("get", subject, key="k", v=99))
+    assert error.body["supported_version"] == 1
+    error = await refused("too_large", client.set(subject, {"key": "k" * 1025, "value": b""}))
+    assert error.body["limit"]
+    error = await refused("bad_request", client.ask(f"coord.locate.{'x' * 600}", {"v": 1}))
+
+
+@check
+async def expectations_are_compared_and_what_is_there_is_told(fleet):
+    client, subject = fleet.client, fleet.subject("expect")
+    (first,) = await client.set(subject, {"key": "k", "value": b"1", "expect": {"key": None}})
+    error = await refused("key_exists", client.set(subject, {"key": "k", "value": b"2", "expect": {"key": None}}))
+    assert error.body["actual"] == {"term": first["term"], "seq": first["seq"]}
+    there = {"term": first["term"], "seq": first["seq"]}
+    (second,) = await client.set(subject, {"key": "k", "value": b"2", "expect": {"key": there}})
+    error = await refused("wrong_last", client.set(subject, {"value": b"3", "expect": {"last": there}}))
+    assert error.body["actual"] == {"term": second["term"], "seq": second["seq"]}
+    there = {"term": second["term"], "seq": second["seq"]}
+    await client.set(subject, {"value": b"3", "expect": {"last": there}})
+    await refused("wrong_last", client.call("delete", subject, keys=["k"], expect={"key": {"term": 1, "seq": 999}}))
+    reply = await client.call("delete", subject, keys=["k"], expect={"key": there})
+    assert reply["seqs"] == [second["seq"]]
+
+
+@check
+async def a_request_sent_again_with_its_id_is_carried_out_once(fleet):
+    client, subject = fleet.client, fleet.subject("once")
+    for operation, fields in [
+        ("set", {"sets": [{"value": b"v"}]}),
+        ("configure", {"config": {"metadata": {"a": "b"}}}),
+        ("delete", {"seqs": [1]}),
+        ("set", {"sets": [{"value": b"w"}, {"value": b"x"}], "atomic": True}),
+        ("delete_all", {}),
+    ]:
+        request = client.next_request_id()
+        first = await client.call(operation, subject, request=request, **fields)
+        before = (await client.call("info", subject))["position"]
+        again = await client.call(operation, subject, request=request, **fields)
+        assert (await client.call("info", subject))["position"] == before, f"{operation} was carried out twice"
+        if operation == "set":
+            for one, other in zip(first["results"], again["results"]):
+                assert other["ok"]["duplicate"] and settled(one["ok"]) == {**other["ok"], "duplicate": False}
+        else:
+            assert again["duplicate"] and settled(first) == {**again, "duplicate": False}, operation
+    # The id of another request names no new one.
+    await refused("bad_request", client.call("delete", subject, request=request, seqs=[1]))
+    # A refusal is remembered where it depended on what was there.
+    await client.set(subject, {"key": "k", "value": b"1"})
+    request = client.next_request_id()
+    create = {"request": request, "sets": [{"key": "k", "value": b"2", "expect": {"key": None}}]}
+    first = await client.call("set", subject, **create)
+    await client.call("delete", subject, keys=["k"])
+    assert (await client.call("set", subject, **create)) == first
+    assert first["results"][0]["error"]["code"] == "key_exists"
+
+
+# ── Section 5: operations ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@check
+async def a_message_is_set_with_everything_it_can_have(fleet):
+    client, subject = fleet.client, fleet.subject("set")
+    headers = [["trace", "1"], ["trace", "2"], ["Größe", "ü"]]
+    item = {
+        "seq": 7, "key": "k", "value": b"\x00\xff", "headers": headers, "timestamp": 1_600_000_000_000_000, "msg_id": "m-1",
+        "expect": {"key": None},
+    }
+    (result,) = await client.set(subject, item, level="bucket")
+    assert result["seq"] == 7 and result["timestamp"] == item["timestamp"] and not result["duplicate"]
+    reply = await client.call("get", subject, seq=7)
+    (message,) = reply["messages"]
+    assert reply["position"] == {"term": result["term"], "rev": result["rev"]} and reply["answered"] == 1
+    assert (message["key"], message["value"], message["headers"]) == ("k", b"\x00\xff", headers)
+    assert message["size"] == 2 and message["term"] == result["term"] and message["rev"] == result["rev"]
+    # The same msg_id again: the first one's result, whatever is expected.
+    (again,) = await client.set(subject, item)
+    assert again == {**result, "duplicate": True}
+    # In place: the key must be equal.
+    await refused("bad_request", client.set(subject, {"seq": 7, "key": "other", "value": b"x"}))
+    (replaced,) = await client.set(subject, {"seq": 7, "key": "k", "value": b"new"})
+    assert replaced["seq"] == 7 and replaced["rev"] > result["rev"]
+    # Between what was and what is next nothing can be put.
+    await refused("bad_request", client.set(subject, {"seq": 3, "value": b"x"}))
+    (following,) = await client.set(subject, {"value": b"stream"})
+    assert following["seq"] == 8
+
+
+@check
+async def no_value_an_empty_value_no_key_and_the_empty_key_are_four_things(fleet):
+    client, subject = fleet.client, fleet.subject("nothing")
+    await client.set(subject, {"key": ""}, {"key": "empty", "value": b""}, {"value": b"no key"}, {"key": "null"})
+    reply = await client.call("get", subject, keys=["", "empty", "missing", "null"])
+    assert reply["answered"] == 4 and [message["key"] for message in reply["messages"]] == ["", "empty", "null"]
+    assert "value" not in reply["messages"][0] and reply["messages"][1]["value"] == b""
+    messages, _ = await client.get_all(subject)
+    assert "key" not in messages[2]
+    messages, _ = await client.get_all(subject, key_prefix="")
+    assert len(messages) == 3, "a prefix leaves out what has no key"
+
+
+@check
+async def independent_sets_have_outcomes_of_their_own_and_a_batch_has_one(fleet):
+    client, subject = fleet.client, fleet.subject("batch")
+    sets = [{"key": "a", "value": b"1"}, {"key": "a", "value": b"2", "expect": {"key": None}}, {"key": "b", "value": b"3"}]
+    reply = await client.call("set", subject, sets=sets)
+    assert [list(result) for result in reply["results"]] == [["ok"], ["error"], ["ok"]]
+    assert reply["results"][2]["ok"]["rev"] == reply["results"][0]["ok"]["rev"] + 1
+    error = await refused("key_exists", client.call("set", subject, atomic=True, sets=sets[1:]))
+    assert error.status == 409
+    info = await client.call("info", subject)
+    assert info["count"] == 2, "part of a batch was carried out"
+    results = await client.set(subject, {"key": "c", "value": b"4"}, {"key": "d", "value": b"5"}, atomic=True)
+    assert len({result["rev"] for result in results}) == 1
+    assert [result["seq"] for result in results] == [info["next_seq"], info["next_seq"] + 1]
+    await refused("bad_request", client.call("set", subject, atomic=True, sets=[{"key": "x"}, {"key": "x"}]))
+
+
+@check
+async def all_messages_come_page_by_page_in_both_directions(fleet):
+    client, subject = fleet.client, fleet.subject("pages")
+    await client.set(subject, *({"key": f"{'even' if n % 2 == 0 else 'odd'}-{n:02}", "value": b"%d" % n} for n in range(20)))
+    messages, position = await client.get_all(subject, limit=3)
+    assert [message["seq"] for message in messages] == list(range(1, 21))
+    assert position == (await client.call("info", subject))["position"]
+    messages, _ = await client.get_all(subject, limit=3, reverse=True, start_seq=5, end_seq=15)
+    assert [message["seq"] for message in messages] == list(range(15, 4, -1))
+    messages, _ = await client.get_all(subject, limit=4, key_prefix="odd-", end_seq=10)
+    assert values(messages) == [b"1", b"3", b"5", b"7", b"9"]
+
+
+@check
+async def keys_come_page_by_page_in_order_of_their_bytes(fleet):
+    client, subject = fleet.client, fleet.subject("keys")
+    names = ["b", "", "ä", "a", "B", "b.1", "b.0"]
+    await client.set(subject, *({"key": name} for name in names), {"value": b"no key"})
+    found, cursor = [], None
+    while True:
+        page = await client.call("keys", subject, limit=2, cursor=cursor)
+        found += page.get("keys", [])
+        cursor = page.get("cursor")
+        if cursor is None:
+            break
+    assert found == sorted(names, key=lambda name: name.encode())
+    assert (await client.call("keys", subject, prefix="b."))["keys"] == ["b.0", "b.1"]
+
+
+@check
+async def a_large_value_is_announced_and_fetched_by_its_seq(fleet):
+    client, subject = fleet.client, fleet.subject("large")
+    large = bytes(range(256)) * 1200
+    (result,) = await client.set(subject, {"key": "large", "value": large})
+    (announced,), _ = await client.get_all(subject)
+    assert announced["value_omitted"] and announced["size"] == len(large) and "value" not in announced
+    reply = await client.call("get", subject, seq=result["seq"])
+    assert values(reply["messages"]) == [large]
+
+
+@check
+async def messages_are_removed_one_by_one_and_all_up_to_a_seq(fleet):
+    client, subject = fleet.client, fleet.subject("remove")
+    await client.set(subject, *({"key": f"k{n}", "value": b"v"} for n in range(10)))
+    reply = await client.call("delete", subject, seqs=[3, 99, 1], keys=["k4", "missing"])
+    assert reply["seqs"] == [1, 3, 5]
+    before = reply["position"]
+    reply = await client.call("delete", subject, seqs=[3])
+    assert not reply.get("seqs") and reply["position"] == before, "nothing was there, and yet something changed"
+    assert (await client.call("delete_all", subject, end_seq=6))["count"] == 3
+    assert (await client.call("delete_all", subject, keep_last=1))["count"] == 3
+    await refused("bad_request", client.call("delete_all", subject, end_seq=1, keep_last=1))
+    info = await client.call("info", subject)
+    assert (info["count"], info["first_seq"], info["last_seq"], info["next_seq"]) == (1, 10, 10, 11)
+    assert (await client.call("delete_all", subject))["count"] == 1
+    info = await client.call("info", subject)
+    assert info["count"] == 0 and info["next_seq"] == 11 and "first_seq" not in info
+
+
+@check
+async def changes_lead_from_any_position_to_the_state(fleet):
+    client, subject = fleet.client, fleet.subject("changes")
+    watcher = Watcher(client, subject, None)
+    await client.set(subject, *({"key": f"k{n}", "value": b"1"} for n in range(8)))
+    await watcher.fill()
+    await client.set(subject, {"key": "k1", "value": b"2"}, {"value": b"no key"})
+    await client.call("delete", subject, keys=["k2", "k3"])
+    await client.call("delete_all", subject, end_seq=1)
+    await client.call("configure", subject, config={"metadata": {"owner": "me"}})
+    await watcher.fill()
+    messages, position = await client.get_all(subject)
+    assert sorted(watcher.state.messages.values(), key=lambda message: message["seq"]) == messages
+    assert watcher.state.position == position and watcher.state.config["metadata"] == {"owner": "me"}
+    page = await client.call("changes", subject, after=position)
+    assert not page.get("changes") and not page.get("more") and not page.get("resync") and page["position"] == position
+    page = await client.call("changes", subject, after={"term": position["term"] + 9, "rev": 1})
+    assert page["resync"] and not page.get("changes")
+    await refused("bad_request", client.call("changes", subject, after=position, limit=0))
+
+
+@check
+async def a_subject_is_configured_and_tells_about_itself(fleet):
+    client, subject = fleet.client, fleet.subject("configure")
+    config = {"level": "memory", "metadata": {"owner": "me", "": "ü"}}
+    reply = await client.call("configure", subject, config=config)
+    info = await client.call("info", subject)
+    assert info["config"]["metadata"] == config["metadata"] and info["level"] == "memory"
+    assert info["position"] == reply["position"] and info["server"] in fleet.servers
+    assert info["log"].startswith(info["server"] + "-")
+    (result,) = await client.set(subject, {"value": b"v"})
+    flushed = await client.call("flush", subject)
+    assert flushed["position"]["rev"] >= result["rev"]
+    info = await client.call("info", subject)
+    assert info["bucket_rev"] >= result["rev"] and info["bytes"] > 0
+    await client.call("configure", subject, config={})
+    info = await client.call("info", subject)
+    assert not info["config"].get("metadata") and info["level"] == "bucket", "the whole configuration is replaced"
+
+
+@check
+async def after_a_destruction_numbers_go_on(fleet):
+    client, subject = fleet.client, fleet.subject("destroy")
+    await client.set(subject, {"key": "k", "value": b"1"}, {"value": b"2"})
+    before = await client.call("info", subject)
+    destroyed = (await client.call("destroy", subject))["position"]
+    assert destroyed["rev"] == before["position"]["rev"] + 1
+    assert not (await client.call("get", subject, key="k")).get("messages")
+    (result,) = await client.set(subject, {"value": b"3", "expect": {"last": None}})
+    assert result["seq"] == before["next_seq"] and result["rev"] > destroyed["rev"] and result["term"] > destroyed["term"]
+    page = await client.call("changes", subject, after=before["position"])
+    assert page["resync"]
+
+
+# ── Section 6: events ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@check
+async def a_watcher_begins_where_the_subject_is_and_ends_in_its_state(fleet):
+    client, subject = fleet.client, fleet.subject("watch")
+    await client.set(subject, {"key": "before", "value": b"1"})
+    watcher = await Watcher.begin(client, subject)
+    assert [message["key"] for message in watcher.state.messages.values()] == ["before"]
+    await client.set(subject, {"key": "a", "value": b"1"}, {"key": "b", "value": b"2"}, {"value": b"3"})
+    await client.set(subject, {"key": "a", "value": b"4"}, {"key": "c", "value": b"x" * 100_000}, atomic=True)
+    await client.call("delete", subject, keys=["b"])
+    await client.call("configure", subject, config={"metadata": {"a": "b"}})
+    await client.call("delete_all", subject, end_seq=1)
+    await watcher.follow((await client.call("info", subject))["position"])
+    assert watcher.filled == 0 and watcher.state.config["metadata"] == {"a": "b"}
+    assert watcher.state.messages[6]["value_omitted"], "above 64 KiB a value is announced"
+    messages, _ = await client.get_all(subject)
+    seen = sorted(watcher.state.messages.values(), key=lambda message: message["seq"])
+    assert [(m["seq"], m["rev"], m.get("key")) for m in seen] == [(m["seq"], m["rev"], m.get("key")) for m in messages]
+
+
+@check
+async def a_watcher_fills_a_gap_and_hears_of_the_loss_of_the_last_event(fleet):
+    client, subject = fleet.client, fleet.subject("gap")
+    watcher = await Watcher.begin(client, subject)
+
+    async def lose_a_change():
+        while not (await watcher.next_event()).get("changes"):
+            pass
+
+    (first,) = await client.set(subject, {"key": "a", "value": b"1"})
+    await watcher.follow(first)
+    # Lost on the way: a change that others follow.
+    await client.set(subject, {"key": "b", "value": b"2"})
+    await lose_a_change()
+    (last,) = await client.set(subject, {"key": "c", "value": b"3"})
+    await watcher.follow(last)
+    assert watcher.filled == 1
+    assert sorted(message["key"] for message in watcher.state.messages.values()) == ["a", "b", "c"]
+    # And one that nothing follows but a beacon.
+    await client.call("delete", subject, keys=["a"])
+    await lose_a_change()
+    beacon = await watcher.next_event()
+    assert not beacon.get("changes")
+    await watcher.take(beacon)
+    assert watcher.filled == 2
+    assert sorted(message["key"] for message in watcher.state.messages.values()) == ["b", "c"]
+
+
+# ── Sections 3, 7 and 9: finding the server, the fleet, health, discovery ────────────────────────────────────────────
+
+
+@check
+async def another_server_than_the_owner_says_who_it_is(fleet):
+    client, subject = fleet.client, fleet.subject("owner")
+    await client.set(subject, {"key": "k", "value": b"v"})
+    owner = await client.locate(subject)
+    assert owner == client.servers[subject]
+    (other,) = [server for server in fleet.servers if server != owner]
+    error = await refused("not_owner", client.at(other, "get", subject, {"v": 1, "key": "k"}))
+    assert error.status == 421 and error.body["owner"] == owner
+    client.servers[subject] = other
+    before = client.redirected
+    reply = await client.call("get", subject, key="k")
+    assert values(reply["messages"]) == [b"v"] and client.redirected == before + 1
+
+
+@check
+async def a_subject_that_moves_is_followed(fleet):
+    client, subject = fleet.client, fleet.subject("move")
+    await client.set(subject, {"key": "k", "value": b"v"})
+    owner = await client.locate(subject)
+    (other,) = [server for server in fleet.servers if server != owner]
+    while not (await client.ask(f"admin.move.{subject}", {"v": 1, "to": other}))["done"]:
+        await asyncio.sleep(0.05)
+    (result,) = await client.set(subject, {"key": "k", "value": b"w"})
+    assert (await client.call("info", subject))["server"] == other
+    reply = await client.call("get", subject, key="k")
+    assert values(reply["messages"]) == [b"w"] and reply["messages"][0]["rev"] == result["rev"]
+
+
+@check
+async def nobody_listens_on_the_routes_of_a_server_that_is_not_there(fleet):
+    client, subject = fleet.client, fleet.subject("nobody")
+    client.servers[subject] = "persist-none"
+    await client.set(subject, {"value": b"v"})
+    assert client.servers[subject] in fleet.servers
+
+
+@check
+async def operators_see_servers_and_subjects(fleet):
+    client = fleet.client
+    await client.set(fleet.subject("listed.a"), {"value": b"v"})
+    await client.set(fleet.subject("listed.b"), {"value": b"v"})
+    reply = await client.ask("admin.servers", {"v": 1})
+    assert [server["name"] for server in reply["servers"]] == sorted(fleet.servers)
+    for server in reply["servers"]:
+        assert server["state"] == "alive" and server["log"].startswith(server["name"] + "-")
+        assert server["capacity"] > 0 and server["version"]
+    found, after = [], None
+    while True:
+        request = {"v": 1, "pattern": fleet.subject("listed.*"), "limit": 1, **({"after": after} if after else {})}
+        page = await client.ask("admin.subjects", request)
+        found += page.get("subjects", [])
+        after = page.get("cursor")
+        if after is None:
+            break
+    assert [entry["subject"] for entry in found] == [fleet.subject("listed.a"), fleet.subject("listed.b")]
+    moves = await client.ask("admin.moves", {"v": 1})
+    assert moves["pending"] == 0
+    plan = await client.ask("admin.rebalance", {"v": 1, "dry_run": True})
+    assert [server["name"] for server in plan["servers"]] == sorted(fleet.servers)
+
+
+@check
+async def a_server_is_drained_and_takes_subjects_again(fleet):
+    client = fleet.client
+    subject = fleet.subject("drained")
+    await client.set(subject, {"key": "k", "value": b"v"})
+    owner = await client.locate(subject)
+    state = (await client.ask(f"admin.drain.{owner}", {"v": 1}))["server"]["state"]
+    while state != "drained":
+        assert state == "draining", state
+        await asyncio.sleep(0.1)
+        state = (await client.ask(f"admin.drain.{owner}", {"v": 1}))["server"]["state"]
+    reply = await client.call("get", subject, key="k")
+    assert values(reply["messages"]) == [b"v"] and client.servers[subject] != owner
+    reply = await client.ask(f"admin.undrain.{owner}", {"v": 1})
+    assert reply["server"]["state"] == "alive"
+    await refused("bad_request", client.ask("admin.drain.persist-none", {"v": 1}))
+
+
+@check
+async def every_process_tells_its_health(fleet):
+    everybody = await fleet.client.health(expected=len(fleet.servers) + 1)
+    assert sorted(one["name"] for one in everybody) == sorted([*fleet.servers, "coordinator"])
+    for one in everybody:
+        assert one["kind"] == ("coordinator" if one["name"] == "coordinator" else "server")
+        assert one["status"] in ("ok", "degraded") and one["uptime_ms"] > 0 and isinstance(one["figures"], dict)
+        assert one["id"] and one["version"] and isinstance(one["problems"], list)
+    (one,) = await fleet.client.health(fleet.servers[0])
+    assert one["name"] == fleet.servers[0]
+
+
+@check
+async def the_services_api_finds_every_process(fleet):
+    client, everybody = fleet.client, len(fleet.servers) + 1
+    for verb, kind in [("PING", "ping"), ("INFO", "info"), ("STATS", "stats")]:
+        answers = await client.gather(f"$SRV.{verb}", everybody)
+        assert {answer["type"] for answer in answers} == {f"io.nats.micro.v1.{kind}_response"}
+        assert sorted({answer["name"] for answer in answers}) == ["dormouse-coordinator", "dormouse-persist-server"]
+        for answer in answers:
+            (one,) = await client.gather(f"$SRV.{verb}.{answer['name']}.{answer['id']}", 1)
+            assert one["id"] == answer["id"]
+            if verb != "PING":
+                assert one["endpoints"]
+
+
+async def run(arguments):
+    client = await Dormouse.connect(arguments.nats)
+    fleet = Fleet(client, sorted(arguments.servers.split(",")))
+    failed = []
+    for function in CHECKS:
+        if arguments.only and arguments.only not in function.__name__:
+            continue
+        try:
+            await asyncio.wait_for(function(fleet), 120)
+            print(f"ok      {function.__name__}", flush=True)
+        except Exception:  # whatever goes wrong in one check, the others are still of interest
+            failed.append(function.__name__)
+            print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)
+    await client.close()
+    print(f"{len(CHECKS) - len(failed)} of {len(CHECKS)} checks hold", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nats", required=True, help="address of the nats-server")
+    parser.add_argument("--servers", required=True, help="the names of the two servers, joined by a comma")
+    parser.add_argument("--only", default="", help="checks with this in their name")
+    sys.exit(asyncio.run(run(parser.parse_args())))
