@@ -1,7 +1,6 @@
 //! What the end-to-end tests stand on: a whole fleet of real processes around one test, and a NATS client that can
 //! say what a well-behaved one cannot.
 
-mod dice;
 mod fleet;
 pub mod ledger;
 mod raw_nats;
@@ -10,7 +9,7 @@ mod security;
 mod wait;
 mod wiring;
 
-pub use dice::Dice;
+pub use dormouse_harness::Dice;
 pub use fleet::{Builder, Fleet};
 pub use raw_nats::{RawMessage, RawNats};
 pub use recorder::{RecordedBus, Recorder};

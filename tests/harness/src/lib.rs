@@ -6,6 +6,8 @@
 mod azure;
 mod cable;
 mod cluster;
+mod dice;
+mod hostile;
 mod logs;
 mod nats;
 mod process;
@@ -16,6 +18,8 @@ use std::path::{Path, PathBuf};
 pub use azure::AzureServer;
 pub use cable::{Cable, Condition, Dial};
 pub use cluster::NatsCluster;
+pub use dice::Dice;
+pub use hostile::{CountingAllocator, mutate};
 pub use logs::{complaints, tail};
 pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};

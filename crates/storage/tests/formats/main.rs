@@ -7,6 +7,7 @@ mod frozen;
 #[path = "../fuzzing/mod.rs"]
 mod fuzzing;
 mod golden;
+mod hostile;
 mod parts;
 mod random;
 mod samples;

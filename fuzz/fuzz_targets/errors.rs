@@ -1,0 +1,8 @@
+//! Reads errors.
+#![no_main]
+
+#[path = "../../crates/protocol/tests/fuzzing/mod.rs"]
+#[allow(dead_code, reason = "each target runs one of the checks")]
+mod fuzzing;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::errors(bytes));
