@@ -15,6 +15,7 @@ mod ask;
 mod callers;
 pub mod health;
 mod inbox;
+mod mailbox;
 pub mod memory;
 pub mod nats;
 mod serve;
@@ -32,7 +33,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_protocol::{Happened, Headers, Route, RoutePattern};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
+
+use self::mailbox::Mailbox;
 
 /// A message on its way out.
 #[derive(Debug, Clone)]
@@ -204,7 +207,8 @@ pub enum BusEvent {
 pub struct SubscribeOptions {
     /// Each message goes to one member of this group only.
     pub queue: Option<String>,
-    /// How many messages wait for the subscriber before new ones are dropped (with [`BusEvent::SlowConsumer`]).
+    /// How many messages wait for the subscriber before new ones are dropped (with [`BusEvent::SlowConsumer`]). They are
+    /// dropped, too, when more than 128 MiB of them wait.
     pub capacity: usize,
 }
 
@@ -219,27 +223,26 @@ impl Default for SubscribeOptions {
 /// Ends, too, when the messaging system refuses it after a reconnect, or when the word of a refusal comes only after
 /// the call that made it ([`BusEvent::SubscribeDenied`] says so).
 pub struct Subscription {
-    deliveries: mpsc::Receiver<Delivery>,
+    deliveries: Mailbox,
     // Dropping it tells the adapter to unsubscribe.
     guard: Option<Box<dyn Send + Sync>>,
 }
 
 impl Subscription {
     /// Joins an adapter's queue of deliveries with what ends the subscription when dropped.
-    #[must_use]
-    pub fn new(deliveries: mpsc::Receiver<Delivery>, guard: Box<dyn Send + Sync>) -> Self {
+    pub(crate) fn new(deliveries: Mailbox, guard: Box<dyn Send + Sync>) -> Self {
         Self { deliveries, guard: Some(guard) }
     }
 
     /// The next message; `None` once the bus is closed. Cancelling the wait loses no message.
     pub async fn next(&mut self) -> Option<Delivery> {
-        self.deliveries.recv().await
+        self.deliveries.next().await
     }
 
     /// Moves what has arrived into `buffer`, at most `limit` messages, waiting for the first. Returns their number;
     /// 0 once the bus is closed. One wake-up for a whole burst. Cancelling the wait loses no message.
     pub async fn next_many(&mut self, buffer: &mut Vec<Delivery>, limit: usize) -> usize {
-        self.deliveries.recv_many(buffer, limit).await
+        self.deliveries.next_many(buffer, limit).await
     }
 
     /// Stops listening. What was sent before can still be taken; after that it is as if the bus were closed. On NATS
@@ -251,7 +254,7 @@ impl Subscription {
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription").field("waiting", &self.deliveries.len()).finish_non_exhaustive()
+        f.debug_struct("Subscription").field("waiting", &self.deliveries.waiting()).finish_non_exhaustive()
     }
 }
 

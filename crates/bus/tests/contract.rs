@@ -47,6 +47,7 @@ contract! {
         headers_arrive
         a_message_may_be_as_large_as_the_limit_and_no_larger
         a_full_subscription_drops_the_newest_and_says_so
+        large_messages_that_nobody_takes_are_dropped_before_they_fill_the_memory
         a_dropped_subscription_is_gone
         what_was_sent_before_listening_ended_arrives
         a_subscription_is_in_force_when_subscribe_returns

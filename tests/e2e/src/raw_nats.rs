@@ -154,6 +154,12 @@ impl RawNats {
         Ok(std::mem::take(&mut self.denied))
     }
 
+    /// What has arrived and was not taken, taken.
+    #[must_use]
+    pub fn take_arrived(&mut self) -> VecDeque<RawMessage> {
+        std::mem::take(&mut self.arrived)
+    }
+
     /// Waits until the server has worked through everything sent so far, and everything it had sent before is here.
     ///
     /// # Errors

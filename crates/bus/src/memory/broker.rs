@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_protocol::{Route, RoutePattern};
 use dormouse_runtime::Watched;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, oneshot};
 
 use super::network::{Network, Passage};
 use super::{MemoryOptions, Permission};
+use crate::mailbox::{Mailbox, Slot, mailbox};
 use crate::{
     BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
 };
@@ -61,7 +61,7 @@ struct Listener {
     connection: ConnectionId,
     pattern: RoutePattern,
     queue: Option<String>,
-    deliveries: mpsc::Sender<Delivery>,
+    deliveries: Slot,
     /// The last message was dropped.
     slow: bool,
 }
@@ -198,14 +198,14 @@ impl Broker {
         from: ConnectionId,
         pattern: &RoutePattern,
         options: SubscribeOptions,
-    ) -> Result<(SubscriptionId, mpsc::Receiver<Delivery>), SubscribeError> {
+    ) -> Result<(SubscriptionId, Mailbox), SubscribeError> {
         let id = SubscriptionId(self.next_id());
         let connection = self.connections.get(&from).ok_or(SubscribeError::Closed)?;
         if !may_subscribe(&connection.options.subscribe, pattern) {
             connection.tell(BusEvent::SubscribeDenied(pattern.clone()));
             return Err(SubscribeError::PermissionDenied(pattern.clone()));
         }
-        let (deliveries, receiver) = mpsc::channel(options.capacity.max(1));
+        let (deliveries, receiver) = mailbox(options.capacity);
         let listener = Listener {
             connection: from,
             pattern: pattern.clone(),
@@ -338,7 +338,7 @@ impl Broker {
 
     fn hand_over(&mut self, id: SubscriptionId, delivery: Delivery) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
-        let dropped = matches!(listener.deliveries.try_send(delivery), Err(TrySendError::Full(_)));
+        let dropped = !listener.deliveries.put(delivery);
         // Once for a run of losses: who cannot take messages cannot take as many events.
         if dropped
             && !listener.slow

@@ -10,12 +10,12 @@ use async_trait::async_trait;
 use dormouse_protocol::RoutePattern;
 use dormouse_runtime::{Stop, Tasks};
 use futures::{FutureExt, StreamExt};
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use super::convert;
 use super::link::{Lookout, Shared};
+use crate::mailbox::{Slot, mailbox};
 use crate::{
     Bus, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, validate,
@@ -232,7 +232,7 @@ impl Bus for NatsBus {
         if self.shared.is_denied(id) {
             return Err(SubscribeError::PermissionDenied(pattern));
         }
-        let (deliveries, receiver) = mpsc::channel(options.capacity.max(1));
+        let (deliveries, receiver) = mailbox(options.capacity);
         let forward = Forward { shared: Arc::clone(&self.shared), pattern, deliveries, slow: false };
         self.tasks.spawn("nats subscription", forward.run(subscriber, end));
         Ok(Subscription::new(receiver, Box::new(entry)))
@@ -307,7 +307,7 @@ impl Drop for Entry {
 struct Forward {
     shared: Arc<Shared>,
     pattern: RoutePattern,
-    deliveries: mpsc::Sender<Delivery>,
+    deliveries: Slot,
     slow: bool,
 }
 
@@ -351,15 +351,12 @@ impl Forward {
     }
 
     fn hand_over(&mut self, delivery: Delivery) {
-        match self.deliveries.try_send(delivery) {
-            Ok(()) => self.slow = false,
-            // Once for a run of losses: who cannot take messages cannot take as many events.
-            Err(TrySendError::Full(_)) if !self.slow => {
-                self.slow = true;
-                self.shared.tell(BusEvent::SlowConsumer(Some(self.pattern.clone())));
-            }
-            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {}
+        let dropped = !self.deliveries.put(delivery);
+        // Once for a run of losses: who cannot take messages cannot take as many events.
+        if dropped && !self.slow {
+            self.shared.tell(BusEvent::SlowConsumer(Some(self.pattern.clone())));
         }
+        self.slow = dropped;
     }
 }
 

@@ -195,6 +195,33 @@ pub async fn a_full_subscription_drops_the_newest_and_says_so(system: impl Fixtu
     }
 }
 
+pub async fn large_messages_that_nobody_takes_are_dropped_before_they_fill_the_memory(system: impl Fixture) {
+    const MOST_BYTES: usize = 128 * 1_024 * 1_024;
+    let (slow, sender) = (system.connect().await, system.connect().await);
+    let mut events = slow.events();
+    let pattern = RoutePattern::new("flood.*");
+    let mut flooded = slow.subscribe(pattern.clone(), SubscribeOptions::default()).await.unwrap();
+    // One copy, however often it is sent: it is the queue that is to be looked at.
+    let payload = Bytes::from(vec![b'x'; sender.max_payload().min(1_000_000)]);
+    let sent = 3 * MOST_BYTES / 2 / payload.len();
+    for _ in 0..sent {
+        sender.publish(Outgoing::new(Route::new("flood.a"), payload.clone())).await.unwrap();
+    }
+    wait_for(&mut events, |event| *event == BusEvent::SlowConsumer(Some(pattern.clone()))).await;
+    // It was full, and what is taken at once makes room for others only after that.
+    let mut taken = Vec::new();
+    flooded.next_many(&mut taken, sent).await;
+    assert!(taken.len() * payload.len() <= MOST_BYTES, "{} messages waited", taken.len());
+    // Once they are taken there is room again.
+    drop(taken);
+    loop {
+        sender.publish(message("flood.b", "later")).await.unwrap();
+        if next(&mut flooded).await.payload == "later" {
+            break;
+        }
+    }
+}
+
 pub async fn a_dropped_subscription_is_gone(system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     drop(listen(&answering, "brief").await);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+use dormouse_bus::memory::{MemoryBroker, MemoryOptions, Network};
 use dormouse_bus::{
     AskError, Bus, Callers, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve,
 };
@@ -174,10 +174,16 @@ pub struct Fleet {
 
 impl Fleet {
     pub async fn new() -> Self {
+        Self::over(None).await
+    }
+
+    /// With something else than nothing between the connections.
+    pub async fn over(network: Option<Arc<dyn Network>>) -> Self {
         let clock = VirtualClock::starting_at(Duration::from_secs(1_000_000));
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
-        let broker = MemoryBroker::new();
         let tasks = Tasks::new();
+        let broker = network
+            .map_or_else(MemoryBroker::new, |network| MemoryBroker::over(network, env.clone(), &tasks));
         let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
         let coordinator = Coordinator::start(bus, env.clone(), &tasks).await;
         let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));

@@ -4,6 +4,7 @@ mod cli;
 mod demo;
 mod dev;
 mod failover;
+mod hostile;
 mod interop;
 mod load;
 mod moving;

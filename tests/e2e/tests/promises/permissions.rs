@@ -17,8 +17,10 @@ pub async fn client_of(fleet: &Fleet, user: &str) -> anyhow::Result<Client> {
 }
 
 pub fn denied<T: std::fmt::Debug>(what: &str, outcome: Result<T, Error>) -> anyhow::Result<()> {
-    ensure!(matches!(outcome, Err(Error::PermissionDenied { .. })), "{what}: {outcome:?}");
-    Ok(())
+    match outcome {
+        Err(Error::PermissionDenied { .. }) => Ok(()),
+        other => anyhow::bail!("{what}: {other:?}"),
+    }
 }
 
 /// None of what reads is let through.
