@@ -62,6 +62,14 @@ pub enum Error {
         /// The same for people.
         text: String,
     },
+    /// More sets are on their way already than the client holds, see
+    /// [`queue_bytes`](crate::ClientBuilder::queue_bytes); this one was not sent. Await acknowledgements before you send
+    /// more.
+    #[error("too many sets are on their way: they may have {limit_bytes} bytes together")]
+    QueueFull {
+        /// How many bytes may be on their way.
+        limit_bytes: usize,
+    },
     /// An earlier part of the same batch failed, so this part was not sent.
     #[error("not sent, because an earlier part of the batch failed")]
     NotSent,
@@ -151,7 +159,9 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Malformed { .. }
             | Self::Closed => Retry::Never,
-            Self::Deadline { .. } | Self::NotSent | Self::Unreachable(_) => Retry::AfterBackoff,
+            Self::Deadline { .. } | Self::QueueFull { .. } | Self::NotSent | Self::Unreachable(_) => {
+                Retry::AfterBackoff
+            },
             Self::Service(reply) | Self::Coordinator(reply) => reply.retry(),
         }
     }
@@ -168,6 +178,7 @@ impl Error {
             | Self::WrongLast { .. }
             | Self::KeyExists { .. }
             | Self::TooLarge { .. }
+            | Self::QueueFull { .. }
             | Self::NotSent
             | Self::Coordinator(_)
             | Self::Malformed { .. }

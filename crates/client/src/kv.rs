@@ -7,10 +7,13 @@ use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, Expect, GetReques
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, MessageId, Position, Seq, Subject};
 
+use crate::batch::KvBatch;
+use crate::entry::Entry;
 use crate::error::Error;
 use crate::new_message::NewMessage;
 use crate::pages::{KeyPages, Pages};
 use crate::range::SeqRange;
+use crate::sets::AckFuture;
 use crate::subject::Handle;
 use crate::watch::{Filter, Watch};
 
@@ -27,23 +30,35 @@ pub struct Kv {
 impl Kv {
     /// Sets `key` to `value`, whatever was there.
     ///
-    /// Cancelling the call leaves the key set or not.
+    /// The set is queued before the call returns; await the [`AckFuture`] to learn what became of it. Dropping that leaves
+    /// the key set or not.
     ///
     /// # Errors
     /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
-    pub async fn put(&self, key: impl Into<String>, value: impl Into<Bytes>) -> Result<SetResult, Error> {
-        self.put_with(key, NewMessage::new(value)).await
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn put(&self, key: impl Into<String>, value: impl Into<Bytes>) -> AckFuture {
+        self.put_with(key, NewMessage::new(value))
     }
 
     /// Sets `key` to a message with headers, timestamp, expectation, or to the null value.
     ///
-    /// Cancelling the call leaves the key set or not.
+    /// Queued as by [`put`](Self::put). Dropping the [`AckFuture`] leaves the key set or not.
     ///
     /// # Errors
     /// [`Error::WrongLast`] and [`Error::KeyExists`] when the message's expectation does not hold;
     /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
-    pub async fn put_with(&self, key: impl Into<String>, message: NewMessage) -> Result<SetResult, Error> {
-        self.handle.set(message.into_item(Some(key.into()))).await
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn put_with(&self, key: impl Into<String>, message: NewMessage) -> AckFuture {
+        self.handle.set(message.into_item(Some(key.into())))
+    }
+
+    /// Begins an atomic batch: all of its keys are set, or none.
+    pub fn batch(&self) -> KvBatch {
+        KvBatch::new(self.handle.clone())
     }
 
     /// Sets many keys, each on its own, in order, in as few requests as they fit in. The results are in the same order.
@@ -67,32 +82,35 @@ impl Kv {
 
     /// Sets `key` only if it is absent.
     ///
-    /// Cancelling the call leaves the key created or not.
+    /// Queued as by [`put`](Self::put). Dropping the [`AckFuture`] leaves the key created or not.
     ///
     /// # Errors
     /// [`Error::KeyExists`] with what is there; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the
     /// request is unknown; else as every call.
-    pub async fn create(&self, key: impl Into<String>, value: impl Into<Bytes>) -> Result<SetResult, Error> {
-        match self.put_with(key, NewMessage::new(value).expect_key(None)).await {
-            Err(Error::WrongLast { actual }) => Err(Error::KeyExists { actual }),
-            outcome => outcome,
-        }
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn create(&self, key: impl Into<String>, value: impl Into<Bytes>) -> AckFuture {
+        self.put_with(key, NewMessage::new(value).expect_key(None)).of_create()
     }
 
     /// Sets `key` only if the message under it is `expected` (see [`Message::id`] and [`SetResult::id`]).
     ///
-    /// Cancelling the call leaves the key updated or not.
+    /// Queued as by [`put`](Self::put). Dropping the [`AckFuture`] leaves the key updated or not.
     ///
     /// # Errors
     /// [`Error::WrongLast`] with what is there; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the
     /// request is unknown; else as every call.
-    pub async fn update(
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn update(
         &self,
         key: impl Into<String>,
         value: impl Into<Bytes>,
         expected: MessageId,
-    ) -> Result<SetResult, Error> {
-        self.put_with(key, NewMessage::new(value).expect_key(Some(expected))).await
+    ) -> AckFuture {
+        self.put_with(key, NewMessage::new(value).expect_key(Some(expected)))
     }
 
     /// The value under `key`. `None` when there is nothing under the key, and also when the value is null, which has no
@@ -103,17 +121,32 @@ impl Kv {
     /// # Errors
     /// As every call.
     pub async fn get(&self, key: impl Into<String>) -> Result<Option<Bytes>, Error> {
-        Ok(self.entry(key).await?.and_then(|message| message.value))
+        Ok(self.entry(key).await?.and_then(|entry| entry.value))
     }
 
-    /// The message under `key`: value, headers, timestamp, seq, term and rev.
+    /// What stands under `key`: value, revision, timestamp, headers.
     ///
     /// Cancelling the call leaves nothing behind.
     ///
     /// # Errors
     /// As every call.
-    pub async fn entry(&self, key: impl Into<String>) -> Result<Option<Message>, Error> {
-        self.handle.get(GetRequest::key(key)).await
+    pub async fn entry(&self, key: impl Into<String>) -> Result<Option<Entry>, Error> {
+        let found = self.handle.get(GetRequest::key(key)).await?;
+        Ok(found.and_then(|message| Entry::new(self.subject(), message)))
+    }
+
+    /// The entry of `key` that `revision` names, if it is still there: of earlier entries nothing is kept.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn entry_for_revision(
+        &self,
+        key: impl Into<String>,
+        revision: MessageId,
+    ) -> Result<Option<Entry>, Error> {
+        Ok(self.entry(key).await?.filter(|entry| entry.revision == revision))
     }
 
     /// The messages under `keys`, as far as they exist, in the order asked for. Several requests when the answer does
@@ -164,12 +197,27 @@ impl Kv {
     /// # Errors
     /// [`Error::WrongLast`] with what is there; [`Error::Indeterminate`] when the fate of the request is unknown; else
     /// as every call.
-    pub async fn delete_expect(&self, key: impl Into<String>, expected: MessageId) -> Result<(), Error> {
+    pub async fn delete_expect_revision(
+        &self,
+        key: impl Into<String>,
+        expected: MessageId,
+    ) -> Result<(), Error> {
         let expect = Some(Expect::Key(Some(expected)));
         self.handle
             .delete(DeleteRequest { keys: vec![key.into()], expect, ..DeleteRequest::default() })
             .await?;
         Ok(())
+    }
+
+    /// The same as [`delete`](Self::delete), under the name that users of JetStream's key-value stores look for: there is
+    /// no history that it could remove on top.
+    ///
+    /// Cancelling the call leaves the key removed or not.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete).
+    pub async fn purge(&self, key: impl Into<String>) -> Result<bool, Error> {
+        self.delete(key).await
     }
 
     /// The same as [`info`](Self::info), under the name that users of JetStream's key-value stores look for.

@@ -38,34 +38,51 @@
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
 //! | `subject`, `kv`, `stream` | the calls |
 //! | `operator` | what operators ask of the coordinator |
+//! | `sets` | sets on their way: queued in the order of the calls, sent together where they queued together |
 //! | `pages` | long results, one page ahead of the reader |
 //! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
 
 mod backlog;
+mod batch;
 mod builder;
 mod call;
+mod changes;
 mod client;
+mod entry;
 mod error;
+mod error_kind;
 mod exchange;
+#[cfg(feature = "json")]
+pub mod json;
 mod kv;
 mod location;
 mod new_message;
 mod operator;
 mod pages;
+mod purge;
 mod range;
 mod retry;
+mod sets;
 mod splice;
 mod stream;
 mod subject;
 mod watch;
 
-pub use builder::{ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY};
+pub use batch::{Committed, KvBatch, StreamBatch};
+pub use builder::{ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY, DEFAULT_QUEUE_BYTES};
+pub use changes::Changes;
 pub use client::Client;
+pub use entry::Entry;
 pub use error::{Error, IndeterminateCause, MalformedCause};
+pub use error_kind::ErrorKind;
+#[cfg(feature = "json")]
+pub use json::{JsonError, JsonValue};
 pub use kv::Kv;
 pub use new_message::NewMessage;
 pub use pages::Pages;
+pub use purge::Purge;
 pub use range::SeqRange;
+pub use sets::AckFuture;
 pub use stream::Stream;
 pub use watch::{Update, Watch};
 
@@ -77,7 +94,9 @@ pub use dormouse_protocol::data::{InfoReply as Info, SetResult as Ack};
 #[doc(inline)]
 pub use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 #[doc(inline)]
-pub use dormouse_protocol::message::{Discard, SubjectConfig};
+pub use dormouse_protocol::message::{
+    Change, ConfigureChange, DeleteAllChange, DeleteChange, Discard, Removed, SetChange, SubjectConfig,
+};
 #[doc(inline)]
 pub use dormouse_protocol::{
     ErrorCode, ErrorReply, Happened, Headers, Level, Message, MessageId, Position, Prefix, Retry, Rev, Seq,

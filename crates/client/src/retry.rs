@@ -220,6 +220,11 @@ impl Tries {
         }
     }
 
+    /// Why it is not known what became of the tries so far, if it is not.
+    pub(crate) const fn doubt(&self) -> Option<&IndeterminateCause> {
+        self.doubt.as_ref()
+    }
+
     /// What a call comes to that is given up with `error`: an earlier try may have been carried out all the same.
     pub(crate) fn given_up(&self, error: Error) -> Error {
         match &self.doubt {

@@ -7,10 +7,13 @@ use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, GetRequest, InfoR
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, Position, Seq, Subject};
 
+use crate::batch::StreamBatch;
 use crate::error::Error;
 use crate::new_message::NewMessage;
 use crate::pages::Pages;
+use crate::purge::Purge;
 use crate::range::SeqRange;
+use crate::sets::AckFuture;
 use crate::subject::Handle;
 use crate::watch::{Filter, Watch};
 
@@ -26,24 +29,36 @@ pub struct Stream {
 impl Stream {
     /// Appends a message with this value.
     ///
-    /// Cancelling the call leaves the message written or not.
+    /// The set is queued before the call returns; await the [`AckFuture`] to learn what became of it. Dropping that leaves
+    /// the message written or not.
     ///
     /// # Errors
     /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
-    pub async fn publish(&self, value: impl Into<Bytes>) -> Result<SetResult, Error> {
-        self.publish_with(NewMessage::new(value)).await
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn publish(&self, value: impl Into<Bytes>) -> AckFuture {
+        self.publish_with(NewMessage::new(value))
     }
 
     /// Writes a message with headers, timestamp, seq, expectation, or with the null value.
     ///
-    /// Cancelling the call leaves the message written or not.
+    /// Queued as by [`publish`](Self::publish). Dropping the [`AckFuture`] leaves the message written or not.
     ///
     /// # Errors
     /// [`Error::WrongLast`] when the message's expectation does not hold; [`Error::Service`] with `bad_request` when its
     /// seq is neither present nor at or beyond the next; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of
     /// the request is unknown; else as every call.
-    pub async fn publish_with(&self, message: NewMessage) -> Result<SetResult, Error> {
-        self.handle.set(message.into_item(None)).await
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn publish_with(&self, message: NewMessage) -> AckFuture {
+        self.handle.set(message.into_item(None))
+    }
+
+    /// Begins an atomic batch: all of its messages are written, or none.
+    pub fn batch(&self) -> StreamBatch {
+        StreamBatch::new(self.handle.clone())
     }
 
     /// Writes many messages, each on its own, in order, in as few requests as they fit in. The results are in the same
@@ -71,6 +86,26 @@ impl Stream {
         self.handle.get(GetRequest::seq(seq)).await
     }
 
+    /// The same as [`get`](Self::get), under the name that users of JetStream's streams look for.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_raw_message(&self, seq: Seq) -> Result<Option<Message>, Error> {
+        self.get(seq).await
+    }
+
+    /// The message with the highest seq, if there is one.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_last(&self) -> Result<Option<Message>, Error> {
+        self.get_all(SeqRange::all().reverse().limit(1)).next().await.transpose()
+    }
+
     /// The messages in a range, in order: `stream.get_all(..)`, `stream.get_all(5..=10)`, or a [`SeqRange`] with a
     /// direction and a limit. The first page is asked for at once; the deadline holds for each page. See [`Pages`].
     ///
@@ -91,6 +126,27 @@ impl Stream {
     pub async fn delete(&self, seqs: impl IntoIterator<Item = Seq>) -> Result<Vec<Seq>, Error> {
         let request = DeleteRequest { seqs: seqs.into_iter().collect(), ..DeleteRequest::default() };
         Ok(self.handle.delete(request).await?.seqs)
+    }
+
+    /// Removes the message at `seq`. Returns whether there was one.
+    ///
+    /// Cancelling the call leaves it removed or not.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete).
+    pub async fn delete_message(&self, seq: Seq) -> Result<bool, Error> {
+        Ok(!self.delete([seq]).await?.is_empty())
+    }
+
+    /// Removes every message, unless the [`Purge`] is told what to keep; carried out when it is awaited. Returns how many
+    /// were removed.
+    ///
+    /// Cancelling the wait leaves them all removed or none.
+    ///
+    /// # Errors
+    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    pub fn purge(&self) -> Purge {
+        Purge::new(self.handle.clone())
     }
 
     /// Removes every message up to and including `seq`. Returns how many there were.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dormouse_protocol::data::{
     ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
     DestroyReply, DestroyRequest, FlushReply, FlushRequest, GetReply, GetRequest, InfoReply, InfoRequest,
-    SetItem, SetOutcome, SetReply, SetRequest, SetResult,
+    SetItem, SetResult,
 };
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST};
 use dormouse_protocol::message::SubjectConfig;
@@ -15,9 +15,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::call::Inner;
-use crate::error::{Error, IndeterminateCause, MalformedCause};
+use crate::error::{Error, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;
+use crate::sets::{AckFuture, Company, Entry, Outcome, unheard};
 use crate::watch::{Filter, Watch};
 
 /// Field names and numbers of one set, and the framing of one header; generous.
@@ -56,35 +57,28 @@ impl Handle {
         self.inner.call(&self.subject, op, request, self.deadline).await
     }
 
-    pub(crate) async fn set(&self, item: SetItem) -> Result<SetResult, Error> {
-        // One set, one result: checked by `set_some`.
-        self.set_some(&self.set_request(vec![item])).await?.pop().unwrap_or(Err(Error::NotSent))
-    }
-
-    fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
-        SetRequest {
-            request: Some(self.inner.next_request()),
-            level: self.level,
-            sets,
-            ..SetRequest::default()
+    /// Queues one set, before it returns.
+    pub(crate) fn set(&self, item: SetItem) -> AckFuture {
+        match self.inner.queue(&self.subject, self.entry(vec![item], Company::Shared)) {
+            Ok(outcome) => AckFuture::new(outcome),
+            Err(error) => AckFuture::refused(error),
         }
     }
 
-    async fn set_some(&self, request: &SetRequest) -> Result<Vec<Result<SetResult, Error>>, Error> {
-        let asked = request.sets.len();
-        let reply: SetReply = self.call(Op::Set, request).await?;
-        if reply.results.len() != asked {
-            let cause = MalformedCause::WrongCount { asked, got: reply.results.len() };
-            return Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) });
-        }
-        Ok(reply
-            .results
-            .into_iter()
-            .map(|outcome| match outcome {
-                SetOutcome::Ok(result) => Ok(result),
-                SetOutcome::Error(error) => Err(Error::from_reply(error)),
-            })
-            .collect())
+    /// Queues sets that go together, before it returns.
+    pub(crate) fn set_together(
+        &self,
+        sets: Vec<SetItem>,
+        company: Company,
+    ) -> impl Future<Output = Outcome> + Send + use<> {
+        let queued = self.inner.queue(&self.subject, self.entry(sets, company));
+        async { queued?.await.unwrap_or_else(|_| Err(unheard())) }
+    }
+
+    fn entry(&self, sets: Vec<SetItem>, company: Company) -> Entry<()> {
+        let size_bytes = sets.iter().map(set_size).sum();
+        let expires_at = Duration::MAX; // Counted from when it is queued.
+        Entry { sets, company, level: self.level, deadline: self.deadline, expires_at, size_bytes, ticket: () }
     }
 
     /// Writes many messages in as few requests as they fit in, one after the other, in order.
@@ -94,18 +88,17 @@ impl Handle {
         // What was cut off a request that was too large, to be sent before all that is still in `items`.
         let mut cut_off: Vec<Vec<SetItem>> = Vec::new();
         loop {
-            let sets = cut_off.pop().unwrap_or_else(|| fill(&mut items, self.budget(), set_size));
+            let mut sets = cut_off.pop().unwrap_or_else(|| fill(&mut items, self.budget(), set_size));
             let asked = sets.len();
             if asked == 0 {
                 return results;
             }
-            let mut request = self.set_request(sets);
-            match self.set_some(&request).await {
+            match self.set_together(sets.clone(), Company::Alone).await {
                 Ok(outcomes) => results.extend(outcomes),
                 // Less fits in a request than was told.
                 Err(Error::TooLarge { .. }) if asked > 1 => {
-                    let second_half = request.sets.split_off(asked / 2);
-                    cut_off.extend([second_half, request.sets]);
+                    let second_half = sets.split_off(asked / 2);
+                    cut_off.extend([second_half, sets]);
                 }
                 // What is too large fails alone, as every set does that is refused.
                 Err(error @ Error::TooLarge { .. }) => results.push(Err(error)),
@@ -295,6 +288,18 @@ macro_rules! care {
             /// the fate of the request is unknown; else as every call.
             pub async fn configure(&self, config: SubjectConfig) -> Result<Position, Error> {
                 self.handle.configure(config).await
+            }
+
+            /// What has changed since `after`, a page at a time. With the position of the first page of a reading (see
+            /// [`Pages::position`](crate::Pages::position)) it tells what happened during that reading and since: the
+            /// reading, and then the changes, give the state.
+            ///
+            /// Cancelling the call leaves nothing behind.
+            ///
+            /// # Errors
+            /// As every call.
+            pub async fn changes(&self, after: Position) -> Result<crate::Changes, Error> {
+                self.handle.changes(after).await
             }
 
             /// Puts everything so far in the bucket. Returns the position that is there.

@@ -296,7 +296,7 @@ impl Worker {
         let key = self.key();
         let known = self.seen.remove(&(at, key.clone()));
         match known {
-            Some(known) if self.dice.chance(300) => drop(self.kv(at).delete_expect(key, known).await),
+            Some(known) if self.dice.chance(300) => drop(self.kv(at).delete_expect_revision(key, known).await),
             _ => drop(self.kv(at).delete(key).await),
         }
     }
