@@ -26,6 +26,7 @@ pub struct Entry {
     pub rev: Rev,
     /// When it expires, if it does.
     pub expires_at: Option<Timestamp>,
+    size: u64,
 }
 
 impl Entry {
@@ -41,6 +42,24 @@ impl Entry {
             headers: message.headers,
             rev: message.rev,
             expires_at: message.expires_at,
+            size: message.size,
         })
+    }
+}
+
+impl From<Entry> for Message {
+    fn from(entry: Entry) -> Self {
+        Self {
+            seq: entry.revision.seq,
+            term: entry.revision.term,
+            rev: entry.rev,
+            key: Some(entry.key),
+            value: entry.value,
+            headers: entry.headers,
+            timestamp: entry.created,
+            size: entry.size,
+            value_omitted: false,
+            expires_at: entry.expires_at,
+        }
     }
 }

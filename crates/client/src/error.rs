@@ -161,7 +161,7 @@ impl Error {
             | Self::Closed => Retry::Never,
             Self::Deadline { .. } | Self::QueueFull { .. } | Self::NotSent | Self::Unreachable(_) => {
                 Retry::AfterBackoff
-            },
+            }
             Self::Service(reply) | Self::Coordinator(reply) => reply.retry(),
         }
     }

@@ -100,7 +100,10 @@ impl Kv {
     ///
     /// # Errors
     /// [`JsonError::Json`] when the value is something else; [`JsonError::Call`] as every call.
-    pub async fn get_json<T: DeserializeOwned>(&self, key: impl Into<String>) -> Result<Option<T>, JsonError> {
+    pub async fn get_json<T: DeserializeOwned>(
+        &self,
+        key: impl Into<String>,
+    ) -> Result<Option<T>, JsonError> {
         match self.entry(key).await? {
             Some(entry) => Ok(Some(entry.json()?)),
             None => Ok(None),

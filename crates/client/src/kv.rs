@@ -104,12 +104,7 @@ impl Kv {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn update(
-        &self,
-        key: impl Into<String>,
-        value: impl Into<Bytes>,
-        expected: MessageId,
-    ) -> AckFuture {
+    pub fn update(&self, key: impl Into<String>, value: impl Into<Bytes>, expected: MessageId) -> AckFuture {
         self.put_with(key, NewMessage::new(value).expect_key(Some(expected)))
     }
 

@@ -69,7 +69,9 @@ mod subject;
 mod watch;
 
 pub use batch::{Committed, KvBatch, StreamBatch};
-pub use builder::{ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY, DEFAULT_QUEUE_BYTES};
+pub use builder::{
+    ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY, DEFAULT_QUEUE_BYTES,
+};
 pub use changes::Changes;
 pub use client::Client;
 pub use entry::Entry;

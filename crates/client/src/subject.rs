@@ -78,7 +78,15 @@ impl Handle {
     fn entry(&self, sets: Vec<SetItem>, company: Company) -> Entry<()> {
         let size_bytes = sets.iter().map(set_size).sum();
         let expires_at = Duration::MAX; // Counted from when it is queued.
-        Entry { sets, company, level: self.level, deadline: self.deadline, expires_at, size_bytes, ticket: () }
+        Entry {
+            sets,
+            company,
+            level: self.level,
+            deadline: self.deadline,
+            expires_at,
+            size_bytes,
+            ticket: (),
+        }
     }
 
     /// Writes many messages in as few requests as they fit in, one after the other, in order.

@@ -31,7 +31,10 @@ fn sent(fleet: &Fleet) -> Vec<SetRequest> {
 /// The values of each request, as text.
 fn values(fleet: &Fleet) -> Vec<Vec<String>> {
     let text = |bytes: bytes::Bytes| String::from_utf8(bytes.to_vec()).unwrap();
-    sent(fleet).into_iter().map(|request| request.sets.into_iter().map(|set| text(set.value.unwrap())).collect()).collect()
+    sent(fleet)
+        .into_iter()
+        .map(|request| request.sets.into_iter().map(|set| text(set.value.unwrap())).collect())
+        .collect()
 }
 
 fn late(answer: Answer) -> Answer {

@@ -1,6 +1,6 @@
 //! `get`, `ls` and `keys`.
 
-use dormouse_client::SeqRange;
+use dormouse_client::{Message, SeqRange};
 use serde_json::json;
 
 use super::list::tables;
@@ -14,7 +14,7 @@ pub(super) async fn get(session: &Session, arguments: Get) -> Result<(), Failure
     let (found, what) = match (arguments.key, arguments.seq) {
         (Some(key), _) => {
             let what = format!("key {:?}", cell(&key));
-            (session.kv(&arguments.subject)?.entry(key).await?, what)
+            (session.kv(&arguments.subject)?.entry(key).await?.map(Message::from), what)
         }
         (None, Some(seq)) => (session.stream(&arguments.subject)?.get(seq).await?, seq.to_string()),
         (None, None) => return Err(Failure::usage("either --key or --seq is needed")),

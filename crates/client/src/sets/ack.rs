@@ -65,7 +65,9 @@ impl Future for AckFuture {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = match &mut self.outcome {
             Waiting::Refused(error) => Err(error.take().unwrap_or(Error::NotSent)),
-            Waiting::For(outcome) => std::task::ready!(Pin::new(outcome).poll(cx)).unwrap_or_else(|_| Err(unheard())),
+            Waiting::For(outcome) => {
+                std::task::ready!(Pin::new(outcome).poll(cx)).unwrap_or_else(|_| Err(unheard()))
+            }
         };
         // One set, one result: the flight has counted them.
         let result = outcome.and_then(|mut results| results.pop().unwrap_or(Err(Error::NotSent)));

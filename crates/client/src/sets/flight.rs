@@ -134,9 +134,13 @@ impl<T> Flight<T> {
             Ok(reply) => Settled { told: self.answered(reply), again: Vec::new() },
             Err(error) if self.members.len() > 1 && one_is_to_blame(&error) => {
                 let again = self.members.into_iter().filter_map(|member| {
-                    let Entry { sets, company, level, deadline, expires_at, size_bytes, ticket } = member.entry;
+                    let Entry { sets, company, level, deadline, expires_at, size_bytes, ticket } =
+                        member.entry;
                     let ticket = ticket?;
-                    Some((member.place, Entry { sets, company, level, deadline, expires_at, size_bytes, ticket }))
+                    Some((
+                        member.place,
+                        Entry { sets, company, level, deadline, expires_at, size_bytes, ticket },
+                    ))
                 });
                 Settled { told: Vec::new(), again: again.collect() }
             }
@@ -185,9 +189,9 @@ fn one_is_to_blame(error: &Error) -> bool {
 }
 
 fn encode_sets<T>(members: &mut [Member<T>], request: RequestId) -> Bytes {
-    let (level, atomic) = members.first().map_or((None, false), |member| {
-        (member.entry.level, member.entry.company == Company::Atomic)
-    });
+    let (level, atomic) = members
+        .first()
+        .map_or((None, false), |member| (member.entry.level, member.entry.company == Company::Atomic));
     let sets = members.iter_mut().flat_map(|member| std::mem::take(&mut member.entry.sets)).collect();
     let mut request = SetRequest { request: Some(request), level, atomic, sets, ..SetRequest::default() };
     // The requests of the protocol are maps of plain fields, which always encode.

@@ -115,7 +115,9 @@ fn a_try_whose_outcome_is_not_known_is_repeated_byte_by_byte() {
     assert_eq!(flight.next_try(&Route::new("r"), || id(2)), first);
     // His place is kept: the others get their own results.
     let settled = flight.settle(Ok(SetReply { results: vec![ok(1), ok(2)] }));
-    assert!(matches!(&settled.told[..], [(1, Ok(results))] if results[0].as_ref().unwrap().seq == Seq::new(2)));
+    assert!(
+        matches!(&settled.told[..], [(1, Ok(results))] if results[0].as_ref().unwrap().seq == Seq::new(2))
+    );
 }
 
 #[test]
@@ -194,14 +196,14 @@ proptest! {
 
 #[tokio::test(start_paused = true)]
 async fn a_subject_that_has_nothing_on_its_way_costs_nothing() {
-    let env = Env::simulated(
-        Arc::new(VirtualClock::starting_at(Duration::ZERO)),
-        Arc::new(SeededEntropy::new(1)),
-    );
+    let env =
+        Env::simulated(Arc::new(VirtualClock::starting_at(Duration::ZERO)), Arc::new(SeededEntropy::new(1)));
     let bus = Arc::new(MemoryBroker::new().connect(MemoryOptions::named("client")));
     let client = Client::builder().env(env).over(bus).await.unwrap();
     let acks: Vec<_> = (0..100)
-        .map(|number| client.stream(&format!("app.s{number}")).unwrap().publish_with(NewMessage::new(Bytes::new())))
+        .map(|number| {
+            client.stream(&format!("app.s{number}")).unwrap().publish_with(NewMessage::new(Bytes::new()))
+        })
         .collect();
     assert_eq!(client.inner.writers.under_way().0, 100);
     for ack in acks {

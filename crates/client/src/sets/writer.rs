@@ -75,7 +75,9 @@ impl Writers {
         if (used_bytes > 0 && used_bytes + size_bytes > limit_of_one)
             || (state.used_bytes > 0 && state.used_bytes + size_bytes > self.limit_bytes)
         {
-            return Err(Error::QueueFull { limit_bytes: if used_bytes > 0 { limit_of_one } else { self.limit_bytes } });
+            return Err(Error::QueueFull {
+                limit_bytes: if used_bytes > 0 { limit_of_one } else { self.limit_bytes },
+            });
         }
         state.used_bytes += size_bytes;
         let is_new = !state.lanes.contains_key(subject);
@@ -128,9 +130,11 @@ impl Writers {
             }
         }
         let size_bytes = expired.iter().map(|entry| entry.size_bytes).sum();
-        tell(expired.into_iter().map(|Entry { deadline, ticket, .. }| {
-            (ticket, Err(Error::Deadline { deadline, last: None }))
-        }));
+        tell(
+            expired.into_iter().map(|Entry { deadline, ticket, .. }| {
+                (ticket, Err(Error::Deadline { deadline, last: None }))
+            }),
+        );
         self.release(subject, size_bytes);
     }
 
