@@ -13,8 +13,8 @@
 //! assert_eq!(settings.get("colour").await?.as_deref(), Some(&b"green"[..]));
 //! settings.update("colour", "blue", first.id()).await?;
 //!
-//! for _ in 0..2 {
-//!     if let Some(Update::Set(message)) = changes.next().await {
+//! while let Some(change) = changes.next().await {
+//!     if let Update::Set { message, .. } = change? {
 //!         println!("{}: {:?}", message.seq, message.value);
 //!     }
 //! }
@@ -28,7 +28,7 @@
 //! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too; destroying a
 //! subject is the exception. [`Error`] tells what may have happened when the deadline is over.
 //!
-//! What is not promised yet: a [`Watch`] reports what it missed ([`Update::Gap`]) but does not fill it in.
+//! A [`Feed`] tells what is in a subject and what becomes of it, in order and without gaps.
 //!
 //! | module | holds |
 //! |---|---|
@@ -39,14 +39,14 @@
 //! | `subject`, `kv`, `stream` | the calls |
 //! | `operator` | what operators ask of the coordinator |
 //! | `pages` | long results, one page ahead of the reader |
-//! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
+//! | `feed` | feeds: a pure machine that listens, asks for what it missed and tells; a thin task around it |
 
-mod backlog;
 mod builder;
 mod call;
 mod client;
 mod error;
 mod exchange;
+mod feed;
 mod kv;
 mod location;
 mod new_message;
@@ -54,20 +54,18 @@ mod operator;
 mod pages;
 mod range;
 mod retry;
-mod splice;
 mod stream;
 mod subject;
-mod watch;
 
 pub use builder::{ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY};
 pub use client::Client;
 pub use error::{Error, IndeterminateCause, MalformedCause};
+pub use feed::{Feed, FeedFrom, FeedKeys, Update};
 pub use kv::Kv;
 pub use new_message::NewMessage;
 pub use pages::Pages;
 pub use range::SeqRange;
 pub use stream::Stream;
-pub use watch::{Update, Watch};
 
 pub use dormouse_bus::nats::NatsOptions;
 #[doc(inline)]

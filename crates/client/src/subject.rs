@@ -18,7 +18,6 @@ use crate::call::Inner;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;
-use crate::watch::{Filter, Watch};
 
 /// Field names and numbers of one set, and the framing of one header; generous.
 const SET_OVERHEAD_BYTES: usize = 192;
@@ -216,10 +215,6 @@ impl Handle {
             DeleteAllRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
         let reply: DeleteAllReply = self.call(Op::DeleteAll, &request).await?;
         Ok(reply.count)
-    }
-
-    pub(crate) async fn watch(&self, filter: Filter) -> Result<Watch, Error> {
-        Watch::start(self.clone(), filter).await
     }
 
     pub(crate) async fn info(&self) -> Result<InfoReply, Error> {
