@@ -285,6 +285,10 @@ pub struct Watch {
     /// Stop after this many changes [default: go on until Ctrl-C]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+
+    /// Begin with the messages that are there [default: only changes from now on]
+    #[arg(long)]
+    pub history: bool,
 }
 
 /// A command that needs nothing but a subject.

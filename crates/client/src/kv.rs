@@ -10,12 +10,12 @@ use dormouse_protocol::{Level, Message, MessageId, Position, Seq, Subject};
 use crate::batch::KvBatch;
 use crate::entry::Entry;
 use crate::error::Error;
+use crate::feed::{Feed, FeedFrom, FeedKeys};
 use crate::new_message::NewMessage;
 use crate::pages::{KeyPages, Pages};
 use crate::range::SeqRange;
 use crate::sets::AckFuture;
 use crate::subject::Handle;
-use crate::watch::{Filter, Watch};
 
 /// A key-value store: a subject whose messages have keys. Made by [`Client::kv`](crate::Client::kv); cloning is cheap.
 ///
@@ -266,35 +266,56 @@ impl Kv {
         self.handle.messages(range.into(), Some(prefix.into()))
     }
 
-    /// The changes of one key from now on. Once the call has returned, every later change is reported or is a
-    /// [`Gap`](crate::Update::Gap). Asks where the subject is, which wakes it; see [`Watch`].
+    /// The changes of one key from now on. Once the call has returned, every later change is told. See [`Feed`].
     ///
-    /// Cancelling the call leaves no watch.
+    /// Cancelling the call leaves no feed.
+    ///
+    /// # Errors
+    /// As every call: it asks where the subject is, which wakes it.
+    pub async fn watch(&self, key: impl Into<String>) -> Result<Feed, Error> {
+        self.feed(FeedKeys::One(key.into()), FeedFrom::Now).await
+    }
+
+    /// The message under a key, if there is one, and then its changes. There is no history beyond that: the name is the one
+    /// that users of JetStream's key-value stores look for. See [`Feed`].
+    ///
+    /// Cancelling the call leaves no feed.
     ///
     /// # Errors
     /// [`Error::PermissionDenied`]; [`Error::Closed`].
-    pub async fn watch(&self, key: impl Into<String>) -> Result<Watch, Error> {
-        self.handle.watch(Filter::Key(key.into())).await
+    pub async fn watch_with_history(&self, key: impl Into<String>) -> Result<Feed, Error> {
+        self.feed(FeedKeys::One(key.into()), FeedFrom::Beginning).await
     }
 
     /// The changes of all keys that start with `prefix`, from now on. See [`watch`](Self::watch).
     ///
-    /// Cancelling the call leaves no watch.
+    /// Cancelling the call leaves no feed.
     ///
     /// # Errors
-    /// [`Error::PermissionDenied`]; [`Error::Closed`].
-    pub async fn watch_prefix(&self, prefix: impl Into<String>) -> Result<Watch, Error> {
-        self.handle.watch(Filter::Prefix(prefix.into())).await
+    /// As every call.
+    pub async fn watch_prefix(&self, prefix: impl Into<String>) -> Result<Feed, Error> {
+        self.feed(FeedKeys::Prefix(prefix.into()), FeedFrom::Now).await
     }
 
     /// All changes from now on, also those of the configuration. See [`watch`](Self::watch).
     ///
-    /// Cancelling the call leaves no watch.
+    /// Cancelling the call leaves no feed.
     ///
     /// # Errors
-    /// [`Error::PermissionDenied`]; [`Error::Closed`].
-    pub async fn watch_all(&self) -> Result<Watch, Error> {
-        self.handle.watch(Filter::All).await
+    /// As every call.
+    pub async fn watch_all(&self) -> Result<Feed, Error> {
+        self.feed(FeedKeys::All, FeedFrom::Now).await
+    }
+
+    /// What becomes of these keys, from the beginning, from now on or from where an earlier feed was. See [`Feed`].
+    ///
+    /// Cancelling the call leaves no feed.
+    ///
+    /// # Errors
+    /// From now on: as every call. Else only [`Error::PermissionDenied`] and [`Error::Closed`]; what else is to be said the feed
+    /// says.
+    pub async fn feed(&self, keys: FeedKeys, from: FeedFrom) -> Result<Feed, Error> {
+        Feed::start(self.handle.clone(), keys, from).await
     }
 }
 

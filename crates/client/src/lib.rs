@@ -13,8 +13,8 @@
 //! assert_eq!(settings.get("colour").await?.as_deref(), Some(&b"green"[..]));
 //! settings.update("colour", "blue", first.id()).await?;
 //!
-//! for _ in 0..2 {
-//!     if let Some(Update::Set(message)) = changes.next().await {
+//! while let Some(change) = changes.next().await {
+//!     if let Update::Set { message, .. } = change? {
 //!         println!("{}: {:?}", message.seq, message.value);
 //!     }
 //! }
@@ -28,7 +28,7 @@
 //! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too; destroying a
 //! subject is the exception. [`Error`] tells what may have happened when the deadline is over.
 //!
-//! What is not promised yet: a [`Watch`] reports what it missed ([`Update::Gap`]) but does not fill it in.
+//! A [`Feed`] tells what is in a subject and what becomes of it, in order and without gaps.
 //!
 //! | module | holds |
 //! |---|---|
@@ -40,9 +40,8 @@
 //! | `operator` | what operators ask of the coordinator |
 //! | `sets` | sets on their way: queued in the order of the calls, sent together where they queued together |
 //! | `pages` | long results, one page ahead of the reader |
-//! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
+//! | `feed` | feeds: a pure machine that listens, asks for what it missed and tells; a thin task around it |
 
-mod backlog;
 mod batch;
 mod builder;
 mod call;
@@ -52,6 +51,7 @@ mod entry;
 mod error;
 mod error_kind;
 mod exchange;
+mod feed;
 #[cfg(feature = "json")]
 pub mod json;
 mod kv;
@@ -63,10 +63,8 @@ mod purge;
 mod range;
 mod retry;
 mod sets;
-mod splice;
 mod stream;
 mod subject;
-mod watch;
 
 pub use batch::{Committed, KvBatch, StreamBatch};
 pub use builder::{
@@ -77,6 +75,7 @@ pub use client::Client;
 pub use entry::Entry;
 pub use error::{Error, IndeterminateCause, MalformedCause};
 pub use error_kind::ErrorKind;
+pub use feed::{Feed, FeedFrom, FeedKeys, Update};
 #[cfg(feature = "json")]
 pub use json::{JsonError, JsonValue};
 pub use kv::Kv;
@@ -86,7 +85,6 @@ pub use purge::Purge;
 pub use range::SeqRange;
 pub use sets::AckFuture;
 pub use stream::Stream;
-pub use watch::{Update, Watch};
 
 pub use dormouse_bus::nats::NatsOptions;
 #[doc(inline)]

@@ -9,13 +9,13 @@ use dormouse_protocol::{Level, Message, Position, Seq, Subject};
 
 use crate::batch::StreamBatch;
 use crate::error::Error;
+use crate::feed::{Feed, FeedFrom, FeedKeys};
 use crate::new_message::NewMessage;
 use crate::pages::Pages;
 use crate::purge::Purge;
 use crate::range::SeqRange;
 use crate::sets::AckFuture;
 use crate::subject::Handle;
-use crate::watch::{Filter, Watch};
 
 /// A stream: a subject whose messages are told apart by their seq. Made by [`Client::stream`](crate::Client::stream);
 /// cloning is cheap.
@@ -170,15 +170,17 @@ impl Stream {
         self.handle.delete_all(request).await
     }
 
-    /// All changes from now on. Once the call has returned, every later change is reported or is a
-    /// [`Gap`](crate::Update::Gap). Asks where the subject is, which wakes it; see [`Watch`].
+    /// The messages that are there and what becomes of them, what happens from now on, or what has happened since an earlier
+    /// feed: `stream.feed(FeedFrom::Beginning)` and its like. From now on means that every change after the call has returned is told. See
+    /// [`Feed`].
     ///
-    /// Cancelling the call leaves no watch.
+    /// Cancelling the call leaves no feed.
     ///
     /// # Errors
-    /// [`Error::PermissionDenied`]; [`Error::Closed`].
-    pub async fn watch(&self) -> Result<Watch, Error> {
-        self.handle.watch(Filter::All).await
+    /// From now on: as every call, since it asks where the subject is. Else only [`Error::PermissionDenied`] and
+    /// [`Error::Closed`]; what else is to be said the feed says.
+    pub async fn feed(&self, from: FeedFrom) -> Result<Feed, Error> {
+        Feed::start(self.handle.clone(), FeedKeys::All, from).await
     }
 }
 

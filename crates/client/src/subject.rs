@@ -19,7 +19,6 @@ use crate::error::{Error, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;
 use crate::sets::{AckFuture, Company, Entry, Outcome, unheard};
-use crate::watch::{Filter, Watch};
 
 /// Field names and numbers of one set, and the framing of one header; generous.
 const SET_OVERHEAD_BYTES: usize = 192;
@@ -217,10 +216,6 @@ impl Handle {
             DeleteAllRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
         let reply: DeleteAllReply = self.call(Op::DeleteAll, &request).await?;
         Ok(reply.count)
-    }
-
-    pub(crate) async fn watch(&self, filter: Filter) -> Result<Watch, Error> {
-        Watch::start(self.clone(), filter).await
     }
 
     pub(crate) async fn info(&self) -> Result<InfoReply, Error> {
