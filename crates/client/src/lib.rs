@@ -38,6 +38,7 @@
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
 //! | `subject`, `kv`, `stream` | the calls |
 //! | `operator` | what operators ask of the coordinator |
+//! | `source`, `upload`, `download` | values of any size, piece by piece |
 //! | `pages` | long results, one page ahead of the reader |
 //! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
 
@@ -45,6 +46,7 @@ mod backlog;
 mod builder;
 mod call;
 mod client;
+mod download;
 mod error;
 mod exchange;
 mod kv;
@@ -54,18 +56,22 @@ mod operator;
 mod pages;
 mod range;
 mod retry;
+mod source;
 mod splice;
 mod stream;
 mod subject;
+mod upload;
 mod watch;
 
 pub use builder::{ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY};
 pub use client::Client;
+pub use download::{MAX_VALUE_IN_MEMORY_BYTES, ValueReader};
 pub use error::{Error, IndeterminateCause, MalformedCause};
 pub use kv::Kv;
 pub use new_message::NewMessage;
 pub use pages::Pages;
 pub use range::SeqRange;
+pub use source::ValueSource;
 pub use stream::Stream;
 pub use watch::{Update, Watch};
 

@@ -18,6 +18,7 @@ use crate::call::Inner;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;
+use crate::source::ValueSource;
 use crate::watch::{Filter, Watch};
 
 /// Field names and numbers of one set, and the framing of one header; generous.
@@ -26,7 +27,7 @@ const HEADER_OVERHEAD_BYTES: usize = 12;
 const KEY_OVERHEAD_BYTES: usize = 5;
 
 /// How often a message whose value is fetched on its own may be replaced meanwhile before it is taken without.
-const REPLACEMENTS_FOLLOWED: u32 = 8;
+pub(crate) const REPLACEMENTS_FOLLOWED: u32 = 8;
 
 /// A subject and how to deal with it.
 #[derive(Clone)]
@@ -56,12 +57,21 @@ impl Handle {
         self.inner.call(&self.subject, op, request, self.deadline).await
     }
 
-    pub(crate) async fn set(&self, item: SetItem) -> Result<SetResult, Error> {
+    /// Writes a message, be its value as large as it may.
+    pub(crate) async fn set(&self, mut item: SetItem) -> Result<SetResult, Error> {
+        if item.value.is_some() && !self.fits(&item) {
+            let value = item.value.take().unwrap_or_default();
+            return Box::pin(self.set_from(item, ValueSource::bytes(value))).await;
+        }
+        self.set_one(item).await
+    }
+
+    pub(crate) async fn set_one(&self, item: SetItem) -> Result<SetResult, Error> {
         // One set, one result: checked by `set_some`.
         self.set_some(&self.set_request(vec![item])).await?.pop().unwrap_or(Err(Error::NotSent))
     }
 
-    fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
+    pub(crate) fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
         SetRequest {
             request: Some(self.inner.next_request()),
             level: self.level,
@@ -71,8 +81,17 @@ impl Handle {
     }
 
     async fn set_some(&self, request: &SetRequest) -> Result<Vec<Result<SetResult, Error>>, Error> {
+        self.set_by(Op::Set, request).await
+    }
+
+    /// Writes the one message of `request`, whose value was uploaded.
+    pub(crate) async fn commit(&self, request: &SetRequest) -> Result<SetResult, Error> {
+        self.set_by(Op::UploadCommit, request).await?.pop().unwrap_or(Err(Error::NotSent))
+    }
+
+    async fn set_by(&self, op: Op, request: &SetRequest) -> Result<Vec<Result<SetResult, Error>>, Error> {
         let asked = request.sets.len();
-        let reply: SetReply = self.call(Op::Set, request).await?;
+        let reply: SetReply = self.call(op, request).await?;
         if reply.results.len() != asked {
             let cause = MalformedCause::WrongCount { asked, got: reply.results.len() };
             return Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) });
@@ -107,7 +126,11 @@ impl Handle {
                     let second_half = request.sets.split_off(asked / 2);
                     cut_off.extend([second_half, request.sets]);
                 }
-                // What is too large fails alone, as every set does that is refused.
+                // What is too large for a message goes up piece by piece; what is refused fails alone, as every set does.
+                Err(Error::TooLarge { .. }) if request.sets.iter().any(|item| !self.fits(item)) => {
+                    let item = request.sets.pop().unwrap_or_default();
+                    results.push(self.set(item).await);
+                }
                 Err(error @ Error::TooLarge { .. }) => results.push(Err(error)),
                 // Anything else would fail the rest as well, or let later sets overtake one whose fate is open.
                 Err(error) => {
@@ -126,14 +149,16 @@ impl Handle {
     }
 
     pub(crate) async fn get(&self, request: GetRequest) -> Result<Option<Message>, Error> {
-        let found = match self.fetch(&request).await? {
-            // Asked for by its seq, there is no other way left to get it.
-            Some(message) if request.seq.is_none() => self.complete_or_newer(message).await?,
-            found => found,
-        };
-        match found {
-            Some(message) if message.value_omitted => Err(too_large(&message)),
-            found => Ok(found),
+        let mut replaced = 0;
+        loop {
+            let Some(message) = self.fetch(&request).await? else { return Ok(None) };
+            if !message.value_omitted {
+                return Ok(Some(message));
+            }
+            match self.whole(message).await {
+                Err(Error::WrongLast { .. }) if replaced < REPLACEMENTS_FOLLOWED => replaced += 1,
+                whole => return whole.map(Some),
+            }
         }
     }
 
@@ -196,7 +221,7 @@ impl Handle {
         Ok(Some(newest))
     }
 
-    async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
+    pub(crate) async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
         let reply: GetReply = self.call(Op::Get, request).await?;
         Ok(reply.messages.into_iter().next())
     }
@@ -339,22 +364,12 @@ fn fill<T>(
     taken
 }
 
-fn set_size(item: &SetItem) -> usize {
+pub(crate) fn set_size(item: &SetItem) -> usize {
     item.key.as_ref().map_or(0, String::len)
         + item.value.as_ref().map_or(0, bytes::Bytes::len)
         + item.headers.size_bytes()
         + item.headers.0.len() * HEADER_OVERHEAD_BYTES
         + SET_OVERHEAD_BYTES
-}
-
-fn too_large(message: &Message) -> Error {
-    Error::TooLarge {
-        limit: "max_payload".to_owned(),
-        text: format!(
-            "the value of {} has {} bytes, more than one answer carries",
-            message.seq, message.size
-        ),
-    }
 }
 
 #[cfg(test)]
