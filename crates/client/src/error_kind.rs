@@ -63,7 +63,11 @@ impl Error {
                 _ => ErrorKind::Other,
             },
             Self::Closed => ErrorKind::Closed,
-            Self::Coordinator(_) | Self::Malformed { .. } | Self::Unreachable(_) => ErrorKind::Other,
+            Self::Source { .. }
+            | Self::UploadLost
+            | Self::Coordinator(_)
+            | Self::Malformed { .. }
+            | Self::Unreachable(_) => ErrorKind::Other,
         }
     }
 }

@@ -8,6 +8,7 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, MessageId, Position, Seq, Subject};
 
 use crate::batch::KvBatch;
+use crate::download::ValueReader;
 use crate::entry::Entry;
 use crate::error::Error;
 use crate::feed::{Feed, FeedFrom, FeedKeys};
@@ -15,6 +16,7 @@ use crate::new_message::NewMessage;
 use crate::pages::{KeyPages, Pages};
 use crate::range::SeqRange;
 use crate::sets::AckFuture;
+use crate::source::ValueSource;
 use crate::subject::Handle;
 
 /// A key-value store: a subject whose messages have keys. Made by [`Client::kv`](crate::Client::kv); cloning is cheap.
@@ -109,7 +111,9 @@ impl Kv {
     }
 
     /// The value under `key`. `None` when there is nothing under the key, and also when the value is null, which has no
-    /// bytes to return; [`entry`](Self::entry) tells the two apart.
+    /// bytes to return; [`entry`](Self::entry) tells the two apart. A value of more than
+    /// [`MAX_VALUE_IN_MEMORY_BYTES`](crate::MAX_VALUE_IN_MEMORY_BYTES) is [`Error::TooLarge`] here: read it through
+    /// [`get_reader`](Self::get_reader).
     ///
     /// Cancelling the call leaves nothing behind.
     ///
@@ -119,7 +123,7 @@ impl Kv {
         Ok(self.entry(key).await?.and_then(|entry| entry.value))
     }
 
-    /// What stands under `key`: value, revision, timestamp, headers.
+    /// What stands under `key`: value, revision, timestamp, headers. The value is limited as in [`get`](Self::get).
     ///
     /// Cancelling the call leaves nothing behind.
     ///
@@ -142,6 +146,52 @@ impl Kv {
         revision: MessageId,
     ) -> Result<Option<Entry>, Error> {
         Ok(self.entry(key).await?.filter(|entry| entry.revision == revision))
+    }
+
+    /// Sets `key` to a value that is read from `source` and may have any size: anything that implements `AsyncRead`, or a
+    /// [`ValueSource`]. It is brought piece by piece, in memory that is bounded, and a piece that is lost is sent again. The
+    /// deadline holds for each step; there is none for the source.
+    ///
+    /// Cancelling the call leaves the key as it was, unless all was read already: then set or not.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when the source fails; [`Error::UploadLost`] when it would have to be read again and cannot; after
+    /// both nothing has happened. [`Error::Indeterminate`] when the fate of the last request is unknown; else as every
+    /// call.
+    pub async fn put_reader<'a>(
+        &self,
+        key: impl Into<String>,
+        source: impl Into<ValueSource<'a>>,
+    ) -> Result<SetResult, Error> {
+        self.put_reader_with(key, NewMessage::null(), source).await
+    }
+
+    /// As [`put_reader`](Self::put_reader), with headers, timestamp or expectation; the value is the source's. The
+    /// expectation is looked at when the value has arrived.
+    ///
+    /// Cancelling the call leaves the key as it was, unless all was read already: then set or not.
+    ///
+    /// # Errors
+    /// As [`put_reader`](Self::put_reader), and [`Error::WrongLast`] and [`Error::KeyExists`] when the message's
+    /// expectation does not hold.
+    pub async fn put_reader_with<'a>(
+        &self,
+        key: impl Into<String>,
+        message: NewMessage,
+        source: impl Into<ValueSource<'a>>,
+    ) -> Result<SetResult, Error> {
+        self.handle.set_from(message.into_item(Some(key.into())), source.into()).await
+    }
+
+    /// The value under `key`, to be read piece by piece however large it is; `None` when there is nothing under the key.
+    /// A null value has no bytes.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_reader(&self, key: impl Into<String>) -> Result<Option<ValueReader>, Error> {
+        self.handle.read(GetRequest::key(key)).await
     }
 
     /// The messages under `keys`, as far as they exist, in the order asked for. Several requests when the answer does

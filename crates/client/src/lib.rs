@@ -39,6 +39,7 @@
 //! | `subject`, `kv`, `stream` | the calls |
 //! | `operator` | what operators ask of the coordinator |
 //! | `sets` | sets on their way: queued in the order of the calls, sent together where they queued together |
+//! | `source`, `upload`, `download` | values of any size, piece by piece |
 //! | `pages` | long results, one page ahead of the reader |
 //! | `feed` | feeds: a pure machine that listens, asks for what it missed and tells; a thin task around it |
 
@@ -47,6 +48,7 @@ mod builder;
 mod call;
 mod changes;
 mod client;
+mod download;
 mod entry;
 mod error;
 mod error_kind;
@@ -63,8 +65,10 @@ mod purge;
 mod range;
 mod retry;
 mod sets;
+mod source;
 mod stream;
 mod subject;
+mod upload;
 
 pub use batch::{Committed, KvBatch, StreamBatch};
 pub use builder::{
@@ -72,6 +76,7 @@ pub use builder::{
 };
 pub use changes::Changes;
 pub use client::Client;
+pub use download::{MAX_VALUE_IN_MEMORY_BYTES, ValueReader};
 pub use entry::Entry;
 pub use error::{Error, IndeterminateCause, MalformedCause};
 pub use error_kind::ErrorKind;
@@ -84,6 +89,7 @@ pub use pages::Pages;
 pub use purge::Purge;
 pub use range::SeqRange;
 pub use sets::AckFuture;
+pub use source::ValueSource;
 pub use stream::Stream;
 
 pub use dormouse_bus::nats::NatsOptions;

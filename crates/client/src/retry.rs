@@ -58,7 +58,9 @@ impl Repeat {
     pub(crate) const fn of(op: Op) -> Self {
         match op {
             Op::Flush => Self::Patiently,
-            Op::Set | Op::Delete | Op::DeleteAll | Op::Configure => Self::ById,
+            // Each means the same however often it is said.
+            Op::UploadBegin | Op::UploadChunk | Op::UploadFinish | Op::UploadCancel => Self::Freely,
+            Op::Set | Op::UploadCommit | Op::Delete | Op::DeleteAll | Op::Configure => Self::ById,
             // What would remember the id of a destroy is what it destroys.
             op if op.changes() => Self::Never,
             _ => Self::Freely,

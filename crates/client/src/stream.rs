@@ -8,6 +8,7 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, Position, Seq, Subject};
 
 use crate::batch::StreamBatch;
+use crate::download::ValueReader;
 use crate::error::Error;
 use crate::feed::{Feed, FeedFrom, FeedKeys};
 use crate::new_message::NewMessage;
@@ -15,6 +16,7 @@ use crate::pages::Pages;
 use crate::purge::Purge;
 use crate::range::SeqRange;
 use crate::sets::AckFuture;
+use crate::source::ValueSource;
 use crate::subject::Handle;
 
 /// A stream: a subject whose messages are told apart by their seq. Made by [`Client::stream`](crate::Client::stream);
@@ -76,7 +78,48 @@ impl Stream {
         self.handle.set_all(items).await
     }
 
-    /// The message at `seq`, if there is one.
+    /// Appends a message whose value is read from `source` and may have any size: anything that implements `AsyncRead`, or
+    /// a [`ValueSource`]. It is brought piece by piece, in memory that is bounded, and a piece that is lost is sent again.
+    /// The deadline holds for each step; there is none for the source.
+    ///
+    /// Cancelling the call leaves nothing, unless all was read already: then the message is written or not.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when the source fails; [`Error::UploadLost`] when it would have to be read again and cannot; after
+    /// both nothing has happened. [`Error::Indeterminate`] when the fate of the last request is unknown; else as every
+    /// call.
+    pub async fn append_reader<'a>(&self, source: impl Into<ValueSource<'a>>) -> Result<SetResult, Error> {
+        self.append_reader_with(NewMessage::null(), source).await
+    }
+
+    /// As [`append_reader`](Self::append_reader), with headers, timestamp, seq or expectation; the value is the source's.
+    ///
+    /// Cancelling the call leaves nothing, unless all was read already: then the message is written or not.
+    ///
+    /// # Errors
+    /// As [`append_reader`](Self::append_reader) and [`publish_with`](Self::publish_with).
+    pub async fn append_reader_with<'a>(
+        &self,
+        message: NewMessage,
+        source: impl Into<ValueSource<'a>>,
+    ) -> Result<SetResult, Error> {
+        self.handle.set_from(message.into_item(None), source.into()).await
+    }
+
+    /// The value of the message at `seq`, to be read piece by piece however large it is; `None` when there is no such
+    /// message. A null value has no bytes.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_reader(&self, seq: Seq) -> Result<Option<ValueReader>, Error> {
+        self.handle.read(GetRequest::seq(seq)).await
+    }
+
+    /// The message at `seq`, if there is one. A value of more than
+    /// [`MAX_VALUE_IN_MEMORY_BYTES`](crate::MAX_VALUE_IN_MEMORY_BYTES) is [`Error::TooLarge`] here: read it through
+    /// [`get_reader`](Self::get_reader).
     ///
     /// Cancelling the call leaves nothing behind.
     ///

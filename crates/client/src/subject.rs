@@ -6,7 +6,7 @@ use std::time::Duration;
 use dormouse_protocol::data::{
     ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest,
     DestroyReply, DestroyRequest, FlushReply, FlushRequest, GetReply, GetRequest, InfoReply, InfoRequest,
-    SetItem, SetResult,
+    SetItem, SetOutcome, SetReply, SetRequest, SetResult,
 };
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST};
 use dormouse_protocol::message::SubjectConfig;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::call::Inner;
-use crate::error::{Error, MalformedCause};
+use crate::error::{Error, IndeterminateCause, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;
 use crate::sets::{AckFuture, Company, Entry, Outcome, unheard};
@@ -26,7 +26,7 @@ const HEADER_OVERHEAD_BYTES: usize = 12;
 const KEY_OVERHEAD_BYTES: usize = 5;
 
 /// How often a message whose value is fetched on its own may be replaced meanwhile before it is taken without.
-const REPLACEMENTS_FOLLOWED: u32 = 8;
+pub(crate) const REPLACEMENTS_FOLLOWED: u32 = 8;
 
 /// A subject and how to deal with it.
 #[derive(Clone)]
@@ -56,9 +56,10 @@ impl Handle {
         self.inner.call(&self.subject, op, request, self.deadline).await
     }
 
-    /// Queues one set, before it returns.
+    /// Queues one set, before it returns, be its value as large as it may.
     pub(crate) fn set(&self, item: SetItem) -> AckFuture {
-        match self.inner.queue(&self.subject, self.entry(vec![item], Company::Shared)) {
+        let company = if item.value.is_none() || self.fits(&item) { Company::Shared } else { Company::Large };
+        match self.inner.queue(&self.subject, self.entry(vec![item], company)) {
             Ok(outcome) => AckFuture::new(outcome),
             Err(error) => AckFuture::refused(error),
         }
@@ -88,6 +89,38 @@ impl Handle {
         }
     }
 
+    /// Writes a message that fits, beside everything that is queued.
+    pub(crate) async fn set_one(&self, item: SetItem) -> Result<SetResult, Error> {
+        self.set_by(Op::Set, &self.set_request(vec![item])).await
+    }
+
+    pub(crate) fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
+        SetRequest {
+            request: Some(self.inner.next_request()),
+            level: self.level,
+            sets,
+            ..SetRequest::default()
+        }
+    }
+
+    /// Writes the one message of `request`, whose value was uploaded.
+    pub(crate) async fn commit(&self, request: &SetRequest) -> Result<SetResult, Error> {
+        self.set_by(Op::UploadCommit, request).await
+    }
+
+    async fn set_by(&self, op: Op, request: &SetRequest) -> Result<SetResult, Error> {
+        let reply: SetReply = self.call(op, request).await?;
+        let got = reply.results.len();
+        match <[SetOutcome; 1]>::try_from(reply.results) {
+            Ok([SetOutcome::Ok(result)]) => Ok(result),
+            Ok([SetOutcome::Error(error)]) => Err(Error::from_reply(error)),
+            Err(_) => {
+                let cause = MalformedCause::WrongCount { asked: 1, got };
+                Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) })
+            }
+        }
+    }
+
     /// Writes many messages in as few requests as they fit in, one after the other, in order.
     pub(crate) async fn set_all(&self, items: Vec<SetItem>) -> Vec<Result<SetResult, Error>> {
         let mut results = Vec::with_capacity(items.len());
@@ -107,7 +140,10 @@ impl Handle {
                     let second_half = sets.split_off(asked / 2);
                     cut_off.extend([second_half, sets]);
                 }
-                // What is too large fails alone, as every set does that is refused.
+                // What is too large for a message goes up piece by piece; what is refused fails alone, as every set does.
+                Err(Error::TooLarge { .. }) if sets.iter().any(|item| !self.fits(item)) => {
+                    results.push(self.set(sets.pop().unwrap_or_default()).await);
+                }
                 Err(error @ Error::TooLarge { .. }) => results.push(Err(error)),
                 // Anything else would fail the rest as well, or let later sets overtake one whose fate is open.
                 Err(error) => {
@@ -126,14 +162,16 @@ impl Handle {
     }
 
     pub(crate) async fn get(&self, request: GetRequest) -> Result<Option<Message>, Error> {
-        let found = match self.fetch(&request).await? {
-            // Asked for by its seq, there is no other way left to get it.
-            Some(message) if request.seq.is_none() => self.complete_or_newer(message).await?,
-            found => found,
-        };
-        match found {
-            Some(message) if message.value_omitted => Err(too_large(&message)),
-            found => Ok(found),
+        let mut replaced = 0;
+        loop {
+            let Some(message) = self.fetch(&request).await? else { return Ok(None) };
+            if !message.value_omitted {
+                return Ok(Some(message));
+            }
+            match self.whole(message).await {
+                Err(Error::WrongLast { .. }) if replaced < REPLACEMENTS_FOLLOWED => replaced += 1,
+                whole => return whole.map(Some),
+            }
         }
     }
 
@@ -196,7 +234,7 @@ impl Handle {
         Ok(Some(newest))
     }
 
-    async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
+    pub(crate) async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
         let reply: GetReply = self.call(Op::Get, request).await?;
         Ok(reply.messages.into_iter().next())
     }
@@ -347,22 +385,12 @@ fn fill<T>(
     taken
 }
 
-fn set_size(item: &SetItem) -> usize {
+pub(crate) fn set_size(item: &SetItem) -> usize {
     item.key.as_ref().map_or(0, String::len)
         + item.value.as_ref().map_or(0, bytes::Bytes::len)
         + item.headers.size_bytes()
         + item.headers.0.len() * HEADER_OVERHEAD_BYTES
         + SET_OVERHEAD_BYTES
-}
-
-fn too_large(message: &Message) -> Error {
-    Error::TooLarge {
-        limit: "max_payload".to_owned(),
-        text: format!(
-            "the value of {} has {} bytes, more than one answer carries",
-            message.seq, message.size
-        ),
-    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::RequestError;
-use dormouse_protocol::data::{SetOutcome, SetReply, SetRequest, SetResult};
-use dormouse_protocol::{ErrorCode, RequestId, Route, encode};
+use dormouse_protocol::data::{SetItem, SetOutcome, SetReply, SetRequest, SetResult};
+use dormouse_protocol::{ErrorCode, Level, RequestId, Route, encode};
 
 use super::queue::{Company, Entry, Place};
 use crate::error::{Error, IndeterminateCause, MalformedCause};
@@ -76,6 +76,19 @@ impl<T> Flight<T> {
     pub(crate) fn next_expiry(&self) -> Option<Duration> {
         let last = self.last_expiry();
         self.waiting().map(|member| member.entry.expires_at).min().filter(|first| *first < last)
+    }
+
+    /// How long the first caller waits, and for which level.
+    pub(crate) fn terms(&self) -> (Duration, Option<Level>) {
+        self.members
+            .first()
+            .map_or_else(Default::default, |member| (member.entry.deadline, member.entry.level))
+    }
+
+    /// The set whose value goes up piece by piece.
+    pub(crate) fn large(&mut self) -> Option<SetItem> {
+        let member = self.members.first_mut().filter(|member| member.entry.company == Company::Large)?;
+        member.entry.sets.pop()
     }
 
     /// Whether nobody waits for the answer any more.

@@ -12,6 +12,8 @@ use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 pub(crate) enum Company {
     /// One set, with any others of its level.
     Shared,
+    /// One set that does not fit in a request: its value goes up piece by piece.
+    Large,
     /// Independent sets that were put together by the caller.
     Alone,
     /// All or none of them.

@@ -5,15 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_protocol::data::{SetReply, SetResult};
+use dormouse_protocol::data::{SetItem, SetOutcome, SetReply, SetResult};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{Op, Route, Subject};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::{Notify, oneshot};
 
 use super::flight::{Flight, Told};
-use super::queue::{Entry, Queue};
+use super::queue::{Company, Entry, Queue};
 use crate::call::{Content, Inner};
 use crate::error::{Error, IndeterminateCause};
+use crate::source::ValueSource;
+use crate::subject::Handle;
 
 /// What becomes of the sets of one call: of each, or of all together.
 pub(crate) type Outcome = Result<Vec<Result<SetResult, Error>>, Error>;
@@ -177,7 +181,11 @@ impl Inner {
         }
         let (ticket, outcome) = oneshot::channel();
         let Entry { sets, company, level, deadline, size_bytes, .. } = entry;
-        let expires_at = self.env.boot().saturating_add(deadline);
+        let expires_at = match company {
+            // An upload has a deadline for each step.
+            Company::Large => Duration::MAX,
+            Company::Shared | Company::Alone | Company::Atomic => self.env.boot().saturating_add(deadline),
+        };
         let entry = Entry { sets, company, level, deadline, expires_at, size_bytes, ticket };
         if let Some(wake) = self.writers.push(subject, entry)? {
             self.tasks.spawn("sets", write(Arc::clone(self), subject.clone(), wake));
@@ -196,13 +204,19 @@ async fn write(inner: Arc<Inner>, subject: Subject, wake: Arc<Notify>) {
 }
 
 /// Sends one request, and tells its callers what became of it, each in time.
-async fn send(inner: &Inner, subject: &Subject, wake: &Notify, flight: Flight<Ticket>) {
+async fn send(inner: &Arc<Inner>, subject: &Subject, wake: &Notify, mut flight: Flight<Ticket>) {
     let size_bytes = flight.size_bytes();
     let deadline = flight.last_expiry().saturating_sub(inner.env.boot());
+    let upload = flight.large().map(|item| upload(inner, subject, &flight, item));
     let flight = Mutex::new(flight);
     let content = Sets { inner, flight: &flight };
     let answer = {
-        let mut call = std::pin::pin!(inner.call_with::<SetReply>(subject, Op::Set, &content, deadline));
+        let mut call = std::pin::pin!(async {
+            match upload {
+                Some(upload) => upload.await,
+                None => inner.call_with(subject, Op::Set, &content, deadline).await,
+            }
+        });
         loop {
             let next = inner.writers.next_expiry(subject, &lock(&flight));
             tokio::select! {
@@ -229,6 +243,23 @@ async fn send(inner: &Inner, subject: &Subject, wake: &Notify, flight: Flight<Ti
         inner.writers.put_back(subject, settled.again);
     }
     inner.writers.release(subject, size_bytes - left_bytes);
+}
+
+/// Writes one set whose value goes up piece by piece, in its turn.
+fn upload(
+    inner: &Arc<Inner>,
+    subject: &Subject,
+    flight: &Flight<Ticket>,
+    mut item: SetItem,
+) -> BoxFuture<'static, Result<SetReply, Error>> {
+    let (deadline, level) = flight.terms();
+    let handle = Handle { inner: Arc::clone(inner), subject: subject.clone(), deadline, level };
+    async move {
+        let value = item.value.take().unwrap_or_default();
+        let result = handle.set_from(item, ValueSource::bytes(value)).await?;
+        Ok(SetReply { results: vec![SetOutcome::Ok(result)] })
+    }
+    .boxed()
 }
 
 async fn until(inner: &Inner, time: Option<Duration>) {
