@@ -11,5 +11,6 @@ mod operator;
 mod outages;
 mod start_up;
 mod support;
+mod values;
 mod watching;
 mod wire;
