@@ -88,8 +88,8 @@ soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEM
 	@scripts/tools nats-server s3-server cargo-nextest azurite c++
 	$(call heading,The bucket's contract on Azure's protocol)
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
-	$(call heading,Every property of the storage crate with $(CASES) cases)
-	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-storage
+	$(call heading,Every property of the storage crate and of the client with $(CASES) cases)
+	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-storage -p dormouse-client
 	$(call heading,Twenty thousand subjects opened in turn)
 	cargo test$(LOCKED:%= %) --release -p dormouse-storage --test engine -- --ignored
 	$(call heading,The model with larger bounds: at most $(STATES) states for each)

@@ -151,7 +151,7 @@ pub struct Set {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// The value; `-` reads it from standard input
+    /// The value; `-` reads it from standard input, however much it is
     #[arg(allow_hyphen_values = true)]
     pub value: Option<OsString>,
 
@@ -159,7 +159,7 @@ pub struct Set {
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
 
-    /// Read the value from a file [default: the VALUE argument]
+    /// Read the value from a file of any size [default: the VALUE argument]
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
@@ -199,6 +199,14 @@ pub struct Get {
     /// The message at this seq [no default: --key or --seq is needed]
     #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub seq: Option<Seq>,
+
+    /// Write the value, of any size, to this file, which appears once all of it has come [default: print it]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Replace the file that --output names, if there is one [default: refuse]
+    #[arg(long, requires = "output")]
+    pub force: bool,
 }
 
 /// `ls`.
@@ -285,6 +293,10 @@ pub struct Watch {
     /// Stop after this many changes [default: go on until Ctrl-C]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+
+    /// Begin with the messages that are there [default: only changes from now on]
+    #[arg(long)]
+    pub history: bool,
 }
 
 /// A command that needs nothing but a subject.

@@ -23,6 +23,27 @@ impl Progress {
         Self { bar: ProgressBar::new(total).with_style(style) }
     }
 
+    /// Begins at no bytes of `total`; `None`: nobody knows of how many.
+    #[must_use]
+    pub fn of_bytes(output: &Output, total: Option<u64>) -> Self {
+        if output.is_json() {
+            return Self { bar: ProgressBar::hidden() };
+        }
+        let template = match total {
+            Some(_) => "{bar:30} {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left",
+            None => "{spinner} {binary_bytes}  {binary_bytes_per_sec}",
+        };
+        // Templates without unknown words, so they parse.
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
+        Self { bar: bar.with_style(style) }
+    }
+
+    /// So many are done.
+    pub fn reach(&self, done: u64) {
+        self.bar.set_position(done);
+    }
+
     /// What is done, of how much: the total may turn out to be larger than it looked.
     pub fn show(&self, done: u64, total: u64, what: String) {
         self.bar.set_length(total);

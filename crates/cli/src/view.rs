@@ -65,6 +65,9 @@ pub enum UpdateView<'u> {
     Set {
         /// The message.
         message: MessageView<'u>,
+        /// The seq of the message in whose place it is, where known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        replaces: Option<Seq>,
     },
     /// A message was removed.
     Removed {
@@ -83,13 +86,13 @@ pub enum UpdateView<'u> {
         /// The configuration as it is now.
         config: &'u SubjectConfig,
     },
-    /// Changes may be missing here.
-    Gap {
-        /// The last position that was seen in full.
-        seen: Option<Position>,
-        /// Where the subject is now, if that is known.
-        now: Option<Position>,
+    /// Everything up to here has been shown.
+    CaughtUp {
+        /// Where the subject was.
+        position: Position,
     },
+    /// What was shown before counts no longer; everything that is there follows.
+    Reset,
     /// A change of a kind that this version does not know.
     Other,
 }
@@ -99,11 +102,14 @@ impl<'u> UpdateView<'u> {
     #[must_use]
     pub fn new(update: &'u Update) -> Self {
         match update {
-            Update::Set(message) => Self::Set { message: MessageView::new(message) },
+            Update::Set { message, replaces } => {
+                Self::Set { message: MessageView::new(message), replaces: *replaces }
+            }
             Update::Removed { seq, key } => Self::Removed { seq: *seq, key: key.as_deref() },
             Update::Cleared { end_seq } => Self::Cleared { end_seq: *end_seq },
             Update::Configured(config) => Self::Configured { config },
-            Update::Gap { seen, now } => Self::Gap { seen: *seen, now: *now },
+            Update::CaughtUp(position) => Self::CaughtUp { position: *position },
+            Update::Reset => Self::Reset,
             _ => Self::Other,
         }
     }
@@ -113,7 +119,7 @@ impl<'u> UpdateView<'u> {
 #[must_use]
 pub fn update_line(update: &Update) -> String {
     match update {
-        Update::Set(message) => {
+        Update::Set { message, .. } => {
             let key = message.key.as_deref().map(|key| format!("  {}", cell(key))).unwrap_or_default();
             format!("{}  set  seq {}{key}  {}", time(message.timestamp), message.seq.get(), value(message))
         }
@@ -123,12 +129,8 @@ pub fn update_line(update: &Update) -> String {
         }
         Update::Cleared { end_seq } => format!("removed  everything up to seq {}", end_seq.get()),
         Update::Configured(_) => "configured".to_owned(),
-        Update::Gap { seen, now } => {
-            let place = |position: &Option<Position>| {
-                position.map_or_else(|| "an unknown position".to_owned(), |position| position.to_string())
-            };
-            format!("gap: changes may be missing between {} and {}", place(seen), place(now))
-        }
+        Update::CaughtUp(position) => format!("caught up at {position}"),
+        Update::Reset => "reset: what was shown so far counts no longer; what is there follows".to_owned(),
         _ => "a change of a kind that this version does not know".to_owned(),
     }
 }
@@ -224,16 +226,18 @@ mod tests {
     #[test]
     fn changes_say_of_what_kind_they_are() {
         let view = |update: &Update| serde_json::to_value(UpdateView::new(update)).unwrap();
-        assert_eq!(view(&Update::Set(message(None)))["type"], "set");
+        let set = view(&Update::Set { message: message(None), replaces: Some(Seq::new(2)) });
+        assert_eq!((&set["type"], &set["replaces"]), (&json!("set"), &json!(2)));
         assert_eq!(
             view(&Update::Removed { seq: Seq::new(3), key: None }),
             json!({"type": "removed", "seq": 3, "key": null})
         );
         assert_eq!(view(&Update::Cleared { end_seq: Seq::new(3) }), json!({"type": "cleared", "end_seq": 3}));
         assert_eq!(
-            view(&Update::Gap { seen: Some(Position { term: Term::new(1), rev: Rev::new(2) }), now: None }),
-            json!({"type": "gap", "seen": {"term": 1, "rev": 2}, "now": null})
+            view(&Update::CaughtUp(Position { term: Term::new(1), rev: Rev::new(2) })),
+            json!({"type": "caught_up", "position": {"term": 1, "rev": 2}})
         );
+        assert_eq!(view(&Update::Reset), json!({"type": "reset"}));
         assert_eq!(view(&Update::Configured(SubjectConfig::default()))["type"], "configured");
     }
 

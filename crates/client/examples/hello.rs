@@ -14,9 +14,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("put     colour = green at {}, {}", written.seq, written.rev);
     settings.update("colour", "blue", written.id()).await?;
     println!("get     colour = {:?}", settings.get("colour").await?);
-    for _ in 0..2 {
-        match changes.next().await {
-            Some(Update::Set(message)) => println!("watched {:?} = {:?}", message.key, message.value),
+    for _ in 0..3 {
+        match changes.next().await.transpose()? {
+            Some(Update::Set { message, .. }) => println!("watched {:?} = {:?}", message.key, message.value),
             other => println!("watched {other:?}"),
         }
     }

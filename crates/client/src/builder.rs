@@ -14,12 +14,16 @@ use crate::call::Inner;
 use crate::client::Client;
 use crate::error::Error;
 use crate::location::Locations;
+use crate::sets::Writers;
 
 /// How long a call takes at most, unless its handle says otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How many locations a client remembers, unless configured otherwise.
 pub const DEFAULT_LOCATION_CAPACITY: usize = 100_000;
+
+/// How many bytes of sets may be on their way at once, unless configured otherwise.
+pub const DEFAULT_QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
 
 /// How many announcements wait to be read before new ones are dropped.
 const ANNOUNCEMENTS: usize = 1_024;
@@ -32,6 +36,7 @@ pub struct ClientBuilder {
     deadline: Duration,
     env: Env,
     location_capacity: usize,
+    queue_bytes: usize,
 }
 
 impl Default for ClientBuilder {
@@ -41,6 +46,7 @@ impl Default for ClientBuilder {
             deadline: DEFAULT_DEADLINE,
             env: Env::system(),
             location_capacity: DEFAULT_LOCATION_CAPACITY,
+            queue_bytes: DEFAULT_QUEUE_BYTES,
         }
     }
 }
@@ -69,6 +75,14 @@ impl ClientBuilder {
     /// forgotten costs a question to the coordinator.
     pub fn location_capacity(mut self, locations: usize) -> Self {
         self.location_capacity = locations;
+        self
+    }
+
+    /// How many bytes of sets may be on their way at once, queued and sent, and not yet answered;
+    /// [`DEFAULT_QUEUE_BYTES`] unless set. One subject may have a quarter of it. What comes on top is refused with
+    /// [`Error::QueueFull`], except that something is always let in when there is nothing else.
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.queue_bytes = bytes;
         self
     }
 
@@ -120,6 +134,7 @@ impl ClientBuilder {
             tasks,
             session,
             counter: AtomicU64::new(0),
+            writers: Writers::new(self.queue_bytes),
         };
         Ok(Client { inner: Arc::new(inner) })
     }

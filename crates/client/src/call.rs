@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing, RequestError};
 use dormouse_protocol::{Happened, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
 use dormouse_runtime::{Env, Tasks};
@@ -14,6 +15,7 @@ use crate::error::{Error, IndeterminateCause};
 use crate::exchange::exchange;
 use crate::location::{Locations, Server};
 use crate::retry::{Failure, Next, Refusal, Repeat, Target, Tries};
+use crate::sets::Writers;
 
 /// How long a change at a server that was announced as gone may still be answered. A server that stops in an orderly
 /// way says what it has not done, and may say so after the announcement.
@@ -31,6 +33,29 @@ pub(crate) struct Inner {
     pub(crate) tasks: Tasks,
     pub(crate) session: SessionId,
     pub(crate) counter: AtomicU64,
+    pub(crate) writers: Writers,
+}
+
+/// What a call sends.
+pub(crate) trait Content: Sync {
+    /// The bytes of the try that is about to be sent to `route`. The same as of the try before, unless that one is known
+    /// not to have been carried out.
+    fn next_try(&self, route: &Route) -> Bytes;
+
+    /// The try has failed and there may be another; `doubt` says why it is not known what became of this one or an
+    /// earlier one, if it is not.
+    fn failed(&self, doubt: Option<&IndeterminateCause>);
+}
+
+/// The same bytes each time.
+struct Fixed(Bytes);
+
+impl Content for Fixed {
+    fn next_try(&self, _: &Route) -> Bytes {
+        self.0.clone()
+    }
+
+    fn failed(&self, _: Option<&IndeterminateCause>) {}
 }
 
 impl Drop for Inner {
@@ -54,7 +79,18 @@ impl Inner {
         deadline: Duration,
     ) -> Result<R, Error> {
         // The requests of the protocol are maps of plain fields, which always encode.
-        let payload = encode(request).expect("a request encodes");
+        let content = Fixed(encode(request).expect("a request encodes"));
+        self.call_with(subject, op, &content, deadline).await
+    }
+
+    /// As [`call`](Self::call), for a request that may change as long as it was certainly not carried out.
+    pub(crate) async fn call_with<R: DeserializeOwned>(
+        &self,
+        subject: &Subject,
+        op: Op,
+        content: &impl Content,
+        deadline: Duration,
+    ) -> Result<R, Error> {
         let started = self.env.boot();
         let elapsed = || self.env.boot().saturating_sub(started);
         let mut tries = Tries::new(Repeat::of(op), deadline);
@@ -69,8 +105,9 @@ impl Inner {
             let failure = match self.server(subject, target, deadline.saturating_sub(elapsed())).await {
                 Err(failure) => failure,
                 Ok(server) => {
-                    let message =
-                        Outgoing::new(self.prefix.server(&server.name, op, subject), payload.clone());
+                    let route = self.prefix.server(&server.name, op, subject);
+                    let payload = content.next_try(&route);
+                    let message = Outgoing::new(route, payload);
                     // The look-up may have taken all the time there was.
                     let answer = exchange::<R>(&*self.bus, message, tries.try_deadline(elapsed())?);
                     match unless_gone(&server, tries.last_word(LAST_WORD), answer).await {
@@ -89,6 +126,7 @@ impl Inner {
             match tries.next(failure, elapsed(), || self.env.random_u64()) {
                 Next::Fail(error) => return Err(error),
                 Next::Retry { pause, target: next } => {
+                    content.failed(tries.doubt());
                     if !pause.is_zero() && pause_unless_gone(pause, asked).await {
                         target = Target::Fresh;
                         continue;

@@ -1,5 +1,6 @@
 //! Why a call failed, and the two questions every caller has then.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,25 @@ pub enum Error {
         /// The same for people.
         text: String,
     },
+    /// More sets are on their way already than the client holds, see
+    /// [`queue_bytes`](crate::ClientBuilder::queue_bytes); this one was not sent. Await acknowledgements before you send
+    /// more.
+    #[error("too many sets are on their way: they may have {limit_bytes} bytes together")]
+    QueueFull {
+        /// How many bytes may be on their way.
+        limit_bytes: usize,
+    },
+    /// The source of a value cannot be read; nothing was written.
+    #[error("the source of the value cannot be read")]
+    Source {
+        /// Why.
+        #[source]
+        cause: Arc<io::Error>,
+    },
+    /// The value has to be brought again from its first byte, to another server or because the server has lost it, and
+    /// its source can be read once only; nothing was written. See [`ValueSource::seekable`](crate::ValueSource::seekable).
+    #[error("the upload has to begin again, and its source cannot; nothing was written")]
+    UploadLost,
     /// An earlier part of the same batch failed, so this part was not sent.
     #[error("not sent, because an earlier part of the batch failed")]
     NotSent,
@@ -149,9 +169,14 @@ impl Error {
             | Self::WrongLast { .. }
             | Self::KeyExists { .. }
             | Self::TooLarge { .. }
+            | Self::Source { .. }
             | Self::Malformed { .. }
             | Self::Closed => Retry::Never,
-            Self::Deadline { .. } | Self::NotSent | Self::Unreachable(_) => Retry::AfterBackoff,
+            Self::Deadline { .. }
+            | Self::QueueFull { .. }
+            | Self::NotSent
+            | Self::UploadLost
+            | Self::Unreachable(_) => Retry::AfterBackoff,
             Self::Service(reply) | Self::Coordinator(reply) => reply.retry(),
         }
     }
@@ -168,6 +193,9 @@ impl Error {
             | Self::WrongLast { .. }
             | Self::KeyExists { .. }
             | Self::TooLarge { .. }
+            | Self::QueueFull { .. }
+            | Self::Source { .. }
+            | Self::UploadLost
             | Self::NotSent
             | Self::Coordinator(_)
             | Self::Malformed { .. }

@@ -13,8 +13,8 @@
 //! assert_eq!(settings.get("colour").await?.as_deref(), Some(&b"green"[..]));
 //! settings.update("colour", "blue", first.id()).await?;
 //!
-//! for _ in 0..2 {
-//!     if let Some(Update::Set(message)) = changes.next().await {
+//! while let Some(change) = changes.next().await {
+//!     if let Update::Set { message, .. } = change? {
 //!         println!("{}: {:?}", message.seq, message.value);
 //!     }
 //! }
@@ -28,7 +28,7 @@
 //! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too; destroying a
 //! subject is the exception. [`Error`] tells what may have happened when the deadline is over.
 //!
-//! What is not promised yet: a [`Watch`] reports what it missed ([`Update::Gap`]) but does not fill it in.
+//! A [`Feed`] tells what is in a subject and what becomes of it, in order and without gaps.
 //!
 //! | module | holds |
 //! |---|---|
@@ -38,36 +38,59 @@
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
 //! | `subject`, `kv`, `stream` | the calls |
 //! | `operator` | what operators ask of the coordinator |
+//! | `sets` | sets on their way: queued in the order of the calls, sent together where they queued together |
+//! | `source`, `upload`, `download` | values of any size, piece by piece |
 //! | `pages` | long results, one page ahead of the reader |
-//! | `splice`, `backlog`, `watch` | live events: what is new, what is missing, what waits for the reader |
+//! | `feed` | feeds: a pure machine that listens, asks for what it missed and tells; a thin task around it |
 
-mod backlog;
+mod batch;
 mod builder;
 mod call;
+mod changes;
 mod client;
+mod download;
+mod entry;
 mod error;
+mod error_kind;
 mod exchange;
+mod feed;
+#[cfg(feature = "json")]
+pub mod json;
 mod kv;
 mod location;
 mod new_message;
 mod operator;
 mod pages;
+mod purge;
 mod range;
 mod retry;
-mod splice;
+mod sets;
+mod source;
 mod stream;
 mod subject;
-mod watch;
+mod upload;
 
-pub use builder::{ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY};
+pub use batch::{Committed, KvBatch, StreamBatch};
+pub use builder::{
+    ClientBuilder, ConnectError, DEFAULT_DEADLINE, DEFAULT_LOCATION_CAPACITY, DEFAULT_QUEUE_BYTES,
+};
+pub use changes::Changes;
 pub use client::Client;
+pub use download::{MAX_VALUE_IN_MEMORY_BYTES, ValueReader};
+pub use entry::Entry;
 pub use error::{Error, IndeterminateCause, MalformedCause};
+pub use error_kind::ErrorKind;
+pub use feed::{Feed, FeedFrom, FeedKeys, Update};
+#[cfg(feature = "json")]
+pub use json::{JsonError, JsonValue};
 pub use kv::Kv;
 pub use new_message::NewMessage;
 pub use pages::Pages;
+pub use purge::Purge;
 pub use range::SeqRange;
+pub use sets::AckFuture;
+pub use source::ValueSource;
 pub use stream::Stream;
-pub use watch::{Update, Watch};
 
 pub use dormouse_bus::nats::NatsOptions;
 #[doc(inline)]
@@ -77,7 +100,9 @@ pub use dormouse_protocol::data::{InfoReply as Info, SetResult as Ack};
 #[doc(inline)]
 pub use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 #[doc(inline)]
-pub use dormouse_protocol::message::{Discard, SubjectConfig};
+pub use dormouse_protocol::message::{
+    Change, ConfigureChange, DeleteAllChange, DeleteChange, Discard, Removed, SetChange, SubjectConfig,
+};
 #[doc(inline)]
 pub use dormouse_protocol::{
     ErrorCode, ErrorReply, Happened, Headers, Level, Message, MessageId, Position, Prefix, Retry, Rev, Seq,

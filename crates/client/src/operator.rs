@@ -116,7 +116,7 @@ struct AssignedPages {
 impl Source<Assigned> for AssignedPages {
     async fn next_page(&mut self) -> Result<Page<Assigned>, Error> {
         if self.left == 0 {
-            return Ok(Page { items: Vec::new(), last: true });
+            return Ok(Page { items: Vec::new(), last: true, position: None });
         }
         self.request.limit = self.left.min(MAX_PAGE_ITEMS as u64);
         let route = self.inner.prefix.admin_subjects();
@@ -130,6 +130,6 @@ impl Source<Assigned> for AssignedPages {
         }
         let last = reply.cursor.is_none() || self.left == 0;
         self.request.after = reply.cursor;
-        Ok(Page { items: reply.subjects, last })
+        Ok(Page { items: reply.subjects, last, position: None })
     }
 }

@@ -7,7 +7,7 @@ use std::vec;
 
 use dormouse_protocol::data::{GetAllReply, GetAllRequest, KeysReply, KeysRequest};
 use dormouse_protocol::limits::MAX_PAGE_ITEMS;
-use dormouse_protocol::{Message, Op, Seq};
+use dormouse_protocol::{Message, Op, Position, Seq};
 use dormouse_runtime::Tasks;
 use tokio::sync::mpsc;
 
@@ -32,12 +32,16 @@ pub struct Pages<T> {
     pages: mpsc::Receiver<Result<Page<T>, Error>>,
     items: vec::IntoIter<T>,
     ended: bool,
+    first_position: Option<Position>,
+    page_position: Option<Position>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Page<T> {
     pub(crate) items: Vec<T>,
     pub(crate) last: bool,
+    /// What it was read from; `None` where there is no such thing.
+    pub(crate) position: Option<Position>,
 }
 
 /// Where pages come from.
@@ -59,7 +63,24 @@ impl<T: Send + 'static> Pages<T> {
                 () = read_ahead(source, &sender) => {}
             }
         });
-        Self { pages, items: Vec::new().into_iter(), ended: false }
+        let items = Vec::new().into_iter();
+        Self { pages, items, ended: false, first_position: None, page_position: None }
+    }
+
+    /// The state of the subject that the first page was read from, once that page has come: after the first
+    /// [`next`](Self::next). What this sequence shows, and then the [`changes`](crate::Kv::changes) after this position,
+    /// give the state, whatever was written meanwhile.
+    ///
+    /// `None` where nothing had to be asked, and for pages that are not of a subject.
+    #[must_use]
+    pub const fn position(&self) -> Option<Position> {
+        self.first_position
+    }
+
+    /// The state of the subject that the newest item was read from, or the empty page after the last.
+    #[must_use]
+    pub const fn page_position(&self) -> Option<Position> {
+        self.page_position
     }
 
     /// The next item; `None` after the last. Cancelling the wait loses no item.
@@ -94,6 +115,8 @@ impl<T: Send + 'static> Pages<T> {
             match std::task::ready!(self.pages.poll_recv(cx)) {
                 Some(Ok(page)) => {
                     self.ended = page.last;
+                    self.first_position = self.first_position.or(page.position);
+                    self.page_position = page.position;
                     self.items = page.items.into_iter();
                 }
                 Some(Err(error)) => {
@@ -139,7 +162,7 @@ pub(crate) struct MessagePages {
 impl Source<Message> for MessagePages {
     async fn next_page(&mut self) -> Result<Page<Message>, Error> {
         if self.range.is_empty() {
-            return Ok(Page { items: Vec::new(), last: true });
+            return Ok(Page { items: Vec::new(), last: true, position: None });
         }
         let request = GetAllRequest {
             start_seq: self.range.start,
@@ -160,7 +183,8 @@ impl Source<Message> for MessagePages {
         if let Some(cursor) = reply.cursor {
             self.advance(cursor)?;
         }
-        Ok(Page { items, last: reply.cursor.is_none() || self.range.is_empty() })
+        let last = reply.cursor.is_none() || self.range.is_empty();
+        Ok(Page { items, last, position: Some(reply.position) })
     }
 }
 
@@ -213,6 +237,6 @@ impl Source<String> for KeyPages {
             return Err(Error::Malformed { cause: MalformedCause::StuckCursor });
         }
         self.cursor = reply.cursor;
-        Ok(Page { items: reply.keys, last })
+        Ok(Page { items: reply.keys, last, position: Some(reply.position) })
     }
 }

@@ -58,7 +58,9 @@ impl Repeat {
     pub(crate) const fn of(op: Op) -> Self {
         match op {
             Op::Flush => Self::Patiently,
-            Op::Set | Op::Delete | Op::DeleteAll | Op::Configure => Self::ById,
+            // Each means the same however often it is said.
+            Op::UploadBegin | Op::UploadChunk | Op::UploadFinish | Op::UploadCancel => Self::Freely,
+            Op::Set | Op::UploadCommit | Op::Delete | Op::DeleteAll | Op::Configure => Self::ById,
             // What would remember the id of a destroy is what it destroys.
             op if op.changes() => Self::Never,
             _ => Self::Freely,
@@ -218,6 +220,11 @@ impl Tries {
             Some(cause) => Error::Indeterminate { cause: cause.clone() },
             None => Error::Deadline { deadline: self.deadline, last: last.map(Box::new) },
         }
+    }
+
+    /// Why it is not known what became of the tries so far, if it is not.
+    pub(crate) const fn doubt(&self) -> Option<&IndeterminateCause> {
+        self.doubt.as_ref()
     }
 
     /// What a call comes to that is given up with `error`: an earlier try may have been carried out all the same.

@@ -7,12 +7,17 @@ use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, GetRequest, InfoR
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, Position, Seq, Subject};
 
+use crate::batch::StreamBatch;
+use crate::download::ValueReader;
 use crate::error::Error;
+use crate::feed::{Feed, FeedFrom, FeedKeys};
 use crate::new_message::NewMessage;
 use crate::pages::Pages;
+use crate::purge::Purge;
 use crate::range::SeqRange;
+use crate::sets::AckFuture;
+use crate::source::ValueSource;
 use crate::subject::Handle;
-use crate::watch::{Filter, Watch};
 
 /// A stream: a subject whose messages are told apart by their seq. Made by [`Client::stream`](crate::Client::stream);
 /// cloning is cheap.
@@ -26,24 +31,36 @@ pub struct Stream {
 impl Stream {
     /// Appends a message with this value.
     ///
-    /// Cancelling the call leaves the message written or not.
+    /// The set is queued before the call returns; await the [`AckFuture`] to learn what became of it. Dropping that leaves
+    /// the message written or not.
     ///
     /// # Errors
     /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
-    pub async fn publish(&self, value: impl Into<Bytes>) -> Result<SetResult, Error> {
-        self.publish_with(NewMessage::new(value)).await
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn publish(&self, value: impl Into<Bytes>) -> AckFuture {
+        self.publish_with(NewMessage::new(value))
     }
 
     /// Writes a message with headers, timestamp, seq, expectation, or with the null value.
     ///
-    /// Cancelling the call leaves the message written or not.
+    /// Queued as by [`publish`](Self::publish). Dropping the [`AckFuture`] leaves the message written or not.
     ///
     /// # Errors
     /// [`Error::WrongLast`] when the message's expectation does not hold; [`Error::Service`] with `bad_request` when its
     /// seq is neither present nor at or beyond the next; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of
     /// the request is unknown; else as every call.
-    pub async fn publish_with(&self, message: NewMessage) -> Result<SetResult, Error> {
-        self.handle.set(message.into_item(None)).await
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn publish_with(&self, message: NewMessage) -> AckFuture {
+        self.handle.set(message.into_item(None))
+    }
+
+    /// Begins an atomic batch: all of its messages are written, or none.
+    pub fn batch(&self) -> StreamBatch {
+        StreamBatch::new(self.handle.clone())
     }
 
     /// Writes many messages, each on its own, in order, in as few requests as they fit in. The results are in the same
@@ -61,7 +78,48 @@ impl Stream {
         self.handle.set_all(items).await
     }
 
-    /// The message at `seq`, if there is one.
+    /// Appends a message whose value is read from `source` and may have any size: anything that implements `AsyncRead`, or
+    /// a [`ValueSource`]. It is brought piece by piece, in memory that is bounded, and a piece that is lost is sent again.
+    /// The deadline holds for each step; there is none for the source.
+    ///
+    /// Cancelling the call leaves nothing, unless all was read already: then the message is written or not.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when the source fails; [`Error::UploadLost`] when it would have to be read again and cannot; after
+    /// both nothing has happened. [`Error::Indeterminate`] when the fate of the last request is unknown; else as every
+    /// call.
+    pub async fn append_reader<'a>(&self, source: impl Into<ValueSource<'a>>) -> Result<SetResult, Error> {
+        self.append_reader_with(NewMessage::null(), source).await
+    }
+
+    /// As [`append_reader`](Self::append_reader), with headers, timestamp, seq or expectation; the value is the source's.
+    ///
+    /// Cancelling the call leaves nothing, unless all was read already: then the message is written or not.
+    ///
+    /// # Errors
+    /// As [`append_reader`](Self::append_reader) and [`publish_with`](Self::publish_with).
+    pub async fn append_reader_with<'a>(
+        &self,
+        message: NewMessage,
+        source: impl Into<ValueSource<'a>>,
+    ) -> Result<SetResult, Error> {
+        self.handle.set_from(message.into_item(None), source.into()).await
+    }
+
+    /// The value of the message at `seq`, to be read piece by piece however large it is; `None` when there is no such
+    /// message. A null value has no bytes.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_reader(&self, seq: Seq) -> Result<Option<ValueReader>, Error> {
+        self.handle.read(GetRequest::seq(seq)).await
+    }
+
+    /// The message at `seq`, if there is one. A value of more than
+    /// [`MAX_VALUE_IN_MEMORY_BYTES`](crate::MAX_VALUE_IN_MEMORY_BYTES) is [`Error::TooLarge`] here: read it through
+    /// [`get_reader`](Self::get_reader).
     ///
     /// Cancelling the call leaves nothing behind.
     ///
@@ -69,6 +127,26 @@ impl Stream {
     /// As every call.
     pub async fn get(&self, seq: Seq) -> Result<Option<Message>, Error> {
         self.handle.get(GetRequest::seq(seq)).await
+    }
+
+    /// The same as [`get`](Self::get), under the name that users of JetStream's streams look for.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_raw_message(&self, seq: Seq) -> Result<Option<Message>, Error> {
+        self.get(seq).await
+    }
+
+    /// The message with the highest seq, if there is one.
+    ///
+    /// Cancelling the call leaves nothing behind.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_last(&self) -> Result<Option<Message>, Error> {
+        self.get_all(SeqRange::all().reverse().limit(1)).next().await.transpose()
     }
 
     /// The messages in a range, in order: `stream.get_all(..)`, `stream.get_all(5..=10)`, or a [`SeqRange`] with a
@@ -93,6 +171,27 @@ impl Stream {
         Ok(self.handle.delete(request).await?.seqs)
     }
 
+    /// Removes the message at `seq`. Returns whether there was one.
+    ///
+    /// Cancelling the call leaves it removed or not.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete).
+    pub async fn delete_message(&self, seq: Seq) -> Result<bool, Error> {
+        Ok(!self.delete([seq]).await?.is_empty())
+    }
+
+    /// Removes every message, unless the [`Purge`] is told what to keep; carried out when it is awaited. Returns how many
+    /// were removed.
+    ///
+    /// Cancelling the wait leaves them all removed or none.
+    ///
+    /// # Errors
+    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    pub fn purge(&self) -> Purge {
+        Purge::new(self.handle.clone())
+    }
+
     /// Removes every message up to and including `seq`. Returns how many there were.
     ///
     /// Cancelling the call leaves them all removed or none.
@@ -114,15 +213,17 @@ impl Stream {
         self.handle.delete_all(request).await
     }
 
-    /// All changes from now on. Once the call has returned, every later change is reported or is a
-    /// [`Gap`](crate::Update::Gap). Asks where the subject is, which wakes it; see [`Watch`].
+    /// The messages that are there and what becomes of them, what happens from now on, or what has happened since an earlier
+    /// feed: `stream.feed(FeedFrom::Beginning)` and its like. From now on means that every change after the call has returned is told. See
+    /// [`Feed`].
     ///
-    /// Cancelling the call leaves no watch.
+    /// Cancelling the call leaves no feed.
     ///
     /// # Errors
-    /// [`Error::PermissionDenied`]; [`Error::Closed`].
-    pub async fn watch(&self) -> Result<Watch, Error> {
-        self.handle.watch(Filter::All).await
+    /// From now on: as every call, since it asks where the subject is. Else only [`Error::PermissionDenied`] and
+    /// [`Error::Closed`]; what else is to be said the feed says.
+    pub async fn feed(&self, from: FeedFrom) -> Result<Feed, Error> {
+        Feed::start(self.handle.clone(), FeedKeys::All, from).await
     }
 }
 

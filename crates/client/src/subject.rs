@@ -18,7 +18,7 @@ use crate::call::Inner;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;
-use crate::watch::{Filter, Watch};
+use crate::sets::{AckFuture, Company, Entry, Outcome, unheard};
 
 /// Field names and numbers of one set, and the framing of one header; generous.
 const SET_OVERHEAD_BYTES: usize = 192;
@@ -26,7 +26,7 @@ const HEADER_OVERHEAD_BYTES: usize = 12;
 const KEY_OVERHEAD_BYTES: usize = 5;
 
 /// How often a message whose value is fetched on its own may be replaced meanwhile before it is taken without.
-const REPLACEMENTS_FOLLOWED: u32 = 8;
+pub(crate) const REPLACEMENTS_FOLLOWED: u32 = 8;
 
 /// A subject and how to deal with it.
 #[derive(Clone)]
@@ -56,12 +56,45 @@ impl Handle {
         self.inner.call(&self.subject, op, request, self.deadline).await
     }
 
-    pub(crate) async fn set(&self, item: SetItem) -> Result<SetResult, Error> {
-        // One set, one result: checked by `set_some`.
-        self.set_some(&self.set_request(vec![item])).await?.pop().unwrap_or(Err(Error::NotSent))
+    /// Queues one set, before it returns, be its value as large as it may.
+    pub(crate) fn set(&self, item: SetItem) -> AckFuture {
+        let company = if item.value.is_none() || self.fits(&item) { Company::Shared } else { Company::Large };
+        match self.inner.queue(&self.subject, self.entry(vec![item], company)) {
+            Ok(outcome) => AckFuture::new(outcome),
+            Err(error) => AckFuture::refused(error),
+        }
     }
 
-    fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
+    /// Queues sets that go together, before it returns.
+    pub(crate) fn set_together(
+        &self,
+        sets: Vec<SetItem>,
+        company: Company,
+    ) -> impl Future<Output = Outcome> + Send + use<> {
+        let queued = self.inner.queue(&self.subject, self.entry(sets, company));
+        async { queued?.await.unwrap_or_else(|_| Err(unheard())) }
+    }
+
+    fn entry(&self, sets: Vec<SetItem>, company: Company) -> Entry<()> {
+        let size_bytes = sets.iter().map(set_size).sum();
+        let expires_at = Duration::MAX; // Counted from when it is queued.
+        Entry {
+            sets,
+            company,
+            level: self.level,
+            deadline: self.deadline,
+            expires_at,
+            size_bytes,
+            ticket: (),
+        }
+    }
+
+    /// Writes a message that fits, beside everything that is queued.
+    pub(crate) async fn set_one(&self, item: SetItem) -> Result<SetResult, Error> {
+        self.set_by(Op::Set, &self.set_request(vec![item])).await
+    }
+
+    pub(crate) fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
         SetRequest {
             request: Some(self.inner.next_request()),
             level: self.level,
@@ -70,21 +103,22 @@ impl Handle {
         }
     }
 
-    async fn set_some(&self, request: &SetRequest) -> Result<Vec<Result<SetResult, Error>>, Error> {
-        let asked = request.sets.len();
-        let reply: SetReply = self.call(Op::Set, request).await?;
-        if reply.results.len() != asked {
-            let cause = MalformedCause::WrongCount { asked, got: reply.results.len() };
-            return Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) });
+    /// Writes the one message of `request`, whose value was uploaded.
+    pub(crate) async fn commit(&self, request: &SetRequest) -> Result<SetResult, Error> {
+        self.set_by(Op::UploadCommit, request).await
+    }
+
+    async fn set_by(&self, op: Op, request: &SetRequest) -> Result<SetResult, Error> {
+        let reply: SetReply = self.call(op, request).await?;
+        let got = reply.results.len();
+        match <[SetOutcome; 1]>::try_from(reply.results) {
+            Ok([SetOutcome::Ok(result)]) => Ok(result),
+            Ok([SetOutcome::Error(error)]) => Err(Error::from_reply(error)),
+            Err(_) => {
+                let cause = MalformedCause::WrongCount { asked: 1, got };
+                Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) })
+            }
         }
-        Ok(reply
-            .results
-            .into_iter()
-            .map(|outcome| match outcome {
-                SetOutcome::Ok(result) => Ok(result),
-                SetOutcome::Error(error) => Err(Error::from_reply(error)),
-            })
-            .collect())
     }
 
     /// Writes many messages in as few requests as they fit in, one after the other, in order.
@@ -94,20 +128,22 @@ impl Handle {
         // What was cut off a request that was too large, to be sent before all that is still in `items`.
         let mut cut_off: Vec<Vec<SetItem>> = Vec::new();
         loop {
-            let sets = cut_off.pop().unwrap_or_else(|| fill(&mut items, self.budget(), set_size));
+            let mut sets = cut_off.pop().unwrap_or_else(|| fill(&mut items, self.budget(), set_size));
             let asked = sets.len();
             if asked == 0 {
                 return results;
             }
-            let mut request = self.set_request(sets);
-            match self.set_some(&request).await {
+            match self.set_together(sets.clone(), Company::Alone).await {
                 Ok(outcomes) => results.extend(outcomes),
                 // Less fits in a request than was told.
                 Err(Error::TooLarge { .. }) if asked > 1 => {
-                    let second_half = request.sets.split_off(asked / 2);
-                    cut_off.extend([second_half, request.sets]);
+                    let second_half = sets.split_off(asked / 2);
+                    cut_off.extend([second_half, sets]);
                 }
-                // What is too large fails alone, as every set does that is refused.
+                // What is too large for a message goes up piece by piece; what is refused fails alone, as every set does.
+                Err(Error::TooLarge { .. }) if sets.iter().any(|item| !self.fits(item)) => {
+                    results.push(self.set(sets.pop().unwrap_or_default()).await);
+                }
                 Err(error @ Error::TooLarge { .. }) => results.push(Err(error)),
                 // Anything else would fail the rest as well, or let later sets overtake one whose fate is open.
                 Err(error) => {
@@ -126,14 +162,16 @@ impl Handle {
     }
 
     pub(crate) async fn get(&self, request: GetRequest) -> Result<Option<Message>, Error> {
-        let found = match self.fetch(&request).await? {
-            // Asked for by its seq, there is no other way left to get it.
-            Some(message) if request.seq.is_none() => self.complete_or_newer(message).await?,
-            found => found,
-        };
-        match found {
-            Some(message) if message.value_omitted => Err(too_large(&message)),
-            found => Ok(found),
+        let mut replaced = 0;
+        loop {
+            let Some(message) = self.fetch(&request).await? else { return Ok(None) };
+            if !message.value_omitted {
+                return Ok(Some(message));
+            }
+            match self.whole(message).await {
+                Err(Error::WrongLast { .. }) if replaced < REPLACEMENTS_FOLLOWED => replaced += 1,
+                whole => return whole.map(Some),
+            }
         }
     }
 
@@ -196,7 +234,7 @@ impl Handle {
         Ok(Some(newest))
     }
 
-    async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
+    pub(crate) async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
         let reply: GetReply = self.call(Op::Get, request).await?;
         Ok(reply.messages.into_iter().next())
     }
@@ -216,10 +254,6 @@ impl Handle {
             DeleteAllRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
         let reply: DeleteAllReply = self.call(Op::DeleteAll, &request).await?;
         Ok(reply.count)
-    }
-
-    pub(crate) async fn watch(&self, filter: Filter) -> Result<Watch, Error> {
-        Watch::start(self.clone(), filter).await
     }
 
     pub(crate) async fn info(&self) -> Result<InfoReply, Error> {
@@ -297,6 +331,18 @@ macro_rules! care {
                 self.handle.configure(config).await
             }
 
+            /// What has changed since `after`, a page at a time. With the position of the first page of a reading (see
+            /// [`Pages::position`](crate::Pages::position)) it tells what happened during that reading and since: the
+            /// reading, and then the changes, give the state.
+            ///
+            /// Cancelling the call leaves nothing behind.
+            ///
+            /// # Errors
+            /// As every call.
+            pub async fn changes(&self, after: Position) -> Result<crate::Changes, Error> {
+                self.handle.changes(after).await
+            }
+
             /// Puts everything so far in the bucket. Returns the position that is there.
             ///
             /// Cancelling the call leaves the server at work; what it puts in the bucket stays.
@@ -339,22 +385,12 @@ fn fill<T>(
     taken
 }
 
-fn set_size(item: &SetItem) -> usize {
+pub(crate) fn set_size(item: &SetItem) -> usize {
     item.key.as_ref().map_or(0, String::len)
         + item.value.as_ref().map_or(0, bytes::Bytes::len)
         + item.headers.size_bytes()
         + item.headers.0.len() * HEADER_OVERHEAD_BYTES
         + SET_OVERHEAD_BYTES
-}
-
-fn too_large(message: &Message) -> Error {
-    Error::TooLarge {
-        limit: "max_payload".to_owned(),
-        text: format!(
-            "the value of {} has {} bytes, more than one answer carries",
-            message.seq, message.size
-        ),
-    }
 }
 
 #[cfg(test)]

@@ -138,6 +138,27 @@ pub struct Args {
     #[arg(long, env = "DORMOUSE_MAX_OPEN", value_name = "NUMBER", help_heading = "Server")]
     pub max_open: Option<String>,
 
+    /// How many large values may be on their way up at a time; above it, who begins one is turned away for a while
+    #[arg(
+        long,
+        env = "DORMOUSE_MAX_UPLOADS",
+        value_name = "NUMBER",
+        default_value = "256",
+        help_heading = "Server"
+    )]
+    pub max_uploads: String,
+
+    /// Bytes that large values on their way up may take in the data directory, all together; no larger value can be
+    /// uploaded
+    #[arg(
+        long,
+        env = "DORMOUSE_MAX_UPLOAD_BYTES",
+        value_name = "BYTES",
+        default_value = "17179869184",
+        help_heading = "Server"
+    )]
+    pub max_upload_bytes: String,
+
     /// Reply addresses that are answered begin with one of these; may be repeated, or several separated by commas
     #[arg(
         long,

@@ -157,6 +157,8 @@ impl Vitals {
             ("barriers_asked_of_the_bucket", engine.log.probes),
             ("local_bytes", engine.local_bytes),
             ("changes", engine.changes),
+            ("uploads", engine.uploads),
+            ("upload_bytes", engine.upload_bytes),
             ("opens", engine.opens),
             ("publications", engine.publications),
             ("publication_failures", engine.publication_failures),

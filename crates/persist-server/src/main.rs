@@ -99,6 +99,8 @@ fn tell(settings: &Settings, max_open: usize) {
         max_local_bytes = settings.max_local_bytes,
         idle_close = %humantime::format_duration(settings.idle_close),
         max_open,
+        max_uploads = settings.max_uploads,
+        max_upload_bytes = settings.max_upload_bytes,
         inbox_prefixes = %settings.inbox_prefixes,
         callers = ?settings.callers,
         shutdown_deadline = %humantime::format_duration(settings.shutdown_deadline),
@@ -222,6 +224,8 @@ async fn prepare(
         idle_close: settings.idle_close,
         max_open_subjects: max_open,
         max_local_bytes: settings.max_local_bytes,
+        max_uploads: settings.max_uploads,
+        max_upload_bytes: settings.max_upload_bytes,
         ..EngineSettings::new(settings.data_dir.clone(), settings.name.clone())
     };
     let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())

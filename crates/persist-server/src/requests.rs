@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, EndpointStats, Incoming, Requests};
-use dormouse_protocol::data::{DestroyRequest, FlushRequest, InfoRequest};
+use dormouse_protocol::data::{DestroyRequest, FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
@@ -191,7 +191,13 @@ fn turned_away() -> ErrorReply {
 /// The request in `payload`.
 fn read(op: Op, payload: &[u8]) -> Result<Request, ErrorReply> {
     Ok(match op {
-        Op::Set => Request::Set(decode_request(payload)?),
+        Op::Set => Request::Set(without_uploads(decode_request(payload)?)?),
+        Op::UploadCommit => Request::Set(decode_request(payload)?),
+        Op::UploadBegin => Request::UploadBegin(decode_request(payload)?),
+        Op::UploadChunk => Request::UploadChunk(decode_request(payload)?),
+        Op::UploadFinish => Request::UploadFinish(decode_request(payload)?),
+        Op::UploadCancel => Request::UploadCancel(decode_request(payload)?),
+        Op::GetChunk => Request::GetChunk(decode_request(payload)?),
         Op::Get => Request::Get(decode_request(payload)?),
         Op::GetAll => Request::GetAll(decode_request(payload)?),
         Op::Keys => Request::Keys(decode_request(payload)?),
@@ -203,6 +209,14 @@ fn read(op: Op, payload: &[u8]) -> Result<Request, ErrorReply> {
         Op::Destroy => decode_request::<DestroyRequest>(payload).map(|_| Request::Destroy)?,
         Op::Changes => Request::Changes(decode_request(payload)?),
     })
+}
+
+/// A server that does not know of uploads would take such a set for one of the null value; so it has a route of its own.
+fn without_uploads(request: SetRequest) -> Result<SetRequest, ErrorReply> {
+    if request.sets.iter().any(|item| item.uploaded.is_some()) {
+        return Err(ErrorReply::bad_request("a value that was uploaded is committed by upload_commit"));
+    }
+    Ok(request)
 }
 
 /// The reply as it travels.
@@ -219,6 +233,8 @@ fn write(reply: &Reply) -> Result<Bytes, ErrorReply> {
         Reply::Configure(reply) => encode(reply),
         Reply::Flush(reply) => encode(reply),
         Reply::Destroy(reply) => encode(reply),
+        Reply::Upload(reply) => encode(reply),
+        Reply::Chunk(reply) => encode(reply),
         // Asked by the server itself, which has the answer from the engine.
         Reply::HandOver(_) => return Err(ErrorReply::internal("a hand-over was asked for over the wire")),
     }

@@ -39,6 +39,10 @@ pub struct Settings {
     pub idle_close: Duration,
     /// How many subjects may be open at once; `None`: as many as file descriptors allow, within reason.
     pub max_open: Option<usize>,
+    /// How many values may be on their way up at a time, chunk by chunk.
+    pub max_uploads: usize,
+    /// Bytes that they may take on the local disk, all together.
+    pub max_upload_bytes: u64,
     /// How to connect to NATS.
     pub nats: NatsOptions,
     /// Reply addresses that are answered begin with one of these.
@@ -90,6 +94,9 @@ impl Settings {
             None => Some(None),
             Some(text) => check.given("--max-open", text, |text| number(text, 1..=1_000_000)).map(Some),
         };
+        let max_uploads = check.given("--max-uploads", &args.max_uploads, |text| number(text, 1..=100_000));
+        let max_upload_bytes =
+            check.given("--max-upload-bytes", &args.max_upload_bytes, |text| number(text, 1 << 20..=1 << 60));
         let inbox_prefixes = {
             let fleet = prefix.clone().unwrap_or_default();
             check.given("--inbox-prefix", &args.inbox_prefix.join(","), |text| {
@@ -114,6 +121,8 @@ impl Settings {
                 max_local_bytes: max_local_bytes?,
                 idle_close: idle_close?,
                 max_open: max_open?,
+                max_uploads: max_uploads?,
+                max_upload_bytes: max_upload_bytes?,
                 nats: nats?,
                 inbox_prefixes: inbox_prefixes?,
                 callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },

@@ -10,6 +10,7 @@ use crate::codec::{self, ProtocolVersion, versioned};
 use crate::error::ErrorReply;
 use crate::ids::{Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerName, Term, Timestamp};
 use crate::message::{Change, Headers, Message, SubjectConfig};
+use crate::transfer::UploadedValue;
 
 /// Optimistic concurrency: what the caller believes is there. The inner `None` means "nothing is".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub struct SetItem {
     /// Its value; absent is the null value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Bytes>,
+    /// Its value where that was uploaded before; only in an `upload_commit`, and in place of `value`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uploaded: Option<UploadedValue>,
     /// Its headers.
     #[serde(default, skip_serializing_if = "Headers::is_empty")]
     pub headers: Headers,

@@ -102,6 +102,8 @@ codes! {
     Indeterminate = "indeterminate", 504, Never, Unknown;
     /// An object in the bucket or on disk is not what it should be; `object` names it. Nothing was guessed.
     Corrupt = "corrupt", 500, Never, No;
+    /// This server does not have the upload, or not all of it: ask how far it is, and begin again.
+    UnknownUpload = "unknown_upload", 410, Never, No;
     /// The server failed in a way that has no code of its own.
     Internal = "internal", 500, Never, Unknown;
 }
@@ -297,6 +299,12 @@ impl ErrorReply {
             object: Some(object),
             ..Self::new(ErrorCode::Corrupt, "")
         }
+    }
+
+    /// [`ErrorCode::UnknownUpload`], and what is missing.
+    #[must_use]
+    pub fn unknown_upload(what: impl Into<String>) -> Self {
+        Self::new(ErrorCode::UnknownUpload, what)
     }
 
     /// [`ErrorCode::Internal`], and what failed.

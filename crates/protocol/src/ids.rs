@@ -368,6 +368,63 @@ ulid_id! {
     /// been forgotten.
     Incarnation, "incarnation"
 }
+ulid_id! {
+    /// One value on its way up, drawn by the client that brings it.
+    UploadId, "upload id"
+}
+
+/// The digest of a value: its CRC-64/NVME, as text 16 lower-case hexadecimal digits (not every language holds such a
+/// number exactly).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ValueDigest(u64);
+
+impl ValueDigest {
+    /// Wraps the checksum.
+    #[must_use]
+    pub const fn new(crc64_nvme: u64) -> Self {
+        Self(crc64_nvme)
+    }
+
+    /// The bare checksum.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ValueDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for ValueDigest {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let number = u64::from_str_radix(text, 16).ok();
+        number
+            .filter(|_| text.len() == 16 && text.bytes().all(lower_hex))
+            .map(Self)
+            .ok_or_else(|| InvalidName::new("digest", text, "16 lower-case hexadecimal digits"))
+    }
+}
+
+impl TryFrom<String> for ValueDigest {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ValueDigest> for String {
+    fn from(digest: ValueDigest) -> Self {
+        digest.to_string()
+    }
+}
 
 /// Names a changing request for ever, so that it is applied at most once: session and a counter that grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -29,12 +29,13 @@ pub mod limits;
 pub mod message;
 pub mod route;
 pub mod subject;
+pub mod transfer;
 
 pub use codec::{ProtocolVersion, decode, decode_request, encode};
 pub use error::{ErrorCode, ErrorReply, Happened, Retry};
 pub use ids::{
     Incarnation, Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerName, SessionId, Slot, Term,
-    Timestamp,
+    Timestamp, UploadId, ValueDigest,
 };
 pub use message::{Change, Event, Headers, Message};
 pub use route::{Op, Prefix, Route, RoutePattern};

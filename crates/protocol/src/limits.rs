@@ -69,6 +69,12 @@ pub const MAX_METADATA_BYTES: usize = 16 * 1_024;
 /// transport. In bytes.
 pub const ENVELOPE_BYTES: usize = 4 * 1_024;
 
+/// How far ahead of what a server has of an upload a chunk may end, in bytes: more would have to be held in memory.
+pub const UPLOAD_WINDOW_BYTES: u64 = 16 * 1_024 * 1_024;
+
+/// After this time without a word from its client an upload is abandoned, in milliseconds.
+pub const UPLOAD_SILENCE_MS: u64 = 30 * 1_000;
+
 /// Deepest nesting that the codec reads. Our own messages stay below ten.
 pub const MAX_NESTING: usize = 32;
 

@@ -107,7 +107,7 @@ macro_rules! ops {
                 }
             }
 
-            /// Whether it can change a subject. What cannot may be repeated freely.
+            /// Whether it is for those who may change a subject. What cannot may be repeated freely.
             #[must_use]
             pub const fn changes(self) -> bool {
                 match self {
@@ -152,6 +152,18 @@ ops! {
     Flush = "flush", false;
     /// Remove a subject for good.
     Destroy = "destroy", true;
+    /// Begin to bring a large value, or ask how far it is.
+    UploadBegin = "upload_begin", true;
+    /// Bring a piece of a large value.
+    UploadChunk = "upload_chunk", true;
+    /// Have a large value that was brought whole put in the bucket.
+    UploadFinish = "upload_finish", true;
+    /// Write messages whose values were brought before.
+    UploadCommit = "upload_commit", true;
+    /// Forget a large value that was brought.
+    UploadCancel = "upload_cancel", true;
+    /// Read a piece of a large value.
+    GetChunk = "get_chunk", false;
 }
 
 impl fmt::Display for Op {

@@ -6,6 +6,10 @@ use dormouse_protocol::data::{
     DeleteReply, DeleteRequest, DestroyReply, FlushReply, GetAllReply, GetAllRequest, GetReply, GetRequest,
     InfoReply, KeysReply, KeysRequest, SetReply, SetRequest,
 };
+use dormouse_protocol::transfer::{
+    GetChunkReply, GetChunkRequest, UploadBeginRequest, UploadCancelRequest, UploadChunkRequest,
+    UploadFinishRequest, UploadReply,
+};
 use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
 
 /// An operation on one subject.
@@ -39,6 +43,16 @@ pub enum Request {
     /// Hand the subject back so that another server can have it, where this process owns it; where it does not, do
     /// nothing. Never claims. Asked by [`Engine::hand_over`](crate::Engine::hand_over).
     HandOver,
+    /// Begin to bring a value of any size, or ask how far it is.
+    UploadBegin(UploadBeginRequest),
+    /// Bring a piece of it. Looks at no subject.
+    UploadChunk(UploadChunkRequest),
+    /// Put it in the bucket, so that a set can refer to it.
+    UploadFinish(UploadFinishRequest),
+    /// Forget it. Looks at no subject.
+    UploadCancel(UploadCancelRequest),
+    /// Read a piece of a value.
+    GetChunk(GetChunkRequest),
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -68,6 +82,10 @@ pub enum Reply {
     Destroy(DestroyReply),
     /// To [`Request::HandOver`].
     HandOver(HandedOver),
+    /// To [`Request::UploadBegin`], [`Request::UploadChunk`], [`Request::UploadFinish`] and [`Request::UploadCancel`].
+    Upload(UploadReply),
+    /// To [`Request::GetChunk`].
+    Chunk(GetChunkReply),
 }
 
 /// What came of handing a subject over.

@@ -17,6 +17,7 @@ const SUBJECTS: &str = "subjects";
 const LOST: &str = "lost";
 const WAL: &str = "wal";
 const DEAD: &str = "dead-logs";
+const UPLOADS: &str = "uploads";
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,7 @@ pub enum DataDirError {
 /// log-id                      the log of the process that used it last
 /// subjects/<escaped>.sqlite3  subjects, as far as this server has them
 /// wal/<log>/                  what was accepted and is not in the bucket yet
+/// uploads/<escaped>.<upload>  values on their way up
 /// dead-logs/<log>             logs that earlier processes wrote here and that still hold something
 /// lost/<escaped>/             what was accepted here and never reached the bucket before somebody else went on
 /// ```
@@ -147,6 +149,12 @@ impl DataDir {
     #[must_use]
     pub fn drain_file(&self, subject: &Subject, nonce: Nonce) -> PathBuf {
         self.path.join(SUBJECTS).join(format!("{}.{nonce}.draining", subject.escaped()))
+    }
+
+    /// The folder of values on their way up. Made by whoever uses it.
+    #[must_use]
+    pub fn uploads_dir(&self) -> PathBuf {
+        self.path.join(UPLOADS)
     }
 
     /// Where what cannot be used any more is kept.

@@ -20,6 +20,7 @@ use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
 use crate::mutations::{Mutation, is_there};
 use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
 use crate::settings::EngineSettings;
+use crate::spool::{self, Spool, SpoolFiles, SpoolLimits};
 use crate::subject::SubjectTask;
 use crate::subject::garbage::{self, Garbage};
 use crate::trust::Trust;
@@ -87,6 +88,8 @@ pub(crate) struct Shared {
     pub(crate) uploads: Traffic,
     /// Large values on their way from the bucket.
     pub(crate) downloads: Traffic,
+    /// Values on their way up, chunk by chunk.
+    pub(crate) spool: Arc<Spool>,
     pub(crate) opening: Semaphore,
     pub(crate) publishing: Semaphore,
     /// Told when a dead log is noted.
@@ -154,6 +157,7 @@ impl Shared {
     /// Carries out a request of the engine's own, as a client's would be.
     pub(crate) fn submit(self: &Arc<Self>, subject: &Subject, submission: Submission) {
         self.counters.requests.add(1);
+        let Some(submission) = spool::take(self, subject, submission) else { return };
         match self.directory.offer(subject, submission, self.env.boot()) {
             Offered::Queued => {}
             Offered::Start(seat) => {
@@ -194,6 +198,7 @@ pub struct Prepared {
     predecessor: Option<LogId>,
     bucket: Arc<dyn Bucket>,
     disk: Arc<dyn WalStorage>,
+    spool: Arc<Spool>,
     env: Env,
 }
 
@@ -233,7 +238,7 @@ impl Prepared {
         events: Arc<dyn EventSink>,
         tasks: Tasks,
     ) -> Result<Engine, OpenError> {
-        let Self { settings, data, log: id, predecessor: _, bucket, disk: storage, env } = self;
+        let Self { settings, data, log: id, predecessor: _, bucket, disk: storage, spool, env } = self;
         let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone(), id.clone());
         let (directory, listed) = (Arc::clone(&data), Arc::clone(&storage));
         env.blocking(move || {
@@ -281,6 +286,7 @@ impl Prepared {
             garbage,
             uploads: Traffic::new(),
             downloads: Traffic::new(),
+            spool,
             opening: Semaphore::new(OPENING),
             publishing: Semaphore::new(PUBLISHING),
             dead_log: Notify::new(),
@@ -322,10 +328,19 @@ impl Engine {
             return Err(OpenError::UnsafeSqlite);
         }
         let path = settings.data_dir.clone();
-        let data = Arc::new(env.blocking(move || DataDir::open(&path)).await?);
+        let limits = SpoolLimits { uploads: settings.max_uploads, bytes: settings.max_upload_bytes };
+        let clock = env.clone();
+        let open = move || {
+            let data = DataDir::open(&path)?;
+            let folder = data.uploads_dir();
+            let spool = Spool::open(folder.clone(), limits, Arc::new(SpoolFiles), clock)
+                .map_err(|source| DataDirError::File { path: folder, source })?;
+            Ok::<_, DataDirError>((Arc::new(data), Arc::new(spool)))
+        };
+        let (data, spool) = env.blocking(open).await?;
         let log = LogId::new(settings.server.clone(), env.ulid());
         let predecessor = data.predecessor().cloned();
-        Ok(Prepared { settings, data, log, predecessor, bucket, disk: Arc::new(FileSystem), env })
+        Ok(Prepared { settings, data, log, predecessor, bucket, disk: Arc::new(FileSystem), spool, env })
     }
 
     /// The log id of this process.
@@ -392,7 +407,9 @@ impl Engine {
     /// The engine's figures.
     #[must_use]
     pub fn figures(&self) -> Figures {
-        self.shared.counters.figures(self.shared.directory.len(), self.shared.log.figures())
+        let (uploads, upload_bytes) = self.shared.spool.figures();
+        let figures = self.shared.counters.figures(self.shared.directory.len(), self.shared.log.figures());
+        Figures { uploads: uploads as u64, upload_bytes, ..figures }
     }
 }
 

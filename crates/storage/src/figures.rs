@@ -32,6 +32,10 @@ pub struct Figures {
     /// Manifests so far by which this process claimed a subject, whether or not they came to count: as long as there are
     /// none, nothing belongs to its log.
     pub claims: u64,
+    /// Values on their way up, chunk by chunk.
+    pub uploads: u64,
+    /// Bytes that they take on the local disk or have announced.
+    pub upload_bytes: u64,
     /// The log.
     pub log: LogFigures,
 }
@@ -108,6 +112,8 @@ impl Counters {
             lost_subjects: self.lost_subjects.get(),
             handed_over: self.handed_over.get(),
             claims: self.claims.get(),
+            uploads: 0,
+            upload_bytes: 0,
             log,
         }
     }

@@ -17,6 +17,8 @@ pub(crate) fn start(shared: &Arc<Shared>) {
     spawn(shared, "drain", drain::run(Arc::clone(shared)));
     spawn(shared, "surplus", surplus::run(Arc::clone(shared)));
     spawn(shared, "eviction", evict::run(Arc::clone(shared)));
+    let spool = Arc::clone(&shared.spool);
+    spawn(shared, "abandoned uploads", async move { spool.sweep().await });
 }
 
 /// Runs `work` until the engine stops: all of it can be done by somebody else, later.

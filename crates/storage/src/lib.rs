@@ -45,6 +45,7 @@ pub mod ownership;
 pub mod plan;
 pub mod recovery;
 mod settings;
+mod spool;
 mod subject;
 mod trust;
 mod values;

@@ -28,6 +28,10 @@ pub struct EngineSettings {
     pub max_local_bytes: Option<u64>,
     /// How long a flush waits for the bucket before it answers `unavailable`.
     pub flush_patience: Duration,
+    /// How many values may be on their way up at a time, chunk by chunk. Above it, who begins one is turned away.
+    pub max_uploads: usize,
+    /// Bytes that they may take on the local disk, all together.
+    pub max_upload_bytes: u64,
 }
 
 impl EngineSettings {
@@ -39,6 +43,11 @@ impl EngineSettings {
     pub const MAX_OPEN_SUBJECTS: usize = 2_000;
     /// Default of [`EngineSettings::flush_patience`].
     pub const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Default of [`EngineSettings::max_uploads`].
+    pub const MAX_UPLOADS: usize = 256;
+    /// Default of [`EngineSettings::max_upload_bytes`].
+    pub const MAX_UPLOAD_BYTES: u64 = 16 * 1_024 * 1_024 * 1_024;
 
     /// Settings with every default.
     #[must_use]
@@ -52,6 +61,8 @@ impl EngineSettings {
             max_open_subjects: Self::MAX_OPEN_SUBJECTS,
             max_local_bytes: None,
             flush_patience: Self::FLUSH_PATIENCE,
+            max_uploads: Self::MAX_UPLOADS,
+            max_upload_bytes: Self::MAX_UPLOAD_BYTES,
         }
     }
 }

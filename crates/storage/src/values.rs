@@ -3,18 +3,21 @@
 //! An object's name is fresh for every attempt to write it, so whatever becomes of an attempt, nothing else is touched,
 //! and what nobody came to refer to can be deleted at once.
 
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::limits::{INLINE_LIMIT_BYTES, MAX_ATOMIC_BATCH_BYTES};
+use dormouse_protocol::transfer::UploadedValue;
 use dormouse_protocol::{ErrorReply, Term};
 use dormouse_runtime::Env;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::api::Request;
-use crate::bucket::{Bucket, BucketError, BucketKey, Created};
+use crate::bucket::{Bucket, BucketError, BucketKey, Created, FileSummary, HeaderPatch};
 use crate::checksum::Crc64;
 use crate::entry::Entry;
 use crate::keys::{BlobName, Nonce, SubjectKeys};
@@ -84,7 +87,17 @@ pub(crate) type LargeValue = (usize, Bytes);
 /// Whether a request brings a value that is an object of its own.
 pub(crate) fn is_large(request: &Request) -> bool {
     let Request::Set(request) = request else { return false };
-    request.sets.iter().any(|item| item.value.as_ref().is_some_and(|value| value.len() > INLINE_LIMIT_BYTES))
+    let is_large = |value: &Bytes| value.len() > INLINE_LIMIT_BYTES;
+    request.sets.iter().any(|item| item.uploaded.is_some() || item.value.as_ref().is_some_and(is_large))
+}
+
+/// The values of a request that were uploaded before it, each with the place of its set.
+pub(crate) fn uploaded_before(request: &Request) -> impl Iterator<Item = (usize, UploadedValue)> {
+    let sets = match request {
+        Request::Set(request) => request.sets.as_slice(),
+        _ => &[],
+    };
+    sets.iter().enumerate().filter_map(|(place, item)| item.uploaded.map(|value| (place, value)))
 }
 
 /// The values of a request that belong into objects of their own.
@@ -102,10 +115,10 @@ pub(crate) fn of_request(request: &Request) -> Vec<LargeValue> {
 
 /// Stands for an object that is not written yet, so that a request can be planned as if it were. Nothing else is ever
 /// called so: a nonce holds the time at which it was drawn.
-pub(crate) fn stand_in(place: usize, value: &Bytes) -> BlobRef {
+pub(crate) fn stand_in(place: usize, size_bytes: u64) -> BlobRef {
     let nonce = Nonce::from_bytes((place as u128).to_be_bytes());
     let name = BlobName { term: Term::default(), nonce };
-    BlobRef { name, size_bytes: value.len() as u64, crc64: Crc64::of(&[]) }
+    BlobRef { name, size_bytes, crc64: Crc64::of(&[]) }
 }
 
 /// The objects that an entry refers to.
@@ -136,6 +149,13 @@ impl Drop for Stray {
     }
 }
 
+/// An uploaded value that is complete in the bucket. When it is dropped, it is deleted there.
+#[derive(Debug)]
+pub(crate) struct StoredValue {
+    blob: BlobRef,
+    stray: Stray,
+}
+
 /// Values of one request that are complete in the bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Uploaded {
@@ -144,6 +164,12 @@ pub(crate) struct Uploaded {
 }
 
 impl Uploaded {
+    /// Adds the value of the set at this place of the request.
+    pub(crate) fn add(&mut self, place: usize, value: StoredValue) {
+        self.blobs.push((place, value.blob));
+        self.strays.push(value.stray);
+    }
+
     /// The place of each set in the request, and its value's object.
     pub(crate) fn blobs(&self) -> &[(usize, BlobRef)] {
         &self.blobs
@@ -200,6 +226,48 @@ impl Uploader {
         let mut uploaded = Uploaded::default();
         parts.into_iter().for_each(|part| uploaded.extend(part));
         Ok(uploaded)
+    }
+
+    /// Writes an object for a value that was uploaded to the file at `path`, complete when this returns, and holds its
+    /// digest against what the client says.
+    ///
+    /// Cancelling the call deletes what it has written, as an error does.
+    ///
+    /// # Errors
+    /// `corrupt` when size or digest are other ones; else what the caller of the request is told.
+    pub(crate) async fn upload_file(
+        &self,
+        path: &Path,
+        value: UploadedValue,
+    ) -> Result<StoredValue, ErrorReply> {
+        let started = self.env.boot();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let name = BlobName { term: self.term, nonce: Nonce::new(self.env.ulid()) };
+            let stray = Stray { name, keys: self.keys.clone(), garbage: Some(self.garbage.clone()) };
+            let key = self.keys.blob(&name);
+            let why = match self.bucket.put_file(&key, path, HeaderPatch::None).await {
+                Ok(FileSummary { size_bytes, crc64 }) => {
+                    if (size_bytes, crc64.to_u64()) == (value.size, value.digest.get()) {
+                        return Ok(StoredValue { blob: BlobRef { name, size_bytes, crc64 }, stray });
+                    }
+                    let what = format!(
+                        "{size_bytes} bytes with digest {crc64} arrived where {} bytes with digest {} were sent",
+                        value.size, value.digest
+                    );
+                    return Err(ErrorReply::corrupt(format!("upload {}", value.upload), what));
+                }
+                // Without its file there is nothing to try again.
+                Err(error @ BucketError::LocalFile { .. }) => return Err(ErrorReply::from(&error)),
+                Err(error) => ErrorReply::from(&error),
+            };
+            drop(stray);
+            if self.env.boot().saturating_sub(started) + pause > PATIENCE {
+                return Err(why);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     async fn upload_one(
@@ -293,6 +361,24 @@ pub(crate) async fn fetch(
 }
 
 impl Traffic {
+    /// Reads a part of a large value, when it is its turn. Whether the bytes are those that were written, the whole value's
+    /// checksum says.
+    ///
+    /// Cancelling the call has no effect.
+    ///
+    /// # Errors
+    /// [`BucketError`].
+    pub(crate) async fn fetch_range(
+        &self,
+        bucket: &dyn Bucket,
+        key: &BucketKey,
+        range: Range<u64>,
+    ) -> Result<Option<Bytes>, BucketError> {
+        // The semaphore is never closed.
+        let _permit = self.calls.acquire().await;
+        bucket.get_range(key, range).await
+    }
+
     /// As [`fetch`], when it is its turn.
     ///
     /// # Errors

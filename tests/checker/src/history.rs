@@ -254,12 +254,13 @@ impl Call {
 }
 
 impl Op {
-    /// Reads the request of an operation from its bytes.
+    /// Reads the request of an operation from its bytes; `None` for one that is not judged: values that travel piece by
+    /// piece.
     ///
     /// # Errors
     /// When they are no such request.
-    pub fn from_wire(name: Name, payload: &[u8]) -> Result<Self, DecodeError> {
-        Ok(match name {
+    pub fn from_wire(name: Name, payload: &[u8]) -> Result<Option<Self>, DecodeError> {
+        Ok(Some(match name {
             Name::Set => Self::Set(decode(payload)?),
             Name::Delete => Self::Delete(decode(payload)?),
             Name::DeleteAll => Self::DeleteAll(decode(payload)?),
@@ -271,7 +272,13 @@ impl Op {
             Name::Changes => Self::Changes(decode(payload)?),
             Name::Info => Self::Info,
             Name::Flush => Self::Flush,
-        })
+            Name::UploadBegin
+            | Name::UploadChunk
+            | Name::UploadFinish
+            | Name::UploadCommit
+            | Name::UploadCancel
+            | Name::GetChunk => return Ok(None),
+        }))
     }
 
     /// The id that a changing request carries.
@@ -317,12 +324,12 @@ impl Op {
 }
 
 impl Answer {
-    /// Reads the answer to an operation from its bytes.
+    /// Reads the answer to an operation from its bytes; `None` for one that is not judged.
     ///
     /// # Errors
     /// When they are no such answer.
-    pub fn from_wire(name: Name, payload: &[u8]) -> Result<Self, DecodeError> {
-        Ok(match name {
+    pub fn from_wire(name: Name, payload: &[u8]) -> Result<Option<Self>, DecodeError> {
+        Ok(Some(match name {
             Name::Set => Self::Set(decode(payload)?),
             Name::Delete => Self::Delete(decode(payload)?),
             Name::DeleteAll => Self::DeleteAll(decode(payload)?),
@@ -334,7 +341,13 @@ impl Answer {
             Name::Changes => Self::Changes(decode(payload)?),
             Name::Info => Self::Info(Box::new(decode(payload)?)),
             Name::Flush => Self::Flush(decode(payload)?),
-        })
+            Name::UploadBegin
+            | Name::UploadChunk
+            | Name::UploadFinish
+            | Name::UploadCommit
+            | Name::UploadCancel
+            | Name::GetChunk => return Ok(None),
+        }))
     }
 
     /// The position that the answer names: of a read the state it was read from, of a set the last message written.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use dormouse_client::{Client, Update, Watch};
+use dormouse_client::{Client, Feed, FeedFrom, Update};
 use dormouse_runtime::Tasks;
 use tokio::sync::{oneshot, watch};
 
@@ -25,21 +25,20 @@ pub struct Watcher {
 /// Watches the log from now on, until every line of the input has come by. Shows the first line it sees, and the first
 /// after `before` lines: that is the one after the kill.
 pub async fn follow(client: &Client, input: &Input, before: usize) -> anyhow::Result<Watcher> {
-    let watch = client.stream(LOG_SUBJECT)?.watch().await.context("cannot watch the log")?;
+    let feed = client.stream(LOG_SUBJECT)?.feed(FeedFrom::Now).await.context("cannot watch the log")?;
     let lines: Arc<[Bytes]> = input.lines.clone().into();
     let (sender, outcome) = oneshot::channel();
     let (progress, seen) = watch::channel(0);
     let tasks = Tasks::new();
     tasks.spawn("watcher", async move {
         // Nobody listens any more when the demo has failed elsewhere.
-        let _ = sender.send(compare(watch, &lines, before, &progress).await);
+        let _ = sender.send(compare(feed, &lines, before, &progress).await);
     });
     Ok(Watcher { tasks, seen, outcome })
 }
 
 impl Watcher {
-    /// Waits until it has seen so many changes. Events are at most once: those still on their way when a server is
-    /// killed may be lost, and then the watch reports a gap.
+    /// Waits until it has seen so many changes.
     pub async fn has_seen(&mut self, changes: usize) -> anyhow::Result<()> {
         let wait = self.seen.wait_for(|seen| *seen >= changes);
         tokio::time::timeout(LAG, wait).await.context("the live watcher has not seen every change")?.ok();
@@ -62,15 +61,15 @@ impl Watcher {
 }
 
 async fn compare(
-    mut watch: Watch,
+    mut feed: Feed,
     lines: &[Bytes],
     before: usize,
     progress: &watch::Sender<usize>,
 ) -> anyhow::Result<usize> {
     let mut seen = 0;
     while seen < lines.len() {
-        match watch.next().await {
-            Some(Update::Set(message)) => {
+        match feed.next().await.transpose()? {
+            Some(Update::Set { message, .. }) => {
                 ensure!(
                     message.value.as_ref() == Some(&lines[seen]),
                     "the watcher saw another line at {}",
@@ -83,11 +82,9 @@ async fn compare(
                 seen += 1;
                 progress.send_replace(seen);
             }
-            Some(Update::Gap { seen: position, now }) => {
-                bail!("the watcher missed something after {position:?}, before {now:?}")
-            }
+            Some(Update::CaughtUp(_)) => {}
             Some(other) => bail!("the watcher saw {other:?}"),
-            None => bail!("the watch ended after {seen} changes"),
+            None => bail!("the feed ended after {seen} changes"),
         }
     }
     Ok(seen)

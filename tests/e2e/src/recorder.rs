@@ -65,7 +65,7 @@ impl Recorder {
     fn understand(&self, message: &Outgoing) -> Option<(ServerName, Subject, dormouse_protocol::Op, Op)> {
         self.servers.iter().find_map(|server| {
             let route = Prefix::default().parse_server(server, message.route.as_str()).ok()?;
-            let op = Op::from_wire(route.op, &message.payload).ok()?;
+            let op = Op::from_wire(route.op, &message.payload).ok()??;
             Some((server.clone(), route.subject, route.op, op))
         })
     }
@@ -105,8 +105,8 @@ impl Bus for RecordedBus {
             Ok(reply) => match service_error(reply) {
                 Some(error) => Outcome::Refused(error),
                 None => match Answer::from_wire(name, &reply.payload) {
-                    Ok(answer) => Outcome::Answered(answer),
-                    Err(_) => Outcome::Unknown,
+                    Ok(Some(answer)) => Outcome::Answered(answer),
+                    Ok(None) | Err(_) => Outcome::Unknown,
                 },
             },
             Err(error) if error.happened() == Happened::No => {

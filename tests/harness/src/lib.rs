@@ -22,7 +22,7 @@ pub use dice::Dice;
 pub use hostile::{CountingAllocator, mutate};
 pub use logs::{complaints, tail};
 pub use nats::{NatsServer, NatsServerOptions};
-pub use process::{Process, ProcessSpec, kill9_pid, pid_is_alive};
+pub use process::{Process, ProcessSpec, interrupt_pid, kill9_pid, peak_resident_bytes, pid_is_alive};
 pub use s3::{S3Flaw, S3Server};
 
 /// The nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one `make tools` installed.

@@ -204,14 +204,7 @@ impl Process {
     /// # Errors
     /// When it has ended already, or the system has no `/proc`.
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
-        let pid = self.pid().with_context(|| format!("{} has ended", self.spec.name))?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let kilobytes = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().strip_suffix("kB"))
-            .context("no VmRSS in /proc")?;
-        Ok(kilobytes.trim().parse::<u64>()? * 1_024)
+        memory_of(self.pid().with_context(|| format!("{} has ended", self.spec.name))?, "VmRSS:")
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
@@ -219,6 +212,32 @@ impl Process {
         let pid = self.pid().with_context(|| format!("{name} has ended"))?;
         signal_pid(pid, signal).with_context(|| format!("cannot signal {name}"))
     }
+}
+
+/// The most resident memory that a process has had so far, in bytes.
+///
+/// # Errors
+/// When it has ended already, or the system has no `/proc`.
+pub fn peak_resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    memory_of(pid, "VmHWM:")
+}
+
+fn memory_of(pid: u32, what: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kilobytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix(what))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .with_context(|| format!("no {what} in /proc"))?;
+    Ok(kilobytes.trim().parse::<u64>()? * 1_024)
+}
+
+/// Sends SIGINT, as Ctrl-C does, to a process that somebody else started.
+///
+/// # Errors
+/// When there is none.
+pub fn interrupt_pid(pid: u32) -> anyhow::Result<()> {
+    signal_pid(pid, Signal::INT)
 }
 
 /// Sends SIGKILL to a process that somebody else started.

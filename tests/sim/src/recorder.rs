@@ -142,7 +142,7 @@ impl Recorder {
         subject: &Subject,
         payload: &[u8],
     ) -> Option<usize> {
-        let asked = Asked::from_wire(op, payload).ok()?;
+        let asked = Asked::from_wire(op, payload).ok()??;
         let now = self.0.trace.now();
         self.0.trace.count(match op {
             Op::Set => "call: set",
@@ -156,6 +156,13 @@ impl Recorder {
             Op::Info => "call: info",
             Op::Flush => "call: flush",
             Op::Destroy => "call: destroy",
+            // None of them is taken down.
+            Op::UploadBegin
+            | Op::UploadChunk
+            | Op::UploadFinish
+            | Op::UploadCommit
+            | Op::UploadCancel
+            | Op::GetChunk => return None,
         });
         let mut history = self.state();
         let recorded = history.subjects.entry(subject.clone()).or_default();
@@ -232,7 +239,10 @@ fn outcome(op: Op, answer: &Result<Reply, RequestError>) -> Outcome {
     match answer {
         Ok(reply) => match service_error(reply) {
             Some(error) => Outcome::Refused(error),
-            None => Answer::from_wire(op, &reply.payload).map_or(Outcome::Unknown, Outcome::Answered),
+            None => match Answer::from_wire(op, &reply.payload) {
+                Ok(Some(answer)) => Outcome::Answered(answer),
+                Ok(None) | Err(_) => Outcome::Unknown,
+            },
         },
         Err(error) if error.happened() == Happened::No => {
             Outcome::Refused(ErrorReply::unavailable(error.to_string()))

@@ -296,7 +296,9 @@ impl Worker {
         let key = self.key();
         let known = self.seen.remove(&(at, key.clone()));
         match known {
-            Some(known) if self.dice.chance(300) => drop(self.kv(at).delete_expect(key, known).await),
+            Some(known) if self.dice.chance(300) => {
+                drop(self.kv(at).delete_expect_revision(key, known).await)
+            }
             _ => drop(self.kv(at).delete(key).await),
         }
     }
@@ -354,7 +356,7 @@ impl Worker {
                 let key = self.key();
                 if let Ok(found) = self.kv(at).entry(key.clone()).await {
                     match found {
-                        Some(message) => self.seen.insert((at, key), message.id()),
+                        Some(entry) => self.seen.insert((at, key), entry.revision),
                         None => self.seen.remove(&(at, key)),
                     };
                 }

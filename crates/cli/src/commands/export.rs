@@ -66,7 +66,7 @@ pub(super) fn bucket_url(bucket: Option<&str>, data_dir: &Path) -> Result<String
 }
 
 /// A name beside the file, so that the finished file can be put in its place in one step.
-fn staged(file: &Path) -> PathBuf {
+pub(super) fn staged(file: &Path) -> PathBuf {
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.partial", Env::system().ulid()));
     file.with_file_name(name)
@@ -101,7 +101,7 @@ async fn fetch(url: &str, subject: &Subject, staged: &Path, flushed: Position) -
     Ok(position)
 }
 
-fn put_in_place(staged: &Path, file: &Path, force: bool) -> Result<u64, Failure> {
+pub(super) fn put_in_place(staged: &Path, file: &Path, force: bool) -> Result<u64, Failure> {
     let cannot = |error: &io::Error| Failure::new(format!("cannot write {}: {error}", file.display()));
     let size_bytes = fs::metadata(staged).map_err(|error| cannot(&error))?.len();
     if force {
@@ -131,7 +131,7 @@ fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-fn exists(file: &Path) -> Failure {
+pub(super) fn exists(file: &Path) -> Failure {
     Failure::of(ErrorKind::Conflict, format!("{} exists: --force replaces it", file.display()))
 }
 

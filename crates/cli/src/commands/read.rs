@@ -1,28 +1,34 @@
 //! `get`, `ls` and `keys`.
 
-use dormouse_client::SeqRange;
-use serde_json::json;
+use std::path::Path;
 
+use dormouse_client::{Message, SeqRange, ValueReader};
+use dormouse_protocol::Subject;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+
+use super::export::{exists, put_in_place, staged};
 use super::list::tables;
 use crate::args::{Get, Keys, Ls};
 use crate::error::{ErrorKind, Failure};
+use crate::progress::Progress;
 use crate::session::Session;
 use crate::view::{MESSAGE_TITLES, MessageView, cell, message_row};
 
 /// `get`.
 pub(super) async fn get(session: &Session, arguments: Get) -> Result<(), Failure> {
+    if let Some(file) = arguments.output.clone() {
+        return download(session, arguments, &file).await;
+    }
     let (found, what) = match (arguments.key, arguments.seq) {
         (Some(key), _) => {
             let what = format!("key {:?}", cell(&key));
-            (session.kv(&arguments.subject)?.entry(key).await?, what)
+            (session.kv(&arguments.subject)?.entry(key).await?.map(Message::from), what)
         }
         (None, Some(seq)) => (session.stream(&arguments.subject)?.get(seq).await?, seq.to_string()),
         (None, None) => return Err(Failure::usage("either --key or --seq is needed")),
     };
-    let Some(message) = found else {
-        let text = format!("{} holds no message at {what}", arguments.subject);
-        return Err(Failure::of(ErrorKind::NotFound, text));
-    };
+    let Some(message) = found else { return Err(missing(&arguments.subject, &what)) };
     if session.output.is_json() {
         return session.output.json(&MessageView::new(&message));
     }
@@ -33,6 +39,62 @@ pub(super) async fn get(session: &Session, arguments: Get) -> Result<(), Failure
             Ok(())
         }
     }
+}
+
+fn missing(subject: &Subject, what: &str) -> Failure {
+    Failure::of(ErrorKind::NotFound, format!("{subject} holds no message at {what}"))
+}
+
+/// `get --output`: whatever its size, the value goes through bounded memory into a file beside the one that is wanted,
+/// which takes its place when it is complete.
+async fn download(session: &Session, arguments: Get, file: &Path) -> Result<(), Failure> {
+    if !arguments.force && file.exists() {
+        return Err(exists(file));
+    }
+    let (found, what) = match (arguments.key, arguments.seq) {
+        (Some(key), _) => {
+            let what = format!("key {:?}", cell(&key));
+            (session.kv(&arguments.subject)?.get_reader(key).await?, what)
+        }
+        (None, Some(seq)) => (session.stream(&arguments.subject)?.get_reader(seq).await?, seq.to_string()),
+        (None, None) => return Err(Failure::usage("either --key or --seq is needed")),
+    };
+    let Some(mut reader) = found else { return Err(missing(&arguments.subject, &what)) };
+    let message = reader.message().clone();
+    let staged = staged(file);
+    let fetched = tokio::select! {
+        biased;
+        fetched = fetch(session, &mut reader, &staged) => fetched,
+        _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted: nothing was written")),
+    };
+    let written = fetched.and_then(|()| put_in_place(&staged, file, arguments.force));
+    // Ours alone, by its name; when it is in place there is nothing left to remove.
+    let _ = std::fs::remove_file(&staged);
+    let size_bytes = written?;
+    if session.output.is_json() {
+        session.output.json(&json!({
+            "subject": arguments.subject,
+            "seq": message.seq,
+            // A path need not be text; JSON is.
+            "file": file.to_string_lossy(),
+            "size_bytes": size_bytes,
+        }))
+    } else {
+        session.output.line(format_args!("{}: {size_bytes} bytes", file.display()))
+    }
+}
+
+async fn fetch(session: &Session, reader: &mut ValueReader, staged: &Path) -> Result<(), Failure> {
+    let cannot = |error: std::io::Error| Failure::new(format!("cannot write {}: {error}", staged.display()));
+    let progress = Progress::of_bytes(&session.output, Some(reader.size()));
+    let mut file = tokio::fs::File::create_new(staged).await.map_err(cannot)?;
+    let mut done = 0;
+    while let Some(bytes) = reader.next().await? {
+        file.write_all(&bytes).await.map_err(cannot)?;
+        done += bytes.len() as u64;
+        progress.reach(done);
+    }
+    file.flush().await.map_err(cannot)
 }
 
 /// `ls`.

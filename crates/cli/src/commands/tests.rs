@@ -290,19 +290,19 @@ async fn rm_counts_what_was_there() {
 
 #[tokio::test]
 async fn watch_ends_after_as_many_changes_as_asked_for() {
-    let fleet = Fleet::empty();
+    let fleet = Fleet::scripted(|_, _| one(Some(message(3, Some("k"), "v")))).await;
     let subject = Subject::new("app.s").unwrap();
     let event = Event {
         v: ProtocolVersion::CURRENT,
         term: Term::new(1),
         term_base: Rev::new(0),
-        rev: Rev::new(2),
-        changes: (1..=2)
+        rev: Rev::new(5),
+        changes: (4..=5)
             .map(|seq| Change::Set(SetChange { message: message(seq, Some("k"), "v"), replaces: None }))
             .collect(),
     };
     let route = fleet.prefix.events(&subject);
-    let watching = fleet.run("watch app.s --key k --count 2 --json");
+    let watching = fleet.run("watch app.s --key k --count 2 --history --json");
     tokio::pin!(watching);
     // The event goes out again and again until the watch, which may not be there yet, has seen it.
     let ran = loop {
@@ -314,7 +314,7 @@ async fn watch_ends_after_as_many_changes_as_asked_for() {
         }
     };
     let kinds: Vec<Value> = ran.json().into_iter().map(|line| line["type"].clone()).collect();
-    assert_eq!(kinds, [json!("set"), json!("set")]);
+    assert_eq!(kinds, [json!("set"), json!("caught_up"), json!("set")]);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! `watch`.
 
-use dormouse_client::Update;
+use dormouse_client::{FeedFrom, FeedKeys, Update};
 
 use crate::args;
 use crate::error::{ErrorKind, Failure};
@@ -10,11 +10,13 @@ use crate::view::{UpdateView, update_line};
 /// `watch`.
 pub(super) async fn watch(session: &Session, arguments: args::Watch) -> Result<(), Failure> {
     let kv = session.kv(&arguments.subject)?;
-    let mut watch = match (arguments.key, arguments.key_prefix) {
-        (Some(key), _) => kv.watch(key).await?,
-        (None, Some(key_prefix)) => kv.watch_prefix(key_prefix).await?,
-        (None, None) => kv.watch_all().await?,
+    let keys = match (arguments.key, arguments.key_prefix) {
+        (Some(key), _) => FeedKeys::One(key),
+        (None, Some(key_prefix)) => FeedKeys::Prefix(key_prefix),
+        (None, None) => FeedKeys::All,
     };
+    let from = if arguments.history { FeedFrom::Beginning } else { FeedFrom::Now };
+    let mut feed = kv.feed(keys, from).await?;
     // Tells a script that waits for it that no later change is missed.
     session.output.note(&format!("watching {}", arguments.subject));
     let mut left = arguments.count;
@@ -25,14 +27,15 @@ pub(super) async fn watch(session: &Session, arguments: args::Watch) -> Result<(
             biased;
             // Before the updates, which may come without a pause.
             _ = &mut interrupt => return Ok(()),
-            update = watch.next() => update,
+            update = feed.next() => update,
         };
         let Some(update) = update else {
-            return Err(Failure::of(ErrorKind::Unavailable, "the watch has ended: the connection is closed"));
+            return Err(Failure::of(ErrorKind::Unavailable, "the feed has ended: the connection is closed"));
         };
+        let update = update?;
         show(session, &update)?;
-        // A gap is no change.
-        if !matches!(update, Update::Gap { .. }) {
+        // Marks are no changes.
+        if !matches!(update, Update::CaughtUp(_) | Update::Reset) {
             left = left.map(|left| left - 1);
         }
     }
@@ -42,6 +45,8 @@ pub(super) async fn watch(session: &Session, arguments: args::Watch) -> Result<(
 fn show(session: &Session, update: &Update) -> Result<(), Failure> {
     if session.output.is_json() {
         session.output.json(&UpdateView::new(update))?;
+    } else if let Update::CaughtUp(position) = update {
+        session.output.note(&format!("caught up at {position}"));
     } else {
         session.output.line(update_line(update))?;
     }

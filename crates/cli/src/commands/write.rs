@@ -1,24 +1,24 @@
 //! `set` and `rm`.
 
-use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 
-use bytes::Bytes;
-use dormouse_client::NewMessage;
-use dormouse_runtime::Env;
+use dormouse_client::{Ack, NewMessage, ValueSource};
 use serde_json::json;
 
 use crate::args::{Rm, Set};
-use crate::error::Failure;
+use crate::error::{ErrorKind, Failure};
+use crate::progress::Progress;
 use crate::session::Session;
 
 /// `set`.
-pub(super) async fn set(session: &Session, arguments: Set) -> Result<(), Failure> {
-    let mut message = match value(&arguments).await? {
-        Some(value) => NewMessage::new(value),
-        None => NewMessage::null(),
+pub(super) async fn set(session: &Session, mut arguments: Set) -> Result<(), Failure> {
+    let from = source(session, &mut arguments).await?;
+    let mut message = match (&from, arguments.value.take()) {
+        (None, Some(value)) => NewMessage::new(value.into_vec()),
+        _ => NewMessage::null(),
     };
-    for header in arguments.headers {
+    for header in std::mem::take(&mut arguments.headers) {
         message = message.header(header.name, header.value);
     }
     if let Some(seq) = arguments.seq {
@@ -30,9 +30,17 @@ pub(super) async fn set(session: &Session, arguments: Set) -> Result<(), Failure
             None => message.expect_last(arguments.expect),
         };
     }
-    let written = match arguments.key {
-        Some(key) => session.kv(&arguments.subject)?.put_with(key, message).await?,
-        None => session.stream(&arguments.subject)?.publish_with(message).await?,
+    let write = write(session, &arguments, message, from);
+    let written = tokio::select! {
+        biased;
+        written = write => written?,
+        // Given up, nothing of it stays: a server forgets what it has of a value that is never committed.
+        _ = tokio::signal::ctrl_c() => {
+            return Err(Failure::of(
+                ErrorKind::Indeterminate,
+                "interrupted: nothing was set, unless all of the value had arrived",
+            ));
+        }
     };
     if session.output.is_json() {
         session.output.json(&json!({
@@ -53,28 +61,44 @@ pub(super) async fn set(session: &Session, arguments: Set) -> Result<(), Failure
     }
 }
 
-/// The value that the arguments speak of; `None` for the null value.
-async fn value(arguments: &Set) -> Result<Option<Bytes>, Failure> {
+async fn write(
+    session: &Session,
+    arguments: &Set,
+    message: NewMessage,
+    from: Option<ValueSource<'static>>,
+) -> Result<Ack, Failure> {
+    let subject = &arguments.subject;
+    Ok(match (arguments.key.clone(), from) {
+        (Some(key), Some(source)) => session.kv(subject)?.put_reader_with(key, message, source).await?,
+        (Some(key), None) => session.kv(subject)?.put_with(key, message).await?,
+        (None, Some(source)) => session.stream(subject)?.append_reader_with(message, source).await?,
+        (None, None) => session.stream(subject)?.publish_with(message).await?,
+    })
+}
+
+/// Where the value comes from, if it does not stand on the command line.
+async fn source(session: &Session, arguments: &mut Set) -> Result<Option<ValueSource<'static>>, Failure> {
     if let Some(path) = &arguments.file {
-        let path = path.clone();
-        let read = move || match std::fs::read(&path) {
-            Ok(value) => Ok(Some(value.into())),
-            Err(error) => Err(Failure::new(format!("cannot read {}: {error}", path.display()))),
-        };
-        return Env::system().blocking(read).await;
-    }
-    match &arguments.value {
-        Some(value) if value == "-" => {
-            let read = || {
-                let mut value = Vec::new();
-                std::io::stdin().read_to_end(&mut value).map(|_| Some(value.into()))
-            };
-            let read = Env::system().blocking(read).await;
-            read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))
+        let cannot = |error| Failure::new(format!("cannot read {}: {error}", path.display()));
+        let file = tokio::fs::File::open(path).await.map_err(cannot)?;
+        let about = file.metadata().await.map_err(cannot)?;
+        if !about.is_file() {
+            // A pipe, say: it has no size and can be read once.
+            let progress = Progress::of_bytes(&session.output, None);
+            return Ok(Some(ValueSource::once(file).on_progress(move |bytes| progress.reach(bytes))));
         }
-        Some(value) => Ok(Some(value.clone().into_vec().into())),
-        None => Ok(None),
+        let progress = Progress::of_bytes(&session.output, Some(about.len()));
+        return Ok(Some(ValueSource::seekable(file).on_progress(move |bytes| progress.reach(bytes))));
     }
+    if arguments.value.as_deref() != Some("-".as_ref()) {
+        return Ok(None);
+    }
+    arguments.value = None;
+    let progress = Progress::of_bytes(&session.output, None);
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    let input = input.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
+    let input = tokio::fs::File::from_std(std::fs::File::from(input));
+    Ok(Some(ValueSource::once(input).on_progress(move |bytes| progress.reach(bytes))))
 }
 
 /// `rm`.

@@ -7,6 +7,7 @@ use dormouse_protocol::admin::*;
 use dormouse_protocol::data::*;
 use dormouse_protocol::fleet::*;
 use dormouse_protocol::message::*;
+use dormouse_protocol::transfer::*;
 use dormouse_protocol::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +42,7 @@ pub fn samples() -> Vec<(&'static str, Vec<Sample>)> {
         ("set", set()),
         ("read", read()),
         ("remove", remove()),
+        ("transfer", transfer()),
         ("subject", subject()),
         ("events", events()),
         ("coordinator", coordinator()),
@@ -113,6 +115,7 @@ fn set() -> Vec<Sample> {
         seq: Some(Seq::new(40)),
         key: Some("colour".into()),
         value: Some(Bytes::from_static(b"blue")),
+        uploaded: None,
         headers: Headers(vec![("a".into(), "1".into()), ("a".into(), "2".into())]),
         timestamp: Some(Timestamp::from_micros(1_790_000_000_000_000)),
         ttl_ms: Some(60_000),
@@ -191,6 +194,50 @@ fn set() -> Vec<Sample> {
                 ],
             },
         ),
+    ]
+}
+
+/// "123456789" has the check value of CRC-64/NVME.
+fn uploaded() -> UploadedValue {
+    UploadedValue { upload: upload_id(), size: 9, digest: ValueDigest::new(0xae8b_1486_0a79_9888) }
+}
+
+fn upload_id() -> UploadId {
+    "01J9Z5ABCDEFGHJKMNPQRSTVWX".parse().unwrap()
+}
+
+fn transfer() -> Vec<Sample> {
+    let v = ProtocolVersion::CURRENT;
+    let UploadedValue { upload, size, digest } = uploaded();
+    vec![
+        sample("begin an upload of known size", UploadBeginRequest { v, upload, size: Some(size) }),
+        sample("begin an upload, or ask how far it is", UploadBeginRequest { v, upload, size: None }),
+        sample(
+            "the second piece",
+            UploadChunkRequest { v, upload, offset: 5, bytes: Bytes::from_static(b"6789") },
+        ),
+        sample("all was sent", UploadFinishRequest { v, upload, size, digest }),
+        sample("forget it", UploadCancelRequest { v, upload }),
+        sample("how far it is", UploadReply { received: 5, stored: false }),
+        sample("it is in the bucket", UploadReply { received: 9, stored: true }),
+        sample(
+            "commit",
+            SetRequest {
+                request: Some(request_id()),
+                sets: vec![SetItem {
+                    key: Some("film".into()),
+                    uploaded: Some(uploaded()),
+                    expect: Some(Expect::Key(None)),
+                    ..SetItem::default()
+                }],
+                ..SetRequest::default()
+            },
+        ),
+        sample(
+            "a piece of the value",
+            GetChunkRequest { v, seq: Seq::new(40), rev: Rev::new(41), offset: 5, length: 4 },
+        ),
+        sample("the piece", GetChunkReply { size, digest, bytes: Bytes::from_static(b"6789") }),
     ]
 }
 

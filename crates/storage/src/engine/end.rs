@@ -57,6 +57,7 @@ impl Engine {
             predecessor: Some(shared.log.id().clone()),
             bucket: Arc::clone(&shared.bucket),
             disk: Arc::clone(&shared.disk),
+            spool: Arc::clone(&shared.spool),
             env: shared.env.clone(),
         }
     }

@@ -21,7 +21,12 @@ pub fn required(request: &Request, config: &SubjectConfig, server_default: Level
         | Request::Info
         | Request::Flush
         | Request::Compact
-        | Request::HandOver => None,
+        | Request::HandOver
+        | Request::UploadBegin(_)
+        | Request::UploadChunk(_)
+        | Request::UploadFinish(_)
+        | Request::UploadCancel(_)
+        | Request::GetChunk(_) => None,
     };
     let own = config.level.unwrap_or(server_default);
     asked.map_or(own, |asked| asked.max(own))

@@ -149,7 +149,12 @@ pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) ->
         | Request::Flush
         | Request::Compact
         | Request::Destroy
-        | Request::HandOver => Err(ErrorReply::internal("a request that is not planned").into()),
+        | Request::HandOver
+        | Request::UploadBegin(_)
+        | Request::UploadChunk(_)
+        | Request::UploadFinish(_)
+        | Request::UploadCancel(_)
+        | Request::GetChunk(_) => Err(ErrorReply::internal("a request that is not planned").into()),
     };
     finish(decided, id, view.state(), context)
 }
@@ -170,7 +175,12 @@ pub const fn request_id(request: &Request) -> Option<RequestId> {
         | Request::Flush
         | Request::Compact
         | Request::Destroy
-        | Request::HandOver => None,
+        | Request::HandOver
+        | Request::UploadBegin(_)
+        | Request::UploadChunk(_)
+        | Request::UploadFinish(_)
+        | Request::UploadCancel(_)
+        | Request::GetChunk(_) => None,
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) fn plan_set(
     }
     check_items(request.sets.len()).map_err(Refusal::Outright)?;
     check_bytes(request, context)?;
+    check_uploads(&request.sets)?;
     let draft = Draft::new(view, request.atomic, context.accept_time);
     if request.atomic {
         plan_batch(&request.sets, draft, context)
@@ -61,6 +62,17 @@ fn check_bytes(request: &SetRequest, context: Context<'_>) -> Result<(), Refusal
     }
     let limit = if request.atomic { "max_atomic_batch_bytes" } else { "max_request_bytes" };
     Err(Refusal::Outright(ErrorReply::too_large(limit, bytes, MAX_ATOMIC_BATCH_BYTES)))
+}
+
+/// An object belongs to one message.
+fn check_uploads(items: &[SetItem]) -> Result<(), Refusal> {
+    let mut seen = HashSet::new();
+    match items.iter().filter_map(|item| item.uploaded).find(|value| !seen.insert(value.upload)) {
+        None => Ok(()),
+        Some(value) => {
+            Err(Refusal::bad_request(format!("two sets have the value of upload {}", value.upload)))
+        }
+    }
 }
 
 fn plan_each<V: SubjectView>(
@@ -169,7 +181,7 @@ fn plan_item<V: SubjectView>(
     draft: &Draft<'_, V>,
     context: Context<'_>,
 ) -> Result<Item, Refusal> {
-    check_item(item, context)?;
+    check_item(item, place, context)?;
     if let Some(msg_id) = &item.msg_id
         && let Some(first) = draft.by_msg_id(msg_id)?
     {
@@ -193,7 +205,13 @@ fn plan_item<V: SubjectView>(
 }
 
 /// What can be said of a set without looking at the subject.
-fn check_item(item: &SetItem, context: Context<'_>) -> Result<(), Refusal> {
+fn check_item(item: &SetItem, place: usize, context: Context<'_>) -> Result<(), Refusal> {
+    match (&item.uploaded, &item.value, context.blob(place)) {
+        (Some(_), Some(_), _) => return Err(Refusal::bad_request("a set has one value: given, or uploaded")),
+        // Whoever plans it knows the value, or stands something in for it.
+        (Some(_), None, None) => return Err(Refusal::bad_request("an uploaded value is not expected here")),
+        _ => {}
+    }
     if item.ttl_ms.is_some() {
         return Err(Refusal::Outright(ErrorReply::unsupported("a time to live")));
     }

@@ -8,6 +8,7 @@
 //! file only.
 
 mod base;
+mod chunks;
 mod events;
 mod flush;
 pub(crate) mod garbage;

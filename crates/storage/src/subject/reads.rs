@@ -31,7 +31,15 @@ pub(super) struct Surroundings<'a> {
 pub(super) const fn is_read(request: &Request) -> bool {
     matches!(
         request,
-        Request::Get(_) | Request::GetAll(_) | Request::Keys(_) | Request::Changes(_) | Request::Info
+        Request::Get(_)
+            | Request::GetAll(_)
+            | Request::Keys(_)
+            | Request::Changes(_)
+            | Request::Info
+            | Request::GetChunk(_)
+            // They change nothing of the subject, and need to know that it is served here.
+            | Request::UploadBegin(_)
+            | Request::UploadFinish(_)
     )
 }
 
@@ -55,7 +63,12 @@ pub(super) fn answer(
         | Request::Flush
         | Request::Compact
         | Request::Destroy
-        | Request::HandOver => None,
+        | Request::HandOver
+        | Request::UploadBegin(_)
+        | Request::UploadChunk(_)
+        | Request::UploadFinish(_)
+        | Request::UploadCancel(_)
+        | Request::GetChunk(_) => None,
     }
 }
 

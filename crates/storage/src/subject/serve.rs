@@ -299,6 +299,7 @@ impl<'a> Serving<'a> {
     }
 
     fn read(&mut self, submission: Submission, missing: Option<BlobName>) {
+        let Some(submission) = self.transfer(submission, missing) else { return };
         let around = Surroundings {
             log: self.shared.log.id(),
             level: self.shared.settings.level,

@@ -124,19 +124,24 @@ fn lacking(entry: &Entry, values: Vec<LargeValue>) -> Vec<LargeValue> {
     let named: Vec<BlobName> = values::of_entry(entry).map(|blob| blob.name).collect();
     values
         .into_iter()
-        .filter(|(place, value)| named.contains(&values::stand_in(*place, value).name))
+        .filter(|(place, value)| named.contains(&values::stand_in(*place, value.len() as u64).name))
         .collect()
 }
 
-/// What a request is planned with: the objects that are there, and stand-ins for the others.
-fn with_stand_ins(uploaded: &Uploaded, values: &[LargeValue]) -> Vec<(usize, BlobRef)> {
+/// What a request is planned with: the objects that are there, and stand-ins for the others, given by place and size.
+fn with_stand_ins(uploaded: &Uploaded, sizes: impl Iterator<Item = (usize, u64)>) -> Vec<(usize, BlobRef)> {
     let there = uploaded.blobs();
-    let lacking = values.iter().filter(|(place, _)| there.iter().all(|(at, _)| at != place));
-    there
-        .iter()
-        .copied()
-        .chain(lacking.map(|(place, value)| (*place, values::stand_in(*place, value))))
-        .collect()
+    let lacking = sizes.filter(|(place, _)| there.iter().all(|(at, _)| at != place));
+    let stand_ins = lacking.map(|(place, size)| (place, values::stand_in(place, size)));
+    there.iter().copied().chain(stand_ins).collect()
+}
+
+/// Whether an entry refers to a stand-in for a value that was uploaded before.
+fn lacks_upload(entry: &Entry, request: &Request) -> bool {
+    let stand_ins: Vec<BlobName> = values::uploaded_before(request)
+        .map(|(place, value)| values::stand_in(place, value.size).name)
+        .collect();
+    !stand_ins.is_empty() && values::of_entry(entry).any(|blob| stand_ins.contains(&blob.name))
 }
 
 /// What planning the next write came to.
@@ -159,7 +164,7 @@ impl Pipeline {
         in_flight: usize,
     ) -> Attempt {
         let refuse = |reply| Attempt::Planned(Planned::Answer(Err(reply)), Uploaded::default());
-        let uploaded = match self.uploads.take() {
+        let mut uploaded = match self.uploads.take() {
             Progress::UnderWay => return Attempt::UnderWay,
             Progress::Complete(uploaded) => uploaded,
             Progress::Failed(reply) => return refuse(reply),
@@ -169,12 +174,25 @@ impl Pipeline {
             return refuse(refusal);
         }
         let values = values::of_request(&front.request);
+        let term = database.state().term;
+        for (place, value) in values::uploaded_before(&front.request) {
+            if let Some(stored) = shared.spool.use_up(subject, value, term) {
+                uploaded.add(place, stored);
+            }
+        }
+        let brought = values.iter().map(|(place, value)| (*place, value.len() as u64));
+        let before = values::uploaded_before(&front.request).map(|(place, value)| (place, value.size));
         let context = Context {
             accept_time: Timestamp::from_micros(shared.env.wall_micros()),
             max_message_bytes: front.max_reply_bytes,
-            blobs: &with_stand_ins(&uploaded, &values),
+            blobs: &with_stand_ins(&uploaded, brought.chain(before)),
         };
         let planned = plan::plan(&front.request, &self.pending.view(database), context);
+        if let Planned::Write { entry, .. } = &planned
+            && lacks_upload(entry, &front.request)
+        {
+            return refuse(ErrorReply::unknown_upload("the value is not here, or not in the bucket yet"));
+        }
         let lacking = match &planned {
             Planned::Write { entry, .. } => lacking(entry, values),
             _ => Vec::new(),
@@ -182,7 +200,6 @@ impl Pipeline {
         if lacking.is_empty() {
             return Attempt::Planned(planned, uploaded);
         }
-        let term = database.state().term;
         match self.uploads.begin(shared, subject, term, uploaded, lacking, &self.waker) {
             Ok(()) => Attempt::UnderWay,
             Err(reply) => refuse(reply),
@@ -221,7 +238,7 @@ impl Fetches {
         }
     }
 
-    fn sender(&mut self) -> mpsc::Sender<Again> {
+    pub(super) fn sender(&mut self) -> mpsc::Sender<Again> {
         self.again.get_or_insert_with(|| mpsc::channel(MOST_AGAIN)).0.clone()
     }
 }
@@ -288,7 +305,7 @@ impl Serving<'_> {
     }
 }
 
-async fn look_again(again: &mpsc::Sender<Again>, submission: Submission, missing: BlobName) {
+pub(super) async fn look_again(again: &mpsc::Sender<Again>, submission: Submission, missing: BlobName) {
     if let Err(mpsc::error::SendError(Again { submission, .. })) =
         again.send(Again { submission, missing }).await
     {

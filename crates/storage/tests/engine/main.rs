@@ -20,4 +20,5 @@ mod recovery;
 mod replies;
 mod serving;
 mod support;
+mod uploads;
 mod visible;

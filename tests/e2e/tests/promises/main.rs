@@ -15,5 +15,6 @@ mod permissions;
 mod start_up;
 mod support;
 mod tenants;
+mod values;
 mod watching;
 mod wire;

@@ -1,6 +1,7 @@
 //! Live changes.
 
-use dormouse_client::{Seq, Update};
+use anyhow::Context;
+use dormouse_client::{Feed, FeedFrom, FeedKeys, Seq, Update};
 use dormouse_e2e::{Fleet, PATIENCE};
 
 #[tokio::test]
@@ -8,22 +9,20 @@ async fn a_watcher_sees_every_change_once_and_in_order() -> anyhow::Result<()> {
     Fleet::builder()
         .run(async |fleet| {
             let writer = fleet.client().await?.stream("app.live")?;
-            let mut watch = fleet.client().await?.stream("app.live")?.watch().await?;
+            let mut feed = fleet.client().await?.stream("app.live")?.feed(FeedFrom::Now).await?;
             for result in writer.publish_batch((0..500).map(|number| number.to_string())).await {
                 result?;
             }
             writer.delete([Seq::new(3)]).await?;
             writer.delete_up_to(Seq::new(10)).await?;
             for number in 0..500_u64 {
-                let update = tokio::time::timeout(PATIENCE, watch.next()).await?;
-                let Some(Update::Set(message)) = &update else { anyhow::bail!("{number}: {update:?}") };
+                let update = next(&mut feed).await?;
+                let Update::Set { message, .. } = &update else { anyhow::bail!("{number}: {update:?}") };
                 assert_eq!(message.seq.get(), number + 1);
                 assert_eq!(message.value.as_deref(), Some(number.to_string().as_bytes()));
             }
-            let removed = tokio::time::timeout(PATIENCE, watch.next()).await?;
-            assert_eq!(removed, Some(Update::Removed { seq: Seq::new(3), key: None }));
-            let cleared = tokio::time::timeout(PATIENCE, watch.next()).await?;
-            assert_eq!(cleared, Some(Update::Cleared { end_seq: Seq::new(10) }));
+            assert_eq!(next(&mut feed).await?, Update::Removed { seq: Seq::new(3), key: None });
+            assert_eq!(next(&mut feed).await?, Update::Cleared { end_seq: Seq::new(10) });
             Ok(())
         })
         .await
@@ -41,11 +40,11 @@ async fn a_watch_of_a_key_sees_that_key_and_nothing_else() -> anyhow::Result<()>
             }
             store.delete("b").await?;
             let mut seen = Vec::new();
-            for watch in [&mut one, &mut some] {
+            for feed in [&mut one, &mut some] {
                 loop {
-                    match tokio::time::timeout(PATIENCE, watch.next()).await? {
-                        Some(Update::Set(message)) => seen.push(message.key.unwrap_or_default()),
-                        Some(Update::Removed { key, .. }) => {
+                    match next(feed).await? {
+                        Update::Set { message, .. } => seen.push(message.key.unwrap_or_default()),
+                        Update::Removed { key, .. } => {
                             seen.push(format!("-{}", key.unwrap_or_default()));
                             break;
                         }
@@ -60,27 +59,47 @@ async fn a_watch_of_a_key_sees_that_key_and_nothing_else() -> anyhow::Result<()>
 }
 
 #[tokio::test]
-async fn a_watcher_goes_on_after_the_nats_server_was_away_and_says_that_something_may_be_missing()
--> anyhow::Result<()> {
+async fn a_watcher_is_told_what_happened_while_the_nats_server_was_away() -> anyhow::Result<()> {
     Fleet::builder()
         .run(async |fleet| {
-            let stream = fleet.client().await?.stream("app.interrupted")?;
-            let mut watch = stream.watch().await?;
-            stream.publish("before").await?;
-            // Events are at most once, and the last ones before a loss may be lost: seen first, then interrupted.
-            let seen = tokio::time::timeout(PATIENCE, watch.next()).await?;
-            assert!(matches!(&seen, Some(Update::Set(message)) if message.seq == Seq::new(1)), "{seen:?}");
+            let store = fleet.client().await?.kv("app.interrupted")?;
+            store.put("stays", "1").await?;
+            store.put("goes", "1").await?;
+            let mut feed = store.feed(FeedKeys::All, FeedFrom::Beginning).await?;
+            for seq in 1..=2 {
+                let update = next(&mut feed).await?;
+                assert!(
+                    matches!(&update, Update::Set { message, .. } if message.seq == Seq::new(seq)),
+                    "{update:?}"
+                );
+            }
             fleet.expect_warning("the connection to NATS is lost");
             // The server cannot tell whether an event was heard that it sent just before.
             fleet.expect_warning("events were dropped");
             fleet.nats().restart().await?;
             fleet.wait_serving("persist-1").await?;
-            stream.publish("after").await?;
-            let gap = tokio::time::timeout(PATIENCE, watch.next()).await?;
-            assert!(matches!(gap, Some(Update::Gap { seen: Some(_), .. })), "{gap:?}");
-            let after = tokio::time::timeout(PATIENCE, watch.next()).await?;
-            assert!(matches!(&after, Some(Update::Set(message)) if message.seq == Seq::new(2)), "{after:?}");
+            // The server may be back before the watcher is.
+            store.put("stays", "2").await?;
+            store.delete("goes").await?;
+            let update = next(&mut feed).await?;
+            let Update::Set { message, replaces: Some(replaced) } = update else {
+                anyhow::bail!("{update:?}")
+            };
+            assert_eq!((message.seq, replaced), (Seq::new(3), Seq::new(1)));
+            let gone = Update::Removed { seq: Seq::new(2), key: Some("goes".to_owned()) };
+            assert_eq!(next(&mut feed).await?, gone);
             Ok(())
         })
         .await
+}
+
+/// The next update that is no mark.
+async fn next(feed: &mut Feed) -> anyhow::Result<Update> {
+    loop {
+        let update = tokio::time::timeout(PATIENCE, feed.next()).await?;
+        match update.context("the feed has ended")?? {
+            Update::CaughtUp(_) => {}
+            update => return Ok(update),
+        }
+    }
 }

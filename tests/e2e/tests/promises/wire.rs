@@ -7,7 +7,7 @@ use dormouse_protocol::health::Health;
 use dormouse_protocol::{ErrorCode, ErrorReply, ProtocolVersion, decode, encode};
 
 /// The error that an answer is: by its headers, and in its body.
-fn refusal(answer: &RawMessage) -> anyhow::Result<ErrorReply> {
+pub fn refusal(answer: &RawMessage) -> anyhow::Result<ErrorReply> {
     let error: ErrorReply = decode(&answer.payload).with_context(|| format!("{answer:?}"))?;
     let status = format!("{}: {}", ErrorReply::STATUS_HEADER, error.code.status());
     ensure!(answer.headers.contains(&status), "the headers do not say {status}: {}", answer.headers);

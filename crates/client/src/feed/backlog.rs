@@ -1,4 +1,4 @@
-//! What a watch has heard and not yet reported: bounded in number and in bytes, and a loss keeps its place.
+//! What a feed has heard and not yet looked at: bounded in number and in bytes, and a loss keeps its place.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// What waits to be reported.
+/// What waits to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// The bytes of an event.
@@ -15,7 +15,7 @@ pub(crate) enum Heard {
     Loss,
 }
 
-/// A queue between one who hears and one who reports. What does not fit is dropped, and a loss stands in its place.
+/// A queue between one who hears and one who tells. What does not fit is dropped, and a loss stands in its place.
 #[derive(Debug)]
 pub(crate) struct Backlog {
     waiting: Mutex<Waiting>,

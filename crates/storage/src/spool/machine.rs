@@ -1,0 +1,376 @@
+//! Which uploads there are, what is taken of them, and when they go: a pure machine without bytes, files or clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dormouse_protocol::limits::{UPLOAD_SILENCE_MS, UPLOAD_WINDOW_BYTES};
+use dormouse_protocol::transfer::{UploadReply, UploadedValue};
+use dormouse_protocol::{ErrorReply, Term, UploadId};
+
+/// After this time without a word an upload is abandoned.
+const SILENCE: Duration = Duration::from_millis(UPLOAD_SILENCE_MS);
+
+/// Chunks of one upload that wait for those before them.
+const MOST_HELD: usize = 256;
+
+/// When a caller that was turned away may come again.
+const RETRY_AFTER_MS: u64 = 1_000;
+
+/// Names an upload on this server: one that is brought for one subject is nothing to another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct UploadKey {
+    /// The subject, as it is called in file names.
+    pub(crate) subject: String,
+    pub(crate) upload: UploadId,
+}
+
+/// How much is taken on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SpoolLimits {
+    /// Uploads at a time.
+    pub(crate) uploads: usize,
+    /// Bytes of all of them together, those that were announced included.
+    pub(crate) bytes: u64,
+}
+
+/// Tells one life of an upload from a later one under the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Life(u64);
+
+/// Where a whole value is on its way to the bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not asked for.
+    Here,
+    /// On its way there, or there, for a subject that is at this term.
+    Going(Term, UploadedValue),
+    There(Term, UploadedValue),
+}
+
+#[derive(Debug)]
+struct Upload {
+    life: Life,
+    /// Bytes in the file, from the first on without a hole.
+    received: u64,
+    /// Bytes that count against the limit.
+    reserved: u64,
+    announced: Option<u64>,
+    /// Chunks that are not written: where each begins, and its length.
+    held: BTreeMap<u64, u64>,
+    writing: bool,
+    heard_at: Duration,
+    stage: Stage,
+}
+
+/// What becomes of a chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It is there already.
+    Known(UploadReply),
+    /// It is to be kept until it can be written.
+    Held,
+}
+
+/// What is to be written next: `length` bytes of the chunk that begins at `offset`, without its first `skip`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Write {
+    pub(crate) life: Life,
+    pub(crate) offset: u64,
+    pub(crate) skip: u64,
+}
+
+/// What comes of asking that a value be put in the bucket.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Finishing {
+    /// Nothing is to be done but to say so.
+    Answer(UploadReply),
+    /// Its way to the bucket is to be begun.
+    Begin(Life),
+    /// As [`Finishing::Begin`]; what is there already was for an earlier term and goes.
+    BeginAnew(Life),
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Uploads {
+    limits: SpoolLimits,
+    uploads: BTreeMap<UploadKey, Upload>,
+    reserved: u64,
+    lives: u64,
+}
+
+impl Uploads {
+    pub(crate) const fn new(limits: SpoolLimits) -> Self {
+        Self { limits, uploads: BTreeMap::new(), reserved: 0, lives: 0 }
+    }
+
+    /// Takes up an upload that an earlier process has left, with so many bytes. `false`: there is no room, and its file
+    /// goes.
+    pub(crate) fn take_up(&mut self, key: UploadKey, received: u64, now: Duration) -> bool {
+        if self.uploads.len() >= self.limits.uploads || self.reserved + received > self.limits.bytes {
+            return false;
+        }
+        self.insert(key, None, received, now);
+        true
+    }
+
+    /// Begins an upload, or says how far it is.
+    ///
+    /// # Errors
+    /// `too_large`, `overloaded`.
+    pub(crate) fn begin(
+        &mut self,
+        key: UploadKey,
+        size: Option<u64>,
+        now: Duration,
+    ) -> Result<UploadReply, ErrorReply> {
+        if let Some(upload) = self.uploads.get_mut(&key) {
+            upload.heard_at = now;
+            return Ok(upload.reply());
+        }
+        let bytes = size.unwrap_or(0);
+        self.check_size(bytes)?;
+        if self.uploads.len() >= self.limits.uploads {
+            return Err(ErrorReply::overloaded("too many uploads are under way", RETRY_AFTER_MS));
+        }
+        self.check_room(bytes)?;
+        self.insert(key, size, 0, now);
+        Ok(UploadReply::default())
+    }
+
+    fn insert(&mut self, key: UploadKey, announced: Option<u64>, received: u64, now: Duration) {
+        self.lives += 1;
+        let reserved = announced.unwrap_or(0).max(received);
+        self.reserved += reserved;
+        let upload = Upload {
+            life: Life(self.lives),
+            received,
+            reserved,
+            announced,
+            held: BTreeMap::new(),
+            writing: false,
+            heard_at: now,
+            stage: Stage::Here,
+        };
+        self.uploads.insert(key, upload);
+    }
+
+    fn check_size(&self, bytes: u64) -> Result<(), ErrorReply> {
+        if bytes <= self.limits.bytes {
+            return Ok(());
+        }
+        let whole = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        Err(ErrorReply::too_large("max_upload_bytes", whole(bytes), whole(self.limits.bytes)))
+    }
+
+    fn check_room(&self, more: u64) -> Result<(), ErrorReply> {
+        if self.reserved + more <= self.limits.bytes {
+            return Ok(());
+        }
+        Err(ErrorReply::overloaded("too many bytes of uploads are under way", RETRY_AFTER_MS))
+    }
+
+    /// Looks at a chunk. One that finds no room does not keep its upload alive: uploads that wait for each other's room
+    /// shall not do so for ever.
+    ///
+    /// # Errors
+    /// `unknown_upload`, `bad_request`, `too_large`, `overloaded`.
+    pub(crate) fn chunk(
+        &mut self,
+        key: &UploadKey,
+        offset: u64,
+        length: u64,
+        now: Duration,
+    ) -> Result<Taken, ErrorReply> {
+        let end = offset.checked_add(length).filter(|end| *end > offset);
+        let end = end.ok_or_else(|| ErrorReply::bad_request("a chunk has at least one byte"))?;
+        self.check_size(end)?;
+        let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
+        if end <= upload.received {
+            upload.heard_at = now;
+            return Ok(Taken::Known(upload.reply()));
+        }
+        if upload.announced.is_some_and(|size| end > size) {
+            return Err(ErrorReply::bad_request("the chunk ends behind the announced size"));
+        }
+        if upload.stage != Stage::Here {
+            return Err(ErrorReply::bad_request("the upload was finished before this chunk"));
+        }
+        if end > upload.received + UPLOAD_WINDOW_BYTES {
+            return Err(ErrorReply::unknown_upload(format!(
+                "only {} bytes are here, and the chunk is too far ahead",
+                upload.received
+            )));
+        }
+        if upload.held.len() >= MOST_HELD {
+            return Err(ErrorReply::overloaded("too many chunks wait", RETRY_AFTER_MS));
+        }
+        let more = end.saturating_sub(upload.reserved);
+        self.check_room(more)?;
+        // Looked up again: the room is everybody's.
+        let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
+        self.reserved += more;
+        upload.reserved += more;
+        upload.heard_at = now;
+        let longest = upload.held.entry(offset).or_default();
+        *longest = length.max(*longest);
+        Ok(Taken::Held)
+    }
+
+    /// What is to be written next, if nothing is being written and the next bytes are here.
+    pub(crate) fn write(&mut self, key: &UploadKey) -> Option<Write> {
+        let upload = self.uploads.get_mut(key).filter(|upload| !upload.writing)?;
+        let reaches = |(offset, length): (&u64, &u64)| (offset + length > upload.received).then_some(*offset);
+        let offset = upload.held.range(..=upload.received).find_map(reaches)?;
+        upload.held.remove(&offset);
+        upload.writing = true;
+        Some(Write { life: upload.life, offset, skip: upload.received - offset })
+    }
+
+    /// So many bytes were written, or none. Returns how far the upload is, and the chunks that need not be written any
+    /// more; `None` when it has gone meanwhile.
+    pub(crate) fn written(
+        &mut self,
+        key: &UploadKey,
+        life: Life,
+        bytes: u64,
+    ) -> Option<(UploadReply, Vec<u64>)> {
+        let upload = self.uploads.get_mut(key).filter(|upload| upload.life == life)?;
+        upload.writing = false;
+        upload.received += bytes;
+        let received = upload.received;
+        let known: Vec<u64> =
+            upload.held.iter().filter(|(at, length)| *at + *length <= received).map(|(at, _)| *at).collect();
+        for at in &known {
+            upload.held.remove(at);
+        }
+        Some((upload.reply(), known))
+    }
+
+    /// What is being written was given up with everything that waits: the disk does not take it.
+    pub(crate) fn fail(&mut self, key: &UploadKey, life: Life) {
+        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) {
+            upload.writing = false;
+            upload.held.clear();
+        }
+    }
+
+    /// The client says that all is sent. `value` is what it sent.
+    ///
+    /// # Errors
+    /// `unknown_upload`, `bad_request`.
+    pub(crate) fn finish(
+        &mut self,
+        key: &UploadKey,
+        value: UploadedValue,
+        term: Term,
+        now: Duration,
+    ) -> Result<Finishing, ErrorReply> {
+        let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
+        upload.heard_at = now;
+        if upload.received > value.size {
+            return Err(ErrorReply::bad_request("more was uploaded than the value's size"));
+        }
+        if upload.received < value.size || upload.writing {
+            return Ok(Finishing::Answer(upload.reply()));
+        }
+        match upload.stage {
+            Stage::Going(_, other) | Stage::There(_, other) if other != value => {
+                Err(ErrorReply::bad_request("the upload was finished with another digest"))
+            }
+            Stage::Going(..) => Ok(Finishing::Answer(upload.reply())),
+            Stage::There(of, _) if of == term => Ok(Finishing::Answer(upload.reply())),
+            stage => {
+                upload.stage = Stage::Going(term, value);
+                let anew = matches!(stage, Stage::There(..));
+                Ok(if anew { Finishing::BeginAnew(upload.life) } else { Finishing::Begin(upload.life) })
+            }
+        }
+    }
+
+    /// The way to the bucket is over: the value is there, or not. `false`: the upload has gone meanwhile.
+    pub(crate) fn stored(&mut self, key: &UploadKey, life: Life, there: bool, now: Duration) -> bool {
+        let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) else {
+            return false;
+        };
+        // What took long was no silence of the client's.
+        upload.heard_at = now;
+        if let Stage::Going(term, value) = upload.stage {
+            upload.stage = if there { Stage::There(term, value) } else { Stage::Here };
+        }
+        true
+    }
+
+    /// What is here is not what was sent: the upload begins again at its first byte.
+    pub(crate) fn restart(&mut self, key: &UploadKey, life: Life) {
+        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) {
+            upload.received = 0;
+            upload.stage = Stage::Here;
+        }
+    }
+
+    /// Whether `value` is in the bucket for a subject at `term`. It is used at most once: what was brought is as if it
+    /// were not in the bucket from then on.
+    pub(crate) fn use_up(&mut self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
+        let Some(upload) = self.uploads.get_mut(key) else { return false };
+        let there = upload.stage == Stage::There(term, value);
+        if there {
+            upload.stage = Stage::Here;
+        }
+        there
+    }
+
+    /// Forgets an upload. Whether there was one.
+    pub(crate) fn end(&mut self, key: &UploadKey) -> bool {
+        let Some(upload) = self.uploads.remove(key) else { return false };
+        self.reserved -= upload.reserved;
+        true
+    }
+
+    /// Forgets the uploads that nobody has spoken of for long. One that is on its way to the bucket stays till the end of
+    /// that.
+    pub(crate) fn sweep(&mut self, now: Duration) -> Vec<UploadKey> {
+        let silent = |(key, upload): (&UploadKey, &Upload)| {
+            (upload.silent_at().is_some_and(|at| at <= now)).then(|| key.clone())
+        };
+        let gone: Vec<UploadKey> = self.uploads.iter().filter_map(silent).collect();
+        for key in &gone {
+            self.end(key);
+        }
+        gone
+    }
+
+    /// Everybody counts as heard now.
+    pub(crate) fn hear_all(&mut self, now: Duration) {
+        self.uploads.values_mut().for_each(|upload| upload.heard_at = now);
+    }
+
+    /// When the next upload may have to be swept; `None`: not before something happens.
+    pub(crate) fn next_sweep(&self) -> Option<Duration> {
+        self.uploads.values().filter_map(Upload::silent_at).min()
+    }
+
+    /// How many there are, and how many bytes count against the limit.
+    pub(crate) fn figures(&self) -> (usize, u64) {
+        (self.uploads.len(), self.reserved)
+    }
+}
+
+impl Upload {
+    fn reply(&self) -> UploadReply {
+        UploadReply { received: self.received, stored: matches!(self.stage, Stage::There(..)) }
+    }
+
+    fn silent_at(&self) -> Option<Duration> {
+        let at_work = self.writing || matches!(self.stage, Stage::Going(..));
+        (!at_work).then(|| self.heard_at + SILENCE)
+    }
+}
+
+pub(crate) fn unknown() -> ErrorReply {
+    ErrorReply::unknown_upload("there is no such upload here")
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

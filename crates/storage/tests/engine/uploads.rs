@@ -1,0 +1,489 @@
+//! Values of any size: brought piece by piece, put in the bucket, committed by a set, read piece by piece.
+
+use bytes::Bytes;
+use dormouse_protocol::data::{Expect, GetRequest, SetItem, SetRequest, SetResult};
+use dormouse_protocol::limits::INLINE_LIMIT_BYTES;
+use dormouse_protocol::transfer::{
+    GetChunkReply, GetChunkRequest, UploadBeginRequest, UploadCancelRequest, UploadChunkRequest,
+    UploadFinishRequest, UploadReply, UploadedValue,
+};
+use dormouse_protocol::{
+    Change, ErrorCode, ErrorReply, Message, ProtocolVersion, RequestId, Rev, Seq, SessionId, Subject,
+    UploadId, ValueDigest,
+};
+use dormouse_storage::api::{Reply, Request};
+use dormouse_storage::bucket::Operation;
+use dormouse_storage::checksum::Crc64;
+use ulid::Ulid;
+
+use crate::support::{Server, World, files_in, set_result, subject};
+
+const APP: &str = "app.films";
+const V: ProtocolVersion = ProtocolVersion::CURRENT;
+
+fn value(mark: u8, bytes: usize) -> Bytes {
+    (0..bytes).map(|at| (at % 251) as u8 ^ mark).collect()
+}
+
+fn digest(bytes: &[u8]) -> ValueDigest {
+    ValueDigest::new(Crc64::of(bytes).to_u64())
+}
+
+fn upload(number: u64) -> UploadId {
+    UploadId::new(Ulid::from_parts(number, 7))
+}
+
+fn uploaded(number: u64, value: &[u8]) -> UploadedValue {
+    UploadedValue { upload: upload(number), size: value.len() as u64, digest: digest(value) }
+}
+
+fn code<T: std::fmt::Debug>(answer: Result<T, ErrorReply>) -> ErrorCode {
+    answer.unwrap_err().code
+}
+
+trait Uploads {
+    fn upload(&self, app: &Subject, request: Request) -> Result<UploadReply, ErrorReply>;
+    fn begin(&self, app: &Subject, number: u64) -> Result<UploadReply, ErrorReply>;
+    fn bring(
+        &self,
+        app: &Subject,
+        number: u64,
+        offset: usize,
+        bytes: Bytes,
+    ) -> Result<UploadReply, ErrorReply>;
+    fn finish(&self, app: &Subject, value: UploadedValue) -> Result<UploadReply, ErrorReply>;
+    fn store(&self, app: &Subject, number: u64, value: &Bytes);
+    fn commit(&self, app: &Subject, key: &str, value: UploadedValue) -> Result<SetResult, ErrorReply>;
+    fn chunk(
+        &self,
+        app: &Subject,
+        of: (Seq, Rev),
+        offset: u64,
+        length: u64,
+    ) -> Result<GetChunkReply, ErrorReply>;
+    fn message(&self, app: &Subject, key: &str) -> Option<Message>;
+    fn read(&self, app: &Subject, key: &str) -> Vec<u8>;
+}
+
+impl Uploads for Server {
+    fn upload(&self, app: &Subject, request: Request) -> Result<UploadReply, ErrorReply> {
+        match self.run(app, request)? {
+            Reply::Upload(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn begin(&self, app: &Subject, number: u64) -> Result<UploadReply, ErrorReply> {
+        self.upload(
+            app,
+            Request::UploadBegin(UploadBeginRequest { v: V, upload: upload(number), size: None }),
+        )
+    }
+
+    fn bring(
+        &self,
+        app: &Subject,
+        number: u64,
+        offset: usize,
+        bytes: Bytes,
+    ) -> Result<UploadReply, ErrorReply> {
+        let request = UploadChunkRequest { v: V, upload: upload(number), offset: offset as u64, bytes };
+        self.upload(app, Request::UploadChunk(request))
+    }
+
+    /// Asks until the value is in the bucket, or is not going to be.
+    fn finish(&self, app: &Subject, value: UploadedValue) -> Result<UploadReply, ErrorReply> {
+        let UploadedValue { upload, size, digest } = value;
+        let request = UploadFinishRequest { v: V, upload, size, digest };
+        let mut end = None;
+        self.until("the value is stored", || {
+            end = match self.upload(app, Request::UploadFinish(request)) {
+                Ok(reply) if !reply.stored && reply.received == size => None,
+                end => Some(end),
+            };
+            end.is_some()
+        });
+        end.unwrap()
+    }
+
+    /// Brings a whole value into the bucket.
+    fn store(&self, app: &Subject, number: u64, value: &Bytes) {
+        self.begin(app, number).unwrap();
+        for (at, piece) in value.chunks(300_000).enumerate() {
+            self.bring(app, number, at * 300_000, value.slice_ref(piece)).unwrap();
+        }
+        let reply = self.finish(app, uploaded(number, value)).unwrap();
+        assert_eq!(reply, UploadReply { received: value.len() as u64, stored: true });
+    }
+
+    fn commit(&self, app: &Subject, key: &str, value: UploadedValue) -> Result<SetResult, ErrorReply> {
+        set_result(self.run(app, commit(key, value)))
+    }
+
+    fn chunk(
+        &self,
+        app: &Subject,
+        of: (Seq, Rev),
+        offset: u64,
+        length: u64,
+    ) -> Result<GetChunkReply, ErrorReply> {
+        let request = GetChunkRequest { v: V, seq: of.0, rev: of.1, offset, length };
+        match self.run(app, Request::GetChunk(request))? {
+            Reply::Chunk(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn message(&self, app: &Subject, key: &str) -> Option<Message> {
+        match self.run(app, Request::Get(GetRequest::key(key))).unwrap() {
+            Reply::Get(reply) => reply.messages.into_iter().next(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The value under a key, read in pieces, its digest checked.
+    fn read(&self, app: &Subject, key: &str) -> Vec<u8> {
+        let message = self.message(app, key).unwrap();
+        let mut read = Vec::new();
+        loop {
+            let piece = self.chunk(app, (message.seq, message.rev), read.len() as u64, 200_000).unwrap();
+            read.extend_from_slice(&piece.bytes);
+            if read.len() as u64 >= piece.size {
+                assert_eq!(digest(&read), piece.digest);
+                assert_eq!(message.size, piece.size);
+                return read;
+            }
+            assert!(!piece.bytes.is_empty());
+        }
+    }
+}
+
+fn item(key: &str, value: UploadedValue) -> SetItem {
+    SetItem { key: Some(key.to_owned()), uploaded: Some(value), ..SetItem::default() }
+}
+
+fn commit(key: &str, value: UploadedValue) -> Request {
+    Request::Set(SetRequest { sets: vec![item(key, value)], ..SetRequest::default() })
+}
+
+impl World {
+    fn blobs_of(&self, app: &Subject) -> usize {
+        let folder = self.folder.path().join("bucket/subjects").join(app.escaped()).join("blobs");
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+
+    fn spooled(&self, name: &str) -> usize {
+        files_in(&self.data_dir(name).join("uploads")).len()
+    }
+}
+
+#[test]
+fn a_value_of_many_pieces_is_committed_once_it_is_whole_and_read_piece_by_piece() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let film = value(1, 20 << 20);
+    server.store(&app, 1, &film);
+    assert_eq!(server.message(&app, "film"), None, "nothing is there before it is committed");
+    let written = server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    let announced = server.message(&app, "film").unwrap();
+    assert_eq!((announced.value, announced.value_omitted, announced.size), (None, true, film.len() as u64));
+    assert!(server.read(&app, "film") == film);
+    let events = server.events.of(&app);
+    let Some(Change::Set(set)) = events.iter().flat_map(|event| &event.changes).next() else { panic!() };
+    assert_eq!((set.message.seq, set.message.value_omitted, set.message.size), (written.seq, true, 20 << 20));
+    server.until("its file has gone", || world.spooled("persist-1") == 0);
+    assert_eq!(server.engine.figures().upload_bytes, 0);
+    // Neither what is past the end, nor from another message, nor from nowhere.
+    let id = (written.seq, written.rev);
+    assert_eq!(server.chunk(&app, id, 20 << 20, 10).unwrap().bytes, Bytes::new());
+    assert_eq!(code(server.chunk(&app, id, (20 << 20) + 1, 10)), ErrorCode::BadRequest);
+    assert_eq!(code(server.chunk(&app, (written.seq, Rev::new(99)), 0, 10)), ErrorCode::WrongLast);
+    assert_eq!(code(server.chunk(&app, (Seq::new(99), written.rev), 0, 10)), ErrorCode::WrongLast);
+    // It is as durable as any.
+    let log = server.kill();
+    world.fleet.declare_dead(&log);
+    let second = world.running_server("persist-2", |_| {});
+    assert!(second.read(&app, "film") == film);
+}
+
+#[test]
+fn small_and_empty_values_can_be_uploaded_and_those_in_the_file_read_piece_by_piece() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    for (number, length) in
+        [0, 1, INLINE_LIMIT_BYTES, INLINE_LIMIT_BYTES + 1, 300_000, 600_000].into_iter().enumerate()
+    {
+        let (key, whole) = (format!("k{length}"), value(3, length));
+        server.store(&app, number as u64, &whole);
+        server.commit(&app, &key, uploaded(number as u64, &whole)).unwrap();
+        assert!(server.read(&app, &key) == whole, "{length}");
+        assert_eq!(server.message(&app, &key).unwrap().value, Some(whole), "it fits the answer: {length}");
+    }
+    server.set(&app, "inline", "a small value").unwrap();
+    assert_eq!(server.read(&app, "inline"), b"a small value");
+}
+
+#[test]
+fn pieces_may_come_in_any_order_and_twice() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let film = value(2, 1_000_000);
+    server.begin(&app, 1).unwrap();
+    let piece = |at: usize| {
+        let request = UploadChunkRequest {
+            v: V,
+            upload: upload(1),
+            offset: (at * 100_000) as u64,
+            bytes: film.slice(at * 100_000..(at + 1) * 100_000),
+        };
+        server.ask(&app, Request::UploadChunk(request))
+    };
+    let asked: Vec<_> = [3, 1, 2, 9, 3, 0, 5, 4, 4, 0, 8, 7, 6].into_iter().map(piece).collect();
+    for answer in asked {
+        let Ok(Reply::Upload(reply)) = answer.wait(&server) else { panic!() };
+        assert!(reply.received > 0);
+    }
+    assert_eq!(server.begin(&app, 1).unwrap().received, 1_000_000);
+    server.finish(&app, uploaded(1, &film)).unwrap();
+    server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    assert!(server.read(&app, "film") == film);
+}
+
+#[test]
+fn a_value_with_another_digest_is_not_taken_and_leaves_nothing() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let film = value(2, 500_000);
+    server.begin(&app, 1).unwrap();
+    server.bring(&app, 1, 0, film.clone()).unwrap();
+    let wrong = UploadedValue { digest: digest(b"something else"), ..uploaded(1, &film) };
+    assert_eq!(code(server.finish(&app, wrong)), ErrorCode::Corrupt);
+    assert_eq!(code(server.commit(&app, "film", wrong)), ErrorCode::UnknownUpload);
+    assert_eq!(server.message(&app, "film"), None);
+    server.until("its object has gone", || world.blobs_of(&app) == 0);
+    // From its first byte on it can be brought again.
+    assert_eq!(server.begin(&app, 1).unwrap().received, 0);
+    server.bring(&app, 1, 0, film.clone()).unwrap();
+    server.finish(&app, uploaded(1, &film)).unwrap();
+    server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    assert!(server.read(&app, "film") == film);
+}
+
+#[test]
+fn what_is_not_whole_or_not_stored_is_not_committed() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let film = value(2, 500_000);
+    assert_eq!(code(server.commit(&app, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
+    assert_eq!(code(server.bring(&app, 1, 0, film.clone())), ErrorCode::UnknownUpload);
+    server.begin(&app, 1).unwrap();
+    server.bring(&app, 1, 0, film.slice(..100_000)).unwrap();
+    let reply = server.finish(&app, uploaded(1, &film)).unwrap();
+    assert_eq!(reply, UploadReply { received: 100_000, stored: false });
+    assert_eq!(code(server.commit(&app, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
+    // Another subject's client has nothing of it.
+    let other = subject("app.other");
+    assert_eq!(code(server.bring(&other, 1, 100_000, film.slice(100_000..))), ErrorCode::UnknownUpload);
+    assert_eq!(code(server.commit(&other, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
+    assert_eq!(server.message(&app, "film"), None);
+}
+
+#[test]
+fn a_commit_is_a_set_with_all_that_it_can_say_and_an_upload_is_used_once() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let (one, two) = (value(1, 300_000), value(2, 300_000));
+    server.store(&app, 1, &one);
+    let id = RequestId { session: SessionId::new(Ulid::from_parts(1, 1)), counter: 1 };
+    let set = |sets| SetRequest { request: Some(id), sets, ..SetRequest::default() };
+    let first = Request::Set(set(vec![item("k", uploaded(1, &one))]));
+    let written = set_result(server.run(&app, first.clone())).unwrap();
+    // The same request again, when nothing of the upload is left.
+    let repeated = set_result(server.run(&app, first)).unwrap();
+    assert_eq!((repeated.seq, repeated.rev, repeated.duplicate), (written.seq, written.rev, true));
+    // Another one cannot use it.
+    assert_eq!(code(server.commit(&app, "other", uploaded(1, &one))), ErrorCode::UnknownUpload);
+    // What is refused for what is there uses nothing up.
+    server.store(&app, 2, &two);
+    let absent = SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(2, &two)) };
+    let refused = Request::Set(SetRequest { sets: vec![absent], ..SetRequest::default() });
+    assert_eq!(code(set_result(server.run(&app, refused))), ErrorCode::KeyExists);
+    server.finish(&app, uploaded(2, &two)).unwrap();
+    let both = vec![item("a", uploaded(2, &two)), item("b", uploaded(2, &two))];
+    let twice = Request::Set(SetRequest { sets: both, ..SetRequest::default() });
+    assert_eq!(code(server.run(&app, twice)), ErrorCode::BadRequest);
+    server.finish(&app, uploaded(2, &two)).unwrap();
+    // In one batch with a value that travels along.
+    let plain = SetItem { key: Some("b".into()), value: Some("v".into()), ..SetItem::default() };
+    let sets = vec![item("a", uploaded(2, &two)), plain];
+    server.run(&app, Request::Set(SetRequest { atomic: true, sets, ..SetRequest::default() })).unwrap();
+    assert!(server.read(&app, "a") == two && server.read(&app, "b") == b"v" && server.read(&app, "k") == one);
+    assert_eq!(world.blobs_of(&app), 2);
+}
+
+#[test]
+fn after_a_kill_in_the_middle_the_upload_goes_on_from_where_it_was() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let film = value(1, 3_000_000);
+    let server = world.running_server("persist-1", |_| {});
+    server.begin(&app, 1).unwrap();
+    server.bring(&app, 1, 0, film.slice(..1_000_000)).unwrap();
+    server.bring(&app, 1, 1_000_000, film.slice(1_000_000..2_000_000)).unwrap();
+    server.kill();
+    let server = world.running_server("persist-1", |_| {});
+    assert_eq!(server.begin(&app, 1).unwrap().received, 2_000_000);
+    server.bring(&app, 1, 2_000_000, film.slice(2_000_000..)).unwrap();
+    server.finish(&app, uploaded(1, &film)).unwrap();
+    // Also between the bucket and the commit.
+    server.kill();
+    let server = world.running_server("persist-1", |_| {});
+    assert_eq!(code(server.commit(&app, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
+    server.finish(&app, uploaded(1, &film)).unwrap();
+    server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    assert!(server.read(&app, "film") == film);
+    // What the killed process had put in the bucket and nobody refers to goes with the next claim.
+    server.until("only the value is left", || world.blobs_of(&app) == 1);
+}
+
+#[test]
+fn when_the_subject_moves_in_the_middle_nothing_has_happened_and_it_begins_again_elsewhere() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let film = value(1, 1_000_000);
+    let first = world.running_server("persist-1", |_| {});
+    first.store(&app, 1, &film);
+    first.hand_over(&app).unwrap();
+    let second = world.running_server("persist-2", |_| {});
+    assert_eq!(second.begin(&app, 1).unwrap().received, 0);
+    assert_eq!(code(first.commit(&app, "film", uploaded(1, &film))), ErrorCode::NotOwner);
+    assert_eq!(code(second.commit(&app, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
+    assert_eq!(second.message(&app, "film"), None);
+    second.store(&app, 1, &film);
+    second.commit(&app, "film", uploaded(1, &film)).unwrap();
+    assert!(second.read(&app, "film") == film);
+    // Back again, under a later term: what lies there of the earlier one may be garbage by now, and is stored anew.
+    second.hand_over(&app).unwrap();
+    assert_eq!(code(first.commit(&app, "again", uploaded(1, &film))), ErrorCode::UnknownUpload);
+    first.finish(&app, uploaded(1, &film)).unwrap();
+    first.commit(&app, "again", uploaded(1, &film)).unwrap();
+    assert!(first.read(&app, "again") == film && first.read(&app, "film") == film);
+}
+
+#[test]
+fn an_upload_that_is_given_up_leaves_neither_file_nor_object() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    server.store(&app, 1, &value(1, 500_000));
+    server.store(&app, 2, &value(2, 500_000));
+    server.begin(&app, 3).unwrap();
+    server.bring(&app, 3, 0, value(3, 100_000)).unwrap();
+    assert_eq!((world.blobs_of(&app), world.spooled("persist-1")), (2, 3));
+    server.upload(&app, Request::UploadCancel(UploadCancelRequest { v: V, upload: upload(1) })).unwrap();
+    server.until("the first has gone", || (world.blobs_of(&app), world.spooled("persist-1")) == (1, 2));
+    // The others are forgotten by whoever began them.
+    server.pass(std::time::Duration::from_secs(31));
+    server.until("all have gone", || (world.blobs_of(&app), world.spooled("persist-1")) == (0, 0));
+    assert_eq!(code(server.commit(&app, "film", uploaded(2, &value(2, 500_000)))), ErrorCode::UnknownUpload);
+    assert_eq!(server.engine.figures().uploads, 0);
+}
+
+#[test]
+fn uploads_above_what_the_server_takes_on_are_turned_away_and_others_are_served() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |settings| {
+        settings.max_uploads = 10;
+        settings.max_upload_bytes = 1_000_000;
+    });
+    let begun: Vec<_> = (0..2_000).map(|number| server.begin(&app, number)).collect();
+    assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 10);
+    let refused = begun.into_iter().filter_map(Result::err);
+    refused.for_each(|error| {
+        assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true))
+    });
+    let big = Request::UploadBegin(UploadBeginRequest { v: V, upload: upload(9_999), size: Some(1_000_001) });
+    assert_eq!(code(server.upload(&app, big)), ErrorCode::TooLarge);
+    server.bring(&app, 1, 0, value(1, 900_000)).unwrap();
+    assert_eq!(code(server.bring(&app, 2, 0, value(1, 200_000))), ErrorCode::Overloaded);
+    server.set(&app, "k", "v").unwrap();
+    server.finish(&app, uploaded(1, &value(1, 900_000))).unwrap();
+    server.commit(&app, "film", uploaded(1, &value(1, 900_000))).unwrap();
+    server.bring(&app, 2, 0, value(1, 200_000)).unwrap();
+}
+
+#[test]
+fn while_a_value_goes_to_the_bucket_writes_go_on_and_a_bucket_that_fails_is_tried_again() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let film = value(1, 500_000);
+    server.begin(&app, 1).unwrap();
+    server.bring(&app, 1, 0, film.clone()).unwrap();
+    let held = world.bucket.hold(Operation::PutFile, "/blobs/", false);
+    let UploadedValue { upload, size, digest } = uploaded(1, &film);
+    let request = Request::UploadFinish(UploadFinishRequest { v: V, upload, size, digest });
+    assert!(!server.upload(&app, request.clone()).unwrap().stored);
+    server.until("it is on its way", || held.reached() == 1);
+    server.set(&app, "k", "v").unwrap();
+    assert!(!server.upload(&app, request).unwrap().stored);
+    drop(held);
+    server.finish(&app, uploaded(1, &film)).unwrap();
+    server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    assert!(server.read(&app, "film") == film);
+}
+
+#[test]
+fn a_message_that_is_replaced_while_it_is_read_is_gone_and_never_another() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let (one, two) = (value(1, 1_000_000), value(2, 1_000_000));
+    server.store(&app, 1, &one);
+    let first = server.commit(&app, "film", uploaded(1, &one)).unwrap();
+    let id = (first.seq, first.rev);
+    assert_eq!(server.chunk(&app, id, 0, 1_000).unwrap().bytes, one.slice(..1_000));
+    server.store(&app, 2, &two);
+    server.commit(&app, "film", uploaded(2, &two)).unwrap();
+    assert_eq!(code(server.chunk(&app, id, 1_000, 1_000)), ErrorCode::WrongLast);
+    // Replaced in place, it keeps its seq, and is another all the same.
+    let second = server.message(&app, "film").unwrap();
+    let in_place = SetItem {
+        seq: Some(second.seq),
+        key: Some("film".into()),
+        value: Some("small".into()),
+        ..SetItem::default()
+    };
+    server.run(&app, Request::Set(SetRequest { sets: vec![in_place], ..SetRequest::default() })).unwrap();
+    assert_eq!(code(server.chunk(&app, (second.seq, second.rev), 0, 10)), ErrorCode::WrongLast);
+    assert_eq!(server.read(&app, "film"), b"small");
+}
+
+#[test]
+fn a_piece_of_a_value_that_is_missing_or_cut_short_is_corrupt_and_never_empty() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let film = value(1, 1_000_000);
+    server.store(&app, 1, &film);
+    let written = server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    let id = (written.seq, written.rev);
+    let folder = world.folder.path().join("bucket/subjects").join(app.escaped()).join("blobs");
+    let object = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&object, &film[..999_999]).unwrap();
+    assert_eq!(server.chunk(&app, id, 0, 100).unwrap().bytes, film.slice(..100));
+    assert_eq!(code(server.chunk(&app, id, 999_900, 100)), ErrorCode::Corrupt);
+    std::fs::remove_file(&object).unwrap();
+    let error = server.chunk(&app, id, 0, 100).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Corrupt);
+    assert!(error.object.unwrap().contains("/blobs/"));
+    // What it is called and how large it is can still be said.
+    assert_eq!(server.chunk(&app, id, 0, 0).unwrap().size, 1_000_000);
+}

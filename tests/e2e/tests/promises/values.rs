@@ -1,0 +1,304 @@
+//! Values of any size, through a nats-server that carries 1 MiB at a time.
+
+use std::io;
+use std::pin::Pin;
+use std::process::Stdio;
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use dormouse_client::{Error, Happened, ValueSource};
+use dormouse_e2e::{Fleet, until};
+use dormouse_harness::peak_resident_bytes;
+use dormouse_protocol::transfer::{UploadBeginRequest, UploadChunkRequest};
+use dormouse_protocol::{ErrorCode, Op, ProtocolVersion, encode};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::sync::watch;
+
+use crate::support::files_ending;
+use crate::wire::refusal;
+
+const MIB: u64 = 1_024 * 1_024;
+
+/// How much more memory a transfer may take on either side than the same process has without one.
+const MOST_EXTRA_BYTES: u64 = 64 * MIB;
+
+/// Bytes that can be read once: no two places look alike.
+struct Film {
+    at: u64,
+    size: u64,
+}
+
+impl Film {
+    fn of(size: u64) -> Self {
+        Self { at: 0, size }
+    }
+
+    fn bytes_at(at: u64, into: &mut [u8]) {
+        for (number, byte) in into.iter_mut().enumerate() {
+            let place = at + number as u64;
+            *byte = (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 ^ (place >> 20) as u8;
+        }
+    }
+}
+
+impl AsyncRead for Film {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let left = usize::try_from(self.size - self.at).unwrap_or(usize::MAX);
+        let count = buffer.remaining().min(left).min(256 * 1_024);
+        Self::bytes_at(self.at, buffer.initialize_unfilled_to(count));
+        buffer.advance(count);
+        self.at += count as u64;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads to the end, and holds every byte against the film's.
+async fn check(mut reader: impl AsyncRead + Unpin, size: u64) -> anyhow::Result<()> {
+    let (mut at, mut read, mut wanted) = (0, vec![0; MIB as usize], vec![0; MIB as usize]);
+    loop {
+        let count = reader.read(&mut read).await?;
+        if count == 0 {
+            ensure!(at == size, "{at} bytes of {size}");
+            return Ok(());
+        }
+        Film::bytes_at(at, &mut wanted[..count]);
+        ensure!(read[..count] == wanted[..count], "other bytes at {at}");
+        at += count as u64;
+    }
+}
+
+/// Runs `dormouse` to its end, and tells the most memory that it had.
+async fn peak_of_tool(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<u64> {
+    let mut command = fleet.tool()?;
+    command.args(["--nats", &fleet.url(), "--deadline", "60s"]).args(arguments);
+    let mut tool = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+    let pid = tool.id().context("it runs")?;
+    let mut peak = 0;
+    loop {
+        // It says nothing about itself once it has ended.
+        peak = peak.max(peak_resident_bytes(pid).unwrap_or(0));
+        if let Ok(status) = tokio::time::timeout(Duration::from_millis(10), tool.wait()).await {
+            let status = status?;
+            ensure!(status.success(), "`dormouse {}`: {status}", arguments.join(" "));
+            return Ok(peak);
+        }
+    }
+}
+
+/// A value of this size goes up and down through the tool, and the memory that it takes on both sides is printed and
+/// bounded.
+async fn up_and_down(fleet: &mut Fleet, size: u64) -> anyhow::Result<()> {
+    let (up, down) = (fleet.folder().join("up"), fleet.folder().join("down"));
+    let [up, down] = [&up, &down].map(|path| path.display().to_string());
+    let mut file = tokio::fs::File::create(&up).await?;
+    tokio::io::copy(&mut Film::of(size), &mut file).await?;
+    file.flush().await?;
+
+    let set = ["set", "app.films", "--key", "film", "--file", &up];
+    let get = ["get", "app.films", "--key", "film", "--output", &down, "--force"];
+    // As large as a message: what comes with being used at all is no part of what is measured.
+    fleet.cli_ok(&["set", "app.films", "--key", "small", "v"]).await?;
+    let server = fleet.process("persist-1")?.pid().context("it runs")?;
+    let tool_before = peak_of_tool(fleet, &["get", "app.films", "--key", "small"]).await?;
+    let server_before = peak_resident_bytes(server)?;
+    let tool_up = peak_of_tool(fleet, &set).await?;
+    let server_up = peak_resident_bytes(server)?;
+    let tool_down = peak_of_tool(fleet, &get).await?;
+    let server_down = peak_resident_bytes(server)?;
+
+    check(tokio::fs::File::open(&down).await?, size).await?;
+    ensure!(files_ending(fleet.folder(), ".partial")?.is_empty());
+    println!("a value of {} MiB; most memory, in MiB, before | up | down:", size / MIB);
+    println!("  client {:4} | {:4} | {:4}", tool_before / MIB, tool_up / MIB, tool_down / MIB);
+    println!("  server {:4} | {:4} | {:4}", server_before / MIB, server_up / MIB, server_down / MIB);
+    let tool = tool_up.max(tool_down).saturating_sub(tool_before);
+    let server = server_down.saturating_sub(server_before);
+    ensure!(tool < MOST_EXTRA_BYTES, "the client took {} MiB more", tool / MIB);
+    ensure!(server < MOST_EXTRA_BYTES, "the server took {} MiB more", server / MIB);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_value_of_256_mib_goes_up_and_down_in_bounded_memory() -> anyhow::Result<()> {
+    Fleet::builder().run(async |fleet| up_and_down(fleet, 256 * MIB).await).await
+}
+
+#[tokio::test]
+#[ignore = "moves 1 GiB up and down; docs/performance.md has what it prints"]
+async fn a_value_of_1_gib_goes_up_and_down_in_bounded_memory() -> anyhow::Result<()> {
+    Fleet::builder().run(async |fleet| up_and_down(fleet, 1_024 * MIB).await).await
+}
+
+/// A film of which so much has arrived, and how to hear of it.
+fn watched(size: u64) -> (ValueSource<'static>, watch::Receiver<u64>) {
+    let (told, arrived) = watch::channel(0);
+    (
+        ValueSource::once(Film::of(size)).on_progress(move |bytes| {
+            let _ = told.send(bytes);
+        }),
+        arrived,
+    )
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_comes_back_goes_on_with_the_upload_and_the_download()
+-> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let films = fleet.client().await?.kv("app.films")?.with_deadline(Duration::from_secs(30));
+            let size = 96 * MIB;
+            let (source, mut arrived) = watched(size);
+            let upload = films.put_reader("film", source);
+            let killed = async {
+                arrived.wait_for(|bytes| *bytes > 16 * MIB).await?;
+                fleet.kill9("persist-1").await?;
+                fleet.restart("persist-1").await
+            };
+            // The source can be read once only: it has gone on, not begun again.
+            let (written, restarted) = tokio::join!(upload, killed);
+            restarted?;
+            written?;
+            let mut reader = films.get_reader("film").await?.context("it is there")?;
+            let mut first = vec![0; 8 * MIB as usize];
+            reader.read_exact(&mut first).await?;
+            fleet.kill9("persist-1").await?;
+            fleet.restart("persist-1").await?;
+            check(io::Cursor::new(first).chain(reader), size).await?;
+            let left = || async {
+                Ok(files_ending(&fleet.data_dir("persist-1").join("uploads"), "")?.is_empty().then_some(()))
+            };
+            until("nothing of the upload is left", left).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn when_another_server_takes_over_an_upload_begins_again_or_fails_and_nothing_has_happened()
+-> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let films = client.kv("app.films")?.with_deadline(Duration::from_secs(30));
+            films.put("other", "v").await?;
+            let owner = fleet.owner(&client, "app.films").await?;
+            let size = 96 * MIB;
+            let (source, mut arrived) = watched(size);
+            let file = fleet.folder().join("film");
+            let mut written = tokio::fs::File::create(&file).await?;
+            tokio::io::copy(&mut Film::of(size), &mut written).await?;
+            written.flush().await?;
+            let again = tokio::fs::File::open(&file).await?;
+            let killed = async {
+                arrived.wait_for(|bytes| *bytes > 16 * MIB).await?;
+                fleet.kill9(&owner).await
+            };
+            let once = films.put_reader("once", source);
+            let again = films.put_reader("again", ValueSource::seekable(again));
+            let (once, again, killed) = tokio::join!(once, again, killed);
+            killed?;
+            let error = once.err().context("a source that can be read once")?;
+            ensure!(matches!(error, Error::UploadLost), "{error:?}");
+            assert_eq!(error.happened(), Happened::No);
+            again?;
+            ensure!(films.entry("once").await?.is_none());
+            check(films.get_reader("again").await?.context("it is there")?, size).await?;
+            fleet.restart(&owner).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn hostile_words_about_uploads_get_a_typed_error_and_others_are_served() -> anyhow::Result<()> {
+    Fleet::builder()
+        .server_args(["--max-uploads", "8"])
+        .run(async |fleet| {
+            let mut raw = fleet.raw().await?;
+            let client = fleet.client().await?;
+            let films = client.kv("app.films")?;
+            films.put("k", "v").await?;
+            let v = ProtocolVersion::CURRENT;
+            let upload = "01J9Z5ABCDEFGHJKMNPQRSTVWX".parse()?;
+            let chunk = |offset, bytes| encode(&UploadChunkRequest { v, upload, offset, bytes });
+            let begin = encode(&UploadBeginRequest { v, upload, size: None })?;
+            let on = |op: Op| format!("persist.server.persist-1.{op}.app.films");
+            let uploads =
+                [Op::UploadBegin, Op::UploadChunk, Op::UploadFinish, Op::UploadCommit, Op::UploadCancel];
+            for op in uploads.into_iter().chain([Op::GetChunk]) {
+                for payload in
+                    [&[0xc1; 64][..], &[], &[0x80], &[0xdf, 255, 255, 255, 255], &begin[..begin.len() - 1]]
+                {
+                    let error = refusal(&raw.request(&on(op), payload).await?)?;
+                    assert_eq!(error.code, ErrorCode::BadRequest, "{op}: {error}");
+                }
+            }
+            ensure!(refusal(&raw.request(&on(Op::UploadBegin), &begin).await?).is_err(), "it has begun");
+            let cases = [
+                (chunk(0, Bytes::new())?, ErrorCode::BadRequest),
+                (chunk(u64::MAX, Bytes::from_static(b"x"))?, ErrorCode::BadRequest),
+                (chunk(1 << 40, Bytes::from_static(b"x"))?, ErrorCode::TooLarge),
+                (chunk(1 << 30, Bytes::from_static(b"x"))?, ErrorCode::UnknownUpload),
+            ];
+            for (payload, code) in cases {
+                assert_eq!(refusal(&raw.request(&on(Op::UploadChunk), &payload).await?)?.code, code);
+            }
+            // Many more begin than may.
+            let many = (0..200).map(|_| films.clone().with_deadline(Duration::from_secs(1)));
+            let many = many.map(|films| async move { films.put_reader("k", Film::of(4 * MIB)).await });
+            let ends = futures::future::join_all(many).await;
+            ensure!(ends.iter().any(Result::is_ok));
+            for error in ends.into_iter().filter_map(Result::err) {
+                assert_eq!(error.happened(), Happened::No, "{error:?}");
+            }
+            films.put("k", "v").await?;
+            assert_eq!(films.get("k").await?.as_deref(), Some(&b"v"[..]));
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn the_tool_writes_a_file_whole_or_not_at_all() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let films = fleet.client().await?.kv("app.films")?;
+            films.put_reader("film", Film::of(40 * MIB)).await?;
+            let file = fleet.folder().join("film");
+            let path = file.display().to_string();
+            fleet.cli_ok(&["get", "app.films", "--key", "film", "--output", &path]).await?;
+            check(tokio::fs::File::open(&file).await?, 40 * MIB).await?;
+            // What is there is replaced on demand only.
+            let refused = fleet.cli(&["get", "app.films", "--key", "film", "--output", &path]).await?;
+            assert_eq!(refused.status.code(), Some(4));
+            // Interrupted, neither the file nor a part of it is left, and nothing was set.
+            let other = fleet.folder().join("other").display().to_string();
+            for arguments in [
+                ["get", "--key", "film", "--output", &other],
+                ["set", "--key", "endless", "--file", "/dev/zero"],
+            ] {
+                let mut command = fleet.tool()?;
+                command.args(["--nats", &fleet.url(), arguments[0], "app.films"]).args(&arguments[1..]);
+                let mut tool = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+                let pid = tool.id().context("it runs")?;
+                let uploads = fleet.data_dir("persist-1").join("uploads");
+                until("it is at work", async || {
+                    let begun = !files_ending(fleet.folder(), ".partial")?.is_empty()
+                        || !files_ending(&uploads, "")?.is_empty();
+                    Ok((begun || tool.try_wait()?.is_some()).then_some(()))
+                })
+                .await?;
+                dormouse_harness::interrupt_pid(pid)?;
+                tool.wait().await?;
+                ensure!(files_ending(fleet.folder(), ".partial")?.is_empty());
+            }
+            ensure!(films.entry("endless").await?.is_none());
+            Ok(())
+        })
+        .await
+}
