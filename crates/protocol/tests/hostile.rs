@@ -40,7 +40,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
 /// The decoders for which the messages in a file of vectors are meant; for a file that is new here, all.
 fn meant_for(file: &str) -> Vec<Check> {
     let targets: &[&str] = match file {
-        "set" | "read" | "remove" | "subject" => &["requests", "replies"],
+        "set" | "read" | "remove" | "subject" | "transfer" => &["requests", "replies"],
         "events" => &["events", "replies"],
         "coordinator" => &["fleet", "events"],
         "fleet" => &["fleet"],
@@ -100,14 +100,19 @@ fn the_corpus_holds_and_every_kind_of_message_has_a_target() {
         assert!(!seeds.is_empty(), "{target} has no corpus");
         seeds.iter().for_each(|seed| check(seed));
     }
+    let checks = include_str!("fuzzing/mod.rs");
     for op in Op::ALL {
         let name =
             op.as_str().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect::<String>();
-        let checks = include_str!("fuzzing/mod.rs");
-        assert!(
-            checks.contains(&format!("{name}Request")) && checks.contains(&format!("{name}Reply")),
-            "{op}"
-        );
+        let (request, reply) = match op {
+            // The set of a value that was brought before.
+            Op::UploadCommit => ("Set", "Set"),
+            Op::UploadBegin | Op::UploadChunk | Op::UploadFinish | Op::UploadCancel => (&*name, "Upload"),
+            _ => (&*name, &*name),
+        };
+        for kind in [format!("{request}Request"), format!("{reply}Reply")] {
+            assert!(checks.contains(&kind), "{op}: {kind}");
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use dormouse_protocol::fleet::*;
 use dormouse_protocol::health::Health;
 use dormouse_protocol::route::{AdminRoute, FleetRoute, ServerRoute};
 use dormouse_protocol::subject::Unescaped;
+use dormouse_protocol::transfer::*;
 use dormouse_protocol::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -56,13 +57,14 @@ macro_rules! each {
 /// Requests of every operation. One for something new goes here.
 pub fn requests(bytes: &[u8]) {
     each!(asked(bytes): SetRequest, GetRequest, GetAllRequest, KeysRequest, DeleteRequest, DeleteAllRequest, ChangesRequest,
-        InfoRequest, ConfigureRequest, FlushRequest, DestroyRequest);
+        InfoRequest, ConfigureRequest, FlushRequest, DestroyRequest, UploadBeginRequest, UploadChunkRequest,
+        UploadFinishRequest, UploadCancelRequest, GetChunkRequest);
 }
 
 /// The answers to them.
 pub fn replies(bytes: &[u8]) {
     each!(read(bytes): SetReply, GetReply, GetAllReply, KeysReply, DeleteReply, DeleteAllReply, ChangesReply, InfoReply,
-        ConfigureReply, FlushReply, DestroyReply);
+        ConfigureReply, FlushReply, DestroyReply, UploadReply, GetChunkReply);
 }
 
 /// Events and announcements.
