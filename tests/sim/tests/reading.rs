@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_bus::InboxPrefixes;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+use dormouse_bus::{Callers, InboxPrefixes};
 use dormouse_client::{Change, Changes, Client, Kv, Message, Pages, Position, Seq, SeqRange, Stream};
 use dormouse_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
@@ -81,6 +81,7 @@ async fn fleet() -> Fleet {
         prefix: Prefix::default(),
         lease_ttl: Duration::from_secs(3),
         inbox_prefixes: InboxPrefixes::default(),
+        callers: Callers::default(),
     };
     let store = Arc::new(MemoryStore::open(&MemoryDisk::new()));
     let bus = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
@@ -90,8 +91,12 @@ async fn fleet() -> Fleet {
     let bucket = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
     let settings = EngineSettings::new(folder.path().to_owned(), name);
     let prepared = Engine::prepare(settings, bucket, env.clone()).await.unwrap();
-    let settings =
-        ServerSettings { prefix: Prefix::default(), capacity: 100, inbox_prefixes: InboxPrefixes::default() };
+    let settings = ServerSettings {
+        prefix: Prefix::default(),
+        capacity: 100,
+        inbox_prefixes: InboxPrefixes::default(),
+        callers: Callers::default(),
+    };
     let bus = Arc::new(broker.connect(MemoryOptions::named("a")));
     let mut server = Server::start(prepared, settings, bus, env.clone()).await.unwrap();
     server.ready().await.unwrap();

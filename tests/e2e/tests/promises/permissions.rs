@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use dormouse_client::{Client, Error, Kv, SubjectConfig, Update};
+use dormouse_client::{Client, Error, Feed, Kv, SubjectConfig, Update};
 use dormouse_e2e::{Fleet, PATIENCE, RawNats, Security};
 use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::{Op, encode};
@@ -43,10 +43,13 @@ pub async fn cannot_write(store: &Kv) -> anyhow::Result<()> {
     denied("destroy", store.destroy().await)
 }
 
-async fn next_set(watch: &mut dormouse_client::Watch) -> anyhow::Result<Bytes> {
-    match tokio::time::timeout(PATIENCE, watch.next()).await? {
-        Some(Update::Set(message)) => message.value.context("a value"),
-        other => anyhow::bail!("{other:?}"),
+pub async fn next_set(watch: &mut Feed) -> anyhow::Result<Bytes> {
+    loop {
+        match tokio::time::timeout(PATIENCE, watch.next()).await?.transpose()? {
+            Some(Update::Set { message, .. }) => return message.value.context("a value"),
+            Some(Update::CaughtUp(_)) => {}
+            other => anyhow::bail!("{other:?}"),
+        }
     }
 }
 

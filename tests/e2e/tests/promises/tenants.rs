@@ -1,12 +1,11 @@
 //! Tenants with an account each, with the configuration that is shipped in `deploy/nats`.
 
 use anyhow::{Context, ensure};
-use dormouse_client::Update;
-use dormouse_e2e::{Builder, Fleet, PATIENCE, RawMessage, Security};
+use dormouse_e2e::{Builder, Fleet, RawMessage, Security};
 use dormouse_protocol::data::{GetReply, GetRequest};
 use dormouse_protocol::{ErrorCode, ErrorReply, decode, encode};
 
-use crate::permissions::{cannot_read, cannot_write, client_of};
+use crate::permissions::{cannot_read, cannot_write, client_of, next_set};
 
 const ON_SERVER: &str = "persist.server.persist-1.get.orders.eu";
 
@@ -26,10 +25,7 @@ async fn tenants_use_the_same_names_and_have_nothing_to_do_with_each_other() -> 
             let mut watch = theirs.watch_all().await?;
             others.put("k", "umbrella's").await?;
             theirs.put("k", "acme's").await?;
-            match tokio::time::timeout(PATIENCE, watch.next()).await? {
-                Some(Update::Set(message)) => assert_eq!(message.value.as_deref(), Some(&b"acme's"[..])),
-                other => anyhow::bail!("{other:?}"),
-            }
+            assert_eq!(next_set(&mut watch).await?, "acme's");
             assert_eq!(theirs.get("k").await?.as_deref(), Some(&b"acme's"[..]));
             assert_eq!(others.get("k").await?.as_deref(), Some(&b"umbrella's"[..]));
             let listed = fleet.cli_ok(&["subjects", "ls"]).await?;
