@@ -308,9 +308,12 @@ fn by_rev<'a>(answers: impl Iterator<Item = &'a (Change, Answer)>) -> BTreeMap<R
     revs
 }
 
+/// Keys and values by seq.
+type Messages = BTreeMap<Seq, (Option<String>, Option<Bytes>)>;
+
 /// The state to which what was answered leads.
-fn fold(revs: BTreeMap<Rev, Done>) -> (BTreeMap<Seq, (Option<String>, Option<Bytes>)>, SubjectConfig) {
-    let (mut messages, mut config) = (BTreeMap::new(), SubjectConfig::default());
+fn fold(revs: BTreeMap<Rev, Done>) -> (Messages, SubjectConfig) {
+    let (mut messages, mut config) = (Messages::new(), SubjectConfig::default());
     for done in revs.into_values() {
         match done {
             Done::Set(sets) => {
@@ -397,7 +400,7 @@ async fn each_request_that_comes_late_twice_and_out_of_order_is_carried_out_once
         let (messages, config) = fold(revs);
         let page: GetAllReply = find_out(&world, Op::GetAll, name, &GetAllRequest::default()).await;
         assert!(page.cursor.is_none());
-        let held: BTreeMap<_, _> =
+        let held: Messages =
             page.messages.into_iter().map(|message| (message.seq, (message.key, message.value))).collect();
         assert_eq!(held, messages);
         assert_eq!(info.config, config);
