@@ -113,3 +113,8 @@ pub use dormouse_protocol::{
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+// So must what is shown to those who come from JetStream.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/from-jetstream.md")]
+struct FromJetStream;

@@ -3,6 +3,7 @@
 mod cli;
 mod demo;
 mod dev;
+mod examples;
 mod failover;
 mod hostile;
 mod interop;

@@ -1,0 +1,52 @@
+//! Who is in a document, and where: a key-value store with a key for everybody who is there.
+//!
+//! With `dormouse dev` in one terminal, in others (`NATS_URL` names another fleet):
+//!
+//! ```text
+//! cargo run -p dormouse-client --example presence -- plan alice 1:1       until Ctrl-C
+//! cargo run -p dormouse-client --example presence -- plan bob 3:14
+//! ```
+
+use std::collections::BTreeMap;
+
+use dormouse_client::{Client, FeedFrom, FeedKeys, Update};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [document, name, position] = &arguments[..] else { return Err("which document, who, where?".into()) };
+    let url = std::env::var("NATS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222".to_owned());
+    let client = Client::connect(&url).await?;
+    let document = client.kv(&format!("example.presence.{document}"))?;
+
+    document.put(name, position.clone()).await?;
+    // A feed from the beginning: those who are there already come first.
+    let mut feed = document.feed(FeedKeys::All, FeedFrom::Beginning).await?;
+    let mut present = BTreeMap::new();
+    let mut all_known = false;
+    loop {
+        let update = tokio::select! {
+            update = feed.next() => update,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        match update.transpose()? {
+            Some(Update::Set { message, .. }) => {
+                let position =
+                    String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
+                present.insert(message.key.unwrap_or_default(), position);
+            }
+            Some(Update::Removed { key: Some(key), .. }) => drop(present.remove(&key)),
+            Some(Update::CaughtUp(_)) => all_known = true,
+            Some(_) => {}
+            None => break,
+        }
+        if all_known {
+            let list: Vec<_> =
+                present.iter().map(|(name, position)| format!("{name} at {position}")).collect();
+            println!("here: {}", list.join(", "));
+        }
+    }
+    document.delete(name).await?;
+    client.close().await;
+    Ok(())
+}
