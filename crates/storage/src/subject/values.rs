@@ -168,6 +168,7 @@ impl Pipeline {
         if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
             return refuse(refusal);
         }
+        self.bus_bytes = front.max_reply_bytes;
         let values = values::of_request(&front.request);
         let context = Context {
             accept_time: Timestamp::from_micros(shared.env.wall_micros()),
