@@ -1,5 +1,6 @@
 //! The command line, as words: what can be said and how `--help` explains it.
 
+mod configure;
 mod operator;
 mod words;
 
@@ -14,9 +15,9 @@ use clap::{ArgGroup, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, S
 use dormouse_bus::args::NatsArgs;
 use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
+pub use self::configure::Configure;
 pub use self::operator::{Drain, Health, Move, Rebalance, ServerCommand, SubjectLs};
-pub use self::words::LevelChoice;
-use self::words::{Header, Metadata, message_id, seq};
+use self::words::{Header, message_id, seq};
 use crate::error::EXIT_CODES;
 
 /// Streams and key-value stores over core NATS, kept in a bucket: the operator's and developer's tool.
@@ -174,6 +175,10 @@ pub struct Set {
     /// The seq the message shall have [default: the next one]
     #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub seq: Option<Seq>,
+
+    /// How long the message lives, such as 90s; then it is deleted [default: as the subject is configured]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<humantime::Duration>,
 
     /// Only if there is no message under the key; without --key: if the subject has never held one [default: whatever
     /// is there]
@@ -346,27 +351,6 @@ pub struct Gc {
     /// Data directory of a running `dormouse dev`, whose bucket it is; without effect when --bucket is given
     #[arg(long, value_name = "DIR", env = "DORMOUSE_DATA_DIR", default_value = DEV_DATA_DIR)]
     pub data_dir: PathBuf,
-}
-
-/// `subject configure`.
-#[derive(Debug, Clone, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["level", "metadata", "remove_metadata"]))]
-pub struct Configure {
-    /// The stream or key-value store, such as app.orders.eu
-    pub subject: Subject,
-
-    /// Level at which writes are acknowledged: memory, interval, disk or bucket; `default` for the server's
-    /// [default: as it is]
-    #[arg(long, value_name = "LEVEL")]
-    pub level: Option<LevelChoice>,
-
-    /// Metadata to set; may be given several times [default: the rest stays as it is]
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub metadata: Vec<Metadata>,
-
-    /// Metadata to remove; may be given several times [default: none]
-    #[arg(long, value_name = "NAME")]
-    pub remove_metadata: Vec<String>,
 }
 
 /// `subject export`.

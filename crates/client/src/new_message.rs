@@ -1,5 +1,7 @@
 //! A message on its way to a subject.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use dormouse_protocol::data::{Expect, SetItem};
 use dormouse_protocol::{Headers, MessageId, Seq, Timestamp};
@@ -19,6 +21,7 @@ pub struct NewMessage {
     headers: Headers,
     timestamp: Option<Timestamp>,
     seq: Option<Seq>,
+    ttl: Option<Duration>,
     expect: Option<Expect>,
 }
 
@@ -59,6 +62,13 @@ impl NewMessage {
         self
     }
 
+    /// How long the message lives from when the server accepts it, in whole milliseconds, rounded up; in place of the
+    /// subject's `default_ttl_ms`. Then it is deleted, and watchers hear of that. A time to live of nothing is refused.
+    pub const fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
     /// Only if this is the newest message of the subject, deleted or not (`None`: there has never been one). Otherwise
     /// [`WrongLast`](crate::Error::WrongLast).
     pub const fn expect_last(mut self, last: Option<MessageId>) -> Self {
@@ -80,14 +90,36 @@ impl NewMessage {
             value: self.value,
             headers: self.headers,
             timestamp: self.timestamp,
+            ttl_ms: self.ttl.map(whole_millis),
             expect: self.expect,
             ..SetItem::default()
         }
     }
 }
 
+/// Never less than asked for.
+fn whole_millis(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
 impl<V: Into<Bytes>> From<V> for NewMessage {
     fn from(value: V) -> Self {
         Self::new(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_live_is_never_shorter_than_asked_for() {
+        let ttl_ms = |ttl| NewMessage::null().ttl(ttl).into_item(None).ttl_ms;
+        assert_eq!(ttl_ms(Duration::from_micros(1)), Some(1));
+        assert_eq!(ttl_ms(Duration::from_micros(1_001)), Some(2));
+        assert_eq!(ttl_ms(Duration::from_secs(1)), Some(1_000));
+        assert_eq!(ttl_ms(Duration::MAX), Some(u64::MAX));
+        assert_eq!(ttl_ms(Duration::ZERO), Some(0));
+        assert_eq!(NewMessage::null().into_item(None).ttl_ms, None);
     }
 }

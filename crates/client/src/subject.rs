@@ -325,8 +325,8 @@ macro_rules! care {
             /// Cancelling the call leaves the old configuration or the new one.
             ///
             /// # Errors
-            /// [`Error::Service`] with `unsupported` for what the server does not offer; [`Error::Indeterminate`] when
-            /// the fate of the request is unknown; else as every call.
+            /// [`Error::Service`] with `bad_request` for a limit of 0 and `too_large` for too much metadata;
+            /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
             pub async fn configure(&self, config: SubjectConfig) -> Result<Position, Error> {
                 self.handle.configure(config).await
             }

@@ -10,7 +10,7 @@ use dormouse_protocol::data::{
     SetReply, SetRequest,
 };
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{ErrorCode, ErrorReply, Level, Op, ProtocolVersion, Seq, encode};
+use dormouse_protocol::{ErrorCode, Level, Op, ProtocolVersion, Seq, encode};
 use support::Fleet;
 
 #[tokio::test(start_paused = true)]
@@ -94,35 +94,32 @@ async fn what_is_no_request_is_refused_with_its_code() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_offered_yet_is_refused_as_such() {
+async fn limits_are_configured_met_and_told() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
-    let item = SetItem { key: Some("k".to_owned()), ..SetItem::default() };
-    let set = SetRequest { sets: vec![item.clone()], ..SetRequest::default() };
-    for request in [
-        SetRequest { sets: vec![SetItem { ttl_ms: Some(1), ..item.clone() }], ..set.clone() },
-        SetRequest { atomic: true, sets: vec![SetItem { ttl_ms: Some(1), ..item }], ..set },
-    ] {
-        let reply: Result<SetReply, ErrorReply> = fleet.ask("a", Op::Set, "orders", &request).await;
-        let code = match reply {
-            Err(error) => error.code,
-            Ok(reply) => match reply.results.into_iter().next().unwrap() {
-                SetOutcome::Error(error) => error.code,
-                SetOutcome::Ok(_) => panic!("{request:?} must not be taken"),
-            },
-        };
-        assert_eq!(code, ErrorCode::Unsupported, "{request:?}");
-    }
-    for config in [
-        SubjectConfig { default_ttl_ms: Some(1), ..SubjectConfig::default() },
-        SubjectConfig { max_msgs: Some(1), ..SubjectConfig::default() },
-    ] {
-        let request = ConfigureRequest { config, ..ConfigureRequest::default() };
-        let reply: Result<ConfigureReply, ErrorReply> =
-            fleet.ask("a", Op::Configure, "orders", &request).await;
-        assert_eq!(reply.unwrap_err().code, ErrorCode::Unsupported);
-    }
-    assert_eq!(fleet.get("a", "orders", "k").await.unwrap(), None, "nothing of it was applied");
+    let config = SubjectConfig { max_msgs: Some(1), max_msg_size: Some(5), ..SubjectConfig::default() };
+    let request = ConfigureRequest { config: config.clone(), ..ConfigureRequest::default() };
+    let _: ConfigureReply = fleet.ask("a", Op::Configure, "orders", &request).await.unwrap();
+    let item = |key: &str, value: &'static [u8], ttl_ms| SetItem {
+        key: Some(key.to_owned()),
+        value: Some(Bytes::from_static(value)),
+        ttl_ms,
+        ..SetItem::default()
+    };
+    let sets =
+        vec![item("a", b"first", None), item("b", b"much too long", None), item("c", b"last", Some(60_000))];
+    let set = SetRequest { sets, ..SetRequest::default() };
+    let reply: SetReply = fleet.ask("a", Op::Set, "orders", &set).await.unwrap();
+    let [SetOutcome::Ok(_), SetOutcome::Error(error), SetOutcome::Ok(_)] = reply.results.as_slice() else {
+        panic!("{reply:?}")
+    };
+    assert_eq!((error.code.clone(), error.limit.as_deref()), (ErrorCode::TooLarge, Some("max_msg_size")));
+    assert_eq!(fleet.get("a", "orders", "a").await.unwrap(), None, "it was the oldest of two");
+    let info: InfoReply = fleet.ask("a", Op::Info, "orders", &InfoRequest::default()).await.unwrap();
+    assert_eq!((info.count, info.bytes, info.config), (1, 4, config));
+    assert_eq!((info.details.expiring, info.details.next_expiry.is_some()), (1, true));
+    tokio::time::sleep(std::time::Duration::from_secs(61)).await;
+    assert_eq!(fleet.get("a", "orders", "c").await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -357,6 +357,42 @@ pub struct InfoReply {
     pub log: LogId,
     /// The last rev that is in the bucket.
     pub bucket_rev: Rev,
+    /// More, of interest to whoever looks after the subject.
+    #[serde(default)]
+    pub details: InfoDetails,
+}
+
+/// What there is to know about a subject beside what every client needs. Absent where the server is older.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InfoDetails {
+    /// The subject's own time: the accept time of its last request. It never goes back, and expiry goes by it.
+    pub accept_time: Timestamp,
+    /// The timestamp of the message with the lowest seq.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_timestamp: Option<Timestamp>,
+    /// The timestamp of the message with the highest seq.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newest_timestamp: Option<Timestamp>,
+    /// How many messages have a time to live.
+    pub expiring: u64,
+    /// When a message expires next, by its time to live or by the subject's `max_age_ms`; absent when none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_expiry: Option<Timestamp>,
+    /// How many values lie in objects of their own.
+    pub large_values: u64,
+    /// Bytes of those values together.
+    pub large_value_bytes: u64,
+    /// How many clients' sessions are remembered, so that nothing is carried out twice.
+    pub sessions: u64,
+    /// The rev to which the subject's own objects in the bucket lead; what is above lies in the server's log.
+    pub base_rev: Rev,
+    /// Bytes that the log holds above that.
+    pub tail_bytes: u64,
+    /// Bytes of the subject's file on the server's disk.
+    pub local_bytes: u64,
+    /// Since when the server has it open, by the server's clock.
+    pub open_since: Timestamp,
 }
 
 /// Replaces a subject's configuration.

@@ -236,6 +236,12 @@ impl ErrorReply {
         }
     }
 
+    /// [`ErrorCode::LimitExceeded`]: the subject's configured `limit` leaves no room.
+    #[must_use]
+    pub fn limit_exceeded(limit: &str, why: impl Into<String>) -> Self {
+        Self { limit: Some(limit.to_owned()), ..Self::new(ErrorCode::LimitExceeded, why) }
+    }
+
     /// [`ErrorCode::WrongLast`]: `actual` is what is there.
     #[must_use]
     pub fn wrong_last(actual: Option<MessageId>) -> Self {

@@ -79,6 +79,14 @@ impl Timestamp {
         self.0
     }
 
+    /// The time so many milliseconds later; where that is beyond all times, the last one that a file can hold.
+    #[must_use]
+    pub const fn plus_millis(self, millis: u64) -> Self {
+        let micros = self.0.saturating_add(millis.saturating_mul(1_000));
+        // Files hold times as signed numbers, in order of time.
+        Self(if micros > i64::MAX.unsigned_abs() { i64::MAX.unsigned_abs() } else { micros })
+    }
+
     /// Milliseconds since the Unix epoch, rounded down.
     #[must_use]
     pub const fn as_millis(self) -> u64 {

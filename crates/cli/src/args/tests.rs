@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use dormouse_protocol::Term;
+use dormouse_protocol::message::{Discard, SubjectConfig};
 
 use super::*;
 
@@ -124,6 +125,38 @@ fn set_takes_one_value_from_one_place() {
         "set app.s x --expect 1:1 --expect-absent",
     ] {
         refused(bad);
+    }
+}
+
+#[test]
+fn configure_changes_what_is_named_and_leaves_the_rest() {
+    let configure = |line: &str, mut config: SubjectConfig| {
+        let Command::Subject(SubjectCommand::Configure(configure)) = command(line) else { panic!() };
+        configure.apply(&mut config);
+        config
+    };
+    let all = configure(
+        "subject configure app.s --max-msgs 10 --max-bytes 2000 --max-age 2h --max-msg-size 30 --discard new --ttl 90s",
+        SubjectConfig::default(),
+    );
+    let expected = SubjectConfig {
+        max_msgs: Some(10),
+        max_bytes: Some(2_000),
+        max_age_ms: Some(7_200_000),
+        max_msg_size: Some(30),
+        discard: Some(Discard::New),
+        default_ttl_ms: Some(90_000),
+        ..SubjectConfig::default()
+    };
+    assert_eq!(all, expected);
+    assert_eq!(
+        configure("subject configure app.s --max-msgs none --ttl none --discard old", all),
+        SubjectConfig { max_msgs: None, default_ttl_ms: None, discard: Some(Discard::Old), ..expected }
+    );
+    let Command::Set(set) = command("set app.s x --ttl 1500ms") else { panic!() };
+    assert_eq!(set.ttl.map(Duration::from), Some(Duration::from_millis(1_500)));
+    for bad in ["--max-msgs 0", "--max-msgs many", "--max-age 0s", "--ttl 7", "--discard all"] {
+        refused(&format!("subject configure app.s {bad}"));
     }
 }
 

@@ -1,13 +1,16 @@
 //! `info` and `subject …`.
 
-use dormouse_protocol::data::InfoReply;
-use dormouse_protocol::{Seq, Subject};
+use std::time::{Duration, UNIX_EPOCH};
+
+use dormouse_protocol::data::{InfoDetails, InfoReply};
+use dormouse_protocol::message::Discard;
+use dormouse_protocol::{Seq, Subject, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 
 use super::export::export;
 use super::placement;
-use crate::args::{Configure, Destroy, LevelChoice, SubjectCommand};
+use crate::args::{Configure, Destroy, SubjectCommand};
 use crate::error::Failure;
 use crate::session::Session;
 use crate::view::cell;
@@ -38,37 +41,78 @@ pub(super) async fn info(session: &Session, subject: &Subject) -> Result<(), Fai
     if session.output.is_json() {
         return session.output.json(&InfoView { subject, info: &info });
     }
-    let seq = |seq: Option<Seq>| seq.map_or_else(|| "none".to_owned(), |seq| seq.get().to_string());
-    let mut rows = vec![
-        ("subject", subject.to_string()),
-        ("server", info.server.to_string()),
-        ("log", info.log.to_string()),
-        ("level", info.level.to_string()),
-        ("messages", info.count.to_string()),
-        ("bytes", info.bytes.to_string()),
-        ("first seq", seq(info.first_seq)),
-        ("last seq", seq(info.last_seq)),
-        ("next seq", info.next_seq.get().to_string()),
-        ("position", info.position.to_string()),
-        ("in the bucket up to", info.bucket_rev.to_string()),
-    ];
-    rows.extend(configuration(&info));
+    let rows = [rows(subject, &info), limits(&info), details(&info.details)].concat();
     let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
     session.output.table(&[], rows)
 }
 
-fn configuration(info: &InfoReply) -> Vec<(&'static str, String)> {
+type Rows = Vec<(&'static str, String)>;
+
+fn rows(subject: &Subject, info: &InfoReply) -> Rows {
+    let seq = |seq: Option<Seq>| seq.map_or_else(|| "none".to_owned(), |seq| seq.get().to_string());
+    vec![
+        ("subject", subject.to_string()),
+        ("server", info.server.to_string()),
+        ("log", info.log.to_string()),
+        ("level", info.level.to_string()),
+        ("messages", of_limit(info.count, info.config.max_msgs)),
+        ("bytes", of_limit(info.bytes, info.config.max_bytes)),
+        ("first seq", seq(info.first_seq)),
+        ("last seq", seq(info.last_seq)),
+        ("next seq", info.next_seq.get().to_string()),
+        ("position", info.position.to_string()),
+        ("term began after", info.term_base.to_string()),
+        ("in the bucket up to", info.bucket_rev.to_string()),
+    ]
+}
+
+/// How much there is, and of how much there may be.
+fn of_limit(held: u64, limit: Option<u64>) -> String {
+    match limit {
+        None => held.to_string(),
+        // A limit is at least 1, or the server has not looked.
+        Some(limit) => format!("{held} of {limit} ({} %)", held.saturating_mul(100) / limit.max(1)),
+    }
+}
+
+fn limits(info: &InfoReply) -> Rows {
     let config = &info.config;
     let mut rows = Vec::new();
-    let mut number = |name, value: Option<u64>| rows.extend(value.map(|value| (name, value.to_string())));
-    number("max messages", config.max_msgs);
-    number("max bytes", config.max_bytes);
-    number("max age, ms", config.max_age_ms);
-    number("max message size, bytes", config.max_msg_size);
-    number("default ttl, ms", config.default_ttl_ms);
+    let time = |millis: u64| humantime::format_duration(Duration::from_millis(millis)).to_string();
+    rows.extend(config.max_age_ms.map(|age| ("deleted at the age of", time(age))));
+    rows.extend(config.default_ttl_ms.map(|ttl| ("ttl unless set", time(ttl))));
+    rows.extend(config.max_msg_size.map(|bytes| ("most bytes of a value", bytes.to_string())));
+    if config.max_msgs.is_some() || config.max_bytes.is_some() {
+        let discard = match config.discard.unwrap_or_default() {
+            Discard::Old => "the oldest message is deleted",
+            Discard::New => "the write fails",
+        };
+        rows.push(("when it is full", discard.to_owned()));
+    }
     for (name, value) in &config.metadata {
         rows.push(("metadata", format!("{}={}", cell(name), cell(value))));
     }
+    rows
+}
+
+fn details(details: &InfoDetails) -> Rows {
+    let mut rows = Vec::new();
+    let time = |at: Timestamp| {
+        let at = UNIX_EPOCH.checked_add(Duration::from_micros(at.as_micros()));
+        at.map_or_else(|| "never".to_owned(), |at| humantime::format_rfc3339_millis(at).to_string())
+    };
+    rows.extend(details.oldest_timestamp.map(|at| ("oldest message", time(at))));
+    rows.extend(details.newest_timestamp.map(|at| ("newest message", time(at))));
+    rows.push(("messages with a ttl", details.expiring.to_string()));
+    rows.extend(details.next_expiry.map(|at| ("next expiry", time(at))));
+    rows.push(("values stored apart", details.large_values.to_string()));
+    rows.push(("bytes stored apart", details.large_value_bytes.to_string()));
+    rows.push(("base in the bucket up to", details.base_rev.to_string()));
+    rows.push(("bytes in the log above", details.tail_bytes.to_string()));
+    rows.push(("bytes on the server's disk", details.local_bytes.to_string()));
+    rows.push(("sessions remembered", details.sessions.to_string()));
+    rows.push(("last request accepted", time(details.accept_time)));
+    rows.push(("open since", time(details.open_since)));
     rows
 }
 
@@ -96,18 +140,10 @@ async fn flush(session: &Session, subject: &Subject) -> Result<(), Failure> {
 async fn configure(session: &Session, arguments: Configure) -> Result<(), Failure> {
     let stream = session.stream(&arguments.subject)?;
     let mut config = stream.info().await?.config;
-    if let Some(LevelChoice(level)) = arguments.level {
-        config.level = level;
-    }
-    for name in &arguments.remove_metadata {
-        config.metadata.remove(name);
-    }
-    for metadata in arguments.metadata {
-        config.metadata.insert(metadata.name, metadata.value);
-    }
+    let subject = arguments.subject.clone();
+    arguments.apply(&mut config);
     let position = stream.configure(config.clone()).await?;
     if session.output.is_json() {
-        let subject = &arguments.subject;
         session.output.json(&json!({ "subject": subject, "position": position, "config": config }))
     } else {
         session.output.line(format_args!("configured at {position}"))

@@ -24,6 +24,9 @@ pub(super) async fn set(session: &Session, mut arguments: Set) -> Result<(), Fai
     if let Some(seq) = arguments.seq {
         message = message.seq(seq);
     }
+    if let Some(ttl) = arguments.ttl {
+        message = message.ttl(ttl.into());
+    }
     if arguments.expect_absent || arguments.expect.is_some() {
         message = match arguments.key {
             Some(_) => message.expect_key(arguments.expect),

@@ -14,7 +14,9 @@ use dormouse_client::{
     Client, ErrorReply, Headers, Level, Message, Position, Rev, Seq, ServerName, Subject, SubjectConfig,
     Term, Timestamp,
 };
-use dormouse_protocol::data::{GetReply, InfoReply, SetOutcome, SetReply, SetRequest, SetResult};
+use dormouse_protocol::data::{
+    GetReply, InfoDetails, InfoReply, SetOutcome, SetReply, SetRequest, SetResult,
+};
 use dormouse_protocol::fleet::{GoneAnnouncement, LocateReply};
 use dormouse_protocol::{Event, LogId, Op, Prefix, ProtocolVersion, RoutePattern, decode, encode};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
@@ -65,6 +67,7 @@ pub fn info(rev: u64) -> Answer {
         server: server_name("a"),
         log: "a-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
         bucket_rev: Rev::new(0),
+        details: InfoDetails::default(),
     })
 }
 

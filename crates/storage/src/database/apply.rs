@@ -106,8 +106,9 @@ impl Database {
         let size = set.size_bytes();
         self.connection
             .prepare_cached(
-                "INSERT INTO messages(seq, key, term, rev, timestamp, headers, value, blob, blob_crc64, size, expires_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                "INSERT INTO messages(seq, key, term, rev, timestamp, headers, value, blob, blob_crc64, size, expires_at,
+                                      accepted_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?
             .execute(params![
                 to_sql(set.seq.get()),
@@ -121,6 +122,8 @@ impl Database {
                 set.blob.map(|blob| blob.crc64.to_string()),
                 to_sql(size),
                 set.expires_at.map(|at| to_sql(at.as_micros())),
+                // In order of rev, whatever an entry says.
+                to_sql(entry.accept_time.max(self.state.accept_time).as_micros()),
             ])?;
         self.state.count += 1;
         self.state.bytes += size;

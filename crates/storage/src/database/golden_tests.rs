@@ -1,4 +1,4 @@
-//! The file as the first version wrote it: its tables, and what stands in them.
+//! The file as each version wrote it: its tables, and what stands in them.
 
 use std::path::PathBuf;
 
@@ -93,22 +93,64 @@ fn the_file_is_frozen() {
     let schema = schema(&database);
     database.close().unwrap();
     if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() {
-        std::fs::write(golden("subject-schema.sql"), &schema).unwrap();
-        std::fs::write(golden("subject-rows.txt"), &rows).unwrap();
-        std::fs::copy(&path, golden("subject.sqlite3")).unwrap();
+        std::fs::write(golden("subject-2-schema.sql"), &schema).unwrap();
+        std::fs::write(golden("subject-2-rows.txt"), &rows).unwrap();
+        std::fs::copy(&path, golden("subject-2.sqlite3")).unwrap();
     }
-    assert_eq!(schema, std::fs::read_to_string(golden("subject-schema.sql")).unwrap());
-    assert_eq!(rows, std::fs::read_to_string(golden("subject-rows.txt")).unwrap());
+    assert_eq!(schema, std::fs::read_to_string(golden("subject-2-schema.sql")).unwrap());
+    assert_eq!(rows, std::fs::read_to_string(golden("subject-2-rows.txt")).unwrap());
 
-    // A file of the first version opens, says what it said, and goes on.
-    std::fs::copy(golden("subject.sqlite3"), &path).unwrap();
-    let mut database = Database::open(&path, &subject()).unwrap();
+    std::fs::copy(golden("subject-2.sqlite3"), &path).unwrap();
+    let database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.dump().join("\n") + "\n", rows);
+    goes_on(database);
+}
+
+/// A file says what it said, and goes on.
+fn goes_on(mut database: Database) {
     assert_eq!(database.provenance().log, Some(log()));
     assert_eq!(database.remembered(request(1, u64::MAX)).unwrap(), Memory::Done(refusal("no")));
     let Memory::Done(Outcome::Set(reply)) = database.remembered(request(1, 2)).unwrap() else { panic!() };
     assert_eq!(reply.results.len(), 2);
+    assert_eq!(database.next_expiry(), Some(second(9)));
     let set = Operation::Set(database.set(Some(""), b"2"));
     database.run(vec![set]);
     database.check_whole().unwrap();
+}
+
+/// The words of a schema in whatever order: what was added later stands behind the rest.
+fn in_order(schema: &str) -> Vec<&str> {
+    let is_between = |character: char| character.is_whitespace() || "(),".contains(character);
+    let mut words: Vec<_> = schema.split(is_between).filter(|word| !word.is_empty()).collect();
+    words.sort_unstable();
+    words
+}
+
+#[test]
+fn a_file_of_the_first_version_is_brought_up_and_nothing_in_it_expires_too_early() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sqlite3");
+    std::fs::copy(golden("subject.sqlite3"), &path).unwrap();
+    for _ in 0..2 {
+        let database = Database::open(&path, &subject()).unwrap();
+        let same = schema(&fresh(&folder.path().join("fresh.sqlite3")));
+        std::fs::remove_file(folder.path().join("fresh.sqlite3")).unwrap();
+        assert_eq!(in_order(&schema(&database)), in_order(&same));
+        let rows: String = database
+            .dump()
+            .iter()
+            .map(|row| row.replace(&format!(" accepted_at={}", second(7).as_micros()), "") + "\n")
+            .collect();
+        assert_eq!(rows, std::fs::read_to_string(golden("subject-rows.txt")).unwrap());
+        let config = SubjectConfig { max_age_ms: Some(1_000), ..SubjectConfig::default() };
+        let max_age = config.max_age_ms;
+        assert_eq!(
+            database.expired(second(8), max_age, 10).unwrap().len(),
+            1,
+            "accepted by 7 s at the latest"
+        );
+        assert_eq!(database.expired(Timestamp::from_micros(7_999_999), max_age, 10).unwrap(), []);
+        database.close().unwrap();
+    }
+    goes_on(Database::open(&path, &subject()).unwrap());
 }

@@ -8,7 +8,9 @@
 mod apply;
 mod blobs;
 mod changes;
+mod details;
 mod error;
+mod expiry;
 mod files;
 mod outcome;
 mod plain;
@@ -54,6 +56,8 @@ pub struct Database {
     tombstones: u64,
     tombstone_floor: Rev,
     config_rev: Rev,
+    /// Nothing expires before this accept time; `None`: nothing expires.
+    next_expiry: Option<Timestamp>,
     /// Nothing that is remembered for repeats is due to be forgotten before.
     forget_after: Timestamp,
     changed: bool,
@@ -102,7 +106,7 @@ impl Database {
 
     fn open_file(path: &Path, subject: &Subject) -> Result<Self, DatabaseError> {
         let connection = connect(path, OpenFlags::empty())?;
-        check_identity(&connection)?;
+        let version = check_identity(&connection)?;
         let held: String = connection
             .query_row("SELECT subject FROM meta", [], |row| row.get(0))
             .optional()?
@@ -111,6 +115,11 @@ impl Database {
             return Err(DatabaseError::OtherSubject(held));
         }
         set_pragmas(&connection)?;
+        if version < schema::SCHEMA_VERSION {
+            let version = schema::SCHEMA_VERSION;
+            let up = format!("BEGIN IMMEDIATE;{}PRAGMA user_version = {version};COMMIT;", schema::FROM_1);
+            connection.execute_batch(&up)?;
+        }
         Self::load(connection, path)
     }
 
@@ -123,6 +132,7 @@ impl Database {
             tombstones: 0,
             tombstone_floor: Rev::new(0),
             config_rev: Rev::new(0),
+            next_expiry: None,
             forget_after: Timestamp::default(),
             changed: false,
         };
@@ -178,7 +188,9 @@ impl Database {
         // Looked up when the next entry comes.
         self.forget_after = Timestamp::default();
         self.changed = false;
-        Ok(())
+        drop(rows);
+        drop(statement);
+        self.look_for_expiry()
     }
 
     /// The subject's figures, with everything applied so far.
@@ -233,6 +245,7 @@ impl Database {
                     to_sql(self.tombstone_floor.get()),
                     to_sql(self.config_rev.get()),
                 ])?;
+            self.look_for_expiry()?;
         }
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         self.changed = false;
@@ -323,7 +336,8 @@ fn connect(path: &Path, extra: OpenFlags) -> Result<Connection, DatabaseError> {
     Ok(connection)
 }
 
-fn check_identity(connection: &Connection) -> Result<(), DatabaseError> {
+/// The version of the tables.
+fn check_identity(connection: &Connection) -> Result<i32, DatabaseError> {
     let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -336,7 +350,7 @@ fn check_identity(connection: &Connection) -> Result<(), DatabaseError> {
     if version > schema::SCHEMA_VERSION {
         return Err(DatabaseError::Newer { found: version, understood: schema::SCHEMA_VERSION });
     }
-    Ok(())
+    Ok(version)
 }
 
 fn set_pragmas(connection: &Connection) -> Result<(), DatabaseError> {
@@ -369,6 +383,8 @@ const fn from_sql(number: i64) -> u64 {
 
 #[cfg(test)]
 mod changes_tests;
+#[cfg(test)]
+mod expiry_tests;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]

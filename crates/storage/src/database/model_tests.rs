@@ -6,17 +6,18 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use dormouse_protocol::data::{
-    DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem, SetOutcome, SetRequest,
+    ConfigureRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem, SetOutcome, SetRequest,
 };
+use dormouse_protocol::message::Discard;
 use dormouse_protocol::{Change, ErrorCode, RequestId, SessionId};
 use proptest::prelude::*;
 
 use super::*;
 use crate::api::{Reply, Request};
-use crate::plan::{Context, Planned, plan};
+use crate::plan::{Context, Planned, plan, upkeep};
 
-/// Seq, key, value and expectation of one set.
-type Set = (Option<u64>, Option<u8>, u8, Option<Guess>);
+/// Seq, key, value, expectation and time to live of one set.
+type Set = (Option<u64>, Option<u8>, u8, Option<Guess>, Option<u64>);
 
 /// What a request may be, small enough to collide often.
 #[derive(Debug, Clone)]
@@ -24,6 +25,9 @@ enum Step {
     Set(Vec<Set>),
     Delete(Vec<u64>, Vec<u8>),
     DeleteAll(Option<u64>, Option<u64>),
+    Configure(SubjectConfig),
+    Clock(u64),
+    KeepUp,
     Reopen,
     Restore,
     NextTerm,
@@ -52,6 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
         proptest::option::weighted(0.7, 0..6_u8),
         any::<u8>(),
         proptest::option::weighted(0.3, guess),
+        proptest::option::weighted(0.3, 1..50_u64),
     );
     prop_oneof![
         8 => proptest::collection::vec(set, 1..5).prop_map(Step::Set),
@@ -59,6 +64,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(seqs, keys)| Step::Delete(seqs, keys)),
         1 => (proptest::option::of(0..40_u64), Just(None)).prop_map(|(end, keep)| Step::DeleteAll(end, keep)),
         1 => (0..5_u64).prop_map(|keep| Step::DeleteAll(None, Some(keep))),
+        2 => config().prop_map(Step::Configure),
+        // Also backwards.
+        3 => (0..100_u64).prop_map(Step::Clock),
+        4 => Just(Step::KeepUp),
         1 => Just(Step::Reopen),
         1 => Just(Step::Restore),
         1 => Just(Step::NextTerm),
@@ -66,9 +75,38 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn config() -> impl Strategy<Value = SubjectConfig> {
+    (
+        proptest::option::of(1..8_u64),
+        proptest::option::of(4..20_u64),
+        proptest::option::weighted(0.2, 1..4_u64),
+        proptest::option::weighted(0.4, 1..60_u64),
+        proptest::option::weighted(0.3, 1..60_u64),
+        proptest::bool::weighted(0.3),
+    )
+        .prop_map(|(max_msgs, max_bytes, max_msg_size, max_age_ms, default_ttl_ms, refuses)| {
+            SubjectConfig {
+                max_msgs,
+                max_bytes,
+                max_msg_size,
+                max_age_ms,
+                default_ttl_ms,
+                discard: refuses.then_some(Discard::New),
+                ..SubjectConfig::default()
+            }
+        })
+}
+
+/// How large a value is that begins so.
+const fn size(value: u8) -> usize {
+    1 + value as usize % 4
+}
+
 /// A message of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
+    accepted_ms: u64,
+    expires_ms: Option<u64>,
     term: u64,
     rev: u64,
     key: Option<u8>,
@@ -82,16 +120,54 @@ struct Model {
     last: Option<(u64, u64)>,
     term: u64,
     rev: u64,
+    config: SubjectConfig,
+    now_ms: u64,
 }
 
 impl Model {
+    fn bytes(&self) -> u64 {
+        self.messages.values().map(|entry| size(entry.value) as u64).sum()
+    }
+
+    /// Whether there may be so much, where there was so much before.
+    fn may_hold(&self, (msgs, bytes): (u64, u64), before: (u64, u64)) -> bool {
+        self.config.max_msgs.is_none_or(|most| msgs <= most.max(before.0))
+            && self.config.max_bytes.is_none_or(|most| bytes <= most.max(before.1))
+    }
+
+    fn held(&self) -> (u64, u64) {
+        (self.messages.len() as u64, self.bytes())
+    }
+
+    /// The oldest go until what there is may be, where there was so much before; first those that are not `spared`.
+    fn evict(&mut self, before: (u64, u64), spared: &[u64]) {
+        let mut gone = Vec::new();
+        while self.config.discard != Some(Discard::New) && !self.may_hold(self.held(), before) {
+            let all = || self.messages.keys().copied();
+            let oldest = all().find(|seq| !spared.contains(seq)).or_else(|| all().next()).unwrap();
+            self.messages.remove(&oldest);
+            gone.push(oldest);
+        }
+        self.rev += u64::from(!gone.is_empty());
+    }
+
+    fn expire(&mut self) {
+        let (before, max_age_ms) = (self.messages.len(), self.config.max_age_ms);
+        let now_ms = self.now_ms;
+        self.messages.retain(|_, entry| {
+            let by_age = max_age_ms.map(|max_age_ms| entry.accepted_ms + max_age_ms);
+            entry.expires_ms.iter().chain(&by_age).all(|&at| at > now_ms)
+        });
+        self.rev += u64::from(self.messages.len() < before);
+    }
+
     fn holder(&self, key: Option<u8>) -> Option<u64> {
         let key = key?;
         self.messages.iter().find(|(_, entry)| entry.key == Some(key)).map(|(&seq, _)| seq)
     }
 
     /// The seq, or `None` when it must be refused.
-    fn set(&mut self, seq: Option<u64>, key: Option<u8>, value: u8, guess: Option<Guess>) -> Option<u64> {
+    fn set(&mut self, (seq, key, value, guess, ttl_ms): Set) -> Option<u64> {
         match guess {
             Some(Guess::LastIsWrong) => return None,
             Some(Guess::KeyIsRight | Guess::KeyIsAbsent) if key.is_none() => return None,
@@ -104,11 +180,25 @@ impl Model {
             Some(seq) if self.messages.get(&seq).is_some_and(|entry| entry.key == key) => seq,
             Some(_) => return None,
         };
-        if let Some(holder) = self.holder(key) {
-            self.messages.remove(&holder);
+        let alone = (1, size(value) as u64);
+        let before = self.held();
+        let gone = self.holder(key).filter(|&holder| holder != seq).into_iter().chain([seq]);
+        let gone: Vec<_> =
+            gone.filter_map(|seq| self.messages.remove(&seq).map(|entry| (seq, entry))).collect();
+        let after = (self.messages.len() as u64 + 1, self.bytes() + alone.1);
+        let is_refused = self.config.discard == Some(Discard::New) && !self.may_hold(after, before);
+        if is_refused
+            || !self.may_hold(alone, (0, 0))
+            || self.config.max_msg_size.is_some_and(|most| alone.1 > most)
+        {
+            self.messages.extend(gone);
+            return None;
         }
         self.rev += 1;
-        self.messages.insert(seq, Entry { term: self.term, rev: self.rev, key, value });
+        let expires_ms = ttl_ms.or(self.config.default_ttl_ms).map(|ttl_ms| self.now_ms + ttl_ms);
+        let entry =
+            Entry { accepted_ms: self.now_ms, expires_ms, term: self.term, rev: self.rev, key, value };
+        self.messages.insert(seq, entry);
         self.next_seq = self.next_seq.max(seq + 1);
         if self.last.is_none_or(|(_, last)| seq >= last) {
             self.last = Some((self.term, seq));
@@ -136,6 +226,7 @@ struct World {
     model: Model,
     counter: u64,
     answered: Vec<(Request, Result<Reply, ErrorCode>)>,
+    clock_ms: u64,
 }
 
 fn name() -> Subject {
@@ -148,8 +239,15 @@ impl World {
         let path = folder.path().join("s.sqlite3");
         let database = Database::create(&path, &name(), Origin::default()).unwrap();
         let model = Model { next_seq: 1, ..Model::default() };
-        let mut world =
-            Self { folder, path, database: Some(database), model, counter: 0, answered: Vec::new() };
+        let mut world = Self {
+            folder,
+            path,
+            database: Some(database),
+            model,
+            counter: 0,
+            answered: Vec::new(),
+            clock_ms: 0,
+        };
         world.next_term();
         world
     }
@@ -191,9 +289,8 @@ impl World {
     /// Runs a request under an id of its own; the changes made must be exactly what the answer says.
     fn run(&mut self, request: &Request) -> (Result<Reply, ErrorCode>, Vec<Change>) {
         let request = &self.named(request.clone());
+        let context = self.context();
         let database = self.database();
-        let context =
-            Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20, blobs: &[] };
         let (entry, outcome) = match plan(request, database, context) {
             Planned::Write { entry, outcome } => (entry, outcome),
             Planned::Answer(answer) | Planned::Settle(answer) => {
@@ -204,10 +301,44 @@ impl World {
         database.begin().unwrap();
         database.apply(&entry).unwrap();
         database.commit().unwrap();
+        self.model.now_ms = self.model.now_ms.max(self.clock_ms);
         let changes = entry.records().flat_map(|record| record.changes()).collect();
         let answer = outcome.answer().map_err(|error| error.code);
         self.answered.push((request.clone(), answer.clone()));
         (answer, changes)
+    }
+
+    fn context(&self) -> Context<'static> {
+        let accept_time = Timestamp::from_micros(self.clock_ms * 1_000);
+        Context { accept_time, max_message_bytes: 1 << 20, blobs: &[] }
+    }
+
+    fn configure(&mut self, config: &SubjectConfig) {
+        let request = ConfigureRequest { config: config.clone(), ..ConfigureRequest::default() };
+        let (answer, _) = self.run(&Request::Configure(request));
+        assert!(answer.is_ok(), "{answer:?}");
+        self.model.config = config.clone();
+        self.model.rev += 1;
+        self.model.evict((0, 0), &[]);
+    }
+
+    /// Time passes without a request: what is over goes.
+    fn keep_up(&mut self) {
+        let context = self.context();
+        self.model.now_ms = self.model.now_ms.max(self.clock_ms);
+        let database = self.database.as_mut().unwrap();
+        let due = database.next_expiry().is_some_and(|at| at.as_micros() <= self.model.now_ms * 1_000);
+        let before = self.model.rev;
+        self.model.expire();
+        assert_eq!(due, self.model.rev > before, "when something is due is known");
+        self.model.evict((0, 0), &[]);
+        if let Some(entry) = upkeep(database, context).unwrap() {
+            database.begin().unwrap();
+            database.apply(&entry).unwrap();
+            database.commit().unwrap();
+        } else {
+            self.model.now_ms = database.state().accept_time.as_millis();
+        }
     }
 
     /// Three clients take turns.
@@ -219,6 +350,7 @@ impl World {
             Request::Set(request) => request.request = Some(id),
             Request::Delete(request) => request.request = Some(id),
             Request::DeleteAll(request) => request.request = Some(id),
+            Request::Configure(request) => request.request = Some(id),
             other => panic!("{other:?}"),
         }
         request
@@ -242,10 +374,10 @@ impl World {
             }
             Ok(Reply::Delete(reply)) => reply.duplicate = true,
             Ok(Reply::DeleteAll(reply)) => reply.duplicate = true,
+            Ok(Reply::Configure(reply)) => reply.duplicate = true,
             _ => {}
         }
-        let context =
-            Context { accept_time: Timestamp::from_micros(9), max_message_bytes: 1 << 20, blobs: &[] };
+        let context = self.context();
         let Planned::Settle(again) = plan(request, self.database.as_ref().unwrap(), context) else {
             panic!("{request:?} is carried out again");
         };
@@ -257,6 +389,9 @@ impl World {
             Step::Set(sets) => self.set(sets),
             Step::Delete(seqs, keys) => self.delete(seqs, keys),
             Step::DeleteAll(end_seq, keep_last) => self.delete_all(*end_seq, *keep_last),
+            Step::Configure(config) => self.configure(config),
+            Step::Clock(millis) => self.clock_ms = *millis,
+            Step::KeepUp => self.keep_up(),
             Step::Reopen => self.reopen(),
             Step::Restore => self.restore(),
             Step::NextTerm => self.next_term(),
@@ -270,15 +405,16 @@ impl World {
         let sets: Vec<_> = sets
             .iter()
             .enumerate()
-            .map(|(n, &(seq, key, value, guess))| (seq, key, value, guess.filter(|_| n == 0)))
+            .map(|(n, &(seq, key, value, guess, ttl))| (seq, key, value, guess.filter(|_| n == 0), ttl))
             .collect();
         let id = |(term, seq)| MessageId { term: Term::new(term), seq: Seq::new(seq) };
         let items = sets
             .iter()
-            .map(|&(seq, key, value, guess)| SetItem {
+            .map(|&(seq, key, value, guess, ttl_ms)| SetItem {
                 seq: seq.map(Seq::new),
                 key: key.map(key_name),
-                value: Some(Bytes::from(vec![value])),
+                value: Some(Bytes::from(vec![value; size(value)])),
+                ttl_ms,
                 expect: guess.map(|guess| match guess {
                     Guess::LastIsRight => Expect::Last(self.model.last.map(id)),
                     Guess::LastIsWrong => Expect::Last(Some(id((77, 77)))),
@@ -290,20 +426,29 @@ impl World {
                 ..SetItem::default()
             })
             .collect();
+        self.model.now_ms = self.model.now_ms.max(self.clock_ms);
         let (answer, changes) = self.run(&Request::Set(SetRequest { sets: items, ..SetRequest::default() }));
         let Ok(Reply::Set(answer)) = answer else { panic!("{answer:?}") };
-        let mut revs = Vec::new();
-        for (outcome, (seq, key, value, guess)) in answer.results.iter().zip(sets) {
-            let expected = self.model.set(seq, key, value, guess);
+        let accepted = self.database().state().accept_time.as_millis();
+        let (mut revs, mut seqs) = (Vec::new(), Vec::new());
+        let before = self.model.held();
+        for (outcome, set) in answer.results.iter().zip(sets) {
+            let expected = self.model.set(set);
             match outcome {
                 SetOutcome::Ok(result) => {
                     assert_eq!(Some(result.seq.get()), expected);
                     assert_eq!((result.term.get(), result.rev.get()), (self.model.term, self.model.rev));
                     revs.push(result.rev);
+                    seqs.push(result.seq.get());
                 }
                 SetOutcome::Error(error) => assert_eq!(expected, None, "{error}"),
             }
         }
+        // What is refused by itself leaves no trace.
+        self.model.now_ms = accepted;
+        let last = self.model.rev;
+        self.model.evict(before, &seqs);
+        revs.extend((self.model.rev > last).then_some(Rev::new(self.model.rev)));
         assert_eq!(changes.iter().map(Change::rev).collect::<Vec<_>>(), revs);
     }
 
@@ -351,7 +496,12 @@ impl World {
             .messages
             .iter()
             .map(|message| {
+                let known = &self.model.messages[&message.seq.get()];
+                assert_eq!(message.value.as_ref().unwrap().len(), size(known.value));
                 let entry = Entry {
+                    // Nobody is told; that it is right shows in what expires.
+                    accepted_ms: known.accepted_ms,
+                    expires_ms: message.expires_at.map(Timestamp::as_millis),
                     term: message.term.get(),
                     rev: message.rev.get(),
                     key: message.key.as_ref().map(|key| u8::try_from(key.len()).unwrap()),
@@ -366,7 +516,7 @@ impl World {
         assert_eq!((state.rev.get(), state.term.get()), (self.model.rev, self.model.term));
         assert_eq!(state.next_seq.get(), self.model.next_seq);
         assert_eq!(state.last.map(|last| (last.term.get(), last.seq.get())), self.model.last);
-        assert_eq!((state.count, state.bytes), (expected.len() as u64, expected.len() as u64));
+        assert_eq!((state.count, state.bytes), self.model.held());
     }
 }
 

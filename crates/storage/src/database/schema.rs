@@ -4,7 +4,7 @@
 pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
 
 /// The version of the tables below. A file of a newer one is refused, never guessed at.
-pub(super) const SCHEMA_VERSION: i32 = 1;
+pub(super) const SCHEMA_VERSION: i32 = 2;
 
 /// Tombstones beyond this number are forgotten, the oldest first. Someone who asks for the changes since before the
 /// oldest one kept has to read everything.
@@ -26,9 +26,11 @@ CREATE TABLE messages(
     blob TEXT,                  -- the object that holds the value, where it is not here
     blob_crc64 TEXT,            -- the checksum of that object
     headers BLOB,               -- MessagePack list of pairs; NULL: none
-    value BLOB                  -- NULL: the null value, or elsewhere; last, so that the rest is read without it
+    value BLOB,                 -- NULL: the null value, or elsewhere; so far behind that the rest is read without it
+    accepted_at INTEGER         -- the accept time of its rev; read from the index
 ) STRICT;
-CREATE INDEX messages_by_rev ON messages(rev);
+CREATE INDEX messages_by_rev ON messages(rev, accepted_at);
+CREATE INDEX messages_by_expiry ON messages(expires_at) WHERE expires_at IS NOT NULL;
 CREATE UNIQUE INDEX messages_by_blob ON messages(blob) WHERE blob IS NOT NULL;
 
 CREATE TABLE dead_blobs(
@@ -94,4 +96,14 @@ CREATE TABLE meta(
     manifest INTEGER NOT NULL,   -- the newest manifest known to be this process's own
     bucket_rev INTEGER NOT NULL  -- the last rev known to be in the bucket
 ) STRICT;
+";
+
+/// The way up from version 1, in a transaction. When its messages were accepted is not known: none of them later than
+/// the subject's accept time, and nothing may expire too early.
+pub(super) const FROM_1: &str = "
+ALTER TABLE messages ADD COLUMN accepted_at INTEGER;
+UPDATE messages SET accepted_at = (SELECT accept_time FROM meta);
+DROP INDEX messages_by_rev;
+CREATE INDEX messages_by_rev ON messages(rev, accepted_at);
+CREATE INDEX messages_by_expiry ON messages(expires_at) WHERE expires_at IS NOT NULL;
 ";

@@ -3,7 +3,7 @@
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::limits::MAX_SEQ;
 use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Term, Timestamp};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{Database, from_sql, to_sql};
 use crate::plan::{Held, Memory, SubjectState, SubjectView};
@@ -16,11 +16,8 @@ impl SubjectView for Database {
     fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
         let read = |connection: &Connection| {
             connection
-                .prepare_cached("SELECT term, key FROM messages WHERE seq = ?1")?
-                .query_row([to_sql(seq.get().min(MAX_SEQ + 1))], |row| {
-                    let term = Term::new(from_sql(row.get(0)?));
-                    Ok(Held { id: MessageId { term, seq }, key: row.get(1)? })
-                })
+                .prepare_cached("SELECT seq, term, key, size FROM messages WHERE seq = ?1")?
+                .query_row([to_sql(seq.get().min(MAX_SEQ + 1))], read_held)
                 .optional()
         };
         read(&self.connection).map_err(|error| self.unreadable(&error.into()))
@@ -37,6 +34,30 @@ impl SubjectView for Database {
                 .optional()
         };
         read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        Some(self.state.bytes)
+    }
+
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply> {
+        let read = |connection: &Connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT seq, term, key, size FROM messages WHERE seq >= ?1 ORDER BY seq LIMIT ?2",
+            )?;
+            let from = to_sql(from.get().min(MAX_SEQ + 1));
+            select.query_map([from, to_sql(limit as u64)], read_held)?.collect::<Result<_, _>>()
+        };
+        read(&self.connection).map_err(|error: rusqlite::Error| self.unreadable(&error.into()))
+    }
+
+    fn expired(
+        &self,
+        now: Timestamp,
+        max_age_ms: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Held>, ErrorReply> {
+        self.find_expired(now, max_age_ms, limit).map_err(|error| self.unreadable(&error))
     }
 
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
@@ -72,4 +93,10 @@ impl SubjectView for Database {
     fn by_msg_id(&self, msg_id: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply> {
         self.find_msg_id(msg_id).map_err(|error| self.unreadable(&error))
     }
+}
+
+/// Reads a row of seq, term, key and size.
+pub(super) fn read_held(row: &Row<'_>) -> Result<Held, rusqlite::Error> {
+    let (seq, term) = (Seq::new(from_sql(row.get(0)?)), Term::new(from_sql(row.get(1)?)));
+    Ok(Held { id: MessageId { term, seq }, key: row.get(2)?, size: from_sql(row.get(3)?) })
 }

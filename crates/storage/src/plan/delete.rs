@@ -45,7 +45,8 @@ pub(super) fn plan_delete(
     removed.sort_unstable_by_key(|removed| removed.seq);
     removed.dedup_by_key(|removed| removed.seq);
     let seqs = removed.iter().map(|removed| removed.seq).collect();
-    let operations = cut(removed, DELETE_RECORD_BYTES.min(context.most_bytes()));
+    let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
+    let operations = cut(removed, most_bytes, RemovalCause::Asked);
     let position = position_after(view.state(), &operations);
     let outcome = Outcome::Delete(DeleteReply { position, seqs, duplicate: false });
     Ok(Decision { operations, outcome, by_state: true })
@@ -53,7 +54,7 @@ pub(super) fn plan_delete(
 
 /// One operation per run of removed messages that fits an event: one that is cut in two events would look complete to a
 /// watcher that lost the second.
-fn cut(removed: Vec<Removed>, most_bytes: usize) -> Vec<Operation> {
+pub(super) fn cut(removed: Vec<Removed>, most_bytes: usize, cause: RemovalCause) -> Vec<Operation> {
     let mut runs: Vec<Vec<Removed>> = Vec::new();
     let mut run_bytes = 0;
     for one in removed {
@@ -69,7 +70,7 @@ fn cut(removed: Vec<Removed>, most_bytes: usize) -> Vec<Operation> {
             }
         }
     }
-    runs.into_iter().map(|removed| Operation::Delete { removed, cause: RemovalCause::Asked }).collect()
+    runs.into_iter().map(|removed| Operation::Delete { removed, cause }).collect()
 }
 
 pub(super) fn plan_delete_all(

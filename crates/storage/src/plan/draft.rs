@@ -4,8 +4,11 @@ use std::collections::HashMap;
 
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::limits::MSG_ID_WINDOW_MS;
+use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, MessageId, Rev, Seq, Term, Timestamp};
 
+use super::Refusal;
+use super::limits::{self, Amount};
 use super::record::SetOperation;
 use super::view::{Held, SubjectView};
 
@@ -21,13 +24,17 @@ pub(super) struct Draft<'a, V> {
     by_seq: HashMap<Seq, Option<Held>>,
     by_key: HashMap<String, MessageId>,
     by_msg_id: HashMap<String, SetResult>,
+    /// How much there was before the request, and how much there is by now. Only where it is limited.
+    before: Amount,
+    held: Amount,
 }
 
 impl<'a, V: SubjectView> Draft<'a, V> {
     /// Nothing is planned yet. The sets of an `atomic` request share one rev.
-    pub(super) fn new(base: &'a V, atomic: bool, accept_time: Timestamp) -> Self {
+    pub(super) fn new(base: &'a V, atomic: bool, accept_time: Timestamp) -> Result<Self, Refusal> {
         let state = base.state();
-        Self {
+        let before = if limits::are_set(&state.config) { Amount::of(base)? } else { Amount::default() };
+        Ok(Self {
             base,
             atomic,
             accept_time,
@@ -38,7 +45,73 @@ impl<'a, V: SubjectView> Draft<'a, V> {
             by_seq: HashMap::new(),
             by_key: HashMap::new(),
             by_msg_id: HashMap::new(),
+            before,
+            held: before,
+        })
+    }
+
+    /// The subject's configuration.
+    pub(super) fn config(&self) -> &'a SubjectConfig {
+        &self.base.state().config
+    }
+
+    /// Whether what is planned matters to nobody who comes after it.
+    pub(super) fn is_last(&self, place: usize, sets: usize) -> bool {
+        place + 1 == sets && !limits::are_set(self.config())
+    }
+
+    /// Checks a set that is about to be counted against the subject's limits. Of a batch, only what one value may have.
+    pub(super) fn admit(&self, set: &SetOperation) -> Result<(), Refusal> {
+        let config = self.config();
+        limits::check_value(config, set.size_bytes())?;
+        if self.atomic || !limits::are_set(config) || limits::makes_room(config) {
+            return Ok(());
         }
+        self.with(set)?.check(config, self.held)
+    }
+
+    /// How much there is with one more set.
+    fn with(&self, set: &SetOperation) -> Result<Amount, Refusal> {
+        let mut with = self.held;
+        with.bytes += set.size_bytes();
+        match set.replaces {
+            None => with.msgs += 1,
+            Some(gone) if self.config().max_bytes.is_some() => {
+                let gone = self.at(gone)?.map_or(0, |gone| gone.size);
+                with.bytes = with.bytes.saturating_sub(gone);
+            }
+            Some(_) => {}
+        }
+        Ok(with)
+    }
+
+    /// Checks all sets of a batch together: with those that were there, or, where they make room, by themselves.
+    pub(super) fn admit_batch(&self, sets: &[SetOperation]) -> Result<(), Refusal> {
+        let config = self.config();
+        if limits::makes_room(config) {
+            let bytes = sets.iter().map(SetOperation::size_bytes).sum();
+            Amount { msgs: sets.len() as u64, bytes }.check(config, Amount::default())
+        } else {
+            self.held.check(config, self.before)
+        }
+    }
+
+    /// What has to go because of the sets that are planned: the oldest messages, and of those of this request only where
+    /// nothing else is left.
+    pub(super) fn evict(&self) -> Result<Vec<Removed>, Refusal> {
+        let config = self.config();
+        if !limits::are_set(config) || !limits::makes_room(config) {
+            return Ok(Vec::new());
+        }
+        let mut excess = self.held.above(config, self.before);
+        let mut evicted = limits::evict(self.base, &mut excess, |seq| self.by_seq.contains_key(&seq))?;
+        if excess != Amount::default() && !self.atomic {
+            let mut own: Vec<Held> = self.by_seq.values().flatten().cloned().collect();
+            own.sort_unstable_by_key(|held| held.id.seq);
+            evicted.extend(limits::evict_of(own, &mut excess));
+        }
+        evicted.sort_unstable_by_key(|removed| removed.seq);
+        Ok(evicted)
     }
 
     /// When the request is accepted.
@@ -88,7 +161,13 @@ impl<'a, V: SubjectView> Draft<'a, V> {
     }
 
     /// Counts a set, and gives its result.
-    pub(super) fn advance(&mut self, set: &SetOperation) -> SetResult {
+    ///
+    /// # Errors
+    /// That what it replaces cannot be read.
+    pub(super) fn advance(&mut self, set: &SetOperation) -> Result<SetResult, Refusal> {
+        if limits::are_set(self.config()) {
+            self.held = self.with(set)?;
+        }
         if !self.atomic {
             self.rev = self.rev.next();
         }
@@ -97,7 +176,8 @@ impl<'a, V: SubjectView> Draft<'a, V> {
             self.last = Some(id);
         }
         self.next_seq = self.next_seq.max(id.seq.next());
-        SetResult { seq: set.seq, term: self.term, rev: self.rev, timestamp: set.timestamp, duplicate: false }
+        let (seq, term, rev, timestamp) = (set.seq, self.term, self.rev, set.timestamp);
+        Ok(SetResult { seq, term, rev, timestamp, duplicate: false })
     }
 
     /// Takes note of a set for those that follow in the same request.
@@ -106,7 +186,7 @@ impl<'a, V: SubjectView> Draft<'a, V> {
             self.by_seq.insert(gone, None);
         }
         let id = result.id();
-        self.by_seq.insert(id.seq, Some(Held { id, key: set.key.clone() }));
+        self.by_seq.insert(id.seq, Some(Held { id, key: set.key.clone(), size: set.size_bytes() }));
         if let Some(key) = &set.key {
             self.by_key.insert(key.clone(), id);
         }

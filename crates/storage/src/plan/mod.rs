@@ -7,8 +7,10 @@
 //! | module | holds |
 //! |---|---|
 //! | `view` | what planning asks of a subject |
-//! | `pending` | entries that are planned and not yet applied, as a layer over a subject |
+//! | `pending`, `touched` | entries that are planned and not yet applied, as a layer over a subject |
 //! | `set`, `draft`, `delete` | the rules of each request |
+//! | `limits` | what a subject's limits make of a write |
+//! | `upkeep` | what goes by itself: what has expired, and what is above the limits |
 //! | `level` | how durable a change must be |
 //! | `outcome` | what a request is answered, now and when it comes again |
 //! | `record`, [`size`] | what an entry consists of, and how large it becomes |
@@ -16,23 +18,28 @@
 mod delete;
 mod draft;
 mod level;
+mod limits;
 mod outcome;
 mod pending;
 mod record;
 mod set;
 pub mod size;
+mod touched;
+mod upkeep;
 mod view;
 
 pub use level::required;
 pub use pending::{Pending, PendingView};
 pub use record::{BlobRef, Operation, Record, RemovalCause, SetOperation};
+pub use upkeep::{is_above_limits, upkeep};
 pub use view::{Held, Memory, SubjectState, SubjectView};
 
 use dormouse_protocol::data::{ConfigureReply, ConfigureRequest, Expect};
-use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES, MAX_METADATA_BYTES};
-use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES};
 use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, Timestamp};
 
+use self::delete::{DELETE_RECORD_BYTES, cut};
+use self::limits::Amount;
 use crate::api::{Reply, Request};
 use crate::entry::{Entry, Outcome, Remembered};
 
@@ -140,7 +147,7 @@ pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) ->
         Request::Set(request) => set::plan_set(request, view, context),
         Request::Delete(request) => delete::plan_delete(request, view, context),
         Request::DeleteAll(request) => delete::plan_delete_all(request, view),
-        Request::Configure(request) => plan_configure(request, view),
+        Request::Configure(request) => plan_configure(request, view, context),
         Request::Get(_)
         | Request::GetAll(_)
         | Request::Keys(_)
@@ -236,27 +243,22 @@ fn forgotten() -> ErrorReply {
     )
 }
 
-fn plan_configure(request: &ConfigureRequest, view: &impl SubjectView) -> Result<Decision, Refusal> {
-    let SubjectConfig {
-        level: _,
-        max_msgs,
-        max_bytes,
-        max_age_ms,
-        max_msg_size,
-        discard,
-        default_ttl_ms,
-        metadata,
-    } = &request.config;
-    let limits = [max_msgs, max_bytes, max_age_ms, max_msg_size, default_ttl_ms];
-    if limits.iter().any(|limit| limit.is_some()) || discard.is_some() {
-        return Err(Refusal::Outright(ErrorReply::unsupported("limits and expiry")));
+fn plan_configure(
+    request: &ConfigureRequest,
+    view: &impl SubjectView,
+    context: Context<'_>,
+) -> Result<Decision, Refusal> {
+    let config = &request.config;
+    limits::check_config(config)?;
+    let mut operations = vec![Operation::Configure { config: config.clone() }];
+    if limits::are_set(config) && limits::makes_room(config) {
+        let msgs = view.state().count;
+        let bytes = if config.max_bytes.is_some() { view.bytes().ok_or(Refusal::Undecided)? } else { 0 };
+        let mut excess = Amount { msgs, bytes }.above(config, Amount::default());
+        let evicted = limits::evict(view, &mut excess, |_| false)?;
+        let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
+        operations.extend(cut(evicted, most_bytes, RemovalCause::Evicted));
     }
-    let metadata_bytes = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if metadata_bytes > MAX_METADATA_BYTES {
-        let error = ErrorReply::too_large("max_metadata_bytes", metadata_bytes, MAX_METADATA_BYTES);
-        return Err(Refusal::Outright(error));
-    }
-    let operations = vec![Operation::Configure { config: request.config.clone() }];
     let position = position_after(view.state(), &operations);
     let outcome = Outcome::Configure(ConfigureReply { position, duplicate: false });
     Ok(Decision { operations, outcome, by_state: true })

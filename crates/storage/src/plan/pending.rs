@@ -1,18 +1,15 @@
 //! Entries that are planned and not yet applied, as a layer over the subject as it is applied.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Timestamp};
 
-use super::record::{Operation, Record, SetOperation};
+use super::record::{Operation, Record, RemovalCause, SetOperation};
+use super::touched::{Touched, TouchedSeqs, clear};
 use super::view::{Held, Memory, SubjectState, SubjectView};
 use crate::entry::{Entry, Outcome};
-
-/// Above so many places, a map that has become empty gives its memory back.
-const KEPT_PLACES: usize = 1_024;
 
 /// What is decided and waits to be applied. A request is planned against the [view](Pending::view) of it, so that
 /// writes follow each other without waiting for each other's durability.
@@ -26,56 +23,18 @@ pub struct Pending {
     next: u64,
     /// The figures after the newest entry; `None` when nothing is pending.
     state: Option<SubjectState>,
-    by_seq: Touched<Seq, Option<Held>>,
+    /// Bytes of all values after the newest entry, where that is known. Kept only while they are limited: it takes a
+    /// look at everything that goes.
+    bytes: Option<u64>,
+    by_seq: TouchedSeqs,
     by_key: Touched<String, Option<MessageId>>,
+    /// There is no message below: the oldest have been evicted, one entry after the other, and nobody should have to pass
+    /// over all of them again and again.
+    lowest: Seq,
     /// What is applied goes up to and including this seq, by the entry with the number beside it.
     cleared: Option<(u64, Seq)>,
     requests: HashMap<RequestId, Outcome>,
     msg_ids: Touched<String, (SetResult, Timestamp)>,
-}
-
-/// Things that pending entries touch: as the last of them leaves it, and the number of that one.
-#[derive(Debug)]
-struct Touched<K, V>(HashMap<K, (u64, V)>);
-
-impl<K, V> Default for Touched<K, V> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Eq + Hash, V> Touched<K, V> {
-    fn touch(&mut self, entry: u64, key: K, value: V) {
-        self.0.insert(key, (entry, value));
-    }
-
-    fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<&V>
-    where
-        K: std::borrow::Borrow<Q>,
-    {
-        self.0.get(key).map(|(_, value)| value)
-    }
-
-    /// What this entry left is applied; what a later one left stays.
-    fn settle<Q: Eq + Hash + ?Sized>(&mut self, entry: u64, key: &Q)
-    where
-        K: std::borrow::Borrow<Q>,
-    {
-        if self.0.get(key).is_some_and(|&(by, _)| by == entry) {
-            self.0.remove(key);
-        }
-    }
-
-    fn clear(&mut self) {
-        clear(&mut self.0);
-    }
-}
-
-fn clear<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
-    map.clear();
-    if map.capacity() > KEPT_PLACES {
-        map.shrink_to(0);
-    }
 }
 
 impl Pending {
@@ -102,15 +61,24 @@ impl Pending {
         PendingView { pending: self, applied }
     }
 
-    /// An entry joins that was planned against the present [view](Pending::view). `applied` are the figures of the
-    /// subject as it is applied.
-    pub fn push(&mut self, entry: &Entry, applied: &SubjectState) {
+    /// An entry joins that was planned against the present [view](Pending::view). `applied` is the subject as it is
+    /// applied.
+    pub fn push(&mut self, entry: &Entry, applied: &impl SubjectView) {
         let number = self.next;
         self.next += 1;
-        let mut state = self.state.take().unwrap_or_else(|| applied.clone());
+        let before = self.state.take();
+        let is_first = before.is_none();
+        let mut state = before.unwrap_or_else(|| applied.state().clone());
+        if is_first {
+            self.bytes = applied.bytes();
+        }
+        if state.config.max_bytes.is_none() {
+            self.bytes = None;
+        }
         debug_assert_eq!(entry.after, state.rev, "an entry was not planned against what is pending");
         state.accept_time = state.accept_time.max(entry.accept_time);
         for record in entry.records() {
+            self.count_bytes(&record.operation, applied);
             self.push_record(number, &record, &mut state);
         }
         if let Some(remembered) = &entry.request {
@@ -128,12 +96,18 @@ impl Pending {
                     self.push_set(number, record, set, state);
                 }
             }
-            Operation::Delete { removed, .. } => {
+            Operation::Delete { removed, cause } => {
                 for Removed { seq, key } in removed {
                     self.by_seq.touch(number, *seq, None);
                     if let Some(key) = key {
                         self.by_key.touch(number, key.clone(), None);
                     }
+                }
+                if *cause == RemovalCause::Evicted
+                    && let Some(last) = removed.last()
+                {
+                    let left = self.by_seq.held(self.lowest..=last.seq.max(self.lowest)).next();
+                    self.lowest = left.map_or(last.seq.next(), |held| held.id.seq).max(self.lowest);
                 }
                 state.count = state.count.saturating_sub(removed.len() as u64);
             }
@@ -152,7 +126,8 @@ impl Pending {
         } else {
             state.count += 1;
         }
-        self.by_seq.touch(number, set.seq, Some(Held { id, key: set.key.clone() }));
+        let held = Held { id, key: set.key.clone(), size: set.size_bytes() };
+        self.by_seq.touch(number, set.seq, Some(held));
         if let Some(key) = &set.key {
             self.by_key.touch(number, key.clone(), Some(id));
         }
@@ -167,12 +142,40 @@ impl Pending {
     }
 
     fn push_delete_all(&mut self, number: u64, end_seq: Seq) {
-        // In whatever order: each on its own.
-        let held = self.by_seq.0.iter_mut().filter(|(seq, _)| **seq <= end_seq);
-        held.for_each(|(_, touched)| *touched = (number, None));
-        let cleared = |(_, id): &&mut (u64, Option<MessageId>)| id.is_some_and(|id| id.seq <= end_seq);
-        self.by_key.0.values_mut().filter(cleared).for_each(|touched| *touched = (number, None));
+        self.by_seq.remove_up_to(number, end_seq);
+        self.by_key.replace(number, None, |id| id.is_some_and(|id| id.seq <= end_seq));
         self.cleared = Some((number, end_seq));
+    }
+
+    /// Takes note of what an operation, which is about to be pushed, makes of the bytes.
+    fn count_bytes(&mut self, operation: &Operation, applied: &impl SubjectView) {
+        let Some(mut bytes) = self.bytes else { return };
+        let mut gone: Vec<Seq> = Vec::new();
+        let mut write = |set: &SetOperation| {
+            bytes += set.size_bytes();
+            gone.extend(set.replaces);
+        };
+        match operation {
+            Operation::Set(set) => write(set),
+            Operation::Batch { sets } => sets.iter().for_each(write),
+            Operation::Delete { removed, .. } => gone.extend(removed.iter().map(|removed| removed.seq)),
+            // Whose sizes nobody has looked at.
+            Operation::DeleteAll { .. } => {
+                self.bytes = None;
+                return;
+            }
+            Operation::Configure { .. } => {}
+        }
+        for seq in gone {
+            match self.view(applied).at(seq) {
+                Ok(held) => bytes = bytes.saturating_sub(held.map_or(0, |held| held.size)),
+                Err(_) => {
+                    self.bytes = None;
+                    return;
+                }
+            }
+        }
+        self.bytes = Some(bytes);
     }
 
     /// The oldest entry has been applied. It must be the one that joined first.
@@ -197,15 +200,15 @@ impl Pending {
             Operation::Batch { sets } => sets.iter().for_each(|set| self.settle_set(number, set)),
             Operation::Delete { removed, .. } => {
                 for Removed { seq, key } in removed {
-                    self.by_seq.settle(number, seq);
+                    self.by_seq.settle(number, *seq);
                     if let Some(key) = key {
                         self.by_key.settle(number, key);
                     }
                 }
             }
             Operation::DeleteAll { .. } => {
-                self.by_seq.0.retain(|_, (by, _)| *by != number);
-                self.by_key.0.retain(|_, (by, _)| *by != number);
+                self.by_seq.settle_all(number);
+                self.by_key.settle_all(number);
                 self.cleared.take_if(|(by, _)| *by == number);
             }
             Operation::Configure { .. } => {}
@@ -213,9 +216,9 @@ impl Pending {
     }
 
     fn settle_set(&mut self, number: u64, set: &SetOperation) {
-        self.by_seq.settle(number, &set.seq);
+        self.by_seq.settle(number, set.seq);
         if let Some(gone) = &set.replaces {
-            self.by_seq.settle(number, gone);
+            self.by_seq.settle(number, *gone);
         }
         if let Some(key) = &set.key {
             self.by_key.settle(number, key);
@@ -229,6 +232,8 @@ impl Pending {
     pub fn reset(&mut self) {
         self.oldest = self.next;
         self.state = None;
+        self.bytes = None;
+        self.lowest = Seq::default();
         self.by_seq.clear();
         self.by_key.clear();
         self.cleared = None;
@@ -241,7 +246,8 @@ fn result_of(record: &Record, set: &SetOperation) -> SetResult {
     SetResult { seq: set.seq, term: record.term, rev: record.rev, timestamp: set.timestamp, duplicate: false }
 }
 
-/// A subject as it will be once everything pending is applied. Of the figures, `bytes` are those of the applied state.
+/// A subject as it will be once everything pending is applied. Of its figures, `bytes` are those of the applied state:
+/// see [`SubjectView::bytes`].
 #[derive(Debug)]
 pub struct PendingView<'a, V> {
     pending: &'a Pending,
@@ -252,6 +258,11 @@ impl<V> PendingView<'_, V> {
     fn is_cleared(&self, seq: Seq) -> bool {
         self.pending.cleared.is_some_and(|(_, end)| seq <= end)
     }
+
+    /// Whether what is applied there is there still.
+    fn is_untouched(&self, seq: Seq) -> bool {
+        self.pending.by_seq.get(seq).is_none() && !self.is_cleared(seq)
+    }
 }
 
 impl<V: SubjectView> SubjectView for PendingView<'_, V> {
@@ -260,7 +271,7 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
     }
 
     fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
-        match self.pending.by_seq.get(&seq) {
+        match self.pending.by_seq.get(seq) {
             Some(held) => Ok(held.clone()),
             None if self.is_cleared(seq) => Ok(None),
             None => self.applied.at(seq),
@@ -274,6 +285,51 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         }
     }
 
+    fn bytes(&self) -> Option<u64> {
+        if self.pending.is_empty() { self.applied.bytes() } else { self.pending.bytes }
+    }
+
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply> {
+        let mut cursor = from.max(self.pending.lowest);
+        let mut pending = self.pending.by_seq.held(cursor..).peekable();
+        let mut oldest = Vec::new();
+        loop {
+            let page = self.applied.oldest(cursor, limit)?;
+            let (is_last, end) = (page.len() < limit, page.last().map(|last| last.id.seq));
+            for held in page {
+                while let Some(earlier) = pending.next_if(|pending| pending.id.seq < held.id.seq) {
+                    oldest.push(earlier.clone());
+                }
+                if self.is_untouched(held.id.seq) {
+                    oldest.push(held);
+                }
+                if oldest.len() >= limit {
+                    break;
+                }
+            }
+            if is_last {
+                let room = limit.saturating_sub(oldest.len());
+                oldest.extend(pending.by_ref().take(room).cloned());
+            }
+            if is_last || oldest.len() >= limit {
+                oldest.truncate(limit);
+                return Ok(oldest);
+            }
+            cursor = end.map_or(cursor, Seq::next);
+        }
+    }
+
+    fn expired(
+        &self,
+        now: Timestamp,
+        max_age_ms: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Held>, ErrorReply> {
+        let mut expired = self.applied.expired(now, max_age_ms, limit)?;
+        expired.retain(|held| self.is_untouched(held.id.seq));
+        Ok(expired)
+    }
+
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
         self.applied.count_up_to(end_seq)
     }
@@ -283,7 +339,7 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
     }
 
     fn counts_are_exact(&self) -> bool {
-        self.pending.by_seq.0.is_empty() && self.pending.cleared.is_none() && self.applied.counts_are_exact()
+        self.pending.by_seq.is_empty() && self.pending.cleared.is_none() && self.applied.counts_are_exact()
     }
 
     /// Beyond what the applied state will remember: of a session that has many results pending, it forgets the oldest

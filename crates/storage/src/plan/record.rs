@@ -62,7 +62,8 @@ pub enum Operation {
 pub enum RemovalCause {
     /// Somebody asked for it.
     Asked,
-    /// A limit of the subject was met, and they were the oldest.
+    /// A limit of the subject was met, and they were the oldest: up to the last of them nothing is left but what the same
+    /// entry wrote.
     Evicted,
     /// Their time was over.
     Expired,

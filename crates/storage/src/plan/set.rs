@@ -8,8 +8,9 @@ use dormouse_protocol::limits::{
 };
 use dormouse_protocol::{ErrorReply, Seq};
 
+use super::delete::{DELETE_RECORD_BYTES, cut};
 use super::draft::Draft;
-use super::record::{Operation, SetOperation};
+use super::record::{Operation, RemovalCause, SetOperation};
 use super::view::SubjectView;
 use super::{Context, Decision, Refusal, check_expectation, check_items, check_key, size};
 use crate::entry::Outcome;
@@ -32,7 +33,7 @@ pub(super) fn plan_set(
     check_items(request.sets.len()).map_err(Refusal::Outright)?;
     check_bytes(request, context)?;
     check_uploads(&request.sets)?;
-    let draft = Draft::new(view, request.atomic, context.accept_time);
+    let draft = Draft::new(view, request.atomic, context.accept_time)?;
     if request.atomic {
         plan_batch(&request.sets, draft, context)
     } else {
@@ -86,9 +87,9 @@ fn plan_each<V: SubjectView>(
     for (place, item) in sets.iter().enumerate() {
         results.push(match plan_item(item, place, &draft, context) {
             Ok(Item::Write(set)) => {
-                let result = draft.advance(&set);
+                let result = draft.advance(&set)?;
                 // Most requests hold one set: nobody comes after it to whom it would matter.
-                if place + 1 < sets.len() {
+                if !draft.is_last(place, sets.len()) {
                     draft.remember(&set, result);
                 }
                 operations.push(Operation::Set(set));
@@ -107,7 +108,14 @@ fn plan_each<V: SubjectView>(
             Err(refusal @ (Refusal::Unreadable(_) | Refusal::Undecided)) => return Err(refusal),
         });
     }
+    operations.extend(evictions(&draft, context)?);
     Ok(Decision { operations, outcome: Outcome::Set(SetReply { results }), by_state })
+}
+
+/// What has to go because of the sets that are planned.
+fn evictions<V: SubjectView>(draft: &Draft<'_, V>, context: Context<'_>) -> Result<Vec<Operation>, Refusal> {
+    let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
+    Ok(cut(draft.evict()?, most_bytes, RemovalCause::Evicted))
 }
 
 fn plan_batch<V: SubjectView>(
@@ -123,8 +131,8 @@ fn plan_batch<V: SubjectView>(
         let planned = plan_item(item, place, &draft, context).map_err(|refusal| refusal.of_set(place))?;
         results.push(SetOutcome::Ok(match planned {
             Item::Write(set) => {
-                let result = draft.advance(&set);
-                if place + 1 < items.len() {
+                let result = draft.advance(&set)?;
+                if !draft.is_last(place, items.len()) {
                     draft.remember(&set, result);
                 }
                 sets.push(set);
@@ -136,7 +144,12 @@ fn plan_batch<V: SubjectView>(
     let operations = match sets.len() {
         // The whole batch was carried out before.
         0 => Vec::new(),
-        written if written == items.len() => vec![Operation::Batch { sets }],
+        written if written == items.len() => {
+            draft.admit_batch(&sets)?;
+            let mut operations = vec![Operation::Batch { sets }];
+            operations.extend(evictions(&draft, context)?);
+            operations
+        }
         // Neither can all of it be written once, nor is all of it there.
         _ => {
             return Err(Refusal::ByState(ErrorReply::bad_request(
@@ -191,7 +204,8 @@ fn plan_item<V: SubjectView>(
     check_expectation(item.expect, draft.last(), key_holder)?;
     let (seq, in_place) = choose_seq(item, draft)?;
     let blob = context.blob(place);
-    Ok(Item::Write(SetOperation {
+    let ttl_ms = item.ttl_ms.or(draft.config().default_ttl_ms);
+    let set = SetOperation {
         seq,
         key: item.key.clone(),
         value: if blob.is_some() { None } else { item.value.clone() },
@@ -199,9 +213,11 @@ fn plan_item<V: SubjectView>(
         headers: item.headers.clone(),
         timestamp: item.timestamp.unwrap_or(draft.accept_time()),
         replaces: if in_place { Some(seq) } else { key_holder.map(|holder| holder.seq) },
-        expires_at: None,
+        expires_at: ttl_ms.map(|ttl_ms| draft.accept_time().plus_millis(ttl_ms)),
         msg_id: item.msg_id.clone(),
-    }))
+    };
+    draft.admit(&set)?;
+    Ok(Item::Write(set))
 }
 
 /// What can be said of a set without looking at the subject.
@@ -212,8 +228,8 @@ fn check_item(item: &SetItem, place: usize, context: Context<'_>) -> Result<(), 
         (Some(_), None, None) => return Err(Refusal::bad_request("an uploaded value is not expected here")),
         _ => {}
     }
-    if item.ttl_ms.is_some() {
-        return Err(Refusal::Outright(ErrorReply::unsupported("a time to live")));
+    if item.ttl_ms == Some(0) {
+        return Err(Refusal::bad_request("a time to live is at least 1 ms"));
     }
     let too_large =
         |limit: &str, size: usize, most: usize| Refusal::Outright(ErrorReply::too_large(limit, size, most));
@@ -249,10 +265,9 @@ fn choose_seq<V: SubjectView>(item: &SetItem, draft: &Draft<'_, V>) -> Result<(S
     let next = draft.next_seq();
     let refuse = |why: String| Err(Refusal::ByState(ErrorReply::bad_request(why)));
     match item.seq {
-        None if next.get() > MAX_SEQ => Err(Refusal::ByState(ErrorReply {
-            limit: Some("max_seq".to_owned()),
-            ..ErrorReply::new(dormouse_protocol::ErrorCode::LimitExceeded, "every seq is used up")
-        })),
+        None if next.get() > MAX_SEQ => {
+            Err(Refusal::ByState(ErrorReply::limit_exceeded("max_seq", "every seq is used up")))
+        }
         None => Ok((next, false)),
         Some(seq) if seq >= next && seq.get() > MAX_GIVEN_SEQ => {
             refuse(format!("a seq given for a new message is at most {MAX_GIVEN_SEQ}"))

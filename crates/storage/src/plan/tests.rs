@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, SetItem, SetOutcome, SetRequest, SetResult};
-use dormouse_protocol::limits::{MAX_GIVEN_SEQ, MAX_HEADERS_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ};
-use dormouse_protocol::message::Removed;
+use dormouse_protocol::limits::{
+    MAX_GIVEN_SEQ, MAX_HEADERS_BYTES, MAX_METADATA_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
+};
+use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Headers, Rev, Seq, Term};
 
 use super::delete::DELETE_RECORD_BYTES;
@@ -16,6 +18,8 @@ use super::*;
 pub(super) struct InMemory {
     pub(super) state: SubjectState,
     pub(super) messages: BTreeMap<Seq, Held>,
+    /// When each was accepted, and when it expires by its own time to live.
+    times: BTreeMap<Seq, (Timestamp, Option<Timestamp>)>,
     requests: HashMap<RequestId, Memory>,
     msg_ids: HashMap<String, (SetResult, Timestamp)>,
 }
@@ -45,6 +49,7 @@ impl InMemory {
             }
         }
         self.state.count = self.messages.len() as u64;
+        self.state.bytes = self.messages.values().map(|held| held.size).sum();
         if let Some(remembered) = &entry.request {
             let known = self.requests.insert(remembered.id, Memory::Done(remembered.outcome.clone()));
             assert_eq!(known, None, "a request was carried out twice");
@@ -57,7 +62,9 @@ impl InMemory {
         }
         let id = MessageId { term: record.term, seq: set.seq };
         assert!(set.key.is_none() || self.under(set.key.as_deref().unwrap()).unwrap().is_none());
-        assert!(self.messages.insert(set.seq, Held { id, key: set.key.clone() }).is_none());
+        let held = Held { id, key: set.key.clone(), size: set.size_bytes() };
+        assert!(self.messages.insert(set.seq, held).is_none());
+        self.times.insert(set.seq, (record.accept_time, set.expires_at));
         if let Some(msg_id) = &set.msg_id {
             let result = SetResult {
                 seq: set.seq,
@@ -83,6 +90,25 @@ impl SubjectView for InMemory {
     fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
         Ok(self.messages.values().find(|held| held.key.as_deref() == Some(key)).map(|held| held.id))
     }
+    fn bytes(&self) -> Option<u64> {
+        Some(self.state.bytes)
+    }
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply> {
+        Ok(self.messages.range(from..).take(limit).map(|(_, held)| held.clone()).collect())
+    }
+    fn expired(
+        &self,
+        now: Timestamp,
+        max_age_ms: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Held>, ErrorReply> {
+        let is_over = |held: &&Held| {
+            let Some((accepted_at, expires_at)) = self.times.get(&held.id.seq) else { return false };
+            let by_age = max_age_ms.map(|max_age_ms| accepted_at.plus_millis(max_age_ms));
+            expires_at.iter().chain(&by_age).any(|&at| at <= now)
+        };
+        Ok(self.messages.values().filter(is_over).take(limit).cloned().collect())
+    }
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
         Ok(self.messages.range(..=end_seq).count() as u64)
     }
@@ -106,7 +132,7 @@ pub(super) fn memory() -> InMemory {
     let term = Term::new(4);
     for (seq, key) in [(3, Some("a")), (5, None), (7, Some("b"))] {
         let id = MessageId { term, seq: Seq::new(seq) };
-        memory.messages.insert(id.seq, Held { id, key: key.map(str::to_owned) });
+        memory.messages.insert(id.seq, Held { id, key: key.map(str::to_owned), size: 0 });
     }
     memory.state = SubjectState {
         term,
@@ -318,14 +344,7 @@ fn limits_are_typed_and_checked_first() {
 }
 
 #[test]
-fn what_this_version_does_not_have_is_unsupported() {
-    let unsupported = |item: SetItem| assert_eq!(outcomes(vec![item]), [Err(ErrorCode::Unsupported)]);
-    unsupported(SetItem { ttl_ms: Some(1), ..SetItem::default() });
-    let config = SubjectConfig { max_msgs: Some(1), ..SubjectConfig::default() };
-    assert_eq!(
-        whole(&Request::Configure(ConfigureRequest { config, ..Default::default() })),
-        ErrorCode::Unsupported
-    );
+fn metadata_is_limited() {
     let metadata = BTreeMap::from([("m".to_owned(), "x".repeat(MAX_METADATA_BYTES))]);
     let config = SubjectConfig { metadata, ..SubjectConfig::default() };
     assert_eq!(
@@ -366,7 +385,7 @@ fn a_large_delete_is_cut_into_records_that_fit_an_event() {
     let key = |n: u64| format!("{n:01000}");
     for n in 0..1_000 {
         let id = id(4, 100 + n);
-        memory.messages.insert(id.seq, Held { id, key: Some(key(n)) });
+        memory.messages.insert(id.seq, Held { id, key: Some(key(n)), size: 0 });
     }
     let request = Request::Delete(DeleteRequest {
         seqs: (0..1_000).map(|n| Seq::new(100 + n)).collect(),

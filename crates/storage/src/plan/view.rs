@@ -1,7 +1,7 @@
 //! What planning needs to know of a subject.
 
 use dormouse_protocol::data::SetResult;
-use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, MessageId, Position, RequestId, Rev, Seq, Term, Timestamp};
 
 use crate::entry::Outcome;
@@ -44,6 +44,16 @@ pub struct Held {
     pub id: MessageId,
     /// Its key.
     pub key: Option<String>,
+    /// Size of its value in bytes.
+    pub size: u64,
+}
+
+impl Held {
+    /// What watchers are told when it goes.
+    #[must_use]
+    pub fn removed(self) -> Removed {
+        Removed { seq: self.id.seq, key: self.key }
+    }
 }
 
 /// What a subject knows of a request by its id.
@@ -70,6 +80,14 @@ pub trait SubjectView {
     fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply>;
     /// The message under `key`.
     fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply>;
+    /// Bytes of all values together; `None` while changes are pending of which it is not known what they free.
+    fn bytes(&self) -> Option<u64>;
+    /// The first messages from `from` on, in order of seq: at most `limit`, and fewer only where there are no more.
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply>;
+    /// Messages whose time is over at the accept time `now`, by their own time to live or because they are of that age: at
+    /// most `limit`. What is pending counts once it is applied.
+    fn expired(&self, now: Timestamp, max_age_ms: Option<u64>, limit: usize)
+    -> Result<Vec<Held>, ErrorReply>;
     /// How many messages have a seq up to and including `end_seq`.
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply>;
     /// The highest seq that does not belong to the newest `keep` messages.

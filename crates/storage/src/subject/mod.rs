@@ -20,6 +20,7 @@ mod reads;
 pub(crate) mod restore;
 mod schedule;
 mod serve;
+mod upkeep;
 mod values;
 
 pub(crate) use open::{drain_subject, lose_surplus, newest_manifest};

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject};
 use tokio::sync::Notify;
 
+use super::upkeep::{self, Upkeep};
 use super::values::{Attempt, Uploads};
 use super::{Answer, Respond, events};
 use crate::api::{Request, Submission};
@@ -32,7 +34,7 @@ const APPEND_BYTES: usize = 1_024 * 1_024;
 const APPLY_BYTES: usize = 4 * 1_024 * 1_024;
 
 /// A change that is decided, or an answer that waits for the changes before it.
-struct Step {
+pub(super) struct Step {
     change: Option<Change>,
     answer: Answer,
     respond: Option<Respond>,
@@ -40,23 +42,37 @@ struct Step {
     max_bytes: usize,
 }
 
-struct Change {
-    entry: Entry,
-    bytes: usize,
-    level: Level,
+impl Step {
+    /// A change that nobody has asked for.
+    pub(super) fn unasked(change: Change, max_bytes: usize) -> Self {
+        Self { change: Some(change), answer: upkeep::unasked(), respond: None, max_bytes }
+    }
+}
+
+pub(super) struct Change {
+    pub(super) entry: Entry,
+    pub(super) bytes: usize,
+    pub(super) level: Level,
     /// Set when the log has it.
-    ticket: Option<Arc<Ticket>>,
+    pub(super) ticket: Option<Arc<Ticket>>,
     /// The large values that it refers to. They go with it, unless the log takes it.
-    uploaded: Uploaded,
+    pub(super) uploaded: Uploaded,
 }
 
 /// Steps on their way into one append; all changes among them have one level.
 #[derive(Default)]
-struct Group {
+pub(super) struct Group {
     frames: BytesMut,
     entries: u32,
     level: Option<Level>,
     steps: Vec<Step>,
+}
+
+impl Group {
+    /// One change on its own.
+    pub(super) fn of(frame: Bytes, level: Level, step: Step) -> Self {
+        Self { frames: frame.into(), entries: 1, level: Some(level), steps: vec![step] }
+    }
 }
 
 /// Why nothing more can be planned at this moment.
@@ -96,6 +112,9 @@ pub(super) struct Pipeline {
     /// The file could not be written. Nothing is planned before it can.
     pub(super) stalled: Option<ErrorReply>,
     pub(super) uploads: Uploads,
+    pub(super) upkeep: Upkeep,
+    /// The most bytes that the bus carried for whoever asked last.
+    pub(super) bus_bytes: usize,
     /// Told when a ticket of this subject moves.
     pub(super) waker: Arc<Notify>,
 }
@@ -111,6 +130,8 @@ impl Pipeline {
             failing: None,
             stalled: None,
             uploads: Uploads::default(),
+            upkeep: Upkeep::default(),
+            bus_bytes: upkeep::CAUTIOUS_BYTES,
             waker: Arc::new(Notify::new()),
         }
     }
@@ -123,6 +144,11 @@ impl Pipeline {
     /// Whether every change is applied.
     pub(super) fn is_applied(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Whether nothing can be planned for now, whatever it is.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.failing.is_some() || self.stalled.is_some() || self.steps.len() >= MAX_IN_FLIGHT
     }
 
     /// Whether an answer can be given that waited for changes before it.
@@ -159,6 +185,7 @@ impl Pipeline {
         database: &Database,
         writes: &mut VecDeque<Submission>,
     ) -> Option<Blocked> {
+        self.keep_up(shared, subject, database);
         let mut group = Group::default();
         let blocked = loop {
             let Some(front) = writes.front() else { break None };
@@ -199,6 +226,12 @@ impl Pipeline {
         plan::required(request, &view.state().config, shared.settings.level)
     }
 
+    /// The same for a change that nobody has asked for.
+    pub(super) fn level_of(&self, shared: &Shared, config: &SubjectConfig) -> Level {
+        let own = config.level.unwrap_or(shared.settings.level);
+        if shared.trust.holds() { own } else { Level::Bucket }
+    }
+
     fn take(
         &mut self,
         database: &Database,
@@ -219,7 +252,7 @@ impl Pipeline {
                     group.frames.extend_from_slice(&frame);
                     group.entries += 1;
                     group.level = Some(level);
-                    self.pending.push(&entry, database.state());
+                    self.pending.push(&entry, database);
                     let change = Change { entry, bytes: frame.len(), level, ticket: None, uploaded };
                     let answer = outcome.answer();
                     group.steps.push(Step {
@@ -236,12 +269,19 @@ impl Pipeline {
         }
     }
 
-    fn append(&mut self, shared: &Shared, subject: &Subject, database: &Database, group: Group) {
+    /// Returns whether the log has taken it.
+    pub(super) fn append(
+        &mut self,
+        shared: &Shared,
+        subject: &Subject,
+        database: &Database,
+        group: Group,
+    ) -> bool {
         let Group { frames, entries, level, mut steps } = group;
         let mut changes = steps.iter().filter_map(|step| step.change.as_ref());
         let Some(first) = changes.next() else {
             self.steps.extend(steps);
-            return;
+            return true;
         };
         let last_rev = changes.next_back().unwrap_or(first).entry.last_rev();
         let append = Append {
@@ -262,16 +302,18 @@ impl Pipeline {
                     change.uploaded.keep(&change.entry);
                 }
                 self.steps.extend(steps);
+                true
             }
             Err(refusal) => {
                 // What was planned is as if it had never been.
                 self.pending.reset();
                 for change in self.steps.iter().filter_map(|step| step.change.as_ref()) {
-                    self.pending.push(&change.entry, database.state());
+                    self.pending.push(&change.entry, database);
                 }
                 for respond in steps.into_iter().filter_map(|step| step.respond) {
                     respond(Err(refusal.clone()));
                 }
+                false
             }
         }
     }
@@ -433,6 +475,7 @@ impl Pipeline {
         }
         if self.steps.is_empty() && self.failing.take().is_some() {
             self.pending.reset();
+            self.upkeep.failed();
         }
     }
 

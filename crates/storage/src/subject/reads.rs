@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use dormouse_protocol::data::InfoReply;
-use dormouse_protocol::{ErrorReply, Level, LogId, Rev};
+use dormouse_protocol::data::{InfoDetails, InfoReply};
+use dormouse_protocol::{ErrorReply, Level, LogId, Rev, Timestamp};
 use futures::future::BoxFuture;
 
 use super::values::Again;
@@ -25,6 +25,9 @@ pub(super) struct Surroundings<'a> {
     pub(super) log: &'a LogId,
     pub(super) level: Level,
     pub(super) bucket_rev: Rev,
+    pub(super) base_rev: Rev,
+    pub(super) tail_bytes: u64,
+    pub(super) open_since: Timestamp,
 }
 
 /// Whether `request` only reads the file.
@@ -88,6 +91,12 @@ fn info(database: &Database, around: &Surroundings<'_>) -> Result<InfoReply, Err
         server: around.log.server().clone(),
         log: around.log.clone(),
         bucket_rev: around.bucket_rev.min(state.rev),
+        details: InfoDetails {
+            base_rev: around.base_rev,
+            tail_bytes: around.tail_bytes,
+            open_since: around.open_since,
+            ..database.details()?
+        },
     })
 }
 

@@ -7,6 +7,12 @@ use crate::settings::EngineSettings;
 /// How long after the last change watchers are told once more where the subject is.
 const BEACONS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 
+/// An idle subject stays open for what expires so soon after it would have been closed: whoever watches it shall hear.
+const OPEN_FOR_EXPIRY: Duration = Duration::from_secs(600);
+
+/// How long after it is due that is looked for.
+const AFTER_EXPIRY: Duration = Duration::from_secs(1);
+
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -33,6 +39,7 @@ pub(super) struct Schedule {
     retry_at: Duration,
     changed_at: Duration,
     beacons_sent: usize,
+    expires_at: Option<Duration>,
 }
 
 impl Schedule {
@@ -48,6 +55,7 @@ impl Schedule {
             retry_at: Duration::ZERO,
             changed_at: now,
             beacons_sent: BEACONS.len(),
+            expires_at: None,
         }
     }
 
@@ -61,6 +69,11 @@ impl Schedule {
     pub(super) const fn changed(&mut self, now: Duration) {
         self.changed_at = now;
         self.beacons_sent = 0;
+    }
+
+    /// When a message expires next, as far as that can be foreseen.
+    pub(super) const fn awaits(&mut self, expires_at: Option<Duration>) {
+        self.expires_at = expires_at;
     }
 
     /// Compact as soon as the back-off after a failure allows.
@@ -132,7 +145,11 @@ impl Schedule {
 
     fn close_at(&self, busy: bool) -> Option<Duration> {
         let may = !busy && !self.compacting;
-        may.then(|| if self.close_asked { Duration::ZERO } else { self.used_at + self.idle_close })
+        let idle = self.used_at + self.idle_close;
+        let awaited = self.expires_at.filter(|&at| at > idle && at <= idle + OPEN_FOR_EXPIRY);
+        // What expires is on its way once it is due; until it is gone, the subject is busy.
+        let idle = awaited.map_or(idle, |at| at + AFTER_EXPIRY);
+        may.then_some(if self.close_asked { Duration::ZERO } else { idle })
     }
 }
 
@@ -201,6 +218,19 @@ mod tests {
             schedule.failed(now);
         }
         assert_eq!(attempts, [100, 101, 103, 107, 115, 131, 161, 191]);
+    }
+
+    #[test]
+    fn an_idle_subject_stays_open_for_what_expires_soon() {
+        for (expires_at, closed_at) in [(130, 160), (161, 162), (400, 401), (760, 761), (761, 160)] {
+            let mut schedule = schedule();
+            schedule.awaits(Some(s(expires_at)));
+            assert_eq!(run(&mut schedule, s(1_000)), [(closed_at, Due::Close)], "{expires_at}");
+        }
+        let mut schedule = schedule();
+        schedule.awaits(Some(s(400)));
+        schedule.ask_close();
+        assert_eq!(schedule.due(s(100), false), Some(Due::Close), "whoever needs the room does not wait");
     }
 
     #[test]

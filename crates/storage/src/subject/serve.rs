@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Position, Subject};
+use dormouse_protocol::{ErrorReply, Position, Subject, Timestamp};
 use tokio::sync::{Notify, oneshot};
 
 use super::flush::{Aim, Flush};
@@ -14,7 +14,7 @@ use super::publish::PublishEnd;
 use super::reads::{self, Surroundings, Waiting, WaitingReads};
 use super::schedule::{Due, Schedule};
 use super::values::{Again, Fetches};
-use super::{Inbox, Respond, base, events};
+use super::{Inbox, Respond, base, events, upkeep};
 use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::directory::Hold;
@@ -85,6 +85,8 @@ pub(super) struct Serving<'a> {
     /// Why the last publication failed.
     pub(super) failure: Option<ErrorReply>,
     written_bytes: usize,
+    /// Since when it is open, by the server's clock: for people.
+    open_since: Timestamp,
     pub(super) behind: Share<'a>,
     local_bytes: Share<'a>,
 }
@@ -116,6 +118,7 @@ impl<'a> Serving<'a> {
             undecided: None,
             failure: None,
             written_bytes: 0,
+            open_since: upkeep::wall(shared),
             behind: shared.counters.subjects_not_compacted.share(),
             local_bytes: shared.counters.local_bytes.share(),
         };
@@ -150,6 +153,9 @@ impl<'a> Serving<'a> {
         self.beacon();
         if let Some(verified) = self.opened_with.take() {
             self.collect(verified).await;
+        }
+        if let Some(end) = self.wake(inbox).await {
+            return end;
         }
         let moved = self.pipeline.waker();
         loop {
@@ -236,6 +242,8 @@ impl<'a> Serving<'a> {
     }
 
     async fn do_what_is_due(&mut self, inbox: &mut Inbox) -> Option<End> {
+        let expires_at = self.expires_at();
+        self.schedule.awaits(expires_at);
         loop {
             let (now, busy) = (self.shared.env.boot(), self.is_busy());
             match self.schedule.due(now, busy) {
@@ -249,11 +257,14 @@ impl<'a> Serving<'a> {
     }
 
     /// How long there is nothing to do, requests aside.
-    fn pause(&self) -> Duration {
+    fn pause(&mut self) -> Duration {
         let flushes = self.flushes.iter().map(|flush| flush.until).min();
         let now = self.shared.env.boot();
         let stalled = self.pipeline.stalled.as_ref().map(|_| now + STALL_PAUSE);
-        let next = self.schedule.next(self.is_busy()).into_iter().chain(flushes).chain(stalled).min();
+        let (shared, (pipeline, database)) = (self.shared, self.pipeline_and_file());
+        let upkeep = pipeline.keep_up_at(shared, database);
+        let next = self.schedule.next(self.is_busy()).into_iter();
+        let next = next.chain(flushes).chain(stalled).chain(upkeep).min();
         // An hour: only to have a number.
         next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(now))
     }
@@ -304,6 +315,9 @@ impl<'a> Serving<'a> {
             log: self.shared.log.id(),
             level: self.shared.settings.level,
             bucket_rev: self.pipeline.bucket_rev(),
+            base_rev: self.manifest.base_rev,
+            tail_bytes: self.shared.log.tail(self.subject).map_or(0, |tail| tail.bytes),
+            open_since: self.open_since,
         };
         let answer = reads::answer(self.file.get(), &submission.request, submission.max_reply_bytes, &around);
         let answer = answer.unwrap_or_else(|| Err(ErrorReply::internal("a change was taken for a read")));
@@ -374,6 +388,10 @@ impl<'a> Serving<'a> {
             .await;
         self.file.0 = Some(database);
         done
+    }
+
+    pub(super) fn pipeline_and_file(&mut self) -> (&mut Pipeline, &Database) {
+        (&mut self.pipeline, self.file.get())
     }
 
     pub(super) fn database(&mut self) -> &mut Database {

@@ -173,6 +173,7 @@ impl Pipeline {
         if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
             return refuse(refusal);
         }
+        self.bus_bytes = front.max_reply_bytes;
         let values = values::of_request(&front.request);
         let term = database.state().term;
         for (place, value) in values::uploaded_before(&front.request) {

@@ -282,6 +282,8 @@ pub struct World {
     pub bucket: Arc<Unreliable>,
     pub fleet: Arc<Fleet>,
     starts: AtomicU64,
+    /// What the clock of the next server says when it starts, in seconds, beside how many were started before.
+    pub wall: AtomicU64,
 }
 
 impl World {
@@ -314,7 +316,13 @@ impl World {
 
     fn with(folder: TempDir, inner: Arc<dyn Bucket>) -> Self {
         let bucket = Arc::new(Unreliable::over(inner));
-        Self { folder, bucket, fleet: Arc::default(), starts: AtomicU64::new(0) }
+        Self {
+            folder,
+            bucket,
+            fleet: Arc::default(),
+            starts: AtomicU64::new(0),
+            wall: AtomicU64::new(1_700_000_000),
+        }
     }
 
     pub fn data_dir(&self, name: &str) -> PathBuf {
@@ -379,7 +387,7 @@ impl World {
         let mut settings = EngineSettings::new(self.data_dir(name), name.parse().unwrap());
         change(&mut settings);
         let number = self.starts.fetch_add(1, Ordering::SeqCst);
-        let (runtime, env) = clockwork.begin(number);
+        let (runtime, env) = clockwork.begin(number, self.wall.load(Ordering::SeqCst));
         let bucket = Arc::clone(&self.bucket) as Arc<dyn Bucket>;
         let prepared = runtime.block_on(Engine::prepare(settings, bucket, env.clone())).unwrap();
         if let Some(predecessor) = prepared.predecessor() {
@@ -419,14 +427,14 @@ pub enum Clockwork {
 }
 
 impl Clockwork {
-    fn begin(self, number: u64) -> (Runtime, Env) {
+    fn begin(self, number: u64, wall: u64) -> (Runtime, Env) {
         if let Self::Running = self {
             let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             return (runtime, Env::system());
         }
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         // A server that is started later was born later.
-        let wall = Duration::from_secs(1_700_000_000 + number);
+        let wall = Duration::from_secs(wall + number);
         let env = runtime.block_on(async {
             let clock = Arc::new(VirtualClock::starting_at(wall));
             Env::simulated(clock, Arc::new(SeededEntropy::new(number)))

@@ -1,19 +1,20 @@
 //! Planning on top of what is pending comes to the same as planning on what is applied.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use dormouse_protocol::data::{
     ConfigureRequest, DeleteAllRequest, DeleteRequest, Expect, SetItem, SetRequest,
 };
 use dormouse_protocol::limits::MSG_ID_WINDOW_MS;
-use dormouse_protocol::message::SubjectConfig;
+use dormouse_protocol::message::{Discard, SubjectConfig};
 use dormouse_protocol::{ErrorCode, SessionId};
 use proptest::prelude::*;
 
 use super::*;
 use crate::api::{Reply, Request};
 use crate::plan::tests::{CONTEXT, InMemory, answer, at, id, keyed, memory, set};
-use crate::plan::{Context, Planned, plan};
+use crate::plan::touched::KEPT_PLACES;
+use crate::plan::{Context, Planned, plan, upkeep};
 
 /// A subject twice: with everything applied, and with some of it pending.
 struct World {
@@ -64,10 +65,39 @@ impl World {
         }
         if let Planned::Write { entry, .. } = &planned {
             self.whole.apply(entry);
-            self.pending.push(entry, self.applied.state());
+            self.pending.push(entry, &self.applied);
             self.waiting.push_back(entry.clone());
         }
         planned
+    }
+
+    /// What has to go by now goes from both; what has expired, once that is applied.
+    fn keep_up(&mut self) {
+        let context = Context { accept_time: Timestamp::from_micros(self.now), ..CONTEXT };
+        let planned = upkeep(&self.pending.view(&self.applied), context).unwrap();
+        if self.waiting.is_empty() {
+            assert_eq!(planned, upkeep(&self.whole, context).unwrap());
+        }
+        let Some(entry) = planned else { return };
+        let before = self.whole.clone();
+        self.whole.apply(&entry);
+        for removed in entry.operations.iter().flat_map(|operation| match operation {
+            Operation::Delete { removed, cause: RemovalCause::Expired } => removed.clone(),
+            _ => Vec::new(),
+        }) {
+            let expired =
+                before.expired(entry.accept_time, before.state().config.max_age_ms, usize::MAX).unwrap();
+            assert!(expired.iter().any(|held| held.id.seq == removed.seq), "{removed:?} goes too early");
+        }
+        self.pending.push(&entry, &self.applied);
+        self.waiting.push_back(entry);
+    }
+
+    /// Nothing is above the limits, unless it was so before they were lowered.
+    fn is_within_limits(&self) -> bool {
+        let (state, config) = (self.whole.state(), &self.whole.state().config);
+        config.max_msgs.is_none_or(|most| state.count <= most)
+            && config.max_bytes.is_none_or(|most| state.bytes <= most)
     }
 
     fn fail_all(&mut self) {
@@ -78,7 +108,12 @@ impl World {
 
     fn compare(&self) {
         let view = self.pending.view(&self.applied);
-        assert_eq!(view.state(), self.whole.state());
+        let bytes = self.whole.state().bytes;
+        assert_eq!(SubjectState { bytes, ..view.state().clone() }, *self.whole.state());
+        assert!(view.bytes().is_none_or(|known| known == bytes), "{:?}, not {bytes}", view.bytes());
+        for (from, limit) in [(0, 1), (0, 3), (9, 2), (0, 100)] {
+            assert_eq!(view.oldest(Seq::new(from), limit), self.whole.oldest(Seq::new(from), limit));
+        }
         assert_eq!(self.pending.len(), self.waiting.len() as u64);
         for seq in (0..60).map(Seq::new) {
             assert_eq!(view.at(seq), self.whole.at(seq), "{seq}");
@@ -117,6 +152,7 @@ enum Step {
     Apply(usize),
     FailAll,
     Clock(u64),
+    KeepUp,
 }
 
 fn item() -> impl Strategy<Value = SetItem> {
@@ -130,8 +166,12 @@ fn item() -> impl Strategy<Value = SetItem> {
         proptest::option::weighted(0.6, 0..6_u8),
         proptest::option::weighted(0.2, 0..4_u8),
         proptest::option::weighted(0.2, expect),
+        proptest::option::of(0..12_usize),
+        proptest::option::weighted(0.3, 1..100_000_u64),
     )
-        .prop_map(|(seq, key, msg_id, expect)| SetItem {
+        .prop_map(|(seq, key, msg_id, expect, size, ttl_ms)| SetItem {
+            value: size.map(|size| vec![b'v'; size].into()),
+            ttl_ms,
             seq: seq.map(Seq::new),
             key: key.map(key_name),
             msg_id: msg_id.map(|n| n.to_string()),
@@ -164,12 +204,32 @@ fn request() -> impl Strategy<Value = Request> {
         1 => (0..5_u64, request_id()).prop_map(|(keep, request)| {
             Request::DeleteAll(DeleteAllRequest { keep_last: Some(keep), request, ..Default::default() })
         }),
-        1 => (0..9_u8, request_id()).prop_map(|(n, request)| {
-            let metadata = BTreeMap::from([("n".to_owned(), n.to_string())]);
-            let config = SubjectConfig { metadata, ..SubjectConfig::default() };
+        2 => (config(), request_id()).prop_map(|(config, request)| {
             Request::Configure(ConfigureRequest { config, request, ..Default::default() })
         }),
     ]
+}
+
+fn config() -> impl Strategy<Value = SubjectConfig> {
+    (
+        proptest::option::of(1..8_u64),
+        proptest::option::of(1..40_u64),
+        proptest::option::weighted(0.2, 1..12_u64),
+        proptest::option::weighted(0.3, 1..100_000_u64),
+        proptest::option::weighted(0.3, 1..100_000_u64),
+        any::<bool>(),
+    )
+        .prop_map(|(max_msgs, max_bytes, max_msg_size, max_age_ms, default_ttl_ms, refuses)| {
+            SubjectConfig {
+                max_msgs,
+                max_bytes,
+                max_msg_size,
+                max_age_ms,
+                default_ttl_ms,
+                discard: refuses.then_some(Discard::New),
+                ..SubjectConfig::default()
+            }
+        })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -177,6 +237,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => request().prop_map(Step::Request),
         4 => (1..4_usize).prop_map(Step::Apply),
         1 => Just(Step::FailAll),
+        3 => Just(Step::KeepUp),
         // Also backwards, and beyond the window of message ids.
         2 => (0..2 * MSG_ID_WINDOW_MS * 1_000).prop_map(Step::Clock),
     ]
@@ -191,12 +252,16 @@ proptest! {
     ) {
         let mut world = World::new();
         for step in steps {
+            let was_within = world.is_within_limits();
+            let configures = matches!(step, Step::Request(Request::Configure(_)) | Step::FailAll);
             match step {
                 Step::Request(request) => drop(world.run(&request)),
                 Step::Apply(entries) => (0..entries).for_each(|_| world.apply_oldest()),
                 Step::FailAll => world.fail_all(),
                 Step::Clock(micros) => world.now = micros,
+                Step::KeepUp => world.keep_up(),
             }
+            prop_assert!(configures || !was_within || world.is_within_limits());
             world.compare();
         }
     }
@@ -239,7 +304,7 @@ fn an_answer_that_tells_of_pending_changes_waits_for_them() {
     let planned = world.run(&set(vec![taken]));
     assert!(matches!(planned, Planned::Settle(Ok(_))), "{planned:?}");
     // What the request alone decides waits for nothing.
-    let planned = world.run(&set(vec![SetItem { ttl_ms: Some(1), ..at(50) }]));
+    let planned = world.run(&set(vec![SetItem { ttl_ms: Some(0), ..at(50) }]));
     assert!(matches!(planned, Planned::Answer(Ok(_))), "{planned:?}");
     let planned = world.run(&set(Vec::new()));
     assert!(matches!(&planned, Planned::Answer(Err(error)) if error.code == ErrorCode::BadRequest));
@@ -267,18 +332,18 @@ fn only_a_delete_all_that_has_to_count_waits_for_what_is_pending() {
 #[test]
 fn a_burst_gives_its_memory_back() {
     let mut world = World::new();
-    for _ in 0..3 * KEPT_PLACES {
+    for n in 0..3 * KEPT_PLACES {
         let Planned::Write { entry, .. } =
-            plan(&set(vec![SetItem::default()]), &world.pending.view(&world.applied), CONTEXT)
+            plan(&set(vec![keyed(&n.to_string())]), &world.pending.view(&world.applied), CONTEXT)
         else {
             panic!()
         };
-        world.pending.push(&entry, world.applied.state());
+        world.pending.push(&entry, &world.applied);
         world.waiting.push_back(entry);
     }
-    assert!(world.pending.by_seq.0.capacity() > KEPT_PLACES);
+    assert!(world.pending.by_key.0.capacity() > KEPT_PLACES);
     while !world.waiting.is_empty() {
         world.apply_oldest();
     }
-    assert_eq!(world.pending.by_seq.0.capacity(), 0);
+    assert_eq!(world.pending.by_key.0.capacity(), 0);
 }

@@ -71,7 +71,7 @@ fn of_a_batch_nothing_is_done_unless_all_of_it_can_be() {
     let cases = [
         (vec![keyed("x"), keyed("x")], true),
         (vec![named("m"), named("m")], true),
-        (vec![at(5), SetItem { ttl_ms: Some(1), ..SetItem::default() }], true),
+        (vec![at(5), SetItem { ttl_ms: Some(0), ..SetItem::default() }], true),
         (vec![SetItem::default(), at(9)], false),
         (vec![at(20), at(20)], false),
         (vec![keyed("a"), at(3)], false),
@@ -154,7 +154,7 @@ fn the_largest_requests_fit_a_frame() {
     let keys: Vec<_> = sets.into_iter().filter_map(|set| set.key).collect();
     for (seq, key) in (100..).map(Seq::new).zip(&keys) {
         let id = MessageId { term: Term::new(4), seq };
-        memory.messages.insert(seq, Held { id, key: Some(key.clone()) });
+        memory.messages.insert(seq, Held { id, key: Some(key.clone()), size: 0 });
     }
     let seqs: Vec<_> = memory.messages.keys().copied().rev().take(MAX_ITEMS_PER_REQUEST).collect();
     let request = Request::Delete(DeleteRequest { seqs, request: request_id(2), ..DeleteRequest::default() });
@@ -271,7 +271,7 @@ fn a_refusal_by_the_state_is_remembered_and_one_by_the_request_is_not() {
         ..DeleteRequest::default()
     });
     assert!(write(&nothing, &mut memory, 600).operations.is_empty());
-    for outright in [vec![SetItem { ttl_ms: Some(1), ..SetItem::default() }], Vec::new()] {
+    for outright in [vec![SetItem { ttl_ms: Some(0), ..SetItem::default() }], Vec::new()] {
         assert!(matches!(plan(&refused(outright, false), &memory, CONTEXT), Planned::Answer(_)));
     }
 }
@@ -297,6 +297,15 @@ impl SubjectView for Unreadable {
         Err(ErrorReply::corrupt("file", "gone"))
     }
     fn under(&self, _: &str) -> Result<Option<MessageId>, ErrorReply> {
+        Err(ErrorReply::corrupt("file", "gone"))
+    }
+    fn bytes(&self) -> Option<u64> {
+        None
+    }
+    fn oldest(&self, _: Seq, _: usize) -> Result<Vec<Held>, ErrorReply> {
+        Err(ErrorReply::corrupt("file", "gone"))
+    }
+    fn expired(&self, _: Timestamp, _: Option<u64>, _: usize) -> Result<Vec<Held>, ErrorReply> {
         Err(ErrorReply::corrupt("file", "gone"))
     }
     fn count_up_to(&self, _: Seq) -> Result<u64, ErrorReply> {

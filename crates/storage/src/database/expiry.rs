@@ -1,0 +1,73 @@
+//! What expires when, by accept time: messages by their own time to live, and all by the subject's `max_age`.
+
+use std::collections::BTreeMap;
+
+use dormouse_protocol::{Seq, Timestamp};
+
+use super::view::read_held;
+use super::{Database, DatabaseError, from_sql, to_sql};
+use crate::plan::Held;
+
+const FIRST_BY_TTL: &str = "SELECT MIN(expires_at) FROM messages WHERE expires_at IS NOT NULL";
+
+/// Revs and accept times go up together, so that the first by rev is the oldest.
+const FIRST_BY_AGE: &str = "SELECT accepted_at FROM messages ORDER BY rev LIMIT 1";
+
+const BY_TTL: &str =
+    "SELECT seq, term, key, size FROM messages WHERE expires_at <= ?1 ORDER BY expires_at, seq LIMIT ?2";
+
+const BY_AGE: &str = "SELECT seq, term, key, size, accepted_at FROM messages ORDER BY rev, seq LIMIT ?1";
+
+impl Database {
+    /// The accept time at which a message expires next; `None`: none does.
+    #[must_use]
+    pub const fn next_expiry(&self) -> Option<Timestamp> {
+        self.next_expiry
+    }
+
+    /// Looks anew when a message expires next.
+    pub(super) fn look_for_expiry(&mut self) -> Result<(), DatabaseError> {
+        let read = |sql: &str| -> Result<Option<Timestamp>, rusqlite::Error> {
+            let mut select = self.connection.prepare_cached(sql)?;
+            let mut rows = select.query([])?;
+            let first: Option<i64> = rows.next()?.map(|row| row.get(0)).transpose()?.flatten();
+            Ok(first.map(|at| Timestamp::from_micros(from_sql(at))))
+        };
+        let by_age = match self.state.config.max_age_ms {
+            None => None,
+            Some(max_age_ms) => read(FIRST_BY_AGE)?.map(|at| at.plus_millis(max_age_ms)),
+        };
+        self.next_expiry = read(FIRST_BY_TTL)?.into_iter().chain(by_age).min();
+        Ok(())
+    }
+
+    /// Messages whose time is over at `now`, by their own time to live or by this age: at most `limit`.
+    pub(super) fn find_expired(
+        &self,
+        now: Timestamp,
+        max_age_ms: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Held>, DatabaseError> {
+        let mut found: BTreeMap<Seq, Held> = BTreeMap::new();
+        let mut select = self.connection.prepare_cached(BY_TTL)?;
+        let now_micros = now.as_micros().min(i64::MAX.unsigned_abs());
+        let mut rows = select.query([to_sql(now_micros), to_sql(limit as u64)])?;
+        while let Some(row) = rows.next()? {
+            let held = read_held(row)?;
+            found.insert(held.id.seq, held);
+        }
+        if let Some(max_age_ms) = max_age_ms {
+            let mut select = self.connection.prepare_cached(BY_AGE)?;
+            let mut rows = select.query([to_sql(limit as u64)])?;
+            while let Some(row) = rows.next()? {
+                let accepted_at = Timestamp::from_micros(from_sql(row.get(4)?));
+                if found.len() >= limit || accepted_at.plus_millis(max_age_ms) > now {
+                    break;
+                }
+                let held = read_held(row)?;
+                found.insert(held.id.seq, held);
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+}
