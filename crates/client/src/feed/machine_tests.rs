@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use dormouse_protocol::data::InfoReply;
+use dormouse_protocol::data::{InfoDetails, InfoReply};
 use dormouse_protocol::message::{
     ConfigureChange, DeleteAllChange, DeleteChange, Removed, SetChange, SubjectConfig,
 };
@@ -214,6 +214,7 @@ impl Subject {
             server: ServerName::new("a").unwrap(),
             log: "a-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
             bucket_rev: Rev::new(0),
+            details: InfoDetails::default(),
         }
     }
 }
