@@ -49,6 +49,8 @@ mod exchange;
 mod feed;
 mod kv;
 mod location;
+#[doc(hidden)]
+pub mod mutations;
 mod new_message;
 mod operator;
 mod pages;
