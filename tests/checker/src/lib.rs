@@ -27,6 +27,7 @@ mod apply;
 mod history;
 mod losses;
 mod model;
+mod mortal;
 mod operations;
 mod order;
 mod print;
