@@ -29,11 +29,13 @@ pub enum Mutation {
     ValueDeletedEarly,
     /// That a slot exists already is taken for the success of its creation.
     ExistsIsSuccess,
+    /// A full subject that is to refuse writes loses its oldest messages to them.
+    FullLosesTheOldest,
 }
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NoSync,
         Self::ToldBeforeTheBucket,
         Self::NoListAfterClaim,
@@ -45,6 +47,7 @@ impl Mutation {
         Self::ReleasedIsStillOurs,
         Self::ValueDeletedEarly,
         Self::ExistsIsSuccess,
+        Self::FullLosesTheOldest,
     ];
 
     /// Its name on a command line.
@@ -62,6 +65,7 @@ impl Mutation {
             Self::ReleasedIsStillOurs => "released-is-still-ours",
             Self::ValueDeletedEarly => "value-deleted-early",
             Self::ExistsIsSuccess => "exists-is-success",
+            Self::FullLosesTheOldest => "full-loses-the-oldest",
         }
     }
 }

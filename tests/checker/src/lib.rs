@@ -28,6 +28,7 @@ mod feeds;
 mod history;
 mod losses;
 mod model;
+mod mortal;
 mod operations;
 mod order;
 mod print;

@@ -299,7 +299,7 @@ impl<'c, 'h> Replay<'c, 'h> {
             let operation = &self.ops.all[*op];
             operation.invoked <= by && may_remove(operation.op, message)
         };
-        self.has_hole_after(message.rev) && self.loose.iter().any(removes)
+        self.has_hole_after(message.rev) && (self.may_have_gone(message) || self.loose.iter().any(removes))
     }
 
     /// Whether there may be a message, under this key or any, of which nobody was told.
@@ -325,7 +325,8 @@ impl<'c, 'h> Replay<'c, 'h> {
 
     /// Every place that nobody told of must have been filled by somebody who was not told either.
     fn holes_are_explained(&mut self) {
-        if self.is_vague || self.holes.is_empty() {
+        // What goes by itself has revs that nobody asked for.
+        if self.is_vague || self.holes.is_empty() || self.anything_may_go() {
             return;
         }
         let revs = |op: &usize| {

@@ -12,6 +12,7 @@ use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem,
     SetOutcome, SetReply, SetRequest, SetResult,
 };
+use dormouse_protocol::message::Discard;
 use dormouse_protocol::{
     ErrorCode, MessageId, Op, Position, RequestId, Seq, SessionId, Subject, decode, encode,
 };
@@ -222,7 +223,11 @@ impl Worker {
         if let Some(level) = self.level() {
             kv = kv.with_level(level);
         }
-        if let Ok(result) = kv.put(key.clone(), value).await {
+        let mut message = NewMessage::new(value);
+        if self.plan.deletes && self.dice.chance(100) {
+            message = message.ttl(self.dice.millis(200..20_000));
+        }
+        if let Ok(result) = kv.put_with(key.clone(), message).await {
             self.learn(at, Some(&key), &result);
         }
     }
@@ -337,7 +342,13 @@ impl Worker {
             return self.put(at).await;
         }
         let level = self.dice.chance(800).then(|| *self.dice.pick(&Level::ALL));
-        let config = SubjectConfig { level, ..SubjectConfig::default() };
+        let mut config = SubjectConfig { level, ..SubjectConfig::default() };
+        if self.plan.deletes && self.dice.chance(400) {
+            config.max_msgs = self.dice.chance(600).then(|| self.dice.within(2..12));
+            config.max_bytes = self.dice.chance(300).then(|| self.dice.within(4_000..40_000));
+            config.max_age_ms = self.dice.chance(300).then(|| self.dice.within(500..60_000));
+            config.discard = self.dice.chance(400).then_some(Discard::New);
+        }
         let _ = self.kv(at).configure(config).await;
     }
 
@@ -436,8 +447,10 @@ pub async fn last_look(
         let looked = tokio::time::timeout(within, async {
             loop {
                 let value = worker.value();
+                // A subject that is full and refuses writes is well all the same.
+                let unlimited = worker.kv(at).configure(SubjectConfig::default()).await;
                 let written = worker.kv(at).with_level(Level::Bucket).put("last", value).await;
-                if written.is_ok() {
+                if unlimited.is_ok() && written.is_ok() {
                     break;
                 }
                 trace.line(format_args!("not yet: {subject}"));

@@ -9,6 +9,7 @@ use dormouse_protocol::{ErrorReply, Seq};
 
 use super::view::{Held, SubjectView};
 use super::{Refusal, size};
+use crate::mutations::{Mutation, is_there};
 
 /// The most bytes of removed messages that one entry names. Whatever else is too much goes with the entries behind it.
 pub(super) const NAMED_BYTES: usize = 1_024 * 1_024;
@@ -70,7 +71,7 @@ impl Amount {
 
 /// Whether a write makes room for itself.
 pub(super) fn makes_room(config: &SubjectConfig) -> bool {
-    config.discard.unwrap_or_default() == Discard::Old
+    config.discard.unwrap_or_default() == Discard::Old || is_there(Mutation::FullLosesTheOldest)
 }
 
 /// Whether how much there is is limited.

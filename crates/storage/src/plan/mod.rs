@@ -251,6 +251,8 @@ fn plan_configure(
     let config = &request.config;
     limits::check_config(config)?;
     let mut operations = vec![Operation::Configure { config: config.clone() }];
+    // Its own: what goes because of it are changes behind it.
+    let position = position_after(view.state(), &operations);
     if limits::are_set(config) && limits::makes_room(config) {
         let msgs = view.state().count;
         let bytes = if config.max_bytes.is_some() { view.bytes().ok_or(Refusal::Undecided)? } else { 0 };
@@ -259,7 +261,6 @@ fn plan_configure(
         let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
         operations.extend(cut(evicted, most_bytes, RemovalCause::Evicted));
     }
-    let position = position_after(view.state(), &operations);
     let outcome = Outcome::Configure(ConfigureReply { position, duplicate: false });
     Ok(Decision { operations, outcome, by_state: true })
 }
