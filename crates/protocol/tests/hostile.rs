@@ -14,7 +14,7 @@ use fuzzing::{CHECKS, Check};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// How often each vector is changed.
-const CHANGES: u64 = 150;
+const CHANGES: u64 = 100;
 
 /// What reading may hold at once besides what the bytes themselves call for: a list that promises billions gets room for a few
 /// at first, in each of several types, and its refusal has words.
@@ -143,8 +143,8 @@ fn no_change_of_a_vector_makes_a_decoder_panic_or_take_memory_out_of_proportion(
 fn lengths_that_promise_gigabytes_cost_nothing_wherever_they_stand() {
     for seed in seeds() {
         for at in 0..seed.bytes.len() {
-            let heads = [0xc6, 0xdd, 0xdb, 0xdf, 0xc9];
-            for head in [heads[at % 5], heads[(at + 1) % 5]] {
+            // Lists and maps everywhere; of text, bytes and extensions one here and one there.
+            for head in [0xdd, 0xdf, [0xc6, 0xdb, 0xc9][at % 3]] {
                 let mut bytes = seed.bytes[..at].to_vec();
                 bytes.extend([head, 0xff, 0xff, 0xff, 0xf0]);
                 bytes.extend_from_slice(&seed.bytes[at..]);
