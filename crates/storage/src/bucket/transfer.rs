@@ -38,7 +38,7 @@ struct Source {
     crc: Crc64Digest,
     size_bytes: u64,
     /// Bytes of the file when it was opened.
-    expected_bytes: u64,
+    file_bytes: u64,
 }
 
 impl Source {
@@ -51,21 +51,28 @@ impl Source {
         match open(&path) {
             Ok((file, size_bytes)) => {
                 let part_bytes = PART_BYTES.max(size_bytes.div_ceil(MAX_PARTS));
-                let (crc, expected_bytes) = (Crc64Digest::new(), size_bytes);
-                Ok(Self { file, path, part_bytes, patch, crc, size_bytes: 0, expected_bytes })
+                let (crc, file_bytes) = (Crc64Digest::new(), size_bytes);
+                Ok(Self { file, path, part_bytes, patch, crc, size_bytes: 0, file_bytes })
             }
             Err(source) => Err(BucketError::LocalFile { path, source }),
         }
     }
 
-    /// The next part; shorter than the others, or empty, at the end. Blocks.
-    fn next_part(&mut self) -> Result<Bytes, BucketError> {
-        // A part that grows while it is read is copied, and takes more memory than it needs.
-        let expected = self.part_bytes.min(self.expected_bytes.saturating_sub(self.size_bytes));
-        let mut part = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
-        if let Err(source) = (&self.file).take(self.part_bytes).read_to_end(&mut part) {
-            return Err(BucketError::LocalFile { path: self.path.clone(), source });
+    /// The next part, in the memory of an earlier one; shorter than the others, or empty, at the end. Blocks.
+    fn next_part(&mut self, mut part: BytesMut) -> Result<Bytes, BucketError> {
+        let left = self.file_bytes.saturating_sub(self.size_bytes);
+        part.clear();
+        part.resize(usize::try_from(self.part_bytes.min(left)).unwrap_or(usize::MAX), 0);
+        let mut filled = 0;
+        while filled < part.len() {
+            match self.file.read(&mut part[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(BucketError::LocalFile { path: self.path.clone(), source }),
+            }
         }
+        part.truncate(filled);
         if self.size_bytes == 0 && self.patch == HeaderPatch::RollbackJournal {
             if !part.starts_with(SQLITE_MAGIC) || part.len() < SQLITE_VERSIONS.end {
                 let what = "not an SQLite file".to_owned();
@@ -75,7 +82,7 @@ impl Source {
         }
         self.crc.update(&part);
         self.size_bytes += part.len() as u64;
-        Ok(part.into())
+        Ok(part.freeze())
     }
 
     fn is_last(&self, part: &Bytes) -> bool {
@@ -88,11 +95,15 @@ impl Source {
 }
 
 /// A source that goes to and fro between this task and the threads that may block.
-async fn read_part(bucket: &ObjectStoreBucket, mut source: Source) -> Result<(Source, Bytes), BucketError> {
+async fn read_part(
+    bucket: &ObjectStoreBucket,
+    mut source: Source,
+    memory: BytesMut,
+) -> Result<(Source, Bytes), BucketError> {
     bucket
         .env()
         .blocking(move || {
-            let part = source.next_part()?;
+            let part = source.next_part(memory)?;
             Ok((source, part))
         })
         .await
@@ -110,7 +121,7 @@ pub(super) async fn upload(
         .env()
         .blocking(move || {
             let mut source = Source::open(path, patch)?;
-            let part = source.next_part()?;
+            let part = source.next_part(BytesMut::new())?;
             Ok((source, part))
         })
         .await?;
@@ -142,13 +153,15 @@ async fn upload_parts(
     loop {
         let last = source.is_last(&part);
         if !part.is_empty() {
-            call.complete(multipart.put_part(PutPayload::from_bytes(part))).await?;
+            call.complete(multipart.put_part(PutPayload::from_bytes(part.clone()))).await?;
         }
         if last {
             call.complete(multipart.complete()).await?;
             return Ok(source.summary());
         }
-        (source, part) = read_part(bucket, source).await?;
+        // One piece of memory for all parts: fresh ones from ever other threads would add up in the allocator.
+        let memory = part.try_into_mut().unwrap_or_default();
+        (source, part) = read_part(bucket, source, memory).await?;
     }
 }
 
