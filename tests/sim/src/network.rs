@@ -39,6 +39,8 @@ struct Shared {
 
 struct State {
     weather: Weather,
+    /// What befalls events, where it is something else.
+    events: Option<Weather>,
     /// From whom to whom nothing gets through, and how many times that was said.
     cuts: BTreeMap<(String, String), u32>,
     /// What was sent once and comes twice, briefly.
@@ -53,6 +55,7 @@ impl Net {
     pub fn new(seed: u64, trace: Trace) -> Self {
         let state = State {
             weather: Weather::FAIR,
+            events: None,
             cuts: BTreeMap::new(),
             repeated: BTreeSet::new(),
             last: BTreeMap::new(),
@@ -63,6 +66,11 @@ impl Net {
     /// From now on this is the weather.
     pub fn set_weather(&self, weather: Weather) {
         self.state().weather = weather;
+    }
+
+    /// From now on this befalls events, whatever befalls everything else.
+    pub fn set_events_weather(&self, weather: Option<Weather>) {
+        self.state().events = weather;
     }
 
     /// Nothing gets through from one to the other until [`mend`](Self::mend) was called as often.
@@ -101,18 +109,19 @@ impl Net {
         let mut state = self.state();
         state.cuts.clear();
         state.weather = Weather::FAIR;
+        state.events = None;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn decide(&self, pair: &(String, String)) -> Vec<Duration> {
+    fn decide(&self, pair: &(String, String), is_event: bool) -> Vec<Duration> {
         let (dice, trace) = (&self.0.dice, &self.0.trace);
         let mut state = self.state();
         // Always as many draws: what befalls a message does not hang on what befell those before it.
         let [fate, way, late, second] = std::array::from_fn(|_| dice.draw());
-        let weather = state.weather;
+        let weather = state.events.filter(|_| is_event).unwrap_or(state.weather);
         if state.cuts.contains_key(pair) {
             trace.count("message cut off");
             return Vec::new();
@@ -150,7 +159,8 @@ impl Net {
 impl Network for Net {
     fn fates(&self, passage: Passage<'_>) -> Vec<Duration> {
         let Passage { from, to, route, is_answer, payload } = passage;
-        let fates = self.decide(&(from.to_owned(), to.to_owned()));
+        let is_event = route.as_str().starts_with("persist.events.");
+        let fates = self.decide(&(from.to_owned(), to.to_owned()), is_event);
         let (size, digest) = (payload.len(), brief(payload));
         if fates.len() > 1 {
             self.state().repeated.insert(digest);

@@ -55,6 +55,15 @@ pub struct Report {
 /// When there is no room for the disks.
 #[must_use]
 pub fn run(seed: u64, profile: Profile, bug: Option<Bug>, keep_text: bool) -> Report {
+    run_in(seed, Setting::draw(seed, profile), bug, keep_text)
+}
+
+/// As [`run`], in a world that is set up in another way than the seed says.
+///
+/// # Panics
+/// When there is no room for the disks.
+#[must_use]
+pub fn run_in(seed: u64, setting: Setting, bug: Option<Bug>, keep_text: bool) -> Report {
     note_panics();
     Bug::break_on_this_thread(bug);
     PANICS.take();
@@ -64,15 +73,14 @@ pub fn run(seed: u64, profile: Profile, bug: Option<Bug>, keep_text: bool) -> Re
         .build()
         .expect("a runtime on this thread");
     let room = disk::room().expect("room for the disks");
-    let mut report = runtime.block_on(live(seed, profile, room.path(), keep_text));
+    let mut report = runtime.block_on(live(seed, setting, room.path(), keep_text));
     drop(runtime);
     report.violations.extend(PANICS.take().into_iter().map(|panic| format!("a panic: {panic}")));
     report
 }
 
-async fn live(seed: u64, profile: Profile, room: &std::path::Path, keep_text: bool) -> Report {
-    let setting = Setting::draw(seed, profile);
-    let length = setting.length;
+async fn live(seed: u64, setting: Setting, room: &std::path::Path, keep_text: bool) -> Report {
+    let (profile, length) = (setting.profile, setting.length);
     let world = World::new(seed, setting, room, keep_text);
     world.trace.line(format_args!("seed {seed} {:?}", world.setting));
     let stop = Stop::new();

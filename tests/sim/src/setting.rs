@@ -150,6 +150,8 @@ pub struct Setting {
     pub ambushes: u64,
     /// What befalls messages.
     pub weather: Weather,
+    /// What befalls events, where it is something else.
+    pub events: Option<Weather>,
     /// What is done to the fleet, and how often.
     pub blows: Vec<(u64, Blow)>,
     /// The time between two blows, in milliseconds on average.
@@ -200,9 +202,25 @@ impl Setting {
             sharp: *dice.pick(&[0, 50, 200]),
             ambushes: *dice.pick(&[0, 10, 40, 100]),
             weather: weather(&dice),
+            events: None,
             blows,
             between_ms: *dice.pick(&[400, 1_000, 2_500]),
         }
+    }
+}
+
+/// A world in which nothing goes wrong but with events, which are lost, repeated and late all the time.
+#[must_use]
+pub fn deaf(seed: u64) -> Setting {
+    Setting {
+        bucket: FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::calm() },
+        sharp: 0,
+        ambushes: 0,
+        weather: Weather::FAIR,
+        events: Some(Weather { lost: 300, twice: 200, late: 200, late_ms: 2_000 }),
+        // Longer than any run.
+        between_ms: 1_000_000_000,
+        ..Setting::draw(seed, Profile::Standard)
     }
 }
 

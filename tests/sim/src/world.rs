@@ -181,6 +181,7 @@ impl World {
         let caller = |number| Arc::new(Caller::new(seed, plan(&setting, number)));
         let clients = (1..=CLIENTS + READERS).map(caller).collect();
         net.set_weather(setting.weather);
+        net.set_events_weather(setting.events);
         let world = Arc::new(Self {
             setting,
             trace,

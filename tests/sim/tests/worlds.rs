@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use dormouse_sim::run::run_in;
+use dormouse_sim::setting::deaf;
 use dormouse_sim::soak::{Harvest, soak};
 use dormouse_sim::{Profile, run};
 
@@ -49,6 +51,18 @@ fn different_seeds_are_different_worlds() {
 #[test]
 fn whatever_befalls_the_fleet_every_promise_is_kept() {
     clean(&soak(0..SEEDS, Profile::Standard, None, threads(), |_| true));
+}
+
+#[test]
+fn feeds_are_exact_however_many_events_are_lost_repeated_and_late() {
+    for seed in 0..20 {
+        let report = run_in(seed, deaf(seed), None, false);
+        assert!(report.violations.is_empty(), "seed {seed}:\n{}", report.violations.join("\n"));
+        let count = |what: &str| report.counts.get(what).copied().unwrap_or_default();
+        for what in ["message lost", "message twice", "message late", "checked: places in feeds"] {
+            assert!(count(what) > 0, "seed {seed}: {what}: none");
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Live changes.
 
-use anyhow::Context;
-use dormouse_client::{Feed, FeedFrom, FeedKeys, Seq, Update};
-use dormouse_e2e::{Fleet, PATIENCE};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use dormouse_client::{Feed, FeedFrom, FeedKeys, Kv, Message, Seq, Update};
+use dormouse_e2e::{Fleet, PATIENCE, until};
 
 #[tokio::test]
 async fn a_watcher_sees_every_change_once_and_in_order() -> anyhow::Result<()> {
@@ -89,6 +92,102 @@ async fn a_watcher_is_told_what_happened_while_the_nats_server_was_away() -> any
             let gone = Update::Removed { seq: Seq::new(2), key: Some("goes".to_owned()) };
             assert_eq!(next(&mut feed).await?, gone);
             Ok(())
+        })
+        .await
+}
+
+/// Puts every key once more, and removes every third of them.
+async fn stir(store: &Kv, round: usize) -> anyhow::Result<()> {
+    for number in 0..60 {
+        let key = format!("k{}", number % 20);
+        until("a write is acknowledged", async || {
+            Ok(if number % 3 == 0 {
+                store.delete(&key).await.ok().map(drop)
+            } else {
+                store.put(&key, format!("{round}-{number}")).await.ok().map(drop)
+            })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// What a reader holds who applies what a feed tells.
+#[derive(Default)]
+struct Fold {
+    messages: BTreeMap<Seq, Message>,
+}
+
+impl Fold {
+    fn apply(&mut self, update: Update) -> anyhow::Result<()> {
+        match update {
+            Update::Set { message, replaces } => {
+                ensure!(self.messages.get(&message.seq) != Some(&message), "{message:?} was told twice");
+                if let Some(replaced) = replaces {
+                    ensure!(self.messages.remove(&replaced).is_some(), "nothing was at {replaced}");
+                }
+                self.messages.insert(message.seq, message);
+            }
+            Update::Removed { seq, key } => {
+                let gone = self.messages.remove(&seq);
+                ensure!(gone.is_some_and(|gone| gone.key == key), "{key:?} was not at {seq}");
+            }
+            Update::CaughtUp(_) => {}
+            other => anyhow::bail!("{other:?}"),
+        }
+        Ok(())
+    }
+
+    /// Reads until the feed is where the subject is, and compares.
+    async fn is_the_state(&mut self, feed: &mut Feed, store: &Kv) -> anyhow::Result<()> {
+        let goal = store.info().await?.position;
+        until("the feed has come far enough", async || {
+            // A term that begins and changes nothing moves the feed without a word.
+            if let Ok(update) = tokio::time::timeout(Duration::from_millis(100), feed.next()).await {
+                self.apply(update.context("the feed has ended")??)?;
+            }
+            Ok((feed.position() >= Some(goal)).then_some(()))
+        })
+        .await?;
+        let messages = store.entries("").all().await?;
+        assert_eq!(self.messages.values().collect::<Vec<_>>(), messages.iter().collect::<Vec<_>>());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn whoever_applies_a_feed_has_the_state_after_a_kill_and_a_restart_of_nats() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .coordinator_args(["--lease-ttl", "2s"])
+        .run(async |fleet| {
+            for warning in [
+                "the lease ran out",
+                "declared dead",
+                "the connection to NATS is lost",
+                "events were dropped",
+            ] {
+                fleet.expect_warning(warning);
+            }
+            let client = fleet.client().await?;
+            let store = fleet.client().await?.kv("app.stirred")?;
+            stir(&store, 0).await?;
+            let mut feed = client.kv("app.stirred")?.feed(FeedKeys::All, FeedFrom::Beginning).await?;
+            let mut fold = Fold::default();
+            fold.is_the_state(&mut feed, &store).await?;
+
+            stir(&store, 1).await?;
+            fold.is_the_state(&mut feed, &store).await?;
+
+            let owner = fleet.owner(&client, "app.stirred").await?;
+            let (stirred, killed) = tokio::join!(stir(&store, 2), fleet.kill9(&owner));
+            stirred.and(killed)?;
+            fold.is_the_state(&mut feed, &store).await?;
+            fleet.restart(&owner).await?;
+
+            let (stirred, restarted) = tokio::join!(stir(&store, 3), fleet.nats().restart());
+            stirred.and(restarted)?;
+            fold.is_the_state(&mut feed, &store).await
         })
         .await
 }
