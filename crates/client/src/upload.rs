@@ -24,7 +24,7 @@ use crate::source::{Feed, ValueSource};
 use crate::subject::{Handle, set_size};
 
 /// The largest piece of a value that travels at once, in bytes; smaller where a message holds less.
-pub(crate) const MAX_PIECE_BYTES: usize = 1_024 * 1_024;
+pub(crate) const MAX_PIECE_BYTES: usize = 512 * 1_024;
 
 /// While the source has nothing to give, the server hears of us this often: it abandons who is silent for 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);

@@ -1,6 +1,7 @@
 //! What is accepted, what is refused, and that every fault is said.
 
 use clap::Parser;
+use dormouse_storage::EngineSettings;
 
 use super::*;
 
@@ -21,6 +22,8 @@ fn three_flags_are_enough() {
     assert_eq!(settings.max_local_bytes, None);
     assert_eq!(settings.idle_close, Duration::from_secs(60));
     assert_eq!(settings.max_open, None);
+    assert_eq!(settings.max_uploads, EngineSettings::MAX_UPLOADS);
+    assert_eq!(settings.max_upload_bytes, EngineSettings::MAX_UPLOAD_BYTES);
     assert_eq!(settings.inbox_prefixes, InboxPrefixes::default());
     assert_eq!(settings.log, "info,async_nats=warn");
     assert_eq!(settings.shutdown_deadline, Duration::from_secs(30));
@@ -54,6 +57,10 @@ fn every_fault_is_said_at_once() {
         "1ms",
         "--max-open",
         "many",
+        "--max-uploads",
+        "0",
+        "--max-upload-bytes",
+        "1000",
         "--nats-password",
         "secret",
         "--inbox-prefix",
@@ -81,6 +88,8 @@ fn every_fault_is_said_at_once() {
         "--max-local-bytes",
         "--idle-close",
         "--max-open",
+        "--max-uploads",
+        "--max-upload-bytes",
         "--inbox-prefix",
         "--shutdown-deadline",
         "--log-format",

@@ -11,6 +11,7 @@
 //! | [`plan`] | from a request to records: every decision about a write |
 //! | `database` | from records to rows: one SQLite file per subject |
 //! | `subject` | the task of one open subject: opens, serves, publishes, closes |
+//! | `values`, `spool` | values as objects of their own; those that come piece by piece, until they are such objects |
 //! | `directory` | which subjects have a task |
 //! | [`engine`] | all of it together |
 //! | [`wal`] | what was accepted and not yet shipped, on the local disk |

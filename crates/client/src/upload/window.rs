@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 /// Most bytes that are held until the server has them.
-pub(crate) const WINDOW_BYTES: usize = 8 * 1_024 * 1_024;
+pub(crate) const WINDOW_BYTES: usize = 4 * 1_024 * 1_024;
 
 /// Most pieces under way at a time.
 const MOST_IN_FLIGHT: usize = 16;

@@ -37,6 +37,8 @@ struct Source {
     patch: HeaderPatch,
     crc: Crc64Digest,
     size_bytes: u64,
+    /// Bytes of the file when it was opened.
+    expected_bytes: u64,
 }
 
 impl Source {
@@ -49,7 +51,8 @@ impl Source {
         match open(&path) {
             Ok((file, size_bytes)) => {
                 let part_bytes = PART_BYTES.max(size_bytes.div_ceil(MAX_PARTS));
-                Ok(Self { file, path, part_bytes, patch, crc: Crc64Digest::new(), size_bytes: 0 })
+                let (crc, expected_bytes) = (Crc64Digest::new(), size_bytes);
+                Ok(Self { file, path, part_bytes, patch, crc, size_bytes: 0, expected_bytes })
             }
             Err(source) => Err(BucketError::LocalFile { path, source }),
         }
@@ -57,7 +60,9 @@ impl Source {
 
     /// The next part; shorter than the others, or empty, at the end. Blocks.
     fn next_part(&mut self) -> Result<Bytes, BucketError> {
-        let mut part = Vec::new();
+        // A part that grows while it is read is copied, and takes more memory than it needs.
+        let expected = self.part_bytes.min(self.expected_bytes.saturating_sub(self.size_bytes));
+        let mut part = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
         if let Err(source) = (&self.file).take(self.part_bytes).read_to_end(&mut part) {
             return Err(BucketError::LocalFile { path: self.path.clone(), source });
         }

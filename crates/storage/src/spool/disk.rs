@@ -5,14 +5,12 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-use bytes::Bytes;
-
 /// Where uploads are kept until they are in the bucket. All methods block. Nothing is synced: what a loss of power takes,
 /// the digest finds out.
 pub(crate) trait SpoolDisk: fmt::Debug + Send + Sync {
     /// Makes `bytes` the content of the file from `at` on, where it ends now or ended before a write that failed. Creates
     /// the file if there is none.
-    fn append(&self, path: &Path, at: u64, bytes: &[Bytes]) -> io::Result<()>;
+    fn append(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Removes a file; that there is none is fine.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -26,12 +24,12 @@ pub(crate) trait SpoolDisk: fmt::Debug + Send + Sync {
 pub(crate) struct SpoolFiles;
 
 impl SpoolDisk for SpoolFiles {
-    fn append(&self, path: &Path, at: u64, bytes: &[Bytes]) -> io::Result<()> {
+    fn append(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
         // Not `append`: a file that a failed write has left longer is cut first.
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         file.set_len(at)?;
         io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
-        bytes.iter().try_for_each(|bytes| file.write_all(bytes))
+        file.write_all(bytes)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -182,7 +182,7 @@ impl Spool {
             let (disk, path) = (Arc::clone(&self.disk), self.path(&key));
             let rest = bytes.slice(usize::try_from(write.skip).unwrap_or(usize::MAX).min(bytes.len())..);
             let length = rest.len() as u64;
-            let written = self.env.blocking(move || disk.append(&path, at, &[rest])).await;
+            let written = self.env.blocking(move || disk.append(&path, at, &rest)).await;
             next = self.wrote(&key, write, written.map(|()| length), askers);
         }
         self.begun.notify_one();

@@ -17,17 +17,15 @@ struct Fills {
 }
 
 impl SpoolDisk for Fills {
-    fn append(&self, path: &std::path::Path, at: u64, bytes: &[Bytes]) -> io::Result<()> {
+    fn append(&self, path: &std::path::Path, at: u64, bytes: &[u8]) -> io::Result<()> {
         let mut room = self.room.lock().unwrap();
         let Some(left) = &mut *room else { return SpoolFiles.append(path, at, bytes) };
-        for part in bytes {
-            let fits = part.slice(..part.len().min(*left));
-            *left -= fits.len();
-            // As a real one does, it takes what fits before it fails.
-            SpoolFiles.append(path, at, &[fits.clone()])?;
-            if fits.len() < part.len() {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
+        let fits = &bytes[..bytes.len().min(*left)];
+        *left -= fits.len();
+        // As a real one does, it takes what fits before it fails.
+        SpoolFiles.append(path, at, fits)?;
+        if fits.len() < bytes.len() {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
     }
@@ -117,8 +115,10 @@ fn upload(number: u128) -> UploadId {
 }
 
 fn received(reply: Reply) -> u64 {
-    let Reply::Upload(reply) = reply else { panic!("{reply:?}") };
-    reply.received
+    match reply {
+        Reply::Upload(reply) => reply.received,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -309,7 +309,7 @@ fn a_commit_is_a_set_with_all_that_it_can_say_and_an_upload_is_used_once() {
     assert_eq!((repeated.seq, repeated.rev, repeated.duplicate), (written.seq, written.rev, true));
     // Another one cannot use it.
     assert_eq!(code(server.commit(&app, "other", uploaded(1, &one))), ErrorCode::UnknownUpload);
-    // What is refused for what is there uses nothing up.
+    // What is refused for what is there has to be stored again, and not brought again.
     server.store(&app, 2, &two);
     let absent = SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(2, &two)) };
     let refused = Request::Set(SetRequest { sets: vec![absent], ..SetRequest::default() });
@@ -405,10 +405,9 @@ fn uploads_above_what_the_server_takes_on_are_turned_away_and_others_are_served(
     });
     let begun: Vec<_> = (0..2_000).map(|number| server.begin(&app, number)).collect();
     assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 10);
-    let refused = begun.into_iter().filter_map(Result::err);
-    refused.for_each(|error| {
-        assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true))
-    });
+    for error in begun.into_iter().filter_map(Result::err) {
+        assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true));
+    }
     let big = Request::UploadBegin(UploadBeginRequest { v: V, upload: upload(9_999), size: Some(1_000_001) });
     assert_eq!(code(server.upload(&app, big)), ErrorCode::TooLarge);
     server.bring(&app, 1, 0, value(1, 900_000)).unwrap();
