@@ -63,6 +63,8 @@ mod feed;
 pub mod json;
 mod kv;
 mod location;
+#[doc(hidden)]
+pub mod mutations;
 mod new_message;
 mod operator;
 mod pages;

@@ -13,7 +13,8 @@ use dormouse_protocol::data::{
 };
 use dormouse_protocol::route::Op as Name;
 use dormouse_protocol::{
-    ErrorReply, Event, Happened, Level, Position, RequestId, Rev, ServerName, Subject, Term, decode,
+    ErrorReply, Event, Happened, Level, Message, Position, RequestId, Rev, Seq, ServerName, Subject, Term,
+    decode,
 };
 
 /// Everything that is known of one run.
@@ -34,6 +35,8 @@ pub struct SubjectHistory {
     pub calls: Vec<Call>,
     /// The events that were heard, in any order, each as often as it was heard.
     pub events: Vec<Heard>,
+    /// The feeds that were read.
+    pub feeds: Vec<Feed>,
     /// What is known of terms beside what the answers and events say.
     pub terms: BTreeMap<Term, TermFacts>,
     /// What was found in `lost/` in the end. `None`: nobody looked.
@@ -138,6 +141,76 @@ pub struct Heard {
     pub at: Duration,
     /// What.
     pub event: Event,
+}
+
+/// A feed of a client, and what it told its reader.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// Whose. Only for people who read the history.
+    pub client: u32,
+    /// When it was begun.
+    pub at: Duration,
+    /// Where it begins.
+    pub begins: FeedBegins,
+    /// Which messages it is about.
+    pub keys: FeedKeys,
+    /// What it told, in order.
+    pub told: Vec<FeedTold>,
+}
+
+/// Where a feed begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedBegins {
+    /// With what was there.
+    Beginning,
+    /// At the first position that it named.
+    Now,
+    /// After this position.
+    After(Position),
+}
+
+/// Which messages a feed is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FeedKeys {
+    /// All.
+    All,
+    /// The one under this key.
+    One(String),
+    /// Those whose keys start with this.
+    Prefix(String),
+}
+
+impl FeedKeys {
+    pub(crate) fn wants(&self, key: Option<&str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(wanted) => key == Some(wanted),
+            Self::Prefix(prefix) => key.is_some_and(|key| key.starts_with(prefix.as_str())),
+        }
+    }
+}
+
+/// What a feed told at once.
+#[derive(Debug, Clone)]
+pub struct FeedTold {
+    /// When.
+    pub at: Duration,
+    /// What.
+    pub what: FeedTells,
+    /// Where its reader is then, if it says so.
+    pub position: Option<Position>,
+}
+
+/// The kinds of things that feeds tell; see the client's `Update`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the client's update of its name")]
+pub enum FeedTells {
+    Set { message: Message, replaces: Option<Seq> },
+    Removed { seq: Seq, key: Option<String> },
+    Cleared { end_seq: Seq },
+    Configured,
+    CaughtUp(Position),
+    Reset,
 }
 
 /// What befell a server.

@@ -24,6 +24,7 @@
 //! ```
 
 mod apply;
+mod feeds;
 mod history;
 mod losses;
 mod model;
@@ -37,8 +38,8 @@ mod terms;
 mod verdict;
 
 pub use history::{
-    Answer, Assumptions, Call, Harm, HarmKind, Heard, History, Op, Outcome, Returned, Rules, SubjectHistory,
-    TermFacts,
+    Answer, Assumptions, Call, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard,
+    History, Op, Outcome, Returned, Rules, SubjectHistory, TermFacts,
 };
 pub use verdict::{Coverage, Property, Verdict, Violation};
 
@@ -55,7 +56,7 @@ pub fn check(history: &History) -> Verdict {
     for (subject, recorded) in &history.subjects {
         let mut findings = Findings::new(subject, recorded);
         let ops = Operations::new(&recorded.calls, &mut findings);
-        let slots = Slots::gather(&recorded.calls, &recorded.events, &ops, &mut findings);
+        let slots = Slots::gather(recorded, &ops, &mut findings);
         let terms = Terms::gather(recorded, &ops, &slots, &mut findings);
         let known = (recorded, history.rules, history.harms.as_slice());
         let mut replay = Replay::new(known, (&ops, &slots, &terms), &mut findings);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use dormouse_protocol::data::{DeleteRequest, Expect, GetRequest, SetItem, SetOutcome, SetRequest};
 use dormouse_protocol::{Change, Message, RequestId, Seq};
 
-use crate::history::{Answer, Call, Heard, Op, Outcome};
+use crate::history::{Answer, Call, Feed, FeedBegins, Heard, Op, Outcome};
 
 /// How much of a list is printed.
 const MOST: usize = 12;
@@ -42,6 +42,16 @@ pub(crate) fn event(heard: &Heard) -> String {
         event.position(),
         event.term_base
     )
+}
+
+pub(crate) fn feed(feed: &Feed) -> String {
+    let begins = match feed.begins {
+        FeedBegins::Beginning => "from the beginning".to_owned(),
+        FeedBegins::Now => "from then on".to_owned(),
+        FeedBegins::After(position) => format!("after {position}"),
+    };
+    let (client, at, told) = (feed.client, time(feed.at), feed.told.len());
+    format!("{at}, client {client}: a feed of {:?} {begins}, which told {told} times", feed.keys)
 }
 
 fn time(at: Duration) -> String {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, Position, Rev, Seq, Term};
 
+use crate::feeds::{self, Reader};
 use crate::history::{Answer, Harm, Op, Rules, SubjectHistory};
 use crate::model::{Model, Step, Undo};
 use crate::operations::{Fate, Operations};
@@ -51,6 +52,8 @@ pub(crate) struct Replay<'c, 'h> {
     holes: Vec<(Position, u64)>,
     /// What a term inherited cannot be told: whoever reads teaches us.
     pub(crate) is_vague: bool,
+    /// Who reads feeds.
+    pub(crate) readers: BTreeMap<usize, Reader>,
 }
 
 impl<'c, 'h> Replay<'c, 'h> {
@@ -83,6 +86,7 @@ impl<'c, 'h> Replay<'c, 'h> {
             placed,
             holes: Vec::new(),
             is_vague: false,
+            readers: BTreeMap::new(),
         }
     }
 
@@ -96,7 +100,9 @@ impl<'c, 'h> Replay<'c, 'h> {
                 reads.entry(position).or_default().push(place);
             }
         }
-        let marks: BTreeSet<Position> = self.slots.all.keys().chain(reads.keys()).copied().collect();
+        let feeds = feeds::marks(&self.history.feeds, self.findings);
+        let marks: BTreeSet<Position> =
+            self.slots.all.keys().chain(reads.keys()).chain(feeds.keys()).copied().collect();
         let terms = self.terms;
         for (&term, state) in &terms.all {
             self.begin_term(term, state.base, state.is_known);
@@ -116,6 +122,9 @@ impl<'c, 'h> Replay<'c, 'h> {
                 }
                 for &call in reads.get(&mark).into_iter().flatten() {
                     self.observe(call);
+                }
+                for &feed in feeds.get(&mark).into_iter().flatten() {
+                    self.look_at_feed(feed, mark);
                 }
             }
             // What is only known to be there, because a beacon said so.

@@ -8,7 +8,7 @@ use dormouse_protocol::data::{SetItem, SetOutcome, SetResult};
 use dormouse_protocol::message::{SetChange, SubjectConfig};
 use dormouse_protocol::{Change, Headers, Message, Position, Seq};
 
-use crate::history::{Answer, Call, Heard, Op};
+use crate::history::{Answer, Call, FeedTells, Heard, Op, SubjectHistory};
 use crate::operations::{Fate, ItemRef, Operations};
 use crate::verdict::{Findings, Property, Source};
 
@@ -53,11 +53,11 @@ pub(crate) struct Slots<'h> {
 
 impl<'h> Slots<'h> {
     pub(crate) fn gather(
-        calls: &'h [Call],
-        events: &'h [Heard],
+        history: &'h SubjectHistory,
         ops: &Operations<'h>,
         findings: &mut Findings<'_>,
     ) -> Self {
+        let SubjectHistory { calls, events, .. } = history;
         let mut slots = Self { all: BTreeMap::new(), places: BTreeMap::new(), calls };
         for (place, call) in calls.iter().enumerate() {
             if let (Some((answer, at)), Some(op)) = (call.answer(), ops.of_call[place]) {
@@ -81,6 +81,13 @@ impl<'h> Slots<'h> {
                     }
                 }
                 _ => {}
+            }
+        }
+        for (place, feed) in history.feeds.iter().enumerate() {
+            for told in &feed.told {
+                if let FeedTells::Set { message, .. } = &told.what {
+                    slots.message(message, (Source::Feed(place), told.at), ops, findings);
+                }
             }
         }
         slots.complete(ops);

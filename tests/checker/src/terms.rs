@@ -77,6 +77,11 @@ impl Terms {
                 terms.served(position.term, server, source, findings);
             }
         }
+        for (place, feed) in history.feeds.iter().enumerate() {
+            for position in feed.told.iter().filter_map(|told| told.position) {
+                terms.seen(position, Source::Feed(place));
+            }
+        }
         terms.settle(findings);
         terms
     }

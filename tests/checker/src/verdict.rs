@@ -34,6 +34,8 @@ pub enum Property {
     OneOwner,
     /// Revs follow each other, seqs are handed out once, (term, seq) names one message.
     OneName,
+    /// Whoever applies what a feed tells has the state each time it says so, and nothing is told twice.
+    FeedsAreExact,
     /// What was recorded cannot be judged.
     Unreadable,
 }
@@ -112,6 +114,7 @@ impl fmt::Display for Verdict {
 pub(crate) enum Source {
     Call(usize),
     Event(usize),
+    Feed(usize),
 }
 
 /// More of one subject say the same again.
@@ -149,6 +152,7 @@ impl<'h> Findings<'h> {
             .map(|source| match *source {
                 Source::Call(place) => print::call(&self.history.calls[place]),
                 Source::Event(place) => print::event(&self.history.events[place]),
+                Source::Feed(place) => print::feed(&self.history.feeds[place]),
             })
             .collect();
         let (subject, sentence) = (self.subject.clone(), sentence.into());
@@ -159,6 +163,7 @@ impl<'h> Findings<'h> {
         match source {
             Source::Call(place) => self.history.calls[place].invoked_at,
             Source::Event(place) => self.history.events[place].at,
+            Source::Feed(place) => self.history.feeds[place].at,
         }
     }
 }

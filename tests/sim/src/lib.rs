@@ -7,13 +7,14 @@
 //! | [`setting`] | what is drawn for a whole run |
 //! | [`world`] | everything put together |
 //! | [`machine`], [`office`] | a server's machine, a coordinator's: process, clocks, disk |
-//! | [`workload`], [`recorder`] | what clients do; the history that is written of it |
+//! | [`workload`], [`readers`], [`recorder`] | what clients do; the history that is written of it |
 //! | [`nemesis`] | what is done to them |
 //! | [`network`], [`bucket`], [`disk`], [`clock`] | what lies between them and below |
 //! | [`trace`], [`dice`] | what happened, line by line; chance |
 //! | [`soak`] | many runs at once |
 
 pub mod bucket;
+pub mod bug;
 pub mod clock;
 pub mod dice;
 pub mod disk;
@@ -21,6 +22,7 @@ pub mod machine;
 pub mod nemesis;
 pub mod network;
 pub mod office;
+pub mod readers;
 pub mod recorder;
 pub mod run;
 pub mod setting;
@@ -29,5 +31,6 @@ pub mod trace;
 pub mod workload;
 pub mod world;
 
+pub use bug::Bug;
 pub use run::{Report, run};
 pub use setting::Profile;

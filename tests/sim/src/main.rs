@@ -4,8 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use dormouse_sim::soak::soak;
-use dormouse_sim::{Profile, run};
-use dormouse_storage::mutations::Mutation;
+use dormouse_sim::{Bug, Profile, run};
 
 const USAGE: &str = "\
 dormouse-sim soak --seeds N [--start K] [--profile NAME] [--threads N] [--keep-going] [--mutation NAME]
@@ -39,16 +38,16 @@ fn main() -> ExitCode {
     let mut args = Args(std::env::args().skip(1).collect());
     let name = args.option("--profile").unwrap_or_else(|| Profile::Standard.as_str().to_owned());
     let Some(profile) = Profile::of_name(&name) else { return usage() };
-    let mutation = match args.option("--mutation") {
+    let bug = match args.option("--mutation") {
         None => None,
-        Some(name) => match Mutation::ALL.into_iter().find(|mutation| mutation.as_str() == name) {
+        Some(name) => match Bug::all().find(|bug| bug.as_str() == name) {
             None => return usage(),
             found => found,
         },
     };
     match args.0.first().map(String::as_str) {
-        Some("soak") => many(&mut args, profile, mutation),
-        Some("replay") => one(&mut args, profile, mutation),
+        Some("soak") => many(&mut args, profile, bug),
+        Some("replay") => one(&mut args, profile, bug),
         Some("mutations") => every_mutation(&mut args, profile),
         _ => usage(),
     }
@@ -59,7 +58,7 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-fn one(args: &mut Args, profile: Profile, mutation: Option<Mutation>) -> ExitCode {
+fn one(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
     let trace = args.flag("--trace");
     if let Some(filter) = args.option("--log")
         && let Err(error) = tracing_subscriber::fmt()
@@ -71,7 +70,7 @@ fn one(args: &mut Args, profile: Profile, mutation: Option<Mutation>) -> ExitCod
         eprintln!("dormouse-sim: {error}");
     }
     let Some(seed) = args.0.get(1).and_then(|word| word.parse().ok()) else { return usage() };
-    let report = run(seed, profile, mutation, trace);
+    let report = run(seed, profile, bug, trace);
     if trace {
         print!("{}", report.text);
     }
@@ -85,13 +84,13 @@ fn one(args: &mut Args, profile: Profile, mutation: Option<Mutation>) -> ExitCod
 
 // The one place that measures how long the real world takes.
 #[expect(clippy::disallowed_methods)]
-fn many(args: &mut Args, profile: Profile, mutation: Option<Mutation>) -> ExitCode {
+fn many(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
     let (seeds, start) = (args.number("--seeds"), args.number("--start").unwrap_or(0));
     let Some(seeds) = seeds else { return usage() };
     let threads = threads(args);
     let keep_going = args.flag("--keep-going");
     let began = Instant::now();
-    let harvest = soak(start..start + seeds, profile, mutation, threads, |report| {
+    let harvest = soak(start..start + seeds, profile, bug, threads, |report| {
         if !report.violations.is_empty() {
             println!("seed {} ({}):", report.seed, profile.as_str());
             report.violations.iter().for_each(|violation| println!("  {violation}"));
@@ -123,27 +122,21 @@ fn every_mutation(args: &mut Args, profile: Profile) -> ExitCode {
     let (seeds, start) = (args.number("--seeds").unwrap_or(2_000), args.number("--start").unwrap_or(0));
     let threads = threads(args);
     let mut missed = Vec::new();
-    for mutation in Mutation::ALL {
-        let harvest = soak(start..start + seeds, profile, Some(mutation), threads, |report| {
-            report.violations.is_empty()
-        });
+    for bug in Bug::all() {
+        let harvest =
+            soak(start..start + seeds, profile, Some(bug), threads, |report| report.violations.is_empty());
         match harvest.failed.first_key_value() {
             Some((seed, report)) => {
                 let said = report.violations.first().and_then(|violation| violation.lines().next());
-                println!(
-                    "{:24} {:>6} seeds  {}",
-                    mutation.as_str(),
-                    seed - start + 1,
-                    said.unwrap_or_default()
-                );
+                println!("{:24} {:>6} seeds  {}", bug.as_str(), seed - start + 1, said.unwrap_or_default());
             }
             None => {
-                println!("{:24} not found in {seeds} seeds", mutation.as_str());
-                missed.push(mutation.as_str());
+                println!("{:24} not found in {seeds} seeds", bug.as_str());
+                missed.push(bug.as_str());
             }
         }
     }
-    println!("{} of {} bugs found", Mutation::ALL.len() - missed.len(), Mutation::ALL.len());
+    println!("{} of {} bugs found", Bug::all().count() - missed.len(), Bug::all().count());
     if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

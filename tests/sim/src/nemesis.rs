@@ -376,6 +376,7 @@ impl Nemesis {
         let client = Arc::clone(self.dice.pick(&self.world.clients));
         self.world.trace.line(format_args!("crash {}", client.name()));
         client.crash();
+        self.world.recorder.feeds_end(client.number());
         let stop = self.stop.clone();
         self.world.later(self.dice.millis(10..1_000), move |world| {
             if !stop.is_given() {

@@ -1,6 +1,6 @@
 //! Writes the history down: at each client's connection, what it asked of servers and what it heard.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +10,13 @@ use dormouse_bus::{
     Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, service_error,
 };
-use dormouse_checker::{Answer, Harm, HarmKind, Heard, History, Op as Asked, Outcome, Rules, TermFacts};
-use dormouse_protocol::{ErrorReply, Event, Happened, Op, Prefix, RoutePattern, ServerName, Subject, decode};
+use dormouse_checker::{
+    Answer, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard, History, Op as Asked,
+    Outcome, Rules, TermFacts,
+};
+use dormouse_protocol::{
+    ErrorReply, Event, Happened, Op, Position, Prefix, RoutePattern, ServerName, Subject, decode,
+};
 use dormouse_storage::manifest::Manifest;
 use tokio::sync::broadcast;
 
@@ -40,13 +45,23 @@ struct Shared {
     trace: Trace,
     net: Net,
     state: Mutex<History>,
+    /// The feeds that are being read, by subject and place in its history.
+    feeds: Mutex<BTreeMap<(Subject, usize), Reading>>,
+}
+
+/// How it goes with a feed.
+struct Reading {
+    client: u32,
+    came_to: Option<Position>,
+    error: Option<String>,
 }
 
 impl Recorder {
     /// An empty history of what is said over `net`, that is to be judged by `rules`.
     #[must_use]
     pub fn new(trace: Trace, net: Net, rules: Rules) -> Self {
-        Self(Arc::new(Shared { trace, net, state: Mutex::new(History { rules, ..History::default() }) }))
+        let state = Mutex::new(History { rules, ..History::default() });
+        Self(Arc::new(Shared { trace, net, state, feeds: Mutex::default() }))
     }
 
     /// What was written.
@@ -89,6 +104,94 @@ impl Recorder {
     pub fn heard(&self, subject: Subject, event: Event) {
         let at = self.0.trace.now();
         self.state().subjects.entry(subject).or_default().events.push(Heard { at, event });
+    }
+
+    /// A client begins a feed. Its place, for all that is said of it.
+    pub fn feed_begins(&self, subject: &Subject, client: u32, begins: FeedBegins, keys: FeedKeys) -> usize {
+        let at = self.0.trace.now();
+        self.0.trace.count("feed");
+        self.0.trace.line(format_args!("feed client-{client} {subject} {begins:?} {keys:?}"));
+        let place = {
+            let mut history = self.state();
+            let feeds = &mut history.subjects.entry(subject.clone()).or_default().feeds;
+            feeds.push(Feed { client, at, begins, keys, told: Vec::new() });
+            feeds.len() - 1
+        };
+        let reading = Reading { client, came_to: None, error: None };
+        self.feeds().insert((subject.clone(), place), reading);
+        place
+    }
+
+    /// A feed told something, and is there now.
+    pub fn feed_told(&self, subject: &Subject, place: usize, what: FeedTells, position: Option<Position>) {
+        let at = self.0.trace.now();
+        let name = match &what {
+            FeedTells::Set { .. } => "feed told: set",
+            FeedTells::Removed { .. } => "feed told: removed",
+            FeedTells::Cleared { .. } => "feed told: cleared",
+            FeedTells::Configured => "feed told: configured",
+            FeedTells::CaughtUp(_) => "feed told: caught up",
+            FeedTells::Reset => "feed told: reset",
+        };
+        self.0.trace.count(name);
+        self.0.trace.line(format_args!("{name}, {subject} {place} at {position:?}"));
+        self.feed_came_to(subject, place, position);
+        if let Some(feed) =
+            self.state().subjects.get_mut(subject).and_then(|recorded| recorded.feeds.get_mut(place))
+        {
+            feed.told.push(FeedTold { at, what, position });
+        }
+    }
+
+    /// How far a feed has come.
+    pub fn feed_came_to(&self, subject: &Subject, place: usize, position: Option<Position>) {
+        if let Some(reading) = self.feeds().get_mut(&(subject.clone(), place)) {
+            reading.came_to = position.max(reading.came_to);
+        }
+    }
+
+    /// A feed has reported an error.
+    pub fn feed_failed(&self, subject: &Subject, place: usize, error: &dormouse_client::Error) {
+        self.0.trace.line(format_args!("feed failed, {subject} {place}: {error}"));
+        if let Some(reading) = self.feeds().get_mut(&(subject.clone(), place)) {
+            reading.error = Some(error.to_string());
+        }
+    }
+
+    /// Nobody reads the feed any more. One that has failed is remembered.
+    pub fn feed_ends(&self, subject: &Subject, place: usize) {
+        let key = (subject.clone(), place);
+        let mut feeds = self.feeds();
+        if feeds.get(&key).is_some_and(|reading| reading.error.is_none()) {
+            feeds.remove(&key);
+        }
+    }
+
+    /// A client reads no feeds any more.
+    pub fn feeds_end(&self, client: u32) {
+        self.feeds().retain(|_, reading| reading.client != client || reading.error.is_some());
+    }
+
+    /// What is wrong with the feeds that are read, once every subject is where `goals` say: those that have not come so
+    /// far, and those that have failed.
+    #[must_use]
+    pub fn feeds_behind(&self, goals: &BTreeMap<Subject, Position>) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for ((subject, place), reading) in &*self.feeds() {
+            if let Some(error) = &reading.error {
+                wrong.push(format!("feed {place} of {subject} has failed: {error}"));
+            } else if let Some(goal) = goals.get(subject)
+                && reading.came_to < Some(*goal)
+            {
+                let came_to = reading.came_to;
+                wrong.push(format!("feed {place} of {subject} is at {came_to:?}, and the subject at {goal}"));
+            }
+        }
+        wrong
+    }
+
+    fn feeds(&self) -> MutexGuard<'_, BTreeMap<(Subject, usize), Reading>> {
+        self.0.feeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn invoked(

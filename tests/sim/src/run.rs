@@ -6,9 +6,10 @@ use std::sync::Once;
 use std::time::Duration;
 
 use dormouse_checker::check;
+use dormouse_protocol::{Position, Subject};
 use dormouse_runtime::Stop;
-use dormouse_storage::mutations::{Mutation, break_on_this_thread};
 
+use crate::bug::Bug;
 use crate::disk;
 use crate::nemesis::Nemesis;
 use crate::setting::{Profile, Setting};
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How long it takes until what was sent before everything was well has arrived, or never will.
 const ECHO: Duration = Duration::from_secs(11);
+
+/// How often it is looked whether feeds have come far enough.
+const GLANCE: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// Panics in this thread.
@@ -44,15 +48,15 @@ pub struct Report {
     pub counts: BTreeMap<String, u64>,
 }
 
-/// Runs the world of a seed from beginning to end, with a bug in its servers where there is to be one. The same seed gives
+/// Runs the world of a seed from beginning to end, with a bug in its servers or clients where there is to be one. The same seed gives
 /// the same report.
 ///
 /// # Panics
 /// When there is no room for the disks.
 #[must_use]
-pub fn run(seed: u64, profile: Profile, mutation: Option<Mutation>, keep_text: bool) -> Report {
+pub fn run(seed: u64, profile: Profile, bug: Option<Bug>, keep_text: bool) -> Report {
     note_panics();
-    break_on_this_thread(mutation);
+    Bug::break_on_this_thread(bug);
     PANICS.take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -83,13 +87,15 @@ async fn live(seed: u64, profile: Profile, room: &std::path::Path, keep_text: bo
     tokio::time::sleep(ECHO).await;
     stop.give();
     let mut last = world.last().await;
-    let silent = last_look(&mut last, &world.trace, PATIENCE).await;
+    let (silent, goals) = last_look(&mut last, &world.trace, PATIENCE).await;
+    let late = wait_for_feeds(&world, &goals).await;
     world.end();
     let history = world.recorder.history();
     let verdict = check(&history);
     let mut violations: Vec<String> = verdict.violations.iter().map(ToString::to_string).collect();
     let unserved = silent.iter().map(|subject| format!("{subject} is not served though everything is well"));
     violations.extend(unserved);
+    violations.extend(late);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     let lines = world.trace.counts();
     counts.extend(lines.into_iter().map(|(what, times)| (what.to_owned(), times)));
@@ -98,6 +104,19 @@ async fn live(seed: u64, profile: Profile, room: &std::path::Path, keep_text: bo
     }
     let (digest, text) = (world.trace.digest(), world.trace.text());
     Report { seed, profile, violations, digest, text, counts }
+}
+
+/// Waits until whoever reads feeds has everything. What is wrong if not.
+async fn wait_for_feeds(world: &World, goals: &BTreeMap<Subject, Position>) -> Vec<String> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let behind = world.recorder.feeds_behind(goals);
+        if behind.is_empty() || waited >= PATIENCE {
+            return behind;
+        }
+        tokio::time::sleep(GLANCE).await;
+        waited += GLANCE;
+    }
 }
 
 /// Panics are kept with the thread in which they were, instead of being printed.

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormouse_storage::mutations::Mutation;
-
+use crate::bug::Bug;
 use crate::run::{Report, run};
 use crate::setting::Profile;
 
@@ -61,7 +60,7 @@ fn watch(current: &[Current], over: &AtomicBool) {
 pub fn soak(
     seeds: Range<u64>,
     profile: Profile,
-    mutation: Option<Mutation>,
+    bug: Option<Bug>,
     threads: usize,
     told: impl Fn(&Report) -> bool + Sync,
 ) -> Harvest {
@@ -72,9 +71,7 @@ pub fn soak(
         let watcher = scope.spawn(|| watch(&current, &over));
         let workers: Vec<_> = current
             .iter()
-            .map(|current| {
-                scope.spawn(|| work(&next, seeds.end, (profile, mutation), current, &told, &harvest))
-            })
+            .map(|current| scope.spawn(|| work(&next, seeds.end, (profile, bug), current, &told, &harvest)))
             .collect();
         let panicked = workers.into_iter().filter_map(|worker| worker.join().err()).next();
         over.store(true, Ordering::Relaxed);
@@ -90,7 +87,7 @@ pub fn soak(
 fn work(
     next: &AtomicU64,
     end: u64,
-    (profile, mutation): (Profile, Option<Mutation>),
+    (profile, bug): (Profile, Option<Bug>),
     current: &Current,
     told: &(impl Fn(&Report) -> bool + Sync),
     harvest: &Mutex<Harvest>,
@@ -101,7 +98,7 @@ fn work(
             return;
         }
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((seed, Instant::now()));
-        let report = run(seed, profile, mutation, false);
+        let report = run(seed, profile, bug, false);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if !told(&report) {
             next.store(end, Ordering::Relaxed);

@@ -424,9 +424,13 @@ impl Worker {
 }
 
 /// Reads everything of each subject, and writes to it: what must be possible once everything is well again. Returns the
-/// subjects of which it was not.
-pub async fn last_look(worker: &mut Worker, trace: &Trace, within: Duration) -> Vec<Subject> {
-    let mut silent = Vec::new();
+/// subjects of which it was not, and where the others are.
+pub async fn last_look(
+    worker: &mut Worker,
+    trace: &Trace,
+    within: Duration,
+) -> (Vec<Subject>, BTreeMap<Subject, Position>) {
+    let (mut silent, mut places) = (Vec::new(), BTreeMap::new());
     for at in 0..worker.plan.subjects.len() {
         let subject = worker.plan.subjects[at].clone();
         let looked = tokio::time::timeout(within, async {
@@ -441,17 +445,23 @@ pub async fn last_look(worker: &mut Worker, trace: &Trace, within: Duration) -> 
             }
             while worker.stream(at).get_all(..).all().await.is_err()
                 || worker.kv(at).keys("").all().await.is_err()
-                || worker.kv(at).info().await.is_err()
                 || worker.kv(at).flush().await.is_err()
             {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
             worker.positions.remove(&at);
             worker.changes(at).await;
+            loop {
+                if let Ok(info) = worker.kv(at).info().await {
+                    return info.position;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
         });
-        if looked.await.is_err() {
-            silent.push(subject);
+        match looked.await {
+            Ok(position) => drop(places.insert(subject, position)),
+            Err(_) => silent.push(subject),
         }
     }
-    silent
+    (silent, places)
 }

@@ -25,6 +25,7 @@ use crate::dice::Dice;
 use crate::machine::{Exit, Machine, Parts};
 use crate::network::Net;
 use crate::office::Office;
+use crate::readers::read;
 use crate::recorder::{Recorder, listen};
 use crate::setting::{Profile, Setting};
 use crate::trace::Trace;
@@ -33,8 +34,11 @@ use crate::workload::{Plan, Worker};
 /// The time at which every world begins: some day, and the same in every run.
 const BEGINNING: Duration = Duration::from_secs(1_790_000_000);
 
-/// How many clients there are.
+/// How many clients there are that ask and write.
 const CLIENTS: u32 = 4;
+
+/// How many there are beside them that read feeds.
+const READERS: u32 = 2;
 
 /// How long a server may need to come to terms with a blow.
 const RECOVERY: Duration = Duration::from_secs(20);
@@ -174,8 +178,8 @@ impl World {
             Profile::Standard | Profile::ClockDrift | Profile::StaleList => &["coordinator"],
         };
         let offices: Vec<_> = names.iter().map(office).collect();
-        let clients =
-            (1..=CLIENTS).map(|number| Arc::new(Caller::new(seed, plan(&setting, number)))).collect();
+        let caller = |number| Arc::new(Caller::new(seed, plan(&setting, number)));
+        let clients = (1..=CLIENTS + READERS).map(caller).collect();
         net.set_weather(setting.weather);
         let world = Arc::new(Self {
             setting,
@@ -369,7 +373,9 @@ impl Caller {
         env.tasks().spawn("client", {
             let env = env.clone();
             async move {
-                if let Ok(worker) = Worker::connect(plan, life, &broker, &recorder, &env, dice).await {
+                if plan.number > CLIENTS {
+                    let _ = read(plan, broker, recorder, env, dice, stop).await;
+                } else if let Ok(worker) = Worker::connect(plan, life, &broker, &recorder, &env, dice).await {
                     worker.work(stop).await;
                 }
             }
@@ -382,6 +388,12 @@ impl Caller {
         if let Some(process) = process {
             process.kill();
         }
+    }
+
+    /// The client's number.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.plan.number
     }
 
     /// The name of its connection.

@@ -27,6 +27,7 @@ use super::splice::{Splice, splice};
 use super::tell::{Teller, Told};
 use super::{FeedFrom, FeedKeys};
 use crate::error::{Error, MalformedCause};
+use crate::mutations::{Mutation, is_there};
 
 /// How long a feed that hears nothing alarming waits until it asks all the same; up to half as much again.
 const CHECK_EVERY: Duration = Duration::from_secs(45);
@@ -288,7 +289,9 @@ impl Machine {
             return self.ask(Question::Page(cursor), Duration::ZERO);
         }
         for seq in reading.missing {
-            self.teller.remove(seq);
+            if !is_there(Mutation::DifferenceUntold) {
+                self.teller.remove(seq);
+            }
         }
         if reading.is_steady {
             return self.caught_up(from, now, luck);

@@ -6,6 +6,8 @@
 
 use dormouse_protocol::{Change, Event, Position, Rev};
 
+use crate::mutations::{Mutation, is_there};
+
 /// What an event is to one who has seen everything up to a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Splice {
@@ -26,6 +28,10 @@ pub(crate) fn splice(seen: Position, mut event: Event) -> Splice {
     // Everything that a later term changed is new, whatever its rev.
     let is_new = |rev: Rev| !same_term || rev > seen.rev;
     if !is_new(event.rev) {
+        let is_repeat = same_term && !event.changes.is_empty();
+        if is_repeat && is_there(Mutation::RepeatTold) {
+            return Splice::Next(event.changes);
+        }
         return Splice::Old;
     }
     event.changes.retain(|change| is_new(change.rev()));
@@ -35,7 +41,8 @@ pub(crate) fn splice(seen: Position, mut event: Event) -> Splice {
     };
     // Of a term in between nothing is known, not even what it changed below the new base.
     let is_inherited = same_term || (event.term == seen.term.next() && seen.rev <= event.term_base);
-    if is_inherited && seen.rev >= before { Splice::Next(event.changes) } else { Splice::Hole }
+    let is_next = (is_inherited && seen.rev >= before) || is_there(Mutation::HoleIgnored);
+    if is_next { Splice::Next(event.changes) } else { Splice::Hole }
 }
 
 #[cfg(test)]
