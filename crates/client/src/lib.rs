@@ -28,6 +28,10 @@
 //! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too; destroying a
 //! subject is the exception. [`Error`] tells what may have happened when the deadline is over.
 //!
+//! Sets are queued when they are called, in order, and what queues together is sent together: [`Kv::put`] and
+//! [`Stream::publish`] return an [`AckFuture`], to be awaited at once or later. [`Kv::batch`] and [`Stream::batch`] write
+//! all or nothing. Who comes from JetStream finds the names of async-nats, and in `docs/from-jetstream.md` what is different.
+//!
 //! A [`Feed`] tells what is in a subject and what becomes of it, in order and without gaps.
 //!
 //! | module | holds |
@@ -36,10 +40,11 @@
 //! | `call` | the loop in which a call is tried |
 //! | `retry` | whether and how a call goes on after a try has failed: a pure machine |
 //! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
-//! | `subject`, `kv`, `stream` | the calls |
+//! | `subject`, `kv`, `stream`, `batch`, `changes`, `purge` | the calls |
 //! | `operator` | what operators ask of the coordinator |
 //! | `sets` | sets on their way: queued in the order of the calls, sent together where they queued together |
 //! | `source`, `upload`, `download` | values of any size, piece by piece |
+//! | `entry`, `error`, `error_kind`, `json` | what calls return |
 //! | `pages` | long results, one page ahead of the reader |
 //! | `feed` | feeds: a pure machine that listens, asks for what it missed and tells; a thin task around it |
 
