@@ -3,6 +3,7 @@
 mod cli;
 mod demo;
 mod dev;
+mod expiry;
 mod failover;
 mod load;
 mod moving;
