@@ -4,6 +4,7 @@ mod cli;
 mod demo;
 mod dev;
 mod examples;
+mod expiry;
 mod failover;
 mod hostile;
 mod interop;

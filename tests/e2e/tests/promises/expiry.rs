@@ -1,0 +1,78 @@
+//! Limits and messages that expire, as the tool sets them and as a watcher sees them.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use dormouse_client::{Error, NewMessage, Update, Watch};
+use dormouse_e2e::{Fleet, PATIENCE, until};
+use dormouse_runtime::Env;
+
+/// The key of the next message that is removed.
+async fn next_removed(watch: &mut Watch) -> anyhow::Result<String> {
+    loop {
+        match tokio::time::timeout(PATIENCE, watch.next()).await?.context("the watch goes on")? {
+            Update::Removed { key, .. } => return Ok(key.unwrap_or_default()),
+            Update::Gap { .. } => anyhow::bail!("nothing gets lost here"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_expires_or_makes_room_is_gone_for_readers_and_watchers_alike() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let store = fleet.client().await?.kv("app.presence")?;
+            let mut watch = fleet.client().await?.kv("app.presence")?.watch_all().await?;
+            fleet.cli_ok(&["subject", "configure", "app.presence", "--max-msgs", "2"]).await?;
+            fleet.cli_ok(&["set", "app.presence", "--key", "alice", "here", "--ttl", "1s"]).await?;
+            store.put("bob", "here").await?;
+            assert_eq!(next_removed(&mut watch).await?, "alice");
+            assert_eq!(store.get("alice").await?, None);
+            for name in ["carol", "dave"] {
+                store.put(name, "here").await?;
+            }
+            assert_eq!(next_removed(&mut watch).await?, "bob");
+            assert_eq!(store.keys("").all().await?, ["carol", "dave"]);
+            ensure!(fleet.cli_ok(&["info", "app.presence"]).await?.contains("2 of 2 (100 %)"));
+
+            fleet.cli_ok(&["subject", "configure", "app.presence", "--discard", "new"]).await?;
+            let refused = store.put("erin", "here").await;
+            ensure!(matches!(&refused, Err(Error::Service(error)) if error.limit.as_deref() == Some("max_msgs")));
+            store.put("dave", "still here").await?;
+            fleet.cli_ok(&["subject", "configure", "app.presence", "--max-age", "1s"]).await?;
+            until("all of them are old", async || {
+                Ok((store.info().await?.count == 0).then_some(()))
+            })
+            .await?;
+            let mut gone = [next_removed(&mut watch).await?, next_removed(&mut watch).await?];
+            gone.sort_unstable();
+            assert_eq!(gone, ["carol", "dave"]);
+            store.put("erin", "here").await?;
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_subject_that_slept_through_an_expiry_wakes_without_the_message() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let store = client.kv("app.sleeper")?;
+            store.put("stays", "1").await?;
+            store.put_with("goes", NewMessage::new("2").ttl(Duration::from_secs(2))).await?;
+            let expires_at = store.entry("goes").await?.context("it is there")?.expires_at;
+            let expires_at = expires_at.context("and will not be for long")?.as_micros();
+            fleet.stop("persist-1").await?;
+            until("its time is over", async || {
+                Ok((Env::system().wall_micros() > expires_at).then_some(()))
+            })
+            .await?;
+            fleet.restart("persist-1").await?;
+            assert_eq!(store.get("goes").await?, None, "the very first answer");
+            assert_eq!(store.get("stays").await?.as_deref(), Some(&b"1"[..]));
+            Ok(())
+        })
+        .await
+}
