@@ -107,7 +107,8 @@ macro_rules! ops {
                 }
             }
 
-            /// Whether it is for those who may change a subject. What cannot may be repeated freely.
+            /// Whether it can change a subject, or is a step on the way to that: for writers only. All others may be
+            /// repeated freely.
             #[must_use]
             pub const fn changes(self) -> bool {
                 match self {
