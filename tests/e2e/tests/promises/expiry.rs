@@ -38,13 +38,12 @@ async fn what_expires_or_makes_room_is_gone_for_readers_and_watchers_alike() -> 
 
             fleet.cli_ok(&["subject", "configure", "app.presence", "--discard", "new"]).await?;
             let refused = store.put("erin", "here").await;
-            ensure!(matches!(&refused, Err(Error::Service(error)) if error.limit.as_deref() == Some("max_msgs")));
+            ensure!(
+                matches!(&refused, Err(Error::Service(error)) if error.limit.as_deref() == Some("max_msgs"))
+            );
             store.put("dave", "still here").await?;
             fleet.cli_ok(&["subject", "configure", "app.presence", "--max-age", "1s"]).await?;
-            until("all of them are old", async || {
-                Ok((store.info().await?.count == 0).then_some(()))
-            })
-            .await?;
+            until("all of them are old", async || Ok((store.info().await?.count == 0).then_some(()))).await?;
             let mut gone = [next_removed(&mut watch).await?, next_removed(&mut watch).await?];
             gone.sort_unstable();
             assert_eq!(gone, ["carol", "dave"]);
@@ -65,10 +64,8 @@ async fn a_subject_that_slept_through_an_expiry_wakes_without_the_message() -> a
             let expires_at = store.entry("goes").await?.context("it is there")?.expires_at;
             let expires_at = expires_at.context("and will not be for long")?.as_micros();
             fleet.stop("persist-1").await?;
-            until("its time is over", async || {
-                Ok((Env::system().wall_micros() > expires_at).then_some(()))
-            })
-            .await?;
+            until("its time is over", async || Ok((Env::system().wall_micros() > expires_at).then_some(())))
+                .await?;
             fleet.restart("persist-1").await?;
             assert_eq!(store.get("goes").await?, None, "the very first answer");
             assert_eq!(store.get("stays").await?.as_deref(), Some(&b"1"[..]));
