@@ -302,7 +302,7 @@ impl Worker {
         let known = self.seen.remove(&(at, key.clone()));
         match known {
             Some(known) if self.dice.chance(300) => {
-                drop(self.kv(at).delete_expect_revision(key, known).await)
+                drop(self.kv(at).delete_expect_revision(key, known).await);
             }
             _ => drop(self.kv(at).delete(key).await),
         }

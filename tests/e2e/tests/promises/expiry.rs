@@ -10,9 +10,9 @@ use dormouse_runtime::Env;
 /// The key of the next message that is removed.
 async fn next_removed(watch: &mut Feed) -> anyhow::Result<String> {
     loop {
-        match tokio::time::timeout(PATIENCE, watch.next()).await?.context("the feed goes on")?? {
-            Update::Removed { key, .. } => return Ok(key.unwrap_or_default()),
-            _ => {}
+        let update = tokio::time::timeout(PATIENCE, watch.next()).await?.context("the feed goes on")??;
+        if let Update::Removed { key, .. } = update {
+            return Ok(key.unwrap_or_default());
         }
     }
 }
