@@ -23,7 +23,11 @@ CALL_DEADLINE = 60
 
 # Section 5: the operations that change something carry the id of the request. `destroy` has one, too, and is not
 # to be repeated.
-CHANGING = {"set", "delete", "delete_all", "configure", "destroy"}
+CHANGING = {"set", "delete", "delete_all", "configure", "destroy", "upload_commit"}
+
+# How many bytes of a value travel at once, and how many pieces are under way.
+PIECE_BYTES = 64 * 1024
+WINDOW = 8
 
 
 class DormouseError(Exception):
@@ -41,6 +45,23 @@ def new_ulid():
     alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
     number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")
     return "".join(alphabet[(number >> (5 * place)) & 31] for place in reversed(range(26)))
+
+
+def digest_of(data):
+    """Section 1: CRC-64/NVME, 16 hexadecimal digits."""
+    crc = 0xFFFF_FFFF_FFFF_FFFF
+    for byte in data:
+        crc = DIGEST_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return f"{crc ^ 0xFFFF_FFFF_FFFF_FFFF:016x}"
+
+
+def digest_entry(byte):
+    for _ in range(8):
+        byte = (byte >> 1) ^ (0x9A6C_9329_AC4B_C9B5 if byte & 1 else 0)
+    return byte
+
+
+DIGEST_TABLE = [digest_entry(byte) for byte in range(256)]
 
 
 def pack(value):
@@ -158,6 +179,56 @@ class Dormouse:
             if page.get("cursor") is None:
                 return messages, position
             fields["end_seq" if fields.get("reverse") else "start_seq"] = page["cursor"]
+
+    async def upload(self, subject, value, **fields):
+        """Section 5, values of any size: up in pieces, then one set with the other fields of it."""
+        upload, digest, size = new_ulid(), digest_of(value), len(value)
+        request = self.next_request_id()
+        while True:
+            try:
+                await self.send_pieces(subject, upload, value)
+                state = await self.call("upload_finish", subject, upload=upload, size=size, digest=digest)
+                while not state.get("stored"):
+                    if state["received"] < size:
+                        raise DormouseError(None, {"code": "unknown_upload", "message": "bytes are missing"})
+                    await asyncio.sleep(0.02)
+                    state = await self.call("upload_finish", subject, upload=upload, size=size, digest=digest)
+                item = {**fields, "uploaded": {"upload": upload, "size": size, "digest": digest}}
+                reply = await self.call("upload_commit", subject, sets=[item], request=request)
+            except DormouseError as error:
+                if error.code != "unknown_upload":
+                    raise
+                continue
+            (outcome,) = reply["results"]
+            if "error" in outcome:
+                raise DormouseError(None, outcome["error"])
+            return settled(outcome["ok"])
+
+    async def send_pieces(self, subject, upload, value):
+        """Every byte that the server does not have."""
+        received = (await self.call("upload_begin", subject, upload=upload, size=len(value)))["received"]
+        offsets = list(range(received, len(value), PIECE_BYTES))
+        for first in range(0, len(offsets), WINDOW):
+            # The order does not matter.
+            window = reversed(offsets[first : first + WINDOW])
+            await asyncio.gather(
+                *(
+                    self.call("upload_chunk", subject, upload=upload, offset=offset, bytes=value[offset : offset + PIECE_BYTES])
+                    for offset in window
+                )
+            )
+
+    async def download(self, subject, message):
+        """The value of a message, in pieces, held against its digest."""
+        named = {"seq": message["seq"], "rev": message["rev"]}
+        told = await self.call("get_chunk", subject, offset=0, length=0, **named)
+        value = b""
+        while len(value) < told["size"]:
+            piece = await self.call("get_chunk", subject, offset=len(value), length=PIECE_BYTES, **named)
+            assert piece["bytes"] and piece["digest"] == told["digest"]
+            value += piece["bytes"]
+        assert digest_of(value) == told["digest"], "these are not the bytes that were written"
+        return value
 
     async def health(self, name=None, expected=1):
         """Section 9: JSON; from everybody, or from one."""

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import traceback
 
-from dormouse import PREFIX, Dormouse, DormouseError, Watcher, new_ulid, pack, read_reply, settled, unpack
+from dormouse import PREFIX, Dormouse, DormouseError, Watcher, digest_of, new_ulid, pack, read_reply, settled, unpack
 
 CHECKS = []
 VECTORS = pathlib.Path(__file__).parents[2] / "crates/protocol/vectors"
@@ -257,6 +257,75 @@ async def a_large_value_is_announced_and_fetched_by_its_seq(fleet):
     assert announced["value_omitted"] and announced["size"] == len(large) and "value" not in announced
     reply = await client.call("get", subject, seq=result["seq"])
     assert values(reply["messages"]) == [large]
+
+
+@check
+async def a_value_of_any_size_goes_up_and_comes_down_in_pieces(fleet):
+    client, subject = fleet.client, fleet.subject("pieces")
+    # The digest of CRC's own test.
+    assert digest_of(b"123456789") == "ae8b14860a799888"
+    large = bytes(range(251)) * 12_000
+    result = await client.upload(subject, large, key="large", headers=[["kind", "large"]], expect={"key": None})
+    reply = await client.call("get", subject, key="large")
+    (message,) = reply["messages"]
+    assert message["value_omitted"] and message["size"] == len(large) and message["headers"] == [["kind", "large"]]
+    assert message["rev"] == result["rev"] and await client.download(subject, message) == large
+    empty = await client.upload(subject, b"", key="empty")
+    assert empty["rev"] == result["rev"] + 1
+    # Replaced: what is read piece by piece is one value or none.
+    await client.set(subject, {"key": "large", "value": b"small"})
+    named = {"seq": message["seq"], "rev": message["rev"]}
+    await refused("wrong_last", client.call("get_chunk", subject, offset=0, length=1, **named))
+
+
+@check
+async def an_upload_is_forgotten_and_a_wrong_digest_is_found_out(fleet):
+    client, subject = fleet.client, fleet.subject("uploads")
+    upload = new_ulid()
+    assert (await client.call("upload_begin", subject, upload=upload))["received"] == 0
+    state = await client.call("upload_chunk", subject, upload=upload, offset=0, bytes=b"abc")
+    assert state["received"] == 3
+    assert (await client.call("upload_begin", subject, upload=upload))["received"] == 3
+    finish = {"upload": upload, "size": 3, "digest": digest_of(b"abd")}
+
+    async def finished():
+        state = await client.call("upload_finish", subject, **finish)
+        while not state.get("stored"):
+            await asyncio.sleep(0.02)
+            state = await client.call("upload_finish", subject, **finish)
+        return state
+
+    await refused("corrupt", finished())
+    assert (await client.call("upload_begin", subject, upload=upload))["received"] == 0
+    await client.call("upload_cancel", subject, upload=upload)
+    late = client.call("upload_chunk", subject, upload=upload, offset=3, bytes=b"d")
+    await refused("unknown_upload", late)
+    item = {"key": "k", "uploaded": {"upload": upload, "size": 3, "digest": digest_of(b"abc")}}
+    await refused("bad_request", client.set(subject, item))
+    assert not (await client.call("get", subject, key="k")).get("messages")
+
+
+@check
+async def limits_hold_and_messages_expire(fleet):
+    client, subject = fleet.client, fleet.subject("limits")
+    watcher = await Watcher.begin(client, subject)
+    await client.call("configure", subject, config={"max_msgs": 2, "max_msg_size": 100})
+    await client.set(subject, {"value": b"1"}, {"value": b"2"}, {"value": b"3"})
+    messages, position = await client.get_all(subject)
+    assert values(messages) == [b"2", b"3"]
+    await refused("too_large", client.set(subject, {"value": b"x" * 200}))
+    await client.call("configure", subject, config={"max_msgs": 2, "discard": "new"})
+    error = await refused("limit_exceeded", client.set(subject, {"value": b"4"}))
+    assert error.body["limit"] == "max_msgs"
+    await client.call("delete_all", subject)
+    (short,) = await client.set(subject, {"key": "short", "value": b"5", "ttl_ms": 300})
+    reply = await client.call("get", subject, key="short")
+    assert reply["messages"] and reply["messages"][0]["expires_at"] > 0
+    while (await client.call("get", subject, key="short")).get("messages"):
+        await asyncio.sleep(0.05)
+    await watcher.follow((await client.call("info", subject))["position"])
+    assert not watcher.state.messages and watcher.filled == 0, "what went was told"
+    assert (await client.call("info", subject))["position"]["rev"] > short["rev"]
 
 
 @check

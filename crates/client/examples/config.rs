@@ -36,6 +36,7 @@ async fn watch(config: &Kv) -> Result<(), Box<dyn std::error::Error>> {
                 println!("{} = {value}", message.key.unwrap_or_default());
             }
             Update::Removed { key, .. } => println!("{} is not set", key.unwrap_or_default()),
+            Update::Cleared { end_seq } => println!("nothing is set that was set up to {end_seq}"),
             Update::CaughtUp(_) => println!("(this is the configuration)"),
             _ => {}
         }

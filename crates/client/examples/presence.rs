@@ -8,8 +8,12 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use dormouse_client::{Client, FeedFrom, FeedKeys, Update};
+use dormouse_client::{Client, FeedFrom, FeedKeys, NewMessage, Update};
+
+/// Who says nothing for so long is not there any more: a program that was killed cannot say goodbye.
+const GONE_AFTER: Duration = Duration::from_secs(30);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,31 +23,43 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::connect(&url).await?;
     let document = client.kv(&format!("example.presence.{document}"))?;
 
-    document.put(name, position.clone()).await?;
+    let here = || document.put_with(name, NewMessage::new(position.clone()).ttl(GONE_AFTER));
+    here().await?;
     // A feed from the beginning: those who are there already come first.
     let mut feed = document.feed(FeedKeys::All, FeedFrom::Beginning).await?;
     let mut present = BTreeMap::new();
+    let mut again = tokio::time::interval(GONE_AFTER / 3);
+    let mut shown = String::new();
     let mut all_known = false;
     loop {
         let update = tokio::select! {
             update = feed.next() => update,
+            _ = again.tick() => {
+                here().await?;
+                continue;
+            }
             _ = tokio::signal::ctrl_c() => break,
         };
         match update.transpose()? {
             Some(Update::Set { message, .. }) => {
                 let position =
                     String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()).into_owned();
-                present.insert(message.key.unwrap_or_default(), position);
+                present.insert(message.key.unwrap_or_default(), (message.seq, position));
             }
             Some(Update::Removed { key: Some(key), .. }) => drop(present.remove(&key)),
+            Some(Update::Cleared { end_seq }) => present.retain(|_, (seq, _)| *seq > end_seq),
             Some(Update::CaughtUp(_)) => all_known = true,
             Some(_) => {}
             None => break,
         }
         if all_known {
             let list: Vec<_> =
-                present.iter().map(|(name, position)| format!("{name} at {position}")).collect();
-            println!("here: {}", list.join(", "));
+                present.iter().map(|(name, (_, position))| format!("{name} at {position}")).collect();
+            let list = list.join(", ");
+            if list != shown {
+                println!("here: {list}");
+                shown = list;
+            }
         }
     }
     document.delete(name).await?;

@@ -201,6 +201,10 @@ impl Handle {
         let (value, first) = if message.value_omitted {
             let length = message.size.min(self.piece_bytes() as u64);
             let reply: GetChunkReply = self.call(Op::GetChunk, &self.piece(&message, 0, length)).await?;
+            if reply.size != message.size {
+                // A successor of its server has given seq and rev to another message.
+                return Err(Error::WrongLast { actual: None });
+            }
             if reply.size > 0 && reply.bytes.is_empty() {
                 return Err(stuck());
             }

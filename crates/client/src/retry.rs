@@ -343,6 +343,7 @@ impl Tries {
                 | ErrorCode::LimitExceeded
                 | ErrorCode::BadRequest
                 | ErrorCode::TooLarge
+                | ErrorCode::UnknownUpload
                 | ErrorCode::Unsupported
                 | ErrorCode::UnsupportedVersion,
                 _,

@@ -82,9 +82,12 @@ fn a_change_with_an_id_is_repeated_after_silence_and_its_fate_is_open_only_once_
         for error in out_of_time {
             assert!(matches!(error, Error::Indeterminate { .. }), "{failure:?}: {error:?}");
         }
-        // This one has looked for it first.
+        // These have looked for it first.
         let next = tries.next(refused(ErrorReply::wrong_last(None)), Duration::ZERO, || 7);
         assert!(matches!(next, Next::Fail(Error::WrongLast { .. })), "{next:?}");
+        let next =
+            tries.next(refused(ErrorReply::new(ErrorCode::UnknownUpload, "gone")), Duration::ZERO, || 7);
+        assert!(matches!(next, Next::Fail(Error::Service(_))), "an upload begins again: {next:?}");
     }
     let garbage = Refusal::Malformed(Arc::new(decode::<u64>(b"\xc1").unwrap_err()));
     let next = after(Repeat::ById, Failure::Server(garbage));

@@ -139,14 +139,17 @@ impl Stream {
         self.get(seq).await
     }
 
-    /// The message with the highest seq, if there is one.
+    /// The message with the highest seq, if there is one. The value is limited as in [`get`](Self::get).
     ///
     /// Cancelling the call leaves nothing behind.
     ///
     /// # Errors
     /// As every call.
     pub async fn get_last(&self) -> Result<Option<Message>, Error> {
-        self.get_all(SeqRange::all().reverse().limit(1)).next().await.transpose()
+        match self.get_all(SeqRange::all().reverse().limit(1)).next().await.transpose()? {
+            Some(message) if message.value_omitted => self.get(message.seq).await,
+            last => Ok(last),
+        }
     }
 
     /// The messages in a range, in order: `stream.get_all(..)`, `stream.get_all(5..=10)`, or a [`SeqRange`] with a

@@ -36,6 +36,9 @@ const MOST_ROUNDS: u32 = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Bytes a second that a bucket takes if it is slow.
+const SLOW_BUCKET: u64 = 1_024 * 1_024;
+
 /// How long it is tried to tell the server that an upload was given up; it finds out by itself.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -153,7 +156,10 @@ impl Upload<'_, '_> {
                     continue;
                 }
                 () = tokio::time::sleep(KEEP_ALIVE) => {
-                    self.begin().await?;
+                    let reply = self.begin().await?;
+                    if reply.received < self.window.received() {
+                        self.go_on_from(reply).await?;
+                    }
                     continue;
                 }
             };
@@ -190,9 +196,13 @@ impl Upload<'_, '_> {
 
     /// Asks how far the upload is and goes on from there, be it at the source's first byte.
     async fn resume(&mut self) -> Result<(), Error> {
+        let reply = self.begin().await?;
+        self.go_on_from(reply).await
+    }
+
+    async fn go_on_from(&mut self, reply: UploadReply) -> Result<(), Error> {
         self.in_flight.clear();
         self.rounds += 1;
-        let reply = self.begin().await?;
         if self.window.resume(reply.received) {
             return Ok(());
         }
@@ -211,11 +221,15 @@ impl Upload<'_, '_> {
         self.guard.handle.call(Op::UploadBegin, &request).await
     }
 
-    /// Has the value put in the bucket. `None`: the server lacks some of it.
+    /// Has the value put in the bucket. `None`: the server lacks some of it. Takes no longer than a call may, and as long as
+    /// a slow bucket takes for so many bytes: each question is answered at once, also while the bucket takes nothing.
     async fn finish(&mut self) -> Result<Option<UploadedValue>, Error> {
         let (upload, size, digest) = (self.guard.id, self.window.read(), self.feed.digest());
         let request = UploadFinishRequest { v: V, upload, size, digest };
         let mut pause = FIRST_PAUSE;
+        let env = &self.guard.handle.inner.env;
+        let deadline = self.guard.handle.deadline.saturating_add(Duration::from_secs(size / SLOW_BUCKET));
+        let until = env.boot().saturating_add(deadline);
         loop {
             match self.guard.handle.call::<UploadReply>(Op::UploadFinish, &request).await {
                 Ok(reply) if reply.stored => return Ok(Some(UploadedValue { upload, size, digest })),
@@ -223,6 +237,9 @@ impl Upload<'_, '_> {
                 Ok(_) => {}
                 Err(error) if is_unknown(&error) => return Ok(None),
                 Err(error) => return Err(error),
+            }
+            if env.boot() >= until {
+                return Err(Error::Deadline { deadline, last: None });
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

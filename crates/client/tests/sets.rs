@@ -206,3 +206,36 @@ async fn closing_waits_for_what_is_in_flight_and_sends_nothing_more() {
     assert!(matches!(stream.publish("2").await, Err(Error::Closed)));
     assert_eq!(values(&fleet), [["0"]]);
 }
+
+#[test]
+fn a_set_whose_runtime_ends_leaves_the_way_free_for_the_next() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let main = runtime();
+    let (fleet, stream) = main.block_on(async {
+        let fleet = fleet(|_, payload, asked| if asked == 0 { Answer::Silence } else { done(payload) }).await;
+        let stream = stream(&fleet).await.with_deadline(Duration::from_secs(3_600));
+        (fleet, stream)
+    });
+    let (in_flight, waits) = {
+        // Nobody answers the first, and the second waits for it; then what sends them is gone.
+        let short = runtime();
+        let acks = short.block_on(async {
+            let first = stream.publish("0");
+            tokio::task::yield_now().await;
+            (first, stream.publish("1"))
+        });
+        drop(short);
+        acks
+    };
+    main.block_on(async {
+        for ack in [in_flight, waits] {
+            assert_eq!(ack.await.unwrap_err().kind(), ErrorKind::Indeterminate);
+        }
+        stream.publish("2").await.unwrap();
+        assert_eq!(values(&fleet).last().unwrap(), &["2"]);
+    });
+    // Outside of a runtime a set cannot be sent, and that is no harm to the next either.
+    let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(stream.publish("3"))));
+    assert!(outside.is_err());
+    main.block_on(async { stream.publish("4").await.unwrap() });
+}

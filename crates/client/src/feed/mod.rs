@@ -106,11 +106,11 @@ pub enum Update {
 /// that is there still: about a hundred bytes and the key for each, not the value. The others keep track of nothing and tell [`Update::Reset`].
 ///
 /// Between a reader and the feed a few updates wait, and behind it at most 4,096 events of at most 64 MiB. What is beyond that is dropped
-/// and asked for once the reader has come so far: a reader that is slow costs no memory and loses nothing.
+/// and asked for once the reader has come so far: a reader that is slow costs no more memory than that and loses nothing.
 ///
 /// An error that asking again does not cure ends it: it is told once, and then nothing more. What does pass, such as a server or a
 /// coordinator that does not answer, it sits out, for ever, asking at longer and longer intervals of up to ten seconds. It needs
-/// permission to listen to the subject's events and for `changes`, `get`, `get_all` and `info`. It ends with its client. Dropping it ends it.
+/// permission to listen to the subject's events and for `changes`, `get`, `get_all` and `info`. It ends when its client is [closed](crate::Client::close), and when it is dropped.
 ///
 /// It is a [`futures::Stream`]; [`next`](Self::next) does without that trait.
 #[derive(Debug)]

@@ -96,8 +96,13 @@ fn is_loss(change: &BusEvent, pattern: &RoutePattern) -> bool {
     }
 }
 
-/// The application has dropped the feed.
-struct Dropped;
+/// Why nothing more is told.
+enum Over {
+    /// The application has dropped the feed.
+    Dropped,
+    /// What asking again does not cure.
+    Failed(Error),
+}
 
 struct Shell {
     handle: Handle,
@@ -112,8 +117,10 @@ impl Shell {
     async fn run(mut self, backlog: &Backlog, mut step: Step) {
         loop {
             for told in step.tell {
-                if self.tell(told).await.is_err() {
-                    return;
+                match self.tell(told).await {
+                    Ok(()) => {}
+                    Err(Over::Dropped) => return,
+                    Err(Over::Failed(error)) => return self.end(error).await,
                 }
             }
             let input = match step.next {
@@ -148,7 +155,7 @@ impl Shell {
         }
     }
 
-    async fn tell(&self, mut told: Told) -> Result<(), Dropped> {
+    async fn tell(&self, mut told: Told) -> Result<(), Over> {
         if told.update.is_none() {
             // It only says how far the feed has come: what comes later says it, too.
             let _ = self.told.try_send(Ok(told));
@@ -157,27 +164,26 @@ impl Shell {
         if let Some(Update::Set { message, .. }) = &mut told.update
             && message.value_omitted
         {
-            self.fetch_value(message).await;
+            self.fetch_value(message).await.map_err(Over::Failed)?;
         }
-        self.told.send(Ok(told)).await.map_err(|_| Dropped)
+        self.told.send(Ok(told)).await.map_err(|_| Over::Dropped)
     }
 
-    /// Puts the value into a message that came without it, if it is still there and an answer carries it.
-    async fn fetch_value(&self, message: &mut Message) {
+    /// Puts the value into a message that came without it, if it is still there and an answer carries it: a larger one is
+    /// for the application to get, piece by piece, when it wants it.
+    async fn fetch_value(&self, message: &mut Message) -> Result<(), Error> {
         let env = &self.handle.inner.env;
         let mut failures = 0;
         loop {
-            match self.handle.get(GetRequest::seq(message.seq)).await {
+            match self.handle.fetch(&GetRequest::seq(message.seq)).await {
                 Ok(Some(fetched)) if (fetched.term, fetched.rev) == (message.term, message.rev) => {
                     *message = fetched;
-                    return;
+                    return Ok(());
                 }
                 // What replaced or removed it is still to come.
-                Ok(_) => return,
-                Err(error) if is_final(&error) => {
-                    tracing::info!(subject = %self.handle.subject, seq = message.seq.get(), %error, "a value could not be fetched");
-                    return;
-                }
+                Ok(_) => return Ok(()),
+                Err(Error::TooLarge { .. }) => return Ok(()),
+                Err(error) if is_final(&error) => return Err(error),
                 Err(_) => {
                     failures += 1;
                     tokio::time::sleep(pause(failures, env.random_u64())).await;

@@ -150,6 +150,17 @@ impl Writers {
         }
     }
 
+    /// Gives up whatever is on its way to the subject: who sent it is gone. Those who wait hear nothing, and know so.
+    fn abandon(&self, subject: &Subject) {
+        let lane = {
+            let mut state = self.state();
+            let lane = state.lanes.remove(subject);
+            state.used_bytes -= lane.as_ref().map_or(0, |lane| lane.used_bytes);
+            lane
+        };
+        drop(lane);
+    }
+
     fn release(&self, subject: &Subject, size_bytes: usize) {
         let mut state = self.state();
         state.used_bytes -= size_bytes;
@@ -188,18 +199,43 @@ impl Inner {
         };
         let entry = Entry { sets, company, level, deadline, expires_at, size_bytes, ticket };
         if let Some(wake) = self.writers.push(subject, entry)? {
-            self.tasks.spawn("sets", write(Arc::clone(self), subject.clone(), wake));
+            // From here on, so that also a call outside a runtime, which ends here, leaves no lane without a writer.
+            let writer = Writer { inner: Arc::clone(self), subject: subject.clone(), is_done: false };
+            self.tasks.spawn("sets", writer.run(wake));
         }
         Ok(outcome)
     }
 }
 
-/// Sends everything that waits for `subject`, request after request.
-async fn write(inner: Arc<Inner>, subject: Subject, wake: Arc<Notify>) {
-    loop {
-        let budget_bytes = inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
-        let Some(flight) = inner.writers.next(&subject, inner.env.boot(), budget_bytes) else { return };
-        send(&inner, &subject, &wake, flight).await;
+/// Sends everything that waits for a subject. Should it not come to an end, with its runtime or by a panic, the next set
+/// finds a free way all the same.
+struct Writer {
+    inner: Arc<Inner>,
+    subject: Subject,
+    is_done: bool,
+}
+
+impl Writer {
+    /// Request after request.
+    async fn run(mut self, wake: Arc<Notify>) {
+        loop {
+            let budget_bytes = self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
+            let now = self.inner.env.boot();
+            let Some(flight) = self.inner.writers.next(&self.subject, now, budget_bytes) else {
+                // The lane went with its last set; another one may be there by now.
+                self.is_done = true;
+                return;
+            };
+            send(&self.inner, &self.subject, &wake, flight).await;
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.inner.writers.abandon(&self.subject);
+        }
     }
 }
 
