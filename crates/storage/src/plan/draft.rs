@@ -73,7 +73,7 @@ impl<'a, V: SubjectView> Draft<'a, V> {
     /// How much there is with one more set.
     fn with(&self, set: &SetOperation) -> Result<Amount, Refusal> {
         let mut with = self.held;
-        with.bytes += set.size_bytes();
+        with.bytes = with.bytes.saturating_add(set.size_bytes());
         match set.replaces {
             None => with.msgs += 1,
             Some(gone) if self.config().max_bytes.is_some() => {
@@ -89,7 +89,7 @@ impl<'a, V: SubjectView> Draft<'a, V> {
     pub(super) fn admit_batch(&self, sets: &[SetOperation]) -> Result<(), Refusal> {
         let config = self.config();
         if limits::makes_room(config) {
-            let bytes = sets.iter().map(SetOperation::size_bytes).sum();
+            let bytes = sets.iter().map(SetOperation::size_bytes).fold(0, u64::saturating_add);
             Amount { msgs: sets.len() as u64, bytes }.check(config, Amount::default())
         } else {
             self.held.check(config, self.before)
@@ -104,8 +104,10 @@ impl<'a, V: SubjectView> Draft<'a, V> {
             return Ok(Vec::new());
         }
         let mut excess = self.held.above(config, self.before);
-        let mut evicted = limits::evict(self.base, &mut excess, |seq| self.by_seq.contains_key(&seq))?;
-        if excess != Amount::default() && !self.atomic {
+        let base = limits::evict(self.base, &mut excess, |seq| self.by_seq.contains_key(&seq))?;
+        let mut evicted = base.removed;
+        // Where more of the old is left than one entry names, the rest of it follows: what was just written stays.
+        if base.is_all && excess != Amount::default() && !self.atomic {
             let mut own: Vec<Held> = self.by_seq.values().flatten().cloned().collect();
             own.sort_unstable_by_key(|held| held.id.seq);
             evicted.extend(limits::evict_of(own, &mut excess));

@@ -94,19 +94,28 @@ pub(super) fn check_value(config: &SubjectConfig, size_bytes: u64) -> Result<(),
     alone.check(config, Amount::default())
 }
 
+/// What has to go of what a view has.
+#[derive(Debug, Default)]
+pub(super) struct Evicted {
+    /// What goes, ascending.
+    pub(super) removed: Vec<Removed>,
+    /// Nothing else was left that could go. Otherwise enough goes, or enough is named for one entry and the rest follows.
+    pub(super) is_all: bool,
+}
+
 /// The oldest messages of `view`, but those that are `kept`, until the `excess` is gone or enough is named for one entry.
 pub(super) fn evict(
     view: &impl SubjectView,
     excess: &mut Amount,
     kept: impl Fn(Seq) -> bool,
-) -> Result<Vec<Removed>, Refusal> {
-    let mut evicted = Vec::new();
+) -> Result<Evicted, Refusal> {
+    let (mut evicted, mut is_all) = (Vec::new(), false);
     let (mut from, mut named) = (Seq::default(), 0);
     let limit = if excess.bytes == 0 { PAGE.min(excess.msgs as usize).max(1) } else { PAGE };
     while !excess.is_nothing() {
         let page = view.oldest(from, limit)?;
         let Some(last) = page.last().filter(|_| page.len() == limit).map(|last| last.id.seq) else {
-            take(page, excess, &mut named, &kept, &mut evicted);
+            is_all = take(page, excess, &mut named, &kept, &mut evicted);
             break;
         };
         if !take(page, excess, &mut named, &kept, &mut evicted) {
@@ -114,7 +123,7 @@ pub(super) fn evict(
         }
         from = last.next();
     }
-    Ok(evicted)
+    Ok(Evicted { removed: evicted, is_all })
 }
 
 /// As [`evict`], of these messages.

@@ -257,7 +257,7 @@ fn plan_configure(
         let msgs = view.state().count;
         let bytes = if config.max_bytes.is_some() { view.bytes().ok_or(Refusal::Undecided)? } else { 0 };
         let mut excess = Amount { msgs, bytes }.above(config, Amount::default());
-        let evicted = limits::evict(view, &mut excess, |_| false)?;
+        let evicted = limits::evict(view, &mut excess, |_| false)?.removed;
         let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
         operations.extend(cut(evicted, most_bytes, RemovalCause::Evicted));
     }

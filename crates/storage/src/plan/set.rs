@@ -228,6 +228,10 @@ fn check_item(item: &SetItem, place: usize, context: Context<'_>) -> Result<(), 
         (Some(_), None, None) => return Err(Refusal::bad_request("an uploaded value is not expected here")),
         _ => {}
     }
+    // What a file can count; nothing so large was ever uploaded.
+    if item.uploaded.is_some_and(|value| value.size > i64::MAX as u64) {
+        return Err(Refusal::bad_request("no value is that large"));
+    }
     if item.ttl_ms == Some(0) {
         return Err(Refusal::bad_request("a time to live is at least 1 ms"));
     }

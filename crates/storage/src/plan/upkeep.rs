@@ -79,7 +79,7 @@ fn evicted(view: &impl SubjectView, expired: &[Removed], freed: Amount) -> Resul
         Amount { msgs: held.msgs.saturating_sub(freed.msgs), bytes: held.bytes.saturating_sub(freed.bytes) };
     let mut excess = left.above(config, Amount::default());
     let goes = |seq| expired.binary_search_by_key(&seq, |removed| removed.seq).is_ok();
-    limits::evict(view, &mut excess, goes)
+    Ok(limits::evict(view, &mut excess, goes)?.removed)
 }
 
 #[cfg(test)]

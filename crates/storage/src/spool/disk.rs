@@ -44,6 +44,10 @@ impl SpoolDisk for SpoolFiles {
         let mut files = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
+            // What is no file is none of ours: a file system has a folder of its own at its top.
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
             files.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()));
         }
         files.sort_unstable();

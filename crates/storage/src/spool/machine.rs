@@ -10,8 +10,11 @@ use dormouse_protocol::{ErrorReply, Term, UploadId};
 /// After this time without a word an upload is abandoned.
 const SILENCE: Duration = Duration::from_millis(UPLOAD_SILENCE_MS);
 
-/// Chunks of one upload that wait for those before them.
+/// Chunks of one upload that wait for those before them. Their bytes are at most a window together, however they overlap.
 const MOST_HELD: usize = 256;
+
+/// Bytes of the chunks of all uploads that wait for those before them.
+const MOST_HELD_BYTES: u64 = 4 * UPLOAD_WINDOW_BYTES;
 
 /// When a caller that was turned away may come again.
 const RETRY_AFTER_MS: u64 = 1_000;
@@ -185,6 +188,7 @@ impl Uploads {
         let end = offset.checked_add(length).filter(|end| *end > offset);
         let end = end.ok_or_else(|| ErrorReply::bad_request("a chunk has at least one byte"))?;
         self.check_size(end)?;
+        let of_all: u64 = self.uploads.values().map(Upload::held_bytes).sum();
         let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
         if end <= upload.received {
             upload.heard_at = now;
@@ -204,6 +208,16 @@ impl Uploads {
         }
         if upload.held.len() >= MOST_HELD {
             return Err(ErrorReply::overloaded("too many chunks wait", RETRY_AFTER_MS));
+        }
+        if offset > upload.received {
+            let held = upload.held_bytes().saturating_add(length);
+            let of_all = of_all.saturating_add(length);
+            if held > UPLOAD_WINDOW_BYTES || of_all > MOST_HELD_BYTES {
+                return Err(ErrorReply::overloaded(
+                    "too many bytes wait for those before them",
+                    RETRY_AFTER_MS,
+                ));
+            }
         }
         let more = end.saturating_sub(upload.reserved);
         self.check_room(more)?;
@@ -248,11 +262,15 @@ impl Uploads {
     }
 
     /// What is being written was given up with everything that waits: the disk does not take it.
-    pub(crate) fn fail(&mut self, key: &UploadKey, life: Life) {
-        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) {
-            upload.writing = false;
-            upload.held.clear();
-        }
+    ///
+    /// `false`: that upload has ended, and what waits now is another's.
+    pub(crate) fn fail(&mut self, key: &UploadKey, life: Life) -> bool {
+        let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) else {
+            return false;
+        };
+        upload.writing = false;
+        upload.held.clear();
+        true
     }
 
     /// The client says that all is sent. `value` is what it sent.
@@ -350,6 +368,11 @@ impl Uploads {
         self.uploads.values().filter_map(Upload::silent_at).min()
     }
 
+    /// Whether there is such an upload.
+    pub(crate) fn has(&self, key: &UploadKey) -> bool {
+        self.uploads.contains_key(key)
+    }
+
     /// How many there are, and how many bytes count against the limit.
     pub(crate) fn figures(&self) -> (usize, u64) {
         (self.uploads.len(), self.reserved)
@@ -357,6 +380,10 @@ impl Uploads {
 }
 
 impl Upload {
+    fn held_bytes(&self) -> u64 {
+        self.held.values().sum()
+    }
+
     fn reply(&self) -> UploadReply {
         UploadReply { received: self.received, stored: matches!(self.stage, Stage::There(..)) }
     }

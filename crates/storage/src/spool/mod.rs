@@ -148,6 +148,14 @@ impl Spool {
         let key = key(subject, request.upload);
         let (offset, bytes) = (request.offset, request.bytes);
         let mut inner = self.lock();
+        let waiting = inner.parts.get(&key).and_then(|parts| parts.pending.get(&offset));
+        // Before its bytes are kept: those of a request that was answered are nobody's.
+        if waiting.is_some_and(|pending| pending.askers.len() >= MOST_ASKERS) {
+            return respond(Err(ErrorReply::overloaded(
+                "the chunk waits for those before it",
+                RETRY_AFTER_MS,
+            )));
+        }
         match inner.uploads.chunk(&key, offset, bytes.len() as u64, self.env.boot()) {
             Err(error) => return respond(Err(error)),
             Ok(Taken::Known(reply)) => return respond(Ok(Reply::Upload(reply))),
@@ -160,12 +168,6 @@ impl Spool {
             .or_insert_with(|| Pending { bytes: Bytes::new(), askers: Vec::new() });
         if bytes.len() > pending.bytes.len() {
             pending.bytes = bytes;
-        }
-        if pending.askers.len() >= MOST_ASKERS {
-            return respond(Err(ErrorReply::overloaded(
-                "the chunk waits for those before it",
-                RETRY_AFTER_MS,
-            )));
         }
         pending.askers.push(respond);
         if let Some(next) = next_write(&mut inner, &key) {
@@ -184,6 +186,10 @@ impl Spool {
             let length = rest.len() as u64;
             let written = self.env.blocking(move || disk.append(&path, at, &rest)).await;
             next = self.wrote(&key, write, written.map(|()| length), askers);
+        }
+        // An upload may have ended while it was written to, and its file is there again.
+        if !self.lock().uploads.has(&key) {
+            self.remove(vec![self.path(&key)]).await;
         }
         self.begun.notify_one();
     }
@@ -212,8 +218,9 @@ impl Spool {
             },
             Err(error) => {
                 tracing::error!(path = %self.path(key).display(), %error, "an upload cannot be written");
-                inner.uploads.fail(key, write.life);
-                if let Some(parts) = inner.parts.get_mut(key) {
+                if inner.uploads.fail(key, write.life)
+                    && let Some(parts) = inner.parts.get_mut(key)
+                {
                     let waiting = std::mem::take(&mut parts.pending).into_values();
                     done.extend(waiting.flat_map(|pending| pending.askers));
                 }

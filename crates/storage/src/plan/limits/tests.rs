@@ -210,3 +210,26 @@ fn one_entry_names_only_so_much_and_the_rest_follows() {
     );
     assert_eq!(crate::plan::upkeep(&memory, CONTEXT).unwrap(), None);
 }
+
+#[test]
+fn a_write_that_needs_more_room_than_one_entry_can_name_stays_and_the_rest_of_the_old_follows() {
+    let mut memory = InMemory::default();
+    for n in 1..=3_000 {
+        let id = dormouse_protocol::MessageId { term: memory.state.term, seq: Seq::new(n) };
+        memory.messages.insert(id.seq, Held { id, key: Some(format!("{n:01000}")), size: 1_000 });
+    }
+    (memory.state.count, memory.state.next_seq, memory.state.bytes) = (3_000, Seq::new(3_001), 3_000_000);
+    memory.state.config = SubjectConfig { max_bytes: Some(3_000_000), ..SubjectConfig::default() };
+    let value = 2_500_000;
+    let request = sets(vec![valued(SetItem::default(), value)], false);
+    let context = crate::plan::Context { max_message_bytes: 4 * value, ..CONTEXT };
+    let Planned::Write { entry, .. } = plan(&request, &memory, context) else { panic!() };
+    memory.apply(&entry);
+    assert!(memory.messages.contains_key(&Seq::new(3_001)), "it was answered as written");
+    assert!(memory.state.count < 3_000, "as much as one entry names made room");
+    while crate::plan::is_above_limits(&memory) {
+        memory.apply(&crate::plan::upkeep(&memory, context).unwrap().unwrap());
+    }
+    assert_eq!(memory.messages.keys().next_back(), Some(&Seq::new(3_001)));
+    assert_eq!(memory.state.count, 501, "the newest of the old, as many as there is room for");
+}
