@@ -254,3 +254,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn chunks_that_wait_hold_no_more_than_a_window_however_they_overlap() {
+    let mut uploads = Uploads::new(SpoolLimits { uploads: 300, bytes: u64::MAX });
+    let piece = UPLOAD_WINDOW_BYTES / 16;
+    let held = |uploads: &mut Uploads, number| {
+        uploads.begin(key(number), None, at(0)).unwrap();
+        // None of them is the first, so none can be written.
+        (1..200).take_while(|offset| uploads.chunk(&key(number), *offset, piece, at(0)).is_ok()).count()
+    };
+    assert_eq!(held(&mut uploads, 1), 16);
+    assert_eq!(code(uploads.chunk(&key(1), 100, piece, at(0))), ErrorCode::Overloaded);
+    // The next bytes are taken all the same: they are written at once.
+    assert_eq!(uploads.chunk(&key(1), 0, piece, at(0)), Ok(Taken::Held));
+    // And all uploads together hold no more than a few windows.
+    let of_others: usize = (2..10).map(|number| held(&mut uploads, number)).sum();
+    assert!(of_others <= 3 * 16, "{of_others}");
+}
