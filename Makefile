@@ -97,6 +97,8 @@ soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEM
 	$(call heading,Servers killed in $(KILL_ROUNDS) rounds with their disks lost and their leases slept through)
 	cargo build$(LOCKED:%= %) --workspace --all-targets
 	DORMOUSE_KILL_ROUNDS=$(KILL_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test kill9 -- --nocapture
+	$(call heading,A value of 1 GiB up and down)
+	cargo test$(LOCKED:%= %) --workspace --test promises -- --ignored --nocapture values::
 	$(call heading,Everything killed, stopped and cut off in $(NEMESIS_ROUNDS) rounds)
 	DORMOUSE_NEMESIS_ROUNDS=$(NEMESIS_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test nemesis -- --nocapture
 	$(call heading,The fuzz targets compile)
