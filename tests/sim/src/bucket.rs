@@ -20,6 +20,7 @@ use dormouse_storage::keys::ManifestNumber;
 use dormouse_storage::manifest::Manifest;
 
 use crate::dice::Dice;
+use crate::outage::Outage;
 use crate::trace::{Trace, brief};
 
 /// Told what happens at the store.
@@ -258,11 +259,12 @@ pub struct Way {
     dice: Arc<Dice>,
     sharp: Arc<AtomicU64>,
     ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
+    outage: Arc<Outage>,
 }
 
 impl Way {
     /// Watches `inner`, the way of `server` to `store`. So many of the creates that decide something suffer something as
-    /// `sharp` says, out of a thousand, and `ambush` is told of them.
+    /// `sharp` says, out of a thousand, and `ambush` is told of them; `outage` of how the server's own log fares.
     #[must_use]
     pub fn new(
         inner: Arc<FaultyBucket>,
@@ -270,8 +272,9 @@ impl Way {
         (trace, server, dice): (Trace, &str, Arc<Dice>),
         sharp: Arc<AtomicU64>,
         ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
+        outage: Arc<Outage>,
     ) -> Self {
-        Self { inner, store, trace, server: server.to_owned(), dice, sharp, ambush }
+        Self { inner, store, trace, server: server.to_owned(), dice, sharp, ambush, outage }
     }
 
     /// Lets something befall the next create, where that would hurt.
@@ -327,8 +330,8 @@ impl Way {
         outcome
     }
 
-    /// Whether it is a look at the next slot of the server's own log.
-    fn is_look(&self, key: &BucketKey) -> bool {
+    /// Whether it is a slot of the server's own log.
+    fn is_own_slot(&self, key: &BucketKey) -> bool {
         key.as_str().strip_prefix("logs/").is_some_and(|log| log.starts_with(&self.server))
     }
 }
@@ -349,6 +352,9 @@ impl Bucket for Way {
         if matches!(outcome, Ok(Created::Exists)) {
             self.trace.count("create met an object");
         }
+        if self.is_own_slot(key) {
+            self.outage.tried(self.trace.now(), outcome.is_ok());
+        }
         self.heard("create", key, outcome, |created| format!("{created:?}"))
     }
 
@@ -364,7 +370,7 @@ impl Bucket for Way {
 
     async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
         let outcome = self.inner.get_tail(key, count).await;
-        if matches!(outcome, Ok(None)) && self.is_look(key) {
+        if matches!(outcome, Ok(None)) && self.is_own_slot(key) {
             self.trace.count("barrier by a look");
         }
         self.heard("tail", key, outcome, size)

@@ -10,6 +10,7 @@
 //! | [`workload`], [`readers`], [`recorder`] | what clients do; the history that is written of it |
 //! | [`nemesis`] | what is done to them |
 //! | [`network`], [`bucket`], [`disk`], [`clock`] | what lies between them and below |
+//! | [`outage`] | when a server does not reach the bucket for long |
 //! | [`trace`], [`dice`] | what happened, line by line; chance |
 //! | [`soak`] | many runs at once |
 
@@ -22,6 +23,7 @@ pub mod machine;
 pub mod nemesis;
 pub mod network;
 pub mod office;
+pub mod outage;
 pub mod readers;
 pub mod recorder;
 pub mod run;

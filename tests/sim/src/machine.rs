@@ -21,6 +21,7 @@ use crate::bucket::{Ambush, Store, Way};
 use crate::clock::MachineClock;
 use crate::dice::Dice;
 use crate::disk;
+use crate::outage::Outage;
 use crate::recorder::Recorder;
 use crate::trace::Trace;
 
@@ -70,6 +71,7 @@ pub struct Machine {
     pub sharp: Arc<AtomicU64>,
     /// Who waits for its steps that matter.
     pub ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
+    outage: Arc<Outage>,
     state: Mutex<State>,
 }
 
@@ -138,6 +140,7 @@ impl Machine {
         };
         let settings = EngineSettings { data_dir: folder.clone(), ..settings };
         let (clock, bucket) = (Arc::new(clock), Arc::new(bucket));
+        let outage = Arc::new(Outage::new(name.clone(), recorder.clone()));
         Self {
             name,
             clock,
@@ -153,6 +156,7 @@ impl Machine {
             exits,
             sharp: Arc::new(AtomicU64::new(sharp)),
             ambush: Arc::default(),
+            outage,
             state: Mutex::new(state),
         }
     }
@@ -298,6 +302,7 @@ impl Machine {
             (self.trace.clone(), self.name.as_str(), Arc::clone(&self.dice)),
             Arc::clone(&self.sharp),
             Arc::clone(&self.ambush),
+            Arc::clone(&self.outage),
         );
         let way: Arc<dyn Bucket> = Arc::new(way);
         let prepared = match Engine::prepare(self.settings.clone(), way, env.clone()).await {

@@ -311,12 +311,19 @@ impl Nemesis {
     }
 
     fn jump_clock(&self) {
-        // What is remembered of requests is forgotten an hour later by the servers' clocks: less than that in all.
-        let magnitude = *self.dice.pick(&[1_000_000, 60_000_000, 3_000_000_000_u64]);
+        // What is remembered of requests is forgotten an hour later by the servers' clocks. From the furthest behind to
+        // the furthest ahead is less than that.
+        let magnitude = *self.dice.pick(&[1_000_000, 60_000_000, 1_700_000_000_u64]);
         let micros = i64::try_from(self.dice.below(magnitude)).unwrap_or(0);
         let micros = if self.dice.chance(500) { -micros } else { micros };
-        let clock = if self.dice.chance(200) { &self.office().clock } else { &self.machine().clock };
-        self.world.trace.line(format_args!("a wall clock is wrong by {micros} microseconds"));
+        let (whose, clock) = if self.dice.chance(200) {
+            let office = self.office();
+            (office.name(), &office.clock)
+        } else {
+            let machine = self.machine();
+            (machine.name().as_str(), &machine.clock)
+        };
+        self.world.trace.line(format_args!("the wall clock of {whose} is wrong by {micros} microseconds"));
         clock.set_wrong(micros);
     }
 
