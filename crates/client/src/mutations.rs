@@ -1,4 +1,4 @@
-//! Deliberate bugs in feeds, so that a simulation can show that it would find them. See `docs/testing.md`.
+//! Deliberate bugs in feeds and in sets, so that a simulation can show that it would find them. See `docs/testing.md`.
 //!
 //! Without the feature `mutations` there are none. With it there is one only on a thread that asked for it: a
 //! simulation runs its whole fleet on one thread, so that many can run beside each other, each with a bug of its own.
@@ -12,11 +12,14 @@ pub enum Mutation {
     RepeatTold,
     /// After everything was read, what is gone is not told.
     DifferenceUntold,
+    /// What waits together is sent in the wrong order.
+    SetsOvertake,
 }
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 3] = [Self::HoleIgnored, Self::RepeatTold, Self::DifferenceUntold];
+    pub const ALL: [Self; 4] =
+        [Self::HoleIgnored, Self::RepeatTold, Self::DifferenceUntold, Self::SetsOvertake];
 
     /// Its name on a command line.
     #[must_use]
@@ -25,6 +28,7 @@ impl Mutation {
             Self::HoleIgnored => "hole-ignored",
             Self::RepeatTold => "repeat-told",
             Self::DifferenceUntold => "difference-untold",
+            Self::SetsOvertake => "sets-overtake",
         }
     }
 }

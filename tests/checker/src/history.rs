@@ -37,6 +37,8 @@ pub struct SubjectHistory {
     pub events: Vec<Heard>,
     /// The feeds that were read.
     pub feeds: Vec<Feed>,
+    /// The sets that somebody asked for without waiting, each time somebody did.
+    pub bursts: Vec<Burst>,
     /// What is known of terms beside what the answers and events say.
     pub terms: BTreeMap<Term, TermFacts>,
     /// What was found in `lost/` in the end. `None`: nobody looked.
@@ -211,6 +213,17 @@ pub enum FeedTells {
     Configured,
     CaughtUp(Position),
     Reset,
+}
+
+/// Sets that one caller asked for one after another, without waiting for what became of the ones before.
+#[derive(Debug, Clone)]
+pub struct Burst {
+    /// Whose. Only for people who read the history.
+    pub client: u32,
+    /// When it was known of all what became of them.
+    pub at: Duration,
+    /// Where each was written, in the order of the calls; `None` of one that failed, or of which nobody knows.
+    pub written: Vec<Option<Position>>,
 }
 
 /// What befell a server.

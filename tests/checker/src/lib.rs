@@ -24,6 +24,7 @@
 //! ```
 
 mod apply;
+mod bursts;
 mod feeds;
 mod history;
 mod losses;
@@ -39,7 +40,7 @@ mod terms;
 mod verdict;
 
 pub use history::{
-    Answer, Assumptions, Call, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard,
+    Answer, Assumptions, Burst, Call, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard,
     History, Op, Outcome, Returned, Rules, SubjectHistory, TermFacts,
 };
 pub use verdict::{Coverage, Property, Verdict, Violation};
@@ -56,7 +57,7 @@ pub fn check(history: &History) -> Verdict {
     let mut verdict = Verdict::default();
     for (subject, recorded) in &history.subjects {
         let mut findings = Findings::new(subject, recorded);
-        let ops = Operations::new(&recorded.calls, &mut findings);
+        let ops = Operations::new(&recorded.calls, &history.harms, &mut findings);
         let slots = Slots::gather(recorded, &ops, &mut findings);
         let terms = Terms::gather(recorded, &ops, &slots, &mut findings);
         let known = (recorded, history.rules, history.harms.as_slice());
@@ -64,6 +65,7 @@ pub fn check(history: &History) -> Verdict {
         replay.walk();
         replay.check_order();
         replay.check_once();
+        bursts::check(recorded, history.rules, &mut findings);
         verdict.coverage.join(&findings.coverage);
         verdict.violations.append(&mut findings.violations);
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use dormouse_protocol::data::{SetItem, SetOutcome, SetRequest, SetResult};
 use dormouse_protocol::{ErrorReply, Message, RequestId};
 
-use crate::history::{Answer, Call, Op};
+use crate::history::{Answer, Call, Harm, Op};
 use crate::verdict::{Findings, Property, Source};
 
 /// What became of an operation, as far as those were told who asked for it.
@@ -50,7 +50,7 @@ pub(crate) struct Operations<'h> {
 }
 
 impl<'h> Operations<'h> {
-    pub(crate) fn new(calls: &'h [Call], findings: &mut Findings<'_>) -> Self {
+    pub(crate) fn new(calls: &'h [Call], harms: &[Harm], findings: &mut Findings<'_>) -> Self {
         let mut made = Self {
             all: Vec::new(),
             of_call: vec![None; calls.len()],
@@ -79,7 +79,7 @@ impl<'h> Operations<'h> {
             }
         }
         for operation in &made.all {
-            operation.is_answered_alike(calls, findings);
+            operation.is_answered_alike(calls, harms, findings);
         }
         made
     }
@@ -180,15 +180,20 @@ impl<'h> Operation<'h> {
     }
 
     /// Whoever asks again in the same term is told what was said the first time. Under another term the first may have
-    /// been lost; then it is carried out anew.
-    fn is_answered_alike(&self, calls: &[Call], findings: &mut Findings<'_>) {
+    /// been lost; then it is carried out anew. A refusal names no term: it may have been lost where a server was harmed
+    /// meanwhile.
+    fn is_answered_alike(&self, calls: &[Call], harms: &[Harm], findings: &mut Findings<'_>) {
         let mut answers = self.calls.iter().filter_map(|&call| calls[call].answer().map(|(a, _)| (call, a)));
         let Some((first_call, first)) = answers.next() else { return };
         let shape = answered(first);
         for (call, answer) in answers {
             let other = answered(answer);
-            let same_term = first.position().map(|p| p.term) == answer.position().map(|p| p.term);
-            if same_term && shape != other {
+            let is_remembered = match (first.position(), answer.position()) {
+                (Some(first), Some(other)) => first.term == other.term,
+                _ => !harms.iter().any(|harm| is_between(harm, &calls[first_call], &calls[call])),
+            };
+            findings.coverage.add(if is_remembered { "repeats" } else { "repeats of what may be lost" });
+            if is_remembered && shape != other {
                 findings.wrong(
                     Property::OnceAtMost,
                     "the same request was answered in two ways",
@@ -197,6 +202,13 @@ impl<'h> Operation<'h> {
             }
         }
     }
+}
+
+/// Whether a harm was there at any moment from the beginning of one call to the end of another.
+fn is_between(harm: &Harm, one: &Call, other: &Call) -> bool {
+    let began = one.invoked_at.min(other.invoked_at);
+    let ends = [one, other].map(|call| call.returned.as_ref().map_or(Duration::MAX, |returned| returned.at));
+    harm.since <= ends[0].max(ends[1]) && began <= harm.until
 }
 
 /// An answer without what differs between the first and a repeat.

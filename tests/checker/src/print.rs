@@ -7,7 +7,7 @@ use bytes::Bytes;
 use dormouse_protocol::data::{DeleteRequest, Expect, GetRequest, SetItem, SetOutcome, SetRequest};
 use dormouse_protocol::{Change, Message, RequestId, Seq};
 
-use crate::history::{Answer, Call, Feed, FeedBegins, Heard, Op, Outcome};
+use crate::history::{Answer, Burst, Call, Feed, FeedBegins, Heard, Op, Outcome};
 
 /// How much of a list is printed.
 const MOST: usize = 12;
@@ -52,6 +52,15 @@ pub(crate) fn feed(feed: &Feed) -> String {
     };
     let (client, at, told) = (feed.client, time(feed.at), feed.told.len());
     format!("{at}, client {client}: a feed of {:?} {begins}, which told {told} times", feed.keys)
+}
+
+pub(crate) fn burst(burst: &Burst) -> String {
+    let written = burst.written.iter().map(|written| match written {
+        Some(position) => position.to_string(),
+        None => "nobody knows where".to_owned(),
+    });
+    let (client, at) = (burst.client, time(burst.at));
+    format!("{at}, client {client}: sets without waiting, which were written at {}", list(written))
 }
 
 fn time(at: Duration) -> String {

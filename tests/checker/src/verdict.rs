@@ -36,6 +36,8 @@ pub enum Property {
     OneName,
     /// Whoever applies what a feed tells has the state each time it says so, and nothing is told twice.
     FeedsAreExact,
+    /// Sets that one caller asked for without waiting stand in the order of the calls.
+    CallersOrder,
     /// What was recorded cannot be judged.
     Unreadable,
 }
@@ -115,6 +117,7 @@ pub(crate) enum Source {
     Call(usize),
     Event(usize),
     Feed(usize),
+    Burst(usize),
 }
 
 /// More of one subject say the same again.
@@ -153,6 +156,7 @@ impl<'h> Findings<'h> {
                 Source::Call(place) => print::call(&self.history.calls[place]),
                 Source::Event(place) => print::event(&self.history.events[place]),
                 Source::Feed(place) => print::feed(&self.history.feeds[place]),
+                Source::Burst(place) => print::burst(&self.history.bursts[place]),
             })
             .collect();
         let (subject, sentence) = (self.subject.clone(), sentence.into());
@@ -164,6 +168,7 @@ impl<'h> Findings<'h> {
             Source::Call(place) => self.history.calls[place].invoked_at,
             Source::Event(place) => self.history.events[place].at,
             Source::Feed(place) => self.history.feeds[place].at,
+            Source::Burst(place) => self.history.bursts[place].at,
         }
     }
 }

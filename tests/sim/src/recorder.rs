@@ -11,8 +11,8 @@ use dormouse_bus::{
     Subscription, service_error,
 };
 use dormouse_checker::{
-    Answer, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard, History, Op as Asked,
-    Outcome, Rules, TermFacts,
+    Answer, Burst, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard, History,
+    Op as Asked, Outcome, Rules, TermFacts,
 };
 use dormouse_protocol::{
     ErrorReply, Event, Happened, LogId, Op, Position, Prefix, RoutePattern, ServerName, Subject, decode,
@@ -141,6 +141,15 @@ impl Recorder {
     pub fn heard(&self, subject: Subject, event: Event) {
         let at = self.0.trace.now();
         self.state().subjects.entry(subject).or_default().events.push(Heard { at, event });
+    }
+
+    /// A client asked for sets without waiting, which were written here.
+    fn burst(&self, subject: &Subject, client: u32, written: Vec<Option<Position>>) {
+        let at = self.0.trace.now();
+        self.0.trace.count("sets without waiting");
+        self.0.trace.line(format_args!("burst client-{client} {subject} {written:?}"));
+        let mut history = self.state();
+        history.subjects.entry(subject.clone()).or_default().bursts.push(Burst { client, at, written });
     }
 
     /// A client begins a feed. Its place, for all that is said of it.
@@ -303,6 +312,11 @@ impl Line {
     #[must_use]
     pub fn sent(&self) -> Vec<Sent> {
         self.remembered().iter().cloned().collect()
+    }
+
+    /// The client asked for sets without waiting, which were written here, in the order of the calls.
+    pub fn burst(&self, subject: &Subject, written: Vec<Option<Position>>) {
+        self.recorder.burst(subject, self.client, written);
     }
 
     fn remembered(&self) -> MutexGuard<'_, VecDeque<Sent>> {

@@ -55,6 +55,7 @@ enum Do {
     Update,
     Batch,
     Several,
+    Burst,
     DeleteKey,
     DeleteSeq,
     DeleteAll,
@@ -71,13 +72,14 @@ enum Do {
     Again,
 }
 
-const CALLS: [(u64, Do); 20] = [
+const CALLS: [(u64, Do); 21] = [
     (20, Do::Put),
     (8, Do::Publish),
     (4, Do::Create),
     (6, Do::Update),
     (5, Do::Batch),
     (3, Do::Several),
+    (3, Do::Burst),
     (4, Do::DeleteKey),
     (2, Do::DeleteSeq),
     (1, Do::DeleteAll),
@@ -162,6 +164,7 @@ impl Worker {
             Do::Publish => self.publish(at).await,
             Do::Create | Do::Update => self.expecting(at, matches!(what, Do::Create)).await,
             Do::Batch | Do::Several => self.batch(at, matches!(what, Do::Batch)).await,
+            Do::Burst => self.burst(at).await,
             Do::DeleteKey | Do::DeleteSeq | Do::DeleteAll if !self.plan.deletes => self.put(at).await,
             Do::DeleteKey => self.delete_key(at).await,
             Do::DeleteSeq => self.delete_seqs(at).await,
@@ -295,6 +298,33 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Sets one after another without waiting for any, with and without keys: the client may put them together.
+    async fn burst(&mut self, at: usize) {
+        let (mut kv, mut stream) = (self.kv(at), self.stream(at));
+        if let Some(level) = self.level() {
+            (kv, stream) = (kv.with_level(level), stream.with_level(level));
+        }
+        let sets = (0..self.dice.within(2..30)).map(|_| {
+            let key = Some(self.key()).filter(|_| self.dice.chance(700));
+            let value = self.value();
+            match key.clone() {
+                Some(name) => (key, kv.put(name, value)),
+                None => (key, stream.publish(value)),
+            }
+        });
+        // All are asked for before the first is waited for.
+        let sets: Vec<_> = sets.collect();
+        let mut written = Vec::new();
+        for (key, set) in sets {
+            let result = set.await.ok();
+            if let Some(result) = &result {
+                self.learn(at, key.as_deref(), result);
+            }
+            written.push(result.map(|result| Position { term: result.term, rev: result.rev }));
+        }
+        self.line.burst(&self.plan.subjects[at], written);
     }
 
     async fn delete_key(&mut self, at: usize) {

@@ -7,6 +7,8 @@ use dormouse_protocol::Level;
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 
+use crate::mutations::{Mutation, is_there};
+
 /// With whom sets may share a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Company {
@@ -123,6 +125,9 @@ impl<T> Queue<T> {
             }
             used_bytes += next.size_bytes;
             taken.extend(self.remove(place).map(|entry| (place, entry)));
+        }
+        if is_there(Mutation::SetsOvertake) {
+            taken.reverse();
         }
         taken
     }

@@ -1,8 +1,8 @@
 //! What is carried out: once, by one owner, and only what somebody asked for.
 
-use dormouse_checker::{Op, Outcome, Property};
-use dormouse_protocol::data::{Expect, SetItem, SetRequest};
-use dormouse_protocol::{ErrorCode, ErrorReply, Level, Seq};
+use dormouse_checker::{Burst, HarmKind, Op, Outcome, Property};
+use dormouse_protocol::data::{Expect, SetItem, SetOutcome, SetRequest};
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, Position, Seq};
 
 use crate::story::{Story, at, id, item, message, request, set_answer, set_of, written};
 
@@ -63,7 +63,7 @@ fn the_same_request_is_carried_out_once() {
 fn what_was_lost_may_be_carried_out_again() {
     let mut story = Story::of_level(Level::Memory);
     story.term(1, 0, "persist-1").term(2, 0, "persist-2");
-    story.harm("persist-1", dormouse_checker::HarmKind::Killed, 1, 3);
+    story.harm("persist-1", HarmKind::Killed, 1, 3);
     story.set_as(1, "a", 1, at(1, 1)).set_as(1, "a", 1, at(2, 1));
     story.is_clean();
     story.set_as(1, "a", 2, at(2, 2));
@@ -193,4 +193,42 @@ fn how_many_are_kept_is_not_certain_after_something_nobody_was_told_of() {
     };
     kept(true).is_clean();
     kept(false).breaks(Property::ReadsTheState, 3);
+}
+
+#[test]
+fn sets_that_nobody_waited_for_between_stand_in_the_order_of_the_calls() {
+    let story = |written: [Option<Position>; 3]| {
+        let mut story = Story::new();
+        story.set("k", "a", 1, at(1, 1)).set("l", "b", 2, at(1, 2)).set("k", "c", 3, at(1, 3));
+        let now = story.tick();
+        story.subject.bursts.push(Burst { client: 1, at: now, written: written.to_vec() });
+        story
+    };
+    story([Some(at(1, 1)), Some(at(1, 2)), Some(at(1, 3))]).is_clean();
+    story([Some(at(1, 1)), None, Some(at(1, 3))]).is_clean();
+    story([Some(at(1, 2)), None, Some(at(1, 1))]).breaks(Property::CallersOrder, 1);
+    story([Some(at(1, 1)), Some(at(1, 1)), None]).breaks(Property::CallersOrder, 1);
+}
+
+#[test]
+fn a_refusal_is_repeated_as_it_was_unless_it_may_be_lost() {
+    let story = |harm: Option<(u64, u64)>, again: ErrorCode| {
+        let mut story = Story::of_level(Level::Memory);
+        story.set("k", "a", 1, at(1, 1));
+        let create = SetItem { expect: Some(Expect::Key(None)), ..item("k", "b") };
+        let op = Op::Set(SetRequest { request: request(7), ..set_of(vec![create]) });
+        for code in [ErrorCode::KeyExists, again] {
+            let error = ErrorReply { actual: Some(id(1, 1)), ..ErrorReply::new(code, "no") };
+            story.call(op.clone(), set_answer(vec![SetOutcome::Error(error)]));
+        }
+        if let Some((since, until)) = harm {
+            story.harm("one", HarmKind::Killed, since, until);
+        }
+        story
+    };
+    story(None, ErrorCode::KeyExists).is_clean();
+    story(None, ErrorCode::LimitExceeded).breaks(Property::OnceAtMost, 2);
+    // A harm that was over before, and one in between.
+    story(Some((0, 1)), ErrorCode::LimitExceeded).breaks(Property::OnceAtMost, 2);
+    story(Some((4, 5)), ErrorCode::LimitExceeded).is_clean();
 }
