@@ -123,6 +123,7 @@ fn every_mutation(args: &mut Args, profile: Profile) -> ExitCode {
     let threads = threads(args);
     let mut missed = Vec::new();
     for bug in Bug::all() {
+        let profile = bug.profile().unwrap_or(profile);
         let harvest =
             soak(start..start + seeds, profile, Some(bug), threads, |report| report.violations.is_empty());
         match harvest.failed.first_key_value() {

@@ -10,6 +10,7 @@ use super::remember::{IDLE_MICROS, REFRESH_MICROS};
 use super::{Database, DatabaseError, from_sql, outcome, schema, to_sql};
 use crate::entry::Outcome;
 use crate::manifest::{PastLife, PastSession};
+use crate::mutations::{Mutation, is_there};
 
 impl Database {
     /// What is to be remembered of the subject if `request` destroys it now: at `wall`, or at the subject's accept time
@@ -74,6 +75,9 @@ pub(super) fn version(past: Option<&PastLife>) -> i32 {
 
 /// Writes down what a file that is being made remembers of the life before. Within a transaction.
 pub(super) fn write(connection: &Connection, past: &PastLife) -> Result<(), DatabaseError> {
+    if is_there(Mutation::DestroyForgets) {
+        return Ok(());
+    }
     let mut insert = connection
         .prepare("INSERT INTO sessions(session, accept_time, floor, kept) VALUES (?1, ?2, ?3, ?4)")?;
     for known in &past.sessions {
