@@ -21,8 +21,7 @@ PREFIX = "persist"
 REQUEST_DEADLINE = 10
 CALL_DEADLINE = 60
 
-# Section 5: the operations that change something carry the id of the request. `destroy` has one, too, and is not
-# to be repeated.
+# Section 5: the operations that change something carry the id of the request.
 CHANGING = {"set", "delete", "delete_all", "configure", "destroy", "upload_commit"}
 
 # How many bytes of a value travel at once, and how many pieces are under way.
@@ -152,10 +151,8 @@ class Dormouse:
                 else:
                     pause = max(pause, error.body.get("retry_after_ms", 0) / 1000)
             except asyncio.TimeoutError:
-                # Silence. A change is sent again under its id; `destroy` must not be.
+                # Silence. A change is sent again under its id.
                 self.servers.pop(subject, None)
-                if operation == "destroy":
-                    raise
             if time.monotonic() + pause > deadline:
                 raise TimeoutError(f"{operation} of {subject}")
             await asyncio.sleep(pause)

@@ -392,13 +392,19 @@ async def after_a_destruction_numbers_go_on(fleet):
     client, subject = fleet.client, fleet.subject("destroy")
     await client.set(subject, {"key": "k", "value": b"1"}, {"value": b"2"})
     before = await client.call("info", subject)
-    destroyed = (await client.call("destroy", subject))["position"]
+    request = client.next_request_id()
+    destroyed = (await client.call("destroy", subject, request=request))["position"]
     assert destroyed["rev"] == before["position"]["rev"] + 1
     assert not (await client.call("get", subject, key="k")).get("messages")
     (result,) = await client.set(subject, {"value": b"3", "expect": {"last": None}})
     assert result["seq"] == before["next_seq"] and result["rev"] > destroyed["rev"] and result["term"] > destroyed["term"]
     page = await client.call("changes", subject, after=before["position"])
     assert page["resync"]
+    again = await client.call("destroy", subject, request=request)
+    assert (again["position"], again["duplicate"]) == (destroyed, True), "it happens once"
+    assert (await client.call("info", subject))["count"] == 1
+    before_it = {"session": request["session"], "counter": request["counter"] - 1}
+    await refused("indeterminate", client.call("set", subject, sets=[{"value": b"late"}], request=before_it))
 
 
 # ── Section 6: events ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,10 +17,6 @@ use crate::location::{Locations, Server};
 use crate::retry::{Failure, Next, Refusal, Repeat, Target, Tries};
 use crate::sets::Writers;
 
-/// How long a change at a server that was announced as gone may still be answered. A server that stops in an orderly
-/// way says what it has not done, and may say so after the announcement.
-const LAST_WORD: Duration = Duration::from_millis(250);
-
 /// What all clones and handles of a client share.
 pub(crate) struct Inner {
     pub(crate) bus: Arc<dyn Bus>,
@@ -110,7 +106,7 @@ impl Inner {
                     let message = Outgoing::new(route, payload);
                     // The look-up may have taken all the time there was.
                     let answer = exchange::<R>(&*self.bus, message, tries.try_deadline(elapsed())?);
-                    match unless_gone(&server, tries.last_word(LAST_WORD), answer).await {
+                    match unless_gone(&server, answer).await {
                         Ok(reply) => return Ok(reply),
                         Err(failure) => {
                             if failure.moved() {
@@ -239,21 +235,15 @@ async fn pause_unless_gone(pause: Duration, asked: Option<Arc<Server>>) -> bool 
     }
 }
 
-/// Waits for the answer of `server`, but hardly longer than until it is announced as gone.
+/// Waits for the answer of `server`, but no longer than until it is announced as gone.
 async fn unless_gone<R>(
     server: &Server,
-    last_word: Duration,
     answer: impl Future<Output = Result<R, Refusal>>,
 ) -> Result<R, Failure> {
-    let mut answer = std::pin::pin!(answer);
-    let answered = tokio::select! {
+    tokio::select! {
         // An answer that came with the announcement is still an answer.
         biased;
-        answer = &mut answer => Some(answer),
-        () = server.gone.given() => tokio::time::timeout(last_word, answer).await.ok(),
-    };
-    match answered {
-        Some(answer) => answer.map_err(Failure::Server),
-        None => Err(Failure::Gone(server.name.clone())),
+        answer = answer => answer.map_err(Failure::Server),
+        () = server.gone.given() => Err(Failure::Gone(server.name.clone())),
     }
 }

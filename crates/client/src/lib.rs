@@ -25,8 +25,8 @@
 //! [`Client::connect`] makes a [`Client`]; [`Client::kv`] and [`Client::stream`] make cheap handles on a subject, whose
 //! methods are named as in JetStream's key-value store and stream where they do the same. The client finds the server
 //! that serves a subject, remembers it, follows the subject when it moves, and tries again within the call's deadline.
-//! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too; destroying a
-//! subject is the exception. [`Error`] tells what may have happened when the deadline is over.
+//! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too. [`Error`] tells
+//! what may have happened when the deadline is over.
 //!
 //! Sets are queued when they are called, in order, and what queues together is sent together: [`Kv::put`] and
 //! [`Stream::publish`] return an [`AckFuture`], to be awaited at once or later. [`Kv::batch`] and [`Stream::batch`] write

@@ -6,13 +6,14 @@
 //! | nobody answers, `not_owner` | ask the coordinator, or follow the hint | the same: nothing happened | the same |
 //! | `unavailable`, `overloaded` | back off, try again | the same: nothing happened | the same |
 //! | no answer in time | ask the coordinator, try again | the same | indeterminate |
-//! | the server is gone meanwhile | ask the coordinator, try again | the same | indeterminate, after a moment for a last word |
+//! | the server is gone meanwhile | ask the coordinator, try again | the same | indeterminate |
 //! | `indeterminate` | | back off, ask the coordinator, try again | indeterminate |
 //! | no time is left | the deadline has passed | the same; indeterminate after a try whose outcome is not known | the same: nothing was sent |
 //!
 //! A server carries a request with an id out at most once and answers its repeat as it answered it the first time, so a
-//! repeat does no harm and brings the answer that was lost. A change without an id is never repeated after an unknown
-//! outcome, so its only try waits until the call's deadline; the others give each try a part of it.
+//! repeat does no harm and brings the answer that was lost. Every change of a subject has an id. An order to the
+//! coordinator that means something else each time it is said has none: it is never repeated after an unknown outcome, so
+//! its only try waits until the call's deadline; the others give each try a part of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,9 +61,7 @@ impl Repeat {
             Op::Flush => Self::Patiently,
             // Each means the same however often it is said.
             Op::UploadBegin | Op::UploadChunk | Op::UploadFinish | Op::UploadCancel => Self::Freely,
-            Op::Set | Op::UploadCommit | Op::Delete | Op::DeleteAll | Op::Configure => Self::ById,
-            // What would remember the id of a destroy is what it destroys.
-            op if op.changes() => Self::Never,
+            op if op.changes() => Self::ById,
             _ => Self::Freely,
         }
     }
@@ -189,15 +188,6 @@ impl Tries {
             Repeat::ById => doubled(FIRST_TRY_OF_CHANGE),
             Repeat::Patiently | Repeat::Never => remaining,
         })
-    }
-
-    /// How long to wait for the answer of a server that is announced as gone: at most `moment`, and only where its
-    /// answer decides between failing for sure and not knowing.
-    pub(crate) const fn last_word(&self, moment: Duration) -> Duration {
-        match self.repeat {
-            Repeat::Freely | Repeat::Patiently | Repeat::ById => Duration::ZERO,
-            Repeat::Never => moment,
-        }
     }
 
     /// Decides after a try that failed. `seed` is asked for at most once per call.

@@ -106,9 +106,11 @@ fn a_change_waits_longer_each_time_nobody_answers() {
 }
 
 #[test]
-fn destroying_is_the_one_change_that_is_not_repeated_after_silence() {
-    let never: Vec<_> = Op::ALL.iter().copied().filter(|op| Repeat::of(*op) == Repeat::Never).collect();
-    assert_eq!(never, [Op::Destroy]);
+fn every_change_of_a_subject_may_be_repeated() {
+    for op in Op::ALL.iter().copied().filter(|op| op.changes()) {
+        assert!(matches!(Repeat::of(op), Repeat::ById | Repeat::Freely), "{op}");
+    }
+    assert_eq!(Repeat::of(Op::Destroy), Repeat::ById);
 }
 
 #[test]

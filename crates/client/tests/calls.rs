@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryOptions, Permission};
-use dormouse_client::{Error, ErrorReply, Happened, IndeterminateCause, Subject};
-use dormouse_protocol::data::SetRequest;
+use dormouse_client::{Error, ErrorReply, Happened, IndeterminateCause, Position, Rev, Subject, Term};
+use dormouse_protocol::data::{DestroyReply, SetRequest};
 use dormouse_protocol::{Op, ProtocolVersion, RoutePattern, decode};
 use futures::FutureExt;
 
-use support::{Answer, Fleet, at, done, found, message, nothing, server_name};
+use support::{Answer, Fleet, at, done, found, message, nothing, reply, server_name};
 
 const MOMENT: Duration = Duration::from_millis(200);
 
@@ -171,14 +171,16 @@ async fn a_change_whose_answer_is_lost_succeeds_with_the_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn destroying_without_answer_is_not_repeated() {
+async fn a_destroy_whose_answer_is_lost_is_repeated_under_its_id_and_answered() {
     let fleet = Fleet::new();
-    fleet.coordinator(|_| at("a")).await;
+    fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
     fleet.server("a", |_, _, _| Answer::Silence).await;
-    let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(Duration::from_secs(8));
-    let error = kv.destroy().await.unwrap_err();
-    assert!(matches!(error, Error::Indeterminate { cause: IndeterminateCause::Unanswered(_) }), "{error:?}");
-    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a destroy"]);
+    let position = Position { term: Term::new(1), rev: Rev::new(7) };
+    fleet.server("b", move |_, _, _| reply(&DestroyReply { position, duplicate: true })).await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    assert_eq!(kv.destroy().await.unwrap(), position);
+    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a destroy", "coordinator locate", "b destroy"]);
+    assert_eq!(fleet.arrivals.payloads("a destroy"), fleet.arrivals.payloads("b destroy"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,9 +190,10 @@ async fn after_silence_the_next_call_asks_where_the_subject_is() {
     fleet.server("a", |_, _, _| Answer::Silence).await;
     fleet.server("b", |_, payload, _| done(payload)).await;
     let kv = fleet.client().await.kv("app.x").unwrap();
-    kv.destroy().await.unwrap_err();
+    // Time for one try.
+    kv.clone().with_deadline(Duration::from_secs(1)).put("k", "1").await.unwrap_err();
     kv.put("k", "2").await.unwrap();
-    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a destroy", "coordinator locate", "b set"]);
+    assert_eq!(fleet.arrivals.list(), ["coordinator locate", "a set", "coordinator locate", "b set"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -285,26 +288,6 @@ async fn a_change_at_a_server_that_is_gone_goes_elsewhere_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn destroying_at_a_server_that_is_gone_is_soon_indeterminate() {
-    let fleet = Fleet::new();
-    fleet.coordinator(|_| at("a")).await;
-    fleet.server("a", |_, _, _| Answer::Silence).await;
-    let kv = fleet.client().await.kv("app.x").unwrap();
-    let before = fleet.now();
-    let (outcome, ()) = tokio::join!(kv.destroy(), async {
-        fleet.arrivals.wait_for("a destroy", 1).await;
-        fleet.announce_gone("a").await;
-    });
-    let error = outcome.unwrap_err();
-    assert!(
-        matches!(error, Error::Indeterminate { cause: IndeterminateCause::ServerGone(ref name) } if name.as_str() == "a"),
-        "{error:?}"
-    );
-    assert_eq!(fleet.now() - before, Duration::from_millis(250));
-    assert_eq!(fleet.arrivals.count("a destroy"), 1);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_pause_before_the_next_try_ends_when_the_server_is_announced_as_gone() {
     let fleet = Fleet::new();
     let declared = Arc::new(AtomicBool::new(false));
@@ -361,21 +344,6 @@ async fn what_a_leaving_server_refuses_in_its_last_moment_goes_elsewhere() {
     });
     outcome.unwrap();
     assert_eq!(fleet.arrivals.count("b set"), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_last_word_is_not_waited_for_beyond_the_deadline() {
-    let fleet = Fleet::new();
-    fleet.coordinator(|_| at("a")).await;
-    fleet.server("a", |_, _, _| Answer::Silence).await;
-    let kv = fleet.client().await.kv("app.x").unwrap().with_deadline(Duration::from_millis(100));
-    let before = fleet.now();
-    let (outcome, ()) = tokio::join!(kv.destroy(), async {
-        fleet.arrivals.wait_for("a destroy", 1).await;
-        fleet.announce_gone("a").await;
-    });
-    assert!(matches!(outcome, Err(Error::Indeterminate { .. })), "{outcome:?}");
-    assert_eq!(fleet.now() - before, Duration::from_millis(100));
 }
 
 #[tokio::test(start_paused = true)]
@@ -458,11 +426,11 @@ async fn an_announcement_of_a_newer_version_is_heeded() {
 async fn a_flush_that_takes_long_is_not_asked_for_twice() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
-    let position = dormouse_client::Position::default();
+    let position = Position::default();
     fleet
         .server("a", move |op, _, _| {
             assert_eq!(op, Op::Flush);
-            let reply = support::reply(&dormouse_protocol::data::FlushReply { position });
+            let reply = reply(&dormouse_protocol::data::FlushReply { position });
             Answer::Late(Duration::from_secs(9), Box::new(reply))
         })
         .await;

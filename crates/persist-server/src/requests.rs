@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, EndpointStats, Incoming, Requests};
-use dormouse_protocol::data::{DestroyRequest, FlushRequest, InfoRequest, SetRequest};
+use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
@@ -206,7 +206,7 @@ fn read(op: Op, payload: &[u8]) -> Result<Request, ErrorReply> {
         Op::Configure => Request::Configure(decode_request(payload)?),
         Op::Info => decode_request::<InfoRequest>(payload).map(|_| Request::Info)?,
         Op::Flush => decode_request::<FlushRequest>(payload).map(|_| Request::Flush)?,
-        Op::Destroy => decode_request::<DestroyRequest>(payload).map(|_| Request::Destroy)?,
+        Op::Destroy => Request::Destroy(decode_request(payload)?),
         Op::Changes => Request::Changes(decode_request(payload)?),
     })
 }

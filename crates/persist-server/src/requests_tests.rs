@@ -6,7 +6,7 @@ use std::time::Duration;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{AskError, ServeOptions, ask, serve};
 use dormouse_protocol::ErrorCode;
-use dormouse_protocol::data::{DestroyReply, GetReply, GetRequest};
+use dormouse_protocol::data::{DestroyReply, DestroyRequest, GetReply, GetRequest};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 
 use super::*;
@@ -126,7 +126,7 @@ async fn a_result_that_does_not_fit_any_more_never_hides_a_change() {
     let taken = scene.held.0.lock().unwrap().pop().unwrap();
     scene.broker.set_max_payload(1);
     let position = dormouse_protocol::Position::default();
-    (taken.respond)(Ok(Reply::Destroy(DestroyReply { position })));
+    (taken.respond)(Ok(Reply::Destroy(DestroyReply { position, duplicate: false })));
     // The answer is queued; nothing gets through before there is room again.
     scene.broker.set_max_payload(1_000);
     let error = asked.await.unwrap_err();
@@ -136,7 +136,7 @@ async fn a_result_that_does_not_fit_any_more_never_hides_a_change() {
 #[test]
 fn an_answer_of_any_kind_is_written() {
     let position = dormouse_protocol::Position::default();
-    let payload = write(&Reply::Destroy(DestroyReply { position })).unwrap();
+    let payload = write(&Reply::Destroy(DestroyReply { position, duplicate: false })).unwrap();
     assert_eq!(dormouse_protocol::decode::<DestroyReply>(&payload).unwrap().position, position);
 }
 

@@ -449,6 +449,9 @@ pub struct DestroyRequest {
 pub struct DestroyReply {
     /// Where the subject ended; a later claim goes on from here.
     pub position: Position,
+    /// It had been carried out before; this is the first result.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub duplicate: bool,
 }
 
 versioned! {

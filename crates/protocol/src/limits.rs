@@ -56,6 +56,9 @@ pub const SESSION_RESULTS: usize = 1_024;
 /// How long an idle session is remembered, in milliseconds of accept time.
 pub const SESSION_IDLE_MS: u64 = 60 * 60 * 1_000;
 
+/// How many sessions a destroyed subject remembers: those it has heard of last.
+pub const REMEMBERED_SESSIONS: usize = 256;
+
 /// Default window within which an application's message id is remembered, in milliseconds of accept time.
 pub const MSG_ID_WINDOW_MS: u64 = 2 * 60 * 1_000;
 

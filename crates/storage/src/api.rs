@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest,
-    DeleteReply, DeleteRequest, DestroyReply, FlushReply, GetAllReply, GetAllRequest, GetReply, GetRequest,
-    InfoReply, KeysReply, KeysRequest, SetReply, SetRequest,
+    DeleteReply, DeleteRequest, DestroyReply, DestroyRequest, FlushReply, GetAllReply, GetAllRequest,
+    GetReply, GetRequest, InfoReply, KeysReply, KeysRequest, SetReply, SetRequest,
 };
 use dormouse_protocol::transfer::{
     GetChunkReply, GetChunkRequest, UploadBeginRequest, UploadCancelRequest, UploadChunkRequest,
@@ -39,7 +39,7 @@ pub enum Request {
     /// by the engine itself when the subject keeps old parts of the log alive.
     Compact,
     /// Remove the subject for good.
-    Destroy,
+    Destroy(DestroyRequest),
     /// Hand the subject back so that another server can have it, where this process owns it; where it does not, do
     /// nothing. Never claims. Asked by [`Engine::hand_over`](crate::Engine::hand_over).
     HandOver,

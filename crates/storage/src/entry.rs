@@ -1,6 +1,6 @@
 //! What one changing request comes to, as it is written to the log: decided in full, replayed without asking anybody.
 
-use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, SetReply};
+use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, DestroyReply, SetReply};
 use dormouse_protocol::{ErrorReply, RequestId, Rev, Term, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,10 @@ pub enum Outcome {
     DeleteAll(DeleteAllReply),
     /// To a configure.
     Configure(ConfigureReply),
+    /// To the destroy that the subject begins after. It is no entry of the log: a tombstone remembers it, and then the
+    /// subject's file.
+    #[serde(skip)]
+    Destroy(DestroyReply),
     /// The request as a whole was refused, for a reason that lay in the subject's state.
     Refused(ErrorReply),
 }

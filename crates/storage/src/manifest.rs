@@ -5,6 +5,7 @@
 //! checked, and one changed byte anywhere is noticed. The newest manifest of a folder counts; it is never changed
 //! and never deleted, only followed by the next number.
 
+mod past;
 #[cfg(test)]
 mod tests;
 
@@ -15,10 +16,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::checksum::Crc64;
 use crate::keys::SubjectKeys;
+pub use past::{PastLife, PastSession};
+
 pub use crate::keys::{DeltaName, ManifestNumber, Nonce, SnapshotName};
 
-/// The format that this version writes, and the newest that it reads.
-pub const MANIFEST_FORMAT: u32 = 1;
+/// The newest format that this version reads, and that it writes where there is a [`PastLife`] to tell of.
+pub const MANIFEST_FORMAT: u32 = 2;
+
+/// The format without. Still written where it says everything, so that a version that knows no other goes on reading what
+/// concerns it.
+const FORMAT_WITHOUT_PAST: u32 = 1;
 
 /// Says who owns a subject, under which term, and from which objects its state is rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -50,6 +57,9 @@ pub struct Manifest {
     pub released: bool,
     /// The subject was destroyed. A later claim goes on with term, rev and seq from here. Implies `released`.
     pub tombstone: bool,
+    /// What is remembered of the life before a destroy: in the tombstone, and in what follows it until there is a
+    /// snapshot. `None` also where an earlier version destroyed the subject.
+    pub past: Option<PastLife>,
     /// Tells this manifest from any other that was meant to have its number.
     pub nonce: Nonce,
 }
@@ -158,6 +168,8 @@ struct Body<'a> {
     terms: &'a [TermBase],
     released: bool,
     tombstone: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    past: &'a Option<PastLife>,
     nonce: Nonce,
 }
 
@@ -166,8 +178,7 @@ struct Body<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire {
-    #[serde(rename = "format")]
-    _format: u32,
+    format: u32,
     subject: Subject,
     n: ManifestNumber,
     term: Term,
@@ -181,6 +192,7 @@ struct Wire {
     terms: Vec<TermBase>,
     released: bool,
     tombstone: bool,
+    past: Option<PastLife>,
     nonce: Nonce,
     #[serde(rename = "checksum")]
     _checksum: Crc64,
@@ -201,7 +213,7 @@ impl Manifest {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let body = Body {
-            format: MANIFEST_FORMAT,
+            format: if self.past.is_some() { MANIFEST_FORMAT } else { FORMAT_WITHOUT_PAST },
             subject: &self.subject,
             n: self.number,
             term: self.term,
@@ -215,6 +227,7 @@ impl Manifest {
             terms: &self.terms,
             released: self.released,
             tombstone: self.tombstone,
+            past: &self.past,
             nonce: self.nonce,
         };
         // Strings, numbers and booleans under fixed names: nothing in it can fail to become JSON.
@@ -240,7 +253,7 @@ impl Manifest {
         if format > MANIFEST_FORMAT {
             return Err(ManifestError::UnsupportedVersion { object, format });
         }
-        if format != MANIFEST_FORMAT {
+        if format < FORMAT_WITHOUT_PAST {
             return Err(corrupt(format!("format {format} never existed")));
         }
         verify_checksum(bytes).map_err(|what| corrupt(what.to_owned()))?;
@@ -271,6 +284,9 @@ impl Wire {
         if self.n != number {
             return Err(format!("says that it is {}", self.n));
         }
+        if (self.format == MANIFEST_FORMAT) != self.past.is_some() {
+            return Err("has fields of another format".to_owned());
+        }
         let manifest = Manifest {
             subject: self.subject,
             number: self.n,
@@ -285,6 +301,7 @@ impl Wire {
             terms: self.terms,
             released: self.released,
             tombstone: self.tombstone,
+            past: self.past,
             nonce: self.nonce,
         };
         match manifest.contradiction() {
@@ -308,7 +325,8 @@ impl Manifest {
         if self.tombstone && (!self.released || !self.terms.is_empty()) {
             return Some("is a tombstone that goes on");
         }
-        self.contradiction_of_base().or_else(|| self.contradiction_of_terms())
+        let of_past = || self.past.as_ref().and_then(|past| past.contradiction(self));
+        self.contradiction_of_base().or_else(|| self.contradiction_of_terms()).or_else(of_past)
     }
 
     /// What the base refers to must have been made for it, one object for each manifest, and lead up to it.

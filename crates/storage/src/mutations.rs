@@ -23,6 +23,8 @@ pub enum Mutation {
     NoBarrierAfterGap,
     /// What was answered to whom is forgotten when a subject is claimed.
     SessionsForgotten,
+    /// What a tombstone remembers is not taken along by what begins after it.
+    DestroyForgets,
     /// A subject that this process has released is opened again without a claim.
     ReleasedIsStillOurs,
     /// Large values go as soon as nothing refers to them, though the base may lead back to them.
@@ -35,7 +37,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NoSync,
         Self::ToldBeforeTheBucket,
         Self::NoListAfterClaim,
@@ -44,6 +46,7 @@ impl Mutation {
         Self::LeaseIgnored,
         Self::NoBarrierAfterGap,
         Self::SessionsForgotten,
+        Self::DestroyForgets,
         Self::ReleasedIsStillOurs,
         Self::ValueDeletedEarly,
         Self::ExistsIsSuccess,
@@ -62,6 +65,7 @@ impl Mutation {
             Self::LeaseIgnored => "lease-ignored",
             Self::NoBarrierAfterGap => "no-barrier-after-gap",
             Self::SessionsForgotten => "sessions-forgotten",
+            Self::DestroyForgets => "destroy-forgets",
             Self::ReleasedIsStillOurs => "released-is-still-ours",
             Self::ValueDeletedEarly => "value-deleted-early",
             Self::ExistsIsSuccess => "exists-is-success",

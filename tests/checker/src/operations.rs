@@ -224,7 +224,7 @@ fn answered(answer: &Answer) -> String {
         Answer::Delete(reply) => format!("{:?} {:?}", reply.position, reply.seqs),
         Answer::DeleteAll(reply) => format!("{:?} {}", reply.position, reply.count),
         Answer::Configure(reply) => format!("{:?}", reply.position),
-        // What would remember a destruction is what it destroys.
+        Answer::Destroy(reply) => format!("{:?}", reply.position),
         _ => String::new(),
     }
 }

@@ -218,19 +218,14 @@ impl Replay<'_, '_> {
         self.findings.coverage.counts.contains_key("changes nobody was told of")
     }
 
-    /// Nothing is carried out twice on one path.
+    /// Nothing is carried out twice on one path, also where the subject is destroyed in between.
     pub(crate) fn check_once(&mut self) {
-        let destroyed: Vec<Position> = (self.slots.all.iter())
-            .filter(|(_, slot)| matches!(slot.effect, Effect::Destroy))
-            .map(|(position, _)| *position)
-            .collect();
         let mut twice: Vec<(Position, Position, Source, Source)> = Vec::new();
         let mut note = |places: &[(Position, Source)], terms: &crate::terms::Terms| {
             for (at, &(one, first)) in places.iter().enumerate() {
                 for &(other, second) in &places[at + 1..] {
                     let (one, other) = (one.min(other), one.max(other));
-                    let forgotten = destroyed.iter().any(|gone| one <= *gone && *gone < other);
-                    if one != other && terms.leads(one, other) && !forgotten {
+                    if one != other && terms.leads(one, other) {
                         twice.push((one, other, first, second));
                     }
                 }
@@ -241,7 +236,7 @@ impl Replay<'_, '_> {
         }
         let mut others: BTreeMap<usize, Vec<(Position, Source)>> = BTreeMap::new();
         for (&position, slot) in &self.slots.all {
-            if let (Some(op), false) = (slot.op, matches!(slot.effect, Effect::Sets(_) | Effect::Destroy)) {
+            if let (Some(op), false) = (slot.op, matches!(slot.effect, Effect::Sets(_))) {
                 others.entry(op).or_default().push((position, slot.source));
             }
         }

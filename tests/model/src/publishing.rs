@@ -60,8 +60,8 @@ impl Stepper<'_> {
     fn publish(&mut self, p: u8, x: u8, publication: Publication) {
         let nonce = self.nonce(p);
         let Some(serving) = self.process(p).serving(x) else { return };
-        let (machine, effect) = Publish::new(&serving.manifest, publication, nonce);
         let releases = matches!(publication, Publication::Release(_));
+        let (machine, effect) = Publish::new(&serving.manifest, publication, nonce);
         serving.publishing = Some(Publishing { machine, call: None, releases });
         self.follow_publication(p, x, effect);
     }

@@ -348,6 +348,7 @@ fn first_manifest(place: u8) -> Manifest {
         terms: Vec::new(),
         released: false,
         tombstone: false,
+        past: None,
         nonce: Nonce::new(Ulid(0)),
     }
 }

@@ -3,6 +3,8 @@
 use dormouse_client::mutations as client;
 use dormouse_storage::mutations as server;
 
+use crate::setting::Profile;
+
 /// A deliberate bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -25,6 +27,15 @@ impl Bug {
         match self {
             Self::Server(mutation) => mutation.as_str(),
             Self::Client(mutation) => mutation.as_str(),
+        }
+    }
+
+    /// The profile in which it shows, where it is not any.
+    #[must_use]
+    pub const fn profile(self) -> Option<Profile> {
+        match self {
+            Self::Server(server::Mutation::DestroyForgets) => Some(Profile::Destroys),
+            Self::Server(_) | Self::Client(_) => None,
         }
     }
 

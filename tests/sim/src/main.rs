@@ -11,7 +11,7 @@ dormouse-sim soak --seeds N [--start K] [--profile NAME] [--threads N] [--keep-g
 dormouse-sim replay SEED [--profile NAME] [--trace] [--log FILTER] [--mutation NAME]
 dormouse-sim mutations [--seeds N] [--start K] [--threads N]      after how many seeds each bug is found
 
-Profiles: standard, two-coordinators, clock-drift, stale-list";
+Profiles: standard, destroys, two-coordinators, clock-drift, stale-list";
 
 struct Args(Vec<String>);
 
@@ -123,6 +123,7 @@ fn every_mutation(args: &mut Args, profile: Profile) -> ExitCode {
     let threads = threads(args);
     let mut missed = Vec::new();
     for bug in Bug::all() {
+        let profile = bug.profile().unwrap_or(profile);
         let harvest =
             soak(start..start + seeds, profile, Some(bug), threads, |report| report.violations.is_empty());
         match harvest.failed.first_key_value() {

@@ -14,6 +14,8 @@ use crate::network::Weather;
 pub enum Profile {
     /// Everything that the guarantees assume holds: no violation is allowed.
     Standard,
+    /// The same, and clients destroy subjects now and then.
+    Destroys,
     /// Two coordinators that know nothing of each other.
     TwoCoordinators,
     /// Clocks whose rates differ by more than leases allow for.
@@ -24,13 +26,15 @@ pub enum Profile {
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Standard, Self::TwoCoordinators, Self::ClockDrift, Self::StaleList];
+    pub const ALL: [Self; 5] =
+        [Self::Standard, Self::Destroys, Self::TwoCoordinators, Self::ClockDrift, Self::StaleList];
 
     /// The profile's name on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Standard => "standard",
+            Self::Destroys => "destroys",
             Self::TwoCoordinators => "two-coordinators",
             Self::ClockDrift => "clock-drift",
             Self::StaleList => "stale-list",
@@ -46,7 +50,7 @@ impl Profile {
     /// Whether clocks and coordinator are as the guarantees assume.
     #[must_use]
     pub const fn assumptions_hold(self) -> bool {
-        matches!(self, Self::Standard | Self::StaleList)
+        matches!(self, Self::Standard | Self::Destroys | Self::StaleList)
     }
 }
 
@@ -132,6 +136,8 @@ pub struct Setting {
     pub configures: bool,
     /// Whether clients delete.
     pub deletes: bool,
+    /// Whether clients destroy.
+    pub destroys: bool,
     /// Whether some values are objects of their own.
     pub large_values: bool,
     /// The servers' own level.
@@ -188,6 +194,7 @@ impl Setting {
             pause_ms: *dice.pick(&[250, 500, 1_000]),
             configures: dice.chance(600),
             deletes: dice.chance(700),
+            destroys: profile == Profile::Destroys,
             large_values: dice.chance(200),
             level: dice.weighted(&[
                 (70, Level::Bucket),

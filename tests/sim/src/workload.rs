@@ -42,6 +42,8 @@ pub struct Plan {
     pub configures: bool,
     /// Whether it deletes.
     pub deletes: bool,
+    /// Whether it destroys.
+    pub destroys: bool,
     /// Whether some values are objects of their own.
     pub large_values: bool,
 }
@@ -165,6 +167,9 @@ impl Worker {
             Do::Create | Do::Update => self.expecting(at, matches!(what, Do::Create)).await,
             Do::Batch | Do::Several => self.batch(at, matches!(what, Do::Batch)).await,
             Do::Burst => self.burst(at).await,
+            Do::DeleteSeq | Do::DeleteAll if self.plan.destroys && self.dice.chance(300) => {
+                drop(self.kv(at).destroy().await);
+            }
             Do::DeleteKey | Do::DeleteSeq | Do::DeleteAll if !self.plan.deletes => self.put(at).await,
             Do::DeleteKey => self.delete_key(at).await,
             Do::DeleteSeq => self.delete_seqs(at).await,

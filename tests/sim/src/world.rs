@@ -175,7 +175,9 @@ impl World {
         };
         let names: &[&str] = match setting.profile {
             Profile::TwoCoordinators => &["coordinator", "coordinator-2"],
-            Profile::Standard | Profile::ClockDrift | Profile::StaleList => &["coordinator"],
+            Profile::Standard | Profile::Destroys | Profile::ClockDrift | Profile::StaleList => {
+                &["coordinator"]
+            }
         };
         let offices: Vec<_> = names.iter().map(office).collect();
         let caller = |number| Arc::new(Caller::new(seed, plan(&setting, number)));
@@ -346,6 +348,7 @@ fn plan(setting: &Setting, number: u32) -> Plan {
         pause_ms: setting.pause_ms,
         configures: setting.configures,
         deletes: setting.deletes,
+        destroys: setting.destroys,
         large_values: setting.large_values,
     }
 }

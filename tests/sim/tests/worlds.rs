@@ -54,6 +54,14 @@ fn whatever_befalls_the_fleet_every_promise_is_kept() {
 }
 
 #[test]
+fn what_was_done_before_a_destroy_is_not_done_again_whatever_befalls_the_fleet() {
+    let harvest = soak(0..40, Profile::Destroys, None, threads(), |_| true);
+    clean(&harvest);
+    let destroyed = harvest.counts.get("call: destroy").copied().unwrap_or_default();
+    assert!(destroyed > 100, "only {destroyed} in {} worlds", harvest.runs);
+}
+
+#[test]
 fn feeds_are_exact_however_many_events_are_lost_repeated_and_late() {
     for seed in 0..20 {
         let report = run_in(seed, deaf(seed), None, false);

@@ -414,7 +414,7 @@ fn subject() -> Vec<Sample> {
         sample("flush", FlushRequest::default()),
         sample("flushed", FlushReply { position: position() }),
         sample("destroy", DestroyRequest { v: ProtocolVersion::CURRENT, request: Some(request_id()) }),
-        sample("destroyed", DestroyReply { position: position() }),
+        sample("destroyed", DestroyReply { position: position(), duplicate: false }),
     ]
 }
 

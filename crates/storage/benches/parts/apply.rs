@@ -26,7 +26,7 @@ fn apply(transactions: u64, entries: u64) -> Duration {
     let folder = scratch();
     let subject = Subject::new("app.user.000001").expect("a subject");
     let path = folder.path().join("file.sqlite3");
-    let mut database = Database::create(&path, &subject, Origin::default()).expect("a fresh folder");
+    let mut database = Database::create(&path, &subject, &Origin::default()).expect("a fresh folder");
     let mut spent = Duration::ZERO;
     for number in 0..transactions {
         let group: Vec<_> = (0..entries).map(|place| entry(number * entries + place)).collect();

@@ -132,8 +132,8 @@ fn beyond_the_oldest_tombstone_everything_has_to_be_read() {
 #[test]
 fn a_destroyed_subject_begins_where_nobody_has_been() {
     let folder = tempfile::tempdir().unwrap();
-    let origin = Origin { rev: Rev::new(7), next_seq: Seq::new(3) };
-    let mut database = Database::create(&folder.path().join("s.sqlite3"), &subject(), origin).unwrap();
+    let origin = Origin { rev: Rev::new(7), next_seq: Seq::new(3), past: None };
+    let mut database = Database::create(&folder.path().join("s.sqlite3"), &subject(), &origin).unwrap();
     database.take_over(&tenure(5, 7)).unwrap();
     set(&mut database, "a");
     assert!(ask(&database, 0, 0).resync);

@@ -34,7 +34,7 @@ pub(super) fn tenure(term: u64, term_base: u64) -> Tenure {
 
 /// A file under its first term.
 pub(super) fn fresh(path: &Path) -> Database {
-    let mut database = Database::create(path, &subject(), Origin::default()).unwrap();
+    let mut database = Database::create(path, &subject(), &Origin::default()).unwrap();
     database.take_over(&tenure(1, 0)).unwrap();
     database
 }

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, SetOutcome, SetReply, SetResult};
+use dormouse_protocol::data::{
+    ConfigureReply, DeleteAllReply, DeleteReply, DestroyReply, SetOutcome, SetReply, SetResult,
+};
 use dormouse_protocol::message::Removed;
-use dormouse_protocol::{ErrorReply, Headers};
+use dormouse_protocol::{ErrorReply, Headers, Position};
 
 use super::fixture::*;
 use super::*;
@@ -104,6 +106,47 @@ fn the_file_is_frozen() {
     let database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.dump().join("\n") + "\n", rows);
     goes_on(database);
+}
+
+/// A file that begins after a tombstone, with a request of the life before among its answers.
+fn begun_again(path: &Path) -> Database {
+    let mut before = fresh(path);
+    fill(&mut before);
+    let past = before.past_life(Some(request(2, 3)), second(7)).unwrap();
+    drop(before);
+    remove_files(path).unwrap();
+    let origin = Origin { rev: past.position.rev, next_seq: Seq::new(5), past: Some(past) };
+    let mut database = Database::create(path, &subject(), &origin).unwrap();
+    database.take_over(&tenure(3, origin.rev.get())).unwrap();
+    database
+}
+
+#[test]
+fn a_file_that_remembers_a_destroy_is_frozen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sqlite3");
+    let database = begun_again(&path);
+    let (rows, tables) = (database.dump().join("\n") + "\n", schema(&database));
+    database.close().unwrap();
+    if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() {
+        std::fs::write(golden("subject-3-rows.txt"), &rows).unwrap();
+        std::fs::copy(&path, golden("subject-3.sqlite3")).unwrap();
+    }
+    assert_eq!(rows, std::fs::read_to_string(golden("subject-3-rows.txt")).unwrap());
+    // The number alone is another: a reader that does not know this answer must not come upon it.
+    let without = std::fs::read_to_string(golden("subject-2-schema.sql")).unwrap();
+    assert_eq!(tables, without.replace("user_version = 2;", "user_version = 3;"));
+
+    std::fs::copy(golden("subject-3.sqlite3"), &path).unwrap();
+    let mut database = Database::open(&path, &subject()).unwrap();
+    assert_eq!(database.dump().join("\n") + "\n", rows);
+    let position = Position { term: Term::new(2), rev: Rev::new(7) };
+    let ended = Outcome::Destroy(DestroyReply { position, duplicate: false });
+    assert_eq!(database.remembered(request(2, 3)).unwrap(), Memory::Done(ended));
+    assert_eq!(database.remembered(request(1, 6)).unwrap(), Memory::Forgotten);
+    let set = Operation::Set(database.set(Some("k"), b"new"));
+    database.run(vec![set]);
+    database.check_whole().unwrap();
 }
 
 /// A file says what it said, and goes on.

@@ -13,6 +13,7 @@ mod error;
 mod expiry;
 mod files;
 mod outcome;
+mod past;
 mod plain;
 mod read;
 mod remember;
@@ -68,11 +69,11 @@ impl Database {
     ///
     /// # Errors
     /// [`DatabaseError::DiskFull`] or [`DatabaseError::NotBegun`].
-    pub fn create(path: &Path, subject: &Subject, origin: Origin) -> Result<Self, DatabaseError> {
+    pub fn create(path: &Path, subject: &Subject, origin: &Origin) -> Result<Self, DatabaseError> {
         Self::create_file(path, subject, origin).map_err(DatabaseError::not_begun)
     }
 
-    fn create_file(path: &Path, subject: &Subject, origin: Origin) -> Result<Self, DatabaseError> {
+    fn create_file(path: &Path, subject: &Subject, origin: &Origin) -> Result<Self, DatabaseError> {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
         // Only an empty file takes it, and one that is in WAL mode is not empty. See `give_back_free_pages`.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
@@ -80,18 +81,21 @@ impl Database {
         connection.execute_batch("BEGIN")?;
         connection.execute_batch(schema::CREATE)?;
         connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
-        connection.pragma_update(None, "user_version", schema::SCHEMA_VERSION)?;
+        let past = origin.past.as_ref();
+        connection.pragma_update(None, "user_version", past::version(past))?;
         connection.execute(
             "INSERT INTO meta(id, subject, term, log, applied_rev, next_seq, accept_time, count, bytes,
                               tombstone_floor, config, config_rev, manifest, bucket_rev)
-             VALUES (1, ?1, 0, '', ?2, ?3, 0, 0, 0, ?2, ?4, ?2, 0, ?2)",
+             VALUES (1, ?1, 0, '', ?2, ?3, ?5, 0, 0, ?2, ?4, ?2, 0, ?2)",
             params![
                 subject.as_str(),
                 to_sql(origin.rev.get()),
                 to_sql(origin.next_seq.get()),
                 encode_config(&SubjectConfig::default())?,
+                past.map_or(0, |past| to_sql(past.accept_time.as_micros())),
             ],
         )?;
+        past.map_or(Ok(()), |past| past::write(&connection, past))?;
         connection.execute_batch("COMMIT")?;
         Self::load(connection, path)
     }
@@ -347,8 +351,8 @@ fn check_identity(connection: &Connection) -> Result<i32, DatabaseError> {
     if application != schema::APPLICATION_ID {
         return Err(DatabaseError::Foreign(application));
     }
-    if version > schema::SCHEMA_VERSION {
-        return Err(DatabaseError::Newer { found: version, understood: schema::SCHEMA_VERSION });
+    if version > schema::VERSION_WITH_DESTROY {
+        return Err(DatabaseError::Newer { found: version, understood: schema::VERSION_WITH_DESTROY });
     }
     Ok(version)
 }

@@ -237,7 +237,7 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.sqlite3");
-        let database = Database::create(&path, &name(), Origin::default()).unwrap();
+        let database = Database::create(&path, &name(), &Origin::default()).unwrap();
         let model = Model { next_seq: 1, ..Model::default() };
         let mut world = Self {
             folder,

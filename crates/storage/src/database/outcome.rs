@@ -1,7 +1,9 @@
 //! How a remembered answer is stored. An answer to a set of ten thousand messages is ten thousand results, and a
 //! session has a thousand answers: results that follow each other are stored as one run.
 
-use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, SetOutcome, SetReply, SetResult};
+use dormouse_protocol::data::{
+    ConfigureReply, DeleteAllReply, DeleteReply, DestroyReply, SetOutcome, SetReply, SetResult,
+};
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 use dormouse_protocol::{ErrorReply, Rev, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,7 @@ enum Stored {
     Delete(DeleteReply),
     DeleteAll(DeleteAllReply),
     Configure(ConfigureReply),
+    Destroy(DestroyReply),
     Refused(ErrorReply),
 }
 
@@ -44,6 +47,7 @@ pub(super) fn encode(outcome: &Outcome) -> Result<Vec<u8>, String> {
         Outcome::Delete(reply) => Stored::Delete(reply.clone()),
         Outcome::DeleteAll(reply) => Stored::DeleteAll(*reply),
         Outcome::Configure(reply) => Stored::Configure(*reply),
+        Outcome::Destroy(reply) => Stored::Destroy(*reply),
         Outcome::Refused(error) => Stored::Refused(error.clone()),
     };
     dormouse_protocol::encode(&stored).map(Vec::from).map_err(|error| error.to_string())
@@ -62,6 +66,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Outcome, String> {
         Stored::Delete(reply) => Outcome::Delete(reply),
         Stored::DeleteAll(reply) => Outcome::DeleteAll(reply),
         Stored::Configure(reply) => Outcome::Configure(reply),
+        Stored::Destroy(reply) => Outcome::Destroy(reply),
         Stored::Refused(error) => Outcome::Refused(error),
     })
 }

@@ -11,11 +11,11 @@ use super::{Database, DatabaseError, from_sql, outcome, to_sql};
 use crate::entry::{Entry, Remembered};
 use crate::plan::{Memory, SetOperation};
 
-const IDLE_MICROS: u64 = SESSION_IDLE_MS * 1_000;
+pub(super) const IDLE_MICROS: u64 = SESSION_IDLE_MS * 1_000;
 const WINDOW_MICROS: u64 = MSG_ID_WINDOW_MS * 1_000;
 
 /// When a session was last heard of is written down only so often: each time moves it in an index.
-const REFRESH_MICROS: u64 = 60 * 1_000_000;
+pub(super) const REFRESH_MICROS: u64 = 60 * 1_000_000;
 
 /// How many forgotten results of an idle session, and how many forgotten message ids, an entry takes along. More than
 /// it can bring, so that they do not pile up, and few enough that no write stalls.

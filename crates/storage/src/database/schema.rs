@@ -3,8 +3,12 @@
 /// Marks the file as one of ours in SQLite's header: `drms`.
 pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
 
-/// The version of the tables below. A file of a newer one is refused, never guessed at.
+/// The version of the tables below.
 pub(super) const SCHEMA_VERSION: i32 = 2;
+
+/// The version of a file with the same tables whose `results` have the answer to a destroy, which a reader of the version
+/// before does not know. The newest that there is: a file of a newer one is refused, never guessed at.
+pub(super) const VERSION_WITH_DESTROY: i32 = 3;
 
 /// Tombstones beyond this number are forgotten, the oldest first. Someone who asks for the changes since before the
 /// oldest one kept has to read everything.

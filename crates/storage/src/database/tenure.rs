@@ -6,21 +6,23 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::keys::ManifestNumber;
-use crate::manifest::TermBase;
+use crate::manifest::{PastLife, TermBase};
 use crate::mutations::{Mutation, is_there};
 
 /// Where a subject without a snapshot begins: at zero, or where its destroyed predecessor ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The rev it inherits.
     pub rev: Rev,
     /// The first seq it hands out.
     pub next_seq: Seq,
+    /// What is remembered of that predecessor.
+    pub past: Option<PastLife>,
 }
 
 impl Default for Origin {
     fn default() -> Self {
-        Self { rev: Rev::new(0), next_seq: Seq::new(1) }
+        Self { rev: Rev::new(0), next_seq: Seq::new(1), past: None }
     }
 }
 

@@ -1,14 +1,18 @@
+use dormouse_protocol::limits::REMEMBERED_SESSIONS;
+use dormouse_protocol::{Position, RequestId, SessionId, Timestamp};
 use proptest::prelude::*;
 use ulid::Ulid;
 
 use super::*;
 
 /// Frozen: what any version ever wrote stays readable as it is. A change of these files is a new format.
-const GOLDEN: [(&str, &[u8]); 4] = [
+const GOLDEN: [(&str, &[u8]); 6] = [
     ("new", include_bytes!("../../tests/golden/manifest-new.json")),
     ("snapshot", include_bytes!("../../tests/golden/manifest-snapshot.json")),
     ("deltas", include_bytes!("../../tests/golden/manifest-deltas.json")),
     ("tombstone", include_bytes!("../../tests/golden/manifest-tombstone.json")),
+    ("tombstone-2", include_bytes!("../../tests/golden/manifest-tombstone-2.json")),
+    ("after-tombstone-2", include_bytes!("../../tests/golden/manifest-after-tombstone-2.json")),
 ];
 
 const NUMBER: ManifestNumber = ManifestNumber::new(42);
@@ -32,6 +36,7 @@ fn new() -> Manifest {
         terms: Vec::new(),
         released: false,
         tombstone: false,
+        past: None,
         nonce: Nonce::new(Ulid::from(7_u128)),
     }
 }
@@ -79,8 +84,40 @@ fn deltas() -> Manifest {
     }
 }
 
+/// As a version wrote it that remembered nothing.
 fn tombstone() -> Manifest {
     Manifest { snapshot: None, released: true, tombstone: true, ..snapshot() }
+}
+
+fn session(number: u128, counter: u64, at: u64) -> PastSession {
+    let session = SessionId::new(Ulid::from(number));
+    PastSession { session, counter, accept_time: Timestamp::from_micros(at) }
+}
+
+fn past() -> PastLife {
+    let sessions = vec![session(1, 9, 1_700_000_000_000_002), session(2, u64::MAX, 1_700_000_000_000_001)];
+    PastLife {
+        position: Position { term: Term::new(3), rev: Rev::new(41) },
+        accept_time: Timestamp::from_micros(1_700_000_000_000_002),
+        request: Some(RequestId { session: sessions[0].session, counter: 9 }),
+        sessions,
+    }
+}
+
+fn tombstone_that_remembers() -> Manifest {
+    Manifest { past: Some(past()), ..tombstone() }
+}
+
+/// Begun again, written, claimed by another, and nobody has made a snapshot yet.
+fn after_tombstone() -> Manifest {
+    Manifest {
+        snapshot: None,
+        deltas: vec![delta(42, 60)],
+        terms: vec![TermBase { term: Term::new(4), term_base: Rev::new(41) }],
+        released: false,
+        past: Some(PastLife { request: None, ..past() }),
+        ..deltas()
+    }
 }
 
 fn corrupt(bytes: &[u8]) -> String {
@@ -102,7 +139,8 @@ fn resealed(text: &str) -> Vec<u8> {
 
 #[test]
 fn the_bytes_are_frozen() {
-    for ((name, golden), manifest) in GOLDEN.into_iter().zip([new(), snapshot(), deltas(), tombstone()]) {
+    let manifests = [new(), snapshot(), deltas(), tombstone(), tombstone_that_remembers(), after_tombstone()];
+    for ((name, golden), manifest) in GOLDEN.into_iter().zip(manifests) {
         let encoded = manifest.encode();
         assert_eq!(std::str::from_utf8(&encoded).unwrap(), std::str::from_utf8(golden).unwrap(), "{name}");
         assert_eq!(Manifest::decode(&subject(), manifest.number, golden).unwrap(), manifest, "{name}");
@@ -155,15 +193,61 @@ fn another_s_manifest_is_refused() {
 #[test]
 fn a_newer_format_is_not_guessed_at() {
     let text = String::from_utf8(snapshot().encode().to_vec()).unwrap();
-    let newer = text.replacen("\"format\":1", "\"format\":2", 1);
+    let newer = text.replacen("\"format\":1", "\"format\":3", 1);
     // With or without a checksum that we understand, and whatever else it holds.
-    for bytes in [newer.clone().into_bytes(), resealed(&newer), b"{\"what\":[],\"format\":2}".to_vec()] {
+    for bytes in [newer.clone().into_bytes(), resealed(&newer), b"{\"what\":[],\"format\":3}".to_vec()] {
         match Manifest::decode(&subject(), NUMBER, &bytes) {
-            Err(ManifestError::UnsupportedVersion { format: 2, .. }) => {}
+            Err(ManifestError::UnsupportedVersion { format: 3, .. }) => {}
             other => panic!("{other:?}"),
         }
     }
     assert!(corrupt(&resealed(&text.replacen("\"format\":1", "\"format\":0", 1))).contains("never existed"));
+}
+
+#[test]
+fn each_format_has_its_own_fields() {
+    // A reader of the first format refuses the second by its number and never leaves out what is remembered.
+    let remembers = String::from_utf8(tombstone_that_remembers().encode().to_vec()).unwrap();
+    let without = String::from_utf8(tombstone().encode().to_vec()).unwrap();
+    assert!(remembers.starts_with("{\"format\":2,") && without.starts_with("{\"format\":1,"));
+    for (text, from, to) in [(remembers, 2, 1), (without, 1, 2)] {
+        let other = text.replacen(&format!("\"format\":{from}"), &format!("\"format\":{to}"), 1);
+        assert!(corrupt(&resealed(&other)).contains("of another format"));
+    }
+}
+
+#[test]
+fn what_is_remembered_belongs_together_and_to_its_manifest() {
+    let with = |past| Manifest { past: Some(past), ..tombstone_that_remembers() };
+    let many = (1..=257).map(|number| session(number, 1, 1)).collect();
+    let ended = |term, rev| Position { term: Term::new(term), rev: Rev::new(rev) };
+    let after = |position| Manifest { past: Some(PastLife { position, ..past() }), ..after_tombstone() };
+    let empty = Manifest {
+        deltas: Vec::new(),
+        terms: Vec::new(),
+        term_base: Rev::new(41),
+        base_rev: Rev::new(41),
+        ..after_tombstone()
+    };
+    assert_eq!(empty.contradiction(), None);
+    for (bad, expected) in [
+        (with(PastLife { sessions: many, ..past() }), "more sessions than it may"),
+        (with(PastLife { sessions: vec![session(1, 9, 1), session(1, 9, 1)], ..past() }), "belong together"),
+        (with(PastLife { sessions: vec![session(2, 9, 1), session(1, 9, 1)], ..past() }), "belong together"),
+        (with(PastLife { sessions: vec![session(2, 9, 1)], ..past() }), "belong together"),
+        (with(PastLife { accept_time: Timestamp::from_micros(1), ..past() }), "belong together"),
+        (with(PastLife { position: ended(2, 41), ..past() }), "does not follow"),
+        (with(PastLife { position: ended(3, 40), ..past() }), "does not follow"),
+        (after(ended(4, 41)), "does not follow"),
+        (after(ended(3, 42)), "does not follow"),
+        (after(ended(0, 41)), "counts from zero"),
+        (Manifest { past: Some(PastLife { position: ended(3, 40), ..past() }), ..empty }, "does not follow"),
+        (Manifest { past: Some(past()), ..snapshot() }, "what its snapshot knows"),
+    ] {
+        let found = bad.contradiction().unwrap_or_default();
+        assert!(found.contains(expected), "{found:?} instead of {expected:?} of {bad:?}");
+        assert!(corrupt(&bad.encode()).contains(expected), "{bad:?}");
+    }
 }
 
 #[test]
@@ -192,7 +276,7 @@ fn fields_that_contradict_each_other_are_refused() {
 #[test]
 fn what_contradicts_itself_is_neither_written_nor_read() {
     let term = |term, base| TermBase { term: Term::new(term), term_base: Rev::new(base) };
-    for good in [new(), snapshot(), deltas(), tombstone()] {
+    for good in [new(), snapshot(), deltas(), tombstone(), tombstone_that_remembers(), after_tombstone()] {
         assert_eq!(good.contradiction(), None, "{good:?}");
     }
     let many: Vec<_> = (1..=9).map(|n| delta(n, 60)).collect();
@@ -242,6 +326,51 @@ proptest! {
             ..new()
         };
         prop_assert_eq!(Manifest::decode(&subject(), manifest.number, &manifest.encode()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn what_is_remembered_is_read(
+        heard in proptest::collection::btree_map(any::<u128>(), (any::<u64>(), any::<u64>()), 0..300),
+        own in any::<Option<proptest::sample::Index>>(),
+        (term, rev, up) in (1_u64..u64::MAX - 1, any::<u64>(), any::<u64>()),
+        accept_time: u64,
+        begun_again: bool,
+    ) {
+        let sessions: Vec<_> =
+            heard.into_iter().map(|(id, (counter, at))| session(id, counter, at.min(accept_time))).collect();
+        let request = own.filter(|_| !sessions.is_empty()).map(|own| {
+            let PastSession { session, counter, .. } = *own.get(&sessions);
+            RequestId { session, counter }
+        });
+        let too_many = sessions.len() > REMEMBERED_SESSIONS;
+        let position = Position { term: Term::new(term), rev: Rev::new(rev.min(up)) };
+        let ended = PastLife { position, accept_time: Timestamp::from_micros(accept_time), request, sessions };
+        let tombstone = Manifest {
+            term: Term::new(term),
+            term_base: Rev::new(0),
+            base_rev: position.rev,
+            past: Some(ended),
+            ..tombstone()
+        };
+        let manifest = if begun_again {
+            Manifest {
+                term: Term::new(term + 1),
+                term_base: position.rev,
+                base_rev: Rev::new(rev.max(up)),
+                deltas: vec![delta(42, rev.max(up))],
+                tombstone: false,
+                ..tombstone
+            }
+        } else {
+            tombstone
+        };
+        let read = Manifest::decode(&subject(), manifest.number, &manifest.encode());
+        if too_many {
+            let is_refused = matches!(read, Err(ManifestError::Corrupt { .. }));
+            prop_assert!(is_refused);
+        } else {
+            prop_assert_eq!(read.unwrap(), manifest);
+        }
     }
 
     #[test]

@@ -315,6 +315,7 @@ impl Claim {
             terms: base.map(terms).unwrap_or_default(),
             released: matches!(self.purpose, Purpose::Drain { .. }),
             tombstone: false,
+            past: base.and_then(|base| base.past.clone()),
             nonce: restored.nonce,
         };
         if let Some(object) = object {

@@ -110,7 +110,8 @@ impl BaseObject {
         }
     }
 
-    /// Puts it at the end of the base of `manifest`. A snapshot knows of every term up to the one it was taken in.
+    /// Puts it at the end of the base of `manifest`. A snapshot knows of every term up to the one it was taken in,
+    /// and of the life before.
     fn extend(self, manifest: &mut Manifest) {
         manifest.base_rev = self.rev();
         match self {
@@ -118,6 +119,7 @@ impl BaseObject {
                 manifest.snapshot = Some(snapshot);
                 manifest.deltas.clear();
                 manifest.terms.clear();
+                manifest.past = None;
             }
             Self::Delta(delta) => manifest.deltas.push(delta),
         }

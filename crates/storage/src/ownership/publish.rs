@@ -3,14 +3,14 @@
 #[cfg(test)]
 mod tests;
 
-use dormouse_protocol::{ErrorReply, Rev, Seq};
+use dormouse_protocol::{ErrorReply, Seq};
 
 use super::{Creation, Found, NewBase, Verified, contract_broken};
 use crate::keys::{Folder, ManifestNumber, Nonce};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, PastLife};
 
 /// What the next manifest says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Publication {
     /// A newer base; the owner stays.
     Base(NewBase),
@@ -18,10 +18,10 @@ pub enum Publication {
     /// nothing of its log. `None`: no entry was accepted above the current base, not even one without operations. By
     /// now the subject is closed to operations, reads too, and nothing of it is in flight.
     Release(Option<NewBase>),
-    /// The subject is destroyed as of this rev; a later claim goes on from here. Closed as for a release.
+    /// The subject is destroyed; a later claim goes on from here. Closed as for a release.
     Destroy {
-        /// The last rev.
-        rev: Rev,
+        /// Where it ends, and what is to be remembered of it.
+        past: Box<PastLife>,
         /// The seq that a message without one gets next.
         next_seq: Seq,
     },
@@ -130,11 +130,12 @@ impl Publish {
     }
 
     /// Could `there` have been published by this process, under this term, and can be gone on from? Only a term that
-    /// is over ends in a manifest that is released.
+    /// is over ends in a manifest that is released. The tombstone of another destroy does not remember this one.
     fn is_earlier(&self, there: &Manifest) -> bool {
         let mine = &self.manifest;
-        let end = |manifest: &Manifest| (manifest.released, manifest.tombstone, manifest.base_rev);
-        (&there.owner, there.term) == (&mine.owner, mine.term) && (!there.released || end(there) == end(mine))
+        let is_same_end = (there.released, there.tombstone, there.base_rev, &there.past)
+            == (mine.released, mine.tombstone, mine.base_rev, &mine.past);
+        (&there.owner, there.term) == (&mine.owner, mine.term) && (!there.released || is_same_end)
     }
 
     fn listed(&self, folder: Folder) -> PublishEffect {
@@ -150,7 +151,12 @@ impl Publish {
 }
 
 fn follow(current: &Manifest, publication: Publication, nonce: Nonce) -> Manifest {
-    let mut next = Manifest { number: current.number.next(), nonce, ..current.clone() };
+    let mut next = Manifest {
+        number: current.number.next(),
+        released: !matches!(publication, Publication::Base(_)),
+        nonce,
+        ..current.clone()
+    };
     match publication {
         Publication::Base(base) | Publication::Release(Some(base)) => {
             base.object.extend(&mut next);
@@ -159,13 +165,14 @@ fn follow(current: &Manifest, publication: Publication, nonce: Nonce) -> Manifes
             next.next_seq = base.next_seq;
         }
         Publication::Release(None) => {}
-        Publication::Destroy { rev, next_seq } => {
-            next = Manifest { base_rev: rev, next_seq, snapshot: None, tombstone: true, ..next };
+        Publication::Destroy { past, next_seq } => {
+            let base_rev = past.position.rev;
+            let past = Some(*past);
+            next = Manifest { base_rev, next_seq, snapshot: None, tombstone: true, past, ..next };
             next.deltas.clear();
             next.terms.clear();
         }
     }
-    next.released = !matches!(publication, Publication::Base(_));
     next
 }
 

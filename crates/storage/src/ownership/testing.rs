@@ -1,13 +1,13 @@
 //! What the tests of these machines share.
 
-use dormouse_protocol::{LogId, Rev, Seq, Slot, Subject, Term};
+use dormouse_protocol::{LogId, Position, RequestId, Rev, Seq, SessionId, Slot, Subject, Term, Timestamp};
 use ulid::Ulid;
 
 use super::BaseObject;
 use super::claim::Restored;
 use crate::checksum::Crc64;
 use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName};
-use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
+use crate::manifest::{DeltaRef, Manifest, PastLife, PastSession, SnapshotRef, TermBase};
 
 pub(super) fn subject() -> Subject {
     Subject::new("app.orders").unwrap()
@@ -71,6 +71,7 @@ pub(super) fn manifest(owner: LogId) -> Manifest {
         terms: vec![term(2, 33)],
         released: false,
         tombstone: false,
+        past: None,
         nonce: nonce(5),
     }
 }
@@ -80,7 +81,27 @@ pub(super) fn released(owner: LogId) -> Manifest {
 }
 
 pub(super) fn tombstone(owner: LogId) -> Manifest {
-    Manifest { snapshot: None, deltas: Vec::new(), terms: Vec::new(), tombstone: true, ..released(owner) }
+    Manifest {
+        snapshot: None,
+        deltas: Vec::new(),
+        terms: Vec::new(),
+        tombstone: true,
+        past: Some(past(3, 40)),
+        ..released(owner)
+    }
+}
+
+/// What a tombstone of this term remembers that ends at this rev: the session 1 had come to its request 9, which was the
+/// destroy.
+pub(super) fn past(term: u64, rev: u64) -> PastLife {
+    let (session, counter) = (SessionId::new(Ulid::from(1_u128)), 9);
+    let accept_time = Timestamp::from_micros(1);
+    PastLife {
+        position: Position { term: Term::new(term), rev: Rev::new(rev) },
+        accept_time,
+        request: Some(RequestId { session, counter }),
+        sessions: vec![PastSession { session, counter, accept_time }],
+    }
 }
 
 pub(super) fn folder(manifests: &[u64]) -> Folder {

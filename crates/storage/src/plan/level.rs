@@ -13,7 +13,7 @@ pub fn required(request: &Request, config: &SubjectConfig, server_default: Level
         Request::Set(request) => request.level,
         Request::Delete(request) => request.level,
         Request::DeleteAll(request) => request.level,
-        Request::Configure(_) | Request::Destroy => return Level::Bucket,
+        Request::Configure(_) | Request::Destroy(_) => return Level::Bucket,
         Request::Get(_)
         | Request::GetAll(_)
         | Request::Keys(_)

@@ -129,17 +129,8 @@ impl From<ErrorReply> for Refusal {
 /// whatever has become of the subject since.
 #[must_use]
 pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) -> Planned {
-    let id = request_id(request);
-    if let Some(id) = id {
-        match view.remembered(id) {
-            Ok(Memory::New) => {}
-            // Also what is applied: a successor may have gone on without it.
-            Ok(Memory::Pending(outcome) | Memory::Done(outcome)) => {
-                return Planned::Settle(repeat(request, outcome, context));
-            }
-            Ok(Memory::Forgotten) => return Planned::Answer(Err(forgotten())),
-            Err(error) => return Planned::Answer(Err(error)),
-        }
+    if let Some(known) = recall(request, view, context) {
+        return known;
     }
     let accept_time = context.accept_time.max(view.state().accept_time);
     let context = Context { accept_time, ..context };
@@ -155,7 +146,7 @@ pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) ->
         | Request::Info
         | Request::Flush
         | Request::Compact
-        | Request::Destroy
+        | Request::Destroy(_)
         | Request::HandOver
         | Request::UploadBegin(_)
         | Request::UploadChunk(_)
@@ -163,7 +154,22 @@ pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) ->
         | Request::UploadCancel(_)
         | Request::GetChunk(_) => Err(ErrorReply::internal("a request that is not planned").into()),
     };
-    finish(decided, id, view.state(), context)
+    finish(decided, request_id(request), view.state(), context)
+}
+
+/// What is answered to a request that was carried out before, or of which nobody can say any more whether it was; `None`
+/// where it is new. All that [`plan`] has to say of a destroy, which is no entry of the log.
+#[must_use]
+pub fn recall(request: &Request, view: &impl SubjectView, context: Context<'_>) -> Option<Planned> {
+    match view.remembered(request_id(request)?) {
+        Ok(Memory::New) => None,
+        // Also what is applied: a successor may have gone on without it.
+        Ok(Memory::Pending(outcome) | Memory::Done(outcome)) => {
+            Some(Planned::Settle(repeat(request, outcome, context)))
+        }
+        Ok(Memory::Forgotten) => Some(Planned::Answer(Err(forgotten()))),
+        Err(error) => Some(Planned::Answer(Err(error))),
+    }
 }
 
 /// The id under which a changing request is remembered.
@@ -174,6 +180,7 @@ pub const fn request_id(request: &Request) -> Option<RequestId> {
         Request::Delete(request) => request.request,
         Request::DeleteAll(request) => request.request,
         Request::Configure(request) => request.request,
+        Request::Destroy(request) => request.request,
         Request::Get(_)
         | Request::GetAll(_)
         | Request::Keys(_)
@@ -181,7 +188,6 @@ pub const fn request_id(request: &Request) -> Option<RequestId> {
         | Request::Info
         | Request::Flush
         | Request::Compact
-        | Request::Destroy
         | Request::HandOver
         | Request::UploadBegin(_)
         | Request::UploadChunk(_)

@@ -18,6 +18,7 @@ impl Outcome {
             Self::Delete(reply) => Ok(Reply::Delete(reply)),
             Self::DeleteAll(reply) => Ok(Reply::DeleteAll(reply)),
             Self::Configure(reply) => Ok(Reply::Configure(reply)),
+            Self::Destroy(reply) => Ok(Reply::Destroy(reply)),
             Self::Refused(error) => Err(error),
         }
     }
@@ -36,6 +37,7 @@ impl Outcome {
             Self::Delete(reply) => reply.duplicate = true,
             Self::DeleteAll(reply) => reply.duplicate = true,
             Self::Configure(reply) => reply.duplicate = true,
+            Self::Destroy(reply) => reply.duplicate = true,
             Self::Refused(_) => {}
         }
         self
@@ -49,6 +51,7 @@ impl Outcome {
             (Self::Delete(_), Request::Delete(_))
             | (Self::DeleteAll(_), Request::DeleteAll(_))
             | (Self::Configure(_), Request::Configure(_))
+            | (Self::Destroy(_), Request::Destroy(_))
             | (Self::Refused(_), _) => true,
             _ => false,
         }
@@ -63,7 +66,7 @@ impl Outcome {
         match self {
             Self::Set(reply) => reply.results.iter().map(of_result).sum(),
             Self::Delete(reply) => size::of_seqs(reply.seqs.len()),
-            Self::DeleteAll(_) | Self::Configure(_) => 0,
+            Self::DeleteAll(_) | Self::Configure(_) | Self::Destroy(_) => 0,
             Self::Refused(error) => size::of_error(error),
         }
     }

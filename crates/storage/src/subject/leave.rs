@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use dormouse_protocol::data::DestroyReply;
-use dormouse_protocol::{ErrorCode, ErrorReply, Position, Rev};
+use dormouse_protocol::{ErrorCode, ErrorReply, RequestId, Rev};
 
-use super::Inbox;
 use super::base::published;
 use super::events;
 use super::publish::{self, Job, PublishEnd};
 use super::serve::{End, Serving};
-use crate::api::{HandedOver, Reply, Submission};
+use super::{Inbox, Respond, upkeep};
+use crate::api::{HandedOver, Reply};
 use crate::database::{DatabaseError, remove_files};
 use crate::directory::shutting_down;
 use crate::fail_points::{Step as FailPoint, reach};
@@ -261,9 +261,14 @@ impl Serving<'_> {
         }
     }
 
-    /// Destroys the subject. `None`: it was not possible, and serving goes on.
-    pub(super) async fn destroy(&mut self, submission: Submission, inbox: &mut Inbox) -> Option<End> {
-        let mut respond = Some(submission.respond);
+    /// Destroys the subject: `request` is known to be new. `None`: it was not possible, and serving goes on.
+    pub(super) async fn destroy(
+        &mut self,
+        request: Option<RequestId>,
+        respond: Respond,
+        inbox: &mut Inbox,
+    ) -> Option<End> {
+        let mut respond = Some(respond);
         let mut answer = |reply| {
             if let Some(respond) = respond.take() {
                 respond(reply);
@@ -273,14 +278,22 @@ impl Serving<'_> {
             answer(Err(reply));
             return end;
         }
-        let position = self.position();
-        let (destroyed, next_seq) = {
-            let state = self.database().state();
-            (events::destroyed(state), state.next_seq)
+        let wall = upkeep::wall(self.shared);
+        let (destroyed, next_seq, past) = {
+            let database = self.database();
+            let state = database.state();
+            (events::destroyed(state), state.next_seq, database.past_life(request, wall))
+        };
+        let past = match past {
+            Ok(past) => Box::new(past),
+            Err(error) => {
+                answer(Err(error.reply(self.subject)));
+                return Some(self.fail(&error, inbox).await);
+            }
         };
         // A change like any other, with a rev of its own, so that watchers hear of it or notice that they did not.
-        let position = Position { rev: destroyed.rev, ..position };
-        let mut job = Job::Destroy(position.rev, next_seq);
+        let position = past.position;
+        let mut job = Job::Destroy(past.clone(), next_seq);
         loop {
             match publish::publish(self.shared, self.subject, &self.manifest, job).await {
                 // An earlier publication of this process had counted after all.
@@ -288,13 +301,13 @@ impl Serving<'_> {
                     if let Some(end) = self.published(PublishEnd::Published(verified)).await {
                         return Some(end);
                     }
-                    job = Job::Destroy(position.rev, next_seq);
+                    job = Job::Destroy(past.clone(), next_seq);
                 }
                 PublishEnd::Published(verified) => {
                     let manifest = &verified.manifest;
                     self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
                     self.shared.events.publish(self.subject, destroyed);
-                    answer(Ok(Reply::Destroy(DestroyReply { position })));
+                    answer(Ok(Reply::Destroy(DestroyReply { position, duplicate: false })));
                     self.collect(verified).await;
                     self.remove_file().await;
                     return Some(End::Closed);

@@ -18,7 +18,7 @@ use crate::entry::Entry;
 use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::frame;
 use crate::log::{Append, Stage, Ticket};
-use crate::plan::{self, Pending, Planned, SubjectView};
+use crate::plan::{self, Context, Pending, Planned, SubjectView};
 use crate::values::{self, Uploaded};
 
 /// Most changes of one subject that wait for their level. Beyond it writes are turned away; reads go on.
@@ -189,11 +189,17 @@ impl Pipeline {
         let mut group = Group::default();
         let blocked = loop {
             let Some(front) = writes.front() else { break None };
-            if !is_change(&front.request) {
+            if is_other(&front.request) {
                 break Some(Blocked::Other);
             }
             if self.failing.is_some() {
                 break Some(Blocked::UntilApplied);
+            }
+            if !is_change(&front.request) {
+                let Some(known) = self.recall(shared, database, front) else { break Some(Blocked::Other) };
+                let Some(submission) = writes.pop_front() else { break None };
+                self.take(database, known, Uploaded::default(), submission, Level::Bucket, &mut group);
+                continue;
             }
             // What is full goes before the next is planned: where the log refuses it, the next is planned without it.
             let level = self.level(shared, database, &front.request);
@@ -214,6 +220,16 @@ impl Pipeline {
         };
         self.append(shared, subject, database, group);
         blocked
+    }
+
+    /// What a request is answered that is no entry of the log and yet carried out once, if it is not new.
+    fn recall(&self, shared: &Shared, database: &Database, front: &Submission) -> Option<Planned> {
+        let context = Context {
+            accept_time: upkeep::wall(shared),
+            max_message_bytes: front.max_reply_bytes,
+            blobs: &[],
+        };
+        plan::recall(&front.request, &self.pending.view(database), context)
     }
 
     /// The level that a change has to reach. What a successor could not see must not be acknowledged; and a large value
@@ -513,8 +529,13 @@ fn unknown() -> ErrorReply {
 }
 
 /// Whether `request` becomes an entry of the log.
-pub(super) const fn is_change(request: &Request) -> bool {
+const fn is_change(request: &Request) -> bool {
     matches!(request, Request::Set(_) | Request::Delete(_) | Request::DeleteAll(_) | Request::Configure(_))
+}
+
+/// Whether `request` changes nothing, so that it does not matter how often it is carried out.
+const fn is_other(request: &Request) -> bool {
+    !is_change(request) && !matches!(request, Request::Destroy(_))
 }
 
 pub(super) fn too_many() -> ErrorReply {

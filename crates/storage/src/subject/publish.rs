@@ -12,7 +12,7 @@ use crate::fail_points::{Step as FailPoint, reach};
 use crate::format::{delta, frame};
 use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
 use crate::log::read_own_tail;
-use crate::manifest::{DeltaRef, Manifest, SnapshotRef};
+use crate::manifest::{DeltaRef, Manifest, PastLife, SnapshotRef};
 use crate::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
 use crate::ownership::{BaseKind, BaseObject, Creation, Found, NewBase, Verified, base_kind};
 
@@ -38,8 +38,8 @@ pub(super) enum Job {
     Base(Source),
     /// Hand the subject back, with a newer base where the current one does not hold everything.
     Release(Option<Source>),
-    /// Leave nothing but a tombstone.
-    Destroy(Rev, Seq),
+    /// Leave nothing but a tombstone, which remembers this and goes on with this seq.
+    Destroy(Box<PastLife>, Seq),
 }
 
 /// How a [`Job`] ended.
@@ -120,7 +120,7 @@ async fn begin(
         Job::Release(Some(source)) => {
             Publication::Release(Some(base(shared, subject, current, source).await?))
         }
-        Job::Destroy(rev, next_seq) => Publication::Destroy { rev, next_seq },
+        Job::Destroy(past, next_seq) => Publication::Destroy { past, next_seq },
     };
     reach(FailPoint::BaseUp);
     Ok(Publish::new(current, publication, Nonce::new(shared.env.ulid())))

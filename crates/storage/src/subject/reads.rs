@@ -65,7 +65,7 @@ pub(super) fn answer(
         | Request::Configure(_)
         | Request::Flush
         | Request::Compact
-        | Request::Destroy
+        | Request::Destroy(_)
         | Request::HandOver
         | Request::UploadBegin(_)
         | Request::UploadChunk(_)

@@ -137,7 +137,8 @@ impl Restorer<'_> {
             // The deltas begin where the subject did: at nothing, or at a tombstone.
             None => {
                 let rev = deltas.first().map_or(manifest.base_rev, |first| first.after);
-                self.start_empty(Origin { rev, next_seq: manifest.next_seq }).await?;
+                let past = manifest.past.clone();
+                self.start_empty(Origin { rev, next_seq: manifest.next_seq, past }).await?;
             }
         }
         let terms = terms(manifest);
@@ -205,7 +206,7 @@ impl Restorer<'_> {
             .env
             .blocking(move || {
                 remove_files(&path).map_err(LocalError::File)?;
-                Database::create(&path, &subject, origin).map_err(LocalError::Database)
+                Database::create(&path, &subject, &origin).map_err(LocalError::Database)
             })
             .await;
         match created {

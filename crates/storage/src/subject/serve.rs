@@ -365,7 +365,9 @@ impl<'a> Serving<'a> {
             Request::Flush => self.flush(submission.respond, Aim::Log),
             Request::Compact => self.flush(submission.respond, Aim::Base),
             Request::HandOver => self.flush(submission.respond, Aim::HandOver),
-            Request::Destroy => return self.destroy(submission, inbox).await,
+            Request::Destroy(request) => {
+                return self.destroy(request.request, submission.respond, inbox).await;
+            }
             _ => (submission.respond)(Err(ErrorReply::internal("a read was lined up with the changes"))),
         }
         None

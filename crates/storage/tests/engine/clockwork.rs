@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use dormouse_protocol::data::DestroyRequest;
 use dormouse_protocol::{ErrorCode, ErrorReply};
 use dormouse_storage::api::{Reply, Request};
 
@@ -99,7 +100,7 @@ fn a_destroy_without_an_answer_is_indeterminate_and_nothing_is_accepted_until_it
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     server.set(&app, "a", "1").unwrap();
-    let (_, asked) = without_answers(&world, &server, Request::Destroy);
+    let (_, asked) = without_answers(&world, &server, Request::Destroy(DestroyRequest::default()));
     assert_eq!(code(asked.wait(&server)), ErrorCode::Indeterminate);
     let refused = server.ask(&app, set_request("b", "v"));
     assert_eq!(set_result(refused.wait(&server)).unwrap_err().code, ErrorCode::Unavailable);

@@ -6,6 +6,7 @@ mod bounds;
 mod clockwork;
 mod collect;
 mod compaction;
+mod destroyed;
 mod disk;
 mod expiry;
 mod export;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::{World, large, lost_files, messages_in, pairs, set_request, subject};
-use dormouse_protocol::data::GetRequest;
+use dormouse_protocol::data::{DestroyRequest, GetRequest};
 use dormouse_protocol::message::DeleteAllChange;
 use dormouse_protocol::{Change, ErrorCode, Level, Rev};
 use dormouse_runtime::Env;
@@ -85,7 +85,7 @@ fn what_waits_behind_a_destroy_is_served_by_the_subject_that_follows() {
     let old = server.set(&app, "old", "v").unwrap();
     let (destroyed, set) = server.runtime.block_on(async {
         tokio::join!(
-            server.engine.execute(&app, Request::Destroy),
+            server.engine.execute(&app, Request::Destroy(DestroyRequest::default())),
             server.engine.execute(&app, set_request("new", "v"))
         )
     });

@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_protocol::data::{
-    ConfigureRequest, GetAllReply, GetAllRequest, GetRequest, InfoReply, SetItem, SetOutcome, SetRequest,
-    SetResult,
+    ConfigureRequest, DestroyRequest, GetAllReply, GetAllRequest, GetRequest, InfoReply, SetItem, SetOutcome,
+    SetRequest, SetResult,
 };
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorReply, Event, Level, LogId, Message, Position, Subject};
@@ -623,7 +623,7 @@ impl Server {
     }
 
     pub fn destroy(&self, subject: &Subject) -> Result<Position, ErrorReply> {
-        match self.run(subject, Request::Destroy)? {
+        match self.run(subject, Request::Destroy(DestroyRequest::default()))? {
             Reply::Destroy(reply) => Ok(reply.position),
             other => panic!("{other:?}"),
         }

@@ -8,6 +8,7 @@ use dormouse_storage::format::segment::{self, Footer};
 use dormouse_storage::format::{Fault, FormatError, crc32c, delta, frame};
 
 use crate::fuzzing::repair;
+use crate::golden::golden_file;
 use crate::samples;
 
 type Read = fn(&[u8]) -> Result<(), FormatError>;
@@ -119,8 +120,10 @@ fn damage_tells_which_object() {
 fn repairing_changes_nothing_that_is_good() {
     let part = include_bytes!("../golden/part.wal");
     assert_eq!(repair::wal(part), part);
-    let manifest = include_bytes!("../golden/manifest-deltas.json");
-    assert_eq!(repair::manifest(manifest), manifest);
+    for name in ["manifest-deltas.json", "manifest-tombstone-2.json"] {
+        let manifest = golden_file(name);
+        assert_eq!(repair::manifest(&manifest), manifest);
+    }
 }
 
 /// Each of `changes` puts another byte at a place; with every checksum right again it must still be refused.

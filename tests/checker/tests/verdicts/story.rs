@@ -8,8 +8,8 @@ use dormouse_checker::{
 };
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest,
-    DeleteReply, DeleteRequest, Expect, GetAllReply, GetAllRequest, GetReply, GetRequest, SetItem,
-    SetOutcome, SetReply, SetRequest, SetResult,
+    DeleteReply, DeleteRequest, DestroyReply, DestroyRequest, Expect, GetAllReply, GetAllRequest, GetReply,
+    GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult,
 };
 use dormouse_protocol::message::{SetChange, SubjectConfig};
 use dormouse_protocol::{
@@ -141,6 +141,11 @@ impl Story {
         let op = Op::DeleteAll(DeleteAllRequest { keep_last: Some(keep), ..DeleteAllRequest::default() });
         let reply = DeleteAllReply { position, count, duplicate: false };
         self.call(op, Outcome::Answered(Answer::DeleteAll(reply)))
+    }
+
+    pub fn destroy_as(&mut self, counter: u64, position: Position) -> &mut Self {
+        let op = Op::Destroy(DestroyRequest { request: request(counter), ..DestroyRequest::default() });
+        self.call(op, Outcome::Answered(Answer::Destroy(DestroyReply { position, duplicate: false })))
     }
 
     pub fn lost_delete(&mut self, key: &str) -> &mut Self {

@@ -60,6 +60,20 @@ fn the_same_request_is_carried_out_once() {
 }
 
 #[test]
+fn a_destroy_is_carried_out_once_and_nothing_is_again_because_of_it() {
+    let begin = || {
+        let mut story = Story::new();
+        story.term(1, 0, "persist-1").term(2, 2, "persist-1");
+        story.set_as(1, "a", 1, at(1, 1)).destroy_as(2, at(1, 2)).set_as(3, "b", 2, at(2, 3));
+        story.destroy_as(2, at(1, 2));
+        story.is_clean();
+        story
+    };
+    begin().destroy_as(2, at(2, 4)).breaks(Property::OnceAtMost, 2);
+    begin().set_as(1, "a", 3, at(2, 4)).breaks(Property::OnceAtMost, 2);
+}
+
+#[test]
 fn what_was_lost_may_be_carried_out_again() {
     let mut story = Story::of_level(Level::Memory);
     story.term(1, 0, "persist-1").term(2, 0, "persist-2");

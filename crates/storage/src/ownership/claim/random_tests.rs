@@ -13,13 +13,13 @@ use super::super::drain::{Drain, DrainEffect, DrainInput, Holding};
 use super::super::garbage::{self, Held};
 use super::super::local::{LocalFile, lost_above, may_reuse};
 use super::super::publish::{Publication, Publish, PublishEffect, PublishInput};
-use super::super::testing::subject;
+use super::super::testing::{past, subject};
 use super::super::{BaseKind, NewBase, base_kind};
 use super::*;
 use crate::bucket::BucketKey;
 use crate::checksum::Crc64;
 use crate::keys::{DeltaName, Nonce, SnapshotName};
-use crate::manifest::{DeltaRef, SnapshotRef, TermBase};
+use crate::manifest::{DeltaRef, PastLife, SnapshotRef, TermBase};
 
 /// An entry: a change, which makes a rev, or an answer, which makes none.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -45,6 +45,8 @@ impl Item {
 struct Content {
     /// The rev at which it began empty.
     origin: u64,
+    /// What it remembers of the life before.
+    past: Option<PastLife>,
     changes: Vec<u64>,
     answers: BTreeSet<u64>,
     terms: Vec<TermBase>,
@@ -182,6 +184,8 @@ struct World {
     deletions: Vec<Deletion>,
     /// The terms that led to the newest manifest.
     chain: Vec<TermBase>,
+    /// What the last tombstone among them remembers.
+    past: Option<PastLife>,
     highest: Option<ManifestNumber>,
     /// What was acknowledged at level `bucket`: the change at each rev, and the answers.
     changes: BTreeMap<u64, u64>,
@@ -209,6 +213,7 @@ impl World {
             late_slots: Vec::new(),
             deletions: Vec::new(),
             chain: Vec::new(),
+            past: None,
             highest: None,
             changes: BTreeMap::new(),
             answers: BTreeSet::new(),
@@ -304,6 +309,7 @@ impl World {
             let own = TermBase { term: manifest.term, term_base: manifest.term_base };
             if manifest.tombstone {
                 self.chain.clear();
+                self.past.clone_from(&manifest.past);
                 self.changes.clear();
                 self.answers.clear();
                 let destroyed = &self.destroyed[&manifest.nonce];
@@ -427,6 +433,7 @@ impl World {
         }
         if manifest.snapshot.is_none() {
             let first = manifest.deltas.first().map(|delta| self.deltas.get(&delta.name).ok_or("a delta"));
+            content.past.clone_from(&manifest.past);
             content.origin = first.transpose()?.map_or(manifest.base_rev.get(), |items| items[0].after);
         }
         for known in terms(manifest) {
@@ -640,6 +647,7 @@ impl World {
         let mut reused = on_disk.clone();
         assert!(items.iter().all(|item| reused.apply(*item)));
         assert_eq!((reused.origin, &reused.changes), (content.origin, &content.changes));
+        assert_eq!(reused.past, content.past);
         // It may remember answers that went with the power and were only ever in memory.
         assert!(reused.answers.is_superset(&content.answers));
     }
@@ -687,6 +695,7 @@ impl World {
         }
         if self.highest == Some(manifest.number) {
             assert_eq!(process.content.terms, self.chain, "the terms that led here");
+            assert_eq!(process.content.past, self.past, "what is remembered of the life before");
         }
         self.settle_surplus(who, &manifest);
         self.write_file(who, &manifest);
@@ -747,7 +756,10 @@ impl World {
                 let (rev, next_seq) = (process.content.rev(), Seq::new(process.content.rev() + 1));
                 let publication = match kind {
                     8 | 9 if unapplied => None,
-                    8 if self.draw(6) == 0 => Some(Publication::Destroy { rev: Rev::new(rev), next_seq }),
+                    8 if self.draw(6) == 0 => {
+                        let past = Box::new(past(manifest.term.get(), rev));
+                        Some(Publication::Destroy { past, next_seq })
+                    }
                     8 if process.above.is_empty() => Some(Publication::Release(None)),
                     8 => Some(Publication::Release(Some(self.new_base(who, &manifest)))),
                     _ => None,
@@ -760,8 +772,8 @@ impl World {
                     publication.unwrap_or_else(|| Publication::Base(self.new_base(who, &manifest)));
                 let nonce = self.nonce();
                 self.destroyed.insert(nonce, self.processes[who].content.clone());
-                let (publish, effect) = Publish::new(&manifest, publication, nonce);
                 let answers = matches!(publication, Publication::Base(_));
+                let (publish, effect) = Publish::new(&manifest, publication, nonce);
                 self.processes[who].activity = Activity::Publishing(manifest, publish, effect, answers);
             }
         }

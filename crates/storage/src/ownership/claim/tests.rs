@@ -159,6 +159,29 @@ fn every_way_to_a_subject() {
         assert_eq!(manifest.deltas, deltas, "{name}");
         let terms = if goes_on { vec![term(2, 33), term(3, 38)] } else { Vec::new() };
         assert_eq!(manifest.terms, terms, "{name}");
+        assert_eq!(manifest.past, (name == "destroyed").then(|| past(3, 40)), "{name}");
+    }
+}
+
+#[test]
+fn what_a_tombstone_remembers_is_carried_on_until_a_snapshot_holds_it() {
+    let begun =
+        Manifest { tombstone: false, term: Term::new(4), term_base: Rev::new(40), ..tombstone(other()) };
+    for (object, carried) in
+        [(a_delta(6, 45), Some(past(3, 40))), (BaseObject::Snapshot(snapshot(6, 45)), None)]
+    {
+        let mut claim = begin();
+        claim.apply(listed(&[5]));
+        claim.apply(found(&begun));
+        claim.apply(ClaimInput::Allowed);
+        claim.apply(ClaimInput::Restored(restored(45, true)));
+        match claim.apply(ClaimInput::BasePut(object)) {
+            ClaimEffect::Create(manifest) => {
+                assert_eq!(manifest.past, carried);
+                assert_eq!(manifest.contradiction(), None);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -208,7 +231,7 @@ fn what_is_refused_or_fails_is_passed_on() {
 fn a_manifest_that_cannot_be_understood_is_never_taken_for_none() {
     let newer = String::from_utf8(manifest(other()).encode().to_vec()).unwrap().replacen(
         "\"format\":1",
-        "\"format\":2",
+        "\"format\":3",
         1,
     );
     let elsewhere = Manifest { number: ManifestNumber::new(6), ..manifest(other()) }.encode();

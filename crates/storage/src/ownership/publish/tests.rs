@@ -1,4 +1,4 @@
-use dormouse_protocol::{ErrorCode, Slot, Term};
+use dormouse_protocol::{ErrorCode, RequestId, Rev, Slot, Term};
 
 use super::super::testing::*;
 use super::super::{BaseObject, base_kind};
@@ -15,6 +15,10 @@ fn base(object: BaseObject) -> NewBase {
 
 fn begin(publication: Publication) -> (Publish, PublishEffect) {
     Publish::new(&manifest(mine()), publication, nonce(6))
+}
+
+fn destroy(past: PastLife) -> Publication {
+    Publication::Destroy { past: Box::new(past), next_seq: Seq::new(100) }
 }
 
 fn six(owner: dormouse_protocol::LogId) -> Manifest {
@@ -54,10 +58,11 @@ fn each_publication_follows_the_manifest_before() {
         deltas: Vec::new(),
         terms: Vec::new(),
         tombstone: true,
+        past: Some(past(3, 51)),
         ..six(mine())
     };
     let (with_delta, with_snapshot) = (base(a_delta(6, 50)), base(BaseObject::Snapshot(snapshot(6, 50))));
-    let end = Publication::Destroy { rev: Rev::new(51), next_seq: Seq::new(100) };
+    let end = destroy(past(3, 51));
     for (publication, expected, released) in [
         (Publication::Base(with_delta), on_delta.clone(), false),
         (Publication::Base(with_snapshot), on_snapshot.clone(), false),
@@ -67,7 +72,7 @@ fn each_publication_follows_the_manifest_before() {
         (end, destroyed, true),
     ] {
         let expected = Manifest { released, nonce: nonce(6), ..expected };
-        let (mut publish, effect) = begin(publication);
+        let (mut publish, effect) = begin(publication.clone());
         assert_eq!(effect, PublishEffect::Create(Box::new(expected.clone())), "{publication:?}");
         assert_eq!(Manifest::decode(&subject(), SIXTH, &expected.encode()).unwrap(), expected);
         assert_eq!(publish.apply(PublishInput::Created(Creation::Ours)), PublishEffect::List);
@@ -104,11 +109,11 @@ fn a_manifest_that_nobody_could_read_or_go_on_from_is_never_created() {
         (&current, later(a_delta(7, 50))),
         (&current, later(BaseObject::Snapshot(snapshot(6, 39)))),
         (&current, Publication::Base(low)),
-        (&current, Publication::Destroy { rev: Rev::new(39), next_seq: Seq::new(99) }),
+        (&current, destroy(past(3, 39))),
         (&full, later(a_delta(13, 50))),
         (&released(mine()), Publication::Release(None)),
     ] {
-        match Publish::new(current, publication, nonce(6)).1 {
+        match Publish::new(current, publication.clone(), nonce(6)).1 {
             PublishEffect::Failed(reply) => assert_eq!(reply.code, ErrorCode::Internal, "{publication:?}"),
             other => panic!("{publication:?}: {other:?}"),
         }
@@ -160,6 +165,24 @@ fn an_earlier_publication_of_this_process_is_gone_on_from() {
     let (mut publish, _) = begin(Publication::Release(None));
     publish.apply(PublishInput::Created(Creation::Anothers));
     assert_eq!(publish.apply(found(Manifest { released: true, ..six(mine()) })), PublishEffect::List);
+}
+
+#[test]
+fn the_tombstone_of_another_destroy_is_not_taken_for_this_one() {
+    let begun = || {
+        let (mut publish, _) = begin(destroy(past(3, 51)));
+        publish.apply(PublishInput::Created(Creation::Anothers));
+        publish
+    };
+    let there = |past| {
+        found(Manifest { number: SIXTH, base_rev: Rev::new(51), past: Some(past), ..tombstone(mine()) })
+    };
+    assert_eq!(begun().apply(there(past(3, 51))), PublishEffect::List);
+    // It does not remember this destroy, whose repeat would be carried out.
+    let mut others = past(3, 51);
+    others.sessions[0].counter = 8;
+    others.request = others.request.map(|id| RequestId { counter: 8, ..id });
+    assert_eq!(begun().apply(there(others)), PublishEffect::Lost { may_have_counted: false });
 }
 
 #[test]
