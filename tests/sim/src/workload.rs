@@ -1,5 +1,7 @@
 //! What the clients do: every operation, at every level, and requests that were sent before once more.
 
+mod last;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,8 @@ use serde::de::DeserializeOwned;
 
 use crate::dice::Dice;
 use crate::recorder::{Line, Recorder};
-use crate::trace::Trace;
+
+pub use last::last_look;
 
 /// What a call may take.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -467,49 +470,4 @@ impl Worker {
         }
         None
     }
-}
-
-/// Reads everything of each subject, and writes to it: what must be possible once everything is well again. Returns the
-/// subjects of which it was not, and where the others are.
-pub async fn last_look(
-    worker: &mut Worker,
-    trace: &Trace,
-    within: Duration,
-) -> (Vec<Subject>, BTreeMap<Subject, Position>) {
-    let (mut silent, mut places) = (Vec::new(), BTreeMap::new());
-    for at in 0..worker.plan.subjects.len() {
-        let subject = worker.plan.subjects[at].clone();
-        let looked = tokio::time::timeout(within, async {
-            loop {
-                let value = worker.value();
-                // A subject that is full and refuses writes is well all the same.
-                let unlimited = worker.kv(at).configure(SubjectConfig::default()).await;
-                let written = worker.kv(at).with_level(Level::Bucket).put("last", value).await;
-                if unlimited.is_ok() && written.is_ok() {
-                    break;
-                }
-                trace.line(format_args!("not yet: {subject}"));
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            while worker.stream(at).get_all(..).all().await.is_err()
-                || worker.kv(at).keys("").all().await.is_err()
-                || worker.kv(at).flush().await.is_err()
-            {
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            worker.positions.remove(&at);
-            worker.changes(at).await;
-            loop {
-                if let Ok(info) = worker.kv(at).info().await {
-                    return info.position;
-                }
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-        });
-        match looked.await {
-            Ok(position) => drop(places.insert(subject, position)),
-            Err(_) => silent.push(subject),
-        }
-    }
-    (silent, places)
 }
