@@ -356,8 +356,9 @@ macro_rules! care {
             /// Removes the subject for good, with all its messages. Returns the position where it ended; if it is ever
             /// used again, it goes on from there.
             ///
-            /// It happens once, however often it has to be sent. What is called at the same time, by this client or another,
-            /// and arrives after it may be answered `indeterminate` without having been carried out: await it first.
+            /// It happens once, however often it has to be sent. A change that is under way at the same time, of this client
+            /// or another, and arrives after it may end in [`Error::Indeterminate`] without having been carried out: where
+            /// that matters, await it first.
             ///
             /// Cancelling the call leaves the subject destroyed or not.
             ///

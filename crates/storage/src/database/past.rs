@@ -31,6 +31,7 @@ impl Database {
             sessions.push(PastSession { session: id.session, counter, accept_time });
         }
         sessions.sort_unstable_by_key(|known| known.session);
+        // A change like any other, with a rev of its own, so that watchers hear of it or notice that they did not.
         let position = Position { term: state.term, rev: state.rev.next() };
         Ok(PastLife { position, accept_time, request, sessions })
     }

@@ -279,20 +279,15 @@ impl Serving<'_> {
             return end;
         }
         let wall = upkeep::wall(self.shared);
-        let (destroyed, next_seq, past) = {
-            let database = self.database();
-            let state = database.state();
-            (events::destroyed(state), state.next_seq, database.past_life(request, wall))
-        };
-        let past = match past {
+        let past = match self.database().past_life(request, wall) {
             Ok(past) => Box::new(past),
             Err(error) => {
                 answer(Err(error.reply(self.subject)));
-                return Some(self.fail(&error, inbox).await);
+                return None;
             }
         };
-        // A change like any other, with a rev of its own, so that watchers hear of it or notice that they did not.
-        let position = past.position;
+        let state = self.database().state();
+        let (destroyed, next_seq) = (events::destroyed(state), state.next_seq);
         let mut job = Job::Destroy(past.clone(), next_seq);
         loop {
             match publish::publish(self.shared, self.subject, &self.manifest, job).await {
@@ -307,6 +302,7 @@ impl Serving<'_> {
                     let manifest = &verified.manifest;
                     self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
                     self.shared.events.publish(self.subject, destroyed);
+                    let position = past.position;
                     answer(Ok(Reply::Destroy(DestroyReply { position, duplicate: false })));
                     self.collect(verified).await;
                     self.remove_file().await;
@@ -325,26 +321,31 @@ impl Serving<'_> {
                     answer(Err(reply));
                     return None;
                 }
-                // The tombstone may come to count at any time, so nothing may be accepted until that is known.
                 PublishEnd::Undecided(machine, reply) => {
                     answer(Err(ErrorReply::new(ErrorCode::Indeterminate, reply.message)));
-                    inbox.refuse(&ErrorReply::unavailable(
-                        "whether the subject is destroyed is not known yet",
-                    ));
-                    if self.shared.has_log_ended() {
-                        return Some(self.abandon(inbox).await);
+                    if let Some(end) = self.wait_for_tombstone(inbox).await {
+                        return Some(end);
                     }
-                    if self.shared.is_stopping() {
-                        let why = "whether it is destroyed is not known".to_owned();
-                        self.shared.directory.record_release(self.subject, Err(why));
-                        self.close_file().await;
-                        return Some(End::Refused(shutting_down()));
-                    }
-                    tokio::time::sleep(PAUSE).await;
                     job = Job::Resume(machine);
                 }
             }
         }
+    }
+
+    /// Waits a while. The tombstone may come to count at any time, so nothing may be accepted until that is known.
+    async fn wait_for_tombstone(&mut self, inbox: &mut Inbox) -> Option<End> {
+        inbox.refuse(&ErrorReply::unavailable("whether the subject is destroyed is not known yet"));
+        if self.shared.has_log_ended() {
+            return Some(self.abandon(inbox).await);
+        }
+        if self.shared.is_stopping() {
+            let why = "whether it is destroyed is not known".to_owned();
+            self.shared.directory.record_release(self.subject, Err(why));
+            self.close_file().await;
+            return Some(End::Refused(shutting_down()));
+        }
+        tokio::time::sleep(PAUSE).await;
+        None
     }
 
     async fn remove_file(&mut self) {
