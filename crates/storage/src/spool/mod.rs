@@ -12,7 +12,9 @@
 
 mod disk;
 mod machine;
+mod shares;
 mod store;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -160,16 +160,20 @@ async fn on_a_full_disk_chunks_fail_and_with_room_again_the_upload_goes_on() {
 async fn of_two_thousand_that_begin_at_once_as_many_as_may_are_taken_and_the_rest_is_told_when_to_come() {
     let world = World::new();
     let begun: Vec<_> = (1..=2_000).map(|number| world.begin(number, None)).collect();
-    assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), LIMITS.uploads);
+    // Half of all there are: others come, too.
+    let of_one = LIMITS.uploads / 2;
+    assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), of_one);
     for error in begun.into_iter().filter_map(Result::err) {
         assert_eq!(error.code, ErrorCode::Overloaded);
         assert!(error.retry_after_ms.is_some());
     }
-    assert_eq!(world.spool.figures().0, LIMITS.uploads);
+    assert_eq!(world.spool.figures().0, of_one);
     // Those who were turned away leave nothing behind, and one that ends makes room.
     assert!(world.files().is_empty());
     world.spool.cancel(&world.tasks, &app(), UploadCancelRequest { v: V, upload: upload(1) });
     world.begin(2_000, None).unwrap();
+    let request = UploadBeginRequest { v: V, upload: upload(1), size: Some(1 << 18) };
+    world.spool.begin(&"app.b".parse().unwrap(), &request).unwrap();
 }
 
 #[tokio::test(start_paused = true)]

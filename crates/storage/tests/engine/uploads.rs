@@ -396,26 +396,43 @@ fn an_upload_that_is_given_up_leaves_neither_file_nor_object() {
 }
 
 #[test]
-fn uploads_above_what_the_server_takes_on_are_turned_away_and_others_are_served() {
+fn a_subject_that_wants_everything_is_turned_away_and_others_are_served() {
     let world = World::on_disk();
-    let app = subject(APP);
+    let (app, other) = (subject(APP), subject("app.other"));
+    let server = world.running_server("persist-1", |settings| {
+        settings.max_uploads = 10;
+        settings.max_upload_bytes = 2_000_000;
+    });
+    let begin = |app: &Subject, number, size| {
+        let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size) };
+        server.upload(app, Request::UploadBegin(request))
+    };
+    let begun: Vec<_> = (0..2_000).map(|number| begin(&app, number, 400_000)).collect();
+    assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 4);
+    for error in begun.into_iter().filter_map(Result::err) {
+        assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true));
+    }
+    assert_eq!(code(begin(&other, 9_999, 1_000_001)), ErrorCode::TooLarge);
+    assert_eq!(server.engine.figures().upload_bytes, 800_000, "of each, a tenth of the whole");
+    server.store(&other, 1, &value(1, 450_000));
+    server.commit(&other, "film", uploaded(1, &value(1, 450_000))).unwrap();
+    server.bring(&app, 0, 0, value(1, 400_000)).unwrap();
+    assert_eq!(code(server.bring(&app, 1, 0, value(1, 400_001))), ErrorCode::BadRequest);
+    // No more than half of everything.
+    assert_eq!(code(server.bring(&app, 1, 0, value(1, 400_000))), ErrorCode::Overloaded);
+    server.set(&app, "k", "v").unwrap();
+    server.upload(&app, Request::UploadCancel(UploadCancelRequest { v: V, upload: upload(0) })).unwrap();
+    server.bring(&app, 1, 0, value(1, 400_000)).unwrap();
+    server.bring(&app, 2, 0, value(1, 300_000)).unwrap();
+    // Neither does a restart give it more.
+    server.kill();
     let server = world.running_server("persist-1", |settings| {
         settings.max_uploads = 10;
         settings.max_upload_bytes = 1_000_000;
     });
-    let begun: Vec<_> = (0..2_000).map(|number| server.begin(&app, number)).collect();
-    assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 10);
-    for error in begun.into_iter().filter_map(Result::err) {
-        assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true));
-    }
-    let big = Request::UploadBegin(UploadBeginRequest { v: V, upload: upload(9_999), size: Some(1_000_001) });
-    assert_eq!(code(server.upload(&app, big)), ErrorCode::TooLarge);
-    server.bring(&app, 1, 0, value(1, 900_000)).unwrap();
-    assert_eq!(code(server.bring(&app, 2, 0, value(1, 200_000))), ErrorCode::Overloaded);
-    server.set(&app, "k", "v").unwrap();
-    server.finish(&app, uploaded(1, &value(1, 900_000))).unwrap();
-    server.commit(&app, "film", uploaded(1, &value(1, 900_000))).unwrap();
-    server.bring(&app, 2, 0, value(1, 200_000)).unwrap();
+    let received = [1, 2].map(|number| server.begin(&app, number).unwrap().received);
+    assert_eq!(received, [400_000, 0], "together they are more than one subject has now");
+    server.until("the other has gone", || world.spooled("persist-1") == 1);
 }
 
 #[test]
