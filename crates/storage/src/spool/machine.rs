@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_protocol::limits::UPLOAD_WINDOW_BYTES;
-use dormouse_protocol::transfer::{UploadReply, UploadedValue};
+use dormouse_protocol::transfer::{UploadPlace, UploadReply, UploadedValue};
 use dormouse_protocol::{ErrorReply, Term, UploadId};
 
 use super::shares::Shares;
 pub(crate) use super::upload::Life;
 use super::upload::{Stage, Upload};
+use crate::plan::UploadRoom;
 
 /// Bytes of the chunks of all uploads that wait for those before them. Of what the others leave of it, a subject may have
 /// half, as of everything here.
@@ -41,6 +42,14 @@ impl SpoolLimits {
     const fn advance(self) -> u64 {
         self.bytes / if self.uploads == 0 { 1 } else { self.uploads as u64 }
     }
+}
+
+/// What a client says when it begins an upload, and what its subject's limits leave for it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Beginning {
+    pub(crate) size: Option<u64>,
+    pub(crate) place: Option<UploadPlace>,
+    pub(crate) room: UploadRoom,
 }
 
 /// What becomes of a chunk.
@@ -109,19 +118,24 @@ impl Uploads {
     /// Begins an upload, or says how far it is.
     ///
     /// # Errors
-    /// `too_large`, `overloaded`.
+    /// `too_large`, `limit_exceeded`, `overloaded`.
     pub(crate) fn begin(
         &mut self,
         key: UploadKey,
-        size: Option<u64>,
+        beginning: Beginning,
         now: Duration,
     ) -> Result<UploadReply, ErrorReply> {
+        let Beginning { size, place, room } = beginning;
+        let bytes = size.unwrap_or(0);
         if let Some(upload) = self.uploads.get_mut(&key) {
+            // An owner may have set limits meanwhile.
+            room.check(bytes.max(upload.received))?;
             upload.heard_at = now;
+            (upload.place, upload.room) = (place, room);
             return Ok(upload.reply());
         }
-        let bytes = size.unwrap_or(0);
         self.check_size(bytes)?;
+        room.check(bytes)?;
         // What would not find its room now is not begun, though not all of that is kept for it.
         if !self.room.may_take(&key.subject, bytes) {
             return Err(no_room());
@@ -131,7 +145,7 @@ impl Uploads {
         }
         let reserved = bytes.min(self.limits.advance());
         self.room.take(&key.subject, reserved);
-        self.insert(key, Upload { announced: size, reserved, ..Upload::new(now) });
+        self.insert(key, Upload { announced: size, reserved, place, room, ..Upload::new(now) });
         Ok(UploadReply::default())
     }
 
@@ -168,7 +182,7 @@ impl Uploads {
     /// shall not do so for ever.
     ///
     /// # Errors
-    /// `unknown_upload`, `bad_request`, `too_large`, `overloaded`.
+    /// `unknown_upload`, `bad_request`, `too_large`, `limit_exceeded`, `overloaded`.
     pub(crate) fn chunk(
         &mut self,
         key: &UploadKey,
@@ -244,15 +258,16 @@ impl Uploads {
         true
     }
 
-    /// The client says that all is sent. `value` is what it sent.
+    /// The client says that all is sent. `value` is what it sent, and `room` what its subject's limits leave for it now.
     ///
     /// # Errors
-    /// `unknown_upload`, `bad_request`.
+    /// `unknown_upload`, `bad_request`, `too_large`, `limit_exceeded`.
     pub(crate) fn finish(
         &mut self,
         key: &UploadKey,
         value: UploadedValue,
         term: Term,
+        room: &UploadRoom,
         now: Duration,
     ) -> Result<Finishing, ErrorReply> {
         let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
@@ -270,6 +285,8 @@ impl Uploads {
             Stage::Going(..) => Ok(Finishing::Answer(upload.reply())),
             Stage::There(of, _) if of == term => Ok(Finishing::Answer(upload.reply())),
             stage => {
+                // What no set may have does not go to the bucket.
+                room.check(value.size)?;
                 upload.stage = Stage::Going(term, value);
                 let anew = matches!(stage, Stage::There(..));
                 Ok(if anew { Finishing::BeginAnew(upload.life) } else { Finishing::Begin(upload.life) })
@@ -338,6 +355,11 @@ impl Uploads {
     /// When the next upload may have to be swept; `None`: not before something happens.
     pub(crate) fn next_sweep(&self) -> Option<Duration> {
         self.uploads.values().filter_map(Upload::silent_at).min()
+    }
+
+    /// Which message an upload will be in, as far as its client has said so.
+    pub(crate) fn place(&self, key: &UploadKey) -> Option<UploadPlace> {
+        self.uploads.get(key).and_then(|upload| upload.place.clone())
     }
 
     /// Whether there is such an upload.

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ValueDigest};
 use proptest::prelude::*;
 
@@ -16,6 +17,14 @@ fn of(subject: &str, number: u128) -> UploadKey {
     UploadKey { subject: subject.to_owned(), upload: UploadId::new(number.into()) }
 }
 
+fn of_size(size: Option<u64>) -> Beginning {
+    Beginning { size, ..Beginning::default() }
+}
+
+fn free() -> UploadRoom {
+    UploadRoom::default()
+}
+
 fn value(size: u64) -> UploadedValue {
     UploadedValue { upload: key(1).upload, size, digest: ValueDigest::new(7) }
 }
@@ -30,7 +39,7 @@ fn term(number: u64) -> Term {
 
 fn begun(size: Option<u64>) -> Uploads {
     let mut uploads = Uploads::new(LIMITS);
-    uploads.begin(key(1), size, at(0)).unwrap();
+    uploads.begin(key(1), of_size(size), at(0)).unwrap();
     uploads
 }
 
@@ -50,7 +59,7 @@ fn write_all(uploads: &mut Uploads, offset: u64, length: u64) -> u64 {
 }
 
 fn received(uploads: &mut Uploads) -> u64 {
-    uploads.begin(key(1), None, at(0)).unwrap().received
+    uploads.begin(key(1), of_size(None), at(0)).unwrap().received
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, ErrorReply>) -> ErrorCode {
@@ -98,19 +107,19 @@ fn nonsense_is_refused() {
     assert_eq!(code(uploads.chunk(&key(1), 95, 10, at(0))), ErrorCode::BadRequest);
     assert_eq!(code(uploads.chunk(&key(1), 0, 1_001, at(0))), ErrorCode::TooLarge);
     assert_eq!(code(uploads.chunk(&key(2), 0, 10, at(0))), ErrorCode::UnknownUpload);
-    assert_eq!(code(uploads.finish(&key(2), value(1), term(1), at(0))), ErrorCode::UnknownUpload);
-    assert_eq!(code(uploads.begin(key(2), Some(1_001), at(0))), ErrorCode::TooLarge);
+    assert_eq!(code(uploads.finish(&key(2), value(1), term(1), &free(), at(0))), ErrorCode::UnknownUpload);
+    assert_eq!(code(uploads.begin(key(2), of_size(Some(1_001)), at(0))), ErrorCode::TooLarge);
     bring(&mut uploads, 0, 100);
-    assert_eq!(code(uploads.finish(&key(1), value(99), term(1), at(0))), ErrorCode::BadRequest);
-    assert_eq!(uploads.finish(&key(1), value(100), term(1), at(0)), Ok(Finishing::Begin(Life(1))));
+    assert_eq!(code(uploads.finish(&key(1), value(99), term(1), &free(), at(0))), ErrorCode::BadRequest);
+    assert_eq!(uploads.finish(&key(1), value(100), term(1), &free(), at(0)), Ok(Finishing::Begin(Life(1))));
     let other = UploadedValue { digest: ValueDigest::new(8), ..value(100) };
-    assert_eq!(code(uploads.finish(&key(1), other, term(1), at(0))), ErrorCode::BadRequest);
+    assert_eq!(code(uploads.finish(&key(1), other, term(1), &free(), at(0))), ErrorCode::BadRequest);
 }
 
 #[test]
 fn a_chunk_far_ahead_of_what_is_here_says_that_something_was_lost() {
     let mut uploads = Uploads::new(SpoolLimits { uploads: 1, bytes: u64::MAX / 2 });
-    uploads.begin(key(1), None, at(0)).unwrap();
+    uploads.begin(key(1), of_size(None), at(0)).unwrap();
     assert_eq!(uploads.chunk(&key(1), UPLOAD_WINDOW_BYTES - 1, 1, at(0)), Ok(Taken::Held));
     assert_eq!(code(uploads.chunk(&key(1), UPLOAD_WINDOW_BYTES, 1, at(0))), ErrorCode::UnknownUpload);
 }
@@ -119,13 +128,13 @@ fn a_chunk_far_ahead_of_what_is_here_says_that_something_was_lost() {
 fn uploads_and_their_bytes_are_bounded_and_room_comes_back() {
     let mut uploads = Uploads::new(LIMITS);
     for number in 1..=5 {
-        uploads.begin(key(number), None, at(0)).unwrap();
+        uploads.begin(key(number), of_size(None), at(0)).unwrap();
     }
-    let refused = uploads.begin(key(6), None, at(0)).unwrap_err();
+    let refused = uploads.begin(key(6), of_size(None), at(0)).unwrap_err();
     assert_eq!((refused.code, refused.retry_after_ms), (ErrorCode::Overloaded, Some(RETRY_AFTER_MS)));
     // One that is known is no new one, and others are none of the subject's.
-    uploads.begin(key(5), None, at(0)).unwrap();
-    uploads.begin(of("app.b", 1), Some(100), at(0)).unwrap();
+    uploads.begin(key(5), of_size(None), at(0)).unwrap();
+    uploads.begin(of("app.b", 1), of_size(Some(100)), at(0)).unwrap();
     // Of 1,900 bytes it may have 950.
     assert_eq!(uploads.chunk(&key(1), 0, 600, at(0)), Ok(Taken::Held));
     assert_eq!(code(uploads.chunk(&key(2), 0, 351, at(0))), ErrorCode::Overloaded);
@@ -136,9 +145,9 @@ fn uploads_and_their_bytes_are_bounded_and_room_comes_back() {
     assert!(!uploads.end(&key(2)));
     assert_eq!(uploads.chunk(&key(3), 0, 350, at(0)), Ok(Taken::Held));
     // Of nine slots that app.b leaves it may have four.
-    assert_eq!(code(uploads.begin(key(6), None, at(0))), ErrorCode::Overloaded);
+    assert_eq!(code(uploads.begin(key(6), of_size(None), at(0))), ErrorCode::Overloaded);
     uploads.end(&key(4));
-    uploads.begin(key(6), None, at(0)).unwrap();
+    uploads.begin(key(6), of_size(None), at(0)).unwrap();
     for number in [1, 3, 5, 6] {
         uploads.end(&key(number));
     }
@@ -149,15 +158,15 @@ fn uploads_and_their_bytes_are_bounded_and_room_comes_back() {
 #[test]
 fn who_announces_much_takes_nobodys_room_and_what_was_begun_small_is_not_refused_halfway() {
     let mut uploads = Uploads::new(LIMITS);
-    assert_eq!(code(uploads.begin(key(1), Some(1_001), at(0))), ErrorCode::TooLarge);
-    uploads.begin(key(1), Some(1_000), at(0)).unwrap();
-    uploads.begin(key(2), Some(800), at(0)).unwrap();
-    uploads.begin(key(3), Some(200), at(0)).unwrap();
-    uploads.begin(key(4), Some(200), at(0)).unwrap();
+    assert_eq!(code(uploads.begin(key(1), of_size(Some(1_001)), at(0))), ErrorCode::TooLarge);
+    uploads.begin(key(1), of_size(Some(1_000)), at(0)).unwrap();
+    uploads.begin(key(2), of_size(Some(800)), at(0)).unwrap();
+    uploads.begin(key(3), of_size(Some(200)), at(0)).unwrap();
+    uploads.begin(key(4), of_size(Some(200)), at(0)).unwrap();
     assert_eq!(uploads.figures(), (4, 800), "of each the first 200 bytes");
-    uploads.begin(of("app.b", 1), Some(600), at(0)).unwrap();
+    uploads.begin(of("app.b", 1), of_size(Some(600)), at(0)).unwrap();
     // What does not fit now is refused now.
-    assert_eq!(code(uploads.begin(of("app.c", 1), Some(501), at(0))), ErrorCode::Overloaded);
+    assert_eq!(code(uploads.begin(of("app.c", 1), of_size(Some(501)), at(0))), ErrorCode::Overloaded);
     assert_eq!(uploads.chunk(&of("app.b", 1), 0, 600, at(0)), Ok(Taken::Held));
     // Nothing is left beyond what is kept, and that is there.
     assert_eq!(code(uploads.chunk(&key(1), 0, 201, at(0))), ErrorCode::Overloaded);
@@ -167,9 +176,35 @@ fn who_announces_much_takes_nobodys_room_and_what_was_begun_small_is_not_refused
 }
 
 #[test]
+fn what_the_subject_will_not_take_is_refused_when_it_is_announced_when_it_comes_and_before_it_goes_on() {
+    let room = |most| {
+        let config = SubjectConfig { max_msg_size: Some(most), ..SubjectConfig::default() };
+        let mut memory = crate::plan::tests::InMemory::default();
+        memory.state.config = config;
+        UploadRoom::of(&memory, None).unwrap()
+    };
+    let limit = |error: ErrorReply| (error.code, error.limit.unwrap());
+    let met = (ErrorCode::TooLarge, "max_msg_size".to_owned());
+    let mut uploads = Uploads::new(LIMITS);
+    let beginning = |size, most| Beginning { size, room: room(most), ..Beginning::default() };
+    assert_eq!(limit(uploads.begin(key(1), beginning(Some(101), 100), at(0)).unwrap_err()), met);
+    assert_eq!(uploads.figures(), (0, 0));
+    uploads.begin(key(1), beginning(None, 100), at(0)).unwrap();
+    assert_eq!(limit(uploads.chunk(&key(1), 0, 101, at(0)).unwrap_err()), met);
+    assert_eq!(bring(&mut uploads, 0, 100), 100);
+    // The owner has lowered the limit.
+    assert_eq!(limit(uploads.begin(key(1), beginning(None, 99), at(0)).unwrap_err()), met);
+    assert_eq!(limit(uploads.finish(&key(1), value(100), term(1), &room(99), at(0)).unwrap_err()), met);
+    assert!(matches!(
+        uploads.finish(&key(1), value(100), term(1), &room(100), at(0)),
+        Ok(Finishing::Begin(_))
+    ));
+}
+
+#[test]
 fn silence_ends_an_upload_and_a_word_keeps_it() {
     let mut uploads = begun(None);
-    uploads.begin(key(2), None, at(10)).unwrap();
+    uploads.begin(key(2), of_size(None), at(10)).unwrap();
     assert_eq!(uploads.chunk(&key(2), 0, 1_000, at(10)), Ok(Taken::Held));
     assert_eq!(uploads.next_sweep(), Some(at(30)));
     assert_eq!(uploads.sweep(at(29)), []);
@@ -189,7 +224,9 @@ fn an_upload_at_work_is_not_swept() {
     let write = uploads.write(&key(1)).unwrap();
     assert_eq!(uploads.sweep(at(100)), []);
     uploads.written(&key(1), write.life, 10).unwrap();
-    let Ok(Finishing::Begin(life)) = uploads.finish(&key(1), value(10), term(1), at(100)) else { panic!() };
+    let Ok(Finishing::Begin(life)) = uploads.finish(&key(1), value(10), term(1), &free(), at(100)) else {
+        panic!()
+    };
     assert_eq!(uploads.sweep(at(200)), []);
     assert!(uploads.stored(&key(1), life, true, at(200)));
     assert_eq!(uploads.sweep(at(229)), []);
@@ -201,25 +238,27 @@ fn an_upload_at_work_is_not_swept() {
 fn a_value_is_stored_once_for_a_term_and_used_once() {
     let mut uploads = begun(None);
     assert_eq!(
-        uploads.finish(&key(1), value(10), term(1), at(0)),
+        uploads.finish(&key(1), value(10), term(1), &free(), at(0)),
         Ok(Finishing::Answer(UploadReply { received: 0, stored: false }))
     );
     bring(&mut uploads, 0, 10);
-    let Ok(Finishing::Begin(life)) = uploads.finish(&key(1), value(10), term(1), at(0)) else { panic!() };
+    let Ok(Finishing::Begin(life)) = uploads.finish(&key(1), value(10), term(1), &free(), at(0)) else {
+        panic!()
+    };
     assert!(!uploads.use_up(&key(1), value(10), term(1)));
     assert_eq!(code(uploads.chunk(&key(1), 10, 1, at(0))), ErrorCode::BadRequest);
     assert!(uploads.stored(&key(1), life, true, at(0)));
     let there = Ok(Finishing::Answer(UploadReply { received: 10, stored: true }));
-    assert_eq!(uploads.finish(&key(1), value(10), term(1), at(0)), there);
+    assert_eq!(uploads.finish(&key(1), value(10), term(1), &free(), at(0)), there);
     // The subject was claimed anew: what lies there under an earlier term may be taken for garbage.
     assert!(!uploads.use_up(&key(1), value(10), term(2)));
-    assert_eq!(uploads.finish(&key(1), value(10), term(2), at(0)), Ok(Finishing::BeginAnew(life)));
+    assert_eq!(uploads.finish(&key(1), value(10), term(2), &free(), at(0)), Ok(Finishing::BeginAnew(life)));
     assert!(uploads.stored(&key(1), life, true, at(0)));
     let other = UploadedValue { digest: ValueDigest::new(8), ..value(10) };
     assert!(!uploads.use_up(&key(1), other, term(2)));
     assert!(uploads.use_up(&key(1), value(10), term(2)));
     assert!(!uploads.use_up(&key(1), value(10), term(2)));
-    assert_eq!(uploads.finish(&key(1), value(10), term(2), at(0)), Ok(Finishing::Begin(life)));
+    assert_eq!(uploads.finish(&key(1), value(10), term(2), &free(), at(0)), Ok(Finishing::Begin(life)));
     assert!(uploads.stored(&key(1), life, false, at(0)));
     assert!(!uploads.use_up(&key(1), value(10), term(2)));
 }
@@ -230,7 +269,7 @@ fn what_an_earlier_life_was_about_does_not_touch_a_later_one() {
     uploads.chunk(&key(1), 0, 10, at(0)).unwrap();
     let write = uploads.write(&key(1)).unwrap();
     uploads.end(&key(1));
-    uploads.begin(key(1), None, at(0)).unwrap();
+    uploads.begin(key(1), of_size(None), at(0)).unwrap();
     assert_eq!(uploads.written(&key(1), write.life, 10), None);
     assert!(!uploads.stored(&key(1), write.life, true, at(0)));
     assert_eq!(received(&mut uploads), 0);
@@ -263,7 +302,7 @@ fn what_a_restart_finds_is_taken_up_as_far_as_there_is_room_and_its_subject_may_
     assert!(!uploads.take_up(of("app.c", 1), 101, at(5)));
     assert_eq!(received(&mut uploads), 600);
     // It may go on within its share only.
-    assert_eq!(code(uploads.begin(key(10), None, at(5))), ErrorCode::Overloaded);
+    assert_eq!(code(uploads.begin(key(10), of_size(None), at(5))), ErrorCode::Overloaded);
     assert_eq!(code(uploads.chunk(&key(1), 600, 1, at(5))), ErrorCode::Overloaded);
 }
 
@@ -303,7 +342,7 @@ fn chunks_that_wait_hold_no_more_than_a_window_however_they_overlap() {
     let mut uploads = Uploads::new(SpoolLimits { uploads: 300, bytes: u64::MAX });
     let piece = UPLOAD_WINDOW_BYTES / 16;
     let held = |uploads: &mut Uploads, key: UploadKey| {
-        uploads.begin(key.clone(), None, at(0)).unwrap();
+        uploads.begin(key.clone(), of_size(None), at(0)).unwrap();
         // None of them is the first, so none can be written.
         (1..200).take_while(|offset| uploads.chunk(&key, *offset, piece, at(0)).is_ok()).count()
     };
@@ -320,7 +359,7 @@ fn chunks_that_wait_hold_no_more_than_a_window_however_they_overlap() {
 #[test]
 fn while_a_piece_is_written_what_comes_behind_it_waits_within_the_window() {
     let mut uploads = Uploads::new(SpoolLimits { uploads: 300, bytes: u64::MAX });
-    uploads.begin(key(1), None, at(0)).unwrap();
+    uploads.begin(key(1), of_size(None), at(0)).unwrap();
     let piece = UPLOAD_WINDOW_BYTES / 16;
     bring(&mut uploads, 0, piece);
     assert_eq!(uploads.chunk(&key(1), piece, piece, at(0)), Ok(Taken::Held));
@@ -379,7 +418,7 @@ proptest! {
             let key = of(SUBJECTS[subject], number);
             let before: Vec<_> = SUBJECTS.iter().map(|subject| holding(&uploads, subject)).collect();
             match step {
-                Step::Begin(size) => drop(uploads.begin(key, size, at(now))),
+                Step::Begin(size) => drop(uploads.begin(key, of_size(size), at(now))),
                 Step::Chunk(offset, length) => {
                     let promised = uploads.uploads.get(&key).map_or(0, |upload| upload.reserved);
                     let answer = uploads.chunk(&key, offset, length, at(now));
@@ -396,7 +435,7 @@ proptest! {
                         uploads.fail(&key, write.life);
                     }
                 }
-                Step::Finish => drop(uploads.finish(&key, UploadedValue { upload: key.upload, ..value(100) }, term(1), at(now))),
+                Step::Finish => drop(uploads.finish(&key, UploadedValue { upload: key.upload, ..value(100) }, term(1), &free(), at(now))),
                 Step::End => drop(uploads.end(&key)),
                 Step::Wait(seconds) => now += seconds,
                 Step::Sweep => drop(uploads.sweep(at(now))),
@@ -419,7 +458,7 @@ proptest! {
             }
             if slots < 10 {
                 let newcomer = of("app.new", 1);
-                prop_assert!(uploads.begin(newcomer.clone(), Some((2_000 - bytes) / 2), at(now)).is_ok());
+                prop_assert!(uploads.begin(newcomer.clone(), of_size(Some((2_000 - bytes) / 2)), at(now)).is_ok());
                 prop_assert!(uploads.end(&newcomer));
             }
         }

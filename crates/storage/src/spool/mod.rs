@@ -25,19 +25,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_protocol::data::{SetOutcome, SetReply};
 use dormouse_protocol::transfer::{
-    UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadReply, UploadedValue,
+    UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadPlace, UploadReply, UploadedValue,
 };
-use dormouse_protocol::{ErrorReply, Subject, Term};
+use dormouse_protocol::{ErrorReply, Subject, Term, UploadId};
 use dormouse_runtime::{Env, Tasks};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::api::{Reply, Request, Submission};
 use crate::engine::Shared;
+use crate::plan::UploadRoom;
 use crate::values::{self, StoredValue};
 
 pub(crate) use disk::{SpoolDisk, SpoolFiles};
+use machine::{Beginning, Taken, Uploads, Write};
 pub(crate) use machine::{SpoolLimits, UploadKey};
-use machine::{Taken, Uploads, Write};
 pub(crate) use store::Finish;
 
 /// Values put in the bucket at the same time. Each holds a part of its file in memory.
@@ -124,17 +125,19 @@ impl Spool {
         self.folder.join(name_of(key))
     }
 
-    /// Begins an upload for `subject`, which is served here, or says how far it is.
+    /// Begins an upload for `subject`, which is served here and has so much room, or says how far it is.
     ///
     /// # Errors
-    /// `too_large`, `overloaded`.
+    /// `too_large`, `limit_exceeded`, `overloaded`.
     pub(crate) fn begin(
         &self,
         subject: &Subject,
         request: &UploadBeginRequest,
+        room: UploadRoom,
     ) -> Result<UploadReply, ErrorReply> {
         let key = key(subject, request.upload);
-        let reply = self.lock().uploads.begin(key, request.size, self.env.boot())?;
+        let beginning = Beginning { size: request.size, place: request.place.clone(), room };
+        let reply = self.lock().uploads.begin(key, beginning, self.env.boot())?;
         self.begun.notify_one();
         Ok(reply)
     }
@@ -272,6 +275,11 @@ impl Spool {
         inner.parts.get_mut(&key).and_then(|parts| parts.stored.take())
     }
 
+    /// Which message an upload will be in, as far as its client has said so.
+    pub(crate) fn place(&self, subject: &Subject, upload: UploadId) -> Option<UploadPlace> {
+        self.lock().uploads.place(&key(subject, upload))
+    }
+
     /// How many uploads there are, and the bytes that count against the limit.
     pub(crate) fn figures(&self) -> (usize, u64) {
         self.lock().uploads.figures()
@@ -321,7 +329,7 @@ fn answer(askers: Vec<Respond>, with: &Result<Reply, ErrorReply>) {
     askers.into_iter().for_each(|respond| respond(with.clone()));
 }
 
-fn key(subject: &Subject, upload: dormouse_protocol::UploadId) -> UploadKey {
+fn key(subject: &Subject, upload: UploadId) -> UploadKey {
     UploadKey { subject: subject.escaped(), upload }
 }
 

@@ -62,7 +62,11 @@ impl World {
     }
 
     fn begin(&self, number: u128, size: Option<u64>) -> Result<UploadReply, ErrorReply> {
-        self.spool.begin(&app(), &UploadBeginRequest { v: V, upload: upload(number), size })
+        self.spool.begin(
+            &app(),
+            &UploadBeginRequest { v: V, upload: upload(number), size, place: None },
+            UploadRoom::default(),
+        )
     }
 
     fn send(
@@ -172,8 +176,8 @@ async fn of_two_thousand_that_begin_at_once_as_many_as_may_are_taken_and_the_res
     assert!(world.files().is_empty());
     world.spool.cancel(&world.tasks, &app(), UploadCancelRequest { v: V, upload: upload(1) });
     world.begin(2_000, None).unwrap();
-    let request = UploadBeginRequest { v: V, upload: upload(1), size: Some(1 << 18) };
-    world.spool.begin(&"app.b".parse().unwrap(), &request).unwrap();
+    let request = UploadBeginRequest { v: V, upload: upload(1), size: Some(1 << 18), place: None };
+    world.spool.begin(&"app.b".parse().unwrap(), &request, UploadRoom::default()).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,8 +220,11 @@ async fn what_an_earlier_process_left_is_gone_on_with_and_what_is_no_upload_goes
     assert_eq!(world.bring(1, 6, b"world").await, Ok(11));
     assert_eq!(world.file(1), b"hello world");
     // Another subject's upload of the same name is another.
-    let request = UploadBeginRequest { v: V, upload: upload(1), size: None };
-    assert_eq!(world.spool.begin(&"app.b".parse().unwrap(), &request).unwrap().received, 0);
+    let request = UploadBeginRequest { v: V, upload: upload(1), size: None, place: None };
+    assert_eq!(
+        world.spool.begin(&"app.b".parse().unwrap(), &request, UploadRoom::default()).unwrap().received,
+        0
+    );
 }
 
 #[test]

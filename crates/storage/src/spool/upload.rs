@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_protocol::limits::{UPLOAD_SILENCE_MS, UPLOAD_WINDOW_BYTES};
-use dormouse_protocol::transfer::{UploadReply, UploadedValue};
+use dormouse_protocol::transfer::{UploadPlace, UploadReply, UploadedValue};
 use dormouse_protocol::{ErrorReply, Term};
 
 use super::machine::RETRY_AFTER_MS;
+use crate::plan::UploadRoom;
 
 /// After this time without a word an upload is abandoned.
 const SILENCE: Duration = Duration::from_millis(UPLOAD_SILENCE_MS);
@@ -43,6 +44,9 @@ pub(super) struct Upload {
     pub(super) writing: bool,
     pub(super) heard_at: Duration,
     pub(super) stage: Stage,
+    /// Which message it will be in, and what the subject's limits left for it when its client was last heard to say so.
+    pub(super) place: Option<UploadPlace>,
+    pub(super) room: UploadRoom,
 }
 
 impl Upload {
@@ -56,11 +60,14 @@ impl Upload {
             writing: false,
             heard_at: now,
             stage: Stage::Here,
+            place: None,
+            room: UploadRoom::default(),
         }
     }
 
     /// Whether a chunk may end there.
     pub(super) fn check_end(&self, end: u64) -> Result<(), ErrorReply> {
+        self.room.check(end)?;
         if self.announced.is_some_and(|size| end > size) {
             return Err(ErrorReply::bad_request("the chunk ends behind the announced size"));
         }

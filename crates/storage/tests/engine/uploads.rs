@@ -1,11 +1,12 @@
 //! Values of any size: brought piece by piece, put in the bucket, committed by a set, read piece by piece.
 
 use bytes::Bytes;
-use dormouse_protocol::data::{Expect, GetRequest, SetItem, SetRequest, SetResult};
+use dormouse_protocol::data::{ConfigureRequest, Expect, GetRequest, SetItem, SetRequest, SetResult};
 use dormouse_protocol::limits::INLINE_LIMIT_BYTES;
+use dormouse_protocol::message::{Discard, SubjectConfig};
 use dormouse_protocol::transfer::{
     GetChunkReply, GetChunkRequest, UploadBeginRequest, UploadCancelRequest, UploadChunkRequest,
-    UploadFinishRequest, UploadReply, UploadedValue,
+    UploadFinishRequest, UploadPlace, UploadReply, UploadedValue,
 };
 use dormouse_protocol::{
     Change, ErrorCode, ErrorReply, Message, ProtocolVersion, RequestId, Rev, Seq, SessionId, Subject,
@@ -76,7 +77,12 @@ impl Uploads for Server {
     fn begin(&self, app: &Subject, number: u64) -> Result<UploadReply, ErrorReply> {
         self.upload(
             app,
-            Request::UploadBegin(UploadBeginRequest { v: V, upload: upload(number), size: None }),
+            Request::UploadBegin(UploadBeginRequest {
+                v: V,
+                upload: upload(number),
+                size: None,
+                place: None,
+            }),
         )
     }
 
@@ -404,7 +410,7 @@ fn a_subject_that_wants_everything_is_turned_away_and_others_are_served() {
         settings.max_upload_bytes = 2_000_000;
     });
     let begin = |app: &Subject, number, size| {
-        let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size) };
+        let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size), place: None };
         server.upload(app, Request::UploadBegin(request))
     };
     let begun: Vec<_> = (0..2_000).map(|number| begin(&app, number, 400_000)).collect();
@@ -433,6 +439,55 @@ fn a_subject_that_wants_everything_is_turned_away_and_others_are_served() {
     let received = [1, 2].map(|number| server.begin(&app, number).unwrap().received);
     assert_eq!(received, [400_000, 0], "together they are more than one subject has now");
     server.until("the other has gone", || world.spooled("persist-1") == 1);
+}
+
+#[test]
+fn what_the_subjects_limits_do_not_allow_is_refused_before_it_is_in_the_bucket() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let configure = |config| {
+        let request = ConfigureRequest { config, ..ConfigureRequest::default() };
+        server.run(&app, Request::Configure(request)).unwrap();
+    };
+    let begin = |number, size, place| {
+        let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size), place };
+        server.upload(&app, Request::UploadBegin(request))
+    };
+    let under = |key: &str| Some(UploadPlace { key: Some(key.into()), seq: None });
+    let met = |answer: Result<UploadReply, ErrorReply>| {
+        let error = answer.unwrap_err();
+        (error.code, error.limit.unwrap())
+    };
+    let full = (ErrorCode::LimitExceeded, "max_bytes".to_owned());
+    let (film, smaller) = (value(1, 500_000), value(2, 400_000));
+    server.store(&app, 1, &film);
+    server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    let new = Some(Discard::New);
+    configure(SubjectConfig { max_bytes: Some(600_000), discard: new, ..SubjectConfig::default() });
+    assert_eq!(met(begin(2, 600_001, None)), full);
+    assert_eq!(met(begin(2, 400_000, under("other"))), full);
+    assert_eq!(met(begin(2, 400_000, Some(UploadPlace::default()))), full);
+    // In the place of the first there is room. Neither is anything refused of which it is not known where it goes.
+    begin(2, 400_000, under("film")).unwrap();
+    begin(3, 400_000, None).unwrap();
+    let smallest = SubjectConfig { max_msg_size: Some(300_000), ..SubjectConfig::default() };
+    let too_large = (ErrorCode::TooLarge, "max_msg_size".to_owned());
+    server.bring(&app, 2, 0, smaller.clone()).unwrap();
+    configure(smallest.clone());
+    let stored = world.blobs_of(&app);
+    assert_eq!(met(server.finish(&app, uploaded(2, &smaller))), too_large);
+    assert_eq!(world.blobs_of(&app), stored, "nothing went to the bucket");
+    // Pieces are held against what the subject allowed when the client last asked how far it is.
+    assert_eq!(met(server.begin(&app, 2)), too_large);
+    server.begin(&app, 3).unwrap();
+    assert_eq!(met(server.bring(&app, 3, 0, smaller.clone())), too_large);
+    // And the commit decides.
+    configure(SubjectConfig::default());
+    server.finish(&app, uploaded(2, &smaller)).unwrap();
+    configure(smallest);
+    assert_eq!(code(server.commit(&app, "film", uploaded(2, &smaller))), ErrorCode::TooLarge);
+    assert!(server.read(&app, "film") == film);
 }
 
 #[test]
