@@ -151,6 +151,13 @@ pub(crate) struct StoredValue {
     stray: Stray,
 }
 
+impl StoredValue {
+    /// The object.
+    pub(crate) const fn blob(&self) -> BlobRef {
+        self.blob
+    }
+}
+
 /// Values of one request that are complete in the bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Uploaded {

@@ -315,12 +315,31 @@ impl Uploads {
         }
     }
 
-    /// Whether `value` is in the bucket for a subject at `term`. It is used at most once: what was brought is as if it
-    /// were not in the bucket from then on.
+    /// A set that would have the value has come. Until it is answered the upload is not silent. `None`: there is none.
+    pub(crate) fn commit_begins(&mut self, key: &UploadKey) -> Option<Life> {
+        let upload = self.uploads.get_mut(key)?;
+        upload.committing += 1;
+        Some(upload.life)
+    }
+
+    /// Such a set was answered, or nobody will answer it.
+    pub(crate) fn commit_ended(&mut self, key: &UploadKey, life: Life, now: Duration) {
+        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) {
+            upload.committing = upload.committing.saturating_sub(1);
+            upload.heard_at = now;
+        }
+    }
+
+    /// Whether `value` is in the bucket for a subject at `term`.
+    pub(crate) fn is_there(&self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
+        self.uploads.get(key).is_some_and(|upload| upload.stage == Stage::There(term, value))
+    }
+
+    /// As [`Uploads::is_there`]. It is used at most once: what was brought is as if it were not in the bucket from then
+    /// on.
     pub(crate) fn use_up(&mut self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
-        let Some(upload) = self.uploads.get_mut(key) else { return false };
-        let there = upload.stage == Stage::There(term, value);
-        if there {
+        let there = self.is_there(key, value, term);
+        if there && let Some(upload) = self.uploads.get_mut(key) {
             upload.stage = Stage::Here;
         }
         there
@@ -334,8 +353,8 @@ impl Uploads {
         true
     }
 
-    /// Forgets the uploads that nobody has spoken of for long. One that is on its way to the bucket stays till the end of
-    /// that.
+    /// Forgets the uploads that nobody has spoken of for long. One that is on its way to the bucket, or about to be
+    /// committed, stays till the end of that.
     pub(crate) fn sweep(&mut self, now: Duration) -> Vec<UploadKey> {
         let silent = |(key, upload): (&UploadKey, &Upload)| {
             (upload.silent_at().is_some_and(|at| at <= now)).then(|| key.clone())

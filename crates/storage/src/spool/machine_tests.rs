@@ -235,6 +235,24 @@ fn an_upload_at_work_is_not_swept() {
 }
 
 #[test]
+fn an_upload_that_a_set_would_have_is_not_swept_before_the_set_is_answered() {
+    let mut uploads = begun(None);
+    let (one, two) = (uploads.commit_begins(&key(1)).unwrap(), uploads.commit_begins(&key(1)).unwrap());
+    assert_eq!(uploads.commit_begins(&key(2)), None);
+    assert_eq!(uploads.sweep(at(100)), []);
+    uploads.commit_ended(&key(1), one, at(100));
+    assert_eq!((uploads.sweep(at(200)), uploads.next_sweep()), (vec![], None));
+    uploads.commit_ended(&key(1), two, at(200));
+    assert_eq!(uploads.sweep(at(229)), []);
+    assert_eq!(uploads.sweep(at(230)), [key(1)]);
+    // Of another life it knows nothing.
+    uploads.begin(key(1), of_size(None), at(230)).unwrap();
+    uploads.commit_begins(&key(1)).unwrap();
+    uploads.commit_ended(&key(1), two, at(230));
+    assert_eq!(uploads.sweep(at(300)), []);
+}
+
+#[test]
 fn a_value_is_stored_once_for_a_term_and_used_once() {
     let mut uploads = begun(None);
     assert_eq!(

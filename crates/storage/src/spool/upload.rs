@@ -42,6 +42,8 @@ pub(super) struct Upload {
     /// Chunks that are not written: where each begins, and its length.
     pub(super) held: BTreeMap<u64, u64>,
     pub(super) writing: bool,
+    /// Sets that would have it and were not answered yet.
+    pub(super) committing: usize,
     pub(super) heard_at: Duration,
     pub(super) stage: Stage,
     /// Which message it will be in, and what the subject's limits left for it when its client was last heard to say so.
@@ -58,6 +60,7 @@ impl Upload {
             announced: None,
             held: BTreeMap::new(),
             writing: false,
+            committing: 0,
             heard_at: now,
             stage: Stage::Here,
             place: None,
@@ -95,7 +98,7 @@ impl Upload {
     }
 
     pub(super) fn silent_at(&self) -> Option<Duration> {
-        let at_work = self.writing || matches!(self.stage, Stage::Going(..));
+        let at_work = self.writing || self.committing > 0 || matches!(self.stage, Stage::Going(..));
         (!at_work).then(|| self.heard_at + SILENCE)
     }
 }

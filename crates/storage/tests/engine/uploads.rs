@@ -1,7 +1,9 @@
 //! Values of any size: brought piece by piece, put in the bucket, committed by a set, read piece by piece.
 
 use bytes::Bytes;
-use dormouse_protocol::data::{ConfigureRequest, Expect, GetRequest, SetItem, SetRequest, SetResult};
+use dormouse_protocol::data::{
+    ConfigureRequest, Expect, GetRequest, SetItem, SetOutcome, SetRequest, SetResult,
+};
 use dormouse_protocol::limits::INLINE_LIMIT_BYTES;
 use dormouse_protocol::message::{Discard, SubjectConfig};
 use dormouse_protocol::transfer::{
@@ -17,7 +19,7 @@ use dormouse_storage::bucket::Operation;
 use dormouse_storage::checksum::Crc64;
 use ulid::Ulid;
 
-use crate::support::{Server, World, files_in, set_result, subject};
+use crate::support::{Server, World, files_in, set_request, set_result, subject};
 
 const APP: &str = "app.films";
 const V: ProtocolVersion = ProtocolVersion::CURRENT;
@@ -315,22 +317,75 @@ fn a_commit_is_a_set_with_all_that_it_can_say_and_an_upload_is_used_once() {
     assert_eq!((repeated.seq, repeated.rev, repeated.duplicate), (written.seq, written.rev, true));
     // Another one cannot use it.
     assert_eq!(code(server.commit(&app, "other", uploaded(1, &one))), ErrorCode::UnknownUpload);
-    // What is refused for what is there has to be stored again, and not brought again.
+    // What is refused for what is there is still there for another attempt.
     server.store(&app, 2, &two);
     let absent = SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(2, &two)) };
     let refused = Request::Set(SetRequest { sets: vec![absent], ..SetRequest::default() });
     assert_eq!(code(set_result(server.run(&app, refused))), ErrorCode::KeyExists);
-    server.finish(&app, uploaded(2, &two)).unwrap();
     let both = vec![item("a", uploaded(2, &two)), item("b", uploaded(2, &two))];
     let twice = Request::Set(SetRequest { sets: both, ..SetRequest::default() });
     assert_eq!(code(server.run(&app, twice)), ErrorCode::BadRequest);
-    server.finish(&app, uploaded(2, &two)).unwrap();
     // In one batch with a value that travels along.
     let plain = SetItem { key: Some("b".into()), value: Some("v".into()), ..SetItem::default() };
     let sets = vec![item("a", uploaded(2, &two)), plain];
     server.run(&app, Request::Set(SetRequest { atomic: true, sets, ..SetRequest::default() })).unwrap();
     assert!(server.read(&app, "a") == two && server.read(&app, "b") == b"v" && server.read(&app, "k") == one);
     assert_eq!(world.blobs_of(&app), 2);
+}
+
+#[test]
+fn a_commit_that_is_refused_leaves_its_upload_to_the_next_and_to_nobody_for_ever() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let (one, two) = (value(1, 300_000), value(2, 300_000));
+    server.set(&app, "k", "v").unwrap();
+    server.store(&app, 1, &one);
+    server.store(&app, 2, &two);
+    let absent =
+        |number, value| SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(number, value)) };
+    let asked = |sets| server.run(&app, Request::Set(SetRequest { sets, ..SetRequest::default() }));
+    let Ok(Reply::Set(reply)) = asked(vec![absent(1, &one), item("other", uploaded(2, &two))]) else {
+        panic!()
+    };
+    // Of several sets each has its own fate, and so has its upload.
+    assert!(matches!(reply.results[..], [SetOutcome::Error(_), SetOutcome::Ok(_)]), "{reply:?}");
+    server.until("the file of the second has gone", || world.spooled("persist-1") == 1);
+    assert_eq!(code(set_result(asked(vec![absent(1, &one)]))), ErrorCode::KeyExists);
+    server.commit(&app, "k", uploaded(1, &one)).unwrap();
+    assert!(server.read(&app, "k") == one && server.read(&app, "other") == two);
+    // Where nobody comes again it goes.
+    server.store(&app, 3, &one);
+    assert_eq!(code(set_result(asked(vec![absent(3, &one)]))), ErrorCode::KeyExists);
+    assert_eq!((world.blobs_of(&app), world.spooled("persist-1")), (3, 1));
+    server.pass(std::time::Duration::from_secs(31));
+    server.until("it has gone", || (world.blobs_of(&app), world.spooled("persist-1")) == (2, 0));
+}
+
+#[test]
+fn an_upload_whose_commit_waits_is_not_abandoned() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let film = value(1, 300_000);
+    server.store(&app, 1, &film);
+    // The commit waits behind another write, and with a value of its own request.
+    let held = world.bucket.hold(Operation::Create, "/blobs/", false);
+    let first = server.ask(&app, set_request("first", &"x".repeat(300_000)));
+    let beside = SetItem { key: Some("beside".into()), value: Some(value(2, 300_000)), ..SetItem::default() };
+    let sets = vec![item("film", uploaded(1, &film)), beside];
+    let commit = server.ask(&app, Request::Set(SetRequest { sets, ..SetRequest::default() }));
+    server.until("the first is on its way", || held.reached() == 1);
+    server.pass(std::time::Duration::from_secs(40));
+    assert!(commit.answer().is_none());
+    let second = world.bucket.hold(Operation::Create, "/blobs/", false);
+    drop(held);
+    set_result(first.wait(&server)).unwrap();
+    server.until("the other is on its way", || second.reached() == 1);
+    server.pass(std::time::Duration::from_secs(40));
+    drop(second);
+    set_result(commit.wait(&server)).unwrap();
+    assert!(server.read(&app, "film") == film);
 }
 
 #[test]
