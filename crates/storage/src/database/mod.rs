@@ -8,6 +8,7 @@
 mod apply;
 mod blobs;
 mod changes;
+mod counts;
 mod details;
 mod error;
 mod expiry;
@@ -33,6 +34,7 @@ use dormouse_protocol::{MessageId, Rev, Seq, Subject, Term, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+use self::counts::Counts;
 use crate::keys::ManifestNumber;
 use crate::plan::SubjectState;
 
@@ -52,6 +54,7 @@ pub struct Database {
     connection: Connection,
     path: PathBuf,
     state: SubjectState,
+    counts: Counts,
     provenance: Provenance,
     tombstones: u64,
     tombstone_floor: Rev,
@@ -116,8 +119,9 @@ impl Database {
         }
         set_pragmas(&connection)?;
         if version < schema::SCHEMA_VERSION {
-            let version = schema::SCHEMA_VERSION;
-            let up = format!("BEGIN IMMEDIATE;{}PRAGMA user_version = {version};COMMIT;", schema::FROM_1);
+            let from_1 = if version < 2 { schema::FROM_1 } else { "" };
+            let (from_2, version) = (schema::FROM_2, schema::SCHEMA_VERSION);
+            let up = format!("BEGIN IMMEDIATE;{from_1}{from_2}PRAGMA user_version = {version};COMMIT;");
             connection.execute_batch(&up)?;
         }
         Self::load(connection, path)
@@ -128,6 +132,7 @@ impl Database {
             connection,
             path: path.to_owned(),
             state: SubjectState::default(),
+            counts: Counts::default(),
             provenance: Provenance { log: None, manifest: ManifestNumber::new(0), bucket_rev: Rev::new(0) },
             tombstones: 0,
             tombstone_floor: Rev::new(0),
@@ -182,6 +187,7 @@ impl Database {
             manifest: ManifestNumber::new(number(12)?),
             bucket_rev: Rev::new(number(10)?),
         };
+        self.counts = Counts::read(connection)?;
         self.tombstones = from_sql(tombstones);
         self.tombstone_floor = Rev::new(number(11)?);
         self.config_rev = Rev::new(number(13)?);
@@ -226,12 +232,12 @@ impl Database {
     /// [`DatabaseError`]; then nothing is committed, and [`Database::rollback`] is to be called.
     pub fn commit(&mut self) -> Result<(), DatabaseError> {
         if self.changed {
-            let state = &self.state;
+            let (state, counts) = (&self.state, &self.counts);
             self.connection
                 .prepare_cached(
                     "UPDATE meta SET term = ?1, applied_rev = ?2, next_seq = ?3, last_seq = ?4, last_term = ?5,
                             accept_time = ?6, count = ?7, bytes = ?8, tombstone_floor = ?9,
-                            config_rev = ?10",
+                            config_rev = ?10, expiring = ?11, large_values = ?12, large_value_bytes = ?13",
                 )?
                 .execute(params![
                     to_sql(state.term.get()),
@@ -244,6 +250,9 @@ impl Database {
                     to_sql(state.bytes),
                     to_sql(self.tombstone_floor.get()),
                     to_sql(self.config_rev.get()),
+                    to_sql(counts.expiring),
+                    to_sql(counts.large_values),
+                    to_sql(counts.large_value_bytes),
                 ])?;
             self.look_for_expiry()?;
         }
