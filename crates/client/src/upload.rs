@@ -10,8 +10,8 @@ use bytes::Bytes;
 use dormouse_protocol::data::{SetItem, SetResult};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::transfer::{
-    UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadFinishRequest, UploadReply,
-    UploadedValue,
+    UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadFinishRequest, UploadPlace,
+    UploadReply, UploadedValue,
 };
 use dormouse_protocol::{ErrorCode, Op, ProtocolVersion, UploadId};
 use futures::StreamExt;
@@ -76,7 +76,9 @@ impl Handle {
             feed.tell(size);
             return Ok(result);
         }
+        let place = UploadPlace { key: item.key.clone(), seq: item.seq };
         let mut upload = Upload {
+            place,
             guard: Guard { handle: self, id: UploadId::new(self.inner.env.ulid()), begun: false },
             feed,
             window: Window::default(),
@@ -113,6 +115,8 @@ impl Drop for Guard<'_> {
 }
 
 struct Upload<'h, 's> {
+    /// The message that the value will be in.
+    place: UploadPlace,
     guard: Guard<'h>,
     feed: Feed<'s>,
     window: Window,
@@ -216,7 +220,8 @@ impl Upload<'_, '_> {
     }
 
     async fn begin(&mut self) -> Result<UploadReply, Error> {
-        let request = UploadBeginRequest { v: V, upload: self.guard.id, size: self.feed.size() };
+        let (size, place) = (self.feed.size(), Some(self.place.clone()));
+        let request = UploadBeginRequest { v: V, upload: self.guard.id, size, place };
         self.guard.begun = true;
         self.guard.handle.call(Op::UploadBegin, &request).await
     }

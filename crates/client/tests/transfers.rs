@@ -18,7 +18,7 @@ use dormouse_protocol::transfer::{
     GetChunkReply, GetChunkRequest, UploadBeginRequest, UploadCancelRequest, UploadChunkRequest,
     UploadFinishRequest, UploadReply, UploadedValue,
 };
-use dormouse_protocol::{Op, UploadId, ValueDigest, decode};
+use dormouse_protocol::{Op, Seq, UploadId, ValueDigest, decode};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use support::{Answer, Fleet, at, done, found, message, reply};
@@ -151,6 +151,18 @@ async fn what_a_set_can_say_is_said_when_an_upload_is_committed() {
     assert_eq!((item.key.as_deref(), item.headers.0.len()), (Some("k"), 1));
     let uploaded = item.uploaded.unwrap();
     assert_eq!((uploaded.size, uploaded.digest), (200_000, digest(&value(200_000))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_value_goes_is_said_from_the_beginning() {
+    let world = World::new(|_, _, _| None).await;
+    world.kv.put_reader("k", Cursor::new(value(200_000))).await.unwrap();
+    let at = NewMessage::null().seq(Seq::new(7));
+    world.kv.put_reader_with("", at, Cursor::new(value(200_000))).await.unwrap();
+    let begins = world.fleet.arrivals.payloads("a upload_begin");
+    let places = begins.iter().map(|begin| decode::<UploadBeginRequest>(begin).unwrap().place.unwrap());
+    let places: Vec<_> = places.map(|place| (place.key, place.seq)).collect();
+    assert_eq!(places, [(Some("k".to_owned()), None), (Some(String::new()), Some(Seq::new(7)))]);
 }
 
 #[tokio::test(start_paused = true)]

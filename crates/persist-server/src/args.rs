@@ -138,7 +138,8 @@ pub struct Args {
     #[arg(long, env = "DORMOUSE_MAX_OPEN", value_name = "NUMBER", help_heading = "Server")]
     pub max_open: Option<String>,
 
-    /// How many large values may be on their way up at a time; above it, who begins one is turned away for a while
+    /// How many large values may be on their way up at a time; above it, who begins one is turned away for a while. Of what
+    /// the others leave, one subject may have half
     #[arg(
         long,
         env = "DORMOUSE_MAX_UPLOADS",
@@ -148,8 +149,8 @@ pub struct Args {
     )]
     pub max_uploads: String,
 
-    /// Bytes that large values on their way up may take in the data directory, all together; no larger value can be
-    /// uploaded
+    /// Bytes that large values on their way up may take in the data directory, all together. Of what the others leave, one
+    /// subject may have half, so that no value larger than half of it can be uploaded
     #[arg(
         long,
         env = "DORMOUSE_MAX_UPLOAD_BYTES",

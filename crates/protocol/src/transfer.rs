@@ -21,8 +21,19 @@ pub struct UploadedValue {
     pub digest: ValueDigest,
 }
 
+/// Which message a value on its way up will be in: the one under a key, the one at a seq, or, with neither, a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UploadPlace {
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Its seq, where the set will name one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seq: Option<Seq>,
+}
+
 /// Begins an upload, or asks how far it is. Either keeps it alive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadBeginRequest {
     /// The protocol version.
     #[serde(default)]
@@ -32,6 +43,10 @@ pub struct UploadBeginRequest {
     /// How many bytes will come, where that is known: what cannot be taken is then refused at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// The message that the value will be in, where that is known: what the subject's limits will not take there is then
+    /// refused before it is in the bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<UploadPlace>,
 }
 
 /// A piece of the value.

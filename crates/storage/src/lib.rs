@@ -43,6 +43,7 @@ pub mod log;
 pub mod manifest;
 pub mod mutations;
 pub mod ownership;
+mod patience;
 pub mod plan;
 pub mod recovery;
 mod settings;

@@ -28,7 +28,8 @@ pub struct EngineSettings {
     pub max_local_bytes: Option<u64>,
     /// How long a flush waits for the bucket before it answers `unavailable`.
     pub flush_patience: Duration,
-    /// How many values may be on their way up at a time, chunk by chunk. Above it, who begins one is turned away.
+    /// How many values may be on their way up at a time, chunk by chunk. Above it, who begins one is turned away. Of this
+    /// and of the bytes, one subject may have half of what the others leave.
     pub max_uploads: usize,
     /// Bytes that they may take on the local disk, all together.
     pub max_upload_bytes: u64,

@@ -21,6 +21,7 @@ use crate::bucket::{Bucket, BucketError, BucketKey, Created, FileSummary, Header
 use crate::checksum::Crc64;
 use crate::entry::Entry;
 use crate::keys::{BlobName, Nonce, SubjectKeys};
+use crate::patience::Patience;
 use crate::plan::{BlobRef, Operation};
 use crate::subject::garbage::Garbage;
 
@@ -41,12 +42,6 @@ const OF_ONE_REQUEST: usize = 4;
 
 /// When a caller that was turned away may come again.
 const RETRY_AFTER_MS: u64 = 200;
-
-/// After this time no further attempt to write a value is begun.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 const _: () = {
     // One value must fit, or it would be turned away for ever.
@@ -156,6 +151,13 @@ pub(crate) struct StoredValue {
     stray: Stray,
 }
 
+impl StoredValue {
+    /// The object.
+    pub(crate) const fn blob(&self) -> BlobRef {
+        self.blob
+    }
+}
+
 /// Values of one request that are complete in the bucket.
 #[derive(Debug, Default)]
 pub(crate) struct Uploaded {
@@ -240,8 +242,7 @@ impl Uploader {
         path: &Path,
         value: UploadedValue,
     ) -> Result<StoredValue, ErrorReply> {
-        let started = self.env.boot();
-        let mut pause = FIRST_PAUSE;
+        let mut patience = Patience::from(self.env.boot());
         loop {
             let name = BlobName { term: self.term, nonce: Nonce::new(self.env.ulid()) };
             let stray = Stray { name, keys: self.keys.clone(), garbage: Some(self.garbage.clone()) };
@@ -262,11 +263,8 @@ impl Uploader {
                 Err(error) => ErrorReply::from(&error),
             };
             drop(stray);
-            if self.env.boot().saturating_sub(started) + pause > PATIENCE {
-                return Err(why);
-            }
+            let Some(pause) = patience.pause(self.env.boot()) else { return Err(why) };
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -277,7 +275,7 @@ impl Uploader {
         started: Duration,
     ) -> Result<Uploaded, ErrorReply> {
         let (size_bytes, crc64) = (value.len() as u64, Crc64::of(value));
-        let mut pause = FIRST_PAUSE;
+        let mut patience = Patience::from(started);
         loop {
             let name = BlobName { term: self.term, nonce: Nonce::new(self.env.ulid()) };
             let stray = Stray { name, keys: self.keys.clone(), garbage: Some(self.garbage.clone()) };
@@ -293,11 +291,8 @@ impl Uploader {
                 Err(error) => return Err(ErrorReply::from(&error)),
             };
             drop(stray);
-            if self.env.boot().saturating_sub(started) + pause > PATIENCE {
-                return Err(why);
-            }
+            let Some(pause) = patience.pause(self.env.boot()) else { return Err(why) };
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }

@@ -210,8 +210,21 @@ fn transfer() -> Vec<Sample> {
     let v = ProtocolVersion::CURRENT;
     let UploadedValue { upload, size, digest } = uploaded();
     vec![
-        sample("begin an upload of known size", UploadBeginRequest { v, upload, size: Some(size) }),
-        sample("begin an upload, or ask how far it is", UploadBeginRequest { v, upload, size: None }),
+        sample(
+            "begin an upload of known size",
+            UploadBeginRequest { v, upload, size: Some(size), place: None },
+        ),
+        sample(
+            "begin an upload, or ask how far it is",
+            UploadBeginRequest { v, upload, size: None, place: None },
+        ),
+        sample("begin an upload for a key", {
+            let place = UploadPlace { key: Some("film".into()), seq: None };
+            UploadBeginRequest { v, upload, size: Some(size), place: Some(place) }
+        }),
+        sample("begin an upload for a new message without a key", {
+            UploadBeginRequest { v, upload, size: None, place: Some(UploadPlace::default()) }
+        }),
         sample(
             "the second piece",
             UploadChunkRequest { v, upload, offset: 5, bytes: Bytes::from_static(b"6789") },

@@ -10,6 +10,7 @@ mod error;
 pub mod faults;
 mod local;
 mod open;
+mod parts;
 mod probe;
 mod range;
 mod store;

@@ -12,6 +12,7 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, RetryConfig};
 use url::Url;
@@ -90,9 +91,9 @@ pub async fn open_bucket(
     let bucket = url.host_str().ok_or_else(|| invalid("it names no bucket"))?;
     let bucket_url = format!("{}://{bucket}", url.scheme());
     let root = ObjectPath::from_url_path(url.path()).map_err(|error| invalid(&error.to_string()))?;
-    let store = open_remote(url.scheme(), &bucket_url, &variables, MAX_RETRIES)?;
-    let creating = open_remote(url.scheme(), &bucket_url, &variables, 0)?;
-    Ok(ObjectStoreBucket::new(store, root, url.to_string(), env).with_creating(creating))
+    let (store, parts) = open_remote(url.scheme(), &bucket_url, &variables, MAX_RETRIES)?;
+    let (creating, _) = open_remote(url.scheme(), &bucket_url, &variables, 0)?;
+    Ok(ObjectStoreBucket::new(store, root, url.to_string(), env).with_creating(creating).with_parts(parts))
 }
 
 async fn open_directory(url: &Url, env: Env) -> Result<ObjectStoreBucket, OpenBucketError> {
@@ -115,13 +116,16 @@ async fn open_directory(url: &Url, env: Env) -> Result<ObjectStoreBucket, OpenBu
     }
 }
 
+/// One store, as what writes objects whole and as what takes their parts.
+type Remote = (Arc<dyn ObjectStore>, Arc<dyn MultipartStore>);
+
 /// As `from_env` of each builder does it, from given variables.
 fn open_remote(
     scheme: &str,
     bucket_url: &str,
     variables: &BTreeMap<String, String>,
     max_retries: usize,
-) -> Result<Arc<dyn ObjectStore>, OpenBucketError> {
+) -> Result<Remote, OpenBucketError> {
     let retry = RetryConfig { max_retries, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
     macro_rules! build {
         ($builder:ty, $prefix:literal) => {{
@@ -133,7 +137,10 @@ fn open_remote(
                 }
             }
             match builder.build() {
-                Ok(store) => Ok(Arc::new(store) as Arc<dyn ObjectStore>),
+                Ok(store) => {
+                    let store = Arc::new(store);
+                    Ok((Arc::clone(&store) as Arc<dyn ObjectStore>, store as Arc<dyn MultipartStore>))
+                }
                 Err(error) => Err(OpenBucketError::Settings { variables: $prefix, source: error.into() }),
             }
         }};
@@ -150,6 +157,8 @@ impl ObjectStoreBucket {
     /// An empty bucket in the memory of this process. It is gone with its last handle.
     #[must_use]
     pub fn in_memory(env: Env) -> Self {
-        Self::new(Arc::new(InMemory::new()), ObjectPath::ROOT, "memory:///".to_owned(), env)
+        let store = Arc::new(InMemory::new());
+        let parts = Arc::clone(&store) as Arc<dyn MultipartStore>;
+        Self::new(store, ObjectPath::ROOT, "memory:///".to_owned(), env).with_parts(parts)
     }
 }

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_runtime::Env;
 use futures::TryStreamExt;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
@@ -40,6 +41,8 @@ pub struct ObjectStoreBucket {
     /// The same store for creates, which it must not repeat by itself.
     creating: Arc<dyn ObjectStore>,
     root: ObjectPath,
+    /// The same store, where it takes the parts of an object by their numbers.
+    parts: Option<Arc<dyn MultipartStore>>,
     /// With a local directory only.
     directory: Option<LocalDirectory>,
     url: Arc<str>,
@@ -113,7 +116,12 @@ impl Call<'_> {
 impl ObjectStoreBucket {
     pub(super) fn new(store: Arc<dyn ObjectStore>, root: ObjectPath, url: String, env: Env) -> Self {
         let creating = Arc::clone(&store);
-        Self { store, creating, root, directory: None, url: url.into(), env }
+        Self { store, creating, root, parts: None, directory: None, url: url.into(), env }
+    }
+
+    /// With a store that takes the parts of an object by their numbers: the same.
+    pub(super) fn with_parts(self, parts: Arc<dyn MultipartStore>) -> Self {
+        Self { parts: Some(parts), ..self }
     }
 
     /// With a client of its own for creates, which sends each once. A refusal of a repeat would look as if nothing had
@@ -143,6 +151,10 @@ impl ObjectStoreBucket {
 
     pub(super) fn store(&self) -> &dyn ObjectStore {
         &*self.store
+    }
+
+    pub(super) const fn parts(&self) -> Option<&Arc<dyn MultipartStore>> {
+        self.parts.as_ref()
     }
 
     pub(super) fn locate(&self, call: Call<'_>) -> Result<ObjectPath, BucketError> {

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use object_store::path::Path as ObjectPath;
-use object_store::{
-    Error as StoreError, GetResult, GetResultPayload, MultipartUpload, ObjectStoreExt, PutPayload,
-};
+use object_store::{Error as StoreError, GetResult, GetResultPayload, ObjectStoreExt, PutPayload};
 
+use super::parts::Parts;
 use super::store::{Call, ObjectStoreBucket};
 use super::{BucketError, FileSummary, HeaderPatch};
 use crate::checksum::Crc64Digest;
@@ -129,34 +128,27 @@ pub(super) async fn upload(
         call.complete(bucket.store().put(&to, PutPayload::from_bytes(part))).await?;
         return Ok(source.summary());
     }
-    let mut multipart = call.complete(bucket.store().put_multipart(&to)).await?;
-    match upload_parts(bucket, call, &mut *multipart, source, part).await {
-        Ok(summary) => Ok(summary),
-        Err(error) => {
-            // Nothing refers to the key; what stays behind where this fails costs space, until the store's rule for
-            // unfinished uploads takes it away.
-            if let Err(leftover) = call.complete(multipart.abort()).await {
-                tracing::debug!(object = call.name, error = %leftover, "an unfinished upload stays behind");
-            }
-            Err(error)
-        }
+    let mut parts = Parts::begin(bucket, call, &to).await?;
+    let end = upload_parts(bucket, &mut parts, source, part).await;
+    if end.is_err() {
+        parts.abort().await;
     }
+    end
 }
 
 async fn upload_parts(
     bucket: &ObjectStoreBucket,
-    call: Call<'_>,
-    multipart: &mut dyn MultipartUpload,
+    parts: &mut Parts<'_>,
     mut source: Source,
     mut part: Bytes,
 ) -> Result<FileSummary, BucketError> {
     loop {
         let last = source.is_last(&part);
         if !part.is_empty() {
-            call.complete(multipart.put_part(PutPayload::from_bytes(part.clone()))).await?;
+            parts.put(&part).await?;
         }
         if last {
-            call.complete(multipart.complete()).await?;
+            parts.complete().await?;
             return Ok(source.summary());
         }
         // One piece of memory for all parts: fresh ones from ever other threads would add up in the allocator.

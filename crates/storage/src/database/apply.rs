@@ -5,6 +5,7 @@ use dormouse_protocol::message::Removed;
 use dormouse_protocol::{MessageId, Rev, Seq};
 use rusqlite::{OptionalExtension, params};
 
+use super::counts::Counts;
 use super::schema::{MAX_TOMBSTONES, TOMBSTONE_SLACK};
 use super::{Database, DatabaseError, encode_config, from_sql, to_sql};
 use crate::entry::Entry;
@@ -127,6 +128,7 @@ impl Database {
             ])?;
         self.state.count += 1;
         self.state.bytes += size;
+        self.counts.add(Counts::of(set.expires_at.is_some(), set.blob.map(|_| size)));
         self.state.next_seq = self.state.next_seq.max(set.seq.next());
         if self.state.last.is_none_or(|last| set.seq >= last.seq) {
             self.state.last = Some(MessageId { term: entry.term, seq: set.seq });
@@ -147,10 +149,14 @@ impl Database {
         // Beyond the highest seq there is no message, and SQLite would take the number for a negative one.
         let end = to_sql(end_seq.get().min(MAX_SEQ));
         self.bury_blobs_up_to(end, rev)?;
-        let bytes: i64 = self
+        let (bytes, counts): (i64, Counts) = self
             .connection
-            .prepare_cached("SELECT coalesce(SUM(size), 0) FROM messages WHERE seq <= ?1")?
-            .query_row([end], |row| row.get(0))?;
+            .prepare_cached(
+                "SELECT coalesce(SUM(size), 0), COUNT(expires_at), COUNT(blob),
+                        coalesce(SUM(size) FILTER (WHERE blob IS NOT NULL), 0)
+                 FROM messages WHERE seq <= ?1",
+            )?
+            .query_row([end], |row| Ok((row.get(0)?, Counts::from_row(row, 1)?)))?;
         let removed =
             self.connection.prepare_cached("DELETE FROM messages WHERE seq <= ?1")?.execute([end])? as u64;
         if removed != count {
@@ -158,17 +164,22 @@ impl Database {
         }
         self.state.count -= removed;
         self.state.bytes = self.state.bytes.saturating_sub(from_sql(bytes));
+        self.counts.take(counts);
         self.bury(rev, end_seq, None, Some(count))?;
         self.prune_tombstones()
     }
 
     fn remove_one(&mut self, seq: Seq, rev: Rev) -> Result<(), DatabaseError> {
-        let gone: Option<(i64, Option<String>)> = self
+        let gone: Option<(i64, Option<String>, bool)> = self
             .connection
-            .prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING size, blob")?
-            .query_row([to_sql(seq.get())], |row| Ok((row.get(0)?, row.get(1)?)))
+            .prepare_cached(
+                "DELETE FROM messages WHERE seq = ?1 RETURNING size, blob, expires_at IS NOT NULL",
+            )?
+            .query_row([to_sql(seq.get())], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             .optional()?;
-        let (size, blob) = gone.ok_or_else(|| DatabaseError::Diverged(format!("no message at {seq}")))?;
+        let (size, blob, expires) =
+            gone.ok_or_else(|| DatabaseError::Diverged(format!("no message at {seq}")))?;
+        self.counts.take(Counts::of(expires, blob.as_ref().map(|_| from_sql(size))));
         if let Some(blob) = blob {
             self.bury_blob(&blob, rev)?;
         }

@@ -3,13 +3,11 @@
 use dormouse_protocol::data::InfoDetails;
 use dormouse_protocol::{ErrorReply, Timestamp};
 
-use super::{Database, from_sql};
+use super::{Database, DatabaseError, from_sql};
 
-const COUNTS: &str = "SELECT
-    (SELECT COUNT(*) FROM messages WHERE expires_at IS NOT NULL),
-    (SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL),
-    (SELECT coalesce(SUM(size), 0) FROM messages WHERE blob IS NOT NULL),
-    (SELECT COUNT(*) FROM sessions),
+/// What nobody has in memory. Of the messages it looks at the first and the last.
+const ASIDE: &str = "SELECT
+    (SELECT sessions FROM meta),
     (SELECT timestamp FROM messages ORDER BY seq LIMIT 1),
     (SELECT timestamp FROM messages ORDER BY seq DESC LIMIT 1)";
 
@@ -19,27 +17,55 @@ impl Database {
     /// # Errors
     /// That the file cannot be read.
     pub fn details(&self) -> Result<InfoDetails, ErrorReply> {
-        let read = || -> Result<InfoDetails, rusqlite::Error> {
-            self.connection.prepare_cached(COUNTS)?.query_row([], |row| {
-                let number = |column: usize| row.get::<_, i64>(column).map(from_sql);
-                let time = |column: usize| {
-                    let micros: Option<i64> = row.get(column)?;
-                    Ok::<_, rusqlite::Error>(micros.map(|micros| Timestamp::from_micros(from_sql(micros))))
-                };
-                Ok(InfoDetails {
-                    accept_time: self.state.accept_time,
-                    oldest_timestamp: time(4)?,
-                    newest_timestamp: time(5)?,
-                    expiring: number(0)?,
-                    next_expiry: self.next_expiry,
-                    large_values: number(1)?,
-                    large_value_bytes: number(2)?,
-                    sessions: number(3)?,
-                    local_bytes: self.file_bytes(),
-                    ..InfoDetails::default()
-                })
-            })
+        self.read_details().map_err(|error| self.unreadable(&error))
+    }
+
+    fn read_details(&self) -> Result<InfoDetails, DatabaseError> {
+        let (sessions, oldest, newest): (i64, Option<i64>, Option<i64>) = self
+            .connection
+            .prepare_cached(ASIDE)?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let time = |micros: Option<i64>| micros.map(|micros| Timestamp::from_micros(from_sql(micros)));
+        Ok(InfoDetails {
+            accept_time: self.state.accept_time,
+            oldest_timestamp: time(oldest),
+            newest_timestamp: time(newest),
+            expiring: self.counts.expiring,
+            next_expiry: self.next_expiry,
+            large_values: self.counts.large_values,
+            large_value_bytes: self.counts.large_value_bytes,
+            sessions: from_sql(sessions),
+            local_bytes: self.file_bytes(),
+            ..InfoDetails::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use crate::database::fixture::fresh;
+    use crate::plan::Operation;
+
+    #[test]
+    fn telling_about_a_subject_takes_as_many_steps_however_much_there_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut database = fresh(&folder.path().join("s.sqlite3"));
+        let mut steps = |messages: u64| {
+            for n in 0..messages {
+                let set = database.set(Some(&format!("{messages}-{n}")), b"x");
+                database.run(vec![Operation::Set(set)]);
+            }
+            let statement = database.connection.prepare_cached(super::ASIDE).unwrap();
+            statement.reset_status(StatementStatus::VmStep);
+            drop(statement);
+            database.details().unwrap();
+            let statement = database.connection.prepare_cached(super::ASIDE).unwrap();
+            statement.get_status(StatementStatus::VmStep)
         };
-        read().map_err(|error| self.unreadable(&error.into()))
+        let few = steps(10);
+        assert_eq!(steps(500), few);
+        assert!(few > 0);
     }
 }

@@ -109,6 +109,32 @@ impl Database {
         entry
     }
 
+    /// What is counted is what there is.
+    pub(super) fn check_counts(&self) {
+        let number = |sql: &str| {
+            let number: i64 = self.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+            from_sql(number)
+        };
+        let details = self.details().unwrap();
+        let counted = [
+            self.state.count,
+            self.state.bytes,
+            details.expiring,
+            details.large_values,
+            details.large_value_bytes,
+            details.sessions,
+        ];
+        let there = [
+            number("SELECT COUNT(*) FROM messages"),
+            number("SELECT coalesce(SUM(size), 0) FROM messages"),
+            number("SELECT COUNT(*) FROM messages WHERE expires_at IS NOT NULL"),
+            number("SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL"),
+            number("SELECT coalesce(SUM(size), 0) FROM messages WHERE blob IS NOT NULL"),
+            number("SELECT COUNT(*) FROM sessions"),
+        ];
+        assert_eq!(counted, there);
+    }
+
     /// Everything in the file that entries decide, row by row.
     pub(super) fn dump(&self) -> Vec<String> {
         let mut lines = Vec::new();

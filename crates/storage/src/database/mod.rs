@@ -8,6 +8,7 @@
 mod apply;
 mod blobs;
 mod changes;
+mod counts;
 mod details;
 mod error;
 mod expiry;
@@ -34,6 +35,7 @@ use dormouse_protocol::{MessageId, Rev, Seq, Subject, Term, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+use self::counts::Counts;
 use crate::keys::ManifestNumber;
 use crate::plan::SubjectState;
 
@@ -53,6 +55,7 @@ pub struct Database {
     connection: Connection,
     path: PathBuf,
     state: SubjectState,
+    counts: Counts,
     provenance: Provenance,
     tombstones: u64,
     tombstone_floor: Rev,
@@ -82,7 +85,7 @@ impl Database {
         connection.execute_batch(schema::CREATE)?;
         connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
         let past = origin.past.as_ref();
-        connection.pragma_update(None, "user_version", past::version(past))?;
+        connection.pragma_update(None, "user_version", schema::SCHEMA_VERSION)?;
         connection.execute(
             "INSERT INTO meta(id, subject, term, log, applied_rev, next_seq, accept_time, count, bytes,
                               tombstone_floor, config, config_rev, manifest, bucket_rev)
@@ -120,8 +123,9 @@ impl Database {
         }
         set_pragmas(&connection)?;
         if version < schema::SCHEMA_VERSION {
-            let version = schema::SCHEMA_VERSION;
-            let up = format!("BEGIN IMMEDIATE;{}PRAGMA user_version = {version};COMMIT;", schema::FROM_1);
+            let from_1 = if version < 2 { schema::FROM_1 } else { "" };
+            let (from_2, version) = (schema::FROM_2, schema::SCHEMA_VERSION);
+            let up = format!("BEGIN IMMEDIATE;{from_1}{from_2}PRAGMA user_version = {version};COMMIT;");
             connection.execute_batch(&up)?;
         }
         Self::load(connection, path)
@@ -132,6 +136,7 @@ impl Database {
             connection,
             path: path.to_owned(),
             state: SubjectState::default(),
+            counts: Counts::default(),
             provenance: Provenance { log: None, manifest: ManifestNumber::new(0), bucket_rev: Rev::new(0) },
             tombstones: 0,
             tombstone_floor: Rev::new(0),
@@ -186,6 +191,7 @@ impl Database {
             manifest: ManifestNumber::new(number(12)?),
             bucket_rev: Rev::new(number(10)?),
         };
+        self.counts = Counts::read(connection)?;
         self.tombstones = from_sql(tombstones);
         self.tombstone_floor = Rev::new(number(11)?);
         self.config_rev = Rev::new(number(13)?);
@@ -230,12 +236,12 @@ impl Database {
     /// [`DatabaseError`]; then nothing is committed, and [`Database::rollback`] is to be called.
     pub fn commit(&mut self) -> Result<(), DatabaseError> {
         if self.changed {
-            let state = &self.state;
+            let (state, counts) = (&self.state, &self.counts);
             self.connection
                 .prepare_cached(
                     "UPDATE meta SET term = ?1, applied_rev = ?2, next_seq = ?3, last_seq = ?4, last_term = ?5,
                             accept_time = ?6, count = ?7, bytes = ?8, tombstone_floor = ?9,
-                            config_rev = ?10",
+                            config_rev = ?10, expiring = ?11, large_values = ?12, large_value_bytes = ?13",
                 )?
                 .execute(params![
                     to_sql(state.term.get()),
@@ -248,6 +254,9 @@ impl Database {
                     to_sql(state.bytes),
                     to_sql(self.tombstone_floor.get()),
                     to_sql(self.config_rev.get()),
+                    to_sql(counts.expiring),
+                    to_sql(counts.large_values),
+                    to_sql(counts.large_value_bytes),
                 ])?;
             self.look_for_expiry()?;
         }
@@ -351,8 +360,8 @@ fn check_identity(connection: &Connection) -> Result<i32, DatabaseError> {
     if application != schema::APPLICATION_ID {
         return Err(DatabaseError::Foreign(application));
     }
-    if version > schema::VERSION_WITH_DESTROY {
-        return Err(DatabaseError::Newer { found: version, understood: schema::VERSION_WITH_DESTROY });
+    if version > schema::SCHEMA_VERSION {
+        return Err(DatabaseError::Newer { found: version, understood: schema::SCHEMA_VERSION });
     }
     Ok(version)
 }

@@ -7,7 +7,7 @@ use dormouse_protocol::{Position, RequestId, SessionId, Timestamp};
 use rusqlite::{Connection, params};
 
 use super::remember::{IDLE_MICROS, REFRESH_MICROS};
-use super::{Database, DatabaseError, from_sql, outcome, schema, to_sql};
+use super::{Database, DatabaseError, from_sql, outcome, to_sql};
 use crate::entry::Outcome;
 use crate::manifest::{PastLife, PastSession};
 use crate::mutations::{Mutation, is_there};
@@ -63,14 +63,6 @@ impl Database {
             sessions.push(PastSession { session, counter: from_sql(counter), accept_time });
         }
         Ok(sessions)
-    }
-}
-
-/// The version of a file that begins after `past`.
-pub(super) fn version(past: Option<&PastLife>) -> i32 {
-    match past.and_then(|past| past.request) {
-        Some(_) => schema::VERSION_WITH_DESTROY,
-        None => schema::SCHEMA_VERSION,
     }
 }
 

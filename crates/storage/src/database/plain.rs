@@ -5,6 +5,7 @@ use dormouse_protocol::Seq;
 use rusqlite::params;
 
 use super::blobs::blob_of;
+use super::counts::Counts;
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::plan::BlobRef;
 
@@ -38,11 +39,14 @@ impl Database {
     pub fn embed(&mut self, values: &[(Seq, Bytes)]) -> Result<(), DatabaseError> {
         self.in_transaction(|database| {
             let mut embed = database.connection.prepare_cached(
-                "UPDATE messages SET value = ?2, blob = NULL, blob_crc64 = NULL WHERE seq = ?1",
+                "UPDATE messages SET value = ?2, blob = NULL, blob_crc64 = NULL WHERE seq = ?1 AND blob IS NOT NULL",
             )?;
             for (seq, value) in values {
-                embed.execute(params![to_sql(seq.get()), value.as_ref()])?;
+                if embed.execute(params![to_sql(seq.get()), value.as_ref()])? > 0 {
+                    database.counts.take(Counts::of(false, Some(value.len() as u64)));
+                }
             }
+            database.changed = true;
             Ok(())
         })?;
         if self.wal_bytes() > CHECKPOINT_BYTES { self.checkpoint() } else { Ok(()) }

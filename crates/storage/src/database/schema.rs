@@ -3,12 +3,8 @@
 /// Marks the file as one of ours in SQLite's header: `drms`.
 pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
 
-/// The version of the tables below.
-pub(super) const SCHEMA_VERSION: i32 = 2;
-
-/// The version of a file with the same tables whose `results` have the answer to a destroy, which a reader of the version
-/// before does not know. The newest that there is: a file of a newer one is refused, never guessed at.
-pub(super) const VERSION_WITH_DESTROY: i32 = 3;
+/// The version of the tables below. A file of a newer one is refused, never guessed at.
+pub(super) const SCHEMA_VERSION: i32 = 3;
 
 /// Tombstones beyond this number are forgotten, the oldest first. Someone who asks for the changes since before the
 /// oldest one kept has to read everything.
@@ -98,8 +94,14 @@ CREATE TABLE meta(
     config BLOB NOT NULL,        -- MessagePack
     config_rev INTEGER NOT NULL, -- the rev that wrote it
     manifest INTEGER NOT NULL,   -- the newest manifest known to be this process's own
-    bucket_rev INTEGER NOT NULL  -- the last rev known to be in the bucket
+    bucket_rev INTEGER NOT NULL, -- the last rev known to be in the bucket
+    expiring INTEGER NOT NULL DEFAULT 0,          -- messages with expires_at
+    large_values INTEGER NOT NULL DEFAULT 0,      -- messages with blob, and the bytes of those values
+    large_value_bytes INTEGER NOT NULL DEFAULT 0,
+    sessions INTEGER NOT NULL DEFAULT 0           -- rows of sessions
 ) STRICT;
+CREATE TRIGGER session_comes AFTER INSERT ON sessions BEGIN UPDATE meta SET sessions = sessions + 1; END;
+CREATE TRIGGER session_goes AFTER DELETE ON sessions BEGIN UPDATE meta SET sessions = sessions - 1; END;
 ";
 
 /// The way up from version 1, in a transaction. When its messages were accepted is not known: none of them later than
@@ -110,4 +112,19 @@ UPDATE messages SET accepted_at = (SELECT accept_time FROM meta);
 DROP INDEX messages_by_rev;
 CREATE INDEX messages_by_rev ON messages(rev, accepted_at);
 CREATE INDEX messages_by_expiry ON messages(expires_at) WHERE expires_at IS NOT NULL;
+";
+
+/// The way up from version 2, in a transaction: what is counted from now on is counted once.
+pub(super) const FROM_2: &str = "
+ALTER TABLE meta ADD COLUMN expiring INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN large_values INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN large_value_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN sessions INTEGER NOT NULL DEFAULT 0;
+UPDATE meta SET
+    expiring = (SELECT COUNT(*) FROM messages WHERE expires_at IS NOT NULL),
+    large_values = (SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL),
+    large_value_bytes = (SELECT coalesce(SUM(size), 0) FROM messages WHERE blob IS NOT NULL),
+    sessions = (SELECT COUNT(*) FROM sessions);
+CREATE TRIGGER session_comes AFTER INSERT ON sessions BEGIN UPDATE meta SET sessions = sessions + 1; END;
+CREATE TRIGGER session_goes AFTER DELETE ON sessions BEGIN UPDATE meta SET sessions = sessions - 1; END;
 ";

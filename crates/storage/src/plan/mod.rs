@@ -10,6 +10,7 @@
 //! | `pending`, `touched` | entries that are planned and not yet applied, as a layer over a subject |
 //! | `set`, `draft`, `delete` | the rules of each request |
 //! | `limits` | what a subject's limits make of a write |
+//! | `room` | what they leave for a value that is still on its way up |
 //! | `upkeep` | what goes by itself: what has expired, and what is above the limits |
 //! | `level` | how durable a change must be |
 //! | `outcome` | what a request is answered, now and when it comes again |
@@ -22,6 +23,7 @@ mod limits;
 mod outcome;
 mod pending;
 mod record;
+mod room;
 mod set;
 pub mod size;
 mod touched;
@@ -31,6 +33,7 @@ mod view;
 pub use level::required;
 pub use pending::{Pending, PendingView};
 pub use record::{BlobRef, Operation, Record, RemovalCause, SetOperation};
+pub use room::UploadRoom;
 pub use upkeep::{is_above_limits, upkeep};
 pub use view::{Held, Memory, SubjectState, SubjectView};
 
@@ -320,4 +323,4 @@ fn check_expectation(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

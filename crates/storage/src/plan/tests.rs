@@ -15,8 +15,8 @@ use super::*;
 
 /// A subject that remembers everything.
 #[derive(Debug, Default, Clone)]
-pub(super) struct InMemory {
-    pub(super) state: SubjectState,
+pub(crate) struct InMemory {
+    pub(crate) state: SubjectState,
     pub(super) messages: BTreeMap<Seq, Held>,
     /// When each was accepted, and when it expires by its own time to live.
     times: BTreeMap<Seq, (Timestamp, Option<Timestamp>)>,

@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dormouse_protocol::limits::{UPLOAD_SILENCE_MS, UPLOAD_WINDOW_BYTES};
-use dormouse_protocol::transfer::{UploadReply, UploadedValue};
+use dormouse_protocol::limits::UPLOAD_WINDOW_BYTES;
+use dormouse_protocol::transfer::{UploadPlace, UploadReply, UploadedValue};
 use dormouse_protocol::{ErrorReply, Term, UploadId};
 
-/// After this time without a word an upload is abandoned.
-const SILENCE: Duration = Duration::from_millis(UPLOAD_SILENCE_MS);
+use super::shares::Shares;
+pub(crate) use super::upload::Life;
+use super::upload::{Stage, Upload};
+use crate::plan::UploadRoom;
 
-/// Chunks of one upload that wait for those before them. Their bytes are at most a window together, however they overlap.
-const MOST_HELD: usize = 256;
-
-/// Bytes of the chunks of all uploads that wait for those before them.
+/// Bytes of the chunks of all uploads that wait for those before them. Of what the others leave of it, a subject may have
+/// half, as of everything here.
 const MOST_HELD_BYTES: u64 = 4 * UPLOAD_WINDOW_BYTES;
 
 /// When a caller that was turned away may come again.
-const RETRY_AFTER_MS: u64 = 1_000;
+pub(super) const RETRY_AFTER_MS: u64 = 1_000;
 
 /// Names an upload on this server: one that is brought for one subject is nothing to another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,42 +27,29 @@ pub(crate) struct UploadKey {
     pub(crate) upload: UploadId,
 }
 
-/// How much is taken on.
+/// How much is taken on, for all subjects together. One may have of it what [`Shares`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SpoolLimits {
     /// Uploads at a time.
     pub(crate) uploads: usize,
-    /// Bytes of all of them together, those that were announced included.
+    /// Bytes of all of them together.
     pub(crate) bytes: u64,
 }
 
-/// Tells one life of an upload from a later one under the same key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Life(u64);
-
-/// Where a whole value is on its way to the bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Not asked for.
-    Here,
-    /// On its way there, or there, for a subject that is at this term.
-    Going(Term, UploadedValue),
-    There(Term, UploadedValue),
+impl SpoolLimits {
+    /// Room that an upload whose size was announced has from its beginning. The rest of it is found as its bytes come: who
+    /// only announces takes nobody's room, and a value of this size is never refused halfway.
+    const fn advance(self) -> u64 {
+        self.bytes / if self.uploads == 0 { 1 } else { self.uploads as u64 }
+    }
 }
 
-#[derive(Debug)]
-struct Upload {
-    life: Life,
-    /// Bytes in the file, from the first on without a hole.
-    received: u64,
-    /// Bytes that count against the limit.
-    reserved: u64,
-    announced: Option<u64>,
-    /// Chunks that are not written: where each begins, and its length.
-    held: BTreeMap<u64, u64>,
-    writing: bool,
-    heard_at: Duration,
-    stage: Stage,
+/// What a client says when it begins an upload, and what its subject's limits leave for it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Beginning {
+    pub(crate) size: Option<u64>,
+    pub(crate) place: Option<UploadPlace>,
+    pub(crate) room: UploadRoom,
 }
 
 /// What becomes of a chunk.
@@ -98,86 +85,104 @@ pub(crate) enum Finishing {
 pub(crate) struct Uploads {
     limits: SpoolLimits,
     uploads: BTreeMap<UploadKey, Upload>,
-    reserved: u64,
+    slots: Shares,
+    room: Shares,
     lives: u64,
 }
 
 impl Uploads {
     pub(crate) const fn new(limits: SpoolLimits) -> Self {
-        Self { limits, uploads: BTreeMap::new(), reserved: 0, lives: 0 }
+        Self {
+            limits,
+            uploads: BTreeMap::new(),
+            slots: Shares::new(limits.uploads as u64, 1),
+            room: Shares::new(limits.bytes, 0),
+            lives: 0,
+        }
     }
 
-    /// Takes up an upload that an earlier process has left, with so many bytes. `false`: there is no room, and its file
-    /// goes.
+    /// Takes up an upload that an earlier process has left, with so many bytes. `false`: there is no room, or its subject
+    /// has too much of it, and its file goes.
     pub(crate) fn take_up(&mut self, key: UploadKey, received: u64, now: Duration) -> bool {
-        if self.uploads.len() >= self.limits.uploads || self.reserved + received > self.limits.bytes {
+        if !self.slots.take_up(&key.subject, 1) {
             return false;
         }
-        self.insert(key, None, received, now);
+        if !self.room.take_up(&key.subject, received) {
+            self.slots.give_back(&key.subject, 1);
+            return false;
+        }
+        self.insert(key, Upload { received, reserved: received, ..Upload::new(now) });
         true
     }
 
     /// Begins an upload, or says how far it is.
     ///
     /// # Errors
-    /// `too_large`, `overloaded`.
+    /// `too_large`, `limit_exceeded`, `overloaded`.
     pub(crate) fn begin(
         &mut self,
         key: UploadKey,
-        size: Option<u64>,
+        beginning: Beginning,
         now: Duration,
     ) -> Result<UploadReply, ErrorReply> {
+        let Beginning { size, place, room } = beginning;
+        let bytes = size.unwrap_or(0);
         if let Some(upload) = self.uploads.get_mut(&key) {
+            // An owner may have set limits meanwhile.
+            room.check(bytes.max(upload.received))?;
             upload.heard_at = now;
+            (upload.place, upload.room) = (place, room);
             return Ok(upload.reply());
         }
-        let bytes = size.unwrap_or(0);
         self.check_size(bytes)?;
-        if self.uploads.len() >= self.limits.uploads {
+        room.check(bytes)?;
+        // What would not find its room now is not begun, though not all of that is kept for it.
+        if !self.room.may_take(&key.subject, bytes) {
+            return Err(no_room());
+        }
+        if !self.slots.take(&key.subject, 1) {
             return Err(ErrorReply::overloaded("too many uploads are under way", RETRY_AFTER_MS));
         }
-        self.check_room(bytes)?;
-        self.insert(key, size, 0, now);
+        let reserved = bytes.min(self.limits.advance());
+        self.room.take(&key.subject, reserved);
+        self.insert(key, Upload { announced: size, reserved, place, room, ..Upload::new(now) });
         Ok(UploadReply::default())
     }
 
-    fn insert(&mut self, key: UploadKey, announced: Option<u64>, received: u64, now: Duration) {
+    fn insert(&mut self, key: UploadKey, upload: Upload) {
         self.lives += 1;
-        let reserved = announced.unwrap_or(0).max(received);
-        self.reserved += reserved;
-        let upload = Upload {
-            life: Life(self.lives),
-            received,
-            reserved,
-            announced,
-            held: BTreeMap::new(),
-            writing: false,
-            heard_at: now,
-            stage: Stage::Here,
-        };
-        self.uploads.insert(key, upload);
+        self.uploads.insert(key, Upload { life: Life(self.lives), ..upload });
     }
 
+    /// Whether so many bytes of one value ever find room.
     fn check_size(&self, bytes: u64) -> Result<(), ErrorReply> {
-        if bytes <= self.limits.bytes {
+        let most = self.room.most();
+        if bytes <= most {
             return Ok(());
         }
         let whole = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
-        Err(ErrorReply::too_large("max_upload_bytes", whole(bytes), whole(self.limits.bytes)))
+        Err(ErrorReply::too_large("max_upload_bytes", whole(bytes), whole(most)))
     }
 
-    fn check_room(&self, more: u64) -> Result<(), ErrorReply> {
-        if self.reserved + more <= self.limits.bytes {
-            return Ok(());
+    /// Whether so many bytes more may wait for those before them.
+    fn check_held(&self, key: &UploadKey, upload: &Upload, length: u64) -> Result<(), ErrorReply> {
+        let of_upload = upload.held_bytes().saturating_add(length);
+        let (mut of_subject, mut of_others) = (length, 0_u64);
+        for (other, upload) in &self.uploads {
+            let sum = if other.subject == key.subject { &mut of_subject } else { &mut of_others };
+            *sum = sum.saturating_add(upload.held_bytes());
         }
-        Err(ErrorReply::overloaded("too many bytes of uploads are under way", RETRY_AFTER_MS))
+        if of_upload > UPLOAD_WINDOW_BYTES || of_subject > MOST_HELD_BYTES.saturating_sub(of_others) / 2 {
+            return Err(ErrorReply::overloaded("too many bytes wait for those before them", RETRY_AFTER_MS));
+        }
+        Ok(())
     }
 
     /// Looks at a chunk. One that finds no room does not keep its upload alive: uploads that wait for each other's room
     /// shall not do so for ever.
     ///
     /// # Errors
-    /// `unknown_upload`, `bad_request`, `too_large`, `overloaded`.
+    /// `unknown_upload`, `bad_request`, `too_large`, `limit_exceeded`, `overloaded`.
     pub(crate) fn chunk(
         &mut self,
         key: &UploadKey,
@@ -188,44 +193,24 @@ impl Uploads {
         let end = offset.checked_add(length).filter(|end| *end > offset);
         let end = end.ok_or_else(|| ErrorReply::bad_request("a chunk has at least one byte"))?;
         self.check_size(end)?;
-        let of_all: u64 = self.uploads.values().map(Upload::held_bytes).sum();
-        let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
-        if end <= upload.received {
-            upload.heard_at = now;
-            return Ok(Taken::Known(upload.reply()));
-        }
-        if upload.announced.is_some_and(|size| end > size) {
-            return Err(ErrorReply::bad_request("the chunk ends behind the announced size"));
-        }
-        if upload.stage != Stage::Here {
-            return Err(ErrorReply::bad_request("the upload was finished before this chunk"));
-        }
-        if end > upload.received + UPLOAD_WINDOW_BYTES {
-            return Err(ErrorReply::unknown_upload(format!(
-                "only {} bytes are here, and the chunk is too far ahead",
-                upload.received
-            )));
-        }
-        if upload.held.len() >= MOST_HELD {
-            return Err(ErrorReply::overloaded("too many chunks wait", RETRY_AFTER_MS));
-        }
-        if offset > upload.received {
-            let held = upload.held_bytes().saturating_add(length);
-            let of_all = of_all.saturating_add(length);
-            if held > UPLOAD_WINDOW_BYTES || of_all > MOST_HELD_BYTES {
-                return Err(ErrorReply::overloaded(
-                    "too many bytes wait for those before them",
-                    RETRY_AFTER_MS,
-                ));
+        let upload = self.uploads.get(key).ok_or_else(unknown)?;
+        let known = end <= upload.received;
+        if !known {
+            upload.check_end(end)?;
+            // What is written at once waits for nothing.
+            if offset > upload.received || upload.writing {
+                self.check_held(key, upload, length)?;
+            }
+            if !self.room.take(&key.subject, end.saturating_sub(upload.reserved)) {
+                return Err(no_room());
             }
         }
-        let more = end.saturating_sub(upload.reserved);
-        self.check_room(more)?;
-        // Looked up again: the room is everybody's.
         let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
-        self.reserved += more;
-        upload.reserved += more;
         upload.heard_at = now;
+        if known {
+            return Ok(Taken::Known(upload.reply()));
+        }
+        upload.reserved = upload.reserved.max(end);
         let longest = upload.held.entry(offset).or_default();
         *longest = length.max(*longest);
         Ok(Taken::Held)
@@ -273,15 +258,16 @@ impl Uploads {
         true
     }
 
-    /// The client says that all is sent. `value` is what it sent.
+    /// The client says that all is sent. `value` is what it sent, and `room` what its subject's limits leave for it now.
     ///
     /// # Errors
-    /// `unknown_upload`, `bad_request`.
+    /// `unknown_upload`, `bad_request`, `too_large`, `limit_exceeded`.
     pub(crate) fn finish(
         &mut self,
         key: &UploadKey,
         value: UploadedValue,
         term: Term,
+        room: &UploadRoom,
         now: Duration,
     ) -> Result<Finishing, ErrorReply> {
         let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
@@ -299,6 +285,8 @@ impl Uploads {
             Stage::Going(..) => Ok(Finishing::Answer(upload.reply())),
             Stage::There(of, _) if of == term => Ok(Finishing::Answer(upload.reply())),
             stage => {
+                // What no set may have does not go to the bucket.
+                room.check(value.size)?;
                 upload.stage = Stage::Going(term, value);
                 let anew = matches!(stage, Stage::There(..));
                 Ok(if anew { Finishing::BeginAnew(upload.life) } else { Finishing::Begin(upload.life) })
@@ -327,12 +315,31 @@ impl Uploads {
         }
     }
 
-    /// Whether `value` is in the bucket for a subject at `term`. It is used at most once: what was brought is as if it
-    /// were not in the bucket from then on.
+    /// A set that would have the value has come. Until it is answered the upload is not silent. `None`: there is none.
+    pub(crate) fn commit_begins(&mut self, key: &UploadKey) -> Option<Life> {
+        let upload = self.uploads.get_mut(key)?;
+        upload.committing += 1;
+        Some(upload.life)
+    }
+
+    /// Such a set was answered, or nobody will answer it.
+    pub(crate) fn commit_ended(&mut self, key: &UploadKey, life: Life, now: Duration) {
+        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) {
+            upload.committing = upload.committing.saturating_sub(1);
+            upload.heard_at = now;
+        }
+    }
+
+    /// Whether `value` is in the bucket for a subject at `term`.
+    pub(crate) fn is_there(&self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
+        self.uploads.get(key).is_some_and(|upload| upload.stage == Stage::There(term, value))
+    }
+
+    /// As [`Uploads::is_there`]. It is used at most once: what was brought is as if it were not in the bucket from then
+    /// on.
     pub(crate) fn use_up(&mut self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
-        let Some(upload) = self.uploads.get_mut(key) else { return false };
-        let there = upload.stage == Stage::There(term, value);
-        if there {
+        let there = self.is_there(key, value, term);
+        if there && let Some(upload) = self.uploads.get_mut(key) {
             upload.stage = Stage::Here;
         }
         there
@@ -341,12 +348,13 @@ impl Uploads {
     /// Forgets an upload. Whether there was one.
     pub(crate) fn end(&mut self, key: &UploadKey) -> bool {
         let Some(upload) = self.uploads.remove(key) else { return false };
-        self.reserved -= upload.reserved;
+        self.slots.give_back(&key.subject, 1);
+        self.room.give_back(&key.subject, upload.reserved);
         true
     }
 
-    /// Forgets the uploads that nobody has spoken of for long. One that is on its way to the bucket stays till the end of
-    /// that.
+    /// Forgets the uploads that nobody has spoken of for long. One that is on its way to the bucket, or about to be
+    /// committed, stays till the end of that.
     pub(crate) fn sweep(&mut self, now: Duration) -> Vec<UploadKey> {
         let silent = |(key, upload): (&UploadKey, &Upload)| {
             (upload.silent_at().is_some_and(|at| at <= now)).then(|| key.clone())
@@ -368,6 +376,11 @@ impl Uploads {
         self.uploads.values().filter_map(Upload::silent_at).min()
     }
 
+    /// Which message an upload will be in, as far as its client has said so.
+    pub(crate) fn place(&self, key: &UploadKey) -> Option<UploadPlace> {
+        self.uploads.get(key).and_then(|upload| upload.place.clone())
+    }
+
     /// Whether there is such an upload.
     pub(crate) fn has(&self, key: &UploadKey) -> bool {
         self.uploads.contains_key(key)
@@ -375,23 +388,12 @@ impl Uploads {
 
     /// How many there are, and how many bytes count against the limit.
     pub(crate) fn figures(&self) -> (usize, u64) {
-        (self.uploads.len(), self.reserved)
+        (self.uploads.len(), self.room.taken())
     }
 }
 
-impl Upload {
-    fn held_bytes(&self) -> u64 {
-        self.held.values().sum()
-    }
-
-    fn reply(&self) -> UploadReply {
-        UploadReply { received: self.received, stored: matches!(self.stage, Stage::There(..)) }
-    }
-
-    fn silent_at(&self) -> Option<Duration> {
-        let at_work = self.writing || matches!(self.stage, Stage::Going(..));
-        (!at_work).then(|| self.heard_at + SILENCE)
-    }
+fn no_room() -> ErrorReply {
+    ErrorReply::overloaded("too many bytes of uploads are under way", RETRY_AFTER_MS)
 }
 
 pub(crate) fn unknown() -> ErrorReply {

@@ -10,9 +10,12 @@
 //! on after a restart from where its file ends. Nothing is promised about a file: the digest that the client gives with
 //! `finish` is held against what went to the bucket.
 
+mod commit;
 mod disk;
 mod machine;
+mod shares;
 mod store;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,21 +24,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_protocol::data::{SetOutcome, SetReply};
 use dormouse_protocol::transfer::{
-    UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadReply, UploadedValue,
+    UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadPlace, UploadReply, UploadedValue,
 };
-use dormouse_protocol::{ErrorReply, Subject, Term};
+use dormouse_protocol::{ErrorReply, Subject, Term, UploadId};
 use dormouse_runtime::{Env, Tasks};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::api::{Reply, Request, Submission};
-use crate::engine::Shared;
-use crate::values::{self, StoredValue};
+use crate::api::Reply;
+use crate::plan::{BlobRef, UploadRoom};
+use crate::values::StoredValue;
 
+pub(crate) use commit::take;
 pub(crate) use disk::{SpoolDisk, SpoolFiles};
+use machine::{Beginning, Taken, Uploads, Write};
 pub(crate) use machine::{SpoolLimits, UploadKey};
-use machine::{Taken, Uploads, Write};
 pub(crate) use store::Finish;
 
 /// Values put in the bucket at the same time. Each holds a part of its file in memory.
@@ -122,17 +125,19 @@ impl Spool {
         self.folder.join(name_of(key))
     }
 
-    /// Begins an upload for `subject`, which is served here, or says how far it is.
+    /// Begins an upload for `subject`, which is served here and has so much room, or says how far it is.
     ///
     /// # Errors
-    /// `too_large`, `overloaded`.
+    /// `too_large`, `limit_exceeded`, `overloaded`.
     pub(crate) fn begin(
         &self,
         subject: &Subject,
         request: &UploadBeginRequest,
+        room: UploadRoom,
     ) -> Result<UploadReply, ErrorReply> {
         let key = key(subject, request.upload);
-        let reply = self.lock().uploads.begin(key, request.size, self.env.boot())?;
+        let beginning = Beginning { size: request.size, place: request.place.clone(), room };
+        let reply = self.lock().uploads.begin(key, beginning, self.env.boot())?;
         self.begun.notify_one();
         Ok(reply)
     }
@@ -259,8 +264,16 @@ impl Spool {
         }
     }
 
-    /// Takes the object of an uploaded value for a set that is about to refer to it; the set that takes it and is not
-    /// carried out leaves it to be put there anew.
+    /// The object of an uploaded value, so that a set can be planned that would refer to it. It stays the upload's.
+    pub(crate) fn stored(&self, subject: &Subject, value: UploadedValue, term: Term) -> Option<BlobRef> {
+        let key = key(subject, value.upload);
+        let inner = self.lock();
+        let is_there = inner.uploads.is_there(&key, value, term);
+        inner.parts.get(&key)?.stored.as_ref().filter(|_| is_there).map(StoredValue::blob)
+    }
+
+    /// Takes the object of an uploaded value for a set that refers to it. Where the log does not take that, it has to be put
+    /// there anew.
     pub(crate) fn use_up(&self, subject: &Subject, value: UploadedValue, term: Term) -> Option<StoredValue> {
         let key = key(subject, value.upload);
         let mut inner = self.lock();
@@ -268,6 +281,11 @@ impl Spool {
             return None;
         }
         inner.parts.get_mut(&key).and_then(|parts| parts.stored.take())
+    }
+
+    /// Which message an upload will be in, as far as its client has said so.
+    pub(crate) fn place(&self, subject: &Subject, upload: UploadId) -> Option<UploadPlace> {
+        self.lock().uploads.place(&key(subject, upload))
     }
 
     /// How many uploads there are, and the bytes that count against the limit.
@@ -319,7 +337,7 @@ fn answer(askers: Vec<Respond>, with: &Result<Reply, ErrorReply>) {
     askers.into_iter().for_each(|respond| respond(with.clone()));
 }
 
-fn key(subject: &Subject, upload: dormouse_protocol::UploadId) -> UploadKey {
+fn key(subject: &Subject, upload: UploadId) -> UploadKey {
     UploadKey { subject: subject.escaped(), upload }
 }
 
@@ -333,41 +351,6 @@ fn key_of(name: &str) -> Option<UploadKey> {
     let (subject, upload) = name.rsplit_once('.')?;
     Subject::unescape(subject).ok()?;
     Some(UploadKey { subject: subject.to_owned(), upload: upload.parse().ok()? })
-}
-
-/// Takes a request that is for the spool alone. One that is for a subject is given back; where it commits uploads, they
-/// go once it is carried out.
-pub(crate) fn take(shared: &Arc<Shared>, subject: &Subject, submission: Submission) -> Option<Submission> {
-    let Submission { request, max_reply_bytes, respond } = submission;
-    match request {
-        Request::UploadChunk(request) => {
-            shared.spool.chunk(&shared.tasks, subject, request, respond);
-            None
-        }
-        Request::UploadCancel(request) => {
-            shared.spool.cancel(&shared.tasks, subject, request);
-            respond(Ok(Reply::Upload(UploadReply::default())));
-            None
-        }
-        request => {
-            let keys: Vec<UploadKey> =
-                values::uploaded_before(&request).map(|(_, value)| key(subject, value.upload)).collect();
-            let respond = if keys.is_empty() { respond } else { ending(shared, keys, respond) };
-            Some(Submission { request, max_reply_bytes, respond })
-        }
-    }
-}
-
-/// An answer that says that every set was carried out ends the uploads whose values they have.
-fn ending(shared: &Arc<Shared>, keys: Vec<UploadKey>, respond: Respond) -> Respond {
-    let shared = Arc::clone(shared);
-    Box::new(move |answer| {
-        let done = |reply: &SetReply| reply.results.iter().all(|set| matches!(set, SetOutcome::Ok(_)));
-        if matches!(&answer, Ok(Reply::Set(reply)) if done(reply)) {
-            shared.spool.end(&shared.tasks, &keys);
-        }
-        respond(answer);
-    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::{Spool, UploadKey, key};
 use crate::engine::Shared;
 use crate::fail_points::{Step as FailPoint, reach};
 use crate::keys::SubjectKeys;
+use crate::plan::UploadRoom;
 use crate::values::{StoredValue, Uploader};
 
 /// A request to put an uploaded value in the bucket, and for whom.
@@ -18,13 +19,15 @@ pub(crate) struct Finish<'a> {
     /// The subject's term: the object's name has it.
     pub(crate) term: Term,
     pub(crate) request: UploadFinishRequest,
+    /// What the subject's limits leave for it.
+    pub(crate) room: UploadRoom,
 }
 
 impl Spool {
     /// Has an upload that is whole put in the bucket, and says whether it is there. To be asked again until it is.
     ///
     /// # Errors
-    /// `unknown_upload`; `bad_request`; why the last attempt failed: `corrupt` where the digest is another, and then the
+    /// `unknown_upload`; `bad_request`; `too_large`; `limit_exceeded`; why the last attempt failed: `corrupt` where the digest is another, and then the
     /// upload has gone.
     pub(crate) fn finish(shared: &Arc<Shared>, finish: &Finish<'_>) -> Result<UploadReply, ErrorReply> {
         let spool = &shared.spool;
@@ -34,7 +37,7 @@ impl Spool {
         if let Some(failure) = inner.parts.get_mut(&key).and_then(|parts| parts.failure.take()) {
             return Err(failure);
         }
-        let life = match inner.uploads.finish(&key, value, finish.term, spool.env.boot())? {
+        let life = match inner.uploads.finish(&key, value, finish.term, &finish.room, spool.env.boot())? {
             Finishing::Answer(reply) => return Ok(reply),
             Finishing::Begin(life) => life,
             Finishing::BeginAnew(life) => {

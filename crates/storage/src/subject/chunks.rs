@@ -16,7 +16,7 @@ use crate::checksum::Crc64;
 use crate::database::Database;
 use crate::directory::shutting_down;
 use crate::keys::{BlobName, SubjectKeys};
-use crate::plan::BlobRef;
+use crate::plan::{BlobRef, UploadRoom};
 use crate::spool::{Finish, Spool};
 use crate::values;
 
@@ -39,11 +39,15 @@ impl Serving<'_> {
         missing: Option<BlobName>,
     ) -> Option<Submission> {
         let answer = match &submission.request {
-            Request::UploadBegin(request) => self.shared.spool.begin(self.subject, request),
+            Request::UploadBegin(request) => UploadRoom::of(self.database(), request.place.as_ref())
+                .and_then(|room| self.shared.spool.begin(self.subject, request, room)),
             Request::UploadFinish(request) => {
+                let place = self.shared.spool.place(self.subject, request.upload);
                 let term = self.database().state().term;
-                let finish = Finish { subject: self.subject, term, request: *request };
-                Spool::finish(self.shared, &finish)
+                UploadRoom::of(self.database(), place.as_ref()).and_then(|room| {
+                    let finish = Finish { subject: self.subject, term, request: *request, room };
+                    Spool::finish(self.shared, &finish)
+                })
             }
             Request::GetChunk(request) => {
                 let request = *request;

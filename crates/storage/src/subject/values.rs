@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dormouse_protocol::data::{GetReply, GetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
+use dormouse_protocol::transfer::UploadedValue;
 use dormouse_protocol::{ErrorReply, Subject, Term, Timestamp};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -129,19 +130,57 @@ fn lacking(entry: &Entry, values: Vec<LargeValue>) -> Vec<LargeValue> {
 }
 
 /// What a request is planned with: the objects that are there, and stand-ins for the others, given by place and size.
-fn with_stand_ins(uploaded: &Uploaded, sizes: impl Iterator<Item = (usize, u64)>) -> Vec<(usize, BlobRef)> {
-    let there = uploaded.blobs();
+fn with_stand_ins(
+    there: &[(usize, BlobRef)],
+    sizes: impl Iterator<Item = (usize, u64)>,
+) -> Vec<(usize, BlobRef)> {
     let lacking = sizes.filter(|(place, _)| there.iter().all(|(at, _)| at != place));
     let stand_ins = lacking.map(|(place, size)| (place, values::stand_in(place, size)));
     there.iter().copied().chain(stand_ins).collect()
 }
 
-/// Whether an entry refers to a stand-in for a value that was uploaded before.
-fn lacks_upload(entry: &Entry, request: &Request) -> bool {
-    let stand_ins: Vec<BlobName> = values::uploaded_before(request)
-        .map(|(place, value)| values::stand_in(place, value.size).name)
-        .collect();
-    !stand_ins.is_empty() && values::of_entry(entry).any(|blob| stand_ins.contains(&blob.name))
+/// Values that were uploaded before their request: the place of each set, and the object where there is one. They are still
+/// the uploads': a set that is refused leaves them to the next.
+struct Before(Vec<(usize, UploadedValue, Option<BlobRef>)>);
+
+impl Before {
+    fn look(shared: &Shared, subject: &Subject, term: Term, request: &Request) -> Self {
+        let look = |(place, value)| (place, value, shared.spool.stored(subject, value, term));
+        Self(values::uploaded_before(request).map(look).collect())
+    }
+
+    fn there(&self) -> impl Iterator<Item = (usize, BlobRef)> {
+        self.0.iter().filter_map(|(place, _, blob)| Some((*place, (*blob)?)))
+    }
+
+    fn sizes(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.0.iter().map(|(place, value, _)| (*place, value.size))
+    }
+
+    /// Whether an entry refers to one that is not there.
+    fn is_lacking(&self, entry: &Entry) -> bool {
+        let absent = self.0.iter().filter(|(_, _, blob)| blob.is_none());
+        let stand_ins: Vec<BlobName> =
+            absent.map(|(place, value, _)| values::stand_in(*place, value.size).name).collect();
+        !stand_ins.is_empty() && values::of_entry(entry).any(|blob| stand_ins.contains(&blob.name))
+    }
+
+    /// Takes those that an entry refers to from their uploads. `false`: one has gone since it was looked at.
+    fn take(
+        self,
+        shared: &Shared,
+        subject: &Subject,
+        term: Term,
+        entry: &Entry,
+        into: &mut Uploaded,
+    ) -> bool {
+        let named: Vec<BlobName> = values::of_entry(entry).map(|blob| blob.name).collect();
+        self.0.into_iter().all(|(place, value, blob)| {
+            let Some(blob) = blob.filter(|blob| named.contains(&blob.name)) else { return true };
+            let taken = shared.spool.use_up(subject, value, term).filter(|stored| stored.blob() == blob);
+            taken.map(|stored| into.add(place, stored)).is_some()
+        })
+    }
 }
 
 /// What planning the next write came to.
@@ -176,29 +215,25 @@ impl Pipeline {
         self.bus_bytes = front.max_reply_bytes;
         let values = values::of_request(&front.request);
         let term = database.state().term;
-        for (place, value) in values::uploaded_before(&front.request) {
-            if let Some(stored) = shared.spool.use_up(subject, value, term) {
-                uploaded.add(place, stored);
-            }
-        }
+        let before = Before::look(shared, subject, term, &front.request);
+        let there: Vec<(usize, BlobRef)> = uploaded.blobs().iter().copied().chain(before.there()).collect();
         let brought = values.iter().map(|(place, value)| (*place, value.len() as u64));
-        let before = values::uploaded_before(&front.request).map(|(place, value)| (place, value.size));
         let context = Context {
             accept_time: Timestamp::from_micros(shared.env.wall_micros()),
             max_message_bytes: front.max_reply_bytes,
-            blobs: &with_stand_ins(&uploaded, brought.chain(before)),
+            blobs: &with_stand_ins(&there, brought.chain(before.sizes())),
         };
         let planned = plan::plan(&front.request, &self.pending.view(database), context);
-        if let Planned::Write { entry, .. } = &planned
-            && lacks_upload(entry, &front.request)
-        {
-            return refuse(ErrorReply::unknown_upload("the value is not here, or not in the bucket yet"));
+        let Planned::Write { entry, .. } = &planned else { return Attempt::Planned(planned, uploaded) };
+        let unknown = || ErrorReply::unknown_upload("the value is not here, or not in the bucket yet");
+        if before.is_lacking(entry) {
+            return refuse(unknown());
         }
-        let lacking = match &planned {
-            Planned::Write { entry, .. } => lacking(entry, values),
-            _ => Vec::new(),
-        };
+        let lacking = lacking(entry, values);
         if lacking.is_empty() {
+            if !before.take(shared, subject, term, entry, &mut uploaded) {
+                return refuse(unknown());
+            }
             return Attempt::Planned(planned, uploaded);
         }
         match self.uploads.begin(shared, subject, term, uploaded, lacking, &self.waker) {

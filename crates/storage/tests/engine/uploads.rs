@@ -1,11 +1,14 @@
 //! Values of any size: brought piece by piece, put in the bucket, committed by a set, read piece by piece.
 
 use bytes::Bytes;
-use dormouse_protocol::data::{Expect, GetRequest, SetItem, SetRequest, SetResult};
+use dormouse_protocol::data::{
+    ConfigureRequest, Expect, GetRequest, SetItem, SetOutcome, SetRequest, SetResult,
+};
 use dormouse_protocol::limits::INLINE_LIMIT_BYTES;
+use dormouse_protocol::message::{Discard, SubjectConfig};
 use dormouse_protocol::transfer::{
     GetChunkReply, GetChunkRequest, UploadBeginRequest, UploadCancelRequest, UploadChunkRequest,
-    UploadFinishRequest, UploadReply, UploadedValue,
+    UploadFinishRequest, UploadPlace, UploadReply, UploadedValue,
 };
 use dormouse_protocol::{
     Change, ErrorCode, ErrorReply, Message, ProtocolVersion, RequestId, Rev, Seq, SessionId, Subject,
@@ -16,7 +19,7 @@ use dormouse_storage::bucket::Operation;
 use dormouse_storage::checksum::Crc64;
 use ulid::Ulid;
 
-use crate::support::{Server, World, files_in, set_result, subject};
+use crate::support::{Server, World, files_in, set_request, set_result, subject};
 
 const APP: &str = "app.films";
 const V: ProtocolVersion = ProtocolVersion::CURRENT;
@@ -76,7 +79,12 @@ impl Uploads for Server {
     fn begin(&self, app: &Subject, number: u64) -> Result<UploadReply, ErrorReply> {
         self.upload(
             app,
-            Request::UploadBegin(UploadBeginRequest { v: V, upload: upload(number), size: None }),
+            Request::UploadBegin(UploadBeginRequest {
+                v: V,
+                upload: upload(number),
+                size: None,
+                place: None,
+            }),
         )
     }
 
@@ -309,22 +317,75 @@ fn a_commit_is_a_set_with_all_that_it_can_say_and_an_upload_is_used_once() {
     assert_eq!((repeated.seq, repeated.rev, repeated.duplicate), (written.seq, written.rev, true));
     // Another one cannot use it.
     assert_eq!(code(server.commit(&app, "other", uploaded(1, &one))), ErrorCode::UnknownUpload);
-    // What is refused for what is there has to be stored again, and not brought again.
+    // What is refused for what is there is still there for another attempt.
     server.store(&app, 2, &two);
     let absent = SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(2, &two)) };
     let refused = Request::Set(SetRequest { sets: vec![absent], ..SetRequest::default() });
     assert_eq!(code(set_result(server.run(&app, refused))), ErrorCode::KeyExists);
-    server.finish(&app, uploaded(2, &two)).unwrap();
     let both = vec![item("a", uploaded(2, &two)), item("b", uploaded(2, &two))];
     let twice = Request::Set(SetRequest { sets: both, ..SetRequest::default() });
     assert_eq!(code(server.run(&app, twice)), ErrorCode::BadRequest);
-    server.finish(&app, uploaded(2, &two)).unwrap();
     // In one batch with a value that travels along.
     let plain = SetItem { key: Some("b".into()), value: Some("v".into()), ..SetItem::default() };
     let sets = vec![item("a", uploaded(2, &two)), plain];
     server.run(&app, Request::Set(SetRequest { atomic: true, sets, ..SetRequest::default() })).unwrap();
     assert!(server.read(&app, "a") == two && server.read(&app, "b") == b"v" && server.read(&app, "k") == one);
     assert_eq!(world.blobs_of(&app), 2);
+}
+
+#[test]
+fn a_commit_that_is_refused_leaves_its_upload_to_the_next_and_to_nobody_for_ever() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let (one, two) = (value(1, 300_000), value(2, 300_000));
+    server.set(&app, "k", "v").unwrap();
+    server.store(&app, 1, &one);
+    server.store(&app, 2, &two);
+    let absent =
+        |number, value| SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(number, value)) };
+    let asked = |sets| server.run(&app, Request::Set(SetRequest { sets, ..SetRequest::default() }));
+    let Ok(Reply::Set(reply)) = asked(vec![absent(1, &one), item("other", uploaded(2, &two))]) else {
+        panic!()
+    };
+    // Of several sets each has its own fate, and so has its upload.
+    assert!(matches!(reply.results[..], [SetOutcome::Error(_), SetOutcome::Ok(_)]), "{reply:?}");
+    server.until("the file of the second has gone", || world.spooled("persist-1") == 1);
+    assert_eq!(code(set_result(asked(vec![absent(1, &one)]))), ErrorCode::KeyExists);
+    server.commit(&app, "k", uploaded(1, &one)).unwrap();
+    assert!(server.read(&app, "k") == one && server.read(&app, "other") == two);
+    // Where nobody comes again it goes.
+    server.store(&app, 3, &one);
+    assert_eq!(code(set_result(asked(vec![absent(3, &one)]))), ErrorCode::KeyExists);
+    assert_eq!((world.blobs_of(&app), world.spooled("persist-1")), (3, 1));
+    server.pass(std::time::Duration::from_secs(31));
+    server.until("it has gone", || (world.blobs_of(&app), world.spooled("persist-1")) == (2, 0));
+}
+
+#[test]
+fn an_upload_whose_commit_waits_is_not_abandoned() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server("persist-1");
+    let film = value(1, 300_000);
+    server.store(&app, 1, &film);
+    // The commit waits behind another write, and with a value of its own request.
+    let held = world.bucket.hold(Operation::Create, "/blobs/", false);
+    let first = server.ask(&app, set_request("first", &"x".repeat(300_000)));
+    let beside = SetItem { key: Some("beside".into()), value: Some(value(2, 300_000)), ..SetItem::default() };
+    let sets = vec![item("film", uploaded(1, &film)), beside];
+    let commit = server.ask(&app, Request::Set(SetRequest { sets, ..SetRequest::default() }));
+    server.until("the first is on its way", || held.reached() == 1);
+    server.pass(std::time::Duration::from_secs(40));
+    assert!(commit.answer().is_none());
+    let second = world.bucket.hold(Operation::Create, "/blobs/", false);
+    drop(held);
+    set_result(first.wait(&server)).unwrap();
+    server.until("the other is on its way", || second.reached() == 1);
+    server.pass(std::time::Duration::from_secs(40));
+    drop(second);
+    set_result(commit.wait(&server)).unwrap();
+    assert!(server.read(&app, "film") == film);
 }
 
 #[test]
@@ -396,26 +457,92 @@ fn an_upload_that_is_given_up_leaves_neither_file_nor_object() {
 }
 
 #[test]
-fn uploads_above_what_the_server_takes_on_are_turned_away_and_others_are_served() {
+fn a_subject_that_wants_everything_is_turned_away_and_others_are_served() {
     let world = World::on_disk();
-    let app = subject(APP);
+    let (app, other) = (subject(APP), subject("app.other"));
+    let server = world.running_server("persist-1", |settings| {
+        settings.max_uploads = 10;
+        settings.max_upload_bytes = 2_000_000;
+    });
+    let begin = |app: &Subject, number, size| {
+        let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size), place: None };
+        server.upload(app, Request::UploadBegin(request))
+    };
+    let begun: Vec<_> = (0..2_000).map(|number| begin(&app, number, 400_000)).collect();
+    assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 4);
+    for error in begun.into_iter().filter_map(Result::err) {
+        assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true));
+    }
+    assert_eq!(code(begin(&other, 9_999, 1_000_001)), ErrorCode::TooLarge);
+    assert_eq!(server.engine.figures().upload_bytes, 800_000, "of each, a tenth of the whole");
+    server.store(&other, 1, &value(1, 450_000));
+    server.commit(&other, "film", uploaded(1, &value(1, 450_000))).unwrap();
+    server.bring(&app, 0, 0, value(1, 400_000)).unwrap();
+    assert_eq!(code(server.bring(&app, 1, 0, value(1, 400_001))), ErrorCode::BadRequest);
+    // No more than half of everything.
+    assert_eq!(code(server.bring(&app, 1, 0, value(1, 400_000))), ErrorCode::Overloaded);
+    server.set(&app, "k", "v").unwrap();
+    server.upload(&app, Request::UploadCancel(UploadCancelRequest { v: V, upload: upload(0) })).unwrap();
+    server.bring(&app, 1, 0, value(1, 400_000)).unwrap();
+    server.bring(&app, 2, 0, value(1, 300_000)).unwrap();
+    // Neither does a restart give it more.
+    server.kill();
     let server = world.running_server("persist-1", |settings| {
         settings.max_uploads = 10;
         settings.max_upload_bytes = 1_000_000;
     });
-    let begun: Vec<_> = (0..2_000).map(|number| server.begin(&app, number)).collect();
-    assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 10);
-    for error in begun.into_iter().filter_map(Result::err) {
-        assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true));
-    }
-    let big = Request::UploadBegin(UploadBeginRequest { v: V, upload: upload(9_999), size: Some(1_000_001) });
-    assert_eq!(code(server.upload(&app, big)), ErrorCode::TooLarge);
-    server.bring(&app, 1, 0, value(1, 900_000)).unwrap();
-    assert_eq!(code(server.bring(&app, 2, 0, value(1, 200_000))), ErrorCode::Overloaded);
-    server.set(&app, "k", "v").unwrap();
-    server.finish(&app, uploaded(1, &value(1, 900_000))).unwrap();
-    server.commit(&app, "film", uploaded(1, &value(1, 900_000))).unwrap();
-    server.bring(&app, 2, 0, value(1, 200_000)).unwrap();
+    let received = [1, 2].map(|number| server.begin(&app, number).unwrap().received);
+    assert_eq!(received, [400_000, 0], "together they are more than one subject has now");
+    server.until("the other has gone", || world.spooled("persist-1") == 1);
+}
+
+#[test]
+fn what_the_subjects_limits_do_not_allow_is_refused_before_it_is_in_the_bucket() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.running_server("persist-1", |_| {});
+    let configure = |config| {
+        let request = ConfigureRequest { config, ..ConfigureRequest::default() };
+        server.run(&app, Request::Configure(request)).unwrap();
+    };
+    let begin = |number, size, place| {
+        let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size), place };
+        server.upload(&app, Request::UploadBegin(request))
+    };
+    let under = |key: &str| Some(UploadPlace { key: Some(key.into()), seq: None });
+    let met = |answer: Result<UploadReply, ErrorReply>| {
+        let error = answer.unwrap_err();
+        (error.code, error.limit.unwrap())
+    };
+    let full = (ErrorCode::LimitExceeded, "max_bytes".to_owned());
+    let (film, smaller) = (value(1, 500_000), value(2, 400_000));
+    server.store(&app, 1, &film);
+    server.commit(&app, "film", uploaded(1, &film)).unwrap();
+    let new = Some(Discard::New);
+    configure(SubjectConfig { max_bytes: Some(600_000), discard: new, ..SubjectConfig::default() });
+    assert_eq!(met(begin(2, 600_001, None)), full);
+    assert_eq!(met(begin(2, 400_000, under("other"))), full);
+    assert_eq!(met(begin(2, 400_000, Some(UploadPlace::default()))), full);
+    // In the place of the first there is room. Neither is anything refused of which it is not known where it goes.
+    begin(2, 400_000, under("film")).unwrap();
+    begin(3, 400_000, None).unwrap();
+    let smallest = SubjectConfig { max_msg_size: Some(300_000), ..SubjectConfig::default() };
+    let too_large = (ErrorCode::TooLarge, "max_msg_size".to_owned());
+    server.bring(&app, 2, 0, smaller.clone()).unwrap();
+    configure(smallest.clone());
+    let stored = world.blobs_of(&app);
+    assert_eq!(met(server.finish(&app, uploaded(2, &smaller))), too_large);
+    assert_eq!(world.blobs_of(&app), stored, "nothing went to the bucket");
+    // Pieces are held against what the subject allowed when the client last asked how far it is.
+    assert_eq!(met(server.begin(&app, 2)), too_large);
+    server.begin(&app, 3).unwrap();
+    assert_eq!(met(server.bring(&app, 3, 0, smaller.clone())), too_large);
+    // And the commit decides.
+    configure(SubjectConfig::default());
+    server.finish(&app, uploaded(2, &smaller)).unwrap();
+    configure(smallest);
+    assert_eq!(code(server.commit(&app, "film", uploaded(2, &smaller))), ErrorCode::TooLarge);
+    assert!(server.read(&app, "film") == film);
 }
 
 #[test]

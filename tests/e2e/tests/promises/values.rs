@@ -227,7 +227,7 @@ async fn hostile_words_about_uploads_get_a_typed_error_and_others_are_served() -
             let v = ProtocolVersion::CURRENT;
             let upload = "01J9Z5ABCDEFGHJKMNPQRSTVWX".parse()?;
             let chunk = |offset, bytes| encode(&UploadChunkRequest { v, upload, offset, bytes });
-            let begin = encode(&UploadBeginRequest { v, upload, size: None })?;
+            let begin = encode(&UploadBeginRequest { v, upload, size: None, place: None })?;
             let on = |op: Op| format!("persist.server.persist-1.{op}.app.films");
             let uploads =
                 [Op::UploadBegin, Op::UploadChunk, Op::UploadFinish, Op::UploadCommit, Op::UploadCancel];
