@@ -33,6 +33,11 @@ impl World {
             name.push(companion);
             assert!(!PathBuf::from(name).exists(), "{companion}");
         }
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let elsewhere: i64 = connection
+            .query_row("SELECT large_values + large_value_bytes FROM meta", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(elsewhere, 0, "it has every value, and counts them so");
         messages_in(&path)
     }
 }
