@@ -11,7 +11,7 @@ use super::limits::{self, Amount};
 use super::view::{Held, SubjectView};
 use super::{Refusal, check_key};
 
-/// See the [module](self). By default there are no limits.
+/// What a value still to come may be. By default there are no limits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UploadRoom {
     /// The limits, and nothing else of the configuration.
