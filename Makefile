@@ -33,7 +33,7 @@ PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
 
 heading = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help tools check test demo dev bench soak soak-all clean
+.PHONY: help tools check test demo dev bench bench-storage soak soak-all clean
 
 help: ## Show what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -75,8 +75,24 @@ dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	cargo build$(LOCKED:%= %) --release $(PROGRAMS)
 	@$(BUILT)/dormouse dev $(ARGS)
 
-# Written out in docs/performance.md. The comparison of a fleet with its peers (benches/README.md) is to come.
-bench: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 7 minutes)
+# What `make bench` measures: BENCH="get 128 B" only scenarios whose names contain that, TARGETS=echo,dormouse-disk only those, QUICK=1 a
+# minute's worth, LONG=1 also what takes long. Only a run of everything goes into the documentation. See benches/README.md.
+BENCH ?=
+TARGETS ?=
+QUICK ?=
+LONG ?=
+BENCH_RESULTS := $(or $(CARGO_TARGET_DIR),target)/bench.json
+BENCH_ARGS = $(if $(BENCH),--only "$(BENCH)") $(if $(TARGETS),--targets $(TARGETS)) $(if $(QUICK),--quick) $(if $(LONG),--long)
+
+bench: ## Dormouse beside core NATS, JetStream, Redis and S2-lite, into docs/performance.md (BENCH=…, QUICK=1, LONG=1)
+	@scripts/tools nats-server s3-server redis-server s2-lite
+	cargo build$(LOCKED:%= %) --release -p dormouse-coordinator -p dormouse-persist-server
+	cargo build$(LOCKED:%= %) --release --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
+	$(BUILT)/dormouse-bench run $(strip $(BENCH_ARGS)) --out $(BENCH_RESULTS)
+	$(BUILT)/dormouse-bench report $(BENCH_RESULTS) docs/performance.md
+	$(if $(LONG),$(if $(BENCH)$(TARGETS),,scripts/measure-failover))
+
+bench-storage: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 7 minutes)
 	@scripts/tools build
 	scripts/measure-storage$(LOCKED:%= %)
 
