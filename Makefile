@@ -44,6 +44,7 @@ tools: ## Install what is missing (nats-server, an S3 server, a Python with NATS
 check: ## Format, lints, documentation, import rules, chance, words; warnings are errors
 	@scripts/tools lints
 	cargo fmt --all --check
+	cargo fmt --manifest-path benches/Cargo.toml --check
 	cargo clippy$(LOCKED:%= %) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc$(LOCKED:%= %) --workspace --no-deps
 	scripts/check-imports --self-test
@@ -117,6 +118,8 @@ soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEM
 	cargo test$(LOCKED:%= %) --workspace --test promises -- --ignored --nocapture values::
 	$(call heading,Everything killed, stopped and cut off in $(NEMESIS_ROUNDS) rounds)
 	DORMOUSE_NEMESIS_ROUNDS=$(NEMESIS_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test nemesis -- --nocapture
+	$(call heading,The driver of the comparison)
+	cargo test$(LOCKED:%= %) --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
 	$(call heading,The fuzz targets compile)
 	@cp Cargo.lock fuzz/Cargo.lock
 	cargo check --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)

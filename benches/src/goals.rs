@@ -153,7 +153,7 @@ const GOALS: &[Goal] = {
 };
 
 /// The scenario in which subjects wake up, from a local directory.
-const WAKING: (&str, &str) = ("wake 200 subjects of 100 kB", "dormouse-bucket");
+const WAKING: (&str, &str) = ("wake, 200 subjects of 100 kB", "dormouse-bucket");
 /// How many subjects sleep where the goal is about them.
 const SLEEPERS: usize = 1_000_000;
 

@@ -146,9 +146,10 @@ fn rates(text: &mut String, family: &[&Measured]) -> Result<()> {
 }
 
 fn costs(text: &mut String, family: &[&Measured]) -> Result<()> {
+    let each = if family[0].bytes { "gigabyte" } else { "one" };
     writeln!(
         text,
-        "\n<details><summary>What {} costs: processor time of client + broker + servers for each, memory, disk</summary>\n",
+        "\n<details><summary>{}: processor time of client + broker + servers for each {each}; memory; disk</summary>\n",
         family[0].family
     )?;
     table(text, family, |line, scenario| {
@@ -159,7 +160,7 @@ fn costs(text: &mut String, family: &[&Measured]) -> Result<()> {
             figure(|round| round.server_us),
         ];
         let time = if scenario.bytes {
-            // For a gigabyte, as for a byte there is little to read.
+            // Microseconds for a byte are thousands of seconds for a gigabyte.
             times.map(|each| format!("{:.2} s", each * 1e3)).join(" + ")
         } else {
             times.map(micros).join(" + ")

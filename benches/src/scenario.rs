@@ -81,7 +81,7 @@ impl Scenario {
     #[must_use]
     pub fn name(&self) -> String {
         let (family, column) = self.place();
-        if column.is_empty() { family } else { format!("{family}, {column}") }
+        format!("{family}, {column}")
     }
 
     /// The table and the column in which it stands: what differs in one thing only is side by side.
@@ -102,13 +102,13 @@ impl Scenario {
                 format!("watch, {}", in_flight(number)),
                 format!("{watchers} {}", plural(watchers, "watcher")),
             ),
-            Deed::Create { subjects: None } => ("create subjects, 64 in flight".to_owned(), String::new()),
+            Deed::Create { subjects: None } => ("create subjects".to_owned(), "64 in flight".to_owned()),
             Deed::Create { subjects: Some(subjects) } => {
-                (format!("create {subjects} subjects, 64 in flight"), String::new())
+                ("create subjects".to_owned(), format!("{subjects} of them, 64 in flight"))
             }
             Deed::PutLarge { bytes } => (format!("a value of {}", size(bytes)), "put".to_owned()),
             Deed::GetLarge { bytes } => (format!("a value of {}", size(bytes)), "get".to_owned()),
-            Deed::Wake { subjects } => (format!("wake {subjects} subjects of 100 kB"), String::new()),
+            Deed::Wake { subjects } => ("wake".to_owned(), format!("{subjects} subjects of 100 kB")),
         }
     }
 
