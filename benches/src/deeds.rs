@@ -148,7 +148,7 @@ async fn get_all(
 ) -> Result<Round> {
     let members = target.members();
     let clocks = Clocks::start(&members)?;
-    let (mut took, mut read) = (Took::new(), 0_u64);
+    let (mut took, mut read) = (Took::default(), 0_u64);
     let mut numbers = numbers.cycle();
     while clocks.began().elapsed() < lasts {
         let number = numbers.next().context("no subjects")?;
@@ -165,7 +165,7 @@ async fn large(target: &dyn Target, bytes: u64, transfer: impl Future<Output = R
     let members = target.members();
     let clocks = Clocks::start(&members)?;
     transfer.await?;
-    let mut took = Took::new();
+    let mut took = Took::default();
     took.record(clocks.began().elapsed());
     clocks.stop(&members, bytes, &took).await
 }
@@ -174,7 +174,7 @@ async fn wake(target: &dyn Target, numbers: Range<usize>) -> Result<Round> {
     target.sleep().await?;
     let members = target.members();
     let clocks = Clocks::start(&members)?;
-    let mut took = Took::new();
+    let mut took = Took::default();
     for number in numbers {
         let asked = Instant::now();
         target.get(number).await?;
@@ -196,7 +196,7 @@ async fn watch(target: &Rc<dyn Target>, watchers: usize, in_flight: usize, until
     let members = target.members();
     let heard = Rc::new(Heard {
         sent: RefCell::default(),
-        took: RefCell::new(Took::new()),
+        took: RefCell::default(),
         counts: vec![Cell::new(0); watchers],
     });
     let mut tasks = JoinSet::new();
@@ -224,7 +224,7 @@ async fn watch(target: &Rc<dyn Target>, watchers: usize, in_flight: usize, until
         let writer = Rc::clone(&writer);
         async move { writer.set(WATCHED, message()).await }
     };
-    work_until(&clocks, in_flight, until, Rc::new(RefCell::new(Took::new())), write).await?;
+    work_until(&clocks, in_flight, until, Rc::default(), write).await?;
     let written = heard.sent.borrow().len();
     let all_heard = async {
         while heard.counts.iter().any(|count| count.get() < written) {
@@ -240,7 +240,7 @@ async fn watch(target: &Rc<dyn Target>, watchers: usize, in_flight: usize, until
         let least = heard.counts.iter().map(Cell::get).min().unwrap_or(0);
         format!("of {written} messages one watcher heard {least}")
     })??;
-    let took = heard.took.borrow();
+    let took = heard.took.take();
     let round = clocks.stop(&members, (written * watchers) as u64, &took).await;
     tasks.shutdown().await;
     round

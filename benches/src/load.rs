@@ -47,14 +47,15 @@ pub struct Round {
 /// A histogram of how long things took.
 pub struct Took(Histogram<u64>);
 
-impl Took {
+impl Default for Took {
     /// Nothing yet.
-    #[must_use]
-    pub fn new() -> Self {
+    fn default() -> Self {
         // The bounds are constants that the library accepts.
         Self(Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("a histogram's bounds"))
     }
+}
 
+impl Took {
     /// One more.
     pub fn record(&mut self, took: Duration) {
         self.0.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(LONGEST_NS).max(1));
@@ -178,10 +179,10 @@ pub async fn closed_loop<F>(
 where
     F: Future<Output = Result<()>> + 'static,
 {
-    let took = Rc::new(RefCell::new(Took::new()));
+    let took = Rc::<RefCell<Took>>::default();
     let clocks = Clocks::start(members)?;
     work_until(&clocks, workers, until, Rc::clone(&took), work).await?;
-    let took = took.borrow();
+    let took = took.take();
     clocks.stop(members, took.count(), &took).await
 }
 

@@ -116,7 +116,8 @@ impl Scenario {
     #[must_use]
     pub const fn needs(&self) -> Ability {
         match self.deed {
-            Deed::Set { .. } | Deed::Create { .. } => Ability::Set,
+            Deed::Set { .. } => Ability::Set,
+            Deed::Create { .. } => Ability::Create,
             Deed::Get { .. } => Ability::Get,
             Deed::GetAll { .. } => Ability::GetAll,
             Deed::Watch { .. } => Ability::Watch,

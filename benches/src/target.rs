@@ -35,6 +35,8 @@ pub struct Member {
 pub enum Ability {
     /// Keep a message and say so.
     Set,
+    /// Make a subject that was never there.
+    Create,
     /// Give back one message.
     Get,
     /// Give back all messages of a subject in order.

@@ -125,6 +125,8 @@ impl Target for JetStream {
 
     fn can(&self, ability: Ability) -> bool {
         match ability {
+            // Who watches a key is not told of a value that has been replaced by then.
+            Ability::Watch => self.shape != Shape::Kv,
             // All streams are open while the server runs.
             Ability::Sleep => false,
             // Its object store is the same beside each shape.

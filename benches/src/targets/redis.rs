@@ -78,7 +78,7 @@ impl Target for Redis {
     }
 
     fn can(&self, ability: Ability) -> bool {
-        matches!(ability, Ability::Set | Ability::Get | Ability::GetAll)
+        matches!(ability, Ability::Set | Ability::Create | Ability::Get | Ability::GetAll)
     }
 
     fn members(&self) -> Vec<Member> {

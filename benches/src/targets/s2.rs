@@ -26,6 +26,8 @@ use crate::target::{Ability, Member, Role, Target};
 const BASIN: &str = "bench-basin";
 /// How many messages are written at once where many are.
 const PAGE: usize = 1_000;
+/// How many messages one request returns at most, if they are as small as ours.
+const READ_AT_ONCE: usize = 1_000;
 /// How long it may take to answer.
 const READY: Duration = Duration::from_secs(30);
 /// What a producer may have under way: 4,096 writes of 16 KiB have room in it.
@@ -85,8 +87,8 @@ fn batch(values: impl IntoIterator<Item = Bytes>) -> Result<AppendInput> {
     Ok(AppendInput::new(AppendRecordBatch::try_from_iter(records)?))
 }
 
-fn from_the_beginning() -> ReadInput {
-    ReadInput::new().with_start(ReadStart::new().with_from(ReadFrom::SeqNum(0)))
+fn from(seq: u64) -> ReadInput {
+    ReadInput::new().with_start(ReadStart::new().with_from(ReadFrom::SeqNum(seq)))
 }
 
 #[async_trait(?Send)]
@@ -96,7 +98,7 @@ impl Target for S2Lite {
     }
 
     fn can(&self, ability: Ability) -> bool {
-        matches!(ability, Ability::Set | Ability::Get | Ability::GetAll | Ability::Watch)
+        matches!(ability, Ability::Set | Ability::Create | Ability::Get | Ability::GetAll | Ability::Watch)
     }
 
     fn members(&self) -> Vec<Member> {
@@ -148,17 +150,21 @@ impl Target for S2Lite {
     }
 
     async fn get(&self, number: usize) -> Result<Bytes> {
-        let one =
-            from_the_beginning().with_stop(ReadStop::new().with_limits(ReadLimits::new().with_count(1)));
+        let one = from(0).with_stop(ReadStop::new().with_limits(ReadLimits::new().with_count(1)));
         let batch = self.stream(number)?.read(one).await?;
         Ok(batch.records.into_iter().next().context("nothing is there")?.body)
     }
 
-    /// A session that ends where the stream ends.
+    /// What one request returns, and where that is not all, a session that ends where the stream ends.
     async fn get_all(&self, number: usize) -> Result<usize> {
-        let all = from_the_beginning().with_stop(ReadStop::new().with_wait(0));
-        let mut batches = self.stream(number)?.read_session(all, ReadSessionConfig::new()).await?;
-        let mut seen = 0;
+        let stream = self.stream(number)?;
+        let first = stream.read(from(0)).await?.records.len();
+        if first < READ_AT_ONCE {
+            return Ok(first);
+        }
+        let rest = from(first as u64).with_stop(ReadStop::new().with_wait(0));
+        let mut batches = stream.read_session(rest, ReadSessionConfig::new()).await?;
+        let mut seen = first;
         while let Some(batch) = batches.next().await {
             seen += batch?.records.len();
         }
