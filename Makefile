@@ -77,11 +77,13 @@ dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	@$(BUILT)/dormouse dev $(ARGS)
 
 # What `make bench` measures: BENCH="get 128 B" only scenarios whose names contain that, TARGETS=echo,dormouse-disk only those, QUICK=1 a
-# minute's worth, LONG=1 also what takes long. Only a run of everything goes into the documentation. See benches/README.md.
+# minute's worth, LONG=1 also what takes long. A run of everything goes into the documentation, a part only with WRITE=1. See
+# benches/README.md.
 BENCH ?=
 TARGETS ?=
 QUICK ?=
 LONG ?=
+WRITE ?=
 BENCH_RESULTS := $(or $(CARGO_TARGET_DIR),target)/bench.json
 BENCH_ARGS = $(if $(BENCH),--only "$(BENCH)") $(if $(TARGETS),--targets $(TARGETS)) $(if $(QUICK),--quick) $(if $(LONG),--long)
 
@@ -90,7 +92,7 @@ bench: ## Dormouse beside core NATS, JetStream, Redis and S2-lite, into docs/per
 	cargo build$(LOCKED:%= %) --release -p dormouse-coordinator -p dormouse-persist-server
 	cargo build$(LOCKED:%= %) --release --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
 	$(BUILT)/dormouse-bench run $(strip $(BENCH_ARGS)) --out $(BENCH_RESULTS)
-	$(BUILT)/dormouse-bench report $(BENCH_RESULTS) docs/performance.md
+	$(BUILT)/dormouse-bench report$(if $(WRITE), --part) $(BENCH_RESULTS) docs/performance.md
 	$(if $(LONG),$(if $(BENCH)$(TARGETS),,scripts/measure-failover))
 
 bench-storage: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 7 minutes)

@@ -45,13 +45,15 @@ struct Args {
 enum Command {
     /// Measures, prints the tables, and keeps what was measured in a file
     Run(run::Run),
-    /// Puts the tables of a file that `run` wrote into a document, and its drawings beside it; unless not everything was
-    /// measured that belongs there
+    /// Puts the tables of a file that `run` wrote into a document, and its drawings beside it
     Report {
         /// What `run` wrote
         results: PathBuf,
         /// The document; what stands between its two marks is replaced, and drawings go into the folder `plots` beside it
         document: PathBuf,
+        /// Also when not everything was measured that belongs there: then only what was measured stands there
+        #[arg(long)]
+        part: bool,
     },
     /// Lists the scenarios and the targets
     List,
@@ -74,7 +76,14 @@ fn main() -> Result<()> {
             println!("{}", report::tables(&results)?);
             Ok(())
         }
-        Command::Report { results, document } => report::write(&Results::read(&results)?, &document),
+        Command::Report { results, document, part } => {
+            let results = Results::read(&results)?;
+            if results.whole || part {
+                return report::write(&results, &document);
+            }
+            println!("{} stays as it is: not everything was measured that belongs there", document.display());
+            Ok(())
+        }
         Command::List => {
             scenario::all().iter().for_each(|scenario| println!("{}", scenario.name()));
             println!("\ntargets: {}", targets::NAMES.join(", "));

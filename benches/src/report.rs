@@ -14,21 +14,20 @@ use crate::{goals, plots};
 const BEGIN: &str = "<!-- measured: make bench -->";
 const END: &str = "<!-- end of the comparison -->";
 
-/// Puts tables into `document`, and drawings into the folder `plots` beside it. A run of a part stays out of it: its
-/// figures would stand among those of another one.
+/// Puts tables into `document`, and drawings into the folder `plots` beside it, in the place of all that were there: nothing
+/// there comes from another run.
 ///
 /// # Errors
 /// When the document cannot be read or written, or has no place for them.
 pub fn write(results: &Results, document: &Path) -> Result<()> {
-    if !results.whole {
-        eprintln!("{} stays as it is: only a part was measured", document.display());
-        return Ok(());
-    }
     let text = std::fs::read_to_string(document)?;
     let (Some(begin), Some(end)) = (text.find(BEGIN), text.find(END)) else {
         bail!("{} has no lines {BEGIN:?} and {END:?}", document.display())
     };
     let folder = document.parent().context("the document is in no folder")?.join("plots");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
     std::fs::create_dir_all(&folder)?;
     let mut tables = tables(results)?;
     writeln!(tables)?;
