@@ -23,6 +23,9 @@ const READY: Duration = Duration::from_secs(120);
 const PUTS_PER_SECOND: &str = "2000";
 /// The benchmark writes to 10,000 subjects in turn, and reads others: unless set, 10,000 may be open.
 const MAX_OPEN: &str = "16000";
+/// A subject waits for its next turn while other targets have theirs, which takes longer than the minute after which it falls
+/// asleep unless set.
+const IDLE_CLOSE: &str = "1h";
 /// What 4,096 writes of 16 KiB to one subject have room in, which may take a quarter: unless set, it is 64 MiB.
 const QUEUE_BYTES: usize = 512 * 1_024 * 1_024;
 /// The bucket's name on the S3 server.
@@ -72,7 +75,14 @@ impl Dormouse {
                 "--level",
                 level.as_str(),
             ])
-            .args(["--max-puts-per-second", PUTS_PER_SECOND, "--max-open", MAX_OPEN]);
+            .args([
+                "--max-puts-per-second",
+                PUTS_PER_SECOND,
+                "--max-open",
+                MAX_OPEN,
+                "--idle-close",
+                IDLE_CLOSE,
+            ]);
         let s3 = match store {
             Store::Directory => {
                 std::fs::create_dir(folder.path().join("bucket"))?;
