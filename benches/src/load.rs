@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::machine::{processor_time, resident_bytes};
+use crate::machine::{busy_time, processor_time, resident_bytes};
 use crate::target::{Member, Role};
 
 /// The longest that is told apart: a minute.
@@ -42,6 +42,8 @@ pub struct Round {
     pub afterwards_ms: u64,
     /// Resident memory of the target's processes after the round, in bytes.
     pub resident_bytes: u64,
+    /// Cores that all others used meanwhile: what has nothing to do with the run, the kernel, and targets whose turn it was not.
+    pub others_cores: f64,
 }
 
 /// A histogram of how long things took.
@@ -77,6 +79,7 @@ pub struct Clocks {
     began: Instant,
     client: Duration,
     members: BTreeMap<Role, Duration>,
+    machine: Duration,
 }
 
 impl Clocks {
@@ -85,8 +88,8 @@ impl Clocks {
     /// # Errors
     /// When a process of the target has ended.
     pub fn start(members: &[Member]) -> Result<Self> {
-        let by_role = by_role(members)?;
-        Ok(Self { began: Instant::now(), client: processor_time(std::process::id())?, members: by_role })
+        let (members, machine) = (by_role(members)?, busy_time()?);
+        Ok(Self { began: Instant::now(), client: processor_time(std::process::id())?, members, machine })
     }
 
     /// When the round began.
@@ -107,6 +110,7 @@ impl Clocks {
         become_quiet(members).await?;
         let afterwards = over.elapsed();
         let now = by_role(members)?;
+        let others = self.others(&now)?;
         let each = |later: Duration, earlier: Duration| {
             later.saturating_sub(earlier).as_secs_f64() * 1e6 / done.max(1) as f64
         };
@@ -126,7 +130,16 @@ impl Clocks {
             // The last look, after which it was known to be quiet, is none of its work.
             afterwards_ms: u64::try_from(afterwards.saturating_sub(LOOK).as_millis())?,
             resident_bytes: resident,
+            others_cores: others,
         })
+    }
+
+    fn others(&self, members: &BTreeMap<Role, Duration>) -> Result<f64> {
+        let sum = |clocks: &BTreeMap<Role, Duration>| clocks.values().sum::<Duration>();
+        let all = busy_time()?.saturating_sub(self.machine);
+        let client = processor_time(std::process::id())?.saturating_sub(self.client);
+        let ours = sum(members).saturating_sub(sum(&self.members)) + client;
+        Ok(all.saturating_sub(ours).as_secs_f64() / self.began.elapsed().as_secs_f64())
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,22 @@ pub fn processor_time(pid: u32) -> Result<Duration> {
     for _ in 0..2 {
         ticks += fields.next().context("a short line in /proc")?.parse::<u64>()?;
     }
+    Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
+}
+
+/// Processor time that everything on this machine has used, and what its host took away.
+///
+/// # Errors
+/// When the system has no `/proc`.
+pub fn busy_time() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line =
+        stat.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("no cpu in /proc/stat")?;
+    let fields = line.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    let [user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen, ..] = fields[..] else {
+        bail!("a short line in /proc/stat")
+    };
+    let ticks = user + nice + system + interrupts + soft_interrupts + stolen;
     Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
 }
 
@@ -93,7 +109,7 @@ pub struct Machine {
     pub memory_gib: u64,
     /// The kernel's release.
     pub kernel: String,
-    /// Tasks that wanted a core in the minute before it began. Much above 0 means that others were at work, too.
+    /// Tasks that wanted a core in the minute before it began.
     pub load_before: f64,
     /// How many files a process may have open.
     pub open_files: u64,
@@ -136,11 +152,5 @@ impl Machine {
             commit: says("git", &["describe", "--always", "--abbrev=10", "--dirty= with changes"]),
             date: says("date", &["-u", "+%F"]),
         }
-    }
-
-    /// Whether others were at work when it began.
-    #[must_use]
-    pub fn was_busy(&self) -> bool {
-        self.load_before > self.cores as f64 / 4.0
     }
 }

@@ -14,6 +14,9 @@ use crate::{goals, plots};
 const BEGIN: &str = "<!-- measured: make bench -->";
 const END: &str = "<!-- end of the comparison -->";
 
+/// Up to this share of its cores in use by others a machine counts as quiet.
+const QUIET_CORES: f64 = 0.15;
+
 /// Puts tables into `document`, and drawings into the folder `plots` beside it, in the place of all that were there: nothing
 /// there comes from another run.
 ///
@@ -80,7 +83,8 @@ fn families(results: &Results) -> Vec<Vec<&Measured>> {
 
 fn about(text: &mut String, results: &Results) -> Result<()> {
     let machine = &results.machine;
-    let busy = if machine.was_busy() {
+    let others = results.others_cores().unwrap_or_default();
+    let busy = if machine.load_before.max(others) > QUIET_CORES * machine.cores as f64 {
         " **The machine was busy with other work: expect better, and compare with care.**"
     } else {
         ""
@@ -88,7 +92,7 @@ fn about(text: &mut String, results: &Results) -> Result<()> {
     writeln!(
         text,
         "`dormouse-bench run {}`, {}, commit {}, {} minutes. {} × {}, {} GiB, Linux {}, {}. Load at the \
-         beginning: {:.1}.{busy}",
+         beginning: {:.1}. Meanwhile others used {others:.2} cores.{busy}",
         results.arguments,
         machine.date,
         machine.commit,

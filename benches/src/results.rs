@@ -21,8 +21,6 @@ pub struct Results {
     pub whole: bool,
     /// How long it took, in seconds.
     pub seconds: u64,
-    /// The highest load that was seen between two scenarios. It holds what the run itself does.
-    pub highest_load: f64,
     /// Targets in their order, each with what an answered write means there, or why it is left out.
     pub targets: Vec<(String, Outcome)>,
     /// Every scenario, with a line for each target.
@@ -120,6 +118,13 @@ impl Results {
     pub fn write(&self, file: &Path) -> Result<()> {
         std::fs::write(file, serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Cores that others used while a target was measured: the median over all rounds.
+    #[must_use]
+    pub fn others_cores(&self) -> Option<f64> {
+        let lines = self.scenarios.iter().flat_map(|scenario| &scenario.lines);
+        median(lines.flat_map(|line| line.rounds.values()).map(|round| round.others_cores).collect())
     }
 
     /// The scenario of this name.

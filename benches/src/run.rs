@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Parser;
 
-use crate::machine::{Machine, load, raise_open_files, settle_disk};
+use crate::machine::{Machine, raise_open_files, settle_disk};
 use crate::results::{Line, Measured, Outcome, Results};
 use crate::scenario::{Effort, Scenario};
 use crate::target::{Ability, Running};
@@ -86,7 +86,6 @@ pub async fn run(run: &Run) -> Result<Results> {
         arguments: run.arguments(),
         whole: run.only.is_none() && run.targets.is_empty() && run.effort() != Effort::Quick,
         seconds: 0,
-        highest_load: load(),
         targets: Vec::new(),
         scenarios: Vec::new(),
         sleepers: Vec::new(),
@@ -110,7 +109,6 @@ pub async fn run(run: &Run) -> Result<Results> {
             let (family, column) = scenario.place();
             let bytes = scenario.counts_bytes();
             results.scenarios.push(Measured { name: scenario.name(), family, column, bytes, lines });
-            results.highest_load = results.highest_load.max(load());
             results.seconds = began.elapsed().as_secs();
             results.write(&run.out)?;
         }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_nats::jetstream::{self, consumer, kv, object_store, stream};
@@ -30,6 +31,9 @@ pub enum Shape {
 
 /// How many messages a filling client has under way.
 const UNDER_WAY: usize = 1_024;
+/// How long an acknowledgement may take; on a slow disk 4,096 of them, each with a sync, take longer than the five seconds that it
+/// is given unless set.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 /// The stream of [`Shape::OneStream`].
 const ONE: &str = "bench";
 /// The object store of the large value, and its name there.
@@ -58,7 +62,8 @@ impl JetStream {
         let sync = if always { ", sync_interval: always" } else { "" };
         let config = format!("jetstream: {{ store_dir: \"{store}\"{sync} }}");
         let nats = NatsServer::start(NatsServerOptions::with_config(config)).await?;
-        let context = jetstream::new(async_nats::connect(nats.url()).await?);
+        let mut context = jetstream::new(async_nats::connect(nats.url()).await?);
+        context.set_timeout(ANSWERED_WITHIN);
         if shape == Shape::OneStream {
             let config = stream::Config {
                 name: ONE.to_owned(),
