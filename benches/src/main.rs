@@ -28,8 +28,9 @@ mod targets;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::results::Results;
 
@@ -72,7 +73,7 @@ fn main() -> Result<()> {
     let local = tokio::task::LocalSet::new();
     match args.command {
         Command::Run(wanted) => {
-            let results = local.block_on(&runtime, run::run(&wanted))?;
+            let results = local.block_on(&runtime, unless_interrupted(run::run(&wanted)))?;
             println!("{}", report::tables(&results)?);
             Ok(())
         }
@@ -90,5 +91,16 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Respond { url } => local.block_on(&runtime, targets::respond(&url)),
+    }
+}
+
+/// Ctrl-C and SIGTERM end a run as an error does: what it started is killed, and its folders go.
+async fn unless_interrupted(run: impl Future<Output = Result<Results>>) -> Result<Results> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        biased;
+        results = run => results,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("interrupted"),
     }
 }
