@@ -33,7 +33,7 @@ PROGRAMS := -p dormouse-coordinator -p dormouse-persist-server -p dormouse-cli
 
 heading = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help tools check test demo dev bench soak soak-all clean
+.PHONY: help tools check test demo dev bench bench-storage soak soak-all clean
 
 help: ## Show what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +44,7 @@ tools: ## Install what is missing (nats-server, an S3 server, a Python with NATS
 check: ## Format, lints, documentation, import rules, chance, words; warnings are errors
 	@scripts/tools lints
 	cargo fmt --all --check
+	cargo fmt --manifest-path benches/Cargo.toml --check
 	cargo clippy$(LOCKED:%= %) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc$(LOCKED:%= %) --workspace --no-deps
 	scripts/check-imports --self-test
@@ -75,8 +76,26 @@ dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	cargo build$(LOCKED:%= %) --release $(PROGRAMS)
 	@$(BUILT)/dormouse dev $(ARGS)
 
-# Written out in docs/performance.md. The comparison of a fleet with its peers (benches/README.md) is to come.
-bench: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 7 minutes)
+# What `make bench` measures: BENCH="get 128 B" only scenarios whose names contain that, TARGETS=echo,dormouse-disk only those, QUICK=1 a
+# minute's worth, LONG=1 also what takes long. A run of everything goes into the documentation, a part only with WRITE=1. See
+# benches/README.md.
+BENCH ?=
+TARGETS ?=
+QUICK ?=
+LONG ?=
+WRITE ?=
+BENCH_RESULTS := $(or $(CARGO_TARGET_DIR),target)/bench.json
+BENCH_ARGS = $(if $(BENCH),--only "$(BENCH)") $(if $(TARGETS),--targets $(TARGETS)) $(if $(QUICK),--quick) $(if $(LONG),--long)
+
+bench: ## Dormouse beside core NATS, JetStream, Redis and S2-lite, into docs/performance.md (BENCH=…, QUICK=1, LONG=1)
+	@scripts/tools nats-server s3-server redis-server s2-lite
+	cargo build$(LOCKED:%= %) --release -p dormouse-coordinator -p dormouse-persist-server
+	cargo build$(LOCKED:%= %) --release --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
+	$(BUILT)/dormouse-bench run $(strip $(BENCH_ARGS)) --out $(BENCH_RESULTS)
+	$(BUILT)/dormouse-bench report$(if $(WRITE), --part) $(BENCH_RESULTS) docs/performance.md
+	$(if $(LONG),$(if $(BENCH)$(TARGETS),,scripts/measure-failover))
+
+bench-storage: ## The storage engine's figures and plain SQLite's beside them, into docs/performance.md (about 7 minutes)
 	@scripts/tools build
 	scripts/measure-storage$(LOCKED:%= %)
 
@@ -101,6 +120,8 @@ soak-all: soak ## Hours of what `make test` has minutes of (KILL_ROUNDS=…, NEM
 	cargo test$(LOCKED:%= %) --workspace --test promises -- --ignored --nocapture values::
 	$(call heading,Everything killed, stopped and cut off in $(NEMESIS_ROUNDS) rounds)
 	DORMOUSE_NEMESIS_ROUNDS=$(NEMESIS_ROUNDS) cargo test$(LOCKED:%= %) --workspace --test nemesis -- --nocapture
+	$(call heading,The driver of the comparison)
+	cargo test$(LOCKED:%= %) --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
 	$(call heading,The fuzz targets compile)
 	@cp Cargo.lock fuzz/Cargo.lock
 	cargo check --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)

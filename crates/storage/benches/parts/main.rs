@@ -1,5 +1,5 @@
 //! What the parts of the engine cost, each by itself: the log's formats, its disk, the subject's file; and what they come to
-//! together when a subject is opened. `make bench` runs them all and puts the figures into docs/performance.md.
+//! together when a subject is opened. `make bench-storage` runs them all and puts the figures into docs/performance.md.
 
 mod apply;
 mod entries;

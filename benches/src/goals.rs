@@ -1,0 +1,256 @@
+//! What Dormouse wants to reach beside its peers, as ratios within one run, and whether it did.
+
+use crate::load::Round;
+use crate::results::{Results, median};
+
+/// One figure of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Figure {
+    PerSecond,
+    P50,
+    P99,
+    /// Processor time of broker and servers together.
+    ProcessorTime,
+}
+
+impl Figure {
+    fn of(self, round: &Round) -> f64 {
+        match self {
+            Self::PerSecond => round.per_second,
+            Self::P50 => round.p50_us,
+            Self::P99 => round.p99_us,
+            Self::ProcessorTime => round.broker_us + round.server_us,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::PerSecond => "per second",
+            Self::P50 => "p50",
+            Self::P99 => "p99",
+            Self::ProcessorTime => "processor time",
+        }
+    }
+}
+
+/// What is to be reached.
+#[derive(Debug, Clone, Copy)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// A ratio that is wanted.
+struct Goal {
+    scenario: &'static str,
+    figure: Figure,
+    ours: &'static str,
+    theirs: &'static str,
+    bound: Bound,
+}
+
+/// A goal and what was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judged {
+    /// What is compared, in words.
+    pub what: String,
+    /// What is wanted.
+    pub wanted: String,
+    /// What was measured; `None` where one side was not.
+    pub measured: Option<String>,
+    /// Whether that is enough.
+    pub met: bool,
+}
+
+const fn goal(
+    scenario: &'static str,
+    figure: Figure,
+    ours: &'static str,
+    theirs: &'static str,
+    bound: Bound,
+) -> Goal {
+    Goal { scenario, figure, ours, theirs, bound }
+}
+
+/// The ratios. `get` and `get_all` do not depend on the level.
+const GOALS: &[Goal] = {
+    use Bound::{AtLeast, AtMost};
+    use Figure::{P50, PerSecond, ProcessorTime};
+    &[
+        goal("set 128 B, 1 subject, 256 in flight", PerSecond, "dormouse-disk", "echo", AtLeast(0.75)),
+        goal("set 128 B, 10000 subjects, 256 in flight", PerSecond, "dormouse-disk", "echo", AtLeast(0.75)),
+        goal(
+            "set 128 B, 1 subject, 256 in flight",
+            PerSecond,
+            "dormouse-disk",
+            "jetstream-always",
+            AtLeast(10.0),
+        ),
+        goal(
+            "set 128 B, 10000 subjects, 256 in flight",
+            PerSecond,
+            "dormouse-disk",
+            "jetstream-always",
+            AtLeast(10.0),
+        ),
+        goal(
+            "set 128 B, 10000 subjects, 256 in flight",
+            PerSecond,
+            "dormouse-interval",
+            "jetstream",
+            AtLeast(1.0),
+        ),
+        goal(
+            "set 128 B, 1 subject, 4096 in flight",
+            PerSecond,
+            "dormouse-interval",
+            "jetstream",
+            AtLeast(1.5),
+        ),
+        goal("set 128 B, 1 subject, 1 in flight", P50, "dormouse-bucket", "s2-lite", AtMost(0.5)),
+        goal("set 128 B, 1 subject, 256 in flight", PerSecond, "dormouse-bucket", "s2-lite", AtLeast(3.0)),
+        goal(
+            "set 128 B, 10000 subjects, 256 in flight",
+            PerSecond,
+            "dormouse-bucket",
+            "s2-lite",
+            AtLeast(3.0),
+        ),
+        goal("get 128 B, 1 in flight", P50, "dormouse-bucket", "echo", AtMost(1.35)),
+        goal("get 128 B, 256 in flight", PerSecond, "dormouse-bucket", "echo", AtLeast(0.8)),
+        goal("get_all, 1 subject of 100000 × 128 B", PerSecond, "dormouse-bucket", "jetstream", AtLeast(1.5)),
+        goal("get_all, 1 subject of 100000 × 128 B", PerSecond, "dormouse-bucket", "s2-lite", AtLeast(1.0)),
+        goal(
+            "get_all, 1000 subjects of 100 × 128 B",
+            PerSecond,
+            "dormouse-bucket",
+            "jetstream",
+            AtLeast(1.5),
+        ),
+        goal("get_all, 1000 subjects of 100 × 128 B", PerSecond, "dormouse-bucket", "s2-lite", AtLeast(1.0)),
+        goal(
+            "set 128 B, 1 subject, 64 in flight",
+            ProcessorTime,
+            "dormouse-interval",
+            "jetstream",
+            AtMost(1.5),
+        ),
+        goal(
+            "set 128 B, 1 subject, 256 in flight",
+            ProcessorTime,
+            "dormouse-interval",
+            "jetstream",
+            AtMost(1.5),
+        ),
+        goal(
+            "set 128 B, 10000 subjects, 256 in flight",
+            ProcessorTime,
+            "dormouse-interval",
+            "jetstream",
+            AtMost(1.5),
+        ),
+    ]
+};
+
+/// The scenario in which subjects wake up, from a local directory.
+const WAKING: (&str, &str) = ("wake, 200 subjects of 100 kB", "dormouse-bucket");
+/// How many subjects sleep where the goal is about them.
+const SLEEPERS: usize = 1_000_000;
+
+/// Every goal, with what a run says about it.
+#[must_use]
+pub fn judge(results: &Results) -> Vec<Judged> {
+    let ratios = GOALS.iter().map(|goal| goal.judge(results));
+    ratios.chain(waking(results)).chain(sleeping(results)).collect()
+}
+
+impl Goal {
+    fn judge(&self, results: &Results) -> Judged {
+        let lines = results.scenario(self.scenario).and_then(|scenario| {
+            Some(scenario.line(self.ours)?.ratios(scenario.line(self.theirs)?, |round| self.figure.of(round)))
+        });
+        let ratios = lines.unwrap_or_default();
+        let (least, most) = ratios
+            .iter()
+            .fold((f64::MAX, f64::MIN), |(least, most), ratio| (least.min(*ratio), most.max(*ratio)));
+        let what = format!("{}: `{}` ÷ `{}`, {}", self.scenario, self.ours, self.theirs, self.figure.name());
+        let spread = |ratio: f64| format!("{ratio:.2} ({least:.2} – {most:.2})");
+        judged(what, self.bound, median(ratios), spread)
+    }
+}
+
+fn judged(what: String, bound: Bound, measured: Option<f64>, text: impl Fn(f64) -> String) -> Judged {
+    let (wanted, met) = match bound {
+        Bound::AtLeast(least) => (format!("≥ {least}"), measured.is_some_and(|measured| measured >= least)),
+        Bound::AtMost(most) => (format!("≤ {most}"), measured.is_some_and(|measured| measured <= most)),
+    };
+    Judged { what, wanted, measured: measured.map(text), met }
+}
+
+fn waking(results: &Results) -> Vec<Judged> {
+    let (scenario, target) = WAKING;
+    let line = results.scenario(scenario).and_then(|scenario| scenario.line(target));
+    [(Figure::P50, 3.0), (Figure::P99, 15.0)]
+        .map(|(figure, most)| {
+            let measured = line.and_then(|line| line.median(|round| figure.of(round) / 1e3));
+            let what = format!("{scenario}, from a local directory: {} in milliseconds", figure.name());
+            judged(what, Bound::AtMost(most), measured, |milliseconds| format!("{milliseconds:.1}"))
+        })
+        .into()
+}
+
+fn sleeping(results: &Results) -> Vec<Judged> {
+    let found = results.sleepers.iter().find(|sleepers| sleepers.subjects == SLEEPERS);
+    let figures = found.map(|found| {
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        [
+            megabytes(found.server_bytes),
+            found.first_answer_s,
+            megabytes(found.coordinator_bytes),
+            found.first_locate_s,
+        ]
+    });
+    [
+        ("memory of the server, in MB", 50.0),
+        ("the server's first answer after the start, in seconds", 1.0),
+        ("memory of the coordinator, in MB", 200.0),
+        ("the coordinator's first answer after the start, in seconds", 2.0),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(place, (what, most))| {
+        let what = format!("{SLEEPERS} sleeping subjects: {what}");
+        judged(what, Bound::AtMost(most), figures.map(|figures| figures[place]), |figure| {
+            format!("{figure:.2}")
+        })
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bound, GOALS, SLEEPERS, WAKING, judged};
+    use crate::{scenario, targets};
+
+    #[test]
+    fn every_goal_is_about_what_is_measured() {
+        let scenarios: Vec<String> = scenario::all().iter().map(scenario::Scenario::name).collect();
+        for goal in GOALS {
+            assert!(scenarios.contains(&goal.scenario.to_owned()), "{}", goal.scenario);
+            for target in [goal.ours, goal.theirs] {
+                assert!(targets::NAMES.contains(&target), "{target}");
+            }
+        }
+        assert!(scenarios.contains(&WAKING.0.to_owned()) && targets::NAMES.contains(&WAKING.1));
+        assert!(crate::run::SLEEPERS.iter().any(|(subjects, _)| *subjects == SLEEPERS));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_met() {
+        let text = |figure: f64| figure.to_string();
+        assert!(judged(String::new(), Bound::AtLeast(2.0), Some(2.0), text).met);
+        assert!(!judged(String::new(), Bound::AtMost(2.0), Some(2.1), text).met);
+        let unknown = judged(String::new(), Bound::AtMost(2.0), None, text);
+        assert_eq!((unknown.met, unknown.measured), (false, None));
+    }
+}

@@ -1,0 +1,239 @@
+//! Tables of what was measured.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::load::Round;
+use crate::numbers::{megabytes, micros, thousands};
+use crate::results::{Line, Measured, Outcome, Results};
+use crate::{goals, plots};
+
+/// What stands between these in the document is replaced.
+const BEGIN: &str = "<!-- measured: make bench -->";
+const END: &str = "<!-- end of the comparison -->";
+
+/// Up to this share of its cores in use by others a machine counts as quiet.
+const QUIET_CORES: f64 = 0.15;
+
+/// Puts tables into `document`, and drawings into the folder `plots` beside it, in the place of all that were there: nothing
+/// there comes from another run.
+///
+/// # Errors
+/// When the document cannot be read or written, or has no place for them.
+pub fn write(results: &Results, document: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(document)?;
+    let (Some(begin), Some(end)) = (text.find(BEGIN), text.find(END)) else {
+        bail!("{} has no lines {BEGIN:?} and {END:?}", document.display())
+    };
+    let folder = document.parent().context("the document is in no folder")?.join("plots");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(&folder)?;
+    let mut tables = tables(results)?;
+    writeln!(tables)?;
+    for family in families(results) {
+        let name = plots::file_name(&family[0].family);
+        if plots::draw(&folder.join(&name), &family)? {
+            writeln!(tables, "![{}](plots/{name})", family[0].family)?;
+        }
+    }
+    let whole = format!("{}{BEGIN}\n{tables}{}", &text[..begin], &text[end..]);
+    Ok(std::fs::write(document, whole)?)
+}
+
+/// Everything as text.
+///
+/// # Errors
+/// When the text cannot be written, which does not happen.
+pub fn tables(results: &Results) -> Result<String> {
+    let mut text = String::new();
+    about(&mut text, results)?;
+    judged(&mut text, results)?;
+    for family in families(results) {
+        rates(&mut text, &family)?;
+        costs(&mut text, &family)?;
+    }
+    sleepers(&mut text, results)?;
+    Ok(text)
+}
+
+/// A line for a terminal.
+#[must_use]
+pub fn brief(line: &Line, bytes: bool) -> String {
+    match &line.trouble {
+        Some(trouble) => format!("{:<22} {trouble}", line.target),
+        None => format!("{:<22} {}", line.target, cell(line, bytes)),
+    }
+}
+
+/// Scenarios that differ in one thing only stand in one table.
+fn families(results: &Results) -> Vec<Vec<&Measured>> {
+    let mut families: Vec<Vec<&Measured>> = Vec::new();
+    for scenario in &results.scenarios {
+        match families.iter_mut().find(|family| family[0].family == scenario.family) {
+            Some(family) => family.push(scenario),
+            None => families.push(vec![scenario]),
+        }
+    }
+    families
+}
+
+fn about(text: &mut String, results: &Results) -> Result<()> {
+    let machine = &results.machine;
+    let others = results.others_cores().unwrap_or_default();
+    let busy = if machine.load_before.max(others) > QUIET_CORES * machine.cores as f64 {
+        " **The machine was busy with other work: expect better, and compare with care.**"
+    } else {
+        ""
+    };
+    writeln!(
+        text,
+        "`dormouse-bench run {}`, {}, commit {}, {} minutes. {} × {}, {} GiB, Linux {}, {}. Load at the \
+         beginning: {:.1}. Meanwhile others used {others:.2} cores.{busy}",
+        results.arguments,
+        machine.date,
+        machine.commit,
+        results.seconds.div_ceil(60),
+        machine.cores,
+        machine.processor,
+        machine.memory_gib,
+        machine.kernel,
+        machine.rustc,
+        machine.load_before,
+    )?;
+    writeln!(text, "\n| target | an answered write is |\n|---|---|")?;
+    for (target, outcome) in &results.targets {
+        match outcome {
+            Outcome::Promises(promise) => writeln!(text, "| `{target}` | {promise} |")?,
+            Outcome::LeftOut(reason) => {
+                writeln!(text, "| `{target}` | *not measured: {}* |", in_a_cell(reason))?
+            }
+        }
+    }
+    Ok(())
+}
+
+fn judged(text: &mut String, results: &Results) -> Result<()> {
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        goals::judge(results).into_iter().partition(|judged| judged.measured.is_some());
+    let met = known.iter().filter(|judged| judged.met).count();
+    writeln!(
+        text,
+        "\n**Goals: {met} of {} met.** Median of the ratios within each round (lowest – highest):\n\n\
+         | what | measured | wanted | |\n|---|---:|---:|---|",
+        known.len()
+    )?;
+    for judged in known.iter().chain(&unknown) {
+        let verdict = match (&judged.measured, judged.met) {
+            (None, _) => "not measured",
+            (_, true) => "met",
+            (_, false) => "**missed**",
+        };
+        let measured = judged.measured.as_deref().unwrap_or("–");
+        writeln!(text, "| {} | {measured} | {} | {verdict} |", judged.what, judged.wanted)?;
+    }
+    Ok(())
+}
+
+fn rates(text: &mut String, family: &[&Measured]) -> Result<()> {
+    let unit = if family[0].bytes {
+        "MB per second"
+    } else {
+        "per second (median / 99th percentile of how long one took)"
+    };
+    writeln!(text, "\n**{}**, {unit}:\n", family[0].family)?;
+    table(text, family, |line, scenario| cell(line, scenario.bytes))
+}
+
+fn costs(text: &mut String, family: &[&Measured]) -> Result<()> {
+    let each = if family[0].bytes { "gigabyte" } else { "one" };
+    writeln!(
+        text,
+        "\n<details><summary>{}: processor time of client + broker + servers for each {each}; memory; disk</summary>\n",
+        family[0].family
+    )?;
+    table(text, family, |line, scenario| {
+        let figure = |figure: fn(&Round) -> f64| line.median(figure).unwrap_or_default();
+        let times = [
+            figure(|round| round.client_us),
+            figure(|round| round.broker_us),
+            figure(|round| round.server_us),
+        ];
+        let time = if scenario.bytes {
+            // Microseconds for a byte are thousands of seconds for a gigabyte.
+            times.map(|each| format!("{:.2} s", each * 1e3)).join(" + ")
+        } else {
+            times.map(micros).join(" + ")
+        };
+        let memory = megabytes(figure(|round| round.resident_bytes as f64));
+        format!("{time}; {memory}; {}", megabytes(line.disk_bytes as f64))
+    })?;
+    writeln!(text, "\n</details>")?;
+    Ok(())
+}
+
+/// A row for each target that does this at all, a column for each scenario.
+fn table(text: &mut String, family: &[&Measured], cell: impl Fn(&Line, &Measured) -> String) -> Result<()> {
+    let columns: Vec<&str> = family.iter().map(|scenario| scenario.column.as_str()).collect();
+    writeln!(text, "| | {} |", columns.join(" | "))?;
+    writeln!(text, "|---|{}", "---:|".repeat(columns.len()))?;
+    for line in &family[0].lines {
+        let cells: Vec<String> = family
+            .iter()
+            .map(|scenario| match scenario.line(&line.target) {
+                Some(Line { trouble: Some(trouble), .. }) => format!("*{}*", in_a_cell(trouble)),
+                Some(line) if !line.rounds.is_empty() => cell(line, scenario),
+                _ => "–".to_owned(),
+            })
+            .collect();
+        writeln!(text, "| `{}` | {} |", line.target, cells.join(" | "))?;
+    }
+    Ok(())
+}
+
+fn cell(line: &Line, bytes: bool) -> String {
+    let figure = |figure: fn(&Round) -> f64| line.median(figure).unwrap_or_default();
+    let rate = figure(|round| round.per_second);
+    if bytes {
+        return thousands(rate / 1e6);
+    }
+    format!(
+        "{} ({} / {})",
+        thousands(rate),
+        micros(figure(|round| round.p50_us)),
+        micros(figure(|round| round.p99_us))
+    )
+}
+
+fn sleepers(text: &mut String, results: &Results) -> Result<()> {
+    if results.sleepers.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "\n**Subjects that sleep**, a fleet started on them:\n\n\
+         | subjects | first answer after | first locate after | server | coordinator | processor time while nobody asks |\n\
+         |---:|---:|---:|---:|---:|---:|"
+    )?;
+    for sleepers in &results.sleepers {
+        writeln!(
+            text,
+            "| {} | {:.2} s | {:.2} s | {} | {} | {:.2} % of a core |",
+            sleepers.subjects,
+            sleepers.first_answer_s,
+            sleepers.first_locate_s,
+            megabytes(sleepers.server_bytes as f64),
+            megabytes(sleepers.coordinator_bytes as f64),
+            sleepers.idle_cores * 100.0
+        )?;
+    }
+    Ok(())
+}
+
+/// The first line of a text, without what would end a cell.
+fn in_a_cell(text: &str) -> String {
+    text.lines().next().unwrap_or_default().replace('|', "/")
+}

@@ -1,0 +1,214 @@
+//! A run: every scenario at every target, which take turns.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Parser;
+
+use crate::machine::{Machine, raise_open_files, settle_disk};
+use crate::results::{Line, Measured, Outcome, Results};
+use crate::scenario::{Effort, Scenario};
+use crate::target::{Ability, Running};
+use crate::{deeds, load as rounds, report, scenario, sleepers, targets};
+
+/// How many subjects sleep, and the least effort at which that is measured.
+pub const SLEEPERS: &[(usize, Effort)] =
+    &[(1_000, Effort::Usual), (100_000, Effort::Usual), (1_000_000, Effort::Long)];
+/// What those are called for `--only`.
+const SLEEPING: &str = "sleeping subjects";
+/// A target that keeps more than this begins anew before the next scenario: 1 GiB.
+const KEEPS_BYTES: u64 = 1 << 30;
+
+/// What is measured, and how thoroughly.
+#[derive(Debug, Parser)]
+pub struct Run {
+    /// Only scenarios whose name contains this
+    #[arg(long)]
+    only: Option<String>,
+    /// Only these targets, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<String>,
+    /// A minute's run: few scenarios, three rounds of 0.3 seconds
+    #[arg(long, conflicts_with = "long")]
+    quick: bool,
+    /// Also what takes long: values of 1 GiB, 100,000 subjects created, a million asleep
+    #[arg(long)]
+    long: bool,
+    /// Rounds; the results are medians over them
+    #[arg(long, default_value_t = 5, default_value_if("quick", "true", "3"))]
+    rounds: usize,
+    /// How long one target is measured in one round, in seconds
+    #[arg(long, default_value_t = 1.0, default_value_if("quick", "true", "0.3"))]
+    seconds: f64,
+    /// Where the results go, as JSON
+    #[arg(long, value_name = "FILE", default_value = "bench.json")]
+    out: PathBuf,
+}
+
+impl Run {
+    const fn effort(&self) -> Effort {
+        match (self.quick, self.long) {
+            (true, _) => Effort::Quick,
+            (_, true) => Effort::Long,
+            _ => Effort::Usual,
+        }
+    }
+
+    /// What makes the same run again.
+    fn arguments(&self) -> String {
+        let mut words = Vec::new();
+        words.extend(self.only.iter().map(|only| format!("--only {only:?}")));
+        if !self.targets.is_empty() {
+            words.push(format!("--targets {}", self.targets.join(",")));
+        }
+        words.extend(self.quick.then(|| "--quick".to_owned()));
+        words.extend(self.long.then(|| "--long".to_owned()));
+        words.push(format!("--rounds {} --seconds {}", self.rounds, self.seconds));
+        words.join(" ")
+    }
+
+    fn wants(&self, name: &str, effort: Effort) -> bool {
+        effort <= self.effort() && self.only.as_ref().is_none_or(|only| name.contains(only))
+    }
+}
+
+/// Measures, and keeps the results in a file after each scenario, so that whoever interrupts a long run has them.
+///
+/// # Errors
+/// When nothing is asked for, or the file cannot be written. A target that fails is named in the results.
+pub async fn run(run: &Run) -> Result<Results> {
+    let began = Instant::now();
+    let open_files = raise_open_files();
+    let mut results = Results {
+        machine: Machine::here(open_files),
+        arguments: run.arguments(),
+        whole: run.only.is_none() && run.targets.is_empty() && run.effort() != Effort::Quick,
+        seconds: 0,
+        targets: Vec::new(),
+        scenarios: Vec::new(),
+        sleepers: Vec::new(),
+    };
+    let chosen: Vec<Scenario> =
+        scenario::all().into_iter().filter(|scenario| run.wants(&scenario.name(), scenario.effort)).collect();
+    let sleeping: Vec<usize> = SLEEPERS
+        .iter()
+        .filter(|(_, effort)| run.wants(SLEEPING, *effort))
+        .map(|(subjects, _)| *subjects)
+        .collect();
+    if chosen.is_empty() && sleeping.is_empty() {
+        bail!("no scenario of this effort has a name with {:?} in it: `list` shows them", run.only);
+    }
+    if !chosen.is_empty() {
+        let asleep = chosen.iter().any(|scenario| scenario.needs() == Ability::Sleep);
+        let mut running = start_all(run, asleep, &mut results).await?;
+        for scenario in &chosen {
+            eprintln!("{}", scenario.name());
+            let lines = measure(scenario, &mut running, run).await;
+            let (family, column) = scenario.place();
+            let bytes = scenario.counts_bytes();
+            results.scenarios.push(Measured { name: scenario.name(), family, column, bytes, lines });
+            results.seconds = began.elapsed().as_secs();
+            results.write(&run.out)?;
+        }
+    }
+    for subjects in sleeping {
+        eprintln!("{subjects} {SLEEPING}");
+        results.sleepers.push(sleepers::measure(subjects).await?);
+        settle_disk();
+    }
+    results.seconds = began.elapsed().as_secs();
+    results.write(&run.out)?;
+    Ok(results)
+}
+
+/// Starts every target that was asked for. One that cannot be had is named and left out.
+async fn start_all(run: &Run, asleep: bool, results: &mut Results) -> Result<Vec<Running>> {
+    let names: Vec<&str> = if run.targets.is_empty() {
+        targets::NAMES.to_vec()
+    } else {
+        run.targets.iter().map(String::as_str).collect()
+    };
+    let mut running = Vec::new();
+    for name in names.into_iter().filter(|name| asleep || !targets::ONLY_ASLEEP.contains(name)) {
+        match targets::start(name).await {
+            Ok(target) => {
+                results
+                    .targets
+                    .push((name.to_owned(), Outcome::Promises(target.target.promise().to_owned())));
+                running.push(target);
+            }
+            Err(error) => {
+                eprintln!("{name} is left out: {error:#}");
+                results.targets.push((name.to_owned(), Outcome::LeftOut(format!("{error:#}"))));
+            }
+        }
+    }
+    if running.is_empty() {
+        bail!("no target could be started");
+    }
+    Ok(running)
+}
+
+/// All rounds of one scenario at every target. In each round another one is the first.
+async fn measure(scenario: &Scenario, running: &mut [Running], run: &Run) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for target in running.iter_mut() {
+        let mut line =
+            Line { target: target.name.clone(), rounds: BTreeMap::new(), trouble: None, disk_bytes: 0 };
+        if let Err(why) = prepare(scenario, target).await {
+            line.trouble = Some(format!("{why:#}"));
+        }
+        lines.push(line);
+    }
+    settle_disk();
+    let lasts = Duration::from_secs_f64(run.seconds);
+    let rounds = if scenario.is_done_once() { 1 } else { run.rounds };
+    for round in 0..rounds {
+        for place in 0..running.len() {
+            let place = (place + round) % running.len();
+            let (line, target) = (&mut lines[place], &mut running[place]);
+            if line.trouble.is_some() {
+                continue;
+            }
+            match deeds::round(scenario.deed, target, round, lasts).await {
+                Ok(measured) => drop(line.rounds.insert(round, measured)),
+                Err(error) => line.trouble = Some(format!("{error:#}")),
+            }
+            if round + 1 == rounds {
+                line.disk_bytes = target.kept_bytes();
+            }
+            if scenario.is_done_once()
+                && let Err(error) = begin_anew(target).await
+            {
+                line.trouble = Some(format!("{error:#}"));
+            }
+            settle_disk();
+        }
+    }
+    for line in &lines {
+        eprintln!("  {}", report::brief(line, scenario.counts_bytes()));
+    }
+    lines
+}
+
+/// Makes what a scenario needs, in a new instance of the target where the old one keeps a lot.
+async fn prepare(scenario: &Scenario, running: &mut Running) -> Result<()> {
+    let asleep = scenario.needs() == Ability::Sleep;
+    let only_asleep = targets::ONLY_ASLEEP.contains(&running.name.as_str());
+    if !running.target.can(scenario.needs()) || only_asleep && !asleep {
+        bail!("does not do this");
+    }
+    // A fleet that wakes what sleeps has to put all it has to sleep first.
+    if asleep || running.kept_bytes() > KEEPS_BYTES {
+        begin_anew(running).await?;
+    }
+    deeds::prepare(scenario.deed, running).await?;
+    rounds::become_quiet(&running.target.members()).await
+}
+
+async fn begin_anew(running: &mut Running) -> Result<()> {
+    *running = targets::start(&running.name).await?;
+    Ok(())
+}

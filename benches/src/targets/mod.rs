@@ -1,0 +1,78 @@
+//! The systems that are measured, each through the client that its users would use.
+
+mod dormouse;
+mod echo;
+mod jetstream;
+mod redis;
+mod s2;
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::{Result, bail};
+use dormouse_harness::NatsServer;
+
+pub use echo::respond;
+
+use crate::target::{Member, Role, Running, Target};
+use dormouse::{Dormouse, Store};
+use jetstream::{JetStream, Shape};
+
+/// Every target's name, in the order in which the tables show them.
+pub const NAMES: &[&str] = &[
+    "echo",
+    "dormouse-memory",
+    "dormouse-interval",
+    "dormouse-disk",
+    "dormouse-bucket",
+    "jetstream",
+    "jetstream-one-stream",
+    "jetstream-kv",
+    "jetstream-always",
+    "redis-everysec",
+    "redis-always",
+    "s2-lite",
+    "dormouse-s3",
+];
+
+/// Only measured where it is about the bucket: the S3 server is one for tests, and slow at everything else.
+pub const ONLY_ASLEEP: &[&str] = &["dormouse-s3"];
+
+/// Starts a target.
+///
+/// # Errors
+/// When a program of it is missing or does not start. The caller says so by name and goes on without it.
+pub async fn start(name: &str) -> Result<Running> {
+    let target: Rc<dyn Target> = match name {
+        "echo" => Rc::new(echo::Echo::start().await?),
+        "jetstream" => Rc::new(JetStream::start(Shape::Streams, false).await?),
+        "jetstream-one-stream" => Rc::new(JetStream::start(Shape::OneStream, false).await?),
+        "jetstream-kv" => Rc::new(JetStream::start(Shape::Kv, false).await?),
+        "jetstream-always" => Rc::new(JetStream::start(Shape::Streams, true).await?),
+        "redis-everysec" => Rc::new(redis::Redis::start("everysec").await?),
+        "redis-always" => Rc::new(redis::Redis::start("always").await?),
+        "s2-lite" => Rc::new(s2::S2Lite::start().await?),
+        "dormouse-s3" => Rc::new(Dormouse::start("bucket", Store::S3).await?),
+        name => match name.strip_prefix("dormouse-") {
+            Some(level) if NAMES.contains(&name) => Rc::new(Dormouse::start(level, Store::Directory).await?),
+            _ => bail!("no target is called {name:?}; there are {}", NAMES.join(", ")),
+        },
+    };
+    Ok(Running::new(name, target))
+}
+
+/// A program of a peer: where `scripts/tools` puts it, or on the `PATH`.
+fn program(name: &str) -> Result<PathBuf> {
+    let tools = dormouse_harness::workspace_root().join(".tools/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::iter::once(tools).chain(std::env::split_paths(&path));
+    match folders.map(|folder| folder.join(name)).find(|file| file.is_file()) {
+        Some(program) => Ok(program),
+        None => bail!("no {name} found: `scripts/tools {name}` installs it"),
+    }
+}
+
+/// A nats-server as a member of a target.
+fn nats_member(nats: &NatsServer, role: Role) -> Option<Member> {
+    nats.pid().map(|pid| Member { role, pid })
+}
