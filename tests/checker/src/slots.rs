@@ -314,6 +314,14 @@ impl<'h> Slots<'h> {
 
     /// An entry is there as a whole or not at all: what is known of one set of a request tells where the others are.
     fn complete(&mut self, ops: &Operations<'h>) {
+        // Of sets on their own, some may have been refused where there are limits.
+        let is_limited = ops.all.iter().any(|op| match op.op {
+            Op::Configure(request) => {
+                let config = &request.config;
+                config.max_msgs.or(config.max_bytes).or(config.max_msg_size).is_some()
+            }
+            _ => false,
+        });
         for op in ops.unknown() {
             let Some(request) = ops.all[op].set() else { continue };
             let plain = |item: &SetItem| {
@@ -349,6 +357,9 @@ impl<'h> Slots<'h> {
                 let position = Position { term: result.term, rev: result.rev };
                 let item_ref = ItemRef { op, place };
                 if self.places.get(&item_ref).is_some_and(|places| !places.is_empty()) {
+                    continue;
+                }
+                if is_limited && !request.atomic {
                     continue;
                 }
                 let written = Written { message: Rc::new(written(item, &result)), item: Some(item_ref) };

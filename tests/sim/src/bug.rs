@@ -35,6 +35,7 @@ impl Bug {
     pub const fn profile(self) -> Option<Profile> {
         match self {
             Self::Server(server::Mutation::DestroyForgets) => Some(Profile::Destroys),
+            Self::Server(server::Mutation::NoListAfterSeal) => Some(Profile::Overtaken),
             Self::Server(_) | Self::Client(_) => None,
         }
     }

@@ -16,6 +16,9 @@ pub enum Profile {
     Standard,
     /// The same, and clients destroy subjects now and then.
     Destroys,
+    /// The same as the first, and servers are often cut off from the others while they go on with the bucket, so that their
+    /// logs are sealed while they grow and are collected.
+    Overtaken,
     /// Two coordinators that know nothing of each other.
     TwoCoordinators,
     /// Clocks whose rates differ by more than leases allow for.
@@ -26,8 +29,14 @@ pub enum Profile {
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Standard, Self::Destroys, Self::TwoCoordinators, Self::ClockDrift, Self::StaleList];
+    pub const ALL: [Self; 6] = [
+        Self::Standard,
+        Self::Destroys,
+        Self::Overtaken,
+        Self::TwoCoordinators,
+        Self::ClockDrift,
+        Self::StaleList,
+    ];
 
     /// The profile's name on the command line.
     #[must_use]
@@ -35,6 +44,7 @@ impl Profile {
         match self {
             Self::Standard => "standard",
             Self::Destroys => "destroys",
+            Self::Overtaken => "overtaken",
             Self::TwoCoordinators => "two-coordinators",
             Self::ClockDrift => "clock-drift",
             Self::StaleList => "stale-list",
@@ -50,7 +60,7 @@ impl Profile {
     /// Whether clocks and coordinator are as the guarantees assume.
     #[must_use]
     pub const fn assumptions_hold(self) -> bool {
-        matches!(self, Self::Standard | Self::Destroys | Self::StaleList)
+        matches!(self, Self::Standard | Self::Destroys | Self::Overtaken | Self::StaleList)
     }
 }
 
@@ -168,6 +178,31 @@ impl Setting {
     /// What `seed` says.
     #[must_use]
     pub fn draw(seed: u64, profile: Profile) -> Self {
+        let setting = Self::draw_any(seed, profile);
+        if profile != Profile::Overtaken {
+            return setting;
+        }
+        let ms = Duration::from_millis;
+        Self {
+            lease_ttl: ms(500),
+            // Nobody else seals while one who is about to stands still.
+            subjects: 1,
+            pause_ms: 100,
+            level: Level::Bucket,
+            log: LogSettings { ship_interval: ms(100), ..setting.log },
+            // Whatever is written soon has a base, and its slots go.
+            idle_close: ms(500),
+            max_open: 1,
+            sharp: 500,
+            ambushes: 500,
+            weather: Weather::FAIR,
+            blows: vec![(1, Blow::Partition)],
+            between_ms: 1_000,
+            ..setting
+        }
+    }
+
+    fn draw_any(seed: u64, profile: Profile) -> Self {
         let dice = Dice::of(seed, "setting");
         let ms = Duration::from_millis;
         // Nothing is listed where nobody takes over.

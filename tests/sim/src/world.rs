@@ -175,9 +175,7 @@ impl World {
         };
         let names: &[&str] = match setting.profile {
             Profile::TwoCoordinators => &["coordinator", "coordinator-2"],
-            Profile::Standard | Profile::Destroys | Profile::ClockDrift | Profile::StaleList => {
-                &["coordinator"]
-            }
+            _ => &["coordinator"],
         };
         let offices: Vec<_> = names.iter().map(office).collect();
         let caller = |number| Arc::new(Caller::new(seed, plan(&setting, number)));

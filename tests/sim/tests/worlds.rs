@@ -62,6 +62,14 @@ fn what_was_done_before_a_destroy_is_not_done_again_whatever_befalls_the_fleet()
 }
 
 #[test]
+fn a_log_that_grows_and_is_collected_while_it_is_sealed_loses_nothing() {
+    let harvest = soak(0..40, Profile::Overtaken, None, threads(), |_| true);
+    clean(&harvest);
+    let void = harvest.counts.get("void seal").copied().unwrap_or_default();
+    assert!(void > 0, "no seal fell into a hole in {} worlds", harvest.runs);
+}
+
+#[test]
 fn feeds_are_exact_however_many_events_are_lost_repeated_and_late() {
     for seed in 0..20 {
         let report = run_in(seed, deaf(seed), None, false);

@@ -1,7 +1,8 @@
 //! What is carried out: once, by one owner, and only what somebody asked for.
 
-use dormouse_checker::{Burst, HarmKind, Op, Outcome, Property};
-use dormouse_protocol::data::{Expect, SetItem, SetOutcome, SetRequest};
+use dormouse_checker::{Answer, Burst, HarmKind, Op, Outcome, Property};
+use dormouse_protocol::data::{ConfigureReply, ConfigureRequest, Expect, SetItem, SetOutcome, SetRequest};
+use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, Position, Seq};
 
 use crate::story::{Story, at, id, item, message, request, set_answer, set_of, written};
@@ -245,4 +246,23 @@ fn a_refusal_is_repeated_as_it_was_unless_it_may_be_lost() {
     // A harm that was over before, and one in between.
     story(Some((0, 1)), ErrorCode::LimitExceeded).breaks(Property::OnceAtMost, 2);
     story(Some((4, 5)), ErrorCode::LimitExceeded).is_clean();
+}
+
+#[test]
+fn of_a_request_without_an_answer_some_sets_may_have_been_refused_where_there_are_limits() {
+    let story = |max_msg_size: Option<u64>| {
+        let mut story = Story::new();
+        let config = SubjectConfig { max_msg_size, ..SubjectConfig::default() };
+        let op = Op::Configure(ConfigureRequest { config, ..ConfigureRequest::default() });
+        let reply = ConfigureReply { position: at(1, 1), duplicate: false };
+        story.call(op, Outcome::Answered(Answer::Configure(reply)));
+        // The second was too large.
+        let sets = vec![item("", "a"), item("", "too large"), item("k", "b"), item("k", "c")];
+        story.call(Op::Set(set_of(sets)), Outcome::Unknown);
+        let held = vec![message("", "a", 1, at(1, 2)), message("k", "c", 3, at(1, 4))];
+        story.get_all(held, at(1, 4));
+        story
+    };
+    story(Some(5)).is_clean();
+    story(None).breaks(Property::ReadsTheState, 3);
 }
