@@ -332,36 +332,31 @@ impl<'h> Slots<'h> {
             if request.sets.len() < 2 || !request.sets.iter().all(plain) {
                 continue;
             }
-            let found = (0..request.sets.len()).find_map(|place| {
-                let places = self.places.get(&ItemRef { op, place })?;
-                Some((place, *places.first()?))
-            });
-            let Some((known, (position, source))) = found else { continue };
-            let Some(slot) = self.all.get(&position) else { continue };
-            let Effect::Sets(sets) = &slot.effect else { continue };
-            let is_known = |written: &&Written| written.item == Some(ItemRef { op, place: known });
-            let Some(first) = sets.values().find(is_known).map(|written| Rc::clone(&written.message)) else {
+            let places = request.sets.len();
+            let Some(first) = (0..places).find_map(|place| self.seen(ItemRef { op, place })) else {
                 continue;
             };
-            let at = slot.witnessed;
             for (place, item) in request.sets.iter().enumerate() {
-                let away = |number: u64| (number + place as u64).saturating_sub(known as u64);
-                let rev = if request.atomic { first.rev.get() } else { away(first.rev.get()) };
-                let result = SetResult {
-                    seq: Seq::new(away(first.seq.get())),
-                    term: first.term,
-                    rev: dormouse_protocol::Rev::new(rev),
-                    timestamp: item.timestamp.unwrap_or(first.timestamp),
-                    duplicate: false,
-                };
-                let position = Position { term: result.term, rev: result.rev };
                 let item_ref = ItemRef { op, place };
                 if self.places.get(&item_ref).is_some_and(|places| !places.is_empty()) {
                     continue;
                 }
-                if is_limited && !request.atomic {
-                    continue;
-                }
+                let known = if request.atomic || !is_limited {
+                    Some(first.clone())
+                } else {
+                    self.before(item_ref, places)
+                };
+                let Some(Seen { place: known, message, source, at }) = known else { continue };
+                let away = |number: u64| (number + place as u64).saturating_sub(known as u64);
+                let rev = if request.atomic { message.rev.get() } else { away(message.rev.get()) };
+                let result = SetResult {
+                    seq: Seq::new(away(message.seq.get())),
+                    term: message.term,
+                    rev: dormouse_protocol::Rev::new(rev),
+                    timestamp: item.timestamp.unwrap_or(message.timestamp),
+                    duplicate: false,
+                };
+                let position = Position { term: result.term, rev: result.rev };
                 let written = Written { message: Rc::new(written(item, &result)), item: Some(item_ref) };
                 self.places.entry(item_ref).or_default().push((position, source));
                 let slot = self.all.entry(position).or_insert_with(|| Slot {
@@ -377,6 +372,36 @@ impl<'h> Slots<'h> {
             }
         }
     }
+
+    /// What is known of one of the sets of a request.
+    fn seen(&self, item: ItemRef) -> Option<Seen> {
+        let (position, source) = *self.places.get(&item)?.first()?;
+        let slot = self.all.get(&position)?;
+        let Effect::Sets(sets) = &slot.effect else { return None };
+        let written = sets.values().find(|written| written.item == Some(item))?;
+        Some(Seen { place: item.place, message: Rc::clone(&written.message), source, at: slot.witnessed })
+    }
+
+    /// The set before this one that was seen, where the next one that was seen stands as far behind it as it was asked for:
+    /// then none between them was refused.
+    fn before(&self, item: ItemRef, places: usize) -> Option<Seen> {
+        let seen = |place: usize| self.seen(ItemRef { place, ..item });
+        let before = (0..item.place).rev().find_map(seen)?;
+        let after = (item.place + 1..places).find_map(seen)?;
+        let apart = after.message.rev.get().checked_sub(before.message.rev.get())?;
+        let none_between = apart == (after.place - before.place) as u64;
+        (before.message.term == after.message.term && none_between).then_some(before)
+    }
+}
+
+/// One of the sets of a request, as it was seen.
+#[derive(Clone)]
+struct Seen {
+    place: usize,
+    message: Rc<Message>,
+    source: Source,
+    /// When.
+    at: Duration,
 }
 
 /// The message that a set wrote which was answered so.

@@ -27,8 +27,8 @@ impl Spool {
     /// Has an upload that is whole put in the bucket, and says whether it is there. To be asked again until it is.
     ///
     /// # Errors
-    /// `unknown_upload`; `bad_request`; `too_large`; `limit_exceeded`; why the last attempt failed: `corrupt` where the digest is another, and then the
-    /// upload has gone.
+    /// `unknown_upload`; `bad_request`; `too_large`; `limit_exceeded`; why the last attempt failed: `corrupt` where the
+    /// digest is another, and then the upload has gone.
     pub(crate) fn finish(shared: &Arc<Shared>, finish: &Finish<'_>) -> Result<UploadReply, ErrorReply> {
         let spool = &shared.spool;
         let UploadFinishRequest { upload, size, digest, .. } = finish.request;

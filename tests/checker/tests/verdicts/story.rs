@@ -71,7 +71,7 @@ pub fn set_answer(outcomes: Vec<SetOutcome>) -> Outcome {
 }
 
 /// One subject, to which one thing happens after the other unless said otherwise.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Story {
     pub history: History,
     pub subject: SubjectHistory,

@@ -265,4 +265,17 @@ fn of_a_request_without_an_answer_some_sets_may_have_been_refused_where_there_ar
     };
     story(Some(5)).is_clean();
     story(None).breaks(Property::ReadsTheState, 3);
+
+    // Between two that stand as far apart as they were asked for, none was.
+    let mut between = story(Some(5));
+    let sets = ["d", "e", "f"].map(|value| item("", value));
+    between.call(Op::Set(set_of(sets.to_vec())), Outcome::Unknown);
+    let with = |middle: &str| {
+        let held = [("", "a", 1, 2), ("k", "c", 3, 4), ("", "d", 4, 5), ("", middle, 5, 6), ("", "f", 6, 7)];
+        held.map(|(key, value, seq, rev)| message(key, value, seq, at(1, rev))).to_vec()
+    };
+    let without: Vec<_> = with("e").into_iter().filter(|message| message.seq != Seq::new(5)).collect();
+    let mut whole = between.clone();
+    whole.get_all(with("e"), at(1, 7)).is_clean();
+    between.get_all(without, at(1, 7)).breaks(Property::ReadsTheState, 3);
 }

@@ -86,7 +86,8 @@ pub enum ClaimEffect {
     ///
     /// Either the local file, where [`local::may_reuse`](crate::ownership::local::may_reuse) allows it; or the snapshot (without
     /// one: an empty state at the rev that the first delta follows, or at the base's, with the manifest's next seq and
-    /// what it remembers of a [past life](crate::manifest::PastLife)), then the [`terms`], then the deltas. Then every entry of the tail that the state lacks, in order of rev.
+    /// what it remembers of a [past life](crate::manifest::PastLife)), then the [`terms`], then the deltas. Then every entry
+    /// of the tail that the state lacks, in order of rev.
     Restore {
         /// The base; `None`: a new subject, empty at rev 0 and seq 1.
         manifest: Option<Box<Manifest>>,
