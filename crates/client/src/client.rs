@@ -108,7 +108,8 @@ impl Client {
         &self.inner.prefix
     }
 
-    /// Ends the client for all its clones: feeds and pages end, sets that still wait fail with [`Error::Closed`](crate::Error::Closed), and the connection is closed if the client made it.
+    /// Ends the client for all its clones: feeds and pages end, sets that still wait fail with
+    /// [`Error::Closed`](crate::Error::Closed), and the connection is closed if the client made it.
     /// Calls in flight fail or go on until their deadline.
     ///
     /// Cancelling the call leaves the client half closed; it can be called again.

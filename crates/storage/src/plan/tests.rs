@@ -145,6 +145,17 @@ pub(super) fn memory() -> InMemory {
     memory
 }
 
+/// Messages `a` of 10 bytes at 3, one without key of 20 at 5, `b` of 30 at 7; the next seq is 9.
+pub(super) fn sized(config: SubjectConfig) -> InMemory {
+    let mut memory = memory();
+    for (held, size) in memory.messages.values_mut().zip([10, 20, 30]) {
+        held.size = size;
+    }
+    memory.state.bytes = 60;
+    memory.state.config = config;
+    memory
+}
+
 pub(super) fn id(term: u64, seq: u64) -> MessageId {
     MessageId { term: Term::new(term), seq: Seq::new(seq) }
 }

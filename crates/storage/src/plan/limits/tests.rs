@@ -6,19 +6,8 @@ use dormouse_protocol::{ErrorCode, Timestamp};
 
 use super::*;
 use crate::api::{Reply, Request};
-use crate::plan::tests::{CONTEXT, InMemory, answer, at, keyed, memory};
+use crate::plan::tests::{CONTEXT, InMemory, answer, at, keyed, memory, sized};
 use crate::plan::{Operation, Planned, RemovalCause, plan};
-
-/// Messages `a` of 10 bytes at 3, one without key of 20 at 5, `b` of 30 at 7; the next seq is 9.
-fn sized(config: SubjectConfig) -> InMemory {
-    let mut memory = memory();
-    for (held, size) in memory.messages.values_mut().zip([10, 20, 30]) {
-        held.size = size;
-    }
-    memory.state.bytes = 60;
-    memory.state.config = config;
-    memory
-}
 
 fn valued(item: SetItem, size: usize) -> SetItem {
     SetItem { value: Some(vec![b'v'; size].into()), ..item }

@@ -5,19 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::{Reply, Request};
-use crate::plan::tests::{CONTEXT, InMemory, answer, memory};
+use crate::plan::tests::{CONTEXT, InMemory, answer, sized};
 use crate::plan::{Planned, plan};
-
-/// Messages `a` of 10 bytes at 3, one without key of 20 at 5, `b` of 30 at 7; the next seq is 9.
-fn sized(config: SubjectConfig) -> InMemory {
-    let mut memory = memory();
-    for (held, size) in memory.messages.values_mut().zip([10, 20, 30]) {
-        held.size = size;
-    }
-    memory.state.bytes = 60;
-    memory.state.config = config;
-    memory
-}
 
 /// Why a set of such a value is refused at this moment.
 fn refusal(memory: &InMemory, place: &UploadPlace, size: u64) -> Option<ErrorReply> {
