@@ -1,8 +1,6 @@
 //! `subject export`: what the bucket holds of a subject as a file that `sqlite3` opens, complete by itself.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dormouse_protocol::{Position, Subject};
 use dormouse_runtime::Env;
@@ -10,6 +8,7 @@ use dormouse_storage::bucket::{ObjectStoreBucket, open_bucket};
 use dormouse_storage::{ExportError, export_snapshot};
 use serde_json::json;
 
+use super::staged::{Interruption, Staged, refuse_existing};
 use crate::args::{DEV_DATA_DIR, Export};
 use crate::dev::files::FleetFile;
 use crate::error::{ErrorKind, Failure, one_line};
@@ -18,21 +17,14 @@ use crate::session::Session;
 /// `subject export`.
 pub(super) async fn export(session: &Session, arguments: Export) -> Result<(), Failure> {
     // Before the flush: what is wrong with the command line should not cost a flush.
-    if !arguments.force && arguments.file.exists() {
-        return Err(exists(&arguments.file));
-    }
+    refuse_existing(&arguments.file, arguments.force)?;
     let url = bucket_url(arguments.bucket.as_deref(), &arguments.data_dir)?;
     let flushed = session.stream(&arguments.subject)?.flush().await?;
 
-    let staged = staged(&arguments.file);
-    let outcome = fetch(&url, &arguments.subject, &staged, flushed).await;
-    let outcome = outcome.and_then(|position| {
-        let size_bytes = put_in_place(&staged, &arguments.file, arguments.force)?;
-        Ok((position, size_bytes))
-    });
-    // Ours alone, by its name; when it is in place there is nothing left to remove.
-    let _ = fs::remove_file(&staged);
-    let (position, size_bytes) = outcome?;
+    let mut interruption = Interruption::listen()?;
+    let staged = Staged::beside(&arguments.file, arguments.force)?;
+    let position = interruption.or(fetch(&url, &arguments.subject, &staged.path(), flushed)).await?;
+    let size_bytes = staged.put_in_place()?;
 
     if session.output.is_json() {
         session.output.json(&json!({
@@ -65,13 +57,6 @@ pub(super) fn bucket_url(bucket: Option<&str>, data_dir: &Path) -> Result<String
     })
 }
 
-/// A name beside the file, so that the finished file can be put in its place in one step.
-pub(super) fn staged(file: &Path) -> PathBuf {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", Env::system().ulid()));
-    file.with_file_name(name)
-}
-
 /// Opens a bucket with what the environment says about it.
 pub(super) async fn open(url: &str) -> Result<ObjectStoreBucket, Failure> {
     // Settings that are not text are none of ours.
@@ -101,40 +86,6 @@ async fn fetch(url: &str, subject: &Subject, staged: &Path, flushed: Position) -
     Ok(position)
 }
 
-pub(super) fn put_in_place(staged: &Path, file: &Path, force: bool) -> Result<u64, Failure> {
-    let cannot = |error: &io::Error| Failure::new(format!("cannot write {}: {error}", file.display()));
-    let size_bytes = fs::metadata(staged).map_err(|error| cannot(&error))?.len();
-    if force {
-        fs::rename(staged, file).map_err(|error| cannot(&error))?;
-    } else {
-        // Unlike a rename, a link does not replace what somebody has put there meanwhile. Not every file system knows
-        // links.
-        let linked = match fs::hard_link(staged, file) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => copy_new(staged, file),
-            linked => linked,
-        };
-        linked.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => exists(file),
-            _ => cannot(&error),
-        })?;
-    }
-    Ok(size_bytes)
-}
-
-/// Copies to a file that must not exist yet. A copy that fails is removed.
-fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
-    let mut source = fs::File::open(from)?;
-    let mut copy = fs::File::create_new(to)?;
-    io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()).inspect_err(|_| {
-        // Ours: we have created it.
-        let _ = fs::remove_file(to);
-    })
-}
-
-pub(super) fn exists(file: &Path) -> Failure {
-    Failure::of(ErrorKind::Conflict, format!("{} exists: --force replaces it", file.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,24 +100,5 @@ mod tests {
         let failure = bucket_url(None, Path::new(DEV_DATA_DIR)).unwrap_err();
         assert_eq!(failure.kind(), ErrorKind::Usage);
         assert!(failure.to_string().contains("--bucket"), "{failure}");
-    }
-
-    #[test]
-    fn a_file_is_replaced_only_by_force() {
-        let root = tempfile::tempdir().unwrap();
-        let file = root.path().join("s.sqlite3");
-        let staged = staged(&file);
-        assert_eq!(staged.parent(), file.parent());
-        fs::write(&staged, "new").unwrap();
-        fs::write(&file, "old").unwrap();
-        assert_eq!(put_in_place(&staged, &file, false).unwrap_err().kind(), ErrorKind::Conflict);
-        assert_eq!(fs::read(&file).unwrap(), b"old");
-        assert_eq!(copy_new(&staged, &file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&file).unwrap(), b"old");
-        assert_eq!(put_in_place(&staged, &file, true).unwrap(), 3);
-        assert_eq!(fs::read(&file).unwrap(), b"new");
-        let copy = root.path().join("copy.sqlite3");
-        copy_new(&file, &copy).unwrap();
-        assert_eq!(fs::read(&copy).unwrap(), b"new");
     }
 }

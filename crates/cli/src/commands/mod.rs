@@ -7,6 +7,7 @@ mod list;
 mod placement;
 mod read;
 mod server;
+mod staged;
 mod subject;
 mod watch;
 mod write;

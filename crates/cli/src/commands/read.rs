@@ -7,8 +7,8 @@ use dormouse_protocol::Subject;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use super::export::{exists, put_in_place, staged};
 use super::list::tables;
+use super::staged::{Interruption, Staged, refuse_existing};
 use crate::args::{Get, Keys, Ls};
 use crate::error::{ErrorKind, Failure};
 use crate::progress::Progress;
@@ -48,9 +48,7 @@ fn missing(subject: &Subject, what: &str) -> Failure {
 /// `get --output`: whatever its size, the value goes through bounded memory into a file beside the one that is wanted,
 /// which takes its place when it is complete.
 async fn download(session: &Session, arguments: Get, file: &Path) -> Result<(), Failure> {
-    if !arguments.force && file.exists() {
-        return Err(exists(file));
-    }
+    refuse_existing(file, arguments.force)?;
     let (found, what) = match (arguments.key, arguments.seq) {
         (Some(key), _) => {
             let what = format!("key {:?}", cell(&key));
@@ -61,16 +59,10 @@ async fn download(session: &Session, arguments: Get, file: &Path) -> Result<(), 
     };
     let Some(mut reader) = found else { return Err(missing(&arguments.subject, &what)) };
     let message = reader.message().clone();
-    let staged = staged(file);
-    let fetched = tokio::select! {
-        biased;
-        fetched = fetch(session, &mut reader, &staged) => fetched,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted: nothing was written")),
-    };
-    let written = fetched.and_then(|()| put_in_place(&staged, file, arguments.force));
-    // Ours alone, by its name; when it is in place there is nothing left to remove.
-    let _ = std::fs::remove_file(&staged);
-    let size_bytes = written?;
+    let mut interruption = Interruption::listen()?;
+    let staged = Staged::beside(file, arguments.force)?;
+    interruption.or(fetch(session, &mut reader, &staged.path())).await?;
+    let size_bytes = staged.put_in_place()?;
     if session.output.is_json() {
         session.output.json(&json!({
             "subject": arguments.subject,

@@ -1,0 +1,162 @@
+//! Files that are written whole or not at all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::error::{ErrorKind, Failure};
+
+/// A file in the making, in a folder of its own beside the file that is wanted, whose place it takes in one step.
+///
+/// Dropped before, it goes with its folder, and with what SQLite keeps beside its files.
+#[derive(Debug)]
+pub(super) struct Staged<'a> {
+    folder: TempDir,
+    file: &'a Path,
+    force: bool,
+}
+
+impl<'a> Staged<'a> {
+    /// Makes the folder; there is no file in it yet. `force` allows to replace a file that exists.
+    ///
+    /// # Errors
+    /// The file exists and may not be replaced, or the folder cannot be made.
+    pub(super) fn beside(file: &'a Path, force: bool) -> Result<Self, Failure> {
+        refuse_existing(file, force)?;
+        let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = tempfile::Builder::new()
+            .prefix(file.file_name().unwrap_or_default())
+            .suffix(".partial")
+            .tempdir_in(parent)
+            .map_err(|error| cannot_write(file, &error))?;
+        Ok(Self { folder, file, force })
+    }
+
+    /// Where to write.
+    pub(super) fn path(&self) -> PathBuf {
+        self.folder.path().join("file")
+    }
+
+    /// Makes what was written the file that is wanted, and returns its size in bytes.
+    ///
+    /// # Errors
+    /// Somebody has put a file there meanwhile, or nothing can be put there.
+    pub(super) fn put_in_place(self) -> Result<u64, Failure> {
+        let (staged, file) = (self.path(), self.file);
+        let size_bytes = fs::metadata(&staged).map_err(|error| cannot_write(file, &error))?.len();
+        if self.force {
+            fs::rename(&staged, file).map_err(|error| cannot_write(file, &error))?;
+            return Ok(size_bytes);
+        }
+        // Unlike a rename, a link does not replace what somebody has put there meanwhile. Not every file system knows
+        // links.
+        let linked = match fs::hard_link(&staged, file) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => copy_new(&staged, file),
+            linked => linked,
+        };
+        linked.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => exists(file),
+            _ => cannot_write(file, &error),
+        })?;
+        Ok(size_bytes)
+    }
+}
+
+/// Refuses a file that exists, unless it may be replaced.
+///
+/// # Errors
+/// It exists and may not be replaced.
+pub(super) fn refuse_existing(file: &Path, force: bool) -> Result<(), Failure> {
+    if !force && file.exists() { Err(exists(file)) } else { Ok(()) }
+}
+
+/// Requests to end, by Ctrl-C or by SIGTERM, that would leave a [`Staged`] behind if nobody listened.
+#[derive(Debug)]
+pub(super) struct Interruption {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interruption {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// The operating system refuses to tell us.
+    pub(super) fn listen() -> Result<Self, Failure> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::new(format!("cannot listen to signals: {error}")));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Does `work`, unless a request to end comes first, which drops it.
+    ///
+    /// # Errors
+    /// Those of the work, or that it was interrupted.
+    pub(super) async fn or<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            _ = self.interrupt.recv() => Err(interrupted()),
+            _ = self.terminate.recv() => Err(interrupted()),
+        }
+    }
+}
+
+fn interrupted() -> Failure {
+    Failure::new("interrupted: nothing was written")
+}
+
+/// Copies to a file that must not exist yet. A copy that fails is removed.
+fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
+    let mut source = fs::File::open(from)?;
+    let mut copy = fs::File::create_new(to)?;
+    io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()).inspect_err(|_| {
+        // Ours: we have created it.
+        let _ = fs::remove_file(to);
+    })
+}
+
+fn cannot_write(file: &Path, error: &io::Error) -> Failure {
+    Failure::new(format!("cannot write {}: {error}", file.display()))
+}
+
+fn exists(file: &Path) -> Failure {
+    Failure::of(ErrorKind::Conflict, format!("{} exists: --force replaces it", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_only_by_force() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("s.sqlite3");
+        let write = |force| {
+            let staged = Staged::beside(&file, force)?;
+            assert_eq!(staged.path().parent().unwrap().parent(), file.parent());
+            fs::write(staged.path(), "new").unwrap();
+            Ok::<_, Failure>(staged)
+        };
+        let too_late = write(false).unwrap();
+        fs::write(&file, "old").unwrap();
+        assert_eq!(too_late.put_in_place().unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(write(false).unwrap_err().kind(), ErrorKind::Conflict);
+        let forced = write(true).unwrap();
+        assert_eq!(copy_new(&forced.path(), &file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        assert_eq!(forced.put_in_place().unwrap(), 3);
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        let copy = root.path().join("copy.sqlite3");
+        copy_new(&file, &copy).unwrap();
+        assert_eq!(fs::read(&copy).unwrap(), b"new");
+        // Nothing else is left behind.
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+    }
+}
