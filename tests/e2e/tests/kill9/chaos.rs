@@ -69,10 +69,10 @@ struct Patient {
     seen: Duration,
     /// Since when it has not come to terms with what it suffered.
     unsettled: Option<Duration>,
-    /// How much of its log was looked through.
+    /// How much of what it has logged was looked through.
     log_read: usize,
-    /// It has a log and serves from it: not before it is ready, and not between one log and the next.
-    serving: bool,
+    /// The log that it serves from: none before it is ready, and none between one log and the next.
+    serving: Option<String>,
     /// How often it went on with a fresh log.
     fresh: usize,
     /// It was overtaken while it stood still, and by so many fresh logs it has to show that.
@@ -108,6 +108,10 @@ pub struct Chaos {
     /// As long as it exists, steps may be the last.
     fuse: PathBuf,
     began: Duration,
+    /// Logs whose process was declared dead: they may be sealed, and whoever wrote them may not know it yet.
+    condemned: HashSet<String>,
+    /// How much of what the coordinator has logged was looked through.
+    coordinator_read: usize,
     pub blows: Vec<Blow>,
     /// How often what happened.
     pub counts: BTreeMap<String, u64>,
@@ -123,7 +127,7 @@ impl Chaos {
             seen: Duration::ZERO,
             unsettled: None,
             log_read: 0,
-            serving: false,
+            serving: None,
             fresh: 0,
             owes_fresh: None,
         };
@@ -131,6 +135,8 @@ impl Chaos {
             patients: servers.iter().map(patient).collect(),
             fuse: fleet.folder().join("fuse"),
             began: now,
+            condemned: HashSet::new(),
+            coordinator_read: 0,
             blows: Vec::new(),
             counts: BTreeMap::new(),
             wrong: Vec::new(),
@@ -346,7 +352,7 @@ impl Chaos {
             .collect();
         self.look_through(fleet, index)?;
         // Who stood still on the way from one log to the next had nothing any more that could be taken over.
-        if !overtaken.is_empty() && self.patients[index].serving {
+        if !overtaken.is_empty() && self.patients[index].serving.is_some() {
             let fresh = self.patients[index].fresh;
             self.patients[index].owes_fresh.get_or_insert(fresh + 1);
             self.count("woken after it was overtaken");
@@ -454,19 +460,28 @@ impl Chaos {
         Ok(())
     }
 
-    /// What is left of logs that ended, by server: as long as there is any, not everything is settled.
-    pub fn unsettled(&mut self, fleet: &Fleet) -> Vec<String> {
+    /// Who has not come to terms yet with a log that ended or may have: as long as there is any, not everything is settled.
+    pub fn unsettled(&mut self, fleet: &Fleet) -> anyhow::Result<Vec<String>> {
+        self.look_through_all(fleet)?;
+        for line in news(fleet, "coordinator", &mut self.coordinator_read)?.lines() {
+            if line.contains("declared dead") {
+                self.condemned.extend(log_in(line));
+            }
+        }
         let mut unsettled = Vec::new();
         for patient in &mut self.patients {
             let logs = std::fs::read_dir(fleet.data_dir(patient.name.as_str()).join("wal"));
             let logs = logs.map_or(0, Iterator::count);
-            if logs > 1 {
-                unsettled.push(format!("{}: {logs} logs", patient.name));
-            } else {
-                patient.unsettled = None;
+            match &patient.serving {
+                None => unsettled.push(format!("{} has no log", patient.name)),
+                Some(log) if self.condemned.contains(log) => {
+                    unsettled.push(format!("{log} was declared dead"));
+                }
+                Some(_) if logs > 1 => unsettled.push(format!("{} has {logs} logs", patient.name)),
+                Some(_) => patient.unsettled = None,
             }
         }
-        unsettled
+        Ok(unsettled)
     }
 
     /// Looks through what the servers have logged since the last time.
@@ -476,27 +491,37 @@ impl Chaos {
 
     fn look_through(&mut self, fleet: &Fleet, index: usize) -> anyhow::Result<()> {
         let name = self.patients[index].name.clone();
-        let log = fleet.log(name.as_str())?;
-        let new = log.get(self.patients[index].log_read..).context("a log has become shorter")?;
-        let whole = new.rfind('\n').map_or(0, |end| end + 1);
-        self.patients[index].log_read += whole;
-        for line in new[..whole].lines() {
+        for line in news(fleet, name.as_str(), &mut self.patients[index].log_read)?.lines() {
             if let Some(point) = line.strip_prefix("fail point ") {
                 self.count(format!("fail point {point}"));
             } else if line.contains("going on with a fresh one") {
                 self.patients[index].fresh += 1;
-                self.patients[index].serving = false;
+                self.patients[index].serving = None;
                 self.count("went on with a fresh log");
             } else if line.contains("dormouse_persist_server: starting ") {
-                self.patients[index].serving = false;
+                self.patients[index].serving = None;
             } else if line.contains("dormouse_persist_server: ready ") {
-                self.patients[index].serving = true;
+                self.patients[index].serving = log_in(line);
             } else if line.contains("panicked at") || is_error(line) {
                 self.wrong.push(format!("{name}: {line}"));
             }
         }
         Ok(())
     }
+}
+
+/// The whole lines that a program has logged since `read`, which moves on.
+fn news(fleet: &Fleet, name: &str, read: &mut usize) -> anyhow::Result<String> {
+    let log = fleet.log(name)?;
+    let new = log.get(*read..).context("a log has become shorter")?;
+    let whole = new.rfind('\n').map_or(0, |end| end + 1);
+    *read += whole;
+    Ok(new[..whole].to_owned())
+}
+
+/// The log that a line names.
+fn log_in(line: &str) -> Option<String> {
+    line.split_whitespace().find_map(|word| word.strip_prefix("log=")).map(str::to_owned)
 }
 
 /// Errors that are part of the game.

@@ -197,7 +197,7 @@ async fn check(
     loop {
         let reads = targets.iter().map(|target| caller.read_all(&target.subject));
         let states = futures::future::try_join_all(reads).await?;
-        let unsettled = chaos.unsettled(fleet);
+        let unsettled = chaos.unsettled(fleet)?;
         let lost = lost(fleet)?;
         let mut wrong = Vec::new();
         for (target, state) in targets.iter().zip(&states) {
