@@ -116,6 +116,7 @@ pub struct Env {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     blocking: Blocking,
+    boot_id: Option<Arc<str>>,
     /// Under simulation, whose tasks these are.
     process: Option<Process>,
 }
@@ -128,6 +129,7 @@ impl Env {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
             blocking: Blocking::Pool,
+            boot_id: system_boot_id(),
             process: None,
         }
     }
@@ -135,7 +137,13 @@ impl Env {
     /// A world of the caller's making, in which blocking work runs inline.
     #[must_use]
     pub fn simulated(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
-        Self { clock, entropy, blocking: Blocking::Inline, process: None }
+        Self { clock, entropy, blocking: Blocking::Inline, boot_id: Some("simulated".into()), process: None }
+    }
+
+    /// The same world after the machine was started once more, or for the first time; see [`Env::boot_id`].
+    #[must_use]
+    pub fn booted(self, boot_id: &str) -> Self {
+        Self { boot_id: Some(boot_id.into()), ..self }
     }
 
     /// The same world for one process in it: its [tasks](Self::tasks) are stopped and killed together.
@@ -163,6 +171,13 @@ impl Env {
     #[must_use]
     pub fn boot(&self) -> Duration {
         self.clock.boot()
+    }
+
+    /// Which run of the machine this is: since it began, the machine has not lost what it had written to its files and
+    /// not synced. `None`: that cannot be known here.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<&str> {
+        self.boot_id.as_deref()
     }
 
     /// See [`Entropy::next_u64`].
@@ -199,6 +214,12 @@ impl Env {
             },
         }
     }
+}
+
+/// The kernel draws one at each start: see random(4).
+fn system_boot_id() -> Option<Arc<str>> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(boot_id.trim_end().into()).filter(|boot_id: &Arc<str>| !boot_id.is_empty())
 }
 
 impl fmt::Debug for Env {

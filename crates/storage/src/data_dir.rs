@@ -18,6 +18,8 @@ const LOST: &str = "lost";
 const WAL: &str = "wal";
 const DEAD: &str = "dead-logs";
 const UPLOADS: &str = "uploads";
+const BOOT_ID_FILE: &str = "boot-id";
+const DISCARDED: &str = "discarded";
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +62,9 @@ pub enum DataDirError {
 /// ```text
 /// lock                        held while a process uses the directory
 /// log-id                      the log of the process that used it last
+/// boot-id                     the run of the machine in which the files in subjects/ were written
 /// subjects/<escaped>.sqlite3  subjects, as far as this server has them
+/// discarded/                  such files from an earlier run of the machine, until they are removed
 /// wal/<log>/                  what was accepted and is not in the bucket yet
 /// uploads/<escaped>.<upload>  values on their way up
 /// dead-logs/<log>             logs that earlier processes wrote here and that still hold something
@@ -94,6 +98,38 @@ impl DataDir {
         check_writable(path)?;
         let predecessor = read_log_id(&path.join(LOG_ID_FILE))?;
         Ok(Self { path: path.to_owned(), predecessor, _lock: lock })
+    }
+
+    /// Sets the subjects' files aside unless they were written in this run of the machine: nobody syncs them, so a loss of
+    /// power may have taken any part of them. What they held is in the bucket and in the write-ahead logs. What was set
+    /// aside lies in [`DataDir::discarded_dir`] and may be removed. Takes the same time however much it is. Blocks.
+    ///
+    /// # Errors
+    /// [`DataDirError::File`].
+    pub fn set_aside_unsynced(&self, boot_id: Option<&str>) -> Result<(), DataDirError> {
+        let (subjects, recorded) = (self.subjects_dir(), self.path.join(BOOT_ID_FILE));
+        let known = fs::read_to_string(&recorded).ok();
+        if boot_id.is_some() && known.as_deref().map(str::trim_end) == boot_id {
+            return Ok(());
+        }
+        let set_aside = || {
+            let discarded = self.discarded_dir();
+            fs::create_dir_all(&discarded)?;
+            let free = (0_u64..).map(|number| discarded.join(number.to_string())).find(|path| !path.exists());
+            fs::rename(&subjects, free.unwrap_or(discarded))?;
+            fs::create_dir(&subjects)
+        };
+        set_aside().map_err(|source| DataDirError::File { path: subjects.clone(), source })?;
+        // Last: a process that dies in between leaves files that nobody trusts. Where this is lost with the power, the next
+        // run of the machine has another name.
+        let name = boot_id.map_or(String::new(), |boot_id| format!("{boot_id}\n"));
+        fs::write(&recorded, name).map_err(|source| DataDirError::File { path: recorded.clone(), source })
+    }
+
+    /// The folder of subjects' files that nobody uses any more. There may be none.
+    #[must_use]
+    pub fn discarded_dir(&self) -> PathBuf {
+        self.path.join(DISCARDED)
     }
 
     /// The log of the process that used the directory before this one. That process has ended: its lock was free.

@@ -332,6 +332,7 @@ impl Engine {
         let clock = env.clone();
         let open = move || {
             let data = DataDir::open(&path)?;
+            data.set_aside_unsynced(clock.boot_id())?;
             let folder = data.uploads_dir();
             let spool = Spool::open(folder.clone(), limits, Arc::new(SpoolFiles), clock)
                 .map_err(|source| DataDirError::File { path: folder, source })?;

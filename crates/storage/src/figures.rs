@@ -13,6 +13,8 @@ pub struct Figures {
     pub subjects_not_compacted: u64,
     /// Bytes of the local files of open subjects, as of their last snapshot.
     pub local_bytes: u64,
+    /// Bytes of changes that are acknowledged and not in their subjects' files yet.
+    pub backlog_bytes: u64,
     /// Requests taken so far.
     pub requests: u64,
     /// Requests turned away so far because a queue was full or too many subjects were open.
@@ -49,7 +51,7 @@ impl Figure {
         self.0.fetch_add(number, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -80,6 +82,8 @@ impl Drop for Share<'_> {
 pub(crate) struct Counters {
     pub(crate) subjects_not_compacted: Figure,
     pub(crate) local_bytes: Figure,
+    /// Of changes that are acknowledged and not in their subjects' files yet.
+    pub(crate) backlog_bytes: Figure,
     pub(crate) requests: Figure,
     pub(crate) overloaded: Figure,
     pub(crate) changes: Figure,
@@ -103,6 +107,7 @@ impl Counters {
             open_subjects: open_subjects as u64,
             subjects_not_compacted: self.subjects_not_compacted.get(),
             local_bytes: self.local_bytes.get(),
+            backlog_bytes: self.backlog_bytes.get(),
             requests: self.requests.get(),
             overloaded: self.overloaded.get(),
             changes: self.changes.get(),

@@ -2,6 +2,7 @@
 //! local disk from filling up.
 
 mod compact;
+mod discarded;
 mod drain;
 mod evict;
 mod surplus;
@@ -16,6 +17,7 @@ pub(crate) fn start(shared: &Arc<Shared>) {
     spawn(shared, "compactor", compact::run(Arc::clone(shared)));
     spawn(shared, "drain", drain::run(Arc::clone(shared)));
     spawn(shared, "surplus", surplus::run(Arc::clone(shared)));
+    spawn(shared, "discarded files", discarded::remove(Arc::clone(shared)));
     spawn(shared, "eviction", evict::run(Arc::clone(shared)));
     let spool = Arc::clone(&shared.spool);
     spawn(shared, "abandoned uploads", async move { spool.sweep().await });

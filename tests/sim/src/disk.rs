@@ -1,12 +1,15 @@
 //! The folders that stand for the disks of machines, and what may befall a disk.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::dice::Dice;
+
+/// What a disk writes at once, in bytes.
+const SECTOR_BYTES: usize = 512;
 
 /// A folder for the disks of one run, in memory where the machine has such a place.
 ///
@@ -54,16 +57,20 @@ pub fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// The power goes: of what SQLite had written to its logs and not synced, a beginning is left.
+/// The power goes: SQLite has synced nothing, so each of its files keeps a beginning, with random sectors of it zeroed.
 ///
 /// # Errors
 /// What the operating system says.
 pub fn tear(subjects: &Path, dice: &Dice) -> io::Result<()> {
     for path in files(subjects)? {
-        if path.to_string_lossy().ends_with("-wal") {
-            let length = File::open(&path)?.metadata()?.len();
-            OpenOptions::new().write(true).open(&path)?.set_len(dice.below(length + 1))?;
+        let mut bytes = fs::read(&path)?;
+        bytes.truncate(usize::try_from(dice.below(bytes.len() as u64 + 1)).unwrap_or(usize::MAX));
+        for sector in bytes.chunks_mut(SECTOR_BYTES) {
+            if dice.below(4) == 0 {
+                sector.fill(0);
+            }
         }
+        fs::write(&path, bytes)?;
     }
     Ok(())
 }

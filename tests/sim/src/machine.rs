@@ -78,6 +78,8 @@ pub struct Machine {
 struct State {
     disk: FaultyStorage,
     process: Option<Process>,
+    /// How often the machine was started.
+    boots: u64,
     stop: Stop,
     starts: u64,
     /// When the disk was copied last.
@@ -134,6 +136,7 @@ impl Machine {
         let state = State {
             disk: FaultyStorage::new(Arc::new(FileSystem), dice.draw()),
             process: None,
+            boots: 1,
             stop: Stop::new(),
             starts: 0,
             backed_up_at: None,
@@ -187,7 +190,7 @@ impl Machine {
 
     /// Starts the process, unless it runs.
     pub fn start(self: &Arc<Self>) {
-        let (process, stop) = {
+        let (process, stop, boots) = {
             let mut state = self.state();
             if state.process.is_some() {
                 return;
@@ -196,12 +199,13 @@ impl Machine {
             state.stop = Stop::new();
             let process = Process::new();
             state.process = Some(process.clone());
-            (process, state.stop.clone())
+            (process, state.stop.clone(), state.boots)
         };
         self.trace.line(format_args!("start {}", self.name));
         let clock: Arc<MachineClock> = Arc::clone(&self.clock);
         let entropy = Arc::new(SeededEntropy::new(self.dice.draw()));
-        let env = Env::simulated(clock, entropy).of_process(process);
+        let boot_id = format!("{} {boots}", self.name);
+        let env = Env::simulated(clock, entropy).booted(&boot_id).of_process(process);
         let machine = Arc::clone(self);
         env.tasks().spawn("main", {
             let env = env.clone();
@@ -232,6 +236,7 @@ impl Machine {
         match fate {
             DiskFate::Kept => {}
             DiskFate::PowerLost => {
+                self.state().boots += 1;
                 self.on_disk(|| self.disk().power_loss());
                 self.on_disk(|| disk::tear(&self.folder.join("subjects"), &self.dice));
             }

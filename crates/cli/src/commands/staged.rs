@@ -46,7 +46,9 @@ impl<'a> Staged<'a> {
     /// Somebody has put a file there meanwhile, or nothing can be put there.
     pub(super) fn put_in_place(self) -> Result<u64, Failure> {
         let (staged, file) = (self.path(), self.file);
-        let size_bytes = fs::metadata(&staged).map_err(|error| cannot_write(file, &error))?.len();
+        // Neither the client nor SQLite has synced it, and whoever reads that it is written relies on it.
+        let whole = fs::File::open(&staged).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
+        let size_bytes = whole.map_err(|error| cannot_write(file, &error))?.len();
         if self.force {
             fs::rename(&staged, file).map_err(|error| cannot_write(file, &error))?;
             return Ok(size_bytes);

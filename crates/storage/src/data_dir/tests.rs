@@ -26,6 +26,30 @@ fn it_is_created_and_can_be_opened_again() {
 }
 
 #[test]
+fn files_are_used_again_in_the_same_run_of_the_machine_only() {
+    let path = TempDir::new().unwrap();
+    let data_dir = DataDir::open(path.path()).unwrap();
+    let file = data_dir.subject_file(&Subject::new("app.orders").unwrap());
+    let mut discarded = 0;
+    for (boot_id, kept) in [
+        (Some("first"), false),
+        (Some("first"), true),
+        (Some("second"), false),
+        (Some("second"), true),
+        (None, false),
+        (None, false),
+        (Some("second"), false),
+    ] {
+        fs::write(&file, "written before").unwrap();
+        data_dir.set_aside_unsynced(boot_id).unwrap();
+        assert_eq!(file.exists(), kept, "{boot_id:?}");
+        discarded += u32::from(!kept);
+        let folders = fs::read_dir(data_dir.discarded_dir()).unwrap();
+        assert_eq!(folders.count(), discarded as usize);
+    }
+}
+
+#[test]
 fn one_process_at_a_time() {
     let path = TempDir::new().unwrap();
     let first = DataDir::open(path.path()).unwrap();

@@ -22,16 +22,13 @@ pub fn remove_files(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the file at `incoming` take the place of the database at `path`, if there is one. Survives a loss of power:
-/// what is written from now on stands on a file that is whole on the disk.
+/// Lets the file at `incoming` take the place of the database at `path`, if there is one. Nothing is synced.
 ///
 /// # Errors
 /// The first error of the operating system. There may then be no file at `path`.
 pub fn put_in_place(incoming: &Path, path: &Path) -> io::Result<()> {
-    File::open(incoming)?.sync_all()?;
     remove_files(path)?;
-    fs::rename(incoming, path)?;
-    path.parent().map_or(Ok(()), sync_folder)
+    fs::rename(incoming, path)
 }
 
 /// Makes the names in a folder survive a loss of power.

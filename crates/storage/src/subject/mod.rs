@@ -4,9 +4,10 @@
 //! subject's file, and the task is the only one of its subject (see [`crate::directory`]).
 //!
 //! While it serves, a write is *planned* against the applied state with everything pending on top, *appended* to the
-//! log, and *applied* to the file once the log says that it is as durable as its level asks. Reads and events see the
-//! file only.
+//! log, announced and acknowledged once the log says that it is as durable as its level asks, and *applied* to the file
+//! before anybody reads that. Reads see the file only.
 
+mod backlog;
 mod base;
 mod chunks;
 mod events;

@@ -1,4 +1,5 @@
-//! The life of a write: planned, appended to the log, and applied once it is as durable as its level asks.
+//! The life of a write: planned, appended to the log, acknowledged once it is as durable as its level asks, and brought
+//! into the file before anybody reads that.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject};
 use tokio::sync::Notify;
 
+use super::backlog::{Acknowledged, Backlog};
 use super::upkeep::{self, Upkeep};
 use super::values::{Attempt, Uploads};
 use super::{Answer, Respond, events};
@@ -29,9 +31,6 @@ const RETRY_AFTER_MS: u64 = 50;
 
 /// At about this many bytes an append ends and the next begins.
 const APPEND_BYTES: usize = 1_024 * 1_024;
-
-/// At about this many bytes a transaction ends: it keeps its thread to itself.
-const APPLY_BYTES: usize = 4 * 1_024 * 1_024;
 
 /// A change that is decided, or an answer that waits for the changes before it.
 pub(super) struct Step {
@@ -80,19 +79,17 @@ impl Group {
 pub(super) enum Blocked {
     /// The next request is not for the pipeline.
     Other,
-    /// The next request has to see everything applied that came before it.
+    /// The next request has to see everything in the file that came before it.
     UntilApplied,
     /// The next request has large values on their way to the bucket.
     UntilUploaded,
 }
 
-/// What became of applied changes.
+/// What became of changes that are acknowledged now.
 #[derive(Default)]
-pub(super) struct Applied {
+pub(super) struct Concluded {
     /// How many revs.
     pub(super) changes: usize,
-    /// Bytes written, about.
-    pub(super) bytes: usize,
     /// Answers that changed nothing and tell of the state: like reads, they need to be allowed.
     pub(super) settled: Vec<(Respond, Answer)>,
 }
@@ -100,12 +97,15 @@ pub(super) struct Applied {
 /// The changes of one subject that are under way.
 pub(super) struct Pipeline {
     steps: VecDeque<Step>,
+    /// What comes before the steps.
+    backlog: Backlog,
+    /// The backlog and the steps.
     pub(super) pending: Pending,
     /// Appends that are not in the bucket yet, each with the rev it leads to.
     unshipped: VecDeque<(Arc<Ticket>, Rev)>,
     /// The last rev known to be in the bucket.
     bucket_rev: Rev,
-    /// Answers to changes that were applied at a weaker level when the lease ran out: they wait for the bucket.
+    /// Answers to changes that had reached a weaker level when the lease ran out: they wait for the bucket.
     late: VecDeque<(Arc<Ticket>, Respond, Answer)>,
     /// Why a change has failed: everything planned on top of it fails too, and nothing is planned before that is over.
     failing: Option<ErrorReply>,
@@ -123,6 +123,7 @@ impl Pipeline {
     pub(super) fn new(bucket_rev: Rev) -> Self {
         Self {
             steps: VecDeque::new(),
+            backlog: Backlog::default(),
             pending: Pending::new(),
             unshipped: VecDeque::new(),
             bucket_rev,
@@ -141,9 +142,19 @@ impl Pipeline {
         Arc::clone(&self.waker)
     }
 
-    /// Whether every change is applied.
-    pub(super) fn is_applied(&self) -> bool {
+    /// Whether every change is concluded, though it may not be in the file yet.
+    pub(super) fn is_concluded(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Whether every change is in the file.
+    pub(super) fn is_applied(&self) -> bool {
+        self.is_concluded() && self.backlog.is_empty()
+    }
+
+    /// What is acknowledged and not in the file.
+    pub(super) const fn backlog(&self) -> &Backlog {
+        &self.backlog
     }
 
     /// Whether nothing can be planned for now, whatever it is.
@@ -156,9 +167,9 @@ impl Pipeline {
         self.steps.front().is_some_and(|step| step.change.is_none())
     }
 
-    /// Whether every change is applied and in the bucket, or has failed.
+    /// Whether every change is in the file and in the bucket, or has failed.
     pub(super) fn is_settled(&self) -> bool {
-        self.steps.is_empty() && self.unshipped.is_empty()
+        self.is_applied() && self.unshipped.is_empty()
     }
 
     /// The last rev known to be in the bucket.
@@ -168,7 +179,9 @@ impl Pipeline {
 
     /// The rev to which everything planned leads; `None` when nothing is under way.
     pub(super) fn planned_rev(&self) -> Option<Rev> {
-        self.steps.iter().rev().find_map(|step| step.change.as_ref()).map(|change| change.entry.last_rev())
+        let planned =
+            self.steps.iter().rev().find_map(|step| step.change.as_ref()).map(|change| &change.entry);
+        planned.or_else(|| self.backlog.entries().last()).map(Entry::last_rev)
     }
 
     /// The last append that is not known to be in the bucket.
@@ -322,10 +335,7 @@ impl Pipeline {
             }
             Err(refusal) => {
                 // What was planned is as if it had never been.
-                self.pending.reset();
-                for change in self.steps.iter().filter_map(|step| step.change.as_ref()) {
-                    self.pending.push(&change.entry, database);
-                }
+                self.plan_on(database);
                 for respond in steps.into_iter().filter_map(|step| step.respond) {
                     respond(Err(refusal.clone()));
                 }
@@ -334,39 +344,57 @@ impl Pipeline {
         }
     }
 
-    /// Applies every change that has reached its level, in order of rev, announces it and answers.
+    /// From now on requests are planned on the backlog and the steps, and on nothing else.
+    fn plan_on(&mut self, database: &Database) {
+        self.pending.reset();
+        let steps = self.steps.iter().filter_map(|step| step.change.as_ref()).map(|change| &change.entry);
+        for entry in self.backlog.entries().chain(steps) {
+            self.pending.push(entry, database);
+        }
+    }
+
+    /// Announces and answers every change that has reached its level, in order of rev. Whoever reads the file next has to
+    /// [apply](Self::apply) them first.
+    pub(super) fn conclude(&mut self, shared: &Shared, subject: &Subject, database: &Database) -> Concluded {
+        let mut concluded = Concluded::default();
+        self.note_shipped();
+        self.answer_late(shared);
+        let ready = self.ready(shared);
+        if ready > 0 {
+            reach(FailPoint::Landed);
+            self.tell(shared, subject, database, ready, &mut concluded);
+        }
+        self.fail_what_failed(database);
+        concluded
+    }
+
+    /// Brings the file up to everything that is acknowledged. Returns about how many bytes that were.
     ///
     /// # Errors
     /// The file can be used no more. [`Pipeline::stalled`] says where it only cannot be written at the moment.
-    pub(super) fn advance(
+    pub(super) fn apply(
         &mut self,
-        shared: &Shared,
         subject: &Subject,
         database: &mut Database,
-    ) -> Result<Applied, DatabaseError> {
-        let mut applied = Applied::default();
-        self.note_shipped();
-        self.answer_late(shared);
-        loop {
-            let ready = self.ready(shared);
-            if ready == 0 {
-                break;
-            }
-            reach(FailPoint::Landed);
-            if let Err(error) = self.apply(database, ready) {
-                self.stall(subject, &error);
-                database.rollback()?;
-                if error.is_unfit_file() {
-                    return Err(error);
+    ) -> Result<usize, DatabaseError> {
+        let mut bytes = 0;
+        while !self.backlog.is_empty() {
+            let applied = match apply(&self.backlog, database) {
+                Ok(applied) => applied,
+                Err(error) => {
+                    self.stall(subject, &error);
+                    database.rollback()?;
+                    return if error.is_unfit_file() { Err(error) } else { Ok(bytes) };
                 }
-                break;
-            }
+            };
             reach(FailPoint::Applied);
             self.stalled = None;
-            self.conclude(shared, subject, database, ready, &mut applied);
+            for change in (0..applied).map_while(|_| self.backlog.pop()) {
+                self.pending.applied(&change.entry);
+                bytes += change.bytes;
+            }
         }
-        self.fail_what_failed();
-        Ok(applied)
+        Ok(bytes)
     }
 
     fn note_shipped(&mut self) {
@@ -392,35 +420,20 @@ impl Pipeline {
         }
     }
 
-    /// How many steps, from the first, may be concluded now and fit one transaction.
+    /// How many steps, from the first, may be concluded now.
     fn ready(&self, shared: &Shared) -> usize {
         if self.steps.is_empty() {
             return 0;
         }
         // What a successor could not see must not be acknowledged: it might be serving already.
         let strict = shared.log.holds_weaker() || !shared.trust.holds();
-        let mut bytes = 0;
         let is_ready = |step: &&Step| {
             let Some(change) = &step.change else { return true };
             let level = if strict { Level::Bucket } else { change.level };
-            let fits = bytes == 0 || bytes + change.bytes <= APPLY_BYTES;
-            bytes += change.bytes;
             let ticket = change.ticket.as_ref();
-            fits && ticket.is_some_and(|ticket| matches!(ticket.reached(level), Some(Ok(()))))
+            ticket.is_some_and(|ticket| matches!(ticket.reached(level), Some(Ok(()))))
         };
         self.steps.iter().take_while(is_ready).count()
-    }
-
-    fn apply(&self, database: &mut Database, ready: usize) -> Result<(), DatabaseError> {
-        let mut changes = self.steps.iter().take(ready).filter_map(|step| step.change.as_ref()).peekable();
-        if changes.peek().is_none() {
-            return Ok(());
-        }
-        database.begin()?;
-        for change in changes {
-            database.apply(&change.entry)?;
-        }
-        database.commit()
     }
 
     /// The changes are in the log and stay; they are applied as soon as the file takes them.
@@ -429,51 +442,46 @@ impl Pipeline {
             tracing::error!(%subject, %error, "changes that are in the log cannot be written to the local file");
         }
         self.stalled = Some(error.reply(subject));
-        let why = format!("the change is in the log, and cannot be applied at the moment: {error}");
-        self.answer_all(&ErrorReply::new(ErrorCode::Indeterminate, why));
     }
 
-    /// Tells the world what was applied: watchers first, then those who asked.
-    fn conclude(
+    /// Tells the world of the first steps: watchers first, then those who asked.
+    fn tell(
         &mut self,
         shared: &Shared,
         subject: &Subject,
         database: &Database,
         ready: usize,
-        applied: &mut Applied,
+        concluded: &mut Concluded,
     ) {
         let done: Vec<Step> = self.steps.drain(..ready).collect();
-        // Asked again: the commit may have taken long, and the process may have slept.
-        let trusted = shared.trust.holds();
+        let (now, trusted) = (shared.env.boot(), shared.trust.holds());
         let max_bytes = done.iter().map(|step| step.max_bytes).min().unwrap_or(usize::MAX);
         let changes = done.iter().filter_map(|step| step.change.as_ref());
         let records: Vec<_> = changes.flat_map(|change| change.entry.records()).collect();
         for event in events::events(&records, database.state().term_base, max_bytes) {
             shared.events.publish(subject, event);
         }
-        applied.changes += records.len();
-        for step in done {
-            match step.change {
-                Some(change) => {
-                    self.pending.applied(&change.entry);
-                    applied.bytes += change.bytes;
-                    let shipped = |ticket: &Arc<Ticket>| ticket.stage() == Stage::Shipped;
-                    match (step.respond, change.ticket) {
-                        (Some(respond), Some(ticket)) if !trusted && !shipped(&ticket) => {
-                            self.late.push_back((ticket, respond, step.answer));
-                        }
-                        (Some(respond), _) => respond(step.answer),
-                        (None, _) => {}
-                    }
+        concluded.changes += records.len();
+        for Step { change, answer, respond, .. } in done {
+            let Some(Change { entry, bytes, ticket, .. }) = change else {
+                concluded.settled.extend(respond.map(|respond| (respond, answer)));
+                continue;
+            };
+            let change = Acknowledged { entry, bytes, is_upkeep: respond.is_none() };
+            self.backlog.push(change, now, &database.state().config);
+            match (respond, ticket) {
+                (Some(respond), Some(ticket)) if !trusted && ticket.stage() != Stage::Shipped => {
+                    self.late.push_back((ticket, respond, answer));
                 }
-                None => applied.settled.extend(step.respond.map(|respond| (respond, step.answer))),
+                (Some(respond), _) => respond(answer),
+                (None, _) => {}
             }
         }
     }
 
     /// Answers what the log has given up. What was planned on top of it fails as well, and only then is anything new
     /// planned.
-    fn fail_what_failed(&mut self) {
+    fn fail_what_failed(&mut self, database: &Database) {
         while let Some(front) = self.steps.front() {
             match front.change.as_ref().and_then(|change| change.ticket.as_ref()) {
                 Some(ticket) if ticket.stage() == Stage::Failed => {
@@ -490,7 +498,7 @@ impl Pipeline {
             }
         }
         if self.steps.is_empty() && self.failing.take().is_some() {
-            self.pending.reset();
+            self.plan_on(database);
             self.upkeep.failed();
         }
     }
@@ -499,6 +507,7 @@ impl Pipeline {
     /// every change whose fate is known.
     pub(super) fn forget_applied(&mut self) {
         self.note_shipped();
+        self.backlog = Backlog::default();
         while let Some(front) = self.steps.front() {
             let ticket = front.change.as_ref().and_then(|change| change.ticket.as_ref());
             if ticket.is_some_and(|ticket| !matches!(ticket.stage(), Stage::Shipped | Stage::Failed)) {
@@ -518,6 +527,18 @@ impl Pipeline {
             respond(Err(unknown()));
         }
     }
+}
+
+/// Applies the first changes of the backlog, and returns how many.
+fn apply(backlog: &Backlog, database: &mut Database) -> Result<usize, DatabaseError> {
+    database.begin()?;
+    let mut applied = 0;
+    for change in backlog.first() {
+        database.apply(&change.entry)?;
+        applied += 1;
+    }
+    database.commit()?;
+    Ok(applied)
 }
 
 /// The answer to a change that was made, and of which nobody can say whether it lasts.

@@ -104,8 +104,8 @@ impl Restorer<'_> {
         local.is_some_and(|local| may_reuse(&local, manifest, highest))
     }
 
-    /// Reads a file through that an earlier process left, and sets it aside if it is damaged. What this process has
-    /// written itself cannot have been torn by a loss of power.
+    /// Reads a file through that an earlier process left, and sets it aside if it is damaged: what this process has written
+    /// itself is taken to be what it wrote.
     async fn is_sound(&mut self) -> Result<bool, ErrorReply> {
         let Some((database, home)) = self.database.take().zip(self.home) else { return Ok(false) };
         if database.provenance().log.as_ref() == Some(home.log.id()) {

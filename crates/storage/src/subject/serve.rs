@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Position, Subject, Timestamp};
+use dormouse_protocol::{ErrorReply, Event, Position, Subject, Timestamp};
 use tokio::sync::{Notify, oneshot};
 
 use super::flush::{Aim, Flush};
@@ -19,6 +19,7 @@ use crate::api::{Request, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::directory::Hold;
 use crate::engine::Shared;
+use crate::entry::Entry;
 use crate::figures::Share;
 use crate::keys::BlobName;
 use crate::manifest::Manifest;
@@ -85,6 +86,8 @@ pub(super) struct Serving<'a> {
     /// Why the last publication failed.
     pub(super) failure: Option<ErrorReply>,
     written_bytes: usize,
+    /// What is acknowledged and not in the file.
+    backlog_bytes: Share<'a>,
     /// Since when it is open, by the server's clock: for people.
     open_since: Timestamp,
     pub(super) behind: Share<'a>,
@@ -118,6 +121,7 @@ impl<'a> Serving<'a> {
             undecided: None,
             failure: None,
             written_bytes: 0,
+            backlog_bytes: shared.counters.backlog_bytes.share(),
             open_since: upkeep::wall(shared),
             behind: shared.counters.subjects_not_compacted.share(),
             local_bytes: shared.counters.local_bytes.share(),
@@ -195,9 +199,7 @@ impl<'a> Serving<'a> {
             self.sort(inbox);
         }
         loop {
-            if let Err(broken) = self.advance() {
-                return Some(self.fail(&broken, inbox).await);
-            }
+            self.conclude();
             let blocked = self.pipeline.plan(self.shared, self.subject, self.file.get(), &mut self.writes);
             match blocked {
                 Some(Blocked::Other) => {
@@ -205,8 +207,12 @@ impl<'a> Serving<'a> {
                         return Some(end);
                     }
                 }
+                Some(Blocked::UntilApplied) if self.pipeline.is_concluded() => {
+                    if let Err(broken) = self.apply() {
+                        return Some(self.fail(&broken, inbox).await);
+                    }
+                }
                 // What it waits for is not over, or everything is planned.
-                Some(Blocked::UntilApplied) if self.pipeline.is_applied() => {}
                 Some(Blocked::UntilApplied | Blocked::UntilUploaded) | None => {
                     // Nothing else would come to give an answer that waits for nothing any more.
                     if !self.pipeline.has_answer() {
@@ -214,6 +220,11 @@ impl<'a> Serving<'a> {
                     }
                 }
             }
+        }
+        if self.is_apply_due()
+            && let Err(broken) = self.apply()
+        {
+            return Some(self.fail(&broken, inbox).await);
         }
         self.answer_flushes();
         if !self.handing_over.is_empty()
@@ -249,7 +260,11 @@ impl<'a> Serving<'a> {
             match self.schedule.due(now, busy) {
                 Some(Due::Beacon) => self.beacon(),
                 Some(Due::Compact) => self.start_compacting().await,
-                Some(Due::Close) if inbox.queue.is_empty() => return Some(self.close().await),
+                Some(Due::Close) if inbox.queue.is_empty() => match self.apply() {
+                    Err(broken) => return Some(self.fail(&broken, inbox).await),
+                    Ok(()) if self.pipeline.is_applied() => return Some(self.close().await),
+                    Ok(()) => {}
+                },
                 // Somebody has just asked for it.
                 Some(Due::Close) | None => return None,
             }
@@ -261,10 +276,11 @@ impl<'a> Serving<'a> {
         let flushes = self.flushes.iter().map(|flush| flush.until).min();
         let now = self.shared.env.boot();
         let stalled = self.pipeline.stalled.as_ref().map(|_| now + STALL_PAUSE);
+        let apply = self.pipeline.backlog().due_at();
         let (shared, (pipeline, database)) = (self.shared, self.pipeline_and_file());
         let upkeep = pipeline.keep_up_at(shared, database);
         let next = self.schedule.next(self.is_busy()).into_iter();
-        let next = next.chain(flushes).chain(stalled).chain(upkeep).min();
+        let next = next.chain(flushes).chain(stalled.or(apply)).chain(upkeep).min();
         // An hour: only to have a number.
         next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(now))
     }
@@ -272,7 +288,9 @@ impl<'a> Serving<'a> {
     /// Something of the subject is not in the bucket, or somebody waits.
     fn is_busy(&self) -> bool {
         // An undecided publication may yet come to count: the subject is not left before that is known.
-        !self.pipeline.is_settled()
+        !self.pipeline.is_concluded()
+            || self.pipeline.last_unshipped().is_some()
+            || self.pipeline.stalled.is_some()
             || self.undecided.is_some()
             || !self.writes.is_empty()
             || !self.flushes.is_empty()
@@ -310,6 +328,9 @@ impl<'a> Serving<'a> {
     }
 
     fn read(&mut self, submission: Submission, missing: Option<BlobName>) {
+        if let Err(reply) = self.bring_up() {
+            return (submission.respond)(Err(reply));
+        }
         let Some(submission) = self.transfer(submission, missing) else { return };
         let around = Surroundings {
             log: self.shared.log.id(),
@@ -335,18 +356,52 @@ impl<'a> Serving<'a> {
         }
     }
 
-    /// Applies what the log has made durable.
+    /// Tells of what the log has made durable, and brings the file up to it.
     pub(super) fn advance(&mut self) -> Result<(), DatabaseError> {
+        self.conclude();
+        self.apply()
+    }
+
+    /// Brings the file up to everything that is acknowledged, as far as it can be written.
+    fn apply(&mut self) -> Result<(), DatabaseError> {
         let database = self.file.get();
-        let applied = self.pipeline.advance(self.shared, self.subject, database)?;
-        if applied.changes > 0 {
-            self.schedule.changed(self.shared.env.boot());
-            self.shared.counters.changes.add(applied.changes as u64);
-            self.written_bytes += applied.bytes;
+        let applied = self.pipeline.apply(self.subject, database);
+        self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
+        self.written_bytes += applied?;
+        Ok(())
+    }
+
+    /// Brings the file up to everything that is acknowledged, for somebody who reads it.
+    fn bring_up(&mut self) -> Result<(), ErrorReply> {
+        // A file that can be used no more is found again, and seen to, when there is no reader to answer.
+        self.apply().map_err(|error| error.reply(self.subject))?;
+        if self.pipeline.backlog().is_empty() {
+            return Ok(());
         }
-        if !applied.settled.is_empty() {
+        let cannot = || ErrorReply::unavailable("the local file cannot be written");
+        Err(self.pipeline.stalled.clone().unwrap_or_else(cannot))
+    }
+
+    fn is_apply_due(&self) -> bool {
+        // What they wait for is brought to the bucket as a file.
+        let is_wanted = !self.flushes.is_empty() || !self.handing_over.is_empty();
+        let of_all = self.shared.counters.backlog_bytes.get();
+        let is_due = self.pipeline.backlog().is_due(self.shared.env.boot(), of_all);
+        is_due || is_wanted || self.pipeline.stalled.is_some()
+    }
+
+    /// Tells of what the log has made durable.
+    fn conclude(&mut self) {
+        let database = self.file.get();
+        let concluded = self.pipeline.conclude(self.shared, self.subject, database);
+        if concluded.changes > 0 {
+            self.schedule.changed(self.shared.env.boot());
+            self.shared.counters.changes.add(concluded.changes as u64);
+            self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
+        }
+        if !concluded.settled.is_empty() {
             let trusted = self.shared.trust.holds();
-            for (respond, answer) in applied.settled {
+            for (respond, answer) in concluded.settled {
                 if trusted {
                     respond(answer);
                 } else {
@@ -355,7 +410,6 @@ impl<'a> Serving<'a> {
             }
         }
         self.compact_if_due();
-        Ok(())
     }
 
     /// Carries out the request at the front, which is no change.
@@ -405,8 +459,11 @@ impl<'a> Serving<'a> {
         self.file.0.take()
     }
 
+    /// Tells watchers where the subject is.
     pub(super) fn beacon(&mut self) {
-        let event = events::beacon(self.file.get().state());
+        let state = self.file.get().state();
+        let rev = self.pipeline.backlog().entries().last().map_or(state.rev, Entry::last_rev);
+        let event = Event { rev, ..events::beacon(state) };
         self.shared.events.publish(self.subject, event);
     }
 

@@ -28,6 +28,49 @@ fn a_snapshot_is_a_plain_sqlite_file() {
 }
 
 #[test]
+fn a_backlog_is_read_copied_and_left_by_nobody() {
+    let world = World::on_disk();
+    let app = subject(APP);
+    let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
+    let backlog = || server.engine.figures().backlog_bytes;
+    server.get(&app, "k").unwrap();
+    let write = |value: &str| {
+        server.set(&app, "k", value).unwrap();
+        assert_ne!(backlog(), 0, "it is acknowledged, and waits for company");
+    };
+    write("read");
+    assert_eq!(server.get(&app, "k").unwrap().as_deref(), Some("read"));
+    assert_eq!(backlog(), 0);
+    write("copied");
+    server.compact(&app).unwrap();
+    assert_eq!((messages_in(&world.snapshot(&app)), backlog()), (pairs(&[("k", "copied")]), 0));
+    write("alone");
+    server.pass(Duration::from_secs(6));
+    assert_eq!(backlog(), 0);
+    write("left");
+    server.hand_over(&app).unwrap();
+    assert_eq!(backlog(), 0);
+    let next = world.server("persist-2");
+    assert_eq!(next.get(&app, "k").unwrap().as_deref(), Some("left"));
+}
+
+#[test]
+fn what_many_subjects_have_in_their_backlogs_is_bounded() {
+    let world = World::in_memory();
+    let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
+    let value = "v".repeat(200_000);
+    let apps: Vec<_> = (0..400).map(|n| subject(&format!("app.{n}"))).collect();
+    for app in &apps {
+        server.get(app, "k").unwrap();
+        server.set(app, "k", &value).unwrap();
+        assert!(server.engine.figures().backlog_bytes < 65 * 1_024 * 1_024);
+    }
+    for app in &apps {
+        assert_eq!(server.get(app, "k").unwrap().as_deref(), Some(&*value));
+    }
+}
+
+#[test]
 fn changes_of_a_weaker_level_reach_the_bucket_by_themselves() {
     let world = World::in_memory();
     let app = subject(APP);
