@@ -176,7 +176,7 @@ async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
                 Renewal::Emptied => server.begin_anew(deadline).await,
             }
         };
-        match signals.or(next).await {
+        match Box::pin(signals.or(next)).await {
             Some(Some(next)) => prepared = next,
             Some(None) => {
                 tracing::error!("what was under way did not end: the process has to be started again");
