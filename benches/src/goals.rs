@@ -2,6 +2,7 @@
 
 use crate::load::Round;
 use crate::results::{Results, median};
+use crate::scenario::usual_name;
 
 /// One figure of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,14 +167,16 @@ pub fn judge(results: &Results) -> Vec<Judged> {
 
 impl Goal {
     fn judge(&self, results: &Results) -> Judged {
-        let lines = results.scenario(self.scenario).and_then(|scenario| {
+        let found = results.scenarios.iter().find(|measured| usual_name(&measured.name) == self.scenario);
+        let lines = found.and_then(|scenario| {
             Some(scenario.line(self.ours)?.ratios(scenario.line(self.theirs)?, |round| self.figure.of(round)))
         });
         let ratios = lines.unwrap_or_default();
         let (least, most) = ratios
             .iter()
             .fold((f64::MAX, f64::MIN), |(least, most), ratio| (least.min(*ratio), most.max(*ratio)));
-        let what = format!("{}: `{}` ÷ `{}`, {}", self.scenario, self.ours, self.theirs, self.figure.name());
+        let scenario = found.map_or(self.scenario, |measured| &measured.name);
+        let what = format!("{scenario}: `{}` ÷ `{}`, {}", self.ours, self.theirs, self.figure.name());
         let spread = |ratio: f64| format!("{ratio:.2} ({least:.2} – {most:.2})");
         judged(what, self.bound, median(ratios), spread)
     }
@@ -229,12 +232,13 @@ fn sleeping(results: &Results) -> Vec<Judged> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bound, GOALS, SLEEPERS, WAKING, judged};
+    use super::{Bound, GOALS, SLEEPERS, WAKING, judged, usual_name};
     use crate::{scenario, targets};
 
     #[test]
     fn every_goal_is_about_what_is_measured() {
-        let scenarios: Vec<String> = scenario::all().iter().map(scenario::Scenario::name).collect();
+        let fewer = scenario::all(scenario::many(20_000));
+        let scenarios: Vec<String> = fewer.iter().map(|scenario| usual_name(&scenario.name())).collect();
         for goal in GOALS {
             assert!(scenarios.contains(&goal.scenario.to_owned()), "{}", goal.scenario);
             for target in [goal.ours, goal.theirs] {

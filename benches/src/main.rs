@@ -86,7 +86,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::List => {
-            scenario::all().iter().for_each(|scenario| println!("{}", scenario.name()));
+            scenario::all(scenario::MANY).iter().for_each(|scenario| println!("{}", scenario.name()));
             println!("\ntargets: {}", targets::NAMES.join(", "));
             Ok(())
         }

@@ -90,8 +90,10 @@ pub async fn run(run: &Run) -> Result<Results> {
         scenarios: Vec::new(),
         sleepers: Vec::new(),
     };
-    let chosen: Vec<Scenario> =
-        scenario::all().into_iter().filter(|scenario| run.wants(&scenario.name(), scenario.effort)).collect();
+    let chosen: Vec<Scenario> = scenario::all(scenario::many(open_files))
+        .into_iter()
+        .filter(|scenario| run.wants(&scenario.name(), scenario.effort))
+        .collect();
     let sleeping: Vec<usize> = SLEEPERS
         .iter()
         .filter(|(_, effort)| run.wants(SLEEPING, *effort))

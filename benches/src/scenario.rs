@@ -140,12 +140,34 @@ impl Scenario {
     }
 }
 
+/// To how many subjects is written where it is many, if the system lets so many files be open.
+pub const MANY: usize = 10_000;
+
+/// How many they are where one process may have so many files open: Dormouse has two of each subject, and others beside
+/// them.
+#[must_use]
+pub fn many(open_files: u64) -> usize {
+    let thousands = open_files.saturating_sub(2_000) / 2_000;
+    usize::try_from(thousands * 1_000).map_or(MANY, |many| many.clamp(1_000, MANY))
+}
+
+/// The name that a scenario has where it is done with [`MANY`] subjects.
+#[must_use]
+pub fn usual_name(name: &str) -> String {
+    let usual = || {
+        let (what, rest) = name.split_once(", ")?;
+        let (_, in_flight) = rest.split_once(" subjects, ")?;
+        Some(format!("{what}, {MANY} subjects, {in_flight}"))
+    };
+    usual().unwrap_or_else(|| name.to_owned())
+}
+
 /// Every scenario, in the order of the tables.
 #[must_use]
-pub fn all() -> Vec<Scenario> {
+pub fn all(many: usize) -> Vec<Scenario> {
     let mut all = Vec::new();
     let mut add = |deed, effort| all.push(Scenario { deed, effort });
-    for subjects in [1, 10_000] {
+    for subjects in [1, many] {
         for bytes in [128, 1_024, 16_384] {
             for in_flight in [1, 64, 256, 4_096] {
                 let quick = bytes == 128 && subjects == 1 && in_flight != 64;

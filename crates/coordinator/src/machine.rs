@@ -14,7 +14,7 @@ mod moves;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dormouse_protocol::admin::{
@@ -244,6 +244,8 @@ pub struct Machine {
     /// Until then a process that this run has not heard of may hold a lease of an earlier run; `None` once it has
     /// passed.
     waits_until: Option<Duration>,
+    /// Logs that held a server's name in this run and are over, kept as long as strangers may be alive: no strangers.
+    over: BTreeSet<LogId>,
     /// What the store says.
     waits: Waits,
     connected: bool,
@@ -277,6 +279,7 @@ impl Machine {
             ttl,
             members,
             waits_until: Some(now + inherited.stranger),
+            over: BTreeSet::new(),
             waits,
             connected: true,
             last_tick: now,
@@ -355,6 +358,7 @@ impl Machine {
         }
         if self.waits_until.is_some_and(|until| until <= now) {
             self.waits_until = None;
+            self.over.clear();
             // From here on only leases of this run are out there.
             let ours = Waits { member: dead_after(self.ttl), stranger: dead_after(self.ttl) };
             if self.waits != ours {

@@ -156,6 +156,7 @@ impl Vitals {
             ("unshipped_age_ms", u64::try_from(engine.log.unshipped_age.as_millis()).unwrap_or(u64::MAX)),
             ("barriers_asked_of_the_bucket", engine.log.probes),
             ("local_bytes", engine.local_bytes),
+            ("backlog_bytes", engine.backlog_bytes),
             ("changes", engine.changes),
             ("uploads", engine.uploads),
             ("upload_bytes", engine.upload_bytes),

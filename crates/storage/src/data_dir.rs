@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use dormouse_protocol::{LogId, Subject, Term};
 
 use crate::keys::Nonce;
+use crate::mutations::{Mutation, is_there};
 
 const LOCK_FILE: &str = "lock";
 const LOG_ID_FILE: &str = "log-id";
@@ -106,24 +107,56 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn set_aside_unsynced(&self, boot_id: Option<&str>) -> Result<(), DataDirError> {
+    pub fn set_aside_unsynced(&self, boot_id: Option<&str>, nonce: Nonce) -> Result<(), DataDirError> {
         let (subjects, recorded) = (self.subjects_dir(), self.path.join(BOOT_ID_FILE));
         let known = fs::read_to_string(&recorded).ok();
-        if boot_id.is_some() && known.as_deref().map(str::trim_end) == boot_id {
+        if boot_id.is_some() && known.as_deref().map(str::trim_end) == boot_id
+            || is_there(Mutation::TornFilesUsed)
+        {
             return Ok(());
+        }
+        if boot_id.is_none() {
+            tracing::warn!(
+                "which run of the machine this is cannot be read: subjects' files are not used again by the next process"
+            );
         }
         let set_aside = || {
             let discarded = self.discarded_dir();
             fs::create_dir_all(&discarded)?;
-            let free = (0_u64..).map(|number| discarded.join(number.to_string())).find(|path| !path.exists());
-            fs::rename(&subjects, free.unwrap_or(discarded))?;
-            fs::create_dir(&subjects)
+            match fs::rename(&subjects, discarded.join(nonce.to_string())) {
+                Ok(()) => fs::create_dir(&subjects),
+                // It is a file system of its own.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices
+                    ) =>
+                {
+                    fs::read_dir(&subjects)?.try_for_each(|entry| fs::remove_file(entry?.path()))
+                }
+                Err(error) => Err(error),
+            }
         };
+        if known.is_some() {
+            tracing::info!(
+                folder = %subjects.display(),
+                "the machine was started since these files were written: they are set aside, subjects come from the bucket"
+            );
+        }
         set_aside().map_err(|source| DataDirError::File { path: subjects.clone(), source })?;
         // Last: a process that dies in between leaves files that nobody trusts. Where this is lost with the power, the next
         // run of the machine has another name.
         let name = boot_id.map_or(String::new(), |boot_id| format!("{boot_id}\n"));
         fs::write(&recorded, name).map_err(|source| DataDirError::File { path: recorded.clone(), source })
+    }
+
+    /// The disk has lost something of a subject's file: the next process uses none of them. Blocks.
+    ///
+    /// # Errors
+    /// [`DataDirError::File`].
+    pub fn distrust_files(&self) -> Result<(), DataDirError> {
+        let path = self.path.join(BOOT_ID_FILE);
+        fs::write(&path, "").map_err(|source| DataDirError::File { path, source })
     }
 
     /// The folder of subjects' files that nobody uses any more. There may be none.

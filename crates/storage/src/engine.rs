@@ -16,6 +16,7 @@ use crate::database::sqlite_is_safe;
 use crate::directory::{Busy, Directory, Offered, shutting_down};
 use crate::figures::{Counters, Figures};
 use crate::housekeeping;
+use crate::keys::Nonce;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
 use crate::mutations::{Mutation, is_there};
 use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
@@ -332,7 +333,7 @@ impl Engine {
         let clock = env.clone();
         let open = move || {
             let data = DataDir::open(&path)?;
-            data.set_aside_unsynced(clock.boot_id())?;
+            data.set_aside_unsynced(clock.boot_id(), Nonce::new(clock.ulid()))?;
             let folder = data.uploads_dir();
             let spool = Spool::open(folder.clone(), limits, Arc::new(SpoolFiles), clock)
                 .map_err(|source| DataDirError::File { path: folder, source })?;

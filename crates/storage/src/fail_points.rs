@@ -23,9 +23,9 @@ pub enum Step {
     WalSynced,
     /// A slot is created, and its writers do not know.
     SlotPut,
-    /// Changes have reached their level, and are not applied.
+    /// Changes have reached their level, and are neither announced nor answered.
     Landed,
-    /// Changes are applied, and neither announced nor answered.
+    /// Changes that were announced and answered are in their file.
     Applied,
     /// A large value is in the bucket, and no record refers to it.
     ValueUp,

@@ -19,7 +19,7 @@ pub struct Figures {
     pub requests: u64,
     /// Requests turned away so far because a queue was full or too many subjects were open.
     pub overloaded: u64,
-    /// Changes applied so far.
+    /// Changes acknowledged so far.
     pub changes: u64,
     /// Subjects opened so far.
     pub opens: u64,

@@ -33,11 +33,15 @@ pub enum Mutation {
     ExistsIsSuccess,
     /// A full subject that is to refuse writes loses its oldest messages to them.
     FullLosesTheOldest,
+    /// A read sees the file without what is acknowledged and not in it yet.
+    ReadsBehind,
+    /// Subjects' files are used that were written before a loss of power.
+    TornFilesUsed,
 }
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::NoSync,
         Self::ToldBeforeTheBucket,
         Self::NoListAfterClaim,
@@ -51,6 +55,8 @@ impl Mutation {
         Self::ValueDeletedEarly,
         Self::ExistsIsSuccess,
         Self::FullLosesTheOldest,
+        Self::ReadsBehind,
+        Self::TornFilesUsed,
     ];
 
     /// Its name on a command line.
@@ -70,6 +76,8 @@ impl Mutation {
             Self::ValueDeletedEarly => "value-deleted-early",
             Self::ExistsIsSuccess => "exists-is-success",
             Self::FullLosesTheOldest => "full-loses-the-oldest",
+            Self::ReadsBehind => "reads-behind",
+            Self::TornFilesUsed => "torn-files-used",
         }
     }
 }

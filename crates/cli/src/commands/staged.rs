@@ -49,21 +49,29 @@ impl<'a> Staged<'a> {
         // Neither the client nor SQLite has synced it, and whoever reads that it is written relies on it.
         let whole = fs::File::open(&staged).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
         let size_bytes = whole.map_err(|error| cannot_write(file, &error))?.len();
+        self.place(&staged)?;
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|error| cannot_write(file, &error))?;
+        Ok(size_bytes)
+    }
+
+    fn place(&self, staged: &Path) -> Result<(), Failure> {
+        let file = self.file;
         if self.force {
-            fs::rename(&staged, file).map_err(|error| cannot_write(file, &error))?;
-            return Ok(size_bytes);
+            return fs::rename(staged, file).map_err(|error| cannot_write(file, &error));
         }
         // Unlike a rename, a link does not replace what somebody has put there meanwhile. Not every file system knows
         // links.
-        let linked = match fs::hard_link(&staged, file) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => copy_new(&staged, file),
+        let linked = match fs::hard_link(staged, file) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => copy_new(staged, file),
             linked => linked,
         };
         linked.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => exists(file),
             _ => cannot_write(file, &error),
-        })?;
-        Ok(size_bytes)
+        })
     }
 }
 

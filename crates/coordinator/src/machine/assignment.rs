@@ -137,8 +137,8 @@ impl Machine {
     fn may_be_alive(&self, log: &LogId) -> bool {
         match self.members.get(log.server()) {
             Some(member) if member.record.log == *log => member.lease.may_hold(),
-            Some(member) => self.is_waiting() && member.record.predecessor.as_ref() != Some(log),
-            None => self.is_waiting(),
+            Some(member) if member.record.predecessor.as_ref() == Some(log) => false,
+            Some(_) | None => self.is_waiting() && !self.over.contains(log),
         }
     }
 }

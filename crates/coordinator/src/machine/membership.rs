@@ -84,6 +84,9 @@ impl Machine {
                         effects.gone.push(holder.end(Why::Replaced));
                     }
                     record.predecessor = Some(holder.record.log.clone());
+                    if self.waits_until.is_some() {
+                        self.over.insert(holder.record.log.clone());
+                    }
                     holder.load = ServerLoad::default();
                     holder.rate = Rate::default();
                     holder.busiest = Vec::new();

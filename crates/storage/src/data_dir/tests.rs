@@ -31,7 +31,7 @@ fn files_are_used_again_in_the_same_run_of_the_machine_only() {
     let data_dir = DataDir::open(path.path()).unwrap();
     let file = data_dir.subject_file(&Subject::new("app.orders").unwrap());
     let mut discarded = 0;
-    for (boot_id, kept) in [
+    for (number, (boot_id, kept)) in (1_u128..).zip([
         (Some("first"), false),
         (Some("first"), true),
         (Some("second"), false),
@@ -39,14 +39,17 @@ fn files_are_used_again_in_the_same_run_of_the_machine_only() {
         (None, false),
         (None, false),
         (Some("second"), false),
-    ] {
+    ]) {
         fs::write(&file, "written before").unwrap();
-        data_dir.set_aside_unsynced(boot_id).unwrap();
+        data_dir.set_aside_unsynced(boot_id, Nonce::new(Ulid::from(number))).unwrap();
         assert_eq!(file.exists(), kept, "{boot_id:?}");
         discarded += u32::from(!kept);
         let folders = fs::read_dir(data_dir.discarded_dir()).unwrap();
         assert_eq!(folders.count(), discarded as usize);
     }
+    data_dir.distrust_files().unwrap();
+    data_dir.set_aside_unsynced(Some("second"), Nonce::new(Ulid::from(99_u128))).unwrap();
+    assert!(!file.exists(), "nor after the disk has lost something");
 }
 
 #[test]

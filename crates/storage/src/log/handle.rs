@@ -214,6 +214,11 @@ impl Log {
         self.0.ending.cause().is_some()
     }
 
+    /// The local disk has lost something: nothing more is acknowledged, as after a sync that failed.
+    pub fn poison(&self) {
+        self.0.lock().poison(&self.0.wakers);
+    }
+
     /// Resolves as soon as [`Log::is_over`] is true.
     ///
     /// Cancelling the call has no effect.

@@ -78,13 +78,13 @@ pub enum Planned {
     Answer(Result<Reply, ErrorReply>),
     /// Nothing changes and nothing has to be remembered, but the subject's state had a say in the answer, or remembers it
     /// of an earlier copy of the request. It may tell
-    /// of what is pending at this moment, and so has to wait until all of that is applied; and like a read it needs the
+    /// of what is pending at this moment, and so has to wait until all of that is acknowledged; and like a read it needs the
     /// certainty that nobody else has taken the subject over.
     Settle(Result<Reply, ErrorReply>),
     /// It cannot be decided while changes are pending: to be planned again, before anything that came after it, once
     /// nothing is.
     Later,
-    /// To be logged, and answered by the outcome once it is applied.
+    /// To be logged, and answered by the outcome once it has reached its level.
     Write {
         /// What goes to the log. Without operations it only remembers the answer.
         entry: Entry,

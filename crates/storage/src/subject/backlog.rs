@@ -7,8 +7,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use dormouse_protocol::message::SubjectConfig;
-
 use crate::entry::Entry;
 use crate::plan::Operation;
 
@@ -20,10 +18,13 @@ const SHORT_DELAY: Duration = Duration::from_millis(500);
 
 /// So many changes of a subject wait at most, and so many bytes.
 const MOST_CHANGES: usize = 1_024;
-const MOST_BYTES: usize = 256 * 1_024;
+const MOST_BYTES: usize = 1_024 * 1_024;
 
 /// Beyond so many bytes of all subjects together nothing waits any more.
 const MOST_BYTES_OF_ALL: u64 = 64 * 1_024 * 1_024;
+
+/// About what a change takes in memory beside its frame, in bytes: what is planned on it, too.
+const CHANGE_BYTES: usize = 1_024;
 
 /// At about this many bytes a transaction ends: it keeps its thread to itself.
 const TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
@@ -47,25 +48,31 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Lines up a change that was acknowledged at `now`, in a subject with this configuration.
-    pub(super) fn push(&mut self, change: Acknowledged, now: Duration, config: &SubjectConfig) {
+    /// Lines up a change that was acknowledged at `now`. `expiring`: something in the file expires by itself, or will.
+    pub(super) fn push(&mut self, change: Acknowledged, now: Duration, expiring: bool) {
         let delay = if change.is_upkeep {
             Duration::ZERO
-        } else if config.max_age_ms.is_some() || expires(&change.entry) {
+        } else if expiring || expires(&change.entry) {
             SHORT_DELAY
         } else {
             DELAY
         };
         let at = now + delay;
         self.due_at = Some(self.due_at.map_or(at, |due_at| due_at.min(at)));
-        self.bytes += change.bytes;
+        self.bytes += change.bytes + CHANGE_BYTES;
         self.changes.push_back(change);
+    }
+
+    /// It is to be brought into the file now.
+    pub(super) fn hurry(&mut self) {
+        self.due_at = self.due_at.map(|_| Duration::ZERO);
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
+    /// About what they take in memory, in bytes.
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
@@ -98,7 +105,7 @@ impl Backlog {
     /// The oldest change is in the file.
     pub(super) fn pop(&mut self) -> Option<Acknowledged> {
         let change = self.changes.pop_front()?;
-        self.bytes -= change.bytes;
+        self.bytes -= change.bytes + CHANGE_BYTES;
         if self.changes.is_empty() {
             self.due_at = None;
         }
@@ -152,7 +159,7 @@ mod tests {
     fn backlog(changes: impl IntoIterator<Item = Acknowledged>) -> Backlog {
         let mut backlog = Backlog::default();
         for change in changes {
-            backlog.push(change, NOW, &SubjectConfig::default());
+            backlog.push(change, NOW, false);
         }
         backlog
     }
@@ -167,10 +174,12 @@ mod tests {
         let upkeep = Acknowledged { is_upkeep: true, ..change(1, None) };
         assert_eq!(due_at(vec![change(1, None), upkeep]), Some(Duration::ZERO));
         let mut backlog = Backlog::default();
-        let ages = SubjectConfig { max_age_ms: Some(1), ..SubjectConfig::default() };
-        backlog.push(change(1, None), NOW, &ages);
+        backlog.hurry();
+        backlog.push(change(1, None), NOW, true);
         assert_eq!(backlog.due_at(), Some(NOW + SHORT_DELAY));
         assert!(!backlog.is_due(NOW, 0) && backlog.is_due(NOW + SHORT_DELAY, 0));
+        backlog.hurry();
+        assert!(backlog.is_due(NOW, 0));
         backlog.pop().unwrap();
         assert_eq!((backlog.due_at(), backlog.bytes()), (None, 0));
     }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dormouse_protocol::message::SubjectConfig;
@@ -28,6 +29,9 @@ pub(super) const MAX_IN_FLIGHT: usize = 4_096;
 
 /// When a caller that was turned away may come again.
 const RETRY_AFTER_MS: u64 = 50;
+
+/// How soon changes are tried again that the file did not take.
+pub(super) const STALL_PAUSE: Duration = Duration::from_millis(500);
 
 /// At about this many bytes an append ends and the next begins.
 const APPEND_BYTES: usize = 1_024 * 1_024;
@@ -111,6 +115,8 @@ pub(super) struct Pipeline {
     failing: Option<ErrorReply>,
     /// The file could not be written. Nothing is planned before it can.
     pub(super) stalled: Option<ErrorReply>,
+    /// When that is tried again, on the clock that never goes back.
+    retry_at: Duration,
     pub(super) uploads: Uploads,
     pub(super) upkeep: Upkeep,
     /// The most bytes that the bus carried for whoever asked last.
@@ -130,6 +136,7 @@ impl Pipeline {
             late: VecDeque::new(),
             failing: None,
             stalled: None,
+            retry_at: Duration::ZERO,
             uploads: Uploads::default(),
             upkeep: Upkeep::default(),
             bus_bytes: upkeep::CAUTIOUS_BYTES,
@@ -334,8 +341,9 @@ impl Pipeline {
                 true
             }
             Err(refusal) => {
-                // What was planned is as if it had never been.
+                // What was planned is as if it had never been. Where that comes again and again, less is to be gone through.
                 self.plan_on(database);
+                self.backlog.hurry();
                 for respond in steps.into_iter().filter_map(|step| step.respond) {
                     respond(Err(refusal.clone()));
                 }
@@ -368,7 +376,8 @@ impl Pipeline {
         concluded
     }
 
-    /// Brings the file up to everything that is acknowledged. Returns about how many bytes that were.
+    /// Brings the file up to everything that is acknowledged, unless it could not be written a moment ago. Returns about
+    /// how many bytes that were.
     ///
     /// # Errors
     /// The file can be used no more. [`Pipeline::stalled`] says where it only cannot be written at the moment.
@@ -376,13 +385,17 @@ impl Pipeline {
         &mut self,
         subject: &Subject,
         database: &mut Database,
+        now: Duration,
     ) -> Result<usize, DatabaseError> {
         let mut bytes = 0;
+        if self.stalled_until().is_some_and(|until| until > now) {
+            return Ok(bytes);
+        }
         while !self.backlog.is_empty() {
             let applied = match apply(&self.backlog, database) {
                 Ok(applied) => applied,
                 Err(error) => {
-                    self.stall(subject, &error);
+                    self.stall(subject, &error, now);
                     database.rollback()?;
                     return if error.is_unfit_file() { Err(error) } else { Ok(bytes) };
                 }
@@ -437,11 +450,17 @@ impl Pipeline {
     }
 
     /// The changes are in the log and stay; they are applied as soon as the file takes them.
-    fn stall(&mut self, subject: &Subject, error: &DatabaseError) {
+    fn stall(&mut self, subject: &Subject, error: &DatabaseError, now: Duration) {
         if self.stalled.is_none() {
             tracing::error!(%subject, %error, "changes that are in the log cannot be written to the local file");
         }
         self.stalled = Some(error.reply(subject));
+        self.retry_at = now + STALL_PAUSE;
+    }
+
+    /// When it is tried again to write the file, while it cannot be written.
+    pub(super) fn stalled_until(&self) -> Option<Duration> {
+        self.stalled.is_some().then_some(self.retry_at)
     }
 
     /// Tells the world of the first steps: watchers first, then those who asked.
@@ -455,6 +474,7 @@ impl Pipeline {
     ) {
         let done: Vec<Step> = self.steps.drain(..ready).collect();
         let (now, trusted) = (shared.env.boot(), shared.trust.holds());
+        let expiring = database.next_expiry().is_some() || database.state().config.max_age_ms.is_some();
         let max_bytes = done.iter().map(|step| step.max_bytes).min().unwrap_or(usize::MAX);
         let changes = done.iter().filter_map(|step| step.change.as_ref());
         let records: Vec<_> = changes.flat_map(|change| change.entry.records()).collect();
@@ -468,7 +488,7 @@ impl Pipeline {
                 continue;
             };
             let change = Acknowledged { entry, bytes, is_upkeep: respond.is_none() };
-            self.backlog.push(change, now, &database.state().config);
+            self.backlog.push(change, now, expiring);
             match (respond, ticket) {
                 (Some(respond), Some(ticket)) if !trusted && ticket.stage() != Stage::Shipped => {
                     self.late.push_back((ticket, respond, answer));

@@ -1,6 +1,8 @@
 //! Bringing a subject from one manifest to the next: upload, manifest, second look.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
@@ -161,6 +163,7 @@ pub(super) async fn upload_snapshot(
     rev: Rev,
     path: PathBuf,
 ) -> Result<SnapshotRef, ErrorReply> {
+    sync(shared, subject, &path).await?;
     let name = SnapshotName { made_for, rev, nonce: Nonce::new(shared.env.ulid()) };
     let key = SubjectKeys::new(subject).snapshot(&name);
     let summary = shared
@@ -169,6 +172,23 @@ pub(super) async fn upload_snapshot(
         .await
         .map_err(|error| ErrorReply::from(&error))?;
     Ok(SnapshotRef { name, size_bytes: summary.size_bytes, crc64: summary.crc64 })
+}
+
+/// Nothing else would tell of a page that the disk did not take: it may be read again as it was before. A disk that loses
+/// one may have lost others, so that this process can rely on it no more.
+async fn sync(shared: &Shared, subject: &Subject, path: &Path) -> Result<(), ErrorReply> {
+    let path = path.to_owned();
+    let opened = shared.env.blocking(move || File::open(path).map(|file| file.sync_all())).await;
+    let synced =
+        opened.map_err(|error| ErrorReply::unavailable(format!("the local file is not there: {error}")))?;
+    let Err(error) = synced else { return Ok(()) };
+    tracing::error!(%subject, %error, "the local disk lost a part of a file: nothing is acknowledged from here on, restart this server");
+    let data = Arc::clone(&shared.data);
+    if let Err(error) = shared.env.blocking(move || data.distrust_files()).await {
+        tracing::error!(%error, "remove the folder `subjects` before the restart");
+    }
+    shared.log.poison();
+    Err(shared.log_ended_reply())
 }
 
 /// Puts a delta in the bucket: every entry above `after`. Nothing refers to it yet.

@@ -319,6 +319,8 @@ fn quarantine(path: &Path, target: &Path, subject: &Subject, why: &DatabaseError
             _ => {}
         }
     }
+    // Nobody has synced it so far.
+    File::open(target).or_else(|_| File::open(companion(target, "-wal"))).and_then(|file| file.sync_all())?;
     target.parent().map_or(Ok(()), sync_folder)?;
     remove_files(path)?;
     tracing::warn!(%subject, %why, kept = %target.display(), "the local file of a subject is unusable and is kept");

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::flush::{Aim, Flush};
 use super::open::Opened;
-use super::pipeline::{Blocked, Pipeline};
+use super::pipeline::{Blocked, Pipeline, STALL_PAUSE};
 use super::publish::PublishEnd;
 use super::reads::{self, Surroundings, Waiting, WaitingReads};
 use super::schedule::{Due, Schedule};
@@ -23,6 +23,7 @@ use crate::entry::Entry;
 use crate::figures::Share;
 use crate::keys::BlobName;
 use crate::manifest::Manifest;
+use crate::mutations::{Mutation, is_there};
 use crate::ownership::Verified;
 use crate::ownership::publish::Publish;
 
@@ -37,9 +38,6 @@ const MAX_WRITES: usize = 4_096;
 
 /// When a caller that was turned away may come again.
 const RETRY_AFTER_MS: u64 = 100;
-
-/// How soon changes are tried again that the file did not take.
-const STALL_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a subject is not served any more.
 pub(super) enum End {
@@ -221,10 +219,12 @@ impl<'a> Serving<'a> {
                 }
             }
         }
-        if self.is_apply_due()
-            && let Err(broken) = self.apply()
-        {
-            return Some(self.fail(&broken, inbox).await);
+        if self.is_apply_due() {
+            if let Err(broken) = self.apply() {
+                return Some(self.fail(&broken, inbox).await);
+            }
+            // What goes next is looked up in the file.
+            self.keep_up();
         }
         self.answer_flushes();
         if !self.handing_over.is_empty()
@@ -275,12 +275,11 @@ impl<'a> Serving<'a> {
     fn pause(&mut self) -> Duration {
         let flushes = self.flushes.iter().map(|flush| flush.until).min();
         let now = self.shared.env.boot();
-        let stalled = self.pipeline.stalled.as_ref().map(|_| now + STALL_PAUSE);
-        let apply = self.pipeline.backlog().due_at();
+        let apply = self.pipeline.stalled_until().or(self.pipeline.backlog().due_at());
         let (shared, (pipeline, database)) = (self.shared, self.pipeline_and_file());
         let upkeep = pipeline.keep_up_at(shared, database);
         let next = self.schedule.next(self.is_busy()).into_iter();
-        let next = next.chain(flushes).chain(stalled.or(apply)).chain(upkeep).min();
+        let next = next.chain(flushes).chain(apply).chain(upkeep).min();
         // An hour: only to have a number.
         next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(now))
     }
@@ -364,8 +363,8 @@ impl<'a> Serving<'a> {
 
     /// Brings the file up to everything that is acknowledged, as far as it can be written.
     fn apply(&mut self) -> Result<(), DatabaseError> {
-        let database = self.file.get();
-        let applied = self.pipeline.apply(self.subject, database);
+        let (now, database) = (self.shared.env.boot(), self.file.get());
+        let applied = self.pipeline.apply(self.subject, database, now);
         self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
         self.written_bytes += applied?;
         Ok(())
@@ -373,6 +372,9 @@ impl<'a> Serving<'a> {
 
     /// Brings the file up to everything that is acknowledged, for somebody who reads it.
     fn bring_up(&mut self) -> Result<(), ErrorReply> {
+        if is_there(Mutation::ReadsBehind) {
+            return Ok(());
+        }
         // A file that can be used no more is found again, and seen to, when there is no reader to answer.
         self.apply().map_err(|error| error.reply(self.subject))?;
         if self.pipeline.backlog().is_empty() {
@@ -383,7 +385,7 @@ impl<'a> Serving<'a> {
     }
 
     fn is_apply_due(&self) -> bool {
-        // What they wait for is brought to the bucket as a file.
+        // Of those who wait some want the file in the bucket.
         let is_wanted = !self.flushes.is_empty() || !self.handing_over.is_empty();
         let of_all = self.shared.counters.backlog_bytes.get();
         let is_due = self.pipeline.backlog().is_due(self.shared.env.boot(), of_all);
@@ -397,8 +399,8 @@ impl<'a> Serving<'a> {
         if concluded.changes > 0 {
             self.schedule.changed(self.shared.env.boot());
             self.shared.counters.changes.add(concluded.changes as u64);
-            self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
         }
+        self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
         if !concluded.settled.is_empty() {
             let trusted = self.shared.trust.holds();
             for (respond, answer) in concluded.settled {

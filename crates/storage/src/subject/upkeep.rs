@@ -109,8 +109,9 @@ impl Pipeline {
         let (now, boot) = (wall(shared), shared.env.boot());
         let is_due = is_due(database, now) || plan::is_above_limits(&self.pending.view(database));
         if is_due {
-            // What stands in the way is under way itself, or was refused.
-            return self.is_applied().then(|| self.upkeep.retry_at.unwrap_or(boot + RETRY));
+            // What stands in the way is under way itself, or was refused; or it is gone, and the file does not know yet.
+            let behind = self.is_concluded().then(|| self.backlog().due_at()).flatten();
+            return behind.or(self.is_applied().then(|| self.upkeep.retry_at.unwrap_or(boot + RETRY)));
         }
         let left = database.next_expiry()?.as_micros().saturating_sub(now.as_micros());
         Some(boot + Duration::from_micros(left).min(LONGEST_SLEEP))

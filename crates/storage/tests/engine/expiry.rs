@@ -78,6 +78,41 @@ fn on_an_open_subject_a_message_expires_in_time_and_watchers_hear() {
 }
 
 #[test]
+fn a_message_expires_in_time_though_the_one_before_it_is_gone() {
+    let world = World::in_memory();
+    let (app, server) = (subject(APP), world.server("persist-1"));
+    server.let_live(&app, "first", s(3));
+    server.let_live(&app, "second", Duration::from_millis(3_500));
+    // They are in the file, and what follows is not: that would bring them there.
+    server.info(&app);
+    server.set(&app, "first", "lives on").unwrap();
+    server.pass(s(4));
+    let [deleted] = server.deletions(&app).try_into().unwrap();
+    assert_eq!(deleted.removed[0].key.as_deref(), Some("second"));
+}
+
+#[test]
+fn what_expires_together_goes_together_though_nobody_asks() {
+    let world = World::in_memory();
+    let (app, server) = (subject(APP), world.server("persist-1"));
+    let keys: Vec<String> = (0..20_000).map(|number| format!("k{number}")).collect();
+    for some in keys.chunks(500) {
+        let sets = some.iter().map(|key| SetItem {
+            key: Some(key.clone()),
+            value: Some(Bytes::new()),
+            ttl_ms: Some(60_000),
+            ..SetItem::default()
+        });
+        server
+            .run(&app, Request::Set(SetRequest { sets: sets.collect(), ..SetRequest::default() }))
+            .unwrap();
+    }
+    server.pass(s(62));
+    let removed: usize = server.deletions(&app).iter().map(|deleted| deleted.removed.len()).sum();
+    assert_eq!(removed, keys.len());
+}
+
+#[test]
 fn a_subject_that_wakes_expires_what_came_due_before_it_answers() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));

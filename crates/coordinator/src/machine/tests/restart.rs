@@ -207,3 +207,19 @@ fn after_another_coordinator_the_dead_may_be_alive_and_leases_may_be_long() {
     assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
     assert_eq!(world.claim("b", &two, Some(&stranger)), Ok(()));
 }
+
+#[test]
+fn who_was_replaced_in_this_run_is_no_stranger() {
+    let mut world = World::just_started();
+    let first = world.joined("one", 1);
+    for number in [2, 3] {
+        world.pass_with(DEAD_AFTER, &[]);
+        // With a fresh data directory, which knows no predecessor.
+        world.joined("one", number);
+    }
+    assert!(world.machine.is_waiting());
+    let third = log("one", 3);
+    assert_eq!(world.claim("a", &third, Some(&first)), Ok(()));
+    let refused = Err((ErrorCode::Unavailable, None));
+    assert_eq!(world.claim("b", &third, Some(&log("one", 9))), refused, "of whom nothing is known");
+}
