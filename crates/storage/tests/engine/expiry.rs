@@ -103,9 +103,7 @@ fn what_expires_together_goes_together_though_nobody_asks() {
             ttl_ms: Some(60_000),
             ..SetItem::default()
         });
-        server
-            .run(&app, Request::Set(SetRequest { sets: sets.collect(), ..SetRequest::default() }))
-            .unwrap();
+        server.run(&app, Request::Set(SetRequest { sets: sets.collect(), ..SetRequest::default() })).unwrap();
     }
     server.pass(s(62));
     let removed: usize = server.deletions(&app).iter().map(|deleted| deleted.removed.len()).sum();
