@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use dormouse_protocol::{LogId, Subject, Term};
 
 use crate::keys::Nonce;
-use crate::mutations::{Mutation, is_there};
 
 const LOCK_FILE: &str = "lock";
 const LOG_ID_FILE: &str = "log-id";
@@ -110,9 +109,7 @@ impl DataDir {
     pub fn set_aside_unsynced(&self, boot_id: Option<&str>, nonce: Nonce) -> Result<(), DataDirError> {
         let (subjects, recorded) = (self.subjects_dir(), self.path.join(BOOT_ID_FILE));
         let known = fs::read_to_string(&recorded).ok();
-        if boot_id.is_some() && known.as_deref().map(str::trim_end) == boot_id
-            || is_there(Mutation::TornFilesUsed)
-        {
+        if boot_id.is_some() && known.as_deref().map(str::trim_end) == boot_id {
             return Ok(());
         }
         if boot_id.is_none() {

@@ -35,13 +35,11 @@ pub enum Mutation {
     FullLosesTheOldest,
     /// A read sees the file without what is acknowledged and not in it yet.
     ReadsBehind,
-    /// Subjects' files are used that were written before a loss of power.
-    TornFilesUsed,
 }
 
 impl Mutation {
     /// Every bug.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::NoSync,
         Self::ToldBeforeTheBucket,
         Self::NoListAfterClaim,
@@ -56,7 +54,6 @@ impl Mutation {
         Self::ExistsIsSuccess,
         Self::FullLosesTheOldest,
         Self::ReadsBehind,
-        Self::TornFilesUsed,
     ];
 
     /// Its name on a command line.
@@ -77,7 +74,6 @@ impl Mutation {
             Self::ExistsIsSuccess => "exists-is-success",
             Self::FullLosesTheOldest => "full-loses-the-oldest",
             Self::ReadsBehind => "reads-behind",
-            Self::TornFilesUsed => "torn-files-used",
         }
     }
 }
