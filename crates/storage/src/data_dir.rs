@@ -102,7 +102,8 @@ impl DataDir {
 
     /// Sets the subjects' files aside unless they were written in this run of the machine: nobody syncs them, so a loss of
     /// power may have taken any part of them. What they held is in the bucket and in the write-ahead logs. What was set
-    /// aside lies in [`DataDir::discarded_dir`] and may be removed. Takes the same time however much it is. Blocks.
+    /// aside lies in [`DataDir::discarded_dir`] and may be removed. Takes the same time however much it is, unless `subjects/` is a
+    /// file system of its own, which is emptied at once. Blocks.
     ///
     /// # Errors
     /// [`DataDirError::File`].
@@ -129,7 +130,7 @@ impl DataDir {
                         io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices
                     ) =>
                 {
-                    fs::read_dir(&subjects)?.try_for_each(|entry| fs::remove_file(entry?.path()))
+                    remove_files_in(&subjects)
                 }
                 Err(error) => Err(error),
             }
@@ -285,6 +286,17 @@ impl DataDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Folders stay: a file system has some of its own.
+fn remove_files_in(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn lock(path: &Path) -> Result<File, DataDirError> {

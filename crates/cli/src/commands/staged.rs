@@ -26,11 +26,10 @@ impl<'a> Staged<'a> {
     /// The file exists and may not be replaced, or the folder cannot be made.
     pub(super) fn beside(file: &'a Path, force: bool) -> Result<Self, Failure> {
         refuse_existing(file, force)?;
-        let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = tempfile::Builder::new()
             .prefix(file.file_name().unwrap_or_default())
             .suffix(".partial")
-            .tempdir_in(parent)
+            .tempdir_in(folder_of(file))
             .map_err(|error| cannot_write(file, &error))?;
         Ok(Self { folder, file, force })
     }
@@ -50,8 +49,7 @@ impl<'a> Staged<'a> {
         let whole = fs::File::open(&staged).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
         let size_bytes = whole.map_err(|error| cannot_write(file, &error))?.len();
         self.place(&staged)?;
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::File::open(folder)
+        fs::File::open(folder_of(file))
             .and_then(|folder| folder.sync_all())
             .map_err(|error| cannot_write(file, &error))?;
         Ok(size_bytes)
@@ -120,6 +118,10 @@ impl Interruption {
 
 fn interrupted() -> Failure {
     Failure::new("interrupted: nothing was written")
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Copies to a file that must not exist yet. A copy that fails is removed.

@@ -111,3 +111,13 @@ fn what_cannot_be_used_is_named() {
     let refused = DataDir::open(&path).unwrap_err();
     assert!(matches!(refused, DataDirError::File { .. }), "{refused:?}");
 }
+
+#[test]
+fn a_file_system_that_is_emptied_keeps_its_own_folders() {
+    let path = TempDir::new().unwrap();
+    fs::create_dir(path.path().join("lost+found")).unwrap();
+    fs::write(path.path().join("app.orders.sqlite3"), "written before").unwrap();
+    remove_files_in(path.path()).unwrap();
+    let left: Vec<_> = fs::read_dir(path.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["lost+found"]);
+}
