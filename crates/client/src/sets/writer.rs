@@ -227,6 +227,8 @@ impl Writer {
                 return;
             };
             send(&self.inner, &self.subject, &wake, flight).await;
+            // Those who have just been told may have more to write: what they queue at once goes along.
+            tokio::task::yield_now().await;
         }
     }
 }

@@ -1,15 +1,29 @@
 //! Entries to rows. No decision is taken here: an entry says everything, and what it says is checked against the state.
 
+use std::sync::LazyLock;
+
 use dormouse_protocol::limits::MAX_SEQ;
 use dormouse_protocol::message::Removed;
-use dormouse_protocol::{MessageId, Rev, Seq};
-use rusqlite::{OptionalExtension, params};
+use dormouse_protocol::{MessageId, Rev, Seq, Timestamp};
+use rusqlite::{OptionalExtension, Statement, ToSql, params};
 
 use super::counts::Counts;
 use super::schema::{MAX_TOMBSTONES, TOMBSTONE_SLACK};
 use super::{Database, DatabaseError, encode_config, from_sql, to_sql};
 use crate::entry::Entry;
 use crate::plan::{Operation, SetOperation};
+
+/// So many new messages go into the file with one statement, where so many follow each other: half of what one costs is
+/// the statement around it.
+const ROWS: usize = 16;
+
+/// What a message is in the file, in the order of [`bind`].
+const INSERT: &str = "INSERT INTO messages(seq, key, term, rev, timestamp, headers, value, blob, blob_crc64, size, expires_at, accepted_at) VALUES";
+const ROW: &str = "(?,?,?,?,?,?,?,?,?,?,?,?)";
+const COLUMNS: usize = 12;
+
+static INSERT_ONE: LazyLock<String> = LazyLock::new(|| format!("{INSERT} {ROW}"));
+static INSERT_ROWS: LazyLock<String> = LazyLock::new(|| format!("{INSERT} {}", [ROW; ROWS].join(",")));
 
 impl Database {
     /// Applies an entry, which must be the one after the last. Within a transaction. Of an entry without operations
@@ -37,8 +51,16 @@ impl Database {
             self.enter_term(entry.term)?;
         }
         let mut msg_ids = 0;
-        for operation in &entry.operations {
-            msg_ids += self.apply_operation(entry, operation)?;
+        let mut operations = entry.operations.as_slice();
+        while let Some((operation, behind)) = operations.split_first() {
+            if let Some((sets, behind)) = new_messages(operations) {
+                msg_ids += self.insert(entry, self.state.rev.next(), &sets)?;
+                self.state.rev = Rev::new(self.state.rev.get() + ROWS as u64);
+                operations = behind;
+            } else {
+                msg_ids += self.apply_operation(entry, operation)?;
+                operations = behind;
+            }
         }
         self.state.accept_time = self.state.accept_time.max(entry.accept_time);
         if let Some(request) = &entry.request {
@@ -94,47 +116,41 @@ impl Database {
         if let Some(gone) = set.replaces {
             self.remove_one(gone, rev)?;
         }
-        if set.seq.get() == 0 || set.seq.get() > MAX_SEQ {
-            return Err(DatabaseError::Diverged(format!("a message at {}", set.seq)));
+        self.insert(entry, rev, &[set])
+    }
+
+    /// Inserts one message, or [`ROWS`] of them, each at the rev after the one before. Returns how many message ids they
+    /// brought.
+    fn insert<const N: usize>(
+        &mut self,
+        entry: &Entry,
+        first_rev: Rev,
+        sets: &[&SetOperation; N],
+    ) -> Result<u64, DatabaseError> {
+        let numbered = || sets.iter().zip(first_rev.get()..).map(|(set, rev)| (*set, Rev::new(rev)));
+        let sql = if N == 1 { &*INSERT_ONE } else { &*INSERT_ROWS };
+        let mut statement = self.connection.prepare_cached(sql)?;
+        // In order of rev, whatever an entry says.
+        let accepted_at = entry.accept_time.max(self.state.accept_time);
+        for (row, (set, rev)) in numbered().enumerate() {
+            bind(&mut statement, row * COLUMNS, entry, set, (rev, accepted_at))?;
         }
-        let headers = if set.headers.is_empty() {
-            None
-        } else {
-            let encoded = dormouse_protocol::encode(&set.headers)
-                .map_err(|error| DatabaseError::Diverged(format!("headers: {error}")))?;
-            Some(encoded)
-        };
-        let size = set.size_bytes();
-        self.connection
-            .prepare_cached(
-                "INSERT INTO messages(seq, key, term, rev, timestamp, headers, value, blob, blob_crc64, size, expires_at,
-                                      accepted_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-            )?
-            .execute(params![
-                to_sql(set.seq.get()),
-                set.key,
-                to_sql(entry.term.get()),
-                to_sql(rev.get()),
-                to_sql(set.timestamp.as_micros()),
-                headers.as_deref(),
-                set.value.as_deref(),
-                set.blob.map(|blob| blob.name.to_string()),
-                set.blob.map(|blob| blob.crc64.to_string()),
-                to_sql(size),
-                set.expires_at.map(|at| to_sql(at.as_micros())),
-                // In order of rev, whatever an entry says.
-                to_sql(entry.accept_time.max(self.state.accept_time).as_micros()),
-            ])?;
-        self.state.count += 1;
-        self.state.bytes += size;
-        self.counts.add(Counts::of(set.expires_at.is_some(), set.blob.map(|_| size)));
-        self.state.next_seq = self.state.next_seq.max(set.seq.next());
-        if self.state.last.is_none_or(|last| set.seq >= last.seq) {
-            self.state.last = Some(MessageId { term: entry.term, seq: set.seq });
+        statement.raw_execute()?;
+        drop(statement);
+        let mut msg_ids = 0;
+        for (set, rev) in numbered() {
+            let size = set.size_bytes();
+            self.state.count += 1;
+            self.state.bytes += size;
+            self.counts.add(Counts::of(set.expires_at.is_some(), set.blob.map(|_| size)));
+            self.state.next_seq = self.state.next_seq.max(set.seq.next());
+            if self.state.last.is_none_or(|last| set.seq >= last.seq) {
+                self.state.last = Some(MessageId { term: entry.term, seq: set.seq });
+            }
+            self.remember_msg_id(entry, rev, set)?;
+            msg_ids += u64::from(set.msg_id.is_some());
         }
-        self.remember_msg_id(entry, rev, set)?;
-        Ok(u64::from(set.msg_id.is_some()))
+        Ok(msg_ids)
     }
 
     fn apply_delete(&mut self, rev: Rev, removed: &[Removed]) -> Result<(), DatabaseError> {
@@ -217,4 +233,55 @@ impl Database {
         self.tombstone_floor = Rev::new(from_sql(floor));
         Ok(())
     }
+}
+
+/// The first operations, where they are [`ROWS`] messages that take nobody's place, and what is behind them.
+fn new_messages(operations: &[Operation]) -> Option<([&SetOperation; ROWS], &[Operation])> {
+    let (first, behind) = operations.split_first_chunk::<ROWS>()?;
+    let mut sets = Vec::with_capacity(ROWS);
+    for operation in first {
+        match operation {
+            Operation::Set(set) if set.replaces.is_none() => sets.push(set),
+            _ => return None,
+        }
+    }
+    Some((sets.try_into().ok()?, behind))
+}
+
+/// Binds the columns of one message, behind `before` others.
+fn bind(
+    statement: &mut Statement<'_>,
+    before: usize,
+    entry: &Entry,
+    set: &SetOperation,
+    (rev, accepted_at): (Rev, Timestamp),
+) -> Result<(), DatabaseError> {
+    if set.seq.get() == 0 || set.seq.get() > MAX_SEQ {
+        return Err(DatabaseError::Diverged(format!("a message at {}", set.seq)));
+    }
+    let headers = if set.headers.is_empty() {
+        None
+    } else {
+        let encoded = dormouse_protocol::encode(&set.headers)
+            .map_err(|error| DatabaseError::Diverged(format!("headers: {error}")))?;
+        Some(encoded)
+    };
+    let columns: [&dyn ToSql; COLUMNS] = [
+        &to_sql(set.seq.get()),
+        &set.key,
+        &to_sql(entry.term.get()),
+        &to_sql(rev.get()),
+        &to_sql(set.timestamp.as_micros()),
+        &headers.as_deref(),
+        &set.value.as_deref(),
+        &set.blob.map(|blob| blob.name.to_string()),
+        &set.blob.map(|blob| blob.crc64.to_string()),
+        &to_sql(set.size_bytes()),
+        &set.expires_at.map(|at| to_sql(at.as_micros())),
+        &to_sql(accepted_at.as_micros()),
+    ];
+    for (column, value) in columns.into_iter().enumerate() {
+        statement.raw_bind_parameter(before + column + 1, value)?;
+    }
+    Ok(())
 }

@@ -379,6 +379,8 @@ fn set_pragmas(connection: &Connection) -> Result<(), DatabaseError> {
     // Checkpoints are ours: the file must not change while a snapshot is taken of it.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
+    // A page that is written before its transaction ends is written twice. A transaction is bounded: see `Backlog`.
+    connection.pragma_update(None, "cache_spill", false)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(())
 }

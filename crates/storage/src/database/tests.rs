@@ -416,3 +416,31 @@ fn accept_time_never_goes_back() {
         assert_eq!(database.state().accept_time, second(expected));
     }
 }
+
+#[test]
+fn messages_that_come_together_are_stored_as_they_are_one_by_one() {
+    // 0 to 31 take nobody's place, and go into the file by sixteens; of the others some do.
+    let item = |number: u64| match number {
+        32 => set(Some("k3"), b"again"),
+        60 | 61 => set(Some("k60"), &number.to_be_bytes()),
+        _ => SetItem {
+            key: (number % 3 == 0).then(|| format!("k{number}")),
+            msg_id: (number % 5 == 0).then(|| format!("m{number}")),
+            ttl_ms: (number % 7 == 0).then_some(number + 1),
+            headers: Headers(vec![("n".to_owned(), number.to_string())]),
+            ..set(None, &vec![b'v'; number as usize])
+        },
+    };
+    let request = |sets| Request::Set(SetRequest { sets, ..SetRequest::default() });
+    let ((_one, one), (_other, other)) = (file(), file());
+    let (mut together, mut one_by_one) = (fresh(&one), fresh(&other));
+    let sets: Vec<SetItem> = (0..100).map(item).collect();
+    run(&mut together, &request(sets.clone())).unwrap();
+    for set in sets {
+        run(&mut one_by_one, &request(vec![set])).unwrap();
+    }
+    assert_eq!(together.state(), one_by_one.state());
+    assert_eq!(together.dump(), one_by_one.dump());
+    together.check_counts();
+    together.check_whole().unwrap();
+}

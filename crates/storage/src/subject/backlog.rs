@@ -20,6 +20,9 @@ const SHORT_DELAY: Duration = Duration::from_millis(500);
 const MOST_CHANGES: usize = 1_024;
 const MOST_BYTES: usize = 1_024 * 1_024;
 
+/// So many bytes are brought into the file while there is nothing else to do.
+const WORTH_BYTES: usize = 32 * 1_024;
+
 /// Beyond so many bytes of all subjects together nothing waits any more.
 const MOST_BYTES_OF_ALL: u64 = 64 * 1_024 * 1_024;
 
@@ -90,6 +93,11 @@ impl Backlog {
     pub(super) fn is_due(&self, now: Duration, bytes_of_all: u64) -> bool {
         let is_much = self.changes.len() >= MOST_CHANGES || self.bytes >= MOST_BYTES;
         self.due_at.is_some_and(|at| is_much || at <= now || bytes_of_all > MOST_BYTES_OF_ALL)
+    }
+
+    /// Whether it is enough for a transaction that delays nobody.
+    pub(super) const fn is_worth_a_transaction(&self) -> bool {
+        self.bytes >= WORTH_BYTES
     }
 
     /// What the next transaction takes.
@@ -191,6 +199,8 @@ mod tests {
         assert!(backlog((0..MOST_CHANGES).map(|_| change(1, None))).is_due(NOW, 0));
         assert!(backlog([change(MOST_BYTES, None)]).is_due(NOW, 0));
         assert!(!backlog([]).is_due(NOW + DELAY, u64::MAX));
+        assert!(!backlog([change(1, None)]).is_worth_a_transaction());
+        assert!(backlog([change(WORTH_BYTES, None)]).is_worth_a_transaction());
     }
 
     #[test]

@@ -219,7 +219,9 @@ impl<'a> Serving<'a> {
                 }
             }
         }
-        if self.is_apply_due() {
+        if self.is_apply_due(inbox) {
+            // What was just answered goes out first.
+            tokio::task::yield_now().await;
             if let Err(broken) = self.apply() {
                 return Some(self.fail(&broken, inbox).await);
             }
@@ -384,12 +386,14 @@ impl<'a> Serving<'a> {
         Err(self.pipeline.stalled.clone().unwrap_or_else(cannot))
     }
 
-    fn is_apply_due(&self) -> bool {
+    fn is_apply_due(&self, inbox: &Inbox) -> bool {
+        let is_idle = self.pipeline.is_concluded() && inbox.queue.is_empty();
         // Of those who wait some want the file in the bucket.
         let is_wanted = !self.flushes.is_empty() || !self.handing_over.is_empty();
         let of_all = self.shared.counters.backlog_bytes.get();
         let is_due = self.pipeline.backlog().is_due(self.shared.env.boot(), of_all);
-        is_due || is_wanted || self.pipeline.stalled.is_some()
+        let is_worth_it = is_idle && self.pipeline.backlog().is_worth_a_transaction();
+        is_due || is_wanted || is_worth_it || self.pipeline.stalled.is_some()
     }
 
     /// Tells of what the log has made durable.
