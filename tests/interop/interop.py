@@ -196,6 +196,8 @@ async def no_value_an_empty_value_no_key_and_the_empty_key_are_four_things(fleet
     reply = await client.call("get", subject, keys=["", "empty", "missing", "null"])
     assert reply["answered"] == 4 and [message["key"] for message in reply["messages"]] == ["", "empty", "null"]
     assert "value" not in reply["messages"][0] and reply["messages"][1]["value"] == b""
+    reply = await client.call("get", subject, seqs=[4, 99, 1])
+    assert reply["answered"] == 3 and [message["seq"] for message in reply["messages"]] == [4, 1]
     messages, _ = await client.get_all(subject)
     assert "key" not in messages[2]
     messages, _ = await client.get_all(subject, key_prefix="")

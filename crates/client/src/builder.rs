@@ -13,6 +13,7 @@ use dormouse_runtime::{Env, Stop, Tasks};
 use crate::call::Inner;
 use crate::client::Client;
 use crate::error::Error;
+use crate::gets::Lanes;
 use crate::location::Locations;
 use crate::sets::Writers;
 
@@ -135,6 +136,7 @@ impl ClientBuilder {
             session,
             counter: AtomicU64::new(0),
             writers: Writers::new(self.queue_bytes),
+            lanes: Lanes::default(),
         };
         Ok(Client { inner: Arc::new(inner) })
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing, RequestError};
+use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{Happened, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
 use dormouse_runtime::{Env, Tasks};
 use serde::Serialize;
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, IndeterminateCause};
 use crate::exchange::exchange;
+use crate::gets::Lanes;
 use crate::location::{Locations, Server};
 use crate::retry::{Failure, Next, Refusal, Repeat, Target, Tries};
 use crate::sets::Writers;
@@ -30,6 +32,7 @@ pub(crate) struct Inner {
     pub(crate) session: SessionId,
     pub(crate) counter: AtomicU64,
     pub(crate) writers: Writers,
+    pub(crate) lanes: Lanes,
 }
 
 /// What a call sends.
@@ -61,6 +64,11 @@ impl Drop for Inner {
 }
 
 impl Inner {
+    /// How many bytes of items a request may hold now. A reconnect may change it at any time.
+    pub(crate) fn budget_bytes(&self) -> usize {
+        self.bus.max_payload().saturating_sub(ENVELOPE_BYTES)
+    }
+
     /// Names the next changing request.
     pub(crate) fn next_request(&self) -> RequestId {
         RequestId { session: self.session, counter: self.counter.fetch_add(1, Ordering::Relaxed) }

@@ -133,7 +133,7 @@ pub enum MalformedCause {
     /// It is not the message it should be.
     #[error(transparent)]
     Decode(Arc<DecodeError>),
-    /// It lacks results for what was asked.
+    /// It has other than one result for each item that was asked about.
     #[error("{got} results for {asked} items")]
     WrongCount {
         /// How many items were asked about.
@@ -144,6 +144,9 @@ pub enum MalformedCause {
     /// The next page it announces does not lie ahead.
     #[error("the cursor of a page does not move forward")]
     StuckCursor,
+    /// It holds a message that was not asked for, or not in this place.
+    #[error("a message came that was not asked for in its place")]
+    NotAsked,
 }
 
 /// Says what is there in place of what was expected.
@@ -201,6 +204,24 @@ impl Error {
             | Self::Malformed { .. }
             | Self::Unreachable(_)
             | Self::Closed => Happened::No,
+        }
+    }
+
+    /// Whether a request was refused as a whole, before anything was done, for what may be the fault of one of its items:
+    /// then the others go without it.
+    pub(crate) fn may_be_of_one_item(&self) -> bool {
+        match self {
+            Self::TooLarge { .. } => true,
+            Self::Service(reply) => matches!(reply.code, ErrorCode::Corrupt | ErrorCode::BadRequest),
+            _ => false,
+        }
+    }
+
+    /// The same, told to a caller who waits as long as `deadline`.
+    pub(crate) fn to_caller(&self, deadline: Duration) -> Self {
+        match self {
+            Self::Deadline { last, .. } => Self::Deadline { deadline, last: last.clone() },
+            error => error.clone(),
         }
     }
 

@@ -28,7 +28,7 @@
 //! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too. [`Error`] tells
 //! what may have happened when the deadline is over.
 //!
-//! Sets are queued when they are called, in order, and what queues together is sent together: [`Kv::put`] and
+//! Concurrent gets share requests. Sets are queued when they are called, in order, and what queues together is sent together: [`Kv::put`] and
 //! [`Stream::publish`] return an [`AckFuture`], to be awaited at once or later. [`Kv::batch`] and [`Stream::batch`] write
 //! all or nothing. Who comes from JetStream finds the names of async-nats, and in `docs/from-jetstream.md` what is different.
 //!
@@ -43,6 +43,7 @@
 //! | `subject`, `kv`, `stream`, `batch`, `changes`, `purge` | the calls |
 //! | `operator` | what operators ask of the coordinator |
 //! | `sets` | sets on their way: queued in the order of the calls, sent together where they queued together |
+//! | `gets` | gets on their way: sent at once, or together where enough of them are in flight already |
 //! | `source`, `upload`, `download` | values of any size, piece by piece |
 //! | `entry`, `error`, `error_kind`, `json` | what calls return |
 //! | `pages` | long results, one page ahead of the reader |
@@ -59,6 +60,7 @@ mod error;
 mod error_kind;
 mod exchange;
 mod feed;
+mod gets;
 #[cfg(feature = "json")]
 pub mod json;
 mod kv;

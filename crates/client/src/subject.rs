@@ -8,7 +8,7 @@ use dormouse_protocol::data::{
     DestroyReply, DestroyRequest, FlushReply, FlushRequest, GetReply, GetRequest, InfoReply, InfoRequest,
     SetItem, SetOutcome, SetReply, SetRequest, SetResult,
 };
-use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST};
+use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, Op, Position, Subject};
 use serde::Serialize;
@@ -158,7 +158,7 @@ impl Handle {
 
     /// How many bytes of items a request may hold now. A reconnect may change it at any time.
     fn budget(&self) -> usize {
-        self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES)
+        self.inner.budget_bytes()
     }
 
     pub(crate) async fn get(&self, request: GetRequest) -> Result<Option<Message>, Error> {
@@ -180,7 +180,7 @@ impl Handle {
         let mut messages = Vec::new();
         let mut keys = keys.into_iter().peekable();
         while keys.peek().is_some() {
-            let mut wanted = fill(&mut keys, self.budget(), |key| key.len() + KEY_OVERHEAD_BYTES);
+            let mut wanted = fill(&mut keys, self.budget(), |key| key_size(key));
             let mut at_once = wanted.len();
             while !wanted.is_empty() {
                 at_once = at_once.min(wanted.len());
@@ -232,11 +232,6 @@ impl Handle {
             }
         }
         Ok(Some(newest))
-    }
-
-    pub(crate) async fn fetch(&self, request: &GetRequest) -> Result<Option<Message>, Error> {
-        let reply: GetReply = self.call(Op::Get, request).await?;
-        Ok(reply.messages.into_iter().next())
     }
 
     pub(crate) fn messages(&self, range: SeqRange, key_prefix: Option<String>) -> Pages<Message> {
@@ -387,6 +382,11 @@ fn fill<T>(
         taken.push(next);
     }
     taken
+}
+
+/// Bytes of a key in a list.
+pub(crate) const fn key_size(key: &str) -> usize {
+    key.len() + KEY_OVERHEAD_BYTES
 }
 
 pub(crate) fn set_size(item: &SetItem) -> usize {

@@ -188,6 +188,7 @@ mod tests {
     use super::*;
     use crate::data::{ConfigureRequest, DeleteRequest, GetRequest, SetItem, SetRequest};
     use crate::error::ErrorCode;
+    use crate::ids::Seq;
 
     #[test]
     fn whatever_is_not_exactly_one_message_is_refused() {
@@ -238,6 +239,10 @@ mod tests {
         let error = decode_request::<SetRequest>(&request(MAX_ITEMS_PER_REQUEST + 1)).unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);
         assert!(error.message.contains("at most 10000 items"), "{error}");
+        let seqs = |count| GetRequest { seqs: Some(vec![Seq::new(1); count]), ..GetRequest::default() };
+        let get = |count| decode_request::<GetRequest>(&encode(&seqs(count)).unwrap());
+        assert_eq!(get(MAX_ITEMS_PER_REQUEST).unwrap(), seqs(MAX_ITEMS_PER_REQUEST));
+        assert_eq!(get(MAX_ITEMS_PER_REQUEST + 1).unwrap_err().code, ErrorCode::BadRequest);
     }
 
     #[test]
@@ -253,10 +258,8 @@ mod tests {
         );
         let delete = serde_json::json!({"seqs": nil, "keys": nil});
         assert_eq!(decode::<DeleteRequest>(&encode(&delete).unwrap()).unwrap(), DeleteRequest::default());
-        assert_eq!(
-            decode::<GetRequest>(&encode(&serde_json::json!({"keys": nil})).unwrap()).unwrap(),
-            GetRequest::default()
-        );
+        let get = serde_json::json!({"keys": nil, "seqs": nil});
+        assert_eq!(decode::<GetRequest>(&encode(&get).unwrap()).unwrap(), GetRequest::default());
     }
 
     proptest! {

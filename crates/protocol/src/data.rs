@@ -115,7 +115,7 @@ impl SetResult {
     }
 }
 
-/// Reads messages by seq, by key or by several keys: exactly one of the three.
+/// Reads messages by seq, by key, by several keys or by several seqs: exactly one of the four.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct GetRequest {
     /// The protocol version.
@@ -130,6 +130,9 @@ pub struct GetRequest {
     /// The messages under these keys.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "codec::optional_items")]
     pub keys: Option<Vec<String>>,
+    /// The messages at these seqs.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "codec::optional_items")]
+    pub seqs: Option<Vec<Seq>>,
 }
 
 impl GetRequest {
@@ -153,7 +156,7 @@ pub struct GetReply {
     pub position: Position,
     /// The messages that exist, in the order asked for.
     pub messages: Vec<Message>,
-    /// How many of the keys asked for, counted from the first, this answer speaks of. Fewer than all when the
+    /// How many of the keys or seqs asked for, counted from the first, this answer speaks of. Fewer than all when the
     /// answer would not have fitted a payload: ask again for the rest.
     pub answered: u64,
 }

@@ -29,7 +29,7 @@ pub const MAX_SEQ: u64 = (1 << 53) - 1;
 /// them all up with one request, and a million messages a second would take a hundred years.
 pub const MAX_GIVEN_SEQ: u64 = MAX_SEQ / 2;
 
-/// Most sets, or most deleted seqs and keys together, or most keys asked for, in one request.
+/// Most sets, or most deleted seqs and keys together, or most keys or seqs asked for, in one request.
 pub const MAX_ITEMS_PER_REQUEST: usize = 10_000;
 
 /// Most messages or keys on one page.

@@ -162,7 +162,8 @@ fn delete(request: &DeleteRequest) -> String {
 
 fn get(request: &GetRequest) -> String {
     let names = request.keys.iter().flatten().chain(&request.key).map(|key| format!("{key:?}"));
-    let names: Vec<String> = names.chain(request.seq.iter().map(ToString::to_string)).collect();
+    let seqs = request.seq.iter().chain(request.seqs.iter().flatten()).map(ToString::to_string);
+    let names: Vec<String> = names.chain(seqs).collect();
     format!("get {}", list(names.into_iter()))
 }
 

@@ -129,6 +129,11 @@ impl Replay<'_, '_> {
         let mut shown = reply.messages.iter().peekable();
         if let Some(seq) = request.seq {
             self.compare(read, reply.position, self.current(seq), shown.next());
+        } else if let Some(seqs) = &request.seqs {
+            for seq in seqs.iter().take(usize::try_from(reply.answered).unwrap_or(usize::MAX)) {
+                let found = shown.next_if(|message| message.seq == *seq);
+                self.compare(read, reply.position, self.current(*seq), found);
+            }
         } else {
             let keys = request.key.iter().chain(request.keys.iter().flatten());
             let answered = if request.key.is_some() { 1 } else { reply.answered };

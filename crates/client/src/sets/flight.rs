@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_bus::RequestError;
 use dormouse_protocol::data::{SetItem, SetOutcome, SetReply, SetRequest, SetResult};
-use dormouse_protocol::{ErrorCode, Level, RequestId, Route, encode};
+use dormouse_protocol::{Level, RequestId, Route, encode};
 
 use super::queue::{Company, Entry, Place};
 use crate::error::{Error, IndeterminateCause, MalformedCause};
@@ -145,7 +145,7 @@ impl<T> Flight<T> {
     pub(crate) fn settle(self, answer: Result<SetReply, Error>) -> Settled<T> {
         match answer {
             Ok(reply) => Settled { told: self.answered(reply), again: Vec::new() },
-            Err(error) if self.members.len() > 1 && one_is_to_blame(&error) => {
+            Err(error) if self.members.len() > 1 && error.may_be_of_one_item() => {
                 let again = self.members.into_iter().filter_map(|member| {
                     let Entry { sets, company, level, deadline, expires_at, size_bytes, ticket } =
                         member.entry;
@@ -159,12 +159,7 @@ impl<T> Flight<T> {
             }
             Err(error) => {
                 let told = self.members.into_iter().filter_map(|member| {
-                    let error = match &error {
-                        Error::Deadline { last, .. } => {
-                            Error::Deadline { deadline: member.entry.deadline, last: last.clone() }
-                        }
-                        error => error.clone(),
-                    };
+                    let error = error.to_caller(member.entry.deadline);
                     Some((member.entry.ticket?, Err(error)))
                 });
                 Settled { told: told.collect(), again: Vec::new() }
@@ -188,16 +183,6 @@ impl<T> Flight<T> {
             Some((member.entry.ticket?, outcome))
         });
         told.collect()
-    }
-}
-
-/// Whether a request was refused as a whole, before anything was done, for what may be the fault of one of its sets: then
-/// the others go without it.
-fn one_is_to_blame(error: &Error) -> bool {
-    match error {
-        Error::TooLarge { .. } => true,
-        Error::Service(reply) => matches!(reply.code, ErrorCode::Corrupt | ErrorCode::BadRequest),
-        _ => false,
     }
 }
 

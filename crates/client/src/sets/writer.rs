@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::data::{SetItem, SetOutcome, SetReply, SetResult};
-use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{Op, Route, Subject};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -219,7 +218,7 @@ impl Writer {
     /// Request after request.
     async fn run(mut self, wake: Arc<Notify>) {
         loop {
-            let budget_bytes = self.inner.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
+            let budget_bytes = self.inner.budget_bytes();
             let now = self.inner.env.boot();
             let Some(flight) = self.inner.writers.next(&self.subject, now, budget_bytes) else {
                 // The lane went with its last set; another one may be there by now.

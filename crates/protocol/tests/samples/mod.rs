@@ -263,6 +263,10 @@ fn read() -> Vec<Sample> {
             GetRequest { keys: Some(vec!["a".into(), String::new()]), ..GetRequest::default() },
         ),
         sample(
+            "get several seqs",
+            GetRequest { seqs: Some(vec![Seq::new(40), Seq::new(7)]), ..GetRequest::default() },
+        ),
+        sample(
             "one message with everything",
             GetReply { position: position(), messages: vec![message()], answered: 1 },
         ),

@@ -82,14 +82,23 @@ impl Database {
     /// # Errors
     /// `too_large` when the one message asked for does not fit; `bad_request`; or that the file cannot be read.
     pub fn get(&self, request: &GetRequest, max_reply_bytes: usize) -> Result<GetReply, ErrorReply> {
-        match (request.seq, request.key.as_deref(), request.keys.as_deref()) {
-            (Some(seq), None, None) => self.get_one(Selector::Seq(seq), max_reply_bytes),
-            (None, Some(key), None) => {
+        let GetRequest { v: _, seq, key, keys, seqs } = request;
+        match (seq, key, keys, seqs) {
+            (Some(seq), None, None, None) => self.get_one(Selector::Seq(*seq), max_reply_bytes),
+            (None, Some(key), None, None) => {
                 check_key(key)?;
                 self.get_one(Selector::Key(key), max_reply_bytes)
             }
-            (None, None, Some(keys)) => self.get_keys(keys, max_reply_bytes),
-            _ => Err(ErrorReply::bad_request("a get names exactly one of seq, key and keys")),
+            (None, None, Some(keys), None) => {
+                check_items(keys.len())?;
+                keys.iter().try_for_each(|key| check_key(key))?;
+                self.get_several(keys.iter().map(|key| Selector::Key(key)), max_reply_bytes)
+            }
+            (None, None, None, Some(seqs)) => {
+                check_items(seqs.len())?;
+                self.get_several(seqs.iter().copied().map(Selector::Seq), max_reply_bytes)
+            }
+            _ => Err(ErrorReply::bad_request("a get names exactly one of seq, key, keys and seqs")),
         }
     }
 
@@ -113,14 +122,16 @@ impl Database {
         Ok(GetReply { position: self.state.position(), messages: message.into_iter().collect(), answered: 1 })
     }
 
-    fn get_keys(&self, keys: &[String], max_reply_bytes: usize) -> Result<GetReply, ErrorReply> {
-        check_items(keys.len())?;
-        keys.iter().try_for_each(|key| check_key(key))?;
+    fn get_several<'a>(
+        &self,
+        selectors: impl Iterator<Item = Selector<'a>>,
+        max_reply_bytes: usize,
+    ) -> Result<GetReply, ErrorReply> {
         let mut budget = Budget::new(max_reply_bytes);
         let mut messages = Vec::new();
         let mut answered = 0;
-        for key in keys {
-            match self.select(Selector::Key(key), &mut budget)? {
+        for selector in selectors {
+            match self.select(selector, &mut budget)? {
                 Selected::None => {}
                 Selected::Message(message) | Selected::WithoutValue(message) => messages.push(message),
                 Selected::NoRoom => break,

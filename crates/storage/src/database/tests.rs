@@ -6,7 +6,7 @@ use bytes::Bytes;
 use dormouse_protocol::data::{
     DeleteAllRequest, Expect, GetAllRequest, GetRequest, KeysRequest, SetItem, SetRequest,
 };
-use dormouse_protocol::limits::ENVELOPE_BYTES;
+use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST};
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorCode, Headers};
 use tempfile::TempDir;
@@ -261,6 +261,39 @@ fn pages_respect_bytes_and_number_and_go_on_after_an_oversized_value() {
         rest = &rest[usize::try_from(reply.answered).unwrap()..];
     }
     assert_eq!(got, keys);
+
+    // The same by seq: in the order asked for, and what is too large for any answer without its value.
+    let seqs: Vec<_> = (1..=20).rev().map(Seq::new).collect();
+    let mut got = Vec::new();
+    let mut rest = seqs.as_slice();
+    while !rest.is_empty() {
+        let request = GetRequest { seqs: Some(rest.to_vec()), ..GetRequest::default() };
+        let reply = database.get(&request, max_reply_bytes).unwrap();
+        assert!(dormouse_protocol::encode(&reply).unwrap().len() <= max_reply_bytes);
+        assert!(reply.answered > 0);
+        assert!(reply.messages.iter().all(|message| message.value_omitted == (message.size == 50_000)));
+        got.extend(reply.messages.into_iter().map(|message| message.seq));
+        rest = &rest[usize::try_from(reply.answered).unwrap()..];
+    }
+    assert_eq!(got, seqs);
+}
+
+#[test]
+fn several_seqs_are_answered_in_the_order_asked_for_without_those_that_are_not_there() {
+    let (_folder, path) = file();
+    let mut database = fresh(&path);
+    run(&mut database, &sets((0..3).map(|_| set(None, b"")).collect())).unwrap();
+    let get = |seqs: &[u64]| {
+        let seqs = Some(seqs.iter().copied().map(Seq::new).collect());
+        database.get(&GetRequest { seqs, ..GetRequest::default() }, 1 << 20)
+    };
+    let reply = get(&[3, 9, 1, 3, 0, u64::MAX]).unwrap();
+    assert_eq!(reply.answered, 6);
+    assert_eq!(reply.messages.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [3, 1, 3]);
+    assert_eq!(get(&[]).unwrap().answered, 0);
+    assert_eq!(get(&[1; MAX_ITEMS_PER_REQUEST + 1]).unwrap_err().code, ErrorCode::TooLarge);
+    let two = GetRequest { seqs: Some(vec![]), ..GetRequest::key("k") };
+    assert_eq!(database.get(&two, 1 << 20).unwrap_err().code, ErrorCode::BadRequest);
 }
 
 #[test]

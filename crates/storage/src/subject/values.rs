@@ -366,7 +366,7 @@ impl Drop for Fetches {
 
 /// Whether a get asks for one message. Of several, large values are announced by size.
 const fn is_single(request: &GetRequest) -> bool {
-    request.keys.is_none()
+    request.keys.is_none() && request.seqs.is_none()
 }
 
 /// The object that holds the value of the one message in `reply`, if it has one and the value fits the answer.

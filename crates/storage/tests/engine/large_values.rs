@@ -204,6 +204,8 @@ fn pages_changes_and_events_announce_a_large_value_by_its_size() {
     }
     let keys = GetRequest { keys: Some(vec!["a".to_owned()]), ..GetRequest::default() };
     announced(&got(server.begin(&app, Request::Get(keys)).recv().unwrap()).unwrap());
+    let seqs = GetRequest { seqs: Some(vec![written.seq]), ..GetRequest::default() };
+    announced(&got(server.begin(&app, Request::Get(seqs)).recv().unwrap()).unwrap());
     match server.begin(&app, Request::Changes(ChangesRequest::default())).recv().unwrap().unwrap() {
         Reply::Changes(reply) => {
             let Some(Change::Set(set)) = reply.changes.first() else { panic!("{reply:?}") };
