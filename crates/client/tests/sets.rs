@@ -233,6 +233,9 @@ fn a_set_whose_runtime_ends_leaves_the_way_free_for_the_next() {
         }
         stream.publish("2").await.unwrap();
         assert_eq!(values(&fleet).last().unwrap(), &["2"]);
+        // What sends them has its turn, and sees that nothing waits.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
     });
     // Outside of a runtime a set cannot be sent, and that is no harm to the next either.
     let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(stream.publish("3"))));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
+use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Rev, Subject};
 
 use super::garbage::Garbage;
 use super::publish;
@@ -57,7 +57,14 @@ pub(super) async fn open(
             return Err(shared.log_ended_reply());
         }
         let answer = match effect {
-            ClaimEffect::GiveUp(reply) => return Err(reply),
+            ClaimEffect::GiveUp(reply) => {
+                // Whoever has ended this log takes away its slots that no subject needs. So what is missing there says
+                // nothing, unless the log is known to go on.
+                if reply.code == ErrorCode::Corrupt {
+                    shared.trust.barrier().await?;
+                }
+                return Err(reply);
+            }
             ClaimEffect::NotOwned => return Ok(None),
             ClaimEffect::Serve(verified) => {
                 reach(FailPoint::ClaimVerified);

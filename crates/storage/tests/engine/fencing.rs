@@ -161,3 +161,29 @@ fn a_claim_that_was_allowed_during_a_gap_takes_nothing_from_an_owner_who_is_back
     world.fleet.declare_dead(&first.log());
     assert_eq!(first.succeed().all(&app).unwrap(), pairs(&[("a", "1")]));
 }
+
+#[test]
+fn a_slot_that_is_missing_is_damage_only_to_a_process_whose_log_goes_on() {
+    for is_overtaken in [false, true] {
+        let world = World::on_disk();
+        let (app, other) = (subject(APP), subject("app.other"));
+        let first = world.server("persist-1");
+        first.set(&other, "b", "2").unwrap();
+        first.set(&app, "a", "1").unwrap();
+        let slot = world.slots(&first.log()).last().unwrap().clone();
+        first.set(&other, "c", "3").unwrap();
+        first.until("it is closed", || first.engine.figures().open_subjects == 0);
+        // As whoever has ended the log takes it away.
+        std::fs::remove_file(slot).unwrap();
+        let second = is_overtaken.then(|| {
+            world.fleet.declare_dead(&first.log());
+            let second = world.server("persist-2");
+            second.all(&other).unwrap();
+            second
+        });
+        let error = first.get(&app, "a").unwrap_err();
+        let expected = if is_overtaken { ErrorCode::NotOwner } else { ErrorCode::Corrupt };
+        assert_eq!(error.code, expected, "{error}");
+        drop(second);
+    }
+}
