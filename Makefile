@@ -77,7 +77,7 @@ dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	@$(BUILT)/dormouse dev $(ARGS)
 
 # What `make bench` measures: BENCH="get 128 B" only scenarios whose names contain that, TARGETS=echo,dormouse-disk only those, QUICK=1 a
-# minute's worth, LONG=1 also what takes long. A run of everything goes into the documentation, a part only with WRITE=1. See
+# minute's worth, LONG=1 what takes long. A run of everything goes into the documentation, a part only with WRITE=1. See
 # benches/README.md.
 BENCH ?=
 TARGETS ?=

@@ -61,6 +61,8 @@ pub struct Judged {
     pub measured: Option<String>,
     /// Whether that is enough.
     pub met: bool,
+    /// Whether it is about what takes long.
+    pub long: bool,
 }
 
 const fn goal(
@@ -187,7 +189,7 @@ fn judged(what: String, bound: Bound, measured: Option<f64>, text: impl Fn(f64) 
         Bound::AtLeast(least) => (format!("≥ {least}"), measured.is_some_and(|measured| measured >= least)),
         Bound::AtMost(most) => (format!("≤ {most}"), measured.is_some_and(|measured| measured <= most)),
     };
-    Judged { what, wanted, measured: measured.map(text), met }
+    Judged { what, wanted, measured: measured.map(text), met, long: false }
 }
 
 fn waking(results: &Results) -> Vec<Judged> {
@@ -223,9 +225,8 @@ fn sleeping(results: &Results) -> Vec<Judged> {
     .enumerate()
     .map(|(place, (what, most))| {
         let what = format!("{SLEEPERS} sleeping subjects: {what}");
-        judged(what, Bound::AtMost(most), figures.map(|figures| figures[place]), |figure| {
-            format!("{figure:.2}")
-        })
+        let figure = figures.map(|figures| figures[place]);
+        Judged { long: true, ..judged(what, Bound::AtMost(most), figure, |figure| format!("{figure:.2}")) }
     })
     .collect()
 }

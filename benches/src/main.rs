@@ -50,7 +50,7 @@ enum Command {
     Report {
         /// What `run` wrote
         results: PathBuf,
-        /// The document; what stands between its two marks is replaced, and drawings go into the folder `plots` beside it
+        /// The document; what stands between the marks of such a run is replaced, and drawings go into a folder beside it
         document: PathBuf,
         /// Also when not everything was measured that belongs there: then only what was measured stands there
         #[arg(long)]

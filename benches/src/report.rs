@@ -10,24 +10,38 @@ use crate::numbers::{megabytes, micros, thousands};
 use crate::results::{Line, Measured, Outcome, Results};
 use crate::{goals, plots};
 
-/// What stands between these in the document is replaced.
-const BEGIN: &str = "<!-- measured: make bench -->";
-const END: &str = "<!-- end of the comparison -->";
+/// Where a run stands in the document.
+struct Place {
+    /// What stands between these is replaced.
+    begin: &'static str,
+    end: &'static str,
+    /// The folder of its drawings.
+    plots: &'static str,
+}
+
+const USUAL: Place =
+    Place { begin: "<!-- measured: make bench -->", end: "<!-- end of the comparison -->", plots: "plots" };
+const LONG: Place = Place {
+    begin: "<!-- measured: make bench LONG=1 -->",
+    end: "<!-- end of what takes long -->",
+    plots: "plots-long",
+};
 
 /// Up to this share of its cores in use by others a machine counts as quiet.
 const QUIET_CORES: f64 = 0.15;
 
-/// Puts tables into `document`, and drawings into the folder `plots` beside it, in the place of all that were there: nothing
-/// there comes from another run.
+/// Puts tables into `document`, and drawings into a folder beside it, in the place of those of the run before: what takes long
+/// has a place of its own.
 ///
 /// # Errors
 /// When the document cannot be read or written, or has no place for them.
 pub fn write(results: &Results, document: &Path) -> Result<()> {
     let text = std::fs::read_to_string(document)?;
-    let (Some(begin), Some(end)) = (text.find(BEGIN), text.find(END)) else {
-        bail!("{} has no lines {BEGIN:?} and {END:?}", document.display())
+    let Place { begin: begins, end: ends, plots: drawings } = if results.long { LONG } else { USUAL };
+    let (Some(begin), Some(end)) = (text.find(begins), text.find(ends)) else {
+        bail!("{} has no lines {begins:?} and {ends:?}", document.display())
     };
-    let folder = document.parent().context("the document is in no folder")?.join("plots");
+    let folder = document.parent().context("the document is in no folder")?.join(drawings);
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
@@ -37,10 +51,10 @@ pub fn write(results: &Results, document: &Path) -> Result<()> {
     for family in families(results) {
         let name = plots::file_name(&family[0].family);
         if plots::draw(&folder.join(&name), &family)? {
-            writeln!(tables, "![{}](plots/{name})", family[0].family)?;
+            writeln!(tables, "![{}]({drawings}/{name})", family[0].family)?;
         }
     }
-    let whole = format!("{}{BEGIN}\n{tables}{}", &text[..begin], &text[end..]);
+    let whole = format!("{}{begins}\n{tables}{}", &text[..begin], &text[end..]);
     Ok(std::fs::write(document, whole)?)
 }
 
@@ -126,7 +140,9 @@ fn judged(text: &mut String, results: &Results) -> Result<()> {
          | what | measured | wanted | |\n|---|---:|---:|---|",
         known.len()
     )?;
-    for judged in known.iter().chain(&unknown) {
+    // What belongs to the other kind of run is no gap in this one.
+    let missing = unknown.iter().filter(|judged| judged.long == results.long);
+    for judged in known.iter().chain(missing) {
         let verdict = match (&judged.measured, judged.met) {
             (None, _) => "not measured",
             (_, true) => "met",

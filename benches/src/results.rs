@@ -17,6 +17,8 @@ pub struct Results {
     pub machine: Machine,
     /// The arguments that make the same run again.
     pub arguments: String,
+    /// Whether it was what takes long.
+    pub long: bool,
     /// Whether everything that belongs into the documentation was measured.
     pub whole: bool,
     /// How long it took, in seconds.

@@ -33,7 +33,7 @@ pub struct Run {
     /// A minute's run: few scenarios, three rounds of 0.3 seconds
     #[arg(long, conflicts_with = "long")]
     quick: bool,
-    /// Also what takes long: values of 1 GiB, 100,000 subjects created, a million asleep
+    /// Only what takes long: values of 1 GiB, 100,000 subjects created, a million asleep
     #[arg(long)]
     long: bool,
     /// Rounds; the results are medians over them
@@ -70,7 +70,8 @@ impl Run {
     }
 
     fn wants(&self, name: &str, effort: Effort) -> bool {
-        effort <= self.effort() && self.only.as_ref().is_none_or(|only| name.contains(only))
+        let fits = if self.long { effort == Effort::Long } else { effort <= self.effort() };
+        fits && self.only.as_ref().is_none_or(|only| name.contains(only))
     }
 }
 
@@ -84,6 +85,7 @@ pub async fn run(run: &Run) -> Result<Results> {
     let mut results = Results {
         machine: Machine::here(open_files),
         arguments: run.arguments(),
+        long: run.long,
         whole: run.only.is_none() && run.targets.is_empty() && run.effort() != Effort::Quick,
         seconds: 0,
         targets: Vec::new(),

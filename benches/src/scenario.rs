@@ -63,7 +63,7 @@ pub enum Effort {
     Quick,
     /// What stands in the documentation.
     Usual,
-    /// What takes long as well.
+    /// What takes long.
     Long,
 }
 

@@ -457,9 +457,9 @@ fn messages_that_come_together_are_stored_as_they_are_one_by_one() {
         32 => set(Some("k3"), b"again"),
         60 | 61 => set(Some("k60"), &number.to_be_bytes()),
         _ => SetItem {
-            key: (number % 3 == 0).then(|| format!("k{number}")),
-            msg_id: (number % 5 == 0).then(|| format!("m{number}")),
-            ttl_ms: (number % 7 == 0).then_some(number + 1),
+            key: number.is_multiple_of(3).then(|| format!("k{number}")),
+            msg_id: number.is_multiple_of(5).then(|| format!("m{number}")),
+            ttl_ms: number.is_multiple_of(7).then_some(number + 1),
             headers: Headers(vec![("n".to_owned(), number.to_string())]),
             ..set(None, &vec![b'v'; number as usize])
         },
