@@ -77,15 +77,16 @@ dev: ## A whole local fleet until Ctrl-C (ARGS="--servers 3 --port 4222")
 	@$(BUILT)/dormouse dev $(ARGS)
 
 # What `make bench` measures: BENCH="get 128 B" only scenarios whose names contain that, TARGETS=echo,dormouse-disk only those, QUICK=1 a
-# minute's worth, LONG=1 what takes long. A run of everything goes into the documentation, a part only with WRITE=1. See
-# benches/README.md.
+# minute's worth, LONG=1 what takes long, RESUME=1 what an interrupted run had left. A run of everything goes into the documentation, a
+# part only with WRITE=1. See benches/README.md.
 BENCH ?=
 TARGETS ?=
 QUICK ?=
 LONG ?=
 WRITE ?=
+RESUME ?=
 BENCH_RESULTS := $(or $(CARGO_TARGET_DIR),target)/bench.json
-BENCH_ARGS = $(if $(BENCH),--only "$(BENCH)") $(if $(TARGETS),--targets $(TARGETS)) $(if $(QUICK),--quick) $(if $(LONG),--long)
+BENCH_ARGS = $(if $(BENCH),--only "$(BENCH)") $(if $(TARGETS),--targets $(TARGETS)) $(if $(QUICK),--quick) $(if $(LONG),--long) $(if $(RESUME),--resume)
 
 bench: ## Dormouse beside core NATS, JetStream, Redis and S2-lite, into docs/performance.md (BENCH=…, QUICK=1, LONG=1)
 	@scripts/tools nats-server s3-server redis-server s2-lite

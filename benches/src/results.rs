@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::load::Round;
@@ -127,6 +127,30 @@ impl Results {
     pub fn others_cores(&self) -> Option<f64> {
         let lines = self.scenarios.iter().flat_map(|scenario| &scenario.lines);
         median(lines.flat_map(|line| line.rounds.values()).map(|round| round.others_cores).collect())
+    }
+
+    /// Keeps what an earlier run of the same kind has measured.
+    ///
+    /// # Errors
+    /// When that was another commit, or another kind of run.
+    pub fn keep(&mut self, earlier: Self) -> Result<()> {
+        if (&earlier.machine.commit, earlier.long) != (&self.machine.commit, self.long) {
+            bail!("what is there was measured of commit {}, or of what takes long", earlier.machine.commit);
+        }
+        self.machine.load_before = self.machine.load_before.max(earlier.machine.load_before);
+        self.seconds += earlier.seconds;
+        self.targets = earlier.targets;
+        self.scenarios = earlier.scenarios;
+        self.sleepers = earlier.sleepers;
+        Ok(())
+    }
+
+    /// Says of a target what it promises, or why it is left out.
+    pub fn tell(&mut self, target: &str, outcome: Outcome) {
+        match self.targets.iter_mut().find(|(name, _)| name == target) {
+            Some((_, known)) => *known = outcome,
+            None => self.targets.push((target.to_owned(), outcome)),
+        }
     }
 
     /// The scenario of this name.

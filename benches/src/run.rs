@@ -24,9 +24,9 @@ const KEEPS_BYTES: u64 = 1 << 30;
 /// What is measured, and how thoroughly.
 #[derive(Debug, Parser)]
 pub struct Run {
-    /// Only scenarios whose name contains this
+    /// Only scenarios whose name contains this; again for others
     #[arg(long)]
-    only: Option<String>,
+    only: Vec<String>,
     /// Only these targets, separated by commas
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
@@ -42,6 +42,9 @@ pub struct Run {
     /// How long one target is measured in one round, in seconds
     #[arg(long, default_value_t = 1.0, default_value_if("quick", "true", "0.3"))]
     seconds: f64,
+    /// Keep what an interrupted run of the same commit has measured, and go on with the rest
+    #[arg(long)]
+    resume: bool,
     /// Where the results go, as JSON
     #[arg(long, value_name = "FILE", default_value = "bench.json")]
     out: PathBuf,
@@ -71,7 +74,7 @@ impl Run {
 
     fn wants(&self, name: &str, effort: Effort) -> bool {
         let fits = if self.long { effort == Effort::Long } else { effort <= self.effort() };
-        fits && self.only.as_ref().is_none_or(|only| name.contains(only))
+        fits && (self.only.is_empty() || self.only.iter().any(|only| name.contains(only)))
     }
 }
 
@@ -86,17 +89,17 @@ pub async fn run(run: &Run) -> Result<Results> {
         machine: Machine::here(open_files),
         arguments: run.arguments(),
         long: run.long,
-        whole: run.only.is_none() && run.targets.is_empty() && run.effort() != Effort::Quick,
+        whole: run.only.is_empty() && run.targets.is_empty() && run.effort() != Effort::Quick,
         seconds: 0,
         targets: Vec::new(),
         scenarios: Vec::new(),
         sleepers: Vec::new(),
     };
-    let chosen: Vec<Scenario> = scenario::all(scenario::many(open_files))
+    let mut chosen: Vec<Scenario> = scenario::all(scenario::many(open_files))
         .into_iter()
         .filter(|scenario| run.wants(&scenario.name(), scenario.effort))
         .collect();
-    let sleeping: Vec<usize> = SLEEPERS
+    let mut sleeping: Vec<usize> = SLEEPERS
         .iter()
         .filter(|(_, effort)| run.wants(SLEEPING, *effort))
         .map(|(subjects, _)| *subjects)
@@ -104,6 +107,12 @@ pub async fn run(run: &Run) -> Result<Results> {
     if chosen.is_empty() && sleeping.is_empty() {
         bail!("no scenario of this effort has a name with {:?} in it: `list` shows them", run.only);
     }
+    if run.resume {
+        results.keep(Results::read(&run.out)?)?;
+        chosen.retain(|scenario| results.scenario(&scenario.name()).is_none());
+        sleeping.retain(|subjects| results.sleepers.iter().all(|kept| kept.subjects != *subjects));
+    }
+    let earlier_s = results.seconds;
     if !chosen.is_empty() {
         let asleep = chosen.iter().any(|scenario| scenario.needs() == Ability::Sleep);
         let mut running = start_all(run, asleep, &mut results).await?;
@@ -113,16 +122,17 @@ pub async fn run(run: &Run) -> Result<Results> {
             let (family, column) = scenario.place();
             let bytes = scenario.counts_bytes();
             results.scenarios.push(Measured { name: scenario.name(), family, column, bytes, lines });
-            results.seconds = began.elapsed().as_secs();
+            results.seconds = earlier_s + began.elapsed().as_secs();
             results.write(&run.out)?;
         }
+        results.scenarios.sort_by_key(|measured| scenario::place_of(&measured.name));
     }
     for subjects in sleeping {
         eprintln!("{subjects} {SLEEPING}");
         results.sleepers.push(sleepers::measure(subjects).await?);
         settle_disk();
     }
-    results.seconds = began.elapsed().as_secs();
+    results.seconds = earlier_s + began.elapsed().as_secs();
     results.write(&run.out)?;
     Ok(results)
 }
@@ -138,14 +148,12 @@ async fn start_all(run: &Run, asleep: bool, results: &mut Results) -> Result<Vec
     for name in names.into_iter().filter(|name| asleep || !targets::ONLY_ASLEEP.contains(name)) {
         match targets::start(name).await {
             Ok(target) => {
-                results
-                    .targets
-                    .push((name.to_owned(), Outcome::Promises(target.target.promise().to_owned())));
+                results.tell(name, Outcome::Promises(target.target.promise().to_owned()));
                 running.push(target);
             }
             Err(error) => {
                 eprintln!("{name} is left out: {error:#}");
-                results.targets.push((name.to_owned(), Outcome::LeftOut(format!("{error:#}"))));
+                results.tell(name, Outcome::LeftOut(format!("{error:#}")));
             }
         }
     }

@@ -162,6 +162,13 @@ pub fn usual_name(name: &str) -> String {
     usual().unwrap_or_else(|| name.to_owned())
 }
 
+/// Where a scenario stands among all.
+#[must_use]
+pub fn place_of(name: &str) -> usize {
+    let name = usual_name(name);
+    all(MANY).iter().take_while(|scenario| scenario.name() != name).count()
+}
+
 /// Every scenario, in the order of the tables.
 #[must_use]
 pub fn all(many: usize) -> Vec<Scenario> {
