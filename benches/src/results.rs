@@ -17,6 +17,8 @@ pub struct Results {
     pub machine: Machine,
     /// The arguments that make the same run again.
     pub arguments: String,
+    /// The arguments but for which scenarios were chosen.
+    pub terms: String,
     /// Whether it was what takes long.
     pub long: bool,
     /// Whether everything that belongs into the documentation was measured.
@@ -132,10 +134,10 @@ impl Results {
     /// Keeps what an earlier run of the same kind has measured.
     ///
     /// # Errors
-    /// When that was another commit, or another kind of run.
+    /// When that was another commit, or measured otherwise.
     pub fn keep(&mut self, earlier: Self) -> Result<()> {
-        if (&earlier.machine.commit, earlier.long) != (&self.machine.commit, self.long) {
-            bail!("what is there was measured of commit {}, or of what takes long", earlier.machine.commit);
+        if (&earlier.machine.commit, &earlier.terms) != (&self.machine.commit, &self.terms) {
+            bail!("what is there was measured of commit {} with {}", earlier.machine.commit, earlier.terms);
         }
         self.machine.load_before = self.machine.load_before.max(earlier.machine.load_before);
         self.seconds += earlier.seconds;

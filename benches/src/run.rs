@@ -42,7 +42,7 @@ pub struct Run {
     /// How long one target is measured in one round, in seconds
     #[arg(long, default_value_t = 1.0, default_value_if("quick", "true", "0.3"))]
     seconds: f64,
-    /// Keep what an interrupted run of the same commit has measured, and go on with the rest
+    /// Keep what an interrupted run of the same commit and the same options has measured, and go on with the rest
     #[arg(long)]
     resume: bool,
     /// Where the results go, as JSON
@@ -61,8 +61,13 @@ impl Run {
 
     /// What makes the same run again.
     fn arguments(&self) -> String {
+        let only = self.only.iter().map(|only| format!("--only {only:?} "));
+        format!("{}{}", only.collect::<String>(), self.terms())
+    }
+
+    /// What two runs must have in common whose results stand side by side.
+    fn terms(&self) -> String {
         let mut words = Vec::new();
-        words.extend(self.only.iter().map(|only| format!("--only {only:?}")));
         if !self.targets.is_empty() {
             words.push(format!("--targets {}", self.targets.join(",")));
         }
@@ -88,6 +93,7 @@ pub async fn run(run: &Run) -> Result<Results> {
     let mut results = Results {
         machine: Machine::here(open_files),
         arguments: run.arguments(),
+        terms: run.terms(),
         long: run.long,
         whole: run.only.is_empty() && run.targets.is_empty() && run.effort() != Effort::Quick,
         seconds: 0,
