@@ -42,6 +42,10 @@ use crate::plan::SubjectState;
 /// Page cache of one open file, in KiB. The operating system caches the rest.
 const CACHE_KIB: u32 = 256;
 
+/// So many pages (8 MiB) a transaction holds before it writes any: one that is written before the end is written twice. What
+/// is replayed, or goes with a `delete_all`, may be far more than there is memory for.
+const SPILL_PAGES: u32 = 2_048;
+
 /// Prepared statements kept; there are fewer different ones.
 const STATEMENTS: usize = 64;
 
@@ -379,8 +383,7 @@ fn set_pragmas(connection: &Connection) -> Result<(), DatabaseError> {
     // Checkpoints are ours: the file must not change while a snapshot is taken of it.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
-    // A page that is written before its transaction ends is written twice. A transaction is bounded: see `Backlog`.
-    connection.pragma_update(None, "cache_spill", false)?;
+    connection.pragma_update(None, "cache_spill", SPILL_PAGES)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(())
 }

@@ -477,3 +477,19 @@ fn messages_that_come_together_are_stored_as_they_are_one_by_one() {
     together.check_counts();
     together.check_whole().unwrap();
 }
+
+#[test]
+fn a_transaction_writes_nothing_before_its_end_unless_it_is_more_than_fits_the_memory() {
+    let (_folder, path) = file();
+    let mut database = fresh(&path);
+    for (messages, is_much) in [(10, false), (200, true)] {
+        database.checkpoint().unwrap();
+        database.begin().unwrap();
+        for _ in 0..messages {
+            let set = Operation::Set(database.set(None, &[b'x'; 100_000]));
+            database.apply(&database.entry(vec![set])).unwrap();
+        }
+        assert_eq!(database.wal_bytes() > 0, is_much, "{messages} messages");
+        database.commit().unwrap();
+    }
+}
