@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, IndeterminateCause};
-use crate::exchange::exchange;
+use crate::exchange::{Read, exchange, whole};
 use crate::gets::Lanes;
 use crate::location::{Locations, Server};
 use crate::retry::{Failure, Next, Refusal, Repeat, Target, Tries};
@@ -47,7 +47,7 @@ pub(crate) trait Content: Sync {
 }
 
 /// The same bytes each time.
-struct Fixed(Bytes);
+pub(crate) struct Fixed(pub(crate) Bytes);
 
 impl Content for Fixed {
     fn next_try(&self, _: &Route) -> Bytes {
@@ -84,16 +84,18 @@ impl Inner {
     ) -> Result<R, Error> {
         // The requests of the protocol are maps of plain fields, which always encode.
         let content = Fixed(encode(request).expect("a request encodes"));
-        self.call_with(subject, op, &content, deadline).await
+        self.call_with(subject, op, &content, deadline, whole).await
     }
 
-    /// As [`call`](Self::call), for a request that may change as long as it was certainly not carried out.
-    pub(crate) async fn call_with<R: DeserializeOwned>(
+    /// As [`call`](Self::call), for a request that may change as long as it was certainly not carried out, or a reply
+    /// that is not read whole.
+    pub(crate) async fn call_with<R>(
         &self,
         subject: &Subject,
         op: Op,
         content: &impl Content,
         deadline: Duration,
+        read: Read<R>,
     ) -> Result<R, Error> {
         let started = self.env.boot();
         let elapsed = || self.env.boot().saturating_sub(started);
@@ -113,7 +115,7 @@ impl Inner {
                     let payload = content.next_try(&route);
                     let message = Outgoing::new(route, payload);
                     // The look-up may have taken all the time there was.
-                    let answer = exchange::<R>(&*self.bus, message, tries.try_deadline(elapsed())?);
+                    let answer = exchange(&*self.bus, message, tries.try_deadline(elapsed())?, read);
                     match unless_gone(&server, answer).await {
                         Ok(reply) => return Ok(reply),
                         Err(failure) => {
@@ -176,7 +178,7 @@ impl Inner {
             let message = Outgoing::new(route.clone(), payload.clone());
             let try_deadline =
                 tries.try_deadline(elapsed()).map_err(|error| asking.in_doubt(error, unanswered.clone()))?;
-            let refusal = match exchange(&*self.bus, message, try_deadline).await {
+            let refusal = match exchange(&*self.bus, message, try_deadline, whole).await {
                 Ok(reply) => return Ok(reply),
                 Err(refusal) => refusal,
             };

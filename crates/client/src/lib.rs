@@ -46,7 +46,7 @@
 //! | `gets` | gets on their way: sent at once, or together where enough of them are in flight already |
 //! | `source`, `upload`, `download` | values of any size, piece by piece |
 //! | `entry`, `error`, `error_kind`, `json` | what calls return |
-//! | `pages` | long results, one page ahead of the reader |
+//! | `pages` | long results, a page or two ahead of the reader |
 //! | `feed` | feeds: a pure machine that listens, asks for what it missed and tells; a thin task around it |
 
 mod batch;

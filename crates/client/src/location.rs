@@ -15,7 +15,7 @@ use dormouse_runtime::Stop;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 
-use crate::exchange::exchange;
+use crate::exchange::{exchange, whole};
 use crate::retry::Refusal;
 
 /// How long one look-up waits for the coordinator before its callers decide anew.
@@ -196,7 +196,7 @@ impl Locations {
         loop {
             let before = self.state().announcements;
             let message = Outgoing::new(route.clone(), self.request.clone());
-            let reply = exchange::<LocateReply>(&*self.bus, message, LOOK_UP_DEADLINE).await?;
+            let reply = exchange::<LocateReply>(&*self.bus, message, LOOK_UP_DEADLINE, whole).await?;
             let mut state = self.state();
             // An answer that was on its way when the server was announced as gone is of the time before that: believed, it
             // would cost a pause with nobody to cut it short. Each time round needs another announcement.

@@ -1,22 +1,27 @@
-//! Long results as a sequence of pages: pulled, never blasted, with one page in flight ahead of the reader.
+//! Long results as a sequence of pages: pulled, never blasted, with one or two pages ahead of the reader.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::vec;
 
+use bytes::Bytes;
+use dormouse_protocol::codec::DecodeError;
 use dormouse_protocol::data::{GetAllReply, GetAllRequest, KeysReply, KeysRequest};
 use dormouse_protocol::limits::MAX_PAGE_ITEMS;
-use dormouse_protocol::{Message, Op, Position, Seq};
+use dormouse_protocol::{Message, Op, Position, Seq, decode, encode};
 use dormouse_runtime::Tasks;
-use tokio::sync::mpsc;
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::call::Fixed;
 use crate::error::{Error, MalformedCause};
 use crate::range::SeqRange;
 use crate::subject::Handle;
 
-/// The items of a long result, in order. While one page is being read the next is on its way, and no more than that:
-/// a reader that is slow makes the pages wait at the server.
+/// The items of a long result, in order. While one page is being read the next is on its way, or there and the one after
+/// it is, and no more than that: a reader that is slow makes the pages wait at the server.
 ///
 /// Each page shows the subject as it was when that page was read, not as it was when the reading began. After an
 /// error the sequence ends. Dropping it abandons what is in flight.
@@ -52,7 +57,7 @@ pub(crate) trait Source<T>: Send + 'static {
 
 impl<T: Send + 'static> Pages<T> {
     pub(crate) fn read(tasks: &Tasks, source: impl Source<T>) -> Self {
-        // One place, reserved before the page is asked for: one page ahead of the reader.
+        // One place, reserved before the source goes on: one page ahead of the reader, and what the source has asked for.
         let (sender, pages) = mpsc::channel(1);
         let stop = tasks.stop().clone();
         tasks.spawn("pages", async move {
@@ -154,9 +159,30 @@ async fn read_ahead<T>(mut source: impl Source<T>, pages: &mpsc::Sender<Result<P
 
 /// Reads messages in order of seq.
 pub(crate) struct MessagePages {
-    pub(crate) handle: Handle,
-    pub(crate) range: SeqRange,
-    pub(crate) key_prefix: Option<String>,
+    handle: Handle,
+    range: SeqRange,
+    key_prefix: Option<String>,
+    /// The page after the last one, where it has been asked for.
+    next: Option<oneshot::Receiver<Result<Unread, Error>>>,
+}
+
+/// A page as it came. Where the one after it begins is known before the messages are read, so that the server reads that
+/// one meanwhile.
+struct Unread {
+    cursor: Option<Seq>,
+    reply: Bytes,
+}
+
+impl Unread {
+    fn new(reply: &Bytes) -> Result<Self, DecodeError> {
+        #[derive(Deserialize)]
+        struct End {
+            #[serde(default)]
+            cursor: Option<Seq>,
+        }
+        let End { cursor } = decode(reply)?;
+        Ok(Self { cursor, reply: reply.clone() })
+    }
 }
 
 impl Source<Message> for MessagePages {
@@ -164,6 +190,40 @@ impl Source<Message> for MessagePages {
         if self.range.is_empty() {
             return Ok(Page { items: Vec::new(), last: true, position: None });
         }
+        let asked = self.next.take().unwrap_or_else(|| self.ask());
+        // What asks ends without an answer only with the client.
+        let Unread { cursor, reply } = asked.await.unwrap_or(Err(Error::Closed))?;
+        if let Some(cursor) = cursor {
+            self.advance(cursor)?;
+        }
+        let mut last = cursor.is_none() || self.range.is_empty();
+        // How many messages of this page count is known only once they have been read.
+        if !last && self.range.limit.is_none() {
+            self.next = Some(self.ask());
+            // It leaves before this page is read, on a runtime with one thread too.
+            tokio::task::yield_now().await;
+        }
+        let reply: GetAllReply = decode(&reply)
+            .map_err(|error| Error::Malformed { cause: MalformedCause::Decode(Arc::new(error)) })?;
+        let mut items = Vec::with_capacity(reply.messages.len());
+        for message in reply.messages {
+            items.extend(self.complete(message).await?);
+        }
+        if let Some(limit) = &mut self.range.limit {
+            *limit = limit.saturating_sub(items.len() as u64);
+            last |= self.range.is_empty();
+        }
+        Ok(Page { items, last, position: Some(reply.position) })
+    }
+}
+
+impl MessagePages {
+    pub(crate) const fn new(handle: Handle, range: SeqRange, key_prefix: Option<String>) -> Self {
+        Self { handle, range, key_prefix, next: None }
+    }
+
+    /// Asks for the page that begins where the range does, beside whoever waits for it; who no longer does ends that.
+    fn ask(&self) -> oneshot::Receiver<Result<Unread, Error>> {
         let request = GetAllRequest {
             start_seq: self.range.start,
             end_seq: self.range.end,
@@ -172,23 +232,23 @@ impl Source<Message> for MessagePages {
             limit: self.range.limit.map(|limit| limit.min(MAX_PAGE_ITEMS as u64)),
             ..GetAllRequest::default()
         };
-        let reply: GetAllReply = self.handle.call(Op::GetAll, &request).await?;
-        let mut items = Vec::with_capacity(reply.messages.len());
-        for message in reply.messages {
-            items.extend(self.complete(message).await?);
-        }
-        if let Some(limit) = &mut self.range.limit {
-            *limit = limit.saturating_sub(items.len() as u64);
-        }
-        if let Some(cursor) = reply.cursor {
-            self.advance(cursor)?;
-        }
-        let last = reply.cursor.is_none() || self.range.is_empty();
-        Ok(Page { items, last, position: Some(reply.position) })
+        let (mut sender, page) = oneshot::channel();
+        let handle = self.handle.clone();
+        self.handle.inner.tasks.spawn("page", async move {
+            // The requests of the protocol are maps of plain fields, which always encode.
+            let content = Fixed(encode(&request).expect("a request encodes"));
+            let Handle { inner, subject, deadline, .. } = &handle;
+            let call = inner.call_with(subject, Op::GetAll, &content, *deadline, Unread::new);
+            tokio::select! {
+                biased;
+                () = inner.tasks.stop().given() => {}
+                () = sender.closed() => {}
+                page = call => drop(sender.send(page)),
+            }
+        });
+        page
     }
-}
 
-impl MessagePages {
     /// Fetches a value that was left out. What replaced the message under its key meanwhile has a higher seq: read
     /// upwards, it is still to come, read downwards, its place has been passed.
     async fn complete(&self, message: Message) -> Result<Option<Message>, Error> {

@@ -235,7 +235,7 @@ impl Handle {
     }
 
     pub(crate) fn messages(&self, range: SeqRange, key_prefix: Option<String>) -> Pages<Message> {
-        Pages::read(&self.inner.tasks, MessagePages { handle: self.clone(), range, key_prefix })
+        Pages::read(&self.inner.tasks, MessagePages::new(self.clone(), range, key_prefix))
     }
 
     pub(crate) async fn delete(&self, request: DeleteRequest) -> Result<DeleteReply, Error> {

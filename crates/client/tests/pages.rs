@@ -1,4 +1,4 @@
-//! Long results: one page ahead of the reader, no more.
+//! Long results: two pages ahead of the reader, no more.
 
 mod support;
 
@@ -73,22 +73,30 @@ async fn an_empty_range_costs_no_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_page_is_on_its_way_while_one_is_read_and_no_other() {
+async fn two_pages_are_ahead_of_the_one_that_is_read_and_no_other() {
     let fleet = fleet().await;
     let stream = stream(&fleet).await;
     let mut messages = stream.get_all(..);
     messages.next().await.unwrap().unwrap();
-    // Two of the first page are left, and the second is fetched without being asked for.
-    fleet.arrivals.wait_for("a get_all", 2).await;
-    // However long the reader takes, the third is not.
-    tokio::time::sleep(Duration::from_secs(3_600)).await;
-    assert_eq!(fleet.arrivals.count("a get_all"), 2);
-    messages.next().await.unwrap().unwrap();
-    messages.next().await.unwrap().unwrap();
-    assert_eq!(fleet.arrivals.count("a get_all"), 2);
-    messages.next().await.unwrap().unwrap();
+    // Two of the first page are left, and the second and third are fetched without being asked for.
     fleet.arrivals.wait_for("a get_all", 3).await;
+    // However long the reader takes, the fourth is not.
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(fleet.arrivals.count("a get_all"), 3);
+    messages.next().await.unwrap().unwrap();
+    messages.next().await.unwrap().unwrap();
+    assert_eq!(fleet.arrivals.count("a get_all"), 3);
+    messages.next().await.unwrap().unwrap();
+    fleet.arrivals.wait_for("a get_all", 4).await;
     assert_eq!(messages.all().await.unwrap().len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limited_reading_asks_for_no_page_beyond_it() {
+    let fleet = fleet().await;
+    let stream = stream(&fleet).await;
+    assert_eq!(seqs(&stream, SeqRange::all().limit(4)).await, [1, 2, 3, 4]);
+    assert_eq!(fleet.arrivals.count("a get_all"), 2);
 }
 
 #[tokio::test(start_paused = true)]

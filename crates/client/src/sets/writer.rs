@@ -15,6 +15,7 @@ use super::flight::{Flight, Told};
 use super::queue::{Company, Entry, Queue};
 use crate::call::{Content, Inner};
 use crate::error::{Error, IndeterminateCause};
+use crate::exchange::whole;
 use crate::source::ValueSource;
 use crate::subject::Handle;
 
@@ -251,7 +252,7 @@ async fn send(inner: &Arc<Inner>, subject: &Subject, wake: &Notify, mut flight: 
         let mut call = std::pin::pin!(async {
             match upload {
                 Some(upload) => upload.await,
-                None => inner.call_with(subject, Op::Set, &content, deadline).await,
+                None => inner.call_with(subject, Op::Set, &content, deadline, whole).await,
             }
         });
         loop {
