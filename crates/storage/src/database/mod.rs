@@ -128,7 +128,8 @@ impl Database {
         set_pragmas(&connection)?;
         if version < schema::SCHEMA_VERSION {
             let from_1 = if version < 2 { schema::FROM_1 } else { "" };
-            let (from_2, version) = (schema::FROM_2, schema::SCHEMA_VERSION);
+            let from_2 = if version < 3 { schema::FROM_2 } else { "" };
+            let version = schema::SCHEMA_VERSION;
             let up = format!("BEGIN IMMEDIATE;{from_1}{from_2}PRAGMA user_version = {version};COMMIT;");
             connection.execute_batch(&up)?;
         }
@@ -373,13 +374,13 @@ fn check_identity(connection: &Connection) -> Result<i32, DatabaseError> {
 }
 
 fn set_pragmas(connection: &Connection) -> Result<(), DatabaseError> {
+    // The log is what survives a loss of power. A file from before it is never looked at again: see
+    // `DataDir::set_aside_unsynced`. It comes first: a new file's change of mode would be synced three times.
+    connection.pragma_update(None, "synchronous", "OFF")?;
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         return Err(DatabaseError::Damaged(format!("its journal mode is {mode}, not wal")));
     }
-    // The log is what survives a loss of power. A file from before it is never looked at again: see
-    // `DataDir::set_aside_unsynced`.
-    connection.pragma_update(None, "synchronous", "OFF")?;
     // Checkpoints are ours: the file must not change while a snapshot is taken of it.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;

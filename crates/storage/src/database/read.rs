@@ -25,7 +25,9 @@ macro_rules! select_messages {
 pub(super) use select_messages;
 
 const BY_SEQ: &str = select_messages!("WHERE seq = ?1");
-const BY_KEY: &str = select_messages!("WHERE key = ?1");
+pub(super) const BY_KEY: &str = select_messages!("WHERE key = ?1");
+pub(super) const KEYS_FROM: &str = "SELECT key FROM messages WHERE key >= ?1 ORDER BY key";
+pub(super) const KEYS_AFTER: &str = "SELECT key FROM messages WHERE key > ?1 ORDER BY key";
 const PAGE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
 const PAGE_REVERSE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC");
 
@@ -244,11 +246,8 @@ impl Database {
         let mut budget = Budget::new(max_reply_bytes);
         let mut reply = KeysReply { position: self.state.position(), keys: Vec::new(), cursor: None };
         let after = request.cursor.as_deref().filter(|cursor| *cursor >= prefix);
-        let mut statement = self.connection.prepare_cached(if after.is_some() {
-            "SELECT key FROM messages WHERE key > ?1 ORDER BY key"
-        } else {
-            "SELECT key FROM messages WHERE key >= ?1 ORDER BY key"
-        })?;
+        let mut statement =
+            self.connection.prepare_cached(if after.is_some() { KEYS_AFTER } else { KEYS_FROM })?;
         let mut rows = statement.query([after.unwrap_or(prefix)])?;
         while let Some(row) = rows.next()? {
             let key: String = row.get(0)?;

@@ -4,7 +4,7 @@
 pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
 
 /// The version of the tables below. A file of a newer one is refused, never guessed at.
-pub(super) const SCHEMA_VERSION: i32 = 3;
+pub(super) const SCHEMA_VERSION: i32 = 4;
 
 /// Tombstones beyond this number are forgotten, the oldest first. Someone who asks for the changes since before the
 /// oldest one kept has to read everything.
@@ -13,11 +13,13 @@ pub(super) const MAX_TOMBSTONES: u64 = 10_000;
 /// How many tombstones go at once, so that not every delete prunes.
 pub(super) const TOMBSTONE_SLACK: u64 = 1_000;
 
-/// Everything there is. Unsigned 64-bit numbers are stored as the signed number of the same bits.
+/// Everything there is. In a file that began with a version before 4 the key is `UNIQUE` by itself and has no other
+/// index, which finds the same and costs each message an entry, also one without a key: to take that away would be to
+/// copy the whole table. Unsigned 64-bit numbers are stored as the signed number of the same bits.
 pub(super) const CREATE: &str = "
 CREATE TABLE messages(
     seq INTEGER PRIMARY KEY,
-    key TEXT UNIQUE,
+    key TEXT,
     term INTEGER NOT NULL,
     rev INTEGER NOT NULL,
     timestamp INTEGER NOT NULL, -- microseconds since 1970
@@ -29,6 +31,7 @@ CREATE TABLE messages(
     value BLOB,                 -- NULL: the null value, or elsewhere; so far behind that the rest is read without it
     accepted_at INTEGER         -- the accept time of its rev; read from the index
 ) STRICT;
+CREATE UNIQUE INDEX messages_by_key ON messages(key) WHERE key IS NOT NULL;
 CREATE INDEX messages_by_rev ON messages(rev, accepted_at);
 CREATE INDEX messages_by_expiry ON messages(expires_at) WHERE expires_at IS NOT NULL;
 CREATE UNIQUE INDEX messages_by_blob ON messages(blob) WHERE blob IS NOT NULL;

@@ -103,11 +103,11 @@ fn a_file_that_is_not_ours_is_refused_and_not_touched() {
     );
 
     let connection = Connection::open(&path).unwrap();
-    connection.pragma_update(None, "user_version", 4).unwrap();
+    connection.pragma_update(None, "user_version", 5).unwrap();
     drop(connection);
     let before = std::fs::read(&path).unwrap();
     let error = Database::open(&path, &subject()).unwrap_err();
-    assert!(matches!(error, DatabaseError::Newer { found: 4, understood: 3 }));
+    assert!(matches!(error, DatabaseError::Newer { found: 5, understood: 4 }));
     assert!(!error.is_unfit_file(), "a newer file is not damaged");
     assert_eq!(error.reply(&subject()).code, ErrorCode::Unavailable);
     assert_eq!(std::fs::read(&path).unwrap(), before);

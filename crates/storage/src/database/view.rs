@@ -8,6 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::{Database, from_sql, to_sql};
 use crate::plan::{Held, Memory, SubjectState, SubjectView};
 
+pub(super) const UNDER_KEY: &str = "SELECT term, seq FROM messages WHERE key = ?1";
+
 impl SubjectView for Database {
     fn state(&self) -> &SubjectState {
         &self.state
@@ -26,7 +28,7 @@ impl SubjectView for Database {
     fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
         let read = |connection: &Connection| {
             connection
-                .prepare_cached("SELECT term, seq FROM messages WHERE key = ?1")?
+                .prepare_cached(UNDER_KEY)?
                 .query_row([key], |row| {
                     let term = Term::new(from_sql(row.get(0)?));
                     Ok(MessageId { term, seq: Seq::new(from_sql(row.get(1)?)) })
