@@ -1,11 +1,11 @@
 //! What a local directory (or a mount) needs beside object_store: creates whose leftovers can be swept, listings that
-//! exclude deletions, deletions that cannot outlive their lock, and the certainty that the directory is still the one
-//! that was opened.
+//! exclude deletions, deletions that cannot outlive their lock, the certainty that the directory is still the one
+//! that was opened, and reads that are handed to another thread once.
 
 mod staging;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,6 +65,32 @@ impl LocalDirectory {
     /// Fails when the directory is not the one that was opened (any more).
     pub(super) fn check_present(&self) -> io::Result<()> {
         fs::metadata(self.root.join(MARKER)).map(drop).map_err(|error| self.explain(error))
+    }
+
+    /// Opens an object to be read; `None` where there is none of this name.
+    pub(super) fn open_object(&self, name: &str) -> io::Result<Option<File>> {
+        match File::open(self.root.join(name)) {
+            // A folder is no object.
+            Ok(file) => Ok((!file.metadata()?.is_dir()).then_some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_present().map(|()| None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads an object into memory; its size alone where that is more than `most_bytes`.
+    pub(super) fn read_object(
+        &self,
+        name: &str,
+        most_bytes: u64,
+    ) -> io::Result<Option<Result<Vec<u8>, u64>>> {
+        let Some(mut file) = self.open_object(name)? else { return Ok(None) };
+        let size_bytes = file.metadata()?.len();
+        if size_bytes > most_bytes {
+            return Ok(Some(Err(size_bytes)));
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Some(Ok(bytes)))
     }
 
     /// Everything below `prefix`, in no particular order, as it was at one moment as far as deletions go. Never waits:
@@ -193,6 +219,23 @@ mod tests {
         for several in ["", "subjects/", "subjects/app.orders", "app.orders"] {
             assert_eq!(stripe_of(several), None, "{several}");
         }
+    }
+
+    #[test]
+    fn only_what_is_an_object_is_read_and_without_the_directory_nothing_is_called_absent() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("bucket");
+        fs::create_dir(&root).unwrap();
+        let directory = LocalDirectory::open(root.clone()).unwrap();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/c"), "1234").unwrap();
+        assert_eq!(directory.read_object("a/c", 4).unwrap(), Some(Ok(b"1234".to_vec())));
+        assert_eq!(directory.read_object("a/c", 3).unwrap(), Some(Err(4)));
+        assert_eq!(directory.read_object("a/b", 4).unwrap(), None, "a folder");
+        assert_eq!(directory.read_object("a/d", 4).unwrap(), None);
+        fs::remove_dir_all(&root).unwrap();
+        let error = directory.read_object("a/c", 4).unwrap_err();
+        assert!(error.to_string().contains("is it still mounted?"), "{error}");
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Call<'_> {
     }
 
     /// What an error of the directory means.
-    fn directory_failed(self, error: io::Error) -> BucketError {
+    pub(super) fn directory_failed(self, error: io::Error) -> BucketError {
         let (operation, name) = (self.operation, self.name.to_owned());
         match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -267,19 +267,24 @@ impl Bucket for ObjectStoreBucket {
 
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
         let call = Call { operation: Operation::Get, name: key.as_str() };
+        let too_large = |size_bytes: u64| {
+            let what = format!("{size_bytes} bytes, where at most {MAX_SMALL_OBJECT_BYTES} are expected");
+            BucketError::Corrupt { object: key.to_string(), what }
+        };
+        if let Some(directory) = &self.directory {
+            let name = key.to_string();
+            let read = move |directory: &LocalDirectory| directory.read_object(&name, MAX_SMALL_OBJECT_BYTES);
+            let found = self.on_directory(directory, call, read).await?;
+            return found.transpose().map(|found| found.map(Bytes::from)).map_err(too_large);
+        }
         let path = self.locate(call)?;
         let found = match call.within(CALL_TIMEOUT, self.store.get(&path)).await? {
             Ok(found) => found,
-            Err(StoreError::NotFound { .. }) => {
-                self.check_present(call).await?;
-                return Ok(None);
-            }
+            Err(StoreError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(call.failed(error)),
         };
         if found.meta.size > MAX_SMALL_OBJECT_BYTES {
-            let what =
-                format!("{} bytes, where at most {MAX_SMALL_OBJECT_BYTES} are expected", found.meta.size);
-            return Err(BucketError::Corrupt { object: key.to_string(), what });
+            return Err(too_large(found.meta.size));
         }
         call.complete(found.bytes()).await.map(Some)
     }
@@ -305,11 +310,10 @@ impl Bucket for ObjectStoreBucket {
 
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
         let call = Call { operation: Operation::GetFile, name: key.as_str() };
-        let summary = transfer::download(self, call, path).await?;
-        if summary.is_none() {
-            self.check_present(call).await?;
+        match &self.directory {
+            Some(directory) => transfer::copy(self, directory, call, path).await,
+            None => transfer::download(self, call, path).await,
         }
-        Ok(summary)
     }
 
     async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use object_store::path::Path as ObjectPath;
-use object_store::{Error as StoreError, GetResult, GetResultPayload, ObjectStoreExt, PutPayload};
+use object_store::{Error as StoreError, GetResult, ObjectStoreExt, PutPayload};
 
+use super::local::LocalDirectory;
 use super::parts::Parts;
 use super::store::{Call, ObjectStoreBucket};
 use super::{BucketError, FileSummary, HeaderPatch};
@@ -157,6 +158,24 @@ async fn upload_parts(
     }
 }
 
+/// With a local directory, downloads on one thread, without hops between the pieces.
+pub(super) async fn copy(
+    bucket: &ObjectStoreBucket,
+    directory: &LocalDirectory,
+    call: Call<'_>,
+    path: &Path,
+) -> Result<Option<FileSummary>, BucketError> {
+    let (directory, name, path) = (directory.clone(), call.name.to_owned(), path.to_owned());
+    let copy = move || {
+        let Some(from) = directory.open_object(&name)? else { return Ok(None) };
+        Ok(Some(Target::create(path.clone()).and_then(|target| {
+            // The error that is reported is the one that made the file useless.
+            target.copy_from(from).inspect_err(|_| drop(fs::remove_file(path)))
+        })))
+    };
+    bucket.env().blocking(copy).await.map_err(|error| call.directory_failed(error))?.transpose()
+}
+
 pub(super) async fn download(
     bucket: &ObjectStoreBucket,
     call: Call<'_>,
@@ -186,12 +205,7 @@ async fn fill(
     found: GetResult,
     mut target: Target,
 ) -> Result<FileSummary, BucketError> {
-    let mut stream = match found.payload {
-        GetResultPayload::File(file, _) => {
-            return bucket.env().blocking(move || target.copy_from(file)).await;
-        }
-        GetResultPayload::Stream(stream) => stream,
-    };
+    let mut stream = found.into_stream();
     let mut gathered = BytesMut::new();
     loop {
         let piece = call.complete(stream.try_next()).await?;
@@ -231,7 +245,6 @@ impl Target {
             .map_err(|source| BucketError::LocalFile { path: self.path.clone(), source })
     }
 
-    /// A local store hands out the object as an open file: one thread copies it, without hops per piece.
     fn copy_from(mut self, mut from: File) -> Result<FileSummary, BucketError> {
         let mut buffer = vec![0; 256 * 1_024];
         loop {

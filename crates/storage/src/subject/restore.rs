@@ -15,7 +15,7 @@ use crate::engine::Shared;
 use crate::entry::Entry;
 use crate::format::delta;
 use crate::keys::{ManifestNumber, Nonce, SubjectKeys};
-use crate::manifest::{DeltaRef, Manifest, SnapshotRef};
+use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
 use crate::ownership::local::{LocalFile, may_reuse};
 use crate::ownership::terms;
 
@@ -54,9 +54,12 @@ impl Restorer<'_> {
         let Some(home) = self.home else { return Ok(None) };
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let kept = home.data.lost_file(&subject, Default::default(), Nonce::new(self.env.ulid()));
+        let incoming = incoming(&path);
         let found = self
             .env
             .blocking(move || {
+                // Left behind by a process that was killed while it pulled. What cannot go fails whoever pulls.
+                let _ = remove_files(&incoming);
                 if !path.exists() {
                     return Ok(None);
                 }
@@ -132,17 +135,17 @@ impl Restorer<'_> {
         for delta in &manifest.deltas {
             deltas.extend(fetch_delta(self.bucket, self.subject, delta).await?);
         }
+        let terms = terms(manifest);
         match &manifest.snapshot {
-            Some(snapshot) => self.pull(snapshot).await?,
+            Some(snapshot) => self.pull(snapshot, terms).await?,
             // The deltas begin where the subject did: at nothing, or at a tombstone.
             None => {
                 let rev = deltas.first().map_or(manifest.base_rev, |first| first.after);
                 let past = manifest.past.clone();
                 self.start_empty(Origin { rev, next_seq: manifest.next_seq, past }).await?;
+                self.on_file(move |database| database.inherit(&terms)).await?;
             }
         }
-        let terms = terms(manifest);
-        self.on_file(move |database| database.inherit(&terms)).await?;
         self.apply(deltas).await?;
         match self.database.as_ref().map(|database| database.state().rev) {
             Some(rev) if rev == manifest.base_rev => Ok(()),
@@ -154,11 +157,13 @@ impl Restorer<'_> {
         }
     }
 
-    async fn pull(&mut self, snapshot: &SnapshotRef) -> Result<(), RestoreError> {
+    async fn pull(&mut self, snapshot: &SnapshotRef, terms: Vec<TermBase>) -> Result<(), RestoreError> {
         let key = SubjectKeys::new(self.subject).snapshot(&snapshot.name);
-        let incoming = companion(&self.path, "-incoming");
-        // Left behind by a process that was killed while it pulled.
-        remove(self.env, &incoming).await?;
+        let incoming = incoming(&self.path);
+        if self.home.is_none() {
+            // Nobody has looked yet what lies there.
+            remove(self.env, &incoming).await?;
+        }
         let found = self.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?;
         let Some(summary) = found else { return Err(RestoreError::Missing(key.to_string())) };
         if (summary.size_bytes, summary.crc64) != (snapshot.size_bytes, snapshot.crc64) {
@@ -168,17 +173,22 @@ impl Restorer<'_> {
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
         }
         self.database = None;
-        let (path, subject) = (self.path.clone(), self.subject.clone());
+        let (path, subject, rev) = (self.path.clone(), self.subject.clone(), snapshot.rev());
         let opened = self
             .env
             .blocking(move || {
                 put_in_place(&incoming, &path).map_err(LocalError::File)?;
-                Database::open(&path, &subject).map_err(LocalError::Database)
+                let mut database = Database::open(&path, &subject).map_err(LocalError::Database)?;
+                if database.state().rev == rev {
+                    database.inherit(&terms).map_err(LocalError::Terms)?;
+                }
+                Ok(database)
             })
             .await;
         let database = match opened {
             Ok(database) => database,
             Err(LocalError::File(error)) => return Err(cannot_write(&self.path, &error).into()),
+            Err(LocalError::Terms(error)) => return Err(error.not_begun().reply(self.subject).into()),
             Err(LocalError::Database(error @ DatabaseError::Newer { .. })) => {
                 return Err(ErrorReply::unavailable(format!("{key}: {error}")).into());
             }
@@ -191,8 +201,8 @@ impl Restorer<'_> {
                 );
             }
         };
-        if database.state().rev != snapshot.rev() {
-            let what = format!("holds {}, its name says {}", database.state().rev, snapshot.rev());
+        if database.state().rev != rev {
+            let what = format!("holds {}, its name says {rev}", database.state().rev);
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
         }
         self.database = Some(database);
@@ -215,7 +225,7 @@ impl Restorer<'_> {
                 Ok(())
             }
             Err(LocalError::File(error)) => Err(cannot_write(&self.path, &error)),
-            Err(LocalError::Database(error)) => Err(error.reply(self.subject)),
+            Err(LocalError::Database(error) | LocalError::Terms(error)) => Err(error.reply(self.subject)),
         }
     }
 
@@ -259,6 +269,11 @@ impl Restorer<'_> {
     }
 }
 
+/// Where a snapshot lies before it takes its place at `path`.
+fn incoming(path: &Path) -> PathBuf {
+    companion(path, "-incoming")
+}
+
 async fn remove(env: &Env, path: &Path) -> Result<(), ErrorReply> {
     let owned = path.to_owned();
     let removed = env.blocking(move || remove_files(&owned)).await;
@@ -286,6 +301,7 @@ async fn fetch_delta(
 enum LocalError {
     File(io::Error),
     Database(DatabaseError),
+    Terms(DatabaseError),
 }
 
 fn differs(size_bytes: u64, crc64: Crc64, said_bytes: u64, said: Crc64) -> String {
