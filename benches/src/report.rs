@@ -231,16 +231,17 @@ fn sleepers(text: &mut String, results: &Results) -> Result<()> {
     writeln!(
         text,
         "\n**Subjects that sleep**, a fleet started on them:\n\n\
-         | subjects | first answer after | first locate after | server | coordinator | processor time while nobody asks |\n\
-         |---:|---:|---:|---:|---:|---:|"
+         | subjects | first locate after | first answer after | first answer, only the server started anew | server | coordinator | processor time while nobody asks |\n\
+         |---:|---:|---:|---:|---:|---:|---:|"
     )?;
     for sleepers in &results.sleepers {
         writeln!(
             text,
-            "| {} | {:.2} s | {:.2} s | {} | {} | {:.2} % of a core |",
+            "| {} | {:.2} s | {:.2} s | {:.2} s | {} | {} | {:.2} % of a core |",
             sleepers.subjects,
-            sleepers.first_answer_s,
             sleepers.first_locate_s,
+            sleepers.both_first_answer_s,
+            sleepers.first_answer_s,
             megabytes(sleepers.server_bytes as f64),
             megabytes(sleepers.coordinator_bytes as f64),
             sleepers.idle_cores * 100.0

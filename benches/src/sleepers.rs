@@ -28,10 +28,13 @@ const REAL: &str = "bench.real";
 pub struct Sleepers {
     /// How many sleep.
     pub subjects: usize,
-    /// From the start of the coordinator and the server to the first message that was read, in seconds.
-    pub first_answer_s: f64,
-    /// From the start of both to the coordinator's first answer about a sleeping subject, in seconds.
+    /// From the start of the coordinator and the server to the coordinator's first answer about a sleeping subject, in
+    /// seconds.
     pub first_locate_s: f64,
+    /// From the start of both to the first message that was read, in seconds.
+    pub both_first_answer_s: f64,
+    /// From a start of the server, while the coordinator runs, to the first message that was read, in seconds.
+    pub first_answer_s: f64,
     /// The server's resident memory then, in bytes.
     pub server_bytes: u64,
     /// The coordinator's.
@@ -51,18 +54,25 @@ pub async fn measure(subjects: usize) -> Result<Sleepers> {
     let client = Client::connect(&nats.url()).await?;
     let real = client.stream(REAL)?.with_deadline(READY);
 
-    let (mut coordinator, mut server) = start(folder.path(), &nats)?;
+    let programs = Programs::of(folder.path(), &nats)?;
+    let (mut coordinator, mut server) = (programs.coordinator.start()?, programs.server.start()?);
     let written = real.publish("value").await?;
     server.terminate(READY).await?;
     coordinator.terminate(READY).await?;
     lay_to_sleep(folder.path(), subjects)?;
 
     let began = Instant::now();
-    let (coordinator, server) = start(folder.path(), &nats)?;
-    real.get(written.seq).await?.context("what was written is gone")?;
-    let first_answer = began.elapsed();
+    let (coordinator, mut server) = (programs.coordinator.start()?, programs.server.start()?);
     client.locate(&sleeper(subjects / 2)?).await?;
     let first_locate = began.elapsed();
+    real.get(written.seq).await?.context("what was written is gone")?;
+    let both_first_answer = began.elapsed();
+
+    server.terminate(READY).await?;
+    let began = Instant::now();
+    let server = programs.server.start()?;
+    real.get(written.seq).await?.context("what was written is gone")?;
+    let first_answer = began.elapsed();
 
     let used = || -> Result<Duration> { Ok(cpu(&coordinator)? + cpu(&server)?) };
     let before = used()?;
@@ -70,27 +80,31 @@ pub async fn measure(subjects: usize) -> Result<Sleepers> {
     let idle = used()?.saturating_sub(before);
     Ok(Sleepers {
         subjects,
-        first_answer_s: first_answer.as_secs_f64(),
         first_locate_s: first_locate.as_secs_f64(),
+        both_first_answer_s: both_first_answer.as_secs_f64(),
+        first_answer_s: first_answer.as_secs_f64(),
         server_bytes: server.resident_bytes()?,
         coordinator_bytes: coordinator.resident_bytes()?,
         idle_cores: idle.as_secs_f64() / IDLE.as_secs_f64(),
     })
 }
 
-fn start(folder: &Path, nats: &NatsServer) -> Result<(Process, Process)> {
-    let at = |part: &str| folder.join(part).display().to_string();
-    let url = nats.url();
-    let coordinator = ProcessSpec::new("coordinator", our_program("dormouse-coordinator")?, folder).args([
-        "--nats",
-        &url,
-        "--data-dir",
-        &at("coordinator"),
-    ]);
-    let server = ProcessSpec::new("server", our_program("dormouse-persist-server")?, folder)
-        .args(["--nats", &url, "--name", SERVER, "--data-dir", &at("data")])
-        .args(["--bucket", &format!("file://{}", at("bucket"))]);
-    Ok((coordinator.start()?, server.start()?))
+struct Programs {
+    coordinator: ProcessSpec,
+    server: ProcessSpec,
+}
+
+impl Programs {
+    fn of(folder: &Path, nats: &NatsServer) -> Result<Self> {
+        let at = |part: &str| folder.join(part).display().to_string();
+        let url = nats.url();
+        let coordinator = ProcessSpec::new("coordinator", our_program("dormouse-coordinator")?, folder)
+            .args(["--nats", &url, "--data-dir", &at("coordinator")]);
+        let server = ProcessSpec::new("server", our_program("dormouse-persist-server")?, folder)
+            .args(["--nats", &url, "--name", SERVER, "--data-dir", &at("data")])
+            .args(["--bucket", &format!("file://{}", at("bucket"))]);
+        Ok(Self { coordinator, server })
+    }
 }
 
 /// 53 bytes, in no particular order, as names with an id of an application in them are.

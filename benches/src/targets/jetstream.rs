@@ -1,6 +1,6 @@
 //! JetStream on one nats-server, with one replica and file storage.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub struct JetStream {
     context: jetstream::Context,
     folder: TempDir,
     buckets: RefCell<HashMap<usize, kv::Store>>,
+    /// How often everything has been read.
+    read: Cell<u64>,
 }
 
 impl JetStream {
@@ -73,7 +75,7 @@ impl JetStream {
             };
             context.create_stream(config).await?;
         }
-        Ok(Self { shape, always, nats, context, folder, buckets: RefCell::default() })
+        Ok(Self { shape, always, nats, context, folder, buckets: RefCell::default(), read: Cell::default() })
     }
 
     fn stream_name(&self, number: usize) -> String {
@@ -93,11 +95,13 @@ impl JetStream {
         &self,
         context: &jetstream::Context,
         number: usize,
+        name: Option<String>,
         from: consumer::DeliverPolicy,
     ) -> Result<consumer::push::Ordered> {
         let stream = context.get_stream_no_info(self.stream_name(number)).await?;
         let filter_subject = if self.shape == Shape::OneStream { route(number) } else { String::new() };
         let config = consumer::push::OrderedConfig {
+            name,
             deliver_policy: from,
             deliver_subject: context.client().new_inbox(),
             filter_subject,
@@ -209,11 +213,22 @@ impl Target for JetStream {
     }
 
     async fn get_all(&self, number: usize) -> Result<usize> {
-        let mut messages = self.ordered(&self.context, number, consumer::DeliverPolicy::All).await?;
+        // A consumer that is left behind goes after thirty seconds only, and one stream takes only so many.
+        let name = (self.shape == Shape::OneStream).then(|| format!("read-{}", self.read.get()));
+        self.read.set(self.read.get() + 1);
+        let mut messages =
+            self.ordered(&self.context, number, name.clone(), consumer::DeliverPolicy::All).await?;
         let mut seen = 0;
         while let Some(message) = messages.next().await {
             seen += 1;
             if message?.info().map_err(|error| anyhow::anyhow!("{error}"))?.pending == 0 {
+                if let Some(name) = name {
+                    let (context, stream) = (self.context.clone(), self.stream_name(number));
+                    tokio::task::spawn_local(async move {
+                        // One that stays after all goes by itself.
+                        let _ = context.delete_consumer_from_stream(name, stream).await;
+                    });
+                }
                 return Ok(seen);
             }
         }
@@ -222,7 +237,7 @@ impl Target for JetStream {
 
     async fn watch(&self, number: usize) -> Result<LocalBoxStream<'static, Result<Bytes>>> {
         let context = jetstream::new(async_nats::connect(self.nats.url()).await?);
-        let messages = self.ordered(&context, number, consumer::DeliverPolicy::New).await?;
+        let messages = self.ordered(&context, number, None, consumer::DeliverPolicy::New).await?;
         Ok(messages
             .map(move |message| {
                 let _open = &context;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_harness::{Process, ProcessSpec};
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 
@@ -44,9 +45,11 @@ impl Redis {
             .args(["--dir", &data, "--unixsocket", &socket])
             .start()?;
         let client = redis::Client::open(format!("redis+unix://{socket}"))?;
+        // As the others, it may take as long as it takes.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let connected = async {
             loop {
-                match client.get_multiplexed_async_connection().await {
+                match client.get_multiplexed_async_connection_with_config(&config).await {
                     Ok(connection) => return connection,
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
