@@ -40,7 +40,7 @@ pub struct Run {
     #[arg(long, default_value_t = 5, default_value_if("quick", "true", "3"))]
     rounds: usize,
     /// How long one target is measured in one round, in seconds
-    #[arg(long, default_value_t = 1.0, default_value_if("quick", "true", "0.3"))]
+    #[arg(long, default_value_t = 0.5, default_value_if("quick", "true", "0.3"))]
     seconds: f64,
     /// Keep what an interrupted run of the same commit and the same options has measured, and go on with the rest
     #[arg(long)]
