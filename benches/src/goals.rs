@@ -217,9 +217,9 @@ fn sleeping(results: &Results) -> Vec<Judged> {
     });
     [
         ("memory of the server, in MB", 50.0),
-        ("the server's first answer after the start, in seconds", 1.0),
+        ("the server's first answer after its start, the coordinator running, in seconds", 1.0),
         ("memory of the coordinator, in MB", 200.0),
-        ("the coordinator's first answer after the start, in seconds", 2.0),
+        ("the coordinator's first answer after its start, in seconds", 2.0),
     ]
     .into_iter()
     .enumerate()

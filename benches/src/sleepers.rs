@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use dormouse_client::{Client, ServerName, Subject};
+use dormouse_client::{Client, NatsOptions, ServerName, Subject};
 use dormouse_coordinator::store::sled_store::SledStore;
 use dormouse_coordinator::store::{Change, Store};
 use dormouse_harness::{NatsServer, NatsServerOptions, Process, ProcessSpec, our_program};
@@ -51,8 +51,9 @@ pub async fn measure(subjects: usize) -> Result<Sleepers> {
     let folder = tempfile::tempdir()?;
     let nats = NatsServer::start(NatsServerOptions::default()).await?;
     std::fs::create_dir(folder.path().join("bucket"))?;
-    let client = Client::connect(&nats.url()).await?;
-    let real = client.stream(REAL)?.with_deadline(READY);
+    let client =
+        Client::builder().deadline(READY).connect(NatsOptions::new(vec![nats.url().parse()?])).await?;
+    let real = client.stream(REAL)?;
 
     let programs = Programs::of(folder.path(), &nats)?;
     let (mut coordinator, mut server) = (programs.coordinator.start()?, programs.server.start()?);

@@ -21,7 +21,8 @@ use crate::range::SeqRange;
 use crate::subject::Handle;
 
 /// The items of a long result, in order. While one page is being read the next is on its way, or there and the one after
-/// it is, and no more than that: a reader that is slow makes the pages wait at the server.
+/// it is, and no more than that: a reader that is slow makes the pages wait at the server. Of keys, and close to a limit,
+/// one page at a time is on its way.
 ///
 /// Each page shows the subject as it was when that page was read, not as it was when the reading began. After an
 /// error the sequence ends. Dropping it abandons what is in flight.
@@ -190,24 +191,44 @@ impl Source<Message> for MessagePages {
         if self.range.is_empty() {
             return Ok(Page { items: Vec::new(), last: true, position: None });
         }
-        let asked = self.next.take().unwrap_or_else(|| self.ask());
-        // What asks ends without an answer only with the client.
-        let Unread { cursor, reply } = asked.await.unwrap_or(Err(Error::Closed))?;
+        let asked = match self.next.take() {
+            // What could not be had ahead of time is asked for when it is due.
+            Some(asked) => asked.await.ok().and_then(Result::ok),
+            None => None,
+        };
+        let Unread { cursor, reply } = match asked {
+            Some(page) => page,
+            None => self.ask().await?,
+        };
         if let Some(cursor) = cursor {
             self.advance(cursor)?;
         }
         let mut last = cursor.is_none() || self.range.is_empty();
-        // How many messages of this page count is known only once they have been read.
-        if !last && self.range.limit.is_none() {
-            self.next = Some(self.ask());
+        // How many messages of this page count is known only once they have been read; the next may be a whole one still.
+        let is_next_whole = self.range.limit.is_none_or(|limit| limit >= 2 * MAX_PAGE_ITEMS as u64);
+        if !last && is_next_whole {
+            self.ask_ahead();
             // It leaves before this page is read, on a runtime with one thread too.
             tokio::task::yield_now().await;
         }
         let reply: GetAllReply = decode(&reply)
             .map_err(|error| Error::Malformed { cause: MalformedCause::Decode(Arc::new(error)) })?;
+        let highest = reply.messages.last().map(|message| message.seq);
         let mut items = Vec::with_capacity(reply.messages.len());
         for message in reply.messages {
-            items.extend(self.complete(message).await?);
+            match self.complete(message).await? {
+                Some(message) => items.push(message),
+                None if self.range.reverse => {}
+                // What has its key by now has a higher seq: a page that was read before does not show it, and there
+                // may be one where there was none.
+                None => {
+                    self.next = None;
+                    if cursor.is_none() {
+                        self.range.start = highest.map(Seq::next);
+                        last = self.range.is_empty();
+                    }
+                }
+            }
         }
         if let Some(limit) = &mut self.range.limit {
             *limit = limit.saturating_sub(items.len() as u64);
@@ -222,8 +243,8 @@ impl MessagePages {
         Self { handle, range, key_prefix, next: None }
     }
 
-    /// Asks for the page that begins where the range does, beside whoever waits for it; who no longer does ends that.
-    fn ask(&self) -> oneshot::Receiver<Result<Unread, Error>> {
+    /// Asks for the page that begins where the range does.
+    fn ask(&self) -> impl Future<Output = Result<Unread, Error>> + Send + use<> {
         let request = GetAllRequest {
             start_seq: self.range.start,
             end_seq: self.range.end,
@@ -232,21 +253,28 @@ impl MessagePages {
             limit: self.range.limit.map(|limit| limit.min(MAX_PAGE_ITEMS as u64)),
             ..GetAllRequest::default()
         };
-        let (mut sender, page) = oneshot::channel();
         let handle = self.handle.clone();
-        self.handle.inner.tasks.spawn("page", async move {
+        async move {
             // The requests of the protocol are maps of plain fields, which always encode.
             let content = Fixed(encode(&request).expect("a request encodes"));
             let Handle { inner, subject, deadline, .. } = &handle;
-            let call = inner.call_with(subject, Op::GetAll, &content, *deadline, Unread::new);
+            inner.call_with(subject, Op::GetAll, &content, *deadline, Unread::new).await
+        }
+    }
+
+    /// Begins to ask for it beside whoever reads the page before; nobody waits for it yet.
+    fn ask_ahead(&mut self) {
+        let (mut sender, page) = oneshot::channel();
+        let (ask, stop) = (self.ask(), self.handle.inner.tasks.stop().clone());
+        self.handle.inner.tasks.spawn("page", async move {
             tokio::select! {
                 biased;
-                () = inner.tasks.stop().given() => {}
+                () = stop.given() => {}
                 () = sender.closed() => {}
-                page = call => drop(sender.send(page)),
+                page = ask => drop(sender.send(page)),
             }
         });
-        page
+        self.next = Some(page);
     }
 
     /// Fetches a value that was left out. What replaced the message under its key meanwhile has a higher seq: read

@@ -2,11 +2,12 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dormouse_client::{Error, Kv, Message, Seq, SeqRange, Stream};
 use dormouse_protocol::data::{GetAllReply, GetAllRequest, GetRequest, KeysReply, KeysRequest};
-use dormouse_protocol::{Op, Position, decode};
+use dormouse_protocol::{ErrorCode, ErrorReply, Op, Position, decode};
 
 use support::{Answer, Fleet, at, found, message, nothing, reply};
 
@@ -128,14 +129,20 @@ async fn keys_go_on_after_the_last_one() {
     assert_eq!(kv(&fleet).await.keys("p").all().await.unwrap(), ["pa", "pb", "pc", "pd"]);
 }
 
+fn omitted(seq: u64, key: &str) -> Message {
+    Message { value_omitted: true, ..message(seq, Some(key), None) }
+}
+
 /// A page of a value that no answer carries, of a key that is replaced meanwhile, and of an ordinary message.
 fn awkward_page(op: Op, payload: &[u8]) -> Answer {
-    let omitted = |seq, key| Message { value_omitted: true, ..message(seq, Some(key), None) };
     if op == Op::GetAll {
+        let request: GetAllRequest = decode(payload).unwrap();
         let mut messages =
             vec![omitted(1, "giant"), omitted(2, "moving"), message(3, Some("small"), Some("v"))];
-        if decode::<GetAllRequest>(payload).unwrap().reverse {
+        if request.reverse {
             messages.reverse();
+        } else if request.start_seq == Some(Seq::new(4)) {
+            messages = vec![message(4, Some("moving"), Some("newer"))];
         }
         return reply(&GetAllReply { position: Position::default(), messages, cursor: None });
     }
@@ -156,11 +163,53 @@ async fn a_value_that_cannot_be_fetched_does_not_end_the_reading() {
     let kv = kv(&fleet).await;
     let upwards = kv.entries("").all().await.unwrap();
     assert!(upwards[0].value_omitted && upwards[0].value.is_none());
-    // What is under the key by now is still to come, were there another page.
-    assert_eq!(upwards.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [1, 3]);
+    // What is under the key by now stands behind what was the last page.
+    assert_eq!(upwards.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [1, 3, 4]);
     let downwards = kv.entries_in("", SeqRange::all().reverse()).all().await.unwrap();
     assert_eq!(downwards.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [3, 4, 1]);
     assert_eq!(downwards[1].value.as_deref(), Some(&b"newer"[..]));
+}
+
+/// The second page is asked for before the values of the first are fetched. What takes the place of one of them meanwhile
+/// is on the second page as it is by then, not on the one that came.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_replaced_while_its_page_is_read_is_not_missed() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    let is_replaced = AtomicBool::new(false);
+    fleet
+        .server("a", move |op, payload, _| {
+            if op == Op::Get {
+                is_replaced.store(true, Ordering::Relaxed);
+                return nothing();
+            }
+            let request: GetAllRequest = decode(payload).unwrap();
+            let (messages, cursor) = if request.start_seq.is_none() {
+                (vec![omitted(1, "moving")], Some(Seq::new(2)))
+            } else if is_replaced.load(Ordering::Relaxed) {
+                (vec![message(2, Some("other"), Some("v")), message(3, Some("moving"), Some("newer"))], None)
+            } else {
+                (vec![message(2, Some("other"), Some("v"))], None)
+            };
+            reply(&GetAllReply { position: Position::default(), messages, cursor })
+        })
+        .await;
+    assert_eq!(seqs(&stream(&fleet).await, ..).await, [2, 3]);
+    assert_eq!(fleet.arrivals.count("a get_all"), 3, "the second page was there before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_could_not_be_had_ahead_of_time_is_asked_for_when_it_is_due() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    let asked = AtomicU64::new(0);
+    fleet
+        .server("a", move |_, payload, _| match asked.fetch_add(1, Ordering::Relaxed) {
+            1 => Answer::Error(ErrorReply::new(ErrorCode::Corrupt, "not yet")),
+            _ => page(payload),
+        })
+        .await;
+    assert_eq!(seqs(&stream(&fleet).await, ..).await, (1..=10).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! What a local directory (or a mount) needs beside object_store: creates whose leftovers can be swept, listings that
 //! exclude deletions, deletions that cannot outlive their lock, the certainty that the directory is still the one
-//! that was opened, and reads that are handed to another thread once.
+//! that was opened, and reads of whole objects
+//! that are handed to another thread once.
 
 mod staging;
 
@@ -67,14 +68,18 @@ impl LocalDirectory {
         fs::metadata(self.root.join(MARKER)).map(drop).map_err(|error| self.explain(error))
     }
 
-    /// Opens an object to be read; `None` where there is none of this name.
-    pub(super) fn open_object(&self, name: &str) -> io::Result<Option<File>> {
-        match File::open(self.root.join(name)) {
-            // A folder is no object.
-            Ok(file) => Ok((!file.metadata()?.is_dir()).then_some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_present().map(|()| None),
-            Err(error) => Err(error),
-        }
+    /// Opens an object to be read, and tells its size; `None` where there is none of this name.
+    pub(super) fn open_object(&self, name: &str) -> io::Result<Option<(File, u64)>> {
+        let file = match File::open(self.root.join(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return self.check_present().map(|()| None);
+            }
+            Err(error) => return Err(error),
+        };
+        let metadata = file.metadata()?;
+        // A folder is no object.
+        Ok((!metadata.is_dir()).then_some((file, metadata.len())))
     }
 
     /// Reads an object into memory; its size alone where that is more than `most_bytes`.
@@ -83,13 +88,12 @@ impl LocalDirectory {
         name: &str,
         most_bytes: u64,
     ) -> io::Result<Option<Result<Vec<u8>, u64>>> {
-        let Some(mut file) = self.open_object(name)? else { return Ok(None) };
-        let size_bytes = file.metadata()?.len();
+        let Some((file, size_bytes)) = self.open_object(name)? else { return Ok(None) };
         if size_bytes > most_bytes {
             return Ok(Some(Err(size_bytes)));
         }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(size_bytes).unwrap_or(0));
+        file.take(most_bytes).read_to_end(&mut bytes)?;
         Ok(Some(Ok(bytes)))
     }
 

@@ -225,7 +225,8 @@ pub trait Bucket: Send + Sync + 'static {
     /// Reads an object into a new local file, `None` (and no file) if there is no object. Nothing is synced. The
     /// caller compares the summary with what it expects.
     ///
-    /// Cancelling the call may leave a partial file at `path`; so does nothing else: on an error it is removed.
+    /// Cancelling the call may leave a partial file at `path`, which goes on being written, or removed, for a while; so does
+    /// nothing else: on an error it is removed.
     ///
     /// # Errors
     /// [`BucketError`]; [`BucketError::LocalFile`] when the file exists or cannot be written.

@@ -101,8 +101,23 @@ impl Call<'_> {
         }
     }
 
+    /// What an error of a read from the directory means: nothing definite, as with any other store.
+    pub(super) fn unread(self, error: io::Error) -> BucketError {
+        BucketError::Unreachable {
+            operation: self.operation,
+            name: self.name.to_owned(),
+            source: error.into(),
+        }
+    }
+
+    /// It has taken too long.
+    pub(super) fn timed_out(self) -> BucketError {
+        let (operation, name, timeout) = (self.operation, self.name.to_owned(), CALL_TIMEOUT);
+        BucketError::Timeout { operation, name, timeout }
+    }
+
     /// What an error of the directory means.
-    pub(super) fn directory_failed(self, error: io::Error) -> BucketError {
+    fn directory_failed(self, error: io::Error) -> BucketError {
         let (operation, name) = (self.operation, self.name.to_owned());
         match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -175,12 +190,9 @@ impl ObjectStoreBucket {
     ) -> Result<T, BucketError> {
         let directory = directory.clone();
         let done = self.env.blocking(move || work(&directory));
-        let timeout = CALL_TIMEOUT;
-        match tokio::time::timeout(timeout, done).await {
+        match tokio::time::timeout(CALL_TIMEOUT, done).await {
             Ok(result) => result.map_err(|error| call.directory_failed(error)),
-            Err(_) => {
-                Err(BucketError::Timeout { operation: call.operation, name: call.name.to_owned(), timeout })
-            }
+            Err(_) => Err(call.timed_out()),
         }
     }
 
@@ -273,8 +285,10 @@ impl Bucket for ObjectStoreBucket {
         };
         if let Some(directory) = &self.directory {
             let name = key.to_string();
-            let read = move |directory: &LocalDirectory| directory.read_object(&name, MAX_SMALL_OBJECT_BYTES);
-            let found = self.on_directory(directory, call, read).await?;
+            let read =
+                move |directory: &LocalDirectory| Ok(directory.read_object(&name, MAX_SMALL_OBJECT_BYTES));
+            let found =
+                self.on_directory(directory, call, read).await?.map_err(|error| call.unread(error))?;
             return found.transpose().map(|found| found.map(Bytes::from)).map_err(too_large);
         }
         let path = self.locate(call)?;

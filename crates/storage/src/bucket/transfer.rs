@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
@@ -11,7 +13,7 @@ use object_store::{Error as StoreError, GetResult, ObjectStoreExt, PutPayload};
 
 use super::local::LocalDirectory;
 use super::parts::Parts;
-use super::store::{Call, ObjectStoreBucket};
+use super::store::{CALL_TIMEOUT, Call, ObjectStoreBucket};
 use super::{BucketError, FileSummary, HeaderPatch};
 use crate::checksum::Crc64Digest;
 
@@ -158,7 +160,8 @@ async fn upload_parts(
     }
 }
 
-/// With a local directory, downloads on one thread, without hops between the pieces.
+/// With a local directory, downloads on one thread, without hops between the pieces. It may take as long as it takes once
+/// the object is open.
 pub(super) async fn copy(
     bucket: &ObjectStoreBucket,
     directory: &LocalDirectory,
@@ -166,14 +169,22 @@ pub(super) async fn copy(
     path: &Path,
 ) -> Result<Option<FileSummary>, BucketError> {
     let (directory, name, path) = (directory.clone(), call.name.to_owned(), path.to_owned());
-    let copy = move || {
-        let Some(from) = directory.open_object(&name)? else { return Ok(None) };
+    let is_open = Arc::new(AtomicBool::new(false));
+    let opened = Arc::clone(&is_open);
+    let mut copied = std::pin::pin!(bucket.env().blocking(move || {
+        let Some((from, _)) = directory.open_object(&name)? else { return Ok(None) };
+        opened.store(true, Ordering::Relaxed);
         Ok(Some(Target::create(path.clone()).and_then(|target| {
             // The error that is reported is the one that made the file useless.
             target.copy_from(from).inspect_err(|_| drop(fs::remove_file(path)))
         })))
+    }));
+    let copied = match tokio::time::timeout(CALL_TIMEOUT, copied.as_mut()).await {
+        Ok(copied) => copied,
+        Err(_) if is_open.load(Ordering::Relaxed) => copied.await,
+        Err(_) => return Err(call.timed_out()),
     };
-    bucket.env().blocking(copy).await.map_err(|error| call.directory_failed(error))?.transpose()
+    copied.map_err(|error| call.unread(error))?.transpose()
 }
 
 pub(super) async fn download(

@@ -126,10 +126,9 @@ impl Database {
             return Err(DatabaseError::OtherSubject(held));
         }
         set_pragmas(&connection)?;
-        if version < schema::SCHEMA_VERSION {
+        if version < schema::BROUGHT_UP_TO {
             let from_1 = if version < 2 { schema::FROM_1 } else { "" };
-            let from_2 = if version < 3 { schema::FROM_2 } else { "" };
-            let version = schema::SCHEMA_VERSION;
+            let (from_2, version) = (schema::FROM_2, schema::BROUGHT_UP_TO);
             let up = format!("BEGIN IMMEDIATE;{from_1}{from_2}PRAGMA user_version = {version};COMMIT;");
             connection.execute_batch(&up)?;
         }

@@ -6,6 +6,10 @@ pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
 /// The version of the tables below. A file of a newer one is refused, never guessed at.
 pub(super) const SCHEMA_VERSION: i32 = 4;
 
+/// What files of earlier versions are brought up to. Their key is `UNIQUE` by itself and has no other index, which finds
+/// the same and costs each message an entry, also one without a key: to change that would be to copy the whole table.
+pub(super) const BROUGHT_UP_TO: i32 = 3;
+
 /// Tombstones beyond this number are forgotten, the oldest first. Someone who asks for the changes since before the
 /// oldest one kept has to read everything.
 pub(super) const MAX_TOMBSTONES: u64 = 10_000;
@@ -13,9 +17,7 @@ pub(super) const MAX_TOMBSTONES: u64 = 10_000;
 /// How many tombstones go at once, so that not every delete prunes.
 pub(super) const TOMBSTONE_SLACK: u64 = 1_000;
 
-/// Everything there is. In a file that began with a version before 4 the key is `UNIQUE` by itself and has no other
-/// index, which finds the same and costs each message an entry, also one without a key: to take that away would be to
-/// copy the whole table. Unsigned 64-bit numbers are stored as the signed number of the same bits.
+/// Everything there is. Unsigned 64-bit numbers are stored as the signed number of the same bits.
 pub(super) const CREATE: &str = "
 CREATE TABLE messages(
     seq INTEGER PRIMARY KEY,

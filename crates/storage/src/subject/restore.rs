@@ -54,12 +54,9 @@ impl Restorer<'_> {
         let Some(home) = self.home else { return Ok(None) };
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let kept = home.data.lost_file(&subject, Default::default(), Nonce::new(self.env.ulid()));
-        let incoming = incoming(&path);
         let found = self
             .env
             .blocking(move || {
-                // Left behind by a process that was killed while it pulled. What cannot go fails whoever pulls.
-                let _ = remove_files(&incoming);
                 if !path.exists() {
                     return Ok(None);
                 }
@@ -159,9 +156,9 @@ impl Restorer<'_> {
 
     async fn pull(&mut self, snapshot: &SnapshotRef, terms: Vec<TermBase>) -> Result<(), RestoreError> {
         let key = SubjectKeys::new(self.subject).snapshot(&snapshot.name);
-        let incoming = incoming(&self.path);
-        if self.home.is_none() {
-            // Nobody has looked yet what lies there.
+        let incoming = companion(&self.path, "-incoming");
+        // Left behind by a process that was killed while it pulled.
+        if incoming.exists() {
             remove(self.env, &incoming).await?;
         }
         let found = self.bucket.get_file(&key, &incoming).await.map_err(|error| ErrorReply::from(&error))?;
@@ -179,16 +176,13 @@ impl Restorer<'_> {
             .blocking(move || {
                 put_in_place(&incoming, &path).map_err(LocalError::File)?;
                 let mut database = Database::open(&path, &subject).map_err(LocalError::Database)?;
-                if database.state().rev == rev {
-                    database.inherit(&terms).map_err(LocalError::Terms)?;
-                }
-                Ok(database)
+                let inherited = if database.state().rev == rev { database.inherit(&terms) } else { Ok(()) };
+                Ok((database, inherited))
             })
             .await;
-        let database = match opened {
+        let (database, inherited) = match opened {
             Ok(database) => database,
             Err(LocalError::File(error)) => return Err(cannot_write(&self.path, &error).into()),
-            Err(LocalError::Terms(error)) => return Err(error.not_begun().reply(self.subject).into()),
             Err(LocalError::Database(error @ DatabaseError::Newer { .. })) => {
                 return Err(ErrorReply::unavailable(format!("{key}: {error}")).into());
             }
@@ -206,7 +200,7 @@ impl Restorer<'_> {
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
         }
         self.database = Some(database);
-        Ok(())
+        inherited.map_err(|error| error.not_begun().reply(self.subject).into())
     }
 
     async fn start_empty(&mut self, origin: Origin) -> Result<(), ErrorReply> {
@@ -225,7 +219,7 @@ impl Restorer<'_> {
                 Ok(())
             }
             Err(LocalError::File(error)) => Err(cannot_write(&self.path, &error)),
-            Err(LocalError::Database(error) | LocalError::Terms(error)) => Err(error.reply(self.subject)),
+            Err(LocalError::Database(error)) => Err(error.reply(self.subject)),
         }
     }
 
@@ -269,11 +263,6 @@ impl Restorer<'_> {
     }
 }
 
-/// Where a snapshot lies before it takes its place at `path`.
-fn incoming(path: &Path) -> PathBuf {
-    companion(path, "-incoming")
-}
-
 async fn remove(env: &Env, path: &Path) -> Result<(), ErrorReply> {
     let owned = path.to_owned();
     let removed = env.blocking(move || remove_files(&owned)).await;
@@ -301,7 +290,6 @@ async fn fetch_delta(
 enum LocalError {
     File(io::Error),
     Database(DatabaseError),
-    Terms(DatabaseError),
 }
 
 fn differs(size_bytes: u64, crc64: Crc64, said_bytes: u64, said: Crc64) -> String {

@@ -297,7 +297,7 @@ async fn the_tool_writes_a_file_whole_or_not_at_all() -> anyhow::Result<()> {
                 &["set", "app.films", "--key", "endless", "--file", "/dev/zero"],
             ] {
                 let uploads = fleet.data_dir("persist-1").join("uploads");
-                // One that is done before it is seen at work begins again.
+                // One that is done before the signal reaches it begins again.
                 loop {
                     let mut command = fleet.tool()?;
                     command.args(["--nats", &fleet.url()]).args(arguments);
@@ -312,15 +312,20 @@ async fn the_tool_writes_a_file_whole_or_not_at_all() -> anyhow::Result<()> {
                         Ok(begun.then_some(None))
                     })
                     .await?;
-                    if let Some(done) = done {
-                        ensure!(done.success(), "{arguments:?} ended with {done}");
-                        tokio::fs::remove_file(&other).await?;
-                        continue;
+                    let ended = match done {
+                        Some(done) => done,
+                        None => {
+                            dormouse_harness::interrupt_pid(pid)?;
+                            tool.wait().await?
+                        }
+                    };
+                    if !ended.success() {
+                        ensure!(done.is_none(), "{arguments:?} ended with {ended}");
+                        break;
                     }
-                    dormouse_harness::interrupt_pid(pid)?;
-                    tool.wait().await?;
-                    break;
+                    tokio::fs::remove_file(&other).await?;
                 }
+                ensure!(!Path::new(&other).exists(), "{arguments:?} left a file");
                 assert_eq!(left_behind(fleet.folder())?, Vec::<String>::new());
             }
             ensure!(films.entry("endless").await?.is_none());
