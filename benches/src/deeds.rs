@@ -24,7 +24,7 @@ const CREATED: usize = 5_000_000;
 /// How many subjects are created at a time.
 const CREATED_AT_ONCE: usize = 64;
 /// How long a given number of them may take.
-const CREATED_WITHIN: Duration = Duration::from_secs(120);
+const CREATED_WITHIN: Duration = Duration::from_secs(60);
 /// How long watchers may take to hear of what was written.
 const HEARD_WITHIN: Duration = Duration::from_secs(30);
 /// How many messages of 128 bytes make a subject of about 100 kB.
