@@ -215,19 +215,20 @@ impl Source<Message> for MessagePages {
             .map_err(|error| Error::Malformed { cause: MalformedCause::Decode(Arc::new(error)) })?;
         let highest = reply.messages.last().map(|message| message.seq);
         let mut items = Vec::with_capacity(reply.messages.len());
+        let mut is_short = false;
         for message in reply.messages {
             match self.complete(message).await? {
                 Some(message) => items.push(message),
-                None if self.range.reverse => {}
-                // What has its key by now has a higher seq: a page that was read before does not show it, and there
-                // may be one where there was none.
-                None => {
-                    self.next = None;
-                    if cursor.is_none() {
-                        self.range.start = highest.map(Seq::next);
-                        last = self.range.is_empty();
-                    }
-                }
+                None => is_short = !self.range.reverse,
+            }
+        }
+        if is_short {
+            // What has the key by now has a higher seq. A page that was read before does not show it, and it may stand
+            // behind what was the last one.
+            self.next = None;
+            if let (None, Some(highest)) = (cursor, highest) {
+                self.advance(highest.next())?;
+                last = self.range.is_empty();
             }
         }
         if let Some(limit) = &mut self.range.limit {

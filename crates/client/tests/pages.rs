@@ -228,6 +228,24 @@ async fn a_cursor_that_stands_still_ends_in_an_error_and_not_in_a_circle() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_last_page_that_comes_again_and_again_ends_in_an_error_and_not_in_a_circle() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet
+        .server("a", |op, _, _| match op {
+            Op::Get => nothing(),
+            _ => reply(&GetAllReply {
+                position: Position::default(),
+                messages: vec![omitted(1, "moving")],
+                cursor: None,
+            }),
+        })
+        .await;
+    let all = stream(&fleet).await.get_all(..).all().await;
+    assert!(matches!(all, Err(Error::Malformed { .. })), "{all:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn reading_that_is_cut_short_does_not_look_complete() {
     let fleet = fleet().await;
     let client = fleet.client().await;
