@@ -18,8 +18,11 @@ pub const SLEEPERS: &[(usize, Effort)] =
     &[(1_000, Effort::Usual), (100_000, Effort::Usual), (1_000_000, Effort::Long)];
 /// What those are called for `--only`.
 const SLEEPING: &str = "sleeping subjects";
-/// A target that keeps more than this begins anew before the next scenario: 1 GiB.
-const KEEPS_BYTES: u64 = 1 << 30;
+/// A target that keeps more than this on disk begins anew before the next scenario: 4 GiB, four times what 10,000 subjects
+/// take that were just made.
+const KEEPS_BYTES: u64 = 4 << 30;
+/// So does one whose memory has grown by more than this since the last of its subjects was made: 1 GiB.
+const GROWS_BYTES: u64 = 1 << 30;
 
 /// What is measured, and how thoroughly.
 #[derive(Debug, Parser)]
@@ -218,12 +221,14 @@ async fn prepare(scenario: &Scenario, running: &mut Running) -> Result<()> {
     if !running.target.can(scenario.needs()) || only_asleep && !asleep {
         bail!("does not do this");
     }
+    let is_full = running.kept_bytes() > KEEPS_BYTES || running.grown_bytes()? > GROWS_BYTES;
     // A fleet that wakes what sleeps has to put all it has to sleep first.
-    if asleep || running.kept_bytes() > KEEPS_BYTES {
+    if asleep || is_full {
         begin_anew(running).await?;
     }
     deeds::prepare(scenario.deed, running).await?;
-    rounds::become_quiet(&running.target.members()).await
+    rounds::become_quiet(&running.target.members()).await?;
+    running.is_prepared()
 }
 
 async fn begin_anew(running: &mut Running) -> Result<()> {

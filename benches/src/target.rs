@@ -1,6 +1,6 @@
 //! What is measured: a system that keeps messages, seen through the client its users would use.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::LocalBoxStream;
 
-use crate::machine::disk_bytes;
+use crate::machine::{disk_bytes, resident_bytes};
 
 /// What a process of a target is there for; processor time is told apart by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,19 +118,49 @@ pub struct Running {
     /// The target; several tasks of the one thread use it.
     pub target: Rc<dyn Target>,
     created: RefCell<HashSet<usize>>,
+    /// How many had been made when it was last prepared for a scenario that needed new ones, and its memory after that.
+    settled: Cell<(usize, u64)>,
 }
 
 impl Running {
     /// A target in which nothing has been made.
     #[must_use]
     pub fn new(name: &str, target: Rc<dyn Target>) -> Self {
-        Self { name: name.to_owned(), target, created: RefCell::default() }
+        Self { name: name.to_owned(), target, created: RefCell::default(), settled: Cell::default() }
     }
 
     /// How much it keeps on disk, in bytes.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.target.folder().map_or(0, |folder| disk_bytes(&folder))
+    }
+
+    /// How much memory it has taken since it was last [prepared](Self::is_prepared) with new subjects, in bytes.
+    ///
+    /// # Errors
+    /// When a process of it has ended.
+    pub fn grown_bytes(&self) -> Result<u64> {
+        Ok(self.resident_bytes()?.saturating_sub(self.settled.get().1))
+    }
+
+    /// Told when all is there that a scenario needs.
+    ///
+    /// # Errors
+    /// When a process of it has ended.
+    pub fn is_prepared(&self) -> Result<()> {
+        let created = self.created.borrow().len();
+        if created > self.settled.get().0 {
+            self.settled.set((created, self.resident_bytes()?));
+        }
+        Ok(())
+    }
+
+    /// Resident memory of its processes, in bytes.
+    ///
+    /// # Errors
+    /// When a process of it has ended.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        self.target.members().iter().map(|member| resident_bytes(member.pid)).sum()
     }
 
     /// Whether subject `number` has still to be made; from now on it counts as made.
