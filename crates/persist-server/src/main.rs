@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use descriptors::OpenSubjects;
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_persist_server::args::Args;
@@ -54,8 +55,8 @@ fn main() -> ExitCode {
         eprintln!("dormouse-persist-server: DORMOUSE_FAIL_POINTS: {fault}");
         return Exit::Settings.into();
     }
-    let max_open = descriptors::subjects_to_hold(settings.max_open);
-    tell(&settings, max_open);
+    let open = descriptors::subjects_to_hold(settings.max_open);
+    tell(&settings, open);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
             return Exit::Failure.into();
         }
     };
-    let exit = runtime.block_on(run(&settings, max_open)).unwrap_or_else(|exit| exit);
+    let exit = runtime.block_on(run(&settings, open)).unwrap_or_else(|exit| exit);
     // What still runs after a shutdown that had its deadline must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     exit.into()
@@ -82,7 +83,7 @@ fn arm_fail_points() -> Result<(), String> {
 }
 
 /// The effective settings, without secrets, and what an operator should know about them.
-fn tell(settings: &Settings, max_open: usize) {
+fn tell(settings: &Settings, open: OpenSubjects) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         name = %settings.name,
@@ -98,7 +99,8 @@ fn tell(settings: &Settings, max_open: usize) {
         max_puts_per_second = settings.ship.max_puts_per_second,
         max_local_bytes = settings.max_local_bytes,
         idle_close = %humantime::format_duration(settings.idle_close),
-        max_open,
+        max_open = open.max,
+        open_limit = open.limit,
         max_uploads = settings.max_uploads,
         max_upload_bytes = settings.max_upload_bytes,
         inbox_prefixes = %settings.inbox_prefixes,
@@ -140,7 +142,7 @@ impl EndSignals {
     }
 }
 
-async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
+async fn run(settings: &Settings, open: OpenSubjects) -> Result<Exit, Exit> {
     let mut signals = EndSignals::new().map_err(|error| {
         tracing::error!(%error, "cannot listen for signals");
         Exit::Failure
@@ -148,7 +150,7 @@ async fn run(settings: &Settings, max_open: usize) -> Result<Exit, Exit> {
     let env = Env::system();
     let bus_tasks = env.tasks();
     // Until it is a member nothing is in this process's hands, so a signal ends it at once.
-    let Some(prepared) = signals.or(prepare(settings, max_open, &env, &bus_tasks)).await else {
+    let Some(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
         return Ok(Exit::AsAsked);
     };
     let (mut prepared, bus) = prepared?;
@@ -208,7 +210,7 @@ fn fail(exit: Exit, what: &str, error: &dyn std::error::Error) -> Exit {
 
 async fn prepare(
     settings: &Settings,
-    max_open: usize,
+    open: OpenSubjects,
     env: &Env,
     bus_tasks: &Tasks,
 ) -> Result<(Prepared, Arc<dyn Bus>), Exit> {
@@ -222,7 +224,8 @@ async fn prepare(
         level: settings.level,
         log: settings.ship.clone(),
         idle_close: settings.idle_close,
-        max_open_subjects: max_open,
+        max_open_subjects: open.max,
+        open_subjects_limit: Some(open.limit),
         max_local_bytes: settings.max_local_bytes,
         max_uploads: settings.max_uploads,
         max_upload_bytes: settings.max_upload_bytes,

@@ -74,7 +74,10 @@ pub(crate) enum Offered {
 pub(crate) struct Directory {
     inner: Mutex<Inner>,
     left: Notify,
+    /// Above it, those idle longest are asked to close.
     max_open: usize,
+    /// At it, no other one is opened.
+    open_limit: usize,
 }
 
 #[derive(Default)]
@@ -96,8 +99,11 @@ struct Entry {
 }
 
 impl Directory {
-    pub(crate) fn new(max_open: usize) -> Self {
-        Self { inner: Mutex::default(), left: Notify::new(), max_open: max_open.max(1) }
+    /// `open_limit`: twice `max_open` unless given.
+    pub(crate) fn new(max_open: usize, open_limit: Option<usize>) -> Self {
+        let max_open = max_open.max(1);
+        let open_limit = open_limit.map_or(max_open.saturating_mul(2), |limit| limit.max(max_open));
+        Self { inner: Mutex::default(), left: Notify::new(), max_open, open_limit }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -141,7 +147,7 @@ impl Directory {
         if open >= self.max_open {
             inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16);
         }
-        if open >= self.max_open.saturating_mul(2) {
+        if open >= self.open_limit {
             let reply = ErrorReply::overloaded("too many subjects are open", RETRY_AFTER_MS);
             return Offered::Refused(Box::new(submission), reply);
         }
@@ -321,7 +327,7 @@ mod tests {
 
     #[test]
     fn whoever_is_used_or_opens_again_may_be_asked_to_close_once_more() {
-        let directory = Directory::new(2);
+        let directory = Directory::new(2, None);
         let mut seats: Vec<_> = ["a", "b", "c"]
             .into_iter()
             .zip(0..)
@@ -345,8 +351,21 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_room_for_few_more_the_next_is_turned_away_until_one_has_left() {
+        let directory = Directory::new(2, Some(3));
+        let seats: Vec<_> = ["a", "b", "c"].map(|subject| start(&directory, subject, 0)).into();
+        let refused = directory.offer(&name("d"), submission(), Duration::from_secs(1));
+        assert!(matches!(refused, Offered::Refused(_, reply) if reply.retry_after_ms.is_some()));
+        assert!(is_asked(&directory, "a"));
+        let Seat { mut queue, .. } = seats.into_iter().next().unwrap();
+        queue.try_recv().unwrap();
+        assert!(directory.leave(&name("a"), &queue));
+        start(&directory, "d", 2);
+    }
+
+    #[test]
     fn the_busiest_come_first_and_the_rest_is_not_named() {
-        let directory = Directory::new(10);
+        let directory = Directory::new(10, None);
         let seats: Vec<_> = ["a", "b", "c", "d"].map(|subject| start(&directory, subject, 0)).into();
         for (subject, requests) in [("b", 30), ("d", 60), ("a", 2)] {
             for _ in 0..requests {
@@ -363,7 +382,7 @@ mod tests {
 
     #[test]
     fn no_task_follows_one_that_panicked_as_long_as_the_file_is_in_use() {
-        let directory = Directory::new(2);
+        let directory = Directory::new(2, None);
         let Seat { queue, hold, .. } = start(&directory, "a", 0);
         let publishing = Arc::clone(&hold);
         drop((queue, hold));

@@ -271,7 +271,7 @@ impl Prepared {
             trust: Trust::new(Arc::clone(&authority), log.clone()),
             sealed,
             surplus,
-            directory: Directory::new(settings.max_open_subjects),
+            directory: Directory::new(settings.max_open_subjects, settings.open_subjects_limit),
             settings,
             data,
             log,

@@ -20,9 +20,10 @@ pub struct EngineSettings {
     pub log: LogSettings,
     /// How long a subject stays open that nobody asks for.
     pub idle_close: Duration,
-    /// How many subjects may be open at once. Above it, those idle longest are closed; at twice the number, requests
-    /// that would open another one are turned away.
+    /// How many subjects may be open at once. Above it, those idle longest are closed.
     pub max_open_subjects: usize,
+    /// At so many, which are more, requests that would open another one are turned away. `None`: at twice as many.
+    pub open_subjects_limit: Option<usize>,
     /// Bytes of local files above which those of sleeping subjects are removed, those written longest ago first. `None`:
     /// they all stay.
     pub max_local_bytes: Option<u64>,
@@ -60,6 +61,7 @@ impl EngineSettings {
             log: LogSettings::default(),
             idle_close: Self::IDLE_CLOSE,
             max_open_subjects: Self::MAX_OPEN_SUBJECTS,
+            open_subjects_limit: None,
             max_local_bytes: None,
             flush_patience: Self::FLUSH_PATIENCE,
             max_uploads: Self::MAX_UPLOADS,

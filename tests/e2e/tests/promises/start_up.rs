@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use dormouse_e2e::{Fleet, until};
 use dormouse_harness::{NatsServer, NatsServerOptions, ProcessSpec, complaints};
 use dormouse_runtime::Tasks;
@@ -277,6 +277,39 @@ async fn twenty_thousand_sleeping_subjects_cost_a_server_nothing() -> anyhow::Re
             }
             assert_eq!(complaints(&fleet.log("persist-1")?), Vec::<&str>::new());
             assert_eq!(client.kv("app.sleeper.0")?.get("k").await?.as_deref(), Some(&b"v"[..]));
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_server_with_few_descriptors_holds_few_subjects_open_and_serves_them_all() -> anyhow::Result<()> {
+    Fleet::builder()
+        .run(async |fleet| {
+            let whole = fleet.server_spec("persist-1")?.args(["--max-open", "10000"]);
+            fleet.expect_warning("too few file descriptors for --max-open 10000");
+            fleet.stop("persist-1").await?;
+            let mut narrow = whole.clone();
+            narrow.program = "/bin/sh".into();
+            // Of 400 descriptors 144 are left for subjects, at two each.
+            narrow.arguments = ["-c", "ulimit -n 400 && exec \"$0\" \"$@\""].map(Into::into).into();
+            narrow.arguments.push(whole.program.into());
+            narrow.arguments.extend(whole.arguments);
+            fleet.add(narrow)?;
+            let client = fleet.client().await?;
+            let stores: Vec<_> =
+                (0..300).map(|number| client.kv(&format!("app.many.{number}"))).collect::<Result<_, _>>()?;
+            let written: Vec<_> =
+                stores.iter().map(|store| store.put("k", store.subject().to_string())).collect();
+            for write in written {
+                write.await?;
+            }
+            for store in &stores {
+                let read = store.get("k").await?;
+                ensure!(read.as_deref() == Some(store.subject().as_str().as_bytes()), "{}", store.subject());
+            }
+            let open = fleet.health("persist-1").await?.context("it answers")?.figures["open_subjects"];
+            ensure!(open <= 72, "{open} subjects are open");
             Ok(())
         })
         .await
