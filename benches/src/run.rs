@@ -221,14 +221,16 @@ async fn prepare(scenario: &Scenario, running: &mut Running) -> Result<()> {
     if !running.target.can(scenario.needs()) || only_asleep && !asleep {
         bail!("does not do this");
     }
-    let is_full = running.kept_bytes() > KEEPS_BYTES || running.grown_bytes()? > GROWS_BYTES;
+    // One whose processes have ended is no better.
+    let has_grown = running.grown_bytes().map_or(true, |bytes| bytes > GROWS_BYTES);
+    let is_full = has_grown || running.kept_bytes() > KEEPS_BYTES;
     // A fleet that wakes what sleeps has to put all it has to sleep first.
     if asleep || is_full {
         begin_anew(running).await?;
     }
     deeds::prepare(scenario.deed, running).await?;
     rounds::become_quiet(&running.target.members()).await?;
-    running.is_prepared()
+    running.note_prepared()
 }
 
 async fn begin_anew(running: &mut Running) -> Result<()> {

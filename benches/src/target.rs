@@ -118,15 +118,21 @@ pub struct Running {
     /// The target; several tasks of the one thread use it.
     pub target: Rc<dyn Target>,
     created: RefCell<HashSet<usize>>,
-    /// How many had been made when it was last prepared for a scenario that needed new ones, and its memory after that.
-    settled: Cell<(usize, u64)>,
+    prepared: Cell<Prepared>,
+}
+
+/// What a target was when it last got subjects that a scenario needs.
+#[derive(Debug, Clone, Copy, Default)]
+struct Prepared {
+    subjects: usize,
+    resident_bytes: u64,
 }
 
 impl Running {
     /// A target in which nothing has been made.
     #[must_use]
     pub fn new(name: &str, target: Rc<dyn Target>) -> Self {
-        Self { name: name.to_owned(), target, created: RefCell::default(), settled: Cell::default() }
+        Self { name: name.to_owned(), target, created: RefCell::default(), prepared: Cell::default() }
     }
 
     /// How much it keeps on disk, in bytes.
@@ -135,22 +141,22 @@ impl Running {
         self.target.folder().map_or(0, |folder| disk_bytes(&folder))
     }
 
-    /// How much memory it has taken since it was last [prepared](Self::is_prepared) with new subjects, in bytes.
+    /// How much memory it has taken since it was last [prepared](Self::note_prepared) with new subjects, in bytes.
     ///
     /// # Errors
     /// When a process of it has ended.
     pub fn grown_bytes(&self) -> Result<u64> {
-        Ok(self.resident_bytes()?.saturating_sub(self.settled.get().1))
+        Ok(self.resident_bytes()?.saturating_sub(self.prepared.get().resident_bytes))
     }
 
     /// Told when all is there that a scenario needs.
     ///
     /// # Errors
     /// When a process of it has ended.
-    pub fn is_prepared(&self) -> Result<()> {
-        let created = self.created.borrow().len();
-        if created > self.settled.get().0 {
-            self.settled.set((created, self.resident_bytes()?));
+    pub fn note_prepared(&self) -> Result<()> {
+        let subjects = self.created.borrow().len();
+        if subjects > self.prepared.get().subjects {
+            self.prepared.set(Prepared { subjects, resident_bytes: self.resident_bytes()? });
         }
         Ok(())
     }

@@ -133,8 +133,8 @@ pub struct Args {
     )]
     pub idle_close: String,
 
-    /// How many subjects may be open at once, where there are file descriptors for them (default: 10000, or as many as
-    /// there are descriptors for at four each)
+    /// How many subjects may be open at once; no more than there are file descriptors for, two each (default: 10000, or
+    /// half of what there are descriptors for, which leaves room for a burst)
     #[arg(long, env = "DORMOUSE_MAX_OPEN", value_name = "NUMBER", help_heading = "Server")]
     pub max_open: Option<String>,
 

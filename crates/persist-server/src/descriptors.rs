@@ -39,12 +39,12 @@ pub(crate) fn subjects_to_hold(wanted: Option<usize>) -> OpenSubjects {
 }
 
 /// How many subjects `descriptors` are enough for: twice as many as are held, so that a burst of others finds room until
-/// those idle longest are closed. An operator's wish may take of that room, down to a sixteenth.
+/// those idle longest are closed. An operator's wish may take of that room, down to a sixteenth, and to one at least.
 fn possible(wanted: Option<usize>, descriptors: u64) -> OpenSubjects {
     let room = descriptors.saturating_sub(BESIDES_SUBJECTS) / PER_SUBJECT;
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     let max = match wanted {
-        Some(wanted) => wanted.min(room - room / 16),
+        Some(wanted) => wanted.min(room.saturating_sub((room / 16).max(1))),
         None => USUAL_SUBJECTS.min(room / 2),
     };
     let max = max.max(1);
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(possible(Some(16_000), 1_024), OpenSubjects { max: 360, limit: 384 });
         assert_eq!(possible(Some(16_000), 10), OpenSubjects { max: 1, limit: 2 });
         for wanted in [1, 7, 384, 1_000_000] {
-            for descriptors in [300, 1_024, 20_000, 65_536] {
+            for descriptors in [260, 270, 287, 300, 1_024, 20_000, 65_536] {
                 let open = possible(Some(wanted), descriptors);
                 assert!(open.max < open.limit, "{wanted} of {descriptors}: {open:?}");
                 let held = open.limit as u64 * PER_SUBJECT + BESIDES_SUBJECTS;

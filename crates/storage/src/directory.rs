@@ -144,10 +144,11 @@ impl Directory {
             }
         };
         let open = inner.entries.len();
+        let is_full = open >= self.open_limit && !follows_panic;
         if open >= self.max_open {
-            inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16);
+            inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16, is_full);
         }
-        if open >= self.open_limit {
+        if is_full {
             let reply = ErrorReply::overloaded("too many subjects are open", RETRY_AFTER_MS);
             return Offered::Refused(Box::new(submission), reply);
         }
@@ -273,11 +274,15 @@ impl Directory {
 }
 
 impl Inner {
-    /// Asks the `number` subjects idle longest to close. Some extra each time, so that the search is rare.
-    fn ask_idle_to_close(&mut self, number: usize) {
-        let asked = self.entries.values().filter(|entry| entry.asked_to_close).count();
-        let mut open: Vec<_> = self.entries.iter_mut().filter(|(_, entry)| !entry.asked_to_close).collect();
-        let number = number.saturating_sub(asked).min(open.len());
+    /// Asks the `number` subjects idle longest to close. Some extra each time, so that the search is rare; and one `more`
+    /// than were asked already where somebody is turned away: those may have something to do that takes long. A task that
+    /// has panicked closes nothing.
+    fn ask_idle_to_close(&mut self, number: usize, more: bool) {
+        let can_close = |entry: &&mut Entry| !entry.queue.is_closed();
+        let asked = self.entries.values_mut().filter(can_close).filter(|entry| entry.asked_to_close).count();
+        let can_be_asked = |(_, entry): &(&Subject, &mut Entry)| !entry.asked_to_close && can_close(entry);
+        let mut open: Vec<_> = self.entries.iter_mut().filter(can_be_asked).collect();
+        let number = number.saturating_sub(asked).max(usize::from(more)).min(open.len());
         if number == 0 {
             return;
         }
@@ -361,6 +366,28 @@ mod tests {
         queue.try_recv().unwrap();
         assert!(directory.leave(&name("a"), &queue));
         start(&directory, "d", 2);
+    }
+
+    #[test]
+    fn whoever_is_turned_away_has_one_more_asked_and_a_task_that_panicked_is_not_kept_out() {
+        let directory = Directory::new(2, Some(3));
+        let mut seats: Vec<_> = ["a", "b", "c"].map(|subject| start(&directory, subject, 0)).into();
+        let asked = || ["a", "b", "c"].map(|subject| is_asked(&directory, subject));
+        let is_refused = || {
+            let offered = directory.offer(&name("d"), submission(), Duration::ZERO);
+            matches!(offered, Offered::Refused(..))
+        };
+        assert!(is_refused());
+        assert_eq!(asked(), [true, true, false]);
+        assert!(is_refused());
+        assert_eq!(asked(), [true, true, true]);
+        drop(seats.remove(0));
+        let _again = start(&directory, "a", 1);
+        assert_eq!(asked(), [false, true, true]);
+        // One that has panicked leaves to others what it would not do.
+        seats.remove(0);
+        assert!(is_refused());
+        assert_eq!(asked(), [true, true, true]);
     }
 
     #[test]
