@@ -36,7 +36,7 @@ pub enum Deed {
     },
     /// Subjects that were never there get their first message.
     Create {
-        /// How many, if they are made within two minutes; `None` for as many as a round has time for.
+        /// How many, or as many of them as are made within a minute; `None` for as many as a round has time for.
         subjects: Option<usize>,
     },
     /// A value is written piece by piece. What counts is bytes.

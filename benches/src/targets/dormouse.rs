@@ -15,7 +15,6 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use super::nats_member;
-use crate::machine::raise_open_files;
 use crate::target::{Ability, Member, Role, Target};
 
 /// How long the fleet may take to be ready, to end, or to take what is only preparation.
@@ -23,9 +22,7 @@ const READY: Duration = Duration::from_secs(120);
 /// A local directory has no price for each object, so the ceiling on them, 50 a second unless set, is raised.
 const PUTS_PER_SECOND: &str = "2000";
 /// The benchmark writes to 10,000 subjects in turn, and reads others: unless set, 10,000 may be open.
-const MAX_OPEN: u64 = 16_000;
-/// Files of a server that are no subject's.
-const OTHER_FILES: u64 = 1_600;
+const MAX_OPEN: &str = "16000";
 /// A subject waits for its next turn while other targets have theirs, which takes longer than the minute after which it falls
 /// asleep unless set.
 const IDLE_CLOSE: &str = "1h";
@@ -66,8 +63,6 @@ impl Dormouse {
         let level: Level = level.parse()?;
         let nats = NatsServer::start(NatsServerOptions::default()).await?;
         let folder = tempfile::tempdir()?;
-        // Two files for each, where fewer may be open.
-        let max_open = MAX_OPEN.min(raise_open_files().saturating_sub(OTHER_FILES) / 2).to_string();
         let (url, at) = (nats.url(), |part: &str| folder.path().join(part).display().to_string());
         let mut spec = ProcessSpec::new("server", our_program("dormouse-persist-server")?, folder.path())
             .args([
@@ -84,7 +79,7 @@ impl Dormouse {
                 "--max-puts-per-second",
                 PUTS_PER_SECOND,
                 "--max-open",
-                &max_open,
+                MAX_OPEN,
                 "--idle-close",
                 IDLE_CLOSE,
             ]);
