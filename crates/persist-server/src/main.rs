@@ -148,6 +148,7 @@ async fn run(settings: &Settings, open: OpenSubjects) -> Result<Exit, Exit> {
         Exit::Failure
     })?;
     let env = Env::system();
+    let started = env.boot();
     let bus_tasks = env.tasks();
     // Until it is a member nothing is in this process's hands, so a signal ends it at once.
     let Some(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
@@ -156,10 +157,10 @@ async fn run(settings: &Settings, open: OpenSubjects) -> Result<Exit, Exit> {
     let (mut prepared, bus) = prepared?;
     let mut exit = Exit::AsAsked;
     let server = loop {
-        let Some(started) = signals.or(start(settings, prepared, &bus, &env)).await else {
+        let Some(server) = signals.or(start(settings, started, prepared, &bus, &env)).await else {
             return Ok(Exit::AsAsked);
         };
-        let mut server = started?;
+        let mut server = server?;
         let renewal = match signals.or(serve(&mut server)).await {
             Some(Next::End(ended)) => {
                 exit = ended;
@@ -248,6 +249,7 @@ async fn prepare(
 
 async fn start(
     settings: &Settings,
+    started: Duration,
     prepared: Prepared,
     bus: &Arc<dyn Bus>,
     env: &Env,
@@ -257,6 +259,7 @@ async fn start(
         capacity: settings.capacity,
         inbox_prefixes: settings.inbox_prefixes.clone(),
         callers: settings.callers,
+        started,
     };
     Server::start(prepared, server_settings, Arc::clone(bus), env.clone())
         .await

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_bus::health::answer_health;
 use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
@@ -42,6 +43,9 @@ pub struct ServerSettings {
     pub inbox_prefixes: InboxPrefixes,
     /// Whose subjects a request may be about.
     pub callers: Callers,
+    /// When the process started, on the clock of [`Env::boot`]: the uptime in health counts from here, over every log
+    /// of the process.
+    pub started: Duration,
 }
 
 /// Why a server does not serve.
@@ -139,7 +143,7 @@ impl Server {
         let events = Events::start(prefix.clone(), &bus, &env, &tasks.events);
         let vitals = Vitals {
             env: env.clone(),
-            started: env.boot(),
+            started: settings.started,
             log: log.clone(),
             phase: Arc::new(PhaseCell::default()),
             lease: lease.clone(),

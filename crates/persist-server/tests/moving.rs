@@ -105,6 +105,22 @@ async fn a_server_that_is_to_be_empty_hands_everything_over_and_goes_on_with_a_l
     assert_eq!((health.status, health.figures["open_subjects"]), (HealthStatus::Ok, 1));
 }
 
+/// The uptime of a server counts from the start of the process, over the restart with a new log that ends a drain.
+#[tokio::test(start_paused = true)]
+async fn server_uptime_continues_over_a_new_log() {
+    let fleet = Fleet::new().await;
+    let first = fleet.serve("a").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let before = fleet.health("a").await;
+    assert!(before.uptime_ms >= 5_000, "{before:?}");
+
+    let prepared = first.begin_anew(DEADLINE).await.unwrap();
+    let _second = fleet.serve_prepared("a", prepared).await;
+    let after = fleet.health("a").await;
+    assert_ne!(after.id, before.id, "a new log");
+    assert!(after.uptime_ms >= before.uptime_ms, "{before:?} {after:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_opened_while_a_server_is_to_be_empty_is_served_and_handed_over_at_once() {
     let fleet = Fleet::new().await;

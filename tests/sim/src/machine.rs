@@ -324,6 +324,7 @@ impl Machine {
             capacity: 100,
             inbox_prefixes: InboxPrefixes::default(),
             callers: Callers::default(),
+            started: env.boot(),
         };
         let deadline = Duration::from_secs(10);
         let (server, exit) = loop {

@@ -96,6 +96,7 @@ async fn fleet() -> Fleet {
         capacity: 100,
         inbox_prefixes: InboxPrefixes::default(),
         callers: Callers::default(),
+        started: env.boot(),
     };
     let bus = Arc::new(broker.connect(MemoryOptions::named("a")));
     let mut server = Server::start(prepared, settings, bus, env.clone()).await.unwrap();

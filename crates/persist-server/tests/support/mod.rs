@@ -169,6 +169,8 @@ pub struct Fleet {
     pub folder: TempDir,
     caller: Arc<dyn Bus>,
     buses: Mutex<BTreeMap<String, Arc<dyn Bus>>>,
+    /// When the newest process of each server started.
+    started: Mutex<BTreeMap<String, Duration>>,
     tasks: Tasks,
 }
 
@@ -188,7 +190,8 @@ impl Fleet {
         let coordinator = Coordinator::start(bus, env.clone(), &tasks).await;
         let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));
         let folder = tempfile::tempdir().unwrap();
-        Self { broker, coordinator, env, folder, caller, buses: Mutex::default(), tasks }
+        let (buses, started) = (Mutex::default(), Mutex::default());
+        Self { broker, coordinator, env, folder, caller, buses, started, tasks }
     }
 
     pub fn bus(&self) -> &Arc<dyn Bus> {
@@ -205,6 +208,7 @@ impl Fleet {
         let prepared = prepare(self.folder.path(), name, &self.env).await;
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
         self.buses.lock().unwrap().insert(name.to_owned(), Arc::clone(&bus));
+        self.started.lock().unwrap().insert(name.to_owned(), self.env.boot());
         self.start_prepared(prepared, bus).await
     }
 
@@ -214,6 +218,7 @@ impl Fleet {
             capacity: 100,
             inbox_prefixes: InboxPrefixes::default(),
             callers: Callers::default(),
+            started: self.started.lock().unwrap()[prepared.log().server().as_str()],
         };
         Server::start(prepared, settings, bus, self.env.clone()).await.unwrap()
     }
