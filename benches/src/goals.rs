@@ -1,20 +1,20 @@
-//! What Dormouse wants to reach beside its peers, as ratios within one run, and whether it did.
+//! The goals of Dormouse relative to its peers, as ratios within one run, and whether they are met.
 
 use crate::load::Round;
 use crate::results::{Results, median};
 use crate::scenario::usual_name;
 
-/// One figure of a round.
+/// A figure of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Figure {
+enum Metric {
     PerSecond,
     P50,
     P99,
-    /// Processor time of broker and servers together.
+    /// The processor time of broker and servers together.
     ProcessorTime,
 }
 
-impl Figure {
+impl Metric {
     fn of(self, round: &Round) -> f64 {
         match self {
             Self::PerSecond => round.per_second,
@@ -34,40 +34,40 @@ impl Figure {
     }
 }
 
-/// What is to be reached.
+/// The bound of a goal.
 #[derive(Debug, Clone, Copy)]
 enum Bound {
     AtLeast(f64),
     AtMost(f64),
 }
 
-/// A ratio that is wanted.
+/// The goal for a ratio.
 struct Goal {
     scenario: &'static str,
-    figure: Figure,
+    figure: Metric,
     ours: &'static str,
     theirs: &'static str,
     bound: Bound,
 }
 
-/// A goal and what was measured.
+/// A goal and its measurement.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Judged {
-    /// What is compared, in words.
+pub struct GoalResult {
+    /// The compared quantity.
     pub what: String,
-    /// What is wanted.
-    pub wanted: String,
-    /// What was measured; `None` where one side was not.
+    /// The bound.
+    pub bound_text: String,
+    /// The measured value; `None` if one side was not measured.
     pub measured: Option<String>,
-    /// Whether that is enough.
+    /// Whether the goal is met.
     pub met: bool,
-    /// Whether it is about what takes long.
+    /// Whether the goal belongs to the long scenarios.
     pub long: bool,
 }
 
 const fn goal(
     scenario: &'static str,
-    figure: Figure,
+    figure: Metric,
     ours: &'static str,
     theirs: &'static str,
     bound: Bound,
@@ -78,7 +78,7 @@ const fn goal(
 /// The ratios. `get` and `get_all` do not depend on the level.
 const GOALS: &[Goal] = {
     use Bound::{AtLeast, AtMost};
-    use Figure::{P50, PerSecond, ProcessorTime};
+    use Metric::{P50, PerSecond, ProcessorTime};
     &[
         goal("set 128 B, 1 subject, 256 in flight", PerSecond, "dormouse-disk", "echo", AtLeast(0.75)),
         goal("set 128 B, 10000 subjects, 256 in flight", PerSecond, "dormouse-disk", "echo", AtLeast(0.75)),
@@ -155,20 +155,20 @@ const GOALS: &[Goal] = {
     ]
 };
 
-/// The scenario in which subjects wake up, from a local directory.
-const WAKING: (&str, &str) = ("wake, 200 subjects of 100 kB", "dormouse-bucket");
-/// How many subjects sleep where the goal is about them.
-const SLEEPERS: usize = 1_000_000;
+/// The scenario that opens subjects from a local directory.
+const OPENING: (&str, &str) = ("open, 200 subjects of 100 kB", "dormouse-bucket");
+/// The number of dormant subjects of the goal.
+const DORMANT_SUBJECTS: usize = 1_000_000;
 
-/// Every goal, with what a run says about it.
+/// Returns every goal with its result in a run.
 #[must_use]
-pub fn judge(results: &Results) -> Vec<Judged> {
+pub fn judge(results: &Results) -> Vec<GoalResult> {
     let ratios = GOALS.iter().map(|goal| goal.judge(results));
-    ratios.chain(waking(results)).chain(sleeping(results)).collect()
+    ratios.chain(opening(results)).chain(dormant(results)).collect()
 }
 
 impl Goal {
-    fn judge(&self, results: &Results) -> Judged {
+    fn judge(&self, results: &Results) -> GoalResult {
         let found = results.scenarios.iter().find(|measured| usual_name(&measured.name) == self.scenario);
         let lines = found.and_then(|scenario| {
             Some(scenario.line(self.ours)?.ratios(scenario.line(self.theirs)?, |round| self.figure.of(round)))
@@ -184,18 +184,18 @@ impl Goal {
     }
 }
 
-fn judged(what: String, bound: Bound, measured: Option<f64>, text: impl Fn(f64) -> String) -> Judged {
-    let (wanted, met) = match bound {
+fn judged(what: String, bound: Bound, measured: Option<f64>, text: impl Fn(f64) -> String) -> GoalResult {
+    let (bound_text, met) = match bound {
         Bound::AtLeast(least) => (format!("≥ {least}"), measured.is_some_and(|measured| measured >= least)),
         Bound::AtMost(most) => (format!("≤ {most}"), measured.is_some_and(|measured| measured <= most)),
     };
-    Judged { what, wanted, measured: measured.map(text), met, long: false }
+    GoalResult { what, bound_text, measured: measured.map(text), met, long: false }
 }
 
-fn waking(results: &Results) -> Vec<Judged> {
-    let (scenario, target) = WAKING;
+fn opening(results: &Results) -> Vec<GoalResult> {
+    let (scenario, target) = OPENING;
     let line = results.scenario(scenario).and_then(|scenario| scenario.line(target));
-    [(Figure::P50, 3.0), (Figure::P99, 15.0)]
+    [(Metric::P50, 3.0), (Metric::P99, 15.0)]
         .map(|(figure, most)| {
             let measured = line.and_then(|line| line.median(|round| figure.of(round) / 1e3));
             let what = format!("{scenario}, from a local directory: {} in milliseconds", figure.name());
@@ -204,8 +204,8 @@ fn waking(results: &Results) -> Vec<Judged> {
         .into()
 }
 
-fn sleeping(results: &Results) -> Vec<Judged> {
-    let found = results.sleepers.iter().find(|sleepers| sleepers.subjects == SLEEPERS);
+fn dormant(results: &Results) -> Vec<GoalResult> {
+    let found = results.idle_subjects.iter().find(|idle_subjects| idle_subjects.subjects == DORMANT_SUBJECTS);
     let figures = found.map(|found| {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         [
@@ -217,27 +217,31 @@ fn sleeping(results: &Results) -> Vec<Judged> {
     });
     [
         ("memory of the server, in MB", 50.0),
-        ("the server's first answer after its start, the coordinator running, in seconds", 1.0),
+        ("the server's first reply after its start, with a running coordinator, in seconds", 1.0),
         ("memory of the coordinator, in MB", 200.0),
-        ("the coordinator's first answer after its start, in seconds", 2.0),
+        ("the coordinator's first reply after its start, in seconds", 2.0),
     ]
     .into_iter()
     .enumerate()
-    .map(|(place, (what, most))| {
-        let what = format!("{SLEEPERS} sleeping subjects: {what}");
-        let figure = figures.map(|figures| figures[place]);
-        Judged { long: true, ..judged(what, Bound::AtMost(most), figure, |figure| format!("{figure:.2}")) }
+    .map(|(index, (what, most))| {
+        let what = format!("{DORMANT_SUBJECTS} dormant subjects: {what}");
+        let figure = figures.map(|figures| figures[index]);
+        GoalResult {
+            long: true,
+            ..judged(what, Bound::AtMost(most), figure, |figure| format!("{figure:.2}"))
+        }
     })
     .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Bound, GOALS, SLEEPERS, WAKING, judged, usual_name};
+    use super::{Bound, DORMANT_SUBJECTS, GOALS, OPENING, judged, usual_name};
     use crate::{scenario, targets};
 
+    /// Each goal names a scenario and targets that the benchmark measures.
     #[test]
-    fn every_goal_is_about_what_is_measured() {
+    fn goals_refer_to_measured_scenarios_and_targets() {
         let fewer = scenario::all(scenario::many(20_000));
         let scenarios: Vec<String> = fewer.iter().map(|scenario| usual_name(&scenario.name())).collect();
         for goal in GOALS {
@@ -246,12 +250,13 @@ mod tests {
                 assert!(targets::NAMES.contains(&target), "{target}");
             }
         }
-        assert!(scenarios.contains(&WAKING.0.to_owned()) && targets::NAMES.contains(&WAKING.1));
-        assert!(crate::run::SLEEPERS.iter().any(|(subjects, _)| *subjects == SLEEPERS));
+        assert!(scenarios.contains(&OPENING.0.to_owned()) && targets::NAMES.contains(&OPENING.1));
+        assert!(crate::run::DORMANT_SUBJECTS.iter().any(|(subjects, _)| *subjects == DORMANT_SUBJECTS));
     }
 
+    /// A goal without a measurement counts as not met.
     #[test]
-    fn what_was_not_measured_is_not_met() {
+    fn goal_without_a_measurement_is_not_met() {
         let text = |figure: f64| figure.to_string();
         assert!(judged(String::new(), Bound::AtLeast(2.0), Some(2.0), text).met);
         assert!(!judged(String::new(), Bound::AtMost(2.0), Some(2.1), text).met);

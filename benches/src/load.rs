@@ -1,4 +1,4 @@
-//! How one round is measured: what was done, how long each took, and what the processes used for it.
+//! The measurement of one round: the operations, their durations, and the resources of the processes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,59 +11,60 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::machine::{busy_time, processor_time, resident_bytes};
-use crate::target::{Member, Role};
+use crate::target::{Role, TargetProcess};
 
-/// The longest that is told apart: a minute.
+/// The longest duration that is distinguished: a minute.
 const LONGEST_NS: u64 = 60_000_000_000;
-/// How often it is looked whether a target has become quiet, and how long it may take to be.
-const LOOK: Duration = Duration::from_millis(200);
-const QUIET_WITHIN: Duration = Duration::from_secs(10);
-/// Below this share of a core a target counts as quiet.
-const QUIET: f64 = 0.05;
+/// The interval of the idle checks of a target, and the time limit until it is idle.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+const IDLE_WITHIN: Duration = Duration::from_secs(10);
+/// Below this share of a core, a target counts as idle.
+const IDLE_CORES: f64 = 0.05;
 
-/// What one round showed.
+/// The result of one round.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Round {
-    /// Things done.
+    /// The number of operations.
     pub done: u64,
-    /// Things done in a second.
+    /// Operations per second.
     pub per_second: f64,
-    /// Median of how long one took, in microseconds.
+    /// The median duration, in microseconds.
     pub p50_us: f64,
-    /// 99th percentile of how long one took, in microseconds.
+    /// The 99th percentile of the durations, in microseconds.
     pub p99_us: f64,
-    /// Processor time of this process for each thing done, in microseconds.
+    /// Processor time of this process per operation, in microseconds.
     pub client_us: f64,
-    /// As `client_us`, of those who carry messages, and until the target had become quiet.
+    /// The same for the processes that carry messages, until the target is idle.
     pub broker_us: f64,
-    /// As `broker_us`, of those who keep them.
+    /// The same for the processes that store messages.
     pub server_us: f64,
-    /// How long after the last answer the target was at work, in milliseconds.
+    /// The time from the last reply until the target is idle, in milliseconds.
     pub afterwards_ms: u64,
-    /// Resident memory of the target's processes after the round, in bytes.
+    /// The resident memory of the target's processes after the round, in bytes.
     pub resident_bytes: u64,
-    /// Cores that all others used meanwhile: what has nothing to do with the run, the kernel, and targets whose turn it was not.
+    /// The cores that all other processes used during the round: unrelated processes, the kernel, and the other
+    /// targets.
     pub others_cores: f64,
 }
 
-/// A histogram of how long things took.
-pub struct Took(Histogram<u64>);
+/// A histogram of durations.
+pub struct LatencyHistogram(Histogram<u64>);
 
-impl Default for Took {
-    /// Nothing yet.
+impl Default for LatencyHistogram {
+    /// Creates an empty histogram.
     fn default() -> Self {
         // The bounds are constants that the library accepts.
         Self(Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("a histogram's bounds"))
     }
 }
 
-impl Took {
-    /// One more.
+impl LatencyHistogram {
+    /// Adds a duration.
     pub fn record(&mut self, took: Duration) {
         self.0.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(LONGEST_NS).max(1));
     }
 
-    /// How many there were.
+    /// Returns the number of durations.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.len()
@@ -74,40 +75,40 @@ impl Took {
     }
 }
 
-/// Processor time at the beginning of a round.
-pub struct Clocks {
+/// The processor times at the start of a round.
+pub struct CpuClocks {
     began: Instant,
     client: Duration,
     members: BTreeMap<Role, Duration>,
     machine: Duration,
 }
 
-impl Clocks {
-    /// Reads all clocks: the round begins.
+impl CpuClocks {
+    /// Reads all clocks at the start of a round.
     ///
     /// # Errors
-    /// When a process of the target has ended.
-    pub fn start(members: &[Member]) -> Result<Self> {
+    /// If a process of the target has ended.
+    pub fn start(members: &[TargetProcess]) -> Result<Self> {
         let (members, machine) = (by_role(members)?, busy_time()?);
         Ok(Self { began: Instant::now(), client: processor_time(std::process::id())?, members, machine })
     }
 
-    /// When the round began.
+    /// Returns the start of the round.
     #[must_use]
     pub fn began(&self) -> Instant {
         self.began
     }
 
-    /// The round has ended: `done` things were. Waits until the target is quiet, so that what it does afterwards counts,
-    /// and does not fall into the round of the next one.
+    /// Ends a round of `done` operations. Waits until the target is idle, so that its later work counts too, and does
+    /// not fall into the round of the next target.
     ///
     /// # Errors
-    /// When a process of the target has ended.
-    pub async fn stop(self, members: &[Member], done: u64, took: &Took) -> Result<Round> {
+    /// If a process of the target has ended.
+    pub async fn stop(self, members: &[TargetProcess], done: u64, took: &LatencyHistogram) -> Result<Round> {
         let lasted = self.began.elapsed();
         let client = processor_time(std::process::id())?;
         let over = Instant::now();
-        become_quiet(members).await?;
+        wait_until_idle(members).await?;
         let afterwards = over.elapsed();
         let now = by_role(members)?;
         let others = self.others(&now)?;
@@ -127,8 +128,8 @@ impl Clocks {
             client_us: each(client, self.client),
             broker_us: role(Role::Broker),
             server_us: role(Role::Server),
-            // The last look, after which it was known to be quiet, is none of its work.
-            afterwards_ms: u64::try_from(afterwards.saturating_sub(LOOK).as_millis())?,
+            // The last interval, after which the target was known to be idle, is not part of its work.
+            afterwards_ms: u64::try_from(afterwards.saturating_sub(IDLE_CHECK_INTERVAL).as_millis())?,
             resident_bytes: resident,
             others_cores: others,
         })
@@ -143,7 +144,7 @@ impl Clocks {
     }
 }
 
-fn by_role(members: &[Member]) -> Result<BTreeMap<Role, Duration>> {
+fn by_role(members: &[TargetProcess]) -> Result<BTreeMap<Role, Duration>> {
     let mut by_role = BTreeMap::new();
     for member in members {
         *by_role.entry(member.role).or_default() += processor_time(member.pid)?;
@@ -151,18 +152,18 @@ fn by_role(members: &[Member]) -> Result<BTreeMap<Role, Duration>> {
     Ok(by_role)
 }
 
-/// Waits until the target's processes use next to nothing, or for so long that they never will.
+/// Waits until the target's processes use almost no processor time, or the time limit is reached.
 ///
 /// # Errors
-/// When a process of the target has ended.
-pub async fn become_quiet(members: &[Member]) -> Result<()> {
+/// If a process of the target has ended.
+pub async fn wait_until_idle(members: &[TargetProcess]) -> Result<()> {
     let began = Instant::now();
     let used = || -> Result<Duration> { Ok(by_role(members)?.values().sum()) };
     let mut before = used()?;
-    while began.elapsed() < QUIET_WITHIN {
-        tokio::time::sleep(LOOK).await;
+    while began.elapsed() < IDLE_WITHIN {
+        tokio::time::sleep(IDLE_CHECK_INTERVAL).await;
         let now = used()?;
-        if now.saturating_sub(before).as_secs_f64() <= QUIET * LOOK.as_secs_f64() {
+        if now.saturating_sub(before).as_secs_f64() <= IDLE_CORES * IDLE_CHECK_INTERVAL.as_secs_f64() {
             break;
         }
         before = now;
@@ -170,21 +171,21 @@ pub async fn become_quiet(members: &[Member]) -> Result<()> {
     Ok(())
 }
 
-/// When workers stop.
+/// The condition for the end of a loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Until {
-    /// After this time.
+    /// The end of this time.
     pub lasts: Duration,
-    /// Or when so many things were begun.
+    /// Or the start of this number of operations.
     pub most: usize,
 }
 
-/// A closed loop: `workers` do `work`, each again as soon as its last is done; `work` is told how many were begun before.
+/// Runs a closed loop: `workers` run `work` repeatedly; `work` gets the number of operations that were started before.
 ///
 /// # Errors
-/// The first error of any worker, or when a process of the target has ended.
+/// The first error of any worker, or the end of a process of the target.
 pub async fn closed_loop<F>(
-    members: &[Member],
+    members: &[TargetProcess],
     workers: usize,
     until: Until,
     work: impl Fn(usize) -> F + 'static,
@@ -192,22 +193,22 @@ pub async fn closed_loop<F>(
 where
     F: Future<Output = Result<()>> + 'static,
 {
-    let took = Rc::<RefCell<Took>>::default();
-    let clocks = Clocks::start(members)?;
+    let took = Rc::<RefCell<LatencyHistogram>>::default();
+    let clocks = CpuClocks::start(members)?;
     work_until(&clocks, workers, until, Rc::clone(&took), work).await?;
     let took = took.take();
     clocks.stop(members, took.count(), &took).await
 }
 
-/// The loop by itself, for who measures something else meanwhile.
+/// Runs the loop without a measurement of resources, for callers that measure something else.
 ///
 /// # Errors
-/// The first error of any worker, and when nothing was done.
+/// The first error of any worker, or if no operation was done.
 pub async fn work_until<F>(
-    clocks: &Clocks,
+    clocks: &CpuClocks,
     workers: usize,
     until: Until,
-    took: Rc<RefCell<Took>>,
+    took: Rc<RefCell<LatencyHistogram>>,
     work: impl Fn(usize) -> F + 'static,
 ) -> Result<()>
 where
@@ -235,6 +236,6 @@ where
         let worked: Result<()> = ended.context("a worker panicked")?;
         worked?;
     }
-    anyhow::ensure!(took.borrow().count() > 0, "nothing was done within {:?}", until.lasts);
+    anyhow::ensure!(took.borrow().count() > 0, "no operation was done within {:?}", until.lasts);
     Ok(())
 }

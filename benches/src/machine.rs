@@ -1,4 +1,4 @@
-//! What the kernel knows: processor time, memory, disk, and what machine this is.
+//! Figures of the kernel: processor time, memory, disk, and the machine.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,16 +8,16 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-/// The kernel counts processor time in hundredths of a second, on every Linux there is (`USER_HZ`).
+/// The kernel counts processor time in hundredths of a second on every Linux (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
 
-/// Processor time that a process has used, in user space and in the kernel.
+/// Returns the processor time that a process has used, in user space and in the kernel.
 ///
 /// # Errors
-/// When it has ended, or the system has no `/proc`.
+/// If it has ended, or the system has no `/proc`.
 pub fn processor_time(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the program's name in brackets and may hold anything.
+    // The second field is the program's name in brackets and may contain any character.
     let fields = stat.rsplit_once(')').context("a line of /proc that cannot be read")?.1;
     let mut fields = fields.split_whitespace().skip(11);
     let mut ticks = 0;
@@ -27,10 +27,10 @@ pub fn processor_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
 }
 
-/// Processor time that everything on this machine has used, and what its host took away.
+/// Returns the processor time that everything on this machine has used, including the time that its host took.
 ///
 /// # Errors
-/// When the system has no `/proc`.
+/// If the system has no `/proc`.
 pub fn busy_time() -> Result<Duration> {
     let stat = std::fs::read_to_string("/proc/stat")?;
     let line =
@@ -43,10 +43,10 @@ pub fn busy_time() -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
 }
 
-/// Resident memory of a process, in bytes.
+/// Returns the resident memory of a process, in bytes.
 ///
 /// # Errors
-/// When it has ended, or the system has no `/proc`.
+/// If it has ended, or the system has no `/proc`.
 pub fn resident_bytes(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kilobytes = status
@@ -56,7 +56,7 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kilobytes.trim().parse::<u64>()? * 1_024)
 }
 
-/// Bytes of all files below a folder. What goes while it is looked at does not count.
+/// Returns the size of all files below a folder in bytes. Files that are deleted in the meantime do not count.
 #[must_use]
 pub fn disk_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
@@ -70,10 +70,10 @@ pub fn disk_bytes(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Files that this process and those it starts may have open: as many as a server's service file asks for.
+/// The limit of open files for this process and its children: the same as in a server's service file.
 const FILES: u64 = 65_536;
 
-/// Raises the limit of open files as far as it may. Returns how many there may be.
+/// Raises the limit of open files as far as possible. Returns the limit.
 #[must_use]
 pub fn raise_open_files() -> u64 {
     let before = getrlimit(Resource::Nofile);
@@ -86,47 +86,47 @@ pub fn raise_open_files() -> u64 {
     before.current.unwrap_or(FILES)
 }
 
-/// Waits until the disk has what is only in the page cache, so that the next one to be measured does not wait for it.
+/// Writes the page cache to the disk, so that the next target does not wait for it.
 pub fn settle_disk() {
     rustix::fs::sync();
 }
 
-/// Tasks that wanted a core on average over the last minute.
+/// Returns the average number of tasks that wanted a core over the last minute.
 #[must_use]
 pub fn load() -> f64 {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
 
-/// Where and with what the figures were made.
+/// The machine and the environment of the measurement.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
     /// Number of cores.
     pub cores: usize,
-    /// What they are.
+    /// The processor.
     pub processor: String,
     /// Memory in GiB.
     pub memory_gib: u64,
     /// The kernel's release.
     pub kernel: String,
-    /// Tasks that wanted a core in the minute before it began.
+    /// The number of tasks that wanted a core in the minute before the start.
     pub load_before: f64,
-    /// How many files a process may have open.
+    /// The limit of open files per process.
     pub open_files: u64,
     /// The compiler.
     pub rustc: String,
-    /// The commit that was measured.
+    /// The measured commit.
     pub commit: String,
     /// The day, as in 2026-11-28, in UTC.
     pub date: String,
 }
 
 impl Machine {
-    /// Looks around.
+    /// Describes this machine.
     #[must_use]
     pub fn here(open_files: u64) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let says = |program: &str, arguments: &[&str]| {
+        let output_of = |program: &str, arguments: &[&str]| {
             let output = Command::new(program).args(arguments).output();
             output.map_or_else(
                 |_| String::new(),
@@ -148,9 +148,9 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             load_before: load(),
             open_files,
-            rustc: says("rustc", &["--version"]).split(' ').take(2).collect::<Vec<_>>().join(" "),
-            commit: says("git", &["describe", "--always", "--abbrev=10", "--dirty= with changes"]),
-            date: says("date", &["-u", "+%F"]),
+            rustc: output_of("rustc", &["--version"]).split(' ').take(2).collect::<Vec<_>>().join(" "),
+            commit: output_of("git", &["describe", "--always", "--abbrev=10", "--dirty= with changes"]),
+            date: output_of("date", &["-u", "+%F"]),
         }
     }
 }

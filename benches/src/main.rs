@@ -1,28 +1,28 @@
-//! Dormouse beside what one could use instead: one driver, every target, the same machine in the same run.
+//! Comparison of Dormouse with its alternatives: one driver, every target, the same machine in the same run.
 //!
-//! All targets run at once and take turns within each round, so that a disturbance of the machine hits them alike; ratios
-//! are formed within rounds. A target that is missing, cannot do a thing, or fails at it, is named in the results.
+//! All targets run at once and take turns within each round, so that a disturbance of the machine affects all of them;
+//! ratios are formed within rounds. If a target is missing, lacks a capability, or fails, the results name it.
 //!
-//! | module | holds |
+//! | module | contains |
 //! |---|---|
-//! | `target`, `targets` | what is measured, through the client that its users would use |
-//! | `scenario`, `deeds` | what is done to it |
-//! | `run` | all scenarios at all targets, in turns |
-//! | `load`, `machine` | the clock, and what the kernel knows of processes |
-//! | `sleepers` | what sleeping subjects cost: a measurement of Dormouse alone |
-//! | `results`, `goals`, `report`, `plots` | figures kept, judged, written and drawn |
+//! | `target`, `targets` | the measured systems, through the client that their users would use |
+//! | `scenario`, `operations` | the load on it |
+//! | `run` | all scenarios on all targets, in turns |
+//! | `load`, `machine` | the clock, and the kernel's figures of processes |
+//! | `idle_subjects` | the cost of dormant subjects: a measurement of Dormouse alone |
+//! | `results`, `goals`, `report`, `plots` | the storage, judgement, tables and charts of the figures |
 
-mod deeds;
 mod goals;
+mod idle_subjects;
 mod load;
 mod machine;
 mod numbers;
+mod operations;
 mod plots;
 mod report;
 mod results;
 mod run;
 mod scenario;
-mod sleepers;
 mod target;
 mod targets;
 
@@ -34,7 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::results::Results;
 
-/// Measures Dormouse beside its peers.
+/// Compares Dormouse with its peers.
 #[derive(Debug, Parser)]
 #[command(name = "dormouse-bench", version)]
 struct Args {
@@ -44,31 +44,32 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measures, prints the tables, and keeps what was measured in a file
-    Run(run::Run),
-    /// Puts the tables of a file that `run` wrote into a document, and its drawings beside it
+    /// Measures, prints the tables, and writes the results to a file
+    Run(run::RunPlan),
+    /// Writes the tables of a results file into a document, and its charts beside it
     Report {
-        /// What `run` wrote
+        /// The results file of `run`
         results: PathBuf,
-        /// The document; what stands between the marks of such a run is replaced, and drawings go into a folder beside it
+        /// The document; the text between the marks of such a run is replaced, and the charts go into a folder beside
+        /// it
         document: PathBuf,
-        /// Also when not everything was measured that belongs there: then only what was measured stands there
+        /// Writes an incomplete measurement too; then the document has only the measured part
         #[arg(long)]
         part: bool,
     },
     /// Lists the scenarios and the targets
     List,
-    /// What the target `echo` runs beside itself
+    /// Runs the responder of the target `echo`
     #[command(hide = true)]
     Respond {
-        /// Where NATS is
+        /// The address of NATS
         url: String,
     },
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    // One thread: it is the client that measures, and the cores belong to the servers as well.
+    // One thread: the driver is the client, and the servers need the cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     match args.command {
@@ -82,7 +83,7 @@ fn main() -> Result<()> {
             if results.whole || part {
                 return report::write(&results, &document);
             }
-            println!("{} stays as it is: not everything was measured that belongs there", document.display());
+            println!("{} is unchanged: the measurement is incomplete", document.display());
             Ok(())
         }
         Command::List => {
@@ -94,7 +95,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Ctrl-C and SIGTERM end a run as an error does: what it started is killed, and its folders go.
+/// Ctrl-C and SIGTERM end a run like an error: its processes are killed, and its folders are removed.
 async fn unless_interrupted(run: impl Future<Output = Result<Results>>) -> Result<Results> {
     let mut terminated = signal(SignalKind::terminate())?;
     tokio::select! {

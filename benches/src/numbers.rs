@@ -1,6 +1,6 @@
-//! Numbers as people read them.
+//! Numbers in a readable form.
 
-/// A number with three digits that count, and its thousands told apart.
+/// Formats a number with three significant digits and thousands separators.
 #[must_use]
 pub fn thousands(number: f64) -> String {
     if number < 100.0 {
@@ -9,8 +9,8 @@ pub fn thousands(number: f64) -> String {
     let unit = 10_f64.powf(number.log10().floor() - 2.0);
     let digits = format!("{:.0}", (number / unit).round() * unit);
     let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -18,7 +18,7 @@ pub fn thousands(number: f64) -> String {
     text
 }
 
-/// Microseconds in the unit that suits them.
+/// Formats microseconds in a suitable unit.
 #[must_use]
 pub fn micros(micros: f64) -> String {
     match micros {
@@ -30,7 +30,7 @@ pub fn micros(micros: f64) -> String {
     }
 }
 
-/// Bytes in millions.
+/// Formats bytes in millions.
 #[must_use]
 pub fn megabytes(bytes: f64) -> String {
     format!("{} MB", thousands(bytes / 1e6))
@@ -40,8 +40,9 @@ pub fn megabytes(bytes: f64) -> String {
 mod tests {
     use super::{megabytes, micros, thousands};
 
+    /// Numbers are printed with three significant digits, thousands separators and a suitable unit.
     #[test]
-    fn numbers_are_written_for_readers() {
+    fn numbers_have_readable_digits_and_units() {
         assert_eq!(thousands(2.04), "2.0");
         assert_eq!(thousands(42.3), "42");
         assert_eq!(thousands(999.0), "999");

@@ -1,4 +1,4 @@
-//! Drawings of what was measured.
+//! Charts of the measurements.
 
 use std::path::Path;
 
@@ -15,12 +15,12 @@ const BARS: i32 = 150;
 const ROW: i32 = 20;
 const HEAD: i32 = 62;
 
-/// The colours of bars: ours, the limit, and the others.
+/// The colours of bars: Dormouse, the limit, and the others.
 const OURS: RGBColor = RGBColor(0xb3, 0x5c, 0x1e);
 const LIMIT: RGBColor = RGBColor(0x99, 0x99, 0x99);
 const OTHERS: RGBColor = RGBColor(0x4a, 0x7a, 0xa8);
 
-/// The name of a family's file.
+/// Returns the file name of a family.
 #[must_use]
 pub fn file_name(family: &str) -> String {
     let words: Vec<&str> = family
@@ -30,11 +30,11 @@ pub fn file_name(family: &str) -> String {
     format!("{}.svg", words.join("-"))
 }
 
-/// A panel for each scenario of a family, with a bar for each target, as long as its share of the fastest. Returns whether
-/// there was anything to compare.
+/// Draws a panel for each scenario of a family, with a bar for each target. The length of a bar is its share of the
+/// fastest target. Returns whether there was anything to compare.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// If the file cannot be written.
 pub fn draw(file: &Path, family: &[&Measured]) -> Result<bool> {
     let is_drawn =
         |target: &str| family.iter().any(|one| one.line(target).is_some_and(|line| !line.rounds.is_empty()));
@@ -82,8 +82,9 @@ fn colour(target: &str) -> RGBColor {
 mod tests {
     use super::file_name;
 
+    /// The file name of a plot is derived from the name of its scenario family.
     #[test]
-    fn a_family_names_its_file() {
+    fn plot_file_is_named_after_the_family() {
         assert_eq!(file_name("set 128 B, 1 subject"), "set-128-B-1-subject.svg");
     }
 }

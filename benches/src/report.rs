@@ -1,4 +1,4 @@
-//! Tables of what was measured.
+//! Tables of the measurements.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,39 +7,42 @@ use anyhow::{Context, Result, bail};
 
 use crate::load::Round;
 use crate::numbers::{megabytes, micros, thousands};
-use crate::results::{Line, Measured, Outcome, Results};
+use crate::results::{Measured, Results, TargetOutcome, TargetResult};
 use crate::{goals, plots};
 
-/// Where a run stands in the document.
-struct Place {
-    /// What stands between these is replaced.
+/// The position of a run's tables in the document.
+struct RunPosition {
+    /// The text between these marks is replaced.
     begin: &'static str,
     end: &'static str,
-    /// The folder of its drawings.
+    /// The folder of its charts.
     plots: &'static str,
 }
 
-const USUAL: Place =
-    Place { begin: "<!-- measured: make bench -->", end: "<!-- end of the comparison -->", plots: "plots" };
-const LONG: Place = Place {
+const USUAL: RunPosition = RunPosition {
+    begin: "<!-- measured: make bench -->",
+    end: "<!-- end of the comparison -->",
+    plots: "plots",
+};
+const LONG: RunPosition = RunPosition {
     begin: "<!-- measured: make bench LONG=1 -->",
-    end: "<!-- end of what takes long -->",
+    end: "<!-- end of the long scenarios -->",
     plots: "plots-long",
 };
 
-/// Up to this share of its cores in use by others a machine counts as quiet.
+/// A machine whose cores are used by others up to this share counts as idle.
 const QUIET_CORES: f64 = 0.15;
 
-/// Puts tables into `document`, and drawings into a folder beside it, in the place of those of the run before: what takes long
-/// has a place of its own.
+/// Writes tables into `document`, and charts into a folder beside it. They replace those of the previous run; the long
+/// scenarios have their own position.
 ///
 /// # Errors
-/// When the document cannot be read or written, or has no place for them.
+/// If the document cannot be read or written, or has no marks for them.
 pub fn write(results: &Results, document: &Path) -> Result<()> {
     let text = std::fs::read_to_string(document)?;
-    let Place { begin: begins, end: ends, plots: drawings } = if results.long { LONG } else { USUAL };
+    let RunPosition { begin: begins, end: ends, plots: drawings } = if results.long { LONG } else { USUAL };
     let (Some(begin), Some(end)) = (text.find(begins), text.find(ends)) else {
-        bail!("{} has no lines {begins:?} and {ends:?}", document.display())
+        bail!("{} has no marks {begins:?} and {ends:?}", document.display())
     };
     let folder = document.parent().context("the document is in no folder")?.join(drawings);
     if folder.exists() {
@@ -58,10 +61,10 @@ pub fn write(results: &Results, document: &Path) -> Result<()> {
     Ok(std::fs::write(document, whole)?)
 }
 
-/// Everything as text.
+/// Formats all tables.
 ///
 /// # Errors
-/// When the text cannot be written, which does not happen.
+/// If the text cannot be written, which does not happen.
 pub fn tables(results: &Results) -> Result<String> {
     let mut text = String::new();
     about(&mut text, results)?;
@@ -70,20 +73,20 @@ pub fn tables(results: &Results) -> Result<String> {
         rates(&mut text, &family)?;
         costs(&mut text, &family)?;
     }
-    sleepers(&mut text, results)?;
+    idle_subjects(&mut text, results)?;
     Ok(text)
 }
 
-/// A line for a terminal.
+/// Formats a line for a terminal.
 #[must_use]
-pub fn brief(line: &Line, bytes: bool) -> String {
+pub fn brief(line: &TargetResult, bytes: bool) -> String {
     match &line.trouble {
         Some(trouble) => format!("{:<22} {trouble}", line.target),
         None => format!("{:<22} {}", line.target, cell(line, bytes)),
     }
 }
 
-/// Scenarios that differ in one thing only stand in one table.
+/// Groups scenarios that differ in one parameter only.
 fn families(results: &Results) -> Vec<Vec<&Measured>> {
     let mut families: Vec<Vec<&Measured>> = Vec::new();
     for scenario in &results.scenarios {
@@ -99,14 +102,14 @@ fn about(text: &mut String, results: &Results) -> Result<()> {
     let machine = &results.machine;
     let others = results.others_cores().unwrap_or_default();
     let busy = if machine.load_before.max(others) > QUIET_CORES * machine.cores as f64 {
-        " **The machine was busy with other work: expect better, and compare with care.**"
+        " **The machine was busy with other work: a quiet machine gives better figures, so compare with care.**"
     } else {
         ""
     };
     writeln!(
         text,
         "`dormouse-bench run {}`, {}, commit {}, {} minutes. {} × {}, {} GiB, Linux {}, {}. Load at the \
-         beginning: {:.1}. Meanwhile others used {others:.2} cores.{busy}",
+         start: {:.1}. Other processes used {others:.2} cores.{busy}",
         results.arguments,
         machine.date,
         machine.commit,
@@ -118,11 +121,11 @@ fn about(text: &mut String, results: &Results) -> Result<()> {
         machine.rustc,
         machine.load_before,
     )?;
-    writeln!(text, "\n| target | an answered write is |\n|---|---|")?;
+    writeln!(text, "\n| target | an acknowledged write is |\n|---|---|")?;
     for (target, outcome) in &results.targets {
         match outcome {
-            Outcome::Promises(promise) => writeln!(text, "| `{target}` | {promise} |")?,
-            Outcome::LeftOut(reason) => {
+            TargetOutcome::Promises(promise) => writeln!(text, "| `{target}` | {promise} |")?,
+            TargetOutcome::LeftOut(reason) => {
                 writeln!(text, "| `{target}` | *not measured: {}* |", in_a_cell(reason))?
             }
         }
@@ -137,10 +140,10 @@ fn judged(text: &mut String, results: &Results) -> Result<()> {
     writeln!(
         text,
         "\n**Goals: {met} of {} met.** Median of the ratios within each round (lowest – highest):\n\n\
-         | what | measured | wanted | |\n|---|---:|---:|---|",
+         | quantity | measured | goal | |\n|---|---:|---:|---|",
         known.len()
     )?;
-    // What belongs to the other kind of run is no gap in this one.
+    // Goals of the other kind of run are not missing in this one.
     let missing = unknown.iter().filter(|judged| judged.long == results.long);
     for judged in known.iter().chain(missing) {
         let verdict = match (&judged.measured, judged.met) {
@@ -158,17 +161,17 @@ fn rates(text: &mut String, family: &[&Measured]) -> Result<()> {
     let unit = if family[0].bytes {
         "MB per second"
     } else {
-        "per second (median / 99th percentile of how long one took)"
+        "per second (median / 99th percentile of the duration)"
     };
     writeln!(text, "\n**{}**, {unit}:\n", family[0].family)?;
     table(text, family, |line, scenario| cell(line, scenario.bytes))
 }
 
 fn costs(text: &mut String, family: &[&Measured]) -> Result<()> {
-    let each = if family[0].bytes { "gigabyte" } else { "one" };
+    let each = if family[0].bytes { "gigabyte" } else { "operation" };
     writeln!(
         text,
-        "\n<details><summary>{}: processor time of client + broker + servers for each {each}; memory; disk</summary>\n",
+        "\n<details><summary>{}: processor time of client + broker + servers per {each}; memory; disk</summary>\n",
         family[0].family
     )?;
     table(text, family, |line, scenario| {
@@ -179,7 +182,7 @@ fn costs(text: &mut String, family: &[&Measured]) -> Result<()> {
             figure(|round| round.server_us),
         ];
         let time = if scenario.bytes {
-            // Microseconds for a byte are thousands of seconds for a gigabyte.
+            // Microseconds per byte are thousands of seconds per gigabyte.
             times.map(|each| format!("{:.2} s", each * 1e3)).join(" + ")
         } else {
             times.map(micros).join(" + ")
@@ -191,8 +194,12 @@ fn costs(text: &mut String, family: &[&Measured]) -> Result<()> {
     Ok(())
 }
 
-/// A row for each target that does this at all, a column for each scenario.
-fn table(text: &mut String, family: &[&Measured], cell: impl Fn(&Line, &Measured) -> String) -> Result<()> {
+/// Writes a row for each target with this capability, and a column for each scenario.
+fn table(
+    text: &mut String,
+    family: &[&Measured],
+    cell: impl Fn(&TargetResult, &Measured) -> String,
+) -> Result<()> {
     let columns: Vec<&str> = family.iter().map(|scenario| scenario.column.as_str()).collect();
     writeln!(text, "| | {} |", columns.join(" | "))?;
     writeln!(text, "|---|{}", "---:|".repeat(columns.len()))?;
@@ -200,7 +207,7 @@ fn table(text: &mut String, family: &[&Measured], cell: impl Fn(&Line, &Measured
         let cells: Vec<String> = family
             .iter()
             .map(|scenario| match scenario.line(&line.target) {
-                Some(Line { trouble: Some(trouble), .. }) => format!("*{}*", in_a_cell(trouble)),
+                Some(TargetResult { trouble: Some(trouble), .. }) => format!("*{}*", in_a_cell(trouble)),
                 Some(line) if !line.rounds.is_empty() => cell(line, scenario),
                 _ => "–".to_owned(),
             })
@@ -210,7 +217,7 @@ fn table(text: &mut String, family: &[&Measured], cell: impl Fn(&Line, &Measured
     Ok(())
 }
 
-fn cell(line: &Line, bytes: bool) -> String {
+fn cell(line: &TargetResult, bytes: bool) -> String {
     let figure = |figure: fn(&Round) -> f64| line.median(figure).unwrap_or_default();
     let rate = figure(|round| round.per_second);
     if bytes {
@@ -224,33 +231,33 @@ fn cell(line: &Line, bytes: bool) -> String {
     )
 }
 
-fn sleepers(text: &mut String, results: &Results) -> Result<()> {
-    if results.sleepers.is_empty() {
+fn idle_subjects(text: &mut String, results: &Results) -> Result<()> {
+    if results.idle_subjects.is_empty() {
         return Ok(());
     }
     writeln!(
         text,
-        "\n**Subjects that sleep**, a fleet started on them:\n\n\
-         | subjects | first locate after | first answer after | first answer, only the server started anew | server | coordinator | processor time while nobody asks |\n\
+        "\n**Dormant subjects**, with a fleet started on them:\n\n\
+         | subjects | first locate after | first reply after | first reply, only the server restarted | server | coordinator | processor time without requests |\n\
          |---:|---:|---:|---:|---:|---:|---:|"
     )?;
-    for sleepers in &results.sleepers {
+    for idle_subjects in &results.idle_subjects {
         writeln!(
             text,
             "| {} | {:.2} s | {:.2} s | {:.2} s | {} | {} | {:.2} % of a core |",
-            sleepers.subjects,
-            sleepers.first_locate_s,
-            sleepers.both_first_answer_s,
-            sleepers.first_answer_s,
-            megabytes(sleepers.server_bytes as f64),
-            megabytes(sleepers.coordinator_bytes as f64),
-            sleepers.idle_cores * 100.0
+            idle_subjects.subjects,
+            idle_subjects.first_locate_s,
+            idle_subjects.both_first_answer_s,
+            idle_subjects.first_answer_s,
+            megabytes(idle_subjects.server_bytes as f64),
+            megabytes(idle_subjects.coordinator_bytes as f64),
+            idle_subjects.idle_cores * 100.0
         )?;
     }
     Ok(())
 }
 
-/// The first line of a text, without what would end a cell.
+/// Returns the first line of a text, without characters that would end a cell.
 fn in_a_cell(text: &str) -> String {
     text.lines().next().unwrap_or_default().replace('|', "/")
 }

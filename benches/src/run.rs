@@ -1,4 +1,4 @@
-//! A run: every scenario at every target, which take turns.
+//! A run: every scenario on every target, in turns.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,67 +8,67 @@ use anyhow::{Result, bail};
 use clap::Parser;
 
 use crate::machine::{Machine, raise_open_files, settle_disk};
-use crate::results::{Line, Measured, Outcome, Results};
-use crate::scenario::{Effort, Scenario};
-use crate::target::{Ability, Running};
-use crate::{deeds, load as rounds, report, scenario, sleepers, targets};
+use crate::results::{Measured, Results, TargetOutcome, TargetResult};
+use crate::scenario::{RunScale, Scenario};
+use crate::target::{Capability, Running};
+use crate::{idle_subjects, load as rounds, operations, report, scenario, targets};
 
-/// How many subjects sleep, and the least effort at which that is measured.
-pub const SLEEPERS: &[(usize, Effort)] =
-    &[(1_000, Effort::Usual), (100_000, Effort::Usual), (1_000_000, Effort::Long)];
-/// What those are called for `--only`.
-const SLEEPING: &str = "sleeping subjects";
-/// A target that keeps more than this on disk begins anew before the next scenario: 4 GiB, four times what 10,000 subjects
-/// take that were just made.
+/// The numbers of dormant subjects, each with the smallest scale of its measurement.
+pub const IDLE_SUBJECTS: &[(usize, RunScale)] =
+    &[(1_000, RunScale::Usual), (100_000, RunScale::Usual), (1_000_000, RunScale::Long)];
+/// The name of this scenario for `--only`.
+const DORMANT: &str = "dormant subjects";
+/// A target that keeps more than this on disk starts with empty state for the next scenario: 4 GiB, four times the size
+/// of 10,000 new subjects.
 const KEEPS_BYTES: u64 = 4 << 30;
-/// So does one whose memory has grown by more than this since the last of its subjects was made: 1 GiB.
+/// The same applies to a target whose memory has grown by more than this since its last subject was created: 1 GiB.
 const GROWS_BYTES: u64 = 1 << 30;
 
-/// What is measured, and how thoroughly.
+/// The selection and the settings of a run.
 #[derive(Debug, Parser)]
-pub struct Run {
-    /// Only scenarios whose name contains this; again for others
+pub struct RunPlan {
+    /// Only scenarios whose name contains this; may be repeated
     #[arg(long)]
     only: Vec<String>,
     /// Only these targets, separated by commas
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
-    /// A minute's run: few scenarios, three rounds of 0.3 seconds
+    /// A run of a minute: few scenarios, three rounds of 0.3 seconds
     #[arg(long, conflicts_with = "long")]
     quick: bool,
-    /// Only what takes long: values of 1 GiB, 100,000 subjects created, a million asleep
+    /// Only the long scenarios: values of 1 GiB, 100,000 subjects created, a million dormant subjects
     #[arg(long)]
     long: bool,
     /// Rounds; the results are medians over them
     #[arg(long, default_value_t = 5, default_value_if("quick", "true", "3"))]
     rounds: usize,
-    /// How long one target is measured in one round, in seconds
+    /// The time of one target in one round, in seconds
     #[arg(long, default_value_t = 0.5, default_value_if("quick", "true", "0.3"))]
     seconds: f64,
-    /// Keep what an interrupted run of the same commit and the same options has measured, and go on with the rest
+    /// Keep the results of an interrupted run of the same commit and the same options, and measure the rest
     #[arg(long)]
     resume: bool,
-    /// Where the results go, as JSON
+    /// The file for the results, as JSON
     #[arg(long, value_name = "FILE", default_value = "bench.json")]
     out: PathBuf,
 }
 
-impl Run {
-    const fn effort(&self) -> Effort {
+impl RunPlan {
+    const fn scale(&self) -> RunScale {
         match (self.quick, self.long) {
-            (true, _) => Effort::Quick,
-            (_, true) => Effort::Long,
-            _ => Effort::Usual,
+            (true, _) => RunScale::Quick,
+            (_, true) => RunScale::Long,
+            _ => RunScale::Usual,
         }
     }
 
-    /// What makes the same run again.
+    /// Returns the arguments that repeat the run.
     fn arguments(&self) -> String {
         let only = self.only.iter().map(|only| format!("--only {only:?} "));
         format!("{}{}", only.collect::<String>(), self.terms())
     }
 
-    /// What two runs must have in common whose results stand side by side.
+    /// Returns the arguments that two runs must share so that their results can be combined.
     fn terms(&self) -> String {
         let mut words = Vec::new();
         if !self.targets.is_empty() {
@@ -80,17 +80,17 @@ impl Run {
         words.join(" ")
     }
 
-    fn wants(&self, name: &str, effort: Effort) -> bool {
-        let fits = if self.long { effort == Effort::Long } else { effort <= self.effort() };
+    fn wants(&self, name: &str, scale: RunScale) -> bool {
+        let fits = if self.long { scale == RunScale::Long } else { scale <= self.scale() };
         fits && (self.only.is_empty() || self.only.iter().any(|only| name.contains(only)))
     }
 }
 
-/// Measures, and keeps the results in a file after each scenario, so that whoever interrupts a long run has them.
+/// Measures, and writes the results to a file after each scenario, so that an interrupted run leaves results.
 ///
 /// # Errors
-/// When nothing is asked for, or the file cannot be written. A target that fails is named in the results.
-pub async fn run(run: &Run) -> Result<Results> {
+/// If the selection is empty, or the file cannot be written. A target that fails is named in the results.
+pub async fn run(run: &RunPlan) -> Result<Results> {
     let began = Instant::now();
     let open_files = raise_open_files();
     let mut results = Results {
@@ -98,47 +98,47 @@ pub async fn run(run: &Run) -> Result<Results> {
         arguments: run.arguments(),
         terms: run.terms(),
         long: run.long,
-        whole: run.only.is_empty() && run.targets.is_empty() && run.effort() != Effort::Quick,
+        whole: run.only.is_empty() && run.targets.is_empty() && run.scale() != RunScale::Quick,
         seconds: 0,
         targets: Vec::new(),
         scenarios: Vec::new(),
-        sleepers: Vec::new(),
+        idle_subjects: Vec::new(),
     };
     let mut chosen: Vec<Scenario> = scenario::all(scenario::many(open_files))
         .into_iter()
-        .filter(|scenario| run.wants(&scenario.name(), scenario.effort))
+        .filter(|scenario| run.wants(&scenario.name(), scenario.scale))
         .collect();
-    let mut sleeping: Vec<usize> = SLEEPERS
+    let mut dormant_counts: Vec<usize> = IDLE_SUBJECTS
         .iter()
-        .filter(|(_, effort)| run.wants(SLEEPING, *effort))
+        .filter(|(_, scale)| run.wants(DORMANT, *scale))
         .map(|(subjects, _)| *subjects)
         .collect();
-    if chosen.is_empty() && sleeping.is_empty() {
-        bail!("no scenario of this effort has a name with {:?} in it: `list` shows them", run.only);
+    if chosen.is_empty() && dormant_counts.is_empty() {
+        bail!("no scenario of this scale has a name with {:?}: `list` shows all", run.only);
     }
     if run.resume {
         results.keep(Results::read(&run.out)?)?;
         chosen.retain(|scenario| results.scenario(&scenario.name()).is_none());
-        sleeping.retain(|subjects| results.sleepers.iter().all(|kept| kept.subjects != *subjects));
+        dormant_counts.retain(|subjects| results.idle_subjects.iter().all(|kept| kept.subjects != *subjects));
     }
     let earlier_s = results.seconds;
     if !chosen.is_empty() {
-        let asleep = chosen.iter().any(|scenario| scenario.needs() == Ability::Sleep);
-        let mut running = start_all(run, asleep, &mut results).await?;
+        let dormant = chosen.iter().any(|scenario| scenario.needs() == Capability::Reopen);
+        let mut running = start_all(run, dormant, &mut results).await?;
         for scenario in &chosen {
             eprintln!("{}", scenario.name());
             let lines = measure(scenario, &mut running, run).await;
-            let (family, column) = scenario.place();
+            let (family, column) = scenario.table_position();
             let bytes = scenario.counts_bytes();
             results.scenarios.push(Measured { name: scenario.name(), family, column, bytes, lines });
             results.seconds = earlier_s + began.elapsed().as_secs();
             results.write(&run.out)?;
         }
-        results.scenarios.sort_by_key(|measured| scenario::place_of(&measured.name));
+        results.scenarios.sort_by_key(|measured| scenario::index_of(&measured.name));
     }
-    for subjects in sleeping {
-        eprintln!("{subjects} {SLEEPING}");
-        results.sleepers.push(sleepers::measure(subjects).await?);
+    for subjects in dormant_counts {
+        eprintln!("{subjects} {DORMANT}");
+        results.idle_subjects.push(idle_subjects::measure(subjects).await?);
         settle_disk();
     }
     results.seconds = earlier_s + began.elapsed().as_secs();
@@ -146,38 +146,42 @@ pub async fn run(run: &Run) -> Result<Results> {
     Ok(results)
 }
 
-/// Starts every target that was asked for. One that cannot be had is named and left out.
-async fn start_all(run: &Run, asleep: bool, results: &mut Results) -> Result<Vec<Running>> {
+/// Starts every selected target. A target that does not start is named and left out.
+async fn start_all(run: &RunPlan, dormant: bool, results: &mut Results) -> Result<Vec<Running>> {
     let names: Vec<&str> = if run.targets.is_empty() {
         targets::NAMES.to_vec()
     } else {
         run.targets.iter().map(String::as_str).collect()
     };
     let mut running = Vec::new();
-    for name in names.into_iter().filter(|name| asleep || !targets::ONLY_ASLEEP.contains(name)) {
+    for name in names.into_iter().filter(|name| dormant || !targets::ONLY_OPEN.contains(name)) {
         match targets::start(name).await {
             Ok(target) => {
-                results.tell(name, Outcome::Promises(target.target.promise().to_owned()));
+                results.set_outcome(name, TargetOutcome::Promises(target.target.promise().to_owned()));
                 running.push(target);
             }
             Err(error) => {
                 eprintln!("{name} is left out: {error:#}");
-                results.tell(name, Outcome::LeftOut(format!("{error:#}")));
+                results.set_outcome(name, TargetOutcome::LeftOut(format!("{error:#}")));
             }
         }
     }
     if running.is_empty() {
-        bail!("no target could be started");
+        bail!("no target started");
     }
     Ok(running)
 }
 
-/// All rounds of one scenario at every target. In each round another one is the first.
-async fn measure(scenario: &Scenario, running: &mut [Running], run: &Run) -> Vec<Line> {
+/// Runs all rounds of one scenario on every target. Each round starts with another target.
+async fn measure(scenario: &Scenario, running: &mut [Running], run: &RunPlan) -> Vec<TargetResult> {
     let mut lines = Vec::new();
     for target in running.iter_mut() {
-        let mut line =
-            Line { target: target.name.clone(), rounds: BTreeMap::new(), trouble: None, disk_bytes: 0 };
+        let mut line = TargetResult {
+            target: target.name.clone(),
+            rounds: BTreeMap::new(),
+            trouble: None,
+            disk_bytes: 0,
+        };
         if let Err(why) = prepare(scenario, target).await {
             line.trouble = Some(format!("{why:#}"));
         }
@@ -187,13 +191,13 @@ async fn measure(scenario: &Scenario, running: &mut [Running], run: &Run) -> Vec
     let lasts = Duration::from_secs_f64(run.seconds);
     let rounds = if scenario.is_done_once() { 1 } else { run.rounds };
     for round in 0..rounds {
-        for place in 0..running.len() {
-            let place = (place + round) % running.len();
-            let (line, target) = (&mut lines[place], &mut running[place]);
+        for index in 0..running.len() {
+            let index = (index + round) % running.len();
+            let (line, target) = (&mut lines[index], &mut running[index]);
             if line.trouble.is_some() {
                 continue;
             }
-            match deeds::round(scenario.deed, target, round, lasts).await {
+            match operations::round(scenario.operation, target, round, lasts).await {
                 Ok(measured) => drop(line.rounds.insert(round, measured)),
                 Err(error) => line.trouble = Some(format!("{error:#}")),
             }
@@ -201,7 +205,7 @@ async fn measure(scenario: &Scenario, running: &mut [Running], run: &Run) -> Vec
                 line.disk_bytes = target.kept_bytes();
             }
             if scenario.is_done_once()
-                && let Err(error) = begin_anew(target).await
+                && let Err(error) = start_empty(target).await
             {
                 line.trouble = Some(format!("{error:#}"));
             }
@@ -214,26 +218,26 @@ async fn measure(scenario: &Scenario, running: &mut [Running], run: &Run) -> Vec
     lines
 }
 
-/// Makes what a scenario needs, in a new instance of the target where the old one keeps a lot.
+/// Prepares the subjects of a scenario, in a new instance of the target if the old one keeps much data.
 async fn prepare(scenario: &Scenario, running: &mut Running) -> Result<()> {
-    let asleep = scenario.needs() == Ability::Sleep;
-    let only_asleep = targets::ONLY_ASLEEP.contains(&running.name.as_str());
-    if !running.target.can(scenario.needs()) || only_asleep && !asleep {
-        bail!("does not do this");
+    let dormant = scenario.needs() == Capability::Reopen;
+    let only_open = targets::ONLY_OPEN.contains(&running.name.as_str());
+    if !running.target.can(scenario.needs()) || only_open && !dormant {
+        bail!("has no such capability");
     }
-    // One whose processes have ended is no better.
+    // A target whose processes have ended also needs a new instance.
     let has_grown = running.grown_bytes().map_or(true, |bytes| bytes > GROWS_BYTES);
     let is_full = has_grown || running.kept_bytes() > KEEPS_BYTES;
-    // A fleet that wakes what sleeps has to put all it has to sleep first.
-    if asleep || is_full {
-        begin_anew(running).await?;
+    // A fleet for the `open` scenario must first release everything it owns.
+    if dormant || is_full {
+        start_empty(running).await?;
     }
-    deeds::prepare(scenario.deed, running).await?;
-    rounds::become_quiet(&running.target.members()).await?;
+    operations::prepare(scenario.operation, running).await?;
+    rounds::wait_until_idle(&running.target.members()).await?;
     running.note_prepared()
 }
 
-async fn begin_anew(running: &mut Running) -> Result<()> {
+async fn start_empty(running: &mut Running) -> Result<()> {
     *running = targets::start(&running.name).await?;
     Ok(())
 }

@@ -1,157 +1,157 @@
-//! What is measured: each scenario does one thing to every target that can do it.
+//! The scenarios: each runs one operation on every target that supports it.
 
-use crate::target::Ability;
+use crate::target::Capability;
 
-/// What is done.
+/// An operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deed {
+pub enum Operation {
     /// Messages are written to subjects in turn.
     Set {
         /// Size of a value.
         bytes: usize,
-        /// Writers that each wait for their answer.
+        /// Writers that each wait for their reply.
         in_flight: usize,
-        /// Subjects that take turns.
+        /// The number of subjects that take turns.
         subjects: usize,
     },
     /// One message of 128 bytes is read.
     Get {
-        /// Readers that each wait for their answer.
+        /// Readers that each wait for their reply.
         in_flight: usize,
     },
-    /// All messages of one subject are read, one subject after the other; what counts is messages.
+    /// All messages of one subject are read, one subject after the other; the unit is a message.
     GetAll {
-        /// Subjects that take turns.
+        /// The number of subjects that take turns.
         subjects: usize,
-        /// Messages of 128 bytes in each.
+        /// Messages of 128 bytes in each subject.
         messages: usize,
     },
-    /// One client writes, and others hear of it. What counts is messages heard, and how long after the client began to
-    /// write them.
+    /// One client writes, and others watch. The unit is a received message; its duration starts with the start of the
+    /// write.
     Watch {
-        /// Connections that watch.
+        /// The number of watching connections.
         watchers: usize,
-        /// Messages under way: one for how long it takes, more for how many there can be.
+        /// The number of messages in flight: one for the delay, more for the rate.
         in_flight: usize,
     },
-    /// Subjects that were never there get their first message.
+    /// New subjects get their first message.
     Create {
-        /// How many, or as many of them as are made within a minute; `None` for as many as a round has time for.
+        /// The number, or as many of them as are created within a minute; `None` for as many as fit in a round.
         subjects: Option<usize>,
     },
-    /// A value is written piece by piece. What counts is bytes.
+    /// A value is written in chunks. The unit is a byte.
     PutLarge {
         /// Its size.
         bytes: u64,
     },
-    /// A value is read piece by piece. What counts is bytes.
+    /// A value is read in chunks. The unit is a byte.
     GetLarge {
         /// Its size.
         bytes: u64,
     },
-    /// Subjects of about 100 kB are read for the first time by a server that has never seen them, one after the other.
-    Wake {
-        /// How many in a round.
+    /// Subjects of about 100 kB are read for the first time by a server that has never served them, one after the
+    /// other.
+    Open {
+        /// The number of subjects in a round.
         subjects: usize,
     },
 }
 
-/// How much of everything is done.
+/// The scale of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Effort {
-    /// What a minute shows.
+pub enum RunScale {
+    /// A run of a minute.
     Quick,
-    /// What stands in the documentation.
+    /// The scenarios of the documentation.
     Usual,
-    /// What takes long.
+    /// The long scenarios.
     Long,
 }
 
-/// One line of the results.
+/// A scenario: one line of the results.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
-    /// What is done.
-    pub deed: Deed,
-    /// The least effort to which it belongs.
-    pub effort: Effort,
+    /// The operation.
+    pub operation: Operation,
+    /// The smallest scale of a run with this scenario.
+    pub scale: RunScale,
 }
 
 impl Scenario {
-    /// Its name in results.
+    /// Returns the name in the results.
     #[must_use]
     pub fn name(&self) -> String {
-        let (family, column) = self.place();
+        let (family, column) = self.table_position();
         format!("{family}, {column}")
     }
 
-    /// The table and the column in which it stands: what differs in one thing only is side by side.
+    /// Returns the table and the column: scenarios that differ in one parameter only are side by side.
     #[must_use]
-    pub fn place(&self) -> (String, String) {
+    pub fn table_position(&self) -> (String, String) {
         let in_flight = |number: usize| format!("{number} in flight");
-        match self.deed {
-            Deed::Set { bytes, in_flight: number, subjects } => (
+        match self.operation {
+            Operation::Set { bytes, in_flight: number, subjects } => (
                 format!("set {}, {subjects} {}", size(bytes as u64), plural(subjects, "subject")),
                 in_flight(number),
             ),
-            Deed::Get { in_flight: number } => ("get 128 B".to_owned(), in_flight(number)),
-            Deed::GetAll { subjects, messages } => (
+            Operation::Get { in_flight: number } => ("get 128 B".to_owned(), in_flight(number)),
+            Operation::GetAll { subjects, messages } => (
                 "get_all".to_owned(),
                 format!("{subjects} {} of {messages} × 128 B", plural(subjects, "subject")),
             ),
-            Deed::Watch { watchers, in_flight: number } => (
+            Operation::Watch { watchers, in_flight: number } => (
                 format!("watch, {}", in_flight(number)),
                 format!("{watchers} {}", plural(watchers, "watcher")),
             ),
-            Deed::Create { subjects: None } => ("create subjects".to_owned(), "64 in flight".to_owned()),
-            Deed::Create { subjects: Some(subjects) } => {
+            Operation::Create { subjects: None } => ("create subjects".to_owned(), "64 in flight".to_owned()),
+            Operation::Create { subjects: Some(subjects) } => {
                 ("create subjects".to_owned(), format!("{subjects} of them, 64 in flight"))
             }
-            Deed::PutLarge { bytes } => (format!("a value of {}", size(bytes)), "put".to_owned()),
-            Deed::GetLarge { bytes } => (format!("a value of {}", size(bytes)), "get".to_owned()),
-            Deed::Wake { subjects } => ("wake".to_owned(), format!("{subjects} subjects of 100 kB")),
+            Operation::PutLarge { bytes } => (format!("a value of {}", size(bytes)), "put".to_owned()),
+            Operation::GetLarge { bytes } => (format!("a value of {}", size(bytes)), "get".to_owned()),
+            Operation::Open { subjects } => ("open".to_owned(), format!("{subjects} subjects of 100 kB")),
         }
     }
 
-    /// What a target must be able to do.
+    /// Returns the capability that a target needs.
     #[must_use]
-    pub const fn needs(&self) -> Ability {
-        match self.deed {
-            Deed::Set { .. } => Ability::Set,
-            Deed::Create { .. } => Ability::Create,
-            Deed::Get { .. } => Ability::Get,
-            Deed::GetAll { .. } => Ability::GetAll,
-            Deed::Watch { .. } => Ability::Watch,
-            Deed::PutLarge { .. } | Deed::GetLarge { .. } => Ability::Large,
-            Deed::Wake { .. } => Ability::Sleep,
+    pub const fn needs(&self) -> Capability {
+        match self.operation {
+            Operation::Set { .. } => Capability::Set,
+            Operation::Create { .. } => Capability::Create,
+            Operation::Get { .. } => Capability::Get,
+            Operation::GetAll { .. } => Capability::GetAll,
+            Operation::Watch { .. } => Capability::Watch,
+            Operation::PutLarge { .. } | Operation::GetLarge { .. } => Capability::Large,
+            Operation::Open { .. } => Capability::Reopen,
         }
     }
 
-    /// Whether there is one round only, and each target begins anew after it: it leaves more behind than there is memory for
-    /// in all targets at once.
+    /// Returns whether there is one round only, and each target starts with empty state after it: all targets together
+    /// would keep more than the memory holds.
     #[must_use]
     pub const fn is_done_once(&self) -> bool {
-        matches!(self.deed, Deed::Create { subjects: Some(_) })
+        matches!(self.operation, Operation::Create { subjects: Some(_) })
     }
 
-    /// Whether bytes are counted.
+    /// Returns whether bytes are counted.
     #[must_use]
     pub const fn counts_bytes(&self) -> bool {
-        matches!(self.deed, Deed::PutLarge { .. } | Deed::GetLarge { .. })
+        matches!(self.operation, Operation::PutLarge { .. } | Operation::GetLarge { .. })
     }
 }
 
-/// To how many subjects is written where it is many, if the system lets so many files be open.
+/// The number of subjects of the scenarios with many subjects, if the limit of open files allows it.
 pub const MANY: usize = 10_000;
 
-/// How many they are where one process may have so many files open: Dormouse has two of each subject, and others beside
-/// them.
+/// Returns that number under a limit of open files: Dormouse has two files open for each subject, and others besides.
 #[must_use]
 pub fn many(open_files: u64) -> usize {
     let thousands = open_files.saturating_sub(2_000) / 2_000;
     usize::try_from(thousands * 1_000).map_or(MANY, |many| many.clamp(1_000, MANY))
 }
 
-/// The name that a scenario has where it is done with [`MANY`] subjects.
+/// Returns the name of a scenario with [`MANY`] subjects.
 #[must_use]
 pub fn usual_name(name: &str) -> String {
     let usual = || {
@@ -162,43 +162,43 @@ pub fn usual_name(name: &str) -> String {
     usual().unwrap_or_else(|| name.to_owned())
 }
 
-/// Where a scenario stands among all.
+/// Returns the position of a scenario among all.
 #[must_use]
-pub fn place_of(name: &str) -> usize {
+pub fn index_of(name: &str) -> usize {
     let name = usual_name(name);
     all(MANY).iter().take_while(|scenario| scenario.name() != name).count()
 }
 
-/// Every scenario, in the order of the tables.
+/// Returns every scenario, in the order of the tables.
 #[must_use]
 pub fn all(many: usize) -> Vec<Scenario> {
     let mut all = Vec::new();
-    let mut add = |deed, effort| all.push(Scenario { deed, effort });
+    let mut add = |operation, scale| all.push(Scenario { operation, scale });
     for subjects in [1, many] {
         for bytes in [128, 1_024, 16_384] {
             for in_flight in [1, 64, 256, 4_096] {
                 let quick = bytes == 128 && subjects == 1 && in_flight != 64;
                 add(
-                    Deed::Set { bytes, in_flight, subjects },
-                    if quick { Effort::Quick } else { Effort::Usual },
+                    Operation::Set { bytes, in_flight, subjects },
+                    if quick { RunScale::Quick } else { RunScale::Usual },
                 );
             }
         }
     }
     for in_flight in [1, 64, 256] {
-        add(Deed::Get { in_flight }, if in_flight == 64 { Effort::Usual } else { Effort::Quick });
+        add(Operation::Get { in_flight }, if in_flight == 64 { RunScale::Usual } else { RunScale::Quick });
     }
-    add(Deed::GetAll { subjects: 1, messages: 100_000 }, Effort::Usual);
-    add(Deed::GetAll { subjects: 1_000, messages: 100 }, Effort::Usual);
+    add(Operation::GetAll { subjects: 1, messages: 100_000 }, RunScale::Usual);
+    add(Operation::GetAll { subjects: 1_000, messages: 100 }, RunScale::Usual);
     for watchers in [1, 10, 100] {
-        add(Deed::Watch { watchers, in_flight: 1 }, Effort::Usual);
-        add(Deed::Watch { watchers, in_flight: 256 }, Effort::Usual);
+        add(Operation::Watch { watchers, in_flight: 1 }, RunScale::Usual);
+        add(Operation::Watch { watchers, in_flight: 256 }, RunScale::Usual);
     }
-    add(Deed::Create { subjects: None }, Effort::Usual);
-    add(Deed::Wake { subjects: 200 }, Effort::Usual);
-    add(Deed::PutLarge { bytes: 1 << 30 }, Effort::Long);
-    add(Deed::GetLarge { bytes: 1 << 30 }, Effort::Long);
-    add(Deed::Create { subjects: Some(100_000) }, Effort::Long);
+    add(Operation::Create { subjects: None }, RunScale::Usual);
+    add(Operation::Open { subjects: 200 }, RunScale::Usual);
+    add(Operation::PutLarge { bytes: 1 << 30 }, RunScale::Long);
+    add(Operation::GetLarge { bytes: 1 << 30 }, RunScale::Long);
+    add(Operation::Create { subjects: Some(100_000) }, RunScale::Long);
     all
 }
 

@@ -1,4 +1,4 @@
-//! Reads what operators say, and hear.
+//! Decodes admin requests and replies.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

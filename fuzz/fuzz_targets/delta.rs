@@ -1,4 +1,4 @@
-//! Reads deltas.
+//! Decodes deltas.
 #![no_main]
 
 #[path = "../../crates/storage/tests/fuzzing/mod.rs"]

@@ -1,4 +1,4 @@
-//! Reads errors.
+//! Decodes errors.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

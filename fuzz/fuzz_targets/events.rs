@@ -1,4 +1,4 @@
-//! Reads events and announcements.
+//! Decodes events and announcements.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

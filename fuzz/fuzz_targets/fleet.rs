@@ -1,4 +1,4 @@
-//! Reads what servers and the coordinator tell each other.
+//! Decodes messages between servers and the coordinator.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

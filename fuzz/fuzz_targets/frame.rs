@@ -1,4 +1,4 @@
-//! Reads frames.
+//! Decodes frames.
 #![no_main]
 
 #[path = "../../crates/storage/tests/fuzzing/mod.rs"]

@@ -1,4 +1,4 @@
-//! Reads health documents.
+//! Decodes health documents.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

@@ -1,4 +1,4 @@
-//! Reads indexes of sealed logs.
+//! Decodes indexes of sealed logs.
 #![no_main]
 
 #[path = "../../crates/storage/tests/fuzzing/mod.rs"]

@@ -1,4 +1,4 @@
-//! Reads manifests.
+//! Decodes manifests.
 #![no_main]
 
 #[path = "../../crates/storage/tests/fuzzing/mod.rs"]

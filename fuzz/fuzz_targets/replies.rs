@@ -1,4 +1,4 @@
-//! Reads the answers to them.
+//! Decodes replies of every operation.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

@@ -1,4 +1,4 @@
-//! Reads requests of every operation.
+//! Decodes requests of every operation.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

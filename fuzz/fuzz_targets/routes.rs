@@ -1,4 +1,4 @@
-//! Reads routes, subjects and names.
+//! Decodes routes, subjects and names.
 #![no_main]
 
 #[path = "../../crates/protocol/tests/fuzzing/mod.rs"]

@@ -1,4 +1,4 @@
-//! Reads slot objects.
+//! Decodes slot objects.
 #![no_main]
 
 #[path = "../../crates/storage/tests/fuzzing/mod.rs"]

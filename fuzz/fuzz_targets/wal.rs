@@ -1,4 +1,4 @@
-//! Reads parts of write-ahead logs.
+//! Decodes parts of write-ahead logs.
 #![no_main]
 
 #[path = "../../crates/storage/tests/fuzzing/mod.rs"]

@@ -1,8 +1,8 @@
-"""A client of Dormouse in another language, written from PROTOCOL.md and nothing else.
+"""A client of Dormouse in another language, written from PROTOCOL.md alone.
 
-It does what that page says a client does: asks `locate`, sends the operation to the server named, remembers the answer,
-asks again when that server is not the one, and gives every changing request an id. It is no library; it is here to
-find out whether the page says enough. Numbers of sections are those of the page.
+It does what that page requires of a client: it calls `locate`, sends the operation to the named server, caches the
+server, locates again if the server is not the owner, and gives every changing request an id. It is not a library; it
+shows whether the page is sufficient. Section numbers are those of the page.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from nats.errors import NoRespondersError
 # Section 3: the default prefix.
 PREFIX = "persist"
 
-# How long one request waits for its answer, and a call for one that is final, in seconds.
+# The deadline of one request, and of a call with its retries, in seconds.
 REQUEST_DEADLINE = 10
 CALL_DEADLINE = 60
 
-# Section 5: the operations that change something carry the id of the request.
+# Section 5: changing operations carry a request id.
 CHANGING = {"set", "delete", "delete_all", "configure", "destroy", "upload_commit"}
 
-# How many bytes of a value travel at once, and how many pieces are under way.
-PIECE_BYTES = 64 * 1024
+# The size of a chunk in bytes, and the number of chunks in flight.
+CHUNK_BYTES = 64 * 1024
 WINDOW = 8
 
 
@@ -40,10 +40,10 @@ class DormouseError(Exception):
 
 
 def new_ulid():
-    """Section 1: 26 characters of Crockford's base 32, upper case: 48 bits of milliseconds, 80 bits of chance."""
+    """Section 1: 26 characters of Crockford's base 32, upper case: 48 bits of milliseconds, 80 random bits."""
     alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
     number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")
-    return "".join(alphabet[(number >> (5 * place)) & 31] for place in reversed(range(26)))
+    return "".join(alphabet[(number >> (5 * digit)) & 31] for digit in reversed(range(26)))
 
 
 def digest_of(data):
@@ -74,12 +74,12 @@ def unpack(data):
 
 
 def settled(result):
-    """A result with every `bool` of it: one that is absent is false, section 1."""
+    """A result with every `bool` field: an absent one is false, section 1."""
     return {"duplicate": False, **result}
 
 
 def read_reply(message):
-    """The result in a reply, or the error that it is: told by its header, and by nothing else."""
+    """The result of a reply, or its error; only the header distinguishes them."""
     status = (message.headers or {}).get("Nats-Service-Error-Code")
     if status is None:
         return unpack(message.data)
@@ -94,7 +94,7 @@ class Dormouse:
         self.session = new_ulid()
         self.counter = 0
         self.servers = {}
-        # How often a server answered that another one has the subject.
+        # The number of redirects to another server.
         self.redirected = 0
 
     @classmethod
@@ -111,20 +111,20 @@ class Dormouse:
         return {"session": self.session, "counter": self.counter}
 
     async def ask(self, route, body):
-        """One request, one answer, on any route below the prefix."""
+        """One request and its reply, on any route below the prefix."""
         message = await self.nats.request(f"{PREFIX}.{route}", pack(body), timeout=REQUEST_DEADLINE)
         return read_reply(message)
 
     async def locate(self, subject):
-        """Section 3: which server?"""
+        """Section 3: the server of a subject."""
         return (await self.ask(f"coord.locate.{subject}", {"v": 1}))["server"]
 
     async def at(self, server, operation, subject, body):
-        """An operation at this very server."""
+        """An operation at a given server."""
         return await self.ask(f"server.{server}.{operation}.{subject}", body)
 
     async def call(self, operation, subject, **fields):
-        """An operation at whichever server has the subject. A change has the same id at each try, section 4."""
+        """An operation at the owner of the subject. All attempts of a change have the same id, section 4."""
         body = {"v": 1, **fields}
         if operation in CHANGING and "request" not in fields:
             body["request"] = self.next_request_id()
@@ -136,7 +136,7 @@ class Dormouse:
                     self.servers[subject] = await self.locate(subject)
                 return await self.at(self.servers[subject], operation, subject, body)
             except NoRespondersError:
-                # Nobody listens there: nothing has happened, and somebody else may have the subject.
+                # No responders: the request was not executed, and another server may own the subject.
                 self.servers.pop(subject, None)
             except DormouseError as error:
                 if error.code == "not_owner":
@@ -151,7 +151,7 @@ class Dormouse:
                 else:
                     pause = max(pause, error.body.get("retry_after_ms", 0) / 1000)
             except asyncio.TimeoutError:
-                # Silence. A change is sent again under its id.
+                # No reply: a change is sent again with its id.
                 self.servers.pop(subject, None)
             if time.monotonic() + pause > deadline:
                 raise TimeoutError(f"{operation} of {subject}")
@@ -159,7 +159,7 @@ class Dormouse:
             pause = min(2 * pause, 1)
 
     async def set(self, subject, *sets, **fields):
-        """Section 5, set: the results, in order; the first that is an error is raised."""
+        """Section 5, set: the results, in order; the first error is raised."""
         reply = await self.call("set", subject, sets=list(sets), **fields)
         for outcome in reply["results"]:
             if "error" in outcome:
@@ -167,7 +167,7 @@ class Dormouse:
         return [settled(outcome["ok"]) for outcome in reply["results"]]
 
     async def get_all(self, subject, **fields):
-        """Every message of a range, page after page; and the position of the first page."""
+        """All messages of a range, page by page, and the position of the first page."""
         messages, position = [], None
         while True:
             page = await self.call("get_all", subject, **fields)
@@ -178,12 +178,12 @@ class Dormouse:
             fields["end_seq" if fields.get("reverse") else "start_seq"] = page["cursor"]
 
     async def upload(self, subject, value, **fields):
-        """Section 5, values of any size: up in pieces, then one set with the other fields of it."""
+        """Section 5, values of any size: an upload in chunks, then one set with the other fields."""
         upload, digest, size = new_ulid(), digest_of(value), len(value)
         request = self.next_request_id()
         while True:
             try:
-                await self.send_pieces(subject, upload, value)
+                await self.send_chunks(subject, upload, value)
                 state = await self.call("upload_finish", subject, upload=upload, size=size, digest=digest)
                 while not state.get("stored"):
                     if state["received"] < size:
@@ -201,49 +201,49 @@ class Dormouse:
                 raise DormouseError(None, outcome["error"])
             return settled(outcome["ok"])
 
-    async def send_pieces(self, subject, upload, value):
-        """Every byte that the server does not have."""
+    async def send_chunks(self, subject, upload, value):
+        """Sends every byte that the server does not have."""
         received = (await self.call("upload_begin", subject, upload=upload, size=len(value)))["received"]
-        offsets = list(range(received, len(value), PIECE_BYTES))
+        offsets = list(range(received, len(value), CHUNK_BYTES))
         for first in range(0, len(offsets), WINDOW):
             # The order does not matter.
             window = reversed(offsets[first : first + WINDOW])
             await asyncio.gather(
                 *(
-                    self.call("upload_chunk", subject, upload=upload, offset=offset, bytes=value[offset : offset + PIECE_BYTES])
+                    self.call("upload_chunk", subject, upload=upload, offset=offset, bytes=value[offset : offset + CHUNK_BYTES])
                     for offset in window
                 )
             )
 
     async def download(self, subject, message):
-        """The value of a message, in pieces, held against its digest."""
+        """The value of a message, read in chunks and compared with its digest."""
         named = {"seq": message["seq"], "rev": message["rev"]}
-        told = await self.call("get_chunk", subject, offset=0, length=0, **named)
+        info = await self.call("get_chunk", subject, offset=0, length=0, **named)
         value = b""
-        while len(value) < told["size"]:
-            piece = await self.call("get_chunk", subject, offset=len(value), length=PIECE_BYTES, **named)
-            assert piece["bytes"] and piece["digest"] == told["digest"]
-            value += piece["bytes"]
-        assert digest_of(value) == told["digest"], "these are not the bytes that were written"
+        while len(value) < info["size"]:
+            chunk = await self.call("get_chunk", subject, offset=len(value), length=CHUNK_BYTES, **named)
+            assert chunk["bytes"] and chunk["digest"] == info["digest"]
+            value += chunk["bytes"]
+        assert digest_of(value) == info["digest"], "the bytes differ from the written ones"
         return value
 
     async def health(self, name=None, expected=1):
-        """Section 9: JSON; from everybody, or from one."""
+        """Section 9: health as JSON, from all processes or from one."""
         route = f"{PREFIX}.health" + (f".{name}" if name else "")
         return await self.gather(route, expected)
 
     async def gather(self, route, expected):
-        """Several answers to one request, each of them JSON."""
+        """Several replies to one request, each of them JSON."""
         inbox = self.nats.new_inbox()
-        heard = await self.nats.subscribe(inbox)
+        subscription = await self.nats.subscribe(inbox)
         await self.nats.publish(route, b"", reply=inbox)
-        answers = [await heard.next_msg(timeout=REQUEST_DEADLINE) for _ in range(expected)]
-        await heard.unsubscribe()
+        answers = [await subscription.next_msg(timeout=REQUEST_DEADLINE) for _ in range(expected)]
+        await subscription.unsubscribe()
         return [json.loads(answer.data) for answer in answers]
 
 
 class State:
-    """What a watcher knows of a subject: its messages by seq, and the position of what it has seen whole."""
+    """A watcher's copy of a subject: its messages by seq, and the position up to which it is complete."""
 
     def __init__(self):
         self.messages = {}
@@ -251,7 +251,7 @@ class State:
         self.position = {"term": 0, "rev": 0}
 
     def take(self, change):
-        """Section 5, changes, and section 6: told twice does no harm."""
+        """Section 5, changes, and section 6: applying a change twice has no further effect."""
         ((kind, content),) = change.items()
         if kind == "set":
             message = content["message"]
@@ -270,25 +270,25 @@ class State:
                 del self.messages[seq]
         elif kind == "configure":
             self.config = content["config"]
-        # Kinds of the future are for others.
+        # Unknown kinds are ignored.
 
 
 class Watcher:
-    """Section 6: how a watcher begins, and how it fills a gap."""
+    """Section 6: how a watcher starts, and how it fills a gap."""
 
-    def __init__(self, client, subject, heard):
+    def __init__(self, client, subject, subscription):
         self.client = client
         self.subject = subject
-        self.heard = heard
+        self.subscription = subscription
         self.state = State()
         self.filled = 0
 
     @classmethod
     async def begin(cls, client, subject):
-        # First listen, then ask where the subject is: what comes up to there is before the watch.
-        heard = await client.nats.subscribe(f"{PREFIX}.events.{subject}")
+        # First subscribe, then read the position of the subject: events up to it are before the watch.
+        subscription = await client.nats.subscribe(f"{PREFIX}.events.{subject}")
         await client.nats.flush()
-        watcher = cls(client, subject, heard)
+        watcher = cls(client, subject, subscription)
         watcher.state.position = (await client.call("info", subject))["position"]
         messages, position = await client.get_all(subject)
         watcher.state.messages = {message["seq"]: message for message in messages}
@@ -296,17 +296,17 @@ class Watcher:
         return watcher
 
     async def next_event(self):
-        return unpack((await self.heard.next_msg(timeout=REQUEST_DEADLINE)).data)
+        return unpack((await self.subscription.next_msg(timeout=REQUEST_DEADLINE)).data)
 
     async def take(self, event):
-        """An event that was heard."""
+        """Applies a received event."""
         seen = self.state.position
         if event["term"] < seen["term"] or (event["term"] == seen["term"] and event["rev"] <= seen["rev"]):
             return
         revs = [self.rev_of(change) for change in event.get("changes", [])]
         first = min(revs) if revs else event["rev"] + 1
-        # In the same term the next change has the next rev; in a new one it follows what that term inherited, if all of
-        # that was seen.
+        # In the same term, the next change has the next rev. In a new term, it follows the term base, which must be complete
+        # here.
         follows = seen["rev"] + 1 == first and (event["term"] == seen["term"] or event["term_base"] == seen["rev"])
         if not follows:
             return await self.fill()
@@ -315,7 +315,7 @@ class Watcher:
         self.state.position = {"term": event["term"], "rev": event["rev"]}
 
     async def fill(self):
-        """What was missed, compacted; or everything anew."""
+        """Reads the missed changes, or everything after a resync."""
         self.filled += 1
         while True:
             page = await self.client.call("changes", self.subject, after=self.state.position, limit=3)
@@ -331,7 +331,7 @@ class Watcher:
                 return
 
     async def follow(self, position):
-        """Until everything up to there is seen."""
+        """Applies events until the position is reached."""
         while (self.state.position["term"], self.state.position["rev"]) < (position["term"], position["rev"]):
             await self.take(await self.next_event())
 

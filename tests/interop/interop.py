@@ -2,8 +2,8 @@
 
     python tests/interop/interop.py --nats nats://127.0.0.1:4222 --servers persist-1,persist-2
 
-Exit status 0: all that the page says is so. Each check has a subject of its own, so it can be run on a fleet that is in use. A check
-is a function with `@check`; one for something new goes beside those of its section.
+Exit status 0: the fleet behaves as the page says. Each check has its own subject, so it can run on a fleet in use. A check is a
+function with `@check`; a new one goes into the part of its section.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def check(function):
 
 
 class Fleet:
-    """What the checks work on."""
+    """The fleet under test."""
 
     def __init__(self, client, servers):
         self.client = client
@@ -37,17 +37,17 @@ class Fleet:
 
 
 async def refused(code, call):
-    """The error that the call ends in, which must be this one."""
+    """Returns the error of a call, which must have this code."""
     try:
         result = await call
     except DormouseError as error:
         assert error.code == code, f"{error.code} instead of {code}: {error}"
         return error
-    raise AssertionError(f"not refused with {code}: {result}")
+    raise AssertionError(f"not rejected with {code}: {result}")
 
 
 async def until_serving(fleet):
-    """The health of every process, once each of them serves. A process that is starting says `not_serving`, section 9."""
+    """Returns the health of every process once all of them serve. A starting process reports `not_serving` (section 9)."""
     while True:
         found = await fleet.client.health(expected=len(fleet.servers) + 1)
         for one in found:
@@ -65,7 +65,7 @@ def values(messages):
 
 
 @check
-async def the_vectors_are_what_another_implementation_reads(fleet):
+async def vectors_decode_in_another_implementation(fleet):
     def plain(value):
         if isinstance(value, bytes):
             return {"$bytes": value.hex()}
@@ -87,7 +87,7 @@ async def the_vectors_are_what_another_implementation_reads(fleet):
 
 
 @check
-async def unknown_fields_are_ignored_and_nil_is_absence(fleet):
+async def unknown_fields_are_ignored_and_nil_means_absent(fleet):
     subject = fleet.subject("fields")
     await fleet.client.set(subject, {"key": "k", "value": b"v", "headers": None, "shade": "blue"}, mood=7)
     reply = await fleet.client.call("get", subject, key="k", seq=None, keys=None)
@@ -121,24 +121,24 @@ async def errors_are_typed(fleet):
 
 
 @check
-async def expectations_are_compared_and_what_is_there_is_told(fleet):
+async def expectation_mismatch_returns_the_actual_id(fleet):
     client, subject = fleet.client, fleet.subject("expect")
     (first,) = await client.set(subject, {"key": "k", "value": b"1", "expect": {"key": None}})
     error = await refused("key_exists", client.set(subject, {"key": "k", "value": b"2", "expect": {"key": None}}))
     assert error.body["actual"] == {"term": first["term"], "seq": first["seq"]}
-    there = {"term": first["term"], "seq": first["seq"]}
-    (second,) = await client.set(subject, {"key": "k", "value": b"2", "expect": {"key": there}})
-    error = await refused("wrong_last", client.set(subject, {"value": b"3", "expect": {"last": there}}))
+    current = {"term": first["term"], "seq": first["seq"]}
+    (second,) = await client.set(subject, {"key": "k", "value": b"2", "expect": {"key": current}})
+    error = await refused("wrong_last", client.set(subject, {"value": b"3", "expect": {"last": current}}))
     assert error.body["actual"] == {"term": second["term"], "seq": second["seq"]}
-    there = {"term": second["term"], "seq": second["seq"]}
-    await client.set(subject, {"value": b"3", "expect": {"last": there}})
+    current = {"term": second["term"], "seq": second["seq"]}
+    await client.set(subject, {"value": b"3", "expect": {"last": current}})
     await refused("wrong_last", client.call("delete", subject, keys=["k"], expect={"key": {"term": 1, "seq": 999}}))
-    reply = await client.call("delete", subject, keys=["k"], expect={"key": there})
+    reply = await client.call("delete", subject, keys=["k"], expect={"key": current})
     assert reply["seqs"] == [second["seq"]]
 
 
 @check
-async def a_request_sent_again_with_its_id_is_carried_out_once(fleet):
+async def request_retried_with_the_same_id_executes_once(fleet):
     client, subject = fleet.client, fleet.subject("once")
     for operation, fields in [
         ("set", {"sets": [{"value": b"v"}]}),
@@ -151,15 +151,15 @@ async def a_request_sent_again_with_its_id_is_carried_out_once(fleet):
         first = await client.call(operation, subject, request=request, **fields)
         before = (await client.call("info", subject))["position"]
         again = await client.call(operation, subject, request=request, **fields)
-        assert (await client.call("info", subject))["position"] == before, f"{operation} was carried out twice"
+        assert (await client.call("info", subject))["position"] == before, f"{operation} was executed twice"
         if operation == "set":
             for one, other in zip(first["results"], again["results"]):
                 assert other["ok"]["duplicate"] and settled(one["ok"]) == {**other["ok"], "duplicate": False}
         else:
             assert again["duplicate"] and settled(first) == {**again, "duplicate": False}, operation
-    # The id of another request names no new one.
+    # An id of another request cannot be reused.
     await refused("bad_request", client.call("delete", subject, request=request, seqs=[1]))
-    # A refusal is remembered where it depended on what was there.
+    # A rejection is recorded if it depended on the state.
     await client.set(subject, {"key": "k", "value": b"1"})
     request = client.next_request_id()
     create = {"request": request, "sets": [{"key": "k", "value": b"2", "expect": {"key": None}}]}
@@ -173,7 +173,7 @@ async def a_request_sent_again_with_its_id_is_carried_out_once(fleet):
 
 
 @check
-async def a_message_is_set_with_everything_it_can_have(fleet):
+async def message_with_every_field_round_trips(fleet):
     client, subject = fleet.client, fleet.subject("set")
     headers = [["trace", "1"], ["trace", "2"], ["Größe", "ü"]]
     item = {
@@ -187,21 +187,21 @@ async def a_message_is_set_with_everything_it_can_have(fleet):
     assert reply["position"] == {"term": result["term"], "rev": result["rev"]} and reply["answered"] == 1
     assert (message["key"], message["value"], message["headers"]) == ("k", b"\x00\xff", headers)
     assert message["size"] == 2 and message["term"] == result["term"] and message["rev"] == result["rev"]
-    # The same msg_id again: the first one's result, whatever is expected.
+    # A repeat of the msg_id gets the first result, regardless of the expectation.
     (again,) = await client.set(subject, item)
     assert again == {**result, "duplicate": True}
-    # In place: the key must be equal.
+    # In a replacement, the key must be equal.
     await refused("bad_request", client.set(subject, {"seq": 7, "key": "other", "value": b"x"}))
     (replaced,) = await client.set(subject, {"seq": 7, "key": "k", "value": b"new"})
     assert replaced["seq"] == 7 and replaced["rev"] > result["rev"]
-    # Between what was and what is next nothing can be put.
+    # A skipped seq cannot be written later.
     await refused("bad_request", client.set(subject, {"seq": 3, "value": b"x"}))
     (following,) = await client.set(subject, {"value": b"stream"})
     assert following["seq"] == 8
 
 
 @check
-async def no_value_an_empty_value_no_key_and_the_empty_key_are_four_things(fleet):
+async def absent_and_empty_keys_and_values_are_distinct(fleet):
     client, subject = fleet.client, fleet.subject("nothing")
     await client.set(subject, {"key": ""}, {"key": "empty", "value": b""}, {"value": b"no key"}, {"key": "null"})
     reply = await client.call("get", subject, keys=["", "empty", "missing", "null"])
@@ -212,11 +212,11 @@ async def no_value_an_empty_value_no_key_and_the_empty_key_are_four_things(fleet
     messages, _ = await client.get_all(subject)
     assert "key" not in messages[2]
     messages, _ = await client.get_all(subject, key_prefix="")
-    assert len(messages) == 3, "a prefix leaves out what has no key"
+    assert len(messages) == 3, "a prefix must omit messages without a key"
 
 
 @check
-async def independent_sets_have_outcomes_of_their_own_and_a_batch_has_one(fleet):
+async def sets_fail_independently_and_a_batch_as_a_whole(fleet):
     client, subject = fleet.client, fleet.subject("batch")
     sets = [{"key": "a", "value": b"1"}, {"key": "a", "value": b"2", "expect": {"key": None}}, {"key": "b", "value": b"3"}]
     reply = await client.call("set", subject, sets=sets)
@@ -225,7 +225,7 @@ async def independent_sets_have_outcomes_of_their_own_and_a_batch_has_one(fleet)
     error = await refused("key_exists", client.call("set", subject, atomic=True, sets=sets[1:]))
     assert error.status == 409
     info = await client.call("info", subject)
-    assert info["count"] == 2, "part of a batch was carried out"
+    assert info["count"] == 2, "a part of a batch was executed"
     results = await client.set(subject, {"key": "c", "value": b"4"}, {"key": "d", "value": b"5"}, atomic=True)
     assert len({result["rev"] for result in results}) == 1
     assert [result["seq"] for result in results] == [info["next_seq"], info["next_seq"] + 1]
@@ -233,7 +233,7 @@ async def independent_sets_have_outcomes_of_their_own_and_a_batch_has_one(fleet)
 
 
 @check
-async def all_messages_come_page_by_page_in_both_directions(fleet):
+async def messages_are_paged_in_both_directions(fleet):
     client, subject = fleet.client, fleet.subject("pages")
     await client.set(subject, *({"key": f"{'even' if n % 2 == 0 else 'odd'}-{n:02}", "value": b"%d" % n} for n in range(20)))
     messages, position = await client.get_all(subject, limit=3)
@@ -246,7 +246,7 @@ async def all_messages_come_page_by_page_in_both_directions(fleet):
 
 
 @check
-async def keys_come_page_by_page_in_order_of_their_bytes(fleet):
+async def keys_are_paged_in_byte_order(fleet):
     client, subject = fleet.client, fleet.subject("keys")
     names = ["b", "", "ä", "a", "B", "b.1", "b.0"]
     await client.set(subject, *({"key": name} for name in names), {"value": b"no key"})
@@ -262,7 +262,7 @@ async def keys_come_page_by_page_in_order_of_their_bytes(fleet):
 
 
 @check
-async def a_large_value_is_announced_and_fetched_by_its_seq(fleet):
+async def large_value_is_omitted_from_pages_and_read_by_seq(fleet):
     client, subject = fleet.client, fleet.subject("large")
     large = bytes(range(256)) * 1200
     (result,) = await client.set(subject, {"key": "large", "value": large})
@@ -273,9 +273,9 @@ async def a_large_value_is_announced_and_fetched_by_its_seq(fleet):
 
 
 @check
-async def a_value_of_any_size_goes_up_and_comes_down_in_pieces(fleet):
+async def value_of_any_size_transfers_in_chunks(fleet):
     client, subject = fleet.client, fleet.subject("pieces")
-    # The digest of CRC's own test.
+    # The check value of the CRC.
     assert digest_of(b"123456789") == "ae8b14860a799888"
     large = bytes(range(251)) * 12_000
     result = await client.upload(subject, large, key="large", headers=[["kind", "large"]], expect={"key": None})
@@ -285,14 +285,14 @@ async def a_value_of_any_size_goes_up_and_comes_down_in_pieces(fleet):
     assert message["rev"] == result["rev"] and await client.download(subject, message) == large
     empty = await client.upload(subject, b"", key="empty")
     assert empty["rev"] == result["rev"] + 1
-    # Replaced: what is read piece by piece is one value or none.
+    # The value is replaced: a chunked read returns one value or an error.
     await client.set(subject, {"key": "large", "value": b"small"})
     named = {"seq": message["seq"], "rev": message["rev"]}
     await refused("wrong_last", client.call("get_chunk", subject, offset=0, length=1, **named))
 
 
 @check
-async def an_upload_is_forgotten_and_a_wrong_digest_is_found_out(fleet):
+async def upload_with_wrong_digest_or_cancelled_is_rejected(fleet):
     client, subject = fleet.client, fleet.subject("uploads")
     upload = new_ulid()
     assert (await client.call("upload_begin", subject, upload=upload))["received"] == 0
@@ -319,7 +319,7 @@ async def an_upload_is_forgotten_and_a_wrong_digest_is_found_out(fleet):
 
 
 @check
-async def limits_hold_and_messages_expire(fleet):
+async def retention_enforces_limits_and_expiry(fleet):
     client, subject = fleet.client, fleet.subject("limits")
     watcher = await Watcher.begin(client, subject)
     await client.call("configure", subject, config={"max_msgs": 2, "max_msg_size": 100})
@@ -337,19 +337,19 @@ async def limits_hold_and_messages_expire(fleet):
     while (await client.call("get", subject, key="short")).get("messages"):
         await asyncio.sleep(0.05)
     await watcher.follow((await client.call("info", subject))["position"])
-    assert not watcher.state.messages and watcher.filled == 0, "what went was told"
+    assert not watcher.state.messages and watcher.filled == 0, "removals must be in the events"
     assert (await client.call("info", subject))["position"]["rev"] > short["rev"]
 
 
 @check
-async def messages_are_removed_one_by_one_and_all_up_to_a_seq(fleet):
+async def messages_are_deleted_by_seq_by_key_and_by_range(fleet):
     client, subject = fleet.client, fleet.subject("remove")
     await client.set(subject, *({"key": f"k{n}", "value": b"v"} for n in range(10)))
     reply = await client.call("delete", subject, seqs=[3, 99, 1], keys=["k4", "missing"])
     assert reply["seqs"] == [1, 3, 5]
     before = reply["position"]
     reply = await client.call("delete", subject, seqs=[3])
-    assert not reply.get("seqs") and reply["position"] == before, "nothing was there, and yet something changed"
+    assert not reply.get("seqs") and reply["position"] == before, "an empty removal changed the position"
     assert (await client.call("delete_all", subject, end_seq=6))["count"] == 3
     assert (await client.call("delete_all", subject, keep_last=1))["count"] == 3
     await refused("bad_request", client.call("delete_all", subject, end_seq=1, keep_last=1))
@@ -382,7 +382,7 @@ async def changes_lead_from_any_position_to_the_state(fleet):
 
 
 @check
-async def a_subject_is_configured_and_tells_about_itself(fleet):
+async def subject_config_is_replaced_and_shown_by_info(fleet):
     client, subject = fleet.client, fleet.subject("configure")
     config = {"level": "memory", "metadata": {"owner": "me", "": "ü"}}
     reply = await client.call("configure", subject, config=config)
@@ -397,11 +397,11 @@ async def a_subject_is_configured_and_tells_about_itself(fleet):
     assert info["bucket_rev"] >= result["rev"] and info["bytes"] > 0
     await client.call("configure", subject, config={})
     info = await client.call("info", subject)
-    assert not info["config"].get("metadata") and info["level"] == "bucket", "the whole configuration is replaced"
+    assert not info["config"].get("metadata") and info["level"] == "bucket", "the whole configuration must be replaced"
 
 
 @check
-async def after_a_destruction_numbers_go_on(fleet):
+async def destroyed_subject_continues_the_numbering(fleet):
     client, subject = fleet.client, fleet.subject("destroy")
     await client.set(subject, {"key": "k", "value": b"1"}, {"value": b"2"})
     before = await client.call("info", subject)
@@ -414,7 +414,7 @@ async def after_a_destruction_numbers_go_on(fleet):
     page = await client.call("changes", subject, after=before["position"])
     assert page["resync"]
     again = await client.call("destroy", subject, request=request)
-    assert (again["position"], again["duplicate"]) == (destroyed, True), "it happens once"
+    assert (again["position"], again["duplicate"]) == (destroyed, True), "a destroy must execute once"
     assert (await client.call("info", subject))["count"] == 1
     before_it = {"session": request["session"], "counter": request["counter"] - 1}
     await refused("indeterminate", client.call("set", subject, sets=[{"value": b"late"}], request=before_it))
@@ -424,7 +424,7 @@ async def after_a_destruction_numbers_go_on(fleet):
 
 
 @check
-async def a_watcher_begins_where_the_subject_is_and_ends_in_its_state(fleet):
+async def watcher_starts_at_the_state_and_follows_changes(fleet):
     client, subject = fleet.client, fleet.subject("watch")
     await client.set(subject, {"key": "before", "value": b"1"})
     watcher = await Watcher.begin(client, subject)
@@ -436,33 +436,33 @@ async def a_watcher_begins_where_the_subject_is_and_ends_in_its_state(fleet):
     await client.call("delete_all", subject, end_seq=1)
     await watcher.follow((await client.call("info", subject))["position"])
     assert watcher.filled == 0 and watcher.state.config["metadata"] == {"a": "b"}
-    assert watcher.state.messages[6]["value_omitted"], "above 64 KiB a value is announced"
+    assert watcher.state.messages[6]["value_omitted"], "a value above 64 KiB must be omitted"
     messages, _ = await client.get_all(subject)
     seen = sorted(watcher.state.messages.values(), key=lambda message: message["seq"])
     assert [(m["seq"], m["rev"], m.get("key")) for m in seen] == [(m["seq"], m["rev"], m.get("key")) for m in messages]
 
 
 @check
-async def a_watcher_fills_a_gap_and_hears_of_the_loss_of_the_last_event(fleet):
+async def watcher_refetches_a_gap_and_a_lost_last_event(fleet):
     client, subject = fleet.client, fleet.subject("gap")
     watcher = await Watcher.begin(client, subject)
 
-    async def lose_a_change():
+    async def drop_next_change():
         while not (await watcher.next_event()).get("changes"):
             pass
 
     (first,) = await client.set(subject, {"key": "a", "value": b"1"})
     await watcher.follow(first)
-    # Lost on the way: a change that others follow.
+    # A lost change, followed by other changes.
     await client.set(subject, {"key": "b", "value": b"2"})
-    await lose_a_change()
+    await drop_next_change()
     (last,) = await client.set(subject, {"key": "c", "value": b"3"})
     await watcher.follow(last)
     assert watcher.filled == 1
     assert sorted(message["key"] for message in watcher.state.messages.values()) == ["a", "b", "c"]
-    # And one that nothing follows but a beacon.
+    # A lost change, followed only by a beacon.
     await client.call("delete", subject, keys=["a"])
-    await lose_a_change()
+    await drop_next_change()
     beacon = await watcher.next_event()
     assert not beacon.get("changes")
     await watcher.take(beacon)
@@ -474,7 +474,7 @@ async def a_watcher_fills_a_gap_and_hears_of_the_loss_of_the_last_event(fleet):
 
 
 @check
-async def another_server_than_the_owner_says_who_it_is(fleet):
+async def server_that_is_not_the_owner_names_the_owner(fleet):
     client, subject = fleet.client, fleet.subject("owner")
     await client.set(subject, {"key": "k", "value": b"v"})
     owner = await client.locate(subject)
@@ -489,7 +489,7 @@ async def another_server_than_the_owner_says_who_it_is(fleet):
 
 
 @check
-async def a_subject_that_moves_is_followed(fleet):
+async def subject_that_moves_is_followed_by_the_client(fleet):
     client, subject = fleet.client, fleet.subject("move")
     await client.set(subject, {"key": "k", "value": b"v"})
     owner = await client.locate(subject)
@@ -503,15 +503,15 @@ async def a_subject_that_moves_is_followed(fleet):
 
 
 @check
-async def nobody_listens_on_the_routes_of_a_server_that_is_not_there(fleet):
-    client, subject = fleet.client, fleet.subject("nobody")
+async def request_to_an_absent_server_finds_the_owner(fleet):
+    client, subject = fleet.client, fleet.subject("absent")
     client.servers[subject] = "persist-none"
     await client.set(subject, {"value": b"v"})
     assert client.servers[subject] in fleet.servers
 
 
 @check
-async def operators_see_servers_and_subjects(fleet):
+async def admin_routes_list_servers_subjects_and_moves(fleet):
     client = fleet.client
     await client.set(fleet.subject("listed.a"), {"value": b"v"})
     await client.set(fleet.subject("listed.b"), {"value": b"v"})
@@ -536,7 +536,7 @@ async def operators_see_servers_and_subjects(fleet):
 
 
 @check
-async def a_server_is_drained_and_takes_subjects_again(fleet):
+async def server_is_drained_and_takes_subjects_again(fleet):
     client = fleet.client
     subject = fleet.subject("drained")
     await client.set(subject, {"key": "k", "value": b"v"})
@@ -556,10 +556,10 @@ async def a_server_is_drained_and_takes_subjects_again(fleet):
 
 
 @check
-async def every_process_tells_its_health(fleet):
-    everybody = await until_serving(fleet)
-    assert sorted(one["name"] for one in everybody) == sorted([*fleet.servers, "coordinator"])
-    for one in everybody:
+async def health_is_reported_by_each_process(fleet):
+    processes = await until_serving(fleet)
+    assert sorted(one["name"] for one in processes) == sorted([*fleet.servers, "coordinator"])
+    for one in processes:
         assert one["kind"] == ("coordinator" if one["name"] == "coordinator" else "server")
         assert one["status"] in ("ok", "degraded"), one
         # Whole milliseconds: 0 within the first one.
@@ -571,10 +571,10 @@ async def every_process_tells_its_health(fleet):
 
 
 @check
-async def the_services_api_finds_every_process(fleet):
-    client, everybody = fleet.client, len(fleet.servers) + 1
+async def services_api_finds_each_process(fleet):
+    client, expected = fleet.client, len(fleet.servers) + 1
     for verb, kind in [("PING", "ping"), ("INFO", "info"), ("STATS", "stats")]:
-        answers = await client.gather(f"$SRV.{verb}", everybody)
+        answers = await client.gather(f"$SRV.{verb}", expected)
         assert {answer["type"] for answer in answers} == {f"io.nats.micro.v1.{kind}_response"}
         assert sorted({answer["name"] for answer in answers}) == ["dormouse-coordinator", "dormouse-persist-server"]
         for answer in answers:
@@ -594,7 +594,7 @@ async def run(arguments):
         try:
             await asyncio.wait_for(function(fleet), 120)
             print(f"ok      {function.__name__}", flush=True)
-        except Exception:  # whatever goes wrong in one check, the others are still of interest
+        except Exception:  # a failed check must not stop the others
             failed.append(function.__name__)
             print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)
     await client.close()
@@ -606,5 +606,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nats", required=True, help="address of the nats-server")
     parser.add_argument("--servers", required=True, help="the names of the two servers, joined by a comma")
-    parser.add_argument("--only", default="", help="checks with this in their name")
+    parser.add_argument("--only", default="", help="only checks whose names contain this")
     sys.exit(asyncio.run(run(parser.parse_args())))

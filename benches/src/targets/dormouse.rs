@@ -15,30 +15,29 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use super::nats_member;
-use crate::target::{Ability, Member, Role, Target};
+use crate::target::{Capability, Role, Target, TargetProcess};
 
-/// How long the fleet may take to be ready, to end, or to take what is only preparation.
+/// The time limit of the fleet to become ready, to end, or to process preparations.
 const READY: Duration = Duration::from_secs(120);
-/// A local directory has no price for each object, so the ceiling on them, 50 a second unless set, is raised.
+/// A local directory has no price per object, so the limit of objects, 50 per second by default, is raised.
 const PUTS_PER_SECOND: &str = "2000";
-/// The benchmark writes to 10,000 subjects in turn, and reads others: unless set, 10,000 may be open.
+/// The benchmark writes to 10,000 subjects in turn and reads others; the default limit of open subjects is 10,000.
 const MAX_OPEN: &str = "16000";
-/// A subject waits for its next turn while other targets have theirs, which takes longer than the minute after which it falls
-/// asleep unless set.
+/// A subject waits while the other targets have their turns, which takes longer than the default idle time of a minute.
 const IDLE_CLOSE: &str = "1h";
-/// What 4,096 writes of 16 KiB to one subject have room in, which may take a quarter: unless set, it is 64 MiB.
+/// 4,096 writes of 16 KiB to one subject may take a quarter of this; the default is 64 MiB.
 const QUEUE_BYTES: usize = 512 * 1_024 * 1_024;
 /// The bucket's name on the S3 server.
 const S3_BUCKET: &str = "bench";
 /// The key and the subject of the large value.
 const LARGE: (&str, &str) = ("bench.large", "large");
 
-/// What the bucket is.
+/// The kind of the bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Store {
     /// A directory on the local disk.
     Directory,
-    /// An S3 server for tests on this machine.
+    /// An S3 test server on this machine.
     S3,
 }
 
@@ -58,7 +57,7 @@ impl Dormouse {
     /// Starts a fleet.
     ///
     /// # Errors
-    /// When the programs are not built, or there is no nats-server, or no S3 server where one is needed.
+    /// If the programs are not built, or there is no nats-server, or no S3 server for an S3 bucket.
     pub async fn start(level: &str, store: Store) -> Result<Self> {
         let level: Level = level.parse()?;
         let nats = NatsServer::start(NatsServerOptions::default()).await?;
@@ -106,11 +105,11 @@ impl Dormouse {
         let builder = Client::builder().queue_bytes(QUEUE_BYTES);
         let client = builder.connect(NatsOptions::new(vec![url.parse()?])).await?;
         let fleet = Self { level, client, server, spec, coordinator, nats, s3, folder };
-        fleet.answers().await?;
+        fleet.wait_until_ready().await?;
         Ok(fleet)
     }
 
-    async fn answers(&self) -> Result<()> {
+    async fn wait_until_ready(&self) -> Result<()> {
         let first = self.client.stream("bench.ready")?.with_deadline(READY);
         first.publish("ready").await.with_context(|| {
             let log = dormouse_harness::tail(&self.spec.log, 20);
@@ -142,18 +141,18 @@ impl Target for Dormouse {
         }
     }
 
-    fn can(&self, ability: Ability) -> bool {
-        match ability {
-            // What lies in the bucket does not depend on the level.
-            Ability::Sleep | Ability::Large => self.level == Level::Bucket,
+    fn can(&self, capability: Capability) -> bool {
+        match capability {
+            // Data in the bucket does not depend on the level.
+            Capability::Reopen | Capability::Large => self.level == Level::Bucket,
             _ => true,
         }
     }
 
-    fn members(&self) -> Vec<Member> {
+    fn members(&self) -> Vec<TargetProcess> {
         let server = self.server.borrow().as_ref().and_then(Process::pid);
         let own = [server, self.coordinator.pid()].into_iter().flatten();
-        own.map(|pid| Member { role: Role::Server, pid })
+        own.map(|pid| TargetProcess { role: Role::Server, pid })
             .chain(nats_member(&self.nats, Role::Broker))
             .collect()
     }
@@ -162,7 +161,7 @@ impl Target for Dormouse {
         Some(self.folder.path().to_path_buf())
     }
 
-    /// There is nothing to make; the first message does that.
+    /// Nothing needs to be created: the first message creates the subject.
     async fn create(&self, number: usize) -> Result<()> {
         self.stream(number)?.with_deadline(READY).publish(Bytes::from_static(&[b'x'; 128])).await?;
         Ok(())
@@ -182,7 +181,7 @@ impl Target for Dormouse {
     }
 
     async fn get(&self, number: usize) -> Result<Bytes> {
-        let found = self.stream(number)?.get(Seq::new(1)).await?.context("nothing is there")?;
+        let found = self.stream(number)?.get(Seq::new(1)).await?.context("the subject is empty")?;
         found.value.context("a null value")
     }
 
@@ -220,7 +219,7 @@ impl Target for Dormouse {
 
     async fn get_large(&self) -> Result<u64> {
         let (subject, key) = LARGE;
-        let mut reader = self.client.kv(subject)?.get_reader(key).await?.context("nothing is there")?;
+        let mut reader = self.client.kv(subject)?.get_reader(key).await?.context("the value is missing")?;
         let mut size = 0;
         while let Some(piece) = reader.next().await? {
             size += piece.len() as u64;
@@ -228,14 +227,14 @@ impl Target for Dormouse {
         Ok(size)
     }
 
-    /// As when a server is replaced by another one with an empty disk.
-    async fn sleep(&self) -> Result<()> {
+    /// Acts as if the server were replaced by one with an empty disk.
+    async fn restart_empty(&self) -> Result<()> {
         let server = self.server.borrow_mut().take();
         if let Some(mut server) = server {
             server.terminate(READY).await?;
         }
         std::fs::remove_dir_all(self.folder.path().join("data"))?;
         *self.server.borrow_mut() = Some(self.spec.start()?);
-        self.answers().await
+        self.wait_until_ready().await
     }
 }

@@ -1,4 +1,4 @@
-//! Core NATS, request and reply, with a responder that keeps nothing: what any service on NATS can at best be.
+//! Core NATS, request and reply, with a responder that stores nothing: the limit of any service on NATS.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use futures::StreamExt;
 use futures::stream::LocalBoxStream;
 
 use super::nats_member;
-use crate::target::{Ability, Member, Role, Target};
+use crate::target::{Capability, Role, Target, TargetProcess};
 
-/// Where writes go: answered with as much as an acknowledgement has.
+/// The route of writes: the reply is as large as the smallest acknowledgement.
 const SET: &str = "echo.set";
-/// Where reads go: answered with a message.
+/// The route of reads: the reply is a message.
 const GET: &str = "echo.get";
-/// The size of an acknowledgement, and of the request of a read. Ours are larger.
+/// An acknowledgement, and the request of a read. Those of Dormouse are larger.
 static SMALL: [u8; 32] = [b'a'; 32];
-/// What is read.
+/// The message that reads return.
 static MESSAGE: [u8; 128] = [b'x'; 128];
-/// How long the responder may take to be there.
+/// The time limit for the start of the responder.
 const READY: Duration = Duration::from_secs(20);
 
-/// A nats-server, and a responder in a process of its own: this program once more, as [`respond`].
+/// A nats-server, and a responder in a process of its own: this program, started as [`respond`].
 pub struct Echo {
     nats: NatsServer,
     client: async_nats::Client,
@@ -35,14 +35,14 @@ impl Echo {
     /// Starts it.
     ///
     /// # Errors
-    /// When there is no nats-server.
+    /// If there is no nats-server.
     pub async fn start() -> Result<Self> {
         let nats = NatsServer::start(NatsServerOptions::default()).await?;
         let responder = ProcessSpec::new("responder", std::env::current_exe()?, nats.folder())
             .args(["respond", &nats.url()])
             .start()?;
         let client = async_nats::connect(nats.url()).await?;
-        // The responder is there once it answers.
+        // The responder is ready once it answers.
         let answered = async {
             while client.request(SET, Bytes::new()).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -53,10 +53,10 @@ impl Echo {
     }
 }
 
-/// Answers every request, for ever.
+/// Answers every request until the connection ends.
 ///
 /// # Errors
-/// When there is no NATS at `url`.
+/// If there is no NATS at `url`.
 pub async fn respond(url: &str) -> Result<()> {
     let client = async_nats::connect(url).await?;
     let mut requests = client.subscribe("echo.*").await?;
@@ -72,15 +72,15 @@ pub async fn respond(url: &str) -> Result<()> {
 #[async_trait(?Send)]
 impl Target for Echo {
     fn promise(&self) -> &'static str {
-        "kept nowhere: the limit of any service on NATS"
+        "not stored: the limit of any service on NATS"
     }
 
-    fn can(&self, ability: Ability) -> bool {
-        matches!(ability, Ability::Set | Ability::Get | Ability::Watch)
+    fn can(&self, capability: Capability) -> bool {
+        matches!(capability, Capability::Set | Capability::Get | Capability::Watch)
     }
 
-    fn members(&self) -> Vec<Member> {
-        let responder = self.responder.pid().map(|pid| Member { role: Role::Server, pid });
+    fn members(&self) -> Vec<TargetProcess> {
+        let responder = self.responder.pid().map(|pid| TargetProcess { role: Role::Server, pid });
         nats_member(&self.nats, Role::Broker).into_iter().chain(responder).collect()
     }
 
@@ -103,18 +103,18 @@ impl Target for Echo {
 
     async fn get(&self, _: usize) -> Result<Bytes> {
         let answer = self.client.request(GET, Bytes::from_static(&SMALL)).await?.payload;
-        ensure!(answer.len() == MESSAGE.len(), "an answer of {} bytes", answer.len());
+        ensure!(answer.len() == MESSAGE.len(), "a reply of {} bytes", answer.len());
         Ok(answer)
     }
 
-    /// A plain subscription to what is written.
+    /// A plain subscription to the written messages.
     async fn watch(&self, _: usize) -> Result<LocalBoxStream<'static, Result<Bytes>>> {
         let client = async_nats::connect(self.nats.url()).await?;
-        let heard = client.subscribe(SET).await?;
-        // The server has carried out what came before on this connection once it answers on it.
+        let received = client.subscribe(SET).await?;
+        // The server has processed all earlier commands of this connection once it answers on it.
         client.request(SET, Bytes::new()).await?;
-        // That request is heard as well.
-        let written = heard.filter(|message| std::future::ready(!message.payload.is_empty()));
+        // That request is received as well.
+        let written = received.filter(|message| std::future::ready(!message.payload.is_empty()));
         Ok(written
             .map(move |message| {
                 let _open = &client;

@@ -16,29 +16,29 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use super::nats_member;
-use crate::target::{Ability, Member, Role, Target};
+use crate::target::{Capability, Role, Target, TargetProcess};
 
-/// What a subject is.
+/// The form of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// A stream of its own: with limits, a position and consumers of its own, as a subject of ours has.
+    /// A stream of its own: with its own limits, position and consumers, like a subject of Dormouse.
     Streams,
-    /// One of the NATS subjects that one stream keeps: cheaper, and without any of that.
+    /// One of the NATS subjects in one stream: cheaper, and without any of these.
     OneStream,
     /// A key-value bucket with one key and no history.
     Kv,
 }
 
-/// How many messages a filling client has under way.
-const UNDER_WAY: usize = 1_024;
-/// How long an acknowledgement may take; on a slow disk 4,096 of them, each with a sync, take longer than the five seconds that it
-/// is given unless set.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+/// The number of messages that a filling client has in flight.
+const IN_FLIGHT: usize = 1_024;
+/// The time limit of an acknowledgement. On a slow disk, 4,096 of them with a sync each take longer than the default of
+/// five seconds.
+const ACK_WITHIN: Duration = Duration::from_secs(60);
 /// The stream of [`Shape::OneStream`].
 const ONE: &str = "bench";
 /// The object store of the large value, and its name there.
 const LARGE: &str = "large";
-/// How much of a large value is read at a time.
+/// The size of a read of a large value.
 const PIECE: usize = 1_024 * 1_024;
 
 /// A nats-server with JetStream.
@@ -54,10 +54,10 @@ pub struct JetStream {
 }
 
 impl JetStream {
-    /// Starts a server that syncs its files every two minutes, as it does unless told otherwise, or always.
+    /// Starts a server that syncs its files every two minutes, which is the default, or always.
     ///
     /// # Errors
-    /// When there is no nats-server.
+    /// If there is no nats-server.
     pub async fn start(shape: Shape, always: bool) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let store = folder.path().display();
@@ -65,7 +65,7 @@ impl JetStream {
         let config = format!("jetstream: {{ store_dir: \"{store}\"{sync} }}");
         let nats = NatsServer::start(NatsServerOptions::with_config(config)).await?;
         let mut context = jetstream::new(async_nats::connect(nats.url()).await?);
-        context.set_timeout(ANSWERED_WITHIN);
+        context.set_timeout(ACK_WITHIN);
         if shape == Shape::OneStream {
             let config = stream::Config {
                 name: ONE.to_owned(),
@@ -90,7 +90,7 @@ impl JetStream {
         self.buckets.borrow().get(&number).cloned().context("no such bucket")
     }
 
-    /// The fastest way that JetStream has to read in order: a consumer to which the server pushes.
+    /// The fastest way to read in order: a consumer to which the server pushes.
     async fn ordered(
         &self,
         context: &jetstream::Context,
@@ -119,7 +119,7 @@ fn route(number: usize) -> String {
 impl Target for JetStream {
     fn promise(&self) -> &'static str {
         match (self.always, self.shape) {
-            (true, _) => "synced to the server's disk, each by itself",
+            (true, _) => "synced to the server's disk, one sync per write",
             (_, Shape::Streams) => {
                 "in the server's page cache, synced every two minutes; a stream for each subject"
             }
@@ -132,19 +132,19 @@ impl Target for JetStream {
         }
     }
 
-    fn can(&self, ability: Ability) -> bool {
-        match ability {
-            // Who watches a key is not told of a value that has been replaced by then.
-            Ability::Watch => self.shape != Shape::Kv,
+    fn can(&self, capability: Capability) -> bool {
+        match capability {
+            // A watcher of a key does not receive a value that has been replaced by then.
+            Capability::Watch => self.shape != Shape::Kv,
             // All streams are open while the server runs.
-            Ability::Sleep => false,
-            // Its object store is the same beside each shape.
-            Ability::Large => self.shape == Shape::Streams && !self.always,
+            Capability::Reopen => false,
+            // Its object store is the same for each form.
+            Capability::Large => self.shape == Shape::Streams && !self.always,
             _ => true,
         }
     }
 
-    fn members(&self) -> Vec<Member> {
+    fn members(&self) -> Vec<TargetProcess> {
         nats_member(&self.nats, Role::Server).into_iter().collect()
     }
 
@@ -194,7 +194,7 @@ impl Target for JetStream {
                     self.set(number, value).await
                 }
             })
-            .buffered(UNDER_WAY);
+            .buffered(IN_FLIGHT);
         while let Some(ack) = published.next().await {
             ack?;
         }
@@ -203,7 +203,7 @@ impl Target for JetStream {
 
     async fn get(&self, number: usize) -> Result<Bytes> {
         if self.shape == Shape::Kv {
-            return self.bucket(number)?.get("key").await?.context("nothing is there");
+            return self.bucket(number)?.get("key").await?.context("the key is missing");
         }
         let stream = self.context.get_stream_no_info(self.stream_name(number)).await?;
         Ok(match self.shape {
@@ -213,7 +213,7 @@ impl Target for JetStream {
     }
 
     async fn get_all(&self, number: usize) -> Result<usize> {
-        // A consumer that is left behind goes after thirty seconds only, and one stream takes only so many.
+        // An unused consumer is removed only after thirty seconds, and one stream allows only a limited number.
         let name = (self.shape == Shape::OneStream).then(|| format!("read-{}", self.read.get()));
         self.read.set(self.read.get() + 1);
         let mut messages =
@@ -225,7 +225,7 @@ impl Target for JetStream {
                 if let Some(name) = name {
                     let (context, stream) = (self.context.clone(), self.stream_name(number));
                     tokio::task::spawn_local(async move {
-                        // One that stays after all goes by itself.
+                        // If the deletion fails, the server removes the consumer later.
                         let _ = context.delete_consumer_from_stream(name, stream).await;
                     });
                 }

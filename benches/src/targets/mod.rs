@@ -1,4 +1,4 @@
-//! The systems that are measured, each through the client that its users would use.
+//! The measured systems, each through the client of its users.
 
 mod dormouse;
 mod echo;
@@ -14,7 +14,7 @@ use dormouse_harness::NatsServer;
 
 pub use echo::respond;
 
-use crate::target::{Member, Role, Running, Target};
+use crate::target::{Role, Running, Target, TargetProcess};
 use dormouse::{Dormouse, Store};
 use jetstream::{JetStream, Shape};
 
@@ -35,13 +35,14 @@ pub const NAMES: &[&str] = &[
     "dormouse-s3",
 ];
 
-/// Only measured where it is about the bucket: the S3 server is one for tests, and slow at everything else.
-pub const ONLY_ASLEEP: &[&str] = &["dormouse-s3"];
+/// Targets that are only measured in scenarios about the bucket: the S3 server is for tests, and slow in all other
+/// scenarios.
+pub const ONLY_OPEN: &[&str] = &["dormouse-s3"];
 
 /// Starts a target.
 ///
 /// # Errors
-/// When a program of it is missing or does not start. The caller says so by name and goes on without it.
+/// If one of its programs is missing or does not start. The caller names the target and continues without it.
 pub async fn start(name: &str) -> Result<Running> {
     let target: Rc<dyn Target> = match name {
         "echo" => Rc::new(echo::Echo::start().await?),
@@ -55,13 +56,13 @@ pub async fn start(name: &str) -> Result<Running> {
         "dormouse-s3" => Rc::new(Dormouse::start("bucket", Store::S3).await?),
         name => match name.strip_prefix("dormouse-") {
             Some(level) if NAMES.contains(&name) => Rc::new(Dormouse::start(level, Store::Directory).await?),
-            _ => bail!("no target is called {name:?}; there are {}", NAMES.join(", ")),
+            _ => bail!("unknown target {name:?}; the targets are {}", NAMES.join(", ")),
         },
     };
     Ok(Running::new(name, target))
 }
 
-/// A program of a peer: where `scripts/tools` puts it, or on the `PATH`.
+/// Returns the program of a peer: from `scripts/tools`, or on the `PATH`.
 fn program(name: &str) -> Result<PathBuf> {
     let tools = dormouse_harness::workspace_root().join(".tools/bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -72,7 +73,7 @@ fn program(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// A nats-server as a member of a target.
-fn nats_member(nats: &NatsServer, role: Role) -> Option<Member> {
-    nats.pid().map(|pid| Member { role, pid })
+/// Returns a nats-server as a process of a target.
+fn nats_member(nats: &NatsServer, role: Role) -> Option<TargetProcess> {
+    nats.pid().map(|pid| TargetProcess { role, pid })
 }

@@ -1,5 +1,5 @@
-//! Redis with its append-only file, over a Unix socket and without NATS between: a familiar yardstick. A subject is one
-//! of Redis' streams.
+//! Redis with its append-only file, over a Unix socket and without NATS, as a familiar reference. A subject is a Redis
+//! stream.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 
 use super::program;
-use crate::target::{Ability, Member, Role, Target};
+use crate::target::{Capability, Role, Target, TargetProcess};
 
-/// How many messages are read or written at once where many are.
+/// The number of messages per read or write, if there are many.
 const PAGE: usize = 1_000;
-/// How long it may take to listen.
+/// The time limit for the start.
 const READY: Duration = Duration::from_secs(20);
 
-/// What `XRANGE` returns: ids, each with the one field's name and value.
+/// The result of `XRANGE`: ids, each with the name and value of the one field.
 type Entries = Vec<(String, (String, Vec<u8>))>;
 
 /// A Redis server.
@@ -35,7 +35,7 @@ impl Redis {
     /// Starts a server that syncs its file as `fsync` says.
     ///
     /// # Errors
-    /// When there is no Redis.
+    /// If there is no Redis.
     pub async fn start(fsync: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let socket = folder.path().join("redis.sock").display().to_string();
@@ -45,7 +45,7 @@ impl Redis {
             .args(["--dir", &data, "--unixsocket", &socket])
             .start()?;
         let client = redis::Client::open(format!("redis+unix://{socket}"))?;
-        // As the others, it may take as long as it takes.
+        // As for the other targets, there is no time limit for replies.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let connected = async {
             loop {
@@ -74,18 +74,18 @@ fn stream(number: usize) -> String {
 impl Target for Redis {
     fn promise(&self) -> &'static str {
         if self.always {
-            "synced to the server's disk, once for all that came together"
+            "synced to the server's disk, one sync for concurrent writes"
         } else {
             "in the server's page cache, synced each second"
         }
     }
 
-    fn can(&self, ability: Ability) -> bool {
-        matches!(ability, Ability::Set | Ability::Create | Ability::Get | Ability::GetAll)
+    fn can(&self, capability: Capability) -> bool {
+        matches!(capability, Capability::Set | Capability::Create | Capability::Get | Capability::GetAll)
     }
 
-    fn members(&self) -> Vec<Member> {
-        self.process.pid().map(|pid| Member { role: Role::Server, pid }).into_iter().collect()
+    fn members(&self) -> Vec<TargetProcess> {
+        self.process.pid().map(|pid| TargetProcess { role: Role::Server, pid }).into_iter().collect()
     }
 
     fn folder(&self) -> Option<PathBuf> {
@@ -116,7 +116,7 @@ impl Target for Redis {
     }
 
     async fn get(&self, number: usize) -> Result<Bytes> {
-        let (_, (_, value)) = self.range(number, "-", 1).await?.pop().context("nothing is there")?;
+        let (_, (_, value)) = self.range(number, "-", 1).await?.pop().context("the stream is empty")?;
         Ok(value.into())
     }
 

@@ -20,23 +20,23 @@ use s2_sdk::{S2, S2Basin, S2Stream};
 use tempfile::TempDir;
 
 use super::program;
-use crate::target::{Ability, Member, Role, Target};
+use crate::target::{Capability, Role, Target, TargetProcess};
 
-/// The one basin.
+/// The only basin.
 const BASIN: &str = "bench-basin";
-/// How many messages are written at once where many are.
+/// The number of messages per write, if there are many.
 const PAGE: usize = 1_000;
-/// How many messages one request returns at most, if they are as small as ours.
+/// The largest number of messages that one request returns, if they are as small as these.
 const READ_AT_ONCE: usize = 1_000;
-/// How long it may take to answer.
+/// The time limit for the start.
 const READY: Duration = Duration::from_secs(30);
-/// What a producer may have under way: 4,096 writes of 16 KiB have room in it.
-const UNDER_WAY_BYTES: u32 = 128 * 1_024 * 1_024;
+/// The limit of a producer for data in flight: room for 4,096 writes of 16 KiB.
+const IN_FLIGHT_BYTES: u32 = 128 * 1_024 * 1_024;
 
 /// An S2-lite server.
 pub struct S2Lite {
     basin: S2Basin,
-    /// Of subject 0, while many writes are under way to it alone.
+    /// The producer of subject 0, while many writes are in flight to it alone.
     producer: RefCell<Option<std::rc::Rc<Producer>>>,
     process: Process,
     folder: TempDir,
@@ -46,12 +46,12 @@ impl S2Lite {
     /// Starts a server.
     ///
     /// # Errors
-    /// When there is no S2-lite.
+    /// If there is no S2-lite.
     pub async fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let root = folder.path().join("root");
         std::fs::create_dir(&root)?;
-        // It has no way to tell a port of its own choosing; this one was free a moment ago.
+        // S2-lite cannot choose a port by itself; this one was free a moment ago.
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let process = ProcessSpec::new("s2-lite", program("s2-lite")?, folder.path())
             .args(["--local-root", &root.display().to_string(), "--port", &port.to_string()])
@@ -97,12 +97,15 @@ impl Target for S2Lite {
         "in the bucket, synced: survives the loss of the machine"
     }
 
-    fn can(&self, ability: Ability) -> bool {
-        matches!(ability, Ability::Set | Ability::Create | Ability::Get | Ability::GetAll | Ability::Watch)
+    fn can(&self, capability: Capability) -> bool {
+        matches!(
+            capability,
+            Capability::Set | Capability::Create | Capability::Get | Capability::GetAll | Capability::Watch
+        )
     }
 
-    fn members(&self) -> Vec<Member> {
-        self.process.pid().map(|pid| Member { role: Role::Server, pid }).into_iter().collect()
+    fn members(&self) -> Vec<TargetProcess> {
+        self.process.pid().map(|pid| TargetProcess { role: Role::Server, pid }).into_iter().collect()
     }
 
     fn folder(&self) -> Option<PathBuf> {
@@ -115,12 +118,12 @@ impl Target for S2Lite {
         Ok(())
     }
 
-    /// Many to one stream go through a producer, which sends together what comes together; it is told not to wait for
-    /// company. One at a time, and to many streams, each is a request of its own.
+    /// Many writes to one stream go through a producer, which batches concurrent writes; its batching delay is
+    /// disabled. Single writes, and writes to many streams, are requests of their own.
     async fn expect_sets(&self, in_flight: usize, subjects: usize) -> Result<()> {
         let config = ProducerConfig::new()
             .with_batching(BatchingConfig::new().with_linger(Duration::ZERO))
-            .with_max_unacked_bytes(UNDER_WAY_BYTES)?;
+            .with_max_unacked_bytes(IN_FLIGHT_BYTES)?;
         let many = in_flight > 1 && subjects == 1;
         let producer = if many { Some(self.stream(0)?.producer(config).into()) } else { None };
         *self.producer.borrow_mut() = producer;
@@ -152,10 +155,10 @@ impl Target for S2Lite {
     async fn get(&self, number: usize) -> Result<Bytes> {
         let one = from(0).with_stop(ReadStop::new().with_limits(ReadLimits::new().with_count(1)));
         let batch = self.stream(number)?.read(one).await?;
-        Ok(batch.records.into_iter().next().context("nothing is there")?.body)
+        Ok(batch.records.into_iter().next().context("the stream is empty")?.body)
     }
 
-    /// What one request returns, and where that is not all, a session that ends where the stream ends.
+    /// Reads the result of one request and, if that is not all, a session that ends with the stream.
     async fn get_all(&self, number: usize) -> Result<usize> {
         let stream = self.stream(number)?;
         let first = stream.read(from(0)).await?.records.len();

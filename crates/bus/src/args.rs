@@ -1,17 +1,16 @@
-//! The command-line arguments of everything that connects to NATS.
+//! Command-line arguments of the programs that connect to NATS.
 
 use std::path::PathBuf;
 
 use crate::InboxPrefix;
 use crate::nats::{Authentication, ClientCertificate, NatsOptions, NatsUrl, Secret, Tls};
 
-/// Arguments for a connection to NATS, to be flattened into a program's own. Printing them shows no secret.
+/// Arguments for a connection to NATS, for `flatten` in a program's arguments. Printing them shows no secret.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
-    /// Addresses of nats-servers, any of which will do [env: DORMOUSE_NATS, else NATS_URL] [default:
-    /// nats://127.0.0.1:4222]
-    // Kept as text until it is resolved, so that all faults are told together; it may hold a password.
+    /// Addresses of nats-servers; one is used [env: DORMOUSE_NATS, else NATS_URL] [default: nats://127.0.0.1:4222]
+    // Text until it is resolved, so all errors are reported together. It may contain a password.
     #[arg(
         long = "nats",
         value_name = "URL[,URL]",
@@ -33,46 +32,46 @@ pub struct NatsArgs {
     #[arg(long, value_name = "TOKEN", env = "DORMOUSE_NATS_TOKEN", hide_env_values = true)]
     pub nats_token: Option<Secret>,
 
-    /// File with the seed of an nkey, read anew at each connection; default: none
+    /// File with the seed of an nkey, read again for each connection; default: none
     #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_NKEY")]
     pub nats_nkey: Option<PathBuf>,
 
-    /// Credentials file (JWT and seed), read anew at each connection; default: none
+    /// Credentials file (JWT and seed), read again for each connection; default: none
     #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_CREDS")]
     pub nats_creds: Option<PathBuf>,
 
-    /// Refuse a connection without TLS; default: TLS where the server demands it or the address says tls://
+    /// Require TLS; default: TLS only if the server requires it or the address begins with tls://
     #[arg(long, env = "DORMOUSE_NATS_TLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub nats_tls: bool,
 
-    /// File with the certificates (PEM) of the authorities to trust; default: the operating system's
+    /// File with the trusted CA certificates (PEM); default: those of the operating system
     #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_CA")]
     pub nats_ca: Option<PathBuf>,
 
-    /// File with our own certificate (PEM); default: none
+    /// File with the client certificate (PEM); default: none
     #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_CERT")]
     pub nats_cert: Option<PathBuf>,
 
-    /// File with the key of our own certificate (PEM); default: none
+    /// File with the key of the client certificate (PEM); default: none
     #[arg(long, value_name = "FILE", env = "DORMOUSE_NATS_KEY")]
     pub nats_key: Option<PathBuf>,
 
-    /// First tokens of our reply addresses [default: _INBOX]
+    /// First tokens of the reply addresses [default: _INBOX]
     #[arg(long, value_name = "PREFIX", env = "DORMOUSE_NATS_INBOX_PREFIX")]
     pub nats_inbox_prefix: Option<String>,
 }
 
-/// Everything that is wrong with the arguments, a sentence each.
+/// All errors of the arguments, one sentence each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct InvalidNatsArgs(pub Vec<String>);
 
 impl NatsArgs {
-    /// Checks the arguments and turns them into options. Reads the environment variable `NATS_URL` where no address is
-    /// given otherwise.
+    /// Checks the arguments and converts them into options. Reads the environment variable `NATS_URL` if there is no
+    /// other address.
     ///
     /// # Errors
-    /// [`InvalidNatsArgs`] with all faults at once.
+    /// [`InvalidNatsArgs`] with all errors.
     pub fn resolve(&self) -> Result<NatsOptions, InvalidNatsArgs> {
         self.resolve_with(std::env::var("NATS_URL").ok().as_deref())
     }
@@ -106,7 +105,7 @@ impl NatsArgs {
         for (position, text) in given.into_iter().map(str::trim).enumerate() {
             match text.parse() {
                 Ok(url) => urls.push(url),
-                // Its text is not repeated: it may hold a password.
+                // The error does not repeat the text, which may contain a password.
                 Err(fault) => faults.push(format!("--nats, address {}: {fault}", position + 1)),
             }
         }
@@ -154,7 +153,7 @@ impl NatsArgs {
             }
             (None, None) => None,
         };
-        // Whoever names an authority or a certificate means TLS: falling back to plain text would betray them.
+        // A CA or client certificate implies TLS: a fallback to plain text would be insecure.
         let required = self.nats_tls || self.nats_ca.is_some() || client.is_some();
         Tls { required, ca_file: self.nats_ca.clone(), client }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dormouse_protocol::codec::{DecodeError, EncodeError};
-use dormouse_protocol::{ErrorCode, ErrorReply, Happened, Route, decode, encode};
+use dormouse_protocol::{ErrorCode, ErrorReply, Executed, Route, decode, encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -13,44 +13,44 @@ use crate::{Bus, Outgoing, Reply, RequestError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
-    /// The messaging system has no answer.
+    /// The request got no reply.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The service answered with an error.
+    /// The service replied with an error.
     #[error(transparent)]
     Service(#[from] ErrorReply),
-    /// The service answered with something else than the expected type.
-    #[error("the answer of {route} cannot be read")]
+    /// The reply does not have the expected type.
+    #[error("invalid reply on {route}")]
     Decode {
-        /// The route asked.
+        /// The route of the request.
         route: Route,
-        /// What is wrong with the answer.
+        /// Why the reply is invalid.
         source: DecodeError,
     },
-    /// The request cannot be written.
+    /// The request cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
 }
 
 impl AskError {
-    /// Could the request have been carried out all the same?
+    /// Whether the request may have been executed.
     #[must_use]
-    pub fn happened(&self) -> Happened {
+    pub fn executed(&self) -> Executed {
         match self {
-            Self::Request(error) => error.happened(),
-            Self::Service(error) => error.happened(),
-            Self::Decode { .. } => Happened::Unknown,
-            Self::Encode(_) => Happened::No,
+            Self::Request(error) => error.executed(),
+            Self::Service(error) => error.executed(),
+            Self::Decode { .. } => Executed::Unknown,
+            Self::Encode(_) => Executed::No,
         }
     }
 }
 
-/// Sends `request` as MessagePack and reads the answer, waiting at most for `deadline`.
+/// Sends `request` as MessagePack and decodes the reply. Waits at most for `deadline`.
 ///
-/// Cancelling the call abandons the answer; the request may have been carried out.
+/// If the call is cancelled, the reply is discarded; the request may have been executed.
 ///
 /// # Errors
-/// [`AskError`]; its [`happened`](AskError::happened) tells whether the request may have been carried out.
+/// [`AskError`]; [`executed`](AskError::executed) says whether the request may have been executed.
 pub async fn ask<Req, Rep>(
     bus: &dyn Bus,
     route: Route,
@@ -69,11 +69,12 @@ where
     decode(&reply.payload).map_err(|source| AskError::Decode { route, source })
 }
 
-/// The error that a reply is, if it is one. Told by its header: the body alone could be a result that looks like one.
+/// The error in a reply, if the reply is an error. The header decides, because a result can have the same body as an
+/// error.
 #[must_use]
 pub fn service_error(reply: &Reply) -> Option<ErrorReply> {
     let status = reply.headers.get(ErrorReply::STATUS_HEADER)?;
-    // A service that is not ours sets the headers alone.
+    // A foreign service sets only the headers.
     Some(decode(&reply.payload).unwrap_or_else(|_| {
         let text = reply.headers.get(ErrorReply::TEXT_HEADER).unwrap_or_default();
         ErrorReply::new(ErrorCode::Other(format!("status_{status}")), text)

@@ -1,55 +1,55 @@
-//! Whose subjects a request may be about.
+//! Checks which subjects the caller of a request may use.
 //!
-//! Within one account of NATS the routes say it, and the permissions of NATS hold it: nothing has to be checked here. Where
-//! every tenant has an account of its own and comes through an import, nats-server writes into each request from which
-//! account it is, over whatever the sender had put there. Then a subject's first token must be that account.
+//! Within one NATS account, NATS permissions on the routes decide, and this module checks nothing. If each tenant has
+//! its own account and uses an import, nats-server writes the account into each request and overwrites the sender's
+//! header. Then the first token of the subject must be that account.
 
 use dormouse_protocol::{ErrorCode, ErrorReply, Headers, Subject};
 
-/// What nats-server writes who it lets through an account's import. Within one account anybody can write it.
+/// The header in which nats-server names the account of an import. Within one account any client can write it.
 const IDENTITY: &str = "Nats-Request-Info";
 
-/// Who may ask about which subjects.
+/// The rule for callers and subjects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Callers {
-    /// Whoever the messaging system lets through, about what it lets through.
+    /// NATS permissions decide; no further check.
     #[default]
     AsPermitted,
-    /// Accounts, each about the subjects that begin with its name. Only for services that nobody reaches but through an
-    /// account's import: anybody else could write the header that is believed here.
+    /// Each account may use the subjects that begin with its name. Only for services that clients reach only through an
+    /// account's import: any other client could forge the header.
     Accounts,
 }
 
-/// Who made a request.
+/// The caller of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// Somebody who was permitted to.
+    /// A client that NATS permissions let through.
     Permitted,
-    /// An account, as nats-server says.
+    /// An account, as named by nats-server.
     Account(String),
-    /// Should be an account, and nobody says which.
+    /// A caller without a valid account header.
     Unknown,
 }
 
 #[derive(serde::Deserialize)]
-struct Identity {
+struct CallerIdentity {
     #[serde(rename = "acc")]
     account: String,
 }
 
 impl Callers {
-    /// Who made the request with these headers.
+    /// The caller of a request with these headers.
     pub(crate) fn identify(self, headers: &Headers) -> Caller {
         if self == Self::AsPermitted {
             return Caller::Permitted;
         }
-        let mut told = headers.0.iter().filter(|(name, _)| name.eq_ignore_ascii_case(IDENTITY));
-        // nats-server writes one. Where there are more, somebody else wrote the others.
-        let (Some((name, text)), None) = (told.next(), told.next()) else { return Caller::Unknown };
+        let mut found = headers.0.iter().filter(|(name, _)| name.eq_ignore_ascii_case(IDENTITY));
+        // nats-server writes one such header. With more of them, a client has written the others.
+        let (Some((name, text)), None) = (found.next(), found.next()) else { return Caller::Unknown };
         if name != IDENTITY {
             return Caller::Unknown;
         }
-        match serde_json::from_str::<Identity>(text) {
+        match serde_json::from_str::<CallerIdentity>(text) {
             Ok(identity) if !identity.account.is_empty() => Caller::Account(identity.account),
             Ok(_) | Err(_) => Caller::Unknown,
         }
@@ -57,7 +57,7 @@ impl Callers {
 }
 
 impl Caller {
-    /// Whether this caller may ask about `subject`.
+    /// Checks whether this caller may use `subject`.
     ///
     /// # Errors
     /// `permission_denied`, which names the account.
@@ -66,15 +66,17 @@ impl Caller {
             Self::Permitted => return Ok(()),
             Self::Account(account) if begins_with(subject, account) => return Ok(()),
             Self::Account(account) => {
-                format!("account {account} may use subjects that begin with its name, and this one does not")
+                format!(
+                    "account {account} may use subjects that begin with its name, and this subject does not"
+                )
             }
-            Self::Unknown => "requests are taken only through the import of an account".to_owned(),
+            Self::Unknown => "requests are accepted only through the import of an account".to_owned(),
         };
         Err(ErrorReply::new(ErrorCode::PermissionDenied, refusal))
     }
 }
 
-/// Whether `account` and at least one more token stand in `subject`, in this order.
+/// Whether `subject` consists of `account` and at least one more token.
 fn begins_with(subject: &Subject, account: &str) -> bool {
     subject.as_str().strip_prefix(account).is_some_and(|rest| rest.starts_with('.'))
 }
@@ -93,8 +95,9 @@ mod tests {
 
     const ACME: (&str, &str) = (IDENTITY, r#"{"acc":"acme","rtt":12,"user":"ann"}"#);
 
+    /// An account may use only subjects whose first token is the account name.
     #[test]
-    fn an_account_uses_what_begins_with_its_name() {
+    fn account_may_use_only_subjects_under_account_name() {
         assert!(may(Callers::Accounts, &[ACME], "acme.orders"));
         assert!(may(Callers::Accounts, &[("other", "x"), ACME], "acme.orders.eu"));
         for foreign in ["umbrella.orders", "acme", "acmes.orders", "ACME.orders", "x.acme.orders"] {
@@ -102,8 +105,9 @@ mod tests {
         }
     }
 
+    /// A caller without exactly one valid account header is rejected.
     #[test]
-    fn who_does_not_come_through_an_import_is_refused() {
+    fn caller_without_valid_account_header_is_rejected() {
         let forged = (IDENTITY, r#"{"acc":"umbrella"}"#);
         let strange = ("nats-request-info", r#"{"acc":"acme"}"#);
         for (name, pairs) in [
@@ -122,14 +126,16 @@ mod tests {
         }
     }
 
+    /// Within one account, the account header has no effect.
     #[test]
-    fn within_one_account_the_header_means_nothing() {
+    fn caller_header_is_ignored_within_one_account() {
         assert!(may(Callers::AsPermitted, &[ACME], "umbrella.orders"));
         assert!(may(Callers::AsPermitted, &[], "umbrella.orders"));
     }
 
+    /// The error for a rejected caller names the account.
     #[test]
-    fn a_refusal_names_the_account() {
+    fn caller_rejection_names_account() {
         let caller = Callers::Accounts.identify(&headers(&[ACME]));
         let error = caller.may_use(&Subject::new("umbrella.orders").unwrap()).unwrap_err();
         assert_eq!(error.code, ErrorCode::PermissionDenied);

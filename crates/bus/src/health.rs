@@ -7,14 +7,13 @@ use dormouse_protocol::Prefix;
 use dormouse_protocol::health::Health;
 use dormouse_runtime::Tasks;
 
-use crate::answers::{Answer, stand};
+use crate::fixed_replies::{FixedReply, serve_fixed_reply};
 use crate::{Bus, InboxPrefixes, SubscribeError};
 
-/// Answers on `<prefix>.health` and `<prefix>.health.<name>` with what `health` says at that moment, until the stop
-/// signal of `tasks` is given or the bus is closed. `inbox_prefixes` as in
-/// [`ServeOptions`](crate::ServeOptions::inbox_prefixes).
+/// Replies on `<prefix>.health` and `<prefix>.health.<name>` with the current `health`, until the stop signal of
+/// `tasks` is given or the bus is closed. `inbox_prefixes` as in [`ServeOptions`](crate::ServeOptions::inbox_prefixes).
 ///
-/// Cancelling the call leaves one of the two answered, or none.
+/// If the call is cancelled, one of the two routes gets replies, or none.
 ///
 /// # Errors
 /// [`SubscribeError`].
@@ -29,10 +28,10 @@ pub async fn answer_health<F>(
 where
     F: Fn() -> Health + Send + Sync + 'static,
 {
-    // The type holds nothing that JSON cannot say.
-    let answer: Answer = Arc::new(move || Bytes::from(serde_json::to_vec(&health()).unwrap_or_default()));
+    // Every value of the type has a JSON form.
+    let answer: FixedReply = Arc::new(move || Bytes::from(serde_json::to_vec(&health()).unwrap_or_default()));
     for route in [prefix.health(), prefix.health_of(name)] {
-        stand(bus, tasks, "health", route.into(), inbox_prefixes, Arc::clone(&answer)).await?;
+        serve_fixed_reply(bus, tasks, "health", route.into(), inbox_prefixes, Arc::clone(&answer)).await?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What reply addresses begin with.
+//! Prefixes of reply addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,44 +7,43 @@ use dormouse_protocol::{Prefix, Route};
 
 use crate::validate;
 
-/// A text that reply addresses cannot begin with.
+/// A text that is no valid prefix of reply addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} cannot begin a reply address: {reason}")]
+#[error("{text:?} is no valid inbox prefix: {reason}")]
 pub struct InvalidInboxPrefix {
     text: String,
     reason: &'static str,
 }
 
-/// The first tokens of reply addresses: a route without wildcards that is not one of the messaging system's own. Kept
-/// without the dot that may end its text.
+/// The first tokens of reply addresses: a route without wildcards, and not one of the messaging system. Stored without
+/// a trailing dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxPrefix(String);
 
 impl InboxPrefix {
-    /// The prefix without a dot at its end.
+    /// The prefix without a trailing dot.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether `address` lies under the prefix.
+    /// Whether `address` is below the prefix.
     fn holds(&self, address: &str) -> bool {
         address.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('.'))
     }
 
-    /// Refuses a prefix under which routes of the fleet lie, or which lies among them: an answer could pass for a
-    /// message of the fleet.
-    fn apart_from(self, fleet: &Prefix) -> Result<Self, InvalidInboxPrefix> {
+    /// Rejects a prefix that overlaps the routes of the fleet: a reply could look like a message of the fleet.
+    fn check_outside(self, fleet: &Prefix) -> Result<Self, InvalidInboxPrefix> {
         let fleet = fleet.as_str();
         if self.0 == fleet || self.holds(fleet) || Self(fleet.to_owned()).holds(&self.0) {
-            return Err(InvalidInboxPrefix { text: self.0, reason: "the routes of the fleet are there" });
+            return Err(InvalidInboxPrefix { text: self.0, reason: "it overlaps the routes of the fleet" });
         }
         Ok(self)
     }
 }
 
 impl Default for InboxPrefix {
-    /// `_INBOX`, what NATS clients use unless configured otherwise.
+    /// `_INBOX`, the default of NATS clients.
     fn default() -> Self {
         Self("_INBOX".to_owned())
     }
@@ -60,7 +59,7 @@ impl FromStr for InboxPrefix {
             return invalid("it must be tokens joined by dots, without wildcards or white space");
         }
         if prefix.starts_with('$') {
-            return invalid("what begins with $ belongs to the messaging system");
+            return invalid("routes that begin with $ belong to the messaging system");
         }
         Ok(Self(prefix.to_owned()))
     }
@@ -72,21 +71,22 @@ impl fmt::Display for InboxPrefix {
     }
 }
 
-/// The addresses to which a service sends answers: what lies under one of these.
+/// The prefixes below which a service sends replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxPrefixes(Vec<InboxPrefix>);
 
 impl InboxPrefixes {
-    /// Reads prefixes separated by commas, none of them where the routes of `fleet` are.
+    /// Parses prefixes separated by commas. None may overlap the routes of `fleet`.
     ///
     /// # Errors
-    /// [`InvalidInboxPrefix`] for the first that cannot be used.
+    /// [`InvalidInboxPrefix`] for the first invalid prefix.
     pub fn parse(text: &str, fleet: &Prefix) -> Result<Self, InvalidInboxPrefix> {
-        let prefixes = text.split(',').map(|prefix| prefix.trim().parse::<InboxPrefix>()?.apart_from(fleet));
+        let prefixes =
+            text.split(',').map(|prefix| prefix.trim().parse::<InboxPrefix>()?.check_outside(fleet));
         prefixes.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether an answer may be sent to `address`.
+    /// Whether a reply may be sent to `address`.
     pub(crate) fn allow(&self, address: &Route) -> bool {
         let address = address.as_str();
         self.0.iter().any(|prefix| prefix.holds(address)) && validate::is_address(address)
@@ -117,8 +117,9 @@ mod tests {
         InboxPrefixes::parse(text, &Prefix::new("my.fleet").unwrap())
     }
 
+    /// An inbox prefix is rejected if it is malformed or overlaps the routes of the system or the fleet.
     #[test]
-    fn a_prefix_is_neither_the_systems_nor_the_fleets() {
+    fn inbox_prefix_of_system_or_fleet_is_rejected() {
         for good in
             ["_INBOX", "_INBOX.", "_INBOX.,_INBOX_app", "app.inbox, _INBOX", "my.fleets", "my.other", "fleet"]
         {
@@ -152,15 +153,17 @@ mod tests {
         assert!(InboxPrefixes::parse("persist", &Prefix::default()).is_err());
     }
 
+    /// A trailing dot of an inbox prefix has no effect.
     #[test]
-    fn a_dot_at_the_end_makes_no_difference() {
+    fn inbox_prefix_ignores_trailing_dot() {
         assert_eq!(parse("_INBOX.,app.").unwrap(), parse("_INBOX, app").unwrap());
         assert_eq!(parse("_INBOX.,app.").unwrap().to_string(), "_INBOX,app");
         assert_eq!(parse("_INBOX.").unwrap(), InboxPrefixes::default());
     }
 
+    /// Only a valid route below an inbox prefix is allowed for replies.
     #[test]
-    fn answers_go_to_inboxes_only() {
+    fn inbox_prefixes_allow_only_inbox_routes() {
         let prefixes = parse("_INBOX.,_INBOX_alice").unwrap();
         for (address, allowed) in [
             ("_INBOX.a.b", true),

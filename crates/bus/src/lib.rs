@@ -1,18 +1,18 @@
-//! The pub/sub port of Dormouse: everything the fleet needs of a messaging system, and nothing more.
+//! The pub/sub port of Dormouse: exactly the messaging functions that the fleet needs.
 //!
-//! The port is [`Bus`]: request with a deadline, publish, subscribe. [`nats`] is the adapter for core NATS and
-//! [`memory`] the one for tests and simulation; one contract suite runs on both. No other crate knows which is
-//! underneath, which is what lets another pub/sub system take its place.
+//! The port is [`Bus`]: request with a deadline, publish, subscribe. [`nats`] is the adapter for core NATS, and
+//! [`memory`] is the adapter for tests and simulation; one contract suite runs on both. No other crate depends on an
+//! adapter, so another pub/sub system can replace NATS.
 //!
-//! On top of the port: [`ask`](ask()) makes a typed request, [`serve`](serve()) answers requests, [`services`] speaks
-//! the NATS services API, [`health`] answers health requests. With the feature `args` the module of that name
-//! holds the command-line arguments of everything that connects.
+//! On top of the port: [`ask`](ask()) sends a typed request, [`serve`](serve()) answers requests, [`services`]
+//! implements the NATS services API, [`health`] answers health requests. With the feature `args`, the module of that
+//! name has the command-line arguments of the programs that connect.
 
-mod answers;
 #[cfg(feature = "args")]
 pub mod args;
 mod ask;
 mod callers;
+mod fixed_replies;
 pub mod health;
 mod inbox;
 mod mailbox;
@@ -25,22 +25,22 @@ mod validate;
 pub use ask::{AskError, ask, service_error};
 pub use callers::{Caller, Callers};
 pub use inbox::{InboxPrefix, InboxPrefixes, InvalidInboxPrefix};
-pub use serve::{EndpointFigures, EndpointStats, Incoming, Requests, Responder, ServeOptions, serve};
+pub use serve::{EndpointSnapshot, EndpointStats, Incoming, Requests, Responder, ServeOptions, serve};
 
 use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dormouse_protocol::{Happened, Headers, Route, RoutePattern};
+use dormouse_protocol::{Executed, Headers, Route, RoutePattern};
 use tokio::sync::broadcast;
 
-use self::mailbox::Mailbox;
+use self::mailbox::MailboxReceiver;
 
-/// A message on its way out.
+/// A message to send.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    /// Where to.
+    /// The destination.
     pub route: Route,
     /// Headers of the transport.
     pub headers: Headers,
@@ -59,9 +59,9 @@ impl Outgoing {
 /// A message that has arrived.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// Where it was sent to.
+    /// The route of the message.
     pub route: Route,
-    /// Where an answer is expected, if one is.
+    /// The address for a reply, if a reply is expected.
     pub reply_to: Option<Route>,
     /// Headers of the transport.
     pub headers: Headers,
@@ -69,7 +69,7 @@ pub struct Delivery {
     pub payload: Bytes,
 }
 
-/// The first answer to a request.
+/// The first reply to a request.
 #[derive(Debug, Clone)]
 pub struct Reply {
     /// Headers of the transport.
@@ -78,63 +78,63 @@ pub struct Reply {
     pub payload: Bytes,
 }
 
-/// Why a request has no answer.
+/// Why a request got no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// Nobody listens on the route.
-    #[error("nobody answers on {0}")]
+    /// The route has no subscriber.
+    #[error("no responder on {0}")]
     NoResponders(Route),
-    /// No answer came in time. The request may have been carried out, or may yet be.
-    #[error("no answer on {route} within {} ms", deadline.as_millis())]
+    /// No reply arrived in time. The request may have been executed, or may be executed later.
+    #[error("no reply on {route} within {} ms", deadline.as_millis())]
     Deadline {
-        /// The route asked.
+        /// The route of the request.
         route: Route,
-        /// How long the answer was waited for.
+        /// The deadline of the request.
         deadline: Duration,
     },
-    /// The messaging system does not let us send to this route.
+    /// The messaging system denies a publish to this route.
     #[error("not permitted to publish to {0}")]
     PermissionDenied(Route),
-    /// The message is larger than the messaging system carries.
-    #[error("a message of {size_bytes} bytes exceeds the largest payload of {limit_bytes} bytes")]
+    /// The message is larger than the maximum payload.
+    #[error("a message of {size_bytes} bytes exceeds the maximum payload of {limit_bytes} bytes")]
     TooLarge {
         /// Size of payload and headers.
         size_bytes: usize,
-        /// The largest the connected server carries.
+        /// The maximum payload of the connected server.
         limit_bytes: usize,
     },
-    /// The message is one that no transport carries: a route with wildcards, a line break in a header.
+    /// The message is invalid for every transport: a route with wildcards, a line break in a header.
     #[error("cannot send to {route}: {reason}")]
     Invalid {
-        /// Where it was to go.
+        /// The destination.
         route: Route,
-        /// What is wrong with it.
+        /// Why it is invalid.
         reason: &'static str,
     },
-    /// Not connected, and no connection came about before the deadline. Nothing was sent.
+    /// Not connected until the deadline. Nothing was sent.
     #[error("not connected")]
     Disconnected,
     /// The bus was closed by its owner.
     #[error("the connection is closed")]
     Closed {
-        /// Whether the request was sent before: then it may have been carried out.
+        /// Whether the request was sent before the close. If so, it may have been executed.
         sent: bool,
     },
 }
 
 impl RequestError {
-    /// Could the request have been carried out all the same?
+    /// Whether the request may have been executed.
     #[must_use]
-    pub fn happened(&self) -> Happened {
+    pub fn executed(&self) -> Executed {
         match self {
-            Self::Deadline { .. } | Self::Closed { sent: true } => Happened::Unknown,
+            Self::Deadline { .. } | Self::Closed { sent: true } => Executed::Unknown,
             Self::NoResponders(_)
             | Self::PermissionDenied(_)
             | Self::TooLarge { .. }
             | Self::Invalid { .. }
             | Self::Disconnected
-            | Self::Closed { sent: false } => Happened::No,
+            | Self::Closed { sent: false } => Executed::No,
         }
     }
 }
@@ -143,20 +143,20 @@ impl RequestError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The message is larger than the messaging system carries.
-    #[error("a message of {size_bytes} bytes exceeds the largest payload of {limit_bytes} bytes")]
+    /// The message is larger than the maximum payload.
+    #[error("a message of {size_bytes} bytes exceeds the maximum payload of {limit_bytes} bytes")]
     TooLarge {
         /// Size of payload and headers.
         size_bytes: usize,
-        /// The largest the connected server carries.
+        /// The maximum payload of the connected server.
         limit_bytes: usize,
     },
-    /// The message is one that no transport carries: a route with wildcards, a line break in a header.
+    /// The message is invalid for every transport: a route with wildcards, a line break in a header.
     #[error("cannot send to {route}: {reason}")]
     Invalid {
-        /// Where it was to go.
+        /// The destination.
         route: Route,
-        /// What is wrong with it.
+        /// Why it is invalid.
         reason: &'static str,
     },
     /// The bus was closed by its owner.
@@ -164,14 +164,14 @@ pub enum PublishError {
     Closed,
 }
 
-/// Why a subscription did not come about.
+/// Why a subscription failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// The messaging system does not let us listen there.
+    /// The messaging system denies the subscription.
     #[error("not permitted to subscribe to {0}")]
     PermissionDenied(RoutePattern),
-    /// The text is no pattern.
+    /// The text is no valid pattern.
     #[error("not a valid pattern: {0}")]
     Invalid(RoutePattern),
     /// The bus was closed by its owner.
@@ -179,36 +179,36 @@ pub enum SubscribeError {
     Closed,
 }
 
-/// What happened to the connection.
+/// An event of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BusEvent {
-    /// A connection is up; subscriptions are in force again. Messages sent meanwhile by others are lost.
+    /// A connection is up, and the subscriptions are active again. Messages that others sent meanwhile are lost.
     Connected,
-    /// The connection is lost; the adapter tries to bring it back by itself.
+    /// The connection is lost. The adapter reconnects on its own.
     Disconnected,
-    /// The connected server is about to go away; the adapter will move to another.
+    /// The connected server is about to stop. The adapter will connect to another one.
     LameDuck,
-    /// A subscription's buffer was full and messages for it were dropped; told once for a run of losses. Pattern where
-    /// known.
+    /// A subscription's buffer was full, and messages for it were dropped. One event per series of drops. The pattern,
+    /// if known.
     SlowConsumer(Option<RoutePattern>),
-    /// A message to this route was refused.
+    /// A publish to this route was denied.
     PublishDenied(Route),
-    /// A subscription to this pattern was refused.
+    /// A subscription to this pattern was denied.
     SubscribeDenied(RoutePattern),
-    /// Anything else the server complained about.
+    /// Any other error that the server reported.
     ServerError(String),
     /// The bus was closed by its owner.
     Closed,
 }
 
-/// How to subscribe.
+/// Options of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscribeOptions {
-    /// Each message goes to one member of this group only.
+    /// The queue group: each message goes to only one of its members.
     pub queue: Option<String>,
-    /// How many messages wait for the subscriber before new ones are dropped (with [`BusEvent::SlowConsumer`]). They are
-    /// dropped, too, when more than 128 MiB of them wait.
+    /// Maximum number of queued messages. Above it, new messages are dropped (with [`BusEvent::SlowConsumer`]). They
+    /// are also dropped above 128 MiB of queued messages.
     pub capacity: usize,
 }
 
@@ -218,35 +218,36 @@ impl Default for SubscribeOptions {
     }
 }
 
-/// A subscription. Ends when dropped.
+/// A subscription. A drop ends it.
 ///
-/// Ends, too, when the messaging system refuses it after a reconnect, or when the word of a refusal comes only after
-/// the call that made it ([`BusEvent::SubscribeDenied`] says so).
+/// It also ends if the messaging system denies it after a reconnect, or if a denial arrives only after the `subscribe`
+/// call (with [`BusEvent::SubscribeDenied`]).
 pub struct Subscription {
-    deliveries: Mailbox,
-    // Dropping it tells the adapter to unsubscribe.
+    deliveries: MailboxReceiver,
+    // A drop makes the adapter unsubscribe.
     guard: Option<Box<dyn Send + Sync>>,
 }
 
 impl Subscription {
-    /// Joins an adapter's queue of deliveries with what ends the subscription when dropped.
-    pub(crate) fn new(deliveries: Mailbox, guard: Box<dyn Send + Sync>) -> Self {
+    /// A subscription of an adapter's delivery queue and a guard whose drop ends the subscription.
+    pub(crate) fn new(deliveries: MailboxReceiver, guard: Box<dyn Send + Sync>) -> Self {
         Self { deliveries, guard: Some(guard) }
     }
 
-    /// The next message; `None` once the bus is closed. Cancelling the wait loses no message.
+    /// The next message; `None` if the bus is closed. Cancelling the wait loses no message.
     pub async fn next(&mut self) -> Option<Delivery> {
         self.deliveries.next().await
     }
 
-    /// Moves what has arrived into `buffer`, at most `limit` messages, waiting for the first. Returns their number;
-    /// 0 once the bus is closed. One wake-up for a whole burst. Cancelling the wait loses no message.
+    /// Moves the queued messages into `buffer`, at most `limit`, and waits for the first. Returns their number; 0 if
+    /// the bus is closed. One task wake-up handles a whole burst. Cancelling the wait loses no message.
     pub async fn next_many(&mut self, buffer: &mut Vec<Delivery>, limit: usize) -> usize {
         self.deliveries.next_many(buffer, limit).await
     }
 
-    /// Stops listening. What was sent before can still be taken; after that it is as if the bus were closed. On NATS
-    /// listening ends once nothing has come for 100 ms, after 2 s at the latest: what is sent in that very moment is lost.
+    /// Unsubscribes. Messages that were sent before can still be taken; after them the subscription acts as if the bus
+    /// were closed. On NATS the subscription ends after 100 ms without a message, after 2 s at the latest: messages
+    /// sent at that moment are lost.
     pub fn unsubscribe(&mut self) {
         self.guard = None;
     }
@@ -261,32 +262,32 @@ impl fmt::Debug for Subscription {
 /// A connection to a messaging system.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
-    /// Sends a message and waits for the first answer, at most for `deadline`.
+    /// Sends a message and waits for the first reply, at most for `deadline`.
     ///
-    /// Cancelling the call abandons the answer; the message may have been sent.
+    /// If the call is cancelled, the reply is discarded; the message may have been sent.
     ///
     /// # Errors
-    /// [`RequestError`]; its [`happened`](RequestError::happened) tells whether the request may have been carried
-    /// out. While disconnected the call waits for a connection, and what it did not hand to the adapter by its deadline
-    /// it never sends. What it did hand over may still go out later, where the connection broke at that moment: that
+    /// [`RequestError`]; [`executed`](RequestError::executed) says whether the request may have been executed. While
+    /// disconnected, the call waits for a connection. A message that the adapter did not get before the deadline is
+    /// never sent. A message that the adapter got may still be sent later if the connection broke at that moment: that
     /// is [`RequestError::Deadline`].
     async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError>;
 
-    /// Sends a message. Whether anybody received it is not known; that is the nature of pub/sub. While disconnected
-    /// it goes nowhere: a message that comes late is worth less than one that is known to be lost after a
-    /// [`BusEvent::Disconnected`].
+    /// Sends a message. As always in pub/sub, the sender does not know whether a subscriber received it. While
+    /// disconnected, the message is discarded: a known loss after a [`BusEvent::Disconnected`] is better than a late
+    /// message.
     ///
-    /// Cancelling the call leaves the message sent or not.
+    /// If the call is cancelled, the message may have been sent or not.
     ///
     /// # Errors
-    /// [`PublishError`] when it cannot be sent at all. A refusal by the server comes later, as
+    /// [`PublishError`] if the message cannot be sent. A denial by the server comes later, as
     /// [`BusEvent::PublishDenied`].
     async fn publish(&self, message: Outgoing) -> Result<(), PublishError>;
 
-    /// Listens to a pattern. When the call returns, the subscription is in force at the server: a message that
-    /// anybody sends afterwards arrives.
+    /// Subscribes to a pattern. When the call returns, the subscription is active at the server: every message sent
+    /// after that arrives.
     ///
-    /// Cancelling the call leaves no subscription.
+    /// If the call is cancelled, there is no subscription.
     ///
     /// # Errors
     /// [`SubscribeError`].
@@ -296,18 +297,17 @@ pub trait Bus: Send + Sync + 'static {
         options: SubscribeOptions,
     ) -> Result<Subscription, SubscribeError>;
 
-    /// What happens to the connection from now on. A receiver that lags misses events.
+    /// The events of the connection from now on. A slow receiver misses events.
     fn events(&self) -> broadcast::Receiver<BusEvent>;
 
     /// Whether a connection is up now.
     fn is_connected(&self) -> bool;
 
-    /// The largest payload, headers included, that the connected server carries. In bytes; may change after a
-    /// reconnect.
+    /// The maximum payload of the connected server in bytes, headers included. It may change after a reconnect.
     fn max_payload(&self) -> usize;
 
-    /// Sends what is queued and ends the connection. Every later call fails with `Closed`.
+    /// Sends the queued messages and ends the connection. Every later call fails with `Closed`.
     ///
-    /// Cancelling the call leaves the bus closed for new calls and perhaps messages unsent.
+    /// If the call is cancelled, the bus is closed for new calls, and queued messages may be unsent.
     async fn close(&self);
 }

@@ -1,5 +1,5 @@
-//! The queue between an adapter and a subscriber, bounded by the number of messages and by their bytes: whoever sends large messages
-//! faster than they are taken must not fill the memory.
+//! The queue between an adapter and a subscriber. Number and bytes of messages are bounded: large messages that arrive
+//! faster than the subscriber takes them must not fill the memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,58 +9,58 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use crate::Delivery;
 
-/// How many bytes of messages wait for one subscriber before new ones are dropped: twice what a nats-server keeps for a connection
-/// before it cuts it off. One message alone may always wait.
-pub(crate) const MOST_WAITING_BYTES: usize = 128 * 1024 * 1024;
+/// Maximum bytes of queued messages of one subscriber. Above it, new messages are dropped. It is twice the limit at
+/// which a nats-server closes a connection. One message alone always fits.
+pub(crate) const MAX_QUEUED_BYTES: usize = 128 * 1024 * 1024;
 
 /// A queue for at most `capacity` messages.
-pub(crate) fn mailbox(capacity: usize) -> (Slot, Mailbox) {
+pub(crate) fn mailbox(capacity: usize) -> (MailboxSender, MailboxReceiver) {
     let (deliveries, arrived) = mpsc::channel(capacity.max(1));
-    let waiting_bytes = Arc::new(AtomicUsize::new(0));
-    let slot = Slot { deliveries, waiting_bytes: Arc::clone(&waiting_bytes) };
-    (slot, Mailbox { arrived, waiting_bytes })
+    let queued_bytes = Arc::new(AtomicUsize::new(0));
+    let sender = MailboxSender { deliveries, queued_bytes: Arc::clone(&queued_bytes) };
+    (sender, MailboxReceiver { arrived, queued_bytes })
 }
 
-/// Where an adapter puts messages.
+/// The adapter's end of the queue.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct MailboxSender {
     deliveries: mpsc::Sender<Delivery>,
-    waiting_bytes: Arc<AtomicUsize>,
+    queued_bytes: Arc<AtomicUsize>,
 }
 
-/// Where a subscriber takes them.
+/// The subscriber's end of the queue.
 #[derive(Debug)]
-pub(crate) struct Mailbox {
+pub(crate) struct MailboxReceiver {
     arrived: mpsc::Receiver<Delivery>,
-    waiting_bytes: Arc<AtomicUsize>,
+    queued_bytes: Arc<AtomicUsize>,
 }
 
 fn size_bytes(delivery: &Delivery) -> usize {
     delivery.payload.len() + delivery.headers.size_bytes() + delivery.route.as_str().len()
 }
 
-impl Slot {
-    /// Puts a message there, or drops it where there is no room. Says whether there was; nobody misses a message that nobody would
-    /// take any more.
+impl MailboxSender {
+    /// Queues a message, or drops it if the queue is full. Returns false for a full queue; a message to a closed
+    /// subscription does not count as dropped.
     pub(crate) fn put(&self, delivery: Delivery) -> bool {
         let size_bytes = size_bytes(&delivery);
-        let before = self.waiting_bytes.fetch_add(size_bytes, Ordering::Relaxed);
-        let room = before == 0 || before.saturating_add(size_bytes) <= MOST_WAITING_BYTES;
+        let before = self.queued_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        let room = before == 0 || before.saturating_add(size_bytes) <= MAX_QUEUED_BYTES;
         if room {
             match self.deliveries.try_send(delivery) {
                 Ok(()) | Err(TrySendError::Closed(_)) => return true,
                 Err(TrySendError::Full(_)) => {}
             }
         }
-        self.waiting_bytes.fetch_sub(size_bytes, Ordering::Relaxed);
+        self.queued_bytes.fetch_sub(size_bytes, Ordering::Relaxed);
         false
     }
 }
 
-impl Mailbox {
+impl MailboxReceiver {
     pub(crate) async fn next(&mut self) -> Option<Delivery> {
         let delivery = self.arrived.recv().await?;
-        self.waiting_bytes.fetch_sub(size_bytes(&delivery), Ordering::Relaxed);
+        self.queued_bytes.fetch_sub(size_bytes(&delivery), Ordering::Relaxed);
         Some(delivery)
     }
 
@@ -68,7 +68,7 @@ impl Mailbox {
         let held = buffer.len();
         let number = self.arrived.recv_many(buffer, limit).await;
         let taken = buffer[held..].iter().map(size_bytes).sum();
-        self.waiting_bytes.fetch_sub(taken, Ordering::Relaxed);
+        self.queued_bytes.fetch_sub(taken, Ordering::Relaxed);
         number
     }
 

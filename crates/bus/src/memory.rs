@@ -1,9 +1,9 @@
 //! The in-memory adapter: a whole messaging system in one process, for tests and simulation.
 //!
-//! It behaves as core NATS does (wildcards, queue groups, no responders, largest payload, permissions, slow
-//! consumers, lost connections) and is deterministic: everything happens in the caller's own step, nothing is drawn
-//! by lot, and no clock is read. Deadlines follow tokio's clock, which a test may pause. A simulation puts a [`Network`]
-//! between the connections, which decides what is lost, repeated and late.
+//! It behaves like core NATS (wildcards, queue groups, no responders, maximum payload, permissions, slow consumers,
+//! lost connections) and is deterministic: everything happens in the caller's own step, without randomness and without
+//! a clock. Deadlines follow tokio's clock, which a test may pause. A simulation puts a [`Network`] between the
+//! connections, which loses, repeats and delays messages.
 
 mod broker;
 mod network;
@@ -13,41 +13,41 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_protocol::{Route, RoutePattern};
-use dormouse_runtime::{Env, Tasks, Watched};
+use dormouse_runtime::{Env, Observable, Tasks};
 use tokio::sync::{broadcast, oneshot};
 
-use self::broker::{Broker, ConnectionId, Link, SubscriptionId};
-use self::network::Carrier;
-pub use self::network::{Network, Passage};
+use self::broker::{Broker, ConnectionId, MemoryLink, SubscriptionId};
+use self::network::DelayQueue;
+pub use self::network::{MessageInfo, Network};
 use crate::{
     Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, validate,
 };
 
-/// What a connection may do. Empty `allow` allows everything; `deny` wins over `allow`.
+/// Permissions of a connection. An empty `allow` allows everything; `deny` overrides `allow`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Permission {
-    /// Only these, unless empty.
+    /// The allowed patterns; empty: all.
     pub allow: Vec<RoutePattern>,
-    /// Never these.
+    /// The denied patterns.
     pub deny: Vec<RoutePattern>,
 }
 
-/// How a connection to a [`MemoryBroker`] comes about.
+/// Options of a connection to a [`MemoryBroker`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryOptions {
-    /// The name by which [`MemoryBroker::disconnect`] and [`MemoryBroker::reconnect`] know it.
+    /// The name for [`MemoryBroker::disconnect`] and [`MemoryBroker::reconnect`].
     pub name: String,
     /// The first token of its reply addresses.
     pub inbox_prefix: String,
-    /// Where it may publish to.
+    /// Publish permissions.
     pub publish: Permission,
-    /// What it may subscribe to.
+    /// Subscribe permissions.
     pub subscribe: Permission,
 }
 
 impl MemoryOptions {
-    /// A connection that may do everything.
+    /// A connection with all permissions.
     #[must_use]
     pub fn named(name: impl Into<String>) -> Self {
         Self {
@@ -59,80 +59,80 @@ impl MemoryOptions {
     }
 }
 
-/// A messaging system in memory. Cloning shares it.
+/// A messaging system in memory. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryBroker {
     state: Arc<Mutex<Broker>>,
-    /// Keeps what the network delays.
-    carrier: Option<Arc<Carrier>>,
+    /// The messages that the network delays.
+    delay_queue: Option<Arc<DelayQueue>>,
 }
 
 impl MemoryBroker {
-    /// A system without connections, whose largest payload is that of a nats-server (1 MiB).
+    /// A system without connections, with the maximum payload of a nats-server (1 MiB).
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A system whose connections have `network` between them. What it delays arrives by the clock of `env`, brought by a
-    /// task of `tasks`.
+    /// A system with `network` between its connections. A task of `tasks` delivers delayed messages by the clock of
+    /// `env`.
     #[must_use]
-    pub fn over(network: Arc<dyn Network>, env: Env, tasks: &Tasks) -> Self {
-        let carrier = Arc::new(Carrier::new(env));
-        let broker = Self { state: Arc::default(), carrier: Some(Arc::clone(&carrier)) };
+    pub fn with_network(network: Arc<dyn Network>, env: Env, tasks: &Tasks) -> Self {
+        let delay_queue = Arc::new(DelayQueue::new(env));
+        let broker = Self { state: Arc::default(), delay_queue: Some(Arc::clone(&delay_queue)) };
         broker.lock().network = Some(network);
-        tasks.spawn("network", network::deliver(carrier, Arc::clone(&broker.state)));
+        tasks.spawn("network", network::deliver(delay_queue, Arc::clone(&broker.state)));
         broker
     }
 
-    /// A new connection, up at once.
+    /// A new connection, which is up at once.
     #[must_use]
     pub fn connect(&self, options: MemoryOptions) -> MemoryBus {
         let (id, link, events) = self.lock().connect(options);
         MemoryBus { broker: self.clone(), id, link, events }
     }
 
-    /// Takes the connections called `name` down. They stay down until [`reconnect`](Self::reconnect).
+    /// Disconnects the connections called `name` until [`reconnect`](Self::reconnect).
     pub fn disconnect(&self, name: &str) {
-        self.lock().set_link(|connection| connection.name() == name, Link::Down);
+        self.lock().set_link(|connection| connection.name() == name, MemoryLink::Down);
     }
 
-    /// Brings the connections called `name` up again, with their subscriptions.
+    /// Reconnects the connections called `name`, with their subscriptions.
     pub fn reconnect(&self, name: &str) {
-        self.lock().set_link(|connection| connection.name() == name, Link::Up);
+        self.lock().set_link(|connection| connection.name() == name, MemoryLink::Up);
     }
 
-    /// Takes every connection down, as when the messaging system stops.
+    /// Disconnects every connection, as a stop of the messaging system does.
     pub fn disconnect_all(&self) {
-        self.lock().set_link(|_| true, Link::Down);
+        self.lock().set_link(|_| true, MemoryLink::Down);
     }
 
-    /// Brings every connection up again, with its subscriptions.
+    /// Reconnects every connection, with its subscriptions.
     pub fn reconnect_all(&self) {
-        self.lock().set_link(|_| true, Link::Up);
+        self.lock().set_link(|_| true, MemoryLink::Up);
     }
 
-    /// Closes the connections called `name` for good, as when their process dies.
+    /// Closes the connections called `name` permanently, as the end of their process does.
     pub fn close(&self, name: &str) {
         self.lock().close_all(|connection| connection.name() == name);
     }
 
-    /// Changes the largest payload, headers included, in bytes.
+    /// Changes the maximum payload, headers included, in bytes.
     pub fn set_max_payload(&self, limit_bytes: usize) {
         self.lock().max_payload_bytes = limit_bytes;
     }
 
-    /// Does what sends something.
+    /// Runs an action that sends messages, and queues its delayed copies.
     fn send<T>(&self, act: impl FnOnce(&mut Broker) -> T) -> T {
         let (done, posted) = {
             let mut broker = self.lock();
             let done = act(&mut broker);
-            (done, std::mem::take(&mut broker.posted))
+            (done, std::mem::take(&mut broker.delayed))
         };
-        if let Some(carrier) = &self.carrier
+        if let Some(delay_queue) = &self.delay_queue
             && !posted.is_empty()
         {
-            carrier.post(posted);
+            delay_queue.post(posted);
         }
         done
     }
@@ -149,19 +149,19 @@ impl std::fmt::Debug for MemoryBroker {
     }
 }
 
-/// A connection to a [`MemoryBroker`]. Closed when dropped.
+/// A connection to a [`MemoryBroker`]. A drop closes it.
 #[derive(Debug)]
 pub struct MemoryBus {
     broker: MemoryBroker,
     id: ConnectionId,
-    link: Arc<Watched<Link>>,
+    link: Arc<Observable<MemoryLink>>,
     events: broadcast::Sender<BusEvent>,
 }
 
 impl MemoryBus {
-    /// Waits until the connection is up. False when it is closed.
+    /// Waits until the connection is up. Returns false if it is closed.
     async fn up(&self) -> bool {
-        self.link.wait_for(|link| *link != Link::Down).await == Link::Up
+        self.link.wait_for(|link| *link != MemoryLink::Down).await == MemoryLink::Up
     }
 
     async fn exchange(&self, message: Outgoing, sent: &mut bool) -> Result<Reply, RequestError> {
@@ -171,15 +171,15 @@ impl MemoryBus {
                 return Err(RequestError::Closed { sent: false });
             }
             let (sender, answer) = oneshot::channel();
-            let asked = self.broker.send(|broker| broker.request(self.id, message.clone(), sender));
-            match asked {
+            let sent_request = self.broker.send(|broker| broker.request(self.id, message.clone(), sender));
+            match sent_request {
                 Ok(inbox) => {
                     *sent = true;
                     let _forget = Forget { broker: &self.broker, inbox };
                     // The other end is dropped only when the connection is closed.
                     return answer.await.map_err(|_| RequestError::Closed { sent: true });
                 }
-                // It went down between the two steps.
+                // The connection was lost between the two steps.
                 Err(RequestError::Disconnected) => {}
                 Err(error) => {
                     if let RequestError::PermissionDenied(_) = error {
@@ -233,7 +233,7 @@ impl Bus for MemoryBus {
     }
 
     fn is_connected(&self) -> bool {
-        self.link.get() == Link::Up
+        self.link.get() == MemoryLink::Up
     }
 
     fn max_payload(&self) -> usize {
@@ -251,7 +251,7 @@ impl Drop for MemoryBus {
     }
 }
 
-/// Forgets a request that nobody waits for any more, also when the wait is cancelled.
+/// Removes a pending request when its wait ends, also if the wait is cancelled.
 struct Forget<'b> {
     broker: &'b MemoryBroker,
     inbox: Route,
@@ -263,7 +263,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-/// Ends a subscription when its owner drops it.
+/// Ends a subscription on drop.
 struct Unsubscribe {
     broker: MemoryBroker,
     id: SubscriptionId,

@@ -3,16 +3,16 @@
 //! ```text
 //! request ──> table of outstanding requests ──> publish, with reply address <inbox>.<id>.<token>
 //!                         ^                                     │
-//!                         └── one task <── ONE subscription <───┘        late answers find no entry and are dropped
+//!                         └── one task <── ONE subscription <───┘        late replies find no entry and are dropped
 //! ```
 //!
-//! NATS reports what it forbids in messages of its own that name the route: they fail the outstanding requests to that
-//! route at once. A subscription is known to be in force when a message from us to ourselves, sent after it, has come
-//! back: the server works through a connection in order.
+//! NATS reports a denied operation in a message that names the route. This fails the outstanding requests to that route
+//! at once. A subscription is active when a message of this connection to itself, sent after it, has arrived: the
+//! server processes a connection in order.
 //!
-//! The library queues 128 of its events and drops what comes while the queue is full. A burst of more refusals than
-//! that loses some of them: the requests in question wait out their deadline, and no [`BusEvent`](crate::BusEvent)
-//! tells. A lost connection that was not told of is found within about two seconds, by asking the library.
+//! The library queues 128 of its events and drops further ones while the queue is full. So a burst of more denials
+//! loses some of them: their requests wait until their deadline, without a [`BusEvent`](crate::BusEvent). A task polls
+//! the state of the library, and detects a lost connection without an event within about two seconds.
 
 mod bus;
 mod connect;
@@ -24,6 +24,6 @@ mod outstanding;
 
 pub use self::bus::NatsBus;
 pub use self::options::{
-    Authentication, ClientCertificate, ConnectError, InvalidNatsUrl, NatsOptions, NatsUrl, Secret, Tls,
+    Authentication, ClientCertificate, InvalidNatsUrl, NatsConnectError, NatsOptions, NatsUrl, Secret, Tls,
     install_tls_provider,
 };

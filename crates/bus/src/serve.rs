@@ -1,4 +1,4 @@
-//! Answering requests: a subscription whose messages come with somebody who takes the answer.
+//! Serving requests: a subscription whose messages come with a responder for the reply.
 //!
 //! ```text
 //! subscription ──> Requests::next_many ──> Incoming { …, responder }
@@ -7,7 +7,7 @@
 //!                                            one task ──> Bus::publish, many per wake-up
 //! ```
 
-mod complaints;
+mod reject_log;
 mod stats;
 
 use std::fmt;
@@ -20,34 +20,35 @@ use dormouse_protocol::{ErrorCode, ErrorReply, Headers, Route, RoutePattern, enc
 use dormouse_runtime::{Env, Tasks};
 use tokio::sync::mpsc;
 
-use self::complaints::Complaints;
-pub use self::stats::{EndpointFigures, EndpointStats};
+use self::reject_log::RejectLog;
+pub use self::stats::{EndpointSnapshot, EndpointStats};
 use crate::{
     Bus, Caller, Callers, Delivery, InboxPrefixes, Outgoing, PublishError, SubscribeError, SubscribeOptions,
     Subscription, validate,
 };
 
-/// How many replies are sent per wake-up of the task that sends them.
+/// Maximum number of replies that the sending task takes at a time.
 const REPLIES_PER_WAKE_UP: usize = 256;
 
-/// What a caller is told to wait whose answer finds no room, in milliseconds.
+/// Retry delay for a caller whose reply does not fit into the queue, in milliseconds.
 const RETRY_AFTER_MS: u64 = 100;
 
-/// How to serve.
+/// Options of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// Each request goes to one member of this group only.
+    /// The queue group: each request goes to only one of its members.
     pub queue: Option<String>,
-    /// Answers are sent only to addresses under these. Otherwise a client could make us publish for it wherever we may.
+    /// Replies are sent only to addresses below these prefixes. Otherwise a client could make the service publish to
+    /// any route.
     pub inbox_prefixes: InboxPrefixes,
-    /// Whose subjects a request may be about.
+    /// How the service identifies the caller of a request.
     pub callers: Callers,
-    /// How many requests wait to be taken before new ones are dropped.
+    /// Maximum number of queued requests; above it, new ones are dropped.
     pub capacity: usize,
-    /// How many answers wait to be sent before new ones are dropped; the caller then waits out its deadline.
+    /// Maximum number of queued replies; above it, new ones are dropped, and the caller waits until its deadline.
     pub reply_capacity: usize,
-    /// How many bytes of answers wait to be sent before results of reads are refused with `overloaded`: a slow
-    /// connection must not fill the memory. In bytes.
+    /// Maximum bytes of queued replies; above it, the result of a read becomes `overloaded`: a slow connection must not
+    /// fill the memory.
     pub reply_capacity_bytes: usize,
 }
 
@@ -64,12 +65,12 @@ impl Default for ServeOptions {
     }
 }
 
-/// Listens to `pattern` for requests. When the call returns, the subscription is in force.
+/// Subscribes to `pattern` for requests. When the call returns, the subscription is active.
 ///
-/// The task that sends the answers runs in `tasks` until [`Requests`] and every [`Responder`] are dropped or the bus
-/// is closed; it heeds no stop signal, so that what was begun can still be answered.
+/// The task that sends the replies runs in `tasks` until [`Requests`] and every [`Responder`] are dropped or the bus is
+/// closed. It ignores the stop signal, so requests in progress still get a reply.
 ///
-/// Cancelling the call leaves no subscription.
+/// If the call is cancelled, there is no subscription.
 ///
 /// # Errors
 /// [`SubscribeError`].
@@ -85,32 +86,32 @@ pub async fn serve(
     let subscription = bus.subscribe(pattern, SubscribeOptions { queue, capacity }).await?;
     let stats = Arc::new(EndpointStats::default());
     let (replies, queued) = mpsc::channel(reply_capacity.max(1));
-    let waiting = Arc::new(Waiting { limit_bytes: reply_capacity_bytes, bytes: AtomicUsize::new(0) });
+    let waiting = Arc::new(QueuedReplies { limit_bytes: reply_capacity_bytes, bytes: AtomicUsize::new(0) });
     tasks.spawn("replies", send_replies(Arc::clone(bus), queued, Arc::clone(&waiting), Arc::clone(&stats)));
-    let outbox = Outbox { replies, waiting, bus: Arc::clone(bus), env: env.clone(), stats };
-    let outbox = Arc::new(outbox);
+    let reply_queue = ReplyQueue { replies, waiting, bus: Arc::clone(bus), env: env.clone(), stats };
+    let reply_queue = Arc::new(reply_queue);
     Ok(Requests {
         subscription,
-        outbox,
+        reply_queue,
         inbox_prefixes,
         callers,
-        complaints: Complaints::default(),
+        reject_log: RejectLog::default(),
         arrived: Vec::new(),
     })
 }
 
-/// The requests on a pattern. Listening ends when dropped; answers already given are still sent.
+/// The requests on a pattern. A drop ends the subscription; queued replies are still sent.
 pub struct Requests {
     subscription: Subscription,
-    outbox: Arc<Outbox>,
+    reply_queue: Arc<ReplyQueue>,
     inbox_prefixes: InboxPrefixes,
     callers: Callers,
-    complaints: Complaints,
+    reject_log: RejectLog,
     arrived: Vec<Delivery>,
 }
 
 impl Requests {
-    /// The next request; `None` once the bus is closed. Cancelling the wait loses no request.
+    /// The next request; `None` if the bus is closed. Cancelling the wait loses no request.
     pub async fn next(&mut self) -> Option<Incoming> {
         loop {
             let delivery = self.subscription.next().await?;
@@ -120,8 +121,8 @@ impl Requests {
         }
     }
 
-    /// Moves what has arrived into `buffer`, at most `limit` requests, waiting for the first. Returns their number; 0
-    /// once the bus is closed. One wake-up for a whole burst. Cancelling the wait loses no request.
+    /// Moves the queued requests into `buffer`, at most `limit`, and waits for the first. Returns their number; 0 if
+    /// the bus is closed. One task wake-up handles a whole burst. Cancelling the wait loses no request.
     pub async fn next_many(&mut self, buffer: &mut Vec<Incoming>, limit: usize) -> usize {
         let before = buffer.len();
         while buffer.len() == before {
@@ -136,34 +137,34 @@ impl Requests {
         buffer.len() - before
     }
 
-    /// Stops listening; see [`Subscription::unsubscribe`]. Requests that were sent before can still be taken; after that
-    /// it is as if the bus were closed.
+    /// Unsubscribes; see [`Subscription::unsubscribe`]. Requests that were sent before can still be taken; after them
+    /// this acts as if the bus were closed.
     pub fn unsubscribe(&mut self) {
         self.subscription.unsubscribe();
     }
 
-    /// The figures of this endpoint, shared.
+    /// The shared statistics of this endpoint.
     #[must_use]
     pub fn stats(&self) -> &Arc<EndpointStats> {
-        &self.outbox.stats
+        &self.reply_queue.stats
     }
 
     fn admit(&mut self, delivery: Delivery) -> Option<Incoming> {
         let Delivery { route, reply_to, headers, payload } = delivery;
         let Some(reply_to) = reply_to else {
-            self.outbox.stats.count_unanswerable();
+            self.reply_queue.stats.count_unanswerable();
             return None;
         };
-        let now = self.outbox.env.boot();
+        let now = self.reply_queue.env.boot();
         if !self.inbox_prefixes.allow(&reply_to) {
-            self.outbox.stats.count_refused();
-            self.complaints.about(&route, &reply_to, now);
+            self.reply_queue.stats.count_refused();
+            self.reject_log.record(&route, &reply_to, now);
             return None;
         }
         let responder = Responder {
             reply_to,
             received: now,
-            outbox: Arc::clone(&self.outbox),
+            reply_queue: Arc::clone(&self.reply_queue),
             counted_in: None,
             changes: false,
         };
@@ -181,88 +182,87 @@ impl fmt::Debug for Requests {
 /// A request that has arrived.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Where it was sent to.
+    /// The route of the request.
     pub route: Route,
-    /// Who sent it.
+    /// The caller.
     pub caller: Caller,
     /// The content.
     pub payload: Bytes,
     /// Headers of the transport.
     pub headers: Headers,
-    /// Takes the answer.
+    /// Takes the reply.
     pub responder: Responder,
 }
 
-/// Takes the one answer to a request. Dropped without one, the caller waits out its deadline.
-#[must_use = "a request that gets no answer leaves its caller waiting"]
+/// Takes the reply to a request. If it is dropped without a reply, the caller waits until its deadline.
+#[must_use = "a request without a reply makes its caller wait"]
 pub struct Responder {
     reply_to: Route,
     received: Duration,
-    outbox: Arc<Outbox>,
+    reply_queue: Arc<ReplyQueue>,
     counted_in: Option<Arc<EndpointStats>>,
     changes: bool,
 }
 
 impl Responder {
-    /// Declares that the request may have changed something by the time a result is there: a result that does not fit
-    /// then becomes `indeterminate`, since `too_large` would say that nothing happened.
+    /// Declares that the request may change the subject. Then a result that is too large becomes `indeterminate`,
+    /// because `too_large` would mean that nothing was changed.
     pub fn changing(mut self) -> Self {
         self.changes = true;
         self
     }
 
-    /// Counts the answer in `stats` instead of in the figures of the whole pattern: a pattern may hold several
-    /// endpoints.
+    /// Counts the reply in `stats` instead of in the statistics of the pattern: a pattern may have several endpoints.
     pub fn counted_in(mut self, stats: &Arc<EndpointStats>) -> Self {
         self.counted_in = Some(Arc::clone(stats));
         self
     }
 
-    /// Answers with a result. Never waits: where the queue of answers is full, this one is dropped and counted. A
-    /// result larger than the largest payload becomes the error `too_large`, or `indeterminate` after
-    /// [`changing`](Self::changing).
+    /// Replies with a result. Never waits: if the reply queue is full, the reply is dropped and counted. A result above
+    /// the maximum payload becomes the error `too_large`, or `indeterminate` after [`changing`](Self::changing).
     pub fn ok(self, payload: Bytes) {
-        let limit_bytes = self.outbox.bus.max_payload();
+        let limit_bytes = self.reply_queue.bus.max_payload();
         if payload.len() > limit_bytes {
             let too_large = ErrorReply::too_large("max_payload", payload.len(), limit_bytes);
             if !self.changes {
                 return self.error(&too_large);
             }
-            let text = format!("it was carried out, but its result cannot be sent: {}", too_large.message);
+            let text =
+                format!("the request was executed, but its result cannot be sent: {}", too_large.message);
             return self.error(&ErrorReply::new(ErrorCode::Indeterminate, text));
         }
-        // A change was carried out, and its short result must get through.
-        if !self.changes && !self.outbox.waiting.has_room_for(payload.len()) {
-            let text = "more answers wait to be sent than the server keeps";
+        // An executed change must get its short result.
+        if !self.changes && !self.reply_queue.waiting.has_room_for(payload.len()) {
+            let text = "the reply queue is full";
             return self.error(&ErrorReply::overloaded(text, RETRY_AFTER_MS));
         }
         self.stats().count_answer(self.elapsed());
         self.send(Headers::default(), payload);
     }
 
-    /// Answers with an error: its code and text in the headers of the NATS services API, all of it in the body. Never
-    /// waits, as [`ok`](Self::ok).
+    /// Replies with an error: code and text in the headers of the NATS services API, the complete error in the body.
+    /// Never waits, like [`ok`](Self::ok).
     pub fn error(self, error: &ErrorReply) {
         self.stats().count_error(self.elapsed(), error);
-        let (headers, body) = encode_error(error, self.outbox.bus.max_payload());
+        let (headers, body) = encode_error(error, self.reply_queue.bus.max_payload());
         self.send(headers, body);
     }
 
     fn stats(&self) -> &EndpointStats {
-        self.counted_in.as_ref().unwrap_or(&self.outbox.stats)
+        self.counted_in.as_ref().unwrap_or(&self.reply_queue.stats)
     }
 
     fn elapsed(&self) -> Duration {
-        self.outbox.env.boot().saturating_sub(self.received)
+        self.reply_queue.env.boot().saturating_sub(self.received)
     }
 
     fn send(self, headers: Headers, payload: Bytes) {
         let size_bytes = payload.len();
         let reply = Outgoing { route: self.reply_to, headers, payload };
-        self.outbox.waiting.enter(size_bytes);
-        if self.outbox.replies.try_send(reply).is_err() {
-            self.outbox.waiting.leave(size_bytes);
-            self.outbox.stats.count_dropped();
+        self.reply_queue.waiting.add(size_bytes);
+        if self.reply_queue.replies.try_send(reply).is_err() {
+            self.reply_queue.waiting.remove(size_bytes);
+            self.reply_queue.stats.count_dropped();
         }
     }
 }
@@ -273,33 +273,33 @@ impl fmt::Debug for Responder {
     }
 }
 
-/// What all responders of one endpoint share.
-struct Outbox {
+/// State shared by all responders of one endpoint.
+struct ReplyQueue {
     replies: mpsc::Sender<Outgoing>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<QueuedReplies>,
     bus: Arc<dyn Bus>,
     env: Env,
     stats: Arc<EndpointStats>,
 }
 
-/// The bytes of the answers that wait to be sent.
-struct Waiting {
+/// The bytes of the queued replies.
+struct QueuedReplies {
     limit_bytes: usize,
     bytes: AtomicUsize,
 }
 
-impl Waiting {
-    /// Whether one more of this size may wait. One alone always may.
+impl QueuedReplies {
+    /// Whether one more reply of this size fits. One reply alone always fits.
     fn has_room_for(&self, size_bytes: usize) -> bool {
         let held = self.bytes.load(Ordering::Relaxed);
         held == 0 || held.saturating_add(size_bytes) <= self.limit_bytes
     }
 
-    fn enter(&self, size_bytes: usize) {
+    fn add(&self, size_bytes: usize) {
         self.bytes.fetch_add(size_bytes, Ordering::Relaxed);
     }
 
-    fn leave(&self, size_bytes: usize) {
+    fn remove(&self, size_bytes: usize) {
         self.bytes.fetch_sub(size_bytes, Ordering::Relaxed);
     }
 }
@@ -307,7 +307,7 @@ impl Waiting {
 async fn send_replies(
     bus: Arc<dyn Bus>,
     mut queued: mpsc::Receiver<Outgoing>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<QueuedReplies>,
     stats: Arc<EndpointStats>,
 ) {
     let mut replies = Vec::with_capacity(REPLIES_PER_WAKE_UP);
@@ -315,21 +315,21 @@ async fn send_replies(
         for reply in replies.drain(..) {
             let size_bytes = reply.payload.len();
             let sent = bus.publish(reply).await;
-            waiting.leave(size_bytes);
+            waiting.remove(size_bytes);
             match sent {
                 Ok(()) => {}
                 Err(PublishError::Closed) => return,
-                // Only a largest payload that shrank since the answer was given leads here.
+                // This happens only if the maximum payload has shrunk since the reply was queued.
                 Err(PublishError::TooLarge { .. } | PublishError::Invalid { .. }) => stats.count_dropped(),
             }
         }
     }
 }
 
-/// Headers and body of an error. One that does not fit is cut to its code.
+/// Headers and body of an error. An error above the limit is cut to its code.
 fn encode_error(error: &ErrorReply, limit_bytes: usize) -> (Headers, Bytes) {
     let headers = |text: &str| {
-        // A header is one line and no place for a long story; the whole text is in the body.
+        // The header has one short line. The body has the complete text.
         let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(256).collect();
         Headers(vec![
             (ErrorReply::STATUS_HEADER.to_owned(), error.code.status().to_string()),

@@ -1,4 +1,4 @@
-//! The NATS services API, version 1: `nats service ls`, `info` and `stats` work on whatever is announced here.
+//! The NATS services API, version 1: `nats service ls`, `info` and `stats` show the services announced here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use dormouse_protocol::RoutePattern;
 use dormouse_runtime::{Env, Tasks};
 use serde::Serialize;
 
-use crate::answers::{Answer, stand};
+use crate::fixed_replies::{FixedReply, serve_fixed_reply};
 use crate::serve::EndpointStats;
 use crate::{Bus, InboxPrefixes, SubscribeError};
 
-/// What a service says about itself.
+/// The description of a service.
 #[derive(Debug, Clone)]
 pub struct ServiceDescription {
     /// Name of the kind of service: letters, digits, `-` and `_`.
@@ -22,34 +22,34 @@ pub struct ServiceDescription {
     pub id: String,
     /// Semantic version.
     pub version: String,
-    /// For people.
+    /// A text for people.
     pub description: String,
-    /// For programs.
+    /// Metadata for programs.
     pub metadata: BTreeMap<String, String>,
-    /// What can be asked. Bounded: never one for each stored subject.
+    /// The endpoints. Bounded: never one per stored subject.
     pub endpoints: Vec<EndpointDescription>,
 }
 
-/// One thing that a service can be asked.
+/// One endpoint of a service.
 #[derive(Debug, Clone)]
 pub struct EndpointDescription {
     /// Name: letters, digits, `-` and `_`.
     pub name: String,
-    /// Where it listens.
+    /// The pattern of its requests.
     pub pattern: RoutePattern,
-    /// The queue group it listens in, if it does.
+    /// Its queue group, if it has one.
     pub queue: Option<String>,
-    /// For programs.
+    /// Metadata for programs.
     pub metadata: BTreeMap<String, String>,
-    /// Its figures.
+    /// Its statistics.
     pub stats: Arc<EndpointStats>,
 }
 
-/// Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, each also under the service's name and under name and id, until
-/// the stop signal of `tasks` is given or the bus is closed. `inbox_prefixes` as in
+/// Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, each also with the service's name and with name and id, until the
+/// stop signal of `tasks` is given or the bus is closed. `inbox_prefixes` as in
 /// [`ServeOptions`](crate::ServeOptions::inbox_prefixes).
 ///
-/// Cancelling the call leaves some of them answered.
+/// If the call is cancelled, some of the routes get replies.
 ///
 /// # Errors
 /// [`SubscribeError`].
@@ -66,15 +66,16 @@ pub async fn announce(
     };
     let started = UNIX_EPOCH + Duration::from_micros(env.wall_micros());
     let started = humantime::format_rfc3339_micros(started).to_string();
-    let ping = json(&Ping { kind: "io.nats.micro.v1.ping_response", identity: Identity::of(&service) });
+    let ping =
+        json(&Ping { kind: "io.nats.micro.v1.ping_response", identity: ServiceIdentity::of(&service) });
     let info = json(&Info {
         kind: "io.nats.micro.v1.info_response",
-        identity: Identity::of(&service),
+        identity: ServiceIdentity::of(&service),
         description: &service.description,
         endpoints: service.endpoints.iter().map(EndpointInfo::of).collect(),
     });
     let (pings, infos, stats) = (routes("PING"), routes("INFO"), routes("STATS"));
-    let answers: [([String; 3], Answer); 3] = [
+    let answers: [([String; 3], FixedReply); 3] = [
         (pings, Arc::new(move || ping.clone())),
         (infos, Arc::new(move || info.clone())),
         (stats, Arc::new(move || statistics(&service, &started))),
@@ -82,7 +83,7 @@ pub async fn announce(
     for (routes, answer) in answers {
         for route in routes {
             let pattern = RoutePattern::new(route);
-            stand(bus, tasks, "services", pattern, inbox_prefixes, Arc::clone(&answer)).await?;
+            serve_fixed_reply(bus, tasks, "services", pattern, inbox_prefixes, Arc::clone(&answer)).await?;
         }
     }
     Ok(())
@@ -91,26 +92,26 @@ pub async fn announce(
 fn statistics(service: &ServiceDescription, started: &str) -> Bytes {
     json(&Stats {
         kind: "io.nats.micro.v1.stats_response",
-        identity: Identity::of(service),
+        identity: ServiceIdentity::of(service),
         started,
         endpoints: service.endpoints.iter().map(EndpointStatistics::of).collect(),
     })
 }
 
 fn json<T: Serialize>(value: &T) -> Bytes {
-    // None of these types holds anything that JSON cannot say.
+    // Every value of these types has a JSON form.
     Bytes::from(serde_json::to_vec(value).unwrap_or_default())
 }
 
 #[derive(Serialize)]
-struct Identity<'s> {
+struct ServiceIdentity<'s> {
     name: &'s str,
     id: &'s str,
     version: &'s str,
     metadata: &'s BTreeMap<String, String>,
 }
 
-impl<'s> Identity<'s> {
+impl<'s> ServiceIdentity<'s> {
     fn of(service: &'s ServiceDescription) -> Self {
         Self { name: &service.name, id: &service.id, version: &service.version, metadata: &service.metadata }
     }
@@ -121,7 +122,7 @@ struct Ping<'s> {
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(flatten)]
-    identity: Identity<'s>,
+    identity: ServiceIdentity<'s>,
 }
 
 #[derive(Serialize)]
@@ -129,7 +130,7 @@ struct Info<'s> {
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(flatten)]
-    identity: Identity<'s>,
+    identity: ServiceIdentity<'s>,
     description: &'s str,
     endpoints: Vec<EndpointInfo<'s>>,
 }
@@ -158,7 +159,7 @@ struct Stats<'s> {
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(flatten)]
-    identity: Identity<'s>,
+    identity: ServiceIdentity<'s>,
     started: &'s str,
     endpoints: Vec<EndpointStatistics<'s>>,
 }
@@ -171,13 +172,13 @@ struct EndpointStatistics<'s> {
     num_requests: u64,
     num_errors: u64,
     last_error: String,
-    // Nanoseconds, as the API wants them.
+    // Nanoseconds, as the API defines.
     processing_time: u64,
     average_processing_time: u64,
     data: EndpointData,
 }
 
-/// What the API leaves to the service.
+/// The service-specific data of the API.
 #[derive(Serialize)]
 struct EndpointData {
     unanswerable: u64,

@@ -1,5 +1,5 @@
-//! What every transport carries, checked before a message reaches one: both adapters refuse the same things, and no
-//! text of a caller can break the framing of a protocol.
+//! Checks of messages before they reach a transport: both adapters reject the same messages, and no text of a caller
+//! can break the framing of a protocol.
 
 use bytes::Bytes;
 use dormouse_protocol::{Headers, Route, RoutePattern};
@@ -29,7 +29,7 @@ impl Unsendable {
     }
 }
 
-/// Whether a message can be sent where `limit_bytes` is the largest payload.
+/// Checks whether a message can be sent with the maximum payload `limit_bytes`.
 pub(crate) fn message(message: &Outgoing, limit_bytes: usize) -> Result<(), Unsendable> {
     if !is_address(message.route.as_str()) {
         return Err(Unsendable::Invalid("not a route"));
@@ -42,7 +42,7 @@ pub(crate) fn message(message: &Outgoing, limit_bytes: usize) -> Result<(), Unse
     Ok(())
 }
 
-/// Whether `address` names one place: tokens joined by dots, no white space, no wildcards.
+/// Whether `address` is one route: tokens joined by dots, without white space and wildcards.
 pub(crate) fn is_address(address: &str) -> bool {
     is_framed(address) && address.split('.').all(|token| !token.is_empty() && token != "*" && token != ">")
 }
@@ -62,7 +62,7 @@ pub(crate) fn is_queue(name: &str) -> bool {
     !name.is_empty() && is_framed(name)
 }
 
-/// Nothing in it ends a word or a line of the protocol.
+/// Whether `text` has no character that ends a word or a line of the protocol.
 fn is_framed(text: &str) -> bool {
     !text.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control())
 }
@@ -79,7 +79,7 @@ fn headers(headers: &Headers) -> Result<(), Unsendable> {
     Ok(())
 }
 
-/// Bytes that count toward the largest payload: the content, and the headers as NATS writes them.
+/// Bytes that count toward the maximum payload: the content, and the headers in the format of NATS.
 pub(crate) fn size_bytes(headers: &Headers, payload: &Bytes) -> usize {
     if headers.is_empty() {
         return payload.len();
@@ -92,8 +92,9 @@ pub(crate) fn size_bytes(headers: &Headers, payload: &Bytes) -> usize {
 mod tests {
     use super::*;
 
+    /// A route is invalid if it has a wildcard, an empty token, white space or a control character.
     #[test]
-    fn an_address_names_one_place() {
+    fn route_with_wildcard_or_empty_token_is_invalid() {
         for good in ["a", "a.b", "$SRV.PING", "a*b.c>d", "é.ü"] {
             assert!(is_address(good), "{good:?}");
         }
@@ -103,8 +104,9 @@ mod tests {
         }
     }
 
+    /// A pattern allows `>` only as its last token.
     #[test]
-    fn a_pattern_ends_where_its_open_end_stands() {
+    fn pattern_allows_open_wildcard_only_at_end() {
         for (pattern, good) in [
             ("a", true),
             ("*", true),
@@ -118,8 +120,9 @@ mod tests {
         }
     }
 
+    /// Headers with line breaks or invalid names are rejected.
     #[test]
-    fn headers_cannot_break_out_of_their_line() {
+    fn headers_with_line_breaks_or_bad_names_are_rejected() {
         let with = |name: &str, value: &str| Outgoing {
             route: Route::new("a"),
             headers: Headers(vec![(name.to_owned(), value.to_owned())]),
@@ -136,6 +139,7 @@ mod tests {
         }
     }
 
+    /// Headers count toward the size of a message.
     #[test]
     fn headers_count_toward_the_size() {
         let mut outgoing = Outgoing::new(Route::new("a"), Bytes::from_static(b"12345"));

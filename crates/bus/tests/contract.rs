@@ -1,4 +1,4 @@
-//! What every adapter promises, proved on each of them by the same tests.
+//! The contract of every adapter: the same tests run on each of them.
 
 #[path = "contract/connection.rs"]
 mod connection;
@@ -11,7 +11,7 @@ mod refusals;
 #[path = "contract/services.rs"]
 mod services;
 
-/// Each test on both adapters. In memory on a paused clock, so that no deadline takes any time.
+/// Runs each test on both adapters. The memory adapter uses a paused clock, so no deadline takes real time.
 macro_rules! contract {
     ($($module:ident: $($test:ident)*;)*) => {
         mod on_memory {
@@ -36,38 +36,38 @@ macro_rules! contract {
 
 contract! {
     messages:
-        a_request_is_answered
-        many_requests_at_once_each_get_their_own_answer
-        nobody_there_is_said_at_once
-        a_hung_responder_costs_the_deadline
-        a_late_answer_goes_to_nobody
-        a_queue_group_shares_what_others_all_get
-        a_queue_group_is_known_by_its_name_alone
+        request_receives_reply
+        requests_in_parallel_receive_matching_replies
+        request_without_responder_fails_at_once
+        request_to_hung_responder_fails_at_deadline
+        reply_after_deadline_is_discarded
+        queue_group_shares_messages_others_get_all
+        queue_group_is_identified_by_name_alone
         wildcards_match_whole_tokens
         headers_arrive
-        a_message_may_be_as_large_as_the_limit_and_no_larger
-        a_full_subscription_drops_the_newest_and_says_so
-        large_messages_that_nobody_takes_are_dropped_before_they_fill_the_memory
-        a_dropped_subscription_is_gone
-        what_was_sent_before_listening_ended_arrives
-        a_subscription_is_in_force_when_subscribe_returns
-        what_no_transport_carries_is_refused;
+        message_up_to_max_payload_is_accepted
+        subscription_full_drops_newest_and_reports
+        subscription_bounds_bytes_of_unread_messages
+        subscription_dropped_is_removed
+        subscription_ended_delivers_messages_sent_before
+        subscription_is_active_when_subscribe_returns
+        bus_rejects_invalid_routes_headers_and_patterns;
     refusals:
-        a_forbidden_request_fails_at_once
-        a_forbidden_publish_is_told
-        a_forbidden_subscription_fails
-        a_refusal_hits_only_its_own_route;
+        request_without_permission_fails_at_once
+        publish_without_permission_is_reported
+        subscription_without_permission_fails
+        permission_denial_affects_only_one_route;
     connection:
-        the_connection_comes_back_with_its_subscriptions
-        a_request_waits_for_the_connection
-        a_request_without_connection_is_not_sent_after_its_deadline
-        a_request_in_flight_runs_to_its_deadline_when_the_connection_is_lost
-        what_is_published_without_connection_goes_nowhere
-        a_closed_bus_does_nothing_more
-        what_was_published_before_closing_arrives;
+        reconnect_restores_subscriptions
+        request_while_disconnected_waits_for_reconnect
+        request_expired_while_disconnected_is_never_sent
+        request_in_flight_at_disconnect_fails_at_deadline
+        publish_while_disconnected_is_discarded
+        bus_closed_rejects_all_operations
+        bus_close_delivers_published_messages;
     services:
-        typed_requests_carry_results_and_errors
-        an_answer_that_is_too_large_becomes_an_error
-        a_service_can_be_discovered
+        service_returns_typed_results_and_errors
+        service_reply_over_max_payload_becomes_error
+        service_is_discoverable
         health_is_answered_under_both_routes;
 }

@@ -1,4 +1,4 @@
-//! What only the NATS adapter has: ways to connect, and the edges of the protocol. On a real nats-server.
+//! Tests of the NATS adapter alone: connecting, and edge cases of the protocol. They use a real nats-server.
 
 #[path = "nats/authentication.rs"]
 mod authentication;
@@ -12,14 +12,14 @@ mod tls;
 use std::future::Future;
 use std::time::Duration;
 
-use dormouse_bus::nats::{ConnectError, NatsBus, NatsOptions};
+use dormouse_bus::nats::{NatsBus, NatsConnectError, NatsOptions};
 use dormouse_bus::{Bus, BusEvent, Delivery, Outgoing, RequestError, SubscribeOptions};
 use dormouse_harness::{NatsServer, NatsServerOptions};
 use dormouse_protocol::{Route, RoutePattern};
 use dormouse_runtime::{Env, Tasks};
 use tokio::sync::broadcast;
 
-/// Long enough for anything that should happen, on any machine.
+/// A deadline that is long enough on every machine.
 const LONG: Duration = Duration::from_secs(60);
 
 async fn server(config: impl Into<String>) -> NatsServer {
@@ -30,14 +30,14 @@ fn options(url: &str) -> NatsOptions {
     NatsOptions { connect_deadline: LONG, ..NatsOptions::new(vec![url.parse().unwrap()]) }
 }
 
-async fn connect(options: NatsOptions) -> Result<NatsBus, ConnectError> {
+async fn connect(options: NatsOptions) -> Result<NatsBus, NatsConnectError> {
     options.connect(Env::system(), &Tasks::new()).await
 }
 
-/// Sends a request from the bus to itself, again if the connection was just lost.
+/// Sends a request from the bus to itself, and repeats it if the connection was just lost.
 async fn assert_works(bus: &NatsBus) {
     let pattern = RoutePattern::new("works");
-    let mut heard = within(bus.subscribe(pattern, SubscribeOptions::default())).await.unwrap();
+    let mut received = within(bus.subscribe(pattern, SubscribeOptions::default())).await.unwrap();
     let asked = async {
         loop {
             let ask = Outgoing::new(Route::new("works"), "yes".into());
@@ -48,7 +48,7 @@ async fn assert_works(bus: &NatsBus) {
         }
     };
     let answering = async {
-        while let Some(Delivery { reply_to: Some(reply_to), payload, .. }) = heard.next().await {
+        while let Some(Delivery { reply_to: Some(reply_to), payload, .. }) = received.next().await {
             bus.publish(Outgoing::new(reply_to, payload)).await.unwrap();
         }
     };
@@ -63,5 +63,5 @@ async fn wait_for(events: &mut broadcast::Receiver<BusEvent>, wanted: BusEvent) 
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, future).await.expect("this must happen")
+    tokio::time::timeout(LONG, future).await.expect("the future ends before the deadline")
 }

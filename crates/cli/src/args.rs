@@ -1,8 +1,8 @@
-//! The command line, as words: what can be said and how `--help` explains it.
+//! The command line: arguments and their `--help` texts.
 
 mod configure;
 mod operator;
-mod words;
+mod values;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -16,37 +16,37 @@ use dormouse_bus::args::NatsArgs;
 use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
 pub use self::configure::Configure;
-pub use self::operator::{Drain, Health, Move, Rebalance, ServerCommand, SubjectLs};
-use self::words::{Header, message_id, seq};
+pub use self::operator::{Drain, HealthArgs, Move, Rebalance, ServerCommand, SubjectLs};
+use self::values::{HeaderArg, message_id, seq};
 use crate::error::EXIT_CODES;
 
-/// Streams and key-value stores over core NATS, kept in a bucket: the operator's and developer's tool.
+/// Streams and key-value stores over core NATS, persisted in a bucket: the tool for operators and developers.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dormouse", version, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// What holds for every command.
+    /// Arguments of every command.
     #[command(flatten)]
     pub global: Global,
 
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What holds for every command. May stand before or after it.
+/// Arguments of every command. They may come before or after it.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// How to reach NATS.
+    /// NATS connection.
     #[command(flatten)]
     pub nats: NatsArgs,
 
-    /// Context of the `nats` command line tool to take address and credentials from. Other flags win over it, and it
-    /// wins over the environment. Without it, and when no address is given, the context that is selected there is used
-    /// [default: the selected one]
+    /// Context of the `nats` command line tool, for address and credentials. Other flags override it, and it overrides
+    /// the environment. Without this flag and without an address, the selected context is used [default: the selected
+    /// one]
     #[arg(long, value_name = "NAME", env = "DORMOUSE_CONTEXT", help_heading = "NATS")]
     pub context: Option<String>,
 
-    /// Which of `--context` and `--nats…` stand on the line itself, not in the environment; without the dashes.
+    /// The flags of `--context` and `--nats…` that the command line itself contains, without the dashes.
     #[arg(skip)]
     pub connection_flags: BTreeSet<String>,
 
@@ -60,7 +60,7 @@ pub struct Global {
     )]
     pub prefix: Prefix,
 
-    /// Print JSON: one document, or one per line where there are many; errors too [default: text for people]
+    /// Print JSON, also for errors: one document, or one per line for lists [default: text]
     #[arg(
         long,
         env = "DORMOUSE_JSON",
@@ -69,7 +69,7 @@ pub struct Global {
     )]
     pub json: bool,
 
-    /// How long a command may take, tries and pauses together (each page, where there are many)
+    /// Deadline of a command, with all attempts and pauses (for lists: of each page)
     #[arg(
         long,
         value_name = "DURATION",
@@ -80,7 +80,7 @@ pub struct Global {
     pub deadline: humantime::Duration,
 }
 
-/// What to do.
+/// A command.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Write a message
@@ -95,28 +95,28 @@ pub enum Command {
     Keys(Keys),
     /// Show changes as they happen
     Watch(Watch),
-    /// Show what there is to know about a subject
+    /// Show the state and configuration of a subject
     Info(OneSubject),
-    /// Look after servers
+    /// List, inspect and drain servers
     #[command(subcommand)]
     Server(ServerCommand),
-    /// Look after subjects
+    /// List, move, configure, export and destroy subjects
     #[command(subcommand, visible_alias = "subjects")]
     Subject(SubjectCommand),
-    /// Even out what the servers have to do: show what would be moved, or move it
+    /// Balance load among the servers: show the planned moves, or carry them out
     Rebalance(Rebalance),
-    /// Delete what nobody needs any more from a bucket: slots of logs that are over, and what crashes left of the
-    /// subjects named. Servers do the same for themselves; this is for what no server looks at
+    /// Delete unneeded objects from a bucket: unneeded slots of sealed logs, and objects of the named subjects that
+    /// nothing refers to. Servers do the same for their own logs and subjects; use this command for the others
     Gc(Gc),
     /// Run a whole local fleet until Ctrl-C: nats-server, coordinator, servers, and a directory as the bucket
     Dev(Dev),
-    /// Become another program that is stopped when this one's parent dies. Used by `dev`
+    /// Run another program in this process, and stop it if the parent process ends. Used by `dev`
     #[command(hide = true)]
     RunChild(RunChild),
 }
 
 impl Command {
-    /// Whether it may change a subject, or where subjects are served.
+    /// Whether it may change a subject or its assignment.
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
@@ -152,11 +152,11 @@ pub struct Set {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// The value; `-` reads it from standard input, however much it is
+    /// The value; `-` reads it from standard input, of any size
     #[arg(allow_hyphen_values = true)]
     pub value: Option<OsString>,
 
-    /// Key to set it under; the earlier message under the key is replaced [default: no key]
+    /// Key of the message; the message replaces the earlier one with this key [default: no key]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
 
@@ -164,28 +164,28 @@ pub struct Set {
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// Write the null value, which is not the empty one [default: no]
+    /// Write the null value, which differs from the empty value [default: no]
     #[arg(long)]
     pub null: bool,
 
-    /// A header of the message; may be given several times [default: none]
+    /// A header of the message; repeatable [default: none]
     #[arg(long = "header", value_name = "NAME:VALUE")]
-    pub headers: Vec<Header>,
+    pub headers: Vec<HeaderArg>,
 
-    /// The seq the message shall have [default: the next one]
+    /// Seq of the message [default: the next one]
     #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub seq: Option<Seq>,
 
-    /// How long the message lives, such as 90s; then it is deleted [default: as the subject is configured]
+    /// TTL of the message, such as 90s; after it the message is deleted [default: as configured for the subject]
     #[arg(long, value_name = "DURATION")]
     pub ttl: Option<humantime::Duration>,
 
-    /// Only if there is no message under the key; without --key: if the subject has never held one [default: whatever
-    /// is there]
+    /// Set only if no message has the key; without --key: only if the subject has never had a message [default: no
+    /// condition]
     #[arg(long, conflicts_with = "expect")]
     pub expect_absent: bool,
 
-    /// Only if this is the message under the key; without --key: the last of the subject [default: whatever is there]
+    /// Set only if this message has the key; without --key: only if it is the subject's last [default: no condition]
     #[arg(long, value_name = "TERM:SEQ", value_parser = message_id)]
     pub expect: Option<MessageId>,
 }
@@ -197,19 +197,19 @@ pub struct Get {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// The message under this key [no default: --key or --seq is needed]
+    /// Key of the message [no default: --key or --seq is required]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
 
-    /// The message at this seq [no default: --key or --seq is needed]
+    /// Seq of the message [no default: --key or --seq is required]
     #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub seq: Option<Seq>,
 
-    /// Write the value, of any size, to this file, which appears once all of it has come [default: print it]
+    /// Write the value, of any size, to this file; the file appears when the value is complete [default: print it]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Replace the file that --output names, if there is one [default: refuse]
+    /// Replace an existing file at --output [default: fail]
     #[arg(long, requires = "output")]
     pub force: bool,
 }
@@ -220,23 +220,23 @@ pub struct Ls {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// First seq to list [default: the first there is]
+    /// First seq to list [default: the first]
     #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub start: Option<Seq>,
 
-    /// Last seq to list, inclusive [default: the last there is]
+    /// Last seq to list, inclusive [default: the last]
     #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub end: Option<Seq>,
 
-    /// Only messages whose key starts with this; the empty text: all that have a key [default: all]
+    /// Only messages whose key starts with this text; an empty text: all messages with a key [default: all]
     #[arg(long, value_name = "TEXT")]
     pub key_prefix: Option<String>,
 
-    /// From the last to the first [default: from the first to the last]
+    /// List from the last to the first [default: from the first to the last]
     #[arg(long)]
     pub reverse: bool,
 
-    /// Most messages to list [default: all]
+    /// Maximum number of messages to list [default: all]
     #[arg(long, value_name = "NUMBER")]
     pub limit: Option<u64>,
 }
@@ -248,23 +248,23 @@ pub struct Rm {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// Remove the message under this key; may be given several times [no default: say what to remove]
+    /// Remove the message with this key; repeatable [no default: one selector is required]
     #[arg(long = "key", value_name = "KEY")]
     pub keys: Vec<String>,
 
-    /// Remove the message at this seq; may be given several times [no default: say what to remove]
+    /// Remove the message at this seq; repeatable [no default: one selector is required]
     #[arg(long = "seq", value_name = "SEQ", value_parser = seq)]
     pub seqs: Vec<Seq>,
 
-    /// Remove every message up to and including this seq [no default: say what to remove]
+    /// Remove every message up to and including this seq [no default: one selector is required]
     #[arg(long, value_name = "SEQ", value_parser = seq)]
     pub up_to: Option<Seq>,
 
-    /// Remove all but the newest few [no default: say what to remove]
+    /// Remove all but this number of newest messages [no default: one selector is required]
     #[arg(long, value_name = "NUMBER")]
     pub keep_last: Option<u64>,
 
-    /// Remove every message [no default: say what to remove]
+    /// Remove every message [no default: one selector is required]
     #[arg(long)]
     pub all: bool,
 }
@@ -275,7 +275,7 @@ pub struct Keys {
     /// The key-value store, such as app.settings
     pub subject: Subject,
 
-    /// Only keys that start with this
+    /// Only keys that start with this text
     #[arg(default_value = "")]
     pub key_prefix: String,
 }
@@ -291,20 +291,20 @@ pub struct Watch {
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
 
-    /// Only changes of keys that start with this [default: all changes]
+    /// Only changes of keys that start with this text [default: all changes]
     #[arg(long, value_name = "TEXT")]
     pub key_prefix: Option<String>,
 
-    /// Stop after this many changes [default: go on until Ctrl-C]
+    /// Stop after this number of changes [default: run until Ctrl-C]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// Begin with the messages that are there [default: only changes from now on]
+    /// Start with the existing messages [default: only changes from now on]
     #[arg(long)]
     pub history: bool,
 }
 
-/// A command that needs nothing but a subject.
+/// Arguments of a command on one subject.
 #[derive(Debug, Clone, Args)]
 pub struct OneSubject {
     /// The stream or key-value store, such as app.orders.eu
@@ -314,33 +314,33 @@ pub struct OneSubject {
 /// `subject …`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum SubjectCommand {
-    /// List subjects and the servers they are assigned to, in the order of their bytes
+    /// List subjects and their assigned servers, in byte order
     Ls(SubjectLs),
-    /// Have a subject served by another server. Waits until it is, at most as long as --deadline
+    /// Move a subject to another server. Waits until it is done, at most for --deadline
     Move(Move),
     /// Ask the coordinator which server serves the subject
     Locate(OneSubject),
-    /// Put everything so far in the bucket
+    /// Wait until all writes so far are in the bucket
     Flush(OneSubject),
-    /// Change the metadata of a subject
+    /// Change the configuration of a subject
     Configure(Configure),
-    /// Flush the subject, then write it, large values included, as a file that `sqlite3` opens
+    /// Flush the subject, then write it with its large values as a file that `sqlite3` opens
     Export(Export),
-    /// Remove the subject for good, with all its messages
+    /// Remove the subject permanently, with all its messages
     Destroy(Destroy),
 }
 
 /// `gc`.
 #[derive(Debug, Clone, Args)]
 pub struct Gc {
-    /// Subjects to look through for objects that nothing refers to [default: none, only the logs]
+    /// Subjects to scan for unreferenced objects [default: none, only the logs]
     pub subjects: Vec<Subject>,
 
-    /// Only tell what would be deleted [default: delete it]
+    /// Only list the objects to delete [default: delete them]
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Most deletions per second
+    /// Maximum number of deletions per second
     #[arg(long, value_name = "NUMBER", default_value = "50")]
     pub per_second: u32,
 
@@ -348,7 +348,7 @@ pub struct Gc {
     #[arg(long, value_name = "URL", env = "DORMOUSE_BUCKET", hide_env_values = true)]
     pub bucket: Option<String>,
 
-    /// Data directory of a running `dormouse dev`, whose bucket it is; without effect when --bucket is given
+    /// Data directory of a running `dormouse dev`, to use its bucket; ignored if --bucket is given
     #[arg(long, value_name = "DIR", env = "DORMOUSE_DATA_DIR", default_value = DEV_DATA_DIR)]
     pub data_dir: PathBuf,
 }
@@ -366,11 +366,11 @@ pub struct Export {
     #[arg(long, value_name = "URL", env = "DORMOUSE_BUCKET", hide_env_values = true)]
     pub bucket: Option<String>,
 
-    /// Data directory of a running `dormouse dev`, whose bucket it is; without effect when --bucket is given
+    /// Data directory of a running `dormouse dev`, to use its bucket; ignored if --bucket is given
     #[arg(long, value_name = "DIR", env = "DORMOUSE_DATA_DIR", default_value = DEV_DATA_DIR)]
     pub data_dir: PathBuf,
 
-    /// Replace the file if it exists [default: refuse]
+    /// Replace an existing file [default: fail]
     #[arg(long)]
     pub force: bool,
 }
@@ -381,20 +381,20 @@ pub struct Destroy {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// Really [no default: nothing is destroyed without it]
+    /// Confirm the destroy [no default: required]
     #[arg(long, required = true)]
     pub yes: bool,
 }
 
 /// `dev`.
 ///
-/// The programs dormouse-coordinator and dormouse-persist-server are looked for beside this one, then on PATH;
-/// nats-server is the one that DORMOUSE_NATS_SERVER names, else the one on PATH, else in .tools/bin (of the working
-/// directory, or above this program). When everything is ready, `fleet.json` in the data directory tells addresses and
+/// The command searches dormouse-coordinator and dormouse-persist-server beside this program, then on PATH. It uses the
+/// nats-server that DORMOUSE_NATS_SERVER names, else the one on PATH, else the one in .tools/bin (of the working
+/// directory, or above this program). When the fleet is ready, `fleet.json` in the data directory has the addresses and
 /// process ids. If this command is killed, the kernel stops its children with SIGTERM (Linux).
 #[derive(Debug, Clone, Args)]
 pub struct Dev {
-    /// How many persistence servers
+    /// Number of persistence servers
     #[arg(
         long,
         value_name = "NUMBER",
@@ -404,11 +404,11 @@ pub struct Dev {
     )]
     pub servers: u16,
 
-    /// Where everything is kept: bucket, state, fleet.json. Created where missing; one fleet at a time
+    /// Directory for all data: bucket, state, fleet.json. Created if missing; one fleet at a time
     #[arg(long, value_name = "DIR", env = "DORMOUSE_DATA_DIR", default_value = DEV_DATA_DIR)]
     pub data_dir: PathBuf,
 
-    /// Port of the nats-server on 127.0.0.1; 0 or -1: any free one
+    /// Port of the nats-server on 127.0.0.1; 0 or -1: any free port
     #[arg(
         long,
         value_name = "PORT",
@@ -419,22 +419,22 @@ pub struct Dev {
     )]
     pub port: i32,
 
-    /// How long a server may be silent before another may take over
+    /// Time without a heartbeat after which another server may take over
     #[arg(long, value_name = "DURATION", env = "DORMOUSE_LEASE_TTL", default_value = "3s")]
     pub lease_ttl: humantime::Duration,
 
-    /// Start a process again that ends by itself [default: note it and go on]
+    /// Restart a process that ends unexpectedly [default: report it and continue]
     #[arg(long, env = "DORMOUSE_RESTART", value_parser = FalseyValueParser::new())]
     pub restart: bool,
 }
 
-/// The data directory of `dev` unless given.
+/// The default data directory of `dev`.
 pub const DEV_DATA_DIR: &str = ".dormouse-dev";
 
 /// `run-child`.
 #[derive(Debug, Clone, Args)]
 pub struct RunChild {
-    /// The process whose death ends the program
+    /// Id of the process whose end stops the program
     pub parent: u32,
 
     /// The program
@@ -449,23 +449,22 @@ impl Cli {
     /// Reads a command line.
     ///
     /// # Errors
-    /// What clap says, which includes `--help` and `--version`.
+    /// The errors of clap, which include `--help` and `--version`.
     pub fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
         let matches = Self::definition().try_get_matches_from(line)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         cli.global.connection_flags = connection_flags(&matches);
         match cli.global.connection_flags.first() {
             Some(flag) if matches!(cli.command, Command::Dev(_)) => {
-                let text =
-                    format!("--{flag} cannot be used with `dev`, which starts a nats-server of its own\n");
+                let text = format!("--{flag} cannot be used with `dev`, which starts its own nats-server\n");
                 Err(Self::command().error(ErrorKind::ArgumentConflict, text))
             }
             _ => Ok(cli),
         }
     }
 
-    /// The command line as clap knows it. What holds for every command may stand before or after it, and the many
-    /// arguments of the connection are left to `--help` (not `-h`).
+    /// The clap definition of the command line. Global arguments may come before or after the command. Only `--help`,
+    /// not `-h`, shows the connection arguments.
     pub fn definition() -> clap::Command {
         Self::command().mut_args(|arg| match arg.get_long() {
             Some("help" | "version") => arg,
@@ -478,7 +477,7 @@ impl Cli {
     }
 }
 
-/// The arguments of the connection that stand on the line itself, not in the environment.
+/// The connection flags that the command line itself contains, without those of the environment.
 fn connection_flags(matches: &ArgMatches) -> BTreeSet<String> {
     let given =
         matches.ids().filter(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine));

@@ -1,7 +1,7 @@
-//! Contexts of the `nats` command line tool: where it keeps address and credentials by name.
+//! Contexts of the `nats` command line tool: named addresses and credentials.
 //!
-//! `<config>/nats/context.txt` holds the name of the selected context and `<config>/nats/context/<name>.json` each
-//! context, where `<config>` is `$XDG_CONFIG_HOME` or else `~/.config`.
+//! `<config>/nats/context.txt` has the name of the selected context, and `<config>/nats/context/<name>.json` is a
+//! context. `<config>` is `$XDG_CONFIG_HOME`, or `~/.config` if that is not set.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -15,60 +15,60 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::Failure;
 
-/// Where the contexts are.
+/// The directory of the contexts.
 #[derive(Debug, Clone)]
 pub struct Contexts {
-    /// `<config>/nats`, if there is such a place.
+    /// `<config>/nats`, if `<config>` is known.
     directory: Option<PathBuf>,
     home: Option<PathBuf>,
 }
 
-/// What we understand of a context. Empty texts count as absent, as the `nats` tool writes them.
+/// The used fields of a context. An empty text counts as absent, because the `nats` tool writes empty texts.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct Context {
-    url: Text,
-    creds: Text,
-    nkey: Text,
-    user: Text,
-    password: Text,
-    token: Text,
-    cert: Text,
-    key: Text,
-    ca: Text,
-    inbox_prefix: Text,
-    nsc: Text,
-    user_jwt: Text,
+    url: OptionalText,
+    creds: OptionalText,
+    nkey: OptionalText,
+    user: OptionalText,
+    password: OptionalText,
+    token: OptionalText,
+    cert: OptionalText,
+    key: OptionalText,
+    ca: OptionalText,
+    inbox_prefix: OptionalText,
+    nsc: OptionalText,
+    user_jwt: OptionalText,
 }
 
-/// What the user said about contexts.
+/// The user's choice of a context.
 #[derive(Debug, Clone, Default)]
-pub struct Wish {
-    /// The context asked for, by flag or variable.
+pub struct ContextSelection {
+    /// The requested context, by flag or variable.
     pub context: Option<String>,
-    /// The flags of the connection that stand on the command line itself.
+    /// The connection flags that the command line itself contains.
     pub flags: BTreeSet<String>,
-    /// The variable `NATS_URL` gives an address.
+    /// The variable `NATS_URL` has an address.
     pub nats_url_set: bool,
 }
 
-impl Wish {
+impl ContextSelection {
     fn flag(&self, name: &str) -> bool {
         self.flags.contains(name)
     }
 }
 
-/// A text that may be absent, null or empty, all of which mean the same. It may be a secret and is never printed.
+/// A text that may be absent, null or empty, with the same meaning. It may be a secret and is never printed.
 #[derive(Clone, Default)]
-struct Text(Option<String>);
+struct OptionalText(Option<String>);
 
-impl std::fmt::Debug for Text {
+impl std::fmt::Debug for OptionalText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.is_some() { "(given)" } else { "(absent)" })
     }
 }
 
-impl<'de> Deserialize<'de> for Text {
+impl<'de> Deserialize<'de> for OptionalText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         Ok(Self(text.filter(|text| !text.is_empty())))
@@ -88,21 +88,21 @@ impl Contexts {
         Self { directory: config.map(|config| config.join("nats")), home }
     }
 
-    /// Completes `arguments`, which come from flags and the environment. Flags win over the context that was asked for,
-    /// which wins over the environment. The context that is merely selected counts only where nothing else gives an
-    /// address: credentials of one system are not sent to another unasked.
+    /// Completes `arguments`, which come from flags and the environment. Flags override the requested context, and the
+    /// requested context overrides the environment. The selected context applies only if there is no other address: the
+    /// credentials of one system must not go to another.
     ///
     /// # Errors
-    /// [`Failure`] when the context does not exist, cannot be read, or cannot be used by us.
-    pub fn complete(&self, arguments: NatsArgs, wish: &Wish) -> Result<NatsArgs, Failure> {
-        match &wish.context {
-            Some(name) if wish.flag("context") || !wish.flag("nats") => {
+    /// [`Failure`] if the context does not exist, is unreadable, or needs an unsupported authentication.
+    pub fn complete(&self, arguments: NatsArgs, selection: &ContextSelection) -> Result<NatsArgs, Failure> {
+        match &selection.context {
+            Some(name) if selection.flag("context") || !selection.flag("nats") => {
                 let context = self.read(name)?;
-                self.merge(name, context, flags_only(&arguments, wish), arguments)
+                self.merge(name, context, flags_only(&arguments, selection), arguments)
             }
-            // A flag names another address than the variable's context.
+            // A flag overrides the address of the variable's context.
             Some(_) => Ok(arguments),
-            None if !arguments.nats.is_empty() || wish.nats_url_set => Ok(arguments),
+            None if !arguments.nats.is_empty() || selection.nats_url_set => Ok(arguments),
             None => match self.selected()? {
                 Some(name) => {
                     let context = self.read(&name)?;
@@ -127,7 +127,7 @@ impl Contexts {
         let is_file_name = Path::new(name).file_name().is_some_and(|file| file == name);
         let directory = self.directory.as_ref().filter(|_| is_file_name);
         let Some(directory) = directory else {
-            return Err(Failure::usage(format!("{name:?} cannot be the name of a NATS context")));
+            return Err(Failure::usage(format!("{name:?} is not a valid name of a NATS context")));
         };
         let path = directory.join("context").join(format!("{name}.json"));
         let text = fs::read(&path).map_err(|error| {
@@ -141,7 +141,8 @@ impl Contexts {
             .map_err(|error| Failure::new(format!("{} is not a NATS context: {error}", path.display())))
     }
 
-    /// `strong` wins over the context, which wins over `weak`; of `weak` neither address nor credentials are taken.
+    /// `strong` overrides the context, and the context overrides `weak`. Address and credentials of `weak` are not
+    /// used.
     fn merge(
         &self,
         name: &str,
@@ -161,7 +162,7 @@ impl Contexts {
             || arguments.nats_nkey.is_some()
             || arguments.nats_creds.is_some();
         if !authentication_given {
-            // Only one of the ways can be used; the `nats` tool looks at them in this order.
+            // Only one method can be used. The `nats` tool checks them in this order.
             if let Some(user) = context.user.0 {
                 arguments.nats_user = Some(user);
                 arguments.nats_password = context.password.0.map(Secret::new);
@@ -171,10 +172,10 @@ impl Contexts {
                 arguments.nats_creds = Some(self.path(&creds));
             } else if let Some(nkey) = context.nkey.0 {
                 arguments.nats_nkey = Some(self.path(&nkey));
-            } else if let Some(way) = unsupported(&context.nsc, &context.user_jwt) {
+            } else if let Some(method) = unsupported(&context.nsc, &context.user_jwt) {
                 return Err(Failure::usage(format!(
-                    "the NATS context {name:?} authenticates with `{way}`, which is not supported: give a credentials \
-                     file with --nats-creds"
+                    "the NATS context {name:?} authenticates with `{method}`, which is not supported: use a \
+                     credentials file with --nats-creds"
                 )));
             }
         }
@@ -190,7 +191,7 @@ impl Contexts {
         Ok(arguments)
     }
 
-    /// A path as the `nats` tool reads it: `~/` is the home directory.
+    /// A path in the syntax of the `nats` tool: `~/` is the home directory.
     fn path(&self, text: &str) -> PathBuf {
         match (text.strip_prefix("~/"), &self.home) {
             (Some(rest), Some(home)) => home.join(rest),
@@ -199,28 +200,28 @@ impl Contexts {
     }
 }
 
-/// The way of a context to authenticate that we cannot follow.
-fn unsupported(nsc: &Text, user_jwt: &Text) -> Option<&'static str> {
+/// The unsupported authentication method of a context, if any.
+fn unsupported(nsc: &OptionalText, user_jwt: &OptionalText) -> Option<&'static str> {
     nsc.0.as_ref().map(|_| "nsc").or_else(|| user_jwt.0.as_ref().map(|_| "user_jwt"))
 }
 
-/// The arguments without what comes from the environment.
-fn flags_only(arguments: &NatsArgs, wish: &Wish) -> NatsArgs {
+/// The arguments without those of the environment.
+fn flags_only(arguments: &NatsArgs, selection: &ContextSelection) -> NatsArgs {
     fn of_line<T: Clone>(value: Option<&T>, is_flag: bool) -> Option<T> {
         value.filter(|_| is_flag).cloned()
     }
     NatsArgs {
-        nats: if wish.flag("nats") { arguments.nats.clone() } else { Vec::new() },
-        nats_user: of_line(arguments.nats_user.as_ref(), wish.flag("nats-user")),
-        nats_password: of_line(arguments.nats_password.as_ref(), wish.flag("nats-password")),
-        nats_token: of_line(arguments.nats_token.as_ref(), wish.flag("nats-token")),
-        nats_nkey: of_line(arguments.nats_nkey.as_ref(), wish.flag("nats-nkey")),
-        nats_creds: of_line(arguments.nats_creds.as_ref(), wish.flag("nats-creds")),
-        nats_tls: arguments.nats_tls && wish.flag("nats-tls"),
-        nats_ca: of_line(arguments.nats_ca.as_ref(), wish.flag("nats-ca")),
-        nats_cert: of_line(arguments.nats_cert.as_ref(), wish.flag("nats-cert")),
-        nats_key: of_line(arguments.nats_key.as_ref(), wish.flag("nats-key")),
-        nats_inbox_prefix: of_line(arguments.nats_inbox_prefix.as_ref(), wish.flag("nats-inbox-prefix")),
+        nats: if selection.flag("nats") { arguments.nats.clone() } else { Vec::new() },
+        nats_user: of_line(arguments.nats_user.as_ref(), selection.flag("nats-user")),
+        nats_password: of_line(arguments.nats_password.as_ref(), selection.flag("nats-password")),
+        nats_token: of_line(arguments.nats_token.as_ref(), selection.flag("nats-token")),
+        nats_nkey: of_line(arguments.nats_nkey.as_ref(), selection.flag("nats-nkey")),
+        nats_creds: of_line(arguments.nats_creds.as_ref(), selection.flag("nats-creds")),
+        nats_tls: arguments.nats_tls && selection.flag("nats-tls"),
+        nats_ca: of_line(arguments.nats_ca.as_ref(), selection.flag("nats-ca")),
+        nats_cert: of_line(arguments.nats_cert.as_ref(), selection.flag("nats-cert")),
+        nats_key: of_line(arguments.nats_key.as_ref(), selection.flag("nats-key")),
+        nats_inbox_prefix: of_line(arguments.nats_inbox_prefix.as_ref(), selection.flag("nats-inbox-prefix")),
     }
 }
 
@@ -250,25 +251,26 @@ mod tests {
         }
     }
 
-    /// `--context` with this name, and these other flags.
-    fn asked(context: &str, flags: &str) -> Wish {
+    /// A selection by `--context` with this name, and these other flags.
+    fn named_context(context: &str, flags: &str) -> ContextSelection {
         let flags = flags.split_whitespace().chain(["context"]).map(str::to_owned).collect();
-        Wish { context: Some(context.to_owned()), flags, nats_url_set: false }
+        ContextSelection { context: Some(context.to_owned()), flags, nats_url_set: false }
     }
 
     fn addresses(arguments: &NatsArgs) -> Vec<&str> {
         arguments.nats.iter().map(Secret::reveal).collect()
     }
 
+    /// A named context fills all connection options that no flag sets.
     #[test]
-    fn a_named_context_gives_everything_the_flags_leave_open() {
+    fn context_fills_unset_connection_options() {
         let home = Home::new();
         home.context(
             "prod",
             r#"{"description":"x","url":"tls://a:4222, tls://b:4222","creds":"~/prod.creds","user":"","nkey":"",
                 "token":null,"cert":"/c.pem","key":"/k.pem","ca":"/ca.pem","inbox_prefix":"_INBOX.me","jetstream_domain":""}"#,
         );
-        let made = home.contexts().complete(NatsArgs::default(), &asked("prod", "")).unwrap();
+        let made = home.contexts().complete(NatsArgs::default(), &named_context("prod", "")).unwrap();
         assert_eq!(addresses(&made), ["tls://a:4222", "tls://b:4222"]);
         assert_eq!(made.nats_creds, Some(home.0.path().join("prod.creds")));
         assert_eq!(made.nats_cert, Some(PathBuf::from("/c.pem")));
@@ -279,8 +281,9 @@ mod tests {
         made.resolve().unwrap();
     }
 
+    /// Connection flags override the context, and a credential flag replaces all its credentials.
     #[test]
-    fn flags_win_over_the_context() {
+    fn connection_flags_override_context() {
         let home = Home::new();
         home.context(
             "prod",
@@ -292,15 +295,17 @@ mod tests {
             nats_ca: Some(PathBuf::from("/flag.pem")),
             ..NatsArgs::default()
         };
-        let made = home.contexts().complete(flags, &asked("prod", "nats nats-token nats-ca")).unwrap();
+        let made =
+            home.contexts().complete(flags, &named_context("prod", "nats nats-token nats-ca")).unwrap();
         assert_eq!(addresses(&made), ["nats://flag:1"]);
         assert!(made.nats_user.is_none() && made.nats_password.is_none());
         assert_eq!(made.nats_ca, Some(PathBuf::from("/flag.pem")));
         assert_eq!(made.nats_inbox_prefix.as_deref(), Some("_INBOX.me"));
     }
 
+    /// A requested context overrides addresses and credentials of the environment, unless a flag names an address.
     #[test]
-    fn a_context_that_was_asked_for_wins_over_the_environment() {
+    fn context_requested_by_name_overrides_environment() {
         let home = Home::new();
         home.context("prod", r#"{"url":"nats://a:4222","user":"u","password":"p"}"#);
         home.context("bare", "{}");
@@ -310,87 +315,106 @@ mod tests {
             nats_ca: Some(PathBuf::from("/env.pem")),
             ..NatsArgs::default()
         };
-        let made = home.contexts().complete(environment.clone(), &asked("prod", "")).unwrap();
+        let made = home.contexts().complete(environment.clone(), &named_context("prod", "")).unwrap();
         assert_eq!((addresses(&made), made.nats_user.as_deref()), (vec!["nats://a:4222"], Some("u")));
         assert!(made.nats_token.is_none(), "{made:?}");
-        // What the context leaves open and is no secret.
+        // The environment sets what the context leaves open, except secrets.
         assert_eq!(made.nats_ca, Some(PathBuf::from("/env.pem")));
-        // Not even a context without an address brings its credentials elsewhere.
-        let made = home.contexts().complete(environment.clone(), &asked("bare", "")).unwrap();
+        // The credentials of the environment do not go to the default address of a context without one.
+        let made = home.contexts().complete(environment.clone(), &named_context("bare", "")).unwrap();
         assert_eq!(addresses(&made), [NatsOptions::DEFAULT_URL]);
 
-        // By variable it says the same, unless a flag names an address.
-        let mut wish = Wish { context: Some("prod".to_owned()), ..Wish::default() };
-        let made = home.contexts().complete(environment.clone(), &wish).unwrap();
+        // A context from the variable has the same effect, unless a flag names an address.
+        let mut selection =
+            ContextSelection { context: Some("prod".to_owned()), ..ContextSelection::default() };
+        let made = home.contexts().complete(environment.clone(), &selection).unwrap();
         assert_eq!(addresses(&made), ["nats://a:4222"]);
-        wish.flags.insert("nats".to_owned());
-        let made = home.contexts().complete(environment, &wish).unwrap();
+        selection.flags.insert("nats".to_owned());
+        let made = home.contexts().complete(environment, &selection).unwrap();
         assert_eq!((addresses(&made), made.nats_user.as_deref()), (vec!["nats://elsewhere:1"], None));
     }
 
+    /// A context with unsupported credentials is rejected, unless a flag gives credentials.
     #[test]
-    fn a_context_that_we_cannot_follow_is_refused() {
+    fn context_with_unsupported_credentials_is_rejected() {
         let home = Home::new();
         home.context("nsc", r#"{"url":"nats://a:4222","nsc":"nsc://operator/account/user"}"#);
         home.context("jwt", r#"{"url":"nats://a:4222","user_jwt":"eyJ0"}"#);
         for name in ["nsc", "jwt"] {
-            let refused = home.contexts().complete(NatsArgs::default(), &asked(name, "")).unwrap_err();
+            let refused =
+                home.contexts().complete(NatsArgs::default(), &named_context(name, "")).unwrap_err();
             assert!(refused.to_string().contains("not supported"), "{refused}");
         }
         let flags = NatsArgs { nats_creds: Some(PathBuf::from("/c")), ..NatsArgs::default() };
-        home.contexts().complete(flags, &asked("nsc", "nats-creds")).unwrap();
+        home.contexts().complete(flags, &named_context("nsc", "nats-creds")).unwrap();
     }
 
+    /// The selected context applies only if no address is given by flag or environment.
     #[test]
-    fn the_selected_context_counts_only_where_no_address_is_given() {
+    fn context_selection_applies_only_without_address() {
         let home = Home::new();
         home.context("prod", r#"{"url":"nats://a:4222","user":"u","password":"p"}"#);
         home.select("prod\n");
         let contexts = home.contexts();
-        let made = contexts.complete(NatsArgs::default(), &Wish::default()).unwrap();
+        let made = contexts.complete(NatsArgs::default(), &ContextSelection::default()).unwrap();
         assert_eq!((addresses(&made), made.nats_user.as_deref()), (vec!["nats://a:4222"], Some("u")));
-        let made =
-            contexts.complete(NatsArgs::default(), &Wish { nats_url_set: true, ..Wish::default() }).unwrap();
+        let made = contexts
+            .complete(
+                NatsArgs::default(),
+                &ContextSelection { nats_url_set: true, ..ContextSelection::default() },
+            )
+            .unwrap();
         assert!(made.nats.is_empty() && made.nats_user.is_none(), "{made:?}");
         let flag = NatsArgs { nats: vec![Secret::new("nats://flag:1")], ..NatsArgs::default() };
-        let made = contexts.complete(flag, &Wish::default()).unwrap();
+        let made = contexts.complete(flag, &ContextSelection::default()).unwrap();
         assert!(made.nats_user.is_none(), "{made:?}");
     }
 
+    /// If no context is selected, the connection arguments stay unchanged.
     #[test]
-    fn nothing_selected_leaves_the_arguments_alone() {
+    fn context_absent_leaves_arguments_unchanged() {
         let home = Home::new();
-        assert!(home.contexts().complete(NatsArgs::default(), &Wish::default()).unwrap().nats.is_empty());
+        assert!(
+            home.contexts()
+                .complete(NatsArgs::default(), &ContextSelection::default())
+                .unwrap()
+                .nats
+                .is_empty()
+        );
         let nowhere = Contexts::new(None, None);
-        assert!(nowhere.complete(NatsArgs::default(), &Wish::default()).unwrap().nats.is_empty());
+        assert!(nowhere.complete(NatsArgs::default(), &ContextSelection::default()).unwrap().nats.is_empty());
     }
 
+    /// `XDG_CONFIG_HOME` determines the directory of the contexts.
     #[test]
-    fn xdg_config_home_is_where_contexts_are() {
+    fn context_directory_follows_xdg_config_home() {
         let home = Home::new();
         home.context("prod", r#"{"url":"nats://a:4222"}"#);
         let contexts = Contexts::new(Some(home.0.path().join(".config")), Some(PathBuf::from("/nowhere")));
         assert_eq!(
-            addresses(&contexts.complete(NatsArgs::default(), &asked("prod", "")).unwrap()),
+            addresses(&contexts.complete(NatsArgs::default(), &named_context("prod", "")).unwrap()),
             ["nats://a:4222"]
         );
     }
 
+    /// The error for a missing, malformed or misnamed context names the context.
     #[test]
-    fn a_bad_context_is_named() {
+    fn context_error_names_the_context() {
         let home = Home::new();
         home.context("bad", "{");
-        let fail = |name| home.contexts().complete(NatsArgs::default(), &asked(name, "")).unwrap_err();
+        let fail =
+            |name| home.contexts().complete(NatsArgs::default(), &named_context(name, "")).unwrap_err();
         assert!(fail("missing").to_string().contains("there is no NATS context \"missing\""));
         assert!(fail("bad").to_string().contains("bad.json is not a NATS context"));
-        assert!(fail("../bad").to_string().contains("cannot be the name"));
-        assert!(fail("").to_string().contains("cannot be the name"));
+        assert!(fail("../bad").to_string().contains("not a valid name"));
+        assert!(fail("").to_string().contains("not a valid name"));
         home.select("missing");
-        assert!(home.contexts().complete(NatsArgs::default(), &Wish::default()).is_err());
+        assert!(home.contexts().complete(NatsArgs::default(), &ContextSelection::default()).is_err());
     }
 
+    /// The debug output of a context contains no secret.
     #[test]
-    fn contexts_print_no_secret() {
+    fn context_debug_output_hides_secrets() {
         let context: Context = serde_json::from_str(r#"{"password":"hunter2","token":"hunter2"}"#).unwrap();
         assert!(!format!("{context:?}").contains("hunter2"));
     }

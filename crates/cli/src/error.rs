@@ -1,47 +1,47 @@
-//! Why a command failed: one line for people, a code for scripts.
+//! Failures of commands: a message in one line, and an exit code for scripts.
 
 use std::fmt;
 
 use dormouse_bus::RequestError;
-use dormouse_bus::nats::ConnectError;
+use dormouse_bus::nats::NatsConnectError;
 use dormouse_client::Error as ClientError;
-use dormouse_protocol::{ErrorCode, ErrorReply, Happened};
+use dormouse_protocol::{ErrorCode, ErrorReply, Executed};
 use serde_json::{Value, json};
 
-/// What `--help` says about exit codes. A test holds it to [`ErrorKind::exit_code`].
+/// The exit codes in `--help`. A test compares them with [`FailureKind::exit_code`].
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  success
-  1  failure of any other kind
-  2  usage: the command line is wrong
-  3  not found: no such message or server there
+  1  any other failure
+  2  usage: the command line is invalid
+  3  not found: no such message, subject or server
   4  conflict: an expectation did not hold
-  5  unavailable: nobody could answer before the deadline; nothing was changed
+  5  unavailable: no reply before the deadline; nothing was changed
   6  permission denied
-  7  indeterminate: whether the change took effect is not known";
+  7  indeterminate: it is unknown whether the change took effect";
 
-/// What kind of failure it is; scripts tell them apart by exit code.
+/// The kind of a failure. Scripts distinguish kinds by the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorKind {
-    /// Any other.
+pub enum FailureKind {
+    /// Any other failure.
     Failure,
-    /// The command line is wrong.
+    /// The command line is invalid.
     Usage,
-    /// What was asked for is not there.
+    /// The requested message, subject or server does not exist.
     NotFound,
     /// An expectation did not hold.
     Conflict,
-    /// Nobody could answer in time; nothing was changed.
+    /// No reply before the deadline; nothing was changed.
     Unavailable,
-    /// Refused.
+    /// Permission denied.
     Permission,
-    /// Whether a change took effect is not known.
+    /// It is unknown whether a change took effect.
     Indeterminate,
-    /// Nobody reads our output any more. Not worth a word.
+    /// The reader of standard output has closed the pipe. The command reports nothing.
     BrokenPipe,
 }
 
-impl ErrorKind {
+impl FailureKind {
     /// The exit code of the process.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
@@ -73,10 +73,10 @@ impl ErrorKind {
     }
 }
 
-/// Why a command failed. The causes are part of the text, in one line.
+/// The failure of a command. The text contains the causes, in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    kind: ErrorKind,
+    kind: FailureKind,
     code: Option<ErrorCode>,
     text: String,
 }
@@ -85,37 +85,37 @@ impl Failure {
     /// A failure of no particular kind.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
-        Self::of(ErrorKind::Failure, text)
+        Self::of(FailureKind::Failure, text)
     }
 
     /// A failure of this kind.
     #[must_use]
-    pub fn of(kind: ErrorKind, text: impl Into<String>) -> Self {
+    pub fn of(kind: FailureKind, text: impl Into<String>) -> Self {
         Self { kind, code: None, text: text.into() }
     }
 
-    /// A command line that makes no sense.
+    /// A failure of kind `usage`.
     #[must_use]
     pub fn usage(text: impl Into<String>) -> Self {
-        Self::of(ErrorKind::Usage, text)
+        Self::of(FailureKind::Usage, text)
     }
 
-    /// The same, having befallen a command that changes nothing: whatever happened, no change is in doubt.
+    /// The same failure of a command that changes nothing: it cannot be indeterminate.
     #[must_use]
-    pub fn of_a_read(self) -> Self {
+    pub fn without_change(self) -> Self {
         match self.kind {
-            ErrorKind::Indeterminate => Self { kind: ErrorKind::Failure, ..self },
+            FailureKind::Indeterminate => Self { kind: FailureKind::Failure, ..self },
             _ => self,
         }
     }
 
     /// Its kind.
     #[must_use]
-    pub const fn kind(&self) -> ErrorKind {
+    pub const fn kind(&self) -> FailureKind {
         self.kind
     }
 
-    /// What is printed with `--json`.
+    /// The output with `--json`.
     #[must_use]
     pub fn json(&self) -> Value {
         let mut error = json!({
@@ -129,7 +129,7 @@ impl Failure {
         json!({ "error": error })
     }
 
-    fn caused(kind: ErrorKind, error: &dyn std::error::Error) -> Self {
+    fn caused(kind: FailureKind, error: &dyn std::error::Error) -> Self {
         Self::of(kind, one_line(error))
     }
 
@@ -148,7 +148,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// An error with its causes, as far as each says something new.
+/// An error with its causes. A cause whose text is already included is skipped.
 #[must_use]
 pub fn one_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -163,33 +163,33 @@ pub fn one_line(error: &dyn std::error::Error) -> String {
     text.replace('\n', " ")
 }
 
-fn kind_of(code: &ErrorCode) -> ErrorKind {
+fn kind_of(code: &ErrorCode) -> FailureKind {
     match code {
-        ErrorCode::WrongLast | ErrorCode::KeyExists => ErrorKind::Conflict,
+        ErrorCode::WrongLast | ErrorCode::KeyExists => FailureKind::Conflict,
         ErrorCode::Unavailable | ErrorCode::Overloaded | ErrorCode::NotOwner | ErrorCode::UnknownServer => {
-            ErrorKind::Unavailable
+            FailureKind::Unavailable
         }
-        ErrorCode::PermissionDenied => ErrorKind::Permission,
-        ErrorCode::Indeterminate => ErrorKind::Indeterminate,
-        other if other.happened() == Happened::Unknown => ErrorKind::Indeterminate,
-        _ => ErrorKind::Failure,
+        ErrorCode::PermissionDenied => FailureKind::Permission,
+        ErrorCode::Indeterminate => FailureKind::Indeterminate,
+        other if other.executed() == Executed::Unknown => FailureKind::Indeterminate,
+        _ => FailureKind::Failure,
     }
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match &error {
-            ClientError::InvalidSubject(_) => Self::caused(ErrorKind::Usage, &error),
-            ClientError::PermissionDenied { .. } => Self::caused(ErrorKind::Permission, &error),
+            ClientError::InvalidSubject(_) => Self::caused(FailureKind::Usage, &error),
+            ClientError::PermissionDenied { .. } => Self::caused(FailureKind::Permission, &error),
             ClientError::Deadline { .. } | ClientError::Unreachable(_) | ClientError::Closed => {
-                Self::caused(ErrorKind::Unavailable, &error)
+                Self::caused(FailureKind::Unavailable, &error)
             }
-            ClientError::Indeterminate { .. } => Self::caused(ErrorKind::Indeterminate, &error),
+            ClientError::Indeterminate { .. } => Self::caused(FailureKind::Indeterminate, &error),
             ClientError::WrongLast { .. } | ClientError::KeyExists { .. } => {
-                Self::caused(ErrorKind::Conflict, &error)
+                Self::caused(FailureKind::Conflict, &error)
             }
             ClientError::Service(reply) => Self::reply(reply),
-            _ => Self::caused(ErrorKind::Failure, &error),
+            _ => Self::caused(FailureKind::Failure, &error),
         }
     }
 }
@@ -200,24 +200,28 @@ impl From<RequestError> for Failure {
     }
 }
 
-// Only questions are asked this way, so a lost answer leaves nothing in doubt.
-fn kind_of_request(error: &RequestError) -> ErrorKind {
+// Only requests without effect are sent this way, so a lost reply is not indeterminate.
+fn kind_of_request(error: &RequestError) -> FailureKind {
     match error {
-        RequestError::PermissionDenied(_) => ErrorKind::Permission,
+        RequestError::PermissionDenied(_) => FailureKind::Permission,
         RequestError::NoResponders(_)
         | RequestError::Deadline { .. }
         | RequestError::Disconnected
-        | RequestError::Closed { .. } => ErrorKind::Unavailable,
-        _ => ErrorKind::Failure,
+        | RequestError::Closed { .. } => FailureKind::Unavailable,
+        _ => FailureKind::Failure,
     }
 }
 
-impl From<ConnectError> for Failure {
-    fn from(error: ConnectError) -> Self {
+impl From<NatsConnectError> for Failure {
+    fn from(error: NatsConnectError) -> Self {
         let kind = match &error {
-            ConnectError::Unreachable { .. } | ConnectError::Broke { .. } => ErrorKind::Unavailable,
-            ConnectError::Refused { .. } | ConnectError::InboxDenied { .. } => ErrorKind::Permission,
-            _ => ErrorKind::Failure,
+            NatsConnectError::Unreachable { .. } | NatsConnectError::Interrupted { .. } => {
+                FailureKind::Unavailable
+            }
+            NatsConnectError::Refused { .. } | NatsConnectError::InboxDenied { .. } => {
+                FailureKind::Permission
+            }
+            _ => FailureKind::Failure,
         };
         Self::caused(kind, &error)
     }
@@ -231,9 +235,10 @@ mod tests {
 
     use super::*;
 
+    /// The help lists each exit code with the name of its failure.
     #[test]
-    fn the_help_names_every_exit_code() {
-        use ErrorKind::{
+    fn help_lists_each_exit_code() {
+        use FailureKind::{
             BrokenPipe, Conflict, Failure, Indeterminate, NotFound, Permission, Unavailable, Usage,
         };
         for kind in [Failure, Usage, NotFound, Conflict, Unavailable, Permission, Indeterminate] {
@@ -244,8 +249,9 @@ mod tests {
         assert_eq!(BrokenPipe.exit_code(), 0);
     }
 
+    /// Each client error maps to its exit code, and each bus error to its failure kind.
     #[test]
-    fn client_errors_have_their_exit_codes() {
+    fn client_errors_map_to_exit_codes() {
         let deadline = ClientError::Deadline { deadline: Duration::from_secs(1), last: None };
         let cases = [
             (deadline, 5),
@@ -261,37 +267,40 @@ mod tests {
         }
         let route = Route::new("persist.admin.servers");
         let denied = RequestError::PermissionDenied(route.clone());
-        assert_eq!(Failure::from(denied).kind(), ErrorKind::Permission);
-        assert_eq!(Failure::from(RequestError::NoResponders(route)).kind(), ErrorKind::Unavailable);
+        assert_eq!(Failure::from(denied).kind(), FailureKind::Permission);
+        assert_eq!(Failure::from(RequestError::NoResponders(route)).kind(), FailureKind::Unavailable);
     }
 
+    /// Each protocol error code in a service error maps to its failure kind.
     #[test]
-    fn a_code_of_the_protocol_means_the_same_however_it_arrives() {
+    fn error_code_maps_to_failure_kind() {
         for (code, kind) in [
-            (ErrorCode::WrongLast, ErrorKind::Conflict),
-            (ErrorCode::KeyExists, ErrorKind::Conflict),
-            (ErrorCode::PermissionDenied, ErrorKind::Permission),
-            (ErrorCode::Indeterminate, ErrorKind::Indeterminate),
-            (ErrorCode::Overloaded, ErrorKind::Unavailable),
-            (ErrorCode::BadRequest, ErrorKind::Failure),
+            (ErrorCode::WrongLast, FailureKind::Conflict),
+            (ErrorCode::KeyExists, FailureKind::Conflict),
+            (ErrorCode::PermissionDenied, FailureKind::Permission),
+            (ErrorCode::Indeterminate, FailureKind::Indeterminate),
+            (ErrorCode::Overloaded, FailureKind::Unavailable),
+            (ErrorCode::BadRequest, FailureKind::Failure),
         ] {
             let reply = ErrorReply::new(code, "why");
             assert_eq!(Failure::from(ClientError::Service(Box::new(reply))).kind(), kind);
         }
     }
 
+    /// A failure message states each cause once, in one line.
     #[test]
-    fn causes_are_told_once_in_one_line() {
+    fn failure_message_states_each_cause_once_in_one_line() {
         let last = ClientError::Service(Box::new(ErrorReply::unavailable("no live\nserver")));
         let error = ClientError::Deadline { deadline: Duration::from_secs(1), last: Some(Box::new(last)) };
         assert_eq!(
             Failure::from(error).to_string(),
-            "no success within 1000 ms: unavailable: no live server"
+            "deadline of 1000 ms exceeded: unavailable: no live server"
         );
     }
 
+    /// A failure as JSON carries the protocol error code, kind, exit code and message.
     #[test]
-    fn errors_as_json_carry_the_code_of_the_protocol() {
+    fn failure_json_carries_protocol_error_code() {
         let failure = Failure::from(ClientError::Service(Box::new(ErrorReply::unsupported("ttl"))));
         assert_eq!(
             failure.json(),

@@ -1,13 +1,13 @@
-//! `dormouse`: the operator's and developer's tool.
+//! `dormouse`: the command line tool for operators and developers.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`args`] | the command line and its help |
 //! | [`context`] | contexts of the `nats` command line tool |
 //! | [`session`] | the connection to a fleet |
-//! | [`commands`] | what is done on a fleet |
+//! | [`commands`] | the commands on a fleet |
 //! | [`dev`] | a whole local fleet in one command |
-//! | [`view`], [`output`], [`progress`] | results: tables for people, JSON for programs; a bar for those who wait |
+//! | [`view`], [`output`], [`progress`] | results as tables or JSON, and progress bars |
 //! | [`error`] | failures and their exit codes |
 
 mod args;
@@ -28,7 +28,7 @@ use clap::error::ErrorKind as ClapErrorKind;
 use dormouse_runtime::logging::LogFormat;
 
 use crate::args::{Cli, Command};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 use crate::output::Output;
 use crate::session::Session;
 
@@ -52,25 +52,25 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::RunChild(arguments) = &cli.command {
         return Err(dev::child::run_child(arguments));
     }
-    // A warning of a library is for the user; more is asked for by the usual variable.
+    // The user sees warnings of libraries. The variable enables more.
     let filter = std::env::var("DORMOUSE_LOG").unwrap_or_else(|_| "warn".to_owned());
-    // Who asks for JSON reads standard error with a program too.
+    // With `--json`, standard error is also for programs.
     let format = if cli.global.json { LogFormat::Json } else { LogFormat::Text };
     dormouse_runtime::logging::init(format, &filter)
         .map_err(|error| Failure::usage(format!("DORMOUSE_LOG: {error}")))?;
-    // One thread: it is the faster way for a client, and `dev` relies on it (see `dev::child`).
+    // One thread: this is faster for a client, and `dev` needs it (see `dev::child`).
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("cannot start: {error}")))?;
     let output = Output::standard(cli.global.json);
-    let outcome = runtime.block_on(carry_out(cli, output.clone()));
-    // A read from a terminal cannot be interrupted; the process's end does not wait for it.
+    let outcome = runtime.block_on(run_command(cli, output.clone()));
+    // A read from a terminal cannot be interrupted. The exit does not wait for it.
     runtime.shutdown_background();
     outcome.and(output.flush())
 }
 
-async fn carry_out(cli: Cli, output: Output) -> Result<(), Failure> {
+async fn run_command(cli: Cli, output: Output) -> Result<(), Failure> {
     match cli.command {
         Command::Dev(arguments) => dev::run(arguments, cli.global.prefix, output).await,
         Command::Gc(arguments) => commands::gc(&output, &arguments).await,
@@ -81,29 +81,29 @@ async fn carry_out(cli: Cli, output: Output) -> Result<(), Failure> {
     }
 }
 
-/// Whether errors are to be JSON, asked when the command line could not be understood.
+/// Whether errors are printed as JSON, if the command line is invalid.
 fn wants_json(line: &[OsString]) -> bool {
     line.iter().any(|word| word == "--json")
-        || std::env::var_os("DORMOUSE_JSON").is_some_and(|value| means_yes(&value))
+        || std::env::var_os("DORMOUSE_JSON").is_some_and(|value| is_truthy(&value))
 }
 
-/// What a variable says that stands for a flag, as clap reads it.
-fn means_yes(value: &OsStr) -> bool {
+/// The boolean value of a variable, as clap reads it.
+fn is_truthy(value: &OsStr) -> bool {
     FalseyValueParser::new().parse_ref(&clap::Command::new("dormouse"), None, value).unwrap_or(true)
 }
 
 fn refuse(error: &clap::Error, json: bool) -> ExitCode {
-    let asked_for = matches!(error.kind(), ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion);
-    if json && !asked_for {
+    let is_help = matches!(error.kind(), ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion);
+    if json && !is_help {
         output::report(&Failure::usage(usage_text(error)), true);
     } else {
-        // Nobody reads it: nothing to be done.
+        // A closed standard error cannot be reported.
         let _ = error.print();
     }
-    if asked_for { ExitCode::SUCCESS } else { ExitCode::from(ErrorKind::Usage.exit_code()) }
+    if is_help { ExitCode::SUCCESS } else { ExitCode::from(FailureKind::Usage.exit_code()) }
 }
 
-/// What is wrong, in one line: what clap says before it explains the usage.
+/// The error in one line: the text of clap before the usage.
 fn usage_text(error: &clap::Error) -> String {
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
@@ -114,23 +114,25 @@ fn usage_text(error: &clap::Error) -> String {
 mod tests {
     use super::*;
 
+    /// A usage error is reported in one line.
     #[test]
-    fn what_is_wrong_with_a_command_line_fits_a_line() {
+    fn usage_error_fits_one_line() {
         let error = Cli::read(["dormouse", "subject", "destroy", "app.s"]).unwrap_err();
         assert_eq!(usage_text(&error), "the following required arguments were not provided: --yes");
         let error = Cli::read(["dormouse", "get", "app.*", "--key", "k"]).unwrap_err();
         assert!(usage_text(&error).contains("must not contain '*'"), "{}", usage_text(&error));
     }
 
+    /// Errors are JSON if `--json` stands anywhere in the command line or the variable means yes.
     #[test]
-    fn errors_are_json_when_the_line_asks_for_it_anywhere() {
+    fn error_output_is_json_with_flag_in_any_position() {
         let line = |words: &str| words.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert!(wants_json(&line("dormouse get --json")));
         assert!(!wants_json(&line("dormouse get")));
         for (value, json) in
             [("1", true), ("on", true), ("", false), ("0", false), ("off", false), ("no", false)]
         {
-            assert_eq!(means_yes(OsStr::new(value)), json, "{value}");
+            assert_eq!(is_truthy(OsStr::new(value)), json, "{value}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where results go: for people, or as JSON.
+//! Output of results, as text or JSON.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -8,10 +8,9 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 
-/// Standard output, or what stands for it in a test. Cloning shares it. What is written is buffered; see
-/// [`flush`](Self::flush).
+/// Standard output, or its replacement in a test. Clones share it. Writes are buffered; see [`flush`](Self::flush).
 #[derive(Clone)]
 pub struct Output {
     json: bool,
@@ -27,13 +26,13 @@ impl Output {
         Self { json, terminal: out.is_terminal(), out: Arc::new(Mutex::new(BufWriter::new(out))) }
     }
 
-    /// Writes to `out` instead.
+    /// An output that writes to `out`.
     #[cfg(test)]
     pub fn to(json: bool, out: Arc<Mutex<Vec<u8>>>) -> Self {
         Self { json, terminal: false, out }
     }
 
-    /// Whether results are to be JSON.
+    /// Whether results are printed as JSON.
     #[must_use]
     pub const fn is_json(&self) -> bool {
         self.json
@@ -42,17 +41,17 @@ impl Output {
     /// Prints a result as one line of JSON.
     ///
     /// # Errors
-    /// [`Failure`] when the output cannot be written.
+    /// [`Failure`] if the output cannot be written.
     pub fn json(&self, result: &impl Serialize) -> Result<(), Failure> {
         let mut line = serde_json::to_vec(result).map_err(|error| Failure::new(error.to_string()))?;
         line.push(b'\n');
         self.bytes(&line)
     }
 
-    /// Prints a result as it is.
+    /// Prints the bytes of a result unchanged.
     ///
     /// # Errors
-    /// [`Failure`] when the output cannot be written.
+    /// [`Failure`] if the output cannot be written.
     pub fn text(&self, text: &str) -> Result<(), Failure> {
         self.bytes(text.as_bytes())?;
         self.flush()
@@ -61,24 +60,24 @@ impl Output {
     /// Prints a line.
     ///
     /// # Errors
-    /// [`Failure`] when the output cannot be written.
+    /// [`Failure`] if the output cannot be written.
     pub fn line(&self, line: impl Display) -> Result<(), Failure> {
         self.bytes(format!("{line}\n").as_bytes())
     }
 
-    /// Prints a text from elsewhere as a line: as it is for a program, but on a terminal without anything that the
-    /// terminal would obey.
+    /// Prints a text from outside as a line. The text is unchanged for a program, and without control sequences on a
+    /// terminal.
     ///
     /// # Errors
-    /// [`Failure`] when the output cannot be written.
+    /// [`Failure`] if the output cannot be written.
     pub fn text_line(&self, text: &str) -> Result<(), Failure> {
         if self.terminal { self.line(printable(text, usize::MAX)) } else { self.line(text) }
     }
 
-    /// Prints a table; without titles when `header` is empty.
+    /// Prints a table, without titles if `header` is empty.
     ///
     /// # Errors
-    /// [`Failure`] when the output cannot be written.
+    /// [`Failure`] if the output cannot be written.
     pub fn table(&self, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Disabled);
@@ -91,26 +90,27 @@ impl Output {
         self.line(table)
     }
 
-    /// Prints a value byte by byte. On a terminal a line ends with it, so that the prompt stands where it should.
+    /// Prints the bytes of a value. On a terminal a line break follows if the value has none, so the prompt is on its
+    /// own line.
     ///
     /// # Errors
-    /// [`Failure`] when the output cannot be written.
+    /// [`Failure`] if the output cannot be written.
     pub fn value(&self, value: &[u8]) -> Result<(), Failure> {
         self.bytes(value)?;
         if self.terminal && !value.ends_with(b"\n") { self.bytes(b"\n") } else { Ok(()) }
     }
 
-    /// Writes out what is buffered.
+    /// Writes the buffered output.
     ///
     /// # Errors
-    /// [`Failure`] when the output cannot be written.
+    /// [`Failure`] if the output cannot be written.
     pub fn flush(&self) -> Result<(), Failure> {
         self.lock().flush().map_err(unwritable)
     }
 
-    /// Tells the user something that is no result, on standard error.
-    pub fn note(&self, text: &str) {
-        // Nobody to tell is no reason to stop.
+    /// Prints a note, which is no result, on standard error.
+    pub fn info_line(&self, text: &str) {
+        // A closed standard error is no reason to stop.
         let _ = writeln!(io::stderr(), "{}", self.note_line(text));
     }
 
@@ -123,7 +123,7 @@ impl Output {
     }
 
     fn lock(&self) -> MutexGuard<'_, dyn Write + Send + 'static> {
-        // Half a line after a panic is still the output.
+        // A partial line after a panic is still valid output.
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -134,26 +134,26 @@ impl std::fmt::Debug for Output {
     }
 }
 
-#[expect(clippy::needless_pass_by_value)] // The shape that `map_err` wants.
+#[expect(clippy::needless_pass_by_value)] // The signature that `map_err` needs.
 fn unwritable(error: io::Error) -> Failure {
     if error.kind() == io::ErrorKind::BrokenPipe {
-        Failure::of(ErrorKind::BrokenPipe, "nobody reads the output")
+        Failure::of(FailureKind::BrokenPipe, "the output pipe is closed")
     } else {
         Failure::new(format!("cannot write the output: {error}"))
     }
 }
 
-/// Tells why a command failed: one line on standard error, or a JSON document.
+/// Prints the failure of a command on standard error: one line, or a JSON document.
 pub fn report(failure: &Failure, json: bool) {
-    if failure.kind() == ErrorKind::BrokenPipe {
+    if failure.kind() == FailureKind::BrokenPipe {
         return;
     }
     let line = if json { failure.json().to_string() } else { format!("dormouse: {failure}") };
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Text from elsewhere, made fit for a terminal: control characters are written as escapes, and what is longer than
-/// `limit` characters is cut.
+/// A text from outside, safe for a terminal: control characters are escaped, and the text is cut after `limit`
+/// characters.
 #[must_use]
 pub fn printable(text: &str, limit: usize) -> String {
     let mut shown = String::new();
@@ -171,7 +171,7 @@ pub fn printable(text: &str, limit: usize) -> String {
     shown
 }
 
-/// Characters that change the order in which a terminal shows others.
+/// Characters that change the display order of other characters in a terminal.
 fn is_bidirectional(character: char) -> bool {
     matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -201,8 +201,9 @@ pub fn base64(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    /// The base64 encoding matches the test vectors of RFC 4648.
     #[test]
-    fn base64_is_that_of_the_standard() {
+    fn base64_matches_rfc_4648() {
         for (bytes, text) in [
             ("", ""),
             ("f", "Zg=="),
@@ -217,16 +218,18 @@ mod tests {
         assert_eq!(base64(&[0xff, 0xef, 0xbe]), "/+++");
     }
 
+    /// Control and bidirectional characters are escaped for a terminal, and long text is cut.
     #[test]
-    fn a_terminal_is_not_at_the_mercy_of_values() {
+    fn terminal_text_escapes_control_characters() {
         assert_eq!(printable("a\u{1b}[2Jb\n", 60), "a\\u{1b}[2Jb\\n");
         assert_eq!(printable("käse\u{202e}x", 60), "käse\\u{202e}x");
         assert_eq!(printable("abcdef", 3), "abc…");
         assert_eq!(printable("abc", 3), "abc");
     }
 
+    /// A key is printed unchanged to a program and escaped on a terminal.
     #[test]
-    fn a_key_is_printed_as_it_is_unless_a_terminal_would_obey_it() {
+    fn key_output_is_escaped_only_on_terminal() {
         let printed = |terminal| {
             let out = Arc::new(Mutex::new(Vec::new()));
             let output = Output { json: false, terminal, out: out.clone() };
@@ -237,17 +240,19 @@ mod tests {
         assert_eq!(printed(true), "a\\u{1b}[2J\n");
     }
 
+    /// Notes are JSON if the output is JSON, and plain text otherwise.
     #[test]
-    fn notes_are_json_where_everything_is() {
+    fn notes_are_json_in_json_mode() {
         let note = |json| Output::to(json, Arc::default()).note_line("watching app.s");
         assert_eq!(note(true), r#"{"note":"watching app.s"}"#);
         assert_eq!(note(false), "dormouse: watching app.s");
     }
 
+    /// A broken output pipe has its own failure kind and exit code 0.
     #[test]
-    fn a_reader_that_goes_away_is_no_failure() {
-        struct Gone;
-        impl Write for Gone {
+    fn output_broken_pipe_exits_0() {
+        struct ClosedPipe;
+        impl Write for ClosedPipe {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
                 Err(io::ErrorKind::BrokenPipe.into())
             }
@@ -255,8 +260,8 @@ mod tests {
                 Ok(())
             }
         }
-        let output = Output { json: false, terminal: false, out: Arc::new(Mutex::new(Gone)) };
+        let output = Output { json: false, terminal: false, out: Arc::new(Mutex::new(ClosedPipe)) };
         let failure = output.line("x").unwrap_err();
-        assert_eq!((failure.kind(), failure.kind().exit_code()), (ErrorKind::BrokenPipe, 0));
+        assert_eq!((failure.kind(), failure.kind().exit_code()), (FailureKind::BrokenPipe, 0));
     }
 }

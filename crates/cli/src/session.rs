@@ -1,4 +1,4 @@
-//! A connection to a fleet and where results go: what every command needs.
+//! A connection to a fleet and the output: the context of every command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,37 +10,37 @@ use dormouse_protocol::{Prefix, Subject};
 use dormouse_runtime::{Env, Tasks};
 
 use crate::args::Global;
-use crate::context::{Contexts, Wish};
+use crate::context::{ContextSelection, Contexts};
 use crate::error::Failure;
 use crate::output::Output;
 
-/// The name under which a nats-server lists our connection.
+/// The name of the connection in the lists of a nats-server.
 const CONNECTION_NAME: &str = "dormouse command line";
 
-/// What every command needs.
+/// The context of a command.
 #[derive(Debug)]
 pub struct Session {
     client: Client,
-    /// How long one call may take.
+    /// Deadline of one call.
     pub deadline: Duration,
-    /// Where results go.
+    /// Output of results.
     pub output: Output,
 }
 
 impl Session {
-    /// Connects as the command line says.
+    /// Connects with the settings of the command line.
     ///
-    /// Cancelling the call leaves no connection.
+    /// If the call is cancelled, no connection stays open.
     ///
     /// # Errors
-    /// [`Failure`] when the arguments make no sense or no connection comes about.
+    /// [`Failure`] if the arguments are invalid or the connection fails.
     pub async fn connect(global: Global, output: Output) -> Result<Self, Failure> {
-        let wish = Wish {
+        let selection = ContextSelection {
             context: global.context,
             flags: global.connection_flags,
             nats_url_set: std::env::var_os("NATS_URL").is_some_and(|url| !url.is_empty()),
         };
-        let arguments = Contexts::of_user().complete(global.nats, &wish)?;
+        let arguments = Contexts::of_user().complete(global.nats, &selection)?;
         let options = arguments.resolve().map_err(|error| Failure::usage(error.to_string()))?;
         let deadline = global.deadline.into();
         let options = NatsOptions {
@@ -48,18 +48,18 @@ impl Session {
             connect_deadline: options.connect_deadline.min(deadline),
             ..options
         };
-        // The connection lives as long as the process: its tasks are never finished, the exit ends them.
+        // The connection stays open until the process exits, which also ends its tasks.
         let bus = options.connect(Env::system(), &Tasks::new()).await?;
-        Self::over(Arc::new(bus), global.prefix, deadline, output).await
+        Self::with_bus(Arc::new(bus), global.prefix, deadline, output).await
     }
 
-    /// Uses a connection that is there already.
+    /// Uses an existing connection.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// If the call is cancelled, nothing remains.
     ///
     /// # Errors
-    /// [`Failure`] when the connection is closed.
-    pub async fn over(
+    /// [`Failure`] if the connection is closed.
+    pub async fn with_bus(
         bus: Arc<dyn Bus>,
         prefix: Prefix,
         deadline: Duration,
@@ -78,7 +78,7 @@ impl Session {
     /// `subject` as a stream.
     ///
     /// # Errors
-    /// None in practice: the subject is one.
+    /// None in practice, because the subject is valid.
     pub fn stream(&self, subject: &Subject) -> Result<Stream, Failure> {
         Ok(self.client.stream(subject.as_str())?)
     }
@@ -86,7 +86,7 @@ impl Session {
     /// `subject` as a key-value store.
     ///
     /// # Errors
-    /// None in practice: the subject is one.
+    /// None in practice, because the subject is valid.
     pub fn kv(&self, subject: &Subject) -> Result<Kv, Failure> {
         Ok(self.client.kv(subject.as_str())?)
     }

@@ -1,4 +1,4 @@
-//! How things look: as JSON, and as cells of a table.
+//! Output formats of results: JSON, and cells of a table.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::output::{base64, printable};
 
-/// Most characters of a key or value in a table.
+/// Maximum number of characters of a key or value in a table.
 const CELL_CHARACTERS: usize = 60;
 
 /// A message as JSON.
@@ -19,12 +19,12 @@ pub struct MessageView<'m> {
     term: Term,
     rev: Rev,
     key: Option<&'m str>,
-    /// Absent for the null value, and for one that was left out.
+    /// Absent for the null value, and for an omitted value.
     value_base64: Option<String>,
-    /// The same as text, if it is UTF-8.
+    /// The value as text, if it is UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     value_text: Option<&'m str>,
-    /// The value is too large to be shown here.
+    /// The value was too large and is omitted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     value_omitted: bool,
     size: u64,
@@ -37,7 +37,7 @@ pub struct MessageView<'m> {
 }
 
 impl<'m> MessageView<'m> {
-    /// Looks at a message.
+    /// The view of a message.
     #[must_use]
     pub fn new(message: &'m Message) -> Self {
         Self {
@@ -65,7 +65,7 @@ pub enum UpdateView<'u> {
     Set {
         /// The message.
         message: MessageView<'u>,
-        /// The seq of the message in whose place it is, where known.
+        /// The seq of the replaced message, if known.
         #[serde(skip_serializing_if = "Option::is_none")]
         replaces: Option<Seq>,
     },
@@ -78,27 +78,27 @@ pub enum UpdateView<'u> {
     },
     /// Every message up to a seq was removed.
     Cleared {
-        /// The last seq that is gone.
+        /// The last removed seq.
         end_seq: Seq,
     },
     /// The configuration was replaced.
     Configured {
-        /// The configuration as it is now.
+        /// The new configuration.
         config: &'u SubjectConfig,
     },
-    /// Everything up to here has been shown.
+    /// Everything up to this position has been shown.
     CaughtUp {
-        /// Where the subject was.
+        /// The position.
         position: Position,
     },
-    /// What was shown before counts no longer; everything that is there follows.
+    /// Earlier output is obsolete; all current messages follow.
     Reset,
-    /// A change of a kind that this version does not know.
+    /// A change of an unknown kind.
     Other,
 }
 
 impl<'u> UpdateView<'u> {
-    /// Looks at a change.
+    /// The view of a change.
     #[must_use]
     pub fn new(update: &'u Update) -> Self {
         match update {
@@ -115,7 +115,7 @@ impl<'u> UpdateView<'u> {
     }
 }
 
-/// A change as a line for people.
+/// A change as a text line.
 #[must_use]
 pub fn update_line(update: &Update) -> String {
     match update {
@@ -130,7 +130,7 @@ pub fn update_line(update: &Update) -> String {
         Update::Cleared { end_seq } => format!("removed  everything up to seq {}", end_seq.get()),
         Update::Configured(_) => "configured".to_owned(),
         Update::CaughtUp(position) => format!("caught up at {position}"),
-        Update::Reset => "reset: what was shown so far counts no longer; what is there follows".to_owned(),
+        Update::Reset => "reset: earlier output is obsolete; all current messages follow".to_owned(),
         _ => "a change of a kind that this version does not know".to_owned(),
     }
 }
@@ -150,7 +150,7 @@ pub fn message_row(message: &Message) -> Vec<String> {
     ]
 }
 
-/// A text as the cell of a table.
+/// A text as a table cell.
 #[must_use]
 pub fn cell(text: &str) -> String {
     printable(text, CELL_CHARACTERS)
@@ -159,13 +159,13 @@ pub fn cell(text: &str) -> String {
 /// An instant as RFC 3339, in UTC.
 #[must_use]
 pub fn time(timestamp: Timestamp) -> String {
-    // A caller's own timestamp may be anything; the calendar used here ends with the year 9999.
+    // A timestamp can have any value. This calendar ends with the year 9999.
     const LAST_MICROS: u64 = 253_402_300_799_999_999;
     let micros = timestamp.as_micros().min(LAST_MICROS);
     humantime::format_rfc3339_micros(UNIX_EPOCH + Duration::from_micros(micros)).to_string()
 }
 
-/// Some time as people say it, to the second.
+/// A duration as text, rounded to seconds.
 #[must_use]
 pub fn duration(milliseconds: u64) -> String {
     if milliseconds < 1_000 {
@@ -207,8 +207,9 @@ mod tests {
         }
     }
 
+    /// A message view shows its value as base64, and also as text if it is valid UTF-8.
     #[test]
-    fn a_message_shows_its_value_as_base64_and_text() {
+    fn message_view_shows_value_as_base64_and_text() {
         assert_eq!(
             serde_json::to_value(MessageView::new(&message(Some(b"hi")))).unwrap(),
             json!({
@@ -223,8 +224,9 @@ mod tests {
         assert_eq!((&null["value_base64"], null.get("value_text")), (&json!(null), None));
     }
 
+    /// The JSON of each update names its kind in `type`.
     #[test]
-    fn changes_say_of_what_kind_they_are() {
+    fn update_view_names_kind_of_change() {
         let view = |update: &Update| serde_json::to_value(UpdateView::new(update)).unwrap();
         let set = view(&Update::Set { message: message(None), replaces: Some(Seq::new(2)) });
         assert_eq!((&set["type"], &set["replaces"]), (&json!("set"), &json!(2)));
@@ -241,14 +243,16 @@ mod tests {
         assert_eq!(view(&Update::Configured(SubjectConfig::default()))["type"], "configured");
     }
 
+    /// Each timestamp can be shown, up to the largest value.
     #[test]
-    fn any_timestamp_can_be_shown() {
+    fn timestamp_view_accepts_any_value() {
         assert_eq!(time(Timestamp::from_micros(0)), "1970-01-01T00:00:00.000000Z");
         assert_eq!(time(Timestamp::from_micros(u64::MAX)), "9999-12-31T23:59:59.999999Z");
     }
 
+    /// A table cell shows text escaped, binary values as a byte count, and null as `(null)`.
     #[test]
-    fn values_fit_a_cell() {
+    fn table_cell_shows_value_in_one_line() {
         assert_eq!(value(&message(Some(b"a\nb"))), "a\\nb");
         assert_eq!(value(&message(Some(&[0xff, 0xfe]))), "(2 bytes)");
         assert_eq!(value(&message(None)), "(null)");

@@ -1,9 +1,9 @@
-//! A chat room: a stream that everybody reads from where it stands.
+//! A chat room: a stream that each participant reads from its own position.
 //!
 //! With `dormouse dev` in one terminal, in others (`NATS_URL` names another fleet):
 //!
 //! ```text
-//! cargo run -p dormouse-client --example chat -- kitchen                      the last 20 words, and then whatever is said
+//! cargo run -p dormouse-client --example chat -- kitchen                      the last 20 messages, and then new ones
 //! cargo run -p dormouse-client --example chat -- kitchen alice Who has the cheese?
 //! ```
 
@@ -12,7 +12,9 @@ use dormouse_client::{Client, FeedFrom, Message, NewMessage, SeqRange, Stream, U
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some((room, said)) = arguments.split_first() else { return Err("which room?".into()) };
+    let Some((room, said)) = arguments.split_first() else {
+        return Err("usage: ROOM [NAME WORDS...]".into());
+    };
     let url = std::env::var("NATS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222".to_owned());
     let client = Client::connect(&url).await?;
     let room = client.stream(&format!("example.chat.{room}"))?;
@@ -33,13 +35,13 @@ async fn listen(room: &Stream) -> Result<(), Box<dyn std::error::Error>> {
         messages.push(message?);
     }
     messages.iter().rev().for_each(show);
-    // From exactly where the reading was: nothing is missed and nothing comes twice.
+    // The feed starts at the position of the read: no message is missed or repeated.
     let from = newest.position().map_or(FeedFrom::Beginning, FeedFrom::After);
     let mut feed = room.feed(from).await?;
     while let Some(update) = feed.next().await {
         match update? {
             Update::Set { message, .. } => show(&message),
-            Update::CaughtUp(_) => println!("(that was all so far)"),
+            Update::CaughtUp(_) => println!("(no more messages so far)"),
             _ => {}
         }
     }
@@ -47,6 +49,6 @@ async fn listen(room: &Stream) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn show(message: &Message) {
-    let from = message.headers.get("from").unwrap_or("somebody");
+    let from = message.headers.get("from").unwrap_or("unknown");
     println!("{from}: {}", String::from_utf8_lossy(message.value.as_deref().unwrap_or_default()));
 }

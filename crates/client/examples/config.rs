@@ -1,11 +1,12 @@
-//! A configuration that programs follow while they run, and that two people may edit at once without losing a word.
+//! A configuration that programs follow while they run, and that several users can edit at once without lost
+//! updates.
 //!
 //! With `dormouse dev` in one terminal, in others (`NATS_URL` names another fleet):
 //!
 //! ```text
-//! cargo run -p dormouse-client --example config -- watch                  what it is, and whatever becomes of it
+//! cargo run -p dormouse-client --example config -- watch                  the current values, and then every change
 //! cargo run -p dormouse-client --example config -- set colour green
-//! cargo run -p dormouse-client --example config -- append tags fast       reads, changes, and writes if nobody was faster
+//! cargo run -p dormouse-client --example config -- append tags fast       reads, changes, and writes unless the entry has changed
 //! ```
 
 use dormouse_client::{Client, ErrorKind, FeedFrom, FeedKeys, Kv, Update};
@@ -20,7 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["watch"] => watch(&config).await?,
         ["set", key, value] => drop(config.put(*key, (*value).to_owned()).await?),
         ["append", key, word] => append(&config, key, word).await?,
-        _ => return Err("watch, set KEY VALUE, or append KEY WORD".into()),
+        _ => return Err("usage: watch | set KEY VALUE | append KEY WORD".into()),
     }
     client.close().await;
     Ok(())
@@ -36,8 +37,8 @@ async fn watch(config: &Kv) -> Result<(), Box<dyn std::error::Error>> {
                 println!("{} = {value}", message.key.unwrap_or_default());
             }
             Update::Removed { key, .. } => println!("{} is not set", key.unwrap_or_default()),
-            Update::Cleared { end_seq } => println!("nothing is set that was set up to {end_seq}"),
-            Update::CaughtUp(_) => println!("(this is the configuration)"),
+            Update::Cleared { end_seq } => println!("all entries up to {end_seq} are removed"),
+            Update::CaughtUp(_) => println!("(configuration complete)"),
             _ => {}
         }
     }
@@ -54,7 +55,7 @@ async fn append(config: &Kv, key: &str, word: &str) -> Result<(), Box<dyn std::e
             }
         };
         match written {
-            // Somebody was faster: look again.
+            // Another client has changed the entry: read it again.
             Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::WrongLastRevision) => {
             }
             written => {

@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let position = greetings.flush().await?;
-    println!("flushed everything up to {position} is in the bucket");
+    println!("flushed: everything up to {position} is in the bucket");
     client.close().await;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The log of a job, written while it runs and followed as by `tail -f`, also long after it has ended.
+//! The log of a job: written while the job runs, and followed as with `tail -f`, also after the job has
+//! ended.
 //!
 //! With `dormouse dev` in one terminal, in others (`NATS_URL` names another fleet):
 //!
@@ -18,25 +19,26 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["run", job, steps] => run(&log(job)?, steps.parse()?).await?,
         ["tail", job] => tail(&log(job)?).await?,
-        _ => return Err("run JOB STEPS, or tail JOB".into()),
+        _ => return Err("usage: run JOB STEPS | tail JOB".into()),
     }
     client.close().await;
     Ok(())
 }
 
-/// The job goes on while its lines are on their way: they are queued in order, and those that queue together are sent
-/// together. Now and then it waits for those that it has written, so that there are never too many.
+/// The job continues while its lines are in flight: they are queued in order, and lines that are queued
+/// together are sent together. After every 1,000 lines it awaits their acknowledgements, which bounds the
+/// queue.
 async fn run(log: &Stream, steps: u32) -> Result<(), Box<dyn std::error::Error>> {
-    let mut on_their_way: Vec<AckFuture> = Vec::new();
+    let mut in_flight: Vec<AckFuture> = Vec::new();
     for step in 1..=steps {
-        on_their_way.push(log.publish(format!("step {step} of {steps}")));
-        if on_their_way.len() >= 1_000 {
-            for ack in on_their_way.drain(..) {
+        in_flight.push(log.publish(format!("step {step} of {steps}")));
+        if in_flight.len() >= 1_000 {
+            for ack in in_flight.drain(..) {
                 ack.await?;
             }
         }
     }
-    for ack in on_their_way {
+    for ack in in_flight {
         ack.await?;
     }
     let end = log.publish_with(NewMessage::new("done").header("end", "success")).await?;

@@ -1,4 +1,4 @@
-//! Who is in a document, and where: a key-value store with a key for everybody who is there.
+//! The users of a document and their positions: a key-value store with a key for each present user.
 //!
 //! With `dormouse dev` in one terminal, in others (`NATS_URL` names another fleet):
 //!
@@ -12,29 +12,31 @@ use std::time::Duration;
 
 use dormouse_client::{Client, FeedFrom, FeedKeys, NewMessage, Update};
 
-/// Who says nothing for so long is not there any more: a program that was killed cannot say goodbye.
+/// The time to live of a user's key, since a killed program cannot remove its key.
 const GONE_AFTER: Duration = Duration::from_secs(30);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [document, name, position] = &arguments[..] else { return Err("which document, who, where?".into()) };
+    let [document, name, position] = &arguments[..] else {
+        return Err("usage: DOCUMENT NAME POSITION".into());
+    };
     let url = std::env::var("NATS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222".to_owned());
     let client = Client::connect(&url).await?;
     let document = client.kv(&format!("example.presence.{document}"))?;
 
     let here = || document.put_with(name, NewMessage::new(position.clone()).ttl(GONE_AFTER));
     here().await?;
-    // A feed from the beginning: those who are there already come first.
+    // A feed from the beginning first delivers the users who are already present.
     let mut feed = document.feed(FeedKeys::All, FeedFrom::Beginning).await?;
     let mut present = BTreeMap::new();
-    let mut again = tokio::time::interval(GONE_AFTER / 3);
+    let mut refresh = tokio::time::interval(GONE_AFTER / 3);
     let mut shown = String::new();
     let mut all_known = false;
     loop {
         let update = tokio::select! {
             update = feed.next() => update,
-            _ = again.tick() => {
+            _ = refresh.tick() => {
                 here().await?;
                 continue;
             }

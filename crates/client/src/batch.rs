@@ -1,4 +1,4 @@
-//! Atomic batches: all of it is written or nothing.
+//! Atomic batches: either all changes of a batch are written, or none.
 
 use std::future::Future;
 
@@ -8,23 +8,23 @@ use dormouse_protocol::{MessageId, Position};
 
 use crate::error::Error;
 use crate::new_message::NewMessage;
-use crate::sets::Company;
+use crate::sets::Batching;
 use crate::subject::Handle;
 
-/// A batch that was written.
+/// The result of a committed batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Committed {
-    /// The one revision that wrote all of it.
+    /// The one revision that wrote the batch.
     pub position: Position,
     /// Each message, in the order of the batch.
     pub messages: Vec<SetResult>,
 }
 
-/// Entries of a key-value store that are written all together or not at all, under one revision and with one event. Made
-/// by [`Kv::batch`](crate::Kv::batch).
+/// A batch of key-value entries, written atomically, under one revision and with one event. Made by
+/// [`Kv::batch`](crate::Kv::batch).
 ///
-/// What each expects is what there is before the batch, and no two may have the same key.
+/// Each expectation refers to the state before the batch. No two entries may have the same key.
 ///
 /// ```no_run
 /// # async fn example(accounts: dormouse_client::Kv) -> Result<(), Box<dyn std::error::Error>> {
@@ -50,41 +50,42 @@ impl KvBatch {
         Self { batch: Batch::new(handle) }
     }
 
-    /// Sets `key` to `value`, whatever was there.
+    /// Sets `key` to `value`, regardless of its current entry.
     pub fn put(self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.put_with(key, NewMessage::new(value))
     }
 
-    /// Sets `key` to a message with headers, timestamp, expectation, or to the null value.
+    /// Sets `key` to a message with headers, timestamp or expectation, or to the null value.
     pub fn put_with(mut self, key: impl Into<String>, message: NewMessage) -> Self {
         self.batch.sets.push(message.into_item(Some(key.into())));
         self
     }
 
-    /// Sets `key` and has the batch fail if it is there already.
+    /// Sets `key`; if the key exists, the batch fails.
     pub fn create(self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.put_with(key, NewMessage::new(value).expect_key(None))
     }
 
-    /// Sets `key` and has the batch fail if anything but `expected` is under it.
+    /// Sets `key`; if its current message is not `expected`, the batch fails.
     pub fn update(self, key: impl Into<String>, value: impl Into<Bytes>, expected: MessageId) -> Self {
         self.put_with(key, NewMessage::new(value).expect_key(Some(expected)))
     }
 
-    /// Writes all of it. It is queued before the call returns, as [`Kv::put`](crate::Kv::put) is.
+    /// Writes the batch. It is queued before the call returns, like [`Kv::put`](crate::Kv::put).
     ///
-    /// Cancelling the call leaves all written or nothing.
+    /// If the call is cancelled, either the whole batch is written or nothing.
     ///
     /// # Errors
-    /// [`Error::KeyExists`] and [`Error::WrongLast`] when an expectation does not hold; [`Error::TooLarge`] when the batch
-    /// does not fit in one request; [`Error::Service`] with `bad_request` when it is empty or names a key twice;
-    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    /// [`Error::KeyExists`] and [`Error::WrongLast`] if an expectation does not hold; [`Error::TooLarge`] if
+    /// the batch does not fit in one request; [`Error::Service`] with `bad_request` if it is empty or has a
+    /// key twice; [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of
+    /// every call.
     pub fn commit(self) -> impl Future<Output = Result<Committed, Error>> + Send + use<> {
         self.batch.commit()
     }
 }
 
-/// Messages that are appended to a stream all together or not at all, under one revision and with one event. Made by
+/// A batch of messages, appended to a stream atomically, under one revision and with one event. Made by
 /// [`Stream::batch`](crate::Stream::batch).
 #[derive(Debug)]
 #[must_use = "a batch is written by `commit`"]
@@ -102,20 +103,21 @@ impl StreamBatch {
         self.publish_with(NewMessage::new(value))
     }
 
-    /// Writes a message with headers, timestamp, seq, expectation, or with the null value.
+    /// Writes a message with headers, timestamp, seq or expectation, or with the null value.
     pub fn publish_with(mut self, message: NewMessage) -> Self {
         self.batch.sets.push(message.into_item(None));
         self
     }
 
-    /// Writes all of it. It is queued before the call returns, as [`Stream::publish`](crate::Stream::publish) is.
+    /// Writes the batch. It is queued before the call returns, like
+    /// [`Stream::publish`](crate::Stream::publish).
     ///
-    /// Cancelling the call leaves all written or nothing.
+    /// If the call is cancelled, either the whole batch is written or nothing.
     ///
     /// # Errors
-    /// [`Error::WrongLast`] when an expectation does not hold; [`Error::TooLarge`] when the batch does not fit in one
-    /// request; [`Error::Service`] with `bad_request` when it is empty or names a seq twice; [`Error::Indeterminate`] when
-    /// the fate of the request is unknown; else as every call.
+    /// [`Error::WrongLast`] if an expectation does not hold; [`Error::TooLarge`] if the batch does not fit in
+    /// one request; [`Error::Service`] with `bad_request` if it is empty or has a seq twice;
+    /// [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of every call.
     pub fn commit(self) -> impl Future<Output = Result<Committed, Error>> + Send + use<> {
         self.batch.commit()
     }
@@ -133,9 +135,9 @@ impl Batch {
     }
 
     fn commit(self) -> impl Future<Output = Result<Committed, Error>> + Send + use<> {
-        let written = self.handle.set_together(self.sets, Company::Atomic);
+        let written = self.handle.set_together(self.sets, Batching::Atomic);
         async {
-            // All are carried out, or the whole request was refused.
+            // Either all sets are executed, or the whole request was rejected.
             let messages = written.await?.into_iter().collect::<Result<Vec<_>, _>>()?;
             let last = messages.last().ok_or(Error::NotSent)?;
             Ok(Committed { position: Position { term: last.term, rev: last.rev }, messages })

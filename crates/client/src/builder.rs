@@ -1,4 +1,4 @@
-//! How a client comes about.
+//! Settings and construction of a client.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,26 +10,26 @@ use dormouse_protocol::fleet::GoneAnnouncement;
 use dormouse_protocol::{Prefix, SessionId, decode};
 use dormouse_runtime::{Env, Stop, Tasks};
 
-use crate::call::Inner;
+use crate::call::ClientShared;
 use crate::client::Client;
 use crate::error::Error;
-use crate::gets::Lanes;
+use crate::gets::GetScheduler;
 use crate::location::Locations;
-use crate::sets::Writers;
+use crate::sets::SetScheduler;
 
-/// How long a call takes at most, unless its handle says otherwise.
+/// Default of the longest time a call takes. A handle can set its own.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How many locations a client remembers, unless configured otherwise.
+/// Default of the number of locations that a client caches.
 pub const DEFAULT_LOCATION_CAPACITY: usize = 100_000;
 
-/// How many bytes of sets may be on their way at once, unless configured otherwise.
+/// Default of the bytes of sets that may be queued or in flight at once.
 pub const DEFAULT_QUEUE_BYTES: usize = 64 * 1_024 * 1_024;
 
-/// How many announcements wait to be read before new ones are dropped.
+/// Capacity of the queue of gone announcements; further ones are dropped.
 const ANNOUNCEMENTS: usize = 1_024;
 
-/// How a client is set up; made by [`Client::builder`].
+/// Settings of a client; made by [`Client::builder`].
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct ClientBuilder {
@@ -53,35 +53,35 @@ impl Default for ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// The first tokens of the fleet's routes; `persist` unless set.
+    /// The prefix of the fleet's routes: their first tokens. Default: `persist`.
     pub fn prefix(mut self, prefix: Prefix) -> Self {
         self.prefix = prefix;
         self
     }
 
-    /// How long a call takes at most, tries and pauses together; [`DEFAULT_DEADLINE`] unless set. A handle may set
-    /// its own.
+    /// The longest time a call takes, all attempts and pauses included. Default: [`DEFAULT_DEADLINE`]. A
+    /// handle can set its own.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Where time and chance come from; the real world unless set.
+    /// The source of time and randomness. Default: the system's.
     pub fn env(mut self, env: Env) -> Self {
         self.env = env;
         self
     }
 
-    /// How many locations of subjects are remembered at most; [`DEFAULT_LOCATION_CAPACITY`] unless set. One that was
-    /// forgotten costs a question to the coordinator.
+    /// The largest number of cached subject locations. Default: [`DEFAULT_LOCATION_CAPACITY`]. A call to a
+    /// subject that is not cached costs one request to the coordinator.
     pub fn location_capacity(mut self, locations: usize) -> Self {
         self.location_capacity = locations;
         self
     }
 
-    /// How many bytes of sets may be on their way at once, queued and sent, and not yet answered;
-    /// [`DEFAULT_QUEUE_BYTES`] unless set. One subject may have a quarter of it. What comes on top is refused with
-    /// [`Error::QueueFull`], except that something is always let in when there is nothing else.
+    /// The largest number of bytes of sets that are queued or sent and not yet answered. Default:
+    /// [`DEFAULT_QUEUE_BYTES`]. One subject may use a quarter of it. A set over the limit fails with
+    /// [`Error::QueueFull`]; if the queue is empty, a set of any size is accepted.
     pub fn queue_bytes(mut self, bytes: usize) -> Self {
         self.queue_bytes = bytes;
         self
@@ -89,22 +89,22 @@ impl ClientBuilder {
 
     /// Connects over core NATS.
     ///
-    /// Cancelling the call leaves no connection.
+    /// If the call is cancelled, no connection remains.
     ///
     /// # Errors
-    /// [`ConnectError`] when no connection comes about within what `options` allow.
+    /// [`ConnectError`] if no connection is established within the limits of `options`.
     pub async fn connect(self, options: NatsOptions) -> Result<Client, ConnectError> {
         let tasks = self.env.tasks();
         let bus = options.connect(self.env.clone(), &tasks).await?;
         Ok(self.assemble(Arc::new(bus), Some(tasks)).await?)
     }
 
-    /// Uses a connection that is there already and stays when the client goes.
+    /// Uses an existing connection. The connection stays open when the client is dropped.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// [`Error::Closed`] when the bus is closed.
+    /// [`Error::Closed`] if the bus is closed.
     pub async fn over(self, bus: Arc<dyn Bus>) -> Result<Client, Error> {
         self.assemble(bus, None).await
     }
@@ -119,13 +119,17 @@ impl ClientBuilder {
                 tasks.spawn("gone announcements", task);
             }
             Err(SubscribeError::Closed) => return Err(Error::Closed),
-            // Without announcements a failover is noticed later, by the silence of the old server.
+            // Without announcements, the client detects a failover later, by a timeout of the old server.
             Err(error) => {
-                tracing::info!(%error, "the client does without announcements of servers that are gone");
+                tracing::info!(
+                    %error,
+                    impact = "failover is detected only by timeout",
+                    "gone announcements unavailable"
+                );
             }
         }
         let session = SessionId::new(self.env.ulid());
-        let inner = Inner {
+        let inner = ClientShared {
             bus,
             bus_tasks,
             prefix: self.prefix,
@@ -135,8 +139,8 @@ impl ClientBuilder {
             tasks,
             session,
             counter: AtomicU64::new(0),
-            writers: Writers::new(self.queue_bytes),
-            lanes: Lanes::default(),
+            set_scheduler: SetScheduler::new(self.queue_bytes),
+            get_scheduler: GetScheduler::default(),
         };
         Ok(Client { inner: Arc::new(inner) })
     }
@@ -146,29 +150,29 @@ async fn follow_announcements(mut announcements: Subscription, locations: Locati
     loop {
         let delivery = tokio::select! {
             biased;
-            () = stop.given() => return,
+            () = stop.requested() => return,
             delivery = announcements.next() => delivery,
         };
         let Some(delivery) = delivery else { return };
-        // Of any version: versions add fields, and what this one says would still be so.
+        // Any protocol version is accepted: versions only add fields, and the announcement stays valid.
         match decode::<GoneAnnouncement>(&delivery.payload) {
             Ok(announcement) => locations.gone(announcement.log.server()),
-            Err(error) => tracing::warn!(%error, "an announcement of the coordinator cannot be understood"),
+            Err(error) => tracing::warn!(%error, "malformed gone announcement ignored"),
         }
     }
 }
 
-/// Why a client did not come about.
+/// Why a client could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The text is no address of a NATS server.
+    /// The text is not the URL of a NATS server.
     #[error(transparent)]
     Url(#[from] InvalidNatsUrl),
-    /// No connection came about.
+    /// The connection could not be established.
     #[error(transparent)]
-    Nats(#[from] dormouse_bus::nats::ConnectError),
-    /// The connection was lost for good while the client was being set up.
+    Nats(#[from] dormouse_bus::nats::NatsConnectError),
+    /// The connection was closed during the set-up of the client.
     #[error(transparent)]
     Client(#[from] Error),
 }

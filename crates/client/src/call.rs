@@ -1,4 +1,4 @@
-//! How one call is made: find the server, ask it, and do what the machine in [`retry`](crate::retry) decides.
+//! One call: find the server, send the request, and do what the machine in [`retry`](crate::retry) decides.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,22 +7,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing, RequestError};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
-use dormouse_protocol::{Happened, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
+use dormouse_protocol::{Executed, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
 use dormouse_runtime::{Env, Tasks};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, IndeterminateCause};
-use crate::exchange::{Read, exchange, whole};
-use crate::gets::Lanes;
-use crate::location::{Locations, Server};
-use crate::retry::{Failure, Next, Refusal, Repeat, Target, Tries};
-use crate::sets::Writers;
+use crate::exchange::{ReplyDecoder, exchange, whole};
+use crate::gets::GetScheduler;
+use crate::location::{CachedServer, Locations};
+use crate::retry::{AttemptCause, AttemptError, RetryPolicy, RetryState, RetryStep, RetryTarget};
+use crate::sets::SetScheduler;
 
-/// What all clones and handles of a client share.
-pub(crate) struct Inner {
+/// State shared by all clones and handles of a client.
+pub(crate) struct ClientShared {
     pub(crate) bus: Arc<dyn Bus>,
-    // Only if the connection was made by this client: it ends with it.
+    // Set only if this client made the connection: the connection ends with the client.
     pub(crate) bus_tasks: Option<Tasks>,
     pub(crate) prefix: Prefix,
     pub(crate) deadline: Duration,
@@ -31,50 +31,50 @@ pub(crate) struct Inner {
     pub(crate) tasks: Tasks,
     pub(crate) session: SessionId,
     pub(crate) counter: AtomicU64,
-    pub(crate) writers: Writers,
-    pub(crate) lanes: Lanes,
+    pub(crate) set_scheduler: SetScheduler,
+    pub(crate) get_scheduler: GetScheduler,
 }
 
-/// What a call sends.
-pub(crate) trait Content: Sync {
-    /// The bytes of the try that is about to be sent to `route`. The same as of the try before, unless that one is known
-    /// not to have been carried out.
-    fn next_try(&self, route: &Route) -> Bytes;
+/// The content of a call's request.
+pub(crate) trait RequestBody: Sync {
+    /// The bytes of the next attempt, sent to `route`. They equal the bytes of the previous attempt, unless
+    /// that attempt was certainly not executed.
+    fn next_attempt(&self, route: &Route) -> Bytes;
 
-    /// The try has failed and there may be another; `doubt` says why it is not known what became of this one or an
-    /// earlier one, if it is not.
-    fn failed(&self, doubt: Option<&IndeterminateCause>);
+    /// The attempt has failed, and another may follow. If the outcome of this attempt or an earlier one is
+    /// unknown, `cause` says why.
+    fn failed(&self, cause: Option<&IndeterminateCause>);
 }
 
-/// The same bytes each time.
-pub(crate) struct Fixed(pub(crate) Bytes);
+/// The same bytes in each attempt.
+pub(crate) struct StaticBody(pub(crate) Bytes);
 
-impl Content for Fixed {
-    fn next_try(&self, _: &Route) -> Bytes {
+impl RequestBody for StaticBody {
+    fn next_attempt(&self, _: &Route) -> Bytes {
         self.0.clone()
     }
 
     fn failed(&self, _: Option<&IndeterminateCause>) {}
 }
 
-impl Drop for Inner {
+impl Drop for ClientShared {
     fn drop(&mut self) {
-        self.tasks.stop().give();
+        self.tasks.stop().request();
     }
 }
 
-impl Inner {
+impl ClientShared {
     /// How many bytes of items a request may hold now. A reconnect may change it at any time.
     pub(crate) fn budget_bytes(&self) -> usize {
         self.bus.max_payload().saturating_sub(ENVELOPE_BYTES)
     }
 
-    /// Names the next changing request.
+    /// The id of the next changing request.
     pub(crate) fn next_request(&self) -> RequestId {
         RequestId { session: self.session, counter: self.counter.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Asks the server of `subject` for `op`, as often as it takes and is safe.
+    /// Sends `op` to the server of `subject`, and retries while that is safe and the deadline allows.
     pub(crate) async fn call<R: DeserializeOwned>(
         &self,
         subject: &Subject,
@@ -83,39 +83,39 @@ impl Inner {
         deadline: Duration,
     ) -> Result<R, Error> {
         // The requests of the protocol are maps of plain fields, which always encode.
-        let content = Fixed(encode(request).expect("a request encodes"));
+        let content = StaticBody(encode(request).expect("a request encodes"));
         self.call_with(subject, op, &content, deadline, whole).await
     }
 
-    /// As [`call`](Self::call), for a request that may change as long as it was certainly not carried out, or a reply
-    /// that is not read whole.
+    /// As [`call`](Self::call), for a request whose content may change as long as it was certainly not
+    /// executed, or for a reply that is not decoded completely.
     pub(crate) async fn call_with<R>(
         &self,
         subject: &Subject,
         op: Op,
-        content: &impl Content,
+        content: &impl RequestBody,
         deadline: Duration,
-        read: Read<R>,
+        read: ReplyDecoder<R>,
     ) -> Result<R, Error> {
         let started = self.env.boot();
         let elapsed = || self.env.boot().saturating_sub(started);
-        let mut tries = Tries::new(Repeat::of(op), deadline);
-        let mut target = Target::Known;
+        let mut attempts = RetryState::new(RetryPolicy::of(op), deadline);
+        let mut target = RetryTarget::Known;
         loop {
             let mut asked = None;
-            // Only before a request is sent does a closed client mean that nothing happens.
-            if self.tasks.stop().is_given() {
-                return Err(tries.given_up(Error::Closed));
+            // A closed client returns `Closed` only before a request is sent.
+            if self.tasks.stop().is_requested() {
+                return Err(attempts.final_error(Error::Closed));
             }
-            tries.try_deadline(elapsed())?;
+            attempts.attempt_deadline(elapsed())?;
             let failure = match self.server(subject, target, deadline.saturating_sub(elapsed())).await {
                 Err(failure) => failure,
                 Ok(server) => {
                     let route = self.prefix.server(&server.name, op, subject);
-                    let payload = content.next_try(&route);
+                    let payload = content.next_attempt(&route);
                     let message = Outgoing::new(route, payload);
-                    // The look-up may have taken all the time there was.
-                    let answer = exchange(&*self.bus, message, tries.try_deadline(elapsed())?, read);
+                    // The look-up may have used up the remaining time.
+                    let answer = exchange(&*self.bus, message, attempts.attempt_deadline(elapsed())?, read);
                     match unless_gone(&server, answer).await {
                         Ok(reply) => return Ok(reply),
                         Err(failure) => {
@@ -128,13 +128,13 @@ impl Inner {
                     }
                 }
             };
-            tracing::debug!(%subject, %op, ?failure, "a try failed");
-            match tries.next(failure, elapsed(), || self.env.random_u64()) {
-                Next::Fail(error) => return Err(error),
-                Next::Retry { pause, target: next } => {
-                    content.failed(tries.doubt());
+            tracing::debug!(%subject, %op, ?failure, "attempt failed");
+            match attempts.next(failure, elapsed(), || self.env.random_u64()) {
+                RetryStep::Fail(error) => return Err(error),
+                RetryStep::Retry { pause, target: next } => {
+                    content.failed(attempts.indeterminate_cause());
                     if !pause.is_zero() && pause_unless_gone(pause, asked).await {
-                        target = Target::Fresh;
+                        target = RetryTarget::Fresh;
                         continue;
                     }
                     target = next;
@@ -146,80 +146,81 @@ impl Inner {
     async fn server(
         &self,
         subject: &Subject,
-        target: Target,
+        target: RetryTarget,
         deadline: Duration,
-    ) -> Result<Arc<Server>, Failure> {
+    ) -> Result<Arc<CachedServer>, AttemptError> {
         match target {
-            Target::Hinted(name) => return Ok(self.locations.learn(subject, name)),
-            Target::Known => {
+            RetryTarget::Hinted(name) => return Ok(self.locations.learn(subject, name)),
+            RetryTarget::Known => {
                 if let Some(server) = self.locations.known(subject) {
                     return Ok(server);
                 }
             }
-            Target::Fresh => {}
+            RetryTarget::Fresh => {}
         }
-        self.locations.ask(subject, deadline).await.map_err(Failure::LookUp)
+        self.locations.ask(subject, deadline).await.map_err(AttemptError::LookUp)
     }
 
-    /// Asks the coordinator, as often as it takes and `asking` allows.
+    /// Sends a request to the coordinator, and retries as far as `kind` allows.
     pub(crate) async fn ask_coordinator<R: DeserializeOwned>(
         &self,
         route: Route,
         request: &impl Serialize,
-        asking: Asking,
+        kind: CoordinatorCall,
     ) -> Result<R, Error> {
-        // As in `call`.
+        // As in `call`: always encodes.
         let payload = encode(request).expect("a request encodes");
         let started = self.env.boot();
         let elapsed = || self.env.boot().saturating_sub(started);
-        let mut tries = Tries::new(asking.repeat(), self.deadline);
+        let mut attempts = RetryState::new(kind.retry_policy(), self.deadline);
         let mut unanswered = None;
         loop {
             let message = Outgoing::new(route.clone(), payload.clone());
-            let try_deadline =
-                tries.try_deadline(elapsed()).map_err(|error| asking.in_doubt(error, unanswered.clone()))?;
-            let refusal = match exchange(&*self.bus, message, try_deadline, whole).await {
+            let attempt_deadline = attempts
+                .attempt_deadline(elapsed())
+                .map_err(|error| kind.into_indeterminate(error, unanswered.clone()))?;
+            let cause = match exchange(&*self.bus, message, attempt_deadline, whole).await {
                 Ok(reply) => return Ok(reply),
-                Err(refusal) => refusal,
+                Err(cause) => cause,
             };
-            if let Refusal::Request(error) = &refusal
-                && error.happened() != Happened::No
+            if let AttemptCause::Request(error) = &cause
+                && error.executed() != Executed::No
             {
                 unanswered = Some(error.clone());
             }
-            let failure = match asking {
-                Asking::OrderOnce => Failure::Server(refusal),
-                Asking::Question | Asking::Order => Failure::LookUp(refusal),
+            let failure = match kind {
+                CoordinatorCall::NonIdempotentOrder => AttemptError::Server(cause),
+                CoordinatorCall::Query | CoordinatorCall::Order => AttemptError::LookUp(cause),
             };
-            match tries.next(failure, elapsed(), || self.env.random_u64()) {
-                Next::Fail(error) => return Err(asking.in_doubt(error, unanswered)),
-                Next::Retry { pause, .. } => tokio::time::sleep(pause).await,
+            match attempts.next(failure, elapsed(), || self.env.random_u64()) {
+                RetryStep::Fail(error) => return Err(kind.into_indeterminate(error, unanswered)),
+                RetryStep::Retry { pause, .. } => tokio::time::sleep(pause).await,
             }
         }
     }
 }
 
-/// What repeating a request to the coordinator means.
+/// How a request to the coordinator may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asking {
+pub(crate) enum CoordinatorCall {
     /// It changes nothing.
-    Question,
-    /// It changes something, and means the same however often it is said.
+    Query,
+    /// It changes something, and a repeat has no further effect.
     Order,
-    /// It changes something each time it is said.
-    OrderOnce,
+    /// It changes something each time it is executed.
+    NonIdempotentOrder,
 }
 
-impl Asking {
-    const fn repeat(self) -> Repeat {
+impl CoordinatorCall {
+    const fn retry_policy(self) -> RetryPolicy {
         match self {
-            Self::Question | Self::Order => Repeat::Freely,
-            Self::OrderOnce => Repeat::Never,
+            Self::Query | Self::Order => RetryPolicy::Idempotent,
+            Self::NonIdempotentOrder => RetryPolicy::Never,
         }
     }
 
-    /// An order that was given up after one of its tries got no answer may have been heard.
-    fn in_doubt(self, error: Error, unanswered: Option<RequestError>) -> Error {
+    /// If an attempt of an order got no reply, the order may have been executed.
+    fn into_indeterminate(self, error: Error, unanswered: Option<RequestError>) -> Error {
         match (self, error, unanswered) {
             (Self::Order, Error::Deadline { .. }, Some(unanswered)) => {
                 Error::Indeterminate { cause: IndeterminateCause::Unanswered(unanswered) }
@@ -229,12 +230,12 @@ impl Asking {
     }
 }
 
-/// Pauses before another try, but only until the server that failed the last one is announced as gone: then there is
-/// somebody else to ask. Whether that was so.
-async fn pause_unless_gone(pause: Duration, asked: Option<Arc<Server>>) -> bool {
+/// Pauses before the next attempt, but only until the server of the last attempt is announced as gone: the
+/// subject then moves to another server. Returns whether that happened.
+async fn pause_unless_gone(pause: Duration, asked: Option<Arc<CachedServer>>) -> bool {
     let gone = async {
         match &asked {
-            Some(server) => server.gone.given().await,
+            Some(server) => server.gone.requested().await,
             None => std::future::pending().await,
         }
     };
@@ -245,15 +246,15 @@ async fn pause_unless_gone(pause: Duration, asked: Option<Arc<Server>>) -> bool 
     }
 }
 
-/// Waits for the answer of `server`, but no longer than until it is announced as gone.
+/// Waits for the reply of `server`, at most until it is announced as gone.
 async fn unless_gone<R>(
-    server: &Server,
-    answer: impl Future<Output = Result<R, Refusal>>,
-) -> Result<R, Failure> {
+    server: &CachedServer,
+    answer: impl Future<Output = Result<R, AttemptCause>>,
+) -> Result<R, AttemptError> {
     tokio::select! {
-        // An answer that came with the announcement is still an answer.
+        // If a reply and the announcement arrive together, the reply counts.
         biased;
-        answer = answer => answer.map_err(Failure::Server),
-        () = server.gone.given() => Err(Failure::Gone(server.name.clone())),
+        answer = answer => answer.map_err(AttemptError::Server),
+        () = server.gone.requested() => Err(AttemptError::Gone(server.name.clone())),
     }
 }

@@ -1,4 +1,4 @@
-//! What has changed since a position.
+//! The changes after a position.
 
 use dormouse_protocol::data::{ChangesReply, ChangesRequest};
 use dormouse_protocol::{Change, Op, Position};
@@ -6,24 +6,25 @@ use dormouse_protocol::{Change, Op, Position};
 use crate::error::Error;
 use crate::subject::Handle;
 
-/// What has changed since a position, as far as it can be told.
+/// The changes after a position, if the server still has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Changes {
-    /// The way from the position asked about to `position`.
+    /// The changes from the requested position to `position`.
     Since {
-        /// What to apply, in order: a set takes the place of whatever is at its seq and under its key. Compacted: of what
-        /// was changed several times only the last state is told.
+        /// The changes, to be applied in order: a set replaces the message at its seq and the message under
+        /// its key. The changes are compacted: if something changed several times, only its last state is
+        /// included.
         changes: Vec<Change>,
-        /// Where the subject is after them.
+        /// The position of the subject after these changes.
         position: Position,
-        /// There are more changes: ask again with `position`.
+        /// There are more changes: call again with `position`.
         more: bool,
     },
-    /// There is no way from there to here: the position never was on this subject's path, or lies too far back. Read
-    /// everything, and go on from the position of the first page.
+    /// The server cannot list the changes: the position was never on this subject's history, or is too old.
+    /// Read everything, and continue from the position of the first page.
     Resync {
-        /// Where the subject is now.
+        /// The current position of the subject.
         position: Position,
     },
 }
@@ -43,7 +44,8 @@ impl Handle {
         Ok(Changes::Since { changes, position, more: reply.more })
     }
 
-    /// Fetches a value that was left out. Where the message has gone since, it stays away, and a later change tells.
+    /// Fetches a value that was omitted. If the message was removed since, the value stays omitted, and a
+    /// later change reports the removal.
     async fn with_value(&self, change: Change) -> Result<Change, Error> {
         let Change::Set(mut set) = change else { return Ok(change) };
         if set.message.value_omitted

@@ -1,4 +1,4 @@
-//! The client: one connection, one session, one cache of locations.
+//! The client: one connection, one session, one location cache.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use dormouse_protocol::{Prefix, ServerName, Subject};
 use dormouse_runtime::Tasks;
 
 use crate::builder::{ClientBuilder, ConnectError};
-use crate::call::{Asking, Inner};
+use crate::call::{ClientShared, CoordinatorCall};
 use crate::error::Error;
 use crate::kv::Kv;
 use crate::stream::Stream;
@@ -19,56 +19,56 @@ use crate::subject::Handle;
 /// How long [`Client::close`] waits for the client's own tasks.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The connection of an application to a Dormouse fleet. Cloning is cheap and shares the connection, the session and
-/// the cache of locations.
+/// The connection of an application to a Dormouse fleet. A clone is cheap and shares the connection, the
+/// session and the location cache.
 ///
-/// Dropping the last clone, handle and watch ends the client's tasks and, if the client made the connection, the
-/// connection.
+/// When the last clone, handle and feed is dropped, the client's tasks end. The connection ends too if the
+/// client made it.
 #[derive(Clone)]
 pub struct Client {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<ClientShared>,
 }
 
 impl Client {
-    /// Connects to the fleet on a NATS system, with the defaults for everything else: `nats://host:4222`, or several
-    /// of them separated by commas.
+    /// Connects to the fleet over a NATS system, with defaults for all other settings. `url` is
+    /// `nats://host:4222`, or several such URLs separated by commas.
     ///
-    /// Cancelling the call leaves no connection.
+    /// If the call is cancelled, no connection remains.
     ///
     /// # Errors
-    /// [`ConnectError`] when the address makes no sense or no connection comes about.
+    /// [`ConnectError`] if a URL is invalid or the connection fails.
     pub async fn connect(url: &str) -> Result<Self, ConnectError> {
         let urls = url.split(',').map(|url| url.trim().parse()).collect::<Result<_, _>>()?;
         Self::builder().connect(NatsOptions::new(urls)).await
     }
 
-    /// Sets up a client in other ways than [`connect`](Self::connect).
+    /// Returns a builder, for settings other than those of [`connect`](Self::connect).
     pub fn builder() -> ClientBuilder {
         ClientBuilder::default()
     }
 
-    /// Uses a connection that is there already, with the defaults for everything else.
+    /// Uses an existing connection, with defaults for all other settings.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// [`Error::Closed`] when the bus is closed.
+    /// [`Error::Closed`] if the bus is closed.
     pub async fn over(bus: Arc<dyn Bus>) -> Result<Self, Error> {
         Self::builder().over(bus).await
     }
 
-    /// The stream at `subject`. Nothing is sent: a stream exists from its first message on.
+    /// A handle on the stream at `subject`. Sends nothing: a stream exists from its first message on.
     ///
     /// # Errors
-    /// [`Error::InvalidSubject`] when the text is not a subject.
+    /// [`Error::InvalidSubject`] if the text is not a subject.
     pub fn stream(&self, subject: &str) -> Result<Stream, Error> {
         Ok(Stream { handle: self.handle(subject)? })
     }
 
-    /// The key-value store at `subject`. Nothing is sent: a store exists from its first entry on.
+    /// A handle on the key-value store at `subject`. Sends nothing: a store exists from its first entry on.
     ///
     /// # Errors
-    /// [`Error::InvalidSubject`] when the text is not a subject.
+    /// [`Error::InvalidSubject`] if the text is not a subject.
     pub fn kv(&self, subject: &str) -> Result<Kv, Error> {
         Ok(Kv { handle: self.handle(subject)? })
     }
@@ -82,37 +82,38 @@ impl Client {
         })
     }
 
-    /// Which server serves `subject`, asked of the coordinator afresh. If nobody does yet, the coordinator decides now.
+    /// Asks the coordinator which server serves `subject`, without the cache. If the subject has no server
+    /// yet, the coordinator assigns one.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// [`Error::Deadline`] when the coordinator does not answer or knows no live server;
+    /// [`Error::Deadline`] if the coordinator does not reply or knows no live server;
     /// [`Error::PermissionDenied`].
     pub async fn locate(&self, subject: &Subject) -> Result<ServerName, Error> {
         let route = self.inner.prefix.locate(subject);
         let reply: LocateReply =
-            self.inner.ask_coordinator(route, &LocateRequest::default(), Asking::Question).await?;
+            self.inner.ask_coordinator(route, &LocateRequest::default(), CoordinatorCall::Query).await?;
         Ok(reply.server)
     }
 
-    /// The connection underneath.
+    /// The underlying connection.
     #[must_use]
     pub fn bus(&self) -> &Arc<dyn Bus> {
         &self.inner.bus
     }
 
-    /// The first tokens of the fleet's routes.
+    /// The prefix of the fleet's routes: their first tokens.
     #[must_use]
     pub fn prefix(&self) -> &Prefix {
         &self.inner.prefix
     }
 
-    /// Ends the client for all its clones: feeds and pages end, sets that still wait fail with
-    /// [`Error::Closed`](crate::Error::Closed), and the connection is closed if the client made it.
-    /// Calls in flight fail or go on until their deadline.
+    /// Closes the client for all its clones: feeds and pages end, queued sets fail with
+    /// [`Error::Closed`](crate::Error::Closed), and the connection is closed if the client made it. Calls in
+    /// flight fail or continue until their deadline.
     ///
-    /// Cancelling the call leaves the client half closed; it can be called again.
+    /// If the call is cancelled, the client is partly closed; `close` can be called again.
     pub async fn close(&self) {
         finish(&self.inner.tasks).await;
         if let Some(bus_tasks) = &self.inner.bus_tasks {
@@ -124,7 +125,7 @@ impl Client {
 
 async fn finish(tasks: &Tasks) {
     if let Err(unfinished) = tasks.finish(CLOSE_DEADLINE).await {
-        tracing::warn!(%unfinished, "some tasks of the client did not end");
+        tracing::warn!(%unfinished, "client tasks not finished");
     }
 }
 

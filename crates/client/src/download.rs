@@ -1,4 +1,5 @@
-//! Values of any size on their way down: pulled piece by piece, some ahead of the reader, and held against their digest.
+//! Downloads of values of any size: pulled in chunks, some ahead of the reader, and verified against the
+//! digest.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,38 +20,38 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::error::{Error, MalformedCause};
 use crate::subject::{Handle, REPLACEMENTS_FOLLOWED};
 
-/// The largest value that a call brings into memory in one piece, in bytes: 64 MiB. A larger one is `too_large` there and
-/// is to be read through a [`ValueReader`].
+/// The largest value that a call returns in memory, in bytes: 64 MiB. A call for a larger value fails with
+/// `too_large`; read such a value with a [`ValueReader`].
 pub const MAX_VALUE_IN_MEMORY_BYTES: u64 = 64 * 1_024 * 1_024;
 
-/// Pieces that are asked for ahead of the reader.
-const PIECES_AHEAD: usize = 8;
+/// Chunks that are requested ahead of the reader.
+const CHUNKS_AHEAD: usize = 8;
 
-/// A value that is read piece by piece, in memory that is bounded however large it is. Made by
+/// A reader of a value of any size, in chunks and in bounded memory. Made by
 /// [`Kv::get_reader`](crate::Kv::get_reader) and [`Stream::get_reader`](crate::Stream::get_reader).
 ///
-/// It ends well only if all of it was read and its digest is that of the value that was written: otherwise reading ends in
-/// an error. When the message is replaced or removed meanwhile, reading fails with [`Error::WrongLast`] inside the
-/// `io::Error`. The handle's deadline holds for each piece.
+/// It ends without an error only if the whole value was read and its digest matches the written value. If the
+/// message is replaced or removed meanwhile, reading fails with [`Error::WrongLast`] inside the `io::Error`.
+/// The handle's deadline applies to each chunk.
 ///
 /// Dropping it ends the transfer.
 pub struct ValueReader {
     message: Message,
-    value: Whole,
-    /// Bytes that were asked for, from the first on.
-    asked: u64,
-    /// Bytes that came, from the first on.
-    came: u64,
+    value: ValueInfo,
+    /// Bytes that were requested, from the first on.
+    requested: u64,
+    /// Bytes that were received, from the first on.
+    received: u64,
     digest: Digest,
     current: Bytes,
-    pieces: FuturesOrdered<BoxFuture<'static, Result<Bytes, Error>>>,
+    chunks: FuturesOrdered<BoxFuture<'static, Result<Bytes, Error>>>,
     handle: Handle,
     failed: Option<Error>,
 }
 
-/// What is known of a value.
+/// The properties of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Whole {
+struct ValueInfo {
     size: u64,
     digest: Option<ValueDigest>,
 }
@@ -68,11 +69,12 @@ impl ValueReader {
         self.value.size
     }
 
-    /// The next bytes; `None` once all have come and are the right ones. Cancelling the call loses nothing.
+    /// The next bytes; `None` after the whole value was received and its digest matches. Cancelling the call
+    /// loses no bytes.
     ///
     /// # Errors
-    /// As every call; [`Error::WrongLast`] when the message was replaced meanwhile; [`Error::Service`] with `corrupt` when
-    /// the value is missing or damaged.
+    /// The errors of every call; [`Error::WrongLast`] if the message was replaced meanwhile;
+    /// [`Error::Service`] with `corrupt` if the value is missing or damaged.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
@@ -84,40 +86,41 @@ impl ValueReader {
         if !self.current.is_empty() {
             return Poll::Ready(Ok(Some(std::mem::take(&mut self.current))));
         }
-        if self.came == self.value.size {
+        if self.received == self.value.size {
             return Poll::Ready(self.check().map(|()| None));
         }
-        while self.pieces.len() < PIECES_AHEAD && self.asked < self.value.size {
+        while self.chunks.len() < CHUNKS_AHEAD && self.requested < self.value.size {
             self.ask();
         }
-        // There is one: what came is less than the size, and all that was asked for and did not come is on its way.
-        let piece = ready!(self.pieces.poll_next_unpin(context)).unwrap_or(Ok(Bytes::new()));
-        let piece = match piece {
-            Ok(piece) => piece,
+        // There is a chunk: fewer bytes than the size were received, and all requested ones are received or
+        // in flight.
+        let chunk = ready!(self.chunks.poll_next_unpin(context)).unwrap_or(Ok(Bytes::new()));
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
             Err(error) => {
                 self.failed = Some(error.clone());
                 return Poll::Ready(Err(error));
             }
         };
-        self.came += piece.len() as u64;
-        self.digest.update(&piece);
-        Poll::Ready(Ok(Some(piece)))
+        self.received += chunk.len() as u64;
+        self.digest.update(&chunk);
+        Poll::Ready(Ok(Some(chunk)))
     }
 
     fn ask(&mut self) {
-        let left = self.value.size - self.asked;
-        let length = left.min(self.handle.piece_bytes() as u64);
-        let request = self.handle.piece(&self.message, self.asked, length);
+        let left = self.value.size - self.requested;
+        let length = left.min(self.handle.chunk_bytes() as u64);
+        let request = self.handle.chunk_request(&self.message, self.requested, length);
         let (handle, value) = (self.handle.clone(), self.value);
-        self.pieces.push_back(Box::pin(async move { handle.bring(request, value).await }));
-        self.asked += length;
+        self.chunks.push_back(Box::pin(async move { handle.read_range(request, value).await }));
+        self.requested += length;
     }
 
     fn check(&mut self) -> Result<(), Error> {
-        let came = ValueDigest::new(self.digest.finalize());
+        let received = ValueDigest::new(self.digest.finalize());
         match self.value.digest {
-            Some(digest) if digest != came => {
-                let what = format!("its digest is {came}, where the message says {digest}");
+            Some(digest) if digest != received => {
+                let what = format!("digest is {received}, expected {digest}");
                 let object = format!("value of {}", self.message.seq);
                 let error = Error::from_reply(ErrorReply::corrupt(object, what));
                 self.failed = Some(error.clone());
@@ -150,12 +153,12 @@ impl fmt::Debug for ValueReader {
         f.debug_struct("ValueReader")
             .field("seq", &self.message.seq)
             .field("size", &self.value.size)
-            .field("came", &self.came)
+            .field("received", &self.received)
             .finish_non_exhaustive()
     }
 }
 
-/// The error as readers have it; ours is inside.
+/// Converts the error into an `io::Error` that contains it.
 fn as_io(error: Error) -> io::Error {
     let kind = match &error {
         Error::Service(reply) if reply.code == ErrorCode::Corrupt => io::ErrorKind::InvalidData,
@@ -167,7 +170,7 @@ fn as_io(error: Error) -> io::Error {
 }
 
 impl Handle {
-    /// Opens the value of the message that `request` asks for, one message by its seq or key.
+    /// Opens the value of the message that `request` names, one message by its seq or key.
     pub(crate) async fn read(&self, request: GetRequest) -> Result<Option<ValueReader>, Error> {
         let mut replaced = 0;
         loop {
@@ -179,12 +182,12 @@ impl Handle {
         }
     }
 
-    /// The message with its value, which an answer did not hold.
+    /// The message with its value, which the reply omitted.
     pub(crate) async fn whole(&self, message: Message) -> Result<Message, Error> {
         if message.size > MAX_VALUE_IN_MEMORY_BYTES {
             let text = format!(
-                "the value has {} bytes, and at most {MAX_VALUE_IN_MEMORY_BYTES} are brought into memory at once: read \
-                 it through a reader",
+                "value has {} bytes, and at most {MAX_VALUE_IN_MEMORY_BYTES} are returned in memory: read it with a \
+                 reader",
                 message.size
             );
             return Err(Error::TooLarge { limit: "max_value_in_memory_bytes".to_owned(), text });
@@ -199,49 +202,50 @@ impl Handle {
 
     async fn open(&self, mut message: Message) -> Result<ValueReader, Error> {
         let (value, first) = if message.value_omitted {
-            let length = message.size.min(self.piece_bytes() as u64);
-            let reply: GetChunkReply = self.call(Op::GetChunk, &self.piece(&message, 0, length)).await?;
+            let length = message.size.min(self.chunk_bytes() as u64);
+            let reply: GetChunkReply =
+                self.call(Op::GetChunk, &self.chunk_request(&message, 0, length)).await?;
             if reply.size != message.size {
-                // A successor of its server has given seq and rev to another message.
+                // After a failover, the new owner has given the seq and rev to another message.
                 return Err(Error::WrongLast { actual: None });
             }
             if reply.size > 0 && reply.bytes.is_empty() {
-                return Err(stuck());
+                return Err(no_progress());
             }
-            (Whole { size: reply.size, digest: Some(reply.digest) }, reply.bytes)
+            (ValueInfo { size: reply.size, digest: Some(reply.digest) }, reply.bytes)
         } else {
             let value = message.value.take().unwrap_or_default();
-            (Whole { size: value.len() as u64, digest: None }, value)
+            (ValueInfo { size: value.len() as u64, digest: None }, value)
         };
-        let came = first.len() as u64;
+        let received = first.len() as u64;
         let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
         digest.update(&first);
         Ok(ValueReader {
             message,
             value,
-            asked: came,
-            came,
+            requested: received,
+            received,
             digest,
             current: first,
-            pieces: FuturesOrdered::new(),
+            chunks: FuturesOrdered::new(),
             handle: self.clone(),
             failed: None,
         })
     }
 
-    fn piece(&self, message: &Message, offset: u64, length: u64) -> GetChunkRequest {
+    fn chunk_request(&self, message: &Message, offset: u64, length: u64) -> GetChunkRequest {
         GetChunkRequest { v: ProtocolVersion::CURRENT, seq: message.seq, rev: message.rev, offset, length }
     }
 
-    /// All bytes that `request` asks for, in as many answers as it takes.
-    async fn bring(&self, mut request: GetChunkRequest, value: Whole) -> Result<Bytes, Error> {
+    /// All bytes of the range in `request`, in as many replies as needed.
+    async fn read_range(&self, mut request: GetChunkRequest, value: ValueInfo) -> Result<Bytes, Error> {
         let mut parts: VecDeque<Bytes> = VecDeque::new();
         while request.length > 0 {
             let reply: GetChunkReply = self.call(Op::GetChunk, &request).await?;
             let count = reply.bytes.len() as u64;
-            let same = Whole { size: reply.size, digest: Some(reply.digest) } == value;
+            let same = ValueInfo { size: reply.size, digest: Some(reply.digest) } == value;
             if count == 0 || count > request.length || !same {
-                return Err(stuck());
+                return Err(no_progress());
             }
             request.offset += count;
             request.length -= count;
@@ -254,6 +258,6 @@ impl Handle {
     }
 }
 
-fn stuck() -> Error {
+fn no_progress() -> Error {
     Error::Malformed { cause: MalformedCause::StuckCursor }
 }

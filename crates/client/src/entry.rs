@@ -1,10 +1,11 @@
-//! What stands under a key.
+//! The entry of a key.
 
 use bytes::Bytes;
 use dormouse_protocol::{Headers, Message, MessageId, Rev, Subject, Timestamp};
 
-/// What stands under a key, with the field names of async-nats' `kv::Entry` and some more. A store keeps no history, so
-/// every entry is the newest of its key: there is no `delta`, and no `operation`, since what was deleted is not there.
+/// The entry of a key, with the field names of async-nats' `kv::Entry` and some more. A store has no history,
+/// so every entry is the newest of its key: there is no `delta`. There is no `operation` either, since a
+/// deleted entry does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
@@ -12,19 +13,19 @@ pub struct Entry {
     pub bucket: Subject,
     /// The key.
     pub key: String,
-    /// The value; `None` is the null value, which is not the empty one.
+    /// The value; `None` is the null value, which differs from the empty value.
     pub value: Option<Bytes>,
-    /// Names this entry for ever: what [`Kv::update`](crate::Kv::update) and
-    /// [`Kv::delete_expect_revision`](crate::Kv::delete_expect_revision) compare. Two numbers, since a number alone could
-    /// be given out twice when a server fails at a level below `bucket`.
+    /// The permanent id of this entry, compared by [`Kv::update`](crate::Kv::update) and
+    /// [`Kv::delete_expect_revision`](crate::Kv::delete_expect_revision). It has two numbers: if a server
+    /// fails at a level below `bucket`, a seq alone could be assigned twice.
     pub revision: MessageId,
-    /// When it was written: the caller's timestamp, or the server's where the caller gave none.
+    /// When it was written: the caller's timestamp, or the server's time if the caller set none.
     pub created: Timestamp,
     /// The headers.
     pub headers: Headers,
     /// The revision of the whole store that wrote it.
     pub rev: Rev,
-    /// When it expires, if it does.
+    /// When it expires; `None` if it does not.
     pub expires_at: Option<Timestamp>,
     size: u64,
 }

@@ -1,4 +1,4 @@
-//! Why a call failed, and the two questions every caller has then.
+//! Errors of calls: the cause, whether the call was executed, and whether a retry may succeed.
 
 use std::io;
 use std::sync::Arc;
@@ -7,164 +7,167 @@ use std::time::Duration;
 use dormouse_bus::{RequestError, SubscribeError};
 use dormouse_protocol::codec::DecodeError;
 use dormouse_protocol::subject::InvalidSubject;
-use dormouse_protocol::{ErrorCode, ErrorReply, Happened, MessageId, Retry, ServerName};
+use dormouse_protocol::{ErrorCode, ErrorReply, Executed, MessageId, RetryAdvice, ServerName};
 
 /// Why a call failed.
 ///
-/// Two questions are answered for every error: [`happened`](Self::happened) tells whether the call could have taken
-/// effect all the same, and [`retry`](Self::retry) whether the same call may succeed later. Everything that could be
-/// retried safely within the call's deadline has been.
+/// [`executed`](Self::executed) tells whether the call could have been executed all the same, and
+/// [`retry`](Self::retry) whether the same call may succeed later. The client has already retried everything
+/// that it could retry safely within the call's deadline.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The text is not a subject.
     #[error(transparent)]
     InvalidSubject(#[from] InvalidSubject),
-    /// The caller may not do this: refused by the messaging system or by a server. Reported at once, never retried.
-    #[error("not permitted: {what}")]
+    /// The caller lacks the permission: the messaging system or a server rejected the call. Reported at once,
+    /// never retried.
+    #[error("permission denied: {what}")]
     PermissionDenied {
-        /// What was refused.
+        /// The action that was rejected.
         what: String,
     },
-    /// The deadline passed without success, and nothing has happened.
-    #[error("no success within {} ms", deadline.as_millis())]
+    /// The deadline passed without success. The call was not executed.
+    #[error("deadline of {} ms exceeded", deadline.as_millis())]
     Deadline {
         /// The deadline of the call.
         deadline: Duration,
-        /// Why the last try failed.
+        /// Why the last attempt failed.
         #[source]
         last: Option<Box<Error>>,
     },
-    /// Whether the change took effect is not known: it was sent again until the deadline, where that does no harm, and no
-    /// answer said. Read what is there and decide.
-    #[error("whether the change took effect is not known")]
+    /// It is unknown whether the change took effect. The client sent it again until the deadline, if that is
+    /// safe, and got no conclusive reply. Read the current state and decide.
+    #[error("outcome of the change unknown")]
     Indeterminate {
-        /// Why it is not known.
+        /// Why the outcome is unknown.
         #[source]
         cause: IndeterminateCause,
     },
     /// The expectation did not hold; nothing was changed.
-    #[error("not what was expected: {}", Actual(*actual))]
+    #[error("expectation failed: {}", Actual(*actual))]
     WrongLast {
-        /// The message that is there, if any.
+        /// The current message, if any.
         actual: Option<MessageId>,
     },
     /// The key was expected to be absent; nothing was changed.
-    #[error("the key exists: {}", Actual(*actual))]
+    #[error("key exists: {}", Actual(*actual))]
     KeyExists {
-        /// The message that holds the key.
+        /// The current message of the key.
         actual: Option<MessageId>,
     },
     /// A message or request is larger than allowed; nothing was changed.
     #[error("too large: {text}")]
     TooLarge {
-        /// The limit that was met.
+        /// The name of the limit that was exceeded.
         limit: String,
-        /// The same for people.
+        /// A description for people.
         text: String,
     },
-    /// More sets are on their way already than the client holds, see
-    /// [`queue_bytes`](crate::ClientBuilder::queue_bytes); this one was not sent. Await acknowledgements before you send
-    /// more.
-    #[error("too many sets are on their way: they may have {limit_bytes} bytes together")]
+    /// The set would exceed the limit on queued and sent sets, see
+    /// [`queue_bytes`](crate::ClientBuilder::queue_bytes). It was not sent. Await acknowledgements before you
+    /// send more.
+    #[error("set queue full: at most {limit_bytes} bytes")]
     QueueFull {
-        /// How many bytes may be on their way.
+        /// The limit on bytes of sets that are queued or in flight.
         limit_bytes: usize,
     },
     /// The source of a value cannot be read; nothing was written.
-    #[error("the source of the value cannot be read")]
+    #[error("value source unreadable")]
     Source {
-        /// Why.
+        /// The error of the source.
         #[source]
         cause: Arc<io::Error>,
     },
-    /// The value has to be brought again from its first byte, to another server or because the server has lost it, and
-    /// its source can be read once only; nothing was written. See [`ValueSource::seekable`](crate::ValueSource::seekable).
-    #[error("the upload has to begin again, and its source cannot; nothing was written")]
+    /// The value must be uploaded again from its first byte, to another server or because the server has lost
+    /// it, and its source can be read only once. Nothing was written. See
+    /// [`ValueSource::seekable`](crate::ValueSource::seekable).
+    #[error("upload lost and source not seekable; nothing was written")]
     UploadLost,
     /// An earlier part of the same batch failed, so this part was not sent.
-    #[error("not sent, because an earlier part of the batch failed")]
+    #[error("not sent: an earlier part of the batch failed")]
     NotSent,
-    /// The server or the coordinator answered with an error that has no variant of its own here.
+    /// The server or the coordinator replied with an error that has no variant of its own here.
     #[error(transparent)]
     Service(Box<ErrorReply>),
-    /// The coordinator failed in a way that does not say what became of its question, or with a code that this version
-    /// does not know. Asking it changes no data, and the call went to no server: nothing has happened.
-    #[error("the coordinator failed")]
+    /// The coordinator failed in a way that leaves the outcome of the look-up open, or with a code that this
+    /// version does not know. A look-up changes no data, and the call was sent to no server: nothing was
+    /// executed.
+    #[error("coordinator failed")]
     Coordinator(#[source] Box<ErrorReply>),
-    /// The answer to a read is not what the protocol says.
-    #[error("the answer cannot be understood")]
+    /// The reply to a read violates the protocol.
+    #[error("malformed reply")]
     Malformed {
-        /// What is wrong with it.
+        /// What is wrong with the reply.
         #[source]
         cause: MalformedCause,
     },
-    /// Nobody answers on the route. Seen as the last try of a [`Deadline`](Self::Deadline), and from calls that are
-    /// not about a subject.
+    /// No service listens on the route. Seen as the last attempt of a [`Deadline`](Self::Deadline), and from
+    /// calls that are not about a subject.
     #[error(transparent)]
     Unreachable(RequestError),
     /// The client was closed.
-    #[error("the client is closed")]
+    #[error("client closed")]
     Closed,
 }
 
-/// Why it is not known whether a change took effect.
+/// Why it is unknown whether a change took effect.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndeterminateCause {
-    /// The request was sent, and no answer came before the deadline.
+    /// The request was sent, and no reply came before the deadline.
     #[error(transparent)]
     Unanswered(RequestError),
-    /// The server that had the request is gone.
-    #[error("the server {0} is gone")]
+    /// The server of the request is gone.
+    #[error("server {0} is gone")]
     ServerGone(ServerName),
-    /// The server said that it does not know.
+    /// The server replied that the outcome is unknown.
     #[error(transparent)]
     Reported(Box<ErrorReply>),
-    /// An answer came that cannot be understood.
+    /// The reply is malformed.
     #[error(transparent)]
     Malformed(MalformedCause),
 }
 
-/// What is wrong with an answer.
+/// What is wrong with a reply.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum MalformedCause {
-    /// It is not the message it should be.
+    /// It cannot be decoded as the expected message.
     #[error(transparent)]
     Decode(Arc<DecodeError>),
-    /// It has other than one result for each item that was asked about.
+    /// The number of results differs from the number of requested items.
     #[error("{got} results for {asked} items")]
     WrongCount {
-        /// How many items were asked about.
+        /// How many items were requested.
         asked: usize,
-        /// How many results came.
+        /// How many results the reply has.
         got: usize,
     },
-    /// The next page it announces does not lie ahead.
-    #[error("the cursor of a page does not move forward")]
+    /// The cursor for the next page does not advance.
+    #[error("page cursor does not advance")]
     StuckCursor,
-    /// It holds a message that was not asked for, or not in this place.
-    #[error("a message came that was not asked for in its place")]
-    NotAsked,
+    /// It contains a message that was not requested, or not at this position.
+    #[error("unexpected message in reply")]
+    UnexpectedMessage,
 }
 
-/// Says what is there in place of what was expected.
+/// Formats the current message of a failed expectation.
 struct Actual(Option<MessageId>);
 
 impl std::fmt::Display for Actual {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Some(id) => write!(f, "{id} is there"),
-            None => f.write_str("nothing is there"),
+            Some(id) => write!(f, "found {id}"),
+            None => f.write_str("found no message"),
         }
     }
 }
 
 impl Error {
-    /// May the same call succeed later?
+    /// Whether the same call may succeed later.
     #[must_use]
-    pub fn retry(&self) -> Retry {
+    pub fn retry(&self) -> RetryAdvice {
         match self {
             Self::InvalidSubject(_)
             | Self::PermissionDenied { .. }
@@ -174,22 +177,22 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Source { .. }
             | Self::Malformed { .. }
-            | Self::Closed => Retry::Never,
+            | Self::Closed => RetryAdvice::Never,
             Self::Deadline { .. }
             | Self::QueueFull { .. }
             | Self::NotSent
             | Self::UploadLost
-            | Self::Unreachable(_) => Retry::AfterBackoff,
+            | Self::Unreachable(_) => RetryAdvice::AfterBackoff,
             Self::Service(reply) | Self::Coordinator(reply) => reply.retry(),
         }
     }
 
-    /// Could the call have taken effect all the same?
+    /// Whether the call could have been executed all the same.
     #[must_use]
-    pub fn happened(&self) -> Happened {
+    pub fn executed(&self) -> Executed {
         match self {
-            Self::Indeterminate { .. } => Happened::Unknown,
-            Self::Service(reply) => reply.happened(),
+            Self::Indeterminate { .. } => Executed::Unknown,
+            Self::Service(reply) => reply.executed(),
             Self::InvalidSubject(_)
             | Self::PermissionDenied { .. }
             | Self::Deadline { .. }
@@ -203,12 +206,12 @@ impl Error {
             | Self::Coordinator(_)
             | Self::Malformed { .. }
             | Self::Unreachable(_)
-            | Self::Closed => Happened::No,
+            | Self::Closed => Executed::No,
         }
     }
 
-    /// Whether a request was refused as a whole, before anything was done, for what may be the fault of one of its items:
-    /// then the others go without it.
+    /// Whether the server rejected a request as a whole, before any execution, and one of its items may be
+    /// the cause. The client then sends the other items without it.
     pub(crate) fn may_be_of_one_item(&self) -> bool {
         match self {
             Self::TooLarge { .. } => true,
@@ -217,7 +220,7 @@ impl Error {
         }
     }
 
-    /// The same, told to a caller who waits as long as `deadline`.
+    /// The same error for a caller with this `deadline`.
     pub(crate) fn to_caller(&self, deadline: Duration) -> Self {
         match self {
             Self::Deadline { last, .. } => Self::Deadline { deadline, last: last.clone() },
@@ -265,17 +268,19 @@ impl Error {
 mod tests {
     use super::*;
 
+    /// A client error made from a reply has the execution state and the retry advice of the reply's code.
     #[test]
-    fn only_what_may_have_happened_says_so() {
+    fn error_keeps_execution_state_and_retry_advice_of_code() {
         for code in ErrorCode::KNOWN {
             let error = Error::from_reply(ErrorReply::new(code.clone(), "why"));
-            assert_eq!(error.happened(), code.happened(), "{code}");
+            assert_eq!(error.executed(), code.executed(), "{code}");
             assert_eq!(error.retry(), code.retry(), "{code}");
         }
     }
 
+    /// The client error type takes at most 128 bytes.
     #[test]
-    fn errors_are_small_enough_to_return() {
+    fn error_type_is_at_most_128_bytes() {
         assert!(size_of::<Error>() <= 128, "{}", size_of::<Error>());
     }
 }

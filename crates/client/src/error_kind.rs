@@ -1,47 +1,48 @@
-//! What an error comes to, for a `match`.
+//! The kinds of errors, for a `match`.
 
 use dormouse_protocol::ErrorCode;
 
 use crate::error::Error;
 
-/// What an [`Error`] comes to, in the words of async-nats' key-value store where it has them.
+/// The kind of an [`Error`], with the names of async-nats' key-value store if it has one.
 ///
-/// Kinds are for a `match`; [`Error::retry`] and [`Error::happened`] answer the two questions that most callers have.
+/// Kinds are for a `match`. [`Error::retry`] and [`Error::executed`] tell whether a retry may succeed and
+/// whether the call could have been executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The key was to be created and exists; nothing was changed.
     AlreadyExists,
-    /// Another message is there than was expected; nothing was changed.
+    /// The current message is not the expected one; nothing was changed.
     WrongLastRevision,
-    /// The deadline has passed, and nothing has happened.
+    /// The deadline passed. The call was not executed.
     TimedOut,
-    /// Whether it has happened is not known. In JetStream this is a timeout as well.
+    /// It is unknown whether the call was executed. JetStream reports this as a timeout, too.
     Indeterminate,
-    /// Not permitted.
+    /// Permission denied.
     PermissionDenied,
-    /// A name that is none, or a request that contradicts itself.
+    /// An invalid name, or a request that contradicts itself.
     InvalidRequest,
     /// A message or a request is larger than allowed.
     TooLarge,
     /// The limits of the subject leave no room.
     LimitExceeded,
-    /// This client, or the server, has more to do than it takes on.
+    /// The client or the server has reached the limit of its queue.
     Overloaded,
-    /// The server does not offer it.
+    /// The server does not support the operation.
     Unsupported,
-    /// Something in the bucket is damaged, and nothing was guessed.
+    /// An object in the bucket is damaged; no data was guessed.
     Corrupt,
     /// The client was closed.
     Closed,
     /// An earlier part of the same call failed, so this part was not sent.
     NotSent,
-    /// Anything else; the error itself tells.
+    /// Any other error; see the error itself.
     Other,
 }
 
 impl Error {
-    /// What it comes to.
+    /// The kind of this error.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
@@ -78,8 +79,9 @@ mod tests {
 
     use super::*;
 
+    /// Error codes that matter to applications have a kind of their own, and `internal` maps to `Other`.
     #[test]
-    fn every_code_that_means_something_to_an_application_has_a_kind() {
+    fn error_kind_matches_error_code() {
         let kind = |code: ErrorCode| Error::from_reply(ErrorReply::new(code, "why")).kind();
         assert_eq!(kind(ErrorCode::WrongLast), ErrorKind::WrongLastRevision);
         assert_eq!(kind(ErrorCode::KeyExists), ErrorKind::AlreadyExists);

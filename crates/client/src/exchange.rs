@@ -1,4 +1,4 @@
-//! One request and what its answer says.
+//! One request and its reply.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +9,26 @@ use dormouse_protocol::codec::DecodeError;
 use dormouse_protocol::decode;
 use serde::de::DeserializeOwned;
 
-use crate::retry::Refusal;
+use crate::retry::AttemptCause;
 
-/// What is made of the bytes of a reply.
-pub(crate) type Read<R> = fn(&Bytes) -> Result<R, DecodeError>;
+/// Decodes the bytes of a reply.
+pub(crate) type ReplyDecoder<R> = fn(&Bytes) -> Result<R, DecodeError>;
 
-/// Reads all of it.
+/// Decodes the whole reply.
 pub(crate) fn whole<R: DeserializeOwned>(reply: &Bytes) -> Result<R, DecodeError> {
     decode(reply)
 }
 
-/// Sends one request and reads the answer, be it a reply or an error.
+/// Sends one request and reads the reply, which may be an error.
 pub(crate) async fn exchange<R>(
     bus: &dyn Bus,
     message: Outgoing,
     deadline: Duration,
-    read: Read<R>,
-) -> Result<R, Refusal> {
-    let reply = bus.request(message, deadline).await.map_err(Refusal::Request)?;
+    read: ReplyDecoder<R>,
+) -> Result<R, AttemptCause> {
+    let reply = bus.request(message, deadline).await.map_err(AttemptCause::Request)?;
     if let Some(error) = service_error(&reply) {
-        return Err(Refusal::Reply(Box::new(error)));
+        return Err(AttemptCause::Reply(Box::new(error)));
     }
-    read(&reply.payload).map_err(|error| Refusal::Malformed(Arc::new(error)))
+    read(&reply.payload).map_err(|error| AttemptCause::Malformed(Arc::new(error)))
 }

@@ -25,17 +25,17 @@ pub enum JsonError {
     /// The call failed.
     #[error(transparent)]
     Call(#[from] Error),
-    /// The value is not what was expected.
-    #[error("the value is not the JSON that was expected")]
+    /// The value is not JSON, or not the expected JSON.
+    #[error("value is not the expected JSON")]
     Json(#[from] serde_json::Error),
 }
 
-/// Something that holds a value.
+/// An item with a value.
 pub trait JsonValue {
-    /// Reads the value as JSON. The null value, and one that was left out, are read as `null`.
+    /// Reads the value as JSON. The null value and an omitted value are read as `null`.
     ///
     /// # Errors
-    /// When the value is not the JSON of a `T`.
+    /// If the value is not the JSON of a `T`.
     fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error>;
 }
 
@@ -56,10 +56,10 @@ impl JsonValue for Entry {
 }
 
 impl Kv {
-    /// As [`put`](Self::put), with `value` as JSON.
+    /// Like [`put`](Self::put), with `value` as JSON.
     ///
     /// # Errors
-    /// When `value` has no JSON; nothing is sent then.
+    /// If `value` cannot be written as JSON; then nothing is sent.
     pub fn put_json(
         &self,
         key: impl Into<String>,
@@ -68,10 +68,10 @@ impl Kv {
         Ok(self.put(key, serde_json::to_vec(value)?))
     }
 
-    /// As [`create`](Self::create), with `value` as JSON.
+    /// Like [`create`](Self::create), with `value` as JSON.
     ///
     /// # Errors
-    /// When `value` has no JSON; nothing is sent then.
+    /// If `value` cannot be written as JSON; then nothing is sent.
     pub fn create_json(
         &self,
         key: impl Into<String>,
@@ -80,10 +80,10 @@ impl Kv {
         Ok(self.create(key, serde_json::to_vec(value)?))
     }
 
-    /// As [`update`](Self::update), with `value` as JSON.
+    /// Like [`update`](Self::update), with `value` as JSON.
     ///
     /// # Errors
-    /// When `value` has no JSON; nothing is sent then.
+    /// If `value` cannot be written as JSON; then nothing is sent.
     pub fn update_json(
         &self,
         key: impl Into<String>,
@@ -93,13 +93,14 @@ impl Kv {
         Ok(self.update(key, serde_json::to_vec(value)?, expected))
     }
 
-    /// The value under `key`, read as JSON; `None` when there is nothing under the key. For its revision as well, see
+    /// The value of `key`, read as JSON; `None` if the key does not exist. For its revision as well, see
     /// [`entry`](Self::entry) and [`JsonValue::json`].
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// [`JsonError::Json`] when the value is something else; [`JsonError::Call`] as every call.
+    /// [`JsonError::Json`] if the value is not the JSON of a `T`; [`JsonError::Call`] with the errors of
+    /// every call.
     pub async fn get_json<T: DeserializeOwned>(
         &self,
         key: impl Into<String>,
@@ -112,10 +113,10 @@ impl Kv {
 }
 
 impl Stream {
-    /// As [`publish`](Self::publish), with `value` as JSON.
+    /// Like [`publish`](Self::publish), with `value` as JSON.
     ///
     /// # Errors
-    /// When `value` has no JSON; nothing is sent then.
+    /// If `value` cannot be written as JSON; then nothing is sent.
     pub fn publish_json(&self, value: &(impl Serialize + ?Sized)) -> Result<AckFuture, serde_json::Error> {
         Ok(self.publish(serde_json::to_vec(value)?))
     }

@@ -30,13 +30,14 @@ pub struct Kv {
 }
 
 impl Kv {
-    /// Sets `key` to `value`, whatever was there.
+    /// Sets `key` to `value`, regardless of its current entry.
     ///
-    /// The set is queued before the call returns; await the [`AckFuture`] to learn what became of it. Dropping that leaves
-    /// the key set or not.
+    /// The set is queued before the call returns; await the [`AckFuture`] for its outcome. If the future is
+    /// dropped, the key may or may not be set.
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    /// [`Error::TooLarge`]; [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the
+    /// errors of every call.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -44,13 +45,14 @@ impl Kv {
         self.put_with(key, NewMessage::new(value))
     }
 
-    /// Sets `key` to a message with headers, timestamp, expectation, or to the null value.
+    /// Sets `key` to a message with headers, timestamp or expectation, or to the null value.
     ///
-    /// Queued as by [`put`](Self::put). Dropping the [`AckFuture`] leaves the key set or not.
+    /// Queued like [`put`](Self::put). If the [`AckFuture`] is dropped, the key may or may not be set.
     ///
     /// # Errors
-    /// [`Error::WrongLast`] and [`Error::KeyExists`] when the message's expectation does not hold;
-    /// [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    /// [`Error::WrongLast`] and [`Error::KeyExists`] if the message's expectation does not hold;
+    /// [`Error::TooLarge`]; [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the
+    /// errors of every call.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -58,17 +60,18 @@ impl Kv {
         self.handle.set(message.into_item(Some(key.into())))
     }
 
-    /// Begins an atomic batch: all of its keys are set, or none.
+    /// Starts an atomic batch: either all of its keys are set, or none.
     pub fn batch(&self) -> KvBatch {
         KvBatch::new(self.handle.clone())
     }
 
-    /// Sets many keys, each on its own, in order, in as few requests as they fit in. The results are in the same order.
+    /// Sets many keys, each on its own, in order, in as few requests as possible. The results have the same
+    /// order.
     ///
-    /// One that is refused leaves the others alone. When a whole request fails, those in it share its error and what
-    /// came after them is [`Error::NotSent`]. The deadline holds for each request.
+    /// If a set is rejected, the other sets are not affected. If a whole request fails, its sets share its
+    /// error, and all later sets fail with [`Error::NotSent`]. The deadline applies to each request.
     ///
-    /// Cancelling the call leaves the first ones set, as many as the servers carried out by then.
+    /// If the call is cancelled, only the first sets are executed: those that had reached the servers.
     pub async fn put_many<K, M>(
         &self,
         entries: impl IntoIterator<Item = (K, M)>,
@@ -84,11 +87,11 @@ impl Kv {
 
     /// Sets `key` only if it is absent.
     ///
-    /// Queued as by [`put`](Self::put). Dropping the [`AckFuture`] leaves the key created or not.
+    /// Queued like [`put`](Self::put). If the [`AckFuture`] is dropped, the key may or may not be created.
     ///
     /// # Errors
-    /// [`Error::KeyExists`] with what is there; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the
-    /// request is unknown; else as every call.
+    /// [`Error::KeyExists`] with the current message; [`Error::TooLarge`]; [`Error::Indeterminate`] if the
+    /// outcome of the request is unknown; otherwise the errors of every call.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -96,13 +99,13 @@ impl Kv {
         self.put_with(key, NewMessage::new(value).expect_key(None)).of_create()
     }
 
-    /// Sets `key` only if the message under it is `expected` (see [`Message::id`] and [`SetResult::id`]).
+    /// Sets `key` only if its current message is `expected` (see [`Message::id`] and [`SetResult::id`]).
     ///
-    /// Queued as by [`put`](Self::put). Dropping the [`AckFuture`] leaves the key updated or not.
+    /// Queued like [`put`](Self::put). If the [`AckFuture`] is dropped, the key may or may not be updated.
     ///
     /// # Errors
-    /// [`Error::WrongLast`] with what is there; [`Error::TooLarge`]; [`Error::Indeterminate`] when the fate of the
-    /// request is unknown; else as every call.
+    /// [`Error::WrongLast`] with the current message; [`Error::TooLarge`]; [`Error::Indeterminate`] if the
+    /// outcome of the request is unknown; otherwise the errors of every call.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -110,36 +113,37 @@ impl Kv {
         self.put_with(key, NewMessage::new(value).expect_key(Some(expected)))
     }
 
-    /// The value under `key`. `None` when there is nothing under the key, and also when the value is null, which has no
-    /// bytes to return; [`entry`](Self::entry) tells the two apart. A value of more than
-    /// [`MAX_VALUE_IN_MEMORY_BYTES`](crate::MAX_VALUE_IN_MEMORY_BYTES) is [`Error::TooLarge`] here: read it through
-    /// [`get_reader`](Self::get_reader).
+    /// The value of `key`. `None` if the key does not exist, and also if its value is null, which has no
+    /// bytes to return; [`entry`](Self::entry) distinguishes the two. A value of more than
+    /// [`MAX_VALUE_IN_MEMORY_BYTES`](crate::MAX_VALUE_IN_MEMORY_BYTES) fails with [`Error::TooLarge`]: read
+    /// it with [`get_reader`](Self::get_reader).
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn get(&self, key: impl Into<String>) -> Result<Option<Bytes>, Error> {
         Ok(self.entry(key).await?.and_then(|entry| entry.value))
     }
 
-    /// What stands under `key`: value, revision, timestamp, headers. The value is limited as in [`get`](Self::get).
+    /// The entry of `key`: value, revision, timestamp, headers. The value is limited as in
+    /// [`get`](Self::get).
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn entry(&self, key: impl Into<String>) -> Result<Option<Entry>, Error> {
         let found = self.handle.get(GetRequest::key(key)).await?;
         Ok(found.and_then(|message| Entry::new(self.subject(), message)))
     }
 
-    /// The entry of `key` that `revision` names, if it is still there: of earlier entries nothing is kept.
+    /// The entry of `key` with this `revision`, if it is still current. Earlier entries are not kept.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn entry_for_revision(
         &self,
         key: impl Into<String>,
@@ -148,16 +152,17 @@ impl Kv {
         Ok(self.entry(key).await?.filter(|entry| entry.revision == revision))
     }
 
-    /// Sets `key` to a value that is read from `source` and may have any size: anything that implements `AsyncRead`, or a
-    /// [`ValueSource`]. It is brought piece by piece, in memory that is bounded, and a piece that is lost is sent again. The
-    /// deadline holds for each step; there is none for the source.
+    /// Sets `key` to a value of any size, read from `source`: anything that implements `AsyncRead`, or a
+    /// [`ValueSource`]. The value is uploaded in chunks, in bounded memory, and a lost chunk is sent again.
+    /// The deadline applies to each step; reading the source has no deadline.
     ///
-    /// Cancelling the call leaves the key as it was, unless all was read already: then set or not.
+    /// If the call is cancelled, the key keeps its entry, unless the whole value was read already: then the
+    /// key may or may not be set.
     ///
     /// # Errors
-    /// [`Error::Source`] when the source fails; [`Error::UploadLost`] when it would have to be read again and cannot; after
-    /// both nothing has happened. [`Error::Indeterminate`] when the fate of the last request is unknown; else as every
-    /// call.
+    /// [`Error::Source`] if the source fails; [`Error::UploadLost`] if the source must be read again and
+    /// cannot be. After both, nothing was executed. [`Error::Indeterminate`] if the outcome of the last
+    /// request is unknown; otherwise the errors of every call.
     pub async fn put_reader<'a>(
         &self,
         key: impl Into<String>,
@@ -166,14 +171,15 @@ impl Kv {
         self.put_reader_with(key, NewMessage::null(), source).await
     }
 
-    /// As [`put_reader`](Self::put_reader), with headers, timestamp or expectation; the value is the source's. The
-    /// expectation is looked at when the value has arrived.
+    /// Like [`put_reader`](Self::put_reader), with headers, timestamp or expectation; the value comes from
+    /// the source. The expectation is checked after the value has arrived.
     ///
-    /// Cancelling the call leaves the key as it was, unless all was read already: then set or not.
+    /// If the call is cancelled, the key keeps its entry, unless the whole value was read already: then the
+    /// key may or may not be set.
     ///
     /// # Errors
-    /// As [`put_reader`](Self::put_reader), and [`Error::WrongLast`] and [`Error::KeyExists`] when the message's
-    /// expectation does not hold.
+    /// Those of [`put_reader`](Self::put_reader), and [`Error::WrongLast`] and [`Error::KeyExists`] if the
+    /// message's expectation does not hold.
     pub async fn put_reader_with<'a>(
         &self,
         key: impl Into<String>,
@@ -183,25 +189,25 @@ impl Kv {
         self.handle.set_from(message.into_item(Some(key.into())), source.into()).await
     }
 
-    /// The value under `key`, to be read piece by piece however large it is; `None` when there is nothing under the key.
-    /// A null value has no bytes.
+    /// A reader of the value of `key`, in chunks, for values of any size; `None` if the key does not exist. A
+    /// null value has no bytes.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn get_reader(&self, key: impl Into<String>) -> Result<Option<ValueReader>, Error> {
         self.handle.read(GetRequest::key(key)).await
     }
 
-    /// The messages under `keys`, as far as they exist, in the order asked for. Several requests when the answer does
-    /// not fit in one; each shows the store as it was then. The deadline holds for each request. A value that no answer
-    /// carries stays away, and its message has `value_omitted` set.
+    /// The messages of those `keys` that exist, in the requested order. If the reply does not fit, the client
+    /// sends several requests, and each reads the store at its own time. The deadline applies to each
+    /// request. If no reply can carry a value, the value is omitted and its message has `value_omitted` set.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn get_many(
         &self,
         keys: impl IntoIterator<Item = impl Into<String>>,
@@ -209,24 +215,24 @@ impl Kv {
         self.handle.get_many(keys.into_iter().map(Into::into).collect()).await
     }
 
-    /// Removes `key`. Returns whether something was there.
+    /// Removes `key`. Returns whether it existed.
     ///
-    /// Cancelling the call leaves the key removed or not.
+    /// If the call is cancelled, the key may or may not be removed.
     ///
     /// # Errors
-    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    /// [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of every call.
     pub async fn delete(&self, key: impl Into<String>) -> Result<bool, Error> {
         let reply = self.handle.delete(DeleteRequest { keys: vec![key.into()], ..DeleteRequest::default() });
         Ok(!reply.await?.seqs.is_empty())
     }
 
-    /// Removes `keys`, at most [`MAX_ITEMS_PER_REQUEST`](crate::MAX_ITEMS_PER_REQUEST) of them. Returns the seqs of the
-    /// messages that were really removed, ascending.
+    /// Removes `keys`, at most [`MAX_ITEMS_PER_REQUEST`](crate::MAX_ITEMS_PER_REQUEST) of them. Returns the
+    /// seqs of the removed messages, ascending.
     ///
-    /// Cancelling the call leaves them all removed or none.
+    /// If the call is cancelled, either all are removed or none.
     ///
     /// # Errors
-    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    /// [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of every call.
     pub async fn delete_many(
         &self,
         keys: impl IntoIterator<Item = impl Into<String>>,
@@ -235,13 +241,13 @@ impl Kv {
         Ok(self.handle.delete(DeleteRequest { keys, ..DeleteRequest::default() }).await?.seqs)
     }
 
-    /// Removes `key` only if the message under it is `expected`.
+    /// Removes `key` only if its current message is `expected`.
     ///
-    /// Cancelling the call leaves the key removed or not.
+    /// If the call is cancelled, the key may or may not be removed.
     ///
     /// # Errors
-    /// [`Error::WrongLast`] with what is there; [`Error::Indeterminate`] when the fate of the request is unknown; else
-    /// as every call.
+    /// [`Error::WrongLast`] with the current message; [`Error::Indeterminate`] if the outcome of the request
+    /// is unknown; otherwise the errors of every call.
     pub async fn delete_expect_revision(
         &self,
         key: impl Into<String>,
@@ -254,39 +260,39 @@ impl Kv {
         Ok(())
     }
 
-    /// The same as [`delete`](Self::delete), under the name that users of JetStream's key-value stores look for: there is
-    /// no history that it could remove on top.
+    /// The same as [`delete`](Self::delete), under the name that JetStream's key-value stores use. A store
+    /// has no history that it could remove in addition.
     ///
-    /// Cancelling the call leaves the key removed or not.
+    /// If the call is cancelled, the key may or may not be removed.
     ///
     /// # Errors
-    /// As [`delete`](Self::delete).
+    /// Those of [`delete`](Self::delete).
     pub async fn purge(&self, key: impl Into<String>) -> Result<bool, Error> {
         self.delete(key).await
     }
 
-    /// The same as [`info`](Self::info), under the name that users of JetStream's key-value stores look for.
+    /// The same as [`info`](Self::info), under the name that JetStream's key-value stores use.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn status(&self) -> Result<InfoReply, Error> {
         self.info().await
     }
 
     /// Removes every message. Returns how many there were.
     ///
-    /// Cancelling the call leaves the store cleared or not.
+    /// If the call is cancelled, the store may or may not be cleared.
     ///
     /// # Errors
-    /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+    /// [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of every call.
     pub async fn clear(&self) -> Result<u64, Error> {
         self.handle.delete_all(DeleteAllRequest::default()).await
     }
 
-    /// The keys that start with `prefix` (all for the empty one), in ascending order of their bytes. The first page is
-    /// asked for at once; the deadline holds for each page. See [`Pages`].
+    /// The keys that start with `prefix` (the empty prefix: all), in ascending order of their bytes. The
+    /// first page is requested at once; the deadline applies to each page. See [`Pages`].
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -296,8 +302,9 @@ impl Kv {
         Pages::read(&self.handle.inner.tasks, source)
     }
 
-    /// The messages whose keys start with `prefix` (all for the empty one), in order of seq, which is the order in which
-    /// they were last set. The first page is asked for at once; the deadline holds for each page. See [`Pages`].
+    /// The messages whose keys start with `prefix` (the empty prefix: all), in order of seq, which is the
+    /// order in which they were last set. The first page is requested at once; the deadline applies to each
+    /// page. See [`Pages`].
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -306,8 +313,8 @@ impl Kv {
         self.entries_in(prefix, SeqRange::all())
     }
 
-    /// The messages whose keys start with `prefix` (all for the empty one) and whose seqs are in `range`, in its
-    /// direction and at most as many as it allows. Otherwise as [`entries`](Self::entries).
+    /// The messages whose keys start with `prefix` (the empty prefix: all) and whose seqs are in `range`, in
+    /// the direction of `range` and up to its limit. Otherwise like [`entries`](Self::entries).
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -316,20 +323,20 @@ impl Kv {
         self.handle.messages(range.into(), Some(prefix.into()))
     }
 
-    /// The changes of one key from now on. Once the call has returned, every later change is told. See [`Feed`].
+    /// The changes of one key from now on: every change after the call has returned. See [`Feed`].
     ///
-    /// Cancelling the call leaves no feed.
+    /// If the call is cancelled, no feed remains.
     ///
     /// # Errors
-    /// As every call: it asks where the subject is, which wakes it.
+    /// The errors of every call: it requests the subject's position, which opens the subject.
     pub async fn watch(&self, key: impl Into<String>) -> Result<Feed, Error> {
         self.feed(FeedKeys::One(key.into()), FeedFrom::Now).await
     }
 
-    /// The message under a key, if there is one, and then its changes. There is no history beyond that: the name is the one
-    /// that users of JetStream's key-value stores look for. See [`Feed`].
+    /// The message of a key, if it exists, and then its changes. There is no earlier history: the name is the
+    /// one that JetStream's key-value stores use. See [`Feed`].
     ///
-    /// Cancelling the call leaves no feed.
+    /// If the call is cancelled, no feed remains.
     ///
     /// # Errors
     /// [`Error::PermissionDenied`]; [`Error::Closed`].
@@ -339,34 +346,35 @@ impl Kv {
 
     /// The changes of all keys that start with `prefix`, from now on. See [`watch`](Self::watch).
     ///
-    /// Cancelling the call leaves no feed.
+    /// If the call is cancelled, no feed remains.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn watch_prefix(&self, prefix: impl Into<String>) -> Result<Feed, Error> {
         self.feed(FeedKeys::Prefix(prefix.into()), FeedFrom::Now).await
     }
 
-    /// All changes from now on, also those of the configuration. See [`watch`](Self::watch).
+    /// All changes from now on, including changes of the configuration. See [`watch`](Self::watch).
     ///
-    /// Cancelling the call leaves no feed.
+    /// If the call is cancelled, no feed remains.
     ///
     /// # Errors
-    /// As every call.
+    /// The errors of every call.
     pub async fn watch_all(&self) -> Result<Feed, Error> {
         self.feed(FeedKeys::All, FeedFrom::Now).await
     }
 
-    /// What becomes of these keys, from the beginning, from now on or from where an earlier feed was. See [`Feed`].
+    /// The changes of these keys, from the beginning, from now on, or from the position of an earlier feed.
+    /// See [`Feed`].
     ///
-    /// Cancelling the call leaves no feed.
+    /// If the call is cancelled, no feed remains.
     ///
     /// # Errors
-    /// From now on: as every call. Else only [`Error::PermissionDenied`] and [`Error::Closed`]; what else is to be said the feed
-    /// says.
+    /// From now on: the errors of every call. Otherwise only [`Error::PermissionDenied`] and
+    /// [`Error::Closed`]; the feed itself reports all other errors.
     pub async fn feed(&self, keys: FeedKeys, from: FeedFrom) -> Result<Feed, Error> {
         Feed::start(self.handle.clone(), keys, from).await
     }
 }
 
-crate::subject::care!(Kv);
+crate::subject::common_calls!(Kv);

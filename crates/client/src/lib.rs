@@ -1,4 +1,4 @@
-//! The client that applications use: streams and key-value stores over core NATS, kept in a bucket.
+//! The client library for applications: streams and key-value stores over core NATS, persisted in a bucket.
 //!
 //! ```no_run
 //! use dormouse_client::{Client, Update};
@@ -22,32 +22,33 @@
 //! # }
 //! ```
 //!
-//! [`Client::connect`] makes a [`Client`]; [`Client::kv`] and [`Client::stream`] make cheap handles on a subject, whose
-//! methods are named as in JetStream's key-value store and stream where they do the same. The client finds the server
-//! that serves a subject, remembers it, follows the subject when it moves, and tries again within the call's deadline.
-//! A change is carried out once however often it is sent, so one whose answer was lost is sent again, too. [`Error`] tells
-//! what may have happened when the deadline is over.
+//! [`Client::connect`] returns a [`Client`]; [`Client::kv`] and [`Client::stream`] return cheap handles on a
+//! subject. Methods that do the same as in JetStream's key-value store or stream have the same names as in
+//! async-nats; `docs/from-jetstream.md` lists the differences. The client finds the server that serves a
+//! subject, caches it, follows the subject when it moves, and retries within the call's deadline. A change is
+//! executed once, however often it is sent, so the client also resends a change whose reply was lost. After
+//! the deadline, [`Error`] tells whether the call could have been executed.
 //!
-//! Concurrent gets share requests. Sets are queued when they are called, in order, and what queues together is sent together: [`Kv::put`] and
-//! [`Stream::publish`] return an [`AckFuture`], to be awaited at once or later. [`Kv::batch`] and [`Stream::batch`] write
-//! all or nothing. Who comes from JetStream finds the names of async-nats, and in `docs/from-jetstream.md` what is different.
+//! Concurrent gets share requests. A set is queued when it is called, in order, and sets that are queued
+//! together are sent together: [`Kv::put`] and [`Stream::publish`] return an [`AckFuture`], which can be
+//! awaited at once or later. [`Kv::batch`] and [`Stream::batch`] write atomically.
 //!
-//! A [`Feed`] tells what is in a subject and what becomes of it, in order and without gaps.
+//! A [`Feed`] delivers the messages of a subject and every later change, in order and without gaps.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | `client`, `builder` | [`Client`]: connection, session, cache of locations |
-//! | `call` | the loop in which a call is tried |
-//! | `retry` | whether and how a call goes on after a try has failed: a pure machine |
-//! | `location` | which server serves which subject: a bounded cache, one look-up for all who miss |
+//! | `client`, `builder` | [`Client`]: connection, session, location cache |
+//! | `call` | the retry loop of a call |
+//! | `retry` | whether and how a call is retried after a failed attempt: a pure machine |
+//! | `location` | which server serves which subject: a bounded cache, one shared look-up per subject |
 //! | `subject`, `kv`, `stream`, `batch`, `changes`, `purge` | the calls |
-//! | `operator` | what operators ask of the coordinator |
-//! | `sets` | sets on their way: queued in the order of the calls, sent together where they queued together |
-//! | `gets` | gets on their way: sent at once, or together where enough of them are in flight already |
-//! | `source`, `upload`, `download` | values of any size, piece by piece |
-//! | `entry`, `error`, `error_kind`, `json` | what calls return |
-//! | `pages` | long results, a page or two ahead of the reader |
-//! | `feed` | feeds: a pure machine that listens, asks for what it missed and tells; a thin task around it |
+//! | `operator` | operators' calls to the coordinator |
+//! | `sets` | sets in flight: queued in call order, sent together if queued together |
+//! | `gets` | gets in flight: sent at once, or together if enough requests are in flight |
+//! | `source`, `upload`, `download` | values of any size, in chunks |
+//! | `entry`, `error`, `error_kind`, `json` | results of calls |
+//! | `pages` | long results, one or two pages ahead of the reader |
+//! | `feed` | feeds: a pure machine that orders events, queries missed changes and emits updates; a thin task around it |
 
 mod batch;
 mod builder;
@@ -114,16 +115,16 @@ pub use dormouse_protocol::message::{
 };
 #[doc(inline)]
 pub use dormouse_protocol::{
-    ErrorCode, ErrorReply, Happened, Headers, Level, Message, MessageId, Position, Prefix, Retry, Rev, Seq,
-    ServerName, Subject, Term, Timestamp,
+    ErrorCode, ErrorReply, Executed, Headers, Level, Message, MessageId, Position, Prefix, RetryAdvice, Rev,
+    Seq, ServerName, Subject, Term, Timestamp,
 };
 
-// The program that the README shows must compile.
+// The program in the README must compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
-// So must what is shown to those who come from JetStream.
+// The programs in the JetStream guide must compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/from-jetstream.md")]
 struct FromJetStream;

@@ -1,57 +1,59 @@
-//! Deliberate bugs in feeds and in sets, so that a simulation can show that it would find them. See `docs/testing.md`.
+//! Injected bugs in feeds and in sets, which show that the simulation detects such bugs. See
+//! `docs/testing.md`.
 //!
-//! Without the feature `mutations` there are none. With it there is one only on a thread that asked for it: a
-//! simulation runs its whole fleet on one thread, so that many can run beside each other, each with a bug of its own.
+//! Without the feature `mutations` there are none. With it, a bug is active only on a thread that requested
+//! it. A simulation runs its whole fleet on one thread, so several simulations can run concurrently, each
+//! with its own bug.
 
-/// A bug.
+/// A deliberate bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutation {
-    /// That events are missing is not noticed: whatever comes next is taken for what comes next.
-    HoleIgnored,
-    /// An event that comes again is told again.
-    RepeatTold,
-    /// After everything was read, what is gone is not told.
-    DifferenceUntold,
-    /// What waits together is sent in the wrong order.
-    SetsOvertake,
+pub enum InjectedBug {
+    /// A feed ignores gaps: it takes any event that comes next as the next one.
+    GapIgnored,
+    /// A feed emits a repeated event again.
+    RepeatEmitted,
+    /// After a full read, a feed does not emit removals.
+    RemovalNotEmitted,
+    /// Sets that are queued together are sent in the wrong order.
+    SetsReordered,
 }
 
-impl Mutation {
+impl InjectedBug {
     /// Every bug.
     pub const ALL: [Self; 4] =
-        [Self::HoleIgnored, Self::RepeatTold, Self::DifferenceUntold, Self::SetsOvertake];
+        [Self::GapIgnored, Self::RepeatEmitted, Self::RemovalNotEmitted, Self::SetsReordered];
 
     /// Its name on a command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::HoleIgnored => "hole-ignored",
-            Self::RepeatTold => "repeat-told",
-            Self::DifferenceUntold => "difference-untold",
-            Self::SetsOvertake => "sets-overtake",
+            Self::GapIgnored => "hole-ignored",
+            Self::RepeatEmitted => "repeat-told",
+            Self::RemovalNotEmitted => "difference-untold",
+            Self::SetsReordered => "sets-overtake",
         }
     }
 }
 
 #[cfg(feature = "mutations")]
 thread_local! {
-    static THERE: std::cell::Cell<Option<Mutation>> = const { std::cell::Cell::new(None) };
+    static ACTIVE: std::cell::Cell<Option<InjectedBug>> = const { std::cell::Cell::new(None) };
 }
 
-/// From now on this thread has this bug and no other; `None`: none.
+/// Activates this bug on this thread and deactivates any other; `None`: no bug.
 #[cfg(feature = "mutations")]
-pub fn break_on_this_thread(mutation: Option<Mutation>) {
-    THERE.set(mutation);
+pub fn inject_on_this_thread(mutation: Option<InjectedBug>) {
+    ACTIVE.set(mutation);
 }
 
-/// Whether the bug is there.
+/// Whether the bug is active.
 #[cfg(feature = "mutations")]
-pub(crate) fn is_there(mutation: Mutation) -> bool {
-    THERE.get() == Some(mutation)
+pub(crate) fn is_active(mutation: InjectedBug) -> bool {
+    ACTIVE.get() == Some(mutation)
 }
 
-/// Whether the bug is there: it is not.
+/// Whether the bug is active: never without the feature.
 #[cfg(not(feature = "mutations"))]
-pub(crate) const fn is_there(_: Mutation) -> bool {
+pub(crate) const fn is_active(_: InjectedBug) -> bool {
     false
 }

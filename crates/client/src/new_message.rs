@@ -1,4 +1,4 @@
-//! A message on its way to a subject.
+//! A message to be written.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use dormouse_protocol::data::{Expect, SetItem};
 use dormouse_protocol::{Headers, MessageId, Seq, Timestamp};
 
-/// A message to write, with everything that can be said about it.
+/// A message to be written, with all its optional properties.
 ///
 /// ```
 /// use dormouse_client::NewMessage;
@@ -31,12 +31,12 @@ impl NewMessage {
         Self { value: Some(value.into()), ..Self::default() }
     }
 
-    /// A message with the null value, which is not the empty one.
+    /// A message with the null value, which differs from the empty value.
     pub fn null() -> Self {
         Self::default()
     }
 
-    /// Adds a header. A name may stand more than once; the order is kept.
+    /// Adds a header. A name may occur more than once; the order is kept.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.0.push((name.into(), value.into()));
         self
@@ -48,36 +48,39 @@ impl NewMessage {
         self
     }
 
-    /// The application's own timestamp, in place of the time at which the server accepts the message. It is data:
-    /// nothing is decided by it.
+    /// The application's own timestamp, instead of the time at which the server accepts the message. The
+    /// server stores it as data and makes no decision with it.
     pub const fn timestamp(mut self, timestamp: Timestamp) -> Self {
         self.timestamp = Some(timestamp);
         self
     }
 
-    /// The seq the message shall have. Where one is present, it is replaced in place (its key must be the same); at or
-    /// beyond the next seq a hole may be left before it; any other is refused. Unless set, the next seq.
+    /// The seq of the message; default: the next seq. If the seq exists, the message there is replaced in
+    /// place (its key must be the same). If it is the next seq or higher, a gap may remain before it. Any
+    /// other seq is rejected.
     pub const fn seq(mut self, seq: Seq) -> Self {
         self.seq = Some(seq);
         self
     }
 
-    /// How long the message lives from when the server accepts it, in whole milliseconds, rounded up; in place of the
-    /// subject's `default_ttl_ms`. Then it is deleted, and watchers hear of that. A time to live of nothing is refused.
+    /// The time to live, from the time at which the server accepts the message. It is rounded up to whole
+    /// milliseconds and replaces the subject's `default_ttl_ms`. Then the message is deleted, and feeds
+    /// report the removal. A time to live of zero is rejected.
     pub const fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// Only if this is the newest message of the subject, deleted or not (`None`: there has never been one). Otherwise
-    /// [`WrongLast`](crate::Error::WrongLast).
+    /// Writes the message only if this is the newest message of the subject, deleted or not (`None`: there
+    /// has never been one). Otherwise the call fails with [`WrongLast`](crate::Error::WrongLast).
     pub const fn expect_last(mut self, last: Option<MessageId>) -> Self {
         self.expect = Some(Expect::Last(last));
         self
     }
 
-    /// Only if this is the message under the key that is being set (`None`: there is none). Otherwise
-    /// [`WrongLast`](crate::Error::WrongLast) or [`KeyExists`](crate::Error::KeyExists).
+    /// Writes the message only if this is the current message of its key (`None`: the key does not exist).
+    /// Otherwise the call fails with [`WrongLast`](crate::Error::WrongLast) or
+    /// [`KeyExists`](crate::Error::KeyExists).
     pub const fn expect_key(mut self, current: Option<MessageId>) -> Self {
         self.expect = Some(Expect::Key(current));
         self
@@ -97,7 +100,7 @@ impl NewMessage {
     }
 }
 
-/// Never less than asked for.
+/// Rounds up, so that the result is never shorter than `ttl`.
 fn whole_millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
@@ -112,8 +115,9 @@ impl<V: Into<Bytes>> From<V> for NewMessage {
 mod tests {
     use super::*;
 
+    /// A time to live is rounded up to whole milliseconds and saturates at the maximum.
     #[test]
-    fn a_time_to_live_is_never_shorter_than_asked_for() {
+    fn message_ttl_rounds_up_to_milliseconds() {
         let ttl_ms = |ttl| NewMessage::null().ttl(ttl).into_item(None).ttl_ms;
         assert_eq!(ttl_ms(Duration::from_micros(1)), Some(1));
         assert_eq!(ttl_ms(Duration::from_micros(1_001)), Some(2));

@@ -1,4 +1,4 @@
-//! What operators ask of the coordinator. An ordinary application need not be permitted to.
+//! Operators' calls to the coordinator. An ordinary application does not need the permission for them.
 
 use std::sync::Arc;
 
@@ -10,55 +10,57 @@ use dormouse_protocol::fleet::{ServersReply, ServersRequest};
 use dormouse_protocol::limits::MAX_PAGE_ITEMS;
 use dormouse_protocol::{ProtocolVersion, ServerName, Subject};
 
-use crate::call::{Asking, Inner};
+use crate::call::{ClientShared, CoordinatorCall};
 use crate::client::Client;
 use crate::error::{Error, MalformedCause};
-use crate::pages::{Page, Pages, Source};
+use crate::pages::{Page, PageSource, Pages};
 
 impl Client {
-    /// The servers that the coordinator knows. For operators, as everything below.
+    /// The servers that the coordinator knows. For operators, like all calls below.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// [`Error::Deadline`] when the coordinator does not answer; [`Error::PermissionDenied`].
+    /// [`Error::Deadline`] if the coordinator does not reply; [`Error::PermissionDenied`].
     pub async fn servers(&self) -> Result<ServersReply, Error> {
         let route = self.inner.prefix.admin_servers();
-        self.inner.ask_coordinator(route, &ServersRequest::default(), Asking::Question).await
+        self.inner.ask_coordinator(route, &ServersRequest::default(), CoordinatorCall::Query).await
     }
 
-    /// Has `server` emptied: it is given nothing new and hands over what it has, subject by subject. Returns when the
-    /// order is remembered, not when it has been carried out: [`servers`](Self::servers) tells how far it has come. The
-    /// order stands until [`undrain`](Self::undrain), whatever becomes of the server's process.
+    /// Drains `server`: it gets no new subjects and hands over the ones that it owns, one by one. Returns
+    /// when the order is stored, before it is completed: [`servers`](Self::servers) shows the progress. The
+    /// order stands until [`undrain`](Self::undrain), also across restarts of the server's process.
     ///
-    /// Cancelling the call leaves the order given or not; it can be given again.
+    /// If the call is cancelled, the order may or may not be given; it can be given again.
     ///
     /// # Errors
-    /// [`Error::Service`] when the coordinator knows no such server; [`Error::Deadline`] when it cannot be asked;
-    /// [`Error::Indeterminate`] when it does not answer; [`Error::PermissionDenied`].
+    /// [`Error::Service`] if the coordinator knows no such server; [`Error::Deadline`] if the coordinator
+    /// cannot be reached; [`Error::Indeterminate`] if it does not reply; [`Error::PermissionDenied`].
     pub async fn drain(&self, server: &ServerName) -> Result<DrainReply, Error> {
         let route = self.inner.prefix.admin_drain(server);
-        self.inner.ask_coordinator(route, &DrainRequest::default(), Asking::Order).await
+        self.inner.ask_coordinator(route, &DrainRequest::default(), CoordinatorCall::Order).await
     }
 
-    /// Lets `server` take subjects again. What it has handed over stays where it is.
+    /// Cancels a drain: `server` may get subjects again. Subjects that it has handed over stay on their
+    /// servers.
     ///
-    /// Cancelling the call leaves the order taken back or not; it can be taken back again.
+    /// If the call is cancelled, the drain may or may not be cancelled; `undrain` can be called again.
     ///
     /// # Errors
-    /// As [`drain`](Self::drain).
+    /// Those of [`drain`](Self::drain).
     pub async fn undrain(&self, server: &ServerName) -> Result<DrainReply, Error> {
         let route = self.inner.prefix.admin_undrain(server);
-        self.inner.ask_coordinator(route, &DrainRequest::default(), Asking::Order).await
+        self.inner.ask_coordinator(route, &DrainRequest::default(), CoordinatorCall::Order).await
     }
 
-    /// Which subjects are assigned to which servers, ascending by the bytes of the subject: those that match `pattern`,
-    /// in which `*` stands for any one token and a final `>` for one or more, and that `server` has, if one is named; at
-    /// most `limit`, if one is set. The pages show the assignments as they were when each was read.
+    /// The assignments of subjects to servers, in ascending order of the bytes of the subject. Lists the
+    /// subjects that match `pattern` and, if `server` is set, are assigned to it; at most `limit` of them, if
+    /// that is set. In the pattern, `*` matches any one token, and a final `>` matches one or more tokens.
+    /// Each page shows the assignments at the time when it was read.
     ///
     /// # Errors
-    /// The pages end with [`Error::Service`] when the coordinator takes the pattern for none, with [`Error::Deadline`]
-    /// when it does not answer, with [`Error::PermissionDenied`].
+    /// The pages end with [`Error::Service`] if the pattern is invalid, with [`Error::Deadline`] if the
+    /// coordinator does not reply, or with [`Error::PermissionDenied`].
     #[must_use]
     pub fn subjects(&self, pattern: &str, server: Option<ServerName>, limit: Option<u64>) -> Pages<Assigned> {
         let request = SubjectsRequest { pattern: pattern.to_owned(), server, ..SubjectsRequest::default() };
@@ -66,54 +68,55 @@ impl Client {
         Pages::read(&self.inner.tasks, AssignedPages { inner: Arc::clone(&self.inner), request, left })
     }
 
-    /// Has `subject` served by the server `to`. Returns how far that has come: called again it orders nothing twice, and
-    /// says at last that it is done.
+    /// Moves `subject` to the server `to`. Returns the progress of the move. A repeated call orders the move
+    /// only once, and finally reports that it is done.
     ///
-    /// Cancelling the call leaves the move ordered or not.
+    /// If the call is cancelled, the move may or may not be ordered.
     ///
     /// # Errors
-    /// [`Error::Service`] when the coordinator knows no such server, or it takes no subjects; otherwise as
-    /// [`drain`](Self::drain).
+    /// [`Error::Service`] if the coordinator knows no such server, or the server takes no subjects; otherwise
+    /// those of [`drain`](Self::drain).
     pub async fn move_subject(&self, subject: &Subject, to: &ServerName) -> Result<MoveReply, Error> {
         let request = MoveRequest { v: ProtocolVersion::default(), to: to.clone() };
         let route = self.inner.prefix.admin_move(subject);
-        self.inner.ask_coordinator(route, &request, Asking::Order).await
+        self.inner.ask_coordinator(route, &request, CoordinatorCall::Order).await
     }
 
-    /// Evens out what the servers have to do by at most `most_moves` moves, and returns the plan; unless it is a dry run
-    /// the coordinator carries it out at its own pace: [`moves`](Self::moves) tells how far it has come.
+    /// Balances the load of the servers with at most `most_moves` moves, and returns the plan. Unless
+    /// `dry_run` is set, the coordinator then executes the plan at its own pace; [`moves`](Self::moves) shows
+    /// the progress.
     ///
-    /// Cancelling the call leaves the plan under way or not.
+    /// If the call is cancelled, the plan may or may not be in progress.
     ///
     /// # Errors
-    /// [`Error::Deadline`] when the coordinator cannot be asked; [`Error::Indeterminate`] when it does not answer: asked
-    /// again it would make another plan; [`Error::Service`]; [`Error::PermissionDenied`].
+    /// [`Error::Deadline`] if the coordinator cannot be reached; [`Error::Indeterminate`] if it does not
+    /// reply, since a repeat would make another plan; [`Error::Service`]; [`Error::PermissionDenied`].
     pub async fn rebalance(&self, dry_run: bool, most_moves: u64) -> Result<RebalanceReply, Error> {
         let request = RebalanceRequest { dry_run, most_moves, ..RebalanceRequest::default() };
-        let asking = if dry_run { Asking::Question } else { Asking::OrderOnce };
-        self.inner.ask_coordinator(self.inner.prefix.admin_rebalance(), &request, asking).await
+        let kind = if dry_run { CoordinatorCall::Query } else { CoordinatorCall::NonIdempotentOrder };
+        self.inner.ask_coordinator(self.inner.prefix.admin_rebalance(), &request, kind).await
     }
 
-    /// How many moves are under way.
+    /// How many moves are in progress.
     ///
-    /// Cancelling the call leaves nothing behind.
+    /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// As [`servers`](Self::servers).
+    /// Those of [`servers`](Self::servers).
     pub async fn moves(&self) -> Result<MovesReply, Error> {
         let route = self.inner.prefix.admin_moves();
-        self.inner.ask_coordinator(route, &MovesRequest::default(), Asking::Question).await
+        self.inner.ask_coordinator(route, &MovesRequest::default(), CoordinatorCall::Query).await
     }
 }
 
 /// Reads assignments in the order of their subjects.
 struct AssignedPages {
-    inner: Arc<Inner>,
+    inner: Arc<ClientShared>,
     request: SubjectsRequest,
     left: u64,
 }
 
-impl Source<Assigned> for AssignedPages {
+impl PageSource<Assigned> for AssignedPages {
     async fn next_page(&mut self) -> Result<Page<Assigned>, Error> {
         if self.left == 0 {
             return Ok(Page { items: Vec::new(), last: true, position: None });
@@ -121,8 +124,8 @@ impl Source<Assigned> for AssignedPages {
         self.request.limit = self.left.min(MAX_PAGE_ITEMS as u64);
         let route = self.inner.prefix.admin_subjects();
         let mut reply: SubjectsReply =
-            self.inner.ask_coordinator(route, &self.request, Asking::Question).await?;
-        // A page that is longer than asked for does not make the list so.
+            self.inner.ask_coordinator(route, &self.request, CoordinatorCall::Query).await?;
+        // A page over the requested limit does not extend the list.
         reply.subjects.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
         self.left -= reply.subjects.len() as u64;
         if reply.cursor.is_some() && reply.cursor <= self.request.after {

@@ -1,4 +1,4 @@
-//! Long results as a sequence of pages: pulled, never blasted, with one or two pages ahead of the reader.
+//! Long results as a sequence of pages, pulled by the client, one or two pages ahead of the reader.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,24 +15,25 @@ use dormouse_runtime::Tasks;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::call::Fixed;
+use crate::call::StaticBody;
 use crate::error::{Error, MalformedCause};
 use crate::range::SeqRange;
 use crate::subject::Handle;
 
-/// The items of a long result, in order. While one page is being read the next is on its way, or there and the one after
-/// it is, and no more than that: a reader that is slow makes the pages wait at the server. Of keys, and close to a limit,
-/// one page at a time is on its way.
+/// The items of a long result, in order. While the application reads one page, the client requests the next
+/// one, and at most the one after it. If the reader is slow, the pages stay at the server. For keys, and
+/// close to a limit, the client requests one page at a time.
 ///
-/// Each page shows the subject as it was when that page was read, not as it was when the reading began. After an
-/// error the sequence ends. Dropping it abandons what is in flight.
+/// Each page shows the subject at the time when that page was read, which may be after the start of the
+/// sequence. After an error the sequence ends. Dropping it abandons requests in flight.
 ///
-/// A value that does not fit on a page is fetched on its own; one that no answer carries stays away, and its message
-/// has `value_omitted` set. A message that is gone by then is left out. If another has taken its key, that one comes
-/// where it belongs when reading upwards, and in the place of the old one when reading in reverse, beyond the range's
-/// end if need be, so that no key which exists all the time is missed.
+/// A value that does not fit on a page is fetched separately. If no reply can carry it, it is omitted, and
+/// its message has `value_omitted` set. A message that was removed by then is left out. If another message
+/// has replaced it under its key, that message is returned instead: at its own position when reading upwards,
+/// and at the position of the old message when reading in reverse, even beyond the end of the range. So no
+/// key is missed that exists during the whole read.
 ///
-/// It is a [`futures::Stream`]; [`next`](Self::next) and [`all`](Self::all) do without that trait.
+/// It is a [`futures::Stream`]; [`next`](Self::next) and [`all`](Self::all) work without that trait.
 #[derive(Debug)]
 pub struct Pages<T> {
     pages: mpsc::Receiver<Result<Page<T>, Error>>,
@@ -46,25 +47,26 @@ pub struct Pages<T> {
 pub(crate) struct Page<T> {
     pub(crate) items: Vec<T>,
     pub(crate) last: bool,
-    /// What it was read from; `None` where there is no such thing.
+    /// The position at which it was read; `None` if it has none.
     pub(crate) position: Option<Position>,
 }
 
-/// Where pages come from.
-pub(crate) trait Source<T>: Send + 'static {
+/// A source of pages.
+pub(crate) trait PageSource<T>: Send + 'static {
     /// Reads the next page. Not called again after the last one or an error.
     fn next_page(&mut self) -> impl Future<Output = Result<Page<T>, Error>> + Send;
 }
 
 impl<T: Send + 'static> Pages<T> {
-    pub(crate) fn read(tasks: &Tasks, source: impl Source<T>) -> Self {
-        // One place, reserved before the source goes on: one page ahead of the reader, and what the source has asked for.
+    pub(crate) fn read(tasks: &Tasks, source: impl PageSource<T>) -> Self {
+        // Capacity 1, reserved before the source continues: one page ahead of the reader, and the one being
+        // requested.
         let (sender, pages) = mpsc::channel(1);
         let stop = tasks.stop().clone();
         tasks.spawn("pages", async move {
             tokio::select! {
                 biased;
-                () = stop.given() => {}
+                () = stop.requested() => {}
                 () = sender.closed() => {}
                 () = read_ahead(source, &sender) => {}
             }
@@ -73,17 +75,18 @@ impl<T: Send + 'static> Pages<T> {
         Self { pages, items, ended: false, first_position: None, page_position: None }
     }
 
-    /// The state of the subject that the first page was read from, once that page has come: after the first
-    /// [`next`](Self::next). What this sequence shows, and then the [`changes`](crate::Kv::changes) after this position,
-    /// give the state, whatever was written meanwhile.
+    /// The position of the subject at which the first page was read. It is set once that page has arrived:
+    /// after the first [`next`](Self::next). The items of this sequence and then the
+    /// [`changes`](crate::Kv::changes) after this position together give the current state, regardless of
+    /// concurrent writes.
     ///
-    /// `None` where nothing had to be asked, and for pages that are not of a subject.
+    /// `None` if no request was needed, and for pages that are not about a subject.
     #[must_use]
     pub const fn position(&self) -> Option<Position> {
         self.first_position
     }
 
-    /// The state of the subject that the newest item was read from, or the empty page after the last.
+    /// The position at which the page of the newest item was read, or the last page if it is empty.
     #[must_use]
     pub const fn page_position(&self) -> Option<Position> {
         self.page_position
@@ -92,16 +95,16 @@ impl<T: Send + 'static> Pages<T> {
     /// The next item; `None` after the last. Cancelling the wait loses no item.
     ///
     /// # Errors
-    /// What reading the next page came to, see the call that began it; [`Error::Closed`] when the client was closed
-    /// before the last page. The sequence ends with it.
+    /// The error of reading the next page, see the call that made the sequence; [`Error::Closed`] if the
+    /// client was closed before the last page. The sequence ends with the error.
     pub async fn next(&mut self) -> Option<Result<T, Error>> {
         std::future::poll_fn(|cx| self.poll_item(cx)).await
     }
 
-    /// All items that are left. Cancelling the call loses what was read so far.
+    /// All remaining items. If the call is cancelled, the items that were read so far are lost.
     ///
     /// # Errors
-    /// As [`next`](Self::next).
+    /// Those of [`next`](Self::next).
     pub async fn all(mut self) -> Result<Vec<T>, Error> {
         let mut items = Vec::new();
         while let Some(item) = self.next().await {
@@ -129,7 +132,7 @@ impl<T: Send + 'static> Pages<T> {
                     self.ended = true;
                     return Poll::Ready(Some(Err(error)));
                 }
-                // The reading was stopped short of the last page: silence would look like the end.
+                // Reading stopped before the last page: without an error, this would look like the end.
                 None => {
                     self.ended = true;
                     return Poll::Ready(Some(Err(Error::Closed)));
@@ -147,7 +150,7 @@ impl<T: Send + Unpin + 'static> futures::Stream for Pages<T> {
     }
 }
 
-async fn read_ahead<T>(mut source: impl Source<T>, pages: &mpsc::Sender<Result<Page<T>, Error>>) {
+async fn read_ahead<T>(mut source: impl PageSource<T>, pages: &mpsc::Sender<Result<Page<T>, Error>>) {
     while let Ok(slot) = pages.reserve().await {
         let page = source.next_page().await;
         let ended = page.as_ref().map_or(true, |page| page.last);
@@ -163,40 +166,40 @@ pub(crate) struct MessagePages {
     handle: Handle,
     range: SeqRange,
     key_prefix: Option<String>,
-    /// The page after the last one, where it has been asked for.
-    next: Option<oneshot::Receiver<Result<Unread, Error>>>,
+    /// The page after the last one, if it was requested already.
+    next: Option<oneshot::Receiver<Result<UndecodedPage, Error>>>,
 }
 
-/// A page as it came. Where the one after it begins is known before the messages are read, so that the server reads that
-/// one meanwhile.
-struct Unread {
+/// A page as received. Its cursor is known before the messages are decoded, so the server can read the next
+/// page meanwhile.
+struct UndecodedPage {
     cursor: Option<Seq>,
     reply: Bytes,
 }
 
-impl Unread {
+impl UndecodedPage {
     fn new(reply: &Bytes) -> Result<Self, DecodeError> {
         #[derive(Deserialize)]
-        struct End {
+        struct PageEnd {
             #[serde(default)]
             cursor: Option<Seq>,
         }
-        let End { cursor } = decode(reply)?;
+        let PageEnd { cursor } = decode(reply)?;
         Ok(Self { cursor, reply: reply.clone() })
     }
 }
 
-impl Source<Message> for MessagePages {
+impl PageSource<Message> for MessagePages {
     async fn next_page(&mut self) -> Result<Page<Message>, Error> {
         if self.range.is_empty() {
             return Ok(Page { items: Vec::new(), last: true, position: None });
         }
         let asked = match self.next.take() {
-            // What could not be had ahead of time is asked for when it is due.
+            // If the early request failed, the page is requested again now.
             Some(asked) => asked.await.ok().and_then(Result::ok),
             None => None,
         };
-        let Unread { cursor, reply } = match asked {
+        let UndecodedPage { cursor, reply } = match asked {
             Some(page) => page,
             None => self.ask().await?,
         };
@@ -204,11 +207,12 @@ impl Source<Message> for MessagePages {
             self.advance(cursor)?;
         }
         let mut last = cursor.is_none() || self.range.is_empty();
-        // How many messages of this page count is known only once they have been read; the next may be a whole one still.
+        // How many messages of this page count is known only after they were read; the next page may still be
+        // full.
         let is_next_whole = self.range.limit.is_none_or(|limit| limit >= 2 * MAX_PAGE_ITEMS as u64);
         if !last && is_next_whole {
             self.ask_ahead();
-            // It leaves before this page is read, on a runtime with one thread too.
+            // The request is sent before this page is read, also on a runtime with one thread.
             tokio::task::yield_now().await;
         }
         let reply: GetAllReply = decode(&reply)
@@ -223,8 +227,8 @@ impl Source<Message> for MessagePages {
             }
         }
         if is_short {
-            // What has the key by now has a higher seq. A page that was read before does not show it, and it may stand
-            // behind what was the last one.
+            // The message that has the key by now has a higher seq. A page that was read earlier does not
+            // contain it, and its seq may be after the page that was the last one.
             self.next = None;
             if let (None, Some(highest)) = (cursor, highest) {
                 self.advance(highest.next())?;
@@ -244,8 +248,8 @@ impl MessagePages {
         Self { handle, range, key_prefix, next: None }
     }
 
-    /// Asks for the page that begins where the range does.
-    fn ask(&self) -> impl Future<Output = Result<Unread, Error>> + Send + use<> {
+    /// Requests the page at the start of the range.
+    fn ask(&self) -> impl Future<Output = Result<UndecodedPage, Error>> + Send + use<> {
         let request = GetAllRequest {
             start_seq: self.range.start,
             end_seq: self.range.end,
@@ -257,20 +261,20 @@ impl MessagePages {
         let handle = self.handle.clone();
         async move {
             // The requests of the protocol are maps of plain fields, which always encode.
-            let content = Fixed(encode(&request).expect("a request encodes"));
+            let content = StaticBody(encode(&request).expect("a request encodes"));
             let Handle { inner, subject, deadline, .. } = &handle;
-            inner.call_with(subject, Op::GetAll, &content, *deadline, Unread::new).await
+            inner.call_with(subject, Op::GetAll, &content, *deadline, UndecodedPage::new).await
         }
     }
 
-    /// Begins to ask for it beside whoever reads the page before; nobody waits for it yet.
+    /// Requests the next page in a task, while the previous one is read.
     fn ask_ahead(&mut self) {
         let (mut sender, page) = oneshot::channel();
         let (ask, stop) = (self.ask(), self.handle.inner.tasks.stop().clone());
         self.handle.inner.tasks.spawn("page", async move {
             tokio::select! {
                 biased;
-                () = stop.given() => {}
+                () = stop.requested() => {}
                 () = sender.closed() => {}
                 page = ask => drop(sender.send(page)),
             }
@@ -278,8 +282,8 @@ impl MessagePages {
         self.next = Some(page);
     }
 
-    /// Fetches a value that was left out. What replaced the message under its key meanwhile has a higher seq: read
-    /// upwards, it is still to come, read downwards, its place has been passed.
+    /// Fetches an omitted value. A message that has replaced it under its key has a higher seq: when reading
+    /// upwards, it still follows; when reading downwards, its position was passed already.
     async fn complete(&self, message: Message) -> Result<Option<Message>, Error> {
         if self.range.reverse {
             self.handle.complete_or_newer(message).await
@@ -313,7 +317,7 @@ pub(crate) struct KeyPages {
     pub(crate) cursor: Option<String>,
 }
 
-impl Source<String> for KeyPages {
+impl PageSource<String> for KeyPages {
     async fn next_page(&mut self) -> Result<Page<String>, Error> {
         let request = KeysRequest {
             prefix: self.prefix.clone(),

@@ -1,4 +1,4 @@
-//! Removing many messages of a stream at once.
+//! Removal of many messages of a stream at once.
 
 use std::future::IntoFuture;
 
@@ -10,14 +10,15 @@ use futures::future::BoxFuture;
 use crate::error::Error;
 use crate::subject::Handle;
 
-/// A purge of a stream, carried out when it is awaited. Made by [`Stream::purge`](crate::Stream::purge), and named as in
-/// async-nats; [`delete_up_to`](crate::Stream::delete_up_to) and [`keep_last`](crate::Stream::keep_last) do the same.
+/// A purge of a stream, executed when it is awaited. Made by [`Stream::purge`](crate::Stream::purge), with
+/// the names of async-nats; [`delete_up_to`](crate::Stream::delete_up_to) and
+/// [`keep_last`](crate::Stream::keep_last) do the same.
 #[derive(Debug)]
-#[must_use = "a purge is carried out when it is awaited"]
+#[must_use = "a purge is executed when it is awaited"]
 pub struct Purge {
     handle: Handle,
     request: DeleteAllRequest,
-    /// No message can be meant.
+    /// The purge cannot match any message.
     nothing: bool,
 }
 
@@ -26,14 +27,15 @@ impl Purge {
         Self { handle, request: DeleteAllRequest::default(), nothing: false }
     }
 
-    /// Keeps the newest `messages`. Takes the place of [`sequence`](Self::sequence).
+    /// Keeps the newest `messages`. Replaces an earlier [`sequence`](Self::sequence).
     pub fn keep(mut self, messages: u64) -> Self {
         self.request = DeleteAllRequest { keep_last: Some(messages), ..DeleteAllRequest::default() };
         self.nothing = false;
         self
     }
 
-    /// Removes only the messages before `seq`, which stays. Takes the place of [`keep`](Self::keep).
+    /// Removes only the messages before `seq`; the message at `seq` stays. Replaces an earlier
+    /// [`keep`](Self::keep).
     pub fn sequence(mut self, seq: Seq) -> Self {
         let last = seq.get().saturating_sub(1);
         self.request = DeleteAllRequest { end_seq: Some(Seq::new(last)), ..DeleteAllRequest::default() };

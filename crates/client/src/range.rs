@@ -1,12 +1,12 @@
-//! Which part of a stream to read.
+//! Ranges of a stream.
 
 use std::ops;
 
 use dormouse_protocol::Seq;
 
-/// A range of seqs, the direction in which it is read, and how many messages at most.
+/// A range of seqs, with a direction and a limit on the number of messages.
 ///
-/// Rust's ranges become one: `..`, `5..`, `5..=10`, `5..10`.
+/// Rust's ranges convert into it: `..`, `5..`, `5..=10`, `5..10`.
 ///
 /// ```
 /// use dormouse_client::{Seq, SeqRange};
@@ -25,36 +25,36 @@ pub struct SeqRange {
 }
 
 impl SeqRange {
-    /// From the first message to the last.
+    /// From the first message to the last, in ascending order, without a limit.
     pub const fn all() -> Self {
         Self { start: None, end: None, reverse: false, limit: None }
     }
 
-    /// Only messages from this seq on.
+    /// Only messages with this seq or a higher one.
     pub const fn from_seq(mut self, seq: Seq) -> Self {
         self.start = Some(seq);
         self
     }
 
-    /// Only messages up to and including this seq.
+    /// Only messages with this seq or a lower one.
     pub const fn to_seq(mut self, seq: Seq) -> Self {
         self.end = Some(seq);
         self
     }
 
-    /// From the highest seq to the lowest.
+    /// In descending order of seq.
     pub const fn reverse(mut self) -> Self {
         self.reverse = true;
         self
     }
 
-    /// At most so many messages.
+    /// At most this many messages.
     pub const fn limit(mut self, messages: u64) -> Self {
         self.limit = Some(messages);
         self
     }
 
-    /// Whether no message can be in it.
+    /// Whether the range can contain no message.
     pub(crate) fn is_empty(&self) -> bool {
         let nothing_below = self.end == Some(Seq::new(0));
         let ends_before_start = matches!((self.start, self.end), (Some(start), Some(end)) if end < start);
@@ -103,8 +103,9 @@ impl From<ops::Range<u64>> for SeqRange {
 mod tests {
     use super::*;
 
+    /// A seq range knows without a request whether it is empty.
     #[test]
-    fn empty_ranges_are_known_without_asking() {
+    fn seq_range_detects_empty_range_without_request() {
         for empty in [
             SeqRange::from(..0),
             (..1).into(),

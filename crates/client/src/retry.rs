@@ -1,19 +1,19 @@
-//! Whether and how a call goes on after a try has failed: a pure machine without clock, chance or I/O.
+//! Whether and how a call is retried after a failed attempt: a pure machine without clock, randomness or I/O.
 //!
-//! | what failed | a read | a change with a request id | a change without |
+//! | failure | a read | a change with a request id | a change without |
 //! |---|---|---|---|
-//! | the look-up | back off, ask again | the same: nothing was sent | the same |
-//! | nobody answers, `not_owner` | ask the coordinator, or follow the hint | the same: nothing happened | the same |
-//! | `unavailable`, `overloaded` | back off, try again | the same: nothing happened | the same |
-//! | no answer in time | ask the coordinator, try again | the same | indeterminate |
-//! | the server is gone meanwhile | ask the coordinator, try again | the same | indeterminate |
-//! | `indeterminate` | | back off, ask the coordinator, try again | indeterminate |
-//! | no time is left | the deadline has passed | the same; indeterminate after a try whose outcome is not known | the same: nothing was sent |
+//! | the look-up | back off, look up again | the same: nothing was sent | the same |
+//! | no responders, `not_owner` | ask the coordinator, or follow the hint | the same: nothing was executed | the same |
+//! | `unavailable`, `overloaded` | back off, retry | the same: nothing was executed | the same |
+//! | no reply in time | ask the coordinator, retry | the same | indeterminate |
+//! | the server is announced as gone | ask the coordinator, retry | the same | indeterminate |
+//! | `indeterminate` | | back off, ask the coordinator, retry | indeterminate |
+//! | no time is left | deadline exceeded | the same; indeterminate after an attempt with unknown outcome | the same: nothing was sent |
 //!
-//! A server carries a request with an id out at most once and answers its repeat as it answered it the first time, so a
-//! repeat does no harm and brings the answer that was lost. Every change of a subject has an id. An order to the
-//! coordinator that means something else each time it is said has none: it is never repeated after an unknown outcome, so
-//! its only try waits until the call's deadline; the others give each try a part of it.
+//! A server executes a request with an id at most once and sends the same reply to a repeat. So a repeat is
+//! safe and returns the lost reply. Every change of a subject has an id. An order to the coordinator that is
+//! not idempotent has none: it is never repeated after an unknown outcome, so its only attempt waits until
+//! the call's deadline. Other requests give each attempt a part of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,65 +21,65 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use dormouse_bus::RequestError;
 use dormouse_protocol::codec::DecodeError;
-use dormouse_protocol::{ErrorCode, ErrorReply, Happened, Op, Retry, ServerName};
+use dormouse_protocol::{ErrorCode, ErrorReply, Executed, Op, RetryAdvice, ServerName};
 
 use crate::error::{Error, IndeterminateCause, MalformedCause};
 
-/// The shortest time a try of a read waits for its answer; doubled each time no answer came, since a sleeping
-/// subject may take longer to wake up than this.
+/// The shortest time that an attempt of a read waits for its reply. It doubles after each unanswered attempt,
+/// since opening a dormant subject may take longer.
 pub(crate) const FIRST_TRY: Duration = Duration::from_secs(1);
 
-/// The same of a change, which has to reach the bucket: what is only slow is not to be sent twice.
+/// The same for a change, which must reach the bucket: a slow change is not sent twice.
 pub(crate) const FIRST_TRY_OF_CHANGE: Duration = Duration::from_secs(2);
 
-/// The first pause before another try. Jitter comes on top.
+/// The first pause before another attempt. Jitter is added.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The longest pause before another try: a failover of which no announcement is heard is noticed this late at worst.
+/// The longest pause before another attempt. A failover without an announcement is detected at most this
+/// late.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How many times in a row the hint of a server is followed. Servers that name each other must not keep us running
-/// in a circle.
+/// How many hints of servers the client follows in a row. It bounds a loop of servers that name each other.
 const HINTS_FOLLOWED: u32 = 2;
 
 /// How a call may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repeat {
-    /// A read: repeated freely, and a try that is slow is given up for another.
-    Freely,
-    /// Repeated freely, but expected to take long: each try waits until the call's deadline.
-    Patiently,
-    /// A change that carries a request id: it is carried out once however often it is sent.
-    ById,
-    /// Never after an outcome that is not known.
+pub(crate) enum RetryPolicy {
+    /// A read: repeated freely, and a slow attempt is replaced by another.
+    Idempotent,
+    /// Repeated freely, but expected to take long: each attempt waits until the call's deadline.
+    LongRead,
+    /// A change with a request id: executed once, however often it is sent.
+    ByRequestId,
+    /// Never repeated after an unknown outcome.
     Never,
 }
 
-impl Repeat {
+impl RetryPolicy {
     pub(crate) const fn of(op: Op) -> Self {
         match op {
-            Op::Flush => Self::Patiently,
-            // Each means the same however often it is said.
-            Op::UploadBegin | Op::UploadChunk | Op::UploadFinish | Op::UploadCancel => Self::Freely,
-            op if op.changes() => Self::ById,
-            _ => Self::Freely,
+            Op::Flush => Self::LongRead,
+            // All of these are idempotent.
+            Op::UploadBegin | Op::UploadChunk | Op::UploadFinish | Op::UploadCancel => Self::Idempotent,
+            op if op.changes() => Self::ByRequestId,
+            _ => Self::Idempotent,
         }
     }
 }
 
-/// Why a party did not do what it was asked.
+/// Why an attempt failed.
 #[derive(Debug, Clone)]
-pub(crate) enum Refusal {
-    /// No answer came.
+pub(crate) enum AttemptCause {
+    /// No reply came.
     Request(RequestError),
-    /// The answer is an error.
+    /// The reply is an error.
     Reply(Box<ErrorReply>),
-    /// The answer cannot be understood.
+    /// The reply is malformed.
     Malformed(Arc<DecodeError>),
 }
 
-impl Refusal {
-    /// How long the party asked us to stay away.
+impl AttemptCause {
+    /// The shortest pause that the reply requests.
     fn retry_after(&self) -> Duration {
         match self {
             Self::Reply(reply) => Duration::from_millis(reply.retry_after_ms.unwrap_or(0)),
@@ -96,210 +96,227 @@ impl Refusal {
     }
 }
 
-/// How a try failed.
+/// Which step of an attempt failed.
 #[derive(Debug, Clone)]
-pub(crate) enum Failure {
-    /// The coordinator did not tell which server to ask. Nothing was sent to any.
-    LookUp(Refusal),
-    /// The server did not do it, as far as is known.
-    Server(Refusal),
-    /// The server was announced as gone before it answered.
+pub(crate) enum AttemptError {
+    /// The look-up at the coordinator failed. Nothing was sent to any server.
+    LookUp(AttemptCause),
+    /// The server did not execute it, as far as is known.
+    Server(AttemptCause),
+    /// The server was announced as gone before it replied.
     Gone(ServerName),
 }
 
-impl Failure {
-    /// Whether the server that was asked is probably no longer the right one.
+impl AttemptError {
+    /// Whether the subject has probably moved to another server.
     pub(crate) fn moved(&self) -> bool {
         match self {
             Self::LookUp(_) => false,
             Self::Gone(_) => true,
-            Self::Server(Refusal::Request(error)) => {
+            Self::Server(AttemptCause::Request(error)) => {
                 matches!(error, RequestError::NoResponders(_) | RequestError::Deadline { .. })
             }
-            Self::Server(Refusal::Reply(reply)) => reply.retry() == Retry::AskCoordinator,
-            Self::Server(Refusal::Malformed(_)) => false,
+            Self::Server(AttemptCause::Reply(reply)) => reply.retry() == RetryAdvice::AskCoordinator,
+            Self::Server(AttemptCause::Malformed(_)) => false,
         }
     }
 }
 
-/// Which server the next try asks.
+/// The server of the next attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// The one that is believed to serve the subject.
+pub(crate) enum RetryTarget {
+    /// The cached one.
     Known,
-    /// The one that the coordinator names when asked again.
+    /// The one from a new look-up at the coordinator.
     Fresh,
     /// This one.
     Hinted(ServerName),
 }
 
-/// What a call does after a try has failed.
+/// The next step of a call after a failed attempt.
 #[derive(Debug)]
-pub(crate) enum Next {
-    /// Try again after a pause.
+pub(crate) enum RetryStep {
+    /// Retry after a pause.
     Retry {
         /// How long to wait before.
         pause: Duration,
-        /// Whom to ask.
-        target: Target,
+        /// The server to send to.
+        target: RetryTarget,
     },
     /// Give up.
     Fail(Error),
 }
 
-/// A [`Next`] before the deadline has been looked at.
-enum Decision {
+/// A [`RetryStep`] before the deadline is checked.
+enum RetryDecision {
     Fail(Error),
-    Again { pause: Duration, target: Target, why: Error },
+    Again { pause: Duration, target: RetryTarget, why: Error },
 }
 
-/// The tries of one call.
+/// The attempts of one call.
 #[derive(Debug)]
-pub(crate) struct Tries {
-    repeat: Repeat,
+pub(crate) struct RetryState {
+    policy: RetryPolicy,
     deadline: Duration,
     unanswered: u32,
-    /// Why it is not known what became of an earlier try. Nothing but an answer to the request itself settles that.
-    doubt: Option<IndeterminateCause>,
+    /// Why the outcome of an earlier attempt is unknown. Only a reply to the request itself resolves it.
+    unknown_cause: Option<IndeterminateCause>,
     hints: u32,
     relocated: bool,
-    // Most calls need no pause, and a seed costs a system call: drawn when first needed.
+    // Most calls need no pause, and a seed costs a system call: generated on first use.
     backoff: Option<ExponentialBackoff>,
 }
 
-impl Tries {
-    pub(crate) const fn new(repeat: Repeat, deadline: Duration) -> Self {
-        Self { repeat, deadline, unanswered: 0, doubt: None, hints: 0, relocated: false, backoff: None }
+impl RetryState {
+    pub(crate) const fn new(policy: RetryPolicy, deadline: Duration) -> Self {
+        Self {
+            policy,
+            deadline,
+            unanswered: 0,
+            unknown_cause: None,
+            hints: 0,
+            relocated: false,
+            backoff: None,
+        }
     }
 
-    /// How long a try that starts now may wait for its answer.
+    /// How long an attempt that starts now may wait for its reply.
     ///
     /// # Errors
-    /// [`Error::Deadline`] when no time is left: what is sent then may be carried out and nobody hears of it.
-    /// [`Error::Indeterminate`] when that has happened already.
-    pub(crate) fn try_deadline(&self, elapsed: Duration) -> Result<Duration, Error> {
+    /// [`Error::Deadline`] if no time is left: a request sent now could be executed without the caller's
+    /// knowledge. [`Error::Indeterminate`] if the outcome of an earlier attempt is unknown.
+    pub(crate) fn attempt_deadline(&self, elapsed: Duration) -> Result<Duration, Error> {
         let remaining = self.deadline.saturating_sub(elapsed);
         if remaining.is_zero() {
             return Err(self.out_of_time(None));
         }
         let doubled = |first: Duration| remaining.min(first.saturating_mul(1 << self.unanswered.min(16)));
-        Ok(match self.repeat {
-            Repeat::Freely => doubled(FIRST_TRY),
-            Repeat::ById => doubled(FIRST_TRY_OF_CHANGE),
-            Repeat::Patiently | Repeat::Never => remaining,
+        Ok(match self.policy {
+            RetryPolicy::Idempotent => doubled(FIRST_TRY),
+            RetryPolicy::ByRequestId => doubled(FIRST_TRY_OF_CHANGE),
+            RetryPolicy::LongRead | RetryPolicy::Never => remaining,
         })
     }
 
-    /// Decides after a try that failed. `seed` is asked for at most once per call.
-    pub(crate) fn next(&mut self, failure: Failure, elapsed: Duration, seed: impl FnOnce() -> u64) -> Next {
+    /// Decides after a failed attempt. `seed` is called at most once per call.
+    pub(crate) fn next(
+        &mut self,
+        failure: AttemptError,
+        elapsed: Duration,
+        seed: impl FnOnce() -> u64,
+    ) -> RetryStep {
         match self.decide(failure, seed) {
-            Decision::Fail(error) => Next::Fail(error),
-            Decision::Again { pause, target, why } => {
+            RetryDecision::Fail(error) => RetryStep::Fail(error),
+            RetryDecision::Again { pause, target, why } => {
                 if elapsed.saturating_add(pause) >= self.deadline {
-                    Next::Fail(self.out_of_time(Some(why)))
+                    RetryStep::Fail(self.out_of_time(Some(why)))
                 } else {
-                    Next::Retry { pause, target }
+                    RetryStep::Retry { pause, target }
                 }
             }
         }
     }
 
-    /// What a call comes to that has no time left; `last` is how its last try failed.
+    /// The error of a call that has no time left; `last` is the error of its last attempt.
     fn out_of_time(&self, last: Option<Error>) -> Error {
-        match &self.doubt {
+        match &self.unknown_cause {
             Some(cause) => Error::Indeterminate { cause: cause.clone() },
             None => Error::Deadline { deadline: self.deadline, last: last.map(Box::new) },
         }
     }
 
-    /// Why it is not known what became of the tries so far, if it is not.
-    pub(crate) const fn doubt(&self) -> Option<&IndeterminateCause> {
-        self.doubt.as_ref()
+    /// Why the outcome of the attempts so far is unknown, if it is.
+    pub(crate) const fn indeterminate_cause(&self) -> Option<&IndeterminateCause> {
+        self.unknown_cause.as_ref()
     }
 
-    /// What a call comes to that is given up with `error`: an earlier try may have been carried out all the same.
-    pub(crate) fn given_up(&self, error: Error) -> Error {
-        match &self.doubt {
+    /// The error of a call that ends with `error`: an earlier attempt may have been executed all the same.
+    pub(crate) fn final_error(&self, error: Error) -> Error {
+        match &self.unknown_cause {
             Some(cause) => Error::Indeterminate { cause: cause.clone() },
             None => error,
         }
     }
 
-    fn decide(&mut self, failure: Failure, seed: impl FnOnce() -> u64) -> Decision {
+    fn decide(&mut self, failure: AttemptError, seed: impl FnOnce() -> u64) -> RetryDecision {
         match failure {
-            Failure::LookUp(refusal) => self.after_look_up(refusal, seed),
-            Failure::Gone(server) => self.after_gone(server),
-            Failure::Server(Refusal::Request(error)) => self.after_request(error, seed),
-            Failure::Server(Refusal::Reply(reply)) => self.after_reply(*reply, seed),
-            Failure::Server(Refusal::Malformed(error)) => Decision::Fail(match self.repeat {
-                Repeat::Never | Repeat::ById => Error::Indeterminate {
+            AttemptError::LookUp(cause) => self.after_look_up(cause, seed),
+            AttemptError::Gone(server) => self.after_gone(server),
+            AttemptError::Server(AttemptCause::Request(error)) => self.after_request(error, seed),
+            AttemptError::Server(AttemptCause::Reply(reply)) => self.after_reply(*reply, seed),
+            AttemptError::Server(AttemptCause::Malformed(error)) => RetryDecision::Fail(match self.policy {
+                RetryPolicy::Never | RetryPolicy::ByRequestId => Error::Indeterminate {
                     cause: IndeterminateCause::Malformed(MalformedCause::Decode(error)),
                 },
-                Repeat::Freely | Repeat::Patiently => Refusal::Malformed(error).into_error(),
+                RetryPolicy::Idempotent | RetryPolicy::LongRead => {
+                    AttemptCause::Malformed(error).into_error()
+                }
             }),
         }
     }
 
-    fn after_look_up(&mut self, refusal: Refusal, seed: impl FnOnce() -> u64) -> Decision {
-        let again = match &refusal {
-            // Asking is no change, so it does not matter whether the coordinator heard us.
-            Refusal::Request(error) => matches!(
+    fn after_look_up(&mut self, cause: AttemptCause, seed: impl FnOnce() -> u64) -> RetryDecision {
+        let again = match &cause {
+            // A look-up is no change, so it does not matter whether the coordinator received it.
+            AttemptCause::Request(error) => matches!(
                 error,
                 RequestError::NoResponders(_) | RequestError::Deadline { .. } | RequestError::Disconnected
             ),
-            Refusal::Reply(reply) => reply.retry() != Retry::Never,
-            Refusal::Malformed(_) => false,
+            AttemptCause::Reply(reply) => reply.retry() != RetryAdvice::Never,
+            AttemptCause::Malformed(_) => false,
         };
-        let pause = refusal.retry_after();
-        let why = match refusal {
-            // Whatever became of the question, the call itself was not sent.
-            Refusal::Reply(reply) if reply.happened() != Happened::No => Error::Coordinator(reply),
+        let pause = cause.retry_after();
+        let why = match cause {
+            // Regardless of the outcome of the look-up, the call itself was not sent.
+            AttemptCause::Reply(reply) if reply.executed() != Executed::No => Error::Coordinator(reply),
             other => other.into_error(),
         };
         if !again {
-            return Decision::Fail(self.given_up(why));
+            return RetryDecision::Fail(self.final_error(why));
         }
-        Decision::Again { pause: self.pause(pause, seed), target: Target::Fresh, why }
+        RetryDecision::Again { pause: self.pause(pause, seed), target: RetryTarget::Fresh, why }
     }
 
-    fn after_gone(&mut self, server: ServerName) -> Decision {
-        if self.repeat == Repeat::ById {
-            self.doubt = Some(IndeterminateCause::ServerGone(server.clone()));
+    fn after_gone(&mut self, server: ServerName) -> RetryDecision {
+        if self.policy == RetryPolicy::ByRequestId {
+            self.unknown_cause = Some(IndeterminateCause::ServerGone(server.clone()));
         }
-        match self.repeat {
-            Repeat::Never => {
-                Decision::Fail(Error::Indeterminate { cause: IndeterminateCause::ServerGone(server) })
+        match self.policy {
+            RetryPolicy::Never => {
+                RetryDecision::Fail(Error::Indeterminate { cause: IndeterminateCause::ServerGone(server) })
             }
-            Repeat::Freely | Repeat::Patiently | Repeat::ById => Decision::Again {
-                pause: Duration::ZERO,
-                target: Target::Fresh,
-                why: Error::from_reply(ErrorReply::unavailable(format!("the server {server} is gone"))),
-            },
+            RetryPolicy::Idempotent | RetryPolicy::LongRead | RetryPolicy::ByRequestId => {
+                RetryDecision::Again {
+                    pause: Duration::ZERO,
+                    target: RetryTarget::Fresh,
+                    why: Error::from_reply(ErrorReply::unavailable(format!("server {server} is gone"))),
+                }
+            }
         }
     }
 
-    fn after_request(&mut self, error: RequestError, seed: impl FnOnce() -> u64) -> Decision {
-        if error.happened() != Happened::No {
-            return match self.repeat {
-                Repeat::Never => {
-                    Decision::Fail(Error::Indeterminate { cause: IndeterminateCause::Unanswered(error) })
+    fn after_request(&mut self, error: RequestError, seed: impl FnOnce() -> u64) -> RetryDecision {
+        if error.executed() != Executed::No {
+            return match self.policy {
+                RetryPolicy::Never => {
+                    RetryDecision::Fail(Error::Indeterminate { cause: IndeterminateCause::Unanswered(error) })
                 }
-                Repeat::Freely | Repeat::Patiently | Repeat::ById => {
+                RetryPolicy::Idempotent | RetryPolicy::LongRead | RetryPolicy::ByRequestId => {
                     self.unanswered += 1;
                     if let RequestError::Closed { .. } = error {
                         let cause = IndeterminateCause::Unanswered(error);
-                        return Decision::Fail(match self.repeat {
-                            Repeat::ById => Error::Indeterminate { cause },
+                        return RetryDecision::Fail(match self.policy {
+                            RetryPolicy::ByRequestId => Error::Indeterminate { cause },
                             _ => Error::Closed,
                         });
                     }
-                    if self.repeat == Repeat::ById {
-                        self.doubt = Some(IndeterminateCause::Unanswered(error.clone()));
+                    if self.policy == RetryPolicy::ByRequestId {
+                        self.unknown_cause = Some(IndeterminateCause::Unanswered(error.clone()));
                     }
-                    // The wait for the answer was the pause.
-                    Decision::Again {
+                    // The wait for the reply was the pause.
+                    RetryDecision::Again {
                         pause: Duration::ZERO,
-                        target: Target::Fresh,
+                        target: RetryTarget::Fresh,
                         why: Error::from_request(error),
                     }
                 }
@@ -308,25 +325,25 @@ impl Tries {
         match error {
             RequestError::NoResponders(_) => {
                 let pause = self.relocation_pause(seed);
-                Decision::Again { pause, target: Target::Fresh, why: Error::from_request(error) }
+                RetryDecision::Again { pause, target: RetryTarget::Fresh, why: Error::from_request(error) }
             }
             RequestError::Disconnected => {
                 let pause = self.pause(Duration::ZERO, seed);
-                Decision::Again { pause, target: Target::Known, why: Error::from_request(error) }
+                RetryDecision::Again { pause, target: RetryTarget::Known, why: Error::from_request(error) }
             }
-            fatal => Decision::Fail(self.given_up(Error::from_request(fatal))),
+            fatal => RetryDecision::Fail(self.final_error(Error::from_request(fatal))),
         }
     }
 
-    fn after_reply(&mut self, reply: ErrorReply, seed: impl FnOnce() -> u64) -> Decision {
+    fn after_reply(&mut self, reply: ErrorReply, seed: impl FnOnce() -> u64) -> RetryDecision {
         let (pause, target) = match (&reply.code, reply.retry()) {
-            // The one that had it cannot know; the one that has the subject now may.
-            (ErrorCode::Indeterminate, _) if self.repeat == Repeat::ById => {
-                self.doubt = Some(IndeterminateCause::Reported(Box::new(reply.clone())));
-                (self.pause(Duration::ZERO, seed), Target::Fresh)
+            // The previous owner cannot know the outcome; the current owner may.
+            (ErrorCode::Indeterminate, _) if self.policy == RetryPolicy::ByRequestId => {
+                self.unknown_cause = Some(IndeterminateCause::Reported(Box::new(reply.clone())));
+                (self.pause(Duration::ZERO, seed), RetryTarget::Fresh)
             }
-            // The request was looked for among those that were carried out, and then refused for what it is; or it would
-            // have been refused whenever it came.
+            // The server did not find the request in the dedup window and then rejected it for its content;
+            // or it would have rejected it at any time.
             (
                 ErrorCode::WrongLast
                 | ErrorCode::KeyExists
@@ -337,31 +354,33 @@ impl Tries {
                 | ErrorCode::Unsupported
                 | ErrorCode::UnsupportedVersion,
                 _,
-            ) => return Decision::Fail(Error::from_reply(reply)),
-            (_, Retry::Never) => return Decision::Fail(self.given_up(Error::from_reply(reply))),
+            ) => return RetryDecision::Fail(Error::from_reply(reply)),
+            (_, RetryAdvice::Never) => {
+                return RetryDecision::Fail(self.final_error(Error::from_reply(reply)));
+            }
             (ErrorCode::NotOwner, _) => match &reply.owner {
                 Some(owner) if self.hints < HINTS_FOLLOWED => {
                     self.hints += 1;
-                    (Duration::ZERO, Target::Hinted(owner.clone()))
+                    (Duration::ZERO, RetryTarget::Hinted(owner.clone()))
                 }
                 _ => {
                     self.hints = 0;
-                    (self.relocation_pause(seed), Target::Fresh)
+                    (self.relocation_pause(seed), RetryTarget::Fresh)
                 }
             },
-            // Nobody can say whether it is this server or all of them: the coordinator knows first.
-            (ErrorCode::Unavailable, _) | (_, Retry::AskCoordinator) => {
-                (self.pause(Duration::ZERO, seed), Target::Fresh)
+            // The failure may affect this server or all of them: the coordinator knows first.
+            (ErrorCode::Unavailable, _) | (_, RetryAdvice::AskCoordinator) => {
+                (self.pause(Duration::ZERO, seed), RetryTarget::Fresh)
             }
-            (_, Retry::SameServer | Retry::AfterBackoff) => {
+            (_, RetryAdvice::SameServer | RetryAdvice::AfterBackoff) => {
                 let retry_after = Duration::from_millis(reply.retry_after_ms.unwrap_or(0));
-                (self.pause(retry_after, seed), Target::Known)
+                (self.pause(retry_after, seed), RetryTarget::Known)
             }
         };
-        Decision::Again { pause, target, why: Error::from_reply(reply) }
+        RetryDecision::Again { pause, target, why: Error::from_reply(reply) }
     }
 
-    /// The first change of place is free, since it is the usual way to learn that a subject has moved.
+    /// The first relocation needs no pause, since it is the usual way to learn that a subject has moved.
     fn relocation_pause(&mut self, seed: impl FnOnce() -> u64) -> Duration {
         if std::mem::replace(&mut self.relocated, true) {
             self.pause(Duration::ZERO, seed)

@@ -9,123 +9,132 @@ fn server(name: &str) -> ServerName {
     ServerName::new(name).unwrap()
 }
 
-fn refused(error: ErrorReply) -> Failure {
-    Failure::Server(Refusal::Reply(Box::new(error)))
+fn refused(error: ErrorReply) -> AttemptError {
+    AttemptError::Server(AttemptCause::Reply(Box::new(error)))
 }
 
 fn silent() -> RequestError {
     RequestError::Deadline { route: Route::new("r"), deadline: FIRST_TRY }
 }
 
-fn nobody() -> RequestError {
+/// Returns the error of a request without responders.
+fn no_responders() -> RequestError {
     RequestError::NoResponders(Route::new("r"))
 }
 
-/// What a fresh call of this kind does after one failure.
-fn after(repeat: Repeat, failure: Failure) -> Next {
-    Tries::new(repeat, DEADLINE).next(failure, Duration::ZERO, || 7)
+/// The step of a fresh call of this kind after one failure.
+fn after(repeat: RetryPolicy, failure: AttemptError) -> RetryStep {
+    RetryState::new(repeat, DEADLINE).next(failure, Duration::ZERO, || 7)
 }
 
-/// Everything after which it is not known whether the server has done it.
-fn unknown_outcomes() -> Vec<Failure> {
+/// All failures after which the outcome is unknown.
+fn unknown_outcomes() -> Vec<AttemptError> {
     let garbage = decode::<u64>(b"\xc1").unwrap_err();
     vec![
-        Failure::Gone(server("a")),
-        Failure::Server(Refusal::Request(silent())),
-        Failure::Server(Refusal::Request(RequestError::Closed { sent: true })),
-        Failure::Server(Refusal::Malformed(Arc::new(garbage))),
+        AttemptError::Gone(server("a")),
+        AttemptError::Server(AttemptCause::Request(silent())),
+        AttemptError::Server(AttemptCause::Request(RequestError::Closed { sent: true })),
+        AttemptError::Server(AttemptCause::Malformed(Arc::new(garbage))),
         refused(ErrorReply::new(ErrorCode::Indeterminate, "?")),
         refused(ErrorReply::internal("?")),
         refused(ErrorReply::new(ErrorCode::Other("new".into()), "?")),
     ]
 }
 
+/// Under the policy `Never`, an unknown outcome ends the call with unknown execution and without a retry.
 #[test]
-fn a_change_of_unknown_fate_is_never_repeated() {
+fn retry_policy_without_repeat_ends_on_unknown_outcome() {
     for failure in unknown_outcomes() {
-        match after(Repeat::Never, failure.clone()) {
-            Next::Fail(error) => assert_eq!(error.happened(), Happened::Unknown, "{failure:?}"),
-            Next::Retry { .. } => panic!("repeated after {failure:?}"),
+        match after(RetryPolicy::Never, failure.clone()) {
+            RetryStep::Fail(error) => assert_eq!(error.executed(), Executed::Unknown, "{failure:?}"),
+            RetryStep::Retry { .. } => panic!("repeated after {failure:?}"),
         }
     }
 }
 
+/// A change with a request id is retried after an unknown outcome; it is indeterminate only if no retry remains.
 #[test]
-fn a_change_with_an_id_is_repeated_after_silence_and_its_fate_is_open_only_once_the_time_is_over() {
+fn retry_by_request_id_is_indeterminate_only_at_the_end() {
     let unknown = [
-        Failure::Gone(server("a")),
-        Failure::Server(Refusal::Request(silent())),
+        AttemptError::Gone(server("a")),
+        AttemptError::Server(AttemptCause::Request(silent())),
         refused(ErrorReply::new(ErrorCode::Indeterminate, "?")),
     ];
     for failure in unknown {
-        let mut tries = Tries::new(Repeat::ById, DEADLINE);
-        let next = tries.next(failure.clone(), Duration::ZERO, || 7);
-        assert!(matches!(next, Next::Retry { target: Target::Fresh, .. }), "{failure:?}: {next:?}");
-        // That the next one has done nothing says nothing of the first.
+        let mut attempts = RetryState::new(RetryPolicy::ByRequestId, DEADLINE);
+        let next = attempts.next(failure.clone(), Duration::ZERO, || 7);
+        assert!(matches!(next, RetryStep::Retry { target: RetryTarget::Fresh, .. }), "{failure:?}: {next:?}");
+        // If the next attempt was not executed, this does not tell the outcome of the first.
         for refusal in
             [ErrorReply::not_owner(None), ErrorReply::unavailable("?"), ErrorReply::overloaded("?", 1)]
         {
-            assert!(matches!(tries.next(refused(refusal), Duration::ZERO, || 7), Next::Retry { .. }));
+            assert!(matches!(attempts.next(refused(refusal), Duration::ZERO, || 7), RetryStep::Retry { .. }));
         }
         let out_of_time = [
-            tries.try_deadline(DEADLINE).unwrap_err(),
-            tries.given_up(Error::Closed),
-            match tries.next(refused(ErrorReply::unavailable("?")), DEADLINE, || 7) {
-                Next::Fail(error) => error,
-                Next::Retry { .. } => panic!("no time is left"),
+            attempts.attempt_deadline(DEADLINE).unwrap_err(),
+            attempts.final_error(Error::Closed),
+            match attempts.next(refused(ErrorReply::unavailable("?")), DEADLINE, || 7) {
+                RetryStep::Fail(error) => error,
+                RetryStep::Retry { .. } => panic!("no time is left"),
             },
-            match tries.next(refused(ErrorReply::corrupt("object", "torn")), Duration::ZERO, || 7) {
-                Next::Fail(error) => error,
-                Next::Retry { .. } => panic!("it stays so"),
+            match attempts.next(refused(ErrorReply::corrupt("object", "torn")), Duration::ZERO, || 7) {
+                RetryStep::Fail(error) => error,
+                RetryStep::Retry { .. } => panic!("the outcome stays unknown"),
             },
         ];
         for error in out_of_time {
             assert!(matches!(error, Error::Indeterminate { .. }), "{failure:?}: {error:?}");
         }
-        // These have looked for it first.
-        let next = tries.next(refused(ErrorReply::wrong_last(None)), Duration::ZERO, || 7);
-        assert!(matches!(next, Next::Fail(Error::WrongLast { .. })), "{next:?}");
+        // These errors come after a search in the dedup window.
+        let next = attempts.next(refused(ErrorReply::wrong_last(None)), Duration::ZERO, || 7);
+        assert!(matches!(next, RetryStep::Fail(Error::WrongLast { .. })), "{next:?}");
         let next =
-            tries.next(refused(ErrorReply::new(ErrorCode::UnknownUpload, "gone")), Duration::ZERO, || 7);
-        assert!(matches!(next, Next::Fail(Error::Service(_))), "an upload begins again: {next:?}");
+            attempts.next(refused(ErrorReply::new(ErrorCode::UnknownUpload, "gone")), Duration::ZERO, || 7);
+        assert!(matches!(next, RetryStep::Fail(Error::Service(_))), "an upload restarts: {next:?}");
     }
-    let garbage = Refusal::Malformed(Arc::new(decode::<u64>(b"\xc1").unwrap_err()));
-    let next = after(Repeat::ById, Failure::Server(garbage));
-    assert!(matches!(next, Next::Fail(Error::Indeterminate { .. })), "another answer is no better: {next:?}");
+    let garbage = AttemptCause::Malformed(Arc::new(decode::<u64>(b"\xc1").unwrap_err()));
+    let next = after(RetryPolicy::ByRequestId, AttemptError::Server(garbage));
+    assert!(
+        matches!(next, RetryStep::Fail(Error::Indeterminate { .. })),
+        "a further retry cannot help: {next:?}"
+    );
 }
 
+/// The timeout of an attempt doubles after each attempt without a reply.
 #[test]
-fn a_change_waits_longer_each_time_nobody_answers() {
-    let mut tries = Tries::new(Repeat::ById, Duration::from_secs(60));
+fn retry_attempt_timeout_doubles_after_silence() {
+    let mut attempts = RetryState::new(RetryPolicy::ByRequestId, Duration::from_secs(60));
     let waits = std::iter::repeat_with(|| {
-        let wait = tries.try_deadline(Duration::ZERO).unwrap();
-        tries.next(Failure::Server(Refusal::Request(silent())), Duration::ZERO, || 7);
+        let wait = attempts.attempt_deadline(Duration::ZERO).unwrap();
+        attempts.next(AttemptError::Server(AttemptCause::Request(silent())), Duration::ZERO, || 7);
         wait.as_secs()
     });
     assert_eq!(waits.take(4).collect::<Vec<_>>(), [2, 4, 8, 16]);
 }
 
+/// All ops that change a subject have a retry policy that permits a repeat, and a destroy repeats by request id.
 #[test]
-fn every_change_of_a_subject_may_be_repeated() {
+fn retry_policy_allows_repeat_of_all_changes() {
     for op in Op::ALL.iter().copied().filter(|op| op.changes()) {
-        assert!(matches!(Repeat::of(op), Repeat::ById | Repeat::Freely), "{op}");
+        assert!(matches!(RetryPolicy::of(op), RetryPolicy::ByRequestId | RetryPolicy::Idempotent), "{op}");
     }
-    assert_eq!(Repeat::of(Op::Destroy), Repeat::ById);
+    assert_eq!(RetryPolicy::of(Op::Destroy), RetryPolicy::ByRequestId);
 }
 
+/// If servers reply `not_owner`, the client asks the coordinator again with bounded pauses until the deadline.
 #[test]
-fn a_subject_on_its_way_from_server_to_server_is_followed_until_the_deadline() {
-    for repeat in [Repeat::Freely, Repeat::ById] {
-        let (mut tries, mut elapsed, mut asked) = (Tries::new(repeat, DEADLINE), Duration::ZERO, 0);
+fn retry_follows_moving_subject_until_deadline() {
+    for repeat in [RetryPolicy::Idempotent, RetryPolicy::ByRequestId] {
+        let (mut attempts, mut elapsed, mut asked) = (RetryState::new(repeat, DEADLINE), Duration::ZERO, 0);
         let error = loop {
-            match tries.next(refused(ErrorReply::not_owner(None)), elapsed, || 7) {
-                Next::Retry { pause, target } => {
-                    assert_eq!(target, Target::Fresh);
+            match attempts.next(refused(ErrorReply::not_owner(None)), elapsed, || 7) {
+                RetryStep::Retry { pause, target } => {
+                    assert_eq!(target, RetryTarget::Fresh);
                     assert!(pause <= LONGEST_PAUSE * 2);
                     elapsed += pause;
                     asked += 1;
                 }
-                Next::Fail(error) => break error,
+                RetryStep::Fail(error) => break error,
             }
         };
         assert!(
@@ -136,60 +145,67 @@ fn a_subject_on_its_way_from_server_to_server_is_followed_until_the_deadline() {
     }
 }
 
+/// If the bus closes before the request is sent, the call fails with `Closed` under every policy.
 #[test]
-fn a_bus_that_was_closed_before_the_request_was_sent_leaves_no_doubt() {
-    for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
-        let next = after(repeat, Failure::Server(Refusal::Request(RequestError::Closed { sent: false })));
-        assert!(matches!(next, Next::Fail(Error::Closed)), "{next:?}");
+fn retry_unsent_request_on_closed_bus_fails_as_closed() {
+    for repeat in [RetryPolicy::Idempotent, RetryPolicy::LongRead, RetryPolicy::Never] {
+        let next =
+            after(repeat, AttemptError::Server(AttemptCause::Request(RequestError::Closed { sent: false })));
+        assert!(matches!(next, RetryStep::Fail(Error::Closed)), "{next:?}");
     }
 }
 
+/// A failed lookup is repeated under all policies, also for changes.
 #[test]
-fn a_look_up_is_repeated_for_changes_too() {
-    for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
-        for error in [silent(), nobody(), RequestError::Disconnected] {
-            let next = after(repeat, Failure::LookUp(Refusal::Request(error)));
-            assert!(matches!(next, Next::Retry { target: Target::Fresh, .. }), "{next:?}");
+fn retry_repeats_failed_lookup_under_all_policies() {
+    for repeat in [RetryPolicy::Idempotent, RetryPolicy::LongRead, RetryPolicy::Never] {
+        for error in [silent(), no_responders(), RequestError::Disconnected] {
+            let next = after(repeat, AttemptError::LookUp(AttemptCause::Request(error)));
+            assert!(matches!(next, RetryStep::Retry { target: RetryTarget::Fresh, .. }), "{next:?}");
         }
     }
 }
 
+/// A lookup error means that the request was not executed; only codes that advise a retry are retried.
 #[test]
-fn what_fails_while_looking_for_the_server_has_not_happened() {
+fn retry_lookup_error_means_not_executed() {
     for code in ErrorCode::KNOWN.iter().cloned().chain([ErrorCode::Other("new".into())]) {
-        let refusal = Refusal::Reply(Box::new(ErrorReply::new(code.clone(), "?")));
-        match after(Repeat::Never, Failure::LookUp(refusal)) {
-            Next::Fail(error) => assert_eq!(error.happened(), Happened::No, "{code}"),
-            Next::Retry { .. } => assert_ne!(code.retry(), Retry::Never, "{code}"),
+        let refusal = AttemptCause::Reply(Box::new(ErrorReply::new(code.clone(), "?")));
+        match after(RetryPolicy::Never, AttemptError::LookUp(refusal)) {
+            RetryStep::Fail(error) => assert_eq!(error.executed(), Executed::No, "{code}"),
+            RetryStep::Retry { .. } => assert_ne!(code.retry(), RetryAdvice::Never, "{code}"),
         }
     }
 }
 
+/// No attempt starts at or after the deadline.
 #[test]
-fn without_time_there_is_no_try() {
-    for repeat in [Repeat::Freely, Repeat::Patiently, Repeat::Never] {
-        let none_left = Tries::new(repeat, DEADLINE).try_deadline(DEADLINE);
+fn retry_makes_no_attempt_after_deadline() {
+    for repeat in [RetryPolicy::Idempotent, RetryPolicy::LongRead, RetryPolicy::Never] {
+        let none_left = RetryState::new(repeat, DEADLINE).attempt_deadline(DEADLINE);
         assert!(matches!(none_left, Err(Error::Deadline { .. })), "{none_left:?}");
-        assert!(Tries::new(repeat, Duration::ZERO).try_deadline(Duration::ZERO).is_err());
+        assert!(RetryState::new(repeat, Duration::ZERO).attempt_deadline(Duration::ZERO).is_err());
     }
 }
 
+/// The client follows two owner hints in a row, then asks the coordinator.
 #[test]
-fn only_two_hints_in_a_row_are_followed() {
-    let mut tries = Tries::new(Repeat::Never, DEADLINE);
+fn retry_follows_at_most_two_owner_hints_in_a_row() {
+    let mut attempts = RetryState::new(RetryPolicy::Never, DEADLINE);
     let mut targets = Vec::new();
     for _ in 0..4 {
-        match tries.next(refused(ErrorReply::not_owner(Some(server("b")))), Duration::ZERO, || 7) {
-            Next::Retry { target, .. } => targets.push(target),
-            Next::Fail(error) => panic!("{error}"),
+        match attempts.next(refused(ErrorReply::not_owner(Some(server("b")))), Duration::ZERO, || 7) {
+            RetryStep::Retry { target, .. } => targets.push(target),
+            RetryStep::Fail(error) => panic!("{error}"),
         }
     }
-    let hint = || Target::Hinted(server("b"));
-    assert_eq!(targets, [hint(), hint(), Target::Fresh, hint()]);
+    let hint = || RetryTarget::Hinted(server("b"));
+    assert_eq!(targets, [hint(), hint(), RetryTarget::Fresh, hint()]);
 }
 
+/// A permanent error ends the call without a retry and with the request not executed.
 #[test]
-fn refusals_that_stay_are_final() {
+fn retry_stops_on_permanent_error() {
     let id = MessageId { term: Term::new(1), seq: Seq::new(1) };
     for error in [
         ErrorReply::wrong_last(Some(id)),
@@ -199,28 +215,33 @@ fn refusals_that_stay_are_final() {
         ErrorReply::too_large("max_payload", 2, 1),
         ErrorReply::corrupt("object", "torn"),
     ] {
-        for repeat in [Repeat::Freely, Repeat::Never] {
+        for repeat in [RetryPolicy::Idempotent, RetryPolicy::Never] {
             let next = after(repeat, refused(error.clone()));
-            assert!(matches!(next, Next::Fail(ref failed) if failed.happened() == Happened::No), "{next:?}");
+            assert!(
+                matches!(next, RetryStep::Fail(ref failed) if failed.executed() == Executed::No),
+                "{next:?}"
+            );
         }
     }
 }
 
+/// If the pause would end after the deadline, the call fails at once with the last error.
 #[test]
-fn a_pause_that_would_outlast_the_deadline_is_not_taken() {
-    let mut tries = Tries::new(Repeat::Never, DEADLINE);
-    let next = tries.next(refused(ErrorReply::overloaded("busy", 2_000)), Duration::from_secs(9), || 7);
-    assert!(matches!(next, Next::Fail(Error::Deadline { last: Some(_), .. })), "{next:?}");
+fn retry_pause_beyond_deadline_fails_at_once() {
+    let mut attempts = RetryState::new(RetryPolicy::Never, DEADLINE);
+    let next = attempts.next(refused(ErrorReply::overloaded("busy", 2_000)), Duration::from_secs(9), || 7);
+    assert!(matches!(next, RetryStep::Fail(Error::Deadline { last: Some(_), .. })), "{next:?}");
 }
 
+/// Retry pauses grow up to a limit and differ with the random numbers of the caller.
 #[test]
-fn pauses_grow_to_a_bound_and_differ_between_callers() {
+fn retry_pauses_are_bounded_and_jittered() {
     let pauses = |seed: u64| -> Vec<Duration> {
-        let mut tries = Tries::new(Repeat::Never, Duration::MAX);
+        let mut attempts = RetryState::new(RetryPolicy::Never, Duration::MAX);
         (0..20)
-            .map(|_| match tries.next(refused(ErrorReply::unavailable("?")), Duration::ZERO, || seed) {
-                Next::Retry { pause, .. } => pause,
-                Next::Fail(error) => panic!("{error}"),
+            .map(|_| match attempts.next(refused(ErrorReply::unavailable("?")), Duration::ZERO, || seed) {
+                RetryStep::Retry { pause, .. } => pause,
+                RetryStep::Fail(error) => panic!("{error}"),
             })
             .collect()
     };
@@ -232,46 +253,46 @@ fn pauses_grow_to_a_bound_and_differ_between_callers() {
 }
 
 proptest! {
-    /// Whatever happens, in whatever order, a call ends: no try and no pause reaches beyond the deadline, and a change
-    /// of unknown fate is the last thing that is tried.
+    /// After any failures in any order, a call ends: no attempt and no pause reaches beyond the deadline, and
+    /// a change with an unknown outcome is the last attempt.
     #[test]
-    fn every_call_ends_within_its_deadline(
+    fn retry_ends_within_deadline(
         failures in proptest::collection::vec(0_usize..9, 1..400),
-        repeat in proptest::sample::select(vec![Repeat::Never, Repeat::Freely, Repeat::ById]),
+        repeat in proptest::sample::select(vec![RetryPolicy::Never, RetryPolicy::Idempotent, RetryPolicy::ByRequestId]),
     ) {
-        let change = repeat == Repeat::Never;
+        let change = repeat == RetryPolicy::Never;
         let mut in_doubt = false;
-        let mut tries = Tries::new(repeat, DEADLINE);
+        let mut attempts = RetryState::new(repeat, DEADLINE);
         let mut elapsed = Duration::ZERO;
         for failure in failures {
-            let Ok(allowed) = tries.try_deadline(elapsed) else {
+            let Ok(allowed) = attempts.attempt_deadline(elapsed) else {
                 prop_assert!(elapsed >= DEADLINE);
                 return Ok(());
             };
             prop_assert!(elapsed + allowed <= DEADLINE);
-            // Silence takes all the time it is given, everything else a moment.
+            // An unanswered attempt takes its whole time, any other a moment.
             elapsed += if failure == 0 { allowed } else { allowed.min(Duration::from_millis(1)) };
             let failure = match failure {
-                0 => Failure::Server(Refusal::Request(silent())),
-                1 => Failure::Server(Refusal::Request(nobody())),
-                2 => Failure::Server(Refusal::Request(RequestError::Disconnected)),
-                3 => Failure::LookUp(Refusal::Request(silent())),
-                4 => Failure::Gone(server("a")),
+                0 => AttemptError::Server(AttemptCause::Request(silent())),
+                1 => AttemptError::Server(AttemptCause::Request(no_responders())),
+                2 => AttemptError::Server(AttemptCause::Request(RequestError::Disconnected)),
+                3 => AttemptError::LookUp(AttemptCause::Request(silent())),
+                4 => AttemptError::Gone(server("a")),
                 5 => refused(ErrorReply::not_owner(Some(server("b")))),
                 6 => refused(ErrorReply::not_owner(None)),
                 7 => refused(ErrorReply::overloaded("busy", 30)),
                 _ => refused(ErrorReply::unavailable("lease")),
             };
-            let unknown = matches!(failure, Failure::Gone(_) | Failure::Server(Refusal::Request(RequestError::Deadline { .. })));
-            match tries.next(failure, elapsed, || 7) {
-                Next::Fail(error) => {
+            let unknown = matches!(failure, AttemptError::Gone(_) | AttemptError::Server(AttemptCause::Request(RequestError::Deadline { .. })));
+            match attempts.next(failure, elapsed, || 7) {
+                RetryStep::Fail(error) => {
                     let is_open = in_doubt || change && unknown;
-                    prop_assert_eq!(error.happened() == Happened::Unknown, is_open || repeat == Repeat::ById && unknown);
+                    prop_assert_eq!(error.executed() == Executed::Unknown, is_open || repeat == RetryPolicy::ByRequestId && unknown);
                     return Ok(());
                 }
-                Next::Retry { pause, .. } => {
+                RetryStep::Retry { pause, .. } => {
                     prop_assert!(!(change && unknown));
-                    in_doubt |= unknown && repeat == Repeat::ById;
+                    in_doubt |= unknown && repeat == RetryPolicy::ByRequestId;
                     prop_assert!(elapsed + pause < DEADLINE);
                     elapsed += pause;
                 }

@@ -1,4 +1,4 @@
-//! Where the bytes of a value come from.
+//! Sources of values.
 
 use std::fmt;
 use std::io::{self, SeekFrom};
@@ -8,35 +8,35 @@ use crc_fast::{CrcAlgorithm, Digest};
 use dormouse_protocol::ValueDigest;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeek, AsyncSeekExt};
 
-/// What can be read, and read again.
+/// A reader that can be read again.
 trait ReadSeek: AsyncRead + AsyncSeek + Send + Unpin {}
 
 impl<R: AsyncRead + AsyncSeek + Send + Unpin> ReadSeek for R {}
 
-enum Reader<'a> {
+enum SourceReader<'a> {
     Once(Box<dyn AsyncRead + Send + Unpin + 'a>),
     Again { reader: Box<dyn ReadSeek + 'a>, start: u64 },
 }
 
-/// Where the bytes of a value come from, and who is told how far they are.
+/// The source of a value's bytes, with an optional callback for the progress.
 ///
-/// Anything that implements `AsyncRead` is one. Some things may happen to an upload after which it has to begin again:
-/// another server takes the subject over, or the server loses its disk. A source that can [seek](Self::seekable) is then
-/// read again; with any other the call fails, and nothing has happened.
+/// Anything that implements `AsyncRead` is one. An upload must restart if another server takes the subject
+/// over, or if the server loses its disk. A source that can [seek](Self::seekable) is then read again; with
+/// any other source the call fails, and nothing is executed.
 ///
 /// ```no_run
 /// # async fn example(kv: dormouse_client::Kv) -> Result<(), Box<dyn std::error::Error>> {
 /// use dormouse_client::ValueSource;
 ///
 /// let film = tokio::fs::File::open("film.mkv").await?;
-/// let source = ValueSource::seekable(film).on_progress(|bytes| println!("{bytes} bytes have arrived"));
+/// let source = ValueSource::seekable(film).on_progress(|bytes| println!("{bytes} bytes received"));
 /// kv.put_reader("film", source).await?;
 /// # Ok(())
 /// # }
 /// ```
 #[must_use]
 pub struct ValueSource<'a> {
-    reader: Reader<'a>,
+    reader: SourceReader<'a>,
     size: Option<u64>,
     progress: Option<Box<dyn FnMut(u64) + Send + 'a>>,
 }
@@ -44,30 +44,34 @@ pub struct ValueSource<'a> {
 impl<'a> ValueSource<'a> {
     /// A source that can be read once.
     pub fn once(reader: impl AsyncRead + Send + Unpin + 'a) -> Self {
-        Self { reader: Reader::Once(Box::new(reader)), size: None, progress: None }
+        Self { reader: SourceReader::Once(Box::new(reader)), size: None, progress: None }
     }
 
-    /// A source that can be read again: from where it stands now to its end.
+    /// A source that can be read again: from its current position to its end.
     pub fn seekable(reader: impl AsyncRead + AsyncSeek + Send + Unpin + 'a) -> Self {
-        Self { reader: Reader::Again { reader: Box::new(reader), start: 0 }, size: None, progress: None }
+        Self {
+            reader: SourceReader::Again { reader: Box::new(reader), start: 0 },
+            size: None,
+            progress: None,
+        }
     }
 
-    /// Bytes that are in memory.
+    /// Bytes in memory.
     pub fn bytes(bytes: impl Into<Bytes>) -> Self {
         Self::seekable(io::Cursor::new(bytes.into()))
     }
 
-    /// Says how many bytes will come, so that a server that cannot take so many refuses them at once. It is not held
-    /// against the source. Known by itself where the source can seek.
+    /// Declares the number of bytes, so that a server that cannot take so many rejects them at once. The
+    /// declared size is not checked against the source. A source that can seek declares its size by itself.
     pub const fn size(mut self, bytes: u64) -> Self {
         self.size = Some(bytes);
         self
     }
 
-    /// `told` is called with the number of bytes that have arrived, each time it changes; it becomes smaller when the upload
-    /// has to begin again.
-    pub fn on_progress(mut self, told: impl FnMut(u64) + Send + 'a) -> Self {
-        self.progress = Some(Box::new(told));
+    /// `callback` is called with the number of bytes that the server has received, each time the number
+    /// changes. The number decreases if the upload must restart.
+    pub fn on_progress(mut self, callback: impl FnMut(u64) + Send + 'a) -> Self {
+        self.progress = Some(Box::new(callback));
         self
     }
 }
@@ -84,72 +88,73 @@ impl fmt::Debug for ValueSource<'_> {
     }
 }
 
-/// A source while it is read.
-pub(crate) struct Feed<'a> {
+/// A source that is being read.
+pub(crate) struct ValueInput<'a> {
     source: ValueSource<'a>,
     buffer: BytesMut,
     digest: Digest,
     ended: bool,
-    told: u64,
+    reported: u64,
 }
 
-impl<'a> Feed<'a> {
-    /// Begins to read.
+impl<'a> ValueInput<'a> {
+    /// Starts to read.
     ///
     /// # Errors
-    /// That the source cannot be read.
+    /// If the source cannot be read.
     pub(crate) async fn new(mut source: ValueSource<'a>) -> io::Result<Self> {
-        if let Reader::Again { reader, start } = &mut source.reader {
+        if let SourceReader::Again { reader, start } = &mut source.reader {
             *start = reader.stream_position().await?;
             let end = reader.seek(SeekFrom::End(0)).await?;
             reader.seek(SeekFrom::Start(*start)).await?;
             source.size = Some(end.saturating_sub(*start));
         }
-        Ok(Self { source, buffer: BytesMut::new(), digest: fresh(), ended: false, told: 0 })
+        Ok(Self { source, buffer: BytesMut::new(), digest: fresh(), ended: false, reported: 0 })
     }
 
-    /// How many bytes will come, where that is known.
+    /// How many bytes the source has, if known.
     pub(crate) const fn size(&self) -> Option<u64> {
         self.source.size
     }
 
-    /// Whether everything was read.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether everything was taken.
+    pub(crate) fn is_at_end(&self) -> bool {
         self.ended && self.buffer.is_empty()
     }
 
-    /// Whether everything is here, and is no more than so many bytes.
-    pub(crate) fn is_within(&self, bytes: usize) -> bool {
+    /// Whether the whole source is buffered and has at most so many bytes.
+    pub(crate) fn fits_in(&self, bytes: usize) -> bool {
         self.ended && self.buffer.len() <= bytes
     }
 
-    /// The digest of all that was taken so far.
+    /// The digest of all bytes that were taken so far.
     pub(crate) fn digest(&self) -> ValueDigest {
         ValueDigest::new(self.digest.finalize())
     }
 
-    /// Reads until `bytes` bytes are here or the source is over. Cancelling the call loses nothing.
+    /// Reads until `bytes` bytes are buffered or the source ends. Cancelling the call loses nothing.
     ///
     /// # Errors
-    /// That the source cannot be read.
+    /// If the source cannot be read.
     pub(crate) async fn fill(&mut self, bytes: usize) -> io::Result<()> {
         while !self.ended && self.buffer.len() < bytes {
             let more = bytes - self.buffer.len();
             self.buffer.reserve(more);
             let mut room = bytes::BufMut::limit(&mut self.buffer, more);
             let count = match &mut self.source.reader {
-                Reader::Once(reader) => reader.read_buf(&mut room).await?,
-                Reader::Again { reader, .. } => reader.read_buf(&mut room).await?,
+                SourceReader::Once(reader) => reader.read_buf(&mut room).await?,
+                SourceReader::Again { reader, .. } => reader.read_buf(&mut room).await?,
             };
             self.ended = count == 0;
         }
         Ok(())
     }
 
-    /// As [`fill`](Self::fill), and takes what is here then. Cancelling the call loses nothing.
+    /// Like [`fill`](Self::fill), and takes the buffered bytes, at most `bytes`. Cancelling the call loses
+    /// nothing.
     ///
     /// # Errors
-    /// That the source cannot be read.
+    /// If the source cannot be read.
     pub(crate) async fn take(&mut self, bytes: usize) -> io::Result<Bytes> {
         self.fill(bytes).await?;
         let taken = self.buffer.split_to(bytes.min(self.buffer.len())).freeze();
@@ -157,12 +162,12 @@ impl<'a> Feed<'a> {
         Ok(taken)
     }
 
-    /// Begins again at the first byte. `false`: the source cannot.
+    /// Restarts at the first byte. Returns `false` if the source cannot seek.
     ///
     /// # Errors
-    /// That it should be able to and fails.
+    /// If the source can seek and the seek fails.
     pub(crate) async fn rewind(&mut self) -> io::Result<bool> {
-        let Reader::Again { reader, start } = &mut self.source.reader else { return Ok(false) };
+        let SourceReader::Again { reader, start } = &mut self.source.reader else { return Ok(false) };
         reader.seek(SeekFrom::Start(*start)).await?;
         self.buffer.clear();
         self.digest = fresh();
@@ -170,12 +175,12 @@ impl<'a> Feed<'a> {
         Ok(true)
     }
 
-    /// So many bytes have arrived.
-    pub(crate) fn tell(&mut self, bytes: u64) {
+    /// The server has received so many bytes.
+    pub(crate) fn report_progress(&mut self, bytes: u64) {
         if let Some(progress) = &mut self.source.progress
-            && bytes != self.told
+            && bytes != self.reported
         {
-            self.told = bytes;
+            self.reported = bytes;
             progress(bytes);
         }
     }

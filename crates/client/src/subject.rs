@@ -1,4 +1,4 @@
-//! What streams and key-value stores have in common: a subject, how to ask its server, and its care.
+//! The common part of streams and key-value stores: a subject, and the calls to its server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,24 +14,25 @@ use dormouse_protocol::{Level, Message, Op, Position, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::call::Inner;
+use crate::call::ClientShared;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
 use crate::pages::{MessagePages, Pages};
 use crate::range::SeqRange;
-use crate::sets::{AckFuture, Company, Entry, Outcome, unheard};
+use crate::sets::{AckFuture, Batching, QueuedSet, SetsOutcome, sender_gone};
 
-/// Field names and numbers of one set, and the framing of one header; generous.
+/// The size of one set's field names and numbers, and the framing of one header: upper bounds.
 const SET_OVERHEAD_BYTES: usize = 192;
 const HEADER_OVERHEAD_BYTES: usize = 12;
 const KEY_OVERHEAD_BYTES: usize = 5;
 
-/// How often a message whose value is fetched on its own may be replaced meanwhile before it is taken without.
+/// If a message is replaced while its value is fetched separately, the client follows so many replacements.
+/// Then it returns the message without its value.
 pub(crate) const REPLACEMENTS_FOLLOWED: u32 = 8;
 
-/// A subject and how to deal with it.
+/// A subject and the settings of its calls.
 #[derive(Clone)]
 pub(crate) struct Handle {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<ClientShared>,
     pub(crate) subject: Subject,
     pub(crate) deadline: Duration,
     pub(crate) level: Option<Level>,
@@ -56,31 +57,32 @@ impl Handle {
         self.inner.call(&self.subject, op, request, self.deadline).await
     }
 
-    /// Queues one set, before it returns, be its value as large as it may.
+    /// Queues one set of any size before it returns.
     pub(crate) fn set(&self, item: SetItem) -> AckFuture {
-        let company = if item.value.is_none() || self.fits(&item) { Company::Shared } else { Company::Large };
-        match self.inner.queue(&self.subject, self.entry(vec![item], company)) {
+        let batching =
+            if item.value.is_none() || self.fits(&item) { Batching::Shared } else { Batching::Large };
+        match self.inner.queue(&self.subject, self.entry(vec![item], batching)) {
             Ok(outcome) => AckFuture::new(outcome),
-            Err(error) => AckFuture::refused(error),
+            Err(error) => AckFuture::rejected(error),
         }
     }
 
-    /// Queues sets that go together, before it returns.
+    /// Queues a batch of sets before it returns.
     pub(crate) fn set_together(
         &self,
         sets: Vec<SetItem>,
-        company: Company,
-    ) -> impl Future<Output = Outcome> + Send + use<> {
-        let queued = self.inner.queue(&self.subject, self.entry(sets, company));
-        async { queued?.await.unwrap_or_else(|_| Err(unheard())) }
+        batching: Batching,
+    ) -> impl Future<Output = SetsOutcome> + Send + use<> {
+        let queued = self.inner.queue(&self.subject, self.entry(sets, batching));
+        async { queued?.await.unwrap_or_else(|_| Err(sender_gone())) }
     }
 
-    fn entry(&self, sets: Vec<SetItem>, company: Company) -> Entry<()> {
+    fn entry(&self, sets: Vec<SetItem>, batching: Batching) -> QueuedSet<()> {
         let size_bytes = sets.iter().map(set_size).sum();
-        let expires_at = Duration::MAX; // Counted from when it is queued.
-        Entry {
+        let expires_at = Duration::MAX; // Set when it is queued.
+        QueuedSet {
             sets,
-            company,
+            batching,
             level: self.level,
             deadline: self.deadline,
             expires_at,
@@ -89,7 +91,7 @@ impl Handle {
         }
     }
 
-    /// Writes a message that fits, beside everything that is queued.
+    /// Writes a message that fits in a request, independently of queued sets.
     pub(crate) async fn set_one(&self, item: SetItem) -> Result<SetResult, Error> {
         self.set_by(Op::Set, &self.set_request(vec![item])).await
     }
@@ -121,11 +123,11 @@ impl Handle {
         }
     }
 
-    /// Writes many messages in as few requests as they fit in, one after the other, in order.
+    /// Writes many messages in as few requests as possible, one request after the other, in order.
     pub(crate) async fn set_all(&self, items: Vec<SetItem>) -> Vec<Result<SetResult, Error>> {
         let mut results = Vec::with_capacity(items.len());
         let mut items = items.into_iter().peekable();
-        // What was cut off a request that was too large, to be sent before all that is still in `items`.
+        // The parts of a request that was too large, to be sent before the rest of `items`.
         let mut cut_off: Vec<Vec<SetItem>> = Vec::new();
         loop {
             let mut sets = cut_off.pop().unwrap_or_else(|| fill(&mut items, self.budget(), set_size));
@@ -133,19 +135,20 @@ impl Handle {
             if asked == 0 {
                 return results;
             }
-            match self.set_together(sets.clone(), Company::Alone).await {
+            match self.set_together(sets.clone(), Batching::Alone).await {
                 Ok(outcomes) => results.extend(outcomes),
-                // Less fits in a request than was told.
+                // The server's size limit is smaller than the announced one.
                 Err(Error::TooLarge { .. }) if asked > 1 => {
                     let second_half = sets.split_off(asked / 2);
                     cut_off.extend([second_half, sets]);
                 }
-                // What is too large for a message goes up piece by piece; what is refused fails alone, as every set does.
+                // A value that is too large for a message is uploaded in chunks; a rejected set fails alone.
                 Err(Error::TooLarge { .. }) if sets.iter().any(|item| !self.fits(item)) => {
                     results.push(self.set(sets.pop().unwrap_or_default()).await);
                 }
                 Err(error @ Error::TooLarge { .. }) => results.push(Err(error)),
-                // Anything else would fail the rest as well, or let later sets overtake one whose fate is open.
+                // Any other error would fail the rest, too, or would let later sets overtake an indeterminate
+                // one.
                 Err(error) => {
                     results.extend(std::iter::repeat_n(Err(error), asked));
                     let rest = cut_off.iter().map(Vec::len).sum::<usize>() + items.len();
@@ -175,7 +178,7 @@ impl Handle {
         }
     }
 
-    /// The messages under `keys`, as far as they exist, in the order asked for.
+    /// The messages of those `keys` that exist, in the requested order.
     pub(crate) async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Message>, Error> {
         let mut messages = Vec::new();
         let mut keys = keys.into_iter().peekable();
@@ -186,7 +189,7 @@ impl Handle {
                 at_once = at_once.min(wanted.len());
                 let request = GetRequest { keys: Some(wanted[..at_once].to_vec()), ..GetRequest::default() };
                 let reply: GetReply = match self.call(Op::Get, &request).await {
-                    // Less fits in a request than was told.
+                    // The server's size limit is smaller than the announced one.
                     Err(Error::TooLarge { .. }) if at_once > 1 => {
                         at_once /= 2;
                         continue;
@@ -206,18 +209,18 @@ impl Handle {
         Ok(messages)
     }
 
-    /// The message with its value, fetched if it was left out, and still without it if no answer carries it. `None`
-    /// when the message has gone meanwhile.
+    /// The message with its value. An omitted value is fetched; if no reply can carry it, it stays omitted.
+    /// `None` if the message was removed meanwhile.
     pub(crate) async fn complete(&self, message: Message) -> Result<Option<Message>, Error> {
         if !message.value_omitted {
             return Ok(Some(message));
         }
         let found = self.fetch(&GetRequest::seq(message.seq)).await;
-        // The value is no reason to lose sight of all that follows.
+        // A value that is too large must not hide the messages after it.
         if matches!(found, Err(Error::TooLarge { .. })) { Ok(Some(message)) } else { found }
     }
 
-    /// As [`complete`](Self::complete), but where another message has taken the key meanwhile, that one.
+    /// Like [`complete`](Self::complete); but if another message has replaced it under its key, that message.
     pub(crate) async fn complete_or_newer(&self, message: Message) -> Result<Option<Message>, Error> {
         let key = if message.value_omitted { message.key.clone() } else { None };
         let Some(key) = key else { return self.complete(message).await };
@@ -278,8 +281,8 @@ impl Handle {
     }
 }
 
-/// The calls that streams and key-value stores offer alike.
-macro_rules! care {
+/// The calls that streams and key-value stores have in common.
+macro_rules! common_calls {
     ($name:ident) => {
         impl $name {
             /// The subject.
@@ -288,84 +291,87 @@ macro_rules! care {
                 &self.handle.subject
             }
 
-            /// The same with another deadline for each call: tries and pauses together.
+            /// The same handle with another deadline for each call, all attempts and pauses included.
             #[must_use]
             pub const fn with_deadline(mut self, deadline: Duration) -> Self {
                 self.handle.deadline = deadline;
                 self
             }
 
-            /// The same with at least this durability level for each change, where the subject's own is weaker. A server
-            /// that does not offer the level refuses the change with `unsupported`.
+            /// The same handle with at least this durability level for each change; a stronger level of the
+            /// subject stays. A server that does not support the level rejects the change with `unsupported`.
             #[must_use]
             pub const fn with_level(mut self, level: Level) -> Self {
                 self.handle.level = Some(level);
                 self
             }
 
-            /// Everything there is to know about the subject but its messages: position, number and size of its
-            /// messages, configuration, level, server.
+            /// The subject's properties without its messages: position, number and size of its messages,
+            /// configuration, level, server.
             ///
-            /// Cancelling the call leaves nothing behind.
+            /// Cancelling the call has no side effects.
             ///
             /// # Errors
-            /// As every call.
+            /// The errors of every call.
             pub async fn info(&self) -> Result<InfoReply, Error> {
                 self.handle.info().await
             }
 
-            /// Replaces the whole configuration; what is absent in `config` gets its default. Returns the position after
-            /// the change.
+            /// Replaces the whole configuration; a field that is absent in `config` gets its default. Returns
+            /// the position after the change.
             ///
-            /// Cancelling the call leaves the old configuration or the new one.
+            /// If the call is cancelled, the configuration is either the old one or the new one.
             ///
             /// # Errors
-            /// [`Error::Service`] with `bad_request` for a limit of 0 and `too_large` for too much metadata;
-            /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+            /// [`Error::Service`] with `bad_request` for a limit of 0, and with `too_large` for too much
+            /// metadata; [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the
+            /// errors of every call.
             pub async fn configure(&self, config: SubjectConfig) -> Result<Position, Error> {
                 self.handle.configure(config).await
             }
 
-            /// What has changed since `after`, a page at a time. With the position of the first page of a reading (see
-            /// [`Pages::position`](crate::Pages::position)) it tells what happened during that reading and since: the
-            /// reading, and then the changes, give the state.
+            /// The changes after the position `after`, one page per call. With the position of the first page
+            /// of a full read (see [`Pages::position`](crate::Pages::position)), it returns the changes
+            /// during and since that read: the result of the read and these changes together give the current
+            /// state.
             ///
-            /// Cancelling the call leaves nothing behind.
+            /// Cancelling the call has no side effects.
             ///
             /// # Errors
-            /// As every call.
+            /// The errors of every call.
             pub async fn changes(&self, after: Position) -> Result<crate::Changes, Error> {
                 self.handle.changes(after).await
             }
 
-            /// Puts everything so far in the bucket. Returns the position that is there.
+            /// Waits until all writes so far are in the bucket. Returns the position that is in the bucket.
             ///
-            /// Cancelling the call leaves the server at work; what it puts in the bucket stays.
+            /// If the call is cancelled, the server continues; objects that it uploads stay in the bucket.
             ///
             /// # Errors
-            /// As every call.
+            /// The errors of every call.
             pub async fn flush(&self) -> Result<Position, Error> {
                 self.handle.flush().await
             }
 
-            /// Removes the subject for good, with all its messages. Returns the position where it ended; if it is ever
-            /// used again, it goes on from there.
+            /// Destroys the subject with all its messages. Returns its last position; if the subject is used
+            /// again, its positions continue from there.
             ///
-            /// It happens once, however often it has to be sent. A change that is under way at the same time, of this client
-            /// or another, and arrives after it may end in [`Error::Indeterminate`] without having been carried out: where
-            /// that matters, await it first.
+            /// It is executed once, however often it is sent. A concurrent change, of this client or another,
+            /// that arrives after it may end in [`Error::Indeterminate`] without being executed. If that
+            /// matters, await the change first.
             ///
-            /// Cancelling the call leaves the subject destroyed or not.
+            /// If the call is cancelled, the subject may or may not be destroyed.
             ///
             /// # Errors
-            /// [`Error::Indeterminate`] when the fate of the request is unknown; else as every call.
+            /// [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of
+            /// every call.
             pub async fn destroy(&self) -> Result<Position, Error> {
                 self.handle.destroy().await
             }
         }
     };
 }
-pub(crate) use care;
+pub(crate) use common_calls;
 
 /// Takes as many items as fit in one request, and at least one.
 fn fill<T>(
@@ -384,7 +390,7 @@ fn fill<T>(
     taken
 }
 
-/// Bytes of a key in a list.
+/// The size of a key in a list, in bytes.
 pub(crate) const fn key_size(key: &str) -> usize {
     key.len() + KEY_OVERHEAD_BYTES
 }
@@ -401,8 +407,9 @@ pub(crate) fn set_size(item: &SetItem) -> usize {
 mod tests {
     use super::*;
 
+    /// A request takes items up to the size limit, and at least one.
     #[test]
-    fn a_request_is_filled_but_never_empty() {
+    fn request_fill_respects_size_limit_and_is_never_empty() {
         let mut sizes = vec![50_usize, 40, 20, 500, 1].into_iter().peekable();
         let mut requests = Vec::new();
         while sizes.peek().is_some() {
@@ -411,8 +418,9 @@ mod tests {
         assert_eq!(requests, [vec![50, 40], vec![20], vec![500], vec![1]]);
     }
 
+    /// The estimated size of a set is at least its encoded size.
     #[test]
-    fn the_size_of_a_set_is_never_underestimated() {
+    fn set_size_estimate_covers_encoded_size() {
         let item = crate::NewMessage::new(vec![0; 300])
             .header("n", "v")
             .header("name", "x".repeat(300))

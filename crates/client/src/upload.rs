@@ -1,4 +1,4 @@
-//! Values of any size on their way up: begun, brought piece by piece, put in the bucket, committed by a set.
+//! Uploads of values of any size: started, sent in chunks, stored in the bucket, committed by a set.
 
 mod window;
 
@@ -18,42 +18,44 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 
-use self::window::Window;
+use self::window::UploadWindow;
 use crate::error::{Error, MalformedCause};
-use crate::source::{Feed, ValueSource};
+use crate::source::{ValueInput, ValueSource};
 use crate::subject::{Handle, set_size};
 
-/// The largest piece of a value that travels at once, in bytes; smaller where a message holds less.
-pub(crate) const MAX_PIECE_BYTES: usize = 512 * 1_024;
+/// The largest chunk of a value in one message, in bytes; smaller if the message limit is smaller.
+pub(crate) const MAX_CHUNK_BYTES: usize = 512 * 1_024;
 
-/// While the source has nothing to give, the server hears of us this often: it abandons who is silent for 30 s.
+/// While the source provides no data, the client contacts the server at this interval: the server abandons an
+/// upload after 30 s of silence.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
 
-/// How often an upload begins again before it is given up.
-const MOST_ROUNDS: u32 = 16;
+/// The most restarts of an upload before it fails.
+const MAX_ROUNDS: u32 = 16;
 
-/// The pauses between questions whether the value is in the bucket yet.
+/// The first and the longest pause between polls for whether the value is in the bucket.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Bytes a second that a bucket takes if it is slow.
-const SLOW_BUCKET: u64 = 1_024 * 1_024;
+/// The upload rate of a slow bucket, in bytes per second.
+const SLOW_BUCKET_RATE: u64 = 1_024 * 1_024;
 
-/// How long it is tried to tell the server that an upload was given up; it finds out by itself.
+/// How long the client tries to cancel an abandoned upload at the server; the server also detects it by
+/// itself.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(2);
 
 const V: ProtocolVersion = ProtocolVersion::CURRENT;
 
-/// What the answer to one piece is.
-type Answer = (u64, Result<UploadReply, Error>);
+/// The offset of one chunk and the reply to it.
+type UploadStep = (u64, Result<UploadReply, Error>);
 
 impl Handle {
-    /// How many bytes of a value travel in one message at this moment. A reconnect may change it.
-    pub(crate) fn piece_bytes(&self) -> usize {
-        self.inner.bus.max_payload().saturating_sub(2 * ENVELOPE_BYTES).clamp(1, MAX_PIECE_BYTES)
+    /// How many bytes of a value fit in one message now. A reconnect may change it.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.inner.bus.max_payload().saturating_sub(2 * ENVELOPE_BYTES).clamp(1, MAX_CHUNK_BYTES)
     }
 
-    /// Whether the set fits one message, and its message one answer.
+    /// Whether the set fits in one message, and its message in one reply.
     pub(crate) fn fits(&self, item: &SetItem) -> bool {
         set_size(item) + 2 * ENVELOPE_BYTES <= self.inner.bus.max_payload()
     }
@@ -64,24 +66,24 @@ impl Handle {
         mut item: SetItem,
         source: ValueSource<'_>,
     ) -> Result<SetResult, Error> {
-        let mut feed = Feed::new(source).await.map_err(unreadable)?;
-        // What fits a message needs no upload.
+        let mut input = ValueInput::new(source).await.map_err(unreadable)?;
+        // A value that fits in a message needs no upload.
         let room = self.inner.bus.max_payload().saturating_sub(2 * ENVELOPE_BYTES + set_size(&item));
-        feed.fill(room.saturating_add(1).min(MAX_PIECE_BYTES)).await.map_err(unreadable)?;
-        if feed.is_within(room) {
-            let value = feed.take(room).await.map_err(unreadable)?;
+        input.fill(room.saturating_add(1).min(MAX_CHUNK_BYTES)).await.map_err(unreadable)?;
+        if input.fits_in(room) {
+            let value = input.take(room).await.map_err(unreadable)?;
             let size = value.len() as u64;
             item.value = Some(value);
             let result = self.set_one(item).await?;
-            feed.tell(size);
+            input.report_progress(size);
             return Ok(result);
         }
         let place = UploadPlace { key: item.key.clone(), seq: item.seq };
         let mut upload = Upload {
             place,
-            guard: Guard { handle: self, id: UploadId::new(self.inner.env.ulid()), begun: false },
-            feed,
-            window: Window::default(),
+            guard: UploadGuard { handle: self, id: UploadId::new(self.inner.env.ulid()), begun: false },
+            input,
+            window: UploadWindow::default(),
             in_flight: FuturesUnordered::new(),
             rounds: 0,
         };
@@ -91,15 +93,15 @@ impl Handle {
     }
 }
 
-/// An upload that is given up is said to be, where that is possible.
-struct Guard<'h> {
+/// Cancels an abandoned upload at the server, if that is possible.
+struct UploadGuard<'h> {
     handle: &'h Handle,
     id: UploadId,
-    /// The server may have something of it.
+    /// The server may have a part of it.
     begun: bool,
 }
 
-impl Drop for Guard<'_> {
+impl Drop for UploadGuard<'_> {
     fn drop(&mut self) {
         if !self.begun || tokio::runtime::Handle::try_current().is_err() {
             return;
@@ -108,19 +110,19 @@ impl Drop for Guard<'_> {
         let request = UploadCancelRequest { v: V, upload: self.id };
         let tasks = handle.inner.tasks.clone();
         tasks.spawn("cancel an upload", async move {
-            // The server finds out by itself.
+            // The server also detects it by itself.
             let _ = handle.call::<UploadReply>(Op::UploadCancel, &request).await;
         });
     }
 }
 
 struct Upload<'h, 's> {
-    /// The message that the value will be in.
+    /// The key and seq of the message that will have the value.
     place: UploadPlace,
-    guard: Guard<'h>,
-    feed: Feed<'s>,
-    window: Window,
-    in_flight: FuturesUnordered<BoxFuture<'static, Answer>>,
+    guard: UploadGuard<'h>,
+    input: ValueInput<'s>,
+    window: UploadWindow,
+    in_flight: FuturesUnordered<BoxFuture<'static, UploadStep>>,
     rounds: u32,
 }
 
@@ -140,29 +142,29 @@ impl Upload<'_, '_> {
         }
     }
 
-    /// Brings everything that the server does not have.
+    /// Sends all chunks that the server does not have.
     async fn transfer(&mut self) -> Result<(), Error> {
         self.resume().await?;
         loop {
             while let Some((offset, bytes)) = self.window.next() {
                 self.in_flight.push(self.send(offset, bytes));
             }
-            if self.window.is_empty() && self.feed.is_over() {
+            if self.window.is_empty() && self.input.is_at_end() {
                 return Ok(());
             }
-            let size = self.guard.handle.piece_bytes();
-            let wanted = self.window.has_room() && !self.feed.is_over();
+            let size = self.guard.handle.chunk_bytes();
+            let wanted = self.window.has_room() && !self.input.is_at_end();
             let answer = tokio::select! {
                 biased;
                 Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => answer,
-                piece = self.feed.take(size), if wanted => {
-                    self.window.push(piece.map_err(unreadable)?);
+                chunk = self.input.take(size), if wanted => {
+                    self.window.push(chunk.map_err(unreadable)?);
                     continue;
                 }
                 () = tokio::time::sleep(KEEP_ALIVE) => {
                     let reply = self.begin().await?;
                     if reply.received < self.window.received() {
-                        self.go_on_from(reply).await?;
+                        self.resume_from(reply).await?;
                     }
                     continue;
                 }
@@ -171,7 +173,7 @@ impl Upload<'_, '_> {
         }
     }
 
-    fn send(&self, offset: u64, bytes: Bytes) -> BoxFuture<'static, Answer> {
+    fn send(&self, offset: u64, bytes: Bytes) -> BoxFuture<'static, UploadStep> {
         let (handle, upload) = (self.guard.handle.clone(), self.guard.id);
         Box::pin(async move {
             let request = UploadChunkRequest { v: V, upload, offset, bytes };
@@ -179,61 +181,63 @@ impl Upload<'_, '_> {
         })
     }
 
-    async fn answered(&mut self, (offset, answer): Answer) -> Result<(), Error> {
+    async fn answered(&mut self, (offset, answer): UploadStep) -> Result<(), Error> {
         match answer {
             Ok(reply) => {
                 if !self.window.answered(offset, reply.received) {
                     return Err(Error::Malformed { cause: MalformedCause::StuckCursor });
                 }
-                self.feed.tell(self.window.received());
+                self.input.report_progress(self.window.received());
                 Ok(())
             }
             Err(error) if is_unknown(&error) => self.resume().await,
-            // A message holds less than it did when the piece was cut.
+            // The message limit became smaller after the chunk was cut.
             Err(error @ Error::TooLarge { .. }) => {
-                let most = self.guard.handle.piece_bytes();
+                let most = self.guard.handle.chunk_bytes();
                 if self.window.split(offset, most) { Ok(()) } else { Err(error) }
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Asks how far the upload is and goes on from there, be it at the source's first byte.
+    /// Asks the server for its progress and continues from there, or from the source's first byte.
     async fn resume(&mut self) -> Result<(), Error> {
         let reply = self.begin().await?;
-        self.go_on_from(reply).await
+        self.resume_from(reply).await
     }
 
-    async fn go_on_from(&mut self, reply: UploadReply) -> Result<(), Error> {
+    async fn resume_from(&mut self, reply: UploadReply) -> Result<(), Error> {
         self.in_flight.clear();
         self.rounds += 1;
         if self.window.resume(reply.received) {
             return Ok(());
         }
-        if self.rounds > MOST_ROUNDS || !self.feed.rewind().await.map_err(unreadable)? {
+        if self.rounds > MAX_ROUNDS || !self.input.rewind().await.map_err(unreadable)? {
             return Err(Error::UploadLost);
         }
-        tracing::info!(received = reply.received, "an upload begins again");
+        tracing::info!(received = reply.received, "upload restarted");
         self.window.restart(reply.received);
-        self.feed.tell(reply.received);
+        self.input.report_progress(reply.received);
         Ok(())
     }
 
     async fn begin(&mut self) -> Result<UploadReply, Error> {
-        let (size, place) = (self.feed.size(), Some(self.place.clone()));
+        let (size, place) = (self.input.size(), Some(self.place.clone()));
         let request = UploadBeginRequest { v: V, upload: self.guard.id, size, place };
         self.guard.begun = true;
         self.guard.handle.call(Op::UploadBegin, &request).await
     }
 
-    /// Has the value put in the bucket. `None`: the server lacks some of it. Takes no longer than a call may, and as long as
-    /// a slow bucket takes for so many bytes: each question is answered at once, also while the bucket takes nothing.
+    /// Stores the value in the bucket. `None`: the server lacks a part of it. The time limit is the call's
+    /// deadline plus the time that a slow bucket takes for so many bytes: each poll is answered at once, also
+    /// while the bucket is unavailable.
     async fn finish(&mut self) -> Result<Option<UploadedValue>, Error> {
-        let (upload, size, digest) = (self.guard.id, self.window.read(), self.feed.digest());
+        let (upload, size, digest) = (self.guard.id, self.window.read(), self.input.digest());
         let request = UploadFinishRequest { v: V, upload, size, digest };
         let mut pause = FIRST_PAUSE;
         let env = &self.guard.handle.inner.env;
-        let deadline = self.guard.handle.deadline.saturating_add(Duration::from_secs(size / SLOW_BUCKET));
+        let deadline =
+            self.guard.handle.deadline.saturating_add(Duration::from_secs(size / SLOW_BUCKET_RATE));
         let until = env.boot().saturating_add(deadline);
         loop {
             match self.guard.handle.call::<UploadReply>(Op::UploadFinish, &request).await {

@@ -1,4 +1,4 @@
-//! What the calls make of answers: values, refusals, batches.
+//! Replies as results of calls: values, errors, batches.
 
 mod support;
 
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_client::{
-    Error, ErrorCode, ErrorReply, Happened, MAX_VALUE_IN_MEMORY_BYTES, Message, MessageId, NewMessage, Seq,
+    Error, ErrorCode, ErrorReply, Executed, MAX_VALUE_IN_MEMORY_BYTES, Message, MessageId, NewMessage, Seq,
     Term,
 };
 use dormouse_protocol::data::{
@@ -14,26 +14,27 @@ use dormouse_protocol::data::{
 };
 use dormouse_protocol::{Op, Position, decode};
 
-use support::{Answer, Fleet, at, done, found, message, nothing, reply, result};
+use support::{CannedReply, Fleet, at, done, found, message, nothing, reply, result};
 
 fn id(seq: u64) -> MessageId {
     MessageId { term: Term::new(1), seq: Seq::new(seq) }
 }
 
-fn refused(error: ErrorReply) -> Answer {
+fn refused(error: ErrorReply) -> CannedReply {
     reply(&SetReply { results: vec![SetOutcome::Error(error)] })
 }
 
-/// A fleet whose only server answers as told.
-async fn fleet(answers: impl FnMut(Op, &[u8], usize) -> Answer + Send + 'static) -> Fleet {
+/// A fleet whose only server sends scripted replies.
+async fn fleet(answers: impl FnMut(Op, &[u8], usize) -> CannedReply + Send + 'static) -> Fleet {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet.server("a", answers).await;
     fleet
 }
 
+/// A null value, an empty value and an absent key are distinct results.
 #[tokio::test(start_paused = true)]
-async fn null_and_empty_and_absent_are_three_things() {
+async fn value_null_empty_and_absent_are_distinct() {
     let fleet = fleet(|_, payload, _| match decode::<GetRequest>(payload).unwrap().key.as_deref() {
         Some("null") => found(message(1, Some("null"), None)),
         Some("") => found(message(2, Some(""), Some(""))),
@@ -48,8 +49,9 @@ async fn null_and_empty_and_absent_are_three_things() {
     assert_eq!(kv.entry("absent").await.unwrap(), None);
 }
 
+/// If a reply for several keys omits a value, the client fetches the value by its seq.
 #[tokio::test(start_paused = true)]
-async fn a_value_too_large_for_a_page_is_fetched_by_its_seq() {
+async fn value_omitted_from_reply_is_fetched_by_seq() {
     let fleet = fleet(|_, payload, _| {
         let by_seq = decode::<GetRequest>(payload).unwrap().seq.is_some();
         let mut message = message(5, Some("k"), Some("large"));
@@ -64,8 +66,9 @@ async fn a_value_too_large_for_a_page_is_fetched_by_its_seq() {
     assert_eq!(kv.get_many(["k"]).await.unwrap()[0].value.as_deref(), Some(&b"large"[..]));
 }
 
+/// A value that no reply can carry fails with `TooLarge`; the client does not return null.
 #[tokio::test(start_paused = true)]
-async fn a_value_that_no_answer_carries_is_not_taken_for_null() {
+async fn value_omitted_from_all_replies_is_not_null() {
     let fleet = fleet(|_, _, _| {
         let mut message = message(5, Some("k"), None);
         message.value_omitted = true;
@@ -77,8 +80,9 @@ async fn a_value_that_no_answer_carries_is_not_taken_for_null() {
     assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
 }
 
+/// Expectations reach the server, and a failed expectation is a typed error that is not retried.
 #[tokio::test(start_paused = true)]
-async fn expectations_travel_and_their_failure_has_a_name() {
+async fn set_expectation_is_sent_and_failure_is_typed() {
     let fleet = fleet(|_, payload, _| match decode::<SetRequest>(payload).unwrap().sets[0].expect {
         Some(Expect::Key(None)) => refused(ErrorReply::key_exists(id(3))),
         Some(Expect::Key(Some(_))) => refused(ErrorReply::wrong_last(Some(id(4)))),
@@ -94,20 +98,22 @@ async fn expectations_travel_and_their_failure_has_a_name() {
     assert!(matches!(changed, Error::WrongLast { actual: Some(actual) } if actual == id(4)), "{changed:?}");
     let empty = stream.publish_with(NewMessage::new("v").expect_last(Some(id(1)))).await.unwrap_err();
     assert!(matches!(empty, Error::WrongLast { actual: None }), "{empty:?}");
-    assert_eq!(empty.happened(), Happened::No);
+    assert_eq!(empty.executed(), Executed::No);
     assert_eq!(kv.put("k", "v").await.unwrap(), result(1));
-    assert_eq!(fleet.arrivals.count("a set"), 4, "a refusal was tried again");
+    assert_eq!(fleet.arrivals.count("a set"), 4, "a rejected set was sent again");
 }
 
+/// A failed create returns `KeyExists` even if the server replies `wrong_last`.
 #[tokio::test(start_paused = true)]
-async fn create_speaks_of_the_key_whatever_the_server_calls_it() {
+async fn create_conflict_is_always_key_exists() {
     let fleet = fleet(|_, _, _| refused(ErrorReply::wrong_last(Some(id(3))))).await;
     let exists = fleet.client().await.kv("app.x").unwrap().create("k", "v").await.unwrap_err();
     assert!(matches!(exists, Error::KeyExists { actual: Some(actual) } if actual == id(3)), "{exists:?}");
 }
 
+/// A delete reports whether the key existed.
 #[tokio::test(start_paused = true)]
-async fn delete_says_whether_something_was_there() {
+async fn delete_reports_whether_key_existed() {
     let fleet = fleet(|_, payload, _| {
         let request: DeleteRequest = decode(payload).unwrap();
         assert!(request.request.is_some());
@@ -120,8 +126,9 @@ async fn delete_says_whether_something_was_there() {
     assert!(!kv.delete("elsewhere").await.unwrap());
 }
 
+/// A publish batch over the maximum payload is split into several requests, in order.
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_cut_to_the_payload_and_keeps_its_order() {
+async fn publish_batch_is_split_by_max_payload_in_order() {
     let fleet = fleet(|_, payload, _| done(payload)).await;
     fleet.broker.set_max_payload(64 * 1_024);
     let stream = fleet.client().await.stream("app.x").unwrap();
@@ -139,11 +146,12 @@ async fn a_batch_is_cut_to_the_payload_and_keeps_its_order() {
     assert_eq!(sent, messages);
 }
 
+/// If the server rejects one entry of `put_many`, the other entries succeed.
 #[tokio::test(start_paused = true)]
-async fn in_a_batch_what_is_refused_leaves_the_others_alone() {
+async fn put_many_rejected_entry_does_not_affect_others() {
     let fleet = fleet(|op, payload, _| match op {
-        Op::UploadBegin => Answer::Error(ErrorReply::too_large("max_upload_bytes", 100_000, 90_000)),
-        Op::UploadCancel => Answer::Silence,
+        Op::UploadBegin => CannedReply::Error(ErrorReply::too_large("max_upload_bytes", 100_000, 90_000)),
+        Op::UploadCancel => CannedReply::Silence,
         _ => done(payload),
     })
     .await;
@@ -155,10 +163,12 @@ async fn in_a_batch_what_is_refused_leaves_the_others_alone() {
     assert!(results[2].is_ok());
 }
 
+/// After `too_large`, `put_many` splits the request, keeps the order and uses new request ids; only an oversized entry
+/// fails.
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_cut_anew_when_less_fits_than_was_told() {
-    // What the servers can take has shrunk, and nobody has told the client yet.
-    let refusal = |size| Answer::Error(ErrorReply::too_large("max_payload", size, 15_000));
+async fn put_many_is_split_again_after_too_large() {
+    // The size limit of the servers has shrunk, and the client does not know it yet.
+    let refusal = |size| CannedReply::Error(ErrorReply::too_large("max_payload", size, 15_000));
     let fleet = fleet(move |_, payload, _| match payload.len() {
         size if size > 15_000 => refusal(size),
         _ => done(payload),
@@ -184,11 +194,12 @@ async fn a_batch_is_cut_anew_when_less_fits_than_was_told() {
     assert_eq!(keys, entries.into_iter().map(|(key, _)| key).collect::<Vec<_>>());
     let mut names: Vec<_> = requests.iter().map(|request| request.request.unwrap().counter).collect();
     names.dedup();
-    assert_eq!(names.len(), requests.len(), "two requests of different content share a name");
+    assert_eq!(names.len(), requests.len(), "requests of different content share an id");
 }
 
+/// If the maximum payload shrinks during a publish batch, the later requests are smaller.
 #[tokio::test(start_paused = true)]
-async fn a_batch_heeds_a_payload_that_shrinks_while_it_is_sent() {
+async fn publish_batch_adapts_to_shrinking_max_payload() {
     let broker = Arc::new(Mutex::new(None::<dormouse_bus::memory::MemoryBroker>));
     let shrinking = Arc::clone(&broker);
     let fleet = fleet(move |_, payload, _| {
@@ -206,11 +217,12 @@ async fn a_batch_heeds_a_payload_that_shrinks_while_it_is_sent() {
     assert_eq!(sets.collect::<Vec<_>>(), [6, 2, 2, 2, 2, 2, 2, 2]);
 }
 
+/// If a request of a split publish batch fails, the remaining messages fail with `NotSent`.
 #[tokio::test(start_paused = true)]
-async fn after_a_request_that_failed_nothing_that_was_cut_off_is_sent() {
+async fn publish_batch_sends_no_rest_after_failed_request() {
     let fleet = fleet(|_, payload, _| match decode::<SetRequest>(payload).unwrap().sets.len() {
-        1 => Answer::Error(ErrorReply::unsupported("this")),
-        _ => Answer::Error(ErrorReply::too_large("max_payload", 2, 1)),
+        1 => CannedReply::Error(ErrorReply::unsupported("this")),
+        _ => CannedReply::Error(ErrorReply::too_large("max_payload", 2, 1)),
     })
     .await;
     let results = fleet.client().await.stream("app.x").unwrap().publish_batch(["1", "2", "3", "4"]).await;
@@ -220,12 +232,13 @@ async fn after_a_request_that_failed_nothing_that_was_cut_off_is_sent() {
     assert_eq!(fleet.arrivals.count("a set"), 3);
 }
 
+/// After `too_large`, `get_many` splits the request and returns all keys in order.
 #[tokio::test(start_paused = true)]
-async fn many_keys_are_cut_anew_when_less_fits_than_was_told() {
+async fn get_many_is_split_again_after_too_large() {
     let fleet = fleet(|_, payload, _| {
         let keys = decode::<GetRequest>(payload).unwrap().keys.unwrap();
         if keys.len() > 2 {
-            return Answer::Error(ErrorReply::too_large("max_payload", 2, 1));
+            return CannedReply::Error(ErrorReply::too_large("max_payload", 2, 1));
         }
         let messages = keys.iter().map(|key| message(1, Some(key), Some("v"))).collect();
         reply(&GetReply { position: Position::default(), messages, answered: keys.len() as u64 })
@@ -237,13 +250,13 @@ async fn many_keys_are_cut_anew_when_less_fits_than_was_told() {
     assert_eq!(keys, ["a", "b", "c", "d", "e"]);
 }
 
-/// A store whose keys `giant` (no answer carries its value), `moving` (replaced between two requests) and `small` are
-/// asked for together.
-fn store(payload: &[u8]) -> Answer {
+/// A store with the keys `giant` (no reply carries its value), `moving` (replaced between two requests) and
+/// `small`, which are requested together.
+fn store(payload: &[u8]) -> CannedReply {
     let request: GetRequest = decode(payload).unwrap();
     let omitted = |seq, key| Message { value_omitted: true, ..message(seq, Some(key), None) };
     match (request.seq.map(Seq::get), request.key.as_deref()) {
-        (Some(1), _) => Answer::Error(ErrorReply::too_large("max_payload", 2, 1)),
+        (Some(1), _) => CannedReply::Error(ErrorReply::too_large("max_payload", 2, 1)),
         (Some(2), _) => nothing(),
         (None, Some("moving")) => found(message(9, Some("moving"), Some("newer"))),
         (None, None) => {
@@ -255,8 +268,10 @@ fn store(payload: &[u8]) -> Answer {
     }
 }
 
+/// A value that cannot be fetched stays omitted; `get_many` returns the other keys, and a replaced key with its new
+/// value.
 #[tokio::test(start_paused = true)]
-async fn a_value_that_cannot_be_fetched_hides_no_other_and_no_key_is_lost() {
+async fn get_many_unfetchable_value_hides_no_other_key() {
     let fleet = fleet(|_, payload, _| store(payload)).await;
     let kv = fleet.client().await.kv("app.x").unwrap();
     let messages = kv.get_many(["giant", "moving", "small"]).await.unwrap();
@@ -266,11 +281,12 @@ async fn a_value_that_cannot_be_fetched_hides_no_other_and_no_key_is_lost() {
     assert_eq!(small.value.as_deref(), Some(&b"v"[..]));
 }
 
+/// If a key is replaced during the fetch of its value, the get returns the new value.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_replaced_while_its_value_is_fetched_is_not_absent() {
+async fn get_of_key_replaced_during_fetch_returns_new_value() {
     let fleet = fleet(|op, _, asked| match (asked, op) {
         (0, Op::Get) => found(Message { value_omitted: true, ..message(1, Some("k"), None) }),
-        (1, Op::GetChunk) => Answer::Error(ErrorReply::wrong_last(None)),
+        (1, Op::GetChunk) => CannedReply::Error(ErrorReply::wrong_last(None)),
         (2, Op::Get) => found(message(2, Some("k"), Some("newer"))),
         other => panic!("{other:?}"),
     })
@@ -279,9 +295,11 @@ async fn a_key_that_is_replaced_while_its_value_is_fetched_is_not_absent() {
     assert_eq!(kv.get("k").await.unwrap().as_deref(), Some(&b"newer"[..]));
 }
 
+/// If a request of a split publish batch is indeterminate, the remaining messages are not sent.
 #[tokio::test(start_paused = true)]
-async fn in_a_batch_nothing_overtakes_what_may_be_lost() {
-    let fleet = fleet(|_, payload, asked| if asked == 0 { done(payload) } else { Answer::Silence }).await;
+async fn publish_batch_sends_no_rest_after_indeterminate() {
+    let fleet =
+        fleet(|_, payload, asked| if asked == 0 { done(payload) } else { CannedReply::Silence }).await;
     fleet.broker.set_max_payload(64 * 1_024);
     let stream = fleet.client().await.stream("app.x").unwrap().with_deadline(Duration::from_secs(2));
     let results = stream.publish_batch(vec![vec![0; 40_000]; 4]).await;
@@ -291,8 +309,9 @@ async fn in_a_batch_nothing_overtakes_what_may_be_lost() {
     assert_eq!(fleet.arrivals.count("a set"), 2);
 }
 
+/// The call `get_many` repeats requests until the server has answered all keys.
 #[tokio::test(start_paused = true)]
-async fn many_keys_are_asked_for_until_all_are_answered() {
+async fn get_many_repeats_until_all_keys_are_answered() {
     let asked_for = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked_for);
     let fleet = fleet(move |_, payload, _| {
@@ -311,16 +330,18 @@ async fn many_keys_are_asked_for_until_all_are_answered() {
     assert_eq!(*asked_for.lock().unwrap(), [5, 3, 1]);
 }
 
+/// A set whose reply holds no results is indeterminate.
 #[tokio::test(start_paused = true)]
-async fn an_answer_with_results_missing_is_indeterminate() {
+async fn set_reply_without_results_is_indeterminate() {
     let fleet = fleet(|_, _, _| reply(&SetReply { results: vec![] })).await;
     let error = fleet.client().await.kv("app.x").unwrap().put("k", "v").await.unwrap_err();
     assert!(matches!(error, Error::Indeterminate { .. }), "{error:?}");
 }
 
+/// If the server does not support the level, the client returns the error of the server.
 #[tokio::test(start_paused = true)]
-async fn what_a_server_does_not_offer_comes_back_as_its_own_words() {
-    let fleet = fleet(|_, _, _| Answer::Error(ErrorReply::unsupported("level bucket"))).await;
+async fn level_unsupported_by_server_returns_server_error() {
+    let fleet = fleet(|_, _, _| CannedReply::Error(ErrorReply::unsupported("level bucket"))).await;
     let kv = fleet.client().await.kv("app.x").unwrap().with_level(dormouse_client::Level::Bucket);
     let error = kv.put("k", "v").await.unwrap_err();
     assert!(matches!(&error, Error::Service(reply) if reply.code == ErrorCode::Unsupported), "{error:?}");
@@ -328,8 +349,9 @@ async fn what_a_server_does_not_offer_comes_back_as_its_own_words() {
     assert_eq!(sent.level, Some(dormouse_client::Level::Bucket));
 }
 
+/// The client rejects an invalid subject before it sends a request.
 #[tokio::test(start_paused = true)]
-async fn a_bad_subject_is_refused_before_anything_is_sent() {
+async fn subject_invalid_is_rejected_before_sending() {
     let fleet = Fleet::new();
     let client = fleet.client().await;
     for bad in ["", "app.*", "app.>", "a b", "a..b"] {

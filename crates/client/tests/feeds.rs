@@ -1,4 +1,4 @@
-//! Feeds over the messaging system: what they hear, what they ask, what they tell, how they end.
+//! Feeds over the messaging system: their events, their queries, their updates, and their ends.
 
 mod support;
 
@@ -16,7 +16,7 @@ use dormouse_protocol::data::{ChangesReply, ChangesRequest, GetAllReply, GetRequ
 use dormouse_protocol::message::{ConfigureChange, DeleteAllChange, DeleteChange, Removed, SetChange};
 use dormouse_protocol::{Change, Event, Op, ProtocolVersion, RoutePattern, decode};
 
-use support::{Answer, CLIENT, Fleet, at, found, info, message, reply};
+use support::{CLIENT, CannedReply, Fleet, at, found, info, message, reply};
 
 const SUBJECT: &str = "app.x";
 
@@ -43,16 +43,17 @@ fn set(message: Message) -> Change {
     Change::Set(SetChange { message, replaces: None })
 }
 
-fn told(message: Message) -> Update {
+/// Returns the update of a message that replaces none.
+fn set_update(message: Message) -> Update {
     Update::Set { message, replaces: None }
 }
 
-/// A stream in which rev n appended the message with seq n: how far it has come.
+/// A stream in which rev n has appended the message with seq n; holds its last rev.
 #[derive(Clone)]
 struct Stream(Arc<AtomicU64>);
 
 impl Stream {
-    fn answer(&self, op: Op, payload: &[u8]) -> Answer {
+    fn answer(&self, op: Op, payload: &[u8]) -> CannedReply {
         let rev = self.0.load(Ordering::Relaxed);
         match op {
             Op::Info => info(rev),
@@ -71,17 +72,17 @@ impl Stream {
                 messages: (1..=rev).map(written).collect(),
                 cursor: None,
             }),
-            other => panic!("{other} was asked"),
+            other => panic!("unexpected op {other}"),
         }
     }
 
-    /// Appends in silence.
-    fn appends(&self, messages: u64) {
+    /// Appends without an event.
+    fn append(&self, messages: u64) {
         self.0.fetch_add(messages, Ordering::Relaxed);
     }
 
-    /// Appends and announces it.
-    async fn announces(&self, fleet: &Fleet, messages: u64) {
+    /// Appends and publishes the event.
+    async fn append_and_publish(&self, fleet: &Fleet, messages: u64) {
         for _ in 0..messages {
             let rev = self.0.fetch_add(1, Ordering::Relaxed) + 1;
             fleet.event(SUBJECT, &event(rev, vec![set(written(rev))])).await;
@@ -103,7 +104,7 @@ async fn feed(client: &Client, from: FeedFrom) -> Feed {
     client.stream(SUBJECT).unwrap().feed(from).await.unwrap()
 }
 
-/// The next update that is no mark.
+/// The next update other than `CaughtUp`.
 async fn next(feed: &mut Feed) -> Update {
     loop {
         match feed.next().await.unwrap().unwrap() {
@@ -113,27 +114,30 @@ async fn next(feed: &mut Feed) -> Update {
     }
 }
 
-async fn tells(feed: &mut Feed, revs: impl IntoIterator<Item = u64>) {
+/// Checks that the feed delivers the messages of these revs.
+async fn expect_sets(feed: &mut Feed, revs: impl IntoIterator<Item = u64>) {
     for rev in revs {
-        assert_eq!(next(feed).await, told(written(rev)));
+        assert_eq!(next(feed).await, set_update(written(rev)));
     }
 }
 
+/// A feed delivers each change once and in order, even if events repeat.
 #[tokio::test(start_paused = true)]
-async fn changes_come_in_order_each_once() {
+async fn feed_delivers_changes_once_and_in_order() {
     let (fleet, _) = fleet_at(3).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Now).await;
     assert_eq!(feed.next().await.unwrap().unwrap(), Update::CaughtUp(position(3)));
     for rev in [4, 5, 5, 4, 6] {
         fleet.event(SUBJECT, &event(rev, vec![set(written(rev))])).await;
     }
-    tells(&mut feed, 4..=6).await;
+    expect_sets(&mut feed, 4..=6).await;
     assert_eq!(feed.position(), Some(position(6)));
     assert_eq!(fleet.arrivals.count("a changes"), 0);
 }
 
+/// A feed reports removals, clears and configuration changes.
 #[tokio::test(start_paused = true)]
-async fn every_kind_of_change_is_told() {
+async fn feed_reports_all_kinds_of_change() {
     let (fleet, _) = fleet_at(1).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Now).await;
     let removed = vec![Removed { seq: Seq::new(1), key: Some("k".into()) }];
@@ -149,46 +153,50 @@ async fn every_kind_of_change_is_told() {
     assert_eq!(next(&mut feed).await, Update::Configured(config));
 }
 
+/// A feed fetches the changes of a lost event, also if the last event was lost.
 #[tokio::test(start_paused = true)]
-async fn a_lost_event_is_asked_for_and_so_is_a_lost_last_one() {
+async fn feed_gap_is_refetched() {
     let (fleet, stream) = fleet_at(0).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Now).await;
-    stream.appends(1);
-    stream.announces(&fleet, 1).await;
-    tells(&mut feed, 1..=2).await;
-    stream.appends(2);
+    stream.append(1);
+    stream.append_and_publish(&fleet, 1).await;
+    expect_sets(&mut feed, 1..=2).await;
+    stream.append(2);
     fleet.event(SUBJECT, &event(4, vec![])).await;
-    tells(&mut feed, 3..=4).await;
+    expect_sets(&mut feed, 3..=4).await;
     assert_eq!(feed.next().await.unwrap().unwrap(), Update::CaughtUp(position(4)));
 }
 
+/// A feed from the beginning delivers the existing messages and continues with new changes without a gap.
 #[tokio::test(start_paused = true)]
-async fn a_feed_from_the_beginning_tells_what_is_there_and_goes_on_without_a_seam() {
+async fn feed_from_beginning_continues_without_gap() {
     let (fleet, stream) = fleet_at(3).await;
     let client = fleet.client().await;
     let mut feed = feed(&client, FeedFrom::Beginning).await;
-    // Before the feed has asked anything.
-    stream.announces(&fleet, 2).await;
-    tells(&mut feed, 1..=5).await;
+    // Before the first query of the feed.
+    stream.append_and_publish(&fleet, 2).await;
+    expect_sets(&mut feed, 1..=5).await;
     assert_eq!(feed.next().await.unwrap().unwrap(), Update::CaughtUp(position(5)));
-    stream.announces(&fleet, 1).await;
-    tells(&mut feed, 6..=6).await;
+    stream.append_and_publish(&fleet, 1).await;
+    expect_sets(&mut feed, 6..=6).await;
 }
 
+/// A feed after a position delivers the later changes and continues with new ones.
 #[tokio::test(start_paused = true)]
-async fn a_feed_goes_on_after_a_position() {
+async fn feed_after_position_delivers_only_later_changes() {
     let (fleet, stream) = fleet_at(5).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::After(position(3))).await;
-    tells(&mut feed, 4..=5).await;
-    stream.announces(&fleet, 1).await;
-    tells(&mut feed, 6..=6).await;
+    expect_sets(&mut feed, 4..=5).await;
+    stream.append_and_publish(&fleet, 1).await;
+    expect_sets(&mut feed, 6..=6).await;
 }
 
+/// A feed delivers an event that arrives during its start only if the event is newer than the start position.
 #[tokio::test(start_paused = true)]
-async fn what_happens_while_the_feed_begins_is_told_unless_it_belongs_to_the_beginning() {
+async fn feed_start_delivers_only_events_after_start_position() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
-    fleet.server("a", |_, _, _| Answer::Late(Duration::from_millis(100), Box::new(info(5)))).await;
+    fleet.server("a", |_, _, _| CannedReply::Late(Duration::from_millis(100), Box::new(info(5)))).await;
     let client = fleet.client().await;
     let (mut feed, ()) = tokio::join!(feed(&client, FeedFrom::Now), async {
         fleet.arrivals.wait_for("a info", 1).await;
@@ -196,11 +204,12 @@ async fn what_happens_while_the_feed_begins_is_told_unless_it_belongs_to_the_beg
             fleet.event(SUBJECT, &event(rev, vec![set(written(rev))])).await;
         }
     });
-    tells(&mut feed, 6..=6).await;
+    expect_sets(&mut feed, 6..=6).await;
 }
 
+/// A watch of a key or prefix delivers the changes of matching keys and clears of the whole subject.
 #[tokio::test(start_paused = true)]
-async fn a_feed_of_a_key_tells_of_that_key_and_of_what_concerns_all() {
+async fn watch_reports_matching_keys_and_clears() {
     let (fleet, _) = fleet_at(0).await;
     let kv = fleet.client().await.kv(SUBJECT).unwrap();
     let mut one = kv.watch("a").await.unwrap();
@@ -215,15 +224,16 @@ async fn a_feed_of_a_key_tells_of_that_key_and_of_what_concerns_all() {
     ];
     fleet.event(SUBJECT, &event(5, changes)).await;
     let cleared = Update::Cleared { end_seq: Seq::new(9) };
-    assert_eq!(next(&mut one).await, told(under(3, "a")));
+    assert_eq!(next(&mut one).await, set_update(under(3, "a")));
     assert_eq!(next(&mut one).await, cleared);
-    for update in [told(under(2, "ab")), told(under(3, "a")), cleared] {
+    for update in [set_update(under(2, "ab")), set_update(under(3, "a")), cleared] {
         assert_eq!(next(&mut some).await, update);
     }
 }
 
+/// A watch with history first delivers the current message of its key, also if the key is empty.
 #[tokio::test(start_paused = true)]
-async fn the_history_of_a_key_is_the_message_under_it_and_the_empty_key_is_one() {
+async fn watch_with_history_delivers_message_of_empty_key() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet
@@ -234,11 +244,12 @@ async fn the_history_of_a_key_is_the_message_under_it_and_the_empty_key_is_one()
         .await;
     let kv = fleet.client().await.kv(SUBJECT).unwrap();
     let mut feed = kv.watch_with_history("").await.unwrap();
-    assert_eq!(next(&mut feed).await, told(message(2, Some(""), Some(""))));
+    assert_eq!(next(&mut feed).await, set_update(message(2, Some(""), Some(""))));
 }
 
+/// A feed fetches a value that the event omits; if the message was replaced, the value stays omitted.
 #[tokio::test(start_paused = true)]
-async fn a_large_value_is_fetched_unless_it_was_replaced_meanwhile() {
+async fn feed_fetches_large_value_unless_replaced() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     let mut refusals = 2;
@@ -249,10 +260,10 @@ async fn a_large_value_is_fetched_unless_it_was_replaced_meanwhile() {
             }
             if refusals > 0 {
                 refusals -= 1;
-                // What asking again does cure.
-                return Answer::Error(ErrorReply::new(ErrorCode::Internal, "not now"));
+                // A temporary error.
+                return CannedReply::Error(ErrorReply::new(ErrorCode::Internal, "not now"));
             }
-            // Under seq 2 there is already what a later rev wrote.
+            // Seq 2 already has the message of a later rev.
             let seq = decode::<GetRequest>(payload).unwrap().seq.unwrap();
             let mut held = message(seq.get(), Some("k"), Some("fetched"));
             if seq.get() == 2 {
@@ -267,37 +278,40 @@ async fn a_large_value_is_fetched_unless_it_was_replaced_meanwhile() {
         announced.value_omitted = true;
         fleet.event(SUBJECT, &event(rev, vec![set(announced)])).await;
     }
-    assert_eq!(next(&mut feed).await, told(message(1, Some("k"), Some("fetched"))));
+    assert_eq!(next(&mut feed).await, set_update(message(1, Some("k"), Some("fetched"))));
     let Update::Set { message: replaced, .. } = next(&mut feed).await else { panic!("no message") };
     assert!(replaced.value.is_none() && replaced.value_omitted);
 }
 
+/// A feed treats an undecodable event, or one of a newer version, as lost and fetches the changes.
 #[tokio::test(start_paused = true)]
-async fn an_event_that_makes_no_sense_counts_as_lost() {
+async fn feed_undecodable_event_counts_as_lost() {
     let (fleet, stream) = fleet_at(0).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Now).await;
-    stream.appends(1);
+    stream.append(1);
     fleet.event_bytes(SUBJECT, Bytes::from_static(b"\xc1")).await;
-    tells(&mut feed, 1..=1).await;
-    stream.appends(1);
+    expect_sets(&mut feed, 1..=1).await;
+    stream.append(1);
     fleet.event(SUBJECT, &Event { v: ProtocolVersion::new(2), ..event(2, vec![]) }).await;
-    tells(&mut feed, 2..=2).await;
+    expect_sets(&mut feed, 2..=2).await;
 }
 
+/// After a reconnect, a feed delivers the changes that it missed.
 #[tokio::test(start_paused = true)]
-async fn what_happened_while_the_connection_was_lost_is_told_once_it_is_back() {
+async fn feed_after_reconnect_delivers_missed_changes() {
     let (fleet, stream) = fleet_at(0).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Now).await;
-    stream.announces(&fleet, 1).await;
-    tells(&mut feed, 1..=1).await;
+    stream.append_and_publish(&fleet, 1).await;
+    expect_sets(&mut feed, 1..=1).await;
     fleet.broker.disconnect(CLIENT);
-    stream.announces(&fleet, 2).await;
+    stream.append_and_publish(&fleet, 2).await;
     fleet.broker.reconnect(CLIENT);
-    tells(&mut feed, 2..=3).await;
+    expect_sets(&mut feed, 2..=3).await;
 }
 
+/// If the server of a feed is announced gone, the feed asks the next server.
 #[tokio::test(start_paused = true)]
-async fn a_feed_asks_another_server_when_its_own_is_announced_as_gone() {
+async fn feed_asks_next_server_on_gone_announcement() {
     let fleet = Fleet::new();
     let stream = Stream(Arc::new(AtomicU64::new(1)));
     fleet.coordinator(|asked| at(if asked == 0 { "a" } else { "b" })).await;
@@ -306,69 +320,74 @@ async fn a_feed_asks_another_server_when_its_own_is_announced_as_gone() {
         fleet.server(name, move |op, payload, _| served.answer(op, payload)).await;
     }
     let mut feed = feed(&fleet.client().await, FeedFrom::After(position(0))).await;
-    tells(&mut feed, 1..=1).await;
+    expect_sets(&mut feed, 1..=1).await;
     assert_eq!(feed.next().await.unwrap().unwrap(), Update::CaughtUp(position(1)));
-    stream.appends(1);
+    stream.append(1);
     fleet.announce_gone("a").await;
-    tells(&mut feed, 2..=2).await;
+    expect_sets(&mut feed, 2..=2).await;
     assert_eq!(fleet.arrivals.count("b changes"), 1);
 }
 
+/// A feed that receives no events finds a change by polling within 75 seconds.
 #[tokio::test(start_paused = true)]
-async fn a_feed_that_hears_nothing_asks_all_the_same() {
+async fn feed_without_events_finds_changes_by_polling() {
     let (fleet, stream) = fleet_at(0).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Now).await;
     let before = fleet.now();
-    stream.appends(1);
-    tells(&mut feed, 1..=1).await;
+    stream.append(1);
+    expect_sets(&mut feed, 1..=1).await;
     assert!((40..=75).contains(&(fleet.now() - before).as_secs()));
 }
 
+/// A slow reader costs a bounded buffer; the feed refetches the dropped events and loses no change.
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_sleeps_costs_a_bounded_buffer_and_loses_nothing() {
+async fn feed_with_slow_reader_is_bounded_and_loses_nothing() {
     let (fleet, stream) = fleet_at(0).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Now).await;
-    // More than the application's and the messaging system's buffers hold together.
-    stream.announces(&fleet, 10_000).await;
+    // More events than the buffers of the application and the messaging system hold together.
+    stream.append_and_publish(&fleet, 10_000).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(fleet.arrivals.count("a changes"), 0);
-    tells(&mut feed, 1..=10_000).await;
-    // What did not fit was asked for once the reader was there.
+    expect_sets(&mut feed, 1..=10_000).await;
+    // The dropped events are queried once the reader has caught up to them.
     assert!((1..=3).contains(&fleet.arrivals.count("a changes")));
-    stream.announces(&fleet, 1).await;
-    tells(&mut feed, 10_001..=10_001).await;
+    stream.append_and_publish(&fleet, 1).await;
+    expect_sets(&mut feed, 10_001..=10_001).await;
 }
 
+/// A feed retries after transient errors and silence until it succeeds.
 #[tokio::test(start_paused = true)]
-async fn what_passes_is_sat_out() {
+async fn feed_retries_transient_errors() {
     let fleet = Fleet::new();
     let stream = Stream(Arc::new(AtomicU64::new(2)));
     fleet.coordinator(|_| at("a")).await;
     let served = stream.clone();
     fleet
         .server("a", move |op, payload, asked| match asked {
-            0..40 => Answer::Error(ErrorReply::unavailable("not now")),
-            40 => Answer::Silence,
+            0..40 => CannedReply::Error(ErrorReply::unavailable("not now")),
+            40 => CannedReply::Silence,
             _ => served.answer(op, payload),
         })
         .await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Beginning).await;
-    tells(&mut feed, 1..=2).await;
+    expect_sets(&mut feed, 1..=2).await;
 }
 
+/// A feed reports a permanent error once and ends.
 #[tokio::test(start_paused = true)]
-async fn what_asking_again_does_not_cure_is_told_once_and_ends_the_feed() {
+async fn feed_permanent_error_is_reported_once_and_ends_feed() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
-    fleet.server("a", |_, _, _| Answer::Error(ErrorReply::new(ErrorCode::Corrupt, "broken"))).await;
+    fleet.server("a", |_, _, _| CannedReply::Error(ErrorReply::new(ErrorCode::Corrupt, "broken"))).await;
     let mut feed = feed(&fleet.client().await, FeedFrom::Beginning).await;
     let Some(Err(Error::Service(error))) = feed.next().await else { panic!("no error") };
     assert_eq!(error.code, ErrorCode::Corrupt);
     assert!(feed.next().await.is_none());
 }
 
+/// A feed without permission to send requests reports the error and ends.
 #[tokio::test(start_paused = true)]
-async fn a_feed_that_may_not_ask_says_so() {
+async fn feed_without_request_permission_reports_error() {
     let (fleet, _) = fleet_at(0).await;
     let mut options = MemoryOptions::named("limited");
     options.publish = Permission { allow: vec![], deny: vec![RoutePattern::new("persist.server.>")] };
@@ -380,8 +399,9 @@ async fn a_feed_that_may_not_ask_says_so() {
     assert!(feed.next().await.is_none());
 }
 
+/// A feed without permission to receive events fails at once.
 #[tokio::test(start_paused = true)]
-async fn a_feed_that_may_not_listen_fails_at_once() {
+async fn feed_without_event_permission_fails_at_once() {
     let (fleet, _) = fleet_at(0).await;
     let mut options = MemoryOptions::named("limited");
     options.subscribe = Permission { allow: vec![], deny: vec![RoutePattern::new("persist.events.>")] };
@@ -390,8 +410,9 @@ async fn a_feed_that_may_not_listen_fails_at_once() {
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
 }
 
+/// If the client closes, its feed reports `Closed` and ends.
 #[tokio::test(start_paused = true)]
-async fn a_feed_ends_with_its_client_and_says_so() {
+async fn feed_of_closed_client_ends_with_error() {
     let (fleet, _) = fleet_at(0).await;
     let client = fleet.client().await;
     let mut feed = feed(&client, FeedFrom::Beginning).await;

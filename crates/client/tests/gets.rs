@@ -1,4 +1,4 @@
-//! Gets that are in flight at the same time: who shares a request, and that nobody is told less than he would be alone.
+//! Concurrent gets: which ones share a request, and that each has the result that it would have alone.
 
 mod support;
 
@@ -13,9 +13,9 @@ use dormouse_protocol::{Op, decode};
 use futures::FutureExt;
 use futures::future::join_all;
 
-use support::{Answer, Fleet, at, found, message, nothing, reply};
+use support::{CannedReply, Fleet, at, found, message, nothing, reply};
 
-async fn fleet(answers: impl FnMut(Op, &[u8], usize) -> Answer + Send + 'static) -> Fleet {
+async fn fleet(answers: impl FnMut(Op, &[u8], usize) -> CannedReply + Send + 'static) -> Fleet {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet.server("a", answers).await;
@@ -26,12 +26,12 @@ async fn kv(fleet: &Fleet) -> Kv {
     fleet.client().await.kv("app.x").unwrap()
 }
 
-/// What each request asked for.
+/// The targets of each request.
 fn asked(fleet: &Fleet) -> Vec<Vec<String>> {
     fleet.arrivals.payloads("a get").iter().map(|payload| wanted(payload).1).collect()
 }
 
-/// Whether a request asks for a list, and what for.
+/// Whether a request asks for a list, and its targets.
 fn wanted(payload: &[u8]) -> (bool, Vec<String>) {
     let GetRequest { v: _, seq, key, keys, seqs } = decode(payload).unwrap();
     let is_list = keys.is_some() || seqs.is_some();
@@ -43,7 +43,7 @@ fn numbers(numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
     numbers.into_iter().map(|number| number.to_string()).collect()
 }
 
-/// The message that stands for `name`: a key, or a seq after `#`. Its value is the name.
+/// The message of `name`: a key, or a seq after `#`. Its value is the name.
 fn named(name: &str) -> Message {
     match name.strip_prefix('#') {
         Some(seq) => message(seq.parse().unwrap(), None, Some(name)),
@@ -51,36 +51,36 @@ fn named(name: &str) -> Message {
     }
 }
 
-/// Everything that is asked for is there, and at most `fits` of it in one answer.
-fn store(payload: &[u8], fits: usize) -> Answer {
+/// All requested messages exist; at most `fits` of them fit in one reply.
+fn store(payload: &[u8], fits: usize) -> CannedReply {
     let names = wanted(payload).1;
     let answered = names.len().min(fits);
     let messages = names[..answered].iter().map(|name| named(name)).collect();
     reply(&GetReply { position: Position::default(), messages, answered: answered as u64 })
 }
 
-/// Later, but before anybody loses patience.
-fn late(answer: Answer) -> Answer {
-    Answer::Late(Duration::from_millis(10), Box::new(answer))
+/// A late reply, before any queued get times out.
+fn late(answer: CannedReply) -> CannedReply {
+    CannedReply::Late(Duration::from_millis(10), Box::new(answer))
 }
 
-/// Much later.
-fn slow(answer: Answer) -> Answer {
-    Answer::Late(Duration::from_millis(900), Box::new(answer))
+/// A much later reply.
+fn slow(answer: CannedReply) -> CannedReply {
+    CannedReply::Late(Duration::from_millis(900), Box::new(answer))
 }
 
 type Value = Result<Option<bytes::Bytes>, Error>;
 
-/// Polls each once, so that it is on its way.
+/// Polls each once, so that its get is sent or queued.
 fn begin<F: Future>(gets: impl IntoIterator<Item = F>) -> Vec<Pin<Box<F>>> {
     let mut gets: Vec<_> = gets.into_iter().map(Box::pin).collect();
     for get in &mut gets {
-        assert!(get.as_mut().now_or_never().is_none(), "it is not on its way");
+        assert!(get.as_mut().now_or_never().is_none(), "the get is not pending");
     }
     gets
 }
 
-/// Gets of the keys `0`, `1`, … that are on their way.
+/// Gets of the keys `0`, `1`, … that are sent or queued.
 fn begin_keys(kv: &Kv, number: u64) -> Vec<Pin<Box<impl Future<Output = Value> + use<'_>>>> {
     begin(numbers(0..number).into_iter().map(|key| kv.get(key)))
 }
@@ -89,8 +89,9 @@ fn text(outcome: Value) -> String {
     String::from_utf8(outcome.unwrap().unwrap().to_vec()).unwrap()
 }
 
+/// Gets that are called while two requests are in flight share the next request.
 #[tokio::test(start_paused = true)]
-async fn what_is_called_while_two_requests_are_in_flight_goes_with_the_next() {
+async fn gets_called_during_two_requests_share_next_request() {
     let fleet = fleet(|_, payload, _| late(store(payload, usize::MAX))).await;
     let kv = kv(&fleet).await;
     let outcomes = join_all(begin_keys(&kv, 256)).await;
@@ -101,8 +102,9 @@ async fn what_is_called_while_two_requests_are_in_flight_goes_with_the_next() {
     assert_eq!(lists.collect::<Vec<_>>(), [false, false, true]);
 }
 
+/// Gets by seq and gets by key use separate requests; a single get is sent as a plain get.
 #[tokio::test(start_paused = true)]
-async fn seqs_go_with_seqs_and_keys_with_keys_and_one_by_itself() {
+async fn gets_by_seq_and_by_key_use_separate_requests() {
     let fleet = fleet(|_, payload, _| late(store(payload, usize::MAX))).await;
     let client = fleet.client().await;
     let (kv, stream) = (client.kv("app.x").unwrap(), client.stream("app.x").unwrap());
@@ -121,14 +123,15 @@ async fn seqs_go_with_seqs_and_keys_with_keys_and_one_by_itself() {
     assert_eq!(asked(&fleet), expected);
     join_all(begin(["#5", "#6", "#7"].map(get))).await;
     assert_eq!(asked(&fleet)[4..], [["#5"], ["#6"], ["#7"]]);
-    assert!(!wanted(&fleet.arrivals.payloads("a get")[6]).0, "it went alone");
+    assert!(!wanted(&fleet.arrivals.payloads("a get")[6]).0, "a single get is no list");
 }
 
+/// A get is never answered by a request that was sent before the call.
 #[tokio::test(start_paused = true)]
-async fn a_get_is_never_answered_by_a_request_that_was_sent_before_it_was_called() {
+async fn get_never_uses_reply_of_earlier_request() {
     let version = Arc::new(AtomicU64::new(1));
     let seen = Arc::clone(&version);
-    // Each message has as its value the version that there is when the request arrives.
+    // The value of each message is the version at the arrival of the request.
     let fleet = fleet(move |_, payload, _| {
         let value = seen.load(Ordering::SeqCst).to_string();
         let names = wanted(payload).1;
@@ -137,33 +140,35 @@ async fn a_get_is_never_answered_by_a_request_that_was_sent_before_it_was_called
     })
     .await;
     let kv = kv(&fleet).await;
-    let (tell, mut told) = tokio::sync::mpsc::channel(200);
+    let (sender, mut results) = tokio::sync::mpsc::channel(200);
     for round in 0..200 {
         version.fetch_add(1, Ordering::SeqCst);
-        let (kv, version, tell) = (kv.clone(), Arc::clone(&version), tell.clone());
+        let (kv, version, sender) = (kv.clone(), Arc::clone(&version), sender.clone());
         fleet.spawn(async move {
             let called = version.load(Ordering::SeqCst);
             let key = if round % 2 == 0 { "hot".to_owned() } else { round.to_string() };
-            tell.send((called, text(kv.get(key).await))).await.unwrap();
+            sender.send((called, text(kv.get(key).await))).await.unwrap();
         });
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    drop(tell);
+    drop(sender);
     let mut gets = 0;
-    while let Some((called, found)) = told.recv().await {
+    while let Some((called, found)) = results.recv().await {
         assert!(found.parse::<u64>().unwrap() >= called, "called at {called}, answered from {found}");
         gets += 1;
     }
     assert_eq!(gets, 200);
-    assert!(asked(&fleet).len() < 100, "they did not share requests");
+    assert!(asked(&fleet).len() < 100, "the gets did not share requests");
 }
 
+/// Dropping a get in flight lets the next request go; a get that is dropped in the queue is never sent.
 #[tokio::test(start_paused = true)]
-async fn a_get_that_is_dropped_in_flight_makes_room_and_one_that_waits_is_not_asked_for() {
-    let fleet = fleet(|_, payload, asked| if asked < 2 { Answer::Silence } else { store(payload, 99) }).await;
+async fn get_dropped_in_flight_frees_capacity_and_queued_is_unsent() {
+    let fleet =
+        fleet(|_, payload, asked| if asked < 2 { CannedReply::Silence } else { store(payload, 99) }).await;
     let kv = kv(&fleet).await;
     let mut gets = begin_keys(&kv, 6);
-    // From here on no time passes until the end.
+    // No time passes from here to the end.
     while fleet.arrivals.count("a get") < 2 {
         for get in &mut gets[..2] {
             assert!(get.as_mut().now_or_never().is_none());
@@ -179,19 +184,21 @@ async fn a_get_that_is_dropped_in_flight_makes_room_and_one_that_waits_is_not_as
     }
 }
 
+/// Gets that do not fit into a reply are sent again before later gets.
 #[tokio::test(start_paused = true)]
-async fn what_does_not_fit_an_answer_is_asked_for_again_before_what_came_later() {
+async fn gets_beyond_reply_limit_are_resent_before_later_gets() {
     let fleet = fleet(|_, payload, _| late(store(payload, 3))).await;
     let kv = kv(&fleet).await;
     let outcomes = join_all(begin_keys(&kv, 14)).await;
     assert_eq!(outcomes.into_iter().map(text).collect::<Vec<_>>(), numbers(0..14));
-    // From the first of them it is known that an answer holds three.
+    // After the first of them, the client knows that a reply holds three.
     let expected = [0..1, 1..2, 2..14, 5..8, 8..11, 11..14].map(numbers);
     assert_eq!(asked(&fleet), expected);
 }
 
+/// A get that is dropped in flight and stays unanswered is not sent again.
 #[tokio::test(start_paused = true)]
-async fn who_left_while_his_request_was_in_flight_is_not_asked_for_again() {
+async fn get_dropped_in_flight_is_not_resent() {
     let fleet = fleet(|_, payload, _| late(store(payload, 1))).await;
     let kv = kv(&fleet).await;
     let mut gets = begin_keys(&kv, 6);
@@ -203,11 +210,12 @@ async fn who_left_while_his_request_was_in_flight_is_not_asked_for_again() {
     assert_eq!(asked(&fleet), [0..1, 1..2, 2..6, 4..5, 5..6].map(numbers));
 }
 
+/// If the server does not support lists of seqs, the client sends each get alone.
 #[tokio::test(start_paused = true)]
-async fn a_server_that_knows_no_lists_of_seqs_is_asked_for_each() {
+async fn gets_by_seq_fall_back_if_server_lacks_seq_lists() {
     let fleet = fleet(|_, payload, _| {
         let answer = if decode::<GetRequest>(payload).unwrap().seqs.is_some() {
-            Answer::Error(ErrorReply::bad_request("a get names exactly one of seq, key and keys"))
+            CannedReply::Error(ErrorReply::bad_request("a get names exactly one of seq, key and keys"))
         } else {
             store(payload, 1)
         };
@@ -221,16 +229,17 @@ async fn a_server_that_knows_no_lists_of_seqs_is_asked_for_each() {
     assert_eq!(fleet.arrivals.count("a get"), 2 + 1 + 8);
 }
 
+/// A get of a value that is too large or corrupt fails alone; the other gets of the group succeed.
 #[tokio::test(start_paused = true)]
-async fn who_asks_for_what_no_answer_holds_is_told_so_and_hides_no_other() {
-    // Together the giant comes without its value, alone not at all; one key is poison to every list.
+async fn get_of_unreadable_value_fails_alone() {
+    // The key `giant` comes without its value in a list, and fails alone; the key `poison` fails every list.
     let fleet = fleet(|_, payload, _| {
         let (is_list, names) = wanted(payload);
         late(match names[0].as_str() {
-            "giant" if !is_list => Answer::Error(ErrorReply::too_large("max_reply_bytes", 2, 1)),
-            "poison" => Answer::Error(ErrorReply::corrupt("object", "torn")),
+            "giant" if !is_list => CannedReply::Error(ErrorReply::too_large("max_reply_bytes", 2, 1)),
+            "poison" => CannedReply::Error(ErrorReply::corrupt("object", "torn")),
             _ if names.iter().any(|name| name == "poison") => {
-                Answer::Error(ErrorReply::corrupt("object", "torn"))
+                CannedReply::Error(ErrorReply::corrupt("object", "torn"))
             }
             _ => {
                 let messages =
@@ -252,15 +261,16 @@ async fn who_asks_for_what_no_answer_holds_is_told_so_and_hides_no_other() {
     assert_eq!(outcomes.into_iter().filter_map(|outcome| outcome.ok()?).count(), 4);
 }
 
+/// A mismatched or `unsupported` reply fails all gets of the request without a retry.
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_request_is_that_of_each_get_in_it() {
+async fn gets_in_one_request_share_request_error() {
     let fleet = fleet(|_, payload, _| {
         late(match wanted(payload) {
             (true, names) if names.len() > 2 => {
                 let (other, answered) = (message(1, Some("other"), Some("v")), names.len() as u64);
                 reply(&GetReply { position: Position::default(), messages: vec![other], answered })
             }
-            (true, _) => Answer::Error(ErrorReply::unsupported("not this one")),
+            (true, _) => CannedReply::Error(ErrorReply::unsupported("not this one")),
             (false, _) => nothing(),
         })
     })
@@ -269,80 +279,83 @@ async fn an_error_of_the_request_is_that_of_each_get_in_it() {
     let outcomes = join_all(begin_keys(&kv, 5)).await;
     assert!(outcomes[..2].iter().all(|outcome| matches!(outcome, Ok(None))));
     let malformed =
-        |outcome: &_| matches!(outcome, Err(Error::Malformed { cause: MalformedCause::NotAsked }));
+        |outcome: &_| matches!(outcome, Err(Error::Malformed { cause: MalformedCause::UnexpectedMessage }));
     assert!(outcomes[2..].iter().all(malformed), "{outcomes:?}");
     let outcomes = join_all(begin_keys(&kv, 4)).await;
     let unsupported =
         |outcome: &_| matches!(outcome, Err(Error::Service(reply)) if reply.code == ErrorCode::Unsupported);
     assert!(outcomes[2..].iter().all(unsupported), "{outcomes:?}");
-    assert_eq!(fleet.arrivals.count("a get"), 6, "one of them was asked for again");
+    assert_eq!(fleet.arrivals.count("a get"), 6, "a get was sent again");
 }
 
+/// Slow gets in flight do not delay later gets of the same subject.
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_gets_that_are_slow() {
+async fn get_slow_does_not_delay_other_gets() {
     let fleet = fleet(|_, payload, _| match wanted(payload).1[0].as_str() {
         "slow" => slow(store(payload, 1)),
         _ => late(store(payload, 99)),
     })
     .await;
     let kv = kv(&fleet).await;
-    let mut slow_ones = begin(["slow", "slow"].map(|key| kv.get(key)));
-    // Not only those that waited first, and not one after the other either.
+    let mut slow_gets = begin(["slow", "slow"].map(|key| kv.get(key)));
+    // Gets other than the first queued ones pass the slow ones, too, and not one after the other.
     for _ in 0..3 {
         let fast = join_all(begin_keys(&kv, 10));
         tokio::select! {
             biased;
             outcomes = fast => assert_eq!(outcomes.into_iter().map(text).collect::<Vec<_>>(), numbers(0..10)),
-            _ = join_all(&mut slow_ones) => panic!("they waited for what is slow"),
+            _ = join_all(&mut slow_gets) => panic!("gets waited for the slow requests"),
         }
     }
-    // Two that wait in vain and their company; then two and their company, and again.
+    // Two slow requests and their queued gets; then two and their queued gets, and again.
     let sizes: Vec<_> = asked(&fleet).iter().map(Vec::len).collect();
     assert_eq!(sizes, [1, 1, 10, 1, 1, 8, 1, 1, 8]);
-    for get in slow_ones {
+    for get in slow_gets {
         assert_eq!(text(get.await), "slow");
     }
 }
 
+/// Each get of one request fails at its own deadline, and the others wait for the reply.
 #[tokio::test(start_paused = true)]
-async fn each_get_has_its_own_deadline_in_the_same_request() {
+async fn gets_in_one_request_keep_separate_deadlines() {
     let fleet = fleet(|_, payload, _| match wanted(payload) {
         (false, _) => late(store(payload, 1)),
         (true, _) => slow(store(payload, 99)),
     })
     .await;
     let kv = kv(&fleet).await;
-    let hasty = kv.clone().with_deadline(Duration::from_millis(100));
+    let short = kv.clone().with_deadline(Duration::from_millis(100));
     let first = begin_keys(&kv, 2);
-    let mut rest = begin([hasty.get("hasty"), kv.get("patient")]);
+    let mut rest = begin([short.get("short"), kv.get("long")]);
     let started = fleet.now();
     let answered = join_all(first);
-    let (hasty_get, patient) = (rest.remove(0), rest.remove(0));
-    let (answered, hasty) = tokio::join!(answered, hasty_get);
+    let (short_get, long_get) = (rest.remove(0), rest.remove(0));
+    let (answered, outcome) = tokio::join!(answered, short_get);
     assert_eq!(answered.len(), 2);
-    match hasty {
+    match outcome {
         Err(Error::Deadline { deadline, last: None }) => assert_eq!(deadline, Duration::from_millis(100)),
         other => panic!("{other:?}"),
     }
     assert_eq!(fleet.now() - started, Duration::from_millis(100));
-    assert_eq!(text(patient.await), "patient");
-    assert_eq!(asked(&fleet), [vec!["0"], vec!["1"], vec!["hasty", "patient"]]);
+    assert_eq!(text(long_get.await), "long");
+    assert_eq!(asked(&fleet), [vec!["0"], vec!["1"], vec!["short", "long"]]);
 }
 
+/// A get that is sent again alone keeps its original deadline.
 #[tokio::test(start_paused = true)]
-async fn what_has_to_be_asked_alone_has_no_more_time_for_it() {
+async fn get_resent_alone_keeps_original_deadline() {
     let fleet = fleet(|_, payload, asked| match (asked, wanted(payload)) {
         (0 | 1, _) => late(store(payload, 1)),
-        (_, (true, _)) => late(Answer::Error(ErrorReply::bad_request("?"))),
-        (_, (false, _)) => Answer::Silence,
+        (_, (true, _)) => late(CannedReply::Error(ErrorReply::bad_request("?"))),
+        (_, (false, _)) => CannedReply::Silence,
     })
     .await;
     let kv = kv(&fleet).await;
     let deadline = Duration::from_millis(300);
-    let hasty = kv.clone().with_deadline(deadline);
+    let short = kv.clone().with_deadline(deadline);
     let started = fleet.now();
     let first = begin_keys(&kv, 2);
-    let rest = begin(["a", "b"].map(|key| hasty.get(key)));
+    let rest = begin(["a", "b"].map(|key| short.get(key)));
     let (_, outcomes) = tokio::join!(join_all(first), join_all(rest));
     for outcome in outcomes {
         assert!(matches!(outcome, Err(Error::Deadline { deadline: own, .. }) if own == deadline));
@@ -350,11 +363,12 @@ async fn what_has_to_be_asked_alone_has_no_more_time_for_it() {
     assert_eq!(fleet.now() - started, deadline);
 }
 
+/// Closing the client ends queued gets and gets in a shared request with `Closed`.
 #[tokio::test(start_paused = true)]
-async fn closing_ends_what_waits_and_what_went_together() {
+async fn client_close_ends_queued_and_grouped_gets() {
     let fleet = fleet(|_, payload, _| match wanted(payload) {
         (false, _) => late(store(payload, 1)),
-        (true, _) => Answer::Silence,
+        (true, _) => CannedReply::Silence,
     })
     .await;
     let client = fleet.client().await;
@@ -364,22 +378,23 @@ async fn closing_ends_what_waits_and_what_went_together() {
         get.await.unwrap();
     }
     fleet.arrivals.wait_for("a get", 3).await;
-    // One more request goes, and then others wait again.
+    // One more request is sent, and then further gets are queued.
     let mut gets: Vec<_> = gets;
     gets.extend(begin_keys(&kv, 3));
     let started = fleet.now();
     client.close().await;
     let outcomes = join_all(gets.drain(..3)).await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::Closed))), "{outcomes:?}");
-    assert_eq!(fleet.now(), started, "the end of a shared request was waited for");
+    assert_eq!(fleet.now(), started, "close waited for a shared request");
     gets.remove(0).await.unwrap();
     let outcomes = join_all(gets).await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::Closed))), "{outcomes:?}");
     assert!(matches!(kv.get("k").await, Err(Error::Closed)));
 }
 
+/// Gets of different subjects do not wait for one another.
 #[tokio::test(start_paused = true)]
-async fn subjects_do_not_wait_for_each_other() {
+async fn gets_of_different_subjects_do_not_wait() {
     let fleet = fleet(|_, payload, _| found(named(&wanted(payload).1[0]))).await;
     let client = fleet.client().await;
     let stores: Vec<_> = (0..20).map(|number| client.kv(&format!("app.s{number}")).unwrap()).collect();

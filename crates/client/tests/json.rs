@@ -15,6 +15,7 @@ struct Settings {
     sizes: Vec<u32>,
 }
 
+/// The client writes and reads values as JSON, keeps null and absent apart, and reports invalid JSON.
 #[tokio::test(start_paused = true)]
 async fn values_are_written_and_read_as_json() {
     let fleet = Fleet::new();
@@ -38,7 +39,7 @@ async fn values_are_written_and_read_as_json() {
     assert_eq!(kv.get_json("settings").await.unwrap(), Some(settings()));
     assert_eq!(kv.get_json::<Settings>("absent").await.unwrap(), None);
     assert_eq!(kv.entry("settings").await.unwrap().unwrap().json::<Settings>().unwrap(), settings());
-    // The null value is JSON's null, which is not the absence of a value.
+    // The null value is JSON's `null`, which differs from an absent value.
     assert_eq!(kv.get_json::<Option<Settings>>("null").await.unwrap(), Some(None));
     let wrong = kv.get_json::<Settings>("text").await.unwrap_err();
     assert!(matches!(wrong, JsonError::Json(_)), "{wrong:?}");

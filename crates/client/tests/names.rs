@@ -1,4 +1,4 @@
-//! What users of JetStream look for, and atomic batches: what they ask of the server.
+//! The names of JetStream's methods, and atomic batches: the requests that they send.
 
 mod support;
 
@@ -12,9 +12,9 @@ use dormouse_protocol::data::{
 use dormouse_protocol::message::SetChange;
 use dormouse_protocol::{Change, Op, decode};
 
-use support::{Answer, Fleet, at, found, message, nothing, reply, result};
+use support::{CannedReply, Fleet, at, found, message, nothing, reply, result};
 
-async fn fleet(answers: impl FnMut(Op, &[u8], usize) -> Answer + Send + 'static) -> Fleet {
+async fn fleet(answers: impl FnMut(Op, &[u8], usize) -> CannedReply + Send + 'static) -> Fleet {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet.server("a", answers).await;
@@ -25,11 +25,12 @@ fn id(seq: u64) -> MessageId {
     MessageId { term: Term::new(1), seq: Seq::new(seq) }
 }
 
+/// A batch is one atomic request, sent after the queued sets, and carries the expectation of each entry.
 #[tokio::test(start_paused = true)]
-async fn an_atomic_batch_is_one_request_with_what_each_entry_expects() {
+async fn batch_is_one_atomic_request_with_expectations() {
     let fleet = fleet(|_, payload, asked| {
         if asked > 0 {
-            return Answer::Error(ErrorReply::key_exists(id(9)));
+            return CannedReply::Error(ErrorReply::key_exists(id(9)));
         }
         let sets = decode::<SetRequest>(payload).unwrap().sets.len() as u64;
         let one_rev = |seq| SetOutcome::Ok(dormouse_client::Ack { rev: Rev::new(7), ..result(seq) });
@@ -41,7 +42,7 @@ async fn an_atomic_batch_is_one_request_with_what_each_entry_expects() {
     let before = kv.put("before", "0");
     drop(before);
     let committed = kv.batch().put("a", "1").create("b", "2").update("c", "3", id(4)).commit().await;
-    // The first answer went to what was queued before the batch.
+    // The first reply went to the sets that were queued before the batch.
     assert_eq!(committed.unwrap_err().kind(), ErrorKind::AlreadyExists);
     let sent: Vec<SetRequest> =
         fleet.arrivals.payloads("a set").iter().map(|sent| decode(sent).unwrap()).collect();
@@ -50,8 +51,9 @@ async fn an_atomic_batch_is_one_request_with_what_each_entry_expects() {
     assert_eq!(expected, [None, Some(Expect::Key(None)), Some(Expect::Key(Some(id(4))))]);
 }
 
+/// A batch returns one rev for all entries; a batch over the maximum payload fails and is never split.
 #[tokio::test(start_paused = true)]
-async fn an_atomic_batch_tells_its_one_revision_and_is_never_cut() {
+async fn batch_has_one_rev_and_is_never_split() {
     let fleet = fleet(|_, payload, _| {
         let sets = decode::<SetRequest>(payload).unwrap().sets.len() as u64;
         let one_rev = |seq| SetOutcome::Ok(dormouse_client::Ack { rev: Rev::new(7), ..result(seq) });
@@ -69,8 +71,9 @@ async fn an_atomic_batch_tells_its_one_revision_and_is_never_cut() {
     assert_eq!(fleet.arrivals.count("a set"), 1);
 }
 
+/// A key-value entry has the fields of a JetStream entry and can be read by revision.
 #[tokio::test(start_paused = true)]
-async fn an_entry_has_the_fields_that_users_of_jetstream_know() {
+async fn kv_entry_has_jetstream_fields() {
     let fleet = fleet(|_, payload, _| match decode::<GetRequest>(payload).unwrap().key.as_deref() {
         Some("k") => found(message(5, Some("k"), Some("v"))),
         _ => nothing(),
@@ -85,15 +88,16 @@ async fn an_entry_has_the_fields_that_users_of_jetstream_know() {
     assert_eq!(dormouse_client::Message::from(entry), message(5, Some("k"), Some("v")));
 }
 
+/// Each variant of delete and purge sends the matching request; a purge before the first seq sends none.
 #[tokio::test(start_paused = true)]
-async fn deletes_and_purges_ask_for_what_their_names_say() {
+async fn delete_and_purge_send_matching_requests() {
     let asked = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&asked);
+    let recorded = Arc::clone(&asked);
     let fleet = fleet(move |op, payload, _| {
         let position = Position::default();
         if op == Op::DeleteAll {
             let request: DeleteAllRequest = decode(payload).unwrap();
-            heard.lock().unwrap().push((request.end_seq.map(Seq::get), request.keep_last));
+            recorded.lock().unwrap().push((request.end_seq.map(Seq::get), request.keep_last));
             return reply(&DeleteAllReply { position, count: 3, duplicate: false });
         }
         let request: DeleteRequest = decode(payload).unwrap();
@@ -106,7 +110,7 @@ async fn deletes_and_purges_ask_for_what_their_names_say() {
     assert_eq!(stream.purge().await.unwrap(), 3);
     assert_eq!(stream.purge().keep(2).await.unwrap(), 3);
     assert_eq!(stream.purge().sequence(Seq::new(5)).await.unwrap(), 3);
-    // Nothing is before the first message, so nothing is asked for; and the last word counts.
+    // No message is before the first one, so no request is sent; and the last setting counts.
     assert_eq!(stream.purge().keep(2).sequence(Seq::new(1)).await.unwrap(), 0);
     assert_eq!(*asked.lock().unwrap(), [(None, None), (None, Some(2)), (Some(4), None)]);
     assert!(stream.delete_message(Seq::new(1)).await.unwrap());
@@ -114,8 +118,9 @@ async fn deletes_and_purges_ask_for_what_their_names_say() {
     kv.delete_expect_revision("k", id(1)).await.unwrap();
 }
 
+/// The call `changes` returns the changes with fetched values and their position, or a resync.
 #[tokio::test(start_paused = true)]
-async fn changes_say_where_they_lead_and_when_there_is_no_way() {
+async fn changes_return_position_or_resync() {
     let fleet = fleet(|op, payload, _| {
         if op == Op::Get {
             let messages = vec![message(2, Some("large"), Some("whole"))];
@@ -137,7 +142,7 @@ async fn changes_say_where_they_lead_and_when_there_is_no_way() {
     .await;
     let kv = fleet.client().await.kv("app.x").unwrap();
     let Changes::Since { changes, position, more } = kv.changes(Position::default()).await.unwrap() else {
-        panic!("there is a way")
+        panic!("unexpected resync")
     };
     let whole = Change::Set(SetChange { message: message(2, Some("large"), Some("whole")), replaces: None });
     assert_eq!((changes, position.rev, more), (vec![whole], Rev::new(9), true));

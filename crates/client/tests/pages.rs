@@ -1,4 +1,4 @@
-//! Long results: two pages ahead of the reader, no more.
+//! Long results: at most two pages ahead of the reader.
 
 mod support;
 
@@ -9,13 +9,13 @@ use dormouse_client::{Error, Kv, Message, Seq, SeqRange, Stream};
 use dormouse_protocol::data::{GetAllReply, GetAllRequest, GetRequest, KeysReply, KeysRequest};
 use dormouse_protocol::{ErrorCode, ErrorReply, Op, Position, decode};
 
-use support::{Answer, Fleet, at, found, message, nothing, reply};
+use support::{CannedReply, Fleet, at, found, message, nothing, reply};
 
 const LAST_SEQ: u64 = 10;
 const PER_PAGE: usize = 3;
 
 /// Serves messages 1 to `LAST_SEQ`, `PER_PAGE` at a time.
-fn page(payload: &[u8]) -> Answer {
+fn page(payload: &[u8]) -> CannedReply {
     let request: GetAllRequest = decode(payload).unwrap();
     let start = request.start_seq.map_or(1, Seq::get).max(1);
     let end = request.end_seq.map_or(LAST_SEQ, Seq::get).min(LAST_SEQ);
@@ -54,8 +54,9 @@ async fn seqs(stream: &Stream, range: impl Into<SeqRange>) -> Vec<u64> {
     messages.iter().map(|message| message.seq.get()).collect()
 }
 
+/// Range, direction and limit hold across all pages of a result.
 #[tokio::test(start_paused = true)]
-async fn ranges_directions_and_limits_are_kept_across_pages() {
+async fn pages_keep_range_direction_and_limit() {
     let fleet = fleet().await;
     let stream = stream(&fleet).await;
     assert_eq!(seqs(&stream, ..).await, (1..=10).collect::<Vec<_>>());
@@ -66,22 +67,24 @@ async fn ranges_directions_and_limits_are_kept_across_pages() {
     assert_eq!(seqs(&stream, SeqRange::all().limit(3)).await, [1, 2, 3]);
 }
 
+/// Reading an empty range sends no request.
 #[tokio::test(start_paused = true)]
-async fn an_empty_range_costs_no_request() {
+async fn range_empty_sends_no_request() {
     let fleet = fleet().await;
     assert!(seqs(&stream(&fleet).await, 5..5).await.is_empty());
     assert!(fleet.arrivals.list().is_empty());
 }
 
+/// The client prefetches two pages ahead of the page being read, and no more.
 #[tokio::test(start_paused = true)]
-async fn two_pages_are_ahead_of_the_one_that_is_read_and_no_other() {
+async fn pages_prefetch_is_two_pages_ahead() {
     let fleet = fleet().await;
     let stream = stream(&fleet).await;
     let mut messages = stream.get_all(..);
     messages.next().await.unwrap().unwrap();
-    // Two of the first page are left, and the second and third are fetched without being asked for.
+    // Two items of the first page are left, and the second and third page are fetched ahead.
     fleet.arrivals.wait_for("a get_all", 3).await;
-    // However long the reader takes, the fourth is not.
+    // The fourth page is not fetched before the reader continues.
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     assert_eq!(fleet.arrivals.count("a get_all"), 3);
     messages.next().await.unwrap().unwrap();
@@ -92,16 +95,18 @@ async fn two_pages_are_ahead_of_the_one_that_is_read_and_no_other() {
     assert_eq!(messages.all().await.unwrap().len(), 6);
 }
 
+/// A read with a limit fetches no page beyond the limit.
 #[tokio::test(start_paused = true)]
-async fn a_limited_reading_asks_for_no_page_beyond_it() {
+async fn pages_beyond_limit_are_not_fetched() {
     let fleet = fleet().await;
     let stream = stream(&fleet).await;
     assert_eq!(seqs(&stream, SeqRange::all().limit(4)).await, [1, 2, 3, 4]);
     assert_eq!(fleet.arrivals.count("a get_all"), 2);
 }
 
+/// Each page request of a read of entries carries the key prefix.
 #[tokio::test(start_paused = true)]
-async fn entries_carry_their_prefix_to_every_page() {
+async fn pages_of_entries_keep_key_prefix() {
     let fleet = fleet().await;
     assert_eq!(kv(&fleet).await.entries("k").all().await.unwrap().len(), 10);
     for payload in fleet.arrivals.payloads("a get_all") {
@@ -109,8 +114,9 @@ async fn entries_carry_their_prefix_to_every_page() {
     }
 }
 
+/// The next page of keys continues after the cursor of the previous page.
 #[tokio::test(start_paused = true)]
-async fn keys_go_on_after_the_last_one() {
+async fn pages_of_keys_continue_after_cursor() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet
@@ -133,8 +139,9 @@ fn omitted(seq: u64, key: &str) -> Message {
     Message { value_omitted: true, ..message(seq, Some(key), None) }
 }
 
-/// A page of a value that no answer carries, of a key that is replaced meanwhile, and of an ordinary message.
-fn awkward_page(op: Op, payload: &[u8]) -> Answer {
+/// A page of three messages: no reply carries the first one's value, the second one's key is replaced
+/// meanwhile, and the third is ordinary.
+fn awkward_page(op: Op, payload: &[u8]) -> CannedReply {
     if op == Op::GetAll {
         let request: GetAllRequest = decode(payload).unwrap();
         let mut messages =
@@ -155,25 +162,26 @@ fn awkward_page(op: Op, payload: &[u8]) -> Answer {
     }
 }
 
+/// A value that cannot be fetched stays omitted, a replaced key returns its new value, and the read continues.
 #[tokio::test(start_paused = true)]
-async fn a_value_that_cannot_be_fetched_does_not_end_the_reading() {
+async fn page_with_unfetchable_value_does_not_end_read() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet.server("a", |op, payload, _| awkward_page(op, payload)).await;
     let kv = kv(&fleet).await;
     let upwards = kv.entries("").all().await.unwrap();
     assert!(upwards[0].value_omitted && upwards[0].value.is_none());
-    // What is under the key by now stands behind what was the last page.
+    // The message that has the key by now is after the page that was the last one.
     assert_eq!(upwards.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [1, 3, 4]);
     let downwards = kv.entries_in("", SeqRange::all().reverse()).all().await.unwrap();
     assert_eq!(downwards.iter().map(|message| message.seq.get()).collect::<Vec<_>>(), [3, 4, 1]);
     assert_eq!(downwards[1].value.as_deref(), Some(&b"newer"[..]));
 }
 
-/// The second page is asked for before the values of the first are fetched. What takes the place of one of them meanwhile
-/// is on the second page as it is by then, not on the one that came.
+/// The second page is requested before the values of the first are fetched. A message that replaces one of
+/// the first page appears on a later state of the second page than the one that was received.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_replaced_while_its_page_is_read_is_not_missed() {
+async fn page_is_reread_when_prefetched_value_is_gone() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     let is_replaced = AtomicBool::new(false);
@@ -195,25 +203,27 @@ async fn a_key_that_is_replaced_while_its_page_is_read_is_not_missed() {
         })
         .await;
     assert_eq!(seqs(&stream(&fleet).await, ..).await, [2, 3]);
-    assert_eq!(fleet.arrivals.count("a get_all"), 3, "the second page was there before");
+    assert_eq!(fleet.arrivals.count("a get_all"), 3, "the second page is requested twice");
 }
 
+/// If the prefetch of a page fails, the client fetches the page again when it is due.
 #[tokio::test(start_paused = true)]
-async fn a_page_that_could_not_be_had_ahead_of_time_is_asked_for_when_it_is_due() {
+async fn page_with_failed_prefetch_is_fetched_when_due() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     let asked = AtomicU64::new(0);
     fleet
         .server("a", move |_, payload, _| match asked.fetch_add(1, Ordering::Relaxed) {
-            1 => Answer::Error(ErrorReply::new(ErrorCode::Corrupt, "not yet")),
+            1 => CannedReply::Error(ErrorReply::new(ErrorCode::Corrupt, "not yet")),
             _ => page(payload),
         })
         .await;
     assert_eq!(seqs(&stream(&fleet).await, ..).await, (1..=10).collect::<Vec<_>>());
 }
 
+/// If the cursor does not advance, the read ends with a malformed error.
 #[tokio::test(start_paused = true)]
-async fn a_cursor_that_stands_still_ends_in_an_error_and_not_in_a_circle() {
+async fn page_cursor_without_progress_is_error() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet
@@ -227,8 +237,9 @@ async fn a_cursor_that_stands_still_ends_in_an_error_and_not_in_a_circle() {
     assert!(messages.next().await.is_none());
 }
 
+/// If the server repeats the last page, the read ends with a malformed error.
 #[tokio::test(start_paused = true)]
-async fn a_last_page_that_comes_again_and_again_ends_in_an_error_and_not_in_a_circle() {
+async fn page_repeated_as_last_is_error() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet
@@ -245,8 +256,9 @@ async fn a_last_page_that_comes_again_and_again_ends_in_an_error_and_not_in_a_ci
     assert!(matches!(all, Err(Error::Malformed { .. })), "{all:?}");
 }
 
+/// If the client closes during a read, the read ends with `Closed`.
 #[tokio::test(start_paused = true)]
-async fn reading_that_is_cut_short_does_not_look_complete() {
+async fn pages_of_closed_client_end_with_error() {
     let fleet = fleet().await;
     let client = fleet.client().await;
     let mut messages = client.stream("app.x").unwrap().get_all(..);

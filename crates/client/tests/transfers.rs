@@ -1,4 +1,5 @@
-//! Values of any size, up and down, against a server that loses, repeats, delays and forgets.
+//! Uploads and downloads of values of any size, with a server that loses, repeats and delays requests and
+//! replies.
 
 mod support;
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_client::{
-    Error, ErrorCode, ErrorReply, Happened, Kv, MAX_VALUE_IN_MEMORY_BYTES, Message, NewMessage, ValueSource,
+    Error, ErrorCode, ErrorReply, Executed, Kv, MAX_VALUE_IN_MEMORY_BYTES, Message, NewMessage, ValueSource,
 };
 use dormouse_protocol::data::SetRequest;
 use dormouse_protocol::transfer::{
@@ -21,7 +22,7 @@ use dormouse_protocol::transfer::{
 use dormouse_protocol::{Op, Seq, UploadId, ValueDigest, decode};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
-use support::{Answer, Fleet, at, done, found, message, reply};
+use support::{CannedReply, Fleet, at, done, found, message, reply};
 
 const MAX_PAYLOAD: usize = 64 * 1_024;
 
@@ -33,7 +34,7 @@ fn digest(bytes: &[u8]) -> ValueDigest {
     ValueDigest::new(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes))
 }
 
-/// What a server has of uploads, and what was committed.
+/// The uploads of a server, and the committed values.
 #[derive(Default)]
 struct Spool {
     uploads: BTreeMap<UploadId, Vec<u8>>,
@@ -42,9 +43,9 @@ struct Spool {
 }
 
 impl Spool {
-    /// Answers as a server does that takes chunks in order only.
-    fn answer(&mut self, op: Op, payload: &[u8]) -> Answer {
-        let unknown = || Answer::Error(ErrorReply::unknown_upload("gone"));
+    /// Replies like a server that takes chunks in order only.
+    fn answer(&mut self, op: Op, payload: &[u8]) -> CannedReply {
+        let unknown = || CannedReply::Error(ErrorReply::unknown_upload("gone"));
         let far = |upload: &Vec<u8>, stored| UploadReply { received: upload.len() as u64, stored };
         match op {
             Op::UploadBegin => {
@@ -55,8 +56,8 @@ impl Spool {
                 let request: UploadChunkRequest = decode(payload).unwrap();
                 let Some(upload) = self.uploads.get_mut(&request.upload) else { return unknown() };
                 match upload.len() as u64 {
-                    // A real one would wait for what is missing; this one lets the caller ask again.
-                    here if request.offset > here => return Answer::Silence,
+                    // A real server would wait for the missing chunk; this one lets the client send again.
+                    here if request.offset > here => return CannedReply::Silence,
                     here if request.offset == here => upload.extend_from_slice(&request.bytes),
                     _ => {}
                 }
@@ -66,7 +67,7 @@ impl Spool {
                 let UploadFinishRequest { upload, size, digest: claimed, .. } = decode(payload).unwrap();
                 let Some(bytes) = self.uploads.get(&upload) else { return unknown() };
                 if bytes.len() as u64 == size && digest(bytes) != claimed {
-                    return Answer::Error(ErrorReply::corrupt("upload", "another digest"));
+                    return CannedReply::Error(ErrorReply::corrupt("upload", "digest mismatch"));
                 }
                 reply(&far(bytes, bytes.len() as u64 == size))
             }
@@ -96,8 +97,10 @@ struct World {
 }
 
 impl World {
-    /// `trouble` may answer in the server's place. It gets the number of the request, from 0 on.
-    async fn new(mut trouble: impl FnMut(&mut Spool, Op, usize) -> Option<Answer> + Send + 'static) -> Self {
+    /// `trouble` may reply instead of the server. It gets the number of the request, from 0 on.
+    async fn new(
+        mut trouble: impl FnMut(&mut Spool, Op, usize) -> Option<CannedReply> + Send + 'static,
+    ) -> Self {
         let fleet = Fleet::new();
         fleet.broker.set_max_payload(MAX_PAYLOAD);
         fleet.coordinator(|_| at("a")).await;
@@ -118,16 +121,17 @@ impl World {
     }
 }
 
+/// Values of all lengths around the chunk boundaries arrive complete.
 #[tokio::test(start_paused = true)]
-async fn values_of_every_length_around_the_borders_arrive_whole() {
+async fn upload_near_chunk_boundary_stores_whole_value() {
     let world = World::new(|_, _, _| None).await;
-    let piece = MAX_PAYLOAD - 8 * 1_024;
-    for length in [0, 1, piece - 500, piece - 1, piece, piece + 1, 2 * piece - 1, 2 * piece, 2 * piece + 1] {
+    let chunk = MAX_PAYLOAD - 8 * 1_024;
+    for length in [0, 1, chunk - 500, chunk - 1, chunk, chunk + 1, 2 * chunk - 1, 2 * chunk, 2 * chunk + 1] {
         let before = world.committed().len();
         world.kv.put_reader("k", Cursor::new(value(length))).await.unwrap();
         let sent = match world.committed().get(before) {
             Some(bytes) => bytes.clone(),
-            // What fits a message went in one.
+            // A value that fits in a message is sent in one request.
             None => {
                 let sets = world.fleet.arrivals.payloads("a set");
                 let request: SetRequest = decode(sets.last().unwrap()).unwrap();
@@ -139,8 +143,9 @@ async fn values_of_every_length_around_the_borders_arrive_whole() {
     assert!(world.spool.lock().unwrap().uploads.is_empty());
 }
 
+/// An upload commit carries the request id, key, headers, expectation, size and digest.
 #[tokio::test(start_paused = true)]
-async fn what_a_set_can_say_is_said_when_an_upload_is_committed() {
+async fn upload_commit_carries_fields_of_set() {
     let world = World::new(|_, _, _| None).await;
     let message = NewMessage::null().header("type", "film").expect_key(None);
     world.kv.put_reader_with("k", message, Cursor::new(value(200_000))).await.unwrap();
@@ -153,8 +158,9 @@ async fn what_a_set_can_say_is_said_when_an_upload_is_committed() {
     assert_eq!((uploaded.size, uploaded.digest), (200_000, digest(&value(200_000))));
 }
 
+/// The begin request of an upload names the key and the seq of the value.
 #[tokio::test(start_paused = true)]
-async fn where_a_value_goes_is_said_from_the_beginning() {
+async fn upload_begin_names_key_and_seq() {
     let world = World::new(|_, _, _| None).await;
     world.kv.put_reader("k", Cursor::new(value(200_000))).await.unwrap();
     let at = NewMessage::null().seq(Seq::new(7));
@@ -165,8 +171,9 @@ async fn where_a_value_goes_is_said_from_the_beginning() {
     assert_eq!(places, [(Some("k".to_owned()), None), (Some(String::new()), Some(Seq::new(7)))]);
 }
 
+/// A put, also in `put_many`, uploads a value that does not fit into one request.
 #[tokio::test(start_paused = true)]
-async fn an_ordinary_put_takes_values_of_any_size() {
+async fn put_of_large_value_uses_upload() {
     let world = World::new(|_, _, _| None).await;
     world.kv.put("k", value(500_000)).await.unwrap();
     let results = world.kv.put_many([("a", value(10)), ("b", value(300_000)), ("c", value(10))]).await;
@@ -174,13 +181,14 @@ async fn an_ordinary_put_takes_values_of_any_size() {
     assert_eq!(world.committed(), [value(500_000), value(300_000)]);
 }
 
+/// The client resends an upload chunk if the chunk is lost or its reply is late.
 #[tokio::test(start_paused = true)]
-async fn a_chunk_that_is_lost_or_whose_answer_is_lost_is_sent_again() {
+async fn upload_chunk_with_lost_request_or_reply_is_resent() {
     let mut chunks = 0;
     let world = World::new(move |_, op, _| {
         chunks += usize::from(op == Op::UploadChunk);
-        // One is lost on its way there.
-        (op == Op::UploadChunk && chunks == 3).then_some(Answer::Silence)
+        // One request is lost.
+        (op == Op::UploadChunk && chunks == 3).then_some(CannedReply::Silence)
     })
     .await;
     world.kv.put_reader("k", Cursor::new(value(1_000_000))).await.unwrap();
@@ -189,21 +197,24 @@ async fn a_chunk_that_is_lost_or_whose_answer_is_lost_is_sent_again() {
     let mut chunks = 0;
     let world = World::new(move |spool, op, _| {
         chunks += usize::from(op == Op::UploadChunk);
-        // And here the answer comes when nobody waits any more: what it answered comes again.
+        // This reply comes after the attempt has ended, so the client sends its chunk again.
         if op != Op::UploadChunk || chunks != 3 {
             return None;
         }
         let bytes = spool.uploads.values_mut().next().unwrap();
         let received = bytes.len() as u64;
-        Some(Answer::Late(Duration::from_secs(3), Box::new(reply(&UploadReply { received, stored: false }))))
+        Some(CannedReply::Late(
+            Duration::from_secs(3),
+            Box::new(reply(&UploadReply { received, stored: false })),
+        ))
     })
     .await;
     world.kv.put_reader("k", Cursor::new(value(1_000_000))).await.unwrap();
     assert_eq!(world.committed(), [value(1_000_000)]);
 }
 
-/// Forgets every upload once, in the middle.
-fn forgets() -> impl FnMut(&mut Spool, Op, usize) -> Option<Answer> + Send + 'static {
+/// Loses every upload once, in the middle.
+fn lose_uploads_once() -> impl FnMut(&mut Spool, Op, usize) -> Option<CannedReply> + Send + 'static {
     let mut chunks = 0;
     move |spool, op, _| {
         chunks += usize::from(op == Op::UploadChunk);
@@ -214,45 +225,48 @@ fn forgets() -> impl FnMut(&mut Spool, Op, usize) -> Option<Answer> + Send + 'st
     }
 }
 
+/// If the server loses an upload, the client restarts it from the start position of a seekable source.
 #[tokio::test(start_paused = true)]
-async fn a_source_that_can_seek_begins_again_where_the_server_has_lost_everything() {
-    let world = World::new(forgets()).await;
+async fn upload_from_seekable_source_restarts_after_server_loss() {
+    let world = World::new(lose_uploads_once()).await;
     let arrived = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&arrived);
+    let reported = Arc::clone(&arrived);
     let mut source = Cursor::new(value(20_000_000));
-    // What stands before is none of the value.
+    // The bytes before the start position do not belong to the value.
     source.set_position(7);
-    let source = ValueSource::seekable(source).on_progress(move |bytes| told.lock().unwrap().push(bytes));
+    let source = ValueSource::seekable(source).on_progress(move |bytes| reported.lock().unwrap().push(bytes));
     world.kv.put_reader("k", source).await.unwrap();
     assert_eq!(world.committed(), [value(20_000_000).slice(7..)]);
     let arrived = arrived.lock().unwrap();
-    assert!(arrived.windows(2).any(|pair| pair[1] < pair[0]), "it began again");
+    assert!(arrived.windows(2).any(|pair| pair[1] < pair[0]), "the upload did not restart");
     assert_eq!(arrived.last(), Some(&19_999_993));
 }
 
+/// If the server loses an upload from an unseekable source, the call cancels the upload and fails as not executed.
 #[tokio::test(start_paused = true)]
-async fn a_source_that_cannot_seek_fails_and_nothing_has_happened() {
-    let world = World::new(forgets()).await;
+async fn upload_from_unseekable_source_fails_after_server_loss() {
+    let world = World::new(lose_uploads_once()).await;
     let whole = value(20_000_000);
     let error = world.kv.put_reader("k", &whole[..]).await.unwrap_err();
     assert!(matches!(error, Error::UploadLost), "{error:?}");
-    assert_eq!(error.happened(), Happened::No);
+    assert_eq!(error.executed(), Executed::No);
     assert!(world.committed().is_empty());
-    // It is told that nobody will go on with it.
+    // The client cancels the upload at the server.
     world.fleet.arrivals.wait_for("a upload_cancel", 1).await;
 }
 
+/// If the window still holds all bytes of a lost upload, the client resumes without seeking the source.
 #[tokio::test(start_paused = true)]
-async fn what_is_still_here_needs_no_rewinding() {
+async fn upload_lost_within_window_resumes_without_seek() {
     let mut chunks = 0;
     let world = World::new(move |spool, op, _| {
         chunks += usize::from(op == Op::UploadChunk);
         if op == Op::UploadChunk && chunks == 3 {
             spool.uploads.clear();
-            return Some(Answer::Error(ErrorReply::unknown_upload("gone")));
+            return Some(CannedReply::Error(ErrorReply::unknown_upload("gone")));
         }
-        // Not one answer has reached the client before.
-        (op == Op::UploadChunk && chunks < 3).then_some(Answer::Silence)
+        // No reply has reached the client before.
+        (op == Op::UploadChunk && chunks < 3).then_some(CannedReply::Silence)
     })
     .await;
     let whole = value(1_000_000);
@@ -260,8 +274,9 @@ async fn what_is_still_here_needs_no_rewinding() {
     assert_eq!(world.committed(), [whole]);
 }
 
+/// If the server loses an upload before the commit, the client uploads it again and repeats the commit under its id.
 #[tokio::test(start_paused = true)]
-async fn a_value_that_got_lost_between_finish_and_commit_is_brought_again() {
+async fn upload_lost_before_commit_is_sent_again() {
     let mut commits = 0;
     let world = World::new(move |spool, op, _| {
         commits += usize::from(op == Op::UploadCommit);
@@ -273,14 +288,15 @@ async fn a_value_that_got_lost_between_finish_and_commit_is_brought_again() {
     .await;
     world.kv.put("k", value(1_000_000)).await.unwrap();
     assert_eq!(world.committed(), [value(1_000_000)]);
-    // One request, however often it was sent.
+    // The same request in each attempt.
     let commits = world.fleet.arrivals.payloads("a upload_commit");
     let ids: Vec<_> = commits.iter().map(|set| decode::<SetRequest>(set).unwrap().request.unwrap()).collect();
     assert_eq!((ids.len(), ids[0]), (2, ids[1]));
 }
 
+/// If the server loses an upload repeatedly, the call fails with `UploadLost`.
 #[tokio::test(start_paused = true)]
-async fn a_server_that_always_forgets_is_given_up() {
+async fn upload_lost_repeatedly_fails() {
     let world = World::new(|spool, op, _| {
         if op == Op::UploadCommit {
             spool.uploads.clear();
@@ -292,8 +308,9 @@ async fn a_server_that_always_forgets_is_given_up() {
     assert!(matches!(error, Error::UploadLost), "{error:?}");
 }
 
+/// If the maximum payload shrinks during an upload, the client sends smaller chunks.
 #[tokio::test(start_paused = true)]
-async fn a_payload_that_shrinks_under_way_is_heeded() {
+async fn upload_adapts_to_shrinking_max_payload() {
     let fleet = Fleet::new();
     fleet.broker.set_max_payload(MAX_PAYLOAD);
     fleet.coordinator(|_| at("a")).await;
@@ -316,26 +333,28 @@ async fn a_payload_that_shrinks_under_way_is_heeded() {
     assert!(lengths[0] > MAX_PAYLOAD / 2 && *lengths.last().unwrap() <= MAX_PAYLOAD / 2);
 }
 
+/// If the server is overloaded, the client retries the begin of an upload until the deadline.
 #[tokio::test(start_paused = true)]
-async fn servers_without_room_are_asked_again_until_the_deadline() {
+async fn upload_overloaded_is_retried_until_deadline() {
     let world = World::new(|_, op, asked| {
-        (op == Op::UploadBegin && asked < 3).then(|| Answer::Error(ErrorReply::overloaded("full", 1_000)))
+        (op == Op::UploadBegin && asked < 3)
+            .then(|| CannedReply::Error(ErrorReply::overloaded("full", 1_000)))
     })
     .await;
     world.kv.put("k", value(200_000)).await.unwrap();
     assert!(world.fleet.now() >= Duration::from_secs(3));
 
     let world = World::new(|_, op, _| {
-        (op == Op::UploadBegin).then(|| Answer::Error(ErrorReply::overloaded("full", 1_000)))
+        (op == Op::UploadBegin).then(|| CannedReply::Error(ErrorReply::overloaded("full", 1_000)))
     })
     .await;
     let error = world.kv.put("k", value(200_000)).await.unwrap_err();
     let Error::Deadline { last: Some(last), .. } = &error else { panic!("{error:?}") };
     assert!(matches!(&**last, Error::Service(reply) if reply.code == ErrorCode::Overloaded), "{last:?}");
-    assert_eq!(error.happened(), Happened::No);
+    assert_eq!(error.executed(), Executed::No);
 }
 
-/// Gives a megabyte, nothing for two minutes, and then fails.
+/// A source with one megabyte, then two minutes without data, and then an error.
 struct Stalls {
     left: usize,
     stall: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -360,22 +379,23 @@ impl AsyncRead for Stalls {
     }
 }
 
+/// A slow source keeps its upload alive; if the source fails, the client cancels the upload.
 #[tokio::test(start_paused = true)]
-async fn a_slow_source_keeps_its_upload_alive_and_a_broken_one_ends_it() {
+async fn upload_of_slow_source_stays_alive_until_source_fails() {
     let world = World::new(|_, _, _| None).await;
     let error = world.kv.put_reader("k", Stalls { left: 1_000_000, stall: None }).await.unwrap_err();
     assert!(matches!(error, Error::Source { .. }), "{error:?}");
-    assert_eq!(error.happened(), Happened::No);
-    // 120 s of silence of the source, and never 30 of ours.
+    assert_eq!(error.executed(), Executed::No);
+    // The source is silent for 120 s, and the client for less than 30 s.
     assert!(world.fleet.arrivals.count("a upload_begin") >= 120 / 30);
     world.fleet.arrivals.wait_for("a upload_cancel", 1).await;
     assert!(world.committed().is_empty());
 }
 
-/// A server that has one message with this value, and gives it in pieces.
-async fn holding(
+/// A server that has one message with this value, and sends it in chunks.
+async fn server_with_value(
     whole: Bytes,
-    mut trouble: impl FnMut(&mut GetChunkReply, usize) -> Option<Answer> + Send + 'static,
+    mut trouble: impl FnMut(&mut GetChunkReply, usize) -> Option<CannedReply> + Send + 'static,
 ) -> (Fleet, Kv) {
     let fleet = Fleet::new();
     fleet.broker.set_max_payload(MAX_PAYLOAD);
@@ -388,8 +408,8 @@ async fn holding(
                 let GetChunkRequest { offset, length, seq, rev, .. } = decode(payload).unwrap();
                 assert_eq!((seq.get(), rev.get()), (5, 5));
                 let bytes = whole.slice(offset as usize..((offset + length) as usize).min(whole.len()));
-                let mut piece = GetChunkReply { size, digest: digest(&whole), bytes };
-                trouble(&mut piece, asked).unwrap_or_else(|| reply(&piece))
+                let mut chunk = GetChunkReply { size, digest: digest(&whole), bytes };
+                trouble(&mut chunk, asked).unwrap_or_else(|| reply(&chunk))
             }
             other => panic!("{other}"),
         })
@@ -398,15 +418,16 @@ async fn holding(
     (fleet, kv)
 }
 
+/// A reader returns the value in order even if chunks are lost, late or short.
 #[tokio::test(start_paused = true)]
-async fn a_value_is_read_in_order_whatever_becomes_of_its_pieces() {
+async fn download_is_in_order_despite_lost_late_short_chunks() {
     let whole = value(1_000_000);
-    let (fleet, kv) = holding(whole.clone(), |piece, asked| match asked % 5 {
-        // Lost, late, or shorter than asked for.
-        1 if asked < 8 => Some(Answer::Silence),
-        2 => Some(Answer::Late(Duration::from_millis(300), Box::new(reply(piece)))),
+    let (fleet, kv) = server_with_value(whole.clone(), |chunk, asked| match asked % 5 {
+        // Lost, late, or shorter than requested.
+        1 if asked < 8 => Some(CannedReply::Silence),
+        2 => Some(CannedReply::Late(Duration::from_millis(300), Box::new(reply(chunk)))),
         3 => {
-            piece.bytes.truncate(1_000);
+            chunk.bytes.truncate(1_000);
             None
         }
         _ => None,
@@ -417,31 +438,33 @@ async fn a_value_is_read_in_order_whatever_becomes_of_its_pieces() {
     let mut read = Vec::new();
     reader.read_to_end(&mut read).await.unwrap();
     assert!(read == whole);
-    // The end stays the end.
+    // After the end, the reader stays at the end.
     assert_eq!(reader.read(&mut [0]).await.unwrap(), 0);
-    // An ordinary get gives the bytes too.
+    // An ordinary get returns the bytes, too.
     assert!(kv.get("k").await.unwrap().unwrap() == whole);
     assert!(fleet.arrivals.count("a get_chunk") > 20);
 }
 
+/// A reader fetches a bounded number of chunks ahead.
 #[tokio::test(start_paused = true)]
-async fn only_so_much_is_asked_for_ahead_of_the_reader() {
-    let (fleet, kv) = holding(value(5_000_000), |_, _| None).await;
+async fn download_read_ahead_is_bounded() {
+    let (fleet, kv) = server_with_value(value(5_000_000), |_, _| None).await;
     let mut reader = kv.get_reader("k").await.unwrap().unwrap();
     reader.read_exact(&mut vec![0; 100_000]).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(fleet.arrivals.count("a get_chunk") <= 12, "{}", fleet.arrivals.count("a get_chunk"));
 }
 
+/// If the digest of a value does not match, the reader and the get end with an error.
 #[tokio::test(start_paused = true)]
-async fn a_value_that_is_not_what_was_written_ends_in_an_error_and_not_in_an_end() {
-    let (_fleet, kv) = holding(value(300_000), |piece, _| {
-        if let Some(first) = piece.bytes.first().filter(|first| **first == 7) {
-            let mut changed = piece.bytes.to_vec();
+async fn download_with_wrong_digest_ends_with_error() {
+    let (_fleet, kv) = server_with_value(value(300_000), |chunk, _| {
+        if let Some(first) = chunk.bytes.first().filter(|first| **first == 7) {
+            let mut changed = chunk.bytes.to_vec();
             changed[0] = first + 1;
-            piece.bytes = changed.into();
+            chunk.bytes = changed.into();
         }
-        piece.digest = ValueDigest::new(1);
+        chunk.digest = ValueDigest::new(1);
         None
     })
     .await;
@@ -455,10 +478,11 @@ async fn a_value_that_is_not_what_was_written_ends_in_an_error_and_not_in_an_end
     assert!(matches!(&error, Error::Service(reply) if reply.code == ErrorCode::Corrupt), "{error:?}");
 }
 
+/// If a message is replaced during a download, the reader fails with `WrongLast`.
 #[tokio::test(start_paused = true)]
-async fn a_message_that_is_replaced_while_it_is_read_is_no_mixture() {
-    let (_fleet, kv) = holding(value(3_000_000), |_, asked| {
-        (asked > 20).then(|| Answer::Error(ErrorReply::wrong_last(None)))
+async fn download_of_replaced_message_fails() {
+    let (_fleet, kv) = server_with_value(value(3_000_000), |_, asked| {
+        (asked > 20).then(|| CannedReply::Error(ErrorReply::wrong_last(None)))
     })
     .await;
     let mut reader = kv.get_reader("k").await.unwrap().unwrap();
@@ -467,8 +491,9 @@ async fn a_message_that_is_replaced_while_it_is_read_is_no_mixture() {
     assert!(matches!(inner, Some(Error::WrongLast { .. })), "{error:?}");
 }
 
+/// A get of a value over the memory limit fails with `TooLarge` and names the limit.
 #[tokio::test(start_paused = true)]
-async fn a_value_that_is_too_large_for_memory_is_left_to_a_reader() {
+async fn value_over_memory_limit_requires_reader() {
     let fleet = Fleet::new();
     fleet.coordinator(|_| at("a")).await;
     fleet

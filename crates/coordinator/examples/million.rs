@@ -1,8 +1,9 @@
-//! Measures what recorded assignments cost a coordinator: time to open and to the first answer, memory at rest, after
-//! many lookups, and after all of them were listed.
+//! Measures the cost of recorded assignments for a coordinator: the time to open and to the first reply, and the memory at
+//! rest, after many locates, and after a list of all assignments.
 //!
-//! `cargo run --release -p dormouse-coordinator --example million -- [ASSIGNMENTS]` (default 1,000,000) fills a store in a temporary
-//! folder, then starts a coordinator on it in a process of its own, which is what is measured, and removes the folder.
+//! `cargo run --release -p dormouse-coordinator --example million -- [ASSIGNMENTS]` (default 1,000,000) fills a store in a
+//! temporary directory. Then it starts a coordinator on the store in a separate process, which is the measured one, and
+//! removes the directory.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +14,7 @@ use anyhow::{Context, ensure};
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Callers, InboxPrefixes, ask};
 use dormouse_coordinator::store::sled_store::SledStore;
-use dormouse_coordinator::store::{Change, Store};
+use dormouse_coordinator::store::{Store, StoreChange};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
 use dormouse_protocol::admin::{SubjectsReply, SubjectsRequest};
 use dormouse_protocol::fleet::{JoinRequest, LeaseReply, LocateReply, LocateRequest};
@@ -41,8 +42,8 @@ fn main() -> anyhow::Result<()> {
         .map(|metadata| metadata.len())
         .sum();
     println!("| {number} assignments on the disk | {} MB |", bytes / 1_000_000);
-    let us = std::env::current_exe()?;
-    let status = Command::new(us).arg("measure").arg(&path).arg(number.to_string()).status()?;
+    let program = std::env::current_exe()?;
+    let status = Command::new(program).arg("measure").arg(&path).arg(number.to_string()).status()?;
     ensure!(status.success(), "the measuring process failed");
     Ok(())
 }
@@ -51,7 +52,7 @@ fn server(number: usize) -> anyhow::Result<ServerName> {
     Ok(ServerName::new(&format!("persist-{}", number % SERVERS + 1))?)
 }
 
-/// 53 bytes, in no particular order, as names with an id of an application in them are.
+/// 53 bytes, in no particular order, like names that contain an application's id.
 fn subject(number: usize) -> anyhow::Result<Subject> {
     let scattered = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     Ok(Subject::new(&format!("measure.application.customers.{scattered:016x}.orders"))?)
@@ -61,7 +62,7 @@ fn fill(path: &Path, number: usize) -> anyhow::Result<()> {
     let store = SledStore::open(path)?;
     for begin in (0..number).step_by(10_000) {
         let changes: anyhow::Result<Vec<_>> = (begin..number.min(begin + 10_000))
-            .map(|n| Ok(Change::Assign { subject: subject(n)?, previous: None, server: server(n)? }))
+            .map(|n| Ok(StoreChange::Assign { subject: subject(n)?, previous: None, server: server(n)? }))
             .collect();
         store.write(&changes?)?;
         store.flush()?;
@@ -69,7 +70,7 @@ fn fill(path: &Path, number: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Memory of this process that is in use, in megabytes.
+/// The resident memory of this process, in megabytes.
 fn resident() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -77,10 +78,10 @@ fn resident() -> anyhow::Result<u64> {
     Ok(kilobytes * 1_024 / 1_000_000)
 }
 
-/// Processor time of this process so far, on a machine whose ticks are hundredths of a second, as Linux' are.
+/// The processor time of this process so far. One tick is a hundredth of a second, as on Linux.
 fn processor_time() -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // Behind the name, which may hold anything, in parentheses: the 12th and 13th field.
+    // The 12th and 13th field after the name, which is in parentheses and may contain any character.
     let (_, fields) = stat.rsplit_once(')').context("no name in the stat file")?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
     Ok(Duration::from_millis(ticks * 10))
@@ -114,7 +115,7 @@ async fn measure(path: &Path, number: usize) -> anyhow::Result<()> {
     let locate = async |n: usize| -> anyhow::Result<LocateReply> {
         Ok(ask(&*asker, prefix.locate(&subject(n)?), &LocateRequest::default(), DEADLINE).await?)
     };
-    ensure!(locate(number / 2).await?.server == server(number / 2)?, "it does not remember");
+    ensure!(locate(number / 2).await?.server == server(number / 2)?, "the stored assignment was not used");
     let answered = env.boot() - begun;
     println!("| to open it | {} ms, {} ms of processor time |", opened.as_millis(), worked.as_millis());
     println!("| to the first locate, {SERVERS} servers joined | {} ms |", answered.as_millis());

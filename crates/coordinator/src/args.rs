@@ -1,4 +1,4 @@
-//! The command line, as written: nothing is checked here.
+//! The command line as written; `settings` validates it.
 
 use clap::Parser;
 use dormouse_bus::args::NatsArgs;
@@ -6,24 +6,24 @@ use dormouse_bus::args::NatsArgs;
 /// Exit codes, part of `--help`.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    stopped as asked
+  0    stopped by SIGTERM or SIGINT
   1    an unexpected failure, or NATS refuses the connection; the log has the reason
-  2    the settings are wrong
+  2    the settings are invalid
   4    the data directory cannot be used, or is in use by another process
   130  stopped by a second signal before the shutdown was complete";
 
-/// Knows which persistence server serves which subject: members, leases, assignments. There is one in a fleet.
+/// Records which persistence server serves which subject: members, leases, assignments. A fleet has one coordinator.
 ///
-/// What it knows survives a restart in its data directory. Losing that directory loses no data; assignments are then
-/// learned again from the servers.
+/// Its state survives restarts in the data directory. Losing that directory loses no data: the coordinator then learns
+/// the assignments again from the servers.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dormouse-coordinator", version, after_help = EXIT_CODES)]
 pub struct Args {
-    /// Where to find NATS, and who we are to it.
+    /// The address of NATS and the credentials for it.
     #[command(flatten)]
     pub nats: NatsArgs,
 
-    /// Where members and assignments are remembered. Belongs to this coordinator alone; survives restarts (required)
+    /// Directory for members and assignments. For this coordinator only; must survive restarts (required)
     #[arg(long, env = "DORMOUSE_DATA_DIR", value_name = "DIR", help_heading = "Coordinator")]
     pub data_dir: Option<String>,
 
@@ -37,7 +37,7 @@ pub struct Args {
     )]
     pub prefix: String,
 
-    /// How long a server may go on without being heard of, from 500ms to 20s. Shorter finds dead servers sooner
+    /// Time to live of server leases, from 500ms to 20s. A shorter lease detects dead servers sooner
     #[arg(
         long,
         env = "DORMOUSE_LEASE_TTL",
@@ -47,7 +47,7 @@ pub struct Args {
     )]
     pub lease_ttl: String,
 
-    /// Reply addresses that are answered begin with one of these; may be repeated, or several separated by commas
+    /// Allowed prefixes of reply addresses; may be repeated, or several separated by commas
     #[arg(
         long,
         env = "DORMOUSE_INBOX_PREFIX",
@@ -57,8 +57,8 @@ pub struct Args {
     )]
     pub inbox_prefix: Vec<String>,
 
-    /// Believe the account that nats-server writes into each request, and let it use the subjects that begin with its
-    /// name. Only where nobody reaches this service but through an account's import: see deploy/nats
+    /// Accept the account that nats-server writes into each request, and let it use the subjects that begin with its
+    /// name. Use it only if all clients reach this service through an account's import: see deploy/nats
     #[arg(
         long,
         env = "DORMOUSE_TENANT_ACCOUNTS",
@@ -67,7 +67,7 @@ pub struct Args {
     )]
     pub tenant_accounts: bool,
 
-    /// How long a graceful shutdown may take before what is left is given up
+    /// Deadline of a graceful shutdown; after it the process exits with work unfinished
     #[arg(
         long,
         env = "DORMOUSE_SHUTDOWN_DEADLINE",
@@ -77,7 +77,7 @@ pub struct Args {
     )]
     pub shutdown_deadline: String,
 
-    /// What is logged: a level, or directives such as info,dormouse_coordinator=debug
+    /// Log filter: a level, or directives such as info,dormouse_coordinator=debug
     #[arg(
         long,
         env = "DORMOUSE_LOG",
@@ -87,7 +87,7 @@ pub struct Args {
     )]
     pub log: String,
 
-    /// How log lines look: text or json
+    /// Log format: text or json
     #[arg(
         long,
         env = "DORMOUSE_LOG_FORMAT",

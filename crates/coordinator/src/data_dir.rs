@@ -4,20 +4,20 @@ use std::fs::{File, OpenOptions, TryLockError, create_dir_all};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a directory cannot be the data directory.
+/// A directory cannot be used as data directory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum DataDirError {
-    /// It cannot be made, or nothing can be written in it.
-    #[error("cannot write in the data directory {}", path.display())]
+pub enum CoordinatorDataDirError {
+    /// The directory cannot be created, or is not writable.
+    #[error("cannot write to the data directory {}", path.display())]
     NotWritable {
         /// The directory.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// Another process holds its lock.
+    /// Another process holds the lock of the directory.
     #[error("the data directory {} is in use by another process", path.display())]
     InUse {
         /// The directory.
@@ -25,20 +25,20 @@ pub enum DataDirError {
     },
 }
 
-/// A data directory whose exclusive lock this process holds until the value is dropped, or the process ends.
+/// A data directory with its exclusive lock. The process holds the lock until the value is dropped or the process ends.
 #[derive(Debug)]
-pub struct DataDir {
+pub struct CoordinatorDataDir {
     path: PathBuf,
     _lock: File,
 }
 
-impl DataDir {
-    /// Takes the directory, making it if it does not exist.
+impl CoordinatorDataDir {
+    /// Locks the directory. If it does not exist, it is created.
     ///
     /// # Errors
-    /// [`DataDirError`].
-    pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        let not_writable = |source| DataDirError::NotWritable { path: path.to_owned(), source };
+    /// [`CoordinatorDataDirError`].
+    pub fn open(path: &Path) -> Result<Self, CoordinatorDataDirError> {
+        let not_writable = |source| CoordinatorDataDirError::NotWritable { path: path.to_owned(), source };
         create_dir_all(path).map_err(not_writable)?;
         let lock = OpenOptions::new()
             .create(true)
@@ -48,12 +48,12 @@ impl DataDir {
             .map_err(not_writable)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => Err(CoordinatorDataDirError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => Err(not_writable(source)),
         }
     }
 
-    /// Where the store has its files.
+    /// The directory of the store's files.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.path.join("state")
@@ -64,25 +64,33 @@ impl DataDir {
 mod tests {
     use super::*;
 
+    /// A data directory is created if missing, and a second open fails until the first user closes it.
     #[test]
-    fn a_directory_belongs_to_one_at_a_time() {
+    fn data_dir_has_one_user_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("made/when/missing");
-        let held = DataDir::open(&path).unwrap();
-        assert!(matches!(DataDir::open(&path), Err(DataDirError::InUse { .. })));
+        let held = CoordinatorDataDir::open(&path).unwrap();
+        assert!(matches!(CoordinatorDataDir::open(&path), Err(CoordinatorDataDirError::InUse { .. })));
         drop(held);
-        DataDir::open(&path).unwrap();
+        CoordinatorDataDir::open(&path).unwrap();
     }
 
+    /// A path that is no writable directory is rejected with `NotWritable`.
     #[test]
-    fn a_directory_that_cannot_be_written_is_refused() {
+    fn data_dir_not_writable_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "not a folder").unwrap();
         for path in [file.clone(), file.join("below")] {
-            assert!(matches!(DataDir::open(&path), Err(DataDirError::NotWritable { .. })));
+            assert!(matches!(
+                CoordinatorDataDir::open(&path),
+                Err(CoordinatorDataDirError::NotWritable { .. })
+            ));
         }
-        // Linux' own files: not even root can write there.
-        assert!(matches!(DataDir::open(Path::new("/proc/self")), Err(DataDirError::NotWritable { .. })));
+        // A virtual file system of Linux: even root cannot write there.
+        assert!(matches!(
+            CoordinatorDataDir::open(Path::new("/proc/self")),
+            Err(CoordinatorDataDirError::NotWritable { .. })
+        ));
     }
 }

@@ -1,15 +1,15 @@
-//! The coordinator of a Dormouse fleet: it knows which server serves which subject.
+//! The coordinator of a Dormouse fleet: it records which server serves which subject.
 //!
-//! It may be wrong about anything and no data is lost, for the bucket decides who owns what. So it is one process that
-//! remembers its decisions, and nothing more.
+//! A wrong coordinator loses no data, because the manifests in the bucket decide ownership. So the coordinator is one
+//! process that stores its decisions.
 //!
 //! | module | holds | never knows |
 //! |---|---|---|
 //! | [`machine`] | every decision: membership, leases, assignment; inputs and a time in, effects out | I/O, clocks, the number of subjects |
-//! | [`placement`], [`rebalance`], [`lease`] | the arithmetic behind them | who asks |
-//! | [`store`] | what is remembered, behind a port: sled files, or memory for simulation | why |
-//! | [`shell`] | the task that asks the machine, commits, then answers; one coordinator at a time; lists | policy |
-//! | [`data_dir`], [`args`], [`settings`] | what the program is told | the rest |
+//! | [`placement`], [`rebalance`], [`lease`] | the arithmetic behind the decisions | the requester |
+//! | [`store`] | the stored state, behind a port: sled files, or memory for simulation | the reasons |
+//! | [`shell`] | the task that calls the machine, commits, then replies; one coordinator at a time; lists | policy |
+//! | [`data_dir`], [`args`], [`settings`] | the configuration of the program | the rest |
 
 pub mod args;
 pub mod data_dir;

@@ -1,9 +1,8 @@
 //! The coordinator's decisions, without any I/O: inputs and a time in, effects out.
 //!
-//! The machine holds the members in memory and asks for the assignment of the one subject an input is about through
-//! [`AssignmentView`], so that its size does not grow with the number of subjects. It never takes a process for dead
-//! because of the time alone: only a [`Input::Tick`] does, and its caller first hands over everything that has
-//! arrived.
+//! The machine holds the members in memory. It reads the assignment of the one subject of an input through
+//! [`AssignmentView`], so its size does not grow with the number of subjects. It declares a process dead only at a
+//! [`CoordinatorInput::Tick`], never because of the time alone; before a tick, the caller applies all arrived inputs.
 
 mod assignment;
 mod balance;
@@ -26,12 +25,12 @@ use dormouse_protocol::fleet::{
 };
 use dormouse_protocol::{ErrorReply, Incarnation, LogId, ServerName, Subject};
 
-use self::load::{EASE, Rate};
+use self::load::{RequestRate, WEIGHT_PARTS};
 use self::moves::Moves;
-use crate::lease::{Lease, UNKNOWN_RESTART_WAIT, dead_after};
-use crate::store::{Change, MemberRecord, Remembered, Waits};
+use crate::lease::{GrantedLease, UNKNOWN_RESTART_WAIT, dead_after};
+use crate::store::{MemberRecord, StartupGrace, StoreChange, StoredState};
 
-/// What the machine may ask about assignments.
+/// The assignments, as the machine reads them.
 pub trait AssignmentView {
     /// The server that `subject` is assigned to.
     fn assignment(&self, subject: &Subject) -> Option<ServerName>;
@@ -40,53 +39,53 @@ pub trait AssignmentView {
     fn assigned_subjects(&self, server: &ServerName) -> u64;
 }
 
-/// Something that happened.
+/// An input of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
+pub enum CoordinatorInput {
     /// A client asks which server serves a subject.
     Locate(Subject),
-    /// A process wants to be a member.
+    /// A process asks to become a member.
     Join(JoinRequest),
-    /// A member is alive.
+    /// A member reports that it is alive.
     Heartbeat(HeartbeatRequest),
-    /// A member goes.
+    /// A member leaves.
     Leave(LeaveRequest),
     /// A member asks whether it may claim a subject.
     Claim(Subject, ClaimRequest),
-    /// A member has handed a subject back.
+    /// A member has released a subject.
     Release(Subject, ReleaseRequest),
     /// An operator asks for the list of servers.
     Servers,
-    /// An operator wants a server emptied.
+    /// An operator drains a server.
     Drain(ServerName),
-    /// An operator lets a server take subjects again.
+    /// An operator ends the drain of a server.
     Undrain(ServerName),
-    /// An operator wants a subject served by another server.
+    /// An operator moves a subject to another server.
     Move(Subject, MoveRequest),
-    /// An operator asks how the moves stand.
+    /// An operator asks for the progress of the moves.
     Moves,
-    /// An operator wants the servers' work evened out.
+    /// An operator balances the load of the servers.
     Rebalance(RebalanceRequest, Candidates),
-    /// Time has passed, and everything that had arrived by now was handed over.
+    /// Time has passed, and all inputs that had arrived by now were applied.
     Tick,
-    /// The coordinator's own connection is lost: nobody can be heard.
+    /// The coordinator's own connection is lost: no message arrives.
     Disconnected,
     /// The coordinator's own connection is back.
     Connected,
 }
 
-/// What was looked up for a rebalancing.
+/// The data that was looked up for a rebalancing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Candidates {
-    /// Some of the subjects that could be moved, and who had them when they were looked up.
+    /// Some of the subjects that could move, each with its server at the time of the lookup.
     pub subjects: Vec<(Subject, ServerName)>,
-    /// Most bytes of moves that the answer has room for.
+    /// The limit for the bytes of the moves in the reply.
     pub reply_bytes: usize,
 }
 
-/// The good answer to an input that is a request.
+/// The successful reply to an input that is a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum CoordinatorReply {
     /// To a locate.
     Located(LocateReply),
     /// To a join and a heartbeat.
@@ -95,13 +94,13 @@ pub enum Answer {
     Claimed(ClaimReply),
     /// To a release and a leave.
     Acknowledged,
-    /// To the question for servers.
+    /// To the request for the list of servers.
     Servers(ServersReply),
     /// To a drain and an undrain.
     Drain(DrainReply),
     /// To a move.
     Move(MoveReply),
-    /// To the question how the moves stand.
+    /// To the request for the progress of the moves.
     Moves(MovesReply),
     /// To a rebalancing.
     Rebalance(RebalanceReply),
@@ -109,27 +108,27 @@ pub enum Answer {
 
 /// Why a process is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// It was not heard of for longer than its lease.
-    Silent,
-    /// It said so.
+pub enum GoneReason {
+    /// Its lease expired without a heartbeat.
+    LeaseExpired,
+    /// It sent a leave.
     Left,
-    /// Its successor holds the data directory.
+    /// Its successor holds the lock of the data directory.
     Replaced,
 }
 
 /// A process that is gone, to be announced.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gone {
+pub struct GoneProcess {
     /// Its log.
     pub log: LogId,
     /// Why.
-    pub why: Why,
+    pub reason: GoneReason,
 }
 
-/// Something that operators should find in the log.
+/// An event that the log reports to operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum OperatorEvent {
     /// A process was admitted.
     Joined {
         /// Its log.
@@ -137,38 +136,39 @@ pub enum News {
         /// Its share of the subjects relative to others.
         capacity: u32,
     },
-    /// A server is to be emptied.
+    /// An operator ordered the drain of a server.
     DrainOrdered(ServerName),
-    /// A server may take subjects again.
-    DrainTakenBack(ServerName),
-    /// A subject was not moved.
-    MoveGivenUp {
+    /// An operator ended the drain of a server.
+    DrainCancelled(ServerName),
+    /// The move of a subject failed.
+    MoveFailed {
         /// The subject.
         subject: Subject,
-        /// The server that should have had it.
+        /// The target of the move.
         to: ServerName,
-        /// Why.
+        /// The reason.
         why: &'static str,
     },
 }
 
-/// What is to be done: first make and flush the changes, then send the answer, the announcements and the orders.
+/// The effects of one input. The caller first writes and flushes the changes, then sends the reply, the announcements and
+/// the orders.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Effects {
-    /// To be remembered.
-    pub changes: Vec<Change>,
-    /// The answer, if the input was a request.
-    pub answer: Option<Result<Answer, ErrorReply>>,
-    /// To be announced.
-    pub gone: Vec<Gone>,
-    /// To be sent to servers.
+    /// Changes to store.
+    pub changes: Vec<StoreChange>,
+    /// The reply, if the input was a request.
+    pub answer: Option<Result<CoordinatorReply, ErrorReply>>,
+    /// Gone processes to announce.
+    pub gone: Vec<GoneProcess>,
+    /// Handover orders to send to servers.
     pub orders: Vec<HandOverOrder>,
-    /// To be logged.
-    pub news: Vec<News>,
+    /// Events to log.
+    pub events: Vec<OperatorEvent>,
 }
 
 impl Effects {
-    fn answer(answer: Answer) -> Self {
+    fn answer(answer: CoordinatorReply) -> Self {
         Self { answer: Some(Ok(answer)), ..Self::default() }
     }
 
@@ -176,7 +176,7 @@ impl Effects {
         Self { answer: Some(Err(error)), ..Self::default() }
     }
 
-    fn with(mut self, change: Option<Change>) -> Self {
+    fn with(mut self, change: Option<StoreChange>) -> Self {
         self.changes.extend(change);
         self
     }
@@ -184,10 +184,10 @@ impl Effects {
 
 /// How many members are in which state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Census {
-    /// Alive, or perhaps alive, and not draining.
+pub struct MemberCounts {
+    /// Alive or possibly alive, and not draining.
     pub alive: u64,
-    /// Alive and draining.
+    /// Alive or possibly alive, and draining.
     pub draining: u64,
     /// Dead.
     pub dead: u64,
@@ -195,122 +195,127 @@ pub struct Census {
 
 /// One server name and the newest process that was admitted under it.
 #[derive(Debug, Clone)]
-struct Member {
+struct MemberState {
     record: MemberRecord,
-    lease: Lease,
+    lease: GrantedLease,
     load: ServerLoad,
-    rate: Rate,
-    /// The subjects it said it had most to do with.
+    rate: RequestRate,
+    /// The busiest subjects, from its last heartbeat.
     busiest: Vec<BusySubject>,
-    /// By how much its weight in placement is reduced for what it has to do: so many [`EASE`]ths of it count.
-    ease: u32,
-    /// The process wishes to be given nothing.
+    /// How many of the [`WEIGHT_PARTS`] parts of its weight count in placement. A busy server has fewer.
+    weight_parts: u32,
+    /// The process asks for no new subjects.
     draining: bool,
-    /// The process said that it goes. Not remembered over a restart: this is about messages that come late.
+    /// The process has sent a leave. Not stored: it only matters for late messages.
     left: bool,
 }
 
-impl Member {
-    fn new(record: MemberRecord, lease: Lease) -> Self {
+impl MemberState {
+    fn new(record: MemberRecord, lease: GrantedLease) -> Self {
         Self {
             record,
             lease,
             load: ServerLoad::default(),
-            rate: Rate::default(),
+            rate: RequestRate::default(),
             busiest: Vec::new(),
-            ease: EASE,
+            weight_parts: WEIGHT_PARTS,
             draining: false,
             left: false,
         }
     }
 
-    /// Whether subjects that it has are to stay with it: also while it drains, until it has released them.
+    /// Whether it keeps its assigned subjects. A draining server keeps each subject until it has released it.
     fn keeps_subjects(&self) -> bool {
-        self.lease.may_hold() && !self.is_drained()
+        self.lease.may_be_held() && !self.is_drained()
     }
 
-    /// Whether it may be given subjects it does not have. Who was not heard of since the start is not.
+    /// Whether it may get new subjects. A server without a heartbeat since the start of the coordinator gets none.
     fn takes_subjects(&self) -> bool {
-        matches!(self.lease, Lease::Granted { .. }) && !self.drains()
+        matches!(self.lease, GrantedLease::Granted { .. }) && !self.is_draining()
     }
 }
 
 /// The state from which the coordinator decides.
 #[derive(Debug)]
-pub struct Machine {
+pub struct CoordinatorMachine {
     incarnation: Incarnation,
     ttl: Duration,
-    members: BTreeMap<ServerName, Member>,
-    /// Until then a process that this run has not heard of may hold a lease of an earlier run; `None` once it has
-    /// passed.
-    waits_until: Option<Duration>,
-    /// Logs that held a server's name in this run and are over, kept as long as strangers may be alive: no strangers.
-    over: BTreeSet<LogId>,
-    /// What the store says.
-    waits: Waits,
+    members: BTreeMap<ServerName, MemberState>,
+    /// The end of the startup grace: until then a process that this run does not know may hold a lease of an earlier
+    /// run. `None` after the end.
+    grace_until: Option<Duration>,
+    /// Logs that held a server's name in this run and have ended, kept until the end of the startup grace. They are not
+    /// unknown processes.
+    ended_logs: BTreeSet<LogId>,
+    /// The startup grace in the store, for the next run.
+    stored_grace: StartupGrace,
     connected: bool,
     last_tick: Duration,
     moves: Moves,
 }
 
-impl Machine {
-    /// Begins a run at `now` with what is remembered of earlier ones, granting leases of `ttl`. The changes must be
-    /// flushed before the first input.
+impl CoordinatorMachine {
+    /// Begins a run at `now` with the stored state of earlier runs, granting leases of `ttl`. The caller must flush the
+    /// changes before the first input.
     #[must_use]
     pub fn begin(
         incarnation: Incarnation,
         ttl: Duration,
-        remembered: Remembered,
+        stored: StoredState,
         now: Duration,
-    ) -> (Self, Vec<Change>) {
+    ) -> (Self, Vec<StoreChange>) {
         let ours = dead_after(ttl);
-        let inherited = remembered.waits.unwrap_or(Waits { member: ours, stranger: UNKNOWN_RESTART_WAIT });
+        let inherited =
+            stored.startup_grace.unwrap_or(StartupGrace { member: ours, unknown: UNKNOWN_RESTART_WAIT });
         let ends = now + inherited.member;
-        let revive = |record: MemberRecord| {
-            let lease = if record.dead { Lease::Over } else { Lease::Inherited { ends } };
-            Member::new(record, lease)
+        let restore = |record: MemberRecord| {
+            let lease = if record.dead { GrantedLease::Ended } else { GrantedLease::Inherited { ends } };
+            MemberState::new(record, lease)
         };
-        let members = remembered.members.into_iter().map(|(name, record)| (name, revive(record))).collect();
-        // Leases of earlier runs and of this one may be out there until the wait has passed; it is shortened then.
-        let waits = Waits { member: inherited.member.max(ours), stranger: inherited.stranger.max(ours) };
-        let changed = remembered.waits != Some(waits);
+        let members = stored.members.into_iter().map(|(name, record)| (name, restore(record))).collect();
+        // Until the end of the grace, processes may hold leases of earlier runs and of this one. Then it is shortened.
+        let stored_grace =
+            StartupGrace { member: inherited.member.max(ours), unknown: inherited.unknown.max(ours) };
+        let changed = stored.startup_grace != Some(stored_grace);
         let machine = Self {
             incarnation,
             ttl,
             members,
-            waits_until: Some(now + inherited.stranger),
-            over: BTreeSet::new(),
-            waits,
+            grace_until: Some(now + inherited.unknown),
+            ended_logs: BTreeSet::new(),
+            stored_grace,
             connected: true,
             last_tick: now,
             moves: Moves::default(),
         };
-        (machine, changed.then_some(Change::Waits(waits)).into_iter().collect())
+        (machine, changed.then_some(StoreChange::StartupGrace(stored_grace)).into_iter().collect())
     }
 
-    /// Decides about one input at `now`, a time that never goes back and runs while the machine is suspended.
-    pub fn apply(&mut self, input: Input, now: Duration, view: &dyn AssignmentView) -> Effects {
+    /// Decides one input at `now`. This time never goes back, and it runs while the host is suspended.
+    pub fn apply(&mut self, input: CoordinatorInput, now: Duration, view: &dyn AssignmentView) -> Effects {
         match input {
-            Input::Locate(subject) => self.locate(&subject, view),
-            Input::Join(request) => self.join(request, now),
-            Input::Heartbeat(request) => self.heartbeat(request, now),
-            Input::Leave(request) => self.leave(&request.log),
-            Input::Claim(subject, request) => self.claim(&subject, &request, view),
-            Input::Release(subject, request) => self.release(subject, &request.log, now, view),
-            Input::Servers => self.servers(now, view),
-            Input::Drain(server) => self.drain(&server, now, view),
-            Input::Undrain(server) => self.undrain(&server, now, view),
-            Input::Move(subject, request) => self.move_subject(subject, request.to, now, view),
-            Input::Moves => self.moves(),
-            Input::Rebalance(request, candidates) => self.rebalance(request, candidates, now, view),
-            Input::Tick => self.tick(now, view),
-            Input::Disconnected => {
+            CoordinatorInput::Locate(subject) => self.locate(&subject, view),
+            CoordinatorInput::Join(request) => self.join(request, now),
+            CoordinatorInput::Heartbeat(request) => self.heartbeat(request, now),
+            CoordinatorInput::Leave(request) => self.leave(&request.log),
+            CoordinatorInput::Claim(subject, request) => self.claim(&subject, &request, view),
+            CoordinatorInput::Release(subject, request) => self.release(subject, &request.log, now, view),
+            CoordinatorInput::Servers => self.servers(now, view),
+            CoordinatorInput::Drain(server) => self.drain(&server, now, view),
+            CoordinatorInput::Undrain(server) => self.undrain(&server, now, view),
+            CoordinatorInput::Move(subject, request) => self.move_subject(subject, request.to, now, view),
+            CoordinatorInput::Moves => self.moves(),
+            CoordinatorInput::Rebalance(request, candidates) => {
+                self.rebalance(request, candidates, now, view)
+            }
+            CoordinatorInput::Tick => self.tick(now, view),
+            CoordinatorInput::Disconnected => {
                 self.connected = false;
                 Effects::default()
             }
-            Input::Connected => {
+            CoordinatorInput::Connected => {
                 self.connected = true;
-                self.hear_again(now);
+                self.extend_after_reconnect(now);
                 Effects::default()
             }
         }
@@ -322,30 +327,30 @@ impl Machine {
         self.incarnation
     }
 
-    /// Whether processes that were not heard of since the start may still hold a lease.
+    /// Whether the startup grace runs: processes without a heartbeat since the start may still hold a lease.
     #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        self.waits_until.is_some()
+    pub fn is_in_startup_grace(&self) -> bool {
+        self.grace_until.is_some()
     }
 
     /// How many members are in which state.
     #[must_use]
-    pub fn census(&self) -> Census {
-        let mut census = Census::default();
+    pub fn member_counts(&self) -> MemberCounts {
+        let mut counts = MemberCounts::default();
         for member in self.members.values() {
             match member {
-                Member { lease: Lease::Over, .. } => census.dead += 1,
-                member if member.drains() => census.draining += 1,
-                _ => census.alive += 1,
+                MemberState { lease: GrantedLease::Ended, .. } => counts.dead += 1,
+                member if member.is_draining() => counts.draining += 1,
+                _ => counts.alive += 1,
             }
         }
-        census
+        counts
     }
 
     fn tick(&mut self, now: Duration, view: &dyn AssignmentView) -> Effects {
-        // Whoever stood still himself must listen for a while before he calls others silent.
+        // After a pause of the coordinator's own process, heartbeats need time to arrive before a lease can expire.
         if now.saturating_sub(self.last_tick) > self.ttl / 2 {
-            self.hear_again(now);
+            self.extend_after_reconnect(now);
         }
         self.last_tick = now;
         let mut effects = Effects::default();
@@ -353,36 +358,36 @@ impl Machine {
             return effects;
         }
         for member in self.members.values_mut().filter(|member| member.lease.has_ended(now)) {
-            effects.gone.push(member.end(Why::Silent));
-            effects.changes.push(Change::Member(member.record.clone()));
+            effects.gone.push(member.end(GoneReason::LeaseExpired));
+            effects.changes.push(StoreChange::Member(member.record.clone()));
         }
-        if self.waits_until.is_some_and(|until| until <= now) {
-            self.waits_until = None;
-            self.over.clear();
-            // From here on only leases of this run are out there.
-            let ours = Waits { member: dead_after(self.ttl), stranger: dead_after(self.ttl) };
-            if self.waits != ours {
-                self.waits = ours;
-                effects.changes.push(Change::Waits(ours));
+        if self.grace_until.is_some_and(|until| until <= now) {
+            self.grace_until = None;
+            self.ended_logs.clear();
+            // From now on, processes hold only leases of this run.
+            let ours = StartupGrace { member: dead_after(self.ttl), unknown: dead_after(self.ttl) };
+            if self.stored_grace != ours {
+                self.stored_grace = ours;
+                effects.changes.push(StoreChange::StartupGrace(ours));
             }
         }
-        self.weigh_members();
-        self.drive_moves(now, view, &mut effects);
+        self.update_weights();
+        self.advance_moves(now, view, &mut effects);
         effects
     }
 
-    /// Gives everybody who is not dead the time to be heard again, after a while in which nobody could be.
-    fn hear_again(&mut self, now: Duration) {
+    /// Extends the leases of all members that are not dead, after a time in which no heartbeat could arrive.
+    fn extend_after_reconnect(&mut self, now: Duration) {
         let until = now + self.ttl;
         for member in self.members.values_mut() {
             member.lease.extend(until);
         }
     }
 
-    /// Whether `log` is the process that holds its server's name, and may be alive.
+    /// Whether `log` is the process that holds its server's name and may be alive.
     fn is_member(&self, log: &LogId) -> bool {
         self.members
             .get(log.server())
-            .is_some_and(|member| member.record.log == *log && member.lease.may_hold())
+            .is_some_and(|member| member.record.log == *log && member.lease.may_be_held())
     }
 }

@@ -1,14 +1,14 @@
-//! Which server a subject is given to when nobody has it: weighted rendezvous hashing.
+//! Placement of unassigned subjects on servers: weighted rendezvous hashing.
 //!
-//! Each server draws a score for each subject from the two names alone; the highest wins. A server that comes takes
-//! over only subjects for which its score is the highest, one that goes gives up only its own, and each gets a share
-//! in proportion to its weight. Nothing about other subjects needs to be known.
+//! Each server has a score for each subject, computed from the two names and the weight. The highest score wins. A new
+//! server gets only the subjects for which its score is the highest. If a server leaves, only its own subjects move.
+//! Each server gets a share in proportion to its weight. Placement needs no data about other subjects.
 
 use dormouse_protocol::{ServerName, Subject};
 use sha2::{Digest, Sha256};
 
 /// The server with the highest score for `subject` among `candidates` (name and weight). A server of weight 0 is never
-/// chosen; `None` when there is nobody to choose.
+/// chosen; `None` if there is no candidate.
 #[must_use]
 pub fn place<'a, I>(subject: &Subject, candidates: I) -> Option<&'a ServerName>
 where
@@ -26,12 +26,13 @@ where
         .map(|(_, server)| server)
 }
 
-/// A draw from the exponential distribution with rate 1/`weight`, reversed: `P(highest)` is in proportion to the weight.
+/// The reciprocal of a sample of the exponential distribution with rate `weight`. The probability of the highest score is
+/// in proportion to the weight.
 fn score(subject: u64, server: &ServerName, weight: u64) -> f64 {
-    let draw = mix(subject ^ mix(digest(server.as_str())));
-    // 53 bits, moved by one half so that neither 0 nor 1 can come out.
-    let even = ((draw >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    weight as f64 / -even.ln()
+    let hash = mix(subject ^ mix(digest(server.as_str())));
+    // 53 bits, shifted by one half so that the result is neither 0 nor 1.
+    let uniform = ((hash >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+    weight as f64 / -uniform.ln()
 }
 
 fn digest(name: &str) -> u64 {
@@ -72,8 +73,9 @@ mod tests {
         shares
     }
 
+    /// Each of eight servers of equal weight gets an eighth of 100,000 subjects, within 10 %.
     #[test]
-    fn eight_servers_share_a_hundred_thousand_subjects_evenly() {
+    fn placement_on_eight_servers_is_even() {
         let weighted: Vec<_> = servers(8).into_iter().map(|name| (name, 100)).collect();
         let shares = shares(&weighted, 100_000);
         assert_eq!(shares.len(), 8);
@@ -82,27 +84,33 @@ mod tests {
         }
     }
 
+    /// The share of each server is proportional to its weight, within 5 %.
     #[test]
-    fn shares_follow_weights() {
+    fn placement_shares_follow_weights() {
         let weighted: Vec<_> = servers(4).into_iter().zip([100, 200, 300, 0]).collect();
         let shares = shares(&weighted, 60_000);
         for (server, weight) in weighted {
             let share = shares.get(&server).copied().unwrap_or(0) as f64;
-            let due = weight as f64 * 100.0;
-            assert!((share - due).abs() <= due * 0.05, "{server} of weight {weight} has {share}, due {due}");
+            let expected = weight as f64 * 100.0;
+            assert!(
+                (share - expected).abs() <= expected * 0.05,
+                "{server} of weight {weight} has {share}, expected {expected}"
+            );
         }
     }
 
+    /// Placement returns no server if there is no candidate or if each weight is zero.
     #[test]
-    fn nobody_is_chosen_from_nobody() {
+    fn placement_without_candidates_returns_none() {
         let name = ServerName::new("idle").unwrap();
         assert_eq!(place(&subject(1), []), None);
         assert_eq!(place(&subject(1), [(&name, 0)]), None);
     }
 
     proptest! {
+        /// If a server joins or leaves, placement changes only for the subjects of that server.
         #[test]
-        fn only_subjects_of_the_server_that_goes_or_comes_move(
+        fn placement_moves_only_subjects_of_changed_server(
             names in proptest::collection::btree_set("[a-z0-9][a-z0-9-]{0,12}", 2..12),
             weights in proptest::collection::vec(1_u64..1_000, 12),
             leaver in any::<prop::sample::Index>(),
@@ -114,13 +122,13 @@ mod tests {
                 .collect();
             prop_assume!(all.len() >= 2);
             let gone = leaver.get(&all).0.clone();
-            let pick = |subject: &Subject, without: Option<&ServerName>| {
+            let place_without = |subject: &Subject, without: Option<&ServerName>| {
                 let candidates = all.iter().filter(|(name, _)| Some(name) != without);
                 place(subject, candidates.map(|(name, weight)| (name, *weight))).unwrap().clone()
             };
             for number in 0..300 {
                 let subject = subject(number);
-                let (with, without) = (pick(&subject, None), pick(&subject, Some(&gone)));
+                let (with, without) = (place_without(&subject, None), place_without(&subject, Some(&gone)));
                 if with == gone {
                     prop_assert_ne!(&without, &gone);
                 } else {

@@ -1,31 +1,32 @@
-//! Which subjects should move so that each server has its share of the work: arithmetic, and nothing else.
+//! Rebalancing plans: pure arithmetic that decides which subjects should move so that each server has its share of the load.
 //!
-//! There are two kinds of work: requests, which a few busy subjects cause, and subjects, each of which costs a little.
-//! Requests come first: the busiest subject for its bytes goes from a server above its share to the one that is best off
-//! with it, if that one stays within its share. Then numbers: any subject that is not known to be busy does.
+//! There are two kinds of load: requests, which come from a few busy subjects, and subjects, each of which has a small cost.
+//! Requests come first. The subject with the most requests per byte moves from a server above its share to the server
+//! that is the least loaded with it, if that server stays within its share. Then the plan balances the numbers of subjects,
+//! with any subjects that are not known to be busy.
 //!
-//! A plan begins only where somebody is out of [`TOLERANCE`], and goes on to half of it. A step is part of it only when
-//! who receives has no more afterwards than who gives. So planning again after a plan was carried out moves nothing.
+//! The plan starts if a server is outside [`TOLERANCE`], and continues until all servers are within half of it. A move is
+//! part of the plan only if the receiver then has no more than the giver. So a new plan after an executed plan moves nothing.
 
 use dormouse_protocol::admin::{PlannedMove, RebalanceReply, ServerBalance};
 use dormouse_protocol::fleet::BusySubject;
 use dormouse_protocol::{ServerName, Subject};
 
-/// How far from its share a server may be, as a part of the share.
+/// How far from its share a server may be, as a fraction of the share.
 pub const TOLERANCE: f64 = 0.1;
 
-/// A difference of fewer requests per second than this is not worth a move.
+/// A difference of fewer requests per second than this causes no move.
 const LEAST_REQUESTS_PER_SECOND: f64 = 10.0;
 
-/// A subject's bytes that cost nothing to speak of: what has less is not preferred for it.
+/// The size below which the cost of a move is negligible: smaller subjects are not preferred.
 const SMALL_BYTES: u64 = 64 * 1_024;
 
-/// What a move takes in an answer beside its names, in bytes.
+/// The size of a move in a reply without its names, in bytes.
 const MOVE_BYTES: usize = 96;
 
-/// A server that may give and take.
+/// A server that takes part in the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerShare {
     /// Its name.
     pub name: ServerName,
     /// Its share relative to others.
@@ -40,21 +41,21 @@ pub struct Server {
     pub candidates: Vec<Subject>,
 }
 
-/// What a plan must keep to.
+/// The limits of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Most moves.
+pub struct PlanLimits {
+    /// The maximum number of moves.
     pub most_moves: usize,
-    /// Most bytes of the list of moves.
+    /// The maximum size of the list of moves, in bytes.
     pub most_bytes: usize,
-    /// Whether what is said about requests can be relied on; otherwise only numbers are evened out.
+    /// Whether the reported request rates are reliable; otherwise the plan balances only the numbers of subjects.
     pub load_is_known: bool,
 }
 
-/// How many more subjects than its share each server has, for those that have more, where somebody is out of tolerance.
-pub fn overfull(servers: &[Server]) -> impl Iterator<Item = (&ServerName, u64)> {
-    let scale = Scale::of(servers, 1.0, |server| server.assigned as f64);
-    let unbalanced = scale.is_out_of(servers, TOLERANCE);
+/// The servers with more subjects than their share, and the excess of each. Empty if all servers are within the tolerance.
+pub fn overfull(servers: &[ServerShare]) -> impl Iterator<Item = (&ServerName, u64)> {
+    let scale = LoadDimension::of(servers, 1.0, |server| server.assigned as f64);
+    let unbalanced = scale.is_outside(servers, TOLERANCE);
     servers.iter().filter(move |_| unbalanced).filter_map(move |server| {
         let excess = (server.assigned as f64 - scale.share(server)).ceil();
         (excess > 0.0).then_some((&server.name, excess as u64))
@@ -63,14 +64,14 @@ pub fn overfull(servers: &[Server]) -> impl Iterator<Item = (&ServerName, u64)> 
 
 /// Plans moves between `servers`.
 #[must_use]
-pub fn plan(servers: Vec<Server>, limits: Limits) -> RebalanceReply {
+pub fn plan(servers: Vec<ServerShare>, limits: PlanLimits) -> RebalanceReply {
     let before: Vec<_> = servers.iter().map(|server| (server.assigned, server.requests_per_second)).collect();
-    let mut plan = Plan { servers, limits, moves: Vec::new(), bytes: 0 };
+    let mut plan = RebalancePlan { servers, limits, moves: Vec::new(), bytes: 0 };
     if limits.load_is_known {
-        plan.even_out_requests();
+        plan.balance_requests();
     }
-    plan.even_out_numbers();
-    let balance = |(server, (assigned, requests)): (Server, (u64, u64))| ServerBalance {
+    plan.balance_counts();
+    let balance = |(server, (assigned, requests)): (ServerShare, (u64, u64))| ServerBalance {
         name: server.name,
         capacity: server.capacity,
         assigned_subjects: assigned,
@@ -81,30 +82,32 @@ pub fn plan(servers: Vec<Server>, limits: Limits) -> RebalanceReply {
     RebalanceReply { moves: plan.moves, servers: plan.servers.into_iter().zip(before).map(balance).collect() }
 }
 
-struct Plan {
-    servers: Vec<Server>,
-    limits: Limits,
+struct RebalancePlan {
+    servers: Vec<ServerShare>,
+    limits: PlanLimits,
     moves: Vec<PlannedMove>,
     bytes: usize,
 }
 
-impl Plan {
-    fn even_out_requests(&mut self) {
-        let scale =
-            Scale::of(&self.servers, LEAST_REQUESTS_PER_SECOND, |server| server.requests_per_second as f64);
+impl RebalancePlan {
+    fn balance_requests(&mut self) {
+        let scale = LoadDimension::of(&self.servers, LEAST_REQUESTS_PER_SECOND, |server| {
+            server.requests_per_second as f64
+        });
         let mut tolerance = TOLERANCE;
-        while scale.is_out_of(&self.servers, tolerance) {
+        while scale.is_outside(&self.servers, tolerance) {
             tolerance = TOLERANCE / 2.0;
-            let Some((from, position, to)) = self.busy_step(&scale) else { return };
+            let Some((from, position, to)) = self.best_busy_move(&scale) else { return };
             let busy = self.servers[from].busiest.remove(position);
-            if !self.step(from, to, busy) {
+            if !self.add_move(from, to, busy) {
                 return;
             }
         }
     }
 
-    /// The busiest subject for its bytes that a server above its share can give to one that stays within its own.
-    fn busy_step(&self, scale: &Scale) -> Option<(usize, usize, usize)> {
+    /// The subject with the most requests per byte that a server above its share can give to a server that stays within its
+    /// own share.
+    fn best_busy_move(&self, scale: &LoadDimension) -> Option<(usize, usize, usize)> {
         let mut best: Option<(f64, (usize, usize, usize))> = None;
         for (from, giver) in self.servers.iter().enumerate() {
             if scale.has(giver) <= scale.share(giver) {
@@ -125,10 +128,10 @@ impl Plan {
         best.map(|(_, step)| step)
     }
 
-    fn even_out_numbers(&mut self) {
-        let scale = Scale::of(&self.servers, 1.0, |server| server.assigned as f64);
+    fn balance_counts(&mut self) {
+        let scale = LoadDimension::of(&self.servers, 1.0, |server| server.assigned as f64);
         let mut tolerance = TOLERANCE;
-        while scale.is_out_of(&self.servers, tolerance) {
+        while scale.is_outside(&self.servers, tolerance) {
             tolerance = TOLERANCE / 2.0;
             let giver = (0..self.servers.len())
                 .filter(|from| {
@@ -142,22 +145,22 @@ impl Plan {
             let Some(from) = giver else { return };
             let Some(to) = self.receiver(from, 1.0, &scale) else { return };
             let Some(subject) = self.servers[from].candidates.pop() else { return };
-            if !self.step(from, to, BusySubject { subject, requests_per_second: 0, bytes: 0 }) {
+            if !self.add_move(from, to, BusySubject { subject, requests_per_second: 0, bytes: 0 }) {
                 return;
             }
         }
     }
 
-    /// Who is best off with so much more, and has no more then than who gives it.
-    fn receiver(&self, from: usize, amount: f64, scale: &Scale) -> Option<usize> {
+    /// The server that is the least loaded after it gets `amount`, if it then has no more than the giver.
+    fn receiver(&self, from: usize, amount: f64, scale: &LoadDimension) -> Option<usize> {
         let level = |index: &usize| scale.level(&self.servers[*index], amount);
         let others = (0..self.servers.len()).filter(|to| *to != from && self.servers[*to].capacity > 0);
         let best = others.min_by(|a, b| level(a).total_cmp(&level(b)))?;
         (level(&best) <= scale.level(&self.servers[from], -amount)).then_some(best)
     }
 
-    /// Takes a step into the plan; false when there is no room for it.
-    fn step(&mut self, from: usize, to: usize, moved: BusySubject) -> bool {
+    /// Adds a move to the plan; false if the limits leave no room for it.
+    fn add_move(&mut self, from: usize, to: usize, moved: BusySubject) -> bool {
         let BusySubject { subject, requests_per_second, bytes } = moved;
         let [giver, receiver] = [from, to].map(|index| self.servers[index].name.clone());
         let size = subject.as_str().len() + giver.as_str().len() + receiver.as_str().len() + MOVE_BYTES;
@@ -176,31 +179,31 @@ impl Plan {
     }
 }
 
-/// One kind of work, and what everybody's share of it is.
-struct Scale {
-    has: fn(&Server) -> f64,
+/// One kind of load, and the share of each server.
+struct LoadDimension {
+    has: fn(&ServerShare) -> f64,
     per_capacity: f64,
     least: f64,
 }
 
-impl Scale {
-    /// Differences below `least` do not matter.
-    fn of(servers: &[Server], least: f64, has: fn(&Server) -> f64) -> Self {
+impl LoadDimension {
+    /// Differences below `least` are ignored.
+    fn of(servers: &[ServerShare], least: f64, has: fn(&ServerShare) -> f64) -> Self {
         let all: f64 = servers.iter().map(has).sum();
         let capacity: f64 = servers.iter().map(|server| f64::from(server.capacity)).sum();
         Self { has, per_capacity: if capacity > 0.0 { all / capacity } else { 0.0 }, least }
     }
 
-    fn has(&self, server: &Server) -> f64 {
+    fn has(&self, server: &ServerShare) -> f64 {
         (self.has)(server)
     }
 
-    fn share(&self, server: &Server) -> f64 {
+    fn share(&self, server: &ServerShare) -> f64 {
         f64::from(server.capacity) * self.per_capacity
     }
 
-    /// How much a server has for its capacity if it has so much more.
-    fn level(&self, server: &Server, more: f64) -> f64 {
+    /// The load per capacity of a server if its load increases by `more`.
+    fn level(&self, server: &ServerShare, more: f64) -> f64 {
         match (self.has(server) + more, f64::from(server.capacity)) {
             (has, capacity) if capacity > 0.0 => has / capacity,
             (has, _) if has > 0.0 => f64::INFINITY,
@@ -208,7 +211,7 @@ impl Scale {
         }
     }
 
-    fn is_out_of(&self, servers: &[Server], tolerance: f64) -> bool {
+    fn is_outside(&self, servers: &[ServerShare], tolerance: f64) -> bool {
         let least = self.least * tolerance / TOLERANCE;
         servers.iter().any(|server| {
             let share = self.share(server);

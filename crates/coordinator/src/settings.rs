@@ -1,4 +1,4 @@
-//! What the coordinator was told: resolved and checked as a whole, every fault at once.
+//! The settings of the coordinator, resolved and validated as a whole; all errors are reported at once.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -17,46 +17,46 @@ use crate::shell::CoordinatorOptions;
 const LEASE_TTL: RangeInclusive<Duration> = Duration::from_millis(500)..=LONGEST_TTL;
 const SHUTDOWN_DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
-/// Everything the program needs to know, checked. Printing it shows no secret.
+/// All settings of the program, validated. The debug output contains no secret.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The connection.
+    /// The NATS connection.
     pub nats: NatsOptions,
-    /// Where the state is kept.
+    /// The data directory.
     pub data_dir: PathBuf,
-    /// What the coordinator itself is told.
+    /// The options of the coordinator itself.
     pub coordinator: CoordinatorOptions,
-    /// How long a graceful shutdown may take.
+    /// The deadline of a graceful shutdown.
     pub shutdown_deadline: Duration,
-    /// What is logged.
+    /// The log filter.
     pub log: String,
-    /// How log lines look.
+    /// The log format.
     pub log_format: LogFormat,
 }
 
-/// Everything that is wrong with the settings, one line each.
+/// All errors in the settings, one line each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Faults(pub Vec<String>);
+pub struct SettingsErrors(pub Vec<String>);
 
-impl fmt::Display for Faults {
+impl fmt::Display for SettingsErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the settings are wrong:")?;
+        write!(f, "invalid settings:")?;
         self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
     }
 }
 
 impl Settings {
-    /// Resolves and checks what was given on the command line and in the environment.
+    /// Resolves and validates the command line and the environment.
     ///
     /// # Errors
-    /// [`Faults`] with everything that is wrong, not just the first.
-    pub fn resolve(args: &Args) -> Result<Self, Faults> {
+    /// [`SettingsErrors`] with all errors, not only the first one.
+    pub fn resolve(args: &Args) -> Result<Self, SettingsErrors> {
         let mut faults = Vec::new();
         let nats = args.nats.resolve().map_err(|error| faults.extend(error.0)).ok();
         let mut check = |flag: &str, fault: String| faults.push(format!("{flag}: {fault}"));
         let data_dir = args.data_dir.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from);
         if data_dir.is_none() {
-            check("--data-dir", "the name of a directory is required".to_owned());
+            check("--data-dir", "a directory is required".to_owned());
         }
         let prefix = Prefix::new(&args.prefix).map_err(|error| check("--prefix", error.to_string())).ok();
         let lease_ttl =
@@ -70,7 +70,7 @@ impl Settings {
             .ok();
         let log_format =
             args.log_format.parse().map_err(|fault: &str| check("--log-format", fault.to_owned())).ok();
-        // One `None` is one fault that has been noted.
+        // Each `None` stands for a fault that is already recorded.
         let resolve = || {
             let coordinator = CoordinatorOptions {
                 prefix: prefix?,
@@ -81,7 +81,7 @@ impl Settings {
             Some(Self {
                 nats: NatsOptions {
                     connection_name: "dormouse-coordinator".to_owned(),
-                    // It may well be started before NATS is.
+                    // The coordinator may start before NATS does.
                     retry_on_first_connect: true,
                     ..nats?
                 },
@@ -92,7 +92,7 @@ impl Settings {
                 log_format: log_format?,
             })
         };
-        resolve().ok_or(Faults(faults))
+        resolve().ok_or(SettingsErrors(faults))
     }
 }
 
@@ -101,7 +101,7 @@ fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, St
         .map_err(|error| format!("{text:?} is not a duration such as 500ms, 10s or 2m: {error}"))?;
     if !range.contains(&duration) {
         let [least, most] = [range.start(), range.end()].map(|bound| humantime::format_duration(*bound));
-        return Err(format!("{text} is not from {least} to {most}"));
+        return Err(format!("{text} is not in the range {least} to {most}"));
     }
     Ok(duration)
 }
@@ -112,12 +112,13 @@ mod tests {
 
     use super::*;
 
-    fn resolve(arguments: &[&str]) -> Result<Settings, Faults> {
+    fn resolve(arguments: &[&str]) -> Result<Settings, SettingsErrors> {
         Settings::resolve(&Args::try_parse_from(std::iter::once(&"program").chain(arguments)).unwrap())
     }
 
+    /// The data directory is the only required setting; the others have defaults.
     #[test]
-    fn little_needs_to_be_said() {
+    fn settings_default_all_but_data_dir() {
         let settings = resolve(&["--data-dir=d"]).unwrap();
         assert_eq!(settings.coordinator.prefix.as_str(), "persist");
         assert_eq!(settings.coordinator.lease_ttl, Duration::from_secs(3));
@@ -126,8 +127,9 @@ mod tests {
         assert_eq!(settings.data_dir, PathBuf::from("d"));
     }
 
+    /// The coordinator reports all invalid settings at once, each with its flag.
     #[test]
-    fn all_faults_are_told_at_once() {
+    fn settings_errors_are_reported_together() {
         let faults = resolve(&[
             "--nats=http://x",
             "--prefix=a.*",
@@ -152,36 +154,41 @@ mod tests {
         }
     }
 
+    /// The lease TTL setting accepts 500 ms to 20 s, and the error names the range.
     #[test]
-    fn leases_are_neither_too_short_nor_too_long() {
-        for (text, fine) in [("499ms", false), ("500ms", true), ("20s", true), ("21s", false), ("3", false)] {
-            assert_eq!(resolve(&["--data-dir=d", "--lease-ttl", text]).is_ok(), fine, "{text}");
+    fn lease_ttl_setting_must_be_500ms_to_20s() {
+        for (text, valid) in [("499ms", false), ("500ms", true), ("20s", true), ("21s", false), ("3", false)]
+        {
+            assert_eq!(resolve(&["--data-dir=d", "--lease-ttl", text]).is_ok(), valid, "{text}");
         }
         let faults = resolve(&["--data-dir=d", "--lease-ttl=60s"]).unwrap_err();
-        assert_eq!(faults.0, ["--lease-ttl: 60s is not from 500ms to 20s"]);
+        assert_eq!(faults.0, ["--lease-ttl: 60s is not in the range 500ms to 20s"]);
     }
 
+    /// An inbox prefix inside the fleet prefix or the NATS system namespace is rejected.
     #[test]
-    fn answers_go_neither_to_the_fleet_nor_to_the_system() {
-        for (prefixes, fine) in [("_INBOX,app.", true), ("fleet", false), ("fleet.a", false), ("$JS", false)]
+    fn settings_reject_inbox_prefix_of_fleet_or_system() {
+        for (prefixes, valid) in [("_INBOX,app.", true), ("fleet", false), ("fleet.a", false), ("$JS", false)]
         {
             let arguments = ["--data-dir=d", "--prefix=fleet", "--inbox-prefix", prefixes];
-            assert_eq!(resolve(&arguments).is_ok(), fine, "{prefixes}");
+            assert_eq!(resolve(&arguments).is_ok(), valid, "{prefixes}");
         }
     }
 
+    /// Inbox prefixes can be listed or repeated, and accounts are accepted only with `--tenant-accounts`.
     #[test]
-    fn inboxes_are_named_together_or_one_by_one_and_accounts_are_believed_when_told_to() {
-        let one_by_one =
+    fn settings_read_inbox_prefixes_and_tenant_accounts() {
+        let repeated =
             resolve(&["--data-dir=d", "--inbox-prefix=_INBOX", "--inbox-prefix=_R_", "--tenant-accounts"]);
-        let together = resolve(&["--data-dir=d", "--inbox-prefix=_INBOX,_R_"]);
-        let (one_by_one, together) = (one_by_one.unwrap().coordinator, together.unwrap().coordinator);
-        assert_eq!(one_by_one.inbox_prefixes, together.inbox_prefixes);
-        assert_eq!((one_by_one.callers, together.callers), (Callers::Accounts, Callers::AsPermitted));
+        let listed = resolve(&["--data-dir=d", "--inbox-prefix=_INBOX,_R_"]);
+        let (repeated, listed) = (repeated.unwrap().coordinator, listed.unwrap().coordinator);
+        assert_eq!(repeated.inbox_prefixes, listed.inbox_prefixes);
+        assert_eq!((repeated.callers, listed.callers), (Callers::Accounts, Callers::AsPermitted));
     }
 
+    /// The debug output of the settings contains no secret.
     #[test]
-    fn no_secret_is_printed() {
+    fn settings_debug_output_hides_secrets() {
         let settings =
             resolve(&["--data-dir=d", "--nats=nats://u:hunter2@h", "--nats-token=hunter2"]).unwrap();
         assert!(!format!("{settings:?}").contains("hunter2"));

@@ -1,28 +1,30 @@
-//! The coordinator at work: one task that owns the machine and the store.
+//! The running coordinator: one task that owns the machine and the store.
 //!
 //! ```text
 //! coord.locate.>  ┐
-//! fleet.>         ├─> everything that has arrived ─> read ahead ─> machine ─> one write, one flush ─> all answers
-//! admin.>         ┘                                                            └──> announcements, orders to servers
-//! fleet.heartbeat ──> machine ─> answer, also while the store is at work
-//! admin.subjects, admin.rebalance ──> look through the store, beside the batches
+//! fleet.>         ├─> batch of arrived requests ─> read ahead ─> machine ─> one write, one flush ─> all replies
+//! admin.>         ┘                                                         └──> announcements, orders to servers
+//! fleet.heartbeat ──> machine ─> reply, also while the store writes or flushes
+//! admin.subjects, admin.rebalance ──> scan of the store, concurrent with the batches
 //! ```
 //!
-//! An answer leaves only after every change of its batch is flushed, so nobody ever acts on a decision that a crash
-//! could undo. Grouping makes that cheap: the busier, the larger the groups. Heartbeats change nothing that is stored,
-//! and a lease must not run out because of what others ask: they wait neither for a flush nor for other requests.
+//! The coordinator sends a reply only after it has flushed all changes of the batch, so a crash cannot undo a decision
+//! that another process acts on. Grouping makes the flush cheap: batches grow with the load. A heartbeat changes no
+//! stored state, and a lease must not expire because of other requests: heartbeats wait neither for a flush nor for other
+//! requests.
 //!
-//! All this is one *run*, which begins once nobody else coordinates and has an incarnation of its own. When another one
-//! does, the process stands by: it says so, answers nothing but health, and begins a new run when it is alone.
+//! All this is one *run* with its own incarnation. A run begins when no other coordinator is active. If another
+//! coordinator is active, the process stands by: it logs this, answers only health requests, and begins a new run when no
+//! other coordinator is active.
 
 mod actor;
 mod inbox;
 mod lookup;
 mod presence;
 mod requests;
+mod status;
 #[cfg(test)]
 mod tests;
-mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,74 +34,74 @@ use dormouse_protocol::{Incarnation, Prefix};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::oneshot;
 
-use self::actor::{Actor, Ended};
-use self::inbox::{Inbox, Listening};
-use self::presence::{Found, be_present, who_coordinates};
-use self::watch::Watch;
-use crate::machine::{Input, Machine};
-use crate::store::{Store, StoreError, Window};
+use self::actor::{Actor, RunEnd};
+use self::inbox::{ListenContext, RequestInbox};
+use self::presence::{ActiveCoordinator, find_active, serve_presence};
+use self::status::StatusReporter;
+use crate::machine::{CoordinatorInput, CoordinatorMachine};
+use crate::store::{AssignmentWindow, Store, StoreError};
 
-/// How long a run may take to send its last answers.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// How long a run may take to send its last replies.
+const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often the log says that another coordinator is at work, for as long as it is.
-const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// The interval of the log message while another coordinator is active.
+const STANDBY_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What a coordinator is told.
+/// The options of a coordinator.
 #[derive(Debug, Clone)]
 pub struct CoordinatorOptions {
     /// The first tokens of every route.
     pub prefix: Prefix,
-    /// Time to live of the leases it grants.
+    /// The time to live of the leases that the coordinator grants.
     pub lease_ttl: Duration,
     /// Reply addresses must begin with one of these; see
     /// [`ServeOptions::inbox_prefixes`](dormouse_bus::ServeOptions::inbox_prefixes).
     pub inbox_prefixes: InboxPrefixes,
-    /// Whose subjects may be located.
+    /// Which callers may locate which subjects.
     pub callers: Callers,
 }
 
-/// Why a coordinator did not start.
+/// The coordinator could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// What is remembered cannot be read, or not be written.
+    /// The stored state cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The messaging system does not let it listen.
+    /// The messaging system refused a subscription.
     #[error(transparent)]
     Subscribe(#[from] SubscribeError),
 }
 
-/// Why a coordinator stopped though nobody had asked it to.
+/// The coordinator stopped without a stop signal.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// The store failed. What the coordinator decided is no longer certain to be remembered, so it must not go on.
+    /// The store failed. Decisions may not survive a restart any more, so the coordinator must stop.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It can no longer be asked: the connection was closed, or a subscription refused.
-    #[error("the coordinator can no longer be reached: its connection or a subscription ended")]
+    /// Requests cannot arrive any more: the connection was closed, or a subscription was refused.
+    #[error("the coordinator is unreachable: its connection or a subscription ended")]
     Unreachable,
-    /// After another coordinator had been at work it could not begin again.
-    #[error("the coordinator could not begin again")]
+    /// After a standby the coordinator could not begin a new run.
+    #[error("the coordinator could not begin a new run")]
     Resume(#[source] StartError),
-    /// A defect; the log has the place.
+    /// A defect; the log has the location.
     #[error("the coordinator's task panicked")]
     Panicked,
 }
 
 /// A running coordinator. It runs until the stop signal of its tasks; dropping the handle does not stop it.
 pub struct Coordinator {
-    watch: Watch,
+    status: StatusReporter,
     ended: oneshot::Receiver<Result<(), RunError>>,
 }
 
 impl Coordinator {
-    /// Starts a coordinator in `tasks`. When the call returns, it can be asked; or another one coordinates, and this one
-    /// stands by until it does not any more.
+    /// Starts a coordinator in `tasks`. When the call returns, either the coordinator serves requests, or another
+    /// coordinator is active and this one stands by until that changes.
     ///
-    /// Cancelling the call leaves no coordinator; some routes may be answered until the stop signal of `tasks`.
+    /// If the call is cancelled, no coordinator runs; some routes may be answered until the stop signal of `tasks`.
     ///
     /// # Errors
     /// [`StartError`].
@@ -111,110 +113,112 @@ impl Coordinator {
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
         let incarnation = Incarnation::new(env.ulid());
-        let watch = Watch::new(&env, incarnation);
-        let life = Life { options, store, bus, env, watch: watch.clone() };
-        life.watch.answer_health(life.listening(tasks)).await?;
-        let next = match who_coordinates(&*life.bus, &life.options.prefix, incarnation).await {
-            Found::Nobody => Next::Run(Box::new(life.begin(incarnation, Before::Ourselves).await?)),
-            Found::Another(other) => Next::StandBy(other),
+        let watch = StatusReporter::new(&env, incarnation);
+        let process = CoordinatorProcess { options, store, bus, env, status: watch.clone() };
+        process.status.answer_health(process.listen_context(tasks)).await?;
+        let next = match find_active(&*process.bus, &process.options.prefix, incarnation).await {
+            ActiveCoordinator::NoneActive => {
+                AfterRun::Run(Box::new(process.begin(incarnation, PriorCoordinator::SameStore).await?))
+            }
+            ActiveCoordinator::Active(other) => AfterRun::StandBy(other),
         };
-        if let Next::StandBy(other) = &next {
-            life.watch.note_other(*other);
+        if let AfterRun::StandBy(other) = &next {
+            process.status.set_standby(*other);
         }
         let (report, ended) = oneshot::channel();
         let stop = tasks.stop().clone();
         tasks.spawn("coordinator", async move {
-            // Whoever dropped the handle does not want to know.
-            let _ = report.send(life.live(next, &stop).await);
+            // If the handle was dropped, the result is not needed.
+            let _ = report.send(process.run(next, &stop).await);
         });
-        Ok(Self { watch, ended })
+        Ok(Self { status: watch, ended })
     }
 
     /// The id of the newest run.
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
-        self.watch.incarnation()
+        self.status.incarnation()
     }
 
-    /// Whether it coordinates, and does not stand by.
+    /// Whether the coordinator is active, not on standby.
     #[must_use]
-    pub fn coordinates(&self) -> bool {
-        self.watch.coordinates()
+    pub fn is_active(&self) -> bool {
+        self.status.is_active()
     }
 
-    /// Waits until the coordinator has ended. Cancelling the wait loses nothing.
+    /// Waits until the coordinator has ended. The wait can be cancelled and repeated.
     ///
     /// # Errors
-    /// [`RunError`] when it did not end because of the stop signal.
+    /// [`RunError`] if the coordinator ended for another reason than the stop signal.
     ///
     /// # Panics
-    /// When waited for again after it has returned.
+    /// If called again after it has returned.
     pub async fn ended(&mut self) -> Result<(), RunError> {
         (&mut self.ended).await.unwrap_or(Err(RunError::Panicked))
     }
 }
 
-/// A request that was understood.
-struct Request<T> {
+/// A decoded request with its responder.
+struct DecodedRequest<T> {
     input: T,
     responder: Responder,
 }
 
-/// A request that the machine answers.
-type Asked = Request<Input>;
+/// A request for the machine.
+type MachineRequest = DecodedRequest<CoordinatorInput>;
 
-/// The process, from run to run.
-struct Life {
+/// The coordinator process, across its runs.
+struct CoordinatorProcess {
     options: CoordinatorOptions,
     store: Arc<dyn Store>,
     bus: Arc<dyn Bus>,
     env: Env,
-    watch: Watch,
+    status: StatusReporter,
 }
 
-/// One run that has begun.
-struct Run {
+/// A run that has begun.
+struct ActiveRun {
     actor: Actor,
     earlier: oneshot::Receiver<Incarnation>,
     tasks: Tasks,
 }
 
-enum Next {
-    Run(Box<Run>),
+enum AfterRun {
+    Run(Box<ActiveRun>),
     StandBy(Option<Incarnation>),
 }
 
-/// Who was at work before a run.
+/// The coordinator that was active before a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Before {
-    /// Nobody that the store does not know of.
-    Ourselves,
-    /// Another coordinator, with a store of its own.
-    Another,
+enum PriorCoordinator {
+    /// None, or one with the same store.
+    SameStore,
+    /// Another coordinator with its own store.
+    OtherStore,
 }
 
-impl Life {
-    fn listening<'a>(&'a self, tasks: &'a Tasks) -> Listening<'a> {
+impl CoordinatorProcess {
+    fn listen_context<'a>(&'a self, tasks: &'a Tasks) -> ListenContext<'a> {
         let CoordinatorOptions { prefix, inbox_prefixes, callers, .. } = &self.options;
-        Listening { bus: &self.bus, env: &self.env, tasks, prefix, inbox_prefixes, callers: *callers }
+        ListenContext { bus: &self.bus, env: &self.env, tasks, prefix, inbox_prefixes, callers: *callers }
     }
 
-    async fn live(self, mut next: Next, stop: &Stop) -> Result<(), RunError> {
+    async fn run(self, mut next: AfterRun, stop: &Stop) -> Result<(), RunError> {
         loop {
             next = match next {
-                Next::StandBy(other) => match self.stand_by(other, stop).await? {
-                    Some(run) => Next::Run(Box::new(run)),
+                AfterRun::StandBy(other) => match self.stand_by(other, stop).await? {
+                    Some(run) => AfterRun::Run(Box::new(run)),
                     None => return Ok(()),
                 },
-                Next::Run(run) => {
-                    let Run { actor, earlier, tasks } = *run;
+                AfterRun::Run(run) => {
+                    let ActiveRun { actor, earlier, tasks } = *run;
                     let ended = actor.run(stop, earlier, self.options.lease_ttl / 6).await;
-                    if let Err(unfinished) = tasks.finish(LAST_ANSWERS).await {
-                        tracing::warn!(%unfinished, "not every answer could be sent");
+                    if let Err(unfinished) = tasks.finish(LAST_REPLIES_TIMEOUT).await {
+                        tracing::warn!(%unfinished, "replies not sent before deadline");
                     }
                     match ended? {
-                        Ended::Stopped => return Ok(()),
-                        Ended::StoodDown(other) => Next::StandBy(Some(other)),
+                        RunEnd::Stopped => return Ok(()),
+                        RunEnd::StoodDown(other) => AfterRun::StandBy(Some(other)),
                     }
                 }
             };
@@ -222,68 +226,76 @@ impl Life {
     }
 
     /// Begins a run.
-    async fn begin(&self, incarnation: Incarnation, before: Before) -> Result<Run, StartError> {
-        let Self { store, env, bus, watch, .. } = self;
+    async fn begin(
+        &self,
+        incarnation: Incarnation,
+        prior: PriorCoordinator,
+    ) -> Result<ActiveRun, StartError> {
+        let Self { store, env, bus, status: watch, .. } = self;
         let tasks = self.env.tasks();
-        let mut remembered = {
+        let mut stored = {
             let store = Arc::clone(store);
-            env.blocking(move || store.remembered()).await?
+            env.blocking(move || store.load_state()).await?
         };
-        let mut changes = match before {
-            Before::Ourselves => Vec::new(),
-            Before::Another => remembered.doubt(),
+        let mut changes = match prior {
+            PriorCoordinator::SameStore => Vec::new(),
+            PriorCoordinator::OtherStore => stored.distrust(),
         };
         let (mut machine, waits) =
-            Machine::begin(incarnation, self.options.lease_ttl, remembered, env.boot());
+            CoordinatorMachine::begin(incarnation, self.options.lease_ttl, stored, env.boot());
         changes.extend(waits);
         actor::commit(env.clone(), Arc::clone(store), changes).await?;
-        let window = Window::new(store.counts());
+        let window = AssignmentWindow::new(store.counts());
         let events = bus.events();
         if !bus.is_connected() {
-            machine.apply(Input::Disconnected, env.boot(), &window);
+            machine.apply(CoordinatorInput::Disconnected, env.boot(), &window);
         }
-        let on = self.listening(&tasks);
-        let earlier = be_present(on, incarnation).await?;
-        let inbox = Inbox::open(on).await?;
+        let context = self.listen_context(&tasks);
+        let earlier = serve_presence(context, incarnation).await?;
+        let inbox = RequestInbox::open(context).await?;
         let endpoints = inbox.stats();
-        watch::announce_service(on, incarnation, &endpoints).await?;
-        watch.note(&machine, window.assigned(), &endpoints);
+        status::announce_service(context, incarnation, &endpoints).await?;
+        watch.set_active(&machine, window.assigned(), &endpoints);
         let (env, bus, watch) = (env.clone(), Arc::clone(bus), watch.clone());
         let prefix = self.options.prefix.clone();
-        tracing::info!(%incarnation, %prefix, "coordinating");
+        tracing::info!(%incarnation, %prefix, "coordinator active");
         let actor = Actor::new(machine, Arc::clone(store), bus, env, prefix, inbox, window, events, watch);
-        Ok(Run { actor, earlier, tasks })
+        Ok(ActiveRun { actor, earlier, tasks })
     }
 
-    /// Waits until no other coordinator is at work, and begins a run. `None` once the stop signal is given.
-    async fn stand_by(&self, other: Option<Incarnation>, stop: &Stop) -> Result<Option<Run>, RunError> {
+    /// Waits until no other coordinator is active, and begins a run. `None` if the stop signal is given before.
+    async fn stand_by(&self, other: Option<Incarnation>, stop: &Stop) -> Result<Option<ActiveRun>, RunError> {
         let mut other = other;
-        let mut quiet_until = Duration::ZERO;
+        let mut next_log = Duration::ZERO;
         loop {
-            self.watch.note_other(other);
-            if self.env.boot() >= quiet_until {
-                quiet_until = self.env.boot() + SAID_AGAIN_AFTER;
+            self.status.set_standby(other);
+            if self.env.boot() >= next_log {
+                next_log = self.env.boot() + STANDBY_LOG_INTERVAL;
                 let run = other.map_or_else(|| "unknown".to_owned(), |other| other.to_string());
                 tracing::error!(
                     other = %run,
-                    "another coordinator coordinates this fleet: this one assigns nothing for as long as that is so"
+                    impact = "this coordinator assigns no subjects",
+                    "second coordinator detected, standing by"
                 );
             }
-            // Late answers to questions of a run before must not be taken for its own.
+            // Each check has a new incarnation: late messages of an earlier run must not count as those of this one.
             let incarnation = Incarnation::new(self.env.ulid());
-            let asked = async {
-                tokio::time::sleep(presence::ASK_AGAIN).await;
-                who_coordinates(&*self.bus, &self.options.prefix, incarnation).await
+            let check = async {
+                tokio::time::sleep(presence::CHECK_INTERVAL).await;
+                find_active(&*self.bus, &self.options.prefix, incarnation).await
             };
-            let found = tokio::select! {
+            let active = tokio::select! {
                 biased;
-                () = stop.given() => return Ok(None),
-                found = asked => found,
+                () = stop.requested() => return Ok(None),
+                active = check => active,
             };
-            match found {
-                Found::Another(another) => other = another,
-                Found::Nobody => {
-                    let run = self.begin(incarnation, Before::Another).await.map_err(RunError::Resume)?;
+            match active {
+                ActiveCoordinator::Active(another) => other = another,
+                ActiveCoordinator::NoneActive => {
+                    let run = self
+                        .begin(incarnation, PriorCoordinator::OtherStore)
+                        .await
+                        .map_err(RunError::Resume)?;
                     return Ok(Some(run));
                 }
             }

@@ -1,7 +1,7 @@
-//! What the coordinator remembers across restarts, and the port behind which it is kept.
+//! The stored state of the coordinator, and the port to its storage.
 //!
-//! A store is a memory of decisions, never the truth: the bucket decides who owns what. Losing a store costs a
-//! longer wait after the next start and some corrected answers, never data.
+//! The store holds decisions, not ownership: the manifests in the bucket decide ownership. If the store is lost, the next
+//! start waits longer and some answers are corrected later; no data is lost.
 
 #[cfg(test)]
 mod contract;
@@ -17,17 +17,17 @@ use std::time::Duration;
 use dormouse_protocol::{LogId, ServerName, Subject};
 use serde::{Deserialize, Serialize};
 
-pub use counts::Counts;
-pub use window::Window;
+pub use counts::AssignmentCounts;
+pub use window::AssignmentWindow;
 
 use crate::lease::UNKNOWN_RESTART_WAIT;
 
-/// What is remembered about one server.
+/// The stored record of one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRecord {
     /// The log of the newest process that was admitted under the server's name.
     pub log: LogId,
-    /// The log of the process it took the name over from; known to be over.
+    /// The log of the process that held the name before; that process has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<LogId>,
     /// The server's share of the subjects relative to others.
@@ -38,126 +38,123 @@ pub struct MemberRecord {
     /// The process was declared dead or left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dead: bool,
-    /// An operator wants the server emptied. The log that may still own something: as soon as a process writes another
-    /// one, the server is empty.
+    /// The drain order of an operator: the log that may still own subjects. When a process writes another log, the server
+    /// is drained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<LogId>,
 }
 
-/// One change to what is remembered.
+/// One change to the stored state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// This is now what is known about the server that the log names.
+pub enum StoreChange {
+    /// Replaces the record of the server that the log names.
     Member(MemberRecord),
     /// The subject is assigned to `server`.
     Assign {
         /// The subject.
         subject: Subject,
-        /// The server it was assigned to so far.
+        /// The previous server.
         previous: Option<ServerName>,
-        /// The server it is assigned to from now on.
+        /// The new server.
         server: ServerName,
     },
-    /// The subject is assigned to nobody.
+    /// The subject is not assigned any more.
     Unassign {
         /// The subject.
         subject: Subject,
-        /// The server it was assigned to so far.
+        /// The previous server.
         previous: ServerName,
     },
-    /// How long the next run must wait before it may take a process that it has not heard of for dead.
-    Waits(Waits),
+    /// How long the next run must wait before it may declare a process dead that has sent no heartbeat to it.
+    StartupGrace(StartupGrace),
 }
 
-/// How long a lease may still be trusted that was granted just before a restart. Whole milliseconds are kept.
+/// How long a lease that was granted just before a restart may still be held. The store keeps whole milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waits {
-    /// By a member: the runs that granted its lease are known.
+pub struct StartupGrace {
+    /// For a member: the runs that granted its lease are known.
     pub member: Duration,
-    /// By a process that is not remembered: it may have its lease from a run that was forgotten.
-    pub stranger: Duration,
+    /// For a process without a record: its lease may be from a run that the coordinator forgot.
+    pub unknown: Duration,
 }
 
-/// What is read when a coordinator starts. Assignments are not part of it: they are asked for one by one.
+/// The state that a coordinator reads when it starts. Assignments are not part of it; they are read one by one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Remembered {
+pub struct StoredState {
     /// Every server, by name.
     pub members: BTreeMap<ServerName, MemberRecord>,
-    /// See [`Change::Waits`]; `None` when the store does not know.
-    pub waits: Option<Waits>,
+    /// The startup grace of the next run; `None` if the store has no value.
+    pub startup_grace: Option<StartupGrace>,
 }
 
-impl Remembered {
-    /// Believes less of it, after another coordinator has been at work that remembers for itself: it may have granted
-    /// leases of any length to anybody, also to whom this store knows as dead. Returns the changes that this is.
+impl StoredState {
+    /// Relaxes the state after another coordinator with its own store was active. That coordinator may have granted leases
+    /// of any length to any process, also to processes recorded as dead here. Returns the changes to store.
     #[must_use]
-    pub fn doubt(&mut self) -> Vec<Change> {
-        let waits = Waits { member: UNKNOWN_RESTART_WAIT, stranger: UNKNOWN_RESTART_WAIT };
-        self.waits = Some(waits);
+    pub fn distrust(&mut self) -> Vec<StoreChange> {
+        let waits = StartupGrace { member: UNKNOWN_RESTART_WAIT, unknown: UNKNOWN_RESTART_WAIT };
+        self.startup_grace = Some(waits);
         let dead = self.members.values_mut().filter(|record| record.dead);
         let revived = dead.map(|record| {
             record.dead = false;
-            Change::Member(record.clone())
+            StoreChange::Member(record.clone())
         });
-        revived.chain([Change::Waits(waits)]).collect()
+        revived.chain([StoreChange::StartupGrace(waits)]).collect()
     }
 }
 
-/// Why a store could not do what it was asked for.
+/// An operation of a store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The storage underneath failed. After this nothing the store says can be relied on.
-    #[error("the coordinator's state cannot be read or written: {what}")]
+    /// The underlying storage failed. After this, results of the store are not reliable.
+    #[error("cannot read or write the coordinator's state: {what}")]
     Failed {
-        /// What was being done.
+        /// The failed operation.
         what: &'static str,
-        /// What the storage says.
+        /// The error of the storage.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A value is not what it should be.
+    /// A stored value is invalid.
     #[error("the coordinator's state is damaged at {key:?}: {what}")]
     Damaged {
         /// The key of the value.
         key: String,
-        /// What is wrong with it.
+        /// The reason.
         what: String,
     },
     /// The state was written by newer software.
-    #[error(
-        "the coordinator's state has schema version {found}, the newest this software understands is {newest}"
-    )]
+    #[error("the coordinator's state has schema version {found}; this software supports up to {newest}")]
     NewerSchema {
         /// The version found.
         found: u32,
-        /// The newest version understood.
+        /// The newest supported version.
         newest: u32,
     },
 }
 
-/// Where a coordinator keeps what it must remember. Calls may block their thread.
+/// The storage of a coordinator's state. Calls may block their thread.
 ///
-/// There is one writer. What was written is certain to survive the process only after the next
-/// [`flush`](Store::flush) has returned.
+/// There is one writer. Writes survive the process only after the next [`flush`](Store::flush) has returned.
 pub trait Store: Send + Sync + 'static {
     /// Everything except the assignments.
     ///
     /// # Errors
-    /// [`StoreError`] when it cannot be read.
-    fn remembered(&self) -> Result<Remembered, StoreError>;
+    /// [`StoreError`] if the state cannot be read.
+    fn load_state(&self) -> Result<StoredState, StoreError>;
 
-    /// To which server each subject is assigned, in the order asked.
+    /// The server that each subject is assigned to, in the order of the request.
     ///
     /// # Errors
-    /// [`StoreError`] when it cannot be read.
+    /// [`StoreError`] if the state cannot be read.
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError>;
 
-    /// The assignments of subjects that begin with `prefix` and come after `after`, ascending by the bytes of the subject:
-    /// the first `rows` of them. Fewer means that there are no more.
+    /// The first `rows` assignments of subjects that begin with `prefix` and come after `after`, in ascending byte order of
+    /// the subject. If the result is shorter, there are no more.
     ///
     /// # Errors
-    /// [`StoreError`] when they cannot be read.
+    /// [`StoreError`] if the assignments cannot be read.
     fn assigned_after(
         &self,
         prefix: &str,
@@ -165,18 +162,18 @@ pub trait Store: Send + Sync + 'static {
         rows: usize,
     ) -> Result<Vec<(Subject, ServerName)>, StoreError>;
 
-    /// How many subjects are assigned to each server.
-    fn counts(&self) -> Counts;
+    /// The number of subjects assigned to each server.
+    fn counts(&self) -> AssignmentCounts;
 
-    /// Makes the changes, all or none of them.
+    /// Applies the changes atomically.
     ///
     /// # Errors
-    /// [`StoreError`] when they cannot be written.
-    fn write(&self, changes: &[Change]) -> Result<(), StoreError>;
+    /// [`StoreError`] if the changes cannot be written.
+    fn write(&self, changes: &[StoreChange]) -> Result<(), StoreError>;
 
-    /// Returns when everything written so far survives the death of the process.
+    /// Returns when all writes so far survive the end of the process.
     ///
     /// # Errors
-    /// [`StoreError`] when that cannot be had; then it is not known what survives.
+    /// [`StoreError`] if the flush fails; then it is unknown which writes survive.
     fn flush(&self) -> Result<(), StoreError>;
 }

@@ -1,4 +1,4 @@
-//! The command line, as written: nothing is checked here.
+//! The command line, as written. [`crate::settings`] checks it.
 
 use clap::Parser;
 use dormouse_bus::args::NatsArgs;
@@ -6,23 +6,23 @@ use dormouse_bus::args::NatsArgs;
 /// Exit codes, part of `--help`.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    stopped as asked, everything handed back
-  1    an unexpected failure; the log has the reason
-  2    the settings are wrong
-  3    the bucket cannot be reached, or does not keep the contract that a bucket must keep
-  4    the data directory cannot be used, or is in use by another process
-  5    the coordinator refused this process, e.g. because a live one has its name; a process in a data directory
-       that was used before first waits up to 26 s for that name
+  0    stopped by a signal, all subjects released
+  1    unexpected failure; the log has the reason
+  2    invalid settings
+  3    the bucket is not reachable, or does not keep the contract of a bucket
+  4    the data directory is unusable, or in use by another process
+  5    the coordinator refused this process, e.g. because a live process has its name; with a data directory
+       that was used before, the process first waits up to 26 s for the name
   130  stopped by a second signal before the shutdown was complete";
 
-/// Serves subjects: pulls a subject's file from the bucket when somebody asks for it, answers requests, publishes
-/// every change, and brings the changes back to the bucket. A write of the level `bucket`, the default, is acknowledged
-/// once it is there.
+/// Serves subjects. On the first request the server opens the subject from the bucket. It answers requests, publishes
+/// every change as an event, and ships the changes to the bucket. A write of level `bucket`, the default, is
+/// acknowledged when it is in the bucket.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dormouse-persist-server", version, after_help = EXIT_CODES)]
 #[command(override_usage = "dormouse-persist-server --name NAME --bucket URL --data-dir DIR [OPTIONS]")]
 pub struct Args {
-    /// How to connect.
+    /// NATS connection.
     #[command(flatten)]
     pub nats: NatsArgs,
 
@@ -30,8 +30,8 @@ pub struct Args {
     #[arg(long, env = "DORMOUSE_NAME", value_name = "NAME", help_heading = "Server")]
     pub name: Option<String>,
 
-    /// The bucket that keeps all subjects: file:///dir, s3://name, gs://name, az://name, or memory:// (lost at
-    /// exit); required
+    /// The bucket of all subjects: file:///dir, s3://name, gs://name, az://name, or memory:// (lost at exit);
+    /// required
     #[arg(
         long,
         env = "DORMOUSE_BUCKET",
@@ -41,13 +41,13 @@ pub struct Args {
     )]
     pub bucket: Option<String>,
 
-    /// Where open subjects have their files. Belongs to this server alone; survives restarts; required
+    /// Directory for the files of open subjects. Only this server uses it; it survives restarts; required
     #[arg(long, env = "DORMOUSE_DATA_DIR", value_name = "DIR", help_heading = "Server")]
     pub data_dir: Option<String>,
 
-    /// Level at which writes are acknowledged where their subject's configuration says nothing: `bucket` (in the bucket:
-    /// survives the loss of this machine), `disk` (synced to the local disk), `interval` (in the local log, synced each
-    /// second) or `memory`
+    /// Default level of writes, for subjects whose configuration has none: `bucket` (in the bucket: survives the loss
+    /// of this machine), `disk` (synced to the local disk), `interval` (in the local log, synced each second) or
+    /// `memory`
     #[arg(
         long,
         env = "DORMOUSE_LEVEL",
@@ -57,7 +57,7 @@ pub struct Args {
     )]
     pub level: String,
 
-    /// First tokens of every route; fleets with different prefixes share a NATS system
+    /// First tokens of every route; fleets with different prefixes can share a NATS system
     #[arg(
         long,
         env = "DORMOUSE_PREFIX",
@@ -77,7 +77,7 @@ pub struct Args {
     )]
     pub capacity: String,
 
-    /// How long a write below the level `bucket` may wait before it goes to the bucket
+    /// Maximum batching delay for writes below level `bucket`
     #[arg(
         long,
         env = "DORMOUSE_SHIP_INTERVAL",
@@ -87,7 +87,7 @@ pub struct Args {
     )]
     pub ship_interval: String,
 
-    /// When a write has waited so long to go to the bucket, writes of every level wait for the bucket
+    /// Age of the oldest unshipped write above which writes of every level wait for the bucket (write stall)
     #[arg(
         long,
         env = "DORMOUSE_MAX_UNSHIPPED_AGE",
@@ -97,7 +97,7 @@ pub struct Args {
     )]
     pub max_unshipped_age: String,
 
-    /// Most bytes that may wait to go to the bucket; above it writes are refused as overloaded
+    /// Maximum unshipped bytes; above it, writes get `overloaded`
     #[arg(
         long,
         env = "DORMOUSE_MAX_UNSHIPPED_BYTES",
@@ -107,8 +107,8 @@ pub struct Args {
     )]
     pub max_unshipped_bytes: String,
 
-    /// Most objects that the log writes to the bucket per second, on average, whatever the number of subjects: the
-    /// ceiling of what durability costs
+    /// Maximum objects per second that the log writes to the bucket, on average, for any number of subjects: it bounds
+    /// the cost of durability
     #[arg(
         long,
         env = "DORMOUSE_MAX_PUTS_PER_SECOND",
@@ -118,12 +118,12 @@ pub struct Args {
     )]
     pub max_puts_per_second: String,
 
-    /// Bytes of local files above which those of sleeping subjects are removed, the longest unused first (default: no
-    /// limit)
+    /// Bytes of local files above which the server removes files of dormant subjects, least recently used first
+    /// (default: no limit)
     #[arg(long, env = "DORMOUSE_MAX_LOCAL_BYTES", value_name = "BYTES", help_heading = "Server")]
     pub max_local_bytes: Option<String>,
 
-    /// After how much time without a request a subject is closed
+    /// Time without a request after which a subject closes
     #[arg(
         long,
         env = "DORMOUSE_IDLE_CLOSE",
@@ -133,13 +133,13 @@ pub struct Args {
     )]
     pub idle_close: String,
 
-    /// How many subjects may be open at once; no more than there are file descriptors for, two each (default: 10000, or
-    /// half of what there are descriptors for, which leaves room for a burst)
+    /// Maximum number of open subjects, at most as many as the file descriptors allow, at two each (default: 10000, or
+    /// half of what the descriptors allow, which leaves room for a burst)
     #[arg(long, env = "DORMOUSE_MAX_OPEN", value_name = "NUMBER", help_heading = "Server")]
     pub max_open: Option<String>,
 
-    /// How many large values may be on their way up at a time; above it, who begins one is turned away for a while. Of what
-    /// the others leave, one subject may have half
+    /// Maximum number of uploads of large values at a time; above it, a new upload gets `overloaded` with a retry
+    /// delay. One subject may use half of the uploads that the other subjects leave free
     #[arg(
         long,
         env = "DORMOUSE_MAX_UPLOADS",
@@ -149,8 +149,8 @@ pub struct Args {
     )]
     pub max_uploads: String,
 
-    /// Bytes that large values on their way up may take in the data directory, all together. Of what the others leave, one
-    /// subject may have half, so that no value larger than half of it can be uploaded
+    /// Maximum bytes of all running uploads in the data directory. One subject may use half of the bytes that the other
+    /// subjects leave free, so a value larger than half of the maximum cannot be uploaded
     #[arg(
         long,
         env = "DORMOUSE_MAX_UPLOAD_BYTES",
@@ -160,7 +160,7 @@ pub struct Args {
     )]
     pub max_upload_bytes: String,
 
-    /// Reply addresses that are answered begin with one of these; may be repeated, or several separated by commas
+    /// The server replies only to addresses that begin with one of these prefixes; repeatable, or separated by commas
     #[arg(
         long,
         env = "DORMOUSE_INBOX_PREFIX",
@@ -170,8 +170,8 @@ pub struct Args {
     )]
     pub inbox_prefix: Vec<String>,
 
-    /// Believe the account that nats-server writes into each request, and let it use the subjects that begin with its
-    /// name. Only where nobody reaches this service but through an account's import: see deploy/nats
+    /// Trust the account that nats-server writes into each request: each account may use the subjects that begin with
+    /// its name. Use it only if clients reach this service only through an account's import: see deploy/nats
     #[arg(
         long,
         env = "DORMOUSE_TENANT_ACCOUNTS",
@@ -180,7 +180,7 @@ pub struct Args {
     )]
     pub tenant_accounts: bool,
 
-    /// How long a graceful shutdown may take before what is left is given up
+    /// Deadline of a graceful shutdown; after it, the remaining steps are abandoned
     #[arg(
         long,
         env = "DORMOUSE_SHUTDOWN_DEADLINE",
@@ -190,7 +190,7 @@ pub struct Args {
     )]
     pub shutdown_deadline: String,
 
-    /// What is logged: a level, or directives such as info,dormouse_storage=debug
+    /// Log filter: a level, or directives such as info,dormouse_storage=debug
     #[arg(
         long,
         env = "DORMOUSE_LOG",
@@ -200,7 +200,7 @@ pub struct Args {
     )]
     pub log: String,
 
-    /// How log lines look: text or json
+    /// Format of log lines: text or json
     #[arg(
         long,
         env = "DORMOUSE_LOG_FORMAT",

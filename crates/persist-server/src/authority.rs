@@ -1,4 +1,4 @@
-//! What the engine may do: the lease this process holds, and the coordinator's word on claims.
+//! The authority of the engine: the lease of this process, and the coordinator's answers to claim requests.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,61 +6,61 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_bus::{AskError, Bus, ask};
 use dormouse_protocol::fleet::{Acknowledged, ClaimReply, ClaimRequest, ReleaseRequest};
-use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, Retry, Subject};
+use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, RetryAdvice, Subject};
 use dormouse_runtime::Env;
 use dormouse_storage::api::{Authority, LeaseGeneration};
 
-use crate::lease::Lease;
+use crate::lease::HeldLease;
 
-/// How long the coordinator may think about a claim. Clients wait for it, and ask again.
+/// Deadline of a claim request to the coordinator. Clients wait for it, and retry.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
-/// How long an answer to the note that a subject was handed back is waited for.
+/// Deadline of one release call to the coordinator.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(1);
-/// For how long the note is repeated, and the pause before each time. Who asks where the subject is meanwhile is sent
-/// here; after that the manifest has to say it.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a release is resent, and the pause before each attempt. Meanwhile the coordinator still redirects clients
+/// to this server. After that the manifest is the only record of the release.
+const RELEASE_RETRY_TIME: Duration = Duration::from_secs(10);
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The lease as of now, shared between the task that renews it and everybody who relies on it.
+/// The current lease, shared between the task that renews it and its readers.
 #[derive(Debug, Clone)]
 pub struct LeaseView {
     env: Env,
-    // A lock, and not two atomics: it is written once a second, so readers never wait, and end and generation of a
-    // lease are always seen together.
-    trusted: Arc<Mutex<Option<Lease>>>,
+    // A lock instead of two atomics: it is written once a second, so readers do not wait, and a reader sees the end and
+    // the generation of the same lease.
+    current: Arc<Mutex<Option<HeldLease>>>,
 }
 
 impl LeaseView {
-    /// A view that shows no lease yet.
+    /// A view without a lease.
     #[must_use]
     pub fn new(env: Env) -> Self {
-        Self { env, trusted: Arc::default() }
+        Self { env, current: Arc::default() }
     }
 
-    /// From now on this is what may be believed.
-    pub(crate) fn set(&self, lease: Option<Lease>) {
-        *self.trusted.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    /// Replaces the current lease.
+    pub(crate) fn set(&self, lease: Option<HeldLease>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 
-    /// The generation of the lease that holds at this moment. Asks the clock: nobody has to be awake for a lease to
-    /// end.
+    /// The generation of the lease, if it has not expired. Reads the clock, so a lease expires without a task that
+    /// runs.
     #[must_use]
     pub fn generation(&self) -> Option<LeaseGeneration> {
-        let lease = (*self.trusted.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let lease = (*self.current.lock().unwrap_or_else(PoisonError::into_inner))?;
         (self.env.boot() < lease.valid_until).then_some(lease.generation)
     }
 }
 
 /// The engine's view of the coordinator.
-pub struct Coordinated {
+pub struct CoordinatorAuthority {
     bus: Arc<dyn Bus>,
     prefix: Prefix,
     log: LogId,
     lease: LeaseView,
 }
 
-impl Coordinated {
-    /// Asks over `bus` in the name of `log`.
+impl CoordinatorAuthority {
+    /// Sends requests over `bus` in the name of `log`.
     #[must_use]
     pub fn new(bus: Arc<dyn Bus>, prefix: Prefix, log: LogId, lease: LeaseView) -> Self {
         Self { bus, prefix, log, lease }
@@ -68,7 +68,7 @@ impl Coordinated {
 }
 
 #[async_trait]
-impl Authority for Coordinated {
+impl Authority for CoordinatorAuthority {
     fn lease(&self) -> Option<LeaseGeneration> {
         self.lease.generation()
     }
@@ -76,23 +76,23 @@ impl Authority for Coordinated {
     async fn may_claim(&self, subject: &Subject, owner: Option<&LogId>) -> Result<(), ErrorReply> {
         let request =
             ClaimRequest { v: ProtocolVersion::CURRENT, claimant: self.log.clone(), owner: owner.cloned() };
-        let asked: Result<ClaimReply, AskError> =
+        let allowed: Result<ClaimReply, AskError> =
             ask(&*self.bus, self.prefix.claim(subject), &request, CLAIM_DEADLINE).await;
-        asked.map(drop).map_err(|error| refusal(subject, error))
+        allowed.map(drop).map_err(|error| refusal(subject, error))
     }
 
     async fn released(&self, subject: &Subject) {
         let request = ReleaseRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
-        let until = self.lease.env.boot() + RELEASE_PATIENCE;
-        // A coordinator that grants no leases would not hear this either, and ten thousand subjects on their way out
-        // must not each wait to find that out.
+        let until = self.lease.env.boot() + RELEASE_RETRY_TIME;
+        // Without a lease the coordinator is probably unreachable. Ten thousand subjects that close must not each wait
+        // for a release deadline.
         while self.lease.generation().is_some() {
-            let noted: Result<Acknowledged, AskError> =
+            let acknowledged: Result<Acknowledged, AskError> =
                 ask(&*self.bus, self.prefix.release(subject), &request, RELEASE_DEADLINE).await;
-            let Err(error) = noted else { return };
-            tracing::debug!(%subject, %error, "the coordinator has not heard that the subject was handed back");
-            let heard = matches!(&error, AskError::Service(reply) if reply.retry() == Retry::Never);
-            if heard || self.lease.env.boot() + RELEASE_PAUSE >= until {
+            let Err(error) = acknowledged else { return };
+            tracing::debug!(%subject, %error, "release not acknowledged by coordinator");
+            let rejected = matches!(&error, AskError::Service(reply) if reply.retry() == RetryAdvice::Never);
+            if rejected || self.lease.env.boot() + RELEASE_PAUSE >= until {
                 return;
             }
             tokio::time::sleep(RELEASE_PAUSE).await;
@@ -100,7 +100,7 @@ impl Authority for Coordinated {
     }
 }
 
-/// What a client is told when the coordinator did not allow a claim.
+/// The error that the client gets if the coordinator did not allow a claim.
 fn refusal(subject: &Subject, error: AskError) -> ErrorReply {
     match error {
         AskError::Service(error)
@@ -108,10 +108,10 @@ fn refusal(subject: &Subject, error: AskError) -> ErrorReply {
         {
             error
         }
-        // Anything else is between us and the coordinator; a client can only wait until it is settled.
+        // Any other error concerns only this server and the coordinator. The client can only retry later.
         error => {
-            tracing::debug!(%subject, %error, "the coordinator did not say whether the subject may be claimed");
-            ErrorReply::unavailable(format!("the coordinator could not be asked about the subject: {error}"))
+            tracing::debug!(%subject, %error, "claim request to coordinator failed");
+            ErrorReply::unavailable(format!("claim request to the coordinator failed: {error}"))
         }
     }
 }
@@ -122,14 +122,15 @@ mod tests {
 
     use super::*;
 
+    /// The lease view returns the generation until the lease expires, without any further input.
     #[tokio::test(start_paused = true)]
-    async fn a_lease_ends_by_itself() {
+    async fn lease_view_ends_at_expiry() {
         let clock = VirtualClock::starting_at(Duration::ZERO);
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
         let view = LeaseView::new(env);
         assert_eq!(view.generation(), None);
         let generation = LeaseGeneration(3);
-        view.set(Some(Lease { valid_until: Duration::from_millis(100), generation }));
+        view.set(Some(HeldLease { valid_until: Duration::from_millis(100), generation }));
         assert_eq!(view.generation(), Some(generation));
         tokio::time::advance(Duration::from_millis(99)).await;
         assert_eq!(view.generation(), Some(generation));
@@ -137,8 +138,9 @@ mod tests {
         assert_eq!(view.generation(), None);
     }
 
+    /// The client sees the `not_owner` of the coordinator; other claim errors become `unavailable`.
     #[test]
-    fn only_the_coordinators_word_on_the_subject_reaches_the_client() {
+    fn claim_refusal_passes_not_owner_and_hides_other_errors() {
         let subject = Subject::new("a").unwrap();
         let not_owner = ErrorReply::not_owner(None);
         assert_eq!(refusal(&subject, not_owner.clone().into()), not_owner);

@@ -1,60 +1,60 @@
-//! File descriptors: each open subject holds two, and they are what a machine runs out of first.
+//! File descriptors: each open subject uses two, and descriptors are usually the first limit of a machine.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors for everything but subjects: connections, the bucket, the data directory, the runtime.
-const BESIDES_SUBJECTS: u64 = 256;
+/// Descriptors that are not for subjects: connections, the bucket, the data directory, the runtime.
+const RESERVED_DESCRIPTORS: u64 = 256;
 /// A subject's file and its write-ahead log.
-const PER_SUBJECT: u64 = 2;
-/// How many subjects are held open where the operator does not say.
-const USUAL_SUBJECTS: usize = 10_000;
+const DESCRIPTORS_PER_SUBJECT: u64 = 2;
+/// Default maximum number of open subjects.
+const DEFAULT_SUBJECTS: usize = 10_000;
 
-/// How many subjects there may be open at once.
+/// Limits of the number of open subjects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OpenSubjects {
-    /// Above it, those idle longest are closed.
+    /// Above it, the server closes the subjects that are idle longest.
     pub(crate) max: usize,
-    /// At it, requests that would open another one are turned away.
+    /// At it, a request that would open another subject gets `overloaded`.
     pub(crate) limit: usize,
 }
 
-/// How many subjects to hold open: `wanted` by the operator, or as many as are usual, but never more than there are
-/// descriptors for. Raises the process's limit of descriptors as far as that needs, and says where an operator's wish
-/// goes beyond what the system allows.
-pub(crate) fn subjects_to_hold(wanted: Option<usize>) -> OpenSubjects {
-    let max = wanted.unwrap_or(USUAL_SUBJECTS) as u64;
-    let needed = 2 * max * PER_SUBJECT + BESIDES_SUBJECTS;
+/// The limits of open subjects: from the operator's `wanted` or the default, capped by the file descriptors. Raises the
+/// descriptor limit of the process as far as necessary. Logs a warning if the system allows fewer than `wanted`.
+pub(crate) fn open_subject_limits(wanted: Option<usize>) -> OpenSubjects {
+    let max = wanted.unwrap_or(DEFAULT_SUBJECTS) as u64;
+    let needed = 2 * max * DESCRIPTORS_PER_SUBJECT + RESERVED_DESCRIPTORS;
     let descriptors = raise_to(needed);
-    let open = possible(wanted, descriptors);
+    let open = fit(wanted, descriptors);
     if let Some(wanted) = wanted.filter(|wanted| open.max < *wanted) {
         tracing::warn!(
             descriptors,
             needed,
-            "too few file descriptors for --max-open {wanted}: {} subjects are held open; raise the hard limit (ulimit -Hn, \
-             LimitNOFILE) or lower --max-open",
-            open.max
+            wanted,
+            max_open = open.max,
+            action = "raise the hard limit (ulimit -Hn, LimitNOFILE) or lower --max-open",
+            "too few file descriptors for --max-open"
         );
     }
     open
 }
 
-/// How many subjects `descriptors` are enough for: twice as many as are held, so that a burst of others finds room until
-/// those idle longest are closed. An operator's wish may take of that room, down to a sixteenth, and to one at least.
-fn possible(wanted: Option<usize>, descriptors: u64) -> OpenSubjects {
-    let room = descriptors.saturating_sub(BESIDES_SUBJECTS) / PER_SUBJECT;
+/// The limits that `descriptors` allow. The default keeps room for twice the maximum, so a burst of other subjects can
+/// open before the longest idle ones close. An operator's value may use this room, except a sixteenth, at least one.
+fn fit(wanted: Option<usize>, descriptors: u64) -> OpenSubjects {
+    let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_SUBJECT;
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     let max = match wanted {
         Some(wanted) => wanted.min(room.saturating_sub((room / 16).max(1))),
-        None => USUAL_SUBJECTS.min(room / 2),
+        None => DEFAULT_SUBJECTS.min(room / 2),
     };
     let max = max.max(1);
     OpenSubjects { max, limit: max.saturating_mul(2).min(room.max(2)) }
 }
 
-/// Raises the soft limit to `needed`, as far as the hard limit allows. What the limit is then.
+/// Raises the soft limit to `needed`, as far as the hard limit allows. Returns the new limit.
 fn raise_to(needed: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    // `None` is no limit at all.
+    // `None` means no limit.
     let Some(current) = limit.current else { return u64::MAX };
     let allowed = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
     if current >= allowed {
@@ -68,32 +68,35 @@ fn raise_to(needed: u64) -> u64 {
 mod tests {
     use super::*;
 
+    /// A low descriptor limit lowers the number of open subjects; a high one does not exceed the default.
     #[test]
-    fn few_descriptors_make_few_subjects_and_many_not_more_than_usual() {
-        assert_eq!(possible(None, 1_024), OpenSubjects { max: 192, limit: 384 });
-        assert_eq!(possible(None, 10), OpenSubjects { max: 1, limit: 2 });
-        let usual = OpenSubjects { max: USUAL_SUBJECTS, limit: 2 * USUAL_SUBJECTS };
-        assert_eq!(possible(None, u64::MAX), usual);
+    fn descriptor_limit_sets_default_open_subjects() {
+        assert_eq!(fit(None, 1_024), OpenSubjects { max: 192, limit: 384 });
+        assert_eq!(fit(None, 10), OpenSubjects { max: 1, limit: 2 });
+        let default = OpenSubjects { max: DEFAULT_SUBJECTS, limit: 2 * DEFAULT_SUBJECTS };
+        assert_eq!(fit(None, u64::MAX), default);
     }
 
+    /// A configured number of open subjects applies only as far as the descriptor limit allows.
     #[test]
-    fn a_wish_is_granted_as_far_as_there_are_descriptors() {
-        assert_eq!(possible(Some(100), 1_024), OpenSubjects { max: 100, limit: 200 });
-        assert_eq!(possible(Some(300), 1_024), OpenSubjects { max: 300, limit: 384 });
-        assert_eq!(possible(Some(16_000), 1_024), OpenSubjects { max: 360, limit: 384 });
-        assert_eq!(possible(Some(16_000), 10), OpenSubjects { max: 1, limit: 2 });
+    fn open_subjects_setting_is_capped_by_descriptors() {
+        assert_eq!(fit(Some(100), 1_024), OpenSubjects { max: 100, limit: 200 });
+        assert_eq!(fit(Some(300), 1_024), OpenSubjects { max: 300, limit: 384 });
+        assert_eq!(fit(Some(16_000), 1_024), OpenSubjects { max: 360, limit: 384 });
+        assert_eq!(fit(Some(16_000), 10), OpenSubjects { max: 1, limit: 2 });
         for wanted in [1, 7, 384, 1_000_000] {
             for descriptors in [260, 270, 287, 300, 1_024, 20_000, 65_536] {
-                let open = possible(Some(wanted), descriptors);
+                let open = fit(Some(wanted), descriptors);
                 assert!(open.max < open.limit, "{wanted} of {descriptors}: {open:?}");
-                let held = open.limit as u64 * PER_SUBJECT + BESIDES_SUBJECTS;
+                let held = open.limit as u64 * DESCRIPTORS_PER_SUBJECT + RESERVED_DESCRIPTORS;
                 assert!(held <= descriptors, "{wanted} of {descriptors}: {open:?}");
             }
         }
     }
 
+    /// The server raises its descriptor limit as far as the hard maximum allows and leaves the maximum unchanged.
     #[test]
-    fn the_limit_is_raised_as_far_as_it_may_be() {
+    fn descriptor_limit_is_raised_to_hard_maximum() {
         let before = getrlimit(Resource::Nofile);
         let reached = raise_to(u64::MAX - 1);
         let after = getrlimit(Resource::Nofile);

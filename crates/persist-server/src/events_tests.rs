@@ -1,4 +1,4 @@
-//! Which events are published and which are dropped. That they arrive in order is tested over the wire, in `tests/`.
+//! Published and dropped events. The tests in `tests/` check over the wire that events arrive in order.
 
 use dormouse_bus::SubscribeOptions;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
@@ -29,10 +29,10 @@ fn event(changes: Vec<Change>) -> Event {
     Event { v: Default::default(), term: Term::new(1), term_base: Rev::new(0), rev, changes }
 }
 
-/// A bus that takes nothing until it is let go.
+/// A bus that accepts nothing until `free` has permits.
 struct StuckBus {
     free: tokio::sync::Semaphore,
-    happened: tokio::sync::broadcast::Sender<dormouse_bus::BusEvent>,
+    events: tokio::sync::broadcast::Sender<dormouse_bus::BusEvent>,
 }
 
 #[async_trait::async_trait]
@@ -59,7 +59,7 @@ impl Bus for StuckBus {
     }
 
     fn events(&self) -> tokio::sync::broadcast::Receiver<dormouse_bus::BusEvent> {
-        self.happened.subscribe()
+        self.events.subscribe()
     }
 
     fn is_connected(&self) -> bool {
@@ -73,17 +73,18 @@ impl Bus for StuckBus {
     async fn close(&self) {}
 }
 
+/// Publishing never blocks the subject, and each event is either published or counted as dropped.
 #[tokio::test(start_paused = true)]
-async fn a_subject_never_waits_and_every_event_is_published_or_counted_as_dropped() {
+async fn event_queue_never_blocks_and_counts_dropped_events() {
     let clock = dormouse_runtime::VirtualClock::starting_at(Duration::ZERO);
     let env = Env::simulated(Arc::new(clock), Arc::new(dormouse_runtime::SeededEntropy::new(1)));
     let stuck = Arc::new(StuckBus {
         free: tokio::sync::Semaphore::new(0),
-        happened: tokio::sync::broadcast::channel(1).0,
+        events: tokio::sync::broadcast::channel(1).0,
     });
     let bus: Arc<dyn Bus> = stuck.clone();
     let tasks = Tasks::new();
-    let events = Events::start(Prefix::default(), &bus, &env, &tasks);
+    let events = EventPublisher::start(Prefix::default(), &bus, &env, &tasks);
     let subject = Subject::new("orders").unwrap();
     let all = QUEUE_EVENTS as u64 + 1_000;
     for rev in 1..=all {
@@ -92,23 +93,24 @@ async fn a_subject_never_waits_and_every_event_is_published_or_counted_as_droppe
     assert!(events.dropped() > 0 && events.dropped_since(Duration::ZERO));
     tokio::time::advance(Duration::from_secs(1)).await;
     assert!(!events.dropped_since(Duration::from_secs(1)));
-    // What was taken is published, also after the stop signal.
+    // Queued events are published, also after the stop signal.
     stuck.free.add_permits(1);
     assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));
     assert_eq!(events.published() + events.dropped(), all);
     assert_eq!(events.published(), QUEUE_EVENTS as u64);
 }
 
+/// The event queue drops events above its byte limit.
 #[tokio::test(start_paused = true)]
-async fn the_queue_is_bounded_in_bytes_too() {
+async fn event_queue_is_bounded_in_bytes() {
     let clock = dormouse_runtime::VirtualClock::starting_at(Duration::ZERO);
     let env = Env::simulated(Arc::new(clock), Arc::new(dormouse_runtime::SeededEntropy::new(1)));
     let stuck = Arc::new(StuckBus {
         free: tokio::sync::Semaphore::new(0),
-        happened: tokio::sync::broadcast::channel(1).0,
+        events: tokio::sync::broadcast::channel(1).0,
     });
     let bus: Arc<dyn Bus> = stuck;
-    let events = Events::start(Prefix::default(), &bus, &env, &Tasks::new());
+    let events = EventPublisher::start(Prefix::default(), &bus, &env, &Tasks::new());
     let subject = Subject::new("orders").unwrap();
     let fitting = QUEUE_BYTES / EVENT_INLINE_LIMIT_BYTES;
     for rev in 1..=fitting as u64 + 10 {
@@ -122,11 +124,12 @@ fn env() -> Env {
     Env::simulated(Arc::new(clock), Arc::new(dormouse_runtime::SeededEntropy::new(1)))
 }
 
+/// An event that is published while the bus is disconnected counts as dropped.
 #[tokio::test(start_paused = true)]
-async fn what_nobody_can_have_heard_counts_as_dropped() {
+async fn event_published_while_disconnected_counts_as_dropped() {
     let (broker, env, tasks) = (MemoryBroker::new(), env(), Tasks::new());
     let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("server")));
-    let events = Events::start(Prefix::default(), &bus, &env, &tasks);
+    let events = EventPublisher::start(Prefix::default(), &bus, &env, &tasks);
     let subject = Subject::new("orders").unwrap();
     broker.disconnect("server");
     events.publish(&subject, event(vec![set(1, 10)]));
@@ -139,36 +142,38 @@ async fn what_nobody_can_have_heard_counts_as_dropped() {
     assert_eq!((events.published(), events.dropped()), (1, 1));
 }
 
+/// An event above the payload limit of the bus is dropped, and the other events are published.
 #[tokio::test(start_paused = true)]
-async fn what_the_bus_cannot_carry_is_dropped_and_leaves_the_rest_alone() {
+async fn event_over_payload_limit_is_dropped_alone() {
     let (broker, env, tasks) = (MemoryBroker::new(), env(), Tasks::new());
     let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("server")));
     let subject = Subject::new("orders").unwrap();
     let listener = broker.connect(MemoryOptions::named("listener"));
     let pattern = Prefix::default().events(&subject).into();
-    let mut heard = listener.subscribe(pattern, SubscribeOptions::default()).await.unwrap();
-    let events = Events::start(Prefix::default(), &bus, &env, &tasks);
+    let mut received = listener.subscribe(pattern, SubscribeOptions::default()).await.unwrap();
+    let events = EventPublisher::start(Prefix::default(), &bus, &env, &tasks);
     for (rev, value_bytes) in [(1, 10), (2, bus.max_payload()), (3, 10)] {
         events.publish(&subject, event(vec![set(rev, value_bytes)]));
     }
     assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));
     assert_eq!((events.published(), events.dropped()), (2, 1));
     for rev in [1, 3] {
-        let event: Event = decode(&heard.next().await.unwrap().payload).unwrap();
+        let event: Event = decode(&received.next().await.unwrap().payload).unwrap();
         assert_eq!(event.rev, Rev::new(rev));
     }
 }
 
+/// The server logs dropped events at most every ten seconds.
 #[test]
-fn the_log_is_told_of_dropped_events_at_most_every_ten_seconds() {
-    let (env, books) = (env(), Books::default());
-    let mut complaints = Complaints::default();
-    assert_eq!(complaints.due(&books), None);
-    books.note_dropped(&env);
+fn event_drop_warnings_are_at_least_10_seconds_apart() {
+    let (env, counters) = (env(), EventCounters::default());
+    let mut drops = DropReporter::default();
+    assert_eq!(drops.due(&counters), None);
+    counters.note_dropped(&env);
     let now = env.boot();
-    assert!(complaints.due(&books).is_some_and(|due| due <= now));
-    complaints.complain(&books, now);
-    assert_eq!(complaints.due(&books), None);
-    books.note_dropped(&env);
-    assert_eq!(complaints.due(&books), Some(now + BETWEEN_LINES));
+    assert!(drops.due(&counters).is_some_and(|due| due <= now));
+    drops.report(&counters, now);
+    assert_eq!(drops.due(&counters), None);
+    counters.note_dropped(&env);
+    assert_eq!(drops.due(&counters), Some(now + LOG_INTERVAL));
 }

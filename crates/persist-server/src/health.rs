@@ -1,4 +1,4 @@
-//! What the server says about itself: health, and figures for operators.
+//! Health replies of the server: status, problems and figures for operators.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,73 +8,74 @@ use std::time::Duration;
 use dormouse_protocol::LogId;
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_runtime::Env;
-use dormouse_storage::{Engine, Figures};
+use dormouse_storage::{Engine, EngineMetrics};
 
 use crate::authority::LeaseView;
-use crate::events::Events;
-use crate::mover::MovingFigures;
-use crate::requests::{Budget, OpStats};
+use crate::events::EventPublisher;
+use crate::handover_task::HandoverMetrics;
+use crate::requests::{OpStats, RequestBudget};
 
-/// For how long dropped events are a problem that an operator should look at.
+/// How long health reports dropped events as a problem.
 const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
 
-/// Changes that wait so long for the bucket are a problem that an operator should look at.
+/// Age of the oldest unshipped change above which health reports a problem.
 const UNSHIPPED_LONG: Duration = Duration::from_secs(5);
 
-/// Where the process is in its life. Only ever moves on.
+/// Phase of the process. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// On its way up: waiting for its first lease.
+pub(crate) enum ServerPhase {
+    /// Before serving: waits for the first lease.
     Starting,
     /// Serving.
     Serving,
-    /// On its way down.
+    /// Shutting down.
     Stopping,
 }
 
 /// The phase, shared.
 #[derive(Debug, Default)]
-pub(crate) struct PhaseCell(AtomicU8);
+pub(crate) struct SharedPhase(AtomicU8);
 
-impl PhaseCell {
-    pub(crate) fn set(&self, phase: Phase) {
+impl SharedPhase {
+    pub(crate) fn set(&self, phase: ServerPhase) {
         self.0.store(phase as u8, Ordering::Relaxed);
     }
 
-    fn get(&self) -> Phase {
+    fn get(&self) -> ServerPhase {
         match self.0.load(Ordering::Relaxed) {
-            0 => Phase::Starting,
-            1 => Phase::Serving,
-            _ => Phase::Stopping,
+            0 => ServerPhase::Starting,
+            1 => ServerPhase::Serving,
+            _ => ServerPhase::Stopping,
         }
     }
 }
 
-/// Everything health is read from.
+/// The sources of a health reply.
 #[derive(Clone)]
-pub(crate) struct Vitals {
+pub(crate) struct HealthSources {
     pub(crate) env: Env,
+    /// When the process started, on the clock of [`Env::boot`].
     pub(crate) started: Duration,
     pub(crate) log: LogId,
-    pub(crate) phase: Arc<PhaseCell>,
+    pub(crate) phase: Arc<SharedPhase>,
     pub(crate) lease: LeaseView,
     /// Empty until there is a lease.
     pub(crate) engine: Arc<OnceLock<Engine>>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) moving: Arc<MovingFigures>,
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) events: Arc<EventPublisher>,
+    pub(crate) handover: Arc<HandoverMetrics>,
+    pub(crate) budget: Arc<RequestBudget>,
     pub(crate) stats: OpStats,
 }
 
-impl Vitals {
-    /// Health at this moment. Costs the same however many subjects there are.
+impl HealthSources {
+    /// Current health. The cost does not depend on the number of subjects.
     pub(crate) fn health(&self) -> Health {
         let phase = self.phase.get();
         let problems = self.problems(phase);
         let status = match phase {
-            Phase::Starting | Phase::Stopping => HealthStatus::NotServing,
-            Phase::Serving if problems.is_empty() => HealthStatus::Ok,
-            Phase::Serving => HealthStatus::Degraded,
+            ServerPhase::Starting | ServerPhase::Stopping => HealthStatus::NotServing,
+            ServerPhase::Serving if problems.is_empty() => HealthStatus::Ok,
+            ServerPhase::Serving => HealthStatus::Degraded,
         };
         let uptime = self.env.boot().saturating_sub(self.started);
         Health {
@@ -89,84 +90,84 @@ impl Vitals {
         }
     }
 
-    pub(crate) fn engine_figures(&self) -> Figures {
-        self.engine.get().map(Engine::figures).unwrap_or_default()
+    pub(crate) fn engine_metrics(&self) -> EngineMetrics {
+        self.engine.get().map(Engine::metrics).unwrap_or_default()
     }
 
-    fn problems(&self, phase: Phase) -> Vec<String> {
-        let standing = match phase {
-            Phase::Starting => Some("waiting for the coordinator to grant the first lease"),
-            Phase::Stopping => Some("shutting down"),
-            Phase::Serving if self.lease.generation().is_none() => Some(
-                "no lease: every answer waits for the bucket, and no subject is opened that is not this server's, \
-                 until the coordinator answers heartbeats again",
+    fn problems(&self, phase: ServerPhase) -> Vec<String> {
+        let state = match phase {
+            ServerPhase::Starting => Some("starting: waiting for the first lease"),
+            ServerPhase::Stopping => Some("shutting down"),
+            ServerPhase::Serving if self.lease.generation().is_none() => Some(
+                "lease expired: every reply waits for the bucket, and only subjects that this server owns open, until \
+                 the coordinator answers heartbeats again",
             ),
-            Phase::Serving => None,
+            ServerPhase::Serving => None,
         };
-        let mut problems: Vec<String> = standing.map(str::to_owned).into_iter().collect();
-        let figures = self.engine_figures();
-        if phase == Phase::Serving {
-            problems.extend(self.emptying(figures.open_subjects));
+        let mut problems: Vec<String> = state.map(str::to_owned).into_iter().collect();
+        let figures = self.engine_metrics();
+        if phase == ServerPhase::Serving {
+            problems.extend(self.drain_status(figures.open_subjects));
         }
         if figures.log.unshipped_age > UNSHIPPED_LONG {
             problems.push(format!(
-                "the bucket has not taken changes that are {} s old",
+                "shipping delayed: the oldest unshipped change is {} s old",
                 figures.log.unshipped_age.as_secs()
             ));
         }
-        if figures.subjects_not_compacted > 0 {
+        if figures.compaction_failing_subjects > 0 {
             problems.push(format!(
-                "the bucket did not take a newer base of {} subjects at the last attempt",
-                figures.subjects_not_compacted
+                "compaction failing: the last attempt failed for {} subjects",
+                figures.compaction_failing_subjects
             ));
         }
         if self.events.dropped_since(self.env.boot().saturating_sub(DROPPED_RECENTLY)) {
             problems.push(format!(
-                "events were dropped within the last {} minutes because the bus did not take them or was not connected",
+                "events dropped within the last {} minutes: the bus rejected them or was not connected",
                 DROPPED_RECENTLY.as_secs() / 60
             ));
         }
         problems
     }
 
-    /// How far an order to be empty is carried out.
-    fn emptying(&self, open_subjects: u64) -> Option<String> {
-        if !self.moving.is_ordered.load(Ordering::Relaxed) {
+    /// Progress of a drain order.
+    fn drain_status(&self, open_subjects: u64) -> Option<String> {
+        if !self.handover.drain_ordered.load(Ordering::Relaxed) {
             return None;
         }
-        Some(if self.moving.is_empty.load(Ordering::Relaxed) {
-            "drained, as an operator wants: nothing is served here until that is taken back".to_owned()
+        Some(if self.handover.drained.load(Ordering::Relaxed) {
+            "drained: this server serves no subjects until undrain".to_owned()
         } else {
-            format!("draining, as an operator wants: {open_subjects} subjects are open")
+            format!("draining: {open_subjects} subjects are open")
         })
     }
 
     fn figures(&self) -> BTreeMap<String, u64> {
-        let engine = self.engine_figures();
+        let engine = self.engine_metrics();
         [
             ("open_subjects", engine.open_subjects),
-            ("subjects_not_compacted", engine.subjects_not_compacted),
+            ("compaction_failing_subjects", engine.compaction_failing_subjects),
             ("log_segments", engine.log.segments),
             ("log_segment_bytes", engine.log.segment_bytes),
             ("log_entries", engine.log.entries),
-            ("log_syncs", engine.log.syncs),
-            ("log_slots", engine.log.slots),
-            ("log_tails", engine.log.tails),
+            ("wal_syncs_total", engine.log.wal_syncs),
+            ("retained_slots", engine.log.retained_slots),
+            ("subjects_with_tail", engine.log.subjects_with_tail),
             ("unshipped_bytes", engine.log.unshipped_bytes),
             ("unshipped_age_ms", u64::try_from(engine.log.unshipped_age.as_millis()).unwrap_or(u64::MAX)),
-            ("barriers_asked_of_the_bucket", engine.log.probes),
+            ("read_barriers_total", engine.log.read_barriers),
             ("local_bytes", engine.local_bytes),
-            ("backlog_bytes", engine.backlog_bytes),
+            ("apply_backlog_bytes", engine.apply_backlog_bytes),
             ("changes", engine.changes),
             ("uploads", engine.uploads),
             ("upload_bytes", engine.upload_bytes),
-            ("opens", engine.opens),
-            ("publications", engine.publications),
-            ("publication_failures", engine.publication_failures),
-            ("lost_subjects", engine.lost_subjects),
-            ("draining", u64::from(self.moving.is_ordered.load(Ordering::Relaxed))),
+            ("subject_opens_total", engine.subject_opens),
+            ("manifest_publishes_total", engine.manifest_publishes),
+            ("publication_failures", engine.manifest_publish_failures),
+            ("fenced_subjects_total", engine.fenced_subjects),
+            ("draining", u64::from(self.handover.drain_ordered.load(Ordering::Relaxed))),
             ("subjects_handed_over", engine.handed_over),
-            ("hand_over_failures", self.moving.failures.load(Ordering::Relaxed)),
+            ("handover_failures_total", self.handover.failures.load(Ordering::Relaxed)),
             ("requests", self.stats.requests()),
             ("requests_in_flight", self.budget.in_flight() as u64),
             ("requests_overloaded", self.budget.refused() + engine.overloaded),

@@ -1,4 +1,4 @@
-//! Scripts for the lease machine, and a search for a run in which it trusts too long.
+//! Scripts for the lease machine, and random runs that check that it never holds a lease too long.
 
 use dormouse_protocol::ServerName;
 use dormouse_runtime::{Entropy, SeededEntropy};
@@ -20,7 +20,7 @@ fn incarnation(run: u64) -> Incarnation {
 }
 
 fn trust(valid_until_ms: u64, generation: u64) -> LeaseEffect {
-    LeaseEffect::Trust(Some(Lease {
+    LeaseEffect::SetLease(Some(HeldLease {
         valid_until: at(valid_until_ms),
         generation: LeaseGeneration(generation),
     }))
@@ -41,7 +41,7 @@ fn log(server: &str) -> dormouse_protocol::LogId {
     dormouse_protocol::LogId::new(ServerName::new(server).unwrap(), ulid::Ulid::from_parts(1, 1))
 }
 
-/// A machine that joined at 0 ms and got its answer at once.
+/// A machine that joined at 0 ms and got its reply at 5 ms.
 fn member() -> LeaseMachine {
     let mut machine = LeaseMachine::new(at(0), false);
     assert_eq!(machine.apply(LeaseInput::Tick, at(0)), [SEND_JOIN]);
@@ -52,8 +52,9 @@ fn member() -> LeaseMachine {
     machine
 }
 
+/// The server retries a join 300 ms after a lost reply or a retryable error.
 #[test]
-fn joins_until_somebody_answers() {
+fn join_is_retried_until_granted() {
     let mut machine = LeaseMachine::new(at(0), false);
     assert_eq!(machine.apply(LeaseInput::Tick, at(0)), [SEND_JOIN]);
     assert_eq!(machine.wake_at(), None, "nothing is due while the join is in flight");
@@ -65,24 +66,27 @@ fn joins_until_somebody_answers() {
     assert_eq!(machine.wake_at(), Some(at(1_610)));
 }
 
+/// A lease starts when the server sends the request, and lasts 0.7 TTL.
 #[test]
-fn a_lease_counts_from_sending() {
+fn lease_counts_from_send_time() {
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     let joined = LeaseInput::Joined { sent_at: at(0), lease: grant(1) };
     assert_eq!(machine.apply(joined, at(900)), [trust(2_100, 1)]);
 }
 
+/// If the reply arrives after the lease would expire, the server holds no lease and sends a heartbeat at once.
 #[test]
-fn a_grant_that_took_too_long_is_not_trusted() {
+fn lease_reply_after_expiry_grants_no_lease() {
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     let joined = LeaseInput::Joined { sent_at: at(0), lease: grant(1) };
-    assert_eq!(machine.apply(joined, at(2_100)), [LeaseEffect::Trust(None), SEND_HEARTBEAT]);
+    assert_eq!(machine.apply(joined, at(2_100)), [LeaseEffect::SetLease(None), SEND_HEARTBEAT]);
 }
 
+/// Lease renewals without a gap keep the lease generation.
 #[test]
-fn renewals_without_a_gap_keep_the_generation() {
+fn lease_renewal_without_gap_keeps_generation() {
     let mut machine = member();
     for beat in 1..10 {
         let sent = beat * 1_000;
@@ -92,36 +96,42 @@ fn renewals_without_a_gap_keep_the_generation() {
     }
 }
 
+/// The lease survives two lost heartbeats, and the server ignores the reply to an older heartbeat.
 #[test]
-fn two_lost_heartbeats_are_made_up_for_within_the_lease() {
+fn lease_survives_two_lost_heartbeats() {
     let mut machine = member();
     for sent in [1_000, 1_500, 2_000] {
         assert_eq!(machine.wake_at(), Some(at(sent)));
         assert_eq!(machine.apply(LeaseInput::Tick, at(sent)), [SEND_HEARTBEAT]);
     }
     assert_eq!(machine.apply(renewed(2_000, grant(1)), at(2_010)), [trust(4_100, 1)]);
-    assert_eq!(machine.apply(renewed(1_000, grant(1)), at(2_020)), [], "an older grant says nothing new");
+    assert_eq!(machine.apply(renewed(1_000, grant(1)), at(2_020)), [], "the machine ignores an older grant");
 }
 
+/// The machine reports an expired lease once, and the next lease has a new generation.
 #[test]
-fn a_lapse_is_said_once_and_starts_a_new_generation() {
+fn lease_expiry_is_reported_once_and_starts_new_generation() {
     let mut machine = member();
     for sent in [1_000, 1_500, 2_000] {
         machine.apply(LeaseInput::Tick, at(sent));
     }
     assert_eq!(machine.wake_at(), Some(at(2_100)));
-    assert_eq!(machine.apply(LeaseInput::Tick, at(2_100)), [LeaseEffect::Trust(None), LeaseEffect::Lapsed]);
+    assert_eq!(
+        machine.apply(LeaseInput::Tick, at(2_100)),
+        [LeaseEffect::SetLease(None), LeaseEffect::Expired]
+    );
     assert_eq!(machine.apply(LeaseInput::Tick, at(2_500)), [SEND_HEARTBEAT]);
     assert_eq!(machine.apply(renewed(2_500, grant(1)), at(2_520)), [trust(4_600, 2)]);
 }
 
+/// A process with a predecessor retries its first join on `name_in_use` for one maximum lease time; otherwise it exits.
 #[test]
-fn a_process_that_follows_another_waits_for_its_name_once_and_for_no_longer_than_a_lease() {
+fn join_after_restart_retries_name_in_use_for_one_lease() {
     let in_use = || LeaseInput::JoinFailed(CallFailure::Refused(ErrorReply::name_in_use(log("one"))));
     let exit = [LeaseEffect::Exit(ErrorReply::name_in_use(log("one")))];
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
-    assert_eq!(machine.apply(in_use(), at(5)), exit, "a directory that nobody had before");
+    assert_eq!(machine.apply(in_use(), at(5)), exit, "a data directory without a predecessor");
 
     let mut machine = LeaseMachine::new(at(0), true);
     machine.apply(LeaseInput::Tick, at(0));
@@ -136,74 +146,88 @@ fn a_process_that_follows_another_waits_for_its_name_once_and_for_no_longer_than
     machine.apply(LeaseInput::Joined { sent_at: at(0), lease: grant(1) }, at(5));
     machine.apply(LeaseInput::Tick, at(1_000));
     machine.apply(heartbeat_refused(1_000, ErrorReply::unknown_server(&log("one"))), at(1_010));
-    assert_eq!(machine.apply(in_use(), at(1_020)), exit, "it was a member: another has taken the name");
+    assert_eq!(
+        machine.apply(in_use(), at(1_020)),
+        exit,
+        "it was a member: another process has taken the name"
+    );
 }
 
+/// A leave drops the lease; late replies and ticks have no effect, even if a join was in flight.
 #[test]
-fn who_leaves_believes_nothing_and_sends_nothing_any_more() {
+fn leave_drops_lease_and_sends_nothing_more() {
     let unknown = |sent| heartbeat_refused(sent, ErrorReply::unknown_server(&log("one")));
-    for late in [unknown(1_000), renewed(1_000, grant(1)), LeaseInput::Hurry, LeaseInput::Tick] {
+    for late in [unknown(1_000), renewed(1_000, grant(1)), LeaseInput::HeartbeatNow, LeaseInput::Tick] {
         let mut machine = member();
         assert_eq!(machine.apply(LeaseInput::Tick, at(1_000)), [SEND_HEARTBEAT]);
-        assert_eq!(machine.apply(LeaseInput::Leave, at(1_100)), [LeaseEffect::Trust(None)]);
+        assert_eq!(machine.apply(LeaseInput::Leave, at(1_100)), [LeaseEffect::SetLease(None)]);
         assert_eq!(machine.apply(late, at(1_200)), []);
         assert_eq!(machine.wake_at(), None);
         assert_eq!(machine.apply(LeaseInput::Tick, at(60_000)), []);
     }
-    // Also while the first join is under way.
+    // Also while the first join is in flight.
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     assert_eq!(machine.apply(LeaseInput::Leave, at(10)), []);
     assert_eq!(machine.apply(LeaseInput::Joined { sent_at: at(0), lease: grant(1) }, at(20)), []);
 }
 
+/// If the process is suspended past its lease, the next input reports the expiry before it takes a new lease.
 #[test]
-fn a_pause_longer_than_the_lease_is_noticed_although_no_timer_ran() {
+fn lease_expiry_during_suspend_is_detected_without_timer() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
-    // Suspended here; the first thing to run is the answer, which would have been in time without the suspension.
+    // The process is suspended here. The first input is the reply, which would have been in time without the
+    // suspension.
     assert_eq!(
         machine.apply(renewed(1_000, grant(1)), at(2_800)),
-        [LeaseEffect::Trust(None), LeaseEffect::Lapsed, trust(3_100, 2), SEND_HEARTBEAT]
+        [LeaseEffect::SetLease(None), LeaseEffect::Expired, trust(3_100, 2), SEND_HEARTBEAT]
     );
 }
 
+/// A lease from a new coordinator incarnation has a new generation.
 #[test]
-fn a_new_run_of_the_coordinator_starts_a_new_generation() {
+fn coordinator_restart_starts_new_lease_generation() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
     assert_eq!(machine.apply(renewed(1_000, grant(2)), at(1_010)), [trust(3_100, 2)]);
 }
 
+/// The machine reports a drain order and its end once; a first join under the order reports `StayDrained`.
 #[test]
-fn an_order_to_be_empty_is_told_once_and_so_is_its_end() {
-    let emptied = LeaseReply { draining: true, ..grant(1) };
+fn drain_order_and_its_end_are_reported_once() {
+    let draining = LeaseReply { draining: true, ..grant(1) };
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
-    let ordered = machine.apply(renewed(1_000, emptied), at(1_010));
-    assert_eq!(ordered, [trust(3_100, 1), LeaseEffect::Ordered(Order::BecomeEmpty)]);
+    let ordered = machine.apply(renewed(1_000, draining), at(1_010));
+    assert_eq!(ordered, [trust(3_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::Drain)]);
     machine.apply(LeaseInput::Tick, at(2_000));
-    assert_eq!(machine.apply(renewed(2_000, emptied), at(2_010)), [trust(4_100, 1)]);
-    assert_eq!(machine.apply(renewed(1_000, grant(1)), at(2_020)), [], "an older grant takes nothing back");
+    assert_eq!(machine.apply(renewed(2_000, draining), at(2_010)), [trust(4_100, 1)]);
+    assert_eq!(
+        machine.apply(renewed(1_000, grant(1)), at(2_020)),
+        [],
+        "an older grant does not cancel the order"
+    );
     machine.apply(LeaseInput::Tick, at(3_000));
     let ended = machine.apply(renewed(3_000, grant(1)), at(3_010));
-    assert_eq!(ended, [trust(5_100, 1), LeaseEffect::Ordered(Order::Serve)]);
+    assert_eq!(ended, [trust(5_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::Serve)]);
 
-    // Who joins under the order has nothing that it had to hand over.
+    // A process that joins under the order has nothing to hand over.
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
-    let joined = machine.apply(LeaseInput::Joined { sent_at: at(0), lease: emptied }, at(5));
-    assert_eq!(joined, [trust(2_100, 1), LeaseEffect::Ordered(Order::StayEmpty)]);
-    // Who was a member before and joins once more does.
+    let joined = machine.apply(LeaseInput::Joined { sent_at: at(0), lease: draining }, at(5));
+    assert_eq!(joined, [trust(2_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::StayDrained)]);
+    // A process that was a member before and joins again has to hand over its subjects.
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
     machine.apply(heartbeat_refused(1_000, ErrorReply::unknown_server(&log("a"))), at(1_010));
-    let joined = machine.apply(LeaseInput::Joined { sent_at: at(1_010), lease: emptied }, at(1_020));
-    assert_eq!(joined, [trust(3_110, 2), LeaseEffect::Ordered(Order::BecomeEmpty)]);
+    let joined = machine.apply(LeaseInput::Joined { sent_at: at(1_010), lease: draining }, at(1_020));
+    assert_eq!(joined, [trust(3_110, 2), LeaseEffect::DrainOrderChanged(DrainOrder::Drain)]);
 }
 
+/// The heartbeat interval follows the TTL, so a lease of 500 ms survives losing each second heartbeat.
 #[test]
-fn a_lease_of_half_a_second_is_kept_by_heartbeats_of_its_own_pace() {
+fn lease_of_500_ms_survives_losing_half_of_heartbeats() {
     let short = LeaseReply { ttl_ms: 500, ..grant(1) };
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
@@ -212,11 +236,11 @@ fn a_lease_of_half_a_second_is_kept_by_heartbeats_of_its_own_pace() {
     while sent.len() < 5 {
         let now = machine.wake_at().unwrap();
         machine.apply(LeaseInput::Tick, now);
-        // Of two heartbeats one is lost.
+        // Each second heartbeat is lost.
         if sent.len() % 2 == 1 {
             let effects = machine
                 .apply(LeaseInput::Renewed { sent_at: now, lease: short }, now + Duration::from_millis(5));
-            assert!(matches!(effects[..], [LeaseEffect::Trust(Some(lease))] if lease.generation.0 == 1));
+            assert!(matches!(effects[..], [LeaseEffect::SetLease(Some(lease))] if lease.generation.0 == 1));
         }
         sent.push(now);
     }
@@ -224,36 +248,43 @@ fn a_lease_of_half_a_second_is_kept_by_heartbeats_of_its_own_pace() {
     assert_eq!(pauses, [83, 166, 83, 166]);
 }
 
+/// A grant with a shorter TTL shortens the lease at once.
 #[test]
-fn a_shorter_ttl_shortens_the_lease_at_once() {
+fn lease_ttl_reduction_applies_at_once() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
     let shorter = LeaseReply { ttl_ms: 300, ..grant(1) };
     assert_eq!(machine.apply(renewed(1_000, shorter), at(1_010)), [trust(1_210, 1)]);
 }
 
+/// On `unknown_server` the server drops its lease, joins again, and ignores replies to earlier heartbeats.
 #[test]
-fn who_is_unknown_stops_trusting_and_joins_again() {
+fn server_unknown_to_coordinator_drops_lease_and_rejoins() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
-    machine.apply(LeaseInput::Hurry, at(1_001));
+    machine.apply(LeaseInput::HeartbeatNow, at(1_001));
     let unknown = ErrorReply::unknown_server(&log("a"));
     assert_eq!(
         machine.apply(heartbeat_refused(1_000, unknown.clone()), at(1_010)),
-        [LeaseEffect::Trust(None), SEND_JOIN]
+        [LeaseEffect::SetLease(None), SEND_JOIN]
     );
-    assert_eq!(machine.apply(renewed(1_001, grant(1)), at(1_012)), [], "a grant from before is not believed");
+    assert_eq!(
+        machine.apply(renewed(1_001, grant(1)), at(1_012)),
+        [],
+        "the machine ignores a grant from before the rejoin"
+    );
     let joined = LeaseInput::Joined { sent_at: at(1_010), lease: grant(1) };
     assert_eq!(machine.apply(joined, at(1_020)), [trust(3_110, 2)]);
     assert_eq!(
         machine.apply(heartbeat_refused(1_001, unknown), at(1_030)),
         [],
-        "this was about the time before"
+        "the machine ignores a refusal from before the rejoin"
     );
 }
 
+/// On a final refusal of a join or heartbeat the server drops its lease, exits and sends nothing more.
 #[test]
-fn who_is_refused_exits_and_does_nothing_more() {
+fn server_refused_by_coordinator_exits_and_sends_nothing() {
     for error in [
         ErrorReply::name_in_use(log("a")),
         ErrorReply::bad_request("no"),
@@ -271,21 +302,22 @@ fn who_is_refused_exits_and_does_nothing_more() {
     let error = ErrorReply::name_in_use(log("a"));
     assert_eq!(
         machine.apply(heartbeat_refused(1_000, error.clone()), at(1_010)),
-        [LeaseEffect::Trust(None), LeaseEffect::Exit(error)]
+        [LeaseEffect::SetLease(None), LeaseEffect::Exit(error)]
     );
 }
 
+/// If its content changes, the server sends a heartbeat at once.
 #[test]
-fn news_are_sent_at_once() {
+fn heartbeat_is_sent_at_once_when_status_changes() {
     let mut machine = member();
-    assert_eq!(machine.apply(LeaseInput::Hurry, at(200)), [SEND_HEARTBEAT]);
+    assert_eq!(machine.apply(LeaseInput::HeartbeatNow, at(200)), [SEND_HEARTBEAT]);
     assert_eq!(machine.apply(renewed(200, grant(1)), at(210)), [trust(2_300, 1)]);
 }
 
-/// Drives the machine through a random world (slow, lost and refused answers, forgetful coordinators, suspensions)
-/// and checks after every step what it trusts against what was granted.
+/// Drives the machine through random runs (slow, lost and refused replies, coordinator restarts, suspensions) and
+/// checks after every step the held lease against the grants.
 #[test]
-fn no_run_trusts_longer_than_it_may() {
+fn lease_is_never_held_longer_than_granted_in_random_runs() {
     for seed in 0..3_000 {
         World::new(seed).run(120);
     }
@@ -293,16 +325,16 @@ fn no_run_trusts_longer_than_it_may() {
 
 struct World {
     seed: u64,
-    chance: SeededEntropy,
+    rng: SeededEntropy,
     now: Duration,
     machine: LeaseMachine,
     run: u64,
-    /// Requests in flight: whether a join, when sent.
+    /// Requests in flight: whether it is a join, send time.
     in_flight: Vec<(bool, Duration)>,
-    /// Grants the machine has been given: when sent, TTL.
+    /// Grants that the machine got: send time of the request, TTL.
     grants: Vec<(Duration, Duration)>,
-    trusted: Option<Lease>,
-    /// Generation and coordinator's run of the last trusted lease, and whether trust may have been interrupted since.
+    held: Option<HeldLease>,
+    /// Generation and coordinator run of the last held lease, and whether the lease may have been interrupted since.
     last: Option<(LeaseGeneration, u64)>,
     interrupted: bool,
 }
@@ -311,20 +343,20 @@ impl World {
     fn new(seed: u64) -> Self {
         Self {
             seed,
-            chance: SeededEntropy::new(seed),
+            rng: SeededEntropy::new(seed),
             now: Duration::ZERO,
             machine: LeaseMachine::new(Duration::ZERO, false),
             run: 1,
             in_flight: Vec::new(),
             grants: Vec::new(),
-            trusted: None,
+            held: None,
             last: None,
             interrupted: false,
         }
     }
 
     fn draw(&self, below: u64) -> u64 {
-        self.chance.next_u64() % below
+        self.rng.next_u64() % below
     }
 
     fn run(&mut self, steps: usize) {
@@ -340,7 +372,7 @@ impl World {
             1..=5 => usual,
             _ => at(self.draw(40)),
         };
-        if self.trusted.is_some_and(|lease| lease.valid_until <= self.now) {
+        if self.held.is_some_and(|lease| lease.valid_until <= self.now) {
             self.interrupted = true;
         }
         if self.draw(40) == 0 {
@@ -376,23 +408,25 @@ impl World {
             match effect {
                 LeaseEffect::SendJoin { .. } => self.in_flight.push((true, self.now)),
                 LeaseEffect::SendHeartbeat { .. } => self.in_flight.push((false, self.now)),
-                LeaseEffect::Trust(lease) => self.trust(lease, joined),
-                LeaseEffect::Lapsed | LeaseEffect::Ordered(_) => {}
-                LeaseEffect::Exit(error) => panic!("seed {}: nobody refused it, yet {error}", self.seed),
+                LeaseEffect::SetLease(lease) => self.trust(lease, joined),
+                LeaseEffect::Expired | LeaseEffect::DrainOrderChanged(_) => {}
+                LeaseEffect::Exit(error) => {
+                    panic!("seed {}: exit without a final refusal: {error}", self.seed)
+                }
             }
         }
     }
 
-    fn trust(&mut self, lease: Option<Lease>, joined: bool) {
-        self.trusted = lease;
+    fn trust(&mut self, lease: Option<HeldLease>, joined: bool) {
+        self.held = lease;
         let Some(lease) = lease else {
             self.interrupted = true;
             return;
         };
         let seed = self.seed;
-        // The newest grant is the one given last: 0.7 TTL from its sending and not a moment longer.
+        // A lease lasts at most 0.7 TTL from the send time of its request.
         let covered = self.grants.iter().any(|(sent, ttl)| lease.valid_until <= *sent + *ttl * 7 / 10);
-        assert!(covered, "seed {seed}: trusts {lease:?}, but was granted {:?}", self.grants);
+        assert!(covered, "seed {seed}: holds {lease:?}, granted {:?}", self.grants);
         if let Some((generation, run)) = self.last {
             let broken = self.interrupted || joined || run != self.run;
             assert_eq!(generation < lease.generation, broken, "seed {seed}: {generation:?}, then {lease:?}");
@@ -402,8 +436,9 @@ impl World {
     }
 }
 
+/// The random lease runs include runs with more than five lease generations.
 #[test]
-fn the_world_of_the_search_is_not_empty() {
+fn lease_random_runs_reach_several_generations() {
     let mut most = 0;
     for seed in 0..100 {
         let mut world = World::new(seed);

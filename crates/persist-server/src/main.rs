@@ -1,4 +1,4 @@
-//! The persistence server's program: settings, signals, exit codes.
+//! The program of the persistence server: settings, signals, exit codes.
 
 mod descriptors;
 
@@ -12,17 +12,17 @@ use descriptors::OpenSubjects;
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_persist_server::args::Args;
-use dormouse_persist_server::server::{Ended, ServeError, Server, ServerSettings};
+use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_persist_server::settings::{Settings, hide_secrets};
 use dormouse_runtime::{Env, Tasks, logging};
 use dormouse_storage::bucket::{open_bucket, probe};
-use dormouse_storage::{Engine, EngineSettings, OpenError, Prepared};
+use dormouse_storage::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Why the process ends, as the code documented in `--help`.
+/// Why the process ends. The values are the exit codes in `--help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Exit {
-    AsAsked = 0,
+enum ExitReason {
+    Clean = 0,
     Failure = 1,
     Settings = 2,
     Bucket = 3,
@@ -31,8 +31,8 @@ enum Exit {
     SecondSignal = 130,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
+impl From<ExitReason> for ExitCode {
+    fn from(exit: ExitReason) -> Self {
         Self::from(exit as u8)
     }
 }
@@ -43,34 +43,34 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(faults) => {
             eprintln!("dormouse-persist-server: {faults}");
-            return Exit::Settings.into();
+            return ExitReason::Settings.into();
         }
     };
     if let Err(error) = logging::init(settings.log_format, &settings.log) {
         eprintln!("dormouse-persist-server: --log: {error}");
-        return Exit::Settings.into();
+        return ExitReason::Settings.into();
     }
     #[cfg(feature = "fail-points")]
     if let Err(fault) = arm_fail_points() {
         eprintln!("dormouse-persist-server: DORMOUSE_FAIL_POINTS: {fault}");
-        return Exit::Settings.into();
+        return ExitReason::Settings.into();
     }
-    let open = descriptors::subjects_to_hold(settings.max_open);
-    tell(&settings, open);
+    let open = descriptors::open_subject_limits(settings.max_open);
+    log_settings(&settings, open);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(%error, "cannot start the runtime");
-            return Exit::Failure.into();
+            tracing::error!(%error, "runtime start failed");
+            return ExitReason::Failure.into();
         }
     };
     let exit = runtime.block_on(run(&settings, open)).unwrap_or_else(|exit| exit);
-    // What still runs after a shutdown that had its deadline must not hold up the end.
+    // Work that still runs after the shutdown deadline must not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     exit.into()
 }
 
-/// Has the process die or stand still where a test wants it to; see `dormouse_storage::fail_points`.
+/// Arms the fail points that a test requests; see `dormouse_storage::fail_points`.
 #[cfg(feature = "fail-points")]
 fn arm_fail_points() -> Result<(), String> {
     use dormouse_storage::fail_points::{Armed, arm};
@@ -78,12 +78,12 @@ fn arm_fail_points() -> Result<(), String> {
     let Ok(points) = std::env::var("DORMOUSE_FAIL_POINTS") else { return Ok(()) };
     let seed = std::env::var("DORMOUSE_FAIL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     arm(Armed::read(&points, seed, std::env::var_os("DORMOUSE_FAIL_WHILE").map(Into::into))?);
-    tracing::warn!(points, seed, "fail points are armed: this process is there to die");
+    tracing::warn!(points, seed, impact = "this process may kill itself", "fail points are armed");
     Ok(())
 }
 
-/// The effective settings, without secrets, and what an operator should know about them.
-fn tell(settings: &Settings, open: OpenSubjects) {
+/// Logs the effective settings without secrets, and a warning about a memory bucket.
+fn log_settings(settings: &Settings, open: OpenSubjects) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         name = %settings.name,
@@ -109,11 +109,11 @@ fn tell(settings: &Settings, open: OpenSubjects) {
         "starting"
     );
     if settings.bucket.starts_with("memory:") {
-        tracing::warn!("the bucket is in the memory of this process: everything is lost when it ends");
+        tracing::warn!(impact = "all data is lost when this process ends", "bucket is in memory");
     }
 }
 
-/// The two signals that ask the process to end.
+/// SIGTERM and SIGINT, which start the shutdown.
 struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -132,7 +132,7 @@ impl EndSignals {
         }
     }
 
-    /// What `work` results in, unless a signal comes first.
+    /// The output of `work`, or `None` if a signal arrives first.
     async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -142,70 +142,70 @@ impl EndSignals {
     }
 }
 
-async fn run(settings: &Settings, open: OpenSubjects) -> Result<Exit, Exit> {
+async fn run(settings: &Settings, open: OpenSubjects) -> Result<ExitReason, ExitReason> {
     let mut signals = EndSignals::new().map_err(|error| {
-        tracing::error!(%error, "cannot listen for signals");
-        Exit::Failure
+        tracing::error!(%error, "signal handler setup failed");
+        ExitReason::Failure
     })?;
     let env = Env::system();
     let started = env.boot();
     let bus_tasks = env.tasks();
-    // Until it is a member nothing is in this process's hands, so a signal ends it at once.
+    // A process that is not a member owns nothing, so a signal ends it at once.
     let Some(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
-        return Ok(Exit::AsAsked);
+        return Ok(ExitReason::Clean);
     };
     let (mut prepared, bus) = prepared?;
-    let mut exit = Exit::AsAsked;
+    let mut exit = ExitReason::Clean;
     let server = loop {
         let Some(server) = signals.or(start(settings, started, prepared, &bus, &env)).await else {
-            return Ok(Exit::AsAsked);
+            return Ok(ExitReason::Clean);
         };
         let mut server = server?;
-        let renewal = match signals.or(serve(&mut server)).await {
-            Some(Next::End(ended)) => {
+        let reason = match signals.or(serve(&mut server)).await {
+            Some(AfterServing::End(ended)) => {
                 exit = ended;
                 break server;
             }
-            Some(Next::GoOn(renewal)) => renewal,
+            Some(AfterServing::Restart(reason)) => reason,
             None => {
-                tracing::info!("asked to end");
+                tracing::info!("stop signal received");
                 break server;
             }
         };
         let deadline = settings.shutdown_deadline;
         let next = async {
-            match renewal {
-                Renewal::TakenOver => server.succeed(deadline).await,
-                Renewal::Emptied => server.begin_anew(deadline).await,
+            match reason {
+                NewLogReason::TakenOver => server.restart_after_takeover(deadline).await,
+                NewLogReason::Drained => server.restart_after_drain(deadline).await,
             }
         };
         match Box::pin(signals.or(next)).await {
             Some(Some(next)) => prepared = next,
             Some(None) => {
-                tracing::error!("what was under way did not end: the process has to be started again");
-                return Err(Exit::Failure);
+                tracing::error!(action = "restart the process", "old log not ended before deadline");
+                return Err(ExitReason::Failure);
             }
-            None => return Ok(Exit::AsAsked),
+            None => return Ok(ExitReason::Clean),
         }
     };
     match signals.or(server.shutdown(settings.shutdown_deadline)).await {
         None => {
-            tracing::warn!("asked again: ending at once");
-            return Err(Exit::SecondSignal);
+            tracing::warn!("second signal received, aborting");
+            return Err(ExitReason::SecondSignal);
         }
-        Some(false) if exit == Exit::AsAsked => exit = Exit::Failure,
+        Some(false) if exit == ExitReason::Clean => exit = ExitReason::Failure,
         Some(_) => {}
     }
-    // The connection's own tasks end after everything that used it.
+    // The tasks of the connection end after all its users.
     if let Err(unfinished) = bus_tasks.finish(Duration::from_secs(1)).await {
-        tracing::warn!(%unfinished, "the connection: stopped waiting");
+        tracing::warn!(%unfinished, "bus connection not ended before deadline");
     }
-    tracing::info!("ended");
+    tracing::info!("process ended");
     Ok(exit)
 }
 
-fn fail(exit: Exit, what: &str, error: &dyn std::error::Error) -> Exit {
-    tracing::error!(error = chain(error), "{what}");
+fn fail(exit: ExitReason, cause: &str, error: &dyn std::error::Error) -> ExitReason {
+    tracing::error!(cause, error = chain(error), "startup failed");
     exit
 }
 
@@ -214,13 +214,13 @@ async fn prepare(
     open: OpenSubjects,
     env: &Env,
     bus_tasks: &Tasks,
-) -> Result<(Prepared, Arc<dyn Bus>), Exit> {
+) -> Result<(PreparedEngine, Arc<dyn Bus>), ExitReason> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let bucket = open_bucket(&settings.bucket, variables, env.clone())
         .await
-        .map_err(|error| fail(Exit::Bucket, "the bucket cannot be used", &error))?;
-    probe(&bucket, env).await.map_err(|error| fail(Exit::Bucket, "the bucket cannot be used", &error))?;
+        .map_err(|error| fail(ExitReason::Bucket, "bucket unusable", &error))?;
+    probe(&bucket, env).await.map_err(|error| fail(ExitReason::Bucket, "bucket unusable", &error))?;
     let engine_settings = EngineSettings {
         level: settings.level,
         log: settings.ship.clone(),
@@ -234,7 +234,7 @@ async fn prepare(
     };
     let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
         .await
-        .map_err(|error| fail(Exit::DataDir, "the data directory cannot be used", &error))?;
+        .map_err(|error| fail(ExitReason::DataDir, "data directory unusable", &error))?;
     let options = NatsOptions {
         connection_name: format!("dormouse-persist-server {}", settings.name),
         retry_on_first_connect: true,
@@ -243,17 +243,17 @@ async fn prepare(
     let bus = options
         .connect(env.clone(), bus_tasks)
         .await
-        .map_err(|error| fail(Exit::Failure, "cannot connect to NATS", &error))?;
+        .map_err(|error| fail(ExitReason::Failure, "NATS connection failed", &error))?;
     Ok((prepared, Arc::new(bus)))
 }
 
 async fn start(
     settings: &Settings,
     started: Duration,
-    prepared: Prepared,
+    prepared: PreparedEngine,
     bus: &Arc<dyn Bus>,
     env: &Env,
-) -> Result<Server, Exit> {
+) -> Result<Server, ExitReason> {
     let server_settings = ServerSettings {
         prefix: settings.prefix.clone(),
         capacity: settings.capacity,
@@ -263,53 +263,58 @@ async fn start(
     };
     Server::start(prepared, server_settings, Arc::clone(bus), env.clone())
         .await
-        .map_err(|error| fail(Exit::Failure, "cannot listen", &error))
+        .map_err(|error| fail(ExitReason::Failure, "subscribe failed", &error))
 }
 
-/// What comes after serving.
-enum Next {
+/// The next step after serving.
+enum AfterServing {
     /// The process ends.
-    End(Exit),
-    /// It goes on with a fresh log.
-    GoOn(Renewal),
+    End(ExitReason),
+    /// The process continues with a new log.
+    Restart(NewLogReason),
 }
 
-/// Why a process goes on with a fresh log.
-enum Renewal {
-    /// Somebody else has taken over the one it had.
+/// Why a process continues with a new log.
+enum NewLogReason {
+    /// Another server has taken its log over.
     TakenOver,
-    /// It has handed over everything.
-    Emptied,
+    /// It has handed over all subjects for a drain.
+    Drained,
 }
 
-/// Serves until that is no longer possible.
-async fn serve(server: &mut Server) -> Next {
+/// Serves until the server ends.
+async fn serve(server: &mut Server) -> AfterServing {
     match server.ready().await {
         Ok(()) => tracing::info!(log = %server.log(), "ready"),
         Err(error @ ServeError::Refused(_)) => {
-            tracing::error!(%error, "is another server with this name running, with another data directory?");
-            return Next::End(Exit::Refused);
+            tracing::error!(
+                %error,
+                action = "check for another server with this name and another data directory",
+                "join refused"
+            );
+            return AfterServing::End(ExitReason::Refused);
         }
         Err(error) => {
-            tracing::error!(error = chain(&error), "cannot serve");
-            let of_data_dir = matches!(error, ServeError::Open(OpenError::DataDir(_) | OpenError::Wal(_)));
-            return Next::End(if of_data_dir { Exit::DataDir } else { Exit::Failure });
+            tracing::error!(error = chain(&error), "server not ready");
+            let of_data_dir =
+                matches!(error, ServeError::Open(EngineOpenError::DataDir(_) | EngineOpenError::Wal(_)));
+            return AfterServing::End(if of_data_dir { ExitReason::DataDir } else { ExitReason::Failure });
         }
     }
     let error = match server.ended().await {
-        Ended::TakenOver => return Next::GoOn(Renewal::TakenOver),
-        Ended::Emptied => return Next::GoOn(Renewal::Emptied),
-        Ended::Failed(error) => error,
+        ServeEnd::TakenOver => return AfterServing::Restart(NewLogReason::TakenOver),
+        ServeEnd::Drained => return AfterServing::Restart(NewLogReason::Drained),
+        ServeEnd::Failed(error) => error,
     };
-    tracing::error!(%error, "cannot go on");
-    Next::End(match *error {
-        ServeError::Refused(_) => Exit::Refused,
-        ServeError::LocalLog => Exit::DataDir,
-        _ => Exit::Failure,
+    tracing::error!(%error, "serving ended");
+    AfterServing::End(match *error {
+        ServeError::Refused(_) => ExitReason::Refused,
+        ServeError::LocalLog => ExitReason::DataDir,
+        _ => ExitReason::Failure,
     })
 }
 
-/// The error and everything that led to it.
+/// The error with all its sources.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! Keeps this process a member of the fleet: the [lease machine](crate::lease) with a bus and a clock.
+//! Maintains the membership of this process in the fleet: the [lease machine](crate::lease) with a bus and a clock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,52 +8,52 @@ use dormouse_protocol::fleet::{
     Acknowledged, BusySubject, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
 };
 use dormouse_protocol::{ErrorReply, LogId, Prefix, ProtocolVersion, Route};
-use dormouse_runtime::{Env, Stop, Tasks, Watched};
+use dormouse_runtime::{Env, Observable, Stop, Tasks};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 
 use crate::authority::LeaseView;
-use crate::lease::{CallFailure, LeaseEffect, LeaseInput, LeaseMachine, Order};
+use crate::lease::{CallFailure, DrainOrder, LeaseEffect, LeaseInput, LeaseMachine};
 
-/// Least time between two lines about a coordinator that does not answer.
-const BETWEEN_LINES: Duration = Duration::from_secs(10);
+/// Minimum time between two log lines about a coordinator that does not answer.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a member says about itself.
+/// The data that a member reports about itself.
 #[derive(Clone)]
-pub struct Member {
+pub struct MemberInfo {
     /// The log of this process.
     pub log: LogId,
     /// The log of the process that had the data directory before.
     pub predecessor: Option<LogId>,
     /// The server's share of the subjects relative to others.
     pub capacity: u32,
-    /// How busy it is.
+    /// Reads the load of the server.
     pub load: Arc<dyn Fn() -> ServerLoad + Send + Sync>,
-    /// With which subjects, the busiest first.
+    /// Reads the subjects with the most load, the busiest first.
     pub busiest: Arc<dyn Fn() -> Vec<BusySubject> + Send + Sync>,
 }
 
-/// How the membership stands.
+/// State of the membership.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// There has been a lease.
+pub struct MembershipState {
+    /// The process has held a lease.
     pub leased: bool,
     /// The coordinator knows that this process is draining.
-    pub draining_known: bool,
-    /// The coordinator will not have this process.
+    pub draining_acknowledged: bool,
+    /// The coordinator refuses this process.
     pub refused: Option<ErrorReply>,
-    /// What an operator wants of the server.
-    pub order: Order,
-    /// This process believes no lease and asks for none any more.
+    /// The current drain order.
+    pub order: DrainOrder,
+    /// This process holds no lease and requests none.
     pub leaving: bool,
-    /// Nothing of this changes any more: the membership's task has ended.
-    pub over: bool,
+    /// The membership task has ended, so this state is final.
+    pub ended: bool,
 }
 
-/// What the process wants of its membership. Only ever moves on.
+/// The goal of the process for its membership. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum MembershipGoal {
     Stay,
     Drain,
     Leave,
@@ -64,8 +64,8 @@ pub struct Membership {
     bus: Arc<dyn Bus>,
     prefix: Prefix,
     log: LogId,
-    standing: Arc<Watched<Standing>>,
-    wish: Arc<Watched<Wish>>,
+    state: Arc<Observable<MembershipState>>,
+    goal: Arc<Observable<MembershipGoal>>,
 }
 
 impl Membership {
@@ -76,13 +76,13 @@ impl Membership {
         env: &Env,
         tasks: &Tasks,
         prefix: &Prefix,
-        member: Member,
+        member: MemberInfo,
         view: LeaseView,
     ) -> Self {
-        let standing = Arc::new(Watched::new(Standing::default()));
-        let wish = Arc::new(Watched::new(Wish::Stay));
+        let state = Arc::new(Observable::new(MembershipState::default()));
+        let goal = Arc::new(Observable::new(MembershipGoal::Stay));
         let log = member.log.clone();
-        let keeper = Keeper {
+        let task = MembershipTask {
             bus: Arc::clone(bus),
             env: env.clone(),
             stop: tasks.stop().clone(),
@@ -91,110 +91,111 @@ impl Membership {
             calls: FuturesUnordered::new(),
             member,
             view,
-            standing: Arc::clone(&standing),
-            wish: Arc::clone(&wish),
-            wished: Wish::Stay,
-            quiet_until: Duration::ZERO,
-            lapsed: false,
+            state: Arc::clone(&state),
+            goal: Arc::clone(&goal),
+            current_goal: MembershipGoal::Stay,
+            next_line_at: Duration::ZERO,
+            expired: false,
         };
-        tasks.spawn("membership", keeper.run());
-        Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, standing, wish }
+        tasks.spawn("membership", task.run());
+        Self { bus: Arc::clone(bus), prefix: prefix.clone(), log, state, goal }
     }
 
     /// Waits for the first lease. Cancelling the wait changes nothing.
     ///
     /// # Errors
-    /// The coordinator's refusal.
+    /// The refusal of the coordinator.
     pub async fn first_lease(&self) -> Result<(), ErrorReply> {
-        let standing = self.until(|standing| standing.leased || standing.refused.is_some()).await;
-        standing.refused.map_or(Ok(()), Err)
+        let state = self.wait_until(|state| state.leased || state.refused.is_some()).await;
+        state.refused.map_or(Ok(()), Err)
     }
 
     /// Waits until the coordinator refuses this process. Cancelling the wait changes nothing.
     pub async fn refused(&self) -> ErrorReply {
-        match self.until(|standing| standing.refused.is_some()).await.refused {
+        match self.wait_until(|state| state.refused.is_some()).await.refused {
             Some(error) => error,
-            // The membership ended without a refusal: there will be none.
+            // The membership task ended without a refusal, so none will come.
             None => std::future::pending().await,
         }
     }
 
-    /// How the membership stands, from now on.
+    /// The observable state of the membership.
     #[must_use]
-    pub fn standing(&self) -> Arc<Watched<Standing>> {
-        Arc::clone(&self.standing)
+    pub fn state(&self) -> Arc<Observable<MembershipState>> {
+        Arc::clone(&self.state)
     }
 
-    /// Says with every heartbeat from now on that this process is draining, and waits until the coordinator has heard
-    /// it. Cancelling the wait leaves it being said.
+    /// Reports with every heartbeat from now on that this process is draining, and waits until the coordinator answers
+    /// such a heartbeat. If the wait is cancelled, the heartbeats still report it.
     pub async fn drain(&self) {
-        self.wish.set(Wish::Drain);
-        self.until(|standing| standing.draining_known).await;
+        self.goal.set(MembershipGoal::Drain);
+        self.wait_until(|state| state.draining_acknowledged).await;
     }
 
-    /// Gives the lease up for good, and then tells the coordinator that this process goes, waiting at most `deadline`
-    /// for its answer. From here on nothing is believed that others may already have.
+    /// Drops the lease for good, and then sends a leave to the coordinator and waits at most `deadline` for the reply.
+    /// From the call on this process holds no lease, because other servers may already own its subjects.
     ///
-    /// Cancelling the call leaves the coordinator told or not.
+    /// If the call is cancelled, the coordinator may have got the leave or not.
     ///
     /// # Errors
-    /// [`AskError`]; then the coordinator notices by itself, later.
+    /// [`AskError`]; then the coordinator detects the end of the process later, by the expired lease.
     pub async fn leave(&self, deadline: Duration) -> Result<(), AskError> {
-        self.wish.set(Wish::Leave);
-        self.until(|standing| standing.leaving).await;
+        self.goal.set(MembershipGoal::Leave);
+        self.wait_until(|state| state.leaving).await;
         let request = LeaveRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
         let _: Acknowledged = ask(&*self.bus, self.prefix.leave(), &request, deadline).await?;
         Ok(())
     }
 
-    async fn until(&self, reached: impl Fn(&Standing) -> bool + Send) -> Standing {
-        // Once the task has ended, what it said last is what there is.
-        self.standing.wait_for(move |standing| standing.over || reached(standing)).await
+    async fn wait_until(&self, reached: impl Fn(&MembershipState) -> bool + Send) -> MembershipState {
+        // If the task has ended, its last state is final.
+        self.state.wait_for(move |state| state.ended || reached(state)).await
     }
 }
 
-/// The task that keeps the membership.
-struct Keeper {
+/// The task that maintains the membership.
+struct MembershipTask {
     bus: Arc<dyn Bus>,
     env: Env,
     stop: Stop,
     prefix: Prefix,
     machine: LeaseMachine,
-    calls: FuturesUnordered<BoxFuture<'static, Answer>>,
-    member: Member,
+    calls: FuturesUnordered<BoxFuture<'static, CallResult>>,
+    member: MemberInfo,
     view: LeaseView,
-    standing: Arc<Watched<Standing>>,
-    wish: Arc<Watched<Wish>>,
-    /// The wish that was heard last.
-    wished: Wish,
-    quiet_until: Duration,
-    /// The lease ran out and there is none since.
-    lapsed: bool,
+    state: Arc<Observable<MembershipState>>,
+    goal: Arc<Observable<MembershipGoal>>,
+    /// The last seen goal.
+    current_goal: MembershipGoal,
+    next_line_at: Duration,
+    /// The lease has expired, and there is no newer one.
+    expired: bool,
 }
 
-/// What came of a call to the coordinator.
-struct Answer {
-    call: Call,
+/// The result of a call to the coordinator.
+struct CallResult {
+    call: MembershipCall,
     sent_at: Duration,
     outcome: Result<LeaseReply, AskError>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Call {
+enum MembershipCall {
     Join,
     Heartbeat { draining: bool },
 }
 
-impl Keeper {
+impl MembershipTask {
     async fn run(mut self) {
         loop {
             let due = self.machine.wake_at().map(|due| due.saturating_sub(self.env.boot()));
             let input = tokio::select! {
                 biased;
-                () = self.stop.given() => return,
-                // Before the wish to leave, after which no answer counts. There are only as many as calls were made.
-                Some(answer) = self.calls.next() => self.heard(answer),
-                wish = self.wish.wait_for(|wish| *wish != self.wished) => self.wish_changed(wish),
+                () = self.stop.requested() => return,
+                // Before a leave, because replies after it have no effect. The number of replies is bounded by the
+                // calls.
+                Some(result) = self.calls.next() => self.on_call_result(result),
+                goal = self.goal.wait_for(|goal| *goal != self.current_goal) => self.on_goal_change(goal),
                 () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => LeaseInput::Tick,
             };
             let leaves = input == LeaseInput::Leave;
@@ -202,48 +203,48 @@ impl Keeper {
                 self.perform(effect);
             }
             if leaves {
-                // Only now: no answer under way changes anything any more.
+                // Only now: from here on, replies in flight have no effect.
                 self.calls.clear();
-                self.standing.change(|standing| !std::mem::replace(&mut standing.leaving, true));
+                self.state.change(|state| !std::mem::replace(&mut state.leaving, true));
             }
         }
     }
 
-    /// What a change of the wish means to the machine.
-    fn wish_changed(&mut self, wish: Wish) -> LeaseInput {
-        self.wished = wish;
-        match wish {
-            Wish::Stay | Wish::Drain => LeaseInput::Hurry,
-            Wish::Leave => LeaseInput::Leave,
+    /// The machine input for a change of the goal.
+    fn on_goal_change(&mut self, goal: MembershipGoal) -> LeaseInput {
+        self.current_goal = goal;
+        match goal {
+            MembershipGoal::Stay | MembershipGoal::Drain => LeaseInput::HeartbeatNow,
+            MembershipGoal::Leave => LeaseInput::Leave,
         }
     }
 
-    /// Notes what a call brought for the log, and says it in the machine's words.
-    fn heard(&mut self, answer: Answer) -> LeaseInput {
-        let Answer { call, sent_at, outcome } = answer;
+    /// Logs the result of a call, and returns it as a machine input.
+    fn on_call_result(&mut self, result: CallResult) -> LeaseInput {
+        let CallResult { call, sent_at, outcome } = result;
         match (call, outcome) {
-            (Call::Join, Ok(lease)) => {
-                tracing::info!(log = %self.member.log, ttl_ms = lease.ttl_ms, "joined the fleet");
-                self.quiet_until = Duration::ZERO;
+            (MembershipCall::Join, Ok(lease)) => {
+                tracing::info!(log = %self.member.log, ttl_ms = lease.ttl_ms, "fleet joined");
+                self.next_line_at = Duration::ZERO;
                 LeaseInput::Joined { sent_at, lease }
             }
-            (Call::Heartbeat { draining }, Ok(lease)) => {
+            (MembershipCall::Heartbeat { draining }, Ok(lease)) => {
                 if draining {
-                    self.standing.change(|standing| !std::mem::replace(&mut standing.draining_known, true));
+                    self.state.change(|state| !std::mem::replace(&mut state.draining_acknowledged, true));
                 }
                 LeaseInput::Renewed { sent_at, lease }
             }
-            (Call::Join, Err(error)) => {
+            (MembershipCall::Join, Err(error)) => {
                 let now = self.env.boot();
-                if now >= self.quiet_until {
-                    self.quiet_until = now + BETWEEN_LINES;
+                if now >= self.next_line_at {
+                    self.next_line_at = now + LOG_INTERVAL;
                     let route = self.prefix.join();
-                    tracing::info!(%route, %error, "waiting for the coordinator to let this process join");
+                    tracing::info!(%route, %error, "join not granted, retrying");
                 }
                 LeaseInput::JoinFailed(failure(error))
             }
-            (Call::Heartbeat { .. }, Err(error)) => {
-                tracing::debug!(%error, "a heartbeat was not granted");
+            (MembershipCall::Heartbeat { .. }, Err(error)) => {
+                tracing::debug!(%error, "heartbeat failed");
                 LeaseInput::HeartbeatFailed { sent_at, failure: failure(error) }
             }
         }
@@ -259,10 +260,10 @@ impl Keeper {
                     capacity: self.member.capacity,
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                 };
-                self.call(Call::Join, self.prefix.join(), request, deadline);
+                self.call(MembershipCall::Join, self.prefix.join(), request, deadline);
             }
             LeaseEffect::SendHeartbeat { deadline } => {
-                let draining = self.wish.get() != Wish::Stay;
+                let draining = self.goal.get() != MembershipGoal::Stay;
                 let request = HeartbeatRequest {
                     v: ProtocolVersion::CURRENT,
                     log: self.member.log.clone(),
@@ -270,48 +271,51 @@ impl Keeper {
                     draining,
                     busiest: (self.member.busiest)(),
                 };
-                self.call(Call::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
+                self.call(MembershipCall::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
             }
-            LeaseEffect::Trust(lease) => {
+            LeaseEffect::SetLease(lease) => {
                 self.view.set(lease);
                 if let Some(lease) = lease {
-                    if std::mem::take(&mut self.lapsed) {
+                    if std::mem::take(&mut self.expired) {
                         let generation = lease.generation.0;
-                        tracing::info!(generation, "there is a lease again: serving goes on");
+                        tracing::info!(generation, "lease renewed");
                     }
-                    self.standing.change(|standing| !std::mem::replace(&mut standing.leased, true));
+                    self.state.change(|state| !std::mem::replace(&mut state.leased, true));
                 }
             }
-            LeaseEffect::Lapsed => {
-                self.lapsed = true;
-                tracing::warn!("the lease ran out: nothing is served until the coordinator grants another");
+            LeaseEffect::Expired => {
+                self.expired = true;
+                tracing::warn!(
+                    impact = "replies wait for the bucket until the coordinator grants a lease",
+                    "lease expired"
+                );
             }
-            LeaseEffect::Ordered(order) => {
-                self.standing.change(|standing| std::mem::replace(&mut standing.order, order) != order);
+            LeaseEffect::DrainOrderChanged(order) => {
+                self.state.change(|state| std::mem::replace(&mut state.order, order) != order);
             }
             LeaseEffect::Exit(error) => {
-                self.standing.change(|standing| standing.refused.replace(error).is_none());
+                self.state.change(|state| state.refused.replace(error).is_none());
             }
         }
     }
 
-    fn call<Req>(&self, call: Call, route: Route, request: Req, deadline: Duration)
+    fn call<Req>(&self, call: MembershipCall, route: Route, request: Req, deadline: Duration)
     where
         Req: Serialize + Send + Sync + 'static,
     {
         let bus = Arc::clone(&self.bus);
-        // Before anything is sent: a lease counts from here.
+        // Before the request is sent: the lease starts here.
         let sent_at = self.env.boot();
         self.calls.push(Box::pin(async move {
             let outcome = ask(&*bus, route, &request, deadline).await;
-            Answer { call, sent_at, outcome }
+            CallResult { call, sent_at, outcome }
         }));
     }
 }
 
-impl Drop for Keeper {
+impl Drop for MembershipTask {
     fn drop(&mut self) {
-        self.standing.change(|standing| !std::mem::replace(&mut standing.over, true));
+        self.state.change(|state| !std::mem::replace(&mut state.ended, true));
     }
 }
 

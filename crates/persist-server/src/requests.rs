@@ -1,7 +1,7 @@
-//! The way of a request: from its route and bytes to the engine, and the answer back.
+//! The path of a request: from its route and bytes to the engine, and the reply back.
 //!
-//! Nothing here waits and nothing is spawned for a request: one task takes deliveries in bursts, and the answer goes
-//! from the subject's task straight into the queue of replies.
+//! No request waits here or gets a task of its own: one task takes deliveries in bursts, and the subject's task puts
+//! the reply directly into the reply queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,130 +12,130 @@ use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
-use dormouse_storage::api::{Reply, Request, Submission};
+use dormouse_storage::api::{EngineReply, EngineRequest, Submission};
 
-/// How many requests are taken per wake-up.
+/// Maximum number of requests that the task takes at a time.
 const BURST: usize = 256;
-/// What a refused caller is told to wait, in milliseconds.
+/// Retry delay in the `overloaded` reply, in milliseconds.
 const RETRY_AFTER_MS: u64 = 100;
 
-/// Where requests go.
-pub trait Submit: Send + Sync + 'static {
-    /// Takes a request on a subject; its answer comes through [`Submission::respond`].
+/// Receiver of requests.
+pub trait RequestSink: Send + Sync + 'static {
+    /// Takes a request on a subject. Its reply comes through [`Submission::respond`].
     fn submit(&self, subject: &Subject, submission: Submission);
 }
 
-/// How much work is taken on at once.
+/// Limits of the concurrent requests.
 #[derive(Debug)]
-pub struct Budget {
-    most_requests: usize,
-    most_bytes: usize,
+pub struct RequestBudget {
+    max_requests: usize,
+    max_bytes: usize,
     requests: AtomicUsize,
     bytes: AtomicUsize,
     refused: AtomicU64,
 }
 
-impl Budget {
-    /// At most `most_requests` requests and `most_bytes` bytes of them unanswered at a time.
+impl RequestBudget {
+    /// Limits unanswered requests to `max_requests` requests and `max_bytes` bytes.
     #[must_use]
-    pub fn new(most_requests: usize, most_bytes: usize) -> Arc<Self> {
+    pub fn new(max_requests: usize, max_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
-            most_requests,
-            most_bytes,
+            max_requests,
+            max_bytes,
             requests: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
         })
     }
 
-    /// How many requests are unanswered now.
+    /// Number of unanswered requests.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// How many requests were refused since the start because the budget was spent.
+    /// Number of requests rejected since the start because the budget was used up.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    fn take(self: &Arc<Self>, bytes: usize) -> Result<Permit, ErrorReply> {
-        // Made first, so that whatever happens next gives back what was taken.
-        let permit = Permit { budget: Arc::clone(self), bytes };
+    fn take(self: &Arc<Self>, bytes: usize) -> Result<RequestPermit, ErrorReply> {
+        // Created first, so that every exit returns the budget.
+        let permit = RequestPermit { budget: Arc::clone(self), bytes };
         let requests = self.requests.fetch_add(1, Ordering::Relaxed);
         let held = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if requests < self.most_requests && held + bytes <= self.most_bytes {
+        if requests < self.max_requests && held + bytes <= self.max_bytes {
             return Ok(permit);
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
-        Err(ErrorReply::overloaded("the server has more requests in flight than it takes on", RETRY_AFTER_MS))
+        Err(ErrorReply::overloaded("too many requests in flight", RETRY_AFTER_MS))
     }
 }
 
-/// One request's share of the budget, given back when dropped.
-struct Permit {
-    budget: Arc<Budget>,
+/// One request's share of the budget. A drop returns it.
+struct RequestPermit {
+    budget: Arc<RequestBudget>,
     bytes: usize,
 }
 
-impl Drop for Permit {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.budget.requests.fetch_sub(1, Ordering::Relaxed);
         self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// Figures for each operation.
+/// Statistics of each operation.
 #[derive(Debug, Clone, Default)]
 pub struct OpStats([Arc<EndpointStats>; Op::ALL.len()]);
 
 impl OpStats {
-    /// The figures of `op`.
+    /// The statistics of `op`.
     #[must_use]
     pub fn of(&self, op: Op) -> &Arc<EndpointStats> {
         // `Op::ALL` lists the variants in the order of their declaration.
         &self.0[op as usize]
     }
 
-    /// Requests answered so far, of all operations.
+    /// Number of answered requests, of all operations.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.0.iter().map(|stats| stats.requests()).sum()
     }
 }
 
-/// Takes the requests of one server and hands them to the engine.
-pub struct Intake<E> {
+/// Takes the requests of one server and submits them to the engine.
+pub struct RequestIntake<E> {
     /// The first tokens of every route.
     pub prefix: Prefix,
     /// The server.
     pub name: ServerName,
-    /// Tells the largest payload.
+    /// The bus, for its payload limit.
     pub bus: Arc<dyn Bus>,
-    /// Where requests go.
+    /// Receiver of the requests.
     pub engine: E,
-    /// How much is taken on at once.
-    pub budget: Arc<Budget>,
-    /// Figures for each operation.
+    /// Limits of the concurrent requests.
+    pub budget: Arc<RequestBudget>,
+    /// Statistics of each operation.
     pub stats: OpStats,
 }
 
-impl<E: Submit> Intake<E> {
-    /// Takes requests until `stop` is given; then no new ones are asked for, and those that have arrived are still
-    /// answered.
+impl<E: RequestSink> RequestIntake<E> {
+    /// Takes requests until `stop` is given. Then it unsubscribes, and the requests that have arrived still get a
+    /// reply.
     ///
-    /// Once `closed` is given, requests are turned away: with an answer, so that every caller knows that nothing came
-    /// of its request and where to go, which silence would not say.
+    /// When `closed` is given, requests are rejected with `not_owner`. From this reply, unlike from silence, a caller
+    /// knows that its request had no effect and where to send it.
     pub async fn run(self, mut requests: Requests, closed: Stop, stop: Stop) {
         let mut burst = Vec::with_capacity(BURST);
-        let mut listening = true;
+        let mut subscribed = true;
         loop {
             tokio::select! {
                 biased;
-                // Before the requests, which may come without a pause.
-                () = stop.given(), if listening => {
-                    listening = false;
+                // Before the requests, which may arrive without a pause.
+                () = stop.requested(), if subscribed => {
+                    subscribed = false;
                     requests.unsubscribe();
                 }
                 taken = requests.next_many(&mut burst, BURST) => {
@@ -144,8 +144,8 @@ impl<E: Submit> Intake<E> {
                     }
                 }
             }
-            if closed.is_given() {
-                burst.drain(..).for_each(|incoming| incoming.responder.error(&turned_away()));
+            if closed.is_requested() {
+                burst.drain(..).for_each(|incoming| incoming.responder.error(&closed_error()));
                 continue;
             }
             let max_reply_bytes = self.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
@@ -173,7 +173,7 @@ impl<E: Submit> Intake<E> {
             Ok(taken) => taken,
             Err(error) => return responder.error(&error),
         };
-        let respond = Box::new(move |outcome: Result<Reply, ErrorReply>| {
+        let respond = Box::new(move |outcome: Result<EngineReply, ErrorReply>| {
             match outcome.and_then(|reply| write(&reply)) {
                 Ok(payload) => responder.ok(payload),
                 Err(error) => responder.error(&error),
@@ -184,59 +184,61 @@ impl<E: Submit> Intake<E> {
     }
 }
 
-fn turned_away() -> ErrorReply {
+fn closed_error() -> ErrorReply {
     ErrorReply { message: "this server is shutting down".to_owned(), ..ErrorReply::not_owner(None) }
 }
 
 /// The request in `payload`.
-fn read(op: Op, payload: &[u8]) -> Result<Request, ErrorReply> {
+fn read(op: Op, payload: &[u8]) -> Result<EngineRequest, ErrorReply> {
     Ok(match op {
-        Op::Set => Request::Set(without_uploads(decode_request(payload)?)?),
-        Op::UploadCommit => Request::Set(decode_request(payload)?),
-        Op::UploadBegin => Request::UploadBegin(decode_request(payload)?),
-        Op::UploadChunk => Request::UploadChunk(decode_request(payload)?),
-        Op::UploadFinish => Request::UploadFinish(decode_request(payload)?),
-        Op::UploadCancel => Request::UploadCancel(decode_request(payload)?),
-        Op::GetChunk => Request::GetChunk(decode_request(payload)?),
-        Op::Get => Request::Get(decode_request(payload)?),
-        Op::GetAll => Request::GetAll(decode_request(payload)?),
-        Op::Keys => Request::Keys(decode_request(payload)?),
-        Op::Delete => Request::Delete(decode_request(payload)?),
-        Op::DeleteAll => Request::DeleteAll(decode_request(payload)?),
-        Op::Configure => Request::Configure(decode_request(payload)?),
-        Op::Info => decode_request::<InfoRequest>(payload).map(|_| Request::Info)?,
-        Op::Flush => decode_request::<FlushRequest>(payload).map(|_| Request::Flush)?,
-        Op::Destroy => Request::Destroy(decode_request(payload)?),
-        Op::Changes => Request::Changes(decode_request(payload)?),
+        Op::Set => EngineRequest::Set(without_uploads(decode_request(payload)?)?),
+        Op::UploadCommit => EngineRequest::Set(decode_request(payload)?),
+        Op::UploadBegin => EngineRequest::UploadBegin(decode_request(payload)?),
+        Op::UploadChunk => EngineRequest::UploadChunk(decode_request(payload)?),
+        Op::UploadFinish => EngineRequest::UploadFinish(decode_request(payload)?),
+        Op::UploadCancel => EngineRequest::UploadCancel(decode_request(payload)?),
+        Op::GetChunk => EngineRequest::GetChunk(decode_request(payload)?),
+        Op::Get => EngineRequest::Get(decode_request(payload)?),
+        Op::GetAll => EngineRequest::GetAll(decode_request(payload)?),
+        Op::Keys => EngineRequest::Keys(decode_request(payload)?),
+        Op::Delete => EngineRequest::Delete(decode_request(payload)?),
+        Op::DeleteAll => EngineRequest::DeleteAll(decode_request(payload)?),
+        Op::Configure => EngineRequest::Configure(decode_request(payload)?),
+        Op::Info => decode_request::<InfoRequest>(payload).map(|_| EngineRequest::Info)?,
+        Op::Flush => decode_request::<FlushRequest>(payload).map(|_| EngineRequest::Flush)?,
+        Op::Destroy => EngineRequest::Destroy(decode_request(payload)?),
+        Op::Changes => EngineRequest::Changes(decode_request(payload)?),
     })
 }
 
-/// A server that does not know of uploads would take such a set for one of the null value; so it has a route of its own.
+/// A server without support for uploads would read such a set as a set of the null value, so it has its own route.
 fn without_uploads(request: SetRequest) -> Result<SetRequest, ErrorReply> {
     if request.sets.iter().any(|item| item.uploaded.is_some()) {
-        return Err(ErrorReply::bad_request("a value that was uploaded is committed by upload_commit"));
+        return Err(ErrorReply::bad_request("a set of an uploaded value needs upload_commit"));
     }
     Ok(request)
 }
 
-/// The reply as it travels.
-fn write(reply: &Reply) -> Result<Bytes, ErrorReply> {
+/// The encoded reply.
+fn write(reply: &EngineReply) -> Result<Bytes, ErrorReply> {
     match reply {
-        Reply::Set(reply) => encode(reply),
-        Reply::Get(reply) => encode(reply),
-        Reply::GetAll(reply) => encode(reply),
-        Reply::Keys(reply) => encode(reply),
-        Reply::Delete(reply) => encode(reply),
-        Reply::DeleteAll(reply) => encode(reply),
-        Reply::Changes(reply) => encode(reply),
-        Reply::Info(reply) => encode(reply),
-        Reply::Configure(reply) => encode(reply),
-        Reply::Flush(reply) => encode(reply),
-        Reply::Destroy(reply) => encode(reply),
-        Reply::Upload(reply) => encode(reply),
-        Reply::Chunk(reply) => encode(reply),
-        // Asked by the server itself, which has the answer from the engine.
-        Reply::HandOver(_) => return Err(ErrorReply::internal("a hand-over was asked for over the wire")),
+        EngineReply::Set(reply) => encode(reply),
+        EngineReply::Get(reply) => encode(reply),
+        EngineReply::GetAll(reply) => encode(reply),
+        EngineReply::Keys(reply) => encode(reply),
+        EngineReply::Delete(reply) => encode(reply),
+        EngineReply::DeleteAll(reply) => encode(reply),
+        EngineReply::Changes(reply) => encode(reply),
+        EngineReply::Info(reply) => encode(reply),
+        EngineReply::Configure(reply) => encode(reply),
+        EngineReply::Flush(reply) => encode(reply),
+        EngineReply::Destroy(reply) => encode(reply),
+        EngineReply::Upload(reply) => encode(reply),
+        EngineReply::Chunk(reply) => encode(reply),
+        // Only the server itself sends it, and gets the reply from the engine.
+        EngineReply::HandOver(_) => {
+            return Err(ErrorReply::internal("handover request received over the wire"));
+        }
     }
     .map_err(ErrorReply::internal)
 }

@@ -1,4 +1,4 @@
-//! What becomes of requests that no engine should see, and what the budget gives.
+//! Requests that never reach the engine, and the limits of the budget.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 
 use super::*;
 
-/// An engine that keeps what it is given and answers when told.
+/// An engine that keeps its requests until the test responds.
 #[derive(Clone, Default)]
-struct Held(Arc<Mutex<Vec<Submission>>>);
+struct HeldRequests(Arc<Mutex<Vec<Submission>>>);
 
-impl Submit for Held {
+impl RequestSink for HeldRequests {
     fn submit(&self, _: &Subject, submission: Submission) {
         self.0.lock().unwrap().push(submission);
     }
@@ -24,14 +24,14 @@ impl Submit for Held {
 struct Scene {
     broker: MemoryBroker,
     caller: Arc<dyn Bus>,
-    held: Held,
-    budget: Arc<Budget>,
+    held: HeldRequests,
+    budget: Arc<RequestBudget>,
     closed: Stop,
     tasks: Tasks,
 }
 
 impl Scene {
-    async fn new(most_requests: usize) -> Self {
+    async fn new(max_requests: usize) -> Self {
         let clock = VirtualClock::starting_at(Duration::ZERO);
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
         let broker = MemoryBroker::new();
@@ -40,8 +40,9 @@ impl Scene {
         let (prefix, name) = (Prefix::default(), ServerName::new("a").unwrap());
         let requests =
             serve(&bus, &env, &replies, prefix.server_all(&name), ServeOptions::default()).await.unwrap();
-        let (held, budget, closed) = (Held::default(), Budget::new(most_requests, 1_000_000), Stop::new());
-        let intake = Intake {
+        let (held, budget, closed) =
+            (HeldRequests::default(), RequestBudget::new(max_requests, 1_000_000), Stop::new());
+        let intake = RequestIntake {
             prefix,
             name,
             bus,
@@ -68,11 +69,12 @@ impl Scene {
     }
 }
 
+/// A request above the budget gets `overloaded` at once; unanswered requests use the budget until the engine responds.
 #[tokio::test(start_paused = true)]
-async fn more_than_the_budget_is_refused_at_once() {
+async fn request_over_budget_is_rejected_at_once() {
     let scene = Scene::new(2).await;
     for _ in 0..2 {
-        // Nobody answers these: the callers give up, but the work is still there.
+        // These get no reply: the callers time out, but the requests still use the budget.
         assert!(matches!(scene.get(Duration::from_secs(1)).await, Err(AskError::Request(_))));
     }
     assert_eq!(scene.budget.in_flight(), 2);
@@ -82,22 +84,24 @@ async fn more_than_the_budget_is_refused_at_once() {
     assert_eq!(scene.budget.in_flight(), 1);
     assert!(
         matches!(scene.get(Duration::from_secs(1)).await, Err(AskError::Request(_))),
-        "there is room again"
+        "the budget has room again"
     );
     assert_eq!(scene.held.0.lock().unwrap().len(), 2);
 }
 
+/// A request that arrives after the close gets `not_owner` and never reaches the engine.
 #[tokio::test(start_paused = true)]
-async fn who_comes_after_the_close_is_told_so() {
+async fn request_after_close_gets_not_owner() {
     let scene = Scene::new(10).await;
-    scene.closed.give();
+    scene.closed.request();
     assert_eq!(scene.code().await, ErrorCode::NotOwner);
     assert_eq!(scene.held.0.lock().unwrap().len(), 0);
     assert_eq!(scene.tasks.finish(Duration::from_secs(1)).await, Ok(()));
 }
 
+/// A request that was sent before the intake stops still reaches the engine and gets its reply.
 #[tokio::test(start_paused = true)]
-async fn what_has_arrived_when_listening_ends_is_still_taken() {
+async fn request_received_before_stop_reaches_engine() {
     let scene = Scene::new(10).await;
     let subject = Subject::new("orders").unwrap();
     let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Get, &subject);
@@ -106,14 +110,14 @@ async fn what_has_arrived_when_listening_ends_is_still_taken() {
     // One poll sends the request; the server's task has not run yet.
     assert!(futures::poll!(&mut asked).is_pending());
     assert_eq!(scene.tasks.finish(Duration::from_secs(1)).await, Ok(()));
-    let taken = scene.held.0.lock().unwrap().pop().expect("the request was taken");
+    let taken = scene.held.0.lock().unwrap().pop().expect("the engine has the request");
     (taken.respond)(Err(ErrorReply::unavailable("late")));
     assert!(matches!(asked.await, Err(AskError::Service(error)) if error.code == ErrorCode::Unavailable));
 }
 
-/// A server's largest payload may shrink while a request is under way.
+/// If the payload limit of the bus shrinks during a request, a reply above it becomes `indeterminate`.
 #[tokio::test(start_paused = true)]
-async fn a_result_that_does_not_fit_any_more_never_hides_a_change() {
+async fn reply_over_reduced_payload_limit_is_indeterminate() {
     let scene = Scene::new(10).await;
     let subject = Subject::new("orders").unwrap();
     let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Destroy, &subject);
@@ -126,31 +130,34 @@ async fn a_result_that_does_not_fit_any_more_never_hides_a_change() {
     let taken = scene.held.0.lock().unwrap().pop().unwrap();
     scene.broker.set_max_payload(1);
     let position = dormouse_protocol::Position::default();
-    (taken.respond)(Ok(Reply::Destroy(DestroyReply { position, duplicate: false })));
-    // The answer is queued; nothing gets through before there is room again.
+    (taken.respond)(Ok(EngineReply::Destroy(DestroyReply { position, duplicate: false })));
+    // The reply is queued. The bus carries no reply until the limit grows again.
     scene.broker.set_max_payload(1_000);
     let error = asked.await.unwrap_err();
     assert!(matches!(&error, AskError::Service(reply) if reply.code == ErrorCode::Indeterminate), "{error}");
 }
 
+/// An encoded destroy reply decodes to the same position.
 #[test]
-fn an_answer_of_any_kind_is_written() {
+fn reply_of_engine_is_encoded() {
     let position = dormouse_protocol::Position::default();
-    let payload = write(&Reply::Destroy(DestroyReply { position, duplicate: false })).unwrap();
+    let payload = write(&EngineReply::Destroy(DestroyReply { position, duplicate: false })).unwrap();
     assert_eq!(dormouse_protocol::decode::<DestroyReply>(&payload).unwrap().position, position);
 }
 
+/// Each operation has its own stats entry.
 #[test]
-fn every_operation_has_its_figures() {
+fn operation_stats_exist_for_each_op() {
     let stats = OpStats::default();
     for (position, op) in Op::ALL.iter().enumerate() {
         assert!(Arc::ptr_eq(stats.of(*op), &stats.0[position]));
     }
 }
 
+/// The request budget limits requests and bytes, counts rejections, and frees both when a permit is dropped.
 #[test]
-fn a_budget_refuses_by_number_and_by_size_and_takes_back() {
-    let budget = Budget::new(2, 100);
+fn request_budget_limits_count_and_bytes() {
+    let budget = RequestBudget::new(2, 100);
     let first = budget.take(60).unwrap();
     assert!(budget.take(41).is_err(), "too many bytes");
     let second = budget.take(40).unwrap();

@@ -1,4 +1,5 @@
-//! The server put together: bucket, engine, bus, membership, requests, events; up in order, and down in order.
+//! The server as a whole: bucket, engine, bus, membership, requests and events, with an ordered start and an ordered
+//! end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,36 +16,36 @@ use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use dormouse_storage::api::Submission;
-use dormouse_storage::{Engine, LogEnd, OpenError, Prepared};
+use dormouse_storage::{Engine, EngineOpenError, LogEnd, PreparedEngine};
 
-use crate::authority::{Coordinated, LeaseView};
-use crate::events::Events;
-use crate::health::{Phase, PhaseCell, Vitals};
-use crate::membership::{Member, Membership};
-use crate::mover::{Mover, MoverParts, ORDERS};
-use crate::requests::{Budget, Intake, OpStats, Submit};
+use crate::authority::{CoordinatorAuthority, LeaseView};
+use crate::events::EventPublisher;
+use crate::handover_task::{Handover, HandoverDeps, ORDERS};
+use crate::health::{HealthSources, ServerPhase, SharedPhase};
+use crate::membership::{MemberInfo, Membership};
+use crate::requests::{OpStats, RequestBudget, RequestIntake, RequestSink};
 
 /// Name of the service in the NATS services API.
 pub const SERVICE_NAME: &str = "dormouse-persist-server";
 
-/// Most requests that are unanswered at a time.
-const MOST_REQUESTS: usize = 32_768;
-/// Most bytes of requests that are unanswered at a time.
-const MOST_REQUEST_BYTES: usize = 256 * 1_024 * 1_024;
+/// Maximum number of unanswered requests.
+const MAX_REQUESTS: usize = 32_768;
+/// Maximum bytes of unanswered requests.
+const MAX_REQUEST_BYTES: usize = 256 * 1_024 * 1_024;
 
-/// What a server needs to know beyond its engine's settings.
+/// Settings of a server beyond those of its engine.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
     /// The first tokens of every route.
     pub prefix: Prefix,
     /// The server's share of the subjects relative to others.
     pub capacity: u32,
-    /// Answers are sent only to addresses that begin with one of these.
+    /// The server replies only to addresses that begin with one of these prefixes.
     pub inbox_prefixes: InboxPrefixes,
-    /// Whose subjects a request may be about.
+    /// How the server checks the subject of a request against its caller.
     pub callers: Callers,
-    /// When the process started, on the clock of [`Env::boot`]: the uptime in health counts from here, over every log
-    /// of the process.
+    /// When the process started, on the clock of [`Env::boot`]. The uptime in health counts from here, also after the
+    /// process has started a new log.
     pub started: Duration,
 }
 
@@ -52,86 +53,84 @@ pub struct ServerSettings {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// The coordinator will not have this process.
+    /// The coordinator refuses this process.
     #[error("the coordinator refuses this process: {0}")]
     Refused(#[source] ErrorReply),
-    /// The messaging system does not let it listen.
-    #[error("cannot listen: {0}")]
+    /// The messaging system rejects a subscription.
+    #[error("subscribe failed: {0}")]
     Subscribe(#[from] SubscribeError),
     /// The messaging system has ended the subscription to the server's routes.
-    #[error("the messaging system does not let this process listen to its routes any more")]
-    Unheard,
-    /// The log failed here, mostly because the local disk failed to sync: it can acknowledge nothing any more.
-    #[error(
-        "the log of this process failed; nothing more is acknowledged, and the process has to be started again"
-    )]
+    #[error("the messaging system ended the subscription to the server's routes")]
+    SubscriptionDenied,
+    /// The log failed locally, usually because the disk failed to sync. It acknowledges nothing more.
+    #[error("the WAL of this process failed: it acknowledges nothing more, restart the process")]
     LocalLog,
-    /// The data directory cannot be taken over.
+    /// The engine cannot start on the data directory.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(#[from] EngineOpenError),
 }
 
 /// A server on a bus.
 pub struct Server {
-    /// The engine until it runs.
-    pub(crate) prepared: Option<Prepared>,
+    /// The engine before it runs.
+    pub(crate) prepared: Option<PreparedEngine>,
     settings: ServerSettings,
     pub(crate) log: LogId,
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) env: Env,
-    pub(crate) vitals: Vitals,
+    pub(crate) health: HealthSources,
     pub(crate) membership: Membership,
-    /// Hands subjects over, once the engine runs.
-    pub(crate) mover: Option<Mover>,
-    /// Given when requests are to be turned away.
+    /// The handover task, if the engine runs.
+    pub(crate) handover: Option<Handover>,
+    /// Given when the server starts to reject requests.
     pub(crate) closed: Stop,
-    /// Given when no more requests come.
-    unheard: Stop,
+    /// Given when the subscription to requests has ended.
+    unsubscribed: Stop,
     pub(crate) tasks: ServerTasks,
 }
 
 /// The server's tasks, in the order in which they end.
 #[derive(Debug)]
 pub(crate) struct ServerTasks {
-    /// Hands subjects over one by one.
-    pub(crate) mover: Tasks,
-    /// Subjects: they end when they are handed back.
+    /// Handovers.
+    pub(crate) handovers: Tasks,
+    /// Subjects: they end when they are released.
     pub(crate) engine: Tasks,
-    /// The membership: it keeps the lease until the last subject is handed back.
+    /// The membership: it keeps the lease until the last subject is released.
     pub(crate) membership: Tasks,
-    /// Takes requests: those that nobody serves any more still get an answer.
+    /// Takes requests: a request that arrives after the close still gets a reply.
     pub(crate) intake: Tasks,
-    /// Sends the last answers.
+    /// Sends the last replies.
     pub(crate) replies: Tasks,
     /// Publishes the last events.
     pub(crate) events: Tasks,
     /// Discovery and health.
-    pub(crate) answers: Tasks,
+    pub(crate) fixed_replies: Tasks,
 }
 
 impl ServerTasks {
     fn new(env: &Env) -> Self {
         Self {
-            mover: env.tasks(),
+            handovers: env.tasks(),
             engine: env.tasks(),
             membership: env.tasks(),
             intake: env.tasks(),
             replies: env.tasks(),
             events: env.tasks(),
-            answers: env.tasks(),
+            fixed_replies: env.tasks(),
         }
     }
 }
 
 impl Server {
-    /// Asks the coordinator for membership. Nothing is served before [`Server::ready`].
+    /// Starts to join the fleet. The server serves nothing before [`Server::ready`].
     ///
-    /// Cancelling the call leaves health requests answered; the process is expected to end.
+    /// If the call is cancelled, health requests still get replies; the process is expected to end.
     ///
     /// # Errors
-    /// [`SubscribeError`] when health requests cannot be listened to.
+    /// [`SubscribeError`] if the subscription to health requests fails.
     pub async fn start(
-        prepared: Prepared,
+        prepared: PreparedEngine,
         settings: ServerSettings,
         bus: Arc<dyn Bus>,
         env: Env,
@@ -140,25 +139,27 @@ impl Server {
         let (log, predecessor) = (prepared.log().clone(), prepared.predecessor().cloned());
         let lease = LeaseView::new(env.clone());
         let prefix = settings.prefix.clone();
-        let events = Events::start(prefix.clone(), &bus, &env, &tasks.events);
-        let vitals = Vitals {
+        let events = EventPublisher::start(prefix.clone(), &bus, &env, &tasks.events);
+        let vitals = HealthSources {
             env: env.clone(),
             started: settings.started,
             log: log.clone(),
-            phase: Arc::new(PhaseCell::default()),
+            phase: Arc::new(SharedPhase::default()),
             lease: lease.clone(),
             engine: Arc::default(),
             events,
-            moving: Arc::default(),
-            budget: Budget::new(MOST_REQUESTS, MOST_REQUEST_BYTES),
+            handover: Arc::default(),
+            budget: RequestBudget::new(MAX_REQUESTS, MAX_REQUEST_BYTES),
             stats: OpStats::default(),
         };
-        let asked = vitals.clone();
+        let sources = vitals.clone();
         let name = log.server().as_str();
-        answer_health(&bus, &tasks.answers, &prefix, name, &settings.inbox_prefixes, move || asked.health())
-            .await?;
+        answer_health(&bus, &tasks.fixed_replies, &prefix, name, &settings.inbox_prefixes, move || {
+            sources.health()
+        })
+        .await?;
         let (load, busy) = (vitals.clone(), vitals.clone());
-        let member = Member {
+        let member = MemberInfo {
             log: log.clone(),
             predecessor,
             capacity: settings.capacity,
@@ -173,37 +174,37 @@ impl Server {
             log,
             bus,
             env,
-            vitals,
+            health: vitals,
             membership,
-            mover: None,
+            handover: None,
             closed: Stop::new(),
-            unheard: Stop::new(),
+            unsubscribed: Stop::new(),
             tasks,
         })
     }
 
-    /// Waits for the first lease, and only then starts the engine and listens to the server's routes: a process that
-    /// may not be the one stays silent. When the call returns, requests are served. Later calls do nothing.
+    /// Waits for the first lease, and only then starts the engine and subscribes to the server's routes: a process that
+    /// may not have the name sends no replies. When the call returns, the server serves. Later calls do nothing.
     ///
-    /// Cancelling the call leaves the server as it was, or unable to become ready: shut it down.
+    /// If the call is cancelled, the server is unchanged or cannot become ready any more: shut it down.
     ///
     /// # Errors
     /// [`ServeError`]; the process should end.
     pub async fn ready(&mut self) -> Result<(), ServeError> {
         self.membership.first_lease().await.map_err(ServeError::Refused)?;
         let Some(prepared) = self.prepared.take() else { return Ok(()) };
-        let authority = Coordinated::new(
+        let authority = CoordinatorAuthority::new(
             Arc::clone(&self.bus),
             self.settings.prefix.clone(),
             self.log.clone(),
-            self.vitals.lease.clone(),
+            self.health.lease.clone(),
         );
-        let events = Arc::clone(&self.vitals.events);
+        let events = Arc::clone(&self.health.events);
         let engine = prepared.start(Arc::new(authority), events, self.tasks.engine.clone()).await?;
-        let engine = self.vitals.engine.get_or_init(|| engine).clone();
+        let engine = self.health.engine.get_or_init(|| engine).clone();
         let orders = SubscribeOptions { capacity: ORDERS, ..SubscribeOptions::default() };
         let orders = self.bus.subscribe(self.settings.prefix.order(self.log.server()).into(), orders).await?;
-        self.mover = Some(self.move_on(engine.clone(), orders));
+        self.handover = Some(self.start_handover(engine.clone(), orders));
         let pattern = self.settings.prefix.server_all(self.log.server());
         let options = ServeOptions {
             inbox_prefixes: self.settings.inbox_prefixes.clone(),
@@ -212,16 +213,16 @@ impl Server {
         };
         let requests = serve(&self.bus, &self.env, &self.tasks.replies, pattern, options).await?;
         let others = Arc::clone(requests.stats());
-        self.take(engine, requests);
+        self.start_intake(engine, requests);
         announce(
             &self.bus,
             &self.env,
-            &self.tasks.answers,
+            &self.tasks.fixed_replies,
             &self.settings.inbox_prefixes,
             self.describe(others),
         )
         .await?;
-        self.vitals.phase.set(Phase::Serving);
+        self.health.phase.set(ServerPhase::Serving);
         Ok(())
     }
 
@@ -231,66 +232,67 @@ impl Server {
         &self.log
     }
 
-    /// Waits until this server can serve no more, and says why. Cancelling the wait changes nothing.
-    pub async fn ended(&self) -> Ended {
+    /// Waits until this server can serve no more, and returns the reason. Cancelling the wait changes nothing.
+    pub async fn ended(&self) -> ServeEnd {
         let log = async {
-            match self.vitals.engine.get() {
+            match self.health.engine.get() {
                 Some(engine) => engine.ended().await,
                 None => std::future::pending().await,
             }
         };
-        let emptied = async {
-            match &self.mover {
-                Some(mover) => mover.needs_fresh_log().await,
+        let drained = async {
+            match &self.handover {
+                Some(mover) => mover.new_log_needed().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
-            // The refusal of a process whose log was taken over is about that log: it goes on with a fresh one.
+            // First, because a refusal after a takeover concerns only the old log: the process continues with a new
+            // one.
             end = log => match end {
-                LogEnd::Sealed => Ended::TakenOver,
-                LogEnd::Poisoned => Ended::Failed(Box::new(ServeError::LocalLog)),
-                // Only a shutdown stops it, and whoever shuts down does not wait here.
+                LogEnd::Sealed => ServeEnd::TakenOver,
+                LogEnd::Poisoned => ServeEnd::Failed(Box::new(ServeError::LocalLog)),
+                // Only a shutdown stops the log, and a shutdown does not wait here.
                 LogEnd::Stopped => std::future::pending().await,
             },
-            () = emptied => Ended::Emptied,
-            error = self.membership.refused() => Ended::Failed(Box::new(ServeError::Refused(error))),
-            () = self.unheard.given() => Ended::Failed(Box::new(ServeError::Unheard)),
+            () = drained => ServeEnd::Drained,
+            error = self.membership.refused() => ServeEnd::Failed(Box::new(ServeError::Refused(error))),
+            () = self.unsubscribed.requested() => ServeEnd::Failed(Box::new(ServeError::SubscriptionDenied)),
         }
     }
 
-    fn move_on(&self, engine: Engine, orders: Subscription) -> Mover {
-        let parts = MoverParts {
+    fn start_handover(&self, engine: Engine, orders: Subscription) -> Handover {
+        let parts = HandoverDeps {
             env: self.env.clone(),
             log: self.log.clone(),
             engine,
-            lease: self.vitals.lease.clone(),
-            standing: self.membership.standing(),
+            lease: self.health.lease.clone(),
+            membership: self.membership.state(),
             orders,
-            figures: Arc::clone(&self.vitals.moving),
+            metrics: Arc::clone(&self.health.handover),
         };
-        Mover::start(parts, &self.tasks.mover)
+        Handover::start(parts, &self.tasks.handovers)
     }
 
-    fn take(&self, engine: Engine, requests: Requests) {
-        let intake = Intake {
+    fn start_intake(&self, engine: Engine, requests: Requests) {
+        let intake = RequestIntake {
             prefix: self.settings.prefix.clone(),
             name: self.log.server().clone(),
             bus: Arc::clone(&self.bus),
             engine,
-            budget: Arc::clone(&self.vitals.budget),
-            stats: self.vitals.stats.clone(),
+            budget: Arc::clone(&self.health.budget),
+            stats: self.health.stats.clone(),
         };
         let (closed, stop) = (self.closed.clone(), self.tasks.intake.stop().clone());
-        let unheard = self.unheard.clone();
+        let unsubscribed = self.unsubscribed.clone();
         self.tasks.intake.spawn("requests", async move {
             intake.run(requests, closed, stop).await;
-            unheard.give();
+            unsubscribed.request();
         });
     }
 
-    /// What the services API tells: an endpoint for each operation, and one for what is none.
+    /// The description for the services API: one endpoint per operation, and one for all other requests.
     fn describe(&self, others: Arc<EndpointStats>) -> ServiceDescription {
         let all = self.settings.prefix.server_all(self.log.server());
         let base = all.as_str().trim_end_matches('>').to_owned();
@@ -305,7 +307,7 @@ impl Server {
             .iter()
             .map(|op| {
                 let pattern = RoutePattern::new(format!("{base}{op}.>"));
-                endpoint(op.as_str(), pattern, Arc::clone(self.vitals.stats.of(*op)))
+                endpoint(op.as_str(), pattern, Arc::clone(self.health.stats.of(*op)))
             })
             .collect();
         endpoints.push(endpoint("other", all, others));
@@ -323,22 +325,22 @@ impl Server {
     }
 }
 
-/// Why a server serves no more.
+/// Why a server has stopped serving.
 #[derive(Debug)]
-pub enum Ended {
-    /// Another server has taken the log over: this process goes on by [`Server::succeed`].
+pub enum ServeEnd {
+    /// Another server has taken the log over. The process continues with [`Server::restart_after_takeover`].
     TakenOver,
-    /// It has handed over everything, as an operator wanted, and goes on by [`Server::begin_anew`]: with a log that owns
-    /// nothing.
-    Emptied,
+    /// The server has handed over all subjects for a drain. The process continues with [`Server::restart_after_drain`],
+    /// with a log that owns nothing.
+    Drained,
     /// The process must end.
     Failed(Box<ServeError>),
 }
 
-impl Vitals {
-    /// How busy the server is, for the coordinator.
+impl HealthSources {
+    /// Load of the server, for the coordinator.
     fn load(&self) -> ServerLoad {
-        let figures = self.engine_figures();
+        let figures = self.engine_metrics();
         ServerLoad {
             open_subjects: figures.open_subjects,
             requests: self.stats.requests(),
@@ -346,12 +348,12 @@ impl Vitals {
         }
     }
 
-    /// With which subjects the server has the most to do, for the coordinator.
+    /// The subjects with the most load, for the coordinator.
     fn busiest(&self) -> Vec<BusySubject> {
         let busiest = self.engine.get().map(|engine| engine.busiest(MAX_BUSY_SUBJECTS)).unwrap_or_default();
         let busiest = busiest.into_iter().map(|busy| BusySubject {
             subject: busy.subject,
-            // Rates are never negative, and a cast of one that is too large saturates.
+            // Rates are never negative, and the cast saturates.
             requests_per_second: busy.requests_per_second.round() as u64,
             bytes: busy.bytes,
         });
@@ -359,7 +361,7 @@ impl Vitals {
     }
 }
 
-impl Submit for Engine {
+impl RequestSink for Engine {
     fn submit(&self, subject: &Subject, submission: Submission) {
         Engine::submit(self, subject, submission);
     }

@@ -1,4 +1,4 @@
-//! What the server was told: resolved and checked as a whole, every fault at once.
+//! The settings of the server: resolved and checked together. All errors are reported at once.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -16,65 +16,65 @@ use url::Url;
 
 use crate::args::Args;
 
-/// Everything the server needs to know, checked.
+/// The validated settings of the server.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The server's name in the fleet.
     pub name: ServerName,
-    /// Where the bucket is. May hold secrets: print it through [`hide_secrets`].
+    /// URL of the bucket. It may contain secrets: print it through [`hide_secrets`].
     pub bucket: String,
-    /// Where subject files are kept while they are open.
+    /// Directory for the files of open subjects.
     pub data_dir: PathBuf,
-    /// The level at which writes are acknowledged unless their subject says otherwise.
+    /// Default level of writes, for subjects whose configuration has none.
     pub level: Level,
     /// The first tokens of every route.
     pub prefix: Prefix,
     /// The server's share of the subjects relative to others.
     pub capacity: u32,
-    /// How changes are brought to the bucket.
+    /// How the log ships changes to the bucket.
     pub ship: LogSettings,
-    /// Bytes of local files above which those of sleeping subjects are removed.
+    /// Bytes of local files above which the server removes files of dormant subjects.
     pub max_local_bytes: Option<u64>,
-    /// After how much time without a request a subject is closed.
+    /// Time without a request after which a subject closes.
     pub idle_close: Duration,
-    /// How many subjects may be open at once; `None`: as many as file descriptors allow, within reason.
+    /// Maximum number of open subjects; `None`: the default, capped by the file descriptors.
     pub max_open: Option<usize>,
-    /// How many values may be on their way up at a time, chunk by chunk.
+    /// Maximum number of uploads at a time.
     pub max_uploads: usize,
-    /// Bytes that they may take on the local disk, all together.
+    /// Maximum bytes of all running uploads on the local disk.
     pub max_upload_bytes: u64,
-    /// How to connect to NATS.
+    /// NATS connection.
     pub nats: NatsOptions,
-    /// Reply addresses that are answered begin with one of these.
+    /// The server replies only to addresses that begin with one of these prefixes.
     pub inbox_prefixes: InboxPrefixes,
-    /// Whose subjects a request may be about.
+    /// How the server checks the subject of a request against its caller.
     pub callers: Callers,
-    /// How long a graceful shutdown may take.
+    /// Deadline of a graceful shutdown.
     pub shutdown_deadline: Duration,
-    /// What is logged.
+    /// Log filter.
     pub log: String,
-    /// How log lines look.
+    /// Format of log lines.
     pub log_format: LogFormat,
 }
 
-/// Everything that is wrong with the settings, one line each.
+/// All errors of the settings, one line each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Faults(pub Vec<String>);
+pub struct SettingsErrors(pub Vec<String>);
 
-impl fmt::Display for Faults {
+impl fmt::Display for SettingsErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the settings are wrong:")?;
+        write!(f, "invalid settings:")?;
         self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
     }
 }
 
 impl Settings {
-    /// Resolves and checks what was given on the command line and in the environment.
+    /// Resolves and checks the settings from the command line and the environment.
     ///
     /// # Errors
-    /// [`Faults`] with everything that is wrong, not just the first.
-    pub fn resolve(args: &Args) -> Result<Self, Faults> {
-        let mut check = Check::default();
+    /// [`SettingsErrors`] with all errors.
+    pub fn resolve(args: &Args) -> Result<Self, SettingsErrors> {
+        let mut check = SettingsParser::default();
         let nats = args.nats.resolve().map_err(|InvalidNatsArgs(faults)| check.faults.extend(faults)).ok();
         let name =
             check.required("--name", args.name.as_deref(), |text| ServerName::new(text).map_err(text_of));
@@ -108,7 +108,7 @@ impl Settings {
         });
         let log_format = check
             .given("--log-format", &args.log_format, |text| text.parse::<LogFormat>().map_err(str::to_owned));
-        // One `None` is one fault that has been noted.
+        // Each `None` has an entry in `faults`.
         let resolve = || {
             Some(Self {
                 name: name?,
@@ -131,24 +131,24 @@ impl Settings {
                 log_format: log_format?,
             })
         };
-        resolve().ok_or(Faults(check.faults))
+        resolve().ok_or(SettingsErrors(check.faults))
     }
 }
 
-/// Collects faults while settings are read one by one.
+/// Collects errors while the settings are parsed.
 #[derive(Default)]
-struct Check {
+struct SettingsParser {
     faults: Vec<String>,
 }
 
-impl Check {
+impl SettingsParser {
     fn ship(&mut self, args: &Args) -> Option<LogSettings> {
         let ship_interval = self
             .given("--ship-interval", &args.ship_interval, |text| duration(text, Duration::from_millis(1)));
         let max_unshipped_age = self.given("--max-unshipped-age", &args.max_unshipped_age, |text| {
             duration(text, Duration::from_millis(100))
         });
-        // Less than one largest entry, and nothing of that size could ever be written.
+        // A limit below the largest entry would make that entry impossible to write.
         let max_unshipped_bytes = self.given("--max-unshipped-bytes", &args.max_unshipped_bytes, |text| {
             number(text, 32 << 20..=64 << 30)
         });
@@ -191,17 +191,13 @@ fn text_of(error: impl fmt::Display) -> String {
 
 fn bucket(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| {
-        format!("not a URL ({error}); a bucket is given as file:///dir, s3://name, gs://name, az://name or memory://")
+        format!("not a URL ({error}); use file:///dir, s3://name, gs://name, az://name or memory://")
     })?;
     Ok(url.into())
 }
 
 fn data_dir(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() {
-        Err("the name of a directory must not be empty".to_owned())
-    } else {
-        Ok(text.into())
-    }
+    if text.is_empty() { Err("empty directory name".to_owned()) } else { Ok(text.into()) }
 }
 
 fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
@@ -223,12 +219,12 @@ fn duration(text: &str, least: Duration) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// A URL as it may be printed: user information and the values of its query are hidden.
+/// A printable form of a URL: user information and query values are hidden.
 #[must_use]
 pub fn hide_secrets(url: &str) -> String {
     const HIDDEN: &str = "***";
     let Ok(mut url) = Url::parse(url) else { return HIDDEN.to_owned() };
-    // Neither call can fail on a URL that has the part in question, and only then are they made.
+    // The setters cannot fail here: the URL has a host if it has user information.
     if !url.username().is_empty() {
         let _ = url.set_username(HIDDEN);
     }

@@ -1,4 +1,4 @@
-//! What is accepted, what is refused, and that every fault is said.
+//! Accepted and rejected settings, and complete error reports.
 
 use clap::Parser;
 use dormouse_storage::EngineSettings;
@@ -11,8 +11,9 @@ fn args(extra: &[&str]) -> Args {
     Args::try_parse_from(usual.iter().chain(extra)).unwrap()
 }
 
+/// Name, bucket and data directory are the only required settings; the others have defaults.
 #[test]
-fn three_flags_are_enough() {
+fn settings_require_only_three_flags() {
     let settings = Settings::resolve(&args(&[])).unwrap();
     assert_eq!(settings.name.as_str(), "a");
     assert_eq!(settings.bucket, "file:///var/bucket");
@@ -30,8 +31,9 @@ fn three_flags_are_enough() {
     assert_eq!(settings.shutdown_deadline, Duration::from_secs(30));
 }
 
+/// The server reports all invalid settings at once, in a fixed order, each with its flag.
 #[test]
-fn every_fault_is_said_at_once() {
+fn settings_errors_are_reported_together() {
     let args = Args::try_parse_from([
         "dormouse-persist-server",
         "--name",
@@ -72,7 +74,7 @@ fn every_fault_is_said_at_once() {
         "xml",
     ])
     .unwrap();
-    let Faults(faults) = Settings::resolve(&args).unwrap_err();
+    let SettingsErrors(faults) = Settings::resolve(&args).unwrap_err();
     let flags: Vec<&str> = faults.iter().filter_map(|fault| fault.split([':', ' ']).next()).collect();
     let expected = [
         "--nats-password",
@@ -98,23 +100,26 @@ fn every_fault_is_said_at_once() {
     assert_eq!(flags, expected, "{faults:?}");
 }
 
+/// Each level is accepted as the default level.
 #[test]
-fn every_level_can_be_the_default() {
+fn settings_accept_each_level_as_default() {
     for level in Level::ALL {
         assert_eq!(Settings::resolve(&args(&["--level", level.as_str()])).unwrap().level, level);
     }
 }
 
+/// An inbox prefix inside the fleet prefix or the NATS system namespace is rejected.
 #[test]
-fn answers_go_neither_to_the_fleet_nor_to_the_system() {
+fn settings_reject_inbox_prefix_of_fleet_or_system() {
     for (prefixes, fine) in [("_INBOX,app.", true), ("fleet", false), ("fleet.a", false), ("$JS", false)] {
         let resolved = Settings::resolve(&args(&["--prefix=fleet", "--inbox-prefix", prefixes]));
         assert_eq!(resolved.is_ok(), fine, "{prefixes}");
     }
 }
 
+/// Inbox prefixes can be listed or repeated, and accounts are trusted only with `--tenant-accounts`.
 #[test]
-fn inboxes_are_named_together_or_one_by_one_and_accounts_are_believed_when_told_to() {
+fn settings_read_inbox_prefixes_and_tenant_accounts() {
     let one_by_one = ["--inbox-prefix", "_INBOX", "--inbox-prefix=_R_.", "--tenant-accounts"];
     let settings = Settings::resolve(&args(&one_by_one)).unwrap();
     let together = Settings::resolve(&args(&["--inbox-prefix=_INBOX., _R_"])).unwrap();
@@ -122,13 +127,15 @@ fn inboxes_are_named_together_or_one_by_one_and_accounts_are_believed_when_told_
     assert_eq!((settings.callers, together.callers), (Callers::Accounts, Callers::AsPermitted));
 }
 
+/// The command line rejects an unknown flag.
 #[test]
-fn an_unknown_flag_is_refused() {
+fn args_reject_unknown_flag() {
     assert!(Args::try_parse_from(["dormouse-persist-server", "--shards", "7"]).is_err());
 }
 
+/// Credentials and query values of a bucket URL are redacted, and so is a text that is no URL.
 #[test]
-fn secrets_are_hidden() {
+fn bucket_url_secrets_are_redacted() {
     assert_eq!(hide_secrets("file:///var/bucket"), "file:///var/bucket");
     assert_eq!(
         hide_secrets("s3://key:secret@bucket/folder?endpoint=http://x&session=abc"),
@@ -137,8 +144,9 @@ fn secrets_are_hidden() {
     assert_eq!(hide_secrets("not a url with a secret"), "***");
 }
 
+/// The help lists each flag with its environment variable, and the exit codes 0 to 5.
 #[test]
-fn help_names_every_flag_its_variable_and_the_exit_codes() {
+fn help_lists_flags_variables_and_exit_codes() {
     use clap::CommandFactory;
     let help = Args::command().render_long_help().to_string();
     for argument in Args::command().get_arguments() {

@@ -1,4 +1,4 @@
-//! What subscribers of a subject hear.
+//! Events that subscribers of a subject receive.
 
 mod support;
 
@@ -19,8 +19,9 @@ async fn next(events: &mut Subscription) -> Event {
     decode(&delivery.payload).unwrap()
 }
 
+/// Events carry each change once in rev order, and beacons follow when no changes happen.
 #[tokio::test(start_paused = true)]
-async fn changes_come_in_order_of_rev_and_beacons_after_them() {
+async fn events_carry_changes_in_rev_order_then_beacons() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     let mut events = listen(&fleet, "orders").await;
@@ -41,18 +42,19 @@ async fn changes_come_in_order_of_rev_and_beacons_after_them() {
     }
     let revs: Vec<u64> = changes.iter().map(|change| change.rev().get()).collect();
     let first = revs[0];
-    assert_eq!(revs, (first..first + 101).collect::<Vec<_>>(), "no hole, no repetition");
+    assert_eq!(revs, (first..first + 101).collect::<Vec<_>>(), "no gap, no repetition");
     assert!(matches!(changes.last(), Some(Change::Delete(_))));
 
-    // Nothing happens any more, and that is said a few times.
+    // Without further changes, the server publishes a few beacons.
     for _ in 0..3 {
         let beacon = next(&mut events).await;
         assert_eq!((beacon.position(), beacon.changes.len()), (deleted.position, 0));
     }
 }
 
+/// The event of a large value omits the value, and a get returns it.
 #[tokio::test(start_paused = true)]
-async fn a_large_value_is_announced_and_fetched() {
+async fn event_of_large_value_omits_value() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     let mut events = listen(&fleet, "orders").await;

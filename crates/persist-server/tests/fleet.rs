@@ -1,4 +1,4 @@
-//! The server as a member: leases, claims, takeovers, and the way out.
+//! The server as a member: leases, claims, takeovers, and shutdown.
 
 mod support;
 
@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_bus::{Outgoing, RequestError};
 use dormouse_persist_server::authority::LeaseView;
-use dormouse_persist_server::membership::{Member, Membership};
-use dormouse_persist_server::server::{Ended, ServeError};
+use dormouse_persist_server::membership::{MemberInfo, Membership};
+use dormouse_persist_server::server::{ServeEnd, ServeError};
 use dormouse_protocol::data::{FlushReply, FlushRequest};
 use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::health::HealthStatus;
@@ -17,16 +17,17 @@ use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation, Op, Prefix, Route, S
 use dormouse_runtime::Tasks;
 use support::{Fleet, LAPSE, TTL, owned_by, some_log};
 
+/// Before its first lease the server serves no requests and reports `not_serving`.
 #[tokio::test(start_paused = true)]
-async fn nobody_is_served_before_the_first_lease() {
+async fn server_before_first_lease_serves_nothing() {
     let fleet = Fleet::new().await;
     fleet.coordinator.script().refuse_join = Arc::new(|_| Some(ErrorReply::unavailable("learning")));
     let mut server = fleet.start("a").await;
     assert!(tokio::time::timeout(Duration::from_secs(60), server.ready()).await.is_err());
     assert_eq!(fleet.health("a").await.status, HealthStatus::NotServing);
     let message = Outgoing::new(Route::new("persist.server.a.get.orders"), Bytes::new());
-    let unheard = fleet.bus().request(message, Duration::from_secs(1)).await;
-    assert!(matches!(unheard, Err(RequestError::NoResponders(_))), "{unheard:?}");
+    let unanswered = fleet.bus().request(message, Duration::from_secs(1)).await;
+    assert!(matches!(unanswered, Err(RequestError::NoResponders(_))), "{unanswered:?}");
 
     fleet.coordinator.script().refuse_join = Arc::new(|_| None);
     server.ready().await.unwrap();
@@ -35,37 +36,40 @@ async fn nobody_is_served_before_the_first_lease() {
     assert_eq!((health.status, health.problems), (HealthStatus::Ok, vec![]));
 }
 
+/// A server that gets `name_in_use` for its join or a heartbeat ends with that error.
 #[tokio::test(start_paused = true)]
-async fn a_name_in_use_is_final_at_the_start_and_later() {
+async fn server_refused_with_name_in_use_ends() {
     let fleet = Fleet::new().await;
     let holder = some_log("a", &fleet.env);
     let refusal = ErrorReply::name_in_use(holder);
-    let said = refusal.clone();
-    fleet.coordinator.script().refuse_join = Arc::new(move |_| Some(said.clone()));
+    let reply = refusal.clone();
+    fleet.coordinator.script().refuse_join = Arc::new(move |_| Some(reply.clone()));
     let mut server = fleet.start("a").await;
     let error = server.ready().await.unwrap_err();
     assert!(matches!(&error, ServeError::Refused(error) if *error == refusal), "{error}");
 
     fleet.coordinator.script().refuse_join = Arc::new(|_| None);
     let server = fleet.serve("b").await;
-    let said = refusal.clone();
-    fleet.coordinator.script().refuse_heartbeat = Arc::new(move |_| Some(said.clone()));
-    let Ended::Failed(ended) = server.ended().await else { panic!("nobody has taken it over") };
+    let reply = refusal.clone();
+    fleet.coordinator.script().refuse_heartbeat = Arc::new(move |_| Some(reply.clone()));
+    let ServeEnd::Failed(ended) = server.ended().await else { panic!("no server has taken its log over") };
     assert!(matches!(&*ended, ServeError::Refused(error) if *error == refusal), "{ended}");
 }
 
+/// If its bus connection closes, the server ends with `SubscriptionDenied`.
 #[tokio::test(start_paused = true)]
-async fn who_cannot_be_heard_any_more_ends() {
+async fn server_with_closed_bus_ends() {
     let fleet = Fleet::new().await;
     let server = fleet.serve("a").await;
     assert!(tokio::time::timeout(Duration::from_secs(60), server.ended()).await.is_err());
     fleet.bus_of("a").close().await;
-    let Ended::Failed(ended) = server.ended().await else { panic!("nobody has taken it over") };
-    assert!(matches!(*ended, ServeError::Unheard), "{ended}");
+    let ServeEnd::Failed(ended) = server.ended().await else { panic!("no server has taken its log over") };
+    assert!(matches!(*ended, ServeError::SubscriptionDenied), "{ended}");
 }
 
+/// A restarted server joins with a new log and names its earlier log as predecessor.
 #[tokio::test(start_paused = true)]
-async fn a_restart_names_its_predecessor() {
+async fn server_restart_names_predecessor_in_join() {
     let fleet = Fleet::new().await;
     let first = fleet.serve("a").await;
     let log = first.log().clone();
@@ -78,8 +82,9 @@ async fn a_restart_names_its_predecessor() {
     assert_ne!(*second.log(), log);
 }
 
+/// If the coordinator refuses a claim, the client gets `not_owner` with the name of the owner.
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_is_refused_names_the_owner() {
+async fn claim_refusal_names_owner_to_client() {
     let fleet = Fleet::new().await;
     let first = fleet.serve("a").await;
     let _second = fleet.serve("b").await;
@@ -92,51 +97,53 @@ async fn a_claim_that_is_refused_names_the_owner() {
     drop(first);
 }
 
+/// Without a lease the server proves each read by a read barrier, opens no subject, and reports `degraded`.
 #[tokio::test(start_paused = true)]
-async fn without_a_lease_the_bucket_proves_every_answer() {
+async fn read_without_lease_uses_barrier_and_health_is_degraded() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     fleet.set("a", "orders", "k", "v").await.unwrap();
-    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    fleet.coordinator.script().silent_to.push("a".to_owned());
     tokio::time::sleep(LAPSE).await;
-    let barriers = fleet.health("a").await.figures["barriers_asked_of_the_bucket"];
+    let barriers = fleet.health("a").await.figures["read_barriers_total"];
     assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
     fleet.set("a", "orders", "k", "w").await.unwrap();
     let health = fleet.health("a").await;
     assert_eq!(health.status, HealthStatus::Degraded);
-    assert!(health.figures["barriers_asked_of_the_bucket"] > barriers, "the bucket was asked");
-    // What this server does not have yet, it cannot open without asking.
+    assert!(health.figures["read_barriers_total"] > barriers, "each reply needed a barrier");
+    // The server cannot open an unowned subject without the coordinator's permission.
     assert_eq!(fleet.get("a", "others", "k").await.unwrap_err().code, ErrorCode::Unavailable);
-    assert!(health.problems[0].starts_with("no lease"), "{:?}", health.problems);
+    assert!(health.problems[0].starts_with("lease expired"), "{:?}", health.problems);
 
-    fleet.coordinator.script().deaf_to.clear();
+    fleet.coordinator.script().silent_to.clear();
     tokio::time::sleep(TTL).await;
     assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("w"));
     let health = fleet.health("a").await;
     assert_eq!((health.status, health.figures["lease_generation"]), (HealthStatus::Ok, 2));
 }
 
+/// A server that was fenced while disconnected answers `not_owner` and restarts with a new log.
 #[tokio::test(start_paused = true)]
-async fn who_was_overtaken_while_cut_off_does_not_serve_the_past() {
+async fn server_fenced_while_disconnected_serves_no_stale_data() {
     let fleet = Fleet::new().await;
     let first = fleet.serve("a").await;
     let _second = fleet.serve("b").await;
     fleet.set("a", "orders", "k", "old").await.unwrap();
-    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    fleet.coordinator.script().silent_to.push("a".to_owned());
     tokio::time::sleep(TTL * 2).await;
     fleet.set("b", "orders", "k", "new").await.unwrap();
 
-    fleet.coordinator.script().deaf_to.clear();
+    fleet.coordinator.script().silent_to.clear();
     fleet.coordinator.script().refuse_claim = owned_by("b");
     tokio::time::sleep(TTL).await;
-    // It has a lease again, but not one that it trusts: first the bucket is asked, and there lies the seal.
+    // Its new lease is not confirmed: the read barrier comes first, and finds the seal.
     assert_eq!(fleet.get("a", "orders", "k").await.unwrap_err().code, ErrorCode::NotOwner);
-    assert!(matches!(first.ended().await, Ended::TakenOver));
+    assert!(matches!(first.ended().await, ServeEnd::TakenOver));
     assert_eq!(fleet.get("b", "orders", "k").await.unwrap().as_deref(), Some("new"));
 
-    // It goes on under a fresh log, and asks for the subject as anybody would.
+    // The process continues with a new log, and has to claim the subject like any server.
     let old = first.log().clone();
-    let prepared = first.succeed(Duration::from_secs(30)).await.unwrap();
+    let prepared = first.restart_after_takeover(Duration::from_secs(30)).await.unwrap();
     assert_eq!(prepared.predecessor(), Some(&old));
     let successor = fleet.serve_prepared("a", prepared).await;
     assert_ne!(*successor.log(), old);
@@ -144,8 +151,9 @@ async fn who_was_overtaken_while_cut_off_does_not_serve_the_past() {
     assert_eq!((error.code, error.owner), (ErrorCode::NotOwner, Some(ServerName::new("b").unwrap())));
 }
 
+/// If the coordinator lost its state, the server joins again and serves with a new lease generation.
 #[tokio::test(start_paused = true)]
-async fn a_coordinator_that_forgot_everything_is_joined_again() {
+async fn server_rejoins_coordinator_that_lost_its_state() {
     let fleet = Fleet::new().await;
     let server = fleet.serve("a").await;
     fleet.set("a", "orders", "k", "v").await.unwrap();
@@ -153,7 +161,7 @@ async fn a_coordinator_that_forgot_everything_is_joined_again() {
     {
         let mut script = fleet.coordinator.script();
         script.incarnation = Incarnation::new(fleet.env.ulid());
-        script.heard.clear();
+        script.calls.clear();
         let once = std::sync::atomic::AtomicBool::new(true);
         script.refuse_heartbeat = Arc::new(move |_| {
             once.swap(false, std::sync::atomic::Ordering::Relaxed)
@@ -161,13 +169,14 @@ async fn a_coordinator_that_forgot_everything_is_joined_again() {
         });
     }
     tokio::time::sleep(TTL).await;
-    assert!(fleet.coordinator.heard("a: join"));
+    assert!(fleet.coordinator.received("a: join"));
     assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
     assert!(fleet.health("a").await.figures["lease_generation"] > 1);
 }
 
+/// A shutdown reports draining, releases all subjects and leaves; another server then serves them.
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_hands_everything_back_and_another_server_goes_on() {
+async fn shutdown_releases_subjects_and_another_server_continues() {
     let fleet = Fleet::new().await;
     let first = fleet.serve("a").await;
     let _second = fleet.serve("b").await;
@@ -176,26 +185,27 @@ async fn a_shutdown_hands_everything_back_and_another_server_goes_on() {
         fleet.set("a", &name, "k", "v").await.unwrap();
     }
     assert!(first.shutdown(Duration::from_secs(30)).await);
-    let at = |what: &str| fleet.coordinator.script().heard.iter().position(|heard| heard == what);
+    let at = |call: &str| fleet.coordinator.script().calls.iter().position(|received| received == call);
     let order = [at("a: draining"), at("a: release orders.7"), at("a: leave")];
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{order:?}");
-    // Whoever is asked now needs nobody's permission: the subjects are nobody's.
+    // The released subjects have no owner: the second server opens them.
     for number in 0..20 {
         let name = format!("orders.{number}");
         assert_eq!(fleet.get("b", &name, "k").await.unwrap().as_deref(), Some("v"));
     }
     let message = Outgoing::new(Route::new("persist.server.a.get.orders"), Bytes::new());
-    let unheard = fleet.bus().request(message, Duration::from_secs(1)).await;
-    assert!(matches!(unheard, Err(RequestError::NoResponders(_))), "{unheard:?}");
+    let unanswered = fleet.bus().request(message, Duration::from_secs(1)).await;
+    assert!(matches!(unanswered, Err(RequestError::NoResponders(_))), "{unanswered:?}");
 }
 
+/// During a shutdown a request is served until the server closes, and then gets `not_owner`.
 #[tokio::test(start_paused = true)]
-async fn who_asks_during_a_shutdown_learns_that_nothing_came_of_it() {
+async fn request_during_shutdown_is_served_or_gets_not_owner() {
     let fleet = Fleet::new().await;
     let server = fleet.serve("a").await;
     fleet.set("a", "orders", "k", "v").await.unwrap();
-    // A coordinator that says nothing makes the steps long enough to be seen from outside.
-    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    // A coordinator that does not reply makes the steps long enough to observe them from outside.
+    fleet.coordinator.script().silent_to.push("a".to_owned());
     let ask = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let draining = fleet.get("a", "orders", "k").await;
@@ -204,39 +214,34 @@ async fn who_asks_during_a_shutdown_learns_that_nothing_came_of_it() {
     };
     let (handed_back, (draining, closing)) = tokio::join!(server.shutdown(Duration::from_secs(30)), ask);
     assert!(handed_back);
-    assert_eq!(
-        draining.unwrap().as_deref(),
-        Some("v"),
-        "until nobody can be sent here any more, all are served"
-    );
+    assert_eq!(draining.unwrap().as_deref(), Some("v"), "the server serves until it closes");
     assert_eq!(closing.unwrap_err().code, ErrorCode::NotOwner);
 }
 
+/// Without a coordinator, a shutdown with 100 subjects waits for only one call deadline.
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_without_a_coordinator_takes_no_longer_the_more_subjects_there_are() {
+async fn shutdown_without_coordinator_takes_constant_time() {
     let fleet = Fleet::new().await;
     let server = fleet.serve("a").await;
     for number in 0..100 {
         let name = format!("orders.{number}");
         fleet.set("a", &name, "k", "v").await.unwrap();
     }
-    fleet.coordinator.script().deaf_to.push("a".to_owned());
+    fleet.coordinator.script().silent_to.push("a".to_owned());
     tokio::time::sleep(LAPSE).await;
     let before = fleet.env.boot();
     assert!(server.shutdown(Duration::from_secs(30)).await);
     let took = fleet.env.boot() - before;
-    assert!(
-        took < Duration::from_secs(3),
-        "only the farewell waits for its deadline, but this took {took:?}"
-    );
+    assert!(took < Duration::from_secs(3), "only the leave waits for its deadline, but this took {took:?}");
 }
 
+/// After a leave the process holds no lease and never joins again, even if its tasks continue to run.
 #[tokio::test(start_paused = true)]
-async fn who_left_trusts_no_lease_and_does_not_come_back_however_long_its_tasks_take() {
+async fn leave_drops_lease_and_server_never_rejoins() {
     let fleet = Fleet::new().await;
     let (tasks, view) = (Tasks::new(), LeaseView::new(fleet.env.clone()));
     let log = some_log("a", &fleet.env);
-    let member = Member {
+    let member = MemberInfo {
         log: log.clone(),
         predecessor: None,
         capacity: 100,
@@ -248,14 +253,14 @@ async fn who_left_trusts_no_lease_and_does_not_come_back_however_long_its_tasks_
     membership.first_lease().await.unwrap();
     membership.drain().await;
     assert!(view.generation().is_some());
-    // From the leave on a heartbeat is one of a stranger, as the coordinator sees it.
+    // After the leave, the coordinator does not know the sender of a heartbeat.
     fleet.coordinator.script().refuse_heartbeat =
         Arc::new(|heartbeat| Some(ErrorReply::unknown_server(&heartbeat.log)));
     membership.leave(Duration::from_secs(1)).await.unwrap();
-    assert_eq!(view.generation(), None, "others may have everything already");
+    assert_eq!(view.generation(), None, "other servers may already own its subjects");
     tokio::time::sleep(TTL * 10).await;
     assert_eq!(view.generation(), None);
     let script = fleet.coordinator.script();
-    assert_eq!(script.heard.last().map(String::as_str), Some("a: leave"), "{:?}", script.heard);
-    assert_eq!(script.heard.iter().filter(|heard| *heard == "a: join").count(), 1);
+    assert_eq!(script.calls.last().map(String::as_str), Some("a: leave"), "{:?}", script.calls);
+    assert_eq!(script.calls.iter().filter(|received| *received == "a: join").count(), 1);
 }

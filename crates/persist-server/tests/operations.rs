@@ -1,4 +1,4 @@
-//! Requests over the wire: every operation, and everything that is none.
+//! Requests over the wire: every operation, and invalid requests.
 
 mod support;
 
@@ -13,8 +13,9 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, Level, Op, ProtocolVersion, Seq, encode};
 use support::Fleet;
 
+/// The server answers each operation of the protocol over the bus.
 #[tokio::test(start_paused = true)]
-async fn every_operation_answers() {
+async fn server_answers_each_operation() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     for (key, value) in [("one", "1"), ("two", "2"), ("three", "3"), ("", "the empty key")] {
@@ -64,8 +65,9 @@ async fn every_operation_answers() {
     assert_eq!(fleet.get("a", "numbers", "one").await.unwrap(), None);
 }
 
+/// The server rejects malformed requests and newer versions with the right error code and continues to serve.
 #[tokio::test(start_paused = true)]
-async fn what_is_no_request_is_refused_with_its_code() {
+async fn server_rejects_malformed_requests_with_code() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     let get = encode(&GetRequest::key("k")).unwrap();
@@ -93,8 +95,9 @@ async fn what_is_no_request_is_refused_with_its_code() {
     assert_eq!(fleet.get("a", "orders", "k").await.unwrap(), None);
 }
 
+/// The server enforces configured limits and a TTL, names the violated limit, and reports them in info.
 #[tokio::test(start_paused = true)]
-async fn limits_are_configured_met_and_told() {
+async fn subject_limits_are_configured_enforced_and_reported() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     let config = SubjectConfig { max_msgs: Some(1), max_msg_size: Some(5), ..SubjectConfig::default() };
@@ -114,7 +117,11 @@ async fn limits_are_configured_met_and_told() {
         panic!("{reply:?}")
     };
     assert_eq!((error.code.clone(), error.limit.as_deref()), (ErrorCode::TooLarge, Some("max_msg_size")));
-    assert_eq!(fleet.get("a", "orders", "a").await.unwrap(), None, "it was the oldest of two");
+    assert_eq!(
+        fleet.get("a", "orders", "a").await.unwrap(),
+        None,
+        "the limit removed the older of two messages"
+    );
     let info: InfoReply = fleet.ask("a", Op::Info, "orders", &InfoRequest::default()).await.unwrap();
     assert_eq!((info.count, info.bytes, info.config), (1, 4, config));
     assert_eq!((info.details.expiring, info.details.next_expiry.is_some()), (1, true));
@@ -122,8 +129,9 @@ async fn limits_are_configured_met_and_told() {
     assert_eq!(fleet.get("a", "orders", "c").await.unwrap(), None);
 }
 
+/// The NATS service stats count requests and errors by operation, and the health reports the totals.
 #[tokio::test(start_paused = true)]
-async fn requests_are_counted_by_operation() {
+async fn request_stats_are_counted_by_operation() {
     let fleet = Fleet::new().await;
     let _server = fleet.serve("a").await;
     fleet.set("a", "orders", "k", "v").await.unwrap();

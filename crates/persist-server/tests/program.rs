@@ -1,4 +1,4 @@
-//! The program as operators meet it: what it says and how it exits when it cannot start. None of this needs NATS.
+//! The program from an operator's view: error output and exit codes if it cannot start. No test needs NATS.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -8,22 +8,22 @@ use tempfile::TempDir;
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-persist-server"));
-    // Whatever the environment of the tests says is not meant for this server.
+    // Variables of the test environment must not configure this server.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("DORMOUSE_") {
             command.env_remove(name);
         }
     }
-    // Nothing listens on the discard port: what gets this far waits for NATS, and no test here does.
+    // No server listens on the discard port. A program that starts up to here waits for NATS; no test here gets so far.
     command.args(["--nats", "nats://127.0.0.1:9"]).args(arguments).output().unwrap()
 }
 
 fn ends(arguments: &[&str], code: i32, words: &[&str]) {
     let output = run(arguments);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
     for word in words {
-        assert!(said.contains(word), "{word:?} is missing in: {said}");
+        assert!(stderr.contains(word), "{word:?} is missing in: {stderr}");
     }
 }
 
@@ -39,8 +39,9 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// The program exits with code 2 and names each missing or invalid setting.
 #[test]
-fn wrong_settings_exit_2_and_name_every_fault() {
+fn server_exits_2_and_names_each_invalid_setting() {
     ends(
         &["--level", "often"],
         2,
@@ -51,28 +52,31 @@ fn wrong_settings_exit_2_and_name_every_fault() {
     ends(&[usual.as_slice(), &["--log", "a=b=c"]].concat(), 2, &["--log"]);
 }
 
+/// The program exits with code 3 if the bucket cannot be used.
 #[test]
-fn a_bucket_that_cannot_be_used_exits_3() {
+fn server_exits_3_on_unusable_bucket() {
     let (folder, _, data) = folders();
     let file = folder.path().join("file");
     std::fs::write(&file, "not a directory").unwrap();
     let url = format!("file://{}", file.display());
-    ends(&["--name", "a", "--bucket", &url, "--data-dir", &data], 3, &["the bucket cannot be used"]);
-    ends(&["--name", "a", "--bucket", "ftp://x/y", "--data-dir", &data], 3, &["the bucket cannot be used"]);
+    ends(&["--name", "a", "--bucket", &url, "--data-dir", &data], 3, &["bucket unusable"]);
+    ends(&["--name", "a", "--bucket", "ftp://x/y", "--data-dir", &data], 3, &["bucket unusable"]);
 }
 
+/// The error output hides the secrets of the bucket URL.
 #[test]
-fn a_secret_in_the_bucket_url_is_not_printed() {
+fn server_output_hides_bucket_url_secrets() {
     let (_folder, _, data) = folders();
     let url = "s3://key:hunter2@bucket/?token=hunter2";
     let output = run(&["--name", "a", "--bucket", url, "--data-dir", &data]);
     assert_eq!(output.status.code(), Some(3));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("***") && !said.contains("hunter2"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("***") && !stderr.contains("hunter2"), "{stderr}");
 }
 
+/// The program exits with code 4 if the data directory is no directory or is in use.
 #[test]
-fn a_data_directory_that_cannot_be_used_exits_4() {
+fn server_exits_4_on_unusable_data_dir() {
     let (folder, bucket, data) = folders();
     let file = folder.path().join("file");
     std::fs::write(&file, "not a directory").unwrap();
@@ -82,9 +86,10 @@ fn a_data_directory_that_cannot_be_used_exits_4() {
     ends(&["--name", "a", "--bucket", &bucket, "--data-dir", &data], 4, &["in use by another process"]);
 }
 
+/// The program exits with code 1 if the NATS credentials cannot be used; it does not wait for NATS.
 #[test]
-fn nats_that_refuses_us_is_not_waited_for() {
+fn server_exits_1_on_unusable_nats_credentials() {
     let (_folder, bucket, data) = folders();
     let usual = ["--name", "a", "--bucket", &bucket, "--data-dir", &data];
-    ends(&[usual.as_slice(), &["--nats-creds", "/no/such.creds"]].concat(), 1, &["cannot connect to NATS"]);
+    ends(&[usual.as_slice(), &["--nats-creds", "/no/such.creds"]].concat(), 1, &["NATS connection failed"]);
 }

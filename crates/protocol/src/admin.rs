@@ -1,4 +1,4 @@
-//! What operators say to the coordinator about where subjects are served, and what coordinators say to each other.
+//! Operators' requests to the coordinator about the assignment of subjects, and messages between coordinators.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,12 +8,12 @@ use crate::ids::{Incarnation, LogId, ServerName};
 use crate::limits::MAX_PAGE_ITEMS;
 use crate::subject::Subject;
 
-/// Empty a server, or let it take subjects again. Sent by operators on `<prefix>.admin.drain.<server>` and
+/// Drains a server, or ends its drain. Operators send it on `<prefix>.admin.drain.<server>` and
 /// `<prefix>.admin.undrain.<server>`.
 ///
-/// A server that is being drained is given nothing new, hands over what it has subject by subject, and goes on
-/// with a fresh log once it has nothing left. The order is about the server's name: it outlives the process, and the
-/// coordinator's, until it is taken back.
+/// A draining server gets no new subjects and hands over its subjects one by one. When it has none left, it continues with a
+/// new log. The order applies to the server's name: it stays valid across restarts of the server and of the coordinator,
+/// until an undrain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DrainRequest {
     /// The protocol version.
@@ -21,29 +21,29 @@ pub struct DrainRequest {
     pub v: ProtocolVersion,
 }
 
-/// The order is remembered. Answers a drain and an undrain; sending it again tells how far it has come.
+/// The order is stored. The reply to a drain and an undrain; a repeated request returns the progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrainReply {
     /// The server, as the coordinator sees it now.
     pub server: ServerEntry,
 }
 
-/// Which subjects are assigned to whom? Sent by operators on `<prefix>.admin.subjects`.
+/// Asks for the assignments of subjects. Operators send it on `<prefix>.admin.subjects`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubjectsRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Only subjects that match this pattern: `*` stands for any one token and a final `>` for one or more.
+    /// Only subjects that match this pattern: `*` matches any one token and a final `>` one or more.
     #[serde(default = "every_subject")]
     pub pattern: String,
     /// Only subjects assigned to this server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerName>,
-    /// Only subjects after this one, in the order of their bytes: the cursor of the page before.
+    /// Only subjects after this one, in byte order: the cursor of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Subject>,
-    /// At most this many; the coordinator may answer fewer.
+    /// The maximum number of subjects; the coordinator may return fewer.
     #[serde(default = "full_page")]
     pub limit: u64,
 }
@@ -71,10 +71,10 @@ const fn full_page() -> u64 {
 /// A page of assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubjectsReply {
-    /// The assignments, ascending by the bytes of the subject.
+    /// The assignments, in ascending byte order of the subject.
     pub subjects: Vec<Assigned>,
-    /// Where the next page begins: what is after this subject was not looked at. Absent on the last page. A page may be
-    /// empty and not the last.
+    /// The start of the next page: subjects after this one were not scanned. Absent on the last page. A page may be empty
+    /// and not the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<Subject>,
 }
@@ -88,38 +88,38 @@ pub struct Assigned {
     pub server: ServerName,
 }
 
-/// Have the subject of the route served by another server. Sent by operators on `<prefix>.admin.move.<subject>`.
+/// Moves the subject of the route to another server. Operators send it on `<prefix>.admin.move.<subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// The server that shall have it.
+    /// The target server.
     pub to: ServerName,
 }
 
-/// How far the move has come. Sending the request again asks for this; it orders nothing twice.
+/// The progress of the move. A repeated request returns the progress and does not order the move twice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveReply {
-    /// Who has it. The same as `to` once the move is over; absent while nobody is recorded.
+    /// The assigned server. Equal to `to` after the move; absent if the subject is not assigned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ServerName>,
-    /// Who shall have it.
+    /// The target server.
     pub to: ServerName,
     /// The subject is assigned to `to`.
     pub done: bool,
 }
 
-/// Even out what servers have to do. Sent by operators on `<prefix>.admin.rebalance`.
+/// Balances the load of the servers. Operators send it on `<prefix>.admin.rebalance`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebalanceRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Only say what would be moved.
+    /// Only returns the plan, without moves.
     #[serde(default)]
     pub dry_run: bool,
-    /// At most so many moves.
+    /// The maximum number of moves.
     #[serde(default = "usual_moves")]
     pub most_moves: u64,
 }
@@ -134,12 +134,12 @@ const fn usual_moves() -> u64 {
     100
 }
 
-/// The plan, which is being carried out unless it was asked for as a dry run.
+/// The plan. The coordinator executes it, except in a dry run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebalanceReply {
-    /// What is moved, in this order.
+    /// The moves, in this order.
     pub moves: Vec<PlannedMove>,
-    /// What each server has to do now and after the plan.
+    /// The load of each server before and after the plan.
     pub servers: Vec<ServerBalance>,
 }
 
@@ -148,19 +148,19 @@ pub struct RebalanceReply {
 pub struct PlannedMove {
     /// The subject.
     pub subject: Subject,
-    /// Who has it.
+    /// The current server.
     pub from: ServerName,
-    /// Who shall have it.
+    /// The target server.
     pub to: ServerName,
-    /// Its requests per second, where it is known to be busy.
+    /// Its requests per second, if it is known to be busy.
     #[serde(default)]
     pub requests_per_second: u64,
-    /// Bytes of its file, where that is known.
+    /// The size of its file in bytes, if known.
     #[serde(default)]
     pub bytes: u64,
 }
 
-/// What one server has to do, before and after a plan.
+/// The load of one server, before and after a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerBalance {
     /// The server.
@@ -173,11 +173,11 @@ pub struct ServerBalance {
     pub assigned_subjects_after: u64,
     /// Requests per second now.
     pub requests_per_second: u64,
-    /// Requests per second after the plan, as far as is known of the subjects that move.
+    /// Requests per second after the plan, as far as the rates of the moved subjects are known.
     pub requests_per_second_after: u64,
 }
 
-/// Which moves are under way? Sent by operators on `<prefix>.admin.moves`.
+/// Asks for the progress of the moves. Operators send it on `<prefix>.admin.moves`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MovesRequest {
     /// The protocol version.
@@ -185,50 +185,50 @@ pub struct MovesRequest {
     pub v: ProtocolVersion,
 }
 
-/// The moves that were ordered and are not over.
+/// The numbers of pending, finished and failed moves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MovesReply {
-    /// How many wait or are under way.
+    /// The number of moves that are queued or under way.
     pub pending: u64,
-    /// How many are over since the coordinator started.
+    /// The number of moves finished since the coordinator started.
     pub done: u64,
-    /// How many were given up since the coordinator started: the servers did not carry them out in time.
+    /// The number of moves failed since the coordinator started: the servers did not execute them in time.
     pub given_up: u64,
 }
 
-/// A subject that a server is to hand back, so that another may have it. Published by the coordinator on
-/// `<prefix>.coord.order.<server>`, again and again until the subject was released or the move is given up.
+/// A handover order: the server must release a subject, so that another server can claim it. The coordinator publishes it on
+/// `<prefix>.coord.order.<server>`, and repeats it until the subject is released or the move fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandOverOrder {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// The process that is meant; others ignore it.
+    /// The log of the addressed process; other processes ignore the order.
     pub log: LogId,
-    /// What it shall release. Where it does not hold the subject, it says that it has released it all the same.
+    /// The subject to release. If the process does not own it, it still sends a release.
     pub subject: Subject,
 }
 
-/// Does anybody coordinate this fleet? Sent by a coordinator on `<prefix>.coord.presence` before it begins; who
-/// coordinates answers, unless the question is its own.
+/// A presence check. A coordinator sends it on `<prefix>.coord.presence` before it begins a run; the active coordinator
+/// replies, except to its own check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PresenceRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// The run that asks.
+    /// The run that checks.
     pub incarnation: Incarnation,
 }
 
-/// The run that coordinates.
+/// The reply of the active coordinator to a presence check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PresenceReply {
-    /// It.
+    /// The active run.
     pub incarnation: Incarnation,
 }
 
-/// This run coordinates the fleet. Published by it on `<prefix>.coord.active` at intervals: of two that hear each other the one
-/// whose incarnation is the later stands down.
+/// The announcement of the active coordinator, published on `<prefix>.coord.active` at intervals. If two active coordinators
+/// detect each other, the one with the later incarnation stands down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveAnnouncement {
     /// The protocol version.

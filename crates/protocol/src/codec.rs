@@ -1,8 +1,8 @@
-//! MessagePack in and out.
+//! MessagePack encoding and decoding.
 //!
-//! Everything on the wire is one MessagePack map with named fields. Unknown fields are ignored and missing ones
-//! take their default, so that old and new parties understand each other. Anything that is not exactly one value
-//! of the expected type is refused.
+//! Each message on the wire is one MessagePack map with named fields. Unknown fields are ignored and missing fields have
+//! their defaults, so that old and new versions are compatible. Input that is not exactly one value of the expected type is
+//! rejected.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,16 +14,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::ErrorReply;
 use crate::limits::{MAX_ITEMS_PER_REQUEST, MAX_NESTING};
 
-/// The version of the protocol that a request is written in.
+/// The protocol version of a request.
 ///
-/// Every request carries it in the field `v`; a request without one is of version 1. Within a version fields are
-/// only ever added. A request of a newer version is refused with `unsupported_version`, never guessed at.
+/// Each request has it in the field `v`; a request without the field has version 1. Within a version, fields are only added.
+/// A request with a newer version is rejected with `unsupported_version`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProtocolVersion(u32);
 
 impl ProtocolVersion {
-    /// The version this crate speaks.
+    /// The version of this crate.
     pub const CURRENT: Self = Self(1);
 
     /// Wraps a version number.
@@ -39,22 +39,22 @@ impl ProtocolVersion {
     }
 }
 
-/// A request that states no version is of the first one.
+/// A request without a version has version 1.
 impl Default for ProtocolVersion {
     fn default() -> Self {
         Self(1)
     }
 }
 
-/// A value could not be written as MessagePack.
+/// A value cannot be encoded as MessagePack.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot encode as MessagePack")]
 pub struct EncodeError(#[from] rmp_serde::encode::Error);
 
-/// Bytes that are not exactly one MessagePack value of the expected type.
+/// The bytes are not exactly one MessagePack value of the expected type.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Not MessagePack, cut short, or of another shape.
+    /// Not MessagePack, truncated, or of another structure.
     #[error("not a valid message: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
     /// A valid value, followed by more bytes.
@@ -62,20 +62,20 @@ pub enum DecodeError {
     TrailingBytes(usize),
 }
 
-/// Writes `value` as one MessagePack map with named fields.
+/// Encodes `value` as one MessagePack map with named fields.
 ///
 /// # Errors
-/// [`EncodeError`] when the value cannot be represented. No type of this crate is such a value; a caller's own
-/// type may be.
+/// [`EncodeError`] if the value cannot be represented. This never happens for the types of this crate, but may happen for a
+/// caller's own type.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, EncodeError> {
     Ok(Bytes::from(rmp_serde::to_vec_named(value)?))
 }
 
-/// Reads exactly one value of type `T`.
+/// Decodes exactly one value of type `T`.
 ///
 /// # Errors
-/// [`DecodeError`] when the bytes are anything else. Memory stays in proportion to the input, whatever lengths it
-/// declares.
+/// [`DecodeError`] if the bytes are anything else. Memory use is in proportion to the input, regardless of the declared
+/// lengths.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     let mut rest = bytes;
     let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
@@ -84,13 +84,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if rest.is_empty() { Ok(value) } else { Err(DecodeError::TrailingBytes(rest.len())) }
 }
 
-/// A message that says which version of the protocol it is written in.
+/// A message with a protocol version.
 pub trait Versioned {
     /// The version in its field `v`.
     fn version(&self) -> ProtocolVersion;
 }
 
-/// Says of request types that their field `v` is their version.
+/// Implements [`Versioned`] for request types with a field `v`.
 macro_rules! versioned {
     ($($request:ty),* $(,)?) => {
         $(impl $crate::codec::Versioned for $request {
@@ -102,11 +102,11 @@ macro_rules! versioned {
 }
 pub(crate) use versioned;
 
-/// Reads a request and checks its protocol version, with the error a server answers.
+/// Decodes a request and checks its protocol version. The error is the reply to the sender.
 ///
 /// # Errors
-/// `unsupported_version` when the request is of a newer version, even if the rest of it makes no sense to us;
-/// `bad_request` when it is no valid request of ours.
+/// `unsupported_version` if the request has a newer version, even if its other fields cannot be decoded; `bad_request` if
+/// it is not a valid request.
 pub fn decode_request<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T, ErrorReply> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -117,7 +117,7 @@ pub fn decode_request<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T
     match decode::<T>(bytes) {
         Ok(request) if newer(request.version()) => Err(ErrorReply::unsupported_version(request.version())),
         Ok(request) => Ok(request),
-        // Only a request that makes no sense is looked at twice: it may come from the future.
+        // Only a request that does not decode is decoded a second time: it may have a newer version.
         Err(error) => Err(match decode::<Envelope>(bytes) {
             Ok(envelope) if newer(envelope.v) => ErrorReply::unsupported_version(envelope.v),
             _ => ErrorReply::bad_request(error.to_string()),
@@ -125,8 +125,8 @@ pub fn decode_request<T: DeserializeOwned + Versioned>(bytes: &[u8]) -> Result<T
     }
 }
 
-/// A list of at most [`MAX_ITEMS_PER_REQUEST`] items, `nil` being the empty one. The bound holds while reading: an
-/// item may cost one byte on the wire and hundreds in memory.
+/// A list of at most [`MAX_ITEMS_PER_REQUEST`] items; `nil` is the empty list. The limit applies during decoding, because an
+/// item may take one byte on the wire and hundreds in memory.
 struct Items<T>(Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Items<T> {
@@ -160,21 +160,21 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ItemsVisitor<T> {
     }
 }
 
-/// For a field that is a list of what a caller asks for: see [`Items`].
+/// Deserializes a field that is a list of items: see [`Items`].
 pub(crate) fn items<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     Ok(Items::deserialize(deserializer)?.0)
 }
 
-/// The same for a list that may be absent.
+/// As [`items`], for a list that may be absent.
 pub(crate) fn optional_items<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
     Ok(Option::<Items<T>>::deserialize(deserializer)?.map(|items| items.0))
 }
 
-/// For a field whose `nil` means the same as its absence.
+/// Deserializes a field whose `nil` means the same as its absence.
 pub(crate) fn nil_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -190,8 +190,9 @@ mod tests {
     use crate::error::ErrorCode;
     use crate::ids::Seq;
 
+    /// The codec rejects truncated messages and trailing bytes.
     #[test]
-    fn whatever_is_not_exactly_one_message_is_refused() {
+    fn codec_rejects_truncated_and_trailing_bytes() {
         let good = encode(&GetRequest::key("k")).unwrap();
         assert!(decode::<GetRequest>(&good).is_ok());
         for cut in 0..good.len() {
@@ -202,8 +203,9 @@ mod tests {
         assert!(matches!(decode::<GetRequest>(&long), Err(DecodeError::TrailingBytes(1))));
     }
 
+    /// The codec rejects huge declared lengths and deep nesting as `bad_request`.
     #[test]
-    fn declared_lengths_and_nesting_cost_nothing() {
+    fn codec_rejects_huge_lengths_and_deep_nesting() {
         // A map of 2³²−1 entries, a string of 4 GiB, and 100,000 nested arrays.
         for hostile in
             [vec![0xdf, 0xff, 0xff, 0xff, 0xff], vec![0xdb, 0xff, 0xff, 0xff, 0xff], vec![0x91; 100_000]]
@@ -212,8 +214,9 @@ mod tests {
         }
     }
 
+    /// The codec reports `unsupported_version` for a newer version even if the other fields have another format.
     #[test]
-    fn a_newer_version_is_named_even_when_the_rest_is_strange() {
+    fn codec_reports_newer_version_despite_unknown_format() {
         #[derive(Serialize)]
         struct Future {
             v: u32,
@@ -225,8 +228,9 @@ mod tests {
         assert_eq!(error.supported_version, Some(ProtocolVersion::CURRENT));
     }
 
+    /// The codec rejects a list with more items than the limit.
     #[test]
-    fn a_list_is_bounded_while_it_is_read() {
+    fn codec_bounds_list_length_while_decoding() {
         // An array of `count` empty maps: a byte each.
         let request = |count: usize| {
             let mut bytes = vec![0x81, 0xa4, b's', b'e', b't', b's', 0xdd];
@@ -245,8 +249,9 @@ mod tests {
         assert_eq!(get(MAX_ITEMS_PER_REQUEST + 1).unwrap_err().code, ErrorCode::BadRequest);
     }
 
+    /// The codec treats nil as an absent field.
     #[test]
-    fn nil_means_the_same_as_absent() {
+    fn codec_treats_nil_as_absent() {
         let nil = serde_json::Value::Null;
         let set = serde_json::json!({"sets": [{"key": nil, "value": nil, "headers": nil, "expect": nil}]});
         let request: SetRequest = decode(&encode(&set).unwrap()).unwrap();
@@ -263,8 +268,9 @@ mod tests {
     }
 
     proptest! {
+        /// The request decoder never panics on arbitrary bytes.
         #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn codec_never_panics_on_garbage(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode_request::<SetRequest>(&bytes);
         }
     }

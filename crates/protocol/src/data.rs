@@ -1,7 +1,7 @@
 //! Requests and replies of the data operations, sent on `<prefix>.server.<name>.<op>.<subject>`.
 //!
-//! The subject is in the route, so no request repeats it. `PROTOCOL.md` has every field; what is said here is what
-//! a reader of the code needs.
+//! The subject is in the route, so no request repeats it. `PROTOCOL.md` specifies every field; the comments here are for
+//! readers of the code.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::ids::{Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerN
 use crate::message::{Change, Headers, Message, SubjectConfig};
 use crate::transfer::UploadedValue;
 
-/// Optimistic concurrency: what the caller believes is there. The inner `None` means "nothing is".
+/// Optimistic concurrency: the state that the caller expects. The inner `None` means "no message".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Expect {
@@ -28,16 +28,16 @@ pub struct SetRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Names the request, so that it is applied at most once.
+    /// The request id, so that the request is applied at most once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
-    /// All or none, with one rev and one event.
+    /// Applies all sets or none, with one rev and one event.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub atomic: bool,
     /// A level above the subject's own for this request; a lower one is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
-    /// What to write, in order. At least one.
+    /// The messages to write, in order. At least one.
     #[serde(deserialize_with = "codec::items")]
     pub sets: Vec<SetItem>,
 }
@@ -45,7 +45,7 @@ pub struct SetRequest {
 /// One message to write.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SetItem {
-    /// The seq it shall have; absent: the next one.
+    /// The seq to use; absent: the next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<Seq>,
     /// Its key.
@@ -54,44 +54,44 @@ pub struct SetItem {
     /// Its value; absent is the null value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Bytes>,
-    /// Its value where that was uploaded before; only in an `upload_commit`, and in place of `value`.
+    /// The uploaded value, in place of `value`; only in an `upload_commit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uploaded: Option<UploadedValue>,
     /// Its headers.
     #[serde(default, skip_serializing_if = "Headers::is_empty")]
     pub headers: Headers,
-    /// The caller's own timestamp: data, nothing is decided by it.
+    /// The caller's own timestamp. It is data; no decision depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<Timestamp>,
     /// Time to live in milliseconds of accept time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
-    /// The application's message id, remembered within a window across sessions.
+    /// The application's message id, deduplicated within a window across sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<String>,
-    /// What must be there for the set to be carried out.
+    /// The precondition of the set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expect>,
 }
 
-/// What became of each set, in the order of the request.
+/// The outcome of each set, in the order of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetReply {
     /// One outcome per set; for an atomic batch all are `ok`, or the whole request is an error.
     pub results: Vec<SetOutcome>,
 }
 
-/// What became of one set. On the wire a map with one entry, `ok` or `error`.
+/// The outcome of one set. On the wire a map with one entry, `ok` or `error`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SetOutcome {
-    /// It was carried out, now or when the same request came before.
+    /// The set was executed, now or by an earlier delivery of the same request.
     Ok(SetResult),
-    /// It was refused and changed nothing.
+    /// The set was rejected and changed nothing.
     Error(ErrorReply),
 }
 
-/// A set that was carried out.
+/// The result of an executed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetResult {
     /// The message's seq.
@@ -102,13 +102,13 @@ pub struct SetResult {
     pub rev: Rev,
     /// Its timestamp.
     pub timestamp: Timestamp,
-    /// It had been carried out before; this is the first result.
+    /// The request was executed before; this is the first result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
 }
 
 impl SetResult {
-    /// The written message's name for ever.
+    /// The permanent id of the written message.
     #[must_use]
     pub const fn id(&self) -> MessageId {
         MessageId { term: self.term, seq: self.seq }
@@ -149,15 +149,15 @@ impl GetRequest {
     }
 }
 
-/// The messages asked for, as far as they exist.
+/// The requested messages that exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetReply {
-    /// The state the answer was read from.
+    /// The position that the reply was read at.
     pub position: Position,
-    /// The messages that exist, in the order asked for.
+    /// The messages that exist, in the order of the request.
     pub messages: Vec<Message>,
-    /// How many of the keys or seqs asked for, counted from the first, this answer speaks of. Fewer than all when the
-    /// answer would not have fitted a payload: ask again for the rest.
+    /// How many of the requested keys or seqs, counted from the first, this reply covers. Fewer than all if the full reply
+    /// would not fit a payload: request the rest again.
     pub answered: u64,
 }
 
@@ -167,19 +167,19 @@ pub struct GetAllRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// The first seq wanted; absent: the first there is.
+    /// The first seq to read; absent: the first existing one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_seq: Option<Seq>,
-    /// The last seq wanted, inclusive; absent: the last there is.
+    /// The last seq to read, inclusive; absent: the last existing one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_seq: Option<Seq>,
     /// Only messages whose key starts with this. The empty prefix means every message that has a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_prefix: Option<String>,
-    /// From the last to the first.
+    /// Reads from the last to the first.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reverse: bool,
-    /// Most messages on the page; absent: as many as fit.
+    /// The maximum number of messages on the page; absent: as many as fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
@@ -187,11 +187,11 @@ pub struct GetAllRequest {
 /// A page of messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetAllReply {
-    /// The state the page was read from.
+    /// The position that the page was read at.
     pub position: Position,
-    /// The messages, in the order asked for.
+    /// The messages, in the requested order.
     pub messages: Vec<Message>,
-    /// Where the next page starts (its `start_seq`, or its `end_seq` when reading in reverse); absent on the last.
+    /// The start of the next page (its `start_seq`, or its `end_seq` when reading in reverse); absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<Seq>,
 }
@@ -202,13 +202,13 @@ pub struct KeysRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Only keys that start with this.
+    /// Only keys with this prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// Only keys after this one: the `cursor` of the page before.
+    /// Only keys after this one: the `cursor` of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Most keys on the page; absent: as many as fit.
+    /// The maximum number of keys on the page; absent: as many as fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
@@ -216,11 +216,11 @@ pub struct KeysRequest {
 /// A page of keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeysReply {
-    /// The state the page was read from.
+    /// The position that the page was read at.
     pub position: Position,
     /// The keys, ascending.
     pub keys: Vec<String>,
-    /// The last key of this page when there are more; absent on the last page.
+    /// The last key of this page if there are more; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -231,7 +231,7 @@ pub struct DeleteRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Names the request, so that it is applied at most once.
+    /// The request id, so that the request is applied at most once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
     /// A level above the subject's own for this request.
@@ -243,19 +243,19 @@ pub struct DeleteRequest {
     /// Remove the messages under these keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "codec::items")]
     pub keys: Vec<String>,
-    /// What must be there. `Key` needs exactly one key and no seq in the request.
+    /// The precondition. `Key` needs exactly one key and no seq in the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expect>,
 }
 
-/// What a delete really removed.
+/// The messages that a delete removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeleteReply {
-    /// The subject's position after the delete. When nothing was there to remove, the rev has not moved.
+    /// The subject's position after the delete. If there was nothing to remove, the rev is unchanged.
     pub position: Position,
     /// The seqs that were removed, ascending.
     pub seqs: Vec<Seq>,
-    /// It had been carried out before; this is the first result.
+    /// The request was executed before; this is the first result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
 }
@@ -266,7 +266,7 @@ pub struct DeleteAllRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Names the request, so that it is applied at most once.
+    /// The request id, so that the request is applied at most once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
     /// A level above the subject's own for this request.
@@ -280,50 +280,50 @@ pub struct DeleteAllRequest {
     pub keep_last: Option<u64>,
 }
 
-/// How much a delete_all removed.
+/// The number of messages that a delete_all removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeleteAllReply {
-    /// The subject's position after the delete. When nothing was there to remove, the rev has not moved.
+    /// The subject's position after the delete. If there was nothing to remove, the rev is unchanged.
     pub position: Position,
     /// How many messages were removed.
     pub count: u64,
-    /// It had been carried out before; this is the first result.
+    /// The request was executed before; this is the first result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
 }
 
-/// Asks for what has changed since a position.
+/// Reads the changes since a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ChangesRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// The position the caller has.
+    /// The position of the caller.
     pub after: Position,
-    /// Most changes on the page; absent: as many as fit.
+    /// The maximum number of changes on the page; absent: as many as fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
 
-/// The compacted changes since a position: for each message that was touched, its state now.
+/// The compacted changes since a position: the current state of each changed message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangesReply {
     /// The position after these changes.
     pub position: Position,
-    /// The last rev that the term of `position` inherited.
+    /// The last rev before the term of `position`.
     pub term_base: Rev,
-    /// The caller's position is not on this subject's path any more, or too old: read everything.
+    /// The caller's position is no longer in the history of this subject, or is too old: the caller must reread everything.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resync: bool,
     /// The changes, in order of rev.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
-    /// There are more after `position`.
+    /// There are more changes after `position`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
 }
 
-/// Asks for everything there is to know about a subject, but its messages.
+/// Reads the properties of a subject, without its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct InfoRequest {
     /// The protocol version.
@@ -331,24 +331,24 @@ pub struct InfoRequest {
     pub v: ProtocolVersion,
 }
 
-/// What there is to know about a subject.
+/// The properties of a subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InfoReply {
-    /// Where the subject is.
+    /// The position of the subject.
     pub position: Position,
-    /// The last rev that this term inherited.
+    /// The last rev before this term.
     pub term_base: Rev,
-    /// The lowest seq that holds a message; absent when there is none.
+    /// The lowest seq that holds a message; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_seq: Option<Seq>,
-    /// The highest seq that holds a message; absent when there is none.
+    /// The highest seq that holds a message; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<Seq>,
-    /// The seq the next message gets.
+    /// The seq of the next message.
     pub next_seq: Seq,
-    /// How many messages it holds.
+    /// The number of messages.
     pub count: u64,
-    /// Bytes of all values together.
+    /// The total size of all values, in bytes.
     pub bytes: u64,
     /// Its configuration.
     pub config: SubjectConfig,
@@ -358,18 +358,18 @@ pub struct InfoReply {
     pub server: ServerName,
     /// The log of the serving process.
     pub log: LogId,
-    /// The last rev that is in the bucket.
+    /// The durable watermark: the highest rev in the bucket.
     pub bucket_rev: Rev,
-    /// More, of interest to whoever looks after the subject.
+    /// Further properties, for operators.
     #[serde(default)]
     pub details: InfoDetails,
 }
 
-/// What there is to know about a subject beside what every client needs. Absent where the server is older.
+/// Properties of a subject for operators. Older servers do not send them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InfoDetails {
-    /// The subject's own time: the accept time of its last request. It never goes back, and expiry goes by it.
+    /// The accept time of the subject's last request. It never goes back, and expiry depends on it.
     pub accept_time: Timestamp,
     /// The timestamp of the message with the lowest seq.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -377,24 +377,25 @@ pub struct InfoDetails {
     /// The timestamp of the message with the highest seq.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newest_timestamp: Option<Timestamp>,
-    /// How many messages have a time to live.
+    /// The number of messages with a time to live.
     pub expiring: u64,
-    /// When a message expires next, by its time to live or by the subject's `max_age_ms`; absent when none does.
+    /// The time of the next expiry, by a message's time to live or by the subject's `max_age_ms`; absent if no message
+    /// expires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_expiry: Option<Timestamp>,
-    /// How many values lie in objects of their own.
+    /// The number of values stored as blobs.
     pub large_values: u64,
-    /// Bytes of those values together.
+    /// The total size of the blobs, in bytes.
     pub large_value_bytes: u64,
-    /// How many clients' sessions are remembered, so that nothing is carried out twice.
+    /// The number of client sessions in the dedup window.
     pub sessions: u64,
-    /// The rev to which the subject's own objects in the bucket lead; what is above lies in the server's log.
+    /// The rev of the subject's base in the bucket; higher revs are in the server's log.
     pub base_rev: Rev,
-    /// Bytes that the log holds above that.
+    /// The size of the tail: the shipped entries above the base, in bytes.
     pub tail_bytes: u64,
-    /// Bytes of the subject's file on the server's disk.
+    /// The size of the subject's file on the server's disk, in bytes.
     pub local_bytes: u64,
-    /// Since when the server has it open, by the server's clock.
+    /// When the server opened the subject, by the server's clock.
     pub open_since: Timestamp,
 }
 
@@ -404,24 +405,24 @@ pub struct ConfigureRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Names the request, so that it is applied at most once.
+    /// The request id, so that the request is applied at most once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
     /// The whole new configuration.
     pub config: SubjectConfig,
 }
 
-/// The configuration is in force.
+/// The configuration is active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigureReply {
     /// The subject's position after the change.
     pub position: Position,
-    /// It had been carried out before; this is the first result.
+    /// The request was executed before; this is the first result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
 }
 
-/// Puts everything so far in the bucket.
+/// Waits until all writes so far are in the bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FlushRequest {
     /// The protocol version.
@@ -429,30 +430,30 @@ pub struct FlushRequest {
     pub v: ProtocolVersion,
 }
 
-/// Everything up to this position is in the bucket.
+/// All writes up to this position are in the bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlushReply {
-    /// What is in the bucket.
+    /// The position in the bucket.
     pub position: Position,
 }
 
-/// Removes a subject for good.
+/// Destroys a subject permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DestroyRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// Names the request, so that it is applied at most once.
+    /// The request id, so that the request is applied at most once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
 }
 
-/// Nothing is left of the subject but a tombstone.
+/// The subject is destroyed; only a tombstone is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DestroyReply {
-    /// Where the subject ended; a later claim goes on from here.
+    /// The last position of the subject; a later claim continues from it.
     pub position: Position,
-    /// It had been carried out before; this is the first result.
+    /// The request was executed before; this is the first result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
 }

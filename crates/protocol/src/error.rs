@@ -1,4 +1,4 @@
-//! Errors on the wire: a code that answers the caller's two questions, and what belongs to it.
+//! Errors on the wire: a code with retry advice and execution state, and the data that belongs to it.
 
 use std::fmt;
 
@@ -8,19 +8,19 @@ use crate::codec::ProtocolVersion;
 use crate::ids::{LogId, MessageId, ServerName};
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $http:literal, $retry:ident, $happened:ident;)*) => {
-        /// What went wrong. Codes never change their meaning; texts may.
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $http:literal, $retry:ident, $executed:ident;)*) => {
+        /// The kind of an error. Codes never change their meaning; texts may.
         #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(from = "String", into = "String")]
         #[non_exhaustive]
         pub enum ErrorCode {
             $($(#[$doc])* $variant,)*
-            /// A code that a newer party uses and this one does not know.
+            /// A code of a newer version that this version does not know.
             Other(String),
         }
 
         impl ErrorCode {
-            /// The code as it travels.
+            /// The code on the wire.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 match self {
@@ -38,25 +38,25 @@ macro_rules! codes {
                 }
             }
 
-            /// May the caller try again, and how?
+            /// Whether and how the caller may retry.
             #[must_use]
-            pub fn retry(&self) -> Retry {
+            pub fn retry(&self) -> RetryAdvice {
                 match self {
-                    $(Self::$variant => Retry::$retry,)*
-                    Self::Other(_) => Retry::Never,
+                    $(Self::$variant => RetryAdvice::$retry,)*
+                    Self::Other(_) => RetryAdvice::Never,
                 }
             }
 
-            /// Could the request have taken effect all the same?
+            /// Whether the failed request may have been executed.
             #[must_use]
-            pub fn happened(&self) -> Happened {
+            pub fn executed(&self) -> Executed {
                 match self {
-                    $(Self::$variant => Happened::$happened,)*
-                    Self::Other(_) => Happened::Unknown,
+                    $(Self::$variant => Executed::$executed,)*
+                    Self::Other(_) => Executed::Unknown,
                 }
             }
 
-            /// Every code that this version knows, in the order of `PROTOCOL.md`.
+            /// All codes that this version knows, in the order of `PROTOCOL.md`.
             pub const KNOWN: &'static [Self] = &[$(Self::$variant,)*];
         }
 
@@ -72,39 +72,39 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The request itself is wrong: garbage, an illegal name, contradictory fields, an unknown operation.
+    /// The request is invalid: malformed, an illegal name, contradictory fields, an unknown operation.
     BadRequest = "bad_request", 400, Never, No;
-    /// The request is written in a newer protocol version; `supported_version` tells the newest one understood.
+    /// The request has a newer protocol version; `supported_version` is the newest supported one.
     UnsupportedVersion = "unsupported_version", 400, Never, No;
-    /// This server does not offer what was asked for.
+    /// This server does not offer the requested function.
     Unsupported = "unsupported", 501, Never, No;
-    /// The caller may not do this.
+    /// The caller lacks the permission.
     PermissionDenied = "permission_denied", 403, Never, No;
-    /// The request or a message in it is larger than allowed; `limit` names the limit.
+    /// The request, or a message in it, is larger than allowed; `limit` names the limit.
     TooLarge = "too_large", 413, Never, No;
-    /// The subject's configured limits leave no room; `limit` names the limit.
+    /// A configured limit of the subject is reached; `limit` names the limit.
     LimitExceeded = "limit_exceeded", 422, Never, No;
-    /// The expectation does not hold; `actual` is the message that is there, if any.
+    /// The expectation does not hold; `actual` is the existing message, if any.
     WrongLast = "wrong_last", 409, Never, No;
     /// The key was expected to be absent; `actual` is the message that holds it.
     KeyExists = "key_exists", 409, Never, No;
     /// Another live process has this server name; `holder` is its log.
     NameInUse = "name_in_use", 409, AfterBackoff, No;
-    /// The coordinator does not know this process: join again.
+    /// The coordinator does not know this process; the process must join again.
     UnknownServer = "unknown_server", 410, AskCoordinator, No;
-    /// This server does not serve the subject; `owner` does, as far as is known.
+    /// Another server serves the subject; `owner` names it, if known.
     NotOwner = "not_owner", 421, AskCoordinator, No;
-    /// Nobody can serve this now: no live server, no lease, a bucket that does not answer.
+    /// The request cannot be served now: no live server, no lease, or the bucket does not reply.
     Unavailable = "unavailable", 503, AfterBackoff, No;
-    /// More work than the server takes on; try again after `retry_after_ms`.
+    /// The server is over its load limit; retry after `retry_after_ms`.
     Overloaded = "overloaded", 429, AfterBackoff, No;
-    /// Whether the request took effect is not known, and the server will not find out.
+    /// It is unknown whether the request was executed, and the server cannot find out.
     Indeterminate = "indeterminate", 504, Never, Unknown;
-    /// An object in the bucket or on disk is not what it should be; `object` names it. Nothing was guessed.
+    /// An object in the bucket or on disk is damaged; `object` names it. The server made no assumption about its content.
     Corrupt = "corrupt", 500, Never, No;
-    /// This server does not have the upload, or not all of it: ask how far it is, and begin again.
+    /// This server does not have the upload, or not all of it: the client asks for its progress, and begins again.
     UnknownUpload = "unknown_upload", 410, Never, No;
-    /// The server failed in a way that has no code of its own.
+    /// The server failed, and no other code applies.
     Internal = "internal", 500, Never, Unknown;
 }
 
@@ -120,69 +120,69 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// May a caller try again?
+/// Whether and how a caller may retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Retry {
+pub enum RetryAdvice {
     /// The same request will fail the same way.
     Never,
-    /// At once, at the same server.
+    /// Retry at once, at the same server.
     SameServer,
-    /// After asking the coordinator where the subject is now.
+    /// Retry after asking the coordinator for the current server of the subject.
     AskCoordinator,
-    /// After a pause.
+    /// Retry after a pause.
     AfterBackoff,
 }
 
-/// Could a request that failed have taken effect all the same?
+/// Whether a failed request was executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Happened {
-    /// It did not.
+pub enum Executed {
+    /// It was not executed.
     No,
-    /// Nobody knows.
+    /// It may have been executed.
     Unknown,
-    /// It did.
+    /// It was executed.
     Yes,
 }
 
-/// An error as it travels: the body of a reply whose header `Nats-Service-Error-Code` is set.
+/// An error on the wire: the body of a reply with the header `Nats-Service-Error-Code`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ErrorReply {
-    /// What went wrong.
+    /// The kind of the error.
     pub code: ErrorCode,
-    /// The same for people. May change at any time.
+    /// A human-readable text. It may change at any time.
     #[serde(default)]
     pub message: String,
-    /// Who serves the subject, with [`ErrorCode::NotOwner`], where known.
+    /// The server of the subject, if known, with [`ErrorCode::NotOwner`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<ServerName>,
-    /// The message that is there, with [`ErrorCode::WrongLast`] and [`ErrorCode::KeyExists`]; absent if none is.
+    /// The existing message, with [`ErrorCode::WrongLast`] and [`ErrorCode::KeyExists`]; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actual: Option<MessageId>,
     /// The log of the process that holds the name, with [`ErrorCode::NameInUse`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<LogId>,
-    /// When to try again, in milliseconds from now, with [`ErrorCode::Overloaded`].
+    /// The retry delay in milliseconds, with [`ErrorCode::Overloaded`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// The limit that was met, with [`ErrorCode::TooLarge`] and [`ErrorCode::LimitExceeded`].
+    /// The limit that was exceeded, with [`ErrorCode::TooLarge`] and [`ErrorCode::LimitExceeded`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
-    /// The object that is damaged, with [`ErrorCode::Corrupt`].
+    /// The damaged object, with [`ErrorCode::Corrupt`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
-    /// The newest version understood, with [`ErrorCode::UnsupportedVersion`].
+    /// The newest supported version, with [`ErrorCode::UnsupportedVersion`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supported_version: Option<ProtocolVersion>,
 }
 
 impl ErrorReply {
-    /// The header that marks a reply as an error and holds [`ErrorCode::status`].
+    /// The header that marks a reply as an error and contains [`ErrorCode::status`].
     pub const STATUS_HEADER: &'static str = "Nats-Service-Error-Code";
-    /// The header that holds the error as text.
+    /// The header that contains the error as text.
     pub const TEXT_HEADER: &'static str = "Nats-Service-Error";
 
-    /// An error with a code and a text, and nothing else.
+    /// An error with a code and a text only.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
@@ -224,7 +224,7 @@ impl ErrorReply {
         Self::new(ErrorCode::Unsupported, format!("this server does not offer {what}"))
     }
 
-    /// [`ErrorCode::TooLarge`]: something of `size_bytes` met `limit`, which allows `limit_bytes`.
+    /// [`ErrorCode::TooLarge`]: `size_bytes` exceeds `limit`, which allows `limit_bytes`.
     #[must_use]
     pub fn too_large(limit: &str, size_bytes: usize, limit_bytes: usize) -> Self {
         Self {
@@ -236,13 +236,13 @@ impl ErrorReply {
         }
     }
 
-    /// [`ErrorCode::LimitExceeded`]: the subject's configured `limit` leaves no room.
+    /// [`ErrorCode::LimitExceeded`]: the subject's configured `limit` is reached.
     #[must_use]
     pub fn limit_exceeded(limit: &str, why: impl Into<String>) -> Self {
         Self { limit: Some(limit.to_owned()), ..Self::new(ErrorCode::LimitExceeded, why) }
     }
 
-    /// [`ErrorCode::WrongLast`]: `actual` is what is there.
+    /// [`ErrorCode::WrongLast`]: `actual` is the existing message.
     #[must_use]
     pub fn wrong_last(actual: Option<MessageId>) -> Self {
         let text = match actual {
@@ -274,7 +274,7 @@ impl ErrorReply {
         Self::new(ErrorCode::UnknownServer, format!("{log} is not a member; join again"))
     }
 
-    /// [`ErrorCode::NotOwner`]: `owner` serves the subject, if anybody is known to.
+    /// [`ErrorCode::NotOwner`]: `owner` serves the subject, if known.
     #[must_use]
     pub fn not_owner(owner: Option<ServerName>) -> Self {
         let text = match &owner {
@@ -284,19 +284,19 @@ impl ErrorReply {
         Self { owner, ..Self::new(ErrorCode::NotOwner, text) }
     }
 
-    /// [`ErrorCode::Unavailable`], and why.
+    /// [`ErrorCode::Unavailable`] with the reason.
     #[must_use]
     pub fn unavailable(why: impl Into<String>) -> Self {
         Self::new(ErrorCode::Unavailable, why)
     }
 
-    /// [`ErrorCode::Overloaded`]: try again after `retry_after_ms`.
+    /// [`ErrorCode::Overloaded`] with the reason; the caller may retry after `retry_after_ms`.
     #[must_use]
     pub fn overloaded(why: impl Into<String>, retry_after_ms: u64) -> Self {
         Self { retry_after_ms: Some(retry_after_ms), ..Self::new(ErrorCode::Overloaded, why) }
     }
 
-    /// [`ErrorCode::Corrupt`]: `object` is not what it should be.
+    /// [`ErrorCode::Corrupt`]: `object` is damaged.
     #[must_use]
     pub fn corrupt(object: impl Into<String>, what: impl fmt::Display) -> Self {
         let object = object.into();
@@ -307,28 +307,28 @@ impl ErrorReply {
         }
     }
 
-    /// [`ErrorCode::UnknownUpload`], and what is missing.
+    /// [`ErrorCode::UnknownUpload`] with the missing part.
     #[must_use]
     pub fn unknown_upload(what: impl Into<String>) -> Self {
         Self::new(ErrorCode::UnknownUpload, what)
     }
 
-    /// [`ErrorCode::Internal`], and what failed.
+    /// [`ErrorCode::Internal`] with the failure.
     #[must_use]
     pub fn internal(what: impl fmt::Display) -> Self {
         Self::new(ErrorCode::Internal, what.to_string())
     }
 
-    /// May the caller try again, and how? See [`ErrorCode::retry`].
+    /// Whether and how the caller may retry. See [`ErrorCode::retry`].
     #[must_use]
-    pub fn retry(&self) -> Retry {
+    pub fn retry(&self) -> RetryAdvice {
         self.code.retry()
     }
 
-    /// Could the request have taken effect all the same? See [`ErrorCode::happened`].
+    /// Whether the failed request may have been executed. See [`ErrorCode::executed`].
     #[must_use]
-    pub fn happened(&self) -> Happened {
-        self.code.happened()
+    pub fn executed(&self) -> Executed {
+        self.code.executed()
     }
 }
 
@@ -337,8 +337,9 @@ mod tests {
     use super::*;
     use crate::codec::{decode, encode};
 
+    /// Each error code is encoded under its own name and decodes to the same code.
     #[test]
-    fn every_code_travels_under_its_own_name() {
+    fn error_codes_round_trip_by_name() {
         for code in ErrorCode::KNOWN {
             let text = String::from(code.clone());
             assert_eq!(&ErrorCode::from(text), code);
@@ -347,19 +348,21 @@ mod tests {
         }
     }
 
+    /// If a request with this error code may have been executed, the advice is never to retry.
     #[test]
-    fn nothing_that_may_have_happened_is_retried_blindly() {
+    fn error_codes_of_possible_execution_advise_no_retry() {
         for code in ErrorCode::KNOWN {
-            if code.happened() != Happened::No {
-                assert_eq!(code.retry(), Retry::Never, "{code}");
+            if code.executed() != Executed::No {
+                assert_eq!(code.retry(), RetryAdvice::Never, "{code}");
             }
         }
     }
 
+    /// An unknown error code advises no retry and means unknown execution.
     #[test]
-    fn a_code_of_the_future_is_neither_retried_nor_taken_for_a_refusal() {
+    fn error_code_unknown_is_not_retried_and_indeterminate() {
         let code = ErrorCode::from("quota_exhausted".to_owned());
         assert_eq!(code, ErrorCode::Other("quota_exhausted".to_owned()));
-        assert_eq!((code.retry(), code.happened()), (Retry::Never, Happened::Unknown));
+        assert_eq!((code.retry(), code.executed()), (RetryAdvice::Never, Executed::Unknown));
     }
 }

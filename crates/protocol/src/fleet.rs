@@ -1,4 +1,4 @@
-//! What clients, servers and operators say to the coordinator, and what it announces.
+//! Requests of clients, servers and operators to the coordinator, and the announcements of the coordinator.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::codec::{ProtocolVersion, versioned};
 use crate::ids::{Incarnation, LogId, ServerName};
 use crate::subject::Subject;
 
-/// Which server serves the subject of the route? Sent by clients on `<prefix>.coord.locate.<subject>`.
+/// Asks which server serves the subject of the route. Clients send it on `<prefix>.coord.locate.<subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LocateRequest {
     /// The protocol version.
@@ -14,14 +14,14 @@ pub struct LocateRequest {
     pub v: ProtocolVersion,
 }
 
-/// The server that serves a subject, or shall.
+/// The server that serves the subject, or that will serve it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocateReply {
     /// The server.
     pub server: ServerName,
 }
 
-/// A server process wants to be a member. Sent on `<prefix>.fleet.join`.
+/// A server process asks to become a member. Sent on `<prefix>.fleet.join`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
     /// The protocol version.
@@ -29,11 +29,11 @@ pub struct JoinRequest {
     pub v: ProtocolVersion,
     /// The log of the process; the server's name is in it.
     pub log: LogId,
-    /// The log of the process that held the data directory before: dead at once, for this one holds the directory's
-    /// lock.
+    /// The log of the process that held the data directory before. It counts as dead at once, because the joining process
+    /// holds the lock of the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<LogId>,
-    /// The server's share of the subjects relative to others; 100 is usual.
+    /// The server's share of the subjects relative to others; the default is 100.
     #[serde(default = "usual_capacity")]
     pub capacity: u32,
     /// The version of the server's software, for operators.
@@ -41,31 +41,31 @@ pub struct JoinRequest {
     pub version: String,
 }
 
-/// The capacity of a server that states none.
+/// The default capacity of a server.
 #[must_use]
 pub const fn usual_capacity() -> u32 {
     100
 }
 
-/// A lease, granted to a log id. Answers a join and a heartbeat.
+/// A lease, granted to a log id. The reply to a join and a heartbeat.
 ///
-/// The server trusts it for 0.7 TTL counted from when it *sent* the request; the coordinator declares the process
-/// dead 1.3 TTL after it granted it.
+/// The server considers the lease valid for 0.7 TTL, counted from when it *sent* the request. The coordinator declares the
+/// process dead 1.3 TTL after the grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseReply {
-    /// The coordinator's run. When it changes, leases may have been forgotten.
+    /// The coordinator's run. If it changes, the coordinator may have lost its leases.
     pub incarnation: Incarnation,
     /// Time to live of the lease, in milliseconds.
     pub ttl_ms: u64,
-    /// An operator wants the server emptied: hand over every subject, one by one, and go on serving meanwhile.
+    /// The operator's drain order: the server hands over all subjects, one by one, and serves the others meanwhile.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
 }
 
-/// How busy a server is.
+/// The load of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServerLoad {
-    /// Subjects held open.
+    /// Open subjects.
     #[serde(default)]
     pub open_subjects: u64,
     /// Requests answered since the process started.
@@ -76,18 +76,18 @@ pub struct ServerLoad {
     pub local_bytes: u64,
 }
 
-/// One of the subjects with which a server has the most to do.
+/// One of the busiest subjects of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusySubject {
     /// The subject.
     pub subject: Subject,
-    /// Requests per second, lately.
+    /// Recent requests per second.
     pub requests_per_second: u64,
     /// Bytes of its local file.
     pub bytes: u64,
 }
 
-/// A member is alive and asks for its lease to be renewed. Sent on `<prefix>.fleet.heartbeat` each TTL/3.
+/// A member reports that it is alive and renews its lease. Sent on `<prefix>.fleet.heartbeat` each TTL/3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatRequest {
     /// The protocol version.
@@ -95,51 +95,51 @@ pub struct HeartbeatRequest {
     pub v: ProtocolVersion,
     /// The log of the process.
     pub log: LogId,
-    /// How busy it is.
+    /// Its load.
     #[serde(default)]
     pub load: ServerLoad,
-    /// It is shutting down or being emptied: assign it nothing new.
+    /// The server is shutting down or draining: it asks for no new subjects.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
-    /// The open subjects with which it has the most to do, the busiest first; at most
+    /// Its busiest open subjects, the busiest first; at most
     /// [`MAX_BUSY_SUBJECTS`](crate::limits::MAX_BUSY_SUBJECTS).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub busiest: Vec<BusySubject>,
 }
 
-/// May I claim the subject of the route? Sent by a server on `<prefix>.fleet.claim.<subject>`.
+/// Asks for permission to claim the subject of the route. Servers send it on `<prefix>.fleet.claim.<subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// The log that would own the subject.
+    /// The log that will own the subject.
     pub claimant: LogId,
-    /// The log that owns it by its newest manifest, unless there is none or it is released.
+    /// The owner in the newest manifest; absent if there is no manifest or the subject is released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<LogId>,
 }
 
-/// The claimant may go ahead: the subject is assigned to it, and the process that owned it is dead. A refusal is
-/// the error `not_owner`, which names the server to ask instead.
+/// The claim is allowed: the subject is assigned to the claimant, and the process that owned it is dead. A refusal is the
+/// error `not_owner`, which names the server to use instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimReply {
     /// The coordinator's run that granted it.
     pub incarnation: Incarnation,
 }
 
-/// A server has handed a subject back: whoever is asked for next may claim it. Sent on
+/// A server has released a subject: the next server that gets a request for it may claim it. Sent on
 /// `<prefix>.fleet.release.<subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseRequest {
     /// The protocol version.
     #[serde(default)]
     pub v: ProtocolVersion,
-    /// The log that held it.
+    /// The log that owned it.
     pub log: LogId,
 }
 
-/// A server process has released everything and goes. Sent on `<prefix>.fleet.leave`.
+/// A server process has released all subjects and leaves. Sent on `<prefix>.fleet.leave`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaveRequest {
     /// The protocol version.
@@ -149,7 +149,7 @@ pub struct LeaveRequest {
     pub log: LogId,
 }
 
-/// Noted. Answers a release and a leave.
+/// The reply to a release and a leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Acknowledged {
     /// The protocol version.
@@ -157,7 +157,7 @@ pub struct Acknowledged {
     pub v: ProtocolVersion,
 }
 
-/// A server process is gone: what it served has moved or will. Published on `<prefix>.coord.gone`.
+/// A server process is gone: its subjects have moved or will move. Published on `<prefix>.coord.gone`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GoneAnnouncement {
     /// The protocol version.
@@ -167,7 +167,7 @@ pub struct GoneAnnouncement {
     pub log: LogId,
 }
 
-/// Which servers are there? Sent by operators on `<prefix>.admin.servers`.
+/// Asks for the list of servers. Operators send it on `<prefix>.admin.servers`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServersRequest {
     /// The protocol version.
@@ -175,7 +175,7 @@ pub struct ServersRequest {
     pub v: ProtocolVersion,
 }
 
-/// The servers the coordinator knows.
+/// The servers that the coordinator knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServersReply {
     /// The coordinator's run.
@@ -184,17 +184,17 @@ pub struct ServersReply {
     pub servers: Vec<ServerEntry>,
 }
 
-/// Whether a server can be reached.
+/// The state of a server, as the coordinator sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServerState {
     /// It holds a lease.
     Alive,
-    /// It is alive and being emptied.
+    /// It is alive and draining.
     Draining,
-    /// It is alive, was emptied, and is given nothing: its process can be stopped and nobody notices.
+    /// It is alive and drained, and gets no subjects: stopping its process causes no failed call.
     Drained,
-    /// Its lease has run out, or it left.
+    /// Its lease has expired, or it has left.
     Dead,
 }
 
@@ -205,16 +205,16 @@ pub struct ServerEntry {
     pub name: ServerName,
     /// The log of its newest process.
     pub log: LogId,
-    /// Whether it can be reached.
+    /// Its state.
     pub state: ServerState,
-    /// Milliseconds since it was last heard of; absent when not since the coordinator started.
+    /// Milliseconds since its last heartbeat; absent if there was none since the coordinator started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_ms_ago: Option<u64>,
     /// Its share of the subjects relative to others.
     pub capacity: u32,
-    /// How many subjects are assigned to it.
+    /// The number of subjects assigned to it.
     pub assigned_subjects: u64,
-    /// How busy it said it was.
+    /// The load in its last heartbeat.
     #[serde(default)]
     pub load: ServerLoad,
     /// The version of its software.

@@ -1,20 +1,20 @@
-//! Health documents: JSON, so that anything with a NATS connection can read them.
+//! Health documents: JSON, so that any NATS client can read them.
 
 use serde::{Deserialize, Serialize};
 
-/// How a process is.
+/// The status of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthStatus {
     /// Everything works.
     Ok,
-    /// It serves, but an operator should look.
+    /// The process serves, but has problems that an operator should check.
     Degraded,
-    /// It is on its way up or down.
+    /// The process does not serve: it starts, stops or stands by.
     NotServing,
 }
 
-/// What a coordinator or server answers on `<prefix>.health` and `<prefix>.health.<name>`.
+/// The reply of a coordinator or server on `<prefix>.health` and `<prefix>.health.<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// `coordinator` or `server`.
@@ -25,14 +25,14 @@ pub struct Health {
     pub id: String,
     /// The version of the software.
     pub version: String,
-    /// How it is.
+    /// The status.
     pub status: HealthStatus,
-    /// What an operator should look at, one sentence each. Empty when `status` is `ok`.
+    /// Problems that an operator should check, one sentence each. Empty if `status` is `ok`.
     #[serde(default)]
     pub problems: Vec<String>,
     /// Milliseconds since the process started.
     pub uptime_ms: u64,
-    /// Figures of this kind of process, by name.
+    /// Metrics of this kind of process, by name.
     #[serde(default)]
     pub figures: std::collections::BTreeMap<String, u64>,
 }

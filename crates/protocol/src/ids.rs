@@ -1,4 +1,4 @@
-//! A newtype for every number and every name, so that none is taken for another.
+//! A newtype for each kind of number and name, so that they cannot be confused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,7 +29,7 @@ macro_rules! number {
                 self.0
             }
 
-            /// The number after this one (saturating: the end of the range is never reached in practice).
+            /// The next number (saturating: the end of the range is never reached in practice).
             #[must_use]
             pub const fn next(self) -> Self {
                 Self(self.0.saturating_add(1))
@@ -45,15 +45,15 @@ macro_rules! number {
 }
 
 number! {
-    /// Position of a message in its subject. The first is 1; 0 stands for "before the first".
+    /// Number of a message in its subject. The first is 1; 0 means "before the first".
     Seq, "seq"
 }
 number! {
-    /// A subject's revision: +1 for every change. 0 is the revision of a subject nobody has changed.
+    /// A subject's revision: +1 for every change. 0 is the revision of an unchanged subject.
     Rev, "rev"
 }
 number! {
-    /// Number of the claim under which a subject is served; grows with each claim. The first is 1.
+    /// Ownership epoch of a subject; it grows with each claim. The first is 1.
     Term, "term"
 }
 number! {
@@ -79,11 +79,11 @@ impl Timestamp {
         self.0
     }
 
-    /// The time so many milliseconds later; where that is beyond all times, the last one that a file can hold.
+    /// The timestamp `millis` milliseconds later, at most the largest timestamp that a file can hold.
     #[must_use]
     pub const fn plus_millis(self, millis: u64) -> Self {
         let micros = self.0.saturating_add(millis.saturating_mul(1_000));
-        // Files hold times as signed numbers, in order of time.
+        // Files store timestamps as signed numbers, in order of time.
         Self(if micros > i64::MAX.unsigned_abs() { i64::MAX.unsigned_abs() } else { micros })
     }
 
@@ -94,7 +94,7 @@ impl Timestamp {
     }
 }
 
-/// Names a message for ever: the term under which it was written, and its seq.
+/// The permanent id of a message: the term under which it was written, and its seq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MessageId {
     /// The term under which the message was written.
@@ -109,7 +109,7 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// A state of a subject: everything up to `rev`, as `term` had it. Ordered by term, then rev.
+/// A state of a subject: all changes up to `rev`, in the history of `term`. Ordered by term, then rev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Position {
     /// The term.
@@ -128,13 +128,13 @@ impl fmt::Display for Position {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// Acknowledged once the serving process has it.
+    /// Acknowledged when the serving process has it in memory.
     Memory,
-    /// Acknowledged once in the local write-ahead log, which is synced each second.
+    /// Acknowledged when it is in the local WAL, which is synced each second.
     Interval,
-    /// Acknowledged once synced to the local disk.
+    /// Acknowledged when it is synced to the local disk.
     Disk,
-    /// Acknowledged once in the bucket.
+    /// Acknowledged when it is in the bucket.
     Bucket,
 }
 
@@ -142,7 +142,7 @@ impl Level {
     /// All levels, from the weakest to the strongest.
     pub const ALL: [Self; 4] = [Self::Memory, Self::Interval, Self::Disk, Self::Bucket];
 
-    /// The level's name as it is written in configurations and on the wire.
+    /// The level's name in configurations and on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -171,7 +171,7 @@ impl FromStr for Level {
     }
 }
 
-/// A text that is not the name or id it was taken for.
+/// The text is not a valid name or id of this kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {what}: it must be {rule}")]
 pub struct InvalidName {
@@ -182,7 +182,7 @@ pub struct InvalidName {
 
 impl InvalidName {
     pub(crate) fn new(what: &'static str, text: &str, rule: &'static str) -> Self {
-        // A hostile text may be long; an error message need not be.
+        // A hostile text may be long; the error message is bounded.
         let text = text.chars().take(80).collect();
         Self { what, text, rule }
     }
@@ -191,24 +191,24 @@ impl InvalidName {
 /// The configured name of a persistence server: one route token, one file name.
 ///
 /// 1 to [`MAX_SERVER_NAME_BYTES`] characters from `a-z`, `0-9`, `-` and `_`, starting with a letter or digit. The
-/// name `coordinator` is taken by the coordinator.
+/// name `coordinator` is reserved for the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ServerName(Arc<str>);
 
 impl ServerName {
-    /// The name under which the coordinator answers health requests; no server may have it.
+    /// The name under which the coordinator answers health requests; no server may use it.
     pub const COORDINATOR: &'static str = "coordinator";
 
-    /// Checks `name` and makes a server name of it.
+    /// Validates `name` and creates a server name.
     ///
     /// # Errors
-    /// [`InvalidName`] when the name breaks a rule stated at [`ServerName`].
+    /// [`InvalidName`] if the name violates a rule of [`ServerName`].
     pub fn new(name: &str) -> Result<Self, InvalidName> {
         const RULE: &str = "1 to 63 characters from a-z, 0-9, - and _, starting with a letter or digit, and not `coordinator`";
         let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
-        let starts_well = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-        if starts_well
+        let valid_start = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        if valid_start
             && name.len() <= MAX_SERVER_NAME_BYTES
             && name.bytes().all(legal)
             && name != Self::COORDINATOR
@@ -254,8 +254,8 @@ impl From<ServerName> for String {
     }
 }
 
-/// The id of a log, and so of the server process that writes it: the server's name and a ULID drawn at its start,
-/// printed as `persist-1-01J9Z3…`.
+/// The id of a log, and of the server process that writes it: the server's name and a ULID generated at the start of the
+/// process, printed as `persist-1-01J9Z3…`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LogId {
@@ -276,7 +276,7 @@ impl LogId {
         &self.server
     }
 
-    /// The ULID drawn when the process started.
+    /// The ULID generated at the start of the process.
     #[must_use]
     pub const fn ulid(&self) -> Ulid {
         self.ulid
@@ -296,7 +296,7 @@ impl FromStr for LogId {
         let invalid = || InvalidName::new("log id", text, "a server name, a dash and an upper-case ULID");
         let (server, ulid) = text.rsplit_once('-').ok_or_else(invalid)?;
         let parsed = Ulid::from_string(ulid).map_err(|_| invalid())?;
-        // One log, one spelling: ULIDs read both cases, folders do not.
+        // One log, one spelling: ULIDs ignore case, folder names do not.
         if parsed.to_string() != ulid {
             return Err(invalid());
         }
@@ -326,7 +326,7 @@ macro_rules! ulid_id {
         pub struct $name(Ulid);
 
         impl $name {
-            /// Wraps a ULID drawn by the caller.
+            /// Wraps a ULID generated by the caller.
             #[must_use]
             pub const fn new(ulid: Ulid) -> Self {
                 Self(ulid)
@@ -368,20 +368,20 @@ macro_rules! ulid_id {
 }
 
 ulid_id! {
-    /// One client's session: drawn when the client connects, the first half of a [`RequestId`].
+    /// The session of a client, generated when the client connects; the first half of a [`RequestId`].
     SessionId, "session id"
 }
 ulid_id! {
-    /// One run of the coordinator, drawn at each start. A server that sees it change knows that leases may have
-    /// been forgotten.
+    /// One run of the coordinator, generated at the start of the run. If it changes, servers must assume that the coordinator
+    /// may have lost its leases.
     Incarnation, "incarnation"
 }
 ulid_id! {
-    /// One value on its way up, drawn by the client that brings it.
+    /// One upload of a value, generated by the uploading client.
     UploadId, "upload id"
 }
 
-/// The digest of a value: its CRC-64/NVME, as text 16 lower-case hexadecimal digits (not every language holds such a
+/// The digest of a value: its CRC-64/NVME, as text 16 lower-case hexadecimal digits (not every language can hold such a
 /// number exactly).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -434,7 +434,7 @@ impl From<ValueDigest> for String {
     }
 }
 
-/// Names a changing request for ever, so that it is applied at most once: session and a counter that grows.
+/// The permanent id of a changing request, so that it is applied at most once: the session and a growing counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RequestId {
     /// The client's session.
@@ -447,12 +447,14 @@ pub struct RequestId {
 mod tests {
     use super::*;
 
+    /// Terms and positions print with their kind, for example `term 7`.
     #[test]
-    fn numbers_print_with_what_they_are() {
+    fn ids_print_with_kind() {
         assert_eq!(Term::new(7).to_string(), "term 7");
         assert_eq!(Position { term: Term::new(7), rev: Rev::new(41) }.to_string(), "rev 41 of term 7");
     }
 
+    /// A server name is valid only if it can be a route token and a file name, and is not reserved.
     #[test]
     fn server_names_are_route_tokens_and_file_names() {
         for good in ["a", "persist-1", "0_x", &"n".repeat(63)] {
@@ -463,6 +465,7 @@ mod tests {
         }
     }
 
+    /// A log id round-trips through its text and accepts only one spelling.
     #[test]
     fn log_ids_round_trip_in_one_spelling() {
         let id = LogId::new(
@@ -475,8 +478,9 @@ mod tests {
         assert!("".parse::<LogId>().is_err());
     }
 
+    /// Levels are ordered by durability and parse only in lower case.
     #[test]
-    fn levels_are_ordered_by_strength() {
+    fn levels_are_ordered_by_durability() {
         assert!(Level::Memory < Level::Interval && Level::Disk < Level::Bucket);
         assert_eq!("disk".parse::<Level>(), Ok(Level::Disk));
         assert!("Disk".parse::<Level>().is_err());

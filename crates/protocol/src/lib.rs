@@ -1,22 +1,23 @@
-//! The words of Dormouse on the wire: subjects, routes, messages, errors, limits and the codec.
+//! The wire protocol of Dormouse: subjects, routes, messages, errors, limits and the codec.
 //!
-//! This crate is pure. It performs no I/O, reads no clock, draws no random number and knows no async: it says
-//! what the parties of a fleet may say to each other and checks what they said. `PROTOCOL.md` at the top of the
-//! repository specifies the same in prose, and the files under `vectors/` hold the exact bytes.
+//! This crate is pure. It performs no I/O, reads no clock, uses no random numbers and has no async code: it defines and
+//! validates the messages of a fleet. `PROTOCOL.md` at the top of the repository specifies the same in prose, and the files
+//! under `vectors/` hold the exact bytes.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`subject`] | [`Subject`], the unit of data, and its escaping for bucket keys |
+//! | [`subject`] | [`Subject`], the name of a stream or key-value store, and its escaping for bucket keys |
 //! | [`ids`] | a newtype for every number and name: [`Seq`], [`Rev`], [`Term`], [`LogId`], … |
-//! | [`route`] | the NATS addresses our messages travel on, built and parsed in one place |
+//! | [`route`] | the NATS addresses of the messages, built and parsed in one place |
 //! | [`message`] | stored messages, changes and events |
 //! | [`data`] | requests and replies of the data operations |
-//! | [`fleet`] | what servers and the coordinator tell each other, and the operator's questions |
-//! | [`admin`] | what operators say about where subjects are served |
+//! | [`fleet`] | messages between clients, servers and the coordinator, and the operator's server list |
+//! | [`admin`] | operators' requests about the assignment of subjects, and messages between coordinators |
 //! | [`health`] | health documents (JSON) |
-//! | [`error`] | [`ErrorReply`]: a code that answers "may I retry?" and "could it have happened?" |
+//! | [`error`] | [`ErrorReply`]: a code with retry advice and execution state |
 //! | [`limits`] | every limit, checked against the others at compile time |
-//! | [`codec`] | MessagePack in and out, refusing what is not exactly one value |
+//! | [`codec`] | MessagePack encoding and decoding; input that is not exactly one value is rejected |
+//! | [`transfer`] | requests and replies for the upload and download of large values |
 
 pub mod admin;
 pub mod codec;
@@ -32,7 +33,7 @@ pub mod subject;
 pub mod transfer;
 
 pub use codec::{ProtocolVersion, decode, decode_request, encode};
-pub use error::{ErrorCode, ErrorReply, Happened, Retry};
+pub use error::{ErrorCode, ErrorReply, Executed, RetryAdvice};
 pub use ids::{
     Incarnation, Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerName, SessionId, Slot, Term,
     Timestamp, UploadId, ValueDigest,

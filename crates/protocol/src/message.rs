@@ -1,4 +1,4 @@
-//! What a subject holds and how it changes: messages, changes, events, configuration.
+//! The content of a subject and its changes: messages, changes, events, configuration.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::ProtocolVersion;
 use crate::ids::{Level, MessageId, Position, Rev, Seq, Term, Timestamp};
 
-/// Headers of a message: name and value, in the order the caller gave. A name may stand more than once.
+/// Headers of a message: name and value, in the order of the caller. A name may occur more than once.
 ///
 /// On the wire a list of pairs: `[["name", "value"], …]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ use crate::ids::{Level, MessageId, Position, Rev, Seq, Term, Timestamp};
 pub struct Headers(#[serde(deserialize_with = "crate::codec::items")] pub Vec<(String, String)>);
 
 impl Headers {
-    /// Whether there is none.
+    /// Whether there are no headers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -25,10 +25,10 @@ impl Headers {
     /// The value of the first header called `name` (names are compared exactly).
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str())
+        self.0.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
     }
 
-    /// Bytes of all names and values together.
+    /// The total size of all names and values, in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
@@ -38,26 +38,26 @@ impl Headers {
 /// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Its position in the subject.
+    /// The number of the message in the subject.
     pub seq: Seq,
-    /// The term under which it was written; with `seq` its name for ever.
+    /// The term under which it was written; with `seq` its permanent id.
     pub term: Term,
     /// The revision that wrote it.
     pub rev: Rev,
-    /// Its key, if it has one. The empty string is a key like any other.
+    /// Its key, if it has one. The empty string is a valid key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Its value. Absent is the null value, which is not the empty one.
+    /// Its value. Absent is the null value, which differs from the empty value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Bytes>,
     /// Its headers.
     #[serde(default, skip_serializing_if = "Headers::is_empty")]
     pub headers: Headers,
-    /// The caller's timestamp, or the accept time where the caller gave none.
+    /// The caller's timestamp, or the accept time if the caller gave none.
     pub timestamp: Timestamp,
-    /// Size of the value in bytes, also where the value itself was left out.
+    /// Size of the value in bytes, also if the value itself is omitted.
     pub size: u64,
-    /// The value was too large to be sent along: fetch it by its seq.
+    /// The value was too large to be included: fetch it by its seq.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub value_omitted: bool,
     /// When it expires, if it does.
@@ -66,14 +66,14 @@ pub struct Message {
 }
 
 impl Message {
-    /// The message's name for ever.
+    /// The permanent id of the message.
     #[must_use]
     pub const fn id(&self) -> MessageId {
         MessageId { term: self.term, seq: self.seq }
     }
 }
 
-/// A message that is gone: what a deletion tells its watchers.
+/// A removed message, as a delete change lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
     /// The seq it had.
@@ -112,12 +112,12 @@ impl Change {
     }
 }
 
-/// A message was written: appended, set under a key, or put in the place of an earlier one.
+/// A message was written: appended, set under a key, or replaced in place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetChange {
-    /// The message as it is now.
+    /// The message after the change.
     pub message: Message,
-    /// The seq of the earlier message under the same key, which is gone. Equal to the message's own seq when it was
+    /// The seq of the earlier message under the same key, which was removed. Equal to the message's own seq if it was
     /// replaced in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<Seq>,
@@ -128,7 +128,7 @@ pub struct SetChange {
 pub struct DeleteChange {
     /// The revision that removed them.
     pub rev: Rev,
-    /// What is gone, in order of seq.
+    /// The removed messages, in order of seq.
     pub removed: Vec<Removed>,
 }
 
@@ -137,7 +137,7 @@ pub struct DeleteChange {
 pub struct DeleteAllChange {
     /// The revision that removed them.
     pub rev: Rev,
-    /// The last seq that is gone.
+    /// The last removed seq.
     pub end_seq: Seq,
     /// How many messages were removed.
     pub count: u64,
@@ -148,14 +148,14 @@ pub struct DeleteAllChange {
 pub struct ConfigureChange {
     /// The revision that replaced it.
     pub rev: Rev,
-    /// The configuration as it is now.
+    /// The configuration after the change.
     pub config: SubjectConfig,
 }
 
-/// What a server publishes on `<prefix>.events.<subject>`: changes in order of rev, or a beacon (no changes).
+/// An event that a server publishes on `<prefix>.events.<subject>`: changes in order of rev, or a beacon (no changes).
 ///
-/// The revs of `changes` are contiguous and end at `rev`. A receiver that last saw `(term, r)` has missed something
-/// unless the first change has rev `r + 1` or, within an atomic batch or a repeated event, a rev it already has.
+/// The revs of `changes` are contiguous and end at `rev`. A receiver at `(term, r)` has a gap unless the first change has
+/// rev `r + 1` or, within an atomic batch or a repeated event, a rev that the receiver already has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// The protocol version.
@@ -163,9 +163,9 @@ pub struct Event {
     pub v: ProtocolVersion,
     /// The term in which the changes were made.
     pub term: Term,
-    /// The last rev that this term inherited.
+    /// The last rev before this term.
     pub term_base: Rev,
-    /// The subject's rev after these changes; for a beacon its rev now.
+    /// The subject's rev after these changes; in a beacon its current rev.
     pub rev: Rev,
     /// The changes, in order of rev. Empty in a beacon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -173,34 +173,34 @@ pub struct Event {
 }
 
 impl Event {
-    /// Where the subject is after this event.
+    /// The position of the subject after this event.
     #[must_use]
     pub const fn position(&self) -> Position {
         Position { term: self.term, rev: self.rev }
     }
 }
 
-/// What to do with a write that meets a limit of its subject.
+/// The effect of a write that exceeds a limit of its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Discard {
     /// Remove the oldest messages to make room.
     #[default]
     Old,
-    /// Refuse the write.
+    /// Reject the write.
     New,
 }
 
-/// A subject's configuration. `configure` replaces it whole; what is absent has its default.
+/// A subject's configuration. `configure` replaces it as a whole; absent fields have their defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SubjectConfig {
-    /// Durability level of its writes; absent: the server's.
+    /// Durability level of its writes; absent: the server's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
-    /// Most messages it may hold.
+    /// The maximum number of messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_msgs: Option<u64>,
-    /// Most bytes its values may have together.
+    /// The maximum total size of the values, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
     /// Age at which a message expires, in milliseconds of accept time.
@@ -209,13 +209,13 @@ pub struct SubjectConfig {
     /// Largest value, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_msg_size: Option<u64>,
-    /// What a write does that meets `max_msgs` or `max_bytes`; absent: `old`.
+    /// The effect of a write that exceeds `max_msgs` or `max_bytes`; absent: `old`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard: Option<Discard>,
-    /// Time to live of messages that name none, in milliseconds of accept time.
+    /// Time to live of messages without their own, in milliseconds of accept time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_ttl_ms: Option<u64>,
-    /// Anything the application wants to keep about the subject.
+    /// Free data of the application about the subject.
     #[serde(
         default,
         skip_serializing_if = "BTreeMap::is_empty",

@@ -1,7 +1,7 @@
-//! Routes: the NATS addresses on which our messages travel, built and parsed in this one place.
+//! Routes: the NATS addresses of the messages, built and parsed in this one module.
 //!
-//! The subject is always the end of the route, never only in the payload, so that NATS permissions decide who may do
-//! what with which subject.
+//! The subject is always at the end of the route, never only in the payload, so that NATS permissions can control the access
+//! of each client to each subject.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,11 +11,11 @@ use crate::ids::{InvalidName, ServerName};
 use crate::limits::MAX_PREFIX_BYTES;
 use crate::subject::{InvalidSubject, Subject};
 
-/// An address a message can be sent to.
+/// A NATS address of a message.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route(Arc<str>);
 
-/// What can be subscribed to: a route in which `*` stands for any one token and a final `>` for one or more.
+/// The address of a subscription: a route in which `*` matches any one token and a final `>` one or more.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoutePattern(Arc<str>);
 
@@ -47,8 +47,8 @@ address!(Route);
 address!(RoutePattern);
 
 impl Route {
-    /// Takes a text for a route: one that a transport delivered, or one outside our own prefix such as a reply
-    /// address. Not checked; the transport refuses what it cannot carry.
+    /// Creates a route from a text without validation: a route from a transport, or one outside the prefix, such as a reply
+    /// address. The transport rejects invalid routes.
     #[must_use]
     pub fn new(route: impl Into<Arc<str>>) -> Self {
         Self(route.into())
@@ -56,13 +56,13 @@ impl Route {
 }
 
 impl RoutePattern {
-    /// Takes a text for a pattern. Not checked; the transport refuses what it cannot carry.
+    /// Creates a pattern from a text without validation. The transport rejects invalid patterns.
     #[must_use]
     pub fn new(pattern: impl Into<Arc<str>>) -> Self {
         Self(pattern.into())
     }
 
-    /// Whether `route` is one of the routes that this pattern stands for, by the rules of NATS.
+    /// Whether `route` matches this pattern, by the rules of NATS.
     #[must_use]
     pub fn matches(&self, route: &str) -> bool {
         let mut tokens = route.split('.');
@@ -80,7 +80,7 @@ impl RoutePattern {
     }
 }
 
-/// A route is a pattern that stands for itself alone.
+/// A route is a pattern that matches only itself.
 impl From<Route> for RoutePattern {
     fn from(route: Route) -> Self {
         Self(route.0)
@@ -96,7 +96,7 @@ macro_rules! ops {
         }
 
         impl Op {
-            /// Every operation.
+            /// All operations.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The operation's token in a route.
@@ -107,8 +107,8 @@ macro_rules! ops {
                 }
             }
 
-            /// Whether it can change a subject, or is a step on the way to that: for writers only. All others may be
-            /// repeated freely.
+            /// Whether the operation can change a subject, or is a step of a change: it needs write permission. All other
+            /// operations can be repeated without effect.
             #[must_use]
             pub const fn changes(self) -> bool {
                 match self {
@@ -143,27 +143,27 @@ ops! {
     Delete = "delete", true;
     /// Remove all messages up to a seq.
     DeleteAll = "delete_all", true;
-    /// Read what has changed since a position.
+    /// Read the changes since a position.
     Changes = "changes", false;
-    /// Read what there is to know about a subject.
+    /// Read the properties of a subject.
     Info = "info", false;
     /// Replace a subject's configuration.
     Configure = "configure", true;
-    /// Put everything so far in the bucket.
+    /// Wait until all writes so far are in the bucket.
     Flush = "flush", false;
-    /// Remove a subject for good.
+    /// Destroy a subject permanently.
     Destroy = "destroy", true;
-    /// Begin to bring a large value, or ask how far it is.
+    /// Begin an upload of a large value, or ask for its progress.
     UploadBegin = "upload_begin", true;
-    /// Bring a piece of a large value.
+    /// Upload a chunk of a large value.
     UploadChunk = "upload_chunk", true;
-    /// Have a large value that was brought whole put in the bucket.
+    /// Check a completely uploaded value and store it in the bucket.
     UploadFinish = "upload_finish", true;
-    /// Write messages whose values were brought before.
+    /// Write messages with uploaded values.
     UploadCommit = "upload_commit", true;
-    /// Forget a large value that was brought.
+    /// Cancel an upload.
     UploadCancel = "upload_cancel", true;
-    /// Read a piece of a large value.
+    /// Read a chunk of a large value.
     GetChunk = "get_chunk", false;
 }
 
@@ -178,63 +178,63 @@ impl fmt::Display for Op {
 #[error("no such operation")]
 pub struct UnknownOp;
 
-/// A route that is not one of ours.
+/// The route is not a valid route of this kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRoute {
-    /// It does not start as it should, or ends too early.
+    /// The beginning does not match, or the route is too short.
     #[error("not a route of this kind")]
     Foreign,
     /// Its operation is unknown.
     #[error("unknown operation {0:?}")]
     UnknownOp(String),
-    /// Its end is not a subject.
+    /// The end is not a subject.
     #[error("{0}")]
     Subject(#[from] InvalidSubject),
-    /// It names no server.
+    /// The server name is invalid.
     #[error("{0}")]
     Server(InvalidName),
 }
 
-/// What a server must do for a message on one of its routes.
+/// A parsed route of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerRoute {
     /// The operation.
     pub op: Op,
-    /// On this subject.
+    /// The subject.
     pub subject: Subject,
 }
 
-/// What the coordinator must do for a message on `<prefix>.fleet.>`.
+/// A parsed route of `<prefix>.fleet.>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FleetRoute {
-    /// A process wants to be a member.
+    /// A process asks to become a member.
     Join,
-    /// A member is alive.
+    /// A member reports that it is alive.
     Heartbeat,
-    /// May a member claim this subject?
+    /// A member asks for permission to claim this subject.
     Claim(Subject),
-    /// A member has handed this subject back.
+    /// A member has released this subject.
     Release(Subject),
-    /// A member goes.
+    /// A member leaves.
     Leave,
 }
 
-/// What the coordinator must do for a message on `<prefix>.admin.>`.
+/// A parsed route of `<prefix>.admin.>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminRoute {
-    /// Which servers are there?
+    /// List the servers.
     Servers,
-    /// Which subjects are assigned to whom?
+    /// List the assignments of subjects.
     Subjects,
-    /// Empty this server.
+    /// Drain this server.
     Drain(ServerName),
-    /// Let this server take subjects again.
+    /// End the drain of this server.
     Undrain(ServerName),
-    /// Have this subject served by another server.
+    /// Move this subject to another server.
     Move(Subject),
-    /// Even out what servers have to do.
+    /// Balance the load of the servers.
     Rebalance,
-    /// Which moves are under way?
+    /// Report the progress of the moves.
     Moves,
 }
 
@@ -244,14 +244,14 @@ pub enum AdminRoute {
 pub struct Prefix(Arc<str>);
 
 impl Prefix {
-    /// The prefix unless configured otherwise.
+    /// The default prefix.
     pub const DEFAULT: &'static str = "persist";
 
-    /// Checks `prefix`: what would be a subject, of at most [`MAX_PREFIX_BYTES`] bytes, not starting with `$` or `_`
-    /// (NATS keeps those for itself).
+    /// Validates `prefix`: it must be a valid subject of at most [`MAX_PREFIX_BYTES`] bytes, and not start with `$` or `_`
+    /// (reserved by NATS).
     ///
     /// # Errors
-    /// [`InvalidName`] when it breaks a rule.
+    /// [`InvalidName`] if it violates a rule.
     pub fn new(prefix: &str) -> Result<Self, InvalidName> {
         let reserved = prefix.starts_with('$') || prefix.starts_with('_');
         if reserved || prefix.len() > MAX_PREFIX_BYTES || Subject::new(prefix).is_err() {
@@ -287,13 +287,13 @@ impl Prefix {
             .ok_or(InvalidRoute::Foreign)
     }
 
-    /// Where to ask which server serves `subject`.
+    /// The route on which clients ask for the server of `subject`.
     #[must_use]
     pub fn locate(&self, subject: &Subject) -> Route {
         self.route(format_args!("coord.locate.{subject}"))
     }
 
-    /// Every locate route.
+    /// The pattern of all locate routes.
     #[must_use]
     pub fn locate_all(&self) -> RoutePattern {
         self.pattern(format_args!("coord.locate.>"))
@@ -302,24 +302,24 @@ impl Prefix {
     /// The subject of a locate route.
     ///
     /// # Errors
-    /// [`InvalidRoute`] when it is not one, or does not end in a subject.
+    /// [`InvalidRoute`] if it is no locate route, or does not end in a subject.
     pub fn parse_locate(&self, route: &str) -> Result<Subject, InvalidRoute> {
         Ok(Subject::new(self.strip(route, "coord.locate")?)?)
     }
 
-    /// Where the coordinator announces servers that are gone.
+    /// The route on which the coordinator announces gone servers.
     #[must_use]
     pub fn gone(&self) -> Route {
         self.route(format_args!("coord.gone"))
     }
 
-    /// Where `server` is asked for `op` on `subject`.
+    /// The route of the operation `op` on `subject` at `server`.
     #[must_use]
     pub fn server(&self, server: &ServerName, op: Op, subject: &Subject) -> Route {
         self.route(format_args!("server.{server}.{op}.{subject}"))
     }
 
-    /// Every route of `server`.
+    /// The pattern of all routes of `server`.
     #[must_use]
     pub fn server_all(&self, server: &ServerName) -> RoutePattern {
         self.pattern(format_args!("server.{server}.>"))
@@ -328,7 +328,7 @@ impl Prefix {
     /// The operation and subject of a route of `server`.
     ///
     /// # Errors
-    /// [`InvalidRoute`] when it is not one, names no operation, or does not end in a subject.
+    /// [`InvalidRoute`] if it is no route of `server`, names no operation, or does not end in a subject.
     pub fn parse_server(&self, server: &ServerName, route: &str) -> Result<ServerRoute, InvalidRoute> {
         let rest = self
             .strip(route, "server")?
@@ -340,7 +340,7 @@ impl Prefix {
         Ok(ServerRoute { op, subject: Subject::new(subject)? })
     }
 
-    /// Where the changes of `subject` are published.
+    /// The route on which the changes of `subject` are published.
     #[must_use]
     pub fn events(&self, subject: &Subject) -> Route {
         self.route(format_args!("events.{subject}"))
@@ -349,51 +349,51 @@ impl Prefix {
     /// The subject of an events route.
     ///
     /// # Errors
-    /// [`InvalidRoute`] when it is not one, or does not end in a subject.
+    /// [`InvalidRoute`] if it is no events route, or does not end in a subject.
     pub fn parse_events(&self, route: &str) -> Result<Subject, InvalidRoute> {
         Ok(Subject::new(self.strip(route, "events")?)?)
     }
 
-    /// Where a server joins.
+    /// The route on which a server joins.
     #[must_use]
     pub fn join(&self) -> Route {
         self.route(format_args!("fleet.join"))
     }
 
-    /// Where a server renews its lease.
+    /// The route on which a server renews its lease.
     #[must_use]
     pub fn heartbeat(&self) -> Route {
         self.route(format_args!("fleet.heartbeat"))
     }
 
-    /// Where a server says that it goes.
+    /// The route on which a server leaves.
     #[must_use]
     pub fn leave(&self) -> Route {
         self.route(format_args!("fleet.leave"))
     }
 
-    /// Where a server asks whether it may claim `subject`.
+    /// The route on which a server asks for permission to claim `subject`.
     #[must_use]
     pub fn claim(&self, subject: &Subject) -> Route {
         self.route(format_args!("fleet.claim.{subject}"))
     }
 
-    /// Where a server says that it has handed back `subject`.
+    /// The route on which a server reports the release of `subject`.
     #[must_use]
     pub fn release(&self, subject: &Subject) -> Route {
         self.route(format_args!("fleet.release.{subject}"))
     }
 
-    /// Every route between servers and the coordinator.
+    /// The pattern of all routes from servers to the coordinator.
     #[must_use]
     pub fn fleet_all(&self) -> RoutePattern {
         self.pattern(format_args!("fleet.>"))
     }
 
-    /// What a fleet route asks of the coordinator.
+    /// Parses a fleet route.
     ///
     /// # Errors
-    /// [`InvalidRoute`] when it is none of ours.
+    /// [`InvalidRoute`] if it is no fleet route.
     pub fn parse_fleet(&self, route: &str) -> Result<FleetRoute, InvalidRoute> {
         let rest = self.strip(route, "fleet")?;
         match rest.split_once('.') {
@@ -409,61 +409,61 @@ impl Prefix {
         }
     }
 
-    /// Where operators ask for the list of servers.
+    /// The route on which operators list the servers.
     #[must_use]
     pub fn admin_servers(&self) -> Route {
         self.route(format_args!("admin.servers"))
     }
 
-    /// Where operators ask which subjects are assigned to whom.
+    /// The route on which operators list the assignments of subjects.
     #[must_use]
     pub fn admin_subjects(&self) -> Route {
         self.route(format_args!("admin.subjects"))
     }
 
-    /// Where operators have `server` emptied.
+    /// The route on which operators drain `server`.
     #[must_use]
     pub fn admin_drain(&self, server: &ServerName) -> Route {
         self.route(format_args!("admin.drain.{server}"))
     }
 
-    /// Where operators let `server` take subjects again.
+    /// The route on which operators end the drain of `server`.
     #[must_use]
     pub fn admin_undrain(&self, server: &ServerName) -> Route {
         self.route(format_args!("admin.undrain.{server}"))
     }
 
-    /// Where operators have `subject` moved.
+    /// The route on which operators move `subject`.
     #[must_use]
     pub fn admin_move(&self, subject: &Subject) -> Route {
         self.route(format_args!("admin.move.{subject}"))
     }
 
-    /// Where operators have the servers' work evened out.
+    /// The route on which operators balance the load of the servers.
     #[must_use]
     pub fn admin_rebalance(&self) -> Route {
         self.route(format_args!("admin.rebalance"))
     }
 
-    /// Where operators ask for the moves that are under way.
+    /// The route on which operators ask for the progress of the moves.
     #[must_use]
     pub fn admin_moves(&self) -> Route {
         self.route(format_args!("admin.moves"))
     }
 
-    /// Every route of operators to the coordinator.
+    /// The pattern of all routes from operators to the coordinator.
     #[must_use]
     pub fn admin_all(&self) -> RoutePattern {
         self.pattern(format_args!("admin.>"))
     }
 
-    /// What a route of operators asks of the coordinator.
+    /// Parses an admin route.
     ///
     /// # Errors
-    /// [`InvalidRoute`] when it is none of ours.
+    /// [`InvalidRoute`] if it is no admin route.
     pub fn parse_admin(&self, route: &str) -> Result<AdminRoute, InvalidRoute> {
         let rest = self.strip(route, "admin")?;
-        let unknown = |word: &str| InvalidRoute::UnknownOp(word.chars().take(80).collect());
+        let unknown = |op: &str| InvalidRoute::UnknownOp(op.chars().take(80).collect());
         let server = |name: &str| ServerName::new(name).map_err(InvalidRoute::Server);
         match rest.split_once('.') {
             None => match rest {
@@ -480,31 +480,31 @@ impl Prefix {
         }
     }
 
-    /// Where the coordinator tells `server` what to hand over.
+    /// The route of handover orders to `server`.
     #[must_use]
     pub fn order(&self, server: &ServerName) -> Route {
         self.route(format_args!("coord.order.{server}"))
     }
 
-    /// Where a coordinator asks whether another one coordinates.
+    /// The route of presence checks between coordinators.
     #[must_use]
     pub fn presence(&self) -> Route {
         self.route(format_args!("coord.presence"))
     }
 
-    /// Where a coordinator says that it coordinates.
+    /// The route on which the active coordinator announces itself.
     #[must_use]
     pub fn active(&self) -> Route {
         self.route(format_args!("coord.active"))
     }
 
-    /// Where everybody is asked for health.
+    /// The route of health requests to all processes.
     #[must_use]
     pub fn health(&self) -> Route {
         self.route(format_args!("health"))
     }
 
-    /// Where one process is asked for health: a server by its name, the coordinator as
+    /// The route of health requests to one process: a server by its name, the coordinator as
     /// [`ServerName::COORDINATOR`].
     #[must_use]
     pub fn health_of(&self, name: &str) -> Route {
@@ -549,6 +549,7 @@ mod tests {
     }
 
     proptest! {
+        /// Each route parses back to the values that it was made of.
         #[test]
         fn routes_round_trip(subject in subjects(), op in proptest::sample::select(Op::ALL)) {
             let prefix = Prefix::new("my.fleet").unwrap();
@@ -565,8 +566,9 @@ mod tests {
             prop_assert_eq!(prefix.parse_admin(prefix.admin_drain(&server).as_str()), drained);
         }
 
+        /// The route parsers and the pattern matcher never panic on arbitrary text.
         #[test]
-        fn hostile_routes_never_panic(route in "\\PC{0,60}") {
+        fn route_parser_never_panics_on_hostile_text(route in "\\PC{0,60}") {
             let server = ServerName::new("s").unwrap();
             let prefix = Prefix::default();
             let _ = prefix.parse_server(&server, &route);
@@ -577,8 +579,9 @@ mod tests {
         }
     }
 
+    /// The parser rejects a foreign or invalid route with the reason, and invalid prefixes.
     #[test]
-    fn what_is_not_ours_is_refused_with_the_reason() {
+    fn route_foreign_or_invalid_is_rejected_with_reason() {
         let prefix = Prefix::default();
         let server = ServerName::new("s").unwrap();
         let parse = |route| prefix.parse_server(&server, route);
@@ -599,6 +602,7 @@ mod tests {
         }
     }
 
+    /// Route patterns match routes by the rules of NATS.
     #[test]
     fn patterns_match_as_in_nats() {
         for (pattern, route, expected) in [

@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 
 use crate::limits::{MAX_ESCAPED_SUBJECT_BYTES, MAX_SUBJECT_BYTES};
 
-/// The unit of data: one stream or one key-value store, named by a NATS-style dotted name such as `app.orders.eu`.
+/// A subject: one stream or one key-value store, with a NATS-style dotted name such as `app.orders.eu`.
 ///
 /// A subject is one or more non-empty tokens joined by dots, at most [`MAX_SUBJECT_BYTES`] bytes of UTF-8, without
-/// white space, control characters or the NATS wildcards `*` and `>`. Such a name can stand unescaped at the end
-/// of any [route](crate::route), which is what makes NATS permissions the authorization of Dormouse.
+/// white space, control characters or the NATS wildcards `*` and `>`. Such a name is valid without escaping at the end of
+/// any [route](crate::route), so NATS permissions can authorize access to subjects.
 ///
 /// Cloning is cheap: the name is shared.
 ///
@@ -29,7 +29,7 @@ use crate::limits::{MAX_ESCAPED_SUBJECT_BYTES, MAX_SUBJECT_BYTES};
 #[serde(try_from = "String", into = "String")]
 pub struct Subject(Arc<str>);
 
-/// Why a text is not a subject.
+/// The text is not a valid subject.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSubject {
     /// The text is empty.
@@ -47,10 +47,10 @@ pub enum InvalidSubject {
 }
 
 impl Subject {
-    /// Checks `name` and makes a subject of it.
+    /// Validates `name` and creates a subject.
     ///
     /// # Errors
-    /// [`InvalidSubject`] when the name breaks a rule stated at [`Subject`].
+    /// [`InvalidSubject`] if the name violates a rule of [`Subject`].
     pub fn new(name: &str) -> Result<Self, InvalidSubject> {
         if name.is_empty() {
             return Err(InvalidSubject::Empty);
@@ -75,10 +75,10 @@ impl Subject {
 
     /// The subject's folder name in the bucket and on local disks.
     ///
-    /// At most [`MAX_ESCAPED_SUBJECT_BYTES`] bytes from `a-z 0-9 . _ - =`, and distinct for distinct subjects even
-    /// where file names ignore case. Lower-case letters, digits, `.`, `_` and `-` stand for themselves; every other
-    /// byte becomes `=` and two lower-case hexadecimal digits. A name that would be longer than the limit becomes
-    /// `=x` and the 64 hexadecimal digits of its SHA-256; then only the manifest tells the full name.
+    /// At most [`MAX_ESCAPED_SUBJECT_BYTES`] bytes from `a-z 0-9 . _ - =`, and distinct for distinct subjects even if file
+    /// names ignore case. Lower-case letters, digits, `.`, `_` and `-` are kept; every other byte becomes `=` and two
+    /// lower-case hexadecimal digits. A name that would be longer than the limit becomes `=x` and the 64 hexadecimal digits
+    /// of its SHA-256; then only the manifest contains the full name.
     ///
     /// ```
     /// use dormouse_protocol::Subject;
@@ -90,7 +90,7 @@ impl Subject {
     pub fn escaped(&self) -> String {
         let mut escaped = String::with_capacity(self.0.len());
         for &byte in self.0.as_bytes() {
-            if stands_for_itself(byte) {
+            if is_unescaped(byte) {
                 escaped.push(char::from(byte));
             } else {
                 escaped.push('=');
@@ -103,11 +103,11 @@ impl Subject {
         escaped
     }
 
-    /// Reads a folder name made by [`Subject::escaped`].
+    /// Decodes a folder name from [`Subject::escaped`].
     ///
     /// # Errors
-    /// [`InvalidEscape`] when `escaped` is not what `escaped()` would have produced for any subject, so that two
-    /// different folders never mean one subject.
+    /// [`InvalidEscape`] if `escaped()` produces this name for no subject, so that two different folders never belong to one
+    /// subject.
     pub fn unescape(escaped: &str) -> Result<Unescaped, InvalidEscape> {
         if let Some(digest) = escaped.strip_prefix("=x") {
             let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
@@ -131,21 +131,21 @@ impl Subject {
         }
         let name = String::from_utf8(bytes).map_err(|_| InvalidEscape)?;
         let subject = Self::new(&name).map_err(|_| InvalidEscape)?;
-        // One subject, one folder: anything but the canonical spelling is refused.
+        // One subject, one folder: only the canonical spelling is accepted.
         if subject.escaped() == escaped { Ok(Unescaped::Subject(subject)) } else { Err(InvalidEscape) }
     }
 }
 
-/// What a folder name says about the subject it belongs to.
+/// The subject of a folder name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unescaped {
     /// The folder of this subject.
     Subject(Subject),
-    /// The folder of a subject whose name is too long to be spelled out: ask its manifest.
+    /// The folder of a subject with a hashed name: the manifest contains the full name.
     Hashed,
 }
 
-/// A folder name that no subject has.
+/// The folder name belongs to no subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the folder name of a subject")]
 pub struct InvalidEscape;
@@ -154,7 +154,7 @@ fn is_illegal(c: char) -> bool {
     matches!(c, '*' | '>') || c.is_whitespace() || c.is_control()
 }
 
-fn stands_for_itself(byte: u8) -> bool {
+fn is_unescaped(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-')
 }
 
@@ -200,8 +200,9 @@ mod tests {
 
     use super::*;
 
+    /// A subject rejects empty, too long and unsafe names with the reason.
     #[test]
-    fn hostile_names_are_refused() {
+    fn subject_with_hostile_name_is_rejected() {
         use InvalidSubject::{Empty, EmptyToken, IllegalCharacter, TooLong};
         let long = "a".repeat(MAX_SUBJECT_BYTES + 1);
         for (name, why) in [
@@ -225,8 +226,9 @@ mod tests {
         }
     }
 
+    /// The escaped name distinguishes upper from lower case and has a bounded length.
     #[test]
-    fn escaping_keeps_case_apart_and_stays_short() {
+    fn subject_escape_keeps_case_and_bounds_length() {
         let lower = Subject::new("app.orders").unwrap();
         let upper = Subject::new("app.Orders").unwrap();
         assert_eq!(lower.escaped(), "app.orders");
@@ -236,20 +238,22 @@ mod tests {
         assert_eq!(Subject::unescape(&long.escaped()), Ok(Unescaped::Hashed));
     }
 
+    /// A folder name is unescaped only if it is canonical.
     #[test]
-    fn only_canonical_folder_names_are_read() {
+    fn subject_unescape_rejects_noncanonical_folder_names() {
         for name in ["", "A", "=4F", "=4", "=", "=61", "a..b", "=x12", "=2a", "caf\u{e9}", "../etc"] {
             assert_eq!(Subject::unescape(name), Err(InvalidEscape), "{name:?}");
         }
     }
 
     proptest! {
+        /// Any text is either an invalid subject or round-trips through its folder name, if that is not hashed.
         #[test]
-        fn any_text_is_refused_or_survives_the_bucket(name in "\\PC{0,40}(\\.\\PC{1,20}){0,3}") {
+        fn subject_is_rejected_or_round_trips_as_folder_name(name in "\\PC{0,40}(\\.\\PC{1,20}){0,3}") {
             if let Ok(subject) = Subject::new(&name) {
                 let escaped = subject.escaped();
                 prop_assert!(escaped.len() <= MAX_ESCAPED_SUBJECT_BYTES);
-                prop_assert!(escaped.bytes().all(|b| stands_for_itself(b) || b == b'='));
+                prop_assert!(escaped.bytes().all(|b| is_unescaped(b) || b == b'='));
                 match Subject::unescape(&escaped) {
                     Ok(Unescaped::Subject(back)) => prop_assert_eq!(back, subject),
                     Ok(Unescaped::Hashed) => prop_assert!(name.len() > 60),
@@ -258,8 +262,9 @@ mod tests {
             }
         }
 
+        /// Distinct subjects have distinct folder names, even if the file system ignores case.
         #[test]
-        fn distinct_subjects_have_distinct_folders(names in proptest::collection::vec("[aA=xX4f.é-]{1,9}", 2..40)) {
+        fn subjects_distinct_have_distinct_folders(names in proptest::collection::vec("[aA=xX4f.é-]{1,9}", 2..40)) {
             let mut folders: HashMap<String, Subject> = HashMap::new();
             for subject in names.iter().filter_map(|name| Subject::new(name).ok()) {
                 // The folder name holds no upper-case letter, so folding case changes nothing.
@@ -269,8 +274,9 @@ mod tests {
             }
         }
 
+        /// Unescaping never panics on arbitrary text.
         #[test]
-        fn arbitrary_folder_names_never_panic(name in any::<String>()) {
+        fn subject_unescape_never_panics(name in any::<String>()) {
             let _ = Subject::unescape(&name);
         }
     }

@@ -1,13 +1,14 @@
-//! What `PROTOCOL.md` lists must be what the code knows.
+//! `PROTOCOL.md` must list the error codes, operations and limits of the code.
 
-use dormouse_protocol::{ErrorCode, Happened, Op, Retry, limits};
+use dormouse_protocol::{ErrorCode, Executed, Op, RetryAdvice, limits};
 
 fn document() -> &'static str {
     include_str!("../../../PROTOCOL.md")
 }
 
+/// The error table of `PROTOCOL.md` matches the status, retry advice and execution state of each error code.
 #[test]
-fn the_table_of_errors_is_the_code_s() {
+fn protocol_document_error_table_matches_code() {
     for code in ErrorCode::KNOWN {
         let row = document()
             .lines()
@@ -16,23 +17,24 @@ fn the_table_of_errors_is_the_code_s() {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         assert_eq!(cells[2], code.status().to_string(), "{code}");
         let retry = match code.retry() {
-            Retry::Never => "never",
-            Retry::SameServer => "same server",
-            Retry::AskCoordinator => "after asking the coordinator",
-            Retry::AfterBackoff => "after ",
+            RetryAdvice::Never => "never",
+            RetryAdvice::SameServer => "same server",
+            RetryAdvice::AskCoordinator => "after asking the coordinator",
+            RetryAdvice::AfterBackoff => "after ",
         };
         assert!(cells[3].starts_with(retry), "{code}: {}", cells[3]);
-        let happened = match code.happened() {
-            Happened::No => "no",
-            Happened::Unknown => "unknown",
-            Happened::Yes => "yes",
+        let executed = match code.executed() {
+            Executed::No => "no",
+            Executed::Unknown => "unknown",
+            Executed::Yes => "yes",
         };
-        assert_eq!(cells[4], happened, "{code}");
+        assert_eq!(cells[4], executed, "{code}");
     }
 }
 
+/// The document `PROTOCOL.md` describes all ops and limits.
 #[test]
-fn every_operation_and_limit_is_described() {
+fn protocol_document_describes_all_ops_and_limits() {
     for op in Op::ALL {
         assert!(document().contains(&format!("\n### {op}\n")), "{op}");
     }

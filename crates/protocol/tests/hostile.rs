@@ -1,11 +1,11 @@
-//! Bytes that nobody means well with: the corpus of the fuzz targets, and every frozen vector changed in thousands of ways. No
-//! decoder panics, and none takes memory out of proportion.
+//! Hostile input: the corpus of the fuzz targets, and mutations of every frozen vector. No decoder panics, and memory use is
+//! in proportion to the input.
 
 mod fuzzing;
 
 use std::path::{Path, PathBuf};
 
-use dormouse_harness::{CountingAllocator, Dice, mutate};
+use dormouse_harness::{CountingAllocator, SeededRng, mutate};
 use dormouse_protocol::{Op, data::SetItem};
 
 use fuzzing::{CHECKS, Check};
@@ -13,14 +13,14 @@ use fuzzing::{CHECKS, Check};
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// How often each vector is changed.
-const CHANGES: u64 = 100;
+/// The number of mutations per vector.
+const MUTATIONS: u64 = 100;
 
-/// What reading may hold at once besides what the bytes themselves call for: a list that promises billions gets room for a few
-/// at first, in each of several types, and its refusal has words.
+/// Memory that a decoder may hold besides the memory in proportion to the input: a list with a huge declared length gets
+/// space for a few items at first, in each of several types, and the error has a text.
 const SLACK_BYTES: usize = 4 * 1024 * 1024;
 
-/// The most that one byte may cost: an empty map in a list is a set with every field at its default.
+/// The maximum memory per byte of input: an empty map in a list is a set with every field at its default.
 const PER_BYTE: usize = 2 * size_of::<SetItem>();
 
 fn root() -> PathBuf {
@@ -37,8 +37,8 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| std::fs::read(file).unwrap()).collect()
 }
 
-/// The decoders for which the messages in a file of vectors are meant; for a file that is new here, all.
-fn meant_for(file: &str) -> Vec<Check> {
+/// The decoders of the messages in a file of vectors; all decoders if the file is not listed here.
+fn checks_for_file(file: &str) -> Vec<Check> {
     let targets: &[&str] = match file {
         "set" | "read" | "remove" | "subject" | "transfer" => &["requests", "replies"],
         "events" => &["events", "replies"],
@@ -52,13 +52,13 @@ fn meant_for(file: &str) -> Vec<Check> {
     targets.iter().map(named).collect()
 }
 
-/// A right message, and who reads it.
+/// A valid message, and the checks of its decoders.
 struct Seed {
     bytes: Vec<u8>,
     checks: Vec<Check>,
 }
 
-/// The bytes of every frozen vector, and what else the corpus has that is no vector.
+/// The bytes of every frozen vector, and the corpus of the targets without vectors.
 fn seeds() -> Vec<Seed> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(root().join("crates/protocol/vectors"))
         .unwrap()
@@ -68,7 +68,7 @@ fn seeds() -> Vec<Seed> {
     let mut seeds = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        let checks = meant_for(&file.file_stem().unwrap().to_string_lossy());
+        let checks = checks_for_file(&file.file_stem().unwrap().to_string_lossy());
         for vector in serde_json::from_str::<Vec<serde_json::Value>>(&text).unwrap() {
             let bytes = hex::decode(vector["hex"].as_str().unwrap()).unwrap();
             seeds.push(Seed { bytes, checks: checks.clone() });
@@ -81,15 +81,16 @@ fn seeds() -> Vec<Seed> {
     seeds
 }
 
-/// A decoder reads these bytes, and the memory it takes stays in proportion to them.
-fn holds(check: Check, bytes: &[u8]) {
+/// Asserts that the memory use of a decoder is in proportion to its input.
+fn assert_memory_bounded(check: Check, bytes: &[u8]) {
     let peak = CountingAllocator::peak_of(|| check(bytes));
     let most = SLACK_BYTES + PER_BYTE * bytes.len();
     assert!(peak <= most, "{peak} bytes were held for {}", bytes.len());
 }
 
+/// The fuzz corpus passes its checks, and each kind of message has a fuzz target.
 #[test]
-fn the_corpus_holds_and_every_kind_of_message_has_a_target() {
+fn fuzz_corpus_passes_and_targets_cover_all_messages() {
     let manifest = std::fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap();
     for (target, check) in CHECKS {
         let program = root().join("fuzz/fuzz_targets").join(format!("{target}.rs"));
@@ -105,7 +106,7 @@ fn the_corpus_holds_and_every_kind_of_message_has_a_target() {
         let name =
             op.as_str().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect::<String>();
         let (request, reply) = match op {
-            // The set of a value that was brought before.
+            // A set of an uploaded value.
             Op::UploadCommit => ("Set", "Set"),
             Op::UploadBegin | Op::UploadChunk | Op::UploadFinish | Op::UploadCancel => (&*name, "Upload"),
             _ => (&*name, &*name),
@@ -116,21 +117,22 @@ fn the_corpus_holds_and_every_kind_of_message_has_a_target() {
     }
 }
 
+/// No decoder panics or exceeds its memory bound on mutated vectors.
 #[test]
-fn no_change_of_a_vector_makes_a_decoder_panic_or_take_memory_out_of_proportion() {
+fn decoders_survive_mutated_vectors_in_bounded_memory() {
     let seeds = seeds();
     for (number, seed) in seeds.iter().enumerate() {
-        let mut dice = Dice::new(number as u64);
-        for change in 0..CHANGES {
-            let other = dice.pick(&seeds);
-            let bytes = mutate(&mut dice, &seed.bytes, &other.bytes);
-            // Those for whom it is meant, and somebody who should not have got it at all.
-            let (_, stranger) = dice.pick(CHECKS);
-            for check in seed.checks.iter().chain([stranger]) {
-                let reading = std::panic::AssertUnwindSafe(|| holds(*check, &bytes));
-                if let Err(panic) = std::panic::catch_unwind(reading) {
+        let mut rng = SeededRng::new(number as u64);
+        for mutation in 0..MUTATIONS {
+            let other = rng.pick(&seeds);
+            let bytes = mutate(&mut rng, &seed.bytes, &other.bytes);
+            // The checks of its decoders, and one check of another kind of message.
+            let (_, unrelated) = rng.pick(CHECKS);
+            for check in seed.checks.iter().chain([unrelated]) {
+                let decode = std::panic::AssertUnwindSafe(|| assert_memory_bounded(*check, &bytes));
+                if let Err(panic) = std::panic::catch_unwind(decode) {
                     let shown = hex::encode(&bytes[..bytes.len().min(4_096)]);
-                    eprintln!("message {number}, change {change}: {shown}");
+                    eprintln!("message {number}, mutation {mutation}: {shown}");
                     std::panic::resume_unwind(panic);
                 }
             }
@@ -140,15 +142,15 @@ fn no_change_of_a_vector_makes_a_decoder_panic_or_take_memory_out_of_proportion(
 
 /// Declared lengths in each place where a list, map, text or bytes can stand.
 #[test]
-fn lengths_that_promise_gigabytes_cost_nothing_wherever_they_stand() {
+fn decoders_bound_memory_for_huge_declared_lengths() {
     for seed in seeds() {
         for at in 0..seed.bytes.len() {
-            // Lists and maps everywhere; of text, bytes and extensions one here and one there.
+            // Lists and maps at each position; text, bytes and extensions in turn.
             for head in [0xdd, 0xdf, [0xc6, 0xdb, 0xc9][at % 3]] {
                 let mut bytes = seed.bytes[..at].to_vec();
                 bytes.extend([head, 0xff, 0xff, 0xff, 0xf0]);
                 bytes.extend_from_slice(&seed.bytes[at..]);
-                seed.checks.iter().for_each(|check| holds(*check, &bytes));
+                seed.checks.iter().for_each(|check| assert_memory_bounded(*check, &bytes));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Time and chance.
+//! Clocks and random number generators.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,19 +11,19 @@ use ulid::Ulid;
 use crate::process::Process;
 use crate::tasks::Tasks;
 
-/// Two clocks: one that people read, one that only ever runs forward.
+/// Two clocks: the wall clock, and a clock that never goes back.
 pub trait Clock: Send + Sync {
-    /// Time since the Unix epoch. May jump in either direction: nothing may be decided by it that must be right.
+    /// Time since the Unix epoch. May jump in either direction, so no decision that must be correct may depend on it.
     fn wall(&self) -> Duration;
 
-    /// Time since some fixed instant, also running while the machine is suspended. Never goes back. Leases are
-    /// measured on it.
+    /// Time since a fixed instant. It also runs while the machine is suspended, and never goes back. Leases are measured
+    /// on it.
     fn boot(&self) -> Duration;
 }
 
-/// A source of numbers nobody can foresee.
+/// A source of unpredictable numbers.
 pub trait Entropy: Send + Sync {
-    /// A number drawn evenly from all of them.
+    /// A uniformly distributed number.
     fn next_u64(&self) -> u64;
 }
 
@@ -39,7 +39,7 @@ impl Clock for SystemClock {
     }
 
     fn boot(&self) -> Duration {
-        // Linux' monotonic clock stands still during suspend; a lease must not.
+        // The monotonic clock of Linux stops during suspend; a lease must not.
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
     }
@@ -55,7 +55,7 @@ pub struct VirtualClock {
 impl VirtualClock {
     /// A clock whose wall time is `wall` (since the Unix epoch) at the moment of the call. Needs a tokio runtime.
     #[must_use]
-    #[expect(clippy::disallowed_methods)] // Tokio's clock, which the test holds.
+    #[expect(clippy::disallowed_methods)] // Tokio's clock, which the test controls.
     pub fn starting_at(wall: Duration) -> Self {
         Self { origin: tokio::time::Instant::now(), wall_at_origin: wall }
     }
@@ -71,23 +71,23 @@ impl Clock for VirtualClock {
     }
 }
 
-/// The operating system's generator.
+/// The random number generator of the operating system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
     fn next_u64(&self) -> u64 {
-        // Without random numbers nonces collide, and colliding nonces lose data: stopping is the safe answer.
+        // Without random numbers nonces collide, and colliding nonces lose data: the safe reaction is to stop.
         SysRng.try_next_u64().expect("the operating system's random number generator must work")
     }
 }
 
-/// A generator that draws the same numbers for the same seed.
+/// A seeded RNG: the same seed gives the same numbers.
 #[derive(Debug)]
 pub struct SeededEntropy(Mutex<StdRng>);
 
 impl SeededEntropy {
-    /// A generator with this seed.
+    /// An RNG with this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(Mutex::new(StdRng::seed_from_u64(seed)))
@@ -96,7 +96,7 @@ impl SeededEntropy {
 
 impl Entropy for SeededEntropy {
     fn next_u64(&self) -> u64 {
-        // A generator has no invariant that a panic elsewhere could break.
+        // The RNG has no invariant that a panic elsewhere could break.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
     }
 }
@@ -106,23 +106,23 @@ impl Entropy for SeededEntropy {
 enum Blocking {
     /// On tokio's pool for blocking work.
     Pool,
-    /// At once, on the caller's thread: a paused clock would run away from work on another thread.
+    /// At once, on the caller's thread: a paused clock would advance during work on another thread.
     Inline,
 }
 
-/// Everything that a part of Dormouse takes from outside. Cloning is cheap and shares the sources.
+/// All external inputs of a component. Cloning is cheap and shares the sources.
 #[derive(Clone)]
 pub struct Env {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     blocking: Blocking,
     boot_id: Option<Arc<str>>,
-    /// Under simulation, whose tasks these are.
+    /// Under simulation, the process that owns the tasks.
     process: Option<Process>,
 }
 
 impl Env {
-    /// The real world.
+    /// The clocks, the random numbers and the tasks of the operating system.
     #[must_use]
     pub fn system() -> Self {
         Self {
@@ -134,25 +134,25 @@ impl Env {
         }
     }
 
-    /// A world of the caller's making, in which blocking work runs inline.
+    /// An environment with the given sources, in which blocking work runs inline.
     #[must_use]
     pub fn simulated(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
         Self { clock, entropy, blocking: Blocking::Inline, boot_id: Some("simulated".into()), process: None }
     }
 
-    /// The same world after the machine was started once more, or for the first time; see [`Env::boot_id`].
+    /// The same environment after a start of the machine; see [`Env::boot_id`].
     #[must_use]
     pub fn booted(self, boot_id: &str) -> Self {
         Self { boot_id: Some(boot_id.into()), ..self }
     }
 
-    /// The same world for one process in it: its [tasks](Self::tasks) are stopped and killed together.
+    /// The same environment for one process: its [tasks](Self::tasks) are paused and killed together.
     #[must_use]
     pub fn of_process(self, process: Process) -> Self {
         Self { process: Some(process), ..self }
     }
 
-    /// An owner of tasks, which has none yet. In a simulated [process](Self::of_process) they are that process's.
+    /// An owner of tasks, without tasks yet. In a simulated [process](Self::of_process) the tasks belong to that process.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
         match &self.process {
@@ -173,8 +173,8 @@ impl Env {
         self.clock.boot()
     }
 
-    /// Which run of the machine this is: since it began, the machine has not lost what it had written to its files and
-    /// not synced. `None`: that cannot be known here.
+    /// The id of the current boot of the machine. As long as it stays the same, the machine has lost no file data that
+    /// was written but not synced. `None`: unknown on this system.
     #[must_use]
     pub fn boot_id(&self) -> Option<&str> {
         self.boot_id.as_deref()
@@ -193,13 +193,13 @@ impl Env {
         Ulid::from_parts(self.wall_micros() / 1_000, random)
     }
 
-    /// Runs work that blocks its thread (file access, a long SQLite statement) where it stalls nobody.
+    /// Runs work that blocks its thread (file access, a long SQLite statement) on a thread where blocking is allowed.
     ///
-    /// Cancelling the call does not stop work that has begun; its result is dropped.
+    /// Cancelling the call does not stop work that has started; its result is dropped.
     ///
     /// # Panics
-    /// When `work` panics, or when the tokio runtime shuts down before the work begins.
-    #[expect(clippy::disallowed_methods)] // The place that the ban points to.
+    /// If `work` panics, or if the tokio runtime shuts down before the work starts.
+    #[expect(clippy::disallowed_methods)] // The one function that the ban refers to.
     pub async fn blocking<T, F>(&self, work: F) -> T
     where
         T: Send + 'static,
@@ -210,13 +210,13 @@ impl Env {
             Blocking::Pool => match tokio::task::spawn_blocking(work).await {
                 Ok(done) => done,
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Err(_) => panic!("the runtime shut down before blocking work could begin"),
+                Err(_) => panic!("the runtime shut down before blocking work could start"),
             },
         }
     }
 }
 
-/// The kernel draws one at each start: see random(4).
+/// The kernel generates a boot id at each start: see random(4).
 fn system_boot_id() -> Option<Arc<str>> {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(boot_id.trim_end().into()).filter(|boot_id: &Arc<str>| !boot_id.is_empty())
@@ -232,15 +232,17 @@ impl fmt::Debug for Env {
 mod tests {
     use super::*;
 
+    /// Two random number generators with the same seed give the same numbers.
     #[test]
-    fn the_same_seed_draws_the_same_numbers() {
+    fn rng_with_same_seed_gives_same_numbers() {
         let (one, other) = (SeededEntropy::new(7), SeededEntropy::new(7));
         assert!((0..10).all(|_| one.next_u64() == other.next_u64()));
         assert_ne!(SeededEntropy::new(8).next_u64(), SeededEntropy::new(7).next_u64());
     }
 
+    /// A simulated environment follows the paused clock.
     #[tokio::test(start_paused = true)]
-    async fn a_simulated_world_follows_the_paused_clock() {
+    async fn env_simulated_follows_paused_clock() {
         let clock = Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000)));
         let env = Env::simulated(clock, Arc::new(SeededEntropy::new(1)));
         tokio::time::sleep(Duration::from_secs(3_600)).await;
@@ -249,8 +251,9 @@ mod tests {
         assert_eq!(env.blocking(|| 7).await, 7);
     }
 
+    /// The system environment gives the current wall time, a monotonic clock and unique ids.
     #[test]
-    fn the_system_clocks_run() {
+    fn env_system_clocks_run() {
         let env = Env::system();
         assert!(env.wall_micros() > 1_700_000_000_000_000);
         let first = env.boot();

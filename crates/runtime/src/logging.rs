@@ -5,13 +5,13 @@ use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Human-readable lines.
     #[default]
     Text,
-    /// A JSON object per line, for machines.
+    /// One JSON object per line.
     Json,
 }
 
@@ -22,12 +22,12 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err("a log format is `text` or `json`"),
+            _ => Err("the log format must be `text` or `json`"),
         }
     }
 }
 
-/// A log filter that cannot be read, or logging that was set up before.
+/// The log filter is invalid, or logging is already set up.
 #[derive(Debug)]
 pub struct LoggingError(Box<dyn std::error::Error + Send + Sync>);
 
@@ -47,7 +47,7 @@ impl std::error::Error for LoggingError {
 /// (`info,dormouse_storage=debug`).
 ///
 /// # Errors
-/// [`LoggingError`] when `filter` is not one, or when called a second time.
+/// [`LoggingError`] if `filter` is invalid, or if logging is already set up.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LoggingError> {
     let filter = EnvFilter::try_new(filter).map_err(|error| LoggingError(error.into()))?;
     let builder = tracing_subscriber::fmt()

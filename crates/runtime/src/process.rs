@@ -1,5 +1,5 @@
-//! A process under simulation: some tasks among others in one runtime, which can be stopped, woken and killed together,
-//! between any two steps that they take.
+//! A process under simulation: a group of tasks in one runtime. A test can pause, resume and kill the group between any
+//! two steps of its tasks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,21 +10,21 @@ use std::task::{Context, Poll, Waker};
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What a process does when its next step comes.
+/// The state of a process, checked before each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum RunState {
     Running,
     Paused,
     Dead,
 }
 
-/// Called in place of a step of the process.
-type Strike = Box<dyn FnOnce() + Send>;
+/// Called before a step of the process.
+type StepHook = Box<dyn FnOnce() + Send>;
 
-struct State {
-    standing: Standing,
-    /// Steps that are left until the strike; `None`: there is none.
-    strike: Option<(u64, Strike)>,
+struct ProcessState {
+    run_state: RunState,
+    /// The number of steps left before the hook, and the hook. `None`: no hook is set.
+    hook: Option<(u64, StepHook)>,
     steps: u64,
     next_task: u64,
     tasks: BTreeMap<u64, Arc<Task>>,
@@ -32,7 +32,7 @@ struct State {
 
 /// A task of the process.
 struct Task {
-    /// Not there while it is being polled, and when it has ended.
+    /// `None` when the task has ended; locked while it is being polled.
     work: Mutex<Option<Work>>,
     waker: Mutex<Option<Waker>>,
 }
@@ -40,7 +40,7 @@ struct Task {
 /// A process under simulation: the tasks that [`Env::tasks`](crate::Env::tasks) of its [`Env`](crate::Env) spawned.
 /// Cloning shares it.
 #[derive(Clone)]
-pub struct Process(Arc<Mutex<State>>);
+pub struct Process(Arc<Mutex<ProcessState>>);
 
 impl Default for Process {
     fn default() -> Self {
@@ -52,115 +52,116 @@ impl Process {
     /// A running process without tasks.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(State {
-            standing: Standing::Running,
-            strike: None,
+        Self(Arc::new(Mutex::new(ProcessState {
+            run_state: RunState::Running,
+            hook: None,
             steps: 0,
             next_task: 0,
             tasks: BTreeMap::new(),
         })))
     }
 
-    /// Stands still: no task takes a step until [`resume`](Self::resume), whatever comes meanwhile. A dead one stays dead.
+    /// Pauses the process: no task takes a step until [`resume`](Self::resume), regardless of events. A dead process
+    /// stays dead.
     pub fn pause(&self) {
         let mut state = self.state();
-        if state.standing == Standing::Running {
-            state.standing = Standing::Paused;
+        if state.run_state == RunState::Running {
+            state.run_state = RunState::Paused;
         }
     }
 
-    /// Goes on after a [`pause`](Self::pause).
+    /// Resumes the process after a [`pause`](Self::pause).
     pub fn resume(&self) {
         let wakers = {
             let mut state = self.state();
-            if state.standing != Standing::Paused {
+            if state.run_state != RunState::Paused {
                 return;
             }
-            state.standing = Standing::Running;
+            state.run_state = RunState::Running;
             state.wakers()
         };
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether it stands still.
+    /// Whether the process is paused.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.state().standing == Standing::Paused
+        self.state().run_state == RunState::Paused
     }
 
-    /// Whether it was killed.
+    /// Whether the process was killed.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        self.state().standing == Standing::Dead
+        self.state().run_state == RunState::Dead
     }
 
-    /// How many steps its tasks have taken.
+    /// The number of steps that its tasks have taken.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.state().steps
     }
 
-    /// In place of the step after the next `steps`, calls `strike`, which may kill or pause the process. Takes the place of
-    /// an earlier one.
-    pub fn strike_after(&self, steps: u64, strike: impl FnOnce() + Send + 'static) {
-        self.state().strike = Some((steps, Box::new(strike)));
+    /// After the next `steps` steps, calls `hook` before the following step. The hook may kill or pause the process, which
+    /// prevents that step. Replaces an earlier hook.
+    pub fn hook_after(&self, steps: u64, hook: impl FnOnce() + Send + 'static) {
+        self.state().hook = Some((steps, Box::new(hook)));
     }
 
-    /// Whether a strike is still to come.
+    /// Whether a hook is set that was not called yet.
     #[must_use]
-    pub fn is_to_be_struck(&self) -> bool {
-        self.state().strike.is_some()
+    pub fn has_hook(&self) -> bool {
+        self.state().hook.is_some()
     }
 
-    /// Ends it here and now: whatever its tasks own is dropped at once, in the order in which they were spawned, and none
-    /// takes another step. What must not see that (its connections, its disk, its way to the bucket) is cut off before,
-    /// by the caller.
+    /// Kills the process at once. The tasks are dropped with everything that they own, in the order in which they were
+    /// spawned, and none takes another step. The caller first disconnects everything that must not see the drops: the
+    /// connections, the disk and the bucket access of the process.
     ///
     /// # Panics
-    /// In a step of the process itself, other than a [strike](Self::strike_after).
+    /// If called in a step of the process itself, except from its [hook](Self::hook_after).
     pub fn kill(&self) {
         let tasks = {
             let mut state = self.state();
-            state.standing = Standing::Dead;
-            state.strike = None;
+            state.run_state = RunState::Dead;
+            state.hook = None;
             std::mem::take(&mut state.tasks)
         };
         for task in tasks.into_values() {
             let work = match task.work.try_lock() {
                 Ok(mut work) => work.take(),
-                Err(TryLockError::Poisoned(held)) => held.into_inner().take(),
-                Err(TryLockError::WouldBlock) => panic!("a process is not killed by a step of its own"),
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),
+                Err(TryLockError::WouldBlock) => panic!("a step must not kill its own process"),
             };
-            // Outside of every lock: what is dropped may do anything.
+            // Outside of every lock: a drop may run arbitrary code.
             drop(work);
             task.wake();
         }
     }
 
-    /// Makes `work` a task of this process: what comes back is to be spawned.
-    pub(crate) fn govern(&self, work: impl Future<Output = ()> + Send + 'static) -> Governed {
+    /// Makes `work` a task of this process. The caller spawns the returned future.
+    pub(crate) fn wrap_task(&self, work: impl Future<Output = ()> + Send + 'static) -> ProcessTask {
         let mut state = self.state();
         let number = state.next_task;
         state.next_task += 1;
-        let alive = state.standing != Standing::Dead;
+        let alive = state.run_state != RunState::Dead;
         let work: Option<Work> = if alive { Some(Box::pin(work)) } else { None };
         let task = Arc::new(Task { work: Mutex::new(work), waker: Mutex::default() });
         if alive {
             state.tasks.insert(number, Arc::clone(&task));
         }
-        Governed { process: self.clone(), number, task }
+        ProcessTask { process: self.clone(), number, task }
     }
 
-    /// Asks for leave to take a step.
-    fn may_step(&self) -> Standing {
-        let strike = {
+    /// Counts a step and returns whether the task may take it.
+    fn may_step(&self) -> RunState {
+        let hook = {
             let mut state = self.state();
-            if state.standing != Standing::Running {
-                return state.standing;
+            if state.run_state != RunState::Running {
+                return state.run_state;
             }
             state.steps += 1;
-            match &mut state.strike {
-                Some((0, _)) => state.strike.take(),
+            match &mut state.hook {
+                Some((0, _)) => state.hook.take(),
                 Some((left, _)) => {
                     *left -= 1;
                     None
@@ -168,19 +169,19 @@ impl Process {
                 None => None,
             }
         };
-        if let Some((_, strike)) = strike {
-            strike();
+        if let Some((_, hook)) = hook {
+            hook();
         }
-        self.state().standing
+        self.state().run_state
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is complete before anything of others is called.
+    fn state(&self) -> MutexGuard<'_, ProcessState> {
+        // Each change is complete before any foreign code is called.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ProcessState {
     fn wakers(&self) -> Vec<Waker> {
         self.tasks.values().filter_map(|task| task.waker().clone()).collect()
     }
@@ -203,20 +204,20 @@ impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
         f.debug_struct("Process")
-            .field("standing", &state.standing)
+            .field("run_state", &state.run_state)
             .field("tasks", &state.tasks.len())
             .finish_non_exhaustive()
     }
 }
 
 /// A task of a [`Process`].
-pub(crate) struct Governed {
+pub(crate) struct ProcessTask {
     process: Process,
     number: u64,
     task: Arc<Task>,
 }
 
-impl Future for Governed {
+impl Future for ProcessTask {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -227,11 +228,11 @@ impl Future for Governed {
             }
         }
         match self.process.may_step() {
-            Standing::Dead => return Poll::Ready(()),
-            Standing::Paused => return Poll::Pending,
-            Standing::Running => {}
+            RunState::Dead => return Poll::Ready(()),
+            RunState::Paused => return Poll::Pending,
+            RunState::Running => {}
         }
-        // Held while it is polled: a kill in between is a defect of the simulation, and says so.
+        // Locked during the poll: a kill in between is a defect of the simulation, and panics.
         let mut work = self.task.work.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(running) = work.as_mut() else { return Poll::Ready(()) };
         if running.as_mut().poll(context).is_pending() {
@@ -242,7 +243,7 @@ impl Future for Governed {
     }
 }
 
-impl Drop for Governed {
+impl Drop for ProcessTask {
     fn drop(&mut self) {
         self.process.state().tasks.remove(&self.number);
         let work = self.task.work.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -258,7 +259,7 @@ mod tests {
     use super::*;
     use crate::{Env, SeededEntropy, VirtualClock};
 
-    /// Counts seconds, and notes its own end.
+    /// Counts seconds, and adds 1,000 when it is dropped.
     struct Counting(Arc<AtomicU64>);
 
     impl Drop for Counting {
@@ -286,8 +287,9 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(number * 1_000 + 500)).await;
     }
 
+    /// A paused process takes no step and continues when it is resumed.
     #[tokio::test(start_paused = true)]
-    async fn a_paused_process_takes_no_step_and_goes_on() {
+    async fn process_paused_takes_no_step_until_resumed() {
         let (_env, process, count) = counting();
         seconds(3).await;
         process.pause();
@@ -295,12 +297,13 @@ mod tests {
         assert_eq!(count.load(Ordering::Relaxed), 3);
         process.resume();
         seconds(2).await;
-        // The second that was over during the pause, and two more.
+        // The second that ended during the pause, and two more.
         assert_eq!(count.load(Ordering::Relaxed), 6);
     }
 
+    /// A killed process drops all tasks at once and starts no new ones.
     #[tokio::test(start_paused = true)]
-    async fn a_killed_process_drops_everything_at_once_and_starts_nothing() {
+    async fn process_killed_drops_all_tasks_and_starts_none() {
         let (env, process, count) = counting();
         seconds(3).await;
         process.kill();
@@ -308,19 +311,20 @@ mod tests {
         let late = Counting(Arc::clone(&count));
         let tasks = env.tasks();
         tasks.spawn("late", async move { drop(late) });
-        assert_eq!(count.load(Ordering::Relaxed), 2_003, "what is spawned by the dead is dropped");
+        assert_eq!(count.load(Ordering::Relaxed), 2_003, "a task spawned by a dead process is dropped");
         assert_eq!(tasks.finish(Duration::from_secs(1)).await, Ok(()));
         process.resume();
         seconds(2).await;
         assert_eq!(count.load(Ordering::Relaxed), 2_003);
     }
 
+    /// A step hook runs in place of the step that it is set for.
     #[tokio::test(start_paused = true)]
-    async fn a_strike_comes_in_place_of_a_step() {
+    async fn process_step_hook_runs_in_place_of_step() {
         let (_env, process, count) = counting();
-        let struck = process.clone();
-        // The first step is the one in which it falls asleep.
-        process.strike_after(3, move || struck.kill());
+        let target = process.clone();
+        // In the first step the task only starts its first sleep.
+        process.hook_after(3, move || target.kill());
         seconds(10).await;
         assert_eq!(count.load(Ordering::Relaxed), 1_002);
         assert_eq!(process.steps(), 4);

@@ -1,4 +1,4 @@
-//! Tasks with an owner, a stop signal and a proof that they ended.
+//! Tasks with an owner, a stop signal and a proof that they have ended.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -10,47 +10,47 @@ use tokio_util::task::TaskTracker;
 
 use crate::process::Process;
 
-/// The stop signal that an owner gives to its tasks. Cloning shares it.
+/// The stop signal of an owner to its tasks. Cloning shares it.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(CancellationToken);
 
 impl Stop {
-    /// A signal nobody has given yet.
+    /// A signal that is not given yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Gives the signal; once given it stays.
-    pub fn give(&self) {
+    /// Gives the signal. It cannot be withdrawn.
+    pub fn request(&self) {
         self.0.cancel();
     }
 
-    /// Whether it has been given.
+    /// Whether the signal is given.
     #[must_use]
-    pub fn is_given(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    /// Waits until it is given. Cancelling the wait leaves nothing behind.
-    pub async fn given(&self) {
+    /// Waits until the signal is given. Cancelling the wait has no effect.
+    pub async fn requested(&self) {
         self.0.cancelled().await;
     }
 }
 
 /// The tasks of one owner. Cloning shares them.
 ///
-/// A task that panics ends alone: the panic is logged as an error by name and the others go on.
+/// A panic ends only its own task. It is logged as an error with the name of the task; the other tasks continue.
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
     stop: Stop,
     running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
-    /// Under simulation, the process that they belong to.
+    /// Under simulation, the process that owns the tasks.
     process: Option<Process>,
 }
 
-/// Tasks that had not ended when the deadline came: name and number.
+/// Tasks that had not ended at the deadline: name and number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished(pub Vec<(&'static str, usize)>);
 
@@ -83,31 +83,31 @@ impl Tasks {
         &self.stop
     }
 
-    /// Runs `task` beside the caller. It is expected to end soon after the stop signal.
-    #[expect(clippy::disallowed_methods)] // The place that the ban points to.
+    /// Runs `task` concurrently with the caller. The task must end soon after the stop signal.
+    #[expect(clippy::disallowed_methods)] // The one function that the ban refers to.
     pub fn spawn<F>(&self, name: &'static str, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let running = Running::enter(name, &self.running);
+        let running = TaskEntry::enter(name, &self.running);
         let task = async move {
             let _running = running;
             task.await;
         };
         match &self.process {
             None => drop(tokio::spawn(self.tracker.track_future(task))),
-            Some(process) => drop(tokio::spawn(self.tracker.track_future(process.govern(task)))),
+            Some(process) => drop(tokio::spawn(self.tracker.track_future(process.wrap_task(task)))),
         }
     }
 
-    /// Gives the stop signal and waits until every task has ended.
+    /// Gives the stop signal and waits until all tasks have ended.
     ///
-    /// Cancelling the call leaves the signal given.
+    /// If the call is cancelled, the signal stays given.
     ///
     /// # Errors
-    /// [`Unfinished`] names the tasks that are still running when `deadline` has passed; they go on running.
+    /// [`Unfinished`] names the tasks that still run after `deadline`; they continue to run.
     pub async fn finish(&self, deadline: Duration) -> Result<(), Unfinished> {
-        self.stop.give();
+        self.stop.request();
         self.tracker.close();
         tokio::time::timeout(deadline, self.tracker.wait()).await.map_err(|_| {
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,29 +116,29 @@ impl Tasks {
     }
 }
 
-/// One running task in its owner's books; leaves them when dropped, also by a panic.
-struct Running {
+/// The entry of one running task in its owner's table. Dropping removes it, also after a panic.
+struct TaskEntry {
     name: &'static str,
-    books: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+    table: Arc<Mutex<BTreeMap<&'static str, usize>>>,
 }
 
-impl Running {
-    fn enter(name: &'static str, books: &Arc<Mutex<BTreeMap<&'static str, usize>>>) -> Self {
-        *books.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
-        Self { name, books: Arc::clone(books) }
+impl TaskEntry {
+    fn enter(name: &'static str, table: &Arc<Mutex<BTreeMap<&'static str, usize>>>) -> Self {
+        *table.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+        Self { name, table: Arc::clone(table) }
     }
 }
 
-impl Drop for Running {
+impl Drop for TaskEntry {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tracing::error!(task = self.name, "a task panicked");
+            tracing::error!(task = self.name, "task panicked");
         }
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = books.get_mut(self.name) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = table.get_mut(self.name) {
             *number -= 1;
             if *number == 0 {
-                books.remove(self.name);
+                table.remove(self.name);
             }
         }
     }
@@ -148,19 +148,21 @@ impl Drop for Running {
 mod tests {
     use super::*;
 
+    /// The call `finish` waits for the tasks until the deadline and names those that hang.
     #[tokio::test(start_paused = true)]
-    async fn finish_waits_for_tasks_and_names_those_that_hang() {
+    async fn tasks_finish_waits_and_names_hung_tasks() {
         let tasks = Tasks::new();
         let stop = tasks.stop().clone();
-        tasks.spawn("polite", async move { stop.given().await });
-        tasks.spawn("deaf", std::future::pending());
+        tasks.spawn("cooperative", async move { stop.requested().await });
+        tasks.spawn("hung", std::future::pending());
         let unfinished = tasks.finish(Duration::from_secs(5)).await.unwrap_err();
-        assert_eq!(unfinished, Unfinished(vec![("deaf", 1)]));
-        assert_eq!(unfinished.to_string(), "1 × deaf");
+        assert_eq!(unfinished, Unfinished(vec![("hung", 1)]));
+        assert_eq!(unfinished.to_string(), "1 × hung");
     }
 
+    /// A panic ends only the task in which it occurs.
     #[tokio::test(start_paused = true)]
-    async fn a_panic_ends_one_task_alone() {
+    async fn task_panic_ends_only_one_task() {
         let tasks = Tasks::new();
         tasks.spawn("panics", async { panic!("on purpose") });
         assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));

@@ -1,4 +1,4 @@
-//! What the engine is asked and what it asks of its surroundings.
+//! Requests to the engine, and the interfaces that the engine needs.
 
 use async_trait::async_trait;
 use dormouse_protocol::data::{
@@ -14,7 +14,7 @@ use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
 
 /// An operation on one subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
+pub enum EngineRequest {
     /// Write messages.
     Set(SetRequest),
     /// Read messages by seq or key.
@@ -27,85 +27,86 @@ pub enum Request {
     Delete(DeleteRequest),
     /// Remove all messages up to a seq.
     DeleteAll(DeleteAllRequest),
-    /// Read what has changed since a position.
+    /// Read the changes since a position.
     Changes(ChangesRequest),
     /// Describe the subject.
     Info,
     /// Replace the configuration.
     Configure(ConfigureRequest),
-    /// Put everything so far in the bucket.
+    /// Wait until all writes so far are in the bucket.
     Flush,
-    /// Put everything so far in the bucket, in objects of the subject's own, so that it needs nothing of the log. Asked
-    /// by the engine itself when the subject keeps old parts of the log alive.
+    /// Publish a base that holds all writes so far, so that the subject needs no slot of the log. The engine itself
+    /// sends it if the subject keeps old slots from being trimmed.
     Compact,
     /// Remove the subject for good.
     Destroy(DestroyRequest),
-    /// Hand the subject back so that another server can have it, where this process owns it; where it does not, do
-    /// nothing. Never claims. Asked by [`Engine::hand_over`](crate::Engine::hand_over).
+    /// Release the subject so that another server can claim it. If this process does not own it, do nothing. Never
+    /// claims. Sent by [`Engine::hand_over`](crate::Engine::hand_over).
     HandOver,
-    /// Begin to bring a value of any size, or ask how far it is.
+    /// Begin an upload of a value of any size, or ask for the upload's progress.
     UploadBegin(UploadBeginRequest),
-    /// Bring a piece of it. Looks at no subject.
+    /// Send a chunk of an upload. Uses no subject.
     UploadChunk(UploadChunkRequest),
-    /// Put it in the bucket, so that a set can refer to it.
+    /// Write the uploaded value to the bucket, so that a set can refer to it.
     UploadFinish(UploadFinishRequest),
-    /// Forget it. Looks at no subject.
+    /// Cancel an upload. Uses no subject.
     UploadCancel(UploadCancelRequest),
-    /// Read a piece of a value.
+    /// Read a chunk of a value.
     GetChunk(GetChunkRequest),
 }
 
-/// The answer to a [`Request`] of the same name.
+/// The reply to an [`EngineRequest`] of the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
-    /// To [`Request::Set`].
+pub enum EngineReply {
+    /// To [`EngineRequest::Set`].
     Set(SetReply),
-    /// To [`Request::Get`].
+    /// To [`EngineRequest::Get`].
     Get(GetReply),
-    /// To [`Request::GetAll`].
+    /// To [`EngineRequest::GetAll`].
     GetAll(GetAllReply),
-    /// To [`Request::Keys`].
+    /// To [`EngineRequest::Keys`].
     Keys(KeysReply),
-    /// To [`Request::Delete`].
+    /// To [`EngineRequest::Delete`].
     Delete(DeleteReply),
-    /// To [`Request::DeleteAll`].
+    /// To [`EngineRequest::DeleteAll`].
     DeleteAll(DeleteAllReply),
-    /// To [`Request::Changes`].
+    /// To [`EngineRequest::Changes`].
     Changes(ChangesReply),
-    /// To [`Request::Info`].
+    /// To [`EngineRequest::Info`].
     Info(Box<InfoReply>),
-    /// To [`Request::Configure`].
+    /// To [`EngineRequest::Configure`].
     Configure(ConfigureReply),
-    /// To [`Request::Flush`] and [`Request::Compact`].
+    /// To [`EngineRequest::Flush`] and [`EngineRequest::Compact`].
     Flush(FlushReply),
-    /// To [`Request::Destroy`].
+    /// To [`EngineRequest::Destroy`].
     Destroy(DestroyReply),
-    /// To [`Request::HandOver`].
-    HandOver(HandedOver),
-    /// To [`Request::UploadBegin`], [`Request::UploadChunk`], [`Request::UploadFinish`] and [`Request::UploadCancel`].
+    /// To [`EngineRequest::HandOver`].
+    HandOver(HandoverOutcome),
+    /// To [`EngineRequest::UploadBegin`], [`EngineRequest::UploadChunk`], [`EngineRequest::UploadFinish`] and
+    /// [`EngineRequest::UploadCancel`].
     Upload(UploadReply),
-    /// To [`Request::GetChunk`].
+    /// To [`EngineRequest::GetChunk`].
     Chunk(GetChunkReply),
 }
 
-/// What came of handing a subject over.
+/// Result of a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HandedOver {
-    /// It was this process's and is nobody's now: everything of it is in the bucket, and whoever comes next need not
-    /// ask.
+pub enum HandoverOutcome {
+    /// This process owned the subject and has released it. All of it is in the bucket, and the next claim does not
+    /// depend on this process or its log.
     Released,
     /// This process does not own it.
     NotHeld,
 }
 
-/// A request with all that belongs to it. Its answer is given exactly once, by calling `respond`.
+/// A request with its reply limit and callback. The engine calls `respond` exactly once.
 pub struct Submission {
-    /// What to do.
-    pub request: Request,
-    /// The largest encoded reply that the caller can send on, in bytes. Pages and multi-key answers keep below it.
+    /// The operation.
+    pub request: EngineRequest,
+    /// The largest encoded reply that the caller can forward, in bytes. Pages and multi-key replies stay below it.
     pub max_reply_bytes: usize,
-    /// Takes the answer. Called from the subject's task, so it must not block: encode, enqueue, return.
-    pub respond: Box<dyn FnOnce(Result<Reply, ErrorReply>) + Send>,
+    /// Takes the reply. The subject's task calls it, so it must not block: encode, enqueue, return.
+    pub respond: Box<dyn FnOnce(Result<EngineReply, ErrorReply>) + Send>,
 }
 
 impl std::fmt::Debug for Submission {
@@ -114,35 +115,36 @@ impl std::fmt::Debug for Submission {
     }
 }
 
-/// Counts the leases of this process without a gap: it changes when a lease may have been interrupted. A lease of a new
-/// generation is not trusted before a barrier was passed under it.
+/// Generation of this process's lease. It changes if a lease may have been interrupted. A lease of a new generation is
+/// not confirmed until a read barrier has passed under it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseGeneration(pub u64);
 
-/// Who may serve what: the engine's view of the coordinator.
+/// Permission to serve subjects: the engine's view of the coordinator.
 #[async_trait]
 pub trait Authority: Send + Sync + 'static {
-    /// The generation of the lease that this process holds at this moment, or `None` while it holds none.
+    /// The generation of the lease that this process holds now; `None` if it holds none.
     fn lease(&self) -> Option<LeaseGeneration>;
 
-    /// May this process claim `subject`, which by its newest manifest belongs to `owner` (`None`: nobody, or it was
-    /// released)? A yes with an owner means that the owner's lease is over: its log may be sealed. It is asked again once
-    /// that log *is* sealed, for the owner may have come back in between. An authority that is wrong here costs no write
-    /// of the level `bucket`.
+    /// Whether this process may claim `subject`. `owner` is the owner that its newest manifest names; `None`: there is
+    /// no owner, or it has released the subject. `Ok` with an owner means that the owner's lease has expired, so its
+    /// log may be sealed. The engine asks again after the seal, because the owner may have renewed its lease meanwhile.
+    /// A wrong authority cannot lose a write of the level `bucket`.
     ///
     /// # Errors
-    /// `not_owner` with the server to ask instead; `unavailable` when the coordinator cannot be asked.
+    /// `not_owner` with the server to ask instead; `unavailable` if the coordinator cannot be asked.
     async fn may_claim(&self, subject: &Subject, owner: Option<&LogId>) -> Result<(), ErrorReply>;
 
-    /// This process has handed `subject` back and serves it no more, or never had it. Returns once whoever places subjects
-    /// has heard of it, or when it is no use to go on saying it; the subject is not served here meanwhile. Must not fail.
+    /// Reports that this process has released `subject` and no longer serves it, or never owned it. Returns once the
+    /// coordinator has the report, or when a further attempt is useless. Until then the subject is not served here.
+    /// Must not fail.
     async fn released(&self, subject: &Subject);
 }
 
-/// Takes the events of all subjects on their way to the bus.
+/// Takes the events of all subjects, to publish them on the bus.
 pub trait EventSink: Send + Sync + 'static {
-    /// Takes one event. Called from the subject's task, in order of rev, after the changes are durable at their
-    /// level, and before their answers are handed over. From here on events and answers go their own ways: a client
-    /// may well have the answer before a subscriber has the event. It must not block.
+    /// Takes one event. The subject's task calls it in order of rev, after the changes are durable at their level and
+    /// before their replies. Events and replies travel independently: a client can have the reply before a subscriber
+    /// has the event. It must not block.
     fn publish(&self, subject: &Subject, event: Event);
 }

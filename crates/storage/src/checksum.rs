@@ -1,4 +1,4 @@
-//! The checksum of everything that is stored: CRC-64/NVME.
+//! The checksum of all stored data: CRC-64/NVME.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ impl Crc64 {
         Self(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes))
     }
 
-    /// Takes a number that was read where a checksum stands.
+    /// Wraps a number that was read from a checksum field.
     #[must_use]
     pub const fn from_u64(checksum: u64) -> Self {
         Self(checksum)
@@ -68,12 +68,12 @@ impl From<Crc64> for String {
     }
 }
 
-/// A [`Crc64`] in the making, over bytes that come piece by piece.
+/// Computes a [`Crc64`] over bytes that arrive in pieces.
 #[derive(Debug)]
 pub struct Crc64Digest(Digest);
 
 impl Crc64Digest {
-    /// The digest of no bytes yet.
+    /// The digest of zero bytes.
     #[must_use]
     pub fn new() -> Self {
         Self(Digest::new(CrcAlgorithm::Crc64Nvme))
@@ -101,8 +101,9 @@ impl Default for Crc64Digest {
 mod tests {
     use super::*;
 
+    /// The checksum of the standard check input is the catalogue value of CRC-64/NVME, even when computed in pieces.
     #[test]
-    fn it_is_the_catalogue_s_crc_64_nvme() {
+    fn checksum_matches_crc64_nvme_check_value() {
         assert_eq!(Crc64::of(b"123456789").to_string(), "ae8b14860a799888");
         let mut digest = Crc64Digest::new();
         digest.update(b"1234");
@@ -110,8 +111,9 @@ mod tests {
         assert_eq!(digest.finish(), Crc64::of(b"123456789"));
     }
 
+    /// A checksum parses from sixteen lower-case hex digits only.
     #[test]
-    fn it_has_one_spelling() {
+    fn checksum_has_one_text_form() {
         assert_eq!("00000000000000ff".parse::<Crc64>().unwrap().to_string(), "00000000000000ff");
         for wrong in ["", "ff", "00000000000000FF", "+0000000000000ff", "000000000000000ff"] {
             assert_eq!(wrong.parse::<Crc64>(), Err(InvalidCrc64), "{wrong}");

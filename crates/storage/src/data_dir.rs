@@ -1,4 +1,5 @@
-//! The server's local directory: one process at a time. What must not be lost in it is `wal/` and `lost/`.
+//! The server's local data directory, used by one process at a time. Only `wal/` and `lost/` hold data that must
+//! survive.
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ const LOG_ID_FILE: &str = "log-id";
 const SUBJECTS: &str = "subjects";
 const LOST: &str = "lost";
 const WAL: &str = "wal";
-const DEAD: &str = "dead-logs";
+const ORPHANED: &str = "dead-logs";
 const UPLOADS: &str = "uploads";
 const BOOT_ID_FILE: &str = "boot-id";
 const DISCARDED: &str = "discarded";
@@ -24,12 +25,12 @@ const DISCARDED: &str = "discarded";
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    /// It does not exist and cannot be created, or something else has its name.
+    /// It does not exist and cannot be created, or its path is not a directory.
     #[error("the data directory {} cannot be created", path.display())]
     Create {
-        /// The directory, or what is to lie in it.
+        /// The directory, or a folder in it.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// It cannot be written to.
@@ -37,11 +38,11 @@ pub enum DataDirError {
     NotWritable {
         /// The directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// Another process holds it.
-    #[error("the data directory {} is in use by another process: every server needs one of its own", path.display())]
+    #[error("the data directory {} is in use by another process: every server needs its own", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -51,27 +52,26 @@ pub enum DataDirError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
-/// A data directory that this process has for itself, until the value is dropped or the process ends, however it
-/// ends.
+/// A data directory that this process uses exclusively, until the value is dropped or the process ends in any way.
 ///
 /// ```text
 /// lock                        held while a process uses the directory
-/// log-id                      the log of the process that used it last
-/// boot-id                     the run of the machine in which the files in subjects/ were written
-/// subjects/<escaped>.sqlite3  subjects, as far as this server has them
-/// discarded/                  such files from an earlier run of the machine, until they are removed
-/// wal/<log>/                  what was accepted and is not in the bucket yet
-/// uploads/<escaped>.<upload>  values on their way up
-/// dead-logs/<log>             logs that earlier processes wrote here and that still hold something
-/// lost/<escaped>/             what was accepted here and never reached the bucket before somebody else went on
+/// log-id                      the log of the process that used the directory last
+/// boot-id                     the boot of the machine in which the files in subjects/ were written
+/// subjects/<escaped>.sqlite3  subjects' local files
+/// discarded/                  such files from an earlier boot, until they are removed
+/// wal/<log>/                  accepted writes that are not yet in the bucket
+/// uploads/<escaped>.<upload>  staged values of chunked uploads
+/// dead-logs/<log>             orphaned logs that this server has to reclaim
+/// lost/<escaped>/             diverged writes: accepted here, not in the bucket before another claim
 /// ```
 ///
-/// Nothing is scanned: opening takes the same time however much there is.
+/// Opening scans nothing, so its time does not depend on the amount of data.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -80,12 +80,13 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Opens the directory at `path`, and creates it if there is none. Blocks.
+    /// Opens the directory at `path`, and creates it if it does not exist. Blocks.
     ///
     /// # Errors
     /// [`DataDirError`].
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        for folder in [path.to_owned(), path.join(SUBJECTS), path.join(LOST), path.join(WAL), path.join(DEAD)]
+        for folder in
+            [path.to_owned(), path.join(SUBJECTS), path.join(LOST), path.join(WAL), path.join(ORPHANED)]
         {
             fs::create_dir_all(&folder).map_err(|source| match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if path.is_dir() => {
@@ -100,22 +101,23 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), predecessor, _lock: lock })
     }
 
-    /// Sets the subjects' files aside unless they were written in this run of the machine: nobody syncs them, so a loss of
-    /// power may have taken any part of them. What they held is in the bucket and in the write-ahead logs. What was set
-    /// aside lies in [`DataDir::discarded_dir`] and may be removed. Takes the same time however much it is, unless `subjects/` is a
-    /// file system of its own, which is emptied at once. Blocks.
+    /// Moves the subjects' files to [`DataDir::discarded_dir`] unless they were written in this boot of the machine.
+    /// The files are a cache that is never synced, so a power loss may have damaged any part of them. Their content is
+    /// in the bucket and in the write-ahead logs, so the moved files may be removed. The time does not depend on their
+    /// number, unless `subjects/` is a file system of its own: then its files are removed at once. Blocks.
     ///
     /// # Errors
     /// [`DataDirError::File`].
     pub fn set_aside_unsynced(&self, boot_id: Option<&str>, nonce: Nonce) -> Result<(), DataDirError> {
         let (subjects, recorded) = (self.subjects_dir(), self.path.join(BOOT_ID_FILE));
-        let known = fs::read_to_string(&recorded).ok();
-        if boot_id.is_some() && known.as_deref().map(str::trim_end) == boot_id {
+        let recorded_boot = fs::read_to_string(&recorded).ok();
+        if boot_id.is_some() && recorded_boot.as_deref().map(str::trim_end) == boot_id {
             return Ok(());
         }
         if boot_id.is_none() {
             tracing::warn!(
-                "which run of the machine this is cannot be read: subjects' files are not used again by the next process"
+                impact = "the next process discards the local subject files",
+                "boot id unreadable"
             );
         }
         let set_aside = || {
@@ -135,42 +137,44 @@ impl DataDir {
                 Err(error) => Err(error),
             }
         };
-        if known.is_some() {
+        if recorded_boot.is_some() {
             tracing::info!(
                 folder = %subjects.display(),
-                "the machine was started since these files were written: they are set aside, subjects come from the bucket"
+                action = "subjects are restored from the bucket",
+                "local subject files discarded after reboot"
             );
         }
         set_aside().map_err(|source| DataDirError::File { path: subjects.clone(), source })?;
-        // Last: a process that dies in between leaves files that nobody trusts. Where this is lost with the power, the next
-        // run of the machine has another name.
+        // Last: if the process ends in between, the next one discards the files. If a power loss undoes this write, the
+        // next boot has another id.
         let name = boot_id.map_or(String::new(), |boot_id| format!("{boot_id}\n"));
         fs::write(&recorded, name).map_err(|source| DataDirError::File { path: recorded.clone(), source })
     }
 
-    /// The disk has lost something of a subject's file: the next process uses none of them. Blocks.
+    /// Makes the next process discard the subjects' files, because the disk has lost a part of one. Blocks.
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn distrust_files(&self) -> Result<(), DataDirError> {
+    pub fn discard_on_next_start(&self) -> Result<(), DataDirError> {
         let path = self.path.join(BOOT_ID_FILE);
         fs::write(&path, "").map_err(|source| DataDirError::File { path, source })
     }
 
-    /// The folder of subjects' files that nobody uses any more. There may be none.
+    /// The folder of discarded subject files. It may not exist.
     #[must_use]
     pub fn discarded_dir(&self) -> PathBuf {
         self.path.join(DISCARDED)
     }
 
-    /// The log of the process that used the directory before this one. That process has ended: its lock was free.
+    /// The log of the process that used the directory before this one. That process has ended, because the lock was
+    /// free.
     #[must_use]
     pub const fn predecessor(&self) -> Option<&LogId> {
         self.predecessor.as_ref()
     }
 
-    /// Records `log` as the one that uses the directory now: the next process will name it as its predecessor.
-    /// [`DataDir::predecessor`] keeps its answer. Survives a loss of power. Blocks.
+    /// Records `log` as the current user of the directory: it becomes the predecessor of the next process.
+    /// [`DataDir::predecessor`] does not change. Survives a power loss. Blocks.
     ///
     /// # Errors
     /// [`DataDirError::File`].
@@ -193,14 +197,14 @@ impl DataDir {
         self.path.join(SUBJECTS)
     }
 
-    /// Where the subject's file lies.
+    /// The path of the subject's file.
     #[must_use]
     pub fn subject_file(&self, subject: &Subject) -> PathBuf {
         self.path.join(SUBJECTS).join(format!("{}.sqlite3", subject.escaped()))
     }
 
-    /// Where the subject's file as of `term` is to be kept when the subject has gone on without it. `nonce` is fresh.
-    /// Its folder may have to be created.
+    /// The path under `lost/` for the subject's file of `term` if the file holds diverged writes. `nonce` is fresh. Its
+    /// folder may not exist yet.
     #[must_use]
     pub fn lost_file(&self, subject: &Subject, term: Term, nonce: Nonce) -> PathBuf {
         self.path.join(LOST).join(subject.escaped()).join(format!("{}-{nonce}.sqlite3", term.get()))
@@ -212,50 +216,49 @@ impl DataDir {
         self.path.join(WAL)
     }
 
-    /// Where the subject's file lies while a dead log is freed of it. `nonce` is fresh.
+    /// The path of the subject's file while an orphaned log is reclaimed. `nonce` is fresh.
     #[must_use]
-    pub fn drain_file(&self, subject: &Subject, nonce: Nonce) -> PathBuf {
+    pub fn reclaim_file(&self, subject: &Subject, nonce: Nonce) -> PathBuf {
         self.path.join(SUBJECTS).join(format!("{}.{nonce}.draining", subject.escaped()))
     }
 
-    /// The folder of values on their way up. Made by whoever uses it.
+    /// The folder of chunked uploads. The spool creates it.
     #[must_use]
     pub fn uploads_dir(&self) -> PathBuf {
         self.path.join(UPLOADS)
     }
 
-    /// Where what cannot be used any more is kept.
+    /// The folder of diverged writes and quarantined files.
     #[must_use]
     pub fn lost_dir(&self) -> PathBuf {
         self.path.join(LOST)
     }
 
-    /// Takes note that a log has ended and is to be emptied from here. Survives a loss of power.
-    /// Blocks.
+    /// Marks a log as orphaned, so that this server reclaims it. Survives a power loss. Blocks.
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn mark_dead(&self, log: &LogId) -> Result<(), DataDirError> {
-        let path = self.path.join(DEAD).join(log.to_string());
+    pub fn mark_orphaned(&self, log: &LogId) -> Result<(), DataDirError> {
+        let path = self.path.join(ORPHANED).join(log.to_string());
         let mark = || {
             File::create(&path)?;
-            File::open(self.path.join(DEAD))?.sync_all()
+            File::open(self.path.join(ORPHANED))?.sync_all()
         };
         mark().map_err(|source| DataDirError::File { path, source })
     }
 
-    /// Whether a log is noted as dead. Asks the file system.
+    /// Whether a log is marked as orphaned. Asks the file system.
     #[must_use]
-    pub fn is_marked_dead(&self, log: &LogId) -> bool {
-        self.path.join(DEAD).join(log.to_string()).exists()
+    pub fn is_marked_orphaned(&self, log: &LogId) -> bool {
+        self.path.join(ORPHANED).join(log.to_string()).exists()
     }
 
-    /// Takes note that a dead log is empty. Blocks.
+    /// Removes the mark of an orphaned log after its reclamation. Blocks.
     ///
     /// # Errors
-    /// [`DataDirError::File`]; then it is looked through once more.
-    pub fn unmark_dead(&self, log: &LogId) -> Result<(), DataDirError> {
-        let path = self.path.join(DEAD).join(log.to_string());
+    /// [`DataDirError::File`]; then the log is reclaimed once more.
+    pub fn unmark_orphaned(&self, log: &LogId) -> Result<(), DataDirError> {
+        let path = self.path.join(ORPHANED).join(log.to_string());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(DataDirError::File { path, source: error })
@@ -264,12 +267,12 @@ impl DataDir {
         }
     }
 
-    /// The dead logs that are to be emptied. Blocks.
+    /// The orphaned logs that this server has to reclaim. Blocks.
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn dead_logs(&self) -> Result<Vec<LogId>, DataDirError> {
-        let path = self.path.join(DEAD);
+    pub fn orphaned_logs(&self) -> Result<Vec<LogId>, DataDirError> {
+        let path = self.path.join(ORPHANED);
         let read = || {
             let names =
                 fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
@@ -288,7 +291,7 @@ impl DataDir {
     }
 }
 
-/// Folders stay: a file system has some of its own.
+/// Removes files only: a file system has folders of its own.
 fn remove_files_in(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -314,8 +317,8 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
     }
 }
 
-/// Writes a file where the subjects will be, and removes it: permissions, a read-only or a full disk show here rather
-/// than at the first request.
+/// Writes a file into the subjects' folder and removes it, to detect wrong permissions, a read-only disk or a full disk
+/// before the first request.
 fn check_writable(path: &Path) -> Result<(), DataDirError> {
     let trial = path.join(SUBJECTS).join(".writable");
     let write = || {
@@ -325,7 +328,7 @@ fn check_writable(path: &Path) -> Result<(), DataDirError> {
     write().map_err(|source| DataDirError::NotWritable { path: path.to_owned(), source })
 }
 
-/// The predecessor only spares a wait, so a file that makes no sense is as good as none.
+/// The predecessor only saves a wait, so an invalid file counts as absent.
 fn read_log_id(path: &Path) -> Result<Option<LogId>, DataDirError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -334,7 +337,7 @@ fn read_log_id(path: &Path) -> Result<Option<LogId>, DataDirError> {
     };
     let log = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim_end().parse().ok());
     if log.is_none() {
-        tracing::warn!(file = %path.display(), "this file does not hold the id of a log; it is replaced");
+        tracing::warn!(file = %path.display(), action = "the file is replaced", "log id file invalid");
     }
     Ok(log)
 }

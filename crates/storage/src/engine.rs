@@ -1,4 +1,4 @@
-//! The engine: takes requests for any subject, opens and closes subjects as needed.
+//! The engine: accepts requests for any subject, and opens and closes subjects as needed.
 
 mod end;
 
@@ -9,23 +9,23 @@ use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
-use crate::api::{Authority, EventSink, HandedOver, Reply, Request, Submission};
+use crate::api::{Authority, EngineReply, EngineRequest, EventSink, HandoverOutcome, Submission};
 use crate::bucket::Bucket;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
-use crate::directory::{Busy, Directory, Offered, shutting_down};
-use crate::figures::{Counters, Figures};
 use crate::housekeeping;
 use crate::keys::Nonce;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
-use crate::mutations::{Mutation, is_there};
-use crate::recovery::{RecoveryError, RecoverySettings, Surplus, recover};
+use crate::metrics::{Counters, EngineMetrics};
+use crate::mutations::{InjectedBug, is_active};
+use crate::read_lease::ReadLease;
+use crate::recovery::{RecoveryError, RecoverySettings, StrandedWrites, recover};
 use crate::settings::EngineSettings;
 use crate::spool::{self, Spool, SpoolFiles, SpoolLimits};
 use crate::subject::SubjectTask;
 use crate::subject::garbage::{self, Garbage};
-use crate::trust::Trust;
-use crate::values::Traffic;
+use crate::subject_table::{SubjectLoad, SubjectTable, SubmitOutcome, shutting_down};
+use crate::values::TransferLimiter;
 use crate::wal::{FileSystem, Wal, WalError, WalStorage, list_logs};
 
 pub use end::ShutdownReport;
@@ -41,158 +41,159 @@ const EXECUTE_REPLY_BYTES: usize = 1_024 * 1_024;
 
 /// Why an engine cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum EngineOpenError {
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The SQLite in this binary has a bug that can lose data.
     #[error("this binary was built with a version of SQLite that can lose data (before 3.51.3)")]
     UnsafeSqlite,
-    /// The write-ahead log on the local disk cannot be read or made.
+    /// The local write-ahead log cannot be read or created.
     #[error(transparent)]
     Wal(#[from] WalError),
-    /// What an earlier process accepted cannot be brought to the bucket.
-    #[error("what was accepted before cannot be brought to the bucket")]
+    /// The unshipped writes of an earlier process cannot be recovered into the bucket.
+    #[error("unshipped writes of an earlier process cannot be recovered")]
     Recovery(#[from] RecoveryError),
-    /// The log cannot be begun.
-    #[error("the log cannot be begun")]
+    /// The log cannot be started.
+    #[error("the log cannot be started")]
     Log(#[from] StartLogError),
 }
 
-/// What every subject of an engine uses.
-pub(crate) struct Shared {
+/// State that all subjects of an engine share.
+pub(crate) struct EngineShared {
     pub(crate) settings: EngineSettings,
     pub(crate) data: Arc<DataDir>,
     /// This process's own log.
     pub(crate) log: Log,
     /// Other logs, once they are sealed.
     pub(crate) sealed: SealedLogs,
-    /// What earlier processes on this data directory accepted and nobody has taken over yet.
-    pub(crate) surplus: Surplus,
-    pub(crate) trust: Trust,
+    /// Stranded writes of earlier processes on this data directory that no claim has resolved yet.
+    pub(crate) stranded: StrandedWrites,
+    pub(crate) read_lease: ReadLease,
     pub(crate) bucket: Arc<dyn Bucket>,
-    /// Where the write-ahead log lies.
+    /// The disk of the write-ahead log.
     disk: Arc<dyn WalStorage>,
     pub(crate) authority: Arc<dyn Authority>,
     pub(crate) events: Arc<dyn EventSink>,
     pub(crate) env: Env,
     pub(crate) tasks: Tasks,
-    /// Given when every subject is to be released.
+    /// Given when every subject must be released.
     pub(crate) stop: Stop,
-    /// Given when nothing of the log may be used any more.
+    /// Given when the log must no longer be used.
     pub(crate) ended: Stop,
-    pub(crate) directory: Directory,
+    pub(crate) subject_table: SubjectTable,
     pub(crate) counters: Counters,
     /// To the collector.
     pub(crate) garbage: mpsc::Sender<Garbage>,
-    /// Large values on their way to the bucket.
-    pub(crate) uploads: Traffic,
-    /// Large values on their way from the bucket.
-    pub(crate) downloads: Traffic,
-    /// Values on their way up, chunk by chunk.
+    /// Limits uploads of blobs.
+    pub(crate) uploads: TransferLimiter,
+    /// Limits downloads of blobs.
+    pub(crate) downloads: TransferLimiter,
+    /// Chunked uploads.
     pub(crate) spool: Arc<Spool>,
     pub(crate) opening: Semaphore,
     pub(crate) publishing: Semaphore,
-    /// Told when a dead log is noted.
-    pub(crate) dead_log: Notify,
+    /// Notified when a log is marked as orphaned.
+    pub(crate) orphaned_log_marked: Notify,
 }
 
-impl Shared {
-    /// Seals the log of a process that is over, so that `subject` can be claimed from it, and sees to it that somebody
-    /// empties it.
+impl EngineShared {
+    /// Seals an orphaned log, so that `subject` can be claimed from it, and marks the log for reclamation.
     ///
-    /// The authority was asked before, lest the log of a living process be sealed, and is asked again once the seal is
-    /// there. In between the process may have come back, with a lease that it trusts because it passed its barrier
-    /// before the seal: it would go on answering reads, and nothing tells it of the claim. A process that counts as dead
-    /// *after* the seal trusts no lease any more, and passes no barrier before it would trust the next.
+    /// The authority was asked before the seal, so that no log of a live process is sealed, and is asked again after
+    /// it. In between the process may have renewed its lease. If it passed a read barrier before the seal, that lease
+    /// is confirmed: the process would continue to answer reads without learning of the claim. A process whose lease
+    /// has expired *after* the seal has no confirmed lease, and no barrier can pass to confirm its next one.
     pub(crate) async fn seal(&self, subject: &Subject, log: &LogId) -> Result<Arc<SealedLog>, ErrorReply> {
         let sealed = self.sealed.seal(log).await?;
-        // That it is noted says that it was allowed after the seal; what was true then stays true.
-        if self.data.is_marked_dead(log) {
+        // The mark proves that the authority permitted the claim after the seal. That permission stays valid.
+        if self.data.is_marked_orphaned(log) {
             return Ok(sealed);
         }
-        if !is_there(Mutation::NoQuestionAfterSeal) {
+        if !is_active(InjectedBug::NoRecheckAfterSeal) {
             self.authority.may_claim(subject, Some(log)).await?;
         }
-        let (data, dead) = (Arc::clone(&self.data), log.clone());
-        match self.env.blocking(move || data.mark_dead(&dead)).await {
-            Ok(()) => self.dead_log.notify_one(),
-            // Its slots then stay until the next process of its own name, or the next claim from it.
-            Err(error) => tracing::warn!(%log, %error, "a dead log cannot be noted"),
+        let (data, orphaned) = (Arc::clone(&self.data), log.clone());
+        match self.env.blocking(move || data.mark_orphaned(&orphaned)).await {
+            Ok(()) => self.orphaned_log_marked.notify_one(),
+            Err(error) => tracing::warn!(
+                %log,
+                %error,
+                impact = "its slots stay until the next process of its server name, or the next claim from it",
+                "orphaned log not marked"
+            ),
         }
         Ok(sealed)
     }
 
     /// Whether subjects are being released.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.is_given() || self.tasks.stop().is_given()
+        self.stop.is_requested() || self.tasks.stop().is_requested()
     }
 
-    /// Whether nothing of the log may be used any more.
+    /// Whether the log must no longer be used.
     pub(crate) fn has_log_ended(&self) -> bool {
-        self.ended.is_given() || self.log.is_over()
+        self.ended.is_requested() || self.log.is_closed()
     }
 
-    /// Waits until subjects are to be released or the log has ended.
+    /// Waits until subjects must be released or the log has ended.
     pub(crate) async fn stopping(&self) {
         tokio::select! {
             biased;
-            () = self.ended.given() => {}
-            () = self.log.over() => {}
-            () = self.stop.given() => {}
-            () = self.tasks.stop().given() => {}
+            () = self.ended.requested() => {}
+            () = self.log.closed() => {}
+            () = self.stop.requested() => {}
+            () = self.tasks.stop().requested() => {}
         }
     }
 
-    /// The answer to whoever asks for something after the log has ended.
+    /// The reply to requests after the log has ended.
     pub(crate) fn log_ended_reply(&self) -> ErrorReply {
         match self.log.end_cause() {
-            Some(LogEnd::Poisoned) => ErrorReply::unavailable(
-                "the server cannot rely on its local disk any more and must be restarted",
-            ),
+            Some(LogEnd::Poisoned) => {
+                ErrorReply::unavailable("the local write-ahead log failed: the server must be restarted")
+            }
             Some(LogEnd::Stopped) => shutting_down(),
             Some(LogEnd::Sealed) | None => ErrorReply::not_owner(None),
         }
     }
 
-    /// Carries out a request of the engine's own, as a client's would be.
+    /// Submits a request, from a client or from the engine itself.
     pub(crate) fn submit(self: &Arc<Self>, subject: &Subject, submission: Submission) {
         self.counters.requests.add(1);
         let Some(submission) = spool::take(self, subject, submission) else { return };
-        match self.directory.offer(subject, submission, self.env.boot()) {
-            Offered::Queued => {}
-            Offered::Start(seat) => {
-                let task = SubjectTask::new(Arc::clone(self), subject.clone(), seat);
+        match self.subject_table.submit(subject, submission, self.env.boot()) {
+            SubmitOutcome::Queued => {}
+            SubmitOutcome::Start(args) => {
+                let task = SubjectTask::new(Arc::clone(self), subject.clone(), args);
                 self.tasks.spawn("subject", task.run());
             }
-            Offered::Refused(submission, reply) => {
+            SubmitOutcome::Refused(submission, reply) => {
                 self.counters.overloaded.add(1);
                 (submission.respond)(Err(reply));
             }
         }
     }
 
-    /// Hands a request to its subject and waits for the answer. Cancelling the call withdraws nothing.
+    /// Submits a request to its subject and waits for the reply. Cancelling the call does not cancel the request.
     pub(crate) async fn execute(
         self: &Arc<Self>,
         subject: &Subject,
-        request: Request,
-    ) -> Result<Reply, ErrorReply> {
+        request: EngineRequest,
+    ) -> Result<EngineReply, ErrorReply> {
         let (sender, answer) = oneshot::channel();
         let respond = Box::new(move |reply| {
-            // Nobody waits any more: the caller has cancelled.
+            // Fails if the caller has cancelled.
             let _ = sender.send(reply);
         });
         self.submit(subject, Submission { request, max_reply_bytes: EXECUTE_REPLY_BYTES, respond });
-        answer
-            .await
-            .unwrap_or_else(|_| Err(ErrorReply::internal("the subject's task ended without an answer")))
+        answer.await.unwrap_or_else(|_| Err(ErrorReply::internal("the subject's task ended without a reply")))
     }
 }
 
-/// An engine that holds its data directory and has an identity, but does not serve yet: whoever wants to serve must
-/// first be a member of the fleet, and is one under this identity.
-pub struct Prepared {
+/// An engine that holds its data directory and has a log id, but does not serve yet. A server must first join the fleet
+/// under this log id.
+pub struct PreparedEngine {
     settings: EngineSettings,
     data: Arc<DataDir>,
     log: LogId,
@@ -203,8 +204,8 @@ pub struct Prepared {
     env: Env,
 }
 
-impl Prepared {
-    /// Puts the write-ahead log on another disk than the file system: one that lies.
+impl PreparedEngine {
+    /// Puts the write-ahead log on a faulty disk instead of the file system.
     #[cfg(any(test, feature = "faults"))]
     #[must_use]
     pub fn on_disk(mut self, disk: Arc<dyn WalStorage>) -> Self {
@@ -218,33 +219,34 @@ impl Prepared {
         &self.log
     }
 
-    /// The log that was written from the data directory before. Whoever wrote it has ended: this process holds the
+    /// The log of the process that used the data directory before. That process has ended, because this one holds the
     /// directory's lock.
     #[must_use]
     pub const fn predecessor(&self) -> Option<&LogId> {
         self.predecessor.as_ref()
     }
 
-    /// Brings what earlier processes on this data directory accepted to the bucket, gives birth to the log, and begins
-    /// to serve. Subjects run as tasks of `tasks`: end them by [`Engine::shutdown`]; their stop signal alone ends the log
-    /// where it stands. Takes as long as there are unshipped changes, however many subjects there are.
+    /// Recovers the unshipped writes of earlier processes on this data directory into the bucket, creates the log, and
+    /// starts to serve. Subjects run as tasks of `tasks`. End them with [`Engine::shutdown`]: their stop signal alone
+    /// ends the log without shipping. The time depends on the number of unshipped changes, not on the number of
+    /// subjects.
     ///
-    /// Cancelling the call before it returns serves nothing; what it has brought to the bucket stays there.
+    /// If the call is cancelled, no engine serves; recovered writes stay in the bucket.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// [`EngineOpenError`].
     pub async fn start(
         self,
         authority: Arc<dyn Authority>,
         events: Arc<dyn EventSink>,
         tasks: Tasks,
-    ) -> Result<Engine, OpenError> {
+    ) -> Result<Engine, EngineOpenError> {
         let Self { settings, data, log: id, predecessor: _, bucket, disk: storage, spool, env } = self;
         let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone(), id.clone());
         let (directory, listed) = (Arc::clone(&data), Arc::clone(&storage));
         env.blocking(move || {
             let earlier = list_logs(listed.as_ref(), &directory.wal_dir())?;
-            earlier.iter().try_for_each(|log| directory.mark_dead(log)).map_err(OpenError::from)
+            earlier.iter().try_for_each(|log| directory.mark_orphaned(log)).map_err(EngineOpenError::from)
         })
         .await?;
         let recovery = RecoverySettings {
@@ -254,12 +256,12 @@ impl Prepared {
             bucket: Arc::clone(&bucket),
             env: env.clone(),
         };
-        let surplus = recover(&recovery, &sealed).await?;
+        let stranded = recover(&recovery, &sealed).await?;
         let (recorded, directory, made) = (id.clone(), Arc::clone(&data), Arc::clone(&storage));
         let wal = env
             .blocking(move || {
                 directory.record_log(&recorded)?;
-                Ok::<_, OpenError>(Wal::create(&directory.wal_dir(), &recorded, made)?)
+                Ok::<_, EngineOpenError>(Wal::create(&directory.wal_dir(), &recorded, made)?)
             })
             .await?;
         let log = Log::start(id, settings.log.clone(), Arc::clone(&bucket), wal, env.clone(), &tasks).await?;
@@ -267,11 +269,11 @@ impl Prepared {
         let stop = Stop::new();
         let stops = [stop.clone(), tasks.stop().clone()];
         tasks.spawn("garbage", garbage::collect(Arc::clone(&bucket), queue, stops));
-        let shared = Arc::new(Shared {
-            trust: Trust::new(Arc::clone(&authority), log.clone()),
+        let shared = Arc::new(EngineShared {
+            read_lease: ReadLease::new(Arc::clone(&authority), log.clone()),
             sealed,
-            surplus,
-            directory: Directory::new(settings.max_open_subjects, settings.open_subjects_limit),
+            stranded,
+            subject_table: SubjectTable::new(settings.max_open_subjects, settings.open_subjects_limit),
             settings,
             data,
             log,
@@ -285,48 +287,48 @@ impl Prepared {
             ended: Stop::new(),
             counters: Counters::default(),
             garbage,
-            uploads: Traffic::new(),
-            downloads: Traffic::new(),
+            uploads: TransferLimiter::new(),
+            downloads: TransferLimiter::new(),
             spool,
             opening: Semaphore::new(OPENING),
             publishing: Semaphore::new(PUBLISHING),
-            dead_log: Notify::new(),
+            orphaned_log_marked: Notify::new(),
         });
         housekeeping::start(&shared);
         Ok(Engine { shared })
     }
 }
 
-impl fmt::Debug for Prepared {
+impl fmt::Debug for PreparedEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Prepared").field("log", &self.log).finish_non_exhaustive()
+        f.debug_struct("PreparedEngine").field("log", &self.log).finish_non_exhaustive()
     }
 }
 
 /// Serves subjects from a data directory and a bucket. Cloning shares the engine.
 ///
-/// Dropping the last clone stops nothing: a running engine is ended by [`Engine::shutdown`], or with its process,
-/// which loses nothing that was acknowledged as long as the machine lives.
+/// Dropping the last clone stops nothing. [`Engine::shutdown`] ends a running engine, and so does the end of its
+/// process. The end of the process loses no acknowledged write while the machine keeps running.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
 }
 
 impl Engine {
-    /// Takes the data directory and draws an identity. Nothing is scanned, so this takes the same time however many
-    /// subjects there are. The bucket should have passed its probe.
+    /// Locks the data directory and generates a log id. Scans nothing, so the time does not depend on the number of
+    /// subjects. The bucket should have passed its conformance check.
     ///
-    /// Cancelling the call gives the data directory back.
+    /// Cancelling the call unlocks the data directory.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// [`EngineOpenError`].
     pub async fn prepare(
         settings: EngineSettings,
         bucket: Arc<dyn Bucket>,
         env: Env,
-    ) -> Result<Prepared, OpenError> {
+    ) -> Result<PreparedEngine, EngineOpenError> {
         if !sqlite_is_safe() {
-            return Err(OpenError::UnsafeSqlite);
+            return Err(EngineOpenError::UnsafeSqlite);
         }
         let path = settings.data_dir.clone();
         let limits = SpoolLimits { uploads: settings.max_uploads, bytes: settings.max_upload_bytes };
@@ -342,7 +344,16 @@ impl Engine {
         let (data, spool) = env.blocking(open).await?;
         let log = LogId::new(settings.server.clone(), env.ulid());
         let predecessor = data.predecessor().cloned();
-        Ok(Prepared { settings, data, log, predecessor, bucket, disk: Arc::new(FileSystem), spool, env })
+        Ok(PreparedEngine {
+            settings,
+            data,
+            log,
+            predecessor,
+            bucket,
+            disk: Arc::new(FileSystem),
+            spool,
+            env,
+        })
     }
 
     /// The log id of this process.
@@ -351,8 +362,8 @@ impl Engine {
         self.shared.log.id()
     }
 
-    /// Hands a request to its subject, which is opened if need be. Never waits: the answer comes through
-    /// [`Submission::respond`], at once where the request is turned away.
+    /// Submits a request to its subject, which opens if necessary. Never waits: [`Submission::respond`] delivers the
+    /// reply, at once if the request is refused.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -360,58 +371,64 @@ impl Engine {
         self.shared.submit(subject, submission);
     }
 
-    /// Hands a request to its subject and waits for the answer.
+    /// Submits a request to its subject and waits for the reply.
     ///
-    /// Cancelling the call withdraws nothing: the request is carried out all the same.
+    /// Cancelling the call does not cancel the request.
     ///
     /// # Errors
-    /// What the subject answers.
-    pub async fn execute(&self, subject: &Subject, request: Request) -> Result<Reply, ErrorReply> {
+    /// The subject's error reply.
+    pub async fn execute(
+        &self,
+        subject: &Subject,
+        request: EngineRequest,
+    ) -> Result<EngineReply, ErrorReply> {
         self.shared.execute(subject, request).await
     }
 
-    /// Hands `subject` over while everything else is served: brings it to the bucket, releases it, and tells the
-    /// authority. Where it sleeps here it is released, too; where it is not this process's, nothing is done but telling the
-    /// authority. Requests on it that wait or come meanwhile are answered `not_owner` once it is somebody else's to
-    /// serve; where it cannot be handed over they are served.
+    /// Hands `subject` over while all other subjects are served: flushes it, releases it, and reports the release to
+    /// the authority. A dormant subject of this process is released too. If this process does not own the subject, it
+    /// only reports that to the authority. Requests for the subject that arrive meanwhile get `not_owner` once it is
+    /// released. If the handover fails, they are served.
     ///
-    /// Cancelling the call withdraws nothing.
+    /// Cancelling the call does not cancel the handover.
     ///
     /// # Errors
-    /// Why it could not be handed over this time. It is still this process's, or that will show.
-    pub async fn hand_over(&self, subject: &Subject) -> Result<HandedOver, ErrorReply> {
-        match self.shared.execute(subject, Request::HandOver).await? {
-            Reply::HandOver(handed_over) => Ok(handed_over),
-            _ => Err(ErrorReply::internal("a hand-over was answered with something else")),
+    /// The reason why this handover failed. This process still owns the subject, or a later request finds that it does
+    /// not.
+    pub async fn hand_over(&self, subject: &Subject) -> Result<HandoverOutcome, ErrorReply> {
+        match self.shared.execute(subject, EngineRequest::HandOver).await? {
+            EngineReply::HandOver(handed_over) => Ok(handed_over),
+            _ => Err(ErrorReply::internal("unexpected reply to a handover")),
         }
     }
 
     /// The subjects that are open, opening or closing.
     #[must_use]
     pub fn open_subjects(&self) -> Vec<Subject> {
-        self.shared.directory.subjects()
+        self.shared.subject_table.subjects()
     }
 
-    /// At most `most` open subjects: those with the most to do, the busiest first.
+    /// At most `most` open subjects, the busiest first.
     #[must_use]
-    pub fn busiest(&self, most: usize) -> Vec<Busy> {
-        self.shared.directory.busiest(most, self.shared.env.boot())
+    pub fn busiest(&self, most: usize) -> Vec<SubjectLoad> {
+        self.shared.subject_table.busiest(most, self.shared.env.boot())
     }
 
-    /// Waits until nothing of this engine's log may be used any more: somebody has taken it over, or the local disk
-    /// cannot be relied on. From then on every request is turned away; see [`Engine::succeed`].
+    /// Waits until this engine's log must no longer be used: another process has sealed it, or the WAL has failed. From
+    /// then on the engine refuses every request; see [`Engine::restart_after_takeover`].
     ///
     /// Cancelling the call has no effect.
     pub async fn ended(&self) -> LogEnd {
         self.shared.log.ended().await
     }
 
-    /// The engine's figures.
+    /// The engine's metrics.
     #[must_use]
-    pub fn figures(&self) -> Figures {
-        let (uploads, upload_bytes) = self.shared.spool.figures();
-        let figures = self.shared.counters.figures(self.shared.directory.len(), self.shared.log.figures());
-        Figures { uploads: uploads as u64, upload_bytes, ..figures }
+    pub fn metrics(&self) -> EngineMetrics {
+        let (uploads, upload_bytes) = self.shared.spool.usage();
+        let metrics =
+            self.shared.counters.snapshot(self.shared.subject_table.len(), self.shared.log.metrics());
+        EngineMetrics { uploads: uploads as u64, upload_bytes, ..metrics }
     }
 }
 

@@ -1,50 +1,50 @@
-//! What one changing request comes to, as it is written to the log: decided in full, replayed without asking anybody.
+//! A log entry: the complete result of one write request. Replay needs no further decision.
 
 use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, DestroyReply, SetReply};
 use dormouse_protocol::{ErrorReply, RequestId, Rev, Term, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Operation, Record};
+use crate::plan::{Record, RecordOp};
 
-// A field that this version does not know is damage, here and in `plan::record`: what a newer version adds to an entry
-// has a higher format number in whatever holds the entry, because leaving it out would be another change.
+// Here and in `plan::record`, a field that this version does not know is damage. If a newer version adds a field, the
+// object that holds the entry has a higher format number, because ignoring the field would change the entry's meaning.
 
-/// One changing request as the log keeps it. It is never split: all of its operations become durable together.
+/// One write request as the log keeps it. It is never split: all of its operations become durable together.
 ///
-/// The entries of a subject follow each other without a hole: an entry's [`Entry::after`] is the
-/// [last rev](Entry::last_rev) of the one before. An entry without operations changes no data; it only remembers how a
-/// request was answered, so that a late copy of that request is answered the same way.
+/// The entries of a subject have no gap: an entry's [`LogEntry::after`] is the [last rev](LogEntry::last_rev) of the
+/// entry before. An entry without operations changes no data. It only records the reply to a request, so that a late
+/// copy of that request gets the same reply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
-    /// The term under which it was decided.
+pub struct LogEntry {
+    /// The term of the owner that planned it.
     pub term: Term,
     /// The rev before its first operation.
     pub after: Rev,
-    /// When it was accepted; never before the accept time of the entry before.
+    /// When the owner accepted it; never before the accept time of the entry before.
     pub accept_time: Timestamp,
-    /// Whose request it was and how it is answered, for repeats.
+    /// The request's id and reply, for the dedup window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request: Option<Remembered>,
-    /// What changes, one rev each, in order.
+    pub request: Option<DedupRecord>,
+    /// The changes in order, one rev each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub operations: Vec<Operation>,
+    pub operations: Vec<RecordOp>,
 }
 
-/// A request and its answer, kept so that a repeat is answered and not carried out.
+/// A request and its reply, kept so that a repeat gets the reply and is not executed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Remembered {
-    /// The request's name.
+pub struct DedupRecord {
+    /// The request's id.
     pub id: RequestId,
-    /// Its first answer.
-    pub outcome: Outcome,
+    /// Its first reply.
+    pub outcome: WriteOutcome,
 }
 
-/// The answer to a changing request.
+/// The reply to a write request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum WriteOutcome {
     /// To a set.
     Set(SetReply),
     /// To a delete.
@@ -53,29 +53,29 @@ pub enum Outcome {
     DeleteAll(DeleteAllReply),
     /// To a configure.
     Configure(ConfigureReply),
-    /// To the destroy that the subject begins after. It is no entry of the log: a tombstone remembers it, and then the
-    /// subject's file.
+    /// To the destroy that precedes the subject's current data. It is no log entry: the tombstone keeps it, and later
+    /// the subject's file.
     #[serde(skip)]
     Destroy(DestroyReply),
-    /// The request as a whole was refused, for a reason that lay in the subject's state.
+    /// The subject's state did not allow the request; the request was refused as a whole.
     Refused(ErrorReply),
 }
 
-impl Entry {
-    /// The rev after its last operation; equal to [`Entry::after`] when it has none.
+impl LogEntry {
+    /// The rev after its last operation; equal to [`LogEntry::after`] if it has none.
     #[must_use]
     pub fn last_rev(&self) -> Rev {
         Rev::new(self.after.get() + self.operations.len() as u64)
     }
 
-    /// Whether a state at `base` may lack it. An entry without operations may also be there already: applying it again
-    /// changes nothing.
+    /// Whether a state at `base` may lack this entry. The state may already hold an entry without operations; applying
+    /// it again changes nothing.
     #[must_use]
     pub fn is_above(&self, base: Rev) -> bool {
         if self.operations.is_empty() { self.after >= base } else { self.last_rev() > base }
     }
 
-    /// Its operations, each with the rev it makes.
+    /// Its operations, each with its rev.
     pub fn records(&self) -> impl Iterator<Item = Record> {
         let (term, accept_time) = (self.term, self.accept_time);
         let mut rev = self.after;

@@ -1,4 +1,4 @@
-//! Reading a subject straight from the bucket, without serving it.
+//! Export: reads a subject directly from the bucket, without serving it.
 
 use std::path::Path;
 
@@ -15,31 +15,31 @@ use crate::manifest::{Manifest, ManifestError};
 use crate::subject::restore::{RestoreError, Restorer};
 use crate::values::{self, FetchError};
 
-/// How often a newer base may take the place of the one that is being read.
+/// Number of attempts if newer bases replace the objects during the read.
 const ATTEMPTS: u32 = 5;
 
-/// Large values read at the same time.
+/// Blobs read at the same time.
 const VALUES_AT_ONCE: usize = 4;
 
 /// Why a subject cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The bucket has nothing of the subject.
-    #[error("the bucket has nothing of {0}")]
-    NoSuchSubject(Subject),
-    /// The subject has a manifest and nothing else: nothing was written yet, or none of it was flushed.
-    #[error("nothing of {0} has been brought to the bucket yet: flush it first")]
-    NothingYet(Subject),
-    /// Newer objects took the place of those that were about to be read, again and again.
+    /// The bucket holds no data of the subject.
+    #[error("the bucket holds no data of {0}")]
+    SubjectNotFound(Subject),
+    /// The subject has a manifest and no data: nothing was written yet, or nothing was flushed.
+    #[error("the bucket holds no writes of {0} yet: flush it first")]
+    NotFlushed(Subject),
+    /// Newer objects replaced the objects during each attempt to read them.
     #[error("the objects of {0} are replaced faster than they can be read; try again")]
-    TooBusy(Subject),
+    Contended(Subject),
     /// The bucket failed.
     #[error(transparent)]
     Bucket(#[from] BucketError),
-    /// The newest manifest is not one that this version can use.
+    /// This version cannot read the newest manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// An object is not what it should be, the bucket failed, or the file could not be written.
+    /// An object is damaged, the bucket failed, or the file could not be written.
     #[error("{}", .0.message)]
     Failed(ErrorReply),
 }
@@ -50,9 +50,9 @@ impl From<ErrorReply> for ExportError {
     }
 }
 
-/// How an attempt ended that failed.
+/// A failed attempt.
 enum Attempt {
-    /// Something is gone that a manifest refers to: it is replaced, or lost.
+    /// An object that a manifest refers to is missing: it was replaced, or lost.
     Missing(String),
     Failed(ExportError),
 }
@@ -63,11 +63,11 @@ impl<E: Into<ExportError>> From<E> for Attempt {
     }
 }
 
-/// Writes what the bucket holds of `subject` to a new file at `path`: a plain SQLite file that is complete by itself,
-/// large values included. Returns the state that it holds.
+/// Writes the bucket's state of `subject` to a new file at `path`: a plain, self-contained SQLite file with all blobs.
+/// Returns the position of that state.
 ///
-/// Nothing is claimed: the subject may be served meanwhile. What its owner has not brought to the bucket yet is not in
-/// the file; a flush beforehand brings it there. The process that calls must be the only one that writes at `path`.
+/// Nothing is claimed, so a server may serve the subject meanwhile. The file lacks writes that the owner has not
+/// shipped yet; a flush beforehand ships them. No other process may write at `path`.
 ///
 /// Cancelling the call may leave a partial file at `path`.
 ///
@@ -82,7 +82,7 @@ pub async fn export_snapshot(
     let exported = export(bucket, env, subject, path).await;
     if exported.is_err() {
         let path = path.to_owned();
-        // Ours: the call has made it. The error that is reported is the one that made it useless.
+        // This call created the file. The reported error is the export's error.
         let _ = env.blocking(move || remove_files(&path)).await;
     }
     exported
@@ -98,31 +98,34 @@ async fn export(
     for _ in 0..ATTEMPTS {
         let Some(manifest) = newest(bucket, subject).await? else { continue };
         let mut restorer =
-            Restorer { bucket, env, home: None, subject, path: path.to_owned(), database: None };
+            Restorer { bucket, env, engine: None, subject, path: path.to_owned(), database: None };
         match copy(&mut restorer, &manifest).await {
             Ok(position) => return Ok(position),
             Err(Attempt::Failed(error)) => return Err(error),
             Err(Attempt::Missing(object)) => {
                 let missing = (manifest.number, object);
-                // Whatever is deleted, a newer manifest came first.
+                // An object is deleted only after a newer manifest exists, so a second miss under one manifest is a
+                // loss.
                 if seen.as_ref() == Some(&missing) {
-                    return Err(ErrorReply::corrupt(missing.1, "referred to, and missing").into());
+                    return Err(
+                        ErrorReply::corrupt(missing.1, "a manifest refers to it, and it is missing").into()
+                    );
                 }
                 seen = Some(missing);
             }
         }
     }
-    Err(ExportError::TooBusy(subject.clone()))
+    Err(ExportError::Contended(subject.clone()))
 }
 
-/// The newest manifest; `None` when it was replaced while it was read.
+/// The newest manifest; `None` if it was replaced while it was read.
 async fn newest(bucket: &dyn Bucket, subject: &Subject) -> Result<Option<Manifest>, ExportError> {
     let keys = SubjectKeys::new(subject);
     let folder = keys.read_listing(&bucket.list(keys.folder()).await?);
-    let number = folder.newest().ok_or_else(|| ExportError::NoSuchSubject(subject.clone()))?;
+    let number = folder.newest().ok_or_else(|| ExportError::SubjectNotFound(subject.clone()))?;
     let Some(bytes) = bucket.get(&keys.manifest(number)).await? else { return Ok(None) };
     let manifest = Manifest::decode(subject, number, &bytes)?;
-    if manifest.tombstone { Err(ExportError::NoSuchSubject(subject.clone())) } else { Ok(Some(manifest)) }
+    if manifest.tombstone { Err(ExportError::SubjectNotFound(subject.clone())) } else { Ok(Some(manifest)) }
 }
 
 async fn copy(restorer: &mut Restorer<'_>, manifest: &Manifest) -> Result<Position, Attempt> {
@@ -137,7 +140,7 @@ async fn copy(restorer: &mut Restorer<'_>, manifest: &Manifest) -> Result<Positi
         })?
     };
     if manifest.snapshot.is_none() && manifest.deltas.is_empty() && tail.is_empty() {
-        return Err(ExportError::NothingYet(subject.clone()).into());
+        return Err(ExportError::NotFlushed(subject.clone()).into());
     }
     restorer.restore(Some(manifest), tail).await.map_err(|error| match error {
         RestoreError::Missing(object) => Attempt::Missing(object),
@@ -145,7 +148,7 @@ async fn copy(restorer: &mut Restorer<'_>, manifest: &Manifest) -> Result<Positi
     })?;
     embed_values(restorer).await?;
     let Some(database) = restorer.database.take() else {
-        return Err(ErrorReply::internal("an export lost its file").into());
+        return Err(ErrorReply::internal("the export has no file").into());
     };
     let state = database.state();
     let position = Position { term: state.term.max(manifest.term), rev: state.rev };
@@ -154,7 +157,7 @@ async fn copy(restorer: &mut Restorer<'_>, manifest: &Manifest) -> Result<Positi
     Ok(position)
 }
 
-/// Brings the large values into the file.
+/// Copies the blobs into the file.
 async fn embed_values(restorer: &mut Restorer<'_>) -> Result<(), Attempt> {
     let (bucket, keys) = (restorer.bucket, SubjectKeys::new(restorer.subject));
     let mut after = Seq::new(0);

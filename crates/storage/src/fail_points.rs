@@ -1,79 +1,79 @@
-//! Named steps at which a test may have this process die, or stand still.
+//! Fail points: named steps at which a test kills or stops this process.
 //!
-//! Without the feature `fail-points` a step is nothing at all. With it, and only when the environment asks for it, a step
-//! may be the last thing the process does:
+//! Without the feature `fail-points` a step compiles to nothing. With the feature, a step can kill or stop the process
+//! if the environment arms it:
 //!
-//! - `DORMOUSE_FAIL_POINTS`: `name=probability` or `name=probability:stop`, several separated by commas. The process kills
-//!   itself (SIGKILL: no destructor runs, nothing is flushed), or stops itself (SIGSTOP) until somebody wakes it.
-//! - `DORMOUSE_FAIL_SEED`: a number from which the dice follow.
-//! - `DORMOUSE_FAIL_WHILE`: a file; nothing happens once it is gone.
+//! - `DORMOUSE_FAIL_POINTS`: `name=probability` or `name=probability:stop`, several separated by commas. The process
+//!   kills itself (SIGKILL: no destructor runs, nothing is flushed), or stops itself (SIGSTOP) until it gets SIGCONT.
+//! - `DORMOUSE_FAIL_SEED`: the seed of the random decisions.
+//! - `DORMOUSE_FAIL_WHILE`: a file; once it is removed, no step fires.
 //!
-//! A line on standard error says which step it was.
+//! A line on standard error names the step that fired.
 
-/// A step between two things that both have to happen, or an order that matters.
+/// A step between two actions that must both happen, or whose order matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// A change is planned, and not in the log's books.
+pub enum FailPoint {
+    /// A change is planned, and the log has not accepted it.
     Planned,
-    /// A group is in the local write-ahead log, and nobody knows.
+    /// A group is in the local write-ahead log, and its writers do not know.
     WalWritten,
-    /// Writers of the levels `memory` and `interval` were told, and nothing is synced.
+    /// Writes of the levels `memory` and `interval` are acknowledged, and nothing is synced.
     WalUnsynced,
-    /// A group is synced, and nobody knows.
+    /// A group is synced, and its writers do not know.
     WalSynced,
     /// A slot is created, and its writers do not know.
-    SlotPut,
-    /// Changes have reached their level, and are neither announced nor answered.
-    Landed,
-    /// Changes that were announced and answered are in their file.
+    SlotCreated,
+    /// Changes have reached their level, and are neither published nor acknowledged.
+    LevelReached,
+    /// Changes that were published and acknowledged are in their subject's file.
     Applied,
-    /// A large value is in the bucket, and no record refers to it.
-    ValueUp,
+    /// A blob is in the bucket, and no record refers to it.
+    BlobUploaded,
     /// A snapshot or delta of a publication is in the bucket, and no manifest refers to it.
-    BaseUp,
-    /// The manifest of a publication is created, and was not seen in a listing.
+    BaseUploaded,
+    /// The manifest of a publication is created, and no listing has shown it.
     ManifestCreated,
-    /// A dead log is sealed, and has no index.
+    /// An orphaned log is sealed, and has no index.
     Sealed,
     /// A claim's base is in the bucket, and no manifest refers to it.
-    ClaimBaseUp,
-    /// A claim's manifest is created, and was not seen in a listing.
+    ClaimBaseUploaded,
+    /// A claim's manifest is created, and no listing has shown it.
     ClaimCreated,
-    /// A claim stands, and nothing is served yet.
+    /// A claim is verified, and the subject is not served yet.
     ClaimVerified,
-    /// Everything of a subject is settled, and its release is not published.
+    /// All writes of a subject are in the bucket, and its release is not published.
     Releasing,
-    /// A release is published, and nobody was told.
+    /// A release is published, and the authority does not know.
     Released,
-    /// A part of what an earlier process left is in its log.
+    /// A part of an earlier process's unshipped writes is in its log.
     RecoveryPut,
-    /// All that an earlier process left is in its log, and the log is not sealed.
+    /// All unshipped writes of an earlier process are in its log, and the log is not sealed.
     RecoverySealing,
-    /// What an earlier process left is in the bucket, and still on the disk.
+    /// The unshipped writes of an earlier process are in the bucket, and still on the disk.
     WalRemoving,
-    /// A write-ahead log that nobody needs is gone.
+    /// An unneeded write-ahead log is removed.
     WalRemoved,
-    /// What was lost is kept aside, and its subject still waits.
-    LostKept,
-    /// The log was taken over, and the process is about to go on with a fresh one.
+    /// Diverged writes are in `lost/`, and their subject still waits.
+    LostSaved,
+    /// The log is fenced, and the process is about to continue with a new log.
     TakenOver,
 }
 
-impl Step {
+impl FailPoint {
     /// All steps.
     pub const ALL: [Self; 22] = [
         Self::Planned,
         Self::WalWritten,
         Self::WalUnsynced,
         Self::WalSynced,
-        Self::SlotPut,
-        Self::Landed,
+        Self::SlotCreated,
+        Self::LevelReached,
         Self::Applied,
-        Self::ValueUp,
-        Self::BaseUp,
+        Self::BlobUploaded,
+        Self::BaseUploaded,
         Self::ManifestCreated,
         Self::Sealed,
-        Self::ClaimBaseUp,
+        Self::ClaimBaseUploaded,
         Self::ClaimCreated,
         Self::ClaimVerified,
         Self::Releasing,
@@ -82,11 +82,11 @@ impl Step {
         Self::RecoverySealing,
         Self::WalRemoving,
         Self::WalRemoved,
-        Self::LostKept,
+        Self::LostSaved,
         Self::TakenOver,
     ];
 
-    /// The step's name as it is written in `DORMOUSE_FAIL_POINTS`.
+    /// The step's name in `DORMOUSE_FAIL_POINTS`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -94,14 +94,14 @@ impl Step {
             Self::WalWritten => "wal-written",
             Self::WalUnsynced => "wal-unsynced",
             Self::WalSynced => "wal-synced",
-            Self::SlotPut => "slot-put",
-            Self::Landed => "landed",
+            Self::SlotCreated => "slot-put",
+            Self::LevelReached => "landed",
             Self::Applied => "applied",
-            Self::ValueUp => "value-up",
-            Self::BaseUp => "base-up",
+            Self::BlobUploaded => "value-up",
+            Self::BaseUploaded => "base-up",
             Self::ManifestCreated => "manifest-created",
             Self::Sealed => "sealed",
-            Self::ClaimBaseUp => "claim-base-up",
+            Self::ClaimBaseUploaded => "claim-base-up",
             Self::ClaimCreated => "claim-created",
             Self::ClaimVerified => "claim-verified",
             Self::Releasing => "releasing",
@@ -110,7 +110,7 @@ impl Step {
             Self::RecoverySealing => "recovery-sealing",
             Self::WalRemoving => "wal-removing",
             Self::WalRemoved => "wal-removed",
-            Self::LostKept => "lost-kept",
+            Self::LostSaved => "lost-kept",
             Self::TakenOver => "taken-over",
         }
     }
@@ -118,7 +118,7 @@ impl Step {
 
 #[cfg(not(feature = "fail-points"))]
 #[inline(always)]
-pub(crate) const fn reach(_: Step) {}
+pub(crate) const fn reach(_: FailPoint) {}
 
 #[cfg(feature = "fail-points")]
 pub(crate) use armed::reach;
@@ -133,59 +133,59 @@ mod armed {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    use super::Step;
+    use super::FailPoint;
 
     static ARMED: OnceLock<Armed> = OnceLock::new();
 
-    /// Which steps may be the last.
+    /// The armed steps.
     #[derive(Debug)]
     pub struct Armed {
-        charges: Vec<Charge>,
-        dice: AtomicU64,
+        points: Vec<ArmedPoint>,
+        rng_state: AtomicU64,
         only_while: Option<PathBuf>,
     }
 
     #[derive(Debug, Clone, Copy, PartialEq)]
-    struct Charge {
-        step: Step,
+    struct ArmedPoint {
+        step: FailPoint,
         probability: f64,
         stop: bool,
     }
 
     impl Armed {
-        /// Reads what the three variables say.
+        /// Parses the values of the three variables.
         ///
         /// # Errors
-        /// What is wrong with it.
+        /// A text that names the invalid part.
         pub fn read(points: &str, seed: u64, only_while: Option<PathBuf>) -> Result<Self, String> {
-            let charges = points.split(',').filter(|part| !part.is_empty()).map(|part| {
+            let points = points.split(',').filter(|part| !part.is_empty()).map(|part| {
                 let (name, rest) = part.split_once('=').ok_or_else(|| format!("{part}: no probability"))?;
                 let (probability, stop) = match rest.strip_suffix(":stop") {
                     Some(probability) => (probability, true),
                     None => (rest, false),
                 };
-                let step = Step::ALL.into_iter().find(|step| step.as_str() == name);
-                let step = step.ok_or_else(|| format!("{name}: no such step"))?;
+                let step = FailPoint::ALL.into_iter().find(|step| step.as_str() == name);
+                let step = step.ok_or_else(|| format!("{name}: no such fail point"))?;
                 let probability = probability.parse().map_err(|error| format!("{part}: {error}"))?;
-                Ok(Charge { step, probability, stop })
+                Ok(ArmedPoint { step, probability, stop })
             });
             Ok(Self {
-                charges: charges.collect::<Result<_, String>>()?,
-                dice: AtomicU64::new(seed),
+                points: points.collect::<Result<_, String>>()?,
+                rng_state: AtomicU64::new(seed),
                 only_while,
             })
         }
 
-        /// Whether the process shall end (`Some(false)`) or stand still (`Some(true)`) at this step.
-        fn falls(&self, step: Step) -> Option<bool> {
-            let charge = self.charges.iter().find(|charge| charge.step == step)?;
-            (self.roll() < charge.probability).then_some(charge.stop)
+        /// Whether this step kills (`Some(false)`) or stops (`Some(true)`) the process.
+        fn fires(&self, step: FailPoint) -> Option<bool> {
+            let point = self.points.iter().find(|point| point.step == step)?;
+            (self.next_fraction() < point.probability).then_some(point.stop)
         }
 
-        /// A number from 0 to 1, drawn evenly (SplitMix64).
-        fn roll(&self) -> f64 {
+        /// A uniformly distributed random number from 0 to 1 (SplitMix64).
+        fn next_fraction(&self) -> f64 {
             const STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
-            let mut mixed = self.dice.fetch_add(STRIDE, Ordering::Relaxed).wrapping_add(STRIDE);
+            let mut mixed = self.rng_state.fetch_add(STRIDE, Ordering::Relaxed).wrapping_add(STRIDE);
             mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             #[expect(clippy::cast_precision_loss, reason = "32 bits fit")]
@@ -194,21 +194,21 @@ mod armed {
         }
     }
 
-    /// Arms the steps for the rest of the process, once. Steps that nobody arms do nothing.
+    /// Arms the steps for the rest of the process, once. Steps that are not armed do nothing.
     pub fn arm(armed: Armed) {
-        // Whoever armed them first has said what shall happen.
+        // The first call decides.
         let _ = ARMED.set(armed);
     }
 
-    pub(crate) fn reach(step: Step) {
+    pub(crate) fn reach(step: FailPoint) {
         let Some(armed) = ARMED.get() else { return };
-        let Some(stop) = armed.falls(step) else { return };
+        let Some(stop) = armed.fires(step) else { return };
         if armed.only_while.as_ref().is_some_and(|file| !file.exists()) {
             return;
         }
-        let (signal, what) = if stop { (Signal::STOP, "stopping") } else { (Signal::KILL, "killed") };
-        eprintln!("fail point {}: {what}", step.as_str());
-        // To oneself it cannot fail, and SIGKILL does not return.
+        let (signal, action) = if stop { (Signal::STOP, "stopping") } else { (Signal::KILL, "killed") };
+        eprintln!("fail point {}: {action}", step.as_str());
+        // A signal to the own process cannot fail, and SIGKILL does not return.
         let _ = kill_process(getpid(), signal);
     }
 
@@ -216,13 +216,14 @@ mod armed {
     mod tests {
         use super::*;
 
+        /// A fail point is armed by name and fires with its probability; unknown names and bad values are rejected.
         #[test]
-        fn steps_are_armed_by_name_and_fall_as_often_as_they_shall() {
+        fn fail_point_fires_by_name_and_probability() {
             let armed = Armed::read("landed=1,applied=0.5:stop,sealed=0", 7, None).unwrap();
-            assert_eq!(armed.falls(Step::Landed), Some(false));
-            assert_eq!(armed.falls(Step::Sealed), None);
-            assert_eq!(armed.falls(Step::Planned), None);
-            let stops = (0..1_000).filter(|_| armed.falls(Step::Applied) == Some(true)).count();
+            assert_eq!(armed.fires(FailPoint::LevelReached), Some(false));
+            assert_eq!(armed.fires(FailPoint::Sealed), None);
+            assert_eq!(armed.fires(FailPoint::Planned), None);
+            let stops = (0..1_000).filter(|_| armed.fires(FailPoint::Applied) == Some(true)).count();
             assert!((400..600).contains(&stops), "{stops}");
             for wrong in ["landed", "nowhere=1", "landed=often"] {
                 assert!(Armed::read(wrong, 7, None).is_err(), "{wrong}");

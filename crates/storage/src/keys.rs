@@ -1,4 +1,4 @@
-//! The names of objects: where everything of a subject lies in the bucket, and what a listed name means.
+//! Object keys: the keys of a subject's and a log's objects in the bucket, and the meaning of listed keys.
 
 #[cfg(test)]
 mod tests;
@@ -58,26 +58,26 @@ impl fmt::Display for ManifestNumber {
     }
 }
 
-/// Tells an object from every other one that was ever meant for the same name: drawn fresh for each new object,
-/// kept when the same object is sent again.
+/// Distinguishes an object from every other one that was meant for the same name. Each new object gets a fresh nonce;
+/// a retry of the same object keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Nonce(Ulid);
 
 impl Nonce {
-    /// Wraps a ULID drawn by the caller.
+    /// Wraps a ULID that the caller generated.
     #[must_use]
     pub const fn new(ulid: Ulid) -> Self {
         Self(ulid)
     }
 
-    /// Takes the 16 bytes that [`Nonce::to_bytes`] gave.
+    /// Wraps the 16 bytes from [`Nonce::to_bytes`].
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Ulid::from_bytes(bytes))
     }
 
-    /// Its 16 bytes, as binary formats hold it.
+    /// Its 16 bytes, as in binary formats.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0.to_bytes()
@@ -90,7 +90,7 @@ impl fmt::Display for Nonce {
     }
 }
 
-/// A text that is not the name it was taken for.
+/// A text that is not a valid object name of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not the name of a {0}")]
 pub struct InvalidObjectName(&'static str);
@@ -99,7 +99,7 @@ impl FromStr for Nonce {
     type Err = InvalidObjectName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // One nonce, one spelling: ULIDs read both cases, object names do not.
+        // Each nonce has one text form: ULIDs parse in both cases, object names do not.
         match Ulid::from_string(text) {
             Ok(ulid) if ulid.to_string() == text => Ok(Self(ulid)),
             _ => Err(InvalidObjectName("nonce")),
@@ -129,7 +129,7 @@ pub struct SnapshotName {
     pub made_for: ManifestNumber,
     /// The snapshot holds the subject's state at this rev.
     pub rev: Rev,
-    /// Makes the name fresh: no two uploads ever share one.
+    /// Makes the name unique: no two uploads share one.
     pub nonce: Nonce,
 }
 
@@ -149,7 +149,7 @@ impl FromStr for SnapshotName {
             let rev = Rev::new(parts.next()?.parse().ok()?);
             let nonce = parts.next()?.parse().ok()?;
             let name = Self { made_for, rev, nonce };
-            // One snapshot, one spelling (no `+7`, no `007`).
+            // Each name has one text form (no `+7`, no `007`).
             (name.to_string() == text).then_some(name)
         };
         parse().ok_or(InvalidObjectName("snapshot"))
@@ -179,7 +179,7 @@ pub struct DeltaName {
     pub made_for: ManifestNumber,
     /// The rev of its last entry.
     pub rev: Rev,
-    /// Makes the name fresh.
+    /// Makes the name unique.
     pub nonce: Nonce,
 }
 
@@ -219,14 +219,14 @@ impl From<DeltaName> for String {
     }
 }
 
-/// The name of a large value within the `blobs/` of its subject's folder: `<term>-<ulid>`. Fresh for every value, so
-/// never shared between messages.
+/// The name of a blob within `blobs/` of its subject's folder: `<term>-<ulid>`. Unique for every value, so messages
+/// never share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BlobName {
     /// The term under which it was written.
     pub term: Term,
-    /// Makes the name fresh.
+    /// Makes the name unique.
     pub nonce: Nonce,
 }
 
@@ -274,7 +274,7 @@ impl LogKeys {
         Self(BucketPrefix::of_legal(format!("logs/{log}/")))
     }
 
-    /// The log's folder: its slots, and the index that its sealer wrote.
+    /// The log's folder: its slots, and the index that the sealing process wrote.
     #[must_use]
     pub const fn folder(&self) -> &BucketPrefix {
         &self.0
@@ -292,7 +292,7 @@ impl LogKeys {
         BucketKey::of_legal(format!("{}index", self.0))
     }
 
-    /// The slots of a listing of the log's folder, ascending. Names that this version does not know are left out.
+    /// The slots in a listing of the log's folder, ascending. Unknown names are ignored.
     #[must_use]
     pub fn read_listing(&self, entries: &[BucketEntry]) -> Vec<Slot> {
         let parse = |entry: &BucketEntry| {
@@ -318,7 +318,7 @@ impl SubjectKeys {
         Self(BucketPrefix::of_legal(format!("subjects/{}/", subject.escaped())))
     }
 
-    /// The subject's folder: everything of the subject lies in it.
+    /// The subject's folder, which holds all of its objects.
     #[must_use]
     pub const fn folder(&self) -> &BucketPrefix {
         &self.0
@@ -342,19 +342,19 @@ impl SubjectKeys {
         BucketKey::of_legal(format!("{}{name}", self.0))
     }
 
-    /// The folder of the subject's large values.
+    /// The folder of the subject's blobs.
     #[must_use]
     pub fn blobs(&self) -> BucketPrefix {
         BucketPrefix::of_legal(format!("{}blobs/", self.0))
     }
 
-    /// The key of a large value.
+    /// The key of a blob.
     #[must_use]
     pub fn blob(&self, name: &BlobName) -> BucketKey {
         BucketKey::of_legal(format!("{}blobs/{name}", self.0))
     }
 
-    /// Reads a listing of the subject's folder.
+    /// Parses a listing of the subject's folder.
     #[must_use]
     pub fn read_listing(&self, entries: &[BucketEntry]) -> Folder {
         let mut folder = Folder::default();
@@ -380,13 +380,13 @@ impl SubjectKeys {
     }
 }
 
-/// The key of entries of `term` that were accepted and that the subject went on without.
+/// The key of diverged writes of `term`: entries that were accepted and that a later claim continued without.
 #[must_use]
 pub fn lost_delta_key(subject: &Subject, term: Term, nonce: Nonce) -> BucketKey {
     BucketKey::of_legal(format!("lost/{}/{}-{nonce}.delta", subject.escaped(), term.get()))
 }
 
-/// What a listing of a subject's folder showed.
+/// A parsed listing of a subject's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Folder {
     /// The manifests, lowest first.
@@ -395,14 +395,14 @@ pub struct Folder {
     pub snapshots: Vec<SnapshotName>,
     /// The deltas, in order of the manifests they were made for.
     pub deltas: Vec<DeltaName>,
-    /// The large values, in order of their terms.
+    /// The blobs, in order of their terms.
     pub blobs: Vec<BlobName>,
-    /// Whatever else lies there. Never touched: a newer version may know it.
+    /// All other objects. They are never changed, because a newer version may use them.
     pub unknown: Vec<BucketKey>,
 }
 
 impl Folder {
-    /// The number of the newest manifest; `None` when the subject has none.
+    /// The number of the newest manifest; `None` if the subject has none.
     #[must_use]
     pub fn newest(&self) -> Option<ManifestNumber> {
         self.manifests.last().copied()

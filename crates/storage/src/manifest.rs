@@ -1,36 +1,36 @@
-//! The manifest: the numbered object that says who owns a subject and where its data is.
+//! The manifest: the numbered object that names the owner of a subject and the objects with its data.
 //!
 //! A manifest is one line of JSON with its fields in a fixed order, the checksum last. The checksum is the CRC-64 of
-//! the same line without it, taken over the bytes as they are, so that nothing has to be written again to be
-//! checked, and one changed byte anywhere is noticed. The newest manifest of a folder counts; it is never changed
-//! and never deleted, only followed by the next number.
+//! the same line without the checksum, over the exact bytes. So a check needs no new encoding, and it detects every
+//! changed byte. The newest manifest of a folder is the valid one. It is never changed and never deleted; the manifest
+//! with the next number replaces it.
 
-mod past;
 #[cfg(test)]
 mod tests;
+mod tombstone;
 
 use bytes::Bytes;
-use dormouse_protocol::limits::REMEMBERED_TERMS;
+use dormouse_protocol::limits::TERM_HISTORY;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::checksum::Crc64;
 use crate::keys::SubjectKeys;
-pub use past::{PastLife, PastSession};
+pub use tombstone::{TombstoneSession, TombstoneState};
 
 pub use crate::keys::{DeltaName, ManifestNumber, Nonce, SnapshotName};
 
-/// The newest format that this version reads, and that it writes where there is a [`PastLife`] to tell of.
+/// The newest format that this version reads. It writes this format if the manifest has a [`TombstoneState`].
 pub const MANIFEST_FORMAT: u32 = 2;
 
-/// The format without. Still written where it says everything, so that a version that knows no other goes on reading what
-/// concerns it.
+/// The format without a [`TombstoneState`]. Still written if there is none, so that a version that knows only this
+/// format can read the manifest.
 const FORMAT_WITHOUT_PAST: u32 = 1;
 
-/// Says who owns a subject, under which term, and from which objects its state is rebuilt.
+/// Names the owner of a subject, its term, and the objects from which its state is rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Manifest {
-    /// The subject, by its full name: folder names of long subjects are hashes.
+    /// The subject's full name: folder names of long subjects are hashes.
     pub subject: Subject,
     /// The manifest's number.
     pub number: ManifestNumber,
@@ -48,19 +48,18 @@ pub struct Manifest {
     pub first_slot: Slot,
     /// The snapshot; `None` while the subject has none.
     pub snapshot: Option<SnapshotRef>,
-    /// What follows the snapshot (or the empty subject), in order, up to `base_rev`.
+    /// The deltas above the snapshot (or the empty subject), in order, up to `base_rev`.
     pub deltas: Vec<DeltaRef>,
-    /// The terms before this one that the snapshot does not know of yet, with the last rev that each inherited,
-    /// ascending.
+    /// Earlier terms that the snapshot does not contain yet, each with the last rev that it inherited, ascending.
     pub terms: Vec<TermBase>,
-    /// The owner has given the subject back: whoever comes next claims it without asking for the owner.
+    /// The owner has released the subject: the next claim does not depend on the owner.
     pub released: bool,
-    /// The subject was destroyed. A later claim goes on with term, rev and seq from here. Implies `released`.
+    /// The subject was destroyed. A later claim continues with term, rev and seq from here. Implies `released`.
     pub tombstone: bool,
-    /// What is remembered of the life before a destroy: in the tombstone, and in what follows it until there is a
-    /// snapshot. `None` also where an earlier version destroyed the subject.
-    pub past: Option<PastLife>,
-    /// Tells this manifest from any other that was meant to have its number.
+    /// State that survives a destroy: present in the tombstone, and in the manifests after it until there is a
+    /// snapshot. Also `None` if an earlier version destroyed the subject.
+    pub tombstone_state: Option<TombstoneState>,
+    /// Distinguishes this manifest from any other that was meant to have its number.
     pub nonce: Nonce,
 }
 
@@ -68,7 +67,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotRef {
-    /// The object's name in the subject's folder; tells its rev.
+    /// The object's name in the subject's folder; contains its rev.
     pub name: SnapshotName,
     /// Its size in bytes.
     pub size_bytes: u64,
@@ -77,7 +76,7 @@ pub struct SnapshotRef {
 }
 
 impl SnapshotRef {
-    /// The rev at which the snapshot holds the subject.
+    /// The rev of the subject's state in the snapshot.
     #[must_use]
     pub const fn rev(&self) -> Rev {
         self.name.rev
@@ -88,7 +87,7 @@ impl SnapshotRef {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeltaRef {
-    /// The object's name in the subject's folder; tells the rev of its last entry.
+    /// The object's name in the subject's folder; contains the rev of its last entry.
     pub name: DeltaName,
     /// Its size in bytes.
     pub size_bytes: u64,
@@ -97,14 +96,14 @@ pub struct DeltaRef {
 }
 
 impl DeltaRef {
-    /// The rev up to which the delta leads.
+    /// The rev of the delta's last entry.
     #[must_use]
     pub const fn rev(&self) -> Rev {
         self.name.rev
     }
 }
 
-/// A term and where it began.
+/// A term and the rev where it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TermBase {
@@ -114,13 +113,13 @@ pub struct TermBase {
     pub term_base: Rev,
 }
 
-/// Most deltas that hang on a snapshot.
+/// Maximum number of deltas on one snapshot.
 pub const MAX_DELTAS: usize = 8;
 
-/// Why an object is not the manifest it should be.
+/// Why a manifest cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// The object is not what was written.
+    /// The object is damaged.
     #[error("{object}: {what}")]
     Corrupt {
         /// The object's key.
@@ -128,7 +127,7 @@ pub enum ManifestError {
         /// What is wrong with it.
         what: String,
     },
-    /// The object was written by a newer version, in a format that this one must not guess at.
+    /// A newer version wrote the object, in a format that this version does not know.
     #[error(
         "{object}: written in manifest format {format}, the newest that this version reads is {MANIFEST_FORMAT}"
     )]
@@ -140,7 +139,7 @@ pub enum ManifestError {
     },
 }
 
-/// What a caller of the engine is told. A newer object is no fault of the request, so it is not the wire's
+/// The error reply to a caller of the engine. A newer object is no error of the request, so the code is not
 /// `unsupported_version`: a newer server can serve the subject, this one cannot.
 impl From<ManifestError> for ErrorReply {
     fn from(error: ManifestError) -> Self {
@@ -151,7 +150,7 @@ impl From<ManifestError> for ErrorReply {
     }
 }
 
-/// The fields in the order of the file, without the checksum.
+/// The fields in the order of the object, without the checksum.
 #[derive(Serialize)]
 struct Body<'a> {
     format: u32,
@@ -169,12 +168,11 @@ struct Body<'a> {
     released: bool,
     tombstone: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    past: &'a Option<PastLife>,
+    past: &'a Option<TombstoneState>,
     nonce: Nonce,
 }
 
-/// The fields as they are read. A field that this format does not have is damage, not a newer version: that would
-/// have a higher format number.
+/// The fields as they are read. An unknown field is damage: a newer version would have a higher format number.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire {
@@ -192,13 +190,13 @@ struct Wire {
     terms: Vec<TermBase>,
     released: bool,
     tombstone: bool,
-    past: Option<PastLife>,
+    past: Option<TombstoneState>,
     nonce: Nonce,
     #[serde(rename = "checksum")]
     _checksum: Crc64,
 }
 
-/// Just enough to tell which format the rest is in.
+/// Only the format number, to select the format of the other fields.
 #[derive(Deserialize)]
 struct Format {
     format: u32,
@@ -209,11 +207,11 @@ const CHECKSUM_FIELD: &str = ",\"checksum\":\"";
 const CHECKSUM_END: &str = "\"}";
 
 impl Manifest {
-    /// The manifest's bytes. The same manifest always has the same bytes.
+    /// Encodes the manifest. The same manifest always has the same bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let body = Body {
-            format: if self.past.is_some() { MANIFEST_FORMAT } else { FORMAT_WITHOUT_PAST },
+            format: if self.tombstone_state.is_some() { MANIFEST_FORMAT } else { FORMAT_WITHOUT_PAST },
             subject: &self.subject,
             n: self.number,
             term: self.term,
@@ -227,10 +225,10 @@ impl Manifest {
             terms: &self.terms,
             released: self.released,
             tombstone: self.tombstone,
-            past: &self.past,
+            past: &self.tombstone_state,
             nonce: self.nonce,
         };
-        // Strings, numbers and booleans under fixed names: nothing in it can fail to become JSON.
+        // It holds strings, numbers and booleans under fixed names, so the encoding cannot fail.
         let mut text = serde_json::to_string(&body).expect("a manifest is always valid JSON");
         let checksum = Crc64::of(text.as_bytes());
         text.pop();
@@ -243,8 +241,8 @@ impl Manifest {
     /// Reads manifest `number` of `subject`.
     ///
     /// # Errors
-    /// [`ManifestError::Corrupt`] when the bytes are not what [`Manifest::encode`] wrote for this subject and number,
-    /// [`ManifestError::UnsupportedVersion`] when a newer version wrote them.
+    /// [`ManifestError::Corrupt`] if the bytes are not the encoding of a manifest of this subject and number,
+    /// [`ManifestError::UnsupportedVersion`] if a newer version wrote them.
     pub fn decode(subject: &Subject, number: ManifestNumber, bytes: &[u8]) -> Result<Self, ManifestError> {
         let object = SubjectKeys::new(subject).manifest(number).to_string();
         let corrupt = |what: String| ManifestError::Corrupt { object: object.clone(), what };
@@ -276,13 +274,13 @@ fn verify_checksum(bytes: &[u8]) -> Result<(), &'static str> {
 }
 
 impl Wire {
-    /// Checks what one field says against the others and against where the object was found.
+    /// Checks the fields against each other and against the object's key.
     fn into_manifest(self, subject: &Subject, number: ManifestNumber) -> Result<Manifest, String> {
         if self.subject != *subject {
             return Err(format!("belongs to the subject {}", self.subject));
         }
         if self.n != number {
-            return Err(format!("says that it is {}", self.n));
+            return Err(format!("contains the number of {}", self.n));
         }
         if (self.format == MANIFEST_FORMAT) != self.past.is_some() {
             return Err("has fields of another format".to_owned());
@@ -301,7 +299,7 @@ impl Wire {
             terms: self.terms,
             released: self.released,
             tombstone: self.tombstone,
-            past: self.past,
+            tombstone_state: self.past,
             nonce: self.nonce,
         };
         match manifest.contradiction() {
@@ -312,7 +310,7 @@ impl Wire {
 }
 
 impl Manifest {
-    /// What no manifest of this format says, if this one says it: it is refused when it is read, so it must never be
+    /// The contradiction in this manifest, if there is one. Decoding rejects such a manifest, so it must never be
     /// written.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         let zero = self.term == Term::default() || self.next_seq == Seq::default();
@@ -320,22 +318,23 @@ impl Manifest {
             return Some("counts from zero");
         }
         if self.term_base > self.base_rev {
-            return Some("inherits more than it has");
+            return Some("has a term_base above its base_rev");
         }
         if self.tombstone && (!self.released || !self.terms.is_empty()) {
-            return Some("is a tombstone that goes on");
+            return Some("is a tombstone that is not final");
         }
-        let of_past = || self.past.as_ref().and_then(|past| past.contradiction(self));
+        let of_past = || self.tombstone_state.as_ref().and_then(|past| past.contradiction(self));
         self.contradiction_of_base().or_else(|| self.contradiction_of_terms()).or_else(of_past)
     }
 
-    /// What the base refers to must have been made for it, one object for each manifest, and lead up to it.
+    /// The objects of the base must have been made for this or earlier manifests, one for each manifest, and reach the
+    /// base rev.
     fn contradiction_of_base(&self) -> Option<&'static str> {
         let snapshot = self.snapshot.iter().map(|snapshot| (snapshot.name.made_for, snapshot.rev()));
         let deltas = self.deltas.iter().map(|delta| (delta.name.made_for, delta.rev()));
         let objects: Vec<_> = snapshot.chain(deltas).collect();
         let Some((made_for, rev)) = objects.last() else {
-            // An empty state: that of a new subject, or of one that was destroyed at the rev it inherited.
+            // An empty state: of a new subject, or of one that was destroyed at the rev that the term inherited.
             let empty = self.tombstone || self.base_rev == self.term_base;
             return (!empty).then_some("has a base without an object");
         };
@@ -343,7 +342,7 @@ impl Manifest {
             return Some("is a tombstone with data");
         }
         if self.deltas.len() > MAX_DELTAS {
-            return Some("refers to more deltas than there may be");
+            return Some("refers to more deltas than allowed");
         }
         if !objects.is_sorted_by(|one, next| one.0 < next.0 && one.1 <= next.1) {
             return Some("refers to a snapshot and deltas that do not follow each other");
@@ -355,7 +354,7 @@ impl Manifest {
     }
 
     fn contradiction_of_terms(&self) -> Option<&'static str> {
-        if self.terms.len() > REMEMBERED_TERMS {
+        if self.terms.len() > TERM_HISTORY {
             return Some("names more terms than are remembered");
         }
         let ascending =

@@ -1,102 +1,102 @@
-//! Deliberate bugs, each in the place of a rule that the guarantees rest on, so that a simulation can show that it would
-//! find them. See `docs/testing.md`.
+//! Injected bugs. Each one breaks a rule that the guarantees need, so that a simulation can prove that it finds the
+//! bug. See `docs/testing.md`.
 //!
-//! Without the feature `mutations` there are none. With it there is one only on a thread that asked for it: a
-//! simulation runs its whole fleet on one thread, so that many can run beside each other, each with a bug of its own.
+//! Without the feature `mutations` no bug exists. With the feature, a bug is active only on a thread that enabled it. A
+//! simulation runs its whole fleet on one thread, so several simulations can run in parallel, each with its own bug.
 
-/// A bug.
+/// An injected bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutation {
-    /// The local write-ahead log is not synced before a write is acknowledged at the level `disk`.
+pub enum InjectedBug {
+    /// The WAL is not synced before a write is acknowledged at the level `disk`.
     NoSync,
-    /// What is of level `bucket` counts as durable once it is on the local disk: acknowledged, announced and read then.
-    ToldBeforeTheBucket,
-    /// A claim's manifest counts before a listing has shown it to be the newest.
+    /// A write of level `bucket` is acknowledged, published and read once it is on the local disk.
+    AckBeforeBucket,
+    /// A claim takes effect before a listing shows that its manifest is the newest.
     NoListAfterClaim,
-    /// A seal counts before a listing has shown it to be the highest slot.
+    /// A seal takes effect before a listing shows that it is the highest slot.
     NoListAfterSeal,
-    /// The authority is not asked again once the log of a dead process is sealed.
-    NoQuestionAfterSeal,
-    /// Reads are answered at once, whether there is a lease or not.
+    /// The engine does not ask the authority again after it has sealed an orphaned log.
+    NoRecheckAfterSeal,
+    /// Reads are answered at once, with or without a lease.
     LeaseIgnored,
-    /// A lease is trusted after a gap though no barrier has passed.
+    /// A lease counts as confirmed after a gap although no read barrier has passed.
     NoBarrierAfterGap,
-    /// What was answered to whom is forgotten when a subject is claimed.
-    SessionsForgotten,
-    /// What a tombstone remembers is not taken along by what begins after it.
-    DestroyForgets,
-    /// A subject that this process has released is opened again without a claim.
-    ReleasedIsStillOurs,
-    /// Large values go as soon as nothing refers to them, though the base may lead back to them.
+    /// A claim drops the dedup window of the subject.
+    DedupLostOnClaim,
+    /// A subject that is created after a tombstone drops the tombstone's dedup window.
+    DedupLostOnDestroy,
+    /// A subject that this process has released opens again without a claim.
+    ReopenAfterRelease,
+    /// Blobs are deleted once no message refers to them, although the base may still refer to them.
     ValueDeletedEarly,
-    /// That a slot exists already is taken for the success of its creation.
+    /// If a slot exists already, its creation counts as successful.
     ExistsIsSuccess,
-    /// A full subject that is to refuse writes loses its oldest messages to them.
-    FullLosesTheOldest,
-    /// A read sees the file without what is acknowledged and not in it yet.
-    ReadsBehind,
+    /// A full subject whose limit policy refuses writes drops its oldest messages instead.
+    FullDropsOldest,
+    /// A read uses the file without the acknowledged changes of the apply backlog.
+    ReadIgnoresBacklog,
 }
 
-impl Mutation {
+impl InjectedBug {
     /// Every bug.
     pub const ALL: [Self; 14] = [
         Self::NoSync,
-        Self::ToldBeforeTheBucket,
+        Self::AckBeforeBucket,
         Self::NoListAfterClaim,
         Self::NoListAfterSeal,
-        Self::NoQuestionAfterSeal,
+        Self::NoRecheckAfterSeal,
         Self::LeaseIgnored,
         Self::NoBarrierAfterGap,
-        Self::SessionsForgotten,
-        Self::DestroyForgets,
-        Self::ReleasedIsStillOurs,
+        Self::DedupLostOnClaim,
+        Self::DedupLostOnDestroy,
+        Self::ReopenAfterRelease,
         Self::ValueDeletedEarly,
         Self::ExistsIsSuccess,
-        Self::FullLosesTheOldest,
-        Self::ReadsBehind,
+        Self::FullDropsOldest,
+        Self::ReadIgnoresBacklog,
     ];
 
-    /// Its name on a command line.
+    /// The bug's name on a command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoSync => "no-sync",
-            Self::ToldBeforeTheBucket => "told-before-the-bucket",
+            Self::AckBeforeBucket => "told-before-the-bucket",
             Self::NoListAfterClaim => "no-list-after-claim",
             Self::NoListAfterSeal => "no-list-after-seal",
-            Self::NoQuestionAfterSeal => "no-question-after-seal",
+            Self::NoRecheckAfterSeal => "no-question-after-seal",
             Self::LeaseIgnored => "lease-ignored",
             Self::NoBarrierAfterGap => "no-barrier-after-gap",
-            Self::SessionsForgotten => "sessions-forgotten",
-            Self::DestroyForgets => "destroy-forgets",
-            Self::ReleasedIsStillOurs => "released-is-still-ours",
+            Self::DedupLostOnClaim => "sessions-forgotten",
+            Self::DedupLostOnDestroy => "destroy-forgets",
+            Self::ReopenAfterRelease => "released-is-still-ours",
             Self::ValueDeletedEarly => "value-deleted-early",
             Self::ExistsIsSuccess => "exists-is-success",
-            Self::FullLosesTheOldest => "full-loses-the-oldest",
-            Self::ReadsBehind => "reads-behind",
+            Self::FullDropsOldest => "full-loses-the-oldest",
+            Self::ReadIgnoresBacklog => "reads-behind",
         }
     }
 }
 
 #[cfg(feature = "mutations")]
 thread_local! {
-    static THERE: std::cell::Cell<Option<Mutation>> = const { std::cell::Cell::new(None) };
+    static ACTIVE: std::cell::Cell<Option<InjectedBug>> = const { std::cell::Cell::new(None) };
 }
 
-/// From now on this thread has this bug and no other; `None`: none.
+/// Enables this bug and no other on this thread; `None` disables all.
 #[cfg(feature = "mutations")]
-pub fn break_on_this_thread(mutation: Option<Mutation>) {
-    THERE.set(mutation);
+pub fn inject_on_this_thread(bug: Option<InjectedBug>) {
+    ACTIVE.set(bug);
 }
 
-/// Whether the bug is there.
+/// Whether the bug is active on this thread.
 #[cfg(feature = "mutations")]
-pub(crate) fn is_there(mutation: Mutation) -> bool {
-    THERE.get() == Some(mutation)
+pub(crate) fn is_active(bug: InjectedBug) -> bool {
+    ACTIVE.get() == Some(bug)
 }
 
-/// Whether the bug is there: it is not.
+/// Always `false` without the feature `mutations`.
 #[cfg(not(feature = "mutations"))]
-pub(crate) const fn is_there(_: Mutation) -> bool {
+pub(crate) const fn is_active(_: InjectedBug) -> bool {
     false
 }

@@ -1,4 +1,4 @@
-//! What can be set about the engine.
+//! Settings of the engine.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,25 +14,26 @@ pub struct EngineSettings {
     pub data_dir: PathBuf,
     /// The name of this server.
     pub server: ServerName,
-    /// The level at which writes are acknowledged where a subject's configuration says nothing.
+    /// The level at which writes are acknowledged if a subject's configuration sets none.
     pub level: Level,
-    /// How changes are brought to the bucket.
+    /// How the log ships changes to the bucket.
     pub log: LogSettings,
-    /// How long a subject stays open that nobody asks for.
+    /// How long a subject stays open without requests.
     pub idle_close: Duration,
-    /// How many subjects may be open at once. Above it, those idle longest are closed.
+    /// How many subjects may be open at once. Above this number, the subjects idle longest close.
     pub max_open_subjects: usize,
-    /// At so many, which are more, requests that would open another one are turned away. `None`: at twice as many.
+    /// At this higher number of open subjects, requests that would open another one get `overloaded`. `None`: twice
+    /// [`EngineSettings::max_open_subjects`].
     pub open_subjects_limit: Option<usize>,
-    /// Bytes of local files above which those of sleeping subjects are removed, those written longest ago first. `None`:
-    /// they all stay.
+    /// Limit for the bytes of local files. Above it, the files of dormant subjects are evicted, those written longest
+    /// ago first. `None`: no limit.
     pub max_local_bytes: Option<u64>,
-    /// How long a flush waits for the bucket before it answers `unavailable`.
-    pub flush_patience: Duration,
-    /// How many values may be on their way up at a time, chunk by chunk. Above it, who begins one is turned away. Of this
-    /// and of the bytes, one subject may have half of what the others leave.
+    /// How long a flush waits for the bucket before the reply is `unavailable`.
+    pub flush_timeout: Duration,
+    /// How many chunked uploads may be in progress at once. Above this number, a new upload is refused. One subject may
+    /// use half of the uploads, and half of the bytes, that other subjects leave free.
     pub max_uploads: usize,
-    /// Bytes that they may take on the local disk, all together.
+    /// Bytes that all chunked uploads together may occupy on the local disk.
     pub max_upload_bytes: u64,
 }
 
@@ -43,8 +44,8 @@ impl EngineSettings {
     pub const IDLE_CLOSE: Duration = Duration::from_secs(60);
     /// Default of [`EngineSettings::max_open_subjects`].
     pub const MAX_OPEN_SUBJECTS: usize = 2_000;
-    /// Default of [`EngineSettings::flush_patience`].
-    pub const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+    /// Default of [`EngineSettings::flush_timeout`].
+    pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// Default of [`EngineSettings::max_uploads`].
     pub const MAX_UPLOADS: usize = 256;
@@ -63,7 +64,7 @@ impl EngineSettings {
             max_open_subjects: Self::MAX_OPEN_SUBJECTS,
             open_subjects_limit: None,
             max_local_bytes: None,
-            flush_patience: Self::FLUSH_PATIENCE,
+            flush_timeout: Self::FLUSH_TIMEOUT,
             max_uploads: Self::MAX_UPLOADS,
             max_upload_bytes: Self::MAX_UPLOAD_BYTES,
         }

@@ -1,7 +1,7 @@
-//! Large values as objects of their own: written before anything refers to them, read back and checked.
+//! Blobs: large values as objects of their own, written before a record refers to them, and checked when read.
 //!
-//! An object's name is fresh for every attempt to write it, so whatever becomes of an attempt, nothing else is touched,
-//! and what nobody came to refer to can be deleted at once.
+//! Every attempt to write a blob uses a fresh name. So no attempt can affect another object, and an unreferenced blob
+//! can be deleted at once.
 
 use std::ops::Range;
 use std::path::Path;
@@ -16,139 +16,139 @@ use dormouse_runtime::Env;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::api::Request;
+use crate::api::EngineRequest;
+use crate::backoff::Backoff;
 use crate::bucket::{Bucket, BucketError, BucketKey, Created, FileSummary, HeaderPatch};
 use crate::checksum::Crc64;
-use crate::entry::Entry;
+use crate::entry::LogEntry;
 use crate::keys::{BlobName, Nonce, SubjectKeys};
-use crate::patience::Patience;
-use crate::plan::{BlobRef, Operation};
+use crate::plan::{BlobRef, RecordOp};
 use crate::subject::garbage::Garbage;
 
-/// The largest value that is brought here, or from here, in one piece. In bytes.
+/// The largest value that one request or reply carries in one piece. In bytes.
 pub(crate) const MAX_WHOLE_VALUE_BYTES: usize = MAX_ATOMIC_BATCH_BYTES;
 
-/// Most bytes of large values under way in one direction. Beyond it whoever comes is turned away.
-const MAX_BYTES_UNDER_WAY: u64 = 128 * 1_024 * 1_024;
+/// Maximum bytes of blobs in transfer in one direction. Above it, requests get `overloaded`.
+const MAX_BYTES_IN_TRANSFER: u64 = 128 * 1_024 * 1_024;
 
-/// Bytes are counted in pieces of this size.
+/// The unit in which the limiter counts bytes.
 const PIECE_BYTES: u64 = 4 * 1_024;
 
-/// Large values under way in one direction at the same time; the others wait.
+/// Blobs in transfer in one direction at the same time; further transfers wait.
 const AT_ONCE: usize = 32;
 
-/// Large values of one request under way at the same time.
+/// Blobs of one request in transfer at the same time.
 const OF_ONE_REQUEST: usize = 4;
 
-/// When a caller that was turned away may come again.
+/// Retry delay of `overloaded` replies.
 const RETRY_AFTER_MS: u64 = 200;
 
 const _: () = {
-    // One value must fit, or it would be turned away for ever.
-    assert!(MAX_WHOLE_VALUE_BYTES as u64 <= MAX_BYTES_UNDER_WAY);
-    assert!(MAX_BYTES_UNDER_WAY / PIECE_BYTES <= u32::MAX as u64);
+    // One value must fit, or it would always be refused.
+    assert!(MAX_WHOLE_VALUE_BYTES as u64 <= MAX_BYTES_IN_TRANSFER);
+    assert!(MAX_BYTES_IN_TRANSFER / PIECE_BYTES <= u32::MAX as u64);
 };
 
-/// The large values of all subjects that are under way in one direction.
+/// Limits the blobs of all subjects in transfer in one direction.
 #[derive(Debug)]
-pub(crate) struct Traffic {
+pub(crate) struct TransferLimiter {
     pieces: Arc<Semaphore>,
     calls: Semaphore,
 }
 
-impl Traffic {
+impl TransferLimiter {
     pub(crate) fn new() -> Self {
-        let pieces = usize::try_from(MAX_BYTES_UNDER_WAY / PIECE_BYTES).unwrap_or(usize::MAX);
+        let pieces = usize::try_from(MAX_BYTES_IN_TRANSFER / PIECE_BYTES).unwrap_or(usize::MAX);
         Self { pieces: Arc::new(Semaphore::new(pieces)), calls: Semaphore::new(AT_ONCE) }
     }
 
-    /// Lets values of so many bytes begin their way, which ends when the permit is dropped. More than may ever be under
-    /// way goes alone.
+    /// Admits a transfer of so many bytes, which lasts until the permit is dropped. A transfer above the limit is
+    /// admitted alone.
     ///
     /// # Errors
     /// `overloaded`.
     pub(crate) fn admit(&self, bytes: u64) -> Result<OwnedSemaphorePermit, ErrorReply> {
-        let pieces = bytes.min(MAX_BYTES_UNDER_WAY).div_ceil(PIECE_BYTES);
+        let pieces = bytes.min(MAX_BYTES_IN_TRANSFER).div_ceil(PIECE_BYTES);
         let pieces = u32::try_from(pieces).unwrap_or(u32::MAX);
-        Arc::clone(&self.pieces).try_acquire_many_owned(pieces).map_err(|_| {
-            ErrorReply::overloaded("too many bytes of large values are under way", RETRY_AFTER_MS)
-        })
+        Arc::clone(&self.pieces)
+            .try_acquire_many_owned(pieces)
+            .map_err(|_| ErrorReply::overloaded("too many bytes of large values in transfer", RETRY_AFTER_MS))
     }
 }
 
-/// A value that is to become an object, and the place of its set in the request.
+/// A value that becomes a blob, and the index of its set in the request.
 pub(crate) type LargeValue = (usize, Bytes);
 
-/// Whether a request brings a value that is an object of its own.
-pub(crate) fn is_large(request: &Request) -> bool {
-    let Request::Set(request) = request else { return false };
+/// Whether a request has a value that is stored as a blob.
+pub(crate) fn is_large(request: &EngineRequest) -> bool {
+    let EngineRequest::Set(request) = request else { return false };
     let is_large = |value: &Bytes| value.len() > INLINE_LIMIT_BYTES;
     request.sets.iter().any(|item| item.uploaded.is_some() || item.value.as_ref().is_some_and(is_large))
 }
 
-/// The values of a request that were uploaded before it, each with the place of its set.
-pub(crate) fn uploaded_before(request: &Request) -> impl Iterator<Item = (usize, UploadedValue)> {
+/// The values of a request that were uploaded in chunks before it, each with the index of its set.
+pub(crate) fn uploaded_before(request: &EngineRequest) -> impl Iterator<Item = (usize, UploadedValue)> {
     let sets = match request {
-        Request::Set(request) => request.sets.as_slice(),
+        EngineRequest::Set(request) => request.sets.as_slice(),
         _ => &[],
     };
-    sets.iter().enumerate().filter_map(|(place, item)| item.uploaded.map(|value| (place, value)))
+    sets.iter().enumerate().filter_map(|(index, item)| item.uploaded.map(|value| (index, value)))
 }
 
-/// The values of a request that belong into objects of their own.
-pub(crate) fn of_request(request: &Request) -> Vec<LargeValue> {
-    let Request::Set(request) = request else { return Vec::new() };
+/// The values of a request that must become blobs.
+pub(crate) fn large_values(request: &EngineRequest) -> Vec<LargeValue> {
+    let EngineRequest::Set(request) = request else { return Vec::new() };
     let sets = request.sets.iter().enumerate();
-    sets.filter_map(|(place, item)| {
+    sets.filter_map(|(index, item)| {
         let value = item.value.as_ref()?;
-        // What is larger still is refused for its size, as it is in the log.
+        // A larger value is refused for its size, like a value in the log.
         let is_large = value.len() > INLINE_LIMIT_BYTES && value.len() <= MAX_WHOLE_VALUE_BYTES;
-        is_large.then(|| (place, value.clone()))
+        is_large.then(|| (index, value.clone()))
     })
     .collect()
 }
 
-/// Stands for an object that is not written yet, so that a request can be planned as if it were. Nothing else is ever
-/// called so: a nonce holds the time at which it was drawn.
-pub(crate) fn stand_in(place: usize, size_bytes: u64) -> BlobRef {
-    let nonce = Nonce::from_bytes((place as u128).to_be_bytes());
+/// Represents a blob that is not written yet, so that a request can be planned as if it were. No real blob has such a
+/// name, because a nonce contains its time of creation.
+pub(crate) fn placeholder(index: usize, size_bytes: u64) -> BlobRef {
+    let nonce = Nonce::from_bytes((index as u128).to_be_bytes());
     let name = BlobName { term: Term::default(), nonce };
     BlobRef { name, size_bytes, crc64: Crc64::of(&[]) }
 }
 
 /// The objects that an entry refers to.
-pub(crate) fn of_entry(entry: &Entry) -> impl Iterator<Item = BlobRef> {
+pub(crate) fn blobs_of_entry(entry: &LogEntry) -> impl Iterator<Item = BlobRef> {
     let sets = entry.operations.iter().flat_map(|operation| match operation {
-        Operation::Set(set) => std::slice::from_ref(set),
-        Operation::Batch { sets } => sets,
-        Operation::Delete { .. } | Operation::DeleteAll { .. } | Operation::Configure { .. } => &[],
+        RecordOp::Set(set) => std::slice::from_ref(set),
+        RecordOp::Batch { sets } => sets,
+        RecordOp::Delete { .. } | RecordOp::DeleteAll { .. } | RecordOp::Configure { .. } => &[],
     });
     sets.filter_map(|set| set.blob)
 }
 
-/// An object that nothing refers to yet. When it is dropped so, it is deleted.
+/// A blob that no record refers to yet. If it is dropped in this state, it is queued for deletion.
 #[derive(Debug)]
-struct Stray {
+struct UnreferencedObject {
     name: BlobName,
     keys: SubjectKeys,
-    /// `None`: it has found a home.
+    /// `None`: a record refers to it.
     garbage: Option<mpsc::Sender<Garbage>>,
 }
 
-impl Drop for Stray {
+impl Drop for UnreferencedObject {
     fn drop(&mut self) {
         if let Some(garbage) = self.garbage.take() {
-            // Where the queue is full it stays, until the owner of a later term finds it.
+            // If the queue is full, the blob stays until the owner of a later term finds it.
             let _ = garbage.try_send(Garbage::blobs(self.keys.clone(), vec![self.name]));
         }
     }
 }
 
-/// An uploaded value that is complete in the bucket. When it is dropped, it is deleted there.
+/// An uploaded value that is complete in the bucket. If it is dropped, its blob is queued for deletion.
 #[derive(Debug)]
 pub(crate) struct StoredValue {
     blob: BlobRef,
-    stray: Stray,
+    unreferenced: UnreferencedObject,
 }
 
 impl StoredValue {
@@ -162,36 +162,38 @@ impl StoredValue {
 #[derive(Debug, Default)]
 pub(crate) struct Uploaded {
     blobs: Vec<(usize, BlobRef)>,
-    strays: Vec<Stray>,
+    unreferenced: Vec<UnreferencedObject>,
 }
 
 impl Uploaded {
-    /// Adds the value of the set at this place of the request.
-    pub(crate) fn add(&mut self, place: usize, value: StoredValue) {
-        self.blobs.push((place, value.blob));
-        self.strays.push(value.stray);
+    /// Adds the value of the set at `index` of the request.
+    pub(crate) fn add(&mut self, index: usize, value: StoredValue) {
+        self.blobs.push((index, value.blob));
+        self.unreferenced.push(value.unreferenced);
     }
 
-    /// The place of each set in the request, and its value's object.
+    /// The index of each set in the request, and its blob.
     pub(crate) fn blobs(&self) -> &[(usize, BlobRef)] {
         &self.blobs
     }
 
     pub(crate) fn extend(&mut self, more: Self) {
         self.blobs.extend(more.blobs);
-        self.strays.extend(more.strays);
+        self.unreferenced.extend(more.unreferenced);
     }
 
-    /// The entry is on its way into the log: what it refers to is no longer deleted from here.
-    pub(crate) fn keep(&mut self, entry: &Entry) {
-        let kept: Vec<_> = of_entry(entry).map(|blob| blob.name).collect();
-        for stray in self.strays.iter_mut().filter(|stray| kept.contains(&stray.name)) {
-            stray.garbage = None;
+    /// Keeps the blobs that `entry` refers to, because the log has accepted the entry.
+    pub(crate) fn keep(&mut self, entry: &LogEntry) {
+        let kept: Vec<_> = blobs_of_entry(entry).map(|blob| blob.name).collect();
+        for unreferenced in
+            self.unreferenced.iter_mut().filter(|unreferenced| kept.contains(&unreferenced.name))
+        {
+            unreferenced.garbage = None;
         }
     }
 }
 
-/// Writes objects for the large values of one subject.
+/// Writes the blobs of one subject.
 #[derive(Clone)]
 pub(crate) struct Uploader {
     pub(crate) bucket: Arc<dyn Bucket>,
@@ -203,24 +205,24 @@ pub(crate) struct Uploader {
 }
 
 impl Uploader {
-    /// Writes `values`, each complete when this returns. Where no attempt has a definite answer in time, nothing is
-    /// acknowledged, and what may lie there is deleted.
+    /// Writes `values`; each is complete when the call returns. If no attempt has a definite answer in time, the call
+    /// fails, and objects that may exist are queued for deletion.
     ///
-    /// Cancelling the call deletes what it has written, as an error does.
+    /// Cancelling the call deletes the blobs that it has written, as an error does.
     ///
     /// # Errors
-    /// What the caller of the request is told.
+    /// The error reply to the request.
     pub(crate) async fn upload(
         &self,
-        traffic: &Traffic,
+        limiter: &TransferLimiter,
         values: Vec<LargeValue>,
     ) -> Result<Uploaded, ErrorReply> {
         let started = self.env.boot();
         let parts: Vec<Uploaded> = stream::iter(values)
-            .map(|(place, value)| async move {
+            .map(|(index, value)| async move {
                 // The semaphore is never closed.
-                let _permit = traffic.calls.acquire().await;
-                self.upload_one(place, &value, started).await
+                let _permit = limiter.calls.acquire().await;
+                self.upload_one(index, &value, started).await
             })
             .buffered(OF_ONE_REQUEST)
             .try_collect()
@@ -230,80 +232,82 @@ impl Uploader {
         Ok(uploaded)
     }
 
-    /// Writes an object for a value that was uploaded to the file at `path`, complete when this returns, and holds its
-    /// digest against what the client says.
+    /// Writes a blob from the staged file at `path`, and compares size and digest with the client's values. The blob is
+    /// complete when the call returns.
     ///
-    /// Cancelling the call deletes what it has written, as an error does.
+    /// Cancelling the call deletes the blob that it has written, as an error does.
     ///
     /// # Errors
-    /// `corrupt` when size or digest are other ones; else what the caller of the request is told.
+    /// `corrupt` if size or digest differ; otherwise the error reply to the request.
     pub(crate) async fn upload_file(
         &self,
         path: &Path,
         value: UploadedValue,
     ) -> Result<StoredValue, ErrorReply> {
-        let mut patience = Patience::from(self.env.boot());
+        let mut backoff = Backoff::from(self.env.boot());
         loop {
             let name = BlobName { term: self.term, nonce: Nonce::new(self.env.ulid()) };
-            let stray = Stray { name, keys: self.keys.clone(), garbage: Some(self.garbage.clone()) };
+            let unreferenced =
+                UnreferencedObject { name, keys: self.keys.clone(), garbage: Some(self.garbage.clone()) };
             let key = self.keys.blob(&name);
             let why = match self.bucket.put_file(&key, path, HeaderPatch::None).await {
                 Ok(FileSummary { size_bytes, crc64 }) => {
                     if (size_bytes, crc64.to_u64()) == (value.size, value.digest.get()) {
-                        return Ok(StoredValue { blob: BlobRef { name, size_bytes, crc64 }, stray });
+                        return Ok(StoredValue { blob: BlobRef { name, size_bytes, crc64 }, unreferenced });
                     }
                     let what = format!(
-                        "{size_bytes} bytes with digest {crc64} arrived where {} bytes with digest {} were sent",
+                        "{size_bytes} bytes with digest {crc64} arrived, but {} bytes with digest {} were sent",
                         value.size, value.digest
                     );
                     return Err(ErrorReply::corrupt(format!("upload {}", value.upload), what));
                 }
-                // Without its file there is nothing to try again.
+                // Without the local file, a retry cannot succeed.
                 Err(error @ BucketError::LocalFile { .. }) => return Err(ErrorReply::from(&error)),
                 Err(error) => ErrorReply::from(&error),
             };
-            drop(stray);
-            let Some(pause) = patience.pause(self.env.boot()) else { return Err(why) };
+            drop(unreferenced);
+            let Some(pause) = backoff.pause(self.env.boot()) else { return Err(why) };
             tokio::time::sleep(pause).await;
         }
     }
 
     async fn upload_one(
         &self,
-        place: usize,
+        index: usize,
         value: &Bytes,
         started: Duration,
     ) -> Result<Uploaded, ErrorReply> {
         let (size_bytes, crc64) = (value.len() as u64, Crc64::of(value));
-        let mut patience = Patience::from(started);
+        let mut backoff = Backoff::from(started);
         loop {
             let name = BlobName { term: self.term, nonce: Nonce::new(self.env.ulid()) };
-            let stray = Stray { name, keys: self.keys.clone(), garbage: Some(self.garbage.clone()) };
+            let unreferenced =
+                UnreferencedObject { name, keys: self.keys.clone(), garbage: Some(self.garbage.clone()) };
             let why = match self.bucket.create(&self.keys.blob(&name), value.clone()).await {
                 Ok(Created::New) => {
                     let blob = BlobRef { name, size_bytes, crc64 };
-                    return Ok(Uploaded { blobs: vec![(place, blob)], strays: vec![stray] });
+                    return Ok(Uploaded { blobs: vec![(index, blob)], unreferenced: vec![unreferenced] });
                 }
-                // Nobody else writes under this name. It may be ours, with the answer lost on its way inside the store, or
-                // a refusal without reason. Another name is as good.
+                // No other process writes under this name. The object may be ours, if a retry inside the store lost the
+                // first answer, or the store refused without reason. The next attempt uses another name.
                 Ok(Created::Exists) => ErrorReply::unavailable("the bucket refused a fresh name"),
                 Err(error) if error.is_unknown() => ErrorReply::from(&error),
                 Err(error) => return Err(ErrorReply::from(&error)),
             };
-            drop(stray);
-            let Some(pause) = patience.pause(self.env.boot()) else { return Err(why) };
+            drop(unreferenced);
+            let Some(pause) = backoff.pause(self.env.boot()) else { return Err(why) };
             tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// Why a value cannot be had.
+/// Why a blob cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
-    /// There is no such object. Whoever removed the message may have deleted it.
+    /// There is no such object. It may have been deleted after its message was removed.
     #[error("{0} is missing")]
     Missing(BucketKey),
-    /// The object is not what the message says.
+    /// The object differs from the size or checksum in the message.
     #[error("{object}: {what}")]
     Corrupt {
         /// The object.
@@ -326,12 +330,12 @@ impl From<FetchError> for ErrorReply {
     }
 }
 
-/// A message refers to an object that is not there.
+/// The error reply if a message refers to a missing object.
 pub(crate) fn missing(key: &BucketKey) -> ErrorReply {
     ErrorReply::corrupt(key.to_string(), "the value of a message is missing")
 }
 
-/// Reads a large value, and checks that it is the one that was written.
+/// Reads a blob, and checks its size and checksum.
 ///
 /// Cancelling the call has no effect.
 ///
@@ -349,15 +353,15 @@ pub(crate) async fn fetch(
         return Ok(value);
     }
     let what = format!(
-        "{size_bytes} bytes with checksum {crc64} where the message says {} bytes with checksum {}",
+        "{size_bytes} bytes with checksum {crc64}, but the message names {} bytes with checksum {}",
         blob.size_bytes, blob.crc64
     );
     Err(FetchError::Corrupt { object: key, what })
 }
 
-impl Traffic {
-    /// Reads a part of a large value, when it is its turn. Whether the bytes are those that were written, the whole value's
-    /// checksum says.
+impl TransferLimiter {
+    /// Reads a range of a blob once the limiter allows it. The bytes are not verified: only the whole value has a
+    /// checksum.
     ///
     /// Cancelling the call has no effect.
     ///
@@ -374,7 +378,7 @@ impl Traffic {
         bucket.get_range(key, range).await
     }
 
-    /// As [`fetch`], when it is its turn.
+    /// As [`fetch`], once the limiter allows it.
     ///
     /// # Errors
     /// [`FetchError`].
@@ -402,44 +406,49 @@ mod tests {
         vec![b'x'; bytes].into()
     }
 
+    /// A value becomes a blob only if it exceeds the inline limit and does not exceed the whole-value limit.
     #[test]
-    fn only_values_above_the_limit_and_not_beyond_a_batch_are_large() {
+    fn blob_is_used_only_between_inline_and_whole_value_limit() {
         let sizes =
             [INLINE_LIMIT_BYTES, INLINE_LIMIT_BYTES + 1, MAX_WHOLE_VALUE_BYTES, MAX_WHOLE_VALUE_BYTES + 1];
         let item = |bytes| SetItem { value: Some(value(bytes)), ..SetItem::default() };
         let sets = sizes.into_iter().map(item).chain([SetItem::default()]).collect();
-        let request = Request::Set(SetRequest { sets, ..SetRequest::default() });
-        let places: Vec<usize> = of_request(&request).into_iter().map(|(place, _)| place).collect();
+        let request = EngineRequest::Set(SetRequest { sets, ..SetRequest::default() });
+        let places: Vec<usize> = large_values(&request).into_iter().map(|(index, _)| index).collect();
         assert_eq!(places, [1, 2]);
-        assert_eq!(of_request(&Request::Info), []);
+        assert_eq!(large_values(&EngineRequest::Info), []);
     }
 
+    /// The transfer limiter rejects bytes over its limit as `overloaded`, releases dropped permits and admits an
+    /// oversized value alone.
     #[test]
-    fn bytes_under_way_are_bounded_and_given_back() {
-        let traffic = Traffic::new();
-        let half = traffic.admit(MAX_BYTES_UNDER_WAY / 2).unwrap();
-        let rest = traffic.admit(MAX_BYTES_UNDER_WAY / 2).unwrap();
-        let refused = traffic.admit(1).unwrap_err();
+    fn transfer_limiter_bounds_bytes_and_releases_permits() {
+        let limiter = TransferLimiter::new();
+        let half = limiter.admit(MAX_BYTES_IN_TRANSFER / 2).unwrap();
+        let rest = limiter.admit(MAX_BYTES_IN_TRANSFER / 2).unwrap();
+        let refused = limiter.admit(1).unwrap_err();
         assert_eq!((refused.code, refused.retry_after_ms), (ErrorCode::Overloaded, Some(RETRY_AFTER_MS)));
         drop(half);
         drop(rest);
-        // What is larger than everything goes alone.
-        let alone = traffic.admit(2 * MAX_BYTES_UNDER_WAY).unwrap();
-        assert!(traffic.admit(1).is_err());
+        // A transfer above the limit is admitted alone.
+        let alone = limiter.admit(2 * MAX_BYTES_IN_TRANSFER).unwrap();
+        assert!(limiter.admit(1).is_err());
         drop(alone);
-        drop(traffic.admit(1).unwrap());
+        drop(limiter.admit(1).unwrap());
     }
 
+    /// An uploaded blob can be fetched, and if it is dropped without a reference it is queued for deletion.
     #[tokio::test]
-    async fn an_object_that_nobody_came_to_refer_to_is_given_away_for_deletion() {
+    async fn blob_without_reference_is_queued_for_collection() {
         let env = Env::system();
         let bucket = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
         let (garbage, mut queue) = mpsc::channel(8);
         let keys = SubjectKeys::new(&"app.a".parse().unwrap());
         let uploader =
             Uploader { bucket: bucket.clone(), env, garbage, keys: keys.clone(), term: Term::new(3) };
-        let uploaded = uploader.upload(&Traffic::new(), vec![(4, value(9)), (7, value(8))]).await.unwrap();
-        let places: Vec<_> = uploaded.blobs().iter().map(|(place, blob)| (*place, blob.size_bytes)).collect();
+        let uploaded =
+            uploader.upload(&TransferLimiter::new(), vec![(4, value(9)), (7, value(8))]).await.unwrap();
+        let places: Vec<_> = uploaded.blobs().iter().map(|(index, blob)| (*index, blob.size_bytes)).collect();
         assert_eq!(places, [(4, 9), (7, 8)]);
         let blob = uploaded.blobs()[0].1;
         assert_eq!(fetch(bucket.as_ref(), &keys, &blob).await.unwrap(), value(9));

@@ -1,4 +1,4 @@
-//! One suite for every bucket: what [`Bucket`] promises, on each implementation that a test can have to itself.
+//! The contract of [`Bucket`]: one suite for each implementation that a test can run alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use dormouse_harness::{AzureServer, S3Flaw, S3Server};
 use dormouse_runtime::Env;
 use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
 use dormouse_storage::bucket::{
-    Bucket, BucketError, BucketKey, BucketPrefix, CreateOutcome, Created, HeaderPatch, ObjectStoreBucket,
-    OpenBucketError, ProbeError, create_once, open_bucket, probe,
+    Bucket, BucketError, BucketKey, BucketPrefix, ConformanceError, CreateOutcome, Created, HeaderPatch,
+    ObjectStoreBucket, OpenBucketError, create_once, open_bucket, probe,
 };
 use dormouse_storage::checksum::Crc64;
 use tempfile::TempDir;
@@ -46,7 +46,7 @@ macro_rules! contract {
             $(#[tokio::test]
             async fn $case() {
                 let inner = Arc::new(ObjectStoreBucket::in_memory(Env::system()));
-                let bucket = FaultyBucket::new(inner, 1, FaultPlan::calm(), Env::system());
+                let bucket = FaultyBucket::new(inner, 1, FaultPlan::none(), Env::system());
                 super::$case(&bucket, TempDir::new().unwrap().path()).await;
             })*
         }
@@ -61,9 +61,10 @@ macro_rules! contract {
         }
         mod azure_server {
             use super::*;
+            /// A bucket on a real server passes every case of the bucket contract.
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "the server is large: make soak-all"]
-            async fn keeps_the_contract() {
+            async fn bucket_meets_contract() {
                 let server = AzureServer::start().await.unwrap();
                 server.create_container("contract").await.unwrap();
                 $({
@@ -78,7 +79,7 @@ macro_rules! contract {
             use super::*;
             // One server for all cases, each in a folder of its own: it takes a second to start.
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn keeps_the_contract() {
+            async fn bucket_meets_contract() {
                 let server = S3Server::start().await.unwrap();
                 server.create_bucket("contract").await.unwrap();
                 $({
@@ -93,22 +94,23 @@ macro_rules! contract {
 }
 
 contract! {
-    a_create_has_one_winner_and_what_it_wrote_stays
-    many_creates_at_once_have_one_winner
-    absent_objects_are_absent_and_deleting_them_is_fine
-    a_listing_shows_its_folder_sorted_and_complete
-    a_listing_never_misses_both_the_old_and_the_new
-    files_go_up_and_come_down_whole
-    a_file_of_several_parts_is_whole
-    the_header_of_an_sqlite_file_is_patched_on_the_way
-    local_files_are_never_written_over
-    an_object_too_large_to_be_ours_is_not_read_into_memory
-    a_part_of_an_object_is_read_whole_or_not_at_all
-    the_tail_of_an_object_is_read
-    it_passes_the_probe_and_the_probe_leaves_nothing
+    create_of_existing_object_changes_nothing
+    create_race_has_one_winner
+    absent_object_reads_as_none_and_delete_succeeds
+    listing_is_sorted_and_complete
+    listing_during_replacement_finds_old_or_new
+    file_upload_and_download_round_trip
+    multipart_file_upload_and_download_round_trip
+    sqlite_header_is_patched_during_upload
+    download_never_overwrites_local_file
+    oversized_object_is_not_read_into_memory
+    range_read_is_complete_or_corrupt
+    object_tail_read_returns_last_bytes
+    bucket_passes_conformance_check_without_leftovers
 }
 
-async fn a_create_has_one_winner_and_what_it_wrote_stays(bucket: &dyn Bucket, _: &Path) {
+/// A create of an existing object returns `Exists` and changes nothing; after a delete, the next create succeeds.
+async fn create_of_existing_object_changes_nothing(bucket: &dyn Bucket, _: &Path) {
     let at = key("subjects/app.=4frders/000000000001.manifest");
     assert_eq!(bucket.create(&at, Bytes::from("first")).await.unwrap(), Created::New);
     assert_eq!(bucket.create(&at, Bytes::from("second")).await.unwrap(), Created::Exists);
@@ -119,21 +121,23 @@ async fn a_create_has_one_winner_and_what_it_wrote_stays(bucket: &dyn Bucket, _:
     assert_eq!(bucket.get(&at).await.unwrap().unwrap(), "third");
 }
 
-async fn many_creates_at_once_have_one_winner(bucket: &dyn Bucket, _: &Path) {
+/// Of 16 concurrent creates of one object, exactly one succeeds, and the object holds its bytes.
+async fn create_race_has_one_winner(bucket: &dyn Bucket, _: &Path) {
     for round in 0..20 {
         let at = key(&format!("race/{round}"));
-        let offers: Vec<String> = (0..16).map(|who| format!("round {round}, writer {who}")).collect();
+        let offers: Vec<String> = (0..16).map(|writer| format!("round {round}, writer {writer}")).collect();
         let answers =
             futures::future::join_all(offers.iter().map(|offer| bucket.create(&at, offer.clone().into())))
                 .await;
         let winners: Vec<usize> =
-            (0..16).filter(|&who| *answers[who].as_ref().unwrap() == Created::New).collect();
+            (0..16).filter(|&writer| *answers[writer].as_ref().unwrap() == Created::New).collect();
         assert_eq!(winners.len(), 1, "round {round}");
         assert_eq!(bucket.get(&at).await.unwrap().unwrap(), offers[winners[0]]);
     }
 }
 
-async fn absent_objects_are_absent_and_deleting_them_is_fine(bucket: &dyn Bucket, scratch: &Path) {
+/// Every read of an absent object returns `None`, its delete succeeds, and listings stay empty.
+async fn absent_object_reads_as_none_and_delete_succeeds(bucket: &dyn Bucket, scratch: &Path) {
     let at = key("no/such/object");
     assert_eq!(bucket.get(&at).await.unwrap(), None);
     assert_eq!(bucket.get_range(&at, 2..5).await.unwrap(), None);
@@ -147,7 +151,8 @@ async fn absent_objects_are_absent_and_deleting_them_is_fine(bucket: &dyn Bucket
     assert_eq!(listed(bucket, "").await, Vec::<String>::new());
 }
 
-async fn a_listing_shows_its_folder_sorted_and_complete(bucket: &dyn Bucket, _: &Path) {
+/// A listing returns all objects below its prefix, sorted by key, with their sizes, and no other object.
+async fn listing_is_sorted_and_complete(bucket: &dyn Bucket, _: &Path) {
     let names = ["a/2", "ab/1", "a/1", "a-b/1", "a/10", "a/sub/deep/1", "a.b", "a=/x", "a_/Z"];
     for name in names {
         bucket.create(&key(name), Bytes::from(name)).await.unwrap();
@@ -162,7 +167,9 @@ async fn a_listing_shows_its_folder_sorted_and_complete(bucket: &dyn Bucket, _: 
     }
 }
 
-async fn a_listing_never_misses_both_the_old_and_the_new(bucket: &dyn Bucket, _: &Path) {
+/// While a writer creates each object before it deletes the previous one, every listing finds one, and the newest never
+/// goes back.
+async fn listing_during_replacement_finds_old_or_new(bucket: &dyn Bucket, _: &Path) {
     let number = |n: u32| key(&format!("chain/{n:012}"));
     bucket.create(&number(0), Bytes::from("0")).await.unwrap();
     let writer = async {
@@ -175,8 +182,14 @@ async fn a_listing_never_misses_both_the_old_and_the_new(bucket: &dyn Bucket, _:
         let mut newest = 0;
         loop {
             let seen = listed(bucket, "chain/").await;
-            let last: u32 =
-                seen.last().expect("there is always one").rsplit('/').next().unwrap().parse().unwrap();
+            let last: u32 = seen
+                .last()
+                .expect("the chain always has an object")
+                .rsplit('/')
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap();
             assert!(last >= newest, "the newest went back from {newest} to {last}");
             newest = last;
             tokio::task::yield_now().await;
@@ -188,7 +201,8 @@ async fn a_listing_never_misses_both_the_old_and_the_new(bucket: &dyn Bucket, _:
     }
 }
 
-async fn files_go_up_and_come_down_whole(bucket: &dyn Bucket, scratch: &Path) {
+/// A downloaded file has the bytes, size and CRC-64 of the upload; a missing source file is a definite local error.
+async fn file_upload_and_download_round_trip(bucket: &dyn Bucket, scratch: &Path) {
     for (name, content) in [("empty", Vec::new()), ("small", b"a plain file".to_vec())] {
         let (source, target) = (scratch.join(name), scratch.join(format!("{name}.back")));
         std::fs::write(&source, &content).unwrap();
@@ -203,8 +217,9 @@ async fn files_go_up_and_come_down_whole(bucket: &dyn Bucket, scratch: &Path) {
     assert!(!missing.is_unknown());
 }
 
-async fn a_file_of_several_parts_is_whole(bucket: &dyn Bucket, scratch: &Path) {
-    // Two whole parts of 8 MiB, so that the last part is empty; and two and a bit.
+/// A file of several upload parts downloads with the same bytes, size and CRC-64, also when the last part is empty.
+async fn multipart_file_upload_and_download_round_trip(bucket: &dyn Bucket, scratch: &Path) {
+    // One file of two whole parts of 8 MiB, so that the last part is empty, and one of two parts and 12,345 bytes.
     for (name, size) in [("exact", 16 << 20), ("more", (16 << 20) + 12_345)] {
         let content: Vec<u8> = (0..size).map(|n: u32| (n % 251) as u8).collect();
         let (source, target) = (scratch.join(name), scratch.join(format!("{name}.back")));
@@ -216,21 +231,23 @@ async fn a_file_of_several_parts_is_whole(bucket: &dyn Bucket, scratch: &Path) {
     }
 }
 
-async fn the_header_of_an_sqlite_file_is_patched_on_the_way(bucket: &dyn Bucket, scratch: &Path) {
+/// The upload patches the SQLite header to rollback-journal mode, leaves the local file unchanged, and rejects other
+/// files.
+async fn sqlite_header_is_patched_during_upload(bucket: &dyn Bucket, scratch: &Path) {
     let source = scratch.join("live.sqlite3");
     let connection = rusqlite::Connection::open(&source).unwrap();
     connection
         .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (7); PRAGMA wal_checkpoint(TRUNCATE);")
         .unwrap();
     let before = std::fs::read(&source).unwrap();
-    assert_eq!(before[18..20], [2, 2], "the test must begin with a file in WAL mode");
+    assert_eq!(before[18..20], [2, 2], "the test needs a file in WAL mode");
     let up = bucket.put_file(&key("snapshot"), &source, HeaderPatch::RollbackJournal).await.unwrap();
-    assert!(std::fs::read(&source).unwrap() == before, "the local file is not touched");
+    assert!(std::fs::read(&source).unwrap() == before, "the local file is unchanged");
     let object = bucket.get(&key("snapshot")).await.unwrap().unwrap();
     assert_eq!((up.size_bytes, up.crc64), (object.len() as u64, Crc64::of(&object)));
     assert_eq!((&object[..18], &object[18..20], &object[20..]), (&before[..18], &[1, 1][..], &before[20..]));
 
-    // A reader that may not write beside the file could not open it in WAL mode.
+    // A reader without write permission in the folder could not open a file in WAL mode.
     let target = scratch.join("copy.sqlite3");
     bucket.get_file(&key("snapshot"), &target).await.unwrap();
     let copy =
@@ -250,7 +267,8 @@ async fn the_header_of_an_sqlite_file_is_patched_on_the_way(bucket: &dyn Bucket,
     assert_eq!(bucket.get(&key("other")).await.unwrap(), None);
 }
 
-async fn local_files_are_never_written_over(bucket: &dyn Bucket, scratch: &Path) {
+/// A download to an existing local file fails and leaves that file unchanged.
+async fn download_never_overwrites_local_file(bucket: &dyn Bucket, scratch: &Path) {
     let target = scratch.join("precious");
     std::fs::write(&target, "precious").unwrap();
     bucket.create(&key("object"), Bytes::from("object")).await.unwrap();
@@ -259,7 +277,8 @@ async fn local_files_are_never_written_over(bucket: &dyn Bucket, scratch: &Path)
     assert_eq!(std::fs::read(&target).unwrap(), b"precious");
 }
 
-async fn an_object_too_large_to_be_ours_is_not_read_into_memory(bucket: &dyn Bucket, scratch: &Path) {
+/// A get of an object above the size limit fails as corrupt and names the object.
+async fn oversized_object_is_not_read_into_memory(bucket: &dyn Bucket, scratch: &Path) {
     let source = scratch.join("large");
     std::fs::File::create(&source).unwrap().set_len(33 << 20).unwrap();
     bucket.put_file(&key("large"), &source, HeaderPatch::None).await.unwrap();
@@ -267,7 +286,8 @@ async fn an_object_too_large_to_be_ours_is_not_read_into_memory(bucket: &dyn Buc
     assert!(matches!(&refused, BucketError::Corrupt { object, .. } if object == "large"), "{refused}");
 }
 
-async fn a_part_of_an_object_is_read_whole_or_not_at_all(bucket: &dyn Bucket, scratch: &Path) {
+/// A range read returns the complete range; a range beyond the object or above the size limit fails as corrupt.
+async fn range_read_is_complete_or_corrupt(bucket: &dyn Bucket, scratch: &Path) {
     let (at, empty) = (key("logs/a/1"), key("logs/a/2"));
     bucket.create(&at, Bytes::from("0123456789")).await.unwrap();
     bucket.create(&empty, Bytes::new()).await.unwrap();
@@ -296,7 +316,8 @@ async fn a_part_of_an_object_is_read_whole_or_not_at_all(bucket: &dyn Bucket, sc
     assert!(matches!(refused, BucketError::Corrupt { .. }), "{refused:?}");
 }
 
-async fn the_tail_of_an_object_is_read(bucket: &dyn Bucket, _: &Path) {
+/// A tail read returns the last bytes of an object, or the whole object if it is shorter.
+async fn object_tail_read_returns_last_bytes(bucket: &dyn Bucket, _: &Path) {
     let (at, empty) = (key("logs/a/1"), key("logs/a/2"));
     bucket.create(&at, Bytes::from("0123456789")).await.unwrap();
     bucket.create(&empty, Bytes::new()).await.unwrap();
@@ -309,13 +330,14 @@ async fn the_tail_of_an_object_is_read(bucket: &dyn Bucket, _: &Path) {
     }
 }
 
-async fn it_passes_the_probe_and_the_probe_leaves_nothing(bucket: &dyn Bucket, _: &Path) {
+/// The bucket passes the conformance check, and the check leaves no object.
+async fn bucket_passes_conformance_check_without_leftovers(bucket: &dyn Bucket, _: &Path) {
     probe(bucket, &Env::system()).await.unwrap();
     assert_eq!(listed(bucket, "").await, Vec::<String>::new());
 }
 
-/// What the probe says of a real server that has this flaw.
-async fn finding(flaw: S3Flaw) -> ProbeError {
+/// The error of the conformance check on a real server with this flaw.
+async fn finding(flaw: S3Flaw) -> ConformanceError {
     let server = S3Server::start_with(flaw).await.unwrap();
     server.create_bucket("flawed").await.unwrap();
     let bucket = open_bucket("s3://flawed", server.variables(), Env::system()).await.unwrap();
@@ -324,39 +346,44 @@ async fn finding(flaw: S3Flaw) -> ProbeError {
     finding
 }
 
+/// The conformance check rejects an S3 server that ignores the condition of a conditional create.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_s3_server_that_ignores_conditions_is_refused() {
+async fn s3_ignoring_conditions_fails_conformance_check() {
     let finding = finding(S3Flaw::IgnoresConditions).await;
-    assert!(matches!(finding, ProbeError::Overwrites { .. }), "{finding:?}");
+    assert!(matches!(finding, ConformanceError::ConditionIgnored { .. }), "{finding:?}");
 }
 
+/// The conformance check rejects an S3 server on which multiple concurrent creates of one object succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_s3_server_with_several_winners_is_refused() {
-    let finding = finding(S3Flaw::LooksThenWrites).await;
-    assert!(matches!(finding, ProbeError::SeveralWinners { winners: 2.., .. }), "{finding:?}");
+async fn s3_with_multiple_create_winners_fails_conformance_check() {
+    let finding = finding(S3Flaw::ChecksThenWrites).await;
+    assert!(matches!(finding, ConformanceError::MultipleWinners { winners: 2.., .. }), "{finding:?}");
 }
 
+/// Opening a bucket in a missing directory, or at a plain file, fails and creates no directory.
 #[tokio::test]
-async fn a_directory_that_is_not_there_is_no_empty_bucket() {
+async fn missing_directory_is_not_an_empty_bucket() {
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("mount");
     let missing = open_local(&directory).await.unwrap_err();
     assert!(matches!(&missing, OpenBucketError::Directory { path, .. } if *path == directory), "{missing}");
-    assert!(!directory.exists(), "opening must not create it");
+    assert!(!directory.exists(), "an open creates no directory");
 
     std::fs::write(&directory, "a file").unwrap();
     assert!(matches!(open_local(&directory).await, Err(OpenBucketError::Directory { .. })));
 }
 
+/// If the directory of a bucket is moved away, every operation fails as unreachable and writes nothing at the mount
+/// point.
 #[tokio::test]
-async fn a_directory_that_goes_away_is_no_empty_bucket_either() {
+async fn removed_directory_is_not_an_empty_bucket() {
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("mount");
     std::fs::create_dir(&directory).unwrap();
     let bucket = open_local(&directory).await.unwrap();
     bucket.create(&key("subjects/a/1"), Bytes::from("a")).await.unwrap();
     std::fs::rename(&directory, parent.path().join("unmounted")).unwrap();
-    std::fs::create_dir(&directory).unwrap(); // The mount point that is left.
+    std::fs::create_dir(&directory).unwrap(); // The empty mount point.
 
     let source = parent.path().join("file");
     std::fs::write(&source, "file").unwrap();
@@ -375,26 +402,24 @@ async fn a_directory_that_goes_away_is_no_empty_bucket_either() {
     for failure in failures {
         assert!(matches!(failure, BucketError::Unreachable { .. }), "{failure:?}");
     }
-    assert_eq!(
-        std::fs::read_dir(&directory).unwrap().count(),
-        0,
-        "nothing may be written into the mount point"
-    );
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "no operation writes into the mount point");
 }
 
+/// A listing of a directory bucket skips staged uploads and foreign files.
 #[tokio::test]
-async fn what_is_no_object_is_not_listed() {
+async fn listing_skips_files_that_are_no_objects() {
     let directory = TempDir::new().unwrap();
     let bucket = open_local(directory.path()).await.unwrap();
     bucket.create(&key("a/object"), Bytes::from("a")).await.unwrap();
-    // What a crash in the middle of an upload leaves behind, and what a person might.
+    // A staged file of an interrupted upload, and a file of a user.
     std::fs::write(directory.path().join("a/object#1"), "staged").unwrap();
     std::fs::write(directory.path().join("a/read me.txt"), "hello").unwrap();
     assert_eq!(listed(&bucket, "").await, ["a/object"]);
 }
 
+/// A listing deletes old staged files of unfinished uploads below its prefix, and keeps recent and foreign files.
 #[tokio::test]
-async fn a_listing_sweeps_what_unfinished_uploads_left_behind_long_ago() {
+async fn listing_deletes_old_staged_files() {
     let directory = TempDir::new().unwrap();
     let bucket = open_local(directory.path()).await.unwrap();
     bucket.create(&key("subjects/a/object"), Bytes::from("a")).await.unwrap();
@@ -409,13 +434,13 @@ async fn a_listing_sweeps_what_unfinished_uploads_left_behind_long_ago() {
     let leftovers =
         ["subjects/a/object#1", "subjects/a/gone#18446744073709551615"].map(|name| put(name, long_ago));
     let kept = [
-        // Somebody may be writing it.
+        // Its upload may still run.
         put("subjects/a/new#2", lately),
-        // People's.
+        // Files of users.
         put("subjects/a/notes#a", long_ago),
         put("subjects/a/to do #3", long_ago),
         put("subjects/a/#", long_ago),
-        // Nobody looked there.
+        // The listing does not cover this prefix.
         put("subjects/b/object#1", long_ago),
     ];
     assert_eq!(listed(&bucket, "subjects/a/").await, ["subjects/a/object"]);
@@ -426,8 +451,8 @@ async fn a_listing_sweeps_what_unfinished_uploads_left_behind_long_ago() {
     assert_eq!(gone(&kept), kept[4..]);
 }
 
-/// Polls `waiting` beside so much other work on the bucket that it would have ended, were it not held up.
-async fn assert_held_up(bucket: &dyn Bucket, waiting: &mut (impl Future + Unpin), by: &str) {
+/// Polls `waiting` beside other bucket calls, enough for it to complete if it were not blocked.
+async fn assert_blocked(bucket: &dyn Bucket, waiting: &mut (impl Future + Unpin), by: &str) {
     let other_work = async {
         for _ in 0..200 {
             bucket.get(&key("chain/1")).await.unwrap();
@@ -435,20 +460,21 @@ async fn assert_held_up(bucket: &dyn Bucket, waiting: &mut (impl Future + Unpin)
     };
     tokio::select! {
         biased;
-        _ = waiting => panic!("it did not wait for {by}"),
+        _ = waiting => panic!("the call did not wait for {by}"),
         () = other_work => {}
     }
 }
 
-/// The lock files of a bucket in a directory, as another process has them open.
+/// The lock files of a directory bucket, opened as another process opens them.
 fn locks(directory: &Path) -> Vec<std::fs::File> {
     let locks = std::fs::read_dir(directory.join("dormouse.locks")).unwrap();
     let open = |path| std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     locks.map(|entry| open(entry.unwrap().path())).collect()
 }
 
+/// A directory lock of another process makes a delete wait for a listing and a listing wait for a delete.
 #[tokio::test]
-async fn listings_and_deletions_exclude_each_other_across_processes() {
+async fn listings_and_deletes_exclude_each_other_across_processes() {
     let directory = TempDir::new().unwrap();
     let bucket = open_local(directory.path()).await.unwrap();
     let (here, elsewhere) = ("subjects/here/", "subjects/elsewhere/");
@@ -457,13 +483,13 @@ async fn listings_and_deletions_exclude_each_other_across_processes() {
         bucket.create(key, Bytes::from("1")).await.unwrap();
     }
     listed(&bucket, here).await;
-    let [lock] = &locks(directory.path())[..] else { panic!("a folder has one lock") };
+    let [lock] = &locks(directory.path())[..] else { panic!("a folder has one lock file") };
 
     lock.lock_shared().unwrap();
     assert_eq!(listed(&bucket, here).await, ["subjects/here/1"], "listings do not exclude each other");
     assert_eq!(listed(&bucket, "").await.len(), 2);
     let mut deletion = bucket.delete(&old);
-    assert_held_up(&bucket, &mut deletion, "a listing").await;
+    assert_blocked(&bucket, &mut deletion, "a listing").await;
     assert!(bucket.get(&old).await.unwrap().is_some());
     lock.unlock().unwrap();
     deletion.await.unwrap();
@@ -472,16 +498,17 @@ async fn listings_and_deletions_exclude_each_other_across_processes() {
     lock.lock().unwrap();
     let (folder, everything) = (prefix(here), BucketPrefix::ALL);
     let (mut listing, mut whole) = (bucket.list(&folder), bucket.list(&everything));
-    assert_held_up(&bucket, &mut listing, "a deletion").await;
-    assert_held_up(&bucket, &mut whole, "a deletion").await;
-    assert_eq!(listed(&bucket, elsewhere).await, ["subjects/elsewhere/1"], "it holds up nobody else");
+    assert_blocked(&bucket, &mut listing, "a deletion").await;
+    assert_blocked(&bucket, &mut whole, "a deletion").await;
+    assert_eq!(listed(&bucket, elsewhere).await, ["subjects/elsewhere/1"], "the lock blocks no other folder");
     lock.unlock().unwrap();
     assert_eq!(listing.await.unwrap(), []);
     assert_eq!(whole.await.unwrap().len(), 1);
 }
 
+/// If a directory lock stays held, listings and deletes fail as unreachable; after its release they succeed.
 #[tokio::test(start_paused = true)]
-async fn whoever_is_stuck_with_a_lock_is_waited_for_not_for_ever() {
+async fn stuck_directory_lock_times_out() {
     let directory = TempDir::new().unwrap();
     let bucket = open_local(directory.path()).await.unwrap();
     let (folder, at) = (prefix("subjects/here/"), key("subjects/here/1"));
@@ -500,19 +527,20 @@ async fn whoever_is_stuck_with_a_lock_is_waited_for_not_for_ever() {
     assert_eq!(bucket.list(&folder).await.unwrap(), []);
 }
 
+/// The conformance check removes its folders in a directory bucket and touches no other folder.
 #[tokio::test]
-async fn the_probe_leaves_no_folders() {
+async fn conformance_check_leaves_no_folders() {
     let directory = TempDir::new().unwrap();
     let bucket = open_local(directory.path()).await.unwrap();
     bucket.create(&key("subjects/here/1"), Bytes::from("1")).await.unwrap();
     bucket.delete(&key("subjects/here/1")).await.unwrap();
     probe(&bucket, &Env::system()).await.unwrap();
     assert_eq!(std::fs::read_dir(directory.path().join("probe")).unwrap().count(), 0);
-    assert!(directory.path().join("subjects/here").is_dir(), "no other folder is touched");
+    assert!(directory.path().join("subjects/here").is_dir(), "other folders remain");
 }
 
-/// A store that answers one request after the other as told, and returns how many there were.
-fn store_that_answers(statuses: &'static [&'static str]) -> (String, std::thread::JoinHandle<usize>) {
+/// A store that returns these statuses, one per request, and then the number of requests.
+fn store_with_fixed_replies(statuses: &'static [&'static str]) -> (String, std::thread::JoinHandle<usize>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let serving = std::thread::Builder::new().spawn(move || {
@@ -539,11 +567,12 @@ fn store_that_answers(statuses: &'static [&'static str]) -> (String, std::thread
     (url, serving.unwrap())
 }
 
+/// The bucket sends each create once: after a 503 the outcome is unknown, after a 403 it is denied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_create_is_sent_once() {
-    // The first attempt is carried out, and its answer lost; by the second, the credentials have run out.
-    let (url, serving) = store_that_answers(&["503 Slow Down", "403 Forbidden", "403 Forbidden"]);
-    let mut variables = nobody_listens();
+async fn create_is_sent_once() {
+    // The first create may have taken effect before the 503; at the second, the credentials have expired.
+    let (url, serving) = store_with_fixed_replies(&["503 Slow Down", "403 Forbidden", "403 Forbidden"]);
+    let mut variables = unreachable_store_settings();
     variables.push(("AWS_ENDPOINT_URL".to_owned(), url.clone()));
     let bucket = open_bucket("s3://bucket", variables, Env::system()).await.unwrap();
     let failure = bucket.create(&key("a"), Bytes::from("a")).await.unwrap_err();
@@ -555,8 +584,9 @@ async fn a_create_is_sent_once() {
     assert_eq!(serving.join().unwrap(), 2);
 }
 
+/// Of two buckets on one directory, only the first create of an object succeeds, and both read its bytes.
 #[tokio::test]
-async fn two_processes_share_a_directory() {
+async fn directory_bucket_is_shared_by_two_instances() {
     let directory = TempDir::new().unwrap();
     let (one, other) =
         (open_local(directory.path()).await.unwrap(), open_local(directory.path()).await.unwrap());
@@ -565,8 +595,9 @@ async fn two_processes_share_a_directory() {
     assert_eq!(other.get(&key("a")).await.unwrap().unwrap(), "one");
 }
 
+/// The server rejects an invalid bucket URL, and the error does not repeat its secrets.
 #[tokio::test]
-async fn what_is_no_bucket_s_url_is_refused_without_repeating_it() {
+async fn invalid_bucket_url_is_rejected_without_secrets() {
     for wrong in [
         "",
         "bucket",
@@ -584,8 +615,8 @@ async fn what_is_no_bucket_s_url_is_refused_without_repeating_it() {
     }
 }
 
-/// The settings that object_store reads from the environment, for a store where nobody listens.
-fn nobody_listens() -> Vec<(String, String)> {
+/// The settings that object_store reads from the environment, for a store whose port is closed.
+fn unreachable_store_settings() -> Vec<(String, String)> {
     [
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
         ("AWS_ALLOW_HTTP", "true"),
@@ -598,9 +629,11 @@ fn nobody_listens() -> Vec<(String, String)> {
     .to_vec()
 }
 
+/// If the object store is unreachable, the conformance check fails and the outcome of each operation is unknown.
 #[tokio::test]
-async fn a_store_that_cannot_be_reached_leaves_everything_unknown() {
-    let bucket = open_bucket("s3://bucket/some/where", nobody_listens(), Env::system()).await.unwrap();
+async fn unreachable_store_makes_outcomes_unknown() {
+    let bucket =
+        open_bucket("s3://bucket/some/where", unreachable_store_settings(), Env::system()).await.unwrap();
     assert!(!format!("{bucket:?}").contains("geheim"));
     let refused = probe(&bucket, &Env::system()).await.unwrap_err();
     assert!(refused.to_string().contains("cannot be used"), "{refused}");
@@ -612,9 +645,10 @@ async fn a_store_that_cannot_be_reached_leaves_everything_unknown() {
     assert!(matches!(outcome, CreateOutcome::Unknown(_)), "{outcome:?}");
 }
 
+/// If the settings of the object store are invalid, the error names the prefix of their environment variables.
 #[tokio::test]
-async fn settings_that_make_no_client_are_named() {
-    let mut variables = nobody_listens();
+async fn invalid_store_settings_error_names_variables() {
+    let mut variables = unreachable_store_settings();
     variables.push(("AWS_ALLOW_HTTP".to_owned(), "perhaps".to_owned()));
     let refused = open_bucket("s3://bucket", variables, Env::system()).await.unwrap_err();
     assert!(matches!(refused, OpenBucketError::Settings { variables: "AWS_", .. }), "{refused:?}");

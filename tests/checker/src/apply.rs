@@ -1,18 +1,18 @@
-//! One change at a time: whether it follows from the state, and what it makes of it.
+//! Checks one change against the model of the state, and applies it.
 
 use std::rc::Rc;
 
 use dormouse_protocol::data::{DeleteAllRequest, Expect};
 use dormouse_protocol::{Change, Message, MessageId, Position, Seq};
 
-use crate::history::{Answer, Op};
-use crate::operations::{Fate, ItemRef};
+use crate::history::{Op, OpResult};
+use crate::operations::{ItemRef, OperationStatus};
 use crate::replay::Replay;
 use crate::slots::Slot;
 use crate::verdict::{Property, Source};
 
 impl Replay<'_, '_> {
-    /// `before` is the last message and the holder of the key as they were before the whole change.
+    /// `before` holds the last message and the message under the key, as they were before the whole change.
     pub(crate) fn write(
         &mut self,
         position: Position,
@@ -27,24 +27,25 @@ impl Replay<'_, '_> {
         let given = asked.and_then(|asked| asked.seq);
         if let Some(there) = &there {
             if there.key != message.key || (asked.is_some() && given.is_none()) {
-                let sentence = format!("{} was handed out a second time, at {position}", message.seq);
-                self.complain(Property::OneName, sentence, slot.source, self.source_of(there));
+                let sentence = format!("{} was assigned twice, at {position}", message.seq);
+                self.report_violation(Property::OneName, sentence, slot.source, self.source_of(there));
             }
-        } else if message.seq < next && !self.is_vague {
-            let gone = self.model.seqs.contains_key(&message.seq);
-            let sentence = format!("{} was handed out a second time, at {position}", message.seq);
-            if gone || is_certain {
-                self.complain(Property::OneName, sentence, slot.source, None);
+        } else if message.seq < next && !self.is_uncertain {
+            let is_known = self.model.seqs.contains_key(&message.seq);
+            let sentence = format!("{} was assigned twice, at {position}", message.seq);
+            if is_known || is_certain {
+                self.report_violation(Property::OneName, sentence, slot.source, None);
             }
-        } else if message.seq > next && given.is_none() && asked.is_some() && is_certain && !self.is_vague {
-            let sentence = format!("{position} wrote {}, and {next} was next", message.seq);
-            self.complain(Property::OneName, sentence, slot.source, None);
+        } else if message.seq > next && given.is_none() && asked.is_some() && is_certain && !self.is_uncertain
+        {
+            let sentence = format!("{position} wrote {}, but the next seq is {next}", message.seq);
+            self.report_violation(Property::OneName, sentence, slot.source, None);
         }
         if let Some(given) = given
             && given != message.seq
         {
-            let sentence = format!("{given} was asked for, and {position} wrote {}", message.seq);
-            self.complain(Property::ReadsTheState, sentence, slot.source, None);
+            let sentence = format!("the set names {given}, but {position} wrote {}", message.seq);
+            self.report_violation(Property::ReadsTheState, sentence, slot.source, None);
         }
         if let Some(expect) = asked.and_then(|asked| asked.expect) {
             self.expected(position, slot, message, expect, before);
@@ -66,53 +67,55 @@ impl Replay<'_, '_> {
             Expect::Key(wanted) => (wanted, holder),
         };
         if wanted != found && !self.may_be_more() && !self.is_doubtful(found, slot) {
-            let name = |id: Option<MessageId>| id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+            let name =
+                |id: Option<MessageId>| id.map_or_else(|| "no message".to_owned(), |id| id.to_string());
             let sentence = format!(
-                "{position} wrote {} although it expected {} and there was {}",
+                "{position} wrote {} with the expectation {}, but the subject held {}",
                 message.seq,
                 name(wanted),
                 name(found)
             );
             let there = found.and_then(|id| self.current(id.seq)).and_then(|there| self.source_of(&there));
-            self.complain(Property::ReadsTheState, sentence, slot.source, there);
+            self.report_violation(Property::ReadsTheState, sentence, slot.source, there);
         }
     }
 
     fn is_doubtful(&self, found: Option<MessageId>, slot: &Slot) -> bool {
         let there = found.and_then(|id| self.current(id.seq));
-        there.is_some_and(|there| self.may_be_gone(&there, slot.witnessed))
+        there.is_some_and(|there| self.may_be_gone(&there, slot.first_seen))
     }
 
-    /// An event says which message a set replaced.
+    /// Checks which message a set replaced, against the event of the set.
     fn replaced_rightly(&mut self, position: Position, slot: &Slot, message: &Message, in_place: bool) {
         let Some(event) = slot.event else { return };
-        let told = self.history.events[event].event.changes.iter().find_map(|change| match change {
+        let reported = self.history.events[event].event.changes.iter().find_map(|change| match change {
             Change::Set(set) if set.message.rev == position.rev && set.message.seq == message.seq => {
                 Some(set.replaces)
             }
             _ => None,
         });
-        let Some(told) = told else { return };
+        let Some(reported) = reported else { return };
         let held = message.key.as_deref().and_then(|key| self.model.holder(key));
         let replaces = if in_place { Some(message.seq) } else { held };
-        if told != replaces && !self.is_vague && self.path.iter().all(|step| !step.is_hole) {
-            let sentence =
-                format!("the event of {position} says that it replaced {told:?}, not {replaces:?}");
-            self.complain(Property::ReadsTheState, sentence, Source::Event(event), None);
+        if reported != replaces && !self.is_uncertain && self.path.iter().all(|step| !step.is_gap) {
+            let sentence = format!(
+                "the event of {position} names {reported:?} as the replaced message, but it is {replaces:?}"
+            );
+            self.report_violation(Property::ReadsTheState, sentence, Source::Event(event), None);
         }
     }
 
-    pub(crate) fn complain(
+    pub(crate) fn report_violation(
         &mut self,
         property: Property,
         sentence: String,
         source: Source,
         other: Option<Source>,
     ) {
-        self.findings.wrong(property, sentence, std::iter::once(source).chain(other));
+        self.findings.report(property, sentence, std::iter::once(source).chain(other));
     }
 
-    /// Messages are removed one by one; `seqs` are those that were, as was told.
+    /// Removes single messages. `seqs` are the removed seqs that the reply or the event names.
     pub(crate) fn delete(&mut self, position: Position, slot: &Slot, seqs: &[Seq]) {
         let named = slot.op.map(|op| self.ops.all[op].op);
         if let Some(Op::Delete(request)) = named {
@@ -130,8 +133,8 @@ impl Replay<'_, '_> {
             }
         } else {
             let there = seqs.iter().filter_map(|seq| self.current(*seq)).collect::<Vec<_>>();
-            if !there.iter().all(|message| self.may_go(message)) {
-                self.asked_for(position, slot, |op| match op {
+            if !there.iter().all(|message| self.retention_may_remove(message)) {
+                self.check_requested(position, slot, |op| match op {
                     Op::Delete(request) => there.iter().all(|message| {
                         request.seqs.contains(&message.seq)
                             || message.key.as_ref().is_some_and(|key| request.keys.contains(key))
@@ -145,7 +148,7 @@ impl Replay<'_, '_> {
         for seq in seqs {
             self.model.remove(*seq);
         }
-        // Whatever else was under these keys is gone as well: nobody was told of it.
+        // Other messages under these keys are removed too, although no reply or event names them.
         if let Some(Op::Delete(request)) = named {
             for key in &request.keys {
                 if let Some(seq) = self.model.holder(key) {
@@ -155,73 +158,84 @@ impl Replay<'_, '_> {
         }
     }
 
-    fn removed_rightly(&mut self, position: Position, slot: &Slot, held: &[Seq], told: &[Seq]) {
-        for seq in held.iter().filter(|seq| !told.contains(seq)) {
+    fn removed_rightly(&mut self, position: Position, slot: &Slot, held: &[Seq], reported: &[Seq]) {
+        for seq in held.iter().filter(|seq| !reported.contains(seq)) {
             let Some(message) = self.current(*seq) else { continue };
-            if !self.may_be_gone(&message, slot.witnessed) {
-                let sentence = format!("{position} removed {told:?}, and {seq} was there too");
-                self.complain(Property::ReadsTheState, sentence, slot.source, self.source_of(&message));
+            if !self.may_be_gone(&message, slot.first_seen) {
+                let sentence = format!("{position} removed {reported:?}, but {seq} matched too");
+                self.report_violation(
+                    Property::ReadsTheState,
+                    sentence,
+                    slot.source,
+                    self.source_of(&message),
+                );
             }
         }
-        for seq in told.iter().filter(|seq| !held.contains(seq)) {
+        for seq in reported.iter().filter(|seq| !held.contains(seq)) {
             if !self.may_be_more() {
-                let sentence = format!("{position} removed {seq}, which was not there to be removed");
-                self.complain(Property::ReadsTheState, sentence, slot.source, self.who_changed(*seq));
+                let sentence = format!("{position} removed {seq}, but no matching message has that seq");
+                self.report_violation(
+                    Property::ReadsTheState,
+                    sentence,
+                    slot.source,
+                    self.last_change_at(*seq),
+                );
             }
         }
     }
 
-    /// Who last changed what is at a seq.
-    pub(crate) fn who_changed(&self, seq: Seq) -> Option<Source> {
-        self.told(self.model.seqs.get(&seq)?.since()?)
+    /// Returns the source of the last change at a seq.
+    pub(crate) fn last_change_at(&self, seq: Seq) -> Option<Source> {
+        self.source_of_step(self.model.seqs.get(&seq)?.since()?)
     }
 
-    pub(crate) fn delete_all(&mut self, position: Position, slot: &Slot, told: Option<Seq>) {
+    pub(crate) fn delete_all(&mut self, position: Position, slot: &Slot, reported: Option<Seq>) {
         let asked = slot.op.map(|op| self.ops.all[op].op);
-        let in_doubt = self.is_vague || self.path.iter().any(|step| step.is_hole);
+        let is_uncertain = self.is_uncertain || self.path.iter().any(|step| step.is_gap);
         let end = match asked {
-            // How many there are is not certain; whoever announced it knew.
-            Some(Op::DeleteAll(_)) if in_doubt && told.is_some() => told,
+            // The number of messages is uncertain. The end that the event names is correct.
+            Some(Op::DeleteAll(_)) if is_uncertain && reported.is_some() => reported,
             Some(Op::DeleteAll(request)) => {
-                if in_doubt && request.keep_last.is_some_and(|keep| keep > 0) {
-                    self.is_vague = true;
+                if is_uncertain && request.keep_last.is_some_and(|keep| keep > 0) {
+                    self.is_uncertain = true;
                 }
                 self.end_of(request)
             }
             _ => {
-                self.asked_for(position, slot, |op| matches!(op, Op::DeleteAll(_) | Op::Destroy(_)));
-                told
+                self.check_requested(position, slot, |op| matches!(op, Op::DeleteAll(_) | Op::Destroy(_)));
+                reported
             }
         };
         let Some(end) = end else { return };
-        let gone: Vec<Seq> = self.model.range(Seq::new(0), end).map(|message| message.seq).collect();
+        let removed: Vec<Seq> = self.model.range(Seq::new(0), end).map(|message| message.seq).collect();
         let count = slot.op.and_then(|op| {
             self.ops.all[op].calls.iter().find_map(|&call| match self.history.calls[call].answer() {
-                // One that was lost and asked for again may have found others there.
-                Some((Answer::DeleteAll(reply), _)) if reply.position == position => Some(reply.count),
+                // A delete that was lost and repeated may have found other messages.
+                Some((OpResult::DeleteAll(reply), _)) if reply.position == position => Some(reply.count),
                 _ => None,
             })
         });
         if let Some(count) = count
-            && count != gone.len() as u64
-            && !in_doubt
+            && count != removed.len() as u64
+            && !is_uncertain
         {
-            let sentence = format!("{position} says that it removed {count}, and there were {}", gone.len());
-            self.complain(Property::ReadsTheState, sentence, slot.source, None);
+            let sentence =
+                format!("{position} reports {count} removed messages, but it is {}", removed.len());
+            self.report_violation(Property::ReadsTheState, sentence, slot.source, None);
         }
-        for seq in gone {
+        for seq in removed {
             self.model.remove(seq);
         }
-        // It may have been a destruction nobody was told of; then there is no last message any more.
+        // The change may be a destroy without a reply. Then the subject has no last message.
         let may_be_destroyed = |op: &&crate::operations::Operation<'_>| {
-            matches!(op.op, Op::Destroy(_)) && op.fate == Fate::Unknown
+            matches!(op.op, Op::Destroy(_)) && op.status == OperationStatus::Unknown
         };
         if asked.is_none() && self.ops.all.iter().any(|op| may_be_destroyed(&op)) {
-            self.is_vague = true;
+            self.is_uncertain = true;
         }
     }
 
-    /// The last seq that a request removes, given what is there.
+    /// Returns the last seq that a request removes from the current state.
     fn end_of(&self, request: &DeleteAllRequest) -> Option<Seq> {
         let newest = Seq::new(self.model.next_seq().0.get().saturating_sub(1));
         match (request.end_seq, request.keep_last) {

@@ -1,6 +1,6 @@
-//! What was recorded: who asked what when, what was answered when, and what befell the servers meanwhile.
+//! The record of a run: the calls with their times and replies, and the faults of the servers.
 //!
-//! Times are durations since any one moment, on one clock for the whole history.
+//! Times are durations since an arbitrary moment, on one clock for the whole history.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,116 +13,116 @@ use dormouse_protocol::data::{
 };
 use dormouse_protocol::route::Op as Name;
 use dormouse_protocol::{
-    ErrorReply, Event, Happened, Level, Message, Position, RequestId, Rev, Seq, ServerName, Subject, Term,
+    ErrorReply, Event, Executed, Level, Message, Position, RequestId, Rev, Seq, ServerName, Subject, Term,
     decode,
 };
 
-/// Everything that is known of one run.
+/// The record of one run.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// What was asked of each subject.
+    /// The record of each subject.
     pub subjects: BTreeMap<Subject, SubjectHistory>,
-    /// What befell the servers.
-    pub harms: Vec<Harm>,
-    /// By what it is judged.
+    /// The faults of the servers.
+    pub faults: Vec<ServerFault>,
+    /// The rules for the verdict.
     pub rules: Rules,
 }
 
-/// Everything that is known of one subject.
+/// The record of one subject.
 #[derive(Debug, Clone, Default)]
 pub struct SubjectHistory {
-    /// The calls, in any order. Final reads are calls like any other.
+    /// The calls, in any order. The final reads are calls like any other.
     pub calls: Vec<Call>,
-    /// The events that were heard, in any order, each as often as it was heard.
-    pub events: Vec<Heard>,
-    /// The feeds that were read.
+    /// The received events, in any order. An event that was received twice is here twice.
+    pub events: Vec<ReceivedEvent>,
+    /// The feeds of the clients.
     pub feeds: Vec<Feed>,
-    /// The sets that somebody asked for without waiting, each time somebody did.
+    /// The bursts: sets that a caller sent without waiting.
     pub bursts: Vec<Burst>,
-    /// What is known of terms beside what the answers and events say.
+    /// Facts about terms that the replies and events do not show.
     pub terms: BTreeMap<Term, TermFacts>,
-    /// What was found in `lost/` in the end. `None`: nobody looked.
+    /// The positions in `lost/` at the end. `None` if `lost/` was not read.
     pub set_aside: Option<BTreeSet<Position>>,
 }
 
-/// What is known of one term.
+/// The facts about one term.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TermFacts {
     /// The last rev that the term inherited.
     pub base: Option<Rev>,
-    /// Who served under it.
+    /// The server of the term.
     pub server: Option<ServerName>,
 }
 
-/// One call: one request to one server, and what came of it.
+/// One call: one request to one server, and its outcome.
 ///
-/// Several calls with the same request id are one operation that was asked for several times.
+/// Several calls with the same request id are one operation that was sent several times.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Who asked. Only for people who read the history.
+    /// The client. It is only for readers of the history.
     pub client: u32,
-    /// Who was asked, where known.
+    /// The server, if known.
     pub server: Option<ServerName>,
-    /// What was asked.
+    /// The request.
     pub op: Op,
-    /// When.
+    /// The time of the request.
     pub invoked_at: Duration,
-    /// What came back; `None`: nothing ever did.
+    /// The end of the call; `None` if there was none.
     pub returned: Option<Returned>,
 }
 
 /// The end of a call.
 #[derive(Debug, Clone)]
 pub struct Returned {
-    /// When it came.
+    /// The time of the end.
     pub at: Duration,
-    /// What it says.
-    pub outcome: Outcome,
+    /// The outcome.
+    pub outcome: CallOutcome,
 }
 
-/// What was asked. Every value that is set in a subject is different from every other one set there, or it stands in the
-/// same request again: by its value it is known who wrote a message.
+/// A request. Every value that is set in a subject differs from every other value set there, except in a repeat of the
+/// same request. So the value identifies the writer of a message.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// Messages shall be written.
+    /// Writes messages.
     Set(SetRequest),
-    /// Messages shall be removed.
+    /// Removes messages.
     Delete(DeleteRequest),
-    /// All messages shall be removed, or the oldest ones.
+    /// Removes all messages, or the oldest ones.
     DeleteAll(DeleteAllRequest),
-    /// The configuration shall be replaced.
+    /// Replaces the configuration.
     Configure(ConfigureRequest),
-    /// The subject shall be destroyed.
+    /// Destroys the subject.
     Destroy(DestroyRequest),
-    /// Messages by seq or key.
+    /// Reads messages by seq or key.
     Get(GetRequest),
-    /// A page of messages.
+    /// Reads a page of messages.
     GetAll(GetAllRequest),
-    /// A page of keys.
+    /// Reads a page of keys.
     Keys(KeysRequest),
-    /// A page of changes.
+    /// Reads a page of changes.
     Changes(ChangesRequest),
-    /// What there is to know but the messages.
+    /// Reads everything except the messages.
     Info,
-    /// Everything shall be in the bucket.
+    /// Waits until all writes are in the bucket.
     Flush,
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Debug, Clone)]
-pub enum Outcome {
-    /// It was done, and so answered.
-    Answered(Answer),
-    /// It failed. Whether it happened all the same is what [`ErrorReply::happened`] says.
+pub enum CallOutcome {
+    /// The operation was executed and answered.
+    Answered(OpResult),
+    /// The operation failed. [`ErrorReply::executed`] says whether it may have been executed nevertheless.
     Refused(ErrorReply),
-    /// Nobody knows: silence, a connection that broke.
+    /// The outcome is unknown: no reply, or a broken connection.
     Unknown,
 }
 
-/// An answer, one for each [`Op`].
+/// A reply, one variant for each [`Op`].
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "each is the reply to the operation of its name")]
-pub enum Answer {
+pub enum OpResult {
     Set(SetReply),
     Delete(DeleteReply),
     DeleteAll(DeleteAllReply),
@@ -136,49 +136,49 @@ pub enum Answer {
     Flush(FlushReply),
 }
 
-/// An event, and when it was heard.
+/// A received event.
 #[derive(Debug, Clone)]
-pub struct Heard {
-    /// When.
+pub struct ReceivedEvent {
+    /// The time of receipt.
     pub at: Duration,
-    /// What.
+    /// The event.
     pub event: Event,
 }
 
-/// A feed of a client, and what it told its reader.
+/// A feed of a client, and its output.
 #[derive(Debug, Clone)]
 pub struct Feed {
-    /// Whose. Only for people who read the history.
+    /// The client. It is only for readers of the history.
     pub client: u32,
-    /// When it was begun.
+    /// The time of the start.
     pub at: Duration,
-    /// Where it begins.
+    /// The start position.
     pub begins: FeedBegins,
-    /// Which messages it is about.
+    /// The messages that the feed covers.
     pub keys: FeedKeys,
-    /// What it told, in order.
-    pub told: Vec<FeedTold>,
+    /// The output, in order.
+    pub outputs: Vec<FeedOutput>,
 }
 
-/// Where a feed begins.
+/// The start position of a feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedBegins {
-    /// With what was there.
+    /// The feed starts with the current messages.
     Beginning,
-    /// At the first position that it named.
+    /// The feed starts at the first position that it names.
     Now,
-    /// After this position.
+    /// The feed starts after this position.
     After(Position),
 }
 
-/// Which messages a feed is about.
+/// The messages that a feed covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FeedKeys {
-    /// All.
+    /// All messages.
     All,
-    /// The one under this key.
+    /// The message under this key.
     One(String),
-    /// Those whose keys start with this.
+    /// The messages whose keys have this prefix.
     Prefix(String),
 }
 
@@ -192,21 +192,21 @@ impl FeedKeys {
     }
 }
 
-/// What a feed told at once.
+/// One output of a feed.
 #[derive(Debug, Clone)]
-pub struct FeedTold {
-    /// When.
+pub struct FeedOutput {
+    /// The time.
     pub at: Duration,
-    /// What.
-    pub what: FeedTells,
-    /// Where its reader is then, if it says so.
+    /// The kind of the output.
+    pub kind: FeedOutputKind,
+    /// The position of the reader after the output, if the output names it.
     pub position: Option<Position>,
 }
 
-/// The kinds of things that feeds tell; see the client's `Update`.
+/// The kinds of feed output; see the client's `Update`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the client's update of its name")]
-pub enum FeedTells {
+pub enum FeedOutputKind {
     Set { message: Message, replaces: Option<Seq> },
     Removed { seq: Seq, key: Option<String> },
     Cleared { end_seq: Seq },
@@ -215,63 +215,64 @@ pub enum FeedTells {
     Reset,
 }
 
-/// Sets that one caller asked for one after another, without waiting for what became of the ones before.
+/// Sets that one caller sent one after another without waiting for their replies.
 #[derive(Debug, Clone)]
 pub struct Burst {
-    /// Whose. Only for people who read the history.
+    /// The client. It is only for readers of the history.
     pub client: u32,
-    /// When it was known of all what became of them.
+    /// The time at which all outcomes were known.
     pub at: Duration,
-    /// Where each was written, in the order of the calls; `None` of one that failed, or of which nobody knows.
+    /// The position of each set, in the order of the calls; `None` if it failed or its outcome is unknown.
     pub written: Vec<Option<Position>>,
 }
 
-/// What befell a server.
+/// A fault of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Harm {
-    /// Whom.
+pub struct ServerFault {
+    /// The server.
     pub server: ServerName,
-    /// What.
-    pub kind: HarmKind,
-    /// Since when it may have done nothing to save what it had accepted: since then it stood still, was cut off or dead,
-    /// or had not yet come to terms with what its predecessor left.
+    /// The kind of the fault.
+    pub kind: ServerFaultKind,
+    /// The time since which the server may not have saved accepted changes. Since then the server was paused, cut off
+    /// or ended, or it had not finished the recovery of its predecessor's log.
     pub since: Duration,
-    /// When it was over: what is acknowledged later is not concerned.
+    /// The time of the end. Changes that are acknowledged later are not affected.
     pub until: Duration,
 }
 
-/// The kinds of harm. What each may cost at which level is the table of `docs/guarantees.md`.
+/// The kinds of server faults. The table of `docs/guarantees.md` says which levels may lose writes in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum HarmKind {
-    /// Its process was killed; its disk is as it was.
+pub enum ServerFaultKind {
+    /// The process was killed. Its disk is intact.
     Killed,
-    /// Its power was lost: what was not synced is gone.
+    /// The machine lost power. Unsynced data is gone.
     PowerLost,
-    /// Its process was killed, and its disk is empty.
+    /// The process was killed, and its disk is empty.
     DiskWiped,
-    /// Its process was killed, and its disk is as it once was; [`Harm::since`] is when the copy was made.
+    /// The process was killed, and its disk is an older copy; [`ServerFault::since`] is the time of the copy.
     DiskRestored,
-    /// It stood still.
+    /// The process was paused.
     Paused,
-    /// It did not reach the bucket.
+    /// The server did not reach the bucket.
     CutFromBucket,
-    /// It did not reach the coordinator or the clients, or they did not reach it.
+    /// The server was cut off from the coordinator or the clients.
     CutFromBus,
-    /// Its log was sealed by somebody, whatever the reason. To be recorded where nothing else explains it: a coordinator
-    /// that took a slow server for dead.
+    /// Another process sealed the server's log, for any reason. It is recorded if no other fault explains the seal,
+    /// such as a coordinator that declares a slow server dead.
     TakenOver,
 }
 
-/// By what a history is judged.
+/// The rules for the verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// The servers' own level, for subjects that have none.
+    /// The servers' default level, for subjects without a level of their own.
     pub default_level: Level,
-    /// How long an acknowledged change stays out of the bucket at most while its server runs and reaches it.
+    /// The longest time that an acknowledged change stays out of the bucket while its server runs and reaches the
+    /// bucket.
     pub unshipped: Duration,
-    /// How long a change of the level `interval` is not synced at most.
+    /// The longest time that a change of level `interval` stays unsynced.
     pub unsynced: Duration,
-    /// Whether what the guarantees assume of clocks and the coordinator held.
+    /// Whether the assumptions of the guarantees about clocks and the coordinator held.
     pub assumptions: Assumptions,
 }
 
@@ -286,52 +287,54 @@ impl Default for Rules {
     }
 }
 
-/// Whether clocks kept their rates and one coordinator at a time was at work.
+/// Whether clocks kept their rates and only one coordinator was active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Assumptions {
-    /// They held: everything that is promised is expected.
+    /// They held: all guarantees apply.
     Hold,
-    /// They did not: reads may be stale and weaker levels may be lost without a reason; what is promised of the level
-    /// `bucket` is expected all the same.
+    /// They did not hold: reads may be stale, and weaker levels may lose writes without a fault. The guarantees of
+    /// level `bucket` still apply.
     Broken,
 }
 
 impl SubjectHistory {
-    /// Records that a call was made; returns its place in [`SubjectHistory::calls`].
+    /// Records a call; returns its index in [`SubjectHistory::calls`].
     pub fn invoked(&mut self, client: u32, server: Option<ServerName>, op: Op, at: Duration) -> usize {
         self.calls.push(Call { client, server, op, invoked_at: at, returned: None });
         self.calls.len() - 1
     }
 
-    /// Records the end of the call at `place`.
+    /// Records the end of the call at `index`.
     ///
     /// # Panics
-    /// When there is no such call.
-    pub fn returned(&mut self, place: usize, at: Duration, outcome: Outcome) {
-        self.calls[place].returned = Some(Returned { at, outcome });
+    /// If there is no such call.
+    pub fn returned(&mut self, index: usize, at: Duration, outcome: CallOutcome) {
+        self.calls[index].returned = Some(Returned { at, outcome });
     }
 }
 
 impl Call {
-    /// The answer and when it came, if the call was answered.
+    /// Returns the reply and its time, if the call was answered.
     #[must_use]
-    pub fn answer(&self) -> Option<(&Answer, Duration)> {
+    pub fn answer(&self) -> Option<(&OpResult, Duration)> {
         match &self.returned {
-            Some(Returned { at, outcome: Outcome::Answered(answer) }) => Some((answer, *at)),
+            Some(Returned { at, outcome: CallOutcome::Answered(answer) }) => Some((answer, *at)),
             _ => None,
         }
     }
 
-    /// Whether nobody knows what came of it.
+    /// Returns whether the outcome is unknown.
     pub(crate) fn is_open(&self) -> bool {
         self.answer().is_none() && self.refusal().is_none()
     }
 
-    /// The refusal and when it came, if it says that nothing has happened.
+    /// Returns the error and its time, if it says that the operation was not executed.
     #[must_use]
     pub fn refusal(&self) -> Option<(&ErrorReply, Duration)> {
         match &self.returned {
-            Some(Returned { at, outcome: Outcome::Refused(error) }) if error.happened() == Happened::No => {
+            Some(Returned { at, outcome: CallOutcome::Refused(error) })
+                if error.executed() == Executed::No =>
+            {
                 Some((error, *at))
             }
             _ => None,
@@ -340,11 +343,10 @@ impl Call {
 }
 
 impl Op {
-    /// Reads the request of an operation from its bytes; `None` for one that is not judged: values that travel piece by
-    /// piece.
+    /// Decodes the request of an operation. Returns `None` for operations that are not judged: chunked values.
     ///
     /// # Errors
-    /// When they are no such request.
+    /// If the bytes are no such request.
     pub fn from_wire(name: Name, payload: &[u8]) -> Result<Option<Self>, DecodeError> {
         Ok(Some(match name {
             Name::Set => Self::Set(decode(payload)?),
@@ -367,7 +369,7 @@ impl Op {
         }))
     }
 
-    /// The id that a changing request carries.
+    /// The request id of a changing request.
     #[must_use]
     pub const fn request_id(&self) -> Option<RequestId> {
         match self {
@@ -382,7 +384,7 @@ impl Op {
         }
     }
 
-    /// Whether it can change a subject.
+    /// Returns whether the request can change a subject.
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
@@ -395,7 +397,7 @@ impl Op {
         }
     }
 
-    /// The level that the request asks for, where it asks for one.
+    /// The level that the request names, if any.
     pub(crate) const fn level(&self) -> Option<Level> {
         match self {
             Self::Set(request) => request.level,
@@ -409,11 +411,11 @@ impl Op {
     }
 }
 
-impl Answer {
-    /// Reads the answer to an operation from its bytes; `None` for one that is not judged.
+impl OpResult {
+    /// Decodes the reply to an operation. Returns `None` for operations that are not judged.
     ///
     /// # Errors
-    /// When they are no such answer.
+    /// If the bytes are no such reply.
     pub fn from_wire(name: Name, payload: &[u8]) -> Result<Option<Self>, DecodeError> {
         Ok(Some(match name {
             Name::Set => Self::Set(decode(payload)?),
@@ -436,7 +438,8 @@ impl Answer {
         }))
     }
 
-    /// The position that the answer names: of a read the state it was read from, of a set the last message written.
+    /// The position that the reply names: for a read, the position of the state; for a set, the position of the last
+    /// message.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
         match self {

@@ -1,12 +1,12 @@
-//! Judges recorded histories of subjects: whether what was promised was kept.
+//! Judges recorded histories of subjects against the guarantees.
 //!
-//! See `README.md` beside this crate for how a history is recorded and what is looked at. The crate is pure: no clock, no
-//! network, no file, no chance.
+//! The `README.md` of this crate describes how to record a history and what the checker judges. The crate is pure: it
+//! uses no clock, network, file or random numbers.
 //!
 //! ```
 //! use std::time::Duration;
 //!
-//! use dormouse_checker::{Answer, History, Op, Outcome, check};
+//! use dormouse_checker::{CallOutcome, History, Op, OpResult, check};
 //! use dormouse_protocol::data::{GetReply, GetRequest};
 //! use dormouse_protocol::{Position, Rev, Subject, Term};
 //!
@@ -17,7 +17,7 @@
 //! let call = recorded.invoked(1, None, Op::Get(GetRequest::key("k")), Duration::from_millis(10));
 //! let position = Position { term: Term::new(1), rev: Rev::new(0) };
 //! let reply = GetReply { position, messages: Vec::new(), answered: 1 };
-//! recorded.returned(call, Duration::from_millis(12), Outcome::Answered(Answer::Get(reply)));
+//! recorded.returned(call, Duration::from_millis(12), CallOutcome::Answered(OpResult::Get(reply)));
 //!
 //! let verdict = check(&history);
 //! assert!(verdict.is_clean(), "{verdict}");
@@ -25,11 +25,11 @@
 
 mod apply;
 mod bursts;
+mod expirable;
 mod feeds;
 mod history;
 mod losses;
 mod model;
-mod mortal;
 mod operations;
 mod order;
 mod print;
@@ -40,8 +40,8 @@ mod terms;
 mod verdict;
 
 pub use history::{
-    Answer, Assumptions, Burst, Call, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard,
-    History, Op, Outcome, Returned, Rules, SubjectHistory, TermFacts,
+    Assumptions, Burst, Call, CallOutcome, Feed, FeedBegins, FeedKeys, FeedOutput, FeedOutputKind, History,
+    Op, OpResult, ReceivedEvent, Returned, Rules, ServerFault, ServerFaultKind, SubjectHistory, TermFacts,
 };
 pub use verdict::{Coverage, Property, Verdict, Violation};
 
@@ -51,16 +51,16 @@ use slots::Slots;
 use terms::Terms;
 use verdict::Findings;
 
-/// Says what should not be so in a history. The same history always has the same verdict.
+/// Reports the violations in a history. The same history always has the same verdict.
 #[must_use]
 pub fn check(history: &History) -> Verdict {
     let mut verdict = Verdict::default();
     for (subject, recorded) in &history.subjects {
         let mut findings = Findings::new(subject, recorded);
-        let ops = Operations::new(&recorded.calls, &history.harms, &mut findings);
+        let ops = Operations::new(&recorded.calls, &history.faults, &mut findings);
         let slots = Slots::gather(recorded, &ops, &mut findings);
         let terms = Terms::gather(recorded, &ops, &slots, &mut findings);
-        let known = (recorded, history.rules, history.harms.as_slice());
+        let known = (recorded, history.rules, history.faults.as_slice());
         let mut replay = Replay::new(known, (&ops, &slots, &terms), &mut findings);
         replay.walk();
         replay.check_order();

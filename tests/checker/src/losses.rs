@@ -1,14 +1,14 @@
-//! What a term did not inherit: whether it may be lost, by the table of `docs/guarantees.md`.
+//! Changes that a term did not inherit: checks them against the table of `docs/guarantees.md`.
 
 use dormouse_protocol::{Level, ServerName, Term};
 
-use crate::history::{Assumptions, Harm, HarmKind};
+use crate::history::{Assumptions, ServerFault, ServerFaultKind};
 use crate::replay::{PathStep, Replay};
 use crate::slots::Slot;
 use crate::verdict::{Property, Source};
 
 impl Replay<'_, '_> {
-    /// `steps` were there, and `term` did not inherit them.
+    /// Judges `steps`, which `term` did not inherit.
     pub(crate) fn lost(&mut self, term: Term, steps: &[PathStep]) {
         let new = self.terms.all.get(&term).and_then(|state| state.source);
         for step in steps {
@@ -19,19 +19,19 @@ impl Replay<'_, '_> {
                 && position.rev <= rev
             {
                 let sentence = format!(
-                    "{position} is lost: {term} begins before it, and it was in the bucket{}",
-                    if step.level == Level::Bucket { ", as its level demands" } else { "" }
+                    "{position} is lost: {term} begins before it, but it was in the bucket{}",
+                    if step.level == Level::Bucket { ", as its level requires" } else { "" }
                 );
                 let sources = slot.map(|slot| slot.source).into_iter().chain([says]).chain(new);
-                self.findings.wrong(Property::BucketIsKept, sentence, sources);
+                self.findings.report(Property::BucketIsKept, sentence, sources);
                 return;
             }
         }
         for step in steps {
             let Some(slot) = self.slots.all.get(&step.position) else { continue };
             if let Some(op) = slot.op {
-                // Whoever asks again may have it carried out again.
-                self.loose.insert(op);
+                // A repeat of the request may be executed again.
+                self.unplaced.insert(op);
             }
             self.may_be_lost(term, step, slot, new);
         }
@@ -45,62 +45,62 @@ impl Replay<'_, '_> {
         }
         let owner = self.terms.all.get(&position.term).and_then(|state| state.server.clone());
         let successor = self.terms.all.get(&term).and_then(|state| state.server.clone());
-        // Of a term in between nobody was told: it may have been anybody's.
-        let went_elsewhere = owner.is_none() || owner != successor || position.term.next() < term;
+        // A term without a record may have belonged to any server.
+        let moved_elsewhere = owner.is_none() || owner != successor || position.term.next() < term;
         let aside = self.history.set_aside.as_ref();
         let is_aside = aside.is_some_and(|aside| aside.contains(&position));
-        let excuse = self.harms.iter().find(|harm| {
-            is_of(harm, owner.as_ref())
-                && self.is_in_time(harm, slot)
-                && (costs(harm, step.level, went_elsewhere) || is_aside)
+        let excuse = self.faults.iter().find(|fault| {
+            is_of(fault, owner.as_ref())
+                && self.is_in_time(fault, slot)
+                && (may_lose(fault, step.level, moved_elsewhere) || is_aside)
         });
         match excuse {
-            Some(harm) => self.findings.coverage.add(match harm.kind {
-                HarmKind::Killed => "lost: killed",
-                HarmKind::PowerLost => "lost: power lost",
-                HarmKind::DiskWiped => "lost: disk wiped",
-                HarmKind::DiskRestored => "lost: disk restored",
-                HarmKind::Paused => "lost: paused",
-                HarmKind::CutFromBucket => "lost: cut off from the bucket",
-                HarmKind::CutFromBus => "lost: cut off from the bus",
-                HarmKind::TakenOver => "lost: taken over",
+            Some(fault) => self.findings.coverage.add(match fault.kind {
+                ServerFaultKind::Killed => "lost: killed",
+                ServerFaultKind::PowerLost => "lost: power lost",
+                ServerFaultKind::DiskWiped => "lost: disk wiped",
+                ServerFaultKind::DiskRestored => "lost: disk restored",
+                ServerFaultKind::Paused => "lost: paused",
+                ServerFaultKind::CutFromBucket => "lost: cut off from the bucket",
+                ServerFaultKind::CutFromBus => "lost: cut off from the bus",
+                ServerFaultKind::TakenOver => "lost: taken over",
             }),
             None => {
                 let owner = owner.map_or_else(|| "its server".to_owned(), |owner| owner.to_string());
                 let sentence = format!(
-                    "{position} of the level {} is lost: {term} begins before it, and nothing befell {owner} that would \
-                     explain it",
+                    "{position} of the level {} is lost: {term} begins before it, and no recorded fault of {owner} \
+                     explains the loss",
                     step.level
                 );
                 let sources = std::iter::once(slot.source).chain(new);
-                self.findings.wrong(Property::WeakerLevelsWithinTheTable, sentence, sources);
+                self.findings.report(Property::WeakerLevelsWithinTheTable, sentence, sources);
             }
         }
     }
 
-    /// Whether a harm struck before the change was certainly in the bucket.
-    fn is_in_time(&self, harm: &Harm, slot: &Slot) -> bool {
-        let asked = slot.op.map_or(slot.witnessed, |op| self.ops.all[op].invoked);
-        let safe = match harm.kind {
-            HarmKind::PowerLost => slot.witnessed + self.rules.unshipped.max(self.rules.unsynced),
-            _ => slot.witnessed + self.rules.unshipped,
+    /// Returns whether a fault began before the change was certainly in the bucket.
+    fn is_in_time(&self, fault: &ServerFault, slot: &Slot) -> bool {
+        let asked = slot.op.map_or(slot.first_seen, |op| self.ops.all[op].invoked);
+        let safe = match fault.kind {
+            ServerFaultKind::PowerLost => slot.first_seen + self.rules.unshipped.max(self.rules.unsynced),
+            _ => slot.first_seen + self.rules.unshipped,
         };
-        asked <= harm.until && safe >= harm.since
+        asked <= fault.until && safe >= fault.since
     }
 }
 
-fn is_of(harm: &Harm, owner: Option<&ServerName>) -> bool {
-    owner.is_none_or(|owner| *owner == harm.server)
+fn is_of(fault: &ServerFault, owner: Option<&ServerName>) -> bool {
+    owner.is_none_or(|owner| *owner == fault.server)
 }
 
-/// The table: what a harm may cost. `elsewhere`: another server went on with the subject, which has nothing of what was
-/// not in the bucket.
-fn costs(harm: &Harm, level: Level, elsewhere: bool) -> bool {
-    match harm.kind {
+/// The table of losses by kind of fault. `elsewhere` says that another server took the subject over; it lacks the
+/// writes that are not in the bucket.
+fn may_lose(fault: &ServerFault, level: Level, elsewhere: bool) -> bool {
+    match fault.kind {
         _ if level == Level::Bucket => false,
-        HarmKind::DiskWiped | HarmKind::DiskRestored | HarmKind::TakenOver => true,
-        HarmKind::Killed => elsewhere || level == Level::Memory,
-        HarmKind::PowerLost => elsewhere || level <= Level::Interval,
-        HarmKind::Paused | HarmKind::CutFromBucket | HarmKind::CutFromBus => elsewhere,
+        ServerFaultKind::DiskWiped | ServerFaultKind::DiskRestored | ServerFaultKind::TakenOver => true,
+        ServerFaultKind::Killed => elsewhere || level == Level::Memory,
+        ServerFaultKind::PowerLost => elsewhere || level <= Level::Interval,
+        ServerFaultKind::Paused | ServerFaultKind::CutFromBucket | ServerFaultKind::CutFromBus => elsewhere,
     }
 }

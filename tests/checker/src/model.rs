@@ -1,7 +1,7 @@
-//! A subject as it was at every step of its history: what each seq and key held, and since when.
+//! The state of a subject at every step of its history: the value of each seq and key, and the step of each change.
 //!
-//! Nothing is forgotten: each cell is a list of (step, value), so the past can be asked, and what a term did not inherit
-//! is taken back by putting the older values on top.
+//! Each cell is a list of (step, value), so that past states can be read. The writes that a term did not inherit are
+//! undone by adding the older values again.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,10 +9,10 @@ use std::rc::Rc;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Message, MessageId, Seq};
 
-/// A moment of the history; grows with every change, hole and beginning of a term.
+/// A point in the history. Each change, gap and start of a term adds one.
 pub(crate) type Step = usize;
 
-/// What a cell held since when.
+/// The values of a cell, each with the step of its change.
 #[derive(Debug, Clone)]
 pub(crate) struct Cell<T>(Vec<(Step, T)>);
 
@@ -25,24 +25,24 @@ impl<T: Clone> Cell<T> {
         self.0.last().map(|(_, value)| value)
     }
 
-    /// Since when it holds what it holds.
+    /// Returns the step of the last change.
     pub(crate) fn since(&self) -> Option<Step> {
         self.0.last().map(|(since, _)| *since)
     }
 
-    /// What it held at the end of `step`.
+    /// Returns the value at the end of `step`.
     pub(crate) fn at(&self, step: Step) -> Option<&T> {
         let end = self.0.partition_point(|(since, _)| *since <= step);
         self.0[..end].last().map(|(_, value)| value)
     }
 
-    /// What it held at any time from the end of `first` to the end of `last`.
+    /// Returns the values at any time from the end of `first` to the end of `last`.
     pub(crate) fn between(&self, first: Step, last: Step) -> impl Iterator<Item = &T> {
         let begin = self.0.partition_point(|(since, _)| *since <= first).saturating_sub(1);
         self.0[begin..].iter().take_while(move |(since, _)| *since <= last).map(|(_, value)| value)
     }
 
-    /// Whether it held anything at the end of `first`; before, it held nothing.
+    /// Returns whether the cell has a value at the end of `first`. Earlier, it has none.
     pub(crate) fn is_older(&self, first: Step) -> bool {
         self.0.first().is_some_and(|(since, _)| *since <= first)
     }
@@ -52,7 +52,7 @@ impl<T: Clone> Cell<T> {
     }
 }
 
-/// What a step took the place of.
+/// A value that a step replaced.
 #[derive(Debug, Clone)]
 pub(crate) enum Undo {
     Seq(Seq, Option<Rc<Message>>),
@@ -93,19 +93,19 @@ impl Model {
         }
     }
 
-    /// Begins the next step.
+    /// Starts the next step.
     pub(crate) fn advance(&mut self) -> Step {
         self.step += 1;
         self.undo.clear();
         self.step
     }
 
-    /// What the steps since [`Model::advance`] took the place of, in order.
+    /// Returns the values that the steps since [`Model::advance`] replaced, in order.
     pub(crate) fn take_undo(&mut self) -> Vec<Undo> {
         std::mem::take(&mut self.undo)
     }
 
-    /// Takes back, as a part of this step, what another step has done.
+    /// Undoes the changes of another step, as a part of this step.
     pub(crate) fn take_back(&mut self, undo: Vec<Undo>) {
         for undo in undo.into_iter().rev() {
             match undo {
@@ -146,14 +146,14 @@ impl Model {
         self.message_at((*self.keys.get(key)?.at(step)?)?, step)
     }
 
-    /// All messages there are, in order of seq.
+    /// Returns all messages, in order of seq.
     pub(crate) fn messages(&self) -> impl DoubleEndedIterator<Item = &Rc<Message>> {
         self.seqs.values().filter_map(|cell| cell.now()?.as_ref())
     }
 
-    /// Those with a seq in this range.
+    /// Returns the messages with a seq in this range.
     pub(crate) fn range(&self, from: Seq, to: Seq) -> impl DoubleEndedIterator<Item = &Rc<Message>> {
-        // An empty range must not have its ends the wrong way round.
+        // If the range is empty, its start must not be above its end.
         let to = to.max(from);
         self.seqs.range(from..=to).filter_map(|(_, cell)| cell.now()?.as_ref())
     }

@@ -1,5 +1,5 @@
-//! Real time: what was over before something else began comes before it; and refusals, which have no place of their own
-//! but were right at some moment.
+//! Real-time order: an operation that returned before another one started precedes it. Errors have no position of their
+//! own, but must be correct at some moment of their call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,33 +7,33 @@ use std::time::Duration;
 use dormouse_protocol::data::{Expect, SetOutcome};
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, MessageId, Position};
 
-use crate::history::{Answer, Assumptions, Op};
+use crate::history::{Assumptions, Op, OpResult};
 use crate::replay::Replay;
 use crate::slots::Effect;
 use crate::verdict::{Property, Source};
 
-/// Something that has a place in the history and a time.
+/// A read or write with its position and its time.
 struct Seen {
     position: Position,
     invoked: Duration,
     returned: Option<Duration>,
-    /// It made the change at its place.
+    /// It made the change at its position.
     writes: bool,
-    /// Outside the assumptions it may be out of order.
+    /// If the assumptions are broken, it may be out of order.
     may_be_stale: bool,
     source: Source,
 }
 
 impl Replay<'_, '_> {
-    /// Checks the order of everything that has a place, and the refusals.
+    /// Checks the order of all reads and writes, and the errors.
     pub(crate) fn check_order(&mut self) {
         let mut seen = self.all_seen();
-        let heard = self.history.events.iter().enumerate().map(|(place, heard)| Top {
-            at: heard.at,
-            position: heard.event.position(),
-            source: Source::Event(place),
+        let received = self.history.events.iter().enumerate().map(|(index, received)| Top {
+            at: received.at,
+            position: received.event.position(),
+            source: Source::Event(index),
         });
-        let tops = tops(&seen, heard);
+        let tops = tops(&seen, received);
         let broken = self.rules.assumptions == Assumptions::Broken;
         for later in seen.iter().filter(|seen| !(broken && seen.may_be_stale)) {
             let end = tops.partition_point(|top| top.at < later.invoked);
@@ -43,8 +43,8 @@ impl Replay<'_, '_> {
             if is_behind && before.source != later.source {
                 let done = if later.writes { "written" } else { "shown" };
                 let sentence =
-                    format!("{} was {done} after {} had been told of", later.position, before.position);
-                self.findings.wrong(Property::RealTime, sentence, [before.source, later.source]);
+                    format!("{} was {done} after {} was reported", later.position, before.position);
+                self.findings.report(Property::RealTime, sentence, [before.source, later.source]);
             }
         }
         if broken {
@@ -65,7 +65,7 @@ impl Replay<'_, '_> {
         for (&position, slot) in &self.slots.all {
             let Some(op) = slot.op else { continue };
             let operation = &self.ops.all[op];
-            // Only if it was this change that was acknowledged: another one may have been lost.
+            // This holds only if the acknowledged change is this one: another one may have been lost.
             let own = operation.calls.iter().find(|&&call| {
                 self.history.calls[call].answer().is_some_and(|(answer, _)| names(answer, position))
             });
@@ -79,24 +79,24 @@ impl Replay<'_, '_> {
                 source: own.or(operation.calls.first()).map_or(slot.source, |&call| Source::Call(call)),
             });
         }
-        for (place, call) in self.history.calls.iter().enumerate() {
+        for (index, call) in self.history.calls.iter().enumerate() {
             let Some((answer, at)) = call.answer() else { continue };
             let Some(position) = answer.position() else { continue };
             let (writes_nothing, repeats) = match answer {
-                Answer::Delete(reply) => (reply.seqs.is_empty(), reply.duplicate),
-                Answer::DeleteAll(reply) => (reply.count == 0, reply.duplicate),
-                Answer::Changes(reply) => (!reply.more, false),
+                OpResult::Delete(reply) => (reply.seqs.is_empty(), reply.duplicate),
+                OpResult::DeleteAll(reply) => (reply.count == 0, reply.duplicate),
+                OpResult::Changes(reply) => (!reply.more, false),
                 _ => (!call.op.changes(), false),
             };
             if !writes_nothing {
                 continue;
             }
             // A repeat names the position of the first.
-            let invoked = match self.ops.of_call[place] {
+            let invoked = match self.ops.of_call[index] {
                 Some(op) if repeats => self.ops.all[op].invoked,
                 _ => call.invoked_at,
             };
-            let source = Source::Call(place);
+            let source = Source::Call(index);
             let returned = Some(at);
             all.push(Seen { position, invoked, returned, writes: false, may_be_stale: true, source });
         }
@@ -107,14 +107,14 @@ impl Replay<'_, '_> {
         self.path.iter().find(|step| step.position == position).is_none_or(|step| step.level < Level::Bucket)
     }
 
-    /// `lowest`: what was asked from a moment on comes no earlier than there, the last moment first.
+    /// `lowest`: a request from a moment on has at least this position; the latest moment is first.
     fn check_refusals(&mut self, tops: &[Top], lowest: &[(Duration, Position)]) {
-        if self.is_vague {
+        if self.is_uncertain {
             return;
         }
-        for place in 0..self.history.calls.len() {
-            let call = &self.history.calls[place];
-            let invoked = self.ops.of_call[place].map_or(call.invoked_at, |op| self.ops.all[op].invoked);
+        for index in 0..self.history.calls.len() {
+            let call = &self.history.calls[index];
+            let invoked = self.ops.of_call[index].map_or(call.invoked_at, |op| self.ops.all[op].invoked);
             let mut refused: Vec<(Option<Expect>, Option<&str>, &ErrorReply, Duration)> = Vec::new();
             match (&call.op, call.refusal(), call.answer()) {
                 (Op::Set(request), Some((error, at)), _) => match request.sets.as_slice() {
@@ -124,7 +124,7 @@ impl Replay<'_, '_> {
                 (Op::Delete(request), Some((error, at)), _) => {
                     refused.push((request.expect, request.keys.first().map(String::as_str), error, at));
                 }
-                (Op::Set(request), None, Some((Answer::Set(reply), at))) => {
+                (Op::Set(request), None, Some((OpResult::Set(reply), at))) => {
                     for (item, outcome) in request.sets.iter().zip(&reply.results) {
                         if let SetOutcome::Error(error) = outcome {
                             refused.push((item.expect, item.key.as_deref(), error, at));
@@ -136,17 +136,17 @@ impl Replay<'_, '_> {
             let first = tops.partition_point(|top| top.at < invoked);
             let low = tops[..first].last().map(|top| top.position).unwrap_or_default();
             for (expect, key, error, at) in refused {
-                let is_one = matches!(error.code, ErrorCode::WrongLast | ErrorCode::KeyExists);
-                let (Some(expect), true) = (expect, is_one) else { continue };
+                let names_state = matches!(error.code, ErrorCode::WrongLast | ErrorCode::KeyExists);
+                let (Some(expect), true) = (expect, names_state) else { continue };
                 let later = lowest.partition_point(|(invoked, _)| *invoked > at);
                 let high = lowest[..later].last().map(|(_, position)| *position);
-                self.was_right(place, expect, key, error.actual, (low, high));
+                self.check_refusal(index, expect, key, error.actual, (low, high));
             }
         }
     }
 
-    /// Whether what a refusal says was there was there at some moment between these positions.
-    fn was_right(
+    /// Checks that the state that an error reports existed at some moment between these positions.
+    fn check_refusal(
         &mut self,
         call: usize,
         expect: Expect,
@@ -194,12 +194,12 @@ impl Replay<'_, '_> {
         there: &BTreeSet<Option<MessageId>>,
         (low, high): (Position, Option<Position>),
     ) {
-        if there.contains(&actual) || self.had_holes() {
+        if there.contains(&actual) || self.has_gaps() {
             return;
         }
-        let name = |id: &Option<MessageId>| id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+        let name = |id: &Option<MessageId>| id.map_or_else(|| "no message".to_owned(), |id| id.to_string());
         let sentence = format!(
-            "a refusal says that {} was there; from {low} to {} it was {}",
+            "an error reports {} as the current message; from {low} to {} it was {}",
             name(&actual),
             high.map_or_else(|| "the end".to_owned(), |high| high.to_string()),
             there.iter().map(name).collect::<Vec<_>>().join(", then ")
@@ -210,20 +210,20 @@ impl Replay<'_, '_> {
                 self.source_of(&message)
             }))
             .collect();
-        self.findings.wrong(Property::RefusedRightly, sentence, sources);
+        self.findings.report(Property::RefusedRightly, sentence, sources);
     }
 
-    /// Whether anything happened of which nobody was told what it was.
-    fn had_holes(&self) -> bool {
-        self.findings.coverage.counts.contains_key("changes nobody was told of")
+    /// Returns whether a change is unknown.
+    fn has_gaps(&self) -> bool {
+        self.findings.coverage.counts.contains_key("unreported changes")
     }
 
-    /// Nothing is carried out twice on one path, also where the subject is destroyed in between.
+    /// Checks that no request executes twice on one path, even if the subject is destroyed in between.
     pub(crate) fn check_once(&mut self) {
         let mut twice: Vec<(Position, Position, Source, Source)> = Vec::new();
-        let mut note = |places: &[(Position, Source)], terms: &crate::terms::Terms| {
-            for (at, &(one, first)) in places.iter().enumerate() {
-                for &(other, second) in &places[at + 1..] {
+        let mut compare = |positions: &[(Position, Source)], terms: &crate::terms::Terms| {
+            for (at, &(one, first)) in positions.iter().enumerate() {
+                for &(other, second) in &positions[at + 1..] {
                     let (one, other) = (one.min(other), one.max(other));
                     if one != other && terms.leads(one, other) {
                         twice.push((one, other, first, second));
@@ -231,8 +231,8 @@ impl Replay<'_, '_> {
                 }
             }
         };
-        for places in self.slots.places.values().filter(|places| places.len() > 1) {
-            note(places, self.terms);
+        for positions in self.slots.positions.values().filter(|positions| positions.len() > 1) {
+            compare(positions, self.terms);
         }
         let mut others: BTreeMap<usize, Vec<(Position, Source)>> = BTreeMap::new();
         for (&position, slot) in &self.slots.all {
@@ -240,20 +240,20 @@ impl Replay<'_, '_> {
                 others.entry(op).or_default().push((position, slot.source));
             }
         }
-        for places in others.values().filter(|places| places.len() > 1) {
-            note(places, self.terms);
+        for positions in others.values().filter(|positions| positions.len() > 1) {
+            compare(positions, self.terms);
         }
         for (one, other, first, second) in twice {
-            let sentence = format!("one request was carried out twice: at {one} and at {other}");
-            self.findings.wrong(Property::OnceAtMost, sentence, [first, second]);
+            let sentence = format!("one request was executed twice: at {one} and at {other}");
+            self.findings.report(Property::OnceAtMost, sentence, [first, second]);
         }
     }
 }
 
-/// Whether an answer says that something was written at this position.
-fn names(answer: &Answer, position: Position) -> bool {
+/// Returns whether a reply says that a message was written at this position.
+fn names(answer: &OpResult, position: Position) -> bool {
     match answer {
-        Answer::Set(reply) => reply.results.iter().any(|outcome| match outcome {
+        OpResult::Set(reply) => reply.results.iter().any(|outcome| match outcome {
             SetOutcome::Ok(ok) => Position { term: ok.term, rev: ok.rev } == position,
             SetOutcome::Error(_) => false,
         }),
@@ -261,17 +261,18 @@ fn names(answer: &Answer, position: Position) -> bool {
     }
 }
 
-/// The highest position that anybody had been told of at a moment.
+/// The highest position that was reported up to a moment.
 struct Top {
     at: Duration,
     position: Position,
     source: Source,
 }
 
-/// How the highest position grew, as far as anybody was told.
-fn tops(seen: &[Seen], heard: impl Iterator<Item = Top>) -> Vec<Top> {
-    let told = |seen: &Seen| Some(Top { at: seen.returned?, position: seen.position, source: seen.source });
-    let mut all: Vec<Top> = seen.iter().filter_map(told).chain(heard).collect();
+/// Returns the growth of the highest reported position.
+fn tops(seen: &[Seen], received: impl Iterator<Item = Top>) -> Vec<Top> {
+    let reported =
+        |seen: &Seen| Some(Top { at: seen.returned?, position: seen.position, source: seen.source });
+    let mut all: Vec<Top> = seen.iter().filter_map(reported).chain(received).collect();
     all.sort_unstable_by_key(|top| (top.at, top.position));
     let mut tops: Vec<Top> = Vec::new();
     for top in all {

@@ -1,4 +1,4 @@
-//! Calls and events, one to a line, for people.
+//! Prints calls and events, one per line, for readers.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use bytes::Bytes;
 use dormouse_protocol::data::{DeleteRequest, Expect, GetRequest, SetItem, SetOutcome, SetRequest};
 use dormouse_protocol::{Change, Message, RequestId, Seq};
 
-use crate::history::{Answer, Burst, Call, Feed, FeedBegins, Heard, Op, Outcome};
+use crate::history::{Burst, Call, CallOutcome, Feed, FeedBegins, Op, OpResult, ReceivedEvent};
 
-/// How much of a list is printed.
+/// The largest number of list items that are printed.
 const MOST: usize = 12;
 
 pub(crate) fn call(call: &Call) -> String {
@@ -24,24 +24,18 @@ pub(crate) fn call(call: &Call) -> String {
         write!(line, " at {server}").ok();
     }
     let outcome = match call.returned.as_ref().map(|returned| &returned.outcome) {
-        Some(Outcome::Answered(answer)) => answered(answer),
-        Some(Outcome::Refused(error)) => format!("refused: {error}"),
-        Some(Outcome::Unknown) | None => "nobody knows".to_owned(),
+        Some(CallOutcome::Answered(answer)) => answered(answer),
+        Some(CallOutcome::Refused(error)) => format!("refused: {error}"),
+        Some(CallOutcome::Unknown) | None => "unknown".to_owned(),
     };
     format!("{line}: {} -> {outcome}", asked(&call.op))
 }
 
-pub(crate) fn event(heard: &Heard) -> String {
-    let event = &heard.event;
+pub(crate) fn event(received: &ReceivedEvent) -> String {
+    let event = &received.event;
     let what =
-        if event.changes.is_empty() { "a beacon".to_owned() } else { list(event.changes.iter().map(change)) };
-    format!(
-        "{}, event: {} at {}, which begins after {}",
-        time(heard.at),
-        what,
-        event.position(),
-        event.term_base
-    )
+        if event.changes.is_empty() { "beacon".to_owned() } else { list(event.changes.iter().map(change)) };
+    format!("{}, event: {} at {}, term base {}", time(received.at), what, event.position(), event.term_base)
 }
 
 pub(crate) fn feed(feed: &Feed) -> String {
@@ -50,17 +44,17 @@ pub(crate) fn feed(feed: &Feed) -> String {
         FeedBegins::Now => "from then on".to_owned(),
         FeedBegins::After(position) => format!("after {position}"),
     };
-    let (client, at, told) = (feed.client, time(feed.at), feed.told.len());
-    format!("{at}, client {client}: a feed of {:?} {begins}, which told {told} times", feed.keys)
+    let (client, at, count) = (feed.client, time(feed.at), feed.outputs.len());
+    format!("{at}, client {client}: feed of {:?} {begins} with {count} outputs", feed.keys)
 }
 
 pub(crate) fn burst(burst: &Burst) -> String {
     let written = burst.written.iter().map(|written| match written {
         Some(position) => position.to_string(),
-        None => "nobody knows where".to_owned(),
+        None => "an unknown position".to_owned(),
     });
     let (client, at) = (burst.client, time(burst.at));
-    format!("{at}, client {client}: sets without waiting, which were written at {}", list(written))
+    format!("{at}, client {client}: burst of sets, written at {}", list(written))
 }
 
 fn time(at: Duration) -> String {
@@ -91,12 +85,12 @@ fn asked(op: &Op) -> String {
         Op::Set(request) => set(request),
         Op::Delete(request) => delete(request),
         Op::DeleteAll(request) => {
-            let which = match (request.end_seq, request.keep_last) {
+            let range = match (request.end_seq, request.keep_last) {
                 (Some(end), _) => format!("up to {end}"),
-                (None, Some(keep)) => format!("but the last {keep}"),
+                (None, Some(keep)) => format!("except the last {keep}"),
                 (None, None) => "everything".to_owned(),
             };
-            format!("delete {which}{}", id(request.request))
+            format!("delete {range}{}", id(request.request))
         }
         Op::Configure(request) => {
             format!("configure {:?}{}", request.config.level, id(request.request))
@@ -139,10 +133,10 @@ fn item(item: &SetItem) -> String {
 
 fn expected(expect: Expect) -> String {
     let (what, wanted) = match expect {
-        Expect::Last(wanted) => ("the last is", wanted),
-        Expect::Key(wanted) => ("there is", wanted),
+        Expect::Last(wanted) => ("the last message is", wanted),
+        Expect::Key(wanted) => ("the key holds", wanted),
     };
-    wanted.map_or_else(|| format!("{what} nothing"), |wanted| format!("{what} {wanted}"))
+    wanted.map_or_else(|| format!("{what} none"), |wanted| format!("{what} {wanted}"))
 }
 
 fn named(key: Option<&str>, value: Option<&Bytes>) -> String {
@@ -167,41 +161,41 @@ fn get(request: &GetRequest) -> String {
     format!("get {}", list(names.into_iter()))
 }
 
-fn answered(answer: &Answer) -> String {
+fn answered(answer: &OpResult) -> String {
     match answer {
-        Answer::Set(reply) => list(reply.results.iter().map(|outcome| match outcome {
+        OpResult::Set(reply) => list(reply.results.iter().map(|outcome| match outcome {
             SetOutcome::Ok(ok) => {
-                let again = if ok.duplicate { ", done before" } else { "" };
+                let again = if ok.duplicate { ", duplicate" } else { "" };
                 format!("{}, {} of {}{again}", ok.seq, ok.rev, ok.term)
             }
             SetOutcome::Error(error) => format!("refused: {error}"),
         })),
-        Answer::Delete(reply) => format!(
+        OpResult::Delete(reply) => format!(
             "removed [{}], {}{}",
             list(reply.seqs.iter().map(ToString::to_string)),
             reply.position,
-            if reply.duplicate { ", done before" } else { "" }
+            if reply.duplicate { ", duplicate" } else { "" }
         ),
-        Answer::DeleteAll(reply) => format!("removed {}, {}", reply.count, reply.position),
-        Answer::Configure(reply) => format!("done, {}", reply.position),
-        Answer::Destroy(reply) => format!("done, {}", reply.position),
-        Answer::Get(reply) => shown(&reply.messages, reply.position),
-        Answer::GetAll(reply) => shown(&reply.messages, reply.position),
-        Answer::Keys(reply) => {
+        OpResult::DeleteAll(reply) => format!("removed {}, {}", reply.count, reply.position),
+        OpResult::Configure(reply) => format!("done, {}", reply.position),
+        OpResult::Destroy(reply) => format!("done, {}", reply.position),
+        OpResult::Get(reply) => shown(&reply.messages, reply.position),
+        OpResult::GetAll(reply) => shown(&reply.messages, reply.position),
+        OpResult::Keys(reply) => {
             format!("[{}] at {}", list(reply.keys.iter().map(|key| format!("{key:?}"))), reply.position)
         }
-        Answer::Changes(reply) if reply.resync => format!("resync at {}", reply.position),
-        Answer::Changes(reply) => format!(
+        OpResult::Changes(reply) if reply.resync => format!("resync at {}", reply.position),
+        OpResult::Changes(reply) => format!(
             "[{}] to {}{}",
             list(reply.changes.iter().map(change)),
             reply.position,
             if reply.more { ", and more" } else { "" }
         ),
-        Answer::Info(reply) => format!(
-            "{} messages, next {}, in the bucket {}, at {}, which begins after {}, by {}",
+        OpResult::Info(reply) => format!(
+            "{} messages, next {}, bucket rev {}, at {}, term base {}, by {}",
             reply.count, reply.next_seq, reply.bucket_rev, reply.position, reply.term_base, reply.server
         ),
-        Answer::Flush(reply) => format!("in the bucket: {}", reply.position),
+        OpResult::Flush(reply) => format!("in the bucket: {}", reply.position),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads: whether an answer is what the state says at the position that the answer names.
+//! Reads: checks that each reply equals the state at the position that it names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -11,99 +11,108 @@ use dormouse_protocol::data::{
 };
 use dormouse_protocol::{Change, Message, Position, Rev, Seq};
 
-use crate::history::{Answer, Op};
+use crate::history::{Op, OpResult};
 use crate::model::Step;
 use crate::replay::Replay;
 use crate::slots::is_same;
 use crate::verdict::{Property, Source};
 
 impl Replay<'_, '_> {
-    /// Holds an answer against the state, which is now at the position that the answer names.
+    /// Compares a reply with the state at the position that the reply names.
     pub(crate) fn observe(&mut self, call: usize) {
         let Some((answer, at)) = self.history.calls[call].answer() else { return };
         let read = Read { source: Source::Call(call), at };
         match (&self.history.calls[call].op, answer) {
-            (Op::Get(request), Answer::Get(reply)) => self.get(read, request, reply),
-            (Op::GetAll(request), Answer::GetAll(reply)) => self.page(read, request, reply),
-            (Op::Keys(request), Answer::Keys(reply)) => self.key_page(read, request, reply),
-            (Op::Changes(request), Answer::Changes(reply)) => self.changes(read, request, reply),
-            (Op::Info, Answer::Info(reply)) => self.info(read, reply),
-            (Op::Flush, Answer::Flush(reply)) => self.is_durable(reply.position, read.source),
-            (Op::Delete(request), Answer::Delete(DeleteReply { position, seqs, .. })) if seqs.is_empty() => {
+            (Op::Get(request), OpResult::Get(reply)) => self.get(read, request, reply),
+            (Op::GetAll(request), OpResult::GetAll(reply)) => self.page(read, request, reply),
+            (Op::Keys(request), OpResult::Keys(reply)) => self.key_page(read, request, reply),
+            (Op::Changes(request), OpResult::Changes(reply)) => self.changes(read, request, reply),
+            (Op::Info, OpResult::Info(reply)) => self.info(read, reply),
+            (Op::Flush, OpResult::Flush(reply)) => self.is_durable(reply.position, read.source),
+            (Op::Delete(request), OpResult::Delete(DeleteReply { position, seqs, .. }))
+                if seqs.is_empty() =>
+            {
                 let named = request.keys.iter().filter_map(|key| self.model.under(key));
                 let named = named.chain(request.seqs.iter().filter_map(|seq| self.model.message(*seq)));
                 let there: Vec<Rc<Message>> = named.cloned().collect();
                 for message in there {
-                    self.absent(read, *position, &message);
+                    self.check_missing(read, *position, &message);
                 }
             }
-            (Op::DeleteAll(request), Answer::DeleteAll(DeleteAllReply { position, count: 0, .. }))
+            (Op::DeleteAll(request), OpResult::DeleteAll(DeleteAllReply { position, count: 0, .. }))
                 if request.keep_last.unwrap_or(0) == 0 =>
             {
                 let end = request.end_seq.unwrap_or(Seq::new(u64::MAX));
                 let there: Vec<_> = self.model.range(Seq::new(0), end).cloned().collect();
                 for message in there {
-                    self.absent(read, *position, &message);
+                    self.check_missing(read, *position, &message);
                 }
             }
             _ => return,
         }
         self.findings.coverage.add(match answer {
-            Answer::Get(_) => "gets",
-            Answer::GetAll(_) => "pages of messages",
-            Answer::Keys(_) => "pages of keys",
-            Answer::Changes(reply) if reply.resync => "resyncs",
-            Answer::Changes(_) => "pages of changes",
-            Answer::Info(_) => "infos",
-            Answer::Flush(_) => "flushes",
-            _ => "removals of nothing",
+            OpResult::Get(_) => "gets",
+            OpResult::GetAll(_) => "pages of messages",
+            OpResult::Keys(_) => "pages of keys",
+            OpResult::Changes(reply) if reply.resync => "resyncs",
+            OpResult::Changes(_) => "pages of changes",
+            OpResult::Info(_) => "infos",
+            OpResult::Flush(_) => "flushes",
+            _ => "empty removals",
         });
     }
 
-    /// A message that should be there was not shown.
-    fn absent(&mut self, read: Read, position: Position, message: &Rc<Message>) {
+    /// Handles a message of the state that a reply does not show.
+    fn check_missing(&mut self, read: Read, position: Position, message: &Rc<Message>) {
         if self.may_be_gone(message, read.at) {
             let seq = message.seq;
-            self.learn(|model| {
+            self.correct_model(|model| {
                 model.remove(seq);
             });
             return;
         }
-        let sentence =
-            format!("at {position} {} is missing, which was written at {}", name(message), place(message));
-        self.complain(Property::ReadsTheState, sentence, read.source, self.source_of(message));
+        let sentence = format!(
+            "at {position}, {} is missing; it was written at {}",
+            name(message),
+            position_of(message)
+        );
+        self.report_violation(Property::ReadsTheState, sentence, read.source, self.source_of(message));
     }
 
-    /// A message was shown that should not be there, or not so.
-    fn surplus(&mut self, read: Read, position: Position, shown: &Message) {
-        // What its writer was told of is known by its place; what nobody told of, nobody could have applied.
+    /// Handles a shown message that differs from the state.
+    fn check_unexpected(&mut self, read: Read, position: Position, shown: &Message) {
+        // An acknowledged message is known by its position. A message without a report cannot be in the model.
         let there = self.current(shown.seq).or_else(|| {
             let key = shown.key.as_deref()?;
             self.model.under(key).cloned()
         });
-        if self.is_vague && there.is_none() {
+        if self.is_uncertain && there.is_none() {
             let message = Rc::new(shown.clone());
-            self.learn(|model| model.write(&message));
+            self.correct_model(|model| model.write(&message));
             return;
         }
         let (sentence, other) = match &there {
             Some(there) => (
                 format!(
-                    "at {position} {} of {} was shown, and {} of {} is there",
+                    "at {position}, {} of {} was shown, but the state has {} of {}",
                     name(shown),
-                    place(shown),
+                    position_of(shown),
                     name(there),
-                    place(there)
+                    position_of(there)
                 ),
                 self.source_of(there),
             ),
             None => (
-                format!("at {position} {} of {} was shown, which is not there", name(shown), place(shown)),
-                self.who_changed(shown.seq),
+                format!(
+                    "at {position}, {} of {} was shown, but the state does not have it",
+                    name(shown),
+                    position_of(shown)
+                ),
+                self.last_change_at(shown.seq),
             ),
         };
         let wrote = self.source_of(shown);
-        self.findings.wrong(
+        self.findings.report(
             Property::ReadsTheState,
             sentence,
             std::iter::once(read.source).chain(wrote).chain(other),
@@ -119,8 +128,8 @@ impl Replay<'_, '_> {
     ) {
         match (expected, shown) {
             (Some(expected), Some(shown)) if is_same(shown, &expected) => {}
-            (_, Some(shown)) => self.surplus(read, position, shown),
-            (Some(expected), None) => self.absent(read, position, &expected),
+            (_, Some(shown)) => self.check_unexpected(read, position, shown),
+            (Some(expected), None) => self.check_missing(read, position, &expected),
             (None, None) => {}
         }
     }
@@ -143,7 +152,7 @@ impl Replay<'_, '_> {
             }
         }
         for message in shown {
-            self.surplus(read, reply.position, message);
+            self.check_unexpected(read, reply.position, message);
         }
     }
 
@@ -167,7 +176,7 @@ impl Replay<'_, '_> {
         let ordered = reply.messages.windows(2).all(|two| (two[0].seq < two[1].seq) != request.reverse);
         if !ordered {
             let sentence = format!("the page at {} is not in order", reply.position);
-            self.findings.wrong(Property::ReadsTheState, sentence, [read.source]);
+            self.findings.report(Property::ReadsTheState, sentence, [read.source]);
         }
         let mut shown: BTreeMap<Seq, &Message> =
             reply.messages.iter().map(|message| (message.seq, message)).collect();
@@ -176,7 +185,7 @@ impl Replay<'_, '_> {
             self.compare(read, reply.position, Some(message), found);
         }
         for message in shown.into_values() {
-            self.surplus(read, reply.position, message);
+            self.check_unexpected(read, reply.position, message);
         }
     }
 
@@ -196,14 +205,17 @@ impl Replay<'_, '_> {
             if !shown.remove(&key)
                 && let Some(message) = self.model.under(&key).cloned()
             {
-                self.absent(read, reply.position, &message);
+                self.check_missing(read, reply.position, &message);
             }
         }
         for key in shown {
             if !self.may_be_more() {
-                let sentence = format!("at {} the key {key:?} was shown, which is not there", reply.position);
-                let cell = self.model.keys.get(key).and_then(|cell| self.told(cell.since()?));
-                self.complain(Property::ReadsTheState, sentence, read.source, cell);
+                let sentence = format!(
+                    "at {}, the key {key:?} was shown, but the state does not have it",
+                    reply.position
+                );
+                let cell = self.model.keys.get(key).and_then(|cell| self.source_of_step(cell.since()?));
+                self.report_violation(Property::ReadsTheState, sentence, read.source, cell);
             }
         }
     }
@@ -211,7 +223,7 @@ impl Replay<'_, '_> {
     fn info(&mut self, read: Read, reply: &InfoReply) {
         let in_bucket = Position { rev: reply.bucket_rev, ..reply.position };
         self.is_durable(in_bucket, read.source);
-        if self.is_vague || self.path.iter().any(|step| step.is_hole) {
+        if self.is_uncertain || self.path.iter().any(|step| step.is_gap) {
             return;
         }
         let seq = |message: Option<&Rc<Message>>| message.map(|message| message.seq);
@@ -221,56 +233,56 @@ impl Replay<'_, '_> {
         let expected = (first, last, self.model.next_seq().0, self.model.count, self.model.bytes);
         if found != expected {
             let sentence = format!(
-                "info at {} says (first, last, next, count, bytes) {found:?}, and it is {expected:?}",
+                "info at {} shows (first, last, next, count, bytes) {found:?}, but it is {expected:?}",
                 reply.position
             );
-            self.complain(Property::ReadsTheState, sentence, read.source, None);
+            self.report_violation(Property::ReadsTheState, sentence, read.source, None);
         }
         if reply.config != *self.model.config() {
-            let sentence = format!("info at {} shows another configuration than was set", reply.position);
-            self.complain(Property::ReadsTheState, sentence, read.source, None);
+            let sentence = format!("info at {} shows a configuration that was not set", reply.position);
+            self.report_violation(Property::ReadsTheState, sentence, read.source, None);
         }
     }
 
     fn changes(&mut self, read: Read, request: &ChangesRequest, reply: &ChangesReply) {
-        // Whoever is told to read everything reads everything.
-        if reply.resync || self.is_vague {
+        // A `resync` reply makes the client read everything, which is always correct.
+        if reply.resync || self.is_uncertain {
             return;
         }
         let after = request.after;
         let is_known = self.terms.all.contains_key(&after.term);
         if after.rev > Rev::new(0) && is_known && !self.terms.leads(after, reply.position) {
-            let sentence = format!("changes lead from {after} to {}, where no way leads", reply.position);
+            let sentence = format!("changes lead from {after} to {}, but no path does", reply.position);
             let between = self.terms.all.range(after.term.next()..).next();
             let source = between.and_then(|(_, state)| state.source);
-            self.complain(Property::ChangesLeadThere, sentence, read.source, source);
+            self.report_violation(Property::ChangesLeadThere, sentence, read.source, source);
             return;
         }
         let revs: Vec<Rev> = reply.changes.iter().map(Change::rev).collect();
         let outside = revs.iter().any(|rev| *rev <= after.rev || *rev > reply.position.rev);
         if outside || revs.windows(2).any(|two| two[0] > two[1]) {
-            let sentence = format!("changes from {after} to {} tell of {revs:?}", reply.position);
-            self.complain(Property::ChangesLeadThere, sentence, read.source, None);
+            let sentence = format!("changes from {after} to {} contain {revs:?}", reply.position);
+            self.report_violation(Property::ChangesLeadThere, sentence, read.source, None);
         }
-        // A page that is not the last leaves out what the following ones tell better.
+        // A page that is not the last omits changes that later pages replace.
         if !reply.more {
             let begin = self.path.partition_point(|step| step.position.rev <= after.rev);
             let since = if begin == 0 { 0 } else { self.path[begin - 1].step };
-            let in_hole = self.path[begin..].iter().any(|step| step.is_hole);
-            self.fold(read, request, reply, since, in_hole);
+            let in_gap = self.path[begin..].iter().any(|step| step.is_gap);
+            self.apply_changes(read, request, reply, since, in_gap);
         }
     }
 
-    /// Applies the changes to what was there before, and compares with what is there now.
-    fn fold(
+    /// Applies the changes to the earlier state, and compares the result with the current state.
+    fn apply_changes(
         &mut self,
         read: Read,
         request: &ChangesRequest,
         reply: &ChangesReply,
         since: Step,
-        in_hole: bool,
+        in_gap: bool,
     ) {
-        let mut told: BTreeMap<Seq, Option<&Message>> = BTreeMap::new();
+        let mut changed: BTreeMap<Seq, Option<&Message>> = BTreeMap::new();
         let mut under: BTreeMap<&str, Seq> = BTreeMap::new();
         for change in &reply.changes {
             match change {
@@ -279,18 +291,18 @@ impl Replay<'_, '_> {
                     if let Some(key) = message.key.as_deref() {
                         let before = self.model.under_at(key, since).map(|message| message.seq);
                         for seq in before.into_iter().chain(under.insert(key, message.seq)) {
-                            told.insert(seq, None);
+                            changed.insert(seq, None);
                         }
                     }
-                    told.insert(message.seq, Some(message));
+                    changed.insert(message.seq, Some(message));
                 }
                 Change::Delete(delete) => {
                     for removed in &delete.removed {
-                        told.insert(removed.seq, None);
+                        changed.insert(removed.seq, None);
                         if let Some(key) = removed.key.as_deref() {
                             let before = self.model.under_at(key, since).map(|message| message.seq);
                             for seq in before.into_iter().chain(under.remove(key)) {
-                                told.insert(seq, None);
+                                changed.insert(seq, None);
                             }
                         }
                     }
@@ -298,16 +310,14 @@ impl Replay<'_, '_> {
                 Change::DeleteAll(delete) => {
                     let gone: Vec<Seq> = self.model.seqs.range(..=delete.end_seq).map(|(s, _)| *s).collect();
                     for seq in gone {
-                        told.insert(seq, None);
+                        changed.insert(seq, None);
                     }
                 }
                 Change::Configure(configure) => {
-                    if configure.config != *self.model.config() && !in_hole {
-                        let sentence = format!(
-                            "changes to {} tell of another configuration than was set",
-                            reply.position
-                        );
-                        self.complain(Property::ChangesLeadThere, sentence, read.source, None);
+                    if configure.config != *self.model.config() && !in_gap {
+                        let sentence =
+                            format!("changes to {} contain a configuration that was not set", reply.position);
+                        self.report_violation(Property::ChangesLeadThere, sentence, read.source, None);
                     }
                 }
             }
@@ -315,55 +325,55 @@ impl Replay<'_, '_> {
         let (after, position) = (request.after, reply.position);
         let touched = self.model.seqs.iter().filter(|(_, cell)| cell.since().is_some_and(|at| at > since));
         let mut seqs: BTreeSet<Seq> = touched.map(|(seq, _)| *seq).collect();
-        seqs.extend(told.keys());
+        seqs.extend(changed.keys());
         for seq in seqs {
-            let folded = match told.get(&seq) {
-                Some(told) => told.cloned(),
+            let applied = match changed.get(&seq) {
+                Some(changed) => changed.cloned(),
                 None => self.model.message_at(seq, since).map(|message| (**message).clone()),
             };
             let there = self.current(seq);
-            let agrees = match (&folded, &there) {
-                (Some(folded), Some(there)) => is_same(folded, there),
+            let agrees = match (&applied, &there) {
+                (Some(applied), Some(there)) => is_same(applied, there),
                 (None, None) => true,
                 _ => false,
             };
             if agrees {
                 continue;
             }
-            if let (None, Some(there)) = (&folded, &there)
+            if let (None, Some(there)) = (&applied, &there)
                 && self.may_be_gone(there, read.at)
             {
-                self.learn(|model| {
+                self.correct_model(|model| {
                     model.remove(seq);
                 });
                 continue;
             }
-            // Of what only a reader told that it is gone nobody knows since when.
-            let since_when = self.model.seqs.get(&seq).and_then(|cell| self.told(cell.since()?));
-            if there.is_none() && since_when.is_none() {
+            // If only a reader showed that a message is gone, the step of its removal is unknown.
+            let changed_by = self.model.seqs.get(&seq).and_then(|cell| self.source_of_step(cell.since()?));
+            if there.is_none() && changed_by.is_none() {
                 continue;
             }
-            let say = |message: Option<String>| message.unwrap_or_else(|| "nothing".to_owned());
+            let say = |message: Option<String>| message.unwrap_or_else(|| "no message".to_owned());
             let sentence = format!(
-                "who was at {after} and applies the changes to {position} has {} at {seq}, where there is {}",
-                say(folded.as_ref().map(|message| format!("{} of {}", name(message), place(message)))),
-                say(there.as_deref().map(|message| format!("{} of {}", name(message), place(message)))),
+                "a reader at {after} that applies the changes to {position} has {} at {seq}, but the subject has {}",
+                say(applied.as_ref().map(|message| format!("{} of {}", name(message), position_of(message)))),
+                say(there.as_deref().map(|message| format!("{} of {}", name(message), position_of(message)))),
             );
-            let wrote = there.and_then(|there| self.source_of(&there)).or_else(|| self.who_changed(seq));
-            self.complain(Property::ChangesLeadThere, sentence, read.source, wrote);
+            let wrote = there.and_then(|there| self.source_of(&there)).or_else(|| self.last_change_at(seq));
+            self.report_violation(Property::ChangesLeadThere, sentence, read.source, wrote);
             return;
         }
     }
 }
 
-/// Who read, and when the answer came.
+/// The source of a reply, and its time.
 #[derive(Clone, Copy)]
 struct Read {
     source: Source,
     at: Duration,
 }
 
-fn place(message: &Message) -> Position {
+fn position_of(message: &Message) -> Position {
     Position { term: message.term, rev: message.rev }
 }
 

@@ -1,5 +1,5 @@
-//! The walk through a subject's history in the order of (term, rev): every change is applied where it stands, every read
-//! is held against the state at the position it names, and what a term did not inherit is taken back.
+//! Replays a subject's history in the order of (term, rev): it applies every change at its position, compares every
+//! read with the state at the position that it names, and undoes the changes that a term did not inherit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -9,56 +9,56 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, Position, Rev, Seq, Term};
 
 use crate::feeds::{self, Reader};
-use crate::history::{Answer, Harm, Op, Rules, SubjectHistory};
+use crate::history::{Op, OpResult, Rules, ServerFault, SubjectHistory};
 use crate::model::{Model, Step, Undo};
-use crate::operations::{Fate, Operations};
+use crate::operations::{OperationStatus, Operations};
 use crate::slots::{Effect, Slot, Slots};
 use crate::terms::Terms;
 use crate::verdict::{Findings, Property, Source};
 
 /// One step of the path that leads to the current state.
 pub(crate) struct PathStep {
-    /// Its place, the last one of a hole.
+    /// Its position; for a gap, the last one.
     pub(crate) position: Position,
     pub(crate) step: Step,
-    /// How durable it had to be to be seen.
+    /// The level that a reply or event requires before it can show the step.
     pub(crate) level: Level,
-    pub(crate) is_hole: bool,
+    pub(crate) is_gap: bool,
     undo: Vec<Undo>,
 }
 
-/// Everything that is known of one subject while it is being judged.
+/// The state of the judgement of one subject.
 pub(crate) struct Replay<'c, 'h> {
     pub(crate) history: &'h SubjectHistory,
     pub(crate) rules: Rules,
-    pub(crate) harms: &'h [Harm],
+    pub(crate) faults: &'h [ServerFault],
     pub(crate) ops: &'c Operations<'h>,
     pub(crate) slots: &'c Slots<'h>,
     pub(crate) terms: &'c Terms,
     pub(crate) findings: &'c mut Findings<'h>,
     pub(crate) model: Model,
     pub(crate) path: Vec<PathStep>,
-    /// The step of each place that was walked through, ascending.
+    /// The step of each replayed position, ascending.
     pub(crate) steps: Vec<(Position, Step)>,
-    /// Who told of what each step did.
-    told: Vec<Option<Source>>,
-    /// Up to where each term is in the bucket, and who says so.
+    /// The source that reported each step.
+    sources: Vec<Option<Source>>,
+    /// The durable watermark of each term, and its source.
     pub(crate) durable: BTreeMap<Term, (Rev, Source)>,
-    /// Operations that may have happened at places nobody told of.
-    pub(crate) loose: BTreeSet<usize>,
-    /// Of each operation, how many places are known.
+    /// Operations that may have been executed at unreported positions.
+    pub(crate) unplaced: BTreeSet<usize>,
+    /// The number of known positions of each operation.
     placed: HashMap<usize, u64>,
-    /// Places that nobody told of, and by when they must have been filled.
-    holes: Vec<(Position, u64)>,
-    /// What a term inherited cannot be told: whoever reads teaches us.
-    pub(crate) is_vague: bool,
-    /// Who reads feeds.
+    /// Unreported positions, and the number of revs at each.
+    gaps: Vec<(Position, u64)>,
+    /// The inherited state of a term is unknown: the model follows the reads.
+    pub(crate) is_uncertain: bool,
+    /// The readers of the feeds.
     pub(crate) readers: BTreeMap<usize, Reader>,
 }
 
 impl<'c, 'h> Replay<'c, 'h> {
     pub(crate) fn new(
-        (history, rules, harms): (&'h SubjectHistory, Rules, &'h [Harm]),
+        (history, rules, faults): (&'h SubjectHistory, Rules, &'h [ServerFault]),
         (ops, slots, terms): (&'c Operations<'h>, &'c Slots<'h>, &'c Terms),
         findings: &'c mut Findings<'h>,
     ) -> Self {
@@ -66,13 +66,13 @@ impl<'c, 'h> Replay<'c, 'h> {
         for op in slots.all.values().filter_map(|slot| slot.op) {
             *placed.entry(op).or_default() += 1;
         }
-        // Of several sets each has a place of its own: that one is known says nothing of the others.
-        let has_more = |op: &usize| placed.get(op).is_none_or(|known| *known < ops.all[*op].most_revs());
-        let loose = ops.unknown().filter(has_more).collect();
+        // Each set of a request has its own position, so one known position does not determine the others.
+        let has_more = |op: &usize| placed.get(op).is_none_or(|known| *known < ops.all[*op].max_revs());
+        let unplaced = ops.unknown().filter(has_more).collect();
         Self {
             history,
             rules,
-            harms,
+            faults,
             ops,
             slots,
             terms,
@@ -80,24 +80,24 @@ impl<'c, 'h> Replay<'c, 'h> {
             model: Model::new(),
             path: Vec::new(),
             steps: vec![(Position::default(), 0)],
-            told: vec![None],
+            sources: vec![None],
             durable: BTreeMap::new(),
-            loose,
+            unplaced,
             placed,
-            holes: Vec::new(),
-            is_vague: false,
+            gaps: Vec::new(),
+            is_uncertain: false,
             readers: BTreeMap::new(),
         }
     }
 
     pub(crate) fn walk(&mut self) {
         let mut reads: BTreeMap<Position, Vec<usize>> = BTreeMap::new();
-        for (place, call) in self.history.calls.iter().enumerate() {
+        for (index, call) in self.history.calls.iter().enumerate() {
             if let Some((answer, _)) = call.answer()
                 && let Some(position) = answer.position()
-                && !matches!(answer, Answer::Set(_))
+                && !matches!(answer, OpResult::Set(_))
             {
-                reads.entry(position).or_default().push(place);
+                reads.entry(position).or_default().push(index);
             }
         }
         let feeds = feeds::marks(&self.history.feeds, self.findings);
@@ -111,9 +111,9 @@ impl<'c, 'h> Replay<'c, 'h> {
             for &mark in marks.range(base..=Position { term, rev: Rev::new(u64::MAX) }) {
                 if mark.rev > state.base {
                     let slot = self.slots.all.get(&mark);
-                    let hole_end = if slot.is_some() { mark.rev.get() - 1 } else { mark.rev.get() };
-                    if hole_end > before.get() {
-                        self.hole(Position { term, rev: Rev::new(hole_end) }, hole_end - before.get());
+                    let gap_end = if slot.is_some() { mark.rev.get() - 1 } else { mark.rev.get() };
+                    if gap_end > before.get() {
+                        self.gap(Position { term, rev: Rev::new(gap_end) }, gap_end - before.get());
                     }
                     if let Some(slot) = slot {
                         self.change(mark, slot);
@@ -124,34 +124,34 @@ impl<'c, 'h> Replay<'c, 'h> {
                     self.observe(call);
                 }
                 for &feed in feeds.get(&mark).into_iter().flatten() {
-                    self.look_at_feed(feed, mark);
+                    self.check_feed(feed, mark);
                 }
             }
-            // What is only known to be there, because a beacon said so.
+            // Revs that only a beacon shows.
             if state.highest > before {
                 let end = Position { term, rev: state.highest };
-                self.hole(end, state.highest.get() - before.get());
+                self.gap(end, state.highest.get() - before.get());
             }
         }
-        self.holes_are_explained();
+        self.check_gaps();
     }
 
-    /// A new step, of which `source` told.
+    /// Starts a new step that `source` reported.
     pub(crate) fn advance(&mut self, source: Option<Source>) -> Step {
         let step = self.model.advance();
-        self.told.push(source);
+        self.sources.push(source);
         step
     }
 
-    /// The step at the end of which the subject was at this place, or had last been somewhere before it.
+    /// Returns the step at whose end the subject was at this position, or at the last known position before it.
     pub(crate) fn step_of(&self, position: Position) -> Step {
         let end = self.steps.partition_point(|(known, _)| *known <= position);
         self.steps[..end].last().map_or(0, |(_, step)| *step)
     }
 
-    /// Who told of what a step did.
-    pub(crate) fn told(&self, step: Step) -> Option<Source> {
-        self.told.get(step).copied().flatten()
+    /// Returns the source that reported a step.
+    pub(crate) fn source_of_step(&self, step: Step) -> Option<Source> {
+        self.sources.get(step).copied().flatten()
     }
 
     fn begin_term(&mut self, term: Term, base: Rev, is_known: bool) {
@@ -161,13 +161,15 @@ impl<'c, 'h> Replay<'c, 'h> {
         let lost = self.path.split_off(keep);
         let follows = self.steps.last().is_some_and(|(last, _)| last.term.next() == term);
         let through = self.path.last().map(|step| step.position.rev).unwrap_or_default();
-        // A term that nobody told of, or whose base nobody told of, may have put something else in the place of what was
-        // not yet in the bucket.
+        // A term without a report, or without a reported base, may have replaced writes that were not in the bucket.
         let sure = self.durable.values().map(|(rev, _)| *rev).max().unwrap_or_default();
-        let is_told = is_known && follows;
-        if !self.is_vague && !is_told && through.max(lost.last().map_or(through, |l| l.position.rev)) > sure {
-            self.is_vague = true;
-            self.findings.coverage.add("subjects of which a term is not known");
+        let has_report = is_known && follows;
+        if !self.is_uncertain
+            && !has_report
+            && through.max(lost.last().map_or(through, |l| l.position.rev)) > sure
+        {
+            self.is_uncertain = true;
+            self.findings.coverage.add("subjects with an unknown term");
         }
         let mut undone = Vec::new();
         for step in lost.iter().rev() {
@@ -180,30 +182,30 @@ impl<'c, 'h> Replay<'c, 'h> {
         self.steps.push((Position { term, rev: base }, step));
         self.lost(term, &lost);
         if base > through && base.get() - through.get() > 0 {
-            // Revs of earlier terms that nobody told of.
+            // Unreported revs of earlier terms.
             let position = Position { term, rev: base };
-            self.hole(position, base.get() - through.get());
+            self.gap(position, base.get() - through.get());
         }
     }
 
-    /// Places of which nobody told what stands there.
-    fn hole(&mut self, position: Position, revs: u64) {
+    /// Adds positions whose changes are unreported.
+    fn gap(&mut self, position: Position, revs: u64) {
         let step = self.advance(None);
-        self.findings.coverage.add("changes nobody was told of");
-        self.holes.push((position, revs));
+        self.findings.coverage.add("unreported changes");
+        self.gaps.push((position, revs));
         let (next, _) = self.model.next_seq();
-        if self.loose.iter().any(|&op| self.ops.all[op].set().is_some()) {
+        if self.unplaced.iter().any(|&op| self.ops.all[op].set().is_some()) {
             self.model.set_next(next, false);
         }
         let level = self.model.config().level.unwrap_or(self.rules.default_level);
         self.push(position, step, level, true, None);
     }
 
-    fn push(&mut self, position: Position, step: Step, level: Level, is_hole: bool, source: Option<Source>) {
+    fn push(&mut self, position: Position, step: Step, level: Level, is_gap: bool, source: Option<Source>) {
         let undo = self.model.take_undo();
-        self.path.push(PathStep { position, step, level, is_hole, undo });
+        self.path.push(PathStep { position, step, level, is_gap, undo });
         self.steps.push((position, step));
-        // Whoever was shown this place was shown something that had reached its level.
+        // A reader sees a position only after the change has reached its level.
         let is_seen = self.terms.all.get(&position.term).is_some_and(|state| position.rev <= state.highest);
         if level == Level::Bucket
             && is_seen
@@ -242,7 +244,7 @@ impl<'c, 'h> Replay<'c, 'h> {
             Effect::DeleteAll(end) => self.delete_all(position, slot, *end),
             Effect::Configure(config) => {
                 level = Level::Bucket;
-                self.asked_for(
+                self.check_requested(
                     position,
                     slot,
                     |op| matches!(op, Op::Configure(asked) if asked.config == *config),
@@ -259,58 +261,59 @@ impl<'c, 'h> Replay<'c, 'h> {
                 self.model.configure(SubjectConfig::default());
             }
         }
-        // Of a message that was shown without its value nobody knows who wrote it, and so not what else that wrote.
-        let is_hole = match &slot.effect {
+        // If a message was shown without its value, its writer is unknown, and so are the other writes of that request.
+        let is_gap = match &slot.effect {
             Effect::Sets(sets) => sets.values().any(|written| written.item.is_none()),
             _ => false,
         };
-        if is_hole {
+        if is_gap {
             let (next, _) = self.model.next_seq();
             self.model.set_next(next, false);
         }
-        self.push(position, step, level, is_hole, Some(slot.source));
+        self.push(position, step, level, is_gap, Some(slot.source));
     }
 
-    /// Somebody must have asked for a change that only an event tells of.
-    pub(crate) fn asked_for(&mut self, position: Position, slot: &Slot, is_it: impl Fn(&Op) -> bool) {
+    /// Checks that a request exists for a change that only an event reports.
+    pub(crate) fn check_requested(&mut self, position: Position, slot: &Slot, is_it: impl Fn(&Op) -> bool) {
         if slot.op.is_some() {
             return;
         }
         let may = |op: &&crate::operations::Operation<'_>| {
-            op.fate != Fate::Refused && op.invoked <= slot.witnessed && is_it(op.op)
+            op.status != OperationStatus::Refused && op.invoked <= slot.first_seen && is_it(op.op)
         };
         if !self.ops.all.iter().any(|op| may(&op)) {
-            let sentence = format!("nobody asked for the change at {position}");
-            self.findings.wrong(Property::NothingFromNothing, sentence, [slot.source]);
+            let sentence = format!("no request asked for the change at {position}");
+            self.findings.report(Property::NothingFromNothing, sentence, [slot.source]);
         }
     }
 
-    /// Whether something may have happened after `rev` of which nobody was told.
-    pub(crate) fn has_hole_after(&self, rev: Rev) -> bool {
-        self.path.iter().rev().take_while(|step| step.position.rev > rev).any(|step| step.is_hole)
+    /// Returns whether an unreported change may follow `rev`.
+    pub(crate) fn has_gap_after(&self, rev: Rev) -> bool {
+        self.path.iter().rev().take_while(|step| step.position.rev > rev).any(|step| step.is_gap)
     }
 
-    /// Whether a message that should be there may be gone because of something of which nobody was told.
+    /// Returns whether an unreported change may have removed a message.
     pub(crate) fn may_be_gone(&self, message: &Message, by: Duration) -> bool {
-        if self.is_vague {
+        if self.is_uncertain {
             return true;
         }
         let removes = |op: &usize| {
             let operation = &self.ops.all[*op];
             operation.invoked <= by && may_remove(operation.op, message)
         };
-        self.has_hole_after(message.rev) && (self.may_have_gone(message) || self.loose.iter().any(removes))
+        self.has_gap_after(message.rev)
+            && (self.retention_may_have_removed(message) || self.unplaced.iter().any(removes))
     }
 
-    /// Whether there may be a message, under this key or any, of which nobody was told.
+    /// Returns whether an unreported change may have added a message.
     pub(crate) fn may_be_more(&self) -> bool {
-        self.is_vague
-            || (self.path.iter().any(|step| step.is_hole)
-                && self.loose.iter().any(|&op| self.ops.all[op].set().is_some()))
+        self.is_uncertain
+            || (self.path.iter().any(|step| step.is_gap)
+                && self.unplaced.iter().any(|&op| self.ops.all[op].set().is_some()))
     }
 
-    /// What a reader was shown is so, whatever we thought.
-    pub(crate) fn learn(&mut self, change: impl FnOnce(&mut Model)) {
+    /// Changes the model to match a read.
+    pub(crate) fn correct_model(&mut self, change: impl FnOnce(&mut Model)) {
         let step = self.advance(None);
         change(&mut self.model);
         let undo = self.model.take_undo();
@@ -320,66 +323,67 @@ impl<'c, 'h> Replay<'c, 'h> {
         if let Some((position, _)) = self.steps.last().copied() {
             self.steps.push((position, step));
         }
-        self.findings.coverage.add("learned from a reader");
+        self.findings.coverage.add("model corrected by a read");
     }
 
-    /// Every place that nobody told of must have been filled by somebody who was not told either.
-    fn holes_are_explained(&mut self) {
-        // What goes by itself has revs that nobody asked for.
-        if self.is_vague || self.holes.is_empty() || self.anything_may_go() {
+    /// Checks that unanswered operations explain every unreported position.
+    fn check_gaps(&mut self) {
+        // Retention creates revs without a request.
+        if self.is_uncertain || self.gaps.is_empty() || self.retention_is_possible() {
             return;
         }
         let revs = |op: &usize| {
             let known = self.placed.get(op).copied().unwrap_or_default();
-            // One that was lost may have been carried out again.
-            self.ops.all[*op].most_revs().saturating_sub(known).max(1)
+            // A lost operation may have been executed again.
+            self.ops.all[*op].max_revs().saturating_sub(known).max(1)
         };
-        let mut room: Vec<(Duration, u64)> =
-            self.loose.iter().map(|op| (self.ops.all[*op].invoked, revs(op))).collect();
-        room.sort_unstable();
-        let mut holes: Vec<(Duration, Position, u64, Option<Source>)> = self
-            .holes
+        let mut unplaced_revs: Vec<(Duration, u64)> =
+            self.unplaced.iter().map(|op| (self.ops.all[*op].invoked, revs(op))).collect();
+        unplaced_revs.sort_unstable();
+        let mut gaps: Vec<(Duration, Position, u64, Option<Source>)> = self
+            .gaps
             .iter()
             .map(|&(position, revs)| {
-                let (by, source) = self.first_told_after(position);
+                let (by, source) = self.first_report_after(position);
                 (by, position, revs, source)
             })
             .collect();
-        holes.sort_unstable();
+        gaps.sort_unstable();
         let mut wanted = 0;
-        for (by, position, revs, source) in holes {
+        for (by, position, revs, source) in gaps {
             wanted += revs;
-            let had: u64 = room.iter().take_while(|(invoked, _)| *invoked <= by).map(|(_, revs)| revs).sum();
-            if wanted > had {
+            let possible: u64 =
+                unplaced_revs.iter().take_while(|(invoked, _)| *invoked <= by).map(|(_, revs)| revs).sum();
+            if wanted > possible {
                 let sentence = format!(
-                    "{revs} revs up to {position} were made by nobody: {had} may have been made by operations without \
-                     an answer, and {wanted} are missing"
+                    "{revs} revs up to {position} have no cause: unanswered operations may have made {possible}, and \
+                     {wanted} are missing",
                 );
-                self.findings.wrong(Property::NothingFromNothing, sentence, source);
+                self.findings.report(Property::NothingFromNothing, sentence, source);
                 return;
             }
         }
     }
 
-    /// Who first told of this place or a later one of its term.
-    fn first_told_after(&self, position: Position) -> (Duration, Option<Source>) {
+    /// Returns the first report of this position or a later one of its term.
+    fn first_report_after(&self, position: Position) -> (Duration, Option<Source>) {
         let end = Position { rev: Rev::new(u64::MAX), ..position };
-        let slots = self.slots.all.range(position..=end).map(|(_, slot)| (slot.witnessed, slot.source));
-        let reads = self.history.calls.iter().enumerate().filter_map(|(place, call)| {
+        let slots = self.slots.all.range(position..=end).map(|(_, slot)| (slot.first_seen, slot.source));
+        let reads = self.history.calls.iter().enumerate().filter_map(|(index, call)| {
             let (answer, at) = call.answer()?;
             let shown = answer.position()?;
-            (shown.term == position.term && shown.rev >= position.rev).then_some((at, Source::Call(place)))
+            (shown.term == position.term && shown.rev >= position.rev).then_some((at, Source::Call(index)))
         });
-        let events = self.history.events.iter().enumerate().filter_map(|(place, heard)| {
-            let shown = heard.event.position();
+        let events = self.history.events.iter().enumerate().filter_map(|(index, received)| {
+            let shown = received.event.position();
             (shown.term == position.term && shown.rev >= position.rev)
-                .then_some((heard.at, Source::Event(place)))
+                .then_some((received.at, Source::Event(index)))
         });
         let first = slots.chain(reads).chain(events).min();
         first.map_or((Duration::MAX, None), |(at, source)| (at, Some(source)))
     }
 
-    /// What stands at the place where this message was written.
+    /// Returns the source for the position at which this message was written.
     pub(crate) fn source_of(&self, message: &Message) -> Option<Source> {
         let position = Position { term: message.term, rev: message.rev };
         self.slots.all.get(&position).map(|slot| slot.source)
@@ -390,7 +394,7 @@ impl<'c, 'h> Replay<'c, 'h> {
     }
 }
 
-/// Whether an operation could remove a message.
+/// Returns whether an operation can remove a message.
 fn may_remove(op: &Op, message: &Message) -> bool {
     match op {
         Op::Delete(request) => {

@@ -1,4 +1,4 @@
-//! What every answer, event and message says about the places of the history: which change stands at which (term, rev).
+//! Collects what the replies, events and messages show about each position (term, rev) of the history.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -8,24 +8,24 @@ use dormouse_protocol::data::{SetItem, SetOutcome, SetResult};
 use dormouse_protocol::message::{SetChange, SubjectConfig};
 use dormouse_protocol::{Change, Headers, Message, Position, Seq};
 
-use crate::history::{Answer, Call, FeedTells, Heard, Op, SubjectHistory};
-use crate::operations::{Fate, ItemRef, Operations};
+use crate::history::{Call, FeedOutputKind, Op, OpResult, ReceivedEvent, SubjectHistory};
+use crate::operations::{ItemRef, OperationStatus, Operations};
 use crate::verdict::{Findings, Property, Source};
 
-/// A message that was written, and by which set.
+/// A written message, and the set that wrote it.
 #[derive(Debug, Clone)]
 pub(crate) struct Written {
     pub(crate) message: Rc<Message>,
     pub(crate) item: Option<ItemRef>,
 }
 
-/// What stands at one place.
+/// The change at one position.
 #[derive(Debug, Clone)]
 pub(crate) enum Effect {
     Sets(BTreeMap<Seq, Written>),
-    /// Messages are removed; which ones, as far as anybody was told.
+    /// Messages are removed. The set holds the seqs that are reported.
     Delete(Vec<Seq>),
-    /// All up to a seq; `None`: as the operation says.
+    /// All messages up to a seq are removed; `None`: the operation names the end.
     DeleteAll(Option<Seq>),
     Configure(SubjectConfig),
     Destroy,
@@ -35,19 +35,19 @@ pub(crate) enum Effect {
 pub(crate) struct Slot {
     pub(crate) op: Option<usize>,
     pub(crate) effect: Effect,
-    /// The first who told of it.
+    /// The first source that reported it.
     pub(crate) source: Source,
-    /// When it was first told of.
-    pub(crate) witnessed: Duration,
-    /// Who announced it.
+    /// The time of the first report.
+    pub(crate) first_seen: Duration,
+    /// The event that announced it.
     pub(crate) event: Option<usize>,
 }
 
-/// All places of which anything is known.
+/// All positions with a report.
 pub(crate) struct Slots<'h> {
     pub(crate) all: BTreeMap<Position, Slot>,
-    /// Where each set was found, and by whom.
-    pub(crate) places: BTreeMap<ItemRef, Vec<(Position, Source)>>,
+    /// The positions at which each set was found, with the source.
+    pub(crate) positions: BTreeMap<ItemRef, Vec<(Position, Source)>>,
     calls: &'h [Call],
 }
 
@@ -58,22 +58,22 @@ impl<'h> Slots<'h> {
         findings: &mut Findings<'_>,
     ) -> Self {
         let SubjectHistory { calls, events, .. } = history;
-        let mut slots = Self { all: BTreeMap::new(), places: BTreeMap::new(), calls };
-        for (place, call) in calls.iter().enumerate() {
-            if let (Some((answer, at)), Some(op)) = (call.answer(), ops.of_call[place]) {
-                slots.acknowledged(op, answer, (Source::Call(place), at), ops, findings);
+        let mut slots = Self { all: BTreeMap::new(), positions: BTreeMap::new(), calls };
+        for (index, call) in calls.iter().enumerate() {
+            if let (Some((answer, at)), Some(op)) = (call.answer(), ops.of_call[index]) {
+                slots.acknowledged(op, answer, (Source::Call(index), at), ops, findings);
             }
         }
-        for (place, heard) in events.iter().enumerate() {
-            slots.announced(place, heard, ops, findings);
+        for (index, received) in events.iter().enumerate() {
+            slots.announced(index, received, ops, findings);
         }
-        for (place, call) in calls.iter().enumerate() {
+        for (index, call) in calls.iter().enumerate() {
             let Some((answer, at)) = call.answer() else { continue };
-            let source = (Source::Call(place), at);
+            let source = (Source::Call(index), at);
             match answer {
-                Answer::Get(reply) => slots.shown(&reply.messages, source, ops, findings),
-                Answer::GetAll(reply) => slots.shown(&reply.messages, source, ops, findings),
-                Answer::Changes(reply) => {
+                OpResult::Get(reply) => slots.shown(&reply.messages, source, ops, findings),
+                OpResult::GetAll(reply) => slots.shown(&reply.messages, source, ops, findings),
+                OpResult::Changes(reply) => {
                     for change in &reply.changes {
                         if let Change::Set(SetChange { message, .. }) = change {
                             slots.message(message, source, ops, findings);
@@ -83,10 +83,10 @@ impl<'h> Slots<'h> {
                 _ => {}
             }
         }
-        for (place, feed) in history.feeds.iter().enumerate() {
-            for told in &feed.told {
-                if let FeedTells::Set { message, .. } = &told.what {
-                    slots.message(message, (Source::Feed(place), told.at), ops, findings);
+        for (index, feed) in history.feeds.iter().enumerate() {
+            for output in &feed.outputs {
+                if let FeedOutputKind::Set { message, .. } = &output.kind {
+                    slots.message(message, (Source::Feed(index), output.at), ops, findings);
                 }
             }
         }
@@ -97,37 +97,37 @@ impl<'h> Slots<'h> {
     fn acknowledged(
         &mut self,
         op: usize,
-        answer: &Answer,
+        answer: &OpResult,
         source: (Source, Duration),
         ops: &Operations<'h>,
         findings: &mut Findings<'_>,
     ) {
         match (ops.all[op].op, answer) {
-            (Op::Set(request), Answer::Set(reply)) => {
-                for (place, (item, outcome)) in request.sets.iter().zip(&reply.results).enumerate() {
+            (Op::Set(request), OpResult::Set(reply)) => {
+                for (index, (item, outcome)) in request.sets.iter().zip(&reply.results).enumerate() {
                     let SetOutcome::Ok(result) = outcome else { continue };
-                    // It may be another request's set that had the same message id.
+                    // Another request's set may have had the same message id.
                     if result.duplicate && item.msg_id.as_deref().is_some_and(|id| ops.is_shared(id)) {
                         continue;
                     }
                     let position = Position { term: result.term, rev: result.rev };
-                    let item_ref = ItemRef { op, place };
+                    let item_ref = ItemRef { op, index };
                     let message = Rc::new(written(item, result));
                     let written = Written { message, item: Some(item_ref) };
                     self.set(position, Some(op), written, source, findings);
                 }
             }
-            (_, Answer::Delete(reply)) if !reply.seqs.is_empty() => {
+            (_, OpResult::Delete(reply)) if !reply.seqs.is_empty() => {
                 self.put(reply.position, Some(op), Effect::Delete(reply.seqs.clone()), source, findings);
             }
-            (_, Answer::DeleteAll(reply)) if reply.count > 0 => {
+            (_, OpResult::DeleteAll(reply)) if reply.count > 0 => {
                 self.put(reply.position, Some(op), Effect::DeleteAll(None), source, findings);
             }
-            (Op::Configure(request), Answer::Configure(reply)) => {
+            (Op::Configure(request), OpResult::Configure(reply)) => {
                 let effect = Effect::Configure(request.config.clone());
                 self.put(reply.position, Some(op), effect, source, findings);
             }
-            (_, Answer::Destroy(reply)) => {
+            (_, OpResult::Destroy(reply)) => {
                 self.put(reply.position, Some(op), Effect::Destroy, source, findings);
             }
             _ => {}
@@ -136,14 +136,14 @@ impl<'h> Slots<'h> {
 
     fn announced(
         &mut self,
-        place: usize,
-        heard: &'h Heard,
+        index: usize,
+        received: &'h ReceivedEvent,
         ops: &Operations<'h>,
         findings: &mut Findings<'_>,
     ) {
-        let source = (Source::Event(place), heard.at);
-        for change in &heard.event.changes {
-            let position = Position { term: heard.event.term, rev: change.rev() };
+        let source = (Source::Event(index), received.at);
+        for change in &received.event.changes {
+            let position = Position { term: received.event.term, rev: change.rev() };
             match change {
                 Change::Set(SetChange { message, .. }) => self.message(message, source, ops, findings),
                 Change::Delete(delete) => {
@@ -158,7 +158,7 @@ impl<'h> Slots<'h> {
                 }
             }
             if let Some(slot) = self.all.get_mut(&position) {
-                slot.event = Some(place);
+                slot.event = Some(index);
             }
         }
     }
@@ -175,7 +175,7 @@ impl<'h> Slots<'h> {
         }
     }
 
-    /// Somebody was shown this message.
+    /// Adds a message that was shown to a reader.
     fn message(
         &mut self,
         message: &Message,
@@ -190,14 +190,14 @@ impl<'h> Slots<'h> {
         {
             let first = known.map(|slot| slot.source);
             if !is_same(message, &written.message) {
-                findings.wrong(
+                findings.report(
                     Property::OneOwner,
-                    format!("{position} wrote two different messages at {}", message.seq),
+                    format!("{position} has two different messages at {}", message.seq),
                     first.into_iter().chain([source.0]),
                 );
             }
             if let Some(slot) = self.all.get_mut(&position) {
-                slot.witnessed = slot.witnessed.min(source.1);
+                slot.first_seen = slot.first_seen.min(source.1);
             }
             return;
         }
@@ -211,7 +211,7 @@ impl<'h> Slots<'h> {
         self.set(position, item.map(|item| item.op), written, source, findings);
     }
 
-    /// Who wrote a message of which only its reader told. `None`: nobody can have.
+    /// Returns the set that wrote a message that only a reader reports. `None`: no set can have written it.
     fn writer(
         &self,
         message: &Message,
@@ -227,31 +227,31 @@ impl<'h> Slots<'h> {
         let writers = ops.writers(message);
         let may = |item: &&ItemRef| {
             let operation = &ops.all[item.op];
-            // Whoever has asked before without an answer may have been granted it then, lost it, and been refused it now.
+            // A repeat of an unanswered request may be rejected although the first attempt was executed and lost.
             let asked_before = operation.calls.iter().any(|&call| self.calls[call].is_open());
-            let refused = operation.fate == Fate::Refused
-                || !asked_before && operation.refusal_of(self.calls, item.place).is_some();
+            let refused = operation.status == OperationStatus::Refused
+                || !asked_before && operation.refusal_of(self.calls, item.index).is_some();
             !refused && operation.invoked <= source.1 && of_slot.is_none_or(|op| op == item.op)
         };
-        let elsewhere = |item: &&ItemRef| self.places.get(item).is_none_or(Vec::is_empty);
+        let elsewhere = |item: &&ItemRef| self.positions.get(item).is_none_or(Vec::is_empty);
         let found = writers.iter().filter(may).find(elsewhere).or_else(|| writers.iter().find(may));
         if let Some(&found) = found {
             return Some(Some(found));
         }
-        let told = std::iter::once(source.0);
+        let reporter = std::iter::once(source.0);
         let (property, sentence) = match writers.first() {
-            None => (Property::NothingFromNothing, format!("nobody wrote the message at {position}")),
+            None => (Property::NothingFromNothing, format!("no request wrote the message at {position}")),
             Some(item) if of_slot.is_some_and(|op| op != item.op) => {
                 (Property::OneOwner, format!("{position} belongs to another operation"))
             }
             Some(item) if ops.all[item.op].invoked > source.1 => {
-                (Property::NothingFromNothing, format!("{position} was seen before it was asked for"))
+                (Property::NothingFromNothing, format!("{position} was seen before it was requested"))
             }
-            Some(_) => (Property::RefusedIsNotDone, format!("{position} was refused, and is there")),
+            Some(_) => (Property::RefusedIsNotDone, format!("{position} was rejected, but it was executed")),
         };
         let asked = writers.iter().flat_map(|item| ops.sources(item.op));
         let slot = self.all.get(&position).map(|slot| slot.source);
-        findings.wrong(property, sentence, told.chain(asked).chain(slot));
+        findings.report(property, sentence, reporter.chain(asked).chain(slot));
         None
     }
 
@@ -264,25 +264,25 @@ impl<'h> Slots<'h> {
         findings: &mut Findings<'_>,
     ) {
         if let Some(item) = written.item {
-            let places = self.places.entry(item).or_default();
-            if places.iter().all(|(known, _)| *known != position) {
-                places.push((position, source.0));
+            let positions = self.positions.entry(item).or_default();
+            if positions.iter().all(|(known, _)| *known != position) {
+                positions.push((position, source.0));
             }
         }
         let seq = written.message.seq;
         match self.all.get_mut(&position) {
-            Some(Slot { op: known, effect: Effect::Sets(sets), source: first, witnessed, .. })
+            Some(Slot { op: known, effect: Effect::Sets(sets), source: first, first_seen, .. })
                 if known.is_none() || op.is_none() || *known == op =>
             {
                 if let Some(other) = sets.get(&seq)
                     && !is_same(&written.message, &other.message)
                 {
-                    let sentence = format!("{position} wrote two different messages at {seq}");
-                    findings.wrong(Property::OneOwner, sentence, [*first, source.0]);
+                    let sentence = format!("{position} has two different messages at {seq}");
+                    findings.report(Property::OneOwner, sentence, [*first, source.0]);
                     return;
                 }
                 *known = known.or(op);
-                *witnessed = source.1.min(*witnessed);
+                *first_seen = source.1.min(*first_seen);
                 sets.insert(seq, written);
             }
             _ => self.put(position, op, Effect::Sets(BTreeMap::from([(seq, written)])), source, findings),
@@ -298,23 +298,23 @@ impl<'h> Slots<'h> {
         findings: &mut Findings<'_>,
     ) {
         let Some(slot) = self.all.get_mut(&position) else {
-            self.all.insert(position, Slot { op, effect, source, witnessed: at, event: None });
+            self.all.insert(position, Slot { op, effect, source, first_seen: at, event: None });
             return;
         };
-        slot.witnessed = slot.witnessed.min(at);
-        if let (Effect::DeleteAll(end @ None), Effect::DeleteAll(told)) = (&mut slot.effect, &effect) {
-            *end = *told;
+        slot.first_seen = slot.first_seen.min(at);
+        if let (Effect::DeleteAll(end @ None), Effect::DeleteAll(reported)) = (&mut slot.effect, &effect) {
+            *end = *reported;
         }
         let same_op = slot.op.is_none() || op.is_none() || slot.op == op;
         if !same_op || !is_same_effect(&slot.effect, &effect) {
             let sentence = format!("{position} holds two different changes");
-            findings.wrong(Property::OneOwner, sentence, [slot.source, source]);
+            findings.report(Property::OneOwner, sentence, [slot.source, source]);
         }
     }
 
-    /// An entry is there as a whole or not at all: what is known of one set of a request tells where the others are.
+    /// An entry is never split: the position of one set determines the positions of the other sets of the request.
     fn complete(&mut self, ops: &Operations<'h>) {
-        // Of sets on their own, some may have been refused where there are limits.
+        // If there are limits, single sets of a request that is not atomic may be rejected.
         let is_limited = ops.all.iter().any(|op| match op.op {
             Op::Configure(request) => {
                 let config = &request.config;
@@ -326,28 +326,28 @@ impl<'h> Slots<'h> {
             let Some(request) = ops.all[op].set() else { continue };
             let plain = |item: &SetItem| {
                 let decided = item.seq.is_some() || item.timestamp.is_some();
-                // All or none: where one is there, what the others expected was so.
+                // In an atomic batch, one written set shows that the expectations of the others held.
                 !decided && (item.expect.is_none() || request.atomic) && item.msg_id.is_none()
             };
             if request.sets.len() < 2 || !request.sets.iter().all(plain) {
                 continue;
             }
-            let places = request.sets.len();
-            let Some(first) = (0..places).find_map(|place| self.seen(ItemRef { op, place })) else {
+            let len = request.sets.len();
+            let Some(first) = (0..len).find_map(|index| self.seen(ItemRef { op, index })) else {
                 continue;
             };
-            for (place, item) in request.sets.iter().enumerate() {
-                let item_ref = ItemRef { op, place };
-                if self.places.get(&item_ref).is_some_and(|places| !places.is_empty()) {
+            for (index, item) in request.sets.iter().enumerate() {
+                let item_ref = ItemRef { op, index };
+                if self.positions.get(&item_ref).is_some_and(|positions| !positions.is_empty()) {
                     continue;
                 }
                 let known = if request.atomic || !is_limited {
                     Some(first.clone())
                 } else {
-                    self.before(item_ref, places)
+                    self.before(item_ref, len)
                 };
-                let Some(Seen { place: known, message, source, at }) = known else { continue };
-                let away = |number: u64| (number + place as u64).saturating_sub(known as u64);
+                let Some(Seen { index: known, message, source, at }) = known else { continue };
+                let away = |number: u64| (number + index as u64).saturating_sub(known as u64);
                 let rev = if request.atomic { message.rev.get() } else { away(message.rev.get()) };
                 let result = SetResult {
                     seq: Seq::new(away(message.seq.get())),
@@ -358,12 +358,12 @@ impl<'h> Slots<'h> {
                 };
                 let position = Position { term: result.term, rev: result.rev };
                 let written = Written { message: Rc::new(written(item, &result)), item: Some(item_ref) };
-                self.places.entry(item_ref).or_default().push((position, source));
+                self.positions.entry(item_ref).or_default().push((position, source));
                 let slot = self.all.entry(position).or_insert_with(|| Slot {
                     op: Some(op),
                     effect: Effect::Sets(BTreeMap::new()),
                     source,
-                    witnessed: at,
+                    first_seen: at,
                     event: None,
                 });
                 if let Effect::Sets(sets) = &mut slot.effect {
@@ -373,38 +373,38 @@ impl<'h> Slots<'h> {
         }
     }
 
-    /// What is known of one of the sets of a request.
+    /// Returns what is known about one set of a request.
     fn seen(&self, item: ItemRef) -> Option<Seen> {
-        let (position, source) = *self.places.get(&item)?.first()?;
+        let (position, source) = *self.positions.get(&item)?.first()?;
         let slot = self.all.get(&position)?;
         let Effect::Sets(sets) = &slot.effect else { return None };
         let written = sets.values().find(|written| written.item == Some(item))?;
-        Some(Seen { place: item.place, message: Rc::clone(&written.message), source, at: slot.witnessed })
+        Some(Seen { index: item.index, message: Rc::clone(&written.message), source, at: slot.first_seen })
     }
 
-    /// The set before this one that was seen, where the next one that was seen stands as far behind it as it was asked for:
-    /// then none between them was refused.
-    fn before(&self, item: ItemRef, places: usize) -> Option<Seen> {
-        let seen = |place: usize| self.seen(ItemRef { place, ..item });
-        let before = (0..item.place).rev().find_map(seen)?;
-        let after = (item.place + 1..places).find_map(seen)?;
+    /// Returns the known set before this one, if the next known set has the expected distance to it. Then no set
+    /// between them was rejected.
+    fn before(&self, item: ItemRef, len: usize) -> Option<Seen> {
+        let seen = |index: usize| self.seen(ItemRef { index, ..item });
+        let before = (0..item.index).rev().find_map(seen)?;
+        let after = (item.index + 1..len).find_map(seen)?;
         let apart = after.message.rev.get().checked_sub(before.message.rev.get())?;
-        let none_between = apart == (after.place - before.place) as u64;
+        let none_between = apart == (after.index - before.index) as u64;
         (before.message.term == after.message.term && none_between).then_some(before)
     }
 }
 
-/// One of the sets of a request, as it was seen.
+/// One set of a request, as it was shown.
 #[derive(Clone)]
 struct Seen {
-    place: usize,
+    index: usize,
     message: Rc<Message>,
     source: Source,
-    /// When.
+    /// The time.
     at: Duration,
 }
 
-/// The message that a set wrote which was answered so.
+/// Returns the message that a set with this result wrote.
 fn written(item: &SetItem, result: &SetResult) -> Message {
     Message {
         seq: result.seq,
@@ -420,7 +420,7 @@ fn written(item: &SetItem, result: &SetResult) -> Message {
     }
 }
 
-/// Whether what was shown is what is known.
+/// Returns whether a shown message equals the known one.
 pub(crate) fn is_same(shown: &Message, known: &Message) -> bool {
     shown.seq == known.seq
         && (shown.term, shown.rev) == (known.term, known.rev)

@@ -1,26 +1,26 @@
-//! The terms of a subject: where each begins, who served it, and what of it was ever seen.
+//! The terms of a subject: the base and the server of each, and the revs that were seen in it.
 
 use std::collections::BTreeMap;
 
 use dormouse_protocol::{Position, Rev, ServerName, Term};
 
-use crate::history::{Answer, SubjectHistory};
+use crate::history::{OpResult, SubjectHistory};
 use crate::operations::Operations;
 use crate::slots::Slots;
 use crate::verdict::{Findings, Property, Source};
 
-/// One term, as far as anything is known of it.
+/// The facts about one term.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TermState {
-    /// The last rev it inherited: as was said, or the highest that fits what was seen.
+    /// The last rev that the term inherited: as reported, or the highest that fits the seen revs.
     pub(crate) base: Rev,
-    /// Whether anybody said so.
+    /// Whether the base is reported.
     pub(crate) is_known: bool,
     pub(crate) server: Option<ServerName>,
-    /// The lowest and the highest rev that anybody saw under it.
+    /// The lowest and the highest rev that was seen in the term.
     lowest: Option<Rev>,
     pub(crate) highest: Rev,
-    /// Who told of its base, or of it at all.
+    /// The source for the base or, without one, the first source for the term.
     pub(crate) source: Option<Source>,
 }
 
@@ -44,45 +44,45 @@ impl Terms {
                 state.is_known = true;
             }
         }
-        for (place, heard) in history.events.iter().enumerate() {
-            let (event, source) = (&heard.event, Source::Event(place));
+        for (index, received) in history.events.iter().enumerate() {
+            let (event, source) = (&received.event, Source::Event(index));
             terms.begins(event.term, event.term_base, source, findings);
             terms.seen(event.position(), source);
         }
         for (&position, slot) in &slots.all {
             terms.wrote(position, slot.source);
         }
-        for (place, call) in history.calls.iter().enumerate() {
-            let source = Source::Call(place);
+        for (index, call) in history.calls.iter().enumerate() {
+            let source = Source::Call(index);
             let Some((answer, _)) = call.answer() else { continue };
             let Some(position) = answer.position() else { continue };
             match answer {
-                Answer::Changes(reply) => {
+                OpResult::Changes(reply) => {
                     terms.begins(position.term, reply.term_base, source, findings);
-                    // A page that is not the last names a place on the way, which may be below the term.
+                    // A page that is not the last names an intermediate position, which may be below the term.
                     if reply.more {
                         terms.seen(Position { rev: reply.term_base, ..position }, source);
                         continue;
                     }
                 }
-                Answer::Info(reply) => {
+                OpResult::Info(reply) => {
                     terms.begins(position.term, reply.term_base, source, findings);
                     terms.served(position.term, &reply.server, source, findings);
                 }
                 _ => {}
             }
             terms.seen(position, source);
-            // A repeat tells of the term of the first.
-            if let (Some(server), None) = (&call.server, ops.of_call[place]) {
+            // A repeat names the term of the first.
+            if let (Some(server), None) = (&call.server, ops.of_call[index]) {
                 terms.served(position.term, server, source, findings);
             }
         }
-        for (place, feed) in history.feeds.iter().enumerate() {
-            for position in feed.told.iter().filter_map(|told| told.position) {
-                terms.seen(position, Source::Feed(place));
+        for (index, feed) in history.feeds.iter().enumerate() {
+            for position in feed.outputs.iter().filter_map(|output| output.position) {
+                terms.seen(position, Source::Feed(index));
             }
         }
-        terms.settle(findings);
+        terms.assign_bases(findings);
         terms
     }
 
@@ -95,8 +95,8 @@ impl Terms {
     fn begins(&mut self, term: Term, base: Rev, source: Source, findings: &mut Findings<'_>) {
         let state = self.state(term, source);
         if state.is_known && state.base != base {
-            let sentence = format!("{term} begins after {} and after {base}", state.base);
-            findings.wrong(Property::OneOwner, sentence, state.source.into_iter().chain([source]));
+            let sentence = format!("{term} has two bases: {} and {base}", state.base);
+            findings.report(Property::OneOwner, sentence, state.source.into_iter().chain([source]));
             return;
         }
         if !state.is_known {
@@ -111,7 +111,7 @@ impl Terms {
         match &state.server {
             Some(known) if known != server => {
                 let sentence = format!("{term} is served by {known} and by {server}");
-                findings.wrong(Property::OneOwner, sentence, state.source.into_iter().chain([source]));
+                findings.report(Property::OneOwner, sentence, state.source.into_iter().chain([source]));
             }
             Some(_) => {}
             None => {
@@ -123,14 +123,14 @@ impl Terms {
         }
     }
 
-    /// Somebody was shown the state of this position, so everything up to it has reached its level.
+    /// Records that a reader saw the state of this position. Then every change up to it has reached its level.
     fn seen(&mut self, position: Position, source: Source) {
         let state = self.state(position.term, source);
         state.highest = state.highest.max(position.rev);
         state.lowest = Some(state.lowest.map_or(position.rev, |lowest| lowest.min(position.rev)));
     }
 
-    /// A change was made there.
+    /// Records a change at this position.
     fn wrote(&mut self, position: Position, source: Source) {
         let below = Rev::new(position.rev.get().saturating_sub(1));
         self.seen(Position { rev: below, ..position }, source);
@@ -139,7 +139,7 @@ impl Terms {
     }
 
     /// Gives every term a base, and checks that later terms inherit no less than earlier ones.
-    fn settle(&mut self, findings: &mut Findings<'_>) {
+    fn assign_bases(&mut self, findings: &mut Findings<'_>) {
         let mut most = None;
         for state in self.all.values_mut().rev() {
             if !state.is_known {
@@ -156,10 +156,10 @@ impl Terms {
                 && state.base < known.base
             {
                 let sentence = format!(
-                    "{term} begins after {}, below {earlier}, which begins after {}",
+                    "{term} has the base {}, below {earlier} with the base {}",
                     state.base, known.base
                 );
-                findings.wrong(
+                findings.report(
                     Property::BucketIsKept,
                     sentence,
                     known.source.into_iter().chain(state.source),
@@ -169,14 +169,14 @@ impl Terms {
                 && state.is_known
                 && lowest < state.base
             {
-                let sentence = format!("{lowest} was seen under {term}, which begins after {}", state.base);
-                findings.wrong(Property::OneName, sentence, state.source);
+                let sentence = format!("{lowest} was seen under {term}, whose base is {}", state.base);
+                findings.report(Property::OneName, sentence, state.source);
             }
             before = Some((term, state.clone()));
         }
     }
 
-    /// Whether the state at `later` came about by way of `earlier`.
+    /// Returns whether the path to `later` leads through `earlier`.
     pub(crate) fn leads(&self, earlier: Position, later: Position) -> bool {
         if earlier.term == later.term {
             return earlier.rev <= later.rev;

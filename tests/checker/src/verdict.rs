@@ -1,4 +1,4 @@
-//! What is found: violations, each with the calls that show it, and how much was looked at.
+//! The result of a check: violations, each with the calls that show it, and the amount of judged data.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,49 +9,49 @@ use dormouse_protocol::Subject;
 use crate::history::SubjectHistory;
 use crate::print;
 
-/// What must hold.
+/// The properties that a history must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Property {
-    /// Whatever was answered before something else was asked comes before it in the subject's history.
+    /// A change that was reported before another request was sent precedes that request in the subject's history.
     RealTime,
-    /// Every answer is what the state at the position it names says.
+    /// Every reply equals the state at the position that it names.
     ReadsTheState,
-    /// A refusal that names what is there is right about it at some moment of the call.
+    /// An error that names the current state is correct at some moment of the call.
     RefusedRightly,
-    /// What was acknowledged or shown at the level `bucket` is there for ever.
+    /// A change that was acknowledged or shown at the level `bucket` is never lost.
     BucketIsKept,
-    /// What was acknowledged at a weaker level is lost only as an end of a term, and only for a reason in the table.
+    /// A weaker level loses only the last changes of a term, and only for a reason in the table.
     WeakerLevelsWithinTheTable,
-    /// Nothing is carried out twice, and a repeat is answered as the first was.
+    /// No request executes twice, and a repeat gets the result of the first.
     OnceAtMost,
-    /// What is not known to have happened happened once or never, and not before it was asked for.
+    /// An operation with an unknown outcome executes once or never, and not before it was requested.
     NothingFromNothing,
-    /// What a refusal said did not happen did not happen.
+    /// A request that was reported as not executed left no effect.
     RefusedIsNotDone,
-    /// Changes lead from the state they start at to the state they name.
+    /// Changes lead from their start state to the state that they name.
     ChangesLeadThere,
-    /// One place in the history holds one change, and one term has one server.
+    /// One position in the history holds one change, and one term has one server.
     OneOwner,
-    /// Revs follow each other, seqs are handed out once, (term, seq) names one message.
+    /// Revs follow each other, seqs are assigned once, and (term, seq) names one message.
     OneName,
-    /// Whoever applies what a feed tells has the state each time it says so, and nothing is told twice.
+    /// A reader that applies a feed has the state whenever the feed names a position, and the feed repeats nothing.
     FeedsAreExact,
-    /// Sets that one caller asked for without waiting stand in the order of the calls.
+    /// Sets that one caller sent without waiting are in the order of the calls.
     CallersOrder,
-    /// What was recorded cannot be judged.
+    /// The record cannot be judged.
     Unreadable,
 }
 
-/// Something that should not be so.
+/// A violation of a property.
 #[derive(Debug, Clone)]
 pub struct Violation {
-    /// What was promised.
+    /// The property.
     pub property: Property,
-    /// Of which subject.
+    /// The subject.
     pub subject: Subject,
-    /// What is wrong, in a sentence.
+    /// The fault, in a sentence.
     pub sentence: String,
-    /// The shortest history that shows it: the calls and events concerned, in order of time, one to a line.
+    /// The shortest history that shows it: the calls and events in order of time, one per line.
     pub history: Vec<String>,
 }
 
@@ -65,37 +65,37 @@ impl fmt::Display for Violation {
     }
 }
 
-/// How much a verdict rests on.
+/// The amount of judged data.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// How often each thing was seen.
+    /// How often each kind of item was judged.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
 impl Coverage {
-    pub(crate) fn add(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
+    pub(crate) fn add(&mut self, name: &'static str) {
+        *self.counts.entry(name).or_default() += 1;
     }
 
-    /// Adds what another verdict rests on.
+    /// Adds the amounts of another verdict.
     pub fn join(&mut self, other: &Self) {
-        for (what, count) in &other.counts {
-            *self.counts.entry(what).or_default() += count;
+        for (name, count) in &other.counts {
+            *self.counts.entry(name).or_default() += count;
         }
     }
 }
 
-/// What is to be said of a history.
+/// The verdict on a history.
 #[derive(Debug, Clone, Default)]
 pub struct Verdict {
-    /// What should not be so, the first of each subject first.
+    /// The violations, the first of each subject first.
     pub violations: Vec<Violation>,
-    /// What was looked at.
+    /// The judged items.
     pub coverage: Coverage,
 }
 
 impl Verdict {
-    /// Whether nothing is wrong.
+    /// Returns whether there is no violation.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.violations.is_empty()
@@ -107,11 +107,11 @@ impl fmt::Display for Verdict {
         for violation in &self.violations {
             writeln!(f, "{violation}")?;
         }
-        write!(f, "{} violations; looked at {:?}", self.violations.len(), self.coverage.counts)
+        write!(f, "{} violations; judged {:?}", self.violations.len(), self.coverage.counts)
     }
 }
 
-/// Where in the recorded history something stands.
+/// The place of an item in the recorded history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Source {
     Call(usize),
@@ -120,10 +120,10 @@ pub(crate) enum Source {
     Burst(usize),
 }
 
-/// More of one subject say the same again.
+/// Further violations of one subject add no information.
 const MOST: usize = 20;
 
-/// Collects what is found of one subject.
+/// Collects the violations of one subject.
 pub(crate) struct Findings<'h> {
     subject: &'h Subject,
     history: &'h SubjectHistory,
@@ -137,7 +137,7 @@ impl<'h> Findings<'h> {
         Self { subject, history, violations: Vec::new(), coverage }
     }
 
-    pub(crate) fn wrong(
+    pub(crate) fn report(
         &mut self,
         property: Property,
         sentence: impl Into<String>,
@@ -153,10 +153,10 @@ impl<'h> Findings<'h> {
         let history = sources
             .iter()
             .map(|source| match *source {
-                Source::Call(place) => print::call(&self.history.calls[place]),
-                Source::Event(place) => print::event(&self.history.events[place]),
-                Source::Feed(place) => print::feed(&self.history.feeds[place]),
-                Source::Burst(place) => print::burst(&self.history.bursts[place]),
+                Source::Call(index) => print::call(&self.history.calls[index]),
+                Source::Event(index) => print::event(&self.history.events[index]),
+                Source::Feed(index) => print::feed(&self.history.feeds[index]),
+                Source::Burst(index) => print::burst(&self.history.bursts[index]),
             })
             .collect();
         let (subject, sentence) = (self.subject.clone(), sentence.into());
@@ -165,10 +165,10 @@ impl<'h> Findings<'h> {
 
     fn began(&self, source: Source) -> Duration {
         match source {
-            Source::Call(place) => self.history.calls[place].invoked_at,
-            Source::Event(place) => self.history.events[place].at,
-            Source::Feed(place) => self.history.feeds[place].at,
-            Source::Burst(place) => self.history.bursts[place].at,
+            Source::Call(index) => self.history.calls[index].invoked_at,
+            Source::Event(index) => self.history.events[index].at,
+            Source::Feed(index) => self.history.feeds[index].at,
+            Source::Burst(index) => self.history.bursts[index].at,
         }
     }
 }

@@ -1,26 +1,26 @@
-//! What lies in the bucket: plain SQLite files.
+//! Lists the bucket's contents: plain SQLite files.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use crate::input::Input;
+use crate::input::DemoInput;
 
-/// How many files are shown by name.
+/// The number of files that are listed by name.
 const SHOWN: usize = 5;
 
 /// The SQLite files in a bucket.
 #[derive(Debug, Default)]
 pub struct Files {
-    /// How many.
+    /// The number of files.
     pub count: usize,
-    /// Their bytes together.
+    /// The total size in bytes.
     pub bytes: u64,
 }
 
-/// Lists the SQLite files of a bucket whose fleet has stopped, looks at the first bytes of each, and asks the `sqlite3`
-/// tool about the largest one, where that tool is installed.
-pub async fn list(bucket: &Path, input: &Input) -> anyhow::Result<Files> {
+/// Lists the SQLite files in the bucket of a stopped fleet and checks the first bytes of each. If the `sqlite3` tool is
+/// installed, it queries the largest file.
+pub async fn list(bucket: &Path, input: &DemoInput) -> anyhow::Result<Files> {
     let mut found: Vec<(u64, PathBuf)> = Vec::new();
     let mut folders = vec![bucket.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -29,9 +29,9 @@ pub async fn list(bucket: &Path, input: &Input) -> anyhow::Result<Files> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "sqlite3") {
-                // A file that was replaced meanwhile may be gone.
+                // A file that was replaced in the meantime may be gone.
                 let Ok(bytes) = std::fs::read(&path) else { continue };
-                ensure!(bytes.starts_with(b"SQLite format 3\0"), "{} is no SQLite file", path.display());
+                ensure!(bytes.starts_with(b"SQLite format 3\0"), "{} is not an SQLite file", path.display());
                 found.push((bytes.len() as u64, path));
             }
         }
@@ -55,12 +55,12 @@ async fn ask_sqlite3(file: &Path) -> anyhow::Result<()> {
     let asked =
         tokio::process::Command::new("sqlite3").arg("-readonly").arg(file).arg(question).output().await;
     let Ok(output) = asked else {
-        println!("  (no sqlite3 is installed here to open one with)");
+        println!("  (sqlite3 is not installed, so no file is queried)");
         return Ok(());
     };
     let answer = String::from_utf8(output.stdout)?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "sqlite3 cannot open {}: {error}", file.display());
-    println!("  sqlite3 says of the first: {}", answer.lines().next().context("sqlite3 says nothing")?);
+    println!("  sqlite3 on the first: {}", answer.lines().next().context("sqlite3 printed nothing")?);
     Ok(())
 }

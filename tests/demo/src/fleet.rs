@@ -1,4 +1,4 @@
-//! The fleet: what `dormouse dev` runs.
+//! The fleet that `dormouse dev` runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use anyhow::{Context, bail};
 use dormouse_harness::{Process, ProcessSpec, kill9_pid, our_program, tail};
 use tempfile::TempDir;
 
-/// How long the fleet may take to be ready, and to stop.
+/// The time limit for the fleet to become ready, and to stop.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What `dormouse dev` tells about itself.
+/// The file in which `dormouse dev` describes itself.
 #[derive(Debug, serde::Deserialize)]
 pub struct FleetFile {
     /// The address of the nats-server.
@@ -26,12 +26,12 @@ pub struct FleetFile {
 pub struct DevFleet {
     folder: TempDir,
     process: Process,
-    /// What it tells about itself.
+    /// Its description of itself.
     pub file: FleetFile,
 }
 
 impl DevFleet {
-    /// Starts a fleet of two servers in a fresh folder beside this program's build, on any free port.
+    /// Starts a fleet of two servers in a new folder beside this program's build, on any free port.
     pub async fn start(keep: bool) -> anyhow::Result<Self> {
         let program = our_program("dormouse")?;
         let build = program.parent().and_then(Path::parent).context("no build folder")?.join("demo");
@@ -45,7 +45,7 @@ impl DevFleet {
             .start()?;
         println!("a fleet of two servers on {}", data_dir.display());
         let ready = tokio::time::timeout(DEADLINE, ready(&mut process, &data_dir.join("fleet.json"))).await;
-        match ready.unwrap_or_else(|_| bail!("it is not ready after {} s", DEADLINE.as_secs())) {
+        match ready.unwrap_or_else(|_| bail!("not ready after {} s", DEADLINE.as_secs())) {
             Ok(file) => Ok(Self { folder, process, file }),
             Err(error) => {
                 let log = tail(&process.spec().log, 60);
@@ -56,17 +56,17 @@ impl DevFleet {
 
     /// kill -9.
     pub fn kill9(&mut self, name: &str) -> anyhow::Result<()> {
-        let pid = self.file.pids.remove(name).with_context(|| format!("there is no {name}"))?;
+        let pid = self.file.pids.remove(name).with_context(|| format!("no process {name}"))?;
         kill9_pid(pid)
     }
 
-    /// The folder that is the bucket.
+    /// Returns the folder of the bucket.
     pub fn bucket_dir(&self) -> anyhow::Result<PathBuf> {
-        let path = self.file.bucket.strip_prefix("file://").context("the bucket is no local directory")?;
+        let path = self.file.bucket.strip_prefix("file://").context("the bucket is not a local directory")?;
         Ok(path.into())
     }
 
-    /// Stops it as Ctrl-C does.
+    /// Stops the fleet as Ctrl-C does.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         self.process.interrupt()?;
         let status = self.process.wait(DEADLINE).await?;
@@ -74,7 +74,7 @@ impl DevFleet {
         Ok(())
     }
 
-    /// The end of its log.
+    /// Returns the end of its log.
     pub fn log_tail(&self) -> String {
         tail(&self.folder.path().join("fleet.log"), 60)
     }
@@ -86,7 +86,7 @@ async fn ready(process: &mut Process, file: &Path) -> anyhow::Result<FleetFile> 
             return serde_json::from_slice(&text).context("fleet.json cannot be read");
         }
         if let Some(status) = process.ended()? {
-            bail!("it ended with {status}");
+            bail!("`dormouse dev` ended with {status}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -6,28 +6,28 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 
-/// The stream that takes the log.
+/// The stream that gets the log lines.
 pub const LOG_SUBJECT: &str = "demo.log.dpkg";
 
-/// Most lines of a log that are taken, the newest ones: the demo shall stay short on old machines too.
+/// The largest number of log lines, the newest ones: the demo must stay short on old machines too.
 const MOST_LINES: usize = 50_000;
 
-/// What is stored.
+/// The data to store.
 #[derive(Debug)]
-pub struct Input {
+pub struct DemoInput {
     /// Subject → key → value: a store for each section, an entry for each package.
     pub stores: BTreeMap<String, BTreeMap<String, Bytes>>,
     /// The lines of the log. At least 20.
     pub lines: Vec<Bytes>,
-    /// Where the lines are from.
+    /// The source of the lines.
     pub log: PathBuf,
 }
 
-impl Input {
+impl DemoInput {
     /// Reads the package database and a log.
     ///
     /// # Errors
-    /// When there is no package database, or no log with enough lines.
+    /// If there is no package database, or no log with enough lines.
     pub fn read(packages: &Path, log: Option<&Path>) -> anyhow::Result<Self> {
         let database = std::fs::read(packages)
             .with_context(|| format!("cannot read the package database {}", packages.display()))?;
@@ -35,19 +35,19 @@ impl Input {
         ensure!(!stores.is_empty(), "{} lists no installed package", packages.display());
         let (log, lines) = match log {
             Some(log) => (log.to_path_buf(), read_lines(log)?),
-            // The database itself has many lines too.
+            // If there is no log, the database itself has enough lines.
             None => find_log().unwrap_or_else(|| (packages.to_path_buf(), lines(&database))),
         };
         ensure!(lines.len() >= 20, "{} has fewer than 20 lines", log.display());
         Ok(Self { stores, lines, log })
     }
 
-    /// How many packages there are.
+    /// Returns the number of packages.
     pub fn packages(&self) -> usize {
         self.stores.values().map(BTreeMap::len).sum()
     }
 
-    /// Bytes of all values together.
+    /// Returns the total size of all values in bytes.
     pub fn bytes(&self) -> usize {
         let packages = self.stores.values().flat_map(BTreeMap::values).map(Bytes::len);
         packages.chain(self.lines.iter().map(Bytes::len)).sum()
@@ -87,7 +87,7 @@ fn field(stanza: &[u8], name: &str) -> Option<String> {
     })
 }
 
-/// The parts between separators that are not empty.
+/// Returns the non-empty parts between separators.
 fn split<'t>(text: &'t [u8], separator: &'t [u8]) -> impl Iterator<Item = &'t [u8]> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -102,7 +102,7 @@ fn split<'t>(text: &'t [u8], separator: &'t [u8]) -> impl Iterator<Item = &'t [u
     .filter(|part| !part.is_empty())
 }
 
-/// `/var/log/dpkg.log`, else the largest log of this machine that may be read.
+/// Returns `/var/log/dpkg.log`, or else the largest readable log of this machine.
 fn find_log() -> Option<(PathBuf, Vec<Bytes>)> {
     let dpkg = PathBuf::from("/var/log/dpkg.log");
     let mut logs: Vec<PathBuf> = std::fs::read_dir("/var/log")
@@ -135,8 +135,10 @@ fn lines(text: &[u8]) -> Vec<Bytes> {
 mod tests {
     use super::*;
 
+    /// The demo turns each package stanza into one entry of its section's store, and unsorted packages into a default
+    /// store.
     #[test]
-    fn every_stanza_becomes_an_entry_of_its_sections_store() {
+    fn package_stanza_becomes_an_entry_of_the_section_store() {
         let database = b"Package: a\nSection: net\nArchitecture: all\nDescription: x\n Section: no\n\n\
             Package: a\nSection: net\nArchitecture: amd64\n\nPackage: b\nSection: non-free/utils\n\nPackage: c\n";
         let stores = stores(database);

@@ -1,8 +1,8 @@
-//! The main job of Dormouse on this machine's own data, with a server killed half way: `make demo`.
+//! The main job of Dormouse on this machine's own data, with a server killed half-way: `make demo`.
 //!
-//! Every package of the Debian package database becomes an entry of a key-value store per section, a real log becomes a
-//! stream with a live watcher. All of it is read back and compared byte for byte, before and after the server that
-//! owns the stream is killed. Exits with 0 only if everything matched.
+//! Every package of the Debian package database becomes an entry of a key-value store per section. A real log becomes a
+//! stream with a live watcher. The demo reads everything back and compares it byte for byte, before and after it kills
+//! the server that owns the stream. It exits with 0 only if everything matched.
 
 mod bucket;
 mod fleet;
@@ -21,7 +21,7 @@ use dormouse_client::Client;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::fleet::DevFleet;
-use crate::input::Input;
+use crate::input::DemoInput;
 use crate::report::{Report, Stopwatch};
 
 /// Stores this machine's package database, kills a server, and checks every byte.
@@ -35,7 +35,7 @@ struct Args {
     #[arg(long)]
     log: Option<PathBuf>,
 
-    /// How many writes are under way at once
+    /// The number of writes in flight
     #[arg(long, default_value_t = 128)]
     in_flight: usize,
 
@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> anyhow::Result<()> {
-    let input = Input::read(&args.packages, args.log.as_deref())?;
+    let input = DemoInput::read(&args.packages, args.log.as_deref())?;
     println!(
         "{} packages in {} sections from {}, {} lines from {}",
         input.packages(),
@@ -66,16 +66,16 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         input.lines.len(),
         input.log.display()
     );
-    // Listened for before there is a fleet: a signal that comes while it starts must not end us without it.
+    // The handlers are set before the fleet starts, so that a signal during the start stops the fleet too.
     let mut interrupts = Interrupts::listen()?;
     let mut fleet = DevFleet::start(args.keep).await?;
-    // The fleet has a process group of its own: Ctrl-C does not reach it, we stop it.
+    // The fleet has its own process group: Ctrl-C does not reach it, so the demo stops it.
     let outcome = tokio::select! {
         outcome = show(args, &input, &mut fleet) => outcome,
-        () = interrupts.next() => Err(anyhow!("it was interrupted; the fleet is being stopped")),
+        () = interrupts.next() => Err(anyhow!("interrupted; stopping the fleet")),
     };
     let stopped = fleet.stop().await;
-    // A graceful stop hands every subject back, and so leaves a snapshot of each.
+    // A graceful stop releases every subject, so the bucket has a snapshot of each.
     let shown = match outcome.and_then(|report| stopped.and_then(|()| Ok((report, fleet.bucket_dir()?)))) {
         Ok((mut report, folder)) => bucket::list(&folder, &input).await.map(|files| {
             report.files = files;
@@ -96,7 +96,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The signals with which the user or the system wants us to stop. From when they are listened for they end nothing.
+/// The signals that request an exit. While they are handled, they do not end the process.
 struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
@@ -112,7 +112,7 @@ impl Interrupts {
         })
     }
 
-    /// Waits for one, also for one that came since they are listened for.
+    /// Waits for a signal, including one that came earlier.
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -122,7 +122,7 @@ impl Interrupts {
     }
 }
 
-async fn show(args: &Args, input: &Input, fleet: &mut DevFleet) -> anyhow::Result<Report> {
+async fn show(args: &Args, input: &DemoInput, fleet: &mut DevFleet) -> anyhow::Result<Report> {
     let mut report = Report::new(input);
     let client = Client::connect(&fleet.file.url).await.context("cannot connect to the fleet")?;
     let (before, after) = input.lines.split_at(input.lines.len() * 9 / 10);

@@ -1,4 +1,4 @@
-//! Progress while it runs, and the figures at the end.
+//! Progress during the run, and the results at the end.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,86 +8,86 @@ use dormouse_runtime::Env;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::bucket::Files;
-use crate::input::Input;
+use crate::input::DemoInput;
 
-/// Measures how long something takes.
+/// Measures a duration.
 pub struct Stopwatch {
     env: Env,
     started: Duration,
 }
 
 impl Stopwatch {
-    /// Starts.
+    /// Starts the stopwatch.
     pub fn start() -> Self {
         let env = Env::system();
         Self { started: env.boot(), env }
     }
 
-    /// Seconds since the start.
+    /// Returns the seconds since the start.
     pub fn seconds(&self) -> f64 {
         (self.env.boot() - self.started).as_secs_f64()
     }
 }
 
-/// The bars on the terminal, between which lines can be said.
+/// The progress bars on the terminal.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Says a line, whatever bars are being drawn.
+/// Prints a line without disturbing the progress bars.
 pub fn say(line: &str) {
     BARS.suspend(|| println!("{line}"));
 }
 
 /// One step with its bar.
-pub struct Step {
+pub struct DemoStep {
     what: String,
     bar: ProgressBar,
     clock: Stopwatch,
 }
 
-impl Step {
-    /// Begins a step of `total` parts.
+impl DemoStep {
+    /// Starts a step of `total` parts.
     pub fn begin(what: &str, total: usize) -> Self {
         let bar = BARS.add(ProgressBar::new(total as u64).with_message(what.to_owned()));
-        // The template is a constant that was tried.
+        // The template is a constant and has been tested.
         if let Ok(style) = ProgressStyle::with_template("  {msg:32} {bar:30} {pos}/{len}") {
             bar.set_style(style);
         }
         Self { what: what.to_owned(), bar, clock: Stopwatch::start() }
     }
 
-    /// So many parts more are done.
+    /// Adds finished parts.
     pub fn advance(&self, parts: usize) {
         self.bar.inc(parts as u64);
     }
 
-    /// Ends the step, with what it showed.
+    /// Ends the step with its result.
     pub fn done(self, result: &str) {
         self.bar.finish_and_clear();
         say(&format!("  ✓ {:32} {result}  ({:.2} s)", self.what, self.clock.seconds()));
     }
 }
 
-/// What the demo measured.
+/// The measurements of the demo.
 #[derive(Debug, Default)]
 pub struct Report {
     subjects: usize,
     messages: usize,
     bytes: usize,
-    /// Writing everything but the last lines of the log.
+    /// Duration of the writes, except the last lines of the log.
     pub write_seconds: f64,
-    /// Reading that back.
+    /// Duration of reading that back.
     pub read_seconds: f64,
     /// From the kill to the first acknowledged write.
     pub failover_seconds: f64,
-    /// How many changes the live watcher saw.
+    /// The number of changes that the live watcher received.
     pub watched: usize,
     /// The SQLite files in the bucket.
     pub files: Files,
 }
 
 impl Report {
-    /// A report on this input.
-    pub fn new(input: &Input) -> Self {
+    /// Creates a report for this input.
+    pub fn new(input: &DemoInput) -> Self {
         Self {
             subjects: input.stores.len() + 1,
             messages: input.packages() + input.lines.len(),
@@ -96,7 +96,7 @@ impl Report {
         }
     }
 
-    /// For people.
+    /// Formats the report as a table.
     pub fn table(&self) -> Table {
         let megabytes = |bytes: f64| format!("{:.2} MB", bytes / 1e6);
         let seconds = |seconds: f64| format!("{seconds:.2} s");

@@ -1,4 +1,4 @@
-//! What the demo does with the fleet.
+//! The steps of the demo.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use dormouse_client::{Client, Error, Message, MessageId, NewMessage, Seq, Subjec
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::fleet::DevFleet;
-use crate::input::{Input, LOG_SUBJECT};
-use crate::report::{Step, Stopwatch};
+use crate::input::{DemoInput, LOG_SUBJECT};
+use crate::report::{DemoStep, Stopwatch};
 
-/// Lines that are published in one call.
+/// The number of lines that are published in one call.
 const BATCH: usize = 250;
 
-/// How long the failover may take before the demo gives up.
+/// The time limit of the failover.
 const FAILOVER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Puts every package under its key, one request each, many under way at once.
-pub async fn put_packages(client: &Client, input: &Input, in_flight: usize) -> anyhow::Result<()> {
-    let step = Step::begin("storing the packages", input.packages());
+/// Puts every package under its key, one request each, with many in flight.
+pub async fn put_packages(client: &Client, input: &DemoInput, in_flight: usize) -> anyhow::Result<()> {
+    let step = DemoStep::begin("storing the packages", input.packages());
     let mut entries = Vec::with_capacity(input.packages());
     for (subject, packages) in &input.stores {
         let store = client.kv(subject)?;
@@ -38,9 +38,9 @@ pub async fn put_packages(client: &Client, input: &Input, in_flight: usize) -> a
     Ok(())
 }
 
-/// Appends lines to the stream, in order; the name of the last message.
+/// Appends lines to the stream, in order; returns the id of the last message.
 pub async fn publish_lines(client: &Client, lines: &[Bytes]) -> anyhow::Result<MessageId> {
-    let step = Step::begin("appending to the log", lines.len());
+    let step = DemoStep::begin("appending to the log", lines.len());
     let log = client.stream(LOG_SUBJECT)?;
     let mut last = None;
     for batch in lines.chunks(BATCH) {
@@ -53,9 +53,9 @@ pub async fn publish_lines(client: &Client, lines: &[Bytes]) -> anyhow::Result<M
     last.context("no lines")
 }
 
-/// Every package is there as it was put, and nothing else.
-pub async fn check_packages(client: &Client, input: &Input, what: &str) -> anyhow::Result<()> {
-    let step = Step::begin(what, input.packages());
+/// Checks that every package is stored as it was put, and nothing else.
+pub async fn check_packages(client: &Client, input: &DemoInput, what: &str) -> anyhow::Result<()> {
+    let step = DemoStep::begin(what, input.packages());
     for (subject, packages) in &input.stores {
         let mut left: BTreeMap<&str, &Bytes> =
             packages.iter().map(|(key, value)| (key.as_str(), value)).collect();
@@ -64,25 +64,32 @@ pub async fn check_packages(client: &Client, input: &Input, what: &str) -> anyho
             let entry = entry.with_context(|| format!("cannot read {subject}"))?;
             let key = entry.key.as_deref().unwrap_or_default();
             let wanted =
-                left.remove(key).with_context(|| format!("{subject} holds {key}, which was not put"))?;
-            ensure!(entry.value.as_ref() == Some(wanted), "{subject}: {key} is not what was put");
+                left.remove(key).with_context(|| format!("{subject} has {key}, which was not put"))?;
+            ensure!(
+                entry.value.as_ref() == Some(wanted),
+                "{subject}: {key} differs from the value that was put"
+            );
             step.advance(1);
         }
         ensure!(left.is_empty(), "{subject} lacks {} of {} packages", left.len(), packages.len());
     }
-    step.done("every byte as it was put");
+    step.done("every byte matches");
     Ok(())
 }
 
-/// The stream holds these lines in this order, and nothing else.
+/// Checks that the stream has exactly these lines in this order.
 pub async fn check_lines(client: &Client, lines: &[Bytes], what: &str) -> anyhow::Result<()> {
-    let step = Step::begin(what, lines.len());
+    let step = DemoStep::begin(what, lines.len());
     let mut messages = client.stream(LOG_SUBJECT)?.get_all(..);
     let mut wanted = lines.iter();
     while let Some(message) = messages.next().await {
         let message: Message = message.context("cannot read the log")?;
-        let line = wanted.next().with_context(|| format!("{} was never appended", message.seq))?;
-        ensure!(message.value.as_ref() == Some(line), "{} is not the line that was appended", message.seq);
+        let line = wanted.next().with_context(|| format!("{} was not appended", message.seq))?;
+        ensure!(
+            message.value.as_ref() == Some(line),
+            "{} differs from the line that was appended",
+            message.seq
+        );
         step.advance(1);
     }
     ensure!(wanted.len() == 0, "the log lacks {} of {} lines", wanted.len(), lines.len());
@@ -90,10 +97,11 @@ pub async fn check_lines(client: &Client, lines: &[Bytes], what: &str) -> anyhow
     Ok(())
 }
 
-/// Kills the server that owns the log and appends a line through the client until that succeeds; the seconds between.
+/// Kills the server that owns the log, and appends a line through the client until that succeeds. Returns the seconds
+/// in between.
 ///
-/// A write whose fate is unknown is not repeated blindly: it is conditional on the message before it, so that a
-/// repetition of one that did happen is refused.
+/// An indeterminate write is not repeated blindly: it is conditional on the message before it, so the repeat of an
+/// executed write is rejected.
 pub async fn failover(
     client: &Client,
     fleet: &mut DevFleet,
@@ -102,7 +110,7 @@ pub async fn failover(
 ) -> anyhow::Result<f64> {
     let subject = Subject::new(LOG_SUBJECT)?;
     let owner = client.locate(&subject).await?;
-    let step = Step::begin("killing the owner of the log", 1);
+    let step = DemoStep::begin("killing the owner of the log", 1);
     fleet.kill9(owner.as_str())?;
     let clock = Stopwatch::start();
     let log = client.stream(LOG_SUBJECT)?.with_deadline(FAILOVER_DEADLINE);
@@ -113,11 +121,11 @@ pub async fn failover(
                 break actual.seq;
             }
             Err(error) if clock.seconds() > FAILOVER_DEADLINE.as_secs_f64() => {
-                return Err(error).context("the client did not carry on");
+                return Err(error).context("the client did not recover");
             }
-            // The server is gone and nobody knows: try again on what is there now.
+            // The server is gone and the result is unknown: retry, based on the current state.
             Err(Error::Indeterminate { .. }) => {}
-            Err(error) => return Err(error).context("the client did not carry on"),
+            Err(error) => return Err(error).context("the client did not recover"),
         }
     };
     let seconds = clock.seconds();
@@ -135,10 +143,9 @@ async fn check_successor(
 ) -> anyhow::Result<()> {
     let successor = client.locate(subject).await?;
     if successor.as_str() == killed {
-        bail!("the killed server is still said to own the log");
+        bail!("the killed server is still reported as the owner of the log");
     }
-    let read =
-        client.stream(LOG_SUBJECT)?.get(appended).await?.context("the line that was appended is gone")?;
-    ensure!(read.value.as_ref() == Some(line), "the line that was appended is another one");
+    let read = client.stream(LOG_SUBJECT)?.get(appended).await?.context("the appended line is gone")?;
+    ensure!(read.value.as_ref() == Some(line), "the appended line differs");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A live watcher of the log, beside everything else.
+//! A live watcher of the log, parallel to the other steps.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,52 +9,52 @@ use dormouse_client::{Client, Feed, FeedFrom, Update};
 use dormouse_runtime::Tasks;
 use tokio::sync::{oneshot, watch};
 
-use crate::input::{Input, LOG_SUBJECT};
-use crate::report::{Step, say};
+use crate::input::{DemoInput, LOG_SUBJECT};
+use crate::report::{DemoStep, say};
 
-/// How long the watcher may lag behind the last write.
+/// The largest lag of the watcher behind the last write.
 const LAG: Duration = Duration::from_secs(20);
 
-/// A watcher under way.
+/// A running watcher.
 pub struct Watcher {
     tasks: Tasks,
     seen: watch::Receiver<usize>,
     outcome: oneshot::Receiver<anyhow::Result<usize>>,
 }
 
-/// Watches the log from now on, until every line of the input has come by. Shows the first line it sees, and the first
-/// after `before` lines: that is the one after the kill.
-pub async fn follow(client: &Client, input: &Input, before: usize) -> anyhow::Result<Watcher> {
+/// Watches the log from now on until it has received every line of the input. It prints the first line, and the first
+/// line after `before` lines: the first one after the kill.
+pub async fn follow(client: &Client, input: &DemoInput, before: usize) -> anyhow::Result<Watcher> {
     let feed = client.stream(LOG_SUBJECT)?.feed(FeedFrom::Now).await.context("cannot watch the log")?;
     let lines: Arc<[Bytes]> = input.lines.clone().into();
     let (sender, outcome) = oneshot::channel();
     let (progress, seen) = watch::channel(0);
     let tasks = Tasks::new();
     tasks.spawn("watcher", async move {
-        // Nobody listens any more when the demo has failed elsewhere.
+        // The receiver is gone if the demo has failed elsewhere.
         let _ = sender.send(compare(feed, &lines, before, &progress).await);
     });
     Ok(Watcher { tasks, seen, outcome })
 }
 
 impl Watcher {
-    /// Waits until it has seen so many changes.
+    /// Waits until the watcher has received this number of changes.
     pub async fn has_seen(&mut self, changes: usize) -> anyhow::Result<()> {
         let wait = self.seen.wait_for(|seen| *seen >= changes);
-        tokio::time::timeout(LAG, wait).await.context("the live watcher has not seen every change")?.ok();
-        // A watcher that ended early says why at the end.
+        tokio::time::timeout(LAG, wait).await.context("the live watcher has not received every change")?.ok();
+        // If the watcher ended early, `finish` reports why.
         Ok(())
     }
 
-    /// How many changes it saw, which are all there were.
+    /// Returns the number of changes, which must be all.
     pub async fn finish(self) -> anyhow::Result<usize> {
-        let step = Step::begin("waiting for the live watcher", 1);
+        let step = DemoStep::begin("waiting for the live watcher", 1);
         let outcome = tokio::time::timeout(LAG, self.outcome)
             .await
-            .context("the live watcher has not seen every change")?
+            .context("the live watcher has not received every change")?
             .context("the live watcher ended")?;
         let seen = outcome?;
-        step.done(&format!("{seen} changes seen live, in order"));
+        step.done(&format!("{seen} changes received live, in order"));
         self.tasks.finish(LAG).await?;
         Ok(seen)
     }
@@ -72,7 +72,7 @@ async fn compare(
             Some(Update::Set { message, .. }) => {
                 ensure!(
                     message.value.as_ref() == Some(&lines[seen]),
-                    "the watcher saw another line at {}",
+                    "the watcher received a different line at {}",
                     message.seq
                 );
                 if seen == 0 || seen == before {
@@ -83,7 +83,7 @@ async fn compare(
                 progress.send_replace(seen);
             }
             Some(Update::CaughtUp(_)) => {}
-            Some(other) => bail!("the watcher saw {other:?}"),
+            Some(other) => bail!("the watcher received {other:?}"),
             None => bail!("the feed ended after {seen} changes"),
         }
     }

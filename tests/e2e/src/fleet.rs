@@ -1,4 +1,4 @@
-//! A fleet of real processes around one test.
+//! A fleet of real processes for one test.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,53 +11,55 @@ use anyhow::{Context, ensure};
 use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Bus, Outgoing};
 use dormouse_client::Client;
-use dormouse_harness::{NatsServer, NatsServerOptions, Process, ProcessSpec, complaints, our_program, tail};
+use dormouse_harness::{
+    NatsServer, NatsServerOptions, Process, ProcessSpec, log_problems, our_program, tail,
+};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use tempfile::TempDir;
 
-use crate::{CLIENTS, PATIENCE, RawNats, Security, Wiring, until};
+use crate::{CLIENTS, FleetProxies, PATIENCE, RawNats, Security, until};
 
 const COORDINATOR: &str = ServerName::COORDINATOR;
 
-/// Who asks how a secured fleet is.
+/// The user for queries to a secured fleet.
 const OPERATOR: &str = "operator";
 
-/// What a fleet shall be.
+/// The configuration of a fleet.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Builder {
     servers: usize,
     in_memory: bool,
-    wired: bool,
+    proxied: bool,
     security: Option<Security>,
     coordinator_arguments: Vec<String>,
     server_arguments: Vec<String>,
 }
 
 impl Builder {
-    /// How many persistence servers, called `persist-1`, `persist-2`, …; 1 unless set.
+    /// Sets the number of persistence servers, called `persist-1`, `persist-2`, …; the default is 1.
     pub fn servers(mut self, servers: usize) -> Self {
         self.servers = servers;
         self
     }
 
-    /// Keeps all files of the fleet in memory where the system has a place for that: for tests with very many files,
+    /// Keeps all files of the fleet in memory if the system has a memory file system: for tests with very many files,
     /// which some disks take minutes to remove.
     pub fn in_memory(mut self) -> Self {
         self.in_memory = true;
         self
     }
 
-    /// Puts a cluster of nats-servers in the place of one, an S3 server in the place of a directory, and lets the processes
-    /// reach them through cables only: see [`Fleet::wiring`].
-    pub fn wired(mut self) -> Self {
-        self.wired = true;
+    /// Uses a cluster of nats-servers instead of one, and an S3 server instead of a directory. The processes reach them
+    /// only through proxies: see [`Fleet::proxies`].
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
         self
     }
 
-    /// Gives nats-server users and permissions. The processes are the users `coordinator` and `persist-server`; who asks without
-    /// saying who they are is `operator`.
+    /// Gives nats-server users and permissions. The processes are the users `coordinator` and `persist-server`; clients
+    /// without a user name are `operator`.
     pub fn secured(mut self, security: Security) -> Self {
         self.security = Some(security);
         self
@@ -75,11 +77,11 @@ impl Builder {
         self
     }
 
-    /// Starts the fleet, waits until it is ready, runs the test in it, stops it gracefully, and looks through the
-    /// logs: a warning or error that nobody expected fails the test.
+    /// Starts the fleet, waits until it is ready, runs the test in it, stops it gracefully, and checks the logs: an
+    /// unexpected warning or error fails the test.
     ///
     /// # Errors
-    /// The test's own, with the ends of all logs on standard error; or what is wrong with the fleet.
+    /// The test's own, with the ends of all logs on standard error, or a failure of the fleet.
     pub async fn run(self, test: impl AsyncFnOnce(&mut Fleet) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let mut fleet = self.start().await?;
         test(&mut fleet).await?;
@@ -94,8 +96,8 @@ impl Builder {
         for part in ["bucket", "data", "logs"] {
             std::fs::create_dir(folder.path().join(part))?;
         }
-        let (nats, wiring) = if self.wired {
-            (None, Some(Wiring::new().await?))
+        let (nats, proxies) = if self.proxied {
+            (None, Some(FleetProxies::new().await?))
         } else {
             let options = self.security.as_ref().map_or_else(NatsServerOptions::default, Security::nats);
             (Some(NatsServer::start(options).await?), None)
@@ -103,22 +105,22 @@ impl Builder {
         let mut fleet = Fleet {
             folder,
             nats,
-            wiring,
+            proxies,
             builder: self,
             specs: BTreeMap::new(),
             running: BTreeMap::new(),
-            asker: None,
+            query_client: None,
             expected: Vec::new(),
             finished: false,
         };
-        if let Some(wiring) = &mut fleet.wiring {
-            wiring.add(COORDINATOR).await?;
+        if let Some(proxies) = &mut fleet.proxies {
+            proxies.add(COORDINATOR).await?;
         }
         fleet.add_coordinator()?;
         for number in 1..=fleet.builder.servers {
             let name = format!("persist-{number}");
-            if let Some(wiring) = &mut fleet.wiring {
-                wiring.add(&name).await?;
+            if let Some(proxies) = &mut fleet.proxies {
+                proxies.add(&name).await?;
             }
             let spec = fleet.server_spec(&name)?;
             fleet.add(spec)?;
@@ -134,99 +136,99 @@ impl Builder {
 pub struct Fleet {
     folder: TempDir,
     nats: Option<NatsServer>,
-    wiring: Option<Wiring>,
+    proxies: Option<FleetProxies>,
     builder: Builder,
     specs: BTreeMap<String, ProcessSpec>,
     running: BTreeMap<String, Process>,
-    asker: Option<Client>,
+    query_client: Option<Client>,
     expected: Vec<String>,
     finished: bool,
 }
 
 impl Fleet {
-    /// A fleet of one server with every setting at its default.
+    /// Creates a fleet of one server with default settings.
     pub fn builder() -> Builder {
         Builder {
             servers: 1,
             in_memory: false,
-            wired: false,
+            proxied: false,
             security: None,
             coordinator_arguments: Vec::new(),
             server_arguments: Vec::new(),
         }
     }
 
-    /// The address of the nats-server, or the addresses of all, joined by commas.
+    /// Returns the address of the nats-server, or the addresses of all, joined by commas.
     ///
     /// # Panics
     /// Never: every fleet has one or the other.
     #[must_use]
     pub fn url(&self) -> String {
-        self.url_for(CLIENTS).expect("the clients have cables")
+        self.url_for(CLIENTS).expect("the clients have proxies")
     }
 
     fn url_for(&self, name: &str) -> anyhow::Result<String> {
-        match (&self.wiring, &self.nats) {
-            (Some(wiring), _) => wiring.nats_urls(name),
+        match (&self.proxies, &self.nats) {
+            (Some(proxies), _) => proxies.nats_urls(name),
             (None, nats) => Ok(nats.as_ref().context("a fleet has a nats-server")?.url()),
         }
     }
 
-    /// The nats-server.
+    /// Returns the nats-server.
     ///
     /// # Panics
-    /// In a [wired](Builder::wired) fleet, which has several.
+    /// In a fleet with [proxies](Builder::proxied), which has several nats-servers.
     pub fn nats(&mut self) -> &mut NatsServer {
         self.nats.as_mut().expect("a fleet with a single nats-server")
     }
 
-    /// What lies between the processes of a [wired](Builder::wired) fleet.
+    /// Returns the proxies between the processes of a fleet [with proxies](Builder::proxied).
     ///
     /// # Panics
     /// In any other fleet.
-    pub fn wiring(&mut self) -> &mut Wiring {
-        self.wiring.as_mut().expect("a wired fleet")
+    pub fn proxies(&mut self) -> &mut FleetProxies {
+        self.proxies.as_mut().expect("a fleet with proxies")
     }
 
-    /// The folder that is the bucket.
+    /// Returns the folder of the bucket.
     #[must_use]
     pub fn bucket_dir(&self) -> PathBuf {
         self.folder.path().join("bucket")
     }
 
-    /// The data directory of a process.
+    /// Returns the data directory of a process.
     #[must_use]
     pub fn data_dir(&self, name: &str) -> PathBuf {
         self.folder.path().join("data").join(name)
     }
 
-    /// A folder for the test's own files.
+    /// Returns a folder for the test's own files.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// A client of its own connection. Its calls wait longer than an application's would: a small machine may run
-    /// several fleets.
+    /// Creates a client with its own connection. Its deadline is longer than an application's, because a small machine
+    /// may run several fleets.
     ///
     /// # Errors
-    /// When no connection comes about.
+    /// If the connection fails.
     pub async fn client(&self) -> anyhow::Result<Client> {
         Ok(Client::builder().deadline(PATIENCE).connect(self.nats_options()?).await?)
     }
 
-    /// How to connect to this fleet.
+    /// Returns the options to connect to this fleet.
     ///
     /// # Errors
-    /// Never, unless an address of this fleet is none.
+    /// Never, unless an address of this fleet is invalid.
     pub fn nats_options(&self) -> anyhow::Result<NatsOptions> {
         self.nats_options_of(CLIENTS)
     }
 
-    /// How somebody connects to this fleet who has cables of its own.
+    /// Returns the options to connect to this fleet through the proxies of `name`.
     ///
     /// # Errors
-    /// When it has none.
+    /// If it has none.
     pub fn nats_options_of(&self, name: &str) -> anyhow::Result<NatsOptions> {
         let urls = self.url_for(name)?;
         let options = NatsOptions::new(urls.split(',').map(str::parse).collect::<Result<_, _>>()?);
@@ -236,58 +238,58 @@ impl Fleet {
         }
     }
 
-    /// Who may do what.
+    /// Returns the users and permissions.
     ///
     /// # Errors
-    /// When the fleet is not [secured](Builder::secured).
+    /// If the fleet is not [secured](Builder::secured).
     pub fn security(&self) -> anyhow::Result<&Security> {
-        self.builder.security.as_ref().context("everybody may do everything")
+        self.builder.security.as_ref().context("the fleet is not secured")
     }
 
-    /// How a user of a [secured](Builder::secured) fleet connects to it.
+    /// Returns the options to connect as a user of a [secured](Builder::secured) fleet.
     ///
     /// # Errors
-    /// When there is no such user.
+    /// If there is no such user.
     pub fn nats_options_as(&self, user: &str) -> anyhow::Result<NatsOptions> {
         self.security()?.apply(user, self.nats_options()?)
     }
 
-    /// A connection of a user that can say anything.
+    /// Opens a raw connection as a user.
     ///
     /// # Errors
-    /// When no connection comes about.
+    /// If the connection fails.
     pub async fn raw_as(&self, user: &str) -> anyhow::Result<RawNats> {
         RawNats::connect_as(&self.url(), Some((user, self.security()?.password(user)?))).await
     }
 
-    /// A connection that can say anything.
+    /// Opens a raw connection.
     ///
     /// # Errors
-    /// When no connection comes about.
+    /// If the connection fails.
     pub async fn raw(&self) -> anyhow::Result<RawNats> {
         RawNats::connect(&self.url()).await
     }
 
-    /// The server that serves a subject, as the coordinator says.
+    /// Returns the server of a subject, as the coordinator reports it.
     ///
     /// # Errors
-    /// When the coordinator does not say.
+    /// If the coordinator does not answer.
     pub async fn owner(&self, client: &Client, subject: &str) -> anyhow::Result<String> {
         Ok(client.locate(&Subject::new(subject)?).await?.as_str().to_owned())
     }
 
-    /// Warnings and errors with this text in them are part of the test.
+    /// Allows warnings and errors that contain this text.
     pub fn expect_warning(&mut self, text: &str) {
         self.expected.push(text.to_owned());
     }
 
-    /// How `dormouse-persist-server` is started under `name` in this fleet.
+    /// Returns the start command of `dormouse-persist-server` under `name` in this fleet.
     ///
     /// # Errors
-    /// When it has not been built.
+    /// If the program has not been built.
     pub fn server_spec(&self, name: &str) -> anyhow::Result<ProcessSpec> {
-        let (bucket, variables) = match &self.wiring {
-            Some(wiring) => (wiring.bucket_url(), wiring.bucket_variables(name)?),
+        let (bucket, variables) = match &self.proxies {
+            Some(proxies) => (proxies.bucket_url(), proxies.bucket_variables(name)?),
             None => (format!("file://{}", self.bucket_dir().display()), Vec::new()),
         };
         let data_dir = self.data_dir(name).display().to_string();
@@ -300,30 +302,30 @@ impl Fleet {
         Ok(spec)
     }
 
-    /// Starts one more process, which becomes part of the fleet. Does not wait until it is ready.
+    /// Starts another process, which becomes part of the fleet. Does not wait until it is ready.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be started.
     pub fn add(&mut self, spec: ProcessSpec) -> anyhow::Result<()> {
         self.running.insert(spec.name.clone(), spec.start()?);
         self.specs.insert(spec.name.clone(), spec);
         Ok(())
     }
 
-    /// Runs a process of its own to its end: what it wrote, and how it ended.
+    /// Runs a separate process to its end; returns its exit status and its output.
     ///
     /// # Errors
-    /// When it cannot be run or does not end.
+    /// If it cannot be started or does not end.
     pub async fn run_to_end(&self, spec: &ProcessSpec) -> anyhow::Result<(ExitStatus, String)> {
         let status = spec.start()?.wait(PATIENCE).await?;
         Ok((status, std::fs::read_to_string(&spec.log)?))
     }
 
-    /// `dormouse` without arguments, and without the settings of whoever runs the tests. Its home is
-    /// [`folder`](Self::folder).
+    /// Returns the `dormouse` command without arguments, and without the settings of the user that runs the tests. Its
+    /// home is [`folder`](Self::folder).
     ///
     /// # Errors
-    /// When it has not been built.
+    /// If the program has not been built.
     pub fn tool(&self) -> anyhow::Result<tokio::process::Command> {
         let mut command = tokio::process::Command::new(our_program("dormouse")?);
         for (name, _) in std::env::vars_os() {
@@ -331,7 +333,7 @@ impl Fleet {
                 command.env_remove(name);
             }
         }
-        // The contexts of whoever runs the tests are not ours.
+        // The contexts of the user that runs the tests must not be used.
         command.env("HOME", self.folder.path()).env("XDG_CONFIG_HOME", self.folder.path());
         command.envs(self.environment(OPERATOR, Vec::new())?);
         command.current_dir(self.folder.path()).stdin(std::process::Stdio::null()).kill_on_drop(true);
@@ -341,7 +343,7 @@ impl Fleet {
     /// Runs `dormouse` against this fleet.
     ///
     /// # Errors
-    /// When it has not been built or does not end.
+    /// If it has not been built or does not end.
     pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = self.tool()?;
         command.args(["--nats", &self.url()]).args(arguments);
@@ -351,10 +353,10 @@ impl Fleet {
             .context("cannot run dormouse")
     }
 
-    /// What `dormouse` wrote to standard output, having succeeded.
+    /// Runs `dormouse` and returns its standard output.
     ///
     /// # Errors
-    /// When it failed; standard error is in the error.
+    /// If it fails; the error contains standard error.
     pub async fn cli_ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = self.cli(arguments).await?;
         let error = String::from_utf8_lossy(&output.stderr);
@@ -362,10 +364,10 @@ impl Fleet {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// A running process.
+    /// Returns a running process.
     ///
     /// # Errors
-    /// When none of that name runs.
+    /// If no process of that name runs.
     pub fn process(&mut self, name: &str) -> anyhow::Result<&mut Process> {
         self.running.get_mut(name).with_context(|| format!("{name} is not running"))
     }
@@ -373,16 +375,16 @@ impl Fleet {
     /// SIGKILL.
     ///
     /// # Errors
-    /// When it is not running.
+    /// If it is not running.
     pub async fn kill9(&mut self, name: &str) -> anyhow::Result<()> {
         let mut process = self.running.remove(name).with_context(|| format!("{name} is not running"))?;
         process.kill9().await
     }
 
-    /// SIGTERM; the process must end well.
+    /// SIGTERM; the process must exit with success.
     ///
     /// # Errors
-    /// When it does not end, or not well.
+    /// If it does not end, or fails.
     pub async fn stop(&mut self, name: &str) -> anyhow::Result<()> {
         let mut process = self.running.remove(name).with_context(|| format!("{name} is not running"))?;
         let status = process.terminate(PATIENCE).await?;
@@ -390,31 +392,31 @@ impl Fleet {
         Ok(())
     }
 
-    /// Starts a process again that was killed or stopped, as it was started before, and waits until it is ready.
+    /// Restarts a killed or stopped process with the same command, and waits until it is ready.
     ///
     /// # Errors
-    /// When it does not become ready.
+    /// If it does not become ready.
     pub async fn restart(&mut self, name: &str) -> anyhow::Result<()> {
         let spec = self.specs.get(name).with_context(|| format!("{name} was never started"))?.clone();
         self.add(spec)?;
         self.wait_ready(name).await
     }
 
-    /// Starts a process again that has ended or was killed, with these environment variables set too, and does not wait for
-    /// anything.
+    /// Restarts an ended or killed process with additional environment variables, without waiting.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be started.
     pub fn start_with(&mut self, name: &str, environment: &[(&str, String)]) -> anyhow::Result<()> {
         let mut spec = self.specs.get(name).with_context(|| format!("{name} was never started"))?.clone();
         spec.environment.extend(environment.iter().map(|(name, value)| (name.into(), value.into())));
         self.add(spec)
     }
 
-    /// How a process ended by itself, which from then on is not running any more; `None` while it runs.
+    /// Returns the exit status of a process that has ended by itself, which then no longer counts as running; `None`
+    /// while it runs.
     ///
     /// # Errors
-    /// When none of that name runs.
+    /// If no process of that name runs.
     pub fn ended(&mut self, name: &str) -> anyhow::Result<Option<ExitStatus>> {
         let ended = self.process(name)?.ended()?;
         if ended.is_some() {
@@ -426,7 +428,7 @@ impl Fleet {
     /// SIGSTOP.
     ///
     /// # Errors
-    /// When it is not running.
+    /// If it is not running.
     pub async fn pause(&mut self, name: &str) -> anyhow::Result<()> {
         self.process(name)?.pause().await
     }
@@ -434,15 +436,15 @@ impl Fleet {
     /// SIGCONT.
     ///
     /// # Errors
-    /// When it is not running.
+    /// If it is not running.
     pub fn resume(&mut self, name: &str) -> anyhow::Result<()> {
         self.process(name)?.resume()
     }
 
-    /// What a process says about itself, if it answers.
+    /// Returns a process's health, if it answers.
     ///
     /// # Errors
-    /// When what it answers is not health.
+    /// If the reply is not valid health.
     pub async fn health(&mut self, name: &str) -> anyhow::Result<Option<Health>> {
         let bus = self.bus().await?;
         let message = Outgoing::new(Prefix::default().health_of(name), Vec::new().into());
@@ -452,27 +454,27 @@ impl Fleet {
         }
     }
 
-    /// Waits until a process says that all is well.
+    /// Waits until a process reports that it is healthy.
     ///
     /// # Errors
-    /// When it ends, or does not say so in time.
+    /// If it ends, or is not healthy in time.
     pub async fn wait_ready(&mut self, name: &str) -> anyhow::Result<()> {
         self.wait_for_health(name, "ready", |health| health.status == HealthStatus::Ok).await
     }
 
-    /// Whether a process does its work at this moment, as it says.
+    /// Returns whether a process reports that it is serving.
     ///
     /// # Errors
-    /// When what it answers is not health.
+    /// If the reply is not valid health.
     pub async fn is_serving(&mut self, name: &str) -> anyhow::Result<bool> {
         Ok(self.health(name).await?.as_ref().is_some_and(is_serving))
     }
 
-    /// Waits until a process does its work, whatever else it says: after an outage of NATS a server may complain for
-    /// minutes about events that were lost.
+    /// Waits until a process is serving, regardless of other problems: after an outage of NATS, a server may report
+    /// lost events for minutes.
     ///
     /// # Errors
-    /// When it ends, or does not say so in time.
+    /// If it ends, or does not serve in time.
     pub async fn wait_serving(&mut self, name: &str) -> anyhow::Result<()> {
         self.wait_for_health(name, "serving", is_serving).await
     }
@@ -498,10 +500,10 @@ impl Fleet {
         })
     }
 
-    /// What a process has logged so far.
+    /// Returns the log of a process so far.
     ///
     /// # Errors
-    /// When its log cannot be read.
+    /// If the log cannot be read.
     pub fn log(&self, name: &str) -> anyhow::Result<String> {
         Ok(std::fs::read_to_string(self.log_dir().join(format!("{name}.log")))?)
     }
@@ -510,13 +512,13 @@ impl Fleet {
         self.folder.path().join("logs")
     }
 
-    /// The connection over which the fleet itself asks.
+    /// Returns the connection of the fleet's own queries.
     async fn bus(&mut self) -> anyhow::Result<Arc<dyn Bus>> {
-        let asker = match self.asker.take() {
-            Some(asker) => asker,
+        let query_client = match self.query_client.take() {
+            Some(query_client) => query_client,
             None => self.client().await?,
         };
-        Ok(Arc::clone(self.asker.insert(asker).bus()))
+        Ok(Arc::clone(self.query_client.insert(query_client).bus()))
     }
 
     fn add_coordinator(&mut self) -> anyhow::Result<()> {
@@ -528,7 +530,7 @@ impl Fleet {
         self.add(spec)
     }
 
-    /// The environment of a process that connects as `user`.
+    /// Returns the environment of a process that connects as `user`.
     fn environment(
         &self,
         user: &str,
@@ -542,27 +544,27 @@ impl Fleet {
 
     async fn finish(mut self) -> anyhow::Result<()> {
         let mut members: Vec<String> = self.running.keys().cloned().collect();
-        // Servers hand back their subjects to a coordinator that is still there.
+        // The servers release their subjects first, while the coordinator still runs.
         members.sort_by_key(|name| name == COORDINATOR);
         for name in members {
             self.stop(&name).await?;
         }
         let mut unexpected = Vec::new();
         for name in self.specs.keys() {
-            for line in complaints(&self.log(name)?) {
+            for line in log_problems(&self.log(name)?) {
                 if !self.expected.iter().any(|text| line.contains(text)) {
                     unexpected.push(format!("{name}: {line}"));
                 }
             }
         }
-        ensure!(unexpected.is_empty(), "warnings that nobody expected:\n{}", unexpected.join("\n"));
+        ensure!(unexpected.is_empty(), "unexpected warnings:\n{}", unexpected.join("\n"));
         self.finished = true;
         Ok(())
     }
 }
 
 fn is_serving(health: &Health) -> bool {
-    // Without a lease a server serves nothing. The coordinator needs none and does not speak of it.
+    // Without a lease a server serves nothing. The coordinator needs no lease and does not report one.
     health.status != HealthStatus::NotServing && health.figures.get("lease_generation") != Some(&0)
 }
 

@@ -1,44 +1,44 @@
-//! What writers were promised, and whether it was kept.
+//! The acknowledgements of writers, and whether they were kept.
 //!
-//! A [`Ledger`] knows every value that was ever sent to a subject, what became of it as far as its writer was told, and
-//! what befell the servers. Given what is in the subject afterwards, and in `lost/`, it says what should not be so. It
-//! knows no clock, no network and no file.
+//! A [`Ledger`] knows every value that was sent to a subject, the status of its write, and the faults of the servers.
+//! From the final contents of the subject and of `lost/`, it computes the violations. It uses no clock, no network and
+//! no file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use dormouse_protocol::{Level, Message, MessageId, Position, Rev, ServerName};
 
-/// What became of a write, as far as its writer was told.
+/// The status of a write, as reported to its writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// Nobody has said yet, or nobody ever will: it may have happened, and may happen still.
+pub enum WriteStatus {
+    /// The result is unknown: the write may have been executed, or may still be.
     Unknown,
-    /// It was said not to have happened, whenever it was tried.
+    /// Every attempt was reported as not executed.
     Refused,
-    /// It was acknowledged; see [`Write::promises`].
+    /// It was acknowledged; see [`Write::acks`].
     Acknowledged,
 }
 
 /// One acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Promise {
-    /// Who gave it; `None`: the value was read, and so it counts.
+pub struct Ack {
+    /// The server that sent it; `None`: the value was read, which counts as an acknowledgement.
     pub server: Option<ServerName>,
-    /// At which level.
+    /// The level.
     pub level: Level,
-    /// The message's name for ever.
+    /// The id of the message, which never changes.
     pub id: MessageId,
     /// The revision that wrote it.
     pub rev: Rev,
-    /// When it was asked for: it was given no earlier.
+    /// The time of the request: the acknowledgement is not older.
     pub asked: Duration,
-    /// When it was heard: it was given no later.
+    /// The time of receipt: the acknowledgement is not newer.
     pub at: Duration,
 }
 
-impl Promise {
-    /// Where in the subject's history it stands.
+impl Ack {
+    /// Returns the position in the subject's history.
     #[must_use]
     pub const fn position(&self) -> Position {
         Position { term: self.id.term, rev: self.rev }
@@ -48,63 +48,63 @@ impl Promise {
 /// One write of one value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// Under which key; `None` in a stream.
+    /// The key; `None` in a stream.
     pub key: Option<String>,
-    /// What became of it.
-    pub fate: Fate,
-    /// What was said about it.
-    pub promises: Vec<Promise>,
+    /// The status.
+    pub status: WriteStatus,
+    /// The acknowledgements.
+    pub acks: Vec<Ack>,
 }
 
-/// What a server suffered.
+/// The kind of a server's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Harm {
-    /// Its process was killed; its disk is as it was.
+pub enum FaultKind {
+    /// The process was killed; its disk is intact.
     Killed,
-    /// Its process was killed, and its disk is empty.
+    /// The process was killed, and its disk is empty.
     Wiped,
 }
 
-/// One thing that befell a server.
+/// A fault of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blow {
-    /// Who.
+pub struct FaultEvent {
+    /// The server.
     pub server: ServerName,
-    /// What.
-    pub harm: Harm,
-    /// Since when it may have done nothing to save what it had accepted: since then it stood still, was dead, or had not
-    /// yet come to terms with what its predecessor left.
+    /// The kind.
+    pub kind: FaultKind,
+    /// The time since which the server may not have saved accepted changes. Since then it was paused or down, or it had
+    /// not finished the recovery of its predecessor's log.
     pub since: Duration,
-    /// When it struck.
+    /// The time of the fault.
     pub at: Duration,
 }
 
-/// All that is known of one subject.
+/// The record of one subject.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     name: String,
-    /// Everything is acknowledged at least at this level.
+    /// Every acknowledgement has at least this level.
     level: Level,
-    /// How old an accepted change is at most that is not in the bucket, while its server runs.
+    /// The largest age of an accepted change that is not in the bucket, while its server runs.
     unshipped: Duration,
     writes: BTreeMap<String, Write>,
-    /// In each term, everything up to this rev is in the bucket.
+    /// The durable watermark of each term.
     durable: BTreeMap<u64, Rev>,
-    /// Which value has which name, as far as anybody was told.
+    /// The reported value of each message id.
     names: HashMap<(u64, u64), String>,
-    /// What should not be so and was seen while writing.
-    wrong: Vec<String>,
+    /// Violations that were found during the run.
+    problems: Vec<String>,
 }
 
-/// Where a value is in the subject, or why not.
-enum Kept {
+/// The presence of a value in the subject, or the reason of its absence.
+enum ValuePresence {
     Yes,
     No(String),
 }
 
 impl Ledger {
-    /// A subject of this level, of which nothing is known. What was accepted at a weaker level than `bucket` is in the
-    /// bucket after `unshipped`, unless its server dies or stands still.
+    /// Creates the ledger of a subject with this level. Changes accepted at a weaker level than `bucket` are in the
+    /// bucket after `unshipped`, unless their server is killed or paused.
     #[must_use]
     pub fn new(name: &str, level: Level, unshipped: Duration) -> Self {
         Self {
@@ -114,130 +114,135 @@ impl Ledger {
             writes: BTreeMap::new(),
             durable: BTreeMap::new(),
             names: HashMap::new(),
-            wrong: Vec::new(),
+            problems: Vec::new(),
         }
     }
 
-    /// The subject's level.
+    /// Returns the subject's level.
     #[must_use]
     pub const fn level(&self) -> Level {
         self.level
     }
 
-    /// A value is on its way. Values are never sent twice, other than as a repetition of the same request.
+    /// Records a value before it is sent. Values are never sent twice, except in a repeat of the same request.
     pub fn sent(&mut self, value: &str, key: Option<&str>) {
-        let write = Write { key: key.map(str::to_owned), fate: Fate::Unknown, promises: Vec::new() };
-        assert!(self.writes.insert(value.to_owned(), write).is_none(), "{value} is sent a second time");
+        let write = Write { key: key.map(str::to_owned), status: WriteStatus::Unknown, acks: Vec::new() };
+        assert!(self.writes.insert(value.to_owned(), write).is_none(), "{value} is sent twice");
     }
 
-    /// It is certain that it did not happen.
+    /// Records that the write was not executed.
     pub fn refused(&mut self, value: &str) {
-        let write = self.writes.get_mut(value).expect("what is refused was sent");
-        if write.fate == Fate::Unknown {
-            write.fate = Fate::Refused;
+        let write = self.writes.get_mut(value).expect("a rejected value was sent");
+        if write.status == WriteStatus::Unknown {
+            write.status = WriteStatus::Refused;
         }
     }
 
-    /// It was acknowledged.
-    pub fn acknowledged(&mut self, value: &str, promise: Promise) {
-        let level = promise.level.max(self.level);
-        let promise = Promise { level, ..promise };
-        self.name(promise.id, value);
+    /// Records an acknowledgement.
+    pub fn acknowledged(&mut self, value: &str, ack: Ack) {
+        let level = ack.level.max(self.level);
+        let ack = Ack { level, ..ack };
+        self.name(ack.id, value);
         if level == Level::Bucket {
-            self.durable(promise.position());
+            self.durable(ack.position());
         }
-        let write = self.writes.get_mut(value).expect("what is acknowledged was sent");
-        write.fate = Fate::Acknowledged;
-        let other = |known: &&Promise| known.level == Level::Bucket && known.id != promise.id;
+        let write = self.writes.get_mut(value).expect("an acknowledged value was sent");
+        write.status = WriteStatus::Acknowledged;
+        let other = |known: &&Ack| known.level == Level::Bucket && known.id != ack.id;
         if level == Level::Bucket
-            && let Some(other) = write.promises.iter().find(other)
+            && let Some(other) = write.acks.iter().find(other)
         {
-            self.wrong.push(format!("{value} was written twice: {} and {}", other.id, promise.id));
+            self.problems.push(format!("{value} was written twice: {} and {}", other.id, ack.id));
         }
-        write.promises.push(promise);
+        write.acks.push(ack);
     }
 
-    /// Everything up to there is in the bucket.
+    /// Records that everything up to this position is in the bucket.
     pub fn durable(&mut self, position: Position) {
         let rev = self.durable.entry(position.term.get()).or_default();
         *rev = (*rev).max(position.rev);
     }
 
-    /// What somebody read. In a subject of level `bucket`, what was seen once must never vanish.
+    /// Records read messages. In a subject of level `bucket`, a shown message must never vanish.
     pub fn read(&mut self, messages: &[Message], at: Duration) {
         for message in messages {
             let Some(value) = value_of(message) else { continue };
             self.name(message.id(), &value);
             let Some(write) = self.writes.get(&value) else { continue };
-            let known = write.promises.iter().any(|known| known.id == message.id());
+            let known = write.acks.iter().any(|known| known.id == message.id());
             if self.level == Level::Bucket && !known {
                 let (level, id, rev) = (self.level, message.id(), message.rev);
-                let promise = Promise { server: None, level, id, rev, asked: at, at };
-                self.acknowledged(&value, promise);
+                let ack = Ack { server: None, level, id, rev, asked: at, at };
+                self.acknowledged(&value, ack);
             }
         }
     }
 
-    /// The newest position under a key that whoever reads from now on must be shown, or a newer one.
+    /// Returns the position under a key that every later read must show, or a newer one.
     #[must_use]
     pub fn must_show(&self, key: &str) -> Option<Position> {
         let under_key = self.writes.values().filter(|write| write.key.as_deref() == Some(key));
-        let promises = under_key.flat_map(|write| &write.promises);
-        promises.filter(|promise| self.is_durable(promise)).map(Promise::position).max_by_key(order)
+        let acks = under_key.flat_map(|write| &write.acks);
+        acks.filter(|ack| self.is_durable(ack)).map(Ack::position).max_by_key(order)
     }
 
-    /// What should not be so, given what is in the subject and what values were kept in `lost/`.
+    /// Returns the violations, given the messages of the subject and the values in `lost/`.
     #[must_use]
-    pub fn violations(&self, state: &[Message], lost: &BTreeSet<String>, blows: &[Blow]) -> Vec<String> {
-        let mut wrong = self.wrong.clone();
+    pub fn violations(
+        &self,
+        state: &[Message],
+        lost: &BTreeSet<String>,
+        faults: &[FaultEvent],
+    ) -> Vec<String> {
+        let mut problems = self.problems.clone();
         let mut values: HashMap<String, &Message> = HashMap::new();
         let mut keys: HashMap<&str, &Message> = HashMap::new();
         for message in state {
             let Some(value) = value_of(message) else {
-                wrong.push(format!("{} has no value", message.id()));
+                problems.push(format!("{} has no value", message.id()));
                 continue;
             };
             if let Some(other) = self.names.get(&(message.term.get(), message.seq.get()))
                 && *other != value
             {
-                wrong.push(format!("{} is {value} now and was {other}", message.id()));
+                problems.push(format!("{} is {value} now, but was {other}", message.id()));
             }
             if let Some(key) = &message.key {
                 keys.insert(key, message);
             }
             match self.writes.get(&value) {
-                None => wrong.push(format!("{value} was never sent")),
+                None => problems.push(format!("{value} was never sent")),
                 Some(write) if write.key != message.key => {
-                    wrong.push(format!("{value} is under {:?} and not {:?}", message.key, write.key));
+                    problems.push(format!("{value} is under {:?} instead of {:?}", message.key, write.key));
                 }
-                Some(write) if write.fate == Fate::Refused => {
-                    wrong.push(format!("{value} was refused, and is there at {}", message.id()));
+                Some(write) if write.status == WriteStatus::Refused => {
+                    problems.push(format!("{value} was rejected, but it is at {}", message.id()));
                 }
                 Some(_) => {}
             }
             if let Some(twice) = values.insert(value.clone(), message) {
-                wrong.push(format!("{value} is there twice: {} and {}", twice.id(), message.id()));
+                problems.push(format!("{value} exists twice: {} and {}", twice.id(), message.id()));
             }
         }
         for (value, write) in &self.writes {
-            for promise in &write.promises {
-                if let Kept::No(found) = keeps(write, value, promise, &values, &keys)
-                    && let Some(why) = self.no_excuse(value, promise, lost, blows)
+            for ack in &write.acks {
+                if let ValuePresence::No(found) = keeps(write, value, ack, &values, &keys)
+                    && let Some(why) = self.must_exist_because(value, ack, lost, faults)
                 {
                     let name = &self.name;
-                    wrong.push(format!("{name}: {value} is gone ({found}), {why}: {promise:?}"));
+                    problems.push(format!("{name}: {value} is gone ({found}), {why}: {ack:?}"));
                 }
             }
         }
-        wrong
+        problems
     }
 
-    /// How many acknowledged values are not in the subject and rightly so.
+    /// Returns the number of acknowledged values that are missing with a valid reason.
     #[must_use]
-    pub fn lost_rightly(&self, state: &[Message]) -> usize {
+    pub fn allowed_losses(&self, state: &[Message]) -> usize {
         let values: BTreeSet<String> = state.iter().filter_map(value_of).collect();
         let lost = |(value, write): &(&String, &Write)| {
-            write.key.is_none() && !write.promises.is_empty() && !values.contains(*value)
+            write.key.is_none() && !write.acks.is_empty() && !values.contains(*value)
         };
         self.writes.iter().filter(lost).count()
     }
@@ -245,76 +250,76 @@ impl Ledger {
     fn name(&mut self, id: MessageId, value: &str) {
         let known = self.names.entry((id.term.get(), id.seq.get())).or_insert_with(|| value.to_owned());
         if known != value {
-            self.wrong.push(format!("{id} is {value} and {known}"));
+            self.problems.push(format!("{id} is both {value} and {known}"));
         }
     }
 
-    fn is_durable(&self, promise: &Promise) -> bool {
-        let through = self.durable.get(&promise.id.term.get());
-        promise.level == Level::Bucket || through.is_some_and(|through| promise.rev <= *through)
+    fn is_durable(&self, ack: &Ack) -> bool {
+        let through = self.durable.get(&ack.id.term.get());
+        ack.level == Level::Bucket || through.is_some_and(|through| ack.rev <= *through)
     }
 
-    /// Why a promise must have been kept; `None` when it may be broken.
-    fn no_excuse(
+    /// Returns the reason why an acknowledged value must exist; `None` if it may be lost.
+    fn must_exist_because(
         &self,
         value: &str,
-        promise: &Promise,
+        ack: &Ack,
         lost: &BTreeSet<String>,
-        blows: &[Blow],
+        faults: &[FaultEvent],
     ) -> Option<&'static str> {
-        if self.is_durable(promise) {
+        if self.is_durable(ack) {
             return Some("and it was in the bucket");
         }
         if lost.contains(value) {
             return None;
         }
-        let excuses = |blow: &&Blow| {
-            let in_time = promise.asked <= blow.at && promise.at + self.unshipped >= blow.since;
-            Some(&blow.server) == promise.server.as_ref()
+        let excuses = |fault: &&FaultEvent| {
+            let in_time = ack.asked <= fault.at && ack.at + self.unshipped >= fault.since;
+            Some(&fault.server) == ack.server.as_ref()
                 && in_time
-                && (blow.harm == Harm::Wiped || promise.level == Level::Memory)
+                && (fault.kind == FaultKind::Wiped || ack.level == Level::Memory)
         };
-        if blows.iter().any(|blow| excuses(&blow)) {
+        if faults.iter().any(|fault| excuses(&fault)) {
             return None;
         }
-        Some("it is not in lost/, and nothing befell its server that would explain it")
+        Some("it is not in lost/, and no fault of its server explains the loss")
     }
 }
 
 fn keeps(
     write: &Write,
     value: &str,
-    promise: &Promise,
+    ack: &Ack,
     values: &HashMap<String, &Message>,
     keys: &HashMap<&str, &Message>,
-) -> Kept {
+) -> ValuePresence {
     let Some(key) = write.key.as_deref() else {
         return match values.get(value) {
-            Some(message) if promise.level < Level::Bucket || message.id() == promise.id => Kept::Yes,
-            Some(message) => Kept::No(format!("it is at {} instead", message.id())),
-            None => Kept::No("no message has it".to_owned()),
+            Some(message) if ack.level < Level::Bucket || message.id() == ack.id => ValuePresence::Yes,
+            Some(message) => ValuePresence::No(format!("it is at {} instead", message.id())),
+            None => ValuePresence::No("it is in no message".to_owned()),
         };
     };
     match keys.get(key) {
         Some(message) => {
             let found = Position { term: message.term, rev: message.rev };
-            if order(&found) >= order(&promise.position()) {
-                Kept::Yes
+            if order(&found) >= order(&ack.position()) {
+                ValuePresence::Yes
             } else {
-                Kept::No(format!("{key} is of {found}"))
+                ValuePresence::No(format!("{key} is from {found}"))
             }
         }
-        None => Kept::No(format!("{key} is not there")),
+        None => ValuePresence::No(format!("{key} does not exist")),
     }
 }
 
-/// Later in a subject's history: a later term, or later in it.
+/// Orders positions in a subject's history: by term, then by rev.
 #[must_use]
 pub const fn order(position: &Position) -> (u64, u64) {
     (position.term.get(), position.rev.get())
 }
 
-/// What a value is known by: what comes before its filling.
+/// Returns the identifying part of a value, before its padding.
 #[must_use]
 pub fn value_of(message: &Message) -> Option<String> {
     let bytes = message.value.as_ref()?;
@@ -334,10 +339,10 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn promise(level: Level, term: u64, rev: u64, at: u64) -> Promise {
+    fn ack(level: Level, term: u64, rev: u64, at: u64) -> Ack {
         let id = MessageId { term: Term::new(term), seq: Seq::new(rev) };
         let at = Duration::from_secs(at);
-        Promise { server: Some(server("persist-1")), level, id, rev: Rev::new(rev), asked: at, at }
+        Ack { server: Some(server("persist-1")), level, id, rev: Rev::new(rev), asked: at, at }
     }
 
     fn message(value: &str, key: Option<&str>, term: u64, rev: u64) -> Message {
@@ -355,9 +360,9 @@ mod tests {
         }
     }
 
-    fn blow(name: &str, harm: Harm, at: u64) -> Blow {
+    fn fault(name: &str, kind: FaultKind, at: u64) -> FaultEvent {
         let at = Duration::from_secs(at);
-        Blow { server: server(name), harm, since: at, at }
+        FaultEvent { server: server(name), kind, since: at, at }
     }
 
     fn stream(level: Level) -> Ledger {
@@ -365,7 +370,7 @@ mod tests {
         for number in 1..=3 {
             let value = format!("v{number};");
             ledger.sent(&value, None);
-            ledger.acknowledged(&value, promise(level, 1, number, 10 * number));
+            ledger.acknowledged(&value, ack(level, 1, number, 10 * number));
         }
         ledger
     }
@@ -374,106 +379,125 @@ mod tests {
         numbers.iter().map(|number| message(&format!("v{number};"), None, 1, *number)).collect()
     }
 
-    fn wrong(ledger: &Ledger, state: &[Message], lost: &[&str], blows: &[Blow]) -> usize {
+    fn violations_of(ledger: &Ledger, state: &[Message], lost: &[&str], faults: &[FaultEvent]) -> usize {
         let lost = lost.iter().map(|&value| value.to_owned()).collect();
-        ledger.violations(state, &lost, blows).len()
+        ledger.violations(state, &lost, faults).len()
     }
 
+    /// The ledger reports a lost or renamed `bucket` write, under any fault and even if `lost/` holds the value.
     #[test]
-    fn what_was_acknowledged_at_bucket_has_no_excuse() {
+    fn bucket_ack_loss_is_always_a_violation() {
         let ledger = stream(Level::Bucket);
-        assert_eq!(wrong(&ledger, &state(&[1, 2, 3]), &[], &[]), 0);
-        let blows = [blow("persist-1", Harm::Wiped, 30)];
-        assert_eq!(wrong(&ledger, &state(&[1, 2]), &["v3;"], &blows), 1);
-        // Under another name it is another message.
+        assert_eq!(violations_of(&ledger, &state(&[1, 2, 3]), &[], &[]), 0);
+        let faults = [fault("persist-1", FaultKind::Wiped, 30)];
+        assert_eq!(violations_of(&ledger, &state(&[1, 2]), &["v3;"], &faults), 1);
+        // Under another id it is another message.
         let moved = [state(&[1, 2]), vec![message("v3;", None, 2, 3)]].concat();
-        assert_eq!(wrong(&ledger, &moved, &[], &[]), 1);
+        assert_eq!(violations_of(&ledger, &moved, &[], &[]), 1);
     }
 
+    /// A weaker write may be missing only if `lost/` holds it or a matching fault hit its server in time.
     #[test]
-    fn weaker_levels_lose_what_their_row_says_and_no_more() {
+    fn weaker_level_loss_needs_a_matching_fault() {
         for level in [Level::Interval, Level::Disk] {
             let ledger = stream(level);
-            assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[]), 1, "nothing happened");
-            assert_eq!(wrong(&ledger, &state(&[1, 2]), &["v3;"], &[]), 0, "kept aside");
-            assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Killed, 30)]), 1);
-            assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Wiped, 31)]), 0);
+            assert_eq!(violations_of(&ledger, &state(&[1, 2]), &[], &[]), 1, "no fault");
+            assert_eq!(violations_of(&ledger, &state(&[1, 2]), &["v3;"], &[]), 0, "kept in lost/");
             assert_eq!(
-                wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Wiped, 32)]),
+                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Killed, 30)]),
+                1
+            );
+            assert_eq!(
+                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Wiped, 31)]),
+                0
+            );
+            assert_eq!(
+                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Wiped, 32)]),
                 1,
                 "shipped"
             );
-            assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-2", Harm::Wiped, 31)]), 1);
+            assert_eq!(
+                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-2", FaultKind::Wiped, 31)]),
+                1
+            );
         }
         let ledger = stream(Level::Memory);
-        assert_eq!(wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Killed, 31)]), 0);
         assert_eq!(
-            wrong(&ledger, &state(&[1, 2]), &[], &[blow("persist-1", Harm::Killed, 32)]),
+            violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Killed, 31)]),
+            0
+        );
+        assert_eq!(
+            violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Killed, 32)]),
             1,
             "written"
         );
     }
 
+    /// A durable position makes all earlier writes of its term durable, and no write of another term.
     #[test]
-    fn what_comes_before_something_in_the_bucket_is_in_the_bucket() {
+    fn durable_position_covers_earlier_writes_of_one_term() {
         let mut ledger = stream(Level::Memory);
-        let blows = [blow("persist-1", Harm::Wiped, 20)];
-        assert_eq!(wrong(&ledger, &state(&[1, 3]), &[], &blows), 0);
-        ledger.durable(promise(Level::Memory, 1, 2, 0).position());
-        assert_eq!(wrong(&ledger, &state(&[1, 3]), &[], &blows), 1);
-        // Of another term it may be another past.
+        let faults = [fault("persist-1", FaultKind::Wiped, 20)];
+        assert_eq!(violations_of(&ledger, &state(&[1, 3]), &[], &faults), 0);
+        ledger.durable(ack(Level::Memory, 1, 2, 0).position());
+        assert_eq!(violations_of(&ledger, &state(&[1, 3]), &[], &faults), 1);
+        // In another term, that rev may belong to another history.
         let mut ledger = stream(Level::Memory);
-        ledger.durable(promise(Level::Memory, 2, 2, 0).position());
-        assert_eq!(wrong(&ledger, &state(&[1, 3]), &[], &blows), 0);
+        ledger.durable(ack(Level::Memory, 2, 2, 0).position());
+        assert_eq!(violations_of(&ledger, &state(&[1, 3]), &[], &faults), 0);
     }
 
+    /// The ledger reports a stored value that was rejected, never sent, stored twice or acknowledged twice.
     #[test]
-    fn what_was_refused_or_never_sent_or_is_there_twice_is_noticed() {
+    fn ledger_reports_rejected_unsent_and_duplicate_values() {
         let mut ledger = stream(Level::Bucket);
         ledger.sent("v4;", None);
-        assert_eq!(wrong(&ledger, &state(&[1, 2, 3, 4]), &[], &[]), 0, "nobody knows");
+        assert_eq!(violations_of(&ledger, &state(&[1, 2, 3, 4]), &[], &[]), 0, "unknown");
         ledger.refused("v4;");
-        assert_eq!(wrong(&ledger, &state(&[1, 2, 3, 4]), &[], &[]), 1);
-        assert_eq!(wrong(&ledger, &state(&[1, 2, 3, 5]), &[], &[]), 1);
+        assert_eq!(violations_of(&ledger, &state(&[1, 2, 3, 4]), &[], &[]), 1);
+        assert_eq!(violations_of(&ledger, &state(&[1, 2, 3, 5]), &[], &[]), 1);
         let twice = [state(&[1, 2, 3]), vec![message("v2;", None, 1, 9)]].concat();
-        assert!(wrong(&ledger, &twice, &[], &[]) > 0);
-        ledger.acknowledged("v3;", promise(Level::Bucket, 2, 9, 40));
-        assert!(wrong(&ledger, &state(&[1, 2, 3]), &[], &[]) > 0, "applied twice");
+        assert!(violations_of(&ledger, &twice, &[], &[]) > 0);
+        ledger.acknowledged("v3;", ack(Level::Bucket, 2, 9, 40));
+        assert!(violations_of(&ledger, &state(&[1, 2, 3]), &[], &[]) > 0, "executed twice");
     }
 
+    /// The ledger reports a message id that shows two different values.
     #[test]
-    fn one_name_has_one_value() {
+    fn message_id_has_one_value() {
         let mut ledger = Ledger::new("s", Level::Memory, UNSHIPPED);
         ledger.sent("a;", None);
         ledger.sent("b;", None);
-        ledger.acknowledged("a;", promise(Level::Memory, 1, 1, 10));
+        ledger.acknowledged("a;", ack(Level::Memory, 1, 1, 10));
         ledger.read(&[message("b;", None, 1, 1)], UNSHIPPED);
-        let blows = [blow("persist-1", Harm::Wiped, 10)];
-        assert!(wrong(&ledger, &[], &[], &blows) > 0);
+        let faults = [fault("persist-1", FaultKind::Wiped, 10)];
+        assert!(violations_of(&ledger, &[], &[], &faults) > 0);
     }
 
+    /// An unanswered `bucket` write must stay once a read has shown it.
     #[test]
-    fn what_was_read_at_bucket_must_stay() {
+    fn bucket_write_shown_by_a_read_must_stay() {
         let mut ledger = Ledger::new("s", Level::Bucket, UNSHIPPED);
         ledger.sent("a;", None);
-        assert_eq!(wrong(&ledger, &[], &[], &[]), 0);
+        assert_eq!(violations_of(&ledger, &[], &[], &[]), 0);
         ledger.read(&[message("a;", None, 1, 1)], UNSHIPPED);
-        assert_eq!(wrong(&ledger, &[], &[], &[]), 1);
+        assert_eq!(violations_of(&ledger, &[], &[], &[]), 1);
     }
 
+    /// A newer value under the same key satisfies older acks; an older value, another key or no value does not.
     #[test]
-    fn under_a_key_something_newer_is_as_good() {
+    fn key_with_a_newer_value_satisfies_older_acks() {
         let mut ledger = Ledger::new("s", Level::Bucket, UNSHIPPED);
         for (value, rev) in [("a;", 1), ("b;", 2)] {
             ledger.sent(value, Some("k"));
-            ledger.acknowledged(value, promise(Level::Bucket, 1, rev, rev));
+            ledger.acknowledged(value, ack(Level::Bucket, 1, rev, rev));
         }
         ledger.sent("c;", Some("k"));
         assert_eq!(ledger.must_show("k").map(|position| order(&position)), Some((1, 2)));
-        assert_eq!(wrong(&ledger, &[message("b;", Some("k"), 1, 2)], &[], &[]), 0);
-        assert_eq!(wrong(&ledger, &[message("c;", Some("k"), 2, 2)], &[], &[]), 0);
-        assert_eq!(wrong(&ledger, &[message("a;", Some("k"), 1, 1)], &[], &[]), 1);
-        assert!(wrong(&ledger, &[message("b;", Some("l"), 1, 2)], &[], &[]) > 0);
-        assert_eq!(wrong(&ledger, &[], &[], &[]), 2);
+        assert_eq!(violations_of(&ledger, &[message("b;", Some("k"), 1, 2)], &[], &[]), 0);
+        assert_eq!(violations_of(&ledger, &[message("c;", Some("k"), 2, 2)], &[], &[]), 0);
+        assert_eq!(violations_of(&ledger, &[message("a;", Some("k"), 1, 1)], &[], &[]), 1);
+        assert!(violations_of(&ledger, &[message("b;", Some("l"), 1, 2)], &[], &[]) > 0);
+        assert_eq!(violations_of(&ledger, &[], &[], &[]), 2);
     }
 }

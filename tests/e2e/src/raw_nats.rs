@@ -1,4 +1,4 @@
-//! A NATS connection spoken by hand: it can send what no well-behaved client would.
+//! A hand-written NATS connection: it can send messages that no correct client would send.
 
 use std::collections::VecDeque;
 
@@ -9,10 +9,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::PATIENCE;
 
-/// A message as it arrived.
+/// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawMessage {
-    /// Where it was sent to.
+    /// The NATS subject.
     pub subject: String,
     /// The header block as text; empty without headers.
     pub headers: String,
@@ -34,7 +34,7 @@ impl RawNats {
     /// Connects to `nats://host:port`.
     ///
     /// # Errors
-    /// When nobody listens there or speaks otherwise than a nats-server.
+    /// If no server listens there, or it does not speak the NATS protocol.
     pub async fn connect(url: &str) -> anyhow::Result<Self> {
         Self::connect_as(url, None).await
     }
@@ -42,7 +42,7 @@ impl RawNats {
     /// Connects to `nats://host:port` with a user and a password.
     ///
     /// # Errors
-    /// When nobody listens there, speaks otherwise than a nats-server, or does not know the user.
+    /// If no server listens there, it does not speak the NATS protocol, or it does not know the user.
     pub async fn connect_as(url: &str, user: Option<(&str, &str)>) -> anyhow::Result<Self> {
         let address = url.strip_prefix("nats://").context("not a nats:// address")?;
         let (reader, writer) = TcpStream::connect(address).await?.into_split();
@@ -65,10 +65,10 @@ impl RawNats {
         Ok(nats)
     }
 
-    /// Sends a message, with an address for the answer if one is given.
+    /// Sends a message, with a reply address if one is given.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is closed.
     pub async fn publish(
         &mut self,
         subject: &str,
@@ -82,10 +82,10 @@ impl RawNats {
         self.send(&frame).await
     }
 
-    /// Sends a message with a block of headers: lines that end as HTTP's do, without the first and the empty last one.
+    /// Sends a message with a header block: lines that end as in HTTP, without the first line and the last empty line.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is closed.
     pub async fn publish_with_headers(
         &mut self,
         subject: &str,
@@ -101,10 +101,10 @@ impl RawNats {
         self.send(&frame).await
     }
 
-    /// Listens to a pattern; in force when the call returns.
+    /// Subscribes to a pattern; the subscription is active when the call returns.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is closed.
     pub async fn subscribe(&mut self, pattern: &str) -> anyhow::Result<()> {
         self.inboxes += 1;
         let frame = format!("SUB {pattern} {}\r\n", self.inboxes);
@@ -112,21 +112,21 @@ impl RawNats {
         self.flush().await
     }
 
-    /// Sends a request and waits for its first answer.
+    /// Sends a request and waits for the first reply.
     ///
     /// # Errors
-    /// When none comes.
+    /// If no reply comes.
     pub async fn request(&mut self, subject: &str, payload: &[u8]) -> anyhow::Result<RawMessage> {
         let inbox = format!("_INBOX.raw.{}", self.inboxes);
         self.subscribe(&inbox).await?;
         self.publish(subject, Some(&inbox), payload).await?;
-        self.next_on(&inbox).await.with_context(|| format!("no answer on {subject}"))
+        self.next_on(&inbox).await.with_context(|| format!("no reply on {subject}"))
     }
 
-    /// The next message on `subject`; others stay queued.
+    /// Returns the next message on `subject`; others stay queued.
     ///
     /// # Errors
-    /// When none comes.
+    /// If none comes.
     pub async fn next_on(&mut self, subject: &str) -> anyhow::Result<RawMessage> {
         let wait = async {
             loop {
@@ -139,31 +139,31 @@ impl RawNats {
         tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("no message on {subject}"))?
     }
 
-    /// What has arrived and was not taken.
+    /// Returns the received messages that were not taken.
     #[must_use]
     pub fn arrived(&self) -> &VecDeque<RawMessage> {
         &self.arrived
     }
 
-    /// What the server has forbidden since this was last asked, in its words.
+    /// Returns the permission errors since the last call, in the server's words.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is closed.
     pub async fn denied(&mut self) -> anyhow::Result<Vec<String>> {
         self.flush().await?;
         Ok(std::mem::take(&mut self.denied))
     }
 
-    /// What has arrived and was not taken, taken.
+    /// Takes the received messages.
     #[must_use]
     pub fn take_arrived(&mut self) -> VecDeque<RawMessage> {
         std::mem::take(&mut self.arrived)
     }
 
-    /// Waits until the server has worked through everything sent so far, and everything it had sent before is here.
+    /// Waits until the server has processed everything sent so far, and all its earlier messages have arrived.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is closed.
     pub async fn flush(&mut self) -> anyhow::Result<()> {
         self.send(b"PING\r\n").await?;
         while !self.read().await? {}
@@ -181,7 +181,7 @@ impl RawNats {
         Ok(line.trim_end().to_owned())
     }
 
-    /// Takes one thing from the connection; true when it was the answer to our PING.
+    /// Reads one item from the connection; returns true for the reply to our PING.
     async fn read(&mut self) -> anyhow::Result<bool> {
         let line = self.line().await?;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -201,7 +201,7 @@ impl RawNats {
                     payload: bytes[head..total].to_vec(),
                 });
             }
-            _ => bail!("the nats-server says: {line}"),
+            _ => bail!("unexpected line from nats-server: {line}"),
         }
         Ok(false)
     }

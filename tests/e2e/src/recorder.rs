@@ -1,4 +1,4 @@
-//! Takes down what clients ask and what they are answered, for the checker.
+//! Records the requests of clients and the replies to them, for the checker.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,12 +8,12 @@ use dormouse_bus::{
     Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, service_error,
 };
-use dormouse_checker::{Answer, Harm, Heard, History, Op, Outcome, Rules, Verdict};
-use dormouse_protocol::{Happened, Prefix, RoutePattern, ServerName, Subject, decode};
+use dormouse_checker::{CallOutcome, History, Op, OpResult, ReceivedEvent, Rules, ServerFault, Verdict};
+use dormouse_protocol::{Executed, Prefix, RoutePattern, ServerName, Subject, decode};
 use dormouse_runtime::Env;
 use tokio::sync::broadcast;
 
-/// What was said, by whom and when. Cloning shares it.
+/// The recorded history. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Recorder {
     env: Env,
@@ -22,36 +22,36 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Nothing was said yet. Servers of these names are listened to.
+    /// Creates an empty history. It records the requests to servers of these names.
     #[must_use]
     pub fn new(env: Env, servers: &[ServerName], rules: Rules) -> Self {
         let history = History { rules, ..History::default() };
         Self { env, servers: servers.into(), history: Arc::new(Mutex::new(history)) }
     }
 
-    /// The time by which everything is taken down.
+    /// Returns the time of the record.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.env.boot()
     }
 
-    /// Takes down what befell a server.
-    pub fn harm(&self, harm: Harm) {
-        self.lock().harms.push(harm);
+    /// Records a fault of a server.
+    pub fn record_fault(&self, fault: ServerFault) {
+        self.lock().faults.push(fault);
     }
 
-    /// Takes down everything that is announced, until the bus is closed.
+    /// Records all announced events, until the bus is closed.
     pub async fn listen(self, mut events: Subscription) {
         while let Some(delivery) = events.next().await {
             let at = self.now();
             let subject = Prefix::default().parse_events(delivery.route.as_str());
             if let (Ok(subject), Ok(event)) = (subject, decode(&delivery.payload)) {
-                self.lock().subjects.entry(subject).or_default().events.push(Heard { at, event });
+                self.lock().subjects.entry(subject).or_default().events.push(ReceivedEvent { at, event });
             }
         }
     }
 
-    /// What is to be said of everything that was taken down so far.
+    /// Judges the history so far.
     #[must_use]
     pub fn judge(&self) -> Verdict {
         dormouse_checker::check(&self.lock())
@@ -61,8 +61,8 @@ impl Recorder {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a message asks of which server, if it is an operation on a subject.
-    fn understand(&self, message: &Outgoing) -> Option<(ServerName, Subject, dormouse_protocol::Op, Op)> {
+    /// Returns the server, subject and operation of a message, if it is an operation on a subject.
+    fn parse_request(&self, message: &Outgoing) -> Option<(ServerName, Subject, dormouse_protocol::Op, Op)> {
         self.servers.iter().find_map(|server| {
             let route = Prefix::default().parse_server(server, message.route.as_str()).ok()?;
             let op = Op::from_wire(route.op, &message.payload).ok()??;
@@ -71,7 +71,7 @@ impl Recorder {
     }
 }
 
-/// A bus on which every operation on a subject is taken down.
+/// A bus that records every operation on a subject.
 #[derive(Clone)]
 pub struct RecordedBus {
     inner: Arc<dyn Bus>,
@@ -80,7 +80,7 @@ pub struct RecordedBus {
 }
 
 impl RecordedBus {
-    /// Takes down what `client` says over this bus.
+    /// Records the requests of `client` over this bus.
     #[must_use]
     pub fn new(inner: Arc<dyn Bus>, client: u32, recorder: Recorder) -> Self {
         Self { inner, client, recorder }
@@ -90,11 +90,11 @@ impl RecordedBus {
 #[async_trait]
 impl Bus for RecordedBus {
     async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError> {
-        let Some((server, subject, name, op)) = self.recorder.understand(&message) else {
+        let Some((server, subject, name, op)) = self.recorder.parse_request(&message) else {
             return self.inner.request(message, deadline).await;
         };
         let begin = self.recorder.now();
-        let place = self.recorder.lock().subjects.entry(subject.clone()).or_default().invoked(
+        let index = self.recorder.lock().subjects.entry(subject.clone()).or_default().invoked(
             self.client,
             Some(server),
             op,
@@ -103,20 +103,20 @@ impl Bus for RecordedBus {
         let replied = self.inner.request(message, deadline).await;
         let outcome = match &replied {
             Ok(reply) => match service_error(reply) {
-                Some(error) => Outcome::Refused(error),
-                None => match Answer::from_wire(name, &reply.payload) {
-                    Ok(Some(answer)) => Outcome::Answered(answer),
-                    Ok(None) | Err(_) => Outcome::Unknown,
+                Some(error) => CallOutcome::Refused(error),
+                None => match OpResult::from_wire(name, &reply.payload) {
+                    Ok(Some(answer)) => CallOutcome::Answered(answer),
+                    Ok(None) | Err(_) => CallOutcome::Unknown,
                 },
             },
-            Err(error) if error.happened() == Happened::No => {
-                Outcome::Refused(dormouse_protocol::ErrorReply::unavailable(error.to_string()))
+            Err(error) if error.executed() == Executed::No => {
+                CallOutcome::Refused(dormouse_protocol::ErrorReply::unavailable(error.to_string()))
             }
-            Err(_) => Outcome::Unknown,
+            Err(_) => CallOutcome::Unknown,
         };
         let at = self.recorder.now();
         if let Some(recorded) = self.recorder.lock().subjects.get_mut(&subject) {
-            recorded.returned(place, at, outcome);
+            recorded.returned(index, at, outcome);
         }
         replied
     }

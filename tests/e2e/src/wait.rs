@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-/// How long a test waits for something that must happen. Nothing passes because of it: it only ends a test that would
+/// The time that a test waits for a required condition. No test passes because of it: it only ends a test that would
 /// otherwise hang, so it is generous.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asks `probe` again and again until it has an answer. An error of the probe ends the wait.
+/// Calls `probe` repeatedly until it returns a value. An error of the probe ends the wait.
 ///
 /// Cancelling the wait leaves nothing behind.
 ///
 /// # Errors
-/// The probe's own, or after [`PATIENCE`] one that says `what` was waited for.
+/// The probe's own, or after [`PATIENCE`] an error that names `what`.
 pub async fn until<T>(
     what: &str,
     mut probe: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
@@ -28,5 +28,5 @@ pub async fn until<T>(
     };
     tokio::time::timeout(PATIENCE, asking)
         .await
-        .with_context(|| format!("waited {} s in vain: {what}", PATIENCE.as_secs()))?
+        .with_context(|| format!("timeout after {} s: {what}", PATIENCE.as_secs()))?
 }

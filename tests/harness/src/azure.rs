@@ -1,4 +1,4 @@
-//! A real server that speaks Azure's protocol, on a port of its own choosing.
+//! A real server with Azure's protocol, on a free port of its choice.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use tokio::process::Command;
 
 use crate::{Process, ProcessSpec, azurite_program, tail};
 
-/// How long it may take to listen, or to create a container.
+/// The time limit for the start, or for the creation of a container.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The account that every Azurite has, with its published key.
+/// The default account of Azurite, with its published key.
 const ACCOUNT: &str = "devstoreaccount1";
 const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
 const CREATE_CONTAINER: &str = include_str!("azure_container.js");
 
-/// A running Azurite. Killed when dropped; what it holds is in its memory and is gone with it.
+/// A running Azurite. It is killed when dropped; its contents are in memory and are then gone.
 #[derive(Debug)]
 pub struct AzureServer {
-    // Before the folder of its log: fields are dropped in this order.
+    // This field is declared before the folder of the log, because fields are dropped in this order.
     _process: Process,
     _folder: TempDir,
     port: u16,
@@ -32,18 +32,18 @@ impl AzureServer {
     /// Cancelling the call leaves no server.
     ///
     /// # Errors
-    /// When the server is not installed or does not start; with what it logged.
+    /// If the server is not installed or does not start; the error contains its log.
     pub async fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("cannot create a folder for Azurite")?;
         let spec = ProcessSpec::new("azurite", azurite_program()?, folder.path())
             .args(["--inMemoryPersistence", "--silent", "--skipApiVersionCheck"])
-            // Tests tell nobody that they run.
+            // Tests send no telemetry.
             .args(["--disableTelemetry"])
             .args(["--blobHost", "127.0.0.1", "--blobPort", "0"]);
         let mut process = spec.start()?;
         let listening = async {
             loop {
-                // It tells its port in its log only.
+                // Azurite reports its port only in its log.
                 if let Some(port) = port_in(&std::fs::read_to_string(&spec.log)?) {
                     return Ok(port);
                 }
@@ -63,10 +63,10 @@ impl AzureServer {
 
     /// Creates a container.
     ///
-    /// Cancelling the call leaves it there or not.
+    /// If the call is cancelled, the container may or may not exist.
     ///
     /// # Errors
-    /// When the server refuses or does not answer.
+    /// If the server rejects the request or does not answer.
     pub async fn create_container(&self, name: &str) -> anyhow::Result<()> {
         let mut command = Command::new("node");
         command.args(["-e", CREATE_CONTAINER, &self.port.to_string(), ACCOUNT, KEY, name]).kill_on_drop(true);
@@ -80,7 +80,7 @@ impl AzureServer {
         Ok(())
     }
 
-    /// The environment variables with which a client reaches it.
+    /// Returns the environment variables for a client.
     #[must_use]
     pub fn variables(&self) -> Vec<(String, String)> {
         let endpoint = format!("http://127.0.0.1:{}/{ACCOUNT}", self.port);
@@ -95,7 +95,7 @@ impl AzureServer {
     }
 }
 
-/// The port in `… listens on http://127.0.0.1:PORT`, once the line is whole.
+/// Returns the port in `… listens on http://127.0.0.1:PORT`, once the line is complete.
 fn port_in(log: &str) -> Option<u16> {
     let (_, rest) = log.split_once("listens on http://127.0.0.1:")?;
     rest.split_once('\n')?.0.trim().parse().ok()

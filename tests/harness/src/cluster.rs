@@ -4,32 +4,32 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::{Cable, Condition, Dial, NatsServer, NatsServerOptions};
+use crate::{DialMode, NatsServer, NatsServerOptions, ProxyMode, TcpProxy};
 
-/// How long the servers may take to find each other.
+/// The time limit for the servers to connect to each other.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Running nats-servers, each connected with each other by cables. Killed when dropped.
+/// Running nats-servers, connected to each other through proxies. They are killed when dropped.
 #[derive(Debug)]
 pub struct NatsCluster {
     servers: Vec<NatsServer>,
-    /// By who dials, then by who is dialled.
-    routes: Vec<Vec<Option<Cable>>>,
+    /// Indexed by the dialling server, then by the dialled server.
+    routes: Vec<Vec<Option<TcpProxy>>>,
 }
 
 impl NatsCluster {
-    /// Starts so many servers and waits until each has found the others. Needs a tokio runtime.
+    /// Starts `size` servers and waits until each is connected to the others. Needs a tokio runtime.
     ///
     /// Cancelling the call leaves no server.
     ///
     /// # Errors
-    /// When there is no nats-server, or one does not start or find the others.
+    /// If there is no nats-server, or one does not start or connect to the others.
     pub async fn start(size: usize) -> anyhow::Result<Self> {
         let mut routes = Vec::new();
         for from in 0..size {
             let mut row = Vec::new();
             for to in 0..size {
-                row.push(if from == to { None } else { Some(Cable::new(Dial::AtOnce).await?) });
+                row.push(if from == to { None } else { Some(TcpProxy::new(DialMode::Immediately).await?) });
             }
             routes.push(row);
         }
@@ -37,7 +37,7 @@ impl NatsCluster {
         for number in 0..size {
             let config = cluster.config(number);
             cluster.servers.push(NatsServer::start(NatsServerOptions::with_config(config)).await?);
-            cluster.plug_in(number)?;
+            cluster.connect_routes(number)?;
         }
         for number in 0..size {
             cluster.wait_connected(number).await?;
@@ -45,13 +45,13 @@ impl NatsCluster {
         Ok(cluster)
     }
 
-    /// How many servers there are.
+    /// Returns the number of servers.
     #[must_use]
     pub fn size(&self) -> usize {
         self.servers.len()
     }
 
-    /// One of the servers.
+    /// Returns one of the servers.
     #[must_use]
     pub fn server(&self, number: usize) -> &NatsServer {
         &self.servers[number]
@@ -62,41 +62,41 @@ impl NatsCluster {
     /// Cancelling the call leaves it running or killed.
     ///
     /// # Errors
-    /// When it does not go.
+    /// If it cannot be killed.
     pub async fn kill9(&mut self, number: usize) -> anyhow::Result<()> {
         self.servers[number].stop().await
     }
 
-    /// Starts a server again on the same port. It finds the others by itself, and they it.
+    /// Restarts a server on the same port. It connects to the others by itself, and they connect to it.
     ///
     /// Cancelling the call leaves it stopped.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub async fn restart(&mut self, number: usize) -> anyhow::Result<()> {
         self.servers[number].restart().await?;
-        self.plug_in(number)
+        self.connect_routes(number)
     }
 
-    /// Puts every cable between a server and the others in this condition.
-    pub fn set_routes(&self, number: usize, condition: Condition) {
+    /// Sets the mode of every proxy between a server and the others.
+    pub fn set_routes(&self, number: usize, mode: ProxyMode) {
         for (from, row) in self.routes.iter().enumerate() {
-            for (to, cable) in row.iter().enumerate() {
-                if let Some(cable) = cable
+            for (to, proxy) in row.iter().enumerate() {
+                if let Some(proxy) = proxy
                     && (from == number || to == number)
                 {
-                    cable.set(condition);
+                    proxy.set(mode);
                 }
             }
         }
     }
 
-    /// Waits until a server is connected with every other one that runs.
+    /// Waits until a server is connected to every other running one.
     ///
     /// Cancelling the wait leaves nothing behind.
     ///
     /// # Errors
-    /// When it is not in good time.
+    /// If it is not connected in time.
     pub async fn wait_connected(&self, number: usize) -> anyhow::Result<()> {
         let wanted = self.servers.iter().filter(|server| server.pid().is_some()).count().saturating_sub(1);
         let connected = async {
@@ -108,26 +108,26 @@ impl NatsCluster {
             }
         };
         if tokio::time::timeout(DEADLINE, connected).await.is_err() {
-            bail!("nats-server {number} has not found the others after {} s", DEADLINE.as_secs());
+            bail!("nats-server {number} is not connected to the others after {} s", DEADLINE.as_secs());
         }
         Ok(())
     }
 
-    fn plug_in(&self, number: usize) -> anyhow::Result<()> {
-        let port = self.servers[number].cluster_port().context("nats-server is no part of a cluster")?;
+    fn connect_routes(&self, number: usize) -> anyhow::Result<()> {
+        let port = self.servers[number].cluster_port().context("nats-server is not part of a cluster")?;
         for row in &self.routes {
-            if let Some(cable) = &row[number] {
-                cable.lead_to(port);
+            if let Some(proxy) = &row[number] {
+                proxy.set_target(port);
             }
         }
         Ok(())
     }
 
-    /// Nobody is told of any other address: what there is goes through the cables.
+    /// The configuration advertises no other address, so all cluster traffic goes through the proxies.
     fn config(&self, number: usize) -> String {
-        let cables = self.routes[number].iter().flatten();
+        let proxies = self.routes[number].iter().flatten();
         let routes: Vec<String> =
-            cables.map(|cable| format!("\"nats://127.0.0.1:{}\"", cable.port())).collect();
+            proxies.map(|proxy| format!("\"nats://127.0.0.1:{}\"", proxy.port())).collect();
         format!(
             "http: \"127.0.0.1:-1\"\ncluster {{ name: dormouse, listen: \"127.0.0.1:-1\", advertise: \"127.0.0.1:1\", \
              no_advertise: true, routes: [{}] }}\n",

@@ -1,11 +1,11 @@
-//! Bytes that nobody means well with, made from bytes that are right, and a count of the memory that reading them takes.
+//! Hostile bytes, made from valid bytes, and a count of the memory that decoding them takes.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use crate::Dice;
+use crate::SeededRng;
 
-/// Heads of MessagePack that declare much more than follows: a map, an array, a text, bytes, an extension.
+/// MessagePack headers that declare much more than follows: a map, an array, a text, bytes, an extension.
 const HUGE: [&[u8]; 5] = [
     &[0xdf, 0xff, 0xff, 0xff, 0xff],
     &[0xdd, 0xff, 0xff, 0xff, 0xff],
@@ -14,7 +14,7 @@ const HUGE: [&[u8]; 5] = [
     &[0xc9, 0xff, 0xff, 0xff, 0xff, 0x01],
 ];
 
-/// Values at the edges of what a field may hold: numbers of each width, a float, nothing, an empty map and list.
+/// Edge values of a field: numbers of each width, a float, nil, an empty map and list.
 const EDGES: [&[u8]; 10] = [
     &[0x00],
     &[0xff],
@@ -28,74 +28,75 @@ const EDGES: [&[u8]; 10] = [
     &[0xa0],
 ];
 
-/// What one step of nesting can look like: a list of one, and a map whose one value is the next.
+/// One step of nesting: a list of one, and a map whose single value is the next step.
 const NESTS: [&[u8]; 2] = [&[0x91], &[0x81, 0xa1, b'a']];
 
-/// Changes `good` in one to three ways: bits flipped, bytes replaced, cut short, a piece repeated, removed or put in, a length
-/// that promises gigabytes, thousands of levels of nesting, or its end taken from `other`.
+/// Changes `good` in one to three ways: flips bits, replaces bytes, truncates, repeats, removes or inserts a piece,
+/// inserts a length of gigabytes or thousands of levels of nesting, or takes its end from `other`.
 #[must_use]
-pub fn mutate(dice: &mut Dice, good: &[u8], other: &[u8]) -> Vec<u8> {
+pub fn mutate(rng: &mut SeededRng, good: &[u8], other: &[u8]) -> Vec<u8> {
     let mut bytes = good.to_vec();
-    for _ in 0..dice.within(1..4) {
-        bytes = step(dice, bytes, other);
+    for _ in 0..rng.within(1..4) {
+        bytes = step(rng, bytes, other);
     }
     bytes
 }
 
-fn step(dice: &mut Dice, mut bytes: Vec<u8>, other: &[u8]) -> Vec<u8> {
-    let at = place(dice, bytes.len());
-    match dice.within(0..9) {
+fn step(rng: &mut SeededRng, mut bytes: Vec<u8>, other: &[u8]) -> Vec<u8> {
+    let at = random_index(rng, bytes.len());
+    match rng.within(0..9) {
         0 if !bytes.is_empty() => {
             let at = at.min(bytes.len() - 1);
-            bytes[at] ^= 1 << dice.within(0..8);
+            bytes[at] ^= 1 << rng.within(0..8);
         }
         1 if !bytes.is_empty() => {
             let at = at.min(bytes.len() - 1);
-            bytes[at] = dice.next().to_le_bytes()[0];
+            bytes[at] = rng.next().to_le_bytes()[0];
         }
         2 => bytes.truncate(at),
         3 => {
-            let end = (at + place(dice, 64)).min(bytes.len());
+            let end = (at + random_index(rng, 64)).min(bytes.len());
             let piece = bytes[at..end].to_vec();
-            for _ in 0..dice.within(1..50) {
+            for _ in 0..rng.within(1..50) {
                 bytes.splice(at..at, piece.iter().copied());
             }
         }
-        4 => drop(bytes.drain(at..(at + place(dice, 16)).min(bytes.len()))),
-        5 => put(&mut bytes, at, dice.pick::<&[u8]>(&HUGE)),
-        6 => put(&mut bytes, at, dice.pick::<&[u8]>(&EDGES)),
+        4 => drop(bytes.drain(at..(at + random_index(rng, 16)).min(bytes.len()))),
+        5 => put(&mut bytes, at, rng.pick::<&[u8]>(&HUGE)),
+        6 => put(&mut bytes, at, rng.pick::<&[u8]>(&EDGES)),
         7 => {
-            let levels = usize::try_from(dice.within(1..20_000)).unwrap_or(1);
-            bytes.splice(at..at, dice.pick::<&[u8]>(&NESTS).repeat(levels));
+            let levels = usize::try_from(rng.within(1..20_000)).unwrap_or(1);
+            bytes.splice(at..at, rng.pick::<&[u8]>(&NESTS).repeat(levels));
         }
         _ => {
             bytes.truncate(at);
-            bytes.extend_from_slice(&other[place(dice, other.len())..]);
+            bytes.extend_from_slice(&other[random_index(rng, other.len())..]);
         }
     }
     bytes
 }
 
-/// Writes over what is there, and beyond its end.
+/// Overwrites bytes, and extends beyond the end.
 fn put(bytes: &mut Vec<u8>, at: usize, piece: &[u8]) {
     let end = (at + piece.len()).min(bytes.len());
     bytes.splice(at..end, piece.iter().copied());
 }
 
-fn place(dice: &mut Dice, length: usize) -> usize {
-    usize::try_from(dice.within(0..length as u64 + 1)).unwrap_or(0)
+fn random_index(rng: &mut SeededRng, length: usize) -> usize {
+    usize::try_from(rng.within(0..length as u64 + 1)).unwrap_or(0)
 }
 
 thread_local! {
     static HELD: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
 }
 
-/// The system's allocator, which counts for each thread what it holds. A test that wants to know makes it its global one.
+/// The system's allocator, which counts per thread the bytes that it holds. A test that needs the count makes it its
+/// global allocator.
 #[derive(Debug)]
 pub struct CountingAllocator;
 
 impl CountingAllocator {
-    /// The most bytes that this thread held at once while it did `work`, above what it held before.
+    /// Returns the peak of the bytes that this thread holds during `work`, above its start value.
     pub fn peak_of(work: impl FnOnce()) -> usize {
         let before = HELD.with(|held| {
             let (now, _) = held.get();
@@ -109,7 +110,7 @@ impl CountingAllocator {
 }
 
 fn count(change: isize) {
-    // While a thread ends nothing can be counted, and nobody asks.
+    // While a thread ends, nothing can be counted, and nothing reads the count.
     let _ = HELD.try_with(|held| {
         let (now, most) = held.get();
         held.set((now + change, most.max(now + change)));
@@ -120,7 +121,8 @@ fn bytes_of(layout: Layout) -> isize {
     isize::try_from(layout.size()).unwrap_or(isize::MAX)
 }
 
-// SAFETY: every call goes to the system's allocator as it came; what is counted is a cell of this thread, which needs no memory.
+// SAFETY: every call is passed to the system's allocator unchanged; the counter is a cell of this thread, which needs
+// no memory.
 #[allow(unsafe_code, reason = "an allocator cannot be written without")]
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -141,8 +143,9 @@ mod tests {
     #[global_allocator]
     static ALLOCATOR: CountingAllocator = CountingAllocator;
 
+    /// The counting allocator reports the peak, including memory that is freed before the end.
     #[test]
-    fn memory_that_is_given_back_counts_at_its_peak() {
+    fn allocator_peak_includes_freed_memory() {
         let peak = CountingAllocator::peak_of(|| {
             drop(vec![1_u8; 100_000]);
             drop(vec![1_u8; 50_000]);
@@ -150,15 +153,16 @@ mod tests {
         assert!((100_000..101_000).contains(&peak), "{peak}");
     }
 
+    /// Mutation gives equal bytes for an equal seed, changes most inputs, produces every kind and stays bounded.
     #[test]
-    fn the_same_number_makes_the_same_bytes_and_most_are_others_than_before() {
+    fn mutation_is_seeded_varied_and_bounded() {
         let good = b"\x82\xa1v\x01\xa4keys\x93\xa1a\xa1b\xa1c";
-        let made = |seed| mutate(&mut Dice::new(seed), good, b"another");
+        let made = |seed| mutate(&mut SeededRng::new(seed), good, b"another");
         assert!((0..1_000).all(|seed| made(seed) == made(seed)));
         let changed = (0..1_000).filter(|seed| made(*seed) != good).count();
         assert!(changed > 900, "{changed}");
         assert!(made(0).len() < 1_000_000);
-        // Every kind is among them.
+        // Every kind of mutation occurs.
         assert!((0..1_000).any(|seed| made(seed).len() > 10_000));
         assert!((0..1_000).any(|seed| made(seed).windows(4).any(|bytes| bytes == [0xff; 4])));
         assert!((0..1_000).any(|seed| made(seed).ends_with(b"other")));

@@ -1,34 +1,34 @@
-//! What the end-to-end tests and the demo need around them: programs, free ports, real processes that end with
-//! their owner.
+//! Support for the end-to-end tests and the demo: programs, free ports, and real processes that end with their owner.
 //!
-//! Knows no other crate of Dormouse, so that any of them may use it in its tests.
+//! The crate depends on no other crate of Dormouse, so that any of them can use it in its tests.
 
 mod azure;
-mod cable;
 mod cluster;
-mod dice;
 mod hostile;
 mod logs;
 mod nats;
 mod process;
+mod rng;
 mod s3;
+mod tcp_proxy;
 
 use std::path::{Path, PathBuf};
 
 pub use azure::AzureServer;
-pub use cable::{Cable, Condition, Dial};
 pub use cluster::NatsCluster;
-pub use dice::Dice;
 pub use hostile::{CountingAllocator, mutate};
-pub use logs::{complaints, tail};
+pub use logs::{log_problems, tail};
 pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, interrupt_pid, kill9_pid, peak_resident_bytes, pid_is_alive};
+pub use rng::SeededRng;
 pub use s3::{S3Flaw, S3Server};
+pub use tcp_proxy::{DialMode, ProxyMode, TcpProxy};
 
-/// The nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one `make tools` installed.
+/// Returns the nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one that `make tools`
+/// installed.
 ///
 /// # Errors
-/// Says what to do when there is none.
+/// If there is none; the error names the remedy.
 pub fn nats_server_program() -> anyhow::Result<PathBuf> {
     if let Some(program) = std::env::var_os("DORMOUSE_NATS_SERVER") {
         return Ok(program.into());
@@ -43,10 +43,10 @@ pub fn nats_server_program() -> anyhow::Result<PathBuf> {
         .ok_or_else(|| anyhow::anyhow!("no nats-server found: run `make tools`"))
 }
 
-/// The Python that can run the S3 server: `DORMOUSE_S3_PYTHON`, else the one that `make tools` installed it for.
+/// Returns the Python for the S3 server: `DORMOUSE_S3_PYTHON`, else the one for which `make tools` installed it.
 ///
 /// # Errors
-/// Says what to do when there is none.
+/// If there is none; the error names the remedy.
 pub fn s3_server_python() -> anyhow::Result<PathBuf> {
     if let Some(program) = std::env::var_os("DORMOUSE_S3_PYTHON") {
         return Ok(program.into());
@@ -56,10 +56,11 @@ pub fn s3_server_python() -> anyhow::Result<PathBuf> {
         .ok_or_else(|| anyhow::anyhow!("no S3 server for tests found: run `make tools`"))
 }
 
-/// The Python for the client in `tests/interop`: `DORMOUSE_INTEROP_PYTHON`, else the one that `make tools` installed.
+/// Returns the Python for the client in `tests/interop`: `DORMOUSE_INTEROP_PYTHON`, else the one that `make tools`
+/// installed.
 ///
 /// # Errors
-/// Says what to do when there is none.
+/// If there is none; the error names the remedy.
 pub fn interop_python() -> anyhow::Result<PathBuf> {
     if let Some(program) = std::env::var_os("DORMOUSE_INTEROP_PYTHON") {
         return Ok(program.into());
@@ -69,10 +70,10 @@ pub fn interop_python() -> anyhow::Result<PathBuf> {
     })
 }
 
-/// The Azurite to use: `DORMOUSE_AZURITE`, else the one that `scripts/tools azurite` installed.
+/// Returns the Azurite to use: `DORMOUSE_AZURITE`, else the one that `scripts/tools azurite` installed.
 ///
 /// # Errors
-/// Says what to do when there is none.
+/// If there is none; the error names the remedy.
 pub fn azurite_program() -> anyhow::Result<PathBuf> {
     if let Some(program) = std::env::var_os("DORMOUSE_AZURITE") {
         return Ok(program.into());
@@ -82,24 +83,24 @@ pub fn azurite_program() -> anyhow::Result<PathBuf> {
         .ok_or_else(|| anyhow::anyhow!("no Azurite found: run `scripts/tools azurite`, or `make soak-all`"))
 }
 
-/// Where `make tools` may have put something.
+/// Returns the paths at which `make tools` may have installed a tool.
 fn installed(path: &'static str) -> impl Iterator<Item = PathBuf> {
-    // Programs and tests are built below the workspace, or in a folder of their own choosing.
+    // Programs and tests are built below the workspace, or in a separate target folder.
     let running = std::env::current_exe().unwrap_or_default();
     let above = running.ancestors().map(Path::to_path_buf).chain([workspace_root()]).collect::<Vec<_>>();
     above.into_iter().map(move |folder| folder.join(".tools").join(path))
 }
 
-/// The top folder of the workspace this was built from.
+/// Returns the top folder of the workspace of this build.
 #[must_use]
 pub fn workspace_root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// A program of this workspace: in `DORMOUSE_BIN_DIR`, else beside the running program or test.
+/// Returns a program of this workspace: in `DORMOUSE_BIN_DIR`, else beside the running program or test.
 ///
 /// # Errors
-/// Says what to do when it has not been built.
+/// If it has not been built; the error names the remedy.
 pub fn our_program(name: &str) -> anyhow::Result<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(folder) = std::env::var_os("DORMOUSE_BIN_DIR") {

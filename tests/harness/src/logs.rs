@@ -1,8 +1,8 @@
-//! Reading the logs of processes.
+//! Reads the logs of processes.
 
 use std::path::Path;
 
-/// The last `lines` lines of a file, or why it cannot be read.
+/// Returns the last `lines` lines of a file, or the reason why it cannot be read.
 #[must_use]
 pub fn tail(file: &Path, lines: usize) -> String {
     match std::fs::read(file) {
@@ -15,12 +15,12 @@ pub fn tail(file: &Path, lines: usize) -> String {
     }
 }
 
-/// The lines of a log in our binaries' text format that are warnings or errors, and panics.
+/// Returns the warnings, errors and panics in a log of our binaries' text format.
 #[must_use]
-pub fn complaints(log: &str) -> Vec<&str> {
+pub fn log_problems(log: &str) -> Vec<&str> {
     log.lines()
         .filter(|line| {
-            // `<time> <LEVEL> <where>: <what>`
+            // `<time> <LEVEL> <target>: <message>`
             let level = line.split_whitespace().nth(1);
             matches!(level, Some("WARN" | "ERROR")) || line.contains("panicked at ")
         })
@@ -31,12 +31,13 @@ pub fn complaints(log: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
+    /// The problems of a log are its warnings, errors and panics, and no other line.
     #[test]
-    fn warnings_errors_and_panics_are_complaints_and_nothing_else_is() {
+    fn log_problems_are_warnings_errors_and_panics() {
         let log = "2026-01-01T00:00:00Z  INFO a: WARN is only a word here\n\
                    2026-01-01T00:00:00Z  WARN a: look\n\
                    2026-01-01T00:00:00Z ERROR a: worse\n\
                    thread 'main' panicked at src/main.rs:1:\n";
-        assert_eq!(complaints(log).len(), 3);
+        assert_eq!(log_problems(log).len(), 3);
     }
 }

@@ -1,4 +1,4 @@
-//! A real nats-server on a port of its own choosing.
+//! A real nats-server on a free port of its choice.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,31 +11,32 @@ use tokio::net::TcpStream;
 
 use crate::{Process, ProcessSpec, nats_server_program, tail};
 
-/// How long a nats-server may take to listen, or to end.
+/// The time limit for a nats-server to start, or to end.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// How to start a nats-server.
+/// The options of a nats-server.
 #[derive(Debug, Clone, Default)]
 pub struct NatsServerOptions {
-    /// The text of its configuration file: users, permissions, TLS, limits. No port: it chooses one.
+    /// The text of its configuration file: users, permissions, TLS, limits. It names no port, because the server
+    /// chooses one.
     pub config: String,
     /// The scheme of [`NatsServer::url`] is `tls` instead of `nats`.
     pub tls: bool,
-    /// Environment variables set for it: its configuration may refer to them.
+    /// Its environment variables: the configuration may refer to them.
     pub environment: Vec<(String, String)>,
 }
 
 impl NatsServerOptions {
-    /// A server with this configuration file.
+    /// Creates options with this configuration file.
     #[must_use]
     pub fn with_config(config: impl Into<String>) -> Self {
         Self { config: config.into(), ..Self::default() }
     }
 }
 
-/// A running nats-server. Killed when dropped.
+/// A running nats-server. It is killed when dropped.
 ///
-/// It chooses its own free port and tells it in a file, so that no two tests can want the same one; starting it again
+/// It chooses a free port and writes the port to a file, so that no two tests can use the same one. After a restart it
 /// keeps the port.
 #[derive(Debug)]
 pub struct NatsServer {
@@ -53,7 +54,7 @@ impl NatsServer {
     /// Cancelling the call leaves no server.
     ///
     /// # Errors
-    /// When there is no nats-server, or it does not start; with what it logged.
+    /// If there is no nats-server, or it does not start; the error contains its log.
     pub async fn start(options: NatsServerOptions) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("cannot create a folder for nats-server")?;
         let mut server =
@@ -62,28 +63,28 @@ impl NatsServer {
         Ok(server)
     }
 
-    /// Starts it again on the same port, after [`stop`](Self::stop).
+    /// Restarts the server on the same port, after [`stop`](Self::stop).
     ///
     /// Cancelling the call leaves it stopped.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// As for [`start`](Self::start).
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.stop().await?;
         self.launch().await
     }
 
-    /// Replaces the configuration; it holds from the next start on.
+    /// Replaces the configuration; it applies from the next start on.
     pub fn set_config(&mut self, config: impl Into<String>) {
         self.options.config = config.into();
     }
 
-    /// Kills it, as a crash would. Does nothing when it is not running.
+    /// Kills the server, as a crash would. Does nothing if it is not running.
     ///
     /// Cancelling the call leaves it running or killed.
     ///
     /// # Errors
-    /// When it does not go.
+    /// If it cannot be killed.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         match self.process.take() {
             Some(mut process) => process.kill9().await,
@@ -91,33 +92,33 @@ impl NatsServer {
         }
     }
 
-    /// Its address, without a user.
+    /// Returns its address, without a user.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.options.tls { "tls" } else { "nats" };
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
-    /// The port it listens on.
+    /// Returns its port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The port on which it listens for the others of its cluster, if its configuration makes it a part of one. Another one
-    /// each time it is started, unless the configuration names it.
+    /// Returns its port for the others of its cluster, if its configuration makes it part of one. The port differs
+    /// after each start, unless the configuration names it.
     #[must_use]
     pub fn cluster_port(&self) -> Option<u16> {
         self.cluster_port
     }
 
-    /// With how many other servers of its cluster it is connected, as it says. Its configuration must make it answer over
-    /// HTTP.
+    /// Returns the number of other servers of its cluster to which it is connected, as it reports. Its configuration
+    /// must enable HTTP monitoring.
     ///
     /// Cancelling the call leaves nothing behind.
     ///
     /// # Errors
-    /// When it does not say.
+    /// If it does not answer.
     pub async fn connected_servers(&self) -> anyhow::Result<usize> {
         let port = self.monitoring_port.context("nats-server does not answer over HTTP")?;
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
@@ -126,24 +127,24 @@ impl NatsServer {
         stream.read_to_string(&mut answer).await?;
         let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).context("not HTTP")?;
         let routes: Routes = serde_json::from_str(body)?;
-        // To each other server there are several connections.
+        // There are several connections to each other server.
         let others: BTreeSet<&str> = routes.routes.iter().map(|route| route.remote_id.as_str()).collect();
         Ok(others.len())
     }
 
-    /// Its process id, while it runs.
+    /// Returns its process id, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().and_then(Process::pid)
     }
 
-    /// The process, while it runs.
+    /// Returns the process, while it runs.
     #[must_use]
     pub fn process(&self) -> Option<&Process> {
         self.process.as_ref()
     }
 
-    /// The folder of its files, gone with it. Tests may put theirs there.
+    /// Returns the folder of its files, which is removed with it. Tests may add files there.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -153,7 +154,7 @@ impl NatsServer {
         let folder = self.folder.path();
         let config = folder.join("nats.conf");
         std::fs::write(&config, &self.options.config).context("cannot write nats-server's configuration")?;
-        // -1 is "choose one", which the server tells in the ports file.
+        // -1 means "choose a port". The server writes the port to the ports file.
         let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
         let mut spec = ProcessSpec::new("nats-server", nats_server_program()?, folder)
             .args(["--addr", "127.0.0.1", "--port", &port])
@@ -162,12 +163,14 @@ impl NatsServer {
         let variables = self.options.environment.iter();
         spec.environment = variables.map(|(name, value)| (name.into(), value.into())).collect();
         let mut process = spec.start()?;
-        let ports =
-            process.pid().map(|pid| ports_file(&spec.program, folder, pid)).context("it has no pid")?;
+        let ports = process
+            .pid()
+            .map(|pid| ports_file(&spec.program, folder, pid))
+            .context("nats-server has no pid")?;
         match tokio::time::timeout(DEADLINE, listening(&mut process, &ports)).await {
             Ok(ports) => {
                 let ports = ports.with_context(|| logged(&spec.log))?;
-                self.port = port_of(ports.nats.first().context("nats-server listens for nobody")?)?;
+                self.port = port_of(ports.nats.first().context("nats-server has no client port")?)?;
                 self.cluster_port = ports.cluster.first().map(|address| port_of(address)).transpose()?;
                 self.monitoring_port =
                     ports.monitoring.first().map(|address| port_of(address)).transpose()?;
@@ -181,10 +184,10 @@ impl NatsServer {
     }
 }
 
-/// Waits until the server has told its port. It tells in no other way, so the file is looked for again and again.
+/// Waits until the server has written its port. It reports the port in no other way, so the file is polled.
 async fn listening(process: &mut Process, ports: &Path) -> anyhow::Result<Ports> {
     loop {
-        // Half written, it is not JSON yet.
+        // A partly written file is not valid JSON yet.
         if let Ok(text) = std::fs::read_to_string(ports)
             && let Ok(ports) = serde_json::from_str::<Ports>(&text)
         {

@@ -1,4 +1,4 @@
-//! Real processes: started with their output in a file, signalled, waited for, and gone when their owner is.
+//! Real processes: started with their output in a file, signalled, awaited, and ended with their owner.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 
-/// How to start a process: kept, so that it can be started again the same way.
+/// The start command of a process, kept for a restart.
 #[derive(Debug, Clone)]
 pub struct ProcessSpec {
-    /// What people call it; names its log file.
+    /// The process name, which also names the log file.
     pub name: String,
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Environment variables set for it.
+    /// Its environment variables.
     pub environment: Vec<(OsString, OsString)>,
-    /// The file that takes its output. Starting again appends.
+    /// The file for its output. A restart appends to it.
     pub log: PathBuf,
 }
 
 impl ProcessSpec {
-    /// A process called `name` that runs `program`, with its output in `<log_dir>/<name>.log`.
+    /// Creates a command for a process `name` that runs `program`, with its output in `<log_dir>/<name>.log`.
     #[must_use]
     pub fn new(name: &str, program: PathBuf, log_dir: &Path) -> Self {
         let log = log_dir.join(format!("{name}.log"));
@@ -43,11 +43,11 @@ impl ProcessSpec {
         self
     }
 
-    /// Starts it. The settings of whoever runs the tests do not reach it: `DORMOUSE_…` and `NATS_…` variables are
-    /// removed. Needs a tokio runtime.
+    /// Starts the process. The settings of the user that runs the tests do not reach it: `DORMOUSE_…` and `NATS_…`
+    /// variables are removed. Needs a tokio runtime.
     ///
     /// # Errors
-    /// When the program cannot be run or the log cannot be written.
+    /// If the program cannot be run or the log cannot be written.
     pub fn start(&self) -> anyhow::Result<Process> {
         let log = std::fs::File::options()
             .create(true)
@@ -60,14 +60,14 @@ impl ProcessSpec {
                 command.env_remove(name);
             }
         }
-        die_with_us(&mut command);
+        end_with_parent(&mut command);
         let child = command
             .args(&self.arguments)
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C in a terminal is for the one who runs the tests.
+            // Ctrl-C in a terminal is for the test runner, not for its processes.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -76,19 +76,19 @@ impl ProcessSpec {
     }
 }
 
-/// Has the kernel kill the process when the thread that starts it dies: neither SIGKILL nor a test runner that gives up
-/// leaves anything running. The thread, because that is what the kernel looks at; it is the one of a test or `main`.
+/// Makes the kernel kill the process when the thread that starts it ends, so that neither SIGKILL nor a test runner
+/// that gives up leaves a process running. The kernel watches the thread, which is the one of a test or of `main`.
 #[cfg(target_os = "linux")]
-fn die_with_us(command: &mut Command) {
+fn end_with_parent(command: &mut Command) {
     let parent = std::process::id();
     let arrange = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have died before we asked.
+        // The parent may have ended before the call.
         let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
         if u32::try_from(now) == Ok(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
     // SAFETY: between fork and exec only system calls are made: nothing is allocated, no lock is taken, and an error
-    // that is made of a number is no allocation either.
+    // made of a number needs no allocation either.
     #[expect(unsafe_code, reason = "there is no other way to ask the kernel on the child's behalf")]
     unsafe {
         command.pre_exec(arrange);
@@ -96,9 +96,9 @@ fn die_with_us(command: &mut Command) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn die_with_us(_: &mut Command) {}
+fn end_with_parent(_: &mut Command) {}
 
-/// A running process. Killed when dropped, and on Linux also when the thread that started it dies.
+/// A running process. It is killed when dropped, and on Linux also when the thread that started it ends.
 #[derive(Debug)]
 pub struct Process {
     spec: ProcessSpec,
@@ -106,22 +106,22 @@ pub struct Process {
 }
 
 impl Process {
-    /// How it was started.
+    /// Returns its start command.
     #[must_use]
     pub fn spec(&self) -> &ProcessSpec {
         &self.spec
     }
 
-    /// Its process id, as long as it has not been waited for.
+    /// Returns its process id, as long as it has not been awaited.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Whether it has ended, and how.
+    /// Returns the exit status, if it has ended.
     ///
     /// # Errors
-    /// When the operating system will not say.
+    /// If the operating system reports an error.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
@@ -131,7 +131,7 @@ impl Process {
     /// Cancelling the wait leaves it running.
     ///
     /// # Errors
-    /// When it has not ended within `deadline`.
+    /// If it has not ended within `deadline`.
     pub async fn wait(&mut self, deadline: Duration) -> anyhow::Result<ExitStatus> {
         let name = &self.spec.name;
         tokio::time::timeout(deadline, self.child.wait())
@@ -140,19 +140,19 @@ impl Process {
             .with_context(|| format!("cannot wait for {name}"))
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// SIGKILL; waits until it has ended.
     ///
     /// # Errors
-    /// When it cannot be killed.
+    /// If it cannot be killed.
     pub async fn kill9(&mut self) -> anyhow::Result<()> {
         self.child.start_kill().with_context(|| format!("cannot kill {}", self.spec.name))?;
         self.wait(Duration::from_secs(10)).await.map(drop)
     }
 
-    /// SIGTERM, and waits until it has ended.
+    /// SIGTERM; waits until it has ended.
     ///
     /// # Errors
-    /// When it has not ended within `deadline`.
+    /// If it has not ended within `deadline`.
     pub async fn terminate(&mut self, deadline: Duration) -> anyhow::Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         self.wait(deadline).await
@@ -161,48 +161,48 @@ impl Process {
     /// SIGINT, as Ctrl-C sends it.
     ///
     /// # Errors
-    /// When it has ended already.
+    /// If it has ended already.
     pub fn interrupt(&self) -> anyhow::Result<()> {
         self.signal(Signal::INT)
     }
 
-    /// SIGSTOP, and waits until every thread stands still, with everything it holds.
+    /// SIGSTOP; waits until every thread is stopped.
     ///
     /// # Errors
-    /// When it has ended already.
+    /// If it has ended already.
     pub async fn pause(&self) -> anyhow::Result<()> {
         self.signal(Signal::STOP)?;
         let name = &self.spec.name;
         let pid = self.pid().with_context(|| format!("{name} has ended"))?;
         tokio::time::timeout(Duration::from_secs(10), async {
-            while !stands_still(pid)? {
+            while !is_stopped(pid)? {
                 anyhow::ensure!(pid_is_alive(pid), "{name} has ended");
                 tokio::task::yield_now().await;
             }
             Ok(())
         })
         .await
-        .with_context(|| format!("{name} does not stand still"))?
+        .with_context(|| format!("{name} does not stop"))?
     }
 
-    /// Whether every thread of it stands still, e.g. since it stopped itself.
+    /// Returns whether every thread of it is stopped, for example because it has stopped itself.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.pid().is_some_and(|pid| stands_still(pid).unwrap_or(false))
+        self.pid().is_some_and(|pid| is_stopped(pid).unwrap_or(false))
     }
 
-    /// SIGCONT: it goes on.
+    /// SIGCONT: it continues.
     ///
     /// # Errors
-    /// When it has ended already.
+    /// If it has ended already.
     pub fn resume(&self) -> anyhow::Result<()> {
         self.signal(Signal::CONT)
     }
 
-    /// Its resident memory in bytes.
+    /// Returns its resident memory in bytes.
     ///
     /// # Errors
-    /// When it has ended already, or the system has no `/proc`.
+    /// If it has ended already, or the system has no `/proc`.
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
         memory_of(self.pid().with_context(|| format!("{} has ended", self.spec.name))?, "VmRSS:")
     }
@@ -214,10 +214,10 @@ impl Process {
     }
 }
 
-/// The most resident memory that a process has had so far, in bytes.
+/// Returns the peak resident memory of a process so far, in bytes.
 ///
 /// # Errors
-/// When it has ended already, or the system has no `/proc`.
+/// If it has ended already, or the system has no `/proc`.
 pub fn peak_resident_bytes(pid: u32) -> anyhow::Result<u64> {
     memory_of(pid, "VmHWM:")
 }
@@ -232,31 +232,31 @@ fn memory_of(pid: u32, what: &str) -> anyhow::Result<u64> {
     Ok(kilobytes.trim().parse::<u64>()? * 1_024)
 }
 
-/// Sends SIGINT, as Ctrl-C does, to a process that somebody else started.
+/// Sends SIGINT, as Ctrl-C does, to a process of another owner.
 ///
 /// # Errors
-/// When there is none.
+/// If there is no such process.
 pub fn interrupt_pid(pid: u32) -> anyhow::Result<()> {
     signal_pid(pid, Signal::INT)
 }
 
-/// Sends SIGKILL to a process that somebody else started.
+/// Sends SIGKILL to a process of another owner.
 ///
 /// # Errors
-/// When there is no such process.
+/// If there is no such process.
 pub fn kill9_pid(pid: u32) -> anyhow::Result<()> {
     signal_pid(pid, Signal::KILL)
 }
 
-/// Whether a process with this id exists and has not ended (a zombie has).
+/// Returns whether a process with this id exists and has not ended (a zombie has ended).
 #[must_use]
 pub fn pid_is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !matches!(state(&stat), None | Some('Z' | 'X')))
 }
 
-/// Whether every thread of a process is stopped.
-fn stands_still(pid: u32) -> anyhow::Result<bool> {
+/// Returns whether every thread of a process is stopped.
+fn is_stopped(pid: u32) -> anyhow::Result<bool> {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
         if state(&stat) != Some('T') {
@@ -266,7 +266,8 @@ fn stands_still(pid: u32) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The state in a `stat` file of `/proc`: `pid (name) state …`, where the name may hold anything, brackets too.
+/// Returns the state in a `stat` file of `/proc`: `pid (name) state …`, where the name may contain any character, also
+/// brackets.
 fn state(stat: &str) -> Option<char> {
     stat.rsplit(')').next()?.trim().chars().next()
 }
@@ -280,8 +281,9 @@ fn signal_pid(pid: u32, signal: Signal) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    /// A child process ends when the thread that started it ends.
     #[test]
-    fn a_process_dies_with_the_thread_that_started_it() {
+    fn process_ends_with_the_starting_thread() {
         let folder = tempfile::tempdir().unwrap();
         let spec = ProcessSpec::new("sleeper", "sleep".into(), folder.path()).args(["3600"]);
         let start = || {
@@ -289,7 +291,7 @@ mod tests {
             let process = runtime.block_on(async { spec.start() }).unwrap();
             let pid = process.pid().unwrap();
             assert!(pid_is_alive(pid));
-            // As SIGKILL would have it: nothing is dropped.
+            // As after SIGKILL, nothing is dropped.
             std::mem::forget((process, runtime));
             pid
         };

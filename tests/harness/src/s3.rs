@@ -1,4 +1,4 @@
-//! A real S3 server on a port of its own choosing.
+//! A real S3 server on a free port of its choice.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,30 +10,30 @@ use tokio::net::TcpStream;
 
 use crate::{Process, ProcessSpec, s3_server_python, tail};
 
-/// How long it may take to listen, to create a bucket, or to end.
+/// The time limit for the start, for the creation of a bucket, or for the end.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// moto, told to serve one request at a time.
+/// moto, configured to serve one request at a time.
 const PROGRAM: &str = include_str!("s3_server.py");
 
-/// The region everything is in. Clients must name one; this is where a bucket lands that names none.
+/// The region of all data. Clients must name one; a bucket without a region is created here.
 const REGION: &str = "us-east-1";
 
-/// What an S3 server gets wrong, as some do.
+/// The defects of an S3 server that exist in practice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum S3Flaw {
     /// Nothing.
     None,
-    /// A conditional create overwrites without a word.
+    /// A conditional create overwrites without an error.
     IgnoresConditions,
-    /// A conditional create looks and writes in two steps, so that several at once succeed.
-    LooksThenWrites,
+    /// A conditional create checks and writes in two steps, so that several concurrent creates succeed.
+    ChecksThenWrites,
 }
 
-/// A running S3 server that keeps the contract of a bucket, conditional creates included. Killed when dropped; what it
-/// holds is in its memory and is gone with it.
+/// A running S3 server that keeps the contract of a bucket, including conditional creates. It is killed when dropped;
+/// its contents are in memory and are then gone.
 ///
-/// It chooses its own free port and tells it in a file, so that no two tests can want the same one.
+/// It chooses a free port and writes the port to a file, so that no two tests can use the same one.
 #[derive(Debug)]
 pub struct S3Server {
     folder: TempDir,
@@ -47,30 +47,30 @@ impl S3Server {
     /// Cancelling the call leaves no server.
     ///
     /// # Errors
-    /// When the server is not installed or does not start; with what it logged.
+    /// If the server is not installed or does not start; the error contains its log.
     pub async fn start() -> anyhow::Result<Self> {
         Self::start_with(S3Flaw::None).await
     }
 
-    /// Starts a server that gets something wrong.
+    /// Starts a server with a defect.
     ///
     /// Cancelling the call leaves no server.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// As for [`start`](Self::start).
     pub async fn start_with(flaw: S3Flaw) -> anyhow::Result<Self> {
         let flaw = match flaw {
             S3Flaw::None => "none",
             S3Flaw::IgnoresConditions => "ignores-conditions",
-            S3Flaw::LooksThenWrites => "looks-then-writes",
+            S3Flaw::ChecksThenWrites => "checks-then-writes",
         };
         let folder = tempfile::tempdir().context("cannot create a folder for the S3 server")?;
-        let told = folder.path().join("port");
+        let port_file = folder.path().join("port");
         let spec = ProcessSpec::new("s3-server", s3_server_python()?, folder.path())
             .args(["-c", PROGRAM, "0"])
-            .args([told.as_os_str(), flaw.as_ref()]);
+            .args([port_file.as_os_str(), flaw.as_ref()]);
         let mut process = spec.start()?;
-        match tokio::time::timeout(DEADLINE, listening(&mut process, &told)).await {
+        match tokio::time::timeout(DEADLINE, listening(&mut process, &port_file)).await {
             Ok(Ok(port)) => Ok(Self { folder, process, port }),
             Ok(Err(error)) => Err(error.context(logged(&spec.log))),
             Err(_) => {
@@ -81,12 +81,12 @@ impl S3Server {
 
     /// Creates a bucket (3 to 63 of `a-z 0-9 -`).
     ///
-    /// Cancelling the call leaves it there or not.
+    /// If the call is cancelled, the bucket may or may not exist.
     ///
     /// # Errors
-    /// When the server refuses or does not answer.
+    /// If the server rejects the request or does not answer.
     pub async fn create_bucket(&self, name: &str) -> anyhow::Result<()> {
-        // It checks no signature, but wants to see one.
+        // The server checks no signature, but requires one.
         let request = format!(
             "PUT /{name} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: 0\r\nConnection: close\r\n\
              Authorization: AWS4-HMAC-SHA256 Credential=test/20200101/{REGION}/s3/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n",
@@ -110,13 +110,13 @@ impl S3Server {
         Ok(())
     }
 
-    /// The environment variables with which a client reaches it.
+    /// Returns the environment variables for a client.
     #[must_use]
     pub fn variables(&self) -> Vec<(String, String)> {
         Self::variables_through(self.port)
     }
 
-    /// The same through a cable with this port.
+    /// Returns the same through a proxy with this port.
     #[must_use]
     pub fn variables_through(port: u16) -> Vec<(String, String)> {
         let endpoint = format!("http://127.0.0.1:{port}");
@@ -131,30 +131,30 @@ impl S3Server {
         .into()
     }
 
-    /// The port it listens on.
+    /// Returns its port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The process.
+    /// Returns the process.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// The folder of its log, gone with it.
+    /// Returns the folder of its log, which is removed with it.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 }
 
-/// Waits until the server has told its port. It tells in no other way, so the file is looked for again and again.
-async fn listening(process: &mut Process, told: &Path) -> anyhow::Result<u16> {
+/// Waits until the server has written its port. It reports the port in no other way, so the file is polled.
+async fn listening(process: &mut Process, port_file: &Path) -> anyhow::Result<u16> {
     loop {
-        // It appears with its content.
-        if let Ok(port) = std::fs::read_to_string(told) {
+        // The file appears with its content.
+        if let Ok(port) = std::fs::read_to_string(port_file) {
             return port.parse().with_context(|| format!("no port: {port:?}"));
         }
         if let Some(status) = process.ended()? {

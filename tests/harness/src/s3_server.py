@@ -2,8 +2,8 @@
 
     python s3_server.py PORT PORT_FILE FLAW
 
-PORT 0 is any free one; the port goes to PORT_FILE once it listens. FLAW is what servers in the wild get wrong:
-`none`; `ignores-conditions`: a conditional create overwrites; `looks-then-writes`: it looks and writes in two steps.
+PORT 0 means any free port; the port is written to PORT_FILE once the server listens. FLAW is a defect of real servers:
+`none`; `ignores-conditions`: a conditional create overwrites; `checks-then-writes`: it checks and writes in two steps.
 """
 
 import io
@@ -26,17 +26,17 @@ def ignores_conditions(inner):
     return serve
 
 
-def looks_then_writes(inner):
-    """Between a look and its write it gives others a moment to look too."""
+def checks_then_writes(inner):
+    """Waits a moment between a check and its write, so that other requests check too."""
     one_at_a_time = threading.Lock()
-    somebody_looked = threading.Condition()
-    looks = {}
+    check_done = threading.Condition()
+    checks = {}
 
     def exists(environ):
-        look = dict(environ, REQUEST_METHOD="HEAD", CONTENT_LENGTH="0")
-        look["wsgi.input"] = io.BytesIO()
+        check = dict(environ, REQUEST_METHOD="HEAD", CONTENT_LENGTH="0")
+        check["wsgi.input"] = io.BytesIO()
         with one_at_a_time:
-            _, status, _ = run_wsgi_app(inner, look, buffered=True)
+            _, status, _ = run_wsgi_app(inner, check, buffered=True)
         return status.startswith("200")
 
     def serve(environ, start_response):
@@ -45,25 +45,25 @@ def looks_then_writes(inner):
                 start_response("412 Precondition Failed", [("Content-Length", "0")])
                 return [b""]
             path = environ["PATH_INFO"]
-            with somebody_looked:
-                looks[path] = looks.get(path, 0) + 1
-                somebody_looked.notify_all()
-                somebody_looked.wait_for(lambda: looks[path] > 1, timeout=0.5)
+            with check_done:
+                checks[path] = checks.get(path, 0) + 1
+                check_done.notify_all()
+                check_done.wait_for(lambda: checks[path] > 1, timeout=0.5)
         with one_at_a_time:
             return inner(environ, start_response)
 
     return serve
 
 
-FLAWS = {"none": None, "ignores-conditions": ignores_conditions, "looks-then-writes": looks_then_writes}
+FLAWS = {"none": None, "ignores-conditions": ignores_conditions, "checks-then-writes": checks_then_writes}
 
 
 def main(port, port_file, flaw):
     application = DomainDispatcherApplication(create_backend_app)
     if FLAWS[flaw]:
         application = FLAWS[flaw](application)
-    # With threads, two of sixteen creates of one key at the same time may win.
-    server = make_server("127.0.0.1", int(port), application, threaded=flaw == "looks-then-writes")
+    # With threads, two of sixteen concurrent creates of one key may succeed.
+    server = make_server("127.0.0.1", int(port), application, threaded=flaw == "checks-then-writes")
     with open(port_file + ".new", "w") as file:
         file.write(str(server.port))
     os.rename(port_file + ".new", port_file)

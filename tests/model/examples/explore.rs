@@ -1,22 +1,22 @@
-//! Explores bounds of one's own and prints what was found, with the trace of a counterexample:
+//! Explores the given bounds and prints the result, with the trace of a counterexample:
 //!
 //! ```text
-//! cargo run -p dormouse-model --example explore -- processes=2 writes=2,0 compactions=1 reads=1 lazy=1 lie=LookWhilePutting
+//! cargo run -p dormouse-model --example explore -- processes=2 writes=2,0 compactions=1 reads=1 lazy=1 rule=ProbeDuringCreate
 //! ```
 
 use std::error::Error;
 
 use dormouse_model::explore::{deep_first, nearest_first};
-use dormouse_model::settings::{Bases, Lie, Settings};
+use dormouse_model::settings::{Bases, BrokenRule, Settings};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut settings = Settings::default();
     let (mut most, mut deep) = (3_000_000, false);
     for argument in std::env::args().skip(1) {
-        let (name, value) = argument.split_once('=').ok_or("name=value, please")?;
-        if name == "lie" {
-            let lie = Lie::ALL.into_iter().find(|lie| format!("{lie:?}") == value);
-            settings.lie = Some(lie.ok_or("no such lie")?);
+        let (name, value) = argument.split_once('=').ok_or("expected name=value")?;
+        if name == "rule" {
+            let rule = BrokenRule::ALL.into_iter().find(|rule| format!("{rule:?}") == value);
+            settings.broken_rule = Some(rule.ok_or("unknown rule")?);
             continue;
         }
         let numbers: Vec<u32> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "duplicates" => settings.duplicates = small,
             "drains" => settings.drains = small,
             "lapses" => settings.lapses = Some(small),
-            "oblivions" => settings.oblivions = small,
+            "state_losses" => settings.state_losses = small,
             "restarts" => settings.restarts = first,
             "bases" => settings.bases = [Bases::Deltas, Bases::Snapshots, Bases::Mixed][usize::from(small)],
             "lazy" => settings.lazy = first > 0,
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "empty" => settings.empty = first > 0,
             "millions" => most = first as usize * 1_000_000,
             "deep" => deep = first > 0,
-            _ => return Err(format!("{name} is no bound").into()),
+            _ => return Err(format!("{name} is not a bound").into()),
         }
     }
     println!("{}", if deep { deep_first(&settings, most) } else { nearest_first(&settings, most) });

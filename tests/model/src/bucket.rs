@@ -1,4 +1,4 @@
-//! The bucket as the protocol sees it: slots of logs, manifests and bases of subjects, and requests on their way.
+//! The bucket of the model: the slots of logs, the manifests and bases of subjects, and the requests in flight.
 
 use std::rc::Rc;
 
@@ -9,24 +9,24 @@ use ulid::Ulid;
 
 use crate::hash::Part;
 
-/// A change of a subject, on its way to becoming a rev.
+/// A change of a subject, before it has a rev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Entry {
-    /// The subject's place in the world.
+pub struct ModelEntry {
+    /// The index of the subject in the world.
     pub subject: u8,
     /// The rev that it makes.
     pub rev: u8,
-    /// Tells it from every other write of the subject.
+    /// Distinguishes it from every other write of the subject.
     pub op: u8,
 }
 
-/// What lies in a slot.
+/// The object in a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SlotObject {
     /// The header of a log.
     Birth,
     /// A segment.
-    Data(Rc<[Entry]>),
+    Data(Rc<[ModelEntry]>),
     /// A seal, with its nonce.
     Seal(u16),
 }
@@ -36,47 +36,47 @@ pub enum SlotObject {
 pub struct LogObjects {
     /// By slot.
     pub slots: Vec<Option<SlotObject>>,
-    /// Slots that may be deleted by their owner's word.
+    /// Slots that the owner permits to delete.
     pub owner_may_delete: u32,
-    /// Slots that may be deleted by a collector's word.
+    /// Slots that a collector permits to delete.
     pub collector_may_delete: u32,
-    /// A collector that looks too early saw that no manifest names the log.
+    /// A collector that reads the manifests too early saw that no manifest names the log.
     pub seen_unneeded: bool,
 }
 
 impl LogObjects {
-    /// A log that was just born.
+    /// A new log.
     #[must_use]
-    pub fn born() -> Self {
+    pub fn with_header() -> Self {
         Self { slots: vec![Some(SlotObject::Birth)], ..Self::default() }
     }
 
-    /// What lies in `slot`.
+    /// Returns the object in `slot`.
     #[must_use]
     pub fn get(&self, slot: Slot) -> Option<&SlotObject> {
         self.slots.get(index(slot)).and_then(Option::as_ref)
     }
 
-    /// The highest slot that exists.
+    /// Returns the highest slot that exists.
     #[must_use]
     pub fn highest(&self) -> Option<Slot> {
         self.slots.iter().rposition(Option::is_some).map(|slot| Slot::new(slot as u64))
     }
 
-    /// The slots that exist, ascending.
+    /// Returns the slots that exist, ascending.
     pub fn listed(&self) -> impl Iterator<Item = Slot> {
         let exists =
             |(slot, object): (usize, &Option<SlotObject>)| object.as_ref().map(|_| Slot::new(slot as u64));
         self.slots.iter().enumerate().filter_map(exists)
     }
 
-    /// Whether the highest slot is a seal.
+    /// Returns whether the highest slot is a seal.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         matches!(self.slots.iter().rev().flatten().next(), Some(SlotObject::Seal(_)))
     }
 
-    /// Creates an object if there is none in the slot.
+    /// Creates an object if the slot is empty.
     pub fn create(&mut self, slot: Slot, object: SlotObject) -> bool {
         let at = index(slot);
         if self.slots.len() <= at {
@@ -97,8 +97,8 @@ impl LogObjects {
         }
     }
 
-    /// The entries of a subject, by slot, in `from..to`.
-    pub fn entries(&self, subject: u8, from: Slot, to: Slot) -> impl Iterator<Item = (Slot, Entry)> {
+    /// Returns the entries of a subject in `from..to`, by slot.
+    pub fn entries(&self, subject: u8, from: Slot, to: Slot) -> impl Iterator<Item = (Slot, ModelEntry)> {
         let range = self.slots.iter().enumerate().take(index(to)).skip(index(from));
         range
             .filter_map(|(slot, object)| match object {
@@ -111,13 +111,13 @@ impl LogObjects {
     }
 }
 
-/// A slot as an index.
+/// Converts a slot to an index.
 #[must_use]
 pub fn index(slot: Slot) -> usize {
     usize::try_from(slot.get()).unwrap_or(usize::MAX)
 }
 
-/// The name of something that a base consists of.
+/// The name of a part of a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BaseName {
     /// A snapshot.
@@ -127,7 +127,7 @@ pub enum BaseName {
 }
 
 impl BaseName {
-    /// The manifest that it was made for.
+    /// The number of the manifest that it was made for.
     #[must_use]
     pub const fn made_for(&self) -> ManifestNumber {
         match self {
@@ -137,7 +137,7 @@ impl BaseName {
     }
 }
 
-/// What a base consists of: the operations from a rev on.
+/// A part of a base: the operations from a rev on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BaseObject {
     /// Its name.
@@ -158,13 +158,13 @@ pub struct FolderObjects {
 }
 
 impl FolderObjects {
-    /// The newest manifest.
+    /// Returns the newest manifest.
     #[must_use]
     pub fn newest(&self) -> Option<&Rc<Manifest>> {
         self.manifests.last()
     }
 
-    /// A manifest by its number.
+    /// Returns a manifest by its number.
     #[must_use]
     pub fn get(&self, number: ManifestNumber) -> Option<&Rc<Manifest>> {
         self.manifests.iter().find(|manifest| manifest.number == number)
@@ -181,7 +181,7 @@ impl FolderObjects {
         }
     }
 
-    /// The operations up to a manifest's base; `None`: something that it refers to is missing.
+    /// Returns the operations up to a manifest's base; `None` if a referenced object is missing.
     #[must_use]
     pub fn base(&self, manifest: &Manifest) -> Option<Vec<u8>> {
         let find = |name: BaseName| self.bases.iter().find(|base| base.name == name);
@@ -191,14 +191,14 @@ impl FolderObjects {
         }
         for delta in &manifest.deltas {
             let delta = find(BaseName::Delta(delta.name))?;
-            // A delta that does not join is a hole, and a hole is something missing.
+            // A delta that does not continue its predecessor leaves a gap, which counts as missing.
             let from = ops.len().checked_sub(usize::from(delta.after))?;
             ops.extend(delta.ops.iter().skip(from));
         }
         Some(ops)
     }
 
-    /// Whether a manifest refers to an object.
+    /// Returns whether a manifest refers to an object.
     #[must_use]
     pub fn refers(manifest: &Manifest, name: &BaseName) -> bool {
         match name {
@@ -208,10 +208,10 @@ impl FolderObjects {
     }
 }
 
-/// A create that nobody waits for any more, and that may land at any time or never.
+/// A create without a waiting sender. It may land at any time or never.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Orphan {
-    /// Of a slot.
+pub enum DetachedCreate {
+    /// The create of a slot.
     Slot {
         /// The log.
         log: u8,
@@ -220,7 +220,7 @@ pub enum Orphan {
         /// The object.
         object: SlotObject,
     },
-    /// Of a manifest.
+    /// The create of a manifest.
     Manifest {
         /// The subject.
         subject: u8,
@@ -229,39 +229,39 @@ pub enum Orphan {
     },
 }
 
-/// The id of a log by its number.
+/// Returns the id of a log by its number.
 #[must_use]
 pub fn log_id(number: u8) -> LogId {
     thread_local!(static NAME: ServerName = ServerName::new("p").unwrap_or_else(|_| unreachable!()));
     LogId::new(NAME.with(Clone::clone), Ulid(number.into()))
 }
 
-/// The number of a log.
+/// Returns the number of a log.
 #[must_use]
 pub fn log_number(id: &LogId) -> u8 {
     id.ulid().0 as u8
 }
 
-/// A subject by its place.
+/// Returns the name of a subject by its index.
 #[must_use]
-pub fn subject(place: u8) -> Subject {
+pub fn subject(index: u8) -> Subject {
     thread_local!(static NAMES: [Subject; 2] = ["x", "y"].map(|name| Subject::new(name).unwrap_or_else(|_| unreachable!())));
-    NAMES.with(|names| names[usize::from(place)].clone())
+    NAMES.with(|names| names[usize::from(index)].clone())
 }
 
-/// The place of a subject.
+/// Returns the index of a subject.
 #[must_use]
-pub fn subject_place(subject: &Subject) -> u8 {
+pub fn subject_index(subject: &Subject) -> u8 {
     u8::from(subject.as_str() == "y")
 }
 
 /// The bucket of a world.
 #[derive(Debug, Clone)]
 pub struct Bucket {
-    /// By number.
+    /// The logs by number.
     pub logs: Vec<Part<LogObjects>>,
-    /// By place.
+    /// The folders by subject index.
     pub folders: Vec<Part<FolderObjects>>,
-    /// Requests whose senders are gone.
-    pub network: Part<Vec<Orphan>>,
+    /// Requests whose senders no longer wait.
+    pub network: Part<Vec<DetachedCreate>>,
 }

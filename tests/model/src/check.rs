@@ -1,28 +1,28 @@
-//! The promises.
+//! The guarantees.
 
 use std::fmt;
 
 use dormouse_protocol::Slot;
 use dormouse_storage::manifest::Manifest;
 
-use crate::bucket::{Entry, FolderObjects, LogObjects, index, log_number};
+use crate::bucket::{FolderObjects, LogObjects, ModelEntry, index, log_number};
 use crate::process::{Read, Revs};
 use crate::step::Stepper;
 
-/// A promise that was broken.
+/// A violated guarantee.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Violation {
     /// S1: an acknowledged write is not in the state of a later owner.
     Forgotten,
-    /// S2: two different operations were acknowledged at the same rev.
+    /// S2: two different operations were acknowledged at one rev.
     TwoHistories,
-    /// S3: the newest manifest and the slots that exist do not rebuild what was acknowledged.
+    /// S3: the newest manifest and the existing slots do not rebuild the acknowledged writes.
     CannotRebuild,
-    /// S4: a read misses what had been acknowledged before it arrived.
+    /// S4: a read misses a write that was acknowledged before the read arrived.
     StaleRead,
-    /// A machine ended in a way that means "this cannot be": damage, or a mistake of ours.
+    /// A machine reported an impossible state: damage, or a bug of ours.
     GaveUp,
-    /// The driver did what production's shells never do: a fault of the model.
+    /// The driver did something that production's shells never do: a fault of the model.
     Driver(&'static str),
 }
 
@@ -31,19 +31,23 @@ impl fmt::Display for Violation {
         match self {
             Self::Forgotten => f.write_str("S1: an acknowledged write is not in the state of a later owner"),
             Self::TwoHistories => f.write_str("S2: two operations were acknowledged at one rev"),
-            Self::CannotRebuild => f.write_str("S3: what was acknowledged cannot be rebuilt from the bucket"),
-            Self::StaleRead => f.write_str("S4: a read misses what was acknowledged before it arrived"),
-            Self::GaveUp => f.write_str("a machine met what cannot be"),
-            Self::Driver(what) => write!(f, "the model itself is wrong: {what}"),
+            Self::CannotRebuild => {
+                f.write_str("S3: the acknowledged writes cannot be rebuilt from the bucket")
+            }
+            Self::StaleRead => {
+                f.write_str("S4: a read misses a write that was acknowledged before it arrived")
+            }
+            Self::GaveUp => f.write_str("a machine reported an impossible state"),
+            Self::Driver(what) => write!(f, "fault of the model: {what}"),
         }
     }
 }
 
-fn holds(ops: &[u8], acknowledged: &Revs) -> bool {
+fn contains_all(ops: &[u8], acknowledged: &Revs) -> bool {
     acknowledged.iter().enumerate().all(|(at, op)| *op == 0 || ops.get(at) == Some(op))
 }
 
-/// The state that a manifest stands for, as anybody could rebuild it.
+/// Rebuilds the state of a manifest from the bucket.
 fn rebuild(folder: &FolderObjects, log: &LogObjects, x: u8, manifest: &Manifest) -> Option<Vec<u8>> {
     let mut ops = folder.base(manifest)?;
     if !manifest.released {
@@ -58,8 +62,8 @@ fn rebuild(folder: &FolderObjects, log: &LogObjects, x: u8, manifest: &Manifest)
 }
 
 impl Stepper<'_> {
-    /// A write is acknowledged.
-    pub(crate) fn acknowledge(&mut self, entry: Entry) {
+    /// Records an acknowledged write.
+    pub(crate) fn acknowledge(&mut self, entry: ModelEntry) {
         self.coverage.acknowledged += 1;
         let ghost = self.world.ghost.change();
         let slot = &mut ghost.acknowledged[usize::from(entry.subject)][usize::from(entry.rev) - 1];
@@ -70,25 +74,25 @@ impl Stepper<'_> {
         }
     }
 
-    /// S1: a process that owns the subject begins to serve it.
+    /// S1: checks the state of a process that starts to serve a subject.
     pub(crate) fn check_owner(&mut self, x: u8, manifest: &Manifest, ops: &[u8]) {
         let newest = self.world.bucket.folders[usize::from(x)].newest();
         let owns = newest.is_some_and(|newest| **newest == *manifest);
-        if owns && !holds(ops, &self.world.ghost.acknowledged[usize::from(x)]) {
+        if owns && !contains_all(ops, &self.world.ghost.acknowledged[usize::from(x)]) {
             self.violate(Violation::Forgotten);
         }
     }
 
-    /// S4: a read is answered.
+    /// S4: checks a read that is answered.
     pub(crate) fn check_read(&mut self, p: u8, read: &Read) {
-        // Closed since: it was refused.
+        // The subject was closed since: the read was rejected.
         let Some(serving) = self.peek(p).served(read.subject) else { return };
-        if !holds(&serving.ops, &read.acknowledged) {
+        if !contains_all(&serving.ops, &read.acknowledged) {
             self.violate(Violation::StaleRead);
         }
     }
 
-    /// S3, in every state.
+    /// S3: checks every state.
     pub(crate) fn check_rebuilding(&mut self) {
         for x in 0..self.settings.subjects {
             let acknowledged = self.world.ghost.acknowledged[usize::from(x)];
@@ -100,7 +104,7 @@ impl Stepper<'_> {
                 }
                 None => Some(Vec::new()),
             };
-            if !rebuilt.is_some_and(|ops| holds(&ops, &acknowledged)) {
+            if !rebuilt.is_some_and(|ops| contains_all(&ops, &acknowledged)) {
                 self.violate(Violation::CannotRebuild);
             }
         }

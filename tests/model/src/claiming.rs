@@ -1,24 +1,26 @@
-//! Opening and claiming: the duties of production's shells around [`Claim`].
+//! Opens and claims subjects: the duties of production's shells around [`Claim`].
 
 use std::rc::Rc;
 
 use dormouse_protocol::{ErrorCode, LogId, Rev, Seq, Slot};
 use dormouse_storage::checksum::Crc64;
 use dormouse_storage::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
-use dormouse_storage::log::seal::Seal;
+use dormouse_storage::log::seal::SealMachine;
 use dormouse_storage::manifest::{DeltaRef, Manifest, SnapshotRef};
-use dormouse_storage::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored, Tail};
-use dormouse_storage::ownership::drain::DrainInput;
-use dormouse_storage::ownership::{self, Creation, Found};
+use dormouse_storage::ownership::claim::{
+    Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource,
+};
+use dormouse_storage::ownership::reclaim::ReclaimInput;
+use dormouse_storage::ownership::{self, CreateResult, ManifestRead};
 
 use crate::action::Job;
-use crate::bucket::{BaseName, BaseObject, Entry, SlotObject, log_id, log_number, subject};
+use crate::bucket::{BaseName, BaseObject, ModelEntry, SlotObject, log_id, log_number, subject};
 use crate::check::Violation;
-use crate::process::{Call, DrainStage, Leaving, Opening, Place, SealWant, Sealing, Serving, Want};
-use crate::settings::{Bases, Lie};
+use crate::process::{Call, DrainStage, Leaving, Opening, SealWant, Sealing, Serving, SubjectRole, Want};
+use crate::settings::{Bases, BrokenRule};
 use crate::step::Stepper;
 
-/// An answer whose words nobody reads.
+/// An error reply whose text is not read.
 fn reply() -> dormouse_protocol::ErrorReply {
     dormouse_protocol::ErrorReply::unavailable("")
 }
@@ -47,25 +49,26 @@ impl Stepper<'_> {
         let opening = Opening::new(claim.with_restarts(self.settings.restarts), log, x);
         let process = self.process(p);
         process.opens[usize::from(x)] -= 1;
-        process.places[usize::from(x)] = Place::Opening(Box::new(opening));
-        self.go_on(p, Job::Subject(x));
+        process.places[usize::from(x)] = SubjectRole::Opening(Box::new(opening));
+        self.continue_job(p, Job::Subject(x));
     }
 
-    /// Does what a job waits for, if that is not an answer from the network.
-    pub(crate) fn go_on(&mut self, p: u8, job: Job) {
+    /// Does the step that a job is waiting for, if it is not a reply from the network.
+    pub(crate) fn continue_job(&mut self, p: u8, job: Job) {
         match job {
             Job::Subject(x) => {
-                let place = std::mem::replace(&mut self.process(p).places[usize::from(x)], Place::Closed);
-                let Place::Opening(mut opening) = place else { return };
+                let place =
+                    std::mem::replace(&mut self.process(p).places[usize::from(x)], SubjectRole::Closed);
+                let SubjectRole::Opening(mut opening) = place else { return };
                 self.perform(p, x, &mut opening);
-                self.run_on(p, x, &mut opening);
+                self.run_atomic_steps(p, x, &mut opening);
                 self.put_back(p, x, opening);
             }
             Job::Drain => {
                 let Some(mut drain) = self.process(p).drain.take() else { return };
                 let fence = match &mut drain.stage {
-                    DrainStage::Seals(sealing) => self.seal_step(sealing),
-                    DrainStage::Settles(opening) => {
+                    DrainStage::Sealing(sealing) => self.seal_step(sealing),
+                    DrainStage::Settling(opening) => {
                         self.perform(p, opening.subject, opening);
                         None
                     }
@@ -77,14 +80,14 @@ impl Stepper<'_> {
 
     fn put_back(&mut self, p: u8, x: u8, opening: Box<Opening>) {
         if opening.want != Want::Ended {
-            self.process(p).places[usize::from(x)] = Place::Opening(opening);
+            self.process(p).places[usize::from(x)] = SubjectRole::Opening(opening);
         }
     }
 
-    /// Steps that nothing can come between, or between which nothing is to come in this run. A listing that follows an
-    /// answer needs no step of its own: the answer may be as late as it likes.
-    pub(crate) fn run_on(&mut self, p: u8, x: u8, opening: &mut Opening) {
-        while !self.settings.split && joins(&opening.want) {
+    /// Runs the steps that are atomic, or that this run does not interleave. A listing that follows a reply is no step
+    /// of its own: the reply itself may come at any later time.
+    pub(crate) fn run_atomic_steps(&mut self, p: u8, x: u8, opening: &mut Opening) {
+        while !self.settings.split && is_atomic(&opening.want) {
             self.perform(p, x, opening);
         }
     }
@@ -100,7 +103,7 @@ impl Stepper<'_> {
                 let manifest = self.world.bucket.folders[usize::from(x)].get(number);
                 opening.base = manifest.map(|manifest| Box::new(Manifest::clone(manifest)));
                 let found = opening.base.clone();
-                ClaimInput::Got(found.map_or(Found::Missing, Found::Manifest))
+                ClaimInput::Got(found.map_or(ManifestRead::Missing, ManifestRead::Manifest))
             }
             Want::Seal(mut sealing) => match self.seal_step(&mut sealing) {
                 Some(fence) => {
@@ -122,11 +125,11 @@ impl Stepper<'_> {
         self.follow(p, x, opening, effect);
     }
 
-    /// Production's `Shared::seal`: what the coordinator said before the seal was there does not count. What it says
-    /// after it stays true, and is noted on the local disk.
+    /// Production's `Shared::seal`: permission that the coordinator gave before the seal existed does not count.
+    /// Permission after the seal stays valid, and is stored on the local disk.
     fn ask_again(&mut self, p: u8, log: u8) -> ClaimInput {
         let bit = 1 << log;
-        let asks = self.settings.lapses.is_some() && !self.lies(Lie::NoAskAfterSeal);
+        let asks = self.settings.lapses.is_some() && !self.breaks_rule(BrokenRule::NoRecheckAfterSeal);
         if asks && self.peek(p).noted & bit == 0 {
             if self.world.ghost.dead & bit == 0 {
                 return ClaimInput::Failed(reply());
@@ -136,7 +139,7 @@ impl Stepper<'_> {
         ClaimInput::Sealed
     }
 
-    /// What a listing shows to a claim. Lies are told here.
+    /// Returns the listing that a claim gets. A broken rule may change it here.
     fn listing_for(&self, x: u8, opening: &Opening) -> Folder {
         let mut folder = self.listing(x);
         let verifying = opening.base.as_ref().map(|base| base.number);
@@ -147,19 +150,21 @@ impl Stepper<'_> {
             }
         };
         let created = opening.created;
-        match self.settings.lie {
-            Some(Lie::NoListAfterClaim) if created => blind(verifying.map(ManifestNumber::next)),
-            Some(Lie::OwnOpenWithoutLastList | Lie::OwnOpenByWhatIsThere) if own && !created => {
+        match self.settings.broken_rule {
+            Some(BrokenRule::NoListAfterClaim) if created => blind(verifying.map(ManifestNumber::next)),
+            Some(BrokenRule::OwnOpenWithoutLastList | BrokenRule::OwnOpenFromBucket) if own && !created => {
                 blind(verifying);
             }
-            Some(Lie::DrainWithoutLastList) if !created => blind(verifying),
-            Some(Lie::DrainReleasesWithoutLastList) if created => blind(verifying.map(ManifestNumber::next)),
+            Some(BrokenRule::ReclaimWithoutLastList) if !created => blind(verifying),
+            Some(BrokenRule::ReclaimReleaseWithoutLastList) if created => {
+                blind(verifying.map(ManifestNumber::next));
+            }
             _ => {}
         }
         folder
     }
 
-    /// Carries out what a claim says, up to the next thing that it has to wait for.
+    /// Executes the effects of a claim, up to the next wait.
     fn follow(&mut self, p: u8, x: u8, opening: &mut Opening, effect: ClaimEffect) {
         opening.want = Want::Ended;
         let mut effect = effect;
@@ -183,12 +188,12 @@ impl Stepper<'_> {
                         ClaimInput::Refused(reply())
                     }
                 }
-                ClaimEffect::Seal(log) if self.lies(Lie::ClaimWithoutSeal) => {
+                ClaimEffect::Seal(log) if self.breaks_rule(BrokenRule::ClaimWithoutSeal) => {
                     opening.fence = Slot::new(self.log(log_number(&log)).slots.len() as u64);
                     ClaimInput::Sealed
                 }
                 ClaimEffect::Seal(log) => {
-                    let (machine, _) = Seal::begin();
+                    let (machine, _) = SealMachine::begin();
                     opening.want = Want::Seal(Sealing {
                         log: log_number(&log),
                         machine,
@@ -215,21 +220,23 @@ impl Stepper<'_> {
                     self.collect(x, &verified.garbage);
                     return self.serve(p, x, opening, *verified.manifest);
                 }
-                ClaimEffect::Drained(drained) => {
-                    if let Drained::Released(verified) = &drained {
+                ClaimEffect::Reclaimed(drained) => {
+                    if let ReclaimOutcome::Released(verified) = &drained {
                         self.collect(x, &verified.garbage);
                     }
-                    self.coverage.drained += u64::from(matches!(drained, Drained::Released(_)));
-                    opening.ended = Some(DrainInput::Settled(drained));
+                    self.coverage.drained += u64::from(matches!(drained, ReclaimOutcome::Released(_)));
+                    opening.ended = Some(ReclaimInput::Rebased(drained));
                     return;
                 }
-                ClaimEffect::NotOwned => unreachable!("no claim here is for what is one's own already"),
+                ClaimEffect::NotOwned => {
+                    unreachable!("the model never claims a subject that the process owns")
+                }
                 ClaimEffect::GiveUp(error) => {
-                    let cannot_be = matches!(error.code, ErrorCode::Corrupt | ErrorCode::Internal);
-                    if cannot_be && self.settings.lie.is_none() {
+                    let is_impossible = matches!(error.code, ErrorCode::Corrupt | ErrorCode::Internal);
+                    if is_impossible && self.settings.broken_rule.is_none() {
                         self.violate(Violation::GaveUp);
                     }
-                    opening.ended = Some(DrainInput::Left);
+                    opening.ended = Some(ReclaimInput::Skipped);
                     return;
                 }
             };
@@ -237,25 +244,26 @@ impl Stepper<'_> {
         }
     }
 
-    /// Tells a claim, a seal or a drain how the creation ended that it waited for.
+    /// Reports the result of a create to the claim, the seal or the reclaim that is waiting for it.
     pub(crate) fn job_created(&mut self, p: u8, job: Job, ours: Option<bool>) {
         match job {
             Job::Subject(x) => {
-                let place = std::mem::replace(&mut self.process(p).places[usize::from(x)], Place::Closed);
-                let Place::Opening(mut opening) = place else { return };
+                let place =
+                    std::mem::replace(&mut self.process(p).places[usize::from(x)], SubjectRole::Closed);
+                let SubjectRole::Opening(mut opening) = place else { return };
                 self.claim_created(p, x, &mut opening, ours);
-                self.run_on(p, x, &mut opening);
+                self.run_atomic_steps(p, x, &mut opening);
                 self.put_back(p, x, opening);
             }
             Job::Drain => {
                 let Some(mut drain) = self.process(p).drain.take() else { return };
                 let fence = match &mut drain.stage {
-                    DrainStage::Seals(_) if ours.is_none() => return,
-                    DrainStage::Seals(sealing) => {
+                    DrainStage::Sealing(_) if ours.is_none() => return,
+                    DrainStage::Sealing(sealing) => {
                         self.seal_created(sealing, ours);
                         self.seal_step(sealing)
                     }
-                    DrainStage::Settles(opening) => {
+                    DrainStage::Settling(opening) => {
                         self.claim_created(p, opening.subject, opening, ours);
                         None
                     }
@@ -268,7 +276,7 @@ impl Stepper<'_> {
     fn claim_created(&mut self, p: u8, x: u8, opening: &mut Opening, ours: Option<bool>) {
         if let Want::Seal(sealing) = &mut opening.want {
             if ours.is_none() {
-                // Production's sealing fails, and the claim with it.
+                // If production's sealing fails, the claim fails too.
                 let effect = opening.claim.apply(ClaimInput::Failed(reply()));
                 opening.want = Want::Ended;
                 return self.follow(p, x, opening, effect);
@@ -276,13 +284,13 @@ impl Stepper<'_> {
             self.seal_created(sealing, ours);
             return self.perform(p, x, opening);
         }
-        let lie = self.lies(Lie::ExistsIsSuccessForClaim);
+        let broken = self.breaks_rule(BrokenRule::ExistsIsSuccessForClaim);
         let creation = match ours {
-            Some(false) if !lie => Creation::Anothers,
-            Some(_) => Creation::Ours,
-            None => Creation::Unknown(reply()),
+            Some(false) if !broken => CreateResult::Foreign,
+            Some(_) => CreateResult::Ours,
+            None => CreateResult::Unknown(reply()),
         };
-        let created = creation == Creation::Ours;
+        let created = creation == CreateResult::Ours;
         let before = opening.listed;
         let effect = opening.claim.apply(ClaimInput::Created(creation));
         self.follow(p, x, opening, effect);
@@ -300,7 +308,7 @@ impl Stepper<'_> {
         x: u8,
         opening: &mut Opening,
         manifest: Option<&Manifest>,
-        tail: &Tail,
+        tail: &TailSource,
     ) -> ClaimInput {
         let Some(ops) = self.restored_ops(p, x, opening.fence, manifest, tail) else {
             self.coverage.objects_missing += 1;
@@ -309,13 +317,13 @@ impl Stepper<'_> {
         let base = manifest.map_or(0, |manifest| manifest.base_rev.get());
         let rev = ops.len() as u64;
         match tail {
-            Tail::Own => self.coverage.own_opens += 1,
-            Tail::Sealed(_) => self.coverage.takeovers += u64::from(rev > base),
-            Tail::None => {}
+            TailSource::Own => self.coverage.own_opens += 1,
+            TailSource::Sealed(_) => self.coverage.takeovers += u64::from(rev > base),
+            TailSource::None => {}
         }
         opening.ops = ops;
         let process = self.peek(p);
-        // The claim outlives its log only where the driver lies: then its slot is of a log that is over.
+        // The claim survives its log only if the driver breaks a rule. Then its slot belongs to an ended log.
         let first_slot = process.owner.next_slot();
         ClaimInput::Restored(Restored {
             rev: Rev::new(rev),
@@ -326,27 +334,27 @@ impl Stepper<'_> {
         })
     }
 
-    /// Production's restorer: the base, and what of the tail joins it.
+    /// Production's restorer: the base, and the part of the tail that continues it.
     fn restored_ops(
         &self,
         p: u8,
         x: u8,
         fence: Slot,
         manifest: Option<&Manifest>,
-        tail: &Tail,
+        tail: &TailSource,
     ) -> Option<Vec<u8>> {
         let Some(manifest) = manifest else { return Some(Vec::new()) };
         let mut ops = self.world.bucket.folders[usize::from(x)].base(manifest)?;
         let (base, first) = (manifest.base_rev, manifest.first_slot);
-        let above = |entry: &Entry| u64::from(entry.rev) > base.get();
-        let entries: Vec<Entry> = match tail {
-            Tail::None => Vec::new(),
-            Tail::Own if self.lies(Lie::OwnOpenByWhatIsThere) => {
+        let above = |entry: &ModelEntry| u64::from(entry.rev) > base.get();
+        let entries: Vec<ModelEntry> = match tail {
+            TailSource::None => Vec::new(),
+            TailSource::Own if self.breaks_rule(BrokenRule::OwnOpenFromBucket) => {
                 let objects = self.log(self.peek(p).log?);
                 let end = Slot::new(objects.slots.len() as u64);
                 objects.entries(x, first, end).map(|(_, entry)| entry).filter(above).collect()
             }
-            Tail::Own => {
+            TailSource::Own => {
                 let process = self.peek(p);
                 let objects = self.log(process.log?);
                 let mut entries = Vec::new();
@@ -360,7 +368,7 @@ impl Stepper<'_> {
                 }
                 entries
             }
-            Tail::Sealed(log) => {
+            TailSource::Sealed(log) => {
                 let objects = self.log(log_number(log));
                 objects.entries(x, first, fence).map(|(_, entry)| entry).filter(above).collect()
             }
@@ -374,7 +382,7 @@ impl Stepper<'_> {
         Some(ops)
     }
 
-    /// Puts what a state has above `after`, or all of it, under a fresh name.
+    /// Uploads the part of a state above `after`, or all of it, under a new name.
     pub(crate) fn upload(
         &mut self,
         p: u8,
@@ -408,13 +416,13 @@ impl Stepper<'_> {
         self.log_of(p);
         let (base, first_slot) = (manifest.base_rev, manifest.first_slot);
         let serving = Serving { manifest: Box::new(manifest), ops, leaving: Leaving::No, publishing: None };
-        self.process(p).places[usize::from(x)] = Place::Serving(Box::new(serving));
+        self.process(p).places[usize::from(x)] = SubjectRole::Serving(Box::new(serving));
         self.based(p, x, base, first_slot);
     }
 }
 
-/// Whether a step may follow at once where listings and what is read because of them are one step.
-fn joins(want: &Want) -> bool {
+/// Returns whether a step follows at once if a listing and the dependent reads are one step.
+fn is_atomic(want: &Want) -> bool {
     match want {
         Want::Get(_) | Want::Restore(..) => true,
         Want::Seal(sealing) => !matches!(sealing.want, SealWant::Create(..)),

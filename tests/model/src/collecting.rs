@@ -1,15 +1,15 @@
-//! Collectors: what may be deleted, by production's rules, and what nobody can tell from deleted.
+//! Collectors: the deletions that production's rules permit, and the objects whose deletion no process can observe.
 
 use dormouse_protocol::{Rev, Slot};
 use dormouse_storage::bucket::BucketKey;
 use dormouse_storage::keys::SubjectKeys;
 use dormouse_storage::manifest::Manifest;
 use dormouse_storage::ownership::garbage;
-use dormouse_storage::ownership::garbage::Held;
+use dormouse_storage::ownership::garbage::SlotUse;
 
-use crate::bucket::{BaseName, FolderObjects, LogObjects, Orphan, SlotObject, log_id, subject};
-use crate::process::{Place, Process, Want};
-use crate::settings::Lie;
+use crate::bucket::{BaseName, DetachedCreate, FolderObjects, LogObjects, SlotObject, log_id, subject};
+use crate::process::{Process, SubjectRole, Want};
+use crate::settings::BrokenRule;
 use crate::step::Stepper;
 
 impl Stepper<'_> {
@@ -18,11 +18,11 @@ impl Stepper<'_> {
         folder.manifests.retain(|manifest| manifest.number.get() != u64::from(number));
     }
 
-    /// Production's rule for snapshots and deltas, asked for all that the folder holds.
+    /// Applies production's rule for snapshots and deltas to the whole folder.
     pub(crate) fn delete_bases(&mut self, x: u8) {
         let folder = &self.world.bucket.folders[usize::from(x)];
         let Some(newest) = folder.newest() else { return };
-        let doomed = garbage::objects(&self.listing(x), newest);
+        let deletable = garbage::objects(&self.listing(x), newest);
         let awaited = self.manifests_under_way().any(|manifest| {
             manifest.number == newest.number
                 && folder.bases.iter().any(|base| {
@@ -30,22 +30,22 @@ impl Stepper<'_> {
                 })
         });
         self.coverage.collected_uploads += u64::from(awaited);
-        self.delete_named(x, &doomed);
+        self.delete_named(x, &deletable);
     }
 
-    fn delete_named(&mut self, x: u8, doomed: &[BucketKey]) {
+    fn delete_named(&mut self, x: u8, deletable: &[BucketKey]) {
         let keys = SubjectKeys::new(&subject(x));
         self.world.bucket.folders[usize::from(x)].change().bases.retain(|base| {
             let key = match &base.name {
                 BaseName::Snapshot(name) => keys.snapshot(name),
                 BaseName::Delta(name) => keys.delta(name),
             };
-            !doomed.contains(&key)
+            !deletable.contains(&key)
         });
     }
 
-    /// What a machine has named as garbage. What really is, goes whenever a collector comes by, so only a machine that
-    /// was lied to changes anything here.
+    /// Deletes the garbage that a machine has named. Real garbage may be deleted at any time, so only a machine misled
+    /// by a broken rule changes anything here.
     pub(crate) fn collect(&mut self, x: u8, garbage: &[BucketKey]) {
         let folder = &self.world.bucket.folders[usize::from(x)];
         let Some(newest) = folder.newest() else { return };
@@ -72,20 +72,20 @@ impl Stepper<'_> {
         }
     }
 
-    /// Brings the world into the form in which it is compared: permissions are given as soon as they may be, and what
-    /// nobody can tell from deleted is deleted.
-    pub(crate) fn tidy(&mut self) {
+    /// Brings the world into its canonical form. Permissions are given as early as possible, and objects are deleted if
+    /// no process can observe the deletion.
+    pub(crate) fn canonicalize(&mut self) {
         if self.settings.collector {
             for log in 0..self.world.bucket.logs.len() as u8 {
                 self.permit(log);
             }
         }
         for x in 0..self.settings.subjects {
-            self.forget_manifests(x);
-            self.forget_bases(x);
+            self.drop_manifests(x);
+            self.drop_bases(x);
         }
         for log in 0..self.world.bucket.logs.len() as u8 {
-            self.forget_log(log);
+            self.drop_log(log);
         }
     }
 
@@ -93,19 +93,20 @@ impl Stepper<'_> {
         let Some(SlotObject::Data(entries)) = objects.get(slot) else { return false };
         let id = log_id(log);
         entries.iter().any(|entry| {
-            let held = Held { slot, last_rev: Rev::new(entry.rev.into()) };
+            let held = SlotUse { slot, last_rev: Rev::new(entry.rev.into()) };
             let folder = &self.world.bucket.folders[usize::from(entry.subject)];
-            if self.lies(Lie::CollectorTakesAnyManifest) {
+            if self.breaks_rule(BrokenRule::CollectorTakesAnyManifest) {
                 return folder.manifests.iter().all(|manifest| garbage::needs(manifest, &id, held));
             }
             folder.newest().is_some_and(|newest| garbage::needs(newest, &id, held))
         })
     }
 
-    /// A collector that could look at any time has looked. First that the log is sealed, then at the manifests.
+    /// Applies a collector that may run at any time. First it checks that the log is sealed, then it reads the
+    /// manifests.
     fn permit(&mut self, log: u8) {
         let objects = self.log(log);
-        if self.lies(Lie::CollectorLooksBeforeSeal) {
+        if self.breaks_rule(BrokenRule::CollectorReadsBeforeSeal) {
             return self.permit_too_early(log);
         }
         if !objects.is_sealed() {
@@ -113,7 +114,7 @@ impl Stepper<'_> {
         }
         let listed: Vec<Slot> = objects.listed().collect();
         let mut slots = garbage::slots(&listed, |slot| self.is_needed(log, objects, slot));
-        if self.lies(Lie::SealsAreDeleted) {
+        if self.breaks_rule(BrokenRule::SealsAreDeleted) {
             slots.extend(objects.highest());
         }
         let bits = slots.iter().fold(0, |bits, slot| bits | 1 << slot.get());
@@ -122,7 +123,7 @@ impl Stepper<'_> {
         }
     }
 
-    /// The order that production's drain forbids.
+    /// The order that production's reclaim forbids.
     fn permit_too_early(&mut self, log: u8) {
         let id = log_id(log);
         let named = self
@@ -146,10 +147,10 @@ impl Stepper<'_> {
         }
     }
 
-    /// Manifests below the newest whose number nobody can be about to create or to read.
-    fn forget_manifests(&mut self, x: u8) {
+    /// Drops manifests below the newest if no process can still create or read their numbers.
+    fn drop_manifests(&mut self, x: u8) {
         let folder = &self.world.bucket.folders[usize::from(x)];
-        if folder.manifests.len() < 2 || self.lies(Lie::CollectorTakesAnyManifest) {
+        if folder.manifests.len() < 2 || self.breaks_rule(BrokenRule::CollectorTakesAnyManifest) {
             return;
         }
         let mut awaited = Vec::new();
@@ -165,7 +166,7 @@ impl Stepper<'_> {
             }
         }
         for orphan in self.world.bucket.network.iter() {
-            if let Orphan::Manifest { subject, manifest } = orphan
+            if let DetachedCreate::Manifest { subject, manifest } = orphan
                 && *subject == x
             {
                 awaited.push(manifest.number.get());
@@ -179,8 +180,8 @@ impl Stepper<'_> {
         }
     }
 
-    /// Snapshots and deltas that may go and that nobody can come to read.
-    fn forget_bases(&mut self, x: u8) {
+    /// Drops deletable snapshots and deltas that no process can still read.
+    fn drop_bases(&mut self, x: u8) {
         let folder = &self.world.bucket.folders[usize::from(x)];
         let Some(newest) = folder.newest() else { return };
         let stays = |name: &BaseName| {
@@ -194,31 +195,30 @@ impl Stepper<'_> {
         }
     }
 
-    /// Every manifest that is not in the bucket and that somebody holds or is about to create.
+    /// Every manifest that is not in the bucket but is held or about to be created by a process.
     fn manifests_under_way(&self) -> impl Iterator<Item = &Manifest> {
         let network = self.world.bucket.network.iter().filter_map(|orphan| match orphan {
-            Orphan::Manifest { manifest, .. } => Some(manifest.as_ref()),
-            Orphan::Slot { .. } => None,
+            DetachedCreate::Manifest { manifest, .. } => Some(manifest.as_ref()),
+            DetachedCreate::Slot { .. } => None,
         });
         network.chain(self.world.processes.iter().flat_map(|process| held(process)))
     }
 
-    /// A sealed log that nobody writes and no manifest names: whoever comes to seal it again finds it sealed, and
-    /// needs nothing of it.
-    fn forget_log(&mut self, log: u8) {
+    /// Drops a sealed log without a writer or a manifest. A later seal finds it sealed and needs nothing of it.
+    fn drop_log(&mut self, log: u8) {
         let objects = self.log(log);
         if objects.slots.is_empty() || !objects.is_sealed() {
             return;
         }
         let id = log_id(log);
         let written =
-            self.world.processes.iter().any(|process| process.log == Some(log) || drains(process, log));
+            self.world.processes.iter().any(|process| process.log == Some(log) || reclaims(process, log));
         let awaited = self
             .world
             .bucket
             .network
             .iter()
-            .any(|orphan| matches!(orphan, Orphan::Slot { log: there, .. } if *there == log));
+            .any(|orphan| matches!(orphan, DetachedCreate::Slot { log: there, .. } if *there == log));
         let named = self
             .world
             .bucket
@@ -232,18 +232,18 @@ impl Stepper<'_> {
     }
 }
 
-/// Whether a process drains a log, or claims for it.
-fn drains(process: &Process, log: u8) -> bool {
+/// Returns whether a process reclaims a log, or claims for the reclaim.
+fn reclaims(process: &Process, log: u8) -> bool {
     process.drain.as_ref().is_some_and(|drain| drain.log == log)
         || process.openings().any(|(_, opening)| {
             opening.log == log || matches!(&opening.want, Want::Seal(sealing) if sealing.log == log)
         })
 }
 
-/// The manifests that a process holds or is about to create.
+/// Returns the manifests that a process holds or is about to create.
 fn held(process: &Process) -> impl Iterator<Item = &Manifest> {
     let served = process.places.iter().filter_map(|place| match place {
-        Place::Serving(serving) => Some(serving),
+        SubjectRole::Serving(serving) => Some(serving),
         _ => None,
     });
     let served = served.flat_map(|serving| {

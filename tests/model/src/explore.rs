@@ -1,4 +1,4 @@
-//! Going through every world that can be reached.
+//! Explores every reachable world.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -9,29 +9,29 @@ use crate::hash::BuildReady;
 use crate::settings::{Coverage, Settings};
 use crate::world::World;
 
-/// What a run found.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Different worlds.
+    /// The number of different worlds.
     pub states: usize,
-    /// Steps taken.
+    /// The number of steps.
     pub steps: u64,
-    /// Steps from the beginning to the world that is farthest away; for a search that goes deep first, of its way.
+    /// The number of steps from the start to the most distant world; for a depth-first search, along its path.
     pub depth: usize,
-    /// Nothing was left out.
+    /// Whether the search was complete.
     pub exhaustive: bool,
-    /// What was come by.
+    /// Counts of the covered cases.
     pub coverage: Coverage,
-    /// The promise that was broken, and the way there.
+    /// The violated guarantee, and the path to it.
     pub counterexample: Option<Counterexample>,
 }
 
-/// A way to a broken promise.
+/// A path to a violated guarantee.
 #[derive(Debug, Clone)]
 pub struct Counterexample {
-    /// What was broken.
+    /// The violated guarantee.
     pub violation: Violation,
-    /// The steps, the last of which broke it.
+    /// The steps; the last one causes the violation.
     pub steps: Vec<Action>,
 }
 
@@ -60,21 +60,21 @@ impl fmt::Display for Report {
     }
 }
 
-/// Where a world was come to from.
+/// The predecessor of a world.
 #[derive(Debug, Clone, Copy)]
 struct Origin {
     parent: u32,
     action: Action,
 }
 
-/// Goes through the worlds in order of their distance, so that a counterexample is as short as any. Stops at the first,
-/// or after `most` states.
+/// Explores the worlds in order of their distance, so a counterexample has minimal length. Stops at the first
+/// counterexample, or after `most` states.
 #[must_use]
 pub fn nearest_first(settings: &Settings, most: usize) -> Report {
     let mut seen: HashSet<u128, BuildReady> = HashSet::default();
     let mut origins: Vec<Option<Origin>> = vec![None];
     let mut report = Report::empty();
-    let begin = match beginning(settings, &mut report.coverage) {
+    let begin = match after_prologue(settings, &mut report.coverage) {
         Ok(begin) => begin,
         Err(counterexample) => return Report { counterexample: Some(counterexample), ..report },
     };
@@ -108,8 +108,8 @@ pub fn nearest_first(settings: &Settings, most: usize) -> Report {
     report
 }
 
-/// The world after the prologue.
-fn beginning(settings: &Settings, coverage: &mut Coverage) -> Result<World, Counterexample> {
+/// Returns the world after the prologue.
+fn after_prologue(settings: &Settings, coverage: &mut Coverage) -> Result<World, Counterexample> {
     let mut world = World::begin(settings);
     for (at, action) in settings.prologue.iter().enumerate() {
         let violation = if world.actions(settings).contains(action) {
@@ -121,7 +121,7 @@ fn beginning(settings: &Settings, coverage: &mut Coverage) -> Result<World, Coun
                 Err(violation) => violation,
             }
         } else {
-            Violation::Driver("the prologue asks for what cannot happen")
+            Violation::Driver("the prologue has an impossible step")
         };
         return Err(Counterexample { violation, steps: settings.prologue[..=at].to_vec() });
     }
@@ -139,29 +139,29 @@ fn trace(settings: &Settings, origins: &[Option<Origin>], mut id: u32, last: Act
     steps
 }
 
-/// Goes through the worlds with little memory: deep first. Stops at the first counterexample, which is not the
+/// Explores the worlds with little memory, depth first. Stops at the first counterexample, which need not be the
 /// shortest, or after `most` states.
 #[must_use]
 pub fn deep_first(settings: &Settings, most: usize) -> Report {
     let mut seen: HashSet<u128, BuildReady> = HashSet::default();
     let mut report = Report::empty();
-    let begin = match beginning(settings, &mut report.coverage) {
+    let begin = match after_prologue(settings, &mut report.coverage) {
         Ok(begin) => begin,
         Err(counterexample) => return Report { counterexample: Some(counterexample), ..report },
     };
     seen.insert(begin.hash());
     let actions = begin.actions(settings);
-    let mut way = vec![(begin, actions, 0_usize)];
-    while let Some((world, actions, next)) = way.last_mut() {
+    let mut path = vec![(begin, actions, 0_usize)];
+    while let Some((world, actions, next)) = path.last_mut() {
         let Some(&action) = actions.get(*next) else {
-            way.pop();
+            path.pop();
             continue;
         };
         *next += 1;
         report.steps += 1;
         match world.step(settings, action, &mut report.coverage) {
             Err(violation) => {
-                let steps = way.iter().map(|(_, actions, next)| actions[next - 1]);
+                let steps = path.iter().map(|(_, actions, next)| actions[next - 1]);
                 let steps = settings.prologue.iter().copied().chain(steps).collect();
                 report.counterexample = Some(Counterexample { violation, steps });
                 break;
@@ -169,8 +169,8 @@ pub fn deep_first(settings: &Settings, most: usize) -> Report {
             Ok(next) => {
                 if seen.insert(next.hash()) {
                     let actions = next.actions(settings);
-                    way.push((next, actions, 0));
-                    report.depth = report.depth.max(way.len());
+                    path.push((next, actions, 0));
+                    report.depth = report.depth.max(path.len());
                 }
             }
         }
@@ -179,7 +179,7 @@ pub fn deep_first(settings: &Settings, most: usize) -> Report {
         }
     }
     report.states = seen.len();
-    report.exhaustive = way.is_empty();
+    report.exhaustive = path.is_empty();
     report
 }
 

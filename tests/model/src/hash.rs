@@ -1,12 +1,12 @@
-//! Hashes of 128 bits, remembered for the parts of a world that have not changed.
+//! Hashes of 128 bits, cached for the unchanged parts of a world.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::rc::Rc;
 
-/// The hash by which worlds are told apart. Two worlds with one hash count as the same world, so it has to be wide: at
-/// 100 million worlds, the chance that any two collide is about 10⁻²³ for a perfect hash of this width.
+/// The hash that identifies a world. Two worlds with one hash count as the same world, so the hash must be wide: at 100
+/// million worlds, the probability of any collision is about 10⁻²³ for a perfect hash of this width.
 #[derive(Debug, Clone)]
 pub struct Hash128 {
     a: u64,
@@ -21,14 +21,14 @@ impl Default for Hash128 {
 
 impl Hash128 {
     fn word(&mut self, word: u64) {
-        // Both lanes are bijections of their state for every word, so that nothing wears off over long inputs.
+        // Both lanes are bijections of their state for every word, so long inputs lose no entropy.
         self.a = (self.a ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.a ^= self.a >> 29;
         self.b = (self.b.rotate_left(23) ^ word).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         self.b ^= self.b >> 32;
     }
 
-    /// The hash of all that was written.
+    /// Returns the hash of all written data.
     #[must_use]
     pub fn wide(&self) -> u128 {
         let finish = |mut lane: u64| {
@@ -41,7 +41,7 @@ impl Hash128 {
         u128::from(finish(self.a)) << 64 | u128::from(finish(self.b))
     }
 
-    /// The hash of one value.
+    /// Returns the hash of one value.
     pub fn of<T: Hash + ?Sized>(value: &T) -> u128 {
         let mut hasher = Self::default();
         value.hash(&mut hasher);
@@ -86,7 +86,7 @@ impl Hasher for Hash128 {
     }
 }
 
-/// A hash that is one already.
+/// A hasher whose input is a hash already.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Ready(u64);
 
@@ -102,7 +102,7 @@ impl Hasher for Ready {
     }
 
     fn write_u128(&mut self, word: u128) {
-        // The low half: the high half is compared anyway.
+        // The low half is enough here, because the high half is compared anyway.
         self.0 = word as u64;
     }
 }
@@ -110,7 +110,7 @@ impl Hasher for Ready {
 /// Builds [`Ready`].
 pub type BuildReady = std::hash::BuildHasherDefault<Ready>;
 
-/// A part of a world: shared between worlds until it is changed, and hashed once.
+/// A part of a world: shared between worlds until it changes, and hashed once.
 #[derive(Debug)]
 pub struct Part<T>(Rc<Hashed<T>>);
 
@@ -138,14 +138,14 @@ impl<T: Clone + Hash> Part<T> {
         Self(Rc::new(Hashed { value, hash: Cell::new(None) }))
     }
 
-    /// The part, to be changed in this world only.
+    /// Returns the part for a change in this world only.
     pub fn change(&mut self) -> &mut T {
         let hashed = Rc::make_mut(&mut self.0);
         hashed.hash.set(None);
         &mut hashed.value
     }
 
-    /// Its hash.
+    /// Returns its hash.
     pub fn hash(&self) -> u128 {
         if let Some(hash) = self.0.hash.get() {
             return hash;

@@ -1,24 +1,23 @@
-//! A model of the bucket, the network and a few processes, in which the machines that production runs decide about
-//! logs, claims and manifests; and an explorer that goes through everything that can happen.
+//! A model of the bucket, the network and a few processes. Production's machines decide about logs, claims and
+//! manifests in it, and an explorer visits every reachable state.
 //!
-//! The machines are production's own: [`Owner`](dormouse_storage::log::owner::Owner),
-//! [`Seal`](dormouse_storage::log::seal::Seal), [`Tails`](dormouse_storage::log::tails::Tails),
+//! The machines are production's own: [`LogOwner`](dormouse_storage::log::owner::LogOwner),
+//! [`SealMachine`](dormouse_storage::log::seal::SealMachine), [`Tails`](dormouse_storage::log::tails::Tails),
 //! [`Claim`](dormouse_storage::ownership::claim::Claim), [`Publish`](dormouse_storage::ownership::publish::Publish),
-//! [`Drain`](dormouse_storage::ownership::drain::Drain) and the rules of
-//! [`garbage`](dormouse_storage::ownership::garbage). What is modelled is around them: their shells, the network, the
-//! bucket.
+//! [`LogReclaim`](dormouse_storage::ownership::reclaim::LogReclaim) and the rules of
+//! [`garbage`](dormouse_storage::ownership::garbage). The model replaces their shells, the network and the bucket.
 //!
-//! | module | holds |
+//! | module | contains |
 //! |---|---|
-//! | [`settings`] | bounds of a run, the lies that break a rule on purpose, counters of what was reached |
-//! | [`world`] | one state, and what can happen in it |
-//! | [`bucket`], [`process`] | what a state consists of |
-//! | [`action`], [`step`] | one thing that happens |
-//! | [`check`] | the promises |
-//! | [`explore`] | all of it, nearest or deepest first |
-//! | [`hash`] | how states are told apart |
+//! | [`settings`] | the bounds of a run, the rules that can be broken on purpose, counters of covered cases |
+//! | [`world`] | one state, and its possible steps |
+//! | [`bucket`], [`process`] | the parts of a state |
+//! | [`action`], [`step`] | one step |
+//! | [`check`] | the guarantees |
+//! | [`explore`] | the search, breadth-first or depth-first |
+//! | [`hash`] | the identity of states |
 
-// Everything here is small: the bounds are.
+// All numbers here are small, because the bounds are.
 #![allow(clippy::cast_possible_truncation)]
 
 pub mod action;

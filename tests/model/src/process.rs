@@ -1,66 +1,66 @@
-//! A process: production's machines, and what production's shells keep beside them.
+//! A process: production's machines, and the state that production's shells keep beside them.
 
 use std::rc::Rc;
 
 use dormouse_protocol::Slot;
 use dormouse_storage::keys::ManifestNumber;
-use dormouse_storage::log::owner::{Owner, ReadNumber};
-use dormouse_storage::log::seal::Seal;
+use dormouse_storage::log::owner::{LogOwner, ReadNumber};
+use dormouse_storage::log::seal::SealMachine;
 use dormouse_storage::log::tails::Tails;
 use dormouse_storage::manifest::Manifest;
-use dormouse_storage::ownership::claim::{Claim, Tail};
-use dormouse_storage::ownership::drain::{Drain, DrainInput};
+use dormouse_storage::ownership::claim::{Claim, TailSource};
 use dormouse_storage::ownership::publish::Publish;
+use dormouse_storage::ownership::reclaim::{LogReclaim, ReclaimInput};
 
-use crate::bucket::{Entry, SlotObject};
-use crate::settings::{MOST_REVS, MOST_SUBJECTS};
+use crate::bucket::{ModelEntry, SlotObject};
+use crate::settings::{MAX_REVS, MAX_SUBJECTS};
 
-/// The operation at each rev; 0: none.
-pub type Revs = [u8; MOST_REVS];
+/// The operation at each rev; 0 means none.
+pub type Revs = [u8; MAX_REVS];
 
-/// One process of one server, with the log that it writes now.
+/// One process of one server, with its current log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Process {
     /// Its log; `None` until it first needs one.
     pub log: Option<u8>,
-    /// Production's owner of that log.
-    pub owner: Owner,
-    /// Production's books of what is still needed of it.
+    /// Production's owner machine of that log.
+    pub owner: LogOwner,
+    /// Production's record of the retained slots of the log.
     pub tails: Tails<u8>,
     /// The segment in flight.
     pub put: Option<Put>,
-    /// What waits to be shipped.
-    pub waiting: Vec<Entry>,
-    /// The look at the next slot that the owner has asked for.
-    pub look: Option<Look>,
-    /// A look that only a lying driver makes.
-    pub rogue_look: Option<Look>,
+    /// The entries that wait for shipping.
+    pub waiting: Vec<ModelEntry>,
+    /// The probe of the next slot that the owner requested.
+    pub probe: Option<SlotProbe>,
+    /// A probe that only a driver with a broken rule makes.
+    pub rogue_probe: Option<SlotProbe>,
     /// Reads that wait for a barrier.
     pub reads: Vec<Read>,
     /// The subjects.
-    pub places: [Place; MOST_SUBJECTS],
-    /// A drain of a dead log.
+    pub places: [SubjectRole; MAX_SUBJECTS],
+    /// The reclaim of an orphaned log.
     pub drain: Option<Box<Draining>>,
-    /// How often it may yet begin to open each subject.
-    pub opens: [u8; MOST_SUBJECTS],
-    /// Logs that its disk notes as dead: allowed to be claimed from after they were sealed.
+    /// How often the process may still start to open each subject.
+    pub opens: [u8; MAX_SUBJECTS],
+    /// Logs of dead servers that the local disk records: sealed, and permitted to be claimed from.
     pub noted: u32,
     /// The generation of its lease, while it has one.
     pub lease: Option<u8>,
-    /// The generation that a barrier was passed under.
-    pub trusted: Option<u8>,
-    /// Nonces drawn under this log.
+    /// The generation of the lease under which a barrier passed.
+    pub confirmed: Option<u8>,
+    /// The number of nonces drawn under this log.
     pub nonces: u8,
-    /// Slots by which a lying driver is ahead of the owner.
+    /// The number of slots by which a driver with a broken rule is ahead of the owner.
     pub ahead: u64,
 }
 
-/// How far a create has come that somebody waits for.
+/// The progress of an awaited create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
     /// A copy is in the network.
     Sent,
-    /// The bucket has answered, and the answer is in the network: created, or there was something.
+    /// The bucket has answered, and the reply is in the network: created, or an object existed.
     Answered(bool),
 }
 
@@ -69,71 +69,71 @@ pub enum Call {
 pub struct Put {
     /// The slot, as the bucket knows it.
     pub slot: Slot,
-    /// How far it has come.
+    /// The progress of its create.
     pub call: Call,
-    /// What is in it.
-    pub entries: Rc<[Entry]>,
+    /// Its entries.
+    pub entries: Rc<[ModelEntry]>,
 }
 
-/// A look at a slot.
+/// A probe of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Look {
+pub struct SlotProbe {
     /// The slot.
     pub slot: Slot,
-    /// Whether there was an object, once the bucket has been asked.
+    /// Whether an object existed, once the bucket has answered.
     pub found: Option<bool>,
 }
 
 /// A read that waits for a barrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Read {
-    /// Its place in the owner's order.
+    /// Its number in the owner's order.
     pub number: ReadNumber,
     /// The subject.
     pub subject: u8,
     /// The lease when it arrived.
     pub lease: Option<u8>,
-    /// What had been acknowledged when it arrived.
+    /// The writes that were acknowledged when it arrived.
     pub acknowledged: Revs,
 }
 
-/// What a process has to do with a subject.
+/// The role of a process for a subject.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// Nothing.
+pub enum SubjectRole {
+    /// None.
     Closed,
-    /// It opens it.
+    /// The process opens the subject.
     Opening(Box<Opening>),
-    /// It serves it.
+    /// The process serves the subject.
     Serving(Box<Serving>),
 }
 
-/// A claim, for serving or for draining.
+/// A claim, for serving or for a reclaim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Opening {
     /// Production's machine.
     pub claim: Claim,
     /// The log for which it claims.
     pub log: u8,
-    /// What it waits for.
+    /// The step that it is waiting for.
     pub want: Want,
     /// The manifest that was read last.
     pub base: Option<Box<Manifest>>,
-    /// The newest number of the last listing.
+    /// The newest number in the last listing.
     pub listed: u64,
     /// The seal of the base's owner.
     pub fence: Slot,
-    /// The state that was restored.
+    /// The restored state.
     pub ops: Vec<u8>,
     /// The subject.
     pub subject: u8,
-    /// Its manifest was created, and is to be seen the newest.
+    /// Its manifest was created, and must now be listed as the newest.
     pub created: bool,
-    /// What a drain is told of its end.
-    pub ended: Option<DrainInput>,
+    /// The result that is reported to a reclaim.
+    pub ended: Option<ReclaimInput>,
 }
 
-/// What a claim waits for.
+/// The steps that a claim can wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Want {
     /// A listing of the folder.
@@ -143,39 +143,39 @@ pub enum Want {
     /// The seal of a log.
     Seal(Sealing),
     /// The state.
-    Restore(Option<Box<Manifest>>, Tail),
+    Restore(Option<Box<Manifest>>, TailSource),
     /// The creation of a manifest.
     Create(Rc<Manifest>, Call),
-    /// Nothing more.
+    /// None: the claim has ended.
     Ended,
 }
 
-/// An attempt to see a log sealed.
+/// An attempt to get a log sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sealing {
     /// The log.
     pub log: u8,
     /// Production's machine.
-    pub machine: Seal,
-    /// What it waits for.
+    pub machine: SealMachine,
+    /// The step that it is waiting for.
     pub want: SealWant,
-    /// A lying driver answers the next listing with this slot.
+    /// A driver with a broken rule answers the next listing with this slot.
     pub blind: Option<Slot>,
 }
 
-/// What a seal waits for.
+/// The steps that a seal can wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SealWant {
     /// A listing.
     List,
-    /// What lies in a slot.
-    Look(Slot),
+    /// The object in a slot.
+    Read(Slot),
     /// The creation of the seal with this nonce.
     Create(Slot, u16, Call),
 }
 
 impl SealWant {
-    /// The object that is created.
+    /// Returns the object to create.
     #[must_use]
     pub const fn object(nonce: u16) -> SlotObject {
         SlotObject::Seal(nonce)
@@ -185,13 +185,13 @@ impl SealWant {
 /// A subject that is served.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Serving {
-    /// The manifest under which.
+    /// The manifest under which the process serves.
     pub manifest: Box<Manifest>,
-    /// What was applied: every acknowledged write.
+    /// The applied operations: every acknowledged write.
     pub ops: Vec<u8>,
-    /// Whether it is on its way out.
+    /// Whether the subject is closing.
     pub leaving: Leaving,
-    /// A publication.
+    /// A publish.
     pub publishing: Option<Publishing>,
 }
 
@@ -202,103 +202,103 @@ pub enum Leaving {
     No,
     /// It is being released.
     Released,
-    /// Somebody else owns it.
-    Lost,
+    /// Another process owns it.
+    Fenced,
 }
 
-/// A publication under way.
+/// A publish in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Publishing {
     /// Production's machine.
     pub machine: Publish,
-    /// The manifest, and how far its creation has come; `None`: it was given up without a known outcome.
+    /// The manifest, and the progress of its create; `None` if it was given up with an indeterminate result.
     pub call: Option<(Rc<Manifest>, Call)>,
-    /// It hands the subject back.
+    /// The publish releases the subject.
     pub releases: bool,
 }
 
-/// A drain by production's machine.
+/// A reclaim by production's machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Draining {
     /// Production's machine.
-    pub machine: Drain,
+    pub machine: LogReclaim,
     /// The log.
     pub log: u8,
-    /// What it does.
+    /// Its stage.
     pub stage: DrainStage,
 }
 
-/// What a drain does.
+/// The stages of a reclaim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DrainStage {
     /// It seals the log.
-    Seals(Sealing),
+    Sealing(Sealing),
     /// It frees a subject.
-    Settles(Box<Opening>),
+    Settling(Box<Opening>),
 }
 
 impl Process {
     /// A process without a log.
     #[must_use]
-    pub fn new(opens: [u8; MOST_SUBJECTS]) -> Self {
+    pub fn new(opens: [u8; MAX_SUBJECTS]) -> Self {
         Self {
             log: None,
-            owner: Owner::new(Slot::new(1)),
+            owner: LogOwner::new(Slot::new(1)),
             tails: Tails::new(),
             put: None,
             waiting: Vec::new(),
-            look: None,
-            rogue_look: None,
+            probe: None,
+            rogue_probe: None,
             reads: Vec::new(),
-            places: [const { Place::Closed }; MOST_SUBJECTS],
+            places: [const { SubjectRole::Closed }; MAX_SUBJECTS],
             drain: None,
             opens,
             noted: 0,
             lease: None,
-            trusted: None,
+            confirmed: None,
             nonces: 0,
             ahead: 0,
         }
     }
 
-    /// Whether reads may be answered at once: production's `Trust::holds`.
+    /// Returns whether reads may be answered at once: production's `ReadLease::is_confirmed`.
     #[must_use]
-    pub fn trusts(&self) -> bool {
-        self.lease.is_some() && self.lease == self.trusted
+    pub fn has_confirmed_lease(&self) -> bool {
+        self.lease.is_some() && self.lease == self.confirmed
     }
 
-    /// The entries of a subject that are not yet shipped.
+    /// Returns the number of entries of a subject that are not shipped.
     pub fn unshipped(&self, subject: u8) -> usize {
         let in_flight = self.put.iter().flat_map(|put| put.entries.iter());
         in_flight.chain(&self.waiting).filter(|entry| entry.subject == subject).count()
     }
 
-    /// The subject as it is served.
+    /// Returns the subject if the process serves it.
     pub fn serving(&mut self, subject: u8) -> Option<&mut Serving> {
         match &mut self.places[usize::from(subject)] {
-            Place::Serving(serving) => Some(serving),
+            SubjectRole::Serving(serving) => Some(serving),
             _ => None,
         }
     }
 
-    /// The subject as it is served.
+    /// Returns the subject if the process serves it.
     #[must_use]
     pub fn served(&self, subject: u8) -> Option<&Serving> {
         match &self.places[usize::from(subject)] {
-            Place::Serving(serving) => Some(serving),
+            SubjectRole::Serving(serving) => Some(serving),
             _ => None,
         }
     }
 
-    /// Every claim under way.
+    /// Returns every claim in progress.
     pub fn openings(&self) -> impl Iterator<Item = (Option<u8>, &Opening)> {
         let places = self.places.iter().enumerate().filter_map(|(subject, place)| match place {
-            Place::Opening(opening) => Some((Some(subject as u8), opening.as_ref())),
+            SubjectRole::Opening(opening) => Some((Some(subject as u8), opening.as_ref())),
             _ => None,
         });
         let drain = self.drain.as_ref().and_then(|drain| match &drain.stage {
-            DrainStage::Settles(opening) => Some((None, opening.as_ref())),
-            DrainStage::Seals(_) => None,
+            DrainStage::Settling(opening) => Some((None, opening.as_ref())),
+            DrainStage::Sealing(_) => None,
         });
         places.chain(drain)
     }

@@ -1,4 +1,4 @@
-//! Compacting, releasing and closing a subject: the duties of production's shells around [`Publish`].
+//! Compacts, releases and closes a subject: the duties of production's shells around [`Publish`].
 
 use std::rc::Rc;
 
@@ -6,15 +6,15 @@ use dormouse_protocol::{ErrorReply, Rev, Seq};
 use dormouse_storage::keys::Folder;
 use dormouse_storage::manifest::Manifest;
 use dormouse_storage::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
-use dormouse_storage::ownership::{Creation, Found, NewBase};
+use dormouse_storage::ownership::{CreateResult, ManifestRead, NewBase};
 
 use crate::action::Job;
-use crate::process::{Call, Leaving, Place, Publishing};
-use crate::settings::{Bases, Lie};
+use crate::process::{Call, Leaving, Publishing, SubjectRole};
+use crate::settings::{Bases, BrokenRule};
 use crate::step::Stepper;
 
 impl Stepper<'_> {
-    /// Uploads what the current base lacks: production's `Serving::source` and `publish::base`.
+    /// Uploads the part that the current base lacks: production's `OpenSubject::source` and `publish::base`.
     fn new_base(&mut self, p: u8, x: u8) -> Option<NewBase> {
         let process = self.peek(p);
         let serving = process.served(x)?;
@@ -33,10 +33,10 @@ impl Stepper<'_> {
         self.publish(p, x, Publication::Base(base));
     }
 
-    /// Closed to writes and reads first; nothing of it is in flight by now.
+    /// Closes the subject to writes and reads first. By now, none of its writes are in flight.
     pub(crate) fn release(&mut self, p: u8, x: u8) {
         self.world.ghost.change().releases -= 1;
-        if !self.lies(Lie::ReadsUntilReleased) {
+        if !self.breaks_rule(BrokenRule::ReadsUntilReleased) {
             self.refuse_reads(p, x);
         }
         let process = self.peek(p);
@@ -48,12 +48,12 @@ impl Stepper<'_> {
             serving.leaving = Leaving::Released;
         }
         self.publish(p, x, Publication::Release(base));
-        if self.lies(Lie::ReopenDuringRelease) {
-            // Dropped, with its create on the way.
+        if self.breaks_rule(BrokenRule::ReopenDuringRelease) {
+            // The process drops it, with its create in flight.
             if let Some((creating, Call::Sent)) = self.call_of(p, Job::Subject(x)) {
-                self.orphan(creating);
+                self.detach(creating);
             }
-            self.process(p).places[usize::from(x)] = Place::Closed;
+            self.process(p).places[usize::from(x)] = SubjectRole::Closed;
         }
     }
 
@@ -68,18 +68,18 @@ impl Stepper<'_> {
 
     pub(crate) fn resume(&mut self, p: u8, x: u8) {
         self.coverage.resumed += 1;
-        self.tell_publication(p, x, PublishInput::Resume);
+        self.apply_publish(p, x, PublishInput::Resume);
     }
 
     pub(crate) fn publication_created(&mut self, p: u8, x: u8, ours: Option<bool>) {
         let releases = self.publishing_releases(p, x);
-        let lie = self.lies(Lie::ExistsIsSuccessForCompaction) && !releases;
+        let broken = self.breaks_rule(BrokenRule::ExistsIsSuccessForCompaction) && !releases;
         let creation = match ours {
-            Some(false) if !lie => Creation::Anothers,
-            Some(_) => Creation::Ours,
-            None => Creation::Unknown(ErrorReply::unavailable("")),
+            Some(false) if !broken => CreateResult::Foreign,
+            Some(_) => CreateResult::Ours,
+            None => CreateResult::Unknown(ErrorReply::unavailable("")),
         };
-        self.tell_publication(p, x, PublishInput::Created(creation));
+        self.apply_publish(p, x, PublishInput::Created(creation));
     }
 
     fn publishing_releases(&self, p: u8, x: u8) -> bool {
@@ -87,7 +87,7 @@ impl Stepper<'_> {
         publishing.is_some_and(|publishing| publishing.releases)
     }
 
-    fn tell_publication(&mut self, p: u8, x: u8, input: PublishInput) {
+    fn apply_publish(&mut self, p: u8, x: u8, input: PublishInput) {
         let Some(publishing) = self.process(p).serving(x).and_then(|serving| serving.publishing.as_mut())
         else {
             return;
@@ -96,7 +96,7 @@ impl Stepper<'_> {
         self.follow_publication(p, x, effect);
     }
 
-    /// Carries out what a publication says. Reads and listings that follow an answer need no steps of their own.
+    /// Executes the effects of a publish. Reads and listings that follow a reply need no steps of their own.
     fn follow_publication(&mut self, p: u8, x: u8, effect: PublishEffect) {
         if let PublishEffect::Published(verified) = &effect {
             self.collect(x, &verified.garbage);
@@ -110,17 +110,17 @@ impl Stepper<'_> {
             PublishEffect::Get(number) => {
                 let found = self.world.bucket.folders[usize::from(x)].get(number);
                 let found = found.map(|manifest| Box::new(Manifest::clone(manifest)));
-                let found = found.map_or(Found::Missing, Found::Manifest);
-                self.tell_publication(p, x, PublishInput::Got(found));
+                let found = found.map_or(ManifestRead::Missing, ManifestRead::Manifest);
+                self.apply_publish(p, x, PublishInput::Got(found));
             }
             PublishEffect::List => {
                 let folder = self.publication_listing(p, x);
-                self.tell_publication(p, x, PublishInput::Listed(folder));
+                self.apply_publish(p, x, PublishInput::Listed(folder));
             }
             PublishEffect::Published(verified) if verified.manifest.released => {
                 self.refuse_reads(p, x);
                 let (base, first_slot) = (verified.manifest.base_rev, verified.manifest.first_slot);
-                self.process(p).places[usize::from(x)] = Place::Closed;
+                self.process(p).places[usize::from(x)] = SubjectRole::Closed;
                 self.based(p, x, base, first_slot);
             }
             PublishEffect::Published(verified) => {
@@ -130,17 +130,17 @@ impl Stepper<'_> {
                 serving.leaving = Leaving::No;
                 self.based(p, x, base, first_slot);
             }
-            PublishEffect::Lost { may_have_counted } => {
+            PublishEffect::NotOwner { may_have_counted } => {
                 serving.publishing = None;
-                serving.leaving = Leaving::Lost;
+                serving.leaving = Leaving::Fenced;
                 self.coverage.failed_publish_verifies += u64::from(may_have_counted);
                 self.refuse_reads(p, x);
-                self.close_the_lost(p);
+                self.close_fenced(p);
             }
-            PublishEffect::Undecided(_) => publishing.call = None,
+            PublishEffect::Indeterminate(_) => publishing.call = None,
             PublishEffect::Failed(_) => {
                 serving.publishing = None;
-                if self.settings.lie.is_none() {
+                if self.settings.broken_rule.is_none() {
                     self.violate(crate::check::Violation::GaveUp);
                 }
             }
@@ -150,9 +150,9 @@ impl Stepper<'_> {
     fn publication_listing(&self, p: u8, x: u8) -> Folder {
         let mut folder = self.listing(x);
         let releases = self.publishing_releases(p, x);
-        let blind = match self.settings.lie {
-            Some(Lie::NoListAfterCompaction) => !releases,
-            Some(Lie::NoListAfterRelease) => releases,
+        let blind = match self.settings.broken_rule {
+            Some(BrokenRule::NoListAfterCompaction) => !releases,
+            Some(BrokenRule::NoListAfterRelease) => releases,
             _ => false,
         };
         let publishing = self.peek(p).served(x).and_then(|serving| serving.publishing.as_ref());
@@ -162,12 +162,12 @@ impl Stepper<'_> {
         folder
     }
 
-    /// Everything is in the bucket, or in flight where the driver lies; the manifest stays this process's.
+    /// All writes are in the bucket, or in flight if the driver breaks a rule. The process keeps the manifest.
     pub(crate) fn evict(&mut self, p: u8, x: u8) {
         self.world.ghost.change().evictions -= 1;
-        if !self.lies(Lie::OwnOpenByWhatIsThere) {
+        if !self.breaks_rule(BrokenRule::OwnOpenFromBucket) {
             self.refuse_reads(p, x);
         }
-        self.process(p).places[usize::from(x)] = Place::Closed;
+        self.process(p).places[usize::from(x)] = SubjectRole::Closed;
     }
 }

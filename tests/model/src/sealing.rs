@@ -1,19 +1,20 @@
-//! Seeing a log sealed: the duties of production's shell around [`Seal`](dormouse_storage::log::seal::Seal).
+//! Gets a log sealed: the duties of production's shell around
+//! [`SealMachine`](dormouse_storage::log::seal::SealMachine).
 
 use dormouse_protocol::Slot;
-use dormouse_storage::log::seal::{Looked, SealEffect, SealInput};
+use dormouse_storage::log::seal::{SealEffect, SealInput, SealedSlotRead};
 
-use crate::bucket::{Orphan, SlotObject};
+use crate::bucket::{DetachedCreate, SlotObject};
 use crate::check::Violation;
 use crate::process::{Call, DrainStage, SealWant, Sealing, Want};
-use crate::settings::Lie;
+use crate::settings::BrokenRule;
 use crate::step::Stepper;
 
 impl Stepper<'_> {
-    /// One step of sealing that is no creation; the seal once the log is sealed.
+    /// One step of sealing that is not a create. Returns the seal once the log is sealed.
     pub(crate) fn seal_step(&mut self, sealing: &mut Sealing) -> Option<Slot> {
         let objects = self.log(sealing.log);
-        if self.lies(Lie::SealedIfAnySlotIs)
+        if self.breaks_rule(BrokenRule::SealedIfAnySlotIs)
             && objects.slots.iter().flatten().any(|object| matches!(object, SlotObject::Seal(_)))
         {
             return Some(Slot::new(objects.slots.len() as u64));
@@ -22,14 +23,14 @@ impl Stepper<'_> {
             let objects = self.log(sealing.log);
             let input = match sealing.want {
                 SealWant::List => SealInput::Listed(sealing.blind.take().or_else(|| objects.highest())),
-                SealWant::Look(slot) => SealInput::Looked(match objects.get(slot) {
-                    Some(SlotObject::Seal(_)) => Looked::Seal,
-                    Some(_) => Looked::Other,
-                    None => Looked::Gone,
+                SealWant::Read(slot) => SealInput::SlotRead(match objects.get(slot) {
+                    Some(SlotObject::Seal(_)) => SealedSlotRead::Seal,
+                    Some(_) => SealedSlotRead::Other,
+                    None => SealedSlotRead::Gone,
                 }),
                 SealWant::Create(..) => return None,
             };
-            if let Some(fence) = self.tell_seal(sealing, input) {
+            if let Some(fence) = self.apply_seal(sealing, input) {
                 return Some(fence);
             }
             if self.settings.split {
@@ -38,19 +39,21 @@ impl Stepper<'_> {
         }
     }
 
-    fn tell_seal(&mut self, sealing: &mut Sealing, input: SealInput) -> Option<Slot> {
+    fn apply_seal(&mut self, sealing: &mut Sealing, input: SealInput) -> Option<Slot> {
         match sealing.machine.apply(input) {
             Some(SealEffect::List) => sealing.want = SealWant::List,
-            Some(SealEffect::Look(slot)) => sealing.want = SealWant::Look(slot),
+            Some(SealEffect::ReadSlot(slot)) => sealing.want = SealWant::Read(slot),
             Some(SealEffect::Create(slot)) => {
                 let nonce = self.seal_nonce(sealing.log);
                 sealing.want = SealWant::Create(slot, nonce, Call::Sent);
             }
             Some(SealEffect::Sealed(slot)) => return Some(slot),
-            // The log's header and its end never go.
+            // The header and the end of the log are never deleted.
             Some(SealEffect::Absent) | None => {
-                if self.settings.lie.is_none() {
-                    self.violate(Violation::Driver("a log without a slot, or a seal out of step"));
+                if self.settings.broken_rule.is_none() {
+                    self.violate(Violation::Driver(
+                        "a log without a slot, or a seal step in the wrong state",
+                    ));
                 }
                 return Some(Slot::new(0));
             }
@@ -58,11 +61,11 @@ impl Stepper<'_> {
         None
     }
 
-    /// A nonce that no seal of this log has, wherever it is.
+    /// Returns a nonce that no seal of this log has, whether in the bucket, in flight or planned.
     fn seal_nonce(&self, log: u8) -> u16 {
         let in_bucket = self.log(log).slots.iter().flatten();
         let in_network = self.world.bucket.network.iter().filter_map(|orphan| match orphan {
-            Orphan::Slot { log: there, object, .. } if *there == log => Some(object),
+            DetachedCreate::Slot { log: there, object, .. } if *there == log => Some(object),
             _ => None,
         });
         let mut used: Vec<u16> = in_bucket
@@ -78,8 +81,8 @@ impl Stepper<'_> {
                 _ => None,
             });
             let drains = process.drain.as_ref().and_then(|drain| match &drain.stage {
-                DrainStage::Seals(sealing) => Some(sealing),
-                DrainStage::Settles(_) => None,
+                DrainStage::Sealing(sealing) => Some(sealing),
+                DrainStage::Settling(_) => None,
             });
             used.extend(claims.chain(drains).filter(|sealing| sealing.log == log).filter_map(|sealing| {
                 match sealing.want {
@@ -93,10 +96,10 @@ impl Stepper<'_> {
 
     pub(crate) fn seal_created(&mut self, sealing: &mut Sealing, ours: Option<bool>) {
         let SealWant::Create(slot, ..) = sealing.want else { return };
-        let ours = ours == Some(true) || self.lies(Lie::ExistsIsSuccessForSeal);
-        let _ = self.tell_seal(sealing, SealInput::Created { ours });
-        if ours && self.lies(Lie::NoListAfterSeal) {
-            // As if the seal had been seen to be the highest.
+        let ours = ours == Some(true) || self.breaks_rule(BrokenRule::ExistsIsSuccessForSeal);
+        let _ = self.apply_seal(sealing, SealInput::Created { ours });
+        if ours && self.breaks_rule(BrokenRule::NoListAfterSeal) {
+            // The driver acts as if the seal had been listed as the highest slot.
             sealing.blind = Some(slot);
         }
     }

@@ -1,140 +1,142 @@
-//! What a run may do: how many processes, subjects and events, and which rule is broken on purpose.
+//! The bounds of a run: the number of processes, subjects and events, and the rule that is broken on purpose.
 
 use crate::action::Action;
 
-/// Most subjects.
-pub const MOST_SUBJECTS: usize = 2;
+/// The largest number of subjects.
+pub const MAX_SUBJECTS: usize = 2;
 
-/// Most revs of a subject.
-pub const MOST_REVS: usize = 6;
+/// The largest number of revs of a subject.
+pub const MAX_REVS: usize = 6;
 
 /// The bounds of a run.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How many processes there are. The first owns every subject at the beginning, by manifest 1.
+    /// The number of processes. At the start, the first one owns every subject, by manifest 1.
     pub processes: u8,
-    /// How often a process may begin to open each subject.
-    pub opens: [u8; MOST_SUBJECTS],
-    /// How many writes each subject may get, by whichever process.
-    pub writes: [u8; MOST_SUBJECTS],
-    /// How many subjects there are.
+    /// How often a process may start to open each subject.
+    pub opens: [u8; MAX_SUBJECTS],
+    /// How many writes each subject may get, from all processes.
+    pub writes: [u8; MAX_SUBJECTS],
+    /// The number of subjects.
     pub subjects: u8,
-    /// Compactions, all together.
+    /// Compactions, in total.
     pub compactions: u8,
-    /// Releases, all together.
+    /// Releases, in total.
     pub releases: u8,
-    /// Crashes, all together. A process comes back at once, with a fresh log.
+    /// Crashes, in total. A process restarts at once, with a new log.
     pub crashes: u8,
-    /// Reads that need a barrier, all together.
+    /// Reads that need a barrier, in total.
     pub reads: u8,
-    /// Closings of a subject that stays owned, all together.
+    /// Closings of a subject that stays owned, in total.
     pub evictions: u8,
-    /// Creations of manifests and seals that are given up without a known outcome.
+    /// Creates of manifests and seals that are given up with an indeterminate result.
     pub unknowns: u8,
     /// Requests that the network delivers twice.
     pub duplicates: u8,
-    /// Drains by the production machine.
+    /// Reclaims by the production machine.
     pub drains: u8,
-    /// Processes have leases, and the coordinator allows a claim only once it has declared the owner's log dead, which
-    /// it does only while that log's process trusts no lease. This often, a lease may come to its end.
+    /// The number of lease expiries. With a value, processes have leases, and the coordinator permits a claim only
+    /// after it has declared the server of the owner's log dead. It does that only while the log's process has no
+    /// confirmed lease.
     pub lapses: Option<u8>,
-    /// How often the coordinator forgets whom it has declared dead.
-    pub oblivions: u8,
-    /// How often a claim may begin again.
+    /// How often the coordinator loses its record of dead servers.
+    pub state_losses: u8,
+    /// How often a claim may restart.
     pub restarts: u32,
-    /// What a claim or a compaction uploads.
+    /// The kind of base that a claim or a compaction uploads.
     pub bases: Bases,
-    /// A permitted deletion of a slot may hit at any later time, repeatedly, whatever lies there by then. Otherwise it
-    /// hits once.
+    /// A permitted deletion of a slot may take effect at any later time, repeatedly, on any object in the slot by then.
+    /// Otherwise, it takes effect once.
     pub lazy: bool,
-    /// Somebody who is not one of the processes collects sealed logs, as far as production's rules allow.
+    /// A collector outside the processes collects sealed logs, as far as production's rules permit.
     pub collector: bool,
-    /// A listing and what is read because of it are steps of their own.
+    /// A listing and the dependent reads are separate steps.
     pub split: bool,
-    /// At the beginning the subjects have no manifest.
+    /// At the start, the subjects have no manifest.
     pub empty: bool,
-    /// What happens first, before everything is tried: a counterexample that is far away is found in time.
+    /// Steps that happen first, so that a distant counterexample is found in time.
     pub prologue: Vec<Action>,
-    /// The rule that is broken.
-    pub lie: Option<Lie>,
+    /// The broken rule.
+    pub broken_rule: Option<BrokenRule>,
 }
 
-/// What becomes the end of a manifest's base.
+/// The last part of a manifest's base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bases {
-    /// Always a delta where there is something above the base.
+    /// A delta whenever there are changes above the base.
     Deltas,
     /// Always a snapshot.
     Snapshots,
-    /// Claims put deltas, owners put snapshots.
+    /// Claims upload deltas, owners upload snapshots.
     Mixed,
 }
 
-/// Ways in which the driver of the machines lies to them, or does what they did not ask for.
+/// Rules that the driver breaks: it misleads the machines, or acts without their request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lie {
-    /// A seal that was created counts without a look at whether it is the highest slot.
+pub enum BrokenRule {
+    /// A created seal counts without a listing that shows it as the highest slot.
     NoListAfterSeal,
-    /// The owner deletes its highest slot, too, once nobody needs it.
+    /// The owner deletes its highest slot too, if no subject needs it.
     OwnerTrimsHighest,
-    /// A claim whose manifest was created serves without a last listing.
+    /// A claim serves after the create of its manifest, without a last listing.
     NoListAfterClaim,
-    /// Whatever lies in the slot of a segment counts as that segment.
+    /// Any object in the slot of a segment counts as that segment.
     ExistsIsSuccessForData,
-    /// Whatever manifest has the number of a claim counts as its own.
+    /// Any manifest with the number of a claim counts as its own.
     ExistsIsSuccessForClaim,
-    /// The same, of a compaction.
+    /// The same, for a compaction.
     ExistsIsSuccessForCompaction,
-    /// Whatever lies in the slot of a seal counts as that seal.
+    /// Any object in the slot of a seal counts as that seal.
     ExistsIsSuccessForSeal,
-    /// Collectors delete the seals that end logs, too.
+    /// Collectors delete the seals that end logs too.
     SealsAreDeleted,
     /// A claim reads its predecessor's log without sealing it.
     ClaimWithoutSeal,
-    /// A log counts as sealed when any slot is a seal.
+    /// A log counts as sealed if any slot is a seal.
     SealedIfAnySlotIs,
-    /// An owner that meets a seal puts its batch behind it.
+    /// An owner that meets a seal writes its batch after the seal.
     SameBatchAfterSeal,
-    /// A compaction whose manifest was created counts without a last listing.
+    /// A compaction counts after the create of its manifest, without a last listing.
     NoListAfterCompaction,
-    /// The same, of a release.
+    /// The same, for a release.
     NoListAfterRelease,
-    /// A collector of slots decides by any manifest that exists, not by the newest.
+    /// A collector of slots decides by any existing manifest instead of the newest.
     CollectorTakesAnyManifest,
-    /// A drain takes a subject for free of its log without the last listing.
-    DrainWithoutLastList,
-    /// A drain whose manifest was created does without the last listing.
-    DrainReleasesWithoutLastList,
+    /// A reclaim treats a subject as free of the log without the last listing.
+    ReclaimWithoutLastList,
+    /// A reclaim omits the last listing after the create of its manifest.
+    ReclaimReleaseWithoutLastList,
     /// A subject that the process's own log owns is opened without the last listing.
     OwnOpenWithoutLastList,
-    /// The same; its own log is read by what is there, not by the books; and reads survive the closing of a subject.
-    OwnOpenByWhatIsThere,
-    /// A look at the next slot proves reads that arrived after it was begun.
-    EarlierLookCounts,
-    /// A look at the next slot is begun while a create is in flight, and proves reads.
-    LookWhilePutting,
-    /// A create proves reads that arrived when it was in flight already.
+    /// The same; in addition, the process reads its own log from the bucket instead of its own record, and reads
+    /// survive the closing of a subject.
+    OwnOpenFromBucket,
+    /// A probe of the next slot confirms reads that arrived after its start.
+    EarlierProbeCounts,
+    /// A probe of the next slot starts during a create in flight, and confirms reads.
+    ProbeDuringCreate,
+    /// A create confirms reads that arrived while it was in flight.
     CreateInFlightCounts,
     /// Reads are served until the release is definite.
     ReadsUntilReleased,
-    /// A subject is opened again while its release has no known outcome.
+    /// A subject reopens while its release is indeterminate.
     ReopenDuringRelease,
     /// A subject is closed, and opened again, with writes in flight.
     EvictWithWritesInFlight,
-    /// A collector looks at the manifests first, and then whether the log is sealed.
-    CollectorLooksBeforeSeal,
-    /// What the authority said before the seal was in place counts after it, too.
-    NoAskAfterSeal,
-    /// A lease is trusted as soon as it is granted.
+    /// A collector reads the manifests first, and then checks whether the log is sealed.
+    CollectorReadsBeforeSeal,
+    /// The authority's answer from before the seal counts after it too.
+    NoRecheckAfterSeal,
+    /// A lease counts as confirmed as soon as it is granted.
     LeaseWithoutBarrier,
-    /// The coordinator declares a log dead whose process still trusts a lease: its clock is broken.
+    /// The coordinator declares a server dead whose process still has a confirmed lease: its clock is broken.
     DeadDespiteLease,
-    /// Claims under way go on after the log has ended for which they were begun.
+    /// Claims continue after the log for which they were started has ended.
     ClaimSurvivesLog,
 }
 
-impl Lie {
-    /// Every lie.
+impl BrokenRule {
+    /// All rules.
     pub const ALL: [Self; 29] = [
         Self::NoListAfterSeal,
         Self::OwnerTrimsHighest,
@@ -150,18 +152,18 @@ impl Lie {
         Self::NoListAfterCompaction,
         Self::NoListAfterRelease,
         Self::CollectorTakesAnyManifest,
-        Self::DrainWithoutLastList,
-        Self::DrainReleasesWithoutLastList,
+        Self::ReclaimWithoutLastList,
+        Self::ReclaimReleaseWithoutLastList,
         Self::OwnOpenWithoutLastList,
-        Self::OwnOpenByWhatIsThere,
-        Self::EarlierLookCounts,
-        Self::LookWhilePutting,
+        Self::OwnOpenFromBucket,
+        Self::EarlierProbeCounts,
+        Self::ProbeDuringCreate,
         Self::CreateInFlightCounts,
         Self::ReadsUntilReleased,
         Self::ReopenDuringRelease,
         Self::EvictWithWritesInFlight,
-        Self::CollectorLooksBeforeSeal,
-        Self::NoAskAfterSeal,
+        Self::CollectorReadsBeforeSeal,
+        Self::NoRecheckAfterSeal,
         Self::LeaseWithoutBarrier,
         Self::DeadDespiteLease,
         Self::ClaimSurvivesLog,
@@ -184,7 +186,7 @@ impl Default for Settings {
             duplicates: 0,
             drains: 0,
             lapses: None,
-            oblivions: 0,
+            state_losses: 0,
             restarts: 1,
             bases: Bases::Mixed,
             lazy: false,
@@ -192,21 +194,21 @@ impl Default for Settings {
             split: false,
             empty: false,
             prologue: Vec::new(),
-            lie: None,
+            broken_rule: None,
         }
     }
 }
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident),* $(,)?) => {
-        /// How often a run came through places that are easily missed.
+        /// How often a run covered cases that are easily missed.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         pub struct Coverage {
             $($(#[doc = $doc])* pub $name: u64,)*
         }
 
         impl Coverage {
-            /// The counters by name.
+            /// Returns the counters by name.
             #[must_use]
             pub fn figures(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name)),*]
@@ -216,31 +218,31 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Seals that fell into a hole below the log's end.
+    /// Seals that landed in a gap below the log's end.
     void_seals,
     /// Seals put on logs.
     seals,
     /// Manifests created under a number that had been collected.
     recycled_by_claim,
-    /// The same, by a compaction.
+    /// The same, for a compaction.
     recycled_by_compaction,
-    /// The same, by a release.
+    /// The same, for a release.
     recycled_by_release,
-    /// Answers to creations that were lost.
+    /// Lost replies to creates.
     lost_answers,
-    /// Requests that landed after their sender had given them up.
+    /// Segments that landed after their sender had given them up.
     late_segments,
-    /// The same, of a seal.
+    /// The same, for a seal.
     late_seals,
-    /// The same, of a manifest.
+    /// The same, for a manifest.
     late_manifests,
-    /// Segments created in a slot that had been emptied by a collector.
-    segments_in_holes,
-    /// Creations that found their own object there.
+    /// Segments created in a slot that a collector had emptied.
+    segments_in_gaps,
+    /// Creates that found their own object in place.
     own_nonce,
     /// Claims whose last listing showed a newer manifest.
     failed_claim_verifies,
-    /// The same, of compactions and releases.
+    /// The same, for compactions and releases.
     failed_publish_verifies,
     /// Released manifests taken as the base of a claim.
     released_claims,
@@ -248,23 +250,23 @@ counters! {
     own_opens,
     /// Claims that took over operations of a sealed log.
     takeovers,
-    /// Reads answered after a look at the next slot.
-    reads_by_look,
+    /// Reads answered after a probe of the next slot.
+    reads_by_probe,
     /// Reads answered by a create.
     reads_by_create,
     /// Reads answered under a lease.
     reads_by_lease,
-    /// Leases that came to be trusted after a barrier.
-    leases_trusted,
-    /// Leases granted to a log that had been declared dead, by a coordinator that had forgotten it.
-    leases_to_the_dead,
-    /// Logs that met their end.
+    /// Leases that a barrier confirmed.
+    leases_confirmed,
+    /// Leases granted to a log whose server had been declared dead, by a coordinator that had lost its record.
+    leases_after_death,
+    /// Logs that ended.
     ended_logs,
     /// Writes acknowledged.
     acknowledged,
-    /// Claims that began again because an object was missing.
+    /// Claims that restarted because an object was missing.
     objects_missing,
-    /// Publications without a known outcome that were settled later.
+    /// Indeterminate publishes that were settled later.
     resumed,
     /// Slots deleted by a collector.
     collected_slots,
@@ -272,6 +274,6 @@ counters! {
     trimmed_slots,
     /// Objects of a subject collected between their upload and the creation of the manifest that they were made for.
     collected_uploads,
-    /// Subjects that the production drain released.
+    /// Subjects that the production reclaim released.
     drained,
 }

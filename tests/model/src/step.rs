@@ -1,5 +1,5 @@
-//! Taking a step: what an [`Action`] does to a world. The parts that belong to a log, to claims, to publications and to
-//! collectors are in files of their own.
+//! Executes a step: the effect of an [`Action`] on a world. The parts for logs, claims, publishes and collectors are in
+//! their own files.
 
 use std::rc::Rc;
 
@@ -9,27 +9,27 @@ use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::action::{Action, Job};
-use crate::bucket::{BaseName, LogObjects, Orphan, SlotObject};
+use crate::bucket::{BaseName, DetachedCreate, LogObjects, SlotObject};
 use crate::check::Violation;
 use crate::hash::Part;
-use crate::process::{Call, DrainStage, Place, Process, Publishing, SealWant, Want};
-use crate::settings::{Coverage, Lie, Settings};
+use crate::process::{Call, DrainStage, Process, Publishing, SealWant, SubjectRole, Want};
+use crate::settings::{BrokenRule, Coverage, Settings};
 use crate::world::World;
 
-/// A world on its way from one state to the next.
+/// A world between two states.
 #[derive(Debug)]
 pub struct Stepper<'a> {
     /// The world.
     pub world: World,
     /// The bounds.
     pub settings: &'a Settings,
-    /// What was come by.
+    /// Counts of the covered cases.
     pub coverage: &'a mut Coverage,
-    /// The first promise that was broken.
+    /// The first violated guarantee.
     pub broken: Option<Violation>,
 }
 
-/// A creation that somebody waits for.
+/// An awaited create.
 #[derive(Debug, Clone)]
 pub enum Creating {
     /// Of a slot.
@@ -39,10 +39,10 @@ pub enum Creating {
 }
 
 impl World {
-    /// The world after a step.
+    /// Returns the world after a step.
     ///
     /// # Errors
-    /// The promise that the step broke.
+    /// The guarantee that the step violates.
     pub fn step(
         &self,
         settings: &Settings,
@@ -51,7 +51,7 @@ impl World {
     ) -> Result<Self, Violation> {
         let mut stepper = Stepper { world: self.clone(), settings, coverage, broken: None };
         stepper.take(action);
-        stepper.tidy();
+        stepper.canonicalize();
         stepper.check_rebuilding();
         match stepper.broken {
             Some(violation) => Err(violation),
@@ -73,12 +73,12 @@ impl Stepper<'_> {
                     put.call = Call::Sent;
                 }
             }
-            Action::Look(p) => self.look(p, false),
-            Action::Looked(p) => self.looked(p),
-            Action::RogueLook(p) => self.look(p, true),
-            Action::RogueLooked(p) => self.rogue_looked(p),
+            Action::Probe(p) => self.probe(p, false),
+            Action::ProbeAnswered(p) => self.probe_answered(p),
+            Action::RogueProbe(p) => self.probe(p, true),
+            Action::RogueProbeAnswered(p) => self.rogue_probe_answered(p),
             Action::Open(p, x) => self.open(p, x),
-            Action::Step(p, job) => self.go_on(p, job),
+            Action::Step(p, job) => self.continue_job(p, job),
             Action::Land(p, job) => self.land(p, job),
             Action::Answered(p, job) => self.answered(p, job),
             Action::LoseAnswer(p, job) => {
@@ -89,13 +89,13 @@ impl Stepper<'_> {
             Action::Duplicate(p, job) => {
                 self.world.ghost.change().duplicates -= 1;
                 if let Some((creating, _)) = self.call_of(p, job) {
-                    self.orphan(creating);
+                    self.detach(creating);
                 }
             }
             Action::DuplicateSegment(p) => {
                 self.world.ghost.change().duplicates -= 1;
                 if let Some(creating) = self.segment_of(p) {
-                    self.orphan(creating);
+                    self.detach(creating);
                 }
             }
             Action::Compact(p, x) => self.compact(p, x),
@@ -118,10 +118,10 @@ impl Stepper<'_> {
             }
             Action::Forget => {
                 let ghost = self.world.ghost.change();
-                ghost.oblivions -= 1;
+                ghost.state_losses -= 1;
                 ghost.dead = 0;
             }
-            Action::LandOrphan(at) => self.land_orphan(at),
+            Action::LandDetached(at) => self.land_detached(at),
             Action::DeleteManifest(x, number) => self.delete_manifest(x, number),
             Action::DeleteBases(x) => self.delete_bases(x),
             Action::DeleteSlot(log, slot) => self.delete_slot(log, slot),
@@ -129,35 +129,35 @@ impl Stepper<'_> {
         }
     }
 
-    /// A process, to be changed.
+    /// Returns a process for a change.
     pub fn process(&mut self, p: u8) -> &mut Process {
         self.world.processes[usize::from(p)].change()
     }
 
-    /// A process, to be looked at.
+    /// Returns a process for reading.
     #[must_use]
     pub fn peek(&self, p: u8) -> &Process {
         &self.world.processes[usize::from(p)]
     }
 
-    /// A log, to be looked at.
+    /// Returns a log for reading.
     #[must_use]
     pub fn log(&self, log: u8) -> &LogObjects {
         &self.world.bucket.logs[usize::from(log)]
     }
 
-    /// Whether the driver tells this lie.
+    /// Returns whether the driver breaks this rule.
     #[must_use]
-    pub fn lies(&self, lie: Lie) -> bool {
-        self.settings.lie == Some(lie)
+    pub fn breaks_rule(&self, rule: BrokenRule) -> bool {
+        self.settings.broken_rule == Some(rule)
     }
 
-    /// Takes note of a broken promise; the first one counts.
+    /// Records a violated guarantee; the first one counts.
     pub fn violate(&mut self, violation: Violation) {
         self.broken.get_or_insert(violation);
     }
 
-    /// A nonce that nobody has drawn before.
+    /// Returns an unused nonce.
     pub fn nonce(&mut self, p: u8) -> Nonce {
         let process = self.process(p);
         process.nonces += 1;
@@ -165,7 +165,7 @@ impl Stepper<'_> {
         Nonce::new(Ulid(u128::from(log) << 8 | u128::from(process.nonces)))
     }
 
-    /// The listing of a subject's folder. Of the manifests, machines look at the newest only.
+    /// Lists a subject's folder. The machines read only the newest manifest of it.
     #[must_use]
     pub fn listing(&self, x: u8) -> Folder {
         let folder = &self.world.bucket.folders[usize::from(x)];
@@ -180,18 +180,18 @@ impl Stepper<'_> {
         listing
     }
 
-    /// The log of a process, born now if need be.
+    /// Returns the log of a process, which is created if need be.
     pub fn log_of(&mut self, p: u8) -> u8 {
         if let Some(log) = self.peek(p).log {
             return log;
         }
         let log = self.world.bucket.logs.len() as u8;
-        self.world.bucket.logs.push(Part::new(LogObjects::born()));
+        self.world.bucket.logs.push(Part::new(LogObjects::with_header()));
         self.process(p).log = Some(log);
         log
     }
 
-    /// Lets a request reach the bucket: whether it created something.
+    /// Lets a request reach the bucket. Returns whether it created an object.
     pub fn create(&mut self, creating: &Creating) -> bool {
         match creating {
             Creating::Slot(log, slot, object) => {
@@ -201,7 +201,7 @@ impl Stepper<'_> {
                     return false;
                 }
                 match object {
-                    SlotObject::Data(_) => self.coverage.segments_in_holes += u64::from(hole),
+                    SlotObject::Data(_) => self.coverage.segments_in_gaps += u64::from(hole),
                     SlotObject::Seal(_) => {
                         self.coverage.seals += 1;
                         self.coverage.void_seals += u64::from(hole);
@@ -220,8 +220,8 @@ impl Stepper<'_> {
         }
     }
 
-    /// What a creation means that was answered "there is something": production's `create_once` reads it back.
-    /// `None`: nothing is there (any more), so it is sent again.
+    /// Returns the meaning of the reply "object exists" to a create: production's `create_once` reads the object back.
+    /// `None`: no object is there, or it is gone, so the create is sent again.
     fn read_back(&mut self, creating: &Creating) -> Option<bool> {
         let ours = match creating {
             Creating::Slot(log, slot, object) => self.log(*log).get(*slot).map(|there| there == object),
@@ -234,33 +234,33 @@ impl Stepper<'_> {
         ours
     }
 
-    /// The definite meaning of an answer; `None`: it is sent again.
+    /// Returns the definite meaning of a reply; `None`: the create is sent again.
     pub fn outcome(&mut self, creating: &Creating, created: bool) -> Option<bool> {
         if created { Some(true) } else { self.read_back(creating) }
     }
 
-    /// Leaves a request in the network that nobody waits for.
-    pub fn orphan(&mut self, creating: Creating) {
+    /// Leaves a request without a waiting sender in the network.
+    pub fn detach(&mut self, creating: Creating) {
         let orphan = match creating {
-            Creating::Slot(log, slot, object) => Orphan::Slot { log, slot, object },
-            Creating::Manifest(subject, manifest) => Orphan::Manifest { subject, manifest },
+            Creating::Slot(log, slot, object) => DetachedCreate::Slot { log, slot, object },
+            Creating::Manifest(subject, manifest) => DetachedCreate::Manifest { subject, manifest },
         };
         if !self.world.bucket.network.contains(&orphan) {
             self.world.bucket.network.change().push(orphan);
         }
     }
 
-    fn land_orphan(&mut self, at: u8) {
+    fn land_detached(&mut self, at: u8) {
         let orphan = self.world.bucket.network.change().remove(usize::from(at));
         let creating = match orphan {
-            Orphan::Slot { log, slot, object } => {
+            DetachedCreate::Slot { log, slot, object } => {
                 match object {
                     SlotObject::Seal(_) => self.coverage.late_seals += 1,
                     _ => self.coverage.late_segments += 1,
                 }
                 Creating::Slot(log, slot, object)
             }
-            Orphan::Manifest { subject, manifest } => {
+            DetachedCreate::Manifest { subject, manifest } => {
                 self.coverage.late_manifests += 1;
                 Creating::Manifest(subject, manifest)
             }
@@ -268,7 +268,7 @@ impl Stepper<'_> {
         self.create(&creating);
     }
 
-    /// The segment of a process that is in flight.
+    /// Returns the segment of a process in flight.
     #[must_use]
     pub fn segment_of(&self, p: u8) -> Option<Creating> {
         let process = self.peek(p);
@@ -276,7 +276,7 @@ impl Stepper<'_> {
         Some(Creating::Slot(log, put.slot, SlotObject::Data(Rc::clone(&put.entries))))
     }
 
-    /// What a job creates, and how far that has come.
+    /// Returns the object that a job creates, and the progress of the create.
     #[must_use]
     pub fn call_of(&self, p: u8, job: Job) -> Option<(Creating, Call)> {
         let of_seal = |log: u8, want: &SealWant| match want {
@@ -293,21 +293,21 @@ impl Stepper<'_> {
         let process = self.peek(p);
         match job {
             Job::Subject(x) => match &process.places[usize::from(x)] {
-                Place::Opening(opening) => of_want(x, &opening.want),
-                Place::Serving(serving) => {
+                SubjectRole::Opening(opening) => of_want(x, &opening.want),
+                SubjectRole::Serving(serving) => {
                     let (manifest, call) = serving.publishing.as_ref()?.call.as_ref()?;
                     Some((Creating::Manifest(x, Rc::clone(manifest)), *call))
                 }
-                Place::Closed => None,
+                SubjectRole::Closed => None,
             },
             Job::Drain => match &process.drain.as_ref()?.stage {
-                DrainStage::Seals(sealing) => of_seal(sealing.log, &sealing.want),
-                DrainStage::Settles(opening) => of_want(opening.subject, &opening.want),
+                DrainStage::Sealing(sealing) => of_seal(sealing.log, &sealing.want),
+                DrainStage::Settling(opening) => of_want(opening.subject, &opening.want),
             },
         }
     }
 
-    /// Takes note of how far a job's creation has come.
+    /// Sets the progress of a job's create.
     pub fn set_call(&mut self, p: u8, job: Job, now: Call) {
         fn in_want(want: &mut Want) -> Option<&mut Call> {
             match want {
@@ -325,16 +325,16 @@ impl Stepper<'_> {
         let process = self.process(p);
         let call = match job {
             Job::Subject(x) => match &mut process.places[usize::from(x)] {
-                Place::Opening(opening) => in_want(&mut opening.want),
-                Place::Serving(serving) => match &mut serving.publishing {
+                SubjectRole::Opening(opening) => in_want(&mut opening.want),
+                SubjectRole::Serving(serving) => match &mut serving.publishing {
                     Some(Publishing { call: Some((_, call)), .. }) => Some(call),
                     _ => None,
                 },
-                Place::Closed => None,
+                SubjectRole::Closed => None,
             },
             Job::Drain => process.drain.as_mut().and_then(|drain| match &mut drain.stage {
-                DrainStage::Seals(sealing) => in_seal(&mut sealing.want),
-                DrainStage::Settles(opening) => in_want(&mut opening.want),
+                DrainStage::Sealing(sealing) => in_seal(&mut sealing.want),
+                DrainStage::Settling(opening) => in_want(&mut opening.want),
             }),
         };
         if let Some(call) = call {
@@ -365,20 +365,20 @@ impl Stepper<'_> {
         let Some(ours) = self.outcome(&creating, created) else {
             return self.set_call(p, job, Call::Sent);
         };
-        self.tell_created(p, job, Some(ours));
+        self.report_created(p, job, Some(ours));
     }
 
     fn give_up(&mut self, p: u8, job: Job) {
         self.world.ghost.change().unknowns -= 1;
         let Some((creating, call)) = self.call_of(p, job) else { return };
         if call == Call::Sent {
-            self.orphan(creating);
+            self.detach(creating);
         }
-        self.tell_created(p, job, None);
+        self.report_created(p, job, None);
     }
 
-    /// Tells a job's machine how its creation ended; `None`: not known.
-    fn tell_created(&mut self, p: u8, job: Job, ours: Option<bool>) {
+    /// Reports the result of its create to a job's machine; `None`: indeterminate.
+    fn report_created(&mut self, p: u8, job: Job, ours: Option<bool>) {
         match job {
             Job::Subject(x) if self.peek(p).served(x).is_some() => self.publication_created(p, x, ours),
             _ => self.job_created(p, job, ours),

@@ -1,4 +1,4 @@
-//! One state of the modelled world, and what can happen in it.
+//! One state of the modelled world, and its possible next steps.
 
 use std::hash::Hash;
 use std::rc::Rc;
@@ -9,19 +9,19 @@ use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::action::{Action, Job};
-use crate::bucket::{Bucket, FolderObjects, LogObjects, Orphan, log_id, subject};
+use crate::bucket::{Bucket, DetachedCreate, FolderObjects, LogObjects, log_id, subject};
 use crate::hash::{Hash128, Part};
-use crate::process::{Call, DrainStage, Leaving, Place, Process, Revs, SealWant, Serving, Want};
-use crate::settings::{Lie, MOST_REVS, MOST_SUBJECTS, Settings};
+use crate::process::{Call, DrainStage, Leaving, Process, Revs, SealWant, Serving, SubjectRole, Want};
+use crate::settings::{BrokenRule, MAX_REVS, MAX_SUBJECTS, Settings};
 
-/// What the world remembers that nobody in it knows, and what may yet happen.
+/// State of the world that no process knows, and the remaining budgets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Ghost {
-    /// By subject: what was acknowledged.
-    pub acknowledged: [Revs; MOST_SUBJECTS],
-    /// Writes made, by subject.
-    pub written: [u8; MOST_SUBJECTS],
-    /// What is left of each budget.
+    /// The acknowledged writes, by subject.
+    pub acknowledged: [Revs; MAX_SUBJECTS],
+    /// The number of writes, by subject.
+    pub written: [u8; MAX_SUBJECTS],
+    /// The rest of each budget.
     pub compactions: u8,
     /// See [`Settings`].
     pub releases: u8,
@@ -38,21 +38,21 @@ pub struct Ghost {
     /// See [`Settings`].
     pub drains: u8,
     /// See [`Settings`].
-    pub oblivions: u8,
+    pub state_losses: u8,
     /// See [`Settings`].
     pub lapses: u8,
     /// Leases granted.
     pub leases: u8,
-    /// Logs that the coordinator has declared dead, by bit.
+    /// Logs whose server the coordinator has declared dead, by bit.
     pub dead: u32,
-    /// Logs that it has ever declared dead.
+    /// The same, including those that the coordinator has lost the record of.
     pub ever_dead: u32,
 }
 
 /// A state.
 #[derive(Debug, Clone)]
 pub struct World {
-    /// What is in the bucket and on its way there.
+    /// The objects in the bucket and in flight.
     pub bucket: Bucket,
     /// The processes.
     pub processes: Vec<Part<Process>>,
@@ -61,12 +61,13 @@ pub struct World {
 }
 
 impl World {
-    /// The beginning: the first process owns every subject by manifest 1, unless there is to be none.
+    /// The initial state: the first process owns every subject by manifest 1, unless the subjects start without a
+    /// manifest.
     #[must_use]
     pub fn begin(settings: &Settings) -> Self {
         let ghost = Ghost {
-            acknowledged: [[0; MOST_REVS]; MOST_SUBJECTS],
-            written: [0; MOST_SUBJECTS],
+            acknowledged: [[0; MAX_REVS]; MAX_SUBJECTS],
+            written: [0; MAX_SUBJECTS],
             compactions: settings.compactions,
             releases: settings.releases,
             crashes: settings.crashes,
@@ -75,7 +76,7 @@ impl World {
             unknowns: settings.unknowns,
             duplicates: settings.duplicates,
             drains: settings.drains,
-            oblivions: settings.oblivions,
+            state_losses: settings.state_losses,
             lapses: settings.lapses.unwrap_or(0),
             leases: 0,
             dead: 0,
@@ -85,12 +86,12 @@ impl World {
         let mut logs = Vec::new();
         let mut folders = vec![FolderObjects::default(); usize::from(settings.subjects)];
         if !settings.empty {
-            logs.push(Part::new(LogObjects::born()));
+            logs.push(Part::new(LogObjects::with_header()));
             processes[0].log = Some(0);
-            for (place, folder) in folders.iter_mut().enumerate() {
-                let manifest = first_manifest(place as u8);
+            for (index, folder) in folders.iter_mut().enumerate() {
+                let manifest = first_manifest(index as u8);
                 folder.manifests.push(Rc::new(manifest.clone()));
-                processes[0].places[place] = Place::Serving(Box::new(Serving {
+                processes[0].places[index] = SubjectRole::Serving(Box::new(Serving {
                     manifest: Box::new(manifest),
                     ops: Vec::new(),
                     leaving: Leaving::No,
@@ -106,8 +107,7 @@ impl World {
         }
     }
 
-    /// Tells the world from others. Processes know nothing of each other's places, so worlds that differ only in them
-    /// are the same.
+    /// Identifies the world. Processes do not know each other's numbers, so worlds that differ only in them are equal.
     #[must_use]
     pub fn hash(&self) -> u128 {
         let mut parts: Vec<u128> = self.processes.iter().map(Part::hash).collect();
@@ -119,7 +119,7 @@ impl World {
         Hash128::of(&parts)
     }
 
-    /// Everything that can happen next.
+    /// Returns every possible next step.
     #[must_use]
     pub fn actions(&self, settings: &Settings) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -151,14 +151,14 @@ impl World {
             }
             None => {}
         }
-        match process.look.map(|look| look.found) {
-            Some(None) => actions.push(Action::Look(p)),
-            Some(Some(_)) => actions.push(Action::Looked(p)),
+        match process.probe.map(|probe| probe.found) {
+            Some(None) => actions.push(Action::Probe(p)),
+            Some(Some(_)) => actions.push(Action::ProbeAnswered(p)),
             None => {}
         }
-        match process.rogue_look.map(|look| look.found) {
-            Some(None) => actions.push(Action::RogueLook(p)),
-            Some(Some(_)) => actions.push(Action::RogueLooked(p)),
+        match process.rogue_probe.map(|probe| probe.found) {
+            Some(None) => actions.push(Action::RogueProbe(p)),
+            Some(Some(_)) => actions.push(Action::RogueProbeAnswered(p)),
             None => {}
         }
         if self.ghost.crashes > 0 && process.log.is_some() {
@@ -166,11 +166,11 @@ impl World {
         }
     }
 
-    /// Time is not modelled: that a process stops trusting its lease before the coordinator declares its log dead is
-    /// taken for granted.
+    /// Time is not modelled. The model assumes that a process stops using its lease before the coordinator declares its
+    /// server dead.
     fn lease_actions(&self, settings: &Settings, actions: &mut Vec<Action>) {
         let is_dead = |log: u8| self.ghost.dead & 1 << log != 0;
-        let careless = settings.lie == Some(Lie::DeadDespiteLease);
+        let ignores_leases = settings.broken_rule == Some(BrokenRule::DeadDespiteLease);
         for (p, process) in self.processes.iter().enumerate() {
             let Some(log) = process.log else { continue };
             match process.lease {
@@ -182,12 +182,14 @@ impl World {
         for log in 0..self.bucket.logs.len() as u8 {
             let leased =
                 self.processes.iter().any(|process| process.log == Some(log) && process.lease.is_some());
-            if !is_dead(log) && (careless || !leased) && !self.bucket.logs[usize::from(log)].slots.is_empty()
+            if !is_dead(log)
+                && (ignores_leases || !leased)
+                && !self.bucket.logs[usize::from(log)].slots.is_empty()
             {
                 actions.push(Action::DeclareDead(log));
             }
         }
-        if self.ghost.oblivions > 0 && self.ghost.dead != 0 {
+        if self.ghost.state_losses > 0 && self.ghost.dead != 0 {
             actions.push(Action::Forget);
         }
     }
@@ -219,7 +221,7 @@ impl World {
     fn seal_actions(&self, p: u8, job: Job, want: &SealWant, actions: &mut Vec<Action>) {
         match want {
             SealWant::Create(_, _, call) => self.call_actions(p, job, *call, true, actions),
-            SealWant::List | SealWant::Look(_) => actions.push(Action::Step(p, job)),
+            SealWant::List | SealWant::Read(_) => actions.push(Action::Step(p, job)),
         }
     }
 
@@ -227,22 +229,23 @@ impl World {
         let process = &self.processes[usize::from(p)];
         let ghost = &self.ghost;
         match &process.places[usize::from(x)] {
-            Place::Closed => {
-                let settled = process.unshipped(x) == 0 || settings.lie == Some(Lie::EvictWithWritesInFlight);
+            SubjectRole::Closed => {
+                let settled = process.unshipped(x) == 0
+                    || settings.broken_rule == Some(BrokenRule::EvictWithWritesInFlight);
                 if process.opens[usize::from(x)] > 0 && settled {
                     actions.push(Action::Open(p, x));
                 }
             }
-            Place::Opening(opening) => self.want_actions(p, Job::Subject(x), &opening.want, actions),
-            Place::Serving(serving) => {
+            SubjectRole::Opening(opening) => self.want_actions(p, Job::Subject(x), &opening.want, actions),
+            SubjectRole::Serving(serving) => {
                 if let Some(publishing) = &serving.publishing {
                     match &publishing.call {
                         Some((_, call)) => self.call_actions(p, Job::Subject(x), *call, true, actions),
                         None => actions.push(Action::Resume(p, x)),
                     }
                 }
-                let reads_anyway =
-                    settings.lie == Some(Lie::ReadsUntilReleased) && serving.leaving == Leaving::Released;
+                let reads_anyway = settings.broken_rule == Some(BrokenRule::ReadsUntilReleased)
+                    && serving.leaving == Leaving::Released;
                 if ghost.reads > 0 && (serving.leaving == Leaving::No || reads_anyway) {
                     actions.push(Action::Read(p, x));
                 }
@@ -276,7 +279,7 @@ impl World {
         if self.ghost.releases > 0 && settled {
             actions.push(Action::Release(p, x));
         }
-        let may_evict = settled || settings.lie == Some(Lie::EvictWithWritesInFlight);
+        let may_evict = settled || settings.broken_rule == Some(BrokenRule::EvictWithWritesInFlight);
         if self.ghost.evictions > 0 && may_evict {
             actions.push(Action::Evict(p, x));
         }
@@ -285,8 +288,8 @@ impl World {
     fn drain_actions(&self, p: u8, actions: &mut Vec<Action>) {
         let process = &self.processes[usize::from(p)];
         match process.drain.as_ref().map(|drain| &drain.stage) {
-            Some(DrainStage::Seals(sealing)) => self.seal_actions(p, Job::Drain, &sealing.want, actions),
-            Some(DrainStage::Settles(opening)) => self.want_actions(p, Job::Drain, &opening.want, actions),
+            Some(DrainStage::Sealing(sealing)) => self.seal_actions(p, Job::Drain, &sealing.want, actions),
+            Some(DrainStage::Settling(opening)) => self.want_actions(p, Job::Drain, &opening.want, actions),
             None if self.ghost.drains > 0 => {
                 let dead = |log: &u8| {
                     process.log != Some(*log) && !self.bucket.logs[usize::from(*log)].slots.is_empty()
@@ -300,15 +303,17 @@ impl World {
 
     fn bucket_actions(&self, settings: &Settings, actions: &mut Vec<Action>) {
         for (at, orphan) in self.bucket.network.iter().enumerate() {
-            // Landing where there is something changes nothing but that the request is gone.
+            // If the target exists, landing only removes the request.
             let free = match orphan {
-                Orphan::Slot { log, slot, .. } => self.bucket.logs[usize::from(*log)].get(*slot).is_none(),
-                Orphan::Manifest { subject, manifest } => {
+                DetachedCreate::Slot { log, slot, .. } => {
+                    self.bucket.logs[usize::from(*log)].get(*slot).is_none()
+                }
+                DetachedCreate::Manifest { subject, manifest } => {
                     self.bucket.folders[usize::from(*subject)].get(manifest.number).is_none()
                 }
             };
             if free {
-                actions.push(Action::LandOrphan(at as u8));
+                actions.push(Action::LandDetached(at as u8));
             }
         }
         for x in 0..settings.subjects {
@@ -324,18 +329,18 @@ impl World {
             }
         }
         for (number, log) in self.bucket.logs.iter().enumerate() {
-            let doomed = log.owner_may_delete | log.collector_may_delete;
-            for slot in log.listed().filter(|slot| doomed & 1 << slot.get() != 0) {
+            let deletable = log.owner_may_delete | log.collector_may_delete;
+            for slot in log.listed().filter(|slot| deletable & 1 << slot.get() != 0) {
                 actions.push(Action::DeleteSlot(number as u8, slot.get() as u8));
             }
         }
     }
 }
 
-/// The manifest by which the first process owns a subject at the beginning.
-fn first_manifest(place: u8) -> Manifest {
+/// Returns the manifest by which the first process owns a subject at the start.
+fn first_manifest(index: u8) -> Manifest {
     Manifest {
-        subject: subject(place),
+        subject: subject(index),
         number: ManifestNumber::FIRST,
         term: Term::new(1),
         term_base: Rev::new(0),
@@ -348,7 +353,7 @@ fn first_manifest(place: u8) -> Manifest {
         terms: Vec::new(),
         released: false,
         tombstone: false,
-        past: None,
+        tombstone_state: None,
         nonce: Nonce::new(Ulid(0)),
     }
 }

@@ -1,12 +1,12 @@
-//! Every rule, broken: a driver that lies to production's machines, or does what they did not ask for, must come to a
-//! broken promise. Where it does not, the test says why. The traces are printed: `cargo nextest run -p dormouse-model
-//! --no-capture -E 'binary(broken_rules)'`.
+//! Every rule, broken: if the driver misleads production's machines, or acts without their request, the model must find
+//! a violated guarantee. Otherwise the test gives the reason. The tests print the traces: `cargo nextest run -p
+//! dormouse-model --no-capture -E 'binary(broken_rules)'`.
 
 use dormouse_model::action::Action::{self, *};
 use dormouse_model::action::Job::Subject;
 use dormouse_model::check::Violation::{self, *};
 use dormouse_model::explore::nearest_first;
-use dormouse_model::settings::{Bases, Lie, Settings};
+use dormouse_model::settings::{Bases, BrokenRule, Settings};
 
 /// More states than any of these runs needs.
 const MOST: usize = 4_000_000;
@@ -16,136 +16,157 @@ fn bounds(writes: u8, compactions: u8) -> Settings {
     Settings { writes: [writes, 0], compactions, ..Settings::default() }
 }
 
-/// The lie breaks a promise, and the same world without it does not in as many states.
+/// Asserts that the broken rule violates a guarantee, and that the same world without it does not within as many
+/// states.
 #[track_caller]
-fn breaks(lie: Lie, settings: &Settings, promise: Violation) {
-    let report = nearest_first(&Settings { lie: Some(lie), ..settings.clone() }, MOST);
-    println!("{lie:?}: {report}");
+fn breaks(rule: BrokenRule, settings: &Settings, promise: Violation) {
+    let report = nearest_first(&Settings { broken_rule: Some(rule), ..settings.clone() }, MOST);
+    println!("{rule:?}: {report}");
     assert_eq!(report.counterexample.map(|found| found.violation), Some(promise));
-    let honest = nearest_first(settings, report.states);
-    assert!(honest.counterexample.is_none(), "without the lie: {honest}");
+    let unbroken = nearest_first(settings, report.states);
+    assert!(unbroken.counterexample.is_none(), "without the broken rule: {unbroken}");
 }
 
-/// The lie does no harm within these bounds, and nothing was left out.
+/// Asserts that the broken rule is harmless within these bounds, and that the search was complete.
 #[track_caller]
-fn harmless(lie: Lie, settings: &Settings) {
-    let report = nearest_first(&Settings { lie: Some(lie), ..settings.clone() }, MOST);
-    println!("{lie:?}: {report}");
+fn harmless(rule: BrokenRule, settings: &Settings) {
+    let report = nearest_first(&Settings { broken_rule: Some(rule), ..settings.clone() }, MOST);
+    println!("{rule:?}: {report}");
     assert!(report.counterexample.is_none() && report.exhaustive, "{report}");
 }
 
+/// If a claim trusts a created seal without listing it as the highest slot, a subject cannot be rebuilt.
 #[test]
-fn a_seal_counts_only_once_it_is_seen_to_be_the_highest_slot() {
-    // The seal falls into a hole that held only changes of the other subject, so nothing else notices.
+fn seal_must_be_listed_as_the_highest_slot() {
+    // The seal lands in a gap that held only changes of the other subject, so no other check fails.
     let two = Settings { subjects: 2, opens: [1, 0], writes: [1, 2], ..Settings::default() };
-    breaks(Lie::NoListAfterSeal, &two, CannotRebuild);
+    breaks(BrokenRule::NoListAfterSeal, &two, CannotRebuild);
 }
 
+/// With one subject, skipping the listing after a seal is harmless, because the claim's last listing finds a void seal.
 #[test]
-fn with_one_subject_the_last_listing_of_a_claim_also_finds_a_void_seal() {
-    // A hole is made by a newer base of that very subject: the claim is refused, or overtaken.
-    harmless(Lie::NoListAfterSeal, &bounds(2, 1));
+fn seal_listing_not_needed_with_one_subject() {
+    // A newer base of that very subject makes the gap. The claim is then rejected or superseded.
+    harmless(BrokenRule::NoListAfterSeal, &bounds(2, 1));
 }
 
+/// If the owner trims its highest slot, a subject cannot be rebuilt.
 #[test]
-fn the_owner_keeps_its_highest_slot() {
-    breaks(Lie::OwnerTrimsHighest, &bounds(2, 1), CannotRebuild);
+fn owner_must_not_trim_the_highest_slot() {
+    breaks(BrokenRule::OwnerTrimsHighest, &bounds(2, 1), CannotRebuild);
 }
 
+/// If a claim does not list manifests after its create, a subject cannot be rebuilt.
 #[test]
-fn a_claim_looks_whether_its_manifest_is_the_newest() {
-    breaks(Lie::NoListAfterClaim, &bounds(3, 2), CannotRebuild);
+fn claim_must_list_manifests_after_the_create() {
+    breaks(BrokenRule::NoListAfterClaim, &bounds(3, 2), CannotRebuild);
 }
 
+/// If a taken slot counts as the owner's segment, a subject cannot be rebuilt.
 #[test]
-fn what_exists_is_not_ours_segment() {
-    breaks(Lie::ExistsIsSuccessForData, &bounds(2, 0), CannotRebuild);
+fn segment_create_conflict_must_not_count_as_success() {
+    breaks(BrokenRule::ExistsIsSuccessForData, &bounds(2, 0), CannotRebuild);
 }
 
+/// If an existing manifest counts as the claim's own, a subject cannot be rebuilt.
 #[test]
-fn what_exists_is_not_ours_claim() {
-    breaks(Lie::ExistsIsSuccessForClaim, &bounds(2, 1), CannotRebuild);
+fn claim_create_conflict_must_not_count_as_success() {
+    breaks(BrokenRule::ExistsIsSuccessForClaim, &bounds(2, 1), CannotRebuild);
 }
 
+/// If an existing manifest counts as the compaction's own, a subject cannot be rebuilt.
 #[test]
-fn what_exists_is_not_ours_compaction() {
-    // The owner believes that its base is the newest, and deletes what the real newest one refers to.
-    breaks(Lie::ExistsIsSuccessForCompaction, &bounds(2, 1), CannotRebuild);
+fn compaction_create_conflict_must_not_be_success() {
+    // The owner assumes that its base is the newest, and deletes objects of the real newest one.
+    breaks(BrokenRule::ExistsIsSuccessForCompaction, &bounds(2, 1), CannotRebuild);
 }
 
+/// If a taken slot counts as the claim's seal, a subject cannot be rebuilt.
 #[test]
-fn what_exists_is_not_ours_seal() {
-    breaks(Lie::ExistsIsSuccessForSeal, &bounds(2, 1), CannotRebuild);
+fn seal_create_conflict_must_not_count_as_success() {
+    breaks(BrokenRule::ExistsIsSuccessForSeal, &bounds(2, 1), CannotRebuild);
 }
 
+/// If collection deletes the seal of a log, a subject cannot be rebuilt.
 #[test]
-fn the_seal_that_ends_a_log_stays() {
-    breaks(Lie::SealsAreDeleted, &bounds(2, 1), CannotRebuild);
+fn seal_must_not_be_deleted_by_collection() {
+    breaks(BrokenRule::SealsAreDeleted, &bounds(2, 1), CannotRebuild);
 }
 
+/// If a claim reads the previous owner's log without sealing it, a subject cannot be rebuilt.
 #[test]
-fn a_claim_seals_the_log_of_its_predecessor() {
-    breaks(Lie::ClaimWithoutSeal, &bounds(2, 0), CannotRebuild);
+fn claim_must_seal_the_previous_owners_log() {
+    breaks(BrokenRule::ClaimWithoutSeal, &bounds(2, 0), CannotRebuild);
 }
 
+/// If any seal in a log counts as its end, a subject cannot be rebuilt.
 #[test]
-fn a_seal_below_the_highest_slot_ends_nothing() {
-    breaks(Lie::SealedIfAnySlotIs, &bounds(3, 1), CannotRebuild);
+fn seal_below_the_highest_slot_must_not_end_a_log() {
+    breaks(BrokenRule::SealedIfAnySlotIs, &bounds(3, 1), CannotRebuild);
 }
 
+/// If an owner that meets a seal writes its segment after it, a subject cannot be rebuilt.
 #[test]
-fn nothing_is_written_behind_a_seal() {
-    breaks(Lie::SameBatchAfterSeal, &bounds(2, 1), CannotRebuild);
+fn owner_must_not_write_after_a_seal() {
+    breaks(BrokenRule::SameBatchAfterSeal, &bounds(2, 1), CannotRebuild);
 }
 
+/// If a compaction does not list manifests after its create, a subject cannot be rebuilt.
 #[test]
-fn a_compaction_looks_whether_its_manifest_is_the_newest() {
-    // Its manifest has a number that was collected: its owner deletes a delta that the newest one refers to.
+fn compaction_must_list_manifests_after_the_create() {
+    // The manifest has a number that was collected: its owner deletes a delta that the newest one refers to.
     let deltas = Settings { bases: Bases::Deltas, ..bounds(2, 2) };
-    breaks(Lie::NoListAfterCompaction, &deltas, CannotRebuild);
+    breaks(BrokenRule::NoListAfterCompaction, &deltas, CannotRebuild);
 }
 
+/// If a release does not list manifests after its create, a subject cannot be rebuilt.
 #[test]
-fn a_release_looks_whether_its_manifest_is_the_newest() {
+fn release_must_list_manifests_after_the_create() {
     let deltas = Settings { bases: Bases::Deltas, releases: 1, ..bounds(2, 1) };
-    breaks(Lie::NoListAfterRelease, &deltas, CannotRebuild);
+    breaks(BrokenRule::NoListAfterRelease, &deltas, CannotRebuild);
 }
 
+/// If every base is a snapshot, skipping the listing after a compaction is harmless.
 #[test]
-fn trimming_alone_does_not_need_that_look() {
-    // Where every claim and every compaction makes a snapshot, there is no delta of an earlier manifest to be deleted;
-    // and slots that a taken subject has left behind are needed by nobody, because claims leave nothing in a foreign log.
-    harmless(Lie::NoListAfterCompaction, &Settings { bases: Bases::Snapshots, ..bounds(2, 1) });
+fn compaction_listing_not_needed_with_snapshot_bases() {
+    // If every claim and every compaction makes a snapshot, no delta of an earlier manifest can be deleted. No subject
+    // needs the slots that a taken-over subject has left behind, because claims leave nothing in a foreign log.
+    harmless(BrokenRule::NoListAfterCompaction, &Settings { bases: Bases::Snapshots, ..bounds(2, 1) });
 }
 
+/// If collection decides by an older manifest, a subject cannot be rebuilt.
 #[test]
-fn a_collector_of_slots_asks_the_newest_manifest() {
-    breaks(Lie::CollectorTakesAnyManifest, &bounds(2, 1), CannotRebuild);
+fn collection_must_read_the_newest_manifest() {
+    breaks(BrokenRule::CollectorTakesAnyManifest, &bounds(2, 1), CannotRebuild);
 }
 
+/// If a manifest does not need the log, a reclaim may treat its subject as free without a last listing.
 #[test]
-fn a_drain_may_take_a_subject_for_free_without_a_last_look() {
-    // What the drain saw was the newest once, or a late one under a number that was collected. No manifest that comes
-    // after the seal can name the log again, except one that was on its way before it: and that has a lower number than
-    // one that does not need the log.
+fn reclaim_listing_not_needed_for_a_free_subject() {
+    // The reclaim saw a manifest that was the newest earlier, or a late one under a number that was collected. No
+    // manifest created after the seal can name the log again, except one already in flight before it. That one has a
+    // lower number than a manifest that does not need the log.
     let drain = Settings { drains: 1, collector: false, ..bounds(1, 1) };
-    harmless(Lie::DrainWithoutLastList, &drain);
+    harmless(BrokenRule::ReclaimWithoutLastList, &drain);
 }
 
+/// If a reclaim does not list manifests after its create, a subject cannot be rebuilt.
 #[test]
-fn a_drain_looks_whether_the_manifest_that_it_made_is_the_newest() {
+fn reclaim_must_list_manifests_after_the_create() {
     let drain = Settings { drains: 1, collector: false, releases: 1, ..bounds(1, 1) };
-    breaks(Lie::DrainReleasesWithoutLastList, &drain, CannotRebuild);
+    breaks(BrokenRule::ReclaimReleaseWithoutLastList, &drain, CannotRebuild);
 }
 
+/// If an owner reopens a subject without a last listing, a late duplicate claim makes the subject impossible to
+/// rebuild.
 #[test]
-fn an_owner_that_opens_again_looks_whether_it_still_owns() {
-    // A late copy of a refused claim lands under a number that was collected, between the listing and the reading of it.
+fn owner_reopen_must_list_manifests() {
+    // A late copy of a rejected claim lands under a number that was collected, between the listing and its read.
     let settings = Settings { duplicates: 1, split: true, prologue: two_bases_and_a_claim(), ..bounds(3, 2) };
-    breaks(Lie::OwnOpenWithoutLastList, &settings, CannotRebuild);
+    breaks(BrokenRule::OwnOpenWithoutLastList, &settings, CannotRebuild);
 }
 
-/// The first process writes twice and is bringing its second base; the second has sent its claim upon the first.
+/// The first process writes twice and uploads its second base; the second has sent its claim on the first base.
 fn two_bases_and_a_claim() -> Vec<Action> {
     let x = Subject(0);
     let written = [Write(0, 0), LandSegment(0), SegmentAnswered(0), Write(0, 0), LandSegment(0)];
@@ -155,94 +176,111 @@ fn two_bases_and_a_claim() -> Vec<Action> {
     written.into_iter().chain(first_base).chain(sealed).collect()
 }
 
+/// Without duplicate requests, skipping the last listing at a reopen is harmless.
 #[test]
-fn without_late_copies_that_look_is_not_needed() {
-    // A manifest that names the process's log and was not made by it as its owner comes of a late copy only. That the
-    // subject was taken over meanwhile shows with the first write or read: both meet the seal.
-    harmless(Lie::OwnOpenWithoutLastList, &Settings { evictions: 1, reads: 1, ..bounds(2, 0) });
-    harmless(Lie::OwnOpenWithoutLastList, &Settings { evictions: 1, split: true, ..bounds(2, 1) });
+fn owner_reopen_listing_not_needed_without_duplicates() {
+    // A manifest that names the process's log without its claim comes only from a late copy. A takeover in between
+    // shows with the first write or read: both meet the seal.
+    harmless(BrokenRule::OwnOpenWithoutLastList, &Settings { evictions: 1, reads: 1, ..bounds(2, 0) });
+    harmless(BrokenRule::OwnOpenWithoutLastList, &Settings { evictions: 1, split: true, ..bounds(2, 1) });
 }
 
+/// If a reopening owner reads its log from the bucket and keeps pending reads, a read is stale.
 #[test]
-fn an_owner_that_opens_again_reads_by_its_books_and_has_failed_its_reads() {
+fn owner_reopen_must_use_log_state_and_fail_old_reads() {
     let settings = Settings { evictions: 1, reads: 1, split: true, ..bounds(2, 0) };
-    breaks(Lie::OwnOpenByWhatIsThere, &settings, StaleRead);
+    breaks(BrokenRule::OwnOpenFromBucket, &settings, StaleRead);
 }
 
+/// If a slot probe that began before a read counts as its barrier, the read is stale.
 #[test]
-fn a_look_begun_before_a_read_proves_nothing_for_it() {
-    breaks(Lie::EarlierLookCounts, &Settings { reads: 2, ..bounds(2, 0) }, StaleRead);
+fn slot_probe_begun_before_a_read_is_no_barrier() {
+    breaks(BrokenRule::EarlierProbeCounts, &Settings { reads: 2, ..bounds(2, 0) }, StaleRead);
 }
 
+/// If a slot probe that began during a create counts as a barrier, a read is stale.
 #[test]
-fn nobody_looks_while_a_create_is_in_flight() {
-    breaks(Lie::LookWhilePutting, &Settings { reads: 1, ..bounds(2, 1) }, StaleRead);
+fn slot_probe_must_wait_for_creates_in_flight() {
+    breaks(BrokenRule::ProbeDuringCreate, &Settings { reads: 1, ..bounds(2, 1) }, StaleRead);
 }
 
+/// If a create already in flight counts as the barrier of a later read, the read is stale.
 #[test]
-fn a_create_in_flight_proves_nothing_for_a_later_read() {
-    // That one issued after the read arrived does, is in every honest run with reads: `reads_by_create`.
-    breaks(Lie::CreateInFlightCounts, &Settings { reads: 1, ..bounds(2, 0) }, StaleRead);
+fn create_in_flight_is_no_barrier_for_a_later_read() {
+    // A create that starts after the read arrived does confirm it, in every run without a broken rule:
+    // `reads_by_create`.
+    breaks(BrokenRule::CreateInFlightCounts, &Settings { reads: 1, ..bounds(2, 0) }, StaleRead);
 }
 
+/// If a subject serves reads until its release is definite, a read is stale.
 #[test]
-fn a_subject_is_closed_to_reads_before_it_is_released() {
-    breaks(Lie::ReadsUntilReleased, &Settings { reads: 1, releases: 1, ..bounds(1, 0) }, StaleRead);
+fn release_must_stop_reads_first() {
+    breaks(BrokenRule::ReadsUntilReleased, &Settings { reads: 1, releases: 1, ..bounds(1, 0) }, StaleRead);
 }
 
+/// If a subject reopens while its release is indeterminate, it cannot be rebuilt.
 #[test]
-fn a_subject_stays_closed_until_its_release_is_definite() {
-    breaks(Lie::ReopenDuringRelease, &Settings { releases: 1, ..bounds(2, 0) }, CannotRebuild);
+fn subject_must_not_reopen_during_indeterminate_release() {
+    breaks(BrokenRule::ReopenDuringRelease, &Settings { releases: 1, ..bounds(2, 0) }, CannotRebuild);
 }
 
+/// If a subject closes and reopens with writes in flight, an acknowledged write is forgotten.
 #[test]
-fn a_subject_stays_open_until_its_writes_are_definite() {
-    breaks(Lie::EvictWithWritesInFlight, &Settings { evictions: 1, ..bounds(2, 0) }, Forgotten);
+fn subject_must_not_close_with_indeterminate_writes() {
+    breaks(BrokenRule::EvictWithWritesInFlight, &Settings { evictions: 1, ..bounds(2, 0) }, Forgotten);
 }
 
+/// If collection reads manifests before it sees the seal, a subject cannot be rebuilt.
 #[test]
-fn a_collector_sees_the_seal_before_it_looks_at_manifests() {
-    breaks(Lie::CollectorLooksBeforeSeal, &bounds(2, 0), CannotRebuild);
+fn collection_must_see_the_seal_before_manifests() {
+    breaks(BrokenRule::CollectorReadsBeforeSeal, &bounds(2, 0), CannotRebuild);
 }
 
+/// If a claim in progress continues after its own log has ended, a subject cannot be rebuilt.
 #[test]
-fn a_claim_ends_with_the_log_that_it_was_made_for() {
+fn claim_must_end_with_the_log_of_the_claimant() {
     let settings = Settings { evictions: 1, reads: 1, ..bounds(1, 0) };
-    breaks(Lie::ClaimSurvivesLog, &settings, CannotRebuild);
+    breaks(BrokenRule::ClaimSurvivesLog, &settings, CannotRebuild);
 }
 
-/// Leases; the coordinator forgets once whom it has declared dead, or lets it join again.
+/// Leases; the coordinator loses its record of dead servers once, or lets a dead server join again.
 fn leases() -> Settings {
-    Settings { reads: 2, lapses: Some(0), oblivions: 1, restarts: 0, collector: false, ..bounds(1, 0) }
+    Settings { reads: 2, lapses: Some(0), state_losses: 1, restarts: 0, collector: false, ..bounds(1, 0) }
 }
 
+/// If a claim does not ask the authority again after its seal, a read is stale.
 #[test]
-fn the_authority_is_asked_again_once_the_seal_is_in_place() {
-    // While the seal is on its way, the owner gets a lease and passes the barrier that lets it trust it.
-    breaks(Lie::NoAskAfterSeal, &leases(), StaleRead);
+fn claim_must_ask_the_authority_again_after_the_seal() {
+    // While the seal is in flight, the owner gets a lease and passes the barrier that confirms it.
+    breaks(BrokenRule::NoRecheckAfterSeal, &leases(), StaleRead);
 }
 
+/// If a lease serves reads before a barrier confirms it, a read is stale.
 #[test]
-fn a_lease_is_trusted_only_after_a_barrier() {
-    breaks(Lie::LeaseWithoutBarrier, &leases(), StaleRead);
+fn lease_must_be_confirmed_by_a_barrier() {
+    breaks(BrokenRule::LeaseWithoutBarrier, &leases(), StaleRead);
 }
 
+/// If the coordinator never loses its state, a lease without a barrier is harmless.
 #[test]
-fn with_a_coordinator_that_never_forgets_that_barrier_is_not_needed() {
-    // A log that was declared dead gets no lease any more, and before that nobody has taken it over.
-    harmless(Lie::LeaseWithoutBarrier, &Settings { oblivions: 0, lapses: Some(1), ..leases() });
+fn lease_barrier_not_needed_if_coordinator_keeps_state() {
+    // A log whose server was declared dead gets no lease again, and earlier no process has taken it over.
+    harmless(BrokenRule::LeaseWithoutBarrier, &Settings { state_losses: 0, lapses: Some(1), ..leases() });
 }
 
+/// If the coordinator declares a log dead while its owner still holds a confirmed lease, a read is stale.
 #[test]
-fn reads_under_a_lease_rest_on_clocks() {
-    // Outside the assumption that a process stops trusting its lease before the coordinator declares its log dead.
-    breaks(Lie::DeadDespiteLease, &Settings { oblivions: 0, ..leases() }, StaleRead);
+fn lease_reads_depend_on_bounded_clock_drift() {
+    // This is outside the assumption that a process stops using its lease before the coordinator declares its server
+    // dead.
+    breaks(BrokenRule::DeadDespiteLease, &Settings { state_losses: 0, ..leases() }, StaleRead);
 }
 
+/// Each broken rule of the model is used by a test of this file.
 #[test]
-fn every_lie_has_its_test() {
+fn broken_rules_have_a_test_each() {
     let here = include_str!("broken_rules.rs");
-    for lie in Lie::ALL {
-        assert!(here.contains(&format!("(Lie::{lie:?}, ")), "{lie:?} is told in no test");
+    for rule in BrokenRule::ALL {
+        assert!(here.contains(&format!("(BrokenRule::{rule:?}, ")), "{rule:?} has no test");
     }
 }

@@ -1,14 +1,14 @@
-//! Larger bounds: minutes each, and up to some gigabytes. `make soak-all` runs them; `DORMOUSE_MODEL_STATES` is the number of
-//! states after which a run is given up as bounded.
+//! Larger bounds: minutes each, and up to some gigabytes. `make soak-all` runs them. After `DORMOUSE_MODEL_STATES`
+//! states, a run ends as bounded.
 
 use dormouse_model::explore::deep_first;
 use dormouse_model::settings::{Bases, Settings};
 
-/// States to go through at most.
+/// The largest number of states to visit.
 const MOST: usize = 60_000_000;
 
 #[track_caller]
-fn holds(settings: &Settings) {
+fn assert_guarantees_hold(settings: &Settings) {
     let most = std::env::var("DORMOUSE_MODEL_STATES").ok().and_then(|text| text.parse().ok());
     let report = deep_first(settings, most.unwrap_or(MOST));
     println!("{report}");
@@ -21,26 +21,26 @@ macro_rules! runs {
             #[test]
             #[ignore = "takes minutes: make soak-all"]
             fn $name() {
-                holds(&$settings);
+                assert_guarantees_hold(&$settings);
             }
         )*
     };
 }
 
 runs! {
-    two_processes_with_everything: Settings {
+    two_processes_with_reads_releases_and_crashes: Settings {
         releases: 1, crashes: 1, reads: 1, lazy: true, ..Settings::default()
     };
-    two_processes_with_everything_but_crashes: Settings {
+    two_processes_with_reads_and_releases: Settings {
         releases: 1, reads: 1, lazy: true, ..Settings::default()
     };
-    two_processes_that_open_twice: Settings {
+    two_processes_open_a_subject_twice: Settings {
         opens: [2, 0], reads: 1, lazy: true, ..Settings::default()
     };
-    two_processes_that_close_and_open: Settings {
+    two_processes_close_and_reopen_a_subject: Settings {
         opens: [2, 0], evictions: 1, reads: 1, split: true, lazy: true, ..Settings::default()
     };
-    duplicates_and_eviction: Settings {
+    duplicate_requests_and_an_eviction: Settings {
         duplicates: 1, evictions: 1, writes: [2, 0], split: true, ..Settings::default()
     };
     three_processes_with_reads: Settings {
@@ -53,19 +53,19 @@ runs! {
     two_subjects_both_claimed: Settings {
         subjects: 2, writes: [1, 1], reads: 1, lazy: true, ..Settings::default()
     };
-    deltas_on_deltas: Settings {
+    delta_bases_with_two_compactions: Settings {
         writes: [3, 0], compactions: 2, releases: 1, bases: Bases::Deltas, lazy: true, ..Settings::default()
     };
-    snapshots_only: Settings {
+    snapshot_bases_with_two_compactions: Settings {
         writes: [3, 0], compactions: 2, bases: Bases::Snapshots, lazy: true, ..Settings::default()
     };
-    unknown_outcomes: Settings {
+    creates_with_indeterminate_outcomes: Settings {
         unknowns: 2, releases: 1, lazy: true, ..Settings::default()
     };
-    leases_beside_everything: Settings {
-        reads: 2, writes: [2, 0], lapses: Some(1), oblivions: 1, ..Settings::default()
+    leases_with_expiry_and_coordinator_state_loss: Settings {
+        reads: 2, writes: [2, 0], lapses: Some(1), state_losses: 1, ..Settings::default()
     };
-    drains_beside_everything: Settings {
+    reclaims_with_releases_and_crashes: Settings {
         drains: 1, releases: 1, crashes: 1, writes: [2, 0], collector: false, lazy: true, ..Settings::default()
     };
 }

@@ -1,4 +1,5 @@
-//! The ways to the bucket, watched at both ends: what a server asks and hears, and what really happens at the store.
+//! The paths to the bucket, observed at both ends: the requests and replies of a server, and the real effects at the
+//! store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,32 +12,33 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_protocol::subject::Unescaped;
 use dormouse_protocol::{LogId, Slot, Subject};
-use dormouse_storage::bucket::faults::{Fault, FaultyBucket};
+use dormouse_storage::bucket::faults::{BucketFault, FaultyBucket};
 use dormouse_storage::bucket::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch, Operation,
+    Bucket, BucketEntry, BucketError, BucketKey, BucketOperation, BucketPrefix, Created, FileSummary,
+    HeaderPatch,
 };
 use dormouse_storage::format::segment::{SlotKind, decode_header};
 use dormouse_storage::keys::ManifestNumber;
 use dormouse_storage::manifest::Manifest;
 
-use crate::dice::Dice;
-use crate::outage::Outage;
+use crate::bucket_outage::BucketOutage;
+use crate::rng::SeededRng;
 use crate::trace::{Trace, brief};
 
-/// Told what happens at the store.
-pub trait Witness: Send + Sync + 'static {
-    /// `log` was ended by the server `by`: its end stands in `slot`.
+/// Is called for the effects at the store.
+pub trait StoreObserver: Send + Sync + 'static {
+    /// The server `by` sealed `log` in `slot`.
     fn sealed(&self, log: &LogId, slot: Slot, by: &str);
 
     /// This is the newest manifest of its subject, and not a release.
     fn owned(&self, manifest: &Manifest);
 }
 
-/// The store itself, watched: which objects come into being, which once more.
+/// The store itself, observed: it records created and recreated objects.
 pub struct Store {
     inner: Arc<dyn Bucket>,
     trace: Trace,
-    witness: Arc<dyn Witness>,
+    observer: Arc<dyn StoreObserver>,
     state: Mutex<Seen>,
 }
 
@@ -44,20 +46,20 @@ pub struct Store {
 struct Seen {
     /// Every key that was ever created.
     ever: BTreeSet<BucketKey>,
-    /// Of each log, the slots that are there.
+    /// The existing slots of each log.
     slots: BTreeMap<String, BTreeSet<u64>>,
-    /// Of each subject, what its newest manifest said.
-    owners: BTreeMap<String, Owned>,
-    /// Who wanted to create an object last.
+    /// The owner in the newest manifest of each subject.
+    owners: BTreeMap<String, SubjectOwner>,
+    /// The server that sent the last create of each object.
     wanted: BTreeMap<BucketKey, String>,
 }
 
 #[derive(Clone)]
-struct Owned {
+struct SubjectOwner {
     number: u64,
     owner: LogId,
     released: bool,
-    /// Who owned it before.
+    /// The previous owner.
     before: Option<LogId>,
 }
 
@@ -68,13 +70,13 @@ fn manifest_of(subject: &str, name: &str, bytes: &[u8]) -> Option<Manifest> {
 }
 
 impl Store {
-    /// Watches `inner`.
+    /// Observes `inner`.
     #[must_use]
-    pub fn new(inner: Arc<dyn Bucket>, trace: Trace, witness: Arc<dyn Witness>) -> Self {
-        Self { inner, trace, witness, state: Mutex::default() }
+    pub fn new(inner: Arc<dyn Bucket>, trace: Trace, observer: Arc<dyn StoreObserver>) -> Self {
+        Self { inner, trace, observer, state: Mutex::default() }
     }
 
-    /// `server` is about to create an object.
+    /// Records that `server` is about to create an object.
     fn wants(&self, key: &BucketKey, server: &str) {
         self.seen().wanted.insert(key.clone(), server.to_owned());
     }
@@ -83,7 +85,7 @@ impl Store {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An object came into being.
+    /// Records a created object.
     fn created(&self, key: &BucketKey, bytes: &Bytes) {
         let mut seen = self.seen();
         let again = !seen.ever.insert(key.clone());
@@ -120,10 +122,10 @@ impl Store {
                     self.trace.count("void seal");
                 } else {
                     self.trace.count("log sealed");
-                    self.witness.sealed(&log, slot, by);
+                    self.observer.sealed(&log, slot, by);
                 }
             }
-            SlotKind::Birth => self.trace.count("log born"),
+            SlotKind::Birth => self.trace.count("log created"),
             SlotKind::Data => self.trace.count("segment shipped"),
         }
     }
@@ -142,16 +144,16 @@ impl Store {
         let taken = known.as_ref().is_some_and(|known| !known.released) && !same;
         self.trace.count(match (same, manifest.released) {
             (true, true) => "manifest: release",
-            (false, true) => "manifest: drain",
+            (false, true) => "manifest: reclaim",
             (true, false) => "manifest: compaction",
             (false, false) if taken => "manifest: takeover",
             (false, false) => "manifest: claim",
         });
         if !manifest.released {
-            self.witness.owned(&manifest);
+            self.observer.owned(&manifest);
         }
         let before = if same { known.and_then(|known| known.before) } else { known.map(|known| known.owner) };
-        let owned = Owned {
+        let owned = SubjectOwner {
             number: manifest.number.get(),
             owner: manifest.owner,
             released: manifest.released,
@@ -160,7 +162,7 @@ impl Store {
         seen.owners.insert(subject.to_owned(), owned);
     }
 
-    /// A create met an object.
+    /// Records a create that found an object.
     fn met(&self, key: &BucketKey, bytes: &Bytes) {
         let parts: Vec<&str> = key.as_str().split('/').collect();
         let ["subjects", subject, name] = parts.as_slice() else { return };
@@ -244,41 +246,43 @@ impl Bucket for Store {
     }
 }
 
-/// Told of a server's steps that matter, before they are taken: where a blow hurts most.
-pub trait Ambush: Send + Sync + 'static {
-    /// The server is about to create an object that decides something. `ours`: in its own name, not against another.
-    fn decides(&self, server: &str, ours: bool);
+/// Is called before the critical steps of a server, at which a fault has the largest effect.
+pub trait StepObserver: Send + Sync + 'static {
+    /// The server is about to create a manifest or a seal. `ours`: it creates a manifest of its own, not a seal in
+    /// another server's log.
+    fn before_create(&self, server: &str, ours: bool);
 }
 
-/// One server's way to the bucket, watched: what it asked and what it heard.
-pub struct Way {
+/// One server's path to the bucket, observed: its requests and the replies to them.
+pub struct ObservedBucket {
     inner: Arc<FaultyBucket>,
     store: Arc<Store>,
     trace: Trace,
     server: String,
-    dice: Arc<Dice>,
-    sharp: Arc<AtomicU64>,
-    ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
-    outage: Arc<Outage>,
+    rng: Arc<SeededRng>,
+    create_faults: Arc<AtomicU64>,
+    step_observer: Arc<OnceLock<Arc<dyn StepObserver>>>,
+    outage: Arc<BucketOutage>,
 }
 
-impl Way {
-    /// Watches `inner`, the way of `server` to `store`. So many of the creates that decide something suffer something as
-    /// `sharp` says, out of a thousand, and `ambush` is told of them; `outage` of how the server's own log fares.
+impl ObservedBucket {
+    /// Observes `inner`, the path of `server` to `store`. `create_faults` creates of manifests and seals out of a thousand get
+    /// a fault, and `step_observer` is called before each of them. `outage` records the results of the creates in the server's
+    /// own log.
     #[must_use]
     pub fn new(
         inner: Arc<FaultyBucket>,
         store: Arc<Store>,
-        (trace, server, dice): (Trace, &str, Arc<Dice>),
-        sharp: Arc<AtomicU64>,
-        ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
-        outage: Arc<Outage>,
+        (trace, server, rng): (Trace, &str, Arc<SeededRng>),
+        create_faults: Arc<AtomicU64>,
+        step_observer: Arc<OnceLock<Arc<dyn StepObserver>>>,
+        outage: Arc<BucketOutage>,
     ) -> Self {
-        Self { inner, store, trace, server: server.to_owned(), dice, sharp, ambush, outage }
+        Self { inner, store, trace, server: server.to_owned(), rng, create_faults, step_observer, outage }
     }
 
-    /// Lets something befall the next create, where that would hurt.
-    fn sharpen(&self, key: &BucketKey) {
+    /// Injects a fault into the next create, if it is a critical one.
+    fn inject_create_fault(&self, key: &BucketKey) {
         let parts: Vec<&str> = key.as_str().split('/').collect();
         let ours = match parts.as_slice() {
             ["logs", log, slot] if *slot != "index" => {
@@ -290,20 +294,26 @@ impl Way {
             ["subjects", _, name] if name.ends_with(".manifest") => true,
             _ => return,
         };
-        let [falls, kind] = [self.dice.below(1_000), self.dice.draw()];
-        if falls < self.sharp.load(Ordering::Relaxed) {
-            let faults =
-                [Fault::Late, Fault::Again, Fault::AnswerLost, Fault::Late, Fault::Again, Fault::RequestLost];
+        let [drawn, kind] = [self.rng.below(1_000), self.rng.draw()];
+        if drawn < self.create_faults.load(Ordering::Relaxed) {
+            let faults = [
+                BucketFault::Late,
+                BucketFault::Again,
+                BucketFault::AnswerLost,
+                BucketFault::Late,
+                BucketFault::Again,
+                BucketFault::RequestLost,
+            ];
             let fault = faults[usize::try_from(kind % 6).unwrap_or(0)];
-            self.trace.line(format_args!("sharp {} {key} {fault:?}", self.server));
-            self.inner.script(Operation::Create, [fault]);
+            self.trace.line(format_args!("create-fault {} {key} {fault:?}", self.server));
+            self.inner.script(BucketOperation::Create, [fault]);
         }
-        if let Some(ambush) = self.ambush.get() {
-            ambush.decides(&self.server, ours);
+        if let Some(step_observer) = self.step_observer.get() {
+            step_observer.before_create(&self.server, ours);
         }
     }
 
-    fn heard<T>(
+    fn record_reply<T>(
         &self,
         operation: &str,
         name: &dyn fmt::Display,
@@ -316,7 +326,7 @@ impl Way {
                 trace.line(format_args!("bucket {server} {operation} {name}: {}", words(answer)));
             }
             Err(error) => {
-                trace.count(if error.is_unknown() { "bucket answer lost" } else { "bucket refusal" });
+                trace.count(if error.is_unknown() { "bucket reply lost" } else { "bucket error" });
                 let kind = match error {
                     BucketError::Timeout { .. } => "timeout",
                     BucketError::Unreachable { .. } => "unreachable",
@@ -330,7 +340,7 @@ impl Way {
         outcome
     }
 
-    /// Whether it is a slot of the server's own log.
+    /// Returns whether the key is a slot of the server's own log.
     fn is_own_slot(&self, key: &BucketKey) -> bool {
         key.as_str().strip_prefix("logs/").is_some_and(|log| log.starts_with(&self.server))
     }
@@ -344,36 +354,36 @@ fn size(found: &Option<Bytes>) -> String {
 }
 
 #[async_trait]
-impl Bucket for Way {
+impl Bucket for ObservedBucket {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
         self.store.wants(key, &self.server);
-        self.sharpen(key);
+        self.inject_create_fault(key);
         let outcome = self.inner.create(key, bytes).await;
         if matches!(outcome, Ok(Created::Exists)) {
-            self.trace.count("create met an object");
+            self.trace.count("create found an object");
         }
         if self.is_own_slot(key) {
             self.outage.tried(self.trace.now(), outcome.is_ok());
         }
-        self.heard("create", key, outcome, |created| format!("{created:?}"))
+        self.record_reply("create", key, outcome, |created| format!("{created:?}"))
     }
 
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
         let outcome = self.inner.get(key).await;
-        self.heard("get", key, outcome, size)
+        self.record_reply("get", key, outcome, size)
     }
 
     async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
         let outcome = self.inner.get_range(key, range).await;
-        self.heard("range", key, outcome, size)
+        self.record_reply("range", key, outcome, size)
     }
 
     async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
         let outcome = self.inner.get_tail(key, count).await;
         if matches!(outcome, Ok(None)) && self.is_own_slot(key) {
-            self.trace.count("barrier by a look");
+            self.trace.count("barrier by a probe");
         }
-        self.heard("tail", key, outcome, size)
+        self.record_reply("tail", key, outcome, size)
     }
 
     async fn put_file(
@@ -383,17 +393,19 @@ impl Bucket for Way {
         patch: HeaderPatch,
     ) -> Result<FileSummary, BucketError> {
         let outcome = self.inner.put_file(key, path, patch).await;
-        self.heard("put", key, outcome, |summary| format!("{}", summary.size_bytes))
+        self.record_reply("put", key, outcome, |summary| format!("{}", summary.size_bytes))
     }
 
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
         let outcome = self.inner.get_file(key, path).await;
-        self.heard("fetch", key, outcome, |summary| format!("{:?}", summary.map(|found| found.size_bytes)))
+        self.record_reply("fetch", key, outcome, |summary| {
+            format!("{:?}", summary.map(|found| found.size_bytes))
+        })
     }
 
     async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
         let outcome = self.inner.list(prefix).await;
-        self.heard("list", &prefix.as_str(), outcome, |entries| {
+        self.record_reply("list", &prefix.as_str(), outcome, |entries| {
             let names = entries.iter().map(|entry| entry.key.as_str().trim_start_matches(prefix.as_str()));
             names.collect::<Vec<_>>().join(" ")
         })
@@ -401,6 +413,6 @@ impl Bucket for Way {
 
     async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
         let outcome = self.inner.delete(key).await;
-        self.heard("delete", key, outcome, |()| "done".to_owned())
+        self.record_reply("delete", key, outcome, |()| "done".to_owned())
     }
 }

@@ -1,27 +1,27 @@
-//! The deliberate bugs of servers and clients, under one roof.
+//! The injected bugs of servers and clients in one type.
 
 use dormouse_client::mutations as client;
 use dormouse_storage::mutations as server;
 
-use crate::setting::Profile;
+use crate::run_config::Profile;
 
-/// A deliberate bug.
+/// An injected bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
     /// In every server.
-    Server(server::Mutation),
+    Server(server::InjectedBug),
     /// In every client.
-    Client(client::Mutation),
+    Client(client::InjectedBug),
 }
 
 impl Bug {
-    /// Every bug.
+    /// Returns every bug.
     pub fn all() -> impl Iterator<Item = Self> {
-        let servers = server::Mutation::ALL.into_iter().map(Self::Server);
-        servers.chain(client::Mutation::ALL.into_iter().map(Self::Client))
+        let servers = server::InjectedBug::ALL.into_iter().map(Self::Server);
+        servers.chain(client::InjectedBug::ALL.into_iter().map(Self::Client))
     }
 
-    /// Its name on a command line.
+    /// Returns the name on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -30,24 +30,24 @@ impl Bug {
         }
     }
 
-    /// The profile in which it shows, where it is not any.
+    /// Returns the profile that shows the bug, if only one does.
     #[must_use]
     pub const fn profile(self) -> Option<Profile> {
         match self {
-            Self::Server(server::Mutation::DestroyForgets) => Some(Profile::Destroys),
-            Self::Server(server::Mutation::NoListAfterSeal) => Some(Profile::Overtaken),
+            Self::Server(server::InjectedBug::DedupLostOnDestroy) => Some(Profile::Destroys),
+            Self::Server(server::InjectedBug::NoListAfterSeal) => Some(Profile::Overtaken),
             Self::Server(_) | Self::Client(_) => None,
         }
     }
 
-    /// From now on this thread has this bug and no other; `None`: none.
-    pub fn break_on_this_thread(bug: Option<Self>) {
+    /// Activates this bug and no other on this thread; `None`: no bug.
+    pub fn inject_on_this_thread(bug: Option<Self>) {
         let (in_servers, in_clients) = match bug {
             None => (None, None),
             Some(Self::Server(mutation)) => (Some(mutation), None),
             Some(Self::Client(mutation)) => (None, Some(mutation)),
         };
-        server::break_on_this_thread(in_servers);
-        client::break_on_this_thread(in_clients);
+        server::inject_on_this_thread(in_servers);
+        client::inject_on_this_thread(in_clients);
     }
 }

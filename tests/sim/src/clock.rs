@@ -1,4 +1,5 @@
-//! The clocks of one machine: they follow the world's time at a rate of their own, and people set them wrong.
+//! The clocks of one machine: they run at a rate of their own relative to the world's time, and their wall time can be
+//! wrong.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,29 +15,29 @@ pub struct MachineClock {
 
 #[derive(Debug)]
 struct State {
-    /// How far the clock goes in a thousand of the world's units.
+    /// The rate of the clock in thousandths of the world's time.
     rate: u64,
-    /// The world's time at the last change of the rate, and what the clock showed then.
+    /// The world's time at the last change of the rate, and the boot time of the clock at that moment.
     world_then: Duration,
     boot_then: Duration,
-    /// By how many microseconds the wall clock is ahead.
+    /// The offset of the wall clock in microseconds.
     ahead: i64,
 }
 
 impl MachineClock {
-    /// Clocks that have run for `boot`, at `rate` thousandths of the world's time.
+    /// Creates clocks that have run for `boot`, at `rate` thousandths of the world's time.
     #[must_use]
     pub fn new(world: Env, boot: Duration, rate: u64) -> Self {
         let state = State { rate, world_then: world.boot(), boot_then: boot, ahead: 0 };
         Self { world, state: Mutex::new(state) }
     }
 
-    /// From now on the wall clock is so many microseconds ahead, or behind.
+    /// Sets the offset of the wall clock: positive is ahead, negative is behind.
     pub fn set_wrong(&self, micros: i64) {
         self.state().ahead = micros;
     }
 
-    /// From now on it runs at `rate` thousandths.
+    /// Sets the rate to `rate` thousandths.
     pub fn set_rate(&self, rate: u64) {
         let now = self.world.boot();
         let mut state = self.state();
@@ -52,8 +53,8 @@ impl MachineClock {
 
 impl State {
     fn boot(&self, now: Duration) -> Duration {
-        let gone = now.saturating_sub(self.world_then).as_nanos() * u128::from(self.rate) / 1_000;
-        self.boot_then + Duration::from_nanos(u64::try_from(gone).unwrap_or(u64::MAX))
+        let elapsed = now.saturating_sub(self.world_then).as_nanos() * u128::from(self.rate) / 1_000;
+        self.boot_then + Duration::from_nanos(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 }
 

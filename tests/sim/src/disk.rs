@@ -1,4 +1,4 @@
-//! The folders that stand for the disks of machines, and what may befall a disk.
+//! The folders that act as the disks of machines, and the faults of a disk.
 
 use std::fs;
 use std::io;
@@ -6,27 +6,27 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::dice::Dice;
+use crate::rng::SeededRng;
 
-/// What a disk writes at once, in bytes.
+/// The size of an atomic disk write, in bytes.
 const SECTOR_BYTES: usize = 512;
 
-/// A folder for the disks of one run, in memory where the machine has such a place.
+/// Creates a folder for the disks of one run, in memory if the machine has a memory file system.
 ///
 /// # Errors
-/// What the operating system says.
-pub fn room() -> io::Result<TempDir> {
+/// If the operating system reports one.
+pub fn temp_folder() -> io::Result<TempDir> {
     let shared_memory = Path::new("/dev/shm");
     let mut builder = tempfile::Builder::new();
     builder.prefix("dormouse-sim-");
     if shared_memory.is_dir() { builder.tempdir_in(shared_memory) } else { builder.tempdir() }
 }
 
-/// Replaces `to` by a copy of `from`, or by nothing where `from` is not there: a server that was stopped in its first
-/// step has not made its folder yet.
+/// Replaces `to` by a copy of `from`. If `from` does not exist, `to` is removed: a server that was stopped in its first
+/// step has no folder yet.
 ///
 /// # Errors
-/// What the operating system says.
+/// If the operating system reports one.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     remove(to)?;
     let entries = match fs::read_dir(from) {
@@ -46,10 +46,10 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a folder with all that is in it, if there is one.
+/// Removes a folder with its contents, if it exists.
 ///
 /// # Errors
-/// What the operating system says.
+/// If the operating system reports one.
 pub fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -57,16 +57,17 @@ pub fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// The power goes: SQLite has synced nothing, so each of its files keeps a beginning, with random sectors of it zeroed.
+/// Simulates a loss of power. SQLite has synced nothing, so each of its files keeps a prefix, with random sectors of it
+/// zeroed.
 ///
 /// # Errors
-/// What the operating system says.
-pub fn tear(subjects: &Path, dice: &Dice) -> io::Result<()> {
+/// If the operating system reports one.
+pub fn tear(subjects: &Path, rng: &SeededRng) -> io::Result<()> {
     for path in files(subjects)? {
         let mut bytes = fs::read(&path)?;
-        bytes.truncate(usize::try_from(dice.below(bytes.len() as u64 + 1)).unwrap_or(usize::MAX));
+        bytes.truncate(usize::try_from(rng.below(bytes.len() as u64 + 1)).unwrap_or(usize::MAX));
         for sector in bytes.chunks_mut(SECTOR_BYTES) {
-            if dice.below(4) == 0 {
+            if rng.below(4) == 0 {
                 sector.fill(0);
             }
         }
@@ -75,10 +76,10 @@ pub fn tear(subjects: &Path, dice: &Dice) -> io::Result<()> {
     Ok(())
 }
 
-/// The files in a folder and below it, in order of their names.
+/// Returns the files in a folder and its subfolders, in order of their names.
 ///
 /// # Errors
-/// What the operating system says.
+/// If the operating system reports one.
 pub fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -101,10 +102,11 @@ pub fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
+    /// Copying a missing folder removes the target folder.
     #[test]
-    fn the_copy_of_a_folder_that_is_not_there_is_none() {
-        let room = room().unwrap();
-        let (from, to) = (room.path().join("from"), room.path().join("to"));
+    fn folder_copy_of_missing_source_removes_the_target() {
+        let folder = temp_folder().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         fs::create_dir(&to).unwrap();
         copy(&from, &to).unwrap();
         assert!(!to.exists());

@@ -1,33 +1,34 @@
-//! The whole fleet in one process, on a clock that stands still while anybody works: one or two coordinators, three
-//! servers and four clients of production's own code, over a network, a bucket and disks that lie as a seed says.
+//! The whole fleet in one process, on a clock that stands still while a task can run. One or two coordinators, three
+//! servers and four clients run production's own code. Their network, bucket and disks inject the faults that a seed
+//! before_create.
 //!
-//! | module | holds |
+//! | module | contains |
 //! |---|---|
-//! | [`run`](mod@run) | one run from beginning to end, and what is to be said of it |
-//! | [`setting`] | what is drawn for a whole run |
-//! | [`world`] | everything put together |
-//! | [`machine`], [`office`] | a server's machine, a coordinator's: process, clocks, disk |
-//! | [`workload`], [`readers`], [`recorder`] | what clients do; the history that is written of it |
-//! | [`nemesis`] | what is done to them |
-//! | [`network`], [`bucket`], [`disk`], [`clock`] | what lies between them and below |
-//! | [`outage`] | when a server does not reach the bucket for long |
-//! | [`trace`], [`dice`] | what happened, line by line; chance |
-//! | [`soak`] | many runs at once |
+//! | [`run`](mod@run) | one run from start to end, and its report |
+//! | [`run_config`] | the random configuration of a run |
+//! | [`world`] | the whole fleet with its network, bucket and clients |
+//! | [`machine`], [`coordinator_host`] | the machine of a server and of a coordinator: process, clocks, disk |
+//! | [`workload`], [`readers`], [`recorder`] | the calls and feeds of the clients; the recorded history |
+//! | [`nemesis`] | the fault injection |
+//! | [`network`], [`bucket`], [`disk`], [`clock`] | the environment of the machines, with faults |
+//! | [`bucket_outage`] | records a server that does not reach the bucket for long |
+//! | [`trace`], [`rng`] | the events of a run, line by line; random numbers |
+//! | [`soak`] | many runs in parallel |
 
 pub mod bucket;
+pub mod bucket_outage;
 pub mod bug;
 pub mod clock;
-pub mod dice;
+pub mod coordinator_host;
 pub mod disk;
 pub mod machine;
 pub mod nemesis;
 pub mod network;
-pub mod office;
-pub mod outage;
 pub mod readers;
 pub mod recorder;
+pub mod rng;
 pub mod run;
-pub mod setting;
+pub mod run_config;
 pub mod soak;
 pub mod trace;
 pub mod workload;
@@ -35,4 +36,4 @@ pub mod world;
 
 pub use bug::Bug;
 pub use run::{Report, run};
-pub use setting::Profile;
+pub use run_config::Profile;

@@ -1,4 +1,4 @@
-//! A machine with a persistence server: its process, its clocks, its disk, its way to the bucket.
+//! A machine with a persistence server: its process, its clocks, its disk, its path to the bucket.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Callers, InboxPrefixes};
-use dormouse_persist_server::server::{Ended, ServeError, Server, ServerSettings};
+use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_protocol::{Prefix, ServerName};
 use dormouse_runtime::{Env, Process, SeededEntropy, Stop};
 use dormouse_storage::bucket::Bucket;
@@ -17,37 +17,37 @@ use dormouse_storage::wal::faults::FaultyStorage;
 use dormouse_storage::{Engine, EngineSettings};
 use tokio::sync::mpsc;
 
-use crate::bucket::{Ambush, Store, Way};
+use crate::bucket::{ObservedBucket, StepObserver, Store};
+use crate::bucket_outage::BucketOutage;
 use crate::clock::MachineClock;
-use crate::dice::Dice;
 use crate::disk;
-use crate::outage::Outage;
 use crate::recorder::Recorder;
+use crate::rng::SeededRng;
 use crate::trace::Trace;
 
-/// What becomes of the disk when its machine falls.
+/// The state of the disk after a crash of its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskFate {
-    /// Nothing: only the process dies.
+pub enum DiskAfterCrash {
+    /// The disk is intact: only the process ends.
     Kept,
-    /// The power goes: what was not synced may be gone.
+    /// Power is lost: unsynced data may be gone.
     PowerLost,
-    /// Another disk takes its place, which is empty.
+    /// The disk is replaced by an empty one.
     Wiped,
-    /// The last copy takes its place, where one was made.
+    /// The disk is replaced by its last copy, if one was made.
     Restored,
 }
 
-/// How a server's process ended by itself, in the words of `main.rs`.
+/// How a server's process ended by itself, as `main.rs` reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// As asked.
-    AsAsked,
+    /// A clean shutdown.
+    Clean,
     /// An unexpected failure.
     Failure,
     /// The data directory cannot be used.
     DataDir,
-    /// The coordinator refused it.
+    /// The coordinator rejected the server.
     Refused,
 }
 
@@ -56,7 +56,7 @@ pub struct Machine {
     name: ServerName,
     /// Its clocks.
     pub clock: Arc<MachineClock>,
-    /// Its way to the bucket.
+    /// Its path to the bucket.
     pub bucket: Arc<FaultyBucket>,
     store: Arc<Store>,
     folder: PathBuf,
@@ -65,76 +65,88 @@ pub struct Machine {
     broker: MemoryBroker,
     trace: Trace,
     recorder: Recorder,
-    dice: Arc<Dice>,
+    rng: Arc<SeededRng>,
     exits: mpsc::UnboundedSender<(ServerName, Exit)>,
-    /// See [`Way::new`].
-    pub sharp: Arc<AtomicU64>,
-    /// Who waits for its steps that matter.
-    pub ambush: Arc<OnceLock<Arc<dyn Ambush>>>,
-    outage: Arc<Outage>,
+    /// See [`ObservedBucket::new`].
+    pub create_faults: Arc<AtomicU64>,
+    /// The observer of its critical steps.
+    pub step_observer: Arc<OnceLock<Arc<dyn StepObserver>>>,
+    outage: Arc<BucketOutage>,
     state: Mutex<State>,
 }
 
 struct State {
     disk: FaultyStorage,
     process: Option<Process>,
-    /// How often the machine was started.
+    /// The number of starts of the machine.
     boots: u64,
     stop: Stop,
     starts: u64,
-    /// When the disk was copied last.
+    /// The time of the last copy of the disk.
     backed_up_at: Option<Duration>,
 }
 
-/// What a machine is made of.
+/// The parts of a machine.
 pub struct Parts {
     /// The server's name.
     pub name: ServerName,
     /// Its clocks.
     pub clock: MachineClock,
-    /// Its way to the bucket.
+    /// Its path to the bucket.
     pub bucket: FaultyBucket,
-    /// Where that way leads.
+    /// The store at the end of that path.
     pub store: Arc<Store>,
-    /// See [`Way::new`].
-    pub sharp: u64,
-    /// Where its folders are made.
-    pub room: PathBuf,
-    /// The server's settings; where its folder is, is filled in.
+    /// See [`ObservedBucket::new`].
+    pub create_faults: u64,
+    /// The parent folder of its folders.
+    pub parent: PathBuf,
+    /// The server's settings, except for its folder.
     pub settings: EngineSettings,
     /// The messaging system.
     pub broker: MemoryBroker,
-    /// Where it is written what happens.
+    /// The trace of the run.
     pub trace: Trace,
-    /// What is judged in the end.
+    /// The recorder of the history.
     pub recorder: Recorder,
-    /// Whence its chance.
+    /// The random numbers.
     pub seed: u64,
-    /// Told when the process has ended by itself.
+    /// Gets a message if the process ends by itself.
     pub exits: mpsc::UnboundedSender<(ServerName, Exit)>,
 }
 
-/// What comes after serving.
+/// The step after serving.
 enum Next {
     /// The process ends.
     End(Exit),
-    /// It goes on after its log was taken over.
-    Succeed,
-    /// It goes on after it was emptied.
-    BeginAnew,
+    /// The process restarts with a new log after a takeover of its log.
+    RestartAfterTakeover,
+    /// The process restarts with a new log after a drain.
+    RestartAfterDrain,
 }
 
 impl Machine {
-    /// A machine that does not run.
+    /// Creates a stopped machine.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { name, clock, bucket, store, sharp, room, settings, broker, trace, recorder, seed, exits } =
-            parts;
-        let folder = room.join(name.as_str());
-        let backup = room.join(format!("{name}.backup"));
-        let dice = Arc::new(Dice::of(seed, name.as_str()));
+        let Parts {
+            name,
+            clock,
+            bucket,
+            store,
+            create_faults,
+            parent,
+            settings,
+            broker,
+            trace,
+            recorder,
+            seed,
+            exits,
+        } = parts;
+        let folder = parent.join(name.as_str());
+        let backup = parent.join(format!("{name}.backup"));
+        let rng = Arc::new(SeededRng::of(seed, name.as_str()));
         let state = State {
-            disk: FaultyStorage::new(Arc::new(FileSystem), dice.draw()),
+            disk: FaultyStorage::new(Arc::new(FileSystem), rng.draw()),
             process: None,
             boots: 1,
             stop: Stop::new(),
@@ -143,7 +155,7 @@ impl Machine {
         };
         let settings = EngineSettings { data_dir: folder.clone(), ..settings };
         let (clock, bucket) = (Arc::new(clock), Arc::new(bucket));
-        let outage = Arc::new(Outage::new(name.clone(), recorder.clone()));
+        let outage = Arc::new(BucketOutage::new(name.clone(), recorder.clone()));
         Self {
             name,
             clock,
@@ -155,34 +167,34 @@ impl Machine {
             broker,
             trace,
             recorder,
-            dice,
+            rng,
             exits,
-            sharp: Arc::new(AtomicU64::new(sharp)),
-            ambush: Arc::default(),
+            create_faults: Arc::new(AtomicU64::new(create_faults)),
+            step_observer: Arc::default(),
             outage,
             state: Mutex::new(state),
         }
     }
 
-    /// The server's name.
+    /// Returns the server's name.
     #[must_use]
     pub fn name(&self) -> &ServerName {
         &self.name
     }
 
-    /// Where its disk is.
+    /// Returns the folder of its disk.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The process, while there is one.
+    /// Returns the process, if it runs.
     #[must_use]
     pub fn process(&self) -> Option<Process> {
         self.state().process.clone()
     }
 
-    /// The disk under the local log.
+    /// Returns the disk under the WAL.
     #[must_use]
     pub fn disk(&self) -> FaultyStorage {
         self.state().disk.clone()
@@ -203,7 +215,7 @@ impl Machine {
         };
         self.trace.line(format_args!("start {}", self.name));
         let clock: Arc<MachineClock> = Arc::clone(&self.clock);
-        let entropy = Arc::new(SeededEntropy::new(self.dice.draw()));
+        let entropy = Arc::new(SeededEntropy::new(self.rng.draw()));
         let boot_id = format!("{} {boots}", self.name);
         let env = Env::simulated(clock, entropy).booted(&boot_id).of_process(process);
         let machine = Arc::clone(self);
@@ -216,35 +228,35 @@ impl Machine {
         });
     }
 
-    /// Asks the process to end in good order.
+    /// Requests a graceful shutdown.
     pub fn stop(&self) {
         self.trace.line(format_args!("stop {}", self.name));
-        self.state().stop.give();
+        self.state().stop.request();
     }
 
-    /// The process is gone from one moment to the next. What it had sent may still arrive.
-    pub fn crash(&self, fate: DiskFate) {
+    /// Kills the process at once. Messages that it has sent may still arrive.
+    pub fn crash(&self, disk_after: DiskAfterCrash) {
         let Some(process) = self.state().process.take() else { return };
-        self.trace.line(format_args!("crash {} {fate:?} after {} steps", self.name, process.steps()));
+        self.trace.line(format_args!("crash {} {disk_after:?} after {} steps", self.name, process.steps()));
         self.broker.close(self.name.as_str());
-        // What is dropped now must not reach the disk: connections to databases would tidy up.
+        // Drops that happen now must not reach the disk: database connections would clean up.
         let image = self.folder.with_extension("image");
         self.on_disk(|| disk::copy(&self.folder, &image));
         process.kill();
         self.recorder.ends(&self.name);
         self.on_disk(|| disk::copy(&image, &self.folder));
-        match fate {
-            DiskFate::Kept => {}
-            DiskFate::PowerLost => {
+        match disk_after {
+            DiskAfterCrash::Kept => {}
+            DiskAfterCrash::PowerLost => {
                 self.state().boots += 1;
                 self.on_disk(|| self.disk().power_loss());
-                self.on_disk(|| disk::tear(&self.folder.join("subjects"), &self.dice));
+                self.on_disk(|| disk::tear(&self.folder.join("subjects"), &self.rng));
             }
-            DiskFate::Wiped => {
+            DiskAfterCrash::Wiped => {
                 self.on_disk(|| disk::remove(&self.folder));
                 self.new_disk();
             }
-            DiskFate::Restored => {
+            DiskAfterCrash::Restored => {
                 if self.backed_up_at().is_some() {
                     self.on_disk(|| disk::copy(&self.backup, &self.folder));
                     self.new_disk();
@@ -253,7 +265,7 @@ impl Machine {
         }
     }
 
-    /// Copies the disk, so that it can be [restored](DiskFate::Restored).
+    /// Copies the disk, so that it can be [restored](DiskAfterCrash::Restored).
     pub fn back_up(&self) {
         if self.folder.is_dir() {
             self.on_disk(|| disk::copy(&self.folder, &self.backup));
@@ -261,37 +273,37 @@ impl Machine {
         }
     }
 
-    /// When the disk was copied last.
+    /// Returns the time of the last copy of the disk.
     #[must_use]
     pub fn backed_up_at(&self) -> Option<Duration> {
         self.state().backed_up_at
     }
 
     fn new_disk(&self) {
-        let disk = FaultyStorage::new(Arc::new(FileSystem), self.dice.draw());
+        let disk = FaultyStorage::new(Arc::new(FileSystem), self.rng.draw());
         self.state().disk = disk;
     }
 
     fn on_disk(&self, work: impl FnOnce() -> std::io::Result<()>) {
-        // The disk under the simulation is not what is tried: without it there is no run.
+        // The simulation's own disk is not under test: without it there is no run.
         work().unwrap_or_else(|error| panic!("the disk of {}: {error}", self.name));
     }
 
     fn ended(&self, exit: Exit) {
         self.trace.line(format_args!("exit {} {exit:?}", self.name));
         self.trace.count(match exit {
-            Exit::AsAsked => "server ended as asked",
-            Exit::Failure => "server ended by a failure",
-            Exit::DataDir => "server ended by its disk",
-            Exit::Refused => "server ended, refused",
+            Exit::Clean => "server ended cleanly",
+            Exit::Failure => "server ended with a failure",
+            Exit::DataDir => "server ended with a disk error",
+            Exit::Refused => "server ended, rejected",
         });
         self.recorder.ends(&self.name);
         self.broker.close(self.name.as_str());
-        // Nobody waits for it once the run is over.
+        // The receiver is gone once the run has ended.
         let _ = self.exits.send((self.name.clone(), exit));
     }
 
-    /// Clears away what is left of a process that has ended by itself.
+    /// Clears the state of a process that has ended by itself.
     pub fn clear(&self) {
         let process = self.state().process.take();
         if let Some(process) = process {
@@ -299,14 +311,14 @@ impl Machine {
         }
     }
 
-    /// What `main.rs` does.
+    /// Does the work of `main.rs`.
     async fn run(&self, env: Env, stop: Stop) -> Exit {
-        let way = Way::new(
+        let way = ObservedBucket::new(
             Arc::clone(&self.bucket),
             Arc::clone(&self.store),
-            (self.trace.clone(), self.name.as_str(), Arc::clone(&self.dice)),
-            Arc::clone(&self.sharp),
-            Arc::clone(&self.ambush),
+            (self.trace.clone(), self.name.as_str(), Arc::clone(&self.rng)),
+            Arc::clone(&self.create_faults),
+            Arc::clone(&self.step_observer),
             Arc::clone(&self.outage),
         );
         let way: Arc<dyn Bucket> = Arc::new(way);
@@ -333,18 +345,18 @@ impl Machine {
             let Ok(mut server) = started else { return Exit::Failure };
             let next = tokio::select! {
                 biased;
-                () = stop.given() => Next::End(Exit::AsAsked),
+                () = stop.requested() => Next::End(Exit::Clean),
                 next = self.serve(&mut server) => next,
             };
             let next = match next {
                 Next::End(exit) => break (server, exit),
-                Next::Succeed => {
-                    self.trace.count("server went on with a fresh log");
-                    server.succeed(deadline).await
+                Next::RestartAfterTakeover => {
+                    self.trace.count("server restarted with a new log");
+                    server.restart_after_takeover(deadline).await
                 }
-                Next::BeginAnew => {
-                    self.trace.count("server was emptied and went on with a fresh log");
-                    server.begin_anew(deadline).await
+                Next::RestartAfterDrain => {
+                    self.trace.count("server drained, restarted with a new log");
+                    server.restart_after_drain(deadline).await
                 }
             };
             match next {
@@ -352,13 +364,13 @@ impl Machine {
                 None => return Exit::Failure,
             }
         };
-        if !server.shutdown(deadline).await && exit == Exit::AsAsked {
+        if !server.shutdown(deadline).await && exit == Exit::Clean {
             return Exit::Failure;
         }
         exit
     }
 
-    /// Serves until that is no longer possible.
+    /// Serves until serving ends.
     async fn serve(&self, server: &mut Server) -> Next {
         if let Err(error) = server.ready().await {
             self.trace.line(format_args!("{} cannot serve: {error}", self.name));
@@ -371,9 +383,9 @@ impl Machine {
         let ended = server.ended().await;
         self.recorder.ends(&self.name);
         match ended {
-            Ended::TakenOver => Next::Succeed,
-            Ended::Emptied => Next::BeginAnew,
-            Ended::Failed(error) => Next::End(match *error {
+            ServeEnd::TakenOver => Next::RestartAfterTakeover,
+            ServeEnd::Drained => Next::RestartAfterDrain,
+            ServeEnd::Failed(error) => Next::End(match *error {
                 ServeError::Refused(_) => Exit::Refused,
                 ServeError::LocalLog => Exit::DataDir,
                 _ => Exit::Failure,

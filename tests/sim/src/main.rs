@@ -1,4 +1,4 @@
-//! `dormouse-sim`: runs seeds, replays one.
+//! `dormouse-sim`: runs seeds, or replays one.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,15 +17,15 @@ struct Args(Vec<String>);
 
 impl Args {
     fn flag(&mut self, name: &str) -> bool {
-        let place = self.0.iter().position(|word| word == name);
-        place.map(|place| self.0.remove(place)).is_some()
+        let index = self.0.iter().position(|word| word == name);
+        index.map(|index| self.0.remove(index)).is_some()
     }
 
     fn option(&mut self, name: &str) -> Option<String> {
-        let place = self.0.iter().position(|word| word == name)?;
-        (place + 1 < self.0.len()).then(|| {
-            self.0.remove(place);
-            self.0.remove(place)
+        let index = self.0.iter().position(|word| word == name)?;
+        (index + 1 < self.0.len()).then(|| {
+            self.0.remove(index);
+            self.0.remove(index)
         })
     }
 
@@ -82,7 +82,7 @@ fn one(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
     if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-// The one place that measures how long the real world takes.
+// The only place that measures the run time in real time.
 #[expect(clippy::disallowed_methods)]
 fn many(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
     let (seeds, start) = (args.number("--seeds"), args.number("--start").unwrap_or(0));
@@ -90,46 +90,51 @@ fn many(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
     let threads = threads(args);
     let keep_going = args.flag("--keep-going");
     let began = Instant::now();
-    let harvest = soak(start..start + seeds, profile, bug, threads, |report| {
+    let summary = soak(start..start + seeds, profile, bug, threads, |report| {
         if !report.violations.is_empty() {
             println!("seed {} ({}):", report.seed, profile.as_str());
             report.violations.iter().for_each(|violation| println!("  {violation}"));
             println!(
-                "  again: cargo run -p dormouse-sim -- replay {} --profile {} --trace",
+                "  replay: cargo run -p dormouse-sim -- replay {} --profile {} --trace",
                 report.seed,
                 profile.as_str()
             );
         }
         keep_going || report.violations.is_empty()
     });
-    for (what, times) in &harvest.counts {
+    for (what, times) in &summary.counts {
         println!("{times:>12} {what}");
     }
     let seconds = began.elapsed().as_secs_f64();
-    let rate = harvest.runs as f64 / seconds * 60.0;
+    let rate = summary.runs as f64 / seconds * 60.0;
     println!(
         "{}: {} seeds from {start}, {} failed {:?}; {rate:.0} seeds per minute",
         profile.as_str(),
-        harvest.runs,
-        harvest.failed.len(),
-        harvest.failed.keys().collect::<Vec<_>>()
+        summary.runs,
+        summary.failed.len(),
+        summary.failed.keys().collect::<Vec<_>>()
     );
-    if harvest.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Says for each bug after how many seeds it was found, and by what. Fails if one was not.
+/// Prints for each bug the number of seeds until it was found, and the first violation. Fails if a bug was not found.
 fn every_mutation(args: &mut Args, profile: Profile) -> ExitCode {
     let (seeds, start) = (args.number("--seeds").unwrap_or(2_000), args.number("--start").unwrap_or(0));
     let threads = threads(args);
     let mut missed = Vec::new();
     for bug in Bug::all() {
         let profile = bug.profile().unwrap_or(profile);
-        let harvest =
+        let summary =
             soak(start..start + seeds, profile, Some(bug), threads, |report| report.violations.is_empty());
-        match harvest.failed.first_key_value() {
+        match summary.failed.first_key_value() {
             Some((seed, report)) => {
-                let said = report.violations.first().and_then(|violation| violation.lines().next());
-                println!("{:24} {:>6} seeds  {}", bug.as_str(), seed - start + 1, said.unwrap_or_default());
+                let first_line = report.violations.first().and_then(|violation| violation.lines().next());
+                println!(
+                    "{:24} {:>6} seeds  {}",
+                    bug.as_str(),
+                    seed - start + 1,
+                    first_line.unwrap_or_default()
+                );
             }
             None => {
                 println!("{:24} not found in {seeds} seeds", bug.as_str());

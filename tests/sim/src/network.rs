@@ -4,81 +4,81 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dormouse_bus::memory::{Network, Passage};
+use dormouse_bus::memory::{MessageInfo, Network};
 
-use crate::dice::Dice;
+use crate::rng::SeededRng;
 use crate::trace::{Trace, brief};
 
-/// How often what happens to a message, in messages out of a thousand.
+/// The faults of messages, in messages out of a thousand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Weather {
-    /// It is lost.
+pub struct NetworkFaults {
+    /// The message is lost.
     pub lost: u64,
-    /// It comes twice.
+    /// The message is delivered twice.
     pub twice: u64,
-    /// It comes late, and what was sent after it before it.
+    /// The message is delayed, and later messages overtake it.
     pub late: u64,
-    /// How late at most, in milliseconds.
+    /// The largest delay, in milliseconds.
     pub late_ms: u64,
 }
 
-impl Weather {
-    /// Nothing happens to messages.
+impl NetworkFaults {
+    /// No faults.
     pub const FAIR: Self = Self { lost: 0, twice: 0, late: 0, late_ms: 1 };
 }
 
-/// A network whose faults are drawn from a seed and made by the [nemesis](crate::nemesis). Cloning shares it.
+/// A network whose faults come from a seed and from the [nemesis](crate::nemesis). Cloning shares it.
 #[derive(Clone)]
-pub struct Net(Arc<Shared>);
+pub struct FaultyNetwork(Arc<Shared>);
 
 struct Shared {
-    dice: Dice,
+    rng: SeededRng,
     trace: Trace,
     state: Mutex<State>,
 }
 
 struct State {
-    weather: Weather,
-    /// What befalls events, where it is something else.
-    events: Option<Weather>,
-    /// From whom to whom nothing gets through, and how many times that was said.
+    faults: NetworkFaults,
+    /// The faults of events, if they differ.
+    events: Option<NetworkFaults>,
+    /// The cut pairs (from, to), with the number of active cuts.
     cuts: BTreeMap<(String, String), u32>,
-    /// What was sent once and comes twice, briefly.
+    /// Messages that were sent once and delivered twice, as digests.
     repeated: BTreeSet<u64>,
-    /// When the last message of each pair arrives: what comes later is sent later.
+    /// The arrival of the last message of each pair; later messages arrive later.
     last: BTreeMap<(String, String), Duration>,
 }
 
-impl Net {
-    /// A network without faults so far.
+impl FaultyNetwork {
+    /// Creates a network without faults.
     #[must_use]
     pub fn new(seed: u64, trace: Trace) -> Self {
         let state = State {
-            weather: Weather::FAIR,
+            faults: NetworkFaults::FAIR,
             events: None,
             cuts: BTreeMap::new(),
             repeated: BTreeSet::new(),
             last: BTreeMap::new(),
         };
-        Self(Arc::new(Shared { dice: Dice::of(seed, "network"), trace, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { rng: SeededRng::of(seed, "network"), trace, state: Mutex::new(state) }))
     }
 
-    /// From now on this is the weather.
-    pub fn set_weather(&self, weather: Weather) {
-        self.state().weather = weather;
+    /// Sets the faults of messages.
+    pub fn set_faults(&self, faults: NetworkFaults) {
+        self.state().faults = faults;
     }
 
-    /// From now on this befalls events, whatever befalls everything else.
-    pub fn set_events_weather(&self, weather: Option<Weather>) {
-        self.state().events = weather;
+    /// Sets the faults of events, if they differ from those of other messages.
+    pub fn set_event_faults(&self, faults: Option<NetworkFaults>) {
+        self.state().events = faults;
     }
 
-    /// Nothing gets through from one to the other until [`mend`](Self::mend) was called as often.
+    /// Drops all messages from one host to the other until [`mend`](Self::mend) is called as often.
     pub fn cut(&self, from: &str, to: &str) {
         *self.state().cuts.entry((from.to_owned(), to.to_owned())).or_default() += 1;
     }
 
-    /// Takes back one [`cut`](Self::cut).
+    /// Cancels one [`cut`](Self::cut).
     pub fn mend(&self, from: &str, to: &str) {
         let pair = (from.to_owned(), to.to_owned());
         let mut state = self.state();
@@ -90,25 +90,26 @@ impl Net {
         }
     }
 
-    /// Whether a payload that was sent once came twice: what one copy is refused the other may be granted.
+    /// Returns whether a payload was sent once and delivered twice. Then one copy may be executed although the other is
+    /// rejected.
     #[must_use]
     pub fn has_repeated(&self, digest: u64) -> bool {
         self.state().repeated.contains(&digest)
     }
 
-    /// How long a message is on its way at most.
+    /// Returns the longest delivery time of a message.
     #[must_use]
     pub fn delay(&self) -> Duration {
-        let weather = self.state().weather;
-        let late_ms = if weather.late + weather.twice > 0 { weather.late_ms } else { 0 };
+        let faults = self.state().faults;
+        let late_ms = if faults.late + faults.twice > 0 { faults.late_ms } else { 0 };
         Duration::from_millis(5 + late_ms)
     }
 
-    /// Everything gets through again, in fair weather.
+    /// Removes all cuts and faults.
     pub fn heal(&self) {
         let mut state = self.state();
         state.cuts.clear();
-        state.weather = Weather::FAIR;
+        state.faults = NetworkFaults::FAIR;
         state.events = None;
     }
 
@@ -117,56 +118,56 @@ impl Net {
     }
 
     fn decide(&self, pair: &(String, String), is_event: bool) -> Vec<Duration> {
-        let (dice, trace) = (&self.0.dice, &self.0.trace);
+        let (rng, trace) = (&self.0.rng, &self.0.trace);
         let mut state = self.state();
-        // Always as many draws: what befalls a message does not hang on what befell those before it.
-        let [fate, way, late, second] = std::array::from_fn(|_| dice.draw());
-        let weather = state.events.filter(|_| is_event).unwrap_or(state.weather);
+        // The number of draws is constant, so a message's faults do not depend on earlier messages.
+        let [draw, jitter, late, second] = std::array::from_fn(|_| rng.draw());
+        let faults = state.events.filter(|_| is_event).unwrap_or(state.faults);
         if state.cuts.contains_key(pair) {
             trace.count("message cut off");
             return Vec::new();
         }
         let now = trace.now();
         // Half a millisecond on average, and in order.
-        let arrives = now + Duration::from_micros(100 + way % 800);
+        let arrives = now + Duration::from_micros(100 + jitter % 800);
         let last = state.last.entry(pair.clone()).or_default();
-        let in_turn = arrives.max(*last + Duration::from_micros(1));
-        let late = Duration::from_millis(1 + late % weather.late_ms.max(1));
-        let mut chance = fate % 1_000;
-        let mut falls = |odds: u64| {
-            let falls = chance < odds;
+        let in_order = arrives.max(*last + Duration::from_micros(1));
+        let late = Duration::from_millis(1 + late % faults.late_ms.max(1));
+        let mut chance = draw % 1_000;
+        let mut hits = |odds: u64| {
+            let hits = chance < odds;
             chance = chance.wrapping_sub(odds);
-            falls
+            hits
         };
-        if falls(weather.lost) {
+        if hits(faults.lost) {
             trace.count("message lost");
             return Vec::new();
         }
-        if falls(weather.late) {
-            trace.count("message late");
-            return vec![in_turn + late - now];
+        if hits(faults.late) {
+            trace.count("message delayed");
+            return vec![in_order + late - now];
         }
-        *last = in_turn;
-        if falls(weather.twice) {
-            trace.count("message twice");
-            let again = Duration::from_millis(1 + second % weather.late_ms.max(1));
-            return vec![in_turn - now, in_turn + again - now];
+        *last = in_order;
+        if hits(faults.twice) {
+            trace.count("message duplicated");
+            let again = Duration::from_millis(1 + second % faults.late_ms.max(1));
+            return vec![in_order - now, in_order + again - now];
         }
-        vec![in_turn - now]
+        vec![in_order - now]
     }
 }
 
-impl Network for Net {
-    fn fates(&self, passage: Passage<'_>) -> Vec<Duration> {
-        let Passage { from, to, route, is_answer, payload } = passage;
+impl Network for FaultyNetwork {
+    fn delivery_delays(&self, passage: MessageInfo<'_>) -> Vec<Duration> {
+        let MessageInfo { from, to, route, is_reply: is_answer, payload } = passage;
         let is_event = route.as_str().starts_with("persist.events.");
-        let fates = self.decide(&(from.to_owned(), to.to_owned()), is_event);
+        let delays = self.decide(&(from.to_owned(), to.to_owned()), is_event);
         let (size, digest) = (payload.len(), brief(payload));
-        if fates.len() > 1 {
+        if delays.len() > 1 {
             self.state().repeated.insert(digest);
         }
         let kind = if is_answer { "answer" } else { "message" };
-        self.0.trace.line(format_args!("{kind} {from}>{to} {route} {size}:{digest:016x} {fates:?}"));
-        fates
+        self.0.trace.line(format_args!("{kind} {from}>{to} {route} {size}:{digest:016x} {delays:?}"));
+        delays
     }
 }

@@ -1,4 +1,5 @@
-//! Writes the history down: at each client's connection, what it asked of servers and what it heard.
+//! Records the history: at each client's connection, its requests to servers and the replies and events that it
+//! receives.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,124 +12,124 @@ use dormouse_bus::{
     Subscription, service_error,
 };
 use dormouse_checker::{
-    Answer, Burst, Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, Harm, HarmKind, Heard, History,
-    Op as Asked, Outcome, Rules, TermFacts,
+    Burst, CallOutcome, Feed, FeedBegins, FeedKeys, FeedOutput, FeedOutputKind, History, Op as RecordedOp,
+    OpResult, ReceivedEvent, Rules, ServerFault, ServerFaultKind, TermFacts,
 };
 use dormouse_protocol::{
-    ErrorReply, Event, Happened, LogId, Op, Position, Prefix, RoutePattern, ServerName, Subject, decode,
+    ErrorReply, Event, Executed, LogId, Op, Position, Prefix, RoutePattern, ServerName, Subject, decode,
 };
 use dormouse_storage::manifest::Manifest;
 use tokio::sync::broadcast;
 
-use crate::network::Net;
+use crate::network::FaultyNetwork;
 use crate::trace::{Trace, brief};
 
-/// How many of its changing requests a client may send again.
+/// The number of its changing requests that a client can send again.
 const REPEATABLE: usize = 64;
 
-/// A changing request as it was sent.
+/// A changing request, as sent.
 #[derive(Debug, Clone)]
 pub struct Sent {
-    /// Of what.
+    /// The subject.
     pub subject: Subject,
-    /// What.
+    /// The operation.
     pub op: Op,
     /// The request.
     pub payload: Bytes,
 }
 
-/// The history of a run, as it is written. Cloning shares it.
+/// The history of a run while it is recorded. Cloning shares it.
 #[derive(Clone)]
 pub struct Recorder(Arc<Shared>);
 
 struct Shared {
     trace: Trace,
-    net: Net,
+    net: FaultyNetwork,
     state: Mutex<History>,
-    lives: Mutex<BTreeMap<ServerName, Life>>,
-    /// The feeds that are being read, by subject and place in its history.
-    feeds: Mutex<BTreeMap<(Subject, usize), Reading>>,
+    lifetimes: Mutex<BTreeMap<ServerName, LogLifetime>>,
+    /// The active feeds, by subject and index in its history.
+    feeds: Mutex<BTreeMap<(Subject, usize), FeedRecord>>,
 }
 
 /// A log in use.
-struct Life {
+struct LogLifetime {
     log: LogId,
-    /// The harm of its being sealed by somebody else, which its process does not know of yet.
+    /// The index of the fault of a foreign seal that the process has not noticed yet.
     sealed: Option<usize>,
 }
 
-/// How it goes with a feed.
-struct Reading {
+/// The progress of a feed.
+struct FeedRecord {
     client: u32,
-    came_to: Option<Position>,
+    reached: Option<Position>,
     error: Option<String>,
 }
 
 impl Recorder {
-    /// An empty history of what is said over `net`, that is to be judged by `rules`.
+    /// Creates an empty history of the messages over `net`, which is judged by `rules`.
     #[must_use]
-    pub fn new(trace: Trace, net: Net, rules: Rules) -> Self {
+    pub fn new(trace: Trace, net: FaultyNetwork, rules: Rules) -> Self {
         let state = Mutex::new(History { rules, ..History::default() });
-        let (lives, feeds) = Default::default();
-        Self(Arc::new(Shared { trace, net, state, lives, feeds }))
+        let (lifetimes, feeds) = Default::default();
+        Self(Arc::new(Shared { trace, net, state, lifetimes, feeds }))
     }
 
-    /// What was written.
+    /// Returns the recorded history.
     #[must_use]
     pub fn history(&self) -> History {
         self.state().clone()
     }
 
-    /// What befell a server. Returns its number, for [`Self::harm_over`].
-    pub fn harm(&self, server: &ServerName, kind: HarmKind, since: Duration) -> usize {
+    /// Records a fault of a server. Returns its index, for [`Self::end_fault`].
+    pub fn record_fault(&self, server: &ServerName, kind: ServerFaultKind, since: Duration) -> usize {
         let now = self.0.trace.now();
-        self.0.trace.line(format_args!("harm {server} {kind:?} since {since:?}"));
+        self.0.trace.line(format_args!("server-fault {server} {kind:?} since {since:?}"));
         let mut history = self.state();
-        // Until it is said to be over, it is not.
-        history.harms.push(Harm {
+        // The fault lasts until it is reported as ended.
+        history.faults.push(ServerFault {
             server: server.clone(),
             kind,
             since: since.min(now),
             until: Duration::MAX,
         });
-        history.harms.len() - 1
+        history.faults.len() - 1
     }
 
-    /// The harm of this number was over now. What was said before may be heard a little later.
-    pub fn harm_over(&self, number: usize) {
+    /// Records the end of the fault. Messages from before may arrive a little later.
+    pub fn end_fault(&self, number: usize) {
         let until = self.0.trace.now() + self.0.net.delay();
-        self.state().harms[number].until = until;
+        self.state().faults[number].until = until;
     }
 
-    /// A server's process goes on with this log: it knows what became of an earlier one.
+    /// Records that a server's process starts to use this log. It has finished the recovery of earlier logs.
     pub fn begins(&self, log: &LogId) {
         self.ends(log.server());
-        self.lives().insert(log.server().clone(), Life { log: log.clone(), sealed: None });
+        self.lifetimes().insert(log.server().clone(), LogLifetime { log: log.clone(), sealed: None });
     }
 
-    /// A server's process acknowledges nothing any more with the log that it had.
+    /// Records that a server's process acknowledges nothing more with its log.
     pub fn ends(&self, server: &ServerName) {
-        let life = self.lives().remove(server);
-        if let Some(sealed) = life.and_then(|life| life.sealed) {
-            self.harm_over(sealed);
+        let lifetime = self.lifetimes().remove(server);
+        if let Some(sealed) = lifetime.and_then(|lifetime| lifetime.sealed) {
+            self.end_fault(sealed);
         }
     }
 
-    /// A log was sealed by somebody else. A process that uses it may acknowledge changes at the weaker levels until it
-    /// knows.
+    /// Records that another process sealed a log. A process that uses the log may acknowledge changes at weaker levels
+    /// until it notices the seal.
     pub fn taken_over(&self, log: &LogId) {
-        let number = self.harm(log.server(), HarmKind::TakenOver, self.0.trace.now());
-        match self.lives().get_mut(log.server()) {
-            Some(life) if life.log == *log => life.sealed = Some(number),
-            _ => self.harm_over(number),
+        let number = self.record_fault(log.server(), ServerFaultKind::TakenOver, self.0.trace.now());
+        match self.lifetimes().get_mut(log.server()) {
+            Some(lifetime) if lifetime.log == *log => lifetime.sealed = Some(number),
+            _ => self.end_fault(number),
         }
     }
 
-    fn lives(&self) -> MutexGuard<'_, BTreeMap<ServerName, Life>> {
-        self.0.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lifetimes(&self) -> MutexGuard<'_, BTreeMap<ServerName, LogLifetime>> {
+        self.0.lifetimes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A subject has a new newest manifest.
+    /// Records the new newest manifest of a subject.
     pub fn owned(&self, manifest: &Manifest) {
         let facts =
             TermFacts { base: Some(manifest.term_base), server: Some(manifest.owner.server().clone()) };
@@ -137,106 +138,113 @@ impl Recorder {
         recorded.terms.insert(manifest.term, facts);
     }
 
-    /// An event was heard.
-    pub fn heard(&self, subject: Subject, event: Event) {
+    /// Records a received event.
+    pub fn received(&self, subject: Subject, event: Event) {
         let at = self.0.trace.now();
-        self.state().subjects.entry(subject).or_default().events.push(Heard { at, event });
+        self.state().subjects.entry(subject).or_default().events.push(ReceivedEvent { at, event });
     }
 
-    /// A client asked for sets without waiting, which were written here.
+    /// Records sets that a client sent without waiting, with their positions.
     fn burst(&self, subject: &Subject, client: u32, written: Vec<Option<Position>>) {
         let at = self.0.trace.now();
-        self.0.trace.count("sets without waiting");
+        self.0.trace.count("bursts of sets");
         self.0.trace.line(format_args!("burst client-{client} {subject} {written:?}"));
         let mut history = self.state();
         history.subjects.entry(subject.clone()).or_default().bursts.push(Burst { client, at, written });
     }
 
-    /// A client begins a feed. Its place, for all that is said of it.
+    /// Records the start of a feed. Returns its index, for further reports.
     pub fn feed_begins(&self, subject: &Subject, client: u32, begins: FeedBegins, keys: FeedKeys) -> usize {
         let at = self.0.trace.now();
         self.0.trace.count("feed");
         self.0.trace.line(format_args!("feed client-{client} {subject} {begins:?} {keys:?}"));
-        let place = {
+        let index = {
             let mut history = self.state();
             let feeds = &mut history.subjects.entry(subject.clone()).or_default().feeds;
-            feeds.push(Feed { client, at, begins, keys, told: Vec::new() });
+            feeds.push(Feed { client, at, begins, keys, outputs: Vec::new() });
             feeds.len() - 1
         };
-        let reading = Reading { client, came_to: None, error: None };
-        self.feeds().insert((subject.clone(), place), reading);
-        place
+        let reading = FeedRecord { client, reached: None, error: None };
+        self.feeds().insert((subject.clone(), index), reading);
+        index
     }
 
-    /// A feed told something, and is there now.
-    pub fn feed_told(&self, subject: &Subject, place: usize, what: FeedTells, position: Option<Position>) {
+    /// Records an output of a feed, and the position after it.
+    pub fn feed_output(
+        &self,
+        subject: &Subject,
+        index: usize,
+        kind: FeedOutputKind,
+        position: Option<Position>,
+    ) {
         let at = self.0.trace.now();
-        let name = match &what {
-            FeedTells::Set { .. } => "feed told: set",
-            FeedTells::Removed { .. } => "feed told: removed",
-            FeedTells::Cleared { .. } => "feed told: cleared",
-            FeedTells::Configured => "feed told: configured",
-            FeedTells::CaughtUp(_) => "feed told: caught up",
-            FeedTells::Reset => "feed told: reset",
+        let name = match &kind {
+            FeedOutputKind::Set { .. } => "feed output: set",
+            FeedOutputKind::Removed { .. } => "feed output: removed",
+            FeedOutputKind::Cleared { .. } => "feed output: cleared",
+            FeedOutputKind::Configured => "feed output: configured",
+            FeedOutputKind::CaughtUp(_) => "feed output: caught up",
+            FeedOutputKind::Reset => "feed output: reset",
         };
         self.0.trace.count(name);
-        self.0.trace.line(format_args!("{name}, {subject} {place} at {position:?}"));
-        self.feed_came_to(subject, place, position);
+        self.0.trace.line(format_args!("{name}, {subject} {index} at {position:?}"));
+        self.feed_reached(subject, index, position);
         if let Some(feed) =
-            self.state().subjects.get_mut(subject).and_then(|recorded| recorded.feeds.get_mut(place))
+            self.state().subjects.get_mut(subject).and_then(|recorded| recorded.feeds.get_mut(index))
         {
-            feed.told.push(FeedTold { at, what, position });
+            feed.outputs.push(FeedOutput { at, kind, position });
         }
     }
 
-    /// How far a feed has come.
-    pub fn feed_came_to(&self, subject: &Subject, place: usize, position: Option<Position>) {
-        if let Some(reading) = self.feeds().get_mut(&(subject.clone(), place)) {
-            reading.came_to = position.max(reading.came_to);
+    /// Records the position of a feed.
+    pub fn feed_reached(&self, subject: &Subject, index: usize, position: Option<Position>) {
+        if let Some(reading) = self.feeds().get_mut(&(subject.clone(), index)) {
+            reading.reached = position.max(reading.reached);
         }
     }
 
-    /// A feed has reported an error.
-    pub fn feed_failed(&self, subject: &Subject, place: usize, error: &dormouse_client::Error) {
-        self.0.trace.line(format_args!("feed failed, {subject} {place}: {error}"));
-        if let Some(reading) = self.feeds().get_mut(&(subject.clone(), place)) {
+    /// Records an error of a feed.
+    pub fn feed_failed(&self, subject: &Subject, index: usize, error: &dormouse_client::Error) {
+        self.0.trace.line(format_args!("feed failed, {subject} {index}: {error}"));
+        if let Some(reading) = self.feeds().get_mut(&(subject.clone(), index)) {
             reading.error = Some(error.to_string());
         }
     }
 
-    /// Nobody reads the feed any more. One that has failed is remembered.
-    pub fn feed_ends(&self, subject: &Subject, place: usize) {
-        let key = (subject.clone(), place);
+    /// Records that a client stopped reading a feed. A failed feed stays recorded.
+    pub fn feed_ends(&self, subject: &Subject, index: usize) {
+        let key = (subject.clone(), index);
         let mut feeds = self.feeds();
         if feeds.get(&key).is_some_and(|reading| reading.error.is_none()) {
             feeds.remove(&key);
         }
     }
 
-    /// A client reads no feeds any more.
+    /// Records that a client reads no feeds any more.
     pub fn feeds_end(&self, client: u32) {
         self.feeds().retain(|_, reading| reading.client != client || reading.error.is_some());
     }
 
-    /// What is wrong with the feeds that are read, once every subject is where `goals` say: those that have not come so
-    /// far, and those that have failed.
+    /// Returns the feeds that have failed, or are not at the positions in `goals`, once every subject is there.
     #[must_use]
     pub fn feeds_behind(&self, goals: &BTreeMap<Subject, Position>) -> Vec<String> {
-        let mut wrong = Vec::new();
-        for ((subject, place), reading) in &*self.feeds() {
+        let mut problems = Vec::new();
+        for ((subject, index), reading) in &*self.feeds() {
             if let Some(error) = &reading.error {
-                wrong.push(format!("feed {place} of {subject} has failed: {error}"));
+                problems.push(format!("feed {index} of {subject} failed: {error}"));
             } else if let Some(goal) = goals.get(subject)
-                && reading.came_to < Some(*goal)
+                && reading.reached < Some(*goal)
             {
-                let came_to = reading.came_to;
-                wrong.push(format!("feed {place} of {subject} is at {came_to:?}, and the subject at {goal}"));
+                let reached = reading.reached;
+                problems.push(format!(
+                    "feed {index} of {subject} is at {reached:?}, but the subject is at {goal}"
+                ));
             }
         }
-        wrong
+        problems
     }
 
-    fn feeds(&self) -> MutexGuard<'_, BTreeMap<(Subject, usize), Reading>> {
+    fn feeds(&self) -> MutexGuard<'_, BTreeMap<(Subject, usize), FeedRecord>> {
         self.0.feeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -248,7 +256,7 @@ impl Recorder {
         subject: &Subject,
         payload: &[u8],
     ) -> Option<usize> {
-        let asked = Asked::from_wire(op, payload).ok()??;
+        let asked = RecordedOp::from_wire(op, payload).ok()??;
         let now = self.0.trace.now();
         self.0.trace.count(match op {
             Op::Set => "call: set",
@@ -262,7 +270,7 @@ impl Recorder {
             Op::Info => "call: info",
             Op::Flush => "call: flush",
             Op::Destroy => "call: destroy",
-            // None of them is taken down.
+            // These operations are not recorded.
             Op::UploadBegin
             | Op::UploadChunk
             | Op::UploadFinish
@@ -275,15 +283,15 @@ impl Recorder {
         Some(recorded.invoked(client, Some(server), asked, now))
     }
 
-    fn returned(&self, subject: &Subject, place: usize, outcome: Outcome) {
+    fn returned(&self, subject: &Subject, index: usize, outcome: CallOutcome) {
         let now = self.0.trace.now();
         self.0.trace.count(match &outcome {
-            Outcome::Answered(_) => "answered",
-            Outcome::Refused(error) if error.happened() == Happened::No => "refused",
-            Outcome::Refused(_) | Outcome::Unknown => "outcome unknown",
+            CallOutcome::Answered(_) => "answered",
+            CallOutcome::Refused(error) if error.executed() == Executed::No => "refused",
+            CallOutcome::Refused(_) | CallOutcome::Unknown => "outcome unknown",
         });
         if let Some(recorded) = self.state().subjects.get_mut(subject) {
-            recorded.returned(place, now, outcome);
+            recorded.returned(index, now, outcome);
         }
     }
 
@@ -292,8 +300,8 @@ impl Recorder {
     }
 }
 
-/// A client's connection, watched.
-pub struct Line {
+/// A client's connection, recorded.
+pub struct RecordedConnection {
     inner: Arc<dyn Bus>,
     recorder: Recorder,
     client: u32,
@@ -301,29 +309,29 @@ pub struct Line {
     sent: Mutex<VecDeque<Sent>>,
 }
 
-impl Line {
-    /// Watches `inner`, the connection of a client.
+impl RecordedConnection {
+    /// Records `inner`, the connection of a client.
     #[must_use]
     pub fn new(inner: Arc<dyn Bus>, recorder: Recorder, client: u32) -> Self {
         Self { inner, recorder, client, prefix: Prefix::default(), sent: Mutex::default() }
     }
 
-    /// The changing requests that were sent last, the newest last.
+    /// Returns the last changing requests, the newest last.
     #[must_use]
     pub fn sent(&self) -> Vec<Sent> {
-        self.remembered().iter().cloned().collect()
+        self.sent_requests().iter().cloned().collect()
     }
 
-    /// The client asked for sets without waiting, which were written here, in the order of the calls.
+    /// Records sets that the client sent without waiting, with their positions in the order of the calls.
     pub fn burst(&self, subject: &Subject, written: Vec<Option<Position>>) {
         self.recorder.burst(subject, self.client, written);
     }
 
-    fn remembered(&self) -> MutexGuard<'_, VecDeque<Sent>> {
+    fn sent_requests(&self) -> MutexGuard<'_, VecDeque<Sent>> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn understand(&self, message: &Outgoing) -> Option<(ServerName, Op, Subject)> {
+    fn parse_request(&self, message: &Outgoing) -> Option<(ServerName, Op, Subject)> {
         let rest = message.route.as_str().strip_prefix(self.prefix.as_str())?.strip_prefix(".server.")?;
         let server = ServerName::new(rest.split('.').next()?).ok()?;
         let route = self.prefix.parse_server(&server, message.route.as_str()).ok()?;
@@ -334,7 +342,7 @@ impl Line {
         if !op.changes() {
             return;
         }
-        let mut sent = self.remembered();
+        let mut sent = self.sent_requests();
         if sent.iter().any(|known| known.payload == payload) {
             return;
         }
@@ -345,54 +353,54 @@ impl Line {
     }
 }
 
-/// What an end of a request says.
-fn outcome(op: Op, answer: &Result<Reply, RequestError>) -> Outcome {
+/// Converts the end of a request to an outcome.
+fn outcome(op: Op, answer: &Result<Reply, RequestError>) -> CallOutcome {
     match answer {
         Ok(reply) => match service_error(reply) {
-            Some(error) => Outcome::Refused(error),
-            None => match Answer::from_wire(op, &reply.payload) {
-                Ok(Some(answer)) => Outcome::Answered(answer),
-                Ok(None) | Err(_) => Outcome::Unknown,
+            Some(error) => CallOutcome::Refused(error),
+            None => match OpResult::from_wire(op, &reply.payload) {
+                Ok(Some(answer)) => CallOutcome::Answered(answer),
+                Ok(None) | Err(_) => CallOutcome::Unknown,
             },
         },
-        Err(error) if error.happened() == Happened::No => {
-            Outcome::Refused(ErrorReply::unavailable(error.to_string()))
+        Err(error) if error.executed() == Executed::No => {
+            CallOutcome::Refused(ErrorReply::unavailable(error.to_string()))
         }
-        Err(_) => Outcome::Unknown,
+        Err(_) => CallOutcome::Unknown,
     }
 }
 
-fn words(outcome: &Outcome) -> String {
+fn words(outcome: &CallOutcome) -> String {
     match outcome {
-        Outcome::Answered(answer) => match answer.position() {
+        CallOutcome::Answered(answer) => match answer.position() {
             Some(position) => format!("answered at {position}"),
             None => "answered".to_owned(),
         },
-        Outcome::Refused(error) => format!("refused, {}", error.code),
-        Outcome::Unknown => "unknown".to_owned(),
+        CallOutcome::Refused(error) => format!("refused, {}", error.code),
+        CallOutcome::Unknown => "unknown".to_owned(),
     }
 }
 
 #[async_trait]
-impl Bus for Line {
+impl Bus for RecordedConnection {
     async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError> {
-        let Some((server, op, subject)) = self.understand(&message) else {
+        let Some((server, op, subject)) = self.parse_request(&message) else {
             return self.inner.request(message, deadline).await;
         };
         let (client, trace) = (self.client, &self.recorder.0.trace);
         let digest = brief(&message.payload);
         trace.line(format_args!("call client-{client} {server} {op} {subject} {digest:016x}"));
         self.remember(op, &subject, &message.payload);
-        let place = self.recorder.invoked(client, server, op, &subject, &message.payload);
+        let index = self.recorder.invoked(client, server, op, &subject, &message.payload);
         let answer = self.inner.request(message, deadline).await;
         let mut outcome = outcome(op, &answer);
-        if matches!(outcome, Outcome::Refused(_)) && self.recorder.0.net.has_repeated(digest) {
-            // The refusal speaks of one copy only.
-            outcome = Outcome::Unknown;
+        if matches!(outcome, CallOutcome::Refused(_)) && self.recorder.0.net.has_repeated(digest) {
+            // The error concerns only one copy.
+            outcome = CallOutcome::Unknown;
         }
         trace.line(format_args!("done client-{client} {op} {subject} {digest:016x}: {}", words(&outcome)));
-        if let Some(place) = place {
-            self.recorder.returned(&subject, place, outcome);
+        if let Some(index) = index {
+            self.recorder.returned(&subject, index, outcome);
         }
         answer
     }
@@ -426,13 +434,13 @@ impl Bus for Line {
     }
 }
 
-/// Writes down the events that `subscription` brings, until it ends.
+/// Records the events of `subscription` until it ends.
 pub async fn listen(recorder: Recorder, mut subscription: Subscription) {
     let prefix = Prefix::default();
     while let Some(delivery) = subscription.next().await {
         let subject = prefix.parse_events(delivery.route.as_str());
         if let (Ok(subject), Ok(event)) = (subject, decode::<Event>(&delivery.payload)) {
-            recorder.heard(subject, event);
+            recorder.received(subject, event);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One run: a world, its end, and what is to be said of it.
+//! One run: a world, its end, and the report.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,96 +12,98 @@ use dormouse_runtime::Stop;
 use crate::bug::Bug;
 use crate::disk;
 use crate::nemesis::Nemesis;
-use crate::setting::{Profile, Setting};
+use crate::run_config::{Profile, RunConfig};
 use crate::trace::Digest;
-use crate::workload::last_look;
+use crate::workload::final_check;
 use crate::world::World;
 
-/// How long a subject may take to be served again once everything is well.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// The time within which a subject must be served again after the end of the faults.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How long it takes until what was sent before everything was well has arrived, or never will.
-const ECHO: Duration = Duration::from_secs(11);
+/// The time within which every message from before the end of the faults arrives or is lost.
+const SETTLE_TIME: Duration = Duration::from_secs(11);
 
-/// How often it is looked whether feeds have come far enough.
-const GLANCE: Duration = Duration::from_millis(100);
+/// The interval of the checks of the feeds' positions.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// Panics in this thread.
+    /// The panics in this thread.
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What is to be said of a run.
+/// The report of a run.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// Its seed.
     pub seed: u64,
     /// Its profile.
     pub profile: Profile,
-    /// What should not be so, each with the history that shows it.
+    /// The violations, each with the history that shows it.
     pub violations: Vec<String>,
-    /// What its trace comes to.
+    /// The digest of its trace.
     pub digest: Digest,
-    /// The trace itself, where it was to be kept.
+    /// The trace itself, if it was kept.
     pub text: String,
-    /// How often what happened.
+    /// The number of events by name.
     pub counts: BTreeMap<String, u64>,
 }
 
-/// Runs the world of a seed from beginning to end, with a bug in its servers or clients where there is to be one. The same seed gives
-/// the same report.
+/// Runs the world of a seed from start to end, with a bug in its servers or clients if `bug` names one. The same seed
+/// gives the same report.
 ///
 /// # Panics
-/// When there is no room for the disks.
+/// If the folder for the disks cannot be created.
 #[must_use]
 pub fn run(seed: u64, profile: Profile, bug: Option<Bug>, keep_text: bool) -> Report {
-    run_in(seed, Setting::draw(seed, profile), bug, keep_text)
+    run_in(seed, RunConfig::draw(seed, profile), bug, keep_text)
 }
 
-/// As [`run`], in a world that is set up in another way than the seed says.
+/// Does the same as [`run`], in a world with the given configuration.
 ///
 /// # Panics
-/// When there is no room for the disks.
+/// If the folder for the disks cannot be created.
 #[must_use]
-pub fn run_in(seed: u64, setting: Setting, bug: Option<Bug>, keep_text: bool) -> Report {
-    note_panics();
-    Bug::break_on_this_thread(bug);
+pub fn run_in(seed: u64, config: RunConfig, bug: Option<Bug>, keep_text: bool) -> Report {
+    record_panics();
+    Bug::inject_on_this_thread(bug);
     PANICS.take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime on this thread");
-    let room = disk::room().expect("room for the disks");
-    let mut report = runtime.block_on(live(seed, setting, room.path(), keep_text));
+    let folder = disk::temp_folder().expect("a folder for the disks");
+    let mut report = runtime.block_on(run_world(seed, config, folder.path(), keep_text));
     drop(runtime);
-    report.violations.extend(PANICS.take().into_iter().map(|panic| format!("a panic: {panic}")));
+    report.violations.extend(PANICS.take().into_iter().map(|panic| format!("panic: {panic}")));
     report
 }
 
-async fn live(seed: u64, setting: Setting, room: &std::path::Path, keep_text: bool) -> Report {
-    let (profile, length) = (setting.profile, setting.length);
-    let world = World::new(seed, setting, room, keep_text);
-    world.trace.line(format_args!("seed {seed} {:?}", world.setting));
+async fn run_world(seed: u64, config: RunConfig, folder: &std::path::Path, keep_text: bool) -> Report {
+    let (profile, length) = (config.profile, config.length);
+    let world = World::new(seed, config, folder, keep_text);
+    world.trace.line(format_args!("seed {seed} {:?}", world.config));
     let stop = Stop::new();
     let enough = Stop::new();
     let nemesis = Nemesis::new(std::sync::Arc::clone(&world), seed, enough.clone());
     world.start(&stop).await;
-    world.tasks.spawn("nemesis", nemesis.rage());
+    world.tasks.spawn("nemesis", nemesis.run());
     tokio::time::sleep(length).await;
-    enough.give();
+    enough.request();
     world.heal();
-    // Clients go on while the fleet recovers.
-    tokio::time::sleep(ECHO).await;
-    stop.give();
+    // The clients continue while the fleet recovers.
+    tokio::time::sleep(SETTLE_TIME).await;
+    stop.request();
     let mut last = world.last().await;
-    let (silent, goals) = last_look(&mut last, &world.trace, PATIENCE).await;
+    let (unserved_subjects, goals) = final_check(&mut last, &world.trace, SERVE_TIMEOUT).await;
     let late = wait_for_feeds(&world, &goals).await;
     world.end();
     let history = world.recorder.history();
     let verdict = check(&history);
     let mut violations: Vec<String> = verdict.violations.iter().map(ToString::to_string).collect();
-    let unserved = silent.iter().map(|subject| format!("{subject} is not served though everything is well"));
+    let unserved = unserved_subjects
+        .iter()
+        .map(|subject| format!("{subject} is not served after the end of the faults"));
     violations.extend(unserved);
     violations.extend(late);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
@@ -114,21 +116,21 @@ async fn live(seed: u64, setting: Setting, room: &std::path::Path, keep_text: bo
     Report { seed, profile, violations, digest, text, counts }
 }
 
-/// Waits until whoever reads feeds has everything. What is wrong if not.
+/// Waits until every reader of feeds has everything. Returns the feeds that have not.
 async fn wait_for_feeds(world: &World, goals: &BTreeMap<Subject, Position>) -> Vec<String> {
     let mut waited = Duration::ZERO;
     loop {
         let behind = world.recorder.feeds_behind(goals);
-        if behind.is_empty() || waited >= PATIENCE {
+        if behind.is_empty() || waited >= SERVE_TIMEOUT {
             return behind;
         }
-        tokio::time::sleep(GLANCE).await;
-        waited += GLANCE;
+        tokio::time::sleep(POLL_INTERVAL).await;
+        waited += POLL_INTERVAL;
     }
 }
 
-/// Panics are kept with the thread in which they were, instead of being printed.
-fn note_panics() {
+/// Records panics for the thread in which they occur, instead of printing them.
+fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();

@@ -8,20 +8,20 @@ use std::time::{Duration, Instant};
 
 use crate::bug::Bug;
 use crate::run::{Report, run};
-use crate::setting::Profile;
+use crate::run_config::Profile;
 
-/// What came of many runs.
+/// The summary of many runs.
 #[derive(Debug, Default)]
-pub struct Harvest {
-    /// How many there were.
+pub struct SoakSummary {
+    /// The number of runs.
     pub runs: u64,
-    /// Those with something that should not be so, by seed.
+    /// The runs with violations, by seed.
     pub failed: BTreeMap<u64, Report>,
-    /// How often what happened in all of them.
+    /// The number of events by name, over all runs.
     pub counts: BTreeMap<String, u64>,
 }
 
-impl Harvest {
+impl SoakSummary {
     fn take(&mut self, report: Report) {
         self.runs += 1;
         for (what, times) in &report.counts {
@@ -33,13 +33,13 @@ impl Harvest {
     }
 }
 
-/// How long a run may take in the real world. It takes a fraction of a second: what takes longer than this never ends.
+/// The limit for a run in real time. A run takes a fraction of a second: a run over this limit never ends.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// Which seed each thread is at, and since when.
+/// The seed of each thread, and its start.
 type Current = Mutex<Option<(u64, Instant)>>;
 
-/// Ends the program, with the seed that did it, when a run does not end.
+/// Ends the program with the seed if a run does not end.
 fn watch(current: &[Current], over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         std::thread::park_timeout(Duration::from_secs(1));
@@ -53,25 +53,28 @@ fn watch(current: &[Current], over: &AtomicBool) {
     }
 }
 
-/// Runs every seed, with a bug where there is to be one, on `threads` threads. `told` hears of each as it ends; when it says no, no more are begun.
+/// Runs every seed on `threads` threads, with a bug if `bug` names one. Calls `on_report` with each report; if it returns
+/// false, no more runs start.
 ///
 /// # Panics
-/// When a run cannot be made at all.
+/// If a run cannot be set up.
 pub fn soak(
     seeds: Range<u64>,
     profile: Profile,
     bug: Option<Bug>,
     threads: usize,
-    told: impl Fn(&Report) -> bool + Sync,
-) -> Harvest {
-    let (next, harvest) = (AtomicU64::new(seeds.start), Mutex::new(Harvest::default()));
+    on_report: impl Fn(&Report) -> bool + Sync,
+) -> SoakSummary {
+    let (next, summary) = (AtomicU64::new(seeds.start), Mutex::new(SoakSummary::default()));
     let current: Vec<Current> = (0..threads.max(1)).map(|_| Mutex::new(None)).collect();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&current, &over));
         let workers: Vec<_> = current
             .iter()
-            .map(|current| scope.spawn(|| work(&next, seeds.end, (profile, bug), current, &told, &harvest)))
+            .map(|current| {
+                scope.spawn(|| work(&next, seeds.end, (profile, bug), current, &on_report, &summary))
+            })
             .collect();
         let panicked = workers.into_iter().filter_map(|worker| worker.join().err()).next();
         over.store(true, Ordering::Relaxed);
@@ -80,17 +83,17 @@ pub fn soak(
             std::panic::resume_unwind(panic);
         }
     });
-    harvest.into_inner().unwrap_or_else(PoisonError::into_inner)
+    summary.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[expect(clippy::disallowed_methods)] // Beside `main.rs` the one place that looks at the real world's clock.
+#[expect(clippy::disallowed_methods)] // Only this and `main.rs` read the real clock.
 fn work(
     next: &AtomicU64,
     end: u64,
     (profile, bug): (Profile, Option<Bug>),
     current: &Current,
-    told: &(impl Fn(&Report) -> bool + Sync),
-    harvest: &Mutex<Harvest>,
+    on_report: &(impl Fn(&Report) -> bool + Sync),
+    summary: &Mutex<SoakSummary>,
 ) {
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -100,9 +103,9 @@ fn work(
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((seed, Instant::now()));
         let report = run(seed, profile, bug, false);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if !told(&report) {
+        if !on_report(&report) {
             next.store(end, Ordering::Relaxed);
         }
-        harvest.lock().unwrap_or_else(PoisonError::into_inner).take(report);
+        summary.lock().unwrap_or_else(PoisonError::into_inner).take(report);
     }
 }

@@ -1,4 +1,4 @@
-//! What happened, line by line: all that two runs of a seed must have in common.
+//! The events of a run, line by line. Two runs of a seed must have equal traces.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse_runtime::Env;
 
-/// Everything that happens in a run, in order. Cloning shares it.
+/// The events of a run, in order. Cloning shares it.
 #[derive(Clone)]
 pub struct Trace(Arc<Shared>);
 
@@ -19,23 +19,23 @@ struct Shared {
 struct State {
     digest: u64,
     lines: u64,
-    /// Kept only where somebody wants to read it.
+    /// The text, if it is kept.
     text: Option<String>,
     line: String,
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// What is left of a trace.
+/// The digest of a trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Digest {
     /// A checksum over all lines.
     pub digest: u64,
-    /// How many there were.
+    /// The number of lines.
     pub lines: u64,
 }
 
 impl Trace {
-    /// An empty trace. Times are `world`'s.
+    /// Creates an empty trace. Times are `world`'s.
     #[must_use]
     pub fn new(world: Env, keep_text: bool) -> Self {
         let text = keep_text.then(String::new);
@@ -49,7 +49,7 @@ impl Trace {
         Self(Arc::new(Shared { world, state: Mutex::new(state) }))
     }
 
-    /// The time of the world.
+    /// Returns the time of the world.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.0.world.boot()
@@ -61,7 +61,7 @@ impl Trace {
         let mut guard = self.state();
         let state = &mut *guard;
         state.line.clear();
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(state.line, "{:>12.6} {what}", now.as_secs_f64());
         for byte in state.line.bytes() {
             state.digest = (state.digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
@@ -72,30 +72,30 @@ impl Trace {
         }
     }
 
-    /// Counts that something happened.
+    /// Counts an event.
     pub fn count(&self, what: &'static str) {
         self.count_many(what, 1);
     }
 
-    /// Counts that something happened several times.
+    /// Counts an event several times.
     pub fn count_many(&self, what: &'static str, times: u64) {
         *self.state().counts.entry(what).or_default() += times;
     }
 
-    /// What was counted.
+    /// Returns the counts.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.state().counts.clone()
     }
 
-    /// What there is of it so far.
+    /// Returns the digest of the trace so far.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let state = self.state();
         Digest { digest: state.digest, lines: state.lines }
     }
 
-    /// Its lines, where they were kept.
+    /// Returns its lines, if they are kept.
     #[must_use]
     pub fn text(&self) -> String {
         self.state().text.clone().unwrap_or_default()
@@ -106,7 +106,7 @@ impl Trace {
     }
 }
 
-/// A few bytes by which a long payload is told from another.
+/// Hashes a long payload, to identify it in a trace.
 #[must_use]
 pub fn brief(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

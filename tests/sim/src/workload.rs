@@ -1,4 +1,4 @@
-//! What the clients do: every operation, at every level, and requests that were sent before once more.
+//! The calls of the clients: every operation, at every level, and repeats of earlier requests.
 
 mod last;
 
@@ -22,26 +22,26 @@ use dormouse_runtime::{Env, Stop};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::dice::Dice;
-use crate::recorder::{Line, Recorder};
+use crate::recorder::{RecordedConnection, Recorder};
+use crate::rng::SeededRng;
 
-pub use last::last_look;
+pub use last::final_check;
 
-/// What a call may take.
+/// The deadline of a call.
 const DEADLINE: Duration = Duration::from_secs(4);
 
-/// What one client is told.
+/// The configuration of one client.
 #[derive(Clone)]
-pub struct Plan {
+pub struct ClientPlan {
     /// Its number.
     pub number: u32,
-    /// The subjects that there are.
+    /// The subjects.
     pub subjects: Vec<Subject>,
-    /// How many keys each has.
+    /// The number of keys per subject.
     pub keys: u64,
-    /// How long it waits between two calls at most, in milliseconds.
+    /// The longest pause between two calls, in milliseconds.
     pub pause_ms: u64,
-    /// Whether subjects have other levels than `bucket`, and other limits than none.
+    /// Whether subjects have levels other than `bucket`, and limits.
     pub configures: bool,
     /// Whether it deletes.
     pub deletes: bool,
@@ -51,9 +51,9 @@ pub struct Plan {
     pub large_values: bool,
 }
 
-/// What a client calls.
+/// The kinds of calls.
 #[derive(Clone, Copy)]
-enum Do {
+enum ClientCall {
     Put,
     Publish,
     Create,
@@ -77,140 +77,146 @@ enum Do {
     Again,
 }
 
-const CALLS: [(u64, Do); 21] = [
-    (20, Do::Put),
-    (8, Do::Publish),
-    (4, Do::Create),
-    (6, Do::Update),
-    (5, Do::Batch),
-    (3, Do::Several),
-    (3, Do::Burst),
-    (4, Do::DeleteKey),
-    (2, Do::DeleteSeq),
-    (1, Do::DeleteAll),
-    (2, Do::Configure),
-    (12, Do::Get),
-    (3, Do::GetMany),
-    (2, Do::GetSeq),
-    (4, Do::Page),
-    (2, Do::Pages),
-    (2, Do::Keys),
-    (3, Do::Info),
-    (7, Do::Changes),
-    (2, Do::Flush),
-    (9, Do::Again),
+const CALLS: [(u64, ClientCall); 21] = [
+    (20, ClientCall::Put),
+    (8, ClientCall::Publish),
+    (4, ClientCall::Create),
+    (6, ClientCall::Update),
+    (5, ClientCall::Batch),
+    (3, ClientCall::Several),
+    (3, ClientCall::Burst),
+    (4, ClientCall::DeleteKey),
+    (2, ClientCall::DeleteSeq),
+    (1, ClientCall::DeleteAll),
+    (2, ClientCall::Configure),
+    (12, ClientCall::Get),
+    (3, ClientCall::GetMany),
+    (2, ClientCall::GetSeq),
+    (4, ClientCall::Page),
+    (2, ClientCall::Pages),
+    (2, ClientCall::Keys),
+    (3, ClientCall::Info),
+    (7, ClientCall::Changes),
+    (2, ClientCall::Flush),
+    (9, ClientCall::Again),
 ];
 
-/// One client at work.
+/// A running client.
 pub struct Worker {
-    plan: Plan,
+    plan: ClientPlan,
     client: Client,
-    line: Arc<Line>,
-    dice: Arc<Dice>,
+    line: Arc<RecordedConnection>,
+    rng: Arc<SeededRng>,
     session: SessionId,
     counter: u64,
     values: u64,
-    life: u64,
-    /// The last ids seen, by subject and key.
+    incarnation: u64,
+    /// The last seen ids, by subject and key.
     seen: BTreeMap<(usize, String), MessageId>,
     positions: BTreeMap<usize, Position>,
     seqs: BTreeMap<usize, Seq>,
 }
 
 impl Worker {
-    /// A client with a connection of its own, the `life`-th of this number.
+    /// Connects a client with a connection of its own, the `incarnation`-th of this number.
     ///
     /// # Errors
-    /// When the connection is closed at once.
+    /// If the connection is closed at once.
     pub async fn connect(
-        plan: Plan,
-        life: u64,
+        plan: ClientPlan,
+        incarnation: u64,
         broker: &MemoryBroker,
         recorder: &Recorder,
         env: &Env,
-        dice: Arc<Dice>,
+        rng: Arc<SeededRng>,
     ) -> Result<Self, dormouse_client::Error> {
         let name = format!("client-{}", plan.number);
         let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named(name)));
-        let line = Arc::new(Line::new(bus, recorder.clone(), plan.number));
-        let bus: Arc<dyn Bus> = Arc::<Line>::clone(&line);
+        let line = Arc::new(RecordedConnection::new(bus, recorder.clone(), plan.number));
+        let bus: Arc<dyn Bus> = Arc::<RecordedConnection>::clone(&line);
         let client = Client::builder().env(env.clone()).deadline(DEADLINE).over(bus).await?;
         Ok(Self {
             session: SessionId::new(env.ulid()),
             plan,
             client,
             line,
-            dice,
+            rng,
             counter: 0,
             values: 0,
-            life,
+            incarnation,
             seen: BTreeMap::new(),
             positions: BTreeMap::new(),
             seqs: BTreeMap::new(),
         })
     }
 
-    /// Calls until `stop` is given.
+    /// Makes calls until `stop` is requested.
     pub async fn work(mut self, stop: Stop) {
-        while !stop.is_given() {
+        while !stop.is_requested() {
             self.call().await;
-            // Often none at all: then calls meet.
-            if self.dice.chance(700) {
-                tokio::time::sleep(self.dice.millis(0..self.plan.pause_ms)).await;
+            // The pause is often zero, so that calls overlap.
+            if self.rng.chance(700) {
+                tokio::time::sleep(self.rng.millis(0..self.plan.pause_ms)).await;
             }
         }
     }
 
     async fn call(&mut self) {
-        let at = usize::try_from(self.dice.below(self.plan.subjects.len() as u64)).unwrap_or(0);
-        let what = self.dice.weighted(&CALLS);
+        let at = usize::try_from(self.rng.below(self.plan.subjects.len() as u64)).unwrap_or(0);
+        let what = self.rng.weighted(&CALLS);
         match what {
-            Do::Put => self.put(at).await,
-            Do::Publish => self.publish(at).await,
-            Do::Create | Do::Update => self.expecting(at, matches!(what, Do::Create)).await,
-            Do::Batch | Do::Several => self.batch(at, matches!(what, Do::Batch)).await,
-            Do::Burst => self.burst(at).await,
-            Do::DeleteSeq | Do::DeleteAll if self.plan.destroys && self.dice.chance(300) => {
+            ClientCall::Put => self.put(at).await,
+            ClientCall::Publish => self.publish(at).await,
+            ClientCall::Create | ClientCall::Update => {
+                self.expecting(at, matches!(what, ClientCall::Create)).await;
+            }
+            ClientCall::Batch | ClientCall::Several => {
+                self.batch(at, matches!(what, ClientCall::Batch)).await;
+            }
+            ClientCall::Burst => self.burst(at).await,
+            ClientCall::DeleteSeq | ClientCall::DeleteAll if self.plan.destroys && self.rng.chance(300) => {
                 drop(self.kv(at).destroy().await);
             }
-            Do::DeleteKey | Do::DeleteSeq | Do::DeleteAll if !self.plan.deletes => self.put(at).await,
-            Do::DeleteKey => self.delete_key(at).await,
-            Do::DeleteSeq => self.delete_seqs(at).await,
-            Do::DeleteAll => self.delete_all(at).await,
-            Do::Configure => self.configure(at).await,
-            Do::Get | Do::GetMany | Do::GetSeq => self.read(at, what).await,
-            Do::Page => self.page(at).await,
-            Do::Pages => drop(self.stream(at).get_all(..).all().await),
-            Do::Keys => drop(self.kv(at).keys("").all().await),
-            Do::Info => drop(self.kv(at).info().await),
-            Do::Changes => self.changes(at).await,
-            Do::Flush => drop(self.kv(at).flush().await),
-            Do::Again => self.again().await,
+            ClientCall::DeleteKey | ClientCall::DeleteSeq | ClientCall::DeleteAll if !self.plan.deletes => {
+                self.put(at).await;
+            }
+            ClientCall::DeleteKey => self.delete_key(at).await,
+            ClientCall::DeleteSeq => self.delete_seqs(at).await,
+            ClientCall::DeleteAll => self.delete_all(at).await,
+            ClientCall::Configure => self.configure(at).await,
+            ClientCall::Get | ClientCall::GetMany | ClientCall::GetSeq => self.read(at, what).await,
+            ClientCall::Page => self.page(at).await,
+            ClientCall::Pages => drop(self.stream(at).get_all(..).all().await),
+            ClientCall::Keys => drop(self.kv(at).keys("").all().await),
+            ClientCall::Info => drop(self.kv(at).info().await),
+            ClientCall::Changes => self.changes(at).await,
+            ClientCall::Flush => drop(self.kv(at).flush().await),
+            ClientCall::Again => self.again().await,
         }
     }
 
     fn kv(&self, at: usize) -> Kv {
-        self.client.kv(self.plan.subjects[at].as_str()).expect("a subject's name is one")
+        self.client.kv(self.plan.subjects[at].as_str()).expect("a valid subject name")
     }
 
     fn stream(&self, at: usize) -> Stream {
-        self.client.stream(self.plan.subjects[at].as_str()).expect("a subject's name is one")
+        self.client.stream(self.plan.subjects[at].as_str()).expect("a valid subject name")
     }
 
     fn key(&self) -> String {
-        format!("k{}", self.dice.below(self.plan.keys))
+        format!("k{}", self.rng.below(self.plan.keys))
     }
 
     fn level(&self) -> Option<Level> {
-        self.dice.chance(250).then(|| *self.dice.pick(&Level::ALL))
+        self.rng.chance(250).then(|| *self.rng.pick(&Level::ALL))
     }
 
-    /// A value that was never sent before.
+    /// Returns a value that was never sent before.
     fn value(&mut self) -> Bytes {
         self.values += 1;
-        let name = format!("@{}-{}-{};", self.plan.number, self.life, self.values);
+        let name = format!("@{}-{}-{};", self.plan.number, self.incarnation, self.values);
         let large = if self.plan.large_values { 15 } else { 0 };
-        let size = self.dice.weighted(&[(700, 0), (200, 2_000), (100 - large, 12_000), (large, 270_000)]);
+        let size = self.rng.weighted(&[(700, 0), (200, 2_000), (100 - large, 12_000), (large, 270_000)]);
         let mut value = name.into_bytes();
         value.resize(value.len().max(size), b'.');
         value.into()
@@ -221,7 +227,7 @@ impl Worker {
         RequestId { session: self.session, counter: self.counter }
     }
 
-    fn learn(&mut self, at: usize, key: Option<&str>, result: &SetResult) {
+    fn remember(&mut self, at: usize, key: Option<&str>, result: &SetResult) {
         if let Some(key) = key {
             self.seen.insert((at, key.to_owned()), result.id());
         }
@@ -235,11 +241,11 @@ impl Worker {
             kv = kv.with_level(level);
         }
         let mut message = NewMessage::new(value);
-        if self.plan.deletes && self.dice.chance(100) {
-            message = message.ttl(self.dice.millis(200..20_000));
+        if self.plan.deletes && self.rng.chance(100) {
+            message = message.ttl(self.rng.millis(200..20_000));
         }
         if let Ok(result) = kv.put_with(key.clone(), message).await {
-            self.learn(at, Some(&key), &result);
+            self.remember(at, Some(&key), &result);
         }
     }
 
@@ -250,7 +256,7 @@ impl Worker {
             stream = stream.with_level(level);
         }
         if let Ok(result) = stream.publish_with(NewMessage::new(value).header("h", "v")).await {
-            self.learn(at, None, &result);
+            self.remember(at, None, &result);
         }
     }
 
@@ -262,7 +268,7 @@ impl Worker {
             _ => self.kv(at).create(key.clone(), value).await,
         };
         match result {
-            Ok(result) => self.learn(at, Some(&key), &result),
+            Ok(result) => self.remember(at, Some(&key), &result),
             Err(
                 dormouse_client::Error::WrongLast { actual } | dormouse_client::Error::KeyExists { actual },
             ) => {
@@ -275,14 +281,14 @@ impl Worker {
         }
     }
 
-    /// Several sets in a request, atomic or each on its own.
+    /// Sends several sets in a request, atomic or each on its own.
     async fn batch(&mut self, at: usize, atomic: bool) {
         let mut keys: Vec<String> = Vec::new();
-        let sets = (0..self.dice.within(2..5)).map(|_| {
-            let key = Some(self.key()).filter(|key| !keys.contains(key) && self.dice.chance(800));
+        let sets = (0..self.rng.within(2..5)).map(|_| {
+            let key = Some(self.key()).filter(|key| !keys.contains(key) && self.rng.chance(800));
             keys.extend(key.clone());
             let known = key.as_ref().and_then(|key| self.seen.get(&(at, key.clone())).copied());
-            let expect = (key.is_some() && self.dice.chance(300)).then_some(Expect::Key(known));
+            let expect = (key.is_some() && self.rng.chance(300)).then_some(Expect::Key(known));
             SetItem { key, value: Some(self.value()), expect, ..SetItem::default() }
         });
         let sets: Vec<SetItem> = sets.collect();
@@ -297,7 +303,7 @@ impl Worker {
         if let Some(reply) = self.ask::<SetReply>(at, Op::Set, &request).await {
             for (key, outcome) in keys.iter().zip(&reply.results) {
                 match outcome {
-                    SetOutcome::Ok(result) => self.learn(at, key.as_deref(), result),
+                    SetOutcome::Ok(result) => self.remember(at, key.as_deref(), result),
                     SetOutcome::Error(error) => {
                         if let (Some(key), Some(actual)) = (key, error.actual) {
                             self.seen.insert((at, key.clone()), actual);
@@ -308,27 +314,27 @@ impl Worker {
         }
     }
 
-    /// Sets one after another without waiting for any, with and without keys: the client may put them together.
+    /// Sends sets one after another without waiting, with and without keys: the client may batch them.
     async fn burst(&mut self, at: usize) {
         let (mut kv, mut stream) = (self.kv(at), self.stream(at));
         if let Some(level) = self.level() {
             (kv, stream) = (kv.with_level(level), stream.with_level(level));
         }
-        let sets = (0..self.dice.within(2..30)).map(|_| {
-            let key = Some(self.key()).filter(|_| self.dice.chance(700));
+        let sets = (0..self.rng.within(2..30)).map(|_| {
+            let key = Some(self.key()).filter(|_| self.rng.chance(700));
             let value = self.value();
             match key.clone() {
                 Some(name) => (key, kv.put(name, value)),
                 None => (key, stream.publish(value)),
             }
         });
-        // All are asked for before the first is waited for.
+        // All are sent before the first reply is awaited.
         let sets: Vec<_> = sets.collect();
         let mut written = Vec::new();
         for (key, set) in sets {
             let result = set.await.ok();
             if let Some(result) = &result {
-                self.learn(at, key.as_deref(), result);
+                self.remember(at, key.as_deref(), result);
             }
             written.push(result.map(|result| Position { term: result.term, rev: result.rev }));
         }
@@ -339,7 +345,7 @@ impl Worker {
         let key = self.key();
         let known = self.seen.remove(&(at, key.clone()));
         match known {
-            Some(known) if self.dice.chance(300) => {
+            Some(known) if self.rng.chance(300) => {
                 drop(self.kv(at).delete_expect_revision(key, known).await);
             }
             _ => drop(self.kv(at).delete(key).await),
@@ -348,7 +354,7 @@ impl Worker {
 
     async fn delete_seqs(&mut self, at: usize) {
         let last = self.seqs.get(&at).map_or(1, |seq| seq.get());
-        let seq = Seq::new(last.saturating_sub(self.dice.below(6)).max(1));
+        let seq = Seq::new(last.saturating_sub(self.rng.below(6)).max(1));
         let request = DeleteRequest {
             request: Some(self.request()),
             level: self.level(),
@@ -360,9 +366,9 @@ impl Worker {
 
     async fn delete_all(&mut self, at: usize) {
         let last = self.seqs.get(&at).map_or(1, |seq| seq.get());
-        let (end_seq, keep_last) = match self.dice.below(3) {
-            0 => (None, Some(self.dice.below(5))),
-            1 => (Some(Seq::new(last.saturating_sub(self.dice.below(10)))), None),
+        let (end_seq, keep_last) = match self.rng.below(3) {
+            0 => (None, Some(self.rng.below(5))),
+            1 => (Some(Seq::new(last.saturating_sub(self.rng.below(10)))), None),
             _ => (None, None),
         };
         let request = DeleteAllRequest {
@@ -379,26 +385,26 @@ impl Worker {
         if !self.plan.configures {
             return self.put(at).await;
         }
-        let level = self.dice.chance(800).then(|| *self.dice.pick(&Level::ALL));
+        let level = self.rng.chance(800).then(|| *self.rng.pick(&Level::ALL));
         let mut config = SubjectConfig { level, ..SubjectConfig::default() };
-        if self.plan.deletes && self.dice.chance(400) {
-            config.max_msgs = self.dice.chance(600).then(|| self.dice.within(2..12));
-            config.max_bytes = self.dice.chance(300).then(|| self.dice.within(4_000..40_000));
-            config.max_age_ms = self.dice.chance(300).then(|| self.dice.within(500..60_000));
-            config.discard = self.dice.chance(400).then_some(Discard::New);
+        if self.plan.deletes && self.rng.chance(400) {
+            config.max_msgs = self.rng.chance(600).then(|| self.rng.within(2..12));
+            config.max_bytes = self.rng.chance(300).then(|| self.rng.within(4_000..40_000));
+            config.max_age_ms = self.rng.chance(300).then(|| self.rng.within(500..60_000));
+            config.discard = self.rng.chance(400).then_some(Discard::New);
         }
         let _ = self.kv(at).configure(config).await;
     }
 
-    async fn read(&mut self, at: usize, what: Do) {
+    async fn read(&mut self, at: usize, what: ClientCall) {
         match what {
-            Do::GetMany => {
+            ClientCall::GetMany => {
                 let keys: Vec<String> = (0..3).map(|_| self.key()).collect();
                 let _ = self.kv(at).get_many(keys).await;
             }
-            Do::GetSeq => {
+            ClientCall::GetSeq => {
                 let last = self.seqs.get(&at).map_or(1, |seq| seq.get());
-                let seq = Seq::new(last.saturating_sub(self.dice.below(6)).max(1));
+                let seq = Seq::new(last.saturating_sub(self.rng.below(6)).max(1));
                 let _ = self.stream(at).get(seq).await;
             }
             _ => {
@@ -415,11 +421,11 @@ impl Worker {
 
     async fn page(&mut self, at: usize) {
         let request = GetAllRequest {
-            start_seq: self.dice.chance(300).then(|| Seq::new(self.dice.below(20))),
-            end_seq: self.dice.chance(300).then(|| Seq::new(self.dice.below(60))),
-            key_prefix: self.dice.chance(300).then(|| "k".to_owned()),
-            reverse: self.dice.chance(300),
-            limit: self.dice.chance(500).then(|| self.dice.within(1..10)),
+            start_seq: self.rng.chance(300).then(|| Seq::new(self.rng.below(20))),
+            end_seq: self.rng.chance(300).then(|| Seq::new(self.rng.below(60))),
+            key_prefix: self.rng.chance(300).then(|| "k".to_owned()),
+            reverse: self.rng.chance(300),
+            limit: self.rng.chance(500).then(|| self.rng.within(1..10)),
             ..GetAllRequest::default()
         };
         let _: Option<dormouse_protocol::data::GetAllReply> = self.ask(at, Op::GetAll, &request).await;
@@ -427,7 +433,7 @@ impl Worker {
 
     async fn changes(&mut self, at: usize) {
         let after = self.positions.get(&at).copied().unwrap_or_default();
-        let limit = self.dice.chance(300).then(|| self.dice.within(1..5));
+        let limit = self.rng.chance(300).then(|| self.rng.within(1..5));
         let request = ChangesRequest { after, limit, ..ChangesRequest::default() };
         if let Some(reply) = self.ask::<ChangesReply>(at, Op::Changes, &request).await {
             let next = if reply.resync { Position::default() } else { reply.position };
@@ -435,14 +441,14 @@ impl Worker {
         }
     }
 
-    /// A request that was sent before, byte for byte: to whoever serves the subject now.
+    /// Repeats an earlier request, byte for byte, to the current server of the subject.
     async fn again(&mut self) {
         let sent = self.line.sent();
         if sent.is_empty() {
             return;
         }
-        let recent = self.dice.chance(700);
-        let back = self.dice.below(if recent { 3 } else { sent.len() as u64 });
+        let recent = self.rng.chance(700);
+        let back = self.rng.below(if recent { 3 } else { sent.len() as u64 });
         let place = (sent.len() - 1).saturating_sub(usize::try_from(back).unwrap_or(0));
         let one = sent[place].clone();
         let _ = self.send(&one.subject, one.op, one.payload).await;
@@ -454,7 +460,7 @@ impl Worker {
         decode(&reply).ok()
     }
 
-    /// Sends a request to whoever serves the subject, as the coordinator says, and follows the subject a few times.
+    /// Sends a request to the server of the subject that the coordinator names, and follows redirects a few times.
     async fn send(&self, subject: &Subject, op: Op, payload: Bytes) -> Option<Bytes> {
         for _ in 0..3 {
             let server = self.client.locate(subject).await.ok()?;
@@ -463,7 +469,7 @@ impl Worker {
             match service_error(&reply) {
                 None => return Some(reply.payload),
                 Some(error) if error.code == ErrorCode::NotOwner || error.code == ErrorCode::Unavailable => {
-                    tokio::time::sleep(self.dice.millis(10..200)).await;
+                    tokio::time::sleep(self.rng.millis(10..200)).await;
                 }
                 Some(_) => return None,
             }

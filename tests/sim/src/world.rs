@@ -1,4 +1,4 @@
-//! The whole fleet in one process: coordinators, servers, clients, and what lies between them.
+//! The whole fleet in one process: coordinators, servers, clients, and their network and bucket.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, SubscribeOptions};
-use dormouse_checker::{Assumptions, HarmKind, Rules};
+use dormouse_checker::{Assumptions, Rules, ServerFaultKind};
 use dormouse_client::Client;
 use dormouse_protocol::{LogId, RoutePattern, ServerName, Slot, Subject};
 use dormouse_runtime::{Env, Process, SeededEntropy, Stop, Tasks, VirtualClock};
@@ -19,83 +19,83 @@ use dormouse_storage::bucket::{Bucket, ObjectStoreBucket};
 use dormouse_storage::manifest::Manifest;
 use tokio::sync::mpsc;
 
-use crate::bucket::{Store, Witness};
+use crate::bucket::{Store, StoreObserver};
 use crate::clock::MachineClock;
-use crate::dice::Dice;
+use crate::coordinator_host::CoordinatorHost;
 use crate::machine::{Exit, Machine, Parts};
-use crate::network::Net;
-use crate::office::Office;
+use crate::network::FaultyNetwork;
 use crate::readers::read;
 use crate::recorder::{Recorder, listen};
-use crate::setting::{Profile, Setting};
+use crate::rng::SeededRng;
+use crate::run_config::{Profile, RunConfig};
 use crate::trace::Trace;
-use crate::workload::{Plan, Worker};
+use crate::workload::{ClientPlan, Worker};
 
-/// The time at which every world begins: some day, and the same in every run.
+/// The wall time at the start of every world: an arbitrary day, the same in every run.
 const BEGINNING: Duration = Duration::from_secs(1_790_000_000);
 
-/// How many clients there are that ask and write.
+/// The number of clients that read and write.
 const CLIENTS: u32 = 4;
 
-/// How many there are beside them that read feeds.
+/// The number of further clients that read feeds.
 const READERS: u32 = 2;
 
-/// How long a server may need to come to terms with a blow.
+/// The time that a server may need to recover from a fault.
 const RECOVERY: Duration = Duration::from_secs(20);
 
-/// The number of the client that looks last.
+/// The number of the client for the final check.
 pub const LAST: u32 = 9;
 
 /// A world.
 pub struct World {
-    /// What was drawn for it.
-    pub setting: Setting,
-    /// What happens.
+    /// Its configuration.
+    pub config: RunConfig,
+    /// Its trace.
     pub trace: Trace,
-    /// What is asked and answered.
+    /// The recorder of requests and replies.
     pub recorder: Recorder,
-    /// Its own time and chance.
+    /// Its own time and random numbers.
     pub env: Env,
-    /// What is done beside everything simulated.
+    /// The tasks outside the simulated processes.
     pub tasks: Tasks,
-    /// Between the connections.
-    pub net: Net,
-    /// Everybody's messaging system.
+    /// The network between the connections.
+    pub net: FaultyNetwork,
+    /// The shared messaging system.
     pub broker: MemoryBroker,
-    /// The way to the bucket that is nobody's.
+    /// The path to the bucket of the world itself.
     pub bucket: FaultyBucket,
     /// The servers' machines.
     pub machines: Vec<Arc<Machine>>,
     /// The coordinators' machines.
-    pub offices: Vec<Arc<Office>>,
+    pub coordinators: Vec<Arc<CoordinatorHost>>,
     /// The clients' processes.
     pub clients: Vec<Arc<Caller>>,
-    /// Whoever gives orders to the coordinator.
+    /// The client of the operator.
     operator: OnceLock<Client>,
-    /// Nothing goes wrong any more.
+    /// Whether faults have ended.
     pub healed: AtomicBool,
-    /// Since when each server has not been well, and when something last befell it.
-    unwell: Mutex<BTreeMap<ServerName, (Duration, Duration)>>,
+    /// Per server: the start of its current series of faults, and the time of the last one.
+    fault_series: Mutex<BTreeMap<ServerName, (Duration, Duration)>>,
     seed: u64,
 }
 
 /// A client's machine.
 pub struct Caller {
-    plan: Plan,
-    dice: Arc<Dice>,
+    plan: ClientPlan,
+    rng: Arc<SeededRng>,
     seed: u64,
     state: Mutex<(Option<Process>, u64)>,
 }
 
-/// Notes what happens at the store.
-struct Noting {
+/// Records the effects at the store.
+struct StoreRecorder {
     recorder: Recorder,
     trace: Trace,
 }
 
-impl Witness for Noting {
+impl StoreObserver for StoreRecorder {
     fn sealed(&self, log: &LogId, _slot: Slot, by: &str) {
-        // A process that has its predecessor's disk ends its log without a loss.
+        // A process with its predecessor's disk ends that log without a loss.
         if log.server().as_str() != by {
             self.trace.count("log sealed by another server");
             self.recorder.taken_over(log);
@@ -108,56 +108,56 @@ impl Witness for Noting {
 }
 
 impl World {
-    /// A world in which nothing runs yet. `room` is where disks are.
+    /// Creates a world in which nothing runs yet. `folder` is the parent folder of the disks.
     ///
     /// # Panics
     /// Outside a tokio runtime whose clock is paused.
     #[must_use]
-    pub fn new(seed: u64, setting: Setting, room: &Path, keep_text: bool) -> Arc<Self> {
+    pub fn new(seed: u64, config: RunConfig, folder: &Path, keep_text: bool) -> Arc<Self> {
         let clock = VirtualClock::starting_at(BEGINNING);
-        let entropy = SeededEntropy::new(Dice::of(seed, "world").draw());
+        let entropy = SeededEntropy::new(SeededRng::of(seed, "world").draw());
         let env = Env::simulated(Arc::new(clock), Arc::new(entropy));
         let trace = Trace::new(env.clone(), keep_text);
-        let holds = setting.profile.assumptions_hold();
+        let holds = config.profile.assumptions_hold();
         let rules = Rules {
-            default_level: setting.level,
-            unshipped: setting.log.max_unshipped_age + setting.log.ship_interval + Duration::from_secs(2),
-            unsynced: setting.log.sync_interval + Duration::from_millis(500),
+            default_level: config.level,
+            unshipped: config.log.max_unshipped_age + config.log.ship_interval + Duration::from_secs(2),
+            unsynced: config.log.sync_interval + Duration::from_millis(500),
             assumptions: if holds { Assumptions::Hold } else { Assumptions::Broken },
         };
         let tasks = Tasks::new();
-        let net = Net::new(seed, trace.clone());
+        let net = FaultyNetwork::new(seed, trace.clone());
         let recorder = Recorder::new(trace.clone(), net.clone(), rules);
-        let broker = MemoryBroker::over(Arc::new(net.clone()), env.clone(), &tasks);
-        let witness = Arc::new(Noting { recorder: recorder.clone(), trace: trace.clone() });
+        let broker = MemoryBroker::with_network(Arc::new(net.clone()), env.clone(), &tasks);
+        let observer = Arc::new(StoreRecorder { recorder: recorder.clone(), trace: trace.clone() });
         let memory: Arc<dyn Bucket> = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
-        let store = Arc::new(Store::new(memory, trace.clone(), witness));
-        let dice = Dice::of(seed, "machines");
+        let store = Arc::new(Store::new(memory, trace.clone(), observer));
+        let rng = SeededRng::of(seed, "machines");
         let bucket =
-            FaultyBucket::new(Arc::<Store>::clone(&store), dice.draw(), FaultPlan::calm(), env.clone());
+            FaultyBucket::new(Arc::<Store>::clone(&store), rng.draw(), FaultPlan::none(), env.clone());
         let machine_clock = || {
-            let rate = if holds { dice.within(720..1_280) } else { 1_000 };
-            let rate = if dice.chance(500) { 1_000 } else { rate };
-            MachineClock::new(env.clone(), dice.millis(1_000..10_000_000), rate)
+            let rate = if holds { rng.within(720..1_280) } else { 1_000 };
+            let rate = if rng.chance(500) { 1_000 } else { rate };
+            MachineClock::new(env.clone(), rng.millis(1_000..10_000_000), rate)
         };
         let (exits, exited) = mpsc::unbounded_channel();
         let machine = |number: u64| {
             let name = ServerName::new(&format!("persist-{number}")).expect("a name");
             let settings = EngineSettings {
-                level: setting.level,
-                log: setting.log.clone(),
-                idle_close: setting.idle_close,
-                max_open_subjects: setting.max_open,
-                flush_patience: Duration::from_secs(3),
+                level: config.level,
+                log: config.log.clone(),
+                idle_close: config.idle_close,
+                max_open_subjects: config.max_open,
+                flush_timeout: Duration::from_secs(3),
                 ..EngineSettings::new(PathBuf::new(), name.clone())
             };
             Arc::new(Machine::new(Parts {
                 name,
                 clock: machine_clock(),
-                bucket: bucket.another(dice.draw(), setting.bucket.clone()),
+                bucket: bucket.another_client(rng.draw(), config.bucket.clone()),
                 store: Arc::clone(&store),
-                sharp: setting.sharp,
-                room: room.to_owned(),
+                create_faults: config.create_faults,
+                parent: folder.to_owned(),
                 settings,
                 broker: broker.clone(),
                 trace: trace.clone(),
@@ -167,23 +167,23 @@ impl World {
             }))
         };
         let machines: Vec<_> = (1..=3).map(machine).collect();
-        let (office_exits, office_exited) = mpsc::unbounded_channel();
-        let office = |name: &&str| {
-            let (ttl, broker, trace) = (setting.lease_ttl, broker.clone(), trace.clone());
-            let exits = office_exits.clone();
-            Arc::new(Office::new(name, machine_clock(), ttl, broker, trace, seed, exits))
+        let (coordinator_exits, coordinator_exited) = mpsc::unbounded_channel();
+        let coordinator = |name: &&str| {
+            let (ttl, broker, trace) = (config.lease_ttl, broker.clone(), trace.clone());
+            let exits = coordinator_exits.clone();
+            Arc::new(CoordinatorHost::new(name, machine_clock(), ttl, broker, trace, seed, exits))
         };
-        let names: &[&str] = match setting.profile {
+        let names: &[&str] = match config.profile {
             Profile::TwoCoordinators => &["coordinator", "coordinator-2"],
             _ => &["coordinator"],
         };
-        let offices: Vec<_> = names.iter().map(office).collect();
-        let caller = |number| Arc::new(Caller::new(seed, plan(&setting, number)));
+        let coordinators: Vec<_> = names.iter().map(coordinator).collect();
+        let caller = |number| Arc::new(Caller::new(seed, plan(&config, number)));
         let clients = (1..=CLIENTS + READERS).map(caller).collect();
-        net.set_weather(setting.weather);
-        net.set_events_weather(setting.events);
+        net.set_faults(config.network);
+        net.set_event_faults(config.events);
         let world = Arc::new(Self {
-            setting,
+            config,
             trace,
             recorder,
             env,
@@ -192,21 +192,21 @@ impl World {
             broker,
             bucket,
             machines,
-            offices,
+            coordinators,
             clients,
             operator: OnceLock::new(),
             healed: AtomicBool::new(false),
-            unwell: Mutex::default(),
+            fault_series: Mutex::default(),
             seed,
         });
-        world.tasks.spawn("supervisor", supervise(Arc::clone(&world), exited, office_exited));
+        world.tasks.spawn("supervisor", supervise(Arc::clone(&world), exited, coordinator_exited));
         world
     }
 
-    /// Starts everything, and the clients' work until `stop` is given.
+    /// Starts everything, and the clients' work until `stop` is requested.
     pub async fn start(self: &Arc<Self>, stop: &Stop) {
-        for office in &self.offices {
-            office.start();
+        for coordinator in &self.coordinators {
+            coordinator.start();
         }
         for machine in &self.machines {
             machine.start();
@@ -214,7 +214,7 @@ impl World {
         let listener = self.broker.connect(MemoryOptions::named("listener"));
         let options = SubscribeOptions::default();
         let pattern = RoutePattern::new("persist.events.>");
-        let subscription = listener.subscribe(pattern, options).await.expect("everything may be listened to");
+        let subscription = listener.subscribe(pattern, options).await.expect("the subscription is allowed");
         let recorder = self.recorder.clone();
         self.tasks.spawn("listener", async move {
             let _listener = listener;
@@ -222,20 +222,20 @@ impl World {
         });
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named("operator")));
         let operator = Client::builder().env(self.env.clone()).over(bus).await;
-        // A world is started once.
-        let _ = self.operator.set(operator.expect("nobody has closed the messaging system"));
+        // A world starts once.
+        let _ = self.operator.set(operator.expect("the messaging system is open"));
         for client in &self.clients {
             client.start(self, stop.clone());
         }
     }
 
-    /// The subjects that there are.
+    /// Returns the subjects.
     #[must_use]
     pub fn subjects(&self) -> Vec<Subject> {
-        plan(&self.setting, 0).subjects
+        plan(&self.config, 0).subjects
     }
 
-    /// Has the operator do something beside everything else.
+    /// Runs an operator action in parallel.
     pub fn operate<F>(&self, act: impl FnOnce(Client, Trace) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -245,18 +245,18 @@ impl World {
         }
     }
 
-    /// Whoever looks at everything in the end.
+    /// Returns the client for the final check.
     ///
     /// # Panics
-    /// When the messaging system is closed.
+    /// If the messaging system is closed.
     pub async fn last(&self) -> Worker {
-        let plan = plan(&self.setting, LAST);
-        let dice = Arc::new(Dice::of(self.seed, "last"));
-        let worker = Worker::connect(plan, 1, &self.broker, &self.recorder, &self.env, dice).await;
-        worker.expect("nobody has closed the messaging system")
+        let plan = plan(&self.config, LAST);
+        let rng = Arc::new(SeededRng::of(self.seed, "last"));
+        let worker = Worker::connect(plan, 1, &self.broker, &self.recorder, &self.env, rng).await;
+        worker.expect("the messaging system is open")
     }
 
-    /// Does something after a while.
+    /// Runs an action after a delay.
     pub fn later(self: &Arc<Self>, after: Duration, act: impl FnOnce(&Arc<Self>) + Send + 'static) {
         let world = Arc::clone(self);
         self.tasks.spawn("later", async move {
@@ -265,33 +265,33 @@ impl World {
         });
     }
 
-    /// Everything is well from here on: nothing is cut or lost, and whoever is down or stands still goes on.
+    /// Ends all faults: nothing is cut or lost, and every stopped or paused process runs again.
     pub fn heal(self: &Arc<Self>) {
         self.trace.line(format_args!("heal"));
         self.healed.store(true, Ordering::Relaxed);
         self.net.heal();
         self.broker.reconnect_all();
         for machine in &self.machines {
-            machine.bucket.set_gone(false);
-            machine.sharp.store(0, Ordering::Relaxed);
-            machine.bucket.set_plan(FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::calm() });
-            machine.disk().limit_room(None);
+            machine.bucket.set_unreachable(false);
+            machine.create_faults.store(0, Ordering::Relaxed);
+            machine.bucket.set_plan(FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::none() });
+            machine.disk().limit_free_space(None);
             machine.disk().fail_syncs(0);
             if let Some(process) = machine.process() {
                 process.resume();
             }
             machine.start();
         }
-        for office in &self.offices {
-            if let Some(process) = office.process() {
+        for coordinator in &self.coordinators {
+            if let Some(process) = coordinator.process() {
                 process.resume();
             }
         }
-        for office in self.offices.iter().skip(1) {
-            office.crash(false);
+        for coordinator in self.coordinators.iter().skip(1) {
+            coordinator.crash(false);
         }
-        // One is enough from here on.
-        self.offices[0].start();
+        // From here on, one is enough.
+        self.coordinators[0].start();
         for machine in &self.machines {
             let name = machine.name().clone();
             self.operate(|client, _| async move {
@@ -302,27 +302,31 @@ impl World {
         }
     }
 
-    /// Notes that a server suffers something from now on. What it had accepted before may have waited since an earlier
-    /// blow, where that is not long ago.
-    pub fn harm(&self, machine: &Machine, kind: HarmKind) -> usize {
+    /// Records that a fault of a server starts now. Changes that it accepted earlier may be unsaved since the previous
+    /// fault, if that is recent.
+    pub fn record_fault(&self, machine: &Machine, kind: ServerFaultKind) -> usize {
         let now = self.trace.now();
-        let mut unwell = self.unwell.lock().unwrap_or_else(PoisonError::into_inner);
-        let streak = unwell.entry(machine.name().clone()).or_insert((now, now));
-        if now > streak.1 + RECOVERY {
-            *streak = (now, now);
+        let mut fault_series = self.fault_series.lock().unwrap_or_else(PoisonError::into_inner);
+        let series = fault_series.entry(machine.name().clone()).or_insert((now, now));
+        if now > series.1 + RECOVERY {
+            *series = (now, now);
         }
-        streak.1 = now;
-        let copied = machine.backed_up_at().filter(|_| kind == HarmKind::DiskRestored);
-        self.recorder.harm(machine.name(), kind, copied.map_or(streak.0, |copied| copied.min(streak.0)))
+        series.1 = now;
+        let copied = machine.backed_up_at().filter(|_| kind == ServerFaultKind::DiskRestored);
+        self.recorder.record_fault(
+            machine.name(),
+            kind,
+            copied.map_or(series.0, |copied| copied.min(series.0)),
+        )
     }
 
-    /// Whether nothing goes wrong any more.
+    /// Returns whether the faults have ended.
     #[must_use]
     pub fn is_healed(&self) -> bool {
         self.healed.load(Ordering::Relaxed)
     }
 
-    /// Ends everything there is, so that nothing outlives the run.
+    /// Ends all processes and tasks, so that nothing outlives the run.
     pub fn end(&self) {
         for client in &self.clients {
             client.crash();
@@ -330,61 +334,66 @@ impl World {
         for machine in &self.machines {
             machine.clear();
         }
-        for office in &self.offices {
-            office.clear();
+        for coordinator in &self.coordinators {
+            coordinator.clear();
         }
-        self.tasks.stop().give();
+        self.tasks.stop().request();
     }
 }
 
-fn plan(setting: &Setting, number: u32) -> Plan {
+fn plan(config: &RunConfig, number: u32) -> ClientPlan {
     let subject = |number| Subject::new(&format!("app.s{number}")).expect("a subject");
-    Plan {
+    ClientPlan {
         number,
-        subjects: (1..=setting.subjects).map(subject).collect(),
-        keys: setting.keys,
-        pause_ms: setting.pause_ms,
-        configures: setting.configures,
-        deletes: setting.deletes,
-        destroys: setting.destroys,
-        large_values: setting.large_values,
+        subjects: (1..=config.subjects).map(subject).collect(),
+        keys: config.keys,
+        pause_ms: config.pause_ms,
+        configures: config.configures,
+        deletes: config.deletes,
+        destroys: config.destroys,
+        large_values: config.large_values,
     }
 }
 
 impl Caller {
-    fn new(seed: u64, plan: Plan) -> Self {
-        let dice = Arc::new(Dice::of(seed, &format!("client-{}", plan.number)));
-        Self { plan, dice, seed, state: Mutex::new((None, 0)) }
+    fn new(seed: u64, plan: ClientPlan) -> Self {
+        let rng = Arc::new(SeededRng::of(seed, &format!("client-{}", plan.number)));
+        Self { plan, rng, seed, state: Mutex::new((None, 0)) }
     }
 
     /// Starts the client's process.
     pub fn start(self: &Arc<Self>, world: &World, stop: Stop) {
         let process = Process::new();
-        let life = {
+        let incarnation = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.0 = Some(process.clone());
             state.1 += 1;
             state.1
         };
         let number = self.plan.number;
-        let seed = Dice::of(self.seed, &format!("entropy of client {number}, life {life}")).draw();
+        let seed =
+            // The label is part of the seed: another text gives every seed another run.
+            SeededRng::of(self.seed, &format!("entropy of client {number}, life {incarnation}"))
+                .draw();
         let clock = MachineClock::new(world.env.clone(), Duration::ZERO, 1_000);
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(seed))).of_process(process);
         let (broker, recorder) = (world.broker.clone(), world.recorder.clone());
-        let (plan, dice) = (self.plan.clone(), Arc::clone(&self.dice));
+        let (plan, rng) = (self.plan.clone(), Arc::clone(&self.rng));
         env.tasks().spawn("client", {
             let env = env.clone();
             async move {
                 if plan.number > CLIENTS {
-                    let _ = read(plan, broker, recorder, env, dice, stop).await;
-                } else if let Ok(worker) = Worker::connect(plan, life, &broker, &recorder, &env, dice).await {
+                    let _ = read(plan, broker, recorder, env, rng, stop).await;
+                } else if let Ok(worker) =
+                    Worker::connect(plan, incarnation, &broker, &recorder, &env, rng).await
+                {
                     worker.work(stop).await;
                 }
             }
         });
     }
 
-    /// The process is gone.
+    /// Kills the process.
     pub fn crash(&self) {
         let process = self.state.lock().unwrap_or_else(PoisonError::into_inner).0.take();
         if let Some(process) = process {
@@ -392,51 +401,51 @@ impl Caller {
         }
     }
 
-    /// The client's number.
+    /// Returns the client's number.
     #[must_use]
     pub const fn number(&self) -> u32 {
         self.plan.number
     }
 
-    /// The name of its connection.
+    /// Returns the name of its connection.
     #[must_use]
     pub fn name(&self) -> String {
         format!("client-{}", self.plan.number)
     }
 }
 
-/// Starts again what has ended by itself, as a service manager does.
+/// Restarts processes that have ended by themselves, as a service manager does.
 async fn supervise(
     world: Arc<World>,
     mut servers: mpsc::UnboundedReceiver<(ServerName, Exit)>,
     mut coordinators: mpsc::UnboundedReceiver<String>,
 ) {
-    let dice = Dice::of(world.seed, "supervisor");
+    let rng = SeededRng::of(world.seed, "supervisor");
     loop {
         tokio::select! {
             biased;
-            () = world.tasks.stop().given() => return,
+            () = world.tasks.stop().requested() => return,
             Some((name, exit)) = servers.recv() => {
                 let Some(machine) = world.machines.iter().find(|machine| *machine.name() == name) else { continue };
                 machine.clear();
-                let harm = match exit {
-                    Exit::AsAsked => None,
-                    // What was not synced has gone with the pages that could not be written.
-                    Exit::DataDir => Some(HarmKind::PowerLost),
-                    Exit::Failure | Exit::Refused => Some(HarmKind::Killed),
+                let kind = match exit {
+                    Exit::Clean => None,
+                    // Unsynced data is gone, with the pages that could not be written.
+                    Exit::DataDir => Some(ServerFaultKind::PowerLost),
+                    Exit::Failure | Exit::Refused => Some(ServerFaultKind::Killed),
                 };
-                if let Some(kind) = harm {
-                    let number = world.harm(machine, kind);
-                    world.recorder.harm_over(number);
+                if let Some(kind) = kind {
+                    let number = world.record_fault(machine, kind);
+                    world.recorder.end_fault(number);
                 }
                 let machine = Arc::clone(machine);
-                world.later(dice.millis(100..1_500), move |_| machine.start());
+                world.later(rng.millis(100..1_500), move |_| machine.start());
             }
             Some(name) = coordinators.recv() => {
-                let Some(office) = world.offices.iter().find(|office| office.name() == name) else { continue };
-                office.clear();
-                let office = Arc::clone(office);
-                world.later(dice.millis(100..1_500), move |_| office.start());
+                let Some(coordinator) = world.coordinators.iter().find(|coordinator| coordinator.name() == name) else { continue };
+                coordinator.clear();
+                let coordinator = Arc::clone(coordinator);
+                world.later(rng.millis(100..1_500), move |_| coordinator.start());
             }
         }
     }

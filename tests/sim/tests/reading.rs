@@ -1,5 +1,5 @@
-//! A long reading under concurrent writes: its pages, and then the changes after the position of the first, are the state.
-//! On the real client, coordinator and server, over the messaging system in memory.
+//! A long read under concurrent writes: its pages and the changes after the first page's position give the state. The
+//! test uses the real client, coordinator and server, over the in-memory messaging system.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use dormouse_storage::bucket::ObjectStoreBucket;
 use dormouse_storage::{Engine, EngineSettings};
 use proptest::prelude::*;
 
-/// So little that a reading takes many pages.
+/// So small that a read takes many pages.
 const PAYLOAD: usize = 32 * 1_024;
 const VALUE: usize = 3_000;
 
@@ -44,7 +44,7 @@ fn writes(most: usize) -> impl Strategy<Value = Vec<Write>> {
     proptest::collection::vec(write, 0..most)
 }
 
-/// What is read, and what happens before, and after so many of its messages.
+/// The read, the writes before it, and the writes after a number of its messages.
 #[derive(Debug, Clone)]
 struct Case {
     before: Vec<Write>,
@@ -62,7 +62,7 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
-/// Everything there is in one process.
+/// The fleet in one process.
 struct Fleet {
     client: Client,
     _server: Server,
@@ -156,7 +156,7 @@ impl Copy {
     }
 }
 
-/// Reads as the case says, while others write. Returns what was read.
+/// Reads as the case says, with concurrent writes. Returns the messages.
 async fn read(case: &Case, kv: &Kv, stream: &Stream) -> (Vec<Message>, Pages<Message>) {
     let mut range = SeqRange::all();
     if case.reverse {
@@ -215,7 +215,7 @@ async fn check(case: Case) {
         let keyed = case.prefix.is_none_or(|p| message.key.as_ref().is_some_and(|key| key.starts_with(p)));
         let reached =
             edge.is_some_and(|edge| if case.reverse { message.seq >= edge } else { message.seq <= edge });
-        // What was written since is told, whatever was read.
+        // Later writes are in the changes, whatever the pages contained.
         message.rev > from.rev || (keyed && (complete || reached))
     };
     let mut copy = Copy::default();
@@ -225,18 +225,20 @@ async fn check(case: Case) {
     let state = stream.get_all(..).all().await.unwrap();
     let state: BTreeMap<Seq, Message> = state.into_iter().map(|message| (message.seq, message)).collect();
     for (seq, message) in &copy.0 {
-        assert_eq!(state.get(seq), Some(message), "the copy holds what is not there");
+        assert_eq!(state.get(seq), Some(message), "the copy has an extra message");
     }
     for (seq, message) in state.iter().filter(|(_, message)| covered(message)) {
-        assert_eq!(copy.0.get(seq), Some(message), "the copy lacks what is there");
+        assert_eq!(copy.0.get(seq), Some(message), "the copy lacks a message");
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// The pages of a long read, plus the changes after the first page, equal the subject's state under concurrent
+    /// writes.
     #[test]
-    fn pages_and_the_changes_after_the_first_are_the_state(case in cases()) {
+    fn pages_plus_later_changes_equal_the_state(case in cases()) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(check(case));

@@ -1,35 +1,36 @@
-//! Worlds from seeds: that they are the same each time, and that promises are kept in them.
+//! Worlds from seeds: their runs are reproducible, and the guarantees hold in them.
 
 use std::fmt::Write as _;
 
 use dormouse_sim::run::run_in;
-use dormouse_sim::setting::deaf;
-use dormouse_sim::soak::{Harvest, soak};
+use dormouse_sim::run_config::lossy_events;
+use dormouse_sim::soak::{SoakSummary, soak};
 use dormouse_sim::{Profile, run};
 
-/// How many seeds `make test` goes through.
+/// The number of seeds that `make test` runs.
 const SEEDS: u64 = 200;
 
-/// How many seeds a bucket that breaks its contract may stay unnoticed.
+/// The number of seeds after which a bucket that breaks its contract must be detected.
 const UNNOTICED: u64 = 200;
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-fn clean(harvest: &Harvest) {
+fn assert_clean(summary: &SoakSummary) {
     let mut wrong = String::new();
-    for report in harvest.failed.values() {
+    for report in summary.failed.values() {
         let (seed, profile) = (report.seed, report.profile.as_str());
         writeln!(wrong, "seed {seed}, profile {profile}:\n{}", report.violations.join("\n")).unwrap();
-        writeln!(wrong, "again: cargo run -p dormouse-sim -- replay {seed} --profile {profile} --trace")
+        writeln!(wrong, "replay: cargo run -p dormouse-sim -- replay {seed} --profile {profile} --trace")
             .unwrap();
     }
-    assert!(harvest.failed.is_empty(), "{wrong}");
+    assert!(summary.failed.is_empty(), "{wrong}");
 }
 
+/// Two runs of one seed give the same trace byte for byte.
 #[test]
-fn the_same_seed_twice_is_the_same_byte_for_byte() {
+fn seed_run_twice_gives_the_same_bytes() {
     for (seed, profile) in (0..8).zip(Profile::ALL.into_iter().cycle()) {
         let (one, other) = (run(seed, profile, None, true), run(seed, profile, None, true));
         if one.text != other.text {
@@ -43,67 +44,76 @@ fn the_same_seed_twice_is_the_same_byte_for_byte() {
     }
 }
 
+/// Two different seeds give different runs.
 #[test]
-fn different_seeds_are_different_worlds() {
+fn seeds_that_differ_give_different_runs() {
     assert_ne!(run(1, Profile::Standard, None, false).digest, run(2, Profile::Standard, None, false).digest);
 }
 
+/// The fleet keeps every guarantee under random faults, over 200 seeds.
 #[test]
-fn whatever_befalls_the_fleet_every_promise_is_kept() {
-    clean(&soak(0..SEEDS, Profile::Standard, None, threads(), |_| true));
+fn fleet_keeps_guarantees_under_all_faults() {
+    assert_clean(&soak(0..SEEDS, Profile::Standard, None, threads(), |_| true));
 }
 
+/// A request executed before a destroy does not execute again after it, under random faults.
 #[test]
-fn what_was_done_before_a_destroy_is_not_done_again_whatever_befalls_the_fleet() {
-    let harvest = soak(0..40, Profile::Destroys, None, threads(), |_| true);
-    clean(&harvest);
-    let destroyed = harvest.counts.get("call: destroy").copied().unwrap_or_default();
-    assert!(destroyed > 100, "only {destroyed} in {} worlds", harvest.runs);
+fn destroy_under_faults_keeps_request_dedup() {
+    let summary = soak(0..40, Profile::Destroys, None, threads(), |_| true);
+    assert_clean(&summary);
+    let destroyed = summary.counts.get("call: destroy").copied().unwrap_or_default();
+    assert!(destroyed > 100, "only {destroyed} in {} worlds", summary.runs);
 }
 
+/// A log that grows and is trimmed while another server seals it loses nothing.
 #[test]
-fn a_log_that_grows_and_is_collected_while_it_is_sealed_loses_nothing() {
-    let harvest = soak(0..40, Profile::Overtaken, None, threads(), |_| true);
-    clean(&harvest);
-    let void = harvest.counts.get("void seal").copied().unwrap_or_default();
-    assert!(void > 0, "no seal fell into a hole in {} worlds", harvest.runs);
+fn log_trimmed_and_extended_during_a_seal_loses_nothing() {
+    let summary = soak(0..40, Profile::Overtaken, None, threads(), |_| true);
+    assert_clean(&summary);
+    let void = summary.counts.get("void seal").copied().unwrap_or_default();
+    assert!(void > 0, "no seal landed in a gap in {} worlds", summary.runs);
 }
 
+/// Feeds stay exact when events are lost, repeated and delayed.
 #[test]
-fn feeds_are_exact_however_many_events_are_lost_repeated_and_late() {
+fn feeds_are_exact_with_lost_repeated_and_late_events() {
     for seed in 0..20 {
-        let report = run_in(seed, deaf(seed), None, false);
+        let report = run_in(seed, lossy_events(seed), None, false);
         assert!(report.violations.is_empty(), "seed {seed}:\n{}", report.violations.join("\n"));
         let count = |what: &str| report.counts.get(what).copied().unwrap_or_default();
-        for what in ["message lost", "message twice", "message late", "checked: places in feeds"] {
+        for what in ["message lost", "message duplicated", "message delayed", "checked: feed positions"] {
             assert!(count(what) > 0, "seed {seed}: {what}: none");
         }
     }
 }
 
+/// Two coordinators at the same time lose no `bucket` write.
 #[test]
-fn two_coordinators_lose_no_write_of_the_level_bucket() {
-    clean(&soak(0..20, Profile::TwoCoordinators, None, threads(), |_| true));
+fn two_coordinators_lose_no_bucket_write() {
+    assert_clean(&soak(0..20, Profile::TwoCoordinators, None, threads(), |_| true));
 }
 
+/// Clock drift beyond the allowance of leases loses no `bucket` write.
 #[test]
-fn clocks_beyond_what_leases_allow_for_lose_no_write_of_the_level_bucket() {
-    clean(&soak(0..20, Profile::ClockDrift, None, threads(), |_| true));
+fn clock_drift_beyond_leases_loses_no_bucket_write() {
+    assert_clean(&soak(0..20, Profile::ClockDrift, None, threads(), |_| true));
 }
 
+/// The simulation detects a bucket whose listings are stale.
 #[test]
-fn a_bucket_whose_listings_are_stale_is_found_out() {
-    let harvest =
+fn bucket_with_stale_listings_is_detected() {
+    let summary =
         soak(0..UNNOTICED, Profile::StaleList, None, threads(), |report| report.violations.is_empty());
-    assert!(!harvest.failed.is_empty(), "{} runs, and nothing was noticed", harvest.runs);
+    assert!(!summary.failed.is_empty(), "{} runs, without a violation", summary.runs);
 }
 
+/// Every seed in `seeds.txt`, each of which once failed, passes.
 #[test]
-fn seeds_that_failed_once_are_clean() {
+fn seeds_of_past_failures_pass() {
     for line in include_str!("../seeds.txt").lines() {
         let words: Vec<&str> = line.split('#').next().unwrap_or_default().split_whitespace().collect();
         let [profile, seed] = words[..] else {
-            assert!(words.is_empty(), "{line:?} is no profile and seed");
+            assert!(words.is_empty(), "{line:?} is not a profile and a seed");
             continue;
         };
         let profile = Profile::of_name(profile).expect("a profile");

@@ -1,4 +1,4 @@
-//! The state behind a [`MemoryBroker`](super::MemoryBroker): who is connected, who listens where, who waits for what.
+//! The state of a [`MemoryBroker`](super::MemoryBroker): connections, subscriptions and pending requests.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::{Route, RoutePattern};
-use dormouse_runtime::Watched;
+use dormouse_runtime::Observable;
 use tokio::sync::{broadcast, oneshot};
 
-use super::network::{Network, Passage};
+use super::network::{MessageInfo, Network};
 use super::{MemoryOptions, Permission};
-use crate::mailbox::{Mailbox, Slot, mailbox};
+use crate::mailbox::{MailboxReceiver, MailboxSender, mailbox};
 use crate::{
     BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
 };
 
-/// How many events wait for a receiver before the oldest are overwritten.
+/// Maximum number of queued events per receiver; above it, the oldest are overwritten.
 const EVENTS: usize = 1_024;
 
-/// The largest payload of a nats-server, unless configured otherwise.
+/// The default maximum payload of a nats-server.
 const MAX_PAYLOAD_BYTES: usize = 1_024 * 1_024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,7 +30,7 @@ pub(super) struct SubscriptionId(u64);
 
 /// State of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Link {
+pub(super) enum MemoryLink {
     Up,
     Down,
     Closed,
@@ -38,7 +38,7 @@ pub(super) enum Link {
 
 pub(super) struct Connection {
     options: MemoryOptions,
-    link: Arc<Watched<Link>>,
+    link: Arc<Observable<MemoryLink>>,
     events: broadcast::Sender<BusEvent>,
 }
 
@@ -48,11 +48,11 @@ impl Connection {
     }
 
     fn is_up(&self) -> bool {
-        self.link.get() == Link::Up
+        self.link.get() == MemoryLink::Up
     }
 
-    fn tell(&self, event: BusEvent) {
-        // An error means that nobody listens.
+    fn emit(&self, event: BusEvent) {
+        // An error means that there is no receiver.
         let _ = self.events.send(event);
     }
 }
@@ -61,34 +61,34 @@ struct Listener {
     connection: ConnectionId,
     pattern: RoutePattern,
     queue: Option<String>,
-    deliveries: Slot,
+    deliveries: MailboxSender,
     /// The last message was dropped.
     slow: bool,
 }
 
-struct Asker {
+struct PendingRequest {
     connection: ConnectionId,
     answer: oneshot::Sender<Reply>,
 }
 
 /// A copy of a message that arrives later.
-pub(super) enum Parcel {
+pub(super) enum DelayedMessage {
     Message(SubscriptionId, Delivery),
     Answer(Route, Reply),
 }
 
 pub(super) struct Broker {
     pub(super) max_payload_bytes: usize,
-    /// What lies between the connections; `None`: nothing, everything arrives at once.
+    /// The network between the connections; `None`: every message arrives at once.
     pub(super) network: Option<Arc<dyn Network>>,
-    /// Copies that were sent and arrive after so long; whoever had something sent takes them out.
-    pub(super) posted: Vec<(Duration, Parcel)>,
-    // Ordered maps: whoever came first is served first, in every run.
+    /// Delayed copies of sent messages, with their delays. The caller that sent them takes them out.
+    pub(super) delayed: Vec<(Duration, DelayedMessage)>,
+    // Ordered maps: connections and subscriptions are served in order of creation in every run.
     connections: BTreeMap<ConnectionId, Connection>,
     listeners: BTreeMap<SubscriptionId, Listener>,
-    askers: BTreeMap<Route, Asker>,
-    // Members of a queue group take turns. A group is known by its name alone, as in NATS: who listens to `a.*` and who
-    // listens to `a.b` in groups of one name share what goes to `a.b`.
+    pending: BTreeMap<Route, PendingRequest>,
+    // Members of a queue group take turns. The name alone identifies a group, as in NATS: subscriptions to `a.*` and to
+    // `a.b` in groups of the same name share the messages to `a.b`.
     turns: HashMap<String, usize>,
     last_id: u64,
 }
@@ -98,10 +98,10 @@ impl Default for Broker {
         Self {
             max_payload_bytes: MAX_PAYLOAD_BYTES,
             network: None,
-            posted: Vec::new(),
+            delayed: Vec::new(),
             connections: BTreeMap::new(),
             listeners: BTreeMap::new(),
-            askers: BTreeMap::new(),
+            pending: BTreeMap::new(),
             turns: HashMap::new(),
             last_id: 0,
         }
@@ -117,27 +117,31 @@ impl Broker {
     pub(super) fn connect(
         &mut self,
         options: MemoryOptions,
-    ) -> (ConnectionId, Arc<Watched<Link>>, broadcast::Sender<BusEvent>) {
+    ) -> (ConnectionId, Arc<Observable<MemoryLink>>, broadcast::Sender<BusEvent>) {
         let id = ConnectionId(self.next_id());
-        let link = Arc::new(Watched::new(Link::Up));
+        let link = Arc::new(Observable::new(MemoryLink::Up));
         let events = broadcast::Sender::new(EVENTS);
         self.connections.insert(id, Connection { options, link: Arc::clone(&link), events: events.clone() });
         (id, link, events)
     }
 
-    /// Takes the connections that `wanted` picks up or down.
-    pub(super) fn set_link(&mut self, wanted: impl Fn(&Connection) -> bool, link: Link) {
-        for connection in self.connections.values().filter(|connection| wanted(connection)) {
+    /// Sets the link of the connections that `selected` returns true for.
+    pub(super) fn set_link(&mut self, selected: impl Fn(&Connection) -> bool, link: MemoryLink) {
+        for connection in self.connections.values().filter(|connection| selected(connection)) {
             let changed = connection.link.change(|now| std::mem::replace(now, link) != link);
             if changed {
-                connection.tell(if link == Link::Up { BusEvent::Connected } else { BusEvent::Disconnected });
+                connection.emit(if link == MemoryLink::Up {
+                    BusEvent::Connected
+                } else {
+                    BusEvent::Disconnected
+                });
             }
         }
     }
 
-    /// Closes the connections that `wanted` picks.
-    pub(super) fn close_all(&mut self, wanted: impl Fn(&Connection) -> bool) {
-        let picked = self.connections.iter().filter(|(_, connection)| wanted(connection));
+    /// Closes the connections that `selected` returns true for.
+    pub(super) fn close_all(&mut self, selected: impl Fn(&Connection) -> bool) {
+        let picked = self.connections.iter().filter(|(_, connection)| selected(connection));
         let ids: Vec<ConnectionId> = picked.map(|(id, _)| *id).collect();
         ids.into_iter().for_each(|id| self.close(id));
     }
@@ -145,10 +149,10 @@ impl Broker {
     pub(super) fn close(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.remove(&id) else { return };
         self.listeners.retain(|_, listener| listener.connection != id);
-        self.askers.retain(|_, asker| asker.connection != id);
+        self.pending.retain(|_, request| request.connection != id);
         self.forget_empty_groups();
-        connection.link.set(Link::Closed);
-        connection.tell(BusEvent::Closed);
+        connection.link.set(MemoryLink::Closed);
+        connection.emit(BusEvent::Closed);
     }
 
     pub(super) fn publish(&mut self, from: ConnectionId, message: Outgoing) -> Result<(), PublishError> {
@@ -159,12 +163,12 @@ impl Broker {
         if may_publish(&connection.options.publish, message.route.as_str()) {
             self.deliver(from, message, None);
         } else {
-            connection.tell(BusEvent::PublishDenied(message.route));
+            connection.emit(BusEvent::PublishDenied(message.route));
         }
         Ok(())
     }
 
-    /// Sends a request and returns the address at which its answer is expected.
+    /// Sends a request and returns its reply address.
     pub(super) fn request(
         &mut self,
         from: ConnectionId,
@@ -181,16 +185,16 @@ impl Broker {
         }
         let inbox = Route::new(format!("{}.{}.{token}", connection.options.inbox_prefix, from.0));
         let route = message.route.clone();
-        self.askers.insert(inbox.clone(), Asker { connection: from, answer });
+        self.pending.insert(inbox.clone(), PendingRequest { connection: from, answer });
         if self.deliver(from, message, Some(&inbox)) == 0 {
-            self.askers.remove(&inbox);
+            self.pending.remove(&inbox);
             return Err(RequestError::NoResponders(route));
         }
         Ok(inbox)
     }
 
     pub(super) fn forget(&mut self, inbox: &Route) {
-        self.askers.remove(inbox);
+        self.pending.remove(inbox);
     }
 
     pub(super) fn subscribe(
@@ -198,11 +202,11 @@ impl Broker {
         from: ConnectionId,
         pattern: &RoutePattern,
         options: SubscribeOptions,
-    ) -> Result<(SubscriptionId, Mailbox), SubscribeError> {
+    ) -> Result<(SubscriptionId, MailboxReceiver), SubscribeError> {
         let id = SubscriptionId(self.next_id());
         let connection = self.connections.get(&from).ok_or(SubscribeError::Closed)?;
         if !may_subscribe(&connection.options.subscribe, pattern) {
-            connection.tell(BusEvent::SubscribeDenied(pattern.clone()));
+            connection.emit(BusEvent::SubscribeDenied(pattern.clone()));
             return Err(SubscribeError::PermissionDenied(pattern.clone()));
         }
         let (deliveries, receiver) = mailbox(options.capacity);
@@ -218,7 +222,7 @@ impl Broker {
     }
 
     pub(super) fn unsubscribe(&mut self, id: SubscriptionId) {
-        if self.listeners.remove(&id).is_some_and(|gone| gone.queue.is_some()) {
+        if self.listeners.remove(&id).is_some_and(|removed| removed.queue.is_some()) {
             self.forget_empty_groups();
         }
     }
@@ -229,13 +233,15 @@ impl Broker {
             .retain(|group, _| listeners.values().any(|listener| listener.queue.as_ref() == Some(group)));
     }
 
-    /// Hands a message to everybody who listens there. Returns how many do, also where it had to be dropped.
+    /// Delivers a message to all its receivers. Returns their number, also if a full queue dropped the message.
     fn deliver(&mut self, from: ConnectionId, message: Outgoing, reply_to: Option<&Route>) -> usize {
         let mut receivers = self.answer(from, &message);
         let mut chosen: Vec<SubscriptionId> = Vec::new();
         let mut groups: BTreeMap<&str, Vec<SubscriptionId>> = BTreeMap::new();
         for (id, listener) in &self.listeners {
-            if !listener.pattern.matches(message.route.as_str()) || !self.hears(listener, &message.route) {
+            if !listener.pattern.matches(message.route.as_str())
+                || !self.can_receive(listener, &message.route)
+            {
                 continue;
             }
             match &listener.queue {
@@ -261,20 +267,20 @@ impl Broker {
         receivers
     }
 
-    /// Brings a message to a listener, as often and as late as the network has it.
+    /// Delivers a message to a subscription, with the copies and delays of the network.
     fn send(&mut self, from: ConnectionId, id: SubscriptionId, delivery: &Delivery) {
         let Some(listener) = self.listeners.get(&id) else { return };
         let (route, payload) = (&delivery.route, &delivery.payload);
-        for delay in self.fates(from, listener.connection, route, false, payload) {
+        for delay in self.delays(from, listener.connection, route, false, payload) {
             if delay.is_zero() {
-                self.hand_over(id, delivery.clone());
+                self.enqueue(id, delivery.clone());
             } else {
-                self.posted.push((delay, Parcel::Message(id, delivery.clone())));
+                self.delayed.push((delay, DelayedMessage::Message(id, delivery.clone())));
             }
         }
     }
 
-    fn fates(
+    fn delays(
         &self,
         from: ConnectionId,
         to: ConnectionId,
@@ -284,67 +290,74 @@ impl Broker {
     ) -> Vec<Duration> {
         let Some(network) = &self.network else { return vec![Duration::ZERO] };
         let name = |id| self.connections.get(&id).map_or("", Connection::name);
-        network.fates(Passage { from: name(from), to: name(to), route, is_answer, payload })
+        network.delivery_delays(MessageInfo {
+            from: name(from),
+            to: name(to),
+            route,
+            is_reply: is_answer,
+            payload,
+        })
     }
 
-    /// A copy has come to its end of the network.
-    pub(super) fn arrive(&mut self, parcel: Parcel) {
-        match parcel {
-            Parcel::Message(id, delivery) => {
-                let hears = self.listeners.get(&id).is_some_and(|to| self.hears(to, &delivery.route));
-                if hears {
-                    self.hand_over(id, delivery);
+    /// Delivers a delayed copy.
+    pub(super) fn arrive(&mut self, message: DelayedMessage) {
+        match message {
+            DelayedMessage::Message(id, delivery) => {
+                let can_receive =
+                    self.listeners.get(&id).is_some_and(|to| self.can_receive(to, &delivery.route));
+                if can_receive {
+                    self.enqueue(id, delivery);
                 }
             }
-            Parcel::Answer(inbox, reply) => self.take_answer(&inbox, reply),
+            DelayedMessage::Answer(inbox, reply) => self.take_answer(&inbox, reply),
         }
     }
 
-    /// Whether the message was the answer that somebody waits for.
+    /// Delivers the message as a reply if a request waits at its route. Returns the number of receivers.
     fn answer(&mut self, from: ConnectionId, message: &Outgoing) -> usize {
-        let Some(asker) = self.askers.get(&message.route) else { return 0 };
-        for delay in self.fates(from, asker.connection, &message.route, true, &message.payload) {
+        let Some(request) = self.pending.get(&message.route) else { return 0 };
+        for delay in self.delays(from, request.connection, &message.route, true, &message.payload) {
             let reply = Reply { headers: message.headers.clone(), payload: message.payload.clone() };
             if delay.is_zero() {
                 self.take_answer(&message.route, reply);
             } else {
-                self.posted.push((delay, Parcel::Answer(message.route.clone(), reply)));
+                self.delayed.push((delay, DelayedMessage::Answer(message.route.clone(), reply)));
             }
         }
         1
     }
 
-    /// An answer has come to where it was expected.
+    /// Completes the request at a reply address.
     fn take_answer(&mut self, inbox: &Route, reply: Reply) {
-        let Some(asker) = self.askers.get(inbox) else { return };
-        // While the asker is cut off its answers are lost, and it waits on until its deadline.
-        if !self.connections.get(&asker.connection).is_some_and(Connection::is_up) {
+        let Some(request) = self.pending.get(inbox) else { return };
+        // Replies to a disconnected caller are lost. The caller waits until its deadline.
+        if !self.connections.get(&request.connection).is_some_and(Connection::is_up) {
             return;
         }
-        if let Some(asker) = self.askers.remove(inbox) {
-            // An error means that the asker stopped waiting.
-            let _ = asker.answer.send(reply);
+        if let Some(request) = self.pending.remove(inbox) {
+            // An error means that the caller stopped waiting.
+            let _ = request.answer.send(reply);
         }
     }
 
-    /// Whether messages reach a listener: it is connected, and what it may not subscribe to is kept from it even when
-    /// its pattern is wider.
-    fn hears(&self, listener: &Listener, route: &Route) -> bool {
+    /// Whether a subscription gets messages on a route: its connection is up, and the route is not denied, even if the
+    /// pattern is wider.
+    fn can_receive(&self, listener: &Listener, route: &Route) -> bool {
         self.connections.get(&listener.connection).is_some_and(|connection| {
             let denied = &connection.options.subscribe.deny;
             connection.is_up() && !denied.iter().any(|pattern| pattern.matches(route.as_str()))
         })
     }
 
-    fn hand_over(&mut self, id: SubscriptionId, delivery: Delivery) {
+    fn enqueue(&mut self, id: SubscriptionId, delivery: Delivery) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let dropped = !listener.deliveries.put(delivery);
-        // Once for a run of losses: who cannot take messages cannot take as many events.
+        // One event per series of drops: a slow subscriber cannot take one event per message.
         if dropped
             && !listener.slow
             && let Some(connection) = self.connections.get(&listener.connection)
         {
-            connection.tell(BusEvent::SlowConsumer(Some(listener.pattern.clone())));
+            connection.emit(BusEvent::SlowConsumer(Some(listener.pattern.clone())));
         }
         listener.slow = dropped;
     }
@@ -355,12 +368,12 @@ fn may_publish(permission: &Permission, route: &str) -> bool {
     (permission.allow.is_empty() || among(&permission.allow)) && !among(&permission.deny)
 }
 
-fn may_subscribe(permission: &Permission, wanted: &RoutePattern) -> bool {
-    let among = |patterns: &[RoutePattern]| patterns.iter().any(|pattern| covers(pattern, wanted));
+fn may_subscribe(permission: &Permission, requested: &RoutePattern) -> bool {
+    let among = |patterns: &[RoutePattern]| patterns.iter().any(|pattern| covers(pattern, requested));
     (permission.allow.is_empty() || among(&permission.allow)) && !among(&permission.deny)
 }
 
-/// Whether every route that `narrow` stands for is one of `wide`'s.
+/// Whether `wide` matches every route that `narrow` matches.
 fn covers(wide: &RoutePattern, narrow: &RoutePattern) -> bool {
     let mut narrow = narrow.as_str().split('.');
     let mut wide = wide.as_str().split('.').peekable();
@@ -369,7 +382,7 @@ fn covers(wide: &RoutePattern, narrow: &RoutePattern) -> bool {
         if allowed == ">" && wide.peek().is_none() {
             return true;
         }
-        // An open end stands for more than one token can.
+        // A final `>` matches more routes than one token.
         if token == ">" || (allowed != "*" && allowed != token) {
             return false;
         }
@@ -383,8 +396,9 @@ mod tests {
 
     use super::*;
 
+    /// The memory broker removes a queue group when its last member leaves.
     #[test]
-    fn a_group_without_members_is_forgotten() {
+    fn queue_group_without_members_is_removed() {
         let mut broker = Broker::default();
         let (closing, ..) = broker.connect(MemoryOptions::named("closing"));
         let (other, ..) = broker.connect(MemoryOptions::named("other"));
@@ -404,8 +418,9 @@ mod tests {
         assert_eq!(broker.turns.len(), 0);
     }
 
+    /// A pattern covers another pattern only if it matches all routes of that pattern.
     #[test]
-    fn a_pattern_covers_only_what_lies_within_it() {
+    fn pattern_covers_only_patterns_within() {
         for (wide, narrow, expected) in [
             ("a.>", "a.b", true),
             ("a.>", "a.*", true),

@@ -1,4 +1,4 @@
-//! The bus itself: the port's operations, and the proof that the connection carries messages.
+//! The bus itself: the operations of the port, and the check that the connection carries messages.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,40 +14,40 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use super::convert;
-use super::link::{Lookout, Shared};
-use crate::mailbox::{Slot, mailbox};
+use super::link::{LinkShared, LostEventDetector};
+use crate::mailbox::{MailboxSender, mailbox};
 use crate::{
     Bus, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, validate,
 };
 
-/// How long a message from us to ourselves may take before it is sent once more.
+/// Deadline of a round-trip message to this connection itself; after it, the message is sent again.
 const ROUND_TRIP_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A subscription that nothing has come to for so long has nothing under way.
+/// Time without a message after which a subscription has no message in flight.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How long a subscription that is to end waits for that at most.
+/// Maximum time that an ending subscription waits for messages in flight.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long closing waits for what is queued, and again for the end of the connection.
+/// Maximum time that a close waits for queued messages, and then for the end of the connection.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How often the library is asked what it may have failed to tell.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// Interval of the checks for lost library events.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection to NATS that comes back by itself. Closed when dropped; then what is queued may be lost.
+/// A connection to NATS that reconnects on its own. A drop closes it; queued messages may then be lost.
 pub struct NatsBus {
-    shared: Arc<Shared>,
+    shared: Arc<LinkShared>,
     client: Client,
     tasks: Tasks,
 }
 
-async fn take_answers(shared: Arc<Shared>, mut answers: Subscriber) {
+async fn take_answers(shared: Arc<LinkShared>, mut answers: Subscriber) {
     loop {
         tokio::select! {
             biased;
-            () = shared.closed.given() => return,
+            () = shared.closed.requested() => return,
             answer = answers.next() => match answer {
                 Some(answer) => shared.outstanding.complete(answer),
                 None => return,
@@ -59,13 +59,13 @@ async fn take_answers(shared: Arc<Shared>, mut answers: Subscriber) {
     }
 }
 
-/// Declares the connection up, each time it has come about and has carried a message to the server and back: the
-/// subscriptions were renewed before that message.
-async fn watch_link(shared: Arc<Shared>, client: Client) {
+/// Sets the link up after each connect, when a message has gone to the server and back: the library renews the
+/// subscriptions before that message.
+async fn watch_link(shared: Arc<LinkShared>, client: Client) {
     let mut socket = shared.socket.subscribe();
     loop {
         let now = *socket.borrow_and_update();
-        let proven = async {
+        let is_proven = async {
             if now.connected && !now.inbox_denied && !shared.is_up() {
                 round_trip(&shared, &client).await;
             } else {
@@ -74,36 +74,36 @@ async fn watch_link(shared: Arc<Shared>, client: Client) {
         };
         tokio::select! {
             biased;
-            () = shared.closed.given() => return,
+            () = shared.closed.requested() => return,
             changed = socket.changed() => if changed.is_err() { return },
-            () = proven => if shared.set_up(now.generation) {
-                tracing::info!("connected to NATS");
+            () = is_proven => if shared.set_up(now.generation) {
+                tracing::info!("NATS connected");
             },
         }
     }
 }
 
-/// Asks the library now and then what its events may have failed to tell.
-async fn look_after_link(shared: Arc<Shared>, client: Client) {
-    let mut lookout = Lookout::default();
+/// Polls the state of the library for lost events.
+async fn poll_link(shared: Arc<LinkShared>, client: Client) {
+    let mut detector = LostEventDetector::default();
     let statistics = client.statistics();
     loop {
         tokio::select! {
             biased;
-            () = shared.closed.given() => return,
-            () = tokio::time::sleep(BETWEEN_LOOKS) => {}
+            () = shared.closed.requested() => return,
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let connected = client.connection_state() == State::Connected;
-        shared.look(&mut lookout, statistics.connects.load(Ordering::Relaxed), connected);
+        shared.detect_lost_event(&mut detector, statistics.connects.load(Ordering::Relaxed), connected);
     }
 }
 
-/// Sends a message from us to ourselves until one has come back, or has been refused, which proves as much.
-async fn round_trip(shared: &Shared, client: &Client) {
+/// Sends a message to this connection itself until one arrives. A denial also proves the round trip.
+async fn round_trip(shared: &LinkShared, client: &Client) {
     loop {
-        let ticket = shared.outstanding.enter(None);
+        let ticket = shared.outstanding.register(None);
         let there_and_back = async {
-            // An error means that the bus is being closed; the caller waits for that, too.
+            // An error means that the bus is being closed. The caller also waits for that.
             let _ = client.publish(ticket.reply_to.clone(), bytes::Bytes::new()).await;
             ticket.answer().await
         };
@@ -116,12 +116,12 @@ async fn round_trip(shared: &Shared, client: &Client) {
 }
 
 impl NatsBus {
-    /// Begins to listen for answers and to watch the connection, on a fresh one. `None` when it broke already.
-    pub(super) async fn start(shared: Arc<Shared>, client: Client, tasks: &Tasks) -> Option<Self> {
+    /// Starts to receive replies and to watch a new connection. `None` if the connection is already lost.
+    pub(super) async fn start(shared: Arc<LinkShared>, client: Client, tasks: &Tasks) -> Option<Self> {
         let bus = Self { shared: Arc::clone(&shared), client: client.clone(), tasks: tasks.clone() };
         let answers = client.subscribe(shared.inbox().to_owned()).await.ok()?;
         tasks.spawn("nats answers", take_answers(Arc::clone(&shared), answers));
-        tasks.spawn("nats lookout", look_after_link(Arc::clone(&shared), client.clone()));
+        tasks.spawn("nats lost events", poll_link(Arc::clone(&shared), client.clone()));
         tasks.spawn("nats link", watch_link(shared, client));
         Some(bus)
     }
@@ -130,7 +130,7 @@ impl NatsBus {
         if !self.shared.up().await {
             return Err(RequestError::Closed { sent: false });
         }
-        let ticket = self.shared.outstanding.enter(Some(&message.route));
+        let ticket = self.shared.outstanding.register(Some(&message.route));
         *sent = true;
         self.send(message, Some(ticket.reply_to.clone())).await.map_err(|fault| match fault {
             PublishError::TooLarge { size_bytes, limit_bytes } => {
@@ -163,7 +163,7 @@ impl NatsBus {
         })
     }
 
-    /// What becomes of a message while there is no connection: nothing, unless there never will be one.
+    /// The result of a publish without a connection: the message is discarded, or the bus is closed.
     fn unsent(&self) -> Result<(), PublishError> {
         if self.shared.is_closed() { Err(PublishError::Closed) } else { Ok(()) }
     }
@@ -186,12 +186,12 @@ impl Bus for NatsBus {
     async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
         validate::message(&message, self.max_payload())
             .map_err(|fault| fault.into_publish_error(&message.route))?;
-        // Asked of the library: it hands over messages from others, and we answer them, before the connection is
-        // proven to us.
+        // This checks the library's state: the library delivers messages before the link is up, and replies to them
+        // must be sent.
         if self.client.connection_state() != State::Connected || self.shared.is_closed() {
             return self.unsent();
         }
-        // The library's queue fills up while there is no connection: then the message goes nowhere, as promised.
+        // Without a connection the library's queue fills up. Then the message is discarded, as documented.
         tokio::select! {
             biased;
             sent = self.send(message, None) => sent,
@@ -211,21 +211,21 @@ impl Bus for NatsBus {
         if !self.shared.up().await {
             return Err(SubscribeError::Closed);
         }
-        let (id, end) = self.shared.enter_listener(&pattern, queue);
-        let entry = Entry { shared: Arc::clone(&self.shared), id };
+        let (id, end) = self.shared.add_listener(&pattern, queue);
+        let entry = SubscriptionGuard { shared: Arc::clone(&self.shared), id };
         let subject = pattern.as_str().to_owned();
         let subscriber = match queue {
             None => self.client.subscribe(subject).await,
             Some(queue) => self.client.queue_subscribe(subject, queue.clone()).await,
         };
         let subscriber = subscriber.map_err(|_| SubscribeError::Closed)?;
-        // Once to know that the server has seen the subscription. A refusal of it came before the answer, but through
-        // another task of the library; a second time, and that task has had its turn. Should it be later still, the
-        // subscription ends then.
+        // The first round trip proves that the server has the subscription. A denial arrives before the reply, but
+        // through another task of the library. The second round trip gives that task a turn. If the denial is even
+        // later, it ends the subscription then.
         for _ in 0..2 {
             tokio::select! {
                 biased;
-                () = self.shared.closed.given() => return Err(SubscribeError::Closed),
+                () = self.shared.closed.requested() => return Err(SubscribeError::Closed),
                 () = round_trip(&self.shared, &self.client) => {}
             }
         }
@@ -255,23 +255,23 @@ impl Bus for NatsBus {
         if !self.shared.set_closed() {
             return;
         }
-        // The server has everything once a message that was sent after it has come back. That it was written to the
-        // socket would not do: what the server has not read by the end of the connection can be lost.
+        // When a later round-trip message arrives, the server has all earlier messages. A write to the socket is not
+        // enough: data that the server has not read before the end of the connection can be lost.
         let sent = round_trip(&self.shared, &self.client);
         if was_up && timeout(CLOSE_DEADLINE, sent).await.is_err() {
-            tracing::warn!("the connection to NATS was closed before everything was sent");
+            tracing::warn!("NATS connection closed with unsent messages");
         }
         self.shared.end();
         if was_up {
             let end = async {
                 if self.client.drain().await.is_ok() {
-                    self.shared.ended.given().await;
+                    self.shared.ended.requested().await;
                 }
             };
-            // Whether the connection ended in good order changes nothing any more.
+            // The result of the drain no longer matters.
             let _ = timeout(CLOSE_DEADLINE, end).await;
         }
-        self.shared.tell(BusEvent::Closed);
+        self.shared.emit(BusEvent::Closed);
     }
 }
 
@@ -282,32 +282,32 @@ impl Drop for NatsBus {
     }
 }
 
-impl Shared {
+impl LinkShared {
     /// Ends everything that waits or runs.
     fn end(&self) {
-        self.closed.give();
+        self.closed.request();
         self.outstanding.close();
         self.end_listeners();
     }
 }
 
-/// A subscription's place in the books; left when dropped, also by a cancelled call.
-struct Entry {
-    shared: Arc<Shared>,
+/// A registered subscription. A drop removes it, also for a cancelled call.
+struct SubscriptionGuard {
+    shared: Arc<LinkShared>,
     id: u64,
 }
 
-impl Drop for Entry {
+impl Drop for SubscriptionGuard {
     fn drop(&mut self) {
-        self.shared.leave_listener(self.id);
+        self.shared.remove_listener(self.id);
     }
 }
 
-/// Carries messages from the library's queue, whose length is the same for all, to the subscriber's own.
+/// Moves messages from the library's queue, which has the same length for all subscriptions, to the subscriber's queue.
 struct Forward {
-    shared: Arc<Shared>,
+    shared: Arc<LinkShared>,
     pattern: RoutePattern,
-    deliveries: Slot,
+    deliveries: MailboxSender,
     slow: bool,
 }
 
@@ -316,45 +316,45 @@ impl Forward {
         loop {
             tokio::select! {
                 biased;
-                // What has come by then is handed over there.
-                () = end.given() => return self.drain(messages).await,
+                // The drain delivers the messages that have arrived.
+                () = end.requested() => return self.drain(messages).await,
                 message = messages.next() => match message {
-                    Some(message) => self.hand_over(convert::delivery(message)),
+                    Some(message) => self.enqueue(convert::delivery(message)),
                     None => return,
                 },
             }
             while let Some(Some(message)) = messages.next().now_or_never() {
-                self.hand_over(convert::delivery(message));
+                self.enqueue(convert::delivery(message));
             }
         }
     }
 
-    /// Listening ends once nothing has come for a while: whoever asked before waits for an answer, and what the server has
-    /// sent by then may still be under way. The library's own way to drain does not wait for the server's word.
+    /// Ends the subscription after some time without a message: callers of earlier requests wait for replies, and
+    /// messages from the server may still be in flight. The library's own drain does not wait for the server.
     async fn drain(mut self, mut messages: Subscriber) {
         let shared = Arc::clone(&self.shared);
         let mut latest = std::pin::pin!(tokio::time::sleep(DRAIN_DEADLINE));
         loop {
             tokio::select! {
                 biased;
-                // Before the messages, which may come without a pause.
+                // Before the messages, which may arrive without a pause.
                 () = &mut latest => return,
                 message = messages.next() => match message {
-                    Some(message) => self.hand_over(convert::delivery(message)),
+                    Some(message) => self.enqueue(convert::delivery(message)),
                     None => return,
                 },
-                // Nothing comes any more.
-                () = shared.ended.given() => return,
+                // No further message can arrive.
+                () = shared.ended.requested() => return,
                 () = tokio::time::sleep(QUIET) => return,
             }
         }
     }
 
-    fn hand_over(&mut self, delivery: Delivery) {
+    fn enqueue(&mut self, delivery: Delivery) {
         let dropped = !self.deliveries.put(delivery);
-        // Once for a run of losses: who cannot take messages cannot take as many events.
+        // One event per series of drops: a slow subscriber cannot take one event per message.
         if dropped && !self.slow {
-            self.shared.tell(BusEvent::SlowConsumer(Some(self.pattern.clone())));
+            self.shared.emit(BusEvent::SlowConsumer(Some(self.pattern.clone())));
         }
         self.slow = dropped;
     }

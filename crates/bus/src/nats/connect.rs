@@ -1,4 +1,4 @@
-//! Connecting: who we say we are, how long it may take, when it is tried again.
+//! Connecting: authentication, deadlines and retries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,27 +9,27 @@ use tokio::time::timeout;
 
 use super::bus::NatsBus;
 use super::credentials;
-use super::link::Shared;
-use super::options::{Authentication, ConnectError, NatsOptions, NatsUrl, install_tls_provider};
+use super::link::LinkShared;
+use super::options::{Authentication, NatsConnectError, NatsOptions, NatsUrl, install_tls_provider};
 
-/// How often the server is asked whether it is still there. Two silent ones and the connection is given up.
+/// Interval of pings to the server. After two pings without a reply, the connection is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The longest pause before the next attempt to connect.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 impl NatsOptions {
-    /// Connects. When the call returns, messages get through to the server and back.
+    /// Connects. When the call returns, messages reach the server and back.
     ///
-    /// The tasks of the bus run in `tasks` until the bus is closed or dropped; they heed no stop signal, so that others
-    /// can still use the bus while they stop. So give it [`Tasks`] that are finished last.
+    /// The tasks of the bus run in `tasks` until the bus is closed or dropped. They ignore the stop signal, so other
+    /// tasks can still use the bus while they stop. Therefore pass [`Tasks`] that are finished last.
     ///
-    /// Cancelling the call leaves no connection.
+    /// If the call is cancelled, there is no connection.
     ///
     /// # Errors
-    /// [`ConnectError`].
-    pub async fn connect(&self, env: Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
-        // Also without a word of TLS in the options: the server may demand it.
+    /// [`NatsConnectError`].
+    pub async fn connect(&self, env: Env, tasks: &Tasks) -> Result<NatsBus, NatsConnectError> {
+        // Also without TLS in the options, because the server may require TLS.
         install_tls_provider();
         let mut failures = 0;
         let mut last_reason = String::new();
@@ -38,13 +38,14 @@ impl NatsOptions {
                 Ok(bus) => return Ok(bus),
                 Err(error) => error,
             };
-            let passing = matches!(error, ConnectError::Unreachable { .. } | ConnectError::Broke { .. });
-            if !self.retry_on_first_connect || !passing {
+            let is_temporary =
+                matches!(error, NatsConnectError::Unreachable { .. } | NatsConnectError::Interrupted { .. });
+            if !self.retry_on_first_connect || !is_temporary {
                 return Err(error);
             }
             let reason = error.to_string();
             if reason != last_reason {
-                tracing::warn!(%error, "waiting for NATS");
+                tracing::warn!(%error, "NATS not available, retrying");
                 last_reason = reason;
             }
             failures += 1;
@@ -52,41 +53,42 @@ impl NatsOptions {
         }
     }
 
-    async fn attempt(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
+    async fn attempt(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, NatsConnectError> {
         match timeout(self.connect_deadline, Box::pin(self.connect_once(env, tasks))).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(ConnectError::Unreachable {
+            Err(_) => Err(NatsConnectError::Unreachable {
                 urls: self.url_list(),
-                reason: format!("no answer within {} ms", self.connect_deadline.as_millis()),
+                reason: format!("no reply within {} ms", self.connect_deadline.as_millis()),
             }),
         }
     }
 
-    async fn connect_once(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, ConnectError> {
+    async fn connect_once(&self, env: &Env, tasks: &Tasks) -> Result<NatsBus, NatsConnectError> {
         let addresses = self.addresses()?;
         credentials::check(&self.authentication, env).await?;
         self.check_tls_files(env).await?;
         let inbox = format!("{}.{}", self.inbox_prefix, env.ulid());
-        let shared = Arc::new(Shared::new(&inbox));
+        let shared = Arc::new(LinkShared::new(&inbox));
         let client = self
             .library_options(env, &shared)
             .connect(addresses)
             .await
             .map_err(|error| self.connect_error(&error))?;
-        // From here on dropping the bus ends the connection.
-        let bus = NatsBus::start(Arc::clone(&shared), client, tasks).await.ok_or_else(|| self.broke())?;
+        // From here on, a drop of the bus ends the connection.
+        let bus =
+            NatsBus::start(Arc::clone(&shared), client, tasks).await.ok_or_else(|| self.interrupted())?;
         let mut socket = shared.socket.subscribe();
         tokio::select! {
             biased;
-            // Says more than that the connection broke.
+            // This error is more precise than a lost connection.
             _ = socket.wait_for(|socket| socket.inbox_denied) => {
-                Err(ConnectError::InboxDenied { inbox: shared.inbox().to_owned() })
+                Err(NatsConnectError::InboxDenied { inbox: shared.inbox().to_owned() })
             }
-            up = shared.up() => if up { Ok(bus) } else { Err(self.broke()) },
+            up = shared.up() => if up { Ok(bus) } else { Err(self.interrupted()) },
         }
     }
 
-    fn library_options(&self, env: &Env, shared: &Arc<Shared>) -> ConnectOptions {
+    fn library_options(&self, env: &Env, shared: &Arc<LinkShared>) -> ConnectOptions {
         let mut options = match &self.identity() {
             Authentication::None => ConnectOptions::new(),
             Authentication::UserPassword { user, password } => {
@@ -122,41 +124,39 @@ impl NatsOptions {
             })
     }
 
-    /// Who we say we are, also where only an address tells.
+    /// The authentication from the options, or from the first address that has one.
     fn identity(&self) -> Authentication {
-        let mut told = self.urls.iter().map(NatsUrl::authentication);
+        let mut from_urls = self.urls.iter().map(NatsUrl::authentication);
         match &self.authentication {
             Authentication::None => {
-                told.find(|told| *told != Authentication::None).unwrap_or(Authentication::None)
+                from_urls.find(|one| *one != Authentication::None).unwrap_or(Authentication::None)
             }
             given => given.clone(),
         }
     }
 
-    /// A server that takes the connection and says nothing must leave time for the others.
+    /// A server that accepts the connection and never replies must leave time for the other servers.
     fn attempt_deadline(&self) -> Duration {
         self.connect_deadline / u32::try_from(self.urls.len().max(1)).unwrap_or(u32::MAX)
     }
 
-    fn addresses(&self) -> Result<Vec<ServerAddr>, ConnectError> {
+    fn addresses(&self) -> Result<Vec<ServerAddr>, NatsConnectError> {
         if self.urls.is_empty() {
-            return Err(ConnectError::Setting("no address of a nats-server is given"));
+            return Err(NatsConnectError::Setting("no address of a nats-server"));
         }
-        // The library logs addresses, and has been told otherwise who we are.
+        // The library logs addresses, and gets the credentials separately.
         let addresses = self.urls.iter().map(|url| ServerAddr::from_url(url.without_user()));
-        addresses
-            .collect::<Result<_, _>>()
-            .map_err(|_| ConnectError::Setting("an address is not one of NATS"))
+        addresses.collect::<Result<_, _>>().map_err(|_| NatsConnectError::Setting("invalid NATS address"))
     }
 
-    /// What is wrong with a file is said better here than by the library.
-    async fn check_tls_files(&self, env: &Env) -> Result<(), ConnectError> {
+    /// Checks that the TLS files are readable, with a better error than that of the library.
+    async fn check_tls_files(&self, env: &Env) -> Result<(), NatsConnectError> {
         let client = self.tls.client.iter().flat_map(|client| [&client.cert_file, &client.key_file]);
         let files: Vec<_> = self.tls.ca_file.iter().chain(client).cloned().collect();
         env.blocking(move || {
             for file in files {
                 if let Err(error) = std::fs::File::open(&file) {
-                    return Err(ConnectError::File { file, reason: error.to_string() });
+                    return Err(NatsConnectError::File { file, reason: error.to_string() });
                 }
             }
             Ok(())
@@ -164,7 +164,7 @@ impl NatsOptions {
         .await
     }
 
-    fn connect_error(&self, error: &async_nats::ConnectError) -> ConnectError {
+    fn connect_error(&self, error: &async_nats::ConnectError) -> NatsConnectError {
         let urls = self.url_list();
         let mut reason = error.to_string();
         let mut failed_handshake = false;
@@ -178,20 +178,20 @@ impl NatsOptions {
             cause = error.source();
         }
         match error.kind() {
-            ConnectErrorKind::Io if failed_handshake => ConnectError::Refused { urls, reason },
+            ConnectErrorKind::Io if failed_handshake => NatsConnectError::Refused { urls, reason },
             ConnectErrorKind::Authentication
             | ConnectErrorKind::AuthorizationViolation
             | ConnectErrorKind::Tls
-            | ConnectErrorKind::ServerParse => ConnectError::Refused { urls, reason },
+            | ConnectErrorKind::ServerParse => NatsConnectError::Refused { urls, reason },
             ConnectErrorKind::Dns
             | ConnectErrorKind::TimedOut
             | ConnectErrorKind::Io
-            | ConnectErrorKind::MaxReconnects => ConnectError::Unreachable { urls, reason },
+            | ConnectErrorKind::MaxReconnects => NatsConnectError::Unreachable { urls, reason },
         }
     }
 
-    fn broke(&self) -> ConnectError {
-        ConnectError::Broke { urls: self.url_list() }
+    fn interrupted(&self) -> NatsConnectError {
+        NatsConnectError::Interrupted { urls: self.url_list() }
     }
 
     fn url_list(&self) -> String {
@@ -200,7 +200,7 @@ impl NatsOptions {
     }
 }
 
-/// Whether one of the two refused the other's certificate or way to speak TLS. The library calls it an I/O error.
+/// Whether one side rejected the certificate or the TLS parameters of the other. The library reports an I/O error.
 fn is_handshake_failure(error: &(dyn std::error::Error + 'static)) -> bool {
     error
         .downcast_ref::<std::io::Error>()
@@ -208,8 +208,8 @@ fn is_handshake_failure(error: &(dyn std::error::Error + 'static)) -> bool {
         .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
 }
 
-/// The pause before attempt `attempts` (from 1): doubling from 25 ms, at most a second, and somewhere in its upper
-/// half, so that not everybody returns at the same moment.
+/// The pause before attempt `attempts` (from 1). It doubles from 25 ms to at most one second, and is a random time in
+/// the upper half, so clients do not all reconnect at the same moment.
 fn reconnect_pause(env: &Env, attempts: usize) -> Duration {
     let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
     let longest = Duration::from_millis(25 << doublings).min(MAX_RECONNECT_PAUSE);
@@ -217,9 +217,9 @@ fn reconnect_pause(env: &Env, attempts: usize) -> Duration {
     Duration::from_micros(half_micros + env.random_u64() % half_micros.max(1))
 }
 
-fn pause_before_attempt(env: &Env, shared: &Shared, attempts: usize) -> Duration {
-    if shared.closed.is_given() {
-        // The library tries for ever, also when nobody is left to use the connection. This is the only way to end it.
+fn pause_before_attempt(env: &Env, shared: &LinkShared, attempts: usize) -> Duration {
+    if shared.closed.is_requested() {
+        // The library retries without end, also after the close of the bus. This pause is the only way to stop it.
         return Duration::from_secs(365 * 24 * 60 * 60);
     }
     if shared.socket.borrow().generation == 0 { Duration::ZERO } else { reconnect_pause(env, attempts) }

@@ -1,4 +1,4 @@
-//! Between our messages and those of the NATS library.
+//! Conversion between the messages of the port and of the NATS library.
 
 use async_nats::header::{HeaderName, HeaderValue};
 use async_nats::{HeaderMap, Message};
@@ -6,8 +6,8 @@ use dormouse_protocol::{Headers, Route};
 
 use crate::{Delivery, Reply};
 
-/// Headers as the library wants them; `None` for none. What cannot be said is left out: [`crate::validate`] has
-/// refused it before.
+/// Headers in the library's form; `None` for none. Invalid headers are left out: [`crate::validate`] has rejected them
+/// before.
 pub(super) fn headers_out(headers: &Headers) -> Option<HeaderMap> {
     if headers.is_empty() {
         return None;
@@ -21,7 +21,7 @@ pub(super) fn headers_out(headers: &Headers) -> Option<HeaderMap> {
     Some(map)
 }
 
-/// The library keeps headers by name: values of one name keep their order, names are sorted here.
+/// The library keeps headers by name. Values of one name keep their order; this function sorts the names.
 fn headers_in(map: Option<HeaderMap>) -> Headers {
     let Some(map) = map else { return Headers::default() };
     let mut headers: Vec<(String, String)> = map
@@ -30,7 +30,7 @@ fn headers_in(map: Option<HeaderMap>) -> Headers {
             values.iter().map(move |value| (name.to_string(), value.as_str().to_owned()))
         })
         .collect();
-    // A stable sort: what has one name stays in order.
+    // A stable sort: values of one name stay in order.
     headers.sort_by(|one, other| one.0.cmp(&other.0));
     Headers(headers)
 }

@@ -1,4 +1,4 @@
-//! What becomes of the library's events: whether the connection is up, who is told what was refused.
+//! Handles the events of the library: the state of the link, and permission denials.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,78 +9,78 @@ use dormouse_protocol::{Route, RoutePattern};
 use dormouse_runtime::Stop;
 use tokio::sync::{broadcast, watch};
 
-use super::outstanding::Outstanding;
+use super::outstanding::RequestTable;
 use crate::BusEvent;
 
-/// How many events wait for a receiver before the oldest are overwritten.
+/// Maximum number of queued events per receiver; above it, the oldest are overwritten.
 const EVENTS: usize = 1_024;
 
-/// State of the connection as the callers see it.
+/// State of the connection for callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Link {
-    /// Not there, or not yet known to carry messages from us to ourselves.
+pub(super) enum NatsLink {
+    /// No connection, or no round trip on it yet.
     Down,
     Up,
     Closed,
 }
 
-/// State of the connection as the library sees it.
+/// State of the connection according to the library's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Socket {
-    /// How many connections there have been.
+pub(super) struct SocketState {
+    /// Number of connections so far.
     pub(super) generation: u64,
     pub(super) connected: bool,
-    /// The server refused our subscription to our own reply addresses.
+    /// The server denied the subscription to the reply addresses of this connection.
     pub(super) inbox_denied: bool,
 }
 
-/// What the library says when asked, and what its events had told us by then.
+/// The polled state of the library, and the state from its events at that time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Look {
+struct LinkSample {
     connects: u64,
     connected: bool,
-    told: Socket,
+    reported: SocketState,
 }
 
-/// Finds events that the library lost: it drops them while its own queue is full.
+/// Detects lost events: the library drops events while its queue is full.
 #[derive(Debug, Default)]
-pub(super) struct Lookout {
-    last: Option<Look>,
+pub(super) struct LostEventDetector {
+    last: Option<LinkSample>,
 }
 
-/// A subscription that is, or may be, in force.
-struct Listener {
+/// A subscription that is active or may become active.
+struct SubscriptionState {
     pattern: RoutePattern,
     queue: Option<String>,
     end: Stop,
     denied: bool,
 }
 
-/// What the callbacks of the library, the bus and its tasks share.
-pub(super) struct Shared {
-    pub(super) outstanding: Outstanding,
+/// State shared by the callbacks of the library, the bus and its tasks.
+pub(super) struct LinkShared {
+    pub(super) outstanding: RequestTable,
     pub(super) events: broadcast::Sender<BusEvent>,
-    /// Whoever sees a change of it has been told of it: the event is sent while it is held. So nobody is told twice of
-    /// what was when they began to listen, and events come in the order of the changes, whoever makes them.
-    pub(super) link: watch::Sender<Link>,
-    pub(super) socket: watch::Sender<Socket>,
-    /// The library has ended the connection for good.
+    /// State of the link. Its event is sent under its lock, before the change is visible. So a new receiver gets no
+    /// event for the current state, and events have the order of the changes of all threads.
+    pub(super) link: watch::Sender<NatsLink>,
+    pub(super) socket: watch::Sender<SocketState>,
+    /// The library has ended the connection permanently.
     pub(super) ended: Stop,
-    /// Nobody needs the bus any more.
+    /// The bus is closed.
     pub(super) closed: Stop,
     inbox: String,
-    listeners: Mutex<BTreeMap<u64, Listener>>,
+    listeners: Mutex<BTreeMap<u64, SubscriptionState>>,
     last_listener: AtomicU64,
 }
 
-impl Shared {
-    /// `inbox` is what all reply addresses begin with, without the last dot.
+impl LinkShared {
+    /// `inbox` is the prefix of all reply addresses, without the last dot.
     pub(super) fn new(inbox: &str) -> Self {
         Self {
-            outstanding: Outstanding::new(format!("{inbox}.")),
+            outstanding: RequestTable::new(format!("{inbox}.")),
             events: broadcast::Sender::new(EVENTS),
-            link: watch::Sender::new(Link::Down),
-            socket: watch::Sender::new(Socket::default()),
+            link: watch::Sender::new(NatsLink::Down),
+            socket: watch::Sender::new(SocketState::default()),
             ended: Stop::new(),
             closed: Stop::new(),
             inbox: format!("{inbox}.*"),
@@ -95,63 +95,64 @@ impl Shared {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        *self.link.borrow() == Link::Up
+        *self.link.borrow() == NatsLink::Up
     }
 
-    /// Waits until the connection is up. False when it is closed.
+    /// Waits until the connection is up. Returns false if it is closed.
     pub(super) async fn up(&self) -> bool {
         if self.is_up() {
             return true;
         }
         let mut link = self.link.subscribe();
-        link.wait_for(|link| *link != Link::Down).await.is_ok_and(|link| *link == Link::Up)
+        link.wait_for(|link| *link != NatsLink::Down).await.is_ok_and(|link| *link == NatsLink::Up)
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        *self.link.borrow() == Link::Closed
+        *self.link.borrow() == NatsLink::Closed
     }
 
     /// Waits until the library has no connection.
     pub(super) async fn disconnected(&self) {
-        // An error would mean that the sender is gone, and it is in here.
+        // An error cannot happen: this struct owns the sender.
         let _ = self.socket.subscribe().wait_for(|socket| !socket.connected).await;
     }
 
-    pub(super) fn tell(&self, event: BusEvent) {
-        // An error means that nobody listens.
+    pub(super) fn emit(&self, event: BusEvent) {
+        // An error means that there is no receiver.
         let _ = self.events.send(event);
     }
 
-    /// Declares the connection up if it is still the one that was proven, number `generation`, and tells it. Says
-    /// whether that was a change.
+    /// Sets the link up if the tested connection, number `generation`, is still the current one, and sends the event.
+    /// Returns whether the link changed.
     pub(super) fn set_up(&self, generation: u64) -> bool {
         self.link.send_if_modified(|link| {
-            // The socket is read while the link is held, as it is changed: a loss is seen here or takes the link down
-            // after.
+            // The socket is read under the lock of the link, and also changed under it: this call sees a loss, or the
+            // loss takes the link down afterwards.
             let socket = *self.socket.borrow();
-            let changes = *link == Link::Down && socket.connected && socket.generation == generation;
+            let changes = *link == NatsLink::Down && socket.connected && socket.generation == generation;
             if changes {
-                *link = Link::Up;
-                self.tell(BusEvent::Connected);
+                *link = NatsLink::Up;
+                self.emit(BusEvent::Connected);
             }
             changes
         })
     }
 
-    /// Closes it for good. Says whether that was a change.
+    /// Closes the link permanently. Returns whether it changed.
     pub(super) fn set_closed(&self) -> bool {
-        self.link.send_if_modified(|link| std::mem::replace(link, Link::Closed) != Link::Closed)
+        self.link.send_if_modified(|link| std::mem::replace(link, NatsLink::Closed) != NatsLink::Closed)
     }
 
-    /// Compares what the library says, asked now and then, with what its events told: `connects` connections so far,
-    /// and whether there is one now. Twice the same difference is no event that is on its way, but a lost one.
-    pub(super) fn look(&self, lookout: &mut Lookout, connects: u64, connected: bool) {
-        let look = Look { connects, connected, told: *self.socket.borrow() };
-        let differs = look.connected != look.told.connected || look.connects > look.told.generation;
-        if lookout.last.replace(look) != Some(look) || !differs {
+    /// Compares the polled state of the library with its events: `connects` connections so far, and whether there is
+    /// one now. The same difference in two polls is a lost event, and no event in flight.
+    pub(super) fn detect_lost_event(&self, detector: &mut LostEventDetector, connects: u64, connected: bool) {
+        let sample = LinkSample { connects, connected, reported: *self.socket.borrow() };
+        let differs =
+            sample.connected != sample.reported.connected || sample.connects > sample.reported.generation;
+        if detector.last.replace(sample) != Some(sample) || !differs {
             return;
         }
-        tracing::debug!(?look, "the NATS library lost an event");
+        tracing::debug!(?sample, "lost event of the NATS library detected");
         if connected {
             self.new_connection(connects);
         } else {
@@ -159,11 +160,11 @@ impl Shared {
         }
     }
 
-    /// Whatever was up before is not this one, also where nobody told of its loss.
+    /// Handles a new connection. An earlier link was of another connection, even without an event for its loss.
     fn new_connection(&self, at_least: u64) {
         self.change_socket(|socket| {
             let generation = at_least.max(socket.generation + 1);
-            *socket = Socket { generation, connected: true, inbox_denied: false };
+            *socket = SocketState { generation, connected: true, inbox_denied: false };
         });
     }
 
@@ -171,78 +172,78 @@ impl Shared {
         self.change_socket(|socket| socket.connected = false);
     }
 
-    /// Changes the socket and takes the link down with it, as one step, and tells it: whoever sees the new socket may
-    /// prove it at once, and a link taken down after that would stay down, since nothing more would happen to the
-    /// socket.
-    fn change_socket(&self, change: impl FnOnce(&mut Socket)) {
+    /// Changes the socket, takes the link down in the same step, and sends the event. A task that sees the new socket
+    /// may test it at once. If the link went down after that test, it would stay down, because the socket would not
+    /// change again.
+    fn change_socket(&self, change: impl FnOnce(&mut SocketState)) {
         let was_up = self.link.send_if_modified(|link| {
             self.socket.send_modify(change);
-            let was_up = *link == Link::Up;
+            let was_up = *link == NatsLink::Up;
             if was_up {
-                *link = Link::Down;
-                self.tell(BusEvent::Disconnected);
+                *link = NatsLink::Down;
+                self.emit(BusEvent::Disconnected);
             }
             was_up
         });
         if was_up {
-            tracing::warn!("the connection to NATS is lost");
+            tracing::warn!("NATS connection lost");
         }
     }
 
-    /// Takes an event of the library. Never waits: the library tells the next one only after this.
+    /// Handles an event of the library. Never waits, because the library sends the next event only after this.
     pub(super) fn observe(&self, event: Event) {
         match event {
             Event::Connected => self.new_connection(0),
             Event::Disconnected => self.lost_connection(),
             Event::LameDuckMode => {
-                tracing::info!("the nats-server is about to go away");
-                self.tell(BusEvent::LameDuck);
+                tracing::info!("nats-server in lame duck mode");
+                self.emit(BusEvent::LameDuck);
             }
-            // The buffer between the library and our own task was full. Which subscription it is, the number does not
-            // say.
-            Event::SlowConsumer(_) => self.tell(BusEvent::SlowConsumer(None)),
-            Event::Closed => self.ended.give(),
+            // The buffer between the library and the forwarding task was full. The number does not identify the
+            // subscription.
+            Event::SlowConsumer(_) => self.emit(BusEvent::SlowConsumer(None)),
+            Event::Closed => self.ended.request(),
             Event::Draining => {}
-            Event::ServerError(ServerError::Other(text)) => self.complaint(text),
-            Event::ServerError(other) => self.tell(BusEvent::ServerError(other.to_string())),
+            Event::ServerError(ServerError::Other(text)) => self.on_server_error(text),
+            Event::ServerError(other) => self.emit(BusEvent::ServerError(other.to_string())),
             // A failed attempt to reconnect; the next one follows.
-            Event::ClientError(error) => tracing::debug!(%error, "still not connected to NATS"),
+            Event::ClientError(error) => tracing::debug!(%error, "NATS reconnect attempt failed"),
         }
     }
 
-    fn complaint(&self, text: String) {
-        match Violation::parse(&text) {
-            Some(Violation::Publish(route)) => {
+    fn on_server_error(&self, text: String) {
+        match PermissionViolation::parse(&text) {
+            Some(PermissionViolation::Publish(route)) => {
                 let route = Route::new(route);
                 self.outstanding.deny(&route);
-                // Whether we may publish to ourselves is nobody's concern: the refusal, too, proves the connection.
+                // A denied round-trip message needs no event: the denial also proves the connection.
                 if !self.outstanding.owns(route.as_str()) {
-                    tracing::debug!(%route, "NATS refused a message");
-                    self.tell(BusEvent::PublishDenied(route));
+                    tracing::debug!(%route, "publish denied by NATS");
+                    self.emit(BusEvent::PublishDenied(route));
                 }
             }
-            Some(Violation::Subscribe { pattern, .. }) if pattern == self.inbox => {
+            Some(PermissionViolation::Subscribe { pattern, .. }) if pattern == self.inbox => {
                 self.socket.send_modify(|socket| socket.inbox_denied = true);
             }
-            Some(Violation::Subscribe { pattern, queue }) => {
+            Some(PermissionViolation::Subscribe { pattern, queue }) => {
                 let pattern = RoutePattern::new(pattern);
                 for listener in self.listeners().values_mut().filter(|listener| listener.pattern == pattern) {
                     if queue.is_none() || listener.queue == queue {
                         listener.denied = true;
-                        listener.end.give();
+                        listener.end.request();
                     }
                 }
-                self.tell(BusEvent::SubscribeDenied(pattern));
+                self.emit(BusEvent::SubscribeDenied(pattern));
             }
-            None => self.tell(BusEvent::ServerError(text)),
+            None => self.emit(BusEvent::ServerError(text)),
         }
     }
 
-    /// Enters a subscription, so that a refusal finds it.
-    pub(super) fn enter_listener(&self, pattern: &RoutePattern, queue: Option<&String>) -> (u64, Stop) {
+    /// Registers a subscription, so a denial can be matched to it.
+    pub(super) fn add_listener(&self, pattern: &RoutePattern, queue: Option<&String>) -> (u64, Stop) {
         let (id, end) = (self.last_listener.fetch_add(1, Ordering::Relaxed), Stop::new());
         let (pattern, queue) = (pattern.clone(), queue.cloned());
-        self.listeners().insert(id, Listener { pattern, queue, end: end.clone(), denied: false });
+        self.listeners().insert(id, SubscriptionState { pattern, queue, end: end.clone(), denied: false });
         (id, end)
     }
 
@@ -250,32 +251,32 @@ impl Shared {
         self.listeners().get(&listener).is_some_and(|listener| listener.denied)
     }
 
-    pub(super) fn leave_listener(&self, listener: u64) {
+    pub(super) fn remove_listener(&self, listener: u64) {
         if let Some(listener) = self.listeners().remove(&listener) {
-            listener.end.give();
+            listener.end.request();
         }
     }
 
     pub(super) fn end_listeners(&self) {
         for listener in self.listeners().values() {
-            listener.end.give();
+            listener.end.request();
         }
     }
 
-    fn listeners(&self) -> MutexGuard<'_, BTreeMap<u64, Listener>> {
-        // Entries are independent of each other: a panic between two leaves nothing half done.
+    fn listeners(&self) -> MutexGuard<'_, BTreeMap<u64, SubscriptionState>> {
+        // Entries are independent, so a panic cannot leave a partial change.
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the server says when it forbids something.
+/// A permission violation that the server reports.
 #[derive(Debug, PartialEq, Eq)]
-enum Violation {
+enum PermissionViolation {
     Publish(String),
     Subscribe { pattern: String, queue: Option<String> },
 }
 
-impl Violation {
+impl PermissionViolation {
     /// Reads `Permissions Violation for Publish to "a.b"` and
     /// `Permissions Violation for Subscription to "a.b" using queue "q"`.
     fn parse(text: &str) -> Option<Self> {
@@ -289,7 +290,7 @@ impl Violation {
     }
 }
 
-/// The text in the quotes that `text` begins with, and what follows them.
+/// The quoted text at the start of `text`, and the rest.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut held = String::new();
     let mut chars = text.strip_prefix('"')?.char_indices();
@@ -297,7 +298,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
         match c {
             '"' => return Some((held, &text[at + 2..])),
             '\\' => match chars.next()?.1 {
-                // What cannot be printed, a zero-width joiner for one, comes as its number.
+                // An unprintable character, such as a zero-width joiner, is written as its number.
                 kind @ ('u' | 'U') => {
                     let digits: String = chars
                         .by_ref()

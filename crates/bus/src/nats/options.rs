@@ -1,4 +1,4 @@
-//! What it takes to connect.
+//! Options of a connection to NATS.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use url::Url;
 
 use crate::InboxPrefix;
 
-/// Text that must not be printed.
+/// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps `text` from being printed.
+    /// A secret with this text.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, to be handed to whom it is meant for.
+    /// The text itself, only for its intended use.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -39,12 +39,12 @@ impl From<String> for Secret {
     }
 }
 
-/// The address of a nats-server. Printed without the user, password or token it may hold.
+/// The address of a nats-server. It is printed without its user, password or token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsUrl(Url);
 
 impl NatsUrl {
-    /// Who the address says we are: a user and a password or, as NATS has it, a token where there is no password.
+    /// The authentication in the address: a user and a password, or without a password a token, as in NATS.
     #[must_use]
     pub fn authentication(&self) -> Authentication {
         let decoded = |text: &str| {
@@ -63,7 +63,7 @@ impl NatsUrl {
     /// The address alone.
     pub(super) fn without_user(&self) -> Url {
         let mut url = self.0.clone();
-        // A URL with a host takes both.
+        // The setters cannot fail for a URL with a host.
         let _ = url.set_username("");
         let _ = url.set_password(None);
         url
@@ -95,7 +95,7 @@ impl fmt::Display for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut url = self.without_user();
         if url != self.0 {
-            // A user alone may be a token. A URL with a host takes one.
+            // A user without a password may be a token. The setter cannot fail for a URL with a host.
             let _ = url.set_username("***");
         }
         f.write_str(url.as_str())
@@ -108,10 +108,10 @@ impl fmt::Debug for NatsUrl {
     }
 }
 
-/// Who we say we are.
+/// The authentication of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Authentication {
-    /// Nobody in particular; or whom the first address says that holds a user and a password, or a token.
+    /// No authentication, or that of the first address with a user and a password, or a token.
     #[default]
     None,
     /// A user and a password.
@@ -123,21 +123,20 @@ pub enum Authentication {
     },
     /// A token.
     Token(Secret),
-    /// The seed of an nkey in this file, read anew at each connection.
+    /// A file with the seed of an nkey, read again for each connection.
     NkeyFile(PathBuf),
-    /// A credentials file (JWT and seed), read anew at each connection: it may be replaced while we run.
+    /// A credentials file (JWT and seed), read again for each connection: it can be replaced while the process runs.
     CredentialsFile(PathBuf),
 }
 
-/// How the connection is encrypted. Without any of this it is when the server demands it or the address begins with
-/// `tls://`.
+/// Encryption of the connection. By default, TLS is used if the server requires it or the address begins with `tls://`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tls {
-    /// Refuse a connection without it.
+    /// Require TLS.
     pub required: bool,
-    /// Certificates (PEM) of the authorities to trust, instead of the operating system's.
+    /// The trusted CA certificates (PEM), instead of those of the operating system.
     pub ca_file: Option<PathBuf>,
-    /// Our own certificate and its key (PEM).
+    /// The client certificate and its key (PEM).
     pub client: Option<ClientCertificate>,
 }
 
@@ -150,34 +149,33 @@ pub struct ClientCertificate {
     pub key_file: PathBuf,
 }
 
-/// Everything a connection to NATS can need. Printing it shows no secret.
+/// Options of a connection to NATS. Printing them shows no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatsOptions {
-    /// Servers, any of which will do.
+    /// The servers; one is used.
     pub urls: Vec<NatsUrl>,
-    /// Who we say we are.
+    /// The authentication.
     pub authentication: Authentication,
-    /// How the connection is encrypted.
+    /// The encryption.
     pub tls: Tls,
-    /// The first tokens of our reply addresses.
+    /// The first tokens of the reply addresses.
     pub inbox_prefix: InboxPrefix,
-    /// The name under which the server lists the connection.
+    /// The name of the connection in the server's lists.
     pub connection_name: String,
-    /// How long connecting may take before it fails. Each of the servers has an equal share of it, also when the
-    /// connection is made anew.
+    /// Deadline of a connect. Each server gets an equal share of it, also for a reconnect.
     pub connect_deadline: Duration,
-    /// Whether the first connection is tried again and again, without end, where the servers cannot be reached. A
-    /// refusal (wrong password, unreadable certificate) still fails at once.
+    /// Whether the first connect is retried without end if the servers are not reachable. A refusal (wrong password,
+    /// unreadable certificate) still fails at once.
     pub retry_on_first_connect: bool,
 }
 
 impl NatsOptions {
-    /// The address unless configured otherwise.
+    /// The default address.
     pub const DEFAULT_URL: &'static str = "nats://127.0.0.1:4222";
-    /// The connect deadline unless configured otherwise.
+    /// The default connect deadline.
     pub const DEFAULT_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-    /// Servers at `urls`, everything else as it is unless configured otherwise.
+    /// Options for servers at `urls`, with defaults for everything else.
     #[must_use]
     pub fn new(urls: Vec<NatsUrl>) -> Self {
         Self {
@@ -195,52 +193,52 @@ impl NatsOptions {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConnectError {
-    /// No server could be reached in time.
+pub enum NatsConnectError {
+    /// No server was reachable in time.
     #[error("cannot connect to NATS at {urls}: {reason}")]
     Unreachable {
         /// The servers.
         urls: String,
-        /// What came of the last attempt.
+        /// The result of the last attempt.
         reason: String,
     },
-    /// The server refuses who we say we are.
+    /// The server refuses the connection.
     #[error("NATS at {urls} refuses the connection: {reason}")]
     Refused {
         /// The servers.
         urls: String,
-        /// What the server or the library says.
+        /// The reason of the server or the library.
         reason: String,
     },
-    /// A connection came about but no message from us to ourselves got through: the reply addresses are forbidden.
-    #[error("NATS does not let us subscribe to {inbox}: permit it, or choose another inbox prefix")]
+    /// The server denies the subscription to the reply addresses.
+    #[error("NATS denies the subscription to {inbox}: permit it, or use another inbox prefix")]
     InboxDenied {
-        /// What we tried to subscribe to.
+        /// The pattern of the subscription.
         inbox: String,
     },
-    /// A file cannot be used.
+    /// A file is unusable.
     #[error("cannot use {}: {reason}", file.display())]
     File {
         /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// Why it is unusable.
         reason: String,
     },
-    /// A setting cannot be used.
+    /// A setting is invalid.
     #[error("{0}")]
     Setting(&'static str),
-    /// The connection came about and broke again before it was of use.
-    #[error("the connection to NATS at {urls} broke before it was ready")]
-    Broke {
+    /// The connection was lost before it was ready.
+    #[error("the connection to NATS at {urls} was lost before it was ready")]
+    Interrupted {
         /// The servers.
         urls: String,
     },
 }
 
-/// Chooses the one cryptography for all TLS connections of the process: two libraries bring one each, and without a
-/// choice the first connection panics. [`NatsOptions::connect`] calls it; who opens other TLS connections before that calls
-/// it first. Calling it again does nothing.
+/// Selects the cryptography provider for all TLS connections of the process. Two libraries have one each, and without a
+/// selection the first connection panics. [`NatsOptions::connect`] calls it. A program that opens other TLS connections
+/// before that has to call it first. Further calls do nothing.
 pub fn install_tls_provider() {
-    // An error means that one is installed.
+    // An error means that a provider is already installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

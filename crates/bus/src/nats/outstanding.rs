@@ -1,4 +1,4 @@
-//! The requests that wait for an answer, by the last token of their reply address.
+//! The requests that wait for a reply, by the last token of their reply address.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,42 +11,41 @@ use tokio::sync::oneshot;
 use super::convert;
 use crate::{Reply, RequestError};
 
-type Answer = Result<Reply, RequestError>;
+type RequestReply = Result<Reply, RequestError>;
 
-struct Waiting {
+struct PendingMap {
     route: Route,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<RequestReply>,
 }
 
-pub(super) struct Outstanding {
-    /// What every reply address begins with, dot included.
+pub(super) struct RequestTable {
+    /// The prefix of every reply address, dot included.
     prefix: String,
     last_token: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, Waiting>>,
+    waiting: Mutex<BTreeMap<u64, PendingMap>>,
 }
 
-impl Outstanding {
+impl RequestTable {
     pub(super) fn new(prefix: String) -> Self {
         Self { prefix, last_token: AtomicU64::new(0), waiting: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Whether `route` is one of our own reply addresses, or the pattern of all of them.
+    /// Whether `route` is a reply address of this connection, or the pattern of all of them.
     pub(super) fn owns(&self, route: &str) -> bool {
         route.starts_with(&self.prefix)
     }
 
-    /// Enters a request to `route`. Without a route it is a message from us to ourselves, whose route is the reply
-    /// address itself.
-    pub(super) fn enter(&self, route: Option<&Route>) -> Ticket<'_> {
+    /// Adds a request to `route`. Without a route it is a round-trip message, whose route is the reply address itself.
+    pub(super) fn register(&self, route: Option<&Route>) -> RequestGuard<'_> {
         let token = self.last_token.fetch_add(1, Ordering::Relaxed);
         let reply_to = format!("{}{token}", self.prefix);
         let route = route.cloned().unwrap_or_else(|| Route::new(reply_to.as_str()));
         let (answer, receiver) = oneshot::channel();
-        self.lock().insert(token, Waiting { route, answer });
-        Ticket { outstanding: self, token, reply_to, answer: receiver }
+        self.lock().insert(token, PendingMap { route, answer });
+        RequestGuard { outstanding: self, token, reply_to, answer: receiver }
     }
 
-    /// Hands an answer to whoever waits for it. A late or repeated one finds nobody.
+    /// Completes the request of a reply. A late or repeated reply is discarded.
     pub(super) fn complete(&self, message: Message) {
         let token = message.subject.strip_prefix(self.prefix.as_str()).and_then(|token| token.parse().ok());
         let Some(waiting) = token.and_then(|token: u64| self.lock().remove(&token)) else { return };
@@ -59,7 +58,7 @@ impl Outstanding {
         let _ = waiting.answer.send(answer);
     }
 
-    /// Fails every request to `route`: the server lets nothing from us through to there.
+    /// Fails every request to `route`: the server denies the publish.
     pub(super) fn deny(&self, route: &Route) {
         let mut waiting = self.lock();
         let denied = waiting.extract_if(.., |_, request| request.route == *route);
@@ -73,30 +72,30 @@ impl Outstanding {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Waiting>> {
-        // Entries are independent of each other: a panic between two leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, PendingMap>> {
+        // Entries are independent, so a panic cannot leave a partial change.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One's place in the table; left when dropped, also by a cancelled call.
-pub(super) struct Ticket<'o> {
-    outstanding: &'o Outstanding,
+/// An entry of the table. A drop removes it, also for a cancelled call.
+pub(super) struct RequestGuard<'o> {
+    outstanding: &'o RequestTable,
     token: u64,
-    /// Where the answer is expected.
+    /// The reply address.
     pub(super) reply_to: String,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<RequestReply>,
 }
 
-impl Ticket<'_> {
-    /// The answer, whenever it comes.
-    pub(super) async fn answer(mut self) -> Answer {
+impl RequestGuard<'_> {
+    /// Waits for the reply, without a deadline.
+    pub(super) async fn answer(mut self) -> RequestReply {
         // The other end is dropped unused only when the bus is closed.
         (&mut self.answer).await.unwrap_or(Err(RequestError::Closed { sent: true }))
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         self.outstanding.lock().remove(&self.token);
     }

@@ -1,12 +1,12 @@
-//! Figures of one endpoint, kept with atomics: nothing on the way of a request takes a lock.
+//! Statistics of one endpoint, in atomics: the path of a request takes no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Happened, Retry};
+use dormouse_protocol::{ErrorReply, Executed, RetryAdvice};
 
-/// Figures of one endpoint since its start.
+/// Statistics of one endpoint since its start.
 #[derive(Debug, Default)]
 pub struct EndpointStats {
     requests: AtomicU64,
@@ -18,30 +18,30 @@ pub struct EndpointStats {
     last_error: Mutex<Option<String>>,
 }
 
-/// A reading of [`EndpointStats`].
+/// A snapshot of [`EndpointStats`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EndpointFigures {
+pub struct EndpointSnapshot {
     /// Requests answered, errors included.
     pub requests: u64,
     /// Requests answered with an error.
     pub errors: u64,
-    /// Time from arrival to answer, summed over all requests.
+    /// Time from arrival to reply, summed over all requests.
     pub processing: Duration,
-    /// Messages dropped because they named no address for an answer.
+    /// Messages dropped because they have no reply address.
     pub unanswerable: u64,
-    /// Requests dropped because their address for the answer is not an inbox.
+    /// Requests dropped because their reply address is not an inbox.
     pub refused: u64,
-    /// Answers dropped because the queue of answers was full.
+    /// Replies dropped because the reply queue was full.
     pub dropped: u64,
     /// The last error that an operator should know.
     pub last_error: Option<String>,
 }
 
 impl EndpointStats {
-    /// The figures now.
+    /// The current statistics.
     #[must_use]
-    pub fn read(&self) -> EndpointFigures {
-        EndpointFigures {
+    pub fn read(&self) -> EndpointSnapshot {
+        EndpointSnapshot {
             requests: self.requests.load(Relaxed),
             errors: self.errors.load(Relaxed),
             processing: Duration::from_nanos(self.processing_nanos.load(Relaxed)),
@@ -66,8 +66,8 @@ impl EndpointStats {
     pub(super) fn count_error(&self, took: Duration, error: &ErrorReply) {
         self.count_answer(took);
         self.errors.fetch_add(1, Relaxed);
-        // A caller's own mistake says nothing about the service, and a flood of them must not meet at a lock.
-        if error.retry() != Retry::Never || error.happened() != Happened::No || error.object.is_some() {
+        // An error of the caller says nothing about the service, and a flood of them must not contend for a lock.
+        if error.retry() != RetryAdvice::Never || error.executed() != Executed::No || error.object.is_some() {
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         }
     }

@@ -31,8 +31,9 @@ impl World {
     }
 }
 
+/// The reply queue drops replies over its capacity and counts them.
 #[tokio::test(start_paused = true)]
-async fn answers_over_the_capacity_are_dropped_and_counted() {
+async fn reply_queue_over_capacity_drops_and_counts() {
     let world = World::new();
     let mut requests = world.serve(ServeOptions { reply_capacity: 2, ..ServeOptions::default() }).await;
     let answer_all = async {
@@ -40,7 +41,7 @@ async fn answers_over_the_capacity_are_dropped_and_counted() {
         while burst.len() < 3 {
             requests.next_many(&mut burst, 3).await;
         }
-        // The task that sends the answers has no turn in between.
+        // The task that sends the replies does not run in between.
         for incoming in burst {
             incoming.responder.ok(encode(&7_u64).unwrap());
         }
@@ -51,8 +52,9 @@ async fn answers_over_the_capacity_are_dropped_and_counted() {
     assert_eq!(requests.stats().read().dropped, 1);
 }
 
+/// If the reply queue exceeds its byte limit, a read gets `overloaded`, and a change keeps its result.
 #[tokio::test(start_paused = true)]
-async fn results_that_wait_are_bounded_in_bytes_and_no_change_is_left_without_its_own() {
+async fn reply_queue_bounds_bytes_but_keeps_change_results() {
     let world = World::new();
     let options = ServeOptions { reply_capacity_bytes: 100, ..ServeOptions::default() };
     let mut requests = world.serve(options).await;
@@ -62,7 +64,7 @@ async fn results_that_wait_are_bounded_in_bytes_and_no_change_is_left_without_it
         while burst.len() < 3 {
             requests.next_many(&mut burst, 3).await;
         }
-        // The task that sends the answers has no turn in between.
+        // The task that sends the replies does not run in between.
         let mut responders = burst.into_iter().map(|incoming| incoming.responder);
         responders.next().unwrap().ok(large.clone());
         responders.next().unwrap().ok(large.clone());
@@ -71,16 +73,17 @@ async fn results_that_wait_are_bounded_in_bytes_and_no_change_is_left_without_it
     let ask = || ask::<_, String>(&*world.bus, Route::new("ask"), "?", LONG);
     let (read, refused, changed, ()) = tokio::join!(ask(), ask(), ask(), answer_all);
     assert_eq!((read.unwrap().len(), changed.unwrap().len()), (80, 80));
-    let AskError::Service(refused) = refused.unwrap_err() else { panic!("not an answer") };
+    let AskError::Service(refused) = refused.unwrap_err() else { panic!("no service error") };
     assert_eq!(refused.code, ErrorCode::Overloaded);
-    // What was sent makes room again.
+    // Sent replies free their space.
     let answer = async { requests.next().await.unwrap().responder.ok(large.clone()) };
     let (read, ()) = tokio::join!(ask(), answer);
     assert_eq!(read.unwrap().len(), 80);
 }
 
+/// A reply is sent even if the service ends before it, and then the route has no responder.
 #[tokio::test(start_paused = true)]
-async fn what_was_answered_is_sent_also_when_nobody_serves_any_more() {
+async fn reply_queue_is_sent_after_service_ends() {
     let world = World::new();
     let mut requests = world.serve(ServeOptions::default()).await;
     let answer = async {
@@ -91,12 +94,13 @@ async fn what_was_answered_is_sent_also_when_nobody_serves_any_more() {
     };
     let (answered, ()) = tokio::join!(world.ask(), answer);
     assert_eq!(answered.unwrap(), 7);
-    // And nobody listens there any more.
+    // The route has no responder any more.
     assert!(matches!(world.ask().await.unwrap_err(), AskError::Request(RequestError::NoResponders(_))));
 }
 
+/// A service replies only to allowed inboxes and counts rejected and unanswerable requests.
 #[tokio::test(start_paused = true)]
-async fn only_inboxes_that_are_allowed_are_answered() {
+async fn service_replies_only_to_allowed_inboxes() {
     let world = World::new();
     let mut requests = world
         .serve(ServeOptions {
@@ -121,8 +125,9 @@ async fn only_inboxes_that_are_allowed_are_answered() {
     assert_eq!((figures.requests, figures.refused, figures.unanswerable), (2, 1, 1));
 }
 
+/// The service statistics count the time from the arrival of a request to its reply.
 #[tokio::test(start_paused = true)]
-async fn the_time_from_arrival_to_answer_is_counted() {
+async fn service_stats_count_time_from_arrival_to_reply() {
     let world = World::new();
     let mut requests = world.serve(ServeOptions::default()).await;
     let answer = async {
@@ -135,8 +140,9 @@ async fn the_time_from_arrival_to_answer_is_counted() {
     assert_eq!(requests.stats().read().processing, Duration::from_millis(250));
 }
 
+/// If a result exceeds the maximum payload, a read gets `too_large` and a change gets `indeterminate`.
 #[tokio::test(start_paused = true)]
-async fn a_result_that_does_not_fit_never_hides_a_change() {
+async fn reply_over_max_payload_of_change_is_indeterminate() {
     let world = World::new();
     world.broker.set_max_payload(1_000);
     let mut requests = world.serve(ServeOptions::default()).await;
@@ -153,12 +159,13 @@ async fn a_result_that_does_not_fit_never_hides_a_change() {
         let AskError::Service(reply) = &error else { panic!("{error}") };
         let expected = if changes { ErrorCode::Indeterminate } else { ErrorCode::TooLarge };
         assert_eq!(reply.code, expected, "{error}");
-        assert_eq!(error.happened() == dormouse_protocol::Happened::Unknown, changes, "{error}");
+        assert_eq!(error.executed() == dormouse_protocol::Executed::Unknown, changes, "{error}");
     }
 }
 
+/// An error reply over the size limit is cut to its code.
 #[test]
-fn an_error_that_does_not_fit_is_cut_to_its_code() {
+fn error_reply_over_limit_is_cut_to_code() {
     let error = ErrorReply::internal("x".repeat(10_000));
     let (headers, body) = encode_error(&error, 1_000);
     assert!(validate::size_bytes(&headers, &body) <= 1_000);
@@ -167,8 +174,9 @@ fn an_error_that_does_not_fit_is_cut_to_its_code() {
     assert_eq!(dormouse_protocol::decode::<ErrorReply>(&body).unwrap(), error);
 }
 
+/// Errors caused by the caller do not replace the last error of the service.
 #[test]
-fn a_callers_mistakes_do_not_hide_the_last_error_of_the_service() {
+fn service_stats_last_error_ignores_caller_errors() {
     let stats = EndpointStats::default();
     stats.count_error(Duration::ZERO, &ErrorReply::internal("disk"));
     stats.count_error(Duration::ZERO, &ErrorReply::bad_request("typo"));

@@ -1,13 +1,14 @@
-//! The messaging system goes away and comes back; the bus is closed.
+//! Stops and restarts of the messaging system, and the close of the bus.
 
 use dormouse_bus::{BusEvent, PublishError, RequestError, SubscribeError, SubscribeOptions};
-use dormouse_protocol::{Happened, Route, RoutePattern};
+use dormouse_protocol::{Executed, Route, RoutePattern};
 
 use crate::fixture::{Fixture, LONG, SHORT, listen, message, next, respond, wait_for, within};
 
-pub async fn the_connection_comes_back_with_its_subscriptions(mut system: impl Fixture) {
+/// After a reconnect, all subscriptions are active when the bus reports `Connected`.
+pub async fn reconnect_restores_subscriptions(mut system: impl Fixture) {
     let (listening, sending) = (system.connect().await, system.connect().await);
-    let mut heard = listen(&listening, "news.*").await;
+    let mut received = listen(&listening, "news.*").await;
     respond(system.tasks(), &listening, listen(&listening, "echo").await, |delivery| delivery.payload);
     for round in 0..3 {
         let (mut at_listening, mut at_sending) = (listening.events(), sending.events());
@@ -21,14 +22,15 @@ pub async fn the_connection_comes_back_with_its_subscriptions(mut system: impl F
             wait_for(events, |event| *event == BusEvent::Connected).await;
         }
         assert!(listening.is_connected() && sending.is_connected());
-        // In force from the event on: not one message is lost any more.
+        // The subscription is active from the event on: no further message is lost.
         sending.publish(message("news.a", format!("{round}"))).await.unwrap();
-        assert_eq!(next(&mut heard).await.payload, format!("{round}"));
+        assert_eq!(next(&mut received).await.payload, format!("{round}"));
         assert_eq!(sending.request(message("echo", "x"), LONG).await.unwrap().payload, "x");
     }
 }
 
-pub async fn a_request_waits_for_the_connection(mut system: impl Fixture) {
+/// A request or subscription made while disconnected waits for the reconnect and succeeds.
+pub async fn request_while_disconnected_waits_for_reconnect(mut system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     respond(system.tasks(), &answering, listen(&answering, "echo").await, |delivery| delivery.payload);
     let mut events = asking.events();
@@ -36,7 +38,7 @@ pub async fn a_request_waits_for_the_connection(mut system: impl Fixture) {
     wait_for(&mut events, |event| *event == BusEvent::Disconnected).await;
     let asked = async {
         loop {
-            // The answering connection may be back a moment later than the asking one.
+            // The responding connection may reconnect a moment later than the requesting one.
             match asking.request(message("echo", "x"), LONG).await {
                 Err(RequestError::NoResponders(_)) => tokio::task::yield_now().await,
                 outcome => return outcome,
@@ -50,14 +52,15 @@ pub async fn a_request_waits_for_the_connection(mut system: impl Fixture) {
     assert_eq!(next(&mut subscribed).await.payload, "y");
 }
 
-pub async fn a_request_without_connection_is_not_sent_after_its_deadline(mut system: impl Fixture) {
+/// A request that expires while disconnected fails as not executed and is never sent.
+pub async fn request_expired_while_disconnected_is_never_sent(mut system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     let mut requests = listen(&answering, "ask").await;
     let (mut at_asking, mut at_answering) = (asking.events(), answering.events());
     system.stop().await;
     wait_for(&mut at_asking, |event| *event == BusEvent::Disconnected).await;
     let error = asking.request(message("ask", "too late"), SHORT).await.unwrap_err();
-    assert_eq!((&error, error.happened()), (&RequestError::Disconnected, Happened::No));
+    assert_eq!((&error, error.executed()), (&RequestError::Disconnected, Executed::No));
     system.start_again().await;
     for events in [&mut at_asking, &mut at_answering] {
         wait_for(events, |event| *event == BusEvent::Connected).await;
@@ -66,7 +69,8 @@ pub async fn a_request_without_connection_is_not_sent_after_its_deadline(mut sys
     assert_eq!(next(&mut requests).await.payload, "in time");
 }
 
-pub async fn a_request_in_flight_runs_to_its_deadline_when_the_connection_is_lost(mut system: impl Fixture) {
+/// If the connection is lost, a request in flight fails at its deadline.
+pub async fn request_in_flight_at_disconnect_fails_at_deadline(mut system: impl Fixture) {
     let (asking, hung) = (system.connect().await, system.connect().await);
     let mut requests = listen(&hung, "hung").await;
     let deadline = 5 * SHORT;
@@ -78,13 +82,14 @@ pub async fn a_request_in_flight_runs_to_its_deadline_when_the_connection_is_los
     assert_eq!(outcome.unwrap_err(), RequestError::Deadline { route: Route::new("hung"), deadline });
 }
 
-pub async fn what_is_published_without_connection_goes_nowhere(mut system: impl Fixture) {
+/// A message published while disconnected is discarded without waiting.
+pub async fn publish_while_disconnected_is_discarded(mut system: impl Fixture) {
     let (sending, listening) = (system.connect().await, system.connect().await);
-    let mut heard = listen(&listening, "news").await;
+    let mut received = listen(&listening, "news").await;
     let (mut at_sending, mut at_listening) = (sending.events(), listening.events());
     system.stop().await;
     wait_for(&mut at_sending, |event| *event == BusEvent::Disconnected).await;
-    // More than any queue takes: none of them may wait.
+    // More messages than any queue takes: no publish may wait.
     for _ in 0..5_000 {
         within(sending.publish(message("news", "lost"))).await.unwrap();
     }
@@ -93,12 +98,13 @@ pub async fn what_is_published_without_connection_goes_nowhere(mut system: impl 
         wait_for(events, |event| *event == BusEvent::Connected).await;
     }
     sending.publish(message("news", "first")).await.unwrap();
-    assert_eq!(next(&mut heard).await.payload, "first");
+    assert_eq!(next(&mut received).await.payload, "first");
 }
 
-pub async fn a_closed_bus_does_nothing_more(system: impl Fixture) {
+/// A closed bus ends its pending requests and subscriptions and rejects all further operations.
+pub async fn bus_closed_rejects_all_operations(system: impl Fixture) {
     let (closing, other) = (system.connect().await, system.connect().await);
-    let mut heard = listen(&closing, "news").await;
+    let mut received = listen(&closing, "news").await;
     let mut requests = listen(&other, "hung").await;
     let mut events = closing.events();
     let close = async {
@@ -106,29 +112,30 @@ pub async fn a_closed_bus_does_nothing_more(system: impl Fixture) {
         closing.close().await;
     };
     let (waiting, ()) = tokio::join!(within(closing.request(message("hung", ""), 10 * LONG)), close);
-    // It had arrived: what came of it nobody knows.
+    // The request had arrived, so its outcome is unknown.
     let error = waiting.unwrap_err();
-    assert_eq!((&error, error.happened()), (&RequestError::Closed { sent: true }, Happened::Unknown));
+    assert_eq!((&error, error.executed()), (&RequestError::Closed { sent: true }, Executed::Unknown));
     wait_for(&mut events, |event| *event == BusEvent::Closed).await;
-    assert!(within(heard.next()).await.is_none());
+    assert!(within(received.next()).await.is_none());
     assert!(!closing.is_connected());
     let error = closing.request(message("hung", ""), LONG).await.unwrap_err();
-    assert_eq!((&error, error.happened()), (&RequestError::Closed { sent: false }, Happened::No));
+    assert_eq!((&error, error.executed()), (&RequestError::Closed { sent: false }, Executed::No));
     assert_eq!(closing.publish(message("news", "")).await, Err(PublishError::Closed));
     let subscribed = closing.subscribe(RoutePattern::new("news"), SubscribeOptions::default()).await;
     assert_eq!(subscribed.unwrap_err(), SubscribeError::Closed);
-    // A second time is no harm.
+    // A second close has no effect.
     within(closing.close()).await;
 }
 
-pub async fn what_was_published_before_closing_arrives(system: impl Fixture) {
+/// Messages that are published before the bus closes arrive in order.
+pub async fn bus_close_delivers_published_messages(system: impl Fixture) {
     let (closing, other) = (system.connect().await, system.connect().await);
-    let mut heard = listen(&other, "last").await;
+    let mut received = listen(&other, "last").await;
     for number in 0..1_000 {
         closing.publish(message("last", format!("{number}"))).await.unwrap();
     }
     within(closing.close()).await;
     for number in 0..1_000 {
-        assert_eq!(next(&mut heard).await.payload, format!("{number}"));
+        assert_eq!(next(&mut received).await.payload, format!("{number}"));
     }
 }

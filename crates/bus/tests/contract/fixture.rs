@@ -13,28 +13,28 @@ use dormouse_protocol::{Route, RoutePattern};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use tokio::sync::broadcast;
 
-/// Long enough for anything that should happen, on any machine.
+/// A deadline that is long enough on every machine.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// Short enough to wait out.
+/// A deadline that a test can wait for.
 pub const SHORT: Duration = Duration::from_millis(100);
 
-/// The largest payload of both systems, in bytes.
+/// The maximum payload of both systems, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 4_096;
 
 /// A messaging system.
 pub trait Fixture: Sized + Send {
-    /// A connection that may do everything.
+    /// A connection with all permissions.
     fn connect(&self) -> impl Future<Output = Arc<dyn Bus>> + Send;
-    /// A connection that may do nothing with `forbidden.>`.
+    /// A connection without permissions on `forbidden.>`.
     fn connect_limited(&self) -> impl Future<Output = Arc<dyn Bus>> + Send;
-    /// Takes the whole system down.
+    /// Stops the system.
     fn stop(&mut self) -> impl Future<Output = ()> + Send;
-    /// Brings it up again.
+    /// Starts the system again.
     fn start_again(&mut self) -> impl Future<Output = ()> + Send;
-    /// Where tasks run.
+    /// The tasks of the test.
     fn tasks(&self) -> &Tasks;
-    /// Clock and chance.
+    /// Clock and randomness.
     fn env(&self) -> Env;
 }
 
@@ -159,20 +159,20 @@ pub async fn join(bus: &Arc<dyn Bus>, pattern: &str, queue: &str) -> Subscriptio
     bus.subscribe(RoutePattern::new(pattern), options).await.unwrap()
 }
 
-/// The next message, which must come.
+/// The next message. Panics if none arrives.
 pub async fn next(subscription: &mut Subscription) -> Delivery {
-    within(subscription.next()).await.expect("the subscription must go on")
+    within(subscription.next()).await.expect("the subscription is active")
 }
 
-/// Waits for an event that `wanted` picks.
+/// Waits for an event that `matches` accepts.
 pub async fn wait_for(
     events: &mut broadcast::Receiver<BusEvent>,
-    wanted: impl Fn(&BusEvent) -> bool,
+    matches: impl Fn(&BusEvent) -> bool,
 ) -> BusEvent {
     within(async {
         loop {
             match events.recv().await {
-                Ok(event) if wanted(&event) => return event,
+                Ok(event) if matches(&event) => return event,
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(error) => panic!("{error}"),
             }
@@ -181,7 +181,7 @@ pub async fn wait_for(
     .await
 }
 
-/// Answers every message of `subscription` with what `answer` makes of it.
+/// Replies to every message of `subscription` with the output of `answer`.
 pub fn respond(
     tasks: &Tasks,
     bus: &Arc<dyn Bus>,
@@ -198,7 +198,7 @@ pub fn respond(
     });
 }
 
-/// Waits for something that must come to pass.
+/// Waits for a future. Panics at the deadline.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, future).await.expect("this must happen")
+    tokio::time::timeout(LONG, future).await.expect("the future ends before the deadline")
 }

@@ -1,27 +1,29 @@
-//! Requests, publications and subscriptions while all is well.
+//! Requests, publishes and subscriptions without faults.
 
 use bytes::Bytes;
 use dormouse_bus::{
     BusEvent, Outgoing, PublishError, RequestError, SubscribeError, SubscribeOptions, Subscription,
 };
-use dormouse_protocol::{Happened, Headers, Route, RoutePattern};
+use dormouse_protocol::{Executed, Headers, Route, RoutePattern};
 use futures::future::join_all;
 
 use crate::fixture::{
     Fixture, LONG, MAX_PAYLOAD_BYTES, SHORT, join, listen, message, next, respond, wait_for, within,
 };
 
-pub async fn a_request_is_answered(system: impl Fixture) {
+/// A request receives the reply, also on the connection that serves it.
+pub async fn request_receives_reply(system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     respond(system.tasks(), &answering, listen(&answering, "echo.*").await, |delivery| delivery.payload);
     let reply = asking.request(message("echo.a", "hello"), LONG).await.unwrap();
     assert_eq!(reply.payload, "hello");
     assert!(reply.headers.is_empty());
-    // Also to oneself.
+    // Also on the connection that serves it.
     assert_eq!(answering.request(message("echo.b", ""), LONG).await.unwrap().payload, "");
 }
 
-pub async fn many_requests_at_once_each_get_their_own_answer(system: impl Fixture) {
+/// Each of many concurrent requests receives its own reply.
+pub async fn requests_in_parallel_receive_matching_replies(system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     respond(system.tasks(), &answering, listen(&answering, "echo").await, |delivery| delivery.payload);
     let requests = (0..500).map(|number| {
@@ -34,23 +36,26 @@ pub async fn many_requests_at_once_each_get_their_own_answer(system: impl Fixtur
     join_all(requests).await;
 }
 
-pub async fn nobody_there_is_said_at_once(system: impl Fixture) {
+/// A request without a responder fails at once as not executed.
+pub async fn request_without_responder_fails_at_once(system: impl Fixture) {
     let bus = system.connect().await;
     let error = bus.request(message("nobody", "hello"), LONG).await.unwrap_err();
     assert_eq!(error, RequestError::NoResponders(Route::new("nobody")));
-    assert_eq!(error.happened(), Happened::No);
+    assert_eq!(error.executed(), Executed::No);
 }
 
-pub async fn a_hung_responder_costs_the_deadline(system: impl Fixture) {
+/// A request to a hung responder fails at its deadline with unknown execution.
+pub async fn request_to_hung_responder_fails_at_deadline(system: impl Fixture) {
     let (asking, hung) = (system.connect().await, system.connect().await);
     let mut requests = listen(&hung, "hung").await;
     let error = asking.request(message("hung", "hello"), SHORT).await.unwrap_err();
     assert_eq!(error, RequestError::Deadline { route: Route::new("hung"), deadline: SHORT });
-    assert_eq!(error.happened(), Happened::Unknown);
+    assert_eq!(error.executed(), Executed::Unknown);
     assert_eq!(next(&mut requests).await.payload, "hello");
 }
 
-pub async fn a_late_answer_goes_to_nobody(system: impl Fixture) {
+/// A reply after the deadline is discarded and never answers a later request.
+pub async fn reply_after_deadline_is_discarded(system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     let mut requests = listen(&answering, "slow").await;
     asking.request(message("slow", "first"), SHORT).await.unwrap_err();
@@ -64,7 +69,8 @@ pub async fn a_late_answer_goes_to_nobody(system: impl Fixture) {
     assert_eq!(reply.unwrap().payload, "in time");
 }
 
-pub async fn a_queue_group_shares_what_others_all_get(system: impl Fixture) {
+/// Members of a queue group share the messages; other groups and plain subscriptions receive all of them.
+pub async fn queue_group_shares_messages_others_get_all(system: impl Fixture) {
     const MESSAGES: usize = 40;
     let (one, other, sender) = (system.connect().await, system.connect().await, system.connect().await);
     let mut members = [join(&one, "work.*", "workers").await, join(&other, "work.*", "workers").await];
@@ -89,7 +95,7 @@ pub async fn a_queue_group_shares_what_others_all_get(system: impl Fixture) {
 }
 
 /// Two groups of one name are one, whatever their patterns.
-pub async fn a_queue_group_is_known_by_its_name_alone(system: impl Fixture) {
+pub async fn queue_group_is_identified_by_name_alone(system: impl Fixture) {
     const MESSAGES: usize = 40;
     let (one, other, sender) = (system.connect().await, system.connect().await, system.connect().await);
     let mut one_pattern = join(&one, "work.*", "workers").await;
@@ -97,7 +103,7 @@ pub async fn a_queue_group_is_known_by_its_name_alone(system: impl Fixture) {
     for number in 0..MESSAGES {
         sender.publish(message("work.item", format!("{number}"))).await.unwrap();
     }
-    // Each of these is heard by one of the two only.
+    // Only one of the two subscriptions receives each of these.
     for end in ["work.end", "end.item"] {
         sender.publish(message(end, "")).await.unwrap();
     }
@@ -115,6 +121,7 @@ async fn next_of(subscription: &mut Subscription, numbers: &mut Vec<usize>) -> S
     delivery.route.as_str().to_owned()
 }
 
+/// The wildcards `*` and `>` match whole tokens.
 pub async fn wildcards_match_whole_tokens(system: impl Fixture) {
     let bus = system.connect().await;
     let mut one = listen(&bus, "a.*.c").await;
@@ -131,29 +138,31 @@ pub async fn wildcards_match_whole_tokens(system: impl Fixture) {
     }
 }
 
+/// Headers arrive unchanged and in order, including repeated names and empty values.
 pub async fn headers_arrive(system: impl Fixture) {
     let bus = system.connect().await;
-    let mut heard = listen(&bus, "headers").await;
+    let mut received = listen(&bus, "headers").await;
     let pairs = [("Empty", ""), ("Name", "first: with colon"), ("Name", "second"), ("case-Kept", "é ü")];
     let headers = Headers(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
     let sent = Outgoing { headers: headers.clone(), ..message("headers", "body") };
     bus.publish(sent).await.unwrap();
-    let delivery = next(&mut heard).await;
+    let delivery = next(&mut received).await;
     assert_eq!((delivery.headers, delivery.payload), (headers, Bytes::from("body")));
 }
 
-pub async fn a_message_may_be_as_large_as_the_limit_and_no_larger(system: impl Fixture) {
+/// A message up to the maximum payload, headers included, is accepted; a larger one is rejected.
+pub async fn message_up_to_max_payload_is_accepted(system: impl Fixture) {
     let bus = system.connect().await;
-    let mut heard = listen(&bus, "large").await;
+    let mut received = listen(&bus, "large").await;
     assert_eq!(bus.max_payload(), MAX_PAYLOAD_BYTES);
     bus.publish(message("large", vec![7; MAX_PAYLOAD_BYTES])).await.unwrap();
-    assert_eq!(next(&mut heard).await.payload.len(), MAX_PAYLOAD_BYTES);
+    assert_eq!(next(&mut received).await.payload.len(), MAX_PAYLOAD_BYTES);
 
-    // The headers of this one, as NATS writes them, take 24 bytes.
+    // The headers of this message take 24 bytes in the format of NATS.
     let headers = Headers(vec![("Name".to_owned(), "value".to_owned())]);
     let with_headers = |bytes| Outgoing { headers: headers.clone(), ..message("large", vec![7; bytes]) };
     bus.publish(with_headers(MAX_PAYLOAD_BYTES - 25)).await.unwrap();
-    assert_eq!(next(&mut heard).await.payload.len(), MAX_PAYLOAD_BYTES - 25);
+    assert_eq!(next(&mut received).await.payload.len(), MAX_PAYLOAD_BYTES - 25);
 
     let limit_bytes = MAX_PAYLOAD_BYTES;
     for (too_large, size_bytes) in [
@@ -171,7 +180,8 @@ pub async fn a_message_may_be_as_large_as_the_limit_and_no_larger(system: impl F
     }
 }
 
-pub async fn a_full_subscription_drops_the_newest_and_says_so(system: impl Fixture) {
+/// A full subscription drops the newest messages and reports a slow consumer.
+pub async fn subscription_full_drops_newest_and_reports(system: impl Fixture) {
     let (slow, sender) = (system.connect().await, system.connect().await);
     let mut events = slow.events();
     let pattern = RoutePattern::new("flood.*");
@@ -184,7 +194,7 @@ pub async fn a_full_subscription_drops_the_newest_and_says_so(system: impl Fixtu
     for number in 0..4 {
         assert_eq!(next(&mut flooded).await.payload, format!("{number}"));
     }
-    // There is room again. The end of the flood may still be on its way; what was dropped is gone.
+    // The queue has room again. The last messages of the flood may still be in flight; dropped messages are lost.
     loop {
         sender.publish(message("flood.b", "later")).await.unwrap();
         let delivery = next(&mut flooded).await;
@@ -195,24 +205,25 @@ pub async fn a_full_subscription_drops_the_newest_and_says_so(system: impl Fixtu
     }
 }
 
-pub async fn large_messages_that_nobody_takes_are_dropped_before_they_fill_the_memory(system: impl Fixture) {
+/// A subscription drops large messages when its unread messages reach the byte limit.
+pub async fn subscription_bounds_bytes_of_unread_messages(system: impl Fixture) {
     const MOST_BYTES: usize = 128 * 1_024 * 1_024;
     let (slow, sender) = (system.connect().await, system.connect().await);
     let mut events = slow.events();
     let pattern = RoutePattern::new("flood.*");
     let mut flooded = slow.subscribe(pattern.clone(), SubscribeOptions::default()).await.unwrap();
-    // One copy, however often it is sent: it is the queue that is to be looked at.
+    // One payload for all messages: the test is about the queue.
     let payload = Bytes::from(vec![b'x'; sender.max_payload().min(1_000_000)]);
     let sent = 3 * MOST_BYTES / 2 / payload.len();
     for _ in 0..sent {
         sender.publish(Outgoing::new(Route::new("flood.a"), payload.clone())).await.unwrap();
     }
     wait_for(&mut events, |event| *event == BusEvent::SlowConsumer(Some(pattern.clone()))).await;
-    // It was full, and what is taken at once makes room for others only after that.
+    // The queue was full. The messages taken at once free their bytes only afterwards.
     let mut taken = Vec::new();
     flooded.next_many(&mut taken, sent).await;
     assert!(taken.len() * payload.len() <= MOST_BYTES, "{} messages waited", taken.len());
-    // Once they are taken there is room again.
+    // After that the queue has room again.
     drop(taken);
     loop {
         sender.publish(message("flood.b", "later")).await.unwrap();
@@ -222,10 +233,11 @@ pub async fn large_messages_that_nobody_takes_are_dropped_before_they_fill_the_m
     }
 }
 
-pub async fn a_dropped_subscription_is_gone(system: impl Fixture) {
+/// A dropped subscription no longer answers requests.
+pub async fn subscription_dropped_is_removed(system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     drop(listen(&answering, "brief").await);
-    // The server hears of it in its own time.
+    // The server processes the unsubscribe later.
     let gone = async {
         let gone = RequestError::NoResponders(Route::new("brief"));
         while asking.request(message("brief", ""), SHORT).await.unwrap_err() != gone {}
@@ -233,7 +245,8 @@ pub async fn a_dropped_subscription_is_gone(system: impl Fixture) {
     within(gone).await;
 }
 
-pub async fn what_was_sent_before_listening_ended_arrives(system: impl Fixture) {
+/// After an unsubscribe, the subscription still delivers the messages sent before.
+pub async fn subscription_ended_delivers_messages_sent_before(system: impl Fixture) {
     const SENT: usize = 500;
     let (sending, listening) = (system.connect().await, system.connect().await);
     respond(system.tasks(), &sending, listen(&sending, "echo").await, |delivery| delivery.payload);
@@ -243,7 +256,7 @@ pub async fn what_was_sent_before_listening_ended_arrives(system: impl Fixture) 
         for _ in 0..SENT {
             sending.publish(message(&pattern, "")).await.unwrap();
         }
-        // What came before a request of the same connection, the server has sent on when that is answered.
+        // When the request has its reply, the server has forwarded all earlier messages of the connection.
         sending.request(message("echo", ""), LONG).await.unwrap();
         messages.unsubscribe();
         let mut arrived = 0;
@@ -254,7 +267,8 @@ pub async fn what_was_sent_before_listening_ended_arrives(system: impl Fixture) 
     }
 }
 
-pub async fn a_subscription_is_in_force_when_subscribe_returns(system: impl Fixture) {
+/// A subscription is active when `subscribe` returns.
+pub async fn subscription_is_active_when_subscribe_returns(system: impl Fixture) {
     let (asking, answering) = (system.connect().await, system.connect().await);
     for number in 0..200 {
         let route = format!("fresh.{number}");
@@ -272,7 +286,8 @@ pub async fn a_subscription_is_in_force_when_subscribe_returns(system: impl Fixt
     }
 }
 
-pub async fn what_no_transport_carries_is_refused(system: impl Fixture) {
+/// The bus rejects invalid routes, headers, patterns and queue names.
+pub async fn bus_rejects_invalid_routes_headers_and_patterns(system: impl Fixture) {
     let bus = system.connect().await;
     for route in ["", "a..b", "a.*", "a.>", "a b", "a\r\nPUB b 0"] {
         let refused = bus.publish(message(route, "")).await.unwrap_err();

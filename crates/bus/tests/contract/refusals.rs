@@ -1,14 +1,15 @@
-//! What the messaging system forbids.
+//! Denied permissions.
 
 use dormouse_bus::{BusEvent, RequestError, SubscribeError, SubscribeOptions};
-use dormouse_protocol::{Happened, Route, RoutePattern};
+use dormouse_protocol::{Executed, Route, RoutePattern};
 
 use crate::fixture::{Fixture, LONG, listen, message, next, respond, wait_for, within};
 
-pub async fn a_forbidden_request_fails_at_once(system: impl Fixture) {
+/// A request without permission fails at once as not executed, for all spellings of a route.
+pub async fn request_without_permission_fails_at_once(system: impl Fixture) {
     let bus = system.connect_limited().await;
     let mut events = bus.events();
-    // Quotes, and what cannot be printed, are legal in a route and come back written in another way.
+    // Quotes and unprintable characters are valid in a route, and the server reports them in another notation.
     for route in [
         "forbidden.a",
         "forbidden.\"a\\u0041\"",
@@ -16,22 +17,24 @@ pub async fn a_forbidden_request_fails_at_once(system: impl Fixture) {
         "forbidden.a\u{200d}b",
         "forbidden.\u{e0001}",
     ] {
-        // It would wait ten times as long as the test.
+        // The deadline of the request is ten times that of the test.
         let error = within(bus.request(message(route, ""), 10 * LONG)).await.unwrap_err();
         assert_eq!(error, RequestError::PermissionDenied(Route::new(route)));
-        assert_eq!(error.happened(), Happened::No);
+        assert_eq!(error.executed(), Executed::No);
         wait_for(&mut events, |event| *event == BusEvent::PublishDenied(Route::new(route))).await;
     }
 }
 
-pub async fn a_forbidden_publish_is_told(system: impl Fixture) {
+/// A publish without permission is reported by an event.
+pub async fn publish_without_permission_is_reported(system: impl Fixture) {
     let bus = system.connect_limited().await;
     let mut events = bus.events();
     bus.publish(message("forbidden.a", "")).await.unwrap();
     wait_for(&mut events, |event| *event == BusEvent::PublishDenied(Route::new("forbidden.a"))).await;
 }
 
-pub async fn a_forbidden_subscription_fails(system: impl Fixture) {
+/// A subscription without permission fails or ends, and is reported by an event.
+pub async fn subscription_without_permission_fails(system: impl Fixture) {
     let bus = system.connect_limited().await;
     let mut events = bus.events();
     for (pattern, queue) in [("forbidden.a", None), ("forbidden.>", None), ("forbidden.*", Some("group"))] {
@@ -39,14 +42,15 @@ pub async fn a_forbidden_subscription_fails(system: impl Fixture) {
         let pattern = RoutePattern::new(pattern);
         match within(bus.subscribe(pattern.clone(), options)).await {
             Err(error) => assert_eq!(error, SubscribeError::PermissionDenied(pattern.clone())),
-            // On a busy machine the word of it may come only now.
+            // On a busy machine the denial may arrive only now.
             Ok(mut subscription) => assert!(within(subscription.next()).await.is_none()),
         }
         wait_for(&mut events, |event| *event == BusEvent::SubscribeDenied(pattern.clone())).await;
     }
 }
 
-pub async fn a_refusal_hits_only_its_own_route(system: impl Fixture) {
+/// A denied request does not affect requests on other routes.
+pub async fn permission_denial_affects_only_one_route(system: impl Fixture) {
     let (limited, free) = (system.connect_limited().await, system.connect().await);
     let mut slow = listen(&free, "allowed.slow").await;
     respond(system.tasks(), &free, listen(&free, "allowed.echo").await, |delivery| delivery.payload);

@@ -1,4 +1,4 @@
-//! What stands on top of the port.
+//! Services on top of the port.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ fn double(tasks: &Tasks, mut requests: Requests) {
     });
 }
 
-pub async fn typed_requests_carry_results_and_errors(system: impl Fixture) {
+/// A service returns typed results and errors, sets the error headers and counts requests and errors.
+pub async fn service_returns_typed_results_and_errors(system: impl Fixture) {
     let (asking, serving) = (system.connect().await, system.connect().await);
     let requests = requests(&system, &serving, "double.*").await;
     let stats = Arc::clone(requests.stats());
@@ -45,7 +46,7 @@ pub async fn typed_requests_carry_results_and_errors(system: impl Fixture) {
     assert_eq!(ask::<u64, u64>(&*asking, route(), &21, LONG).await.unwrap(), 42);
     let error = ask::<u64, u64>(&*asking, route(), &100, LONG).await.unwrap_err();
     let AskError::Service(error) = error else { panic!("{error}") };
-    // The body is whole; only the header is kept to one line.
+    // The body has the complete text; only the header is limited to one line.
     assert_eq!((error.code, error.message.as_str()), (ErrorCode::Unavailable, "too\r\nmuch"));
     let error = ask::<str, u64>(&*asking, route(), "x", LONG).await.unwrap_err();
     assert!(matches!(error, AskError::Service(ErrorReply { code: ErrorCode::BadRequest, .. })), "{error}");
@@ -63,7 +64,8 @@ pub async fn typed_requests_carry_results_and_errors(system: impl Fixture) {
     assert_eq!(figures.last_error.as_deref(), Some("unavailable: too\r\nmuch"));
 }
 
-pub async fn an_answer_that_is_too_large_becomes_an_error(system: impl Fixture) {
+/// A service reply over the maximum payload becomes the error `too_large`.
+pub async fn service_reply_over_max_payload_becomes_error(system: impl Fixture) {
     let (asking, serving) = (system.connect().await, system.connect().await);
     let mut requests = requests(&system, &serving, "large").await;
     system.tasks().spawn("large", async move {
@@ -79,7 +81,8 @@ pub async fn an_answer_that_is_too_large_becomes_an_error(system: impl Fixture) 
     assert!(matches!(error, AskError::Service(ErrorReply { code: ErrorCode::TooLarge, .. })), "{error}");
 }
 
-pub async fn a_service_can_be_discovered(system: impl Fixture) {
+/// A service answers the NATS discovery requests for ping, info and statistics.
+pub async fn service_is_discoverable(system: impl Fixture) {
     let (asking, serving) = (system.connect().await, system.connect().await);
     let requests = requests(&system, &serving, "double.*").await;
     let stats = Arc::clone(requests.stats());
@@ -142,6 +145,7 @@ async fn get(bus: &Arc<dyn Bus>, route: &str) -> Value {
     serde_json::from_slice(&reply.payload).unwrap()
 }
 
+/// A server answers health requests on the common route and on its own route.
 pub async fn health_is_answered_under_both_routes(system: impl Fixture) {
     let (asking, serving) = (system.connect().await, system.connect().await);
     let health = Health {
@@ -154,9 +158,9 @@ pub async fn health_is_answered_under_both_routes(system: impl Fixture) {
         uptime_ms: 7,
         figures: BTreeMap::from([("subjects".to_owned(), 3)]),
     };
-    let (prefix, told) = (Prefix::default(), health.clone());
+    let (prefix, reported) = (Prefix::default(), health.clone());
     let inboxes = ServeOptions::default().inbox_prefixes;
-    answer_health(&serving, system.tasks(), &prefix, "s1", &inboxes, move || told.clone()).await.unwrap();
+    answer_health(&serving, system.tasks(), &prefix, "s1", &inboxes, move || reported.clone()).await.unwrap();
     for route in ["persist.health", "persist.health.s1"] {
         let answered: Health = serde_json::from_value(get(&asking, route).await).unwrap();
         assert_eq!(answered, health);

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use dormouse_bus::nats::{Authentication, ConnectError, NatsOptions, Secret};
+use dormouse_bus::nats::{Authentication, NatsConnectError, NatsOptions, Secret};
 use dormouse_bus::{Bus, BusEvent};
 use dormouse_harness::NatsServer;
 use nkeys::KeyPair;
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::{assert_works, connect, options, server, wait_for};
 
-fn as_who(server: &NatsServer, authentication: Authentication) -> NatsOptions {
+/// Returns the connection options for this server and authentication.
+fn with_authentication(server: &NatsServer, authentication: Authentication) -> NatsOptions {
     NatsOptions { authentication, ..options(&server.url()) }
 }
 
@@ -18,60 +19,65 @@ fn file(server: &NatsServer, name: &str, text: &str) -> PathBuf {
     file
 }
 
+/// A user with the right password connects; a wrong password is final and is not retried.
 #[tokio::test]
-async fn user_and_password() {
+async fn user_and_password_authenticate() {
     let server = server("authorization { user: alice, password: \"p@ss/word\" }").await;
     let login = |password: &str| Authentication::UserPassword {
         user: "alice".to_owned(),
         password: Secret::new(password),
     };
-    assert_works(&connect(as_who(&server, login("p@ss/word"))).await.unwrap()).await;
-    // A refusal is final, also for whoever waits for the server.
+    assert_works(&connect(with_authentication(&server, login("p@ss/word"))).await.unwrap()).await;
+    // A refusal is final, also with `retry_on_first_connect`.
     for (authentication, retry_on_first_connect) in [(login("wrong"), false), (login("wrong"), true)] {
-        let options = NatsOptions { retry_on_first_connect, ..as_who(&server, authentication) };
+        let options = NatsOptions { retry_on_first_connect, ..with_authentication(&server, authentication) };
         let error = connect(options).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
+        assert!(matches!(error, NatsConnectError::Refused { .. }), "{error}");
     }
     let in_address = server.url().replace("://", "://alice:p%40ss%2Fword@");
     assert_works(&connect(options(&in_address)).await.unwrap()).await;
 }
 
+/// The right token connects, and the error for a wrong token does not print it.
 #[tokio::test]
-async fn token() {
+async fn token_authenticates() {
     let server = server("authorization { token: \"t0ken\" }").await;
-    let with = |token: &str| as_who(&server, Authentication::Token(Secret::new(token)));
+    let with = |token: &str| with_authentication(&server, Authentication::Token(Secret::new(token)));
     assert_works(&connect(with("t0ken")).await.unwrap()).await;
     let in_address = |token: &str| options(&server.url().replace("://", &format!("://{token}@")));
     assert_works(&connect(in_address("t0ken")).await.unwrap()).await;
     for refused in [with("other"), in_address("other")] {
         let error = connect(refused).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Refused { .. }));
+        assert!(matches!(error, NatsConnectError::Refused { .. }));
         assert!(!format!("{error} {error:?}").contains("other"), "{error}");
     }
 }
 
-fn only(user: &KeyPair) -> String {
+/// Returns a server configuration that accepts only this nkey user.
+fn single_nkey_config(user: &KeyPair) -> String {
     format!("authorization {{ users: [ {{ nkey: {} }} ] }}", user.public_key())
 }
 
+/// After a reconnect, the client uses the nkey file that was replaced in the meantime.
 #[tokio::test]
-async fn nkey_file_that_is_replaced_while_connected() {
+async fn nkey_file_replaced_while_connected_is_reread() {
     let (first, second) = (KeyPair::new_user(), KeyPair::new_user());
-    let mut server = server(only(&first)).await;
+    let mut server = server(single_nkey_config(&first)).await;
     let seed = file(&server, "user.nk", &format!("# a comment\n{}\n", first.seed().unwrap()));
-    let bus = connect(as_who(&server, Authentication::NkeyFile(seed.clone()))).await.unwrap();
+    let bus = connect(with_authentication(&server, Authentication::NkeyFile(seed.clone()))).await.unwrap();
     assert_works(&bus).await;
 
     let mut events = bus.events();
     std::fs::write(&seed, second.seed().unwrap()).unwrap();
-    server.set_config(only(&second));
+    server.set_config(single_nkey_config(&second));
     server.restart().await.unwrap();
     wait_for(&mut events, BusEvent::Connected).await;
     assert_works(&bus).await;
 }
 
+/// A credentials file connects, and a foreign key in it is rejected.
 #[tokio::test]
-async fn credentials_file() {
+async fn credentials_file_authenticates() {
     let (operator, account, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_user());
     let unlimited = json!({ "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1,
         "wildcards": true, "conn": -1, "leaf": -1 });
@@ -96,17 +102,19 @@ async fn credentials_file() {
              -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         )
     };
-    let with =
-        |name: &str, text: &str| as_who(&server, Authentication::CredentialsFile(file(&server, name, text)));
+    let with = |name: &str, text: &str| {
+        with_authentication(&server, Authentication::CredentialsFile(file(&server, name, text)))
+    };
     assert_works(&connect(with("good.creds", &text(&user.seed().unwrap()))).await.unwrap()).await;
 
     let stranger = KeyPair::new_user().seed().unwrap();
     let error = connect(with("stranger.creds", &text(&stranger))).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
+    assert!(matches!(error, NatsConnectError::Refused { .. }), "{error}");
 }
 
+/// The error for an unusable credential file names the file and the reason, and not the secret.
 #[tokio::test]
-async fn a_file_that_cannot_be_used_is_named_and_its_secret_is_not() {
+async fn credential_file_error_names_file_but_no_secret() {
     let server = server("").await;
     let mut damaged = KeyPair::new_user().seed().unwrap();
     damaged.replace_range(10..12, "AA");
@@ -118,30 +126,30 @@ async fn a_file_that_cannot_be_used_is_named_and_its_secret_is_not() {
     };
     for (name, text, reason) in [
         ("missing", None, "No such file"),
-        ("empty", Some(String::new()), "it holds no"),
-        ("damaged.nk", Some(damaged.clone()), "not a valid one"),
-        ("damaged.creds", Some(creds("ey.ey.x")), "not a valid one"),
+        ("empty", Some(String::new()), "it has no"),
+        ("damaged.nk", Some(damaged.clone()), "seed is invalid"),
+        ("damaged.creds", Some(creds("ey.ey.x")), "seed is invalid"),
         ("no-jwt.creds", Some(creds("")), "no user JWT"),
     ] {
         let path = server.folder().join(name);
         if let Some(text) = &text {
             std::fs::write(&path, text).unwrap();
         }
-        let mut ways = vec![Authentication::NkeyFile(path.clone()), Authentication::CredentialsFile(path)];
-        ways.retain(|way| match way {
+        let mut methods = vec![Authentication::NkeyFile(path.clone()), Authentication::CredentialsFile(path)];
+        methods.retain(|method| match method {
             Authentication::NkeyFile(_) => !name.ends_with(".creds"),
             _ => !name.ends_with(".nk"),
         });
-        for authentication in ways {
-            let error = connect(as_who(&server, authentication)).await.unwrap_err();
-            let said = error.to_string();
-            assert!(matches!(error, ConnectError::File { .. }), "{said}");
-            assert!(said.contains(name) && said.contains(reason) && !said.contains(&damaged), "{said}");
+        for authentication in methods {
+            let error = connect(with_authentication(&server, authentication)).await.unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, NatsConnectError::File { .. }), "{text}");
+            assert!(text.contains(name) && text.contains(reason) && !text.contains(&damaged), "{text}");
         }
     }
 }
 
-/// A token as NATS wants it: signed by `issuer`, about `subject`.
+/// A JWT in the form of NATS: signed by `issuer`, about `subject`.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
     let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
     let claims = json!({ "jti": subject.public_key(), "iat": 1_700_000_000, "iss": issuer.public_key(),

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use dormouse_bus::nats::{Authentication, ConnectError, NatsOptions, Secret};
+use dormouse_bus::nats::{Authentication, NatsConnectError, NatsOptions, Secret};
 use dormouse_bus::{Bus, BusEvent, Outgoing, RequestError, ServeOptions, SubscribeOptions, serve};
 use dormouse_harness::{NatsServer, nats_server_program};
 use dormouse_protocol::{Route, RoutePattern};
@@ -23,62 +23,65 @@ fn permissions(permissions: &str) -> String {
     )
 }
 
+/// If the inbox is denied, the connect fails and names it; another inbox prefix works.
 #[tokio::test]
-async fn a_forbidden_inbox_is_said_and_another_one_works() {
+async fn inbox_without_permission_fails_and_other_prefix_works() {
     let server = server(permissions("subscribe: { deny: \"_INBOX.>\" }")).await;
     let error = within(connect(alice(&server))).await.unwrap_err();
-    assert!(matches!(error, ConnectError::InboxDenied { .. }), "{error}");
+    assert!(matches!(error, NatsConnectError::InboxDenied { .. }), "{error}");
     assert!(error.to_string().contains("_INBOX."), "{error}");
 
     let inbox_prefix = "_INBOX_alice".parse().unwrap();
     let bus = connect(NatsOptions { inbox_prefix, ..alice(&server) }).await.unwrap();
-    let mut heard = bus.subscribe(RoutePattern::new("ask"), SubscribeOptions::default()).await.unwrap();
+    let mut received = bus.subscribe(RoutePattern::new("ask"), SubscribeOptions::default()).await.unwrap();
     let asked = bus.request(Outgoing::new(Route::new("ask"), "".into()), LONG);
     let answered = async {
-        let reply_to = heard.next().await.unwrap().reply_to.unwrap();
+        let reply_to = received.next().await.unwrap().reply_to.unwrap();
         assert!(reply_to.as_str().starts_with("_INBOX_alice."), "{reply_to}");
         bus.publish(Outgoing::new(reply_to, "yes".into())).await.unwrap();
     };
     assert_eq!(tokio::join!(asked, answered).0.unwrap().payload, "yes");
 }
 
-/// As clients usually are: they may listen to their inbox, but not write to it.
+/// A bus works with the usual permissions of a client: it may subscribe to its inbox, but not publish to it.
 #[tokio::test]
-async fn who_may_not_write_to_its_own_inbox_still_connects_and_subscribes() {
+async fn nats_client_without_inbox_publish_permission_works() {
     let server =
         server(permissions("publish: { allow: [\"ask.>\"] }, subscribe: { deny: \"secret\" }")).await;
     let root = connect(options(&server.url().replace("://", "://root:root@"))).await.unwrap();
     let bus = connect(alice(&server)).await.unwrap();
     let mut events = bus.events();
-    let mut heard = bus.subscribe(RoutePattern::new("news"), SubscribeOptions::default()).await.unwrap();
+    let mut received = bus.subscribe(RoutePattern::new("news"), SubscribeOptions::default()).await.unwrap();
     root.publish(Outgoing::new(Route::new("news"), "new".into())).await.unwrap();
-    assert_eq!(within(heard.next()).await.unwrap().payload, "new");
+    assert_eq!(within(received.next()).await.unwrap().payload, "new");
     for _ in 0..50 {
         let denied = bus.subscribe(RoutePattern::new("secret"), SubscribeOptions::default()).await;
         denied.unwrap_err();
     }
     let error = bus.request(Outgoing::new(Route::new("ask.a"), "".into()), LONG).await.unwrap_err();
     assert!(matches!(error, RequestError::NoResponders(_)), "{error}");
-    // Our own messages to ourselves were refused all along; nobody was told.
+    // The round-trip messages were denied all the time, without an event.
     while let Ok(event) = events.try_recv() {
         assert!(matches!(event, BusEvent::SubscribeDenied(_)), "{event:?}");
     }
 }
 
+/// A subscription ends if the server denies it after a reconnect.
 #[tokio::test]
-async fn a_subscription_that_is_forbidden_after_a_reconnect_ends() {
+async fn subscription_denied_after_reconnect_ends() {
     let mut server = server(permissions("subscribe: { deny: \"other\" }")).await;
     let bus = connect(alice(&server)).await.unwrap();
-    let mut heard = bus.subscribe(RoutePattern::new("news"), SubscribeOptions::default()).await.unwrap();
+    let mut received = bus.subscribe(RoutePattern::new("news"), SubscribeOptions::default()).await.unwrap();
     let mut events = bus.events();
     server.set_config(permissions("subscribe: { deny: \"news\" }"));
     server.restart().await.unwrap();
     wait_for(&mut events, BusEvent::SubscribeDenied(RoutePattern::new("news"))).await;
-    assert!(within(heard.next()).await.is_none());
+    assert!(within(received.next()).await.is_none());
 }
 
+/// After a reconnect, the bus uses the new maximum payload of the server.
 #[tokio::test]
-async fn the_largest_payload_is_read_again_after_a_reconnect() {
+async fn max_payload_is_reread_after_reconnect() {
     let mut server = server("max_payload: 1000").await;
     let bus = connect(options(&server.url())).await.unwrap();
     assert_eq!(bus.max_payload(), 1000);
@@ -89,8 +92,9 @@ async fn the_largest_payload_is_read_again_after_a_reconnect() {
     assert_eq!(bus.max_payload(), 2000);
 }
 
+/// If the NATS server enters lame duck mode, the bus reports an event.
 #[tokio::test]
-async fn a_server_that_is_about_to_go_is_announced() {
+async fn nats_server_lame_duck_mode_is_reported() {
     let server = server("").await;
     let bus = connect(options(&server.url())).await.unwrap();
     let mut events = bus.events();
@@ -104,9 +108,9 @@ async fn a_server_that_is_about_to_go_is_announced() {
     wait_for(&mut events, BusEvent::LameDuck).await;
 }
 
-/// A client could otherwise make the server publish for it.
+/// A service replies only to inboxes. Otherwise a client could make the server publish to any route.
 #[tokio::test]
-async fn a_request_with_a_strange_reply_address_is_not_answered() {
+async fn request_with_non_inbox_reply_route_is_not_answered() {
     let server = server("").await;
     let bus: Arc<dyn Bus> = Arc::new(connect(options(&server.url())).await.unwrap());
     let (env, tasks) = (Env::system(), Tasks::new());
@@ -134,13 +138,14 @@ async fn a_request_with_a_strange_reply_address_is_not_answered() {
     assert_eq!((figures.requests, figures.unanswerable, figures.refused), (1, 1, 2));
 }
 
+/// The tasks of a bus end when the bus is closed or dropped, even while disconnected.
 #[tokio::test]
-async fn tasks_end_with_the_bus_whether_closed_or_dropped() {
+async fn bus_tasks_end_on_close_or_drop() {
     let mut server = server("").await;
     for (closed, while_down) in [(true, false), (false, false), (true, true)] {
         let tasks = Tasks::new();
         let bus = options(&server.url()).connect(Env::system(), &tasks).await.unwrap();
-        let heard = bus.subscribe(RoutePattern::new("news"), SubscribeOptions::default()).await.unwrap();
+        let received = bus.subscribe(RoutePattern::new("news"), SubscribeOptions::default()).await.unwrap();
         assert_works(&bus).await;
         if while_down {
             let mut events = bus.events();
@@ -152,21 +157,21 @@ async fn tasks_end_with_the_bus_whether_closed_or_dropped() {
         }
         drop(bus);
         tasks.finish(LONG).await.unwrap();
-        drop(heard);
+        drop(received);
     }
 }
 
-/// A program may end as soon as it has closed its bus: here its whole runtime is gone then.
+/// A program can end right after the close of its bus: this test drops the whole runtime then.
 #[test]
-fn what_was_published_is_sent_when_close_returns() {
+fn bus_close_returns_after_published_messages_are_sent() {
     let here = tokio::runtime::Runtime::new().unwrap();
-    // One thread: nothing is sent on the side while the messages are published.
+    // One thread: no other task sends while the messages are published.
     let there = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let server = here.block_on(server(""));
-    let mut heard = here.block_on(async {
+    let mut received = here.block_on(async {
         let bus = connect(options(&server.url())).await.unwrap();
-        let heard = bus.subscribe(RoutePattern::new("last"), SubscribeOptions::default()).await.unwrap();
-        (bus, heard)
+        let received = bus.subscribe(RoutePattern::new("last"), SubscribeOptions::default()).await.unwrap();
+        (bus, received)
     });
     there.block_on(async {
         let bus = connect(options(&server.url())).await.unwrap();
@@ -178,7 +183,7 @@ fn what_was_published_is_sent_when_close_returns() {
     there.shutdown_background();
     here.block_on(async {
         for number in 0..1_000 {
-            assert_eq!(within(heard.1.next()).await.unwrap().payload, format!("{number}"));
+            assert_eq!(within(received.1.next()).await.unwrap().payload, format!("{number}"));
         }
     });
 }

@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use dormouse_protocol::Subject;
 use dormouse_protocol::message::{Discard, SubjectConfig};
 
-use super::words::{LevelChoice, Metadata};
+use super::values::{LevelArg, Metadata};
 
 const CHANGES: [&str; 9] = [
     "level",
@@ -28,48 +28,47 @@ pub struct Configure {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// Level at which writes are acknowledged: memory, interval, disk or bucket; `default` for the server's
-    /// [default: as it is]
+    /// Level of writes: memory, interval, disk or bucket; `default` for the server's default [default: unchanged]
     #[arg(long, value_name = "LEVEL")]
-    pub level: Option<LevelChoice>,
+    pub level: Option<LevelArg>,
 
-    /// Most messages it may hold; `none` for no limit [default: as it is]
+    /// Maximum number of messages; `none` for no limit [default: unchanged]
     #[arg(long, value_name = "NUMBER")]
     pub max_msgs: Option<NumberChoice>,
 
-    /// Most bytes that all values may have together; `none` for no limit [default: as it is]
+    /// Maximum bytes of all values together; `none` for no limit [default: unchanged]
     #[arg(long, value_name = "BYTES")]
     pub max_bytes: Option<NumberChoice>,
 
-    /// Age at which every message is deleted, such as 36h; `none` for no limit [default: as it is]
+    /// Age at which every message is deleted, such as 36h; `none` for no limit [default: unchanged]
     #[arg(long, value_name = "DURATION")]
     pub max_age: Option<DurationChoice>,
 
-    /// Most bytes that one value may have; `none` for no limit [default: as it is]
+    /// Maximum bytes of one value; `none` for no limit [default: unchanged]
     #[arg(long, value_name = "BYTES")]
     pub max_msg_size: Option<NumberChoice>,
 
-    /// What a write does that meets --max-msgs or --max-bytes: delete the oldest, or fail [default: as it is]
+    /// Effect of a write at --max-msgs or --max-bytes: delete the oldest messages, or fail [default: unchanged]
     #[arg(long, value_name = "WHAT")]
     pub discard: Option<DiscardChoice>,
 
-    /// How long messages live that are set without --ttl, such as 90s; `none` for ever [default: as it is]
+    /// Default TTL of messages, such as 90s; `none` for no TTL [default: unchanged]
     #[arg(long, value_name = "DURATION")]
     pub ttl: Option<DurationChoice>,
 
-    /// Metadata to set; may be given several times [default: the rest stays as it is]
+    /// Metadata to set; repeatable [default: unchanged]
     #[arg(long, value_name = "NAME=VALUE")]
     pub metadata: Vec<Metadata>,
 
-    /// Metadata to remove; may be given several times [default: none]
+    /// Metadata to remove; repeatable [default: none]
     #[arg(long, value_name = "NAME")]
     pub remove_metadata: Vec<String>,
 }
 
 impl Configure {
-    /// Makes of a configuration what it shall be.
+    /// Applies the changes to a configuration.
     pub fn apply(self, config: &mut SubjectConfig) {
-        if let Some(LevelChoice(level)) = self.level {
+        if let Some(LevelArg(level)) = self.level {
             config.level = level;
         }
         let set = |limit: &mut Option<u64>, choice: Option<Option<u64>>| {
@@ -136,7 +135,7 @@ impl FromStr for DurationChoice {
     }
 }
 
-/// What gives way.
+/// Effect of a write at a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DiscardChoice {
     /// The oldest messages are deleted

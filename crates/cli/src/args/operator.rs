@@ -1,27 +1,27 @@
-//! What operators say about servers and about where subjects are served.
+//! Arguments of the commands on servers and on assignments.
 
 use clap::{Args, Subcommand};
 use dormouse_protocol::{ServerName, Subject};
 
-use super::words::{pattern, process};
+use super::values::{pattern, process};
 
 /// `server …`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ServerCommand {
     /// List the servers that the coordinator knows
     Ls,
-    /// Show what there is to know about a server
+    /// Show the state, load and health of a server
     Info(OneServer),
-    /// Empty a server: it is given nothing new and hands its subjects over one by one, while clients go on. Waits until
-    /// it has none; Ctrl-C ends the waiting, not the drain. The order outlives the server's process, until `undrain`
+    /// Drain a server: it gets no new subjects and hands its subjects over one by one, while clients continue. Waits
+    /// until it has none; Ctrl-C ends only the wait. The order survives restarts of the server, until `undrain`
     Drain(Drain),
-    /// Let a server take subjects again. What it has handed over stays where it is; `rebalance` brings it its share
+    /// Cancel a drain. Subjects that were handed over stay where they are; `rebalance` gives the server its share
     Undrain(OneServer),
-    /// Ask processes how they are; exit code 1 if one is not well, 5 if one does not answer
-    Health(Health),
+    /// Check the health of processes; exit code 1 if one is not ok, 5 if one does not answer
+    Health(HealthArgs),
 }
 
-/// A command that needs nothing but a server.
+/// Arguments of a command on one server.
 #[derive(Debug, Clone, Args)]
 pub struct OneServer {
     /// The server, such as persist-1
@@ -34,20 +34,20 @@ pub struct Drain {
     /// The server, such as persist-1
     pub name: ServerName,
 
-    /// Give the order and wait for nothing [default: wait until the server has nothing left]
+    /// Give the order and do not wait [default: wait until the server has no subjects left]
     #[arg(long)]
     pub no_wait: bool,
 }
 
 /// `server health`.
 #[derive(Debug, Clone, Args)]
-pub struct Health {
-    /// The server, or `coordinator` [default: the coordinator and every server it takes for alive]
+pub struct HealthArgs {
+    /// The server, or `coordinator` [default: the coordinator and every server that is not dead]
     #[arg(value_parser = process)]
     pub name: Option<String>,
 
-    /// Take this for well too: `degraded` is a process that works while something it needs is away, such as a
-    /// coordinator without servers [default: only ok is well]
+    /// Also accept this status: a `degraded` process works, but misses something, such as a coordinator without servers
+    /// [default: accept only ok]
     #[arg(long, value_name = "STATUS", value_parser = ["degraded"])]
     pub accept: Option<String>,
 }
@@ -55,15 +55,15 @@ pub struct Health {
 /// `subject ls`.
 #[derive(Debug, Clone, Args)]
 pub struct SubjectLs {
-    /// Only subjects like this: `*` stands for any one token and a final `>` for one or more
+    /// Only subjects that match the pattern: `*` matches one token, a final `>` matches one or more
     #[arg(default_value = ">", value_parser = pattern)]
     pub pattern: String,
 
-    /// Only subjects that are assigned to this server [default: to any]
+    /// Only subjects that are assigned to this server [default: any server]
     #[arg(long, value_name = "NAME")]
     pub server: Option<ServerName>,
 
-    /// Most subjects to list [default: all]
+    /// Maximum number of subjects to list [default: all]
     #[arg(long, value_name = "NUMBER")]
     pub limit: Option<u64>,
 }
@@ -74,11 +74,11 @@ pub struct Move {
     /// The stream or key-value store, such as app.orders.eu
     pub subject: Subject,
 
-    /// The server that shall have it [no default: say which]
+    /// The target server [no default: required]
     #[arg(long, value_name = "NAME")]
     pub to: ServerName,
 
-    /// Give the order and wait for nothing [default: wait until it is done]
+    /// Give the order and do not wait [default: wait until it is done]
     #[arg(long)]
     pub no_wait: bool,
 }
@@ -90,7 +90,7 @@ pub struct Rebalance {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Most subjects to move
+    /// Maximum number of subjects to move
     #[arg(
         long,
         value_name = "NUMBER",
@@ -99,7 +99,7 @@ pub struct Rebalance {
     )]
     pub most_moves: u64,
 
-    /// Have the plan carried out and wait for nothing [default: wait until every move is over]
+    /// Start the moves and do not wait [default: wait until every move has ended]
     #[arg(long, conflicts_with = "dry_run")]
     pub no_wait: bool,
 }

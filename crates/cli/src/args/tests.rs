@@ -17,7 +17,7 @@ fn refused(line: &str) {
     assert_eq!(read(line).unwrap_err().exit_code(), 2, "{line}");
 }
 
-/// Every command that can be given, with its words.
+/// Every leaf command with its name.
 fn leaves(command: &clap::Command, words: &str, found: &mut Vec<(String, clap::Command)>) {
     if command.has_subcommands() {
         for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
@@ -28,13 +28,15 @@ fn leaves(command: &clap::Command, words: &str, found: &mut Vec<(String, clap::C
     }
 }
 
+/// The command line definition passes the consistency checks of clap.
 #[test]
-fn the_definition_is_sound() {
+fn cli_definition_is_valid() {
     Cli::definition().debug_assert();
 }
 
+/// The help of each command states the default of each flag.
 #[test]
-fn the_help_of_every_command_tells_the_default_of_every_flag() {
+fn cli_help_states_default_of_each_flag() {
     let mut definition = Cli::definition();
     definition.build();
     let mut commands = Vec::new();
@@ -72,21 +74,22 @@ fn the_help_of_every_command_tells_the_default_of_every_flag() {
         for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version"))
         {
             let help = arg.get_long_help().or(arg.get_help()).unwrap_or_default().to_string();
-            let told = help.contains("default:") || !arg.get_default_values().is_empty();
+            let stated = help.contains("default:") || !arg.get_default_values().is_empty();
             let positional = arg.is_positional();
             assert!(!help.is_empty(), "{words}: {arg} has no help");
-            assert!(told || positional, "{words}: {arg} does not tell its default: {help}");
+            assert!(stated || positional, "{words}: {arg} does not state its default: {help}");
             checked += 1;
         }
-        assert!(checked > 10, "{words}: what holds for every command is missing");
+        assert!(checked > 10, "{words}: the global arguments are missing");
         let long = command.render_long_help().to_string();
         assert!(long.contains("[default: 10s]") && long.contains("DORMOUSE_DEADLINE"), "{words}: {long}");
     }
     assert!(Cli::definition().render_help().to_string().contains("Exit codes:"));
 }
 
+/// Global flags work before and after the command, and have defaults.
 #[test]
-fn what_holds_for_every_command_stands_before_or_after_it() {
+fn cli_global_flags_work_before_and_after_command() {
     for line in [
         "--json --prefix mine --deadline 3s --nats nats://h:1 --context c get app.s --key k",
         "get app.s --key k --json --prefix mine --deadline 3s --nats nats://h:1 --context c",
@@ -103,11 +106,12 @@ fn what_holds_for_every_command_stands_before_or_after_it() {
     assert_eq!(Duration::from(global.deadline), Duration::from_secs(10));
 }
 
+/// `set` takes exactly one value from one source and rejects malformed options.
 #[test]
-fn set_takes_one_value_from_one_place() {
+fn set_takes_one_value_from_one_source() {
     let Command::Set(set) = command("set app.s hello --key k --header a:b --header c:d:e") else { panic!() };
     assert_eq!((set.value.unwrap(), set.key.as_deref()), (OsString::from("hello"), Some("k")));
-    let header = |name: &str, value: &str| Header { name: name.to_owned(), value: value.to_owned() };
+    let header = |name: &str, value: &str| HeaderArg { name: name.to_owned(), value: value.to_owned() };
     assert_eq!(set.headers, [header("a", "b"), header("c", "d:e")]);
     let Command::Set(set) = command("set app.s -") else { panic!() };
     assert_eq!(set.value.unwrap(), "-");
@@ -128,8 +132,9 @@ fn set_takes_one_value_from_one_place() {
     }
 }
 
+/// `subject configure` changes only the named fields and rejects invalid values.
 #[test]
-fn configure_changes_what_is_named_and_leaves_the_rest() {
+fn configure_changes_only_named_fields() {
     let configure = |line: &str, mut config: SubjectConfig| {
         let Command::Subject(SubjectCommand::Configure(configure)) = command(line) else { panic!() };
         configure.apply(&mut config);
@@ -160,8 +165,9 @@ fn configure_changes_what_is_named_and_leaves_the_rest() {
     }
 }
 
+/// `get`, `rm` and other commands reject a missing, conflicting or invalid selector.
 #[test]
-fn get_and_rm_must_be_told_what() {
+fn get_and_rm_require_a_selector() {
     let Command::Get(get) = command("get app.s --seq 5") else { panic!() };
     assert_eq!(get.seq, Some(Seq::new(5)));
     let Command::Rm(rm) = command("rm app.s --key a --key b") else { panic!() };
@@ -182,8 +188,9 @@ fn get_and_rm_must_be_told_what() {
     }
 }
 
+/// `dev` has defaults, takes any free port with `-1`, and rejects invalid values.
 #[test]
-fn dev_takes_any_free_port_and_has_its_defaults() {
+fn dev_flags_have_defaults_and_allow_any_free_port() {
     let Command::Dev(dev) = command("dev") else { panic!() };
     assert_eq!((dev.servers, dev.port, dev.restart), (2, 4222, false));
     assert_eq!(dev.data_dir, PathBuf::from(DEV_DATA_DIR));
@@ -195,8 +202,9 @@ fn dev_takes_any_free_port_and_has_its_defaults() {
     refused("dev --lease-ttl soon");
 }
 
+/// The flags of a child program pass through unchanged and do not become flags of the CLI.
 #[test]
-fn a_child_keeps_its_own_flags() {
+fn child_process_keeps_its_own_flags() {
     let line =
         ["dormouse", "run-child", "--", "7", "/bin/server", "--nats", "nats://h:1", "--json", "--", "x"];
     let cli = Cli::read(line).unwrap();
@@ -206,24 +214,27 @@ fn a_child_keeps_its_own_flags() {
     assert!(!cli.global.json && cli.global.nats.nats.is_empty());
 }
 
+/// `dev` rejects flags that connect to another NATS server.
 #[test]
-fn a_fleet_of_its_own_takes_no_address_of_another() {
+fn dev_rejects_connection_flags() {
     for line in ["dev --nats nats://a:1", "--context prod dev", "dev --nats-user u"] {
         let refused = Cli::read(["dormouse"].into_iter().chain(line.split(' '))).unwrap_err();
         assert!(refused.to_string().contains("cannot be used with `dev`"), "{line}: {refused}");
     }
 }
 
+/// The CLI recognizes the given connection flags before and after the command.
 #[test]
-fn flags_of_the_connection_are_known_wherever_they_stand() {
+fn cli_connection_flags_are_known_in_any_position() {
     for line in ["--nats nats://a:1 --context c keys app.s", "keys app.s --context c --nats nats://a:1"] {
         let cli = Cli::read(["dormouse"].into_iter().chain(line.split(' '))).unwrap();
         assert!(cli.global.connection_flags.iter().eq(["context", "nats"]), "{line}");
     }
 }
 
+/// `subject ls` and `subjects ls` take a pattern, server and limit, and reject invalid patterns.
 #[test]
-fn subjects_are_listed_by_pattern_under_either_word() {
+fn subject_ls_takes_pattern_under_both_spellings() {
     for line in ["subject ls app.*.> --server s --limit 5", "subjects ls app.*.> --server s --limit 5"] {
         let Command::Subject(SubjectCommand::Ls(ls)) = command(line) else { panic!("{line}") };
         assert_eq!((ls.pattern.as_str(), ls.limit), ("app.*.>", Some(5)));
@@ -236,8 +247,9 @@ fn subjects_are_listed_by_pattern_under_either_word() {
     }
 }
 
+/// Operator commands require a valid server or subject name and have defaults.
 #[test]
-fn orders_name_what_they_are_about() {
+fn operator_commands_require_valid_targets() {
     let Command::Server(ServerCommand::Drain(drain)) = command("server drain s") else { panic!() };
     assert_eq!((drain.name.as_str(), drain.no_wait), ("s", false));
     let Command::Subject(SubjectCommand::Move(moved)) = command("subject move app.s --to t") else {
@@ -260,8 +272,10 @@ fn orders_name_what_they_are_about() {
     }
 }
 
+/// Commands that give orders count as changes, because their outcome can be indeterminate; read commands and dry runs
+/// do not.
 #[test]
-fn what_gives_orders_may_leave_something_in_doubt() {
+fn operator_orders_count_as_changes() {
     for (line, changes) in [
         ("server drain s", true),
         ("server undrain s", true),

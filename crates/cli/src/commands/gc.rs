@@ -1,9 +1,9 @@
-//! `gc`: deletes what nobody needs any more from a bucket.
+//! `gc`: deletes unneeded objects from a bucket.
 
 use std::sync::Arc;
 
 use dormouse_runtime::Env;
-use dormouse_storage::collect::{CollectSettings, Collected, collect};
+use dormouse_storage::gc::{GcReport, GcSettings, collect};
 use serde_json::json;
 
 use super::export::{bucket_url, open};
@@ -13,31 +13,31 @@ use crate::output::Output;
 
 /// `gc`.
 ///
-/// Cancelling the call leaves the rest for the next time.
+/// If the call is cancelled, the next call can delete the rest.
 ///
 /// # Errors
-/// [`Failure`] when the bucket cannot be used, or holds something that cannot be read.
+/// [`Failure`] if the bucket is unusable, or an object in it is unreadable.
 pub async fn gc(output: &Output, arguments: &Gc) -> Result<(), Failure> {
     let url = bucket_url(arguments.bucket.as_deref(), &arguments.data_dir)?;
     let bucket = Arc::new(open(&url).await?);
-    let settings = CollectSettings::new(arguments.dry_run, arguments.per_second);
+    let settings = GcSettings::new(arguments.dry_run, arguments.per_second);
     let verb = if arguments.dry_run { "would delete" } else { "deleting" };
     let mut unwritten = None;
-    let told = |key: &dormouse_storage::bucket::BucketKey| {
-        let told = if output.is_json() {
+    let report = |key: &dormouse_storage::bucket::BucketKey| {
+        let printed = if output.is_json() {
             output.json(&json!({ "object": key.as_str(), "dry_run": arguments.dry_run }))
         } else {
             output.line(format_args!("{verb} {key}"))
         };
-        unwritten = told.err().or(unwritten.take());
+        unwritten = printed.err().or(unwritten.take());
     };
-    let collected = collect(bucket, &Env::system(), &settings, &arguments.subjects, told)
+    let collected = collect(bucket, &Env::system(), &settings, &arguments.subjects, report)
         .await
         .map_err(|error| Failure::new(one_line(&error)))?;
     if let Some(failure) = unwritten {
         return Err(failure);
     }
-    let Collected { logs, sealed, needing, subjects, deleted } = collected;
+    let GcReport { logs, sealed, needing, subjects, deleted } = collected;
     if output.is_json() {
         output.json(&json!({
             "logs": logs, "sealed": sealed, "needing": needing, "subjects": subjects, "deleted": deleted,
@@ -45,8 +45,8 @@ pub async fn gc(output: &Output, arguments: &Gc) -> Result<(), Failure> {
     } else {
         let objects = if arguments.dry_run { "objects to delete" } else { "objects deleted" };
         output.line(format_args!(
-            "{deleted} {objects}; {sealed} of {logs} logs are over, {needing} subjects still need one; {subjects} \
-             subjects looked through"
+            "{deleted} {objects}; {sealed} of {logs} logs are sealed, {needing} subjects still need one; {subjects} \
+             subjects scanned"
         ))
     }
 }

@@ -1,14 +1,14 @@
-//! Long lists for people: printed as they come, not held in memory.
+//! Long lists as tables: printed page by page, not held in memory.
 
 use dormouse_client::Pages;
 
 use crate::error::Failure;
 use crate::session::Session;
 
-/// How many rows one table has.
+/// Number of rows of one table.
 const TABLE_ROWS: usize = 500;
 
-/// Prints what the pages hold as tables, or notes that there is nothing.
+/// Prints the items of the pages as tables, or `nothing` if there are none.
 pub(super) async fn tables<T: Send + 'static>(
     session: &Session,
     titles: &[&str],
@@ -27,7 +27,7 @@ pub(super) async fn tables<T: Send + 'static>(
     }
     if rows.is_empty() {
         if !printed {
-            session.output.note(nothing);
+            session.output.info_line(nothing);
         }
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! The commands that talk to a fleet, each in two forms: for people and as JSON.
+//! The commands on a fleet, each with text and JSON output.
 
 mod drain;
 mod export;
@@ -18,19 +18,19 @@ use crate::session::Session;
 
 pub use gc::gc;
 
-/// Carries out a command.
+/// Runs a command.
 ///
-/// Cancelling the call leaves a change made or not.
+/// If the call is cancelled, a change may have happened or not.
 ///
 /// # Errors
-/// [`Failure`] with the exit code that the help promises.
+/// [`Failure`] with the exit code that the help lists.
 pub async fn run(session: &Session, command: Command) -> Result<(), Failure> {
     let changes = command.changes();
-    let outcome = carry_out(session, command).await;
-    outcome.map_err(|failure| if changes { failure } else { failure.of_a_read() })
+    let outcome = run_command(session, command).await;
+    outcome.map_err(|failure| if changes { failure } else { failure.without_change() })
 }
 
-async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
+async fn run_command(session: &Session, command: Command) -> Result<(), Failure> {
     match command {
         Command::Set(arguments) => write::set(session, arguments).await,
         Command::Rm(arguments) => write::rm(session, arguments).await,

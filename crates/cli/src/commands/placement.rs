@@ -1,4 +1,4 @@
-//! Where subjects are served: `subject ls`, `subject move` and `rebalance`.
+//! Assignments of subjects to servers: `subject ls`, `subject move` and `rebalance`.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use dormouse_protocol::{ServerName, Subject};
 use serde_json::json;
 
 use super::list::tables;
-use super::server::{known, state_name};
+use super::server::{find_server, state_name};
 use crate::args::{Move, Rebalance, SubjectLs};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 use crate::progress::Progress;
 use crate::session::Session;
 
-/// How long to wait before asking again how far something has come.
-pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Pause between two progress queries.
+pub(super) const POLL_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long moves may go without one of them ending. The coordinator gives each up after 30 s.
-const STANDSTILL: Duration = Duration::from_secs(120);
+/// Maximum time without the end of a move. The coordinator gives each move up after 30 s.
+const STALL_LIMIT: Duration = Duration::from_secs(120);
 
 /// `subject ls`.
 pub(super) async fn ls(session: &Session, arguments: SubjectLs) -> Result<(), Failure> {
@@ -36,16 +36,17 @@ pub(super) async fn ls(session: &Session, arguments: SubjectLs) -> Result<(), Fa
 /// `subject move`.
 pub(super) async fn move_subject(session: &Session, arguments: Move) -> Result<(), Failure> {
     let Move { subject, to, no_wait } = arguments;
-    let target = known(session, &to).await?;
+    let target = find_server(session, &to).await?;
     match target.state {
         ServerState::Alive => {}
         ServerState::Draining | ServerState::Drained => {
             let state = state_name(target.state);
-            let text = format!("{to} is {state} and takes no subjects; `server undrain {to}` changes that");
-            return Err(Failure::of(ErrorKind::Conflict, text));
+            let text =
+                format!("{to} is {state} and takes no subjects; `server undrain {to}` cancels the drain");
+            return Err(Failure::of(FailureKind::Conflict, text));
         }
         ServerState::Dead => {
-            return Err(Failure::of(ErrorKind::Unavailable, format!("{to} is dead and takes no subjects")));
+            return Err(Failure::of(FailureKind::Unavailable, format!("{to} is dead and takes no subjects")));
         }
     }
     let ordered = session.client().move_subject(&subject, &to).await?;
@@ -56,11 +57,11 @@ pub(super) async fn move_subject(session: &Session, arguments: Move) -> Result<(
             Ok(ended) => ended?,
             Err(_) => {
                 let text = format!(
-                    "not done within {} ms and still under way: {}",
+                    "not done within {} ms, still in progress: {}",
                     session.deadline.as_millis(),
-                    way(&ordered)
+                    describe_move(&ordered)
                 );
-                return Err(Failure::of(ErrorKind::Indeterminate, text));
+                return Err(Failure::of(FailureKind::Indeterminate, text));
             }
         }
     };
@@ -71,13 +72,13 @@ pub(super) async fn move_subject(session: &Session, arguments: Move) -> Result<(
     if ended.done {
         session.output.line(format_args!("{subject} is assigned to {to}"))
     } else {
-        session.output.line(format_args!("{subject} is being moved: {}", way(&ended)))
+        session.output.line(format_args!("{subject} is being moved: {}", describe_move(&ended)))
     }
 }
 
 async fn until_moved(session: &Session, subject: &Subject, to: &ServerName) -> Result<MoveReply, Failure> {
     loop {
-        tokio::time::sleep(ASK_AGAIN).await;
+        tokio::time::sleep(POLL_PAUSE).await;
         let reply = session.client().move_subject(subject, to).await?;
         if reply.done {
             return Ok(reply);
@@ -85,7 +86,7 @@ async fn until_moved(session: &Session, subject: &Subject, to: &ServerName) -> R
     }
 }
 
-fn way(reply: &MoveReply) -> String {
+fn describe_move(reply: &MoveReply) -> String {
     match &reply.from {
         Some(from) => format!("from {from} to {}", reply.to),
         None => format!("to {}", reply.to),
@@ -101,16 +102,16 @@ pub(super) async fn rebalance(session: &Session, arguments: Rebalance) -> Result
         return Ok(());
     }
     if arguments.no_wait {
-        session.output.note("the plan is under way");
+        session.output.info_line("the moves are in progress");
         return Ok(());
     }
-    // Whoever waits wants to see now what is being waited for.
+    // The user sees the plan while the command waits.
     session.output.flush()?;
     let stopped = tokio::select! {
         biased;
-        ended = until_nothing_moves(session, &before, plan.moves.len()) => ended?,
+        ended = until_moves_end(session, &before, plan.moves.len()) => ended?,
         _ = tokio::signal::ctrl_c() => {
-            session.output.note("the plan is still being carried out");
+            session.output.info_line("the moves are still in progress");
             return Ok(());
         }
     };
@@ -122,15 +123,15 @@ pub(super) async fn rebalance(session: &Session, arguments: Rebalance) -> Result
         session.output.line(format_args!("{done} moved, {given_up} given up"))?;
     }
     if given_up > 0 {
-        return Err(Failure::new("some moves were given up: the servers did not carry them out in time"));
+        return Err(Failure::new("some moves were given up: the servers did not complete them in time"));
     }
     if done < plan.moves.len() as u64 {
-        return Err(Failure::new("not every move was seen to end: has the coordinator been started again?"));
+        return Err(Failure::new("the end of some moves is unknown: has the coordinator restarted?"));
     }
     Ok(())
 }
 
-async fn until_nothing_moves(
+async fn until_moves_end(
     session: &Session,
     before: &MovesReply,
     planned: usize,
@@ -144,13 +145,13 @@ async fn until_nothing_moves(
                 if seen.as_ref() != Some(&now) {
                     return Ok::<_, Failure>(now);
                 }
-                tokio::time::sleep(ASK_AGAIN).await;
+                tokio::time::sleep(POLL_PAUSE).await;
             }
         };
-        let Ok(now) = tokio::time::timeout(STANDSTILL, change).await else {
+        let Ok(now) = tokio::time::timeout(STALL_LIMIT, change).await else {
             let text =
-                format!("no move has ended for {} s; the plan is still under way", STANDSTILL.as_secs());
-            return Err(Failure::of(ErrorKind::Indeterminate, text));
+                format!("no move has ended for {} s; the moves are still in progress", STALL_LIMIT.as_secs());
+            return Err(Failure::of(FailureKind::Indeterminate, text));
         };
         let now = now?;
         if now.pending == 0 {
@@ -158,8 +159,8 @@ async fn until_nothing_moves(
         }
         let done = now.done.saturating_sub(before.done);
         let given_up = now.given_up.saturating_sub(before.given_up);
-        let what = if given_up == 0 { "moved".to_owned() } else { format!("moved, {given_up} given up") };
-        progress.show(done, done + given_up + now.pending, what);
+        let label = if given_up == 0 { "moved".to_owned() } else { format!("moved, {given_up} given up") };
+        progress.show(done, done + given_up + now.pending, label);
         seen = Some(now);
     }
 }
@@ -169,7 +170,7 @@ fn show_plan(session: &Session, plan: &RebalanceReply) -> Result<(), Failure> {
         return session.output.json(plan);
     }
     if plan.moves.is_empty() {
-        session.output.note("nothing to move");
+        session.output.info_line("nothing to move");
     } else {
         let titles = ["SUBJECT", "FROM", "TO", "REQUESTS/S", "BYTES"];
         session.output.table(&titles, plan.moves.iter().map(move_row))?;

@@ -8,9 +8,9 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use super::list::tables;
-use super::staged::{Interruption, Staged, refuse_existing};
+use super::staged::{Interruption, StagedFile, refuse_existing};
 use crate::args::{Get, Keys, Ls};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::view::{MESSAGE_TITLES, MessageView, cell, message_row};
@@ -20,54 +20,54 @@ pub(super) async fn get(session: &Session, arguments: Get) -> Result<(), Failure
     if let Some(file) = arguments.output.clone() {
         return download(session, arguments, &file).await;
     }
-    let (found, what) = match (arguments.key, arguments.seq) {
+    let (found, selector) = match (arguments.key, arguments.seq) {
         (Some(key), _) => {
-            let what = format!("key {:?}", cell(&key));
-            (session.kv(&arguments.subject)?.entry(key).await?.map(Message::from), what)
+            let selector = format!("key {:?}", cell(&key));
+            (session.kv(&arguments.subject)?.entry(key).await?.map(Message::from), selector)
         }
         (None, Some(seq)) => (session.stream(&arguments.subject)?.get(seq).await?, seq.to_string()),
-        (None, None) => return Err(Failure::usage("either --key or --seq is needed")),
+        (None, None) => return Err(Failure::usage("either --key or --seq is required")),
     };
-    let Some(message) = found else { return Err(missing(&arguments.subject, &what)) };
+    let Some(message) = found else { return Err(missing(&arguments.subject, &selector)) };
     if session.output.is_json() {
         return session.output.json(&MessageView::new(&message));
     }
     match &message.value {
         Some(value) => session.output.value(value),
         None => {
-            session.output.note("the value is null");
+            session.output.info_line("the value is null");
             Ok(())
         }
     }
 }
 
-fn missing(subject: &Subject, what: &str) -> Failure {
-    Failure::of(ErrorKind::NotFound, format!("{subject} holds no message at {what}"))
+fn missing(subject: &Subject, selector: &str) -> Failure {
+    Failure::of(FailureKind::NotFound, format!("{subject} has no message at {selector}"))
 }
 
-/// `get --output`: whatever its size, the value goes through bounded memory into a file beside the one that is wanted,
-/// which takes its place when it is complete.
+/// `get --output`: a value of any size goes through bounded memory into a temporary file beside the target. The
+/// complete file then replaces the target.
 async fn download(session: &Session, arguments: Get, file: &Path) -> Result<(), Failure> {
     refuse_existing(file, arguments.force)?;
-    let (found, what) = match (arguments.key, arguments.seq) {
+    let (found, selector) = match (arguments.key, arguments.seq) {
         (Some(key), _) => {
-            let what = format!("key {:?}", cell(&key));
-            (session.kv(&arguments.subject)?.get_reader(key).await?, what)
+            let selector = format!("key {:?}", cell(&key));
+            (session.kv(&arguments.subject)?.get_reader(key).await?, selector)
         }
         (None, Some(seq)) => (session.stream(&arguments.subject)?.get_reader(seq).await?, seq.to_string()),
-        (None, None) => return Err(Failure::usage("either --key or --seq is needed")),
+        (None, None) => return Err(Failure::usage("either --key or --seq is required")),
     };
-    let Some(mut reader) = found else { return Err(missing(&arguments.subject, &what)) };
+    let Some(mut reader) = found else { return Err(missing(&arguments.subject, &selector)) };
     let message = reader.message().clone();
     let mut interruption = Interruption::listen()?;
-    let staged = Staged::beside(file, arguments.force)?;
+    let staged = StagedFile::beside(file, arguments.force)?;
     interruption.or(fetch(session, &mut reader, &staged.path())).await?;
     let size_bytes = staged.put_in_place()?;
     if session.output.is_json() {
         session.output.json(&json!({
             "subject": arguments.subject,
             "seq": message.seq,
-            // A path need not be text; JSON is.
+            // A path may not be UTF-8; JSON is.
             "file": file.to_string_lossy(),
             "size_bytes": size_bytes,
         }))

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::drain::{drain, undrain};
 use crate::args::{self, ServerCommand};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 use crate::session::Session;
 use crate::view::{cell, duration};
 
@@ -31,11 +31,11 @@ async fn ls(session: &Session) -> Result<(), Failure> {
         return session.output.json(&reply);
     }
     if reply.servers.is_empty() {
-        session.output.note("the coordinator knows no server");
+        session.output.info_line("the coordinator knows no server");
         return Ok(());
     }
     let titles =
-        ["NAME", "STATE", "HEARD", "ASSIGNED", "OPEN", "REQUESTS", "LOCAL BYTES", "CAPACITY", "VERSION"];
+        ["NAME", "STATE", "HEARTBEAT", "ASSIGNED", "OPEN", "REQUESTS", "LOCAL BYTES", "CAPACITY", "VERSION"];
     session.output.table(&titles, reply.servers.iter().map(server_row))
 }
 
@@ -43,7 +43,7 @@ fn server_row(server: &ServerEntry) -> Vec<String> {
     vec![
         server.name.to_string(),
         state_name(server.state).to_owned(),
-        heard(server),
+        last_heartbeat(server),
         server.assigned_subjects.to_string(),
         server.load.open_subjects.to_string(),
         server.load.requests.to_string(),
@@ -53,7 +53,7 @@ fn server_row(server: &ServerEntry) -> Vec<String> {
     ]
 }
 
-/// A state as a word.
+/// The name of a state.
 pub(super) const fn state_name(state: ServerState) -> &'static str {
     match state {
         ServerState::Alive => "alive",
@@ -63,37 +63,37 @@ pub(super) const fn state_name(state: ServerState) -> &'static str {
     }
 }
 
-fn heard(server: &ServerEntry) -> String {
+fn last_heartbeat(server: &ServerEntry) -> String {
     server.heard_ms_ago.map_or_else(|| "never".to_owned(), |ago| format!("{} ago", duration(ago)))
 }
 
 /// The server of this name, as the coordinator sees it.
-pub(super) async fn known(session: &Session, name: &ServerName) -> Result<ServerEntry, Failure> {
+pub(super) async fn find_server(session: &Session, name: &ServerName) -> Result<ServerEntry, Failure> {
     let servers = session.client().servers().await?.servers;
     let names = servers.iter().map(|server| server.name.to_string()).collect::<Vec<_>>().join(", ");
     servers.into_iter().find(|server| server.name == *name).ok_or_else(|| {
         let others = if names.is_empty() { "no server at all".to_owned() } else { format!("only {names}") };
-        Failure::of(ErrorKind::NotFound, format!("the coordinator knows no server {name}, {others}"))
+        Failure::of(FailureKind::NotFound, format!("the coordinator knows no server {name}, {others}"))
     })
 }
 
-/// What `server info` prints as JSON.
+/// The JSON output of `server info`.
 #[derive(Debug, Serialize)]
-struct InfoView<'i> {
+struct ServerInfoView<'i> {
     #[serde(flatten)]
     server: &'i ServerEntry,
-    /// What the process says; absent where it says nothing.
+    /// Health of the process; absent if it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     health: Option<&'i Health>,
-    /// Why it says nothing.
+    /// Why there is no health.
     #[serde(skip_serializing_if = "Option::is_none")]
     health_error: Option<&'i str>,
 }
 
 /// `server info`.
 async fn info(session: &Session, name: &ServerName) -> Result<(), Failure> {
-    let server = known(session, name).await?;
-    // The dead are not asked: that would only take the whole deadline.
+    let server = find_server(session, name).await?;
+    // A dead server gets no request: the command would only wait for the whole deadline.
     let finding = match server.state {
         ServerState::Dead => None,
         ServerState::Alive | ServerState::Draining | ServerState::Drained => {
@@ -103,13 +103,13 @@ async fn info(session: &Session, name: &ServerName) -> Result<(), Failure> {
     let health = finding.as_ref().and_then(|finding| finding.health.as_ref());
     let health_error = finding.as_ref().and_then(|finding| finding.error.as_deref());
     if session.output.is_json() {
-        return session.output.json(&InfoView { server: &server, health, health_error });
+        return session.output.json(&ServerInfoView { server: &server, health, health_error });
     }
     let mut rows = vec![
         ("name", server.name.to_string()),
         ("state", state_name(server.state).to_owned()),
         ("log", server.log.to_string()),
-        ("heard", heard(&server)),
+        ("last heartbeat", last_heartbeat(&server)),
         ("version", cell(&server.version)),
         ("capacity", server.capacity.to_string()),
         ("assigned subjects", server.assigned_subjects.to_string()),
@@ -137,9 +137,9 @@ const fn status_name(status: HealthStatus) -> &'static str {
     }
 }
 
-/// One process and what it said, as JSON.
+/// The health of one process, as JSON.
 #[derive(Debug, Serialize)]
-struct Finding {
+struct HealthResult {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     health: Option<Health>,
@@ -147,14 +147,14 @@ struct Finding {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip)]
-    kind: Option<ErrorKind>,
+    kind: Option<FailureKind>,
 }
 
 /// `server health`.
-async fn health(session: &Session, arguments: args::Health) -> Result<(), Failure> {
+async fn health(session: &Session, arguments: args::HealthArgs) -> Result<(), Failure> {
     let names = match arguments.name {
         Some(name) => vec![name],
-        None => everybody(session).await?,
+        None => live_processes(session).await?,
     };
     let findings = join_all(names.into_iter().map(|name| ask(session, name))).await;
     if session.output.is_json() {
@@ -163,11 +163,11 @@ async fn health(session: &Session, arguments: args::Health) -> Result<(), Failur
         let titles = ["NAME", "STATUS", "UPTIME", "VERSION", "ID", "PROBLEMS"];
         session.output.table(&titles, findings.iter().map(health_row))?;
     }
-    judge(&findings, arguments.accept.is_some())
+    exit_status(&findings, arguments.accept.is_some())
 }
 
-/// The coordinator, and every server that it does not take for dead.
-async fn everybody(session: &Session) -> Result<Vec<String>, Failure> {
+/// The coordinator, and every server that is not dead.
+async fn live_processes(session: &Session) -> Result<Vec<String>, Failure> {
     let servers = session.client().servers().await?.servers;
     let alive = servers.into_iter().filter(|server| server.state != ServerState::Dead);
     Ok(std::iter::once(ServerName::COORDINATOR.to_owned())
@@ -175,23 +175,23 @@ async fn everybody(session: &Session) -> Result<Vec<String>, Failure> {
         .collect())
 }
 
-async fn ask(session: &Session, name: String) -> Finding {
+async fn ask(session: &Session, name: String) -> HealthResult {
     let route = session.client().prefix().health_of(&name);
     let question = Outgoing::new(route, Bytes::new());
     let answer = session.client().bus().request(question, session.deadline).await.map_err(Failure::from);
     let health = answer.and_then(|reply| {
         serde_json::from_slice::<Health>(&reply.payload)
-            .map_err(|error| Failure::new(format!("the answer cannot be understood: {error}")))
+            .map_err(|error| Failure::new(format!("invalid health reply: {error}")))
     });
     match health {
-        Ok(health) => Finding { name, health: Some(health), error: None, kind: None },
+        Ok(health) => HealthResult { name, health: Some(health), error: None, kind: None },
         Err(failure) => {
-            Finding { name, health: None, error: Some(failure.to_string()), kind: Some(failure.kind()) }
+            HealthResult { name, health: None, error: Some(failure.to_string()), kind: Some(failure.kind()) }
         }
     }
 }
 
-fn health_row(finding: &Finding) -> Vec<String> {
+fn health_row(finding: &HealthResult) -> Vec<String> {
     let Some(health) = &finding.health else {
         let error = finding.error.clone().unwrap_or_default();
         return vec![
@@ -213,15 +213,15 @@ fn health_row(finding: &Finding) -> Vec<String> {
     ]
 }
 
-/// The exit code tells a script what the table tells people.
-fn judge(findings: &[Finding], accept_degraded: bool) -> Result<(), Failure> {
-    let silent: Vec<&Finding> = findings.iter().filter(|finding| finding.health.is_none()).collect();
+/// The exit code reports the same result as the table.
+fn exit_status(findings: &[HealthResult], accept_degraded: bool) -> Result<(), Failure> {
+    let silent: Vec<&HealthResult> = findings.iter().filter(|finding| finding.health.is_none()).collect();
     if let Some(first) = silent.first() {
         let names: Vec<&str> = silent.iter().map(|finding| finding.name.as_str()).collect();
-        let kind = first.kind.unwrap_or(ErrorKind::Unavailable);
+        let kind = first.kind.unwrap_or(FailureKind::Unavailable);
         return Err(Failure::of(kind, format!("no health of {}", names.join(", "))));
     }
-    let unwell: Vec<&str> = findings
+    let failing: Vec<&str> = findings
         .iter()
         .filter(|finding| {
             finding.health.as_ref().is_some_and(|health| match health.status {
@@ -232,5 +232,5 @@ fn judge(findings: &[Finding], accept_degraded: bool) -> Result<(), Failure> {
         })
         .map(|finding| finding.name.as_str())
         .collect();
-    if unwell.is_empty() { Ok(()) } else { Err(Failure::new(format!("not well: {}", unwell.join(", ")))) }
+    if failing.is_empty() { Ok(()) } else { Err(Failure::new(format!("not ok: {}", failing.join(", ")))) }
 }

@@ -1,4 +1,4 @@
-//! Files that are written whole or not at all.
+//! Files that appear complete or not at all.
 
 use std::fs;
 use std::io;
@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 
-/// A file in the making, in a folder of its own beside the file that is wanted, whose place it takes in one step.
+/// A temporary file in its own directory beside the target. It becomes the target in one step.
 ///
-/// Dropped before, it goes with its folder, and with what SQLite keeps beside its files.
+/// A drop before that removes the directory with the file and its SQLite sidecars.
 #[derive(Debug)]
-pub(super) struct Staged<'a> {
+pub(super) struct StagedFile<'a> {
     folder: TempDir,
     file: &'a Path,
     force: bool,
 }
 
-impl<'a> Staged<'a> {
-    /// Makes the folder; there is no file in it yet. `force` allows to replace a file that exists.
+impl<'a> StagedFile<'a> {
+    /// Creates the directory, still empty. `force` allows to replace an existing file.
     ///
     /// # Errors
-    /// The file exists and may not be replaced, or the folder cannot be made.
+    /// The file exists and may not be replaced, or the directory cannot be created.
     pub(super) fn beside(file: &'a Path, force: bool) -> Result<Self, Failure> {
         refuse_existing(file, force)?;
         let folder = tempfile::Builder::new()
@@ -34,18 +34,18 @@ impl<'a> Staged<'a> {
         Ok(Self { folder, file, force })
     }
 
-    /// Where to write.
+    /// The path to write to.
     pub(super) fn path(&self) -> PathBuf {
         self.folder.path().join("file")
     }
 
-    /// Makes what was written the file that is wanted, and returns its size in bytes.
+    /// Moves the written file to the target, and returns its size in bytes.
     ///
     /// # Errors
-    /// Somebody has put a file there meanwhile, or nothing can be put there.
+    /// The target exists by now and may not be replaced, or cannot be written.
     pub(super) fn put_in_place(self) -> Result<u64, Failure> {
         let (staged, file) = (self.path(), self.file);
-        // Neither the client nor SQLite has synced it, and whoever reads that it is written relies on it.
+        // Neither the client nor SQLite has synced the file, and the user relies on the reported success.
         let whole = fs::File::open(&staged).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
         let size_bytes = whole.map_err(|error| cannot_write(file, &error))?.len();
         self.place(&staged)?;
@@ -60,7 +60,7 @@ impl<'a> Staged<'a> {
         if self.force {
             return fs::rename(staged, file).map_err(|error| cannot_write(file, &error));
         }
-        // Unlike a rename, a link does not replace what somebody has put there meanwhile. Not every file system knows
+        // Unlike a rename, a link does not replace a file that was created meanwhile. Not every file system supports
         // links.
         let linked = match fs::hard_link(staged, file) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => copy_new(staged, file),
@@ -73,15 +73,15 @@ impl<'a> Staged<'a> {
     }
 }
 
-/// Refuses a file that exists, unless it may be replaced.
+/// Rejects an existing file, unless it may be replaced.
 ///
 /// # Errors
-/// It exists and may not be replaced.
+/// The file exists and may not be replaced.
 pub(super) fn refuse_existing(file: &Path, force: bool) -> Result<(), Failure> {
     if !force && file.exists() { Err(exists(file)) } else { Ok(()) }
 }
 
-/// Requests to end, by Ctrl-C or by SIGTERM, that would leave a [`Staged`] behind if nobody listened.
+/// Listener for Ctrl-C and SIGTERM. Without it, these signals would leave a [`StagedFile`] behind.
 #[derive(Debug)]
 pub(super) struct Interruption {
     interrupt: Signal,
@@ -89,20 +89,20 @@ pub(super) struct Interruption {
 }
 
 impl Interruption {
-    /// Listens from now on.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// The operating system refuses to tell us.
+    /// The operating system rejects the signal handler.
     pub(super) fn listen() -> Result<Self, Failure> {
         let listen =
-            |kind| signal(kind).map_err(|error| Failure::new(format!("cannot listen to signals: {error}")));
+            |kind| signal(kind).map_err(|error| Failure::new(format!("cannot listen for signals: {error}")));
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    /// Does `work`, unless a request to end comes first, which drops it.
+    /// Runs `work`. A signal drops it.
     ///
     /// # Errors
-    /// Those of the work, or that it was interrupted.
+    /// The errors of the work, or the interruption.
     pub(super) async fn or<T>(
         &mut self,
         work: impl Future<Output = Result<T, Failure>>,
@@ -129,7 +129,7 @@ fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = fs::File::open(from)?;
     let mut copy = fs::File::create_new(to)?;
     io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()).inspect_err(|_| {
-        // Ours: we have created it.
+        // This call has created the file.
         let _ = fs::remove_file(to);
     })
 }
@@ -139,27 +139,28 @@ fn cannot_write(file: &Path, error: &io::Error) -> Failure {
 }
 
 fn exists(file: &Path) -> Failure {
-    Failure::of(ErrorKind::Conflict, format!("{} exists: --force replaces it", file.display()))
+    Failure::of(FailureKind::Conflict, format!("{} exists: --force replaces it", file.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A staged file replaces an existing file only with force, and leaves no other file behind.
     #[test]
-    fn a_file_is_replaced_only_by_force() {
+    fn staged_file_replaces_existing_file_only_with_force() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("s.sqlite3");
         let write = |force| {
-            let staged = Staged::beside(&file, force)?;
+            let staged = StagedFile::beside(&file, force)?;
             assert_eq!(staged.path().parent().unwrap().parent(), file.parent());
             fs::write(staged.path(), "new").unwrap();
             Ok::<_, Failure>(staged)
         };
         let too_late = write(false).unwrap();
         fs::write(&file, "old").unwrap();
-        assert_eq!(too_late.put_in_place().unwrap_err().kind(), ErrorKind::Conflict);
-        assert_eq!(write(false).unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(too_late.put_in_place().unwrap_err().kind(), FailureKind::Conflict);
+        assert_eq!(write(false).unwrap_err().kind(), FailureKind::Conflict);
         let forced = write(true).unwrap();
         assert_eq!(copy_new(&forced.path(), &file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&file).unwrap(), b"old");
@@ -168,7 +169,7 @@ mod tests {
         let copy = root.path().join("copy.sqlite3");
         copy_new(&file, &copy).unwrap();
         assert_eq!(fs::read(&copy).unwrap(), b"new");
-        // Nothing else is left behind.
+        // No other file is left.
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
 }

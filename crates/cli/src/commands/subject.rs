@@ -27,9 +27,9 @@ pub(super) async fn run(session: &Session, command: SubjectCommand) -> Result<()
     }
 }
 
-/// What `info` prints as JSON.
+/// The JSON output of `info`.
 #[derive(Debug, Serialize)]
-struct InfoView<'i> {
+struct SubjectInfoView<'i> {
     subject: &'i Subject,
     #[serde(flatten)]
     info: &'i InfoReply,
@@ -39,7 +39,7 @@ struct InfoView<'i> {
 pub(super) async fn info(session: &Session, subject: &Subject) -> Result<(), Failure> {
     let info = session.stream(subject)?.info().await?;
     if session.output.is_json() {
-        return session.output.json(&InfoView { subject, info: &info });
+        return session.output.json(&SubjectInfoView { subject, info: &info });
     }
     let rows = [rows(subject, &info), limits(&info), details(&info.details)].concat();
     let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
@@ -61,16 +61,16 @@ fn rows(subject: &Subject, info: &InfoReply) -> Rows {
         ("last seq", seq(info.last_seq)),
         ("next seq", info.next_seq.get().to_string()),
         ("position", info.position.to_string()),
-        ("term began after", info.term_base.to_string()),
+        ("term started after", info.term_base.to_string()),
         ("in the bucket up to", info.bucket_rev.to_string()),
     ]
 }
 
-/// How much there is, and of how much there may be.
+/// An amount and its limit.
 fn of_limit(held: u64, limit: Option<u64>) -> String {
     match limit {
         None => held.to_string(),
-        // A limit is at least 1, or the server has not looked.
+        // A server never accepts a limit below 1.
         Some(limit) => format!("{held} of {limit} ({} %)", held.saturating_mul(100) / limit.max(1)),
     }
 }
@@ -79,15 +79,15 @@ fn limits(info: &InfoReply) -> Rows {
     let config = &info.config;
     let mut rows = Vec::new();
     let time = |millis: u64| humantime::format_duration(Duration::from_millis(millis)).to_string();
-    rows.extend(config.max_age_ms.map(|age| ("deleted at the age of", time(age))));
-    rows.extend(config.default_ttl_ms.map(|ttl| ("ttl unless set", time(ttl))));
-    rows.extend(config.max_msg_size.map(|bytes| ("most bytes of a value", bytes.to_string())));
+    rows.extend(config.max_age_ms.map(|age| ("maximum age", time(age))));
+    rows.extend(config.default_ttl_ms.map(|ttl| ("default ttl", time(ttl))));
+    rows.extend(config.max_msg_size.map(|bytes| ("maximum value size", bytes.to_string())));
     if config.max_msgs.is_some() || config.max_bytes.is_some() {
         let discard = match config.discard.unwrap_or_default() {
             Discard::Old => "the oldest message is deleted",
             Discard::New => "the write fails",
         };
-        rows.push(("when it is full", discard.to_owned()));
+        rows.push(("at the limit", discard.to_owned()));
     }
     for (name, value) in &config.metadata {
         rows.push(("metadata", format!("{}={}", cell(name), cell(value))));
@@ -105,12 +105,12 @@ fn details(details: &InfoDetails) -> Rows {
     rows.extend(details.newest_timestamp.map(|at| ("newest message", time(at))));
     rows.push(("messages with a ttl", details.expiring.to_string()));
     rows.extend(details.next_expiry.map(|at| ("next expiry", time(at))));
-    rows.push(("values stored apart", details.large_values.to_string()));
-    rows.push(("bytes stored apart", details.large_value_bytes.to_string()));
+    rows.push(("large values", details.large_values.to_string()));
+    rows.push(("bytes of large values", details.large_value_bytes.to_string()));
     rows.push(("base in the bucket up to", details.base_rev.to_string()));
-    rows.push(("bytes in the log above", details.tail_bytes.to_string()));
+    rows.push(("bytes in the log above the base", details.tail_bytes.to_string()));
     rows.push(("bytes on the server's disk", details.local_bytes.to_string()));
-    rows.push(("sessions remembered", details.sessions.to_string()));
+    rows.push(("sessions in the dedup window", details.sessions.to_string()));
     rows.push(("last request accepted", time(details.accept_time)));
     rows.push(("open since", time(details.open_since)));
     rows

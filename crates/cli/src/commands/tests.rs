@@ -1,4 +1,4 @@
-//! Commands against a scripted fleet on the in-memory bus: what is asked, what is printed, which exit code it gives.
+//! Commands against a scripted fleet on the in-memory bus: requests, output and exit codes.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::Cli;
-use crate::error::ErrorKind;
+use crate::error::FailureKind;
 use crate::output::Output;
 use crate::session::Session;
 
@@ -32,7 +32,7 @@ const POSITION: Position = Position { term: Term::new(1), rev: Rev::new(3) };
 
 type Script = fn(Op, &[u8]) -> Result<Bytes, ErrorReply>;
 
-/// A fleet whose one server answers by a script.
+/// A fleet whose only server answers by a script.
 struct Fleet {
     broker: MemoryBroker,
     bus: Arc<dyn Bus>,
@@ -80,31 +80,31 @@ impl Fleet {
         });
     }
 
-    /// Runs a command line as somebody who may do everything.
-    async fn run(&self, line: &str) -> Ran {
+    /// Runs a command line with all permissions.
+    async fn run(&self, line: &str) -> CommandRun {
         self.run_as(MemoryOptions::named("cli"), line).await
     }
 
-    async fn run_as(&self, options: MemoryOptions, line: &str) -> Ran {
+    async fn run_as(&self, options: MemoryOptions, line: &str) -> CommandRun {
         let cli = Cli::read(std::iter::once("dormouse").chain(line.split_whitespace())).unwrap();
         let printed = Arc::new(Mutex::new(Vec::new()));
         let output = Output::to(cli.global.json, Arc::clone(&printed));
         let bus = Arc::new(self.broker.connect(options));
         let session =
-            Session::over(bus, cli.global.prefix, cli.global.deadline.into(), output).await.unwrap();
+            Session::with_bus(bus, cli.global.prefix, cli.global.deadline.into(), output).await.unwrap();
         let outcome = super::run(&session, cli.command).await;
         let kind = outcome.err().map(|failure| failure.kind());
         let printed = String::from_utf8(printed.lock().unwrap().clone()).unwrap();
-        Ran { printed, kind }
+        CommandRun { printed, kind }
     }
 }
 
-struct Ran {
+struct CommandRun {
     printed: String,
-    kind: Option<ErrorKind>,
+    kind: Option<FailureKind>,
 }
 
-impl Ran {
+impl CommandRun {
     fn text(&self) -> &str {
         assert_eq!(self.kind, None, "{}", self.printed);
         &self.printed
@@ -115,7 +115,7 @@ impl Ran {
     }
 
     fn exit_code(&self) -> u8 {
-        self.kind.map_or(0, ErrorKind::exit_code)
+        self.kind.map_or(0, FailureKind::exit_code)
     }
 }
 
@@ -152,8 +152,9 @@ fn one(message: Option<Message>) -> Result<Bytes, ErrorReply> {
     Ok(bytes(&GetReply { position: POSITION, messages: message.into_iter().collect(), answered: 1 }))
 }
 
+/// `get` prints only the bytes of the value; with `--json` it prints text and base64.
 #[tokio::test]
-async fn get_prints_the_bytes_and_nothing_else() {
+async fn get_prints_only_value_bytes() {
     let fleet = Fleet::scripted(|_, _| one(Some(message(3, Some("k"), "line\n\tend")))).await;
     assert_eq!(fleet.run("get app.s --key k").await.text(), "line\n\tend");
     let shown = fleet.run("get app.s --key k --json").await.json();
@@ -164,8 +165,9 @@ async fn get_prints_the_bytes_and_nothing_else() {
     );
 }
 
+/// The exit code matches the kind of failure of the command.
 #[tokio::test]
-async fn exit_codes_tell_what_went_wrong() {
+async fn cli_exit_code_matches_failure() {
     let absent = Fleet::scripted(|_, _| one(None)).await;
     assert_eq!(absent.run("get app.s --key k").await.exit_code(), 3);
 
@@ -177,12 +179,12 @@ async fn exit_codes_tell_what_went_wrong() {
     .await;
     assert_eq!(conflict.run("set app.s v --key k --expect-absent").await.exit_code(), 4);
 
-    let nobody = Fleet::empty();
-    assert_eq!(nobody.run("get app.s --key k --deadline 50ms").await.exit_code(), 5);
-    assert_eq!(nobody.run("server ls --deadline 50ms").await.exit_code(), 5);
+    let empty = Fleet::empty();
+    assert_eq!(empty.run("get app.s --key k --deadline 50ms").await.exit_code(), 5);
+    assert_eq!(empty.run("server ls --deadline 50ms").await.exit_code(), 5);
 
-    let doubtful = Fleet::scripted(|_, _| Err(ErrorReply::new(ErrorCode::Indeterminate, "lost"))).await;
-    assert_eq!(doubtful.run("set app.s v").await.exit_code(), 7);
+    let unknown = Fleet::scripted(|_, _| Err(ErrorReply::new(ErrorCode::Indeterminate, "lost"))).await;
+    assert_eq!(unknown.run("set app.s v").await.exit_code(), 7);
 
     let broken = Fleet::scripted(|_, _| Err(ErrorReply::new(ErrorCode::Internal, "a bug"))).await;
     for (line, code) in
@@ -195,8 +197,9 @@ async fn exit_codes_tell_what_went_wrong() {
     assert_eq!(unsupported.run("subject flush app.s").await.exit_code(), 1);
 }
 
+/// A denied publish or subscribe permission ends the command at once with exit code 6.
 #[tokio::test]
-async fn what_is_forbidden_is_a_permission_failure_at_once() {
+async fn permission_denied_exits_6_at_once() {
     let fleet = Fleet::scripted(|_, _| one(None)).await;
     let deny = Permission { deny: vec![RoutePattern::new("persist.coord.>")], ..Permission::default() };
     let options = MemoryOptions { publish: deny, ..MemoryOptions::named("cli") };
@@ -206,13 +209,14 @@ async fn what_is_forbidden_is_a_permission_failure_at_once() {
     assert_eq!(fleet.run_as(options, "watch app.s").await.exit_code(), 6);
 }
 
+/// `set` sends the key, value, headers and expectation of the command line, and reads the value from a file.
 #[tokio::test]
-async fn set_sends_what_the_line_says() {
+async fn set_sends_key_value_headers_and_expectation() {
     let fleet = Fleet::scripted(|op, payload| {
         let request: SetRequest = decode(payload).unwrap();
         let set = &request.sets[0];
         assert_eq!((op, request.sets.len()), (Op::Set, 1));
-        // The seq of the answer tells the test what was understood.
+        // The seq of the reply shows the test how the request was decoded.
         let seq = match (set.key.as_deref(), set.value.as_deref(), set.headers.get("h"), set.expect) {
             (Some("k"), Some(b"v"), Some("x"), None) => 1,
             (None, None, None, None) => 2,
@@ -243,8 +247,9 @@ async fn set_sends_what_the_line_says() {
     assert_eq!(fleet.run(&missing).await.exit_code(), 1);
 }
 
+/// `ls` and `keys` print one JSON document per line with `--json`.
 #[tokio::test]
-async fn lists_are_one_document_per_line() {
+async fn list_commands_print_one_json_document_per_line() {
     let fleet = Fleet::scripted(|op, _| match op {
         Op::GetAll => Ok(bytes(&GetAllReply {
             position: POSITION,
@@ -266,14 +271,15 @@ async fn lists_are_one_document_per_line() {
     assert_eq!(fleet.run("keys app.s --json").await.json(), [json!({"key": "k1"}), json!({"key": "k2"})]);
 }
 
+/// `rm` reports the number of removed messages.
 #[tokio::test]
-async fn rm_counts_what_was_there() {
+async fn rm_reports_number_of_removed_messages() {
     let fleet = Fleet::scripted(|op, payload| {
         if op == Op::DeleteAll {
             return Ok(bytes(&DeleteAllReply { position: POSITION, count: 5, duplicate: false }));
         }
         let request: DeleteRequest = decode(payload).unwrap();
-        // All or none: one request, whatever is named.
+        // All or none: one request for all names.
         let seqs = match request.keys.len() {
             3 => vec![Seq::new(1), Seq::new(4)],
             _ => request.seqs,
@@ -288,8 +294,9 @@ async fn rm_counts_what_was_there() {
     }
 }
 
+/// `watch` ends after the requested number of changes.
 #[tokio::test]
-async fn watch_ends_after_as_many_changes_as_asked_for() {
+async fn watch_ends_after_requested_count() {
     let fleet = Fleet::scripted(|_, _| one(Some(message(3, Some("k"), "v")))).await;
     let subject = Subject::new("app.s").unwrap();
     let event = Event {
@@ -304,7 +311,7 @@ async fn watch_ends_after_as_many_changes_as_asked_for() {
     let route = fleet.prefix.events(&subject);
     let watching = fleet.run("watch app.s --key k --count 2 --history --json");
     tokio::pin!(watching);
-    // The event goes out again and again until the watch, which may not be there yet, has seen it.
+    // The test repeats the event until the watch has subscribed and received it.
     let ran = loop {
         tokio::select! {
             ran = &mut watching => break ran,
@@ -317,8 +324,9 @@ async fn watch_ends_after_as_many_changes_as_asked_for() {
     assert_eq!(kinds, [json!("set"), json!("caught_up"), json!("set")]);
 }
 
+/// `server health` checks the coordinator and each live server, and the exit code reflects the worst status.
 #[tokio::test]
-async fn health_is_asked_of_everybody_alive_and_judged() {
+async fn health_command_checks_live_servers_and_sets_exit_code() {
     let fleet = Fleet::empty();
     let servers = bytes(&ServersReply {
         incarnation: "01J9Z3ABCDEFGHJKMNPQRSTVWX".parse::<Incarnation>().unwrap(),

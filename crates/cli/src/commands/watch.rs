@@ -3,7 +3,7 @@
 use dormouse_client::{FeedFrom, FeedKeys, Update};
 
 use crate::args;
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 use crate::session::Session;
 use crate::view::{UpdateView, update_line};
 
@@ -17,24 +17,27 @@ pub(super) async fn watch(session: &Session, arguments: args::Watch) -> Result<(
     };
     let from = if arguments.history { FeedFrom::Beginning } else { FeedFrom::Now };
     let mut feed = kv.feed(keys, from).await?;
-    // Tells a script that waits for it that no later change is missed.
-    session.output.note(&format!("watching {}", arguments.subject));
+    // A script can wait for this line: the feed misses no later change.
+    session.output.info_line(&format!("watching {}", arguments.subject));
     let mut left = arguments.count;
-    // One for all updates: an interruption while one is being shown counts, too.
+    // One listener for all updates, so Ctrl-C while an update is printed also ends the command.
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     while left != Some(0) {
         let update = tokio::select! {
             biased;
-            // Before the updates, which may come without a pause.
+            // Before the updates, which may arrive without a pause.
             _ = &mut interrupt => return Ok(()),
             update = feed.next() => update,
         };
         let Some(update) = update else {
-            return Err(Failure::of(ErrorKind::Unavailable, "the feed has ended: the connection is closed"));
+            return Err(Failure::of(
+                FailureKind::Unavailable,
+                "the feed has ended: the connection is closed",
+            ));
         };
         let update = update?;
         show(session, &update)?;
-        // Marks are no changes.
+        // `caught up` and `reset` are no changes.
         if !matches!(update, Update::CaughtUp(_) | Update::Reset) {
             left = left.map(|left| left - 1);
         }
@@ -46,7 +49,7 @@ fn show(session: &Session, update: &Update) -> Result<(), Failure> {
     if session.output.is_json() {
         session.output.json(&UpdateView::new(update))?;
     } else if let Update::CaughtUp(position) = update {
-        session.output.note(&format!("caught up at {position}"));
+        session.output.info_line(&format!("caught up at {position}"));
     } else {
         session.output.line(update_line(update))?;
     }

@@ -7,7 +7,7 @@ use dormouse_client::{Ack, NewMessage, ValueSource};
 use serde_json::json;
 
 use crate::args::{Rm, Set};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 use crate::progress::Progress;
 use crate::session::Session;
 
@@ -37,11 +37,11 @@ pub(super) async fn set(session: &Session, mut arguments: Set) -> Result<(), Fai
     let written = tokio::select! {
         biased;
         written = write => written?,
-        // Given up, nothing of it stays: a server forgets what it has of a value that is never committed.
+        // An abandoned upload leaves nothing: the server deletes the parts of an uncommitted value.
         _ = tokio::signal::ctrl_c() => {
             return Err(Failure::of(
-                ErrorKind::Indeterminate,
-                "interrupted: nothing was set, unless all of the value had arrived",
+                FailureKind::Indeterminate,
+                "interrupted: nothing was set, unless the complete value had arrived",
             ));
         }
     };
@@ -79,18 +79,18 @@ async fn write(
     })
 }
 
-/// Where the value comes from, if it does not stand on the command line.
+/// The source of the value, if it is not on the command line.
 async fn source(session: &Session, arguments: &mut Set) -> Result<Option<ValueSource<'static>>, Failure> {
     if let Some(path) = &arguments.file {
         let cannot = |error| Failure::new(format!("cannot read {}: {error}", path.display()));
         let file = tokio::fs::File::open(path).await.map_err(cannot)?;
-        let about = file.metadata().await.map_err(cannot)?;
-        if !about.is_file() {
-            // A pipe, say: it has no size and can be read once.
+        let metadata = file.metadata().await.map_err(cannot)?;
+        if !metadata.is_file() {
+            // For example a pipe: it has no size and can be read once.
             let progress = Progress::of_bytes(&session.output, None);
             return Ok(Some(ValueSource::once(file).on_progress(move |bytes| progress.reach(bytes))));
         }
-        let progress = Progress::of_bytes(&session.output, Some(about.len()));
+        let progress = Progress::of_bytes(&session.output, Some(metadata.len()));
         return Ok(Some(ValueSource::seekable(file).on_progress(move |bytes| progress.reach(bytes))));
     }
     if arguments.value.as_deref() != Some("-".as_ref()) {

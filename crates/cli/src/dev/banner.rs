@@ -1,4 +1,4 @@
-//! What `dormouse dev` says when everything is ready.
+//! The message of `dormouse dev` when the fleet is ready.
 
 use std::fmt::Write;
 
@@ -8,10 +8,10 @@ use super::files::FleetFile;
 use crate::error::Failure;
 use crate::output::Output;
 
-/// Prints where the fleet is and what to try: for people, or with `--json` the fleet file as one document.
+/// Prints the addresses of the fleet and example commands, or with `--json` the fleet file as one document.
 ///
 /// # Errors
-/// [`Failure`] when standard output cannot be written.
+/// [`Failure`] if standard output cannot be written.
 pub fn print(output: &Output, file: &FleetFile) -> Result<(), Failure> {
     if output.is_json() {
         output.json(file)?;
@@ -25,7 +25,7 @@ fn text(file: &FleetFile) -> String {
     let mut text = String::from("\nThe fleet is ready.\n\n");
     let servers: Vec<&str> =
         file.data_dirs.keys().map(String::as_str).filter(|name| *name != ServerName::COORDINATOR).collect();
-    // Addresses other than the tool's own default have to be given.
+    // Commands need a flag for an address that is not the tool's default.
     let nats =
         if file.url.ends_with("127.0.0.1:4222") { String::new() } else { format!(" --nats {}", file.url) };
     let prefix = if file.prefix == "persist" { String::new() } else { format!(" --prefix {}", file.prefix) };
@@ -54,8 +54,9 @@ mod tests {
 
     use super::*;
 
+    /// The example commands of the banner contain the flags that reach the fleet.
     #[test]
-    fn the_examples_reach_the_fleet_they_stand_under() {
+    fn banner_examples_connect_to_its_fleet() {
         let data_dirs = ["coordinator", "persist-1"].map(|name| (name.to_owned(), PathBuf::from(name)));
         let mut file = FleetFile {
             url: "nats://127.0.0.1:4222".to_owned(),

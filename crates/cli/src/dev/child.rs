@@ -1,14 +1,14 @@
-//! One child process: started so that it does not outlive us, watched until it ends.
+//! One child process: it never outlives this process, and a task watches it until it ends.
 //!
-//! A child is started in three layers, each of which holds without the others:
+//! Three independent mechanisms control a child:
 //!
-//! 1. It is in a process group of its own, so that Ctrl-C in a terminal reaches `dormouse dev` alone, which then stops
-//!    its children in order.
-//! 2. On Linux it is started through this very program (`dormouse run-child`), which asks the kernel for SIGTERM when
-//!    its parent dies, sees that the parent is still there, and then becomes the program asked for. So children stop
-//!    also when `dormouse dev` is killed with SIGKILL. The kernel means the *thread* that started them: we run on
-//!    one thread, the main one.
-//! 3. Dropping the handle kills it.
+//! 1. A child has its own process group. So Ctrl-C in a terminal reaches only `dormouse dev`, which then stops its
+//!    children in order.
+//! 2. On Linux the child starts through this program (`dormouse run-child`). `run-child` requests SIGTERM from the
+//!    kernel at the end of its parent, checks that the parent still runs, and then executes the requested program. So
+//!    children also stop if `dormouse dev` is killed with SIGKILL. The kernel watches the *thread* that started the
+//!    child: this process has one thread, the main thread.
+//! 3. A drop of the handle kills the child.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -26,16 +26,16 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use crate::args::RunChild;
-use crate::dev::fleet::Input;
+use crate::dev::fleet::FleetInput;
 use crate::error::Failure;
 
-/// How long the last lines of a child that has ended are waited for: a grandchild could hold the pipe open.
+/// Maximum wait for the last lines of an ended child: a grandchild could keep the pipe open.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Longest log line that is shown whole, in bytes.
+/// Maximum length of a log line, in bytes. A longer line is split.
 const LINE_BYTES: u64 = 16 * 1_024;
 
-/// A program to start.
+/// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// The file.
@@ -44,7 +44,7 @@ pub struct Program {
     pub arguments: Vec<OsString>,
 }
 
-/// Stands for a child that runs. Dropping it kills the child.
+/// Handle of a running child. A drop kills the child.
 #[derive(Debug)]
 pub struct ChildHandle {
     /// Its process id.
@@ -53,21 +53,21 @@ pub struct ChildHandle {
 }
 
 impl ChildHandle {
-    /// Sends it a signal; nothing when it has ended.
+    /// Sends a signal to the child. Does nothing if the child has ended.
     pub fn signal(&self, signal: Signal) {
-        // At most two are ever sent, SIGTERM and SIGKILL; a full queue means that both are on their way.
+        // At most two signals are sent, SIGTERM and SIGKILL. A full queue means that both are queued.
         let _ = self.signals.try_send(signal);
     }
 }
 
-/// Starts a program as the child called `name`, shows its log under that name (as JSON where `json`), and reports [`Input::Ready`] when
-/// `ready` is done and [`Input::Ended`] when the child has ended.
+/// Starts a program as the child `name`, and shows its log with that name (as JSON if `json`). Reports
+/// [`FleetInput::Ready`] when `ready` is done, and [`FleetInput::Ended`] when the child has ended.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If the program cannot be started.
 pub fn start(
     tasks: &Tasks,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<FleetInput>,
     name: &str,
     program: &Program,
     json: bool,
@@ -94,8 +94,8 @@ fn command(program: &Program) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    // What the user set for the command line tool is not meant for the daemons: everything they need is an argument,
-    // except what to log.
+    // The user's variables are for the command line tool. The daemons get every setting as an argument, except the log
+    // filter.
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
         if (text.starts_with("DORMOUSE_") && text != "DORMOUSE_LOG") || text == "NATS_URL" {
@@ -107,9 +107,9 @@ fn command(program: &Program) -> Command {
 
 #[cfg(target_os = "linux")]
 fn wrapped(program: &Program) -> Command {
-    // Not the path of this program but the program itself: the file may have been replaced since we started.
+    // The running program instead of its path: the file may have been replaced since the start.
     let mut command = Command::new("/proc/self/exe");
-    // Without the `--` the program's flags would be taken for ours.
+    // Without the `--`, clap would read the program's flags as flags of `dormouse`.
     command.arg0("dormouse").args(["run-child", "--", &std::process::id().to_string()]).arg(&program.path);
     command
 }
@@ -119,17 +119,17 @@ fn wrapped(program: &Program) -> Command {
     Command::new(&program.path)
 }
 
-/// Becomes the program, having arranged to be told when the parent dies. Returns only when that fails.
+/// Requests a signal at the end of the parent, and executes the program in this process. Returns only on failure.
 pub fn run_child(arguments: &RunChild) -> Failure {
     #[cfg(target_os = "linux")]
     {
         if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::TERM)) {
-            return Failure::new(format!("cannot ask for a signal when the parent dies: {error}"));
+            return Failure::new(format!("cannot request a signal for the end of the parent: {error}"));
         }
-        // It may have died before we asked.
+        // The parent may have ended before the request.
         let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
         if u32::try_from(parent) != Ok(arguments.parent) {
-            return Failure::new("the parent has died".to_owned());
+            return Failure::new("the parent process has ended".to_owned());
         }
     }
     let error = std::process::Command::new(&arguments.program).args(&arguments.arguments).exec();
@@ -140,7 +140,7 @@ async fn watch(
     name: String,
     mut child: Child,
     mut orders: mpsc::Receiver<Signal>,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<FleetInput>,
     log: impl Future,
     ready: impl Future<Output = ()>,
 ) {
@@ -152,14 +152,14 @@ async fn watch(
             biased;
             status = child.wait() => break describe(status),
             order = orders.recv() => match order {
-                // The child has not been waited for, so its id is still its own.
+                // The child has not been reaped, so its process id is still valid.
                 Some(signal) => send(pid, signal),
                 None => return,
             },
             () = &mut ready, if !is_ready => {
                 is_ready = true;
-                // Nobody listens any more: the handle goes too, which kills the child.
-                let _ = inputs.send(Input::Ready(name.clone())).await;
+                // No receiver is left. The drop of the handle kills the child.
+                let _ = inputs.send(FleetInput::Ready(name.clone())).await;
             }
             _ = &mut log, if !log_ended => log_ended = true,
         }
@@ -167,7 +167,7 @@ async fn watch(
     if !log_ended {
         let _ = tokio::time::timeout(LAST_LINES, log).await;
     }
-    let _ = inputs.send(Input::Ended(name, how)).await;
+    let _ = inputs.send(FleetInput::Ended(name, how)).await;
 }
 
 fn send(pid: Option<u32>, signal: Signal) {
@@ -175,41 +175,41 @@ fn send(pid: Option<u32>, signal: Signal) {
     if let Some(pid) = pid
         && let Err(error) = kill_process(pid, signal)
     {
-        tracing::warn!(%error, ?pid, "a signal could not be sent");
+        tracing::warn!(%error, ?pid, "signal not sent");
     }
 }
 
 fn describe(status: std::io::Result<ExitStatus>) -> String {
-    // The standard library's own words: `exit status: 1`, `signal: 9 (SIGKILL)`.
-    status.map_or_else(|error| format!("its end could not be seen: {error}"), |status| status.to_string())
+    // The text of the standard library: `exit status: 1`, `signal: 9 (SIGKILL)`.
+    status.map_or_else(|error| format!("unknown exit status: {error}"), |status| status.to_string())
 }
 
-/// A line of a child as we show it.
-fn shown(name: &str, said: &[u8], json: bool) -> Vec<u8> {
-    let said = said.strip_suffix(b"\n").unwrap_or(said);
+/// An output line of a child, with the name of the process.
+fn shown(name: &str, line_bytes: &[u8], json: bool) -> Vec<u8> {
+    let line_bytes = line_bytes.strip_suffix(b"\n").unwrap_or(line_bytes);
     if json {
-        let line = json!({ "process": name, "line": String::from_utf8_lossy(said) });
+        let line = json!({ "process": name, "line": String::from_utf8_lossy(line_bytes) });
         format!("{line}\n").into_bytes()
     } else {
-        [format!("{name:<11} | ").as_bytes(), said, b"\n"].concat()
+        [format!("{name:<11} | ").as_bytes(), line_bytes, b"\n"].concat()
     }
 }
 
-/// Copies what a child says to our standard error, each line under its name. Ends with the pipe.
+/// Copies the output of a child to standard error, each line with the child's name. Ends with the pipe.
 async fn show(name: &str, pipe: Option<impl AsyncRead + Unpin>, json: bool) {
     let Some(pipe) = pipe else { return };
     let mut pipe = BufReader::new(pipe);
     loop {
-        let mut said = Vec::new();
-        // A bound, so that a child that never ends its line does not fill our memory.
+        let mut line_bytes = Vec::new();
+        // A bound, so a child that never ends its line cannot fill the memory.
         let mut bounded = (&mut pipe).take(LINE_BYTES);
-        match bounded.read_until(b'\n', &mut said).await {
+        match bounded.read_until(b'\n', &mut line_bytes).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let line = shown(name, &said, json);
-        // When nobody reads our log, that must stop neither us nor the child: it is written on another thread, and a
-        // failure is ignored.
+        let line = shown(name, &line_bytes, json);
+        // A blocked or closed standard error must stop neither this process nor the child: another thread writes, and
+        // failures are ignored.
         Env::system()
             .blocking(move || {
                 let _ = std::io::stderr().write_all(&line);
@@ -222,8 +222,9 @@ async fn show(name: &str, pipe: Option<impl AsyncRead + Unpin>, json: bool) {
 mod tests {
     use super::*;
 
+    /// Each output line of a child carries its process name, as text and as JSON.
     #[test]
-    fn a_line_of_a_child_stands_under_its_name() {
+    fn child_output_line_carries_process_name() {
         assert_eq!(shown("nats", b"up\n", false), b"nats        | up\n");
         assert_eq!(shown("nats", b"half", false), b"nats        | half\n");
         let line: serde_json::Value = serde_json::from_slice(&shown("nats", b"a \"b\"\n", true)).unwrap();

@@ -1,4 +1,4 @@
-//! The data directory of a local fleet: who may use it, and the file that tells others about the fleet.
+//! The data directory of a local fleet: its lock, and the file that describes the fleet to other programs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Failure, FailureKind};
 
-/// What a running local fleet says about itself in `<data-dir>/fleet.json`. It is there while the fleet is ready.
+/// The content of `<data-dir>/fleet.json`, which describes a running local fleet. The file exists while the fleet is
+/// ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetFile {
     /// The address of the nats-server.
@@ -30,15 +31,15 @@ pub struct FleetFile {
 }
 
 impl FleetFile {
-    /// The file in a data directory.
+    /// The path of the file in a data directory.
     pub fn path(data_dir: &Path) -> PathBuf {
         data_dir.join("fleet.json")
     }
 
-    /// Writes the file in one step: a reader sees all of it or the one before.
+    /// Writes the file in one step: a reader sees the complete file or the previous one.
     ///
     /// # Errors
-    /// [`Failure`] when the directory cannot be written.
+    /// [`Failure`] if the directory cannot be written.
     pub fn write(&self) -> Result<(), Failure> {
         let path = Self::path(&self.data_dir);
         let staged = self.data_dir.join("fleet.json.new");
@@ -49,22 +50,22 @@ impl FleetFile {
             .map_err(|error| cannot("write", &path, &error))
     }
 
-    /// Removes the file of a fleet that is gone.
+    /// Removes the file of a fleet that has ended.
     pub fn remove(data_dir: &Path) {
-        // What is not there need not go; a directory that cannot be written has failed before.
+        // A missing file is fine, and an unwritable directory has already caused an error.
         let _ = fs::remove_file(Self::path(data_dir));
     }
 
     /// Reads the file of the fleet that runs on `data_dir`.
     ///
     /// # Errors
-    /// [`Failure`]: `unavailable` when there is no such file, so no fleet is ready there.
+    /// [`Failure`]: `unavailable` if there is no such file, because then no fleet is ready.
     pub fn read(data_dir: &Path) -> Result<Self, Failure> {
         let path = Self::path(data_dir);
         let text = fs::read(&path).map_err(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
                 Failure::of(
-                    ErrorKind::Unavailable,
+                    FailureKind::Unavailable,
                     format!(
                         "no fleet of `dormouse dev` is ready on {}: {} is missing",
                         data_dir.display(),
@@ -79,19 +80,19 @@ impl FleetFile {
     }
 }
 
-/// The data directory, ours alone as long as this value lives.
+/// The data directory, locked for this process until the value is dropped.
 #[derive(Debug)]
-pub struct DataDir {
+pub struct DevDataDir {
     root: PathBuf,
     _lock: File,
 }
 
-impl DataDir {
-    /// Creates the directory where it is missing and takes it.
+impl DevDataDir {
+    /// Creates the directory if it is missing, and locks it.
     ///
     /// # Errors
-    /// [`Failure`] when it cannot be used, or another `dormouse dev` uses it.
-    pub fn take(path: &Path) -> Result<Self, Failure> {
+    /// [`Failure`] if the directory is unusable, or another `dormouse dev` uses it.
+    pub fn lock(path: &Path) -> Result<Self, Failure> {
         fs::create_dir_all(path).map_err(|error| cannot("create", path, &error))?;
         let root = fs::canonicalize(path).map_err(|error| cannot("use", path, &error))?;
         let lock_path = root.join("dev.lock");
@@ -120,7 +121,7 @@ impl DataDir {
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(|error| cannot("write", &lock_path, &error))?;
         let directory = Self { root, _lock: lock };
-        // What a fleet left behind that was killed.
+        // A killed fleet leaves its file.
         FleetFile::remove(&directory.root);
         directory.create("bucket")?;
         Ok(directory)
@@ -131,10 +132,10 @@ impl DataDir {
         &self.root
     }
 
-    /// A directory in it, created where it is missing.
+    /// A directory in it, created if it is missing.
     ///
     /// # Errors
-    /// [`Failure`] when it cannot be created.
+    /// [`Failure`] if it cannot be created.
     pub fn create(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.root.join(name);
         fs::create_dir_all(&path).map_err(|error| cannot("create", &path, &error))?;
@@ -144,7 +145,7 @@ impl DataDir {
     /// The bucket in it, as a URL.
     ///
     /// # Errors
-    /// [`Failure`] when the path cannot be written as one.
+    /// [`Failure`] if the path has no URL form.
     pub fn bucket_url(&self) -> Result<String, Failure> {
         let bucket = self.root.join("bucket");
         Url::from_file_path(&bucket)
@@ -153,34 +154,36 @@ impl DataDir {
     }
 }
 
-fn cannot(what: &str, path: &Path, error: &dyn std::error::Error) -> Failure {
-    Failure::new(format!("cannot {what} {}: {error}", path.display()))
+fn cannot(action: &str, path: &Path, error: &dyn std::error::Error) -> Failure {
+    Failure::new(format!("cannot {action} {}: {error}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A data directory serves one fleet at a time, and the error names the process that uses it.
     #[test]
-    fn a_directory_serves_one_fleet_at_a_time() {
+    fn data_dir_serves_one_fleet_at_a_time() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a b/fleet");
-        let first = DataDir::take(&path).unwrap();
-        let refused = DataDir::take(&path).unwrap_err().to_string();
+        let first = DevDataDir::lock(&path).unwrap();
+        let refused = DevDataDir::lock(&path).unwrap_err().to_string();
         assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
         assert!(refused.contains("--data-dir"), "{refused}");
         drop(first);
-        let again = DataDir::take(&path).unwrap();
+        let again = DevDataDir::lock(&path).unwrap();
         assert!(again.root().join("bucket").is_dir());
         assert!(again.bucket_url().unwrap().ends_with("/a%20b/fleet/bucket"));
     }
 
+    /// A written fleet file reads back unchanged, and it is absent before a fleet writes its own.
     #[test]
-    fn the_fleet_file_is_read_as_it_was_written_and_missing_when_nothing_runs() {
+    fn fleet_file_round_trips_and_is_absent_without_fleet() {
         let root = tempfile::tempdir().unwrap();
-        let data_dir = DataDir::take(root.path()).unwrap();
+        let data_dir = DevDataDir::lock(root.path()).unwrap();
         let missing = FleetFile::read(data_dir.root()).unwrap_err();
-        assert_eq!(missing.kind(), ErrorKind::Unavailable);
+        assert_eq!(missing.kind(), FailureKind::Unavailable);
         let file = FleetFile {
             url: "nats://127.0.0.1:4222".to_owned(),
             prefix: "persist".to_owned(),
@@ -192,18 +195,19 @@ mod tests {
         };
         file.write().unwrap();
         assert_eq!(FleetFile::read(data_dir.root()).unwrap(), file);
-        // A later fleet does not inherit the promises of one that was killed.
+        // A new fleet removes the file of a killed fleet.
         drop(data_dir);
-        let _later = DataDir::take(root.path()).unwrap();
+        let _later = DevDataDir::lock(root.path()).unwrap();
         assert!(FleetFile::read(root.path()).is_err());
     }
 
+    /// The error for an unusable data directory names its path.
     #[test]
-    fn a_directory_that_cannot_be_used_is_named() {
+    fn data_dir_not_usable_is_named_in_error() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = DataDir::take(&file).unwrap_err().to_string();
+        let error = DevDataDir::lock(&file).unwrap_err().to_string();
         assert!(error.contains("cannot create") && error.contains("file"), "{error}");
     }
 }

@@ -1,19 +1,19 @@
-//! What happens to the processes of a local fleet, and in which order: a pure machine.
+//! Starts and stops the processes of a local fleet in order: a pure machine.
 //!
-//! NATS comes up first, then the coordinator, then the servers; they go down the other way round. [`Fleet`] takes what
-//! has happened and says what to do; it starts nothing itself and reads no clock: alarms come in as inputs.
+//! NATS starts first, then the coordinator, then the servers. They stop in the opposite order. [`Fleet`] takes inputs
+//! and returns effects. It starts no process and reads no clock: timeouts are inputs.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// How long a process has until it answers as ready.
+/// Deadline for a process to become ready.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a process that died rests before it is started again.
+/// Pause before the restart of an ended process.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// What a process is in the fleet. Started in this order, stopped in the opposite one.
+/// The role of a process. Processes start in this order, and stop in the opposite order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// The nats-server.
@@ -41,8 +41,8 @@ impl Role {
         }
     }
 
-    /// How long it may take to stop before it is killed. A server brings what it holds to the bucket and has a
-    /// deadline of its own, 30 s; the coordinator's is 10 s.
+    /// Maximum time to stop before the process is killed. A server ships its changes to the bucket and has its own
+    /// deadline of 30 s; the coordinator's deadline is 10 s.
     const fn stop_deadline(self) -> Duration {
         match self {
             Self::Server => Duration::from_secs(35),
@@ -53,101 +53,101 @@ impl Role {
 }
 
 /// The name of a process in logs and in the fleet file.
-pub type Name = String;
+pub type ProcessName = String;
 
-/// What has happened.
+/// An input of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
+pub enum FleetInput {
     /// The process answers as ready.
-    Ready(Name),
-    /// The process has ended, or could not be started; how, in words.
-    Ended(Name, String),
-    /// The user wants the fleet to stop. A second time: at once.
+    Ready(ProcessName),
+    /// The process has ended, or could not be started. The text says how.
+    Ended(ProcessName, String),
+    /// The user stops the fleet. A second stop kills it.
     Stop,
-    /// An alarm set before has gone off.
-    Alarm(Alarm),
-    /// What the fleet needs around it is gone, and why: nobody could know of it any more.
-    Trouble(String),
+    /// A timeout has fired.
+    Timeout(Timeout),
+    /// An error of the environment, with its text: the supervisor can no longer describe the fleet in its file.
+    EnvironmentFailed(String),
 }
 
-/// What an alarm is about.
+/// A timeout of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Alarm {
-    /// The processes of this role should be ready by now.
+pub enum Timeout {
+    /// The ready deadline of the processes of this role.
     Ready(Role),
-    /// The processes of this role should have stopped by now.
+    /// The stop deadline of the processes of this role.
     Stopped(Role),
-    /// The process has rested.
-    Restart(Name),
+    /// The end of the pause before a restart.
+    Restart(ProcessName),
 }
 
-/// What to do.
+/// An effect that the supervisor performs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
+pub enum FleetEffect {
     /// Start the process.
-    Start(Name),
-    /// Ask the process to stop.
-    Terminate(Name),
-    /// End the process.
-    Kill(Name),
-    /// Send the alarm back after this time.
-    SetAlarm(Alarm, Duration),
-    /// Everything is ready: tell the user and write the fleet file.
+    Start(ProcessName),
+    /// Send SIGTERM to the process.
+    Terminate(ProcessName),
+    /// Kill the process.
+    Kill(ProcessName),
+    /// Send the timeout as an input after this time.
+    SetTimeout(Timeout, Duration),
+    /// All processes are ready: inform the user and write the fleet file.
     Announce,
-    /// Which processes are alive has changed: write the fleet file again.
+    /// The set of live processes has changed: update the fleet file.
     Update,
-    /// The fleet goes down: the fleet file must not promise it any more.
-    Withdraw,
-    /// Tell the user.
-    Note(Note),
-    /// All is over.
-    Finish(Outcome),
+    /// The fleet stops: remove the fleet file.
+    RemoveFleetFile,
+    /// Inform the user.
+    Note(UserNotice),
+    /// The fleet has ended.
+    Finish(FleetOutcome),
 }
 
-/// News for the user.
+/// A notice for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// A process ended by itself; whether it will be started again.
-    Died {
+pub enum UserNotice {
+    /// A process ended unexpectedly.
+    Ended {
         /// Its name.
-        name: Name,
+        name: ProcessName,
         /// How it ended.
         how: String,
-        /// It will be started again.
+        /// Whether it will be restarted.
         restarts: bool,
     },
-    /// A process that had died is ready again.
-    Back(Name),
-    /// A process was ended because it did not stop in time.
-    Killed(Name),
+    /// A restarted process is ready.
+    Restarted(ProcessName),
+    /// A process was killed because it did not stop in time.
+    Killed(ProcessName),
 }
 
-impl fmt::Display for Note {
+impl fmt::Display for UserNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Died { name, how, restarts: true } => write!(f, "{name} ended ({how}); starting it again"),
-            Self::Died { name, how, restarts: false } => {
-                write!(f, "{name} ended ({how}); the fleet goes on without it")
+            Self::Ended { name, how, restarts: true } => write!(f, "{name} ended ({how}); restarting it"),
+            Self::Ended { name, how, restarts: false } => {
+                write!(f, "{name} ended ({how}); the fleet continues without it")
             }
-            Self::Back(name) => write!(f, "{name} is ready again"),
+            Self::Restarted(name) => write!(f, "{name} is ready again"),
             Self::Killed(name) => write!(f, "{name} did not stop in time and was killed"),
         }
     }
 }
 
-/// How it all ended.
+/// How the fleet ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// As the user wanted, everything handed back.
+pub enum FleetOutcome {
+    /// Stopped by the user; every process stopped in time.
     Stopped,
-    /// As the user wanted, but these did not stop by themselves.
-    Killed(Vec<Name>),
-    /// The fleet did not come up, or could not go on.
+    /// Stopped by the user, but these processes were killed.
+    Killed(Vec<ProcessName>),
+    /// The fleet did not become ready, or could not continue.
     Failed(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Condition {
+enum ManagedProcessState {
     /// Not started yet, or ended.
     Down,
     /// Started and not ready yet.
@@ -157,198 +157,213 @@ enum Condition {
 }
 
 #[derive(Debug, Clone)]
-struct Process {
+struct ManagedProcess {
     role: Role,
-    condition: Condition,
+    state: ManagedProcessState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// The processes of this role are coming up.
+enum FleetPhase {
+    /// The processes of this role start.
     Starting(Role),
-    /// All were ready once.
+    /// All processes have been ready.
     Running,
-    /// The processes of this role are going down.
+    /// The processes of this role stop.
     Stopping(Role),
-    /// Nothing is left.
+    /// No process is left.
     Over,
 }
 
 /// The processes of a local fleet.
 #[derive(Debug, Clone)]
 pub struct Fleet {
-    processes: BTreeMap<Name, Process>,
-    phase: Phase,
+    processes: BTreeMap<ProcessName, ManagedProcess>,
+    phase: FleetPhase,
     restart: bool,
     failure: Option<String>,
-    killed: Vec<Name>,
+    killed: Vec<ProcessName>,
 }
 
 impl Fleet {
-    /// A fleet of these processes, none of them started. `restart`: one that dies is started again.
+    /// A fleet of these processes, none of them started. With `restart`, an ended process is restarted.
     #[must_use]
-    pub fn new(processes: impl IntoIterator<Item = (Name, Role)>, restart: bool) -> Self {
+    pub fn new(processes: impl IntoIterator<Item = (ProcessName, Role)>, restart: bool) -> Self {
         let processes = processes
             .into_iter()
-            .map(|(name, role)| (name, Process { role, condition: Condition::Down }))
+            .map(|(name, role)| (name, ManagedProcess { role, state: ManagedProcessState::Down }))
             .collect();
-        Self { processes, phase: Phase::Starting(Role::Nats), restart, failure: None, killed: Vec::new() }
+        Self {
+            processes,
+            phase: FleetPhase::Starting(Role::Nats),
+            restart,
+            failure: None,
+            killed: Vec::new(),
+        }
     }
 
-    /// Begins.
-    pub fn begin(&mut self) -> Vec<Effect> {
+    /// Starts the first processes.
+    pub fn begin(&mut self) -> Vec<FleetEffect> {
         self.start_role(Role::Nats)
     }
 
-    /// Takes what has happened and says what to do, in order.
-    pub fn apply(&mut self, input: Input) -> Vec<Effect> {
+    /// Applies one input and returns the effects in order.
+    pub fn apply(&mut self, input: FleetInput) -> Vec<FleetEffect> {
         match input {
-            Input::Ready(name) => self.ready(&name),
-            Input::Ended(name, how) => self.ended(&name, how),
-            Input::Stop => match self.phase {
-                Phase::Starting(_) | Phase::Running => self.stop_from(Role::Server),
-                Phase::Stopping(_) => self.kill_all(),
-                Phase::Over => Vec::new(),
+            FleetInput::Ready(name) => self.ready(&name),
+            FleetInput::Ended(name, how) => self.ended(&name, how),
+            FleetInput::Stop => match self.phase {
+                FleetPhase::Starting(_) | FleetPhase::Running => self.stop_from(Role::Server),
+                FleetPhase::Stopping(_) => self.kill_all(),
+                FleetPhase::Over => Vec::new(),
             },
-            Input::Alarm(alarm) => self.alarm(alarm),
-            Input::Trouble(why) => match self.phase {
-                Phase::Starting(_) | Phase::Running => self.fail(why),
-                Phase::Stopping(_) | Phase::Over => Vec::new(),
+            FleetInput::Timeout(alarm) => self.alarm(alarm),
+            FleetInput::EnvironmentFailed(why) => match self.phase {
+                FleetPhase::Starting(_) | FleetPhase::Running => self.fail(why),
+                FleetPhase::Stopping(_) | FleetPhase::Over => Vec::new(),
             },
         }
     }
 
-    fn start_role(&mut self, role: Role) -> Vec<Effect> {
-        self.phase = Phase::Starting(role);
+    fn start_role(&mut self, role: Role) -> Vec<FleetEffect> {
+        self.phase = FleetPhase::Starting(role);
         let mut effects = Vec::new();
         for (name, process) in self.processes.iter_mut().filter(|(_, process)| process.role == role) {
-            process.condition = Condition::Starting;
-            effects.push(Effect::Start(name.clone()));
+            process.state = ManagedProcessState::Starting;
+            effects.push(FleetEffect::Start(name.clone()));
         }
-        effects.push(Effect::SetAlarm(Alarm::Ready(role), READY_DEADLINE));
+        effects.push(FleetEffect::SetTimeout(Timeout::Ready(role), READY_DEADLINE));
         effects
     }
 
-    fn ready(&mut self, name: &str) -> Vec<Effect> {
+    fn ready(&mut self, name: &str) -> Vec<FleetEffect> {
         let Some(process) = self.processes.get_mut(name) else { return Vec::new() };
-        if process.condition != Condition::Starting {
+        if process.state != ManagedProcessState::Starting {
             return Vec::new();
         }
-        process.condition = Condition::Up;
+        process.state = ManagedProcessState::Up;
         match self.phase {
-            Phase::Starting(role) if self.all_up(role) => match role.next() {
+            FleetPhase::Starting(role) if self.all_up(role) => match role.next() {
                 Some(next) => self.start_role(next),
                 None => {
-                    self.phase = Phase::Running;
-                    vec![Effect::Announce]
+                    self.phase = FleetPhase::Running;
+                    vec![FleetEffect::Announce]
                 }
             },
-            Phase::Running => vec![Effect::Note(Note::Back(name.to_owned())), Effect::Update],
-            Phase::Starting(_) | Phase::Stopping(_) | Phase::Over => Vec::new(),
+            FleetPhase::Running => {
+                vec![FleetEffect::Note(UserNotice::Restarted(name.to_owned())), FleetEffect::Update]
+            }
+            FleetPhase::Starting(_) | FleetPhase::Stopping(_) | FleetPhase::Over => Vec::new(),
         }
     }
 
-    fn ended(&mut self, name: &str, how: String) -> Vec<Effect> {
+    fn ended(&mut self, name: &str, how: String) -> Vec<FleetEffect> {
         let Some(process) = self.processes.get_mut(name) else { return Vec::new() };
-        process.condition = Condition::Down;
+        process.state = ManagedProcessState::Down;
         match self.phase {
-            Phase::Starting(_) => self.fail(format!("{name} ended before the fleet was ready ({how})")),
-            Phase::Running => {
-                let died = Note::Died { name: name.to_owned(), how, restarts: self.restart };
-                let mut effects = vec![Effect::Note(died), Effect::Update];
+            FleetPhase::Starting(_) => self.fail(format!("{name} ended before the fleet was ready ({how})")),
+            FleetPhase::Running => {
+                let died = UserNotice::Ended { name: name.to_owned(), how, restarts: self.restart };
+                let mut effects = vec![FleetEffect::Note(died), FleetEffect::Update];
                 if self.restart {
-                    effects.push(Effect::SetAlarm(Alarm::Restart(name.to_owned()), RESTART_PAUSE));
+                    effects.push(FleetEffect::SetTimeout(Timeout::Restart(name.to_owned()), RESTART_PAUSE));
                 }
                 effects
             }
-            Phase::Stopping(role) if self.all_down(role) => self.stop_below(role),
-            Phase::Stopping(_) | Phase::Over => Vec::new(),
+            FleetPhase::Stopping(role) if self.all_down(role) => self.stop_below(role),
+            FleetPhase::Stopping(_) | FleetPhase::Over => Vec::new(),
         }
     }
 
-    fn alarm(&mut self, alarm: Alarm) -> Vec<Effect> {
+    fn alarm(&mut self, alarm: Timeout) -> Vec<FleetEffect> {
         match alarm {
-            Alarm::Ready(role) if self.phase == Phase::Starting(role) => {
-                let late =
-                    self.names(|process| process.role == role && process.condition == Condition::Starting);
+            Timeout::Ready(role) if self.phase == FleetPhase::Starting(role) => {
+                let late = self
+                    .names(|process| process.role == role && process.state == ManagedProcessState::Starting);
                 self.fail(format!("{} was not ready within {} s", late.join(", "), READY_DEADLINE.as_secs()))
             }
-            Alarm::Stopped(role) if self.phase == Phase::Stopping(role) => {
-                let late = self.names(|process| process.role == role && process.condition != Condition::Down);
+            Timeout::Stopped(role) if self.phase == FleetPhase::Stopping(role) => {
+                let late =
+                    self.names(|process| process.role == role && process.state != ManagedProcessState::Down);
                 late.into_iter().flat_map(|name| self.kill(name)).collect()
             }
-            Alarm::Restart(name) if self.phase == Phase::Running => match self.processes.get_mut(&name) {
-                Some(process) if process.condition == Condition::Down => {
-                    process.condition = Condition::Starting;
-                    vec![Effect::Start(name)]
+            Timeout::Restart(name) if self.phase == FleetPhase::Running => {
+                match self.processes.get_mut(&name) {
+                    Some(process) if process.state == ManagedProcessState::Down => {
+                        process.state = ManagedProcessState::Starting;
+                        vec![FleetEffect::Start(name)]
+                    }
+                    _ => Vec::new(),
                 }
-                _ => Vec::new(),
-            },
-            // The moment it was set for has passed.
-            Alarm::Ready(_) | Alarm::Stopped(_) | Alarm::Restart(_) => Vec::new(),
+            }
+            // The timeout no longer applies in this phase.
+            Timeout::Ready(_) | Timeout::Stopped(_) | Timeout::Restart(_) => Vec::new(),
         }
     }
 
-    fn fail(&mut self, why: String) -> Vec<Effect> {
+    fn fail(&mut self, why: String) -> Vec<FleetEffect> {
         self.failure = Some(why);
         self.stop_from(Role::Server)
     }
 
-    fn stop_from(&mut self, role: Role) -> Vec<Effect> {
-        let mut effects = vec![Effect::Withdraw];
+    fn stop_from(&mut self, role: Role) -> Vec<FleetEffect> {
+        let mut effects = vec![FleetEffect::RemoveFleetFile];
         effects.extend(self.stop_role(role));
         effects
     }
 
-    fn stop_role(&mut self, role: Role) -> Vec<Effect> {
-        self.phase = Phase::Stopping(role);
-        let alive = self.names(|process| process.role == role && process.condition != Condition::Down);
+    fn stop_role(&mut self, role: Role) -> Vec<FleetEffect> {
+        self.phase = FleetPhase::Stopping(role);
+        let alive = self.names(|process| process.role == role && process.state != ManagedProcessState::Down);
         if alive.is_empty() {
             return self.stop_below(role);
         }
-        let mut effects: Vec<Effect> = alive.into_iter().map(Effect::Terminate).collect();
-        effects.push(Effect::SetAlarm(Alarm::Stopped(role), role.stop_deadline()));
+        let mut effects: Vec<FleetEffect> = alive.into_iter().map(FleetEffect::Terminate).collect();
+        effects.push(FleetEffect::SetTimeout(Timeout::Stopped(role), role.stop_deadline()));
         effects
     }
 
-    fn stop_below(&mut self, role: Role) -> Vec<Effect> {
+    fn stop_below(&mut self, role: Role) -> Vec<FleetEffect> {
         match role.previous() {
             Some(previous) => self.stop_role(previous),
             None => {
-                self.phase = Phase::Over;
+                self.phase = FleetPhase::Over;
                 let killed = std::mem::take(&mut self.killed);
                 let outcome = match self.failure.take() {
-                    Some(why) => Outcome::Failed(why),
-                    None if killed.is_empty() => Outcome::Stopped,
-                    None => Outcome::Killed(killed),
+                    Some(why) => FleetOutcome::Failed(why),
+                    None if killed.is_empty() => FleetOutcome::Stopped,
+                    None => FleetOutcome::Killed(killed),
                 };
-                vec![Effect::Finish(outcome)]
+                vec![FleetEffect::Finish(outcome)]
             }
         }
     }
 
-    fn kill_all(&mut self) -> Vec<Effect> {
-        let alive = self.names(|process| process.condition != Condition::Down);
+    fn kill_all(&mut self) -> Vec<FleetEffect> {
+        let alive = self.names(|process| process.state != ManagedProcessState::Down);
         alive.into_iter().flat_map(|name| self.kill(name)).collect()
     }
 
-    fn kill(&mut self, name: Name) -> Vec<Effect> {
+    fn kill(&mut self, name: ProcessName) -> Vec<FleetEffect> {
         if self.killed.contains(&name) {
             return Vec::new();
         }
         self.killed.push(name.clone());
-        vec![Effect::Kill(name.clone()), Effect::Note(Note::Killed(name))]
+        vec![FleetEffect::Kill(name.clone()), FleetEffect::Note(UserNotice::Killed(name))]
     }
 
     fn all_up(&self, role: Role) -> bool {
-        self.processes.values().all(|process| process.role != role || process.condition == Condition::Up)
+        self.processes
+            .values()
+            .all(|process| process.role != role || process.state == ManagedProcessState::Up)
     }
 
     fn all_down(&self, role: Role) -> bool {
-        self.processes.values().all(|process| process.role != role || process.condition == Condition::Down)
+        self.processes
+            .values()
+            .all(|process| process.role != role || process.state == ManagedProcessState::Down)
     }
 
-    fn names(&self, wanted: impl Fn(&Process) -> bool) -> Vec<Name> {
+    fn names(&self, wanted: impl Fn(&ManagedProcess) -> bool) -> Vec<ProcessName> {
         self.processes.iter().filter(|(_, process)| wanted(process)).map(|(name, _)| name.clone()).collect()
     }
 }

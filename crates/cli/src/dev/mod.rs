@@ -2,12 +2,12 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`fleet`] | which process is started or stopped when: a pure machine |
-//! | [`supervisor`] | does what the machine says |
-//! | [`child`] | one child process, which must not outlive us |
-//! | [`programs`] | where the programs are |
+//! | [`fleet`] | the pure machine that starts and stops processes in order |
+//! | [`supervisor`] | carries out the effects of the machine |
+//! | [`child`] | one child process, which never outlives this process |
+//! | [`programs`] | lookup of the programs |
 //! | [`files`] | the data directory, its lock, the fleet file |
-//! | [`banner`] | what is said when all is ready |
+//! | [`banner`] | the message when the fleet is ready |
 
 mod banner;
 pub mod child;
@@ -23,15 +23,15 @@ use std::time::Duration;
 
 use dormouse_protocol::{Prefix, ServerName};
 
-use self::files::DataDir;
-use self::programs::Programs;
+use self::files::DevDataDir;
+use self::programs::ProgramPaths;
 use crate::args::Dev;
 use crate::error::Failure;
 use crate::output::Output;
 
-/// Everything about the fleet to be started, checked.
+/// The validated settings of the fleet.
 #[derive(Debug)]
-struct Plan {
+struct DevPlan {
     prefix: Prefix,
     port: u16,
     lease_ttl: Duration,
@@ -39,28 +39,28 @@ struct Plan {
     servers: Vec<ServerName>,
     bucket: String,
     data_dirs: BTreeMap<String, PathBuf>,
-    programs: Programs,
-    // Last, so that the lock outlives everything else.
-    data_dir: DataDir,
+    programs: ProgramPaths,
+    // The last field, so the lock outlives everything else.
+    data_dir: DevDataDir,
 }
 
 /// Runs a local fleet until the user stops it.
 ///
-/// Cancelling the call kills every process of the fleet.
+/// If the call is cancelled, every process of the fleet is killed.
 ///
 /// # Errors
-/// [`Failure`] when the fleet cannot be started or does not come up, or when a process had to be killed at the end.
+/// [`Failure`] if the fleet cannot be started or does not become ready, or if a process had to be killed at the end.
 pub async fn run(arguments: Dev, prefix: Prefix, output: Output) -> Result<(), Failure> {
     let plan = plan(&arguments, prefix)?;
     supervisor::run(plan, output).await
 }
 
-fn plan(arguments: &Dev, prefix: Prefix) -> Result<Plan, Failure> {
-    // Cheap checks first; the directory is taken last, so that a mistake leaves nothing behind.
+fn plan(arguments: &Dev, prefix: Prefix) -> Result<DevPlan, Failure> {
+    // Cheap checks first. The directory is locked last, so a wrong argument creates nothing.
     let port = u16::try_from(arguments.port).unwrap_or(0);
     port_is_free(port)?;
-    let programs = Programs::find()?;
-    let data_dir = DataDir::take(&arguments.data_dir)?;
+    let programs = ProgramPaths::find()?;
+    let data_dir = DevDataDir::lock(&arguments.data_dir)?;
     let servers = (1..=arguments.servers)
         .map(|number| ServerName::new(&format!("persist-{number}")))
         .collect::<Result<Vec<_>, _>>()
@@ -70,7 +70,7 @@ fn plan(arguments: &Dev, prefix: Prefix) -> Result<Plan, Failure> {
     for name in &servers {
         data_dirs.insert(name.to_string(), data_dir.create(&format!("servers/{name}"))?);
     }
-    Ok(Plan {
+    Ok(DevPlan {
         prefix,
         port,
         lease_ttl: arguments.lease_ttl.into(),
@@ -83,13 +83,13 @@ fn plan(arguments: &Dev, prefix: Prefix) -> Result<Plan, Failure> {
     })
 }
 
-/// Says clearly what the nats-server would say in its log.
+/// Reports a port in use, which otherwise only the log of the nats-server would show.
 fn port_is_free(port: u16) -> Result<(), Failure> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
         Ok(_) => Ok(()),
         Err(error) => Err(Failure::new(format!(
-            "port {port} of 127.0.0.1 cannot be used ({error}): stop what listens there, or choose another with --port \
-             (0: any free one)"
+            "port {port} of 127.0.0.1 cannot be used ({error}): stop the process that uses it, or choose another port \
+             with --port (0: any free one)"
         ))),
     }
 }
@@ -98,8 +98,9 @@ fn port_is_free(port: u16) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    /// The error for a port in use names the port and the `--port` flag.
     #[test]
-    fn a_port_in_use_is_a_clear_error() {
+    fn dev_port_in_use_is_a_clear_error() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = port_is_free(port).unwrap_err().to_string();

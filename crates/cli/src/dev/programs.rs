@@ -1,4 +1,4 @@
-//! Where the programs of a local fleet are.
+//! Lookup of the programs of a local fleet.
 
 use std::env;
 use std::ffi::OsStr;
@@ -14,7 +14,7 @@ pub const NATS_SERVER_VARIABLE: &str = "DORMOUSE_NATS_SERVER";
 
 /// The programs of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Programs {
+pub struct ProgramPaths {
     /// The nats-server.
     pub nats_server: PathBuf,
     /// The coordinator.
@@ -23,13 +23,13 @@ pub struct Programs {
     pub persist_server: PathBuf,
 }
 
-impl Programs {
-    /// Looks for them as `dormouse dev --help` says.
+impl ProgramPaths {
+    /// Searches the programs as `dormouse dev --help` describes.
     ///
     /// # Errors
-    /// [`Failure`] that says which one is missing and how to get it.
+    /// [`Failure`] with the name of the missing program and how to get it.
     pub fn find() -> Result<Self, Failure> {
-        let places = Places {
+        let places = SearchPaths {
             nats_server: env::var_os(NATS_SERVER_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from),
             path: env::var_os("PATH").iter().flat_map(env::split_paths).collect(),
             executable: env::current_exe().and_then(std::fs::canonicalize).ok(),
@@ -39,18 +39,18 @@ impl Programs {
     }
 }
 
-/// Where to look.
+/// The places to search.
 #[derive(Debug, Default)]
-struct Places {
+struct SearchPaths {
     nats_server: Option<PathBuf>,
     path: Vec<PathBuf>,
     executable: Option<PathBuf>,
     working_directory: Option<PathBuf>,
 }
 
-impl Places {
-    fn find(&self) -> Result<Programs, Failure> {
-        Ok(Programs {
+impl SearchPaths {
+    fn find(&self) -> Result<ProgramPaths, Failure> {
+        Ok(ProgramPaths {
             nats_server: self.nats_server()?,
             coordinator: self.sibling("dormouse-coordinator")?,
             persist_server: self.sibling("dormouse-persist-server")?,
@@ -68,7 +68,7 @@ impl Places {
                 )))
             };
         }
-        // `make tools` puts it into `.tools/bin` at the top of the project; our own binary stands in `target/<profile>`.
+        // `make tools` puts it into `.tools/bin` at the top of the project. This binary is in `target/<profile>`.
         let beside = self.directory().into_iter().flat_map(|directory| {
             directory.ancestors().take(3).map(|above| above.join(".tools/bin")).collect::<Vec<_>>()
         });
@@ -101,7 +101,7 @@ impl Places {
 }
 
 fn program_in(directory: &Path, name: impl AsRef<OsStr>) -> Option<PathBuf> {
-    // An empty entry of PATH means the working directory; we do not start programs from there unasked.
+    // An empty entry of PATH means the working directory. The lookup ignores it: programs there may be untrusted.
     let path = directory.join(name.as_ref());
     (directory.is_absolute() && is_program(&path)).then_some(path)
 }
@@ -120,8 +120,10 @@ mod tests {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
+    /// Program lookup prefers siblings of the executable, then `PATH`, then the tools directory; a variable overrides
+    /// all for `nats-server`.
     #[test]
-    fn siblings_win_over_path_and_tools_come_last() {
+    fn program_lookup_prefers_siblings_then_path_then_tools() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         for file in [
@@ -132,10 +134,10 @@ mod tests {
         ] {
             program(&root.join(file));
         }
-        let mut places = Places {
+        let mut places = SearchPaths {
             executable: Some(root.join("target/debug/dormouse")),
             path: vec![root.join("usr/bin")],
-            ..Places::default()
+            ..SearchPaths::default()
         };
         let found = places.find().unwrap();
         assert_eq!(found.coordinator, root.join("target/debug/dormouse-coordinator"));
@@ -149,20 +151,22 @@ mod tests {
         assert!(places.nats_server().unwrap_err().to_string().contains("DORMOUSE_NATS_SERVER names"));
     }
 
+    /// The error for a missing program names it and says how to get it.
     #[test]
-    fn what_is_missing_is_named_with_a_way_to_get_it() {
-        let places = Places::default();
+    fn program_missing_error_says_how_to_get_it() {
+        let places = SearchPaths::default();
         let error = places.nats_server().unwrap_err().to_string();
         assert!(error.contains("make tools") && error.contains("PATH"), "{error}");
         let error = places.sibling("dormouse-coordinator").unwrap_err().to_string();
         assert!(error.contains("cargo build"), "{error}");
     }
 
+    /// Program lookup skips files that are not executable.
     #[test]
-    fn what_cannot_be_run_is_no_program() {
+    fn program_lookup_skips_non_executable_files() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("nats-server"), "").unwrap();
-        let places = Places { path: vec![root.path().to_owned()], ..Places::default() };
+        let places = SearchPaths { path: vec![root.path().to_owned()], ..SearchPaths::default() };
         assert!(places.nats_server().is_err());
     }
 }

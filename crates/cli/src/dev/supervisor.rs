@@ -1,4 +1,4 @@
-//! Does what the [`Fleet`] machine says: starts, watches and stops processes, and tells the user.
+//! Carries out the effects of the [`Fleet`] machine: starts, watches and stops processes, and reports to the user.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,35 +18,35 @@ use tokio::sync::mpsc;
 
 use super::child::{self, ChildHandle, Program};
 use super::files::FleetFile;
-use super::fleet::{Effect, Fleet, Input, Name, Outcome, Role};
-use super::{Plan, banner};
+use super::fleet::{Fleet, FleetEffect, FleetInput, FleetOutcome, ProcessName, Role};
+use super::{DevPlan, banner};
 use crate::error::Failure;
 use crate::output::Output;
 
-/// How often a process that is coming up is asked again. It answers within a round trip once it is there.
+/// Pause between two readiness checks of a starting process. A ready process answers within a round trip.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
 
-/// How long one question waits for its answer.
+/// Deadline of one readiness check.
 const ASK_DEADLINE: Duration = Duration::from_millis(500);
 
-/// Each process says at most three things, and alarms are few.
+/// Each process sends at most three inputs, and there are few timeouts.
 const INPUTS: usize = 256;
 
 /// The name of the nats-server in logs and in the fleet file.
 const NATS: &str = "nats";
 
-/// Runs the fleet until it is over.
+/// Runs the fleet until it ends.
 ///
-/// Cancelling the call kills every process of the fleet.
+/// If the call is cancelled, every process of the fleet is killed.
 ///
 /// # Errors
-/// [`Failure`] when the fleet does not come up, or a process had to be killed at the end.
-pub async fn run(plan: Plan, output: Output) -> Result<(), Failure> {
+/// [`Failure`] if the fleet does not become ready, or a process had to be killed at the end.
+pub async fn run(plan: DevPlan, output: Output) -> Result<(), Failure> {
     let (sender, mut inputs) = mpsc::channel(INPUTS);
-    let mut shell = Shell {
+    let mut shell = Supervisor {
         tasks: Tasks::new(),
         sender,
-        connection: Arc::new(Connection {
+        connection: Arc::new(NatsConnection {
             ports_dir: plan.data_dir.create("run")?,
             bus: OnceLock::new(),
             tasks: Tasks::new(),
@@ -64,86 +64,88 @@ pub async fn run(plan: Plan, output: Output) -> Result<(), Failure> {
             match shell.carry_out(effect).await {
                 Ok(None) => {}
                 Ok(Some(outcome)) => return conclude(outcome),
-                Err(failure) => effects.extend(fleet.apply(Input::Trouble(failure.to_string()))),
+                Err(failure) => {
+                    effects.extend(fleet.apply(FleetInput::EnvironmentFailed(failure.to_string())));
+                }
             }
         }
         if !effects.is_empty() {
             continue;
         }
-        // The shell holds a sender, so there is always another input to come.
+        // The supervisor holds a sender, so the channel never closes.
         let Some(input) = inputs.recv().await else { return Ok(()) };
-        if let Input::Ended(name, _) = &input {
+        if let FleetInput::Ended(name, _) = &input {
             shell.children.remove(name);
         }
         effects = fleet.apply(input);
     }
 }
 
-fn conclude(outcome: Outcome) -> Result<(), Failure> {
+fn conclude(outcome: FleetOutcome) -> Result<(), Failure> {
     match outcome {
-        Outcome::Stopped => Ok(()),
-        Outcome::Killed(names) => {
-            Err(Failure::new(format!("{} did not stop by themselves and were killed", names.join(", "))))
+        FleetOutcome::Stopped => Ok(()),
+        FleetOutcome::Killed(names) => {
+            Err(Failure::new(format!("{} did not stop in time and were killed", names.join(", "))))
         }
-        Outcome::Failed(why) => Err(Failure::new(why)),
+        FleetOutcome::Failed(why) => Err(Failure::new(why)),
     }
 }
 
-struct Shell {
-    plan: Plan,
+struct Supervisor {
+    plan: DevPlan,
     output: Output,
     tasks: Tasks,
-    sender: mpsc::Sender<Input>,
-    connection: Arc<Connection>,
-    children: BTreeMap<Name, ChildHandle>,
+    sender: mpsc::Sender<FleetInput>,
+    connection: Arc<NatsConnection>,
+    children: BTreeMap<ProcessName, ChildHandle>,
     announced: bool,
 }
 
-/// How the fleet is spoken to once its nats-server is up.
-struct Connection {
-    /// Where the nats-server says on which port it listens.
+/// The connection to the fleet when its nats-server is ready.
+struct NatsConnection {
+    /// Directory in which the nats-server writes its port.
     ports_dir: PathBuf,
     bus: OnceLock<(String, Arc<dyn Bus>)>,
-    /// Those of the bus. The end of the process ends them.
+    /// The tasks of the bus. They end with the process.
     tasks: Tasks,
 }
 
-impl Shell {
-    async fn carry_out(&mut self, effect: Effect) -> Result<Option<Outcome>, Failure> {
+impl Supervisor {
+    async fn carry_out(&mut self, effect: FleetEffect) -> Result<Option<FleetOutcome>, Failure> {
         match effect {
-            Effect::Start(name) => self.start(name),
-            Effect::Terminate(name) => {
+            FleetEffect::Start(name) => self.start(name),
+            FleetEffect::Terminate(name) => {
                 if name == NATS {
                     self.connection.close().await;
                 }
                 self.signal(&name, Signal::TERM);
             }
-            Effect::Kill(name) => self.signal(&name, Signal::KILL),
-            Effect::SetAlarm(alarm, after) => {
+            FleetEffect::Kill(name) => self.signal(&name, Signal::KILL),
+            FleetEffect::SetTimeout(alarm, after) => {
                 let sender = self.sender.clone();
                 self.tasks.spawn("alarm", async move {
                     tokio::time::sleep(after).await;
-                    let _ = sender.send(Input::Alarm(alarm)).await;
+                    let _ = sender.send(FleetInput::Timeout(alarm)).await;
                 });
             }
-            Effect::Announce => {
+            FleetEffect::Announce => {
                 self.announced = true;
                 let file = self.fleet_file();
                 file.write()?;
                 banner::print(&self.output, &file)?;
             }
-            Effect::Update => {
+            FleetEffect::Update => {
                 if self.announced {
                     self.fleet_file().write()?;
                 }
             }
-            Effect::Withdraw => {
+            FleetEffect::RemoveFleetFile => {
                 self.announced = false;
                 FleetFile::remove(self.plan.data_dir.root());
-                self.output.note("stopping the fleet; Ctrl-C now ends it at once");
+                self.output.info_line("stopping the fleet; another Ctrl-C kills it at once");
             }
-            Effect::Note(note) => self.output.note(&note.to_string()),
-            Effect::Finish(outcome) => return Ok(Some(outcome)),
+            FleetEffect::Note(note) => self.output.info_line(&note.to_string()),
+            FleetEffect::Finish(outcome) => return Ok(Some(outcome)),
         }
         Ok(None)
     }
@@ -154,7 +156,7 @@ impl Shell {
         }
     }
 
-    fn start(&mut self, name: Name) {
+    fn start(&mut self, name: ProcessName) {
         let program = self.program(&name);
         let ready = ready(Arc::clone(&self.connection), self.plan.prefix.clone(), name.clone());
         let inputs = self.sender.clone();
@@ -166,7 +168,7 @@ impl Shell {
             Err(error) => {
                 let how = format!("{} cannot be started: {error}", program.path.display());
                 self.tasks.spawn("child", async move {
-                    let _ = inputs.send(Input::Ended(name, how)).await;
+                    let _ = inputs.send(FleetInput::Ended(name, how)).await;
                 });
             }
         }
@@ -175,7 +177,7 @@ impl Shell {
     fn program(&self, name: &str) -> Program {
         match self.plan.role(name) {
             Role::Nats => {
-                // After a restart it must be where everybody looks for it.
+                // After a restart the nats-server needs the same port, because its clients know this port.
                 let port = self.connection.port().unwrap_or(self.plan.port);
                 self.plan.nats_server(port, &self.connection.ports_dir)
             }
@@ -200,11 +202,11 @@ impl Shell {
         use tokio::signal::unix::{SignalKind, signal};
         for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
             let mut signals =
-                signal(kind).map_err(|error| Failure::new(format!("cannot listen to signals: {error}")))?;
+                signal(kind).map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
             let sender = self.sender.clone();
             self.tasks.spawn("signals", async move {
                 while signals.recv().await.is_some() {
-                    let _ = sender.send(Input::Stop).await;
+                    let _ = sender.send(FleetInput::Stop).await;
                 }
             });
         }
@@ -212,13 +214,13 @@ impl Shell {
     }
 }
 
-impl Connection {
+impl NatsConnection {
     fn url(&self) -> &str {
-        // Whoever needs it is started after NATS was ready.
+        // Processes that need the URL start after NATS is ready.
         self.bus.get().map_or("", |(url, _)| url)
     }
 
-    /// Takes leave of the nats-server: its end is no loss of a connection.
+    /// Closes the connection to the nats-server, so the end of the nats-server is no lost connection.
     async fn close(&self) {
         if let Some((_, bus)) = self.bus.get() {
             let _ = tokio::time::timeout(ASK_DEADLINE, bus.close()).await;
@@ -231,7 +233,7 @@ impl Connection {
 }
 
 /// Done when the process answers.
-async fn ready(connection: Arc<Connection>, prefix: Prefix, name: Name) {
+async fn ready(connection: Arc<NatsConnection>, prefix: Prefix, name: ProcessName) {
     if name == NATS {
         nats_is_ready(&connection).await;
     } else if let Some((_, bus)) = connection.bus.get() {
@@ -241,10 +243,10 @@ async fn ready(connection: Arc<Connection>, prefix: Prefix, name: Name) {
     }
 }
 
-async fn nats_is_ready(connection: &Connection) {
+async fn nats_is_ready(connection: &NatsConnection) {
     loop {
         if let Some((_, bus)) = connection.bus.get() {
-            // A nats-server that was started again: our connection comes back by itself.
+            // After a restart of the nats-server, the connection reconnects on its own.
             if bus.is_connected() {
                 return;
             }
@@ -252,7 +254,7 @@ async fn nats_is_ready(connection: &Connection) {
             && let Ok(parsed) = url.parse()
             && let Ok(bus) = NatsOptions::new(vec![parsed]).connect(Env::system(), &connection.tasks).await
         {
-            // Only this task, of the only nats-server, sets it.
+            // Only this task sets the connection, and there is one nats-server.
             let _ = connection.bus.set((url, Arc::new(bus)));
             return;
         }
@@ -267,24 +269,24 @@ async fn is_healthy(bus: &dyn Bus, prefix: &Prefix, name: &str) -> bool {
         .is_ok_and(|health| health.status != HealthStatus::NotServing)
 }
 
-/// What a nats-server writes to `<program>_<pid>.ports` once it listens.
+/// The content of `<program>_<pid>.ports`, which a listening nats-server writes.
 #[derive(Debug, Deserialize)]
-struct Ports {
+struct FleetPorts {
     nats: Vec<String>,
 }
 
 fn listening_at(ports_dir: &Path) -> Option<String> {
-    // The directory is emptied before the server is started, so there is one such file at most.
+    // The supervisor clears the directory before the start of the server, so there is at most one such file.
     let files = std::fs::read_dir(ports_dir).ok()?;
     let file = files
         .filter_map(|file| Some(file.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "ports"))?;
-    let ports: Ports = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    let ports: FleetPorts = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     ports.nats.into_iter().next()
 }
 
-impl Plan {
-    fn roles(&self) -> Vec<(Name, Role)> {
+impl DevPlan {
+    fn roles(&self) -> Vec<(ProcessName, Role)> {
         let fixed = [(NATS.to_owned(), Role::Nats), (ServerName::COORDINATOR.to_owned(), Role::Coordinator)];
         let servers = self.servers.iter().map(|name| (name.to_string(), Role::Server));
         fixed.into_iter().chain(servers).collect()
@@ -299,7 +301,7 @@ impl Plan {
     }
 
     fn nats_server(&self, port: u16, ports_dir: &Path) -> Program {
-        // The file of an earlier run would be taken for the one of this run.
+        // Removes the file of an earlier run, which would show a wrong port.
         for stale in std::fs::read_dir(ports_dir).into_iter().flatten().flatten() {
             let _ = std::fs::remove_file(stale.path());
         }

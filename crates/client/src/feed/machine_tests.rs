@@ -1,4 +1,5 @@
-//! A feed against a subject that does everything a subject may do, over a bus that loses, repeats and reorders.
+//! A feed against a model of a subject with all kinds of changes, over a bus that loses, repeats and
+//! reorders.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,7 +18,7 @@ use crate::feed::Update;
 
 type Messages = BTreeMap<Seq, Message>;
 
-/// A subject and what has become of it.
+/// A subject and its history.
 #[derive(Clone)]
 struct Subject {
     term: u64,
@@ -26,13 +27,13 @@ struct Subject {
     next_seq: u64,
     messages: Messages,
     config: SubjectConfig,
-    /// Every change on the path that leads here, with its term.
+    /// Every change of the current history, with its term.
     path: Vec<(u64, Change)>,
     /// The base of every term.
     bases: BTreeMap<u64, u64>,
-    /// What was removed before this rev is not known any more.
+    /// Removals before this rev are forgotten.
     floor: u64,
-    /// The state at every rev of the path, to begin from.
+    /// The state at every rev of the history, to start a feed from.
     states: BTreeMap<u64, (Messages, SubjectConfig, u64)>,
 }
 
@@ -84,7 +85,7 @@ impl Subject {
         Change::Set(SetChange { message, replaces })
     }
 
-    /// Something happens; returns the event.
+    /// Performs a random change; returns its event.
     fn act(&mut self, what: u8, pick: u64) -> Option<Event> {
         let held = |subject: &Self| {
             let count = subject.messages.len() as u64;
@@ -135,7 +136,7 @@ impl Subject {
         }
     }
 
-    /// Another server goes on, without the last few changes. Its beacon.
+    /// A failover to another server, which lacks the last few changes. Returns the server's beacon.
     fn fail_over(&mut self, lost: u64) -> Event {
         self.rev = self.rev.saturating_sub(lost).max(self.base);
         self.base = self.rev;
@@ -148,19 +149,20 @@ impl Subject {
         self.event(Vec::new())
     }
 
-    fn leads_here(&self, after: Position) -> bool {
+    /// Returns whether the changes since this position lead to the current state.
+    fn has_path_from(&self, after: Position) -> bool {
         let next = self.bases.range(after.term.get() + 1..).next().map(|(_, base)| *base);
         let (term, rev) = (after.term.get(), after.rev.get());
         rev == 0 && self.floor == 0
             || rev >= self.floor && term <= self.term && rev <= next.unwrap_or(self.rev)
     }
 
-    /// At most `most` changes since.
+    /// At most `most` changes after this position.
     fn changes(&self, after: Position, most: usize) -> ChangesReply {
         let mut reply = ChangesReply {
             position: self.position(),
             term_base: Rev::new(self.base),
-            resync: !self.leads_here(after),
+            resync: !self.has_path_from(after),
             changes: Vec::new(),
             more: false,
         };
@@ -219,15 +221,15 @@ impl Subject {
     }
 }
 
-/// Whoever reads the feed, by the rules that the documentation of [`Update`] gives.
+/// A reader of the feed that follows the rules in the documentation of [`Update`].
 #[derive(Default)]
 struct Reader {
     messages: Messages,
-    /// As far as it was told: a feed from the beginning tells it once it changes.
+    /// As far as reported: a feed from the beginning reports it once it changes.
     config: Option<SubjectConfig>,
-    /// Every message that was ever told.
-    told: BTreeSet<(Seq, Term, Rev)>,
-    /// What a server has lost may bring back what was there before.
+    /// Every message that was ever emitted.
+    emitted: BTreeSet<(Seq, Term, Rev)>,
+    /// A failover may restore a message that was replaced before.
     may_come_back: bool,
     position: Option<Position>,
     marks: usize,
@@ -237,12 +239,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn take(&mut self, told: Vec<Told>) {
-        for told in told {
-            if let Some(update) = told.update {
+    fn take(&mut self, outputs: Vec<FeedOutput>) {
+        for output in outputs {
+            if let Some(update) = output.update {
                 self.update(update);
             }
-            self.position = told.position;
+            self.position = output.position;
         }
     }
 
@@ -250,9 +252,9 @@ impl Reader {
         match update {
             Update::Set { message, replaces } => {
                 let name = (message.seq, message.term, message.rev);
-                let is_new = self.told.insert(name);
-                assert!(is_new || self.may_come_back, "{message:?} was told twice");
-                assert_ne!(self.messages.get(&message.seq), Some(&message), "it was told and is there");
+                let is_new = self.emitted.insert(name);
+                assert!(is_new || self.may_come_back, "{message:?} was emitted twice");
+                assert_ne!(self.messages.get(&message.seq), Some(&message), "emitted again while it exists");
                 let holder = |held: &&Message| message.key.is_some() && held.key == message.key;
                 let under = self.messages.values().find(holder).map(|held| held.seq);
                 let at = self.messages.get(&message.seq).map(|held| held.seq);
@@ -276,22 +278,22 @@ impl Reader {
             Update::Configured(config) => self.config = Some(config),
             Update::CaughtUp(_) => self.marks += 1,
             Update::Reset => {
-                assert!(!self.is_exact, "a feed from the beginning knows what was told");
+                assert!(!self.is_exact, "a feed from the beginning needs no reset");
                 self.messages.clear();
-                self.told.clear();
+                self.emitted.clear();
                 self.resets += 1;
             }
         }
     }
 }
 
-/// A feed, its reader, and what is on the way to it.
+/// A feed, its reader, and the events in flight to it.
 struct World {
     subject: Subject,
     keys: FeedKeys,
-    machine: Machine,
+    machine: FeedMachine,
     reader: Reader,
-    next: Next,
+    next: FeedAction,
     events: VecDeque<Event>,
     now: Duration,
 }
@@ -313,9 +315,9 @@ impl World {
             reader.messages.retain(|_, message| keys.wants(message.key.as_deref()));
             reader.config = Some(subject.config.clone());
         }
-        let (mut machine, mut step) = Machine::begin(keys.clone(), from);
+        let (mut machine, mut step) = FeedMachine::begin(keys.clone(), from);
         if from == FeedFrom::Now {
-            step = machine.apply(Input::Info(Box::new(subject.info())), Duration::ZERO, 0);
+            step = machine.apply(FeedInput::Info(Box::new(subject.info())), Duration::ZERO, 0);
         }
         let mut world = Self {
             subject,
@@ -326,66 +328,69 @@ impl World {
             events: VecDeque::new(),
             now: Duration::ZERO,
         };
-        world.reader.take(step.tell);
+        world.reader.take(step.outputs);
         world
     }
 
-    fn apply(&mut self, input: Input, luck: u64) {
+    fn apply(&mut self, input: FeedInput, random: u64) {
         self.now += Duration::from_millis(1);
         self.reader.may_come_back = self.subject.term > 1;
-        let step = self.machine.apply(input, self.now, luck);
-        self.reader.take(step.tell);
+        let step = self.machine.apply(input, self.now, random);
+        self.reader.take(step.outputs);
         self.next = step.next;
-        if let Next::End(error) = &self.next {
+        if let FeedAction::End(error) = &self.next {
             panic!("the feed ended: {error}");
         }
     }
 
-    /// Answers what is asked, or lets the next event arrive.
-    fn go_on(&mut self, luck: u64) {
+    /// Answers the pending query, or lets the next event arrive.
+    fn advance(&mut self, random: u64) {
         match self.next {
-            Next::Ask(question, _) => {
-                let most = (luck % 3 + 1) as usize;
+            FeedAction::Ask(question, _) => {
+                let most = (random % 3 + 1) as usize;
                 let input = match question {
-                    Question::Info => Input::Info(Box::new(self.subject.info())),
-                    Question::Changes(after) => Input::Changes(self.subject.changes(after, most)),
-                    Question::Page(start) => Input::Page(self.subject.page(start, most, &self.keys)),
+                    FeedQuery::Info => FeedInput::Info(Box::new(self.subject.info())),
+                    FeedQuery::Changes(after) => FeedInput::Changes(self.subject.changes(after, most)),
+                    FeedQuery::Page(start) => FeedInput::Page(self.subject.page(start, most, &self.keys)),
                 };
-                self.apply(input, luck);
+                self.apply(input, random);
             }
-            Next::Listen(_) => {
+            FeedAction::Listen(_) => {
                 if let Some(event) = self.events.pop_front() {
-                    self.apply(Input::Event(event), luck);
+                    self.apply(FeedInput::Event(event), random);
                 }
             }
-            Next::End(_) => {}
+            FeedAction::End(_) => {}
         }
     }
 
     fn step(&mut self, action: u8, what: u8, pick: u64) {
         match action % 16 {
             0..=4 => self.events.extend(self.subject.act(what, pick)),
-            5..=8 => self.go_on(pick),
+            5..=8 => self.advance(pick),
             9 => drop(self.events.pop_front()),
             10 => self.events.extend(self.events.front().cloned()),
             11 => self.events.rotate_left(usize::from(!self.events.is_empty())),
             12 => self.events.push_back(self.subject.event(Vec::new())),
-            13 if matches!(self.next, Next::Ask(..)) => {
+            13 if matches!(self.next, FeedAction::Ask(..)) => {
                 let code = if pick.is_multiple_of(2) { ErrorCode::Unavailable } else { ErrorCode::Internal };
-                self.apply(Input::Failed(Error::from_reply(ErrorReply::new(code, "no"))), pick);
+                self.apply(FeedInput::Failed(Error::from_reply(ErrorReply::new(code, "no"))), pick);
             }
-            14 if matches!(self.next, Next::Listen(_)) => {
-                self.apply(if pick.is_multiple_of(2) { Input::Lost } else { Input::ServerGone }, pick);
+            14 if matches!(self.next, FeedAction::Listen(_)) => {
+                self.apply(
+                    if pick.is_multiple_of(2) { FeedInput::Lost } else { FeedInput::ServerGone },
+                    pick,
+                );
             }
             _ => {}
         }
     }
 
-    /// What is on its way arrives, and then a beacon.
-    fn settle(&mut self) {
+    /// The events in flight arrive, and then a beacon.
+    fn deliver_all(&mut self) {
         self.events.push_back(self.subject.event(Vec::new()));
-        while !self.events.is_empty() || matches!(self.next, Next::Ask(..)) {
-            self.go_on(2);
+        while !self.events.is_empty() || matches!(self.next, FeedAction::Ask(..)) {
+            self.advance(2);
         }
     }
 
@@ -416,7 +421,8 @@ fn keys() -> impl Strategy<Value = FeedKeys> {
     ]
 }
 
-/// `usual` cases, or as many as the environment's `PROPTEST_CASES` says: a number in the source would hide it.
+/// `usual` cases, or as many as the environment's `PROPTEST_CASES` says: a number in the source would hide
+/// it.
 fn cases(usual: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     if std::env::var_os("PROPTEST_CASES").is_some() { default } else { ProptestConfig::with_cases(usual) }
@@ -425,10 +431,10 @@ fn cases(usual: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(cases(1_000))]
 
-    /// Whatever is lost, repeated or reordered, whatever happens meanwhile: whenever the bus has brought what it brings and a
-    /// beacon, the fold of the updates is the state of the subject, and nothing was told twice.
+    /// Under any loss, repetition, reordering and change: after the bus has delivered its messages and a
+    /// beacon, the fold of the updates equals the state of the subject, and no update was emitted twice.
     #[test]
-    fn the_fold_is_the_state_at_every_quiet_point(
+    fn feed_updates_fold_to_subject_state_when_quiet(
         before in proptest::collection::vec((any::<u8>(), 0..1_000_u64), 0..20),
         parts in proptest::collection::vec(actions(40), 1..4),
         keys in keys(),
@@ -439,14 +445,14 @@ proptest! {
             for (action, what, pick) in part {
                 world.step(action, what, pick);
             }
-            world.settle();
+            world.deliver_all();
             world.check();
         }
     }
 
-    /// Where a feed was taken up to is where another one goes on.
+    /// A feed resumes from the position up to which another feed was read.
     #[test]
-    fn a_feed_goes_on_where_another_one_was(
+    fn feed_resumes_from_position_of_another_feed(
         parts in proptest::collection::vec(actions(40), 2..4),
     ) {
         let mut world = World::new(&[], FeedKeys::All, 0);
@@ -455,78 +461,85 @@ proptest! {
                 world.step(action, what, pick);
             }
             if let Some(position) = world.reader.position {
-                // The new one knows nothing, and the reader has been told some of it already.
+                // The new feed tracks nothing, and the reader already has some of the messages.
                 world.reader.is_exact = false;
-                world.reader.told.clear();
-                let (machine, step) = Machine::begin(FeedKeys::All, FeedFrom::After(position));
+                world.reader.emitted.clear();
+                let (machine, step) = FeedMachine::begin(FeedKeys::All, FeedFrom::After(position));
                 (world.machine, world.next) = (machine, step.next);
                 world.events.clear();
             }
         }
-        world.settle();
+        world.deliver_all();
         world.check();
     }
 }
 
+/// After a failover, the full read reports a key that was set again as a replacement, without a removal.
 #[test]
-fn a_key_that_was_set_again_meanwhile_does_not_blink_out() {
+fn feed_resync_reports_rewritten_key_without_removal() {
     let mut world = World::new(&[(0, 1), (4, 0)], FeedKeys::All, 0);
-    world.settle();
-    // Another server goes on without what was written last, and the key is set again: only a full read tells.
+    world.deliver_all();
+    // Another server continues without the last writes, and the key is set again: only a full read detects
+    // it.
     world.subject.act(0, 2);
-    world.apply(Input::Due, 0);
-    world.go_on(2);
+    world.apply(FeedInput::Due, 0);
+    world.advance(2);
     world.subject.fail_over(1);
     world.subject.act(0, 1);
-    world.apply(Input::Due, 0);
+    world.apply(FeedInput::Due, 0);
     let mut updates = Vec::new();
-    while let Next::Ask(question, _) = world.next {
+    while let FeedAction::Ask(question, _) = world.next {
         let input = match question {
-            Question::Info => Input::Info(Box::new(world.subject.info())),
-            Question::Changes(after) => Input::Changes(world.subject.changes(after, 9)),
-            Question::Page(start) => Input::Page(world.subject.page(start, 1, &world.keys)),
+            FeedQuery::Info => FeedInput::Info(Box::new(world.subject.info())),
+            FeedQuery::Changes(after) => FeedInput::Changes(world.subject.changes(after, 9)),
+            FeedQuery::Page(start) => FeedInput::Page(world.subject.page(start, 1, &world.keys)),
         };
         let step = world.machine.apply(input, world.now, 0);
-        updates.extend(step.tell.into_iter().filter_map(|told| told.update));
+        updates.extend(step.outputs.into_iter().filter_map(|output| output.update));
         world.next = step.next;
     }
-    let told: Vec<String> = updates
+    let emitted: Vec<String> = updates
         .iter()
         .filter_map(|update| match update {
             Update::Set { message, replaces } => Some(format!("{:?} replaces {replaces:?}", message.key)),
-            Update::Removed { key, .. } => Some(format!("{key:?} is gone")),
+            Update::Removed { key, .. } => Some(format!("{key:?} removed")),
             _ => None,
         })
         .collect();
-    // What took the lost message's seq belongs to another key.
-    assert_eq!(told, ["Some(\"k2\") is gone", "Some(\"k1\") replaces Some(Seq(1))"]);
+    // The message that now has the lost message's seq has another key.
+    assert_eq!(emitted, ["Some(\"k2\") removed", "Some(\"k1\") replaces Some(Seq(1))"]);
 }
 
+/// A feed repeats its query with growing pauses after a transient error and ends after a permanent one.
 #[test]
-fn what_asking_again_does_not_cure_ends_it_and_all_else_is_asked_again_later_and_later() {
-    let (mut machine, _) = Machine::begin(FeedKeys::All, FeedFrom::Beginning);
+fn feed_backs_off_on_transient_and_ends_on_permanent_error() {
+    let (mut machine, _) = FeedMachine::begin(FeedKeys::All, FeedFrom::Beginning);
     let mut last = Duration::ZERO;
     for _ in 0..20 {
         let error = Error::Deadline { deadline: Duration::from_secs(1), last: None };
-        let Next::Ask(question, pause) = machine.apply(Input::Failed(error), last, 0).next else { panic!() };
-        assert_eq!(question, Question::Page(Seq::new(0)));
+        let FeedAction::Ask(question, pause) = machine.apply(FeedInput::Failed(error), last, 0).next else {
+            panic!()
+        };
+        assert_eq!(question, FeedQuery::Page(Seq::new(0)));
         assert!(pause >= last && pause <= LONGEST_PAUSE);
         last = pause;
     }
     assert_eq!(last, LONGEST_PAUSE);
     for code in [ErrorCode::BadRequest, ErrorCode::Corrupt, ErrorCode::PermissionDenied] {
         let error = Error::from_reply(ErrorReply::new(code, "no"));
-        assert!(matches!(machine.apply(Input::Failed(error), last, 0).next, Next::End(_)));
+        assert!(matches!(machine.apply(FeedInput::Failed(error), last, 0).next, FeedAction::End(_)));
     }
 }
 
+/// A feed that receives no events polls the server after 45 to 68 seconds.
 #[test]
-fn a_feed_that_hears_nothing_asks_about_once_a_minute() {
-    let (mut machine, _) = Machine::begin(FeedKeys::All, FeedFrom::Now);
+fn feed_without_events_polls_about_once_a_minute() {
+    let (mut machine, _) = FeedMachine::begin(FeedKeys::All, FeedFrom::Now);
     let subject = Subject::new();
-    for luck in [0, u64::MAX / 3, u64::MAX] {
-        let step = machine.apply(Input::Info(Box::new(subject.info())), Duration::from_secs(1_000), luck);
-        let Next::Listen(until) = step.next else { panic!("{step:?}") };
+    for random in [0, u64::MAX / 3, u64::MAX] {
+        let step =
+            machine.apply(FeedInput::Info(Box::new(subject.info())), Duration::from_secs(1_000), random);
+        let FeedAction::Listen(until) = step.next else { panic!("{step:?}") };
         let wait = until.as_secs() - 1_000;
         assert!((45..=68).contains(&wait), "{wait}");
     }

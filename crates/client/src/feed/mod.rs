@@ -1,11 +1,11 @@
-//! Feeds: what is in a subject and what becomes of it, without gaps.
+//! Feeds: the messages of a subject and all later changes, without gaps.
 
-mod backlog;
+mod gap;
+mod known;
 mod machine;
-mod memory;
-mod shell;
-mod splice;
-mod tell;
+mod output;
+mod receive_buffer;
+mod task;
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,29 +15,30 @@ use dormouse_protocol::{Message, Position, Seq};
 use tokio::sync::mpsc;
 
 use crate::error::Error;
-use tell::Told;
+use output::FeedOutput;
 
-/// Where a [`Feed`] begins.
+/// Where a [`Feed`] starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FeedFrom {
-    /// With the messages that are there, as if each were set just now, in order of seq.
+    /// With the current messages, as if each were set just now, in order of seq.
     Beginning,
-    /// With the first change after the call that made the feed returned.
+    /// With the first change after the call that made the feed has returned.
     #[default]
     Now,
-    /// With the first change after this position, where an earlier feed was ([`Feed::position`]) or a read.
+    /// With the first change after this position, which comes from an earlier feed ([`Feed::position`]) or
+    /// from a read.
     After(Position),
 }
 
-/// Which messages a [`Feed`] is about.
+/// The messages that a [`Feed`] covers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum FeedKeys {
-    /// All, those without a key too.
+    /// All messages, also those without a key.
     #[default]
     All,
-    /// The one under this key.
+    /// The message under this key.
     One(String),
-    /// Those whose keys start with this. The empty prefix means all that have a key.
+    /// The messages whose keys start with this prefix. The empty prefix means all that have a key.
     Prefix(String),
 }
 
@@ -52,91 +53,105 @@ impl FeedKeys {
     }
 }
 
-/// What a [`Feed`] tells.
+/// One update of a [`Feed`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Update {
-    /// A message is there: appended, set under a key, or put in the place of an earlier one. Whatever you hold at its seq
-    /// and whatever you hold under its key is gone.
+    /// A message was appended, set under a key, or written in place of an earlier one. The messages that you
+    /// hold at its seq and under its key are gone.
     Set {
         /// The message.
         ///
-        /// A value that does not travel with its event is fetched by the feed. If it has been replaced or removed by then,
-        /// or is larger than one answer carries, `value_omitted` stays set and the value is absent: the change that
-        /// removed it follows, or it can be got by its seq.
+        /// The feed fetches a value that its event omits. If the message was replaced or removed by then, or
+        /// one reply cannot carry the value, `value_omitted` stays set and the value is absent. In the first
+        /// case the change that removed it follows; in the second case get the value by its seq.
         message: Message,
-        /// The seq of the message in whose place it is, its own if it was replaced where it stood. Always told by a feed
-        /// from the beginning; by another one unless several changes have become one.
+        /// The seq of the message that it replaces; its own seq if it was replaced in place. A feed from the
+        /// beginning always sets it; other feeds may not set it if several changes were compacted into one.
         replaces: Option<Seq>,
     },
-    /// A message is gone. Whatever you hold at this seq or, from an earlier time, under this key is.
+    /// A message was removed. The messages that you hold at this seq or, from an earlier time, under this key
+    /// are gone.
     Removed {
         /// The seq it had.
         seq: Seq,
         /// The key it had.
         key: Option<String>,
     },
-    /// Every message up to a seq is gone, whatever its key.
+    /// All messages up to a seq were removed, with any key.
     Cleared {
-        /// The last seq that is gone.
+        /// The last seq that was removed.
         end_seq: Seq,
     },
-    /// The configuration was replaced. Only told by feeds of [`FeedKeys::All`].
+    /// The configuration was replaced. Only feeds of [`FeedKeys::All`] report it.
     Configured(SubjectConfig),
-    /// You have everything up to this position: at first, and again each time the feed had to ask for what it had missed.
+    /// You have everything up to this position: at first, and each time after the feed had to query missed
+    /// changes.
     CaughtUp(Position),
-    /// No way leads on from where this feed was: let go of everything you hold of the subject. What is there follows, and
-    /// then [`CaughtUp`](Self::CaughtUp). Never told by a feed from the beginning, which knows what you hold.
+    /// The feed cannot continue from its position: drop everything that you hold of the subject. The current
+    /// messages follow, and then [`CaughtUp`](Self::CaughtUp). A feed from the beginning never reports it,
+    /// since it keeps track of what you hold.
     Reset,
 }
 
-/// The changes of a subject, in order, each once, whatever gets lost on the way.
+/// The changes of a subject, in order, each once, even if events are lost.
 ///
-/// It listens first and then asks for what is there already, so that nothing falls in between. From then on it tells each
-/// change as it is announced. Announcements may be lost: by a reader that is too slow, with the connection, or with the
-/// server. The feed notices by the revs, by what servers say of a subject that has become quiet, by the news that its server
-/// is gone, when the connection is back, and by asking about once a minute (so a subject that somebody watches does not
-/// fall asleep for long). It then asks what has changed and tells that: *compacted*, which is to say that of several changes to a message
-/// the last one is told. Whoever applies the updates in order has the state of the subject, each time that
-/// [`Update::CaughtUp`] comes and after each live change.
+/// The feed first subscribes to events and then queries the current state, so there is no gap between the
+/// two. Then it emits each change when its event arrives. Events may be lost if the reader is too slow, or
+/// with the connection, or with the server. The feed detects this by
 ///
-/// Where the history itself has gone another way (changes of a level below `bucket` were lost with their server), or too much
-/// was forgotten, or the subject was destroyed, it reads everything. A feed from the [beginning](FeedFrom::Beginning) then tells what
-/// differs from what it told before, as ordinary updates. To be able to, it keeps track of each message that it has told and
-/// that is there still: about a hundred bytes and the key for each, not the value. The others keep track of nothing and tell [`Update::Reset`].
+/// - the revs of events,
+/// - the beacons of servers for quiet subjects,
+/// - the announcement that its server is gone,
+/// - a reconnect,
+/// - a query about once a minute (so a subject with a feed does not become dormant for long).
 ///
-/// Between a reader and the feed a few updates wait, and behind it at most 4,096 events of at most 64 MiB. What is beyond that is dropped
-/// and asked for once the reader has come so far: a reader that is slow costs no more memory than that and loses nothing.
+/// It then queries the missed changes and emits them. These are *compacted*: of several changes to a message,
+/// only the last one is emitted. If an application applies the updates in order, it has the state of the
+/// subject at each [`Update::CaughtUp`] and after each live change.
 ///
-/// An error that asking again does not cure ends it: it is told once, and then nothing more. What does pass, such as a server or a
-/// coordinator that does not answer, it sits out, for ever, asking at longer and longer intervals of up to ten seconds. It needs
-/// permission to listen to the subject's events and for `changes`, `get`, `get_all` and `info`. It ends when its client is [closed](crate::Client::close), and when it is dropped.
+/// The feed reads everything if the history has diverged (changes of a level below `bucket` were lost with
+/// their server), if the server no longer has the changes, or if the subject was destroyed. A feed from the
+/// [beginning](FeedFrom::Beginning) then emits the differences from its earlier updates, as ordinary updates.
+/// For this it keeps track of each current message that it has emitted: about a hundred bytes and the key for
+/// each, without the value. Other feeds keep track of nothing and emit [`Update::Reset`].
 ///
-/// It is a [`futures::Stream`]; [`next`](Self::next) does without that trait.
+/// The feed buffers a few updates for the reader, and at most 4,096 events of at most 64 MiB before them.
+/// Events over these limits are dropped, and queried when the reader has caught up to them. So a slow reader
+/// needs no more memory than that, and loses nothing.
+///
+/// An error that a repeated query cannot resolve ends the feed: it is reported once, and then nothing more.
+/// Temporary failures, such as a server or a coordinator that does not reply, do not end it: the feed repeats
+/// the query without limit, at growing intervals of up to ten seconds. It needs permission to subscribe to
+/// the subject's events and for `changes`, `get`, `get_all` and `info`. It ends when its client is
+/// [closed](crate::Client::close), and when it is dropped.
+///
+/// It is a [`futures::Stream`]; [`next`](Self::next) works without that trait.
 #[derive(Debug)]
 pub struct Feed {
-    told: mpsc::Receiver<Result<Told, Error>>,
+    updates: mpsc::Receiver<Result<FeedOutput, Error>>,
     position: Option<Position>,
     ended: bool,
 }
 
 impl Feed {
-    const fn new(told: mpsc::Receiver<Result<Told, Error>>) -> Self {
-        Self { told, position: None, ended: false }
+    const fn new(updates: mpsc::Receiver<Result<FeedOutput, Error>>) -> Self {
+        Self { updates, position: None, ended: false }
     }
 
     /// The next update; `None` when the feed has ended. Cancelling the wait loses no update.
     ///
     /// # Errors
-    /// [`Error::PermissionDenied`], also when a permission was taken back; [`Error::Closed`] when the client was closed; [`Error::Service`] with what
-    /// asking again does not cure, such as `corrupt`; [`Error::Malformed`]. The feed ends with it.
+    /// [`Error::PermissionDenied`], also if a permission was revoked; [`Error::Closed`] if the client was
+    /// closed; [`Error::Service`] with an error that a repeated query cannot resolve, such as `corrupt`;
+    /// [`Error::Malformed`]. The feed ends with the error.
     pub async fn next(&mut self) -> Option<Result<Update, Error>> {
         std::future::poll_fn(|cx| self.poll_update(cx)).await
     }
 
-    /// Where the subject was, if the updates that were taken so far lead exactly there: another feed may go on
-    /// [after](FeedFrom::After) it, also in another process. `None` before the feed has caught up, each time, and in the middle of
-    /// a batch.
+    /// The position of the subject after the updates that were taken so far, if these lead exactly to a
+    /// position. Another feed can continue [after](FeedFrom::After) it, also in another process. `None` until
+    /// the feed has caught up, each time, and in the middle of a batch.
     #[must_use]
     pub const fn position(&self) -> Option<Position> {
         self.position
@@ -144,10 +159,10 @@ impl Feed {
 
     fn poll_update(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Update, Error>>> {
         while !self.ended {
-            match ready!(self.told.poll_recv(cx)) {
-                Some(Ok(told)) => {
-                    self.position = told.position;
-                    if let Some(update) = told.update {
+            match ready!(self.updates.poll_recv(cx)) {
+                Some(Ok(output)) => {
+                    self.position = output.position;
+                    if let Some(update) = output.update {
                         return Poll::Ready(Some(Ok(update)));
                     }
                 }
@@ -155,7 +170,8 @@ impl Feed {
                     self.ended = true;
                     return Poll::Ready(Some(Err(error)));
                 }
-                // It was stopped with its client: silence would look like peace.
+                // The feed was stopped with its client: without an error, this would look like a quiet
+                // subject.
                 None => {
                     self.ended = true;
                     return Poll::Ready(Some(Err(Error::Closed)));

@@ -1,21 +1,22 @@
-//! Gets of single messages on their way to a subject: sent at once, or together where enough is in flight already.
+//! Gets of single messages in flight to a subject: sent at once, or together if enough requests are in
+//! flight.
 //!
-//! A few requests of a client's gets are in flight per subject at a time, and while they are fewer than that, a get goes
-//! at once, by itself. What comes meanwhile waits, and all of it that fits goes with the next request: nothing ever waits
-//! for company, and a thousand concurrent gets cost a few requests.
+//! A client has a few requests of gets in flight per subject. Below that number, a get is sent at once, in a
+//! request of its own. Further gets are queued, and as many as fit form the next request. There is no
+//! batching delay, and a thousand concurrent gets cost a few requests.
 //!
-//! A get goes only with a request that is put together after it was called, so it sees everything that was acknowledged
-//! before. What a shared answer does not settle for one of the gets, that one asks again by itself: it is told what it
-//! would be told without company.
+//! A get joins only a request that is built after the call, so it sees every write that was acknowledged
+//! before the call. If a shared reply does not resolve one of its gets, the client sends that get again
+//! alone. So each get has the result that it would have alone.
 //!
-//! [`lane`] and [`flight`] decide, without clock or I/O: who waits, who goes together, and what each is told. [`lanes`] does
-//! it; a subject that has nothing on its way costs nothing.
+//! [`queue`] and [`group`] decide, without clock or I/O: which gets are queued, which are sent together, and
+//! which result each caller gets. [`scheduler`] executes it; a subject without gets in flight has no cost.
 
-mod flight;
-mod lane;
-mod lanes;
+mod group;
+mod queue;
+mod scheduler;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use lanes::Lanes;
+pub(crate) use scheduler::GetScheduler;

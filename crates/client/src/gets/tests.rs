@@ -15,23 +15,23 @@ use futures::future::join_all;
 use proptest::prelude::*;
 use tokio::runtime::Builder;
 
-use super::flight::{Flight, Settled, Told};
-use super::lane::{Get, IN_FLIGHT, Lane, Place, Wanted};
+use super::group::{GetGroup, GetGroupOutcome, GetOutcome};
+use super::queue::{GetPosition, GetQueue, GetTarget, IN_FLIGHT, PendingGet};
 use crate::Client;
 use crate::error::{Error, MalformedCause};
 
 const BUDGET: usize = 1_000;
 
-fn seq(number: u64) -> Get<u64> {
-    get(number, Wanted::Seq(Seq::new(number)))
+fn seq(number: u64) -> PendingGet<u64> {
+    get(number, GetTarget::Seq(Seq::new(number)))
 }
 
-fn key(number: u64) -> Get<u64> {
-    get(number, Wanted::Key(number.to_string()))
+fn key(number: u64) -> PendingGet<u64> {
+    get(number, GetTarget::Key(number.to_string()))
 }
 
-fn get(number: u64, wanted: Wanted) -> Get<u64> {
-    Get {
+fn get(number: u64, wanted: GetTarget) -> PendingGet<u64> {
+    PendingGet {
         wanted,
         deadline: Duration::from_secs(number),
         expires_at: Duration::from_secs(number),
@@ -39,29 +39,29 @@ fn get(number: u64, wanted: Wanted) -> Get<u64> {
     }
 }
 
-/// A lane in which these wait, each in the place that its ticket names, and nothing is in flight.
-fn lane_of(gets: impl IntoIterator<Item = Get<u64>>) -> Lane<u64> {
-    let mut lane = Lane::default();
-    gets.into_iter().for_each(|get| lane.push(get.ticket, get));
-    lane
+/// A queue of these gets, each at the position of its ticket, without requests in flight.
+fn queue_of(gets: impl IntoIterator<Item = PendingGet<u64>>) -> GetQueue<u64> {
+    let mut queue = GetQueue::default();
+    gets.into_iter().for_each(|get| queue.push(get.ticket, get));
+    queue
 }
 
-fn tickets<'a>(gets: impl IntoIterator<Item = &'a (Place, Get<u64>)>) -> Vec<u64> {
+fn tickets<'a>(gets: impl IntoIterator<Item = &'a (GetPosition, PendingGet<u64>)>) -> Vec<u64> {
     gets.into_iter().map(|(_, get)| get.ticket).collect()
 }
 
-/// The tickets of each request, one after the other, until nothing waits.
-fn requests(lane: &mut Lane<u64>, budget_bytes: usize) -> Vec<Vec<u64>> {
+/// The tickets of each request, one after the other, until the queue is empty.
+fn requests(queue: &mut GetQueue<u64>, budget_bytes: usize) -> Vec<Vec<u64>> {
     let next = || {
-        let taken = lane.take(budget_bytes)?;
-        lane.end(Place::MAX);
+        let taken = queue.take(budget_bytes)?;
+        queue.end(GetPosition::MAX);
         Some(tickets(&taken))
     };
     std::iter::from_fn(next).collect()
 }
 
-fn flight_of(gets: impl IntoIterator<Item = Get<u64>>) -> Flight<u64> {
-    Flight::new(gets.into_iter().map(|get| (get.ticket, get)).collect())
+fn group_of(gets: impl IntoIterator<Item = PendingGet<u64>>) -> GetGroup<u64> {
+    GetGroup::new(gets.into_iter().map(|get| (get.ticket, get)).collect())
 }
 
 fn message(number: u64) -> Message {
@@ -84,141 +84,155 @@ fn reply(messages: impl IntoIterator<Item = u64>, answered: u64) -> Result<GetRe
     Ok(GetReply { position: Position::default(), messages, answered })
 }
 
-/// What each was told: the seq that he got, or 0 where there is nothing.
-fn got(settled: &Settled<u64>) -> Vec<(u64, u64)> {
-    let seq = |told: &Told| match told {
-        Told::Outcome(Ok(found)) => found.as_ref().map_or(0, |message| message.seq.get()),
+/// The result of each get: the seq of its message, or 0 without one.
+fn found_seqs(settled: &GetGroupOutcome<u64>) -> Vec<(u64, u64)> {
+    let seq = |outcome: &GetOutcome| match outcome {
+        GetOutcome::Outcome(Ok(found)) => found.as_ref().map_or(0, |message| message.seq.get()),
         other => panic!("{other:?}"),
     };
-    settled.told.iter().map(|(ticket, told)| (*ticket, seq(told))).collect()
+    settled.outcomes.iter().map(|(ticket, outcome)| (*ticket, seq(outcome))).collect()
 }
 
-fn errors(settled: &Settled<u64>) -> Vec<&Error> {
-    let error = |told| if let &Told::Outcome(Err(ref error)) = told { error } else { panic!("{told:?}") };
-    settled.told.iter().map(|(_, told)| error(told)).collect()
+fn errors(settled: &GetGroupOutcome<u64>) -> Vec<&Error> {
+    let error = |outcome| {
+        if let &GetOutcome::Outcome(Err(ref error)) = outcome { error } else { panic!("{outcome:?}") }
+    };
+    settled.outcomes.iter().map(|(_, outcome)| error(outcome)).collect()
 }
 
-fn asks_alone(settled: &Settled<u64>) -> Vec<u64> {
-    let alone = settled.told.iter().filter(|(_, told)| matches!(told, Told::AskAlone));
+/// Returns the tickets of the gets that are to be sent alone.
+fn tickets_to_send_alone(settled: &GetGroupOutcome<u64>) -> Vec<u64> {
+    let alone = settled.outcomes.iter().filter(|(_, outcome)| matches!(outcome, GetOutcome::SendAlone));
     alone.map(|(ticket, _)| *ticket).collect()
 }
 
+/// The get queue sends the oldest get with all gets of the same kind; the skipped gets go in the next request.
 #[test]
-fn what_was_called_first_goes_first_with_what_asks_alike_and_nothing_is_passed_over_twice() {
-    let mut lane = lane_of([seq(0), key(1), seq(2), key(3), seq(4)]);
-    assert_eq!(requests(&mut lane, BUDGET), [vec![0, 2, 4], vec![1, 3]]);
-    assert!(lane.is_idle());
+fn get_queue_sends_oldest_first_and_skips_none_twice() {
+    let mut queue = queue_of([seq(0), key(1), seq(2), key(3), seq(4)]);
+    assert_eq!(requests(&mut queue, BUDGET), [vec![0, 2, 4], vec![1, 3]]);
+    assert!(queue.is_idle());
 }
 
+/// A get request holds as many gets as the byte and item limits allow, and at least one.
 #[test]
-fn a_request_holds_what_fits_and_at_least_one() {
-    // A seq may take nine bytes.
-    let mut lane = lane_of((0..5).map(seq));
-    assert_eq!(requests(&mut lane, 18), [vec![0, 1], vec![2, 3], vec![4]]);
-    let long = |number| get(number, Wanted::Key("k".repeat(100)));
-    assert_eq!(requests(&mut lane_of([long(0), key(1), long(2)]), 20), [[0], [1], [2]]);
-    let mut lane = lane_of((0..MAX_ITEMS_PER_REQUEST as u64 + 1).map(seq));
-    let sizes: Vec<_> = requests(&mut lane, usize::MAX).iter().map(Vec::len).collect();
+fn get_queue_request_respects_limits_and_is_never_empty() {
+    // A seq takes at most nine bytes.
+    let mut queue = queue_of((0..5).map(seq));
+    assert_eq!(requests(&mut queue, 18), [vec![0, 1], vec![2, 3], vec![4]]);
+    let long = |number| get(number, GetTarget::Key("k".repeat(100)));
+    assert_eq!(requests(&mut queue_of([long(0), key(1), long(2)]), 20), [[0], [1], [2]]);
+    let mut queue = queue_of((0..MAX_ITEMS_PER_REQUEST as u64 + 1).map(seq));
+    let sizes: Vec<_> = requests(&mut queue, usize::MAX).iter().map(Vec::len).collect();
     assert_eq!(sizes, [MAX_ITEMS_PER_REQUEST, 1]);
 }
 
+/// The get queue sends no request while the limit of requests in flight is reached.
 #[test]
-fn nothing_goes_while_enough_is_in_flight() {
-    let mut lane = lane_of([seq(10)]);
-    for place in 0..IN_FLIGHT as u64 {
-        assert!(lane.is_free());
-        lane.begin();
-        assert_eq!(lane.is_free(), place + 1 < IN_FLIGHT as u64);
+fn get_queue_waits_while_in_flight_limit_is_reached() {
+    let mut queue = queue_of([seq(10)]);
+    for position in 0..IN_FLIGHT as u64 {
+        assert!(queue.is_free());
+        queue.begin();
+        assert_eq!(queue.is_free(), position + 1 < IN_FLIGHT as u64);
     }
-    assert!(lane.take(BUDGET).is_none());
-    lane.end(0);
-    assert_eq!(tickets(&lane.take(BUDGET).unwrap()), [10]);
-    assert!(!lane.is_free());
-    (1..=IN_FLIGHT as u64).for_each(|place| lane.end(place));
-    assert!(lane.is_idle());
+    assert!(queue.take(BUDGET).is_none());
+    queue.end(0);
+    assert_eq!(tickets(&queue.take(BUDGET).unwrap()), [10]);
+    assert!(!queue.is_free());
+    (1..=IN_FLIGHT as u64).for_each(|position| queue.end(position));
+    assert!(queue.is_idle());
 }
 
+/// Slow requests do not count toward the in-flight limit; after they end, the limit is the same as before.
 #[test]
-fn what_is_slow_counts_for_nothing_until_it_ends() {
-    let mut lane = lane_of([seq(10)]);
-    (0..IN_FLIGHT).for_each(|_| lane.begin());
-    assert!(lane.is_stalled(10, lane.ended()) && !lane.is_stalled(11, lane.ended()));
-    lane.pass_by(11);
-    assert_eq!(tickets(&lane.take(BUDGET).unwrap()), [10]);
-    // The slow ones end, and room is left for as many as before.
-    (0..IN_FLIGHT as u64).for_each(|place| lane.end(place));
-    assert!(lane.is_free());
-    lane.begin();
-    assert!(!lane.is_free());
-    lane.end(12);
-    lane.end(13);
-    assert!(lane.is_idle() && lane.is_free());
+fn get_queue_excludes_slow_requests_from_in_flight_limit() {
+    let mut queue = queue_of([seq(10)]);
+    (0..IN_FLIGHT).for_each(|_| queue.begin());
+    assert!(queue.is_stalled(10, queue.ended()) && !queue.is_stalled(11, queue.ended()));
+    queue.ignore_slow(11);
+    assert_eq!(tickets(&queue.take(BUDGET).unwrap()), [10]);
+    // The slow requests end, and as many requests as before are allowed.
+    (0..IN_FLIGHT as u64).for_each(|position| queue.end(position));
+    assert!(queue.is_free());
+    queue.begin();
+    assert!(!queue.is_free());
+    queue.end(12);
+    queue.end(13);
+    assert!(queue.is_idle() && queue.is_free());
 }
 
+/// A waiting get is not stalled if a request ended while it waited.
 #[test]
-fn who_saw_a_request_end_is_not_stalled() {
-    let mut lane = lane_of([seq(10)]);
-    (0..IN_FLIGHT).for_each(|_| lane.begin());
-    let ended = lane.ended();
-    lane.end(0);
-    lane.begin();
-    assert!(!lane.is_stalled(10, ended));
+fn get_queue_is_not_stalled_after_request_end() {
+    let mut queue = queue_of([seq(10)]);
+    (0..IN_FLIGHT).for_each(|_| queue.begin());
+    let ended = queue.ended();
+    queue.end(0);
+    queue.begin();
+    assert!(!queue.is_stalled(10, ended));
 }
 
+/// Unanswered gets keep their queue position; the next request is limited to the answered number, and a full answer
+/// doubles the limit.
 #[test]
-fn what_was_not_answered_waits_where_it_waited_and_no_more_go_at_once_than_are_answered() {
-    let mut lane = lane_of((0..8).map(seq));
-    let mut first = lane.take(BUDGET).unwrap();
-    lane.push(8, seq(8));
-    lane.end(9);
-    lane.answered(2, first.split_off(2));
-    let second = lane.take(BUDGET).unwrap();
+fn get_queue_keeps_order_of_unanswered_and_limits_next() {
+    let mut queue = queue_of((0..8).map(seq));
+    let mut first = queue.take(BUDGET).unwrap();
+    queue.push(8, seq(8));
+    queue.end(9);
+    queue.answered(2, first.split_off(2));
+    let second = queue.take(BUDGET).unwrap();
     assert_eq!(tickets(&second), [2, 3]);
-    lane.end(10);
-    // All of them were answered: twice as many may be next time.
-    lane.answered(2, Vec::new());
-    assert_eq!(requests(&mut lane, BUDGET), [vec![4, 5, 6, 7], vec![8]]);
+    queue.end(10);
+    // All of them were answered: the next request may have twice as many.
+    queue.answered(2, Vec::new());
+    assert_eq!(requests(&mut queue, BUDGET), [vec![4, 5, 6, 7], vec![8]]);
 }
 
+/// A get that is cancelled in the queue is never sent.
 #[test]
-fn who_leaves_does_not_go() {
-    let mut lane = lane_of([seq(0), key(1), key(2)]);
-    assert_eq!(lane.leave(1).unwrap().ticket, 1);
-    assert!(lane.leave(1).is_none());
-    assert_eq!(requests(&mut lane, BUDGET), [[0], [2]]);
-    let mut lane = lane_of([seq(0), key(1)]);
-    assert_eq!(lane.clear().iter().map(std::collections::BTreeMap::len).sum::<usize>(), 2);
-    assert!(lane.is_idle());
+fn get_queue_never_sends_cancelled_get() {
+    let mut queue = queue_of([seq(0), key(1), key(2)]);
+    assert_eq!(queue.remove(1).unwrap().ticket, 1);
+    assert!(queue.remove(1).is_none());
+    assert_eq!(requests(&mut queue, BUDGET), [[0], [2]]);
+    let mut queue = queue_of([seq(0), key(1)]);
+    assert_eq!(queue.clear().iter().map(std::collections::BTreeMap::len).sum::<usize>(), 2);
+    assert!(queue.is_idle());
 }
 
+/// A group of one get is a plain get request; a group of several gets is a list of seqs or keys.
 #[test]
-fn one_get_goes_as_one_message_and_several_as_a_list() {
-    assert_eq!(flight_of([seq(7)]).request(), GetRequest::seq(Seq::new(7)));
-    assert_eq!(flight_of([key(7)]).request(), GetRequest::key("7"));
+fn get_group_of_one_is_plain_get_and_of_several_a_list() {
+    assert_eq!(group_of([seq(7)]).request(), GetRequest::seq(Seq::new(7)));
+    assert_eq!(group_of([key(7)]).request(), GetRequest::key("7"));
     let seqs = GetRequest { seqs: Some(vec![Seq::new(7), Seq::new(7)]), ..GetRequest::default() };
-    assert_eq!(flight_of([seq(7), seq(7)]).request(), seqs);
+    assert_eq!(group_of([seq(7), seq(7)]).request(), seqs);
     let keys = GetRequest { keys: Some(vec!["7".into(), "1".into()]), ..GetRequest::default() };
-    assert_eq!(flight_of([key(7), key(1)]).request(), keys);
+    assert_eq!(group_of([key(7), key(1)]).request(), keys);
     for request in [GetRequest::key(""), GetRequest::seq(Seq::new(0))] {
-        assert_eq!(flight_of([get(0, Wanted::of(&request).unwrap())]).request(), request);
+        assert_eq!(group_of([get(0, GetTarget::of(&request).unwrap())]).request(), request);
     }
-    assert_eq!(Wanted::of(&keys), None);
+    assert_eq!(GetTarget::of(&keys), None);
 }
 
+/// Each answered get receives the message that it named, or nothing; unanswered gets return to the queue.
 #[test]
-fn each_gets_the_message_that_he_asked_for() {
+fn get_group_returns_matching_message_to_each_get() {
     for ask in [seq, key] {
-        let settled = flight_of([3, 1, 9, 1].map(ask)).settle(reply([3, 1, 1], 4));
-        assert_eq!(got(&settled), [(3, 3), (1, 1), (9, 0), (1, 1)]);
+        let settled = group_of([3, 1, 9, 1].map(ask)).resolve(reply([3, 1, 1], 4));
+        assert_eq!(found_seqs(&settled), [(3, 3), (1, 1), (9, 0), (1, 1)]);
         assert!(settled.rest.is_empty());
-        let settled = flight_of([3, 1, 9, 1].map(ask)).settle(reply([3], 2));
-        assert_eq!(got(&settled), [(3, 3), (1, 0)]);
+        let settled = group_of([3, 1, 9, 1].map(ask)).resolve(reply([3], 2));
+        assert_eq!(found_seqs(&settled), [(3, 3), (1, 0)]);
         assert_eq!(tickets(&settled.rest), [9, 1]);
     }
 }
 
+/// A reply that does not match the request fails all gets of the group as malformed.
 #[test]
-fn an_answer_that_does_not_fit_the_question_is_an_error_for_all() {
+fn get_group_mismatched_reply_fails_all_gets() {
     for (messages, answered) in [
         (vec![1, 2], 0),
         (vec![1, 2], 3),
@@ -227,8 +241,8 @@ fn an_answer_that_does_not_fit_the_question_is_an_error_for_all() {
         (vec![1, 1, 2], 2),
         (vec![1, 2], 1),
     ] {
-        let settled = flight_of([seq(1), seq(2)]).settle(reply(messages, answered));
-        assert_eq!(settled.told.len(), 2);
+        let settled = group_of([seq(1), seq(2)]).resolve(reply(messages, answered));
+        assert_eq!(settled.outcomes.len(), 2);
         assert!(settled.rest.is_empty());
         for error in errors(&settled) {
             let Error::Malformed { cause } = error else { panic!("{error:?}") };
@@ -238,37 +252,39 @@ fn an_answer_that_does_not_fit_the_question_is_an_error_for_all() {
     }
     let elsewhere = Message { key: None, ..message(1) };
     let answer = GetReply { position: Position::default(), messages: vec![elsewhere], answered: 2 };
-    let settled = flight_of([key(1), key(2)]).settle(Ok(answer));
-    assert!(matches!(errors(&settled)[1], Error::Malformed { cause: MalformedCause::NotAsked }));
+    let settled = group_of([key(1), key(2)]).resolve(Ok(answer));
+    assert!(matches!(errors(&settled)[1], Error::Malformed { cause: MalformedCause::UnexpectedMessage }));
 }
 
+/// If a group reply omits a value, its get is sent alone; an omission in a direct reply is final.
 #[test]
-fn a_value_that_a_shared_answer_left_out_is_asked_for_alone() {
+fn get_group_omitted_value_is_requested_alone() {
     let omitted = |number| Message { value: None, value_omitted: true, ..message(number) };
     let answer = |messages| Ok(GetReply { position: Position::default(), messages, answered: 2 });
-    let settled = flight_of([seq(1), seq(2)]).settle(answer(vec![omitted(1), message(2)]));
-    assert_eq!(asks_alone(&settled), [1]);
-    assert!(matches!(&settled.told[1], (2, Told::Outcome(Ok(Some(_))))));
-    // What an answer of its own leaves out, no answer holds.
-    let settled = flight_of([seq(1)]).settle(answer(vec![omitted(1)]));
-    assert_eq!(got(&settled), [(1, 1)]);
+    let settled = group_of([seq(1), seq(2)]).resolve(answer(vec![omitted(1), message(2)]));
+    assert_eq!(tickets_to_send_alone(&settled), [1]);
+    assert!(matches!(&settled.outcomes[1], (2, GetOutcome::Outcome(Ok(Some(_))))));
+    // A value that a reply of its own omits fits in no reply.
+    let settled = group_of([seq(1)]).resolve(answer(vec![omitted(1)]));
+    assert_eq!(found_seqs(&settled), [(1, 1)]);
 }
 
+/// If one get may cause the error, each get is sent alone; a deadline error reports the deadline of each get.
 #[test]
-fn where_one_may_be_to_blame_each_asks_alone_and_else_each_is_told_in_his_own_words() {
+fn get_group_error_splits_group_or_fails_each_get() {
     for error in
         [ErrorReply::bad_request("?"), ErrorReply::too_large("l", 2, 1), ErrorReply::corrupt("o", "torn")]
     {
         let error = Error::from_reply(error);
-        assert_eq!(asks_alone(&flight_of([seq(1), seq(2)]).settle(Err(error.clone()))), [1, 2]);
-        assert_eq!(errors(&flight_of([seq(1)]).settle(Err(error))).len(), 1, "it was alone");
+        assert_eq!(tickets_to_send_alone(&group_of([seq(1), seq(2)]).resolve(Err(error.clone()))), [1, 2]);
+        assert_eq!(errors(&group_of([seq(1)]).resolve(Err(error))).len(), 1, "one get");
     }
     let unanswered = RequestError::NoResponders(Route::new("r"));
     let last = Some(Box::new(Error::Unreachable(unanswered)));
     let late = Error::Deadline { deadline: Duration::from_secs(9), last };
-    let flight = flight_of([seq(1), seq(2)]);
-    assert_eq!(flight.last_expiry(), Duration::from_secs(2));
-    let settled = flight.settle(Err(late));
+    let group = group_of([seq(1), seq(2)]);
+    assert_eq!(group.last_expiry(), Duration::from_secs(2));
+    let settled = group.resolve(Err(late));
     let deadlines = errors(&settled).into_iter().map(|error| match error {
         Error::Deadline { deadline, last: Some(_) } => deadline.as_secs(),
         other => panic!("{other:?}"),
@@ -276,7 +292,7 @@ fn where_one_may_be_to_blame_each_asks_alone_and_else_each_is_told_in_his_own_wo
     assert_eq!(deadlines.collect::<Vec<_>>(), [1, 2]);
 }
 
-/// What a server answers that has the messages of these numbers, and an answer of which speaks of `fits` at most.
+/// The reply of a server that has the messages of these numbers and answers at most `fits` targets per reply.
 fn answer(request: &GetRequest, there: &BTreeSet<u64>, fits: usize) -> GetReply {
     let GetRequest { v: _, seq, key, keys, seqs } = request;
     let by_key = key.iter().chain(keys.iter().flatten()).map(|key| key.parse().unwrap());
@@ -288,35 +304,36 @@ fn answer(request: &GetRequest, there: &BTreeSet<u64>, fits: usize) -> GetReply 
 }
 
 proptest! {
+    /// All gets receive exactly one correct result, even if each reply answers only a few of them.
     #[test]
-    fn each_is_told_once_what_is_there_however_little_an_answer_holds(
+    fn get_queue_answers_all_gets_once_despite_short_replies(
         asked in proptest::collection::vec((any::<bool>(), 1_u64..20), 1..60),
         there in proptest::collection::btree_set(1_u64..20, 0..19),
         fits in 1_usize..10,
     ) {
         let wanted = |by_key, number: u64| {
-            if by_key { Wanted::Key(number.to_string()) } else { Wanted::Seq(Seq::new(number)) }
+            if by_key { GetTarget::Key(number.to_string()) } else { GetTarget::Seq(Seq::new(number)) }
         };
         let gets = asked.iter().zip(0..).map(|(&(by_key, number), ticket)| get(ticket, wanted(by_key, number)));
-        let mut lane = lane_of(gets);
-        let mut told = Vec::new();
-        while let Some(taken) = lane.take(BUDGET) {
-            let flight = Flight::new(taken);
-            let request = flight.request();
-            let settled = flight.settle(Ok(answer(&request, &there, fits)));
-            told.extend(got(&settled));
-            lane.end(Place::MAX);
-            lane.answered(settled.told.len(), settled.rest);
+        let mut queue = queue_of(gets);
+        let mut results = Vec::new();
+        while let Some(taken) = queue.take(BUDGET) {
+            let group = GetGroup::new(taken);
+            let request = group.request();
+            let settled = group.resolve(Ok(answer(&request, &there, fits)));
+            results.extend(found_seqs(&settled));
+            queue.end(GetPosition::MAX);
+            queue.answered(settled.outcomes.len(), settled.rest);
         }
-        prop_assert!(lane.is_idle());
-        told.sort_unstable();
+        prop_assert!(queue.is_idle());
+        results.sort_unstable();
         let found = |number: u64| if there.contains(&number) { number } else { 0 };
         let expected: Vec<_> = (0..).zip(&asked).map(|(ticket, (_, number))| (ticket, found(*number))).collect();
-        prop_assert_eq!(told, expected);
+        prop_assert_eq!(results, expected);
     }
 }
 
-/// A client whose subjects nobody serves.
+/// A client whose subjects have no server.
 async fn client() -> Client {
     let env =
         Env::simulated(Arc::new(VirtualClock::starting_at(Duration::ZERO)), Arc::new(SeededEntropy::new(1)));
@@ -324,67 +341,71 @@ async fn client() -> Client {
     Client::builder().env(env).over(bus).await.unwrap()
 }
 
-/// Polls each once, so that it is on its way.
+/// Polls each once, so that its get is sent or queued.
 fn begin<F: Future>(gets: impl IntoIterator<Item = F>) -> Vec<Pin<Box<F>>> {
     let mut gets: Vec<_> = gets.into_iter().map(Box::pin).collect();
     for get in &mut gets {
-        assert!(get.as_mut().now_or_never().is_none(), "it is not on its way");
+        assert!(get.as_mut().now_or_never().is_none(), "the get is not pending");
     }
     gets
 }
 
+/// The get scheduler keeps state only for subjects with gets in progress.
 #[tokio::test(start_paused = true)]
-async fn a_subject_to_which_nothing_is_on_its_way_costs_nothing() {
+async fn get_scheduler_keeps_no_state_for_idle_subjects() {
     let client = client().await;
     let streams: Vec<_> =
         (0..100).map(|number| client.stream(&format!("app.s{}", number % 20)).unwrap()).collect();
     let gets = begin(streams.iter().map(|stream| stream.get(Seq::new(1))));
-    assert_eq!(client.inner.lanes.under_way(), 20);
+    assert_eq!(client.inner.get_scheduler.in_progress(), 20);
     for outcome in join_all(gets).await {
         assert!(matches!(outcome, Err(Error::Deadline { .. })), "{outcome:?}");
     }
-    // The last requests have told, and now end.
-    while client.inner.lanes.under_way() > 0 {
+    // The last requests have delivered their results and end now.
+    while client.inner.get_scheduler.in_progress() > 0 {
         tokio::task::yield_now().await;
     }
 }
 
+/// Dropping all gets of a subject, queued or in flight, removes the subject from the get scheduler.
 #[tokio::test(start_paused = true)]
-async fn gets_that_are_dropped_leave_nothing_behind() {
+async fn get_scheduler_keeps_no_state_after_gets_are_dropped() {
     let client = client().await;
     let stream = client.stream("app.x").unwrap();
     let mut gets = begin((0..10).map(|_| stream.get(Seq::new(1))));
-    // What waits, first; then what is in flight.
+    // First the queued gets; then the ones in flight.
     while gets.pop().is_some() {
-        assert_eq!(client.inner.lanes.under_way(), usize::from(!gets.is_empty()));
+        assert_eq!(client.inner.get_scheduler.in_progress(), usize::from(!gets.is_empty()));
     }
 }
 
+/// If the runtime ends, queued gets fail with `Closed` and the get scheduler keeps no state of the subject.
 #[test]
-fn where_the_runtime_ends_whoever_waits_hears_of_it_and_no_way_stays_closed() {
+fn get_scheduler_runtime_end_closes_queued_gets() {
     let runtime = || Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let (first, second) = (runtime(), runtime());
     let client = first.block_on(client());
     let stream = client.stream("app.x").unwrap();
     let mut gets = first.block_on(async { begin((0..10).map(|_| stream.get(Seq::new(1)))) });
-    // Those in flight end where no runtime is any more that could send for the others.
+    // The gets in flight end outside a runtime, which could send the queued ones.
     drop(first);
     gets.drain(..IN_FLIGHT).for_each(drop);
     for outcome in second.block_on(join_all(gets)) {
         assert!(matches!(outcome, Err(Error::Closed)), "{outcome:?}");
     }
-    assert_eq!(client.inner.lanes.under_way(), 0);
+    assert_eq!(client.inner.get_scheduler.in_progress(), 0);
 }
 
+/// If the task that sends a group ends, the waiting gets fail with `Closed` at once.
 #[test]
-fn whoever_waits_hears_at_once_of_the_end_of_the_task_that_would_send_for_him() {
+fn get_scheduler_sender_end_closes_waiting_gets_at_once() {
     let runtime = || Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let (first, second) = (runtime(), runtime());
     let client = first.block_on(client());
     let stream = client.stream("app.x").unwrap();
     let (gets, sent_by_its_caller) = first.block_on(async {
         let mut gets = begin((0..5).map(|_| stream.get(Seq::new(1))));
-        // The three others are in flight together now.
+        // The three others are in flight in one request now.
         gets.drain(..IN_FLIGHT).for_each(drop);
         gets.extend(begin((0..5).map(|_| stream.get(Seq::new(1)))));
         let sent_by_its_caller = gets.remove(3);
@@ -397,5 +418,5 @@ fn whoever_waits_hears_at_once_of_the_end_of_the_task_that_would_send_for_him() 
         assert!(matches!(outcome, Some(Err(Error::Closed))), "{outcome:?}");
     }
     drop(sent_by_its_caller);
-    assert_eq!(client.inner.lanes.under_way(), 0);
+    assert_eq!(client.inner.get_scheduler.in_progress(), 0);
 }

@@ -1,21 +1,22 @@
-//! Sets on their way to a subject: queued in the order of the calls, and sent together where they queued together.
+//! Sets in flight to a subject: queued in call order, and sent together if they are queued together.
 //!
-//! One request of a client's sets is in flight per subject at a time. What comes meanwhile waits, and all of it that
-//! fits goes with the next request: nothing ever waits for company, and a thousand concurrent sets cost a few requests.
-//! One at a time is also what keeps the order, over retries and changes of server.
+//! A client has one request of sets in flight per subject. Sets that are called meanwhile are queued, and as
+//! many as fit form the next request. There is no batching delay, and a thousand concurrent sets cost a few
+//! requests. The limit of one request also keeps the order, across retries and changes of server.
 //!
-//! [`queue`] and [`flight`] decide, without clock or I/O: who waits, who goes together, and what each is told.
-//! [`writer`] does it, with one task per subject that has something on its way; a subject that has not costs nothing.
+//! [`queue`] and [`group`] decide, without clock or I/O: which sets are queued, which are sent together, and
+//! which result each caller gets. [`sender`] executes it, with one task per subject that has sets in flight;
+//! a subject without any has no cost.
 
 mod ack;
-mod flight;
+mod group;
 mod queue;
-mod writer;
+mod sender;
 
 #[cfg(test)]
 mod tests;
 
 pub use ack::AckFuture;
-pub(crate) use ack::unheard;
-pub(crate) use queue::{Company, Entry};
-pub(crate) use writer::{Outcome, Writers};
+pub(crate) use ack::sender_gone;
+pub(crate) use queue::{Batching, QueuedSet};
+pub(crate) use sender::{SetScheduler, SetsOutcome};

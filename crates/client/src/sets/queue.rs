@@ -1,4 +1,4 @@
-//! What waits to be sent to one subject, in the order in which it came. A pure machine.
+//! The queue of sets to one subject, in call order. A pure machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,116 +7,117 @@ use dormouse_protocol::Level;
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 
-use crate::mutations::{Mutation, is_there};
+use crate::mutations::{InjectedBug, is_active};
 
-/// With whom sets may share a request.
+/// Which sets may share a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Company {
+pub(crate) enum Batching {
     /// One set, with any others of its level.
     Shared,
-    /// One set that does not fit in a request: its value goes up piece by piece.
+    /// One set that does not fit in a request: its value is uploaded in chunks.
     Large,
-    /// Independent sets that were put together by the caller.
+    /// Independent sets that the caller has put together.
     Alone,
-    /// All or none of them.
+    /// Sets that are written atomically.
     Atomic,
 }
 
-/// Sets that were asked for by one call, and who waits for what becomes of them.
+/// The sets of one call, and the ticket of its caller.
 #[derive(Debug)]
-pub(crate) struct Entry<T> {
+pub(crate) struct QueuedSet<T> {
     pub(crate) sets: Vec<SetItem>,
-    pub(crate) company: Company,
+    pub(crate) batching: Batching,
     pub(crate) level: Option<Level>,
-    /// How long the caller waits, and until when.
+    /// How long the caller waits (`deadline`), and until when (`expires_at`).
     pub(crate) deadline: Duration,
     pub(crate) expires_at: Duration,
     pub(crate) size_bytes: usize,
     pub(crate) ticket: T,
 }
 
-/// The place of an entry in the order in which entries came.
-pub(crate) type Place = u64;
+/// The position of an entry in call order.
+pub(crate) type QueuePosition = u64;
 
-/// No request holds more entries than this, up to and including an entry. It follows a request that was refused as a
-/// whole for what only one of its sets may be to blame for.
+/// No request holds more entries than this, up to and including the entry `until`. Set after a request was
+/// rejected as a whole although only one of its sets may be the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cap {
+struct BatchLimit {
     entries: usize,
-    until: Place,
+    until: QueuePosition,
 }
 
-/// What waits to be sent to one subject.
+/// The queue of sets to one subject.
 #[derive(Debug)]
-pub(crate) struct Queue<T> {
-    waiting: BTreeMap<Place, Entry<T>>,
-    expiries: BTreeSet<(Duration, Place)>,
-    next_place: Place,
-    cap: Option<Cap>,
+pub(crate) struct SetQueue<T> {
+    waiting: BTreeMap<QueuePosition, QueuedSet<T>>,
+    expiries: BTreeSet<(Duration, QueuePosition)>,
+    next_position: QueuePosition,
+    cap: Option<BatchLimit>,
 }
 
-impl<T> Default for Queue<T> {
+impl<T> Default for SetQueue<T> {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), expiries: BTreeSet::new(), next_place: 0, cap: None }
+        Self { waiting: BTreeMap::new(), expiries: BTreeSet::new(), next_position: 0, cap: None }
     }
 }
 
-impl<T> Queue<T> {
-    /// Comes last.
-    pub(crate) fn push(&mut self, entry: Entry<T>) {
-        let place = self.next_place;
-        self.next_place += 1;
-        self.insert(place, entry);
+impl<T> SetQueue<T> {
+    /// Appends an entry.
+    pub(crate) fn push(&mut self, entry: QueuedSet<T>) {
+        let position = self.next_position;
+        self.next_position += 1;
+        self.insert(position, entry);
     }
 
-    /// What was sent and certainly not carried out comes again, where it was; no more than `at_most` of it at once.
-    pub(crate) fn put_back(&mut self, entries: Vec<(Place, Entry<T>)>, at_most: usize) {
+    /// Puts entries that were sent and certainly not executed back at their positions; at most `at_most` of
+    /// them are sent at once.
+    pub(crate) fn put_back(&mut self, entries: Vec<(QueuePosition, QueuedSet<T>)>, at_most: usize) {
         if let Some((last, _)) = entries.last() {
-            self.cap = Some(Cap { entries: at_most.max(1), until: *last });
+            self.cap = Some(BatchLimit { entries: at_most.max(1), until: *last });
         }
-        for (place, entry) in entries {
-            self.insert(place, entry);
+        for (position, entry) in entries {
+            self.insert(position, entry);
         }
     }
 
-    fn insert(&mut self, place: Place, entry: Entry<T>) {
-        self.expiries.insert((entry.expires_at, place));
-        self.waiting.insert(place, entry);
+    fn insert(&mut self, position: QueuePosition, entry: QueuedSet<T>) {
+        self.expiries.insert((entry.expires_at, position));
+        self.waiting.insert(position, entry);
     }
 
-    fn remove(&mut self, place: Place) -> Option<Entry<T>> {
-        let entry = self.waiting.remove(&place)?;
-        self.expiries.remove(&(entry.expires_at, place));
+    fn remove(&mut self, position: QueuePosition) -> Option<QueuedSet<T>> {
+        let entry = self.waiting.remove(&position)?;
+        self.expiries.remove(&(entry.expires_at, position));
         Some(entry)
     }
 
-    /// When the first of those who wait has waited long enough.
+    /// When the first of the queued entries expires.
     pub(crate) fn next_expiry(&self) -> Option<Duration> {
         self.expiries.first().map(|(expires_at, _)| *expires_at)
     }
 
-    /// Takes out those who have waited long enough.
-    pub(crate) fn expire(&mut self, now: Duration) -> Vec<Entry<T>> {
+    /// Removes the expired entries.
+    pub(crate) fn expire(&mut self, now: Duration) -> Vec<QueuedSet<T>> {
         let mut expired = Vec::new();
-        while let Some((expires_at, place)) = self.expiries.first().copied()
+        while let Some((expires_at, position)) = self.expiries.first().copied()
             && expires_at <= now
         {
-            expired.extend(self.remove(place));
+            expired.extend(self.remove(position));
         }
         expired
     }
 
-    /// Takes what goes with the next request, which holds `budget_bytes`, and at least one entry: those that came
-    /// first, without passing anybody over.
-    pub(crate) fn take(&mut self, budget_bytes: usize) -> Vec<(Place, Entry<T>)> {
+    /// Takes the entries of the next request, which holds `budget_bytes`: the first entries in order, without
+    /// skipping any, and at least one.
+    pub(crate) fn take(&mut self, budget_bytes: usize) -> Vec<(QueuePosition, QueuedSet<T>)> {
         let Some((&first, entry)) = self.waiting.first_key_value() else { return Vec::new() };
-        let (company, level) = (entry.company, entry.level);
+        let (batching, level) = (entry.batching, entry.level);
         let at_most = self.at_most(first);
         let mut taken = Vec::new();
         let mut used_bytes = 0;
-        while let Some((&place, next)) = self.waiting.first_key_value() {
-            let fits = next.company == Company::Shared
-                && company == Company::Shared
+        while let Some((&position, next)) = self.waiting.first_key_value() {
+            let fits = next.batching == Batching::Shared
+                && batching == Batching::Shared
                 && next.level == level
                 && taken.len() < at_most
                 && used_bytes + next.size_bytes <= budget_bytes;
@@ -124,16 +125,16 @@ impl<T> Queue<T> {
                 break;
             }
             used_bytes += next.size_bytes;
-            taken.extend(self.remove(place).map(|entry| (place, entry)));
+            taken.extend(self.remove(position).map(|entry| (position, entry)));
         }
-        if is_there(Mutation::SetsOvertake) {
+        if is_active(InjectedBug::SetsReordered) {
             taken.reverse();
         }
         taken
     }
 
-    /// After a refusal requests grow again, twice as large each time.
-    fn at_most(&mut self, first: Place) -> usize {
+    /// After a rejection, requests grow again, twice as large each time.
+    fn at_most(&mut self, first: QueuePosition) -> usize {
         match &mut self.cap {
             Some(cap) if first <= cap.until => {
                 let entries = cap.entries;

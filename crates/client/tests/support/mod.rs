@@ -1,5 +1,5 @@
-//! A fleet that does what a test tells it: a coordinator and servers whose answers are scripted, on a messaging
-//! system in memory, under a paused clock.
+//! A scripted fleet: a coordinator and servers with scripted replies, on an in-memory messaging system, under
+//! a paused clock.
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
@@ -24,36 +24,36 @@ use serde::Serialize;
 
 pub const CLIENT: &str = "client";
 
-/// What a party does with a request.
+/// The reaction of a party to a request.
 #[derive(Debug, Clone)]
-pub enum Answer {
+pub enum CannedReply {
     Reply(Bytes),
     Error(ErrorReply),
     Silence,
-    Late(Duration, Box<Answer>),
+    Late(Duration, Box<CannedReply>),
 }
 
-pub fn reply(value: &impl Serialize) -> Answer {
-    Answer::Reply(encode(value).unwrap())
+pub fn reply(value: &impl Serialize) -> CannedReply {
+    CannedReply::Reply(encode(value).unwrap())
 }
 
-/// The coordinator's answer: ask this server.
-pub fn at(server: &str) -> Answer {
+/// The coordinator's reply: use this server.
+pub fn at(server: &str) -> CannedReply {
     reply(&LocateReply { server: server_name(server) })
 }
 
-/// The answer to a get: a message under `key` with `value`.
-pub fn found(message: Message) -> Answer {
+/// The reply to a get: this message.
+pub fn found(message: Message) -> CannedReply {
     reply(&GetReply { position: Position::default(), messages: vec![message], answered: 1 })
 }
 
-/// The answer to a get of what is not there.
-pub fn nothing() -> Answer {
+/// The reply to a get without a message.
+pub fn nothing() -> CannedReply {
     reply(&GetReply { position: Position::default(), messages: vec![], answered: 1 })
 }
 
-/// The answer to an info: the subject is at `rev` of term 1.
-pub fn info(rev: u64) -> Answer {
+/// The reply to an info: the subject is at `rev` of term 1.
+pub fn info(rev: u64) -> CannedReply {
     reply(&InfoReply {
         position: Position { term: Term::new(1), rev: Rev::new(rev) },
         term_base: Rev::new(0),
@@ -71,8 +71,8 @@ pub fn info(rev: u64) -> Answer {
     })
 }
 
-/// The answer to a set: every set of the request done, with seqs from 1 on.
-pub fn done(payload: &[u8]) -> Answer {
+/// The reply to a set: every set of the request succeeds, with seqs from 1 on.
+pub fn done(payload: &[u8]) -> CannedReply {
     let request: SetRequest = decode(payload).unwrap();
     let results = (1..=request.sets.len() as u64).map(|seq| SetOutcome::Ok(result(seq))).collect();
     reply(&SetReply { results })
@@ -107,7 +107,7 @@ pub fn server_name(name: &str) -> ServerName {
     ServerName::new(name).unwrap()
 }
 
-/// What arrived where, in order: `coordinator locate`, `a get`, …
+/// The arrived requests, in order: `coordinator locate`, `a get`, …
 #[derive(Clone, Default)]
 pub struct Arrivals(Arc<Mutex<Vec<(String, Bytes)>>>);
 
@@ -172,8 +172,8 @@ impl Fleet {
         Client::builder().env(self.env.clone()).over(bus).await.unwrap()
     }
 
-    /// Plays the coordinator; `answers` gets the number of the question, from 0 on.
-    pub async fn coordinator(&self, mut answers: impl FnMut(usize) -> Answer + Send + 'static) {
+    /// Plays the coordinator; `answers` gets the number of the request, from 0 on.
+    pub async fn coordinator(&self, mut answers: impl FnMut(usize) -> CannedReply + Send + 'static) {
         let mut asked = 0;
         let script = move |_: &Delivery| {
             asked += 1;
@@ -186,7 +186,7 @@ impl Fleet {
     pub async fn server(
         &self,
         name: &str,
-        mut answers: impl FnMut(Op, &[u8], usize) -> Answer + Send + 'static,
+        mut answers: impl FnMut(Op, &[u8], usize) -> CannedReply + Send + 'static,
     ) {
         let server = server_name(name);
         let pattern = Prefix::default().server_all(&server);
@@ -203,7 +203,7 @@ impl Fleet {
         &self,
         name: &str,
         pattern: RoutePattern,
-        mut script: impl FnMut(&Delivery) -> (&'static str, Answer) + Send + 'static,
+        mut script: impl FnMut(&Delivery) -> (&'static str, CannedReply) + Send + 'static,
     ) {
         let mut requests = self.bus.subscribe(pattern, SubscribeOptions::default()).await.unwrap();
         let tasks = Tasks::new();
@@ -212,7 +212,7 @@ impl Fleet {
         tasks.spawn("party", async move {
             loop {
                 let delivery = tokio::select! {
-                    () = stop.given() => return,
+                    () = stop.requested() => return,
                     delivery = requests.next() => delivery,
                 };
                 let Some(delivery) = delivery else { return };
@@ -231,8 +231,8 @@ impl Fleet {
         self.parties.lock().unwrap().insert(name.to_owned(), tasks);
     }
 
-    /// The party is gone without a word: nobody listens on its routes.
-    pub async fn leaves(&self, name: &str) {
+    /// Removes the party without an announcement: no service listens on its routes.
+    pub async fn stop_party(&self, name: &str) {
         let tasks = self.parties.lock().unwrap().remove(name).unwrap();
         tasks.finish(Duration::from_secs(60)).await.unwrap();
     }
@@ -270,21 +270,21 @@ impl Fleet {
     }
 }
 
-async fn answer_to(reply_to: dormouse_protocol::Route, answer: Answer) -> Option<Outgoing> {
+async fn answer_to(reply_to: dormouse_protocol::Route, answer: CannedReply) -> Option<Outgoing> {
     let mut answer = answer;
-    while let Answer::Late(after, then) = answer {
+    while let CannedReply::Late(after, then) = answer {
         tokio::time::sleep(after).await;
         answer = *then;
     }
     match answer {
-        Answer::Reply(payload) => Some(Outgoing::new(reply_to, payload)),
-        Answer::Error(error) => {
+        CannedReply::Reply(payload) => Some(Outgoing::new(reply_to, payload)),
+        CannedReply::Error(error) => {
             let headers = Headers(vec![
                 (ErrorReply::STATUS_HEADER.to_owned(), error.code.status().to_string()),
                 (ErrorReply::TEXT_HEADER.to_owned(), error.message.clone()),
             ]);
             Some(Outgoing { route: reply_to, headers, payload: encode(&error).unwrap() })
         }
-        Answer::Silence | Answer::Late(..) => None,
+        CannedReply::Silence | CannedReply::Late(..) => None,
     }
 }

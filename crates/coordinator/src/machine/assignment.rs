@@ -1,36 +1,37 @@
-//! Who serves what: locate, claim, release.
+//! Assignment of subjects to servers: locate, claim, release.
 //!
-//! SUBTLE: locate, claim and release must agree, or clients run in circles. What locate answers is the recorded server
-//! for as long as that keeps its subjects, and a claim is refused only in favour of a server that locate names from then
-//! on. A server that drains keeps what it owns until it has released it; what is recorded as its own and nobody owns by
-//! the bucket goes to the next server that asks, and a draining one that asks is sent to another.
+//! SUBTLE: locate, claim and release must agree, or redirects loop. Locate returns the recorded server as long as that
+//! server keeps its subjects. A claim is refused only in favour of a server that locate returns from then on. A draining
+//! server keeps each subject that it owns until it has released it. A subject that is assigned to a draining server, but
+//! has no owner in the bucket, goes to the next server that claims it. If the draining server itself claims it, the claim
+//! is redirected to another server.
 
 use std::time::Duration;
 
 use dormouse_protocol::fleet::{ClaimReply, ClaimRequest, LocateReply};
 use dormouse_protocol::{ErrorReply, LogId, ServerName, Subject};
 
-use super::{Answer, AssignmentView, Effects, Machine, Member};
+use super::{AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, MemberState};
 use crate::placement::place;
-use crate::store::Change;
+use crate::store::StoreChange;
 
-impl Machine {
-    /// A recorded assignment stands as long as its server is there; only then is the subject placed anew.
+impl CoordinatorMachine {
+    /// A recorded assignment is valid as long as its server keeps its subjects. Otherwise the subject is placed again.
     pub(super) fn locate(&mut self, subject: &Subject, view: &dyn AssignmentView) -> Effects {
         let recorded = view.assignment(subject);
         if let Some(server) = recorded.clone().filter(|server| self.keeps_subjects(server)) {
-            return Effects::answer(Answer::Located(LocateReply { server }));
+            return Effects::answer(CoordinatorReply::Located(LocateReply { server }));
         }
-        let chosen = self.place(subject).or_else(|| self.last_resort(subject, recorded.as_ref()));
+        let chosen = self.place(subject).or_else(|| self.fallback_server(subject, recorded.as_ref()));
         let Some(server) = chosen.cloned() else {
-            return Effects::refuse(ErrorReply::unavailable(if self.is_waiting() {
-                "the coordinator has just started and no server that takes subjects was heard from yet"
+            return Effects::refuse(ErrorReply::unavailable(if self.is_in_startup_grace() {
+                "the coordinator has just started, and no server that takes subjects has sent a heartbeat yet"
             } else {
-                "there is no live server that takes subjects"
+                "no live server takes subjects"
             }));
         };
-        Effects::answer(Answer::Located(LocateReply { server: server.clone() }))
-            .with(self.may_own_again(&server))
+        Effects::answer(CoordinatorReply::Located(LocateReply { server: server.clone() }))
+            .with(self.mark_not_empty(&server))
             .with(assign(subject, recorded, &server))
     }
 
@@ -46,31 +47,31 @@ impl Machine {
         }
         let recorded = view.assignment(subject);
         match &request.owner {
-            // The bucket says that it has it: nothing that is recorded here is better.
+            // By the manifest the claimant is the owner, which overrides the recorded assignment.
             Some(owner) if *owner == request.claimant => {}
             Some(owner) if self.may_be_alive(owner) => {
                 if owner.server() == claimant {
-                    // Sending the client back to the same name would lead it in a circle.
+                    // A redirect to the same server name would loop.
                     let text = format!("{owner}, which owns the subject, may still be alive");
                     return Effects::refuse(ErrorReply::unavailable(text));
                 }
-                // It owns something, so it is not empty, whatever was believed.
-                let owns = self.is_member(owner).then(|| self.may_own_again(owner.server())).flatten();
-                return self.refer(subject, recorded, owner.server()).with(owns);
+                // The owner owns a subject, so it is not drained, regardless of the record.
+                let not_empty = self.is_member(owner).then(|| self.mark_not_empty(owner.server())).flatten();
+                return self.redirect_to(subject, recorded, owner.server()).with(not_empty);
             }
             Some(_) | None => {
-                if let Some(other) = self.somebody_else(subject, claimant, recorded.as_ref()) {
-                    return self.refer(subject, recorded, &other);
+                if let Some(other) = self.preferred_server(subject, claimant, recorded.as_ref()) {
+                    return self.redirect_to(subject, recorded, &other);
                 }
             }
         }
-        Effects::answer(Answer::Claimed(ClaimReply { incarnation: self.incarnation }))
-            .with(self.may_own_again(claimant))
+        Effects::answer(CoordinatorReply::Claimed(ClaimReply { incarnation: self.incarnation }))
+            .with(self.mark_not_empty(claimant))
             .with(assign(subject, recorded, claimant))
     }
 
-    /// Forgets where the subject was, so that the next who asks may be sent elsewhere; or gives it to whom it is to be
-    /// moved to. What a process says that is not the recorded one is of the past.
+    /// Removes the assignment, so that the next locate may choose another server. If a move is pending, assigns the
+    /// subject to its target. A release by a process that is not the recorded one is outdated and changes nothing.
     pub(super) fn release(
         &mut self,
         subject: Subject,
@@ -80,39 +81,39 @@ impl Machine {
     ) -> Effects {
         let recorded = view.assignment(&subject).filter(|server| server == log.server());
         let Some(previous) = recorded.filter(|_| self.is_member(log)) else {
-            return Effects::answer(Answer::Acknowledged);
+            return Effects::answer(CoordinatorReply::Acknowledged);
         };
-        let change = match self.moved_on(&subject, &previous, now) {
-            Some(server) => Change::Assign { subject, previous: Some(previous), server },
-            None => Change::Unassign { subject, previous },
+        let change = match self.finish_move_on_release(&subject, &previous, now) {
+            Some(server) => StoreChange::Assign { subject, previous: Some(previous), server },
+            None => StoreChange::Unassign { subject, previous },
         };
-        Effects::answer(Answer::Acknowledged).with(Some(change))
+        Effects::answer(CoordinatorReply::Acknowledged).with(Some(change))
     }
 
-    /// Who shall have the subject, which no living process owns, instead of the claimant, if anybody.
-    fn somebody_else(
+    /// The server that gets the subject in place of the claimant, if any. No live process owns the subject.
+    fn preferred_server(
         &self,
         subject: &Subject,
         claimant: &ServerName,
         recorded: Option<&ServerName>,
     ) -> Option<ServerName> {
-        // Nothing needs to be handed over any more: the move is as good as done.
+        // No handover is needed any more: only the claim of the target is left of the move.
         if let Some(target) = self.moves.target(subject).filter(|target| self.takes_subjects(target)) {
             return (target != claimant).then(|| target.clone());
         }
-        let stands =
-            |server: &&ServerName| *server != claimant && self.keeps_subjects(server) && !self.drains(server);
-        if let Some(recorded) = recorded.filter(stands) {
+        let is_valid = |server: &&ServerName| {
+            *server != claimant && self.keeps_subjects(server) && !self.is_draining(server)
+        };
+        if let Some(recorded) = recorded.filter(is_valid) {
             return Some(recorded.clone());
         }
-        // Who is draining takes what is new only when nobody else can.
-        if self.drains(claimant) { self.place(subject).cloned() } else { None }
+        // A draining server takes a new subject only if no other server can.
+        if self.is_draining(claimant) { self.place(subject).cloned() } else { None }
     }
 
-    /// Sends the claimant to `server` and sees to it that locate does the same. Where locate would send clients
-    /// elsewhere all the same, nothing is recorded: the two would undo each other's changes for as long as somebody
-    /// asks.
-    fn refer(&self, subject: &Subject, recorded: Option<ServerName>, server: &ServerName) -> Effects {
+    /// Redirects the claimant to `server`, and records the assignment so that locate agrees. If locate would still return
+    /// another server, nothing is recorded: otherwise claims and locates would undo each other's changes.
+    fn redirect_to(&self, subject: &Subject, recorded: Option<ServerName>, server: &ServerName) -> Effects {
         let effects = Effects::refuse(ErrorReply::not_owner(Some(server.clone())));
         if self.keeps_subjects(server) { effects.with(assign(subject, recorded, server)) } else { effects }
     }
@@ -122,30 +123,34 @@ impl Machine {
         place(subject, candidates.map(|(name, member)| (name, member.weight())))
     }
 
-    /// Whether what is assigned to `server` stays with it. A server that this run does not know at all may be one
-    /// that it forgot.
+    /// Whether `server` keeps its assigned subjects. During the startup grace an unknown server may be a member that the
+    /// coordinator forgot, so it keeps them.
     pub(super) fn keeps_subjects(&self, server: &ServerName) -> bool {
-        self.members.get(server).map_or(self.is_waiting(), Member::keeps_subjects)
+        self.members.get(server).map_or(self.is_in_startup_grace(), MemberState::keeps_subjects)
     }
 
-    /// Whether `server` may be given subjects it does not have.
+    /// Whether `server` may get new subjects.
     pub(super) fn takes_subjects(&self, server: &ServerName) -> bool {
-        self.members.get(server).is_some_and(Member::takes_subjects)
+        self.members.get(server).is_some_and(MemberState::takes_subjects)
     }
 
     /// Whether the process that writes `log` may hold a lease.
     fn may_be_alive(&self, log: &LogId) -> bool {
         match self.members.get(log.server()) {
-            Some(member) if member.record.log == *log => member.lease.may_hold(),
+            Some(member) if member.record.log == *log => member.lease.may_be_held(),
             Some(member) if member.record.predecessor.as_ref() == Some(log) => false,
-            Some(_) | None => self.is_waiting() && !self.over.contains(log),
+            Some(_) | None => self.is_in_startup_grace() && !self.ended_logs.contains(log),
         }
     }
 }
 
-/// The change by which `server` has the subject, unless it has it.
-pub(super) fn assign(subject: &Subject, previous: Option<ServerName>, server: &ServerName) -> Option<Change> {
-    (previous.as_ref() != Some(server)).then(|| Change::Assign {
+/// The change that assigns the subject to `server`; `None` if it is already assigned to it.
+pub(super) fn assign(
+    subject: &Subject,
+    previous: Option<ServerName>,
+    server: &ServerName,
+) -> Option<StoreChange> {
+    (previous.as_ref() != Some(server)).then(|| StoreChange::Assign {
         subject: subject.clone(),
         previous,
         server: server.clone(),

@@ -1,4 +1,4 @@
-//! From members to a plan, and from a plan to moves.
+//! Rebalancing: from the members to a plan, and from the plan to moves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,25 +7,25 @@ use dormouse_protocol::admin::RebalanceRequest;
 use dormouse_protocol::limits::MAX_MOVES;
 use dormouse_protocol::{ErrorReply, ServerName, Subject};
 
-use super::{Answer, AssignmentView, Candidates, Effects, Machine, Member};
-use crate::rebalance::{Limits, Server, overfull, plan};
+use super::{AssignmentView, Candidates, CoordinatorMachine, CoordinatorReply, Effects, MemberState};
+use crate::rebalance::{PlanLimits, ServerShare, overfull, plan};
 
-/// When an operator is told to try again while earlier moves fill the table, in milliseconds.
+/// The retry delay of the reply while earlier moves fill the table, in milliseconds.
 const RETRY_AFTER_MS: u64 = 5_000;
 
-impl Machine {
-    /// How many subjects a rebalancing would like to know of each server that has too many.
+impl CoordinatorMachine {
+    /// How many candidate subjects a rebalancing needs from each server that has too many.
     #[must_use]
     pub fn wanted_candidates(&self, view: &dyn AssignmentView) -> BTreeMap<ServerName, u64> {
         let servers = self.balanced_servers(view);
-        // Some turn out to be elsewhere, or busy.
+        // Some spare ones: a candidate may have moved or be busy.
         overfull(&servers).map(|(name, excess)| (name.clone(), excess + 32)).collect()
     }
 
-    /// The subjects that servers have most to do with; among the [`Candidates`] they count as such.
+    /// The busiest subjects, as reported by the servers. Among the [`Candidates`] they count as busy.
     #[must_use]
     pub fn busy_subjects(&self) -> Vec<(Subject, ServerName)> {
-        let named = |(name, member): (&ServerName, &Member)| -> Vec<_> {
+        let named = |(name, member): (&ServerName, &MemberState)| -> Vec<_> {
             member.busiest.iter().map(|busy| (busy.subject.clone(), name.clone())).collect()
         };
         self.members.iter().flat_map(named).collect()
@@ -40,7 +40,7 @@ impl Machine {
     ) -> Effects {
         let room = self.moves.room();
         if room == 0 && !request.dry_run {
-            let text = "as many subjects as may wait are being moved already";
+            let text = "too many moves are pending";
             return Effects::refuse(ErrorReply::overloaded(text, RETRY_AFTER_MS));
         }
         let mut servers = self.balanced_servers(view);
@@ -48,7 +48,7 @@ impl Machine {
         for server in &mut servers {
             let busy =
                 self.members.get(&server.name).map(|member| member.busiest.clone()).unwrap_or_default();
-            // Who says that a subject is busy may have handed it over since.
+            // A server that reported a busy subject may have handed it over since.
             let movable = |subject: &_| {
                 view.assignment(subject).as_ref() == Some(&server.name)
                     && self.moves.target(subject).is_none()
@@ -60,7 +60,7 @@ impl Machine {
                 own.filter(|subject| !busy.contains(subject) && movable(subject)).cloned().collect();
         }
         let most_moves = usize::try_from(request.most_moves.min(MAX_MOVES)).unwrap_or(usize::MAX);
-        let limits = Limits {
+        let limits = PlanLimits {
             most_moves: if request.dry_run { most_moves } else { most_moves.min(room) },
             most_bytes: reply_bytes,
             load_is_known: self.moves.load_is_settled(now),
@@ -69,28 +69,28 @@ impl Machine {
         if !request.dry_run {
             for step in &plan.moves {
                 let (subject, from, to) = (step.subject.clone(), step.from.clone(), step.to.clone());
-                self.moves.line_up(subject, from, to, step.requests_per_second);
+                self.moves.enqueue(subject, from, to, step.requests_per_second);
             }
         }
-        Effects::answer(Answer::Rebalance(plan))
+        Effects::answer(CoordinatorReply::Rebalance(plan))
     }
 
-    /// The servers that take part, with what they will have once the moves under way are done.
-    fn balanced_servers(&self, view: &dyn AssignmentView) -> Vec<Server> {
-        let (mut comes, mut goes) = (BTreeMap::<_, u64>::new(), BTreeMap::<_, u64>::new());
+    /// The servers that take part, with the number of subjects that they will have once the pending moves are done.
+    fn balanced_servers(&self, view: &dyn AssignmentView) -> Vec<ServerShare> {
+        let (mut incoming, mut outgoing) = (BTreeMap::<_, u64>::new(), BTreeMap::<_, u64>::new());
         for entry in self.moves.table.values() {
-            // Who has what was moved by name is not known here; it is few.
+            // The source of an operator's single move is not known here; there are few of those.
             if let Some(from) = &entry.from {
-                *goes.entry(from).or_default() += 1;
-                *comes.entry(&entry.to).or_default() += 1;
+                *outgoing.entry(from).or_default() += 1;
+                *incoming.entry(&entry.to).or_default() += 1;
             }
         }
         let taking = self.members.iter().filter(|(_, member)| member.takes_subjects());
-        let server = |(name, member): (&ServerName, &Member)| Server {
+        let server = |(name, member): (&ServerName, &MemberState)| ServerShare {
             name: name.clone(),
             capacity: member.record.capacity,
-            assigned: (view.assigned_subjects(name) + comes.get(name).copied().unwrap_or(0))
-                .saturating_sub(goes.get(name).copied().unwrap_or(0)),
+            assigned: (view.assigned_subjects(name) + incoming.get(name).copied().unwrap_or(0))
+                .saturating_sub(outgoing.get(name).copied().unwrap_or(0)),
             requests_per_second: member.rate.per_second(),
             busiest: Vec::new(),
             candidates: Vec::new(),

@@ -1,37 +1,37 @@
-//! Emptying servers: by an operator's order, which is about a name and is remembered, or by a process's own wish, which
-//! is about the process.
+//! Drain: by an operator's order, which applies to a server name and is stored, or by request of a process, which applies
+//! to that process.
 //!
-//! Either way a server is given nothing new and keeps what it has until it has released it. What a *fresh* log of an
-//! emptied server owns is nothing: what is recorded as the server's own then counts for nothing.
+//! In both cases the server gets no new subject and keeps each of its subjects until it has released it. A *new* log of a
+//! drained server owns no subject: assignments that are still recorded for that server are then ignored.
 
 use std::time::Duration;
 
 use dormouse_protocol::admin::DrainReply;
 use dormouse_protocol::{ErrorReply, ServerName, Subject};
 
-use super::{Answer, AssignmentView, Effects, Machine, Member, News};
-use crate::lease::Lease;
+use super::{AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, MemberState, OperatorEvent};
+use crate::lease::GrantedLease;
 use crate::placement::place;
-use crate::store::Change;
+use crate::store::StoreChange;
 
-impl Member {
-    /// Whether it is being emptied or was.
-    pub(super) fn drains(&self) -> bool {
+impl MemberState {
+    /// Whether the server is draining or drained.
+    pub(super) fn is_draining(&self) -> bool {
         self.draining || self.record.drain.is_some()
     }
 
-    /// Whether it was emptied as ordered: its log is younger than the one that was to be emptied.
+    /// Whether the server is drained as ordered: its log is newer than the log that the order was for.
     pub(super) fn is_drained(&self) -> bool {
-        self.record.drain.as_ref().is_some_and(|emptied| *emptied != self.record.log)
+        self.record.drain.as_ref().is_some_and(|ordered| *ordered != self.record.log)
     }
 
-    /// Whether it may be, or become, a server that takes subjects.
+    /// Whether the server takes subjects, or may after its next heartbeat.
     fn may_take_subjects(&self) -> bool {
-        self.lease.may_hold() && !self.drains()
+        self.lease.may_be_held() && !self.is_draining()
     }
 }
 
-impl Machine {
+impl CoordinatorMachine {
     pub(super) fn drain(&mut self, server: &ServerName, now: Duration, view: &dyn AssignmentView) -> Effects {
         self.order_drain(server, true, now, view)
     }
@@ -53,69 +53,73 @@ impl Machine {
         view: &dyn AssignmentView,
     ) -> Effects {
         let Some(member) = self.members.get_mut(server) else {
-            return Effects::refuse(unknown(server));
+            return Effects::refuse(unknown_name(server));
         };
         let mut effects = Effects::default();
         if member.record.drain.is_some() != drain {
             member.record.drain = drain.then(|| member.record.log.clone());
-            effects.changes.push(Change::Member(member.record.clone()));
+            effects.changes.push(StoreChange::Member(member.record.clone()));
             let name = server.clone();
-            effects.news.push(if drain { News::DrainOrdered(name) } else { News::DrainTakenBack(name) });
+            effects.events.push(if drain {
+                OperatorEvent::DrainOrdered(name)
+            } else {
+                OperatorEvent::DrainCancelled(name)
+            });
         }
         let entry = member.entry(server, now, view.assigned_subjects(server));
-        effects.answer = Some(Ok(Answer::Drain(DrainReply { server: entry })));
+        effects.answer = Some(Ok(CoordinatorReply::Drain(DrainReply { server: entry })));
         effects
     }
 
-    /// Whether `server` is told to hand over its subjects: not while nobody else could take them.
+    /// Whether the lease of `server` carries the drain order. It does not while no other server can take the subjects.
     pub(super) fn must_drain(&self, server: &ServerName) -> bool {
         let ordered = self.members.get(server).is_some_and(|member| member.record.drain.is_some());
-        ordered && self.somebody_may_take()
+        ordered && self.has_other_target()
     }
 
-    pub(super) fn drains(&self, server: &ServerName) -> bool {
-        self.members.get(server).is_some_and(Member::drains)
+    pub(super) fn is_draining(&self, server: &ServerName) -> bool {
+        self.members.get(server).is_some_and(MemberState::is_draining)
     }
 
-    /// Whether what is recorded as assigned to `server` counts for nothing, since the server was emptied.
+    /// Whether the recorded assignments of `server` are ignored, because the server is drained.
     #[must_use]
-    pub fn was_emptied(&self, server: &ServerName) -> bool {
-        self.members.get(server).is_some_and(Member::is_drained)
+    pub fn is_known_empty(&self, server: &ServerName) -> bool {
+        self.members.get(server).is_some_and(MemberState::is_drained)
     }
 
-    /// Who serves although it was ordered to be emptied, when nobody else can: better it than nobody. Best the one who
-    /// had the subject. Nobody is chosen while somebody else may be about to be heard of.
-    pub(super) fn last_resort(
+    /// If no other server can take the subject, a server that is ordered to drain serves it. The recorded server is
+    /// preferred. Returns `None` while another server may still send its first heartbeat.
+    pub(super) fn fallback_server(
         &self,
         subject: &Subject,
         recorded: Option<&ServerName>,
     ) -> Option<&ServerName> {
-        if self.somebody_may_take() {
+        if self.has_other_target() {
             return None;
         }
-        let willing = |(_, member): &(&ServerName, &Member)| {
-            matches!(member.lease, Lease::Granted { .. }) && !member.draining
+        let eligible = |(_, member): &(&ServerName, &MemberState)| {
+            matches!(member.lease, GrantedLease::Granted { .. }) && !member.draining
         };
-        let had_it = self.members.iter().filter(willing).find(|(name, _)| Some(*name) == recorded);
-        had_it.map(|(name, _)| name).or_else(|| {
-            let willing = self.members.iter().filter(willing);
-            place(subject, willing.map(|(name, member)| (name, member.weight())))
+        let previous = self.members.iter().filter(eligible).find(|(name, _)| Some(*name) == recorded);
+        previous.map(|(name, _)| name).or_else(|| {
+            let eligible = self.members.iter().filter(eligible);
+            place(subject, eligible.map(|(name, member)| (name, member.weight())))
         })
     }
 
-    /// From here on the newest log of `server` may own something: if the server was emptied, it is to be emptied anew.
-    pub(super) fn may_own_again(&mut self, server: &ServerName) -> Option<Change> {
+    /// From now on the newest log of `server` may own a subject: if the server was drained, it must drain again.
+    pub(super) fn mark_not_empty(&mut self, server: &ServerName) -> Option<StoreChange> {
         let member = self.members.get_mut(server).filter(|member| member.is_drained())?;
         member.record.drain = Some(member.record.log.clone());
-        Some(Change::Member(member.record.clone()))
+        Some(StoreChange::Member(member.record.clone()))
     }
 
-    fn somebody_may_take(&self) -> bool {
-        self.members.values().any(Member::may_take_subjects)
+    fn has_other_target(&self) -> bool {
+        self.members.values().any(MemberState::may_take_subjects)
     }
 }
 
-/// What an operator is told who names a server that is none.
-pub(super) fn unknown(server: &ServerName) -> ErrorReply {
-    ErrorReply::bad_request(format!("there is no server {server}: the coordinator has never heard of it"))
+/// The error reply for a server name that the coordinator does not know.
+pub(super) fn unknown_name(server: &ServerName) -> ErrorReply {
+    ErrorReply::bad_request(format!("unknown server {server}: it has never joined"))
 }

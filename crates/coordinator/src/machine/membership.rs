@@ -1,4 +1,4 @@
-//! Who is a member: join, heartbeat, leave, and the list for operators.
+//! Membership: join, heartbeat, leave, and the server list for operators.
 
 use std::collections::btree_map::Entry;
 use std::time::Duration;
@@ -9,31 +9,34 @@ use dormouse_protocol::fleet::{
 use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
 use dormouse_protocol::{ErrorReply, LogId, ServerName};
 
-use super::load::Rate;
-use super::{Answer, AssignmentView, Effects, Gone, Machine, Member, News, Why};
-use crate::lease::Lease;
-use crate::store::{Change, MemberRecord};
+use super::load::RequestRate;
+use super::{
+    AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, GoneProcess, GoneReason, MemberState,
+    OperatorEvent,
+};
+use crate::lease::GrantedLease;
+use crate::store::{MemberRecord, StoreChange};
 
-impl Member {
-    /// Takes the process for dead.
-    pub(super) fn end(&mut self, why: Why) -> Gone {
-        self.lease = Lease::Over;
+impl MemberState {
+    /// Declares the process dead.
+    pub(super) fn end(&mut self, why: GoneReason) -> GoneProcess {
+        self.lease = GrantedLease::Ended;
         self.record.dead = true;
-        Gone { log: self.record.log.clone(), why }
+        GoneProcess { log: self.record.log.clone(), reason: why }
     }
 
     pub(super) fn entry(&self, name: &ServerName, now: Duration, assigned_subjects: u64) -> ServerEntry {
         let state = match self.lease {
-            Lease::Over => ServerState::Dead,
+            GrantedLease::Ended => ServerState::Dead,
             _ if self.is_drained() => ServerState::Drained,
-            _ if self.drains() => ServerState::Draining,
+            _ if self.is_draining() => ServerState::Draining,
             _ => ServerState::Alive,
         };
         let heard_ms_ago = match self.lease {
-            Lease::Granted { heard, .. } => {
-                Some(u64::try_from(now.saturating_sub(heard).as_millis()).unwrap_or(u64::MAX))
+            GrantedLease::Granted { last_seen, .. } => {
+                Some(u64::try_from(now.saturating_sub(last_seen).as_millis()).unwrap_or(u64::MAX))
             }
-            Lease::Inherited { .. } | Lease::Over => None,
+            GrantedLease::Inherited { .. } | GrantedLease::Ended => None,
         };
         ServerEntry {
             name: name.clone(),
@@ -48,7 +51,7 @@ impl Member {
     }
 }
 
-impl Machine {
+impl CoordinatorMachine {
     pub(super) fn join(&mut self, request: JoinRequest, now: Duration) -> Effects {
         let mut record = MemberRecord {
             log: request.log,
@@ -61,48 +64,48 @@ impl Machine {
         let mut effects = Effects::default();
         match self.members.entry(record.log.server().clone()) {
             Entry::Vacant(vacant) => {
-                effects.changes.push(Change::Member(record.clone()));
-                let lease = Lease::granted(now, self.ttl);
-                vacant.insert(Member::new(record.clone(), lease));
+                effects.changes.push(StoreChange::Member(record.clone()));
+                let lease = GrantedLease::granted(now, self.ttl);
+                vacant.insert(MemberState::new(record.clone(), lease));
             }
             Entry::Occupied(mut occupied) => {
                 let holder = occupied.get_mut();
-                // An order is about the name.
+                // A drain order applies to the name.
                 record.drain.clone_from(&holder.record.drain);
                 if holder.record.log == record.log {
                     if holder.left {
-                        let text = format!("{} has left: a log that left does not join again", record.log);
+                        let text = format!("{} has left and cannot join again", record.log);
                         return Effects::refuse(ErrorReply::bad_request(text));
                     }
                     record.predecessor.clone_from(&holder.record.predecessor);
                 } else {
                     let holder_log = Some(&holder.record.log);
-                    if holder.lease.may_hold() {
+                    if holder.lease.may_be_held() {
                         if record.predecessor.as_ref() != holder_log {
                             return Effects::refuse(ErrorReply::name_in_use(holder.record.log.clone()));
                         }
-                        effects.gone.push(holder.end(Why::Replaced));
+                        effects.gone.push(holder.end(GoneReason::Replaced));
                     }
                     record.predecessor = Some(holder.record.log.clone());
-                    if self.waits_until.is_some() {
-                        self.over.insert(holder.record.log.clone());
+                    if self.grace_until.is_some() {
+                        self.ended_logs.insert(holder.record.log.clone());
                     }
                     holder.load = ServerLoad::default();
-                    holder.rate = Rate::default();
+                    holder.rate = RequestRate::default();
                     holder.busiest = Vec::new();
                 }
-                // Of the same process, or over.
+                // The lease belongs to the same process, or is over.
                 holder.lease = holder.lease.renewed(now, self.ttl);
                 holder.draining = false;
                 holder.left = false;
                 if holder.record != record {
                     holder.record = record.clone();
-                    effects.changes.push(Change::Member(record.clone()));
+                    effects.changes.push(StoreChange::Member(record.clone()));
                 }
             }
         }
         if !effects.changes.is_empty() {
-            effects.news.push(News::Joined { log: record.log.clone(), capacity: record.capacity });
+            effects.events.push(OperatorEvent::Joined { log: record.log.clone(), capacity: record.capacity });
         }
         effects.answer = Some(Ok(self.lease(record.log.server())));
         effects
@@ -123,15 +126,15 @@ impl Machine {
         Effects::answer(self.lease(request.log.server()))
     }
 
-    /// A process that is no member any more is answered the same: what it wanted is so.
+    /// A process that is no longer a member gets the same reply: it has already left.
     pub(super) fn leave(&mut self, log: &LogId) -> Effects {
-        let mut effects = Effects::answer(Answer::Acknowledged);
+        let mut effects = Effects::answer(CoordinatorReply::Acknowledged);
         if self.is_member(log)
             && let Some(member) = self.members.get_mut(log.server())
         {
-            effects.gone.push(member.end(Why::Left));
+            effects.gone.push(member.end(GoneReason::Left));
             member.left = true;
-            effects.changes.push(Change::Member(member.record.clone()));
+            effects.changes.push(StoreChange::Member(member.record.clone()));
         }
         effects
     }
@@ -142,12 +145,12 @@ impl Machine {
             .iter()
             .map(|(name, member)| member.entry(name, now, view.assigned_subjects(name)))
             .collect();
-        Effects::answer(Answer::Servers(ServersReply { incarnation: self.incarnation, servers }))
+        Effects::answer(CoordinatorReply::Servers(ServersReply { incarnation: self.incarnation, servers }))
     }
 
-    fn lease(&self, server: &ServerName) -> Answer {
+    fn lease(&self, server: &ServerName) -> CoordinatorReply {
         let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
         let draining = self.must_drain(server);
-        Answer::Lease(LeaseReply { incarnation: self.incarnation, ttl_ms, draining })
+        CoordinatorReply::Lease(LeaseReply { incarnation: self.incarnation, ttl_ms, draining })
     }
 }

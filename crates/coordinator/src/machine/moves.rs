@@ -1,10 +1,10 @@
-//! Subjects on their way from one server to another.
+//! Moves of subjects from one server to another.
 //!
-//! The owner is told to hand the subject over, again and again, until it has released it; the release gives the subject
-//! to the target. Until then locate goes on naming the owner. What was planned by a rebalancing waits in line, so that
-//! only so many subjects are on their way at once; what an operator asks for by name begins at once.
+//! The coordinator repeats the handover order until the owner has released the subject; the release assigns the subject
+//! to the target. Until then locate returns the owner. Moves of a rebalancing are queued, so that the number of moves
+//! under way is bounded. A single move ordered by an operator starts at once.
 //!
-//! Moves are not remembered over a restart: whoever wants one asks again.
+//! Moves are not stored: after a restart of the coordinator, the operator must order them again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,116 +13,116 @@ use dormouse_protocol::admin::{HandOverOrder, MoveReply, MovesReply};
 use dormouse_protocol::{ErrorReply, ProtocolVersion, ServerName, Subject};
 
 use super::assignment::assign;
-use super::draining::unknown;
-use super::{Answer, AssignmentView, Effects, Machine, News};
-use crate::lease::Lease;
-use crate::store::Change;
+use super::draining::unknown_name;
+use super::{AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, OperatorEvent};
+use crate::lease::GrantedLease;
+use crate::store::StoreChange;
 
-/// Most moves that are under way or wait in line.
+/// The maximum number of moves under way and queued together.
 pub(super) const MOST_MOVES: usize = 10_000;
 
-/// Most moves under way.
+/// The maximum number of moves under way.
 const MOST_UNDER_WAY: usize = 256;
 
-/// So many moves of a rebalancing are under way at once.
-const IN_LINE_AT_ONCE: usize = 32;
+/// Queued moves start only while fewer moves than this are under way.
+const MOST_STARTED_FROM_QUEUE: usize = 32;
 
-/// At most so many moves of a rebalancing begin per second.
-const BEGUN_PER_SECOND: u32 = 50;
+/// The maximum number of queued moves that start per second.
+const STARTS_PER_SECOND: u32 = 50;
 
-/// How long a server has to release a subject.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(30);
+/// The time that a server has to release a subject.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often the order is given.
+/// The interval of the handover order.
 const ORDER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After a busy subject has moved, it takes so long until what servers say about their load shows it.
+/// After a busy subject has moved, the reported loads show the change within this time.
 const LOAD_SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
-/// When an operator is told to try again who wants more than there is room for, in milliseconds.
+/// The retry delay of the reply when too many moves are under way, in milliseconds.
 const RETRY_AFTER_MS: u64 = 1_000;
 
-const _: () = assert!(IN_LINE_AT_ONCE < MOST_UNDER_WAY && MOST_UNDER_WAY < MOST_MOVES);
+const _: () = assert!(MOST_STARTED_FROM_QUEUE < MOST_UNDER_WAY && MOST_UNDER_WAY < MOST_MOVES);
 
-/// A move that is not over.
+/// A move that is not finished.
 #[derive(Debug, Clone)]
-pub(super) struct Move {
+pub(super) struct PendingMove {
     pub(super) to: ServerName,
-    /// Who had the subject when a rebalancing planned to move it.
+    /// The server of the subject when a rebalancing planned the move.
     pub(super) from: Option<ServerName>,
     pub(super) requests_per_second: u64,
-    stage: Stage,
+    stage: MoveStage,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Stage {
-    InLine,
+enum MoveStage {
+    Queued,
     UnderWay { since: Duration, order_at: Duration },
 }
 
-/// The moves that are not over, and how many are.
+/// The moves that are not finished, and the numbers of those that are.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
-    pub(super) table: BTreeMap<Subject, Move>,
-    /// Subjects whose move waits in line; some may be under way or over by now.
-    line: VecDeque<Subject>,
+    pub(super) table: BTreeMap<Subject, PendingMove>,
+    /// Subjects with a queued move; some of these moves may be under way or finished by now.
+    queue: VecDeque<Subject>,
     under_way: usize,
-    next_begins: Duration,
-    /// Until then what servers say about their load may not show yet what has moved.
+    next_start: Duration,
+    /// Until then the reported loads may not show finished moves yet.
     load_settles: Duration,
     done: u64,
     given_up: u64,
 }
 
-/// What there is to do about a move.
-enum Step {
+/// The next step of a move.
+enum MoveStep {
     Wait,
     Order(HandOverOrder),
-    Done(Option<Change>),
+    Done(Option<StoreChange>),
     GiveUp(&'static str),
 }
 
 impl Moves {
-    /// Who shall have `subject`, if it is to be moved.
+    /// The target of the pending move of `subject`, if there is one.
     pub(super) fn target(&self, subject: &Subject) -> Option<&ServerName> {
         self.table.get(subject).map(|entry| &entry.to)
     }
 
-    /// How many more moves there is room for.
+    /// How many more moves fit into the table.
     pub(super) fn room(&self) -> usize {
         MOST_MOVES.saturating_sub(self.table.len())
     }
 
-    /// Whether what servers say about their load can be relied on.
+    /// Whether the reported loads show all finished moves, and no move of a busy subject is pending.
     pub(super) fn load_is_settled(&self, now: Duration) -> bool {
         now >= self.load_settles && self.table.values().all(|entry| entry.requests_per_second == 0)
     }
 
-    /// Puts a move in line.
-    pub(super) fn line_up(
+    /// Queues a move.
+    pub(super) fn enqueue(
         &mut self,
         subject: Subject,
         from: ServerName,
         to: ServerName,
         requests_per_second: u64,
     ) {
-        self.line.push_back(subject.clone());
-        let entry = Move { to, from: Some(from), requests_per_second, stage: Stage::InLine };
+        self.queue.push_back(subject.clone());
+        let entry = PendingMove { to, from: Some(from), requests_per_second, stage: MoveStage::Queued };
         self.table.insert(subject, entry);
     }
 
     fn begin(&mut self, subject: &Subject, now: Duration) {
         if let Some(entry) = self.table.get_mut(subject)
-            && matches!(entry.stage, Stage::InLine)
+            && matches!(entry.stage, MoveStage::Queued)
         {
-            entry.stage = Stage::UnderWay { since: now, order_at: now };
+            entry.stage = MoveStage::UnderWay { since: now, order_at: now };
             self.under_way += 1;
         }
     }
 
-    fn remove(&mut self, subject: &Subject) -> Option<Move> {
+    fn remove(&mut self, subject: &Subject) -> Option<PendingMove> {
         let entry = self.table.remove(subject)?;
-        self.under_way -= usize::from(matches!(entry.stage, Stage::UnderWay { .. }));
+        self.under_way -= usize::from(matches!(entry.stage, MoveStage::UnderWay { .. }));
         Some(entry)
     }
 
@@ -135,25 +135,26 @@ impl Moves {
         }
     }
 
-    fn give_up(&mut self, subject: Subject, why: &'static str) -> Option<News> {
-        let Move { to, .. } = self.remove(&subject)?;
+    fn give_up(&mut self, subject: Subject, why: &'static str) -> Option<OperatorEvent> {
+        let PendingMove { to, .. } = self.remove(&subject)?;
         self.given_up += 1;
-        Some(News::MoveGivenUp { subject, to, why })
+        Some(OperatorEvent::MoveFailed { subject, to, why })
     }
 
     fn under_way(&self) -> Vec<Subject> {
-        let under_way = self.table.iter().filter(|(_, entry)| matches!(entry.stage, Stage::UnderWay { .. }));
+        let under_way =
+            self.table.iter().filter(|(_, entry)| matches!(entry.stage, MoveStage::UnderWay { .. }));
         under_way.map(|(subject, _)| subject.clone()).collect()
     }
 }
 
-impl Machine {
-    /// The subjects whose assignments a [`Tick`](super::Input::Tick) asks for.
+impl CoordinatorMachine {
+    /// The subjects whose assignments a [`Tick`](super::CoordinatorInput::Tick) reads.
     #[must_use]
-    pub fn watched(&self) -> Vec<Subject> {
-        let mut watched = if self.moves.under_way == 0 { Vec::new() } else { self.moves.under_way() };
-        watched.extend(self.moves.line.iter().take(IN_LINE_AT_ONCE).cloned());
-        watched
+    pub fn subjects_to_read(&self) -> Vec<Subject> {
+        let mut subjects = if self.moves.under_way == 0 { Vec::new() } else { self.moves.under_way() };
+        subjects.extend(self.moves.queue.iter().take(MOST_STARTED_FROM_QUEUE).cloned());
+        subjects
     }
 
     pub(super) fn move_subject(
@@ -163,7 +164,7 @@ impl Machine {
         now: Duration,
         view: &dyn AssignmentView,
     ) -> Effects {
-        if let Some(error) = self.refused_as_target(&to) {
+        if let Some(error) = self.reject_target(&to) {
             return Effects::refuse(error);
         }
         let recorded = view.assignment(&subject);
@@ -171,25 +172,30 @@ impl Machine {
         match &recorded {
             Some(server) if *server == to => {
                 self.moves.finish(&subject, now);
-                Effects::answer(Answer::Move(reply))
+                Effects::answer(CoordinatorReply::Move(reply))
             }
             Some(server) if self.keeps_subjects(server) => {
                 let is_new = !self.moves.table.contains_key(&subject);
                 if self.moves.under_way >= MOST_UNDER_WAY || (is_new && self.moves.room() == 0) {
-                    let text = "more subjects are being moved already than are moved at once";
+                    let text = "too many moves are under way";
                     return Effects::refuse(ErrorReply::overloaded(text, RETRY_AFTER_MS));
                 }
-                let fresh = Move { to: to.clone(), from: None, requests_per_second: 0, stage: Stage::InLine };
+                let fresh = PendingMove {
+                    to: to.clone(),
+                    from: None,
+                    requests_per_second: 0,
+                    stage: MoveStage::Queued,
+                };
                 self.moves.table.entry(subject.clone()).or_insert(fresh).to = to;
                 self.moves.begin(&subject, now);
-                let mut effects = Effects::answer(Answer::Move(MoveReply { done: false, ..reply }));
+                let mut effects = Effects::answer(CoordinatorReply::Move(MoveReply { done: false, ..reply }));
                 self.step(subject, now, view, &mut effects);
                 effects
             }
-            // Nobody has it, or who had it is gone.
+            // The subject is not assigned, or its server is gone.
             _ => {
                 self.moves.finish(&subject, now);
-                Effects::answer(Answer::Move(reply)).with(assign(&subject, recorded, &to))
+                Effects::answer(CoordinatorReply::Move(reply)).with(assign(&subject, recorded, &to))
             }
         }
     }
@@ -197,11 +203,11 @@ impl Machine {
     pub(super) fn moves(&self) -> Effects {
         let Moves { table, done, given_up, .. } = &self.moves;
         let reply = MovesReply { pending: table.len() as u64, done: *done, given_up: *given_up };
-        Effects::answer(Answer::Moves(reply))
+        Effects::answer(CoordinatorReply::Moves(reply))
     }
 
-    /// Who shall have `subject` now that `server` has released it, if it was to be moved.
-    pub(super) fn moved_on(
+    /// If a move of `subject` is pending, finishes it after the release by `server` and returns its target.
+    pub(super) fn finish_move_on_release(
         &mut self,
         subject: &Subject,
         server: &ServerName,
@@ -215,97 +221,98 @@ impl Machine {
         Some(target)
     }
 
-    /// Repeats orders, notices what is over, and begins what waits in line.
-    pub(super) fn drive_moves(&mut self, now: Duration, view: &dyn AssignmentView, effects: &mut Effects) {
+    /// Repeats orders, finishes or fails moves, and starts queued moves.
+    pub(super) fn advance_moves(&mut self, now: Duration, view: &dyn AssignmentView, effects: &mut Effects) {
         if self.moves.table.is_empty() {
-            self.moves.line.clear();
+            self.moves.queue.clear();
             return;
         }
         for subject in self.moves.under_way() {
             self.step(subject, now, view, effects);
         }
         let a_second_ago = now.saturating_sub(Duration::from_secs(1));
-        self.moves.next_begins = self.moves.next_begins.max(a_second_ago);
-        // What is not watched must not be begun: nobody has looked where it is.
-        for _ in 0..IN_LINE_AT_ONCE {
-            if self.moves.under_way >= IN_LINE_AT_ONCE || self.moves.next_begins > now {
+        self.moves.next_start = self.moves.next_start.max(a_second_ago);
+        // Only moves whose assignment was read ahead may start.
+        for _ in 0..MOST_STARTED_FROM_QUEUE {
+            if self.moves.under_way >= MOST_STARTED_FROM_QUEUE || self.moves.next_start > now {
                 return;
             }
-            let Some(subject) = self.moves.line.pop_front() else { return };
+            let Some(subject) = self.moves.queue.pop_front() else { return };
             let Some(entry) = self.moves.table.get(&subject) else { continue };
-            if !matches!(entry.stage, Stage::InLine) {
+            if !matches!(entry.stage, MoveStage::Queued) {
                 continue;
             }
             if entry.from != view.assignment(&subject) {
                 effects
-                    .news
-                    .extend(self.moves.give_up(subject, "it is elsewhere than when the move was planned"));
+                    .events
+                    .extend(self.moves.give_up(subject, "subject is no longer at its planned source"));
                 continue;
             }
-            self.moves.next_begins += Duration::from_secs(1) / BEGUN_PER_SECOND;
+            self.moves.next_start += Duration::from_secs(1) / STARTS_PER_SECOND;
             self.moves.begin(&subject, now);
             self.step(subject, now, view, effects);
         }
     }
 
-    /// Does what there is to do about the move of `subject`.
+    /// Executes the next step of the move of `subject`.
     fn step(&mut self, subject: Subject, now: Duration, view: &dyn AssignmentView, effects: &mut Effects) {
         match self.next_step(&subject, now, view) {
-            Step::Wait => {}
-            Step::Order(order) => {
-                if let Some(Move { stage: Stage::UnderWay { order_at, .. }, .. }) =
+            MoveStep::Wait => {}
+            MoveStep::Order(order) => {
+                if let Some(PendingMove { stage: MoveStage::UnderWay { order_at, .. }, .. }) =
                     self.moves.table.get_mut(&subject)
                 {
                     *order_at = now + ORDER_INTERVAL;
                 }
                 effects.orders.push(order);
             }
-            Step::Done(change) => {
+            MoveStep::Done(change) => {
                 self.moves.finish(&subject, now);
                 effects.changes.extend(change);
             }
-            Step::GiveUp(why) => effects.news.extend(self.moves.give_up(subject, why)),
+            MoveStep::GiveUp(why) => effects.events.extend(self.moves.give_up(subject, why)),
         }
     }
 
-    fn next_step(&self, subject: &Subject, now: Duration, view: &dyn AssignmentView) -> Step {
-        let Some(Move { to, stage: Stage::UnderWay { since, order_at }, .. }) = self.moves.table.get(subject)
+    fn next_step(&self, subject: &Subject, now: Duration, view: &dyn AssignmentView) -> MoveStep {
+        let Some(PendingMove { to, stage: MoveStage::UnderWay { since, order_at }, .. }) =
+            self.moves.table.get(subject)
         else {
-            return Step::Wait;
+            return MoveStep::Wait;
         };
         if !self.takes_subjects(to) {
-            return Step::GiveUp("its target takes no subjects any more");
+            return MoveStep::GiveUp("target takes no subjects any more");
         }
         match view.assignment(subject) {
-            Some(server) if server == *to => Step::Done(None),
+            Some(server) if server == *to => MoveStep::Done(None),
             Some(server) if self.keeps_subjects(&server) => {
-                if now >= *since + GIVEN_UP_AFTER {
-                    return Step::GiveUp("its owner did not release it in time");
+                if now >= *since + RELEASE_TIMEOUT {
+                    return MoveStep::GiveUp("owner did not release the subject in time");
                 }
                 match self.members.get(&server) {
-                    Some(owner) if now >= *order_at => Step::Order(HandOverOrder {
+                    Some(owner) if now >= *order_at => MoveStep::Order(HandOverOrder {
                         v: ProtocolVersion::CURRENT,
                         log: owner.record.log.clone(),
                         subject: subject.clone(),
                     }),
-                    // A server that was forgotten and has not joined again yet: nobody knows its log.
-                    Some(_) | None => Step::Wait,
+                    // The coordinator forgot the server, and it has not joined again yet: its log is unknown.
+                    Some(_) | None => MoveStep::Wait,
                 }
             }
-            recorded => Step::Done(assign(subject, recorded, to)),
+            recorded => MoveStep::Done(assign(subject, recorded, to)),
         }
     }
 
-    fn refused_as_target(&self, server: &ServerName) -> Option<ErrorReply> {
+    fn reject_target(&self, server: &ServerName) -> Option<ErrorReply> {
         match self.members.get(server) {
-            None => Some(unknown(server)),
+            None => Some(unknown_name(server)),
             Some(member) if member.takes_subjects() => None,
             Some(member) => {
                 let why = match member.lease {
-                    _ if member.drains() => "is being drained",
-                    Lease::Over => "is dead",
-                    Lease::Inherited { .. } | Lease::Granted { .. } => {
-                        "was not heard of since the coordinator started"
+                    _ if member.is_draining() => "is draining",
+                    GrantedLease::Ended => "is dead",
+                    GrantedLease::Inherited { .. } | GrantedLease::Granted { .. } => {
+                        "has sent no heartbeat since the coordinator started"
                     }
                 };
                 Some(ErrorReply::unavailable(format!("{server} takes no subjects: it {why}")))

@@ -1,4 +1,4 @@
-//! Scripts for the machine: who says what when, and what comes of it.
+//! Tests of the machine: sequences of inputs, and their effects.
 
 mod assignment;
 mod balance;
@@ -19,9 +19,9 @@ use dormouse_protocol::fleet::{
 use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation, LogId, ProtocolVersion, ServerName, Subject};
 use ulid::Ulid;
 
-use super::{Answer, AssignmentView, Effects, Gone, Input, Machine};
+use super::{AssignmentView, CoordinatorInput, CoordinatorMachine, CoordinatorReply, Effects, GoneProcess};
 use crate::store::memory::{MemoryDisk, MemoryStore};
-use crate::store::{Change, Remembered, Store};
+use crate::store::{Store, StoreChange, StoredState};
 
 const TTL: Duration = Duration::from_secs(3);
 const DEAD_AFTER: Duration = Duration::from_millis(3_900);
@@ -39,16 +39,16 @@ impl AssignmentView for MemoryStore {
 
 /// A machine with its store and a clock.
 struct World {
-    machine: Machine,
+    machine: CoordinatorMachine,
     disk: MemoryDisk,
     store: MemoryStore,
     now: Duration,
     runs: u128,
-    gone: Vec<Gone>,
+    gone: Vec<GoneProcess>,
 }
 
 impl World {
-    /// A coordinator that has been running for long.
+    /// A coordinator whose startup grace is over.
     fn new() -> Self {
         let mut world = Self::just_started();
         world.pass(Duration::from_secs(31));
@@ -60,7 +60,7 @@ impl World {
         let disk = MemoryDisk::new();
         let store = MemoryStore::open(&disk);
         let now = Duration::from_secs(1_000);
-        let (machine, _) = Machine::begin(incarnation(0), TTL, store.remembered().unwrap(), now);
+        let (machine, _) = CoordinatorMachine::begin(incarnation(0), TTL, store.load_state().unwrap(), now);
         let mut world = Self { machine, disk, store, now, runs: 0, gone: Vec::new() };
         world.restart(TTL);
         world
@@ -72,33 +72,33 @@ impl World {
     }
 
     /// Starts a coordinator on the same disk after another one, with a disk of its own, has been at work.
-    fn follow_another(&mut self) {
-        self.begin(TTL, Remembered::doubt);
+    fn start_after_other_coordinator(&mut self) {
+        self.begin(TTL, StoredState::distrust);
     }
 
-    fn begin(&mut self, ttl: Duration, doubt: fn(&mut Remembered) -> Vec<Change>) {
+    fn begin(&mut self, ttl: Duration, adjust: fn(&mut StoredState) -> Vec<StoreChange>) {
         self.runs += 1;
         self.store = MemoryStore::open(&self.disk);
-        let mut remembered = self.store.remembered().unwrap();
-        self.commit(&doubt(&mut remembered));
-        let (machine, changes) = Machine::begin(incarnation(self.runs), ttl, remembered, self.now);
+        let mut stored = self.store.load_state().unwrap();
+        self.commit(&adjust(&mut stored));
+        let (machine, changes) = CoordinatorMachine::begin(incarnation(self.runs), ttl, stored, self.now);
         self.machine = machine;
         self.commit(&changes);
     }
 
-    fn commit(&self, changes: &[Change]) {
+    fn commit(&self, changes: &[StoreChange]) {
         self.store.write(changes).unwrap();
         self.store.flush().unwrap();
     }
 
-    fn apply(&mut self, input: Input) -> Effects {
+    fn apply(&mut self, input: CoordinatorInput) -> Effects {
         let effects = self.machine.apply(input, self.now, &self.store);
         self.commit(&effects.changes);
         self.gone.extend(effects.gone.iter().cloned());
         effects
     }
 
-    fn ask(&mut self, input: Input) -> Result<Answer, ErrorReply> {
+    fn ask(&mut self, input: CoordinatorInput) -> Result<CoordinatorReply, ErrorReply> {
         self.apply(input).answer.expect("a request has an answer")
     }
 
@@ -119,19 +119,19 @@ impl World {
                     self.ask(heartbeat(log)).unwrap();
                 }
             }
-            self.apply(Input::Tick);
+            self.apply(CoordinatorInput::Tick);
         }
     }
 
     fn locate(&mut self, name: &str) -> Result<String, ErrorCode> {
-        match self.ask(Input::Locate(subject(name))) {
-            Ok(Answer::Located(reply)) => Ok(reply.server.to_string()),
+        match self.ask(CoordinatorInput::Locate(subject(name))) {
+            Ok(CoordinatorReply::Located(reply)) => Ok(reply.server.to_string()),
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error.code),
         }
     }
 
-    /// `Ok` when granted, else the code and the server to ask instead.
+    /// `Ok` if granted, otherwise the error code and the server of the redirect.
     fn claim(
         &mut self,
         name: &str,
@@ -140,8 +140,8 @@ impl World {
     ) -> Result<(), (ErrorCode, Option<String>)> {
         let request =
             ClaimRequest { v: ProtocolVersion::CURRENT, claimant: log.clone(), owner: owner.cloned() };
-        match self.ask(Input::Claim(subject(name), request)) {
-            Ok(Answer::Claimed(reply)) => {
+        match self.ask(CoordinatorInput::Claim(subject(name), request)) {
+            Ok(CoordinatorReply::Claimed(reply)) => {
                 assert_eq!(reply.incarnation, self.machine.incarnation());
                 Ok(())
             }
@@ -161,7 +161,9 @@ impl World {
     }
 
     fn server(&mut self, name: &str) -> Option<ServerEntry> {
-        let Ok(Answer::Servers(reply)) = self.ask(Input::Servers) else { panic!("a list of servers") };
+        let Ok(CoordinatorReply::Servers(reply)) = self.ask(CoordinatorInput::Servers) else {
+            panic!("a list of servers")
+        };
         reply.servers.into_iter().find(|entry| entry.name.as_str() == name)
     }
 }
@@ -178,8 +180,8 @@ fn log(name: &str, process: u128) -> LogId {
     LogId::new(ServerName::new(name).unwrap(), Ulid::from_parts(1, process))
 }
 
-fn join(log: &LogId) -> Input {
-    Input::Join(JoinRequest {
+fn join(log: &LogId) -> CoordinatorInput {
+    CoordinatorInput::Join(JoinRequest {
         v: ProtocolVersion::CURRENT,
         log: log.clone(),
         predecessor: None,
@@ -188,13 +190,13 @@ fn join(log: &LogId) -> Input {
     })
 }
 
-fn join_after(log: &LogId, predecessor: &LogId) -> Input {
-    let Input::Join(request) = join(log) else { unreachable!() };
-    Input::Join(JoinRequest { predecessor: Some(predecessor.clone()), ..request })
+fn join_after(log: &LogId, predecessor: &LogId) -> CoordinatorInput {
+    let CoordinatorInput::Join(request) = join(log) else { unreachable!() };
+    CoordinatorInput::Join(JoinRequest { predecessor: Some(predecessor.clone()), ..request })
 }
 
-fn heartbeat(log: &LogId) -> Input {
-    Input::Heartbeat(HeartbeatRequest {
+fn heartbeat(log: &LogId) -> CoordinatorInput {
+    CoordinatorInput::Heartbeat(HeartbeatRequest {
         v: ProtocolVersion::CURRENT,
         log: log.clone(),
         load: ServerLoad::default(),
@@ -203,20 +205,20 @@ fn heartbeat(log: &LogId) -> Input {
     })
 }
 
-fn draining(log: &LogId) -> Input {
-    let Input::Heartbeat(request) = heartbeat(log) else { unreachable!() };
-    Input::Heartbeat(HeartbeatRequest { draining: true, ..request })
+fn draining(log: &LogId) -> CoordinatorInput {
+    let CoordinatorInput::Heartbeat(request) = heartbeat(log) else { unreachable!() };
+    CoordinatorInput::Heartbeat(HeartbeatRequest { draining: true, ..request })
 }
 
-fn leave(log: &LogId) -> Input {
-    Input::Leave(LeaveRequest { v: ProtocolVersion::CURRENT, log: log.clone() })
+fn leave(log: &LogId) -> CoordinatorInput {
+    CoordinatorInput::Leave(LeaveRequest { v: ProtocolVersion::CURRENT, log: log.clone() })
 }
 
-fn release(name: &str, log: &LogId) -> Input {
-    Input::Release(subject(name), ReleaseRequest { v: ProtocolVersion::CURRENT, log: log.clone() })
+fn release(name: &str, log: &LogId) -> CoordinatorInput {
+    CoordinatorInput::Release(subject(name), ReleaseRequest { v: ProtocolVersion::CURRENT, log: log.clone() })
 }
 
-fn move_to(name: &str, server: &str) -> Input {
+fn move_to(name: &str, server: &str) -> CoordinatorInput {
     let request = MoveRequest { v: ProtocolVersion::CURRENT, to: ServerName::new(server).unwrap() };
-    Input::Move(subject(name), request)
+    CoordinatorInput::Move(subject(name), request)
 }

@@ -12,8 +12,8 @@ fn subject(text: &str) -> Subject {
     Subject::new(text).unwrap()
 }
 
-/// A server with so many subjects, of which these are busy: requests per second and bytes.
-fn server(number: usize, capacity: u32, assigned: u64, busy: &[(u64, u64)]) -> Server {
+/// A server with `assigned` subjects, of which `busy` are busy: requests per second and bytes.
+fn server(number: usize, capacity: u32, assigned: u64, busy: &[(u64, u64)]) -> ServerShare {
     let busiest: Vec<_> = busy
         .iter()
         .enumerate()
@@ -24,7 +24,7 @@ fn server(number: usize, capacity: u32, assigned: u64, busy: &[(u64, u64)]) -> S
         })
         .collect();
     let quiet = assigned.saturating_sub(busiest.len() as u64);
-    Server {
+    ServerShare {
         name: name(number),
         capacity,
         assigned,
@@ -34,10 +34,11 @@ fn server(number: usize, capacity: u32, assigned: u64, busy: &[(u64, u64)]) -> S
     }
 }
 
-const UNLIMITED: Limits = Limits { most_moves: usize::MAX, most_bytes: usize::MAX, load_is_known: true };
+const UNLIMITED: PlanLimits =
+    PlanLimits { most_moves: usize::MAX, most_bytes: usize::MAX, load_is_known: true };
 
-/// The servers once the plan was carried out.
-fn carried_out(servers: Vec<Server>, plan: &RebalanceReply) -> Vec<Server> {
+/// The servers after the plan was executed.
+fn execute(servers: Vec<ServerShare>, plan: &RebalanceReply) -> Vec<ServerShare> {
     let mut by_name: BTreeMap<_, _> =
         servers.into_iter().map(|server| (server.name.clone(), server)).collect();
     for step in &plan.moves {
@@ -58,20 +59,22 @@ fn carried_out(servers: Vec<Server>, plan: &RebalanceReply) -> Vec<Server> {
     by_name.into_values().collect()
 }
 
+/// The plan is empty if the fleet is even, cannot be more even, has no capacity or has little load.
 #[test]
-fn an_even_fleet_is_left_alone() {
+fn rebalance_of_even_fleet_plans_no_moves() {
     let servers = vec![server(1, 100, 105, &[]), server(2, 100, 95, &[]), server(3, 200, 200, &[])];
     assert_eq!(plan(servers, UNLIMITED).moves, []);
     assert_eq!(plan(Vec::new(), UNLIMITED).moves, []);
     assert_eq!(plan(vec![server(1, 0, 5, &[])], UNLIMITED).moves, []);
-    // Three and two cannot be more even.
+    // Three subjects and two subjects cannot be more even.
     assert_eq!(plan(vec![server(1, 100, 3, &[]), server(2, 100, 2, &[])], UNLIMITED).moves, []);
-    // Nor is it worth a move where hardly anything is asked.
+    // A small difference in requests causes no move.
     assert_eq!(plan(vec![server(1, 100, 2, &[(5, 1), (4, 1)]), server(2, 100, 2, &[])], UNLIMITED).moves, []);
 }
 
+/// The plan moves subjects until the shares follow the capacities; a server with capacity 0 gets none.
 #[test]
-fn shares_follow_capacities() {
+fn rebalance_shares_follow_capacities() {
     let servers = vec![server(1, 100, 900, &[]), server(2, 200, 0, &[]), server(3, 0, 0, &[])];
     let plan = plan(servers, UNLIMITED);
     let after: Vec<_> = plan.servers.iter().map(|server| server.assigned_subjects_after).collect();
@@ -79,24 +82,26 @@ fn shares_follow_capacities() {
     assert!(plan.moves.iter().all(|step| step.to == name(2)));
 }
 
+/// The plan respects the limits on moves and reply bytes, and moves no busy subject while the load is unknown.
 #[test]
-fn a_plan_keeps_to_its_limits() {
+fn rebalance_plan_respects_limits() {
     let servers = || vec![server(1, 100, 500, &[]), server(2, 100, 0, &[])];
-    assert_eq!(plan(servers(), Limits { most_moves: 7, ..UNLIMITED }).moves.len(), 7);
-    let few = plan(servers(), Limits { most_bytes: 1_000, ..UNLIMITED }).moves.len();
+    assert_eq!(plan(servers(), PlanLimits { most_moves: 7, ..UNLIMITED }).moves.len(), 7);
+    let few = plan(servers(), PlanLimits { most_bytes: 1_000, ..UNLIMITED }).moves.len();
     assert!((1..12).contains(&few), "{few}");
     let busy = vec![server(1, 100, 2, &[(100, 1), (100, 1)]), server(2, 100, 2, &[])];
-    assert_eq!(plan(busy.clone(), Limits { load_is_known: false, ..UNLIMITED }).moves, []);
+    assert_eq!(plan(busy.clone(), PlanLimits { load_is_known: false, ..UNLIMITED }).moves, []);
     assert_eq!(plan(busy, UNLIMITED).moves.len(), 1);
 }
 
+/// The plan does not move a subject whose load would overload each other server.
 #[test]
-fn a_subject_that_is_too_much_for_anybody_else_stays() {
+fn rebalance_keeps_subject_too_busy_for_other_servers() {
     let servers = vec![server(1, 100, 1, &[(1_000, 1)]), server(2, 100, 1, &[])];
     assert_eq!(plan(servers, UNLIMITED).moves, []);
 }
 
-fn servers() -> impl Strategy<Value = Vec<Server>> {
+fn servers() -> impl Strategy<Value = Vec<ServerShare>> {
     let capacity = prop::sample::select(vec![0_u32, 1, 50, 100, 100, 100, 400]);
     let busy = prop::collection::vec((0..2_000_u64, 0..10_000_000_u64), 0..12);
     let one = (capacity, 0..300_u64, busy);
@@ -110,34 +115,36 @@ fn servers() -> impl Strategy<Value = Vec<Server>> {
 }
 
 proptest! {
+    /// A second plan after an executed plan is empty, and the result matches the predicted numbers.
     #[test]
-    fn planning_again_after_a_plan_was_carried_out_moves_nothing(servers in servers()) {
+    fn rebalance_after_executed_plan_moves_nothing(servers in servers()) {
         let first = plan(servers.clone(), UNLIMITED);
-        let after = carried_out(servers, &first);
-        for (server, said) in after.iter().zip(&first.servers) {
-            prop_assert_eq!(&server.name, &said.name);
-            prop_assert_eq!(server.assigned, said.assigned_subjects_after);
-            prop_assert_eq!(server.requests_per_second, said.requests_per_second_after);
+        let after = execute(servers, &first);
+        for (server, predicted) in after.iter().zip(&first.servers) {
+            prop_assert_eq!(&server.name, &predicted.name);
+            prop_assert_eq!(server.assigned, predicted.assigned_subjects_after);
+            prop_assert_eq!(server.requests_per_second, predicted.requests_per_second_after);
         }
         let again = plan(after, UNLIMITED);
         prop_assert_eq!(again.moves, vec![]);
     }
 
+    /// A plan moves each subject at most once and never raises the highest relative request load.
     #[test]
-    fn a_plan_moves_each_subject_once_and_makes_nothing_worse(servers in servers()) {
-        let worst = |servers: &[Server], has: fn(&Server) -> f64| {
-            let level = |server: &Server| has(server) / f64::from(server.capacity);
+    fn rebalance_moves_each_subject_once_and_never_raises_peak(servers in servers()) {
+        let peak = |servers: &[ServerShare], has: fn(&ServerShare) -> f64| {
+            let level = |server: &ServerShare| has(server) / f64::from(server.capacity);
             servers.iter().filter(|server| server.capacity > 0).map(level).fold(0.0, f64::max)
         };
-        // Whoever has a capacity of nothing gives what it has to others, for whom that is more.
+        // A server with capacity 0 gives its subjects to others, which raises their load.
         prop_assume!(servers.iter().all(|server| server.capacity > 0 || server.assigned == 0));
-        let requests = worst(&servers, |server| server.requests_per_second as f64);
+        let requests = peak(&servers, |server| server.requests_per_second as f64);
         let first = plan(servers.clone(), UNLIMITED);
         let mut subjects: Vec<_> = first.moves.iter().map(|step| &step.subject).collect();
         subjects.sort();
         subjects.dedup();
         prop_assert_eq!(subjects.len(), first.moves.len());
-        let after = carried_out(servers, &first);
-        prop_assert!(worst(&after, |server| server.requests_per_second as f64) <= requests + 1e-9);
+        let after = execute(servers, &first);
+        prop_assert!(peak(&after, |server| server.requests_per_second as f64) <= requests + 1e-9);
     }
 }

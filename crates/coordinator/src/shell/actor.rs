@@ -18,76 +18,79 @@ use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::inbox::{Arrived, EndpointFacts, Heartbeats, Inbox};
-use super::lookup::Reader;
-use super::requests::Wish;
-use super::watch::Watch;
-use super::{Asked, Request, RunError};
-use crate::machine::{Answer, Candidates, Effects, Gone, Input, Machine, News, Why};
-use crate::store::{Change, Store, StoreError, Window};
+use super::inbox::{EndpointFacts, HeartbeatBatch, RequestBatch, RequestInbox};
+use super::lookup::AssignmentReader;
+use super::requests::AdminRequest;
+use super::status::StatusReporter;
+use super::{DecodedRequest, MachineRequest, RunError};
+use crate::machine::{
+    Candidates, CoordinatorInput, CoordinatorMachine, CoordinatorReply, Effects, GoneProcess, GoneReason,
+    OperatorEvent,
+};
+use crate::store::{AssignmentWindow, Store, StoreChange, StoreError};
 
-/// How many operators are looked up something for at once.
+/// The maximum number of concurrent lookups for operators.
 const LOOKUPS_AT_ONCE: usize = 4;
 
-/// When the others are told to try again, in milliseconds.
+/// The retry delay of the reply beyond that number, in milliseconds.
 const RETRY_AFTER_MS: u64 = 200;
 
-/// Most bytes of a list in an answer to an operator; half of the largest payload where that is less.
+/// The limit for the bytes of a list in a reply to an operator; half of the largest payload if that is less.
 const LIST_BYTES: usize = 512 * 1_024;
 
-/// The owner of the state.
+/// The owner of the machine and the store during a run.
 pub(super) struct Actor {
-    machine: Machine,
+    machine: CoordinatorMachine,
     store: Arc<dyn Store>,
     bus: Arc<dyn Bus>,
     env: Env,
     prefix: Prefix,
-    inbox: Inbox,
+    inbox: RequestInbox,
     endpoints: Vec<EndpointFacts>,
-    window: Window,
+    window: AssignmentWindow,
     events: broadcast::Receiver<BusEvent>,
-    watch: Watch,
-    lookups: FuturesUnordered<BoxFuture<'static, Result<LookedUp, StoreError>>>,
-    /// What could be decided, now that everything for it is looked up.
-    ready: Vec<Asked>,
-    /// Where the next rebalancing begins to look for subjects that could move.
-    look_on_after: Option<Subject>,
+    status: StatusReporter,
+    lookups: FuturesUnordered<BoxFuture<'static, Result<LookupResult, StoreError>>>,
+    /// Requests whose lookup is complete.
+    ready: Vec<MachineRequest>,
+    /// The position after which the next rebalancing scans for candidates.
+    scan_cursor: Option<Subject>,
 }
 
-/// What was looked up, and for whom.
-enum LookedUp {
+/// The result of a lookup, with the responder of its request.
+enum LookupResult {
     Page(SubjectsReply, Responder),
     Candidates {
         request: RebalanceRequest,
         candidates: Candidates,
-        look_on_after: Option<Subject>,
+        scan_cursor: Option<Subject>,
         responder: Responder,
     },
 }
 
 /// Why a run ended.
-pub(super) enum Ended {
-    /// It was asked to.
+pub(super) enum RunEnd {
+    /// The stop signal was given.
     Stopped,
-    /// An earlier run is at work, too.
+    /// An earlier run is also active.
     StoodDown(Incarnation),
 }
 
 impl Actor {
-    #[expect(clippy::too_many_arguments)] // Its parts, put together in one place only.
+    #[expect(clippy::too_many_arguments)] // The parts are put together at one call site only.
     pub(super) fn new(
-        machine: Machine,
+        machine: CoordinatorMachine,
         store: Arc<dyn Store>,
         bus: Arc<dyn Bus>,
         env: Env,
         prefix: Prefix,
-        inbox: Inbox,
-        window: Window,
+        inbox: RequestInbox,
+        window: AssignmentWindow,
         events: broadcast::Receiver<BusEvent>,
-        watch: Watch,
+        watch: StatusReporter,
     ) -> Self {
         let endpoints = inbox.stats();
-        let (lookups, ready, look_on_after) = (FuturesUnordered::new(), Vec::new(), None);
+        let (lookups, ready, scan_cursor) = (FuturesUnordered::new(), Vec::new(), None);
         Self {
             machine,
             store,
@@ -98,124 +101,126 @@ impl Actor {
             endpoints,
             window,
             events,
-            watch,
+            status: watch,
             lookups,
             ready,
-            look_on_after,
+            scan_cursor,
         }
     }
 
-    /// Runs until the stop signal, or until an earlier run is heard of.
+    /// Runs until the stop signal, or until an earlier run announces itself.
     pub(super) async fn run(
         mut self,
         stop: &Stop,
         mut earlier: oneshot::Receiver<Incarnation>,
         tick: Duration,
-    ) -> Result<Ended, RunError> {
+    ) -> Result<RunEnd, RunError> {
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut news_come = true;
+        let mut events_open = true;
         loop {
             let mut event = None;
-            // The inbox last: it may be full without a pause, and every batch empties it, whatever it was begun for.
+            // The inbox is last: requests may arrive without a pause, and each batch empties it, regardless of its cause.
             tokio::select! {
                 biased;
-                // Not a word more: what it would say is no better than what the other one says.
-                Ok(other) = &mut earlier, if !earlier.is_terminated() => return Ok(Ended::StoodDown(other)),
-                () = stop.given() => {
-                    // What has arrived is still answered: it cost its senders a wait.
+                // At once, without further replies: the other coordinator is active and answers the requests.
+                Ok(other) = &mut earlier, if !earlier.is_terminated() => return Ok(RunEnd::StoodDown(other)),
+                () = stop.requested() => {
+                    // Requests that have arrived are still answered: their senders have already waited.
                     self.batch(None).await?;
-                    return Ok(Ended::Stopped);
+                    return Ok(RunEnd::Stopped);
                 }
-                news = self.events.recv(), if news_come => {
-                    news_come = !matches!(news, Err(broadcast::error::RecvError::Closed));
-                    event = self.connection(&news);
+                bus_event = self.events.recv(), if events_open => {
+                    events_open = !matches!(bus_event, Err(broadcast::error::RecvError::Closed));
+                    event = self.connection_input(&bus_event);
                 }
                 _ = ticks.tick() => {}
-                Some(found) = self.lookups.next() => self.looked_up(found?),
+                Some(result) = self.lookups.next() => self.finish_lookup(result?),
                 open = self.inbox.arrival() => if !open { return Err(RunError::Unreachable) },
             }
             self.batch(event).await?;
         }
     }
 
-    /// What news about the connection mean to the machine.
-    fn connection(&self, news: &Result<BusEvent, broadcast::error::RecvError>) -> Option<Input> {
-        match news {
-            Ok(BusEvent::Connected) => Some(Input::Connected),
-            Ok(BusEvent::Disconnected) => Some(Input::Disconnected),
+    /// The input of the machine for an event of the connection.
+    fn connection_input(
+        &self,
+        bus_event: &Result<BusEvent, broadcast::error::RecvError>,
+    ) -> Option<CoordinatorInput> {
+        match bus_event {
+            Ok(BusEvent::Connected) => Some(CoordinatorInput::Connected),
+            Ok(BusEvent::Disconnected) => Some(CoordinatorInput::Disconnected),
             Ok(_) | Err(broadcast::error::RecvError::Closed) => None,
-            // Some were missed; how it stands now is enough.
-            Err(broadcast::error::RecvError::Lagged(_)) if self.bus.is_connected() => Some(Input::Connected),
-            Err(broadcast::error::RecvError::Lagged(_)) => Some(Input::Disconnected),
+            // Events were missed; the current state is sufficient.
+            Err(broadcast::error::RecvError::Lagged(_)) if self.bus.is_connected() => {
+                Some(CoordinatorInput::Connected)
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(CoordinatorInput::Disconnected),
         }
     }
 
-    /// Decides about everything that has arrived, remembers it, then lets it be known.
-    async fn batch(&mut self, event: Option<Input>) -> Result<(), StoreError> {
-        self.heartbeats(self.env.boot(), &HashSet::new());
-        let Arrived { mut asked, lookups } = self.inbox.take(&self.prefix);
+    /// Decides all arrived requests, stores the changes, then sends the replies, announcements and orders.
+    async fn batch(&mut self, event: Option<CoordinatorInput>) -> Result<(), StoreError> {
+        self.answer_heartbeats(self.env.boot(), &HashSet::new());
+        let RequestBatch { mut asked, lookups } = self.inbox.take(&self.prefix);
         asked.append(&mut self.ready);
         for lookup in lookups {
-            self.look_up(lookup);
+            self.start_lookup(lookup);
         }
         self.read_ahead(&asked).await?;
         let now = self.env.boot();
-        // Nobody is declared dead whose heartbeat may still be waiting to be read. What else is waiting does not
-        // matter: anybody may ask for subjects, as often as they like.
-        let tick = self.heartbeats(now, &HashSet::new()).then_some(Input::Tick);
+        // There is a tick only if all arrived heartbeats are read, so no server with an unread heartbeat is declared
+        // dead. Other unread requests do not delay the tick: clients may send any number of locates.
+        let tick = self.answer_heartbeats(now, &HashSet::new()).then_some(CoordinatorInput::Tick);
         let mut changes = Vec::new();
-        let (mut gone, mut orders, mut news) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut gone, mut orders, mut events) = (Vec::new(), Vec::new(), Vec::new());
         let mut answers = Vec::with_capacity(asked.len());
-        let mut apply = |input: Input, responder: Option<Responder>| {
+        let mut apply = |input: CoordinatorInput, responder: Option<Responder>| {
             let effects = self.machine.apply(input, now, &self.window);
             effects.changes.iter().for_each(|change| self.window.note(change));
-            let Effects { changes: made, answer, gone: ended, orders: ordered, news: new } = effects;
-            changes.extend(made);
+            let Effects { changes: new_changes, answer, gone: ended, orders: ordered, events: new } = effects;
+            changes.extend(new_changes);
             gone.extend(ended);
             orders.extend(ordered);
-            news.extend(new);
+            events.extend(new);
             answers.extend(responder.zip(answer));
         };
         if let Some(event) = event {
             apply(event, None);
         }
-        for Asked { input, responder } in asked {
+        for MachineRequest { input, responder } in asked {
             apply(input, Some(responder));
         }
         if let Some(tick) = tick {
             apply(tick, None);
         }
-        report(&changes, &gone, &news);
+        log_events(&changes, &gone, &events);
         if !changes.is_empty() {
             let unflushed = changes.iter().filter_map(server_of).cloned().collect();
             let flushed = commit(self.env.clone(), Arc::clone(&self.store), changes);
-            self.while_hearing(&unflushed, flushed).await?;
+            self.while_connected(&unflushed, flushed).await?;
         }
         for (responder, answer) in answers {
             send(responder, answer);
         }
-        for Gone { log, .. } in gone {
+        for GoneProcess { log, .. } in gone {
             let announcement = GoneAnnouncement { v: ProtocolVersion::CURRENT, log };
             publish(&*self.bus, self.prefix.gone(), &announcement).await;
         }
         for order in orders {
             publish(&*self.bus, self.prefix.order(order.log.server()), &order).await;
         }
-        self.watch.note(&self.machine, self.window.assigned(), &self.endpoints);
+        self.status.set_active(&self.machine, self.window.assigned(), &self.endpoints);
         Ok(())
     }
 
-    /// Answers the heartbeats that have arrived, at `now`, except those of servers in `unflushed`. False when there
-    /// may be more of them.
-    fn heartbeats(&mut self, now: Duration, unflushed: &HashSet<ServerName>) -> bool {
-        let Heartbeats { arrived, all } = self.inbox.heartbeats(&self.prefix, unflushed);
-        for Asked { input, responder } in arrived {
+    /// Answers the heartbeats that have arrived, at `now`, except those of servers in `unflushed`. Returns false if more
+    /// heartbeats may be waiting.
+    fn answer_heartbeats(&mut self, now: Duration, unflushed: &HashSet<ServerName>) -> bool {
+        let HeartbeatBatch { arrived, complete: all } = self.inbox.heartbeats(&self.prefix, unflushed);
+        for MachineRequest { input, responder } in arrived {
             let Effects { changes, answer, gone, .. } = self.machine.apply(input, now, &self.window);
-            debug_assert!(
-                changes.is_empty() && gone.is_empty(),
-                "a heartbeat changes nothing that is stored"
-            );
+            debug_assert!(changes.is_empty() && gone.is_empty(), "a heartbeat must not change stored state");
             if let Some(answer) = answer {
                 send(responder, answer);
             }
@@ -223,8 +228,8 @@ impl Actor {
         all
     }
 
-    /// Waits for `work`, which the store does, and answers heartbeats meanwhile.
-    async fn while_hearing<T>(
+    /// Waits for `work` of the store, and answers heartbeats meanwhile.
+    async fn while_connected<T>(
         &mut self,
         unflushed: &HashSet<ServerName>,
         work: impl Future<Output = T> + Send,
@@ -237,59 +242,59 @@ impl Actor {
                 done = &mut work => return done,
                 more = self.inbox.fleet_arrival(), if open => open = more,
             }
-            self.heartbeats(self.env.boot(), unflushed);
+            self.answer_heartbeats(self.env.boot(), unflushed);
         }
     }
 
-    /// Begins to look something up, beside the batches.
-    fn look_up(&mut self, Request { input, responder }: Request<Wish>) {
+    /// Starts a lookup, which runs concurrently with the batches.
+    fn start_lookup(&mut self, DecodedRequest { input, responder }: DecodedRequest<AdminRequest>) {
         if self.lookups.len() >= LOOKUPS_AT_ONCE {
-            let text = "as many operators ask for lists as are served at once";
+            let text = "too many lists are being read";
             return responder.error(&ErrorReply::overloaded(text, RETRY_AFTER_MS));
         }
-        let reader = Reader { env: self.env.clone(), store: Arc::clone(&self.store) };
+        let reader = AssignmentReader { env: self.env.clone(), store: Arc::clone(&self.store) };
         let most_bytes = LIST_BYTES.min(self.bus.max_payload() / 2);
         match input {
-            Wish::Decide(input) => self.ready.push(Asked { input, responder }),
-            Wish::Page(request) => self.lookups.push(Box::pin(async move {
+            AdminRequest::Decide(input) => self.ready.push(MachineRequest { input, responder }),
+            AdminRequest::Page(request) => self.lookups.push(Box::pin(async move {
                 let page = reader.page(request, most_bytes).await?;
-                Ok(LookedUp::Page(page, responder))
+                Ok(LookupResult::Page(page, responder))
             })),
-            Wish::Rebalance(request) => {
+            AdminRequest::Rebalance(request) => {
                 let wanted = self.machine.wanted_candidates(&self.window);
                 let busy = self.machine.busy_subjects();
-                let after = self.look_on_after.clone();
+                let after = self.scan_cursor.clone();
                 let responder = if request.dry_run { responder } else { responder.changing() };
                 self.lookups.push(Box::pin(async move {
-                    let (mut subjects, look_on_after) = reader.subjects_of(wanted, after).await?;
+                    let (mut subjects, scan_cursor) = reader.subjects_of(wanted, after).await?;
                     subjects.extend(busy);
                     let candidates = Candidates { subjects, reply_bytes: most_bytes };
-                    Ok(LookedUp::Candidates { request, candidates, look_on_after, responder })
+                    Ok(LookupResult::Candidates { request, candidates, scan_cursor, responder })
                 }));
             }
         }
     }
 
-    fn looked_up(&mut self, found: LookedUp) {
-        match found {
-            LookedUp::Page(mut page, responder) => {
-                page.subjects.retain(|assigned| !self.machine.was_emptied(&assigned.server));
-                respond(responder, written(&page));
+    fn finish_lookup(&mut self, result: LookupResult) {
+        match result {
+            LookupResult::Page(mut page, responder) => {
+                page.subjects.retain(|assigned| !self.machine.is_known_empty(&assigned.server));
+                respond(responder, encode_reply(&page));
             }
-            LookedUp::Candidates { request, candidates, look_on_after, responder } => {
-                self.look_on_after = look_on_after;
-                let input = Input::Rebalance(request, candidates);
-                self.ready.push(Asked { input, responder });
+            LookupResult::Candidates { request, candidates, scan_cursor, responder } => {
+                self.scan_cursor = scan_cursor;
+                let input = CoordinatorInput::Rebalance(request, candidates);
+                self.ready.push(MachineRequest { input, responder });
             }
         }
     }
 
-    async fn read_ahead(&mut self, asked: &[Asked]) -> Result<(), StoreError> {
-        let watched = self.machine.watched();
+    async fn read_ahead(&mut self, asked: &[MachineRequest]) -> Result<(), StoreError> {
+        let watched = self.machine.subjects_to_read();
         let subjects: BTreeSet<&Subject> =
             asked.iter().flat_map(|asked| subjects_of(&asked.input)).chain(&watched).collect();
         if subjects.is_empty() {
-            self.window.show(HashMap::new());
+            self.window.set_assignments(HashMap::new());
             return Ok(());
         }
         let subjects: Vec<Subject> = subjects.into_iter().cloned().collect();
@@ -298,9 +303,9 @@ impl Actor {
             let assignments = store.assignments(&subjects)?;
             Ok(subjects.into_iter().zip(assignments).collect())
         });
-        // Nothing is unflushed: a batch ends with its flush.
-        let assignments = self.while_hearing(&HashSet::new(), read).await?;
-        self.window.show(assignments);
+        // No change is unflushed here: each batch ends with its flush.
+        let assignments = self.while_connected(&HashSet::new(), read).await?;
+        self.window.set_assignments(assignments);
         Ok(())
     }
 }
@@ -308,46 +313,50 @@ impl Actor {
 async fn publish(bus: &dyn Bus, route: Route, message: &(impl Serialize + Sync)) {
     let sent = match encode(message) {
         Ok(payload) => bus.publish(Outgoing::new(route, payload)).await,
-        Err(error) => return tracing::error!(%error, "a message cannot be written"),
+        Err(error) => return tracing::error!(%error, "message not encoded"),
     };
     if let Err(error) = sent {
-        // Announcements only speed things up, and orders are given again.
-        tracing::debug!(%error, "a message was not sent");
+        // No retry: announcements are an optimization, and orders are repeated.
+        tracing::debug!(%error, "message not sent");
     }
 }
 
-/// The subjects whose assignments an input may be decided by.
-fn subjects_of(input: &Input) -> impl Iterator<Item = &Subject> {
+/// The subjects whose assignments the decision of an input may read.
+fn subjects_of(input: &CoordinatorInput) -> impl Iterator<Item = &Subject> {
     let (one, many): (_, &[(Subject, ServerName)]) = match input {
-        Input::Locate(subject)
-        | Input::Claim(subject, _)
-        | Input::Release(subject, _)
-        | Input::Move(subject, _) => (Some(subject), &[]),
-        Input::Rebalance(_, candidates) => (None, &candidates.subjects),
-        Input::Join(_)
-        | Input::Heartbeat(_)
-        | Input::Leave(_)
-        | Input::Servers
-        | Input::Drain(_)
-        | Input::Undrain(_)
-        | Input::Moves
-        | Input::Tick
-        | Input::Disconnected
-        | Input::Connected => (None, &[]),
+        CoordinatorInput::Locate(subject)
+        | CoordinatorInput::Claim(subject, _)
+        | CoordinatorInput::Release(subject, _)
+        | CoordinatorInput::Move(subject, _) => (Some(subject), &[]),
+        CoordinatorInput::Rebalance(_, candidates) => (None, &candidates.subjects),
+        CoordinatorInput::Join(_)
+        | CoordinatorInput::Heartbeat(_)
+        | CoordinatorInput::Leave(_)
+        | CoordinatorInput::Servers
+        | CoordinatorInput::Drain(_)
+        | CoordinatorInput::Undrain(_)
+        | CoordinatorInput::Moves
+        | CoordinatorInput::Tick
+        | CoordinatorInput::Disconnected
+        | CoordinatorInput::Connected => (None, &[]),
     };
     one.into_iter().chain(many.iter().map(|(subject, _)| subject))
 }
 
-/// The server whose membership a change is about.
-fn server_of(change: &Change) -> Option<&ServerName> {
+/// The server whose membership a change affects.
+fn server_of(change: &StoreChange) -> Option<&ServerName> {
     match change {
-        Change::Member(record) => Some(record.log.server()),
-        Change::Assign { .. } | Change::Unassign { .. } | Change::Waits(_) => None,
+        StoreChange::Member(record) => Some(record.log.server()),
+        StoreChange::Assign { .. } | StoreChange::Unassign { .. } | StoreChange::StartupGrace(_) => None,
     }
 }
 
-/// Makes the changes and returns when they are flushed.
-pub(super) async fn commit(env: Env, store: Arc<dyn Store>, changes: Vec<Change>) -> Result<(), StoreError> {
+/// Writes the changes and returns when they are flushed.
+pub(super) async fn commit(
+    env: Env,
+    store: Arc<dyn Store>,
+    changes: Vec<StoreChange>,
+) -> Result<(), StoreError> {
     if changes.is_empty() {
         return Ok(());
     }
@@ -358,17 +367,17 @@ pub(super) async fn commit(env: Env, store: Arc<dyn Store>, changes: Vec<Change>
     .await
 }
 
-fn send(responder: Responder, answer: Result<Answer, ErrorReply>) {
+fn send(responder: Responder, answer: Result<CoordinatorReply, ErrorReply>) {
     let answer = answer.and_then(|answer| match answer {
-        Answer::Located(reply) => written(&reply),
-        Answer::Lease(reply) => written(&reply),
-        Answer::Claimed(reply) => written(&reply),
-        Answer::Acknowledged => written(&Acknowledged::default()),
-        Answer::Servers(reply) => written(&reply),
-        Answer::Drain(reply) => written(&reply),
-        Answer::Move(reply) => written(&reply),
-        Answer::Moves(reply) => written(&reply),
-        Answer::Rebalance(reply) => written(&reply),
+        CoordinatorReply::Located(reply) => encode_reply(&reply),
+        CoordinatorReply::Lease(reply) => encode_reply(&reply),
+        CoordinatorReply::Claimed(reply) => encode_reply(&reply),
+        CoordinatorReply::Acknowledged => encode_reply(&Acknowledged::default()),
+        CoordinatorReply::Servers(reply) => encode_reply(&reply),
+        CoordinatorReply::Drain(reply) => encode_reply(&reply),
+        CoordinatorReply::Move(reply) => encode_reply(&reply),
+        CoordinatorReply::Moves(reply) => encode_reply(&reply),
+        CoordinatorReply::Rebalance(reply) => encode_reply(&reply),
     });
     respond(responder, answer);
 }
@@ -380,33 +389,33 @@ fn respond(responder: Responder, answer: Result<Bytes, ErrorReply>) {
     }
 }
 
-fn written<T: Serialize>(reply: &T) -> Result<Bytes, ErrorReply> {
+fn encode_reply<T: Serialize>(reply: &T) -> Result<Bytes, ErrorReply> {
     encode(reply).map_err(ErrorReply::internal)
 }
 
-/// Tells the log who came and who went, and what operators wanted.
-fn report(changes: &[Change], gone: &[Gone], news: &[News]) {
-    if changes.iter().any(|change| matches!(change, Change::Waits(_))) {
-        tracing::info!("every lease of an earlier coordinator has run out");
+/// Logs joined and gone servers, and the effects of operators' orders.
+fn log_events(changes: &[StoreChange], gone: &[GoneProcess], events: &[OperatorEvent]) {
+    if changes.iter().any(|change| matches!(change, StoreChange::StartupGrace(_))) {
+        tracing::info!("leases of earlier coordinators expired");
     }
-    for news in news {
-        match news {
-            News::Joined { log, capacity } => tracing::info!(%log, capacity, "a server joined"),
-            News::DrainOrdered(server) => tracing::info!(%server, "a server is to be emptied"),
-            News::DrainTakenBack(server) => tracing::info!(%server, "a server takes subjects again"),
-            News::MoveGivenUp { subject, to, why } => {
-                tracing::info!(%subject, %to, why, "a subject was not moved");
+    for event in events {
+        match event {
+            OperatorEvent::Joined { log, capacity } => tracing::info!(%log, capacity, "server joined"),
+            OperatorEvent::DrainOrdered(server) => tracing::info!(%server, "drain ordered"),
+            OperatorEvent::DrainCancelled(server) => tracing::info!(%server, "drain cancelled"),
+            OperatorEvent::MoveFailed { subject, to, why } => {
+                tracing::info!(%subject, %to, why, "move failed");
             }
         }
     }
-    for Gone { log, why } in gone {
+    for GoneProcess { log, reason: why } in gone {
         match why {
-            Why::Silent => {
-                tracing::warn!(%log, "a server was not heard of for longer than its lease: declared dead");
+            GoneReason::LeaseExpired => {
+                tracing::warn!(%log, "lease expired, server declared dead");
             }
-            Why::Left => tracing::info!(%log, "a server left"),
-            Why::Replaced => {
-                tracing::info!(%log, "a server process was followed by another in its data directory");
+            GoneReason::Left => tracing::info!(%log, "server left"),
+            GoneReason::Replaced => {
+                tracing::info!(%log, "server process replaced");
             }
         }
     }

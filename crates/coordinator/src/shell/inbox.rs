@@ -1,4 +1,4 @@
-//! What the coordinator is asked, from all of its routes.
+//! The request inbox: arrived requests of all routes of the coordinator.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,71 +10,71 @@ use dormouse_protocol::{ErrorReply, Prefix, RoutePattern, ServerName};
 use dormouse_runtime::{Env, Tasks};
 use futures::FutureExt;
 
-use super::requests::{self, Wish};
-use super::{Asked, Request};
-use crate::machine::Input;
+use super::requests::{self, AdminRequest};
+use super::{DecodedRequest, MachineRequest};
+use crate::machine::CoordinatorInput;
 
-/// Most requests of one endpoint in a batch.
+/// The maximum number of requests of one endpoint in a batch.
 const BATCH: usize = 4_096;
 
-/// Most requests of operators in a batch: they are few, and each may cost more than others do.
+/// The maximum number of operators' requests in a batch: they are few, and each may cost more than other requests.
 const ADMIN_BATCH: usize = 64;
 
-type Read<T> = fn(&Prefix, &Incoming) -> Result<T, ErrorReply>;
+type ParseFn<T> = fn(&Prefix, &Incoming) -> Result<T, ErrorReply>;
 
-/// Something the coordinator can be asked, and what has arrived for it.
+/// A route pattern that the coordinator serves, and the requests that have arrived on it.
 struct Endpoint<T> {
     name: &'static str,
     pattern: RoutePattern,
     requests: Requests,
     arrived: Vec<Incoming>,
-    read: Read<T>,
+    parse: ParseFn<T>,
 }
 
-/// What is known about an endpoint from outside.
+/// The public facts about an endpoint.
 pub(super) struct EndpointFacts {
     pub(super) name: &'static str,
     pub(super) pattern: RoutePattern,
     pub(super) stats: Arc<EndpointStats>,
 }
 
-/// Everything the coordinator can be asked.
-pub(super) struct Inbox {
-    fleet: Endpoint<Input>,
-    /// What the fleet says that is not for at once: it comes first in the next batch, since it bears on all the rest.
-    held: Vec<Asked>,
-    locate: Endpoint<Input>,
-    admin: Endpoint<Wish>,
+/// All endpoints of the coordinator.
+pub(super) struct RequestInbox {
+    fleet: Endpoint<CoordinatorInput>,
+    /// Fleet requests that wait for the next batch. They come first in it, because the other decisions depend on them.
+    deferred: Vec<MachineRequest>,
+    locate: Endpoint<CoordinatorInput>,
+    admin: Endpoint<AdminRequest>,
 }
 
-/// A batch of what has arrived.
-pub(super) struct Arrived {
-    /// What can be decided.
-    pub(super) asked: Vec<Asked>,
-    /// What something has to be looked up for.
-    pub(super) lookups: Vec<Request<Wish>>,
+/// A batch of arrived requests.
+pub(super) struct RequestBatch {
+    /// Requests that can be decided.
+    pub(super) asked: Vec<MachineRequest>,
+    /// Requests that need a lookup first.
+    pub(super) lookups: Vec<DecodedRequest<AdminRequest>>,
 }
 
-/// What could be answered at once.
+/// Heartbeats to answer at once.
 #[derive(Default)]
-pub(super) struct Heartbeats {
+pub(super) struct HeartbeatBatch {
     /// The heartbeats.
-    pub(super) arrived: Vec<Asked>,
-    /// No other was waiting to be read.
-    pub(super) all: bool,
+    pub(super) arrived: Vec<MachineRequest>,
+    /// Whether no further fleet request was waiting to be read.
+    pub(super) complete: bool,
 }
 
 impl<T> Endpoint<T> {
     async fn open(
-        on: &Listening<'_>,
+        context: &ListenContext<'_>,
         name: &'static str,
         pattern: RoutePattern,
-        read: Read<T>,
+        parse: ParseFn<T>,
     ) -> Result<Self, SubscribeError> {
-        let inbox_prefixes = on.inbox_prefixes.clone();
-        let options = ServeOptions { inbox_prefixes, callers: on.callers, ..ServeOptions::default() };
-        let requests = serve(on.bus, on.env, on.tasks, pattern.clone(), options).await?;
-        Ok(Self { name, pattern, requests, arrived: Vec::new(), read })
+        let inbox_prefixes = context.inbox_prefixes.clone();
+        let options = ServeOptions { inbox_prefixes, callers: context.callers, ..ServeOptions::default() };
+        let requests = serve(context.bus, context.env, context.tasks, pattern.clone(), options).await?;
+        Ok(Self { name, pattern, requests, arrived: Vec::new(), parse })
     }
 
     fn facts(&self) -> EndpointFacts {
@@ -89,47 +89,47 @@ impl<T> Endpoint<T> {
         self.requests.next_many(&mut self.arrived, limit).await > 0
     }
 
-    /// Takes at most `limit` requests that have arrived, without waiting, and reads those that can be understood; the
-    /// others are refused here. The second value is false when there may be more.
-    fn drain(&mut self, prefix: &Prefix, limit: usize) -> (Vec<Request<T>>, bool) {
+    /// Takes at most `limit` arrived requests, without waiting, and decodes them; invalid ones get an error reply here. The
+    /// second value is false if more may be waiting.
+    fn take_arrived(&mut self, prefix: &Prefix, limit: usize) -> (Vec<DecodedRequest<T>>, bool) {
         let room = limit.saturating_sub(self.arrived.len());
         if room > 0 {
-            // Tokio would now and then say "nothing there" to be fair to other tasks; here that would be a lie.
+            // Without `unconstrained`, tokio's budget could report "nothing there" although requests have arrived.
             let _ =
                 tokio::task::unconstrained(self.requests.next_many(&mut self.arrived, room)).now_or_never();
         }
-        let emptied = self.arrived.len() < limit;
+        let complete = self.arrived.len() < limit;
         let mut asked = Vec::with_capacity(self.arrived.len());
         for incoming in self.arrived.drain(..) {
-            match (self.read)(prefix, &incoming) {
-                Ok(input) => asked.push(Request { input, responder: incoming.responder }),
+            match (self.parse)(prefix, &incoming) {
+                Ok(input) => asked.push(DecodedRequest { input, responder: incoming.responder }),
                 Err(error) => incoming.responder.error(&error),
             }
         }
-        (asked, emptied)
+        (asked, complete)
     }
 }
 
-/// What it takes to listen.
+/// The context in which routes are served.
 #[derive(Clone, Copy)]
-pub(super) struct Listening<'a> {
+pub(super) struct ListenContext<'a> {
     pub(super) bus: &'a Arc<dyn Bus>,
     pub(super) env: &'a Env,
     pub(super) tasks: &'a Tasks,
     pub(super) prefix: &'a Prefix,
     pub(super) inbox_prefixes: &'a InboxPrefixes,
-    /// Whose subjects may be located.
+    /// Which callers may locate which subjects.
     pub(super) callers: Callers,
 }
 
-impl Inbox {
-    pub(super) async fn open(on: Listening<'_>) -> Result<Self, SubscribeError> {
-        let prefix = on.prefix;
+impl RequestInbox {
+    pub(super) async fn open(context: ListenContext<'_>) -> Result<Self, SubscribeError> {
+        let prefix = context.prefix;
         Ok(Self {
-            fleet: Endpoint::open(&on, "fleet", prefix.fleet_all(), requests::fleet).await?,
-            held: Vec::new(),
-            locate: Endpoint::open(&on, "locate", prefix.locate_all(), requests::locate).await?,
-            admin: Endpoint::open(&on, "admin", prefix.admin_all(), requests::admin).await?,
+            fleet: Endpoint::open(&context, "fleet", prefix.fleet_all(), requests::fleet).await?,
+            deferred: Vec::new(),
+            locate: Endpoint::open(&context, "locate", prefix.locate_all(), requests::locate).await?,
+            admin: Endpoint::open(&context, "admin", prefix.admin_all(), requests::admin).await?,
         })
     }
 
@@ -137,9 +137,9 @@ impl Inbox {
         vec![self.fleet.facts(), self.locate.facts(), self.admin.facts()]
     }
 
-    /// Waits until something has arrived. False when nothing ever will again. Cancelling the wait loses no request.
+    /// Waits until a request has arrived. False if none can arrive any more. Cancelling the wait loses no request.
     pub(super) async fn arrival(&mut self) -> bool {
-        if !self.held.is_empty() {
+        if !self.deferred.is_empty() {
             return true;
         }
         tokio::select! {
@@ -150,41 +150,43 @@ impl Inbox {
         }
     }
 
-    /// Waits until the fleet has said something, if there is room for it. False when it never will again. Cancelling
-    /// the wait loses no request.
+    /// Waits until a fleet request has arrived, if there is room for it. False if none can arrive any more. Cancelling the
+    /// wait loses no request.
     pub(super) async fn fleet_arrival(&mut self) -> bool {
-        match BATCH.saturating_sub(self.held.len() + self.fleet.arrived.len()) {
+        match BATCH.saturating_sub(self.deferred.len() + self.fleet.arrived.len()) {
             0 => std::future::pending().await,
             room => self.fleet.arrival(room).await,
         }
     }
 
-    /// Reads everything that the fleet has said, takes the heartbeats and keeps the rest for the next batch. Servers
-    /// in `unflushed` have to wait with the rest: what is decided about them is not certain yet.
-    pub(super) fn heartbeats(&mut self, prefix: &Prefix, unflushed: &HashSet<ServerName>) -> Heartbeats {
-        let room = BATCH.saturating_sub(self.held.len());
-        let (asked, all) = self.fleet.drain(prefix, room);
-        let (arrived, held): (Vec<_>, Vec<_>) = asked.into_iter().partition(|asked| match &asked.input {
-            Input::Heartbeat(request) => !unflushed.contains(request.log.server()),
+    /// Reads the arrived fleet requests, returns the heartbeats and defers the other requests to the next batch. Heartbeats
+    /// of servers in `unflushed` are deferred as well, because the decisions about these servers are not flushed yet.
+    pub(super) fn heartbeats(&mut self, prefix: &Prefix, unflushed: &HashSet<ServerName>) -> HeartbeatBatch {
+        let room = BATCH.saturating_sub(self.deferred.len());
+        let (asked, all) = self.fleet.take_arrived(prefix, room);
+        let (arrived, deferred): (Vec<_>, Vec<_>) = asked.into_iter().partition(|asked| match &asked.input {
+            CoordinatorInput::Heartbeat(request) => !unflushed.contains(request.log.server()),
             _ => false,
         });
-        self.held.extend(held);
-        Heartbeats { arrived, all }
+        self.deferred.extend(deferred);
+        HeartbeatBatch { arrived, complete: all }
     }
 
-    /// Takes a batch of what has arrived: all that the fleet has said, and of the rest as much from each endpoint as
+    /// Takes a batch of arrived requests: all deferred fleet requests, and from each other endpoint a bounded number, which
     /// keeps the batch short.
-    pub(super) fn take(&mut self, prefix: &Prefix) -> Arrived {
-        let mut asked = std::mem::take(&mut self.held);
-        asked.extend(self.locate.drain(prefix, BATCH).0);
+    pub(super) fn take(&mut self, prefix: &Prefix) -> RequestBatch {
+        let mut asked = std::mem::take(&mut self.deferred);
+        asked.extend(self.locate.take_arrived(prefix, BATCH).0);
         let mut lookups = Vec::new();
-        for Request { input, responder } in self.admin.drain(prefix, ADMIN_BATCH).0 {
+        for DecodedRequest { input, responder } in self.admin.take_arrived(prefix, ADMIN_BATCH).0 {
             match input {
-                Wish::Decide(input) => asked.push(Asked { input, responder }),
-                Wish::Page(_) | Wish::Rebalance(_) => lookups.push(Request { input, responder }),
+                AdminRequest::Decide(input) => asked.push(MachineRequest { input, responder }),
+                AdminRequest::Page(_) | AdminRequest::Rebalance(_) => {
+                    lookups.push(DecodedRequest { input, responder });
+                }
             }
         }
-        Arrived { asked, lookups }
+        RequestBatch { asked, lookups }
     }
 }
 

@@ -1,8 +1,8 @@
-//! One coordinator at a time: asking before it begins, answering while it is at work, and standing down.
+//! One active coordinator at a time: presence checks before a run, replies and announcements during it, standing down.
 //!
-//! Two at once lose no data, but readers under a lease may then see the past, and both record what they think. So
-//! whoever starts asks first; and of two that hear each other, which happens when they started in the same moment or
-//! could not reach each other, the one whose run began later stands down.
+//! Two active coordinators lose no data, but a read under a lease may then return an old state, and both record their own
+//! decisions. So a starting coordinator first checks for an active one. Two can still become active if they start at the
+//! same moment or cannot reach each other. When they detect each other, the one with the newer run stands down.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,126 +17,131 @@ use dormouse_runtime::Stop;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
-use super::inbox::Listening;
+use super::inbox::ListenContext;
 
-/// How long an answer is waited for.
+/// The deadline of one presence check.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
 
-/// After so many questions in a row without an answer nobody is there: who died without a word may seem to be
-/// listening for a while.
-const SILENT_QUESTIONS: u32 = 3;
+/// After so many checks in a row without a reply, no coordinator is active. After a crash, the subscription of a
+/// coordinator may still exist for a while.
+const MAX_UNANSWERED_CHECKS: u32 = 3;
 
-/// How often who stands by asks again.
-pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The interval of presence checks during standby.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often who coordinates says so.
+/// The interval of the announcements of the active coordinator.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who coordinates.
+/// The active coordinator, as far as a presence check finds one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    Nobody,
-    /// Another run, where it says which.
-    Another(Option<Incarnation>),
+pub(super) enum ActiveCoordinator {
+    NoneActive,
+    /// Another coordinator is active; its run, if the reply contains it.
+    Active(Option<Incarnation>),
 }
 
-/// Asks whether anybody coordinates. While there is no connection it waits for one.
-pub(super) async fn who_coordinates(bus: &dyn Bus, prefix: &Prefix, incarnation: Incarnation) -> Found {
+/// Checks whether another coordinator is active. While disconnected, it waits for the connection.
+pub(super) async fn find_active(
+    bus: &dyn Bus,
+    prefix: &Prefix,
+    incarnation: Incarnation,
+) -> ActiveCoordinator {
     let request = PresenceRequest { v: ProtocolVersion::CURRENT, incarnation };
-    let mut silent = 0;
-    while silent < SILENT_QUESTIONS {
+    let mut unanswered = 0;
+    while unanswered < MAX_UNANSWERED_CHECKS {
         match ask::<_, PresenceReply>(bus, prefix.presence(), &request, ASK_DEADLINE).await {
-            Ok(reply) => return Found::Another(Some(reply.incarnation)),
-            // Somebody is there, even if the two do not understand each other.
-            Err(AskError::Service(_) | AskError::Decode { .. }) => return Found::Another(None),
-            // Where it was closed, listening fails next.
+            Ok(reply) => return ActiveCoordinator::Active(Some(reply.incarnation)),
+            // There is an active coordinator, even if its reply is not understood.
+            Err(AskError::Service(_) | AskError::Decode { .. }) => return ActiveCoordinator::Active(None),
+            // If the connection was closed, the next subscription fails.
             Err(AskError::Request(RequestError::NoResponders(_) | RequestError::Closed { .. })) => {
-                return Found::Nobody;
+                return ActiveCoordinator::NoneActive;
             }
             Err(AskError::Request(RequestError::Disconnected)) => {}
-            Err(AskError::Request(RequestError::Deadline { .. })) => silent += 1,
+            Err(AskError::Request(RequestError::Deadline { .. })) => unanswered += 1,
             Err(error) => {
-                tracing::warn!(%error, "cannot find out whether another coordinator is at work");
-                return Found::Nobody;
+                tracing::warn!(%error, "presence check failed, assuming no coordinator");
+                return ActiveCoordinator::NoneActive;
             }
         }
     }
-    tracing::info!("a coordinator seems to listen and does not answer: taken for dead");
-    Found::Nobody
+    tracing::info!("presence check timed out, assuming no coordinator");
+    ActiveCoordinator::NoneActive
 }
 
-/// Answers and announces that `incarnation` coordinates, until the stop signal of the tasks. What comes back yields the
-/// earlier run, once one is heard of.
-pub(super) async fn be_present(
-    on: Listening<'_>,
+/// Answers presence checks and announces that `incarnation` is active, until the stop signal of the tasks. The returned
+/// receiver gets the incarnation of an earlier run if that run announces itself.
+pub(super) async fn serve_presence(
+    context: ListenContext<'_>,
     incarnation: Incarnation,
 ) -> Result<oneshot::Receiver<Incarnation>, SubscribeError> {
-    let options = ServeOptions { inbox_prefixes: on.inbox_prefixes.clone(), ..ServeOptions::default() };
-    let questions = serve(on.bus, on.env, on.tasks, on.prefix.presence().into(), options).await?;
-    let others = on.bus.subscribe(on.prefix.active().into(), SubscribeOptions::default()).await?;
-    let (earlier, heard) = oneshot::channel();
-    let stop = on.tasks.stop().clone();
-    on.tasks.spawn("presence", async move {
+    let ListenContext { bus, env, tasks, prefix, inbox_prefixes, .. } = context;
+    let options = ServeOptions { inbox_prefixes: inbox_prefixes.clone(), ..ServeOptions::default() };
+    let checks = serve(bus, env, tasks, prefix.presence().into(), options).await?;
+    let others = bus.subscribe(prefix.active().into(), SubscribeOptions::default()).await?;
+    let (earlier, detected) = oneshot::channel();
+    let stop = tasks.stop().clone();
+    tasks.spawn("presence", async move {
         tokio::select! {
             biased;
-            () = stop.given() => {}
-            () = answer(questions, incarnation) => {}
+            () = stop.requested() => {}
+            () = answer(checks, incarnation) => {}
         }
     });
-    let herald = Herald { bus: Arc::clone(on.bus), prefix: on.prefix.clone(), incarnation };
-    let stop = on.tasks.stop().clone();
-    on.tasks.spawn("herald", herald.run(others, earlier, stop));
-    Ok(heard)
+    let announcer = PresenceAnnouncer { bus: Arc::clone(bus), prefix: prefix.clone(), incarnation };
+    let stop = tasks.stop().clone();
+    tasks.spawn("presence announcer", announcer.run(others, earlier, stop));
+    Ok(detected)
 }
 
-async fn answer(mut questions: Requests, incarnation: Incarnation) {
-    while let Some(question) = questions.next().await {
-        match decode_request::<PresenceRequest>(&question.payload) {
-            // Its own question, come late.
+async fn answer(mut checks: Requests, incarnation: Incarnation) {
+    while let Some(check) = checks.next().await {
+        match decode_request::<PresenceRequest>(&check.payload) {
+            // A late check of this run itself.
             Ok(request) if request.incarnation == incarnation => {}
             Ok(_) => match encode(&PresenceReply { incarnation }) {
-                Ok(payload) => question.responder.ok(payload),
-                Err(error) => tracing::error!(%error, "an answer cannot be written"),
+                Ok(payload) => check.responder.ok(payload),
+                Err(error) => tracing::error!(%error, "presence reply not encoded"),
             },
-            Err(error) => question.responder.error(&error),
+            Err(error) => check.responder.error(&error),
         }
     }
 }
 
-struct Herald {
+struct PresenceAnnouncer {
     bus: Arc<dyn Bus>,
     prefix: Prefix,
     incarnation: Incarnation,
 }
 
-impl Herald {
+impl PresenceAnnouncer {
     async fn run(self, mut others: Subscription, earlier: oneshot::Sender<Incarnation>, stop: Stop) {
         let mut ticks = tokio::time::interval(ANNOUNCE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listens = true;
         loop {
-            let heard = tokio::select! {
+            let received = tokio::select! {
                 biased;
-                () = stop.given() => return,
+                () = stop.requested() => return,
                 _ = ticks.tick() => {
                     self.announce().await;
                     continue;
                 }
-                heard = others.next(), if listens => heard,
+                received = others.next(), if listens => received,
             };
-            let Some(delivery) = heard else {
-                // The connection is closed, or listening is forbidden.
+            let Some(delivery) = received else {
+                // The connection is closed, or the subscription was refused.
                 listens = false;
                 continue;
             };
             let Ok(other) = decode::<ActiveAnnouncement>(&delivery.payload) else { continue };
             if other.incarnation < self.incarnation {
-                // Whoever would have been told has ended already if this fails.
+                // If this fails, the run has already ended.
                 let _ = earlier.send(other.incarnation);
                 return;
             }
             if other.incarnation > self.incarnation {
-                // The sooner it hears this the better.
+                // The other run stands down as soon as it receives this.
                 self.announce().await;
             }
         }
@@ -146,10 +151,10 @@ impl Herald {
         let announcement = ActiveAnnouncement { v: ProtocolVersion::CURRENT, incarnation: self.incarnation };
         let sent = match encode(&announcement) {
             Ok(payload) => self.bus.publish(Outgoing::new(self.prefix.active(), payload)).await,
-            Err(error) => return tracing::error!(%error, "an announcement cannot be written"),
+            Err(error) => return tracing::error!(%error, "announcement not encoded"),
         };
         if let Err(error) = sent {
-            tracing::debug!(%error, "an announcement was not sent");
+            tracing::debug!(%error, "announcement not sent");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From what arrives on a route to an input of the machine, or a typed refusal.
+//! Decoding: from an incoming message to an input of the machine, or an error reply.
 
 use dormouse_bus::Incoming;
 use dormouse_protocol::admin::{DrainRequest, MovesRequest, RebalanceRequest, SubjectsRequest};
@@ -6,66 +6,66 @@ use dormouse_protocol::fleet::{JoinRequest, LocateRequest, ServersRequest};
 use dormouse_protocol::route::{AdminRoute, FleetRoute, InvalidRoute};
 use dormouse_protocol::{ErrorReply, Prefix, Subject, decode_request};
 
-use crate::machine::Input;
+use crate::machine::CoordinatorInput;
 
-/// What an operator may want.
-pub(super) enum Wish {
-    /// A decision.
-    Decide(Input),
+/// A request of an operator.
+pub(super) enum AdminRequest {
+    /// A decision of the machine.
+    Decide(CoordinatorInput),
     /// A page of assignments.
     Page(SubjectsRequest),
-    /// A decision for which some assignments have to be looked up.
+    /// A decision that needs a lookup of assignments first.
     Rebalance(RebalanceRequest),
 }
 
-/// Longest version of a server's software, in bytes: it is remembered.
+/// The limit for the version text of a server, in bytes: the store keeps it.
 const MAX_VERSION_BYTES: usize = 256;
 
-pub(super) fn locate(prefix: &Prefix, incoming: &Incoming) -> Result<Input, ErrorReply> {
+pub(super) fn locate(prefix: &Prefix, incoming: &Incoming) -> Result<CoordinatorInput, ErrorReply> {
     let subject = prefix.parse_locate(incoming.route.as_str()).map_err(|error| refuse(&error))?;
     incoming.caller.may_use(&subject)?;
     let LocateRequest { v: _ } = decode_request(&incoming.payload)?;
-    Ok(Input::Locate(subject))
+    Ok(CoordinatorInput::Locate(subject))
 }
 
-pub(super) fn fleet(prefix: &Prefix, incoming: &Incoming) -> Result<Input, ErrorReply> {
+pub(super) fn fleet(prefix: &Prefix, incoming: &Incoming) -> Result<CoordinatorInput, ErrorReply> {
     let payload = &incoming.payload;
     Ok(match prefix.parse_fleet(incoming.route.as_str()).map_err(|error| refuse(&error))? {
-        FleetRoute::Join => Input::Join(check_join(decode_request(payload)?)?),
-        FleetRoute::Heartbeat => Input::Heartbeat(decode_request(payload)?),
-        FleetRoute::Claim(subject) => Input::Claim(subject, decode_request(payload)?),
-        FleetRoute::Release(subject) => Input::Release(subject, decode_request(payload)?),
-        FleetRoute::Leave => Input::Leave(decode_request(payload)?),
+        FleetRoute::Join => CoordinatorInput::Join(check_join(decode_request(payload)?)?),
+        FleetRoute::Heartbeat => CoordinatorInput::Heartbeat(decode_request(payload)?),
+        FleetRoute::Claim(subject) => CoordinatorInput::Claim(subject, decode_request(payload)?),
+        FleetRoute::Release(subject) => CoordinatorInput::Release(subject, decode_request(payload)?),
+        FleetRoute::Leave => CoordinatorInput::Leave(decode_request(payload)?),
     })
 }
 
-pub(super) fn admin(prefix: &Prefix, incoming: &Incoming) -> Result<Wish, ErrorReply> {
+pub(super) fn admin(prefix: &Prefix, incoming: &Incoming) -> Result<AdminRequest, ErrorReply> {
     let payload = &incoming.payload;
     let input = match prefix.parse_admin(incoming.route.as_str()).map_err(|error| refuse(&error))? {
-        AdminRoute::Subjects => return Ok(Wish::Page(check_page(decode_request(payload)?)?)),
-        AdminRoute::Rebalance => return Ok(Wish::Rebalance(decode_request(payload)?)),
+        AdminRoute::Subjects => return Ok(AdminRequest::Page(check_page(decode_request(payload)?)?)),
+        AdminRoute::Rebalance => return Ok(AdminRequest::Rebalance(decode_request(payload)?)),
         AdminRoute::Servers => {
             let ServersRequest { v: _ } = decode_request(payload)?;
-            Input::Servers
+            CoordinatorInput::Servers
         }
         AdminRoute::Drain(server) => {
             let DrainRequest { v: _ } = decode_request(payload)?;
-            Input::Drain(server)
+            CoordinatorInput::Drain(server)
         }
         AdminRoute::Undrain(server) => {
             let DrainRequest { v: _ } = decode_request(payload)?;
-            Input::Undrain(server)
+            CoordinatorInput::Undrain(server)
         }
-        AdminRoute::Move(subject) => Input::Move(subject, decode_request(payload)?),
+        AdminRoute::Move(subject) => CoordinatorInput::Move(subject, decode_request(payload)?),
         AdminRoute::Moves => {
             let MovesRequest { v: _ } = decode_request(payload)?;
-            Input::Moves
+            CoordinatorInput::Moves
         }
     };
-    Ok(Wish::Decide(input))
+    Ok(AdminRequest::Decide(input))
 }
 
-/// A pattern is what becomes a subject when its wildcards become names.
+/// A pattern is valid if it becomes a subject when names replace its wildcards.
 fn check_page(request: SubjectsRequest) -> Result<SubjectsRequest, ErrorReply> {
     let tokens: Vec<_> = request.pattern.split('.').collect();
     let name = |(position, token): (usize, &&str)| match *token {
@@ -76,7 +76,7 @@ fn check_page(request: SubjectsRequest) -> Result<SubjectsRequest, ErrorReply> {
     let names: Vec<_> = tokens.iter().enumerate().map(name).collect();
     match Subject::new(&names.join(".")) {
         Ok(_) => Ok(request),
-        Err(error) => Err(ErrorReply::bad_request(format!("the pattern stands for no subject: {error}"))),
+        Err(error) => Err(ErrorReply::bad_request(format!("the pattern matches no subject: {error}"))),
     }
 }
 
@@ -86,7 +86,7 @@ fn check_join(request: JoinRequest) -> Result<JoinRequest, ErrorReply> {
     }
     match &request.predecessor {
         Some(predecessor) if predecessor.server() != request.log.server() => Err(ErrorReply::bad_request(
-            format!("{predecessor} is a log of another server than {}", request.log.server()),
+            format!("predecessor {predecessor} is not a log of server {}", request.log.server()),
         )),
         Some(_) | None => Ok(request),
     }

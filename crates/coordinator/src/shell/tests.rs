@@ -26,14 +26,14 @@ use dormouse_protocol::{ErrorReply, ProtocolVersion, ServerName, Subject, encode
 use serde::Serialize;
 
 use super::*;
-use crate::store::Change;
+use crate::store::StoreChange;
 use crate::store::memory::{MemoryDisk, MemoryStore};
-use crate::store::{Counts, Remembered};
+use crate::store::{AssignmentCounts, StoredState};
 
 const TTL: Duration = Duration::from_secs(3);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A coordinator and somebody who asks it, in one process.
+/// A coordinator and a client, in one process.
 struct World {
     broker: MemoryBroker,
     env: Env,
@@ -76,7 +76,7 @@ impl World {
         self.running = Some((coordinator, tasks));
     }
 
-    /// Stops the coordinator and starts another with what was flushed.
+    /// Stops the coordinator and starts another one with the flushed state.
     async fn restart(&mut self) {
         let (mut coordinator, tasks) = self.running.take().unwrap();
         tasks.finish(SECOND).await.unwrap();
@@ -157,8 +157,9 @@ fn log(name: &str, process: u128) -> LogId {
     LogId::new(ServerName::new(name).unwrap(), Ulid::from_parts(1, process))
 }
 
+/// The coordinator serves join, heartbeat, locate, claim, release and leave over the bus, and its health follows.
 #[tokio::test(start_paused = true)]
-async fn a_server_joins_claims_releases_and_leaves() {
+async fn coordinator_serves_join_claim_release_and_leave() {
     let world = World::started().await;
     let one = log("one", 1);
     assert_eq!(world.locate("a").await, Err(ErrorCode::Unavailable));
@@ -183,8 +184,9 @@ async fn a_server_joins_claims_releases_and_leaves() {
     assert_eq!(world.locate("a").await, Err(ErrorCode::Unavailable));
 }
 
+/// When a lease expires, the coordinator announces the server as gone and assigns its subjects to another server.
 #[tokio::test(start_paused = true)]
-async fn a_silent_server_is_announced_gone_and_its_subjects_move() {
+async fn lease_expiry_announces_gone_server_and_moves_subjects() {
     let world = World::started().await;
     let (one, two) = (log("one", 1), log("two", 2));
     world.join(&one).await.unwrap();
@@ -200,29 +202,33 @@ async fn a_silent_server_is_announced_gone_and_its_subjects_move() {
     assert_eq!(world.heartbeat(&one).await, Err(ErrorCode::UnknownServer));
 }
 
+/// A second server with the name of a member gets `name_in_use`.
 #[tokio::test(start_paused = true)]
-async fn two_servers_with_one_name_cannot_both_be_members() {
+async fn server_with_name_of_member_gets_name_in_use() {
     let world = World::started().await;
     world.join(&log("one", 1)).await.unwrap();
     assert_eq!(world.join(&log("one", 2)).await, Err(ErrorCode::NameInUse));
 }
 
+/// A restarted coordinator answers stored assignments at once and assigns new subjects after the first heartbeat.
 #[tokio::test(start_paused = true)]
-async fn a_restarted_coordinator_goes_on_where_it_was() {
+async fn coordinator_restart_continues_with_stored_state() {
     let mut world = World::started().await;
     let one = log("one", 1);
     let before = world.join(&one).await.unwrap();
     assert_eq!(world.locate("a").await, Ok("one".into()));
     world.restart().await;
     assert_eq!(world.locate("a").await, Ok("one".into()));
-    assert_eq!(world.locate("new").await, Err(ErrorCode::Unavailable), "one was not heard of yet");
+    assert_eq!(world.locate("new").await, Err(ErrorCode::Unavailable), "one has sent no heartbeat yet");
     let after = world.heartbeat(&one).await.unwrap();
     assert_ne!(after.incarnation, before.incarnation);
     assert_eq!(world.locate("new").await, Ok("one".into()));
 }
 
+/// The coordinator rejects malformed payloads, newer versions, unknown routes and invalid joins with an error code and
+/// continues to serve.
 #[tokio::test(start_paused = true)]
-async fn what_makes_no_sense_is_refused_with_a_code() {
+async fn coordinator_rejects_malformed_requests_with_code() {
     #[derive(Serialize)]
     struct Future {
         v: u32,
@@ -269,23 +275,24 @@ async fn what_makes_no_sense_is_refused_with_a_code() {
     ] {
         assert_eq!(garbage(Route::new(route), b"\x80").await, ErrorCode::BadRequest, "{route}");
     }
-    let stranger = JoinRequest {
+    let foreign = JoinRequest {
         v: ProtocolVersion::CURRENT,
         log: log("two", 2),
         predecessor: Some(one.clone()),
         capacity: 100,
         version: String::new(),
     };
-    assert_eq!(world.ask::<LeaseReply>(prefix.join(), &stranger).await, Err(ErrorCode::BadRequest));
-    let chatty = JoinRequest { predecessor: None, version: "v".repeat(1_000), ..stranger };
-    assert_eq!(world.ask::<LeaseReply>(prefix.join(), &chatty).await, Err(ErrorCode::TooLarge));
-    // After all this it is as well as before.
+    assert_eq!(world.ask::<LeaseReply>(prefix.join(), &foreign).await, Err(ErrorCode::BadRequest));
+    let oversized = JoinRequest { predecessor: None, version: "v".repeat(1_000), ..foreign };
+    assert_eq!(world.ask::<LeaseReply>(prefix.join(), &oversized).await, Err(ErrorCode::TooLarge));
+    // The coordinator still serves.
     assert_eq!(world.locate("a").await, Ok("one".into()));
     assert_eq!(world.servers().await.servers.len(), 1);
 }
 
+/// After it reconnects, the coordinator waits a full lease time before it declares a server dead.
 #[tokio::test(start_paused = true)]
-async fn a_coordinator_that_was_cut_off_declares_nobody_dead_at_once() {
+async fn coordinator_reconnect_declares_no_server_dead_at_once() {
     let world = World::started().await;
     let one = log("one", 1);
     world.join(&one).await.unwrap();
@@ -295,13 +302,14 @@ async fn a_coordinator_that_was_cut_off_declares_nobody_dead_at_once() {
     world.broker.reconnect("coordinator");
     tokio::time::sleep(SECOND).await;
     world.heartbeat(&one).await.unwrap();
-    // It still notices who is silent from then on.
+    // The lease still expires if no further heartbeat arrives.
     assert_eq!(gone(&mut announcements).await, one);
     assert!(world.env.boot() >= Duration::from_secs(31) + crate::lease::dead_after(TTL));
 }
 
+/// The coordinator answers NATS service ping, info and stats requests.
 #[tokio::test(start_paused = true)]
-async fn nats_tooling_finds_it() {
+async fn coordinator_answers_nats_service_discovery() {
     let world = World::started().await;
     world.locate("a").await.unwrap_err();
     let ask = async |route: &str| -> serde_json::Value {
@@ -317,18 +325,18 @@ async fn nats_tooling_finds_it() {
     assert_eq!(locate.unwrap()["num_errors"], 1);
 }
 
-/// A store whose calls are counted, and whose flushes fail or wait when told to.
+/// A store that counts its calls, and whose flushes can fail or wait.
 struct WatchedStore {
     store: MemoryStore,
     reads: AtomicU64,
     flushes: AtomicU64,
     fails: AtomicBool,
     gate: Mutex<Option<Gate>>,
-    /// Pages wait for their turn here.
+    /// While locked, page reads wait.
     pages: Mutex<()>,
 }
 
-/// Where one flush says that it has begun, and waits.
+/// Blocks one flush: it reports its start, and waits until it may continue.
 struct Gate {
     begun: oneshot::Sender<()>,
     open: oneshot::Receiver<()>,
@@ -347,7 +355,7 @@ impl WatchedStore {
         })
     }
 
-    /// Makes the next flush wait. The first value comes when it has begun, the second lets it go on.
+    /// Makes the next flush wait. The receiver reports that it has begun; the sender lets it continue.
     fn hold_next_flush(&self) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
         let ((begun, has_begun), (go_on, open)) = (oneshot::channel(), oneshot::channel());
         *self.gate.lock().unwrap() = Some(Gate { begun, open });
@@ -356,8 +364,8 @@ impl WatchedStore {
 }
 
 impl Store for WatchedStore {
-    fn remembered(&self) -> Result<Remembered, StoreError> {
-        self.store.remembered()
+    fn load_state(&self) -> Result<StoredState, StoreError> {
+        self.store.load_state()
     }
 
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
@@ -371,15 +379,15 @@ impl Store for WatchedStore {
         after: Option<&Subject>,
         rows: usize,
     ) -> Result<Vec<(Subject, ServerName)>, StoreError> {
-        let _turn = self.pages.lock().unwrap();
+        let _guard = self.pages.lock().unwrap();
         self.store.assigned_after(prefix, after, rows)
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> AssignmentCounts {
         self.store.counts()
     }
 
-    fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+    fn write(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         self.store.write(changes)
     }
 
@@ -396,8 +404,9 @@ impl Store for WatchedStore {
     }
 }
 
+/// If the flush of a change fails, the coordinator sends no reply and ends with the store error.
 #[tokio::test(start_paused = true)]
-async fn no_answer_leaves_before_its_change_is_flushed() {
+async fn coordinator_replies_only_after_store_flush() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let mut world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
@@ -414,8 +423,9 @@ async fn no_answer_leaves_before_its_change_is_flushed() {
     assert!(matches!(error, RunError::Store(StoreError::Failed { .. })), "{error}");
 }
 
+/// At most 20 flushes store the assignments of 1,000 concurrent requests.
 #[tokio::test(start_paused = true)]
-async fn many_requests_share_a_flush() {
+async fn store_flush_is_shared_by_many_requests() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
@@ -429,8 +439,9 @@ async fn many_requests_share_a_flush() {
     assert_eq!(world.servers().await.servers[0].assigned_subjects, 1_000);
 }
 
+/// A request sees the changes of earlier requests in the same batch, so one subject is assigned once.
 #[tokio::test(start_paused = true)]
-async fn a_request_sees_what_those_before_it_in_its_batch_changed() {
+async fn request_sees_earlier_changes_of_its_batch() {
     let world = World::started().await;
     world.join(&log("one", 1)).await.unwrap();
     let located = futures::future::join_all((0..100).map(|_| world.locate("same"))).await;
@@ -438,8 +449,9 @@ async fn a_request_sees_what_those_before_it_in_its_batch_changed() {
     assert_eq!(world.servers().await.servers[0].assigned_subjects, 1);
 }
 
+/// The coordinator answers a heartbeat while the flush for another request runs.
 #[tokio::test]
-async fn a_heartbeat_does_not_wait_for_what_others_have_to_have_flushed() {
+async fn heartbeat_does_not_wait_for_store_flush() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let world = World::started_in(Env::system(), disk, Arc::clone(&store) as Arc<dyn Store>).await;
@@ -452,15 +464,16 @@ async fn a_heartbeat_does_not_wait_for_what_others_have_to_have_flushed() {
         for _ in 0..3 {
             world.heartbeat(&one).await.unwrap();
         }
-        assert_eq!(store.flushes.load(Relaxed), flushes, "the flush is still under way");
+        assert_eq!(store.flushes.load(Relaxed), flushes, "the flush still runs");
         go_on.send(()).unwrap();
     };
     let (located, ()) = tokio::join!(world.locate("new"), beats);
     assert_eq!(located, Ok("one".into()));
 }
 
+/// If a heartbeat or claim depends on a running flush, the coordinator decides it after the flush.
 #[tokio::test]
-async fn what_the_fleet_says_during_a_flush_is_decided_after_it() {
+async fn requests_during_store_flush_are_decided_after_it() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let world = World::started_in(Env::system(), disk, Arc::clone(&store) as Arc<dyn Store>).await;
@@ -470,7 +483,7 @@ async fn what_the_fleet_says_during_a_flush_is_decided_after_it() {
     let during = async {
         begun.await.unwrap();
         let last = async {
-            // Not two's: its join is what is being flushed.
+            // The heartbeat of `two` waits: its join is being flushed.
             world.heartbeat(&one).await.unwrap();
             go_on.send(()).unwrap();
         };
@@ -482,8 +495,9 @@ async fn what_the_fleet_says_during_a_flush_is_decided_after_it() {
     joined.unwrap();
 }
 
+/// Heartbeats and ticks read no assignments from the store.
 #[tokio::test(start_paused = true)]
-async fn heartbeats_and_ticks_read_nothing() {
+async fn heartbeats_and_ticks_read_no_assignments() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;

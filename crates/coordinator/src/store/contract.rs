@@ -1,4 +1,4 @@
-//! What every store must do, run on each implementation.
+//! The contract suite of all stores, run on each implementation.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use dormouse_protocol::{LogId, ServerName, Subject};
 use ulid::Ulid;
 
 use super::memory::{MemoryDisk, MemoryStore};
-use super::{Change, MemberRecord, Remembered, Store, Waits};
+use super::{MemberRecord, StartupGrace, Store, StoreChange, StoredState};
 
-/// Runs the suite. `place` makes a fresh place for state; what it returns opens (again and again) the state that is
-/// there.
-pub fn run<Open, S>(place: impl Fn() -> Open)
+/// Runs the suite. `new_location` creates an empty location for state, and returns a function that opens (and reopens) the
+/// state there.
+pub fn run<Open, S>(new_location: impl Fn() -> Open)
 where
     Open: Fn() -> S,
     S: Store,
 {
-    begins_empty(&place());
-    keeps_members_and_the_wait(&place());
-    keeps_assignments(&place());
-    counts_what_it_assigns(&place());
-    follows_the_order_of_changes(&place());
-    shows_assignments_in_order_page_by_page(&place());
+    store_starts_empty(&new_location());
+    store_keeps_members_and_startup_grace(&new_location());
+    store_keeps_assignments(&new_location());
+    store_counts_assignments_per_server(&new_location());
+    store_applies_changes_in_order(&new_location());
+    store_pages_assignments_in_order(&new_location());
 }
 
 fn server(name: &str) -> ServerName {
@@ -42,45 +42,48 @@ fn member(name: &str, process: u128) -> MemberRecord {
     }
 }
 
-fn assign(name: &str, previous: Option<&str>, to: &str) -> Change {
-    Change::Assign { subject: subject(name), previous: previous.map(server), server: server(to) }
+fn assign(name: &str, previous: Option<&str>, to: &str) -> StoreChange {
+    StoreChange::Assign { subject: subject(name), previous: previous.map(server), server: server(to) }
 }
 
-fn commit(store: &impl Store, changes: &[Change]) {
+fn commit(store: &impl Store, changes: &[StoreChange]) {
     store.write(changes).unwrap();
     store.flush().unwrap();
 }
 
-fn begins_empty<S: Store>(open: &impl Fn() -> S) {
+/// A new store holds no members, assignments or counts.
+fn store_starts_empty<S: Store>(open: &impl Fn() -> S) {
     let store = open();
-    assert_eq!(store.remembered().unwrap(), Remembered::default());
+    assert_eq!(store.load_state().unwrap(), StoredState::default());
     assert_eq!(store.assignments(&[subject("a")]).unwrap(), [None]);
     assert_eq!(store.counts().total(), 0);
 }
 
-fn keeps_members_and_the_wait<S: Store>(open: &impl Fn() -> S) {
+/// The store keeps the newest record of each member and the startup grace across a reopen.
+fn store_keeps_members_and_startup_grace<S: Store>(open: &impl Fn() -> S) {
     let store = open();
-    commit(&store, &[Change::Member(member("one", 1)), Change::Member(member("two", 2))]);
-    let waits = Waits { member: Duration::from_millis(3_900), stranger: Duration::from_secs(30) };
+    commit(&store, &[StoreChange::Member(member("one", 1)), StoreChange::Member(member("two", 2))]);
+    let waits = StartupGrace { member: Duration::from_millis(3_900), unknown: Duration::from_secs(30) };
     let drain = Some(member("two", 2).log);
     let newer = MemberRecord { dead: true, drain, ..member("two", 3) };
-    commit(&store, &[Change::Member(newer.clone()), Change::Waits(waits)]);
-    let expected = Remembered {
+    commit(&store, &[StoreChange::Member(newer.clone()), StoreChange::StartupGrace(waits)]);
+    let expected = StoredState {
         members: [(server("one"), member("one", 1)), (server("two"), newer)].into(),
-        waits: Some(waits),
+        startup_grace: Some(waits),
     };
-    assert_eq!(store.remembered().unwrap(), expected);
+    assert_eq!(store.load_state().unwrap(), expected);
     drop(store);
-    assert_eq!(open().remembered().unwrap(), expected);
+    assert_eq!(open().load_state().unwrap(), expected);
 }
 
-fn keeps_assignments<S: Store>(open: &impl Fn() -> S) {
+/// The store keeps assignments across a reopen and returns them in request order.
+fn store_keeps_assignments<S: Store>(open: &impl Fn() -> S) {
     let store = open();
     commit(
         &store,
         &[assign("app.a", None, "one"), assign("app.ab", None, "two"), assign("app.Ä", None, "one")],
     );
-    commit(&store, &[Change::Unassign { subject: subject("app.Ä"), previous: server("one") }]);
+    commit(&store, &[StoreChange::Unassign { subject: subject("app.Ä"), previous: server("one") }]);
     let asked = ["app.ab", "app", "app.a", "app.Ä", "app.a"].map(subject);
     let expected = [Some(server("two")), None, Some(server("one")), None, Some(server("one"))];
     assert_eq!(store.assignments(&asked).unwrap(), expected);
@@ -88,7 +91,8 @@ fn keeps_assignments<S: Store>(open: &impl Fn() -> S) {
     assert_eq!(open().assignments(&asked).unwrap(), expected);
 }
 
-fn counts_what_it_assigns<S: Store>(open: &impl Fn() -> S) {
+/// The store counts the assignments of each server, also after a reopen.
+fn store_counts_assignments_per_server<S: Store>(open: &impl Fn() -> S) {
     let store = open();
     let many: Vec<_> = (0..100).map(|n| assign(&format!("s.{n}"), None, "one")).collect();
     commit(&store, &many);
@@ -97,7 +101,7 @@ fn counts_what_it_assigns<S: Store>(open: &impl Fn() -> S) {
         &[
             assign("s.0", Some("one"), "two"),
             assign("s.1", Some("one"), "two"),
-            Change::Unassign { subject: subject("s.2"), previous: server("one") },
+            StoreChange::Unassign { subject: subject("s.2"), previous: server("one") },
         ],
     );
     let counts = |store: &S| (store.counts().of(&server("one")), store.counts().of(&server("two")));
@@ -106,13 +110,14 @@ fn counts_what_it_assigns<S: Store>(open: &impl Fn() -> S) {
     assert_eq!(counts(&open()), (97, 2));
 }
 
-fn follows_the_order_of_changes<S: Store>(open: &impl Fn() -> S) {
+/// The store applies the changes of one write in their order.
+fn store_applies_changes_in_order<S: Store>(open: &impl Fn() -> S) {
     let store = open();
     commit(
         &store,
         &[
             assign("s", None, "one"),
-            Change::Unassign { subject: subject("s"), previous: server("one") },
+            StoreChange::Unassign { subject: subject("s"), previous: server("one") },
             assign("s", None, "two"),
         ],
     );
@@ -122,10 +127,11 @@ fn follows_the_order_of_changes<S: Store>(open: &impl Fn() -> S) {
     assert_eq!((store.counts().of(&server("one")), store.counts().of(&server("two"))), (0, 1));
 }
 
-fn shows_assignments_in_order_page_by_page<S: Store>(open: &impl Fn() -> S) {
+/// The store pages assignments in byte order, by prefix and cursor.
+fn store_pages_assignments_in_order<S: Store>(open: &impl Fn() -> S) {
     let store = open();
-    // What is no assignment stands before and behind them.
-    commit(&store, &[Change::Member(member("one", 1))]);
+    // Other records are stored before and after the assignments.
+    commit(&store, &[StoreChange::Member(member("one", 1))]);
     let names = ["app", "app.a", "app.a-b", "app.a.b", "app.b", "appendix", "b", "Ä"];
     commit(&store, &names.map(|name| assign(name, None, "one")));
     let page = |prefix: &str, after: Option<&str>, rows| -> Vec<String> {
@@ -144,16 +150,18 @@ fn shows_assignments_in_order_page_by_page<S: Store>(open: &impl Fn() -> S) {
     }
 }
 
+/// The memory store passes the contract suite of all stores.
 #[test]
-fn the_store_in_memory_keeps_the_contract() {
+fn memory_store_meets_contract() {
     run(|| {
         let disk = MemoryDisk::new();
         move || MemoryStore::open(&disk)
     });
 }
 
+/// A reopened memory store holds the flushed changes and has lost the others.
 #[test]
-fn the_store_in_memory_loses_what_was_not_flushed() {
+fn memory_store_loses_unflushed_changes() {
     let disk = MemoryDisk::new();
     let store = MemoryStore::open(&disk);
     commit(&store, &[assign("kept", None, "one")]);

@@ -1,4 +1,4 @@
-//! A store in memory, which like a disk loses what was not flushed: for simulation.
+//! A store in memory, for simulation. Like a disk, it loses unflushed writes.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_protocol::{ServerName, Subject};
 
-use super::{Change, Counts, Remembered, Store, StoreError};
+use super::{AssignmentCounts, Store, StoreChange, StoreError, StoredState};
 
 #[derive(Debug, Clone, Default)]
 struct Image {
-    remembered: Remembered,
+    state: StoredState,
     assignments: BTreeMap<Subject, ServerName>,
-    counts: Counts,
+    counts: AssignmentCounts,
 }
 
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ struct Images {
     flushed: Image,
 }
 
-/// What outlives a process: open a [`MemoryStore`] on it again after a crash. Cloning shares it.
+/// A disk that survives its process: after a crash, open a [`MemoryStore`] on it again. Cloning shares it.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryDisk(Arc<Mutex<Images>>);
 
@@ -32,13 +32,13 @@ impl MemoryDisk {
         Self::default()
     }
 
-    /// Loses everything, as a disk that was replaced.
+    /// Loses everything, like a disk that was replaced.
     pub fn wipe(&self) {
         *self.images() = Images::default();
     }
 
     fn images(&self) -> MutexGuard<'_, Images> {
-        // Images are replaced in one go; a panic elsewhere leaves none half done.
+        // Images are replaced as a whole, so they are consistent after a panic elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -48,7 +48,7 @@ impl MemoryDisk {
 pub struct MemoryStore(MemoryDisk);
 
 impl MemoryStore {
-    /// Opens what was flushed to `disk`. An earlier store on the same disk must not be used any more.
+    /// Opens the flushed state of `disk`. An earlier store on the same disk must not be used any more.
     #[must_use]
     pub fn open(disk: &MemoryDisk) -> Self {
         let mut images = disk.images();
@@ -59,8 +59,8 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn remembered(&self) -> Result<Remembered, StoreError> {
-        Ok(self.0.images().written.remembered.clone())
+    fn load_state(&self) -> Result<StoredState, StoreError> {
+        Ok(self.0.images().written.state.clone())
     }
 
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
@@ -84,26 +84,26 @@ impl Store for MemoryStore {
             .collect())
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> AssignmentCounts {
         self.0.images().written.counts.clone()
     }
 
-    fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+    fn write(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         let mut images = self.0.images();
         let image = &mut images.written;
         for change in changes {
             image.counts.note(change);
             match change {
-                Change::Member(record) => {
-                    image.remembered.members.insert(record.log.server().clone(), record.clone());
+                StoreChange::Member(record) => {
+                    image.state.members.insert(record.log.server().clone(), record.clone());
                 }
-                Change::Assign { subject, server, .. } => {
+                StoreChange::Assign { subject, server, .. } => {
                     image.assignments.insert(subject.clone(), server.clone());
                 }
-                Change::Unassign { subject, .. } => {
+                StoreChange::Unassign { subject, .. } => {
                     image.assignments.remove(subject);
                 }
-                Change::Waits(waits) => image.remembered.waits = Some(*waits),
+                StoreChange::StartupGrace(waits) => image.state.startup_grace = Some(*waits),
             }
         }
         Ok(())

@@ -1,9 +1,9 @@
-//! How what is remembered is spelled as keys and values. Frozen: changing it needs a new [`SCHEMA`].
+//! The stored keys and values. Frozen: a change needs a new [`SCHEMA`].
 //!
 //! | key | value |
 //! |---|---|
 //! | `schema` | schema version, u32 big endian |
-//! | `waits` | [`Waits`]: for members, then for strangers, each in milliseconds, u64 big endian |
+//! | `waits` | [`StartupGrace`]: for members, then for unknown processes, each in milliseconds, u64 big endian |
 //! | `m/<server>` | [`MemberRecord`] as a MessagePack map with named fields |
 //! | `a/<subject>` | the name of the server that the subject is assigned to |
 //! | `c/<server>` | number of subjects assigned to the server, u64 big endian |
@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use dormouse_protocol::{ServerName, Subject, decode, encode};
 
-use super::{MemberRecord, StoreError, Waits};
+use super::{MemberRecord, StartupGrace, StoreError};
 
-/// The schema version written and the newest one read.
+/// The schema version that is written, and the newest one that can be read.
 pub(super) const SCHEMA: u32 = 1;
 
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
@@ -44,16 +44,16 @@ pub(super) fn decode_member(key: &[u8], value: &[u8]) -> Result<MemberRecord, St
     decode(value).map_err(|error| damaged(key, error))
 }
 
-pub(super) fn encode_waits(waits: Waits) -> Vec<u8> {
-    // Rounded up: too long a wait is safe, too short a one is not.
+pub(super) fn encode_grace(waits: StartupGrace) -> Vec<u8> {
+    // Rounded up: a longer wait is safe, a shorter one is not.
     let millis = |wait: Duration| u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
-    [millis(waits.member), millis(waits.stranger)].map(u64::to_be_bytes).concat()
+    [millis(waits.member), millis(waits.unknown)].map(u64::to_be_bytes).concat()
 }
 
-pub(super) fn decode_waits(key: &[u8], value: &[u8]) -> Result<Waits, StoreError> {
-    let (member, stranger) = value.split_at(value.len() / 2);
+pub(super) fn decode_grace(key: &[u8], value: &[u8]) -> Result<StartupGrace, StoreError> {
+    let (member, unknown) = value.split_at(value.len() / 2);
     let wait = |half| decode_u64(key, half).map(Duration::from_millis);
-    Ok(Waits { member: wait(member)?, stranger: wait(stranger)? })
+    Ok(StartupGrace { member: wait(member)?, unknown: wait(unknown)? })
 }
 
 /// The subject named by the key of an assignment.
@@ -84,8 +84,9 @@ fn damaged(key: &[u8], what: impl std::fmt::Display) -> StoreError {
 mod tests {
     use super::*;
 
+    /// Stored keys and values keep their exact byte encoding, and damaged values fail to decode.
     #[test]
-    fn the_spelling_is_frozen() {
+    fn stored_record_encoding_is_frozen() {
         let record = MemberRecord {
             log: "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
             predecessor: None,
@@ -104,12 +105,13 @@ mod tests {
         let longer = encode_member(&drained).unwrap();
         assert!(longer.ends_with(b"\xa4dead\xc3\xa5drain\xd9\x24persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX"));
         assert_eq!(decode_member(b"m/persist-1", &longer).unwrap(), drained);
-        let waits = Waits { member: Duration::from_micros(3_899_001), stranger: Duration::from_secs(30) };
-        let value = encode_waits(waits);
+        let waits =
+            StartupGrace { member: Duration::from_micros(3_899_001), unknown: Duration::from_secs(30) };
+        let value = encode_grace(waits);
         assert_eq!(value, b"\0\0\0\0\0\0\x0f\x3c\0\0\0\0\0\0\x75\x30");
-        let kept = Waits { member: Duration::from_millis(3_900), ..waits };
-        assert_eq!(decode_waits(WAITS_KEY, &value).unwrap(), kept);
-        assert!(decode_waits(WAITS_KEY, &value[1..]).is_err());
+        let rounded = StartupGrace { member: Duration::from_millis(3_900), ..waits };
+        assert_eq!(decode_grace(WAITS_KEY, &value).unwrap(), rounded);
+        assert!(decode_grace(WAITS_KEY, &value[1..]).is_err());
         assert_eq!(member_key(record.log.server()), b"m/persist-1");
         assert_eq!(count_key(record.log.server()), b"c/persist-1");
         let subject = Subject::new("app.Ä").unwrap();

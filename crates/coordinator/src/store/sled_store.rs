@@ -1,11 +1,11 @@
 //! The store in production: sled 0.34, one tree.
 //!
 //! SUBTLE, all of it measured on 0.34.7:
-//! - `flush_async` with eight or more callers at once deadlocks for ever. Never use it: the coordinator has one writer,
-//!   which groups its changes and calls `flush()` where blocking is allowed.
-//! - `flush()` hands the bytes to the operating system; it is no fsync. The state survives kill -9, and may lose its
-//!   last moments with the power.
-//! - Damaged files do not open, or make it panic. Then they are set aside and the coordinator learns again.
+//! - `flush_async` deadlocks with eight or more concurrent callers. Never use it: the coordinator has one writer, which
+//!   groups its changes and calls `flush()` where blocking is allowed.
+//! - `flush()` writes to the operating system; it does not fsync. The state survives kill -9, and may lose its last writes
+//!   in a power failure.
+//! - Damaged files do not open, or make sled panic. They are quarantined, and the coordinator learns the assignments again.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,48 +16,48 @@ use dormouse_protocol::{ServerName, Subject};
 use ulid::Ulid;
 
 use super::record::{
-    ASSIGNMENTS, COUNTS, MEMBERS, SCHEMA, SCHEMA_KEY, WAITS_KEY, assignment_key, count_key, decode_member,
-    decode_server, decode_subject, decode_u32, decode_u64, decode_waits, encode_member, encode_waits,
+    ASSIGNMENTS, COUNTS, MEMBERS, SCHEMA, SCHEMA_KEY, WAITS_KEY, assignment_key, count_key, decode_grace,
+    decode_member, decode_server, decode_subject, decode_u32, decode_u64, encode_grace, encode_member,
     member_key,
 };
-use super::{Change, Counts, Remembered, Store, StoreError};
+use super::{AssignmentCounts, Store, StoreChange, StoreError, StoredState};
 
-/// What sled keeps in memory, in bytes. The operating system caches the file once more.
+/// The cache of sled, in bytes. The operating system caches the file as well.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Why sled files could not be opened.
+/// The sled files could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// Somebody else has the files open.
+    /// Another process has the files open.
     #[error("the state in {} is in use by another process", path.display())]
     InUse {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
     },
-    /// The operating system refused something; the state itself may be sound.
+    /// The operating system returned an error; the state itself may be undamaged.
     #[error("cannot open the state in {}", path.display())]
     Io {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// What it says.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
     /// The files are damaged.
     #[error("the state in {} is damaged: {what}", path.display())]
-    Broken {
-        /// The folder.
+    Damaged {
+        /// The directory.
         path: PathBuf,
-        /// What sled or the check of the values says.
+        /// The error of sled, or of the check of the values.
         what: String,
     },
-    /// The state is sound, and not ours to read.
+    /// The state is undamaged, but this software cannot read it.
     #[error("cannot use the state in {}", path.display())]
     Store {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         source: StoreError,
     },
@@ -66,7 +66,7 @@ pub enum OpenError {
 /// A store in sled files.
 pub struct SledStore {
     tree: sled::Db,
-    counts: Mutex<Counts>,
+    counts: Mutex<AssignmentCounts>,
 }
 
 impl std::fmt::Debug for SledStore {
@@ -76,55 +76,57 @@ impl std::fmt::Debug for SledStore {
 }
 
 impl SledStore {
-    /// Opens the files in the folder `path`, making them if there are none, and reads everything but the
-    /// assignments once.
+    /// Opens the files in the directory `path`, and creates them if there are none. Reads the state once, except the
+    /// assignments.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing is changed then.
+    /// [`OpenError`]; then the files are unchanged.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         refuse_if_in_use(path)?;
         let config = sled::Config::default()
             .path(path)
             .cache_capacity(CACHE_BYTES)
-            // What is written is flushed before anybody is told of it; flushing in between gains nothing.
+            // The coordinator flushes before it replies; periodic flushes are not needed.
             .flush_every_ms(None);
         let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
-        let broken = |what: String| OpenError::Broken { path: path.to_owned(), what };
+        let damaged = |what: String| OpenError::Damaged { path: path.to_owned(), what };
         let tree = match opened {
             Ok(Ok(tree)) => tree,
-            // An error number means that the operating system refused; sled makes up its own errors without one.
+            // An error number means an error of the operating system; sled's own I/O errors have none.
             Ok(Err(sled::Error::Io(source))) if source.raw_os_error().is_some() => {
                 return Err(OpenError::Io { path: path.to_owned(), source });
             }
-            Ok(Err(error)) => return Err(broken(error.to_string())),
-            Err(_) => return Err(broken("sled panicked while opening it".to_owned())),
+            Ok(Err(error)) => return Err(damaged(error.to_string())),
+            Err(_) => return Err(damaged("sled panicked while opening it".to_owned())),
         };
         let store = Self { tree, counts: Mutex::default() };
         store.check_and_count().map_err(|error| match error {
             StoreError::NewerSchema { .. } => OpenError::Store { path: path.to_owned(), source: error },
-            StoreError::Failed { .. } | StoreError::Damaged { .. } => broken(error.to_string()),
+            StoreError::Failed { .. } | StoreError::Damaged { .. } => damaged(error.to_string()),
         })?;
         Ok(store)
     }
 
-    /// Like [`SledStore::open`], but damaged files are renamed to `<path>.broken-<ulid>`, with an error in the log,
-    /// and the store begins empty.
+    /// Like [`SledStore::open`], but quarantines damaged files: they are renamed to `<path>.broken-<ulid>`, with an error in
+    /// the log, and the store starts empty.
     ///
     /// # Errors
-    /// [`OpenError`] when the files are sound and cannot be used, or cannot be set aside.
-    pub fn open_or_set_aside(path: &Path, ulid: Ulid) -> Result<Self, OpenError> {
+    /// [`OpenError`] if the files are undamaged and cannot be used, or if they cannot be quarantined.
+    pub fn open_or_quarantine(path: &Path, ulid: Ulid) -> Result<Self, OpenError> {
         let error = match Self::open(path) {
-            Err(error @ OpenError::Broken { .. }) => error,
+            Err(error @ OpenError::Damaged { .. }) => error,
             done => return done,
         };
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(format!(".broken-{ulid}"));
-        let aside = PathBuf::from(aside);
-        std::fs::rename(path, &aside).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        let mut quarantine = path.as_os_str().to_owned();
+        quarantine.push(format!(".broken-{ulid}"));
+        let quarantine = PathBuf::from(quarantine);
+        std::fs::rename(path, &quarantine)
+            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         tracing::error!(
             %error,
-            set_aside = %aside.display(),
-            "the coordinator's state is damaged and was set aside; assignments are learned again from the servers"
+            quarantine = %quarantine.display(),
+            impact = "assignments are learned again from the servers",
+            "coordinator state damaged, quarantined"
         );
         Self::open(path)
     }
@@ -144,8 +146,8 @@ impl SledStore {
                 self.flush()?;
             }
         }
-        self.remembered()?;
-        let mut counts = Counts::default();
+        self.load_state()?;
+        let mut counts = AssignmentCounts::default();
         for entry in self.tree.scan_prefix(COUNTS) {
             let (key, value) = entry.map_err(|error| failed("read the counts", error))?;
             let server = decode_server(&key, &key[COUNTS.len()..])?;
@@ -159,22 +161,23 @@ impl SledStore {
         self.tree.get(key).map_err(|error| failed("read a value", error))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        // The counts are replaced in one go after a write that succeeded.
+    fn lock(&self) -> MutexGuard<'_, AssignmentCounts> {
+        // The counts are replaced as a whole after a successful write.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Store for SledStore {
-    fn remembered(&self) -> Result<Remembered, StoreError> {
-        let mut remembered = Remembered::default();
+    fn load_state(&self) -> Result<StoredState, StoreError> {
+        let mut state = StoredState::default();
         for entry in self.tree.scan_prefix(MEMBERS) {
             let (key, value) = entry.map_err(|error| failed("read the members", error))?;
             let record = decode_member(&key, &value)?;
-            remembered.members.insert(record.log.server().clone(), record);
+            state.members.insert(record.log.server().clone(), record);
         }
-        remembered.waits = self.get(WAITS_KEY)?.map(|value| decode_waits(WAITS_KEY, &value)).transpose()?;
-        Ok(remembered)
+        state.startup_grace =
+            self.get(WAITS_KEY)?.map(|value| decode_grace(WAITS_KEY, &value)).transpose()?;
+        Ok(state)
     }
 
     fn assignments(&self, subjects: &[Subject]) -> Result<Vec<Option<ServerName>>, StoreError> {
@@ -192,7 +195,7 @@ impl Store for SledStore {
         rows: usize,
     ) -> Result<Vec<(Subject, ServerName)>, StoreError> {
         let prefix = [ASSIGNMENTS, prefix.as_bytes()].concat();
-        // The first key behind another one is that with a zero at its end.
+        // The smallest key after another one is that key with a zero byte appended.
         let start = after.map(|after| [assignment_key(after).as_slice(), b"\0"].concat());
         let start = start.map_or_else(|| prefix.clone(), |start| start.max(prefix.clone()));
         let mut found = Vec::new();
@@ -206,35 +209,35 @@ impl Store for SledStore {
         Ok(found)
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> AssignmentCounts {
         self.lock().clone()
     }
 
-    fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+    fn write(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
         let mut counts = self.lock();
-        let mut counted = counts.clone();
+        let mut updated = counts.clone();
         let mut batch = sled::Batch::default();
         for change in changes {
-            counted.note(change);
+            updated.note(change);
             match change {
-                Change::Member(record) => {
+                StoreChange::Member(record) => {
                     batch.insert(member_key(record.log.server()), encode_member(record)?);
                 }
-                Change::Assign { subject, previous, server } => {
+                StoreChange::Assign { subject, previous, server } => {
                     batch.insert(assignment_key(subject), server.as_str());
                     for server in previous.iter().chain([server]) {
-                        batch.insert(count_key(server), &counted.of(server).to_be_bytes());
+                        batch.insert(count_key(server), &updated.of(server).to_be_bytes());
                     }
                 }
-                Change::Unassign { subject, previous } => {
+                StoreChange::Unassign { subject, previous } => {
                     batch.remove(assignment_key(subject));
-                    batch.insert(count_key(previous), &counted.of(previous).to_be_bytes());
+                    batch.insert(count_key(previous), &updated.of(previous).to_be_bytes());
                 }
-                Change::Waits(waits) => batch.insert(WAITS_KEY, encode_waits(*waits)),
+                StoreChange::StartupGrace(waits) => batch.insert(WAITS_KEY, encode_grace(*waits)),
             }
         }
         self.tree.apply_batch(batch).map_err(|error| failed("write changes", error))?;
-        *counts = counted;
+        *counts = updated;
         Ok(())
     }
 
@@ -243,7 +246,7 @@ impl Store for SledStore {
     }
 }
 
-/// sled tells a lock that somebody holds from damage only in the text of its error, so the lock is tried here first.
+/// sled distinguishes a held lock from damage only in its error text, so the lock is tried here first.
 fn refuse_if_in_use(path: &Path) -> Result<(), OpenError> {
     let file = match std::fs::File::open(path.join("db")) {
         Ok(file) => file,
@@ -265,51 +268,53 @@ fn failed(what: &'static str, source: sled::Error) -> StoreError {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Waits, contract};
+    use super::super::{StartupGrace, contract};
     use super::*;
 
-    fn waits(seconds: u64) -> Change {
+    fn waits(seconds: u64) -> StoreChange {
         let wait = Duration::from_secs(seconds);
-        Change::Waits(Waits { member: wait, stranger: wait })
+        StoreChange::StartupGrace(StartupGrace { member: wait, unknown: wait })
     }
 
     fn ulid() -> Ulid {
         Ulid::from_string("01J9Z3ABCDEFGHJKMNPQRSTVWX").unwrap()
     }
 
-    /// Ends a store and waits until it has let go of its files: sled's own threads may hold them a little longer.
+    /// Closes a store and waits until its files are unlocked: sled's own threads may hold them a little longer.
     fn close(store: SledStore, path: &Path) {
         drop(store);
-        released(path);
+        wait_until_unlocked(path);
     }
 
-    fn released(path: &Path) {
+    fn wait_until_unlocked(path: &Path) {
         if let Ok(file) = std::fs::File::open(path.join("db")) {
             file.lock().unwrap();
         }
     }
 
+    /// The sled store passes the contract suite of all stores.
     #[test]
-    fn keeps_the_contract_of_a_store() {
+    fn sled_store_meets_contract() {
         contract::run(|| {
             let folder = tempfile::tempdir().unwrap();
             move || {
                 let path = folder.path().join("state");
-                released(&path);
+                wait_until_unlocked(&path);
                 SledStore::open(&path).unwrap()
             }
         });
     }
 
+    /// The store rejects a state directory with a newer schema and leaves it in place.
     #[test]
-    fn a_newer_schema_is_refused_and_left_alone() {
+    fn sled_store_rejects_newer_schema_and_keeps_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let store = SledStore::open(&path).unwrap();
         store.tree.insert(SCHEMA_KEY, &(SCHEMA + 1).to_be_bytes()).unwrap();
         store.flush().unwrap();
         close(store, &path);
-        let error = SledStore::open_or_set_aside(&path, ulid()).unwrap_err();
+        let error = SledStore::open_or_quarantine(&path, ulid()).unwrap_err();
         let OpenError::Store { source: StoreError::NewerSchema { found, newest }, .. } = error else {
             panic!("{error}");
         };
@@ -317,37 +322,40 @@ mod tests {
         assert!(path.exists());
     }
 
+    /// If another process uses the state directory, the store neither opens nor quarantines it.
     #[test]
-    fn state_that_is_in_use_is_neither_opened_nor_set_aside() {
+    fn sled_store_in_use_is_neither_opened_nor_quarantined() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
-        let _held = SledStore::open(&path).unwrap();
-        let error = SledStore::open_or_set_aside(&path, ulid()).unwrap_err();
+        let _open = SledStore::open(&path).unwrap();
+        let error = SledStore::open_or_quarantine(&path, ulid()).unwrap_err();
         assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     }
 
+    /// The store quarantines a damaged state directory and starts empty.
     #[test]
-    fn damaged_state_is_set_aside_and_learning_begins_again() {
+    fn sled_store_quarantines_damaged_state_and_starts_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let store = SledStore::open(&path).unwrap();
         store.write(&[waits(7)]).unwrap();
         store.flush().unwrap();
         close(store, &path);
-        // sled reads its configuration first; twenty flipped bytes in it are enough.
+        // sled reads its configuration first; twenty inverted bytes in it are enough.
         let file = path.join("conf");
         let damaged: Vec<u8> = std::fs::read(&file).unwrap().iter().take(20).map(|byte| !byte).collect();
         std::fs::write(&file, damaged).unwrap();
         let error = SledStore::open(&path).unwrap_err();
-        assert!(matches!(error, OpenError::Broken { .. }), "{error}");
-        released(&path);
-        let store = SledStore::open_or_set_aside(&path, ulid()).unwrap();
-        assert_eq!(store.remembered().unwrap(), Remembered::default());
+        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+        wait_until_unlocked(&path);
+        let store = SledStore::open_or_quarantine(&path, ulid()).unwrap();
+        assert_eq!(store.load_state().unwrap(), StoredState::default());
         assert!(folder.path().join("state.broken-01J9Z3ABCDEFGHJKMNPQRSTVWX").join("db").exists());
     }
 
+    /// The store treats a value that does not decode as damage.
     #[test]
-    fn a_value_that_makes_no_sense_counts_as_damage() {
+    fn sled_store_treats_invalid_value_as_damage() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let store = SledStore::open(&path).unwrap();
@@ -355,11 +363,12 @@ mod tests {
         store.flush().unwrap();
         close(store, &path);
         let error = SledStore::open(&path).unwrap_err();
-        assert!(matches!(error, OpenError::Broken { .. }), "{error}");
+        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
     }
 
+    /// The files of a store that never closed hold all flushed changes.
     #[test]
-    fn what_was_flushed_is_in_the_files_of_a_process_that_is_killed() {
+    fn sled_store_keeps_flushed_changes_after_kill() {
         let folder = tempfile::tempdir().unwrap();
         let (path, image) = (folder.path().join("state"), folder.path().join("image"));
         let store = SledStore::open(&path).unwrap();
@@ -367,10 +376,10 @@ mod tests {
         let server = ServerName::new("one").unwrap();
         for subject in &subjects {
             let (subject, server) = (subject.clone(), server.clone());
-            store.write(&[Change::Assign { subject, previous: None, server }, waits(7)]).unwrap();
+            store.write(&[StoreChange::Assign { subject, previous: None, server }, waits(7)]).unwrap();
             store.flush().unwrap();
         }
-        // What the files hold while the store is open is what a kill leaves; closing it would write more.
+        // A kill leaves the files as they are while the store is open; closing the store would write more.
         std::fs::create_dir(&image).unwrap();
         for entry in std::fs::read_dir(&path).unwrap().map(Result::unwrap) {
             if entry.file_type().unwrap().is_file() {
@@ -382,6 +391,6 @@ mod tests {
             copy.assignments(&subjects).unwrap().iter().all(|assigned| *assigned == Some(server.clone()))
         );
         assert_eq!(copy.counts().of(&server), 100);
-        assert_eq!(copy.remembered().unwrap(), store.remembered().unwrap());
+        assert_eq!(copy.load_state().unwrap(), store.load_state().unwrap());
     }
 }

@@ -1,54 +1,54 @@
-//! The part of the assignments that one batch of requests touches, as it is after each of them.
+//! The assignments that one batch of requests needs, kept up to date within the batch.
 
 use std::collections::HashMap;
 
 use dormouse_protocol::{ServerName, Subject};
 
-use super::{Change, Counts};
+use super::{AssignmentCounts, StoreChange};
 use crate::machine::AssignmentView;
 
-/// Assignments read ahead for a batch, followed by the changes of the batch before they are written; and the counts,
-/// followed from batch to batch.
+/// Assignments read ahead for a batch, updated with the changes of the batch before they are written; and the counts, which
+/// are kept across batches.
 #[derive(Debug, Clone, Default)]
-pub struct Window {
+pub struct AssignmentWindow {
     assignments: HashMap<Subject, Option<ServerName>>,
-    counts: Counts,
+    counts: AssignmentCounts,
 }
 
-impl Window {
-    /// A window that shows no assignment yet, on a store with these counts.
+impl AssignmentWindow {
+    /// A window without assignments, on a store with these counts.
     #[must_use]
-    pub fn new(counts: Counts) -> Self {
+    pub fn new(counts: AssignmentCounts) -> Self {
         Self { assignments: HashMap::new(), counts }
     }
 
-    /// Shows these assignments instead of those before. A subject that is not among them counts as not assigned.
-    pub fn show(&mut self, assignments: HashMap<Subject, Option<ServerName>>) {
+    /// Replaces the assignments. A subject that is not among them counts as not assigned.
+    pub fn set_assignments(&mut self, assignments: HashMap<Subject, Option<ServerName>>) {
         self.assignments = assignments;
     }
 
-    /// Number of subjects assigned to anybody.
+    /// Number of assigned subjects.
     #[must_use]
     pub fn assigned(&self) -> u64 {
         self.counts.total()
     }
 
-    /// Follows one change.
-    pub fn note(&mut self, change: &Change) {
+    /// Applies one change.
+    pub fn note(&mut self, change: &StoreChange) {
         self.counts.note(change);
         match change {
-            Change::Assign { subject, server, .. } => {
+            StoreChange::Assign { subject, server, .. } => {
                 self.assignments.insert(subject.clone(), Some(server.clone()));
             }
-            Change::Unassign { subject, .. } => {
+            StoreChange::Unassign { subject, .. } => {
                 self.assignments.insert(subject.clone(), None);
             }
-            Change::Member(_) | Change::Waits(_) => {}
+            StoreChange::Member(_) | StoreChange::StartupGrace(_) => {}
         }
     }
 }
 
-impl AssignmentView for Window {
+impl AssignmentView for AssignmentWindow {
     fn assignment(&self, subject: &Subject) -> Option<ServerName> {
         self.assignments.get(subject).cloned().flatten()
     }

@@ -1,7 +1,7 @@
 //! A fleet in one process: servers with the real engine on a bucket in a temporary directory, an in-memory bus, and a
-//! coordinator that says what the test wants it to say.
+//! scripted coordinator.
 
-#![allow(dead_code)] // Each test file uses its part.
+#![allow(dead_code)] // Each test file uses a part.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,42 +27,42 @@ use dormouse_protocol::{
 };
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use dormouse_storage::bucket::open_bucket;
-use dormouse_storage::{Engine, EngineSettings, Prepared};
+use dormouse_storage::{Engine, EngineSettings, PreparedEngine};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
-/// The lease's time to live that the coordinator of the tests grants.
+/// TTL of the leases that the scripted coordinator grants.
 pub const TTL: Duration = Duration::from_secs(3);
-/// Longer than a lease is trusted.
+/// Longer than the server uses a lease.
 pub const LAPSE: Duration = Duration::from_millis(2_200);
 
-/// What the coordinator does with a call.
+/// The refusal of a call, if the script has one.
 pub type Say<T> = Arc<dyn Fn(&T) -> Option<ErrorReply> + Send + Sync>;
 
-/// What the coordinator says, and what it has heard.
+/// The script of the coordinator, and its record of calls.
 pub struct Script {
-    /// Its run.
+    /// Its incarnation.
     pub incarnation: Incarnation,
-    /// Whether it answers anything at all, by the server's name.
-    pub deaf_to: Vec<String>,
-    /// Whether it refuses a join.
+    /// Names of the servers that get no reply.
+    pub silent_to: Vec<String>,
+    /// Refusal of a join.
     pub refuse_join: Say<JoinRequest>,
-    /// Whether it refuses a heartbeat.
+    /// Refusal of a heartbeat.
     pub refuse_heartbeat: Say<HeartbeatRequest>,
-    /// Whether it refuses a claim.
+    /// Refusal of a claim.
     pub refuse_claim: Say<ClaimRequest>,
-    /// Servers that an operator wants empty, by name.
+    /// Names of the servers with a drain order.
     pub drained: Vec<String>,
-    /// So many releases are not answered.
+    /// Number of the next releases that get no reply.
     pub releases_unanswered: usize,
-    /// The busiest subjects, as the last heartbeat named them.
+    /// The busiest subjects of the last heartbeat.
     pub busiest: Vec<BusySubject>,
-    /// What it has heard, in a word each.
-    pub heard: Vec<String>,
+    /// The received calls, one short text each.
+    pub calls: Vec<String>,
 }
 
-/// A coordinator that says what it is told to say.
+/// A coordinator that follows its [`Script`].
 #[derive(Clone)]
 pub struct Coordinator {
     script: Arc<Mutex<Script>>,
@@ -73,26 +73,26 @@ impl Coordinator {
         self.script.lock().unwrap()
     }
 
-    /// How often it has heard this.
-    pub fn times(&self, what: &str) -> usize {
-        self.script().heard.iter().filter(|heard| *heard == what).count()
+    /// How often it has received this call.
+    pub fn times(&self, call: &str) -> usize {
+        self.script().calls.iter().filter(|received| *received == call).count()
     }
 
-    pub fn heard(&self, what: &str) -> bool {
-        self.script().heard.iter().any(|heard| heard == what)
+    pub fn received(&self, call: &str) -> bool {
+        self.script().calls.iter().any(|received| received == call)
     }
 
     async fn start(bus: Arc<dyn Bus>, env: Env, tasks: &Tasks) -> Self {
         let script = Script {
             incarnation: Incarnation::new(env.ulid()),
-            deaf_to: Vec::new(),
+            silent_to: Vec::new(),
             refuse_join: Arc::new(|_| None),
             refuse_heartbeat: Arc::new(|_| None),
             refuse_claim: Arc::new(|_| None),
             drained: Vec::new(),
             releases_unanswered: 0,
             busiest: Vec::new(),
-            heard: Vec::new(),
+            calls: Vec::new(),
         };
         let coordinator = Self { script: Arc::new(Mutex::new(script)) };
         let pattern = Prefix::default().fleet_all();
@@ -116,7 +116,7 @@ impl Coordinator {
             ttl_ms: u64::try_from(TTL.as_millis()).unwrap(),
             draining: drained.iter().any(|name| name == log.server().as_str()),
         };
-        let (heard, log, refusal, reply) = match Prefix::default().parse_fleet(route.as_str()).unwrap() {
+        let (call, log, refusal, reply) = match Prefix::default().parse_fleet(route.as_str()).unwrap() {
             FleetRoute::Join => {
                 let request: JoinRequest = decode(&payload).unwrap();
                 let refusal = (script.refuse_join)(&request);
@@ -146,14 +146,14 @@ impl Coordinator {
                 ("leave".to_owned(), request.log, None, encode(&Acknowledged::default()))
             }
         };
-        if script.deaf_to.iter().any(|name| name == log.server().as_str()) {
+        if script.silent_to.iter().any(|name| name == log.server().as_str()) {
             return;
         }
-        if heard.starts_with("release") && script.releases_unanswered > 0 {
+        if call.starts_with("release") && script.releases_unanswered > 0 {
             script.releases_unanswered -= 1;
             return;
         }
-        script.heard.push(format!("{}: {heard}", log.server()));
+        script.calls.push(format!("{}: {call}", log.server()));
         match refusal {
             Some(error) => responder.error(&error),
             None => responder.ok(reply.unwrap()),
@@ -176,16 +176,17 @@ pub struct Fleet {
 
 impl Fleet {
     pub async fn new() -> Self {
-        Self::over(None).await
+        Self::with_network(None).await
     }
 
-    /// With something else than nothing between the connections.
-    pub async fn over(network: Option<Arc<dyn Network>>) -> Self {
+    /// A fleet whose messages pass through `network`, if there is one.
+    pub async fn with_network(network: Option<Arc<dyn Network>>) -> Self {
         let clock = VirtualClock::starting_at(Duration::from_secs(1_000_000));
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
         let tasks = Tasks::new();
-        let broker = network
-            .map_or_else(MemoryBroker::new, |network| MemoryBroker::over(network, env.clone(), &tasks));
+        let broker = network.map_or_else(MemoryBroker::new, |network| {
+            MemoryBroker::with_network(network, env.clone(), &tasks)
+        });
         let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
         let coordinator = Coordinator::start(bus, env.clone(), &tasks).await;
         let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));
@@ -203,7 +204,7 @@ impl Fleet {
         Arc::clone(&self.buses.lock().unwrap()[name])
     }
 
-    /// A server that has not been waited for.
+    /// A started server, not yet ready.
     pub async fn start(&self, name: &str) -> Server {
         let prepared = prepare(self.folder.path(), name, &self.env).await;
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
@@ -212,7 +213,7 @@ impl Fleet {
         self.start_prepared(prepared, bus).await
     }
 
-    async fn start_prepared(&self, prepared: Prepared, bus: Arc<dyn Bus>) -> Server {
+    async fn start_prepared(&self, prepared: PreparedEngine, bus: Arc<dyn Bus>) -> Server {
         let settings = ServerSettings {
             prefix: Prefix::default(),
             capacity: 100,
@@ -230,14 +231,14 @@ impl Fleet {
         server
     }
 
-    /// The same process under a fresh log, on the connection that it has.
-    pub async fn serve_prepared(&self, name: &str, prepared: Prepared) -> Server {
+    /// The same process with a new log, on its existing connection.
+    pub async fn serve_prepared(&self, name: &str, prepared: PreparedEngine) -> Server {
         let mut server = self.start_prepared(prepared, self.bus_of(name)).await;
         server.ready().await.unwrap();
         server
     }
 
-    /// Asks a server.
+    /// Sends a request to a server.
     pub async fn ask<Req, Rep>(
         &self,
         server: &str,
@@ -296,7 +297,7 @@ impl Fleet {
             .map(|message| String::from_utf8(message.value.as_ref().unwrap().to_vec()).unwrap()))
     }
 
-    /// Orders a process to hand a subject over, as the coordinator does.
+    /// Sends a handover order for a subject, as the coordinator does.
     pub async fn order(&self, log: &LogId, name: &str) {
         let order = HandOverOrder { v: ProtocolVersion::CURRENT, log: log.clone(), subject: subject(name) };
         let route = Prefix::default().order(log.server());
@@ -304,14 +305,14 @@ impl Fleet {
     }
 
     /// Lets time pass until `condition` holds.
-    pub async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+    pub async fn until(&self, goal: &str, mut condition: impl FnMut() -> bool) {
         for _ in 0..6_000 {
             if condition() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("never: {what}");
+        panic!("timed out: {goal}");
     }
 
     pub async fn health(&self, name: &str) -> Health {
@@ -326,7 +327,7 @@ fn dormouse_bus_error(reply: &Reply) -> Option<ErrorReply> {
 }
 
 /// An engine of server `name`, on the bucket that all servers under `folder` share.
-pub async fn prepare(folder: &Path, name: &str, env: &Env) -> Prepared {
+pub async fn prepare(folder: &Path, name: &str, env: &Env) -> PreparedEngine {
     let bucket = folder.join("bucket");
     std::fs::create_dir_all(&bucket).unwrap();
     let url = format!("file://{}", bucket.display());
@@ -339,7 +340,7 @@ pub fn subject(name: &str) -> Subject {
     Subject::new(name).unwrap()
 }
 
-/// A refusal of every claim in favour of `owner`.
+/// Refuses every claim and names `owner`.
 pub fn owned_by(owner: &str) -> Say<ClaimRequest> {
     let owner = ServerName::new(owner).unwrap();
     Arc::new(move |_| Some(ErrorReply::not_owner(Some(owner.clone()))))

@@ -1,4 +1,4 @@
-//! MessagePack as JSON, without knowing the type: what the `value` of a vector shows.
+//! Converts MessagePack of any type to JSON, for the `value` of a vector.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ impl<'de> Visitor<'de> for DiagnosedVisitor {
     type Value = Diagnosed;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any MessagePack value that our messages use")
+        f.write_str("any MessagePack value that the messages use")
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Diagnosed, E> {
@@ -59,7 +59,7 @@ impl<'de> Deserialize<'de> for Diagnosed {
     }
 }
 
-/// Shows `bytes` as JSON.
+/// Converts `bytes` to JSON.
 pub fn diagnose(bytes: &[u8]) -> Value {
-    dormouse_protocol::decode::<Diagnosed>(bytes).expect("our own messages are valid").0
+    dormouse_protocol::decode::<Diagnosed>(bytes).expect("the samples are valid").0
 }

@@ -1,7 +1,7 @@
-//! What must hold of any bytes that arrive: the fuzz targets run it on what they invent, the tests on the corpus and on vectors
-//! that were changed.
+//! Properties of the decoders for arbitrary bytes. The fuzz targets check them on generated input, the tests on the corpus
+//! and on mutated vectors.
 //!
-//! Whatever is read can be written, and is then read as the same; a request that is refused is refused with a code that says so.
+//! Each decoded value can be encoded, and then decodes to an equal value. A rejected request has a matching error code.
 
 use std::fmt::Debug;
 
@@ -17,7 +17,7 @@ use dormouse_protocol::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A check of bytes that may be anything. It panics when something does not hold.
+/// A check of arbitrary bytes. It panics if a property does not hold.
 pub type Check = fn(&[u8]);
 
 /// One check for each kind of message, by the name of its fuzz target.
@@ -32,15 +32,16 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("routes", routes),
 ];
 
-/// What was read is written and read again as it was.
+/// Checks that a decoded value survives encoding and decoding.
 fn read<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
     if let Ok(value) = decode::<T>(bytes) {
-        let again = encode(&value).expect("it was read");
-        assert_eq!(decode::<T>(&again).expect("it was written by us"), value);
+        let again = encode(&value).expect("a decoded value encodes");
+        assert_eq!(decode::<T>(&again).expect("an encoded value decodes"), value);
     }
 }
 
-fn asked<T: Serialize + DeserializeOwned + PartialEq + Debug + Versioned>(bytes: &[u8]) {
+/// Checks that the bytes are a request that round-trips, or are rejected with a matching code.
+fn check_request<T: Serialize + DeserializeOwned + PartialEq + Debug + Versioned>(bytes: &[u8]) {
     read::<T>(bytes);
     if let Err(error) = decode_request::<T>(bytes) {
         assert!(matches!(error.code, ErrorCode::BadRequest | ErrorCode::UnsupportedVersion), "{error}");
@@ -54,14 +55,14 @@ macro_rules! each {
     };
 }
 
-/// Requests of every operation. One for something new goes here.
+/// Requests of every operation. Add requests of new operations here.
 pub fn requests(bytes: &[u8]) {
-    each!(asked(bytes): SetRequest, GetRequest, GetAllRequest, KeysRequest, DeleteRequest, DeleteAllRequest, ChangesRequest,
+    each!(check_request(bytes): SetRequest, GetRequest, GetAllRequest, KeysRequest, DeleteRequest, DeleteAllRequest, ChangesRequest,
         InfoRequest, ConfigureRequest, FlushRequest, DestroyRequest, UploadBeginRequest, UploadChunkRequest,
         UploadFinishRequest, UploadCancelRequest, GetChunkRequest);
 }
 
-/// The answers to them.
+/// Replies of every operation.
 pub fn replies(bytes: &[u8]) {
     each!(read(bytes): SetReply, GetReply, GetAllReply, KeysReply, DeleteReply, DeleteAllReply, ChangesReply, InfoReply,
         ConfigureReply, FlushReply, DestroyReply, UploadReply, GetChunkReply);
@@ -72,37 +73,37 @@ pub fn events(bytes: &[u8]) {
     each!(read(bytes): Event, GoneAnnouncement, ActiveAnnouncement);
 }
 
-/// What servers and the coordinator tell each other.
+/// Messages between servers and the coordinator, and locate requests.
 pub fn fleet(bytes: &[u8]) {
-    each!(asked(bytes): LocateRequest, JoinRequest, HeartbeatRequest, ClaimRequest, ReleaseRequest, LeaveRequest);
+    each!(check_request(bytes): LocateRequest, JoinRequest, HeartbeatRequest, ClaimRequest, ReleaseRequest, LeaveRequest);
     each!(read(bytes): LocateReply, LeaseReply, ClaimReply, Acknowledged, HandOverOrder, PresenceReply);
-    each!(asked(bytes): PresenceRequest);
+    each!(check_request(bytes): PresenceRequest);
 }
 
-/// What operators say, and what they are answered.
+/// Requests of operators, and their replies.
 pub fn admin(bytes: &[u8]) {
-    each!(asked(bytes): ServersRequest, SubjectsRequest, DrainRequest, MoveRequest, RebalanceRequest, MovesRequest);
+    each!(check_request(bytes): ServersRequest, SubjectsRequest, DrainRequest, MoveRequest, RebalanceRequest, MovesRequest);
     each!(read(bytes): ServersReply, SubjectsReply, DrainReply, MoveReply, RebalanceReply, MovesReply);
 }
 
-/// Errors, also those of codes that do not exist yet.
+/// Errors, also with unknown codes.
 pub fn errors(bytes: &[u8]) {
     read::<ErrorReply>(bytes);
     if let Ok(error) = decode::<ErrorReply>(bytes) {
         assert!((400..600).contains(&error.code.status()));
-        let _ = (error.retry(), error.happened(), error.to_string());
+        let _ = (error.retry(), error.executed(), error.to_string());
     }
 }
 
 /// Health documents.
 pub fn health(bytes: &[u8]) {
     if let Ok(health) = serde_json::from_slice::<Health>(bytes) {
-        let again = serde_json::to_vec(&health).expect("it was read");
-        assert_eq!(serde_json::from_slice::<Health>(&again).expect("it was written by us"), health);
+        let again = serde_json::to_vec(&health).expect("a decoded document encodes");
+        assert_eq!(serde_json::from_slice::<Health>(&again).expect("an encoded document decodes"), health);
     }
 }
 
-/// Routes, subjects and names: what is understood is spelled in one way only.
+/// Routes, subjects and names: each valid value has exactly one spelling.
 pub fn routes(bytes: &[u8]) {
     let text = &*String::from_utf8_lossy(bytes);
     names(text);

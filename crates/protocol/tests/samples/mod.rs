@@ -1,4 +1,4 @@
-//! One sample per message and per shape that a reader could get wrong: all fields, none, null against empty.
+//! One sample per message and per variant that a decoder could misread: all fields, no fields, null versus empty.
 
 use std::fmt::Debug;
 
@@ -20,7 +20,7 @@ pub struct Sample {
     pub name: &'static str,
     pub type_name: &'static str,
     pub bytes: Bytes,
-    pub decodes_to_itself: Check,
+    pub check_decode: Check,
 }
 
 fn sample<T>(name: &'static str, value: T) -> Sample
@@ -32,7 +32,7 @@ where
         name,
         type_name,
         bytes: encode(&value).unwrap(),
-        decodes_to_itself: Box::new(move |bytes| assert_eq!(decode::<T>(bytes).unwrap(), value)),
+        check_decode: Box::new(move |bytes| assert_eq!(decode::<T>(bytes).unwrap(), value)),
     }
 }
 

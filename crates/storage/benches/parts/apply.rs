@@ -1,11 +1,11 @@
-//! How fast entries become rows of the subject's file, by how many of them share a transaction.
+//! Throughput of applying entries to the subject's file, by the number of entries per transaction.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use dormouse_protocol::Subject;
 use dormouse_runtime::Env;
-use dormouse_storage::internals::{Database, Origin};
+use dormouse_storage::internals::{Database, InitialState};
 
 use crate::entries::entry;
 use crate::server::scratch;
@@ -20,23 +20,24 @@ pub fn transactions(c: &mut Criterion) {
     group.finish();
 }
 
-/// Each sample begins with an empty file. It is never checkpointed, as a server's is after some megabytes.
+/// Each sample starts with an empty file, which is never checkpointed; a server checkpoints after some megabytes.
 fn apply(transactions: u64, entries: u64) -> Duration {
     let env = Env::system();
     let folder = scratch();
     let subject = Subject::new("app.user.000001").expect("a subject");
     let path = folder.path().join("file.sqlite3");
-    let mut database = Database::create(&path, &subject, &Origin::default()).expect("a fresh folder");
+    let mut database =
+        Database::create(&path, &subject, &InitialState::default()).expect("the folder is new");
     let mut spent = Duration::ZERO;
     for number in 0..transactions {
-        let group: Vec<_> = (0..entries).map(|place| entry(number * entries + place)).collect();
-        let begun = env.boot();
-        database.begin().expect("room on the disk");
+        let group: Vec<_> = (0..entries).map(|index| entry(number * entries + index)).collect();
+        let started = env.boot();
+        database.begin().expect("the disk has space");
         for entry in &group {
-            database.apply(entry).expect("the entry after the last");
+            database.apply(entry).expect("the entry follows the last");
         }
-        database.commit().expect("room on the disk");
-        spent += env.boot() - begun;
+        database.commit().expect("the disk has space");
+        spent += env.boot() - started;
     }
     spent
 }

@@ -1,9 +1,9 @@
-//! Entries as a server writes most of them: one set of a small value under a key.
+//! The most common entries of a server: one set of a small value under a key.
 
 use bytes::Bytes;
 use dormouse_protocol::{Headers, LogId, Rev, Seq, Term, Timestamp};
-use dormouse_storage::entry::Entry;
-use dormouse_storage::plan::{Operation, SetOperation};
+use dormouse_storage::entry::LogEntry;
+use dormouse_storage::plan::{RecordOp, SetOperation};
 
 /// Bytes of a value.
 pub const VALUE_BYTES: usize = 128;
@@ -13,7 +13,7 @@ pub fn log() -> LogId {
 }
 
 /// The entry that leads from `after` to the rev after it.
-pub fn entry(after: u64) -> Entry {
+pub fn entry(after: u64) -> LogEntry {
     let set = SetOperation {
         seq: Seq::new(after + 1),
         key: Some(format!("key-{after}")),
@@ -25,11 +25,11 @@ pub fn entry(after: u64) -> Entry {
         expires_at: None,
         msg_id: None,
     };
-    Entry {
+    LogEntry {
         term: Term::new(1),
         after: Rev::new(after),
         accept_time: Timestamp::from_micros(1_700_000_000_000_000),
         request: None,
-        operations: vec![Operation::Set(set)],
+        operations: vec![RecordOp::Set(set)],
     }
 }

@@ -1,5 +1,5 @@
-//! What the parts of the engine cost, each by itself: the log's formats, its disk, the subject's file; and what they come to
-//! together when a subject is opened. `make bench-storage` runs them all and puts the figures into docs/performance.md.
+//! Costs of the parts of the engine: formats of the log, WAL and subject's file, each alone, and all together when a
+//! subject opens. `make bench-storage` runs every benchmark and writes the results into docs/performance.md.
 
 mod apply;
 mod entries;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
-/// Few and short: on a small machine all of them together take two or three minutes.
+/// Few and short samples: on a small machine all benchmarks together take two or three minutes.
 fn config() -> Criterion {
     Criterion::default()
         .sample_size(12)
@@ -23,7 +23,7 @@ fn config() -> Criterion {
 criterion_group! {
     name = benches;
     config = config();
-    targets = segment::frames, segment::segments, wal::group_commit, apply::transactions, opening::wake_up,
+    targets = segment::frames, segment::segments, wal::group_commit, apply::transactions, opening::open_dormant,
         opening::replay
 }
 criterion_main!(benches);

@@ -1,4 +1,4 @@
-//! What whoever asks for a closed subject waits for: one that was handed back, and one whose server has died.
+//! Latency of the first request to a dormant subject: one that was released, and one whose server was killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,26 +9,26 @@ use criterion::{Criterion, SamplingMode, Throughput};
 use dormouse_protocol::data::{GetRequest, SetItem, SetRequest};
 use dormouse_protocol::{Seq, Subject};
 use dormouse_runtime::Env;
-use dormouse_storage::api::{Reply, Request};
+use dormouse_storage::api::{EngineReply, EngineRequest};
 use dormouse_storage::manifest::MAX_DELTAS;
 
 use crate::entries::VALUE_BYTES;
 use crate::server::{Server, scratch};
 
-/// Subjects that sleep in the bucket; each is woken once per start of the server.
-const SLEEPING: u64 = 32;
+/// Dormant subjects in the bucket; each opens once per start of the server.
+const DORMANT: u64 = 32;
 
-/// Messages of a sleeping subject: they come to a file of about 100 kB.
-const SLEEPING_MESSAGES: u64 = 260;
+/// Messages of a dormant subject, in a file of about 100 kB.
+const DORMANT_MESSAGES: u64 = 260;
 
-/// The snapshot of the subject that is replayed has so many messages of so many bytes.
+/// Number and size of the messages in the snapshot of the replayed subject.
 const SNAPSHOT_MESSAGES: u64 = 512;
 const SNAPSHOT_VALUE_BYTES: usize = 16 * 1_024;
 
-/// Entries in each of its deltas, and in the log behind them.
+/// Entries in each of its deltas, and in its tail.
 const ENTRIES: u64 = 500;
 
-/// How often a delta is added until there are as many as there may be.
+/// Attempts to add deltas until their number is at its limit.
 const ATTEMPTS: usize = 50;
 
 fn subject(number: u64) -> Subject {
@@ -40,34 +40,34 @@ fn messages(count: u64, value_bytes: usize) -> impl Iterator<Item = SetItem> {
     (0..count).map(move |_| SetItem { value: Some(value.clone()), ..SetItem::default() })
 }
 
-fn set(sets: Vec<SetItem>) -> Request {
-    Request::Set(SetRequest { sets, ..SetRequest::default() })
+fn set(sets: Vec<SetItem>) -> EngineRequest {
+    EngineRequest::Set(SetRequest { sets, ..SetRequest::default() })
 }
 
-fn execute(server: &Server, subject: &Subject, request: Request) -> Reply {
-    server.runtime.block_on(server.engine.execute(subject, request)).expect("an answer")
+fn execute(server: &Server, subject: &Subject, request: EngineRequest) -> EngineReply {
+    server.runtime.block_on(server.engine.execute(subject, request)).expect("the request succeeds")
 }
 
-/// Ends a server after everything was handed back.
+/// Stops a server after it has released every subject.
 fn shutdown(server: Server) {
     let report = server.runtime.block_on(server.engine.shutdown(Duration::from_secs(60)));
-    assert!(report.unreleased.is_empty(), "not handed back: {:?}", report.unreleased);
+    assert!(report.unreleased.is_empty(), "not released: {:?}", report.unreleased);
     server.kill();
 }
 
 fn first_get(server: &Server, subject: &Subject, seq: u64) -> Duration {
     let env = Env::system();
-    let begun = env.boot();
-    let reply = execute(server, subject, Request::Get(GetRequest::seq(Seq::new(seq))));
-    let spent = env.boot() - begun;
+    let started = env.boot();
+    let reply = execute(server, subject, EngineRequest::Get(GetRequest::seq(Seq::new(seq))));
+    let spent = env.boot() - started;
     assert!(
-        matches!(reply, Reply::Get(found) if !found.messages.is_empty()),
+        matches!(reply, EngineReply::Get(found) if !found.messages.is_empty()),
         "{seq} of {subject} is missing"
     );
     spent
 }
 
-/// The objects of a subject that are called so, with their sizes.
+/// The sizes of the objects of a subject with this file name extension.
 fn objects(bucket: &Path, subject: &Subject, extension: &str) -> Vec<u64> {
     let folder = bucket.join("subjects").join(subject.escaped());
     let entries = fs::read_dir(folder).expect("the subject's folder").map(|entry| entry.expect("an object"));
@@ -77,13 +77,13 @@ fn objects(bucket: &Path, subject: &Subject, extension: &str) -> Vec<u64> {
         .collect()
 }
 
-/// From a bucket in a local directory: claim, copy of the snapshot, first answer. Every subject was handed back before.
-pub fn wake_up(c: &mut Criterion) {
+/// From a bucket in a local directory: claim, copy of the snapshot, first reply. Every subject was released before.
+pub fn open_dormant(c: &mut Criterion) {
     let folder = scratch();
     let (bucket, data) = (folder.path().join("bucket"), folder.path().join("data"));
     let server = Server::start(&bucket, &data, |_| {});
-    for number in 0..SLEEPING {
-        execute(&server, &subject(number), set(messages(SLEEPING_MESSAGES, VALUE_BYTES).collect()));
+    for number in 0..DORMANT {
+        execute(&server, &subject(number), set(messages(DORMANT_MESSAGES, VALUE_BYTES).collect()));
     }
     shutdown(server);
     let sizes = objects(&bucket, &subject(0), "sqlite3");
@@ -92,16 +92,16 @@ pub fn wake_up(c: &mut Criterion) {
     let mut group = c.benchmark_group("wake-up");
     group.sampling_mode(SamplingMode::Flat);
     group.bench_function("first get of a file of 100 kB", |b| {
-        b.iter_custom(|wakes| {
+        b.iter_custom(|opens| {
             let mut spent = Duration::ZERO;
-            let mut left = wakes;
+            let mut left = opens;
             while left > 0 {
                 fs::remove_dir_all(&data).expect("the local files");
                 let server = Server::start(&bucket, &data, |_| {});
-                let woken = left.min(SLEEPING);
-                spent += (0..woken).map(|number| first_get(&server, &subject(number), 1)).sum::<Duration>();
+                let count = left.min(DORMANT);
+                spent += (0..count).map(|number| first_get(&server, &subject(number), 1)).sum::<Duration>();
                 shutdown(server);
-                left -= woken;
+                left -= count;
             }
             spent
         });
@@ -109,12 +109,12 @@ pub fn wake_up(c: &mut Criterion) {
     group.finish();
 }
 
-/// After the death of a server together with its disk: its log is sealed, the snapshot copied, and what is above it applied, from
-/// deltas and from the log; then the same is put into the bucket for the next one, and only then is the subject served.
+/// After the loss of a server with its disk. The next server seals the log, copies the snapshot, and applies deltas and
+/// tail. It then publishes the result as a base in the bucket, and only then serves the subject.
 pub fn replay(c: &mut Criterion) {
     let folder = scratch();
     let left = folder.path().join("left");
-    let last = leave(&left, &folder.path().join("data"));
+    let last = prepare_orphaned_subject(&left, &folder.path().join("data"));
     let mut group = c.benchmark_group("replay");
     group.sampling_mode(SamplingMode::Flat);
     group.throughput(Throughput::Elements((MAX_DELTAS as u64 + 1) * ENTRIES));
@@ -135,27 +135,28 @@ pub fn replay(c: &mut Criterion) {
     group.finish();
 }
 
-/// Leaves a subject behind as a server does that dies. Returns its last seq.
-fn leave(bucket: &Path, data: &Path) -> u64 {
+/// Writes a subject and kills its server. Returns the last seq of the subject.
+fn prepare_orphaned_subject(bucket: &Path, data: &Path) -> u64 {
     let server = Server::start(bucket, data, |_| {});
     let subject = subject(0);
     let large: Vec<_> = messages(SNAPSHOT_MESSAGES, SNAPSHOT_VALUE_BYTES).collect();
     for sets in large.chunks(64) {
         execute(&server, &subject, set(sets.to_vec()));
     }
-    // The first may join a compaction that began before the last of it was written.
-    execute(&server, &subject, Request::Compact);
-    execute(&server, &subject, Request::Compact);
+    // The first request may join a compaction that started before the last write.
+    execute(&server, &subject, EngineRequest::Compact);
+    execute(&server, &subject, EngineRequest::Compact);
     let mut last = SNAPSHOT_MESSAGES;
-    // The server compacts of its own accord as well: then a delta holds less than the others, or a snapshot took their place.
+    // The server also compacts without a request. Then one delta is smaller than the others, or a snapshot replaces
+    // the deltas.
     for _ in 0..ATTEMPTS {
         write_entries(&server, &subject);
         last += ENTRIES;
-        execute(&server, &subject, Request::Compact);
+        execute(&server, &subject, EngineRequest::Compact);
         let deltas = objects(bucket, &subject, "delta");
         if deltas.len() == MAX_DELTAS && deltas.iter().all(|bytes| *bytes == deltas[0]) {
             write_entries(&server, &subject);
-            execute(&server, &subject, Request::Flush);
+            execute(&server, &subject, EngineRequest::Flush);
             server.kill();
             return last + ENTRIES;
         }
@@ -163,7 +164,7 @@ fn leave(bucket: &Path, data: &Path) -> u64 {
     panic!("no {MAX_DELTAS} equal deltas in {ATTEMPTS} attempts: {:?}", objects(bucket, &subject, "delta"));
 }
 
-/// One request for each, so that each is an entry.
+/// Sends one request per message, so that each becomes its own entry.
 fn write_entries(server: &Server, subject: &Subject) {
     let one = |item| server.engine.execute(subject, set(vec![item]));
     let answers = server.runtime.block_on(futures::future::join_all(messages(ENTRIES, VALUE_BYTES).map(one)));

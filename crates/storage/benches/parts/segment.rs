@@ -1,5 +1,5 @@
-//! How fast a flush becomes a segment, and a segment entries again. Each case holds the same entries, of one subject or of
-//! many: what a subject costs in a segment is the difference.
+//! Throughput of encoding a segment, and of decoding it to entries. Each case has the same entries, of one subject or
+//! of many: the difference is the cost of a subject in a segment.
 
 use std::hint::black_box;
 
@@ -19,7 +19,7 @@ fn header() -> SlotHeader {
     SlotHeader { kind: SlotKind::Data, log: log(), slot: Slot::new(1), nonce, previous: NO_PREVIOUS }
 }
 
-/// One block per append, as the log hands them over.
+/// One block per append, as in the log.
 fn blocks(subjects: usize) -> Vec<Block> {
     let append = |number: usize| {
         let after = (number / subjects) as u64;
@@ -28,7 +28,7 @@ fn blocks(subjects: usize) -> Vec<Block> {
             first_after: Rev::new(after),
             last_rev: Rev::new(after + 1),
             entries: 1,
-            frames: frame::encode(&entry(after)).expect("a small entry"),
+            frames: frame::encode(&entry(after)).expect("the entry is small"),
         }
     };
     (0..ENTRIES).map(append).collect()
@@ -37,7 +37,7 @@ fn blocks(subjects: usize) -> Vec<Block> {
 pub fn frames(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame");
     let entry = entry(41);
-    let bytes = frame::encode(&entry).expect("a small entry");
+    let bytes = frame::encode(&entry).expect("the entry is small");
     group.throughput(Throughput::Elements(1));
     group.bench_function("encode", |b| b.iter(|| frame::encode(black_box(&entry))));
     group.bench_function("decode", |b| b.iter(|| frame::decode_all(black_box(&bytes))));
@@ -50,7 +50,7 @@ pub fn segments(c: &mut Criterion) {
         let blocks = blocks(subjects);
         let encoded = segment::encode(&header(), blocks.clone());
         group.throughput(Throughput::Bytes(encoded.bytes.len() as u64));
-        let case = |what| BenchmarkId::new(what, format!("{ENTRIES} entries of {subjects} subjects"));
+        let case = |name| BenchmarkId::new(name, format!("{ENTRIES} entries of {subjects} subjects"));
         group.bench_with_input(case("encode"), &blocks, |b, blocks| {
             b.iter_batched(
                 || blocks.clone(),
@@ -63,9 +63,11 @@ pub fn segments(c: &mut Criterion) {
         });
         group.bench_with_input(case("decode, and every entry"), &encoded.bytes, |b, bytes| {
             b.iter(|| {
-                let object = segment::decode(&log(), Slot::new(1), bytes.clone()).expect("as encoded");
-                let of =
-                    |line: &segment::IndexLine| object.entries_of(&line.subject).expect("as encoded").len();
+                let object =
+                    segment::decode(&log(), Slot::new(1), bytes.clone()).expect("the segment is valid");
+                let of = |line: &segment::IndexLine| {
+                    object.entries_of(&line.subject).expect("the segment is valid").len()
+                };
                 object.lines.iter().map(of).sum::<usize>()
             });
         });

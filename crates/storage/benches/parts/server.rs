@@ -1,4 +1,4 @@
-//! A server without a bus: an engine on a bucket in a local directory, and nobody who disputes what it claims.
+//! A server without a bus: an engine on a bucket in a local directory, with an authority that permits every claim.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use dormouse_storage::{Engine, EngineSettings};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-/// A folder on the disk that the build is on; the folder for temporary files may well be in memory.
+/// A folder on the disk of the build, because the folder for temporary files may be in memory.
 pub fn scratch() -> TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build's own folder takes files")
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build folder is writable")
 }
 
-/// Grants everything.
-struct Alone;
+/// Permits every claim.
+struct PermissiveAuthority;
 
 #[async_trait]
-impl Authority for Alone {
+impl Authority for PermissiveAuthority {
     fn lease(&self) -> Option<LeaseGeneration> {
         Some(LeaseGeneration(1))
     }
@@ -34,10 +34,10 @@ impl Authority for Alone {
     async fn released(&self, _subject: &Subject) {}
 }
 
-/// Nobody watches.
-struct Unwatched;
+/// Drops every event.
+struct NoEvents;
 
-impl EventSink for Unwatched {
+impl EventSink for NoEvents {
     fn publish(&self, _subject: &Subject, _event: Event) {}
 }
 
@@ -48,7 +48,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves what is in the directory `bucket`, with its files in `data`.
+    /// Serves the bucket in the directory `bucket`, with its local files in `data`.
     pub fn start(bucket: &Path, data: &Path, change: impl FnOnce(&mut EngineSettings)) -> Self {
         std::fs::create_dir_all(bucket).expect("a folder for the bucket");
         let runtime = Builder::new_multi_thread().enable_all().build().expect("threads");
@@ -58,12 +58,15 @@ impl Server {
             let url = format!("file://{}", bucket.display());
             let bucket = Arc::new(open_bucket(&url, [], Env::system()).await.expect("a bucket"));
             let prepared = Engine::prepare(settings, bucket, Env::system()).await.expect("a data directory");
-            prepared.start(Arc::new(Alone), Arc::new(Unwatched), Tasks::new()).await.expect("an engine")
+            prepared
+                .start(Arc::new(PermissiveAuthority), Arc::new(NoEvents), Tasks::new())
+                .await
+                .expect("the engine starts")
         });
         Self { engine, runtime }
     }
 
-    /// Ends it where it stands.
+    /// Stops the server at once, without a shutdown.
     pub fn kill(self) {
         let Self { engine, runtime } = self;
         drop(engine);

@@ -1,4 +1,4 @@
-//! What it costs to have a group of appends on the disk: one write, one sync, however many they are.
+//! Cost of a group commit: one write and one sync for any number of appends.
 
 use std::sync::Arc;
 
@@ -21,12 +21,12 @@ pub fn group_commit(c: &mut Criterion) {
     group.finish();
 }
 
-/// Each sample has a log of its own, so that the disk does not fill up.
+/// Each sample has its own log, so that the disk does not fill up.
 fn commit(groups: u64, appends: u64) -> std::time::Duration {
     let env = Env::system();
     let folder = scratch();
-    let mut wal = Wal::create(folder.path(), &log(), Arc::new(FileSystem)).expect("a fresh folder");
-    let frames = frame::encode(&entry(0)).expect("a small entry");
+    let mut wal = Wal::create(folder.path(), &log(), Arc::new(FileSystem)).expect("the folder is new");
+    let frames = frame::encode(&entry(0)).expect("the entry is small");
     let append = |lsn: u64| WalAppend {
         lsn: Lsn::new(lsn),
         subject: Subject::new(&format!("app.user.{:06}", lsn % 10_000)).expect("a subject"),
@@ -37,12 +37,12 @@ fn commit(groups: u64, appends: u64) -> std::time::Duration {
     };
     let mut spent = std::time::Duration::ZERO;
     for number in 0..groups {
-        let group: Vec<_> = (1..=appends).map(|place| append(number * appends + place)).collect();
-        let begun = env.boot();
-        wal.write(&group).expect("room on the disk");
-        wal.sync().expect("a sound disk");
-        spent += env.boot() - begun;
+        let group: Vec<_> = (1..=appends).map(|index| append(number * appends + index)).collect();
+        let started = env.boot();
+        wal.write(&group).expect("the disk has space");
+        wal.sync().expect("the sync succeeds");
+        spent += env.boot() - started;
     }
-    wal.shipped(Lsn::new(groups * appends), Slot::new(1)).expect("room on the disk");
+    wal.mark_shipped(Lsn::new(groups * appends), Slot::new(1)).expect("the disk has space");
     spent
 }

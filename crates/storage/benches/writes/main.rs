@@ -1,7 +1,9 @@
-//! Durable writes per second over few and many subjects, beside plain SQLite that is as durable: `synchronous=FULL`, one
-//! file per subject, one row per transaction. The sides take turns, so that whatever else the machine does hits all of them.
+//! Durable writes per second over few and many subjects, compared with plain SQLite of the same durability:
+//! `synchronous=FULL`, one file per subject, one row per transaction. The sides take turns, so that other load on the
+//! machine affects all of them.
 //!
-//! Plain SQLite runs in a process of its own: both sides keep every file open, and descriptors are scarce.
+//! Plain SQLite runs in its own process, because both sides keep every file open and the number of file descriptors is
+//! limited.
 
 mod plain;
 #[path = "../parts/server.rs"]
@@ -17,28 +19,28 @@ use dormouse_protocol::data::{SetItem, SetRequest};
 use dormouse_protocol::{ErrorCode, Level, Subject};
 use dormouse_runtime::{Env, Tasks};
 use dormouse_storage::Engine;
-use dormouse_storage::api::Request;
+use dormouse_storage::api::EngineRequest;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use server::{Server, scratch};
 
-/// Each side has so many turns over the same files.
+/// Turns of each side over the same files.
 const ROUNDS: usize = 5;
 
-/// How long a turn lasts.
+/// The duration of a turn.
 const TURN: Duration = Duration::from_secs(2);
 
-/// Requests under way at the engine at any moment.
+/// Requests pending at the engine at any moment.
 const WRITERS: usize = 256;
 
 /// Bytes of a value.
 const VALUE_BYTES: usize = 128;
 
-/// Descriptors that an open subject takes, on either side: the file and its write-ahead companion.
+/// File descriptors of an open subject, on either side: the file and its `-wal` sidecar.
 const DESCRIPTORS: usize = 2;
 
-/// Descriptors that everything else takes, at most.
+/// The maximum of other file descriptors.
 const OTHER_DESCRIPTORS: usize = 200;
 
 fn main() {
@@ -49,7 +51,7 @@ fn main() {
         return plain::serve(Path::new(folder), files.parse().expect("a number of files"));
     }
     if !arguments.iter().any(|argument| argument == "--bench") {
-        println!("measures nothing outside of cargo bench");
+        println!("this program measures only under cargo bench");
         return;
     }
     let most = (descriptors() - OTHER_DESCRIPTORS) / DESCRIPTORS;
@@ -59,17 +61,17 @@ fn main() {
         "value_bytes": VALUE_BYTES, "cases": cases,
     });
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("writes.json");
-    std::fs::write(&path, report.to_string()).expect("the build's own folder takes files");
+    std::fs::write(&path, report.to_string()).expect("the build folder is writable");
 }
 
-/// How many files this process may have open.
+/// The limit of open files of this process.
 fn descriptors() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     limit.and_then(|limit| limit.split_whitespace().next()?.parse().ok()).unwrap_or(1_024)
 }
 
-/// All rounds over so many subjects.
+/// All rounds over this number of subjects.
 fn case(subjects: usize) -> Value {
     let folder = scratch();
     let mut plain = plain::Plain::start(&folder.path().join("plain"), subjects);
@@ -99,7 +101,7 @@ fn case(subjects: usize) -> Value {
     json!({ "subjects": subjects, "plain": plains, "disk": disks, "bucket": buckets })
 }
 
-/// Writers that each have one request under way.
+/// Writers that each have one pending request.
 struct Writers {
     engine: Engine,
     subjects: Arc<[Subject]>,
@@ -115,19 +117,19 @@ impl Writers {
             .await;
     }
 
-    /// Writes for as long as a turn lasts. Returns the writes per second.
+    /// Writes for one turn. Returns the writes per second.
     async fn turn(&self, level: Level) -> f64 {
         let env = Env::system();
-        let begun = env.boot();
+        let started = env.boot();
         let clock = env.clone();
         let next = AtomicU64::new(0);
         let written = self
-            .all(level, move || (clock.boot() - begun < TURN).then(|| next.fetch_add(1, Ordering::Relaxed)))
+            .all(level, move || (clock.boot() - started < TURN).then(|| next.fetch_add(1, Ordering::Relaxed)))
             .await;
-        written as f64 / (env.boot() - begun).as_secs_f64()
+        written as f64 / (env.boot() - started).as_secs_f64()
     }
 
-    /// Lets every writer write to the subjects that `choose` tells it, until it tells none. Returns the writes.
+    /// Runs every writer on the subjects that `choose` returns, until it returns none. Returns the number of writes.
     async fn all(&self, level: Level, choose: impl Fn() -> Option<u64> + Send + Sync + 'static) -> u64 {
         let choose = Arc::new(choose);
         let (sender, mut done) = mpsc::channel(WRITERS);
@@ -137,11 +139,11 @@ impl Writers {
             self.tasks.spawn("writer", async move {
                 let mut written = 0;
                 while let Some(number) = choose() {
-                    let place = usize::try_from(number).expect("fits") % subjects.len();
-                    write(&engine, &subjects[place], level).await;
+                    let index = usize::try_from(number).expect("fits") % subjects.len();
+                    write(&engine, &subjects[index], level).await;
                     written += 1;
                 }
-                sender.send(written).await.expect("somebody counts");
+                sender.send(written).await.expect("the receiver is open");
             });
         }
         drop(sender);
@@ -153,11 +155,12 @@ impl Writers {
     }
 }
 
-/// Comes again, as a client does, where it is told to.
+/// Writes once, and retries after the returned delay if the reply is `overloaded`, as a client does.
 async fn write(engine: &Engine, subject: &Subject, level: Level) {
     let value = Some(Bytes::from_static(&[b'v'; VALUE_BYTES]));
     let item = SetItem { value, ..SetItem::default() };
-    let request = Request::Set(SetRequest { sets: vec![item], level: Some(level), ..SetRequest::default() });
+    let request =
+        EngineRequest::Set(SetRequest { sets: vec![item], level: Some(level), ..SetRequest::default() });
     loop {
         match engine.execute(subject, request.clone()).await {
             Ok(_) => return,

@@ -1,4 +1,4 @@
-//! Plain SQLite, in a process of its own that is told when to write.
+//! Plain SQLite in its own process, which writes on command.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -8,23 +8,23 @@ use std::time::Duration;
 use dormouse_runtime::Env;
 use rusqlite::{Connection, params};
 
-/// The argument that makes this program the plain side.
+/// The argument that starts this program as the plain SQLite side.
 pub const MODE: &str = "--plain-sqlite";
 
-/// Threads that write at the same time, each to files of its own.
+/// Threads that write at the same time, each to its own files.
 pub const THREADS: usize = 16;
 
 const VALUE: [u8; super::VALUE_BYTES] = [b'v'; super::VALUE_BYTES];
 
-/// The process, as who tells it when to write sees it.
+/// The handle of the plain SQLite process.
 pub struct Plain {
     child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    commands: ChildStdin,
+    replies: BufReader<ChildStdout>,
 }
 
 impl Plain {
-    /// Starts it over so many files, all open.
+    /// Starts the process with this number of files, all open.
     pub fn start(folder: &Path, files: usize) -> Self {
         let program = std::env::current_exe().expect("this program");
         let mut child = Command::new(program)
@@ -32,48 +32,48 @@ impl Plain {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("this program runs once more");
-        let orders = child.stdin.take().expect("piped");
-        let answers = BufReader::new(child.stdout.take().expect("piped"));
-        let mut plain = Self { child, orders, answers };
-        plain.answer();
+            .expect("a second process of this program starts");
+        let commands = child.stdin.take().expect("piped");
+        let replies = BufReader::new(child.stdout.take().expect("piped"));
+        let mut plain = Self { child, commands, replies };
+        plain.read_reply();
         plain
     }
 
-    /// Lets it write for so long. Returns the writes per second.
+    /// Runs one turn of this duration. Returns the writes per second.
     pub fn turn(&mut self, turn: Duration) -> f64 {
-        writeln!(self.orders, "{}", turn.as_millis()).expect("it listens");
-        self.answer().parse().expect("a number")
+        writeln!(self.commands, "{}", turn.as_millis()).expect("the process reads commands");
+        self.read_reply().parse().expect("a number")
     }
 
-    fn answer(&mut self) -> String {
+    fn read_reply(&mut self) -> String {
         let mut line = String::new();
-        self.answers.read_line(&mut line).expect("it answers");
+        self.replies.read_line(&mut line).expect("the process replies");
         line.trim_end().to_owned()
     }
 }
 
 impl Drop for Plain {
     fn drop(&mut self) {
-        // What it has written is thrown away anyhow.
+        // Its files are discarded, so it needs no clean shutdown.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Writes whenever it is told to, until nobody is there to tell it.
+/// Writes for each command, until standard input ends.
 pub fn serve(folder: &Path, files: usize) {
     std::fs::create_dir_all(folder).expect("a folder");
     let mut files: Vec<_> =
         (0..files).map(|number| open(&folder.join(format!("{number}.sqlite3")))).collect();
     println!("ready");
-    for order in std::io::stdin().lines() {
-        let turn = order.expect("an order").parse().expect("milliseconds");
+    for command in std::io::stdin().lines() {
+        let turn = command.expect("a line").parse().expect("milliseconds");
         println!("{}", write(&mut files, Duration::from_millis(turn)));
     }
 }
 
-/// Opens a new file and writes to it once, so that nothing is left to be made.
+/// Opens a new file and writes to it once, so that no later write creates files.
 fn open(path: &Path) -> Connection {
     let open = || {
         let connection = Connection::open(path)?;
@@ -85,7 +85,7 @@ fn open(path: &Path) -> Connection {
         connection.pragma_update(None, "synchronous", "FULL")?;
         Ok::<_, rusqlite::Error>(connection)
     };
-    open().expect("a fresh file")
+    open().expect("the file is new")
 }
 
 fn insert(connection: &Connection) -> rusqlite::Result<usize> {
@@ -94,7 +94,7 @@ fn insert(connection: &Connection) -> rusqlite::Result<usize> {
 
 fn write(files: &mut [Connection], turn: Duration) -> f64 {
     let env = Env::system();
-    let begun = env.boot();
+    let started = env.boot();
     let share = files.len().div_ceil(THREADS);
     let written: u64 = std::thread::scope(|scope| {
         let threads: Vec<_> = files
@@ -104,17 +104,17 @@ fn write(files: &mut [Connection], turn: Duration) -> f64 {
                 scope.spawn(move || {
                     let mut written = 0;
                     for file in (0..files.len()).cycle() {
-                        if env.boot() - begun >= turn {
+                        if env.boot() - started >= turn {
                             break;
                         }
-                        insert(&files[file]).expect("room on the disk");
+                        insert(&files[file]).expect("the disk has space");
                         written += 1;
                     }
                     written
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("it wrote")).sum()
+        threads.into_iter().map(|thread| thread.join().expect("the writer thread succeeds")).sum()
     });
-    written as f64 / (env.boot() - begun).as_secs_f64()
+    written as f64 / (env.boot() - started).as_secs_f64()
 }

@@ -1,4 +1,4 @@
-//! Creating one object for certain, on a network that loses answers.
+//! A conditional create with a definite result, on a network that loses answers.
 
 #[cfg(test)]
 mod tests;
@@ -11,21 +11,21 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use futures::future::{Either, select};
 
-use super::{Bucket, BucketError, BucketKey, Created, Operation};
+use super::{Bucket, BucketError, BucketKey, BucketOperation, Created};
 
 /// How an attempt to create one particular object ended.
 #[derive(Debug)]
 pub enum CreateOutcome {
     /// The object under this key is ours.
     Ours,
-    /// The object under this key is another's. It stays.
-    Anothers,
-    /// Not known: no definite answer came before the caller gave up. The object may be there, or appear later; only
-    /// the same bytes under the same key may be tried again.
+    /// The object under this key was written by another process. It stays.
+    Foreign,
+    /// Indeterminate: no definite answer came before the caller gave up. The object may exist, or appear later. A retry
+    /// must use the same bytes under the same key.
     Unknown(BucketError),
 }
 
-/// What [`CreateOnce`] is told.
+/// Input of [`CreateOnce`].
 #[derive(Debug)]
 pub enum CreateInput {
     /// The answer to [`CreateStep::Create`].
@@ -33,25 +33,25 @@ pub enum CreateInput {
     /// The answer to [`CreateStep::ReadBack`].
     ReadBack(Result<Option<Bytes>, BucketError>),
     /// The pause that [`CreateStep::Pause`] asked for is over.
-    Rested,
+    PauseOver,
 }
 
-/// What [`CreateOnce`] wants next.
+/// Next step of [`CreateOnce`].
 #[derive(Debug)]
 pub enum CreateStep {
     /// Create the object: always the same bytes under the same key.
     Create,
-    /// Read what is under the key.
+    /// Read the object under the key.
     ReadBack,
     /// Wait before the next attempt.
     Pause,
-    /// Known.
+    /// The result.
     Done(Result<CreateOutcome, BucketError>),
 }
 
-/// Decides what an answer to a create means and what to do about it. Does no I/O itself.
+/// Interprets the answers to a create and decides the next step. Does no I/O itself.
 ///
-/// Our bytes hold a nonce that nobody else has, so equal bytes are ours.
+/// Our bytes contain a unique nonce, so an object with equal bytes is ours.
 #[derive(Debug)]
 pub struct CreateOnce {
     bytes: Bytes,
@@ -65,7 +65,7 @@ impl CreateOnce {
         Self { bytes, last_failure: None }
     }
 
-    /// Takes an answer and says what to do next.
+    /// Takes an answer and returns the next step.
     pub fn apply(&mut self, input: CreateInput) -> CreateStep {
         match input {
             CreateInput::Created(Ok(Created::New)) => CreateStep::Done(Ok(CreateOutcome::Ours)),
@@ -73,26 +73,26 @@ impl CreateOnce {
             CreateInput::ReadBack(Ok(Some(found))) if found == self.bytes => {
                 CreateStep::Done(Ok(CreateOutcome::Ours))
             }
-            CreateInput::ReadBack(Ok(Some(_))) => CreateStep::Done(Ok(CreateOutcome::Anothers)),
-            // Refused because of another create at the same moment, which failed too; or deleted since.
+            CreateInput::ReadBack(Ok(Some(_))) => CreateStep::Done(Ok(CreateOutcome::Foreign)),
+            // A concurrent create caused the refusal and failed too, or the object was deleted since.
             CreateInput::ReadBack(Ok(None)) => CreateStep::Pause,
             CreateInput::Created(Err(error)) | CreateInput::ReadBack(Err(error)) if error.is_unknown() => {
                 self.last_failure = Some(error);
                 CreateStep::Pause
             }
             CreateInput::Created(Err(error)) => self.refused(error),
-            // What is under the key exists and is too large to be ours.
+            // The object under the key is too large to be ours.
             CreateInput::ReadBack(Err(BucketError::Corrupt { .. })) => {
-                CreateStep::Done(Ok(CreateOutcome::Anothers))
+                CreateStep::Done(Ok(CreateOutcome::Foreign))
             }
-            // It exists and we may not read it, so whose it is stays open.
+            // The object exists but cannot be read, so its writer stays unknown.
             CreateInput::ReadBack(Err(error)) => CreateStep::Done(Ok(CreateOutcome::Unknown(error))),
-            CreateInput::Rested => CreateStep::Create,
+            CreateInput::PauseOver => CreateStep::Create,
         }
     }
 
-    /// A refusal says that this attempt wrote nothing. After an attempt without a definite answer that settles
-    /// nothing: the earlier one may have.
+    /// A refusal proves that this attempt wrote nothing. After an earlier attempt without a definite answer the result
+    /// is still unknown, because that attempt may have written the object.
     fn refused(&self, error: BucketError) -> CreateStep {
         CreateStep::Done(match self.last_failure {
             None => Err(error),
@@ -100,17 +100,17 @@ impl CreateOnce {
         })
     }
 
-    /// The caller waits no longer: the last failure, else `interrupted`, says why nothing is known.
+    /// The caller stops waiting. The last failure, or else `interrupted`, becomes the reason of the unknown result.
     #[must_use]
     pub fn give_up(self, interrupted: BucketError) -> CreateOutcome {
         CreateOutcome::Unknown(self.last_failure.unwrap_or(interrupted))
     }
 }
 
-/// Creates an object of ours, trying again with the same bytes under the same key until the answer is definite or
-/// `until` resolves (a deadline, a request to stop).
+/// Creates an object, and retries with the same bytes under the same key until the answer is definite or `until`
+/// resolves (a deadline, a request to stop).
 ///
-/// `bytes` must hold a fresh nonce. Cancelling the call leaves the outcome unknown, like `until`.
+/// `bytes` must contain a fresh nonce. Cancelling the call leaves the outcome unknown, like `until`.
 ///
 /// # Errors
 /// A definite [`BucketError`]: nothing was created.
@@ -137,7 +137,7 @@ pub async fn create_once(
                 CreateStep::ReadBack => Err(CreateInput::ReadBack(bucket.get(key).await)),
                 CreateStep::Pause => {
                     tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
-                    Err(CreateInput::Rested)
+                    Err(CreateInput::PauseOver)
                 }
                 CreateStep::Done(outcome) => Ok(outcome),
             }
@@ -147,7 +147,9 @@ pub async fn create_once(
             Either::Left((Err(input), _)) => machine.apply(input),
             Either::Right(((), _)) => {
                 let name = key.to_string();
-                return Ok(machine.give_up(BucketError::Interrupted { operation: Operation::Create, name }));
+                return Ok(
+                    machine.give_up(BucketError::Interrupted { operation: BucketOperation::Create, name })
+                );
             }
         };
     }

@@ -1,4 +1,4 @@
-//! What may go wrong with the bucket.
+//! Errors of the bucket.
 
 use std::error::Error;
 use std::fmt;
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use dormouse_protocol::ErrorReply;
 
-/// What was being done when a call failed.
+/// The operation of a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Operation {
+pub enum BucketOperation {
     /// Creating an object that must not exist.
     Create,
     /// Reading an object.
@@ -25,7 +25,7 @@ pub enum Operation {
     Delete,
 }
 
-impl fmt::Display for Operation {
+impl fmt::Display for BucketOperation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Create => "create",
@@ -41,59 +41,59 @@ impl fmt::Display for Operation {
 /// Why a call to the bucket failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BucketError {
-    /// The store could not be reached, or failed on its side. What was asked may have happened all the same.
-    #[error("cannot {operation} {name:?} in the bucket: the store does not answer as it should")]
+    /// The store could not be reached, or had an internal error. The operation may have taken effect.
+    #[error("cannot {operation} {name:?} in the bucket: the store is unreachable or failed")]
     Unreachable {
-        /// What was asked.
-        operation: Operation,
+        /// The operation.
+        operation: BucketOperation,
         /// The key or prefix.
         name: String,
-        /// What the store or the network said.
+        /// The error of the store or the network.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// No answer came in time. What was asked may have happened all the same, or may still happen.
+    /// No answer came in time. The operation may have taken effect, or may still do so.
     #[error("cannot {operation} {name:?} in the bucket: no answer within {timeout:?}")]
     Timeout {
-        /// What was asked.
-        operation: Operation,
+        /// The operation.
+        operation: BucketOperation,
         /// The key or prefix.
         name: String,
-        /// How long was waited.
+        /// The time limit.
         timeout: Duration,
     },
-    /// The caller stopped waiting before a definite answer came. What was asked may have happened all the same, or
-    /// may still happen.
+    /// The caller stopped waiting before a definite answer came. The operation may have taken effect, or may still do
+    /// so.
     #[error("cannot {operation} {name:?} in the bucket: no definite answer before the caller gave up")]
     Interrupted {
-        /// What was asked.
-        operation: Operation,
+        /// The operation.
+        operation: BucketOperation,
         /// The key or prefix.
         name: String,
     },
-    /// The store refuses these credentials. Nothing happened.
+    /// The store refuses these credentials. The operation had no effect.
     #[error("cannot {operation} {name:?} in the bucket: permission denied")]
     Denied {
-        /// What was asked.
-        operation: Operation,
+        /// The operation.
+        operation: BucketOperation,
         /// The key or prefix.
         name: String,
-        /// What the store said.
+        /// The store's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The store does not offer what was asked. Nothing happened.
-    #[error("cannot {operation} {name:?} in the bucket: the store does not offer this")]
+    /// The store does not support the operation. It had no effect.
+    #[error("cannot {operation} {name:?} in the bucket: the store does not support this")]
     Unsupported {
-        /// What was asked.
-        operation: Operation,
+        /// The operation.
+        operation: BucketOperation,
         /// The key or prefix.
         name: String,
-        /// What the store said.
+        /// The store's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// An object is not what it should be. Nothing was guessed and nothing was changed.
+    /// An object is damaged. Nothing was changed.
     #[error("{object}: {what}")]
     Corrupt {
-        /// The key of the object, or the path of the file that should have become one.
+        /// The key of the object, or the path of the local file of an upload.
         object: String,
         /// What is wrong with it.
         what: String,
@@ -103,13 +103,13 @@ pub enum BucketError {
     LocalFile {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl BucketError {
-    /// May what was asked have happened all the same, now or later?
+    /// Whether the operation may have taken effect, or may still do so.
     #[must_use]
     pub const fn is_unknown(&self) -> bool {
         match self {
@@ -122,7 +122,7 @@ impl BucketError {
     }
 }
 
-/// What a caller of the engine is told: the request was not done, because the bucket failed.
+/// The error reply to a caller of the engine: the request was not executed, because the bucket failed.
 impl From<&BucketError> for ErrorReply {
     fn from(error: &BucketError) -> Self {
         match error {
@@ -137,7 +137,7 @@ impl From<&BucketError> for ErrorReply {
     }
 }
 
-/// An error with everything that caused it, on one line.
+/// An error with all of its causes, on one line.
 fn with_sources(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

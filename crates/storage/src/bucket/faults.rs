@@ -1,9 +1,10 @@
-//! A bucket behind a network and a store that fail, as told or as drawn from a seed. For tests and simulations.
+//! A bucket with injected faults of the network and the store, scripted or random from a seed. For tests and
+//! simulations.
 //!
-//! Answers get lost, requests take effect after their sender has given up, stores refuse for no reason: whatever a
-//! caller may not rely on, it can be shown not to rely on here.
+//! Answers get lost, requests take effect after their sender has given up, and stores refuse without reason. So tests
+//! can prove that a caller does not rely on more than the contract of [`Bucket`].
 
-mod fate;
+mod plan;
 #[cfg(test)]
 mod tests;
 
@@ -18,30 +19,31 @@ use bytes::Bytes;
 use dormouse_runtime::Env;
 
 use super::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch, Operation,
+    Bucket, BucketEntry, BucketError, BucketKey, BucketOperation, BucketPrefix, Created, FileSummary,
+    HeaderPatch,
 };
 use crate::checksum::Crc64;
-use fate::{Fate, Faults};
-pub use fate::{Fault, FaultPlan};
+pub use plan::{BucketFault, FaultPlan};
+use plan::{CallFault, FaultInjector};
 
-/// A bucket that fails as told ([`script`](Self::script), [`set_gone`](Self::set_gone), …) or as drawn from a seed
-/// ([`FaultPlan`]). The same calls in the same order suffer the same.
+/// A bucket with faults that are scripted ([`script`](Self::script), [`set_unreachable`](Self::set_unreachable), …) or
+/// random from a seed ([`FaultPlan`]). The same calls in the same order get the same faults.
 pub struct FaultyBucket {
     store: Arc<Store>,
     env: Env,
-    faults: Mutex<Faults>,
+    faults: Mutex<FaultInjector>,
 }
 
-/// What several ways to one bucket share: a late request arrives whatever has become of its sender.
+/// State that all clients of one bucket share: a late request arrives even if its sender is gone.
 struct Store {
     inner: Arc<dyn Bucket>,
-    under_way: Mutex<Vec<UnderWay>>,
-    /// When what was written last arrived: a stale listing does not show it.
+    delayed: Mutex<Vec<DelayedRequest>>,
+    /// When each object was written: a stale listing may lack recent ones.
     arrivals: Mutex<BTreeMap<BucketKey, Duration>>,
 }
 
-/// A request that takes effect when this time has come.
-struct UnderWay {
+/// A request that takes effect at the time `due`.
+struct DelayedRequest {
     due: Duration,
     request: LateRequest,
 }
@@ -51,36 +53,36 @@ enum LateRequest {
     Delete(BucketKey),
 }
 
-/// A call that has arrived at the store.
+/// A call that has arrived at the store, with its injected fault.
 struct Arrived<'a> {
-    operation: Operation,
+    operation: BucketOperation,
     name: &'a str,
-    fate: Fate,
+    injected: CallFault,
 }
 
 impl FaultyBucket {
-    /// `inner`, with faults drawn from `seed`.
+    /// `inner`, with random faults from `seed`.
     #[must_use]
     pub fn new(inner: Arc<dyn Bucket>, seed: u64, plan: FaultPlan, env: Env) -> Self {
         Self::on(
-            Arc::new(Store { inner, under_way: Mutex::default(), arrivals: Mutex::default() }),
+            Arc::new(Store { inner, delayed: Mutex::default(), arrivals: Mutex::default() }),
             seed,
             plan,
             env,
         )
     }
 
-    /// Another way to the same bucket, for another server: with faults of its own.
+    /// Another client of the same bucket, for another server, with faults of its own.
     #[must_use]
-    pub fn another(&self, seed: u64, plan: FaultPlan) -> Self {
+    pub fn another_client(&self, seed: u64, plan: FaultPlan) -> Self {
         Self::on(Arc::clone(&self.store), seed, plan, self.env.clone())
     }
 
     fn on(store: Arc<Store>, seed: u64, plan: FaultPlan, env: Env) -> Self {
-        Self { store, env, faults: Mutex::new(Faults::new(seed, plan)) }
+        Self { store, env, faults: Mutex::new(FaultInjector::new(seed, plan)) }
     }
 
-    fn faults(&self) -> MutexGuard<'_, Faults> {
+    fn faults(&self) -> MutexGuard<'_, FaultInjector> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -90,127 +92,128 @@ impl FaultyBucket {
         &self.store.inner
     }
 
-    /// From now on this plan holds. Ends a storm.
+    /// Replaces the plan. Ends a fault storm.
     pub fn set_plan(&self, plan: FaultPlan) {
         self.faults().set_plan(plan);
     }
 
-    /// What befalls the next calls of this kind, one each, before chance has its say again.
-    pub fn script(&self, operation: Operation, faults: impl IntoIterator<Item = Fault>) {
+    /// Queues faults for the next calls of this kind, one fault per call. They take precedence over random faults.
+    pub fn script(&self, operation: BucketOperation, faults: impl IntoIterator<Item = BucketFault>) {
         self.faults().scripts.entry(operation).or_default().extend(faults);
     }
 
-    /// Nothing is to be reached, or is again. What is at the store already takes effect, and its answer is lost.
-    pub fn set_gone(&self, gone: bool) {
-        self.faults().gone = gone;
+    /// Makes the bucket unreachable, or reachable again. A request that has arrived already takes effect, and its
+    /// answer is lost.
+    pub fn set_unreachable(&self, gone: bool) {
+        self.faults().is_unreachable = gone;
     }
 
-    /// Whatever would change something is refused, or no longer is.
+    /// Refuses all calls that change something, or no longer does.
     pub fn set_read_only(&self, read_only: bool) {
         self.faults().read_only = read_only;
     }
 
-    /// From now on every read of this object is [corrupt](Fault::Corrupt).
-    pub fn rot(&self, key: BucketKey) {
-        self.faults().rotten.insert(key);
+    /// Makes every further read of this object [corrupt](BucketFault::Corrupt).
+    pub fn corrupt(&self, key: BucketKey) {
+        self.faults().corrupted_keys.insert(key);
     }
 
-    /// How many calls of this kind there were, whatever befell them.
+    /// Number of calls of this kind, with and without faults.
     #[must_use]
-    pub fn calls(&self, operation: Operation) -> u64 {
+    pub fn calls(&self, operation: BucketOperation) -> u64 {
         self.faults().calls.get(&operation).copied().unwrap_or(0)
     }
 
-    /// What befell calls how often, apart from [`set_gone`](Self::set_gone).
+    /// How often each fault was injected, without [`set_unreachable`](Self::set_unreachable).
     #[must_use]
-    pub fn suffered(&self) -> BTreeMap<Fault, u64> {
-        self.faults().suffered.clone()
+    pub fn fault_counts(&self) -> BTreeMap<BucketFault, u64> {
+        self.faults().injected_counts.clone()
     }
 
-    /// Lets everything that is [late](Fault::Late) take effect now, on all ways to the bucket.
+    /// Applies all [late](BucketFault::Late) requests now, of all clients of the bucket.
     ///
-    /// Cancelling the call lets a part of it be forgotten.
-    pub async fn settle(&self) {
+    /// Cancelling the call may drop some of them.
+    pub async fn apply_delayed(&self) {
         self.store.arrive(Duration::MAX).await;
     }
 
-    /// Brings a call to the store. Otherwise it has no effect, or not yet.
-    async fn send<'a>(&self, operation: Operation, name: &'a str) -> Result<Arrived<'a>, BucketError> {
+    /// Sends a call to the store. On an error it has no effect, or not yet.
+    async fn send<'a>(&self, operation: BucketOperation, name: &'a str) -> Result<Arrived<'a>, BucketError> {
         self.send_as(operation, name, None).await
     }
 
-    /// As [`Self::send`], of what may arrive though its caller is gone.
+    /// As [`Self::send`], for a request that may arrive although its caller is gone.
     async fn send_as<'a>(
         &self,
-        operation: Operation,
+        operation: BucketOperation,
         name: &'a str,
         request: Option<LateRequest>,
     ) -> Result<Arrived<'a>, BucketError> {
-        let fate = self.faults().fate(operation, self.env.boot());
-        let call = Arrived { operation, name, fate };
-        let request = request.filter(|_| call.fate.orphaned);
-        let mut orphan = Orphan { bucket: self, late_by: call.fate.late_by, request };
-        let arrived = self.on_the_way(call.fate.before, &call).await;
-        // From here on it is there, or lost.
+        let injected = self.faults().next_call(operation, self.env.boot());
+        let call = Arrived { operation, name, injected };
+        let request = request.filter(|_| call.injected.orphaned);
+        let mut orphan = DetachedRequest { bucket: self, late_by: call.injected.late_by, request };
+        let arrived = self.transmit(call.injected.before, &call).await;
+        // From here on the request has arrived, or it is lost.
         orphan.request = None;
         arrived?;
-        match call.fate.fault {
-            Fault::RequestLost => Err(call.unanswered().await),
-            Fault::ServerError => Err(call.unreachable("503 Slow Down")),
-            Fault::Denied => {
+        match call.injected.fault {
+            BucketFault::RequestLost => Err(call.timed_out().await),
+            BucketFault::ServerError => Err(call.unreachable("503 Slow Down")),
+            BucketFault::Denied => {
                 Err(BucketError::Denied { operation, name: name.to_owned(), source: "403 Forbidden".into() })
             }
-            Fault::Hangs => std::future::pending().await,
-            Fault::Panics => panic!("the call was told to panic"),
-            Fault::None
-            | Fault::AnswerLost
-            | Fault::Late
-            | Fault::Conflict
-            | Fault::Corrupt
-            | Fault::Again
-            | Fault::Orphaned
-            | Fault::StaleList => {
+            BucketFault::Hangs => std::future::pending().await,
+            BucketFault::Panics => panic!("injected panic"),
+            BucketFault::None
+            | BucketFault::AnswerLost
+            | BucketFault::Late
+            | BucketFault::Conflict
+            | BucketFault::Corrupt
+            | BucketFault::Again
+            | BucketFault::Orphaned
+            | BucketFault::StaleList => {
                 self.store.arrive(self.env.boot()).await;
                 Ok(call)
             }
         }
     }
 
-    /// Has a call that was answered take effect once more.
-    fn repeat(&self, call: &Arrived<'_>, request: impl FnOnce() -> LateRequest) {
-        if call.fate.fault == Fault::Again {
-            let due = self.env.boot() + call.fate.late_by;
-            self.store.under_way().push(UnderWay { due, request: request() });
+    /// Applies an answered call once more, later.
+    fn apply_again(&self, call: &Arrived<'_>, request: impl FnOnce() -> LateRequest) {
+        if call.injected.fault == BucketFault::Again {
+            let due = self.env.boot() + call.injected.late_by;
+            self.store.delayed().push(DelayedRequest { due, request: request() });
         }
     }
 
-    /// Has a call take effect after its caller was told that there is no answer.
+    /// Applies a call after its caller has got a timeout.
     async fn delay(&self, call: &Arrived<'_>, request: LateRequest) -> BucketError {
-        let due = self.env.boot() + call.fate.patience + call.fate.late_by;
-        self.store.under_way().push(UnderWay { due, request });
-        call.unanswered().await
+        let due = self.env.boot() + call.injected.timeout + call.injected.late_by;
+        self.store.delayed().push(DelayedRequest { due, request });
+        call.timed_out().await
     }
 
-    /// Brings the answer back.
+    /// Returns the answer to the caller.
     async fn answer(&self, call: &Arrived<'_>) -> Result<(), BucketError> {
-        match call.fate.fault {
-            Fault::AnswerLost | Fault::Late => Err(call.unanswered().await),
-            _ => self.on_the_way(call.fate.after, call).await,
+        match call.injected.fault {
+            BucketFault::AnswerLost | BucketFault::Late => Err(call.timed_out().await),
+            _ => self.transmit(call.injected.after, call).await,
         }
     }
 
-    async fn on_the_way(&self, time: Duration, call: &Arrived<'_>) -> Result<(), BucketError> {
+    async fn transmit(&self, time: Duration, call: &Arrived<'_>) -> Result<(), BucketError> {
         if !time.is_zero() {
             tokio::time::sleep(time).await;
         }
-        if self.faults().gone { Err(call.unreachable("connection refused")) } else { Ok(()) }
+        if self.faults().is_unreachable { Err(call.unreachable("connection refused")) } else { Ok(()) }
     }
 
     fn is_corrupt(&self, key: &BucketKey, call: &Arrived<'_>) -> bool {
-        call.fate.fault == Fault::Corrupt || self.faults().rotten.contains(key)
+        call.injected.fault == BucketFault::Corrupt || self.faults().corrupted_keys.contains(key)
     }
 
-    /// Brings what was read back.
+    /// Returns the read bytes to the caller.
     async fn read(
         &self,
         key: &BucketKey,
@@ -220,7 +223,7 @@ impl FaultyBucket {
         self.answer(call).await?;
         match found? {
             Some(bytes) if self.is_corrupt(key, call) => {
-                Ok(Some(with_wrong_bit(&bytes, call.fate.draw).into()))
+                Ok(Some(with_flipped_bit(&bytes, call.injected.draw).into()))
             }
             found => Ok(found),
         }
@@ -228,22 +231,22 @@ impl FaultyBucket {
 }
 
 impl Store {
-    fn under_way(&self) -> MutexGuard<'_, Vec<UnderWay>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn delayed(&self) -> MutexGuard<'_, Vec<DelayedRequest>> {
+        self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that is due takes effect.
+    /// Applies all requests that are due.
     async fn arrive(&self, now: Duration) {
         loop {
             let next = {
-                let mut under_way = self.under_way();
-                let first = (0..under_way.len()).min_by_key(|&at| under_way[at].due);
+                let mut delayed = self.delayed();
+                let first = (0..delayed.len()).min_by_key(|&at| delayed[at].due);
                 match first {
-                    Some(at) if under_way[at].due <= now => under_way.remove(at).request,
+                    Some(at) if delayed[at].due <= now => delayed.remove(at).request,
                     _ => return,
                 }
             };
-            // Nobody waits for the answer any more, whatever it is.
+            // No caller waits for the result.
             match next {
                 LateRequest::Create(key, bytes) => drop(self.create(&key, bytes, now).await),
                 LateRequest::Delete(key) => drop(self.inner.delete(&key).await),
@@ -253,19 +256,19 @@ impl Store {
 }
 
 impl Store {
-    fn note(&self, key: &BucketKey, now: Duration) {
+    fn record_arrival(&self, key: &BucketKey, now: Duration) {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), now);
     }
 
     async fn create(&self, key: &BucketKey, bytes: Bytes, now: Duration) -> Result<Created, BucketError> {
         let created = self.inner.create(key, bytes).await?;
         if created == Created::New {
-            self.note(key, now);
+            self.record_arrival(key, now);
         }
         Ok(created)
     }
 
-    /// The entries without some of those that arrived after `then`, which of them `draw` says.
+    /// The entries without some of those that arrived after `then`; `draw` selects them.
     fn as_of(&self, then: Duration, draw: u64, entries: Vec<BucketEntry>) -> Vec<BucketEntry> {
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         let is_shown = |entry: &BucketEntry| {
@@ -277,25 +280,25 @@ impl Store {
     }
 }
 
-/// A request whose caller may go before it has arrived; then it arrives later.
-struct Orphan<'b> {
+/// A request whose caller may be dropped before it has arrived; then it arrives later.
+struct DetachedRequest<'b> {
     bucket: &'b FaultyBucket,
     late_by: Duration,
     request: Option<LateRequest>,
 }
 
-impl Drop for Orphan<'_> {
+impl Drop for DetachedRequest<'_> {
     fn drop(&mut self) {
         let Some(request) = self.request.take() else { return };
         let due = self.bucket.env.boot() + self.late_by;
-        *self.bucket.faults().suffered.entry(Fault::Orphaned).or_default() += 1;
-        self.bucket.store.under_way().push(UnderWay { due, request });
+        *self.bucket.faults().injected_counts.entry(BucketFault::Orphaned).or_default() += 1;
+        self.bucket.store.delayed().push(DelayedRequest { due, request });
     }
 }
 
 impl Arrived<'_> {
-    async fn unanswered(&self) -> BucketError {
-        let timeout = self.fate.patience;
+    async fn timed_out(&self) -> BucketError {
+        let timeout = self.injected.timeout;
         tokio::time::sleep(timeout).await;
         BucketError::Timeout { operation: self.operation, name: self.name.to_owned(), timeout }
     }
@@ -306,7 +309,7 @@ impl Arrived<'_> {
     }
 }
 
-fn with_wrong_bit(bytes: &[u8], draw: u64) -> Vec<u8> {
+fn with_flipped_bit(bytes: &[u8], draw: u64) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     if !bytes.is_empty() {
         let at = draw % (bytes.len() as u64 * 8);
@@ -319,31 +322,33 @@ fn with_wrong_bit(bytes: &[u8], draw: u64) -> Vec<u8> {
 impl Bucket for FaultyBucket {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
         let request = LateRequest::Create(key.clone(), bytes.clone());
-        let call = self.send_as(Operation::Create, key.as_str(), Some(request)).await?;
-        let created = match call.fate.fault {
-            Fault::Late => return Err(self.delay(&call, LateRequest::Create(key.clone(), bytes)).await),
-            Fault::Conflict => Ok(Created::Exists),
+        let call = self.send_as(BucketOperation::Create, key.as_str(), Some(request)).await?;
+        let created = match call.injected.fault {
+            BucketFault::Late => {
+                return Err(self.delay(&call, LateRequest::Create(key.clone(), bytes)).await);
+            }
+            BucketFault::Conflict => Ok(Created::Exists),
             _ => self.store.create(key, bytes.clone(), self.env.boot()).await,
         };
-        self.repeat(&call, || LateRequest::Create(key.clone(), bytes));
+        self.apply_again(&call, || LateRequest::Create(key.clone(), bytes));
         self.answer(&call).await?;
         created
     }
 
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
-        let call = self.send(Operation::Get, key.as_str()).await?;
+        let call = self.send(BucketOperation::Get, key.as_str()).await?;
         let found = self.store.inner.get(key).await;
         self.read(key, &call, found).await
     }
 
     async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
-        let call = self.send(Operation::Get, key.as_str()).await?;
+        let call = self.send(BucketOperation::Get, key.as_str()).await?;
         let found = self.store.inner.get_range(key, range).await;
         self.read(key, &call, found).await
     }
 
     async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
-        let call = self.send(Operation::Get, key.as_str()).await?;
+        let call = self.send(BucketOperation::Get, key.as_str()).await?;
         let found = self.store.inner.get_tail(key, count).await;
         self.read(key, &call, found).await
     }
@@ -354,32 +359,32 @@ impl Bucket for FaultyBucket {
         path: &Path,
         patch: HeaderPatch,
     ) -> Result<FileSummary, BucketError> {
-        let call = self.send(Operation::PutFile, key.as_str()).await?;
+        let call = self.send(BucketOperation::PutFile, key.as_str()).await?;
         let summary = self.store.inner.put_file(key, path, patch).await;
-        self.store.note(key, self.env.boot());
+        self.store.record_arrival(key, self.env.boot());
         self.answer(&call).await?;
         summary
     }
 
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
-        let call = self.send(Operation::GetFile, key.as_str()).await?;
+        let call = self.send(BucketOperation::GetFile, key.as_str()).await?;
         let summary = self.store.inner.get_file(key, path).await?;
         if summary.is_none() {
             return self.answer(&call).await.map(|()| None);
         }
-        let spoilt = self.is_corrupt(key, &call).then_some(call.fate.draw);
+        let corrupt_draw = self.is_corrupt(key, &call).then_some(call.injected.draw);
         let answered = self.answer(&call).await;
         let (path, failed) = (path.to_owned(), answered.is_err());
-        let changed = self.env.blocking(move || spoil_file(&path, failed, spoilt)).await?;
+        let changed = self.env.blocking(move || corrupt_file(&path, failed, corrupt_draw)).await?;
         answered.map(|()| changed.or(summary))
     }
 
     async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
-        let call = self.send(Operation::List, prefix.as_str()).await?;
+        let call = self.send(BucketOperation::List, prefix.as_str()).await?;
         let mut entries = self.store.inner.list(prefix).await;
-        if call.fate.fault == Fault::StaleList {
-            let then = self.env.boot().saturating_sub(call.fate.late_by);
-            entries = entries.map(|entries| self.store.as_of(then, call.fate.draw, entries));
+        if call.injected.fault == BucketFault::StaleList {
+            let then = self.env.boot().saturating_sub(call.injected.late_by);
+            entries = entries.map(|entries| self.store.as_of(then, call.injected.draw, entries));
         }
         self.answer(&call).await?;
         entries
@@ -387,27 +392,28 @@ impl Bucket for FaultyBucket {
 
     async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
         let request = Some(LateRequest::Delete(key.clone()));
-        let call = self.send_as(Operation::Delete, key.as_str(), request).await?;
-        if call.fate.fault == Fault::Late {
+        let call = self.send_as(BucketOperation::Delete, key.as_str(), request).await?;
+        if call.injected.fault == BucketFault::Late {
             return Err(self.delay(&call, LateRequest::Delete(key.clone())).await);
         }
         let deleted = self.store.inner.delete(key).await;
-        self.repeat(&call, || LateRequest::Delete(key.clone()));
+        self.apply_again(&call, || LateRequest::Delete(key.clone()));
         self.answer(&call).await?;
         deleted
     }
 }
 
-/// A download that failed leaves no file; one that was spoilt has a wrong bit, and a summary that says so.
-fn spoil_file(path: &Path, failed: bool, draw: Option<u64>) -> Result<Option<FileSummary>, BucketError> {
-    let spoil = || {
+/// A failed download leaves no file. A corrupted download has one flipped bit, and its summary matches the flipped
+/// bytes.
+fn corrupt_file(path: &Path, failed: bool, draw: Option<u64>) -> Result<Option<FileSummary>, BucketError> {
+    let apply = || {
         if failed {
             return std::fs::remove_file(path).map(|()| None);
         }
         let Some(draw) = draw else { return Ok(None) };
-        let bytes = with_wrong_bit(&std::fs::read(path)?, draw);
+        let bytes = with_flipped_bit(&std::fs::read(path)?, draw);
         std::fs::write(path, &bytes)?;
         Ok(Some(FileSummary { size_bytes: bytes.len() as u64, crc64: Crc64::of(&bytes) }))
     };
-    spoil().map_err(|source| BucketError::LocalFile { path: path.to_owned(), source })
+    apply().map_err(|source| BucketError::LocalFile { path: path.to_owned(), source })
 }

@@ -1,7 +1,6 @@
-//! What a local directory (or a mount) needs beside object_store: creates whose leftovers can be swept, listings that
-//! exclude deletions, deletions that cannot outlive their lock, the certainty that the directory is still the one
-//! that was opened, and reads of whole objects
-//! that are handed to another thread once.
+//! Additions to object_store for a local directory or a mount: creates whose leftovers can be removed, listings that
+//! exclude concurrent deletions, and deletions that cannot outlive their lock. It also detects that the directory is no
+//! longer the one that was opened, and reads a whole object with one thread switch.
 
 mod staging;
 
@@ -13,29 +12,29 @@ use std::time::Duration;
 use super::{BucketEntry, BucketKey, BucketPrefix};
 use crate::checksum::Crc64;
 
-/// Lies in the bucket's directory and tells it from the empty one that a lost mount leaves behind.
+/// A file in the bucket's directory that distinguishes it from the empty directory of a lost mount.
 const MARKER: &str = "dormouse.lock";
 
-/// Holds the lock files, which are empty and named by two hexadecimal digits. Listings hold one shared and deletions
-/// hold one exclusively, across processes: reading a directory while objects are created and deleted could miss both
-/// an old manifest and the newer one that replaced it.
+/// Folder of the lock files, which are empty and named by two hexadecimal digits. Across processes, a listing holds a
+/// lock shared and a deletion holds it exclusively. Otherwise a listing during creates and deletes could miss both an
+/// old manifest and the newer one that replaced it.
 const LOCKS: &str = "dormouse.locks";
 
-/// How many locks there are. Which one belongs to a folder depends on this number, so all processes must agree on it.
+/// Number of locks. The lock of a folder depends on this number, so all processes must use the same one.
 const STRIPES: u64 = 64;
 
-/// How deep the folders lie that have a lock, subjects among them (`subjects/<subject>/`). A listing of less takes
-/// every lock.
+/// Depth of the folders that have a lock, for instance those of subjects (`subjects/<subject>/`). A listing of a folder
+/// above that depth takes every lock.
 const LOCKED_DEPTH: usize = 2;
 
-/// Everything below it is made by [`probe`](super::probe), in folders that are used once.
+/// Prefix of the objects of [`probe`](super::probe), in folders that are used once.
 const PROBES: &str = "probe/";
 
-/// Held until it is dropped; the operating system lets go of it when the process ends.
+/// A lock that is held until it is dropped; the operating system releases it when the process ends.
 type Lock = File;
 
-/// The lock of the folder that `name`, a key or a prefix, lies in or is; `None` where several folders with locks of
-/// their own may lie below it.
+/// The lock of the folder that contains `name` (a key or a prefix), or that `name` is; `None` if several folders with
+/// their own locks may be below it.
 fn stripe_of(name: &str) -> Option<u64> {
     let folders = &name[..name.rfind('/').map_or(0, |end| end + 1)];
     let end = folders.match_indices('/').nth(LOCKED_DEPTH - 1)?.0;
@@ -49,7 +48,7 @@ pub(super) struct LocalDirectory {
 }
 
 impl LocalDirectory {
-    /// Opens a directory that exists, and puts what this process needs there if it is missing.
+    /// Opens an existing directory, and creates the marker and the lock folder if they are missing.
     pub(super) fn open(root: PathBuf) -> io::Result<Self> {
         if !fs::metadata(&root)?.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
@@ -63,12 +62,12 @@ impl LocalDirectory {
         &self.root
     }
 
-    /// Fails when the directory is not the one that was opened (any more).
+    /// Fails if the directory is no longer the one that was opened.
     pub(super) fn check_present(&self) -> io::Result<()> {
         fs::metadata(self.root.join(MARKER)).map(drop).map_err(|error| self.explain(error))
     }
 
-    /// Opens an object to be read, and tells its size; `None` where there is none of this name.
+    /// Opens an object for reading and returns its size; `None` if there is no such object.
     pub(super) fn open_object(&self, name: &str) -> io::Result<Option<(File, u64)>> {
         let file = match File::open(self.root.join(name)) {
             Ok(file) => file,
@@ -82,7 +81,7 @@ impl LocalDirectory {
         Ok((!metadata.is_dir()).then_some((file, metadata.len())))
     }
 
-    /// Reads an object into memory; its size alone where that is more than `most_bytes`.
+    /// Reads an object into memory; returns only its size if that is above `most_bytes`.
     pub(super) fn read_object(
         &self,
         name: &str,
@@ -97,9 +96,9 @@ impl LocalDirectory {
         Ok(Some(Ok(bytes)))
     }
 
-    /// Everything below `prefix`, in no particular order, as it was at one moment as far as deletions go. Never waits:
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) while somebody deletes there. What unfinished uploads left there long
-    /// before `wall`, the time since the Unix epoch, is removed on the way.
+    /// All objects below `prefix`, unsorted, consistent with respect to deletions. Never waits: returns
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) while a deletion runs there. Also removes leftovers of unfinished
+    /// uploads that are long older than `wall`, the time since the Unix epoch.
     pub(super) fn try_list(&self, prefix: &BucketPrefix, wall: Duration) -> io::Result<Vec<BucketEntry>> {
         let stripes = match stripe_of(prefix.as_str()) {
             Some(stripe) => stripe..stripe + 1,
@@ -114,7 +113,7 @@ impl LocalDirectory {
 
     fn lock(&self, stripe: u64, try_lock: impl Fn(&File) -> Result<(), TryLockError>) -> io::Result<Lock> {
         let name = format!("{LOCKS}/{stripe:02x}");
-        // Shared or not, some network file systems want a file that may be written.
+        // Even for a shared lock, some network file systems need a writable file.
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -142,14 +141,15 @@ impl LocalDirectory {
         for entry in folder {
             let entry = entry?;
             let name = entry.file_name();
-            // Names that no key has are not objects: uploads in progress (`key#1`) and what others put there.
+            // Names that are not valid keys are not objects: uploads in progress (`key#1`), and files of other
+            // programs.
             let Some(Ok(key)) = name.to_str().map(|name| BucketKey::new(&format!("{prefix}{name}"))) else {
                 staging::sweep(&entry, wall);
                 continue;
             };
             let metadata = match fs::metadata(entry.path()) {
                 Ok(metadata) => metadata,
-                // Taken away by somebody who does not know our lock.
+                // Removed by a program that does not use our lock.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
@@ -165,11 +165,11 @@ impl LocalDirectory {
         Ok(())
     }
 
-    /// Deletes an object, if it is there, while nobody lists its folder. Runs to its end on the thread that began it,
-    /// so the lock is never released before the file is gone. Never waits:
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) while somebody lists or deletes there.
+    /// Deletes an object, if it exists, while no listing of its folder runs. Runs on one thread, so the lock is never
+    /// released before the file is removed. Never waits: returns [`WouldBlock`](io::ErrorKind::WouldBlock) while a
+    /// listing or deletion runs there.
     pub(super) fn try_delete(&self, key: &BucketKey) -> io::Result<()> {
-        // A key that lies less deep than what has a lock is listed only with every lock held, so any of them will do.
+        // A key above the depth of the locks is listed only with every lock held, so any lock is sufficient.
         let _lock = self.lock(stripe_of(key.as_str()).unwrap_or(0), File::try_lock)?;
         match fs::remove_file(self.root.join(key.as_str())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -179,14 +179,14 @@ impl LocalDirectory {
         Ok(())
     }
 
-    /// Every start of a server makes folders that nobody needs again. All others stay: somebody may be about to write
-    /// into them.
+    /// Removes empty folders of the conformance check, because every start of a server creates new ones. All other
+    /// folders stay, because a process may be about to write into them.
     fn remove_empty_probe_folders(&self, key: &BucketKey) {
         let mut folder = key.as_str();
         while let Some((parent, _)) = folder.rsplit_once('/')
             && parent.starts_with(PROBES)
         {
-            // Not empty yet, most of the time.
+            // Usually the folder is not empty yet.
             if fs::remove_dir(self.root.join(parent)).is_err() {
                 return;
             }
@@ -200,7 +200,7 @@ impl LocalDirectory {
         }
         let root = self.root.display();
         let text =
-            format!("the bucket's directory {root} has gone (its {MARKER} is missing): is it still mounted?");
+            format!("the bucket's directory {root} is missing (no {MARKER} in it): is it still mounted?");
         io::Error::new(io::ErrorKind::NotFound, text)
     }
 }
@@ -209,8 +209,9 @@ impl LocalDirectory {
 mod tests {
     use super::*;
 
+    /// All keys of one subject folder use the same lock stripe, and broader prefixes use none.
     #[test]
-    fn a_folder_and_everything_in_it_share_a_lock() {
+    fn local_bucket_folder_and_objects_share_lock() {
         let lock = stripe_of("subjects/app.orders/");
         assert!(lock.is_some());
         for name in [
@@ -225,8 +226,10 @@ mod tests {
         }
     }
 
+    /// A read returns a file, or its size if over the limit; a missing bucket directory is an error, not an absent
+    /// object.
     #[test]
-    fn only_what_is_an_object_is_read_and_without_the_directory_nothing_is_called_absent() {
+    fn local_bucket_reads_only_files_and_detects_missing_root() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("bucket");
         fs::create_dir(&root).unwrap();
@@ -242,16 +245,18 @@ mod tests {
         assert!(error.to_string().contains("is it still mounted?"), "{error}");
     }
 
+    /// The lock stripe of a folder is a fixed value that all versions share.
     #[test]
-    fn every_version_takes_the_same_lock() {
+    fn local_bucket_lock_stripe_is_stable_across_versions() {
         assert_eq!(
             stripe_of("subjects/app.orders/").map(|stripe| format!("{stripe:02x}")).as_deref(),
             Some("19")
         );
     }
 
+    /// A thousand subject folders use every lock stripe.
     #[test]
-    fn the_locks_are_spread() {
+    fn local_bucket_lock_stripes_are_all_used() {
         let used: std::collections::BTreeSet<_> =
             (0..1_000).map(|n| stripe_of(&format!("subjects/app.{n}/"))).collect();
         assert_eq!(used.len() as u64, STRIPES);

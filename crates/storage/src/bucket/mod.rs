@@ -1,17 +1,17 @@
-//! The bucket: the one place whose contents must not be lost.
+//! The bucket: the only durable store, whose content must not be lost.
 //!
-//! [`Bucket`] is all that the engine asks of it. One operation is conditional, [`Bucket::create`]: every claim rests
-//! on it, on reading what was written, and on listings that show every completed create. There is no conditional
-//! update and no rename, because a local directory and some S3 servers have neither.
+//! [`Bucket`] is the complete interface that the engine needs. One operation is conditional, [`Bucket::create`]. Every
+//! claim depends on it, on reads that return the written bytes, and on listings that show every completed create. There
+//! is no conditional update and no rename, because a local directory and some S3 servers have neither.
 
+mod conformance;
 mod create;
 mod error;
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;
 mod local;
+mod multipart;
 mod open;
-mod parts;
-mod probe;
 mod range;
 mod store;
 mod transfer;
@@ -24,13 +24,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use crate::checksum::Crc64;
+pub use conformance::{ConformanceError, probe};
 pub use create::{CreateInput, CreateOnce, CreateOutcome, CreateStep, create_once};
-pub use error::{BucketError, Operation};
+pub use error::{BucketError, BucketOperation};
 pub use open::{OpenBucketError, open_bucket};
-pub use probe::{ProbeError, probe};
 pub use store::ObjectStoreBucket;
 
-/// Longest key, in bytes: what S3 and its relatives allow.
+/// Longest key, in bytes: the limit of S3 and compatible stores.
 const MAX_KEY_BYTES: usize = 1_024;
 
 /// The name of an object: segments joined by `/`, each of them 1 to 255 of `a-z A-Z 0-9 . _ - =` and not only dots.
@@ -38,15 +38,15 @@ const MAX_KEY_BYTES: usize = 1_024;
 pub struct BucketKey(String);
 
 impl BucketKey {
-    /// Checks `text` and makes a key of it.
+    /// Checks `text` and converts it to a key.
     ///
     /// # Errors
-    /// [`InvalidKey`] when the text breaks a rule stated at [`BucketKey`].
+    /// [`InvalidKey`] if the text breaks a rule stated at [`BucketKey`].
     pub fn new(text: &str) -> Result<Self, InvalidKey> {
         if is_legal_key(text) { Ok(Self(text.to_owned())) } else { Err(InvalidKey::new(text)) }
     }
 
-    /// Takes a text that this crate built to the rules.
+    /// Wraps a text that this crate built to the rules.
     pub(crate) fn of_legal(text: String) -> Self {
         debug_assert!(is_legal_key(&text), "{text}");
         Self(text)
@@ -73,16 +73,16 @@ impl BucketPrefix {
     /// The whole bucket.
     pub const ALL: Self = Self(String::new());
 
-    /// Checks `text` and makes a prefix of it: empty, or a key followed by `/`.
+    /// Checks `text` and converts it to a prefix: empty, or a key followed by `/`.
     ///
     /// # Errors
-    /// [`InvalidKey`] when it is neither.
+    /// [`InvalidKey`] if it is neither.
     pub fn new(text: &str) -> Result<Self, InvalidKey> {
         let legal = text.is_empty() || text.strip_suffix('/').is_some_and(is_legal_key);
         if legal { Ok(Self(text.to_owned())) } else { Err(InvalidKey::new(text)) }
     }
 
-    /// Takes a text that this crate built to the rules.
+    /// Wraps a text that this crate built to the rules.
     pub(crate) fn of_legal(text: String) -> Self {
         debug_assert!(Self::new(&text).is_ok(), "{text}");
         Self(text)
@@ -118,7 +118,7 @@ pub struct InvalidKey(String);
 
 impl InvalidKey {
     fn new(text: &str) -> Self {
-        // A hostile text may be long; an error message need not be.
+        // A hostile text may be long, so the error message contains only its beginning.
         Self(text.chars().take(80).collect())
     }
 }
@@ -126,14 +126,14 @@ impl InvalidKey {
 /// The definite answers to [`Bucket::create`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
-    /// The object is there now and was not before.
+    /// The call created the object.
     New,
-    /// An object of this name was there already, or the store refused because of another create at the same moment.
-    /// It may be our own from an attempt whose answer was lost: read it back.
+    /// An object of this name existed already, or the store refused because of a concurrent create. It may be our own,
+    /// from an attempt whose answer was lost: read it back.
     Exists,
 }
 
-/// An object that a listing showed.
+/// An object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BucketEntry {
     /// Its key.
@@ -147,34 +147,34 @@ pub struct BucketEntry {
 pub struct FileSummary {
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Checksum of the object's bytes (of what is in the bucket, so after a [`HeaderPatch`]).
+    /// Checksum of the object's bytes in the bucket, so after a [`HeaderPatch`].
     pub crc64: Crc64,
 }
 
-/// What [`Bucket::put_file`] changes in the bytes on their way. The local file is never touched.
+/// The change that [`Bucket::put_file`] makes to the uploaded bytes. The local file is never changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderPatch {
     /// Nothing: the object is the file.
     None,
-    /// Bytes 18 and 19 of an SQLite header become 1: the object says "rollback journal" where the file says "WAL".
-    /// So the main file of a database in WAL mode, taken right after a checkpoint that left the WAL empty, opens
-    /// anywhere, also read-only. A file that does not begin as SQLite files do is refused as [`BucketError::Corrupt`].
+    /// Bytes 18 and 19 of an SQLite header become 1: the object has the mode "rollback journal", the file has "WAL". So
+    /// the main file of a database in WAL mode, taken directly after a checkpoint that left the WAL empty, opens
+    /// anywhere, also read-only. A file without an SQLite header is refused as [`BucketError::Corrupt`].
     RollbackJournal,
 }
 
-/// A store of objects with the properties that everything rests on.
+/// An object store with the properties that all guarantees depend on.
 ///
-/// - [`create`](Self::create) has at most one winner per key, and what it wrote stays.
-/// - Whatever was written is read and listed from then on.
-/// - A [listing](Self::list) shows every object whose writing was complete before it began and that nobody deleted;
-///   it never misses both of two objects of which the second was written before the first was deleted.
+/// - [`create`](Self::create) has at most one winner per key, and the winner's object stays.
+/// - Reads and listings show an object from the end of its write on.
+/// - A [listing](Self::list) shows every object whose write was complete before it began and that was not deleted. It
+///   never misses both of two objects if the second was written before the first was deleted.
 ///
-/// Every call has a deadline of its own. Where an error [is unknown](BucketError::is_unknown), the call may have
-/// taken effect, or may still do so later.
+/// Every call has a deadline of its own. If an error [is unknown](BucketError::is_unknown), the call may have taken
+/// effect, or may still do so.
 #[async_trait]
 pub trait Bucket: Send + Sync + 'static {
-    /// Writes an object unless one of this name exists. `bytes` must contain a fresh nonce, so that one's own object
-    /// can be told from another's; [`create_once`] does what is to be done with the answer.
+    /// Writes an object unless one of this name exists. `bytes` must contain a fresh nonce, so that the caller can
+    /// distinguish its own object from another one; [`create_once`] interprets the answer.
     ///
     /// Cancelling the call leaves its outcome unknown.
     ///
@@ -190,13 +190,13 @@ pub trait Bucket: Send + Sync + 'static {
     /// [`BucketError`]; [`BucketError::Corrupt`] for an object too large to be one of ours.
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError>;
 
-    /// Reads the bytes of `range` of an object into memory, `None` if there is no object: all of them, never fewer.
+    /// Reads the bytes of `range` of an object into memory, always all of them; `None` if there is no object.
     ///
     /// Cancelling the call has no effect.
     ///
     /// # Errors
-    /// [`BucketError`]; [`BucketError::Corrupt`] for an object that ends before the range does, and for a range longer
-    /// than anything that [`get`](Self::get) would read.
+    /// [`BucketError`]; [`BucketError::Corrupt`] if the object ends before the range does, and if the range is longer
+    /// than the limit of [`get`](Self::get).
     async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError>;
 
     /// Reads the last `count` bytes of an object into memory, or all of it if it has fewer; `None` if there is no
@@ -205,16 +205,16 @@ pub trait Bucket: Send + Sync + 'static {
     /// Cancelling the call has no effect.
     ///
     /// # Errors
-    /// [`BucketError`]; [`BucketError::Corrupt`] for more bytes than [`get`](Self::get) would read.
+    /// [`BucketError`]; [`BucketError::Corrupt`] for more bytes than the limit of [`get`](Self::get).
     async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError>;
 
     /// Writes an object from a local file, which must not change meanwhile. `key` must be fresh and is used for one
-    /// call only, whatever the answer: draw a new one to try again. The object appears whole or not at all.
+    /// call only, with any result: a retry needs a new key. The object appears whole or not at all.
     ///
-    /// Cancelling the call leaves the outcome unknown; as nothing refers to the key yet, that does no harm.
+    /// Cancelling the call leaves the outcome unknown. This is safe, because nothing refers to the key yet.
     ///
     /// # Errors
-    /// [`BucketError`]; [`BucketError::LocalFile`] when the file cannot be read.
+    /// [`BucketError`]; [`BucketError::LocalFile`] if the file cannot be read.
     async fn put_file(
         &self,
         key: &BucketKey,
@@ -225,11 +225,11 @@ pub trait Bucket: Send + Sync + 'static {
     /// Reads an object into a new local file, `None` (and no file) if there is no object. Nothing is synced. The
     /// caller compares the summary with what it expects.
     ///
-    /// Cancelling the call may leave a partial file at `path`, which goes on being written, or removed, for a while; so does
-    /// nothing else: on an error it is removed.
+    /// Cancelling the call may leave a partial file at `path`, which may still be written or removed for a while. After
+    /// an error there is no file.
     ///
     /// # Errors
-    /// [`BucketError`]; [`BucketError::LocalFile`] when the file exists or cannot be written.
+    /// [`BucketError`]; [`BucketError::LocalFile`] if the file exists or cannot be written.
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError>;
 
     /// Every object whose key begins with `prefix`, at any depth, sorted by key.
@@ -240,7 +240,7 @@ pub trait Bucket: Send + Sync + 'static {
     /// [`BucketError`].
     async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError>;
 
-    /// Removes an object; that there is none is no error.
+    /// Removes an object; a missing object is no error.
     ///
     /// Cancelling the call leaves its outcome unknown.
     ///

@@ -1,4 +1,4 @@
-//! From a URL to a bucket.
+//! Opens a bucket from its URL.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,8 +20,8 @@ use url::Url;
 use super::local::LocalDirectory;
 use super::store::ObjectStoreBucket;
 
-/// How long object_store repeats a request by itself. Short: what must be repeated until the answer is definite is
-/// repeated by [`create_once`](super::create_once), which knows when to stop. Creates it does not repeat at all.
+/// How long object_store itself retries a request. Short, because [`create_once`](super::create_once) repeats calls
+/// that need a definite answer, and knows when to stop. object_store never retries creates.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RETRIES: usize = 3;
 
@@ -33,39 +33,39 @@ pub enum OpenBucketError {
         "not the URL of a bucket: {why}. It is one of file:///DIRECTORY, s3://BUCKET[/PATH], gs://BUCKET[/PATH], az://CONTAINER[/PATH], memory:///"
     )]
     InvalidUrl {
-        /// What is wrong with it. Never holds the URL itself, which could contain a password.
+        /// What is wrong with it. Never contains the URL itself, which could contain a password.
         why: String,
     },
-    /// The directory is not there. It is never created: a missing mount must not look like an empty bucket.
+    /// The directory does not exist. It is never created, because a missing mount must not look like an empty bucket.
     #[error("the bucket's directory {} cannot be opened: it must exist (an unmounted disk looks like this) and be writable", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The settings in the environment do not make a working client.
     #[error("the bucket's settings in the environment ({variables}…) are not complete or not valid")]
     Settings {
-        /// What the names of the variables begin with.
+        /// Prefix of the variables' names.
         variables: &'static str,
         /// What is wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Opens the bucket that `url` names. Nothing is read or written except that a local directory gets its lock files;
-/// [`probe`](super::probe) finds out whether the store is reachable and keeps its contract.
+/// Opens the bucket that `url` names. Nothing is read or written, except that a local directory gets its lock files;
+/// [`probe`](super::probe) checks whether the store is reachable and keeps its contract.
 ///
 /// | URL | store | settings from the environment |
 /// |---|---|---|
-/// | `file:///DIRECTORY` | a directory that exists, also a mount | none |
-/// | `s3://BUCKET[/PATH]` | S3 and what speaks it | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`, … |
+/// | `file:///DIRECTORY` | an existing directory, also a mount | none |
+/// | `s3://BUCKET[/PATH]` | S3 and compatible stores | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`, … |
 /// | `gs://BUCKET[/PATH]` | Google Cloud Storage | `GOOGLE_SERVICE_ACCOUNT`, … |
 /// | `az://CONTAINER[/PATH]` | Azure Blob Storage | `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`, … |
 /// | `memory:///` | the memory of this process, fresh for each call | none |
 ///
-/// `variables` are the environment's. Cancelling the call has no effect.
+/// `variables` are the environment variables. Cancelling the call has no effect.
 ///
 /// # Errors
 /// [`OpenBucketError`].
@@ -116,10 +116,10 @@ async fn open_directory(url: &Url, env: Env) -> Result<ObjectStoreBucket, OpenBu
     }
 }
 
-/// One store, as what writes objects whole and as what takes their parts.
+/// One store, with its interfaces for whole objects and for multipart uploads.
 type Remote = (Arc<dyn ObjectStore>, Arc<dyn MultipartStore>);
 
-/// As `from_env` of each builder does it, from given variables.
+/// Like `from_env` of each builder, but from the given variables.
 fn open_remote(
     scheme: &str,
     bucket_url: &str,
@@ -131,7 +131,7 @@ fn open_remote(
         ($builder:ty, $prefix:literal) => {{
             let mut builder = <$builder>::new().with_url(bucket_url).with_retry(retry);
             for (name, value) in variables.iter().filter(|(name, _)| name.starts_with($prefix)) {
-                // Names that are none of its settings (AWS_PROFILE, …) are no business of ours.
+                // Names that are no settings of the builder (AWS_PROFILE, …) are ignored.
                 if let Ok(key) = name.to_ascii_lowercase().parse() {
                     builder = builder.with_config(key, value);
                 }
@@ -154,7 +154,7 @@ fn open_remote(
 }
 
 impl ObjectStoreBucket {
-    /// An empty bucket in the memory of this process. It is gone with its last handle.
+    /// An empty bucket in the memory of this process. It ends with its last handle.
     #[must_use]
     pub fn in_memory(env: Env) -> Self {
         let store = Arc::new(InMemory::new());

@@ -1,4 +1,4 @@
-//! Reading a part of an object.
+//! Range reads of objects.
 
 use std::ops::Range;
 
@@ -6,14 +6,14 @@ use bytes::Bytes;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStoreExt};
 
-use super::store::{CALL_TIMEOUT, Call, MAX_SMALL_OBJECT_BYTES, ObjectStoreBucket};
-use super::{BucketError, BucketKey, Operation};
+use super::store::{CALL_TIMEOUT, CallInfo, MAX_SMALL_OBJECT_BYTES, ObjectStoreBucket};
+use super::{BucketError, BucketKey, BucketOperation};
 
-/// What came of asking a store for a part of an object.
-enum Answer {
+/// Result of a range request to a store.
+enum RangeResult {
     Part(Bytes),
     Absent,
-    /// Refused: the object may be too short, the kind of range may be unknown here, or the store may fail.
+    /// Refused: the object may be too short, the store may not support this kind of range, or the store failed.
     Refused(StoreError),
 }
 
@@ -23,15 +23,14 @@ pub(super) async fn read(
     key: &BucketKey,
     range: Range<u64>,
 ) -> Result<Option<Bytes>, BucketError> {
-    let call = Call { operation: Operation::Get, name: key.as_str() };
+    let call = CallInfo { operation: BucketOperation::Get, name: key.as_str() };
     let path = bucket.locate(call)?;
     let wanted = range.end.saturating_sub(range.start);
     if wanted > MAX_SMALL_OBJECT_BYTES {
-        let what =
-            format!("{wanted} bytes of it are to be read at once; at most {MAX_SMALL_OBJECT_BYTES} can be");
+        let what = format!("a read of {wanted} bytes at once is above the limit of {MAX_SMALL_OBJECT_BYTES}");
         return Err(BucketError::Corrupt { object: key.to_string(), what });
     }
-    // No store has a way to ask for nothing.
+    // No store supports a range request of zero bytes.
     if wanted == 0 {
         return match size(bucket, call, &path).await? {
             Some(size_bytes) if size_bytes < range.start => Err(too_short(key, &range, size_bytes)),
@@ -39,11 +38,11 @@ pub(super) async fn read(
         };
     }
     match ask(bucket, call, &path, GetRange::Bounded(range.clone())).await? {
-        Answer::Part(bytes) if bytes.len() as u64 == wanted => Ok(Some(bytes)),
-        Answer::Part(bytes) => Err(too_short(key, &range, range.start + bytes.len() as u64)),
-        Answer::Absent => Ok(None),
-        // Stores say in many ways that an object is too short. Its size says it in one.
-        Answer::Refused(error) => match size(bucket, call, &path).await {
+        RangeResult::Part(bytes) if bytes.len() as u64 == wanted => Ok(Some(bytes)),
+        RangeResult::Part(bytes) => Err(too_short(key, &range, range.start + bytes.len() as u64)),
+        RangeResult::Absent => Ok(None),
+        // Stores report a too short object in many ways. The object's size is unambiguous.
+        RangeResult::Refused(error) => match size(bucket, call, &path).await {
             Ok(Some(size_bytes)) if size_bytes < range.end => Err(too_short(key, &range, size_bytes)),
             Ok(None) => Ok(None),
             Ok(Some(_)) | Err(_) => Err(call.failed(error)),
@@ -57,14 +56,14 @@ pub(super) async fn read_tail(
     key: &BucketKey,
     count: u64,
 ) -> Result<Option<Bytes>, BucketError> {
-    let call = Call { operation: Operation::Get, name: key.as_str() };
+    let call = CallInfo { operation: BucketOperation::Get, name: key.as_str() };
     let path = bucket.locate(call)?;
     if (1..=MAX_SMALL_OBJECT_BYTES).contains(&count) {
         match ask(bucket, call, &path, GetRange::Suffix(count)).await? {
-            Answer::Part(bytes) => return Ok(Some(bytes)),
-            Answer::Absent => return Ok(None),
-            // Azure knows no such range, and S3 refuses it for an empty object: by size it goes everywhere.
-            Answer::Refused(_) => {}
+            RangeResult::Part(bytes) => return Ok(Some(bytes)),
+            RangeResult::Absent => return Ok(None),
+            // Azure has no suffix ranges, and S3 refuses them for an empty object. A range by size works everywhere.
+            RangeResult::Refused(_) => {}
         }
     }
     match size(bucket, call, &path).await? {
@@ -75,22 +74,22 @@ pub(super) async fn read_tail(
 
 async fn ask(
     bucket: &ObjectStoreBucket,
-    call: Call<'_>,
+    call: CallInfo<'_>,
     path: &ObjectPath,
     range: GetRange,
-) -> Result<Answer, BucketError> {
+) -> Result<RangeResult, BucketError> {
     let options = GetOptions { range: Some(range), ..GetOptions::default() };
     let answer = async { bucket.store().get_opts(path, options).await?.bytes().await };
     match call.within(CALL_TIMEOUT, answer).await? {
-        Ok(bytes) => Ok(Answer::Part(bytes)),
-        Err(StoreError::NotFound { .. }) => bucket.check_present(call).await.map(|()| Answer::Absent),
-        Err(error) => Ok(Answer::Refused(error)),
+        Ok(bytes) => Ok(RangeResult::Part(bytes)),
+        Err(StoreError::NotFound { .. }) => bucket.check_present(call).await.map(|()| RangeResult::Absent),
+        Err(error) => Ok(RangeResult::Refused(error)),
     }
 }
 
 async fn size(
     bucket: &ObjectStoreBucket,
-    call: Call<'_>,
+    call: CallInfo<'_>,
     path: &ObjectPath,
 ) -> Result<Option<u64>, BucketError> {
     match call.within(CALL_TIMEOUT, bucket.store().head(path)).await? {
@@ -101,6 +100,6 @@ async fn size(
 }
 
 fn too_short(key: &BucketKey, range: &Range<u64>, size_bytes: u64) -> BucketError {
-    let what = format!("it has {size_bytes} bytes, where {}..{} should be", range.start, range.end);
+    let what = format!("it has {size_bytes} bytes, but a read of {}..{} needs more", range.start, range.end);
     BucketError::Corrupt { object: key.to_string(), what }
 }

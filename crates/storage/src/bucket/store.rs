@@ -1,4 +1,4 @@
-//! The bucket over object_store.
+//! The bucket on top of object_store.
 
 use std::fmt;
 use std::future::Future;
@@ -18,32 +18,34 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, Pu
 
 use super::local::LocalDirectory;
 use super::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch, Operation,
+    Bucket, BucketEntry, BucketError, BucketKey, BucketOperation, BucketPrefix, Created, FileSummary,
+    HeaderPatch,
 };
 use super::{range, transfer};
 
-/// How long one request may take, in whole, its repeats by object_store included; for large files, each part.
+/// Timeout of one request, including the retries of object_store; for large files, of each part.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long somebody else's lock on a local directory is waited for. What holds one does so for microseconds, or is
-/// stuck: a suspended process, a mount that hangs.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a call waits for a lock on a local directory that another process holds. A process holds it for
+/// microseconds, or it is stuck: a suspended process, a hanging mount.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_LOCK_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// Largest object, or part of one, that [`Bucket::get`] and its like read into memory. Nothing that this crate creates in one piece is larger.
+/// Largest object, or range of one, that [`Bucket::get`] and the range reads load into memory. This crate creates no
+/// larger object in one piece.
 pub(super) const MAX_SMALL_OBJECT_BYTES: u64 = 32 * 1_024 * 1_024;
 
 /// A bucket in one of object_store's stores. Cloning is cheap and shares the store.
 #[derive(Clone)]
 pub struct ObjectStoreBucket {
     store: Arc<dyn ObjectStore>,
-    /// The same store for creates, which it must not repeat by itself.
+    /// The same store for creates, which object_store must not retry by itself.
     creating: Arc<dyn ObjectStore>,
     root: ObjectPath,
-    /// The same store, where it takes the parts of an object by their numbers.
+    /// The same store, if it supports multipart uploads with numbered parts.
     parts: Option<Arc<dyn MultipartStore>>,
-    /// With a local directory only.
+    /// Only for a local directory.
     directory: Option<LocalDirectory>,
     url: Arc<str>,
     env: Env,
@@ -55,15 +57,15 @@ impl fmt::Debug for ObjectStoreBucket {
     }
 }
 
-/// What is being done, to be named when it fails.
+/// The operation and the key or prefix of a call, for error messages.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Call<'a> {
-    pub(super) operation: Operation,
+pub(super) struct CallInfo<'a> {
+    pub(super) operation: BucketOperation,
     pub(super) name: &'a str,
 }
 
-impl Call<'_> {
-    /// Waits for an answer of the store, but not for ever.
+impl CallInfo<'_> {
+    /// Waits for an answer of the store, up to `timeout`.
     pub(super) async fn within<T>(
         self,
         timeout: Duration,
@@ -76,7 +78,7 @@ impl Call<'_> {
         })
     }
 
-    /// As [`Call::within`], where no error of the store has a meaning of its own.
+    /// As [`CallInfo::within`], if no error of the store has a special meaning.
     pub(super) async fn complete<T>(
         self,
         answer: impl Future<Output = Result<T, StoreError>>,
@@ -84,7 +86,7 @@ impl Call<'_> {
         self.within(CALL_TIMEOUT, answer).await?.map_err(|error| self.failed(error))
     }
 
-    /// What an error of the store means.
+    /// Converts an error of the store.
     pub(super) fn failed(self, error: StoreError) -> BucketError {
         let (operation, name) = (self.operation, self.name.to_owned());
         match error {
@@ -101,7 +103,7 @@ impl Call<'_> {
         }
     }
 
-    /// What an error of a read from the directory means: nothing definite, as with any other store.
+    /// Converts an error of a read from the directory: not definite, as with any other store.
     pub(super) fn unread(self, error: io::Error) -> BucketError {
         BucketError::Unreachable {
             operation: self.operation,
@@ -110,13 +112,13 @@ impl Call<'_> {
         }
     }
 
-    /// It has taken too long.
+    /// The error of a call that has exceeded its timeout.
     pub(super) fn timed_out(self) -> BucketError {
         let (operation, name, timeout) = (self.operation, self.name.to_owned(), CALL_TIMEOUT);
         BucketError::Timeout { operation, name, timeout }
     }
 
-    /// What an error of the directory means.
+    /// Converts an error of the directory.
     fn directory_failed(self, error: io::Error) -> BucketError {
         let (operation, name) = (self.operation, self.name.to_owned());
         match error.kind() {
@@ -134,13 +136,13 @@ impl ObjectStoreBucket {
         Self { store, creating, root, parts: None, directory: None, url: url.into(), env }
     }
 
-    /// With a store that takes the parts of an object by their numbers: the same.
+    /// Adds the multipart interface of the same store.
     pub(super) fn with_parts(self, parts: Arc<dyn MultipartStore>) -> Self {
         Self { parts: Some(parts), ..self }
     }
 
-    /// With a client of its own for creates, which sends each once. A refusal of a repeat would look as if nothing had
-    /// been written, when the first attempt, whose answer was lost, had been carried out.
+    /// Adds a separate client for creates, which sends each create once. If a client retried by itself, the refusal of
+    /// a retry would look as if nothing was written, although the first attempt took effect and its answer was lost.
     pub(super) fn with_creating(self, creating: Arc<dyn ObjectStore>) -> Self {
         Self { creating, ..self }
     }
@@ -172,7 +174,7 @@ impl ObjectStoreBucket {
         self.parts.as_ref()
     }
 
-    pub(super) fn locate(&self, call: Call<'_>) -> Result<ObjectPath, BucketError> {
+    pub(super) fn locate(&self, call: CallInfo<'_>) -> Result<ObjectPath, BucketError> {
         let path = if self.root.as_ref().is_empty() {
             ObjectPath::parse(call.name)
         } else {
@@ -181,11 +183,11 @@ impl ObjectStoreBucket {
         path.map_err(|error| call.failed(error.into()))
     }
 
-    /// With a local directory, runs blocking work on it.
+    /// Runs blocking work on the local directory.
     async fn on_directory<T: Send + 'static>(
         &self,
         directory: &LocalDirectory,
-        call: Call<'_>,
+        call: CallInfo<'_>,
         work: impl FnOnce(&LocalDirectory) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BucketError> {
         let directory = directory.clone();
@@ -196,25 +198,25 @@ impl ObjectStoreBucket {
         }
     }
 
-    /// As [`Self::on_directory`], again and again while somebody else holds the lock that `work` wants. Nothing waits on
-    /// a thread meanwhile.
+    /// As [`Self::on_directory`], repeated while another process holds the lock that `work` needs. The waits block no
+    /// thread.
     async fn on_locked_directory<T: Send + 'static>(
         &self,
         directory: &LocalDirectory,
-        call: Call<'_>,
+        call: CallInfo<'_>,
         work: impl Fn(&LocalDirectory) -> io::Result<T> + Clone + Send + 'static,
     ) -> Result<T, BucketError> {
         let (mut waited, mut pause) = (Duration::ZERO, FIRST_LOCK_PAUSE);
         loop {
             let work = work.clone();
-            // The lock is the work's business: it says that it is taken as an answer, not as a failure.
+            // A lock that is held elsewhere is an answer of the work, not a failure.
             let attempt = move |directory: &LocalDirectory| match work(directory) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Err(error)),
                 done => done.map(Ok),
             };
             match self.on_directory(directory, call, attempt).await? {
                 Ok(done) => return Ok(done),
-                Err(taken) if waited >= LOCK_PATIENCE => return Err(call.directory_failed(taken)),
+                Err(taken) if waited >= LOCK_TIMEOUT => return Err(call.directory_failed(taken)),
                 Err(_) => {
                     tokio::time::sleep(pause).await;
                     waited += pause;
@@ -224,9 +226,9 @@ impl ObjectStoreBucket {
         }
     }
 
-    /// With a local directory, makes sure that it is still there: object_store would create it anew, and without it
-    /// every object looks absent.
-    pub(super) async fn check_present(&self, call: Call<'_>) -> Result<(), BucketError> {
+    /// Checks that a local directory still exists. Otherwise object_store would create it again, and every object would
+    /// look absent.
+    pub(super) async fn check_present(&self, call: CallInfo<'_>) -> Result<(), BucketError> {
         match &self.directory {
             None => Ok(()),
             Some(directory) => self.on_directory(directory, call, LocalDirectory::check_present).await,
@@ -236,11 +238,14 @@ impl ObjectStoreBucket {
     async fn list_store(
         &self,
         prefix: &BucketPrefix,
-        call: Call<'_>,
+        call: CallInfo<'_>,
     ) -> Result<Vec<BucketEntry>, BucketError> {
         let folder = prefix.as_str().trim_end_matches('/');
-        let path =
-            if folder.is_empty() { self.root.clone() } else { self.locate(Call { name: folder, ..call })? };
+        let path = if folder.is_empty() {
+            self.root.clone()
+        } else {
+            self.locate(CallInfo { name: folder, ..call })?
+        };
         let mut listing = self.store.list(Some(&path));
         let mut entries = Vec::new();
         while let Some(object) = call.complete(listing.try_next()).await? {
@@ -250,7 +255,7 @@ impl ObjectStoreBucket {
             } else {
                 location.strip_prefix(self.root.as_ref()).and_then(|rest| rest.strip_prefix('/'))
             };
-            // Names that no key has are not ours.
+            // Names that are not valid keys are not ours.
             if let Some(Ok(key)) = key.map(BucketKey::new) {
                 entries.push(BucketEntry { key, size_bytes: object.size });
             }
@@ -262,7 +267,7 @@ impl ObjectStoreBucket {
 #[async_trait]
 impl Bucket for ObjectStoreBucket {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
-        let call = Call { operation: Operation::Create, name: key.as_str() };
+        let call = CallInfo { operation: BucketOperation::Create, name: key.as_str() };
         if let Some(directory) = &self.directory {
             let (key, number) = (key.clone(), self.env.random_u64());
             let create = move |directory: &LocalDirectory| directory.create(&key, &bytes, number);
@@ -278,9 +283,9 @@ impl Bucket for ObjectStoreBucket {
     }
 
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
-        let call = Call { operation: Operation::Get, name: key.as_str() };
+        let call = CallInfo { operation: BucketOperation::Get, name: key.as_str() };
         let too_large = |size_bytes: u64| {
-            let what = format!("{size_bytes} bytes, where at most {MAX_SMALL_OBJECT_BYTES} are expected");
+            let what = format!("{size_bytes} bytes, but at most {MAX_SMALL_OBJECT_BYTES} are expected");
             BucketError::Corrupt { object: key.to_string(), what }
         };
         if let Some(directory) = &self.directory {
@@ -317,13 +322,13 @@ impl Bucket for ObjectStoreBucket {
         path: &Path,
         patch: HeaderPatch,
     ) -> Result<FileSummary, BucketError> {
-        let call = Call { operation: Operation::PutFile, name: key.as_str() };
+        let call = CallInfo { operation: BucketOperation::PutFile, name: key.as_str() };
         self.check_present(call).await?;
         transfer::upload(self, call, path, patch).await
     }
 
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
-        let call = Call { operation: Operation::GetFile, name: key.as_str() };
+        let call = CallInfo { operation: BucketOperation::GetFile, name: key.as_str() };
         match &self.directory {
             Some(directory) => transfer::copy(self, directory, call, path).await,
             None => transfer::download(self, call, path).await,
@@ -331,7 +336,7 @@ impl Bucket for ObjectStoreBucket {
     }
 
     async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
-        let call = Call { operation: Operation::List, name: prefix.as_str() };
+        let call = CallInfo { operation: BucketOperation::List, name: prefix.as_str() };
         let mut entries = match &self.directory {
             None => self.list_store(prefix, call).await?,
             Some(directory) => {
@@ -345,7 +350,7 @@ impl Bucket for ObjectStoreBucket {
     }
 
     async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
-        let call = Call { operation: Operation::Delete, name: key.as_str() };
+        let call = CallInfo { operation: BucketOperation::Delete, name: key.as_str() };
         if let Some(directory) = &self.directory {
             let key = key.clone();
             return self

@@ -1,4 +1,4 @@
-//! Moving whole files between the local disk and the store, piece by piece.
+//! Transfer of whole files between the local disk and the store, in pieces.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,27 +12,27 @@ use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, GetResult, ObjectStoreExt, PutPayload};
 
 use super::local::LocalDirectory;
-use super::parts::Parts;
-use super::store::{CALL_TIMEOUT, Call, ObjectStoreBucket};
+use super::multipart::PartUploader;
+use super::store::{CALL_TIMEOUT, CallInfo, ObjectStoreBucket};
 use super::{BucketError, FileSummary, HeaderPatch};
 use crate::checksum::Crc64Digest;
 
-/// Smallest part of an upload in several parts (S3 wants 5 MiB at least), and largest file uploaded in one. In bytes.
+/// Smallest part of a multipart upload (S3 requires at least 5 MiB), and largest file uploaded in one piece. In bytes.
 const PART_BYTES: u64 = 8 * 1_024 * 1_024;
 
-/// Most parts of an upload. S3 allows 10,000.
+/// Maximum number of parts of an upload. S3 allows 10,000.
 const MAX_PARTS: u64 = 9_000;
 
-/// How much of a download is gathered before it is written. In bytes.
+/// Bytes of a download that are buffered before a write.
 const WRITE_BYTES: usize = 1_024 * 1_024;
 
-/// How an SQLite file begins, and where it states how it is to be written and read.
+/// The start of an SQLite file, and the position of its write and read versions.
 const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
 const SQLITE_VERSIONS: std::ops::Range<usize> = 18..20;
 const SQLITE_ROLLBACK_JOURNAL: u8 = 1;
 
-/// A local file on its way up.
-struct Source {
+/// A local file during an upload.
+struct UploadSource {
     file: File,
     path: PathBuf,
     part_bytes: u64,
@@ -43,7 +43,7 @@ struct Source {
     file_bytes: u64,
 }
 
-impl Source {
+impl UploadSource {
     fn open(path: PathBuf, patch: HeaderPatch) -> Result<Self, BucketError> {
         let open = |path: &Path| {
             let file = File::open(path)?;
@@ -60,7 +60,7 @@ impl Source {
         }
     }
 
-    /// The next part, in the memory of an earlier one; shorter than the others, or empty, at the end. Blocks.
+    /// The next part, in the memory of an earlier one. The last part is shorter than the others, or empty. Blocks.
     fn next_part(&mut self, mut part: BytesMut) -> Result<Bytes, BucketError> {
         let left = self.file_bytes.saturating_sub(self.size_bytes);
         part.clear();
@@ -96,12 +96,12 @@ impl Source {
     }
 }
 
-/// A source that goes to and fro between this task and the threads that may block.
+/// Reads the next part on a blocking thread, and returns the source with it.
 async fn read_part(
     bucket: &ObjectStoreBucket,
-    mut source: Source,
+    mut source: UploadSource,
     memory: BytesMut,
-) -> Result<(Source, Bytes), BucketError> {
+) -> Result<(UploadSource, Bytes), BucketError> {
     bucket
         .env()
         .blocking(move || {
@@ -113,7 +113,7 @@ async fn read_part(
 
 pub(super) async fn upload(
     bucket: &ObjectStoreBucket,
-    call: Call<'_>,
+    call: CallInfo<'_>,
     path: &Path,
     patch: HeaderPatch,
 ) -> Result<FileSummary, BucketError> {
@@ -122,7 +122,7 @@ pub(super) async fn upload(
     let (source, part) = bucket
         .env()
         .blocking(move || {
-            let mut source = Source::open(path, patch)?;
+            let mut source = UploadSource::open(path, patch)?;
             let part = source.next_part(BytesMut::new())?;
             Ok((source, part))
         })
@@ -131,7 +131,7 @@ pub(super) async fn upload(
         call.complete(bucket.store().put(&to, PutPayload::from_bytes(part))).await?;
         return Ok(source.summary());
     }
-    let mut parts = Parts::begin(bucket, call, &to).await?;
+    let mut parts = PartUploader::begin(bucket, call, &to).await?;
     let end = upload_parts(bucket, &mut parts, source, part).await;
     if end.is_err() {
         parts.abort().await;
@@ -141,8 +141,8 @@ pub(super) async fn upload(
 
 async fn upload_parts(
     bucket: &ObjectStoreBucket,
-    parts: &mut Parts<'_>,
-    mut source: Source,
+    parts: &mut PartUploader<'_>,
+    mut source: UploadSource,
     mut part: Bytes,
 ) -> Result<FileSummary, BucketError> {
     loop {
@@ -154,18 +154,18 @@ async fn upload_parts(
             parts.complete().await?;
             return Ok(source.summary());
         }
-        // One piece of memory for all parts: fresh ones from ever other threads would add up in the allocator.
+        // One buffer for all parts: new buffers from changing threads would accumulate in the allocator.
         let memory = part.try_into_mut().unwrap_or_default();
         (source, part) = read_part(bucket, source, memory).await?;
     }
 }
 
-/// With a local directory, downloads on one thread, without hops between the pieces. It may take as long as it takes once
-/// the object is open.
+/// Downloads from a local directory on one thread, without a thread switch between the pieces. Once the object is open,
+/// there is no timeout.
 pub(super) async fn copy(
     bucket: &ObjectStoreBucket,
     directory: &LocalDirectory,
-    call: Call<'_>,
+    call: CallInfo<'_>,
     path: &Path,
 ) -> Result<Option<FileSummary>, BucketError> {
     let (directory, name, path) = (directory.clone(), call.name.to_owned(), path.to_owned());
@@ -174,8 +174,8 @@ pub(super) async fn copy(
     let mut copied = std::pin::pin!(bucket.env().blocking(move || {
         let Some((from, _)) = directory.open_object(&name)? else { return Ok(None) };
         opened.store(true, Ordering::Relaxed);
-        Ok(Some(Target::create(path.clone()).and_then(|target| {
-            // The error that is reported is the one that made the file useless.
+        Ok(Some(DownloadTarget::create(path.clone()).and_then(|target| {
+            // The reported error is that of the transfer.
             target.copy_from(from).inspect_err(|_| drop(fs::remove_file(path)))
         })))
     }));
@@ -189,7 +189,7 @@ pub(super) async fn copy(
 
 pub(super) async fn download(
     bucket: &ObjectStoreBucket,
-    call: Call<'_>,
+    call: CallInfo<'_>,
     path: &Path,
 ) -> Result<Option<FileSummary>, BucketError> {
     let from: ObjectPath = bucket.locate(call)?;
@@ -198,12 +198,12 @@ pub(super) async fn download(
         None => return Ok(None),
     };
     let target = path.to_owned();
-    let opened = bucket.env().blocking(move || Target::create(target)).await?;
+    let opened = bucket.env().blocking(move || DownloadTarget::create(target)).await?;
     match fill(bucket, call, found, opened).await {
         Ok(summary) => Ok(Some(summary)),
         Err(error) => {
             let target = path.to_owned();
-            // The error that is reported is the one that made the file useless.
+            // The reported error is that of the transfer.
             bucket.env().blocking(move || fs::remove_file(target)).await.ok();
             Err(error)
         }
@@ -212,9 +212,9 @@ pub(super) async fn download(
 
 async fn fill(
     bucket: &ObjectStoreBucket,
-    call: Call<'_>,
+    call: CallInfo<'_>,
     found: GetResult,
-    mut target: Target,
+    mut target: DownloadTarget,
 ) -> Result<FileSummary, BucketError> {
     let mut stream = found.into_stream();
     let mut gathered = BytesMut::new();
@@ -232,15 +232,15 @@ async fn fill(
     }
 }
 
-/// A local file on its way down.
-struct Target {
+/// A local file during a download.
+struct DownloadTarget {
     file: File,
     path: PathBuf,
     crc: Crc64Digest,
     size_bytes: u64,
 }
 
-impl Target {
+impl DownloadTarget {
     fn create(path: PathBuf) -> Result<Self, BucketError> {
         match File::create_new(&path) {
             Ok(file) => Ok(Self { file, path, crc: Crc64Digest::new(), size_bytes: 0 }),
@@ -274,8 +274,8 @@ impl Target {
     }
 }
 
-impl Call<'_> {
-    /// As [`Call::complete`], where the absence of the object is an answer.
+impl CallInfo<'_> {
+    /// As [`CallInfo::complete`], if the absence of the object is an answer.
     async fn complete_or_absent<T>(
         self,
         answer: impl Future<Output = Result<T, StoreError>>,

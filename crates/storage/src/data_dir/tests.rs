@@ -7,8 +7,9 @@ fn log(number: u128) -> LogId {
     LogId::new("persist-1".parse().unwrap(), Ulid::from(number))
 }
 
+/// A data directory is created with its parents, uses the documented paths and keeps its files on reopen.
 #[test]
-fn it_is_created_and_can_be_opened_again() {
+fn data_dir_is_created_and_reopens_with_same_files() {
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("var/lib/dormouse");
     let data_dir = DataDir::open(&path).unwrap();
@@ -25,8 +26,10 @@ fn it_is_created_and_can_be_opened_again() {
     assert_eq!(fs::read(again.subject_file(&subject)).unwrap(), b"kept");
 }
 
+/// Subject files are reused only if the boot id is known and unchanged and the disk lost nothing; otherwise they are
+/// discarded.
 #[test]
-fn files_are_used_again_in_the_same_run_of_the_machine_only() {
+fn data_dir_reuses_files_only_within_one_machine_boot() {
     let path = TempDir::new().unwrap();
     let data_dir = DataDir::open(path.path()).unwrap();
     let file = data_dir.subject_file(&Subject::new("app.orders").unwrap());
@@ -47,13 +50,14 @@ fn files_are_used_again_in_the_same_run_of_the_machine_only() {
         let folders = fs::read_dir(data_dir.discarded_dir()).unwrap();
         assert_eq!(folders.count(), discarded as usize);
     }
-    data_dir.distrust_files().unwrap();
+    data_dir.discard_on_next_start().unwrap();
     data_dir.set_aside_unsynced(Some("second"), Nonce::new(Ulid::from(99_u128))).unwrap();
-    assert!(!file.exists(), "nor after the disk has lost something");
+    assert!(!file.exists(), "files are discarded after the disk has lost data");
 }
 
+/// A second process cannot open a data directory that is in use; after release it can.
 #[test]
-fn one_process_at_a_time() {
+fn data_dir_is_locked_to_one_process() {
     let path = TempDir::new().unwrap();
     let first = DataDir::open(path.path()).unwrap();
     let refused = DataDir::open(path.path()).unwrap_err();
@@ -63,12 +67,13 @@ fn one_process_at_a_time() {
     DataDir::open(path.path()).unwrap();
 }
 
+/// A process finds the log id that the previous process recorded and does not report its own.
 #[test]
-fn each_process_knows_its_predecessor() {
+fn data_dir_reports_log_of_previous_process() {
     let path = TempDir::new().unwrap();
     let first = DataDir::open(path.path()).unwrap();
     first.record_log(&log(1)).unwrap();
-    assert_eq!(first.predecessor(), None, "the predecessor is not oneself");
+    assert_eq!(first.predecessor(), None, "a process is not its own predecessor");
     drop(first);
     let second = DataDir::open(path.path()).unwrap();
     assert_eq!(second.predecessor(), Some(&log(1)));
@@ -77,8 +82,9 @@ fn each_process_knows_its_predecessor() {
     assert_eq!(DataDir::open(path.path()).unwrap().predecessor(), Some(&log(2)));
 }
 
+/// An invalid log id counts as none, and the process can record a new one.
 #[test]
-fn a_log_id_that_makes_no_sense_is_as_good_as_none() {
+fn data_dir_ignores_invalid_log_id() {
     let path = TempDir::new().unwrap();
     for wrong in [&b""[..], b"persist-1", b"\xff\xfe", b"persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ x"] {
         fs::write(path.path().join(LOG_ID_FILE), wrong).unwrap();
@@ -90,8 +96,9 @@ fn a_log_id_that_makes_no_sense_is_as_good_as_none() {
     }
 }
 
+/// A path that cannot be created, written or read gives the matching error.
 #[test]
-fn what_cannot_be_used_is_named() {
+fn data_dir_unusable_path_gives_typed_error() {
     let parent = TempDir::new().unwrap();
     let file = parent.path().join("file");
     fs::write(&file, "").unwrap();
@@ -99,7 +106,7 @@ fn what_cannot_be_used_is_named() {
         let refused = DataDir::open(&path).unwrap_err();
         assert!(matches!(refused, DataDirError::Create { .. }), "{refused:?}");
     }
-    // Permissions do not stop a privileged user; a folder in the place of the file that is tried does.
+    // Permissions do not stop a privileged user, but a folder at the path of the trial file does.
     for (blocked, name) in [("lock", "one"), ("subjects/.writable", "two")] {
         let path = parent.path().join(name);
         fs::create_dir_all(path.join(blocked)).unwrap();
@@ -112,8 +119,9 @@ fn what_cannot_be_used_is_named() {
     assert!(matches!(refused, DataDirError::File { .. }), "{refused:?}");
 }
 
+/// Removing the files of a directory keeps its folders, such as `lost+found`.
 #[test]
-fn a_file_system_that_is_emptied_keeps_its_own_folders() {
+fn data_dir_file_removal_keeps_folders() {
     let path = TempDir::new().unwrap();
     fs::create_dir(path.path().join("lost+found")).unwrap();
     fs::write(path.path().join("app.orders.sqlite3"), "written before").unwrap();

@@ -1,4 +1,4 @@
-//! Large values: which message refers to which object, and which objects nobody refers to any more.
+//! Blobs: which message refers to which object, and which objects are no longer referenced.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,11 +13,10 @@ use crate::ownership::garbage;
 use crate::plan::BlobRef;
 
 impl Database {
-    /// The object that holds the value of the message at `seq`; `None` when there is no such message, or its value is
-    /// in the file.
+    /// The blob of the message at `seq`; `None` if there is no such message, or its value is in the file.
     ///
     /// # Errors
-    /// That the file cannot be read.
+    /// The file cannot be read.
     pub fn blob_at(&self, seq: Seq) -> Result<Option<BlobRef>, ErrorReply> {
         self.read_blob(seq).map_err(|error| self.unreadable(&error))
     }
@@ -33,7 +32,7 @@ impl Database {
     /// Whether a message refers to the object.
     ///
     /// # Errors
-    /// That the file cannot be read.
+    /// The file cannot be read.
     pub fn refers_to(&self, name: BlobName) -> Result<bool, DatabaseError> {
         let found = self
             .connection
@@ -43,10 +42,10 @@ impl Database {
         Ok(found.is_some())
     }
 
-    /// The objects that no message refers to any more, the longest dead first, and the rev since when.
+    /// The blobs that are no longer referenced, oldest first, each with the rev that removed the reference.
     ///
     /// # Errors
-    /// That the file cannot be read.
+    /// The file cannot be read.
     pub fn dead_blobs(&self) -> Result<Vec<(BlobName, Rev)>, DatabaseError> {
         let mut statement =
             self.connection.prepare_cached("SELECT name, rev FROM dead_blobs ORDER BY rev, name")?;
@@ -58,11 +57,12 @@ impl Database {
         Ok(dead)
     }
 
-    /// Forgets dead objects once they are deleted. Outside a transaction. A file that is rebuilt remembers them again.
+    /// Removes the records of dead blobs once they are deleted. Outside a transaction. A rebuilt file has
+    /// these records again.
     ///
     /// # Errors
-    /// [`DatabaseError`]; then the file says as before.
-    pub fn forget_dead_blobs(&mut self, names: &[BlobName]) -> Result<(), DatabaseError> {
+    /// [`DatabaseError`]; then the file is unchanged.
+    pub fn remove_dead_blob_records(&mut self, names: &[BlobName]) -> Result<(), DatabaseError> {
         self.in_transaction(|database| {
             let mut forget = database.connection.prepare_cached("DELETE FROM dead_blobs WHERE name = ?1")?;
             for name in names {
@@ -72,43 +72,44 @@ impl Database {
         })
     }
 
-    /// Which of the large values that a listing showed may go, as [`garbage::blobs`] decides, with `manifest` shown to be
-    /// the newest by the same listing. Forgets dead ones that the listing shows no more: their deletion is over.
+    /// The listed blobs that may be deleted, as [`garbage::blobs`] decides. The same listing shows that
+    /// `manifest` is the newest. Removes the records of dead blobs that are no longer listed: their deletion
+    /// is complete.
     ///
     /// # Errors
-    /// That the file cannot be read or written; then nothing may go.
+    /// The file cannot be read or written; then no blob may be deleted.
     pub fn collect_blobs(
         &mut self,
         manifest: &Manifest,
         listed: &[BlobName],
     ) -> Result<Vec<BlobName>, DatabaseError> {
-        let shown: HashSet<BlobName> = listed.iter().copied().collect();
+        let listed_names: HashSet<BlobName> = listed.iter().copied().collect();
         let (dead, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            self.dead_blobs()?.into_iter().partition(|(name, _)| shown.contains(name));
-        let mut referred = HashSet::new();
+            self.dead_blobs()?.into_iter().partition(|(name, _)| listed_names.contains(name));
+        let mut referenced = HashSet::new();
         for name in listed.iter().filter(|name| name.term < manifest.term && !dead.contains_key(name)) {
             if self.refers_to(*name)? {
-                referred.insert(*name);
+                referenced.insert(*name);
             }
         }
         let below = |(name, rev)| (rev <= manifest.base_rev).then_some(name);
         let gone: Vec<BlobName> = gone.into_iter().filter_map(below).collect();
         if !gone.is_empty() {
-            self.forget_dead_blobs(&gone)?;
+            self.remove_dead_blob_records(&gone)?;
         }
-        Ok(garbage::blobs(manifest, listed, |name| dead.get(name).copied(), |name| referred.contains(name)))
+        Ok(garbage::blobs(manifest, listed, |name| dead.get(name).copied(), |name| referenced.contains(name)))
     }
 
-    /// The message that referred to it goes, by the change that makes `rev`.
-    pub(super) fn bury_blob(&self, name: &str, rev: Rev) -> Result<(), DatabaseError> {
+    /// Records a dead blob: the change with `rev` removes the message that refers to it.
+    pub(super) fn add_dead_blob(&self, name: &str, rev: Rev) -> Result<(), DatabaseError> {
         self.connection
             .prepare_cached("INSERT OR REPLACE INTO dead_blobs(name, rev) VALUES (?1, ?2)")?
             .execute(params![name, to_sql(rev.get())])?;
         Ok(())
     }
 
-    /// All messages up to `end_seq` go, by the change that makes `rev`.
-    pub(super) fn bury_blobs_up_to(&self, end_seq: i64, rev: Rev) -> Result<(), DatabaseError> {
+    /// Records the dead blobs of all messages up to `end_seq`, which the change with `rev` removes.
+    pub(super) fn add_dead_blobs_up_to(&self, end_seq: i64, rev: Rev) -> Result<(), DatabaseError> {
         self.connection
             .prepare_cached(
                 "INSERT OR REPLACE INTO dead_blobs(name, rev)

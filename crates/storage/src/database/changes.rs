@@ -1,9 +1,10 @@
-//! What has changed since a position: for each message that was touched its state now, for each that is gone a word
-//! that it is, in order of rev.
+//! The changes since a position, in order of rev: for each changed message its current state, for each
+//! removed message its removal.
 //!
-//! A receiver that held the state at the position it names holds, after the last page, the state now. It applies the
-//! changes in order: a set takes the place of what the receiver has at that seq and under that key (which message it
-//! replaced is not known any more), a removal takes what is at the seq or under the key.
+//! A receiver that has the state at the requested position has the current state after the last page. It
+//! applies the changes in order: a set replaces the receiver's message at that seq and the one with that key.
+//! The originally replaced message is no longer known. A removal removes the message at the seq or with the
+//! key.
 
 use dormouse_protocol::data::{ChangesReply, ChangesRequest};
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_PAGE_ITEMS};
@@ -16,18 +17,18 @@ use super::read::{check_limit, read_message, read_value, select_messages};
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::plan::size;
 
-/// What was written after a rev and is still there.
+/// Messages that were written after a rev and still exist.
 const WRITTEN: &str = select_messages!("WHERE rev > ?1 ORDER BY rev, seq");
 
-/// What was removed after a rev.
+/// Removals after a rev.
 const REMOVED: &str = "SELECT rev, seq, key, count FROM tombstones WHERE rev > ?1 ORDER BY rev, seq";
 
 impl Database {
-    /// Answers a request for changes with one page. The changes of one rev are never split over pages: where an atomic
-    /// batch is too large for a page, its last values are left out, to be fetched by their seq.
+    /// Answers a request for changes with one page. The changes of one rev are never split over pages. If an
+    /// atomic batch is too large for a page, its last values are omitted and can be fetched by seq.
     ///
     /// # Errors
-    /// `bad_request` for a page of nothing; or that the file cannot be read.
+    /// `bad_request` for a limit of 0; or the file cannot be read.
     pub fn changes(
         &self,
         request: &ChangesRequest,
@@ -49,7 +50,7 @@ impl Database {
             changes: Vec::new(),
             more: false,
         };
-        if !self.leads_here(request.after)? {
+        if !self.is_in_history(request.after)? {
             reply.resync = true;
             return Ok(reply);
         }
@@ -76,7 +77,7 @@ impl Database {
                 break;
             }
             let Some(group) = group.fit(whole) else {
-                // Not even alone and without its values: whoever reads everything gets it in parts.
+                // The batch does not fit even without its values: a full read returns it in parts.
                 return Ok(ChangesReply { resync: true, changes: Vec::new(), ..reply });
             };
             room = room.saturating_sub(group.bytes);
@@ -85,13 +86,13 @@ impl Database {
         Ok(reply)
     }
 
-    /// Whether this state came about by way of `position`, and everything removed since is still known.
-    fn leads_here(&self, position: Position) -> Result<bool, DatabaseError> {
+    /// Whether `position` is in this state's history, and all removals since are still stored.
+    fn is_in_history(&self, position: Position) -> Result<bool, DatabaseError> {
         let Position { term, rev } = position;
-        if rev > self.state.rev || rev < self.tombstone_floor || term > self.state.term {
+        if rev > self.state.rev || rev < self.removal_floor || term > self.state.term {
             return Ok(false);
         }
-        // Every path begins at nothing.
+        // Every history starts at the empty state.
         if term == self.state.term || rev == Rev::new(0) {
             return Ok(true);
         }
@@ -106,7 +107,7 @@ impl Database {
     }
 }
 
-/// Where changes are read from, each in order of rev and standing at its next.
+/// The sources of changes, each in order of rev and positioned at its next change.
 struct Sources<'statements> {
     written: Rows<'statements>,
     removed: Rows<'statements>,
@@ -119,7 +120,7 @@ impl Sources<'_> {
         Ok(self.removed.advance()?)
     }
 
-    /// The lowest rev that is next.
+    /// The lowest next rev of the sources.
     fn next_rev(&self) -> Result<Option<Rev>, DatabaseError> {
         let written = self.written.get().map(rev_of_written).transpose()?;
         let removed = self.removed.get().map(rev_of_removed).transpose()?;
@@ -127,7 +128,7 @@ impl Sources<'_> {
         Ok([written, removed, configured].into_iter().flatten().min())
     }
 
-    /// Takes everything of `rev`, with as many values as there is room for.
+    /// Takes all changes of `rev`, with as many values as fit in `room`.
     fn take(&mut self, rev: Rev, room: usize) -> Result<Group, DatabaseError> {
         let mut group = Group { changes: Vec::new(), bytes: 0 };
         self.take_written(rev, room, &mut group)?;
@@ -194,17 +195,17 @@ fn rev_of_removed(row: &Row<'_>) -> Result<Rev, DatabaseError> {
 /// The changes of one rev.
 struct Group {
     changes: Vec<Change>,
-    /// What they take with all their values, those left out too.
+    /// Their size with all values, including omitted ones.
     bytes: usize,
 }
 
 impl Group {
-    fn push(&mut self, change: Change, left_out: usize) {
-        self.bytes += size::of_change(&change) + left_out;
+    fn push(&mut self, change: Change, omitted_bytes: usize) {
+        self.bytes += size::of_change(&change) + omitted_bytes;
         self.changes.push(change);
     }
 
-    /// Leaves out values, from the last on, until the rest fits. `None` when it never does.
+    /// Omits values, starting with the last, until the rest fits. `None` if it never fits.
     fn fit(mut self, whole: usize) -> Option<Self> {
         if self.bytes <= whole {
             return Some(self);

@@ -1,4 +1,4 @@
-//! Changes since a position: what a page holds, and when everything has to be read.
+//! Tests of changes since a position: the content of a page, and when a resync is needed.
 
 use bytes::Bytes;
 use dormouse_protocol::data::{ChangesReply, ChangesRequest, GetRequest};
@@ -8,9 +8,9 @@ use tempfile::TempDir;
 
 use super::fixture::*;
 use super::*;
-use crate::entry::Entry;
+use crate::entry::LogEntry;
 use crate::manifest::TermBase;
-use crate::plan::Operation;
+use crate::plan::RecordOp;
 
 fn file() -> (TempDir, Database) {
     let folder = tempfile::tempdir().unwrap();
@@ -35,21 +35,22 @@ fn revs(reply: &ChangesReply) -> Vec<u64> {
 }
 
 fn set(database: &mut Database, key: &str) {
-    database.run(vec![Operation::Set(database.set(Some(key), b"v"))]);
+    database.run(vec![RecordOp::Set(database.set(Some(key), b"v"))]);
 }
 
+/// Changes since a position omit overwritten messages and configurations and report removed messages.
 #[test]
-fn what_was_written_over_is_not_told_and_what_is_gone_is() {
+fn changes_omit_overwritten_and_report_removed_messages() {
     let (_folder, mut database) = file();
     set(&mut database, "a");
     set(&mut database, "b");
     set(&mut database, "a");
     database.run(vec![database.delete(&[2])]);
-    database.run(vec![Operation::Configure { config: config("first") }]);
-    database.run(vec![Operation::Configure { config: config("second") }]);
+    database.run(vec![RecordOp::Configure { config: config("first") }]);
+    database.run(vec![RecordOp::Configure { config: config("second") }]);
     let mut in_place = database.set(Some("a"), b"new");
     in_place.seq = Seq::new(3);
-    database.run(vec![Operation::Set(in_place)]);
+    database.run(vec![RecordOp::Set(in_place)]);
     let reply = ask(&database, 0, 0);
     assert_eq!((revs(&reply), reply.more, reply.resync), (vec![4, 6, 7], false, false));
     assert_eq!((reply.position, reply.term_base), (database.state().position(), Rev::new(0)));
@@ -69,14 +70,15 @@ fn what_was_written_over_is_not_told_and_what_is_gone_is() {
     assert_eq!((gone.end_seq, gone.count, gone.rev), (Seq::new(3), 1, Rev::new(8)));
 }
 
+/// A position outside the subject's history of terms and revs gets a resync; any other position gets the later changes.
 #[test]
-fn a_position_that_the_path_does_not_go_through_has_to_read_everything() {
+fn changes_from_position_off_history_need_resync() {
     let (_folder, mut database) = file();
     (0..5).for_each(|n| set(&mut database, &n.to_string()));
     database.inherit(&[TermBase { term: Term::new(3), term_base: Rev::new(5) }]).unwrap();
     let set_in = |database: &mut Database, term| {
-        let set = Operation::Set(database.set(None, b""));
-        let entry = Entry { term: Term::new(term), ..database.entry(vec![set]) };
+        let set = RecordOp::Set(database.set(None, b""));
+        let entry = LogEntry { term: Term::new(term), ..database.entry(vec![set]) };
         database.commit_entry(&entry).unwrap();
     };
     set_in(&mut database, 4);
@@ -86,16 +88,16 @@ fn a_position_that_the_path_does_not_go_through_has_to_read_everything() {
     for (term, rev, resync) in [
         (1, 3, false),
         (1, 5, false),
-        (1, 6, true), // its rev 6 was another
+        (1, 6, true), // its rev 6 was different
         (3, 5, false),
         (3, 6, true),
         (4, 7, false),
         (4, 8, true),
         (9, 8, false),
         (9, 4, false),
-        (9, 9, true), // nobody has been there
+        (9, 9, true), // no process has reached it
         (10, 8, true),
-        (2, 5, true), // a term that nobody remembers
+        (2, 5, true), // an unknown term
         (0, 0, false),
         (2, 0, false),
         (0, 1, true),
@@ -109,8 +111,9 @@ fn a_position_that_the_path_does_not_go_through_has_to_read_everything() {
     }
 }
 
+/// A position older than the kept removal records gets a resync; the oldest covered position does not.
 #[test]
-fn beyond_the_oldest_tombstone_everything_has_to_be_read() {
+fn changes_before_oldest_removal_record_need_resync() {
     let (_folder, mut database) = file();
     for round in 0..12_u64 {
         let sets = (1..=1_000).map(|n| {
@@ -119,22 +122,23 @@ fn beyond_the_oldest_tombstone_everything_has_to_be_read() {
             set
         });
         let sets = sets.collect();
-        database.run(vec![Operation::Batch { sets }]);
+        database.run(vec![RecordOp::Batch { sets }]);
         let seqs: Vec<u64> = (1..=1_000).map(|n| round * 1_000 + n).collect();
         database.run(vec![database.delete(&seqs)]);
     }
-    let floor = database.tombstone_floor.get();
+    let floor = database.removal_floor.get();
     assert!(floor > 0);
     assert!(ask(&database, 1, floor - 1).resync);
     assert!(!ask(&database, 1, floor).resync);
 }
 
+/// After a destroy, positions of the earlier subject get a resync, and the new term's positions get changes.
 #[test]
-fn a_destroyed_subject_begins_where_nobody_has_been() {
+fn changes_from_before_destroy_need_resync() {
     let folder = tempfile::tempdir().unwrap();
-    let origin = Origin { rev: Rev::new(7), next_seq: Seq::new(3), past: None };
+    let origin = InitialState { rev: Rev::new(7), next_seq: Seq::new(3), tombstone: None };
     let mut database = Database::create(&folder.path().join("s.sqlite3"), &subject(), &origin).unwrap();
-    database.take_over(&tenure(5, 7)).unwrap();
+    database.take_over(&owner_of_term(5, 7)).unwrap();
     set(&mut database, "a");
     assert!(ask(&database, 0, 0).resync);
     assert!(ask(&database, 4, 6).resync);
@@ -142,7 +146,7 @@ fn a_destroyed_subject_begins_where_nobody_has_been() {
     assert_eq!(revs(&ask(&database, 5, 7)), [8]);
 }
 
-/// A batch under one rev, with values of so many bytes.
+/// A batch under one rev, with values of these sizes.
 fn batch(database: &mut Database, values: &[usize]) {
     let sets = values.iter().enumerate().map(|(n, &bytes)| {
         let mut set = database.set(None, &vec![b'x'; bytes]);
@@ -150,11 +154,12 @@ fn batch(database: &mut Database, values: &[usize]) {
         set
     });
     let sets = sets.collect();
-    database.run(vec![Operation::Batch { sets }]);
+    database.run(vec![RecordOp::Batch { sets }]);
 }
 
+/// A page holds a batch whole and omits values if it must; a batch that still does not fit gives a resync.
 #[test]
-fn the_changes_of_a_batch_stay_together_whatever_the_page_may_hold() {
+fn changes_page_never_splits_a_batch() {
     let (_folder, mut database) = file();
     set(&mut database, "a");
     batch(&mut database, &[1_000, 1_000, 1_000]);
@@ -167,12 +172,12 @@ fn the_changes_of_a_batch_stay_together_whatever_the_page_may_hold() {
     assert_eq!((revs(&third), third.more, third.position.rev), (vec![3], false, Rev::new(3)));
     assert_eq!(revs(&by_number(0, 4)), [1, 2, 2, 2]);
 
-    // It would fit a page of its own, so it gets one.
+    // It fits a separate page, so it gets one.
     let bytes = ENVELOPE_BYTES + 4_600;
     assert_eq!(revs(&page(&database, 0, None, bytes, 1)), [1]);
     let whole = page(&database, 1, None, bytes, 1);
     assert_eq!(revs(&whole), [2, 2, 2]);
-    // It fits no page: the last values are left out, and can be fetched.
+    // It fits no page: the last values are omitted, and can be fetched.
     let bytes = ENVELOPE_BYTES + 2_700;
     assert_eq!(revs(&page(&database, 0, None, bytes, 1)), [1]);
     let cut = page(&database, 1, None, bytes, 1);
@@ -186,33 +191,35 @@ fn the_changes_of_a_batch_stay_together_whatever_the_page_may_hold() {
         .collect();
     assert_eq!(omitted, [(false, false, 1_000), (true, true, 1_000), (true, true, 1_000)]);
     assert!(cut.more && cut.position.rev == Rev::new(2));
-    // Not even that.
+    // It does not fit even without its values.
     let none = page(&database, 1, None, ENVELOPE_BYTES + 700, 1);
     assert!(none.resync && none.changes.is_empty() && !none.more);
     assert_eq!(none.position, database.state().position());
 }
 
+/// A changes request with a limit of zero is a bad request.
 #[test]
-fn a_page_of_nothing_is_refused() {
+fn changes_request_with_zero_limit_is_rejected() {
     let (_folder, database) = file();
     let request = ChangesRequest { limit: Some(0), ..ChangesRequest::default() };
     assert_eq!(database.changes(&request, 1 << 20).unwrap_err().code, ErrorCode::BadRequest);
 }
 
+/// The database references a blob until its message is replaced or removed and then lists it as dead with that rev.
 #[test]
-fn a_large_value_is_referred_to_until_its_message_goes() {
+fn blob_is_referenced_until_message_is_removed() {
     let (folder, mut database) = file();
     let large = |database: &Database, key: Option<&str>, n| {
         let mut set = database.set(key, b"");
         (set.value, set.blob) = (None, Some(blob(1, n)));
-        Operation::Set(set)
+        RecordOp::Set(set)
     };
     for (key, n) in [(Some("a"), 1), (None, 2), (None, 3), (Some("a"), 4)] {
         database.run(vec![large(&database, key, n)]);
     }
     let mut in_place = database.set(Some("a"), b"");
     (in_place.seq, in_place.value, in_place.blob) = (Seq::new(4), None, Some(blob(1, 5)));
-    database.run(vec![Operation::Set(in_place)]);
+    database.run(vec![RecordOp::Set(in_place)]);
     database.run(vec![database.delete(&[2])]);
 
     let dead = |database: &Database, through| {
@@ -241,7 +248,7 @@ fn a_large_value_is_referred_to_until_its_message_goes() {
 
     database.run(vec![database.delete_all(4)]);
     assert_eq!(dead(&database, 7), names(&[1, 4, 2, 3, 5]));
-    database.forget_dead_blobs(&names(&[1, 3])).unwrap();
+    database.remove_dead_blob_records(&names(&[1, 3])).unwrap();
     drop(database);
     let database = Database::open(&folder.path().join("s.sqlite3"), &subject()).unwrap();
     assert_eq!(dead(&database, 7), names(&[4, 2, 5]));

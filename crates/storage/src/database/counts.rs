@@ -1,27 +1,28 @@
-//! What of a subject is counted as it changes, so that nobody has to look at all of it who only asks how much there is.
+//! Counters that are updated with each change, so that a query of totals does not scan the whole subject.
 //!
-//! Messages and bytes stand in the [state](crate::plan::SubjectState), because limits are held against them. Sessions come
-//! and go seldom: triggers of the file count them.
+//! Messages and bytes are in the [state](crate::plan::SubjectState), because limits apply to them. Sessions
+//! change rarely: triggers in the file count them.
 
 use rusqlite::Connection;
 
 use super::from_sql;
 
-/// Of the messages that are there.
+/// Counters over the existing messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counts {
-    /// How many expire by a time of their own.
+pub(super) struct MessageCounts {
+    /// Number of messages with their own expiry time.
     pub(super) expiring: u64,
-    /// How many have their value elsewhere.
+    /// Number of messages with a blob.
     pub(super) large_values: u64,
-    /// Bytes of those values.
+    /// Bytes of those blobs.
     pub(super) large_value_bytes: u64,
 }
 
-impl Counts {
-    /// One message: whether it expires by itself, and the bytes of its value where that is elsewhere.
-    pub(super) const fn of(expires: bool, elsewhere: Option<u64>) -> Self {
-        let (large_values, large_value_bytes) = match elsewhere {
+impl MessageCounts {
+    /// The counts of one message: whether it has its own expiry time, and the bytes of its blob if it has
+    /// one.
+    pub(super) const fn of(expires: bool, blob_bytes: Option<u64>) -> Self {
+        let (large_values, large_value_bytes) = match blob_bytes {
             Some(bytes) => (1, bytes),
             None => (0, 0),
         };
@@ -40,14 +41,14 @@ impl Counts {
         self.large_value_bytes = self.large_value_bytes.saturating_sub(less.large_value_bytes);
     }
 
-    /// What the file says.
+    /// Reads the counters from the file.
     pub(super) fn read(connection: &Connection) -> Result<Self, rusqlite::Error> {
         connection
             .prepare_cached("SELECT expiring, large_values, large_value_bytes FROM meta")?
             .query_row([], |row| Self::from_row(row, 0))
     }
 
-    /// From three columns of a row, of which this is the first.
+    /// From three columns of a row, starting at `first`.
     pub(super) fn from_row(row: &rusqlite::Row<'_>, first: usize) -> Result<Self, rusqlite::Error> {
         let number = |column: usize| row.get::<_, i64>(first + column).map(from_sql);
         Ok(Self { expiring: number(0)?, large_values: number(1)?, large_value_bytes: number(2)? })

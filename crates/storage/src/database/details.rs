@@ -1,21 +1,21 @@
-//! What a file can tell whoever looks after the subject.
+//! Details of a subject for its operator.
 
 use dormouse_protocol::data::InfoDetails;
 use dormouse_protocol::{ErrorReply, Timestamp};
 
 use super::{Database, DatabaseError, from_sql};
 
-/// What nobody has in memory. Of the messages it looks at the first and the last.
-const ASIDE: &str = "SELECT
+/// The details that are not in memory. Of the messages it reads only the first and the last.
+const DETAILS: &str = "SELECT
     (SELECT sessions FROM meta),
     (SELECT timestamp FROM messages ORDER BY seq LIMIT 1),
     (SELECT timestamp FROM messages ORDER BY seq DESC LIMIT 1)";
 
 impl Database {
-    /// What there is to tell that stands in the file; the rest is as by default.
+    /// The details that are in the file; the others have default values.
     ///
     /// # Errors
-    /// That the file cannot be read.
+    /// The file cannot be read.
     pub fn details(&self) -> Result<InfoDetails, ErrorReply> {
         self.read_details().map_err(|error| self.unreadable(&error))
     }
@@ -23,7 +23,7 @@ impl Database {
     fn read_details(&self) -> Result<InfoDetails, DatabaseError> {
         let (sessions, oldest, newest): (i64, Option<i64>, Option<i64>) = self
             .connection
-            .prepare_cached(ASIDE)?
+            .prepare_cached(DETAILS)?
             .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let time = |micros: Option<i64>| micros.map(|micros| Timestamp::from_micros(from_sql(micros)));
         Ok(InfoDetails {
@@ -46,22 +46,23 @@ mod tests {
     use rusqlite::StatementStatus;
 
     use crate::database::fixture::fresh;
-    use crate::plan::Operation;
+    use crate::plan::RecordOp;
 
+    /// The details query takes the same number of SQLite steps for few and for many messages.
     #[test]
-    fn telling_about_a_subject_takes_as_many_steps_however_much_there_is_in_it() {
+    fn details_query_cost_is_independent_of_message_count() {
         let folder = tempfile::tempdir().unwrap();
         let mut database = fresh(&folder.path().join("s.sqlite3"));
         let mut steps = |messages: u64| {
             for n in 0..messages {
                 let set = database.set(Some(&format!("{messages}-{n}")), b"x");
-                database.run(vec![Operation::Set(set)]);
+                database.run(vec![RecordOp::Set(set)]);
             }
-            let statement = database.connection.prepare_cached(super::ASIDE).unwrap();
+            let statement = database.connection.prepare_cached(super::DETAILS).unwrap();
             statement.reset_status(StatementStatus::VmStep);
             drop(statement);
             database.details().unwrap();
-            let statement = database.connection.prepare_cached(super::ASIDE).unwrap();
+            let statement = database.connection.prepare_cached(super::DETAILS).unwrap();
             statement.get_status(StatementStatus::VmStep)
         };
         let few = steps(10);

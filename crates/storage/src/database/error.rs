@@ -1,4 +1,4 @@
-//! What can be wrong with a subject's file.
+//! Errors of a subject's file.
 
 use dormouse_protocol::{ErrorReply, Subject};
 
@@ -7,33 +7,33 @@ use dormouse_protocol::{ErrorReply, Subject};
 pub enum DatabaseError {
     /// The file was written by a newer version of this software.
     #[error("the file has schema version {found}, this version understands up to {understood}")]
-    Newer {
+    NewerSchema {
         /// The version the file has.
         found: i32,
         /// The newest version understood.
         understood: i32,
     },
-    /// The file is an SQLite database, but none of ours.
+    /// The file is an SQLite database of another application.
     #[error("the file belongs to another application (application id {0:#x})")]
-    Foreign(i32),
+    ForeignFile(i32),
     /// The file holds another subject.
     #[error("the file holds the subject {0}")]
     OtherSubject(String),
-    /// There is a file without content.
+    /// The file has no content.
     #[error("the file is empty")]
     Empty,
-    /// Something in the file is not what this software writes.
+    /// The file contains something that this software does not write.
     #[error("the file is damaged: {0}")]
     Damaged(String),
     /// A record does not follow from the state it is applied to.
     #[error("a record does not follow from the state: {0}")]
     Diverged(String),
-    /// The local disk has no room.
+    /// The local disk is full.
     #[error("the local disk is full")]
     DiskFull(#[source] rusqlite::Error),
     /// SQLite failed before anything was changed.
     #[error("SQLite failed before anything was written: {0}")]
-    NotBegun(#[source] rusqlite::Error),
+    NotStarted(#[source] rusqlite::Error),
     /// SQLite failed.
     #[error("SQLite failed: {0}")]
     Sqlite(#[source] rusqlite::Error),
@@ -51,28 +51,30 @@ impl From<rusqlite::Error> for DatabaseError {
 }
 
 impl DatabaseError {
-    /// The error, met at a point where no request can have changed anything.
+    /// Marks the error as one that occurred before any request can have changed anything.
     #[must_use]
-    pub fn not_begun(self) -> Self {
+    pub fn not_started(self) -> Self {
         match self {
-            Self::Sqlite(error) => Self::NotBegun(error),
+            Self::Sqlite(error) => Self::NotStarted(error),
             other => other,
         }
     }
 
-    /// Whether the file is not what it should be, as opposed to the machine failing to read or write it, or this
-    /// software being too old for it.
+    /// Whether the file itself is unusable. A machine that fails to read or write it, or software that is too
+    /// old for it, does not count.
     #[must_use]
     pub const fn is_unfit_file(&self) -> bool {
         match self {
-            Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => {
-                true
-            }
-            Self::Newer { .. } | Self::DiskFull(_) | Self::NotBegun(_) | Self::Sqlite(_) => false,
+            Self::ForeignFile(_)
+            | Self::OtherSubject(_)
+            | Self::Empty
+            | Self::Damaged(_)
+            | Self::Diverged(_) => true,
+            Self::NewerSchema { .. } | Self::DiskFull(_) | Self::NotStarted(_) | Self::Sqlite(_) => false,
         }
     }
 
-    /// The answer to a request on `subject` that met this error in its local file.
+    /// The reply to a request on `subject` that failed with this error of the local file.
     #[must_use]
     pub fn reply(&self, subject: &Subject) -> ErrorReply {
         match self {
@@ -80,12 +82,14 @@ impl DatabaseError {
                 ErrorReply::unavailable("the server's local disk is full; nothing was written")
             }
             Self::Sqlite(_) => ErrorReply::internal(format_args!("the local file of {subject}: {self}")),
-            Self::NotBegun(_) | Self::Newer { .. } => {
+            Self::NotStarted(_) | Self::NewerSchema { .. } => {
                 ErrorReply::unavailable(format!("the local file of {subject}: {self}"))
             }
-            Self::Foreign(_) | Self::OtherSubject(_) | Self::Empty | Self::Damaged(_) | Self::Diverged(_) => {
-                ErrorReply::corrupt(format!("the local file of {subject}"), self)
-            }
+            Self::ForeignFile(_)
+            | Self::OtherSubject(_)
+            | Self::Empty
+            | Self::Damaged(_)
+            | Self::Diverged(_) => ErrorReply::corrupt(format!("the local file of {subject}"), self),
         }
     }
 }

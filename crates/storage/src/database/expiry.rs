@@ -1,16 +1,17 @@
-//! What expires when, by accept time: messages by their own time to live, and all by the subject's `max_age`.
+//! Expiry by accept time: of messages with their own time to live, and of all messages by the subject's
+//! `max_age`.
 
 use std::collections::BTreeMap;
 
 use dormouse_protocol::{Seq, Timestamp};
 
-use super::view::read_held;
+use super::view::read_stored_message;
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::plan::Held;
+use crate::plan::StoredMessage;
 
 const FIRST_BY_TTL: &str = "SELECT MIN(expires_at) FROM messages WHERE expires_at IS NOT NULL";
 
-/// Revs and accept times go up together, so that the first by rev is the oldest.
+/// Revs and accept times increase together, so the first message by rev is the oldest.
 const FIRST_BY_AGE: &str = "SELECT accepted_at FROM messages ORDER BY rev LIMIT 1";
 
 const BY_TTL: &str =
@@ -25,8 +26,8 @@ impl Database {
         self.next_expiry
     }
 
-    /// Looks anew when a message expires next.
-    pub(super) fn look_for_expiry(&mut self) -> Result<(), DatabaseError> {
+    /// Reads again when a message expires next.
+    pub(super) fn update_next_expiry(&mut self) -> Result<(), DatabaseError> {
         let read = |sql: &str| -> Result<Option<Timestamp>, rusqlite::Error> {
             let mut select = self.connection.prepare_cached(sql)?;
             let mut rows = select.query([])?;
@@ -41,19 +42,20 @@ impl Database {
         Ok(())
     }
 
-    /// Messages whose time is over at `now`, by their own time to live or by this age: at most `limit`.
+    /// Messages that have expired at `now`, by their own time to live or by this maximum age: at most
+    /// `limit`.
     pub(super) fn find_expired(
         &self,
         now: Timestamp,
         max_age_ms: Option<u64>,
         limit: usize,
-    ) -> Result<Vec<Held>, DatabaseError> {
-        let mut found: BTreeMap<Seq, Held> = BTreeMap::new();
+    ) -> Result<Vec<StoredMessage>, DatabaseError> {
+        let mut found: BTreeMap<Seq, StoredMessage> = BTreeMap::new();
         let mut select = self.connection.prepare_cached(BY_TTL)?;
         let now_micros = now.as_micros().min(i64::MAX.unsigned_abs());
         let mut rows = select.query([to_sql(now_micros), to_sql(limit as u64)])?;
         while let Some(row) = rows.next()? {
-            let held = read_held(row)?;
+            let held = read_stored_message(row)?;
             found.insert(held.id.seq, held);
         }
         if let Some(max_age_ms) = max_age_ms {
@@ -64,7 +66,7 @@ impl Database {
                 if found.len() >= limit || accepted_at.plus_millis(max_age_ms) > now {
                     break;
                 }
-                let held = read_held(row)?;
+                let held = read_stored_message(row)?;
                 found.insert(held.id.seq, held);
             }
         }

@@ -1,4 +1,4 @@
-//! Entries for tests, made by hand: what they say follows from the state, but nobody planned them.
+//! Entries for tests, built by hand: they follow from the state, but are not planned.
 
 use std::path::Path;
 
@@ -10,9 +10,9 @@ use ulid::Ulid;
 
 use super::*;
 use crate::checksum::Crc64;
-use crate::entry::{Entry, Outcome, Remembered};
+use crate::entry::{DedupRecord, LogEntry, WriteOutcome};
 use crate::keys::{BlobName, Nonce};
-use crate::plan::{BlobRef, Operation, RemovalCause, SetOperation, SubjectView};
+use crate::plan::{BlobRef, RecordOp, RemovalCause, SetOperation, SubjectView};
 
 pub(super) fn subject() -> Subject {
     "app.orders".parse().unwrap()
@@ -22,8 +22,8 @@ pub(super) fn log() -> LogId {
     "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap()
 }
 
-pub(super) fn tenure(term: u64, term_base: u64) -> Tenure {
-    Tenure {
+pub(super) fn owner_of_term(term: u64, term_base: u64) -> FileOwner {
+    FileOwner {
         log: log(),
         term: Term::new(term),
         term_base: Rev::new(term_base),
@@ -34,8 +34,8 @@ pub(super) fn tenure(term: u64, term_base: u64) -> Tenure {
 
 /// A file under its first term.
 pub(super) fn fresh(path: &Path) -> Database {
-    let mut database = Database::create(path, &subject(), &Origin::default()).unwrap();
-    database.take_over(&tenure(1, 0)).unwrap();
+    let mut database = Database::create(path, &subject(), &InitialState::default()).unwrap();
+    database.take_over(&owner_of_term(1, 0)).unwrap();
     database
 }
 
@@ -52,15 +52,15 @@ pub(super) fn blob(term: u64, n: u128) -> BlobRef {
     BlobRef { name, size_bytes: 1 << 40, crc64: Crc64::of(&n.to_le_bytes()) }
 }
 
-/// A refusal, which is an answer that changes nothing but is remembered.
-pub(super) fn refusal(why: &str) -> Outcome {
-    Outcome::Refused(ErrorReply::bad_request(why))
+/// A rejection: a reply that changes nothing but is recorded.
+pub(super) fn refusal(why: &str) -> WriteOutcome {
+    WriteOutcome::Refused(ErrorReply::bad_request(why))
 }
 
 impl Database {
     /// An entry that follows from this state, under its term and at its accept time.
-    pub(super) fn entry(&self, operations: Vec<Operation>) -> Entry {
-        Entry {
+    pub(super) fn entry(&self, operations: Vec<RecordOp>) -> LogEntry {
+        LogEntry {
             term: self.state.term,
             after: self.state.rev,
             accept_time: self.state.accept_time,
@@ -69,7 +69,7 @@ impl Database {
         }
     }
 
-    /// A set that follows from this state: at the next seq, in the place of what is under its key.
+    /// A set that follows from this state: at the next seq, replacing the message of its key.
     pub(super) fn set(&self, key: Option<&str>, value: &[u8]) -> SetOperation {
         SetOperation {
             seq: self.state.next_seq,
@@ -78,38 +78,38 @@ impl Database {
             blob: None,
             headers: Default::default(),
             timestamp: self.state.accept_time,
-            replaces: key.and_then(|key| self.under(key).unwrap()).map(|id| id.seq),
+            replaces: key.and_then(|key| self.by_key(key).unwrap()).map(|id| id.seq),
             expires_at: None,
             msg_id: None,
         }
     }
 
-    pub(super) fn delete(&self, seqs: &[u64]) -> Operation {
+    pub(super) fn delete(&self, seqs: &[u64]) -> RecordOp {
         let removed = seqs.iter().map(|&seq| {
             let seq = Seq::new(seq);
             Removed { seq, key: self.at(seq).unwrap().unwrap().key }
         });
-        Operation::Delete { removed: removed.collect(), cause: RemovalCause::Asked }
+        RecordOp::Delete { removed: removed.collect(), cause: RemovalCause::Asked }
     }
 
-    pub(super) fn delete_all(&self, end_seq: u64) -> Operation {
+    pub(super) fn delete_all(&self, end_seq: u64) -> RecordOp {
         let end_seq = Seq::new(end_seq);
-        Operation::DeleteAll { end_seq, count: self.count_up_to(end_seq).unwrap() }
+        RecordOp::DeleteAll { end_seq, count: self.count_up_to(end_seq).unwrap() }
     }
 
-    /// Applies an entry in a transaction of its own.
-    pub(super) fn commit_entry(&mut self, entry: &Entry) -> Result<(), DatabaseError> {
+    /// Applies an entry in a separate transaction.
+    pub(super) fn commit_entry(&mut self, entry: &LogEntry) -> Result<(), DatabaseError> {
         self.in_transaction(|database| database.apply(entry))
     }
 
-    /// Applies these operations in an entry of their own.
-    pub(super) fn run(&mut self, operations: Vec<Operation>) -> Entry {
+    /// Applies these operations in a separate entry.
+    pub(super) fn run(&mut self, operations: Vec<RecordOp>) -> LogEntry {
         let entry = self.entry(operations);
         self.commit_entry(&entry).unwrap();
         entry
     }
 
-    /// What is counted is what there is.
+    /// Checks that the counters equal the rows.
     pub(super) fn check_counts(&self) {
         let number = |sql: &str| {
             let number: i64 = self.connection.query_row(sql, [], |row| row.get(0)).unwrap();
@@ -124,7 +124,7 @@ impl Database {
             details.large_value_bytes,
             details.sessions,
         ];
-        let there = [
+        let stored = [
             number("SELECT COUNT(*) FROM messages"),
             number("SELECT coalesce(SUM(size), 0) FROM messages"),
             number("SELECT COUNT(*) FROM messages WHERE expires_at IS NOT NULL"),
@@ -132,10 +132,10 @@ impl Database {
             number("SELECT coalesce(SUM(size), 0) FROM messages WHERE blob IS NOT NULL"),
             number("SELECT COUNT(*) FROM sessions"),
         ];
-        assert_eq!(counted, there);
+        assert_eq!(counted, stored);
     }
 
-    /// Everything in the file that entries decide, row by row.
+    /// All content of the file that entries determine, row by row.
     pub(super) fn dump(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut tables = self
@@ -151,10 +151,10 @@ impl Database {
             let mut rows = select.query([]).unwrap();
             while let Some(row) = rows.next().unwrap() {
                 let mut line = table.clone();
-                for (place, column) in columns.iter().enumerate() {
-                    // Of these three the entries say nothing.
+                for (index, column) in columns.iter().enumerate() {
+                    // Entries do not determine these three columns.
                     if table != "meta" || !["log", "manifest", "bucket_rev"].contains(&column.as_str()) {
-                        line.push_str(&format!(" {column}={}", literal(row.get_ref(place).unwrap())));
+                        line.push_str(&format!(" {column}={}", literal(row.get_ref(index).unwrap())));
                     }
                 }
                 lines.push(line);
@@ -164,15 +164,15 @@ impl Database {
     }
 }
 
-pub(super) fn remembered(entry: Entry, id: RequestId, outcome: Outcome) -> Entry {
-    Entry { request: Some(Remembered { id, outcome }), ..entry }
+pub(super) fn remembered(entry: LogEntry, id: RequestId, outcome: WriteOutcome) -> LogEntry {
+    LogEntry { request: Some(DedupRecord { id, outcome }), ..entry }
 }
 
 pub(super) fn config(metadata: &str) -> SubjectConfig {
     SubjectConfig { metadata: [("note".to_owned(), metadata.to_owned())].into(), ..SubjectConfig::default() }
 }
 
-/// A value as SQL writes it.
+/// A value as an SQL literal.
 fn literal(value: ValueRef<'_>) -> String {
     match value {
         ValueRef::Null => "NULL".to_owned(),

@@ -1,4 +1,4 @@
-//! The file as each version wrote it: its tables, and what stands in them.
+//! Golden files of each version: their tables and rows.
 
 use std::path::PathBuf;
 
@@ -11,14 +11,14 @@ use dormouse_protocol::{ErrorReply, Headers, Position};
 
 use super::fixture::*;
 use super::*;
-use crate::entry::{Entry, Outcome};
-use crate::plan::{Memory, Operation, RemovalCause, SetOperation, SubjectView};
+use crate::entry::{LogEntry, WriteOutcome};
+use crate::plan::{DedupLookup, RecordOp, RemovalCause, SetOperation, SubjectView};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// The tables and what marks the file, without comments and line breaks.
+/// The tables and the file's header values, without comments and line breaks.
 fn schema(database: &Database) -> String {
     let mut text = String::new();
     for pragma in ["application_id", "user_version", "encoding", "page_size", "auto_vacuum", "journal_mode"] {
@@ -42,7 +42,7 @@ fn schema(database: &Database) -> String {
     text
 }
 
-/// Something of everything.
+/// Writes rows to every table.
 fn fill(database: &mut Database) {
     let mut full = database.set(Some("k"), b"");
     full.value = Some(Bytes::from_static(b"\0\xff"));
@@ -57,36 +57,37 @@ fn fill(database: &mut Database) {
     };
     let ok = |seq, rev, at| SetOutcome::Ok(result(seq, rev, at));
     let refused = SetOutcome::Error(ErrorReply::bad_request("no"));
-    let answer = |results| Outcome::Set(SetReply { results });
+    let answer = |results| WriteOutcome::Set(SetReply { results });
     let mut write = |term, at, operations, id, outcome| {
-        let entry = Entry { term: Term::new(term), accept_time: second(at), ..database.entry(operations) };
+        let entry = LogEntry { term: Term::new(term), accept_time: second(at), ..database.entry(operations) };
         database.commit_entry(&remembered(entry, request(1, id), outcome)).unwrap();
         database.set(None, b"x")
     };
     let mut next =
-        write(1, 1, vec![Operation::Set(full)], 1, answer(vec![ok(1, 1, 3), refused.clone(), refused]));
+        write(1, 1, vec![RecordOp::Set(full)], 1, answer(vec![ok(1, 1, 3), refused.clone(), refused]));
     (next.value, next.blob) = (None, Some(blob(1, 7)));
     let other = SetOperation { seq: Seq::new(3), blob: Some(blob(1, 8)), ..next.clone() };
     let sets = vec![next, other];
-    write(1, 2, vec![Operation::Batch { sets }], 2, answer(vec![ok(2, 2, 2), ok(3, 2, 4)]));
+    write(1, 2, vec![RecordOp::Batch { sets }], 2, answer(vec![ok(2, 2, 2), ok(3, 2, 4)]));
     let config = config("about this subject");
     let reply = ConfigureReply { position: Default::default(), duplicate: false };
-    write(2, 3, vec![Operation::Configure { config }], 3, Outcome::Configure(reply));
+    write(2, 3, vec![RecordOp::Configure { config }], 3, WriteOutcome::Configure(reply));
     let removed = vec![Removed { seq: Seq::new(2), key: None }];
-    let delete = Operation::Delete { removed, cause: RemovalCause::Asked };
+    let delete = RecordOp::Delete { removed, cause: RemovalCause::Asked };
     let reply = DeleteReply { position: Default::default(), seqs: vec![Seq::new(2)], duplicate: false };
-    write(2, 4, vec![delete], 4, Outcome::Delete(reply));
-    let delete_all = Operation::DeleteAll { end_seq: Seq::new(1), count: 1 };
+    write(2, 4, vec![delete], 4, WriteOutcome::Delete(reply));
+    let delete_all = RecordOp::DeleteAll { end_seq: Seq::new(1), count: 1 };
     let reply = DeleteAllReply { position: Default::default(), count: 1, duplicate: false };
-    let mut keyed = write(2, 5, vec![delete_all], 5, Outcome::DeleteAll(reply));
+    let mut keyed = write(2, 5, vec![delete_all], 5, WriteOutcome::DeleteAll(reply));
     (keyed.key, keyed.expires_at) = (Some(String::new()), Some(second(9)));
     keyed.headers = Headers(vec![("name".to_owned(), "value".to_owned())]);
-    write(2, 6, vec![Operation::Set(keyed)], 6, refusal("never"));
+    write(2, 6, vec![RecordOp::Set(keyed)], 6, refusal("never"));
     write(2, 7, Vec::new(), u64::MAX, refusal("no"));
 }
 
+/// A new file has the schema and rows of the golden files, and the golden file opens and takes writes.
 #[test]
-fn the_file_is_frozen() {
+fn database_schema_and_rows_match_golden_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sqlite3");
     let mut database = fresh(&path);
@@ -105,27 +106,28 @@ fn the_file_is_frozen() {
     std::fs::copy(golden("subject-4.sqlite3"), &path).unwrap();
     let database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.dump().join("\n") + "\n", rows);
-    goes_on(database);
+    takes_writes(database);
 }
 
-/// A file that begins after a tombstone, with a request of the life before among its answers.
-fn begun_again(path: &Path) -> Database {
+/// A file that starts after a tombstone, with a request of the predecessor among its results.
+fn created_after_destroy(path: &Path) -> Database {
     let mut before = fresh(path);
     fill(&mut before);
-    let past = before.past_life(Some(request(2, 3)), second(7)).unwrap();
+    let past = before.tombstone_state(Some(request(2, 3)), second(7)).unwrap();
     drop(before);
     remove_files(path).unwrap();
-    let origin = Origin { rev: past.position.rev, next_seq: Seq::new(5), past: Some(past) };
+    let origin = InitialState { rev: past.position.rev, next_seq: Seq::new(5), tombstone: Some(past) };
     let mut database = Database::create(path, &subject(), &origin).unwrap();
-    database.take_over(&tenure(3, origin.rev.get())).unwrap();
+    database.take_over(&owner_of_term(3, origin.rev.get())).unwrap();
     database
 }
 
+/// A file created after a destroy has the golden rows, keeps its dedup window and takes writes.
 #[test]
-fn a_file_that_remembers_a_destroy_is_frozen() {
+fn database_after_destroy_matches_golden_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sqlite3");
-    let database = begun_again(&path);
+    let database = created_after_destroy(&path);
     let rows = database.dump().join("\n") + "\n";
     database.close().unwrap();
     if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() {
@@ -138,27 +140,29 @@ fn a_file_that_remembers_a_destroy_is_frozen() {
     let mut database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.dump().join("\n") + "\n", rows);
     let position = Position { term: Term::new(2), rev: Rev::new(7) };
-    let ended = Outcome::Destroy(DestroyReply { position, duplicate: false });
-    assert_eq!(database.remembered(request(2, 3)).unwrap(), Memory::Done(ended));
-    assert_eq!(database.remembered(request(1, 6)).unwrap(), Memory::Forgotten);
-    let set = Operation::Set(database.set(Some("k"), b"new"));
+    let ended = WriteOutcome::Destroy(DestroyReply { position, duplicate: false });
+    assert_eq!(database.remembered(request(2, 3)).unwrap(), DedupLookup::Done(ended));
+    assert_eq!(database.remembered(request(1, 6)).unwrap(), DedupLookup::Forgotten);
+    let set = RecordOp::Set(database.set(Some("k"), b"new"));
     database.run(vec![set]);
-    database.check_whole().unwrap();
+    database.check_integrity().unwrap();
 }
 
-/// A file says what it said, and goes on.
-fn goes_on(mut database: Database) {
+/// The file has its content and takes writes.
+fn takes_writes(mut database: Database) {
     assert_eq!(database.provenance().log, Some(log()));
-    assert_eq!(database.remembered(request(1, u64::MAX)).unwrap(), Memory::Done(refusal("no")));
-    let Memory::Done(Outcome::Set(reply)) = database.remembered(request(1, 2)).unwrap() else { panic!() };
+    assert_eq!(database.remembered(request(1, u64::MAX)).unwrap(), DedupLookup::Done(refusal("no")));
+    let DedupLookup::Done(WriteOutcome::Set(reply)) = database.remembered(request(1, 2)).unwrap() else {
+        panic!()
+    };
     assert_eq!(reply.results.len(), 2);
     assert_eq!(database.next_expiry(), Some(second(9)));
-    let set = Operation::Set(database.set(Some(""), b"2"));
+    let set = RecordOp::Set(database.set(Some(""), b"2"));
     database.run(vec![set]);
-    database.check_whole().unwrap();
+    database.check_integrity().unwrap();
 }
 
-/// The words of a schema in whatever order: what was added later stands behind the rest.
+/// The words of a schema, sorted: columns that were added later come last in the file.
 fn in_order(schema: &str) -> Vec<&str> {
     let is_between = |character: char| character.is_whitespace() || "(),".contains(character);
     let mut words: Vec<_> = schema.split(is_between).filter(|word| !word.is_empty()).collect();
@@ -166,7 +170,7 @@ fn in_order(schema: &str) -> Vec<&str> {
     words
 }
 
-/// A row as a file of an earlier version had it: without what was not there yet.
+/// A row as in a file of an earlier version: without later columns.
 fn as_before(row: &str, added: &[&str]) -> String {
     let is_added = |word: &&str| added.iter().any(|name| word.starts_with(&format!("{name}=")));
     let mut words: Vec<&str> = row.split(' ').filter(|word| !is_added(word)).collect();
@@ -174,12 +178,12 @@ fn as_before(row: &str, added: &[&str]) -> String {
     words.join(" ").replace(" \n", "\n")
 }
 
-/// What version 3 has beside version 2.
+/// The additions of version 3 to version 2.
 const COUNTS: [&str; 4] = ["expiring", "large_values", "large_value_bytes", "sessions"];
 
-/// The file is brought up to version 3, once and for all: its tables are those of a new one but for the index of keys, and
-/// its rows what they were.
-fn brought_up(name: &str, rows: &str, added: &[&str], check: impl Fn(&Database)) {
+/// The file is upgraded to version 3, once: its tables are those of a new file except the index of keys, and
+/// its rows are unchanged.
+fn upgraded(name: &str, rows: &str, added: &[&str], check: impl Fn(&Database)) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sqlite3");
     std::fs::copy(golden(name), &path).unwrap();
@@ -204,32 +208,35 @@ fn brought_up(name: &str, rows: &str, added: &[&str], check: impl Fn(&Database))
     let another = database.entry(Vec::new());
     database.commit_entry(&remembered(another, request(2, 1), refusal("no"))).unwrap();
     assert_eq!(database.details().unwrap().sessions, 2);
-    goes_on(database);
+    takes_writes(database);
 }
 
+/// A version 1 file is upgraded once, keeps its rows and expires no message too early.
 #[test]
-fn a_file_of_the_first_version_is_brought_up_and_nothing_in_it_expires_too_early() {
+fn database_v1_file_is_upgraded_without_early_expiry() {
     let added = [&COUNTS[..], &["accepted_at"]].concat();
-    brought_up("subject.sqlite3", "subject-rows.txt", &added, |database| {
+    upgraded("subject.sqlite3", "subject-rows.txt", &added, |database| {
         assert_eq!(database.state().accept_time, second(7));
         let max_age = Some(1_000);
         assert_eq!(
             database.expired(second(8), max_age, 10).unwrap().len(),
             2,
-            "accepted by 7 s at the latest, both of them"
+            "both were accepted by 7 s at the latest"
         );
         assert_eq!(database.expired(Timestamp::from_micros(7_999_999), max_age, 10).unwrap(), []);
     });
 }
 
+/// A version 2 file is upgraded once, keeps its rows and gets correct counts.
 #[test]
-fn a_file_of_the_second_version_is_brought_up_and_counts_what_is_in_it() {
-    brought_up("subject-2.sqlite3", "subject-2-rows.txt", &COUNTS, |_| ());
+fn database_v2_file_is_upgraded_and_counted() {
+    upgraded("subject-2.sqlite3", "subject-2-rows.txt", &COUNTS, |_| ());
 }
 
+/// A version 3 file keeps its schema and rows and takes writes.
 #[test]
-fn a_file_of_the_third_version_stays_what_it_is() {
-    brought_up("subject-3.sqlite3", "subject-3-rows.txt", &[], |_| ());
+fn database_v3_file_opens_unchanged() {
+    upgraded("subject-3.sqlite3", "subject-3-rows.txt", &[], |_| ());
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sqlite3");
@@ -239,14 +246,15 @@ fn a_file_of_the_third_version_stays_what_it_is() {
     assert_eq!(database.dump().join("\n") + "\n", rows);
 }
 
+/// Key lookups use an index search in new files and in version 3 files.
 #[test]
-fn a_key_is_searched_for_whatever_version_the_file_began_with() {
+fn database_key_lookup_uses_index_in_v3_and_new_files() {
     let folder = tempfile::tempdir().unwrap();
     let old = folder.path().join("old.sqlite3");
     std::fs::copy(golden("subject-3.sqlite3"), &old).unwrap();
     let files = [fresh(&folder.path().join("new.sqlite3")), Database::open(&old, &subject()).unwrap()];
     for database in &files {
-        for sql in [read::BY_KEY, read::KEYS_FROM, read::KEYS_AFTER, view::UNDER_KEY] {
+        for sql in [read::BY_KEY, read::KEYS_FROM, read::KEYS_AFTER, view::ID_BY_KEY] {
             let mut explain = database.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let steps = explain.query_map(["k"], |row| row.get::<_, String>("detail")).unwrap();
             let steps: Vec<_> = steps.map(Result::unwrap).collect();

@@ -1,32 +1,32 @@
-//! One subject in one SQLite file: the state that entries build, and everything that is read from it.
+//! One subject in one SQLite file: the state that applied entries build, and all reads of it.
 //!
-//! A [`Database`] is the only connection to its file, in this process and on this machine (the data directory is
-//! locked). It knows no bucket, no clock and no other subject. Writes come as [entries](crate::entry::Entry) inside a
-//! transaction;
-//! figures that every request needs are kept in memory and written back when the transaction commits.
+//! A [`Database`] is the only connection to its file, in this process and on this machine (the data directory
+//! is locked). It knows no bucket, no clock and no other subject. Writes are
+//! [entries](crate::entry::LogEntry) inside a transaction. Counters that every request needs are kept in
+//! memory and written back when the transaction commits.
 
 mod apply;
 mod blobs;
 mod changes;
 mod counts;
+mod dedup;
 mod details;
 mod error;
 mod expiry;
+mod file_owner;
 mod files;
 mod outcome;
-mod past;
 mod plain;
 mod read;
-mod remember;
 mod schema;
 mod setup;
-mod tenure;
+mod tombstone;
 mod view;
 
 pub use error::DatabaseError;
-pub use files::{companion, put_in_place, remove_files, sync_folder};
+pub use file_owner::{FileOwner, FileProvenance, InitialState};
+pub use files::{put_in_place, remove_files, sidecar_path, sync_folder};
 pub use setup::sqlite_is_safe;
-pub use tenure::{Origin, Provenance, Tenure};
 
 use std::path::{Path, PathBuf};
 
@@ -35,60 +35,60 @@ use dormouse_protocol::{MessageId, Rev, Seq, Subject, Term, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use self::counts::Counts;
+use self::counts::MessageCounts;
 use crate::keys::ManifestNumber;
 use crate::plan::SubjectState;
 
 /// Page cache of one open file, in KiB. The operating system caches the rest.
 const CACHE_KIB: u32 = 256;
 
-/// So many pages (8 MiB) a transaction holds before it writes any: one that is written before the end is written twice. What
-/// is replayed, or goes with a `delete_all`, may be far more than there is memory for.
+/// Number of pages (8 MiB) that a transaction holds before it writes any: a page that is written before the
+/// end is written twice. A replay or a `delete_all` may exceed the memory by far.
 const SPILL_PAGES: u32 = 2_048;
 
-/// Prepared statements kept; there are fewer different ones.
+/// Number of cached prepared statements; there are fewer different ones.
 const STATEMENTS: usize = 64;
 
-/// Free pages are given back when they are more than this part of the file, and at most so many at once (32 MiB).
+/// Free pages are released if they exceed this fraction of the file, and at most this many at once (32 MiB).
 const FREE_PART: i64 = 4;
 const MAX_VACUUM_PAGES: u32 = 8_192;
 
-/// An open file. Dropping it closes the file and leaves everything committed in it or in its `-wal` companion.
+/// An open file. Dropping it closes the file and leaves all commits in it or in its `-wal` sidecar.
 #[derive(Debug)]
 pub struct Database {
     connection: Connection,
     path: PathBuf,
     state: SubjectState,
-    counts: Counts,
-    provenance: Provenance,
-    tombstones: u64,
-    tombstone_floor: Rev,
+    counts: MessageCounts,
+    provenance: FileProvenance,
+    removal_records: u64,
+    removal_floor: Rev,
     config_rev: Rev,
-    /// Nothing expires before this accept time; `None`: nothing expires.
+    /// No message expires before this accept time; `None` if none expires.
     next_expiry: Option<Timestamp>,
-    /// Nothing that is remembered for repeats is due to be forgotten before.
-    forget_after: Timestamp,
+    /// No dedup record expires before this accept time.
+    dedup_expires_at: Timestamp,
     changed: bool,
 }
 
 impl Database {
-    /// Makes the file of a subject that has none. There must be no file at `path`.
+    /// Creates the file of a subject that has none. There must be no file at `path`.
     ///
     /// # Errors
-    /// [`DatabaseError::DiskFull`] or [`DatabaseError::NotBegun`].
-    pub fn create(path: &Path, subject: &Subject, origin: &Origin) -> Result<Self, DatabaseError> {
-        Self::create_file(path, subject, origin).map_err(DatabaseError::not_begun)
+    /// [`DatabaseError::DiskFull`] or [`DatabaseError::NotStarted`].
+    pub fn create(path: &Path, subject: &Subject, origin: &InitialState) -> Result<Self, DatabaseError> {
+        Self::create_file(path, subject, origin).map_err(DatabaseError::not_started)
     }
 
-    fn create_file(path: &Path, subject: &Subject, origin: &Origin) -> Result<Self, DatabaseError> {
+    fn create_file(path: &Path, subject: &Subject, origin: &InitialState) -> Result<Self, DatabaseError> {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
-        // Only an empty file takes it, and one that is in WAL mode is not empty. See `give_back_free_pages`.
+        // Only an empty file accepts it, and a file in WAL mode is not empty. See `release_free_pages`.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         set_pragmas(&connection)?;
         connection.execute_batch("BEGIN")?;
         connection.execute_batch(schema::CREATE)?;
         connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
-        let past = origin.past.as_ref();
+        let past = origin.tombstone.as_ref();
         connection.pragma_update(None, "user_version", schema::SCHEMA_VERSION)?;
         connection.execute(
             "INSERT INTO meta(id, subject, term, log, applied_rev, next_seq, accept_time, count, bytes,
@@ -102,7 +102,7 @@ impl Database {
                 past.map_or(0, |past| to_sql(past.accept_time.as_micros())),
             ],
         )?;
-        past.map_or(Ok(()), |past| past::write(&connection, past))?;
+        past.map_or(Ok(()), |past| tombstone::write(&connection, past))?;
         connection.execute_batch("COMMIT")?;
         Self::load(connection, path)
     }
@@ -110,25 +110,25 @@ impl Database {
     /// Opens the file of `subject`.
     ///
     /// # Errors
-    /// [`DatabaseError`]; a file that is not what it should be is not touched.
+    /// [`DatabaseError`]; an unusable file is not changed.
     pub fn open(path: &Path, subject: &Subject) -> Result<Self, DatabaseError> {
-        Self::open_file(path, subject).map_err(DatabaseError::not_begun)
+        Self::open_file(path, subject).map_err(DatabaseError::not_started)
     }
 
     fn open_file(path: &Path, subject: &Subject) -> Result<Self, DatabaseError> {
         let connection = connect(path, OpenFlags::empty())?;
         let version = check_identity(&connection)?;
-        let held: String = connection
+        let stored_subject: String = connection
             .query_row("SELECT subject FROM meta", [], |row| row.get(0))
             .optional()?
             .ok_or_else(|| DatabaseError::Damaged("its description is missing".to_owned()))?;
-        if held != subject.as_str() {
-            return Err(DatabaseError::OtherSubject(held));
+        if stored_subject != subject.as_str() {
+            return Err(DatabaseError::OtherSubject(stored_subject));
         }
         set_pragmas(&connection)?;
-        if version < schema::BROUGHT_UP_TO {
+        if version < schema::UPGRADE_TARGET {
             let from_1 = if version < 2 { schema::FROM_1 } else { "" };
-            let (from_2, version) = (schema::FROM_2, schema::BROUGHT_UP_TO);
+            let (from_2, version) = (schema::FROM_2, schema::UPGRADE_TARGET);
             let up = format!("BEGIN IMMEDIATE;{from_1}{from_2}PRAGMA user_version = {version};COMMIT;");
             connection.execute_batch(&up)?;
         }
@@ -140,20 +140,24 @@ impl Database {
             connection,
             path: path.to_owned(),
             state: SubjectState::default(),
-            counts: Counts::default(),
-            provenance: Provenance { log: None, manifest: ManifestNumber::new(0), bucket_rev: Rev::new(0) },
-            tombstones: 0,
-            tombstone_floor: Rev::new(0),
+            counts: MessageCounts::default(),
+            provenance: FileProvenance {
+                log: None,
+                manifest: ManifestNumber::new(0),
+                bucket_rev: Rev::new(0),
+            },
+            removal_records: 0,
+            removal_floor: Rev::new(0),
             config_rev: Rev::new(0),
             next_expiry: None,
-            forget_after: Timestamp::default(),
+            dedup_expires_at: Timestamp::default(),
             changed: false,
         };
         database.reload()?;
         Ok(database)
     }
 
-    /// Reads the figures anew.
+    /// Reads the state from the file again.
     fn reload(&mut self) -> Result<(), DatabaseError> {
         let connection = &self.connection;
         let tombstones: i64 =
@@ -187,7 +191,7 @@ impl Database {
             config: dormouse_protocol::decode(&config)
                 .map_err(|error| DatabaseError::Damaged(format!("its configuration: {error}")))?,
         };
-        self.provenance = Provenance {
+        self.provenance = FileProvenance {
             log: match log.as_str() {
                 "" => None,
                 log => Some(log.parse().map_err(|_| DatabaseError::Damaged(format!("its log {log:?}")))?),
@@ -195,31 +199,31 @@ impl Database {
             manifest: ManifestNumber::new(number(12)?),
             bucket_rev: Rev::new(number(10)?),
         };
-        self.counts = Counts::read(connection)?;
-        self.tombstones = from_sql(tombstones);
-        self.tombstone_floor = Rev::new(number(11)?);
+        self.counts = MessageCounts::read(connection)?;
+        self.removal_records = from_sql(tombstones);
+        self.removal_floor = Rev::new(number(11)?);
         self.config_rev = Rev::new(number(13)?);
-        // Looked up when the next entry comes.
-        self.forget_after = Timestamp::default();
+        // Read again when the next entry is applied.
+        self.dedup_expires_at = Timestamp::default();
         self.changed = false;
         drop(rows);
         drop(statement);
-        self.look_for_expiry()
+        self.update_next_expiry()
     }
 
-    /// The subject's figures, with everything applied so far.
+    /// The subject's state, with everything applied so far.
     #[must_use]
     pub const fn state(&self) -> &SubjectState {
         &self.state
     }
 
-    /// What the file says about itself.
+    /// The origin of the file, as stored in it.
     #[must_use]
-    pub const fn provenance(&self) -> &Provenance {
+    pub const fn provenance(&self) -> &FileProvenance {
         &self.provenance
     }
 
-    /// Where the file is.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -228,16 +232,17 @@ impl Database {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// [`DatabaseError`] when SQLite fails; then nothing has happened.
+    /// [`DatabaseError`] when SQLite fails; then nothing has changed.
     pub fn begin(&mut self) -> Result<(), DatabaseError> {
-        let begun = self.connection.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([]));
-        begun.map(drop).map_err(|error| DatabaseError::from(error).not_begun())
+        let started =
+            self.connection.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([]));
+        started.map(drop).map_err(|error| DatabaseError::from(error).not_started())
     }
 
-    /// Commits the transaction: now what was applied survives the process, though not the machine.
+    /// Commits the transaction: the applied entries survive the process, but not a power loss.
     ///
     /// # Errors
-    /// [`DatabaseError`]; then nothing is committed, and [`Database::rollback`] is to be called.
+    /// [`DatabaseError`]; then nothing is committed, and the caller must call [`Database::rollback`].
     pub fn commit(&mut self) -> Result<(), DatabaseError> {
         if self.changed {
             let (state, counts) = (&self.state, &self.counts);
@@ -256,59 +261,60 @@ impl Database {
                     to_sql(state.accept_time.as_micros()),
                     to_sql(state.count),
                     to_sql(state.bytes),
-                    to_sql(self.tombstone_floor.get()),
+                    to_sql(self.removal_floor.get()),
                     to_sql(self.config_rev.get()),
                     to_sql(counts.expiring),
                     to_sql(counts.large_values),
                     to_sql(counts.large_value_bytes),
                 ])?;
-            self.look_for_expiry()?;
+            self.update_next_expiry()?;
         }
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         self.changed = false;
         Ok(())
     }
 
-    /// Takes back everything since [`Database::begin`], in the file and in memory.
+    /// Reverts everything since [`Database::begin`], in the file and in memory.
     ///
     /// # Errors
     /// [`DatabaseError`] when the state cannot be read back; then the file must be closed.
     pub fn rollback(&mut self) -> Result<(), DatabaseError> {
-        // SQLite rolls back by itself on some errors; then there is nothing left to do.
+        // SQLite rolls back automatically on some errors; then there is nothing left to do.
         if !self.connection.is_autocommit() {
             self.connection.execute_batch("ROLLBACK")?;
         }
         self.reload()
     }
 
-    /// Bytes in the `-wal` companion that are not in the file itself yet.
+    /// Bytes in the `-wal` sidecar that are not in the file itself yet.
     #[must_use]
     pub fn wal_bytes(&self) -> u64 {
-        std::fs::metadata(companion(&self.path, "-wal")).map_or(0, |metadata| metadata.len())
+        std::fs::metadata(sidecar_path(&self.path, "-wal")).map_or(0, |metadata| metadata.len())
     }
 
-    /// Bytes of the file and its companion.
+    /// Bytes of the file and its sidecar.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len()) + self.wal_bytes()
     }
 
-    /// Brings everything from the companion into the file and empties the companion. Afterwards the file alone is
-    /// the whole state, and stays as it is until the next checkpoint. Where much of it is empty, it shrinks.
+    /// Moves everything from the sidecar into the file and empties the sidecar. Afterwards the file alone is
+    /// the whole state, and does not change until the next checkpoint. If much of the file is free, it
+    /// shrinks.
     ///
     /// # Errors
-    /// [`DatabaseError`]; the state is whole all the same, in both files.
+    /// [`DatabaseError`]; the state is still complete, in both files.
     pub fn checkpoint(&mut self) -> Result<(), DatabaseError> {
-        if let Err(error) = self.give_back_free_pages() {
-            tracing::debug!(path = %self.path.display(), %error, "a local file could not be made smaller");
+        if let Err(error) = self.release_free_pages() {
+            tracing::debug!(path = %self.path.display(), %error, "free pages not released");
         }
         let busy: i64 = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy == 0 { Ok(()) } else { Err(DatabaseError::Damaged("somebody else is using it".to_owned())) }
+        if busy == 0 { Ok(()) } else { Err(DatabaseError::Damaged("another process is using it".to_owned())) }
     }
 
-    /// A deleted message leaves its pages in the file, to be used again. A file that is mostly such pages would be
-    /// uploaded with all of them in every snapshot. Takes bounded time: what is left is given back next time.
-    fn give_back_free_pages(&mut self) -> Result<(), DatabaseError> {
+    /// A deleted message leaves its pages in the file, for reuse. Every snapshot would upload these pages.
+    /// Takes bounded time: the next call releases the rest.
+    fn release_free_pages(&mut self) -> Result<(), DatabaseError> {
         let pages = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         if pages("freelist_count")? <= pages("page_count")? / FREE_PART {
             return Ok(());
@@ -321,20 +327,20 @@ impl Database {
         Ok(())
     }
 
-    /// Reads the whole file and looks whether it hangs together: SQLite notices a damaged page when it comes to it, which
-    /// may be long after it was copied elsewhere.
+    /// Reads the whole file and checks its consistency. SQLite detects a damaged page only when it reads it,
+    /// possibly long after the page was copied to other places.
     ///
     /// # Errors
-    /// [`DatabaseError::Damaged`], or what SQLite says when it cannot read.
-    pub fn check_whole(&self) -> Result<(), DatabaseError> {
+    /// [`DatabaseError::Damaged`], or SQLite's error if it cannot read.
+    pub fn check_integrity(&self) -> Result<(), DatabaseError> {
         let found: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if found == "ok" { Ok(()) } else { Err(DatabaseError::Damaged(found)) }
     }
 
-    /// Closes the file and leaves it in one piece, without companions. No snapshot may be reading it.
+    /// Closes the file and leaves it complete, without sidecars. No snapshot may be reading it.
     ///
     /// # Errors
-    /// [`DatabaseError`]; the state is whole all the same.
+    /// [`DatabaseError`]; the state is still complete.
     pub fn close(self) -> Result<(), DatabaseError> {
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         self.connection.close().map_err(|(_, error)| error.into())
@@ -349,13 +355,14 @@ fn connect(path: &Path, extra: OpenFlags) -> Result<Connection, DatabaseError> {
     // A snapshot may be reading the file while it is closed: closing must not write to it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    // A statement that is kept stays prepared whatever it is given: else SQLite plans some anew for each value.
+    // A cached statement stays prepared for every parameter: otherwise SQLite plans some statements again for
+    // each value.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     Ok(connection)
 }
 
-/// The version of the tables.
+/// The schema version.
 fn check_identity(connection: &Connection) -> Result<i32, DatabaseError> {
     let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -364,23 +371,24 @@ fn check_identity(connection: &Connection) -> Result<i32, DatabaseError> {
         return Err(DatabaseError::Empty);
     }
     if application != schema::APPLICATION_ID {
-        return Err(DatabaseError::Foreign(application));
+        return Err(DatabaseError::ForeignFile(application));
     }
     if version > schema::SCHEMA_VERSION {
-        return Err(DatabaseError::Newer { found: version, understood: schema::SCHEMA_VERSION });
+        return Err(DatabaseError::NewerSchema { found: version, understood: schema::SCHEMA_VERSION });
     }
     Ok(version)
 }
 
 fn set_pragmas(connection: &Connection) -> Result<(), DatabaseError> {
-    // The log is what survives a loss of power. A file from before it is never looked at again: see
-    // `DataDir::set_aside_unsynced`. It comes first: a new file's change of mode would be synced three times.
+    // The log survives a power loss. A file from before the power loss is never used again: see
+    // `DataDir::set_aside_unsynced`. This pragma comes first: otherwise the mode change of a new file
+    // would be synced three times.
     connection.pragma_update(None, "synchronous", "OFF")?;
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         return Err(DatabaseError::Damaged(format!("its journal mode is {mode}, not wal")));
     }
-    // Checkpoints are ours: the file must not change while a snapshot is taken of it.
+    // Checkpoints are explicit: the file must not change while a snapshot reads it.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
     connection.pragma_update(None, "cache_spill", SPILL_PAGES)?;
@@ -406,6 +414,8 @@ const fn from_sql(number: i64) -> u64 {
 #[cfg(test)]
 mod changes_tests;
 #[cfg(test)]
+mod dedup_tests;
+#[cfg(test)]
 mod expiry_tests;
 #[cfg(test)]
 mod fixture;
@@ -413,8 +423,6 @@ mod fixture;
 mod golden_tests;
 #[cfg(test)]
 mod model_tests;
-#[cfg(test)]
-mod remember_tests;
 #[cfg(test)]
 mod replay_tests;
 #[cfg(test)]

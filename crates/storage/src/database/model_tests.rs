@@ -1,5 +1,5 @@
-//! Planning and applying against the simplest model there can be, over random requests, with the file closed and
-//! opened, copied as a snapshot and restored in between.
+//! Compares planning and applying with a simple model over random requests. In between, the file is closed
+//! and opened, copied as a snapshot and restored.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ use dormouse_protocol::{Change, ErrorCode, RequestId, SessionId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::{Reply, Request};
-use crate::plan::{Context, Planned, plan, upkeep};
+use crate::api::{EngineReply, EngineRequest};
+use crate::plan::{PlanContext, PlanResult, plan, plan_retention};
 
 /// Seq, key, value, expectation and time to live of one set.
 type Set = (Option<u64>, Option<u8>, u8, Option<Guess>, Option<u64>);
 
-/// What a request may be, small enough to collide often.
+/// A random step, from a small range so that steps collide often.
 #[derive(Debug, Clone)]
 enum Step {
     Set(Vec<Set>),
@@ -35,7 +35,7 @@ enum Step {
     Repeat(u8),
 }
 
-/// What the caller of a set believes.
+/// The expectation of a set's caller.
 #[derive(Debug, Clone, Copy)]
 enum Guess {
     LastIsRight,
@@ -97,7 +97,7 @@ fn config() -> impl Strategy<Value = SubjectConfig> {
         })
 }
 
-/// How large a value is that begins so.
+/// The size of a value that starts with this byte.
 const fn size(value: u8) -> usize {
     1 + value as usize % 4
 }
@@ -129,7 +129,7 @@ impl Model {
         self.messages.values().map(|entry| size(entry.value) as u64).sum()
     }
 
-    /// Whether there may be so much, where there was so much before.
+    /// Whether the limits allow this amount, given the amount before.
     fn may_hold(&self, (msgs, bytes): (u64, u64), before: (u64, u64)) -> bool {
         self.config.max_msgs.is_none_or(|most| msgs <= most.max(before.0))
             && self.config.max_bytes.is_none_or(|most| bytes <= most.max(before.1))
@@ -139,7 +139,8 @@ impl Model {
         (self.messages.len() as u64, self.bytes())
     }
 
-    /// The oldest go until what there is may be, where there was so much before; first those that are not `spared`.
+    /// Evicts the oldest messages until the limits allow the rest, given the amount before; messages not in
+    /// `spared` first.
     fn evict(&mut self, before: (u64, u64), spared: &[u64]) {
         let mut gone = Vec::new();
         while self.config.discard != Some(Discard::New) && !self.may_hold(self.held(), before) {
@@ -166,7 +167,7 @@ impl Model {
         self.messages.iter().find(|(_, entry)| entry.key == Some(key)).map(|(&seq, _)| seq)
     }
 
-    /// The seq, or `None` when it must be refused.
+    /// The seq, or `None` if the set must be rejected.
     fn set(&mut self, (seq, key, value, guess, ttl_ms): Set) -> Option<u64> {
         match guess {
             Some(Guess::LastIsWrong) => return None,
@@ -206,7 +207,7 @@ impl Model {
         Some(seq)
     }
 
-    /// Removes what `gone` says and counts a rev if that is anything.
+    /// Removes the messages in `gone`, and counts a rev if there are any.
     fn remove(&mut self, gone: &[u64]) {
         let before = self.messages.len();
         self.messages.retain(|seq, _| !gone.contains(seq));
@@ -225,7 +226,7 @@ struct World {
     database: Option<Database>,
     model: Model,
     counter: u64,
-    answered: Vec<(Request, Result<Reply, ErrorCode>)>,
+    answered: Vec<(EngineRequest, Result<EngineReply, ErrorCode>)>,
     clock_ms: u64,
 }
 
@@ -237,7 +238,7 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.sqlite3");
-        let database = Database::create(&path, &name(), &Origin::default()).unwrap();
+        let database = Database::create(&path, &name(), &InitialState::default()).unwrap();
         let model = Model { next_seq: 1, ..Model::default() };
         let mut world = Self {
             folder,
@@ -258,14 +259,14 @@ impl World {
 
     fn next_term(&mut self) {
         self.model.term += 1;
-        let tenure = Tenure {
+        let owner = FileOwner {
             log: "persist-1-01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap(),
             term: Term::new(self.model.term),
             term_base: Rev::new(self.model.rev),
             manifest: ManifestNumber::new(self.model.term),
             bucket_rev: Rev::new(self.model.rev),
         };
-        self.database().take_over(&tenure).unwrap();
+        self.database().take_over(&owner).unwrap();
     }
 
     fn reopen(&mut self) {
@@ -273,30 +274,31 @@ impl World {
         self.database = Some(Database::open(&self.path, &name()).unwrap());
     }
 
-    /// As a snapshot goes through the bucket: the main file alone, taken after a checkpoint while writing goes on.
+    /// Like a snapshot through the bucket: the main file alone, copied after a checkpoint while writes
+    /// continue.
     fn restore(&mut self) {
         self.database().checkpoint().unwrap();
         let copy = self.folder.path().join("copy");
         std::fs::copy(&self.path, &copy).unwrap();
-        let tenure = self.database().provenance().clone();
-        self.database().set_in_bucket(tenure.manifest, tenure.bucket_rev).unwrap();
+        let owner = self.database().provenance().clone();
+        self.database().set_in_bucket(owner.manifest, owner.bucket_rev).unwrap();
         drop(self.database.take());
         remove_files(&self.path).unwrap();
         std::fs::rename(copy, &self.path).unwrap();
         self.database = Some(Database::open(&self.path, &name()).unwrap());
     }
 
-    /// Runs a request under an id of its own; the changes made must be exactly what the answer says.
-    fn run(&mut self, request: &Request) -> (Result<Reply, ErrorCode>, Vec<Change>) {
+    /// Runs a request under a new id; the changes must be exactly those of the reply.
+    fn run(&mut self, request: &EngineRequest) -> (Result<EngineReply, ErrorCode>, Vec<Change>) {
         let request = &self.named(request.clone());
         let context = self.context();
         let database = self.database();
         let (entry, outcome) = match plan(request, database, context) {
-            Planned::Write { entry, outcome } => (entry, outcome),
-            Planned::Answer(answer) | Planned::Settle(answer) => {
+            PlanResult::Write { entry, outcome } => (entry, outcome),
+            PlanResult::Answer(answer) | PlanResult::DeferredAnswer(answer) => {
                 return (answer.map_err(|error| error.code), Vec::new());
             }
-            Planned::Later => panic!("{request:?}"),
+            PlanResult::Later => panic!("{request:?}"),
         };
         database.begin().unwrap();
         database.apply(&entry).unwrap();
@@ -308,21 +310,21 @@ impl World {
         (answer, changes)
     }
 
-    fn context(&self) -> Context<'static> {
+    fn context(&self) -> PlanContext<'static> {
         let accept_time = Timestamp::from_micros(self.clock_ms * 1_000);
-        Context { accept_time, max_message_bytes: 1 << 20, blobs: &[] }
+        PlanContext { accept_time, max_message_bytes: 1 << 20, blobs: &[] }
     }
 
     fn configure(&mut self, config: &SubjectConfig) {
         let request = ConfigureRequest { config: config.clone(), ..ConfigureRequest::default() };
-        let (answer, _) = self.run(&Request::Configure(request));
+        let (answer, _) = self.run(&EngineRequest::Configure(request));
         assert!(answer.is_ok(), "{answer:?}");
         self.model.config = config.clone();
         self.model.rev += 1;
         self.model.evict((0, 0), &[]);
     }
 
-    /// Time passes without a request: what is over goes.
+    /// Time passes without a request: expired messages are removed.
     fn keep_up(&mut self) {
         let context = self.context();
         self.model.now_ms = self.model.now_ms.max(self.clock_ms);
@@ -330,9 +332,9 @@ impl World {
         let due = database.next_expiry().is_some_and(|at| at.as_micros() <= self.model.now_ms * 1_000);
         let before = self.model.rev;
         self.model.expire();
-        assert_eq!(due, self.model.rev > before, "when something is due is known");
+        assert_eq!(due, self.model.rev > before, "the next expiry is known");
         self.model.evict((0, 0), &[]);
-        if let Some(entry) = upkeep(database, context).unwrap() {
+        if let Some(entry) = plan_retention(database, context).unwrap() {
             database.begin().unwrap();
             database.apply(&entry).unwrap();
             database.commit().unwrap();
@@ -342,22 +344,22 @@ impl World {
     }
 
     /// Three clients take turns.
-    fn named(&mut self, mut request: Request) -> Request {
+    fn named(&mut self, mut request: EngineRequest) -> EngineRequest {
         self.counter += 1;
         let id =
             RequestId { session: SessionId::new(u128::from(self.counter % 3).into()), counter: self.counter };
         match &mut request {
-            Request::Set(request) => request.request = Some(id),
-            Request::Delete(request) => request.request = Some(id),
-            Request::DeleteAll(request) => request.request = Some(id),
-            Request::Configure(request) => request.request = Some(id),
+            EngineRequest::Set(request) => request.request = Some(id),
+            EngineRequest::Delete(request) => request.request = Some(id),
+            EngineRequest::DeleteAll(request) => request.request = Some(id),
+            EngineRequest::Configure(request) => request.request = Some(id),
             other => panic!("{other:?}"),
         }
         request
     }
 
-    /// The first answer, marked as such, and nothing changes: also after the file was opened anew, restored, or taken
-    /// over under another term.
+    /// A repeat gets the first reply, marked as a duplicate, and changes nothing: also after the file was
+    /// reopened, restored, or taken over under another term.
     fn repeat(&mut self, which: u8) {
         let Some((request, answer)) = self.answered.get(usize::from(which) % self.answered.len().max(1))
         else {
@@ -365,21 +367,22 @@ impl World {
         };
         let mut answer = answer.clone();
         match &mut answer {
-            Ok(Reply::Set(reply)) => {
+            Ok(EngineReply::Set(reply)) => {
                 for outcome in &mut reply.results {
                     if let SetOutcome::Ok(result) = outcome {
                         result.duplicate = true;
                     }
                 }
             }
-            Ok(Reply::Delete(reply)) => reply.duplicate = true,
-            Ok(Reply::DeleteAll(reply)) => reply.duplicate = true,
-            Ok(Reply::Configure(reply)) => reply.duplicate = true,
+            Ok(EngineReply::Delete(reply)) => reply.duplicate = true,
+            Ok(EngineReply::DeleteAll(reply)) => reply.duplicate = true,
+            Ok(EngineReply::Configure(reply)) => reply.duplicate = true,
             _ => {}
         }
         let context = self.context();
-        let Planned::Settle(again) = plan(request, self.database.as_ref().unwrap(), context) else {
-            panic!("{request:?} is carried out again");
+        let PlanResult::DeferredAnswer(again) = plan(request, self.database.as_ref().unwrap(), context)
+        else {
+            panic!("{request:?} is executed again");
         };
         assert_eq!(again.map_err(|error| error.code), answer);
     }
@@ -401,7 +404,7 @@ impl World {
     }
 
     fn set(&mut self, sets: &[Set]) {
-        // Expectations are stated before the request is sent, so only the first set can know what is right.
+        // Expectations are chosen before the request is sent, so only the first set can have a correct one.
         let sets: Vec<_> = sets
             .iter()
             .enumerate()
@@ -427,8 +430,9 @@ impl World {
             })
             .collect();
         self.model.now_ms = self.model.now_ms.max(self.clock_ms);
-        let (answer, changes) = self.run(&Request::Set(SetRequest { sets: items, ..SetRequest::default() }));
-        let Ok(Reply::Set(answer)) = answer else { panic!("{answer:?}") };
+        let (answer, changes) =
+            self.run(&EngineRequest::Set(SetRequest { sets: items, ..SetRequest::default() }));
+        let Ok(EngineReply::Set(answer)) = answer else { panic!("{answer:?}") };
         let accepted = self.database().state().accept_time.as_millis();
         let (mut revs, mut seqs) = (Vec::new(), Vec::new());
         let before = self.model.held();
@@ -444,7 +448,7 @@ impl World {
                 SetOutcome::Error(error) => assert_eq!(expected, None, "{error}"),
             }
         }
-        // What is refused by itself leaves no trace.
+        // A request that is rejected by itself has no effect.
         self.model.now_ms = accepted;
         let last = self.model.rev;
         self.model.evict(before, &seqs);
@@ -458,7 +462,7 @@ impl World {
             keys: keys.iter().copied().map(key_name).collect(),
             ..DeleteRequest::default()
         };
-        let (answer, _) = self.run(&Request::Delete(request));
+        let (answer, _) = self.run(&EngineRequest::Delete(request));
         if seqs.is_empty() && keys.is_empty() {
             assert_eq!(answer, Err(ErrorCode::BadRequest));
             return;
@@ -469,7 +473,7 @@ impl World {
         gone.sort_unstable();
         gone.dedup();
         self.model.remove(&gone);
-        let Ok(Reply::Delete(answer)) = answer else { panic!("{answer:?}") };
+        let Ok(EngineReply::Delete(answer)) = answer else { panic!("{answer:?}") };
         assert_eq!(answer.seqs.iter().map(|seq| seq.get()).collect::<Vec<_>>(), gone);
         assert_eq!(answer.position.rev.get(), self.model.rev);
     }
@@ -477,7 +481,7 @@ impl World {
     fn delete_all(&mut self, end_seq: Option<u64>, keep_last: Option<u64>) {
         let request =
             DeleteAllRequest { end_seq: end_seq.map(Seq::new), keep_last, ..DeleteAllRequest::default() };
-        let (answer, _) = self.run(&Request::DeleteAll(request));
+        let (answer, _) = self.run(&EngineRequest::DeleteAll(request));
         let keep = usize::try_from(keep_last.unwrap_or(0)).unwrap();
         let all: Vec<u64> = self.model.messages.keys().copied().collect();
         let gone: Vec<u64> = match end_seq {
@@ -485,7 +489,7 @@ impl World {
             None => all[..all.len().saturating_sub(keep)].to_vec(),
         };
         self.model.remove(&gone);
-        let Ok(Reply::DeleteAll(answer)) = answer else { panic!("{answer:?}") };
+        let Ok(EngineReply::DeleteAll(answer)) = answer else { panic!("{answer:?}") };
         assert_eq!((answer.count, answer.position.rev.get()), (gone.len() as u64, self.model.rev));
     }
 
@@ -499,7 +503,7 @@ impl World {
                 let known = &self.model.messages[&message.seq.get()];
                 assert_eq!(message.value.as_ref().unwrap().len(), size(known.value));
                 let entry = Entry {
-                    // Nobody is told; that it is right shows in what expires.
+                    // Not part of the reply; expiry shows that it is correct.
                     accepted_ms: known.accepted_ms,
                     expires_ms: message.expires_at.map(Timestamp::as_millis),
                     term: message.term.get(),
@@ -523,8 +527,9 @@ impl World {
 proptest! {
     #![proptest_config(crate::cases::cases(150))]
 
+    /// Under random requests, reopens, restores and repeats, the database stays equal to a simple reference model.
     #[test]
-    fn the_file_does_what_the_model_does(steps in proptest::collection::vec(step(), 1..40)) {
+    fn database_matches_reference_model(steps in proptest::collection::vec(step(), 1..40)) {
         let mut world = World::new();
         for step in &steps {
             world.step(step);

@@ -1,5 +1,5 @@
-//! How a remembered answer is stored. An answer to a set of ten thousand messages is ten thousand results, and a
-//! session has a thousand answers: results that follow each other are stored as one run.
+//! The stored form of a recorded reply. The reply to a set of ten thousand messages has ten thousand results,
+//! and a session has a thousand replies: consecutive results are stored as one run.
 
 use dormouse_protocol::data::{
     ConfigureReply, DeleteAllReply, DeleteReply, DestroyReply, SetOutcome, SetReply, SetResult,
@@ -8,9 +8,9 @@ use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 use dormouse_protocol::{ErrorReply, Rev, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::entry::Outcome;
+use crate::entry::WriteOutcome;
 
-/// An [`Outcome`] in its stored form.
+/// A [`WriteOutcome`] in its stored form.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Stored {
@@ -22,52 +22,52 @@ enum Stored {
     Refused(ErrorReply),
 }
 
-/// Results that follow each other.
+/// Consecutive results.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Run {
-    /// Sets that were carried out, each at the seq after the one before.
+    /// Executed sets, each at the seq after the previous one.
     Ok {
         first: SetResult,
         count: u64,
-        /// How much later in rev each is than the one before: 0 in an atomic batch.
+        /// The difference in rev between consecutive results: 0 in an atomic batch.
         rev_step: u64,
-        /// Their timestamps in microseconds, but the first's; empty when all are equal to it.
+        /// Their timestamps in microseconds, except the first; empty if all are equal to the first.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         timestamps: Vec<u64>,
     },
-    /// Sets that were refused for the same reason.
+    /// Sets that were rejected with the same error.
     Error { error: ErrorReply, count: u64 },
 }
 
-/// An answer as bytes.
-pub(super) fn encode(outcome: &Outcome) -> Result<Vec<u8>, String> {
+/// Encodes a reply.
+pub(super) fn encode(outcome: &WriteOutcome) -> Result<Vec<u8>, String> {
     let stored = match outcome {
-        Outcome::Set(reply) => Stored::Set(runs(&reply.results)),
-        Outcome::Delete(reply) => Stored::Delete(reply.clone()),
-        Outcome::DeleteAll(reply) => Stored::DeleteAll(*reply),
-        Outcome::Configure(reply) => Stored::Configure(*reply),
-        Outcome::Destroy(reply) => Stored::Destroy(*reply),
-        Outcome::Refused(error) => Stored::Refused(error.clone()),
+        WriteOutcome::Set(reply) => Stored::Set(runs(&reply.results)),
+        WriteOutcome::Delete(reply) => Stored::Delete(reply.clone()),
+        WriteOutcome::DeleteAll(reply) => Stored::DeleteAll(*reply),
+        WriteOutcome::Configure(reply) => Stored::Configure(*reply),
+        WriteOutcome::Destroy(reply) => Stored::Destroy(*reply),
+        WriteOutcome::Refused(error) => Stored::Refused(error.clone()),
     };
     dormouse_protocol::encode(&stored).map(Vec::from).map_err(|error| error.to_string())
 }
 
-/// The answer that [`encode`] made these bytes of.
-pub(super) fn decode(bytes: &[u8]) -> Result<Outcome, String> {
+/// Decodes the bytes of [`encode`].
+pub(super) fn decode(bytes: &[u8]) -> Result<WriteOutcome, String> {
     Ok(match dormouse_protocol::decode(bytes).map_err(|error| error.to_string())? {
         Stored::Set(runs) => {
             let mut results = Vec::new();
             for run in runs {
                 run.unfold(&mut results)?;
             }
-            Outcome::Set(SetReply { results })
+            WriteOutcome::Set(SetReply { results })
         }
-        Stored::Delete(reply) => Outcome::Delete(reply),
-        Stored::DeleteAll(reply) => Outcome::DeleteAll(reply),
-        Stored::Configure(reply) => Outcome::Configure(reply),
-        Stored::Destroy(reply) => Outcome::Destroy(reply),
-        Stored::Refused(error) => Outcome::Refused(error),
+        Stored::Delete(reply) => WriteOutcome::Delete(reply),
+        Stored::DeleteAll(reply) => WriteOutcome::DeleteAll(reply),
+        Stored::Configure(reply) => WriteOutcome::Configure(reply),
+        Stored::Destroy(reply) => WriteOutcome::Destroy(reply),
+        Stored::Refused(error) => WriteOutcome::Refused(error),
     })
 }
 
@@ -86,7 +86,7 @@ fn runs(results: &[SetOutcome]) -> Vec<Run> {
 }
 
 impl Run {
-    /// Whether `result` follows, and is counted now.
+    /// Adds `result` to the run if it is consecutive; returns whether it was added.
     fn take(&mut self, result: &SetOutcome) -> bool {
         match (self, result) {
             (Self::Error { error, count }, SetOutcome::Error(next)) if error == next => {
@@ -117,13 +117,13 @@ impl Run {
                 results.extend(std::iter::repeat_n(SetOutcome::Error(error), checked(count)?));
             }
             Self::Ok { first, count, rev_step, timestamps } => {
-                for place in 0..checked(count)? {
-                    let timestamp = match place.checked_sub(1).and_then(|place| timestamps.get(place)) {
+                for index in 0..checked(count)? {
+                    let timestamp = match index.checked_sub(1).and_then(|index| timestamps.get(index)) {
                         Some(&micros) => Timestamp::from_micros(micros),
                         None => first.timestamp,
                     };
-                    let result = nth(&first, place as u64, rev_step, timestamp);
-                    results.push(SetOutcome::Ok(result.ok_or("a run beyond the last number")?));
+                    let result = nth(&first, index as u64, rev_step, timestamp);
+                    results.push(SetOutcome::Ok(result.ok_or("a run exceeds the highest number")?));
                 }
             }
         }
@@ -131,14 +131,14 @@ impl Run {
     }
 }
 
-/// The result so many places after `first`.
-fn nth(first: &SetResult, place: u64, rev_step: u64, timestamp: Timestamp) -> Option<SetResult> {
-    let seq = Seq::new(first.seq.get().checked_add(place)?);
-    let rev = Rev::new(first.rev.get().checked_add(rev_step.checked_mul(place)?)?);
+/// The result at `index` positions after `first`.
+fn nth(first: &SetResult, index: u64, rev_step: u64, timestamp: Timestamp) -> Option<SetResult> {
+    let seq = Seq::new(first.seq.get().checked_add(index)?);
+    let rev = Rev::new(first.rev.get().checked_add(rev_step.checked_mul(index)?)?);
     Some(SetResult { seq, rev, timestamp, ..*first })
 }
 
-/// No request has more items: a damaged file must not fill the memory.
+/// No request has more items: a damaged file must not exhaust the memory.
 fn checked(count: u64) -> Result<usize, String> {
     usize::try_from(count)
         .ok()
@@ -169,34 +169,36 @@ mod tests {
         prop_oneof![4 => ok, 1 => "[ab]".prop_map(|why| SetOutcome::Error(ErrorReply::bad_request(why)))]
     }
 
-    /// Stretches of results that follow each other, beside some that do not.
+    /// Sequences of consecutive results, mixed with others.
     fn results() -> impl Strategy<Value = Vec<SetOutcome>> {
         let times = proptest::collection::vec(proptest::bool::weighted(0.2), 1..6);
-        let stretch = (result(), 0..3_u64, times).prop_map(|(first, rev_step, times)| {
+        let sequence = (result(), 0..3_u64, times).prop_map(|(first, rev_step, times)| {
             (0_u64..)
                 .zip(times)
-                .map(|(place, later)| match &first {
+                .map(|(index, later)| match &first {
                     SetOutcome::Ok(first) => {
                         let at = Timestamp::from_micros(first.timestamp.as_micros() + u64::from(later));
-                        SetOutcome::Ok(nth(first, place, rev_step, at).unwrap())
+                        SetOutcome::Ok(nth(first, index, rev_step, at).unwrap())
                     }
                     SetOutcome::Error(error) => SetOutcome::Error(error.clone()),
                 })
                 .collect::<Vec<_>>()
         });
-        proptest::collection::vec(stretch, 0..6).prop_map(|stretches| stretches.concat())
+        proptest::collection::vec(sequence, 0..6).prop_map(|sequences| sequences.concat())
     }
 
     proptest! {
+        /// Each stored set outcome decodes to the value that was encoded.
         #[test]
-        fn every_answer_comes_back(results in results()) {
-            let outcome = Outcome::Set(SetReply { results });
+        fn dedup_outcome_encoding_round_trips(results in results()) {
+            let outcome = WriteOutcome::Set(SetReply { results });
             prop_assert_eq!(decode(&encode(&outcome).unwrap()).unwrap(), outcome);
         }
     }
 
+    /// The outcome of ten thousand sets takes fewer than 200 bytes, and a run with an endless count fails to decode.
     #[test]
-    fn a_large_answer_is_stored_small() {
+    fn dedup_outcome_of_many_sets_is_stored_compactly() {
         let first = SetResult {
             seq: Seq::new(1 << 40),
             term: Term::new(7),
@@ -208,7 +210,7 @@ mod tests {
             (0..10_000).map(|n| SetOutcome::Ok(nth(&first, n, rev_step, first.timestamp).unwrap())).collect()
         };
         for rev_step in [0, 1] {
-            let outcome = Outcome::Set(SetReply { results: results(rev_step) });
+            let outcome = WriteOutcome::Set(SetReply { results: results(rev_step) });
             assert!(encode(&outcome).unwrap().len() < 200);
         }
         let endless = Stored::Set(vec![Run::Error { error: ErrorReply::bad_request(""), count: u64::MAX }]);

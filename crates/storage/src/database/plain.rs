@@ -1,22 +1,22 @@
-//! Making a file complete by itself: large values in it, and no companions beside it.
+//! Makes a file self-contained: its large values are in it, and it has no sidecars.
 
 use bytes::Bytes;
 use dormouse_protocol::Seq;
 use rusqlite::params;
 
 use super::blobs::blob_of;
-use super::counts::Counts;
+use super::counts::MessageCounts;
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::plan::BlobRef;
 
-/// A companion of this size is brought into the file.
+/// A sidecar of this size is checkpointed.
 const CHECKPOINT_BYTES: u64 = 64 * 1_024 * 1_024;
 
 impl Database {
-    /// At most `limit` messages after `after` whose values lie elsewhere, in order of seq.
+    /// At most `limit` messages after `after` whose values are blobs, in order of seq.
     ///
     /// # Errors
-    /// That the file cannot be read.
+    /// The file cannot be read.
     pub fn blobs_after(&self, after: Seq, limit: usize) -> Result<Vec<(Seq, BlobRef)>, DatabaseError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT blob, size, blob_crc64, seq FROM messages WHERE seq > ?1 AND blob IS NOT NULL
@@ -31,8 +31,8 @@ impl Database {
         Ok(blobs)
     }
 
-    /// Puts values into the file that lay elsewhere. Outside a transaction. Such a file is for reading only: it does not
-    /// follow from its log any more.
+    /// Writes the values of blobs into the file. Outside a transaction. Such a file is for reading only: it
+    /// no longer follows from its log.
     ///
     /// # Errors
     /// [`DatabaseError`].
@@ -43,7 +43,7 @@ impl Database {
             )?;
             for (seq, value) in values {
                 if embed.execute(params![to_sql(seq.get()), value.as_ref()])? > 0 {
-                    database.counts.take(Counts::of(false, Some(value.len() as u64)));
+                    database.counts.take(MessageCounts::of(false, Some(value.len() as u64)));
                 }
             }
             database.changed = true;
@@ -52,10 +52,10 @@ impl Database {
         if self.wal_bytes() > CHECKPOINT_BYTES { self.checkpoint() } else { Ok(()) }
     }
 
-    /// Closes the file as one that opens anywhere, also read-only, and speaks of nothing outside.
+    /// Closes the file so that it opens anywhere, also read-only, and refers to no other file or object.
     ///
     /// # Errors
-    /// [`DatabaseError`]; then the file may need its companions.
+    /// [`DatabaseError`]; then the file may need its sidecars.
     pub fn make_plain(mut self) -> Result<(), DatabaseError> {
         self.connection.execute("DELETE FROM dead_blobs", [])?;
         self.checkpoint()?;

@@ -1,4 +1,4 @@
-//! Reading: single messages, pages bounded in bytes and number, and what planning asks.
+//! Reads: single messages, and pages bounded in bytes and number.
 
 use bytes::Bytes;
 use dormouse_protocol::data::{GetAllReply, GetAllRequest, GetReply, GetRequest, KeysReply, KeysRequest};
@@ -9,9 +9,9 @@ use rusqlite::{Row, params};
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::plan::{check_items, check_key, size};
 
-/// The most rows that one page looks at. A filter that few messages pass must not stall the subject: the page ends
-/// early, even empty, with a cursor to go on from.
-const MAX_ROWS_LOOKED_AT: usize = 20_000;
+/// Maximum number of rows that one page scans. A filter that few messages pass must not block the subject:
+/// the page ends early, even empty, with a cursor for the next page.
+const MAX_SCANNED_ROWS: usize = 20_000;
 
 macro_rules! select_messages {
     ($rest:literal) => {
@@ -33,43 +33,43 @@ const PAGE_REVERSE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER B
 
 /// How a value that is too large is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
+enum OversizePolicy {
     /// The message fits with its value.
     Fits(usize),
-    /// It fits if its value is left out, and would not fit an empty answer either with it.
+    /// It fits without its value; with its value it would not fit even an empty reply.
     OnlyWithoutValue(usize),
-    /// It would fit an answer of its own, not this one.
+    /// It would fit a separate reply, but not this one.
     NotHere,
-    /// It fits no answer: its key and headers alone are too large.
+    /// It fits no reply: its key and headers alone are too large.
     Never,
 }
 
-/// What is left of an answer.
+/// The remaining size of a reply.
 #[derive(Debug, Clone, Copy)]
-struct Budget {
+struct ReplyBudget {
     whole: usize,
     left: usize,
 }
 
-impl Budget {
+impl ReplyBudget {
     fn new(max_reply_bytes: usize) -> Self {
         let whole = max_reply_bytes.saturating_sub(ENVELOPE_BYTES);
         Self { whole, left: whole }
     }
 
-    fn room(self, key: usize, value: usize, headers: &Headers) -> Room {
+    fn room(self, key: usize, value: usize, headers: &Headers) -> OversizePolicy {
         let with = size::message_bytes(key, value, headers);
         let without = size::message_bytes(key, 0, headers);
         if with <= self.left {
-            Room::Fits(with)
+            OversizePolicy::Fits(with)
         } else if with <= self.whole {
-            Room::NotHere
+            OversizePolicy::NotHere
         } else if without <= self.left {
-            Room::OnlyWithoutValue(without)
+            OversizePolicy::OnlyWithoutValue(without)
         } else if without <= self.whole {
-            Room::NotHere
+            OversizePolicy::NotHere
         } else {
-            Room::Never
+            OversizePolicy::Never
         }
     }
 
@@ -79,10 +79,10 @@ impl Budget {
 }
 
 impl Database {
-    /// Answers a get. A value that lies in an [object of its own](Database::blob_at) is left out.
+    /// Replies to a get. A value in a [blob](Database::blob_at) is omitted.
     ///
     /// # Errors
-    /// `too_large` when the one message asked for does not fit; `bad_request`; or that the file cannot be read.
+    /// `too_large` if the single requested message does not fit; `bad_request`; or the file cannot be read.
     pub fn get(&self, request: &GetRequest, max_reply_bytes: usize) -> Result<GetReply, ErrorReply> {
         let GetRequest { v: _, seq, key, keys, seqs } = request;
         match (seq, key, keys, seqs) {
@@ -105,7 +105,7 @@ impl Database {
     }
 
     fn get_one(&self, selector: Selector<'_>, max_reply_bytes: usize) -> Result<GetReply, ErrorReply> {
-        let mut budget = Budget::new(max_reply_bytes);
+        let mut budget = ReplyBudget::new(max_reply_bytes);
         let whole = budget.whole;
         let message = match self.select(selector, &mut budget)? {
             Selected::None => None,
@@ -129,7 +129,7 @@ impl Database {
         selectors: impl Iterator<Item = Selector<'a>>,
         max_reply_bytes: usize,
     ) -> Result<GetReply, ErrorReply> {
-        let mut budget = Budget::new(max_reply_bytes);
+        let mut budget = ReplyBudget::new(max_reply_bytes);
         let mut messages = Vec::new();
         let mut answered = 0;
         for selector in selectors {
@@ -144,13 +144,13 @@ impl Database {
         Ok(GetReply { position: self.state.position(), messages, answered })
     }
 
-    fn never_fits(&self, seq: Seq, budget: Budget) -> ErrorReply {
+    fn never_fits(&self, seq: Seq, budget: ReplyBudget) -> ErrorReply {
         let mut error = ErrorReply::too_large("max_reply_bytes", budget.whole + 1, budget.whole);
         error.message = format!("{}: key and headers of {seq} alone do not fit", error.message);
         error
     }
 
-    fn select(&self, selector: Selector<'_>, budget: &mut Budget) -> Result<Selected, ErrorReply> {
+    fn select(&self, selector: Selector<'_>, budget: &mut ReplyBudget) -> Result<Selected, ErrorReply> {
         let mut select = || -> Result<Selected, DatabaseError> {
             let connection = &self.connection;
             match selector {
@@ -169,10 +169,10 @@ impl Database {
         select().map_err(|error| self.unreadable(&error))
     }
 
-    /// Answers a get_all with one page.
+    /// Replies to a get_all with one page.
     ///
     /// # Errors
-    /// `too_large` when key and headers alone of the first message do not fit; or that the file cannot be read.
+    /// `too_large` if the key and headers of the first message do not fit; or the file cannot be read.
     pub fn get_all(
         &self,
         request: &GetAllRequest,
@@ -182,7 +182,7 @@ impl Database {
             check_key(prefix)?;
         }
         check_limit(request.limit)?;
-        let mut budget = Budget::new(max_reply_bytes);
+        let mut budget = ReplyBudget::new(max_reply_bytes);
         let page = self.page(request, &mut budget).map_err(|error| self.unreadable(&error))?;
         if let Some(seq) = page.never_fits.filter(|_| page.messages.is_empty()) {
             return Err(self.never_fits(seq, budget));
@@ -190,22 +190,22 @@ impl Database {
         Ok(GetAllReply { position: self.state.position(), messages: page.messages, cursor: page.cursor })
     }
 
-    fn page(&self, request: &GetAllRequest, budget: &mut Budget) -> Result<Page, DatabaseError> {
+    fn page(&self, request: &GetAllRequest, budget: &mut ReplyBudget) -> Result<PageBuilder, DatabaseError> {
         let start = to_sql(request.start_seq.map_or(0, Seq::get).min(MAX_SEQ + 1));
         let end = to_sql(request.end_seq.map_or(MAX_SEQ, Seq::get).min(MAX_SEQ + 1));
         let limit = request.limit.unwrap_or(u64::MAX).min(MAX_PAGE_ITEMS as u64);
         let sql = if request.reverse { PAGE_REVERSE } else { PAGE };
         let mut statement = self.connection.prepare_cached(sql)?;
         let mut rows = statement.query(params![start, end])?;
-        let mut page = Page { messages: Vec::new(), cursor: None, never_fits: None };
-        let mut looked_at = 0;
+        let mut page = PageBuilder { messages: Vec::new(), cursor: None, never_fits: None };
+        let mut scanned = 0;
         while let Some(row) = rows.next()? {
             let seq = Seq::new(from_sql(row.get(0)?));
-            if page.messages.len() as u64 >= limit || looked_at >= MAX_ROWS_LOOKED_AT {
+            if page.messages.len() as u64 >= limit || scanned >= MAX_SCANNED_ROWS {
                 page.cursor = Some(seq);
                 break;
             }
-            looked_at += 1;
+            scanned += 1;
             if let Some(prefix) = &request.key_prefix {
                 let key = row.get_ref(3)?.as_str_or_null().map_err(rusqlite::Error::from)?;
                 if !key.is_some_and(|key| key.starts_with(prefix.as_str())) {
@@ -228,10 +228,10 @@ impl Database {
         Ok(page)
     }
 
-    /// Answers a keys request with one page.
+    /// Replies to a keys request with one page.
     ///
     /// # Errors
-    /// `too_large` for a prefix or cursor that is too long; or that the file cannot be read.
+    /// `too_large` for a prefix or cursor that is too long; or the file cannot be read.
     pub fn keys(&self, request: &KeysRequest, max_reply_bytes: usize) -> Result<KeysReply, ErrorReply> {
         for key in [&request.prefix, &request.cursor].into_iter().flatten() {
             check_key(key)?;
@@ -243,7 +243,7 @@ impl Database {
     fn keys_page(&self, request: &KeysRequest, max_reply_bytes: usize) -> Result<KeysReply, DatabaseError> {
         let prefix = request.prefix.as_deref().unwrap_or("");
         let limit = request.limit.unwrap_or(u64::MAX).min(MAX_PAGE_ITEMS as u64);
-        let mut budget = Budget::new(max_reply_bytes);
+        let mut budget = ReplyBudget::new(max_reply_bytes);
         let mut reply = KeysReply { position: self.state.position(), keys: Vec::new(), cursor: None };
         let after = request.cursor.as_deref().filter(|cursor| *cursor >= prefix);
         let mut statement =
@@ -254,7 +254,8 @@ impl Database {
             if !key.starts_with(prefix) {
                 break;
             }
-            // The first key goes in whatever the budget says: it is at most a kilobyte, and paging must go on.
+            // The first key is included regardless of the budget: it is at most a kilobyte, and paging must
+            // progress.
             let full = size::of_key(&key) > budget.left && !reply.keys.is_empty();
             if full || reply.keys.len() as u64 >= limit {
                 reply.cursor = reply.keys.last().cloned();
@@ -266,10 +267,10 @@ impl Database {
         Ok(reply)
     }
 
-    /// The lowest and the highest seq that hold a message.
+    /// The lowest and the highest seq with a message.
     ///
     /// # Errors
-    /// That the file cannot be read.
+    /// The file cannot be read.
     pub fn seq_range(&self) -> Result<Option<(Seq, Seq)>, ErrorReply> {
         let read = || -> Result<_, rusqlite::Error> {
             self.connection
@@ -282,7 +283,7 @@ impl Database {
 
     pub(super) fn unreadable(&self, error: &DatabaseError) -> ErrorReply {
         let file = self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        tracing::error!(path = %self.path.display(), %error, "a local file cannot be read");
+        tracing::error!(path = %self.path.display(), %error, "local file read failed");
         match error {
             DatabaseError::Damaged(_) => ErrorReply::corrupt(format!("the local file {file}"), error),
             _ => ErrorReply::internal(format_args!("the local file {file}: {error}")),
@@ -298,46 +299,46 @@ enum Selector<'a> {
 
 enum Selected {
     None,
-    /// With its value, unless that lies elsewhere.
+    /// With its value, unless the value is in a blob.
     Message(Message),
-    /// There is no room for the value, in no answer.
+    /// The value fits no reply.
     WithoutValue(Message),
     NoRoom,
     NeverFits(Seq),
 }
 
-struct Page {
+struct PageBuilder {
     messages: Vec<Message>,
     cursor: Option<Seq>,
     never_fits: Option<Seq>,
 }
 
 pub(super) fn check_limit(limit: Option<u64>) -> Result<(), ErrorReply> {
-    if limit == Some(0) { Err(ErrorReply::bad_request("a page of nothing: the limit is 0")) } else { Ok(()) }
+    if limit == Some(0) { Err(ErrorReply::bad_request("the limit of a page is at least 1")) } else { Ok(()) }
 }
 
-/// Reads one row as far as it fits: SQLite fetches a value only when its column is read.
-fn read_row(row: &Row<'_>, budget: &mut Budget) -> Result<Selected, DatabaseError> {
+/// Reads as much of one row as fits: SQLite fetches a value only when its column is read.
+fn read_row(row: &Row<'_>, budget: &mut ReplyBudget) -> Result<Selected, DatabaseError> {
     let mut message = read_message(row)?;
     let value_bytes =
         if message.value_omitted { 0 } else { usize::try_from(message.size).unwrap_or(usize::MAX / 2) };
     match budget.room(message.key.as_ref().map_or(0, String::len), value_bytes, &message.headers) {
-        Room::Fits(bytes) => {
+        OversizePolicy::Fits(bytes) => {
             budget.take(bytes);
             message.value = read_value(row)?;
             Ok(Selected::Message(message))
         }
-        Room::OnlyWithoutValue(bytes) => {
+        OversizePolicy::OnlyWithoutValue(bytes) => {
             budget.take(bytes);
             message.value_omitted = true;
             Ok(Selected::WithoutValue(message))
         }
-        Room::NotHere => Ok(Selected::NoRoom),
-        Room::Never => Ok(Selected::NeverFits(message.seq)),
+        OversizePolicy::NotHere => Ok(Selected::NoRoom),
+        OversizePolicy::Never => Ok(Selected::NeverFits(message.seq)),
     }
 }
 
-/// Reads a row without its value. The value counts as left out when it is not in the file.
+/// Reads a row without its value. The value counts as omitted if it is not in the file.
 pub(super) fn read_message(row: &Row<'_>) -> Result<Message, DatabaseError> {
     let number = |column: usize| row.get::<_, i64>(column).map(from_sql);
     let seq = Seq::new(number(0)?);

@@ -1,5 +1,5 @@
-//! Random entries: whoever applies them gets the same file, however often it is interrupted and whatever it had
-//! already, and whoever follows by changes gets the same state.
+//! Random entries: every replay gives the same file, whatever its interruptions and its initial state, and
+//! every follower of changes gets the same state.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,13 +12,13 @@ use proptest::prelude::*;
 
 use super::fixture::*;
 use super::*;
-use crate::entry::Entry;
-use crate::plan::Operation;
+use crate::entry::LogEntry;
+use crate::plan::RecordOp;
 
-/// What happens next, small enough to collide often.
+/// A random step, from a small range so that steps collide often.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Sets in a row, each in an operation of its own or all in one batch, with a key or none.
+    /// Consecutive sets, each in a separate operation or all in one batch, with a key or none.
     Sets {
         keys: Vec<Option<u8>>,
         batch: bool,
@@ -31,17 +31,17 @@ enum Step {
     /// Everything up to a message of the file is removed.
     DeleteAll(u8),
     Configure(u8),
-    /// A refusal is remembered.
+    /// A rejection is recorded.
     Remember,
-    /// From now on the term is so much higher.
+    /// The term increases by this number.
     Term(u64),
-    /// Time goes on.
+    /// Time passes.
     Wait(u64),
-    /// The follower reads a page: of so many changes, in so many bytes.
+    /// The follower reads a page with this number of changes and this size limit.
     Follow(u64, usize),
-    /// The file as it is now is kept, to be brought up to date at the end.
+    /// The current file is copied, and replayed to the end later.
     Copy,
-    /// What is applied next is taken back first, and the file opened anew.
+    /// The next entry is rolled back first, and the file is reopened.
     Crash,
 }
 
@@ -67,7 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One who holds a copy of the subject, and brings it up to date by changes.
+/// A follower that updates its copy of the subject with changes.
 #[derive(Default)]
 struct Follower {
     position: Position,
@@ -113,7 +113,7 @@ impl Follower {
         }
     }
 
-    /// Reads what is left, and the values that were left out; then it must have what the file has.
+    /// Reads the remaining changes and the omitted values; then its copy must equal the file.
     fn catch_up(mut self, database: &Database) {
         while self.follow(database, None, 2_000) {}
         for message in self.messages.values_mut().filter(|message| message.value_omitted) {
@@ -129,7 +129,7 @@ impl Follower {
 struct World {
     folder: tempfile::TempDir,
     database: Option<Database>,
-    entries: Vec<Entry>,
+    entries: Vec<LogEntry>,
     term: Term,
     now: u64,
     follower: Follower,
@@ -175,7 +175,7 @@ impl World {
                     self.write(vec![operation]);
                 }
             }
-            Step::Configure(n) => self.write(vec![Operation::Configure { config: config(&n.to_string()) }]),
+            Step::Configure(n) => self.write(vec![RecordOp::Configure { config: config(&n.to_string()) }]),
             Step::Remember => self.write(Vec::new()),
             Step::Term(more) => self.term = Term::new(self.term.get() + more),
             Step::Wait(seconds) => self.now += seconds,
@@ -206,7 +206,7 @@ impl World {
         bytes: u8,
         in_place: bool,
         msg_id: Option<u8>,
-    ) -> Vec<Operation> {
+    ) -> Vec<RecordOp> {
         let database = self.database.as_ref().unwrap();
         let mut keys = keys.to_vec();
         keys.sort_unstable();
@@ -226,17 +226,17 @@ impl World {
             sets.push(set);
         }
         match batch {
-            true => vec![Operation::Batch { sets }],
-            false => sets.into_iter().map(Operation::Set).collect(),
+            true => vec![RecordOp::Batch { sets }],
+            false => sets.into_iter().map(RecordOp::Set).collect(),
         }
     }
 
-    fn write(&mut self, operations: Vec<Operation>) {
+    fn write(&mut self, operations: Vec<RecordOp>) {
         let n = self.entries.len() as u64;
         let (term, accept_time) = (self.term, second(self.now));
         let crash = std::mem::take(&mut self.crash);
         let database = self.database.as_mut().unwrap();
-        let entry = Entry { term, accept_time, ..database.entry(operations) };
+        let entry = LogEntry { term, accept_time, ..database.entry(operations) };
         let entry = remembered(entry, request(u128::from(n % 3), n), refusal(&n.to_string()));
         if crash {
             database.begin().unwrap();
@@ -276,8 +276,8 @@ impl World {
             assert_eq!(copy.dump(), expected);
             assert_eq!(copy.state(), database.state());
             if let Some(entry) = self.entries.last().filter(|entry| !entry.operations.is_empty()) {
-                let hole = Entry { after: copy.state().rev.next(), ..entry.clone() };
-                assert!(matches!(copy.apply_if_new(&hole), Err(DatabaseError::Diverged(_))));
+                let gap = LogEntry { after: copy.state().rev.next(), ..entry.clone() };
+                assert!(matches!(copy.apply_if_new(&gap), Err(DatabaseError::Diverged(_))));
             }
         }
         self.follower.catch_up(&database);
@@ -288,10 +288,9 @@ impl World {
 proptest! {
     #![proptest_config(crate::cases::cases(100))]
 
-    /// And what is counted is what there is: after every entry, one that is taken back, an opening, and a replay on top of
-    /// a copy.
+    /// The counters also equal the rows: after every entry, a rollback, an open, and a replay on a copy.
     #[test]
-    fn equal_entries_make_equal_files_and_changes_make_equal_states(
+    fn database_replay_gives_equal_files_and_equal_states(
         steps in proptest::collection::vec(step(), 1..60),
     ) {
         let mut world = World::new();

@@ -1,23 +1,25 @@
-//! The tables of a subject's file. Frozen: a change needs a new `SCHEMA_VERSION` and a way up from the one before.
+//! The tables of a subject's file. Frozen: a change needs a new `SCHEMA_VERSION` and an upgrade from the
+//! previous version.
 
-/// Marks the file as one of ours in SQLite's header: `drms`.
+/// Identifies files of this application in SQLite's header: `drms`.
 pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
 
-/// The version of the tables below. A file of a newer one is refused, never guessed at.
+/// The version of the tables below. A file of a newer version is rejected.
 pub(super) const SCHEMA_VERSION: i32 = 4;
 
-/// What files of earlier versions are brought up to. Their key is `UNIQUE` by itself and has no other index, which finds
-/// the same and costs each message an entry, also one without a key: to change that would be to copy the whole table.
-pub(super) const BROUGHT_UP_TO: i32 = 3;
+/// The version to which files of earlier versions are upgraded. Their key column is `UNIQUE` and has no other
+/// index. Lookups give the same result, but each message costs an index entry, even without a key: to change
+/// this, the whole table would have to be copied.
+pub(super) const UPGRADE_TARGET: i32 = 3;
 
-/// Tombstones beyond this number are forgotten, the oldest first. Someone who asks for the changes since before the
-/// oldest one kept has to read everything.
-pub(super) const MAX_TOMBSTONES: u64 = 10_000;
+/// Maximum number of removal records: the oldest are deleted first. A request for changes since before the
+/// oldest record requires a full read.
+pub(super) const MAX_REMOVAL_RECORDS: u64 = 10_000;
 
-/// How many tombstones go at once, so that not every delete prunes.
-pub(super) const TOMBSTONE_SLACK: u64 = 1_000;
+/// How many removal records are deleted at once, so that not every delete prunes.
+pub(super) const REMOVAL_RECORD_SLACK: u64 = 1_000;
 
-/// Everything there is. Unsigned 64-bit numbers are stored as the signed number of the same bits.
+/// All tables. Unsigned 64-bit numbers are stored as the signed number with the same bits.
 pub(super) const CREATE: &str = "
 CREATE TABLE messages(
     seq INTEGER PRIMARY KEY,
@@ -109,8 +111,8 @@ CREATE TRIGGER session_comes AFTER INSERT ON sessions BEGIN UPDATE meta SET sess
 CREATE TRIGGER session_goes AFTER DELETE ON sessions BEGIN UPDATE meta SET sessions = sessions - 1; END;
 ";
 
-/// The way up from version 1, in a transaction. When its messages were accepted is not known: none of them later than
-/// the subject's accept time, and nothing may expire too early.
+/// The upgrade from version 1, in a transaction. The accept times of its messages are unknown. The subject's
+/// accept time is an upper bound, so no message expires too early.
 pub(super) const FROM_1: &str = "
 ALTER TABLE messages ADD COLUMN accepted_at INTEGER;
 UPDATE messages SET accepted_at = (SELECT accept_time FROM meta);
@@ -119,7 +121,7 @@ CREATE INDEX messages_by_rev ON messages(rev, accepted_at);
 CREATE INDEX messages_by_expiry ON messages(expires_at) WHERE expires_at IS NOT NULL;
 ";
 
-/// The way up from version 2, in a transaction: what is counted from now on is counted once.
+/// The upgrade from version 2, in a transaction: it computes the new counters once.
 pub(super) const FROM_2: &str = "
 ALTER TABLE meta ADD COLUMN expiring INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE meta ADD COLUMN large_values INTEGER NOT NULL DEFAULT 0;

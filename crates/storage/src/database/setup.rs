@@ -1,4 +1,4 @@
-//! SQLite as a whole: its memory, and whether this build of it is fit for use.
+//! Setup of the SQLite library: its memory, and a check of its version.
 
 use std::sync::Once;
 
@@ -13,16 +13,16 @@ pub fn sqlite_is_safe() -> bool {
     rusqlite::version_number() >= FIRST_SAFE_VERSION
 }
 
-/// Makes an open file cost a quarter of the memory it costs by default, and an allocation no lock: nobody asks SQLite how
-/// much it has allocated. Must come before the first connection of the
-/// process; later it changes nothing.
+/// Reduces the memory of an open file to a quarter of the default, and removes a lock from each allocation:
+/// SQLite's allocation statistics are not used. Must run before the first connection of the process; later it
+/// has no effect.
 pub(super) fn configure_memory_once() {
     static CONFIGURED: Once = Once::new();
     CONFIGURED.call_once(|| {
-        // SAFETY: the options take the arguments given (a null buffer with two zero ints; two ints; one int) by sqlite3.h.
-        // `sqlite3_config` must not run beside other SQLite calls: every connection of this crate is opened after
-        // this call by way of `Once`, and SQLite refuses the option with an error if somebody else has initialized
-        // it already.
+        // SAFETY: the options take the arguments given (a null buffer with two zero ints; two ints; one int)
+        // by sqlite3.h. `sqlite3_config` must not run beside other SQLite calls. Every connection of this
+        // crate is opened after this call by way of `Once`. SQLite rejects the option with an error if it has
+        // been initialized already.
         #[allow(unsafe_code)]
         let refused = unsafe {
             let null = std::ptr::null_mut::<std::ffi::c_void>();
@@ -32,7 +32,10 @@ pub(super) fn configure_memory_once() {
             [page_cache, lookaside, statistics] != [ffi::SQLITE_OK; 3]
         };
         if refused {
-            tracing::debug!("SQLite was in use before its memory could be configured: open files cost more");
+            tracing::debug!(
+                impact = "open files use more memory",
+                "SQLite memory not configured: already initialized"
+            );
         }
     });
 }

@@ -1,4 +1,4 @@
-//! The file on its own: what is refused, what survives, what fits a page.
+//! Tests of one file: rejections, durability and page sizes.
 
 use std::path::PathBuf;
 
@@ -11,24 +11,24 @@ use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorCode, Headers};
 use tempfile::TempDir;
 
-use super::fixture::{fresh, log, second, subject, tenure};
+use super::fixture::{fresh, log, owner_of_term, second, subject};
 use super::*;
-use crate::api::Request;
-use crate::entry::Entry;
+use crate::api::EngineRequest;
+use crate::entry::LogEntry;
 use crate::manifest::TermBase;
-use crate::plan::{Context, Operation, Planned, Record, RemovalCause, plan};
+use crate::plan::{PlanContext, PlanResult, Record, RecordOp, RemovalCause, plan};
 
 impl Database {
-    /// From now on the disk is full.
-    pub(crate) fn limit_pages_to_what_there_is(&self) {
+    /// Simulates a full disk from now on.
+    pub(crate) fn cap_pages_at_current_count(&self) {
         let pages: i64 = self.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
         self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
     }
 }
 
-/// The entry that holds nothing but this record.
-fn alone(record: &Record) -> Entry {
-    Entry {
+/// The entry with only this record.
+fn alone(record: &Record) -> LogEntry {
+    LogEntry {
         term: record.term,
         after: Rev::new(record.rev.get() - 1),
         accept_time: record.accept_time,
@@ -43,12 +43,16 @@ fn file() -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn run(database: &mut Database, request: &Request) -> Result<Vec<Record>, dormouse_protocol::ErrorReply> {
-    let context = Context { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20, blobs: &[] };
+fn run(
+    database: &mut Database,
+    request: &EngineRequest,
+) -> Result<Vec<Record>, dormouse_protocol::ErrorReply> {
+    let context =
+        PlanContext { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20, blobs: &[] };
     let entry = match plan(request, database, context) {
-        Planned::Write { entry, .. } => entry,
-        Planned::Answer(answer) | Planned::Settle(answer) => return answer.map(|_| Vec::new()),
-        Planned::Later => panic!("{request:?}"),
+        PlanResult::Write { entry, .. } => entry,
+        PlanResult::Answer(answer) | PlanResult::DeferredAnswer(answer) => return answer.map(|_| Vec::new()),
+        PlanResult::Later => panic!("{request:?}"),
     };
     database.begin().unwrap();
     database.apply(&entry).unwrap();
@@ -60,17 +64,19 @@ fn set(key: Option<&str>, value: &[u8]) -> SetItem {
     SetItem { key: key.map(str::to_owned), value: Some(Bytes::copy_from_slice(value)), ..SetItem::default() }
 }
 
-fn sets(items: Vec<SetItem>) -> Request {
-    Request::Set(SetRequest { sets: items, ..SetRequest::default() })
+fn sets(items: Vec<SetItem>) -> EngineRequest {
+    EngineRequest::Set(SetRequest { sets: items, ..SetRequest::default() })
 }
 
+/// The linked SQLite is at least the first safe version.
 #[test]
-fn this_sqlite_is_safe() {
+fn sqlite_version_is_safe() {
     assert!(sqlite_is_safe());
 }
 
+/// Committed changes survive a reopen, and a rollback restores the previous state.
 #[test]
-fn what_is_committed_survives_and_what_is_rolled_back_does_not() {
+fn database_reopen_keeps_commits_and_drops_rollbacks() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     run(&mut database, &sets(vec![set(Some("a"), b"1"), set(None, b"2")])).unwrap();
@@ -80,7 +86,7 @@ fn what_is_committed_survives_and_what_is_rolled_back_does_not() {
         term: Term::new(1),
         rev: Rev::new(3),
         accept_time: Timestamp::from_micros(9),
-        operation: Operation::DeleteAll { end_seq: Seq::new(2), count: 2 },
+        operation: RecordOp::DeleteAll { end_seq: Seq::new(2), count: 2 },
     };
     database.apply(&alone(&record)).unwrap();
     assert_eq!(database.state().count, 0);
@@ -93,8 +99,9 @@ fn what_is_committed_survives_and_what_is_rolled_back_does_not() {
     assert_eq!(database.get(&GetRequest::key("a"), 1 << 20).unwrap().messages[0].seq, Seq::new(1));
 }
 
+/// A foreign, newer, damaged or empty file gives the matching error, and a newer file stays unchanged.
 #[test]
-fn a_file_that_is_not_ours_is_refused_and_not_touched() {
+fn database_rejects_foreign_files_without_writing() {
     let (_folder, path) = file();
     drop(fresh(&path));
     let other: Subject = "app.other".parse().unwrap();
@@ -107,32 +114,33 @@ fn a_file_that_is_not_ours_is_refused_and_not_touched() {
     drop(connection);
     let before = std::fs::read(&path).unwrap();
     let error = Database::open(&path, &subject()).unwrap_err();
-    assert!(matches!(error, DatabaseError::Newer { found: 5, understood: 4 }));
+    assert!(matches!(error, DatabaseError::NewerSchema { found: 5, understood: 4 }));
     assert!(!error.is_unfit_file(), "a newer file is not damaged");
     assert_eq!(error.reply(&subject()).code, ErrorCode::Unavailable);
     assert_eq!(std::fs::read(&path).unwrap(), before);
 
     let foreign = path.with_extension("foreign");
     Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t(x)").unwrap();
-    assert!(matches!(Database::open(&foreign, &subject()), Err(DatabaseError::Foreign(0))));
+    assert!(matches!(Database::open(&foreign, &subject()), Err(DatabaseError::ForeignFile(0))));
     std::fs::write(&foreign, vec![b'x'; 5_000]).unwrap();
     assert!(matches!(Database::open(&foreign, &subject()), Err(DatabaseError::Damaged(_))));
     std::fs::write(&foreign, b"").unwrap();
     assert!(matches!(Database::open(&foreign, &subject()), Err(DatabaseError::Empty)));
 }
 
+/// A record with a wrong rev, term, message or count is rejected, and the next correct record applies.
 #[test]
-fn a_record_that_does_not_follow_is_refused() {
+fn database_rejects_record_that_does_not_follow() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
-    let record = |term: u64, rev: u64, operation: Operation| Record {
+    let record = |term: u64, rev: u64, operation: RecordOp| Record {
         term: Term::new(term),
         rev: Rev::new(rev),
         accept_time: Timestamp::from_micros(1),
         operation,
     };
-    let nothing = Operation::DeleteAll { end_seq: Seq::new(0), count: 0 };
-    let gone = Operation::Delete {
+    let nothing = RecordOp::DeleteAll { end_seq: Seq::new(0), count: 0 };
+    let gone = RecordOp::Delete {
         removed: vec![Removed { seq: Seq::new(5), key: None }],
         cause: RemovalCause::Asked,
     };
@@ -140,7 +148,7 @@ fn a_record_that_does_not_follow_is_refused() {
         record(1, 2, nothing.clone()),
         record(0, 1, nothing.clone()),
         record(1, 1, gone),
-        record(1, 1, Operation::DeleteAll { end_seq: Seq::new(9), count: 3 }),
+        record(1, 1, RecordOp::DeleteAll { end_seq: Seq::new(9), count: 3 }),
     ] {
         database.begin().unwrap();
         assert!(matches!(database.apply(&alone(&wrong)), Err(DatabaseError::Diverged(_))), "{wrong:?}");
@@ -151,8 +159,10 @@ fn a_record_that_does_not_follow_is_refused() {
     database.commit().unwrap();
 }
 
+/// Writes and a dropped connection leave the main file as the last checkpoint wrote it; a clean close removes the
+/// sidecar.
 #[test]
-fn the_main_file_stays_as_a_checkpoint_left_it_even_when_the_connection_closes() {
+fn database_main_file_changes_only_at_checkpoints() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     run(&mut database, &sets(vec![set(None, b"1")])).unwrap();
@@ -168,19 +178,22 @@ fn the_main_file_stays_as_a_checkpoint_left_it_even_when_the_connection_closes()
     let database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.state().count, 2_001);
     database.close().unwrap();
-    assert!(!companion(&path, "-wal").exists());
+    assert!(!sidecar_path(&path, "-wal").exists());
     assert_eq!(Database::open(&path, &subject()).unwrap().state().count, 2_001);
 }
 
+/// A full disk fails one transaction with `unavailable`, and the database keeps its state and takes smaller writes.
 #[test]
-fn a_full_disk_fails_the_transaction_and_nothing_else() {
+fn database_disk_full_fails_one_transaction_only() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     run(&mut database, &sets(vec![set(Some("kept"), b"1")])).unwrap();
-    database.limit_pages_to_what_there_is();
+    database.cap_pages_at_current_count();
     let state = database.state().clone();
-    let context = Context { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20, blobs: &[] };
-    let Planned::Write { entry, .. } = plan(&sets(vec![set(None, &[0; 100_000])]), &database, context) else {
+    let context =
+        PlanContext { accept_time: Timestamp::from_micros(7), max_message_bytes: 1 << 20, blobs: &[] };
+    let PlanResult::Write { entry, .. } = plan(&sets(vec![set(None, &[0; 100_000])]), &database, context)
+    else {
         panic!()
     };
     database.begin().unwrap();
@@ -192,8 +205,9 @@ fn a_full_disk_fails_the_transaction_and_nothing_else() {
     run(&mut database, &sets(vec![set(Some("kept"), b"2")])).unwrap();
 }
 
+/// The number of removal records is bounded, and the floor lies below the oldest kept one.
 #[test]
-fn tombstones_are_bounded_and_say_how_far_back_they_reach() {
+fn removal_records_are_bounded_and_have_a_known_floor() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     for round in 0..5 {
@@ -201,19 +215,20 @@ fn tombstones_are_bounded_and_say_how_far_back_they_reach() {
         let first = round * 3_000 + 1;
         let seqs = (first..first + 3_000).map(Seq::new).collect();
         let request = dormouse_protocol::data::DeleteRequest { seqs, ..Default::default() };
-        run(&mut database, &Request::Delete(request)).unwrap();
+        run(&mut database, &EngineRequest::Delete(request)).unwrap();
     }
-    assert!(database.tombstones <= schema::MAX_TOMBSTONES + schema::TOMBSTONE_SLACK);
+    assert!(database.removal_records <= schema::MAX_REMOVAL_RECORDS + schema::REMOVAL_RECORD_SLACK);
     let (count, oldest): (i64, i64) = database
         .connection
         .query_row("SELECT COUNT(*), MIN(rev) FROM tombstones", [], |row| Ok((row.get(0)?, row.get(1)?)))
         .unwrap();
-    assert_eq!(from_sql(count), database.tombstones);
-    assert!(database.tombstone_floor.get() > 0 && from_sql(oldest) > database.tombstone_floor.get());
+    assert_eq!(from_sql(count), database.removal_records);
+    assert!(database.removal_floor.get() > 0 && from_sql(oldest) > database.removal_floor.get());
 }
 
+/// Pages and multi-gets stay within the reply size and continue after a value too large for any reply.
 #[test]
-fn pages_respect_bytes_and_number_and_go_on_after_an_oversized_value() {
+fn page_respects_byte_limit_and_continues_past_large_value() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     let mut items: Vec<_> = (0..20).map(|n| set(Some(&format!("k{n:02}")), &[b'v'; 1_000])).collect();
@@ -262,7 +277,7 @@ fn pages_respect_bytes_and_number_and_go_on_after_an_oversized_value() {
     }
     assert_eq!(got, keys);
 
-    // The same by seq: in the order asked for, and what is too large for any answer without its value.
+    // The same by seq: in request order, and a value that is too large for any reply is omitted.
     let seqs: Vec<_> = (1..=20).rev().map(Seq::new).collect();
     let mut got = Vec::new();
     let mut rest = seqs.as_slice();
@@ -278,8 +293,9 @@ fn pages_respect_bytes_and_number_and_go_on_after_an_oversized_value() {
     assert_eq!(got, seqs);
 }
 
+/// A get of several seqs replies in request order, skips absent seqs and rejects too many or mixed selectors.
 #[test]
-fn several_seqs_are_answered_in_the_order_asked_for_without_those_that_are_not_there() {
+fn get_of_several_seqs_keeps_order_and_skips_absent_ones() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     run(&mut database, &sets((0..3).map(|_| set(None, b"")).collect())).unwrap();
@@ -296,8 +312,9 @@ fn several_seqs_are_answered_in_the_order_asked_for_without_those_that_are_not_t
     assert_eq!(database.get(&two, 1 << 20).unwrap_err().code, ErrorCode::BadRequest);
 }
 
+/// A page has a cursor only if more messages exist than its limit, and a limit of zero is rejected.
 #[test]
-fn one_more_message_than_the_limit_is_announced_by_a_cursor() {
+fn page_has_cursor_only_if_more_messages_exist() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     run(&mut database, &sets((0..5).map(|_| set(None, b"")).collect())).unwrap();
@@ -310,8 +327,9 @@ fn one_more_message_than_the_limit_is_announced_by_a_cursor() {
     assert_eq!(database.get_all(&nothing, 1 << 20).unwrap_err().code, ErrorCode::BadRequest);
 }
 
+/// Pages of keys follow byte order, respect the prefix and include the empty key.
 #[test]
-fn keys_are_paged_in_order_of_bytes_with_prefixes_and_the_empty_key() {
+fn key_pages_follow_byte_order_and_prefix() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     let keys = ["", "a", "a\0", "a.b", "aé", "b", "é", "\u{10ffff}"];
@@ -338,8 +356,9 @@ fn keys_are_paged_in_order_of_bytes_with_prefixes_and_the_empty_key() {
     }
 }
 
+/// All fields of a message read back as written, including null values, empty values and repeated headers.
 #[test]
-fn every_bit_of_a_message_comes_back() {
+fn message_fields_round_trip_through_database() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     let mut item = set(Some("k\u{0}é"), b"\0\xff");
@@ -359,8 +378,9 @@ fn every_bit_of_a_message_comes_back() {
     assert_eq!((third.seq, third.value.as_deref()), (Seq::new(11), Some(&b""[..])));
 }
 
+/// A transaction or open that cannot start returns `unavailable`, and the file does not count as damaged.
 #[test]
-fn a_transaction_that_cannot_begin_has_changed_nothing_for_certain() {
+fn transaction_that_cannot_begin_returns_unavailable() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     database.begin().unwrap();
@@ -374,8 +394,9 @@ fn a_transaction_that_cannot_begin_has_changed_nothing_for_certain() {
     assert!(!error.is_unfit_file());
 }
 
+/// The database file shrinks after most of its messages are deleted, and its content stays whole.
 #[test]
-fn a_file_shrinks_when_most_of_it_is_deleted() {
+fn database_file_shrinks_after_large_delete() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     let value = vec![b'v'; 10_000];
@@ -388,10 +409,10 @@ fn a_file_shrinks_when_most_of_it_is_deleted() {
     assert!(full > 10_000_000);
     for (keep_last, most) in [(500, full), (100, full / 5), (0, 200_000)] {
         let request = DeleteAllRequest { keep_last: Some(keep_last), ..DeleteAllRequest::default() };
-        run(&mut database, &Request::DeleteAll(request)).unwrap();
+        run(&mut database, &EngineRequest::DeleteAll(request)).unwrap();
         database.checkpoint().unwrap();
         assert!(database.file_bytes() <= most, "{keep_last} left: {} of {full}", database.file_bytes());
-        database.check_whole().unwrap();
+        database.check_integrity().unwrap();
         assert_eq!(database.state().count, keep_last);
     }
     database.close().unwrap();
@@ -399,13 +420,15 @@ fn a_file_shrinks_when_most_of_it_is_deleted() {
     assert_eq!(database.state().next_seq, Seq::new(1_001));
 }
 
+/// Terms increase and each has one base rev; contradicting entries and claims are rejected, and only the last 64 terms
+/// are kept.
 #[test]
-fn terms_follow_each_other_and_each_begins_at_one_rev_only() {
+fn database_rejects_terms_that_contradict_history() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     let set = |database: &Database, term| {
-        let operation = Operation::Set(database.set(None, b""));
-        Entry { term: Term::new(term), ..database.entry(vec![operation]) }
+        let operation = RecordOp::Set(database.set(None, b""));
+        LogEntry { term: Term::new(term), ..database.entry(vec![operation]) }
     };
     database.commit_entry(&set(&database, 1)).unwrap();
     let base = |term, rev| TermBase { term: Term::new(term), term_base: Rev::new(rev) };
@@ -416,10 +439,10 @@ fn terms_follow_each_other_and_each_begins_at_one_rev_only() {
     let before = (database.state().clone(), database.dump());
     let refused = [
         database.inherit(&[base(5, 2), base(2, 0)]),
-        database.take_over(&tenure(2, 1)),
-        database.take_over(&tenure(3, 2)),
-        database.take_over(&tenure(5, 3)),
-        // Something of term 3 was not known to whoever began term 4, or this is not that term.
+        database.take_over(&owner_of_term(2, 1)),
+        database.take_over(&owner_of_term(3, 2)),
+        database.take_over(&owner_of_term(5, 3)),
+        // Either the owner of term 4 lacked a write of term 3, or the term numbers are wrong.
         database.commit_entry(&set(&database, 4)),
         database.commit_entry(&set(&database, 2)),
     ];
@@ -427,7 +450,7 @@ fn terms_follow_each_other_and_each_begins_at_one_rev_only() {
         assert!(matches!(refused, Err(DatabaseError::Diverged(_))), "{refused:?}");
     }
     assert_eq!((database.state().clone(), database.dump()), before);
-    database.take_over(&tenure(5, 2)).unwrap();
+    database.take_over(&owner_of_term(5, 2)).unwrap();
     for term in 6..90 {
         database.commit_entry(&set(&database, term)).unwrap();
     }
@@ -439,20 +462,22 @@ fn terms_follow_each_other_and_each_begins_at_one_rev_only() {
     assert_eq!(terms, 64);
 }
 
+/// The database never lowers its accept time, even if an entry has an earlier one.
 #[test]
-fn accept_time_never_goes_back() {
+fn database_accept_time_never_decreases() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     for (at, expected) in [(5, 5), (3, 5), (7, 7)] {
-        let entry = Entry { accept_time: second(at), ..database.entry(vec![database.delete_all(0)]) };
+        let entry = LogEntry { accept_time: second(at), ..database.entry(vec![database.delete_all(0)]) };
         database.commit_entry(&entry).unwrap();
         assert_eq!(database.state().accept_time, second(expected));
     }
 }
 
+/// One request with a hundred sets gives the same rows as a hundred requests with one set each.
 #[test]
-fn messages_that_come_together_are_stored_as_they_are_one_by_one() {
-    // 0 to 31 take nobody's place, and go into the file by sixteens; of the others some do.
+fn database_sets_of_one_request_equal_single_sets() {
+    // 0 to 31 replace no message, and are inserted sixteen at a time; some of the others replace one.
     let item = |number: u64| match number {
         32 => set(Some("k3"), b"again"),
         60 | 61 => set(Some("k60"), &number.to_be_bytes()),
@@ -464,7 +489,7 @@ fn messages_that_come_together_are_stored_as_they_are_one_by_one() {
             ..set(None, &vec![b'v'; number as usize])
         },
     };
-    let request = |sets| Request::Set(SetRequest { sets, ..SetRequest::default() });
+    let request = |sets| EngineRequest::Set(SetRequest { sets, ..SetRequest::default() });
     let ((_one, one), (_other, other)) = (file(), file());
     let (mut together, mut one_by_one) = (fresh(&one), fresh(&other));
     let sets: Vec<SetItem> = (0..100).map(item).collect();
@@ -475,18 +500,19 @@ fn messages_that_come_together_are_stored_as_they_are_one_by_one() {
     assert_eq!(together.state(), one_by_one.state());
     assert_eq!(together.dump(), one_by_one.dump());
     together.check_counts();
-    together.check_whole().unwrap();
+    together.check_integrity().unwrap();
 }
 
+/// A transaction writes to the sidecar only at its commit, unless it exceeds the page cache.
 #[test]
-fn a_transaction_writes_nothing_before_its_end_unless_it_is_more_than_fits_the_memory() {
+fn database_transaction_writes_at_commit_unless_large() {
     let (_folder, path) = file();
     let mut database = fresh(&path);
     for (messages, is_much) in [(10, false), (200, true)] {
         database.checkpoint().unwrap();
         database.begin().unwrap();
         for _ in 0..messages {
-            let set = Operation::Set(database.set(None, &[b'x'; 100_000]));
+            let set = RecordOp::Set(database.set(None, &[b'x'; 100_000]));
             database.apply(&database.entry(vec![set])).unwrap();
         }
         assert_eq!(database.wal_bytes() > 0, is_much, "{messages} messages");

@@ -1,4 +1,4 @@
-//! What planning asks of a file.
+//! Implements the queries of planning on a file.
 
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::limits::MAX_SEQ;
@@ -6,29 +6,29 @@ use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Term, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{Database, from_sql, to_sql};
-use crate::plan::{Held, Memory, SubjectState, SubjectView};
+use crate::plan::{DedupLookup, StoredMessage, SubjectState, SubjectView};
 
-pub(super) const UNDER_KEY: &str = "SELECT term, seq FROM messages WHERE key = ?1";
+pub(super) const ID_BY_KEY: &str = "SELECT term, seq FROM messages WHERE key = ?1";
 
 impl SubjectView for Database {
     fn state(&self) -> &SubjectState {
         &self.state
     }
 
-    fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
+    fn at(&self, seq: Seq) -> Result<Option<StoredMessage>, ErrorReply> {
         let read = |connection: &Connection| {
             connection
                 .prepare_cached("SELECT seq, term, key, size FROM messages WHERE seq = ?1")?
-                .query_row([to_sql(seq.get().min(MAX_SEQ + 1))], read_held)
+                .query_row([to_sql(seq.get().min(MAX_SEQ + 1))], read_stored_message)
                 .optional()
         };
         read(&self.connection).map_err(|error| self.unreadable(&error.into()))
     }
 
-    fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
+    fn by_key(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
         let read = |connection: &Connection| {
             connection
-                .prepare_cached(UNDER_KEY)?
+                .prepare_cached(ID_BY_KEY)?
                 .query_row([key], |row| {
                     let term = Term::new(from_sql(row.get(0)?));
                     Ok(MessageId { term, seq: Seq::new(from_sql(row.get(1)?)) })
@@ -42,13 +42,13 @@ impl SubjectView for Database {
         Some(self.state.bytes)
     }
 
-    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply> {
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<StoredMessage>, ErrorReply> {
         let read = |connection: &Connection| {
             let mut select = connection.prepare_cached(
                 "SELECT seq, term, key, size FROM messages WHERE seq >= ?1 ORDER BY seq LIMIT ?2",
             )?;
             let from = to_sql(from.get().min(MAX_SEQ + 1));
-            select.query_map([from, to_sql(limit as u64)], read_held)?.collect::<Result<_, _>>()
+            select.query_map([from, to_sql(limit as u64)], read_stored_message)?.collect::<Result<_, _>>()
         };
         read(&self.connection).map_err(|error: rusqlite::Error| self.unreadable(&error.into()))
     }
@@ -58,7 +58,7 @@ impl SubjectView for Database {
         now: Timestamp,
         max_age_ms: Option<u64>,
         limit: usize,
-    ) -> Result<Vec<Held>, ErrorReply> {
+    ) -> Result<Vec<StoredMessage>, ErrorReply> {
         self.find_expired(now, max_age_ms, limit).map_err(|error| self.unreadable(&error))
     }
 
@@ -88,7 +88,7 @@ impl SubjectView for Database {
         true
     }
 
-    fn remembered(&self, id: RequestId) -> Result<Memory, ErrorReply> {
+    fn remembered(&self, id: RequestId) -> Result<DedupLookup, ErrorReply> {
         self.find_request(id).map_err(|error| self.unreadable(&error))
     }
 
@@ -98,7 +98,7 @@ impl SubjectView for Database {
 }
 
 /// Reads a row of seq, term, key and size.
-pub(super) fn read_held(row: &Row<'_>) -> Result<Held, rusqlite::Error> {
+pub(super) fn read_stored_message(row: &Row<'_>) -> Result<StoredMessage, rusqlite::Error> {
     let (seq, term) = (Seq::new(from_sql(row.get(0)?)), Term::new(from_sql(row.get(1)?)));
-    Ok(Held { id: MessageId { term, seq }, key: row.get(2)?, size: from_sql(row.get(3)?) })
+    Ok(StoredMessage { id: MessageId { term, seq }, key: row.get(2)?, size: from_sql(row.get(3)?) })
 }

@@ -1,56 +1,56 @@
-//! How an engine ends: for good, or to go on with a fresh log.
+//! The end of an engine: shutdown, or restart with a new log.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_protocol::{LogId, Subject};
 
-use super::{Engine, Prepared};
+use super::{Engine, PreparedEngine};
 
-/// What a shutdown achieved.
+/// Result of a shutdown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShutdownReport {
-    /// Subjects that were handed back: everything of them is in the bucket.
+    /// Subjects that were released: all of their writes are in the bucket.
     pub released: u64,
-    /// Subjects that were not, and why. What they have accepted is in the log, or in the local write-ahead log: whoever
-    /// comes next takes it over.
+    /// Subjects that were not released, and why. Their accepted writes are in the log or in the local WAL, and the next
+    /// owner recovers them.
     pub unreleased: Vec<(Subject, String)>,
 }
 
 impl Engine {
-    /// Ends an engine whose log has ended, and prepares one with a fresh log in its place. Nothing of this one is
-    /// running any more when it returns.
+    /// Ends an engine whose log has ended, and prepares one with a new log in its place. When the call returns, no task
+    /// of this engine runs.
     ///
-    /// Cancelling the call leaves an engine that serves nothing.
-    pub async fn succeed(self) -> Prepared {
+    /// Cancelling the call leaves an engine that does not serve.
+    pub async fn restart_after_takeover(self) -> PreparedEngine {
         let shared = &self.shared;
-        crate::fail_points::reach(crate::fail_points::Step::TakenOver);
-        shared.directory.shut();
-        shared.ended.give();
-        shared.directory.empty().await;
+        crate::fail_points::reach(crate::fail_points::FailPoint::TakenOver);
+        shared.subject_table.stop_accepting();
+        shared.ended.request();
+        shared.subject_table.wait_until_empty().await;
         shared.log.stop().await;
         self.next()
     }
 
-    /// Ends an engine in good order, as [`Engine::shutdown`] does, and prepares one with a fresh log in its place: one to
-    /// which nothing belongs. What sleeps here belongs to the log that ends, so that anybody may claim it from there. Waits
-    /// as long as the bucket does not answer. Nothing of this engine is running any more when it returns.
+    /// Releases every open subject as [`Engine::shutdown`] does, and prepares an engine with a new log in its place. No
+    /// subject belongs to the new log. Dormant subjects still belong to the ended log, so any server may claim them
+    /// from it. Waits for as long as the bucket does not answer. When the call returns, no task of this engine runs.
     ///
-    /// Cancelling the call leaves an engine that serves nothing.
-    pub async fn begin_anew(self) -> Prepared {
+    /// Cancelling the call leaves an engine that does not serve.
+    pub async fn restart_after_drain(self) -> PreparedEngine {
         let shared = &self.shared;
-        shared.directory.shut();
-        shared.stop.give();
-        shared.directory.empty().await;
+        shared.subject_table.stop_accepting();
+        shared.stop.request();
+        shared.subject_table.wait_until_empty().await;
         shared.log.stop().await;
         self.next()
     }
 
-    /// An engine in the place of this one, which has ended.
-    fn next(&self) -> Prepared {
+    /// Prepares the engine that replaces this one, which has ended.
+    fn next(&self) -> PreparedEngine {
         let shared = &self.shared;
         let log = LogId::new(shared.settings.server.clone(), shared.env.ulid());
-        Prepared {
+        PreparedEngine {
             settings: shared.settings.clone(),
             data: Arc::clone(&shared.data),
             log,
@@ -62,17 +62,16 @@ impl Engine {
         }
     }
 
-    /// Takes no more requests, brings every open subject to the bucket and hands it back. Afterwards the engine
-    /// serves nothing.
+    /// Refuses new requests, flushes every open subject and releases it. Afterwards the engine does not serve.
     ///
-    /// Cancelling the call, like `deadline` passing, lets the subjects go on releasing by themselves.
+    /// If the call is cancelled or `deadline` passes, the subjects continue to release by themselves.
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
-        let directory = &self.shared.directory;
-        directory.shut();
-        self.shared.stop.give();
-        // Who held it up is named below.
+        let directory = &self.shared.subject_table;
+        directory.stop_accepting();
+        self.shared.stop.request();
+        // The report names the subjects that were not released in time.
         let _ = tokio::time::timeout(deadline, async {
-            directory.empty().await;
+            directory.wait_until_empty().await;
             self.shared.log.stop().await;
         })
         .await;

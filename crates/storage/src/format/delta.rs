@@ -1,70 +1,70 @@
-//! The delta: every entry of one subject above a base, in order, nothing left out.
+//! The delta: all entries of one subject above a base, in order, without a gap.
 
 use bytes::Bytes;
 use dormouse_protocol::{Rev, Subject};
 
-use super::read::{Reader, Write, check_start};
-use super::{Fault, FormatError, crc32c, frame};
+use super::read::{ByteReader, PutExt, check_start};
+use super::{DecodeFault, FormatError, crc32c, frame};
 use crate::checksum::Crc64;
-use crate::entry::Entry;
+use crate::entry::LogEntry;
 
-/// What every delta begins with.
+/// Magic bytes at the start of every delta.
 pub const MAGIC: &[u8; 8] = b"DORMDELT";
 
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
 
-/// A delta about to be put.
+/// An encoded delta.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedDelta {
     /// Its bytes.
     pub bytes: Bytes,
-    /// The rev up to which it leads.
+    /// The rev after its last entry.
     pub last_rev: Rev,
-    /// How many entries it holds.
+    /// Number of its entries.
     pub entries: u32,
     /// The checksum of its bytes, for the manifest that will refer to it.
     pub crc64: Crc64,
 }
 
-/// A delta as it was read.
+/// A decoded delta.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delta {
     /// The rev before its first entry.
     pub after: Rev,
-    /// The rev after its last.
+    /// The rev after its last entry.
     pub last_rev: Rev,
-    /// The entries, in order, without a hole. Never empty.
-    pub entries: Vec<Entry>,
+    /// The entries, in order, without a gap. Never empty.
+    pub entries: Vec<LogEntry>,
 }
 
-/// Makes a delta of frames, each item one or several, that follow `after` without a hole.
+/// Encodes a delta of frames that follow `after` without a gap. Each item holds one or several frames.
 ///
 /// # Errors
-/// [`Fault::Damaged`] when there is no frame, or when the frames are not whole, or not such a run: what nobody could
-/// read again is not written.
+/// [`DecodeFault::Damaged`] if there is no frame, or if the frames are incomplete or have a gap, because such a delta
+/// could not be read.
 pub fn encode(
     subject: &Subject,
     after: Rev,
     frames: impl IntoIterator<Item = Bytes>,
-) -> Result<EncodedDelta, Fault> {
+) -> Result<EncodedDelta, DecodeFault> {
     let mut body = Vec::new();
     let (mut entries, mut last_rev) = (0_u32, after);
     for frames in frames {
         for entry in frame::decode_all(&frames)? {
             if entry.after != last_rev {
-                return Err(Fault::damaged(format!(
+                return Err(DecodeFault::damaged(format!(
                     "an entry after {} cannot follow {last_rev}",
                     entry.after
                 )));
             }
             last_rev = entry.last_rev();
-            entries = entries.checked_add(1).ok_or_else(|| Fault::damaged("too many entries"))?;
+            entries = entries.checked_add(1).ok_or_else(|| DecodeFault::damaged("too many entries"))?;
         }
         body.put(&frames);
     }
     if entries == 0 {
-        return Err(Fault::damaged("a delta without entries"));
+        return Err(DecodeFault::damaged("a delta without entries"));
     }
     let mut bytes = Vec::with_capacity(body.len() + 512);
     bytes.put(MAGIC);
@@ -81,11 +81,11 @@ pub fn encode(
     Ok(EncodedDelta { crc64: Crc64::of(&bytes), bytes: bytes.into(), last_rev, entries })
 }
 
-/// Reads a delta of `subject` that leads to `last_rev`, as its name says; `object` is its key.
+/// Decodes a delta of `subject` whose name contains `last_rev`; `object` is its key.
 ///
 /// # Errors
-/// [`FormatError::Corrupt`] when the bytes are not what [`encode`] wrote for this subject and rev,
-/// [`FormatError::UnsupportedVersion`] when a newer version wrote them.
+/// [`FormatError::Corrupt`] if the bytes are not the output of [`encode`] for this subject and rev,
+/// [`FormatError::UnsupportedVersion`] if a newer version wrote them.
 pub fn decode(
     subject: &Subject,
     last_rev: Rev,
@@ -95,22 +95,22 @@ pub fn decode(
     read(bytes)
         .and_then(|(found, delta)| {
             if found != *subject {
-                return Err(Fault::damaged(format!("belongs to the subject {found}")));
+                return Err(DecodeFault::damaged(format!("belongs to the subject {found}")));
             }
             if delta.last_rev != last_rev {
-                return Err(Fault::damaged(format!("leads to {}, not to {last_rev}", delta.last_rev)));
+                return Err(DecodeFault::damaged(format!("ends at {}, not at {last_rev}", delta.last_rev)));
             }
             Ok(delta)
         })
         .map_err(|fault| fault.of(object))
 }
 
-/// Reads a delta without knowing whose it is.
+/// Decodes a delta of any subject.
 ///
 /// # Errors
-/// [`Fault`] when the bytes are not what [`encode`] wrote.
-pub fn read(bytes: &[u8]) -> Result<(Subject, Delta), Fault> {
-    let mut reader = Reader::new(bytes);
+/// [`DecodeFault`] if the bytes are not the output of [`encode`].
+pub fn read(bytes: &[u8]) -> Result<(Subject, Delta), DecodeFault> {
+    let mut reader = ByteReader::new(bytes);
     check_start(&mut reader, MAGIC, FORMAT)?;
     let subject = reader.subject()?;
     let (after, last_rev) = (reader.rev()?, reader.rev()?);
@@ -119,14 +119,17 @@ pub fn read(bytes: &[u8]) -> Result<(Subject, Delta), Fault> {
     let body_checksum = reader.crc64()?;
     let head = &bytes[..bytes.len() - reader.rest().len()];
     if reader.u32()? != crc32c(head) {
-        return Err(Fault::damaged("has a header with a wrong checksum"));
+        return Err(DecodeFault::damaged("has a header with a wrong checksum"));
     }
     let body = reader.rest();
     if body.len() as u64 != body_bytes {
-        return Err(Fault::damaged(format!("has {} bytes of frames instead of {body_bytes}", body.len())));
+        return Err(DecodeFault::damaged(format!(
+            "has {} bytes of frames instead of {body_bytes}",
+            body.len()
+        )));
     }
     if Crc64::of(body) != body_checksum {
-        return Err(Fault::damaged("has frames with a wrong checksum"));
+        return Err(DecodeFault::damaged("has frames with a wrong checksum"));
     }
     let delta = Delta { after, last_rev, entries: frame::decode_all(body)? };
     frame::check_promise(&delta.entries, entries, after, last_rev)?;

@@ -1,34 +1,34 @@
-//! The frame: one entry as it is stored everywhere.
+//! The frame: the stored form of one entry in all files and objects.
 //!
-//! `length: u32 | crc32c: u32 | entry`, the numbers little-endian. The entry is MessagePack with named fields; the
-//! checksum covers the four bytes of the length and the entry, so that zeros are no frame. An entry has one frame in
-//! all its life: the bytes that were written to the local log are those in the segment and in the delta.
+//! `length: u32 | crc32c: u32 | entry`, the numbers little-endian. The entry is MessagePack with named fields. The
+//! checksum covers the four bytes of the length and the entry, so zeros are not a valid frame. An entry is encoded
+//! once: the WAL, the segment and the delta contain the same bytes.
 
 use bytes::Bytes;
 use dormouse_protocol::limits::MAX_ATOMIC_BATCH_BYTES;
 use dormouse_protocol::{ErrorReply, Term};
 
-use super::Fault;
-use super::read::Reader;
-use crate::entry::Entry;
+use super::DecodeFault;
+use super::read::ByteReader;
+use crate::entry::LogEntry;
 
 /// Bytes before the entry.
 pub const HEAD_BYTES: usize = 8;
 
-/// Largest entry, in bytes of its encoding: the largest atomic batch, and room for what is decided about it.
+/// Largest entry, in bytes of its encoding: the largest atomic batch, and space for the planned results.
 pub const MAX_ENTRY_BYTES: usize = MAX_ATOMIC_BATCH_BYTES + 4 * 1_024 * 1_024;
 
 /// Largest frame, in bytes.
 pub const MAX_FRAME_BYTES: usize = HEAD_BYTES + MAX_ENTRY_BYTES;
 
-/// Highest rev that a frame may lead to: what SQLite's integers hold.
+/// Highest rev after a frame: the limit of SQLite's integers.
 const MAX_REV: u64 = i64::MAX as u64;
 
 const _: () = assert!(MAX_ENTRY_BYTES < u32::MAX as usize, "an entry's length must fit its field");
 
-/// An entry is larger than a frame may be.
+/// An entry is larger than [`MAX_ENTRY_BYTES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an entry of {size_bytes} bytes, where at most {MAX_ENTRY_BYTES} are allowed")]
+#[error("an entry of {size_bytes} bytes; at most {MAX_ENTRY_BYTES} are allowed")]
 pub struct FrameTooLarge {
     /// The entry's size in bytes.
     pub size_bytes: usize,
@@ -40,12 +40,12 @@ impl From<FrameTooLarge> for ErrorReply {
     }
 }
 
-/// The frame of an entry. The same entry always has the same frame.
+/// Encodes the frame of an entry. The same entry always has the same frame.
 ///
 /// # Errors
-/// [`FrameTooLarge`] when the entry is larger than [`MAX_ENTRY_BYTES`].
-pub fn encode(entry: &Entry) -> Result<Bytes, FrameTooLarge> {
-    // Numbers, texts and byte strings under fixed names: nothing in it can fail to become MessagePack.
+/// [`FrameTooLarge`] if the entry is larger than [`MAX_ENTRY_BYTES`].
+pub fn encode(entry: &LogEntry) -> Result<Bytes, FrameTooLarge> {
+    // It holds numbers, texts and byte strings under fixed names, so the encoding cannot fail.
     let body = dormouse_protocol::encode(entry).expect("an entry is always valid MessagePack");
     if body.len() > MAX_ENTRY_BYTES {
         return Err(FrameTooLarge { size_bytes: body.len() });
@@ -68,12 +68,12 @@ fn checksum(length: [u8; 4], body: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
-/// Reads frames that stand one behind the other, and nothing else.
+/// Decodes consecutive frames. No other bytes are allowed.
 ///
 /// # Errors
-/// [`Fault::Damaged`] when the bytes are not whole frames as [`encode`] writes them.
-pub fn decode_all(bytes: &[u8]) -> Result<Vec<Entry>, Fault> {
-    let mut reader = Reader::new(bytes);
+/// [`DecodeFault::Damaged`] if the bytes are not complete frames of [`encode`].
+pub fn decode_all(bytes: &[u8]) -> Result<Vec<LogEntry>, DecodeFault> {
+    let mut reader = ByteReader::new(bytes);
     let mut entries = Vec::new();
     while !reader.rest().is_empty() {
         entries.push(decode_next(&mut reader)?);
@@ -81,35 +81,35 @@ pub fn decode_all(bytes: &[u8]) -> Result<Vec<Entry>, Fault> {
     Ok(entries)
 }
 
-fn decode_next(reader: &mut Reader<'_>) -> Result<Entry, Fault> {
+fn decode_next(reader: &mut ByteReader<'_>) -> Result<LogEntry, DecodeFault> {
     let length: [u8; 4] = reader.array()?;
     let stated = reader.u32()?;
     let size_bytes = u32::from_le_bytes(length) as usize;
     if size_bytes > MAX_ENTRY_BYTES {
-        return Err(Fault::damaged("has a frame larger than any"));
+        return Err(DecodeFault::damaged("has a frame above the size limit"));
     }
     let body = reader.bytes(size_bytes)?;
     if checksum(length, body) != stated {
-        return Err(Fault::damaged("has a frame with a wrong checksum"));
+        return Err(DecodeFault::damaged("has a frame with a wrong checksum"));
     }
-    let entry: Entry = dormouse_protocol::decode(body)
-        .map_err(|error| Fault::damaged(format!("has a frame that holds no entry: {error}")))?;
+    let entry: LogEntry = dormouse_protocol::decode(body)
+        .map_err(|error| DecodeFault::damaged(format!("has a frame without a valid entry: {error}")))?;
     let in_range =
         entry.after.get().checked_add(entry.operations.len() as u64).is_some_and(|rev| rev <= MAX_REV);
     if !in_range || entry.term == Term::default() {
-        return Err(Fault::damaged("has an entry of no term, or above the highest rev"));
+        return Err(DecodeFault::damaged("has an entry without a term, or above the highest rev"));
     }
     Ok(entry)
 }
 
-/// Checks that entries follow each other without a hole: each begins where the one before ended.
+/// Checks that entries have no gap: each begins at the rev where the entry before ends.
 ///
 /// # Errors
-/// [`Fault::Damaged`] when one does not.
-pub fn check_run(entries: &[Entry]) -> Result<(), Fault> {
+/// [`DecodeFault::Damaged`] if there is a gap.
+pub fn check_run(entries: &[LogEntry]) -> Result<(), DecodeFault> {
     match entries.windows(2).find(|pair| pair[0].last_rev() != pair[1].after) {
         None => Ok(()),
-        Some(pair) => Err(Fault::damaged(format!(
+        Some(pair) => Err(DecodeFault::damaged(format!(
             "has an entry after {} behind one that ends at {}",
             pair[1].after,
             pair[0].last_rev()
@@ -117,19 +117,19 @@ pub fn check_run(entries: &[Entry]) -> Result<(), Fault> {
     }
 }
 
-/// Checks that entries are the whole run that some header or index line promised.
+/// Checks that entries match the count and revs in their header or index line.
 pub(super) fn check_promise(
-    entries: &[Entry],
+    entries: &[LogEntry],
     count: u32,
     first_after: dormouse_protocol::Rev,
     last_rev: dormouse_protocol::Rev,
-) -> Result<(), Fault> {
+) -> Result<(), DecodeFault> {
     check_run(entries)?;
     let first = entries.first().map(|entry| entry.after);
-    let last = entries.last().map(Entry::last_rev);
+    let last = entries.last().map(LogEntry::last_rev);
     if entries.len() == count as usize && first == Some(first_after) && last == Some(last_rev) {
         Ok(())
     } else {
-        Err(Fault::damaged("does not hold the entries that it announces"))
+        Err(DecodeFault::damaged("does not hold the entries that its header or index names"))
     }
 }

@@ -1,9 +1,9 @@
-//! Where a block is and what it holds, as segments and indexes write it: everything but the subject's name.
+//! The index line: position and content of a block, in segments and indexes, without the subject's name.
 
 use dormouse_protocol::Subject;
 
-use super::Fault;
-use super::read::{Reader, Write};
+use super::DecodeFault;
+use super::read::{ByteReader, PutExt};
 use super::segment::IndexLine;
 
 /// Bytes of a line without the subject.
@@ -18,7 +18,7 @@ pub(super) fn put(bytes: &mut Vec<u8>, line: &IndexLine) {
     bytes.put(&line.crc32c.to_le_bytes());
 }
 
-pub(super) fn read(reader: &mut Reader<'_>, subject: Subject) -> Result<IndexLine, Fault> {
+pub(super) fn read(reader: &mut ByteReader<'_>, subject: Subject) -> Result<IndexLine, DecodeFault> {
     let line = IndexLine {
         subject,
         offset: reader.u64()?,
@@ -32,6 +32,6 @@ pub(super) fn read(reader: &mut Reader<'_>, subject: Subject) -> Result<IndexLin
     if ends && line.length > 0 && line.entries > 0 && line.first_after <= line.last_rev {
         Ok(line)
     } else {
-        Err(Fault::damaged("has an index line that contradicts itself"))
+        Err(DecodeFault::damaged("has an index line that contradicts itself"))
     }
 }

@@ -1,14 +1,14 @@
-//! What the log's objects look like, byte for byte: `docs/formats.md` says the same in words.
+//! The byte format of the log's objects. `docs/formats.md` describes it.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`frame`] | one entry, wherever it is stored |
-//! | [`segment`] | one slot of a log: its birth, the entries of one flush, or its seal |
-//! | [`index`] | where each subject's entries are in a sealed log |
+//! | [`frame`] | one stored entry |
+//! | [`segment`] | one slot of a log: its birth, the entries of one segment, or its seal |
+//! | [`index`] | the positions of each subject's entries in a sealed log |
 //! | [`delta`] | one subject's entries since its snapshot |
 //!
-//! Pure: bytes in, values out. Whatever the bytes are, reading them costs memory in proportion to their number, and
-//! they are either exactly what some version wrote or an error.
+//! All functions are pure: bytes in, values out. Decoding any bytes costs memory in proportion to their number. The
+//! bytes are either the exact output of some version, or an error.
 
 pub mod delta;
 pub mod frame;
@@ -24,35 +24,35 @@ use dormouse_protocol::ErrorReply;
 
 pub use segment::IndexLine;
 
-/// The checksum of small things: CRC-32C.
+/// The checksum of frames, headers and other small data: CRC-32C.
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
     // The algorithm's checksum has 32 bits.
     crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
-/// What is wrong with bytes, as long as it is not known which object they are.
+/// A decoding error, without the name of the object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// They are not what was written.
+pub enum DecodeFault {
+    /// The bytes are damaged.
     #[error("{0}")]
     Damaged(String),
-    /// A newer version wrote them.
+    /// A newer version wrote the bytes.
     #[error("written in format {format}, the newest that this version reads is {newest}")]
     Newer {
-        /// The format that they are written in.
+        /// The format of the bytes.
         format: u32,
         /// The newest that this version reads.
         newest: u32,
     },
 }
 
-impl Fault {
+impl DecodeFault {
     pub(crate) fn damaged(what: impl Into<String>) -> Self {
         Self::Damaged(what.into())
     }
 
-    /// The same, once it is known of which object.
+    /// The same error with the name of the object.
     #[must_use]
     pub fn of(self, object: impl fmt::Display) -> FormatError {
         let object = object.to_string();
@@ -63,10 +63,10 @@ impl Fault {
     }
 }
 
-/// Why an object cannot be read.
+/// Why an object cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// The object is not what was written.
+    /// The object is damaged.
     #[error("{object}: {what}")]
     Corrupt {
         /// The object's key, or the file's name.
@@ -74,19 +74,19 @@ pub enum FormatError {
         /// What is wrong with it.
         what: String,
     },
-    /// A newer version wrote the object, in a format that this one must not guess at.
+    /// A newer version wrote the object, in a format that this version does not know.
     #[error("{object}: written in format {format}, the newest that this version reads is {newest}")]
     UnsupportedVersion {
         /// The object's key, or the file's name.
         object: String,
-        /// The format that it is written in.
+        /// The format of the object.
         format: u32,
         /// The newest that this version reads.
         newest: u32,
     },
 }
 
-/// What a caller of the engine is told. A newer object is no fault of the request: a newer server can serve the
+/// The error reply to a caller of the engine. A newer object is no error of the request: a newer server can serve the
 /// subject, this one cannot.
 impl From<FormatError> for ErrorReply {
     fn from(error: FormatError) -> Self {

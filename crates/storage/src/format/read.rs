@@ -1,20 +1,20 @@
-//! Numbers and names out of bytes that may be anything.
+//! Decodes numbers and names from untrusted bytes.
 
 use std::ops::Range;
 
 use dormouse_protocol::{LogId, Rev, Slot, Subject};
 
-use super::Fault;
+use super::DecodeFault;
 use crate::checksum::Crc64;
 use crate::keys::Nonce;
 
-/// Takes values off the front of bytes.
+/// Reads values from the front of a byte slice.
 #[derive(Debug, Clone)]
-pub(crate) struct Reader<'a> {
+pub(crate) struct ByteReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ByteReader<'a> {
     pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
@@ -23,71 +23,74 @@ impl<'a> Reader<'a> {
         self.rest
     }
 
-    pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], Fault> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], DecodeFault> {
         let (taken, rest) =
-            self.rest.split_at_checked(count).ok_or_else(|| Fault::damaged("ends too early"))?;
+            self.rest.split_at_checked(count).ok_or_else(|| DecodeFault::damaged("ends too early"))?;
         self.rest = rest;
         Ok(taken)
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or_else(|| Fault::damaged("ends too early"))?;
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeFault> {
+        let (taken, rest) =
+            self.rest.split_first_chunk().ok_or_else(|| DecodeFault::damaged("ends too early"))?;
         self.rest = rest;
         Ok(*taken)
     }
 
-    pub(crate) fn u8(&mut self) -> Result<u8, Fault> {
+    pub(crate) fn u8(&mut self) -> Result<u8, DecodeFault> {
         Ok(u8::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u16(&mut self) -> Result<u16, Fault> {
+    pub(crate) fn u16(&mut self) -> Result<u16, DecodeFault> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u32(&mut self) -> Result<u32, Fault> {
+    pub(crate) fn u32(&mut self) -> Result<u32, DecodeFault> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u64(&mut self) -> Result<u64, Fault> {
+    pub(crate) fn u64(&mut self) -> Result<u64, DecodeFault> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn rev(&mut self) -> Result<Rev, Fault> {
+    pub(crate) fn rev(&mut self) -> Result<Rev, DecodeFault> {
         Ok(Rev::new(self.u64()?))
     }
 
-    pub(crate) fn slot(&mut self) -> Result<Slot, Fault> {
+    pub(crate) fn slot(&mut self) -> Result<Slot, DecodeFault> {
         Ok(Slot::new(self.u64()?))
     }
 
-    pub(crate) fn crc64(&mut self) -> Result<Crc64, Fault> {
+    pub(crate) fn crc64(&mut self) -> Result<Crc64, DecodeFault> {
         Ok(Crc64::from_u64(self.u64()?))
     }
 
-    pub(crate) fn nonce(&mut self) -> Result<Nonce, Fault> {
+    pub(crate) fn nonce(&mut self) -> Result<Nonce, DecodeFault> {
         Ok(Nonce::from_bytes(self.array()?))
     }
 
     /// A log's id: its length in one byte, and its text.
-    pub(crate) fn log(&mut self) -> Result<LogId, Fault> {
+    pub(crate) fn log(&mut self) -> Result<LogId, DecodeFault> {
         let length = self.u8()?;
         let text = std::str::from_utf8(self.bytes(length.into())?).ok();
-        text.and_then(|text| text.parse().ok()).ok_or_else(|| Fault::damaged("names no log"))
+        text.and_then(|text| text.parse().ok()).ok_or_else(|| DecodeFault::damaged("has an invalid log id"))
     }
 
-    /// A subject's name as it stands: its length in two bytes, and its text.
-    pub(crate) fn subject_text(&mut self) -> Result<&'a str, Fault> {
+    /// A subject's unchecked name: its length in two bytes, and its text.
+    pub(crate) fn subject_text(&mut self) -> Result<&'a str, DecodeFault> {
         let length = self.u16()?;
-        std::str::from_utf8(self.bytes(length.into())?).map_err(|_| Fault::damaged("names no subject"))
+        std::str::from_utf8(self.bytes(length.into())?)
+            .map_err(|_| DecodeFault::damaged("has an invalid subject name"))
     }
 
-    pub(crate) fn subject(&mut self) -> Result<Subject, Fault> {
-        Subject::new(self.subject_text()?).map_err(|_| Fault::damaged("names no subject"))
+    pub(crate) fn subject(&mut self) -> Result<Subject, DecodeFault> {
+        Subject::new(self.subject_text()?).map_err(|_| DecodeFault::damaged("has an invalid subject name"))
     }
 }
 
-/// The opposite, for the few values that are not plain numbers. The limits on names keep their lengths in bounds.
-pub(crate) trait Write {
+/// Appends values to bytes: the counterpart of [`ByteReader`]. The limits on names keep their lengths within the
+/// fields.
+pub(crate) trait PutExt {
     fn put(&mut self, bytes: &[u8]);
 
     fn put_log(&mut self, log: &LogId) {
@@ -102,24 +105,28 @@ pub(crate) trait Write {
     }
 }
 
-impl Write for Vec<u8> {
+impl PutExt for Vec<u8> {
     fn put(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
     }
 }
 
-/// Checks what every object begins with: its magic, and the format it is written in.
-pub(crate) fn check_start(reader: &mut Reader<'_>, magic: &[u8; 8], newest: u32) -> Result<(), Fault> {
+/// Checks the start of an object: its magic, and its format.
+pub(crate) fn check_start(
+    reader: &mut ByteReader<'_>,
+    magic: &[u8; 8],
+    newest: u32,
+) -> Result<(), DecodeFault> {
     if reader.array::<8>()? != *magic {
-        return Err(Fault::damaged("does not begin as such an object does"));
+        return Err(DecodeFault::damaged("has a wrong magic at its start"));
     }
     check_version(reader.u32()?, newest)
 }
 
-pub(crate) fn check_version(format: u32, newest: u32) -> Result<(), Fault> {
+pub(crate) fn check_version(format: u32, newest: u32) -> Result<(), DecodeFault> {
     match format {
-        0 => Err(Fault::damaged("format 0 never existed")),
-        format if format > newest => Err(Fault::Newer { format, newest }),
+        0 => Err(DecodeFault::damaged("format 0 never existed")),
+        format if format > newest => Err(DecodeFault::Newer { format, newest }),
         _ => Ok(()),
     }
 }

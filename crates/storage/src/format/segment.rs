@@ -1,8 +1,9 @@
 //! The segment: one slot of a log.
 //!
-//! A header says whose it is; one block per subject holds that subject's frames; an index sorted by subject says where
-//! each block is; a footer of fixed size says where the index is. So one subject's entries are read with two or three
-//! range requests: the end of the object, the index if it was not in that already, the block.
+//! A header names the log and the slot. One block per subject holds that subject's frames. An index sorted by subject
+//! holds the position of each block, and a footer of fixed size holds the position of the index. So a reader needs two
+//! or three range requests for one subject's entries: the end of the object, the index if that did not contain it, the
+//! block.
 
 mod decode;
 
@@ -10,40 +11,40 @@ use bytes::Bytes;
 use dormouse_protocol::{LogId, Rev, Slot, Subject};
 
 use super::line::{self, LINE_BYTES};
-use super::read::Write;
+use super::read::PutExt;
 use super::{crc32c, read};
 use crate::checksum::{Crc64, Crc64Digest};
 use crate::keys::Nonce;
 
 pub use decode::{Footer, SlotObject, decode, decode_block, decode_header};
 
-/// What every slot object begins with.
+/// Magic bytes at the start of every slot object.
 pub const MAGIC: &[u8; 8] = b"DORMSEGM";
 
-/// What every slot object ends with.
+/// Magic bytes at the end of every slot object.
 pub const END_MAGIC: &[u8; 8] = b"DORMSEGE";
 
-/// The format that this version writes, and the newest that it reads. It stands behind the first magic and before
-/// the last one in every format to come.
+/// The format that this version writes, and the newest that it reads. In every future format too, it follows the first
+/// magic and precedes the last one.
 pub const FORMAT: u32 = 1;
 
 /// Bytes of the footer.
 pub const FOOTER_BYTES: usize = 8 + 8 + 4 + 4 + 8 + 4 + 4 + 8;
 
-/// Most bytes of a header: so many from the front of an object hold it whole.
+/// Maximum size of a header: so many bytes from the front of an object contain it completely.
 pub const MAX_HEADER_BYTES: usize = 8 + 4 + 1 + 8 + 16 + 8 + (1 + 255) + 4;
 
-/// What stands where a header has no object before it to name.
+/// The checksum in a header that names no previous object.
 pub const NO_PREVIOUS: Crc64 = Crc64::from_u64(0);
 
-/// What a slot of a log is.
+/// The kind of a slot object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SlotKind {
-    /// The log's first object, in slot 0. Holds nothing.
+    /// The log's first object, in slot 0. Holds no entries.
     Birth,
-    /// The entries of one flush.
+    /// A segment: entries of many subjects.
     Data,
-    /// The end of the log, if no slot above it exists. Holds nothing.
+    /// The end of the log, if no slot above it exists. Holds no entries.
     Seal,
 }
 
@@ -66,51 +67,51 @@ impl SlotKind {
     }
 }
 
-/// Whose an object is.
+/// The header of a slot object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotHeader {
-    /// What it is.
+    /// The kind of the object.
     pub kind: SlotKind,
     /// The log.
     pub log: LogId,
     /// The slot.
     pub slot: Slot,
-    /// Tells it from any other object that was meant for this slot.
+    /// Distinguishes it from any other object that was meant for this slot.
     pub nonce: Nonce,
     /// The checksum of the object in the slot before; [`NO_PREVIOUS`] in a birth, and in a seal whose writer has not
     /// read that object.
     pub previous: Crc64,
 }
 
-/// Frames of one subject, following each other without a hole.
+/// Frames of one subject, without a gap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     /// The subject.
     pub subject: Subject,
     /// The rev before the first entry.
     pub first_after: Rev,
-    /// The rev after the last.
+    /// The rev after the last entry.
     pub last_rev: Rev,
-    /// How many entries there are.
+    /// Number of entries.
     pub entries: u32,
-    /// Their frames, one behind the other.
+    /// The frames, concatenated.
     pub frames: Bytes,
 }
 
-/// Where a subject's block is in an object, and what it holds.
+/// Position and content of a subject's block in an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexLine {
     /// The subject.
     pub subject: Subject,
-    /// Where the block begins, in bytes from the front of the object.
+    /// Start of the block, in bytes from the front of the object.
     pub offset: u64,
-    /// How long it is, in bytes.
+    /// Length of the block in bytes.
     pub length: u64,
-    /// How many entries it holds.
+    /// Number of entries in the block.
     pub entries: u32,
-    /// The rev before the first of them.
+    /// The rev before the first entry.
     pub first_after: Rev,
-    /// The rev after the last.
+    /// The rev after the last entry.
     pub last_rev: Rev,
     /// The checksum of the block.
     pub crc32c: u32,
@@ -120,28 +121,28 @@ impl IndexLine {
     /// The bytes of the object that hold the block.
     #[must_use]
     pub const fn range(&self) -> std::ops::Range<u64> {
-        // Whoever makes or reads a line sees to it that this is in range.
+        // The sum cannot overflow: encoding and decoding check it.
         self.offset..self.offset + self.length
     }
 }
 
-/// A slot object about to be created.
+/// An encoded slot object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedSlot {
     /// Its bytes.
     pub bytes: Bytes,
-    /// Its checksum, as the next slot's header names it: that of everything before the footer's own checksums.
+    /// Its checksum, which the next slot's header contains: that of all bytes before the footer's own checksums.
     pub checksum: Crc64,
-    /// Where each subject's block is, sorted by subject.
+    /// The position of each subject's block, sorted by subject.
     pub lines: Vec<IndexLine>,
 }
 
-/// Writes a slot object. Blocks may come in any order; those of one subject are joined in the order in which they
-/// come, and must follow each other. Only a data slot has blocks.
+/// Encodes a slot object. Blocks may have any order. The blocks of one subject are joined in the given order, and must
+/// have no gap. Only a data slot has blocks.
 #[must_use]
 pub fn encode(header: &SlotHeader, mut blocks: Vec<Block>) -> EncodedSlot {
     debug_assert_eq!(header.kind == SlotKind::Data, !blocks.is_empty(), "only a data slot has blocks");
-    // Stable: what a subject appended first stays first.
+    // A stable sort keeps the append order of each subject.
     blocks.sort_by(|one, next| one.subject.cmp(&next.subject));
     let frames_bytes: usize = blocks.iter().map(|block| block.frames.len()).sum();
     let index_bytes: usize = blocks.iter().map(|block| 2 + block.subject.as_str().len() + LINE_BYTES).sum();
@@ -172,7 +173,7 @@ fn put_blocks(bytes: &mut Vec<u8>, blocks: Vec<Block>) -> Vec<IndexLine> {
         let length = block.frames.len() as u64;
         match lines.last_mut() {
             Some(line) if line.subject == block.subject => {
-                debug_assert_eq!(line.last_rev, block.first_after, "{} has a hole", block.subject);
+                debug_assert_eq!(line.last_rev, block.first_after, "{} has a gap", block.subject);
                 line.length += length;
                 line.entries += block.entries;
                 line.last_rev = block.last_rev;

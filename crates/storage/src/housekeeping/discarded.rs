@@ -1,4 +1,4 @@
-//! Subjects' files of an earlier run of the machine go.
+//! Removal of subject files from an earlier boot of the machine.
 
 use std::fs;
 use std::io;
@@ -6,29 +6,30 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::Shared;
+use crate::engine::EngineShared;
 
-/// So many files go at once, and then the disk is left to others for a while.
+/// Files removed in one step, and the pause after it, which leaves the disk's capacity to the subjects.
 const AT_ONCE: usize = 500;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Removes what was [set aside](crate::data_dir::DataDir::set_aside_unsynced). What is left of it, the next process removes.
-pub(super) async fn remove(shared: Arc<Shared>) {
+/// Removes the files that [`DataDir::set_aside_unsynced`](crate::data_dir::DataDir::set_aside_unsynced) has discarded.
+/// If some remain, the next process removes them.
+pub(super) async fn remove(shared: Arc<EngineShared>) {
     let folder = shared.data.discarded_dir();
     loop {
-        let some = folder.clone();
-        match shared.env.blocking(move || remove_some(&some)).await {
+        let from = folder.clone();
+        match shared.env.blocking(move || remove_some(&from)).await {
             Ok(true) => return,
             Ok(false) => tokio::time::sleep(PAUSE).await,
             Err(error) => {
-                tracing::warn!(folder = %folder.display(), %error, "files that nobody uses any more cannot be removed");
+                tracing::warn!(folder = %folder.display(), %error, "discarded files not removed");
                 return;
             }
         }
     }
 }
 
-/// Removes some of what is in the folders within `folder`. Returns whether nothing is left, not even `folder`.
+/// Removes some files in the folders within `folder`. Returns `true` once everything is removed, including `folder`.
 fn remove_some(folder: &Path) -> io::Result<bool> {
     let Some(folders) = entries(folder)? else { return Ok(true) };
     let mut left = AT_ONCE;

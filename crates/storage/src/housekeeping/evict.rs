@@ -1,5 +1,5 @@
-//! Keeping local files within their room. What lies in a local file is in the bucket too, once its subject is closed, so
-//! deleting one only costs the next opening a download.
+//! Eviction of local files above the size limit. Once a subject is closed, the content of its local file is in the
+//! bucket too, so the next open after an eviction only needs a download.
 
 use std::collections::BinaryHeap;
 use std::path::{Path, PathBuf};
@@ -9,33 +9,33 @@ use std::time::{Duration, SystemTime};
 use dormouse_protocol::Subject;
 use dormouse_protocol::subject::Unescaped;
 
-use crate::database::{companion, remove_files};
-use crate::engine::Shared;
+use crate::database::{remove_files, sidecar_path};
+use crate::engine::EngineShared;
 
-/// How often it is looked, at most.
+/// Minimum interval of the checks.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Files looked at between two pauses, so that a folder of a million files is walked without hurry.
+/// Files read between two pauses, so that reading a folder of a million files does not load the disk.
 const STEP: usize = 1_000;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Most files that go per look.
+/// Maximum number of files evicted per check.
 const AT_ONCE: usize = 1_000;
 
-/// Looks at intervals.
-pub(super) async fn run(shared: Arc<Shared>) {
+/// Checks the size of the local files at intervals.
+pub(super) async fn run(shared: Arc<EngineShared>) {
     let Some(most) = shared.settings.max_local_bytes else { return };
     loop {
         tokio::time::sleep(INTERVAL).await;
         match survey(&shared).await {
             Ok(survey) if survey.bytes > most => evict(&shared, survey, most).await,
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "the folder of local files cannot be read"),
+            Err(error) => tracing::warn!(%error, "local files folder unreadable"),
         }
     }
 }
 
-/// A local file, by how long ago it was written.
+/// A local file, ordered by the time of its last write.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     written: SystemTime,
@@ -46,7 +46,7 @@ struct Candidate {
 #[derive(Default)]
 struct Survey {
     bytes: u64,
-    /// The files written longest ago; the youngest of them on top.
+    /// The files written longest ago, with the newest of them on top.
     oldest: BinaryHeap<Candidate>,
 }
 
@@ -60,7 +60,7 @@ impl Survey {
     }
 }
 
-async fn survey(shared: &Shared) -> std::io::Result<Survey> {
+async fn survey(shared: &EngineShared) -> std::io::Result<Survey> {
     let folder = shared.data.subjects_dir();
     let mut entries = shared.env.blocking(move || std::fs::read_dir(folder)).await?;
     let mut survey = Survey::default();
@@ -90,15 +90,15 @@ async fn survey(shared: &Shared) -> std::io::Result<Survey> {
 fn candidate(entry: &std::fs::DirEntry) -> Option<Candidate> {
     let path = entry.path();
     let metadata = entry.metadata().ok()?;
-    let wal = std::fs::metadata(companion(&path, "-wal")).map_or(0, |metadata| metadata.len());
+    let wal = std::fs::metadata(sidecar_path(&path, "-wal")).map_or(0, |metadata| metadata.len());
     let is_database = path.extension().is_some_and(|extension| extension == "sqlite3");
-    // Files that are no databases count as none, and their time stands for "never".
+    // Files that are not databases count zero bytes, and the epoch as their time.
     let bytes = if is_database { metadata.len() + wal } else { 0 };
     let written = if is_database { metadata.modified().ok()? } else { SystemTime::UNIX_EPOCH };
     Some(Candidate { written, path, bytes })
 }
 
-async fn evict(shared: &Shared, survey: Survey, most: u64) {
+async fn evict(shared: &EngineShared, survey: Survey, most: u64) {
     let mut over = survey.bytes.saturating_sub(most);
     let (mut files, mut bytes) = (0_u64, 0_u64);
     for candidate in survey.oldest.into_sorted_vec() {
@@ -107,21 +107,21 @@ async fn evict(shared: &Shared, survey: Survey, most: u64) {
         }
         let Some(subject) = subject_of(&candidate.path) else { continue };
         let path = candidate.path.clone();
-        // Nobody opens the subject while its file goes; one that is open keeps it.
-        let removed = shared.directory.unless_open(&subject, || remove_files(&path));
+        // The subject cannot open while its file is removed; an open subject keeps its file.
+        let removed = shared.subject_table.run_unless_open(&subject, || remove_files(&path));
         match removed {
             Some(Ok(())) => {
                 (files, bytes) = (files + 1, bytes + candidate.bytes);
                 over = over.saturating_sub(candidate.bytes);
             }
-            Some(Err(error)) => tracing::warn!(%subject, %error, "a local file cannot be removed"),
+            Some(Err(error)) => tracing::warn!(%subject, %error, "local file not removed"),
             None => {}
         }
     }
-    tracing::info!(files, bytes, "local files of sleeping subjects were removed to make room");
+    tracing::info!(files, bytes, "local files of dormant subjects evicted");
 }
 
-/// Whose file it is, where its name tells: those of long subjects are hashes, and stay.
+/// The subject of a file. `None` for a hashed name of a long subject, whose file stays.
 fn subject_of(path: &Path) -> Option<Subject> {
     match Subject::unescape(path.file_stem()?.to_str()?) {
         Ok(Unescaped::Subject(subject)) => Some(subject),

@@ -14,8 +14,9 @@ fn entries(names: &[String]) -> Vec<BucketEntry> {
     names.iter().map(|name| BucketEntry { key: BucketKey::new(name).unwrap(), size_bytes: 1 }).collect()
 }
 
+/// Folder, manifest and snapshot keys match the documented bucket layout.
 #[test]
-fn objects_are_called_what_the_layout_says() {
+fn object_keys_match_documented_layout() {
     let keys = keys("app.Orders");
     let name = SnapshotName { made_for: ManifestNumber::new(42), rev: Rev::new(7), nonce: nonce(1) };
     assert_eq!(keys.folder().as_str(), "subjects/app.=4frders/");
@@ -29,8 +30,9 @@ fn objects_are_called_what_the_layout_says() {
     );
 }
 
+/// A listing of a subject folder separates sorted manifests and snapshots from all names in another form.
 #[test]
-fn a_listing_is_sorted_into_what_is_known_and_what_is_not() {
+fn key_listing_separates_known_and_unknown_names() {
     let keys = keys("a");
     let snapshot = SnapshotName { made_for: ManifestNumber::new(2), rev: Rev::new(0), nonce: nonce(9) };
     let known = [
@@ -62,16 +64,18 @@ fn a_listing_is_sorted_into_what_is_known_and_what_is_not() {
     assert_eq!(folder.unknown.iter().map(ToString::to_string).collect::<Vec<_>>(), unknown);
 }
 
+/// A listing never counts an object of another subject as its own.
 #[test]
-fn another_subject_s_objects_are_never_ours() {
+fn key_listing_treats_other_subjects_as_unknown() {
     let foreign = ["subjects/ab/000000000001.manifest".to_owned(), "000000000001.manifest".to_owned()];
     let folder = keys("a").read_listing(&entries(&foreign));
     assert_eq!((folder.newest(), folder.unknown.len()), (None, 2));
 }
 
 proptest! {
+    /// Manifest and snapshot names parse back to the values that wrote them.
     #[test]
-    fn names_are_read_as_they_were_written(n in 1_u64..1_000_000_000_000, rev: u64, random: u128) {
+    fn object_names_round_trip_through_text(n in 1_u64..1_000_000_000_000, rev: u64, random: u128) {
         let name = SnapshotName { made_for: ManifestNumber::new(n), rev: Rev::new(rev), nonce: nonce(random) };
         prop_assert_eq!(name.to_string().parse::<SnapshotName>().unwrap(), name);
         let keys = keys("a");
@@ -80,15 +84,17 @@ proptest! {
         prop_assert_eq!((folder.manifests, folder.snapshots), (vec![name.made_for], vec![name]));
     }
 
+    /// The parser accepts a text as a snapshot name only if the name formats to the same text.
     #[test]
-    fn garbage_is_no_name(text in "[0-9A-Za-z.-]{0,60}") {
+    fn object_name_parser_accepts_only_canonical_text(text in "[0-9A-Za-z.-]{0,60}") {
         if let Ok(name) = text.parse::<SnapshotName>() {
             prop_assert_eq!(name.to_string(), text);
         }
     }
 
+    /// Manifest keys sort in the order of their numbers.
     #[test]
-    fn keys_sort_as_numbers_do(one in 1_u64..1_000_000_000_000, other in 1_u64..1_000_000_000_000) {
+    fn manifest_keys_sort_in_numeric_order(one in 1_u64..1_000_000_000_000, other in 1_u64..1_000_000_000_000) {
         let keys = keys("a");
         let key = |n| keys.manifest(ManifestNumber::new(n));
         prop_assert_eq!(key(one).cmp(&key(other)), one.cmp(&other));

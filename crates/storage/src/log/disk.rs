@@ -1,4 +1,4 @@
-//! The task that owns the local write-ahead log: groups, syncs, markers, and the last words of a log.
+//! The task that owns the local write-ahead log: groups, syncs, shipped markers, and failed writes at the end of a log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,114 +6,114 @@ use std::time::Duration;
 use dormouse_protocol::{ErrorCode, ErrorReply, Slot};
 
 use super::LogEnd;
-use super::handle::Shared;
+use super::handle::LogShared;
 use super::state::taken_over;
-use crate::fail_points::{Step as FailPoint, reach};
-use crate::mutations::{Mutation, is_there};
+use crate::fail_points::{FailPoint, reach};
+use crate::mutations::{InjectedBug, is_active};
 use crate::wal::{Lsn, Wal, WalAppend, WalError};
 
-/// What the local disk is asked to do next.
+/// The next work of the disk task.
 #[derive(Debug)]
-pub(super) enum Work {
-    /// Write a group, and sync it if somebody waits for that or it is time.
+pub(super) enum DiskWork {
+    /// Write a group; sync it if a writer waits for the sync or the sync is due.
     Group(Vec<WalAppend>, bool),
-    /// Sync what was written.
+    /// Sync the writes so far.
     Sync,
-    /// Note what is shipped.
+    /// Record the shipped position.
     Mark(Lsn, Slot),
-    /// Nothing, for so long or until woken.
+    /// Nothing to do, for this long or until notified.
     Wait(Option<Duration>),
-    /// The log is at its end.
-    Over(LogEnd),
+    /// The log has ended.
+    End(LogEnd),
 }
 
-/// So many groups are written at most before what is shipped is noted, and the room that it takes given back.
-pub(super) const MOST_GROUPS_UNMARKED: u32 = 16;
+/// Maximum number of groups between two shipped markers; each marker frees WAL space.
+pub(super) const MAX_UNMARKED_GROUPS: u32 = 16;
 
-/// What must not wait until there is nothing to write: under load there always is.
+/// Work that must not wait for an empty queue: under load the queue is never empty.
 #[derive(Debug, Default)]
-pub(super) struct DiskPace {
-    /// When the first group was written that is not synced.
+pub(super) struct DiskSchedule {
+    /// When the first unsynced group was written.
     pub(super) unsynced_since: Option<Duration>,
-    /// Groups written since the last note of what is shipped.
+    /// Groups written since the last shipped marker.
     pub(super) unmarked_groups: u32,
 }
 
-impl DiskPace {
-    /// A group was written, and synced or not.
+impl DiskSchedule {
+    /// Records a written group, synced or not.
     fn wrote(&mut self, synced: bool, now: Duration) {
         self.unsynced_since = if synced { None } else { self.unsynced_since.or(Some(now)) };
         self.unmarked_groups = self.unmarked_groups.saturating_add(1);
     }
 }
 
-pub(super) async fn run(shared: Arc<Shared>, mut wal: Wal) {
-    let mut pace = DiskPace::default();
+pub(super) async fn run(shared: Arc<LogShared>, mut wal: Wal) {
+    let mut schedule = DiskSchedule::default();
     let end = loop {
-        match next(&shared, &pace) {
-            Work::Over(end) => break end,
-            Work::Wait(pause) => shared.rest(&shared.wakers.disk, pause).await,
-            Work::Group(group, sync) => {
+        match next(&shared, &schedule) {
+            DiskWork::End(end) => break end,
+            DiskWork::Wait(pause) => shared.wait_for_work(&shared.wakers.disk, pause).await,
+            DiskWork::Group(group, sync) => {
                 wal = write(&shared, wal, group, sync).await;
-                pace.wrote(sync, shared.env.boot());
+                schedule.wrote(sync, shared.env.boot());
             }
-            Work::Sync => {
+            DiskWork::Sync => {
                 wal = in_background(&shared, wal, sync_now).await;
-                pace.unsynced_since = None;
+                schedule.unsynced_since = None;
             }
-            Work::Mark(through, slot) => {
-                pace.unmarked_groups = 0;
+            DiskWork::Mark(through, slot) => {
+                schedule.unmarked_groups = 0;
                 wal = in_background(&shared, wal, move |shared, wal| mark(shared, wal, through, slot)).await;
             }
         }
     };
     if end == LogEnd::Sealed {
         tracing::warn!(
-            log = %shared.id,
-            "another process has ended this log: what is not acknowledged fails, all subjects are given up"
+            log = %shared.id, impact = "unacknowledged writes fail",
+            "log fenced, closing all subjects"
         );
     }
     if end != LogEnd::Poisoned {
-        in_background(&shared, wal, last_words).await;
+        in_background(&shared, wal, record_failed_writes).await;
     }
-    shared.ended.say(end);
+    shared.ended.set(end);
 }
 
-pub(super) fn next(shared: &Shared, pace: &DiskPace) -> Work {
+pub(super) fn next(shared: &LogShared, schedule: &DiskSchedule) -> DiskWork {
     let now = shared.env.boot();
     let mut state = shared.lock();
-    if shared.stop.is_given() {
-        state.cut_short(&shared.wakers);
+    if shared.stop.is_requested() {
+        state.stop_now(&shared.wakers);
     }
     if let Some(end) = state.end.filter(|end| *end == LogEnd::Poisoned) {
-        return Work::Over(end);
+        return DiskWork::End(end);
     }
-    let sync_at = pace.unsynced_since.map(|since| since + shared.settings.sync_interval);
+    let sync_at = schedule.unsynced_since.map(|since| since + shared.settings.sync_interval);
     let sync_due = sync_at.is_some_and(|at| at <= now);
-    if pace.unmarked_groups >= MOST_GROUPS_UNMARKED
+    if schedule.unmarked_groups >= MAX_UNMARKED_GROUPS
         && let Some((through, slot)) = state.marker.take()
     {
-        return Work::Mark(through, slot);
+        return DiskWork::Mark(through, slot);
     }
     if let Some((group, sync)) = state.take_group(now) {
-        return Work::Group(group, sync || sync_due);
+        return DiskWork::Group(group, sync || sync_due);
     }
     if let Some(end) = state.end {
-        return Work::Over(end);
+        return DiskWork::End(end);
     }
     if sync_due {
-        return Work::Sync;
+        return DiskWork::Sync;
     }
     if let Some((through, slot)) = state.marker.take() {
-        return Work::Mark(through, slot);
+        return DiskWork::Mark(through, slot);
     }
     let retry_at = state.full_until().filter(|_| state.has_queue());
     let wake_at = [sync_at, retry_at].into_iter().flatten().min();
-    Work::Wait(wake_at.map(|at| at.saturating_sub(now)))
+    DiskWork::Wait(wake_at.map(|at| at.saturating_sub(now)))
 }
 
-/// Writers that wait for less than a sync are woken before it.
-async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool) -> Wal {
+/// Writers that need no sync are notified before it.
+async fn write(shared: &Arc<LogShared>, wal: Wal, group: Vec<WalAppend>, sync: bool) -> Wal {
     in_background(shared, wal, move |shared, wal| {
         match wal.write(&group) {
             Ok(()) => {
@@ -124,7 +124,7 @@ async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool
             Err(error) => {
                 tracing::warn!(
                     log = %shared.id, error = &error as &dyn std::error::Error,
-                    "the local disk takes no writes"
+                    "WAL write failed"
                 );
                 let failure = ErrorReply::from(&error);
                 shared.lock().group_refused(&failure, shared.env.boot(), &shared.wakers);
@@ -139,8 +139,8 @@ async fn write(shared: &Arc<Shared>, wal: Wal, group: Vec<WalAppend>, sync: bool
     .await
 }
 
-fn sync_now(shared: &Shared, wal: &mut Wal) {
-    let synced = if is_there(Mutation::NoSync) { Ok(()) } else { wal.sync() };
+fn sync_now(shared: &LogShared, wal: &mut Wal) {
+    let synced = if is_active(InjectedBug::NoSync) { Ok(()) } else { wal.sync() };
     match synced {
         Ok(()) => {
             reach(FailPoint::WalSynced);
@@ -150,26 +150,26 @@ fn sync_now(shared: &Shared, wal: &mut Wal) {
     }
 }
 
-fn mark(shared: &Shared, wal: &mut Wal, through: Lsn, slot: Slot) {
-    match wal.shipped(through, slot).and_then(|()| wal.discard_shipped()) {
+fn mark(shared: &LogShared, wal: &mut Wal, through: Lsn, slot: Slot) {
+    match wal.mark_shipped(through, slot).and_then(|()| wal.discard_shipped()) {
         Ok(()) => {}
         Err(error @ WalError::Poisoned { .. }) => poisoned(shared, &error),
-        // A note that is missing costs a look into the bucket after a restart, a part that stays costs room.
-        Err(error) => tracing::debug!(log = %shared.id, %error, "what is shipped stays on the local disk"),
+        // A missing marker costs bucket reads after a restart; a WAL part that stays costs disk space.
+        Err(error) => tracing::debug!(log = %shared.id, %error, "WAL truncation failed"),
     }
 }
 
-fn poisoned(shared: &Shared, error: &WalError) {
+fn poisoned(shared: &LogShared, error: &WalError) {
     tracing::error!(
-        log = %shared.id, error = error as &dyn std::error::Error,
-        "the local disk failed: nothing is acknowledged from here on, restart this server"
+        log = %shared.id, error = error as &dyn std::error::Error, impact = "no more acknowledgements",
+        "WAL failed, restart required"
     );
     shared.lock().poison(&shared.wakers);
 }
 
-/// What has failed is noted for good, and only then said: else a restart would carry it out after its writer was told
-/// that it did not happen.
-fn last_words(shared: &Shared, wal: &mut Wal) {
+/// The failure of a write is made durable before its writer gets the error. Otherwise a restart would apply a write
+/// that was reported as failed.
+fn record_failed_writes(shared: &LogShared, wal: &mut Wal) {
     let (failed, marker) = {
         let mut state = shared.lock();
         (state.to_mark_failed.clone(), state.marker.take())
@@ -178,31 +178,30 @@ fn last_words(shared: &Shared, wal: &mut Wal) {
         mark(shared, wal, through, slot);
     }
     let lsns: Vec<Lsn> = failed.iter().map(|(lsn, _)| *lsn).collect();
-    let noted = wal.failed(&lsns).and_then(|()| wal.sync());
-    if let Err(error) = &noted {
+    let recorded = wal.mark_failed(&lsns).and_then(|()| wal.sync());
+    if let Err(error) = &recorded {
         tracing::warn!(
             log = %shared.id, error = error as &dyn std::error::Error, writes = lsns.len(),
-            "what failed at the end of the log could not be noted on the local disk"
+            "failed writes not recorded in WAL"
         );
     }
-    let unknown =
-        ErrorReply::new(ErrorCode::Indeterminate, "the write failed and may be carried out after a restart");
-    let failure = if noted.is_ok() { taken_over() } else { unknown };
-    for (_, ticket) in failed {
-        ticket.fail(&failure);
+    let unknown = ErrorReply::new(ErrorCode::Indeterminate, "write failed and may execute after a restart");
+    let failure = if recorded.is_ok() { taken_over() } else { unknown };
+    for (_, progress) in failed {
+        progress.fail(&failure);
     }
     shared.lock().to_mark_failed.clear();
 }
 
-async fn in_background<F>(shared: &Arc<Shared>, mut wal: Wal, work: F) -> Wal
+async fn in_background<F>(shared: &Arc<LogShared>, mut wal: Wal, work: F) -> Wal
 where
-    F: FnOnce(&Shared, &mut Wal) + Send + 'static,
+    F: FnOnce(&LogShared, &mut Wal) + Send + 'static,
 {
-    let there = Arc::clone(shared);
+    let shared_clone = Arc::clone(shared);
     shared
         .env
         .blocking(move || {
-            work(&there, &mut wal);
+            work(&shared_clone, &mut wal);
             wal
         })
         .await

@@ -1,4 +1,4 @@
-//! The handle to a log: what the rest of the engine sees.
+//! The handle to a log: its interface for the rest of the engine.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,49 +8,53 @@ use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, oneshot};
 
 use super::owner::OwnerInput;
-use super::state::{Ending, State};
-use super::watch::{Task, watched};
-use super::{Append, LogEnd, LogFigures, LogSettings, StartLogError, Tail, Ticket, disk, look, ship, trim};
+use super::state::{EndSignal, LogState};
+use super::watch::{LogTask, guarded};
+use super::{
+    Append, AppendProgress, LogEnd, LogMetrics, LogSettings, StartLogError, SubjectTail, disk, probe, ship,
+    trim,
+};
 use crate::bucket::Bucket;
 use crate::keys::LogKeys;
 use crate::wal::{Lsn, Wal};
 
-/// The log of this run of the engine. Cloning shares it.
+/// The log of this run of the engine. Clones share it.
 #[derive(Clone)]
-pub struct Log(pub(super) Arc<Shared>);
+pub struct Log(pub(super) Arc<LogShared>);
 
-/// What the handle and the log's tasks have in common.
-pub(super) struct Shared {
+/// State shared by the handle and the log's tasks.
+pub(super) struct LogShared {
     pub(super) id: LogId,
     pub(super) keys: LogKeys,
     pub(super) settings: LogSettings,
     pub(super) bucket: Arc<dyn Bucket>,
     pub(super) env: Env,
-    /// The process ends.
+    /// The process's stop signal.
     pub(super) stop: Stop,
-    /// Held for moments only, never across an await.
-    state: Mutex<State>,
+    /// Held briefly, never across an await.
+    state: Mutex<LogState>,
     pub(super) wakers: Wakers,
-    /// Its end, from the moment that the books have it.
-    ending: Arc<Ending>,
-    /// Its end, once the last words are said.
-    pub(super) ended: Arc<Ending>,
+    /// The log's end, from the moment that the state records it.
+    ending: Arc<EndSignal>,
+    /// The log's end, after the disk task has recorded the failed writes.
+    pub(super) ended: Arc<EndSignal>,
 }
 
-/// Wake the tasks. Each is woken by whoever gave it something to do.
+/// Notifications for the tasks: each is notified when it has work.
 #[derive(Debug, Default)]
 pub(super) struct Wakers {
     pub(super) disk: Notify,
     pub(super) ship: Notify,
-    pub(super) look: Notify,
+    pub(super) probe: Notify,
     pub(super) trim: Notify,
-    /// Wakes all who wait until less is on its way.
+    /// Notifies all waiters when writes are shipped or failed.
     pub(super) progress: Notify,
 }
 
-impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic in here is a defect that leaves the log's books in doubt: nothing may be acknowledged by them.
+impl LogShared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LogState> {
+        // A panic under this lock is a defect: the state of the log may be inconsistent, so nothing may be acknowledged
+        // from it.
         match self.state.lock() {
             Ok(state) => state,
             Err(poisoned) => {
@@ -61,8 +65,8 @@ impl Shared {
         }
     }
 
-    /// Waits for so long, or until there is something to do, or until the process is to end.
-    pub(super) async fn rest(&self, waker: &Notify, pause: Option<Duration>) {
+    /// Waits for `pause`, for a notification, or for the stop signal.
+    pub(super) async fn wait_for_work(&self, waker: &Notify, pause: Option<Duration>) {
         let timer = async {
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -71,35 +75,35 @@ impl Shared {
         };
         tokio::select! {
             biased;
-            () = self.stop.given() => {}
+            () = self.stop.requested() => {}
             () = waker.notified() => {}
             () = timer => {}
         }
     }
 
-    /// Waits until no append up to this one is on its way any more.
-    async fn settled_through(&self, last: Lsn) {
+    /// Waits until no append up to this one is unshipped.
+    async fn wait_resolved_through(&self, last: Lsn) {
         loop {
-            // Made before the look: what comes after the look is not missed.
+            // Created before the check: later notifications are not missed.
             let progress = self.wakers.progress.notified();
-            if self.lock().is_settled_through(last) {
+            if self.lock().is_resolved_through(last) {
                 return;
             }
             progress.await;
         }
     }
 
-    /// Resolves when the log's last words are on the local disk.
+    /// Resolves when the log's failed writes are recorded in the WAL.
     pub(super) async fn ended(&self) -> LogEnd {
-        self.ended.over().await;
+        self.ended.wait().await;
         self.ended.cause().unwrap_or(LogEnd::Stopped)
     }
 }
 
 impl Log {
-    /// Begins a log: creates its first slot and starts its tasks. Goes on trying while the bucket does not answer.
+    /// Starts a log: creates its first slot and spawns its tasks. Retries while the bucket does not answer.
     ///
-    /// Cancelling the call leaves an empty log behind, perhaps.
+    /// Cancelling the call may leave an empty log behind.
     ///
     /// # Errors
     /// [`StartLogError`]; then `id` must not be used again.
@@ -111,25 +115,25 @@ impl Log {
         env: Env,
         tasks: &Tasks,
     ) -> Result<Self, StartLogError> {
-        let checksum = ship::create_birth(&id, bucket.as_ref(), &env, tasks.stop()).await?;
-        let ending = Ending::new();
-        let shared = Arc::new(Shared {
+        let checksum = ship::create_first_slot(&id, bucket.as_ref(), &env, tasks.stop()).await?;
+        let ending = EndSignal::new();
+        let shared = Arc::new(LogShared {
             keys: LogKeys::new(&id),
-            state: Mutex::new(State::new(&settings, Arc::clone(&ending))),
+            state: Mutex::new(LogState::new(&settings, Arc::clone(&ending))),
             ending,
             settings,
             bucket,
             env,
             stop: tasks.stop().clone(),
             wakers: Wakers::default(),
-            ended: Ending::new(),
+            ended: EndSignal::new(),
             id,
         });
-        let there = || Arc::clone(&shared);
-        tasks.spawn("log disk", watched(there(), Task::Disk, disk::run(there(), wal)));
-        tasks.spawn("log ship", watched(there(), Task::Ship, ship::run(there(), checksum)));
-        tasks.spawn("log look", watched(there(), Task::Look, look::run(there())));
-        tasks.spawn("log trim", watched(there(), Task::Trim, trim::run(there())));
+        let clone = || Arc::clone(&shared);
+        tasks.spawn("log disk", guarded(clone(), LogTask::Disk, disk::run(clone(), wal)));
+        tasks.spawn("log ship", guarded(clone(), LogTask::Ship, ship::run(clone(), checksum)));
+        tasks.spawn("log probe", guarded(clone(), LogTask::Probe, probe::run(clone())));
+        tasks.spawn("log trim", guarded(clone(), LogTask::Trim, trim::run(clone())));
         Ok(Self(shared))
     }
 
@@ -139,144 +143,145 @@ impl Log {
         &self.0.id
     }
 
-    /// Takes entries into the log. Never waits. The appends of one subject come from one caller, in order, each
-    /// [after](Append::first_after) the one before; where one failed, its successors are refused until one comes that
-    /// takes its place.
+    /// Appends entries to the log. Never waits. The appends of one subject come from one caller, in order, each
+    /// [after](Append::first_after) the previous one. If one fails, the log rejects its successors until an append
+    /// replaces it.
     ///
     /// # Errors
-    /// `overloaded` when too much waits to be shipped, `unavailable` when the local disk is full or failed or the log
-    /// is being stopped, `not_owner` when somebody else has ended the log. Nothing was taken.
-    pub fn append(&self, append: Append) -> Result<Arc<Ticket>, ErrorReply> {
+    /// `overloaded` when too many bytes are unshipped, `unavailable` when the local disk is full or failed or the log
+    /// is being stopped, `not_owner` when another process has sealed the log. No entry was appended.
+    pub fn append(&self, append: Append) -> Result<Arc<AppendProgress>, ErrorReply> {
         let now = self.0.env.boot();
-        let ticket = self.0.lock().append(append, &self.0.settings, now)?;
+        let progress = self.0.lock().append(append, &self.0.settings, now)?;
         self.0.wakers.disk.notify_one();
-        Ok(ticket)
+        Ok(progress)
     }
 
-    /// A subject is opened, and nothing of an earlier life of it is on its way: its next append follows from what the
-    /// bucket has, and not from what may have failed here before the subject was served elsewhere.
+    /// Call this when a subject is opened and has no unshipped appends. Its next append follows from the state in the
+    /// bucket, and is independent of appends that failed here before another server served the subject.
     pub fn opened(&self, subject: &Subject) {
         self.0.lock().opened(subject);
     }
 
-    /// Whether writes of every level must wait for the bucket now, because some have waited too long to be shipped.
+    /// Whether there is a write stall: all levels must wait for the bucket, because a write has been unshipped for too
+    /// long.
     #[must_use]
-    pub fn holds_weaker(&self) -> bool {
+    pub fn is_write_stalled(&self) -> bool {
         let now = self.0.env.boot();
         self.0.lock().unshipped_age(now) > self.0.settings.max_unshipped_age
     }
 
-    /// What was appended so far is shipped as soon as possible.
+    /// Ships everything appended so far as soon as possible.
     pub fn ship(&self) {
-        self.0.lock().want_all();
+        self.0.lock().request_ship_all();
         self.0.wakers.ship.notify_one();
     }
 
-    /// The slot that is written next, or is in flight: nothing that is not shipped yet will be below it.
+    /// The next slot to write, or the slot in flight: unshipped entries are never below it.
     #[must_use]
     pub fn next_slot(&self) -> Slot {
         self.0.lock().owner.next_slot()
     }
 
-    /// Waits until it is proved that at the moment of the call nobody had taken this log over. One proof serves all who
-    /// wait. While the bucket does not answer this waits; bound it from outside.
+    /// Waits for proof that at the moment of the call no other process had taken over this log. One proof serves all
+    /// waiters. Waits as long as the bucket does not answer; the caller sets the time limit.
     ///
     /// Cancelling the call has no effect on others.
     ///
     /// # Errors
-    /// `not_owner` when somebody has, `unavailable` when the log ends otherwise.
+    /// `not_owner` when another process has sealed the log, `unavailable` when the log ends otherwise.
     pub async fn barrier(&self) -> Result<(), ErrorReply> {
         let proof = {
             let mut state = self.0.lock();
             state.refuse_if_ended()?;
             let (proven, proof) = oneshot::channel();
-            // The machine may answer at once only by what began after this read.
+            // Only an operation that begins after this read may confirm it at once.
             let effects = state.owner.apply(OwnerInput::Read);
             let number = state.owner.arrived();
             state.readers.push_back((number, proven));
             state.perform(effects, &self.0);
             proof
         };
-        proof.await.unwrap_or_else(|_| Err(ErrorReply::unavailable("the log was stopped")))
+        proof.await.unwrap_or_else(|_| Err(ErrorReply::unavailable("log stopped")))
     }
 
-    /// Resolves when the log is at its end, and every write in it is acknowledged, failed, or kept on the local disk.
+    /// Resolves when the log has ended and each of its writes is acknowledged, failed, or kept in the WAL.
     ///
     /// Cancelling the call has no effect.
     pub async fn ended(&self) -> LogEnd {
         self.0.ended().await
     }
 
-    /// Whether the log is at its end: from the very moment that it refuses what is new and fails what is not
-    /// acknowledged, before [`Log::ended`] resolves. Cheap enough to ask before each answer.
+    /// Whether the log is closed: from the moment that it rejects new writes and fails unacknowledged ones, before
+    /// [`Log::ended`] resolves. Cheap enough to call before each reply.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.0.ending.cause().is_some()
     }
 
-    /// The local disk has lost something: nothing more is acknowledged, as after a sync that failed.
+    /// The local disk has lost data: nothing more is acknowledged, as after a failed sync.
     pub fn poison(&self) {
         self.0.lock().poison(&self.0.wakers);
     }
 
-    /// Resolves as soon as [`Log::is_over`] is true.
+    /// Resolves as soon as [`Log::is_closed`] is true.
     ///
     /// Cancelling the call has no effect.
-    pub async fn over(&self) {
-        self.0.ending.over().await;
+    pub async fn closed(&self) {
+        self.0.ending.wait().await;
     }
 
-    /// How the log came to its end, if [`Log::is_over`].
+    /// Why the log ended, if [`Log::is_closed`].
     #[must_use]
     pub fn end_cause(&self) -> Option<LogEnd> {
         self.0.ending.cause()
     }
 
-    /// How the log came to its end, once [`Log::ended`] has resolved.
+    /// Why the log ended, once [`Log::ended`] has resolved.
     #[must_use]
     pub fn end(&self) -> Option<LogEnd> {
         self.0.ended.cause()
     }
 
-    /// Waits until nothing of `subject` is on its way any more: it is shipped, failed, or left to the local disk by the
-    /// end of the log. Meanwhile it is shipped without delay.
+    /// Waits until `subject` has no unshipped append: each is shipped, failed, or left in the WAL by the end of the
+    /// log. Meanwhile they are shipped without delay.
     ///
     /// Cancelling the call has no effect.
-    pub async fn settled(&self, subject: &Subject) {
+    pub async fn wait_resolved(&self, subject: &Subject) {
         loop {
             let Some(last) = self.0.lock().last_unshipped(subject) else { return };
             self.ship();
-            self.0.settled_through(last).await;
+            self.0.wait_resolved_through(last).await;
         }
     }
 
-    /// What is shipped of a subject and not covered by a verified manifest; `None` when there is nothing.
+    /// The subject's shipped entries that no verified manifest covers; `None` if there are none.
     #[must_use]
-    pub fn tail(&self, subject: &Subject) -> Option<Tail> {
+    pub fn tail(&self, subject: &Subject) -> Option<SubjectTail> {
         self.0.lock().tails.tail(subject)
     }
 
-    /// The slots that may hold entries of `subject` which a state at `rev` lacks, ascending: all of those, and more where
-    /// the books are coarse.
+    /// The slots that may hold entries of `subject` which a state at `rev` lacks, ascending. The result contains all
+    /// such slots, and more where slot runs are merged.
     pub(super) fn slots_above(&self, subject: &Subject, rev: Rev) -> Vec<Slot> {
         self.0.lock().tails.slots_above(subject, rev)
     }
 
-    /// A manifest of this log with base `base` and `first_slot` was seen to be the subject's newest, in a listing made
-    /// after it was created. Only then may slots go.
-    pub fn based(&self, subject: &Subject, base: Rev, first_slot: Slot) {
+    /// A listing made after the manifest's creation shows it as the subject's newest: a manifest of this log with base
+    /// `base` and `first_slot`. Only then may slots be deleted.
+    pub fn base_published(&self, subject: &Subject, base: Rev, first_slot: Slot) {
         let mut state = self.0.lock();
-        state.tails.based(subject, base, first_slot);
+        state.tails.base_published(subject, base, first_slot);
         state.trim(&self.0);
     }
 
-    /// At most `most` subjects with what is needed for them, beginning with the one that needs the lowest slot.
+    /// At most `most` subjects with their tails, from the one that needs the lowest slot.
     #[must_use]
-    pub fn oldest_tails(&self, most: usize) -> Vec<(Subject, Tail)> {
+    pub fn oldest_tails(&self, most: usize) -> Vec<(Subject, SubjectTail)> {
         self.0.lock().tails.oldest(most)
     }
 
-    /// Takes nothing more, ships everything and ends the tasks. Waits as long as the bucket does not answer.
+    /// Rejects new appends, ships everything and ends the tasks. Waits as long as the bucket does not answer.
     ///
     /// Cancelling the call leaves the log stopping.
     pub async fn stop(&self) {
@@ -286,11 +291,11 @@ impl Log {
         self.ended().await;
     }
 
-    /// The log in numbers.
+    /// Metrics of the log.
     #[must_use]
-    pub fn figures(&self) -> LogFigures {
+    pub fn metrics(&self) -> LogMetrics {
         let now = self.0.env.boot();
-        self.0.lock().figures(now)
+        self.0.lock().metrics(now)
     }
 }
 

@@ -1,34 +1,34 @@
-//! The commit log: what makes an acknowledged write outlive every machine and disk.
+//! The commit log: it keeps acknowledged writes after the loss of a machine or disk.
 //!
-//! A [`Log`] belongs to one run of the engine. Writes of all subjects are put together: into groups for the local
-//! write-ahead log, and into segments for the bucket, one in flight at a time. Each write has a [`Ticket`] that says how
-//! far it has come.
+//! A [`Log`] belongs to one run of the engine. It combines the writes of all subjects: into groups for the local
+//! write-ahead log, and into segments for the bucket, one in flight at a time. Each write has an [`AppendProgress`]
+//! that shows its durability stage.
 //!
 //! | module | decides or does |
 //! |---|---|
-//! | [`owner`] | slots, barriers, trimming: the rules that make it safe (pure, model-checked) |
-//! | [`seal`] | how a log is ended that is not one's own (pure, model-checked) |
-//! | [`pace`] | when to ship (pure) |
-//! | [`tails`] | which slots somebody needs (pure, model-checked) |
-//! | `state` | what is accepted, written, in flight and still needed |
-//! | `disk`, `ship`, `look`, `trim` | the tasks: local log, segments, barriers, deletions |
-//! | `watch` | what becomes of the log when a task panics |
-//! | [`sealed`] | reading logs that have ended, and one's own |
+//! | [`owner`] | slots, read barriers, trimming: the safety rules (pure, model-checked) |
+//! | [`seal`] | how another process's log is sealed (pure, model-checked) |
+//! | [`ship_schedule`] | when to ship (pure) |
+//! | [`tails`] | which slots are still needed (pure, model-checked) |
+//! | `state` | accepted, written, in-flight and still needed entries |
+//! | `disk`, `ship`, `probe`, `trim` | the tasks: WAL, segments, read barriers, slot deletes |
+//! | `watch` | the end of the log when a task panics |
+//! | [`sealed`] | reading sealed logs and the own log |
 
+mod append_progress;
 mod disk;
 mod handle;
-mod look;
 pub mod owner;
-pub mod pace;
+mod probe;
 pub mod seal;
 pub mod sealed;
 mod settings;
 mod ship;
+pub mod ship_schedule;
 mod state;
 pub mod tails;
 #[cfg(test)]
 mod tests;
-mod ticket;
 mod trim;
 mod watch;
 
@@ -41,61 +41,61 @@ use tokio::sync::Notify;
 
 use crate::bucket::BucketError;
 
+pub use append_progress::{AppendProgress, DurabilityStage};
 pub use handle::Log;
 pub use sealed::{SealedLog, SealedLogs, TailError, read_own_tail, read_tail};
 pub use settings::LogSettings;
-pub use tails::Tail;
-pub use ticket::{Stage, Ticket};
+pub use tails::SubjectTail;
 
-/// Entries of one subject, on their way into the log.
+/// Entries of one subject, to be appended to the log.
 #[derive(Debug, Clone)]
 pub struct Append {
     /// The subject.
     pub subject: Subject,
-    /// The entries' frames, one behind the other.
+    /// The encoded entries, concatenated.
     pub frames: Bytes,
-    /// The rev before the first of them: the last rev of the subject's append before.
+    /// The rev before the first entry: the last rev of the subject's previous append.
     pub first_after: Rev,
-    /// The rev after the last of them.
+    /// The rev after the last entry.
     pub last_rev: Rev,
-    /// How many there are; not 0.
+    /// Number of entries; not 0.
     pub entries: u32,
-    /// The level that they have to reach.
+    /// The level that they must reach.
     pub level: Level,
-    /// Is woken whenever the ticket's stage has changed.
+    /// Notified at each change of the [`DurabilityStage`].
     pub waker: Arc<Notify>,
 }
 
-/// How a log came to its end.
+/// Why a log ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LogEnd {
-    /// Somebody else has ended it: there is a seal, or something else that is not ours, in its next slot.
+    /// Another process sealed it: its next slot holds a seal or another foreign object.
     Sealed,
-    /// The local disk, or what this process knows of the log, cannot be trusted any more: the process has to be restarted.
+    /// The local disk failed, or the state of the log in this process is unreliable: the process must be restarted.
     Poisoned,
-    /// It was asked to.
+    /// A stop was requested.
     Stopped,
 }
 
-/// Why a log could not be begun.
+/// Why a log could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartLogError {
-    /// Its first slot is taken: another process has the same log id, or somebody has sealed it already.
-    #[error("the log {0} exists already")]
-    Taken(LogId),
-    /// The bucket refused.
-    #[error("the log {log} could not be begun")]
+    /// Its first slot exists: another process has the same log id, or another process has sealed it already.
+    #[error("log {0} already exists")]
+    AlreadyExists(LogId),
+    /// The bucket failed.
+    #[error("log {log} not started")]
     Bucket {
         /// The log.
         log: LogId,
-        /// What the bucket said.
+        /// The bucket's error.
         source: BucketError,
     },
 }
 
-/// The log in numbers.
+/// Metrics of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LogFigures {
+pub struct LogMetrics {
     /// Segments shipped since the start.
     pub segments: u64,
     /// Bytes of the segments shipped since the start.
@@ -103,15 +103,15 @@ pub struct LogFigures {
     /// Entries shipped since the start.
     pub entries: u64,
     /// Syncs of the local disk since the start.
-    pub syncs: u64,
-    /// Looks at the next slot, for reads, since the start.
-    pub probes: u64,
-    /// Bytes that wait to be shipped.
+    pub wal_syncs: u64,
+    /// Probes of the next slot, for read barriers, since the start.
+    pub read_barriers: u64,
+    /// Bytes that are not shipped yet.
     pub unshipped_bytes: u64,
-    /// How long the oldest of them has waited.
+    /// Age of the oldest unshipped write.
     pub unshipped_age: Duration,
     /// Slots that are not deleted.
-    pub slots: u64,
-    /// Subjects that need some of them.
-    pub tails: u64,
+    pub retained_slots: u64,
+    /// Subjects that need at least one of them.
+    pub subjects_with_tail: u64,
 }

@@ -1,133 +1,134 @@
-//! The owner's side of its log: which slot is written, what the answer means, when a read is safe, what may go.
+//! The owner's side of its log: which slot is written, the meaning of each result, when a read is safe, which slots are
+//! trimmed.
 //!
-//! The order of things is the whole of it:
+//! Safety rests on the order of operations:
 //!
-//! - Slots are created one at a time, in order; the next one only after the last is a definite success.
-//! - Anything under the next slot that is not ours ends the log at once. Nothing of it may be used any more.
-//! - A read is proved by one of two things that *began after it arrived*: a look at the next slot that finds nothing,
-//!   begun while no create was in flight; or a create that succeeds. A create already in flight proves nothing: it
-//!   may have landed before somebody sealed the log above it.
-//! - The highest slot is never deleted, so that the end of the log is always known.
+//! - The owner creates one slot at a time, in order. It creates the next slot only after a definite success.
+//! - A foreign object in the next slot ends the log at once. No state of the log may be used afterwards.
+//! - One of two things confirms a read, and it must *begin after the read arrived*: a probe of the next slot that finds
+//!   no object and began while no create was in flight, or a create that succeeds. A create already in flight confirms
+//!   nothing: it may have succeeded before another process sealed the log above it.
+//! - The owner never deletes the highest slot, so the end of the log is always known.
 //!
-//! No payload, no clock: a model checker explores this very machine.
+//! The machine has no payload and no clock: a model checker explores exactly this code.
 
 #[cfg(test)]
 mod tests;
 
 use dormouse_protocol::Slot;
 
-/// What the owner of a log knows about it.
+/// The owner's knowledge of its log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Owner {
-    /// The lowest slot that is not yet ours for certain.
+pub struct LogOwner {
+    /// The lowest slot that is not yet confirmed as ours.
     next: Slot,
-    /// A create of `next` is in flight; its success proves the reads up to this one.
+    /// A create of `next` is in flight; its success confirms reads up to this number.
     put: Option<ReadNumber>,
-    /// A look at a slot is in flight.
-    probe: Option<Probe>,
+    /// A probe of a slot is in flight.
+    probe: Option<SlotProbe>,
     /// The last read that arrived.
     arrived: ReadNumber,
-    /// The last read that is proved.
-    proven: ReadNumber,
+    /// The last read that is confirmed.
+    confirmed: ReadNumber,
     /// No newest manifest needs a slot below this one.
     unneeded: Slot,
-    /// Every slot below this one was given up for deletion.
+    /// Every slot below this one was released for deletion.
     trimmed: Slot,
     ended: bool,
 }
 
-/// Position of a read among all that needed a barrier, in order of arrival. 0 stands for "before the first".
+/// Position of a read among all reads that needed a barrier, in order of arrival. 0 means "before the first".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ReadNumber(pub u64);
 
-/// A look at a slot that is under way.
+/// A probe in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Probe {
+struct SlotProbe {
     slot: Slot,
-    /// The last read that had arrived when it began.
+    /// The last read that had arrived when the probe began.
     covers: ReadNumber,
 }
 
-/// What the owner is told.
+/// Input of the owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OwnerInput {
-    /// A batch waits to be shipped now. Told again by the `ready` of [`OwnerInput::Put`] when one is in flight.
+    /// A batch is ready to be shipped. If a create is in flight, the `ready` of [`OwnerInput::Put`] repeats this input.
     Ready,
-    /// The definite answer to [`OwnerEffect::Put`].
+    /// The definite result of [`OwnerEffect::Put`].
     Put {
-        /// Whose object lies in the slot.
+        /// Whether the object in the slot is ours.
         outcome: PutOutcome,
-        /// The next batch waits already: reads ride on it, no look of their own is paid for.
+        /// The next batch is ready: its create confirms the waiting reads, so they need no probe.
         ready: bool,
     },
-    /// A read arrived that needs proof that nobody has taken over. Its number is [`Owner::arrived`] from here on.
+    /// A read arrived that needs proof that no takeover happened. [`LogOwner::arrived`] is its number from here on.
     Read,
-    /// The answer to [`OwnerEffect::Probe`].
+    /// The result of [`OwnerEffect::Probe`].
     Probed(Probed),
-    /// Verified manifests say that no slot below this one is needed.
+    /// Verified manifests need no slot below this one.
     Unneeded {
-        /// The lowest slot that is.
+        /// The lowest needed slot.
         below: Slot,
     },
 }
 
-/// How a create of a slot ended. There is no third way: until one of these is known the create goes on.
+/// Result of a slot create. There is no third result: until one of these is known, the create continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PutOutcome {
-    /// What lies in the slot is what was sent.
+    /// The slot holds the object that was sent.
     Ours,
-    /// Something else lies in it: a seal, whatever else it may look like.
-    Anothers,
+    /// The slot holds a foreign object. It counts as a seal, regardless of its content.
+    Foreign,
 }
 
-/// What a look at a slot found.
+/// Result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Probed {
     /// No object.
     Absent,
     /// An object.
     Present,
-    /// Nothing: the look failed. The shell has paused.
+    /// Unknown: the probe failed. The shell has paused.
     Failed,
 }
 
-/// What is to be done.
+/// Effect that the shell must carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OwnerEffect {
-    /// Create this slot, from all that waits; the same bytes until the answer is definite.
+    /// Create this slot from all waiting writes; send the same bytes until the result is definite.
     Put {
         /// The slot.
         slot: Slot,
     },
-    /// The batch in flight is in the bucket, in this slot: everything in it is durable.
-    Landed {
+    /// The batch in flight is in the bucket, in this slot: all its writes are durable.
+    Created {
         /// The slot.
         slot: Slot,
     },
-    /// See whether there is an object in this slot.
+    /// Check whether this slot holds an object.
     Probe {
         /// The slot.
         slot: Slot,
     },
-    /// Reads up to this one: at their arrival nobody had taken over.
-    Proven {
-        /// The last of them.
+    /// Reads up to this one are confirmed: no takeover had happened when they arrived.
+    ReadsConfirmed {
+        /// The last confirmed read.
         through: ReadNumber,
     },
-    /// These slots are needed by nobody: delete them, at leisure and in any order.
+    /// No manifest needs these slots: delete them, with low priority and in any order.
     Delete {
         /// The first.
         from: Slot,
         /// The one after the last.
         to: Slot,
     },
-    /// Somebody else has ended the log. Every write that is not acknowledged fails, every read that waits fails, every
-    /// claim and publication in progress is abandoned. Comes once; there are no effects after it.
+    /// Another process has sealed the log. Every unacknowledged write fails, every waiting read fails, and every claim
+    /// and manifest publish in progress is abandoned. This effect occurs once and is the last one.
     End,
 }
 
-impl Owner {
-    /// The owner of a log whose slots below `next` are ours and all still there, with nothing in flight.
+impl LogOwner {
+    /// The owner of a log whose slots below `next` are ours and all still exist, with nothing in flight.
     #[must_use]
     pub const fn new(next: Slot) -> Self {
         Self {
@@ -135,14 +136,14 @@ impl Owner {
             put: None,
             probe: None,
             arrived: ReadNumber(0),
-            proven: ReadNumber(0),
+            confirmed: ReadNumber(0),
             unneeded: Slot::new(0),
             trimmed: Slot::new(0),
             ended: false,
         }
     }
 
-    /// The slot that is written next, or is in flight. Nothing unshipped will ever lie below it.
+    /// The next slot to write, or the slot in flight. Unshipped entries are never below it.
     #[must_use]
     pub const fn next_slot(&self) -> Slot {
         self.next
@@ -150,7 +151,7 @@ impl Owner {
 
     /// Whether a create is in flight.
     #[must_use]
-    pub const fn is_putting(&self) -> bool {
+    pub const fn has_put_in_flight(&self) -> bool {
         self.put.is_some()
     }
 
@@ -160,19 +161,19 @@ impl Owner {
         self.arrived
     }
 
-    /// The lowest slot that was not given up for deletion.
+    /// The lowest slot that was not released for deletion.
     #[must_use]
     pub const fn trimmed(&self) -> Slot {
         self.trimmed
     }
 
-    /// Whether the log is at its end.
+    /// Whether the log has ended.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Takes an input and says what to do.
+    /// Applies an input and returns the effects.
     pub fn apply(&mut self, input: OwnerInput) -> Vec<OwnerEffect> {
         let mut effects = Vec::new();
         if self.ended {
@@ -180,7 +181,7 @@ impl Owner {
         }
         match input {
             OwnerInput::Ready => self.put_next(&mut effects),
-            OwnerInput::Put { outcome, ready } => self.definite(outcome, ready, &mut effects),
+            OwnerInput::Put { outcome, ready } => self.put_completed(outcome, ready, &mut effects),
             OwnerInput::Read => self.arrived.0 += 1,
             OwnerInput::Probed(probed) => self.probed(probed, &mut effects),
             OwnerInput::Unneeded { below } => {
@@ -199,14 +200,14 @@ impl Owner {
         }
     }
 
-    fn definite(&mut self, outcome: PutOutcome, ready: bool, effects: &mut Vec<OwnerEffect>) {
+    fn put_completed(&mut self, outcome: PutOutcome, ready: bool, effects: &mut Vec<OwnerEffect>) {
         let Some(covers) = self.put.take() else { return };
-        if outcome == PutOutcome::Anothers {
+        if outcome == PutOutcome::Foreign {
             return self.end(effects);
         }
-        effects.push(OwnerEffect::Landed { slot: self.next });
+        effects.push(OwnerEffect::Created { slot: self.next });
         self.next = self.next.next();
-        self.prove(covers, effects);
+        self.confirm_reads(covers, effects);
         self.trim(effects);
         if ready {
             self.put_next(effects);
@@ -215,33 +216,34 @@ impl Owner {
 
     fn probed(&mut self, probed: Probed, effects: &mut Vec<OwnerEffect>) {
         let Some(probe) = self.probe.take() else { return };
-        // A create that began after the look may be what it found. That create began after the look's reads arrived, too:
-        // its own answer proves them or ends the log.
+        // The probe may have found an object whose create began after the probe. That create also began after the
+        // probe's reads arrived, so its own result confirms them or ends the log.
         let may_be_ours = self.put.is_some() || probe.slot < self.next;
         match probed {
-            Probed::Absent => self.prove(probe.covers, effects),
+            Probed::Absent => self.confirm_reads(probe.covers, effects),
             Probed::Present if !may_be_ours => self.end(effects),
             Probed::Present | Probed::Failed => {}
         }
     }
 
-    fn prove(&mut self, through: ReadNumber, effects: &mut Vec<OwnerEffect>) {
-        if through > self.proven {
-            self.proven = through;
-            effects.push(OwnerEffect::Proven { through });
+    fn confirm_reads(&mut self, through: ReadNumber, effects: &mut Vec<OwnerEffect>) {
+        if through > self.confirmed {
+            self.confirmed = through;
+            effects.push(OwnerEffect::ReadsConfirmed { through });
         }
     }
 
-    /// Only with no create in flight: one that has landed unnoticed may have been sealed over, and drained away.
+    /// Only while no create is in flight: a create may have succeeded unnoticed, and then been sealed over and
+    /// reclaimed.
     fn probe_if_needed(&mut self, effects: &mut Vec<OwnerEffect>) {
-        let waits = self.arrived > self.proven;
-        if waits && self.put.is_none() && self.probe.is_none() && !self.ended {
-            self.probe = Some(Probe { slot: self.next, covers: self.arrived });
+        let read_waits = self.arrived > self.confirmed;
+        if read_waits && self.put.is_none() && self.probe.is_none() && !self.ended {
+            self.probe = Some(SlotProbe { slot: self.next, covers: self.arrived });
             effects.push(OwnerEffect::Probe { slot: self.next });
         }
     }
 
-    /// The slot before the next one is the highest for certain: it stays, needed or not.
+    /// The slot before the next one is certainly the highest existing slot: it stays, needed or not.
     fn trim(&mut self, effects: &mut Vec<OwnerEffect>) {
         let highest = Slot::new(self.next.get().saturating_sub(1));
         let to = self.unneeded.min(highest);

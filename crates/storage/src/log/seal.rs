@@ -1,117 +1,121 @@
-//! Ending a log that is not one's own, so that its owner cannot write another word.
+//! Sealing another process's log, so that its owner can write no more entries.
 //!
-//! A log is sealed if and only if its *highest existing* slot is a seal. A listing tells the highest slot and not what
-//! is in it, so what is in it is read, and *then* the log is listed again: a seal that was seen before a listing in
-//! which it is the highest is valid, whoever put it there, because the owner never deletes its highest slot. Without
-//! that second listing a seal that somebody put into a hole left by trimming would be taken for the end of a log whose
-//! owner writes on.
+//! A log is sealed if and only if its *highest existing* slot is a seal. A listing shows the highest slot but not its
+//! content, so the content is read, and *then* the log is listed again. If a seal was seen before a listing in which it
+//! is the highest slot, it is valid. Its author does not matter, because the owner never deletes its highest slot.
+//! Without the second listing, a seal in a gap left by trimming would count as the end of a log whose owner continues
+//! to write.
 //!
-//! No payload, no clock: a model checker explores this very machine.
+//! The machine has no payload and no clock: a model checker explores exactly this code.
 
 #[cfg(test)]
 mod tests;
 
 use dormouse_protocol::Slot;
 
-use crate::mutations::{Mutation, is_there};
+use crate::mutations::{InjectedBug, is_active};
 
-/// One attempt to see a log sealed, by oneself or by anybody.
+/// One attempt to confirm that a log is sealed, by this process or another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Seal(State);
+pub struct SealMachine(SealState);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-enum State {
-    /// Nothing is known.
+enum SealState {
+    /// Waiting for the first listing.
     #[default]
     Listing,
-    /// This slot was the highest; what is in it?
-    Looking(Slot),
+    /// This slot was the highest; its content is being read.
+    Reading(Slot),
     /// A seal is being created in this slot.
     Creating(Slot),
-    /// There is a seal in this slot; is it the highest?
+    /// This slot holds a seal; a listing checks whether it is the highest slot.
     Confirming(Slot),
     Ended,
 }
 
-/// What the machine is told.
+/// Input of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SealInput {
-    /// The answer to [`SealEffect::List`]: the highest slot there is.
+    /// The result of [`SealEffect::List`]: the highest existing slot.
     Listed(Option<Slot>),
-    /// The answer to [`SealEffect::Look`].
-    Looked(Looked),
-    /// The definite answer to [`SealEffect::Create`]: whether what lies in the slot is the seal that was sent.
+    /// The result of [`SealEffect::ReadSlot`].
+    SlotRead(SealedSlotRead),
+    /// The definite result of [`SealEffect::Create`].
     Created {
-        /// It is.
+        /// Whether the slot holds the seal that was sent.
         ours: bool,
     },
 }
 
-/// What lies in a slot.
+/// Content of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Looked {
+pub enum SealedSlotRead {
     /// A seal.
     Seal,
-    /// A segment, or the header that a log is born with.
+    /// A segment, or the first object of the log.
     Other,
-    /// Nothing: it was trimmed since.
+    /// Nothing: it was trimmed after the listing.
     Gone,
 }
 
-/// What is to be done.
+/// Effect that the shell must carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SealEffect {
     /// List the log's slots.
     List,
-    /// Read what kind of object lies in this slot.
-    Look(Slot),
-    /// Create a seal in this slot, with a nonce of its own; the same bytes until the answer is definite.
+    /// Read the kind of the object in this slot.
+    ReadSlot(Slot),
+    /// Create a seal in this slot, with its own nonce; send the same bytes until the result is definite.
     Create(Slot),
-    /// The log is sealed, by the seal in this slot: everything below is final, and nothing will be acknowledged above.
-    /// The last listing shows all there is. There are no effects after it.
+    /// The seal in this slot seals the log: everything below it is final, and no write above it is ever acknowledged.
+    /// The last listing is complete. This is the last effect.
     Sealed(Slot),
-    /// The log has no slot: it was never born. There are no effects after it.
+    /// The log has no slot: it never existed. This is the last effect.
     Absent,
 }
 
-impl Seal {
-    /// Begins. The first effect is [`SealEffect::List`].
+impl SealMachine {
+    /// Starts an attempt. The first effect is [`SealEffect::List`].
     #[must_use]
     pub const fn begin() -> (Self, SealEffect) {
-        (Self(State::Listing), SealEffect::List)
+        (Self(SealState::Listing), SealEffect::List)
     }
 
-    /// Takes an answer and says what to do next; `None` for an answer to a question that was not asked.
+    /// Applies an input and returns the next effect; `None` for an unexpected input.
     pub fn apply(&mut self, input: SealInput) -> Option<SealEffect> {
         let (state, effect) = match (self.0, input) {
-            (State::Confirming(seal), SealInput::Listed(Some(highest))) if highest == seal => {
-                (State::Ended, SealEffect::Sealed(seal))
+            (SealState::Confirming(seal), SealInput::Listed(Some(highest))) if highest == seal => {
+                (SealState::Ended, SealEffect::Sealed(seal))
             }
-            // Not confirmed: the seal fell into a hole and is void. This listing is as good a start as the first.
-            (State::Listing | State::Confirming(_), SealInput::Listed(Some(highest))) => {
-                (State::Looking(highest), SealEffect::Look(highest))
+            // Not confirmed: the seal is in a gap and void. This listing serves as a new first listing.
+            (SealState::Listing | SealState::Confirming(_), SealInput::Listed(Some(highest))) => {
+                (SealState::Reading(highest), SealEffect::ReadSlot(highest))
             }
-            (State::Listing | State::Confirming(_), SealInput::Listed(None)) => {
-                (State::Ended, SealEffect::Absent)
+            (SealState::Listing | SealState::Confirming(_), SealInput::Listed(None)) => {
+                (SealState::Ended, SealEffect::Absent)
             }
-            (State::Looking(slot), SealInput::Looked(Looked::Seal)) => {
-                (State::Confirming(slot), SealEffect::List)
+            (SealState::Reading(slot), SealInput::SlotRead(SealedSlotRead::Seal)) => {
+                (SealState::Confirming(slot), SealEffect::List)
             }
-            (State::Looking(slot), SealInput::Looked(Looked::Other)) => {
-                (State::Creating(slot.next()), SealEffect::Create(slot.next()))
+            (SealState::Reading(slot), SealInput::SlotRead(SealedSlotRead::Other)) => {
+                (SealState::Creating(slot.next()), SealEffect::Create(slot.next()))
             }
-            // The owner has gone on since the listing.
-            (State::Looking(_), SealInput::Looked(Looked::Gone)) => (State::Listing, SealEffect::List),
-            (State::Creating(slot), SealInput::Created { ours: true })
-                if is_there(Mutation::NoListAfterSeal) =>
+            // The owner has written and trimmed since the listing.
+            (SealState::Reading(_), SealInput::SlotRead(SealedSlotRead::Gone)) => {
+                (SealState::Listing, SealEffect::List)
+            }
+            (SealState::Creating(slot), SealInput::Created { ours: true })
+                if is_active(InjectedBug::NoListAfterSeal) =>
             {
-                (State::Ended, SealEffect::Sealed(slot))
+                (SealState::Ended, SealEffect::Sealed(slot))
             }
-            (State::Creating(slot), SealInput::Created { ours: true }) => {
-                (State::Confirming(slot), SealEffect::List)
+            (SealState::Creating(slot), SealInput::Created { ours: true }) => {
+                (SealState::Confirming(slot), SealEffect::List)
             }
-            // The owner's next segment, or another's seal.
-            (State::Creating(_), SealInput::Created { ours: false }) => (State::Listing, SealEffect::List),
+            // The owner's next segment, or another process's seal.
+            (SealState::Creating(_), SealInput::Created { ours: false }) => {
+                (SealState::Listing, SealEffect::List)
+            }
             _ => return None,
         };
         self.0 = state;

@@ -1,7 +1,7 @@
-//! Reading logs: those that have ended, and one's own.
+//! Reading logs: sealed ones, and the own log.
 //!
-//! A log that ended is sealed once for all of its subjects, and indexed once: whoever sealed it writes an index object,
-//! so that one subject's entries cost a few range reads, however long the log is.
+//! A log of an ended process is sealed once for all its subjects, and indexed once. The sealer writes an index object,
+//! so one subject's entries cost a few range reads, however long the log is.
 
 mod build;
 mod read;
@@ -16,29 +16,29 @@ use dormouse_runtime::Env;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
-use super::seal::{Looked, Seal, SealEffect, SealInput};
+use super::seal::{SealEffect, SealInput, SealMachine, SealedSlotRead};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
-use crate::entry::Entry;
+use crate::entry::LogEntry;
 use crate::format::index::LogIndex;
 use crate::format::segment::{self, IndexLine, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
-use crate::ownership::garbage::Held;
+use crate::ownership::garbage::SlotUse;
 use crate::recovery::SealLog;
 
 pub(super) use read::read_header;
 pub use read::{TailError, read_own_tail, read_tail};
 
-/// How long an attempt to create a seal may go without a definite answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for a definite result of a seal create.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a log may turn out to have gone on while it is being sealed. An owner that is alive loses the race sooner
-/// or later, because it waits for each of its slots.
-const MOST_STEPS: usize = 1_000;
+/// Maximum steps of an attempt: the owner may write more slots meanwhile. A running owner loses the race eventually,
+/// because it waits for each of its slots.
+const MAX_SEAL_STEPS: usize = 1_000;
 
-/// How many sealed logs are remembered.
-pub(super) const MOST_REMEMBERED: usize = 16;
+/// Maximum number of cached sealed logs.
+pub(super) const MAX_CACHED_LOGS: usize = 16;
 
-/// The logs that have ended, as far as somebody has asked for them.
+/// The sealed logs that were requested so far.
 pub struct SealedLogs {
     bucket: Arc<dyn Bucket>,
     env: Env,
@@ -46,7 +46,7 @@ pub struct SealedLogs {
     pub(super) known: Mutex<BTreeMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>>,
 }
 
-/// A log that has ended.
+/// A sealed log.
 pub struct SealedLog {
     log: LogId,
     seal: Slot,
@@ -55,56 +55,56 @@ pub struct SealedLog {
     bucket: Arc<dyn Bucket>,
 }
 
-/// Where a log was sealed, and what was below at that moment.
+/// The slot of a log's seal, and the existing slots below it at that moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Fence {
+struct SealPoint {
     seal: Slot,
     slots: Vec<Slot>,
 }
 
-/// How an attempt to see a log sealed ended.
-enum Outcome {
-    Sealed(Fence),
+/// Result of an attempt to confirm that a log is sealed.
+enum SealOutcome {
+    Sealed(SealPoint),
     NotSealed,
     Absent,
 }
 
 impl SealedLogs {
-    /// Knows none yet. `own` is the log of this process, which is never sealed by itself.
+    /// Starts with an empty cache. `own` is the log of this process, which it never seals.
     #[must_use]
     pub fn new(bucket: Arc<dyn Bucket>, env: Env, own: LogId) -> Self {
         Self { bucket, env, own, known: Mutex::default() }
     }
 
-    /// Sees to it that a log is sealed, by whomever, and indexed. The work is done once, however many ask.
+    /// Ensures that a log is sealed, by any process, and indexed. Concurrent calls share the work.
     ///
-    /// Only for a log whose process is known to be over: this ends it.
+    /// Call this only if the log's process is known to have ended: this fences it.
     ///
-    /// Cancelling the call leaves open whether the log is sealed.
+    /// If the call is cancelled, the log may or may not be sealed.
     ///
     /// # Errors
-    /// `corrupt` when the log has no slot at all or holds something unreadable, `unavailable` when the bucket does not
+    /// `corrupt` when the log has no slot at all or holds an unreadable object, `unavailable` when the bucket does not
     /// answer.
     pub async fn seal(&self, log: &LogId) -> Result<Arc<SealedLog>, ErrorReply> {
         let cell = self.cell(log);
         let sealed = cell
             .get_or_try_init(|| async {
-                let fence = self.fence(log, true).await?;
-                let Outcome::Sealed(fence) = fence else { return Err(absent(log)) };
-                build::open(Arc::clone(&self.bucket), &self.env, log, fence, true).await.map(Arc::new)
+                let point = self.run_seal(log, true).await?;
+                let SealOutcome::Sealed(point) = point else { return Err(absent(log)) };
+                build::open(Arc::clone(&self.bucket), &self.env, log, point, true).await.map(Arc::new)
             })
             .await?;
         Ok(Arc::clone(sealed))
     }
 
-    /// Sees to it that a log is sealed, by whomever, and no more. `false`: there is no slot of it, it was never born.
+    /// Ensures that a log is sealed, by any process, without an index. `false`: the log has no slot, it never existed.
     ///
-    /// Cancelling the call leaves open whether the log is sealed.
+    /// If the call is cancelled, the log may or may not be sealed.
     ///
     /// # Errors
     /// As [`SealedLogs::seal`].
     pub async fn seal_only(&self, log: &LogId) -> Result<bool, ErrorReply> {
-        Ok(matches!(self.fence(log, true).await?, Outcome::Sealed(_)))
+        Ok(matches!(self.run_seal(log, true).await?, SealOutcome::Sealed(_)))
     }
 
     /// Whether a log is sealed. Changes nothing.
@@ -112,56 +112,56 @@ impl SealedLogs {
     /// # Errors
     /// As [`SealedLogs::seal`].
     pub async fn is_sealed(&self, log: &LogId) -> Result<bool, ErrorReply> {
-        Ok(matches!(self.fence(log, false).await?, Outcome::Sealed(_)))
+        Ok(matches!(self.run_seal(log, false).await?, SealOutcome::Sealed(_)))
     }
 
-    /// A log that is sealed already; `None` when it is not. Changes nothing.
+    /// Reads a log that is sealed already; `None` if it is not. Changes nothing.
     ///
     /// # Errors
     /// As [`SealedLogs::seal`].
     pub async fn read(&self, log: &LogId) -> Result<Option<SealedLog>, ErrorReply> {
-        let Outcome::Sealed(fence) = self.fence(log, false).await? else { return Ok(None) };
-        build::open(Arc::clone(&self.bucket), &self.env, log, fence, false).await.map(Some)
+        let SealOutcome::Sealed(point) = self.run_seal(log, false).await? else { return Ok(None) };
+        build::open(Arc::clone(&self.bucket), &self.env, log, point, false).await.map(Some)
     }
 
-    /// Forgets a log: its objects are gone, or are read anew the next time.
-    pub fn forget(&self, log: &LogId) {
+    /// Removes a log from the cache: its objects are deleted, or must be read again.
+    pub fn evict(&self, log: &LogId) {
         self.lock().remove(log);
     }
 
-    /// Drives the sealing machine; `write` says whether it may create a seal.
-    async fn fence(&self, log: &LogId, write: bool) -> Result<Outcome, ErrorReply> {
+    /// Drives the seal machine; `write` says whether it may create a seal.
+    async fn run_seal(&self, log: &LogId, write: bool) -> Result<SealOutcome, ErrorReply> {
         if *log == self.own {
-            return Err(ErrorReply::internal(format!("{log} was to seal itself")));
+            return Err(ErrorReply::internal(format!("log {log} cannot seal itself")));
         }
-        let (mut machine, mut effect) = Seal::begin();
+        let (mut machine, mut effect) = SealMachine::begin();
         let mut slots = Vec::new();
-        for _ in 0..MOST_STEPS {
+        for _ in 0..MAX_SEAL_STEPS {
             let input = match effect {
                 SealEffect::List => {
                     slots = list_slots(self.bucket.as_ref(), log).await?;
                     SealInput::Listed(slots.last().copied())
                 }
-                SealEffect::Look(slot) => SealInput::Looked(self.look(log, slot).await?),
-                SealEffect::Create(_) if !write => return Ok(Outcome::NotSealed),
+                SealEffect::ReadSlot(slot) => SealInput::SlotRead(self.read_slot_kind(log, slot).await?),
+                SealEffect::Create(_) if !write => return Ok(SealOutcome::NotSealed),
                 SealEffect::Create(slot) => SealInput::Created { ours: self.create_seal(log, slot).await? },
                 SealEffect::Sealed(seal) => {
                     slots.retain(|slot| *slot < seal);
-                    return Ok(Outcome::Sealed(Fence { seal, slots }));
+                    return Ok(SealOutcome::Sealed(SealPoint { seal, slots }));
                 }
-                SealEffect::Absent => return Ok(Outcome::Absent),
+                SealEffect::Absent => return Ok(SealOutcome::Absent),
             };
             let next = machine.apply(input);
-            effect = next.ok_or_else(|| ErrorReply::internal("a seal was driven out of step"))?;
+            effect = next.ok_or_else(|| ErrorReply::internal("unexpected input to the seal machine"))?;
         }
-        Err(ErrorReply::unavailable(format!("the log {log} goes on faster than it can be sealed")))
+        Err(ErrorReply::unavailable(format!("log {log} grows faster than it can be sealed")))
     }
 
-    async fn look(&self, log: &LogId, slot: Slot) -> Result<Looked, ErrorReply> {
+    async fn read_slot_kind(&self, log: &LogId, slot: Slot) -> Result<SealedSlotRead, ErrorReply> {
         match read_header(self.bucket.as_ref(), log, slot).await.map_err(reply)? {
-            None => Ok(Looked::Gone),
-            Some(Ok(header)) if header.kind == SlotKind::Seal => Ok(Looked::Seal),
-            Some(Ok(_)) => Ok(Looked::Other),
+            None => Ok(SealedSlotRead::Gone),
+            Some(Ok(header)) if header.kind == SlotKind::Seal => Ok(SealedSlotRead::Seal),
+            Some(Ok(_)) => Ok(SealedSlotRead::Other),
             Some(Err(error)) => Err(error.into()),
         }
     }
@@ -172,22 +172,22 @@ impl SealedLogs {
             SlotHeader { kind: SlotKind::Seal, log: log.clone(), slot, nonce, previous: NO_PREVIOUS };
         let seal = segment::encode(&header, Vec::new()).bytes;
         let key = LogKeys::new(log).slot(slot);
-        match create_once(self.bucket.as_ref(), &key, seal, sleep(PATIENCE)).await {
+        match create_once(self.bucket.as_ref(), &key, seal, sleep(CREATE_TIMEOUT)).await {
             Ok(CreateOutcome::Ours) => {
-                tracing::info!(%log, %slot, "put a seal on the log of a process that is over");
+                tracing::info!(%log, %slot, "orphaned log sealed");
                 Ok(true)
             }
-            Ok(CreateOutcome::Anothers) => Ok(false),
-            // It may lie there, or land later: then the next attempt finds it.
+            Ok(CreateOutcome::Foreign) => Ok(false),
+            // The seal may exist now or appear later: the next attempt then finds it.
             Ok(CreateOutcome::Unknown(error)) | Err(error) => Err(reply(error)),
         }
     }
 
     fn cell(&self, log: &LogId) -> Arc<OnceCell<Arc<SealedLog>>> {
         let mut known = self.lock();
-        if known.len() >= MOST_REMEMBERED && !known.contains_key(log) {
-            // Any will do that nobody is at work on, also one whose sealing failed: there are few at a time, and one
-            // that is missed is read again.
+        if known.len() >= MAX_CACHED_LOGS && !known.contains_key(log) {
+            // Evicts any idle entry, including one whose sealing failed: a process uses few sealed logs at a time, and
+            // an evicted one is read again.
             let idle = known.iter().find(|(_, cell)| cell.initialized() || Arc::strong_count(cell) == 1);
             if let Some(idle) = idle.map(|(log, _)| log.clone()) {
                 known.remove(&idle);
@@ -228,13 +228,13 @@ impl SealedLog {
         &self.log
     }
 
-    /// The slot of the seal that ends it.
+    /// The slot of its seal.
     #[must_use]
     pub const fn seal(&self) -> Slot {
         self.seal
     }
 
-    /// The slots that existed below the seal when it was seen to be sealed, ascending.
+    /// The existing slots below the seal when the log was confirmed as sealed, ascending.
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
@@ -243,18 +243,18 @@ impl SealedLog {
     /// The slots that exist now: those below the seal, and the seal.
     ///
     /// # Errors
-    /// What the bucket said.
+    /// The bucket's error.
     pub async fn list(&self) -> Result<Vec<Slot>, ErrorReply> {
         list_slots(self.bucket.as_ref(), &self.log).await
     }
 
-    /// How many subjects have entries in it.
+    /// Number of subjects with entries in the log.
     #[must_use]
     pub const fn subjects(&self) -> usize {
         self.index.len()
     }
 
-    /// The first subject after `after`, by name, that has entries in it, and the slots that hold them.
+    /// The first subject after `after`, by name, that has entries in the log, and the slots that hold them.
     #[must_use]
     pub fn next_subject(&self, after: Option<&Subject>) -> Option<(Subject, Vec<Slot>)> {
         let subject = self.index.subject_after(after)?;
@@ -262,51 +262,51 @@ impl SealedLog {
         Some((subject, slots))
     }
 
-    /// The first subject after `after`, by name, that has entries in it, and what each slot holds of it.
+    /// The first subject after `after`, by name, that has entries in the log, and its last rev in each slot.
     #[must_use]
-    pub fn next_held(&self, after: Option<&Subject>) -> Option<(Subject, Vec<Held>)> {
+    pub fn next_subject_uses(&self, after: Option<&Subject>) -> Option<(Subject, Vec<SlotUse>)> {
         let subject = self.index.subject_after(after)?;
-        let held = |(slot, line): (Slot, IndexLine)| Held { slot, last_rev: line.last_rev };
+        let held = |(slot, line): (Slot, IndexLine)| SlotUse { slot, last_rev: line.last_rev };
         let held = self.index.lines_of(&subject).into_iter().map(held).collect();
         Some((subject, held))
     }
 
-    /// The entries of a subject above `base`, from `first_slot` on, in order and without a hole.
+    /// The entries of a subject above `base`, from `first_slot` on, in order and without a gap.
     ///
     /// Cancelling the call has no effect.
     ///
     /// # Errors
-    /// [`TailError::Missing`] when something that the index knows is gone: then a newer manifest needs it no more.
+    /// [`TailError::Missing`] when an object that the index names is missing: then a newer manifest no longer needs it.
     pub async fn tail(
         &self,
         subject: &Subject,
         first_slot: Slot,
         base: Rev,
-    ) -> Result<Vec<Entry>, TailError> {
+    ) -> Result<Vec<LogEntry>, TailError> {
         let lines = self.index.lines_of(subject).into_iter();
         let needed = lines.filter(|(slot, line)| *slot >= first_slot && line.last_rev >= base).collect();
-        read::blocks(self.bucket.as_ref(), &self.log, needed, base).await
+        read::read_blocks(self.bucket.as_ref(), &self.log, needed, base).await
     }
 
-    /// Deletes a slot that no manifest needs any more. The seal, and what may lie above it, is never deleted.
+    /// Deletes a slot that no manifest needs. It never deletes the seal or a slot above it.
     ///
-    /// Cancelling the call leaves open whether it is deleted.
+    /// If the call is cancelled, the slot may or may not be deleted.
     ///
     /// # Errors
-    /// What the bucket said; `internal` for the seal.
+    /// The bucket's error; `internal` for the seal.
     pub async fn delete_slot(&self, slot: Slot) -> Result<(), ErrorReply> {
         if slot >= self.seal {
-            return Err(ErrorReply::internal(format!("the seal of {} was to be deleted", self.log)));
+            return Err(ErrorReply::internal(format!("seal of log {} cannot be deleted", self.log)));
         }
         self.bucket.delete(&LogKeys::new(&self.log).slot(slot)).await.map_err(reply)
     }
 
     /// Deletes the index, once no manifest needs any slot.
     ///
-    /// Cancelling the call leaves open whether it is deleted.
+    /// If the call is cancelled, the index may or may not be deleted.
     ///
     /// # Errors
-    /// What the bucket said.
+    /// The bucket's error.
     pub async fn delete_index(&self) -> Result<(), ErrorReply> {
         self.bucket.delete(&LogKeys::new(&self.log).index()).await.map_err(reply)
     }
@@ -318,12 +318,12 @@ async fn list_slots(bucket: &dyn Bucket, log: &LogId) -> Result<Vec<Slot>, Error
     Ok(keys.read_listing(&listed))
 }
 
-#[expect(clippy::needless_pass_by_value)] // Shorter where it is used, as what errors are mapped with.
+#[expect(clippy::needless_pass_by_value)] // Shorter at its call sites, which pass it to `map_err`.
 fn reply(error: BucketError) -> ErrorReply {
     ErrorReply::from(&error)
 }
 
-/// A manifest names a log, so the log was born, and its seal stays for ever.
+/// A manifest names the log, so the log was started, and its seal is never deleted.
 fn absent(log: &LogId) -> ErrorReply {
-    ErrorReply::corrupt(LogKeys::new(log).folder().to_string(), "the log has no slot, not even a seal")
+    ErrorReply::corrupt(LogKeys::new(log).folder().to_string(), "log has no slot")
 }

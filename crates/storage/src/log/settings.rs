@@ -1,4 +1,4 @@
-//! What can be set about the log.
+//! Settings of the log.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use std::time::Duration;
 pub struct LogSettings {
     /// How long a write of a weaker level may wait before it is shipped.
     pub ship_interval: Duration,
-    /// So many bytes are shipped without waiting.
+    /// At this size, writes are shipped without delay.
     pub ship_bytes: u64,
-    /// Most bytes that may wait to be shipped; above it, writes are refused as `overloaded`.
+    /// Maximum size of unshipped writes in bytes; above it, the log rejects writes as `overloaded`.
     pub max_unshipped_bytes: u64,
-    /// When a write has waited so long to be shipped, weaker levels wait for the bucket too.
+    /// If a write has been unshipped for longer, weaker levels wait for the bucket too.
     pub max_unshipped_age: Duration,
-    /// Most segments a second, on average. A quiet second may be made up for in the next.
+    /// Maximum segments a second, on average. Unused capacity of one second carries over to the next.
     pub max_puts_per_second: u32,
-    /// How long a write may lie in the local write-ahead log before it is synced.
+    /// Maximum time between the WAL write and its sync.
     pub sync_interval: Duration,
 }
 

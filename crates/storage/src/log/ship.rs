@@ -8,25 +8,25 @@ use dormouse_protocol::{LogId, Slot};
 use dormouse_runtime::{Env, Stop};
 use tokio::time::sleep;
 
-use super::handle::Shared;
+use super::handle::LogShared;
 use super::owner::{OwnerInput, PutOutcome};
-use super::pace::Decision;
 use super::sealed::read_header;
+use super::ship_schedule::FlushDecision;
 use super::state::Segment;
 use super::{Append, StartLogError};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
 use crate::checksum::Crc64;
-use crate::fail_points::{Step as FailPoint, reach};
+use crate::fail_points::{FailPoint, reach};
 use crate::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
-use crate::mutations::{Mutation, is_there};
+use crate::mutations::{InjectedBug, is_active};
 
-/// Between attempts that the bucket refused: the first pause, doubled up to the longest.
+/// Backoff after a failed upload: the first pause, doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Begins a log with its first object.
-pub(super) async fn create_birth(
+/// Creates the first object of a log.
+pub(super) async fn create_first_slot(
     log: &LogId,
     bucket: &dyn Bucket,
     env: &Env,
@@ -36,29 +36,29 @@ pub(super) async fn create_birth(
     let nonce = Nonce::new(env.ulid());
     let header = SlotHeader { kind: SlotKind::Birth, log: log.clone(), slot, nonce, previous: NO_PREVIOUS };
     let EncodedSlot { bytes, checksum, .. } = segment::encode(&header, Vec::new());
-    match create_once(bucket, &LogKeys::new(log).slot(slot), bytes, stop.given()).await {
+    match create_once(bucket, &LogKeys::new(log).slot(slot), bytes, stop.requested()).await {
         Ok(CreateOutcome::Ours) => Ok(checksum),
-        Ok(CreateOutcome::Anothers) => Err(StartLogError::Taken(log.clone())),
+        Ok(CreateOutcome::Foreign) => Err(StartLogError::AlreadyExists(log.clone())),
         Ok(CreateOutcome::Unknown(source)) | Err(source) => {
             Err(StartLogError::Bucket { log: log.clone(), source })
         }
     }
 }
 
-/// What to do next.
-enum Step {
+/// The next action of the ship task.
+enum ShipStep {
     Put(Segment),
     Wait(Option<Duration>),
     Over,
 }
 
-pub(super) async fn run(shared: Arc<Shared>, birth: Crc64) {
+pub(super) async fn run(shared: Arc<LogShared>, birth: Crc64) {
     let mut previous = birth;
     loop {
         match next(&shared) {
-            Step::Over => return,
-            Step::Wait(pause) => shared.rest(&shared.wakers.ship, pause).await,
-            Step::Put(segment) => {
+            ShipStep::Over => return,
+            ShipStep::Wait(pause) => shared.wait_for_work(&shared.wakers.ship, pause).await,
+            ShipStep::Put(segment) => {
                 let Some(checksum) = put(&shared, segment, previous).await else { return };
                 previous = checksum;
             }
@@ -66,28 +66,29 @@ pub(super) async fn run(shared: Arc<Shared>, birth: Crc64) {
     }
 }
 
-fn next(shared: &Shared) -> Step {
+fn next(shared: &LogShared) -> ShipStep {
     let now = shared.env.boot();
     let mut state = shared.lock();
-    if shared.stop.is_given() {
-        // Whichever task sees it first: to wait here for another to say so is not to let that one take a step.
-        state.cut_short(&shared.wakers);
+    if shared.stop.is_requested() {
+        // Each task checks the stop signal itself: if this task waited for another one to act on it, the other could be
+        // blocked by it.
+        state.stop_now(&shared.wakers);
     }
     if state.end.is_some() {
-        return Step::Over;
+        return ShipStep::Over;
     }
-    if state.departing.is_none() {
+    if state.segment_to_ship.is_none() {
         match state.decide(now) {
-            Decision::Idle => return Step::Wait(None),
-            Decision::Wait(at) => return Step::Wait(Some(at.saturating_sub(now))),
-            Decision::Now => state.tell(OwnerInput::Ready, shared),
+            FlushDecision::Idle => return ShipStep::Wait(None),
+            FlushDecision::Wait(at) => return ShipStep::Wait(Some(at.saturating_sub(now))),
+            FlushDecision::Now => state.apply_owner_input(OwnerInput::Ready, shared),
         }
     }
-    state.departing.take().map_or(Step::Wait(None), Step::Put)
+    state.segment_to_ship.take().map_or(ShipStep::Wait(None), ShipStep::Put)
 }
 
-/// Creates a slot and has the books say so; `None` when the log is at its end.
-async fn put(shared: &Shared, Segment { slot, appends }: Segment, previous: Crc64) -> Option<Crc64> {
+/// Creates a slot and applies the result to the state; `None` if the log has ended.
+async fn put(shared: &LogShared, Segment { slot, appends }: Segment, previous: Crc64) -> Option<Crc64> {
     let nonce = Nonce::new(shared.env.ulid());
     let header = SlotHeader { kind: SlotKind::Data, log: shared.id.clone(), slot, nonce, previous };
     let EncodedSlot { bytes, checksum, .. } = segment::encode(&header, blocks(appends));
@@ -95,28 +96,28 @@ async fn put(shared: &Shared, Segment { slot, appends }: Segment, previous: Crc6
     let over = async {
         tokio::select! {
             biased;
-            () = shared.stop.given() => {}
+            () = shared.stop.requested() => {}
             _ = shared.ended() => {}
         }
     };
     let outcome = tokio::select! {
         biased;
-        // What is known counts, also at the end: there are writers to be told.
-        outcome = until_definite(shared, slot, nonce, bytes) => outcome,
+        // A definite result counts even at the end: writers wait for it.
+        outcome = create_until_definite(shared, slot, nonce, bytes) => outcome,
         () = over => return None,
-        () = complain(shared, slot) => return None,
+        () = warn_bucket_stalled(shared, slot) => return None,
     };
-    reach(FailPoint::SlotPut);
+    reach(FailPoint::SlotCreated);
     let mut state = shared.lock();
     match outcome {
-        Found::Ours => {
+        SlotOwner::Ours => {
             state.shipped(size, shared);
             return Some(checksum);
         }
-        Found::Anothers => {}
-        Found::Unreadable => state.segment_lost_sight_of(),
+        SlotOwner::Foreign => {}
+        SlotOwner::Unreadable => state.segment_unreadable(),
     }
-    state.tell(OwnerInput::Put { outcome: PutOutcome::Anothers, ready: false }, shared);
+    state.apply_owner_input(OwnerInput::Put { outcome: PutOutcome::Foreign, ready: false }, shared);
     None
 }
 
@@ -131,31 +132,31 @@ fn blocks(appends: Vec<Append>) -> Vec<Block> {
     appends.into_iter().map(block).collect()
 }
 
-/// What lies in the slot, for certain.
-enum Found {
+/// The confirmed owner of the slot's object.
+enum SlotOwner {
     Ours,
-    Anothers,
-    /// Something that this version cannot read, or damage. It may be ours.
+    Foreign,
+    /// The object is damaged, or this version cannot read it. It may be ours.
     Unreadable,
 }
 
-/// Sends the same bytes to the same slot until it is known what lies there.
-async fn until_definite(shared: &Shared, slot: Slot, nonce: Nonce, bytes: Bytes) -> Found {
+/// Sends the same bytes to the same slot until the owner of the slot's object is known.
+async fn create_until_definite(shared: &LogShared, slot: Slot, nonce: Nonce, bytes: Bytes) -> SlotOwner {
     let key = shared.keys.slot(slot);
     let mut pause = FIRST_PAUSE;
     loop {
         let sent = create_once(shared.bucket.as_ref(), &key, bytes.clone(), std::future::pending()).await;
         match sent {
-            Ok(CreateOutcome::Ours) => return Found::Ours,
-            Ok(CreateOutcome::Anothers) => {
-                if let Some(found) = see_whose(shared, slot, nonce).await {
+            Ok(CreateOutcome::Ours) => return SlotOwner::Ours,
+            Ok(CreateOutcome::Foreign) => {
+                if let Some(found) = read_slot_owner(shared, slot, nonce).await {
                     return found;
                 }
             }
             Ok(CreateOutcome::Unknown(error)) | Err(error) => {
                 tracing::warn!(
                     log = %shared.id, %slot, error = &error as &dyn std::error::Error,
-                    "the bucket refuses a segment; trying again"
+                    "segment upload failed, retrying"
                 );
             }
         }
@@ -164,20 +165,20 @@ async fn until_definite(shared: &Shared, slot: Slot, nonce: Nonce, bytes: Bytes)
     }
 }
 
-/// The end of a log is not declared on one comparison of bytes: the header says whose the object is. `None`: it could
-/// not be found out now.
-async fn see_whose(shared: &Shared, slot: Slot, nonce: Nonce) -> Option<Found> {
+/// A byte comparison alone does not end a log: the header identifies the object's owner. `None`: the header cannot be
+/// read now.
+async fn read_slot_owner(shared: &LogShared, slot: Slot, nonce: Nonce) -> Option<SlotOwner> {
     match read_header(shared.bucket.as_ref(), &shared.id, slot).await {
-        Ok(Some(Ok(header))) if header.nonce == nonce || is_there(Mutation::ExistsIsSuccess) => {
-            Some(Found::Ours)
+        Ok(Some(Ok(header))) if header.nonce == nonce || is_active(InjectedBug::ExistsIsSuccess) => {
+            Some(SlotOwner::Ours)
         }
         Ok(Some(Ok(header))) => {
-            tracing::info!(log = %shared.id, %slot, kind = ?header.kind, "the next slot is another's");
-            Some(Found::Anothers)
+            tracing::info!(log = %shared.id, %slot, kind = ?header.kind, "fenced: log sealed by another process");
+            Some(SlotOwner::Foreign)
         }
         Ok(Some(Err(error))) => {
-            tracing::error!(log = %shared.id, %slot, %error, "the next slot holds something unreadable");
-            Some(Found::Unreadable)
+            tracing::error!(log = %shared.id, %slot, %error, "slot unreadable");
+            Some(SlotOwner::Unreadable)
         }
         Ok(None) => None,
         Err(error) => {
@@ -187,21 +188,21 @@ async fn see_whose(shared: &Shared, slot: Slot, nonce: Nonce) -> Option<Found> {
     }
 }
 
-fn warn_unread(shared: &Shared, slot: Slot, error: &BucketError) {
+fn warn_unread(shared: &LogShared, slot: Slot, error: &BucketError) {
     tracing::warn!(
         log = %shared.id, %slot, error = error as &dyn std::error::Error,
-        "cannot read what lies in the next slot; trying again"
+        "slot read failed, retrying"
     );
 }
 
-/// Says, again and again, that weaker levels wait for a bucket that does not answer. Never resolves.
-async fn complain(shared: &Shared, slot: Slot) {
-    let patience = shared.settings.max_unshipped_age.max(FIRST_PAUSE);
+/// Logs repeatedly that writes of weaker levels wait for a bucket that does not answer. Never resolves.
+async fn warn_bucket_stalled(shared: &LogShared, slot: Slot) {
+    let timeout = shared.settings.max_unshipped_age.max(FIRST_PAUSE);
     loop {
-        sleep(patience).await;
+        sleep(timeout).await;
         tracing::warn!(
-            log = %shared.id, %slot,
-            "the bucket has not taken a segment for {patience:?} and more: writes of every level wait"
+            log = %shared.id, %slot, ?timeout, impact = "writes of all levels wait",
+            "write stall: segment upload timed out"
         );
     }
 }

@@ -1,12 +1,11 @@
-//! The books of a log: what is accepted, written, in flight, still needed, and who waits for what.
+//! State of a log: which entries are accepted, written, in flight and still needed, and which callers wait.
 //!
-//! All changes of stage happen here, under one lock, so that "acknowledged", "failed" and "shipped" are decided in one
-//! order for everybody.
+//! All stage changes happen here, under one lock, so "acknowledged", "failed" and "shipped" have one global order.
 
 mod end;
 mod pending;
 
-pub(super) use end::{Ending, taken_over};
+pub(super) use end::{EndSignal, taken_over};
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,88 +14,88 @@ use std::time::Duration;
 use dormouse_protocol::{ErrorReply, Level, Rev, Slot, Subject};
 use tokio::sync::oneshot;
 
-use super::handle::{Shared, Wakers};
-use super::owner::{Owner, OwnerEffect, OwnerInput, PutOutcome, ReadNumber};
-use super::pace::{Decision, Pace, Waiting};
+use super::handle::{LogShared, Wakers};
+use super::owner::{LogOwner, OwnerEffect, OwnerInput, PutOutcome, ReadNumber};
+use super::ship_schedule::{FlushDecision, ShipSchedule, Unshipped};
 use super::tails::Tails;
-use super::{Append, LogEnd, LogFigures, LogSettings, Stage, Ticket};
+use super::{Append, AppendProgress, DurabilityStage, LogEnd, LogMetrics, LogSettings};
 use crate::wal::{Lsn, WalAppend};
-use pending::{Pending, cost_of};
+use pending::{PendingAppend, cost_of};
 
-/// What a segment holds at most: it must be small enough to be read back whole.
+/// Maximum cost of a segment: it must be small enough to be read back whole.
 const MAX_SEGMENT_COST: u64 = 24 << 20;
 
-/// What a group of the write-ahead log holds at most.
+/// Maximum cost of a write-ahead log group.
 const MAX_GROUP_COST: u64 = 16 << 20;
 
-/// How long nothing is written to a disk that was full.
+/// Pause in WAL writes after a full disk.
 const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 
-pub(super) struct State {
-    pub(super) owner: Owner,
+pub(super) struct LogState {
+    pub(super) owner: LogOwner,
     pub(super) tails: Tails<Subject>,
-    /// Who waits for a barrier, by arrival.
+    /// Reads that wait for a barrier, by arrival.
     pub(super) readers: VecDeque<(ReadNumber, oneshot::Sender<Result<(), ErrorReply>>)>,
-    /// What the next look is at.
+    /// The slot that the next probe reads.
     pub(super) probe: Option<Slot>,
     /// Slots to be deleted, each range half open.
-    pub(super) doomed_slots: VecDeque<(Slot, Slot)>,
-    /// What the write-ahead log is to be told: everything up to here is in a slot up to this one.
+    pub(super) trimmable_slots: VecDeque<(Slot, Slot)>,
+    /// The shipped position to record in the write-ahead log: everything up to this LSN is in a slot up to this one.
     pub(super) marker: Option<(Lsn, Slot)>,
-    /// Appends that must be marked as failed before their writers may be told so.
-    pub(super) to_mark_failed: Vec<(Lsn, Arc<Ticket>)>,
-    /// The segment that the ship task is to create.
-    pub(super) departing: Option<Segment>,
+    /// Appends that must be recorded as failed before their writers get the error.
+    pub(super) to_mark_failed: Vec<(Lsn, Arc<AppendProgress>)>,
+    /// The segment that the ship task creates next.
+    pub(super) segment_to_ship: Option<Segment>,
     pub(super) end: Option<LogEnd>,
-    ending: Arc<Ending>,
-    pace: Pace,
+    ending: Arc<EndSignal>,
+    schedule: ShipSchedule,
     last: Lsn,
-    /// Accepted, not yet on the local disk.
-    queue: VecDeque<Pending>,
-    /// Being written to the local disk.
-    group: Vec<Pending>,
+    /// Accepted, not yet in the WAL.
+    queue: VecDeque<PendingAppend>,
+    /// Being written to the WAL.
+    group: Vec<PendingAppend>,
     /// May go into a segment.
-    written: VecDeque<Pending>,
+    written: VecDeque<PendingAppend>,
     /// In the segment in flight.
-    in_flight: Vec<Pending>,
+    in_flight: Vec<PendingAppend>,
     /// Written and not synced.
-    unsynced: Vec<Arc<Ticket>>,
+    unsynced: Vec<Arc<AppendProgress>>,
     unshipped_cost: u64,
     written_cost: u64,
-    /// Appends in `written` that somebody waits for.
-    written_wanted: usize,
-    /// Everything up to here was asked to be shipped.
-    wanted_through: Lsn,
-    /// Appends that were acknowledged and could not be written to the full local disk: they are shipped without it.
+    /// Appends in `written` whose writers wait for the segment.
+    written_awaited: usize,
+    /// A ship request covers everything up to here.
+    ship_requested_through: Lsn,
+    /// Appends that were acknowledged and did not fit on the full local disk: they are shipped without it.
     off_disk: usize,
-    /// The disk was full, and is not tried again before this.
+    /// The disk was full; no write is tried before this instant.
     full_until: Option<Duration>,
     /// Subjects with a failed append: the rev before the first that failed.
-    broken: HashMap<Subject, Rev>,
+    failed_subjects: HashMap<Subject, Rev>,
     stopping: bool,
-    figures: LogFigures,
+    metrics: LogMetrics,
 }
 
-/// What goes into one slot.
+/// The content of one slot.
 pub(super) struct Segment {
     pub(super) slot: Slot,
     pub(super) appends: Vec<Append>,
 }
 
-impl State {
-    pub(super) fn new(settings: &LogSettings, ending: Arc<Ending>) -> Self {
+impl LogState {
+    pub(super) fn new(settings: &LogSettings, ending: Arc<EndSignal>) -> Self {
         Self {
-            owner: Owner::new(Slot::new(1)),
+            owner: LogOwner::new(Slot::new(1)),
             tails: Tails::new(),
             readers: VecDeque::new(),
             probe: None,
-            doomed_slots: VecDeque::new(),
+            trimmable_slots: VecDeque::new(),
             marker: None,
             to_mark_failed: Vec::new(),
-            departing: None,
+            segment_to_ship: None,
             end: None,
             ending,
-            pace: Pace::new(settings),
+            schedule: ShipSchedule::new(settings),
             last: Lsn::ZERO,
             queue: VecDeque::new(),
             group: Vec::new(),
@@ -105,13 +104,13 @@ impl State {
             unsynced: Vec::new(),
             unshipped_cost: 0,
             written_cost: 0,
-            written_wanted: 0,
-            wanted_through: Lsn::ZERO,
+            written_awaited: 0,
+            ship_requested_through: Lsn::ZERO,
             off_disk: 0,
             full_until: None,
-            broken: HashMap::new(),
+            failed_subjects: HashMap::new(),
             stopping: false,
-            figures: LogFigures::default(),
+            metrics: LogMetrics::default(),
         }
     }
 
@@ -120,10 +119,10 @@ impl State {
         append: Append,
         settings: &LogSettings,
         now: Duration,
-    ) -> Result<Arc<Ticket>, ErrorReply> {
+    ) -> Result<Arc<AppendProgress>, ErrorReply> {
         self.refuse_if_ended()?;
         if self.stopping {
-            return Err(ErrorReply::unavailable("this server is being stopped"));
+            return Err(ErrorReply::unavailable("server is shutting down"));
         }
         if self.off_disk > 0 || self.full_until.is_some_and(|until| now < until) {
             return Err(disk_is_full());
@@ -131,54 +130,60 @@ impl State {
         let cost = cost_of(&append);
         if self.unshipped_cost > 0 && self.unshipped_cost + cost > settings.max_unshipped_bytes {
             let wait = settings.ship_interval.clamp(Duration::from_millis(50), Duration::from_secs(5));
-            let why = "too much waits to be written to the bucket";
-            return Err(ErrorReply::overloaded(why, u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
+            let reason = "unshipped write limit reached";
+            return Err(ErrorReply::overloaded(reason, u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
         }
-        match self.broken.get(&append.subject) {
+        match self.failed_subjects.get(&append.subject) {
             Some(before) if append.first_after > *before => {
-                return Err(ErrorReply::unavailable("a write before this one failed"));
+                return Err(ErrorReply::unavailable("an earlier write of the subject failed"));
             }
             Some(_) => {
-                self.broken.remove(&append.subject);
+                self.failed_subjects.remove(&append.subject);
             }
             None => {}
         }
         self.last = self.last.next();
         self.unshipped_cost += cost;
-        let ticket = Ticket::new(Arc::clone(&append.waker));
-        let pending =
-            Pending { lsn: self.last, append, ticket: Arc::clone(&ticket), at: now, cost, on_disk: false };
+        let progress = AppendProgress::new(Arc::clone(&append.waker));
+        let pending = PendingAppend {
+            lsn: self.last,
+            append,
+            progress: Arc::clone(&progress),
+            at: now,
+            cost,
+            on_disk: false,
+        };
         self.queue.push_back(pending);
-        Ok(ticket)
+        Ok(progress)
     }
 
-    /// A new life of the subject begins: what failed in one before was of another path.
+    /// The subject is opened again: earlier failures do not affect its new sequence of appends.
     pub(super) fn opened(&mut self, subject: &Subject) {
-        self.broken.remove(subject);
+        self.failed_subjects.remove(subject);
     }
 
-    /// The last append of the subject that is on its way.
+    /// The subject's last unshipped append.
     pub(super) fn last_unshipped(&self, subject: &Subject) -> Option<Lsn> {
         let waiting = self.in_flight.iter().chain(&self.written).chain(&self.group).chain(&self.queue);
         let mut latest_first = waiting.rev().filter(|_| self.end.is_none());
         latest_first.find(|pending| pending.append.subject == *subject).map(|pending| pending.lsn)
     }
 
-    /// Whether no append up to this one is on its way any more.
-    pub(super) fn is_settled_through(&self, last: Lsn) -> bool {
+    /// Whether no append up to this one is unshipped.
+    pub(super) fn is_resolved_through(&self, last: Lsn) -> bool {
         self.end.is_some() || self.oldest_unshipped().is_none_or(|oldest| oldest.lsn > last)
     }
 
-    fn oldest_unshipped(&self) -> Option<&Pending> {
+    fn oldest_unshipped(&self) -> Option<&PendingAppend> {
         let first = self.in_flight.first().or_else(|| self.written.front()).or_else(|| self.group.first());
         first.or_else(|| self.queue.front())
     }
 
-    pub(super) fn want_all(&mut self) {
-        self.wanted_through = self.last;
+    pub(super) fn request_ship_all(&mut self) {
+        self.ship_requested_through = self.last;
     }
 
-    /// Takes what is to be written to the local disk next, and whether somebody waits for it to be synced.
+    /// Takes the next group for the WAL; the flag says whether a writer waits for its sync.
     pub(super) fn take_group(&mut self, now: Duration) -> Option<(Vec<WalAppend>, bool)> {
         if self.queue.is_empty() || self.full_until.is_some_and(|until| now < until) {
             return None;
@@ -193,10 +198,10 @@ impl State {
             self.group.extend(self.queue.pop_front());
         }
         let sync = self.group.iter().any(|pending| pending.append.level == Level::Disk);
-        Some((self.group.iter().map(Pending::for_wal).collect(), sync))
+        Some((self.group.iter().map(PendingAppend::for_wal).collect(), sync))
     }
 
-    /// The group is on the local disk.
+    /// The group is in the WAL.
     pub(super) fn group_written(&mut self) {
         self.full_until = None;
         if self.end.is_some() {
@@ -205,22 +210,22 @@ impl State {
         }
         for mut pending in std::mem::take(&mut self.group) {
             pending.on_disk = true;
-            pending.ticket.advance(Stage::Written);
-            self.unsynced.push(Arc::clone(&pending.ticket));
+            pending.progress.advance(DurabilityStage::Written);
+            self.unsynced.push(Arc::clone(&pending.progress));
             self.push_written(pending);
         }
     }
 
-    /// Everything that was written is synced.
+    /// Everything written is synced.
     pub(super) fn synced(&mut self) {
-        self.figures.syncs += 1;
-        for ticket in self.unsynced.drain(..) {
-            ticket.advance(Stage::Synced);
+        self.metrics.wal_syncs += 1;
+        for progress in self.unsynced.drain(..) {
+            progress.advance(DurabilityStage::Synced);
         }
     }
 
-    /// The group did not fit on the local disk, and none of it is there. What was acknowledged already is kept and
-    /// shipped without the disk; the rest fails, with everything of the same subjects that was accepted after it.
+    /// The group did not fit on the local disk, and no part of it was written. Acknowledged appends are kept and
+    /// shipped without the disk. The others fail, and so do later appends of the same subjects.
     pub(super) fn group_refused(&mut self, failure: &ErrorReply, now: Duration, wakers: &Wakers) {
         self.full_until = Some(now + FULL_DISK_PAUSE);
         let group = std::mem::take(&mut self.group);
@@ -229,9 +234,9 @@ impl State {
             return;
         }
         for pending in group.into_iter().chain(queue) {
-            if pending.ticket.fail(failure) {
+            if pending.progress.fail(failure) {
                 self.unshipped_cost -= pending.cost;
-                self.broken.entry(pending.append.subject).or_insert(pending.append.first_after);
+                self.failed_subjects.entry(pending.append.subject).or_insert(pending.append.first_after);
             } else {
                 self.off_disk += 1;
                 self.push_written(pending);
@@ -250,48 +255,50 @@ impl State {
         !self.queue.is_empty()
     }
 
-    fn push_written(&mut self, pending: Pending) {
+    fn push_written(&mut self, pending: PendingAppend) {
         self.written_cost += pending.cost;
-        self.written_wanted += usize::from(pending.is_wanted());
+        self.written_awaited += usize::from(pending.is_awaited());
         self.written.push_back(pending);
     }
 
-    /// When to ship what waits. With a segment in flight the question comes again when that is definite.
-    pub(super) fn decide(&self, now: Duration) -> Decision {
-        let waiting = Waiting {
+    /// When to ship the waiting appends. While a segment is in flight, this is decided again after its result.
+    pub(super) fn decide(&self, now: Duration) -> FlushDecision {
+        let waiting = Unshipped {
             bytes: self.written_cost,
             oldest: self.written.front().map(|pending| pending.at),
-            is_wanted: self.written_wanted > 0
-                || self.written.front().is_some_and(|pending| pending.lsn <= self.wanted_through),
+            is_awaited: self.written_awaited > 0
+                || self.written.front().is_some_and(|pending| pending.lsn <= self.ship_requested_through),
         };
-        self.pace.decide(&waiting, now)
+        self.schedule.decide(&waiting, now)
     }
 
-    /// Tells the owner's machine something and carries out what it says.
-    pub(super) fn tell(&mut self, input: OwnerInput, shared: &Shared) {
+    /// Applies an input to the owner machine and performs its effects.
+    pub(super) fn apply_owner_input(&mut self, input: OwnerInput, shared: &LogShared) {
         let effects = self.owner.apply(input);
         self.perform(effects, shared);
     }
 
-    pub(super) fn perform(&mut self, effects: Vec<OwnerEffect>, shared: &Shared) {
+    pub(super) fn perform(&mut self, effects: Vec<OwnerEffect>, shared: &LogShared) {
         for effect in effects {
             match effect {
                 OwnerEffect::Put { slot } => {
-                    self.pace.shipping(shared.env.boot());
-                    self.departing = Some(self.take_segment(slot));
+                    self.schedule.shipping(shared.env.boot());
+                    self.segment_to_ship = Some(self.take_segment(slot));
                     shared.wakers.ship.notify_one();
                 }
-                OwnerEffect::Landed { slot } => self.landed(slot, shared.env.boot(), &shared.wakers),
-                OwnerEffect::Probe { slot } => {
-                    self.figures.probes += 1;
-                    self.probe = Some(slot);
-                    shared.wakers.look.notify_one();
+                OwnerEffect::Created { slot } => {
+                    self.segment_created(slot, shared.env.boot(), &shared.wakers);
                 }
-                OwnerEffect::Proven { through } => self.answer_readers(through),
+                OwnerEffect::Probe { slot } => {
+                    self.metrics.read_barriers += 1;
+                    self.probe = Some(slot);
+                    shared.wakers.probe.notify_one();
+                }
+                OwnerEffect::ReadsConfirmed { through } => self.answer_readers(through),
                 OwnerEffect::Delete { from, to } => {
-                    match self.doomed_slots.back_mut() {
+                    match self.trimmable_slots.back_mut() {
                         Some(last) if last.1 == from => last.1 = to,
-                        _ => self.doomed_slots.push_back((from, to)),
+                        _ => self.trimmable_slots.push_back((from, to)),
                     }
                     shared.wakers.trim.notify_one();
                 }
@@ -307,7 +314,7 @@ impl State {
                 break;
             }
             cost += next.cost;
-            self.written_wanted -= usize::from(next.is_wanted());
+            self.written_awaited -= usize::from(next.is_awaited());
             self.in_flight.extend(self.written.pop_front());
         }
         self.written_cost -= cost;
@@ -316,30 +323,30 @@ impl State {
     }
 
     /// The segment in flight is in the bucket; it has this many bytes.
-    pub(super) fn shipped(&mut self, bytes: u64, shared: &Shared) {
+    pub(super) fn shipped(&mut self, bytes: u64, shared: &LogShared) {
         if self.end.is_some() {
             return;
         }
-        self.figures.segments += 1;
-        self.figures.segment_bytes += bytes;
+        self.metrics.segments += 1;
+        self.metrics.segment_bytes += bytes;
         let was_held = self.unshipped_age(shared.env.boot()) > shared.settings.max_unshipped_age;
-        let ready = self.decide(shared.env.boot()) == Decision::Now;
-        self.tell(OwnerInput::Put { outcome: PutOutcome::Ours, ready }, shared);
+        let ready = self.decide(shared.env.boot()) == FlushDecision::Now;
+        self.apply_owner_input(OwnerInput::Put { outcome: PutOutcome::Ours, ready }, shared);
         self.trim(shared);
         if was_held {
-            self.wake_waiting();
+            self.notify_unshipped();
         }
     }
 
-    fn landed(&mut self, slot: Slot, now: Duration, wakers: &Wakers) {
+    fn segment_created(&mut self, slot: Slot, now: Duration, wakers: &Wakers) {
         for pending in std::mem::take(&mut self.in_flight) {
             let shipped = pending.shipped_in(slot, now);
-            self.figures.entries += shipped.entries;
+            self.metrics.entries += shipped.entries;
             self.tails.shipped(&pending.append.subject, shipped);
             self.unshipped_cost -= pending.cost;
             self.off_disk -= usize::from(!pending.on_disk);
             self.marker = Some((pending.lsn, slot));
-            pending.ticket.shipped(slot);
+            pending.progress.shipped(slot);
         }
         self.end_if_stopped();
         wakers.disk.notify_one();
@@ -352,52 +359,52 @@ impl State {
                 self.readers.push_front((number, reader));
                 break;
             }
-            // Whoever has stopped waiting needs no answer.
+            // The reader may have stopped waiting.
             let _ = reader.send(Ok(()));
         }
     }
 
-    /// Gives up the slots that nobody needs.
-    pub(super) fn trim(&mut self, shared: &Shared) {
+    /// Releases the slots that no manifest needs.
+    pub(super) fn trim(&mut self, shared: &LogShared) {
         let next = self.owner.next_slot();
         let below = self.tails.lowest_needed().unwrap_or(next);
-        self.tell(OwnerInput::Unneeded { below }, shared);
+        self.apply_owner_input(OwnerInput::Unneeded { below }, shared);
     }
 
     /// The next slot to be deleted.
-    pub(super) fn take_doomed_slot(&mut self) -> Option<Slot> {
-        while let Some((from, to)) = self.doomed_slots.pop_front() {
+    pub(super) fn take_trimmable_slot(&mut self) -> Option<Slot> {
+        while let Some((from, to)) = self.trimmable_slots.pop_front() {
             if from < to {
-                self.doomed_slots.push_front((from.next(), to));
+                self.trimmable_slots.push_front((from.next(), to));
                 return Some(from);
             }
         }
         None
     }
 
-    /// How long the oldest write has waited to be shipped.
+    /// Age of the oldest unshipped write.
     pub(super) fn unshipped_age(&self, now: Duration) -> Duration {
         self.oldest_unshipped().map_or(Duration::ZERO, |pending| now.saturating_sub(pending.at))
     }
 
-    /// Has everybody look again who may have waited for weaker levels to be let go.
-    fn wake_waiting(&self) {
+    /// Notifies all waiters: a write stall that held weaker levels may be over.
+    fn notify_unshipped(&self) {
         for pending in self.group.iter().chain(&self.written).chain(&self.in_flight).chain(&self.queue) {
-            pending.ticket.wake();
+            pending.progress.notify();
         }
     }
 
-    pub(super) fn figures(&self, now: Duration) -> LogFigures {
-        LogFigures {
+    pub(super) fn metrics(&self, now: Duration) -> LogMetrics {
+        LogMetrics {
             unshipped_bytes: self.unshipped_cost,
             unshipped_age: self.unshipped_age(now),
-            slots: self.owner.next_slot().get() - self.owner.trimmed().get(),
-            tails: self.tails.len() as u64,
-            ..self.figures
+            retained_slots: self.owner.next_slot().get() - self.owner.trimmed().get(),
+            subjects_with_tail: self.tails.len() as u64,
+            ..self.metrics
         }
     }
 }
 
 fn disk_is_full() -> ErrorReply {
-    ErrorReply::unavailable("this server's local disk is full")
+    ErrorReply::unavailable("local disk is full")
 }

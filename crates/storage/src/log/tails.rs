@@ -1,7 +1,7 @@
-//! What of a log is still needed: the shipped entries of each subject that no verified manifest covers yet.
+//! The needed part of a log: the shipped entries of each subject that no verified manifest covers yet.
 //!
-//! Coarse on purpose. A subject keeps at most `MAX_RUNS` runs of slots, however many slots it writes; where runs are
-//! merged, more is taken for needed than is. The error is always on that side.
+//! The accuracy is coarse by design. A subject keeps at most `MAX_RUNS` runs of slots, however many slots it writes.
+//! Where runs are merged, slots count as needed that are not. The error is always on that side.
 
 #[cfg(test)]
 mod tests;
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use dormouse_protocol::{Rev, Slot};
 
-/// Most runs that a subject's tail is remembered in.
+/// Maximum runs of a subject's tail.
 const MAX_RUNS: usize = 8;
 
 /// The shipped entries of a subject that no base covers yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tail {
-    /// None of them is in a slot below this one.
+pub struct SubjectTail {
+    /// The lowest slot that may hold one of them.
     pub first_slot: Slot,
     /// Their size in bytes, at most.
     pub bytes: u64,
@@ -29,13 +29,13 @@ pub struct Tail {
 
 /// Entries of one subject in one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Shipped {
+pub struct ShippedEntries {
     /// The slot.
     pub slot: Slot,
     /// The rev after the last of them.
     pub last_rev: Rev,
-    /// It may end in an entry without operations: one that a base at `last_rev` may lack.
-    pub ends_in_memory: bool,
+    /// The last entry may have no operations: a base at `last_rev` may lack it.
+    pub ends_in_dedup_record: bool,
     /// Their size in bytes.
     pub bytes: u64,
     /// Their number.
@@ -44,35 +44,35 @@ pub struct Shipped {
     pub at: Duration,
 }
 
-/// Slots of one subject's entries that are remembered as one: `first_slot..=last.slot`.
+/// Slots of one subject's entries, combined: `first_slot..=last.slot`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Run {
+struct SlotRun {
     first_slot: Slot,
-    /// The last of them; bytes, entries and time are of them all.
-    last: Shipped,
+    /// The last slot's position; bytes, entries and time are those of the whole run.
+    last: ShippedEntries,
 }
 
-impl Run {
-    /// Whether nothing in it is needed by a manifest with this base and first slot.
+impl SlotRun {
+    /// Whether a manifest with this base and first slot needs nothing of it.
     fn is_covered(&self, base: Rev, first_slot: Slot) -> bool {
         self.last.slot < first_slot || !self.may_be_above(base)
     }
 
     fn may_be_above(&self, rev: Rev) -> bool {
-        self.last.last_rev > rev || (self.last.last_rev == rev && self.last.ends_in_memory)
+        self.last.last_rev > rev || (self.last.last_rev == rev && self.last.ends_in_dedup_record)
     }
 
     fn absorb(&mut self, next: &Self) {
         let (bytes, entries) = (self.last.bytes + next.last.bytes, self.last.entries + next.last.entries);
-        self.last = Shipped { bytes, entries, at: self.last.at, ..next.last };
+        self.last = ShippedEntries { bytes, entries, at: self.last.at, ..next.last };
     }
 }
 
 /// The tails of all subjects of one log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tails<S> {
-    runs: BTreeMap<S, Vec<Run>>,
-    /// The same by first slot, for the oldest.
+    runs: BTreeMap<S, Vec<SlotRun>>,
+    /// The subjects by first slot, to find the oldest tails.
     by_slot: BTreeSet<(Slot, S)>,
 }
 
@@ -83,15 +83,15 @@ impl<S: Ord + Clone> Default for Tails<S> {
 }
 
 impl<S: Ord + Clone> Tails<S> {
-    /// Nothing is needed.
+    /// No tail.
     #[must_use]
     pub const fn new() -> Self {
         Self { runs: BTreeMap::new(), by_slot: BTreeSet::new() }
     }
 
-    /// Takes what was shipped of a subject. Slots come in order, and within a slot the entries do.
-    pub fn shipped(&mut self, subject: &S, shipped: Shipped) {
-        let run = Run { first_slot: shipped.slot, last: shipped };
+    /// Adds shipped entries of a subject. Slots come in order, and so do the entries of a slot.
+    pub fn shipped(&mut self, subject: &S, shipped: ShippedEntries) {
+        let run = SlotRun { first_slot: shipped.slot, last: shipped };
         match self.runs.get_mut(subject) {
             Some(runs) => {
                 match runs.last_mut() {
@@ -110,10 +110,10 @@ impl<S: Ord + Clone> Tails<S> {
     }
 
     /// A verified manifest with this base and first slot is the subject's newest.
-    pub fn based(&mut self, subject: &S, base: Rev, first_slot: Slot) {
+    pub fn base_published(&mut self, subject: &S, base: Rev, first_slot: Slot) {
         let Some(runs) = self.runs.get_mut(subject) else { return };
         let before = runs.first().map(|run| run.first_slot);
-        // Revs and slots of a subject grow together, so what is covered is always a beginning.
+        // A subject's revs and slots grow together, so the covered runs are always the first ones.
         let covered = runs.iter().take_while(|run| run.is_covered(base, first_slot)).count();
         runs.drain(..covered);
         if let Some(first) = runs.first_mut() {
@@ -131,12 +131,12 @@ impl<S: Ord + Clone> Tails<S> {
         }
     }
 
-    /// What of a subject is needed; `None`: nothing.
+    /// The subject's tail; `None`: no slot is needed.
     #[must_use]
-    pub fn tail(&self, subject: &S) -> Option<Tail> {
+    pub fn tail(&self, subject: &S) -> Option<SubjectTail> {
         let runs = self.runs.get(subject)?;
         let first = runs.first()?;
-        Some(Tail {
+        Some(SubjectTail {
             first_slot: first.first_slot,
             bytes: runs.iter().map(|run| run.last.bytes).sum(),
             entries: runs.iter().map(|run| run.last.entries).sum(),
@@ -157,14 +157,14 @@ impl<S: Ord + Clone> Tails<S> {
         self.by_slot.first().map(|(slot, _)| *slot)
     }
 
-    /// Subjects with what they need, from the one that needs the lowest slot.
+    /// Subjects with their tails, from the one that needs the lowest slot.
     #[must_use]
-    pub fn oldest(&self, most: usize) -> Vec<(S, Tail)> {
-        let subjects = self.by_slot.iter().take(most);
+    pub fn oldest(&self, limit: usize) -> Vec<(S, SubjectTail)> {
+        let subjects = self.by_slot.iter().take(limit);
         subjects.filter_map(|(_, subject)| Some((subject.clone(), self.tail(subject)?))).collect()
     }
 
-    /// How many subjects need some slot.
+    /// Number of subjects that need some slot.
     #[must_use]
     pub fn len(&self) -> usize {
         self.runs.len()
@@ -177,8 +177,8 @@ impl<S: Ord + Clone> Tails<S> {
     }
 }
 
-/// Merges the two neighbours that hold the fewest bytes together.
-fn merge_smallest(runs: &mut Vec<Run>) {
+/// Merges the two adjacent runs with the smallest total size.
+fn merge_smallest(runs: &mut Vec<SlotRun>) {
     let pairs = runs.windows(2).map(|pair| pair[0].last.bytes + pair[1].last.bytes);
     let Some((position, _)) = pairs.enumerate().min_by_key(|(_, bytes)| *bytes) else { return };
     let next = runs.remove(position + 1);

@@ -14,16 +14,16 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::bucket::faults::{Fault, FaultPlan, FaultyBucket};
-use crate::bucket::{ObjectStoreBucket, Operation as Call};
-use crate::entry::Entry;
+use crate::bucket::faults::{BucketFault, FaultPlan, FaultyBucket};
+use crate::bucket::{BucketOperation as Call, ObjectStoreBucket};
+use crate::entry::LogEntry;
 use crate::format::{frame, segment};
 use crate::keys::LogKeys;
-use crate::plan::Operation;
+use crate::plan::RecordOp;
 use crate::wal::faults::FaultyStorage;
 use crate::wal::{FileSystem, Wal, WalContents, read_wal};
 
-/// A log with everything around it.
+/// A log with its bucket, disk, environment and tasks.
 pub(super) struct Rig {
     pub(super) log: Log,
     pub(super) bucket: Arc<FaultyBucket>,
@@ -41,14 +41,14 @@ pub(super) fn subject(name: &str) -> Subject {
     Subject::new(name).unwrap()
 }
 
-/// An entry with one operation, told apart by `count`.
-pub(super) fn entry(after: u64, count: u64) -> Entry {
-    Entry {
+/// An entry with one operation; `count` makes it unique.
+pub(super) fn entry(after: u64, count: u64) -> LogEntry {
+    LogEntry {
         term: Term::new(1),
         after: Rev::new(after),
         accept_time: Timestamp::from_micros(1),
         request: None,
-        operations: vec![Operation::DeleteAll { end_seq: Seq::new(1), count }],
+        operations: vec![RecordOp::DeleteAll { end_seq: Seq::new(1), count }],
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Rig {
     pub(super) async fn new() -> Self {
-        Self::with(1, FaultPlan::calm(), LogSettings::default()).await
+        Self::with(1, FaultPlan::none(), LogSettings::default()).await
     }
 
     pub(super) async fn with(seed: u64, plan: FaultPlan, settings: LogSettings) -> Self {
@@ -93,7 +93,7 @@ impl Rig {
         Self { log, bucket, disk, env, tasks, folder }
     }
 
-    pub(super) fn append(&self, name: &str, after: u64, level: Level) -> Arc<Ticket> {
+    pub(super) fn append(&self, name: &str, after: u64, level: Level) -> Arc<AppendProgress> {
         self.log.append(append(name, after, level)).unwrap()
     }
 
@@ -101,10 +101,10 @@ impl Rig {
         self.log.append(append(name, after, level)).unwrap_err().code
     }
 
-    /// What the ticket comes to at its level.
-    pub(super) async fn outcome(&self, ticket: &Ticket, level: Level) -> Result<(), ErrorReply> {
-        eventually("an outcome", || ticket.reached(level).is_some()).await;
-        ticket.reached(level).unwrap()
+    /// The final result of an append at its level.
+    pub(super) async fn outcome(&self, progress: &AppendProgress, level: Level) -> Result<(), ErrorReply> {
+        eventually("an outcome", || progress.reached(level).is_some()).await;
+        progress.reached(level).unwrap()
     }
 
     pub(super) fn wal(&self) -> WalContents {
@@ -121,59 +121,65 @@ impl Rig {
         keys.read_listing(&listed).into_iter().map(Slot::get).collect()
     }
 
-    pub(super) async fn own_tail(&self, name: &str) -> Vec<Entry> {
+    pub(super) async fn own_tail(&self, name: &str) -> Vec<LogEntry> {
         let (bucket, first) = (self.bucket.inner().as_ref(), Slot::new(0));
         read_own_tail(&self.log, bucket, &subject(name), first, Rev::new(0)).await.unwrap()
     }
 }
 
+/// Each level is reached at its own stage: acceptance, WAL write, WAL sync or segment upload.
 #[tokio::test(start_paused = true)]
-async fn each_level_is_reached_where_it_says() {
+async fn level_is_reached_at_matching_durability_stage() {
     let rig = Rig::new().await;
-    let tickets = Level::ALL.map(|level| rig.append(level.as_str(), 0, level));
-    assert_eq!(tickets.each_ref().map(|ticket| ticket.stage()), [Stage::Accepted; 4]);
-    let reached = tickets.each_ref().map(|ticket| ticket.reached(Level::Memory).is_some());
+    let appends = Level::ALL.map(|level| rig.append(level.as_str(), 0, level));
+    assert_eq!(appends.each_ref().map(|progress| progress.stage()), [DurabilityStage::Accepted; 4]);
+    let reached = appends.each_ref().map(|progress| progress.reached(Level::Memory).is_some());
     assert_eq!(reached, [true; 4]);
-    assert!(tickets.iter().all(|ticket| ticket.reached(Level::Interval).is_none()));
-    // One write and, for the one that asks, one sync; then one segment, for the one that asks.
-    rig.bucket.set_gone(true);
-    eventually("the sync", || tickets[2].reached(Level::Disk).is_some()).await;
-    assert!(tickets.iter().all(|ticket| ticket.stage() == Stage::Synced));
-    assert_eq!(rig.log.figures().syncs, 1);
-    assert_eq!(tickets[3].reached(Level::Bucket), None);
+    assert!(appends.iter().all(|progress| progress.reached(Level::Interval).is_none()));
+    // One WAL write; one sync, for the level that needs it; then one segment, for the level that needs it.
+    rig.bucket.set_unreachable(true);
+    eventually("the sync", || appends[2].reached(Level::Disk).is_some()).await;
+    assert!(appends.iter().all(|progress| progress.stage() == DurabilityStage::Synced));
+    assert_eq!(rig.log.metrics().wal_syncs, 1);
+    assert_eq!(appends[3].reached(Level::Bucket), None);
     assert_eq!(rig.wal().appends.len(), 4);
-    rig.bucket.set_gone(false);
-    assert_eq!(rig.outcome(&tickets[3], Level::Bucket).await, Ok(()));
-    assert!(tickets.iter().all(|ticket| ticket.slot() == Some(Slot::new(1))), "the others ride along");
+    rig.bucket.set_unreachable(false);
+    assert_eq!(rig.outcome(&appends[3], Level::Bucket).await, Ok(()));
+    assert!(
+        appends.iter().all(|progress| progress.slot() == Some(Slot::new(1))),
+        "the segment includes the others"
+    );
     for level in Level::ALL {
         assert_eq!(rig.own_tail(level.as_str()).await, [entry(0, 0)]);
     }
     rig.log.stop().await;
-    assert!(rig.wal().appends.is_empty(), "what is shipped is known to be");
+    assert!(rig.wal().appends.is_empty(), "shipped appends are recorded as shipped");
     assert_eq!(rig.refusal("late", 0, Level::Memory), ErrorCode::Unavailable);
     rig.tasks.finish(Duration::from_secs(5)).await.unwrap();
 }
 
+/// Writes that arrive during an upload share the next segment, so a thousand writes need at most twenty segments.
 #[tokio::test(start_paused = true)]
-async fn all_that_waits_while_a_segment_is_in_flight_goes_in_the_next() {
-    let plan = FaultPlan { latency: Duration::from_millis(50), ..FaultPlan::calm() };
+async fn segment_carries_writes_queued_during_previous_upload() {
+    let plan = FaultPlan { latency: Duration::from_millis(50), ..FaultPlan::none() };
     let rig = Rig::with(1, plan, LogSettings::default()).await;
-    let mut tickets = Vec::new();
+    let mut appends = Vec::new();
     for number in 0..1_000 {
-        tickets.push(rig.append(&format!("app.s{}", number % 100), number / 100, Level::Bucket));
+        appends.push(rig.append(&format!("app.s{}", number % 100), number / 100, Level::Bucket));
         tokio::time::sleep(Duration::from_micros(100)).await;
     }
-    for ticket in &tickets {
-        assert_eq!(rig.outcome(ticket, Level::Bucket).await, Ok(()));
+    for progress in &appends {
+        assert_eq!(rig.outcome(progress, Level::Bucket).await, Ok(()));
     }
-    let segments = rig.log.figures().segments;
+    let segments = rig.log.metrics().segments;
     assert!((2..=20).contains(&segments), "{segments}");
     let tail = rig.own_tail("app.s7").await;
     assert_eq!(tail, (0..10).map(|after| entry(after, after)).collect::<Vec<_>>());
 }
 
+/// Weaker levels wait for the ship interval or a ship request, and each segment holds the previous slot's checksum.
 #[tokio::test(start_paused = true)]
-async fn weaker_levels_wait_for_company_and_each_slot_names_the_one_before() {
+async fn segment_delays_weaker_levels_and_links_previous_slot() {
     let rig = Rig::new().await;
     let first = rig.append("app.one", 0, Level::Interval);
     tokio::time::sleep(Duration::from_millis(900)).await;
@@ -183,7 +189,7 @@ async fn weaker_levels_wait_for_company_and_each_slot_names_the_one_before() {
     assert_eq!((first.slot(), second.slot()), (Some(Slot::new(1)), Some(Slot::new(1))));
     let third = rig.append("app.two", 1, Level::Memory);
     rig.log.ship();
-    eventually("what was asked for", || third.slot() == Some(Slot::new(2))).await;
+    eventually("the requested segment", || third.slot() == Some(Slot::new(2))).await;
     assert_eq!(rig.log.next_slot(), Slot::new(3));
     let keys = LogKeys::new(rig.log.id());
     let mut objects = Vec::new();
@@ -195,16 +201,18 @@ async fn weaker_levels_wait_for_company_and_each_slot_names_the_one_before() {
     assert_ne!(objects[0].header.nonce, objects[1].header.nonce);
 }
 
+/// In an outage the log holds weaker levels and rejects writes over the unshipped limit as `overloaded`; afterwards it
+/// recovers.
 #[tokio::test(start_paused = true)]
-async fn a_bucket_that_is_away_holds_weaker_levels_and_fills_a_bounded_budget() {
+async fn write_stall_holds_weaker_levels_and_bounds_unshipped_data() {
     let settings = LogSettings { max_unshipped_bytes: 2_000, ..LogSettings::default() };
-    let rig = Rig::with(1, FaultPlan::calm(), settings).await;
-    rig.bucket.set_gone(true);
+    let rig = Rig::with(1, FaultPlan::none(), settings).await;
+    rig.bucket.set_unreachable(true);
     let first = rig.append("app.a", 0, Level::Interval);
     assert_eq!(rig.outcome(&first, Level::Interval).await, Ok(()));
-    assert!(!rig.log.holds_weaker());
+    assert!(!rig.log.is_write_stalled());
     tokio::time::sleep(Duration::from_secs(11)).await;
-    assert!(rig.log.holds_weaker());
+    assert!(rig.log.is_write_stalled());
     let mut after = 1;
     let refused = loop {
         match rig.log.append(append("app.a", after, Level::Memory)) {
@@ -214,32 +222,34 @@ async fn a_bucket_that_is_away_holds_weaker_levels_and_fills_a_bounded_budget() 
     };
     assert_eq!(refused.code, ErrorCode::Overloaded);
     assert!(refused.retry_after_ms.is_some() && after > 5, "{after}: {refused:?}");
-    assert!(rig.log.figures().unshipped_bytes <= 2_000);
-    rig.bucket.set_gone(false);
-    eventually("room again", || rig.log.append(append("app.a", after, Level::Memory)).is_ok()).await;
-    eventually("everything shipped", || rig.log.figures().unshipped_bytes == 0).await;
-    assert!(!rig.log.holds_weaker());
+    assert!(rig.log.metrics().unshipped_bytes <= 2_000);
+    rig.bucket.set_unreachable(false);
+    eventually("free unshipped space", || rig.log.append(append("app.a", after, Level::Memory)).is_ok())
+        .await;
+    eventually("everything shipped", || rig.log.metrics().unshipped_bytes == 0).await;
+    assert!(!rig.log.is_write_stalled());
     assert_eq!(rig.own_tail("app.a").await.len() as u64, after + 1);
 }
 
+/// When manifests no longer need slots, the log deletes them but keeps the highest slot.
 #[tokio::test(start_paused = true)]
-async fn slots_go_when_verified_manifests_need_them_no_more_and_never_the_highest() {
+async fn log_trims_slots_below_the_needed_ones_except_highest() {
     let rig = Rig::new().await;
     for after in 0..5 {
         for name in ["app.a", "app.b"] {
-            let ticket = rig.append(name, after, Level::Bucket);
-            rig.outcome(&ticket, Level::Bucket).await.unwrap();
+            let progress = rig.append(name, after, Level::Bucket);
+            rig.outcome(&progress, Level::Bucket).await.unwrap();
         }
     }
     let highest = rig.log.next_slot().get() - 1;
     assert_eq!(rig.log.oldest_tails(1)[0].0, subject("app.a"));
-    rig.log.based(&subject("app.a"), Rev::new(5), rig.log.next_slot());
+    rig.log.base_published(&subject("app.a"), Rev::new(5), rig.log.next_slot());
     assert_eq!(rig.log.tail(&subject("app.a")), None);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let needed = rig.log.tail(&subject("app.b")).unwrap().first_slot.get();
     assert_eq!(rig.slots().await, (needed..=highest).collect::<Vec<_>>());
-    rig.log.based(&subject("app.b"), Rev::new(5), rig.log.next_slot());
+    rig.log.base_published(&subject("app.b"), Rev::new(5), rig.log.next_slot());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(rig.slots().await, [highest]);
-    assert_eq!(rig.log.figures().slots, 1);
+    assert_eq!(rig.log.metrics().retained_slots, 1);
 }

@@ -1,46 +1,46 @@
-//! What becomes of a log when one of its tasks panics.
+//! The end of a log when one of its tasks panics.
 
 use std::sync::Arc;
 
 use super::LogEnd;
-use super::handle::Shared;
+use super::handle::LogShared;
 
 /// A task of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Task {
+pub(super) enum LogTask {
     Disk,
     Ship,
-    Look,
+    Probe,
     Trim,
 }
 
-/// Runs a task of the log. If it panics, whoever waits for the log learns that it is at its end: without the task they
-/// would wait for ever.
-pub(super) async fn watched(shared: Arc<Shared>, task: Task, work: impl Future<Output = ()>) {
-    let _watch = Watch { shared, task };
+/// Runs a task of the log. If it panics, the log ends and its waiters are notified: without the task they would wait
+/// indefinitely.
+pub(super) async fn guarded(shared: Arc<LogShared>, task: LogTask, work: impl Future<Output = ()>) {
+    let _watch = PanicGuard { shared, task };
     work.await;
 }
 
-struct Watch {
-    shared: Arc<Shared>,
-    task: Task,
+struct PanicGuard {
+    shared: Arc<LogShared>,
+    task: LogTask,
 }
 
-impl Drop for Watch {
+impl Drop for PanicGuard {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
         }
         let Self { shared, task } = self;
         tracing::error!(
-            log = %shared.id, ?task,
-            "a task of the log panicked: nothing is acknowledged from here on, restart this server"
+            log = %shared.id, ?task, impact = "no more acknowledgements",
+            "log task panicked, restart required"
         );
         shared.lock().poison(&shared.wakers);
-        // The others leave the end to the disk's task; it can leave it to nobody.
-        if *task == Task::Disk {
-            let end = shared.lock().give_up_last_words();
-            shared.ended.say(end.unwrap_or(LogEnd::Poisoned));
+        // For other tasks, the disk task completes the end; no task does so for the disk task.
+        if *task == LogTask::Disk {
+            let end = shared.lock().fail_unrecorded_writes();
+            shared.ended.set(end.unwrap_or(LogEnd::Poisoned));
         }
     }
 }

@@ -1,11 +1,11 @@
-use dormouse_protocol::limits::REMEMBERED_SESSIONS;
+use dormouse_protocol::limits::TOMBSTONE_SESSIONS;
 use dormouse_protocol::{Position, RequestId, SessionId, Timestamp};
 use proptest::prelude::*;
 use ulid::Ulid;
 
 use super::*;
 
-/// Frozen: what any version ever wrote stays readable as it is. A change of these files is a new format.
+/// Frozen: manifests of all earlier versions stay readable. A change of these files is a new format.
 const GOLDEN: [(&str, &[u8]); 6] = [
     ("new", include_bytes!("../../tests/golden/manifest-new.json")),
     ("snapshot", include_bytes!("../../tests/golden/manifest-snapshot.json")),
@@ -36,7 +36,7 @@ fn new() -> Manifest {
         terms: Vec::new(),
         released: false,
         tombstone: false,
-        past: None,
+        tombstone_state: None,
         nonce: Nonce::new(Ulid::from(7_u128)),
     }
 }
@@ -67,7 +67,7 @@ fn delta(made_for: u64, rev: u64) -> DeltaRef {
     DeltaRef { name, size_bytes: 640, crc64: Crc64::of(b"a delta") }
 }
 
-/// The second delta holds answers only, so it leads to the rev that the first one leads to.
+/// The second delta holds replies only, so both deltas have the same last rev.
 fn deltas() -> Manifest {
     Manifest {
         term: Term::new(5),
@@ -84,19 +84,19 @@ fn deltas() -> Manifest {
     }
 }
 
-/// As a version wrote it that remembered nothing.
+/// A tombstone of an earlier version, without tombstone state.
 fn tombstone() -> Manifest {
     Manifest { snapshot: None, released: true, tombstone: true, ..snapshot() }
 }
 
-fn session(number: u128, counter: u64, at: u64) -> PastSession {
+fn session(number: u128, counter: u64, at: u64) -> TombstoneSession {
     let session = SessionId::new(Ulid::from(number));
-    PastSession { session, counter, accept_time: Timestamp::from_micros(at) }
+    TombstoneSession { session, counter, accept_time: Timestamp::from_micros(at) }
 }
 
-fn past() -> PastLife {
+fn past() -> TombstoneState {
     let sessions = vec![session(1, 9, 1_700_000_000_000_002), session(2, u64::MAX, 1_700_000_000_000_001)];
-    PastLife {
+    TombstoneState {
         position: Position { term: Term::new(3), rev: Rev::new(41) },
         accept_time: Timestamp::from_micros(1_700_000_000_000_002),
         request: Some(RequestId { session: sessions[0].session, counter: 9 }),
@@ -104,18 +104,19 @@ fn past() -> PastLife {
     }
 }
 
-fn tombstone_that_remembers() -> Manifest {
-    Manifest { past: Some(past()), ..tombstone() }
+/// Returns a tombstone that holds the state of two sessions.
+fn tombstone_with_sessions() -> Manifest {
+    Manifest { tombstone_state: Some(past()), ..tombstone() }
 }
 
-/// Begun again, written, claimed by another, and nobody has made a snapshot yet.
+/// A subject that was created again, written, and claimed by another process, without a snapshot so far.
 fn after_tombstone() -> Manifest {
     Manifest {
         snapshot: None,
         deltas: vec![delta(42, 60)],
         terms: vec![TermBase { term: Term::new(4), term_base: Rev::new(41) }],
         released: false,
-        past: Some(PastLife { request: None, ..past() }),
+        tombstone_state: Some(TombstoneState { request: None, ..past() }),
         ..deltas()
     }
 }
@@ -130,16 +131,17 @@ fn corrupt(bytes: &[u8]) -> String {
     }
 }
 
-/// The text with a checksum that is right again after it was changed.
+/// The changed text with a recomputed checksum.
 fn resealed(text: &str) -> Vec<u8> {
     let body = format!("{}}}", text.split_once(CHECKSUM_FIELD).unwrap().0);
     let checksum = Crc64::of(body.as_bytes());
     format!("{}{CHECKSUM_FIELD}{checksum}{CHECKSUM_END}", &body[..body.len() - 1]).into()
 }
 
+/// Each kind of manifest encodes to its golden bytes and decodes from them.
 #[test]
-fn the_bytes_are_frozen() {
-    let manifests = [new(), snapshot(), deltas(), tombstone(), tombstone_that_remembers(), after_tombstone()];
+fn manifest_bytes_match_golden_files() {
+    let manifests = [new(), snapshot(), deltas(), tombstone(), tombstone_with_sessions(), after_tombstone()];
     for ((name, golden), manifest) in GOLDEN.into_iter().zip(manifests) {
         let encoded = manifest.encode();
         assert_eq!(std::str::from_utf8(&encoded).unwrap(), std::str::from_utf8(golden).unwrap(), "{name}");
@@ -147,8 +149,9 @@ fn the_bytes_are_frozen() {
     }
 }
 
+/// The decoder rejects any flipped bit, truncation or added byte of a manifest.
 #[test]
-fn one_changed_missing_or_added_byte_is_noticed() {
+fn manifest_decode_rejects_any_byte_change() {
     let good = snapshot().encode();
     for position in 0..good.len() {
         for bit in 0..8 {
@@ -164,8 +167,9 @@ fn one_changed_missing_or_added_byte_is_noticed() {
     }
 }
 
+/// The decoder rejects other content, such as empty, malformed or deeply nested JSON, as corrupt.
 #[test]
-fn what_is_no_manifest_is_refused() {
+fn manifest_decode_rejects_other_content() {
     for bad in [
         &b""[..],
         b"{}",
@@ -182,19 +186,21 @@ fn what_is_no_manifest_is_refused() {
     corrupt(nested.as_bytes());
 }
 
+/// The decoder rejects a manifest of another subject or another number as corrupt.
 #[test]
-fn another_s_manifest_is_refused() {
+fn manifest_of_other_subject_or_number_is_rejected() {
     let elsewhere = Manifest { subject: Subject::new("app.orders").unwrap(), ..snapshot() };
     assert!(corrupt(&elsewhere.encode()).contains("app.orders"));
     let renumbered = Manifest { number: ManifestNumber::new(43), ..snapshot() };
     assert!(corrupt(&renumbered.encode()).contains("manifest 43"));
 }
 
+/// A manifest of a newer format gives an unsupported-version error, whatever its other content; format zero is corrupt.
 #[test]
-fn a_newer_format_is_not_guessed_at() {
+fn manifest_of_newer_format_is_unsupported() {
     let text = String::from_utf8(snapshot().encode().to_vec()).unwrap();
     let newer = text.replacen("\"format\":1", "\"format\":3", 1);
-    // With or without a checksum that we understand, and whatever else it holds.
+    // With or without a checksum in a known form, and with any other content.
     for bytes in [newer.clone().into_bytes(), resealed(&newer), b"{\"what\":[],\"format\":3}".to_vec()] {
         match Manifest::decode(&subject(), NUMBER, &bytes) {
             Err(ManifestError::UnsupportedVersion { format: 3, .. }) => {}
@@ -204,24 +210,29 @@ fn a_newer_format_is_not_guessed_at() {
     assert!(corrupt(&resealed(&text.replacen("\"format\":1", "\"format\":0", 1))).contains("never existed"));
 }
 
+/// The decoder rejects a manifest with a format number that does not match its fields.
 #[test]
-fn each_format_has_its_own_fields() {
-    // A reader of the first format refuses the second by its number and never leaves out what is remembered.
-    let remembers = String::from_utf8(tombstone_that_remembers().encode().to_vec()).unwrap();
-    let without = String::from_utf8(tombstone().encode().to_vec()).unwrap();
-    assert!(remembers.starts_with("{\"format\":2,") && without.starts_with("{\"format\":1,"));
-    for (text, from, to) in [(remembers, 2, 1), (without, 1, 2)] {
+fn manifest_format_allows_only_own_fields() {
+    // A reader of the first format refuses the second by its number, so it never drops tombstone state.
+    let with_state = String::from_utf8(tombstone_with_sessions().encode().to_vec()).unwrap();
+    let without_state = String::from_utf8(tombstone().encode().to_vec()).unwrap();
+    assert!(with_state.starts_with("{\"format\":2,") && without_state.starts_with("{\"format\":1,"));
+    for (text, from, to) in [(with_state, 2, 1), (without_state, 1, 2)] {
         let other = text.replacen(&format!("\"format\":{from}"), &format!("\"format\":{to}"), 1);
         assert!(corrupt(&resealed(&other)).contains("of another format"));
     }
 }
 
+/// Tombstone state that contradicts itself or its manifest fails the consistency check and does not decode.
 #[test]
-fn what_is_remembered_belongs_together_and_to_its_manifest() {
-    let with = |past| Manifest { past: Some(past), ..tombstone_that_remembers() };
+fn manifest_tombstone_state_must_be_consistent() {
+    let with = |past| Manifest { tombstone_state: Some(past), ..tombstone_with_sessions() };
     let many = (1..=257).map(|number| session(number, 1, 1)).collect();
     let ended = |term, rev| Position { term: Term::new(term), rev: Rev::new(rev) };
-    let after = |position| Manifest { past: Some(PastLife { position, ..past() }), ..after_tombstone() };
+    let after = |position| Manifest {
+        tombstone_state: Some(TombstoneState { position, ..past() }),
+        ..after_tombstone()
+    };
     let empty = Manifest {
         deltas: Vec::new(),
         terms: Vec::new(),
@@ -231,18 +242,27 @@ fn what_is_remembered_belongs_together_and_to_its_manifest() {
     };
     assert_eq!(empty.contradiction(), None);
     for (bad, expected) in [
-        (with(PastLife { sessions: many, ..past() }), "more sessions than it may"),
-        (with(PastLife { sessions: vec![session(1, 9, 1), session(1, 9, 1)], ..past() }), "belong together"),
-        (with(PastLife { sessions: vec![session(2, 9, 1), session(1, 9, 1)], ..past() }), "belong together"),
-        (with(PastLife { sessions: vec![session(2, 9, 1)], ..past() }), "belong together"),
-        (with(PastLife { accept_time: Timestamp::from_micros(1), ..past() }), "belong together"),
-        (with(PastLife { position: ended(2, 41), ..past() }), "does not follow"),
-        (with(PastLife { position: ended(3, 40), ..past() }), "does not follow"),
+        (with(TombstoneState { sessions: many, ..past() }), "more sessions than allowed"),
+        (
+            with(TombstoneState { sessions: vec![session(1, 9, 1), session(1, 9, 1)], ..past() }),
+            "inconsistent sessions",
+        ),
+        (
+            with(TombstoneState { sessions: vec![session(2, 9, 1), session(1, 9, 1)], ..past() }),
+            "inconsistent sessions",
+        ),
+        (with(TombstoneState { sessions: vec![session(2, 9, 1)], ..past() }), "inconsistent sessions"),
+        (with(TombstoneState { accept_time: Timestamp::from_micros(1), ..past() }), "inconsistent sessions"),
+        (with(TombstoneState { position: ended(2, 41), ..past() }), "does not follow"),
+        (with(TombstoneState { position: ended(3, 40), ..past() }), "does not follow"),
         (after(ended(4, 41)), "does not follow"),
         (after(ended(3, 42)), "does not follow"),
         (after(ended(0, 41)), "counts from zero"),
-        (Manifest { past: Some(PastLife { position: ended(3, 40), ..past() }), ..empty }, "does not follow"),
-        (Manifest { past: Some(past()), ..snapshot() }, "what its snapshot knows"),
+        (
+            Manifest { tombstone_state: Some(TombstoneState { position: ended(3, 40), ..past() }), ..empty },
+            "does not follow",
+        ),
+        (Manifest { tombstone_state: Some(past()), ..snapshot() }, "its snapshot already holds"),
     ] {
         let found = bad.contradiction().unwrap_or_default();
         assert!(found.contains(expected), "{found:?} instead of {expected:?} of {bad:?}");
@@ -250,8 +270,9 @@ fn what_is_remembered_belongs_together_and_to_its_manifest() {
     }
 }
 
+/// The decoder rejects contradictory, unknown, repeated or missing fields, even with a correct checksum.
 #[test]
-fn fields_that_contradict_each_other_are_refused() {
+fn manifest_decode_rejects_contradictory_fields() {
     let text = String::from_utf8(snapshot().encode().to_vec()).unwrap();
     assert_eq!(Manifest::decode(&subject(), NUMBER, &resealed(&text)).unwrap(), snapshot());
     for (from, to) in [
@@ -273,10 +294,11 @@ fn fields_that_contradict_each_other_are_refused() {
     }
 }
 
+/// The consistency check and the decoder reject each inconsistent manifest and accept each valid one.
 #[test]
-fn what_contradicts_itself_is_neither_written_nor_read() {
+fn manifest_inconsistency_fails_check_and_decode() {
     let term = |term, base| TermBase { term: Term::new(term), term_base: Rev::new(base) };
-    for good in [new(), snapshot(), deltas(), tombstone(), tombstone_that_remembers(), after_tombstone()] {
+    for good in [new(), snapshot(), deltas(), tombstone(), tombstone_with_sessions(), after_tombstone()] {
         assert_eq!(good.contradiction(), None, "{good:?}");
     }
     let many: Vec<_> = (1..=9).map(|n| delta(n, 60)).collect();
@@ -285,9 +307,9 @@ fn what_contradicts_itself_is_neither_written_nor_read() {
     for (bad, expected) in [
         (Manifest { term: Term::default(), ..deltas() }, "counts from zero"),
         (Manifest { next_seq: Seq::default(), ..deltas() }, "counts from zero"),
-        (Manifest { term_base: Rev::new(61), ..deltas() }, "inherits more than it has"),
-        (Manifest { released: false, ..tombstone() }, "a tombstone that goes on"),
-        (Manifest { terms: vec![term(1, 0)], ..tombstone() }, "a tombstone that goes on"),
+        (Manifest { term_base: Rev::new(61), ..deltas() }, "has a term_base above its base_rev"),
+        (Manifest { released: false, ..tombstone() }, "a tombstone that is not final"),
+        (Manifest { terms: vec![term(1, 0)], ..tombstone() }, "a tombstone that is not final"),
         (Manifest { terms: Vec::new(), ..ended.clone() }, "a tombstone with data"),
         (Manifest { terms: Vec::new(), snapshot: None, ..ended }, "a tombstone with data"),
         (Manifest { base_rev: Rev::new(61), ..deltas() }, "do not lead up to its base"),
@@ -295,7 +317,7 @@ fn what_contradicts_itself_is_neither_written_nor_read() {
         (Manifest { deltas: Vec::new(), ..deltas() }, "do not lead up to its base"),
         (Manifest { snapshot: None, ..snapshot() }, "a base without an object"),
         (Manifest { deltas: vec![delta(43, 60)], ..deltas() }, "not made for it"),
-        // Two objects made for one manifest, one made before what it follows, one that leads back.
+        // Two objects made for one manifest, one made before its predecessor, and one with a decreasing rev.
         (Manifest { deltas: vec![delta(41, 60), delta(41, 60)], ..deltas() }, "do not follow each other"),
         (Manifest { deltas: vec![delta(39, 60)], ..deltas() }, "do not follow each other"),
         (Manifest { deltas: vec![delta(41, 40), delta(42, 60)], ..deltas() }, "do not follow each other"),
@@ -314,8 +336,9 @@ fn what_contradicts_itself_is_neither_written_nor_read() {
 }
 
 proptest! {
+    /// An encoded manifest decodes to the same value.
     #[test]
-    fn what_is_written_is_read(term in 1_u64.., base in 0_u64.., up: u64, next in 1_u64.., released: bool) {
+    fn manifest_encoding_round_trips(term in 1_u64.., base in 0_u64.., up: u64, next in 1_u64.., released: bool) {
         let manifest = Manifest {
             term: Term::new(term),
             term_base: Rev::new(base.min(up)),
@@ -328,31 +351,32 @@ proptest! {
         prop_assert_eq!(Manifest::decode(&subject(), manifest.number, &manifest.encode()).unwrap(), manifest);
     }
 
+    /// A manifest with tombstone state decodes to the same value, and too many sessions are corrupt.
     #[test]
-    fn what_is_remembered_is_read(
-        heard in proptest::collection::btree_map(any::<u128>(), (any::<u64>(), any::<u64>()), 0..300),
+    fn manifest_tombstone_state_round_trips(
+        entries in proptest::collection::btree_map(any::<u128>(), (any::<u64>(), any::<u64>()), 0..300),
         own in any::<Option<proptest::sample::Index>>(),
         (term, rev, up) in (1_u64..u64::MAX - 1, any::<u64>(), any::<u64>()),
         accept_time: u64,
-        begun_again: bool,
+        created_again: bool,
     ) {
         let sessions: Vec<_> =
-            heard.into_iter().map(|(id, (counter, at))| session(id, counter, at.min(accept_time))).collect();
+            entries.into_iter().map(|(id, (counter, at))| session(id, counter, at.min(accept_time))).collect();
         let request = own.filter(|_| !sessions.is_empty()).map(|own| {
-            let PastSession { session, counter, .. } = *own.get(&sessions);
+            let TombstoneSession { session, counter, .. } = *own.get(&sessions);
             RequestId { session, counter }
         });
-        let too_many = sessions.len() > REMEMBERED_SESSIONS;
+        let too_many = sessions.len() > TOMBSTONE_SESSIONS;
         let position = Position { term: Term::new(term), rev: Rev::new(rev.min(up)) };
-        let ended = PastLife { position, accept_time: Timestamp::from_micros(accept_time), request, sessions };
+        let ended = TombstoneState { position, accept_time: Timestamp::from_micros(accept_time), request, sessions };
         let tombstone = Manifest {
             term: Term::new(term),
             term_base: Rev::new(0),
             base_rev: position.rev,
-            past: Some(ended),
+            tombstone_state: Some(ended),
             ..tombstone()
         };
-        let manifest = if begun_again {
+        let manifest = if created_again {
             Manifest {
                 term: Term::new(term + 1),
                 term_base: position.rev,
@@ -373,8 +397,9 @@ proptest! {
         }
     }
 
+    /// The decoder rejects random bytes as corrupt and never panics.
     #[test]
-    fn hostile_bytes_are_refused(bytes: Vec<u8>) {
+    fn manifest_decode_rejects_random_bytes(bytes: Vec<u8>) {
         corrupt(&bytes);
     }
 }

@@ -1,21 +1,21 @@
 //! Opening and claiming a subject.
 //!
-//! The order of the steps is the proof that no acknowledged write is lost:
+//! The order of the steps ensures that no acknowledged write is lost:
 //!
 //! 1. List, and read the newest manifest.
-//! 2. It names this process's own log and is not released: the state is rebuilt from it and from the log, and a second
-//!    listing shows that nobody has gone on from it meanwhile. Without that listing, a late duplicate of a refused
-//!    manifest, or a takeover during the rebuilding, would make a process serve what it does not own.
-//! 3. It is released: nothing of its owner's log is needed. It names another log: that log is sealed first, and from
-//!    then on can never grow. (Who seals has asked the authority, and asks again when the seal is there, for the sake of
+//! 2. If it names this process's own log and is not released: the state is rebuilt from it and from the log, and a
+//!    second listing shows that no newer manifest exists. Without that listing, a process could serve a subject that it
+//!    does not own: because of a late duplicate of a rejected manifest, or of a takeover during the rebuild.
+//! 3. If it is released: nothing of its owner's log is needed. If it names another log: that log is sealed first, and
+//!    can never grow afterwards. (The sealer has asked the authority, and asks again after the seal, for the sake of
 //!    reads: see [`Authority::may_claim`](crate::api::Authority::may_claim).)
-//! 4. What that log holds above the base goes into an object of the subject's own, so that a manifest never refers to
-//!    anything but its owner's log and the subject's own objects.
-//! 5. The next manifest is created, exclusively: of all who read the same manifest, one goes on from it.
-//! 6. A second listing: numbers that were collected as garbage can be created a second time, but never as the newest.
+//! 4. The entries of that log above the base are copied into an object of the subject, so that a manifest refers only
+//!    to its owner's log and the subject's own objects.
+//! 5. The next manifest is created conditionally: of all processes that read the same manifest, one succeeds.
+//! 6. A second listing: a number that was deleted by collection can be created again, but never as the newest.
 //!
-//! A claim that begins again does everything again, with fresh names and a fresh nonce. Only a manifest whose creation
-//! has no known outcome is sent again as it is.
+//! A claim that restarts repeats every step, with new names and a new nonce. Only a manifest whose create is
+//! indeterminate is sent again unchanged.
 
 #[cfg(test)]
 mod random_tests;
@@ -25,47 +25,47 @@ mod tests;
 
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject, Term};
 
-use super::{BaseObject, Creation, Found, Verified, contract_broken, terms};
+use super::{BaseObject, CreateResult, ManifestRead, Verified, contract_broken, terms};
 use crate::keys::{Folder, LogKeys, ManifestNumber, SubjectKeys};
 use crate::manifest::Manifest;
-use crate::mutations::{Mutation, is_there};
+use crate::mutations::{InjectedBug, is_active};
 
-pub use steps::{ClaimEffect, ClaimInput, Drained, Restored, Tail};
+pub use steps::{ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
 
-/// How often a claim begins again before it answers `unavailable`. Each time, another process was faster.
+/// Maximum restarts before a claim answers `unavailable`. Each restart means that another process was faster.
 pub const MAX_RESTARTS: u32 = 8;
 
-/// What a claim is made for.
+/// Purpose of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Purpose {
     Serve,
-    /// Only where the newest manifest is this process's own.
+    /// Only if the newest manifest is this process's own.
     ServeOwn,
-    /// So that `log`, which was seen sealed before the claim began, is needed no more.
-    Drain {
+    /// To reclaim `log`, which was seen sealed before the claim began.
+    Reclaim {
         log: LogId,
         dry_run: bool,
     },
 }
 
-/// What the machine waits for.
+/// The input that the machine waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum State {
+enum ClaimState {
     Listing,
     Reading(ManifestNumber),
-    Asking(Option<Box<Manifest>>),
+    AwaitingPermission(Option<Box<Manifest>>),
     Sealing(Box<Manifest>),
-    Restoring(Option<Box<Manifest>>, Tail),
+    Restoring(Option<Box<Manifest>>, TailSource),
     PuttingBase(Option<Box<Manifest>>, Restored),
     Creating(Box<Manifest>),
-    /// Is it the newest still?
-    Verifying(Box<Manifest>, End),
+    /// A listing checks whether it is still the newest.
+    Verifying(Box<Manifest>, VerifiedAs),
     Done,
 }
 
-/// What is true once the manifest has turned out to be the newest.
+/// Result of the claim if the manifest is the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum End {
+enum VerifiedAs {
     Serve,
     NotNeeded,
     Needed,
@@ -78,41 +78,45 @@ pub struct Claim {
     subject: Subject,
     my_log: LogId,
     purpose: Purpose,
-    /// The highest manifest that is known to have existed: there is never a lower newest one.
+    /// The highest manifest that is known to have existed: the newest is never lower.
     highest: Option<ManifestNumber>,
     restarts_left: u32,
-    /// Our manifest whose creation has no known outcome. The restored state is the one that belongs to it.
-    undecided: Option<Box<Manifest>>,
-    /// The newest manifest, and what was missing of what it refers to.
+    /// Our manifest whose create is indeterminate. The restored state is the one that belongs to it.
+    indeterminate: Option<Box<Manifest>>,
+    /// The newest manifest, and the missing object that it refers to.
     missing: Option<(ManifestNumber, String)>,
-    state: State,
+    state: ClaimState,
 }
 
 impl Claim {
-    /// Begins to open `subject` for the process that writes `my_log` now. `known` is the highest manifest of the subject
-    /// that this data directory remembers. The first effect comes with it.
+    /// Starts to open `subject` for the process that writes `my_log` now. `known` is the highest manifest of the
+    /// subject that this data directory has recorded. Returns the first effect too.
     ///
-    /// At that moment nothing that this process ever did with the subject may be unfinished: every entry that it
-    /// appended to `my_log` is shipped or will never be, and every manifest that it sent while it owned the subject has
-    /// a known outcome. (One that an earlier *claim* sent may be on its way: nothing was served under it.)
+    /// At that moment this process must have no unfinished work on the subject: every entry that it appended to
+    /// `my_log` is shipped or will never be, and every manifest that it sent while it owned the subject has a known
+    /// outcome. (A manifest of an earlier *claim* may be in flight: nothing was served under it.)
     #[must_use]
     pub const fn new(subject: Subject, my_log: LogId, known: Option<ManifestNumber>) -> (Self, ClaimEffect) {
         Self::begin(subject, my_log, known, Purpose::Serve)
     }
 
-    /// Begins to open `subject` as [`Claim::new`] does, but only where its newest manifest names `my_log` and is not
-    /// released: anything else is [`ClaimEffect::NotOwned`], nothing is claimed, and the authority is not asked.
+    /// Starts to open `subject` as [`Claim::new`] does, but only if its newest manifest names `my_log` and is not
+    /// released: otherwise the end is [`ClaimEffect::NotOwned`], nothing is claimed, and the authority is not asked.
     #[must_use]
-    pub const fn own(subject: Subject, my_log: LogId, known: Option<ManifestNumber>) -> (Self, ClaimEffect) {
+    pub const fn reopen(
+        subject: Subject,
+        my_log: LogId,
+        known: Option<ManifestNumber>,
+    ) -> (Self, ClaimEffect) {
         Self::begin(subject, my_log, known, Purpose::ServeOwn)
     }
 
-    /// Begins to free `log`, whose seal has been seen *before*, of `subject`: where the newest manifest needs entries
-    /// of it, they are put into the next one, which is released as soon as it is there. With `dry_run`, nothing is
-    /// changed. Nothing is served, and the authority is not asked: `log` is nobody's any more.
+    /// Starts to reclaim `log`, whose seal has been seen *before*, for `subject`: if the newest manifest needs entries
+    /// of it, they are copied into the next one, which is created as released. With `dry_run`, nothing is changed.
+    /// Nothing is served, and the authority is not asked: `log` has no owner any more.
     #[must_use]
-    pub const fn drain(subject: Subject, my_log: LogId, log: LogId, dry_run: bool) -> (Self, ClaimEffect) {
-        Self::begin(subject, my_log, None, Purpose::Drain { log, dry_run })
+    pub const fn reclaim(subject: Subject, my_log: LogId, log: LogId, dry_run: bool) -> (Self, ClaimEffect) {
+        Self::begin(subject, my_log, None, Purpose::Reclaim { log, dry_run })
     }
 
     const fn begin(
@@ -127,49 +131,49 @@ impl Claim {
             purpose,
             highest,
             restarts_left: MAX_RESTARTS,
-            undecided: None,
+            indeterminate: None,
             missing: None,
-            state: State::Listing,
+            state: ClaimState::Listing,
         };
         (claim, ClaimEffect::List)
     }
 
-    /// The same claim, which begins again at most `restarts` times instead of [`MAX_RESTARTS`].
+    /// Limits the restarts to `restarts` instead of [`MAX_RESTARTS`].
     #[must_use]
     pub fn with_restarts(mut self, restarts: u32) -> Self {
         self.restarts_left = restarts;
         self
     }
 
-    /// Takes the answer to the outstanding effect and says what to do next.
+    /// Applies the answer to the outstanding effect and returns the next effect.
     pub fn apply(&mut self, input: ClaimInput) -> ClaimEffect {
         if let ClaimInput::Refused(reply) | ClaimInput::Failed(reply) = input {
             return self.give_up(reply);
         }
-        match (std::mem::replace(&mut self.state, State::Done), input) {
-            (State::Listing, ClaimInput::Listed(folder)) => self.listed(folder.newest()),
-            (State::Reading(number), ClaimInput::Got(found)) => self.got(number, found),
-            (State::Asking(base), ClaimInput::Allowed) => self.allowed(base),
-            (State::Sealing(base), ClaimInput::Sealed) => {
-                let tail = Tail::Sealed(base.owner.clone());
+        match (std::mem::replace(&mut self.state, ClaimState::Done), input) {
+            (ClaimState::Listing, ClaimInput::Listed(folder)) => self.listed(folder.newest()),
+            (ClaimState::Reading(number), ClaimInput::Got(found)) => self.got(number, found),
+            (ClaimState::AwaitingPermission(base), ClaimInput::Allowed) => self.allowed(base),
+            (ClaimState::Sealing(base), ClaimInput::Sealed) => {
+                let tail = TailSource::Sealed(base.owner.clone());
                 self.restore(Some(base), tail)
             }
-            (State::Restoring(base, tail), ClaimInput::Restored(restored)) => {
+            (ClaimState::Restoring(base, tail), ClaimInput::Restored(restored)) => {
                 self.restored(base, &tail, restored)
             }
-            (State::Restoring(Some(base), _), ClaimInput::ObjectMissing { object }) => {
-                self.miss(base.number, object)
+            (ClaimState::Restoring(Some(base), _), ClaimInput::ObjectMissing { object }) => {
+                self.object_missing(base.number, object)
             }
-            (State::PuttingBase(base, restored), ClaimInput::BasePut(object)) => {
+            (ClaimState::PuttingBase(base, restored), ClaimInput::BasePut(object)) => {
                 self.claim(base.as_deref(), restored, Some(object))
             }
-            (State::Creating(manifest), ClaimInput::Created(outcome)) => self.created(manifest, outcome),
-            (State::Verifying(manifest, end), ClaimInput::Listed(folder)) => {
+            (ClaimState::Creating(manifest), ClaimInput::Created(outcome)) => self.created(manifest, outcome),
+            (ClaimState::Verifying(manifest, end), ClaimInput::Listed(folder)) => {
                 self.verified(manifest, folder, end)
             }
             (state, input) => {
-                debug_assert!(false, "{input:?} is no answer in {state:?}");
-                self.give_up(ErrorReply::internal("a claim was driven out of step"))
+                debug_assert!(false, "unexpected input {input:?} in state {state:?}");
+                self.give_up(ErrorReply::internal("unexpected input to the claim machine"))
             }
         }
     }
@@ -177,80 +181,80 @@ impl Claim {
     /// Step 1: find the newest manifest.
     fn listed(&mut self, newest: Option<ManifestNumber>) -> ClaimEffect {
         if newest < self.highest {
-            return self.refuse_a_bucket_that_went_back(newest);
+            return self.reject_rolled_back_bucket(newest);
         }
         self.highest = newest;
-        if let Some(manifest) = self.undecided.take()
+        if let Some(manifest) = self.indeterminate.take()
             && newest <= Some(manifest.number)
         {
-            // Not there yet, or there: the creation reads back whose it is. Anything higher has overtaken it.
+            // It may exist or not: the create reads back the owner. Anything higher has superseded it.
             return self.create(manifest);
         }
         if let Some((number, object)) = self.missing.take()
             && newest == Some(number)
         {
-            let what = format!("missing, although {number}, which refers to it, is the newest");
-            return self.give_up(ErrorReply::corrupt(object, what));
+            let text = format!("missing, although {number}, which refers to it, is the newest");
+            return self.give_up(ErrorReply::corrupt(object, text));
         }
         match (newest, &self.purpose) {
             (Some(number), _) => {
-                self.state = State::Reading(number);
+                self.state = ClaimState::Reading(number);
                 ClaimEffect::Get(number)
             }
             (None, Purpose::Serve) => {
-                self.state = State::Asking(None);
+                self.state = ClaimState::AwaitingPermission(None);
                 ClaimEffect::AskAuthority { owner: None }
             }
             (None, Purpose::ServeOwn) => ClaimEffect::NotOwned,
-            (None, Purpose::Drain { log, .. }) => {
+            (None, Purpose::Reclaim { log, .. }) => {
                 let object = LogKeys::new(log).folder().to_string();
-                let what = format!("holds entries of {}, which has no manifest", self.subject);
-                self.give_up(ErrorReply::corrupt(object, what))
+                let text = format!("holds entries of {}, which has no manifest", self.subject);
+                self.give_up(ErrorReply::corrupt(object, text))
             }
         }
     }
 
-    /// The newest manifest is never deleted, so numbers never go down. Where they have, the bucket was emptied, rolled
-    /// back or mistaken for another, and to go on would fork the subject's history.
-    fn refuse_a_bucket_that_went_back(&mut self, newest: Option<ManifestNumber>) -> ClaimEffect {
+    /// The newest manifest is never deleted, so numbers never decrease. If they have, the bucket was emptied, rolled
+    /// back or confused with another, and to continue would diverge from the subject's history.
+    fn reject_rolled_back_bucket(&mut self, newest: Option<ManifestNumber>) -> ClaimEffect {
         let known = self.highest.unwrap_or(ManifestNumber::FIRST);
         let object = SubjectKeys::new(&self.subject).manifest(known);
         let newest = newest.map_or("none".to_owned(), |newest| newest.to_string());
-        let what = format!(
+        let text = format!(
             "missing, and nothing newer is there, but this server has seen it: is this the bucket it used before? \
              ({newest} is the newest)"
         );
-        self.give_up(ErrorReply::corrupt(object.to_string(), what))
+        self.give_up(ErrorReply::corrupt(object.to_string(), text))
     }
 
-    /// Steps 2 and 3: whose is it?
-    fn got(&mut self, number: ManifestNumber, found: Found) -> ClaimEffect {
+    /// Steps 2 and 3: find the owner.
+    fn got(&mut self, number: ManifestNumber, found: ManifestRead) -> ClaimEffect {
         let manifest = match found {
-            Found::Manifest(manifest) => manifest,
-            Found::Missing => {
+            ManifestRead::Manifest(manifest) => manifest,
+            ManifestRead::Missing => {
                 let object = SubjectKeys::new(&self.subject).manifest(number).to_string();
-                return self.miss(number, object);
+                return self.object_missing(number, object);
             }
-            Found::Unreadable(reply) => return self.give_up(reply),
+            ManifestRead::Unreadable(reply) => return self.give_up(reply),
         };
         match &self.purpose {
-            Purpose::Drain { log, .. } if manifest.released || manifest.owner != *log => {
-                self.verify(manifest, End::NotNeeded)
+            Purpose::Reclaim { log, .. } if manifest.released || manifest.owner != *log => {
+                self.verify(manifest, VerifiedAs::NotNeeded)
             }
-            Purpose::Drain { log, .. } => {
-                let tail = Tail::Sealed(log.clone());
+            Purpose::Reclaim { log, .. } => {
+                let tail = TailSource::Sealed(log.clone());
                 self.restore(Some(manifest), tail)
             }
             Purpose::Serve | Purpose::ServeOwn
                 if manifest.owner == self.my_log
-                    && (!manifest.released || is_there(Mutation::ReleasedIsStillOurs)) =>
+                    && (!manifest.released || is_active(InjectedBug::ReopenAfterRelease)) =>
             {
-                self.restore(Some(manifest), Tail::Own)
+                self.restore(Some(manifest), TailSource::Own)
             }
             Purpose::ServeOwn => ClaimEffect::NotOwned,
             Purpose::Serve => {
                 let owner = (!manifest.released).then(|| manifest.owner.clone());
-                self.state = State::Asking(Some(manifest));
+                self.state = ClaimState::AwaitingPermission(Some(manifest));
                 ClaimEffect::AskAuthority { owner }
             }
         }
@@ -260,41 +264,45 @@ impl Claim {
         match base {
             Some(base) if !base.released => {
                 let log = base.owner.clone();
-                self.state = State::Sealing(base);
+                self.state = ClaimState::Sealing(base);
                 ClaimEffect::Seal(log)
             }
-            base => self.restore(base, Tail::None),
+            base => self.restore(base, TailSource::None),
         }
     }
 
-    fn restore(&mut self, base: Option<Box<Manifest>>, tail: Tail) -> ClaimEffect {
-        self.state = State::Restoring(base.clone(), tail.clone());
+    fn restore(&mut self, base: Option<Box<Manifest>>, tail: TailSource) -> ClaimEffect {
+        self.state = ClaimState::Restoring(base.clone(), tail.clone());
         ClaimEffect::Restore { manifest: base, tail }
     }
 
-    /// Step 4: everything that is not in the base must come into it.
-    fn restored(&mut self, base: Option<Box<Manifest>>, tail: &Tail, restored: Restored) -> ClaimEffect {
+    /// Step 4: everything above the base must be copied into it.
+    fn restored(
+        &mut self,
+        base: Option<Box<Manifest>>,
+        tail: &TailSource,
+        restored: Restored,
+    ) -> ClaimEffect {
         let base_rev = base.as_ref().map_or(Rev::default(), |base| base.base_rev);
         if restored.rev < base_rev || (restored.rev > base_rev && !restored.above_base) {
-            return self
-                .give_up(ErrorReply::internal("a state was restored that is not that of its manifest"));
+            return self.give_up(ErrorReply::internal("restored state does not match its manifest"));
         }
         match (base, tail, &self.purpose) {
-            (Some(base), Tail::Own, _) => self.verify(base, End::Serve),
-            (Some(base), _, Purpose::Drain { .. }) if !restored.above_base => {
-                self.verify(base, End::NotNeeded)
+            (Some(base), TailSource::Own, _) => self.verify(base, VerifiedAs::Serve),
+            (Some(base), _, Purpose::Reclaim { .. }) if !restored.above_base => {
+                self.verify(base, VerifiedAs::NotNeeded)
             }
-            (Some(base), _, Purpose::Drain { dry_run: true, .. }) => self.verify(base, End::Needed),
+            (Some(base), _, Purpose::Reclaim { dry_run: true, .. }) => self.verify(base, VerifiedAs::Needed),
             (base, ..) if restored.above_base => {
                 let made_for = next_number(base.as_deref());
-                self.state = State::PuttingBase(base, restored);
+                self.state = ClaimState::PuttingBase(base, restored);
                 ClaimEffect::PutBase { made_for }
             }
             (base, ..) => self.claim(base.as_deref(), restored, None),
         }
     }
 
-    /// The manifest that follows `base`, whose entries it inherits up to the state that was restored.
+    /// The manifest that follows `base`, whose entries it includes up to the restored state.
     fn claim(
         &mut self,
         base: Option<&Manifest>,
@@ -313,56 +321,56 @@ impl Claim {
             snapshot: base.and_then(|base| base.snapshot),
             deltas: base.map(|base| base.deltas.clone()).unwrap_or_default(),
             terms: base.map(terms).unwrap_or_default(),
-            released: matches!(self.purpose, Purpose::Drain { .. }),
+            released: matches!(self.purpose, Purpose::Reclaim { .. }),
             tombstone: false,
-            past: base.and_then(|base| base.past.clone()),
+            tombstone_state: base.and_then(|base| base.tombstone_state.clone()),
             nonce: restored.nonce,
         };
         if let Some(object) = object {
             object.extend(&mut manifest);
             if object.made_for() != manifest.number || object.rev() != restored.rev {
-                return self.give_up(ErrorReply::internal("an object was put that is not the one asked for"));
+                return self.give_up(ErrorReply::internal("uploaded base object is not the requested one"));
             }
         }
         match manifest.contradiction() {
-            Some(what) => {
-                self.give_up(ErrorReply::internal(format!("a claim came to a manifest that {what}")))
+            Some(text) => {
+                self.give_up(ErrorReply::internal(format!("claim produced a manifest that {text}")))
             }
             None => self.create(Box::new(manifest)),
         }
     }
 
-    /// Step 5: the exclusive creation that decides between claims from the same base.
+    /// Step 5: the conditional create that decides between claims from the same base.
     fn create(&mut self, manifest: Box<Manifest>) -> ClaimEffect {
-        self.state = State::Creating(manifest.clone());
+        self.state = ClaimState::Creating(manifest.clone());
         ClaimEffect::Create(manifest)
     }
 
-    fn created(&mut self, manifest: Box<Manifest>, outcome: Creation) -> ClaimEffect {
+    fn created(&mut self, manifest: Box<Manifest>, outcome: CreateResult) -> ClaimEffect {
         match outcome {
-            Creation::Ours => {
+            CreateResult::Ours => {
                 self.highest = self.highest.max(Some(manifest.number));
-                if !manifest.released && is_there(Mutation::NoListAfterClaim) {
+                if !manifest.released && is_active(InjectedBug::NoListAfterClaim) {
                     return ClaimEffect::Serve(Verified::new(manifest, Folder::default()));
                 }
-                let end = if manifest.released { End::Released } else { End::Serve };
+                let end = if manifest.released { VerifiedAs::Released } else { VerifiedAs::Serve };
                 self.verify(manifest, end)
             }
-            Creation::Anothers => self.restart("another process claimed the subject first"),
-            Creation::Unknown(reply) => {
-                self.undecided = Some(manifest);
+            CreateResult::Foreign => self.restart("another process claimed the subject first"),
+            CreateResult::Unknown(reply) => {
+                self.indeterminate = Some(manifest);
                 self.restart(&reply.message)
             }
         }
     }
 
-    /// Step 6: look again.
-    fn verify(&mut self, manifest: Box<Manifest>, end: End) -> ClaimEffect {
-        self.state = State::Verifying(manifest, end);
+    /// Step 6: list again.
+    fn verify(&mut self, manifest: Box<Manifest>, end: VerifiedAs) -> ClaimEffect {
+        self.state = ClaimState::Verifying(manifest, end);
         ClaimEffect::List
     }
 
-    fn verified(&mut self, manifest: Box<Manifest>, folder: Folder, end: End) -> ClaimEffect {
+    fn verified(&mut self, manifest: Box<Manifest>, folder: Folder, end: VerifiedAs) -> ClaimEffect {
         let newest = folder.newest();
         if newest > Some(manifest.number) {
             return self.restart("another process claimed the subject at the same time");
@@ -371,33 +379,36 @@ impl Claim {
             return self.give_up(contract_broken(&manifest));
         }
         match end {
-            End::Serve => ClaimEffect::Serve(Verified::new(manifest, folder)),
-            End::NotNeeded => ClaimEffect::Drained(Drained::NotNeeded),
-            End::Needed => ClaimEffect::Drained(Drained::Needed),
-            End::Released => ClaimEffect::Drained(Drained::Released(Verified::new(manifest, folder))),
+            VerifiedAs::Serve => ClaimEffect::Serve(Verified::new(manifest, folder)),
+            VerifiedAs::NotNeeded => ClaimEffect::Reclaimed(ReclaimOutcome::NotNeeded),
+            VerifiedAs::Needed => ClaimEffect::Reclaimed(ReclaimOutcome::Needed),
+            VerifiedAs::Released => {
+                ClaimEffect::Reclaimed(ReclaimOutcome::Released(Verified::new(manifest, folder)))
+            }
         }
     }
 
-    /// What `number` refers to is not there. A newer manifest explains that; while there is none, nothing does.
-    fn miss(&mut self, number: ManifestNumber, object: String) -> ClaimEffect {
-        let why = format!("{object} is missing");
+    /// An object that `number` refers to is missing. A newer manifest explains that; without one, the bucket is
+    /// corrupt.
+    fn object_missing(&mut self, number: ManifestNumber, object: String) -> ClaimEffect {
+        let reason = format!("{object} is missing");
         self.missing = Some((number, object));
-        self.restart(&why)
+        self.restart(&reason)
     }
 
-    fn restart(&mut self, why: &str) -> ClaimEffect {
+    fn restart(&mut self, reason: &str) -> ClaimEffect {
         let Some(left) = self.restarts_left.checked_sub(1) else {
             return self.give_up(ErrorReply::unavailable(format!(
-                "could not claim the subject, too often there was something in the way, lastly: {why}"
+                "claim failed after too many restarts, last reason: {reason}"
             )));
         };
         self.restarts_left = left;
-        self.state = State::Listing;
+        self.state = ClaimState::Listing;
         ClaimEffect::List
     }
 
     fn give_up(&mut self, reply: ErrorReply) -> ClaimEffect {
-        self.state = State::Done;
+        self.state = ClaimState::Done;
         ClaimEffect::GiveUp(reply)
     }
 }

@@ -1,5 +1,5 @@
-//! What may be deleted. There is no grace period in any of these rules: a clock proves nothing. Each permission, once
-//! true, stays true, so a deletion may come as late as it likes.
+//! Rules of collection. No rule has a grace period: a clock proves nothing. Each permission, once true, stays true, so
+//! a delete may happen at any later time.
 
 #[cfg(test)]
 mod tests;
@@ -10,13 +10,13 @@ use super::is_newest;
 use crate::bucket::BucketKey;
 use crate::keys::{BlobName, Folder, SubjectKeys};
 use crate::manifest::Manifest;
-use crate::mutations::{Mutation, is_there};
+use crate::mutations::{InjectedBug, is_active};
 
-/// What may be deleted of a subject once `folder`, listed after `manifest` was read or created, has shown it to be the
-/// newest: the manifests before it, and the snapshots and deltas made for it or for earlier ones that it does not
-/// refer to. Empty when it is not the newest. Names that this version does not know are left alone.
+/// The objects of a subject that may be deleted, if `folder`, listed after `manifest` was read or created, shows it to
+/// be the newest: the earlier manifests, and the snapshots and deltas made for it or for earlier ones that it does not
+/// refer to. Empty if it is not the newest. Names that this version does not know are left alone.
 ///
-/// This stays true: every later manifest refers to what this one refers to, or to objects made for later numbers.
+/// This stays true: every later manifest refers to the same objects as this one, or to objects made for later numbers.
 #[must_use]
 pub fn objects(folder: &Folder, manifest: &Manifest) -> Vec<BucketKey> {
     if !is_newest(folder, manifest) {
@@ -39,13 +39,12 @@ pub fn objects(folder: &Folder, manifest: &Manifest) -> Vec<BucketKey> {
         .collect()
 }
 
-/// Which of the large values that a listing showed may be deleted by the owner, to whom the same listing has shown
-/// `manifest` to be the newest.
+/// The listed blobs that the owner may delete, if the same listing has shown `manifest` to be the newest.
 ///
-/// `removed` tells at which rev the state lost a value, as long as it remembers; `refers` whether the state, with
-/// everything above the base, refers to it. A value that was removed above the base stays, whatever its term: the
-/// removal may be lost with this process, and then the value must be there. One of the owner's own term that the state
-/// has never known may be on its way into it.
+/// `removed` returns the rev at which the state removed a value, as long as the state has that record; `refers` says
+/// whether the state, with everything above the base, refers to it. A value that was removed above the base stays, in
+/// every term: the removal may be lost with this process, and then the value is needed. A value of the owner's own term
+/// that the state has never known may belong to a write in progress.
 #[must_use]
 pub fn blobs(
     manifest: &Manifest,
@@ -53,38 +52,38 @@ pub fn blobs(
     removed: impl Fn(&BlobName) -> Option<Rev>,
     refers: impl Fn(&BlobName) -> bool,
 ) -> Vec<BlobName> {
-    let may_go = |name: &BlobName| match removed(name) {
+    let deletable = |name: &BlobName| match removed(name) {
         _ if manifest.tombstone => name.term <= manifest.term,
         _ if manifest.released => false,
-        removed if is_there(Mutation::ValueDeletedEarly) => removed.is_some() || !refers(name),
+        removed if is_active(InjectedBug::ValueDeletedEarly) => removed.is_some() || !refers(name),
         Some(rev) => rev <= manifest.base_rev,
         None => name.term < manifest.term && !refers(name),
     };
-    listed.iter().copied().filter(may_go).collect()
+    listed.iter().copied().filter(deletable).collect()
 }
 
-/// What a slot holds of one subject.
+/// The entries of one subject in a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Held {
+pub struct SlotUse {
     /// The slot.
     pub slot: Slot,
     /// The rev of the subject's last entry in it.
     pub last_rev: Rev,
 }
 
-/// Does a subject whose newest manifest is `manifest` need what a slot of `log` holds of it? Entries without operations
-/// count as above the rev that they stand at.
+/// Whether a subject whose newest manifest is `manifest` needs its entries in a slot of `log`. Entries without
+/// operations count as above their rev.
 #[must_use]
-pub fn needs(manifest: &Manifest, log: &LogId, held: Held) -> bool {
+pub fn needs(manifest: &Manifest, log: &LogId, slot_use: SlotUse) -> bool {
     !manifest.released
         && manifest.owner == *log
-        && held.slot >= manifest.first_slot
-        && held.last_rev >= manifest.base_rev
+        && slot_use.slot >= manifest.first_slot
+        && slot_use.last_rev >= manifest.base_rev
 }
 
-/// Which slots of a log may be deleted, by its owner or, once it has been seen sealed, by anyone: those that no newest
-/// manifest needs, never the highest of the listing. That is the owner's last word or the valid seal, and without it
-/// nobody could tell where the log ends. A seal below it is void.
+/// The slots of a log that may be deleted, by its owner or, once it has been seen sealed, by any process: those that no
+/// newest manifest needs, never the highest of the listing. The highest slot is the owner's last segment or the valid
+/// seal; without it the end of the log would be unknown. A seal below it is void.
 #[must_use]
 pub fn slots(listed: &[Slot], needed: impl Fn(Slot) -> bool) -> Vec<Slot> {
     let highest = listed.iter().max();

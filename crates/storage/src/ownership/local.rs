@@ -1,4 +1,4 @@
-//! What an earlier run has left on the local disk: when it may be used, and what of it is lost.
+//! Data of an earlier run on the local disk: when it may be used, and which of its writes have diverged.
 
 #[cfg(test)]
 mod tests;
@@ -7,10 +7,10 @@ use dormouse_protocol::{LogId, Rev, Term};
 
 use crate::manifest::{Manifest, TermBase};
 
-/// What the subject's file on the local disk says about itself.
+/// Metadata in the subject's file on the local disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LocalFile {
-    /// The log of the process that last served it. A file that was brought here and never served has none and is not
+    /// The log of the process that last served it. A file that was downloaded and never served has none and is not
     /// reused.
     pub log: LogId,
     /// The term under which that process served it.
@@ -19,12 +19,12 @@ pub struct LocalFile {
     pub applied_rev: Rev,
 }
 
-/// May the state be rebuilt from the local file instead of the bucket's objects? `highest` is the highest rev that the
-/// base, the slots and the local write-ahead log lead up to: a file that is ahead of them all holds what nobody
-/// vouches for.
+/// Whether the state may be rebuilt from the local file instead of the bucket's objects. `highest` is the highest rev
+/// that the base, the slots and the local write-ahead log lead to: a file ahead of them all holds entries that no log
+/// confirms.
 ///
-/// The term counts too: between two terms of the same log, another process may have remembered answers without making
-/// a rev.
+/// The term counts too: between two terms of the same log, another process may have stored dedup records without a new
+/// rev.
 #[must_use]
 pub fn may_reuse(local: &LocalFile, manifest: &Manifest, highest: Rev) -> bool {
     !manifest.tombstone
@@ -32,15 +32,16 @@ pub fn may_reuse(local: &LocalFile, manifest: &Manifest, highest: Rev) -> bool {
         && (manifest.base_rev..=highest).contains(&local.applied_rev)
 }
 
-/// Entries of `term` above the returned rev are in no state that counts: what a process acknowledged at a level below
-/// `bucket` and another claimed without. They belong into `lost/`. Those up to it are where they should be, even when
-/// the claim that took them over was believed to have failed.
+/// Entries of `term` above the returned rev have diverged: a process acknowledged them at a level below `bucket`, and
+/// another process claimed the subject without them. They move to `lost/`. Entries up to it are in the state, even if
+/// the claim that included them was reported as failed.
 ///
-/// `newest` is the newest manifest, not one that names the entries' log without being released (those entries are part
-/// of its [tail](super::claim::Tail::Sealed)); `terms` are those that the state restored from it knows. Where they do
-/// not tell, everything counts as lost: `lost/` may hold what is not, never the other way round.
+/// `newest` is the newest manifest, and not one that names the entries' log without being released (those entries are
+/// part of its [tail](super::claim::TailSource::Sealed)). `terms` are those known to the state restored from it. If
+/// they do not include `term`, all its entries count as diverged: `lost/` may hold entries that are not lost, but every
+/// lost entry is in it.
 #[must_use]
-pub fn lost_above(term: Term, newest: &Manifest, terms: &[TermBase]) -> Rev {
+pub fn diverged_above(term: Term, newest: &Manifest, terms: &[TermBase]) -> Rev {
     if newest.term == term {
         return newest.base_rev;
     }

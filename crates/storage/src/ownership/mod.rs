@@ -1,77 +1,77 @@
-//! Who owns a subject, decided by machines that do nothing themselves.
+//! Ownership of subjects, decided by machines without side effects.
 //!
 //! A process serves a subject only while the subject's newest manifest names the process's log and is not released.
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`claim`] | how a subject comes to be owned: from the newest manifest, over the seal of its owner's log, to the next |
-//! | [`publish`] | how an owner takes a subject from one manifest to the next: a newer base, a release, the end |
-//! | [`drain`] | how the log of a process that is gone is emptied |
-//! | [`garbage`] | what may be deleted |
-//! | [`local`] | what is left on the local disk and may still be used |
+//! | [`claim`] | the claim of a subject: from the newest manifest, over the seal of its owner's log, to the next manifest |
+//! | [`publish`] | an owner's next manifest: a newer base, a release, a destroy |
+//! | [`reclaim`] | the reclamation of an orphaned log |
+//! | [`garbage`] | the objects that may be deleted |
+//! | [`local`] | the local files and writes of an earlier run that are still usable |
 //!
-//! Whoever drives a machine performs each effect and answers with the input that belongs to it. The machines hold no
-//! clock, no chance and no payload, and can be cloned, compared and hashed: the model checker explores the very ones
-//! that run in production.
+//! The driver of a machine performs each effect and answers with its input. The machines hold no clock, no randomness
+//! and no payload, and can be cloned, compared and hashed: the model checker explores the same code that runs in
+//! production.
 //!
-//! A machine belongs to one log of the process that drives it. When that log has met its seal, every machine that was
-//! begun for it is dropped, and no late answer to one of its effects may be used.
+//! A machine belongs to one log of the process that drives it. When that log is fenced, every machine created for it is
+//! dropped, and no late answer to one of its effects may be used.
 
 pub mod claim;
-pub mod drain;
 pub mod garbage;
 pub mod local;
 pub mod publish;
+pub mod reclaim;
 #[cfg(test)]
 mod testing;
 
 use bytes::Bytes;
-use dormouse_protocol::limits::REMEMBERED_TERMS;
+use dormouse_protocol::limits::TERM_HISTORY;
 use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 
 use crate::bucket::{BucketError, BucketKey, CreateOutcome};
 use crate::keys::{BlobName, Folder, ManifestNumber, SubjectKeys};
 use crate::manifest::{DeltaRef, MAX_DELTAS, Manifest, SnapshotRef, TermBase};
 
-/// How the creation of a manifest ended.
+/// Result of a manifest create.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Creation {
+pub enum CreateResult {
     /// The manifest under this number is the one that was sent.
     Ours,
     /// The number has another manifest, which stays.
-    Anothers,
-    /// Not known, and this is why. The manifest may be there, or appear later.
+    Foreign,
+    /// The outcome is unknown, for this reason. The manifest may exist, or appear later.
     Unknown(ErrorReply),
 }
 
-impl Creation {
+impl CreateResult {
     /// Reads the result of [`create_once`](crate::bucket::create_once). An error is definite: nothing was created.
     ///
     /// # Errors
-    /// That error, as a caller is told.
+    /// That error, as an [`ErrorReply`].
     pub fn of(result: Result<CreateOutcome, BucketError>) -> Result<Self, ErrorReply> {
         match result {
             Ok(CreateOutcome::Ours) => Ok(Self::Ours),
-            Ok(CreateOutcome::Anothers) => Ok(Self::Anothers),
+            Ok(CreateOutcome::Foreign) => Ok(Self::Foreign),
             Ok(CreateOutcome::Unknown(error)) => Ok(Self::Unknown(ErrorReply::from(&error))),
             Err(error) => Err(ErrorReply::from(&error)),
         }
     }
 }
 
-/// What was found where a manifest was to be read.
+/// Result of reading a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Found {
+pub enum ManifestRead {
     /// The manifest.
     Manifest(Box<Manifest>),
-    /// No object (any more).
+    /// No object, or no longer.
     Missing,
     /// An object that is damaged, or written by a newer version.
     Unreadable(ErrorReply),
 }
 
-impl Found {
-    /// Reads what the bucket holds under `number` of `subject`.
+impl ManifestRead {
+    /// Decodes the object that the bucket holds under `number` of `subject`.
     #[must_use]
     pub fn read(subject: &Subject, number: ManifestNumber, bytes: Option<Bytes>) -> Self {
         match bytes.map(|bytes| Manifest::decode(subject, number, &bytes)) {
@@ -82,17 +82,17 @@ impl Found {
     }
 }
 
-/// An object that is complete in the bucket and is to become the end of a manifest's base.
+/// An object that is complete in the bucket and becomes the end of a manifest's base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BaseObject {
     /// The whole state.
     Snapshot(SnapshotRef),
-    /// Every entry above the base before, nothing left out.
+    /// Every entry above the previous base, without omissions.
     Delta(DeltaRef),
 }
 
 impl BaseObject {
-    /// The rev up to which it leads.
+    /// The rev at its end.
     #[must_use]
     pub const fn rev(&self) -> Rev {
         match self {
@@ -110,8 +110,8 @@ impl BaseObject {
         }
     }
 
-    /// Puts it at the end of the base of `manifest`. A snapshot knows of every term up to the one it was taken in,
-    /// and of the life before.
+    /// Adds it to the end of the base of `manifest`. A snapshot includes every term up to the one in which it was
+    /// taken, and the tombstone state.
     fn extend(self, manifest: &mut Manifest) {
         manifest.base_rev = self.rev();
         match self {
@@ -119,21 +119,21 @@ impl BaseObject {
                 manifest.snapshot = Some(snapshot);
                 manifest.deltas.clear();
                 manifest.terms.clear();
-                manifest.past = None;
+                manifest.tombstone_state = None;
             }
             Self::Delta(delta) => manifest.deltas.push(delta),
         }
     }
 }
 
-/// A base that its owner publishes.
+/// A new base that the owner publishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NewBase {
-    /// What was uploaded, made for the number after the current manifest's.
+    /// The uploaded object, made for the number after the current manifest's.
     pub object: BaseObject,
-    /// Every entry that it lacks is in the owner's log from this slot on, or will be.
+    /// Every entry that it lacks is or will be in the owner's log from this slot on.
     pub first_slot: Slot,
-    /// The seq that a message without one gets next, as of its rev.
+    /// The next seq for a message without a given one, as of its rev.
     pub next_seq: Seq,
 }
 
@@ -142,9 +142,9 @@ pub struct NewBase {
 pub struct Verified {
     /// The manifest.
     pub manifest: Box<Manifest>,
-    /// What nothing refers to any more, by the rule of [`garbage::objects`].
+    /// The unreferenced objects, by the rule of [`garbage::objects`].
     pub garbage: Vec<BucketKey>,
-    /// The large values that the listing showed. Which of them may go, the owner decides by [`garbage::blobs`].
+    /// The blobs that the listing showed. The owner decides by [`garbage::blobs`] which of them to delete.
     pub blobs: Vec<BlobName>,
 }
 
@@ -163,11 +163,11 @@ pub enum BaseKind {
     Delta,
 }
 
-/// The size that a snapshot counts for at least, in bytes: a file with an empty state has about as many.
+/// Minimum size that a snapshot counts for, in bytes: the file of an empty state has about this size.
 const SMALLEST_SNAPSHOT_BYTES: u64 = 64 * 1_024;
 
-/// What the next base after `manifest` shall be, when `tail_bytes` of entries are above it: a delta while the deltas
-/// together stay under a quarter of the snapshot and there are not too many of them. `None`: the subject is new.
+/// The kind of the next base after `manifest`, with `tail_bytes` of entries above it. It is a delta while the deltas
+/// together stay under a quarter of the snapshot's size and are not too many. `None`: the subject is new.
 #[must_use]
 pub fn base_kind(manifest: Option<&Manifest>, tail_bytes: u64) -> BaseKind {
     let deltas = manifest.map_or(&[][..], |manifest| &manifest.deltas);
@@ -177,9 +177,9 @@ pub fn base_kind(manifest: Option<&Manifest>, tail_bytes: u64) -> BaseKind {
     if small && deltas.len() < MAX_DELTAS { BaseKind::Delta } else { BaseKind::Snapshot }
 }
 
-/// The terms that a state rebuilt from `manifest` knows of besides those in its snapshot, ascending: what the state
-/// has to take in before the first entry above the snapshot. The feeds of a destroyed subject begin anew, so of those
-/// before it none is known.
+/// The terms that a state rebuilt from `manifest` knows besides those in its snapshot, ascending: the state must add
+/// them before the first entry above the snapshot. The feeds of a destroyed subject start again, so the terms before it
+/// are unknown.
 #[must_use]
 pub fn terms(manifest: &Manifest) -> Vec<TermBase> {
     if manifest.tombstone {
@@ -187,21 +187,21 @@ pub fn terms(manifest: &Manifest) -> Vec<TermBase> {
     }
     let own = TermBase { term: manifest.term, term_base: manifest.term_base };
     let mut terms: Vec<_> = manifest.terms.iter().copied().chain([own]).collect();
-    terms.drain(..terms.len().saturating_sub(REMEMBERED_TERMS));
+    terms.drain(..terms.len().saturating_sub(TERM_HISTORY));
     terms
 }
 
-/// Is `manifest`, which was read before this listing, its newest? The newest manifest is never deleted, so where the
-/// number is the same, so is the manifest. A listing proves only the past.
+/// Whether `manifest`, which was read before this listing, is its newest. The newest manifest is never deleted, so an
+/// equal number means the same manifest. A listing proves only the past.
 #[must_use]
 pub fn is_newest(folder: &Folder, manifest: &Manifest) -> bool {
     folder.newest() == Some(manifest.number)
 }
 
-/// A listing that lacks what is certainly there.
+/// A listing lacks an object that certainly exists.
 fn contract_broken(manifest: &Manifest) -> ErrorReply {
     ErrorReply::corrupt(
         SubjectKeys::new(&manifest.subject).manifest(manifest.number).to_string(),
-        "written or read, but a listing does not show it: the bucket does not keep its contract",
+        "written or read before, but missing from a listing: the bucket violates its contract",
     )
 }

@@ -1,48 +1,48 @@
-//! Taking a subject that one owns from one manifest to the next.
+//! Publishing the next manifest of an owned subject.
 
 #[cfg(test)]
 mod tests;
 
 use dormouse_protocol::{ErrorReply, Seq};
 
-use super::{Creation, Found, NewBase, Verified, contract_broken};
+use super::{CreateResult, ManifestRead, NewBase, Verified, contract_broken};
 use crate::keys::{Folder, ManifestNumber, Nonce};
-use crate::manifest::{Manifest, PastLife};
+use crate::manifest::{Manifest, TombstoneState};
 
-/// What the next manifest says.
+/// The content of the next manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Publication {
     /// A newer base; the owner stays.
     Base(NewBase),
-    /// The owner gives the subject back, with every entry that it accepted, shipped or not: whoever comes next reads
-    /// nothing of its log. `None`: no entry was accepted above the current base, not even one without operations. By
-    /// now the subject is closed to operations, reads too, and nothing of it is in flight.
+    /// The owner releases the subject, with every entry that it accepted, shipped or not: the next owner reads nothing
+    /// of its log. `None`: no entry was accepted above the current base, not even one without operations. At this point
+    /// the subject is closed to operations, including reads, and has nothing in flight.
     Release(Option<NewBase>),
-    /// The subject is destroyed; a later claim goes on from here. Closed as for a release.
+    /// The subject is destroyed; a later claim continues from here. Closed as for a release.
     Destroy {
-        /// Where it ends, and what is to be remembered of it.
-        past: Box<PastLife>,
-        /// The seq that a message without one gets next.
+        /// Its end, and its tombstone state.
+        past: Box<TombstoneState>,
+        /// The next seq for a message without a given one.
         next_seq: Seq,
     },
 }
 
-/// What a [`Publish`] is told.
+/// Input of a [`Publish`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PublishInput {
     /// The answer to [`PublishEffect::Create`].
-    Created(Creation),
+    Created(CreateResult),
     /// The answer to [`PublishEffect::Get`].
-    Got(Found),
+    Got(ManifestRead),
     /// The answer to [`PublishEffect::List`].
     Listed(Folder),
-    /// What was asked failed.
+    /// The last effect failed.
     Failed(ErrorReply),
-    /// Try an undecided publication again.
+    /// Retry a publication with an indeterminate outcome.
     Resume,
 }
 
-/// What a [`Publish`] wants next, or how it ended.
+/// The next effect of a [`Publish`], or its end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PublishEffect {
     /// Create this manifest.
@@ -51,22 +51,22 @@ pub enum PublishEffect {
     Get(ManifestNumber),
     /// List the subject's folder.
     List,
-    /// The end: the manifest is the newest, and nothing before it is needed. Only now may the owner let go of slots.
+    /// The end: the manifest is the newest, and nothing before it is needed. Only now may the owner release slots.
     ///
-    /// Not always the manifest that was to be published: where an earlier publication of this process counts after
-    /// all, it is that one, and what was asked for must be asked again, with a fresh upload.
+    /// It may differ from the requested manifest: if an earlier publication of this process has become the newest, this
+    /// is that one. Then the request must be repeated, with a new upload.
     Published(Verified),
-    /// The end: another process owns the subject, which must not be served from here.
-    Lost {
-        /// The manifest was created, and may have been the newest for a while: a release or an end that it stood for
-        /// may have happened.
+    /// The end: another process owns the subject, and this process must not serve it.
+    NotOwner {
+        /// Whether the manifest was created and may have been the newest for a while: its release or destroy may have
+        /// taken effect.
         may_have_counted: bool,
     },
-    /// Whether the manifest counts is not known. It may yet come to count, so nothing else may be published, and the
-    /// subject neither left nor opened again under this log, before this is decided: answer with
+    /// It is unknown whether the manifest is the newest. It may still become the newest. Until this is decided, nothing
+    /// else may be published, and the subject must be neither left nor opened again under this log: answer with
     /// [`PublishInput::Resume`].
-    Undecided(ErrorReply),
-    /// The end: nothing was published; the current manifest still counts.
+    Indeterminate(ErrorReply),
+    /// The end: nothing was published; the current manifest remains the newest.
     Failed(ErrorReply),
 }
 
@@ -79,71 +79,73 @@ pub struct Publish {
 }
 
 impl Publish {
-    /// Begins to publish what follows `current`, which must be the verified newest manifest of a subject that this
-    /// process owns. The first effect comes with it. `nonce` is fresh.
+    /// Starts to publish the successor of `current`, which must be the verified newest manifest of a subject that this
+    /// process owns. Returns the first effect too. `nonce` is new.
     #[must_use]
     pub fn new(current: &Manifest, publication: Publication, nonce: Nonce) -> (Self, PublishEffect) {
         let manifest = Box::new(follow(current, publication, nonce));
         let effect = match contradiction(current, &manifest) {
-            // Created, it would be the newest, and nobody could read it.
-            Some(what) => PublishEffect::Failed(ErrorReply::internal(format!(
-                "a publication came to a manifest that {what}"
+            // If it were created, it would be the newest manifest, and unreadable.
+            Some(text) => PublishEffect::Failed(ErrorReply::internal(format!(
+                "publication produced a manifest that {text}"
             ))),
             None => PublishEffect::Create(manifest.clone()),
         };
         (Self { manifest, may_exist: false }, effect)
     }
 
-    /// Takes the answer to the last effect and says what to do next.
+    /// Applies the answer to the last effect and returns the next effect.
     pub fn apply(&mut self, input: PublishInput) -> PublishEffect {
         match input {
-            PublishInput::Created(Creation::Ours) => {
+            PublishInput::Created(CreateResult::Ours) => {
                 self.may_exist = true;
                 PublishEffect::List
             }
-            PublishInput::Created(Creation::Anothers) => PublishEffect::Get(self.manifest.number),
+            PublishInput::Created(CreateResult::Foreign) => PublishEffect::Get(self.manifest.number),
             PublishInput::Got(found) => self.taken_by(found),
-            PublishInput::Created(Creation::Unknown(reply)) => {
+            PublishInput::Created(CreateResult::Unknown(reply)) => {
                 self.may_exist = true;
-                PublishEffect::Undecided(reply)
+                PublishEffect::Indeterminate(reply)
             }
             PublishInput::Listed(folder) => self.listed(folder),
-            PublishInput::Failed(reply) if self.may_exist => PublishEffect::Undecided(reply),
+            PublishInput::Failed(reply) if self.may_exist => PublishEffect::Indeterminate(reply),
             PublishInput::Failed(reply) => PublishEffect::Failed(reply),
             PublishInput::Resume => PublishEffect::Create(self.manifest.clone()),
         }
     }
 
-    /// The number is taken, by another process or by an earlier publication of this one that was believed to have
+    /// The number exists already: created by another process, or by an earlier publication of this one that counted as
     /// failed.
-    fn taken_by(&mut self, found: Found) -> PublishEffect {
+    fn taken_by(&mut self, found: ManifestRead) -> PublishEffect {
         match found {
-            Found::Manifest(there) if self.is_earlier(&there) => {
+            ManifestRead::Manifest(existing) if self.is_earlier(&existing) => {
                 self.may_exist = true;
-                self.manifest = there;
+                self.manifest = existing;
                 PublishEffect::List
             }
-            // Gone: collected by somebody who has gone on. Not to be understood: whose it is, a claim finds out.
-            // Had ours been there before, only a newer one could have made room for another's.
-            _ => PublishEffect::Lost { may_have_counted: self.may_exist },
+            // A missing object was collected by a process with a newer manifest; a claim finds the owner of an
+            // unreadable one. If ours had existed before, only a newer manifest could have freed the number for a
+            // foreign one.
+            _ => PublishEffect::NotOwner { may_have_counted: self.may_exist },
         }
     }
 
-    /// Could `there` have been published by this process, under this term, and can be gone on from? Only a term that
-    /// is over ends in a manifest that is released. The tombstone of another destroy does not remember this one.
-    fn is_earlier(&self, there: &Manifest) -> bool {
-        let mine = &self.manifest;
-        let is_same_end = (there.released, there.tombstone, there.base_rev, &there.past)
-            == (mine.released, mine.tombstone, mine.base_rev, &mine.past);
-        (&there.owner, there.term) == (&mine.owner, mine.term) && (!there.released || is_same_end)
+    /// Whether this process may have published `existing` under this term, and can continue from it. A released
+    /// manifest ends its term. The tombstone of another destroy does not record this one.
+    fn is_earlier(&self, existing: &Manifest) -> bool {
+        let ours = &self.manifest;
+        let is_same_end =
+            (existing.released, existing.tombstone, existing.base_rev, &existing.tombstone_state)
+                == (ours.released, ours.tombstone, ours.base_rev, &ours.tombstone_state);
+        (&existing.owner, existing.term) == (&ours.owner, ours.term) && (!existing.released || is_same_end)
     }
 
     fn listed(&self, folder: Folder) -> PublishEffect {
         let newest = folder.newest();
         if newest > Some(self.manifest.number) {
-            PublishEffect::Lost { may_have_counted: true }
+            PublishEffect::NotOwner { may_have_counted: true }
         } else if newest < Some(self.manifest.number) {
-            PublishEffect::Undecided(contract_broken(&self.manifest))
+            PublishEffect::Indeterminate(contract_broken(&self.manifest))
         } else {
             PublishEffect::Published(Verified::new(self.manifest.clone(), folder))
         }
@@ -160,7 +162,7 @@ fn follow(current: &Manifest, publication: Publication, nonce: Nonce) -> Manifes
     match publication {
         Publication::Base(base) | Publication::Release(Some(base)) => {
             base.object.extend(&mut next);
-            // Both hold; the higher one lets go of more.
+            // Both are valid; the higher one releases more slots.
             next.first_slot = base.first_slot.max(current.first_slot);
             next.next_seq = base.next_seq;
         }
@@ -168,7 +170,14 @@ fn follow(current: &Manifest, publication: Publication, nonce: Nonce) -> Manifes
         Publication::Destroy { past, next_seq } => {
             let base_rev = past.position.rev;
             let past = Some(*past);
-            next = Manifest { base_rev, next_seq, snapshot: None, tombstone: true, past, ..next };
+            next = Manifest {
+                base_rev,
+                next_seq,
+                snapshot: None,
+                tombstone: true,
+                tombstone_state: past,
+                ..next
+            };
             next.deltas.clear();
             next.terms.clear();
         }
@@ -176,20 +185,20 @@ fn follow(current: &Manifest, publication: Publication, nonce: Nonce) -> Manifes
     next
 }
 
-/// Nothing ever goes back, and what is uploaded is made for the manifest that refers to it.
+/// Revs and seqs never decrease, and an uploaded object is made for the manifest that refers to it.
 fn contradiction(current: &Manifest, next: &Manifest) -> Option<&'static str> {
     if current.released {
-        return Some("follows one that is released");
+        return Some("follows a released manifest");
     }
     if next.base_rev < current.base_rev || next.next_seq < current.next_seq {
-        return Some("goes back behind the one before");
+        return Some("has a lower rev or seq than its predecessor");
     }
     let of = |manifest: &Manifest| {
         let delta = manifest.deltas.last().map(|delta| delta.name.made_for);
         delta.max(manifest.snapshot.map(|snapshot| snapshot.name.made_for))
     };
     if !next.tombstone && of(next) != of(current) && of(next) != Some(next.number) {
-        return Some("refers to an object made for another");
+        return Some("refers to an object made for another manifest");
     }
     next.contradiction()
 }

@@ -1,4 +1,4 @@
-//! What the tests of these machines share.
+//! Shared fixtures of the machines' tests.
 
 use dormouse_protocol::{LogId, Position, RequestId, Rev, Seq, SessionId, Slot, Subject, Term, Timestamp};
 use ulid::Ulid;
@@ -7,7 +7,7 @@ use super::BaseObject;
 use super::claim::Restored;
 use crate::checksum::Crc64;
 use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName};
-use crate::manifest::{DeltaRef, Manifest, PastLife, PastSession, SnapshotRef, TermBase};
+use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase, TombstoneSession, TombstoneState};
 
 pub(super) fn subject() -> Subject {
     Subject::new("app.orders").unwrap()
@@ -71,7 +71,7 @@ pub(super) fn manifest(owner: LogId) -> Manifest {
         terms: vec![term(2, 33)],
         released: false,
         tombstone: false,
-        past: None,
+        tombstone_state: None,
         nonce: nonce(5),
     }
 }
@@ -86,21 +86,20 @@ pub(super) fn tombstone(owner: LogId) -> Manifest {
         deltas: Vec::new(),
         terms: Vec::new(),
         tombstone: true,
-        past: Some(past(3, 40)),
+        tombstone_state: Some(past(3, 40)),
         ..released(owner)
     }
 }
 
-/// What a tombstone of this term remembers that ends at this rev: the session 1 had come to its request 9, which was the
-/// destroy.
-pub(super) fn past(term: u64, rev: u64) -> PastLife {
+/// The tombstone state of a destroy in this term at this rev: the destroy was request 9 of session 1.
+pub(super) fn past(term: u64, rev: u64) -> TombstoneState {
     let (session, counter) = (SessionId::new(Ulid::from(1_u128)), 9);
     let accept_time = Timestamp::from_micros(1);
-    PastLife {
+    TombstoneState {
         position: Position { term: Term::new(term), rev: Rev::new(rev) },
         accept_time,
         request: Some(RequestId { session, counter }),
-        sessions: vec![PastSession { session, counter, accept_time }],
+        sessions: vec![TombstoneSession { session, counter, accept_time }],
     }
 }
 

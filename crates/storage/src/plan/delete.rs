@@ -1,13 +1,15 @@
-//! The rules of removing messages.
+//! Plans deletes.
 
 use dormouse_protocol::Seq;
 use dormouse_protocol::data::{DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest, Expect};
 use dormouse_protocol::message::Removed;
 
-use super::record::{Operation, RemovalCause};
+use super::record::{RecordOp, RemovalCause};
 use super::view::SubjectView;
-use super::{Context, Decision, Refusal, check_expectation, check_items, check_key, position_after, size};
-use crate::entry::Outcome;
+use super::{
+    PlanContext, PlanDecision, PlanRejection, check_expectation, check_items, check_key, position_after, size,
+};
+use crate::entry::WriteOutcome;
 
 /// The most bytes of removed messages that one record of a delete names: it becomes one event, which must fit a
 /// payload.
@@ -16,24 +18,26 @@ pub(super) const DELETE_RECORD_BYTES: usize = 128 * 1_024;
 pub(super) fn plan_delete(
     request: &DeleteRequest,
     view: &impl SubjectView,
-    context: Context<'_>,
-) -> Result<Decision, Refusal> {
+    context: PlanContext<'_>,
+) -> Result<PlanDecision, PlanRejection> {
     if request.seqs.is_empty() && request.keys.is_empty() {
-        return Err(Refusal::bad_request("a delete request needs at least one seq or key"));
+        return Err(PlanRejection::bad_request("a delete request needs at least one seq or key"));
     }
-    check_items(request.seqs.len() + request.keys.len()).map_err(Refusal::Outright)?;
-    request.keys.iter().try_for_each(|key| check_key(key)).map_err(Refusal::Outright)?;
+    check_items(request.seqs.len() + request.keys.len()).map_err(PlanRejection::ByRequest)?;
+    request.keys.iter().try_for_each(|key| check_key(key)).map_err(PlanRejection::ByRequest)?;
     let key_holder = match (request.expect, request.seqs.as_slice(), request.keys.as_slice()) {
-        (Some(Expect::Key(_)), [], [key]) => view.under(key)?,
+        (Some(Expect::Key(_)), [], [key]) => view.by_key(key)?,
         (Some(Expect::Key(_)), _, _) => {
-            return Err(Refusal::bad_request("an expectation on a key needs exactly one key and no seq"));
+            return Err(PlanRejection::bad_request(
+                "an expectation on a key needs exactly one key and no seq",
+            ));
         }
         _ => None,
     };
     check_expectation(request.expect, view.state().last, key_holder)?;
     let mut removed = Vec::new();
     for key in &request.keys {
-        if let Some(id) = view.under(key)? {
+        if let Some(id) = view.by_key(key)? {
             removed.push(Removed { seq: id.seq, key: Some(key.clone()) });
         }
     }
@@ -48,13 +52,13 @@ pub(super) fn plan_delete(
     let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
     let operations = cut(removed, most_bytes, RemovalCause::Asked);
     let position = position_after(view.state(), &operations);
-    let outcome = Outcome::Delete(DeleteReply { position, seqs, duplicate: false });
-    Ok(Decision { operations, outcome, by_state: true })
+    let outcome = WriteOutcome::Delete(DeleteReply { position, seqs, duplicate: false });
+    Ok(PlanDecision { operations, outcome, by_state: true })
 }
 
-/// One operation per run of removed messages that fits an event: one that is cut in two events would look complete to a
-/// watcher that lost the second.
-pub(super) fn cut(removed: Vec<Removed>, most_bytes: usize, cause: RemovalCause) -> Vec<Operation> {
+/// One operation per run of removed messages that fits an event: an operation split over two events would
+/// look complete to a watcher that lost the second.
+pub(super) fn cut(removed: Vec<Removed>, most_bytes: usize, cause: RemovalCause) -> Vec<RecordOp> {
     let mut runs: Vec<Vec<Removed>> = Vec::new();
     let mut run_bytes = 0;
     for one in removed {
@@ -70,37 +74,37 @@ pub(super) fn cut(removed: Vec<Removed>, most_bytes: usize, cause: RemovalCause)
             }
         }
     }
-    runs.into_iter().map(|removed| Operation::Delete { removed, cause }).collect()
+    runs.into_iter().map(|removed| RecordOp::Delete { removed, cause }).collect()
 }
 
 pub(super) fn plan_delete_all(
     request: &DeleteAllRequest,
     view: &impl SubjectView,
-) -> Result<Decision, Refusal> {
+) -> Result<PlanDecision, PlanRejection> {
     let state = view.state();
     let newest = Seq::new(state.next_seq.get().saturating_sub(1));
     let end_seq = match (request.end_seq, request.keep_last) {
         (Some(_), Some(_)) => {
-            return Err(Refusal::bad_request("end_seq and keep_last exclude each other"));
+            return Err(PlanRejection::bad_request("end_seq and keep_last exclude each other"));
         }
         (Some(end_seq), None) => Some(end_seq.min(newest)),
         (None, None | Some(0)) => Some(newest),
         (None, Some(keep)) if keep >= state.count => None,
-        (None, Some(_)) if !view.counts_are_exact() => return Err(Refusal::Undecided),
+        (None, Some(_)) if !view.counts_are_exact() => return Err(PlanRejection::Undecided),
         (None, Some(keep)) => view.newest_beyond(keep)?,
     };
     let count = match end_seq {
         None => 0,
-        // However many are pending, how many there are in all is known.
+        // The total count is known even with pending changes.
         Some(end_seq) if end_seq == newest => state.count,
-        Some(_) if !view.counts_are_exact() => return Err(Refusal::Undecided),
+        Some(_) if !view.counts_are_exact() => return Err(PlanRejection::Undecided),
         Some(end_seq) => view.count_up_to(end_seq)?,
     };
     let operations = match end_seq {
-        Some(end_seq) if count > 0 => vec![Operation::DeleteAll { end_seq, count }],
+        Some(end_seq) if count > 0 => vec![RecordOp::DeleteAll { end_seq, count }],
         _ => Vec::new(),
     };
     let position = position_after(state, &operations);
-    let outcome = Outcome::DeleteAll(DeleteAllReply { position, count, duplicate: false });
-    Ok(Decision { operations, outcome, by_state: true })
+    let outcome = WriteOutcome::DeleteAll(DeleteAllReply { position, count, duplicate: false });
+    Ok(PlanDecision { operations, outcome, by_state: true })
 }

@@ -1,4 +1,4 @@
-//! The sets of one request, while it is being planned.
+//! The overlay of the sets of one request while it is planned.
 
 use std::collections::HashMap;
 
@@ -7,13 +7,13 @@ use dormouse_protocol::limits::MSG_ID_WINDOW_MS;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, MessageId, Rev, Seq, Term, Timestamp};
 
-use super::Refusal;
+use super::PlanRejection;
 use super::limits::{self, Amount};
 use super::record::SetOperation;
-use super::view::{Held, SubjectView};
+use super::view::{StoredMessage, SubjectView};
 
-/// A view with the sets of one request on top that are planned already.
-pub(super) struct Draft<'a, V> {
+/// A view with the sets of one request that are already planned on top.
+pub(super) struct RequestOverlay<'a, V> {
     base: &'a V,
     atomic: bool,
     accept_time: Timestamp,
@@ -21,17 +21,17 @@ pub(super) struct Draft<'a, V> {
     rev: Rev,
     next_seq: Seq,
     last: Option<MessageId>,
-    by_seq: HashMap<Seq, Option<Held>>,
+    by_seq: HashMap<Seq, Option<StoredMessage>>,
     by_key: HashMap<String, MessageId>,
     by_msg_id: HashMap<String, SetResult>,
-    /// How much there was before the request, and how much there is by now. Only where it is limited.
+    /// The amount before the request, and the amount now. Kept only if it is limited.
     before: Amount,
     held: Amount,
 }
 
-impl<'a, V: SubjectView> Draft<'a, V> {
+impl<'a, V: SubjectView> RequestOverlay<'a, V> {
     /// Nothing is planned yet. The sets of an `atomic` request share one rev.
-    pub(super) fn new(base: &'a V, atomic: bool, accept_time: Timestamp) -> Result<Self, Refusal> {
+    pub(super) fn new(base: &'a V, atomic: bool, accept_time: Timestamp) -> Result<Self, PlanRejection> {
         let state = base.state();
         let before = if limits::are_set(&state.config) { Amount::of(base)? } else { Amount::default() };
         Ok(Self {
@@ -55,23 +55,24 @@ impl<'a, V: SubjectView> Draft<'a, V> {
         &self.base.state().config
     }
 
-    /// Whether what is planned matters to nobody who comes after it.
-    pub(super) fn is_last(&self, place: usize, sets: usize) -> bool {
-        place + 1 == sets && !limits::are_set(self.config())
+    /// Whether no later set of the request depends on the set at `index`.
+    pub(super) fn is_last(&self, index: usize, sets: usize) -> bool {
+        index + 1 == sets && !limits::are_set(self.config())
     }
 
-    /// Checks a set that is about to be counted against the subject's limits. Of a batch, only what one value may have.
-    pub(super) fn admit(&self, set: &SetOperation) -> Result<(), Refusal> {
+    /// Checks a set that is about to be counted against the subject's limits. For a batch, checks only the
+    /// limits of one value.
+    pub(super) fn admit(&self, set: &SetOperation) -> Result<(), PlanRejection> {
         let config = self.config();
         limits::check_value(config, set.size_bytes())?;
-        if self.atomic || !limits::are_set(config) || limits::makes_room(config) {
+        if self.atomic || !limits::are_set(config) || limits::discards_old(config) {
             return Ok(());
         }
         self.with(set)?.check(config, self.held)
     }
 
-    /// How much there is with one more set.
-    fn with(&self, set: &SetOperation) -> Result<Amount, Refusal> {
+    /// The amount with one more set.
+    fn with(&self, set: &SetOperation) -> Result<Amount, PlanRejection> {
         let mut with = self.held;
         with.bytes = with.bytes.saturating_add(set.size_bytes());
         match set.replaces {
@@ -85,10 +86,11 @@ impl<'a, V: SubjectView> Draft<'a, V> {
         Ok(with)
     }
 
-    /// Checks all sets of a batch together: with those that were there, or, where they make room, by themselves.
-    pub(super) fn admit_batch(&self, sets: &[SetOperation]) -> Result<(), Refusal> {
+    /// Checks all sets of a batch together: with the existing messages, or, if old messages are discarded, by
+    /// themselves.
+    pub(super) fn admit_batch(&self, sets: &[SetOperation]) -> Result<(), PlanRejection> {
         let config = self.config();
-        if limits::makes_room(config) {
+        if limits::discards_old(config) {
             let bytes = sets.iter().map(SetOperation::size_bytes).fold(0, u64::saturating_add);
             Amount { msgs: sets.len() as u64, bytes }.check(config, Amount::default())
         } else {
@@ -96,19 +98,20 @@ impl<'a, V: SubjectView> Draft<'a, V> {
         }
     }
 
-    /// What has to go because of the sets that are planned: the oldest messages, and of those of this request only where
-    /// nothing else is left.
-    pub(super) fn evict(&self) -> Result<Vec<Removed>, Refusal> {
+    /// The evictions caused by the planned sets: the oldest messages, and messages of this request only if no
+    /// other is left.
+    pub(super) fn evict(&self) -> Result<Vec<Removed>, PlanRejection> {
         let config = self.config();
-        if !limits::are_set(config) || !limits::makes_room(config) {
+        if !limits::are_set(config) || !limits::discards_old(config) {
             return Ok(Vec::new());
         }
         let mut excess = self.held.above(config, self.before);
         let base = limits::evict(self.base, &mut excess, |seq| self.by_seq.contains_key(&seq))?;
         let mut evicted = base.removed;
-        // Where more of the old is left than one entry names, the rest of it follows: what was just written stays.
+        // If more old messages are left than one entry can name, later entries evict the rest: the new
+        // messages stay.
         if base.is_all && excess != Amount::default() && !self.atomic {
-            let mut own: Vec<Held> = self.by_seq.values().flatten().cloned().collect();
+            let mut own: Vec<StoredMessage> = self.by_seq.values().flatten().cloned().collect();
             own.sort_unstable_by_key(|held| held.id.seq);
             evicted.extend(limits::evict_of(own, &mut excess));
         }
@@ -121,38 +124,39 @@ impl<'a, V: SubjectView> Draft<'a, V> {
         self.accept_time
     }
 
-    /// The seq of a set that names none.
+    /// The seq of a set without a given seq.
     pub(super) const fn next_seq(&self) -> Seq {
         self.next_seq
     }
 
-    /// What an expectation on the last message is held against. A batch is one change: what its sets expect is what
-    /// there is before it.
+    /// The message with which an expectation on the last message is compared. A batch is one change: its sets
+    /// expect the state before it.
     pub(super) fn last(&self) -> Option<MessageId> {
         if self.atomic { self.base.state().last } else { self.last }
     }
 
-    pub(super) fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
+    pub(super) fn at(&self, seq: Seq) -> Result<Option<StoredMessage>, ErrorReply> {
         match self.by_seq.get(&seq) {
             Some(planned) => Ok(planned.clone()),
             None => self.base.at(seq),
         }
     }
 
-    /// Whether an earlier set of the same batch goes there: one of the two would be lost.
+    /// Whether an earlier set of the same batch has this seq: one of the two would be lost.
     pub(super) fn is_taken_in_batch(&self, seq: Seq) -> bool {
         self.atomic && matches!(self.by_seq.get(&seq), Some(Some(_)))
     }
 
-    pub(super) fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
-        // A set never takes a key away without giving it to another message, so a planned key is always held.
+    pub(super) fn by_key(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
+        // A set removes a key from a message only by giving it to another, so a planned key always has a
+        // message.
         match self.by_key.get(key) {
             Some(&id) => Ok(Some(id)),
-            None => self.base.under(key),
+            None => self.base.by_key(key),
         }
     }
 
-    /// The result of an earlier set with this message id, unless that is too long ago.
+    /// The result of an earlier set with this message id, if it is within the window.
     pub(super) fn by_msg_id(&self, msg_id: &str) -> Result<Option<SetResult>, ErrorReply> {
         if let Some(&result) = self.by_msg_id.get(msg_id) {
             return Ok(Some(result));
@@ -162,11 +166,11 @@ impl<'a, V: SubjectView> Draft<'a, V> {
         Ok(found.filter(|&(_, at)| age_micros(at) < MSG_ID_WINDOW_MS * 1_000).map(|(result, _)| result))
     }
 
-    /// Counts a set, and gives its result.
+    /// Counts a set and returns its result.
     ///
     /// # Errors
-    /// That what it replaces cannot be read.
-    pub(super) fn advance(&mut self, set: &SetOperation) -> Result<SetResult, Refusal> {
+    /// The replaced message cannot be read.
+    pub(super) fn advance(&mut self, set: &SetOperation) -> Result<SetResult, PlanRejection> {
         if limits::are_set(self.config()) {
             self.held = self.with(set)?;
         }
@@ -182,13 +186,13 @@ impl<'a, V: SubjectView> Draft<'a, V> {
         Ok(SetResult { seq, term, rev, timestamp, duplicate: false })
     }
 
-    /// Takes note of a set for those that follow in the same request.
-    pub(super) fn remember(&mut self, set: &SetOperation, result: SetResult) {
+    /// Records a set for the later sets of the same request.
+    pub(super) fn record_set(&mut self, set: &SetOperation, result: SetResult) {
         if let Some(gone) = set.replaces {
             self.by_seq.insert(gone, None);
         }
         let id = result.id();
-        self.by_seq.insert(id.seq, Some(Held { id, key: set.key.clone(), size: set.size_bytes() }));
+        self.by_seq.insert(id.seq, Some(StoredMessage { id, key: set.key.clone(), size: set.size_bytes() }));
         if let Some(key) = &set.key {
             self.by_key.insert(key.clone(), id);
         }

@@ -3,30 +3,30 @@
 use dormouse_protocol::Level;
 use dormouse_protocol::message::SubjectConfig;
 
-use crate::api::Request;
+use crate::api::EngineRequest;
 
-/// The level that a changing request has to reach: the subject's, or else the server's; the request can only raise it.
-/// A configuration is always acknowledged at `bucket`, for it may be the one that weakens what follows.
+/// The level that a changing request has to reach: the subject's, or else the server's; the request can only
+/// raise it. A configure is always acknowledged at `bucket`, because it may lower the level of later changes.
 #[must_use]
-pub fn required(request: &Request, config: &SubjectConfig, server_default: Level) -> Level {
+pub fn required(request: &EngineRequest, config: &SubjectConfig, server_default: Level) -> Level {
     let asked = match request {
-        Request::Set(request) => request.level,
-        Request::Delete(request) => request.level,
-        Request::DeleteAll(request) => request.level,
-        Request::Configure(_) | Request::Destroy(_) => return Level::Bucket,
-        Request::Get(_)
-        | Request::GetAll(_)
-        | Request::Keys(_)
-        | Request::Changes(_)
-        | Request::Info
-        | Request::Flush
-        | Request::Compact
-        | Request::HandOver
-        | Request::UploadBegin(_)
-        | Request::UploadChunk(_)
-        | Request::UploadFinish(_)
-        | Request::UploadCancel(_)
-        | Request::GetChunk(_) => None,
+        EngineRequest::Set(request) => request.level,
+        EngineRequest::Delete(request) => request.level,
+        EngineRequest::DeleteAll(request) => request.level,
+        EngineRequest::Configure(_) | EngineRequest::Destroy(_) => return Level::Bucket,
+        EngineRequest::Get(_)
+        | EngineRequest::GetAll(_)
+        | EngineRequest::Keys(_)
+        | EngineRequest::Changes(_)
+        | EngineRequest::Info
+        | EngineRequest::Flush
+        | EngineRequest::Compact
+        | EngineRequest::HandOver
+        | EngineRequest::UploadBegin(_)
+        | EngineRequest::UploadChunk(_)
+        | EngineRequest::UploadFinish(_)
+        | EngineRequest::UploadCancel(_)
+        | EngineRequest::GetChunk(_) => None,
     };
     let own = config.level.unwrap_or(server_default);
     asked.map_or(own, |asked| asked.max(own))
@@ -38,23 +38,25 @@ mod tests {
 
     use super::*;
 
+    /// A request can only raise the level, and a configure always requires level `bucket`.
     #[test]
-    fn a_request_only_raises_the_level_and_a_configuration_is_always_in_the_bucket() {
+    fn level_is_only_raised_by_request_and_configure_is_bucket() {
         for own in Level::ALL {
             let config = SubjectConfig { level: Some(own), ..SubjectConfig::default() };
             for asked in Level::ALL {
                 let level = Some(asked);
                 let requests = [
-                    Request::Set(SetRequest { level, ..SetRequest::default() }),
-                    Request::Delete(DeleteRequest { level, ..DeleteRequest::default() }),
-                    Request::DeleteAll(DeleteAllRequest { level, ..DeleteAllRequest::default() }),
+                    EngineRequest::Set(SetRequest { level, ..SetRequest::default() }),
+                    EngineRequest::Delete(DeleteRequest { level, ..DeleteRequest::default() }),
+                    EngineRequest::DeleteAll(DeleteAllRequest { level, ..DeleteAllRequest::default() }),
                 ];
                 for request in requests {
                     assert_eq!(required(&request, &config, Level::Bucket), own.max(asked));
                     assert_eq!(required(&request, &SubjectConfig::default(), own), own.max(asked));
                 }
             }
-            let weakened = Request::Configure(ConfigureRequest { config, ..ConfigureRequest::default() });
+            let weakened =
+                EngineRequest::Configure(ConfigureRequest { config, ..ConfigureRequest::default() });
             assert_eq!(required(&weakened, &SubjectConfig::default(), Level::Memory), Level::Bucket);
         }
     }

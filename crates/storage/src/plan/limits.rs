@@ -1,23 +1,23 @@
-//! What a subject's configured limits make of a write, and what has to go because of them.
+//! Checks writes against a subject's configured limits, and selects the messages to evict.
 //!
-//! Everything is decided before anything changes: a write that is refused removes nothing. What a write makes too much
-//! goes in the same entry, behind it, as a change of its own.
+//! Everything is decided before anything changes: a rejected write removes nothing. The excess of a write is
+//! evicted in the same entry, after the write, as a separate change.
 
 use dormouse_protocol::limits::MAX_METADATA_BYTES;
 use dormouse_protocol::message::{Discard, Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, Seq};
 
-use super::view::{Held, SubjectView};
-use super::{Refusal, size};
-use crate::mutations::{Mutation, is_there};
+use super::view::{StoredMessage, SubjectView};
+use super::{PlanRejection, size};
+use crate::mutations::{InjectedBug, is_active};
 
-/// The most bytes of removed messages that one entry names. Whatever else is too much goes with the entries behind it.
+/// The most bytes of removed messages that one entry names. Later entries remove the rest.
 pub(super) const NAMED_BYTES: usize = 1_024 * 1_024;
 
-/// How many messages are looked at together.
+/// Number of messages read together.
 const PAGE: usize = 512;
 
-/// How much of something there is.
+/// A number of messages and of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Amount {
     pub(super) msgs: u64,
@@ -25,22 +25,22 @@ pub(super) struct Amount {
 }
 
 impl Amount {
-    /// What a view holds. Bytes count only where they are limited.
-    pub(super) fn of(view: &impl SubjectView) -> Result<Self, Refusal> {
+    /// The amount in a view. Bytes count only if they are limited.
+    pub(super) fn of(view: &impl SubjectView) -> Result<Self, PlanRejection> {
         let state = view.state();
         let bytes = match state.config.max_bytes {
             None => 0,
-            Some(_) => view.bytes().ok_or(Refusal::Undecided)?,
+            Some(_) => view.bytes().ok_or(PlanRejection::Undecided)?,
         };
         Ok(Self { msgs: state.count, bytes })
     }
 
-    const fn is_nothing(self) -> bool {
+    const fn is_zero(self) -> bool {
         self.msgs == 0 && self.bytes == 0
     }
 
-    /// What of it is above the limits, and above what there was `before`: a subject that holds too much already, because
-    /// its limits were lowered, must not grow, and loses the rest by itself.
+    /// The part above the limits and above the amount `before`: a subject that is already above lowered
+    /// limits must not grow, and retention removes its excess.
     pub(super) fn above(self, config: &SubjectConfig, before: Self) -> Self {
         let above = |now: u64, limit: Option<u64>, before: u64| {
             limit.map_or(0, |limit| now.saturating_sub(limit.max(before)))
@@ -51,13 +51,13 @@ impl Amount {
         }
     }
 
-    /// The refusal of a write that would make it so.
-    pub(super) fn check(self, config: &SubjectConfig, before: Self) -> Result<(), Refusal> {
+    /// Rejects a write that would lead to this amount above the limits.
+    pub(super) fn check(self, config: &SubjectConfig, before: Self) -> Result<(), PlanRejection> {
         let above = self.above(config, before);
         let refuse = |limit: &str, now: u64, most: Option<u64>| {
             let most = most.unwrap_or_default();
             let why = format!("{limit}: it would hold {now} where at most {most} is allowed");
-            Err(Refusal::ByState(ErrorReply::limit_exceeded(limit, why)))
+            Err(PlanRejection::ByState(ErrorReply::limit_exceeded(limit, why)))
         };
         if above.msgs > 0 {
             return refuse("max_msgs", self.msgs, config.max_msgs);
@@ -69,21 +69,25 @@ impl Amount {
     }
 }
 
-/// Whether a write makes room for itself.
-pub(super) fn makes_room(config: &SubjectConfig) -> bool {
-    config.discard.unwrap_or_default() == Discard::Old || is_there(Mutation::FullLosesTheOldest)
+/// Whether a write evicts old messages.
+pub(super) fn discards_old(config: &SubjectConfig) -> bool {
+    config.discard.unwrap_or_default() == Discard::Old || is_active(InjectedBug::FullDropsOldest)
 }
 
-/// Whether how much there is is limited.
+/// Whether the number of messages or bytes is limited.
 pub(super) const fn are_set(config: &SubjectConfig) -> bool {
     config.max_msgs.is_some() || config.max_bytes.is_some()
 }
 
-/// Checks what one value may have, whatever else there is.
-pub(super) fn check_value(config: &SubjectConfig, size_bytes: u64) -> Result<(), Refusal> {
+/// Checks the limits of one value, independent of other messages.
+pub(super) fn check_value(config: &SubjectConfig, size_bytes: u64) -> Result<(), PlanRejection> {
     let too_large = |limit: &str, most: u64| {
         let (size, most) = (usize::try_from(size_bytes), usize::try_from(most));
-        Refusal::ByState(ErrorReply::too_large(limit, size.unwrap_or(usize::MAX), most.unwrap_or(usize::MAX)))
+        PlanRejection::ByState(ErrorReply::too_large(
+            limit,
+            size.unwrap_or(usize::MAX),
+            most.unwrap_or(usize::MAX),
+        ))
     };
     if let Some(most) = config.max_msg_size
         && size_bytes > most
@@ -94,25 +98,27 @@ pub(super) fn check_value(config: &SubjectConfig, size_bytes: u64) -> Result<(),
     alone.check(config, Amount::default())
 }
 
-/// What has to go of what a view has.
+/// The messages to evict from a view.
 #[derive(Debug, Default)]
 pub(super) struct Evicted {
-    /// What goes, ascending.
+    /// The evicted messages, ascending.
     pub(super) removed: Vec<Removed>,
-    /// Nothing else was left that could go. Otherwise enough goes, or enough is named for one entry and the rest follows.
+    /// No other message was left to evict. Otherwise enough are evicted, or one entry can name no more and
+    /// later entries evict the rest.
     pub(super) is_all: bool,
 }
 
-/// The oldest messages of `view`, but those that are `kept`, until the `excess` is gone or enough is named for one entry.
+/// The oldest messages of `view`, except those that are `kept`, until the `excess` is gone or one entry can
+/// name no more.
 pub(super) fn evict(
     view: &impl SubjectView,
     excess: &mut Amount,
     kept: impl Fn(Seq) -> bool,
-) -> Result<Evicted, Refusal> {
+) -> Result<Evicted, PlanRejection> {
     let (mut evicted, mut is_all) = (Vec::new(), false);
     let (mut from, mut named) = (Seq::default(), 0);
     let limit = if excess.bytes == 0 { PAGE.min(excess.msgs as usize).max(1) } else { PAGE };
-    while !excess.is_nothing() {
+    while !excess.is_zero() {
         let page = view.oldest(from, limit)?;
         let Some(last) = page.last().filter(|_| page.len() == limit).map(|last| last.id.seq) else {
             is_all = take(page, excess, &mut named, &kept, &mut evicted);
@@ -126,16 +132,16 @@ pub(super) fn evict(
     Ok(Evicted { removed: evicted, is_all })
 }
 
-/// As [`evict`], of these messages.
-pub(super) fn evict_of(held: Vec<Held>, excess: &mut Amount) -> Vec<Removed> {
+/// As [`evict`], for these messages.
+pub(super) fn evict_of(held: Vec<StoredMessage>, excess: &mut Amount) -> Vec<Removed> {
     let (mut evicted, mut named) = (Vec::new(), 0);
     take(held, excess, &mut named, &|_| false, &mut evicted);
     evicted
 }
 
-/// Returns whether there is room for more.
+/// Returns whether more can be evicted.
 fn take(
-    page: Vec<Held>,
+    page: Vec<StoredMessage>,
     excess: &mut Amount,
     named: &mut usize,
     kept: &impl Fn(Seq) -> bool,
@@ -145,7 +151,7 @@ fn take(
         let size_bytes = held.size;
         let removed = held.removed();
         *named += size::of_removed(&removed);
-        if excess.is_nothing() || *named > NAMED_BYTES {
+        if excess.is_zero() || *named > NAMED_BYTES {
             return false;
         }
         evicted.push(removed);
@@ -156,7 +162,7 @@ fn take(
 }
 
 /// Checks a configuration by itself.
-pub(super) fn check_config(config: &SubjectConfig) -> Result<(), Refusal> {
+pub(super) fn check_config(config: &SubjectConfig) -> Result<(), PlanRejection> {
     let SubjectConfig {
         level: _,
         max_msgs,
@@ -175,12 +181,12 @@ pub(super) fn check_config(config: &SubjectConfig) -> Result<(), Refusal> {
         ("default_ttl_ms", default_ttl_ms),
     ];
     if let Some((name, _)) = limits.iter().find(|(_, limit)| **limit == Some(0)) {
-        return Err(Refusal::bad_request(format!("{name} is at least 1; leave it out for no limit")));
+        return Err(PlanRejection::bad_request(format!("{name} is at least 1; leave it out for no limit")));
     }
     let metadata_bytes = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
     if metadata_bytes > MAX_METADATA_BYTES {
         let error = ErrorReply::too_large("max_metadata_bytes", metadata_bytes, MAX_METADATA_BYTES);
-        return Err(Refusal::Outright(error));
+        return Err(PlanRejection::ByRequest(error));
     }
     Ok(())
 }

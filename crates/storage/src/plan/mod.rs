@@ -1,41 +1,42 @@
-//! From a request to an entry of the log: every decision about a write, and no I/O.
+//! Plans requests: from a request to an entry of the log. Every decision about a write is made here, and
+//! there is no I/O.
 //!
-//! [`plan`] looks at a request and at the subject as it will be once everything pending is applied, checks every limit
-//! and expectation, and decides seq, rev, timestamps and what is replaced. What comes out is an [`Entry`], which can be
-//! applied here, now, or elsewhere, later, with the same result.
+//! [`plan`] reads a request and the subject as it will be once all pending entries are applied. It checks
+//! every limit and expectation, and decides seq, rev, timestamps and the replaced messages. The result is a
+//! [`LogEntry`], which gives the same result wherever and whenever it is applied.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `view` | what planning asks of a subject |
-//! | `pending`, `touched` | entries that are planned and not yet applied, as a layer over a subject |
+//! | `view` | the queries of planning to a subject |
+//! | `pending`, `overlay` | entries that are planned and not yet applied, as an overlay on a subject |
 //! | `set`, `draft`, `delete` | the rules of each request |
-//! | `limits` | what a subject's limits make of a write |
-//! | `room` | what they leave for a value that is still on its way up |
-//! | `upkeep` | what goes by itself: what has expired, and what is above the limits |
+//! | `limits` | the effect of a subject's limits on a write |
+//! | `upload_quota` | the effect of the limits on a value that is still being uploaded |
+//! | `retention` | removal of expired messages, and of messages above the limits |
 //! | `level` | how durable a change must be |
-//! | `outcome` | what a request is answered, now and when it comes again |
-//! | `record`, [`size`] | what an entry consists of, and how large it becomes |
+//! | `outcome` | the reply to a request, and to its repeats |
+//! | `record`, [`size`] | the parts of an entry, and their encoded sizes |
 
 mod delete;
 mod draft;
 mod level;
 mod limits;
 mod outcome;
+mod overlay;
 mod pending;
 mod record;
-mod room;
+mod retention;
 mod set;
 pub mod size;
-mod touched;
-mod upkeep;
+mod upload_quota;
 mod view;
 
 pub use level::required;
-pub use pending::{Pending, PendingView};
-pub use record::{BlobRef, Operation, Record, RemovalCause, SetOperation};
-pub use room::UploadRoom;
-pub use upkeep::{is_above_limits, upkeep};
-pub use view::{Held, Memory, SubjectState, SubjectView};
+pub use pending::{PendingChanges, PendingView};
+pub use record::{BlobRef, Record, RecordOp, RemovalCause, SetOperation};
+pub use retention::{is_above_limits, plan_retention};
+pub use upload_quota::UploadQuota;
+pub use view::{DedupLookup, StoredMessage, SubjectState, SubjectView};
 
 use dormouse_protocol::data::{ConfigureReply, ConfigureRequest, Expect};
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES};
@@ -43,195 +44,210 @@ use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, T
 
 use self::delete::{DELETE_RECORD_BYTES, cut};
 use self::limits::Amount;
-use crate::api::{Reply, Request};
-use crate::entry::{Entry, Outcome, Remembered};
+use crate::api::{EngineReply, EngineRequest};
+use crate::entry::{DedupRecord, LogEntry, WriteOutcome};
 
-/// What belongs to a request beside its content.
+/// The context of a request, beside its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Context<'a> {
+pub struct PlanContext<'a> {
     /// The server's clock. A request is accepted at this time, or at the subject's last accept time if that is later.
     pub accept_time: Timestamp,
-    /// The largest encoded message or answer that can be sent on: what is larger could be written but never read, and
-    /// of what is done nobody could be told.
+    /// The largest encoded message or reply that can be sent. A larger message could be written but never
+    /// read, and a larger reply could not be delivered.
     pub max_message_bytes: usize,
-    /// Values of a set request that have been put into objects of their own: the set's place in the request, from 0,
-    /// and the object. Such a value stays out of the log.
+    /// Values of a set request that are stored as blobs: the set's index in the request, from 0, and the
+    /// object. Such a value stays out of the log.
     pub blobs: &'a [(usize, BlobRef)],
 }
 
-impl Context<'_> {
+impl PlanContext<'_> {
     fn most_bytes(&self) -> usize {
         self.max_message_bytes.saturating_sub(ENVELOPE_BYTES)
     }
 
-    fn blob(&self, place: usize) -> Option<BlobRef> {
-        self.blobs.iter().find(|(at, _)| *at == place).map(|&(_, blob)| blob)
+    fn blob(&self, index: usize) -> Option<BlobRef> {
+        self.blobs.iter().find(|(at, _)| *at == index).map(|&(_, blob)| blob)
     }
 }
 
-/// What a changing request comes to.
+/// The result of planning a changing request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "the largest is the usual one, and none is kept for long")]
-pub enum Planned {
-    /// The answer is certain already: the request alone decided it, or nobody can say any more whether it was carried
-    /// out.
-    Answer(Result<Reply, ErrorReply>),
-    /// Nothing changes and nothing has to be remembered, but the subject's state had a say in the answer, or remembers it
-    /// of an earlier copy of the request. It may tell
-    /// of what is pending at this moment, and so has to wait until all of that is acknowledged; and like a read it needs the
-    /// certainty that nobody else has taken the subject over.
-    Settle(Result<Reply, ErrorReply>),
-    /// It cannot be decided while changes are pending: to be planned again, before anything that came after it, once
-    /// nothing is.
+pub enum PlanResult {
+    /// The reply is final: the request alone decides it, or it is no longer known whether the request was
+    /// executed.
+    Answer(Result<EngineReply, ErrorReply>),
+    /// Nothing changes and no reply has to be recorded. But the reply depends on the subject's state, or
+    /// repeats the recorded reply to an earlier copy. It may depend on pending changes, so it waits until all
+    /// of them are acknowledged. Like a read, it needs a confirmed lease or a barrier.
+    DeferredAnswer(Result<EngineReply, ErrorReply>),
+    /// It cannot be decided while changes are pending. It is planned again, before any later request, once
+    /// none is pending.
     Later,
-    /// To be logged, and answered by the outcome once it has reached its level.
+    /// The entry to log. The outcome is the reply once the entry has reached its level.
     Write {
-        /// What goes to the log. Without operations it only remembers the answer.
-        entry: Entry,
-        /// The answer.
-        outcome: Outcome,
+        /// The entry for the log. Without operations it only records the reply.
+        entry: LogEntry,
+        /// The reply.
+        outcome: WriteOutcome,
     },
 }
 
-/// What a request comes to before it is certain that its answer can be sent.
-struct Decision {
-    operations: Vec<Operation>,
-    outcome: Outcome,
-    /// Whether the state had a say in it.
+/// The decision about a request, before the size of its reply is checked.
+struct PlanDecision {
+    operations: Vec<RecordOp>,
+    outcome: WriteOutcome,
+    /// Whether it depends on the state.
     by_state: bool,
 }
 
-/// Why nothing comes of a request, or of a part of it.
-enum Refusal {
-    /// By the request alone: it will always be refused.
-    Outright(ErrorReply),
-    /// By what is there: later it might be carried out, so that the answer has to be remembered.
+/// Why a request, or a part of it, is rejected.
+enum PlanRejection {
+    /// By the request alone: it is always rejected.
+    ByRequest(ErrorReply),
+    /// By the state: it might succeed later, so the reply has to be recorded.
     ByState(ErrorReply),
-    /// What is there cannot be read: nobody has decided anything.
+    /// The state cannot be read: nothing is decided.
     Unreadable(ErrorReply),
     /// It cannot be decided while changes are pending.
     Undecided,
 }
 
-impl Refusal {
+impl PlanRejection {
     fn bad_request(why: impl Into<String>) -> Self {
-        Self::Outright(ErrorReply::bad_request(why))
+        Self::ByRequest(ErrorReply::bad_request(why))
     }
 }
 
-/// Whatever fails without further word is a view that cannot be read.
-impl From<ErrorReply> for Refusal {
+/// A bare `ErrorReply` comes from a view that cannot be read.
+impl From<ErrorReply> for PlanRejection {
     fn from(error: ErrorReply) -> Self {
         Self::Unreadable(error)
     }
 }
 
-/// Plans a changing request. Any other is answered `internal`.
+/// Plans a changing request. Any other request gets `internal`.
 ///
-/// What was carried out before is found first, before expectations and limits: a repeat is answered as the first was,
-/// whatever has become of the subject since.
+/// The dedup window is checked before expectations and limits: a repeat gets the reply to the first copy,
+/// whatever the subject's state is now.
 #[must_use]
-pub fn plan(request: &Request, view: &impl SubjectView, context: Context<'_>) -> Planned {
-    if let Some(known) = recall(request, view, context) {
+pub fn plan(request: &EngineRequest, view: &impl SubjectView, context: PlanContext<'_>) -> PlanResult {
+    if let Some(known) = remembered_reply(request, view, context) {
         return known;
     }
     let accept_time = context.accept_time.max(view.state().accept_time);
-    let context = Context { accept_time, ..context };
+    let context = PlanContext { accept_time, ..context };
     let decided = match request {
-        Request::Set(request) => set::plan_set(request, view, context),
-        Request::Delete(request) => delete::plan_delete(request, view, context),
-        Request::DeleteAll(request) => delete::plan_delete_all(request, view),
-        Request::Configure(request) => plan_configure(request, view, context),
-        Request::Get(_)
-        | Request::GetAll(_)
-        | Request::Keys(_)
-        | Request::Changes(_)
-        | Request::Info
-        | Request::Flush
-        | Request::Compact
-        | Request::Destroy(_)
-        | Request::HandOver
-        | Request::UploadBegin(_)
-        | Request::UploadChunk(_)
-        | Request::UploadFinish(_)
-        | Request::UploadCancel(_)
-        | Request::GetChunk(_) => Err(ErrorReply::internal("a request that is not planned").into()),
+        EngineRequest::Set(request) => set::plan_set(request, view, context),
+        EngineRequest::Delete(request) => delete::plan_delete(request, view, context),
+        EngineRequest::DeleteAll(request) => delete::plan_delete_all(request, view),
+        EngineRequest::Configure(request) => plan_configure(request, view, context),
+        EngineRequest::Get(_)
+        | EngineRequest::GetAll(_)
+        | EngineRequest::Keys(_)
+        | EngineRequest::Changes(_)
+        | EngineRequest::Info
+        | EngineRequest::Flush
+        | EngineRequest::Compact
+        | EngineRequest::Destroy(_)
+        | EngineRequest::HandOver
+        | EngineRequest::UploadBegin(_)
+        | EngineRequest::UploadChunk(_)
+        | EngineRequest::UploadFinish(_)
+        | EngineRequest::UploadCancel(_)
+        | EngineRequest::GetChunk(_) => Err(ErrorReply::internal("a request that is not planned").into()),
     };
     finish(decided, request_id(request), view.state(), context)
 }
 
-/// What is answered to a request that was carried out before, or of which nobody can say any more whether it was; `None`
-/// where it is new. All that [`plan`] has to say of a destroy, which is no entry of the log.
+/// The reply to a request that was executed before, or of which it is no longer known whether it was
+/// executed; `None` if it is new. For a destroy, which is not an entry of the log, [`plan`] does nothing
+/// else.
 #[must_use]
-pub fn recall(request: &Request, view: &impl SubjectView, context: Context<'_>) -> Option<Planned> {
+pub fn remembered_reply(
+    request: &EngineRequest,
+    view: &impl SubjectView,
+    context: PlanContext<'_>,
+) -> Option<PlanResult> {
     match view.remembered(request_id(request)?) {
-        Ok(Memory::New) => None,
-        // Also what is applied: a successor may have gone on without it.
-        Ok(Memory::Pending(outcome) | Memory::Done(outcome)) => {
-            Some(Planned::Settle(repeat(request, outcome, context)))
+        Ok(DedupLookup::New) => None,
+        // Also for an applied change: a successor may not have it.
+        Ok(DedupLookup::Pending(outcome) | DedupLookup::Done(outcome)) => {
+            Some(PlanResult::DeferredAnswer(repeat(request, outcome, context)))
         }
-        Ok(Memory::Forgotten) => Some(Planned::Answer(Err(forgotten()))),
-        Err(error) => Some(Planned::Answer(Err(error))),
+        Ok(DedupLookup::Forgotten) => Some(PlanResult::Answer(Err(forgotten()))),
+        Err(error) => Some(PlanResult::Answer(Err(error))),
     }
 }
 
-/// The id under which a changing request is remembered.
+/// The id under which the dedup window stores a changing request.
 #[must_use]
-pub const fn request_id(request: &Request) -> Option<RequestId> {
+pub const fn request_id(request: &EngineRequest) -> Option<RequestId> {
     match request {
-        Request::Set(request) => request.request,
-        Request::Delete(request) => request.request,
-        Request::DeleteAll(request) => request.request,
-        Request::Configure(request) => request.request,
-        Request::Destroy(request) => request.request,
-        Request::Get(_)
-        | Request::GetAll(_)
-        | Request::Keys(_)
-        | Request::Changes(_)
-        | Request::Info
-        | Request::Flush
-        | Request::Compact
-        | Request::HandOver
-        | Request::UploadBegin(_)
-        | Request::UploadChunk(_)
-        | Request::UploadFinish(_)
-        | Request::UploadCancel(_)
-        | Request::GetChunk(_) => None,
+        EngineRequest::Set(request) => request.request,
+        EngineRequest::Delete(request) => request.request,
+        EngineRequest::DeleteAll(request) => request.request,
+        EngineRequest::Configure(request) => request.request,
+        EngineRequest::Destroy(request) => request.request,
+        EngineRequest::Get(_)
+        | EngineRequest::GetAll(_)
+        | EngineRequest::Keys(_)
+        | EngineRequest::Changes(_)
+        | EngineRequest::Info
+        | EngineRequest::Flush
+        | EngineRequest::Compact
+        | EngineRequest::HandOver
+        | EngineRequest::UploadBegin(_)
+        | EngineRequest::UploadChunk(_)
+        | EngineRequest::UploadFinish(_)
+        | EngineRequest::UploadCancel(_)
+        | EngineRequest::GetChunk(_) => None,
     }
 }
 
 fn finish(
-    decided: Result<Decision, Refusal>,
+    decided: Result<PlanDecision, PlanRejection>,
     id: Option<RequestId>,
     state: &SubjectState,
-    context: Context<'_>,
-) -> Planned {
-    let Decision { operations, outcome, by_state } = match decided {
+    context: PlanContext<'_>,
+) -> PlanResult {
+    let PlanDecision { operations, outcome, by_state } = match decided {
         Ok(decision) => decision,
-        Err(Refusal::Outright(error) | Refusal::Unreadable(error)) => return Planned::Answer(Err(error)),
-        Err(Refusal::Undecided) => return Planned::Later,
-        Err(Refusal::ByState(error)) => {
-            Decision { operations: Vec::new(), outcome: Outcome::Refused(error), by_state: true }
+        Err(PlanRejection::ByRequest(error) | PlanRejection::Unreadable(error)) => {
+            return PlanResult::Answer(Err(error));
+        }
+        Err(PlanRejection::Undecided) => return PlanResult::Later,
+        Err(PlanRejection::ByState(error)) => {
+            PlanDecision { operations: Vec::new(), outcome: WriteOutcome::Refused(error), by_state: true }
         }
     };
     let (size, most) = (outcome.size_bytes(), context.most_bytes());
     if size > most {
-        return Planned::Answer(Err(ErrorReply::too_large("max_reply_bytes", size, most)));
+        return PlanResult::Answer(Err(ErrorReply::too_large("max_reply_bytes", size, most)));
     }
     if operations.is_empty() && !by_state {
-        return Planned::Answer(outcome.answer());
+        return PlanResult::Answer(outcome.answer());
     }
     if operations.is_empty() && id.is_none() {
-        return Planned::Settle(outcome.answer());
+        return PlanResult::DeferredAnswer(outcome.answer());
     }
-    let request = id.map(|id| Remembered { id, outcome: outcome.clone() });
-    let entry =
-        Entry { term: state.term, after: state.rev, accept_time: context.accept_time, request, operations };
-    Planned::Write { entry, outcome }
+    let request = id.map(|id| DedupRecord { id, outcome: outcome.clone() });
+    let entry = LogEntry {
+        term: state.term,
+        after: state.rev,
+        accept_time: context.accept_time,
+        request,
+        operations,
+    };
+    PlanResult::Write { entry, outcome }
 }
 
-/// The answer to a request that was carried out before.
-fn repeat(request: &Request, first: Outcome, context: Context<'_>) -> Result<Reply, ErrorReply> {
+/// The reply to a request that was executed before.
+fn repeat(
+    request: &EngineRequest,
+    first: WriteOutcome,
+    context: PlanContext<'_>,
+) -> Result<EngineReply, ErrorReply> {
     if !first.answers(request) {
         return Err(ErrorReply::bad_request("the id of this request belongs to another one"));
     }
@@ -248,39 +264,40 @@ fn repeat(request: &Request, first: Outcome, context: Context<'_>) -> Result<Rep
 fn forgotten() -> ErrorReply {
     ErrorReply::new(
         ErrorCode::Indeterminate,
-        "the request is older than what is remembered of its session: it may have been carried out before",
+        "the request is older than its session's dedup window: it may have been executed before",
     )
 }
 
 fn plan_configure(
     request: &ConfigureRequest,
     view: &impl SubjectView,
-    context: Context<'_>,
-) -> Result<Decision, Refusal> {
+    context: PlanContext<'_>,
+) -> Result<PlanDecision, PlanRejection> {
     let config = &request.config;
     limits::check_config(config)?;
-    let mut operations = vec![Operation::Configure { config: config.clone() }];
-    // Its own: what goes because of it are changes behind it.
+    let mut operations = vec![RecordOp::Configure { config: config.clone() }];
+    // The position of the configure itself; evictions follow as separate changes.
     let position = position_after(view.state(), &operations);
-    if limits::are_set(config) && limits::makes_room(config) {
+    if limits::are_set(config) && limits::discards_old(config) {
         let msgs = view.state().count;
-        let bytes = if config.max_bytes.is_some() { view.bytes().ok_or(Refusal::Undecided)? } else { 0 };
+        let bytes =
+            if config.max_bytes.is_some() { view.bytes().ok_or(PlanRejection::Undecided)? } else { 0 };
         let mut excess = Amount { msgs, bytes }.above(config, Amount::default());
         let evicted = limits::evict(view, &mut excess, |_| false)?.removed;
         let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
         operations.extend(cut(evicted, most_bytes, RemovalCause::Evicted));
     }
-    let outcome = Outcome::Configure(ConfigureReply { position, duplicate: false });
-    Ok(Decision { operations, outcome, by_state: true })
+    let outcome = WriteOutcome::Configure(ConfigureReply { position, duplicate: false });
+    Ok(PlanDecision { operations, outcome, by_state: true })
 }
 
-/// Where the subject is once `operations` are applied, one rev each.
-fn position_after(state: &SubjectState, operations: &[Operation]) -> Position {
+/// The subject's position once `operations` are applied, one rev each.
+fn position_after(state: &SubjectState, operations: &[RecordOp]) -> Position {
     let rev = operations.iter().fold(state.rev, |rev, _| rev.next());
     Position { term: state.term, rev }
 }
 
-/// Checks the length of a key, of a message or asked for.
+/// Checks the length of the key of a message or of a query.
 ///
 /// # Errors
 /// `too_large`.
@@ -292,7 +309,7 @@ pub fn check_key(key: &str) -> Result<(), ErrorReply> {
     }
 }
 
-/// Checks the number of things in one request.
+/// Checks the number of items in one request.
 ///
 /// # Errors
 /// `too_large`.
@@ -304,18 +321,18 @@ pub fn check_items(items: usize) -> Result<(), ErrorReply> {
     }
 }
 
-/// Compares what the caller believes with what is there.
+/// Compares the caller's expectation with the current state.
 fn check_expectation(
     expect: Option<Expect>,
     last: Option<MessageId>,
     key_holder: Option<MessageId>,
-) -> Result<(), Refusal> {
+) -> Result<(), PlanRejection> {
     match expect {
         None => Ok(()),
         Some(Expect::Last(expected)) if expected == last => Ok(()),
-        Some(Expect::Last(_)) => Err(Refusal::ByState(ErrorReply::wrong_last(last))),
+        Some(Expect::Last(_)) => Err(PlanRejection::ByState(ErrorReply::wrong_last(last))),
         Some(Expect::Key(expected)) if expected == key_holder => Ok(()),
-        Some(Expect::Key(expected)) => Err(Refusal::ByState(match (expected, key_holder) {
+        Some(Expect::Key(expected)) => Err(PlanRejection::ByState(match (expected, key_holder) {
             (None, Some(holder)) => ErrorReply::key_exists(holder),
             _ => ErrorReply::wrong_last(key_holder),
         })),

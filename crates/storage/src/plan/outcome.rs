@@ -1,29 +1,29 @@
-//! What a request is answered, the first time and when it comes again.
+//! The reply to a request, and to its repeats.
 
 use dormouse_protocol::ErrorReply;
 use dormouse_protocol::data::SetOutcome;
 
 use super::size;
-use crate::api::{Reply, Request};
-use crate::entry::Outcome;
+use crate::api::{EngineReply, EngineRequest};
+use crate::entry::WriteOutcome;
 
-impl Outcome {
-    /// What the caller is told.
+impl WriteOutcome {
+    /// The reply to the caller.
     ///
     /// # Errors
-    /// The refusal, if it was one.
-    pub fn answer(self) -> Result<Reply, ErrorReply> {
+    /// The rejection, if it was one.
+    pub fn answer(self) -> Result<EngineReply, ErrorReply> {
         match self {
-            Self::Set(reply) => Ok(Reply::Set(reply)),
-            Self::Delete(reply) => Ok(Reply::Delete(reply)),
-            Self::DeleteAll(reply) => Ok(Reply::DeleteAll(reply)),
-            Self::Configure(reply) => Ok(Reply::Configure(reply)),
-            Self::Destroy(reply) => Ok(Reply::Destroy(reply)),
+            Self::Set(reply) => Ok(EngineReply::Set(reply)),
+            Self::Delete(reply) => Ok(EngineReply::Delete(reply)),
+            Self::DeleteAll(reply) => Ok(EngineReply::DeleteAll(reply)),
+            Self::Configure(reply) => Ok(EngineReply::Configure(reply)),
+            Self::Destroy(reply) => Ok(EngineReply::Destroy(reply)),
             Self::Refused(error) => Err(error),
         }
     }
 
-    /// The same for a caller who asks again: whatever was carried out is called a duplicate.
+    /// The same for a repeat: executed changes are marked as duplicates.
     #[must_use]
     pub fn repeated(mut self) -> Self {
         match &mut self {
@@ -43,21 +43,21 @@ impl Outcome {
         self
     }
 
-    /// Whether it can be the answer to this request: a session that uses an id twice must not be told that what it
-    /// asks for now was done.
-    pub(super) fn answers(&self, request: &Request) -> bool {
+    /// Whether it can be the reply to this request: a session that uses an id twice must not get a reply that
+    /// confirms its second request.
+    pub(super) fn answers(&self, request: &EngineRequest) -> bool {
         match (self, request) {
-            (Self::Set(reply), Request::Set(request)) => reply.results.len() == request.sets.len(),
-            (Self::Delete(_), Request::Delete(_))
-            | (Self::DeleteAll(_), Request::DeleteAll(_))
-            | (Self::Configure(_), Request::Configure(_))
-            | (Self::Destroy(_), Request::Destroy(_))
+            (Self::Set(reply), EngineRequest::Set(request)) => reply.results.len() == request.sets.len(),
+            (Self::Delete(_), EngineRequest::Delete(_))
+            | (Self::DeleteAll(_), EngineRequest::DeleteAll(_))
+            | (Self::Configure(_), EngineRequest::Configure(_))
+            | (Self::Destroy(_), EngineRequest::Destroy(_))
             | (Self::Refused(_), _) => true,
             _ => false,
         }
     }
 
-    /// The most bytes that it takes in an answer.
+    /// The most bytes that it takes in a reply.
     pub(super) fn size_bytes(&self) -> usize {
         let of_result = |outcome: &SetOutcome| match outcome {
             SetOutcome::Ok(_) => size::SET_RESULT_BYTES,

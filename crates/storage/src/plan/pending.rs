@@ -1,4 +1,4 @@
-//! Entries that are planned and not yet applied, as a layer over the subject as it is applied.
+//! Entries that are planned and not yet applied, as an overlay on the applied subject.
 
 use std::collections::HashMap;
 
@@ -6,38 +6,39 @@ use dormouse_protocol::data::SetResult;
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Timestamp};
 
-use super::record::{Operation, Record, RemovalCause, SetOperation};
-use super::touched::{Touched, TouchedSeqs, clear};
-use super::view::{Held, Memory, SubjectState, SubjectView};
-use crate::entry::{Entry, Outcome};
+use super::overlay::{KeyOverlay, SeqOverlay, clear};
+use super::record::{Record, RecordOp, RemovalCause, SetOperation};
+use super::view::{DedupLookup, StoredMessage, SubjectState, SubjectView};
+use crate::entry::{LogEntry, WriteOutcome};
 
-/// What is decided and waits to be applied. A request is planned against the [view](Pending::view) of it, so that
-/// writes follow each other without waiting for each other's durability.
+/// Entries that are planned and wait to be applied. A request is planned against the
+/// [view](PendingChanges::view) of them, so that writes follow each other without waiting for each other's
+/// durability.
 ///
 /// Entries join in the order of the log and leave in the same order. Between the application of an entry and
-/// [`Pending::applied`] nothing may be planned.
+/// [`PendingChanges::applied`] nothing may be planned.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub struct PendingChanges {
     /// Number of the oldest entry, and of the next to join.
     oldest: u64,
     next: u64,
-    /// The figures after the newest entry; `None` when nothing is pending.
+    /// The state after the newest entry; `None` when nothing is pending.
     state: Option<SubjectState>,
-    /// Bytes of all values after the newest entry, where that is known. Kept only while they are limited: it takes a
-    /// look at everything that goes.
+    /// Bytes of all values after the newest entry, if known. Kept only while they are limited: each removed
+    /// message must be read.
     bytes: Option<u64>,
-    by_seq: TouchedSeqs,
-    by_key: Touched<String, Option<MessageId>>,
-    /// There is no message below: the oldest have been evicted, one entry after the other, and nobody should have to pass
-    /// over all of them again and again.
+    by_seq: SeqOverlay,
+    by_key: KeyOverlay<String, Option<MessageId>>,
+    /// There is no message below: entries have evicted the oldest ones, and a scan need not pass over them
+    /// again.
     lowest: Seq,
-    /// What is applied goes up to and including this seq, by the entry with the number beside it.
+    /// Applied messages up to and including this seq are removed by the entry with this number.
     cleared: Option<(u64, Seq)>,
-    requests: HashMap<RequestId, Outcome>,
-    msg_ids: Touched<String, (SetResult, Timestamp)>,
+    requests: HashMap<RequestId, WriteOutcome>,
+    msg_ids: KeyOverlay<String, (SetResult, Timestamp)>,
 }
 
-impl Pending {
+impl PendingChanges {
     /// Nothing is pending.
     #[must_use]
     pub fn new() -> Self {
@@ -61,9 +62,9 @@ impl Pending {
         PendingView { pending: self, applied }
     }
 
-    /// An entry joins that was planned against the present [view](Pending::view). `applied` is the subject as it is
-    /// applied.
-    pub fn push(&mut self, entry: &Entry, applied: &impl SubjectView) {
+    /// Adds an entry that was planned against the current [view](PendingChanges::view). `applied` is the
+    /// applied subject.
+    pub fn push(&mut self, entry: &LogEntry, applied: &impl SubjectView) {
         let number = self.next;
         self.next += 1;
         let before = self.state.take();
@@ -75,7 +76,7 @@ impl Pending {
         if state.config.max_bytes.is_none() {
             self.bytes = None;
         }
-        debug_assert_eq!(entry.after, state.rev, "an entry was not planned against what is pending");
+        debug_assert_eq!(entry.after, state.rev, "the entry was not planned against the pending entries");
         state.accept_time = state.accept_time.max(entry.accept_time);
         for record in entry.records() {
             self.count_bytes(&record.operation, applied);
@@ -90,13 +91,13 @@ impl Pending {
     fn push_record(&mut self, number: u64, record: &Record, state: &mut SubjectState) {
         state.rev = record.rev;
         match &record.operation {
-            Operation::Set(set) => self.push_set(number, record, set, state),
-            Operation::Batch { sets } => {
+            RecordOp::Set(set) => self.push_set(number, record, set, state),
+            RecordOp::Batch { sets } => {
                 for set in sets {
                     self.push_set(number, record, set, state);
                 }
             }
-            Operation::Delete { removed, cause } => {
+            RecordOp::Delete { removed, cause } => {
                 for Removed { seq, key } in removed {
                     self.by_seq.touch(number, *seq, None);
                     if let Some(key) = key {
@@ -111,11 +112,11 @@ impl Pending {
                 }
                 state.count = state.count.saturating_sub(removed.len() as u64);
             }
-            Operation::DeleteAll { end_seq, count } => {
+            RecordOp::DeleteAll { end_seq, count } => {
                 self.push_delete_all(number, *end_seq);
                 state.count = state.count.saturating_sub(*count);
             }
-            Operation::Configure { config } => state.config = config.clone(),
+            RecordOp::Configure { config } => state.config = config.clone(),
         }
     }
 
@@ -126,7 +127,7 @@ impl Pending {
         } else {
             state.count += 1;
         }
-        let held = Held { id, key: set.key.clone(), size: set.size_bytes() };
+        let held = StoredMessage { id, key: set.key.clone(), size: set.size_bytes() };
         self.by_seq.touch(number, set.seq, Some(held));
         if let Some(key) = &set.key {
             self.by_key.touch(number, key.clone(), Some(id));
@@ -147,8 +148,8 @@ impl Pending {
         self.cleared = Some((number, end_seq));
     }
 
-    /// Takes note of what an operation, which is about to be pushed, makes of the bytes.
-    fn count_bytes(&mut self, operation: &Operation, applied: &impl SubjectView) {
+    /// Updates the bytes for an operation that is about to be pushed.
+    fn count_bytes(&mut self, operation: &RecordOp, applied: &impl SubjectView) {
         let Some(mut bytes) = self.bytes else { return };
         let mut gone: Vec<Seq> = Vec::new();
         let mut write = |set: &SetOperation| {
@@ -156,15 +157,15 @@ impl Pending {
             gone.extend(set.replaces);
         };
         match operation {
-            Operation::Set(set) => write(set),
-            Operation::Batch { sets } => sets.iter().for_each(write),
-            Operation::Delete { removed, .. } => gone.extend(removed.iter().map(|removed| removed.seq)),
-            // Whose sizes nobody has looked at.
-            Operation::DeleteAll { .. } => {
+            RecordOp::Set(set) => write(set),
+            RecordOp::Batch { sets } => sets.iter().for_each(write),
+            RecordOp::Delete { removed, .. } => gone.extend(removed.iter().map(|removed| removed.seq)),
+            // The sizes of the removed messages are not read.
+            RecordOp::DeleteAll { .. } => {
                 self.bytes = None;
                 return;
             }
-            Operation::Configure { .. } => {}
+            RecordOp::Configure { .. } => {}
         }
         for seq in gone {
             match self.view(applied).at(seq) {
@@ -178,8 +179,8 @@ impl Pending {
         self.bytes = Some(bytes);
     }
 
-    /// The oldest entry has been applied. It must be the one that joined first.
-    pub fn applied(&mut self, entry: &Entry) {
+    /// Removes the oldest entry, which has been applied.
+    pub fn applied(&mut self, entry: &LogEntry) {
         let number = self.oldest;
         self.oldest += 1;
         if self.is_empty() {
@@ -187,48 +188,48 @@ impl Pending {
             return;
         }
         for operation in &entry.operations {
-            self.settle(number, operation);
+            self.remove_applied(number, operation);
         }
         if let Some(remembered) = &entry.request {
             self.requests.remove(&remembered.id);
         }
     }
 
-    fn settle(&mut self, number: u64, operation: &Operation) {
+    fn remove_applied(&mut self, number: u64, operation: &RecordOp) {
         match operation {
-            Operation::Set(set) => self.settle_set(number, set),
-            Operation::Batch { sets } => sets.iter().for_each(|set| self.settle_set(number, set)),
-            Operation::Delete { removed, .. } => {
+            RecordOp::Set(set) => self.remove_applied_set(number, set),
+            RecordOp::Batch { sets } => sets.iter().for_each(|set| self.remove_applied_set(number, set)),
+            RecordOp::Delete { removed, .. } => {
                 for Removed { seq, key } in removed {
-                    self.by_seq.settle(number, *seq);
+                    self.by_seq.remove_applied(number, *seq);
                     if let Some(key) = key {
-                        self.by_key.settle(number, key);
+                        self.by_key.remove_applied(number, key);
                     }
                 }
             }
-            Operation::DeleteAll { .. } => {
-                self.by_seq.settle_all(number);
-                self.by_key.settle_all(number);
+            RecordOp::DeleteAll { .. } => {
+                self.by_seq.remove_all_applied(number);
+                self.by_key.remove_all_applied(number);
                 self.cleared.take_if(|(by, _)| *by == number);
             }
-            Operation::Configure { .. } => {}
+            RecordOp::Configure { .. } => {}
         }
     }
 
-    fn settle_set(&mut self, number: u64, set: &SetOperation) {
-        self.by_seq.settle(number, set.seq);
+    fn remove_applied_set(&mut self, number: u64, set: &SetOperation) {
+        self.by_seq.remove_applied(number, set.seq);
         if let Some(gone) = &set.replaces {
-            self.by_seq.settle(number, *gone);
+            self.by_seq.remove_applied(number, *gone);
         }
         if let Some(key) = &set.key {
-            self.by_key.settle(number, key);
+            self.by_key.remove_applied(number, key);
         }
         if let Some(msg_id) = &set.msg_id {
-            self.msg_ids.settle(number, msg_id);
+            self.msg_ids.remove_applied(number, msg_id);
         }
     }
 
-    /// Nothing is pending any more: all of it has failed, or the subject is closed.
+    /// Removes all entries: all have failed, or the subject is closed.
     pub fn reset(&mut self) {
         self.oldest = self.next;
         self.state = None;
@@ -246,11 +247,11 @@ fn result_of(record: &Record, set: &SetOperation) -> SetResult {
     SetResult { seq: set.seq, term: record.term, rev: record.rev, timestamp: set.timestamp, duplicate: false }
 }
 
-/// A subject as it will be once everything pending is applied. Of its figures, `bytes` are those of the applied state:
-/// see [`SubjectView::bytes`].
+/// A subject as it will be once everything pending is applied. In its state, `bytes` is that of the applied
+/// state: see [`SubjectView::bytes`].
 #[derive(Debug)]
 pub struct PendingView<'a, V> {
-    pending: &'a Pending,
+    pending: &'a PendingChanges,
     applied: &'a V,
 }
 
@@ -259,7 +260,7 @@ impl<V> PendingView<'_, V> {
         self.pending.cleared.is_some_and(|(_, end)| seq <= end)
     }
 
-    /// Whether what is applied there is there still.
+    /// Whether the applied message at `seq` is unchanged by pending entries.
     fn is_untouched(&self, seq: Seq) -> bool {
         self.pending.by_seq.get(seq).is_none() && !self.is_cleared(seq)
     }
@@ -270,7 +271,7 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         self.pending.state.as_ref().unwrap_or_else(|| self.applied.state())
     }
 
-    fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
+    fn at(&self, seq: Seq) -> Result<Option<StoredMessage>, ErrorReply> {
         match self.pending.by_seq.get(seq) {
             Some(held) => Ok(held.clone()),
             None if self.is_cleared(seq) => Ok(None),
@@ -278,10 +279,10 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         }
     }
 
-    fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
+    fn by_key(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
         match self.pending.by_key.get(key) {
             Some(&holder) => Ok(holder),
-            None => Ok(self.applied.under(key)?.filter(|holder| !self.is_cleared(holder.seq))),
+            None => Ok(self.applied.by_key(key)?.filter(|holder| !self.is_cleared(holder.seq))),
         }
     }
 
@@ -289,7 +290,7 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         if self.pending.is_empty() { self.applied.bytes() } else { self.pending.bytes }
     }
 
-    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply> {
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<StoredMessage>, ErrorReply> {
         let mut cursor = from.max(self.pending.lowest);
         let mut pending = self.pending.by_seq.held(cursor..).peekable();
         let mut oldest = Vec::new();
@@ -308,8 +309,8 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
                 }
             }
             if is_last {
-                let room = limit.saturating_sub(oldest.len());
-                oldest.extend(pending.by_ref().take(room).cloned());
+                let left = limit.saturating_sub(oldest.len());
+                oldest.extend(pending.by_ref().take(left).cloned());
             }
             if is_last || oldest.len() >= limit {
                 oldest.truncate(limit);
@@ -324,7 +325,7 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         now: Timestamp,
         max_age_ms: Option<u64>,
         limit: usize,
-    ) -> Result<Vec<Held>, ErrorReply> {
+    ) -> Result<Vec<StoredMessage>, ErrorReply> {
         let mut expired = self.applied.expired(now, max_age_ms, limit)?;
         expired.retain(|held| self.is_untouched(held.id.seq));
         Ok(expired)
@@ -342,11 +343,11 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         self.pending.by_seq.is_empty() && self.pending.cleared.is_none() && self.applied.counts_are_exact()
     }
 
-    /// Beyond what the applied state will remember: of a session that has many results pending, it forgets the oldest
-    /// only when they are applied.
-    fn remembered(&self, id: RequestId) -> Result<Memory, ErrorReply> {
+    /// May remember more than the applied state will: if a session has many pending results, its oldest
+    /// results are forgotten only when they are applied.
+    fn remembered(&self, id: RequestId) -> Result<DedupLookup, ErrorReply> {
         match self.pending.requests.get(&id) {
-            Some(outcome) => Ok(Memory::Pending(outcome.clone())),
+            Some(outcome) => Ok(DedupLookup::Pending(outcome.clone())),
             None => self.applied.remembered(id),
         }
     }

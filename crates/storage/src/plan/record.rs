@@ -1,4 +1,4 @@
-//! What a write becomes once every number in it is decided.
+//! Records: writes in which every number is decided.
 
 use bytes::Bytes;
 use dormouse_protocol::message::{
@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 use crate::checksum::Crc64;
 use crate::keys::BlobName;
 
-/// One change of a subject, decided in full: applying it twice to equal states gives equal states, and nothing in it
-/// has to be asked of a clock.
+/// One change of a subject, decided in full: applying it twice to equal states gives equal states, and
+/// applying it needs no clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The term under which it was decided.
     pub term: Term,
-    /// The revision it makes.
+    /// The revision that it creates.
     pub rev: Rev,
-    /// When it was accepted; never before the accept time of the revision below it.
+    /// When it was accepted; never before the accept time of the previous revision.
     pub accept_time: Timestamp,
-    /// What changes.
-    pub operation: Operation,
+    /// The change.
+    pub operation: RecordOp,
 }
 
-/// What a [`Record`] changes.
+/// The change of a [`Record`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Operation {
+pub enum RecordOp {
     /// A message is written.
     Set(SetOperation),
     /// Messages are written, all or none, under one revision.
@@ -39,14 +39,14 @@ pub enum Operation {
     Delete {
         /// The messages, ascending by seq. All of them exist.
         removed: Vec<Removed>,
-        /// Why they go.
+        /// Why they are removed.
         cause: RemovalCause,
     },
     /// Every message up to a seq is removed.
     DeleteAll {
-        /// The last seq that goes.
+        /// The last removed seq.
         end_seq: Seq,
-        /// How many messages go.
+        /// Number of removed messages.
         count: u64,
     },
     /// The configuration is replaced.
@@ -60,28 +60,28 @@ pub enum Operation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RemovalCause {
-    /// Somebody asked for it.
+    /// A client requested it.
     Asked,
-    /// A limit of the subject was met, and they were the oldest: up to the last of them nothing is left but what the same
-    /// entry wrote.
+    /// A limit of the subject was exceeded, and they were the oldest: up to the last of them only messages of
+    /// the same entry are left.
     Evicted,
-    /// Their time was over.
+    /// They had expired.
     Expired,
 }
 
-/// A message to be written, at a decided place.
+/// A message to be written, at a decided seq.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetOperation {
-    /// Where it goes.
+    /// Its seq.
     pub seq: Seq,
     /// Its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Its value; absent is the null value, or a value that lies in [`SetOperation::blob`].
+    /// Its value; absent for the null value, or for a value in [`SetOperation::blob`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Bytes>,
-    /// The object that holds its value, where that is too large to stand here.
+    /// The blob that holds its value, if the value is too large for the entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob: Option<BlobRef>,
     /// Its headers.
@@ -89,7 +89,7 @@ pub struct SetOperation {
     pub headers: Headers,
     /// Its timestamp.
     pub timestamp: Timestamp,
-    /// The message that goes because of it: the one at its seq, or the earlier one under its key.
+    /// The message that it replaces: the one at its seq, or the earlier one of its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<Seq>,
     /// When it expires.
@@ -143,20 +143,20 @@ impl SetOperation {
 }
 
 impl Record {
-    /// The changes as watchers are told of them, with whole values. Only an atomic batch has several.
+    /// The changes as watchers get them, with whole values. Only an atomic batch has several.
     #[must_use]
     pub fn changes(&self) -> Vec<Change> {
         let rev = self.rev;
         vec![match &self.operation {
-            Operation::Set(set) => set.change(self.term, rev),
-            Operation::Batch { sets } => return sets.iter().map(|set| set.change(self.term, rev)).collect(),
-            Operation::Delete { removed, .. } => {
+            RecordOp::Set(set) => set.change(self.term, rev),
+            RecordOp::Batch { sets } => return sets.iter().map(|set| set.change(self.term, rev)).collect(),
+            RecordOp::Delete { removed, .. } => {
                 Change::Delete(DeleteChange { rev, removed: removed.clone() })
             }
-            Operation::DeleteAll { end_seq, count } => {
+            RecordOp::DeleteAll { end_seq, count } => {
                 Change::DeleteAll(DeleteAllChange { rev, end_seq: *end_seq, count: *count })
             }
-            Operation::Configure { config } => {
+            RecordOp::Configure { config } => {
                 Change::Configure(ConfigureChange { rev, config: config.clone() })
             }
         }]

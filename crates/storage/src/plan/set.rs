@@ -1,39 +1,39 @@
-//! The rules of writing messages: one by one, or all or none.
+//! Plans sets: one by one, or as a batch.
 
 use std::collections::HashSet;
 
 use dormouse_protocol::data::{Expect, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::limits::{
-    MAX_ATOMIC_BATCH_BYTES, MAX_GIVEN_SEQ, MAX_HEADERS_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
+    MAX_ATOMIC_BATCH_BYTES, MAX_CALLER_SEQ, MAX_HEADERS_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
 };
 use dormouse_protocol::{ErrorReply, Seq};
 
 use super::delete::{DELETE_RECORD_BYTES, cut};
-use super::draft::Draft;
-use super::record::{Operation, RemovalCause, SetOperation};
+use super::draft::RequestOverlay;
+use super::record::{RecordOp, RemovalCause, SetOperation};
 use super::view::SubjectView;
-use super::{Context, Decision, Refusal, check_expectation, check_items, check_key, size};
-use crate::entry::Outcome;
+use super::{PlanContext, PlanDecision, PlanRejection, check_expectation, check_items, check_key, size};
+use crate::entry::WriteOutcome;
 
-/// What one set comes to.
-enum Item {
+/// The result of planning one set.
+enum PlannedSet {
     Write(SetOperation),
-    /// A set with the same message id was carried out before.
+    /// A set with the same message id was executed before.
     Duplicate(SetResult),
 }
 
 pub(super) fn plan_set(
     request: &SetRequest,
     view: &impl SubjectView,
-    context: Context<'_>,
-) -> Result<Decision, Refusal> {
+    context: PlanContext<'_>,
+) -> Result<PlanDecision, PlanRejection> {
     if request.sets.is_empty() {
-        return Err(Refusal::bad_request("a set request needs at least one set"));
+        return Err(PlanRejection::bad_request("a set request needs at least one set"));
     }
-    check_items(request.sets.len()).map_err(Refusal::Outright)?;
+    check_items(request.sets.len()).map_err(PlanRejection::ByRequest)?;
     check_bytes(request, context)?;
     check_uploads(&request.sets)?;
-    let draft = Draft::new(view, request.atomic, context.accept_time)?;
+    let draft = RequestOverlay::new(view, request.atomic, context.accept_time)?;
     if request.atomic {
         plan_batch(&request.sets, draft, context)
     } else {
@@ -41,9 +41,9 @@ pub(super) fn plan_set(
     }
 }
 
-/// Whatever is in one request becomes one entry of the log, which is never split.
-fn check_bytes(request: &SetRequest, context: Context<'_>) -> Result<(), Refusal> {
-    let logged = |(place, item): (usize, &SetItem)| match context.blob(place) {
+/// All sets of one request become one entry of the log, which is never split.
+fn check_bytes(request: &SetRequest, context: PlanContext<'_>) -> Result<(), PlanRejection> {
+    let logged = |(index, item): (usize, &SetItem)| match context.blob(index) {
         Some(_) => SetItem { value: None, ..item.clone() },
         None => item.clone(),
     };
@@ -51,137 +51,140 @@ fn check_bytes(request: &SetRequest, context: Context<'_>) -> Result<(), Refusal
     if most <= MAX_ATOMIC_BATCH_BYTES {
         return Ok(());
     }
-    // Only what may be too large is worth measuring exactly.
+    // Only a request that may be too large is measured exactly.
     let mut bytes = 0;
     for item in request.sets.iter().enumerate().map(logged) {
         let encoded = dormouse_protocol::encode(&item)
-            .map_err(|error| Refusal::bad_request(format!("a set cannot be encoded: {error}")))?;
+            .map_err(|error| PlanRejection::bad_request(format!("a set cannot be encoded: {error}")))?;
         bytes += encoded.len();
     }
     if bytes <= MAX_ATOMIC_BATCH_BYTES {
         return Ok(());
     }
     let limit = if request.atomic { "max_atomic_batch_bytes" } else { "max_request_bytes" };
-    Err(Refusal::Outright(ErrorReply::too_large(limit, bytes, MAX_ATOMIC_BATCH_BYTES)))
+    Err(PlanRejection::ByRequest(ErrorReply::too_large(limit, bytes, MAX_ATOMIC_BATCH_BYTES)))
 }
 
-/// An object belongs to one message.
-fn check_uploads(items: &[SetItem]) -> Result<(), Refusal> {
+/// A blob belongs to one message.
+fn check_uploads(items: &[SetItem]) -> Result<(), PlanRejection> {
     let mut seen = HashSet::new();
     match items.iter().filter_map(|item| item.uploaded).find(|value| !seen.insert(value.upload)) {
         None => Ok(()),
         Some(value) => {
-            Err(Refusal::bad_request(format!("two sets have the value of upload {}", value.upload)))
+            Err(PlanRejection::bad_request(format!("two sets have the value of upload {}", value.upload)))
         }
     }
 }
 
 fn plan_each<V: SubjectView>(
     sets: &[SetItem],
-    mut draft: Draft<'_, V>,
-    context: Context<'_>,
-) -> Result<Decision, Refusal> {
+    mut draft: RequestOverlay<'_, V>,
+    context: PlanContext<'_>,
+) -> Result<PlanDecision, PlanRejection> {
     let mut operations = Vec::with_capacity(sets.len());
     let mut results = Vec::with_capacity(sets.len());
     let mut by_state = false;
-    for (place, item) in sets.iter().enumerate() {
-        results.push(match plan_item(item, place, &draft, context) {
-            Ok(Item::Write(set)) => {
+    for (index, item) in sets.iter().enumerate() {
+        results.push(match plan_item(item, index, &draft, context) {
+            Ok(PlannedSet::Write(set)) => {
                 let result = draft.advance(&set)?;
-                // Most requests hold one set: nobody comes after it to whom it would matter.
-                if !draft.is_last(place, sets.len()) {
-                    draft.remember(&set, result);
+                // Most requests hold one set, so no later set depends on it.
+                if !draft.is_last(index, sets.len()) {
+                    draft.record_set(&set, result);
                 }
-                operations.push(Operation::Set(set));
+                operations.push(RecordOp::Set(set));
                 SetOutcome::Ok(result)
             }
-            Ok(Item::Duplicate(first)) => {
+            Ok(PlannedSet::Duplicate(first)) => {
                 by_state = true;
                 SetOutcome::Ok(SetResult { duplicate: true, ..first })
             }
-            Err(Refusal::Outright(error)) => SetOutcome::Error(error),
-            Err(Refusal::ByState(error)) => {
+            Err(PlanRejection::ByRequest(error)) => SetOutcome::Error(error),
+            Err(PlanRejection::ByState(error)) => {
                 by_state = true;
                 SetOutcome::Error(error)
             }
-            // A state that cannot be read is no refusal of one set: nothing of the request may be carried out.
-            Err(refusal @ (Refusal::Unreadable(_) | Refusal::Undecided)) => return Err(refusal),
+            // A state that cannot be read rejects the whole request: no set of it may be executed.
+            Err(refusal @ (PlanRejection::Unreadable(_) | PlanRejection::Undecided)) => return Err(refusal),
         });
     }
     operations.extend(evictions(&draft, context)?);
-    Ok(Decision { operations, outcome: Outcome::Set(SetReply { results }), by_state })
+    Ok(PlanDecision { operations, outcome: WriteOutcome::Set(SetReply { results }), by_state })
 }
 
-/// What has to go because of the sets that are planned.
-fn evictions<V: SubjectView>(draft: &Draft<'_, V>, context: Context<'_>) -> Result<Vec<Operation>, Refusal> {
+/// The evictions caused by the planned sets.
+fn evictions<V: SubjectView>(
+    draft: &RequestOverlay<'_, V>,
+    context: PlanContext<'_>,
+) -> Result<Vec<RecordOp>, PlanRejection> {
     let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
     Ok(cut(draft.evict()?, most_bytes, RemovalCause::Evicted))
 }
 
 fn plan_batch<V: SubjectView>(
     items: &[SetItem],
-    mut draft: Draft<'_, V>,
-    context: Context<'_>,
-) -> Result<Decision, Refusal> {
+    mut draft: RequestOverlay<'_, V>,
+    context: PlanContext<'_>,
+) -> Result<PlanDecision, PlanRejection> {
     check_distinct(items, "key", |item| item.key.as_deref())?;
     check_distinct(items, "msg_id", |item| item.msg_id.as_deref())?;
     let mut sets = Vec::with_capacity(items.len());
     let mut results = Vec::with_capacity(items.len());
-    for (place, item) in items.iter().enumerate() {
-        let planned = plan_item(item, place, &draft, context).map_err(|refusal| refusal.of_set(place))?;
+    for (index, item) in items.iter().enumerate() {
+        let planned = plan_item(item, index, &draft, context).map_err(|refusal| refusal.of_set(index))?;
         results.push(SetOutcome::Ok(match planned {
-            Item::Write(set) => {
+            PlannedSet::Write(set) => {
                 let result = draft.advance(&set)?;
-                if !draft.is_last(place, items.len()) {
-                    draft.remember(&set, result);
+                if !draft.is_last(index, items.len()) {
+                    draft.record_set(&set, result);
                 }
                 sets.push(set);
                 result
             }
-            Item::Duplicate(first) => SetResult { duplicate: true, ..first },
+            PlannedSet::Duplicate(first) => SetResult { duplicate: true, ..first },
         }));
     }
     let operations = match sets.len() {
-        // The whole batch was carried out before.
+        // The whole batch was executed before.
         0 => Vec::new(),
         written if written == items.len() => {
             draft.admit_batch(&sets)?;
-            let mut operations = vec![Operation::Batch { sets }];
+            let mut operations = vec![RecordOp::Batch { sets }];
             operations.extend(evictions(&draft, context)?);
             operations
         }
-        // Neither can all of it be written once, nor is all of it there.
+        // The batch can neither be written as a whole nor be a duplicate as a whole.
         _ => {
-            return Err(Refusal::ByState(ErrorReply::bad_request(
-                "some sets of the batch were carried out before, by their msg_id, and others were not",
+            return Err(PlanRejection::ByState(ErrorReply::bad_request(
+                "some sets of the batch were executed before, by their msg_id, and others were not",
             )));
         }
     };
-    Ok(Decision { operations, outcome: Outcome::Set(SetReply { results }), by_state: true })
+    Ok(PlanDecision { operations, outcome: WriteOutcome::Set(SetReply { results }), by_state: true })
 }
 
-/// Within a batch no set may undo another.
+/// No set of a batch may undo another.
 fn check_distinct<'a>(
     items: &'a [SetItem],
-    what: &str,
+    field: &str,
     of: impl Fn(&'a SetItem) -> Option<&'a str>,
-) -> Result<(), Refusal> {
+) -> Result<(), PlanRejection> {
     let mut seen = HashSet::new();
     match items.iter().filter_map(of).find(|name| !seen.insert(*name)) {
         None => Ok(()),
-        Some(_) => Err(Refusal::bad_request(format!("two sets of the batch have the same {what}"))),
+        Some(_) => Err(PlanRejection::bad_request(format!("two sets of the batch have the same {field}"))),
     }
 }
 
-impl Refusal {
-    /// Says which set of a batch it was.
-    fn of_set(self, place: usize) -> Self {
+impl PlanRejection {
+    /// Names the rejected set of a batch.
+    fn of_set(self, index: usize) -> Self {
         let named = |mut error: ErrorReply| {
-            error.message = format!("set {} of the batch: {}", place + 1, error.message);
+            error.message = format!("set {} of the batch: {}", index + 1, error.message);
             error
         };
         match self {
-            Self::Outright(error) => Self::Outright(named(error)),
+            Self::ByRequest(error) => Self::ByRequest(named(error)),
             Self::ByState(error) => Self::ByState(named(error)),
             Self::Unreadable(_) | Self::Undecided => self,
         }
@@ -190,20 +193,20 @@ impl Refusal {
 
 fn plan_item<V: SubjectView>(
     item: &SetItem,
-    place: usize,
-    draft: &Draft<'_, V>,
-    context: Context<'_>,
-) -> Result<Item, Refusal> {
-    check_item(item, place, context)?;
+    index: usize,
+    draft: &RequestOverlay<'_, V>,
+    context: PlanContext<'_>,
+) -> Result<PlannedSet, PlanRejection> {
+    check_item(item, index, context)?;
     if let Some(msg_id) = &item.msg_id
         && let Some(first) = draft.by_msg_id(msg_id)?
     {
-        return Ok(Item::Duplicate(first));
+        return Ok(PlannedSet::Duplicate(first));
     }
-    let key_holder = item.key.as_deref().map(|key| draft.under(key)).transpose()?.flatten();
+    let key_holder = item.key.as_deref().map(|key| draft.by_key(key)).transpose()?.flatten();
     check_expectation(item.expect, draft.last(), key_holder)?;
-    let (seq, in_place) = choose_seq(item, draft)?;
-    let blob = context.blob(place);
+    let (seq, replaces_at_seq) = choose_seq(item, draft)?;
+    let blob = context.blob(index);
     let ttl_ms = item.ttl_ms.or(draft.config().default_ttl_ms);
     let set = SetOperation {
         seq,
@@ -212,48 +215,53 @@ fn plan_item<V: SubjectView>(
         blob,
         headers: item.headers.clone(),
         timestamp: item.timestamp.unwrap_or(draft.accept_time()),
-        replaces: if in_place { Some(seq) } else { key_holder.map(|holder| holder.seq) },
+        replaces: if replaces_at_seq { Some(seq) } else { key_holder.map(|holder| holder.seq) },
         expires_at: ttl_ms.map(|ttl_ms| draft.accept_time().plus_millis(ttl_ms)),
         msg_id: item.msg_id.clone(),
     };
     draft.admit(&set)?;
-    Ok(Item::Write(set))
+    Ok(PlannedSet::Write(set))
 }
 
-/// What can be said of a set without looking at the subject.
-fn check_item(item: &SetItem, place: usize, context: Context<'_>) -> Result<(), Refusal> {
-    match (&item.uploaded, &item.value, context.blob(place)) {
-        (Some(_), Some(_), _) => return Err(Refusal::bad_request("a set has one value: given, or uploaded")),
-        // Whoever plans it knows the value, or stands something in for it.
-        (Some(_), None, None) => return Err(Refusal::bad_request("an uploaded value is not expected here")),
+/// Checks a set without the subject's state.
+fn check_item(item: &SetItem, index: usize, context: PlanContext<'_>) -> Result<(), PlanRejection> {
+    match (&item.uploaded, &item.value, context.blob(index)) {
+        (Some(_), Some(_), _) => {
+            return Err(PlanRejection::bad_request("a set has one value: given, or uploaded"));
+        }
+        // A planner that allows uploaded values provides the blob or a placeholder.
+        (Some(_), None, None) => {
+            return Err(PlanRejection::bad_request("an uploaded value is not expected here"));
+        }
         _ => {}
     }
-    // What a file can count; nothing so large was ever uploaded.
+    // The file stores sizes as signed numbers; no upload is larger.
     if item.uploaded.is_some_and(|value| value.size > i64::MAX as u64) {
-        return Err(Refusal::bad_request("no value is that large"));
+        return Err(PlanRejection::bad_request("no value is that large"));
     }
     if item.ttl_ms == Some(0) {
-        return Err(Refusal::bad_request("a time to live is at least 1 ms"));
+        return Err(PlanRejection::bad_request("a time to live is at least 1 ms"));
     }
-    let too_large =
-        |limit: &str, size: usize, most: usize| Refusal::Outright(ErrorReply::too_large(limit, size, most));
+    let too_large = |limit: &str, size: usize, most: usize| {
+        PlanRejection::ByRequest(ErrorReply::too_large(limit, size, most))
+    };
     match item.msg_id.as_deref().map(str::len) {
-        // It would make every message without an id a duplicate of the first.
-        Some(0) => return Err(Refusal::bad_request("a msg_id must not be empty")),
+        // An empty id would make every such message a duplicate of the first.
+        Some(0) => return Err(PlanRejection::bad_request("a msg_id must not be empty")),
         Some(bytes) if bytes > MAX_MSG_ID_BYTES => {
             return Err(too_large("max_msg_id_bytes", bytes, MAX_MSG_ID_BYTES));
         }
         _ => {}
     }
     match (&item.key, item.expect) {
-        (Some(key), _) => check_key(key).map_err(Refusal::Outright)?,
+        (Some(key), _) => check_key(key).map_err(PlanRejection::ByRequest)?,
         (None, Some(Expect::Key(_))) => {
-            return Err(Refusal::bad_request("an expectation on a key needs a key"));
+            return Err(PlanRejection::bad_request("an expectation on a key needs a key"));
         }
         _ => {}
     }
     if item.seq.is_some_and(|seq| seq.get() == 0 || seq.get() > MAX_SEQ) {
-        return Err(Refusal::bad_request(format!("a seq is at least 1 and at most {MAX_SEQ}")));
+        return Err(PlanRejection::bad_request(format!("a seq is at least 1 and at most {MAX_SEQ}")));
     }
     let headers = item.headers.size_bytes();
     if headers > MAX_HEADERS_BYTES {
@@ -264,17 +272,20 @@ fn check_item(item: &SetItem, place: usize, context: Context<'_>) -> Result<(), 
     if size > most { Err(too_large("max_message_bytes", size, most)) } else { Ok(()) }
 }
 
-/// Where the message goes, and whether one is there already that it replaces.
-fn choose_seq<V: SubjectView>(item: &SetItem, draft: &Draft<'_, V>) -> Result<(Seq, bool), Refusal> {
+/// The seq of the message, and whether it replaces an existing message there.
+fn choose_seq<V: SubjectView>(
+    item: &SetItem,
+    draft: &RequestOverlay<'_, V>,
+) -> Result<(Seq, bool), PlanRejection> {
     let next = draft.next_seq();
-    let refuse = |why: String| Err(Refusal::ByState(ErrorReply::bad_request(why)));
+    let refuse = |why: String| Err(PlanRejection::ByState(ErrorReply::bad_request(why)));
     match item.seq {
         None if next.get() > MAX_SEQ => {
-            Err(Refusal::ByState(ErrorReply::limit_exceeded("max_seq", "every seq is used up")))
+            Err(PlanRejection::ByState(ErrorReply::limit_exceeded("max_seq", "every seq is used up")))
         }
         None => Ok((next, false)),
-        Some(seq) if seq >= next && seq.get() > MAX_GIVEN_SEQ => {
-            refuse(format!("a seq given for a new message is at most {MAX_GIVEN_SEQ}"))
+        Some(seq) if seq >= next && seq.get() > MAX_CALLER_SEQ => {
+            refuse(format!("a seq given for a new message is at most {MAX_CALLER_SEQ}"))
         }
         Some(seq) if seq >= next => Ok((seq, false)),
         Some(seq) if draft.is_taken_in_batch(seq) => refuse(format!("two sets of the batch go to {seq}")),

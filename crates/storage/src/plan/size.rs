@@ -1,11 +1,11 @@
-//! How large things become on the wire. Upper bounds, so that what is said to fit does fit.
+//! Upper bounds of encoded sizes on the wire.
 
 use bytes::Bytes;
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Change, ErrorReply, Headers, Message};
 
-use super::record::{Operation, Record, SetOperation};
+use super::record::{Record, RecordOp, SetOperation};
 
 /// Field names, numbers and MessagePack framing of a message, of a change around it, or of a removed message.
 pub const FRAMING_BYTES: usize = 224;
@@ -14,7 +14,7 @@ const ELEMENT_BYTES: usize = 10;
 /// Field names and numbers of an error, without its texts.
 const ERROR_BYTES: usize = 224;
 
-/// The most bytes that the result of a set takes in an answer.
+/// The most bytes that the result of a set takes in a reply.
 pub const SET_RESULT_BYTES: usize = 96;
 
 /// The most bytes that a message with these parts takes when encoded.
@@ -61,7 +61,7 @@ pub fn of_error(error: &ErrorReply) -> usize {
     ERROR_BYTES + error.code.as_str().len() + texts.into_iter().flatten().map(String::len).sum::<usize>()
 }
 
-/// The most bytes that so many seqs take in an answer.
+/// The most bytes that `count` seqs take in a reply.
 #[must_use]
 pub const fn of_seqs(count: usize) -> usize {
     count * ELEMENT_BYTES
@@ -79,16 +79,16 @@ pub fn of_change(change: &Change) -> usize {
         }
 }
 
-/// As [`of_change`] of the record's change, without making it.
+/// As [`of_change`] of the record's change, without creating the change.
 #[must_use]
 pub fn of_record(record: &Record) -> usize {
     FRAMING_BYTES
         + match &record.operation {
-            Operation::Set(set) => of_set(set),
-            Operation::Batch { sets } => sets.iter().map(|set| FRAMING_BYTES + of_set(set)).sum(),
-            Operation::Delete { removed, .. } => removed.iter().map(of_removed).sum(),
-            Operation::DeleteAll { .. } => 0,
-            Operation::Configure { config } => of_config(config),
+            RecordOp::Set(set) => of_set(set),
+            RecordOp::Batch { sets } => sets.iter().map(|set| FRAMING_BYTES + of_set(set)).sum(),
+            RecordOp::Delete { removed, .. } => removed.iter().map(of_removed).sum(),
+            RecordOp::DeleteAll { .. } => 0,
+            RecordOp::Configure { config } => of_config(config),
         }
 }
 

@@ -1,11 +1,11 @@
-//! The rules of writing, over a state that is only in memory.
+//! Tests of planning, on an in-memory state.
 
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, SetItem, SetOutcome, SetRequest, SetResult};
 use dormouse_protocol::limits::{
-    MAX_GIVEN_SEQ, MAX_HEADERS_BYTES, MAX_METADATA_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
+    MAX_CALLER_SEQ, MAX_HEADERS_BYTES, MAX_METADATA_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
 };
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Headers, Rev, Seq, Term};
@@ -13,56 +13,56 @@ use dormouse_protocol::{Headers, Rev, Seq, Term};
 use super::delete::DELETE_RECORD_BYTES;
 use super::*;
 
-/// A subject that remembers everything.
+/// An in-memory subject that forgets nothing.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct InMemory {
     pub(crate) state: SubjectState,
-    pub(super) messages: BTreeMap<Seq, Held>,
-    /// When each was accepted, and when it expires by its own time to live.
+    pub(super) messages: BTreeMap<Seq, StoredMessage>,
+    /// When each message was accepted, and when it expires by its own time to live.
     times: BTreeMap<Seq, (Timestamp, Option<Timestamp>)>,
-    requests: HashMap<RequestId, Memory>,
+    requests: HashMap<RequestId, DedupLookup>,
     msg_ids: HashMap<String, (SetResult, Timestamp)>,
 }
 
 impl InMemory {
-    /// Applies an entry, by the simplest means.
-    pub(super) fn apply(&mut self, entry: &Entry) {
+    /// Applies an entry in the simplest way.
+    pub(super) fn apply(&mut self, entry: &LogEntry) {
         assert_eq!((entry.term, entry.after), (self.state.term, self.state.rev));
         assert!(entry.accept_time >= self.state.accept_time);
         self.state.accept_time = entry.accept_time;
         for record in entry.records() {
             self.state.rev = record.rev;
             match &record.operation {
-                Operation::Set(set) => self.apply_set(&record, set),
-                Operation::Batch { sets } => sets.iter().for_each(|set| self.apply_set(&record, set)),
-                Operation::Delete { removed, .. } => {
+                RecordOp::Set(set) => self.apply_set(&record, set),
+                RecordOp::Batch { sets } => sets.iter().for_each(|set| self.apply_set(&record, set)),
+                RecordOp::Delete { removed, .. } => {
                     for one in removed {
                         assert_eq!(self.messages.remove(&one.seq).unwrap().key, one.key);
                     }
                 }
-                Operation::DeleteAll { end_seq, count } => {
+                RecordOp::DeleteAll { end_seq, count } => {
                     let before = self.messages.len();
                     self.messages.retain(|seq, _| seq > end_seq);
                     assert_eq!((before - self.messages.len()) as u64, *count);
                 }
-                Operation::Configure { config } => self.state.config = config.clone(),
+                RecordOp::Configure { config } => self.state.config = config.clone(),
             }
         }
         self.state.count = self.messages.len() as u64;
         self.state.bytes = self.messages.values().map(|held| held.size).sum();
         if let Some(remembered) = &entry.request {
-            let known = self.requests.insert(remembered.id, Memory::Done(remembered.outcome.clone()));
-            assert_eq!(known, None, "a request was carried out twice");
+            let known = self.requests.insert(remembered.id, DedupLookup::Done(remembered.outcome.clone()));
+            assert_eq!(known, None, "the request was executed twice");
         }
     }
 
     fn apply_set(&mut self, record: &Record, set: &SetOperation) {
         if let Some(gone) = set.replaces {
-            self.messages.remove(&gone).expect("what is replaced is there");
+            self.messages.remove(&gone).expect("the replaced message exists");
         }
         let id = MessageId { term: record.term, seq: set.seq };
-        assert!(set.key.is_none() || self.under(set.key.as_deref().unwrap()).unwrap().is_none());
-        let held = Held { id, key: set.key.clone(), size: set.size_bytes() };
+        assert!(set.key.is_none() || self.by_key(set.key.as_deref().unwrap()).unwrap().is_none());
+        let held = StoredMessage { id, key: set.key.clone(), size: set.size_bytes() };
         assert!(self.messages.insert(set.seq, held).is_none());
         self.times.insert(set.seq, (record.accept_time, set.expires_at));
         if let Some(msg_id) = &set.msg_id {
@@ -84,16 +84,16 @@ impl SubjectView for InMemory {
     fn state(&self) -> &SubjectState {
         &self.state
     }
-    fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply> {
+    fn at(&self, seq: Seq) -> Result<Option<StoredMessage>, ErrorReply> {
         Ok(self.messages.get(&seq).cloned())
     }
-    fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
+    fn by_key(&self, key: &str) -> Result<Option<MessageId>, ErrorReply> {
         Ok(self.messages.values().find(|held| held.key.as_deref() == Some(key)).map(|held| held.id))
     }
     fn bytes(&self) -> Option<u64> {
         Some(self.state.bytes)
     }
-    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply> {
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<StoredMessage>, ErrorReply> {
         Ok(self.messages.range(from..).take(limit).map(|(_, held)| held.clone()).collect())
     }
     fn expired(
@@ -101,8 +101,8 @@ impl SubjectView for InMemory {
         now: Timestamp,
         max_age_ms: Option<u64>,
         limit: usize,
-    ) -> Result<Vec<Held>, ErrorReply> {
-        let is_over = |held: &&Held| {
+    ) -> Result<Vec<StoredMessage>, ErrorReply> {
+        let is_over = |held: &&StoredMessage| {
             let Some((accepted_at, expires_at)) = self.times.get(&held.id.seq) else { return false };
             let by_age = max_age_ms.map(|max_age_ms| accepted_at.plus_millis(max_age_ms));
             expires_at.iter().chain(&by_age).any(|&at| at <= now)
@@ -118,8 +118,8 @@ impl SubjectView for InMemory {
     fn counts_are_exact(&self) -> bool {
         true
     }
-    fn remembered(&self, id: RequestId) -> Result<Memory, ErrorReply> {
-        Ok(self.requests.get(&id).cloned().unwrap_or(Memory::New))
+    fn remembered(&self, id: RequestId) -> Result<DedupLookup, ErrorReply> {
+        Ok(self.requests.get(&id).cloned().unwrap_or(DedupLookup::New))
     }
     fn by_msg_id(&self, msg_id: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply> {
         Ok(self.msg_ids.get(msg_id).copied())
@@ -132,7 +132,7 @@ pub(super) fn memory() -> InMemory {
     let term = Term::new(4);
     for (seq, key) in [(3, Some("a")), (5, None), (7, Some("b"))] {
         let id = MessageId { term, seq: Seq::new(seq) };
-        memory.messages.insert(id.seq, Held { id, key: key.map(str::to_owned), size: 0 });
+        memory.messages.insert(id.seq, StoredMessage { id, key: key.map(str::to_owned), size: 0 });
     }
     memory.state = SubjectState {
         term,
@@ -160,11 +160,11 @@ pub(super) fn id(term: u64, seq: u64) -> MessageId {
     MessageId { term: Term::new(term), seq: Seq::new(seq) }
 }
 
-pub(super) const CONTEXT: Context<'_> =
-    Context { accept_time: Timestamp::from_micros(500), max_message_bytes: 1 << 20, blobs: &[] };
+pub(super) const CONTEXT: PlanContext<'_> =
+    PlanContext { accept_time: Timestamp::from_micros(500), max_message_bytes: 1 << 20, blobs: &[] };
 
-pub(super) fn set(items: Vec<SetItem>) -> Request {
-    Request::Set(SetRequest { sets: items, ..SetRequest::default() })
+pub(super) fn set(items: Vec<SetItem>) -> EngineRequest {
+    EngineRequest::Set(SetRequest { sets: items, ..SetRequest::default() })
 }
 
 pub(super) fn keyed(key: &str) -> SetItem {
@@ -175,38 +175,38 @@ pub(super) fn at(seq: u64) -> SetItem {
     SetItem { seq: Some(Seq::new(seq)), ..SetItem::default() }
 }
 
-/// The entry that the request comes to, and its answer.
-fn written(request: &Request, view: &impl SubjectView) -> (Entry, Result<Reply, ErrorReply>) {
+/// The entry of the request, and its reply.
+fn written(request: &EngineRequest, view: &impl SubjectView) -> (LogEntry, Result<EngineReply, ErrorReply>) {
     match plan(request, view, CONTEXT) {
-        Planned::Write { entry, outcome } => (entry, outcome.answer()),
+        PlanResult::Write { entry, outcome } => (entry, outcome.answer()),
         other => panic!("{other:?}"),
     }
 }
 
-/// The answer, whether something was written or not.
-pub(super) fn answer(planned: Planned) -> Result<Reply, ErrorReply> {
+/// The reply, whether an entry was written or not.
+pub(super) fn answer(planned: PlanResult) -> Result<EngineReply, ErrorReply> {
     match planned {
-        Planned::Write { outcome, .. } => outcome.answer(),
-        Planned::Answer(answer) | Planned::Settle(answer) => answer,
-        Planned::Later => panic!(),
+        PlanResult::Write { outcome, .. } => outcome.answer(),
+        PlanResult::Answer(answer) | PlanResult::DeferredAnswer(answer) => answer,
+        PlanResult::Later => panic!(),
     }
 }
 
-fn results(answer: Result<Reply, ErrorReply>) -> Vec<SetOutcome> {
+fn results(answer: Result<EngineReply, ErrorReply>) -> Vec<SetOutcome> {
     match answer {
-        Ok(Reply::Set(reply)) => reply.results,
+        Ok(EngineReply::Set(reply)) => reply.results,
         other => panic!("{other:?}"),
     }
 }
 
-/// Seq, rev and what was replaced; or why not.
+/// Seq, rev and the replaced message; or the error.
 type Row = Result<(u64, u64, Option<u64>), ErrorCode>;
 
-/// What becomes of each set.
+/// The result of each set.
 fn outcomes_on(items: Vec<SetItem>, memory: &InMemory) -> Vec<Row> {
     let planned = plan(&set(items), memory, CONTEXT);
     let records: Vec<Record> = match &planned {
-        Planned::Write { entry, .. } => entry.records().collect(),
+        PlanResult::Write { entry, .. } => entry.records().collect(),
         _ => Vec::new(),
     };
     let mut records = records.into_iter();
@@ -215,7 +215,7 @@ fn outcomes_on(items: Vec<SetItem>, memory: &InMemory) -> Vec<Row> {
         SetOutcome::Ok(result) if result.duplicate => Ok((result.seq.get(), result.rev.get(), None)),
         SetOutcome::Ok(result) => {
             let record = records.next().unwrap();
-            let Operation::Set(set) = record.operation else { panic!() };
+            let RecordOp::Set(set) = record.operation else { panic!() };
             assert_eq!((set.seq, set.timestamp, record.rev), (result.seq, result.timestamp, result.rev));
             Ok((set.seq.get(), record.rev.get(), set.replaces.map(Seq::get)))
         }
@@ -229,24 +229,26 @@ fn outcomes(items: Vec<SetItem>) -> Vec<Row> {
     outcomes_on(items, &memory())
 }
 
-/// Why the request as a whole is refused.
-fn whole(request: &Request) -> ErrorCode {
+/// The rejection of the whole request.
+fn whole(request: &EngineRequest) -> ErrorCode {
     match plan(request, &memory(), CONTEXT) {
-        Planned::Answer(Err(error)) => error.code,
+        PlanResult::Answer(Err(error)) => error.code,
         other => panic!("{other:?}"),
     }
 }
 
+/// The server assigns seqs in order, and a set can skip ahead to a higher seq.
 #[test]
-fn seqs_are_given_out_in_order_and_a_hole_is_legal() {
+fn seq_assignment_is_ordered_and_allows_gaps() {
     assert_eq!(
         outcomes(vec![SetItem::default(), at(20), SetItem::default()]),
         [Ok((9, 11, None)), Ok((20, 12, None)), Ok((21, 13, None))]
     );
 }
 
+/// A set replaces the earlier message of its key, even if the same request wrote it.
 #[test]
-fn a_key_replaces_its_earlier_message_also_within_one_request() {
+fn set_of_key_replaces_earlier_message_in_same_request() {
     assert_eq!(
         outcomes(vec![keyed("a"), keyed("a"), keyed("new"), keyed("new"), keyed("")]),
         [
@@ -259,8 +261,9 @@ fn a_key_replaces_its_earlier_message_also_within_one_request() {
     );
 }
 
+/// A client can choose a new higher seq or an existing seq with the same key; other choices are rejected.
 #[test]
-fn a_seq_of_the_callers_choice_meets_its_rules() {
+fn seq_chosen_by_client_must_follow_rules() {
     let in_place = SetItem { seq: Some(Seq::new(3)), ..keyed("a") };
     let other_key = SetItem { seq: Some(Seq::new(3)), ..keyed("b") };
     assert_eq!(
@@ -275,28 +278,29 @@ fn a_seq_of_the_callers_choice_meets_its_rules() {
             Err(ErrorCode::BadRequest),
         ]
     );
-    // A message that an earlier set of the request replaced is no longer there.
+    // A message that an earlier set of the request replaced no longer exists.
     assert_eq!(
         outcomes(vec![keyed("a"), SetItem { seq: Some(Seq::new(3)), ..keyed("a") }])[1],
         Err(ErrorCode::BadRequest)
     );
 }
 
+/// A client cannot choose a seq so high that the space runs out; at the very end a set gets `limit_exceeded`.
 #[test]
-fn no_caller_can_use_up_the_seqs() {
+fn seq_space_cannot_be_exhausted_by_client() {
     assert_eq!(
-        outcomes(vec![at(MAX_GIVEN_SEQ + 1), at(MAX_GIVEN_SEQ), SetItem::default()]),
-        [Err(ErrorCode::BadRequest), Ok((MAX_GIVEN_SEQ, 11, None)), Ok((MAX_GIVEN_SEQ + 1, 12, None))]
+        outcomes(vec![at(MAX_CALLER_SEQ + 1), at(MAX_CALLER_SEQ), SetItem::default()]),
+        [Err(ErrorCode::BadRequest), Ok((MAX_CALLER_SEQ, 11, None)), Ok((MAX_CALLER_SEQ + 1, 12, None))]
     );
-    // What is there can be replaced wherever it is.
+    // An existing message can be replaced at any seq.
     let mut memory = memory();
-    memory.apply(&written(&set(vec![at(MAX_GIVEN_SEQ), SetItem::default()]), &memory.clone()).0);
-    let next = at(MAX_GIVEN_SEQ + 2);
+    memory.apply(&written(&set(vec![at(MAX_CALLER_SEQ), SetItem::default()]), &memory.clone()).0);
+    let next = at(MAX_CALLER_SEQ + 2);
     assert_eq!(
-        outcomes_on(vec![at(MAX_GIVEN_SEQ + 1), next], &memory),
-        [Ok((MAX_GIVEN_SEQ + 1, 13, Some(MAX_GIVEN_SEQ + 1))), Err(ErrorCode::BadRequest)]
+        outcomes_on(vec![at(MAX_CALLER_SEQ + 1), next], &memory),
+        [Ok((MAX_CALLER_SEQ + 1, 13, Some(MAX_CALLER_SEQ + 1))), Err(ErrorCode::BadRequest)]
     );
-    // The end itself is an error like any other.
+    // The end of the seqs is an ordinary error.
     memory.state.next_seq = Seq::new(MAX_SEQ);
     assert_eq!(
         outcomes_on(vec![SetItem::default(), SetItem::default()], &memory),
@@ -304,8 +308,9 @@ fn no_caller_can_use_up_the_seqs() {
     );
 }
 
+/// An expectation about the last message or a key is compared with the current state.
 #[test]
-fn expectations_compare_what_is_there() {
+fn expectation_is_compared_with_current_state() {
     let expecting = |mut item: SetItem, expect| {
         item.expect = Some(expect);
         outcomes(vec![item]).remove(0).map(|_| ())
@@ -322,11 +327,12 @@ fn expectations_compare_what_is_there() {
     assert_eq!(expecting(SetItem::default(), Key(None)), Err(ErrorCode::BadRequest));
 }
 
+/// A failed set takes no rev or seq, and the other sets of the request apply.
 #[test]
-fn a_failed_set_leaves_the_others_alone() {
-    let mut doomed = keyed("a");
-    doomed.expect = Some(Expect::Key(None));
-    let (entry, reply) = written(&set(vec![keyed("x"), doomed, keyed("y")]), &memory());
+fn set_failure_leaves_other_sets_unaffected() {
+    let mut rejected = keyed("a");
+    rejected.expect = Some(Expect::Key(None));
+    let (entry, reply) = written(&set(vec![keyed("x"), rejected, keyed("y")]), &memory());
     assert_eq!((entry.after.get(), entry.last_rev().get()), (10, 12));
     let results = results(reply);
     let [SetOutcome::Ok(x), SetOutcome::Error(error), SetOutcome::Ok(y)] = results.as_slice() else {
@@ -336,8 +342,9 @@ fn a_failed_set_leaves_the_others_alone() {
     assert_eq!((error.code.clone(), error.actual), (ErrorCode::KeyExists, Some(id(4, 3))));
 }
 
+/// A set over a size limit is rejected as `too_large` with the limit's name; an empty request is a bad request.
 #[test]
-fn limits_are_typed_and_checked_first() {
+fn set_over_size_limit_is_rejected_with_limit_name() {
     let too_large =
         |item: SetItem| match results(answer(plan(&set(vec![item]), &memory(), CONTEXT))).remove(0) {
             SetOutcome::Error(error) if error.code == ErrorCode::TooLarge => error.limit.unwrap(),
@@ -354,32 +361,36 @@ fn limits_are_typed_and_checked_first() {
     assert_eq!(whole(&set(Vec::new())), ErrorCode::BadRequest);
 }
 
+/// A configure with metadata over the size limit is rejected as `too_large`.
 #[test]
-fn metadata_is_limited() {
+fn subject_metadata_size_is_limited() {
     let metadata = BTreeMap::from([("m".to_owned(), "x".repeat(MAX_METADATA_BYTES))]);
     let config = SubjectConfig { metadata, ..SubjectConfig::default() };
     assert_eq!(
-        whole(&Request::Configure(ConfigureRequest { config, ..Default::default() })),
+        whole(&EngineRequest::Configure(ConfigureRequest { config, ..Default::default() })),
         ErrorCode::TooLarge
     );
 }
 
+/// A delete names only the messages it removes, checks its expectation, and takes no rev if it removes none.
 #[test]
-fn a_delete_names_what_it_really_removes_and_nothing_has_no_rev() {
+fn delete_reports_removed_messages_and_may_take_no_rev() {
     let delete = |seqs: &[u64], keys: &[&str]| {
-        let request = Request::Delete(DeleteRequest {
+        let request = EngineRequest::Delete(DeleteRequest {
             seqs: seqs.iter().copied().map(Seq::new).collect(),
             keys: keys.iter().map(|&key| key.to_owned()).collect(),
             ..DeleteRequest::default()
         });
-        let Ok(Reply::Delete(reply)) = answer(plan(&request, &memory(), CONTEXT)) else { panic!() };
+        let Ok(EngineReply::Delete(reply)) = answer(plan(&request, &memory(), CONTEXT)) else { panic!() };
         (reply.seqs.iter().map(|seq| seq.get()).collect::<Vec<_>>(), reply.position.rev.get())
     };
     assert_eq!(delete(&[7, 3, 3, 4], &["b", "zz"]), (vec![3, 7], 11));
     assert_eq!(delete(&[4, 100], &["zz"]), (vec![], 10));
     let expecting = |seqs: Vec<Seq>, keys: Vec<String>, expect| {
         let request = DeleteRequest { seqs, keys, expect: Some(expect), ..DeleteRequest::default() };
-        answer(plan(&Request::Delete(request), &memory(), CONTEXT)).map(|_| ()).map_err(|error| error.code)
+        answer(plan(&EngineRequest::Delete(request), &memory(), CONTEXT))
+            .map(|_| ())
+            .map_err(|error| error.code)
     };
     let key = |key: &str| vec![key.to_owned()];
     assert_eq!(expecting(vec![], key("a"), Expect::Key(Some(id(4, 3)))), Ok(()));
@@ -387,18 +398,19 @@ fn a_delete_names_what_it_really_removes_and_nothing_has_no_rev() {
     assert_eq!(expecting(vec![], key("a"), Expect::Key(None)), Err(ErrorCode::KeyExists));
     assert_eq!(expecting(vec![Seq::new(3)], key("a"), Expect::Key(None)), Err(ErrorCode::BadRequest));
     assert_eq!(expecting(vec![Seq::new(3)], vec![], Expect::Last(None)), Err(ErrorCode::WrongLast));
-    assert_eq!(whole(&Request::Delete(DeleteRequest::default())), ErrorCode::BadRequest);
+    assert_eq!(whole(&EngineRequest::Delete(DeleteRequest::default())), ErrorCode::BadRequest);
 }
 
+/// A large delete becomes several records with successive revs, each small enough for an event.
 #[test]
-fn a_large_delete_is_cut_into_records_that_fit_an_event() {
+fn delete_of_many_is_split_into_records_that_fit_events() {
     let mut memory = memory();
     let key = |n: u64| format!("{n:01000}");
     for n in 0..1_000 {
         let id = id(4, 100 + n);
-        memory.messages.insert(id.seq, Held { id, key: Some(key(n)), size: 0 });
+        memory.messages.insert(id.seq, StoredMessage { id, key: Some(key(n)), size: 0 });
     }
-    let request = Request::Delete(DeleteRequest {
+    let request = EngineRequest::Delete(DeleteRequest {
         seqs: (0..1_000).map(|n| Seq::new(100 + n)).collect(),
         ..DeleteRequest::default()
     });
@@ -408,23 +420,24 @@ fn a_large_delete_is_cut_into_records_that_fit_an_event() {
         assert_eq!(record.rev.get(), 11 + place as u64);
         assert!(dormouse_protocol::encode(&record.changes()[0]).unwrap().len() <= DELETE_RECORD_BYTES + 256);
     }
-    let Ok(Reply::Delete(reply)) = reply else { panic!() };
+    let Ok(EngineReply::Delete(reply)) = reply else { panic!() };
     assert_eq!(reply.position.rev, entry.last_rev());
     assert_eq!(reply.seqs.len(), 1_000);
     assert!(reply.seqs.is_sorted());
 }
 
+/// A delete-all removes everything up to a seq or all but the newest messages; both selectors together are rejected.
 #[test]
-fn delete_all_takes_everything_up_to_a_seq_or_all_but_the_newest() {
+fn delete_all_removes_up_to_seq_or_all_but_newest() {
     let delete_all = |end_seq: Option<u64>, keep_last| {
-        let request = Request::DeleteAll(DeleteAllRequest {
+        let request = EngineRequest::DeleteAll(DeleteAllRequest {
             end_seq: end_seq.map(Seq::new),
             keep_last,
             ..DeleteAllRequest::default()
         });
         match plan(&request, &memory(), CONTEXT) {
-            Planned::Write { entry, .. } => match entry.operations[0] {
-                Operation::DeleteAll { end_seq, count } => Ok(Some((end_seq.get(), count))),
+            PlanResult::Write { entry, .. } => match entry.operations[0] {
+                RecordOp::DeleteAll { end_seq, count } => Ok(Some((end_seq.get(), count))),
                 _ => panic!(),
             },
             planned => answer(planned).map(|_| None),
@@ -440,13 +453,14 @@ fn delete_all_takes_everything_up_to_a_seq_or_all_but_the_newest() {
     assert_eq!(delete_all(Some(1), Some(1)).unwrap_err().code, ErrorCode::BadRequest);
 }
 
+/// The estimated sizes of changes, records and removed messages are never below the encoded sizes.
 #[test]
-fn sizes_are_upper_bounds() {
+fn record_size_estimates_are_upper_bounds() {
     let record = Record {
         term: Term::new(u64::MAX),
         rev: Rev::new(u64::MAX),
         accept_time: Timestamp::from_micros(u64::MAX),
-        operation: Operation::Set(SetOperation {
+        operation: RecordOp::Set(SetOperation {
             seq: Seq::new(u64::MAX),
             key: Some("k".repeat(1_000)),
             value: Some(Bytes::from(vec![0; 70_000])),
@@ -465,11 +479,12 @@ fn sizes_are_upper_bounds() {
     assert!(dormouse_protocol::encode(&removed).unwrap().len() <= size::of_removed(&removed));
 }
 
+/// A request is rejected unexecuted if its reply would exceed the reply limit, and an accepted one always fits.
 #[test]
-fn nothing_is_done_whose_answer_would_not_fit() {
+fn request_with_reply_over_limit_is_not_executed() {
     let wrong =
         |_| SetItem { expect: Some(Expect::Last(Some(id(u64::MAX, u64::MAX)))), ..SetItem::default() };
-    let delete = Request::Delete(DeleteRequest {
+    let delete = EngineRequest::Delete(DeleteRequest {
         seqs: [3, 5, 7].map(Seq::new).to_vec(),
         keys: vec!["a".to_owned()],
         ..DeleteRequest::default()
@@ -482,12 +497,12 @@ fn nothing_is_done_whose_answer_would_not_fit() {
     for (request, roomy) in cases {
         let mut refused = 0;
         for room in 0..=roomy {
-            let context = Context { max_message_bytes: ENVELOPE_BYTES + room, ..CONTEXT };
+            let context = PlanContext { max_message_bytes: ENVELOPE_BYTES + room, ..CONTEXT };
             match answer(plan(&request, &memory(), context)) {
                 Ok(reply) => {
                     let encoded = match reply {
-                        Reply::Set(reply) => dormouse_protocol::encode(&reply),
-                        Reply::Delete(reply) => dormouse_protocol::encode(&reply),
+                        EngineReply::Set(reply) => dormouse_protocol::encode(&reply),
+                        EngineReply::Delete(reply) => dormouse_protocol::encode(&reply),
                         other => panic!("{other:?}"),
                     };
                     assert!(encoded.unwrap().len() <= context.max_message_bytes, "{room}");
@@ -495,7 +510,7 @@ fn nothing_is_done_whose_answer_would_not_fit() {
                 }
                 Err(error) => {
                     assert_eq!(error.code, ErrorCode::TooLarge);
-                    // Where not even a message without content fits, that is said of each.
+                    // If not even an empty message fits, each set gets the error.
                     assert_eq!(error.limit.as_deref(), Some("max_reply_bytes"));
                     refused += 1;
                 }
@@ -505,8 +520,9 @@ fn nothing_is_done_whose_answer_would_not_fit() {
     }
 }
 
+/// The estimated sizes of set results and errors are never below the encoded sizes.
 #[test]
-fn results_and_errors_have_upper_bounds() {
+fn reply_size_estimates_are_upper_bounds() {
     let most = id(u64::MAX, u64::MAX);
     let result = SetOutcome::Ok(SetResult {
         seq: most.seq,

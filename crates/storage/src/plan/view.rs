@@ -1,12 +1,12 @@
-//! What planning needs to know of a subject.
+//! The queries of planning to a subject.
 
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, MessageId, Position, RequestId, Rev, Seq, Term, Timestamp};
 
-use crate::entry::Outcome;
+use crate::entry::WriteOutcome;
 
-/// The figures of a subject that every request needs.
+/// The state of a subject that every request needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SubjectState {
     /// The term under which it is served.
@@ -37,10 +37,10 @@ impl SubjectState {
     }
 }
 
-/// A message that is there, without its value.
+/// An existing message, without its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    /// Its name.
+pub struct StoredMessage {
+    /// Its id.
     pub id: MessageId,
     /// Its key.
     pub key: Option<String>,
@@ -48,56 +48,62 @@ pub struct Held {
     pub size: u64,
 }
 
-impl Held {
-    /// What watchers are told when it goes.
+impl StoredMessage {
+    /// The form in which watchers get its removal.
     #[must_use]
     pub fn removed(self) -> Removed {
         Removed { seq: self.id.seq, key: self.key }
     }
 }
 
-/// What a subject knows of a request by its id.
+/// The result of looking up a request id in the dedup window.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Memory {
-    /// It was never carried out.
+pub enum DedupLookup {
+    /// It was never executed.
     New,
-    /// It is decided and waits to be applied. Only an overlay of pending entries says so.
-    Pending(Outcome),
-    /// It was carried out, and was answered so.
-    Done(Outcome),
-    /// It is older than what is remembered of its session: it may have been carried out, and nobody knows.
+    /// It is planned and waits to be applied. Only an overlay of pending entries returns this.
+    Pending(WriteOutcome),
+    /// It was executed, with this outcome.
+    Done(WriteOutcome),
+    /// It is older than its session's dedup window: it may or may not have been executed.
     Forgotten,
 }
 
-/// A subject as planning sees it.
+/// The view of a subject for planning.
 ///
 /// # Errors
-/// Every method fails only when the state cannot be read; the error is the answer to the request.
+/// Every method fails only when the state cannot be read; the error is the reply to the request.
 pub trait SubjectView {
-    /// The subject's figures.
+    /// The subject's state.
     fn state(&self) -> &SubjectState;
     /// The message at `seq`.
-    fn at(&self, seq: Seq) -> Result<Option<Held>, ErrorReply>;
+    fn at(&self, seq: Seq) -> Result<Option<StoredMessage>, ErrorReply>;
     /// The message under `key`.
-    fn under(&self, key: &str) -> Result<Option<MessageId>, ErrorReply>;
-    /// Bytes of all values together; `None` while changes are pending of which it is not known what they free.
+    fn by_key(&self, key: &str) -> Result<Option<MessageId>, ErrorReply>;
+    /// Bytes of all values together; `None` while it is unknown how many bytes pending changes free.
     fn bytes(&self) -> Option<u64>;
-    /// The first messages from `from` on, in order of seq: at most `limit`, and fewer only where there are no more.
-    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<Held>, ErrorReply>;
-    /// Messages whose time is over at the accept time `now`, by their own time to live or because they are of that age: at
-    /// most `limit`. What is pending counts once it is applied.
-    fn expired(&self, now: Timestamp, max_age_ms: Option<u64>, limit: usize)
-    -> Result<Vec<Held>, ErrorReply>;
+    /// The first messages from `from` on, in order of seq: at most `limit`, and fewer only if there are no
+    /// more.
+    fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<StoredMessage>, ErrorReply>;
+    /// Messages that have expired at the accept time `now`, by their own time to live or by this maximum age:
+    /// at most `limit`. Pending changes count once they are applied.
+    fn expired(
+        &self,
+        now: Timestamp,
+        max_age_ms: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<StoredMessage>, ErrorReply>;
     /// How many messages have a seq up to and including `end_seq`.
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply>;
     /// The highest seq that does not belong to the newest `keep` messages.
     fn newest_beyond(&self, keep: u64) -> Result<Option<Seq>, ErrorReply>;
-    /// Whether [`SubjectView::count_up_to`] and [`SubjectView::newest_beyond`] can be asked: they speak of what is
-    /// applied, and changes that are pending would make them wrong.
+    /// Whether [`SubjectView::count_up_to`] and [`SubjectView::newest_beyond`] are exact: they count applied
+    /// messages, and pending changes would make them wrong.
     fn counts_are_exact(&self) -> bool;
-    /// What is known of a request.
-    fn remembered(&self, id: RequestId) -> Result<Memory, ErrorReply>;
-    /// The result of the last set that carried this message id, and its accept time. What is older than
-    /// [`MSG_ID_WINDOW_MS`](dormouse_protocol::limits::MSG_ID_WINDOW_MS) may be forgotten or not: the caller checks.
+    /// Looks up a request id in the dedup window.
+    fn remembered(&self, id: RequestId) -> Result<DedupLookup, ErrorReply>;
+    /// The result of the last set that carried this message id, and its accept time. A result older than
+    /// [`MSG_ID_WINDOW_MS`](dormouse_protocol::limits::MSG_ID_WINDOW_MS) may still be returned: the caller
+    /// checks.
     fn by_msg_id(&self, msg_id: &str) -> Result<Option<(SetResult, Timestamp)>, ErrorReply>;
 }

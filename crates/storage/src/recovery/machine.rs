@@ -1,8 +1,8 @@
-//! What to do about the log of a dead process of one's own, whose write-ahead log may hold more than the bucket.
+//! Recovery of an orphaned log of this server, whose write-ahead log may hold more than the bucket.
 //!
-//! The dead process shipped its appends in order, so its highest slot tells how far it came: nothing else has to be
-//! read. Its last create may still land, in the one slot above; whoever creates there before it wins, and a slot that
-//! turns out to be taken is read like any other.
+//! The ended process shipped its appends in order, so its highest slot shows its shipped position: no other slot has to
+//! be read. Its last create may still succeed, in the one slot above. The first create there wins, and a slot that
+//! exists already is read like any other.
 
 use dormouse_protocol::Slot;
 
@@ -11,77 +11,78 @@ use crate::wal::{Lsn, WalContents};
 /// The recovery of one log.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Recovery {
-    state: State,
+    state: RecoveryState,
     /// The last append in the write-ahead log.
     last: Lsn,
-    /// The last slot that the dead process knew.
+    /// The last slot recorded in the WAL.
     last_slot: Option<Slot>,
-    /// Everything up to here is in slots that count.
+    /// Everything up to here is in slots below any seal.
     shipped: Lsn,
-    /// The last slot of our own and how far it leads. Whether it counts is seen by the next listing.
+    /// The last slot that this recovery created, and its last append. The next listing shows whether it is valid.
     put: Option<(Slot, Lsn)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum State {
+enum RecoveryState {
     Listing,
-    Looking(Slot),
-    /// There is a seal in this slot: is it the highest? The rule by which everybody tells the end of a log; whoever owned
-    /// this one is dead and trims no more, so that here it only confirms.
+    Reading(Slot),
+    /// This slot holds a seal; a listing checks whether it is the highest. Every process uses this rule to find the end
+    /// of a log. The owner of this log has ended and trims no more, so here the check only confirms.
     Confirming(Slot),
     Putting(Slot),
     Sealing,
     Ended,
 }
 
-/// What the machine is told.
+/// Input of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RecoveryInput {
-    /// The answer to [`RecoveryEffect::List`]: the highest slot there is.
+    /// The result of [`RecoveryEffect::List`]: the highest existing slot.
     Listed(Option<Slot>),
-    /// The answer to [`RecoveryEffect::Look`].
-    Looked(Looked),
-    /// The definite answer to [`RecoveryEffect::Put`].
+    /// The result of [`RecoveryEffect::ReadSlot`].
+    SlotRead(RecoverySlotRead),
+    /// The definite result of [`RecoveryEffect::Put`].
     Put {
-        /// What lies in the slot is what was sent.
+        /// Whether the slot holds the object that was sent.
         ours: bool,
-        /// What was sent leads so far.
+        /// The last append in the object that was sent.
         through: Lsn,
     },
-    /// The log is sealed, by whomever.
+    /// The log is sealed, by any process.
     Sealed,
 }
 
-/// What lies in a slot.
+/// Content of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Looked {
-    /// Nothing (any more).
+pub enum RecoverySlotRead {
+    /// No object, or no longer.
     Gone,
-    /// The header with which a log is born.
+    /// The first object of a log.
     Birth,
     /// A seal.
     Seal,
     /// A segment.
-    Data(Found),
+    Data(WalMatch),
 }
 
-/// What a segment holds of a write-ahead log.
+/// The relation of a segment to the write-ahead log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Found {
-    /// Its last append that is in the segment too.
+pub enum WalMatch {
+    /// The last append of the WAL that the segment holds too.
     Through(Lsn),
-    /// Something that came after all that the write-ahead log still holds.
+    /// It holds an append later than all that the WAL still has.
     Beyond,
 }
 
-/// What is to be done.
+/// Effect that the shell must carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RecoveryEffect {
     /// List the log's slots.
     List,
     /// Read this slot.
-    Look(Slot),
-    /// Create a segment in this slot, of appends after that one, in order; the same bytes until the answer is definite.
+    ReadSlot(Slot),
+    /// Create a segment in this slot, of appends after `after`, in order; send the same bytes until the result is
+    /// definite.
     Put {
         /// The slot.
         slot: Slot,
@@ -90,33 +91,33 @@ pub enum RecoveryEffect {
     },
     /// Everything is in the bucket: seal the log.
     Seal,
-    /// It is over. There are no effects after it.
+    /// Recovery is complete. This is the last effect.
     Done(Recovered),
 }
 
-/// How a recovery ended.
+/// Result of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Recovered {
-    /// Everything is in the bucket, in a log that is sealed.
+    /// Everything is in the bucket, in a sealed log.
     Complete,
-    /// The log was never born, and nobody was promised anything.
+    /// The log was never created, and no write was acknowledged.
     Nothing,
-    /// Somebody else sealed the log first: what comes after this append may be in it or not.
-    Surplus {
-        /// The last append that is in it.
+    /// Another process sealed the log first: appends after this one may be in it or not.
+    Stranded {
+        /// The last append that is certainly in it.
         after: Lsn,
     },
-    /// The bucket lacks what the dead process put there. It is another bucket, or it went back in time.
-    BucketLacks,
+    /// The bucket lacks slots that the ended process created. It is another bucket, or an older state of it.
+    SlotsMissing,
 }
 
 impl Recovery {
-    /// Begins.
+    /// Starts a recovery.
     #[must_use]
     pub fn begin(wal: &WalContents) -> (Self, RecoveryEffect) {
         let last = wal.appends.last().map_or(wal.shipped_through, |append| append.lsn);
         let recovery = Self {
-            state: State::Listing,
+            state: RecoveryState::Listing,
             last,
             last_slot: wal.last_slot,
             shipped: wal.shipped_through,
@@ -125,96 +126,102 @@ impl Recovery {
         (recovery, RecoveryEffect::List)
     }
 
-    /// Takes an answer and says what to do next; `None` for an answer to a question that was not asked.
+    /// Applies an input and returns the next effect; `None` for an unexpected input.
     pub fn apply(&mut self, input: RecoveryInput) -> Option<RecoveryEffect> {
         let (state, effect) = match (self.state, input) {
-            (State::Listing, RecoveryInput::Listed(highest)) => self.listed(highest),
-            (State::Looking(slot), RecoveryInput::Looked(looked)) => self.looked(slot, looked),
-            (State::Confirming(seal), RecoveryInput::Listed(highest)) => self.confirmed(seal, highest),
-            (State::Putting(slot), RecoveryInput::Put { ours, through }) => self.put(slot, ours, through),
-            (State::Sealing, RecoveryInput::Sealed) => done(Recovered::Complete),
+            (RecoveryState::Listing, RecoveryInput::Listed(highest)) => self.listed(highest),
+            (RecoveryState::Reading(slot), RecoveryInput::SlotRead(slot_read)) => {
+                self.slot_read(slot, slot_read)
+            }
+            (RecoveryState::Confirming(seal), RecoveryInput::Listed(highest)) => {
+                self.confirmed(seal, highest)
+            }
+            (RecoveryState::Putting(slot), RecoveryInput::Put { ours, through }) => {
+                self.put(slot, ours, through)
+            }
+            (RecoveryState::Sealing, RecoveryInput::Sealed) => done(Recovered::Complete),
             _ => return None,
         };
         self.state = state;
         Some(effect)
     }
 
-    fn listed(&mut self, highest: Option<Slot>) -> (State, RecoveryEffect) {
+    fn listed(&mut self, highest: Option<Slot>) -> (RecoveryState, RecoveryEffect) {
         match (highest, self.put) {
             (None, _) if self.last_slot.is_none() && self.last == Lsn::ZERO => done(Recovered::Nothing),
-            (highest, _) if highest.is_none() || highest < self.last_slot => done(Recovered::BucketLacks),
+            (highest, _) if highest.is_none() || highest < self.last_slot => done(Recovered::SlotsMissing),
             (Some(highest), Some((last, through))) if last == highest => {
                 self.shipped = self.shipped.max(through);
-                self.go_on(highest.next())
+                self.put_or_seal(highest.next())
             }
-            (Some(highest), _) => (State::Looking(highest), RecoveryEffect::Look(highest)),
-            (None, _) => done(Recovered::BucketLacks),
+            (Some(highest), _) => (RecoveryState::Reading(highest), RecoveryEffect::ReadSlot(highest)),
+            (None, _) => done(Recovered::SlotsMissing),
         }
     }
 
-    fn looked(&mut self, slot: Slot, looked: Looked) -> (State, RecoveryEffect) {
-        match looked {
-            Looked::Gone => list(),
-            Looked::Seal => (State::Confirming(slot), RecoveryEffect::List),
-            Looked::Birth => self.go_on(slot.next()),
-            Looked::Data(found) => {
-                self.found(slot, found);
-                self.go_on(slot.next())
+    fn slot_read(&mut self, slot: Slot, slot_read: RecoverySlotRead) -> (RecoveryState, RecoveryEffect) {
+        match slot_read {
+            RecoverySlotRead::Gone => list(),
+            RecoverySlotRead::Seal => (RecoveryState::Confirming(slot), RecoveryEffect::List),
+            RecoverySlotRead::Birth => self.put_or_seal(slot.next()),
+            RecoverySlotRead::Data(segment) => {
+                self.update_shipped(slot, segment);
+                self.put_or_seal(slot.next())
             }
         }
     }
 
-    /// The slot holds a segment of the dead process; what it shipped, it shipped in order.
-    fn found(&mut self, slot: Slot, found: Found) {
+    /// The slot holds a segment of the ended process, which shipped its appends in order.
+    fn update_shipped(&mut self, slot: Slot, segment: WalMatch) {
         if self.last_slot.is_some_and(|last| slot <= last) {
             return;
         }
-        let through = match found {
-            Found::Through(lsn) => lsn,
-            Found::Beyond => self.last,
+        let through = match segment {
+            WalMatch::Through(lsn) => lsn,
+            WalMatch::Beyond => self.last,
         };
         self.shipped = self.shipped.max(through);
     }
 
-    /// `next` is free as far as we know, and nothing above it exists.
-    fn go_on(&self, next: Slot) -> (State, RecoveryEffect) {
+    /// `next` is free as far as is known, and no slot above it exists.
+    fn put_or_seal(&self, next: Slot) -> (RecoveryState, RecoveryEffect) {
         if self.shipped < self.last {
-            (State::Putting(next), RecoveryEffect::Put { slot: next, after: self.shipped })
+            (RecoveryState::Putting(next), RecoveryEffect::Put { slot: next, after: self.shipped })
         } else {
-            (State::Sealing, RecoveryEffect::Seal)
+            (RecoveryState::Sealing, RecoveryEffect::Seal)
         }
     }
 
-    fn put(&mut self, slot: Slot, ours: bool, through: Lsn) -> (State, RecoveryEffect) {
+    fn put(&mut self, slot: Slot, ours: bool, through: Lsn) -> (RecoveryState, RecoveryEffect) {
         if !ours {
             return list();
         }
         self.put = Some((slot, through));
         if through < self.last {
             let next = slot.next();
-            return (State::Putting(next), RecoveryEffect::Put { slot: next, after: through });
+            return (RecoveryState::Putting(next), RecoveryEffect::Put { slot: next, after: through });
         }
-        // Had somebody sealed the log above and cleared what lay here, ours would stand in a hole.
+        // If another process had sealed the log above and deleted this slot, our object would be in a gap.
         list()
     }
 
-    /// What lies below another's seal may be ours, in a hole that was cleared after the sealing; the dead process's own
-    /// may be cleared already. So nothing is read there: to whom it matters, the subject's state tells what it has.
-    fn confirmed(&mut self, seal: Slot, highest: Option<Slot>) -> (State, RecoveryEffect) {
+    /// Slots below a foreign seal are not read. One of them may be ours, in a gap left by deletes after the seal; those
+    /// of the ended process may be deleted already. Each subject's state shows which of the appends it has.
+    fn confirmed(&mut self, seal: Slot, highest: Option<Slot>) -> (RecoveryState, RecoveryEffect) {
         if highest != Some(seal) {
             self.listed(highest)
         } else if self.shipped < self.last {
-            done(Recovered::Surplus { after: self.shipped })
+            done(Recovered::Stranded { after: self.shipped })
         } else {
             done(Recovered::Complete)
         }
     }
 }
 
-const fn list() -> (State, RecoveryEffect) {
-    (State::Listing, RecoveryEffect::List)
+const fn list() -> (RecoveryState, RecoveryEffect) {
+    (RecoveryState::Listing, RecoveryEffect::List)
 }
 
-const fn done(recovered: Recovered) -> (State, RecoveryEffect) {
-    (State::Ended, RecoveryEffect::Done(recovered))
+const fn done(recovered: Recovered) -> (RecoveryState, RecoveryEffect) {
+    (RecoveryState::Ended, RecoveryEffect::Done(recovered))
 }

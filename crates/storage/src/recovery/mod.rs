@@ -1,18 +1,20 @@
-//! After a restart: what the processes before left on the local disk goes into their logs, and these end.
+//! Recovery after a restart: ships the unshipped writes in the local WALs of earlier processes into their logs, and
+//! seals these logs.
 //!
-//! For each earlier log that still has a [write-ahead log](crate::wal): what is neither known as shipped nor answered
-//! as failed is looked for in the log's highest slot, what is not there goes into the next one, and then the log is
-//! sealed. If somebody else sealed it first, what remains is [`Surplus`]: acknowledged at a level below `bucket`, and in
-//! no log. The next claim of each subject takes it along, unless another claimed before; then it goes to `lost/`.
+//! Recovery handles each earlier log that still has a [write-ahead log](crate::wal). It looks in the log's highest slot
+//! for the appends that are neither known as shipped nor reported as failed. It ships the missing ones into the next
+//! slot, and then seals the log. If another process sealed the log first, the remaining appends are [`StrandedWrites`]:
+//! acknowledged at a level below `bucket`, and in no log. The next claim of each subject includes them, unless another
+//! process has claimed the subject before; then they move to `lost/`.
 //!
-//! Nothing here depends on how many subjects there are, only on how much was not shipped.
+//! The cost depends on the amount of unshipped data, and is independent of the number of subjects.
 
 pub mod machine;
 #[cfg(test)]
 mod random_tests;
 mod segments;
 mod shell;
-mod surplus;
+mod stranded;
 #[cfg(test)]
 mod tests;
 
@@ -26,46 +28,46 @@ use crate::format::FormatError;
 use crate::wal::WalError;
 
 pub use shell::{RecoverySettings, recover};
-pub use surplus::Surplus;
+pub use stranded::StrandedWrites;
 
-/// Ends logs.
+/// Seals logs.
 #[async_trait]
 pub trait SealLog: Send + Sync {
-    /// Sees to it that a log is sealed, by whomever.
+    /// Ensures that a log is sealed, by any process.
     ///
-    /// Cancelling the call leaves open whether it is.
+    /// If the call is cancelled, the log may or may not be sealed.
     ///
     /// # Errors
-    /// The answer to whoever needs it to be.
+    /// The error for a caller that needs the seal.
     async fn seal(&self, log: &LogId) -> Result<(), ErrorReply>;
 }
 
-/// Why what earlier processes left cannot be brought into the bucket. It stays where it is.
+/// Why the unshipped writes of earlier processes cannot be shipped. They stay on the local disk.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
     /// The write-ahead log cannot be read or removed.
-    #[error("the write-ahead log of an earlier process cannot be brought into the bucket")]
+    #[error("recovery failed: WAL of an earlier process not readable or removable")]
     Wal(#[from] WalError),
-    /// The bucket refuses.
-    #[error("what an earlier process left cannot be brought into the bucket")]
+    /// The bucket returned an error.
+    #[error("recovery failed: unshipped writes not stored in the bucket")]
     Bucket(#[from] BucketError),
-    /// A slot of the earlier log, or an entry, is not what was written.
-    #[error("what an earlier process left cannot be read")]
+    /// A slot of the earlier log, or an entry, is damaged.
+    #[error("recovery failed: unreadable slot or entry")]
     Format(#[from] FormatError),
     /// The log cannot be sealed.
-    #[error("the log {log} of an earlier process cannot be sealed: {}", reply.message)]
+    #[error("orphaned log {log} cannot be sealed: {}", reply.message)]
     Seal {
         /// The log.
         log: LogId,
-        /// Why not.
+        /// The reason.
         reply: ErrorReply,
     },
-    /// The bucket is not the one that the earlier process wrote to, or not as it left it.
+    /// The bucket is not the one that the earlier process wrote to, or it was changed since.
     #[error(
-        "{} holds what the log {log} needs, and the bucket lacks slots that this log had: is it the right bucket?",
+        "{} holds unshipped writes of log {log}, and the bucket lacks slots that this log had: is it the right bucket?",
         wal.display()
     )]
-    BucketLacks {
+    SlotsMissing {
         /// The log.
         log: LogId,
         /// Its write-ahead log.

@@ -1,30 +1,30 @@
-//! The machine against a small bucket in which everything happens that may: creates of the dead process and of an
-//! interrupted recovery that land late, somebody else who seals, a drainer who clears what was sealed.
+//! The machine against a small bucket in which every possible event occurs: late creates of the ended process and of an
+//! interrupted recovery, a foreign sealer, and a reclaim that deletes slots of the sealed log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_protocol::Slot;
 use dormouse_runtime::{Entropy, SeededEntropy};
 
-use super::machine::{Found, Looked, Recovered, Recovery, RecoveryEffect, RecoveryInput};
-use crate::log::seal::{self, Seal, SealEffect, SealInput};
+use super::machine::{Recovered, Recovery, RecoveryEffect, RecoveryInput, RecoverySlotRead, WalMatch};
+use crate::log::seal::{self, SealEffect, SealInput, SealMachine};
 use crate::wal::{Lsn, WalAppend, WalContents};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Object {
     Birth,
-    /// Appends from the first to the last of these.
+    /// The first and the last append.
     Data(u64, u64),
     Seal,
 }
 
-/// How often things happened that a run may do without.
+/// How often optional events occurred.
 #[derive(Debug, Default)]
 struct Coverage {
     late: u32,
     beyond: u32,
-    holes: u32,
-    surplus: u32,
+    gaps: u32,
+    stranded: u32,
     restarts: u32,
     trimmed: u32,
 }
@@ -32,13 +32,13 @@ struct Coverage {
 struct World {
     entropy: SeededEntropy,
     slots: BTreeMap<u64, Object>,
-    /// What slots held that their owner trimmed.
+    /// The appends in slots that the owner trimmed.
     trimmed: BTreeSet<u64>,
-    /// Creates that may land at any time.
+    /// Creates that may succeed at any time.
     late: Vec<(u64, Object)>,
-    /// What was in the log when the first valid seal was seen.
+    /// The appends in the log when the first valid seal was confirmed.
     final_lsns: Option<BTreeSet<u64>>,
-    other: Option<(Seal, SealEffect)>,
+    other: Option<(SealMachine, SealEffect)>,
     wal: WalContents,
 }
 
@@ -58,13 +58,13 @@ impl World {
         let entropy = SeededEntropy::new(seed);
         let below = |limit: u64| entropy.next_u64() % limit;
         let mut slots = BTreeMap::from([(0, Object::Birth)]);
-        let (mut shipped, mut noted) = (0, (0, 0));
+        let (mut shipped, mut marked) = (0, (0, 0));
         for slot in 1..=below(4) {
             let last = shipped + 1 + below(3);
             slots.insert(slot, Object::Data(shipped + 1, last));
             shipped = last;
             if below(2) == 0 {
-                noted = (last, slot);
+                marked = (last, slot);
             }
         }
         let next = slots.len() as u64;
@@ -73,9 +73,9 @@ impl World {
         if written > shipped && below(2) == 0 {
             late.push((next, Object::Data(shipped + 1, shipped + 1 + below(written - shipped))));
         }
-        // With the power, the write-ahead log may have lost its end.
+        // A loss of power may have removed the end of the WAL.
         if below(3) == 0 {
-            written = noted.0.max(written.saturating_sub(below(6)));
+            written = marked.0.max(written.saturating_sub(below(6)));
         }
         let mut trimmed = BTreeSet::new();
         for slot in 0..next - 1 {
@@ -87,12 +87,12 @@ impl World {
             }
         }
         let wal = WalContents {
-            appends: (noted.0 + 1..=written).map(append).collect(),
-            shipped_through: Lsn::new(noted.0),
-            last_slot: (noted.1 > 0).then_some(Slot::new(noted.1)),
+            appends: (marked.0 + 1..=written).map(append).collect(),
+            shipped_through: Lsn::new(marked.0),
+            last_slot: (marked.1 > 0).then_some(Slot::new(marked.1)),
             ..WalContents::default()
         };
-        let other = (below(2) == 0).then(Seal::begin);
+        let other = (below(2) == 0).then(SealMachine::begin);
         Self { entropy, slots, trimmed, late, final_lsns: None, other, wal }
     }
 
@@ -117,21 +117,21 @@ impl World {
         for object in self.slots.values() {
             if let Object::Data(first, last) = object {
                 for lsn in *first..=*last {
-                    assert!(lsns.insert(lsn), "{lsn} is in two places: {:?}", self.slots);
+                    assert!(lsns.insert(lsn), "{lsn} is in two slots: {:?}", self.slots);
                 }
             }
         }
         lsns
     }
 
-    /// One step of somebody who seals.
-    fn seal(&mut self, machine: &mut Seal, effect: SealEffect) -> Option<SealEffect> {
+    /// One step of a sealer.
+    fn seal(&mut self, machine: &mut SealMachine, effect: SealEffect) -> Option<SealEffect> {
         let input = match effect {
             SealEffect::List => SealInput::Listed(self.highest()),
-            SealEffect::Look(slot) => SealInput::Looked(match self.slots.get(&slot.get()) {
-                None => seal::Looked::Gone,
-                Some(Object::Seal) => seal::Looked::Seal,
-                Some(_) => seal::Looked::Other,
+            SealEffect::ReadSlot(slot) => SealInput::SlotRead(match self.slots.get(&slot.get()) {
+                None => seal::SealedSlotRead::Gone,
+                Some(Object::Seal) => seal::SealedSlotRead::Seal,
+                Some(_) => seal::SealedSlotRead::Other,
             }),
             SealEffect::Create(slot) => SealInput::Created { ours: self.create(slot.get(), Object::Seal) },
             SealEffect::Sealed(_) => {
@@ -140,13 +140,13 @@ impl World {
                 }
                 return None;
             }
-            SealEffect::Absent => panic!("the log was born"),
+            SealEffect::Absent => panic!("the log exists"),
         };
         machine.apply(input)
     }
 
-    /// Something that nobody waits for.
-    fn something_happens(&mut self, coverage: &mut Coverage) {
+    /// A random event that the recovery does not wait for.
+    fn random_background_event(&mut self, coverage: &mut Coverage) {
         match self.below(3) {
             0 if !self.late.is_empty() => {
                 let (slot, object) = self.late.remove(0);
@@ -157,7 +157,7 @@ impl World {
                     self.other = self.seal(&mut machine, effect).map(|effect| (machine, effect));
                 }
             }
-            // What was taken over is cleared; the seal stays.
+            // Slots taken over are deleted; the seal stays.
             2 if self.final_lsns.is_some() => {
                 let slots: Vec<u64> = self.slots.keys().copied().filter(|_| self.below(2) == 0).collect();
                 for slot in slots {
@@ -170,15 +170,19 @@ impl World {
         }
     }
 
-    fn look(&self, slot: Slot, coverage: &mut Coverage) -> Looked {
+    fn look(&self, slot: Slot, coverage: &mut Coverage) -> RecoverySlotRead {
         match self.slots.get(&slot.get()) {
-            None => Looked::Gone,
-            Some(Object::Birth) => Looked::Birth,
-            Some(Object::Seal) => Looked::Seal,
+            None => RecoverySlotRead::Gone,
+            Some(Object::Birth) => RecoverySlotRead::Birth,
+            Some(Object::Seal) => RecoverySlotRead::Seal,
             Some(Object::Data(_, last)) => {
                 let known = self.wal.appends.iter().any(|append| append.lsn.get() == *last);
                 coverage.beyond += u32::from(!known);
-                Looked::Data(if known { Found::Through(Lsn::new(*last)) } else { Found::Beyond })
+                RecoverySlotRead::Data(if known {
+                    WalMatch::Through(Lsn::new(*last))
+                } else {
+                    WalMatch::Beyond
+                })
             }
         }
     }
@@ -187,22 +191,22 @@ impl World {
         let first = after.next().get();
         let last = self.wal.appends.last().unwrap().lsn.get();
         let through = (first + self.below(3)).min(last);
-        let under_a_seal = self.highest() > Some(slot);
+        let below_seal = self.highest() > Some(slot);
         let ours = self.create(slot.get(), Object::Data(first, through));
-        coverage.holes += u32::from(ours && under_a_seal);
+        coverage.gaps += u32::from(ours && below_seal);
         RecoveryInput::Put { ours, through: Lsn::new(through) }
     }
 
     fn run(&mut self, coverage: &mut Coverage) -> Recovered {
         let (mut machine, mut effect) = Recovery::begin(&self.wal);
-        let mut sealing: Option<(Seal, SealEffect)> = None;
+        let mut sealing: Option<(SealMachine, SealEffect)> = None;
         for _ in 0..10_000 {
             let pause = if self.below(6) == 0 { self.below(60) } else { self.below(3) };
             for _ in 0..pause {
-                self.something_happens(coverage);
+                self.random_background_event(coverage);
             }
             if self.below(30) == 0 {
-                // The process dies; what it was creating may land later.
+                // The process ends; its create in flight may succeed later.
                 coverage.restarts += 1;
                 if let RecoveryEffect::Put { slot, after } = effect {
                     let first = after.next().get();
@@ -214,10 +218,10 @@ impl World {
             }
             let input = match &effect {
                 RecoveryEffect::List => RecoveryInput::Listed(self.highest()),
-                RecoveryEffect::Look(slot) => RecoveryInput::Looked(self.look(*slot, coverage)),
+                RecoveryEffect::ReadSlot(slot) => RecoveryInput::SlotRead(self.look(*slot, coverage)),
                 RecoveryEffect::Put { slot, after } => self.put(*slot, *after, coverage),
                 RecoveryEffect::Seal => {
-                    let (mut seal, step) = sealing.take().unwrap_or_else(Seal::begin);
+                    let (mut seal, step) = sealing.take().unwrap_or_else(SealMachine::begin);
                     match self.seal(&mut seal, step) {
                         Some(next) => {
                             sealing = Some((seal, next));
@@ -227,19 +231,20 @@ impl World {
                     }
                 }
                 RecoveryEffect::Done(recovered) => {
-                    let surplus = matches!(recovered, Recovered::Surplus { .. });
-                    coverage.surplus += u32::from(surplus);
+                    let stranded = matches!(recovered, Recovered::Stranded { .. });
+                    coverage.stranded += u32::from(stranded);
                     return *recovered;
                 }
             };
             effect = machine.apply(input).unwrap();
         }
-        panic!("no end");
+        panic!("recovery did not end");
     }
 }
 
+/// Under random faults, recovery puts every WAL append into the log or reports it as stranded.
 #[test]
-fn whatever_happens_every_append_is_in_the_log_or_known_not_to_be() {
+fn recovery_leaves_each_append_shipped_or_stranded() {
     let mut coverage = Coverage::default();
     for seed in 0..40_000 {
         let mut world = World::new(seed, &mut coverage);
@@ -247,27 +252,27 @@ fn whatever_happens_every_append_is_in_the_log_or_known_not_to_be() {
         let recovered = world.run(&mut coverage);
         let after = match recovered {
             Recovered::Complete => u64::MAX,
-            Recovered::Surplus { after } => after.get(),
+            Recovered::Stranded { after } => after.get(),
             other => panic!("seed {seed}: {other:?}"),
         };
-        // Somebody who sealed the log may not have looked yet whether the seal holds.
-        let taken = world.final_lsns.clone().unwrap_or_else(|| world.lsns());
+        // A foreign sealer may not have confirmed its seal yet.
+        let logged = world.final_lsns.clone().unwrap_or_else(|| world.lsns());
         for lsn in wal {
             assert!(
-                taken.contains(&lsn) || lsn > after,
-                "seed {seed}: {recovered:?}, but {lsn} is not in {taken:?}"
+                logged.contains(&lsn) || lsn > after,
+                "seed {seed}: {recovered:?}, but {lsn} is not in {logged:?}"
             );
         }
     }
-    let Coverage { late, beyond, holes, surplus, restarts, trimmed } = coverage;
-    for (what, count) in [
+    let Coverage { late, beyond, gaps, stranded, restarts, trimmed } = coverage;
+    for (event, count) in [
         ("late", late),
         ("beyond", beyond),
-        ("holes", holes),
-        ("surplus", surplus),
+        ("gaps", gaps),
+        ("stranded", stranded),
         ("restarts", restarts),
         ("trimmed", trimmed),
     ] {
-        assert!(count > 20, "{what}: {count}");
+        assert!(count > 20, "{event}: {count}");
     }
 }

@@ -1,4 +1,4 @@
-//! Does what the [machine](super::machine) says.
+//! Carries out the effects of the [machine](super::machine).
 
 use std::collections::BTreeMap;
 use std::future::{Future, pending};
@@ -10,71 +10,74 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use dormouse_protocol::{LogId, Slot};
 use dormouse_runtime::Env;
 
-use super::machine::{Looked, Recovered, Recovery, RecoveryEffect, RecoveryInput};
-use super::segments::{blocks, found_in, next_batch};
-use super::{RecoveryError, SealLog, Surplus};
+use super::machine::{Recovered, Recovery, RecoveryEffect, RecoveryInput, RecoverySlotRead};
+use super::segments::{blocks, match_segment, next_batch};
+use super::{RecoveryError, SealLog, StrandedWrites};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
 use crate::checksum::Crc64;
-use crate::fail_points::{Step as FailPoint, reach};
+use crate::fail_points::{FailPoint, reach};
 use crate::format::segment::{self, NO_PREVIOUS, SlotHeader, SlotKind};
 use crate::keys::{LogKeys, Nonce};
 use crate::wal::{Lsn, WalContents, WalError, WalStorage, keep_damaged, list_logs, read_wal, remove_wal};
 
-/// What a recovery works with.
+/// Resources of a recovery.
 #[derive(Clone)]
 pub struct RecoverySettings {
     /// The disk.
     pub storage: Arc<dyn WalStorage>,
-    /// Where the write-ahead logs are, each in a folder named after its log.
+    /// Folder of the write-ahead logs, each in a folder named after its log.
     pub wal: PathBuf,
-    /// Where what cannot be used any more is kept.
+    /// Folder for data that cannot be used any more.
     pub lost: PathBuf,
     /// The bucket.
     pub bucket: Arc<dyn Bucket>,
-    /// Clock, chance, blocking work.
+    /// Clock, randomness, blocking work.
     pub env: Env,
 }
 
-/// Brings what earlier processes left into their logs, and ends these. Called before this process begins a write-ahead
-/// log of its own. While the bucket does not answer, it waits and tries again.
+/// Ships unshipped writes of earlier processes into their logs, and seals these logs. Called before this process
+/// creates its own write-ahead log. While the bucket does not answer, it retries.
 ///
-/// Cancelling the call loses nothing: the next one goes on from there.
+/// Cancelling the call loses nothing: the next call continues from there.
 ///
 /// # Errors
-/// [`RecoveryError`]; what could not be brought into the bucket stays on the disk.
-pub async fn recover(settings: &RecoverySettings, sealer: &dyn SealLog) -> Result<Surplus, RecoveryError> {
+/// [`RecoveryError`]; the writes that were not shipped stay on the disk.
+pub async fn recover(
+    settings: &RecoverySettings,
+    sealer: &dyn SealLog,
+) -> Result<StrandedWrites, RecoveryError> {
     let (storage, dir) = (settings.storage.clone(), settings.wal.clone());
     let logs = settings.env.blocking(move || list_logs(storage.as_ref(), &dir)).await?;
-    let mut surplus = BTreeMap::new();
+    let mut stranded = BTreeMap::new();
     for log in logs {
         let wal = read(settings, &log).await?;
-        let one = OneLog { settings, keys: LogKeys::new(&log), log: &log, wal: &wal, previous: None };
-        let recovered = one.run(sealer).await?;
+        let recovery =
+            LogRecovery { settings, keys: LogKeys::new(&log), log: &log, wal: &wal, previous: None };
+        let recovered = recovery.run(sealer).await?;
         match recovered {
-            Recovered::Surplus { after } => {
+            Recovered::Stranded { after } => {
                 let mut appends = wal.appends;
                 appends.retain(|append| append.lsn > after);
                 tracing::warn!(
-                    %log, appends = appends.len(),
-                    "somebody ended the log of an earlier process before all that it had accepted was in the bucket; \
-                     it goes with the next claim of each subject"
+                    %log, appends = appends.len(), impact = "writes below level bucket missing until the claim",
+                    "stranded writes found, deferred to next claim"
                 );
-                surplus.insert(log, appends);
+                stranded.insert(log, appends);
             }
             Recovered::Complete | Recovered::Nothing => {
-                tracing::info!(%log, "the log of an earlier process is complete");
+                tracing::info!(%log, "WAL recovery complete");
                 let (storage, dir) = (settings.storage.clone(), settings.wal.clone());
                 reach(FailPoint::WalRemoving);
                 settings.env.blocking(move || remove_wal(storage.as_ref(), &dir, &log)).await?;
                 reach(FailPoint::WalRemoved);
             }
-            Recovered::BucketLacks => {
+            Recovered::SlotsMissing => {
                 let wal = settings.wal.join(log.to_string());
-                return Err(RecoveryError::BucketLacks { log, wal });
+                return Err(RecoveryError::SlotsMissing { log, wal });
             }
         }
     }
-    Ok(Surplus::new(settings.clone(), surplus))
+    Ok(StrandedWrites::new(settings.clone(), stranded))
 }
 
 async fn read(settings: &RecoverySettings, log: &LogId) -> Result<WalContents, WalError> {
@@ -83,14 +86,13 @@ async fn read(settings: &RecoverySettings, log: &LogId) -> Result<WalContents, W
     let read = move || {
         let wal = read_wal(storage.as_ref(), &dir, &log)?;
         if wal.torn {
-            tracing::info!(%log, "the write-ahead log of an earlier process ends in the middle of a write");
+            tracing::info!(%log, "WAL ends in a torn write");
         }
         if let Some(damage) = &wal.damaged {
             keep_damaged(storage.as_ref(), &dir, &log, damage, &kept)?;
             tracing::error!(
-                %log, part = %damage.path.display(), at = damage.at, what = damage.what, kept = %kept.display(),
-                "the write-ahead log of an earlier process is damaged: what stood before the damage is used, the rest is \
-                 kept and may hold acknowledged writes of levels below bucket"
+                %log, part = %damage.path.display(), at = damage.at, reason = damage.reason, kept = %kept.display(),
+                impact = "acknowledged writes below level bucket may be lost", "WAL damaged, damaged parts kept"
             );
         }
         Ok(wal)
@@ -98,7 +100,7 @@ async fn read(settings: &RecoverySettings, log: &LogId) -> Result<WalContents, W
     settings.env.blocking(read).await
 }
 
-struct OneLog<'a> {
+struct LogRecovery<'a> {
     settings: &'a RecoverySettings,
     keys: LogKeys,
     log: &'a LogId,
@@ -107,13 +109,13 @@ struct OneLog<'a> {
     previous: Option<(Slot, Crc64)>,
 }
 
-impl OneLog<'_> {
+impl LogRecovery<'_> {
     async fn run(mut self, sealer: &dyn SealLog) -> Result<Recovered, RecoveryError> {
         let (mut machine, mut effect) = Recovery::begin(self.wal);
         loop {
             let input = match effect {
                 RecoveryEffect::List => RecoveryInput::Listed(self.highest().await?),
-                RecoveryEffect::Look(slot) => RecoveryInput::Looked(self.look(slot).await?),
+                RecoveryEffect::ReadSlot(slot) => RecoveryInput::SlotRead(self.read_slot(slot).await?),
                 RecoveryEffect::Put { slot, after } => self.put(slot, after).await?,
                 RecoveryEffect::Seal => {
                     reach(FailPoint::RecoverySealing);
@@ -123,28 +125,28 @@ impl OneLog<'_> {
                 }
                 RecoveryEffect::Done(recovered) => return Ok(recovered),
             };
-            // Every input answers the effect before it.
-            let Some(next) = machine.apply(input) else { unreachable!("an answer that was asked for") };
+            // Every input is the result of the previous effect.
+            let Some(next) = machine.apply(input) else { unreachable!("the input matches the effect") };
             effect = next;
         }
     }
 
     async fn highest(&self) -> Result<Option<Slot>, BucketError> {
-        let entries = patiently(|| self.settings.bucket.list(self.keys.folder())).await?;
+        let entries = with_retries(|| self.settings.bucket.list(self.keys.folder())).await?;
         Ok(self.keys.read_listing(&entries).last().copied())
     }
 
-    async fn look(&mut self, slot: Slot) -> Result<Looked, RecoveryError> {
+    async fn read_slot(&mut self, slot: Slot) -> Result<RecoverySlotRead, RecoveryError> {
         let key = self.keys.slot(slot);
-        let Some(bytes) = patiently(|| self.settings.bucket.get(&key)).await? else {
-            return Ok(Looked::Gone);
+        let Some(bytes) = with_retries(|| self.settings.bucket.get(&key)).await? else {
+            return Ok(RecoverySlotRead::Gone);
         };
         let object = segment::decode(self.log, slot, bytes)?;
         self.previous = Some((slot, object.checksum));
         Ok(match object.header.kind {
-            SlotKind::Birth => Looked::Birth,
-            SlotKind::Seal => Looked::Seal,
-            SlotKind::Data => Looked::Data(found_in(&object, &self.wal.appends)),
+            SlotKind::Birth => RecoverySlotRead::Birth,
+            SlotKind::Seal => RecoverySlotRead::Seal,
+            SlotKind::Data => RecoverySlotRead::Data(match_segment(&object, &self.wal.appends)),
         })
     }
 
@@ -165,14 +167,14 @@ impl OneLog<'_> {
                 self.previous = Some((slot, encoded.checksum));
                 Ok(RecoveryInput::Put { ours: true, through })
             }
-            CreateOutcome::Anothers => Ok(RecoveryInput::Put { ours: false, through }),
+            CreateOutcome::Foreign => Ok(RecoveryInput::Put { ours: false, through }),
             CreateOutcome::Unknown(error) => Err(error.into()),
         }
     }
 }
 
-/// Asks until there is an answer.
-async fn patiently<T, F>(mut ask: impl FnMut() -> F) -> Result<T, BucketError>
+/// Retries the call until its result is known.
+async fn with_retries<T, F>(mut call: impl FnMut() -> F) -> Result<T, BucketError>
 where
     F: Future<Output = Result<T, BucketError>>,
 {
@@ -183,9 +185,9 @@ where
         .without_max_times()
         .build();
     loop {
-        match ask().await {
+        match call().await {
             Err(error) if error.is_unknown() => {
-                tracing::warn!(%error, "the bucket does not answer; what an earlier process left has to wait");
+                tracing::warn!(%error, "bucket not answering, retrying WAL recovery");
                 tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
             }
             answer => return answer,

@@ -10,17 +10,17 @@ use dormouse_runtime::{Env, SeededEntropy, VirtualClock};
 use tempfile::TempDir;
 use ulid::Ulid;
 
-use super::machine::Found;
-use super::segments::{blocks, found_in, next_batch};
+use super::machine::WalMatch;
+use super::segments::{blocks, match_segment, next_batch};
 use super::*;
 use crate::bucket::faults::{FaultPlan, FaultyBucket};
 use crate::bucket::{Bucket, ObjectStoreBucket};
-use crate::entry::Entry;
+use crate::entry::LogEntry;
 use crate::format::segment::{self, Block, NO_PREVIOUS, SlotHeader, SlotKind, SlotObject};
 use crate::format::{delta, frame};
 use crate::keys::{LogKeys, Nonce};
-use crate::log::seal::{Looked, Seal, SealEffect, SealInput};
-use crate::plan::{Operation, SetOperation};
+use crate::log::seal::{SealEffect, SealInput, SealMachine, SealedSlotRead};
+use crate::plan::{RecordOp, SetOperation};
 use crate::wal::{FileSystem, Lsn, Wal, WalAppend, list_logs};
 
 fn log() -> LogId {
@@ -31,7 +31,7 @@ fn subject(name: &str) -> Subject {
     Subject::new(name).unwrap()
 }
 
-fn entry(after: u64) -> Entry {
+fn entry(after: u64) -> LogEntry {
     let set = SetOperation {
         seq: Seq::new(after + 1),
         key: None,
@@ -43,12 +43,12 @@ fn entry(after: u64) -> Entry {
         expires_at: None,
         msg_id: None,
     };
-    Entry {
+    LogEntry {
         term: Term::new(3),
         after: Rev::new(after),
         accept_time: Timestamp::from_micros(1),
         request: None,
-        operations: vec![Operation::Set(set)],
+        operations: vec![RecordOp::Set(set)],
     }
 }
 
@@ -64,7 +64,7 @@ fn append(lsn: u64, name: &str, after: u64) -> WalAppend {
     }
 }
 
-/// What the dead process accepted: two subjects in turn.
+/// The appends that the ended process accepted: two subjects in turn.
 fn accepted() -> Vec<WalAppend> {
     (1..=6)
         .map(|lsn| append(lsn, if lsn % 2 == 0 { "app.even" } else { "app.odd" }, lsn.div_ceil(2)))
@@ -87,24 +87,28 @@ struct Machine {
     settings: RecoverySettings,
 }
 
-/// Seals as a claim does.
+/// Seals a log, as a claim does.
 struct Sealer(Arc<dyn Bucket>);
 
 #[async_trait]
 impl SealLog for Sealer {
     async fn seal(&self, log: &LogId) -> Result<(), ErrorReply> {
         let keys = LogKeys::new(log);
-        let (mut machine, mut effect) = Seal::begin();
+        let (mut machine, mut effect) = SealMachine::begin();
         loop {
             let input = match effect {
                 SealEffect::List => {
                     let listed = self.0.list(keys.folder()).await.unwrap();
                     SealInput::Listed(keys.read_listing(&listed).last().copied())
                 }
-                SealEffect::Look(slot) => {
+                SealEffect::ReadSlot(slot) => {
                     let bytes = self.0.get(&keys.slot(slot)).await.unwrap().unwrap();
                     let kind = segment::decode(log, slot, bytes).unwrap().header.kind;
-                    SealInput::Looked(if kind == SlotKind::Seal { Looked::Seal } else { Looked::Other })
+                    SealInput::SlotRead(if kind == SlotKind::Seal {
+                        SealedSlotRead::Seal
+                    } else {
+                        SealedSlotRead::Other
+                    })
                 }
                 SealEffect::Create(slot) => {
                     let bytes = slot_bytes(SlotKind::Seal, slot.get(), &[]);
@@ -140,7 +144,7 @@ impl Machine {
         wal
     }
 
-    /// Slots from 0 on: the birth, then one for each of these.
+    /// Creates the slots from 0 on: the log's first object, then one slot for each of `slots`.
     async fn ship(&self, slots: &[&[WalAppend]]) {
         let mut objects = vec![slot_bytes(SlotKind::Birth, 0, &[])];
         objects
@@ -154,7 +158,7 @@ impl Machine {
         Sealer(self.settings.bucket.clone())
     }
 
-    async fn recover(&self) -> Result<Surplus, RecoveryError> {
+    async fn recover(&self) -> Result<StrandedWrites, RecoveryError> {
         recover(&self.settings, &self.sealer()).await
     }
 
@@ -173,11 +177,11 @@ impl Machine {
         list_logs(self.settings.storage.as_ref(), &self.settings.wal).unwrap()
     }
 
-    /// Each subject's entries in the whole log, which ends with a seal.
-    async fn whole_log(&self) -> BTreeMap<Subject, Vec<Entry>> {
+    /// Each subject's entries in the whole log, whose last slot is a seal.
+    async fn whole_log(&self) -> BTreeMap<Subject, Vec<LogEntry>> {
         let slots = self.slots().await;
         assert_eq!(slots.last().unwrap().header.kind, SlotKind::Seal);
-        let mut entries: BTreeMap<Subject, Vec<Entry>> = BTreeMap::new();
+        let mut entries: BTreeMap<Subject, Vec<LogEntry>> = BTreeMap::new();
         for slot in &slots {
             for line in &slot.lines {
                 entries
@@ -190,46 +194,49 @@ impl Machine {
     }
 }
 
-fn everything() -> BTreeMap<Subject, Vec<Entry>> {
+fn everything() -> BTreeMap<Subject, Vec<LogEntry>> {
     let entries = |revs: [u64; 3]| revs.into_iter().map(entry).collect();
     [(subject("app.even"), entries([1, 2, 3])), (subject("app.odd"), entries([1, 2, 3]))].into()
 }
 
+/// Recovery ships all unshipped writes of an orphaned log, seals it and removes its WAL; a second run does nothing.
 #[tokio::test(start_paused = true)]
-async fn what_was_not_shipped_goes_into_the_log_and_the_log_ends() {
+async fn recovery_ships_unshipped_writes_and_seals_log() {
     let machine = Machine::new();
     let all = accepted();
     machine.ship(&[&all[..2]]).await;
     let mut wal = machine.wal(&all);
-    wal.shipped(Lsn::new(2), Slot::new(1)).unwrap();
+    wal.mark_shipped(Lsn::new(2), Slot::new(1)).unwrap();
     assert!(machine.recover().await.unwrap().is_empty());
     assert_eq!(machine.whole_log().await, everything());
     let slots = machine.slots().await;
     assert_eq!((slots.len(), slots[2].header.previous), (4, slots[1].checksum));
     assert_eq!(machine.waiting_logs(), []);
-    // Again: nothing is left to do.
+    // The second run has nothing to do.
     assert!(machine.recover().await.unwrap().is_empty());
     assert_eq!(machine.slots().await, slots);
 }
 
+/// Recovery ships no segment twice, even if the WAL lacks the mark that it shipped.
 #[tokio::test(start_paused = true)]
-async fn what_was_shipped_without_a_note_of_it_is_not_shipped_twice() {
+async fn recovery_does_not_reship_segments_without_wal_mark() {
     let all = accepted();
-    for (noted, shipped) in [(0, 2), (0, 4), (2, 6), (6, 6)] {
+    for (marked, shipped) in [(0, 2), (0, 4), (2, 6), (6, 6)] {
         let machine = Machine::new();
         let slots: Vec<&[WalAppend]> = all[..shipped].chunks(2).collect();
         machine.ship(&slots).await;
         let mut wal = machine.wal(&all);
-        if noted > 0 {
-            wal.shipped(Lsn::new(noted), Slot::new(noted / 2)).unwrap();
+        if marked > 0 {
+            wal.mark_shipped(Lsn::new(marked), Slot::new(marked / 2)).unwrap();
         }
         assert!(machine.recover().await.unwrap().is_empty());
-        assert_eq!(machine.whole_log().await, everything(), "noted {noted}, shipped {shipped}");
+        assert_eq!(machine.whole_log().await, everything(), "marked {marked}, shipped {shipped}");
     }
 }
 
+/// If the log holds a segment beyond the WAL's end, recovery knows that all writes shipped.
 #[tokio::test(start_paused = true)]
-async fn a_segment_that_outlived_its_place_in_the_write_ahead_log_shows_that_all_is_shipped() {
+async fn recovery_with_segment_beyond_wal_end_ships_nothing() {
     let machine = Machine::new();
     let all = accepted();
     machine.ship(&[&all[..4], &all[4..]]).await;
@@ -238,8 +245,9 @@ async fn a_segment_that_outlived_its_place_in_the_write_ahead_log_shows_that_all
     assert_eq!(machine.whole_log().await, everything());
 }
 
+/// With a faulty bucket, recovery still puts every write into the log exactly once.
 #[tokio::test(start_paused = true)]
-async fn a_rough_bucket_changes_nothing() {
+async fn recovery_on_faulty_bucket_ships_each_write_once() {
     for seed in 0..40 {
         let mut machine = Machine::new();
         let all = accepted();
@@ -247,38 +255,40 @@ async fn a_rough_bucket_changes_nothing() {
         machine.wal(&all);
         let inner = machine.settings.bucket.clone();
         let env = machine.settings.env.clone();
-        let faulty = Arc::new(FaultyBucket::new(inner.clone(), seed, FaultPlan::rough(), env));
+        let faulty = Arc::new(FaultyBucket::new(inner.clone(), seed, FaultPlan::frequent(), env));
         machine.settings.bucket = faulty.clone();
         let recovered = recover(&machine.settings, &Sealer(inner.clone())).await;
-        faulty.settle().await;
+        faulty.apply_delayed().await;
         machine.settings.bucket = inner;
         assert!(recovered.unwrap().is_empty(), "seed {seed}");
         assert_eq!(machine.whole_log().await, everything(), "seed {seed}");
     }
 }
 
+/// If another process sealed the log, unshipped writes stay stranded until each subject resolves them or they move to
+/// `lost/`.
 #[tokio::test(start_paused = true)]
-async fn what_is_left_when_another_ended_the_log_waits_for_its_subjects() {
+async fn recovery_of_foreign_sealed_log_keeps_stranded_writes() {
     let machine = Machine::new();
     let all = accepted();
     machine.ship(&[&all[..2]]).await;
-    machine.wal(&all).shipped(Lsn::new(2), Slot::new(1)).unwrap();
+    machine.wal(&all).mark_shipped(Lsn::new(2), Slot::new(1)).unwrap();
     machine.sealer().seal(&log()).await.unwrap();
     let before = machine.slots().await;
 
-    let surplus = machine.recover().await.unwrap();
+    let stranded = machine.recover().await.unwrap();
     let (even, odd) = (subject("app.even"), subject("app.odd"));
-    assert_eq!(surplus.waiting(), [(even.clone(), vec![log()]), (odd.clone(), vec![log()])]);
-    assert_eq!(surplus.entries(&even, &log()).unwrap(), [entry(2), entry(3)]);
-    surplus.settle(&even, &log()).await.unwrap();
-    assert_eq!((surplus.logs_of(&even), surplus.logs_of(&odd)), (vec![], vec![log()]));
+    assert_eq!(stranded.pending_subjects(), [(even.clone(), vec![log()]), (odd.clone(), vec![log()])]);
+    assert_eq!(stranded.entries(&even, &log()).unwrap(), [entry(2), entry(3)]);
+    stranded.mark_resolved(&even, &log()).await.unwrap();
+    assert_eq!((stranded.logs_of(&even), stranded.logs_of(&odd)), (vec![], vec![log()]));
     assert_eq!(machine.slots().await, before);
 
-    // The next process finds what is not settled.
-    let surplus = machine.recover().await.unwrap();
-    assert_eq!(surplus.waiting(), [(odd.clone(), vec![log()])]);
-    let kept = surplus.lose(&odd, &log(), |_| Rev::new(3)).await.unwrap();
-    assert!(surplus.is_empty());
+    // The next process finds the unresolved subject.
+    let stranded = machine.recover().await.unwrap();
+    assert_eq!(stranded.pending_subjects(), [(odd.clone(), vec![log()])]);
+    let kept = stranded.move_to_lost(&odd, &log(), |_| Rev::new(3)).await.unwrap();
+    assert!(stranded.is_empty());
     assert_eq!(machine.waiting_logs(), []);
 
     let [file]: [PathBuf; 1] = kept.try_into().unwrap();
@@ -291,23 +301,25 @@ async fn what_is_left_when_another_ended_the_log_waits_for_its_subjects() {
     assert_eq!((lost_subject, lost.after, lost.entries), (odd, Rev::new(3), vec![entry(3)]));
 }
 
+/// If the state holds all stranded writes, no file is created in `lost/`.
 #[tokio::test(start_paused = true)]
-async fn nothing_is_put_into_lost_when_the_state_has_it_all() {
+async fn stranded_writes_already_in_state_are_not_kept_in_lost() {
     let machine = Machine::new();
     let all = accepted();
     machine.ship(&[]).await;
     machine.wal(&all);
     machine.sealer().seal(&log()).await.unwrap();
-    let surplus = machine.recover().await.unwrap();
+    let stranded = machine.recover().await.unwrap();
     assert_eq!(
-        surplus.lose(&subject("app.odd"), &log(), |_| Rev::new(4)).await.unwrap(),
+        stranded.move_to_lost(&subject("app.odd"), &log(), |_| Rev::new(4)).await.unwrap(),
         Vec::<PathBuf>::new()
     );
     assert!(!machine.folder.path().join("lost/app.odd").exists());
 }
 
+/// Recovery ignores WAL records behind damage and keeps the damaged part in `lost/`.
 #[tokio::test(start_paused = true)]
-async fn what_stands_behind_damage_is_kept_and_not_believed() {
+async fn recovery_keeps_damaged_wal_part_and_ignores_rest() {
     let machine = Machine::new();
     let all = accepted();
     machine.ship(&[]).await;
@@ -322,16 +334,17 @@ async fn what_stands_behind_damage_is_kept_and_not_believed() {
     std::fs::write(&part, &bytes).unwrap();
 
     machine.recover().await.unwrap();
-    let believed = machine.whole_log().await;
-    assert_eq!(believed[&subject("app.even")], [entry(1), entry(2)]);
-    assert_eq!(believed[&subject("app.odd")], [entry(1), entry(2)]);
+    let recovered = machine.whole_log().await;
+    assert_eq!(recovered[&subject("app.even")], [entry(1), entry(2)]);
+    assert_eq!(recovered[&subject("app.odd")], [entry(1), entry(2)]);
     let kept = machine.folder.path().join("lost/=wal").join(log().to_string()).join("00000001.wal");
     assert_eq!(std::fs::read(kept).unwrap(), bytes);
     assert_eq!(machine.waiting_logs(), []);
 }
 
+/// Recovery of an empty WAL without any slot leaves no WAL and no object.
 #[tokio::test(start_paused = true)]
-async fn a_log_that_was_never_born_leaves_nothing() {
+async fn recovery_of_log_without_slots_leaves_nothing() {
     let machine = Machine::new();
     machine.wal(&[]);
     assert!(machine.recover().await.unwrap().is_empty());
@@ -339,23 +352,25 @@ async fn a_log_that_was_never_born_leaves_nothing() {
     assert_eq!(machine.slots().await, []);
 }
 
+/// If the bucket lacks slots that the WAL marks as shipped, recovery fails and keeps the WAL.
 #[tokio::test(start_paused = true)]
-async fn another_bucket_is_refused_and_nothing_is_thrown_away() {
+async fn recovery_with_wrong_bucket_fails_and_keeps_wal() {
     let all = accepted();
     for slots in [vec![], vec![&all[..2]]] {
         let machine = Machine::new();
         if !slots.is_empty() {
             machine.ship(&slots).await;
         }
-        machine.wal(&all).shipped(Lsn::new(4), Slot::new(2)).unwrap();
+        machine.wal(&all).mark_shipped(Lsn::new(4), Slot::new(2)).unwrap();
         let refused = machine.recover().await.err().unwrap();
-        assert!(matches!(refused, RecoveryError::BucketLacks { .. }), "{refused}");
+        assert!(matches!(refused, RecoveryError::SlotsMissing { .. }), "{refused}");
         assert_eq!(machine.waiting_logs(), [log()]);
     }
 }
 
+/// A recovery segment ends before the size limit and before a gap in the revs of a subject.
 #[test]
-fn a_batch_ends_where_a_segment_would_be_too_long_or_have_a_hole() {
+fn recovery_segment_ends_at_size_limit_or_rev_gap() {
     let sized = |lsn, after, bytes: usize| WalAppend {
         frames: Bytes::from(vec![0; bytes]),
         ..append(lsn, "app", after)
@@ -364,19 +379,20 @@ fn a_batch_ends_where_a_segment_would_be_too_long_or_have_a_hole() {
         [sized(1, 1, 10 << 20), sized(2, 2, 6 << 20), sized(3, 3, 1), sized(4, 4, 40 << 20), sized(5, 5, 1)];
     let batch = |appends: &[WalAppend], after| next_batch(appends, Lsn::new(after)).len();
     assert_eq!([0, 2, 3, 4, 5].map(|after| batch(&long, after)), [2, 1, 1, 1, 0]);
-    let hole = [append(1, "app", 1), append(2, "other", 1), append(3, "app", 7), append(4, "app", 8)];
-    assert_eq!([0, 2].map(|after| batch(&hole, after)), [2, 2]);
+    let gap = [append(1, "app", 1), append(2, "other", 1), append(3, "app", 7), append(4, "app", 8)];
+    assert_eq!([0, 2].map(|after| batch(&gap, after)), [2, 2]);
 }
 
+/// A segment shows how far its log shipped: through a certain WAL append or beyond the WAL's end.
 #[test]
-fn a_segment_tells_how_far_its_log_came() {
+fn recovery_reads_shipped_position_from_segment() {
     let all = accepted();
     let object = |appends: &[WalAppend]| {
         segment::decode(&log(), Slot::new(1), slot_bytes(SlotKind::Data, 1, appends)).unwrap()
     };
-    assert_eq!(found_in(&object(&all[..3]), &all), Found::Through(Lsn::new(3)));
-    assert_eq!(found_in(&object(&all[3..4]), &all), Found::Through(Lsn::new(4)));
-    assert_eq!(found_in(&object(&all[2..5]), &all[..4]), Found::Beyond);
+    assert_eq!(match_segment(&object(&all[..3]), &all), WalMatch::Through(Lsn::new(3)));
+    assert_eq!(match_segment(&object(&all[3..4]), &all), WalMatch::Through(Lsn::new(4)));
+    assert_eq!(match_segment(&object(&all[2..5]), &all[..4]), WalMatch::Beyond);
     let block = Block {
         subject: subject("app.odd"),
         first_after: Rev::new(1),
@@ -391,5 +407,8 @@ fn a_segment_tells_how_far_its_log_came() {
         last_rev: block.last_rev,
         ..all[0].clone()
     };
-    assert_eq!(found_in(&object(&all[..1]), std::slice::from_ref(&both)), Found::Through(Lsn::new(9)));
+    assert_eq!(
+        match_segment(&object(&all[..1]), std::slice::from_ref(&both)),
+        WalMatch::Through(Lsn::new(9))
+    );
 }

@@ -1,4 +1,4 @@
-//! What the spool makes of requests: its own it carries out, and of those that commit uploads it sees how they end.
+//! Requests at the spool: it executes its own requests, and tracks the sets that commit uploads.
 
 use std::sync::Arc;
 
@@ -6,74 +6,82 @@ use dormouse_protocol::Subject;
 use dormouse_protocol::data::SetOutcome;
 use dormouse_protocol::transfer::UploadReply;
 
-use super::machine::Life;
-use super::{Respond, UploadKey, key};
-use crate::api::{Reply, Request, Submission};
-use crate::engine::Shared;
+use super::machine::UploadGeneration;
+use super::{ChunkReplySender, UploadKey, key};
+use crate::api::{EngineReply, EngineRequest, Submission};
+use crate::engine::EngineShared;
 use crate::values;
 
-/// Takes a request that is for the spool alone. One that is for a subject is given back; the uploads that it commits go with
-/// the sets that are carried out, and stay, for another attempt, with those that are refused.
-pub(crate) fn take(shared: &Arc<Shared>, subject: &Subject, submission: Submission) -> Option<Submission> {
+/// Executes a request for the spool itself, and returns a request for a subject to the caller. If a set that commits an
+/// upload succeeds, the upload ends. If the set is refused, the upload stays for another attempt.
+pub(crate) fn take(
+    shared: &Arc<EngineShared>,
+    subject: &Subject,
+    submission: Submission,
+) -> Option<Submission> {
     let Submission { request, max_reply_bytes, respond } = submission;
     match request {
-        Request::UploadChunk(request) => {
+        EngineRequest::UploadChunk(request) => {
             shared.spool.chunk(&shared.tasks, subject, request, respond);
             None
         }
-        Request::UploadCancel(request) => {
+        EngineRequest::UploadCancel(request) => {
             shared.spool.cancel(&shared.tasks, subject, request);
-            respond(Ok(Reply::Upload(UploadReply::default())));
+            respond(Ok(EngineReply::Upload(UploadReply::default())));
             None
         }
         request => {
             let sets: Vec<(usize, UploadKey)> = values::uploaded_before(&request)
-                .map(|(place, value)| (place, key(subject, value.upload)))
+                .map(|(index, value)| (index, key(subject, value.upload)))
                 .collect();
-            let respond = if sets.is_empty() { respond } else { ending(shared, sets, respond) };
+            let respond = if sets.is_empty() { respond } else { end_uploads_on_reply(shared, sets, respond) };
             Some(Submission { request, max_reply_bytes, respond })
         }
     }
 }
 
-/// Uploads that a request would commit: none is abandoned while the request waits, however it ends.
-struct Committing {
-    shared: Arc<Shared>,
-    uploads: Vec<(UploadKey, Life)>,
+/// Uploads that a request would commit: none expires while the request is pending, for any end of the request.
+struct CommitGuard {
+    shared: Arc<EngineShared>,
+    uploads: Vec<(UploadKey, UploadGeneration)>,
 }
 
-impl Committing {
-    fn begin(shared: &Arc<Shared>, sets: &[(usize, UploadKey)]) -> Self {
+impl CommitGuard {
+    fn begin(shared: &Arc<EngineShared>, sets: &[(usize, UploadKey)]) -> Self {
         let mut inner = shared.spool.lock();
         let begin = |(_, key): &(usize, UploadKey)| Some((key.clone(), inner.uploads.commit_begins(key)?));
         Self { shared: Arc::clone(shared), uploads: sets.iter().filter_map(begin).collect() }
     }
 }
 
-impl Drop for Committing {
+impl Drop for CommitGuard {
     fn drop(&mut self) {
         let spool = &self.shared.spool;
         let mut inner = spool.lock();
-        for (key, life) in &self.uploads {
-            inner.uploads.commit_ended(key, *life, spool.env.boot());
+        for (key, generation) in &self.uploads {
+            inner.uploads.commit_ended(key, *generation, spool.env.boot());
         }
         drop(inner);
         spool.begun.notify_one();
     }
 }
 
-/// An answer that says that a set was carried out ends the upload whose value it has.
-fn ending(shared: &Arc<Shared>, sets: Vec<(usize, UploadKey)>, respond: Respond) -> Respond {
-    let committing = Committing::begin(shared, &sets);
+/// Wraps `respond`: if the reply reports that a set succeeded, the upload of its value ends.
+fn end_uploads_on_reply(
+    shared: &Arc<EngineShared>,
+    sets: Vec<(usize, UploadKey)>,
+    respond: ChunkReplySender,
+) -> ChunkReplySender {
+    let guard = CommitGuard::begin(shared, &sets);
     Box::new(move |answer| {
-        let Committing { shared, .. } = &committing;
-        if let Ok(Reply::Set(reply)) = &answer {
-            let is_done = |place: usize| matches!(reply.results.get(place), Some(SetOutcome::Ok(_)));
+        let CommitGuard { shared, .. } = &guard;
+        if let Ok(EngineReply::Set(reply)) = &answer {
+            let is_done = |index: usize| matches!(reply.results.get(index), Some(SetOutcome::Ok(_)));
             let done: Vec<UploadKey> =
-                sets.into_iter().filter_map(|(place, key)| is_done(place).then_some(key)).collect();
+                sets.into_iter().filter_map(|(index, key)| is_done(index).then_some(key)).collect();
             shared.spool.end(&shared.tasks, &done);
         }
-        drop(committing);
+        drop(guard);
         respond(answer);
     })
 }

@@ -1,21 +1,21 @@
-//! The files of uploads, as a port: the file system, or one without room.
+//! The files of uploads, as a port: the file system, or a fake disk that is full.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Where uploads are kept until they are in the bucket. All methods block. Nothing is synced: what a loss of power takes,
-/// the digest finds out.
+/// Stores uploads until they are in the bucket. All methods block. Nothing is synced: the digest check detects bytes
+/// that a power loss has destroyed.
 pub(crate) trait SpoolDisk: fmt::Debug + Send + Sync {
-    /// Makes `bytes` the content of the file from `at` on, where it ends now or ended before a write that failed. Creates
-    /// the file if there is none.
+    /// Makes `bytes` the content of the file from `at` on. The file ends at `at`, or did before a failed write. Creates
+    /// the file if it does not exist.
     fn append(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Removes a file; that there is none is fine.
+    /// Removes a file; a missing file is no error.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// The files in `folder` and their sizes, ascending by name. Makes the folder if there is none.
+    /// The files in `folder` and their sizes, ascending by name. Creates the folder if it does not exist.
     fn list(&self, folder: &Path) -> io::Result<Vec<(String, u64)>>;
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct SpoolFiles;
 
 impl SpoolDisk for SpoolFiles {
     fn append(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
-        // Not `append`: a file that a failed write has left longer is cut first.
+        // Not `append`: a failed write may have left the file longer, so it is truncated first.
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         file.set_len(at)?;
         io::Seek::seek(&mut file, io::SeekFrom::Start(at))?;
@@ -44,7 +44,7 @@ impl SpoolDisk for SpoolFiles {
         let mut files = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            // What is no file is none of ours: a file system has a folder of its own at its top.
+            // The spool creates only files; a file system has folders of its own at its root.
             if !entry.file_type()?.is_file() {
                 continue;
             }

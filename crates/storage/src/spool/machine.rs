@@ -1,4 +1,4 @@
-//! Which uploads there are, what is taken of them, and when they go: a pure machine without bytes, files or clock.
+//! The table of uploads: their progress, their limits and their expiry. A pure machine without bytes, files or clock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,156 +7,156 @@ use dormouse_protocol::limits::UPLOAD_WINDOW_BYTES;
 use dormouse_protocol::transfer::{UploadPlace, UploadReply, UploadedValue};
 use dormouse_protocol::{ErrorReply, Term, UploadId};
 
-use super::shares::Shares;
-pub(crate) use super::upload::Life;
-use super::upload::{Stage, Upload};
-use crate::plan::UploadRoom;
+use super::fair_share::FairShare;
+pub(crate) use super::upload::UploadGeneration;
+use super::upload::{Upload, UploadStage};
+use crate::plan::UploadQuota;
 
-/// Bytes of the chunks of all uploads that wait for those before them. Of what the others leave of it, a subject may have
-/// half, as of everything here.
-const MOST_HELD_BYTES: u64 = 4 * UPLOAD_WINDOW_BYTES;
+/// Bytes of the waiting chunks of all uploads. A chunk waits for the chunks before it. As with all limits here, one
+/// subject may use half of the bytes that other subjects leave free.
+const MAX_HELD_BYTES: u64 = 4 * UPLOAD_WINDOW_BYTES;
 
-/// When a caller that was turned away may come again.
+/// Retry delay of `overloaded` replies.
 pub(super) const RETRY_AFTER_MS: u64 = 1_000;
 
-/// Names an upload on this server: one that is brought for one subject is nothing to another.
+/// Identifies an upload on this server. An upload belongs to one subject.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct UploadKey {
-    /// The subject, as it is called in file names.
+    /// The subject's escaped name, as in file names.
     pub(crate) subject: String,
     pub(crate) upload: UploadId,
 }
 
-/// How much is taken on, for all subjects together. One may have of it what [`Shares`] says.
+/// Limits of all subjects together. [`FairShare`] limits the share of one subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SpoolLimits {
-    /// Uploads at a time.
+    /// Uploads in progress.
     pub(crate) uploads: usize,
-    /// Bytes of all of them together.
+    /// Bytes of all uploads.
     pub(crate) bytes: u64,
 }
 
 impl SpoolLimits {
-    /// Room that an upload whose size was announced has from its beginning. The rest of it is found as its bytes come: who
-    /// only announces takes nobody's room, and a value of this size is never refused halfway.
-    const fn advance(self) -> u64 {
+    /// Bytes that an upload with a declared size reserves at its begin. The other bytes are reserved as they arrive. So
+    /// a declared size alone uses little of the limit, and a value up to this size is never refused after its begin.
+    const fn initial_reservation(self) -> u64 {
         self.bytes / if self.uploads == 0 { 1 } else { self.uploads as u64 }
     }
 }
 
-/// What a client says when it begins an upload, and what its subject's limits leave for it.
+/// A client's parameters of a new upload, and the quota from its subject's limits.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Beginning {
+pub(crate) struct UploadBegin {
     pub(crate) size: Option<u64>,
     pub(crate) place: Option<UploadPlace>,
-    pub(crate) room: UploadRoom,
+    pub(crate) quota: UploadQuota,
 }
 
-/// What becomes of a chunk.
+/// Result of a chunk.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
-    /// It is there already.
+pub(crate) enum ChunkOutcome {
+    /// The bytes are written already.
     Known(UploadReply),
-    /// It is to be kept until it can be written.
+    /// The caller must keep the chunk until it can be written.
     Held,
 }
 
-/// What is to be written next: `length` bytes of the chunk that begins at `offset`, without its first `skip`.
+/// The next write: the chunk that begins at `offset`, without its first `skip` bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Write {
-    pub(crate) life: Life,
+pub(crate) struct ChunkWrite {
+    pub(crate) generation: UploadGeneration,
     pub(crate) offset: u64,
     pub(crate) skip: u64,
 }
 
-/// What comes of asking that a value be put in the bucket.
+/// Result of a finish request.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Finishing {
-    /// Nothing is to be done but to say so.
-    Answer(UploadReply),
-    /// Its way to the bucket is to be begun.
-    Begin(Life),
-    /// As [`Finishing::Begin`]; what is there already was for an earlier term and goes.
-    BeginAnew(Life),
+pub(crate) enum FinishOutcome {
+    /// Only send this reply.
+    Reply(UploadReply),
+    /// Store the value in the bucket.
+    Store(UploadGeneration),
+    /// As [`FinishOutcome::Store`]; also drop the object that was stored for an earlier term.
+    StoreAgain(UploadGeneration),
 }
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(crate) struct Uploads {
+pub(crate) struct UploadTable {
     limits: SpoolLimits,
     uploads: BTreeMap<UploadKey, Upload>,
-    slots: Shares,
-    room: Shares,
-    lives: u64,
+    count_shares: FairShare,
+    byte_shares: FairShare,
+    generations: u64,
 }
 
-impl Uploads {
+impl UploadTable {
     pub(crate) const fn new(limits: SpoolLimits) -> Self {
         Self {
             limits,
             uploads: BTreeMap::new(),
-            slots: Shares::new(limits.uploads as u64, 1),
-            room: Shares::new(limits.bytes, 0),
-            lives: 0,
+            count_shares: FairShare::new(limits.uploads as u64, 1),
+            byte_shares: FairShare::new(limits.bytes, 0),
+            generations: 0,
         }
     }
 
-    /// Takes up an upload that an earlier process has left, with so many bytes. `false`: there is no room, or its subject
-    /// has too much of it, and its file goes.
-    pub(crate) fn take_up(&mut self, key: UploadKey, received: u64, now: Duration) -> bool {
-        if !self.slots.take_up(&key.subject, 1) {
+    /// Resumes an upload of an earlier process, with so many bytes in its file. `false`: the limits do not allow it,
+    /// and the caller must remove its file.
+    pub(crate) fn resume(&mut self, key: UploadKey, received: u64, now: Duration) -> bool {
+        if !self.count_shares.resume(&key.subject, 1) {
             return false;
         }
-        if !self.room.take_up(&key.subject, received) {
-            self.slots.give_back(&key.subject, 1);
+        if !self.byte_shares.resume(&key.subject, received) {
+            self.count_shares.give_back(&key.subject, 1);
             return false;
         }
         self.insert(key, Upload { received, reserved: received, ..Upload::new(now) });
         true
     }
 
-    /// Begins an upload, or says how far it is.
+    /// Begins an upload, or returns the progress of an existing one.
     ///
     /// # Errors
     /// `too_large`, `limit_exceeded`, `overloaded`.
     pub(crate) fn begin(
         &mut self,
         key: UploadKey,
-        beginning: Beginning,
+        params: UploadBegin,
         now: Duration,
     ) -> Result<UploadReply, ErrorReply> {
-        let Beginning { size, place, room } = beginning;
+        let UploadBegin { size, place, quota } = params;
         let bytes = size.unwrap_or(0);
         if let Some(upload) = self.uploads.get_mut(&key) {
-            // An owner may have set limits meanwhile.
-            room.check(bytes.max(upload.received))?;
-            upload.heard_at = now;
-            (upload.place, upload.room) = (place, room);
+            // The subject's limits may have changed meanwhile.
+            quota.check(bytes.max(upload.received))?;
+            upload.active_at = now;
+            (upload.place, upload.quota) = (place, quota);
             return Ok(upload.reply());
         }
         self.check_size(bytes)?;
-        room.check(bytes)?;
-        // What would not find its room now is not begun, though not all of that is kept for it.
-        if !self.room.may_take(&key.subject, bytes) {
-            return Err(no_room());
+        quota.check(bytes)?;
+        // An upload whose whole size does not fit now is refused, although only a part of it is reserved.
+        if !self.byte_shares.may_take(&key.subject, bytes) {
+            return Err(too_many_bytes());
         }
-        if !self.slots.take(&key.subject, 1) {
-            return Err(ErrorReply::overloaded("too many uploads are under way", RETRY_AFTER_MS));
+        if !self.count_shares.take(&key.subject, 1) {
+            return Err(ErrorReply::overloaded("too many uploads in progress", RETRY_AFTER_MS));
         }
-        let reserved = bytes.min(self.limits.advance());
-        self.room.take(&key.subject, reserved);
-        self.insert(key, Upload { announced: size, reserved, place, room, ..Upload::new(now) });
+        let reserved = bytes.min(self.limits.initial_reservation());
+        self.byte_shares.take(&key.subject, reserved);
+        self.insert(key, Upload { declared_size: size, reserved, place, quota, ..Upload::new(now) });
         Ok(UploadReply::default())
     }
 
     fn insert(&mut self, key: UploadKey, upload: Upload) {
-        self.lives += 1;
-        self.uploads.insert(key, Upload { life: Life(self.lives), ..upload });
+        self.generations += 1;
+        self.uploads.insert(key, Upload { generation: UploadGeneration(self.generations), ..upload });
     }
 
-    /// Whether so many bytes of one value ever find room.
+    /// Checks the size of one value against the highest possible share.
     fn check_size(&self, bytes: u64) -> Result<(), ErrorReply> {
-        let most = self.room.most();
+        let most = self.byte_shares.most();
         if bytes <= most {
             return Ok(());
         }
@@ -164,7 +164,7 @@ impl Uploads {
         Err(ErrorReply::too_large("max_upload_bytes", whole(bytes), whole(most)))
     }
 
-    /// Whether so many bytes more may wait for those before them.
+    /// Checks whether a chunk of `length` bytes may wait for the chunks before it.
     fn check_held(&self, key: &UploadKey, upload: &Upload, length: u64) -> Result<(), ErrorReply> {
         let of_upload = upload.held_bytes().saturating_add(length);
         let (mut of_subject, mut of_others) = (length, 0_u64);
@@ -172,14 +172,17 @@ impl Uploads {
             let sum = if other.subject == key.subject { &mut of_subject } else { &mut of_others };
             *sum = sum.saturating_add(upload.held_bytes());
         }
-        if of_upload > UPLOAD_WINDOW_BYTES || of_subject > MOST_HELD_BYTES.saturating_sub(of_others) / 2 {
-            return Err(ErrorReply::overloaded("too many bytes wait for those before them", RETRY_AFTER_MS));
+        if of_upload > UPLOAD_WINDOW_BYTES || of_subject > MAX_HELD_BYTES.saturating_sub(of_others) / 2 {
+            return Err(ErrorReply::overloaded(
+                "too many bytes of chunks wait for earlier chunks",
+                RETRY_AFTER_MS,
+            ));
         }
         Ok(())
     }
 
-    /// Looks at a chunk. One that finds no room does not keep its upload alive: uploads that wait for each other's room
-    /// shall not do so for ever.
+    /// Checks a chunk. A chunk that is refused for lack of capacity does not extend its upload. Otherwise uploads could
+    /// wait for each other's capacity without end.
     ///
     /// # Errors
     /// `unknown_upload`, `bad_request`, `too_large`, `limit_exceeded`, `overloaded`.
@@ -189,7 +192,7 @@ impl Uploads {
         offset: u64,
         length: u64,
         now: Duration,
-    ) -> Result<Taken, ErrorReply> {
+    ) -> Result<ChunkOutcome, ErrorReply> {
         let end = offset.checked_add(length).filter(|end| *end > offset);
         let end = end.ok_or_else(|| ErrorReply::bad_request("a chunk has at least one byte"))?;
         self.check_size(end)?;
@@ -197,44 +200,44 @@ impl Uploads {
         let known = end <= upload.received;
         if !known {
             upload.check_end(end)?;
-            // What is written at once waits for nothing.
+            // A chunk that is written at once does not wait.
             if offset > upload.received || upload.writing {
                 self.check_held(key, upload, length)?;
             }
-            if !self.room.take(&key.subject, end.saturating_sub(upload.reserved)) {
-                return Err(no_room());
+            if !self.byte_shares.take(&key.subject, end.saturating_sub(upload.reserved)) {
+                return Err(too_many_bytes());
             }
         }
         let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
-        upload.heard_at = now;
+        upload.active_at = now;
         if known {
-            return Ok(Taken::Known(upload.reply()));
+            return Ok(ChunkOutcome::Known(upload.reply()));
         }
         upload.reserved = upload.reserved.max(end);
         let longest = upload.held.entry(offset).or_default();
         *longest = length.max(*longest);
-        Ok(Taken::Held)
+        Ok(ChunkOutcome::Held)
     }
 
-    /// What is to be written next, if nothing is being written and the next bytes are here.
-    pub(crate) fn write(&mut self, key: &UploadKey) -> Option<Write> {
+    /// The next write, if no write is in progress and the next bytes are held.
+    pub(crate) fn write(&mut self, key: &UploadKey) -> Option<ChunkWrite> {
         let upload = self.uploads.get_mut(key).filter(|upload| !upload.writing)?;
         let reaches = |(offset, length): (&u64, &u64)| (offset + length > upload.received).then_some(*offset);
         let offset = upload.held.range(..=upload.received).find_map(reaches)?;
         upload.held.remove(&offset);
         upload.writing = true;
-        Some(Write { life: upload.life, offset, skip: upload.received - offset })
+        Some(ChunkWrite { generation: upload.generation, offset, skip: upload.received - offset })
     }
 
-    /// So many bytes were written, or none. Returns how far the upload is, and the chunks that need not be written any
-    /// more; `None` when it has gone meanwhile.
+    /// Records that so many bytes were written. Returns the progress, and the held chunks that are now written
+    /// completely; `None` if the upload has ended meanwhile.
     pub(crate) fn written(
         &mut self,
         key: &UploadKey,
-        life: Life,
+        generation: UploadGeneration,
         bytes: u64,
     ) -> Option<(UploadReply, Vec<u64>)> {
-        let upload = self.uploads.get_mut(key).filter(|upload| upload.life == life)?;
+        let upload = self.uploads.get_mut(key).filter(|upload| upload.generation == generation)?;
         upload.writing = false;
         upload.received += bytes;
         let received = upload.received;
@@ -246,11 +249,11 @@ impl Uploads {
         Some((upload.reply(), known))
     }
 
-    /// What is being written was given up with everything that waits: the disk does not take it.
+    /// Records that a write has failed, and drops all held chunks.
     ///
-    /// `false`: that upload has ended, and what waits now is another's.
-    pub(crate) fn fail(&mut self, key: &UploadKey, life: Life) -> bool {
-        let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) else {
+    /// `false`: the upload has ended, and the held chunks belong to a later one.
+    pub(crate) fn fail(&mut self, key: &UploadKey, generation: UploadGeneration) -> bool {
+        let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.generation == generation) else {
             return false;
         };
         upload.writing = false;
@@ -258,7 +261,7 @@ impl Uploads {
         true
     }
 
-    /// The client says that all is sent. `value` is what it sent, and `room` what its subject's limits leave for it now.
+    /// The client has sent all bytes. `value` describes them, and `quota` comes from its subject's current limits.
     ///
     /// # Errors
     /// `unknown_upload`, `bad_request`, `too_large`, `limit_exceeded`.
@@ -267,133 +270,142 @@ impl Uploads {
         key: &UploadKey,
         value: UploadedValue,
         term: Term,
-        room: &UploadRoom,
+        quota: &UploadQuota,
         now: Duration,
-    ) -> Result<Finishing, ErrorReply> {
+    ) -> Result<FinishOutcome, ErrorReply> {
         let upload = self.uploads.get_mut(key).ok_or_else(unknown)?;
-        upload.heard_at = now;
+        upload.active_at = now;
         if upload.received > value.size {
-            return Err(ErrorReply::bad_request("more was uploaded than the value's size"));
+            return Err(ErrorReply::bad_request("more bytes were uploaded than the value's size"));
         }
         if upload.received < value.size || upload.writing {
-            return Ok(Finishing::Answer(upload.reply()));
+            return Ok(FinishOutcome::Reply(upload.reply()));
         }
         match upload.stage {
-            Stage::Going(_, other) | Stage::There(_, other) if other != value => {
+            UploadStage::Storing(_, other) | UploadStage::Stored(_, other) if other != value => {
                 Err(ErrorReply::bad_request("the upload was finished with another digest"))
             }
-            Stage::Going(..) => Ok(Finishing::Answer(upload.reply())),
-            Stage::There(of, _) if of == term => Ok(Finishing::Answer(upload.reply())),
+            UploadStage::Storing(..) => Ok(FinishOutcome::Reply(upload.reply())),
+            UploadStage::Stored(of, _) if of == term => Ok(FinishOutcome::Reply(upload.reply())),
             stage => {
-                // What no set may have does not go to the bucket.
-                room.check(value.size)?;
-                upload.stage = Stage::Going(term, value);
-                let anew = matches!(stage, Stage::There(..));
-                Ok(if anew { Finishing::BeginAnew(upload.life) } else { Finishing::Begin(upload.life) })
+                // A value that no set may refer to is not stored.
+                quota.check(value.size)?;
+                upload.stage = UploadStage::Storing(term, value);
+                let again = matches!(stage, UploadStage::Stored(..));
+                Ok(if again {
+                    FinishOutcome::StoreAgain(upload.generation)
+                } else {
+                    FinishOutcome::Store(upload.generation)
+                })
             }
         }
     }
 
-    /// The way to the bucket is over: the value is there, or not. `false`: the upload has gone meanwhile.
-    pub(crate) fn stored(&mut self, key: &UploadKey, life: Life, there: bool, now: Duration) -> bool {
-        let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) else {
+    /// Records the end of storing: the value is in the bucket, or not. `false`: the upload has ended meanwhile.
+    pub(crate) fn stored(
+        &mut self,
+        key: &UploadKey,
+        generation: UploadGeneration,
+        is_stored: bool,
+        now: Duration,
+    ) -> bool {
+        let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.generation == generation) else {
             return false;
         };
-        // What took long was no silence of the client's.
-        upload.heard_at = now;
-        if let Stage::Going(term, value) = upload.stage {
-            upload.stage = if there { Stage::There(term, value) } else { Stage::Here };
+        // The time of storing does not count as idle time of the client.
+        upload.active_at = now;
+        if let UploadStage::Storing(term, value) = upload.stage {
+            upload.stage = if is_stored { UploadStage::Stored(term, value) } else { UploadStage::Local };
         }
         true
     }
 
-    /// What is here is not what was sent: the upload begins again at its first byte.
-    pub(crate) fn restart(&mut self, key: &UploadKey, life: Life) {
-        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) {
+    /// The file does not match the client's digest: the upload restarts at its first byte.
+    pub(crate) fn restart(&mut self, key: &UploadKey, generation: UploadGeneration) {
+        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.generation == generation) {
             upload.received = 0;
-            upload.stage = Stage::Here;
+            upload.stage = UploadStage::Local;
         }
     }
 
-    /// A set that would have the value has come. Until it is answered the upload is not silent. `None`: there is none.
-    pub(crate) fn commit_begins(&mut self, key: &UploadKey) -> Option<Life> {
+    /// A set that refers to the value has arrived. The upload does not expire until it is answered. `None`: there is no
+    /// such upload.
+    pub(crate) fn commit_begins(&mut self, key: &UploadKey) -> Option<UploadGeneration> {
         let upload = self.uploads.get_mut(key)?;
         upload.committing += 1;
-        Some(upload.life)
+        Some(upload.generation)
     }
 
-    /// Such a set was answered, or nobody will answer it.
-    pub(crate) fn commit_ended(&mut self, key: &UploadKey, life: Life, now: Duration) {
-        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.life == life) {
+    /// Such a set was answered, or dropped.
+    pub(crate) fn commit_ended(&mut self, key: &UploadKey, generation: UploadGeneration, now: Duration) {
+        if let Some(upload) = self.uploads.get_mut(key).filter(|upload| upload.generation == generation) {
             upload.committing = upload.committing.saturating_sub(1);
-            upload.heard_at = now;
+            upload.active_at = now;
         }
     }
 
     /// Whether `value` is in the bucket for a subject at `term`.
-    pub(crate) fn is_there(&self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
-        self.uploads.get(key).is_some_and(|upload| upload.stage == Stage::There(term, value))
+    pub(crate) fn is_stored(&self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
+        self.uploads.get(key).is_some_and(|upload| upload.stage == UploadStage::Stored(term, value))
     }
 
-    /// As [`Uploads::is_there`]. It is used at most once: what was brought is as if it were not in the bucket from then
-    /// on.
-    pub(crate) fn use_up(&mut self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
-        let there = self.is_there(key, value, term);
-        if there && let Some(upload) = self.uploads.get_mut(key) {
-            upload.stage = Stage::Here;
+    /// As [`UploadTable::is_stored`], and consumes the stored value: afterwards it counts as not stored.
+    pub(crate) fn take_stored(&mut self, key: &UploadKey, value: UploadedValue, term: Term) -> bool {
+        let was_stored = self.is_stored(key, value, term);
+        if was_stored && let Some(upload) = self.uploads.get_mut(key) {
+            upload.stage = UploadStage::Local;
         }
-        there
+        was_stored
     }
 
-    /// Forgets an upload. Whether there was one.
+    /// Removes an upload. Returns whether it existed.
     pub(crate) fn end(&mut self, key: &UploadKey) -> bool {
         let Some(upload) = self.uploads.remove(key) else { return false };
-        self.slots.give_back(&key.subject, 1);
-        self.room.give_back(&key.subject, upload.reserved);
+        self.count_shares.give_back(&key.subject, 1);
+        self.byte_shares.give_back(&key.subject, upload.reserved);
         true
     }
 
-    /// Forgets the uploads that nobody has spoken of for long. One that is on its way to the bucket, or about to be
-    /// committed, stays till the end of that.
+    /// Removes idle uploads. An upload that is being written or stored, or that a pending set uses, does not expire.
     pub(crate) fn sweep(&mut self, now: Duration) -> Vec<UploadKey> {
-        let silent = |(key, upload): (&UploadKey, &Upload)| {
-            (upload.silent_at().is_some_and(|at| at <= now)).then(|| key.clone())
+        let is_expired = |(key, upload): (&UploadKey, &Upload)| {
+            (upload.expires_at().is_some_and(|at| at <= now)).then(|| key.clone())
         };
-        let gone: Vec<UploadKey> = self.uploads.iter().filter_map(silent).collect();
-        for key in &gone {
+        let expired: Vec<UploadKey> = self.uploads.iter().filter_map(is_expired).collect();
+        for key in &expired {
             self.end(key);
         }
-        gone
+        expired
     }
 
-    /// Everybody counts as heard now.
-    pub(crate) fn hear_all(&mut self, now: Duration) {
-        self.uploads.values_mut().for_each(|upload| upload.heard_at = now);
+    /// Restarts the idle time of all uploads.
+    pub(crate) fn touch_all(&mut self, now: Duration) {
+        self.uploads.values_mut().for_each(|upload| upload.active_at = now);
     }
 
-    /// When the next upload may have to be swept; `None`: not before something happens.
+    /// When the next upload may expire; `None`: not before the next event.
     pub(crate) fn next_sweep(&self) -> Option<Duration> {
-        self.uploads.values().filter_map(Upload::silent_at).min()
+        self.uploads.values().filter_map(Upload::expires_at).min()
     }
 
-    /// Which message an upload will be in, as far as its client has said so.
+    /// The message that will contain the upload, if its client has named it.
     pub(crate) fn place(&self, key: &UploadKey) -> Option<UploadPlace> {
         self.uploads.get(key).and_then(|upload| upload.place.clone())
     }
 
-    /// Whether there is such an upload.
+    /// Whether the upload exists.
     pub(crate) fn has(&self, key: &UploadKey) -> bool {
         self.uploads.contains_key(key)
     }
 
-    /// How many there are, and how many bytes count against the limit.
-    pub(crate) fn figures(&self) -> (usize, u64) {
-        (self.uploads.len(), self.room.taken())
+    /// Number of uploads, and bytes that count against the limit.
+    pub(crate) fn usage(&self) -> (usize, u64) {
+        (self.uploads.len(), self.byte_shares.taken())
     }
 }
 
-fn no_room() -> ErrorReply {
-    ErrorReply::overloaded("too many bytes of uploads are under way", RETRY_AFTER_MS)
+fn too_many_bytes() -> ErrorReply {
+    ErrorReply::overloaded("too many bytes of uploads in progress", RETRY_AFTER_MS)
 }
 
 pub(crate) fn unknown() -> ErrorReply {

@@ -1,19 +1,19 @@
-//! Values on their way up, chunk by chunk: kept on the local disk until they are whole, then put in the bucket, then
-//! committed by a set that refers to them.
+//! The spool: staging of chunked uploads. An upload is kept on the local disk until it is complete, then stored in the
+//! bucket, then committed by a set that refers to it.
 //!
 //! ```text
 //! begin ──> chunks, in any order ──> a file, in order ──> finish: the file becomes an object ──> commit: a set
-//!    └── 30 s without a word, or cancel: the file goes, and the object that nobody came to refer to
+//!    └── 30 s without a request, or cancel: the file and the unreferenced object are deleted
 //! ```
 //!
-//! [`machine`] decides; here are the bytes, the files and the tasks. The files outlive the process, so that an upload goes
-//! on after a restart from where its file ends. Nothing is promised about a file: the digest that the client gives with
-//! `finish` is held against what went to the bucket.
+//! [`machine`] decides; this module holds the bytes, the files and the tasks. The files survive the process, so after a
+//! restart an upload resumes at the end of its file. The content of a file is not trusted: the client's digest in
+//! `finish` is compared with the bytes that were stored in the bucket.
 
 mod commit;
 mod disk;
+mod fair_share;
 mod machine;
-mod shares;
 mod store;
 mod upload;
 
@@ -31,54 +31,54 @@ use dormouse_protocol::{ErrorReply, Subject, Term, UploadId};
 use dormouse_runtime::{Env, Tasks};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::api::Reply;
-use crate::plan::{BlobRef, UploadRoom};
+use crate::api::EngineReply;
+use crate::plan::{BlobRef, UploadQuota};
 use crate::values::StoredValue;
 
 pub(crate) use commit::take;
 pub(crate) use disk::{SpoolDisk, SpoolFiles};
-use machine::{Beginning, Taken, Uploads, Write};
+use machine::{ChunkOutcome, ChunkWrite, UploadBegin, UploadTable};
 pub(crate) use machine::{SpoolLimits, UploadKey};
 pub(crate) use store::Finish;
 
-/// Values put in the bucket at the same time. Each holds a part of its file in memory.
+/// Values stored in the bucket at the same time. Each holds a part of its file in memory.
 const STORING: usize = 4;
 
-/// Callers that wait for one chunk: those who asked and whose patience was over before.
-const MOST_ASKERS: usize = 8;
+/// Maximum number of callers that wait for one chunk, including those that have timed out and retried.
+const MAX_WAITERS: usize = 8;
 
-/// When a caller that was turned away may come again.
+/// Retry delay of `overloaded` replies.
 const RETRY_AFTER_MS: u64 = 1_000;
 
-/// Takes the answer to a chunk.
-type Respond = Box<dyn FnOnce(Result<Reply, ErrorReply>) + Send>;
+/// Takes the reply to a chunk.
+type ChunkReplySender = Box<dyn FnOnce(Result<EngineReply, ErrorReply>) + Send>;
 
-/// A chunk that is not written yet, and who waits for that.
-struct Pending {
+/// A chunk that is not written yet, and the callers that wait for the write.
+struct PendingChunk {
     bytes: Bytes,
-    askers: Vec<Respond>,
+    waiters: Vec<ChunkReplySender>,
 }
 
-/// What belongs to one upload beside what the machine knows.
+/// The bytes, the stored value and the error of one upload. The machine holds its other state.
 #[derive(Default)]
-struct Parts {
-    pending: BTreeMap<u64, Pending>,
-    /// The value in the bucket, as long as no set refers to it.
+struct UploadBuffers {
+    pending: BTreeMap<u64, PendingChunk>,
+    /// The value in the bucket, until a set refers to it.
     stored: Option<StoredValue>,
-    /// Why it did not get to the bucket, to be told once.
+    /// Why storing failed, reported once.
     failure: Option<ErrorReply>,
 }
 
-struct Inner {
-    uploads: Uploads,
-    parts: BTreeMap<UploadKey, Parts>,
+struct SpoolInner {
+    uploads: UploadTable,
+    parts: BTreeMap<UploadKey, UploadBuffers>,
 }
 
-impl Inner {
-    /// Forgets what belongs to an upload that has ended, and says so to those who wait.
+impl SpoolInner {
+    /// Drops the buffers of an upload that has ended, and replies to its waiting callers.
     fn drop_parts(&mut self, key: &UploadKey) {
         for pending in self.parts.remove(key).into_iter().flat_map(|parts| parts.pending.into_values()) {
-            answer(pending.askers, &Err(machine::unknown()));
+            answer(pending.waiters, &Err(machine::unknown()));
         }
     }
 }
@@ -88,36 +88,37 @@ pub(crate) struct Spool {
     folder: PathBuf,
     disk: Arc<dyn SpoolDisk>,
     env: Env,
-    inner: Mutex<Inner>,
+    inner: Mutex<SpoolInner>,
     storing: Semaphore,
-    /// Told when there is something new to sweep.
+    /// Notified when the time of the next expiry may have changed.
     begun: Notify,
 }
 
 impl Spool {
-    /// Takes up what an earlier process has left in `folder`, as far as there is room, and removes the rest. Blocks.
+    /// Resumes the uploads of an earlier process in `folder`, as far as the limits allow, and removes all other files.
+    /// Blocks.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     pub(crate) fn open(
         folder: PathBuf,
         limits: SpoolLimits,
         disk: Arc<dyn SpoolDisk>,
         env: Env,
     ) -> io::Result<Self> {
-        let mut uploads = Uploads::new(limits);
+        let mut uploads = UploadTable::new(limits);
         for (name, size) in disk.list(&folder)? {
-            let taken = key_of(&name).is_some_and(|key| uploads.take_up(key, size, env.boot()));
-            if !taken {
+            let resumed = key_of(&name).is_some_and(|key| uploads.resume(key, size, env.boot()));
+            if !resumed {
                 disk.remove(&folder.join(name))?;
             }
         }
-        let inner = Mutex::new(Inner { uploads, parts: BTreeMap::new() });
+        let inner = Mutex::new(SpoolInner { uploads, parts: BTreeMap::new() });
         Ok(Self { folder, disk, env, inner, storing: Semaphore::new(STORING), begun: Notify::new() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change under the lock is complete at each step; a panic elsewhere breaks nothing.
+    fn lock(&self) -> MutexGuard<'_, SpoolInner> {
+        // The state is consistent after each step under the lock, so a panic elsewhere breaks nothing.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -125,7 +126,8 @@ impl Spool {
         self.folder.join(name_of(key))
     }
 
-    /// Begins an upload for `subject`, which is served here and has so much room, or says how far it is.
+    /// Begins an upload for `subject`, which is served here and has this quota, or returns the progress of an existing
+    /// one.
     ///
     /// # Errors
     /// `too_large`, `limit_exceeded`, `overloaded`.
@@ -133,48 +135,48 @@ impl Spool {
         &self,
         subject: &Subject,
         request: &UploadBeginRequest,
-        room: UploadRoom,
+        quota: UploadQuota,
     ) -> Result<UploadReply, ErrorReply> {
         let key = key(subject, request.upload);
-        let beginning = Beginning { size: request.size, place: request.place.clone(), room };
-        let reply = self.lock().uploads.begin(key, beginning, self.env.boot())?;
+        let params = UploadBegin { size: request.size, place: request.place.clone(), quota };
+        let reply = self.lock().uploads.begin(key, params, self.env.boot())?;
         self.begun.notify_one();
         Ok(reply)
     }
 
-    /// Takes a chunk. It is answered once it is written.
+    /// Accepts a chunk. The reply follows once the chunk is written.
     pub(crate) fn chunk(
         self: &Arc<Self>,
         tasks: &Tasks,
         subject: &Subject,
         request: UploadChunkRequest,
-        respond: Respond,
+        respond: ChunkReplySender,
     ) {
         let key = key(subject, request.upload);
         let (offset, bytes) = (request.offset, request.bytes);
         let mut inner = self.lock();
         let waiting = inner.parts.get(&key).and_then(|parts| parts.pending.get(&offset));
-        // Before its bytes are kept: those of a request that was answered are nobody's.
-        if waiting.is_some_and(|pending| pending.askers.len() >= MOST_ASKERS) {
+        // Checked before the bytes are kept, so that a refused request holds no bytes.
+        if waiting.is_some_and(|pending| pending.waiters.len() >= MAX_WAITERS) {
             return respond(Err(ErrorReply::overloaded(
-                "the chunk waits for those before it",
+                "the chunk waits for earlier chunks",
                 RETRY_AFTER_MS,
             )));
         }
         match inner.uploads.chunk(&key, offset, bytes.len() as u64, self.env.boot()) {
             Err(error) => return respond(Err(error)),
-            Ok(Taken::Known(reply)) => return respond(Ok(Reply::Upload(reply))),
-            Ok(Taken::Held) => {}
+            Ok(ChunkOutcome::Known(reply)) => return respond(Ok(EngineReply::Upload(reply))),
+            Ok(ChunkOutcome::Held) => {}
         }
         let parts = inner.parts.entry(key.clone()).or_default();
         let pending = parts
             .pending
             .entry(offset)
-            .or_insert_with(|| Pending { bytes: Bytes::new(), askers: Vec::new() });
+            .or_insert_with(|| PendingChunk { bytes: Bytes::new(), waiters: Vec::new() });
         if bytes.len() > pending.bytes.len() {
             pending.bytes = bytes;
         }
-        pending.askers.push(respond);
+        pending.waiters.push(respond);
         if let Some(next) = next_write(&mut inner, &key) {
             drop(inner);
             let spool = Arc::clone(self);
@@ -182,54 +184,56 @@ impl Spool {
         }
     }
 
-    /// Writes what is to be written, and goes on as long as there is more.
-    async fn write(self: Arc<Self>, key: UploadKey, first: (Write, u64, Pending)) {
+    /// Writes chunks until there is no next write.
+    async fn write(self: Arc<Self>, key: UploadKey, first: (ChunkWrite, u64, PendingChunk)) {
         let mut next = Some(first);
-        while let Some((write, at, Pending { bytes, askers })) = next {
+        while let Some((write, at, PendingChunk { bytes, waiters })) = next {
             let (disk, path) = (Arc::clone(&self.disk), self.path(&key));
             let rest = bytes.slice(usize::try_from(write.skip).unwrap_or(usize::MAX).min(bytes.len())..);
             let length = rest.len() as u64;
             let written = self.env.blocking(move || disk.append(&path, at, &rest)).await;
-            next = self.wrote(&key, write, written.map(|()| length), askers);
+            next = self.finish_write(&key, write, written.map(|()| length), waiters);
         }
-        // An upload may have ended while it was written to, and its file is there again.
+        // If the upload ended during a write, the write may have created its file again.
         if !self.lock().uploads.has(&key) {
             self.remove(vec![self.path(&key)]).await;
         }
         self.begun.notify_one();
     }
 
-    /// Takes down what became of a write, and answers those who waited for it. Returns the next.
-    fn wrote(
+    /// Records the result of a write, and replies to the callers that waited for it. Returns the next write.
+    fn finish_write(
         &self,
         key: &UploadKey,
-        write: Write,
+        write: ChunkWrite,
         written: io::Result<u64>,
-        askers: Vec<Respond>,
-    ) -> Option<(Write, u64, Pending)> {
-        let mut done = askers;
+        waiters: Vec<ChunkReplySender>,
+    ) -> Option<(ChunkWrite, u64, PendingChunk)> {
+        let mut done = waiters;
         let mut inner = self.lock();
         let answered = match written {
-            Ok(length) => match inner.uploads.written(key, write.life, length) {
+            Ok(length) => match inner.uploads.written(key, write.generation, length) {
                 Some((reply, known)) => {
                     let pending = inner.parts.get_mut(key).map(|parts| &mut parts.pending);
                     let known = pending
                         .into_iter()
                         .flat_map(|all| known.iter().filter_map(|at| all.remove(at)).collect::<Vec<_>>());
-                    done.extend(known.flat_map(|pending| pending.askers));
-                    Ok(Reply::Upload(reply))
+                    done.extend(known.flat_map(|pending| pending.waiters));
+                    Ok(EngineReply::Upload(reply))
                 }
                 None => Err(machine::unknown()),
             },
             Err(error) => {
-                tracing::error!(path = %self.path(key).display(), %error, "an upload cannot be written");
-                if inner.uploads.fail(key, write.life)
+                tracing::error!(path = %self.path(key).display(), %error, "upload write failed");
+                if inner.uploads.fail(key, write.generation)
                     && let Some(parts) = inner.parts.get_mut(key)
                 {
                     let waiting = std::mem::take(&mut parts.pending).into_values();
-                    done.extend(waiting.flat_map(|pending| pending.askers));
+                    done.extend(waiting.flat_map(|pending| pending.waiters));
                 }
-                Err(ErrorReply::unavailable(format!("the local disk does not take the upload: {error}")))
+                Err(ErrorReply::unavailable(format!(
+                    "the upload cannot be written to the local disk: {error}"
+                )))
             }
         };
         let next = next_write(&mut inner, key);
@@ -238,12 +242,12 @@ impl Spool {
         next
     }
 
-    /// Forgets an upload.
+    /// Cancels an upload.
     pub(crate) fn cancel(self: &Arc<Self>, tasks: &Tasks, subject: &Subject, request: UploadCancelRequest) {
         self.end(tasks, &[key(subject, request.upload)]);
     }
 
-    /// Forgets uploads: they were committed, given up, or abandoned.
+    /// Removes uploads that were committed, cancelled, or abandoned.
     pub(crate) fn end(self: &Arc<Self>, tasks: &Tasks, keys: &[UploadKey]) {
         let mut inner = self.lock();
         for key in keys {
@@ -260,61 +264,68 @@ impl Spool {
         let disk = Arc::clone(&self.disk);
         let remove = move || paths.iter().try_for_each(|path| disk.remove(path));
         if let Err(error) = self.env.blocking(remove).await {
-            tracing::warn!(folder = %self.folder.display(), %error, "a finished upload stays behind until the next start");
+            tracing::warn!(
+                folder = %self.folder.display(),
+                %error,
+                impact = "the files of ended uploads stay until the next start",
+                "upload files not removed"
+            );
         }
     }
 
-    /// The object of an uploaded value, so that a set can be planned that would refer to it. It stays the upload's.
+    /// The blob of an uploaded value, so that a set that refers to it can be planned. The upload keeps it.
     pub(crate) fn stored(&self, subject: &Subject, value: UploadedValue, term: Term) -> Option<BlobRef> {
         let key = key(subject, value.upload);
         let inner = self.lock();
-        let is_there = inner.uploads.is_there(&key, value, term);
-        inner.parts.get(&key)?.stored.as_ref().filter(|_| is_there).map(StoredValue::blob)
+        let is_stored = inner.uploads.is_stored(&key, value, term);
+        inner.parts.get(&key)?.stored.as_ref().filter(|_| is_stored).map(StoredValue::blob)
     }
 
-    /// Takes the object of an uploaded value for a set that refers to it. Where the log does not take that, it has to be put
-    /// there anew.
-    pub(crate) fn use_up(&self, subject: &Subject, value: UploadedValue, term: Term) -> Option<StoredValue> {
+    /// Takes the blob of an uploaded value for a set that refers to it. If the log does not accept the set, the value
+    /// must be stored again.
+    pub(crate) fn take_stored(
+        &self,
+        subject: &Subject,
+        value: UploadedValue,
+        term: Term,
+    ) -> Option<StoredValue> {
         let key = key(subject, value.upload);
         let mut inner = self.lock();
-        if !inner.uploads.use_up(&key, value, term) {
+        if !inner.uploads.take_stored(&key, value, term) {
             return None;
         }
         inner.parts.get_mut(&key).and_then(|parts| parts.stored.take())
     }
 
-    /// Which message an upload will be in, as far as its client has said so.
+    /// The message that will contain the upload, if its client has named it.
     pub(crate) fn place(&self, subject: &Subject, upload: UploadId) -> Option<UploadPlace> {
         self.lock().uploads.place(&key(subject, upload))
     }
 
-    /// How many uploads there are, and the bytes that count against the limit.
-    pub(crate) fn figures(&self) -> (usize, u64) {
-        self.lock().uploads.figures()
+    /// Number of uploads, and bytes that count against the limit.
+    pub(crate) fn usage(&self) -> (usize, u64) {
+        self.lock().uploads.usage()
     }
 
-    /// Forgets uploads that were silent for too long, and says which, and when to look again.
-    fn forget_silent(&self) -> (Vec<UploadKey>, Option<Duration>) {
+    /// Removes idle uploads, and returns them with the time of the next check.
+    fn expire_idle(&self) -> (Vec<UploadKey>, Option<Duration>) {
         let mut inner = self.lock();
-        let gone = inner.uploads.sweep(self.env.boot());
-        gone.iter().for_each(|key| inner.drop_parts(key));
-        (gone, inner.uploads.next_sweep())
+        let expired = inner.uploads.sweep(self.env.boot());
+        expired.iter().for_each(|key| inner.drop_parts(key));
+        (expired, inner.uploads.next_sweep())
     }
 
-    /// Removes uploads that nobody speaks of any more, as long as it runs.
+    /// Removes idle uploads while it runs.
     pub(crate) async fn sweep(&self) {
-        // The time before somebody could be heard was no silence.
-        self.lock().uploads.hear_all(self.env.boot());
+        // The time before requests could arrive does not count as idle time.
+        self.lock().uploads.touch_all(self.env.boot());
         loop {
-            let (gone, next) = self.forget_silent();
-            if !gone.is_empty() {
-                tracing::info!(
-                    uploads = gone.len(),
-                    "uploads were abandoned by their clients and are removed"
-                );
-                self.remove(gone.iter().map(|key| self.path(key)).collect()).await;
+            let (expired, next) = self.expire_idle();
+            if !expired.is_empty() {
+                tracing::info!(uploads = expired.len(), "abandoned uploads removed");
+                self.remove(expired.iter().map(|key| self.path(key)).collect()).await;
             }
-            // An hour: only to have a number.
+            // An hour stands for "no expiry".
             let pause = next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(self.env.boot()));
             tokio::select! {
                 biased;
@@ -325,23 +336,23 @@ impl Spool {
     }
 }
 
-/// The next write of an upload with its bytes, and where in the file they go.
-fn next_write(inner: &mut Inner, key: &UploadKey) -> Option<(Write, u64, Pending)> {
+/// The next write of an upload with its bytes, and their offset in the file.
+fn next_write(inner: &mut SpoolInner, key: &UploadKey) -> Option<(ChunkWrite, u64, PendingChunk)> {
     let write = inner.uploads.write(key)?;
     let pending = inner.parts.get_mut(key).and_then(|parts| parts.pending.remove(&write.offset));
-    debug_assert!(pending.is_some(), "the machine knows only chunks that are here");
+    debug_assert!(pending.is_some(), "the machine and the buffers hold the same chunks");
     pending.map(|pending| (write, write.offset + write.skip, pending))
 }
 
-fn answer(askers: Vec<Respond>, with: &Result<Reply, ErrorReply>) {
-    askers.into_iter().for_each(|respond| respond(with.clone()));
+fn answer(waiters: Vec<ChunkReplySender>, with: &Result<EngineReply, ErrorReply>) {
+    waiters.into_iter().for_each(|respond| respond(with.clone()));
 }
 
 fn key(subject: &Subject, upload: UploadId) -> UploadKey {
     UploadKey { subject: subject.escaped(), upload }
 }
 
-/// What the file of an upload is called.
+/// The file name of an upload.
 fn name_of(key: &UploadKey) -> String {
     format!("{}.{}", key.subject, key.upload)
 }

@@ -1,35 +1,36 @@
-//! From the local disk to the bucket: an upload that is whole becomes an object.
+//! Stores complete uploads: from the local disk to the bucket.
 
 use std::sync::Arc;
 
 use dormouse_protocol::transfer::{UploadFinishRequest, UploadReply, UploadedValue};
 use dormouse_protocol::{ErrorReply, Subject, Term};
 
-use super::machine::{Finishing, Life};
+use super::machine::{FinishOutcome, UploadGeneration};
 use super::{Spool, UploadKey, key};
-use crate::engine::Shared;
-use crate::fail_points::{Step as FailPoint, reach};
+use crate::engine::EngineShared;
+use crate::fail_points::{FailPoint, reach};
 use crate::keys::SubjectKeys;
-use crate::plan::UploadRoom;
+use crate::plan::UploadQuota;
 use crate::values::{StoredValue, Uploader};
 
-/// A request to put an uploaded value in the bucket, and for whom.
+/// A request to store an uploaded value in the bucket, with its subject.
 pub(crate) struct Finish<'a> {
     pub(crate) subject: &'a Subject,
-    /// The subject's term: the object's name has it.
+    /// The subject's term, which the object's name contains.
     pub(crate) term: Term,
     pub(crate) request: UploadFinishRequest,
-    /// What the subject's limits leave for it.
-    pub(crate) room: UploadRoom,
+    /// The quota from the subject's limits.
+    pub(crate) quota: UploadQuota,
 }
 
 impl Spool {
-    /// Has an upload that is whole put in the bucket, and says whether it is there. To be asked again until it is.
+    /// Starts to store a complete upload in the bucket, and returns whether it is stored. The client repeats the
+    /// request until it is.
     ///
     /// # Errors
-    /// `unknown_upload`; `bad_request`; `too_large`; `limit_exceeded`; why the last attempt failed: `corrupt` where the
-    /// digest is another, and then the upload has gone.
-    pub(crate) fn finish(shared: &Arc<Shared>, finish: &Finish<'_>) -> Result<UploadReply, ErrorReply> {
+    /// `unknown_upload`; `bad_request`; `too_large`; `limit_exceeded`; the reason why the last attempt failed:
+    /// `corrupt` if the digest differs, and then the upload restarts.
+    pub(crate) fn finish(shared: &Arc<EngineShared>, finish: &Finish<'_>) -> Result<UploadReply, ErrorReply> {
         let spool = &shared.spool;
         let UploadFinishRequest { upload, size, digest, .. } = finish.request;
         let (key, value) = (key(finish.subject, upload), UploadedValue { upload, size, digest });
@@ -37,14 +38,15 @@ impl Spool {
         if let Some(failure) = inner.parts.get_mut(&key).and_then(|parts| parts.failure.take()) {
             return Err(failure);
         }
-        let life = match inner.uploads.finish(&key, value, finish.term, &finish.room, spool.env.boot())? {
-            Finishing::Answer(reply) => return Ok(reply),
-            Finishing::Begin(life) => life,
-            Finishing::BeginAnew(life) => {
-                inner.parts.entry(key.clone()).or_default().stored = None;
-                life
-            }
-        };
+        let generation =
+            match inner.uploads.finish(&key, value, finish.term, &finish.quota, spool.env.boot())? {
+                FinishOutcome::Reply(reply) => return Ok(reply),
+                FinishOutcome::Store(generation) => generation,
+                FinishOutcome::StoreAgain(generation) => {
+                    inner.parts.entry(key.clone()).or_default().stored = None;
+                    generation
+                }
+            };
         drop(inner);
         let uploader = Uploader {
             bucket: Arc::clone(&shared.bucket),
@@ -55,23 +57,30 @@ impl Spool {
         };
         let shared = Arc::clone(shared);
         let tasks = shared.tasks.clone();
-        tasks.spawn("store an upload", async move { store(&shared, &uploader, key, life, value).await });
+        tasks
+            .spawn("store an upload", async move { store(&shared, &uploader, key, generation, value).await });
         Ok(UploadReply { received: size, stored: false })
     }
 }
 
-/// Puts a whole upload in the bucket and takes down what became of it.
-async fn store(shared: &Arc<Shared>, uploader: &Uploader, key: UploadKey, life: Life, value: UploadedValue) {
+/// Stores a complete upload in the bucket and records the result.
+async fn store(
+    shared: &Arc<EngineShared>,
+    uploader: &Uploader,
+    key: UploadKey,
+    generation: UploadGeneration,
+    value: UploadedValue,
+) {
     let spool = &shared.spool;
     let end = tokio::select! {
         biased;
-        () = shared.stopping() => Err(ErrorReply::unavailable("the server is about to stop")),
+        () = shared.stopping() => Err(ErrorReply::unavailable("the server is shutting down")),
         end = put(spool, uploader, &key, value) => end,
     };
-    reach(FailPoint::ValueUp);
+    reach(FailPoint::BlobUploaded);
     let damaged = matches!(&end, Err(error) if error.code == dormouse_protocol::ErrorCode::Corrupt);
     let mut inner = spool.lock();
-    if !inner.uploads.stored(&key, life, end.is_ok(), spool.env.boot()) {
+    if !inner.uploads.stored(&key, generation, end.is_ok(), spool.env.boot()) {
         return;
     }
     let parts = inner.parts.entry(key.clone()).or_default();
@@ -80,8 +89,8 @@ async fn store(shared: &Arc<Shared>, uploader: &Uploader, key: UploadKey, life: 
         Err(error) => parts.failure = Some(error),
     }
     if damaged {
-        // What is here is not what was sent: it is of no use to anybody, and nothing is gained by keeping it.
-        inner.uploads.restart(&key, life);
+        // The file differs from the sent bytes, so keeping it is useless.
+        inner.uploads.restart(&key, generation);
     }
     drop(inner);
     spool.begun.notify_one();
@@ -97,10 +106,10 @@ async fn put(
     let _permit = spool.storing.acquire().await;
     let path = spool.path(key);
     if value.size == 0 {
-        // Nothing was written, so that there may be no file.
+        // No chunk was written, so the file may not exist.
         let (disk, path) = (Arc::clone(&spool.disk), path.clone());
         spool.env.blocking(move || disk.append(&path, 0, &[])).await.map_err(|error| {
-            ErrorReply::unavailable(format!("the local disk does not take the upload: {error}"))
+            ErrorReply::unavailable(format!("the upload cannot be written to the local disk: {error}"))
         })?;
     }
     uploader.upload_file(&path, value).await

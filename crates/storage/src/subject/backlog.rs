@@ -1,59 +1,59 @@
-//! Changes that are acknowledged and not in the file yet.
+//! The apply backlog: changes that are acknowledged and not in the file yet.
 //!
-//! The log is what keeps a change; the file is made from it. So nobody waits for the file but those who read it, and
-//! many small changes of a subject share a transaction. What is in here is lost with the process, and replayed from
-//! the log by whoever opens the subject next.
+//! The log stores a change; the file is derived from it. So only reads wait for the file, and many small
+//! changes of a subject share a transaction. The backlog is lost with the process, and the next open of the
+//! subject replays it from the log.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::entry::Entry;
-use crate::plan::Operation;
+use crate::entry::LogEntry;
+use crate::plan::RecordOp;
 
-/// How long a change waits at most for others to share a transaction with.
+/// Maximum time that a change waits for other changes to share a transaction.
 const DELAY: Duration = Duration::from_secs(5);
 
-/// The same for one that has something to do with time: when a message expires is looked up in the file.
+/// The same for a change that affects expiry: the next expiry is read from the file.
 const SHORT_DELAY: Duration = Duration::from_millis(500);
 
-/// So many changes of a subject wait at most, and so many bytes.
-const MOST_CHANGES: usize = 1_024;
-const MOST_BYTES: usize = 1_024 * 1_024;
+/// Maximum number of waiting changes of a subject, and maximum bytes.
+const MAX_CHANGES: usize = 1_024;
+const MAX_BYTES: usize = 1_024 * 1_024;
 
-/// So many bytes are brought into the file while there is nothing else to do.
-const WORTH_BYTES: usize = 32 * 1_024;
+/// From this size on, an idle subject applies its backlog, in bytes.
+const IDLE_APPLY_BYTES: usize = 32 * 1_024;
 
-/// Beyond so many bytes of all subjects together nothing waits any more.
-const MOST_BYTES_OF_ALL: u64 = 64 * 1_024 * 1_024;
+/// If the backlogs of all subjects together exceed this size, each is due, in bytes.
+const MAX_BYTES_OF_ALL: u64 = 64 * 1_024 * 1_024;
 
-/// About what a change takes in memory beside its frame, in bytes: what is planned on it, too.
+/// Approximate memory of a change in addition to its frame, in bytes. Includes its overlay.
 const CHANGE_BYTES: usize = 1_024;
 
-/// At about this many bytes a transaction ends: it keeps its thread to itself.
+/// At about this many bytes a transaction ends: it blocks its thread.
 const TRANSACTION_BYTES: usize = 4 * 1_024 * 1_024;
 
-/// A change that is acknowledged.
-pub(super) struct Acknowledged {
-    pub(super) entry: Entry,
-    /// Of its frame.
+/// An acknowledged change.
+pub(super) struct AckedChange {
+    pub(super) entry: LogEntry,
+    /// Size of its frame.
     pub(super) bytes: usize,
-    /// Nobody has asked for it, and what is to go next is looked up once it is in the file.
-    pub(super) is_upkeep: bool,
+    /// Whether retention made it. The next due messages are read from the file once it is applied.
+    pub(super) is_retention: bool,
 }
 
 /// The acknowledged changes of one subject that are not in its file, in order of rev.
 #[derive(Default)]
-pub(super) struct Backlog {
-    changes: VecDeque<Acknowledged>,
+pub(super) struct ApplyBacklog {
+    changes: VecDeque<AckedChange>,
     bytes: usize,
-    /// On the clock that never goes back; `None` while there are none.
+    /// On the monotonic clock; `None` while there are no changes.
     due_at: Option<Duration>,
 }
 
-impl Backlog {
-    /// Lines up a change that was acknowledged at `now`. `expiring`: something in the file expires by itself, or will.
-    pub(super) fn push(&mut self, change: Acknowledged, now: Duration, expiring: bool) {
-        let delay = if change.is_upkeep {
+impl ApplyBacklog {
+    /// Queues a change that was acknowledged at `now`. `expiring`: a message in the file expires, or will.
+    pub(super) fn push(&mut self, change: AckedChange, now: Duration, expiring: bool) {
+        let delay = if change.is_retention {
             Duration::ZERO
         } else if expiring || expires(&change.entry) {
             SHORT_DELAY
@@ -66,8 +66,8 @@ impl Backlog {
         self.changes.push_back(change);
     }
 
-    /// It is to be brought into the file now.
-    pub(super) fn hurry(&mut self) {
+    /// Makes the backlog due now.
+    pub(super) fn apply_soon(&mut self) {
         self.due_at = self.due_at.map(|_| Duration::ZERO);
     }
 
@@ -75,33 +75,33 @@ impl Backlog {
         self.changes.is_empty()
     }
 
-    /// About what they take in memory, in bytes.
+    /// Approximate memory of the changes, in bytes.
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = &LogEntry> {
         self.changes.iter().map(|change| &change.entry)
     }
 
-    /// When it is brought into the file, should nobody ask earlier; `None`: there is nothing.
+    /// When the backlog is applied, if no read applies it earlier; `None` if it is empty.
     pub(super) const fn due_at(&self) -> Option<Duration> {
         self.due_at
     }
 
-    /// Whether it is to be brought into the file. `bytes_of_all`: what waits in all subjects.
+    /// Whether the backlog is due. `bytes_of_all`: the size of all subjects' backlogs.
     pub(super) fn is_due(&self, now: Duration, bytes_of_all: u64) -> bool {
-        let is_much = self.changes.len() >= MOST_CHANGES || self.bytes >= MOST_BYTES;
-        self.due_at.is_some_and(|at| is_much || at <= now || bytes_of_all > MOST_BYTES_OF_ALL)
+        let is_much = self.changes.len() >= MAX_CHANGES || self.bytes >= MAX_BYTES;
+        self.due_at.is_some_and(|at| is_much || at <= now || bytes_of_all > MAX_BYTES_OF_ALL)
     }
 
-    /// Whether it is enough for a transaction that delays nobody.
-    pub(super) const fn is_worth_a_transaction(&self) -> bool {
-        self.bytes >= WORTH_BYTES
+    /// Whether the backlog is large enough for an idle subject to apply it.
+    pub(super) const fn exceeds_idle_apply_size(&self) -> bool {
+        self.bytes >= IDLE_APPLY_BYTES
     }
 
-    /// What the next transaction takes.
-    pub(super) fn first(&self) -> impl Iterator<Item = &Acknowledged> {
+    /// The changes of the next transaction.
+    pub(super) fn first(&self) -> impl Iterator<Item = &AckedChange> {
         let mut bytes = 0;
         self.changes.iter().take_while(move |change| {
             let fits = bytes == 0 || bytes + change.bytes <= TRANSACTION_BYTES;
@@ -110,8 +110,8 @@ impl Backlog {
         })
     }
 
-    /// The oldest change is in the file.
-    pub(super) fn pop(&mut self) -> Option<Acknowledged> {
+    /// Removes the oldest change, which is in the file now.
+    pub(super) fn pop(&mut self) -> Option<AckedChange> {
         let change = self.changes.pop_front()?;
         self.bytes -= change.bytes + CHANGE_BYTES;
         if self.changes.is_empty() {
@@ -121,14 +121,14 @@ impl Backlog {
     }
 }
 
-/// Whether an entry writes what expires by itself.
-fn expires(entry: &Entry) -> bool {
+/// Whether an entry writes messages that expire.
+fn expires(entry: &LogEntry) -> bool {
     entry.operations.iter().any(|operation| match operation {
-        Operation::Set(set) => set.expires_at.is_some(),
-        Operation::Batch { sets } => sets.iter().any(|set| set.expires_at.is_some()),
-        // From now on messages may be too old.
-        Operation::Configure { .. } => true,
-        Operation::Delete { .. } | Operation::DeleteAll { .. } => false,
+        RecordOp::Set(set) => set.expires_at.is_some(),
+        RecordOp::Batch { sets } => sets.iter().any(|set| set.expires_at.is_some()),
+        // The new configuration may set a maximum age.
+        RecordOp::Configure { .. } => true,
+        RecordOp::Delete { .. } | RecordOp::DeleteAll { .. } => false,
     })
 }
 
@@ -142,7 +142,7 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(100);
 
-    fn change(bytes: usize, expires_at: Option<Timestamp>) -> Acknowledged {
+    fn change(bytes: usize, expires_at: Option<Timestamp>) -> AckedChange {
         let set = SetOperation {
             seq: Seq::new(1),
             key: None,
@@ -154,57 +154,61 @@ mod tests {
             blob: None,
             msg_id: None,
         };
-        let entry = Entry {
+        let entry = LogEntry {
             term: Term::new(1),
             after: Rev::new(0),
             accept_time: Timestamp::default(),
             request: None,
-            operations: vec![Operation::Set(set)],
+            operations: vec![RecordOp::Set(set)],
         };
-        Acknowledged { entry, bytes, is_upkeep: false }
+        AckedChange { entry, bytes, is_retention: false }
     }
 
-    fn backlog(changes: impl IntoIterator<Item = Acknowledged>) -> Backlog {
-        let mut backlog = Backlog::default();
+    fn backlog(changes: impl IntoIterator<Item = AckedChange>) -> ApplyBacklog {
+        let mut backlog = ApplyBacklog::default();
         for change in changes {
             backlog.push(change, NOW, false);
         }
         backlog
     }
 
+    /// The apply backlog is due at the earliest deadline of its changes: expiry and retention come sooner.
     #[test]
-    fn the_first_to_be_due_decides() {
+    fn apply_backlog_is_due_at_earliest_deadline() {
         let due_at = |changes| backlog(changes).due_at().map(|at| at - NOW);
         assert_eq!(due_at(vec![]), None);
         assert_eq!(due_at(vec![change(1, None)]), Some(DELAY));
         let expires = change(1, Some(Timestamp::default()));
         assert_eq!(due_at(vec![change(1, None), expires, change(1, None)]), Some(SHORT_DELAY));
-        let upkeep = Acknowledged { is_upkeep: true, ..change(1, None) };
-        assert_eq!(due_at(vec![change(1, None), upkeep]), Some(Duration::ZERO));
-        let mut backlog = Backlog::default();
-        backlog.hurry();
+        let retention = AckedChange { is_retention: true, ..change(1, None) };
+        assert_eq!(due_at(vec![change(1, None), retention]), Some(Duration::ZERO));
+        let mut backlog = ApplyBacklog::default();
+        backlog.apply_soon();
         backlog.push(change(1, None), NOW, true);
         assert_eq!(backlog.due_at(), Some(NOW + SHORT_DELAY));
         assert!(!backlog.is_due(NOW, 0) && backlog.is_due(NOW + SHORT_DELAY, 0));
-        backlog.hurry();
+        backlog.apply_soon();
         assert!(backlog.is_due(NOW, 0));
         backlog.pop().unwrap();
         assert_eq!((backlog.due_at(), backlog.bytes()), (None, 0));
     }
 
+    /// The apply backlog is due at once if it exceeds its count or bytes, or if all backlogs together exceed their
+    /// bytes.
     #[test]
-    fn many_changes_wait_for_nobody() {
-        let few = backlog((1..MOST_CHANGES).map(|_| change(1, None)));
-        assert!(!few.is_due(NOW, MOST_BYTES_OF_ALL) && few.is_due(NOW, MOST_BYTES_OF_ALL + 1));
-        assert!(backlog((0..MOST_CHANGES).map(|_| change(1, None))).is_due(NOW, 0));
-        assert!(backlog([change(MOST_BYTES, None)]).is_due(NOW, 0));
+    fn apply_backlog_over_limit_is_due_at_once() {
+        let few = backlog((1..MAX_CHANGES).map(|_| change(1, None)));
+        assert!(!few.is_due(NOW, MAX_BYTES_OF_ALL) && few.is_due(NOW, MAX_BYTES_OF_ALL + 1));
+        assert!(backlog((0..MAX_CHANGES).map(|_| change(1, None))).is_due(NOW, 0));
+        assert!(backlog([change(MAX_BYTES, None)]).is_due(NOW, 0));
         assert!(!backlog([]).is_due(NOW + DELAY, u64::MAX));
-        assert!(!backlog([change(1, None)]).is_worth_a_transaction());
-        assert!(backlog([change(WORTH_BYTES, None)]).is_worth_a_transaction());
+        assert!(!backlog([change(1, None)]).exceeds_idle_apply_size());
+        assert!(backlog([change(IDLE_APPLY_BYTES, None)]).exceeds_idle_apply_size());
     }
 
+    /// One transaction takes at least one change and otherwise no more bytes than its limit.
     #[test]
-    fn a_transaction_takes_at_least_one_change_and_no_more_than_fit() {
+    fn apply_backlog_transaction_is_bounded_and_not_empty() {
         let large = || change(TRANSACTION_BYTES + 1, None);
         assert_eq!(backlog([large(), change(1, None)]).first().count(), 1);
         assert_eq!(backlog([change(1, None), large()]).first().count(), 1);

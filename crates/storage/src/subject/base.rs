@@ -1,27 +1,27 @@
-//! Giving a subject a newer base while it is served, so that it needs less of the log.
+//! Compaction: publishes a newer base of a subject while it is served, so that it needs less of the log.
 
 use std::sync::Arc;
 
 use dormouse_protocol::ErrorReply;
 use tokio::sync::oneshot;
 
-use super::publish::{self, Job, PublishEnd, Source};
-use super::serve::{End, Serving};
+use super::publish::{self, BaseSource, PublishEnd, PublishJob};
+use super::serve::{OpenSubject, SubjectServeEnd};
 use crate::database::Database;
 use crate::manifest::Manifest;
 
-/// A tail below this size is not worth a base of its own, in bytes.
+/// A tail below this size does not justify a new base, in bytes.
 const SMALL_TAIL_BYTES: u64 = 64 * 1_024;
 
-/// Whether a tail of `tail_bytes` asks for a newer base: reading it back would cost more than half of what reading the
-/// snapshot costs.
+/// Whether a tail of `tail_bytes` requires a newer base: reading it would cost more than half as much as
+/// reading the snapshot.
 const fn is_due(tail_bytes: u64, snapshot_bytes: u64) -> bool {
     let half = snapshot_bytes / 2;
     tail_bytes > if half > SMALL_TAIL_BYTES { half } else { SMALL_TAIL_BYTES }
 }
 
-impl Serving<'_> {
-    /// Asks for a compaction when the tail has grown too long.
+impl OpenSubject<'_> {
+    /// Requests a compaction if the tail is too long.
     pub(super) fn compact_if_due(&mut self) {
         let Some(tail) = self.shared.log.tail(self.subject) else { return };
         let snapshot = self.manifest.snapshot.map_or(0, |snapshot| snapshot.size_bytes);
@@ -30,58 +30,60 @@ impl Serving<'_> {
         }
     }
 
-    /// Whether a release would have much to bring to the bucket.
+    /// Whether a release would have much to upload.
     pub(super) fn needs_base_first(&self) -> bool {
         self.shared.log.tail(self.subject).is_some_and(|tail| tail.bytes > SMALL_TAIL_BYTES)
     }
 
-    /// Begins to bring a newer base to the bucket. Serving goes on meanwhile; the file itself stays as it is now, because
+    /// Starts the upload of a newer base. Serving continues meanwhile; the main file does not change, because
     /// only a checkpoint changes it.
     pub(super) async fn start_compacting(&mut self) {
-        let job = match self.undecided.take() {
-            Some(undecided) => Job::Resume(undecided),
-            None => match self.source().await {
-                Ok(source) => Job::Base(source),
+        let job = match self.unresolved_publish.take() {
+            Some(undecided) => PublishJob::Resume(undecided),
+            None => match self.prepare_base_source().await {
+                Ok(source) => PublishJob::Base(source),
                 Err(reply) => return self.compaction_failed(reply),
             },
         };
         let (sender, receiver) = oneshot::channel();
         self.publishing = Some(receiver);
         let shared = Arc::clone(self.shared);
-        let (subject, manifest, hold) = (self.subject.clone(), self.manifest.clone(), Arc::clone(self.hold));
+        let (subject, manifest, hold) =
+            (self.subject.clone(), self.manifest.clone(), Arc::clone(self.file_guard));
         self.shared.tasks.spawn("compact", async move {
-            // It reads the file: should the subject's task panic, nobody opens the file before this has ended.
+            // It reads the file: if the subject's task panics, the guard keeps the file closed until this has
+            // ended.
             let _hold = hold;
             let end = tokio::select! {
                 biased;
-                // What it says would matter no more, and nobody shall wait for an upload.
-                () = shared.log.over() => PublishEnd::Failed(shared.log_ended_reply()),
+                // The result no longer matters, and no task may wait for the upload.
+                () = shared.log.closed() => PublishEnd::Failed(shared.log_ended_reply()),
                 end = publish::publish(&shared, &subject, &manifest, job) => end,
             };
-            // The subject waits for it, unless its process is on its way out.
+            // The subject waits for it, unless the process is shutting down.
             let _ = sender.send(end);
         });
     }
 
-    /// The state as it is now, ready to be uploaded.
-    pub(super) async fn source(&mut self) -> Result<Source, ErrorReply> {
-        // In this order: what is shipped by now is applied next, so that everything the state lacks lies in this slot or
-        // in a later one.
+    /// The current state, ready for upload.
+    pub(super) async fn prepare_base_source(&mut self) -> Result<BaseSource, ErrorReply> {
+        // The order matters: entries shipped so far are applied next, so every entry that the state lacks is
+        // in this slot or a later one.
         let first_slot = self.shared.log.next_slot();
         self.advance().map_err(|error| error.reply(self.subject))?;
         if let Some(reply) = &self.pipeline.stalled {
             return Err(reply.clone());
         }
-        self.apart(Database::checkpoint).await.map_err(|error| error.reply(self.subject))?;
+        self.run_blocking(Database::checkpoint).await.map_err(|error| error.reply(self.subject))?;
         self.count_bytes();
         let database = self.database();
         let state = database.state();
         let (path, rev, next_seq) = (database.path().to_owned(), state.rev, state.next_seq);
-        Ok(Source { path, rev, next_seq, first_slot })
+        Ok(BaseSource { path, rev, next_seq, first_slot })
     }
 
-    /// Takes note of how a publication ended.
-    pub(super) async fn published(&mut self, end: PublishEnd) -> Option<End> {
+    /// Handles the end of a publication.
+    pub(super) async fn published(&mut self, end: PublishEnd) -> Option<SubjectServeEnd> {
         self.publishing = None;
         match end {
             PublishEnd::Published(verified) => {
@@ -89,9 +91,9 @@ impl Serving<'_> {
                 self.collect(verified).await;
                 None
             }
-            PublishEnd::Lost { .. } => Some(self.lose().await),
+            PublishEnd::Fenced { .. } => Some(self.on_fenced().await),
             PublishEnd::Undecided(machine, reply) => {
-                self.undecided = Some(machine);
+                self.unresolved_publish = Some(machine);
                 self.compaction_failed(reply);
                 None
             }
@@ -102,36 +104,36 @@ impl Serving<'_> {
         }
     }
 
-    /// `manifest` counts from now on.
+    /// `manifest` is in effect from now on.
     fn adopt(&mut self, manifest: Manifest) {
-        self.shared.counters.publications.add(1);
-        self.shared.log.based(self.subject, manifest.base_rev, manifest.first_slot);
+        self.shared.counters.manifest_publishes.add(1);
+        self.shared.log.base_published(self.subject, manifest.base_rev, manifest.first_slot);
         self.manifest = manifest;
-        self.failure = None;
+        self.publish_failure = None;
         self.schedule.compacted();
-        self.behind.set(0);
+        self.compaction_failing.set(0);
         self.compact_if_due();
     }
 
     fn compaction_failed(&mut self, reply: ErrorReply) {
         if !self.schedule.is_failing() {
             tracing::warn!(
-                subject = %self.subject, error = %reply,
-                "the subject cannot be given a newer base; its changes are in the log, and it is tried again"
+                subject = %self.subject, error = %reply, impact = "the subject's changes stay in the log",
+                "compaction failed, retrying"
             );
         }
-        self.shared.counters.publication_failures.add(1);
+        self.shared.counters.manifest_publish_failures.add(1);
         self.schedule.failed(self.shared.env.boot());
-        self.behind.set(1);
-        self.failure = Some(reply);
+        self.compaction_failing.set(1);
+        self.publish_failure = Some(reply);
     }
 }
 
-/// The end of the publication under way; never, while there is none.
+/// The end of the running publication; pends while there is none.
 pub(super) async fn published(publishing: &mut Option<oneshot::Receiver<PublishEnd>>) -> PublishEnd {
     match publishing {
         Some(receiver) => receiver.await.unwrap_or_else(|_| {
-            PublishEnd::Failed(ErrorReply::internal("the task that published ended without a result"))
+            PublishEnd::Failed(ErrorReply::internal("the publish task ended without a result"))
         }),
         None => std::future::pending().await,
     }
@@ -141,8 +143,9 @@ pub(super) async fn published(publishing: &mut Option<oneshot::Receiver<PublishE
 mod tests {
     use super::*;
 
+    /// A compaction is due if the tail exceeds a minimum size and half of the snapshot.
     #[test]
-    fn a_tail_is_compacted_when_it_costs_half_as_much_as_the_snapshot() {
+    fn compaction_is_due_when_tail_exceeds_half_of_snapshot() {
         assert!(!is_due(64 * 1_024, 0) && is_due(64 * 1_024 + 1, 0));
         assert!(!is_due(500_000, 1_000_000) && is_due(500_001, 1_000_000));
     }

@@ -1,4 +1,4 @@
-//! Values read piece by piece, and what their uploads ask of an open subject.
+//! Chunked reads of values, and upload requests to an open subject.
 
 use std::sync::Arc;
 
@@ -9,85 +9,85 @@ use dormouse_protocol::transfer::{GetChunkReply, GetChunkRequest};
 use dormouse_protocol::{ErrorReply, MessageId, ValueDigest};
 
 use super::Respond;
-use super::serve::Serving;
-use super::values::look_again;
-use crate::api::{Reply, Request, Submission};
+use super::serve::OpenSubject;
+use super::values::send_retry;
+use crate::api::{EngineReply, EngineRequest, Submission};
 use crate::checksum::Crc64;
 use crate::database::Database;
-use crate::directory::shutting_down;
 use crate::keys::{BlobName, SubjectKeys};
-use crate::plan::{BlobRef, UploadRoom};
+use crate::plan::{BlobRef, UploadQuota};
 use crate::spool::{Finish, Spool};
+use crate::subject_table::shutting_down;
 use crate::values;
 
-/// The most that is read at once, in bytes.
-const MOST_BYTES: u64 = 8 * 1_024 * 1_024;
+/// Maximum size of one chunk, in bytes.
+const MAX_CHUNK_BYTES: u64 = 8 * 1_024 * 1_024;
 
-/// Where the value lies that a piece is wanted of.
-enum Place {
+/// Where a value is stored.
+enum ValueLocation {
     /// In the file.
-    Here(Bytes),
-    Elsewhere(BlobRef),
+    Inline(Bytes),
+    Object(BlobRef),
 }
 
-impl Serving<'_> {
-    /// Answers a request for a piece of a value, or one about an upload; gives any other back. `missing` was looked for in
-    /// vain before.
+impl OpenSubject<'_> {
+    /// Replies to a chunk request or an upload request; returns any other request. `missing` is the blob that
+    /// an earlier attempt did not find.
     pub(super) fn transfer(
         &mut self,
         submission: Submission,
         missing: Option<BlobName>,
     ) -> Option<Submission> {
         let answer = match &submission.request {
-            Request::UploadBegin(request) => UploadRoom::of(self.database(), request.place.as_ref())
+            EngineRequest::UploadBegin(request) => UploadQuota::of(self.database(), request.place.as_ref())
                 .and_then(|room| self.shared.spool.begin(self.subject, request, room)),
-            Request::UploadFinish(request) => {
+            EngineRequest::UploadFinish(request) => {
                 let place = self.shared.spool.place(self.subject, request.upload);
                 let term = self.database().state().term;
-                UploadRoom::of(self.database(), place.as_ref()).and_then(|room| {
-                    let finish = Finish { subject: self.subject, term, request: *request, room };
+                UploadQuota::of(self.database(), place.as_ref()).and_then(|room| {
+                    let finish = Finish { subject: self.subject, term, request: *request, quota: room };
                     Spool::finish(self.shared, &finish)
                 })
             }
-            Request::GetChunk(request) => {
+            EngineRequest::GetChunk(request) => {
                 let request = *request;
                 self.chunk(request, submission, missing);
                 return None;
             }
             _ => return Some(submission),
         };
-        (submission.respond)(answer.map(Reply::Upload));
+        (submission.respond)(answer.map(EngineReply::Upload));
         None
     }
 
     fn chunk(&mut self, request: GetChunkRequest, submission: Submission, missing: Option<BlobName>) {
-        let most = MOST_BYTES.min(submission.max_reply_bytes.saturating_sub(ENVELOPE_BYTES) as u64);
-        match place(self.database(), request) {
+        let most = MAX_CHUNK_BYTES.min(submission.max_reply_bytes.saturating_sub(ENVELOPE_BYTES) as u64);
+        match locate_value(self.database(), request) {
             Err(error) => (submission.respond)(Err(error)),
-            Ok(Place::Here(value)) => {
+            Ok(ValueLocation::Inline(value)) => {
                 let digest = ValueDigest::new(Crc64::of(&value).to_u64());
-                let piece = piece(request, value.len() as u64, most).map(|(start, end)| {
-                    // Both lie within a value that is in memory.
+                let reply = chunk_range(request, value.len() as u64, most).map(|(start, end)| {
+                    // Both are within a value in memory.
                     let bytes = value.slice(start as usize..end as usize);
-                    Reply::Chunk(GetChunkReply { size: value.len() as u64, digest, bytes })
+                    EngineReply::Chunk(GetChunkReply { size: value.len() as u64, digest, bytes })
                 });
-                (submission.respond)(piece);
+                (submission.respond)(reply);
             }
-            Ok(Place::Elsewhere(blob)) if missing == Some(blob.name) => {
+            Ok(ValueLocation::Object(blob)) if missing == Some(blob.name) => {
                 let key = SubjectKeys::new(self.subject).blob(&blob.name);
-                tracing::error!(subject = %self.subject, %key, "the value of a message is missing in the bucket");
+                tracing::error!(subject = %self.subject, %key, "blob missing in bucket");
                 (submission.respond)(Err(values::missing(&key)));
             }
-            Ok(Place::Elsewhere(blob)) => match piece(request, blob.size_bytes, most) {
+            Ok(ValueLocation::Object(blob)) => match chunk_range(request, blob.size_bytes, most) {
                 Err(error) => (submission.respond)(Err(error)),
-                Ok((start, end)) => self.fetch_piece(submission, blob, start, end),
+                Ok((start, end)) => self.fetch_chunk(submission, blob, start, end),
             },
         }
     }
 
-    fn fetch_piece(&mut self, submission: Submission, blob: BlobRef, start: u64, end: u64) {
+    fn fetch_chunk(&mut self, submission: Submission, blob: BlobRef, start: u64, end: u64) {
         let digest = ValueDigest::new(blob.crc64.to_u64());
-        let reply = move |bytes| Reply::Chunk(GetChunkReply { size: blob.size_bytes, digest, bytes });
+        let reply = move |bytes| EngineReply::Chunk(GetChunkReply { size: blob.size_bytes, digest, bytes });
         if start == end {
             return (submission.respond)(Ok(reply(Bytes::new())));
         }
@@ -98,7 +98,7 @@ impl Serving<'_> {
         let key = SubjectKeys::new(self.subject).blob(&blob.name);
         let shared = Arc::clone(self.shared);
         let again = self.fetches.sender();
-        self.shared.tasks.spawn("fetch a piece of a value", async move {
+        self.shared.tasks.spawn("fetch a value chunk", async move {
             let _permit = permit;
             let found = tokio::select! {
                 biased;
@@ -107,7 +107,7 @@ impl Serving<'_> {
             };
             match found {
                 Ok(Some(bytes)) => (submission.respond)(Ok(reply(bytes))),
-                Ok(None) => look_again(&again, submission, blob.name).await,
+                Ok(None) => send_retry(&again, submission, blob.name).await,
                 Err(error) => refuse(submission.respond, &error),
             }
         });
@@ -116,13 +116,13 @@ impl Serving<'_> {
 
 fn refuse(respond: Respond, error: &crate::bucket::BucketError) {
     if let crate::bucket::BucketError::Corrupt { .. } = error {
-        tracing::error!(%error, "the value of a message is damaged in the bucket");
+        tracing::error!(%error, "blob damaged in bucket");
     }
     respond(Err(ErrorReply::from(error)));
 }
 
-/// Where the value is that is meant: that of the message at this seq, if it is still the one that this rev wrote.
-fn place(database: &Database, request: GetChunkRequest) -> Result<Place, ErrorReply> {
+/// Locates the value of the message at this seq, if it is still the message that this rev wrote.
+fn locate_value(database: &Database, request: GetChunkRequest) -> Result<ValueLocation, ErrorReply> {
     let reply = database.get(&GetRequest::seq(request.seq), usize::MAX)?;
     let message = reply.messages.into_iter().next();
     let message = match message {
@@ -135,16 +135,18 @@ fn place(database: &Database, request: GetChunkRequest) -> Result<Place, ErrorRe
     };
     if message.value_omitted {
         let blob = database.blob_at(message.seq)?;
-        return blob.map(Place::Elsewhere).ok_or_else(|| ErrorReply::internal("a value lies nowhere"));
+        return blob
+            .map(ValueLocation::Object)
+            .ok_or_else(|| ErrorReply::internal("a value is neither in the file nor in an object"));
     }
     message
         .value
-        .map(Place::Here)
+        .map(ValueLocation::Inline)
         .ok_or_else(|| ErrorReply::bad_request("the value is null: it has no bytes"))
 }
 
-/// The bytes that are read: first, and first behind.
-fn piece(request: GetChunkRequest, size: u64, most: u64) -> Result<(u64, u64), ErrorReply> {
+/// The range of bytes to read: start, and exclusive end.
+fn chunk_range(request: GetChunkRequest, size: u64, most: u64) -> Result<(u64, u64), ErrorReply> {
     let GetChunkRequest { offset, length, .. } = request;
     let left = size.checked_sub(offset).ok_or_else(|| {
         ErrorReply::bad_request(format!("the value has {size} bytes, fewer than the offset {offset}"))
@@ -157,8 +159,10 @@ mod tests {
     use super::*;
     use dormouse_protocol::{ProtocolVersion, Rev, Seq};
 
+    /// A chunk ends at the value's end, the requested length or the reply limit; an offset beyond the value is
+    /// rejected.
     #[test]
-    fn a_piece_ends_with_the_value_with_what_was_asked_for_or_with_what_fits() {
+    fn value_chunk_ends_at_value_request_or_reply_limit() {
         let of = |offset, length, size, most| {
             let request = GetChunkRequest {
                 v: ProtocolVersion::CURRENT,
@@ -167,7 +171,7 @@ mod tests {
                 offset,
                 length,
             };
-            piece(request, size, most).ok()
+            chunk_range(request, size, most).ok()
         };
         assert_eq!(of(0, 10, 100, 50), Some((0, 10)));
         assert_eq!(of(95, 10, 100, 50), Some((95, 100)));

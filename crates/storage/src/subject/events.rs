@@ -1,4 +1,4 @@
-//! From records to as few events as fit.
+//! Groups records into as few events as possible.
 
 use dormouse_protocol::limits::{ENVELOPE_BYTES, EVENT_INLINE_LIMIT_BYTES};
 use dormouse_protocol::message::DeleteAllChange;
@@ -9,7 +9,7 @@ use crate::plan::{Record, SubjectState, size};
 /// Changes are gathered into one event up to this size: enough to save messages, small enough to pass any bus.
 const GATHER_BYTES: usize = 256 * 1_024;
 
-/// The event that says where the subject is and nothing else.
+/// The event with the subject's position and no changes.
 pub(super) const fn beacon(state: &SubjectState) -> Event {
     Event {
         v: ProtocolVersion::CURRENT,
@@ -20,7 +20,7 @@ pub(super) const fn beacon(state: &SubjectState) -> Event {
     }
 }
 
-/// The event that says that the subject is destroyed: the last of its term.
+/// The event of a destroy: the last of its term.
 pub(super) fn destroyed(state: &SubjectState) -> Event {
     let rev = state.rev.next();
     let end_seq = Seq::new(state.next_seq.get().saturating_sub(1));
@@ -28,8 +28,8 @@ pub(super) fn destroyed(state: &SubjectState) -> Event {
     Event { rev, changes: vec![change], ..beacon(state) }
 }
 
-/// The events that announce `records`, all of one term, in order of rev. An event stays below `max_bytes` as far as
-/// leaving values out can achieve it.
+/// The events that announce `records`, all of one term, in order of rev. An event stays below `max_bytes`, as
+/// far as omitting values can achieve this.
 pub(super) fn events(records: &[Record], term_base: Rev, max_bytes: usize) -> Vec<Event> {
     let most = GATHER_BYTES.min(max_bytes.saturating_sub(ENVELOPE_BYTES));
     let mut events: Vec<Event> = Vec::new();
@@ -80,14 +80,14 @@ mod tests {
     use dormouse_protocol::{Headers, Term, Timestamp};
 
     use super::*;
-    use crate::plan::{Operation, SetOperation};
+    use crate::plan::{RecordOp, SetOperation};
 
     fn record(rev: u64, value_bytes: usize) -> Record {
         Record {
             term: Term::new(3),
             rev: Rev::new(rev),
             accept_time: Timestamp::from_micros(1),
-            operation: Operation::Set(SetOperation {
+            operation: RecordOp::Set(SetOperation {
                 seq: Seq::new(rev),
                 key: None,
                 value: Some(Bytes::from(vec![b'x'; value_bytes])),
@@ -101,8 +101,9 @@ mod tests {
         }
     }
 
+    /// Small changes share an event, each event fits the size limit, and the events hold every change in order.
     #[test]
-    fn small_changes_share_an_event_and_every_event_fits() {
+    fn event_groups_small_changes_within_size_limit() {
         let records: Vec<_> = (1..=1_000).map(|rev| record(rev, 1_000)).collect();
         let events = events(&records, Rev::new(0), 1024 * 1024);
         assert!(events.len() < 10, "{}", events.len());
@@ -118,8 +119,9 @@ mod tests {
         assert_eq!(rev, 1_000);
     }
 
+    /// An event omits a value over the inline limit or the message limit and gives its size.
     #[test]
-    fn large_values_are_announced_by_size() {
+    fn event_omits_large_value_and_gives_size() {
         for (bytes, max_bytes, inline) in [
             (EVENT_INLINE_LIMIT_BYTES, 1024 * 1024, true),
             (EVENT_INLINE_LIMIT_BYTES + 1, 1024 * 1024, false),

@@ -1,4 +1,4 @@
-//! Waiting until everything so far is in the bucket.
+//! Flushes: they wait until all changes so far are in the bucket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,27 +7,27 @@ use dormouse_protocol::data::FlushReply;
 use dormouse_protocol::{ErrorReply, Position, Rev};
 
 use super::Respond;
-use super::reads::Waiting;
-use super::serve::Serving;
-use crate::api::Reply;
-use crate::log::{Stage, Ticket};
+use super::reads::PendingRead;
+use super::serve::OpenSubject;
+use crate::api::EngineReply;
+use crate::log::{AppendProgress, DurabilityStage};
 
-/// Where everything so far is to be.
+/// Where all changes so far must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Aim {
-    /// In the bucket.
+pub(super) enum FlushTarget {
+    /// In the log in the bucket.
     Log,
-    /// In objects of the subject's own.
+    /// In the subject's base.
     Base,
     /// In the bucket, and then the subject is handed over. It is served until then.
     HandOver,
 }
 
-/// Somebody who waits until everything so far is in the bucket.
-pub(super) struct Flush {
-    /// What the bucket is to have in its log; `None`: it has it.
-    ticket: Option<Arc<Ticket>>,
-    /// A base is to hold it, too.
+/// A caller that waits until all changes so far are in the bucket.
+pub(super) struct PendingFlush {
+    /// The append that must be shipped; `None` if all changes are shipped.
+    progress: Option<Arc<AppendProgress>>,
+    /// Whether a base must hold the changes, too.
     base: bool,
     hands_over: bool,
     position: Position,
@@ -35,24 +35,24 @@ pub(super) struct Flush {
     pub(super) respond: Respond,
 }
 
-impl Serving<'_> {
-    /// Lines up a flush.
-    pub(super) fn flush(&mut self, respond: Respond, aim: Aim) {
-        let base = match aim {
-            Aim::Log => false,
-            Aim::Base => true,
-            // What takes long is brought to the bucket while the subject is served, so that little is left to bring when it
-            // is not.
-            Aim::HandOver => self.needs_base_first(),
+impl OpenSubject<'_> {
+    /// Queues a flush.
+    pub(super) fn flush(&mut self, respond: Respond, target: FlushTarget) {
+        let base = match target {
+            FlushTarget::Log => false,
+            FlushTarget::Base => true,
+            // A long tail is uploaded while the subject is still served, so the unserved interval stays
+            // short.
+            FlushTarget::HandOver => self.needs_base_first(),
         };
-        let hands_over = aim == Aim::HandOver;
-        let ticket = self.pipeline.last_unshipped();
-        if ticket.is_some() {
+        let hands_over = target == FlushTarget::HandOver;
+        let progress = self.pipeline.last_unshipped();
+        if progress.is_some() {
             self.shared.log.ship();
         }
         let position = Position { rev: self.planned_rev(), ..self.position() };
-        let until = self.shared.env.boot() + self.shared.settings.flush_patience;
-        self.flushes.push(Flush { ticket, base, hands_over, position, until, respond });
+        let until = self.shared.env.boot() + self.shared.settings.flush_timeout;
+        self.flushes.push(PendingFlush { progress, base, hands_over, position, until, respond });
     }
 
     fn planned_rev(&mut self) -> Rev {
@@ -60,7 +60,7 @@ impl Serving<'_> {
         self.pipeline.planned_rev().unwrap_or(applied)
     }
 
-    /// Answers those whose wait is over, one way or the other.
+    /// Replies to flushes that are complete, have failed or have timed out.
     pub(super) fn answer_flushes(&mut self) {
         if self.flushes.is_empty() {
             return;
@@ -72,35 +72,38 @@ impl Serving<'_> {
         let done: Vec<_> = self
             .flushes
             .extract_if(.., |flush| {
-                let stage = flush.ticket.as_ref().map(|ticket| ticket.stage());
-                let shipped = matches!(stage, None | Some(Stage::Shipped));
+                let stage = flush.progress.as_ref().map(|progress| progress.stage());
+                let shipped = matches!(stage, None | Some(DurabilityStage::Shipped));
                 let held = !flush.base || based >= flush.position.rev;
                 compact |= shipped && is_applied && !held;
-                (shipped && held) || stage == Some(Stage::Failed) || flush.until <= now
+                (shipped && held) || stage == Some(DurabilityStage::Failed) || flush.until <= now
             })
             .collect();
         if compact && self.publishing.is_none() {
             self.schedule.ask_compact();
         }
-        // That nothing waits to be shipped here says nothing of what a successor has taken since.
-        let trusted = self.shared.trust.holds();
+        // Even if nothing is unshipped here, a successor may have accepted changes since.
+        let confirmed = self.shared.read_lease.is_confirmed();
         for flush in done {
-            let failure = flush.ticket.as_ref().and_then(|ticket| ticket.failure());
+            let failure = flush.progress.as_ref().and_then(|progress| progress.failure());
             let in_time = flush.until > now
-                || flush.ticket.as_ref().is_none_or(|ticket| ticket.stage() == Stage::Shipped);
+                || flush
+                    .progress
+                    .as_ref()
+                    .is_none_or(|progress| progress.stage() == DurabilityStage::Shipped);
             let answer = match failure {
                 Some(reply) => Err(reply),
                 None if in_time && (!flush.base || based >= flush.position.rev) => Ok(flush.position),
                 None => Err(self.not_in_bucket()),
             };
             match answer {
-                Ok(_) if flush.hands_over => self.handing_over.push(flush.respond),
+                Ok(_) if flush.hands_over => self.pending_handovers.push(flush.respond),
                 Ok(position) => {
-                    let answer = Ok(Reply::Flush(FlushReply { position }));
-                    if trusted || flush.base {
+                    let answer = Ok(EngineReply::Flush(FlushReply { position }));
+                    if confirmed || flush.base {
                         (flush.respond)(answer);
                     } else {
-                        self.reads.push(self.shared, Waiting::Ready(flush.respond, answer));
+                        self.reads.push(self.shared, PendingRead::Ready(flush.respond, answer));
                     }
                 }
                 Err(reply) => (flush.respond)(Err(reply)),
@@ -109,7 +112,8 @@ impl Serving<'_> {
     }
 
     pub(super) fn not_in_bucket(&self) -> ErrorReply {
-        let why = self.failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
+        let why =
+            self.publish_failure.as_ref().map_or("the bucket does not answer", |failure| &failure.message);
         ErrorReply::unavailable(format!("not in the bucket yet: {why}"))
     }
 }

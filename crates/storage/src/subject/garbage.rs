@@ -1,4 +1,4 @@
-//! Deleting what nothing refers to any more: one collector for all subjects of an engine.
+//! Collection: deletes unreferenced objects, with one collector for all subjects of an engine.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -8,43 +8,43 @@ use dormouse_runtime::Stop;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-use super::serve::Serving;
+use super::serve::OpenSubject;
 use crate::bucket::{Bucket, BucketKey};
 use crate::keys::{BlobName, SubjectKeys};
 use crate::ownership::Verified;
 
-/// Publications whose garbage waits at most. What does not fit is found again by a later listing.
+/// Maximum number of publications whose garbage waits. A later listing finds the garbage that does not fit.
 pub(crate) const QUEUE: usize = 256;
 
 /// Objects deleted at the same time.
 const DELETING: usize = 8;
 
-/// After each of them. So at most 400 objects are deleted in a second.
+/// The pause after each deletion. So at most 400 objects are deleted per second.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Objects of one subject that nothing refers to.
+/// Unreferenced objects of one subject.
 #[derive(Debug)]
 pub(crate) struct Garbage {
     keys: SubjectKeys,
     objects: Vec<BucketKey>,
-    /// Large values, by name and ascending: of a destroyed subject there may be very many. Dropped when they are deleted.
+    /// Blobs, by name and ascending: a destroyed subject may have very many. Dropped when they are deleted.
     blobs: Arc<Vec<BlobName>>,
 }
 
 impl Garbage {
-    /// Everything but large values.
+    /// All objects except blobs.
     pub(crate) fn objects(subject: &Subject, objects: Vec<BucketKey>) -> Self {
         Self { keys: SubjectKeys::new(subject), objects, blobs: Arc::default() }
     }
 
-    /// Large values.
+    /// Blobs.
     pub(crate) fn blobs(keys: SubjectKeys, blobs: Vec<BlobName>) -> Self {
         Self { keys, objects: Vec::new(), blobs: Arc::new(blobs) }
     }
 }
 
-/// Deletes what comes until nobody is left to send any, or one of the signals is given: a process on its way out has
-/// better things to do.
+/// Deletes queued objects until all senders are gone or one of the signals is given: a stopping process does
+/// not collect garbage.
 ///
 /// Cancelling it leaves objects that a later listing finds again.
 pub(crate) async fn collect(bucket: Arc<dyn Bucket>, mut queue: mpsc::Receiver<Garbage>, stops: [Stop; 2]) {
@@ -58,33 +58,33 @@ pub(crate) async fn collect(bucket: Arc<dyn Bucket>, mut queue: mpsc::Receiver<G
     };
     tokio::select! {
         biased;
-        () = one.given() => {}
-        () = other.given() => {}
+        () = one.requested() => {}
+        () = other.requested() => {}
         () = work => {}
     }
 }
 
 async fn delete(bucket: &dyn Bucket, key: BucketKey) {
     match bucket.delete(&key).await {
-        Ok(()) => tracing::debug!(%key, "deleted an object that nothing refers to"),
-        Err(error) => tracing::debug!(%key, %error, "an object that nothing refers to could not be deleted"),
+        Ok(()) => tracing::debug!(%key, "unreferenced object deleted"),
+        Err(error) => tracing::debug!(%key, %error, "unreferenced object delete failed"),
     }
     tokio::time::sleep(PAUSE).await;
 }
 
-impl Serving<'_> {
-    /// Has deleted what nobody needs any more, now that a manifest of ours is known to be the newest.
+impl OpenSubject<'_> {
+    /// Queues unneeded objects for deletion, now that a manifest of this process is verified as the newest.
     pub(super) async fn collect(&mut self, verified: Verified) {
         let Verified { manifest, garbage: objects, blobs: listed } = verified;
-        let found = self.apart(move |database| database.collect_blobs(&manifest, &listed)).await;
+        let found = self.run_blocking(move |database| database.collect_blobs(&manifest, &listed)).await;
         let mut blobs = found.unwrap_or_else(|error| {
             tracing::warn!(
-                subject = %self.subject, %error,
-                "it cannot be told which large values nobody needs any more; none is deleted"
+                subject = %self.subject, %error, impact = "no blob is deleted",
+                "blob collection failed"
             );
             Vec::new()
         });
-        // What an earlier look has found may still be on the way out.
+        // Blobs that an earlier collection found may still be queued.
         self.deleting.retain(|batch| batch.strong_count() > 0);
         let deleting: Vec<_> = self.deleting.iter().filter_map(Weak::upgrade).collect();
         blobs.retain(|name| deleting.iter().all(|batch| batch.binary_search(name).is_err()));
@@ -96,7 +96,7 @@ impl Serving<'_> {
             self.deleting.push(Arc::downgrade(&blobs));
         }
         let garbage = Garbage { keys: SubjectKeys::new(self.subject), objects, blobs };
-        // A full queue drops it: what lies about is found again by a later listing.
+        // If the queue is full, the garbage is dropped; a later listing finds it again.
         let _ = self.shared.garbage.try_send(garbage);
     }
 }
@@ -109,8 +109,9 @@ mod tests {
     use crate::bucket::ObjectStoreBucket;
     use crate::keys::{ManifestNumber, SubjectKeys};
 
+    /// The garbage collector deletes queued objects until the process shuts down.
     #[tokio::test]
-    async fn garbage_goes_until_the_process_is_on_its_way_out() {
+    async fn collection_deletes_queued_objects_until_shutdown() {
         let bucket: Arc<dyn Bucket> = Arc::new(ObjectStoreBucket::in_memory(Env::system()));
         let app = "app.a".parse().unwrap();
         let keys = SubjectKeys::new(&app);
@@ -128,7 +129,7 @@ mod tests {
         let (garbage, queue) = mpsc::channel(QUEUE);
         garbage.try_send(Garbage::objects(&app, second.to_vec())).unwrap();
         let stop = Stop::new();
-        stop.give();
+        stop.request();
         collect(Arc::clone(&bucket), queue, [Stop::new(), stop]).await;
         assert_eq!(bucket.list(keys.folder()).await.unwrap().len(), second.len());
     }

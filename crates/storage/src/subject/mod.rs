@@ -1,30 +1,30 @@
-//! One open subject: a task that owns the file, takes requests from a bounded queue, and answers them.
+//! One open subject: a task that owns the file, takes requests from a bounded queue and replies to them.
 //!
-//! The task's life: open → serve → close, and again as long as requests wait. Nobody but the task touches the
-//! subject's file, and the task is the only one of its subject (see [`crate::directory`]).
+//! The task opens, serves and closes the subject, and repeats this as long as requests wait. Only the task
+//! accesses the subject's file, and a subject has only one task (see [`crate::subject_table`]).
 //!
-//! While it serves, a write is *planned* against the applied state with everything pending on top, *appended* to the
-//! log, announced and acknowledged once the log says that it is as durable as its level asks, and *applied* to the file
-//! before anybody reads that. Reads see the file only.
+//! While the subject is open, a write is *planned* against the applied state plus all pending changes, and
+//! *appended* to the log. It is announced and acknowledged once it has reached its level, and *applied* to
+//! the file before the next read. Reads use only the file.
 
 mod backlog;
 mod base;
 mod chunks;
+mod close;
 mod events;
 mod flush;
 pub(crate) mod garbage;
-mod leave;
 mod open;
 mod pipeline;
 mod publish;
 mod reads;
 pub(crate) mod restore;
-mod schedule;
+mod retention;
 mod serve;
-mod upkeep;
+mod timers;
 mod values;
 
-pub(crate) use open::{drain_subject, lose_surplus, newest_manifest};
+pub(crate) use open::{move_stranded_to_lost, newest_manifest, reclaim_subject};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,67 +32,68 @@ use std::sync::Arc;
 use dormouse_protocol::{ErrorReply, Subject};
 use tokio::sync::{Notify, mpsc};
 
-use crate::api::{HandedOver, Reply, Request, Submission};
-use crate::directory::{Hold, Seat, shutting_down};
-use crate::engine::Shared;
-use serve::{End, Serving};
+use crate::api::{EngineReply, EngineRequest, HandoverOutcome, Submission};
+use crate::engine::EngineShared;
+use crate::subject_table::{FileGuard, SubjectTaskArgs, shutting_down};
+use serve::{OpenSubject, SubjectServeEnd};
 
-/// The most requests that are taken from the queue at once.
+/// Maximum number of requests taken from the queue at once.
 const BURST: usize = 256;
 
-/// What a caller is told.
-type Answer = Result<Reply, ErrorReply>;
+/// The reply to a caller.
+type SubjectReply = Result<EngineReply, ErrorReply>;
 
-/// Takes one answer.
-type Respond = Box<dyn FnOnce(Answer) + Send>;
+/// Sends one reply.
+type Respond = Box<dyn FnOnce(SubjectReply) + Send>;
 
 /// The task of one subject.
 pub(crate) struct SubjectTask {
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
     subject: Subject,
     close: Arc<Notify>,
-    // In this order: whoever finds the queue closed must find the hold too, as long as the file is in use.
-    inbox: Inbox,
-    hold: Arc<Hold>,
+    // The queue is dropped before the guard: if the queue is closed, the guard still exists while the file is
+    // in use.
+    inbox: SubjectInbox,
+    hold: Arc<FileGuard>,
     follows_panic: bool,
 }
 
-/// The subject's requests: those in the queue, and those taken from it that still wait.
-struct Inbox {
+/// The subject's requests: those in the queue, and those taken from it that are not handled yet.
+struct SubjectInbox {
     queue: mpsc::Receiver<Submission>,
     waiting: VecDeque<Submission>,
     taken: Vec<Submission>,
 }
 
-impl Inbox {
+impl SubjectInbox {
     /// Waits for requests and takes as many as fit a burst. Cancelling the call takes none.
     async fn receive(&mut self) {
         self.queue.recv_many(&mut self.taken, BURST).await;
         self.waiting.extend(self.taken.drain(..));
     }
 
-    /// Whether the first that waits asks for no more than to hand the subject over.
-    fn begins_with_hand_over(&mut self) -> bool {
+    /// Whether the first waiting request is a handover.
+    fn starts_with_handover(&mut self) -> bool {
         for _ in 0..self.queue.len() {
             self.waiting.extend(self.queue.try_recv());
         }
-        self.waiting.front().is_some_and(|submission| submission.request == Request::HandOver)
+        self.waiting.front().is_some_and(|submission| submission.request == EngineRequest::HandOver)
     }
 
-    /// Answers those who want the subject handed over.
-    fn answer_hand_overs(&mut self, answer: &Result<HandedOver, ErrorReply>) {
+    /// Replies to all waiting handover requests.
+    fn answer_handovers(&mut self, answer: &Result<HandoverOutcome, ErrorReply>) {
         let waiting = std::mem::take(&mut self.waiting);
         for submission in waiting {
-            if submission.request == Request::HandOver {
-                (submission.respond)(answer.clone().map(Reply::HandOver));
+            if submission.request == EngineRequest::HandOver {
+                (submission.respond)(answer.clone().map(EngineReply::HandOver));
             } else {
                 self.waiting.push_back(submission);
             }
         }
     }
 
-    /// Gives everything that waits now the same answer. What comes while the answers are given is not of that: it
-    /// may come because of them, and deserves a look of its own.
+    /// Sends the same reply to all requests that wait now. Requests that arrive meanwhile are not included:
+    /// they may be a consequence of these replies and are handled separately.
     fn refuse(&mut self, reply: &ErrorReply) {
         for _ in 0..self.queue.len() {
             self.waiting.extend(self.queue.try_recv());
@@ -104,44 +105,48 @@ impl Inbox {
 }
 
 impl SubjectTask {
-    pub(crate) fn new(shared: Arc<Shared>, subject: Subject, seat: Seat) -> Self {
-        let inbox = Inbox { queue: seat.queue, waiting: VecDeque::new(), taken: Vec::new() };
-        let Seat { close, hold, follows_panic, .. } = seat;
+    pub(crate) fn new(shared: Arc<EngineShared>, subject: Subject, args: SubjectTaskArgs) -> Self {
+        let inbox = SubjectInbox { queue: args.queue, waiting: VecDeque::new(), taken: Vec::new() };
+        let SubjectTaskArgs { close, file_guard: hold, follows_panic, .. } = args;
         Self { shared, subject, close, inbox, hold, follows_panic }
     }
 
-    /// Serves the subject until nobody asks for it any more.
+    /// Serves the subject until no request waits.
     pub(crate) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         if self.follows_panic {
-            // A claim may only begin when nothing of the subject's earlier life is under way.
-            shared.log.settled(&self.subject).await;
+            // A claim may begin only when no append of the subject's previous task is pending.
+            shared.log.wait_resolved(&self.subject).await;
         }
         loop {
             if shared.is_stopping() {
                 self.inbox.refuse(&shutting_down());
             } else {
-                let only_own = self.inbox.begins_with_hand_over();
+                let only_own = self.inbox.starts_with_handover();
                 match Box::pin(open::open(&shared, &self.subject, only_own)).await {
                     Ok(None) => {
-                        // Said before anything else is looked at, so that it is not said of a later life of the subject.
+                        // Reported before any other work, so that the report cannot apply to a later opening
+                        // of the subject.
                         shared.authority.released(&self.subject).await;
-                        self.inbox.answer_hand_overs(&Ok(HandedOver::NotHeld));
+                        self.inbox.answer_handovers(&Ok(HandoverOutcome::NotHeld));
                     }
                     Ok(Some(opened)) => {
                         shared.log.opened(&self.subject);
-                        let serving = Serving::new(&shared, &self.subject, &self.hold, opened);
+                        let serving = OpenSubject::new(&shared, &self.subject, &self.hold, opened);
                         match Box::pin(serving.run(&mut self.inbox, &self.close)).await {
-                            End::Closed => {}
-                            End::Refused(reply) => self.inbox.refuse(&reply),
+                            SubjectServeEnd::Closed => {}
+                            SubjectServeEnd::Refused(reply) => self.inbox.refuse(&reply),
                         }
                     }
-                    // Nobody else has asked for it to be opened so far, and who comes now may have better luck.
-                    Err(reply) if only_own => self.inbox.answer_hand_overs(&Err(reply)),
+                    // Only a handover has asked for the open so far. A request that arrives now starts a new
+                    // attempt.
+                    Err(reply) if only_own => self.inbox.answer_handovers(&Err(reply)),
                     Err(reply) => self.inbox.refuse(&reply),
                 }
             }
-            if self.inbox.waiting.is_empty() && shared.directory.leave(&self.subject, &self.inbox.queue) {
+            if self.inbox.waiting.is_empty()
+                && shared.subject_table.remove_if_queue_empty(&self.subject, &self.inbox.queue)
+            {
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! Opening a subject: drives the claim, and does what it asks for.
+//! Opens a subject: drives the claim and performs its effects.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,60 +8,61 @@ use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Rev, Subject};
 
 use super::garbage::Garbage;
 use super::publish;
-use super::restore::{RestoreError, Restorer, out_of_step};
-use crate::database::{Database, Tenure};
-use crate::engine::Shared;
-use crate::entry::Entry;
-use crate::fail_points::{Step as FailPoint, reach};
+use super::restore::{RestoreError, Restorer, unexpected_effect};
+use crate::database::{Database, FileOwner};
+use crate::engine::EngineShared;
+use crate::entry::LogEntry;
+use crate::fail_points::{FailPoint, reach};
 use crate::keys::{ManifestNumber, Nonce};
 use crate::log::{TailError, read_own_tail};
 use crate::manifest::Manifest;
-use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Drained, Restored, Tail};
-use crate::ownership::local::lost_above;
-use crate::ownership::{BaseKind, BaseObject, Found, Verified, base_kind, terms};
+use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
+use crate::ownership::local::diverged_above;
+use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, terms};
 
-/// How long a subject waits for its turn to be opened.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long an open waits for a permit.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// When a caller that was turned away may come again.
+/// Retry delay of an `overloaded` reply.
 const RETRY_AFTER_MS: u64 = 500;
 
 /// A subject that this process owns, with its file open.
 pub(super) struct Opened {
     pub(super) database: Database,
-    /// The manifest that it serves under.
+    /// The manifest under which it is served.
     pub(super) verified: Verified,
 }
 
-/// Opens the subject; with `only_own`, only where it is this process's already: `None` where it is not.
+/// Opens the subject. With `only_own`, opens it only if this process already owns it, and returns `None`
+/// otherwise.
 ///
 /// # Errors
-/// The answer to the requests that wait for it.
+/// The reply to the waiting requests.
 pub(super) async fn open(
-    shared: &Arc<Shared>,
+    shared: &Arc<EngineShared>,
     subject: &Subject,
     only_own: bool,
 ) -> Result<Option<Opened>, ErrorReply> {
-    let _permit = tokio::time::timeout(QUEUE_PATIENCE, shared.opening.acquire())
+    let _permit = tokio::time::timeout(PERMIT_TIMEOUT, shared.opening.acquire())
         .await
         .map_err(|_| ErrorReply::overloaded("too many subjects are being opened", RETRY_AFTER_MS))?;
     let path = shared.data.subject_file(subject);
     let restorer = restorer(shared, subject, path);
-    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), taken: None };
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };
     let known = opener.restorer.find_local().await?;
-    let begin = if only_own { Claim::own } else { Claim::new };
+    let begin = if only_own { Claim::reopen } else { Claim::new };
     let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
     loop {
-        // A claim of a log that is over is void, whatever its answers say.
+        // A claim of a log that has ended is void, whatever its effects return.
         if shared.has_log_ended() {
             return Err(shared.log_ended_reply());
         }
         let answer = match effect {
             ClaimEffect::GiveUp(reply) => {
-                // Whoever has ended this log takes away its slots that no subject needs. So what is missing there says
-                // nothing, unless the log is known to go on.
+                // A process that has sealed this log may trim its unneeded slots. So a missing object proves
+                // corruption only if a barrier shows that the log has not ended.
                 if reply.code == ErrorCode::Corrupt {
-                    shared.trust.barrier().await?;
+                    shared.read_lease.barrier().await?;
                 }
                 return Err(reply);
             }
@@ -69,9 +70,9 @@ pub(super) async fn open(
             ClaimEffect::Serve(verified) => {
                 reach(FailPoint::ClaimVerified);
                 let database = opener.take_over(&verified.manifest)?;
-                opener.settle_surplus().await?;
-                shared.counters.opens.add(1);
-                shared.log.based(subject, verified.manifest.base_rev, verified.manifest.first_slot);
+                opener.resolve_stranded().await?;
+                shared.counters.subject_opens.add(1);
+                shared.log.base_published(subject, verified.manifest.base_rev, verified.manifest.first_slot);
                 return Ok(Some(Opened { database, verified }));
             }
             effect => {
@@ -85,25 +86,26 @@ pub(super) async fn open(
     }
 }
 
-/// Frees a subject of a dead log: where its newest manifest needs entries of it, the next one does not, and is released.
-/// A subject that is open here is freed by whoever has it open.
+/// Rebases a subject off an orphaned log: if its newest manifest needs entries of that log, the next manifest
+/// does not need them and is released. If the subject is open here, its own task rebases it.
 ///
 /// # Errors
 /// Why it could not be done this time.
-pub(crate) async fn drain_subject(
-    shared: &Arc<Shared>,
+pub(crate) async fn reclaim_subject(
+    shared: &Arc<EngineShared>,
     subject: &Subject,
     log: &LogId,
-) -> Result<Drained, ErrorReply> {
-    // Its file is made in a place of its own, so that it gets in nobody's way.
-    let path = shared.data.drain_file(subject, Nonce::new(shared.env.ulid()));
+) -> Result<ReclaimOutcome, ErrorReply> {
+    // The file has a separate path, so it does not conflict with the subject's own file.
+    let path = shared.data.reclaim_file(subject, Nonce::new(shared.env.ulid()));
     let restorer = restorer(shared, subject, path.clone());
-    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), taken: None };
-    let (mut claim, mut effect) = Claim::drain(subject.clone(), shared.log.id().clone(), log.clone(), false);
-    let drained = loop {
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };
+    let (mut claim, mut effect) =
+        Claim::reclaim(subject.clone(), shared.log.id().clone(), log.clone(), false);
+    let outcome = loop {
         let answer = match effect {
             ClaimEffect::GiveUp(reply) => break Err(reply),
-            ClaimEffect::Drained(drained) => break Ok(drained),
+            ClaimEffect::Reclaimed(outcome) => break Ok(outcome),
             effect => opener.perform(effect).await,
         };
         effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
@@ -111,65 +113,72 @@ pub(crate) async fn drain_subject(
     drop(opener);
     let removed = shared.env.blocking(move || crate::database::remove_files(&path)).await;
     if let Err(error) = removed {
-        tracing::debug!(%subject, %error, "a file that served to drain a log stays behind");
+        tracing::debug!(%subject, %error, "temporary reclaim file not removed");
     }
-    if let Ok(Drained::Released(verified)) = &drained {
-        // A full queue drops it: what lies about is found again by a later listing.
+    if let Ok(ReclaimOutcome::Released(verified)) = &outcome {
+        // If the queue is full, the garbage is dropped; a later listing finds it again.
         let _ = shared.garbage.try_send(Garbage::objects(subject, verified.garbage.clone()));
     }
-    drained
+    outcome
 }
 
-/// Puts what an earlier process accepted and could not ship into `lost/`, as far as `newest`, the newest manifest of the
-/// subject, has gone on without it.
+/// Moves stranded writes of an earlier process to `lost/`, as far as they diverge from `newest`, the newest
+/// manifest of the subject.
 ///
 /// # Errors
-/// The answer to who cannot be served because of it; it is tried again.
-pub(crate) async fn lose_surplus(
-    shared: &Shared,
+/// The reply to a request that cannot be served because of it. The move is retried.
+pub(crate) async fn move_stranded_to_lost(
+    shared: &EngineShared,
     subject: &Subject,
     log: &LogId,
     newest: Option<&Manifest>,
 ) -> Result<(), ErrorReply> {
     let terms = newest.map(terms).unwrap_or_default();
-    let above = |term| newest.map_or(Rev::default(), |newest| lost_above(term, newest, &terms));
-    shared.surplus.lose(subject, log, above).await.map(drop).map_err(|error| cannot_settle(&error))
+    let above = |term| newest.map_or(Rev::default(), |newest| diverged_above(term, newest, &terms));
+    shared
+        .stranded
+        .move_to_lost(subject, log, above)
+        .await
+        .map(drop)
+        .map_err(|error| stranded_not_saved(&error))
 }
 
 /// The newest manifest of a subject, as of some moment during the call.
 ///
 /// # Errors
-/// What a caller is told when the bucket does not say.
+/// The reply to a caller if the bucket does not answer.
 pub(crate) async fn newest_manifest(
-    shared: &Shared,
+    shared: &EngineShared,
     subject: &Subject,
 ) -> Result<Option<Manifest>, ErrorReply> {
     let Some(number) = publish::list(shared, subject).await?.newest() else { return Ok(None) };
     match publish::get_manifest(shared, subject, number).await? {
-        Found::Manifest(manifest) => Ok(Some(*manifest)),
-        Found::Missing => Err(ErrorReply::unavailable("the newest manifest was replaced while it was read")),
-        Found::Unreadable(reply) => Err(reply),
+        ManifestRead::Manifest(manifest) => Ok(Some(*manifest)),
+        ManifestRead::Missing => {
+            Err(ErrorReply::unavailable("the newest manifest was replaced while it was read"))
+        }
+        ManifestRead::Unreadable(reply) => Err(reply),
     }
 }
 
-fn cannot_settle(error: &dyn std::error::Error) -> ErrorReply {
-    ErrorReply::unavailable(format!("changes that an earlier process accepted cannot be kept: {error}"))
+fn stranded_not_saved(error: &dyn std::error::Error) -> ErrorReply {
+    ErrorReply::unavailable(format!("stranded writes cannot be saved: {error}"))
 }
 
-fn restorer<'a>(shared: &'a Arc<Shared>, subject: &'a Subject, path: PathBuf) -> Restorer<'a> {
+fn restorer<'a>(shared: &'a Arc<EngineShared>, subject: &'a Subject, path: PathBuf) -> Restorer<'a> {
     let (bucket, env, home) = (shared.bucket.as_ref(), &shared.env, Some(shared.as_ref()));
-    Restorer { bucket, env, home, subject, path, database: None }
+    Restorer { bucket, env, engine: home, subject, path, database: None }
 }
 
 struct Opener<'a> {
-    shared: &'a Arc<Shared>,
+    shared: &'a Arc<EngineShared>,
     restorer: Restorer<'a>,
     /// The manifest that the state was restored from.
     base: Option<Manifest>,
-    /// What of the tail is above its base.
-    above: Vec<Entry>,
-    /// The log whose surplus the state holds.
-    taken: Option<LogId>,
+    /// The entries of the tail above its base.
+    above: Vec<LogEntry>,
+    /// The log whose stranded writes the state includes.
+    stranded_log: Option<LogId>,
 }
 
 impl Opener<'_> {
@@ -192,7 +201,7 @@ impl Opener<'_> {
             }
             ClaimEffect::PutBase { made_for } => {
                 let base = self.put_base(made_for).await?;
-                reach(FailPoint::ClaimBaseUp);
+                reach(FailPoint::ClaimBaseUploaded);
                 Ok(ClaimInput::BasePut(base))
             }
             ClaimEffect::Create(manifest) => {
@@ -202,35 +211,39 @@ impl Opener<'_> {
             }
             ClaimEffect::Serve(_)
             | ClaimEffect::NotOwned
-            | ClaimEffect::Drained(_)
-            | ClaimEffect::GiveUp(_) => Err(out_of_step()),
+            | ClaimEffect::Reclaimed(_)
+            | ClaimEffect::GiveUp(_) => Err(unexpected_effect()),
         }
     }
 
-    async fn restore(&mut self, manifest: Option<Manifest>, tail: Tail) -> Result<ClaimInput, ErrorReply> {
+    async fn restore(
+        &mut self,
+        manifest: Option<Manifest>,
+        tail: TailSource,
+    ) -> Result<ClaimInput, ErrorReply> {
         let (shared, subject) = (self.shared, self.restorer.subject);
         let base = manifest.as_ref().map_or(Rev::default(), |manifest| manifest.base_rev);
         let first_slot = manifest.as_ref().map_or_else(Default::default, |manifest| manifest.first_slot);
-        self.taken = None;
+        self.stranded_log = None;
         let entries = match &tail {
-            Tail::None => Vec::new(),
-            Tail::Own => {
+            TailSource::None => Vec::new(),
+            TailSource::Own => {
                 match read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first_slot, base).await {
                     Ok(entries) => entries,
                     Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
                     Err(TailError::Failed(reply)) => return Err(reply),
                 }
             }
-            Tail::Sealed(log) => {
+            TailSource::Sealed(log) => {
                 let mut entries = match shared.sealed.seal(log).await?.tail(subject, first_slot, base).await {
                     Ok(entries) => entries,
                     Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
                     Err(TailError::Failed(reply)) => return Err(reply),
                 };
-                let reached = entries.last().map_or(base, Entry::last_rev);
-                let surplus = shared.surplus.entries(subject, log)?;
-                entries.extend(surplus.into_iter().filter(|entry| entry.is_above(reached)));
-                self.taken = Some(log.clone());
+                let reached = entries.last().map_or(base, LogEntry::last_rev);
+                let stranded = shared.stranded.entries(subject, log)?;
+                entries.extend(stranded.into_iter().filter(|entry| entry.is_above(reached)));
+                self.stranded_log = Some(log.clone());
                 entries
             }
         };
@@ -246,7 +259,7 @@ impl Opener<'_> {
             Err(RestoreError::Failed(reply)) => return Err(reply),
         }
         self.base = manifest;
-        let database = self.restorer.database.as_ref().ok_or_else(out_of_step)?;
+        let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
         Ok(ClaimInput::Restored(Restored {
             rev: database.state().rev,
             next_seq: database.state().next_seq,
@@ -256,11 +269,11 @@ impl Opener<'_> {
         }))
     }
 
-    /// Uploads what the base lacks.
+    /// Uploads the changes above the current base as a delta, or the whole state as a snapshot.
     async fn put_base(&mut self, made_for: ManifestNumber) -> Result<BaseObject, ErrorReply> {
         let (shared, subject) = (self.shared, self.restorer.subject);
         let (rev, base) = {
-            let database = self.restorer.database.as_ref().ok_or_else(out_of_step)?;
+            let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
             (database.state().rev, self.base.as_ref().map_or(Rev::default(), |base| base.base_rev))
         };
         let bytes = self
@@ -278,31 +291,35 @@ impl Opener<'_> {
         Ok(BaseObject::Snapshot(snapshot))
     }
 
-    /// What an earlier process of this data directory accepted and could not ship is in the claim's base now, or the
-    /// subject has gone on without it.
-    async fn settle_surplus(&mut self) -> Result<(), ErrorReply> {
+    /// Resolves the stranded writes of earlier processes of this data directory: they are in the claim's base
+    /// now, or the subject has diverged from them.
+    async fn resolve_stranded(&mut self) -> Result<(), ErrorReply> {
         let (shared, subject) = (self.shared, self.restorer.subject);
-        for log in shared.surplus.logs_of(subject) {
-            if self.taken.as_ref() == Some(&log) {
-                shared.surplus.settle(subject, &log).await.map_err(|error| cannot_settle(&error))?;
+        for log in shared.stranded.logs_of(subject) {
+            if self.stranded_log.as_ref() == Some(&log) {
+                shared
+                    .stranded
+                    .mark_resolved(subject, &log)
+                    .await
+                    .map_err(|error| stranded_not_saved(&error))?;
             } else {
-                lose_surplus(shared, subject, &log, self.base.as_ref()).await?;
+                move_stranded_to_lost(shared, subject, &log, self.base.as_ref()).await?;
             }
         }
         Ok(())
     }
 
-    /// The claim stands: the file is now of its term.
+    /// The claim has succeeded: the file now belongs to its term.
     fn take_over(&mut self, manifest: &Manifest) -> Result<Database, ErrorReply> {
-        let mut database = self.restorer.database.take().ok_or_else(out_of_step)?;
-        let tenure = Tenure {
+        let mut database = self.restorer.database.take().ok_or_else(unexpected_effect)?;
+        let owner = FileOwner {
             log: manifest.owner.clone(),
             term: manifest.term,
             term_base: manifest.term_base,
             manifest: manifest.number,
             bucket_rev: manifest.base_rev,
         };
-        database.take_over(&tenure).map_err(|error| error.not_begun().reply(self.restorer.subject))?;
+        database.take_over(&owner).map_err(|error| error.not_started().reply(self.restorer.subject))?;
         Ok(database)
     }
 }

@@ -1,5 +1,5 @@
-//! The life of a write: planned, appended to the log, acknowledged once it is as durable as its level asks, and brought
-//! into the file before anybody reads that.
+//! The write pipeline: a write is planned, appended to the log, acknowledged once it has reached its level,
+//! and applied to the file before the next read.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,118 +10,121 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject};
 use tokio::sync::Notify;
 
-use super::backlog::{Acknowledged, Backlog};
-use super::upkeep::{self, Upkeep};
-use super::values::{Attempt, Uploads};
-use super::{Answer, Respond, events};
-use crate::api::{Request, Submission};
+use super::backlog::{AckedChange, ApplyBacklog};
+use super::retention::{self, PendingRetention};
+use super::values::{PlanAttempt, ValueUploads};
+use super::{Respond, SubjectReply, events};
+use crate::api::{EngineRequest, Submission};
 use crate::database::{Database, DatabaseError};
-use crate::engine::Shared;
-use crate::entry::Entry;
-use crate::fail_points::{Step as FailPoint, reach};
+use crate::engine::EngineShared;
+use crate::entry::LogEntry;
+use crate::fail_points::{FailPoint, reach};
 use crate::format::frame;
-use crate::log::{Append, Stage, Ticket};
-use crate::plan::{self, Context, Pending, Planned, SubjectView};
+use crate::log::{Append, AppendProgress, DurabilityStage};
+use crate::plan::{self, PendingChanges, PlanContext, PlanResult, SubjectView};
 use crate::values::{self, Uploaded};
 
-/// Most changes of one subject that wait for their level. Beyond it writes are turned away; reads go on.
+/// Maximum number of changes of one subject that wait for their level. Above it writes get `overloaded`;
+/// reads continue.
 pub(super) const MAX_IN_FLIGHT: usize = 4_096;
 
-/// When a caller that was turned away may come again.
+/// Retry delay of an `overloaded` reply.
 const RETRY_AFTER_MS: u64 = 50;
 
-/// How soon changes are tried again that the file did not take.
-pub(super) const STALL_PAUSE: Duration = Duration::from_millis(500);
+/// Delay before a failed apply is retried.
+pub(super) const APPLY_RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// At about this many bytes an append ends and the next begins.
 const APPEND_BYTES: usize = 1_024 * 1_024;
 
-/// A change that is decided, or an answer that waits for the changes before it.
-pub(super) struct Step {
-    change: Option<Change>,
-    answer: Answer,
+/// A planned change, or a reply that waits for the changes before it.
+pub(super) struct PipelineStep {
+    change: Option<PendingChange>,
+    answer: SubjectReply,
     respond: Option<Respond>,
     /// The largest event that the bus can carry, in bytes.
     max_bytes: usize,
 }
 
-impl Step {
-    /// A change that nobody has asked for.
-    pub(super) fn unasked(change: Change, max_bytes: usize) -> Self {
-        Self { change: Some(change), answer: upkeep::unasked(), respond: None, max_bytes }
+impl PipelineStep {
+    /// A change without a caller.
+    pub(super) fn without_caller(change: PendingChange, max_bytes: usize) -> Self {
+        Self { change: Some(change), answer: retention::no_caller_reply(), respond: None, max_bytes }
     }
 }
 
-pub(super) struct Change {
-    pub(super) entry: Entry,
+pub(super) struct PendingChange {
+    pub(super) entry: LogEntry,
     pub(super) bytes: usize,
     pub(super) level: Level,
-    /// Set when the log has it.
-    pub(super) ticket: Option<Arc<Ticket>>,
-    /// The large values that it refers to. They go with it, unless the log takes it.
+    /// Set when the log has accepted it.
+    pub(super) progress: Option<Arc<AppendProgress>>,
+    /// The blobs that it refers to. They are deleted with it, unless the log has accepted it.
     pub(super) uploaded: Uploaded,
 }
 
-/// Steps on their way into one append; all changes among them have one level.
+/// Steps of one append; all its changes have the same level.
 #[derive(Default)]
-pub(super) struct Group {
+pub(super) struct AppendGroup {
     frames: BytesMut,
     entries: u32,
     level: Option<Level>,
-    steps: Vec<Step>,
+    steps: Vec<PipelineStep>,
 }
 
-impl Group {
-    /// One change on its own.
-    pub(super) fn of(frame: Bytes, level: Level, step: Step) -> Self {
+impl AppendGroup {
+    /// A group of one change.
+    pub(super) fn of(frame: Bytes, level: Level, step: PipelineStep) -> Self {
         Self { frames: frame.into(), entries: 1, level: Some(level), steps: vec![step] }
     }
 }
 
-/// Why nothing more can be planned at this moment.
+/// Why planning has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blocked {
-    /// The next request is not for the pipeline.
-    Other,
-    /// The next request has to see everything in the file that came before it.
+pub(super) enum PlanBlocked {
+    /// The next request is not a log entry.
+    Unlogged,
+    /// The next request needs all earlier changes in the file.
     UntilApplied,
-    /// The next request has large values on their way to the bucket.
+    /// The large values of the next request are being uploaded.
     UntilUploaded,
 }
 
-/// What became of changes that are acknowledged now.
+/// The result of acknowledging the changes that are ready.
 #[derive(Default)]
-pub(super) struct Concluded {
-    /// How many revs.
+pub(super) struct AckedChanges {
+    /// Number of acknowledged revs.
     pub(super) changes: usize,
-    /// Answers that changed nothing and tell of the state: like reads, they need to be allowed.
-    pub(super) settled: Vec<(Respond, Answer)>,
+    /// Replies that changed nothing and depend on the state: like reads, they need a confirmed lease or a
+    /// barrier.
+    pub(super) state_replies: Vec<(Respond, SubjectReply)>,
 }
 
-/// The changes of one subject that are under way.
+/// The pending changes of one subject.
 pub(super) struct Pipeline {
-    steps: VecDeque<Step>,
-    /// What comes before the steps.
-    backlog: Backlog,
-    /// The backlog and the steps.
-    pub(super) pending: Pending,
+    steps: VecDeque<PipelineStep>,
+    /// Acknowledged changes, which precede the steps.
+    backlog: ApplyBacklog,
+    /// The overlay of the backlog and the steps.
+    pub(super) pending: PendingChanges,
     /// Appends that are not in the bucket yet, each with the rev it leads to.
-    unshipped: VecDeque<(Arc<Ticket>, Rev)>,
+    unshipped: VecDeque<(Arc<AppendProgress>, Rev)>,
     /// The last rev known to be in the bucket.
     bucket_rev: Rev,
-    /// Answers to changes that had reached a weaker level when the lease ran out: they wait for the bucket.
-    late: VecDeque<(Arc<Ticket>, Respond, Answer)>,
-    /// Why a change has failed: everything planned on top of it fails too, and nothing is planned before that is over.
+    /// Replies to changes that had reached a weaker level when the lease expired: they wait for the bucket.
+    awaiting_bucket: VecDeque<(Arc<AppendProgress>, Respond, SubjectReply)>,
+    /// Why a change has failed: every change planned on top of it fails too, and nothing is planned before
+    /// all of them have failed.
     failing: Option<ErrorReply>,
-    /// The file could not be written. Nothing is planned before it can.
+    /// Why the file could not be written. Nothing is planned before it can be written.
     pub(super) stalled: Option<ErrorReply>,
-    /// When that is tried again, on the clock that never goes back.
+    /// When the write is retried, on the monotonic clock.
     retry_at: Duration,
-    pub(super) uploads: Uploads,
-    pub(super) upkeep: Upkeep,
-    /// The most bytes that the bus carried for whoever asked last.
+    pub(super) uploads: ValueUploads,
+    pub(super) retention: PendingRetention,
+    /// Maximum payload of the bus in bytes, as of the last request.
     pub(super) bus_bytes: usize,
-    /// Told when a ticket of this subject moves.
+    /// Notified when an append of this subject makes progress.
     pub(super) waker: Arc<Notify>,
 }
 
@@ -129,53 +132,53 @@ impl Pipeline {
     pub(super) fn new(bucket_rev: Rev) -> Self {
         Self {
             steps: VecDeque::new(),
-            backlog: Backlog::default(),
-            pending: Pending::new(),
+            backlog: ApplyBacklog::default(),
+            pending: PendingChanges::new(),
             unshipped: VecDeque::new(),
             bucket_rev,
-            late: VecDeque::new(),
+            awaiting_bucket: VecDeque::new(),
             failing: None,
             stalled: None,
             retry_at: Duration::ZERO,
-            uploads: Uploads::default(),
-            upkeep: Upkeep::default(),
-            bus_bytes: upkeep::CAUTIOUS_BYTES,
+            uploads: ValueUploads::default(),
+            retention: PendingRetention::default(),
+            bus_bytes: retention::ASSUMED_BUS_BYTES,
             waker: Arc::new(Notify::new()),
         }
     }
 
-    /// Told when a ticket has moved.
+    /// Notified when an append makes progress.
     pub(super) fn waker(&self) -> Arc<Notify> {
         Arc::clone(&self.waker)
     }
 
-    /// Whether every change is concluded, though it may not be in the file yet.
-    pub(super) fn is_concluded(&self) -> bool {
+    /// Whether every change is acknowledged or has failed, though it may not be in the file yet.
+    pub(super) fn is_acknowledged(&self) -> bool {
         self.steps.is_empty()
     }
 
     /// Whether every change is in the file.
     pub(super) fn is_applied(&self) -> bool {
-        self.is_concluded() && self.backlog.is_empty()
+        self.is_acknowledged() && self.backlog.is_empty()
     }
 
-    /// What is acknowledged and not in the file.
-    pub(super) const fn backlog(&self) -> &Backlog {
+    /// The acknowledged changes that are not in the file.
+    pub(super) const fn backlog(&self) -> &ApplyBacklog {
         &self.backlog
     }
 
-    /// Whether nothing can be planned for now, whatever it is.
-    pub(super) fn is_held_up(&self) -> bool {
+    /// Whether nothing can be planned at the moment.
+    pub(super) fn is_blocked(&self) -> bool {
         self.failing.is_some() || self.stalled.is_some() || self.steps.len() >= MAX_IN_FLIGHT
     }
 
-    /// Whether an answer can be given that waited for changes before it.
+    /// Whether the first step is a reply, all changes before which are acknowledged.
     pub(super) fn has_answer(&self) -> bool {
         self.steps.front().is_some_and(|step| step.change.is_none())
     }
 
     /// Whether every change is in the file and in the bucket, or has failed.
-    pub(super) fn is_settled(&self) -> bool {
+    pub(super) fn is_quiescent(&self) -> bool {
         self.is_applied() && self.unshipped.is_empty()
     }
 
@@ -184,56 +187,59 @@ impl Pipeline {
         self.bucket_rev
     }
 
-    /// The rev to which everything planned leads; `None` when nothing is under way.
+    /// The rev after all planned changes; `None` if no change is pending.
     pub(super) fn planned_rev(&self) -> Option<Rev> {
         let planned =
             self.steps.iter().rev().find_map(|step| step.change.as_ref()).map(|change| &change.entry);
-        planned.or_else(|| self.backlog.entries().last()).map(Entry::last_rev)
+        planned.or_else(|| self.backlog.entries().last()).map(LogEntry::last_rev)
     }
 
     /// The last append that is not known to be in the bucket.
-    pub(super) fn last_unshipped(&self) -> Option<Arc<Ticket>> {
-        self.unshipped.back().map(|(ticket, _)| Arc::clone(ticket))
+    pub(super) fn last_unshipped(&self) -> Option<Arc<AppendProgress>> {
+        self.unshipped.back().map(|(progress, _)| Arc::clone(progress))
     }
 
     /// Plans changing requests from the front of `writes` and appends them to the log. Returns why it stopped, if it
     /// did before the end.
     pub(super) fn plan(
         &mut self,
-        shared: &Arc<Shared>,
+        shared: &Arc<EngineShared>,
         subject: &Subject,
         database: &Database,
         writes: &mut VecDeque<Submission>,
-    ) -> Option<Blocked> {
-        self.keep_up(shared, subject, database);
-        let mut group = Group::default();
+    ) -> Option<PlanBlocked> {
+        self.run_retention(shared, subject, database);
+        let mut group = AppendGroup::default();
         let blocked = loop {
             let Some(front) = writes.front() else { break None };
-            if is_other(&front.request) {
-                break Some(Blocked::Other);
+            if is_unlogged(&front.request) {
+                break Some(PlanBlocked::Unlogged);
             }
             if self.failing.is_some() {
-                break Some(Blocked::UntilApplied);
+                break Some(PlanBlocked::UntilApplied);
             }
             if !is_change(&front.request) {
-                let Some(known) = self.recall(shared, database, front) else { break Some(Blocked::Other) };
+                let Some(known) = self.remembered_reply(shared, database, front) else {
+                    break Some(PlanBlocked::Unlogged);
+                };
                 let Some(submission) = writes.pop_front() else { break None };
                 self.take(database, known, Uploaded::default(), submission, Level::Bucket, &mut group);
                 continue;
             }
-            // What is full goes before the next is planned: where the log refuses it, the next is planned without it.
+            // A full group is appended before the next request is planned: if the log rejects the group, the
+            // next request is planned without it.
             let level = self.level(shared, database, &front.request);
             if group.frames.len() >= APPEND_BYTES || group.level.is_some_and(|other| other != level) {
                 self.append(shared, subject, database, std::mem::take(&mut group));
             }
             let in_flight = self.steps.len() + group.steps.len();
             let (planned, uploaded) = match self.attempt(shared, subject, database, front, in_flight) {
-                Attempt::Planned(planned, uploaded) => (planned, uploaded),
-                Attempt::UnderWay => break Some(Blocked::UntilUploaded),
+                PlanAttempt::Planned(planned, uploaded) => (planned, uploaded),
+                PlanAttempt::UnderWay => break Some(PlanBlocked::UntilUploaded),
             };
-            if matches!(planned, Planned::Later) {
+            if matches!(planned, PlanResult::Later) {
                 self.uploads.put_back(uploaded);
-                break Some(Blocked::UntilApplied);
+                break Some(PlanBlocked::UntilApplied);
             }
             let Some(submission) = writes.pop_front() else { break None };
             self.take(database, planned, uploaded, submission, level, &mut group);
@@ -242,56 +248,63 @@ impl Pipeline {
         blocked
     }
 
-    /// What a request is answered that is no entry of the log and yet carried out once, if it is not new.
-    fn recall(&self, shared: &Shared, database: &Database, front: &Submission) -> Option<Planned> {
-        let context = Context {
-            accept_time: upkeep::wall(shared),
+    /// The remembered reply to a request that is not a log entry but is executed only once; `None` if it is
+    /// new.
+    fn remembered_reply(
+        &self,
+        shared: &EngineShared,
+        database: &Database,
+        front: &Submission,
+    ) -> Option<PlanResult> {
+        let context = PlanContext {
+            accept_time: retention::wall(shared),
             max_message_bytes: front.max_reply_bytes,
             blobs: &[],
         };
-        plan::recall(&front.request, &self.pending.view(database), context)
+        plan::remembered_reply(&front.request, &self.pending.view(database), context)
     }
 
-    /// The level that a change has to reach. What a successor could not see must not be acknowledged; and a large value
-    /// that a successor sees no record of, it deletes, so that a record which is only here would be worth nothing.
-    fn level(&self, shared: &Shared, database: &Database, request: &Request) -> Level {
-        if !shared.trust.holds() || values::is_large(request) {
+    /// The level that a change has to reach. A change that a successor could not see must not be
+    /// acknowledged. A successor deletes a blob of which it sees no record, so a record that is only local
+    /// would be useless.
+    fn level(&self, shared: &EngineShared, database: &Database, request: &EngineRequest) -> Level {
+        if !shared.read_lease.is_confirmed() || values::is_large(request) {
             return Level::Bucket;
         }
         let view = self.pending.view(database);
         plan::required(request, &view.state().config, shared.settings.level)
     }
 
-    /// The same for a change that nobody has asked for.
-    pub(super) fn level_of(&self, shared: &Shared, config: &SubjectConfig) -> Level {
+    /// The same for a change without a caller.
+    pub(super) fn level_of(&self, shared: &EngineShared, config: &SubjectConfig) -> Level {
         let own = config.level.unwrap_or(shared.settings.level);
-        if shared.trust.holds() { own } else { Level::Bucket }
+        if shared.read_lease.is_confirmed() { own } else { Level::Bucket }
     }
 
     fn take(
         &mut self,
         database: &Database,
-        planned: Planned,
+        planned: PlanResult,
         uploaded: Uploaded,
         submission: Submission,
         level: Level,
-        group: &mut Group,
+        group: &mut AppendGroup,
     ) {
         let Submission { request: _, max_reply_bytes: max_bytes, respond } = submission;
         match planned {
-            Planned::Answer(answer) => respond(answer),
-            Planned::Settle(answer) => {
-                group.steps.push(Step { change: None, answer, respond: Some(respond), max_bytes });
+            PlanResult::Answer(answer) => respond(answer),
+            PlanResult::DeferredAnswer(answer) => {
+                group.steps.push(PipelineStep { change: None, answer, respond: Some(respond), max_bytes });
             }
-            Planned::Write { entry, outcome } => match frame::encode(&entry) {
+            PlanResult::Write { entry, outcome } => match frame::encode(&entry) {
                 Ok(frame) => {
                     group.frames.extend_from_slice(&frame);
                     group.entries += 1;
                     group.level = Some(level);
                     self.pending.push(&entry, database);
-                    let change = Change { entry, bytes: frame.len(), level, ticket: None, uploaded };
+                    let change = PendingChange { entry, bytes: frame.len(), level, progress: None, uploaded };
                     let answer = outcome.answer();
-                    group.steps.push(Step {
+                    group.steps.push(PipelineStep {
                         change: Some(change),
                         answer,
                         respond: Some(respond),
@@ -300,20 +313,20 @@ impl Pipeline {
                 }
                 Err(error) => respond(Err(ErrorReply::internal(error))),
             },
-            // The caller has seen to it.
-            Planned::Later => respond(Err(ErrorReply::internal("a request was planned out of turn"))),
+            // The caller handles this case first.
+            PlanResult::Later => respond(Err(ErrorReply::internal("a request was planned too early"))),
         }
     }
 
-    /// Returns whether the log has taken it.
+    /// Returns whether the log has accepted it.
     pub(super) fn append(
         &mut self,
-        shared: &Shared,
+        shared: &EngineShared,
         subject: &Subject,
         database: &Database,
-        group: Group,
+        group: AppendGroup,
     ) -> bool {
-        let Group { frames, entries, level, mut steps } = group;
+        let AppendGroup { frames, entries, level, mut steps } = group;
         let mut changes = steps.iter().filter_map(|step| step.change.as_ref());
         let Some(first) = changes.next() else {
             self.steps.extend(steps);
@@ -331,19 +344,20 @@ impl Pipeline {
         };
         reach(FailPoint::Planned);
         match shared.log.append(append) {
-            Ok(ticket) => {
-                self.unshipped.push_back((Arc::clone(&ticket), last_rev));
+            Ok(progress) => {
+                self.unshipped.push_back((Arc::clone(&progress), last_rev));
                 for change in steps.iter_mut().filter_map(|step| step.change.as_mut()) {
-                    change.ticket = Some(Arc::clone(&ticket));
+                    change.progress = Some(Arc::clone(&progress));
                     change.uploaded.keep(&change.entry);
                 }
                 self.steps.extend(steps);
                 true
             }
             Err(refusal) => {
-                // What was planned is as if it had never been. Where that comes again and again, less is to be gone through.
-                self.plan_on(database);
-                self.backlog.hurry();
+                // The rejected changes leave the overlay. If this repeats, a shorter backlog makes the
+                // rebuild cheaper.
+                self.rebuild_pending(database);
+                self.backlog.apply_soon();
                 for respond in steps.into_iter().filter_map(|step| step.respond) {
                     respond(Err(refusal.clone()));
                 }
@@ -352,8 +366,8 @@ impl Pipeline {
         }
     }
 
-    /// From now on requests are planned on the backlog and the steps, and on nothing else.
-    fn plan_on(&mut self, database: &Database) {
+    /// Rebuilds the overlay from the backlog and the steps, without rejected or failed changes.
+    fn rebuild_pending(&mut self, database: &Database) {
         self.pending.reset();
         let steps = self.steps.iter().filter_map(|step| step.change.as_ref()).map(|change| &change.entry);
         for entry in self.backlog.entries().chain(steps) {
@@ -361,26 +375,32 @@ impl Pipeline {
         }
     }
 
-    /// Announces and answers every change that has reached its level, in order of rev. Whoever reads the file next has to
-    /// [apply](Self::apply) them first.
-    pub(super) fn conclude(&mut self, shared: &Shared, subject: &Subject, database: &Database) -> Concluded {
-        let mut concluded = Concluded::default();
+    /// Announces and acknowledges every change that has reached its level, in order of rev. The next reader
+    /// of the file has to [apply](Self::apply) them first.
+    pub(super) fn acknowledge_ready(
+        &mut self,
+        shared: &EngineShared,
+        subject: &Subject,
+        database: &Database,
+    ) -> AckedChanges {
+        let mut acked = AckedChanges::default();
         self.note_shipped();
-        self.answer_late(shared);
+        self.answer_awaiting_bucket(shared);
         let ready = self.ready(shared);
         if ready > 0 {
-            reach(FailPoint::Landed);
-            self.tell(shared, subject, database, ready, &mut concluded);
+            reach(FailPoint::LevelReached);
+            self.publish_and_reply(shared, subject, database, ready, &mut acked);
         }
-        self.fail_what_failed(database);
-        concluded
+        self.fail_dependents(database);
+        acked
     }
 
-    /// Brings the file up to everything that is acknowledged, unless it could not be written a moment ago. Returns about
-    /// how many bytes that were.
+    /// Applies the backlog to the file, unless a write has failed and its retry is not due. Returns the
+    /// approximate number of applied bytes.
     ///
     /// # Errors
-    /// The file can be used no more. [`Pipeline::stalled`] says where it only cannot be written at the moment.
+    /// The file is unusable. If it only cannot be written at the moment, [`Pipeline::stalled`] is set
+    /// instead.
     pub(super) fn apply(
         &mut self,
         subject: &Subject,
@@ -395,7 +415,7 @@ impl Pipeline {
             let applied = match apply(&self.backlog, database) {
                 Ok(applied) => applied,
                 Err(error) => {
-                    self.stall(subject, &error, now);
+                    self.defer_apply(subject, &error, now);
                     database.rollback()?;
                     return if error.is_unfit_file() { Err(error) } else { Ok(bytes) };
                 }
@@ -411,69 +431,71 @@ impl Pipeline {
     }
 
     fn note_shipped(&mut self) {
-        while let Some((ticket, rev)) = self.unshipped.front() {
-            match ticket.stage() {
-                Stage::Shipped => self.bucket_rev = self.bucket_rev.max(*rev),
-                Stage::Failed => {}
+        while let Some((progress, rev)) = self.unshipped.front() {
+            match progress.stage() {
+                DurabilityStage::Shipped => self.bucket_rev = self.bucket_rev.max(*rev),
+                DurabilityStage::Failed => {}
                 _ => break,
             }
             self.unshipped.pop_front();
         }
     }
 
-    /// Answers what the bucket has by now. What the end of the log has left on the local disk may be lost or not.
-    fn answer_late(&mut self, shared: &Shared) {
-        while let Some((ticket, ..)) = self.late.front() {
-            let shipped = ticket.stage() == Stage::Shipped;
-            if !shipped && !shared.log.is_over() {
+    /// Replies to changes that are in the bucket by now. A change that was only on the local disk when the
+    /// log ended is indeterminate.
+    fn answer_awaiting_bucket(&mut self, shared: &EngineShared) {
+        while let Some((progress, ..)) = self.awaiting_bucket.front() {
+            let shipped = progress.stage() == DurabilityStage::Shipped;
+            if !shipped && !shared.log.is_closed() {
                 return;
             }
-            let Some((_, respond, answer)) = self.late.pop_front() else { return };
+            let Some((_, respond, answer)) = self.awaiting_bucket.pop_front() else { return };
             respond(if shipped { answer } else { Err(unknown()) });
         }
     }
 
-    /// How many steps, from the first, may be concluded now.
-    fn ready(&self, shared: &Shared) -> usize {
+    /// How many steps, from the first, can be acknowledged now.
+    fn ready(&self, shared: &EngineShared) -> usize {
         if self.steps.is_empty() {
             return 0;
         }
-        // What a successor could not see must not be acknowledged: it might be serving already.
-        let strict = shared.log.holds_weaker() || !shared.trust.holds();
-        let is_ready = |step: &&Step| {
+        // A change that a successor could not see must not be acknowledged: the successor might already be
+        // serving.
+        let strict = shared.log.is_write_stalled() || !shared.read_lease.is_confirmed();
+        let is_ready = |step: &&PipelineStep| {
             let Some(change) = &step.change else { return true };
             let level = if strict { Level::Bucket } else { change.level };
-            let ticket = change.ticket.as_ref();
-            ticket.is_some_and(|ticket| matches!(ticket.reached(level), Some(Ok(()))))
+            let progress = change.progress.as_ref();
+            progress.is_some_and(|progress| matches!(progress.reached(level), Some(Ok(()))))
         };
         self.steps.iter().take_while(is_ready).count()
     }
 
-    /// The changes are in the log and stay; they are applied as soon as the file takes them.
-    fn stall(&mut self, subject: &Subject, error: &DatabaseError, now: Duration) {
+    /// The changes stay in the log; they are applied once the file can be written.
+    fn defer_apply(&mut self, subject: &Subject, error: &DatabaseError, now: Duration) {
         if self.stalled.is_none() {
-            tracing::error!(%subject, %error, "changes that are in the log cannot be written to the local file");
+            tracing::error!(%subject, %error, "apply to local file failed, retrying");
         }
         self.stalled = Some(error.reply(subject));
-        self.retry_at = now + STALL_PAUSE;
+        self.retry_at = now + APPLY_RETRY_DELAY;
     }
 
-    /// When it is tried again to write the file, while it cannot be written.
+    /// When the write of the file is retried; `None` if it can be written.
     pub(super) fn stalled_until(&self) -> Option<Duration> {
         self.stalled.is_some().then_some(self.retry_at)
     }
 
-    /// Tells the world of the first steps: watchers first, then those who asked.
-    fn tell(
+    /// Publishes the events of the first steps, then replies to their callers.
+    fn publish_and_reply(
         &mut self,
-        shared: &Shared,
+        shared: &EngineShared,
         subject: &Subject,
         database: &Database,
         ready: usize,
-        concluded: &mut Concluded,
+        acked: &mut AckedChanges,
     ) {
-        let done: Vec<Step> = self.steps.drain(..ready).collect();
-        let (now, trusted) = (shared.env.boot(), shared.trust.holds());
+        let done: Vec<PipelineStep> = self.steps.drain(..ready).collect();
+        let (now, confirmed) = (shared.env.boot(), shared.read_lease.is_confirmed());
         let expiring = database.next_expiry().is_some() || database.state().config.max_age_ms.is_some();
         let max_bytes = done.iter().map(|step| step.max_bytes).min().unwrap_or(usize::MAX);
         let changes = done.iter().filter_map(|step| step.change.as_ref());
@@ -481,17 +503,19 @@ impl Pipeline {
         for event in events::events(&records, database.state().term_base, max_bytes) {
             shared.events.publish(subject, event);
         }
-        concluded.changes += records.len();
-        for Step { change, answer, respond, .. } in done {
-            let Some(Change { entry, bytes, ticket, .. }) = change else {
-                concluded.settled.extend(respond.map(|respond| (respond, answer)));
+        acked.changes += records.len();
+        for PipelineStep { change, answer, respond, .. } in done {
+            let Some(PendingChange { entry, bytes, progress, .. }) = change else {
+                acked.state_replies.extend(respond.map(|respond| (respond, answer)));
                 continue;
             };
-            let change = Acknowledged { entry, bytes, is_upkeep: respond.is_none() };
+            let change = AckedChange { entry, bytes, is_retention: respond.is_none() };
             self.backlog.push(change, now, expiring);
-            match (respond, ticket) {
-                (Some(respond), Some(ticket)) if !trusted && ticket.stage() != Stage::Shipped => {
-                    self.late.push_back((ticket, respond, answer));
+            match (respond, progress) {
+                (Some(respond), Some(progress))
+                    if !confirmed && progress.stage() != DurabilityStage::Shipped =>
+                {
+                    self.awaiting_bucket.push_back((progress, respond, answer));
                 }
                 (Some(respond), _) => respond(answer),
                 (None, _) => {}
@@ -499,16 +523,16 @@ impl Pipeline {
         }
     }
 
-    /// Answers what the log has given up. What was planned on top of it fails as well, and only then is anything new
-    /// planned.
-    fn fail_what_failed(&mut self, database: &Database) {
+    /// Fails the changes that the log has failed, and every change planned on top of them. Only then is
+    /// anything new planned.
+    fn fail_dependents(&mut self, database: &Database) {
         while let Some(front) = self.steps.front() {
-            match front.change.as_ref().and_then(|change| change.ticket.as_ref()) {
-                Some(ticket) if ticket.stage() == Stage::Failed => {
-                    let unknown = || ErrorReply::unavailable("the log has failed");
-                    self.failing = Some(ticket.failure().unwrap_or_else(unknown));
+            match front.change.as_ref().and_then(|change| change.progress.as_ref()) {
+                Some(progress) if progress.stage() == DurabilityStage::Failed => {
+                    let log_failed = || ErrorReply::unavailable("the log has failed");
+                    self.failing = Some(progress.failure().unwrap_or_else(log_failed));
                 }
-                // An answer that spoke of a change that never was.
+                // A reply that depends on a failed change.
                 None if self.failing.is_some() => {}
                 _ => break,
             }
@@ -518,39 +542,41 @@ impl Pipeline {
             }
         }
         if self.steps.is_empty() && self.failing.take().is_some() {
-            self.plan_on(database);
-            self.upkeep.failed();
+            self.rebuild_pending(database);
+            self.retention.failed();
         }
     }
 
-    /// The file is given up: what the log has made of the changes is applied when the subject is opened again. Drops
-    /// every change whose fate is known.
-    pub(super) fn forget_applied(&mut self) {
+    /// Drops every change whose outcome is definite. The file is unusable: the changes in the log are applied
+    /// when the subject is opened again.
+    pub(super) fn drop_definite_changes(&mut self) {
         self.note_shipped();
-        self.backlog = Backlog::default();
+        self.backlog = ApplyBacklog::default();
         while let Some(front) = self.steps.front() {
-            let ticket = front.change.as_ref().and_then(|change| change.ticket.as_ref());
-            if ticket.is_some_and(|ticket| !matches!(ticket.stage(), Stage::Shipped | Stage::Failed)) {
+            let progress = front.change.as_ref().and_then(|change| change.progress.as_ref());
+            if progress.is_some_and(|progress| {
+                !matches!(progress.stage(), DurabilityStage::Shipped | DurabilityStage::Failed)
+            }) {
                 break;
             }
             self.steps.pop_front();
         }
     }
 
-    /// Gives everybody who waits the same answer. The changes themselves stay under way.
+    /// Sends the same reply to all waiting callers. The changes themselves stay pending.
     pub(super) fn answer_all(&mut self, reply: &ErrorReply) {
         let waiting = self.steps.iter_mut().filter_map(|step| step.respond.take());
         for respond in waiting {
             respond(Err(reply.clone()));
         }
-        for (_, respond, _) in self.late.drain(..) {
+        for (_, respond, _) in self.awaiting_bucket.drain(..) {
             respond(Err(unknown()));
         }
     }
 }
 
 /// Applies the first changes of the backlog, and returns how many.
-fn apply(backlog: &Backlog, database: &mut Database) -> Result<usize, DatabaseError> {
+fn apply(backlog: &ApplyBacklog, database: &mut Database) -> Result<usize, DatabaseError> {
     database.begin()?;
     let mut applied = 0;
     for change in backlog.first() {
@@ -561,22 +587,28 @@ fn apply(backlog: &Backlog, database: &mut Database) -> Result<usize, DatabaseEr
     Ok(applied)
 }
 
-/// The answer to a change that was made, and of which nobody can say whether it lasts.
+/// The reply to a change that was made and may or may not last.
 fn unknown() -> ErrorReply {
     ErrorReply::new(
         ErrorCode::Indeterminate,
-        "the server's lease ran out while the change was made: whether it lasts is not known",
+        "the server's lease expired during the change: whether it lasts is not known",
     )
 }
 
 /// Whether `request` becomes an entry of the log.
-const fn is_change(request: &Request) -> bool {
-    matches!(request, Request::Set(_) | Request::Delete(_) | Request::DeleteAll(_) | Request::Configure(_))
+const fn is_change(request: &EngineRequest) -> bool {
+    matches!(
+        request,
+        EngineRequest::Set(_)
+            | EngineRequest::Delete(_)
+            | EngineRequest::DeleteAll(_)
+            | EngineRequest::Configure(_)
+    )
 }
 
-/// Whether `request` changes nothing, so that it does not matter how often it is carried out.
-const fn is_other(request: &Request) -> bool {
-    !is_change(request) && !matches!(request, Request::Destroy(_))
+/// Whether `request` is neither a change nor a destroy, so repeating it has no effect.
+const fn is_unlogged(request: &EngineRequest) -> bool {
+    !is_change(request) && !matches!(request, EngineRequest::Destroy(_))
 }
 
 pub(super) fn too_many() -> ErrorReply {

@@ -1,4 +1,4 @@
-//! Bringing a subject from one manifest to the next: upload, manifest, second look.
+//! Publishes a subject's next manifest: upload, create, verification.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,22 +8,22 @@ use std::time::Duration;
 use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 
 use crate::bucket::{HeaderPatch, create_once};
-use crate::engine::Shared;
-use crate::entry::Entry;
-use crate::fail_points::{Step as FailPoint, reach};
+use crate::engine::EngineShared;
+use crate::entry::LogEntry;
+use crate::fail_points::{FailPoint, reach};
 use crate::format::{delta, frame};
 use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
 use crate::log::read_own_tail;
-use crate::manifest::{DeltaRef, Manifest, PastLife, SnapshotRef};
+use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TombstoneState};
 use crate::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
-use crate::ownership::{BaseKind, BaseObject, Creation, Found, NewBase, Verified, base_kind};
+use crate::ownership::{BaseKind, BaseObject, CreateResult, ManifestRead, NewBase, Verified, base_kind};
 
-/// How long one call to the bucket for something small may take before it counts as unanswered.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of one bucket call for a small object.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The state to be brought: the main file as a checkpoint left it.
+/// The state to upload: the main file as a checkpoint left it.
 #[derive(Debug, Clone)]
-pub(super) struct Source {
+pub(super) struct BaseSource {
     pub(super) path: PathBuf,
     pub(super) rev: Rev,
     pub(super) next_seq: Seq,
@@ -31,30 +31,30 @@ pub(super) struct Source {
     pub(super) first_slot: Slot,
 }
 
-/// What shall be published on top of the current manifest.
+/// The change to publish on top of the current manifest.
 #[derive(Debug)]
-pub(super) enum Job {
-    /// First settle a publication without known outcome.
+pub(super) enum PublishJob {
+    /// First resolve an indeterminate publication.
     Resume(Box<Publish>),
     /// A newer base.
-    Base(Source),
-    /// Hand the subject back, with a newer base where the current one does not hold everything.
-    Release(Option<Source>),
-    /// Leave nothing but a tombstone, which remembers this and goes on with this seq.
-    Destroy(Box<PastLife>, Seq),
+    Base(BaseSource),
+    /// Release the subject, with a newer base if the current one does not hold everything.
+    Release(Option<BaseSource>),
+    /// Leave only a tombstone, which stores this state and this next seq.
+    Destroy(Box<TombstoneState>, Seq),
 }
 
-/// How a [`Job`] ended.
+/// How a [`PublishJob`] ended.
 #[derive(Debug)]
 pub(super) enum PublishEnd {
-    /// This manifest counts from now on.
+    /// This manifest is in effect from now on.
     Published(Verified),
     /// Another process owns the subject.
-    Lost {
-        /// What was to be published may have counted for a while.
+    Fenced {
+        /// The publication may have been in effect for a while.
         may_have_counted: bool,
     },
-    /// It may count, now or later: nothing else may be published before this is settled.
+    /// It may take effect, now or later: nothing else may be published before it is resolved.
     Undecided(Box<Publish>, ErrorReply),
     /// Nothing has changed.
     Failed(ErrorReply),
@@ -62,13 +62,20 @@ pub(super) enum PublishEnd {
 
 /// Carries out a job on top of `current`.
 ///
-/// Cancelling it leaves its outcome unknown: the subject must then be claimed anew before it is served.
-pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manifest, job: Job) -> PublishEnd {
-    let Ok(_permit) = tokio::time::timeout(PATIENCE, shared.publishing.acquire()).await else {
-        let reply = ErrorReply::overloaded("too many subjects are being brought to the bucket", 1_000);
+/// Cancelling it leaves its outcome unknown: the subject must then be claimed again before it is served.
+pub(super) async fn publish(
+    shared: &EngineShared,
+    subject: &Subject,
+    current: &Manifest,
+    job: PublishJob,
+) -> PublishEnd {
+    let Ok(_permit) = tokio::time::timeout(CALL_TIMEOUT, shared.publishing.acquire()).await else {
+        let reply = ErrorReply::overloaded("too many subjects are being published", 1_000);
         return match job {
-            Job::Resume(machine) => PublishEnd::Undecided(machine, reply),
-            Job::Base(_) | Job::Release(_) | Job::Destroy(..) => PublishEnd::Failed(reply),
+            PublishJob::Resume(machine) => PublishEnd::Undecided(machine, reply),
+            PublishJob::Base(_) | PublishJob::Release(_) | PublishJob::Destroy(..) => {
+                PublishEnd::Failed(reply)
+            }
         };
     };
     let (mut machine, mut effect) = match begin(shared, subject, current, job).await {
@@ -98,8 +105,8 @@ pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manife
             PublishEffect::Published(verified) => {
                 return PublishEnd::Published(verified);
             }
-            PublishEffect::Lost { may_have_counted } => return PublishEnd::Lost { may_have_counted },
-            PublishEffect::Undecided(reply) => return PublishEnd::Undecided(Box::new(machine), reply),
+            PublishEffect::NotOwner { may_have_counted } => return PublishEnd::Fenced { may_have_counted },
+            PublishEffect::Indeterminate(reply) => return PublishEnd::Undecided(Box::new(machine), reply),
             PublishEffect::Failed(reply) => return PublishEnd::Failed(reply),
         };
         effect = machine.apply(input);
@@ -107,57 +114,57 @@ pub(super) async fn publish(shared: &Shared, subject: &Subject, current: &Manife
 }
 
 async fn begin(
-    shared: &Shared,
+    shared: &EngineShared,
     subject: &Subject,
     current: &Manifest,
-    job: Job,
+    job: PublishJob,
 ) -> Result<(Publish, PublishEffect), ErrorReply> {
     let publication = match job {
-        Job::Resume(mut machine) => {
+        PublishJob::Resume(mut machine) => {
             let effect = machine.apply(PublishInput::Resume);
             return Ok((*machine, effect));
         }
-        Job::Base(source) => Publication::Base(base(shared, subject, current, source).await?),
-        Job::Release(None) => Publication::Release(None),
-        Job::Release(Some(source)) => {
+        PublishJob::Base(source) => Publication::Base(base(shared, subject, current, source).await?),
+        PublishJob::Release(None) => Publication::Release(None),
+        PublishJob::Release(Some(source)) => {
             Publication::Release(Some(base(shared, subject, current, source).await?))
         }
-        Job::Destroy(past, next_seq) => Publication::Destroy { past, next_seq },
+        PublishJob::Destroy(past, next_seq) => Publication::Destroy { past, next_seq },
     };
-    reach(FailPoint::BaseUp);
+    reach(FailPoint::BaseUploaded);
     Ok(Publish::new(current, publication, Nonce::new(shared.env.ulid())))
 }
 
-/// Uploads what is above the current base, or everything.
+/// Uploads the changes above the current base, or everything.
 async fn base(
-    shared: &Shared,
+    shared: &EngineShared,
     subject: &Subject,
     current: &Manifest,
-    source: Source,
+    source: BaseSource,
 ) -> Result<NewBase, ErrorReply> {
     let tail_bytes = shared.log.tail(subject).map_or(0, |tail| tail.bytes);
-    // The first base that an owner makes of its own accord is a snapshot: from then on the bucket has a plain SQLite file
-    // of the subject.
+    // The first base that an owner makes after its claim is a snapshot: from then on the bucket has a plain
+    // SQLite file of the subject.
     if current.snapshot.is_some() && base_kind(Some(current), tail_bytes) == BaseKind::Delta {
         let (first, base_rev) = (current.first_slot, current.base_rev);
         let mut tail = read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first, base_rev).await?;
         tail.retain(|entry| entry.last_rev() <= source.rev);
-        // A delta leads as far as the log does. Where the file is ahead of it, or the tail holds nothing but memories
-        // of answers, the snapshot is what holds it all.
+        // A delta reaches as far as the log. If the file is ahead of the log, or the tail has only remembered
+        // replies, only the snapshot holds everything.
         if tail.last().is_some_and(|last| last.last_rev() == source.rev && source.rev > current.base_rev) {
             let delta = upload_delta(shared, subject, current.number.next(), current.base_rev, &tail).await?;
-            let Source { first_slot, next_seq, .. } = source;
+            let BaseSource { first_slot, next_seq, .. } = source;
             return Ok(NewBase { object: BaseObject::Delta(delta), first_slot, next_seq });
         }
     }
-    let Source { path, rev, next_seq, first_slot } = source;
+    let BaseSource { path, rev, next_seq, first_slot } = source;
     let snapshot = upload_snapshot(shared, subject, current.number.next(), rev, path).await?;
     Ok(NewBase { object: BaseObject::Snapshot(snapshot), first_slot, next_seq })
 }
 
-/// Puts a snapshot in the bucket: the file at `path`, as a checkpoint left it. Nothing refers to it yet.
+/// Uploads a snapshot: the file at `path`, as a checkpoint left it. No manifest refers to it yet.
 pub(super) async fn upload_snapshot(
-    shared: &Shared,
+    shared: &EngineShared,
     subject: &Subject,
     made_for: ManifestNumber,
     rev: Rev,
@@ -174,30 +181,33 @@ pub(super) async fn upload_snapshot(
     Ok(SnapshotRef { name, size_bytes: summary.size_bytes, crc64: summary.crc64 })
 }
 
-/// Nothing else would tell of a page that the disk did not take: it may be read again as it was before. A disk that loses
-/// one may have lost others, so that this process can rely on it no more.
-async fn sync(shared: &Shared, subject: &Subject, path: &Path) -> Result<(), ErrorReply> {
+/// Syncs the file, to detect a page that the disk did not write: such a page may be read with its old
+/// content. A disk that has lost one page may have lost others, so this process can no longer rely on it.
+async fn sync(shared: &EngineShared, subject: &Subject, path: &Path) -> Result<(), ErrorReply> {
     let path = path.to_owned();
     let opened = shared.env.blocking(move || File::open(path).map(|file| file.sync_all())).await;
-    let synced =
-        opened.map_err(|error| ErrorReply::unavailable(format!("the local file is not there: {error}")))?;
+    let synced = opened
+        .map_err(|error| ErrorReply::unavailable(format!("the local file cannot be opened: {error}")))?;
     let Err(error) = synced else { return Ok(()) };
-    tracing::error!(%subject, %error, "the local disk lost a part of a file: nothing is acknowledged from here on, restart this server");
+    tracing::error!(%subject, %error, impact = "nothing is acknowledged", "local file sync failed, restart required");
     let data = Arc::clone(&shared.data);
-    if let Err(error) = shared.env.blocking(move || data.distrust_files()).await {
-        tracing::error!(%error, "remove the folder `subjects` before the restart");
+    if let Err(error) = shared.env.blocking(move || data.discard_on_next_start()).await {
+        tracing::error!(
+            %error, action = "remove the folder `subjects` before the restart",
+            "setting local files aside failed"
+        );
     }
     shared.log.poison();
     Err(shared.log_ended_reply())
 }
 
-/// Puts a delta in the bucket: every entry above `after`. Nothing refers to it yet.
+/// Uploads a delta: every entry above `after`. No manifest refers to it yet.
 pub(super) async fn upload_delta(
-    shared: &Shared,
+    shared: &EngineShared,
     subject: &Subject,
     made_for: ManifestNumber,
     after: Rev,
-    entries: &[Entry],
+    entries: &[LogEntry],
 ) -> Result<DeltaRef, ErrorReply> {
     let frames =
         entries.iter().map(frame::encode).collect::<Result<Vec<_>, _>>().map_err(ErrorReply::internal)?;
@@ -206,25 +216,25 @@ pub(super) async fn upload_delta(
     let key = SubjectKeys::new(subject).delta(&name);
     let (size_bytes, crc64) = (encoded.bytes.len() as u64, crate::checksum::Crc64::of(&encoded.bytes));
     let created =
-        create_once(shared.bucket.as_ref(), &key, encoded.bytes, tokio::time::sleep(PATIENCE)).await;
-    match Creation::of(created)? {
-        Creation::Ours => Ok(DeltaRef { name, size_bytes, crc64 }),
-        Creation::Anothers => Err(ErrorReply::internal(format!("{key} was there before it was made"))),
-        Creation::Unknown(reply) => Err(reply),
+        create_once(shared.bucket.as_ref(), &key, encoded.bytes, tokio::time::sleep(CALL_TIMEOUT)).await;
+    match CreateResult::of(created)? {
+        CreateResult::Ours => Ok(DeltaRef { name, size_bytes, crc64 }),
+        CreateResult::Foreign => Err(ErrorReply::internal(format!("{key} existed before it was created"))),
+        CreateResult::Unknown(reply) => Err(reply),
     }
 }
 
-/// Creates a manifest, for as long as the patience lasts.
-pub(super) async fn create(shared: &Shared, manifest: &Manifest) -> Result<Creation, ErrorReply> {
+/// Creates a manifest, within the call timeout.
+pub(super) async fn create(shared: &EngineShared, manifest: &Manifest) -> Result<CreateResult, ErrorReply> {
     let key = SubjectKeys::new(&manifest.subject).manifest(manifest.number);
     let bytes = manifest.encode();
-    Creation::of(create_once(shared.bucket.as_ref(), &key, bytes, tokio::time::sleep(PATIENCE)).await)
+    CreateResult::of(create_once(shared.bucket.as_ref(), &key, bytes, tokio::time::sleep(CALL_TIMEOUT)).await)
 }
 
 /// Lists the subject's folder.
-pub(super) async fn list(shared: &Shared, subject: &Subject) -> Result<Folder, ErrorReply> {
+pub(super) async fn list(shared: &EngineShared, subject: &Subject) -> Result<Folder, ErrorReply> {
     let keys = SubjectKeys::new(subject);
-    match tokio::time::timeout(PATIENCE, shared.bucket.list(keys.folder())).await {
+    match tokio::time::timeout(CALL_TIMEOUT, shared.bucket.list(keys.folder())).await {
         Ok(Ok(entries)) => Ok(keys.read_listing(&entries)),
         Ok(Err(error)) => Err((&error).into()),
         Err(_) => Err(unanswered()),
@@ -233,18 +243,18 @@ pub(super) async fn list(shared: &Shared, subject: &Subject) -> Result<Folder, E
 
 /// Reads a manifest.
 pub(super) async fn get_manifest(
-    shared: &Shared,
+    shared: &EngineShared,
     subject: &Subject,
     number: ManifestNumber,
-) -> Result<Found, ErrorReply> {
+) -> Result<ManifestRead, ErrorReply> {
     let key = SubjectKeys::new(subject).manifest(number);
-    match tokio::time::timeout(PATIENCE, shared.bucket.get(&key)).await {
-        Ok(Ok(found)) => Ok(Found::read(subject, number, found)),
+    match tokio::time::timeout(CALL_TIMEOUT, shared.bucket.get(&key)).await {
+        Ok(Ok(found)) => Ok(ManifestRead::read(subject, number, found)),
         Ok(Err(error)) => Err((&error).into()),
         Err(_) => Err(unanswered()),
     }
 }
 
 fn unanswered() -> ErrorReply {
-    ErrorReply::unavailable(format!("the bucket did not answer within {PATIENCE:?}"))
+    ErrorReply::unavailable(format!("the bucket did not answer within {CALL_TIMEOUT:?}"))
 }

@@ -7,21 +7,21 @@ use dormouse_protocol::data::{InfoDetails, InfoReply};
 use dormouse_protocol::{ErrorReply, Level, LogId, Rev, Timestamp};
 use futures::future::BoxFuture;
 
-use super::values::Again;
-use super::{Answer, Respond};
-use crate::api::{Reply, Request, Submission};
+use super::values::RetriedRead;
+use super::{Respond, SubjectReply};
+use crate::api::{EngineReply, EngineRequest, Submission};
 use crate::database::Database;
-use crate::engine::Shared;
+use crate::engine::EngineShared;
 
-/// Most reads of one subject that wait for a barrier.
+/// Maximum number of a subject's reads that wait for a barrier.
 const MAX_WAITING: usize = 4_096;
 
-/// When a caller that was turned away may come again.
+/// Retry delay of an `overloaded` reply.
 const RETRY_AFTER_MS: u64 = 100;
 
-/// What a read is told that is not in the file.
+/// Data for a reply that is not in the file.
 #[derive(Debug, Clone)]
-pub(super) struct Surroundings<'a> {
+pub(super) struct ReadContext<'a> {
     pub(super) log: &'a LogId,
     pub(super) level: Level,
     pub(super) bucket_rev: Rev,
@@ -31,51 +31,55 @@ pub(super) struct Surroundings<'a> {
 }
 
 /// Whether `request` only reads the file.
-pub(super) const fn is_read(request: &Request) -> bool {
+pub(super) const fn is_read(request: &EngineRequest) -> bool {
     matches!(
         request,
-        Request::Get(_)
-            | Request::GetAll(_)
-            | Request::Keys(_)
-            | Request::Changes(_)
-            | Request::Info
-            | Request::GetChunk(_)
-            // They change nothing of the subject, and need to know that it is served here.
-            | Request::UploadBegin(_)
-            | Request::UploadFinish(_)
+        EngineRequest::Get(_)
+            | EngineRequest::GetAll(_)
+            | EngineRequest::Keys(_)
+            | EngineRequest::Changes(_)
+            | EngineRequest::Info
+            | EngineRequest::GetChunk(_)
+            // They do not change the subject, but require that it is served here.
+            | EngineRequest::UploadBegin(_)
+            | EngineRequest::UploadFinish(_)
     )
 }
 
-/// Answers a request that changes nothing; `None` for one that does.
+/// Replies to a read of the file; `None` for any other request.
 pub(super) fn answer(
     database: &Database,
-    request: &Request,
+    request: &EngineRequest,
     max_reply_bytes: usize,
-    around: &Surroundings<'_>,
-) -> Option<Result<Reply, ErrorReply>> {
+    context: &ReadContext<'_>,
+) -> Option<Result<EngineReply, ErrorReply>> {
     match request {
-        Request::Get(request) => Some(database.get(request, max_reply_bytes).map(Reply::Get)),
-        Request::GetAll(request) => Some(database.get_all(request, max_reply_bytes).map(Reply::GetAll)),
-        Request::Keys(request) => Some(database.keys(request, max_reply_bytes).map(Reply::Keys)),
-        Request::Changes(request) => Some(database.changes(request, max_reply_bytes).map(Reply::Changes)),
-        Request::Info => Some(info(database, around).map(|info| Reply::Info(Box::new(info)))),
-        Request::Set(_)
-        | Request::Delete(_)
-        | Request::DeleteAll(_)
-        | Request::Configure(_)
-        | Request::Flush
-        | Request::Compact
-        | Request::Destroy(_)
-        | Request::HandOver
-        | Request::UploadBegin(_)
-        | Request::UploadChunk(_)
-        | Request::UploadFinish(_)
-        | Request::UploadCancel(_)
-        | Request::GetChunk(_) => None,
+        EngineRequest::Get(request) => Some(database.get(request, max_reply_bytes).map(EngineReply::Get)),
+        EngineRequest::GetAll(request) => {
+            Some(database.get_all(request, max_reply_bytes).map(EngineReply::GetAll))
+        }
+        EngineRequest::Keys(request) => Some(database.keys(request, max_reply_bytes).map(EngineReply::Keys)),
+        EngineRequest::Changes(request) => {
+            Some(database.changes(request, max_reply_bytes).map(EngineReply::Changes))
+        }
+        EngineRequest::Info => Some(info(database, context).map(|info| EngineReply::Info(Box::new(info)))),
+        EngineRequest::Set(_)
+        | EngineRequest::Delete(_)
+        | EngineRequest::DeleteAll(_)
+        | EngineRequest::Configure(_)
+        | EngineRequest::Flush
+        | EngineRequest::Compact
+        | EngineRequest::Destroy(_)
+        | EngineRequest::HandOver
+        | EngineRequest::UploadBegin(_)
+        | EngineRequest::UploadChunk(_)
+        | EngineRequest::UploadFinish(_)
+        | EngineRequest::UploadCancel(_)
+        | EngineRequest::GetChunk(_) => None,
     }
 }
 
-fn info(database: &Database, around: &Surroundings<'_>) -> Result<InfoReply, ErrorReply> {
+fn info(database: &Database, context: &ReadContext<'_>) -> Result<InfoReply, ErrorReply> {
     let range = database.seq_range()?;
     let state = database.state();
     Ok(InfoReply {
@@ -87,48 +91,48 @@ fn info(database: &Database, around: &Surroundings<'_>) -> Result<InfoReply, Err
         count: state.count,
         bytes: state.bytes,
         config: state.config.clone(),
-        level: state.config.level.unwrap_or(around.level),
-        server: around.log.server().clone(),
-        log: around.log.clone(),
-        bucket_rev: around.bucket_rev.min(state.rev),
+        level: state.config.level.unwrap_or(context.level),
+        server: context.log.server().clone(),
+        log: context.log.clone(),
+        bucket_rev: context.bucket_rev.min(state.rev),
         details: InfoDetails {
-            base_rev: around.base_rev,
-            tail_bytes: around.tail_bytes,
-            open_since: around.open_since,
+            base_rev: context.base_rev,
+            tail_bytes: context.tail_bytes,
+            open_since: context.open_since,
             ..database.details()?
         },
     })
 }
 
-/// What waits for a barrier.
-pub(super) enum Waiting {
-    /// A read, which is answered from the state after the barrier.
+/// A read that waits for a barrier.
+pub(super) enum PendingRead {
+    /// A read, answered from the state after the barrier.
     Read(Submission),
-    /// The same, when it has been looked for before.
-    Again(Again),
-    /// An answer that tells of the state and is ready.
-    Ready(Respond, Answer),
+    /// A read that is retried because its blob was missing.
+    Retried(RetriedRead),
+    /// A complete reply that depends on the state.
+    Ready(Respond, SubjectReply),
 }
 
-impl Waiting {
+impl PendingRead {
     pub(super) fn into_respond(self) -> Respond {
         match self {
             Self::Read(submission) => submission.respond,
-            Self::Again(again) => again.submission.respond,
+            Self::Retried(again) => again.submission.respond,
             Self::Ready(respond, _) => respond,
         }
     }
 }
 
 /// Reads that wait for a barrier, in the order in which they came.
-pub(super) struct WaitingReads {
-    waiting: VecDeque<Waiting>,
-    /// The barrier under way, and for how many of the reads, from the front, it counts: those that had come before it
-    /// was begun.
+pub(super) struct ReadQueue {
+    waiting: VecDeque<PendingRead>,
+    /// The running barrier, and how many reads, from the front, it covers: those that arrived before it
+    /// started.
     barrier: Option<(usize, BoxFuture<'static, Result<(), ErrorReply>>)>,
 }
 
-impl WaitingReads {
+impl ReadQueue {
     pub(super) const fn new() -> Self {
         Self { waiting: VecDeque::new(), barrier: None }
     }
@@ -137,8 +141,8 @@ impl WaitingReads {
         self.waiting.is_empty()
     }
 
-    /// Lines up a read. At most as many wait as would fit the queue, so that their memory is bounded.
-    pub(super) fn push(&mut self, shared: &Arc<Shared>, read: Waiting) {
+    /// Queues a read. The queue is bounded, so its memory is bounded.
+    pub(super) fn push(&mut self, shared: &Arc<EngineShared>, read: PendingRead) {
         if self.waiting.len() >= MAX_WAITING {
             let reply = ErrorReply::overloaded("too many reads wait for the bucket", RETRY_AFTER_MS);
             return read.into_respond()(Err(reply));
@@ -149,12 +153,12 @@ impl WaitingReads {
         }
     }
 
-    fn begin(&mut self, shared: &Arc<Shared>) {
+    fn begin(&mut self, shared: &Arc<EngineShared>) {
         let shared = Arc::clone(shared);
-        self.barrier = Some((self.waiting.len(), Box::pin(async move { shared.trust.barrier().await })));
+        self.barrier = Some((self.waiting.len(), Box::pin(async move { shared.read_lease.barrier().await })));
     }
 
-    /// The end of the barrier under way; never, while there is none. Cancelling the call loses nothing.
+    /// The result of the running barrier; pends while there is none. Cancelling the call loses nothing.
     pub(super) async fn passed(&mut self) -> Result<(), ErrorReply> {
         match &mut self.barrier {
             Some((_, barrier)) => barrier.await,
@@ -162,9 +166,8 @@ impl WaitingReads {
         }
     }
 
-    /// Takes the reads for which the barrier counted that has just ended, and begins the next one for those that have
-    /// come since.
-    pub(super) fn take(&mut self, shared: &Arc<Shared>) -> Vec<Waiting> {
+    /// Takes the reads that the ended barrier covers, and starts the next barrier for later reads.
+    pub(super) fn take(&mut self, shared: &Arc<EngineShared>) -> Vec<PendingRead> {
         let Some((covered, _)) = self.barrier.take() else { return Vec::new() };
         let taken = self.waiting.drain(..covered.min(self.waiting.len())).collect();
         if !self.waiting.is_empty() {
@@ -173,9 +176,9 @@ impl WaitingReads {
         taken
     }
 
-    /// Everybody who waits: the subject is about to be closed.
+    /// Takes all waiting callers: the subject is about to be closed.
     pub(super) fn drain(&mut self) -> Vec<Respond> {
         self.barrier = None;
-        self.waiting.drain(..).map(Waiting::into_respond).collect()
+        self.waiting.drain(..).map(PendingRead::into_respond).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Bringing a subject's state here: from the file that lies here already, or from snapshot and deltas, and from the log.
+//! Restores a subject's state: from the existing local file, or from snapshot and deltas, and from the log.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -10,9 +10,11 @@ use dormouse_runtime::Env;
 
 use crate::bucket::Bucket;
 use crate::checksum::Crc64;
-use crate::database::{Database, DatabaseError, Origin, companion, put_in_place, remove_files, sync_folder};
-use crate::engine::Shared;
-use crate::entry::Entry;
+use crate::database::{
+    Database, DatabaseError, InitialState, put_in_place, remove_files, sidecar_path, sync_folder,
+};
+use crate::engine::EngineShared;
+use crate::entry::LogEntry;
 use crate::format::delta;
 use crate::keys::{ManifestNumber, Nonce, SubjectKeys};
 use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
@@ -22,11 +24,11 @@ use crate::ownership::terms;
 /// Entries applied in one transaction.
 const ENTRIES_AT_ONCE: usize = 1_000;
 
-/// Why a state could not be brought here.
+/// Why a state could not be restored.
 pub(crate) enum RestoreError {
-    /// An object that is referred to does not exist.
+    /// A referenced object does not exist.
     Missing(String),
-    /// Anything else, as a caller is told.
+    /// Any other failure, as the reply to a caller.
     Failed(ErrorReply),
 }
 
@@ -36,12 +38,12 @@ impl From<ErrorReply> for RestoreError {
     }
 }
 
-/// What is being brought here.
+/// The restore of one subject.
 pub(crate) struct Restorer<'a> {
     pub(crate) bucket: &'a dyn Bucket,
     pub(crate) env: &'a Env,
-    /// The engine to which the file belongs, and whatever lies in its place; `None` for a copy.
-    pub(crate) home: Option<&'a Shared>,
+    /// The engine that owns the file, and any file that exists at its path; `None` for a copy.
+    pub(crate) engine: Option<&'a EngineShared>,
     pub(crate) subject: &'a Subject,
     pub(crate) path: PathBuf,
     /// The open file, between two attempts.
@@ -49,9 +51,9 @@ pub(crate) struct Restorer<'a> {
 }
 
 impl Restorer<'_> {
-    /// Opens the file that lies here from earlier, if it is fit for use. Tells the highest manifest that it remembers.
+    /// Opens the existing local file, if it is usable. Returns the highest manifest number that it stores.
     pub(super) async fn find_local(&mut self) -> Result<Option<ManifestNumber>, ErrorReply> {
-        let Some(home) = self.home else { return Ok(None) };
+        let Some(home) = self.engine else { return Ok(None) };
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let kept = home.data.lost_file(&subject, Default::default(), Nonce::new(self.env.ulid()));
         let found = self
@@ -79,16 +81,16 @@ impl Restorer<'_> {
             .filter(|number| number.get() > 0))
     }
 
-    /// Brings the state of `manifest` with `tail` on top of its base here; for a new subject an empty one.
+    /// Restores the state of `manifest` with `tail` on top of its base; for a new subject, an empty state.
     pub(crate) async fn restore(
         &mut self,
         manifest: Option<&Manifest>,
-        tail: Vec<Entry>,
+        tail: Vec<LogEntry>,
     ) -> Result<(), RestoreError> {
         let Some(manifest) = manifest else {
-            return self.start_empty(Origin::default()).await.map_err(RestoreError::from);
+            return self.start_empty(InitialState::default()).await.map_err(RestoreError::from);
         };
-        let highest = tail.last().map_or(manifest.base_rev, Entry::last_rev).max(manifest.base_rev);
+        let highest = tail.last().map_or(manifest.base_rev, LogEntry::last_rev).max(manifest.base_rev);
         if !self.local_fits(manifest, highest) || !self.is_sound().await? {
             self.rebuild(manifest).await?;
         }
@@ -104,10 +106,10 @@ impl Restorer<'_> {
         local.is_some_and(|local| may_reuse(&local, manifest, highest))
     }
 
-    /// Reads a file through that an earlier process left, and sets it aside if it is damaged: what this process has written
-    /// itself is taken to be what it wrote.
+    /// Checks a whole file that an earlier process left, and quarantines it if it is damaged. A file that
+    /// this process has written is assumed to be sound.
     async fn is_sound(&mut self) -> Result<bool, ErrorReply> {
-        let Some((database, home)) = self.database.take().zip(self.home) else { return Ok(false) };
+        let Some((database, home)) = self.database.take().zip(self.engine) else { return Ok(false) };
         if database.provenance().log.as_ref() == Some(home.log.id()) {
             self.database = Some(database);
             return Ok(true);
@@ -115,7 +117,7 @@ impl Restorer<'_> {
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let term = database.state().term;
         let kept = home.data.lost_file(&subject, term, Nonce::new(self.env.ulid()));
-        let checked = self.env.blocking(move || match database.check_whole() {
+        let checked = self.env.blocking(move || match database.check_integrity() {
             Ok(()) => Ok(Some(database)),
             Err(error) if error.is_unfit_file() => {
                 drop(database);
@@ -135,11 +137,11 @@ impl Restorer<'_> {
         let terms = terms(manifest);
         match &manifest.snapshot {
             Some(snapshot) => self.pull(snapshot, terms).await?,
-            // The deltas begin where the subject did: at nothing, or at a tombstone.
+            // The deltas start where the subject did: at an empty state, or at a tombstone.
             None => {
                 let rev = deltas.first().map_or(manifest.base_rev, |first| first.after);
-                let past = manifest.past.clone();
-                self.start_empty(Origin { rev, next_seq: manifest.next_seq, past }).await?;
+                let past = manifest.tombstone_state.clone();
+                self.start_empty(InitialState { rev, next_seq: manifest.next_seq, tombstone: past }).await?;
                 self.on_file(move |database| database.inherit(&terms)).await?;
             }
         }
@@ -148,7 +150,7 @@ impl Restorer<'_> {
             Some(rev) if rev == manifest.base_rev => Ok(()),
             rev => {
                 let object = SubjectKeys::new(self.subject).manifest(manifest.number).to_string();
-                let what = format!("its objects lead to {rev:?}, not to {}", manifest.base_rev);
+                let what = format!("its objects end at {rev:?}, not at {}", manifest.base_rev);
                 Err(ErrorReply::corrupt(object, what).into())
             }
         }
@@ -156,8 +158,8 @@ impl Restorer<'_> {
 
     async fn pull(&mut self, snapshot: &SnapshotRef, terms: Vec<TermBase>) -> Result<(), RestoreError> {
         let key = SubjectKeys::new(self.subject).snapshot(&snapshot.name);
-        let incoming = companion(&self.path, "-incoming");
-        // Left behind by a process that was killed while it pulled.
+        let incoming = sidecar_path(&self.path, "-incoming");
+        // Left by a process that was killed during a download.
         if incoming.exists() {
             remove(self.env, &incoming).await?;
         }
@@ -165,7 +167,7 @@ impl Restorer<'_> {
         let Some(summary) = found else { return Err(RestoreError::Missing(key.to_string())) };
         if (summary.size_bytes, summary.crc64) != (snapshot.size_bytes, snapshot.crc64) {
             let what = differs(summary.size_bytes, summary.crc64, snapshot.size_bytes, snapshot.crc64);
-            // Only the copy of it goes; what is left of it, the next pull removes.
+            // Only the local copy is removed. If this fails, the next download removes it.
             let _ = remove(self.env, &incoming).await;
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
         }
@@ -183,7 +185,7 @@ impl Restorer<'_> {
         let (database, inherited) = match opened {
             Ok(database) => database,
             Err(LocalError::File(error)) => return Err(cannot_write(&self.path, &error).into()),
-            Err(LocalError::Database(error @ DatabaseError::Newer { .. })) => {
+            Err(LocalError::Database(error @ DatabaseError::NewerSchema { .. })) => {
                 return Err(ErrorReply::unavailable(format!("{key}: {error}")).into());
             }
             Err(LocalError::Database(error)) if error.is_unfit_file() => {
@@ -200,10 +202,10 @@ impl Restorer<'_> {
             return Err(ErrorReply::corrupt(key.to_string(), what).into());
         }
         self.database = Some(database);
-        inherited.map_err(|error| error.not_begun().reply(self.subject).into())
+        inherited.map_err(|error| error.not_started().reply(self.subject).into())
     }
 
-    async fn start_empty(&mut self, origin: Origin) -> Result<(), ErrorReply> {
+    async fn start_empty(&mut self, origin: InitialState) -> Result<(), ErrorReply> {
         self.database = None;
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let created = self
@@ -223,15 +225,15 @@ impl Restorer<'_> {
         }
     }
 
-    /// Applies what the state lacks of `entries`.
-    async fn apply(&mut self, entries: Vec<Entry>) -> Result<(), ErrorReply> {
+    /// Applies the entries that the state lacks.
+    async fn apply(&mut self, entries: Vec<LogEntry>) -> Result<(), ErrorReply> {
         if entries.is_empty() {
             return Ok(());
         }
         self.on_file(move |database| {
-            for some in entries.chunks(ENTRIES_AT_ONCE) {
+            for chunk in entries.chunks(ENTRIES_AT_ONCE) {
                 database.begin()?;
-                let applied = some
+                let applied = chunk
                     .iter()
                     .try_for_each(|entry| database.apply_if_new(entry).map(drop))
                     .and_then(|()| database.commit());
@@ -245,12 +247,12 @@ impl Restorer<'_> {
         .await
     }
 
-    /// Works on the file where blocking stalls nobody else.
+    /// Runs blocking work on the file without blocking other tasks.
     pub(crate) async fn on_file<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Database) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, ErrorReply> {
-        let mut database = self.database.take().ok_or_else(out_of_step)?;
+        let mut database = self.database.take().ok_or_else(unexpected_effect)?;
         let (database, done) = self
             .env
             .blocking(move || {
@@ -259,7 +261,7 @@ impl Restorer<'_> {
             })
             .await;
         self.database = Some(database);
-        done.map_err(|error| error.not_begun().reply(self.subject))
+        done.map_err(|error| error.not_started().reply(self.subject))
     }
 }
 
@@ -273,7 +275,7 @@ async fn fetch_delta(
     bucket: &dyn Bucket,
     subject: &Subject,
     reference: &DeltaRef,
-) -> Result<Vec<Entry>, RestoreError> {
+) -> Result<Vec<LogEntry>, RestoreError> {
     let key = SubjectKeys::new(subject).delta(&reference.name);
     let found: Option<Bytes> = bucket.get(&key).await.map_err(|error| ErrorReply::from(&error))?;
     let Some(bytes) = found else { return Err(RestoreError::Missing(key.to_string())) };
@@ -286,53 +288,54 @@ async fn fetch_delta(
     Ok(delta.entries)
 }
 
-/// What goes wrong with the local file.
+/// An error of the local file.
 enum LocalError {
     File(io::Error),
     Database(DatabaseError),
 }
 
-fn differs(size_bytes: u64, crc64: Crc64, said_bytes: u64, said: Crc64) -> String {
+fn differs(size_bytes: u64, crc64: Crc64, expected_bytes: u64, expected: Crc64) -> String {
     format!(
-        "{size_bytes} bytes with checksum {crc64} where the manifest says {said_bytes} bytes with checksum {said}"
+        "{size_bytes} bytes with checksum {crc64} where the manifest says {expected_bytes} bytes with checksum {expected}"
     )
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> ErrorReply {
-    // Where the data directory lies is none of a caller's business.
+    // The reply must not contain the path of the data directory.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     ErrorReply::unavailable(format!("the server cannot write its local file {name}: {error}"))
 }
 
-/// The claim asks only for what it has prepared.
-pub(super) fn out_of_step() -> ErrorReply {
-    ErrorReply::internal("a claim was driven out of step")
+/// The reply if a claim asks for an effect that it has not prepared.
+pub(super) fn unexpected_effect() -> ErrorReply {
+    ErrorReply::internal("unexpected effect of a claim")
 }
 
-/// Moves a file that is not what it should be to `lost/`: what it holds is in the log, and what is wrong with it somebody
-/// may want to know.
+/// Moves an unusable file to `lost/`: its content is in the log, and the file is kept for analysis.
 fn quarantine(path: &Path, target: &Path, subject: &Subject, why: &DatabaseError) -> io::Result<()> {
     if let Some(folder) = target.parent() {
         fs::create_dir_all(folder)?;
     }
     for (from, to) in
-        [(companion(path, "-wal"), companion(target, "-wal")), (path.to_owned(), target.to_owned())]
+        [(sidecar_path(path, "-wal"), sidecar_path(target, "-wal")), (path.to_owned(), target.to_owned())]
     {
-        match give_second_name(&from, &to) {
+        match link_or_copy(&from, &to) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    // Nobody has synced it so far.
-    File::open(target).or_else(|_| File::open(companion(target, "-wal"))).and_then(|file| file.sync_all())?;
+    // The file has not been synced so far.
+    File::open(target)
+        .or_else(|_| File::open(sidecar_path(target, "-wal")))
+        .and_then(|file| file.sync_all())?;
     target.parent().map_or(Ok(()), sync_folder)?;
     remove_files(path)?;
-    tracing::warn!(%subject, %why, kept = %target.display(), "the local file of a subject is unusable and is kept");
+    tracing::warn!(%subject, error = %why, kept = %target.display(), "unusable local file quarantined");
     Ok(())
 }
 
-/// Where the file system knows no second names, the file gets a copy.
-fn give_second_name(path: &Path, target: &Path) -> io::Result<()> {
+/// If the file system does not support hard links, the file is copied.
+fn link_or_copy(path: &Path, target: &Path) -> io::Result<()> {
     match fs::hard_link(path, target) {
         Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
             fs::copy(path, target).and_then(|_| File::open(target)?.sync_all())

@@ -1,4 +1,4 @@
-//! Large values of an open subject, on their way to the bucket and back. The subject goes on meanwhile.
+//! Uploads and downloads of an open subject's large values. The subject continues to serve meanwhile.
 
 use std::sync::Arc;
 
@@ -11,73 +11,74 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Respond;
 use super::pipeline::{MAX_IN_FLIGHT, Pipeline, too_many};
-use super::serve::Serving;
-use crate::api::{Reply, Request, Submission};
+use super::serve::OpenSubject;
+use crate::api::{EngineReply, EngineRequest, Submission};
 use crate::database::Database;
-use crate::directory::shutting_down;
-use crate::engine::Shared;
-use crate::entry::Entry;
-use crate::fail_points::{Step as FailPoint, reach};
+use crate::engine::EngineShared;
+use crate::entry::LogEntry;
+use crate::fail_points::{FailPoint, reach};
 use crate::keys::{BlobName, SubjectKeys};
-use crate::plan::{self, BlobRef, Context, Planned, size};
+use crate::plan::{self, BlobRef, PlanContext, PlanResult, size};
+use crate::subject_table::shutting_down;
 use crate::values::{self, FetchError, LargeValue, MAX_WHOLE_VALUE_BYTES, Uploaded, Uploader};
 
-/// Reads of one subject whose value was gone when it was asked for, and that wait for their second look.
-const MOST_AGAIN: usize = 16;
+/// Maximum number of a subject's reads that wait for a retry because their blob was missing.
+const MAX_READ_RETRIES: usize = 16;
 
 /// The large values of the write that is planned next.
 ///
-/// A write is planned with stand-ins for its values first: what is refused uploads nothing. Then the values that it
-/// would write go to the bucket, and when they are complete it is planned again.
+/// A write is first planned with placeholders for its values, so a rejected write uploads nothing. Then the
+/// values that it would write are uploaded, and once they are complete it is planned again.
 #[derive(Default)]
-pub(super) struct Uploads {
+pub(super) struct ValueUploads {
     under_way: Option<oneshot::Receiver<Result<Uploaded, ErrorReply>>>,
     complete: Uploaded,
 }
 
-/// How far the large values of the next write are.
-enum Progress {
-    /// On their way: the write waits, and everything behind it.
+/// Upload progress of the next write's large values.
+enum UploadProgress {
+    /// The upload is running: the write waits, and everything behind it.
     UnderWay,
-    /// These are complete.
+    /// These blobs are complete.
     Complete(Uploaded),
-    /// They cannot be brought to the bucket.
+    /// The upload has failed.
     Failed(ErrorReply),
 }
 
-impl Uploads {
-    /// Takes what there is for the next write.
-    fn take(&mut self) -> Progress {
+impl ValueUploads {
+    /// Takes the blobs uploaded for the next write.
+    fn take(&mut self) -> UploadProgress {
         if let Some(end) = &mut self.under_way {
             match end.try_recv() {
-                Err(oneshot::error::TryRecvError::Empty) => return Progress::UnderWay,
+                Err(oneshot::error::TryRecvError::Empty) => return UploadProgress::UnderWay,
                 Ok(Ok(uploaded)) => self.complete.extend(uploaded),
                 Ok(Err(reply)) => {
                     *self = Self::default();
-                    return Progress::Failed(reply);
+                    return UploadProgress::Failed(reply);
                 }
                 Err(oneshot::error::TryRecvError::Closed) => {
                     *self = Self::default();
-                    return Progress::Failed(ErrorReply::internal("an upload ended without a result"));
+                    return UploadProgress::Failed(ErrorReply::internal("an upload ended without a result"));
                 }
             }
             self.under_way = None;
         }
-        Progress::Complete(std::mem::take(&mut self.complete))
+        UploadProgress::Complete(std::mem::take(&mut self.complete))
     }
 
-    /// The write is to be planned once more: nothing is lost of what it has.
+    /// Keeps the write's blobs for its next planning.
     pub(super) fn put_back(&mut self, uploaded: Uploaded) {
         self.complete = uploaded;
     }
 
-    /// Brings `values` to the bucket, beside what the write has already. `waker` is told when that is over.
+    /// Uploads `values`, in addition to the blobs that the write already has. `waker` is notified when the
+    /// upload ends.
     ///
     /// # Errors
-    /// `overloaded`; then nothing is under way.
+    /// `overloaded`; then no upload is running.
     fn begin(
         &mut self,
-        shared: &Arc<Shared>,
+        shared: &Arc<EngineShared>,
         subject: &Subject,
         term: Term,
         uploaded: Uploaded,
@@ -102,237 +103,244 @@ impl Uploads {
             let end = tokio::select! {
                 biased;
                 end = uploader.upload(&shared.uploads, values) => end,
-                // The write was turned away. What was written of it goes.
+                // The write was rejected: its blobs are deleted.
                 () = sender.closed() => return,
             };
-            reach(FailPoint::ValueUp);
-            // Dropped unheard, it deletes what it wrote.
+            reach(FailPoint::BlobUploaded);
+            // If the receiver is gone, dropping the result deletes its blobs.
             let _ = sender.send(end);
             waker.notify_one();
         });
         Ok(())
     }
 
-    /// The write is turned away: what was written for it goes.
+    /// The write is rejected: its blobs are deleted.
     fn abandon(&mut self) {
         *self = Self::default();
     }
 }
 
-/// What `request` needs in the bucket before it can be planned in earnest, when planning it with stand-ins came to
-/// `entry`: the values whose stand-ins are in it.
-fn lacking(entry: &Entry, values: Vec<LargeValue>) -> Vec<LargeValue> {
-    let named: Vec<BlobName> = values::of_entry(entry).map(|blob| blob.name).collect();
+/// The values that must be uploaded before a write can be logged: those whose placeholders are in `entry`,
+/// the result of planning with placeholders.
+fn to_upload(entry: &LogEntry, values: Vec<LargeValue>) -> Vec<LargeValue> {
+    let named: Vec<BlobName> = values::blobs_of_entry(entry).map(|blob| blob.name).collect();
     values
         .into_iter()
-        .filter(|(place, value)| named.contains(&values::stand_in(*place, value.len() as u64).name))
+        .filter(|(index, value)| named.contains(&values::placeholder(*index, value.len() as u64).name))
         .collect()
 }
 
-/// What a request is planned with: the objects that are there, and stand-ins for the others, given by place and size.
-fn with_stand_ins(
-    there: &[(usize, BlobRef)],
+/// The blobs to plan a request with: existing objects, and placeholders for the others, given by index and
+/// size.
+fn with_placeholders(
+    stored: &[(usize, BlobRef)],
     sizes: impl Iterator<Item = (usize, u64)>,
 ) -> Vec<(usize, BlobRef)> {
-    let lacking = sizes.filter(|(place, _)| there.iter().all(|(at, _)| at != place));
-    let stand_ins = lacking.map(|(place, size)| (place, values::stand_in(place, size)));
-    there.iter().copied().chain(stand_ins).collect()
+    let to_upload = sizes.filter(|(index, _)| stored.iter().all(|(at, _)| at != index));
+    let placeholders = to_upload.map(|(index, size)| (index, values::placeholder(index, size)));
+    stored.iter().copied().chain(placeholders).collect()
 }
 
-/// Values that were uploaded before their request: the place of each set, and the object where there is one. They are still
-/// the uploads': a set that is refused leaves them to the next.
-struct Before(Vec<(usize, UploadedValue, Option<BlobRef>)>);
+/// Values that were uploaded before their request: the index of each set, and the object if there is one.
+/// They still belong to their uploads: a rejected set leaves them for the next set.
+struct CommittedUploads(Vec<(usize, UploadedValue, Option<BlobRef>)>);
 
-impl Before {
-    fn look(shared: &Shared, subject: &Subject, term: Term, request: &Request) -> Self {
-        let look = |(place, value)| (place, value, shared.spool.stored(subject, value, term));
-        Self(values::uploaded_before(request).map(look).collect())
+impl CommittedUploads {
+    fn find(shared: &EngineShared, subject: &Subject, term: Term, request: &EngineRequest) -> Self {
+        let find = |(index, value)| (index, value, shared.spool.stored(subject, value, term));
+        Self(values::uploaded_before(request).map(find).collect())
     }
 
-    fn there(&self) -> impl Iterator<Item = (usize, BlobRef)> {
-        self.0.iter().filter_map(|(place, _, blob)| Some((*place, (*blob)?)))
+    fn stored(&self) -> impl Iterator<Item = (usize, BlobRef)> {
+        self.0.iter().filter_map(|(index, _, blob)| Some((*index, (*blob)?)))
     }
 
     fn sizes(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.0.iter().map(|(place, value, _)| (*place, value.size))
+        self.0.iter().map(|(index, value, _)| (*index, value.size))
     }
 
-    /// Whether an entry refers to one that is not there.
-    fn is_lacking(&self, entry: &Entry) -> bool {
+    /// Whether an entry refers to a missing object.
+    fn refers_to_missing(&self, entry: &LogEntry) -> bool {
         let absent = self.0.iter().filter(|(_, _, blob)| blob.is_none());
-        let stand_ins: Vec<BlobName> =
-            absent.map(|(place, value, _)| values::stand_in(*place, value.size).name).collect();
-        !stand_ins.is_empty() && values::of_entry(entry).any(|blob| stand_ins.contains(&blob.name))
+        let placeholders: Vec<BlobName> =
+            absent.map(|(index, value, _)| values::placeholder(*index, value.size).name).collect();
+        !placeholders.is_empty()
+            && values::blobs_of_entry(entry).any(|blob| placeholders.contains(&blob.name))
     }
 
-    /// Takes those that an entry refers to from their uploads. `false`: one has gone since it was looked at.
+    /// Takes the objects that an entry refers to from their uploads. Returns `false` if one has disappeared
+    /// since the lookup.
     fn take(
         self,
-        shared: &Shared,
+        shared: &EngineShared,
         subject: &Subject,
         term: Term,
-        entry: &Entry,
+        entry: &LogEntry,
         into: &mut Uploaded,
     ) -> bool {
-        let named: Vec<BlobName> = values::of_entry(entry).map(|blob| blob.name).collect();
-        self.0.into_iter().all(|(place, value, blob)| {
+        let named: Vec<BlobName> = values::blobs_of_entry(entry).map(|blob| blob.name).collect();
+        self.0.into_iter().all(|(index, value, blob)| {
             let Some(blob) = blob.filter(|blob| named.contains(&blob.name)) else { return true };
-            let taken = shared.spool.use_up(subject, value, term).filter(|stored| stored.blob() == blob);
-            taken.map(|stored| into.add(place, stored)).is_some()
+            let taken = shared.spool.take_stored(subject, value, term).filter(|stored| stored.blob() == blob);
+            taken.map(|stored| into.add(index, stored)).is_some()
         })
     }
 }
 
-/// What planning the next write came to.
+/// The result of planning the next write.
 #[expect(clippy::large_enum_variant, reason = "the largest is the usual one, and none is kept")]
-pub(super) enum Attempt {
-    /// This, with these large values in the bucket.
-    Planned(Planned, Uploaded),
+pub(super) enum PlanAttempt {
+    /// The plan's result, with these blobs in the bucket.
+    Planned(PlanResult, Uploaded),
     /// It waits for its large values.
     UnderWay,
 }
 
 impl Pipeline {
-    /// Plans the next write, and sends its large values ahead.
+    /// Plans the next write, and starts the upload of its large values.
     pub(super) fn attempt(
         &mut self,
-        shared: &Arc<Shared>,
+        shared: &Arc<EngineShared>,
         subject: &Subject,
         database: &Database,
         front: &Submission,
         in_flight: usize,
-    ) -> Attempt {
-        let refuse = |reply| Attempt::Planned(Planned::Answer(Err(reply)), Uploaded::default());
+    ) -> PlanAttempt {
+        let refuse = |reply| PlanAttempt::Planned(PlanResult::Answer(Err(reply)), Uploaded::default());
         let mut uploaded = match self.uploads.take() {
-            Progress::UnderWay => return Attempt::UnderWay,
-            Progress::Complete(uploaded) => uploaded,
-            Progress::Failed(reply) => return refuse(reply),
+            UploadProgress::UnderWay => return PlanAttempt::UnderWay,
+            UploadProgress::Complete(uploaded) => uploaded,
+            UploadProgress::Failed(reply) => return refuse(reply),
         };
         let full = in_flight >= MAX_IN_FLIGHT;
         if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
             return refuse(refusal);
         }
         self.bus_bytes = front.max_reply_bytes;
-        let values = values::of_request(&front.request);
+        let values = values::large_values(&front.request);
         let term = database.state().term;
-        let before = Before::look(shared, subject, term, &front.request);
-        let there: Vec<(usize, BlobRef)> = uploaded.blobs().iter().copied().chain(before.there()).collect();
-        let brought = values.iter().map(|(place, value)| (*place, value.len() as u64));
-        let context = Context {
+        let before = CommittedUploads::find(shared, subject, term, &front.request);
+        let stored: Vec<(usize, BlobRef)> = uploaded.blobs().iter().copied().chain(before.stored()).collect();
+        let carried = values.iter().map(|(index, value)| (*index, value.len() as u64));
+        let context = PlanContext {
             accept_time: Timestamp::from_micros(shared.env.wall_micros()),
             max_message_bytes: front.max_reply_bytes,
-            blobs: &with_stand_ins(&there, brought.chain(before.sizes())),
+            blobs: &with_placeholders(&stored, carried.chain(before.sizes())),
         };
         let planned = plan::plan(&front.request, &self.pending.view(database), context);
-        let Planned::Write { entry, .. } = &planned else { return Attempt::Planned(planned, uploaded) };
-        let unknown = || ErrorReply::unknown_upload("the value is not here, or not in the bucket yet");
-        if before.is_lacking(entry) {
+        let PlanResult::Write { entry, .. } = &planned else {
+            return PlanAttempt::Planned(planned, uploaded);
+        };
+        let unknown =
+            || ErrorReply::unknown_upload("the value is not on this server, or not in the bucket yet");
+        if before.refers_to_missing(entry) {
             return refuse(unknown());
         }
-        let lacking = lacking(entry, values);
-        if lacking.is_empty() {
+        let to_upload = to_upload(entry, values);
+        if to_upload.is_empty() {
             if !before.take(shared, subject, term, entry, &mut uploaded) {
                 return refuse(unknown());
             }
-            return Attempt::Planned(planned, uploaded);
+            return PlanAttempt::Planned(planned, uploaded);
         }
-        match self.uploads.begin(shared, subject, term, uploaded, lacking, &self.waker) {
-            Ok(()) => Attempt::UnderWay,
+        match self.uploads.begin(shared, subject, term, uploaded, to_upload, &self.waker) {
+            Ok(()) => PlanAttempt::UnderWay,
             Err(reply) => refuse(reply),
         }
     }
 
-    /// The next write is turned away: so are its large values.
+    /// The next write is rejected, and its uploads with it.
     pub(super) fn abandon_uploads(&mut self) {
         self.uploads.abandon();
     }
 }
 
-/// A read whose value was gone when it was asked for: the message may have been replaced meanwhile.
-pub(super) struct Again {
+/// A read whose blob was missing in the bucket: the message may have been replaced meanwhile.
+pub(super) struct RetriedRead {
     pub(super) submission: Submission,
-    /// What was missing.
+    /// The missing blob.
     pub(super) missing: BlobName,
 }
 
-/// The way back for reads whose value was gone. Made when the first value is asked for.
+/// Returns reads whose blob was missing. The channel is created with the first fetch.
 #[derive(Default)]
 pub(super) struct Fetches {
-    again: Option<(mpsc::Sender<Again>, mpsc::Receiver<Again>)>,
+    again: Option<(mpsc::Sender<RetriedRead>, mpsc::Receiver<RetriedRead>)>,
 }
 
 impl Fetches {
-    /// The next read to be looked at again; never, while there is none. Cancelling the call loses nothing.
-    pub(super) async fn again(&mut self) -> Again {
+    /// The next read to retry; pends while there is none. Cancelling the call loses nothing.
+    pub(super) async fn next_retry(&mut self) -> RetriedRead {
         match &mut self.again {
             Some((_, receiver)) => match receiver.recv().await {
                 Some(again) => again,
-                // There is a sender beside it.
+                // Does not happen: a sender is kept beside the receiver.
                 None => std::future::pending().await,
             },
             None => std::future::pending().await,
         }
     }
 
-    pub(super) fn sender(&mut self) -> mpsc::Sender<Again> {
-        self.again.get_or_insert_with(|| mpsc::channel(MOST_AGAIN)).0.clone()
+    pub(super) fn sender(&mut self) -> mpsc::Sender<RetriedRead> {
+        self.again.get_or_insert_with(|| mpsc::channel(MAX_READ_RETRIES)).0.clone()
     }
 }
 
-/// A value that is to go into an answer.
-struct Wanted {
+/// A value to fetch for a reply.
+struct ValueFetch {
     blob: BlobRef,
     submission: Submission,
     reply: GetReply,
 }
 
-impl Serving<'_> {
-    /// Answers a read from the file, or sends for the value that is not in it. `missing` was looked for in vain before.
+impl OpenSubject<'_> {
+    /// Replies to a read from the file, or fetches the value that is not in it. `missing` is the blob that an
+    /// earlier attempt did not find.
     pub(super) fn answer_read(
         &mut self,
         submission: Submission,
-        answer: Result<Reply, ErrorReply>,
+        answer: Result<EngineReply, ErrorReply>,
         missing: Option<BlobName>,
     ) {
-        let wanted = match (&submission.request, answer) {
-            (Request::Get(request), Ok(Reply::Get(reply))) if is_single(request) => {
-                match elsewhere(self.database(), &reply, submission.max_reply_bytes) {
-                    Ok(Some(blob)) => Wanted { blob, submission, reply },
-                    Ok(None) => return (submission.respond)(Ok(Reply::Get(reply))),
+        let fetch = match (&submission.request, answer) {
+            (EngineRequest::Get(request), Ok(EngineReply::Get(reply))) if is_single(request) => {
+                match blob_to_fetch(self.database(), &reply, submission.max_reply_bytes) {
+                    Ok(Some(blob)) => ValueFetch { blob, submission, reply },
+                    Ok(None) => return (submission.respond)(Ok(EngineReply::Get(reply))),
                     Err(error) => return (submission.respond)(Err(error)),
                 }
             }
             (_, answer) => return (submission.respond)(answer),
         };
-        if missing == Some(wanted.blob.name) {
-            let key = SubjectKeys::new(self.subject).blob(&wanted.blob.name);
-            tracing::error!(subject = %self.subject, %key, "the value of a message is missing in the bucket");
-            return (wanted.submission.respond)(Err(values::missing(&key)));
+        if missing == Some(fetch.blob.name) {
+            let key = SubjectKeys::new(self.subject).blob(&fetch.blob.name);
+            tracing::error!(subject = %self.subject, %key, "blob missing in bucket");
+            return (fetch.submission.respond)(Err(values::missing(&key)));
         }
-        self.fetch(wanted);
+        self.fetch(fetch);
     }
 
-    fn fetch(&mut self, wanted: Wanted) {
-        let permit = match self.shared.downloads.admit(wanted.blob.size_bytes) {
+    fn fetch(&mut self, fetch: ValueFetch) {
+        let permit = match self.shared.downloads.admit(fetch.blob.size_bytes) {
             Ok(permit) => permit,
-            Err(reply) => return (wanted.submission.respond)(Err(reply)),
+            Err(reply) => return (fetch.submission.respond)(Err(reply)),
         };
         let (shared, keys) = (Arc::clone(self.shared), SubjectKeys::new(self.subject));
         let again = self.fetches.sender();
         self.shared.tasks.spawn("fetch a value", async move {
             let _permit = permit;
-            let Wanted { blob, submission, reply } = wanted;
+            let ValueFetch { blob, submission, reply } = fetch;
             let found = tokio::select! {
                 biased;
                 () = shared.stopping() => return (submission.respond)(Err(shutting_down())),
                 found = shared.downloads.fetch(shared.bucket.as_ref(), &keys, &blob) => found,
             };
             match found {
-                Ok(value) => (submission.respond)(Ok(Reply::Get(with_value(reply, value)))),
-                Err(FetchError::Missing(_)) => look_again(&again, submission, blob.name).await,
+                Ok(value) => (submission.respond)(Ok(EngineReply::Get(with_value(reply, value)))),
+                Err(FetchError::Missing(_)) => send_retry(&again, submission, blob.name).await,
                 Err(error) => {
                     if let FetchError::Corrupt { .. } = &error {
-                        tracing::error!(%error, "the value of a message is damaged in the bucket");
+                        tracing::error!(%error, "blob damaged in bucket");
                     }
                     (submission.respond)(Err(error.into()));
                 }
@@ -341,17 +349,17 @@ impl Serving<'_> {
     }
 }
 
-pub(super) async fn look_again(again: &mpsc::Sender<Again>, submission: Submission, missing: BlobName) {
-    if let Err(mpsc::error::SendError(Again { submission, .. })) =
-        again.send(Again { submission, missing }).await
+pub(super) async fn send_retry(again: &mpsc::Sender<RetriedRead>, submission: Submission, missing: BlobName) {
+    if let Err(mpsc::error::SendError(RetriedRead { submission, .. })) =
+        again.send(RetriedRead { submission, missing }).await
     {
         refuse(submission.respond);
     }
 }
 
-/// The subject is not open any more.
+/// The subject is no longer open.
 fn refuse(respond: Respond) {
-    respond(Err(ErrorReply::unavailable("the subject was closed while its value was read: ask again")));
+    respond(Err(ErrorReply::unavailable("the subject was closed while its value was read, retry")));
 }
 
 impl Drop for Fetches {
@@ -364,13 +372,13 @@ impl Drop for Fetches {
     }
 }
 
-/// Whether a get asks for one message. Of several, large values are announced by size.
+/// Whether a get asks for one message. A get of several messages returns only the size of large values.
 const fn is_single(request: &GetRequest) -> bool {
     request.keys.is_none() && request.seqs.is_none()
 }
 
-/// The object that holds the value of the one message in `reply`, if it has one and the value fits the answer.
-fn elsewhere(
+/// The blob of the single message in `reply`, if it has one and its value fits the reply.
+fn blob_to_fetch(
     database: &Database,
     reply: &GetReply,
     max_reply_bytes: usize,

@@ -1,39 +1,39 @@
-//! What may go wrong with the write-ahead log.
+//! Errors of the write-ahead log.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use dormouse_protocol::ErrorReply;
 
-/// Why the write-ahead log did not do what it was asked.
+/// Why an operation of the write-ahead log failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
-    /// There is no room. Nothing of the group was written, and later calls may succeed.
-    #[error("the disk of the write-ahead log is full ({})", path.display())]
+    /// The disk is full. Nothing of the group was written, and later calls may succeed.
+    #[error("WAL disk full ({})", path.display())]
     DiskFull {
         /// The part.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A write or a sync failed in a way that leaves unknown what is on the disk. Every later call says the same.
-    #[error("the write-ahead log cannot be trusted any more: {what}")]
+    /// After a failed write or sync, the disk's content is unknown. Every later call returns this error.
+    #[error("WAL failed, restart required: {reason}")]
     Poisoned {
-        /// What happened first.
-        what: String,
+        /// The first failure.
+        reason: String,
     },
-    /// The caller asked for something that the format cannot hold. Nothing was written.
-    #[error("the write-ahead log refuses this: {what}")]
+    /// The format cannot hold the request. Nothing was written.
+    #[error("WAL rejected the request: {reason}")]
     Refused {
-        /// What was wrong.
-        what: String,
+        /// The invalid part of the request.
+        reason: String,
     },
     /// A file or folder could not be created, read or removed.
     #[error("cannot access {}", path.display())]
     Access {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// A newer version of this software wrote it.
@@ -55,23 +55,23 @@ impl WalError {
     }
 }
 
-/// Is there just no room?
+/// Whether the error means that the disk is full.
 pub(super) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// What the writer is told. Where the server keeps its files is not the writer's business; the server's log says it.
+/// The error for the writer. It omits the server's file paths; the server's own log has them.
 impl From<&WalError> for ErrorReply {
     fn from(error: &WalError) -> Self {
-        let what = match error {
-            WalError::DiskFull { .. } => "the disk of the write-ahead log is full".to_owned(),
+        let text = match error {
+            WalError::DiskFull { .. } => "WAL disk full".to_owned(),
             WalError::Poisoned { .. } | WalError::Refused { .. } => error.to_string(),
             WalError::Access { .. } | WalError::NewerVersion { .. } => {
-                "the local disk takes no writes".to_owned()
+                "local disk accepts no writes".to_owned()
             }
         };
         let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-        Self::unavailable(format!("{what}{source}"))
+        Self::unavailable(format!("{text}{source}"))
     }
 }

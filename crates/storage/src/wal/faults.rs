@@ -1,5 +1,5 @@
-//! A disk that lies, for tests: runs out of room, writes less than it was given, fails to sync, and forgets what was
-//! not synced when the power goes. The same seed lies the same way.
+//! A faulty disk for tests: it can be full, write fewer bytes than given, fail to sync, and lose unsynced bytes at a
+//! loss of power. The same seed gives the same faults.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use dormouse_runtime::{Entropy, SeededEntropy};
 use super::write::write_all;
 use super::{WalFile, WalStorage};
 
-/// What reaches a disk at once or not at all.
+/// Unit that reaches a disk completely or not at all.
 const SECTOR_BYTES: usize = 512;
 
 /// A [`WalStorage`] over another one, with faults. Clones share everything.
@@ -23,13 +23,13 @@ pub struct FaultyStorage(Arc<Disk>);
 struct Disk {
     inner: Arc<dyn WalStorage>,
     entropy: SeededEntropy,
-    state: Mutex<State>,
+    state: Mutex<FaultyDiskState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FaultyDiskState {
     files: BTreeMap<PathBuf, Lengths>,
-    /// Counts losses of power: what was opened before one does nothing after it.
+    /// Number of losses of power: files opened before one do nothing after it.
     power: u64,
     room: Option<u64>,
     short_writes: u64,
@@ -38,7 +38,7 @@ struct State {
     panicking_syncs: bool,
 }
 
-/// How much of a file there is, and how much of that survives a loss of power.
+/// Length of a file, and how much of it survives a loss of power.
 #[derive(Debug, Default, Clone, Copy)]
 struct Lengths {
     live: u64,
@@ -46,42 +46,42 @@ struct Lengths {
 }
 
 impl FaultyStorage {
-    /// A disk without faults so far, over `inner`.
+    /// A disk over `inner`, without faults so far.
     #[must_use]
     pub fn new(inner: Arc<dyn WalStorage>, seed: u64) -> Self {
         Self(Arc::new(Disk { inner, entropy: SeededEntropy::new(seed), state: Mutex::default() }))
     }
 
-    /// From now on only this many bytes can be written; `None` ends the shortage. What is cut off or removed makes room.
-    pub fn limit_room(&self, bytes: Option<u64>) {
+    /// Limits the bytes that can still be written; `None` removes the limit. Truncated and removed bytes become free.
+    pub fn limit_free_space(&self, bytes: Option<u64>) {
         self.0.state().room = bytes;
     }
 
-    /// From now on one write in so many takes only some of its bytes; 0 ends that.
+    /// One write in `one_in` writes only some of its bytes; 0 turns this off.
     pub fn short_writes(&self, one_in: u64) {
         self.0.state().short_writes = one_in;
     }
 
-    /// The next writes, this many, fail.
+    /// Makes the next `count` writes fail.
     pub fn fail_writes(&self, count: u32) {
         self.0.state().failing_writes = count;
     }
 
-    /// The next syncs, this many, fail; what they should have kept is not kept by later ones either.
+    /// Makes the next `count` syncs fail; later syncs do not make their bytes durable either.
     pub fn fail_syncs(&self, count: u32) {
         self.0.state().failing_syncs = count;
     }
 
-    /// From now on syncs panic, as a defect would have it.
+    /// Makes every sync panic, as a defect would.
     pub fn panic_in_syncs(&self) {
         self.0.state().panicking_syncs = true;
     }
 
-    /// The power goes. Of what was not synced each file keeps a random beginning, with random sectors of it zeroed. Files
-    /// that are open can no longer be used.
+    /// Simulates a loss of power. Each file keeps a random prefix of its unsynced bytes, with random sectors of it
+    /// zeroed. Open files can no longer be used.
     ///
     /// # Errors
-    /// What the storage below says.
+    /// The error of the inner storage.
     pub fn power_loss(&self) -> io::Result<()> {
         let mut state = self.0.state();
         state.power += 1;
@@ -104,7 +104,7 @@ impl FaultyStorage {
         Ok(())
     }
 
-    /// How much of a file survives a loss of power, in bytes.
+    /// How many bytes of a file survive a loss of power.
     #[must_use]
     pub fn synced(&self, path: &Path) -> u64 {
         self.0.state().files.get(path).map_or(0, |lengths| lengths.synced)
@@ -112,7 +112,7 @@ impl FaultyStorage {
 }
 
 impl Disk {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FaultyDiskState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -167,7 +167,7 @@ impl WalStorage for FaultyStorage {
     }
 }
 
-impl State {
+impl FaultyDiskState {
     fn free(&mut self, bytes: u64) {
         self.room = self.room.map(|room| room + bytes);
     }
@@ -182,8 +182,8 @@ struct FaultyFile {
 }
 
 impl FaultyFile {
-    fn check_power(&self, state: &State) -> io::Result<()> {
-        if state.power == self.power { Ok(()) } else { Err(io::Error::other("the power went")) }
+    fn check_power(&self, state: &FaultyDiskState) -> io::Result<()> {
+        if state.power == self.power { Ok(()) } else { Err(io::Error::other("power lost")) }
     }
 }
 
@@ -193,7 +193,7 @@ impl WalFile for FaultyFile {
         self.check_power(&state)?;
         if state.failing_writes > 0 {
             state.failing_writes -= 1;
-            return Err(io::Error::other("a write that fails"));
+            return Err(io::Error::other("injected write failure"));
         }
         let mut taken = bytes.len();
         if state.short_writes > 0 && taken > 1 && self.disk.below(state.short_writes) == 0 {
@@ -214,10 +214,10 @@ impl WalFile for FaultyFile {
     fn sync_data(&mut self) -> io::Result<()> {
         let mut state = self.disk.state();
         self.check_power(&state)?;
-        assert!(!state.panicking_syncs, "the sync was told to panic");
+        assert!(!state.panicking_syncs, "injected panic in a sync");
         if state.failing_syncs > 0 {
             state.failing_syncs -= 1;
-            return Err(io::Error::other("a sync that fails"));
+            return Err(io::Error::other("injected sync failure"));
         }
         self.file.sync_data()?;
         let lengths = state.files.entry(self.path.clone()).or_default();

@@ -1,20 +1,20 @@
-//! The write-ahead log: what a process accepted and has not yet shipped, on its own disk.
+//! The write-ahead log: entries that a process has accepted and not yet shipped, on its own disk.
 //!
 //! ```text
 //! <data-dir>/wal/<log id>/00000001.wal   a part: a header, then records; the next part begins at 64 MiB
-//! <data-dir>/wal/<log id>/settled-….wal  subjects of a dead log that need nothing from it any more
+//! <data-dir>/wal/<log id>/settled-….wal  subjects of an orphaned log that are resolved
 //! ```
 //!
-//! One log of the bucket has one folder here. A group of appends is one write; one sync covers every group before it.
-//! Parts go, oldest first, once everything in them is shipped. What stands behind the last whole record was never
-//! synced and is ignored; a bad record *within* what had been synced is damage, and nothing behind it is believed.
+//! Each log of the bucket has one folder here. A group of appends is one write; one sync covers every earlier group.
+//! Parts are deleted, oldest first, once everything in them is shipped. Bytes after the last whole record were never
+//! synced and are ignored. A bad record *within* the synced bytes is damage, and nothing after it is used.
 
 mod error;
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;
 mod read;
 mod record;
-mod settled;
+mod resolved;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -27,8 +27,8 @@ use dormouse_protocol::{Rev, Slot, Subject};
 
 pub use error::WalError;
 pub use read::{WalContents, WalDamage, keep_damaged, list_logs, read_wal, remove_wal};
-pub use record::{Part, PartEnd, PartRecord, decode_part};
-pub use settled::SettledSubjects;
+pub use record::{PartEnd, PartRecord, WalPart, decode_part};
+pub use resolved::ResolvedSubjects;
 pub use storage::{FileSystem, WalFile, WalStorage};
 pub use write::Wal;
 pub(crate) use write::write_all;
@@ -69,24 +69,24 @@ impl fmt::Display for Lsn {
 /// Some entries of one subject, accepted together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalAppend {
-    /// Its place among all appends of the log. Numbers may be skipped, never repeated.
+    /// Its number among all appends of the log. Numbers may be skipped, never repeated.
     pub lsn: Lsn,
-    /// Whose entries they are.
+    /// The subject of the entries.
     pub subject: Subject,
     /// The rev before the first of them.
     pub first_after: Rev,
     /// The rev after the last of them.
     pub last_rev: Rev,
-    /// How many there are.
+    /// Number of entries.
     pub entries: u32,
-    /// The entries, each as a frame, one after the other.
+    /// The encoded entries, concatenated.
     pub frames: Bytes,
 }
 
-/// How far a log has come in the bucket.
+/// The shipped position of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shipped {
-    /// Every append up to this one is in a slot, or was answered as failed.
+pub struct ShippedUpTo {
+    /// Every append up to this one is in a slot, or was reported as failed.
     pub through: Lsn,
     /// The last slot known to be in the bucket.
     pub slot: Slot,

@@ -1,4 +1,4 @@
-//! Reading what a dead process left.
+//! Reading the write-ahead log of an ended process.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use dormouse_protocol::{LogId, Slot, Subject};
 
-use super::record::{NewerFormat, Part, PartEnd, PartRecord, WAL_FORMAT, decode};
-use super::settled::read_settled;
+use super::record::{NewerFormat, PartEnd, PartRecord, WAL_FORMAT, WalPart, decode};
+use super::resolved::read_resolved;
 use super::write::part_name;
-use super::{Lsn, Shipped, WalAppend, WalError, WalStorage};
+use super::{Lsn, ShippedUpTo, WalAppend, WalError, WalStorage};
 
-/// What the folder of a log becomes before its files go: nobody reads half of it.
+/// Suffix of a log's folder before its files are removed: no reader sees a part of it.
 const REMOVED_SUFFIX: &str = ".removed";
 
-/// What a write-ahead log says.
+/// Content of a write-ahead log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WalContents {
-    /// What is neither known as shipped nor answered as failed nor settled, in order.
+    /// Appends that are neither shipped, nor reported as failed, nor of a resolved subject, in order.
     pub appends: Vec<WalAppend>,
     /// Everything up to here is known to be shipped (or failed).
     pub shipped_through: Lsn,
@@ -25,24 +25,24 @@ pub struct WalContents {
     pub last_slot: Option<Slot>,
     /// It ended in the middle of a write that was never synced.
     pub torn: bool,
-    /// Something that had been synced cannot be read. What was behind it is not in here.
+    /// Synced bytes are unreadable. Records after them are not included.
     pub damaged: Option<WalDamage>,
 }
 
-/// Where a write-ahead log stops making sense.
+/// Position of the damage in a write-ahead log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalDamage {
     /// The damaged part.
     pub path: PathBuf,
-    /// Where in it the damage begins, in bytes.
+    /// The first damaged byte in it.
     pub at: u64,
-    /// What is wrong.
-    pub what: &'static str,
-    /// The names of this part and of those after it, within the log's folder: what is worth keeping.
+    /// The kind of damage.
+    pub reason: &'static str,
+    /// The names of this part and of the later ones, within the log's folder: the files to keep.
     pub files: Vec<String>,
 }
 
-/// The logs that have a write-ahead log in `dir`, oldest first; what an interrupted [`remove_wal`] left goes. Blocks.
+/// The logs that have a write-ahead log in `dir`, oldest first. Completes interrupted [`remove_wal`] calls. Blocks.
 ///
 /// # Errors
 /// [`WalError::Access`].
@@ -59,16 +59,16 @@ pub fn list_logs(storage: &dyn WalStorage, dir: &Path) -> Result<Vec<LogId>, Wal
     Ok(logs)
 }
 
-/// Reads the write-ahead log of a dead process. Changes nothing. Blocks.
+/// Reads the write-ahead log of an ended process. Changes nothing. Blocks.
 ///
 /// # Errors
-/// [`WalError::Access`], [`WalError::NewerVersion`]. Damage is no error: it is part of what is found.
+/// [`WalError::Access`], [`WalError::NewerVersion`]. Damage is no error: it is part of the content.
 pub fn read_wal(storage: &dyn WalStorage, dir: &Path, log: &LogId) -> Result<WalContents, WalError> {
     let folder = dir.join(log.to_string());
     let names = storage.list(&folder).map_err(WalError::access(&folder))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| part_number(name)).collect();
     numbers.sort_unstable();
-    let mut reader = Reader::default();
+    let mut reader = WalReader::default();
     for (index, &number) in numbers.iter().enumerate() {
         let path = folder.join(part_name(number));
         let bytes = storage.read(&path).map_err(WalError::access(&path))?;
@@ -80,7 +80,7 @@ pub fn read_wal(storage: &dyn WalStorage, dir: &Path, log: &LogId) -> Result<Wal
         let is_last = index + 1 == numbers.len();
         if let Err((at, what)) = reader.take(part, is_last) {
             let files = numbers[index..].iter().copied().map(part_name).collect();
-            reader.contents.damaged = Some(WalDamage { path, at, what, files });
+            reader.contents.damaged = Some(WalDamage { path, at, reason: what, files });
             break;
         }
     }
@@ -88,11 +88,15 @@ pub fn read_wal(storage: &dyn WalStorage, dir: &Path, log: &LogId) -> Result<Wal
         let files: Vec<String> = numbers.iter().copied().map(part_name).collect();
         let path = folder.join(&files[0]);
         reader.contents.appends.clear();
-        reader.contents.damaged =
-            Some(WalDamage { path, at: 0, what: "parts before it that were not shipped are missing", files });
+        reader.contents.damaged = Some(WalDamage {
+            path,
+            at: 0,
+            reason: "parts before it that were not shipped are missing",
+            files,
+        });
     }
-    let settled = read_settled(storage, &folder, log, &names)?;
-    Ok(reader.finish(&settled))
+    let resolved = read_resolved(storage, &folder, log, &names)?;
+    Ok(reader.finish(&resolved))
 }
 
 fn part_number(name: &str) -> Option<u64> {
@@ -101,21 +105,21 @@ fn part_number(name: &str) -> Option<u64> {
 }
 
 #[derive(Default)]
-struct Reader {
+struct WalReader {
     contents: WalContents,
     failed: Vec<(Lsn, Lsn)>,
-    /// The part before and the highest append in it and those before.
+    /// The previous part's number and the highest append so far.
     previous: Option<(u64, Lsn)>,
-    /// The first part is not the log's first: the append up to which the missing ones reach.
+    /// Set if the first part is not the log's first: the last append of the missing parts.
     missing: Option<Lsn>,
 }
 
-impl Reader {
-    /// What is wrong, and where, when the reading must end with this part.
-    fn take(&mut self, part: Part, is_last: bool) -> Result<(), (u64, &'static str)> {
-        let headless = matches!(part.end, PartEnd::Torn { at: 0 } | PartEnd::Damaged { at: 0 });
+impl WalReader {
+    /// The error has the kind and the position of damage that ends the read at this part.
+    fn take(&mut self, part: WalPart, is_last: bool) -> Result<(), (u64, &'static str)> {
+        let header_missing = matches!(part.end, PartEnd::Torn { at: 0 } | PartEnd::Damaged { at: 0 });
         match self.previous {
-            _ if headless => {}
+            _ if header_missing => {}
             None if part.number > 1 => self.missing = Some(part.before),
             Some((number, _)) if part.number != number + 1 => return Err((0, "the part before is missing")),
             Some((_, last)) if part.before != last => return Err((0, "the part before is incomplete")),
@@ -131,12 +135,12 @@ impl Reader {
                     last = append.lsn;
                     self.contents.appends.push(append);
                 }
-                PartRecord::Shipped(Shipped { through, slot }) => {
+                PartRecord::Shipped(ShippedUpTo { through, slot }) => {
                     self.contents.shipped_through = self.contents.shipped_through.max(through);
                     self.contents.last_slot = self.contents.last_slot.max(Some(slot));
                 }
                 PartRecord::Failed(ranges) => self.failed.extend(ranges),
-                PartRecord::Settled(_) => {}
+                PartRecord::Resolved(_) => {}
             }
         }
         self.previous = Some((part.number, last));
@@ -147,14 +151,12 @@ impl Reader {
                 self.contents.torn = true;
                 Ok(())
             }
-            // A part was synced as a whole before the next one was begun.
-            PartEnd::Torn { at } | PartEnd::Damaged { at } => {
-                Err((at, "what had been synced cannot be read"))
-            }
+            // A part is synced as a whole before the next one is created.
+            PartEnd::Torn { at } | PartEnd::Damaged { at } => Err((at, "synced bytes are unreadable")),
         }
     }
 
-    /// Lets go of the bytes of the part that was read; what stays is what is not shipped.
+    /// Drops shipped appends, and copies the frames of the others to free the part's bytes.
     fn drop_shipped(&mut self) {
         let through = self.contents.shipped_through;
         self.contents.appends.retain(|append| append.lsn > through);
@@ -163,16 +165,16 @@ impl Reader {
         }
     }
 
-    /// Parts go once they are shipped, and a later part says so: without that, they were lost.
+    /// A later part records that the deleted parts were shipped; without such a record, the missing parts are lost.
     fn lacks_parts(&self) -> bool {
         self.missing.is_some_and(|through| through > self.contents.shipped_through)
     }
 
-    fn finish(mut self, settled: &HashSet<Subject>) -> WalContents {
+    fn finish(mut self, resolved: &HashSet<Subject>) -> WalContents {
         let failed = Ranges::new(self.failed);
         self.contents
             .appends
-            .retain(|append| !failed.contain(append.lsn) && !settled.contains(&append.subject));
+            .retain(|append| !failed.contain(append.lsn) && !resolved.contains(&append.subject));
         self.contents
     }
 }
@@ -199,7 +201,7 @@ impl Ranges {
     }
 }
 
-/// Copies what is damaged, and what comes after it, into the folder `kept`. May be repeated. Blocks.
+/// Copies the damaged part and the later ones into the folder `kept`. May be repeated. Blocks.
 ///
 /// # Errors
 /// [`WalError::Access`].
@@ -225,14 +227,14 @@ pub fn keep_damaged(
     Ok(())
 }
 
-/// Removes the write-ahead log of `log`: from the first step on it is as if there were none. Blocks.
+/// Removes the write-ahead log of `log`: after the first step, readers find none. Blocks.
 ///
 /// # Errors
-/// [`WalError::Access`]. [`list_logs`] removes what is left.
+/// [`WalError::Access`]. [`list_logs`] removes the rest.
 pub fn remove_wal(storage: &dyn WalStorage, dir: &Path, log: &LogId) -> Result<(), WalError> {
     let (folder, removed) = (dir.join(log.to_string()), dir.join(format!("{log}{REMOVED_SUFFIX}")));
     match storage.rename_folder(&folder, &removed) {
-        // An earlier attempt came so far.
+        // An earlier attempt has renamed it.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         renamed => renamed.map_err(WalError::access(&folder))?,
     }

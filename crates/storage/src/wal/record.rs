@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes};
 use crc_fast::{CrcAlgorithm, Digest};
 use dormouse_protocol::{LogId, Rev, Slot, Subject};
 
-use super::{Lsn, Shipped, WalAppend};
+use super::{Lsn, ShippedUpTo, WalAppend};
 
 /// The newest format of a part that this version writes and reads.
 pub(super) const WAL_FORMAT: u32 = 1;
@@ -12,33 +12,33 @@ pub(super) const WAL_FORMAT: u32 = 1;
 /// The first bytes of a part.
 const PART_MAGIC: [u8; 8] = *b"DORMWAL\n";
 
-/// The first bytes of a record: what a search behind damage looks for.
+/// The first bytes of a record: the search after damage looks for them.
 const RECORD_MAGIC: [u8; 4] = *b"\xd0rec";
 
-/// Magic, format, and their checksum: the same in every format to come.
+/// Magic, format, and their checksum: the same in every future format.
 const FORMAT_BYTES: usize = 16;
 
 /// Magic, length, synced, checksum of the body, checksum of the head.
 const HEAD_BYTES: usize = 24;
 
-/// A record longer than this is not one.
+/// Maximum length of a record.
 pub(super) const MAX_RECORD_BYTES: usize = 256 << 20;
 
 const APPEND: u8 = 1;
 const SHIPPED: u8 = 2;
 const FAILED: u8 = 3;
-const SETTLED: u8 = 4;
+const RESOLVED: u8 = 4;
 
-/// What a part holds.
+/// Content of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct WalPart {
     /// The log.
     pub log: LogId,
-    /// Its place among the log's parts, from 1.
+    /// Its number among the log's parts, from 1.
     pub number: u64,
-    /// The highest append in the parts before.
+    /// The highest append in the earlier parts.
     pub before: Lsn,
-    /// The whole records, in order, up to the first that is not.
+    /// The whole records, in order, up to the first invalid one.
     pub records: Vec<PartRecord>,
     /// How it ends.
     pub end: PartEnd,
@@ -49,12 +49,12 @@ pub struct Part {
 pub enum PartRecord {
     /// Entries of a subject were accepted.
     Append(WalAppend),
-    /// So far the log has come in the bucket.
-    Shipped(Shipped),
-    /// The appends of these ranges, both ends included, were answered as failed.
+    /// The shipped position of the log.
+    Shipped(ShippedUpTo),
+    /// The appends of these ranges, both ends included, were reported as failed.
     Failed(Vec<(Lsn, Lsn)>),
-    /// The subject needs nothing from this log any more.
-    Settled(Subject),
+    /// The subject is resolved: it needs nothing from this log any more.
+    Resolved(Subject),
 }
 
 /// How a part ends.
@@ -62,30 +62,30 @@ pub enum PartRecord {
 pub enum PartEnd {
     /// With a whole record.
     Whole,
-    /// With bytes that were never synced: the process or the power went while they were written.
+    /// With bytes that were never synced: the process ended or the power failed during the write.
     Torn {
         /// Where they begin.
         at: u64,
     },
-    /// With bytes that had been synced once and are no record now.
+    /// With bytes that were synced and are no valid record now.
     Damaged {
         /// Where they begin.
         at: u64,
     },
 }
 
-/// A part of a format that this version does not know.
+/// A part of a newer format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NewerFormat(pub u32);
 
-/// What makes a record belong to its place: copies of it elsewhere (in a value, in another part) are not records.
+/// Binds a record to its position: copies of it elsewhere (in a value, in another part) are not valid records.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct RecordContext {
     log: String,
     number: u64,
 }
 
-impl Place {
+impl RecordContext {
     pub(super) fn new(log: &LogId, number: u64) -> Self {
         Self { log: log.to_string(), number }
     }
@@ -105,7 +105,7 @@ impl Place {
     }
 }
 
-/// The 32 bits of a CRC-32C, which comes in 64.
+/// The lower 32 bits of a `u64` that holds a CRC-32C.
 const fn low(crc: u64) -> u32 {
     crc as u32
 }
@@ -114,7 +114,7 @@ fn plain_crc(bytes: &[u8]) -> u32 {
     low(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes))
 }
 
-/// The bytes with which a part begins.
+/// Encodes the header of a part.
 pub(super) fn encode_header(log: &LogId, number: u64, before: Lsn) -> Vec<u8> {
     let name = log.to_string();
     let mut bytes = Vec::with_capacity(FORMAT_BYTES + 22 + name.len());
@@ -129,20 +129,20 @@ pub(super) fn encode_header(log: &LogId, number: u64, before: Lsn) -> Vec<u8> {
     bytes
 }
 
-/// Names are limited to far less.
+/// Converts a length; names are far shorter than the limit.
 fn short(length: usize) -> u16 {
     u16::try_from(length).unwrap_or(u16::MAX)
 }
 
-struct Header {
+struct WalPartHeader {
     log: LogId,
     number: u64,
     before: Lsn,
     bytes: usize,
 }
 
-/// `Ok(None)`: this is no header.
-fn decode_header(bytes: &[u8]) -> Result<Option<Header>, NewerFormat> {
+/// `Ok(None)`: no valid header.
+fn decode_header(bytes: &[u8]) -> Result<Option<WalPartHeader>, NewerFormat> {
     let mut input = Input(bytes);
     let format = match (input.take(8), input.u32(), input.u32()) {
         (Some(magic), Some(format), Some(crc)) if magic == PART_MAGIC && crc == plain_crc(&bytes[..12]) => {
@@ -159,16 +159,16 @@ fn decode_header(bytes: &[u8]) -> Result<Option<Header>, NewerFormat> {
         let log = std::str::from_utf8(input.take(length)?).ok()?.parse().ok()?;
         let covered = bytes.len() - input.0.len();
         let whole = input.u32()? == plain_crc(&bytes[..covered]);
-        whole.then_some(Header { log, number, before, bytes: covered + 4 })
+        whole.then_some(WalPartHeader { log, number, before, bytes: covered + 4 })
     };
     Ok(rest())
 }
 
-/// Appends a record to `out`, whose first byte will stand at `start` in the part; `synced` bytes of the part are known
-/// to survive a loss of power. Says whether the record can be read again; if not, nothing was appended.
+/// Appends a record to `out`, whose first byte is at `start` in the part; `synced` bytes of the part are known to
+/// survive a loss of power. Returns whether the record is short enough to be read again; if not, nothing was appended.
 pub(super) fn encode_record(
     out: &mut Vec<u8>,
-    place: &Place,
+    context: &RecordContext,
     start: u64,
     synced: u64,
     record: &PartRecord,
@@ -187,8 +187,8 @@ pub(super) fn encode_record(
     input.put_slice(&RECORD_MAGIC);
     input.put_u32_le(length as u32);
     input.put_u64_le(synced);
-    input.put_u32_le(place.crc(offset, body));
-    let crc = place.crc(offset, &head[..HEAD_BYTES - 4]);
+    input.put_u32_le(context.crc(offset, body));
+    let crc = context.crc(offset, &head[..HEAD_BYTES - 4]);
     head[HEAD_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
     true
 }
@@ -206,7 +206,7 @@ fn encode_body(out: &mut Vec<u8>, record: &PartRecord) {
             out.put_slice(subject.as_bytes());
             out.put_slice(&append.frames);
         }
-        PartRecord::Shipped(Shipped { through, slot }) => {
+        PartRecord::Shipped(ShippedUpTo { through, slot }) => {
             out.put_u8(SHIPPED);
             out.put_u64_le(through.get());
             out.put_u64_le(slot.get());
@@ -218,14 +218,14 @@ fn encode_body(out: &mut Vec<u8>, record: &PartRecord) {
                 out.put_u64_le(last.get());
             }
         }
-        PartRecord::Settled(subject) => {
-            out.put_u8(SETTLED);
+        PartRecord::Resolved(subject) => {
+            out.put_u8(RESOLVED);
             out.put_slice(subject.as_str().as_bytes());
         }
     }
 }
 
-/// `None`: a whole record that says nothing this format knows.
+/// `None`: a whole record of a type or content that this format does not know.
 fn decode_body(body: &Bytes) -> Option<PartRecord> {
     let mut input = Input(body);
     match input.u8()? {
@@ -239,7 +239,7 @@ fn decode_body(body: &Bytes) -> Option<PartRecord> {
             Some(PartRecord::Append(WalAppend { lsn, subject, first_after, last_rev, entries, frames }))
         }
         SHIPPED => {
-            let shipped = Shipped { through: Lsn::new(input.u64()?), slot: Slot::new(input.u64()?) };
+            let shipped = ShippedUpTo { through: Lsn::new(input.u64()?), slot: Slot::new(input.u64()?) };
             input.0.is_empty().then_some(PartRecord::Shipped(shipped))
         }
         FAILED => {
@@ -249,7 +249,7 @@ fn decode_body(body: &Bytes) -> Option<PartRecord> {
             }
             Some(PartRecord::Failed(ranges))
         }
-        SETTLED => subject(input.0).map(PartRecord::Settled),
+        RESOLVED => subject(input.0).map(PartRecord::Resolved),
         _ => None,
     }
 }
@@ -258,49 +258,53 @@ fn subject(bytes: &[u8]) -> Option<Subject> {
     Subject::new(std::str::from_utf8(bytes).ok()?).ok()
 }
 
-/// A record that is whole and stands where it was written.
-struct Found {
+/// A valid record at its original position.
+struct DecodedRecord {
     body: Bytes,
     synced: u64,
     end: usize,
 }
 
-fn find_record(bytes: &Bytes, at: usize, place: &Place) -> Option<Found> {
+fn find_record(bytes: &Bytes, at: usize, context: &RecordContext) -> Option<DecodedRecord> {
     let mut input = Input(bytes.get(at..)?);
     let head = input.take(HEAD_BYTES)?;
     let (checked, crc) = head.split_at(HEAD_BYTES - 4);
     let mut fields = Input(checked);
     let magic = fields.take(4)?;
-    if magic != RECORD_MAGIC || crc != place.crc(at as u64, checked).to_le_bytes() {
+    if magic != RECORD_MAGIC || crc != context.crc(at as u64, checked).to_le_bytes() {
         return None;
     }
     let (length, synced, body_crc) = (fields.u32()? as usize, fields.u64()?, fields.u32()?);
     let body = bytes.slice_ref(input.take(length)?);
-    (place.crc(at as u64, &body) == body_crc).then_some(Found { body, synced, end: at + HEAD_BYTES + length })
+    (context.crc(at as u64, &body) == body_crc).then_some(DecodedRecord {
+        body,
+        synced,
+        end: at + HEAD_BYTES + length,
+    })
 }
 
-/// Reads a part that should be `number` of `log`.
-pub(super) fn decode(log: &LogId, number: u64, bytes: &Bytes) -> Result<Part, NewerFormat> {
-    let place = Place::new(log, number);
+/// Decodes a part that should be number `number` of `log`.
+pub(super) fn decode(log: &LogId, number: u64, bytes: &Bytes) -> Result<WalPart, NewerFormat> {
+    let context = RecordContext::new(log, number);
     let mut part =
-        Part { log: log.clone(), number, before: Lsn::ZERO, records: Vec::new(), end: PartEnd::Whole };
+        WalPart { log: log.clone(), number, before: Lsn::ZERO, records: Vec::new(), end: PartEnd::Whole };
     let mut at = match decode_header(bytes)? {
         Some(header) if header.log == *log && header.number == number => {
             part.before = header.before;
             header.bytes
         }
-        // What follows cannot be told from another part's.
-        Some(_) => return Ok(Part { end: PartEnd::Damaged { at: 0 }, ..part }),
+        // The following bytes cannot be distinguished from another part's.
+        Some(_) => return Ok(WalPart { end: PartEnd::Damaged { at: 0 }, ..part }),
         None => {
-            part.end = how_it_ends(bytes, 0, &place);
+            part.end = classify_end(bytes, 0, &context);
             return Ok(part);
         }
     };
     while at < bytes.len() {
-        let record =
-            find_record(bytes, at, &place).and_then(|found| Some((decode_body(&found.body)?, found.end)));
+        let record = find_record(bytes, at, &context)
+            .and_then(|decoded| Some((decode_body(&decoded.body)?, decoded.end)));
         let Some((record, end)) = record else {
-            part.end = how_it_ends(bytes, at, &place);
+            part.end = classify_end(bytes, at, &context);
             break;
         };
         part.records.push(record);
@@ -309,32 +313,31 @@ pub(super) fn decode(log: &LogId, number: u64, bytes: &Bytes) -> Result<Part, Ne
     Ok(part)
 }
 
-/// What is at `at` is no record. Had it been synced? Records behind it know: a part's pages reach the disk in any
-/// order, so that whole records behind a bad one prove nothing by themselves.
-fn how_it_ends(bytes: &Bytes, at: usize, place: &Place) -> PartEnd {
-    let torn_or_damaged = at as u64;
+/// The bytes at `at` are no valid record. Records after them show whether they were synced. The disk writes a part's
+/// pages in any order, so whole records after a bad one prove nothing by themselves.
+fn classify_end(bytes: &Bytes, at: usize, context: &RecordContext) -> PartEnd {
+    let start = at as u64;
     let mut from = at;
     while let Some(next) = bytes[from..].windows(RECORD_MAGIC.len()).position(|window| window == RECORD_MAGIC)
     {
         from += next;
-        match find_record(bytes, from, place) {
-            Some(found) if found.synced > torn_or_damaged => return PartEnd::Damaged { at: torn_or_damaged },
-            Some(found) => from = found.end,
+        match find_record(bytes, from, context) {
+            Some(decoded) if decoded.synced > start => return PartEnd::Damaged { at: start },
+            Some(decoded) => from = decoded.end,
             None => from += 1,
         }
     }
-    PartEnd::Torn { at: torn_or_damaged }
+    PartEnd::Torn { at: start }
 }
 
-/// Reads the bytes of a part without knowing whose it should be; `None` when they do not begin as a part does, or are
-/// of a newer format.
+/// Decodes a part without knowing its log; `None` if the bytes do not begin as a part does, or are of a newer format.
 #[must_use]
-pub fn decode_part(bytes: &[u8]) -> Option<Part> {
+pub fn decode_part(bytes: &[u8]) -> Option<WalPart> {
     let header = decode_header(bytes).ok()??;
     decode(&header.log, header.number, &Bytes::copy_from_slice(bytes)).ok()
 }
 
-/// Bytes still to be read.
+/// Unread bytes.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {

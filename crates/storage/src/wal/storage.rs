@@ -1,4 +1,4 @@
-//! The disk under the write-ahead log, as a port: the file system, or one that lies.
+//! Storage interface of the write-ahead log: the file system, or a faulty one for tests.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -9,70 +9,70 @@ use bytes::Bytes;
 
 use crate::database::sync_folder;
 
-/// Where the files of write-ahead logs lie. All methods block.
+/// Storage for the files of write-ahead logs. All methods block.
 pub trait WalStorage: fmt::Debug + Send + Sync {
-    /// Creates a folder and those above it; that it exists is fine. Its name survives a loss of power.
+    /// Creates a folder and its parents; succeeds if it exists. Its name survives a loss of power.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
 
     /// Creates a file that must not exist. Its name survives a loss of power.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn create(&self, path: &Path) -> io::Result<Box<dyn WalFile>>;
 
-    /// The names of the files and folders in `folder`, in no order; none if there is no such folder. Names that are
-    /// not Unicode are left out.
+    /// The names of the files and folders in `folder`, in no order; none if there is no such folder. Names that are not
+    /// Unicode are left out.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
 
-    /// A whole file.
+    /// Reads a whole file.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn read(&self, path: &Path) -> io::Result<Bytes>;
 
-    /// Removes a file; that there is none is fine.
+    /// Removes a file; succeeds if there is none.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Gives a folder another name, which survives a loss of power.
+    /// Renames a folder; the new name survives a loss of power.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn rename_folder(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes an empty folder; that there is none is fine.
+    /// Removes an empty folder; succeeds if there is none.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn remove_folder(&self, folder: &Path) -> io::Result<()>;
 }
 
 /// A file of a write-ahead log, open for appending. All methods block.
 pub trait WalFile: fmt::Debug + Send {
-    /// Appends some of `bytes`, at least one, and says how many.
+    /// Appends some of `bytes`, at least one, and returns how many.
     ///
     /// # Errors
-    /// What the operating system says; nothing was written.
+    /// The operating system's error; nothing was written.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Everything written so far survives a loss of power.
+    /// Makes everything written so far survive a loss of power.
     ///
     /// # Errors
-    /// What the operating system says. What is on the disk is unknown from then on.
+    /// The operating system's error. The disk's content is unknown from then on.
     fn sync_data(&mut self) -> io::Result<()>;
 
-    /// Cuts the file.
+    /// Truncates the file.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     fn set_len(&mut self, bytes: u64) -> io::Result<()>;
 }
 

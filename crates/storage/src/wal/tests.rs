@@ -62,14 +62,15 @@ impl Disk {
     }
 }
 
+/// The WAL reader returns the appends that neither shipped nor failed and the last shipped slot.
 #[test]
-fn what_is_neither_shipped_nor_failed_is_read_back() {
+fn wal_read_returns_appends_not_shipped_or_failed() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=4)).unwrap();
-    wal.shipped(Lsn::new(2), Slot::new(7)).unwrap();
+    wal.mark_shipped(Lsn::new(2), Slot::new(7)).unwrap();
     wal.write(&appends(5..=9)).unwrap();
-    wal.failed(&[9, 6, 7].map(Lsn::new)).unwrap();
+    wal.mark_failed(&[9, 6, 7].map(Lsn::new)).unwrap();
     let expected = WalContents {
         appends: appends([3, 4, 5, 8]),
         shipped_through: Lsn::new(2),
@@ -80,8 +81,9 @@ fn what_is_neither_shipped_nor_failed_is_read_back() {
     assert_eq!(disk.read(), expected);
 }
 
+/// The WAL rejects an append with a number that does not increase and a second WAL for the same log.
 #[test]
-fn a_number_is_never_used_twice() {
+fn wal_number_is_never_used_twice() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends([1, 5])).unwrap();
@@ -96,8 +98,9 @@ fn a_number_is_never_used_twice() {
     ));
 }
 
+/// If a write is cut at any byte, the reader returns the complete records before the cut and reports no damage.
 #[test]
-fn a_write_cut_short_anywhere_leaves_the_whole_records_before_it() {
+fn wal_write_cut_anywhere_keeps_complete_records() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     let header = fs::metadata(disk.part(1)).unwrap().len();
@@ -117,8 +120,9 @@ fn a_write_cut_short_anywhere_leaves_the_whole_records_before_it() {
     }
 }
 
+/// A flipped bit ends the readable records, and it counts as damage only in the synced part.
 #[test]
-fn one_flipped_bit_anywhere_ends_what_is_believed_and_is_damage_if_it_had_been_synced() {
+fn wal_flipped_bit_ends_read_and_is_damage_if_synced() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=3)).unwrap();
@@ -139,8 +143,9 @@ fn one_flipped_bit_anywhere_ends_what_is_believed_and_is_damage_if_it_had_been_s
     }
 }
 
+/// WAL records of another log inside a value do not count as records of this log.
 #[test]
-fn records_of_another_log_inside_a_value_are_not_taken_for_records() {
+fn wal_ignores_records_of_another_log_inside_a_value() {
     let (disk, other) = (Disk::new(1), Disk::new(1));
     let name = "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZ0".parse().unwrap();
     let mut foreign = Wal::create(other.dir(), &name, Arc::new(other.storage.clone())).unwrap();
@@ -154,43 +159,46 @@ fn records_of_another_log_inside_a_value_are_not_taken_for_records() {
     wal.sync().unwrap();
     wal.write(&[append(4, value)]).unwrap();
     let bytes = fs::read(disk.part(1)).unwrap();
-    // The value is on the disk whole, and its own record is not.
+    // The value is complete on the disk, but its own record is not.
     fs::write(disk.part(1), &bytes[..bytes.len() - 1]).unwrap();
     let contents = disk.read();
     assert_eq!((lsns(&contents), contents.torn, contents.damaged), (vec![1, 2, 3], true, None));
 }
 
+/// A full disk fails a group commit and removes the whole group; once space is free, writes succeed.
 #[test]
-fn a_full_disk_takes_the_whole_group_back_and_recovers() {
+fn wal_disk_full_removes_whole_group_and_recovers() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=2)).unwrap();
-    disk.storage.limit_room(Some(200));
+    disk.storage.limit_free_space(Some(200));
     let full = wal.write(&appends(3..=20)).unwrap_err();
     assert!(matches!(full, WalError::DiskFull { .. }), "{full}");
     assert_eq!(lsns(&disk.read()), [1, 2]);
-    disk.storage.limit_room(None);
+    disk.storage.limit_free_space(None);
     wal.write(&appends(21..=22)).unwrap();
     wal.sync().unwrap();
     disk.storage.power_loss().unwrap();
     assert_eq!(lsns(&disk.read()), [1, 2, 21, 22]);
 }
 
+/// If the disk is full at the start of a part, later writes succeed once space is free.
 #[test]
-fn a_full_disk_at_the_beginning_of_a_part_recovers() {
+fn wal_disk_full_at_part_start_recovers() {
     let disk = Disk::new(1);
     let mut wal = disk.create().with_part_bytes(1);
-    disk.storage.limit_room(Some(10));
+    disk.storage.limit_free_space(Some(10));
     for _ in 0..2 {
         assert!(matches!(wal.write(&appends(1..=2)), Err(WalError::DiskFull { .. })));
     }
-    disk.storage.limit_room(None);
+    disk.storage.limit_free_space(None);
     wal.write(&appends(3..=4)).unwrap();
     assert_eq!(disk.read(), WalContents { appends: appends(3..=4), ..WalContents::default() });
 }
 
+/// If the disk writes only a part of the bytes, the WAL continues until all are written.
 #[test]
-fn a_short_write_is_continued() {
+fn wal_short_write_is_continued() {
     let disk = Disk::new(3);
     let mut wal = disk.create();
     disk.storage.short_writes(2);
@@ -198,8 +206,9 @@ fn a_short_write_is_continued() {
     assert_eq!(disk.read().appends, appends(1..=50));
 }
 
+/// After a failed sync, every WAL operation returns a poisoned error.
 #[test]
-fn after_a_failed_sync_nothing_works_any_more() {
+fn wal_failed_sync_poisons_every_operation() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends([1])).unwrap();
@@ -208,13 +217,14 @@ fn after_a_failed_sync_nothing_works_any_more() {
     poisoned(wal.sync());
     poisoned(wal.sync());
     poisoned(wal.write(&appends([2])));
-    poisoned(wal.shipped(Lsn::new(1), Slot::new(1)));
-    poisoned(wal.failed(&[Lsn::new(1)]));
+    poisoned(wal.mark_shipped(Lsn::new(1), Slot::new(1)));
+    poisoned(wal.mark_failed(&[Lsn::new(1)]));
     assert_eq!(lsns(&disk.read()), [1]);
 }
 
+/// A write error other than a full disk poisons the WAL.
 #[test]
-fn a_write_that_fails_for_another_reason_than_room_poisons_too() {
+fn wal_write_error_other_than_full_disk_poisons() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     disk.storage.fail_writes(1);
@@ -222,7 +232,7 @@ fn a_write_that_fails_for_another_reason_than_room_poisons_too() {
     assert!(matches!(wal.write(&appends([2])), Err(WalError::Poisoned { .. })));
 }
 
-/// Three parts with three appends each; how long they are, each.
+/// Creates three parts with three appends each.
 fn three_parts(disk: &Disk) -> Wal {
     let mut wal = disk.create().with_part_bytes(200);
     for first in [1, 4, 7] {
@@ -232,17 +242,18 @@ fn three_parts(disk: &Disk) -> Wal {
     wal
 }
 
+/// The WAL deletes a part once everything in it has shipped and keeps the rest readable.
 #[test]
-fn parts_go_once_everything_in_them_is_shipped() {
+fn wal_part_is_deleted_once_all_appends_shipped() {
     let disk = Disk::new(1);
     let mut wal = three_parts(&disk);
     assert_eq!(disk.read().appends, appends(1..=9));
-    wal.shipped(Lsn::new(5), Slot::new(1)).unwrap();
+    wal.mark_shipped(Lsn::new(5), Slot::new(1)).unwrap();
     wal.discard_shipped().unwrap();
     assert_eq!([1, 2, 3].map(|part| disk.part(part).exists()), [false, true, true]);
     assert_eq!((lsns(&disk.read()), disk.read().damaged), (vec![6, 7, 8, 9], None));
 
-    wal.shipped(Lsn::new(9), Slot::new(2)).unwrap();
+    wal.mark_shipped(Lsn::new(9), Slot::new(2)).unwrap();
     wal.discard_shipped().unwrap();
     disk.storage.power_loss().unwrap();
     let contents = disk.read();
@@ -250,13 +261,14 @@ fn parts_go_once_everything_in_them_is_shipped() {
     assert_eq!(contents.damaged, None);
 }
 
+/// The WAL can delete a part that holds the only mark that its appends shipped, and the rest stays undamaged.
 #[test]
-fn a_part_may_go_although_only_itself_said_that_it_was_shipped() {
+fn wal_part_with_the_only_shipped_mark_can_be_deleted() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=3)).unwrap();
     let mut wal = wal.with_part_bytes(fs::metadata(disk.part(1)).unwrap().len() + 1);
-    wal.shipped(Lsn::new(3), Slot::new(1)).unwrap();
+    wal.mark_shipped(Lsn::new(3), Slot::new(1)).unwrap();
     wal.write(&appends([4])).unwrap();
     wal.discard_shipped().unwrap();
     assert!(!disk.part(1).exists() && disk.part(2).exists());
@@ -264,20 +276,22 @@ fn a_part_may_go_although_only_itself_said_that_it_was_shipped() {
     assert_eq!((lsns(&disk.read()), disk.read().damaged), (vec![4], None));
 }
 
+/// If a part is missing, the reader returns only the records before it and reports the next part as damaged.
 #[test]
-fn a_part_that_is_gone_is_noticed() {
-    for (gone, believed) in [(1, vec![]), (2, vec![1, 2, 3])] {
+fn wal_missing_part_is_damage() {
+    for (missing, readable) in [(1, vec![]), (2, vec![1, 2, 3])] {
         let disk = Disk::new(1);
         three_parts(&disk);
-        fs::remove_file(disk.part(gone)).unwrap();
+        fs::remove_file(disk.part(missing)).unwrap();
         let contents = disk.read();
-        assert_eq!(lsns(&contents), believed);
-        assert_eq!(contents.damaged.unwrap().path, disk.part(gone + 1));
+        assert_eq!(lsns(&contents), readable);
+        assert_eq!(contents.damaged.unwrap().path, disk.part(missing + 1));
     }
 }
 
+/// If a part other than the last is cut at any byte, the reader reports damage.
 #[test]
-fn an_earlier_part_that_is_cut_is_damage_wherever_it_is_cut() {
+fn wal_earlier_part_cut_anywhere_is_damage() {
     let disk = Disk::new(1);
     three_parts(&disk);
     let bytes = fs::read(disk.part(2)).unwrap();
@@ -289,8 +303,9 @@ fn an_earlier_part_that_is_cut_is_damage_wherever_it_is_cut() {
     }
 }
 
+/// The damaged part and the parts after it are copied unchanged, and the WAL can then be removed.
 #[test]
-fn damage_is_kept_and_the_rest_goes() {
+fn wal_damaged_parts_are_kept_and_wal_is_removed() {
     let disk = Disk::new(1);
     three_parts(&disk);
     let mut bytes = fs::read(disk.part(2)).unwrap();
@@ -312,8 +327,9 @@ fn damage_is_kept_and_the_rest_goes() {
     assert!(!disk.part(1).parent().unwrap().exists());
 }
 
+/// Listing the logs completes an interrupted removal of a WAL.
 #[test]
-fn an_interrupted_removal_is_finished() {
+fn wal_interrupted_removal_is_completed() {
     let disk = Disk::new(1);
     disk.create();
     let half = disk.dir().join(format!("{}.removed", log()));
@@ -322,23 +338,25 @@ fn an_interrupted_removal_is_finished() {
     assert!(!half.exists());
 }
 
+/// The WAL reader omits the appends of subjects that are marked as resolved, even after a power loss.
 #[test]
-fn settled_subjects_need_nothing_any_more() {
+fn wal_read_omits_resolved_subjects() {
     let disk = Disk::new(1);
     disk.create().write(&appends(1..=4)).unwrap();
-    let settle = |name: &str| {
-        let mut settled = SettledSubjects::begin(&disk.storage, disk.dir(), &log()).unwrap();
-        settled.settle(&Subject::new(name).unwrap()).unwrap();
+    let mark_resolved = |name: &str| {
+        let mut resolved = ResolvedSubjects::create(&disk.storage, disk.dir(), &log()).unwrap();
+        resolved.mark_resolved(&Subject::new(name).unwrap()).unwrap();
     };
-    settle("app.even");
+    mark_resolved("app.even");
     assert_eq!(lsns(&disk.read()), [1, 3]);
-    settle("app.odd");
+    mark_resolved("app.odd");
     disk.storage.power_loss().unwrap();
     assert_eq!((lsns(&disk.read()), disk.read().damaged), (vec![], None));
 }
 
+/// A WAL part of a newer format gives a newer-version error and does not decode.
 #[test]
-fn a_newer_format_is_refused_and_a_damaged_one_is_damage() {
+fn wal_part_of_newer_format_is_rejected() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends([1])).unwrap();
@@ -352,15 +370,15 @@ fn a_newer_format_is_refused_and_a_damaged_one_is_damage() {
     assert_eq!(decode_part(&bytes), None);
 }
 
-/// Frozen: what any version ever wrote stays readable as it is.
+/// Frozen: every WAL part ever written stays readable.
 #[test]
-fn the_bytes_are_frozen() {
+fn wal_bytes_match_golden_file() {
     let disk = Disk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=2)).unwrap();
     wal.sync().unwrap();
-    wal.shipped(Lsn::new(1), Slot::new(3)).unwrap();
-    wal.failed(&[Lsn::new(2)]).unwrap();
+    wal.mark_shipped(Lsn::new(1), Slot::new(3)).unwrap();
+    wal.mark_failed(&[Lsn::new(2)]).unwrap();
     let bytes = fs::read(disk.part(1)).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/part.wal");
     if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() {
@@ -372,7 +390,7 @@ fn the_bytes_are_frozen() {
     let expected = [
         PartRecord::Append(append(1, "frames of 1")),
         PartRecord::Append(append(2, "frames of 2")),
-        PartRecord::Shipped(Shipped { through: Lsn::new(1), slot: Slot::new(3) }),
+        PartRecord::Shipped(ShippedUpTo { through: Lsn::new(1), slot: Slot::new(3) }),
         PartRecord::Failed(vec![(Lsn::new(2), Lsn::new(2))]),
     ];
     assert_eq!(part.records, expected);
@@ -396,10 +414,10 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(crate::cases::cases(64))]
 
-    /// Whatever happens before the power goes: what had been synced is read, in order, up to some append; nothing else
-    /// is, and nothing is called damage.
+    /// After a loss of power, all synced appends are read, in order, up to some append; nothing else is read, and
+    /// nothing counts as damage.
     #[test]
-    fn a_loss_of_power_takes_nothing_that_was_synced(
+    fn wal_power_loss_keeps_synced_appends(
         seed in any::<u64>(), part_bytes in 100..4_000_u64, steps in prop::collection::vec(step(), 1..30),
     ) {
         let disk = Disk::new(seed);
@@ -420,7 +438,7 @@ proptest! {
                 }
                 Step::Ship => {
                     shipped = written.len();
-                    wal.shipped(Lsn::new(shipped as u64), Slot::new(1)).unwrap();
+                    wal.mark_shipped(Lsn::new(shipped as u64), Slot::new(1)).unwrap();
                     wal.discard_shipped().unwrap();
                 }
             }
@@ -436,8 +454,9 @@ proptest! {
         prop_assert_eq!(contents.appends.as_slice(), expected);
     }
 
+    /// The WAL part decoder never panics on random bytes, alone or behind valid records.
     #[test]
-    fn no_bytes_make_the_reader_fail(mut bytes in prop::collection::vec(any::<u8>(), 0..300), at in 0..100_usize) {
+    fn wal_reader_accepts_random_bytes_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), at in 0..100_usize) {
         let _ = decode_part(&bytes);
         let disk = Disk::new(1);
         disk.create().write(&appends(1..=2)).unwrap();

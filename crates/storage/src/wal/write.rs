@@ -1,4 +1,4 @@
-//! Writing: groups of appends, markers, and the parts they go into.
+//! Writing: groups of appends, markers, and the parts that hold them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use dormouse_protocol::{LogId, Slot};
 
 use super::error::is_full;
-use super::record::{PartRecord, Place, encode_header, encode_record};
-use super::{Lsn, Shipped, WalAppend, WalError, WalFile, WalStorage};
+use super::record::{PartRecord, RecordContext, encode_header, encode_record};
+use super::{Lsn, ShippedUpTo, WalAppend, WalError, WalFile, WalStorage};
 
-/// When a part is this long, the next one begins.
+/// Length at which the next part is created.
 const PART_BYTES: u64 = 64 << 20;
 
-/// What a buffer may keep between groups.
+/// Maximum size of the buffer kept between groups.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
 /// The name of a part within its log's folder.
@@ -24,8 +24,8 @@ pub(super) fn part_name(number: u64) -> String {
 
 /// The write-ahead log of this process. All methods block.
 ///
-/// After [`WalError::DiskFull`] it is as it was before the call. After [`WalError::Poisoned`] nothing may be
-/// acknowledged any more: what is on the disk is unknown.
+/// After [`WalError::DiskFull`] its state is as before the call. After [`WalError::Poisoned`] nothing more may be
+/// acknowledged: the disk's content is unknown.
 #[derive(Debug)]
 pub struct Wal {
     storage: Arc<dyn WalStorage>,
@@ -36,7 +36,7 @@ pub struct Wal {
     part: CurrentPart,
     part_bytes: u64,
     last: Lsn,
-    shipped: Option<Shipped>,
+    shipped: Option<ShippedUpTo>,
     buffer: Vec<u8>,
     poisoned: Option<String>,
 }
@@ -50,13 +50,13 @@ struct EarlierPart {
 #[derive(Debug)]
 struct CurrentPart {
     number: u64,
-    place: Place,
+    context: RecordContext,
     path: PathBuf,
     file: Box<dyn WalFile>,
     length: u64,
     synced: u64,
-    /// So far this very part says that the log was shipped.
-    noted: Lsn,
+    /// The shipped position that this part itself records.
+    marked: Lsn,
 }
 
 impl CurrentPart {
@@ -78,8 +78,8 @@ impl CurrentPart {
         let mut file = storage.create(&path).map_err(failed)?;
         let header = encode_header(log, number, before);
         write_all(file.as_mut(), &header).map_err(failed)?;
-        let place = Place::new(log, number);
-        Ok(Self { number, place, path, file, length: header.len() as u64, synced: 0, noted: Lsn::ZERO })
+        let context = RecordContext::new(log, number);
+        Ok(Self { number, context, path, file, length: header.len() as u64, synced: 0, marked: Lsn::ZERO })
     }
 }
 
@@ -97,10 +97,10 @@ pub(crate) fn write_all(file: &mut dyn WalFile, mut bytes: &[u8]) -> io::Result<
 }
 
 impl Wal {
-    /// Begins the write-ahead log of a fresh log: `dir/<log id>/`. Blocks.
+    /// Creates the write-ahead log of a new log: `dir/<log id>/`. Blocks.
     ///
     /// # Errors
-    /// [`WalError::DiskFull`], [`WalError::Access`] (also when the log has one already).
+    /// [`WalError::DiskFull`], [`WalError::Access`] (also if the log has one already).
     pub fn create(dir: &Path, log: &LogId, storage: Arc<dyn WalStorage>) -> Result<Self, WalError> {
         let folder = dir.join(log.to_string());
         storage.create_folder(&folder).map_err(WalError::access(&folder))?;
@@ -125,25 +125,24 @@ impl Wal {
         &self.log
     }
 
-    /// Begins the next part at this length.
+    /// Sets the length at which the next part is created.
     #[cfg(test)]
     pub(super) fn with_part_bytes(mut self, part_bytes: u64) -> Self {
         self.part_bytes = part_bytes;
         self
     }
 
-    /// Writes a group, all or nothing, with one write. It survives the end of the process, not yet a loss of power.
-    /// Blocks.
+    /// Writes a group atomically, with one write. It survives the end of the process, not yet a loss of power. Blocks.
     ///
     /// # Errors
     /// [`WalError::DiskFull`], [`WalError::Poisoned`]; [`WalError::Refused`] when an append is too long or its number
-    /// not above the ones before.
+    /// is not above the earlier ones.
     pub fn write(&mut self, group: &[WalAppend]) -> Result<(), WalError> {
         let mut last = self.last;
         for append in group {
             if append.lsn <= last {
-                let what = format!("{} does not come after {last}", append.lsn);
-                return Err(WalError::Refused { what });
+                let reason = format!("{} does not come after {last}", append.lsn);
+                return Err(WalError::Refused { reason });
             }
             last = append.lsn;
         }
@@ -152,7 +151,7 @@ impl Wal {
         Ok(())
     }
 
-    /// What was written so far survives a loss of power. Blocks.
+    /// Makes all writes so far survive a loss of power. Blocks.
     ///
     /// # Errors
     /// [`WalError::Poisoned`].
@@ -170,23 +169,24 @@ impl Wal {
         }
     }
 
-    /// Notes that everything up to `through` is in the bucket, in slots up to `slot`. A note that is lost costs
-    /// nothing but a look into the bucket. Blocks.
+    /// Records that everything up to `through` is in the bucket, in slots up to `slot`. A lost marker costs only a
+    /// bucket read. Blocks.
     ///
     /// # Errors
-    /// As [`Wal::write`]. The note may be missing; everything goes on.
-    pub fn shipped(&mut self, through: Lsn, slot: Slot) -> Result<(), WalError> {
-        let shipped = Shipped { through, slot };
+    /// As [`Wal::write`]. The marker may be missing; the log continues.
+    pub fn mark_shipped(&mut self, through: Lsn, slot: Slot) -> Result<(), WalError> {
+        let shipped = ShippedUpTo { through, slot };
         self.shipped = Some(shipped);
-        self.note(shipped)
+        self.write_marker(shipped)
     }
 
-    /// Notes that these appends were answered as failed: nobody will carry them out later. It survives a loss of
+    /// Records that these appends were reported as failed: no later run applies them. The record survives a loss of
     /// power only after [`Wal::sync`]. Blocks.
     ///
     /// # Errors
-    /// As [`Wal::write`]. Then they may be carried out after a restart, and the answer must be that nothing is known.
-    pub fn failed(&mut self, lsns: &[Lsn]) -> Result<(), WalError> {
+    /// As [`Wal::write`]. Then the appends may be applied after a restart, and their outcome must be reported as
+    /// unknown.
+    pub fn mark_failed(&mut self, lsns: &[Lsn]) -> Result<(), WalError> {
         let mut sorted = lsns.to_vec();
         sorted.sort_unstable();
         let mut ranges: Vec<(Lsn, Lsn)> = Vec::new();
@@ -199,20 +199,20 @@ impl Wal {
         if ranges.is_empty() { Ok(()) } else { self.put([PartRecord::Failed(ranges)]) }
     }
 
-    /// Removes the parts that hold nothing that is not shipped. Blocks.
+    /// Removes the parts in which everything is shipped. Blocks.
     ///
     /// # Errors
-    /// [`WalError::Poisoned`], [`WalError::DiskFull`]; [`WalError::Access`] when a file cannot be removed. What is left
-    /// goes next time.
+    /// [`WalError::Poisoned`], [`WalError::DiskFull`]; [`WalError::Access`] when a file cannot be removed. The next
+    /// call removes the rest.
     pub fn discard_shipped(&mut self) -> Result<(), WalError> {
         let Some(shipped) = self.shipped else { return Ok(()) };
         let done = |part: &&EarlierPart| part.last <= shipped.through;
         let Some(last) = self.earlier.iter().take_while(done).last().map(|part| part.last) else {
             return Ok(());
         };
-        // Without a note that is on the disk, the missing part would look like a loss.
-        if self.part.noted < last {
-            self.note(shipped)?;
+        // Without a marker on the disk, the missing part would count as lost.
+        if self.part.marked < last {
+            self.write_marker(shipped)?;
         }
         self.sync()?;
         while let Some(part) = self.earlier.front().filter(done) {
@@ -222,9 +222,9 @@ impl Wal {
         Ok(())
     }
 
-    fn note(&mut self, shipped: Shipped) -> Result<(), WalError> {
+    fn write_marker(&mut self, shipped: ShippedUpTo) -> Result<(), WalError> {
         self.put([PartRecord::Shipped(shipped)])?;
-        self.part.noted = shipped.through;
+        self.part.marked = shipped.through;
         Ok(())
     }
 
@@ -238,11 +238,11 @@ impl Wal {
         let mut records = records.into_iter();
         let part = &self.part;
         let written = if records
-            .all(|record| encode_record(&mut buffer, &part.place, part.length, part.synced, &record))
+            .all(|record| encode_record(&mut buffer, &part.context, part.length, part.synced, &record))
         {
             self.put_bytes(&buffer)
         } else {
-            Err(WalError::Refused { what: "a record is too long".to_owned() })
+            Err(WalError::Refused { reason: "a record is too long".to_owned() })
         };
         if buffer.capacity() <= KEPT_BUFFER_BYTES {
             self.buffer = buffer;
@@ -261,23 +261,22 @@ impl Wal {
         if !is_full(&error) {
             return Err(self.poison("a write", &error));
         }
-        // Records of a group that failed must not come back, neither after the end of the process nor after a loss of
-        // power.
+        // Records of a failed group must not reappear, neither after the end of the process nor after a loss of power.
         let part = &mut self.part;
         match part.file.set_len(part.length).and_then(|()| part.file.sync_data()) {
             Ok(()) => {
                 part.synced = part.length;
                 Err(WalError::DiskFull { path: part.path.clone(), source: error })
             }
-            Err(error) => Err(self.poison("taking back a write", &error)),
+            Err(error) => Err(self.poison("removal of a partial write", &error)),
         }
     }
 
-    /// The part before is synced first: whatever is bad in a part that is not the last one is damage.
+    /// The previous part is synced first: bad bytes in a part other than the last are damage.
     fn begin_part(&mut self) -> Result<(), WalError> {
         self.sync()?;
         let number = self.part.number + 1;
-        // What an attempt on a full disk may have left.
+        // A file left by an attempt on a full disk.
         let path = self.folder.join(part_name(number));
         self.storage.remove(&path).map_err(WalError::access(&path))?;
         let part = CurrentPart::create(self.storage.as_ref(), &self.folder, &self.log, number, self.last)?;
@@ -287,16 +286,16 @@ impl Wal {
     }
 
     fn check(&self) -> Result<(), WalError> {
-        self.poisoned.clone().map_or(Ok(()), |what| Err(WalError::Poisoned { what }))
+        self.poisoned.clone().map_or(Ok(()), |reason| Err(WalError::Poisoned { reason }))
     }
 
     fn poison(&mut self, doing: &str, error: &io::Error) -> WalError {
-        let what = format!("{doing} failed on {}: {error}", self.part.path.display());
+        let reason = format!("{doing} failed on {}: {error}", self.part.path.display());
         tracing::error!(
-            log = %self.log, what,
-            "the write-ahead log cannot be trusted any more: nothing is acknowledged until a restart"
+            log = %self.log, reason, impact = "no acknowledgements until restart",
+            "WAL poisoned"
         );
-        self.poisoned = Some(what.clone());
-        WalError::Poisoned { what }
+        self.poisoned = Some(reason.clone());
+        WalError::Poisoned { reason }
     }
 }

@@ -1,13 +1,12 @@
-//! A destroy happens once, and nothing from before it happens after: whatever comes late, and whoever has the subject by
-//! then.
+//! A destroy executes once, and no late request from before it executes afterwards, at any later owner.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dormouse_protocol::data::{DestroyReply, DestroyRequest, SetItem, SetRequest, SetResult};
-use dormouse_protocol::limits::{REMEMBERED_SESSIONS, SESSION_IDLE_MS};
+use dormouse_protocol::limits::{SESSION_IDLE_MS, TOMBSTONE_SESSIONS};
 use dormouse_protocol::{ErrorCode, ErrorReply, RequestId, SessionId, Subject};
-use dormouse_storage::api::{Reply, Request};
+use dormouse_storage::api::{EngineReply, EngineRequest};
 use dormouse_storage::keys::ManifestNumber;
 use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
@@ -16,106 +15,112 @@ use crate::support::{Server, World, pairs, set_result, subject};
 
 const APP: &str = "app.orders";
 
-/// A request's id: of the session with this number, its request with this one.
+/// The request id with this session number and this counter.
 fn id(session: u64, counter: u64) -> RequestId {
     RequestId { session: SessionId::new(Ulid::from(u128::from(session))), counter }
 }
 
-fn set(id: RequestId, key: &str, value: &str) -> Request {
+fn set(id: RequestId, key: &str, value: &str) -> EngineRequest {
     let item =
         SetItem { key: Some(key.to_owned()), value: Some(value.to_owned().into()), ..SetItem::default() };
-    Request::Set(SetRequest { request: Some(id), sets: vec![item], ..SetRequest::default() })
+    EngineRequest::Set(SetRequest { request: Some(id), sets: vec![item], ..SetRequest::default() })
 }
 
-fn destroy(id: RequestId) -> Request {
-    Request::Destroy(DestroyRequest { request: Some(id), ..DestroyRequest::default() })
+fn destroy(id: RequestId) -> EngineRequest {
+    EngineRequest::Destroy(DestroyRequest { request: Some(id), ..DestroyRequest::default() })
 }
 
-fn destroyed(answer: Result<Reply, ErrorReply>) -> Result<DestroyReply, ErrorReply> {
+fn destroyed(answer: Result<EngineReply, ErrorReply>) -> Result<DestroyReply, ErrorReply> {
     match answer? {
-        Reply::Destroy(reply) => Ok(reply),
+        EngineReply::Destroy(reply) => Ok(reply),
         other => panic!("{other:?}"),
     }
 }
 
-/// What was asked before the subject was destroyed, and how it went on.
-struct Story {
+/// A destroyed subject with requests from before the destroy and one write after it.
+struct DestroyScenario {
     app: Subject,
-    ended: DestroyReply,
-    /// What was written since, and that it is there.
-    since: SetResult,
+    destroy_reply: DestroyReply,
+    /// The result of the write after the destroy.
+    later_write: SetResult,
 }
 
-impl Story {
+impl DestroyScenario {
     /// Two sessions write, one of them destroys, the other writes again.
     fn begin(server: &Server) -> Self {
         let app = subject(APP);
         set_result(server.run(&app, set(id(1, 1), "a", "old"))).unwrap();
         set_result(server.run(&app, set(id(2, 7), "b", "old"))).unwrap();
-        let ended = destroyed(server.run(&app, destroy(id(1, 2)))).unwrap();
-        assert_eq!((ended.position.rev.get(), ended.duplicate), (3, false));
-        let since = set_result(server.run(&app, set(id(2, 8), "c", "new"))).unwrap();
-        Self { app, ended, since }
+        let destroy_reply = destroyed(server.run(&app, destroy(id(1, 2)))).unwrap();
+        assert_eq!((destroy_reply.position.rev.get(), destroy_reply.duplicate), (3, false));
+        let later_write = set_result(server.run(&app, set(id(2, 8), "c", "new"))).unwrap();
+        Self { app, destroy_reply, later_write }
     }
 
-    /// Everything comes once more, the sets as if they had never been heard of.
+    /// Repeats every request; the sets from before the destroy are `indeterminate`.
     fn check(&self, server: &Server) {
         let again = destroyed(server.run(&self.app, destroy(id(1, 2))));
-        assert_eq!(again, Ok(DestroyReply { duplicate: true, ..self.ended }));
-        for late in
-            [set(id(1, 1), "a", "old"), set(id(2, 7), "b", "old"), set(id(2, 6), "d", "never heard of")]
-        {
+        assert_eq!(again, Ok(DestroyReply { duplicate: true, ..self.destroy_reply }));
+        for late in [set(id(1, 1), "a", "old"), set(id(2, 7), "b", "old"), set(id(2, 6), "d", "unknown")] {
             let error = server.run(&self.app, late).unwrap_err();
             assert_eq!(error.code, ErrorCode::Indeterminate);
         }
-        let since = set_result(server.run(&self.app, set(id(2, 8), "c", "new"))).unwrap();
-        assert_eq!(since, SetResult { duplicate: true, ..self.since });
+        let repeated = set_result(server.run(&self.app, set(id(2, 8), "c", "new"))).unwrap();
+        assert_eq!(repeated, SetResult { duplicate: true, ..self.later_write });
         let error = server.run(&self.app, set(id(1, 2), "e", "the id of the destroy")).unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);
         assert_eq!(server.all(&self.app).unwrap(), pairs(&[("c", "new")]));
-        assert_eq!(server.info(&self.app).position.rev, self.since.rev, "a repeat has changed something");
+        assert_eq!(server.info(&self.app).position.rev, self.later_write.rev, "a repeat changes nothing");
     }
 }
 
+/// After a destroy, its repeat returns the first reply, and late earlier requests are `indeterminate` and change
+/// nothing.
 #[test]
-fn a_destroy_that_is_repeated_and_what_came_before_it_change_nothing() {
+fn destroy_repeat_and_earlier_requests_change_nothing() {
     let world = World::in_memory();
     let server = world.server("persist-1");
-    Story::begin(&server).check(&server);
+    DestroyScenario::begin(&server).check(&server);
 }
 
+/// The dedup window keeps a destroy after a restart and after takeovers from tombstone and delta, and from a snapshot.
 #[test]
-fn a_destroy_is_remembered_after_a_restart_and_takeovers_with_and_without_a_snapshot() {
+fn destroy_dedup_survives_restart_and_takeovers() {
     let world = World::on_disk();
     let server = world.server("persist-1");
-    let story = Story::begin(&server);
+    let scenario = DestroyScenario::begin(&server);
     server.kill();
     let server = world.server("persist-1");
-    story.check(&server);
+    scenario.check(&server);
     let mut log = server.lose_disk();
-    let snapshots = || world.objects_like(&story.app, "sqlite3").len();
-    // From here on only the bucket remembers: what the tombstone says and a delta, and then a snapshot.
+    let snapshots = || world.objects_with_extension(&scenario.app, "sqlite3").len();
+    // From here on only the bucket has the dedup state: in the tombstone and a delta, and then in a snapshot.
     for name in ["persist-2", "persist-3"] {
         world.fleet.declare_dead(&log);
         let server = world.server(name);
-        story.check(&server);
-        assert_eq!((snapshots(), world.objects_like(&story.app, "delta").len()), (0, 1), "{name}");
+        scenario.check(&server);
+        assert_eq!(
+            (snapshots(), world.objects_with_extension(&scenario.app, "delta").len()),
+            (0, 1),
+            "{name}"
+        );
         log = server.lose_disk();
     }
     world.fleet.declare_dead(&log);
     let server = world.server("persist-4");
-    assert_eq!((server.info(&story.app).count, snapshots()), (1, 0));
-    // What is handed back has a snapshot.
+    assert_eq!((server.info(&scenario.app).count, snapshots()), (1, 0));
+    // A released subject has a snapshot.
     server.shutdown();
     assert_eq!(snapshots(), 1);
-    story.check(&world.server("persist-5"));
+    scenario.check(&world.server("persist-5"));
 }
 
+/// A repeated destroy of a subject without later writes returns the first reply on each following owner.
 #[test]
-fn a_destroy_is_remembered_by_a_subject_that_nobody_has_written_since() {
+fn destroy_dedup_survives_releases_without_later_writes() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
-    // Nothing of it was ever there.
+    // The subject never had a message.
     let ended = destroyed(server.run(&app, destroy(id(1, 5)))).unwrap();
     let report = server.shutdown();
     assert_eq!(report.unreleased, []);
@@ -128,12 +133,14 @@ fn a_destroy_is_remembered_by_a_subject_that_nobody_has_written_since() {
     }
 }
 
+/// Each of two destroys executes once; the dedup window keeps the last reply, and earlier requests become
+/// `indeterminate`.
 #[test]
-fn of_two_destroys_each_happens_once_and_the_last_is_remembered_with_its_answer() {
+fn two_destroys_execute_once_and_last_reply_is_kept() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
-    let asked = [id(2, 1), id(2, 1), id(3, 1)].map(|id| server.ask(&app, destroy(id)));
+    let asked = [id(2, 1), id(2, 1), id(3, 1)].map(|id| server.submit(&app, destroy(id)));
     let [first, again, second] = asked.map(|asked| destroyed(asked.wait(&server)).unwrap());
     assert_eq!(again, DestroyReply { duplicate: true, ..first });
     assert_eq!((second.position.rev, second.duplicate), (first.position.rev.next(), false));
@@ -145,32 +152,34 @@ fn of_two_destroys_each_happens_once_and_the_last_is_remembered_with_its_answer(
     assert_eq!(server.all(&app).unwrap(), pairs(&[("b", "2")]));
 }
 
+/// If the reply to a destroy is lost, a retry returns its position as a duplicate and changes nothing.
 #[test]
-fn a_destroy_whose_answer_was_lost_is_answered_when_it_is_asked_again() {
+fn destroy_with_lost_reply_is_answered_on_retry() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
-    world.bucket.creates_unanswered.store(true, Ordering::SeqCst);
-    let asked = server.ask(&app, destroy(id(1, 2)));
+    world.bucket.lose_replies.store(true, Ordering::SeqCst);
+    let asked = server.submit(&app, destroy(id(1, 2)));
     assert_eq!(asked.wait(&server).unwrap_err().code, ErrorCode::Indeterminate);
-    let refused = server.ask(&app, destroy(id(1, 2)));
+    let refused = server.submit(&app, destroy(id(1, 2)));
     assert_eq!(refused.wait(&server).unwrap_err().code, ErrorCode::Unavailable);
-    world.bucket.creates_unanswered.store(false, Ordering::SeqCst);
-    server.pass(Duration::from_secs(60));
+    world.bucket.lose_replies.store(false, Ordering::SeqCst);
+    server.advance(Duration::from_secs(60));
     set_result(server.run(&app, set(id(2, 1), "b", "2"))).unwrap();
     let ended = destroyed(server.run(&app, destroy(id(1, 2)))).unwrap();
     assert_eq!((ended.position.rev.get(), ended.duplicate), (2, true));
     assert_eq!(server.all(&app).unwrap(), pairs(&[("b", "2")]));
 }
 
+/// A destroy keeps the newest sessions up to the limit; a late request of the oldest session executes as new.
 #[test]
-fn of_more_sessions_than_are_remembered_those_heard_of_first_are_forgotten() {
+fn destroy_over_session_limit_drops_oldest_session() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
-    let last = REMEMBERED_SESSIONS as u64;
+    let last = TOMBSTONE_SESSIONS as u64;
     for session in 1..=last {
         set_result(server.run(&app, set(id(session, 1), "a", "1"))).unwrap();
-        server.pass(Duration::from_secs(1));
+        server.advance(Duration::from_secs(1));
     }
     destroyed(server.run(&app, destroy(id(last + 1, 1)))).unwrap();
     assert!(destroyed(server.run(&app, destroy(id(last + 1, 1)))).unwrap().duplicate);
@@ -179,33 +188,36 @@ fn of_more_sessions_than_are_remembered_those_heard_of_first_are_forgotten() {
         assert_eq!(error.code, ErrorCode::Indeterminate, "session {session}");
     }
     assert_eq!(server.all(&app).unwrap(), []);
-    // The one too many is as new, and docs/guarantees.md says so.
+    // The request of the session over the limit executes as new, as docs/guarantees.md documents.
     set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
 }
 
+/// A destroy keeps a session within its idle limit and drops a session past it.
 #[test]
-fn a_session_that_was_idle_for_longer_than_it_is_remembered_is_not_taken_along() {
+fn destroy_drops_session_past_idle_limit() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
-    server.pass(Duration::from_millis(SESSION_IDLE_MS / 2));
+    server.advance(Duration::from_millis(SESSION_IDLE_MS / 2));
     set_result(server.run(&app, set(id(2, 1), "a", "2"))).unwrap();
-    server.pass(Duration::from_millis(SESSION_IDLE_MS / 2 + 120_000));
+    server.advance(Duration::from_millis(SESSION_IDLE_MS / 2 + 120_000));
     server.destroy(&app).unwrap();
     assert_eq!(server.info(&app).details.sessions, 1);
     assert_eq!(server.run(&app, set(id(2, 1), "a", "2")).unwrap_err().code, ErrorCode::Indeterminate);
 }
 
+/// If the next owner's clock is behind, the accept time never goes back over a destroy, and earlier requests stay
+/// `indeterminate`.
 #[test]
-fn the_time_of_a_subject_does_not_go_back_over_a_destroy() {
+fn subject_time_never_goes_back_over_destroy() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
     let before = server.info(&app).details.accept_time;
     server.destroy(&app).unwrap();
     server.shutdown();
-    // An hour behind: what the first life knew is not forgotten any sooner.
-    world.wall.fetch_sub(2 * SESSION_IDLE_MS / 1_000, Ordering::SeqCst);
+    // The clock is two idle limits behind: the dedup state from before the destroy does not expire earlier.
+    world.wall_seconds.fetch_sub(2 * SESSION_IDLE_MS / 1_000, Ordering::SeqCst);
     let server = world.server("persist-2");
     assert!(server.info(&app).details.accept_time >= before);
     set_result(server.run(&app, set(id(2, 1), "b", "2"))).unwrap();
@@ -213,19 +225,20 @@ fn the_time_of_a_subject_does_not_go_back_over_a_destroy() {
     assert_eq!(server.run(&app, set(id(1, 1), "a", "1")).unwrap_err().code, ErrorCode::Indeterminate);
 }
 
+/// After a tombstone of the old format without dedup state, a write executes as new at the next rev.
 #[test]
-fn a_tombstone_of_a_version_that_remembered_nothing_is_gone_on_from() {
+fn tombstone_of_old_format_accepts_new_writes() {
     let world = World::on_disk();
     let (app, server) = (subject(APP), world.server("persist-1"));
     set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
     let ended = destroyed(server.run(&app, destroy(id(1, 2)))).unwrap();
-    server.until("only the tombstone is left", || world.objects(&app).len() == 1);
+    server.until("only the tombstone remains", || world.objects(&app).len() == 1);
     server.shutdown();
     let path = world.objects(&app).remove(0);
     let number = ManifestNumber::new(2);
     let written = Manifest::decode(&app, number, &std::fs::read(&path).unwrap()).unwrap();
-    assert!(written.tombstone && written.past.is_some());
-    std::fs::write(&path, Manifest { past: None, ..written }.encode()).unwrap();
+    assert!(written.tombstone && written.tombstone_state.is_some());
+    std::fs::write(&path, Manifest { tombstone_state: None, ..written }.encode()).unwrap();
     let server = world.server("persist-2");
     let result = set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
     assert_eq!((result.rev, result.duplicate), (ended.position.rev.next(), false));

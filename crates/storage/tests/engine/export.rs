@@ -1,11 +1,11 @@
-//! A subject as a file, read straight from the bucket: all that is in it, and nobody is disturbed.
+//! Export of a subject to a file, read directly from the bucket: complete, and without an effect on its owner.
 
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use dormouse_protocol::data::{SetItem, SetRequest};
 use dormouse_protocol::{Level, Position};
-use dormouse_storage::api::Request;
+use dormouse_storage::api::EngineRequest;
 use dormouse_storage::{ExportError, export_snapshot};
 
 use crate::support::{Server, World, large, messages_in, pairs, subject};
@@ -18,51 +18,52 @@ impl World {
     }
 
     fn export(&self, server: &Server, name: &str) -> Result<Position, ExportError> {
-        // Only what an export itself leaves shall be there.
+        // Afterwards only this export can have left a file there.
         let _ = std::fs::remove_file(self.exported());
         let (bucket, path) = (self.bucket.as_ref(), self.exported());
         server.runtime.block_on(export_snapshot(bucket, &server.env, &subject(name), &path))
     }
 
-    /// The file that was exported, which must be one that opens anywhere.
+    /// The messages in the exported file, which must be a plain SQLite file.
     fn content(&self) -> Vec<(String, String)> {
         let path = self.exported();
         assert_eq!(&std::fs::read(&path).unwrap()[18..20], [1, 1], "a rollback journal, not a WAL");
-        for companion in ["-wal", "-shm", "-journal", "-incoming"] {
+        for sidecar in ["-wal", "-shm", "-journal", "-incoming"] {
             let mut name = path.clone().into_os_string();
-            name.push(companion);
-            assert!(!PathBuf::from(name).exists(), "{companion}");
+            name.push(sidecar);
+            assert!(!PathBuf::from(name).exists(), "{sidecar}");
         }
         let connection = rusqlite::Connection::open(&path).unwrap();
-        let elsewhere: i64 = connection
+        let blob_numbers: i64 = connection
             .query_row("SELECT large_values + large_value_bytes FROM meta", [], |row| row.get(0))
             .unwrap();
-        assert_eq!(elsewhere, 0, "it has every value, and counts them so");
+        assert_eq!(blob_numbers, 0, "the file holds every value inline and counts no blobs");
         messages_in(&path)
     }
 }
 
+/// An export contains snapshot, deltas and tail of a live or dead owner, and changes nothing for that owner.
 #[test]
-fn an_export_holds_snapshot_deltas_and_log_also_while_the_owner_lives() {
+fn export_contains_snapshot_deltas_and_tail() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
-    assert!(matches!(world.export(&server, APP), Err(ExportError::NoSuchSubject(_))));
+    assert!(matches!(world.export(&server, APP), Err(ExportError::SubjectNotFound(_))));
     server.set(&app, "a", &large()).unwrap();
-    // Nothing but the log has it.
+    // The message is only in the log.
     assert_eq!(world.export(&server, APP).unwrap(), server.info(&app).position);
     assert_eq!(world.content(), pairs(&[("a", &large())]));
     server.compact(&app).unwrap();
     server.set(&app, "b", "2").unwrap();
     server.compact(&app).unwrap();
-    assert_eq!(world.objects_like(&app, "delta").len(), 1);
+    assert_eq!(world.objects_with_extension(&app, "delta").len(), 1);
     server.set(&app, "c", "3").unwrap();
     let position = server.info(&app).position;
     assert_eq!(world.export(&server, APP).unwrap(), position);
     let all = pairs(&[("a", &large()), ("b", "2"), ("c", "3")]);
     assert_eq!(world.content(), all);
 
-    // Its owner goes on as if nothing had happened; a dead one's log is read as well, and stays unsealed.
+    // The owner keeps serving. The export also reads the log of a dead owner, and leaves it unsealed.
     server.set(&app, "d", "4").unwrap();
     let log = server.kill();
     let other = world.server("persist-2");
@@ -75,25 +76,27 @@ fn an_export_holds_snapshot_deltas_and_log_also_while_the_owner_lives() {
     let third = world.server("persist-3");
     assert_eq!(world.export(&third, APP).unwrap().rev, position.rev.next());
     third.destroy(&app).unwrap();
-    assert!(matches!(world.export(&third, APP), Err(ExportError::NoSuchSubject(_))));
+    assert!(matches!(world.export(&third, APP), Err(ExportError::SubjectNotFound(_))));
     assert!(!world.exported().exists());
 }
 
+/// An export fails until the first write is in the bucket, and then contains that write.
 #[test]
-fn what_was_not_brought_to_the_bucket_is_not_exported() {
+fn export_before_first_flush_fails() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
     assert_eq!(server.info(&app).count, 0);
-    assert!(matches!(world.export(&server, APP), Err(ExportError::NothingYet(_))));
+    assert!(matches!(world.export(&server, APP), Err(ExportError::NotFlushed(_))));
     server.set(&app, "a", "1").unwrap();
     let flushed = server.flush(&app).unwrap();
     assert_eq!(world.export(&server, APP).unwrap(), flushed);
     assert_eq!(world.content(), pairs(&[("a", "1")]));
 }
 
+/// An export contains large values inline; if a blob is missing, the export fails, names it and leaves no file.
 #[test]
-fn an_exported_file_has_its_large_values_in_it() {
+fn export_inlines_large_values() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -101,7 +104,9 @@ fn an_exported_file_has_its_large_values_in_it() {
     for (n, value) in values.iter().enumerate() {
         let value = Some(Bytes::copy_from_slice(value.as_bytes()));
         let item = SetItem { key: Some(format!("key-{n}")), value, ..SetItem::default() };
-        server.run(&app, Request::Set(SetRequest { sets: vec![item], ..SetRequest::default() })).unwrap();
+        server
+            .run(&app, EngineRequest::Set(SetRequest { sets: vec![item], ..SetRequest::default() }))
+            .unwrap();
     }
     server.set(&app, "small", "1").unwrap();
     let mut expected: Vec<(String, String)> =
@@ -111,16 +116,16 @@ fn an_exported_file_has_its_large_values_in_it() {
         world.export(&server, APP).unwrap();
         assert_eq!(world.content(), expected);
         let file = rusqlite::Connection::open(world.exported()).unwrap();
-        let elsewhere = "SELECT (SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL) + (SELECT COUNT(*) FROM dead_blobs)";
-        assert_eq!(file.query_row(elsewhere, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+        let blob_counts = "SELECT (SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL) + (SELECT COUNT(*) FROM dead_blobs)";
+        assert_eq!(file.query_row(blob_counts, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
         drop(file);
         server.compact(&app).unwrap();
     }
 
     let blobs = world.folder.path().join("bucket/subjects").join(app.escaped()).join("blobs");
-    let lost = std::fs::read_dir(blobs).unwrap().next().unwrap().unwrap().path();
-    std::fs::remove_file(&lost).unwrap();
+    let missing = std::fs::read_dir(blobs).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&missing).unwrap();
     let error = world.export(&server, APP).unwrap_err().to_string();
-    assert!(error.contains(lost.file_name().unwrap().to_str().unwrap()), "{error}");
+    assert!(error.contains(missing.file_name().unwrap().to_str().unwrap()), "{error}");
     assert!(!world.exported().exists());
 }

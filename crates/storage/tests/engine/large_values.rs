@@ -1,4 +1,4 @@
-//! Values that are objects of their own: complete before anything refers to them, there as long as anything may.
+//! Blobs: each is complete before an entry refers to it, and stays as long as an entry can refer to it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -13,18 +13,18 @@ use dormouse_protocol::limits::INLINE_LIMIT_BYTES;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Change, ErrorCode, ErrorReply, Level, Message, Subject};
 use dormouse_runtime::Env;
-use dormouse_storage::api::{Reply, Request, Submission};
+use dormouse_storage::api::{EngineReply, EngineRequest, Submission};
 use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
-use dormouse_storage::bucket::{Bucket, ObjectStoreBucket, Operation};
+use dormouse_storage::bucket::{Bucket, BucketOperation, ObjectStoreBucket};
 
 use crate::support::{Server, World, subject};
 
 const APP: &str = "app.orders";
 
-/// As a bus with large messages would say.
+/// The limit of a bus that allows large messages.
 const MAX_REPLY_BYTES: usize = 8 * 1_024 * 1_024;
 
-/// A value that nothing else contains, and that no compression could hide.
+/// A value that occurs in no other file and does not compress.
 fn value(mark: u64, bytes: usize) -> Bytes {
     let mut state = mark.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut value = Vec::with_capacity(bytes);
@@ -42,26 +42,26 @@ fn large(mark: u64) -> Bytes {
     value(mark, INLINE_LIMIT_BYTES + 1)
 }
 
-fn set(key: &str, value: &Bytes) -> Request {
+fn set(key: &str, value: &Bytes) -> EngineRequest {
     set_item(SetItem { key: Some(key.to_owned()), value: Some(value.clone()), ..SetItem::default() })
 }
 
-fn set_item(item: SetItem) -> Request {
-    Request::Set(SetRequest { sets: vec![item], ..SetRequest::default() })
+fn set_item(item: SetItem) -> EngineRequest {
+    EngineRequest::Set(SetRequest { sets: vec![item], ..SetRequest::default() })
 }
 
-/// Answers of requests that are under way.
-type Answers = mpsc::Receiver<Result<Reply, ErrorReply>>;
+/// The replies to pending requests.
+type Answers = mpsc::Receiver<Result<EngineReply, ErrorReply>>;
 
 trait LargeValues {
-    fn begin(&self, app: &Subject, request: Request) -> Answers;
+    fn begin(&self, app: &Subject, request: EngineRequest) -> Answers;
     fn put(&self, app: &Subject, key: &str, value: &Bytes) -> Result<SetResult, ErrorReply>;
     fn message(&self, app: &Subject, key: &str) -> Result<Message, ErrorReply>;
     fn value_of(&self, app: &Subject, key: &str) -> Option<Bytes>;
 }
 
 impl LargeValues for Server {
-    fn begin(&self, app: &Subject, request: Request) -> Answers {
+    fn begin(&self, app: &Subject, request: EngineRequest) -> Answers {
         let (sender, answers) = mpsc::channel();
         let respond = Box::new(move |answer| drop(sender.send(answer)));
         let _guard = self.runtime.enter();
@@ -74,7 +74,7 @@ impl LargeValues for Server {
     }
 
     fn message(&self, app: &Subject, key: &str) -> Result<Message, ErrorReply> {
-        got(self.begin(app, Request::Get(GetRequest::key(key))).recv().unwrap())
+        got(self.begin(app, EngineRequest::Get(GetRequest::key(key))).recv().unwrap())
     }
 
     fn value_of(&self, app: &Subject, key: &str) -> Option<Bytes> {
@@ -84,9 +84,9 @@ impl LargeValues for Server {
     }
 }
 
-fn written(answer: Result<Reply, ErrorReply>) -> Result<SetResult, ErrorReply> {
+fn written(answer: Result<EngineReply, ErrorReply>) -> Result<SetResult, ErrorReply> {
     match answer? {
-        Reply::Set(mut reply) => match reply.results.remove(0) {
+        EngineReply::Set(mut reply) => match reply.results.remove(0) {
             SetOutcome::Ok(result) => Ok(result),
             SetOutcome::Error(error) => Err(error),
         },
@@ -94,9 +94,9 @@ fn written(answer: Result<Reply, ErrorReply>) -> Result<SetResult, ErrorReply> {
     }
 }
 
-fn got(answer: Result<Reply, ErrorReply>) -> Result<Message, ErrorReply> {
+fn got(answer: Result<EngineReply, ErrorReply>) -> Result<Message, ErrorReply> {
     match answer? {
-        Reply::Get(mut reply) => Ok(reply.messages.remove(0)),
+        EngineReply::Get(mut reply) => Ok(reply.messages.remove(0)),
         other => panic!("{other:?}"),
     }
 }
@@ -129,8 +129,9 @@ fn containing(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
     found
 }
 
+/// Large values survive kill, compaction and failover, and the bytes of each are in one blob and no other file.
 #[test]
-fn large_values_come_back_after_kill_compaction_and_failover_and_lie_in_one_place_only() {
+fn large_values_survive_kill_compaction_and_failover() {
     let world = World::on_disk();
     let app = subject(APP);
     let (small, medium, huge) = (value(1, INLINE_LIMIT_BYTES), value(2, 300 * 1_024), value(3, 5 << 20));
@@ -144,12 +145,12 @@ fn large_values_come_back_after_kill_compaction_and_failover_and_lie_in_one_plac
         assert_eq!(server.value_of(&app, "huge"), Some(huge.clone()));
     };
     all_there(&server);
-    assert_eq!(world.blobs(&app).len(), 2, "what is at the limit stays in the log");
+    assert_eq!(world.blobs(&app).len(), 2, "a value at the limit stays in the log");
     server.kill();
 
     let server = world.running_server("persist-1", |_| {});
     all_there(&server);
-    server.run(&app, Request::Compact).unwrap();
+    server.run(&app, EngineRequest::Compact).unwrap();
     all_there(&server);
     let log = server.kill();
 
@@ -161,16 +162,21 @@ fn large_values_come_back_after_kill_compaction_and_failover_and_lie_in_one_plac
     all_there(&server);
 
     for large in [&medium, &huge] {
-        let places = containing(world.folder.path(), &large[..64]);
-        assert_eq!(places.len(), 1, "{places:?}");
-        assert!(places[0].starts_with(world.blob_folder(&app)));
-        assert_eq!(std::fs::read(&places[0]).unwrap(), large[..], "its bytes and nothing else");
+        let files = containing(world.folder.path(), &large[..64]);
+        assert_eq!(files.len(), 1, "{files:?}");
+        assert!(files[0].starts_with(world.blob_folder(&app)));
+        assert_eq!(
+            std::fs::read(&files[0]).unwrap(),
+            large[..],
+            "the blob holds exactly the bytes of the value"
+        );
     }
-    assert!(containing(world.folder.path(), &small[..64]).len() > 1, "the search finds what is there");
+    assert!(containing(world.folder.path(), &small[..64]).len() > 1, "the search finds a value in the log");
 }
 
+/// The server acks a large value only after its log entry is in the bucket, at any level.
 #[test]
-fn a_large_value_is_acknowledged_once_its_record_is_in_the_bucket_whatever_the_level() {
+fn large_value_ack_waits_for_bucket_at_any_level() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |settings| {
@@ -178,18 +184,20 @@ fn a_large_value_is_acknowledged_once_its_record_is_in_the_bucket_whatever_the_l
         settings.log.ship_interval = Duration::from_secs(3_600);
     });
     server.put(&app, "small", &value(1, 10)).unwrap();
-    // From here on the lease is trusted, and the level is what it says.
+    // From here on the lease is confirmed, and the configured level applies.
     server.message(&app, "small").unwrap();
     server.put(&app, "large", &large(2)).unwrap();
     let log = server.kill();
-    // Who goes on without the record deletes the value: what the first one kept of it would lead nowhere.
+    // A next owner without the log entry deletes the blob. An entry that only the first server has would refer to no
+    // blob.
     world.fleet.declare_dead(&log);
     let second = world.running_server("persist-2", |_| {});
     assert_eq!(second.value_of(&app, "large"), Some(large(2)));
 }
 
+/// Pages, change reads and events report a large value by its size; a single get returns it if it fits.
 #[test]
-fn pages_changes_and_events_announce_a_large_value_by_its_size() {
+fn large_value_is_announced_by_size() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
@@ -198,16 +206,16 @@ fn pages_changes_and_events_announce_a_large_value_by_its_size() {
         assert_eq!((message.seq, &message.value, message.value_omitted), (written.seq, &None, true));
         assert_eq!(message.size, large(1).len() as u64);
     };
-    match server.begin(&app, Request::GetAll(GetAllRequest::default())).recv().unwrap().unwrap() {
-        Reply::GetAll(reply) => announced(&reply.messages[0]),
+    match server.begin(&app, EngineRequest::GetAll(GetAllRequest::default())).recv().unwrap().unwrap() {
+        EngineReply::GetAll(reply) => announced(&reply.messages[0]),
         other => panic!("{other:?}"),
     }
     let keys = GetRequest { keys: Some(vec!["a".to_owned()]), ..GetRequest::default() };
-    announced(&got(server.begin(&app, Request::Get(keys)).recv().unwrap()).unwrap());
+    announced(&got(server.begin(&app, EngineRequest::Get(keys)).recv().unwrap()).unwrap());
     let seqs = GetRequest { seqs: Some(vec![written.seq]), ..GetRequest::default() };
-    announced(&got(server.begin(&app, Request::Get(seqs)).recv().unwrap()).unwrap());
-    match server.begin(&app, Request::Changes(ChangesRequest::default())).recv().unwrap().unwrap() {
-        Reply::Changes(reply) => {
+    announced(&got(server.begin(&app, EngineRequest::Get(seqs)).recv().unwrap()).unwrap());
+    match server.begin(&app, EngineRequest::Changes(ChangesRequest::default())).recv().unwrap().unwrap() {
+        EngineReply::Changes(reply) => {
             let Some(Change::Set(set)) = reply.changes.first() else { panic!("{reply:?}") };
             announced(&set.message);
         }
@@ -216,30 +224,31 @@ fn pages_changes_and_events_announce_a_large_value_by_its_size() {
     let events = server.events.of(&app);
     let Some(Change::Set(set)) = events.iter().flat_map(|event| &event.changes).next() else { panic!() };
     announced(&set.message);
-    // Also where the value would not fit the one answer.
-    match server.run(&app, Request::Get(GetRequest::seq(written.seq))).unwrap() {
-        Reply::Get(reply) => assert_eq!(reply.messages[0].value, Some(large(1))),
+    // Also if the value would not fit the reply.
+    match server.run(&app, EngineRequest::Get(GetRequest::seq(written.seq))).unwrap() {
+        EngineReply::Get(reply) => assert_eq!(reply.messages[0].value, Some(large(1))),
         other => panic!("{other:?}"),
     }
     let (sender, answer) = mpsc::channel();
     let respond = Box::new(move |answer| drop(sender.send(answer)));
-    let request = Request::Get(GetRequest::key("a"));
+    let request = EngineRequest::Get(GetRequest::key("a"));
     let _guard = server.runtime.enter();
     server.engine.submit(&app, Submission { request, max_reply_bytes: INLINE_LIMIT_BYTES, respond });
     announced(&got(answer.recv().unwrap()).unwrap());
 }
 
+/// During the transfer of a large value, reads continue and later writes of the subject keep their order.
 #[test]
-fn while_a_value_is_on_its_way_reads_go_on_and_later_writes_keep_their_order() {
+fn large_value_transfer_keeps_reads_and_write_order() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &Bytes::from_static(b"1")).unwrap();
-    let held = world.bucket.hold(Operation::Create, "/blobs/", false);
+    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
     let first = server.begin(&app, set("b", &large(1)));
     let second = server.begin(&app, set("c", &Bytes::from_static(b"2")));
     let third = server.begin(&app, set("b", &large(2)));
-    server.until("the first is on its way", || held.reached() == 1);
+    server.until("the first blob upload starts", || held.reached() == 1);
     assert_eq!(server.value_of(&app, "a").as_deref(), Some(&b"1"[..]));
     assert_eq!(server.info(&app).count, 1);
     assert!([&first, &second, &third].iter().all(|answers| answers.try_recv().is_err()));
@@ -248,10 +257,10 @@ fn while_a_value_is_on_its_way_reads_go_on_and_later_writes_keep_their_order() {
     assert_eq!(seqs, [2, 3, 4]);
     assert_eq!(server.value_of(&app, "b"), Some(large(2)));
 
-    // And a slow value holds up nobody who reads another.
-    let held = world.bucket.hold(Operation::Get, "/blobs/", false);
-    let slow = server.begin(&app, Request::Get(GetRequest::key("b")));
-    server.until("it is being read", || held.reached() == 1);
+    // A slow read of one value does not block reads of others.
+    let held = world.bucket.hold(BucketOperation::Get, "/blobs/", false);
+    let slow = server.begin(&app, EngineRequest::Get(GetRequest::key("b")));
+    server.until("the blob read starts", || held.reached() == 1);
     assert_eq!(server.value_of(&app, "a").as_deref(), Some(&b"1"[..]));
     server.put(&app, "a", &Bytes::from_static(b"3")).unwrap();
     assert!(slow.try_recv().is_err());
@@ -259,13 +268,14 @@ fn while_a_value_is_on_its_way_reads_go_on_and_later_writes_keep_their_order() {
     assert_eq!(got(slow.recv().unwrap()).unwrap().value, Some(large(2)));
 }
 
+/// A rejected or duplicate set uploads no blob, and a request of several sets uploads blobs only for the executed ones.
 #[test]
-fn a_write_that_is_refused_uploads_nothing() {
+fn rejected_or_duplicate_write_uploads_no_blob() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &Bytes::from_static(b"1")).unwrap();
-    let held = world.bucket.hold(Operation::Create, "/blobs/", false);
+    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
     let item = |msg_id: &str, expect| SetItem {
         key: Some("a".to_owned()),
         value: Some(large(1)),
@@ -281,24 +291,29 @@ fn a_write_that_is_refused_uploads_nothing() {
     let again = written(server.begin(&app, set_item(item("once", None))).recv().unwrap()).unwrap();
     assert_eq!((again.seq, again.duplicate), (first.seq, true));
     assert_eq!(world.blobs(&app).len(), 1);
-    // Of several sets, only those that are carried out.
+    // Of several sets, only the executed ones upload a blob.
     let sets = vec![item("", Some(Expect::Key(None))), item("", None)];
-    server.begin(&app, Request::Set(SetRequest { sets, ..SetRequest::default() })).recv().unwrap().unwrap();
+    server
+        .begin(&app, EngineRequest::Set(SetRequest { sets, ..SetRequest::default() }))
+        .recv()
+        .unwrap()
+        .unwrap();
     assert_eq!(world.blobs(&app).len(), 2);
 }
 
+/// If the bucket loses replies, every acked large value is readable after a takeover.
 #[test]
-fn nothing_is_acknowledged_without_its_value_when_the_bucket_loses_answers() {
+fn acked_large_value_is_readable_after_lost_replies() {
     let store = ObjectStoreBucket::in_memory(Env::system());
     let plan = FaultPlan {
         latency: Duration::from_millis(2),
-        patience: Duration::from_millis(5),
+        timeout: Duration::from_millis(5),
         late_by: Duration::from_millis(20),
         storm: 0,
-        ..FaultPlan::rough()
+        ..FaultPlan::frequent()
     };
-    let faulty = Arc::new(FaultyBucket::new(Arc::new(store), 7, FaultPlan::calm(), Env::system()));
-    let world = World::over(Arc::clone(&faulty) as Arc<dyn Bucket>);
+    let faulty = Arc::new(FaultyBucket::new(Arc::new(store), 7, FaultPlan::none(), Env::system()));
+    let world = World::with_bucket(Arc::clone(&faulty) as Arc<dyn Bucket>);
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "first", &Bytes::from_static(b"1")).unwrap();
@@ -311,7 +326,7 @@ fn nothing_is_acknowledged_without_its_value_when_the_bucket_loses_answers() {
         }
     }
     assert!(acknowledged.len() >= 10, "{acknowledged:?}");
-    faulty.set_plan(FaultPlan::calm());
+    faulty.set_plan(FaultPlan::none());
     let log = server.kill();
     world.fleet.declare_dead(&log);
     let server = world.running_server("persist-2", |_| {});
@@ -320,15 +335,16 @@ fn nothing_is_acknowledged_without_its_value_when_the_bucket_loses_answers() {
     }
 }
 
+/// If a kill leaves a blob without a log entry, the next owner deletes that blob.
 #[test]
-fn what_a_crash_leaves_between_value_and_record_goes_in_a_later_term() {
+fn blob_without_entry_after_kill_is_collected_later() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &large(1)).unwrap();
-    let held = world.bucket.hold(Operation::Create, "/blobs/", true);
+    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", true);
     let answer = server.begin(&app, set("b", &large(2)));
-    server.until("it is written and not yet referred to", || held.reached() == 1);
+    server.until("the blob is uploaded and no entry refers to it", || held.reached() == 1);
     let log = server.kill();
     assert!(answer.try_recv().is_err());
     drop(held);
@@ -338,94 +354,99 @@ fn what_a_crash_leaves_between_value_and_record_goes_in_a_later_term() {
     let server = world.running_server("persist-2", |_| {});
     assert_eq!(server.value_of(&app, "a"), Some(large(1)));
     assert_eq!(server.info(&app).count, 1);
-    server.until("the orphan is gone", || world.blobs(&app).len() == 1);
+    server.until("the orphaned blob is deleted", || world.blobs(&app).len() == 1);
     assert_eq!(server.value_of(&app, "a"), Some(large(1)));
 }
 
+/// If the log rejects a set as `overloaded` after its blob upload, the server deletes the blob at once.
 #[test]
-fn what_was_written_for_a_write_that_is_turned_away_goes_at_once() {
+fn blob_of_overloaded_write_is_deleted_at_once() {
     let world = World::on_disk();
     let (app, other) = (subject(APP), subject("app.other"));
     let server = world.running_server("persist-1", |settings| settings.log.max_unshipped_bytes = 20_000);
     server.put(&app, "a", &Bytes::from_static(b"1")).unwrap();
     server.put(&other, "a", &Bytes::from_static(b"1")).unwrap();
-    let held = world.bucket.hold(Operation::Create, "/blobs/", true);
+    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", true);
     let write = server.begin(&app, set("b", &large(2)));
-    server.until("its value is written", || held.reached() == 1);
+    server.until("the blob is uploaded", || held.reached() == 1);
     assert_eq!(world.blobs(&app).len(), 1);
-    // The log takes no more: the record finds no room.
-    let shipping = world.bucket.hold(Operation::Create, "logs/", false);
+    // The log is full: the entry does not fit.
+    let shipping = world.bucket.hold(BucketOperation::Create, "logs/", false);
     let first = server.begin(&other, set("b", &value(1, 30_000)));
     server.until("the log is full", || shipping.reached() == 1);
     drop(held);
     assert_eq!(written(write.recv().unwrap()).unwrap_err().code, ErrorCode::Overloaded);
-    server.until("its value is gone", || world.blobs(&app).is_empty());
+    server.until("the blob is deleted", || world.blobs(&app).is_empty());
     drop(shipping);
     written(first.recv().unwrap()).unwrap();
 }
 
+/// The server keeps the blob of a replaced value until a base covers the replacement.
 #[test]
-fn a_replaced_value_stays_until_the_base_covers_its_replacement() {
+fn replaced_blob_stays_until_base_covers_replacement() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     let config = SubjectConfig { level: Some(Level::Memory), ..SubjectConfig::default() };
-    let configure = Request::Configure(ConfigureRequest { config, ..ConfigureRequest::default() });
+    let configure = EngineRequest::Configure(ConfigureRequest { config, ..ConfigureRequest::default() });
     server.run(&app, configure).unwrap();
     server.put(&app, "a", &large(1)).unwrap();
     server.flush(&app).unwrap();
-    // A lease is trusted once a read has waited for a barrier; before, every level is `bucket`.
+    // A read with a barrier confirms the lease; before, every level is `bucket`.
     assert_eq!(server.value_of(&app, "a"), Some(large(1)));
-    // A compaction is under way, and while it is, the value is replaced: here, and nowhere else yet.
-    let base = [(Operation::Create, ".delta"), (Operation::PutFile, ".sqlite3")]
+    // During a compaction the value is replaced, and the replacement is only at this server yet.
+    let base = [(BucketOperation::Create, ".delta"), (BucketOperation::PutFile, ".sqlite3")]
         .map(|(operation, part)| world.bucket.hold(operation, part, false));
-    let compacted = server.begin(&app, Request::Compact);
-    server.until("the base is on its way", || base.iter().any(|base| base.reached() == 1));
-    let shipping = world.bucket.hold(Operation::Create, "logs/", false);
-    // By a small one: a large one would wait for the bucket whatever the level.
+    let compacted = server.begin(&app, EngineRequest::Compact);
+    server.until("the upload of the base starts", || base.iter().any(|base| base.reached() == 1));
+    let shipping = world.bucket.hold(BucketOperation::Create, "logs/", false);
+    // The replacement is small: a large value would wait for the bucket at any level.
     server.put(&app, "a", &value(2, 10)).unwrap();
     assert_eq!(server.value_of(&app, "a"), Some(value(2, 10)));
-    let gets = world.bucket.hold(Operation::Get, "/blobs/", false);
+    let gets = world.bucket.hold(BucketOperation::Get, "/blobs/", false);
     drop(base);
     compacted.recv().unwrap().unwrap();
-    // What may be deleted is being deleted; a value would go in the same batch.
-    server.until("the older manifest is gone", || world.objects_like(&app, "manifest").len() == 1);
-    server.pass(Duration::from_millis(100));
+    // The server is deleting unneeded objects; an unneeded blob would be deleted in the same batch.
+    server
+        .until("the older manifest is deleted", || world.objects_with_extension(&app, "manifest").len() == 1);
+    server.advance(Duration::from_millis(100));
     drop(gets);
     let log = server.kill();
     drop(shipping);
 
-    // The disk goes with the server, and the replacement with it.
+    // The disk is lost with the server, and the replacement with the disk.
     std::fs::remove_dir_all(world.data_dir("persist-1")).unwrap();
     world.fleet.declare_dead(&log);
     let server = world.running_server("persist-2", |_| {});
     assert_eq!(server.value_of(&app, "a"), Some(large(1)));
-    // Covered by a base, the replaced one goes.
+    // When a base covers the replacement, the server deletes the replaced blob.
     server.put(&app, "a", &large(3)).unwrap();
-    server.run(&app, Request::Compact).unwrap();
-    server.until("only the newest is left", || world.blobs(&app).len() == 1);
+    server.run(&app, EngineRequest::Compact).unwrap();
+    server.until("only the newest blob remains", || world.blobs(&app).len() == 1);
     assert_eq!(server.value_of(&app, "a"), Some(large(3)));
 }
 
+/// If a value is replaced and its blob is deleted during a get, the get returns the new value.
 #[test]
-fn a_get_whose_value_was_replaced_and_collected_meanwhile_is_answered() {
+fn get_of_replaced_and_deleted_blob_returns_new_value() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &large(1)).unwrap();
     let old = world.blobs(&app).pop().unwrap();
-    let held = world.bucket.hold(Operation::Get, "/blobs/", false);
-    let slow = server.begin(&app, Request::Get(GetRequest::key("a")));
-    server.until("its value is being read", || held.reached() == 1);
+    let held = world.bucket.hold(BucketOperation::Get, "/blobs/", false);
+    let slow = server.begin(&app, EngineRequest::Get(GetRequest::key("a")));
+    server.until("the blob read starts", || held.reached() == 1);
     server.put(&app, "a", &large(2)).unwrap();
-    server.run(&app, Request::Compact).unwrap();
-    server.until("the old value is gone", || !old.exists());
+    server.run(&app, EngineRequest::Compact).unwrap();
+    server.until("the old blob is deleted", || !old.exists());
     drop(held);
     assert_eq!(got(slow.recv().unwrap()).unwrap().value, Some(large(2)));
 }
 
+/// A get of a missing or damaged blob fails as `corrupt` with its name, and the message can be replaced.
 #[test]
-fn a_value_that_is_missing_or_damaged_is_corrupt_and_named() {
+fn missing_or_damaged_blob_is_corrupt_and_named() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
@@ -444,7 +465,7 @@ fn a_value_that_is_missing_or_damaged_is_corrupt_and_named() {
     named(&server.message(&app, "a").unwrap_err());
     std::fs::remove_file(&path).unwrap();
     named(&server.message(&app, "a").unwrap_err());
-    // Also without a lease, when each look waits for a barrier.
+    // Also without a lease, when each read waits for a barrier.
     server.authority.set_lease(None);
     named(&server.message(&app, "a").unwrap_err());
     // Everything else of the subject is as before, and the message can be replaced.
@@ -454,34 +475,36 @@ fn a_value_that_is_missing_or_damaged_is_corrupt_and_named() {
     assert_eq!(server.value_of(&app, "a"), Some(large(2)));
 }
 
+/// A destroy deletes every object except the tombstone, and the next process finishes a deletion that a kill
+/// interrupted.
 #[test]
-fn a_destroyed_subject_leaves_its_tombstone_and_nothing_else() {
+fn destroyed_subject_leaves_only_tombstone() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     for n in 0..30 {
         server.put(&app, &format!("key-{n}"), &large(n)).unwrap();
     }
-    server.run(&app, Request::Compact).unwrap();
+    server.run(&app, EngineRequest::Compact).unwrap();
     server.put(&app, "key-0", &large(100)).unwrap();
     server.destroy(&app).unwrap();
     let left = || {
         let objects = world.objects(&app).into_iter().filter(|path| path.is_file());
         (objects.count(), world.blobs(&app).len())
     };
-    server.until("the tombstone is alone", || left() == (1, 0));
+    server.until("only the tombstone remains", || left() == (1, 0));
 
-    // A process that ends before it has deleted everything leaves it to whoever comes next.
+    // If a process ends before it has deleted every object, the next owner deletes the rest.
     for n in 0..30 {
         server.put(&app, &format!("key-{n}"), &large(n)).unwrap();
     }
-    let held = world.bucket.hold(Operation::Delete, "/blobs/", false);
+    let held = world.bucket.hold(BucketOperation::Delete, "/blobs/", false);
     server.destroy(&app).unwrap();
-    server.until("deletion has begun", || held.reached() > 0);
+    server.until("the deletion starts", || held.reached() > 0);
     server.kill();
     drop(held);
     assert!(!world.blobs(&app).is_empty());
     let server = world.running_server("persist-1", |_| {});
     assert_eq!(server.info(&app).count, 0);
-    server.until("nothing of it is left", || world.blobs(&app).is_empty());
+    server.until("every blob is deleted", || world.blobs(&app).is_empty());
 }

@@ -1,16 +1,17 @@
-//! What goes on without a lease, and when one is trusted.
+//! Service without a lease, and the confirmation of a lease.
 
 use std::time::Duration;
 
 use dormouse_protocol::{ErrorCode, Level};
-use dormouse_storage::bucket::Operation;
+use dormouse_storage::bucket::BucketOperation;
 
 use crate::support::{World, set_request, set_result, subject};
 
 const APP: &str = "app.orders";
 
+/// A server without a lease keeps serving reads and writes of its subjects.
 #[test]
-fn a_coordinator_that_is_gone_stops_no_subject_that_is_assigned() {
+fn server_without_lease_keeps_serving_owned_subjects() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -20,12 +21,13 @@ fn a_coordinator_that_is_gone_stops_no_subject_that_is_assigned() {
         let value = n.to_string();
         server.set(&app, "a", &value).unwrap();
         assert_eq!(server.get(&app, "a").unwrap(), Some(value));
-        server.pass(Duration::from_secs(10));
+        server.advance(Duration::from_secs(10));
     }
 }
 
+/// Without a lease, each read probes the next slot in the bucket, and no read succeeds while the bucket is unreachable.
 #[test]
-fn without_a_lease_each_read_asks_the_bucket_and_none_is_answered_without_it() {
+fn read_without_lease_waits_for_barrier() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -33,35 +35,38 @@ fn without_a_lease_each_read_asks_the_bucket_and_none_is_answered_without_it() {
     server.get(&app, "a").unwrap();
     world.bucket.take_calls();
     server.get(&app, "a").unwrap();
-    assert_eq!(world.bucket.take_calls(), [], "under a lease that is trusted");
+    assert_eq!(world.bucket.take_calls(), [], "under a confirmed lease");
     server.authority.set_lease(None);
     server.get(&app, "a").unwrap();
-    assert_eq!(world.bucket.calls(Operation::Get), 1, "the next slot of its log");
-    world.bucket.set_gone(true);
-    let asked = server.ask(&app, dormouse_storage::api::Request::Info);
-    server.pass(Duration::from_secs(5));
-    assert!(!matches!(asked.answer(), Some(Ok(_))));
-    world.bucket.set_gone(false);
+    assert_eq!(world.bucket.calls(BucketOperation::Get), 1, "the next slot of its log");
+    world.bucket.set_unreachable(true);
+    let asked = server.submit(&app, dormouse_storage::api::EngineRequest::Info);
+    server.advance(Duration::from_secs(5));
+    assert!(!matches!(asked.try_reply(), Some(Ok(_))));
+    world.bucket.set_unreachable(false);
     assert_eq!(server.get(&app, "a").unwrap().as_deref(), Some("1"));
 }
 
+/// 200 concurrent reads without a lease share at most two slot probes.
 #[test]
-fn reads_that_wait_for_the_bucket_share_one_look() {
+fn reads_without_lease_share_read_barriers() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
     server.set(&app, "a", "1").unwrap();
     server.authority.set_lease(None);
     world.bucket.take_calls();
-    let asked: Vec<_> = (0..200).map(|_| server.ask(&app, dormouse_storage::api::Request::Info)).collect();
+    let asked: Vec<_> =
+        (0..200).map(|_| server.submit(&app, dormouse_storage::api::EngineRequest::Info)).collect();
     for asked in asked {
         asked.wait(&server).unwrap();
     }
-    assert!(world.bucket.calls(Operation::Get) <= 2, "{}", world.bucket.calls(Operation::Get));
+    assert!(world.bucket.calls(BucketOperation::Get) <= 2, "{}", world.bucket.calls(BucketOperation::Get));
 }
 
+/// Without a lease, the server neither acks nor announces a write of a weaker level before it is in the bucket.
 #[test]
-fn without_a_lease_a_write_of_any_level_waits_for_the_bucket() {
+fn write_without_lease_waits_for_bucket() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -70,17 +75,18 @@ fn without_a_lease_a_write_of_any_level_waits_for_the_bucket() {
     server.set(&app, "a", "1").unwrap();
     server.flush(&app).unwrap();
     server.authority.set_lease(None);
-    world.bucket.set_gone(true);
-    let asked = server.ask(&app, set_request("b", "2"));
-    server.pass(Duration::from_secs(5));
-    assert!(asked.answer().is_none());
+    world.bucket.set_unreachable(true);
+    let asked = server.submit(&app, set_request("b", "2"));
+    server.advance(Duration::from_secs(5));
+    assert!(asked.try_reply().is_none());
     assert!(server.events.of(&app).iter().all(|event| event.rev.get() < 3));
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     set_result(asked.wait(&server)).unwrap();
 }
 
+/// Under a lease of a new generation, reads and weak writes wait for the bucket until a barrier confirms the lease.
 #[test]
-fn a_lease_of_a_new_generation_is_trusted_after_a_look_into_the_bucket() {
+fn lease_of_new_generation_is_confirmed_by_barrier() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -89,21 +95,24 @@ fn a_lease_of_a_new_generation_is_trusted_after_a_look_into_the_bucket() {
     server.set(&app, "a", "1").unwrap();
     server.flush(&app).unwrap();
     server.authority.set_lease(Some(2));
-    world.bucket.set_gone(true);
-    let (read, write) =
-        (server.ask(&app, dormouse_storage::api::Request::Info), server.ask(&app, set_request("b", "2")));
-    server.pass(Duration::from_secs(3));
-    assert!(!matches!(read.answer(), Some(Ok(_))) && write.answer().is_none());
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(true);
+    let (read, write) = (
+        server.submit(&app, dormouse_storage::api::EngineRequest::Info),
+        server.submit(&app, set_request("b", "2")),
+    );
+    server.advance(Duration::from_secs(3));
+    assert!(!matches!(read.try_reply(), Some(Ok(_))) && write.try_reply().is_none());
+    world.bucket.set_unreachable(false);
     set_result(write.wait(&server)).unwrap();
     server.get(&app, "a").unwrap();
-    world.bucket.set_gone(true);
-    assert_eq!(server.get(&app, "a").unwrap().as_deref(), Some("1"), "trusted from now on");
+    world.bucket.set_unreachable(true);
+    assert_eq!(server.get(&app, "a").unwrap().as_deref(), Some("1"), "the lease is confirmed from now on");
     server.set(&app, "c", "3").unwrap();
 }
 
+/// A server without the coordinator's permission does not claim a subject and returns `not_owner` with the owner.
 #[test]
-fn a_subject_that_is_not_open_is_claimed_only_when_the_coordinator_says_so() {
+fn claim_needs_coordinator_permission() {
     let world = World::in_memory();
     let app = subject(APP);
     let first = world.server("persist-1");

@@ -1,4 +1,4 @@
-//! What is left of an acknowledged write after each disaster, by level; and which level a write has.
+//! Which acked writes survive each failure, by level; and which level a write has.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use dormouse_protocol::data::ConfigureRequest;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Rev};
-use dormouse_storage::api::Request;
+use dormouse_storage::api::EngineRequest;
 use dormouse_storage::wal::faults::FaultyStorage;
 
-use crate::support::{Clockwork, Server, World, at_level, lost_changes, set_request, set_result, subject};
+use crate::support::{ClockMode, Server, World, at_level, lost_changes, set_request, set_result, subject};
 
 const APP: &str = "app.orders";
 
-/// A server with three writes acknowledged at `level`: one that is in the bucket, one acknowledged a while ago, and one
-/// acknowledged just now. The bucket has gone after the first, where the level lets writes go on without it.
-fn three_writes(level: Level) -> (World, FaultyStorage, Server) {
+/// A server with three writes acked at `level`: one in the bucket, one acked 1.5 seconds ago, and one acked just now.
+/// After the first, the bucket is unreachable if the level allows writes without it.
+fn server_with_three_acked_writes(level: Level) -> (World, FaultyStorage, Server) {
     let world = World::in_memory();
     let disk = world.disk(7);
     let server = world.server_on(&disk, "persist-1");
@@ -24,10 +24,10 @@ fn three_writes(level: Level) -> (World, FaultyStorage, Server) {
     server.get(&app, "k").unwrap();
     server.set(&app, "shipped", "v").unwrap();
     server.flush(&app).unwrap();
-    world.bucket.set_gone(level != Level::Bucket);
+    world.bucket.set_unreachable(level != Level::Bucket);
     server.set(&app, "old", "v").unwrap();
-    // More than between two syncs.
-    server.pass(Duration::from_millis(1_500));
+    // Longer than the interval of syncs.
+    server.advance(Duration::from_millis(1_500));
     server.set(&app, "new", "v").unwrap();
     (world, disk, server)
 }
@@ -36,61 +36,65 @@ fn keys(server: &Server) -> BTreeSet<String> {
     server.all(&subject(APP)).unwrap().into_iter().map(|(key, _)| key).collect()
 }
 
-/// At least `kept`, in the order in which they were acknowledged.
+/// Asserts that at least the writes `kept` are found, and that the found ones are a prefix in the order of acks.
 fn assert_kept(found: &BTreeSet<String>, kept: &[&str]) {
     let all = ["shipped", "old", "new"];
     let prefix = found.len();
     let expected: BTreeSet<String> = all[..prefix].iter().map(|key| (*key).to_owned()).collect();
-    assert_eq!(*found, expected, "never one without those before it");
-    assert!(prefix >= kept.len(), "{found:?} where {kept:?} must be");
+    assert_eq!(*found, expected, "a found write without the earlier ones");
+    assert!(prefix >= kept.len(), "found {found:?}, expected at least {kept:?}");
 }
 
-fn process_killed(level: Level) {
-    let (world, disk, server) = three_writes(level);
+/// After a process kill, a restart on the same disk finds the acked writes that their level guarantees.
+fn process_kill_keeps_writes_by_level(level: Level) {
+    let (world, disk, server) = server_with_three_acked_writes(level);
     server.kill();
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     let kept: &[_] = if level == Level::Memory { &["shipped", "old"] } else { &["shipped", "old", "new"] };
     assert_kept(&keys(&world.server_on(&disk, "persist-1")), kept);
 }
 
-fn power_lost(level: Level) {
-    let (world, disk, server) = three_writes(level);
+/// After a power loss, a restart on the same disk finds the acked writes that their level guarantees.
+fn power_loss_keeps_writes_by_level(level: Level) {
+    let (world, disk, server) = server_with_three_acked_writes(level);
     server.lose_power(&disk);
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     let kept: &[_] = if level < Level::Disk { &["shipped", "old"] } else { &["shipped", "old", "new"] };
     assert_kept(&keys(&world.server_on(&disk, "persist-1")), kept);
 }
 
-fn disk_lost(level: Level) {
-    let (world, disk, server) = three_writes(level);
+/// After the loss of its disk, a restarted server finds the acked writes that their level guarantees.
+fn disk_loss_keeps_writes_by_level(level: Level) {
+    let (world, disk, server) = server_with_three_acked_writes(level);
     let log = server.lose_disk();
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     world.fleet.declare_dead(&log);
     let kept: &[_] = if level < Level::Bucket { &["shipped"] } else { &["shipped", "old", "new"] };
     assert_kept(&keys(&world.server_on(&disk, "persist-1")), kept);
 }
 
-fn successor_takes_over(level: Level) {
-    let (world, disk, first) = three_writes(level);
-    world.bucket.set_gone(false);
+/// After a takeover, the new owner has the guaranteed writes, and diverged writes stay in `lost/` and never merge.
+fn takeover_keeps_writes_by_level(level: Level) {
+    let (world, disk, first) = server_with_three_acked_writes(level);
+    world.bucket.set_unreachable(false);
     world.fleet.declare_dead(&first.log());
     let second = world.server("persist-2");
     let kept: &[_] = if level < Level::Bucket { &["shipped"] } else { &["shipped", "old", "new"] };
     let found = keys(&second);
     assert_kept(&found, kept);
     second.set(&subject(APP), "next", "v").unwrap();
-    // The old server returns with its disk: what was on it is kept aside, and merged never.
+    // The old server returns with its disk: its diverged writes are kept in `lost/` and never merged.
     first.kill();
     let first = world.server_on(&disk, "persist-1");
     let data_dir = world.data_dir("persist-1");
     if level == Level::Disk || level == Level::Interval {
-        first.until("it is set aside", || lost_changes(&data_dir).len() == 2);
+        first.until("the writes are kept in lost/", || lost_changes(&data_dir).len() == 2);
         assert_eq!(
             lost_changes(&data_dir).iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(),
             ["old", "new"]
         );
     }
-    first.pass(Duration::from_secs(30));
+    first.advance(Duration::from_secs(30));
     assert_eq!(keys(&second).len(), found.len() + 1);
     if level == Level::Bucket {
         assert!(lost_changes(&data_dir).is_empty());
@@ -98,23 +102,24 @@ fn successor_takes_over(level: Level) {
 }
 
 macro_rules! table {
-    ($($level:ident $value:ident: $($disaster:ident)*;)*) => { $(mod $level { $(
+    ($($level:ident $value:ident: $($failure:ident)*;)*) => { $(mod $level { $(
         #[test]
-        fn $disaster() {
-            super::$disaster(dormouse_protocol::Level::$value);
+        fn $failure() {
+            super::$failure(dormouse_protocol::Level::$value);
         }
     )* })* };
 }
 
 table! {
-    memory Memory: process_killed power_lost disk_lost successor_takes_over;
-    interval Interval: process_killed power_lost disk_lost successor_takes_over;
-    disk Disk: process_killed power_lost disk_lost successor_takes_over;
-    bucket Bucket: process_killed power_lost disk_lost successor_takes_over;
+    memory Memory: process_kill_keeps_writes_by_level power_loss_keeps_writes_by_level disk_loss_keeps_writes_by_level takeover_keeps_writes_by_level;
+    interval Interval: process_kill_keeps_writes_by_level power_loss_keeps_writes_by_level disk_loss_keeps_writes_by_level takeover_keeps_writes_by_level;
+    disk Disk: process_kill_keeps_writes_by_level power_loss_keeps_writes_by_level disk_loss_keeps_writes_by_level takeover_keeps_writes_by_level;
+    bucket Bucket: process_kill_keeps_writes_by_level power_loss_keeps_writes_by_level disk_loss_keeps_writes_by_level takeover_keeps_writes_by_level;
 }
 
+/// Writes of weaker levels are in the bucket within the ship interval and then survive the loss of the disk.
 #[test]
-fn weaker_levels_reach_the_bucket_within_the_ship_interval_and_then_survive_anything() {
+fn weak_writes_ship_within_interval_and_survive_disk_loss() {
     for level in [Level::Memory, Level::Interval, Level::Disk] {
         let world = World::in_memory();
         let app = subject(APP);
@@ -122,30 +127,31 @@ fn weaker_levels_reach_the_bucket_within_the_ship_interval_and_then_survive_anyt
         server.configure(&app, level);
         server.get(&app, "k").unwrap();
         server.set(&app, "shipped", "v").unwrap();
-        server.pass(Duration::from_millis(1_100));
+        server.advance(Duration::from_millis(1_100));
         let log = server.lose_disk();
         world.fleet.declare_dead(&log);
         assert_eq!(keys(&world.server("persist-2")).len(), 1, "{level:?}");
     }
 }
 
-/// Whether a write is acknowledged that the bucket does not take.
-fn needs_the_bucket(world: &World, server: &Server, level: Option<Level>) -> bool {
-    world.bucket.set_gone(true);
+/// Whether the ack of a write waits for an unreachable bucket.
+fn write_needs_bucket(world: &World, server: &Server, level: Option<Level>) -> bool {
+    world.bucket.set_unreachable(true);
     let request = set_request("k", "v");
     let request = level.map_or(request.clone(), |level| at_level(level, request));
-    let asked = server.ask(&subject(APP), request);
-    server.pass(Duration::from_secs(2));
-    let answered = asked.answer();
-    world.bucket.set_gone(false);
+    let asked = server.submit(&subject(APP), request);
+    server.advance(Duration::from_secs(2));
+    let answered = asked.try_reply();
+    world.bucket.set_unreachable(false);
     let needs = answered.is_none();
     set_result(answered.unwrap_or_else(|| asked.wait(server))).unwrap();
     server.flush(&subject(APP)).unwrap();
     needs
 }
 
+/// The level of a subject overrides the server's default, and a request can only raise it.
 #[test]
-fn the_subjects_level_counts_before_the_servers_and_a_request_only_raises_it() {
+fn subject_level_overrides_server_and_request_raises_it() {
     let world = World::in_memory();
     let app = subject(APP);
     for (default, configured, request, bucket) in [
@@ -157,41 +163,45 @@ fn the_subjects_level_counts_before_the_servers_and_a_request_only_raises_it() {
         (Level::Memory, Some(Level::Bucket), Some(Level::Memory), true),
         (Level::Bucket, Some(Level::Interval), Some(Level::Bucket), true),
     ] {
-        let server = world.start("persist-1", None, Clockwork::Held, |settings| settings.level = default);
+        let server = world.start("persist-1", None, ClockMode::Paused, |settings| settings.level = default);
         let config = SubjectConfig { level: configured, ..SubjectConfig::default() };
-        server.run(&app, Request::Configure(ConfigureRequest { config, ..Default::default() })).unwrap();
+        server
+            .run(&app, EngineRequest::Configure(ConfigureRequest { config, ..Default::default() }))
+            .unwrap();
         assert_eq!(server.info(&app).level, configured.unwrap_or(default));
-        let what = format!("{default:?} {configured:?} {request:?}");
-        assert_eq!(needs_the_bucket(&world, &server, request), bucket, "{what}");
+        let case = format!("{default:?} {configured:?} {request:?}");
+        assert_eq!(write_needs_bucket(&world, &server, request), bucket, "{case}");
         server.shutdown();
     }
 }
 
+/// A change of the level takes effect only after the change itself is in the bucket.
 #[test]
-fn a_change_of_the_level_is_itself_in_the_bucket_before_it_counts() {
+fn level_change_takes_effect_once_in_bucket() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
     server.get(&app, "k").unwrap();
     server.set(&app, "k", "v").unwrap();
-    world.bucket.set_gone(true);
+    world.bucket.set_unreachable(true);
     let config = SubjectConfig { level: Some(Level::Interval), ..SubjectConfig::default() };
-    let request = Request::Configure(ConfigureRequest { config, ..Default::default() });
-    let asked = server.ask(&app, request);
-    server.pass(Duration::from_secs(3));
-    assert!(asked.answer().is_none());
+    let request = EngineRequest::Configure(ConfigureRequest { config, ..Default::default() });
+    let asked = server.submit(&app, request);
+    server.advance(Duration::from_secs(3));
+    assert!(asked.try_reply().is_none());
     assert_eq!(server.info(&app).level, Level::Memory);
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     asked.wait(&server).unwrap();
     assert_eq!((server.info(&app).level, server.info(&app).bucket_rev), (Level::Interval, Rev::new(2)));
 }
 
+/// Writes without any read confirm a lease, so later weak writes need no bucket.
 #[test]
-fn writes_alone_come_to_trust_a_lease() {
+fn lease_is_confirmed_by_writes_alone() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
     server.set(&app, "first", "v").unwrap();
-    server.pass(Duration::from_secs(1));
-    assert!(!needs_the_bucket(&world, &server, None));
+    server.advance(Duration::from_secs(1));
+    assert!(!write_needs_bucket(&world, &server, None));
 }

@@ -1,12 +1,13 @@
-//! What a server makes of the file that a process before it left behind.
+//! A server and the local files of an earlier process.
 
 use crate::support::{Server, World, lost_files, pairs, subject};
 use dormouse_protocol::ErrorCode;
 
 const APP: &str = "app.orders";
 
+/// The server keeps a damaged local file in `lost/`, serves every acked write and releases the correct state.
 #[test]
-fn a_damaged_file_never_becomes_a_snapshot() {
+fn damaged_local_file_never_becomes_snapshot() {
     let world = World::on_disk();
     let app = subject(APP);
     let first = world.server("persist-1");
@@ -14,14 +15,14 @@ fn a_damaged_file_never_becomes_a_snapshot() {
     for n in 0..100 {
         first.set(&app, &format!("k{n:02}"), &long).unwrap();
     }
-    // Everything is in the file itself, as of a checkpoint.
+    // A checkpoint has moved every message into the file itself.
     first.compact(&app).unwrap();
     first.set(&app, "in the log", "1").unwrap();
     let acknowledged = first.all(&app).unwrap();
     let data_dir = world.data_dir("persist-1");
     let file = data_dir.join("subjects").join(format!("{}.sqlite3", app.escaped()));
     first.kill();
-    // A run of pages in the middle is gone.
+    // Several pages in the middle are zeroed.
     let mut bytes = std::fs::read(&file).unwrap();
     let (from, to) = (bytes.len() / 2 / 4096 * 4096, bytes.len() / 4 * 3);
     bytes[from..to].fill(0);
@@ -37,8 +38,9 @@ fn a_damaged_file_never_becomes_a_snapshot() {
     assert_eq!(other.all(&app).unwrap().len(), acknowledged.len() + 1);
 }
 
+/// After a reboot of the machine, the server discards its local files and restores the correct values.
 #[test]
-fn nothing_is_read_from_a_file_that_a_loss_of_power_may_have_torn() {
+fn local_file_is_discarded_after_reboot() {
     let world = World::on_disk();
     let app = subject(APP);
     let first = world.server("persist-1");
@@ -57,11 +59,12 @@ fn nothing_is_read_from_a_file_that_a_loss_of_power_may_have_torn() {
 
     let second = world.server("persist-1");
     assert!(second.get(&app, "k").unwrap().is_some_and(|value| value == long));
-    second.until("what nobody uses is removed", || !data_dir.join("discarded").exists());
+    second.until("the discarded files are removed", || !data_dir.join("discarded").exists());
 }
 
+/// If the local file cannot be opened, a write fails as `unavailable`, and a later write succeeds.
 #[test]
-fn a_local_file_that_cannot_be_opened_is_no_open_question() {
+fn local_file_open_failure_is_unavailable() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");

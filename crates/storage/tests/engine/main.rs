@@ -1,27 +1,28 @@
-//! The engine as a whole: what it promises to whoever writes and reads, whatever becomes of processes, disks, bucket and
-//! coordinator. Servers run on a clock of their own that stands still while the test does something else, so a server
-//! that is not spoken to is one that is suspended.
+//! The engine as a whole: its guarantees for writes and reads while processes, disks, bucket and coordinator fail.
+//!
+//! Each server runs on its own clock, which advances only while the test waits for that server. A server without calls
+//! from the test is therefore a suspended process.
 
 mod bounds;
-mod clockwork;
-mod collect;
+mod claims;
 mod compaction;
+mod dedup;
 mod destroyed;
 mod disk;
 mod expiry;
 mod export;
 mod fencing;
-mod handover;
+mod gc;
 mod large_values;
 mod leases;
 mod levels;
 mod limits;
 mod local_file;
-mod moving;
-mod once;
 mod recovery;
 mod replies;
 mod serving;
+mod subject_handover;
 mod support;
+mod timers;
 mod uploads;
 mod visible;

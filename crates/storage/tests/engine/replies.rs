@@ -1,22 +1,24 @@
-//! What happens to a request whose reply the bus could not carry.
+//! Requests whose reply would be too large for the bus.
 
 use crate::support::{Server, World, subject};
 use dormouse_protocol::data::{SetItem, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorCode, ErrorReply};
-use dormouse_storage::api::{Reply, Request, Submission};
+use dormouse_storage::api::{EngineReply, EngineRequest, Submission};
 
-fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<Reply, ErrorReply> {
+fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<EngineReply, ErrorReply> {
     let (sender, answer) = std::sync::mpsc::channel();
     let respond = Box::new(move |reply| sender.send(reply).unwrap());
-    let request = Request::Set(SetRequest { sets: vec![SetItem::default(); items], ..SetRequest::default() });
+    let request =
+        EngineRequest::Set(SetRequest { sets: vec![SetItem::default(); items], ..SetRequest::default() });
     let _runtime = server.runtime.enter();
     server.engine.submit(&subject("app.orders"), Submission { request, max_reply_bytes, respond });
     answer.recv().unwrap()
 }
 
+/// A set whose reply could exceed `max_reply_bytes` is rejected as `too_large` and changes nothing.
 #[test]
-fn a_write_that_could_not_be_answered_is_not_done() {
+fn write_with_oversized_reply_is_rejected() {
     let world = World::in_memory();
     let server = world.running_server("persist-1", |_| {});
     let room = ENVELOPE_BYTES + 1_000;
@@ -25,7 +27,7 @@ fn a_write_that_could_not_be_answered_is_not_done() {
     let before = server.info(&subject("app.orders"));
     assert_eq!((before.count, before.position.rev.get()), (0, 0));
 
-    let Ok(Reply::Set(reply)) = submit(&server, 10, room) else { panic!() };
+    let Ok(EngineReply::Set(reply)) = submit(&server, 10, room) else { panic!() };
     assert!(dormouse_protocol::encode(&reply).unwrap().len() <= room);
     assert_eq!(server.info(&subject("app.orders")).count, 10);
 }

@@ -1,4 +1,4 @@
-//! One engine: what it keeps, what it announces, when it closes, and what it says when something is wrong.
+//! One engine: stored data, events, closing of subjects, and error replies.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,14 +8,15 @@ use dormouse_protocol::data::{DestroyRequest, GetRequest};
 use dormouse_protocol::message::DeleteAllChange;
 use dormouse_protocol::{Change, ErrorCode, Level, Rev};
 use dormouse_runtime::Env;
-use dormouse_storage::api::{Reply, Request, Submission};
-use dormouse_storage::bucket::{Bucket, Operation};
-use dormouse_storage::{Engine, EngineSettings, OpenError};
+use dormouse_storage::api::{EngineReply, EngineRequest, Submission};
+use dormouse_storage::bucket::{Bucket, BucketOperation};
+use dormouse_storage::{Engine, EngineOpenError, EngineSettings};
 
 const APP: &str = "app.orders";
 
+/// A snapshot is a plain SQLite file with exactly the messages at its position.
 #[test]
-fn a_snapshot_is_a_plain_sqlite_file() {
+fn snapshot_is_a_plain_sqlite_file() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -27,16 +28,18 @@ fn a_snapshot_is_a_plain_sqlite_file() {
     assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", &large()), ("b", "2")]));
 }
 
+/// The server applies the apply backlog before a read, a compaction and a handover, and within seconds without a
+/// request.
 #[test]
-fn a_backlog_is_read_copied_and_left_by_nobody() {
+fn apply_backlog_is_empty_after_read_compaction_and_handover() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
-    let backlog = || server.engine.figures().backlog_bytes;
+    let backlog = || server.engine.metrics().apply_backlog_bytes;
     server.get(&app, "k").unwrap();
     let write = |value: &str| {
         server.set(&app, "k", value).unwrap();
-        assert_ne!(backlog(), 0, "it is acknowledged, and waits for company");
+        assert_ne!(backlog(), 0, "the write is acked and in the apply backlog");
     };
     write("read");
     assert_eq!(server.get(&app, "k").unwrap().as_deref(), Some("read"));
@@ -45,7 +48,7 @@ fn a_backlog_is_read_copied_and_left_by_nobody() {
     server.compact(&app).unwrap();
     assert_eq!((messages_in(&world.snapshot(&app)), backlog()), (pairs(&[("k", "copied")]), 0));
     write("alone");
-    server.pass(Duration::from_secs(6));
+    server.advance(Duration::from_secs(6));
     assert_eq!(backlog(), 0);
     write("left");
     server.hand_over(&app).unwrap();
@@ -54,8 +57,9 @@ fn a_backlog_is_read_copied_and_left_by_nobody() {
     assert_eq!(next.get(&app, "k").unwrap().as_deref(), Some("left"));
 }
 
+/// The apply backlogs of 400 subjects together stay bounded, and no acked value is lost.
 #[test]
-fn what_many_subjects_have_in_their_backlogs_is_bounded() {
+fn apply_backlog_of_many_subjects_is_bounded() {
     let world = World::in_memory();
     let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
     let value = "v".repeat(200_000);
@@ -63,72 +67,79 @@ fn what_many_subjects_have_in_their_backlogs_is_bounded() {
     for app in &apps {
         server.get(app, "k").unwrap();
         server.set(app, "k", &value).unwrap();
-        assert!(server.engine.figures().backlog_bytes < 65 * 1_024 * 1_024);
+        assert!(server.engine.metrics().apply_backlog_bytes < 65 * 1_024 * 1_024);
     }
     for app in &apps {
         assert_eq!(server.get(app, "k").unwrap().as_deref(), Some(&*value));
     }
 }
 
+/// A write of a weaker level is in the bucket within the ship interval, without a flush.
 #[test]
-fn changes_of_a_weaker_level_reach_the_bucket_by_themselves() {
+fn weak_write_ships_within_interval_without_flush() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.level = Level::Memory);
-    // The lease is trusted once it was looked whether the log is still ours.
+    // A read with a barrier confirms the lease.
     server.get(&app, "k").unwrap();
     let rev = server.set(&app, "k", "v").unwrap().rev;
     assert_eq!(server.info(&app).bucket_rev, Rev::new(0));
-    server.pass(Duration::from_millis(1_100));
+    server.advance(Duration::from_millis(1_100));
     assert_eq!(server.info(&app).bucket_rev, rev, "within the ship interval");
-    assert_eq!(server.engine.figures().log.unshipped_bytes, 0);
+    assert_eq!(server.engine.metrics().log.unshipped_bytes, 0);
 }
 
+/// An idle subject closes, and reopens under the same term without a write to the bucket.
 #[test]
-fn an_idle_subject_is_closed_and_opens_again_under_the_same_term() {
+fn idle_subject_closes_and_reopens_under_same_term() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.idle_close = Duration::from_millis(50));
     let before = server.set(&app, "k", "v").unwrap();
-    server.until("the subject is closed", || server.engine.figures().open_subjects == 0);
-    assert_eq!(server.engine.figures().local_bytes, 0);
+    server.until("the subject is closed", || server.engine.metrics().open_subjects == 0);
+    assert_eq!(server.engine.metrics().local_bytes, 0);
     let objects = world.objects(&app);
     assert_eq!(server.get(&app, "k").unwrap().as_deref(), Some("v"));
-    assert_eq!(world.objects(&app), objects, "reopening one's own subject writes nothing");
+    assert_eq!(world.objects(&app), objects, "reopening an owned subject writes nothing");
     let after = server.set(&app, "k", "w").unwrap();
     assert_eq!((after.term, after.rev), (before.term, before.rev.next()));
-    assert_eq!(server.engine.figures().opens, 2);
+    assert_eq!(server.engine.metrics().subject_opens, 2);
 }
 
+/// The server serves a request to a closing subject after it reopens.
 #[test]
-fn a_request_that_meets_a_closing_subject_is_served_by_the_reopened_one() {
+fn request_to_closing_subject_is_served_after_reopen() {
     let world = World::in_memory();
     let app = subject(APP);
-    // Closes as soon as everything is in the bucket and nobody waits.
+    // The subject closes as soon as all its writes are in the bucket and no request waits.
     let server = world.server_with("persist-1", |settings| settings.idle_close = Duration::ZERO);
     server.set(&app, "k", "v").unwrap();
     server.runtime.block_on(async {
         let ask = async |task: u64| {
             for n in 0..100 {
-                let answer = server.engine.execute(&app, Request::Get(GetRequest::key("k"))).await;
-                assert!(matches!(&answer, Ok(Reply::Get(reply)) if reply.messages.len() == 1), "{answer:?}");
+                let answer = server.engine.execute(&app, EngineRequest::Get(GetRequest::key("k"))).await;
+                assert!(
+                    matches!(&answer, Ok(EngineReply::Get(reply)) if reply.messages.len() == 1),
+                    "{answer:?}"
+                );
                 tokio::time::sleep(Duration::from_millis((task * 31 + n * 17) % 70)).await;
             }
         };
         tokio::join!(ask(1), ask(2), ask(3));
     });
-    assert!(server.engine.figures().opens > 5, "{:?}", server.engine.figures());
+    assert!(server.engine.metrics().subject_opens > 5, "{:?}", server.engine.metrics());
 }
 
+/// A set that waits behind a destroy executes on the new subject under the next term.
 #[test]
-fn what_waits_behind_a_destroy_is_served_by_the_subject_that_follows() {
+fn request_behind_destroy_is_served_by_new_subject() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
     let old = server.set(&app, "old", "v").unwrap();
     let (destroyed, set) = server.runtime.block_on(async {
         tokio::join!(
-            server.engine.execute(&app, Request::Destroy(DestroyRequest::default())),
+            server.engine.execute(&app, EngineRequest::Destroy(DestroyRequest::default())),
             server.engine.execute(&app, set_request("new", "v"))
         )
     });
@@ -137,19 +148,20 @@ fn what_waits_behind_a_destroy_is_served_by_the_subject_that_follows() {
     assert_eq!(server.info(&app).position.term, old.term.next());
 }
 
+/// With more subjects than the open limit, the server closes idle subjects and serves all of them in turn.
 #[test]
-fn more_subjects_than_may_be_open_take_turns() {
+fn subjects_over_open_limit_are_served_in_turn() {
     let world = World::in_memory();
     let server = world.server_with("persist-1", |settings| settings.max_open_subjects = 8);
     let subjects: Vec<_> = (0..60).map(|n| subject(&format!("app.s{n}"))).collect();
     for (n, one) in subjects.iter().enumerate() {
-        // Above twice the number a request is turned away until others have closed.
-        server.until("there is room", || server.set(one, "k", &n.to_string()).is_ok());
+        // At twice the limit, the server rejects a request for another subject until some have closed.
+        server.until("the subject opens", || server.set(one, "k", &n.to_string()).is_ok());
     }
-    server.until("enough are closed", || server.engine.figures().open_subjects <= 8);
+    server.until("enough subjects are closed", || server.engine.metrics().open_subjects <= 8);
     for (n, one) in subjects.iter().enumerate() {
         let mut value = None;
-        server.until("there is room", || match server.get(one, "k") {
+        server.until("the subject opens", || match server.get(one, "k") {
             Ok(found) => {
                 value = found;
                 true
@@ -160,8 +172,9 @@ fn more_subjects_than_may_be_open_take_turns() {
     }
 }
 
+/// The server announces changes in order and before their acks, a claim by a beacon, and many changes in one event.
 #[test]
-fn changes_are_announced_in_order_and_before_they_are_acknowledged() {
+fn changes_are_announced_in_order_before_ack() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -187,7 +200,7 @@ fn changes_are_announced_in_order_and_before_they_are_acknowledged() {
         }
     });
     for (rev, announced) in late.lock().unwrap().iter() {
-        assert!(announced >= rev, "rev {rev} was acknowledged when only {announced} was announced");
+        assert!(announced >= rev, "ack of rev {rev} before its event: events up to {announced}");
     }
     let events = events.of(&app);
     assert!(events[0].changes.is_empty(), "a claim is announced by a beacon");
@@ -196,8 +209,9 @@ fn changes_are_announced_in_order_and_before_they_are_acknowledged() {
     assert_eq!(revs, (1..=500).map(Rev::new).collect::<Vec<_>>());
 }
 
+/// A subject without further changes sends a beacon with the rev of the last change.
 #[test]
-fn a_quiet_subject_says_once_more_where_it_is() {
+fn quiet_subject_sends_beacon_after_change() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -208,26 +222,32 @@ fn a_quiet_subject_says_once_more_where_it_is() {
     });
 }
 
+/// If the queue of a subject is full, the server replies `overloaded` with a retry delay and serves the queued
+/// requests.
 #[test]
-fn a_full_queue_turns_requests_away() {
+fn full_subject_queue_replies_overloaded() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     let _guard = server.runtime.enter();
-    // The subject's task waits in here while its queue fills.
+    // The subject's task blocks in this closure while its queue fills.
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let (reached, mut waiting) = tokio::sync::mpsc::unbounded_channel();
     let respond = Box::new(move |_| {
         reached.send(()).unwrap();
         gate.recv().unwrap();
     });
-    server.engine.submit(&app, Submission { request: Request::Info, max_reply_bytes: 1 << 20, respond });
+    server
+        .engine
+        .submit(&app, Submission { request: EngineRequest::Info, max_reply_bytes: 1 << 20, respond });
     server.runtime.block_on(waiting.recv()).unwrap();
     let (sender, answers) = std::sync::mpsc::channel();
     for _ in 0..1_025 {
         let sender = sender.clone();
         let respond = Box::new(move |answer| sender.send(answer).unwrap());
-        server.engine.submit(&app, Submission { request: Request::Info, max_reply_bytes: 1 << 20, respond });
+        server
+            .engine
+            .submit(&app, Submission { request: EngineRequest::Info, max_reply_bytes: 1 << 20, respond });
     }
     let refused = answers.try_recv().unwrap().unwrap_err();
     assert_eq!(refused.code, ErrorCode::Overloaded);
@@ -236,40 +256,43 @@ fn a_full_queue_turns_requests_away() {
     for _ in 0..1_024 {
         assert!(answers.recv().unwrap().is_ok());
     }
-    assert_eq!(server.engine.figures().overloaded, 1);
+    assert_eq!(server.engine.metrics().overloaded, 1);
 }
 
+/// A flush succeeds when all writes are in the bucket, and fails as `unavailable` while the bucket is unreachable.
 #[test]
-fn a_flush_is_answered_when_everything_is_in_the_bucket_or_says_why_not() {
+fn flush_waits_for_bucket_or_fails_unavailable() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.level = Level::Disk);
     server.set(&app, "a", "1").unwrap();
     let flushed = server.flush(&app).unwrap();
     assert_eq!(server.info(&app).bucket_rev, flushed.rev);
-    world.bucket.set_gone(true);
+    world.bucket.set_unreachable(true);
     server.set(&app, "b", "2").unwrap();
     let error = server.flush(&app).unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2")]));
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     assert_eq!(server.flush(&app).unwrap(), server.info(&app).position);
     assert_eq!(server.info(&app).bucket_rev, flushed.rev.next());
 }
 
+/// If the bucket is unreachable, an open fails as `unavailable`, and the next request opens the subject.
 #[test]
-fn a_subject_that_cannot_be_opened_says_so_and_is_tried_again() {
+fn failed_subject_open_is_unavailable_and_retried() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
-    world.bucket.set_gone(true);
+    world.bucket.set_unreachable(true);
     assert_eq!(server.get(&app, "k").unwrap_err().code, ErrorCode::Unavailable);
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     assert_eq!(server.get(&app, "k"), Ok(None));
 }
 
+/// A destroyed subject leaves only its tombstone, and the next write continues with the next seq, rev and term.
 #[test]
-fn destroyed_subjects_leave_a_tombstone_and_go_on_from_it() {
+fn destroyed_subject_continues_from_tombstone() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -277,15 +300,15 @@ fn destroyed_subjects_leave_a_tombstone_and_go_on_from_it() {
     let last = server.set(&app, "b", "2").unwrap();
     server.flush(&app).unwrap();
     let end = server.destroy(&app).unwrap();
-    assert_eq!((end.term, end.rev), (last.term, last.rev.next()), "a change with a rev of its own");
+    assert_eq!((end.term, end.rev), (last.term, last.rev.next()), "the destroy has its own rev");
     let announced = server.events.of(&app).pop().unwrap();
     assert_eq!((announced.term, announced.rev), (end.term, end.rev));
-    let gone = DeleteAllChange { rev: end.rev, end_seq: last.seq, count: 2 };
-    assert_eq!(announced.changes, [Change::DeleteAll(gone)]);
-    server.until("only the tombstone is left", || world.objects(&app).len() == 1);
+    let expected = DeleteAllChange { rev: end.rev, end_seq: last.seq, count: 2 };
+    assert_eq!(announced.changes, [Change::DeleteAll(expected)]);
+    server.until("only the tombstone remains", || world.objects(&app).len() == 1);
     assert!(world.objects(&app)[0].to_string_lossy().ends_with(".manifest"));
     let local = world.data_dir("persist-1").join("subjects/app.orders.sqlite3");
-    server.until("the local file is gone", || !local.exists());
+    server.until("the local file is deleted", || !local.exists());
 
     assert_eq!(server.all(&app).unwrap(), []);
     let first = server.set(&app, "a", "new").unwrap();
@@ -296,8 +319,9 @@ fn destroyed_subjects_leave_a_tombstone_and_go_on_from_it() {
     assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "new")]));
 }
 
+/// A shutdown releases every subject and reports those that the server could not release.
 #[test]
-fn shutdown_releases_everything_and_names_what_it_could_not() {
+fn shutdown_releases_subjects_and_reports_failures() {
     let world = World::in_memory();
     let server = world.server("persist-1");
     for n in 0..40 {
@@ -315,18 +339,19 @@ fn shutdown_releases_everything_and_names_what_it_could_not() {
 
     let server = world.server("persist-1");
     server.set(&subject("app.s1"), "k", "w").unwrap();
-    world.bucket.set_gone(true);
+    world.bucket.set_unreachable(true);
     let report = server.shutdown();
     assert_eq!(report.released, 0);
     assert_eq!(report.unreleased.len(), 1);
     assert_eq!(report.unreleased[0].0, subject("app.s1"));
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     let server = world.server("persist-1");
     assert_eq!(server.get(&subject("app.s1"), "k").unwrap().as_deref(), Some("w"));
 }
 
+/// A second engine on a data directory that is in use fails to start.
 #[test]
-fn a_data_directory_belongs_to_one_process() {
+fn data_directory_belongs_to_one_process() {
     let world = World::in_memory();
     let server = world.server("persist-1");
     let prepare = |settings: EngineSettings| {
@@ -334,11 +359,12 @@ fn a_data_directory_belongs_to_one_process() {
         server.runtime.block_on(Engine::prepare(settings, bucket, Env::system())).unwrap_err()
     };
     let settings = EngineSettings::new(world.data_dir("persist-1"), "persist-1".parse().unwrap());
-    assert!(matches!(prepare(settings), OpenError::DataDir(_)));
+    assert!(matches!(prepare(settings), EngineOpenError::DataDir(_)));
 }
 
+/// A local file of a newer schema version makes reads fail as `unavailable` and stays unchanged.
 #[test]
-fn a_file_of_a_newer_version_is_refused_and_left_alone() {
+fn newer_local_file_is_rejected_and_unchanged() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -356,8 +382,9 @@ fn a_file_of_a_newer_version_is_refused_and_left_alone() {
     assert_eq!(std::fs::read(&local).unwrap(), before);
 }
 
+/// The server quarantines a garbage local file in `lost/` and serves the subject from the bucket.
 #[test]
-fn garbage_in_place_of_a_local_file_is_kept_and_reported_and_the_bucket_serves() {
+fn garbage_local_file_is_quarantined() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -372,34 +399,40 @@ fn garbage_in_place_of_a_local_file_is_kept_and_reported_and_the_bucket_serves()
     assert_eq!(std::fs::read(&lost[0]).unwrap(), vec![b'?'; 10_000]);
 }
 
+/// After a panic of its task, a subject reopens under the same term once no upload reads its file.
 #[test]
-fn a_subject_whose_task_panicked_opens_again_when_nobody_reads_its_file_any_more() {
+fn panicked_subject_reopens_after_file_is_unused() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
     let before = server.set(&app, "a", &large()).unwrap();
-    let uploading = world.bucket.uploading.blocking_lock();
+    let uploading = world.bucket.upload_gate.blocking_lock();
     let _guard = server.runtime.enter();
     let respond = Box::new(|_| {});
-    server.engine.submit(&app, Submission { request: Request::Compact, max_reply_bytes: 1 << 20, respond });
-    server.until("the upload has begun", || world.bucket.calls(Operation::PutFile) == 1);
-    let respond = Box::new(|_| panic!("as the test wants it"));
-    server.engine.submit(&app, Submission { request: Request::Info, max_reply_bytes: 1 << 20, respond });
-    server.until("its task is gone", || {
+    server
+        .engine
+        .submit(&app, Submission { request: EngineRequest::Compact, max_reply_bytes: 1 << 20, respond });
+    server.until("the upload starts", || world.bucket.calls(BucketOperation::PutFile) == 1);
+    let respond = Box::new(|_| panic!("injected panic"));
+    server
+        .engine
+        .submit(&app, Submission { request: EngineRequest::Info, max_reply_bytes: 1 << 20, respond });
+    server.until("the task of the subject has ended", || {
         server.get(&app, "a").is_err_and(|error| error.code == ErrorCode::Overloaded)
     });
     drop(uploading);
-    server.until("it is open again", || server.get(&app, "a") == Ok(Some(large())));
+    server.until("the subject reopens", || server.get(&app, "a") == Ok(Some(large())));
     assert_eq!(server.info(&app).position.term, before.term);
     let after = server.set(&app, "b", &large()).unwrap();
     assert_eq!(after.rev, before.rev.next());
     server.compact(&app).unwrap();
     assert_eq!(messages_in(&world.snapshot(&app)).len(), 2);
-    assert_eq!(server.engine.figures().lost_subjects, 0);
+    assert_eq!(server.engine.metrics().fenced_subjects, 0);
 }
 
+/// At the open limit, the server closes idle subjects for new ones while busy subjects stay served.
 #[test]
-fn idle_subjects_make_room_while_others_are_in_use() {
+fn idle_subjects_close_while_others_stay_in_use() {
     let world = World::in_memory();
     let server = world.server_with("persist-1", |settings| settings.max_open_subjects = 4);
     let hot = [subject("app.hot1"), subject("app.hot2")];
@@ -408,17 +441,17 @@ fn idle_subjects_make_room_while_others_are_in_use() {
             server.set(one, "k", &n.to_string()).unwrap();
         }
         let cold = subject(&format!("app.cold{n}"));
-        server.until("there is room", || {
+        server.until("the subject opens", || {
             for one in &hot {
                 server.set(one, "k", "again").unwrap();
             }
             server.set(&cold, "k", "v").is_ok()
         });
     }
-    server.until("enough are closed", || {
+    server.until("enough subjects are closed", || {
         for one in &hot {
             server.set(one, "k", "again").unwrap();
         }
-        server.engine.figures().open_subjects <= 4
+        server.engine.metrics().open_subjects <= 4
     });
 }

@@ -1,5 +1,5 @@
-//! Servers in miniature: an engine in a runtime of its own that can be killed, an authority that believes what the
-//! test says, a bucket that can go away.
+//! Small servers: an engine in its own runtime that the test can kill, an authority whose replies the test sets, and a
+//! bucket that the test can make unreachable.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -17,21 +17,23 @@ use dormouse_protocol::data::{
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorReply, Event, Level, LogId, Message, Position, Subject};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
-use dormouse_storage::api::{Authority, EventSink, HandedOver, LeaseGeneration, Reply, Request, Submission};
+use dormouse_storage::api::{
+    Authority, EngineReply, EngineRequest, EventSink, HandoverOutcome, LeaseGeneration, Submission,
+};
 use dormouse_storage::bucket::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketPrefix, Created, FileSummary, HeaderPatch,
-    ObjectStoreBucket, Operation, open_bucket,
+    Bucket, BucketEntry, BucketError, BucketKey, BucketOperation, BucketPrefix, Created, FileSummary,
+    HeaderPatch, ObjectStoreBucket, open_bucket,
 };
 use dormouse_storage::format::delta;
-use dormouse_storage::plan::Operation as Changed;
+use dormouse_storage::plan::RecordOp as Changed;
 use dormouse_storage::wal::FileSystem;
 use dormouse_storage::wal::faults::FaultyStorage;
-use dormouse_storage::{Engine, EngineSettings, Prepared, ShutdownReport};
+use dormouse_storage::{Engine, EngineSettings, PreparedEngine, ShutdownReport};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 
-/// What the coordinator would know.
+/// The state that a coordinator would have: the logs that are declared dead.
 #[derive(Default)]
 pub struct Fleet {
     dead: Mutex<HashSet<LogId>>,
@@ -51,10 +53,10 @@ pub struct TestAuthority {
     fleet: Arc<Fleet>,
     log: LogId,
     lease: Mutex<Option<LeaseGeneration>>,
-    /// Whoever holds it delays the answers to questions that are decided already.
-    pub answering: tokio::sync::Mutex<()>,
-    /// Questions decided so far.
-    pub asked: AtomicU64,
+    /// While a test holds this lock, decided replies to claim requests are delayed.
+    pub reply_gate: tokio::sync::Mutex<()>,
+    /// Claim requests decided so far.
+    pub claim_requests: AtomicU64,
     pub released: Mutex<Vec<Subject>>,
 }
 
@@ -64,8 +66,8 @@ impl TestAuthority {
             fleet,
             log,
             lease: Mutex::new(Some(LeaseGeneration(1))),
-            answering: tokio::sync::Mutex::default(),
-            asked: AtomicU64::new(0),
+            reply_gate: tokio::sync::Mutex::default(),
+            claim_requests: AtomicU64::new(0),
             released: Mutex::default(),
         }
     }
@@ -88,8 +90,8 @@ impl Authority for TestAuthority {
             }
             _ => Ok(()),
         };
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let _answering = self.answering.lock().await;
+        self.claim_requests.fetch_add(1, Ordering::SeqCst);
+        let _answering = self.reply_gate.lock().await;
         answer
     }
 
@@ -114,107 +116,107 @@ impl Events {
     }
 }
 
-/// Calls of one kind that a test holds up. They go on when the semaphore is closed.
+/// Bucket calls of one kind that a test blocks. They continue when the semaphore is closed.
 #[derive(Clone)]
-struct Hold {
-    operation: Operation,
+struct CallGate {
+    operation: BucketOperation,
     part: &'static str,
-    /// They have taken effect, and their answers are held up.
+    /// The calls have taken effect, and only their replies are blocked.
     after: bool,
     gate: Arc<Semaphore>,
     reached: Arc<AtomicU64>,
 }
 
-/// Holds up calls until it is dropped.
-pub struct Held {
+/// Blocks calls until it is dropped.
+pub struct CallGateGuard {
     gate: Arc<Semaphore>,
     reached: Arc<AtomicU64>,
 }
 
-impl Held {
-    /// How many calls were held up so far.
+impl CallGateGuard {
+    /// The number of calls blocked so far.
     pub fn reached(&self) -> u64 {
         self.reached.load(Ordering::SeqCst)
     }
 }
 
-impl Drop for Held {
+impl Drop for CallGateGuard {
     fn drop(&mut self) {
         self.gate.close();
     }
 }
 
-/// A bucket that a test can take away, and that remembers what it was asked.
-pub struct Unreliable {
+/// A bucket that a test can make unreachable, and that records its calls.
+pub struct UnreliableBucket {
     inner: Arc<dyn Bucket>,
-    holds: Mutex<Vec<Hold>>,
-    pub gone: AtomicBool,
-    /// Objects are created and read, and the answers are lost.
-    pub creates_unanswered: AtomicBool,
-    /// Whoever holds it holds up uploads.
-    pub uploading: tokio::sync::Mutex<()>,
-    calls: Mutex<Vec<(Operation, String)>>,
+    gates: Mutex<Vec<CallGate>>,
+    pub is_unreachable: AtomicBool,
+    /// Creates and reads take effect, and their replies are lost.
+    pub lose_replies: AtomicBool,
+    /// While a test holds this lock, file uploads wait.
+    pub upload_gate: tokio::sync::Mutex<()>,
+    calls: Mutex<Vec<(BucketOperation, String)>>,
 }
 
-impl Unreliable {
-    pub fn over(inner: Arc<dyn Bucket>) -> Self {
+impl UnreliableBucket {
+    pub fn new(inner: Arc<dyn Bucket>) -> Self {
         Self {
             inner,
-            holds: Mutex::default(),
-            gone: AtomicBool::new(false),
-            creates_unanswered: AtomicBool::new(false),
-            uploading: tokio::sync::Mutex::default(),
+            gates: Mutex::default(),
+            is_unreachable: AtomicBool::new(false),
+            lose_replies: AtomicBool::new(false),
+            upload_gate: tokio::sync::Mutex::default(),
             calls: Mutex::default(),
         }
     }
 
-    pub fn set_gone(&self, gone: bool) {
-        self.gone.store(gone, Ordering::SeqCst);
+    pub fn set_unreachable(&self, gone: bool) {
+        self.is_unreachable.store(gone, Ordering::SeqCst);
     }
 
-    /// What it was asked since the last look.
-    pub fn take_calls(&self) -> Vec<(Operation, String)> {
+    /// The calls since the last [`UnreliableBucket::take_calls`].
+    pub fn take_calls(&self) -> Vec<(BucketOperation, String)> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 
-    /// How often it was asked for this since the last [`Unreliable::take_calls`].
-    pub fn calls(&self, operation: Operation) -> usize {
+    /// The number of calls of this operation since the last [`UnreliableBucket::take_calls`].
+    pub fn calls(&self, operation: BucketOperation) -> usize {
         self.calls.lock().unwrap().iter().filter(|call| call.0 == operation).count()
     }
 
-    /// Holds up calls on objects whose names contain `part`, before or after they take effect.
-    pub fn hold(&self, operation: Operation, part: &'static str, after: bool) -> Held {
+    /// Blocks calls on objects whose names contain `part`, before or after they take effect.
+    pub fn hold(&self, operation: BucketOperation, part: &'static str, after: bool) -> CallGateGuard {
         let (gate, reached) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
-        let held = Held { gate: Arc::clone(&gate), reached: Arc::clone(&reached) };
-        self.holds.lock().unwrap().push(Hold { operation, part, after, gate, reached });
+        let held = CallGateGuard { gate: Arc::clone(&gate), reached: Arc::clone(&reached) };
+        self.gates.lock().unwrap().push(CallGate { operation, part, after, gate, reached });
         held
     }
 
-    async fn held(&self, operation: Operation, name: &str, after: bool) {
-        let holds = self.holds.lock().unwrap().clone();
-        for hold in holds {
-            if (hold.operation, hold.after) == (operation, after)
-                && name.contains(hold.part)
-                && !hold.gate.is_closed()
+    async fn wait_at_gates(&self, operation: BucketOperation, name: &str, after: bool) {
+        let gates = self.gates.lock().unwrap().clone();
+        for call in gates {
+            if (call.operation, call.after) == (operation, after)
+                && name.contains(call.part)
+                && !call.gate.is_closed()
             {
-                hold.reached.fetch_add(1, Ordering::SeqCst);
-                let _ = hold.gate.acquire().await;
+                call.reached.fetch_add(1, Ordering::SeqCst);
+                let _ = call.gate.acquire().await;
             }
         }
     }
 
-    fn answered(&self, operation: Operation, name: &str) -> Result<(), BucketError> {
-        if self.creates_unanswered.load(Ordering::SeqCst) {
+    fn check_reply(&self, operation: BucketOperation, name: &str) -> Result<(), BucketError> {
+        if self.lose_replies.load(Ordering::SeqCst) {
             let timeout = Duration::from_secs(1);
             return Err(BucketError::Timeout { operation, name: name.to_owned(), timeout });
         }
         Ok(())
     }
 
-    fn check(&self, operation: Operation, name: &str) -> Result<(), BucketError> {
+    fn check(&self, operation: BucketOperation, name: &str) -> Result<(), BucketError> {
         self.calls.lock().unwrap().push((operation, name.to_owned()));
-        if self.gone.load(Ordering::SeqCst) {
-            let (name, source) = (name.to_owned(), "it is gone".into());
+        if self.is_unreachable.load(Ordering::SeqCst) {
+            let (name, source) = (name.to_owned(), "the test made it unreachable".into());
             return Err(BucketError::Unreachable { operation, name, source });
         }
         Ok(())
@@ -222,33 +224,33 @@ impl Unreliable {
 }
 
 #[async_trait]
-impl Bucket for Unreliable {
+impl Bucket for UnreliableBucket {
     async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
-        self.check(Operation::Create, key.as_str())?;
-        self.held(Operation::Create, key.as_str(), false).await;
+        self.check(BucketOperation::Create, key.as_str())?;
+        self.wait_at_gates(BucketOperation::Create, key.as_str(), false).await;
         let created = self.inner.create(key, bytes).await;
-        self.held(Operation::Create, key.as_str(), true).await;
-        self.answered(Operation::Create, key.as_str())?;
+        self.wait_at_gates(BucketOperation::Create, key.as_str(), true).await;
+        self.check_reply(BucketOperation::Create, key.as_str())?;
         created
     }
     async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
-        self.check(Operation::Get, key.as_str())?;
-        self.held(Operation::Get, key.as_str(), false).await;
-        let found = self.inner.get(key).await;
-        self.answered(Operation::Get, key.as_str())?;
-        found
+        self.check(BucketOperation::Get, key.as_str())?;
+        self.wait_at_gates(BucketOperation::Get, key.as_str(), false).await;
+        let bytes = self.inner.get(key).await;
+        self.check_reply(BucketOperation::Get, key.as_str())?;
+        bytes
     }
     async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
-        self.check(Operation::Get, key.as_str())?;
-        let found = self.inner.get_range(key, range).await;
-        self.answered(Operation::Get, key.as_str())?;
-        found
+        self.check(BucketOperation::Get, key.as_str())?;
+        let bytes = self.inner.get_range(key, range).await;
+        self.check_reply(BucketOperation::Get, key.as_str())?;
+        bytes
     }
     async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
-        self.check(Operation::Get, key.as_str())?;
-        let found = self.inner.get_tail(key, count).await;
-        self.answered(Operation::Get, key.as_str())?;
-        found
+        self.check(BucketOperation::Get, key.as_str())?;
+        let bytes = self.inner.get_tail(key, count).await;
+        self.check_reply(BucketOperation::Get, key.as_str())?;
+        bytes
     }
     async fn put_file(
         &self,
@@ -256,34 +258,34 @@ impl Bucket for Unreliable {
         path: &Path,
         patch: HeaderPatch,
     ) -> Result<FileSummary, BucketError> {
-        self.check(Operation::PutFile, key.as_str())?;
-        let _uploading = self.uploading.lock().await;
-        self.held(Operation::PutFile, key.as_str(), false).await;
+        self.check(BucketOperation::PutFile, key.as_str())?;
+        let _uploading = self.upload_gate.lock().await;
+        self.wait_at_gates(BucketOperation::PutFile, key.as_str(), false).await;
         self.inner.put_file(key, path, patch).await
     }
     async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
-        self.check(Operation::GetFile, key.as_str())?;
+        self.check(BucketOperation::GetFile, key.as_str())?;
         self.inner.get_file(key, path).await
     }
     async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
-        self.check(Operation::List, prefix.as_str())?;
+        self.check(BucketOperation::List, prefix.as_str())?;
         self.inner.list(prefix).await
     }
     async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
-        self.check(Operation::Delete, key.as_str())?;
-        self.held(Operation::Delete, key.as_str(), false).await;
+        self.check(BucketOperation::Delete, key.as_str())?;
+        self.wait_at_gates(BucketOperation::Delete, key.as_str(), false).await;
         self.inner.delete(key).await
     }
 }
 
-/// What all servers of a test share, and where their data directories are.
+/// The state that all servers of a test share, and the folder of their data directories.
 pub struct World {
     pub folder: TempDir,
-    pub bucket: Arc<Unreliable>,
+    pub bucket: Arc<UnreliableBucket>,
     pub fleet: Arc<Fleet>,
     starts: AtomicU64,
-    /// What the clock of the next server says when it starts, in seconds, beside how many were started before.
-    pub wall: AtomicU64,
+    /// The clock of the next server at its start, in seconds, without the number of servers started before.
+    pub wall_seconds: AtomicU64,
 }
 
 impl World {
@@ -300,28 +302,28 @@ impl World {
 
     /// With a bucket in memory.
     pub fn in_memory() -> Self {
-        Self::over(Arc::new(ObjectStoreBucket::in_memory(Env::system())))
+        Self::with_bucket(Arc::new(ObjectStoreBucket::in_memory(Env::system())))
     }
 
     /// With this bucket.
-    pub fn over(inner: Arc<dyn Bucket>) -> Self {
+    pub fn with_bucket(inner: Arc<dyn Bucket>) -> Self {
         Self::with(tempfile::tempdir().unwrap(), inner)
     }
 
-    /// With a bucket in memory, and local disks there too, where the machine has such: for tests of many subjects.
+    /// With bucket and local disks in memory, if the machine has a file system in memory: for tests of many subjects.
     pub fn all_in_memory() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         Self::with(folder, Arc::new(ObjectStoreBucket::in_memory(Env::system())))
     }
 
     fn with(folder: TempDir, inner: Arc<dyn Bucket>) -> Self {
-        let bucket = Arc::new(Unreliable::over(inner));
+        let bucket = Arc::new(UnreliableBucket::new(inner));
         Self {
             folder,
             bucket,
             fleet: Arc::default(),
             starts: AtomicU64::new(0),
-            wall: AtomicU64::new(1_700_000_000),
+            wall_seconds: AtomicU64::new(1_700_000_000),
         }
     }
 
@@ -334,8 +336,8 @@ impl World {
         files_in(&self.folder.path().join("bucket/subjects").join(subject.escaped()))
     }
 
-    /// The objects of a subject in a bucket on disk whose names end so.
-    pub fn objects_like(&self, subject: &Subject, extension: &str) -> Vec<PathBuf> {
+    /// The objects of a subject with this file name extension, in a bucket on disk.
+    pub fn objects_with_extension(&self, subject: &Subject, extension: &str) -> Vec<PathBuf> {
         let mut objects = self.objects(subject);
         objects.retain(|path| path.extension().is_some_and(|found| found == extension));
         objects
@@ -343,7 +345,7 @@ impl World {
 
     /// The newest snapshot of a subject in a bucket on disk.
     pub fn snapshot(&self, subject: &Subject) -> PathBuf {
-        self.objects_like(subject, "sqlite3").pop().unwrap()
+        self.objects_with_extension(subject, "sqlite3").pop().unwrap()
     }
 
     /// The slots of a log in a bucket on disk.
@@ -353,26 +355,26 @@ impl World {
         objects
     }
 
-    /// A server on a clock of its own, which runs only while the test waits for it.
+    /// A server on its own clock, which advances only while the test waits for it.
     pub fn server(&self, name: &str) -> Server {
         self.server_with(name, |_| {})
     }
 
     pub fn server_with(&self, name: &str, change: impl FnOnce(&mut EngineSettings)) -> Server {
-        self.start(name, None, Clockwork::Held, change)
+        self.start(name, None, ClockMode::Paused, change)
     }
 
-    /// With a disk that lies.
+    /// With a faulty disk.
     pub fn server_on(&self, disk: &FaultyStorage, name: &str) -> Server {
-        self.start(name, Some(disk.clone()), Clockwork::Held, |_| {})
+        self.start(name, Some(disk.clone()), ClockMode::Paused, |_| {})
     }
 
-    /// A server that runs by itself, beside the test and other servers.
+    /// A server on real time, concurrent with the test and other servers.
     pub fn running_server(&self, name: &str, change: impl FnOnce(&mut EngineSettings)) -> Server {
-        self.start(name, None, Clockwork::Running, change)
+        self.start(name, None, ClockMode::Running, change)
     }
 
-    /// A disk without faults so far.
+    /// A disk without faults; the test can add some.
     pub fn disk(&self, seed: u64) -> FaultyStorage {
         FaultyStorage::new(Arc::new(FileSystem), seed)
     }
@@ -381,13 +383,13 @@ impl World {
         &self,
         name: &str,
         disk: Option<FaultyStorage>,
-        clockwork: Clockwork,
+        clockwork: ClockMode,
         change: impl FnOnce(&mut EngineSettings),
     ) -> Server {
         let mut settings = EngineSettings::new(self.data_dir(name), name.parse().unwrap());
         change(&mut settings);
         let number = self.starts.fetch_add(1, Ordering::SeqCst);
-        let (runtime, env) = clockwork.begin(number, self.wall.load(Ordering::SeqCst));
+        let (runtime, env) = clockwork.start_runtime(number, self.wall_seconds.load(Ordering::SeqCst));
         let bucket = Arc::clone(&self.bucket) as Arc<dyn Bucket>;
         let prepared = runtime.block_on(Engine::prepare(settings, bucket, env.clone())).unwrap();
         if let Some(predecessor) = prepared.predecessor() {
@@ -407,7 +409,7 @@ impl World {
 fn serve(
     fleet: &Arc<Fleet>,
     runtime: &Runtime,
-    prepared: Prepared,
+    prepared: PreparedEngine,
     events: &Arc<Events>,
 ) -> (Engine, Arc<TestAuthority>) {
     let authority = Arc::new(TestAuthority::new(Arc::clone(fleet), prepared.log().clone()));
@@ -417,23 +419,23 @@ fn serve(
     (engine, authority)
 }
 
-/// How a server's time passes.
+/// How a server's clock advances.
 #[derive(Debug, Clone, Copy)]
-pub enum Clockwork {
-    /// Only while the test waits for the server, and then as fast as nothing happens.
-    Held,
-    /// As outside.
+pub enum ClockMode {
+    /// Only while the test waits for the server, and then directly to the next timer.
+    Paused,
+    /// With real time.
     Running,
 }
 
-impl Clockwork {
-    fn begin(self, number: u64, wall: u64) -> (Runtime, Env) {
+impl ClockMode {
+    fn start_runtime(self, number: u64, wall: u64) -> (Runtime, Env) {
         if let Self::Running = self {
             let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             return (runtime, Env::system());
         }
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        // A server that is started later was born later.
+        // The clock of a server that starts later is ahead.
         let wall = Duration::from_secs(wall + number);
         let env = runtime.block_on(async {
             let clock = Arc::new(VirtualClock::starting_at(wall));
@@ -454,22 +456,22 @@ pub struct Server {
     data_dir: PathBuf,
 }
 
-/// What a request has come to so far.
-pub struct Asked(mpsc::Receiver<Result<Reply, ErrorReply>>);
+/// A submitted request, with or without its reply.
+pub struct PendingReply(mpsc::Receiver<Result<EngineReply, ErrorReply>>);
 
-impl Asked {
-    /// Waits for the answer.
-    pub fn wait(&self, server: &Server) -> Result<Reply, ErrorReply> {
+impl PendingReply {
+    /// Waits for the reply.
+    pub fn wait(&self, server: &Server) -> Result<EngineReply, ErrorReply> {
         let mut answer = None;
-        server.until("it is answered", || {
-            answer = self.answer();
+        server.until("the request gets its reply", || {
+            answer = self.try_reply();
             answer.is_some()
         });
         answer.unwrap()
     }
 
-    /// The answer, if there is one by now.
-    pub fn answer(&self) -> Option<Result<Reply, ErrorReply>> {
+    /// The reply, if it has arrived.
+    pub fn try_reply(&self) -> Option<Result<EngineReply, ErrorReply>> {
         self.0.try_recv().ok()
     }
 }
@@ -479,21 +481,21 @@ impl Server {
         self.engine.log().clone()
     }
 
-    /// Ends it where it stands: what lies in its data directory at this moment is what is left.
+    /// Kills the process: its data directory keeps exactly its present content.
     pub fn kill(self) -> LogId {
         let log = self.log();
         let Self { engine, runtime, data_dir, .. } = self;
         let left = data_dir.with_extension("left");
         copy_folder(&data_dir, &left);
         drop(engine);
-        // What it still writes on its way out counts no more.
+        // Writes of the runtime during its shutdown are discarded.
         runtime.shutdown_timeout(Duration::from_secs(10));
         std::fs::remove_dir_all(&data_dir).unwrap();
         std::fs::rename(&left, &data_dir).unwrap();
         log
     }
 
-    /// Ends it, and with it whatever was not synced: what the write-ahead log had not, and all of SQLite's that waits for a
+    /// Kills the process and loses all unsynced writes: those of the write-ahead log, and SQLite's before its next
     /// checkpoint.
     pub fn lose_power(self, disk: &FaultyStorage) -> LogId {
         disk.power_loss().unwrap();
@@ -507,7 +509,7 @@ impl Server {
         log
     }
 
-    /// Ends it together with its disk.
+    /// Kills the process and deletes its disk.
     pub fn lose_disk(self) -> LogId {
         let data_dir = self.data_dir.clone();
         let log = self.kill();
@@ -521,43 +523,43 @@ impl Server {
         report
     }
 
-    /// Goes on with a fresh log, after the one it had has ended.
-    pub fn succeed(self) -> Self {
+    /// Restarts with a new log, after another server sealed the old one.
+    pub fn restart_after_takeover(self) -> Self {
         let Self { engine, events, runtime, env, fleet, data_dir, .. } = self;
-        let prepared = runtime.block_on(engine.succeed());
+        let prepared = runtime.block_on(engine.restart_after_takeover());
         let (engine, authority) = serve(&fleet, &runtime, prepared, &events);
         Self { engine, authority, events, runtime, env, fleet, data_dir }
     }
 
-    /// Goes on with a fresh log, having brought the one it had to a good end.
-    pub fn begin_anew(self) -> Self {
+    /// Restarts with a new log, after a drain of the old one.
+    pub fn restart_after_drain(self) -> Self {
         let Self { engine, events, runtime, env, fleet, data_dir, .. } = self;
-        let prepared = runtime.block_on(engine.begin_anew());
+        let prepared = runtime.block_on(engine.restart_after_drain());
         let (engine, authority) = serve(&fleet, &runtime, prepared, &events);
         Self { engine, authority, events, runtime, env, fleet, data_dir }
     }
 
-    /// Hands a subject over.
-    pub fn hand_over(&self, subject: &Subject) -> Result<HandedOver, ErrorReply> {
+    /// Executes a handover of the subject.
+    pub fn hand_over(&self, subject: &Subject) -> Result<HandoverOutcome, ErrorReply> {
         self.runtime.block_on(self.engine.hand_over(subject))
     }
 
-    /// Lets its time pass.
-    pub fn pass(&self, time: Duration) {
+    /// Advances the server's clock.
+    pub fn advance(&self, time: Duration) {
         self.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 
-    /// Asks without waiting for the answer.
-    pub fn ask(&self, subject: &Subject, request: Request) -> Asked {
+    /// Submits a request without waiting for its reply.
+    pub fn submit(&self, subject: &Subject, request: EngineRequest) -> PendingReply {
         let (sender, receiver) = mpsc::channel();
-        // Whoever has gone away needs no answer.
+        // If the test has dropped the receiver, it needs no reply.
         let respond = Box::new(move |answer| drop(sender.send(answer)));
         let _guard = self.runtime.enter();
         self.engine.submit(subject, Submission { request, max_reply_bytes: 1 << 20, respond });
-        Asked(receiver)
+        PendingReply(receiver)
     }
 
-    /// Sets at a level of the request's own.
+    /// Sets a key at the level of the request.
     pub fn set_at(
         &self,
         subject: &Subject,
@@ -568,14 +570,14 @@ impl Server {
         set_result(self.run(subject, at_level(level, set_request(key, value))))
     }
 
-    /// Has the subject be of this level.
+    /// Configures the level of the subject.
     pub fn configure(&self, subject: &Subject, level: Level) {
         let config = SubjectConfig { level: Some(level), ..SubjectConfig::default() };
         let request = ConfigureRequest { config, ..ConfigureRequest::default() };
-        self.run(subject, Request::Configure(request)).unwrap();
+        self.run(subject, EngineRequest::Configure(request)).unwrap();
     }
 
-    pub fn run(&self, subject: &Subject, request: Request) -> Result<Reply, ErrorReply> {
+    pub fn run(&self, subject: &Subject, request: EngineRequest) -> Result<EngineReply, ErrorReply> {
         self.runtime.block_on(self.engine.execute(subject, request))
     }
 
@@ -584,15 +586,15 @@ impl Server {
     }
 
     pub fn get(&self, subject: &Subject, key: &str) -> Result<Option<String>, ErrorReply> {
-        match self.run(subject, Request::Get(GetRequest::key(key)))? {
-            Reply::Get(mut reply) => Ok(reply.messages.pop().map(|message| text(&message))),
+        match self.run(subject, EngineRequest::Get(GetRequest::key(key)))? {
+            EngineReply::Get(mut reply) => Ok(reply.messages.pop().map(|message| text(&message))),
             other => panic!("{other:?}"),
         }
     }
 
     pub fn all(&self, subject: &Subject) -> Result<Vec<(String, String)>, ErrorReply> {
-        match self.run(subject, Request::GetAll(GetAllRequest::default()))? {
-            Reply::GetAll(GetAllReply { messages, cursor: None, .. }) => Ok(messages
+        match self.run(subject, EngineRequest::GetAll(GetAllRequest::default()))? {
+            EngineReply::GetAll(GetAllReply { messages, cursor: None, .. }) => Ok(messages
                 .iter()
                 .map(|message| (message.key.clone().unwrap_or_default(), text(message)))
                 .collect()),
@@ -601,50 +603,50 @@ impl Server {
     }
 
     pub fn info(&self, subject: &Subject) -> InfoReply {
-        match self.run(subject, Request::Info).unwrap() {
-            Reply::Info(info) => *info,
+        match self.run(subject, EngineRequest::Info).unwrap() {
+            EngineReply::Info(info) => *info,
             other => panic!("{other:?}"),
         }
     }
 
     pub fn flush(&self, subject: &Subject) -> Result<Position, ErrorReply> {
-        match self.run(subject, Request::Flush)? {
-            Reply::Flush(reply) => Ok(reply.position),
+        match self.run(subject, EngineRequest::Flush)? {
+            EngineReply::Flush(reply) => Ok(reply.position),
             other => panic!("{other:?}"),
         }
     }
 
-    /// Has the subject's objects hold everything.
+    /// Compacts the subject, so that its base holds every change.
     pub fn compact(&self, subject: &Subject) -> Result<Position, ErrorReply> {
-        match self.run(subject, Request::Compact)? {
-            Reply::Flush(reply) => Ok(reply.position),
+        match self.run(subject, EngineRequest::Compact)? {
+            EngineReply::Flush(reply) => Ok(reply.position),
             other => panic!("{other:?}"),
         }
     }
 
     pub fn destroy(&self, subject: &Subject) -> Result<Position, ErrorReply> {
-        match self.run(subject, Request::Destroy(DestroyRequest::default()))? {
-            Reply::Destroy(reply) => Ok(reply.position),
+        match self.run(subject, EngineRequest::Destroy(DestroyRequest::default()))? {
+            EngineReply::Destroy(reply) => Ok(reply.position),
             other => panic!("{other:?}"),
         }
     }
 
     /// Waits until `condition` holds.
-    pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+    pub fn until(&self, description: &str, mut condition: impl FnMut() -> bool) {
         for _ in 0..20_000 {
             if condition() {
                 return;
             }
-            self.pass(Duration::from_millis(5));
+            self.advance(Duration::from_millis(5));
         }
-        panic!("never: {what}");
+        panic!("timed out waiting until {description}");
     }
 }
 
 /// The one result of a set of one message.
-pub fn set_result(answer: Result<Reply, ErrorReply>) -> Result<SetResult, ErrorReply> {
+pub fn set_result(answer: Result<EngineReply, ErrorReply>) -> Result<SetResult, ErrorReply> {
     match answer? {
-        Reply::Set(mut reply) => match reply.results.remove(0) {
+        EngineReply::Set(mut reply) => match reply.results.remove(0) {
             SetOutcome::Ok(result) => Ok(result),
             SetOutcome::Error(error) => Err(error),
         },
@@ -652,21 +654,21 @@ pub fn set_result(answer: Result<Reply, ErrorReply>) -> Result<SetResult, ErrorR
     }
 }
 
-/// A set with a level of its own.
-pub fn at_level(level: Level, request: Request) -> Request {
+/// The set request with a level.
+pub fn at_level(level: Level, request: EngineRequest) -> EngineRequest {
     match request {
-        Request::Set(set) => Request::Set(SetRequest { level: Some(level), ..set }),
+        EngineRequest::Set(set) => EngineRequest::Set(SetRequest { level: Some(level), ..set }),
         other => panic!("{other:?}"),
     }
 }
 
-pub fn set_request(key: &str, value: &str) -> Request {
+pub fn set_request(key: &str, value: &str) -> EngineRequest {
     let item = SetItem {
         key: Some(key.to_owned()),
         value: Some(Bytes::copy_from_slice(value.as_bytes())),
         ..SetItem::default()
     };
-    Request::Set(SetRequest { sets: vec![item], ..SetRequest::default() })
+    EngineRequest::Set(SetRequest { sets: vec![item], ..SetRequest::default() })
 }
 
 pub fn subject(name: &str) -> Subject {
@@ -677,7 +679,7 @@ fn text(message: &Message) -> String {
     String::from_utf8(message.value.as_ref().unwrap().to_vec()).unwrap()
 }
 
-/// The messages in an SQLite file, read as any program would.
+/// The messages in an SQLite file, read with plain SQL.
 pub fn messages_in(path: &Path) -> Vec<(String, String)> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let connection = rusqlite::Connection::open_with_flags(path, flags).unwrap();
@@ -693,7 +695,7 @@ pub fn lost_files(data_dir: &Path) -> Vec<PathBuf> {
     files_in(&data_dir.join("lost")).iter().flat_map(|folder| files_in(folder)).collect()
 }
 
-/// What lies in a folder, by name; nothing if there is none.
+/// The content of a folder, sorted by name; empty if the folder does not exist.
 pub fn files_in(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -713,7 +715,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// A value that is too large for a delta: a base that holds it is a snapshot.
+/// A value that is too large for a delta: its base is a snapshot.
 pub fn large() -> String {
     "x".repeat(40_000)
 }
@@ -722,7 +724,7 @@ pub fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
     list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-/// The keys and values of the changes that were put into `lost/` in a data directory.
+/// The keys and values of the diverged writes in `lost/` of a data directory.
 pub fn lost_changes(data_dir: &Path) -> Vec<(String, String)> {
     let mut lost = Vec::new();
     for file in lost_files(data_dir) {

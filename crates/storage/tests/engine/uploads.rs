@@ -1,4 +1,4 @@
-//! Values of any size: brought piece by piece, put in the bucket, committed by a set, read piece by piece.
+//! Uploads: chunks of a value of any size, its blob in the bucket, its commit by a set, and reads in chunks.
 
 use bytes::Bytes;
 use dormouse_protocol::data::{
@@ -14,8 +14,8 @@ use dormouse_protocol::{
     Change, ErrorCode, ErrorReply, Message, ProtocolVersion, RequestId, Rev, Seq, SessionId, Subject,
     UploadId, ValueDigest,
 };
-use dormouse_storage::api::{Reply, Request};
-use dormouse_storage::bucket::Operation;
+use dormouse_storage::api::{EngineReply, EngineRequest};
+use dormouse_storage::bucket::BucketOperation;
 use dormouse_storage::checksum::Crc64;
 use ulid::Ulid;
 
@@ -45,9 +45,9 @@ fn code<T: std::fmt::Debug>(answer: Result<T, ErrorReply>) -> ErrorCode {
 }
 
 trait Uploads {
-    fn upload(&self, app: &Subject, request: Request) -> Result<UploadReply, ErrorReply>;
+    fn upload(&self, app: &Subject, request: EngineRequest) -> Result<UploadReply, ErrorReply>;
     fn begin(&self, app: &Subject, number: u64) -> Result<UploadReply, ErrorReply>;
-    fn bring(
+    fn send_chunk(
         &self,
         app: &Subject,
         number: u64,
@@ -69,9 +69,9 @@ trait Uploads {
 }
 
 impl Uploads for Server {
-    fn upload(&self, app: &Subject, request: Request) -> Result<UploadReply, ErrorReply> {
+    fn upload(&self, app: &Subject, request: EngineRequest) -> Result<UploadReply, ErrorReply> {
         match self.run(app, request)? {
-            Reply::Upload(reply) => Ok(reply),
+            EngineReply::Upload(reply) => Ok(reply),
             other => panic!("{other:?}"),
         }
     }
@@ -79,7 +79,7 @@ impl Uploads for Server {
     fn begin(&self, app: &Subject, number: u64) -> Result<UploadReply, ErrorReply> {
         self.upload(
             app,
-            Request::UploadBegin(UploadBeginRequest {
+            EngineRequest::UploadBegin(UploadBeginRequest {
                 v: V,
                 upload: upload(number),
                 size: None,
@@ -88,7 +88,7 @@ impl Uploads for Server {
         )
     }
 
-    fn bring(
+    fn send_chunk(
         &self,
         app: &Subject,
         number: u64,
@@ -96,16 +96,16 @@ impl Uploads for Server {
         bytes: Bytes,
     ) -> Result<UploadReply, ErrorReply> {
         let request = UploadChunkRequest { v: V, upload: upload(number), offset: offset as u64, bytes };
-        self.upload(app, Request::UploadChunk(request))
+        self.upload(app, EngineRequest::UploadChunk(request))
     }
 
-    /// Asks until the value is in the bucket, or is not going to be.
+    /// Repeats the finish until the value is in the bucket or the upload fails.
     fn finish(&self, app: &Subject, value: UploadedValue) -> Result<UploadReply, ErrorReply> {
         let UploadedValue { upload, size, digest } = value;
         let request = UploadFinishRequest { v: V, upload, size, digest };
         let mut end = None;
         self.until("the value is stored", || {
-            end = match self.upload(app, Request::UploadFinish(request)) {
+            end = match self.upload(app, EngineRequest::UploadFinish(request)) {
                 Ok(reply) if !reply.stored && reply.received == size => None,
                 end => Some(end),
             };
@@ -114,11 +114,11 @@ impl Uploads for Server {
         end.unwrap()
     }
 
-    /// Brings a whole value into the bucket.
+    /// Uploads a whole value into the bucket.
     fn store(&self, app: &Subject, number: u64, value: &Bytes) {
         self.begin(app, number).unwrap();
         for (at, piece) in value.chunks(300_000).enumerate() {
-            self.bring(app, number, at * 300_000, value.slice_ref(piece)).unwrap();
+            self.send_chunk(app, number, at * 300_000, value.slice_ref(piece)).unwrap();
         }
         let reply = self.finish(app, uploaded(number, value)).unwrap();
         assert_eq!(reply, UploadReply { received: value.len() as u64, stored: true });
@@ -136,20 +136,20 @@ impl Uploads for Server {
         length: u64,
     ) -> Result<GetChunkReply, ErrorReply> {
         let request = GetChunkRequest { v: V, seq: of.0, rev: of.1, offset, length };
-        match self.run(app, Request::GetChunk(request))? {
-            Reply::Chunk(reply) => Ok(reply),
+        match self.run(app, EngineRequest::GetChunk(request))? {
+            EngineReply::Chunk(reply) => Ok(reply),
             other => panic!("{other:?}"),
         }
     }
 
     fn message(&self, app: &Subject, key: &str) -> Option<Message> {
-        match self.run(app, Request::Get(GetRequest::key(key))).unwrap() {
-            Reply::Get(reply) => reply.messages.into_iter().next(),
+        match self.run(app, EngineRequest::Get(GetRequest::key(key))).unwrap() {
+            EngineReply::Get(reply) => reply.messages.into_iter().next(),
             other => panic!("{other:?}"),
         }
     }
 
-    /// The value under a key, read in pieces, its digest checked.
+    /// The value of a key, read in chunks, with its digest verified.
     fn read(&self, app: &Subject, key: &str) -> Vec<u8> {
         let message = self.message(app, key).unwrap();
         let mut read = Vec::new();
@@ -170,8 +170,8 @@ fn item(key: &str, value: UploadedValue) -> SetItem {
     SetItem { key: Some(key.to_owned()), uploaded: Some(value), ..SetItem::default() }
 }
 
-fn commit(key: &str, value: UploadedValue) -> Request {
-    Request::Set(SetRequest { sets: vec![item(key, value)], ..SetRequest::default() })
+fn commit(key: &str, value: UploadedValue) -> EngineRequest {
+    EngineRequest::Set(SetRequest { sets: vec![item(key, value)], ..SetRequest::default() })
 }
 
 impl World {
@@ -185,14 +185,15 @@ impl World {
     }
 }
 
+/// An upload is visible only after its commit, is readable in chunks, and survives a takeover.
 #[test]
-fn a_value_of_many_pieces_is_committed_once_it_is_whole_and_read_piece_by_piece() {
+fn upload_is_visible_after_commit_and_read_in_chunks() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     let film = value(1, 20 << 20);
     server.store(&app, 1, &film);
-    assert_eq!(server.message(&app, "film"), None, "nothing is there before it is committed");
+    assert_eq!(server.message(&app, "film"), None, "an uncommitted upload is invisible");
     let written = server.commit(&app, "film", uploaded(1, &film)).unwrap();
     let announced = server.message(&app, "film").unwrap();
     assert_eq!((announced.value, announced.value_omitted, announced.size), (None, true, film.len() as u64));
@@ -200,23 +201,24 @@ fn a_value_of_many_pieces_is_committed_once_it_is_whole_and_read_piece_by_piece(
     let events = server.events.of(&app);
     let Some(Change::Set(set)) = events.iter().flat_map(|event| &event.changes).next() else { panic!() };
     assert_eq!((set.message.seq, set.message.value_omitted, set.message.size), (written.seq, true, 20 << 20));
-    server.until("its file has gone", || world.spooled("persist-1") == 0);
-    assert_eq!(server.engine.figures().upload_bytes, 0);
-    // Neither what is past the end, nor from another message, nor from nowhere.
+    server.until("the spool file is deleted", || world.spooled("persist-1") == 0);
+    assert_eq!(server.engine.metrics().upload_bytes, 0);
+    // At the end a read is empty. Reads past the end, with another rev or of an unknown seq fail.
     let id = (written.seq, written.rev);
     assert_eq!(server.chunk(&app, id, 20 << 20, 10).unwrap().bytes, Bytes::new());
     assert_eq!(code(server.chunk(&app, id, (20 << 20) + 1, 10)), ErrorCode::BadRequest);
     assert_eq!(code(server.chunk(&app, (written.seq, Rev::new(99)), 0, 10)), ErrorCode::WrongLast);
     assert_eq!(code(server.chunk(&app, (Seq::new(99), written.rev), 0, 10)), ErrorCode::WrongLast);
-    // It is as durable as any.
+    // The value survives a takeover.
     let log = server.kill();
     world.fleet.declare_dead(&log);
     let second = world.running_server("persist-2", |_| {});
     assert!(second.read(&app, "film") == film);
 }
 
+/// Clients can upload values of any size, also empty, and read them and inline values in chunks.
 #[test]
-fn small_and_empty_values_can_be_uploaded_and_those_in_the_file_read_piece_by_piece() {
+fn upload_of_any_size_and_inline_value_read_in_chunks() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
@@ -227,14 +229,19 @@ fn small_and_empty_values_can_be_uploaded_and_those_in_the_file_read_piece_by_pi
         server.store(&app, number as u64, &whole);
         server.commit(&app, &key, uploaded(number as u64, &whole)).unwrap();
         assert!(server.read(&app, &key) == whole, "{length}");
-        assert_eq!(server.message(&app, &key).unwrap().value, Some(whole), "it fits the answer: {length}");
+        assert_eq!(
+            server.message(&app, &key).unwrap().value,
+            Some(whole),
+            "a get returns it inline: {length}"
+        );
     }
     server.set(&app, "inline", "a small value").unwrap();
     assert_eq!(server.read(&app, "inline"), b"a small value");
 }
 
+/// An upload completes with chunks that arrive in any order and more than once.
 #[test]
-fn pieces_may_come_in_any_order_and_twice() {
+fn upload_chunks_arrive_in_any_order_and_twice() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
@@ -247,11 +254,11 @@ fn pieces_may_come_in_any_order_and_twice() {
             offset: (at * 100_000) as u64,
             bytes: film.slice(at * 100_000..(at + 1) * 100_000),
         };
-        server.ask(&app, Request::UploadChunk(request))
+        server.submit(&app, EngineRequest::UploadChunk(request))
     };
     let asked: Vec<_> = [3, 1, 2, 9, 3, 0, 5, 4, 4, 0, 8, 7, 6].into_iter().map(piece).collect();
     for answer in asked {
-        let Ok(Reply::Upload(reply)) = answer.wait(&server) else { panic!() };
+        let Ok(EngineReply::Upload(reply)) = answer.wait(&server) else { panic!() };
         assert!(reply.received > 0);
     }
     assert_eq!(server.begin(&app, 1).unwrap().received, 1_000_000);
@@ -260,49 +267,52 @@ fn pieces_may_come_in_any_order_and_twice() {
     assert!(server.read(&app, "film") == film);
 }
 
+/// An upload with a wrong digest fails as `corrupt`, leaves no object, and can restart from its first byte.
 #[test]
-fn a_value_with_another_digest_is_not_taken_and_leaves_nothing() {
+fn upload_with_wrong_digest_is_corrupt_and_deleted() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     let film = value(2, 500_000);
     server.begin(&app, 1).unwrap();
-    server.bring(&app, 1, 0, film.clone()).unwrap();
+    server.send_chunk(&app, 1, 0, film.clone()).unwrap();
     let wrong = UploadedValue { digest: digest(b"something else"), ..uploaded(1, &film) };
     assert_eq!(code(server.finish(&app, wrong)), ErrorCode::Corrupt);
     assert_eq!(code(server.commit(&app, "film", wrong)), ErrorCode::UnknownUpload);
     assert_eq!(server.message(&app, "film"), None);
-    server.until("its object has gone", || world.blobs_of(&app) == 0);
-    // From its first byte on it can be brought again.
+    server.until("the blob is deleted", || world.blobs_of(&app) == 0);
+    // The upload can restart from its first byte.
     assert_eq!(server.begin(&app, 1).unwrap().received, 0);
-    server.bring(&app, 1, 0, film.clone()).unwrap();
+    server.send_chunk(&app, 1, 0, film.clone()).unwrap();
     server.finish(&app, uploaded(1, &film)).unwrap();
     server.commit(&app, "film", uploaded(1, &film)).unwrap();
     assert!(server.read(&app, "film") == film);
 }
 
+/// The server rejects the commit of an unknown, incomplete or unstored upload, and of an upload to another subject.
 #[test]
-fn what_is_not_whole_or_not_stored_is_not_committed() {
+fn commit_of_incomplete_upload_is_rejected() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     let film = value(2, 500_000);
     assert_eq!(code(server.commit(&app, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
-    assert_eq!(code(server.bring(&app, 1, 0, film.clone())), ErrorCode::UnknownUpload);
+    assert_eq!(code(server.send_chunk(&app, 1, 0, film.clone())), ErrorCode::UnknownUpload);
     server.begin(&app, 1).unwrap();
-    server.bring(&app, 1, 0, film.slice(..100_000)).unwrap();
+    server.send_chunk(&app, 1, 0, film.slice(..100_000)).unwrap();
     let reply = server.finish(&app, uploaded(1, &film)).unwrap();
     assert_eq!(reply, UploadReply { received: 100_000, stored: false });
     assert_eq!(code(server.commit(&app, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
-    // Another subject's client has nothing of it.
+    // The upload does not exist for another subject.
     let other = subject("app.other");
-    assert_eq!(code(server.bring(&other, 1, 100_000, film.slice(100_000..))), ErrorCode::UnknownUpload);
+    assert_eq!(code(server.send_chunk(&other, 1, 100_000, film.slice(100_000..))), ErrorCode::UnknownUpload);
     assert_eq!(code(server.commit(&other, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
     assert_eq!(server.message(&app, "film"), None);
 }
 
+/// A commit supports request ids, expectations and batches like any set, and each upload is committed at most once.
 #[test]
-fn a_commit_is_a_set_with_all_that_it_can_say_and_an_upload_is_used_once() {
+fn commit_supports_set_options_and_uses_upload_once() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
@@ -310,31 +320,32 @@ fn a_commit_is_a_set_with_all_that_it_can_say_and_an_upload_is_used_once() {
     server.store(&app, 1, &one);
     let id = RequestId { session: SessionId::new(Ulid::from_parts(1, 1)), counter: 1 };
     let set = |sets| SetRequest { request: Some(id), sets, ..SetRequest::default() };
-    let first = Request::Set(set(vec![item("k", uploaded(1, &one))]));
+    let first = EngineRequest::Set(set(vec![item("k", uploaded(1, &one))]));
     let written = set_result(server.run(&app, first.clone())).unwrap();
-    // The same request again, when nothing of the upload is left.
+    // A repeat of the request, after the upload is used.
     let repeated = set_result(server.run(&app, first)).unwrap();
     assert_eq!((repeated.seq, repeated.rev, repeated.duplicate), (written.seq, written.rev, true));
-    // Another one cannot use it.
+    // Another request cannot use the upload.
     assert_eq!(code(server.commit(&app, "other", uploaded(1, &one))), ErrorCode::UnknownUpload);
-    // What is refused for what is there is still there for another attempt.
+    // A commit rejected by its expectation keeps the upload for another attempt.
     server.store(&app, 2, &two);
     let absent = SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(2, &two)) };
-    let refused = Request::Set(SetRequest { sets: vec![absent], ..SetRequest::default() });
+    let refused = EngineRequest::Set(SetRequest { sets: vec![absent], ..SetRequest::default() });
     assert_eq!(code(set_result(server.run(&app, refused))), ErrorCode::KeyExists);
     let both = vec![item("a", uploaded(2, &two)), item("b", uploaded(2, &two))];
-    let twice = Request::Set(SetRequest { sets: both, ..SetRequest::default() });
+    let twice = EngineRequest::Set(SetRequest { sets: both, ..SetRequest::default() });
     assert_eq!(code(server.run(&app, twice)), ErrorCode::BadRequest);
-    // In one batch with a value that travels along.
+    // In one batch with an inline value.
     let plain = SetItem { key: Some("b".into()), value: Some("v".into()), ..SetItem::default() };
     let sets = vec![item("a", uploaded(2, &two)), plain];
-    server.run(&app, Request::Set(SetRequest { atomic: true, sets, ..SetRequest::default() })).unwrap();
+    server.run(&app, EngineRequest::Set(SetRequest { atomic: true, sets, ..SetRequest::default() })).unwrap();
     assert!(server.read(&app, "a") == two && server.read(&app, "b") == b"v" && server.read(&app, "k") == one);
     assert_eq!(world.blobs_of(&app), 2);
 }
 
+/// A rejected commit keeps its upload for another attempt until the upload is idle for too long.
 #[test]
-fn a_commit_that_is_refused_leaves_its_upload_to_the_next_and_to_nobody_for_ever() {
+fn rejected_commit_keeps_upload_until_idle_timeout() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
@@ -344,77 +355,82 @@ fn a_commit_that_is_refused_leaves_its_upload_to_the_next_and_to_nobody_for_ever
     server.store(&app, 2, &two);
     let absent =
         |number, value| SetItem { expect: Some(Expect::Key(None)), ..item("k", uploaded(number, value)) };
-    let asked = |sets| server.run(&app, Request::Set(SetRequest { sets, ..SetRequest::default() }));
-    let Ok(Reply::Set(reply)) = asked(vec![absent(1, &one), item("other", uploaded(2, &two))]) else {
+    let asked = |sets| server.run(&app, EngineRequest::Set(SetRequest { sets, ..SetRequest::default() }));
+    let Ok(EngineReply::Set(reply)) = asked(vec![absent(1, &one), item("other", uploaded(2, &two))]) else {
         panic!()
     };
-    // Of several sets each has its own fate, and so has its upload.
+    // Each of several sets has its own outcome, and so has its upload.
     assert!(matches!(reply.results[..], [SetOutcome::Error(_), SetOutcome::Ok(_)]), "{reply:?}");
-    server.until("the file of the second has gone", || world.spooled("persist-1") == 1);
+    server.until("the spool file of the second upload is deleted", || world.spooled("persist-1") == 1);
     assert_eq!(code(set_result(asked(vec![absent(1, &one)]))), ErrorCode::KeyExists);
     server.commit(&app, "k", uploaded(1, &one)).unwrap();
     assert!(server.read(&app, "k") == one && server.read(&app, "other") == two);
-    // Where nobody comes again it goes.
+    // Without another attempt, the upload times out.
     server.store(&app, 3, &one);
     assert_eq!(code(set_result(asked(vec![absent(3, &one)]))), ErrorCode::KeyExists);
     assert_eq!((world.blobs_of(&app), world.spooled("persist-1")), (3, 1));
-    server.pass(std::time::Duration::from_secs(31));
-    server.until("it has gone", || (world.blobs_of(&app), world.spooled("persist-1")) == (2, 0));
+    server.advance(std::time::Duration::from_secs(31));
+    server.until("spool file and blob are deleted", || {
+        (world.blobs_of(&app), world.spooled("persist-1")) == (2, 0)
+    });
 }
 
+/// An upload does not time out while its commit waits for another write or another value.
 #[test]
-fn an_upload_whose_commit_waits_is_not_abandoned() {
+fn upload_with_waiting_commit_does_not_time_out() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
     let film = value(1, 300_000);
     server.store(&app, 1, &film);
     // The commit waits behind another write, and with a value of its own request.
-    let held = world.bucket.hold(Operation::Create, "/blobs/", false);
-    let first = server.ask(&app, set_request("first", &"x".repeat(300_000)));
-    let beside = SetItem { key: Some("beside".into()), value: Some(value(2, 300_000)), ..SetItem::default() };
-    let sets = vec![item("film", uploaded(1, &film)), beside];
-    let commit = server.ask(&app, Request::Set(SetRequest { sets, ..SetRequest::default() }));
-    server.until("the first is on its way", || held.reached() == 1);
-    server.pass(std::time::Duration::from_secs(40));
-    assert!(commit.answer().is_none());
-    let second = world.bucket.hold(Operation::Create, "/blobs/", false);
+    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
+    let first = server.submit(&app, set_request("first", &"x".repeat(300_000)));
+    let other = SetItem { key: Some("other".into()), value: Some(value(2, 300_000)), ..SetItem::default() };
+    let sets = vec![item("film", uploaded(1, &film)), other];
+    let commit = server.submit(&app, EngineRequest::Set(SetRequest { sets, ..SetRequest::default() }));
+    server.until("the first blob upload starts", || held.reached() == 1);
+    server.advance(std::time::Duration::from_secs(40));
+    assert!(commit.try_reply().is_none());
+    let second = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
     drop(held);
     set_result(first.wait(&server)).unwrap();
-    server.until("the other is on its way", || second.reached() == 1);
-    server.pass(std::time::Duration::from_secs(40));
+    server.until("the second blob upload starts", || second.reached() == 1);
+    server.advance(std::time::Duration::from_secs(40));
     drop(second);
     set_result(commit.wait(&server)).unwrap();
     assert!(server.read(&app, "film") == film);
 }
 
+/// After a kill, an upload resumes from its received bytes, and the next claim deletes the unreferenced blob.
 #[test]
-fn after_a_kill_in_the_middle_the_upload_goes_on_from_where_it_was() {
+fn upload_resumes_after_kill() {
     let world = World::on_disk();
     let app = subject(APP);
     let film = value(1, 3_000_000);
     let server = world.running_server("persist-1", |_| {});
     server.begin(&app, 1).unwrap();
-    server.bring(&app, 1, 0, film.slice(..1_000_000)).unwrap();
-    server.bring(&app, 1, 1_000_000, film.slice(1_000_000..2_000_000)).unwrap();
+    server.send_chunk(&app, 1, 0, film.slice(..1_000_000)).unwrap();
+    server.send_chunk(&app, 1, 1_000_000, film.slice(1_000_000..2_000_000)).unwrap();
     server.kill();
     let server = world.running_server("persist-1", |_| {});
     assert_eq!(server.begin(&app, 1).unwrap().received, 2_000_000);
-    server.bring(&app, 1, 2_000_000, film.slice(2_000_000..)).unwrap();
+    server.send_chunk(&app, 1, 2_000_000, film.slice(2_000_000..)).unwrap();
     server.finish(&app, uploaded(1, &film)).unwrap();
-    // Also between the bucket and the commit.
+    // Also after a kill between upload to the bucket and commit.
     server.kill();
     let server = world.running_server("persist-1", |_| {});
     assert_eq!(code(server.commit(&app, "film", uploaded(1, &film))), ErrorCode::UnknownUpload);
     server.finish(&app, uploaded(1, &film)).unwrap();
     server.commit(&app, "film", uploaded(1, &film)).unwrap();
     assert!(server.read(&app, "film") == film);
-    // What the killed process had put in the bucket and nobody refers to goes with the next claim.
-    server.until("only the value is left", || world.blobs_of(&app) == 1);
+    // The next claim deletes the unreferenced blob of the killed process.
+    server.until("only the committed blob remains", || world.blobs_of(&app) == 1);
 }
 
+/// A handover during an upload commits nothing; the upload restarts at the new owner and under each later term.
 #[test]
-fn when_the_subject_moves_in_the_middle_nothing_has_happened_and_it_begins_again_elsewhere() {
+fn handover_during_upload_restarts_upload_at_new_owner() {
     let world = World::on_disk();
     let app = subject(APP);
     let film = value(1, 1_000_000);
@@ -429,7 +445,8 @@ fn when_the_subject_moves_in_the_middle_nothing_has_happened_and_it_begins_again
     second.store(&app, 1, &film);
     second.commit(&app, "film", uploaded(1, &film)).unwrap();
     assert!(second.read(&app, "film") == film);
-    // Back again, under a later term: what lies there of the earlier one may be garbage by now, and is stored anew.
+    // Back at the first server, under a later term: the blob of the earlier term may be garbage, so the server stores
+    // the value again.
     second.hand_over(&app).unwrap();
     assert_eq!(code(first.commit(&app, "again", uploaded(1, &film))), ErrorCode::UnknownUpload);
     first.finish(&app, uploaded(1, &film)).unwrap();
@@ -437,27 +454,33 @@ fn when_the_subject_moves_in_the_middle_nothing_has_happened_and_it_begins_again
     assert!(first.read(&app, "again") == film && first.read(&app, "film") == film);
 }
 
+/// A cancelled or idle upload leaves no spool file and no object.
 #[test]
-fn an_upload_that_is_given_up_leaves_neither_file_nor_object() {
+fn cancelled_or_idle_upload_leaves_no_file_or_object() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.server("persist-1");
     server.store(&app, 1, &value(1, 500_000));
     server.store(&app, 2, &value(2, 500_000));
     server.begin(&app, 3).unwrap();
-    server.bring(&app, 3, 0, value(3, 100_000)).unwrap();
+    server.send_chunk(&app, 3, 0, value(3, 100_000)).unwrap();
     assert_eq!((world.blobs_of(&app), world.spooled("persist-1")), (2, 3));
-    server.upload(&app, Request::UploadCancel(UploadCancelRequest { v: V, upload: upload(1) })).unwrap();
-    server.until("the first has gone", || (world.blobs_of(&app), world.spooled("persist-1")) == (1, 2));
-    // The others are forgotten by whoever began them.
-    server.pass(std::time::Duration::from_secs(31));
-    server.until("all have gone", || (world.blobs_of(&app), world.spooled("persist-1")) == (0, 0));
+    server
+        .upload(&app, EngineRequest::UploadCancel(UploadCancelRequest { v: V, upload: upload(1) }))
+        .unwrap();
+    server.until("the first upload is deleted", || {
+        (world.blobs_of(&app), world.spooled("persist-1")) == (1, 2)
+    });
+    // The other uploads become idle.
+    server.advance(std::time::Duration::from_secs(31));
+    server.until("all uploads are deleted", || (world.blobs_of(&app), world.spooled("persist-1")) == (0, 0));
     assert_eq!(code(server.commit(&app, "film", uploaded(2, &value(2, 500_000)))), ErrorCode::UnknownUpload);
-    assert_eq!(server.engine.figures().uploads, 0);
+    assert_eq!(server.engine.metrics().uploads, 0);
 }
 
+/// The upload quota bounds one subject with `overloaded`, also after a restart, while other subjects still upload.
 #[test]
-fn a_subject_that_wants_everything_is_turned_away_and_others_are_served() {
+fn upload_quota_bounds_one_subject_and_serves_others() {
     let world = World::on_disk();
     let (app, other) = (subject(APP), subject("app.other"));
     let server = world.running_server("persist-1", |settings| {
@@ -466,7 +489,7 @@ fn a_subject_that_wants_everything_is_turned_away_and_others_are_served() {
     });
     let begin = |app: &Subject, number, size| {
         let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size), place: None };
-        server.upload(app, Request::UploadBegin(request))
+        server.upload(app, EngineRequest::UploadBegin(request))
     };
     let begun: Vec<_> = (0..2_000).map(|number| begin(&app, number, 400_000)).collect();
     assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 4);
@@ -474,43 +497,46 @@ fn a_subject_that_wants_everything_is_turned_away_and_others_are_served() {
         assert_eq!((error.code, error.retry_after_ms.is_some()), (ErrorCode::Overloaded, true));
     }
     assert_eq!(code(begin(&other, 9_999, 1_000_001)), ErrorCode::TooLarge);
-    assert_eq!(server.engine.figures().upload_bytes, 800_000, "of each, a tenth of the whole");
+    assert_eq!(server.engine.metrics().upload_bytes, 800_000, "each upload reserves a tenth of the quota");
     server.store(&other, 1, &value(1, 450_000));
     server.commit(&other, "film", uploaded(1, &value(1, 450_000))).unwrap();
-    server.bring(&app, 0, 0, value(1, 400_000)).unwrap();
-    assert_eq!(code(server.bring(&app, 1, 0, value(1, 400_001))), ErrorCode::BadRequest);
-    // No more than half of everything.
-    assert_eq!(code(server.bring(&app, 1, 0, value(1, 400_000))), ErrorCode::Overloaded);
+    server.send_chunk(&app, 0, 0, value(1, 400_000)).unwrap();
+    assert_eq!(code(server.send_chunk(&app, 1, 0, value(1, 400_001))), ErrorCode::BadRequest);
+    // One subject gets at most half of the quota.
+    assert_eq!(code(server.send_chunk(&app, 1, 0, value(1, 400_000))), ErrorCode::Overloaded);
     server.set(&app, "k", "v").unwrap();
-    server.upload(&app, Request::UploadCancel(UploadCancelRequest { v: V, upload: upload(0) })).unwrap();
-    server.bring(&app, 1, 0, value(1, 400_000)).unwrap();
-    server.bring(&app, 2, 0, value(1, 300_000)).unwrap();
-    // Neither does a restart give it more.
+    server
+        .upload(&app, EngineRequest::UploadCancel(UploadCancelRequest { v: V, upload: upload(0) }))
+        .unwrap();
+    server.send_chunk(&app, 1, 0, value(1, 400_000)).unwrap();
+    server.send_chunk(&app, 2, 0, value(1, 300_000)).unwrap();
+    // The quota also applies to spooled uploads after a restart.
     server.kill();
     let server = world.running_server("persist-1", |settings| {
         settings.max_uploads = 10;
         settings.max_upload_bytes = 1_000_000;
     });
     let received = [1, 2].map(|number| server.begin(&app, number).unwrap().received);
-    assert_eq!(received, [400_000, 0], "together they are more than one subject has now");
-    server.until("the other has gone", || world.spooled("persist-1") == 1);
+    assert_eq!(received, [400_000, 0], "together they exceed the quota of one subject now");
+    server.until("the other spool file is deleted", || world.spooled("persist-1") == 1);
 }
 
+/// The server rejects an upload over the limits of its subject before its bytes are in the bucket.
 #[test]
-fn what_the_subjects_limits_do_not_allow_is_refused_before_it_is_in_the_bucket() {
+fn upload_over_subject_limit_rejected_before_bucket() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     let configure = |config| {
         let request = ConfigureRequest { config, ..ConfigureRequest::default() };
-        server.run(&app, Request::Configure(request)).unwrap();
+        server.run(&app, EngineRequest::Configure(request)).unwrap();
     };
     let begin = |number, size, place| {
         let request = UploadBeginRequest { v: V, upload: upload(number), size: Some(size), place };
-        server.upload(&app, Request::UploadBegin(request))
+        server.upload(&app, EngineRequest::UploadBegin(request))
     };
     let under = |key: &str| Some(UploadPlace { key: Some(key.into()), seq: None });
-    let met = |answer: Result<UploadReply, ErrorReply>| {
+    let limit_error = |answer: Result<UploadReply, ErrorReply>| {
         let error = answer.unwrap_err();
         (error.code, error.limit.unwrap())
     };
@@ -520,24 +546,24 @@ fn what_the_subjects_limits_do_not_allow_is_refused_before_it_is_in_the_bucket()
     server.commit(&app, "film", uploaded(1, &film)).unwrap();
     let new = Some(Discard::New);
     configure(SubjectConfig { max_bytes: Some(600_000), discard: new, ..SubjectConfig::default() });
-    assert_eq!(met(begin(2, 600_001, None)), full);
-    assert_eq!(met(begin(2, 400_000, under("other"))), full);
-    assert_eq!(met(begin(2, 400_000, Some(UploadPlace::default()))), full);
-    // In the place of the first there is room. Neither is anything refused of which it is not known where it goes.
+    assert_eq!(limit_error(begin(2, 600_001, None)), full);
+    assert_eq!(limit_error(begin(2, 400_000, under("other"))), full);
+    assert_eq!(limit_error(begin(2, 400_000, Some(UploadPlace::default()))), full);
+    // As a replacement of the first value it fits. Without a place the begin is accepted too.
     begin(2, 400_000, under("film")).unwrap();
     begin(3, 400_000, None).unwrap();
     let smallest = SubjectConfig { max_msg_size: Some(300_000), ..SubjectConfig::default() };
     let too_large = (ErrorCode::TooLarge, "max_msg_size".to_owned());
-    server.bring(&app, 2, 0, smaller.clone()).unwrap();
+    server.send_chunk(&app, 2, 0, smaller.clone()).unwrap();
     configure(smallest.clone());
     let stored = world.blobs_of(&app);
-    assert_eq!(met(server.finish(&app, uploaded(2, &smaller))), too_large);
-    assert_eq!(world.blobs_of(&app), stored, "nothing went to the bucket");
-    // Pieces are held against what the subject allowed when the client last asked how far it is.
-    assert_eq!(met(server.begin(&app, 2)), too_large);
+    assert_eq!(limit_error(server.finish(&app, uploaded(2, &smaller))), too_large);
+    assert_eq!(world.blobs_of(&app), stored, "the upload stores no blob");
+    // Chunks are checked against the limits at the last begin of the client.
+    assert_eq!(limit_error(server.begin(&app, 2)), too_large);
     server.begin(&app, 3).unwrap();
-    assert_eq!(met(server.bring(&app, 3, 0, smaller.clone())), too_large);
-    // And the commit decides.
+    assert_eq!(limit_error(server.send_chunk(&app, 3, 0, smaller.clone())), too_large);
+    // The commit checks the limits again.
     configure(SubjectConfig::default());
     server.finish(&app, uploaded(2, &smaller)).unwrap();
     configure(smallest);
@@ -545,19 +571,20 @@ fn what_the_subjects_limits_do_not_allow_is_refused_before_it_is_in_the_bucket()
     assert!(server.read(&app, "film") == film);
 }
 
+/// While an uploaded value goes to the bucket, writes continue and a repeated finish reports that it is not stored.
 #[test]
-fn while_a_value_goes_to_the_bucket_writes_go_on_and_a_bucket_that_fails_is_tried_again() {
+fn upload_to_bucket_does_not_block_writes() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     let film = value(1, 500_000);
     server.begin(&app, 1).unwrap();
-    server.bring(&app, 1, 0, film.clone()).unwrap();
-    let held = world.bucket.hold(Operation::PutFile, "/blobs/", false);
+    server.send_chunk(&app, 1, 0, film.clone()).unwrap();
+    let held = world.bucket.hold(BucketOperation::PutFile, "/blobs/", false);
     let UploadedValue { upload, size, digest } = uploaded(1, &film);
-    let request = Request::UploadFinish(UploadFinishRequest { v: V, upload, size, digest });
+    let request = EngineRequest::UploadFinish(UploadFinishRequest { v: V, upload, size, digest });
     assert!(!server.upload(&app, request.clone()).unwrap().stored);
-    server.until("it is on its way", || held.reached() == 1);
+    server.until("the blob upload starts", || held.reached() == 1);
     server.set(&app, "k", "v").unwrap();
     assert!(!server.upload(&app, request).unwrap().stored);
     drop(held);
@@ -566,8 +593,9 @@ fn while_a_value_goes_to_the_bucket_writes_go_on_and_a_bucket_that_fails_is_trie
     assert!(server.read(&app, "film") == film);
 }
 
+/// A chunk read of a replaced message fails with `wrong_last` and never returns bytes of another message.
 #[test]
-fn a_message_that_is_replaced_while_it_is_read_is_gone_and_never_another() {
+fn chunk_read_of_replaced_message_is_wrong_last() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
@@ -579,7 +607,7 @@ fn a_message_that_is_replaced_while_it_is_read_is_gone_and_never_another() {
     server.store(&app, 2, &two);
     server.commit(&app, "film", uploaded(2, &two)).unwrap();
     assert_eq!(code(server.chunk(&app, id, 1_000, 1_000)), ErrorCode::WrongLast);
-    // Replaced in place, it keeps its seq, and is another all the same.
+    // A message that is replaced in place keeps its seq and gets another rev.
     let second = server.message(&app, "film").unwrap();
     let in_place = SetItem {
         seq: Some(second.seq),
@@ -587,13 +615,16 @@ fn a_message_that_is_replaced_while_it_is_read_is_gone_and_never_another() {
         value: Some("small".into()),
         ..SetItem::default()
     };
-    server.run(&app, Request::Set(SetRequest { sets: vec![in_place], ..SetRequest::default() })).unwrap();
+    server
+        .run(&app, EngineRequest::Set(SetRequest { sets: vec![in_place], ..SetRequest::default() }))
+        .unwrap();
     assert_eq!(code(server.chunk(&app, (second.seq, second.rev), 0, 10)), ErrorCode::WrongLast);
     assert_eq!(server.read(&app, "film"), b"small");
 }
 
+/// A chunk read of a missing or truncated blob fails as `corrupt`; the size of the value stays readable.
 #[test]
-fn a_piece_of_a_value_that_is_missing_or_cut_short_is_corrupt_and_never_empty() {
+fn chunk_read_of_missing_or_short_blob_is_corrupt() {
     let world = World::on_disk();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
@@ -610,6 +641,6 @@ fn a_piece_of_a_value_that_is_missing_or_cut_short_is_corrupt_and_never_empty() 
     let error = server.chunk(&app, id, 0, 100).unwrap_err();
     assert_eq!(error.code, ErrorCode::Corrupt);
     assert!(error.object.unwrap().contains("/blobs/"));
-    // What it is called and how large it is can still be said.
+    // A read of zero bytes still returns the size.
     assert_eq!(server.chunk(&app, id, 0, 0).unwrap().size, 1_000_000);
 }

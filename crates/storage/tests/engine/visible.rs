@@ -1,4 +1,4 @@
-//! Nothing is visible before it is as durable as its level asks.
+//! Visibility: a write becomes visible only when it is as durable as its level requires.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,104 +14,112 @@ fn announced(server: &Server) -> Vec<u64> {
     events.iter().flat_map(|event| &event.changes).map(|change| Change::rev(change).get()).collect()
 }
 
+/// A write of level `bucket` is neither acked nor read nor announced before it is in the bucket.
 #[test]
-fn what_the_bucket_has_not_taken_is_neither_acknowledged_nor_read_nor_announced() {
+fn unshipped_write_is_invisible() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
     server.set(&app, "a", "1").unwrap();
     server.get(&app, "a").unwrap();
-    world.bucket.set_gone(true);
-    let asked = server.ask(&app, set_request("b", "2"));
+    world.bucket.set_unreachable(true);
+    let asked = server.submit(&app, set_request("b", "2"));
     for _ in 0..20 {
-        server.pass(Duration::from_secs(1));
-        assert!(asked.answer().is_none());
-        assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "1")]), "reads go on");
+        server.advance(Duration::from_secs(1));
+        assert!(asked.try_reply().is_none());
+        assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "1")]), "reads continue");
         assert_eq!(announced(&server), [1]);
     }
     assert_eq!(server.info(&app).position.rev.get(), 1);
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     assert_eq!(set_result(asked.wait(&server)).unwrap().rev.get(), 2);
     assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2")]));
-    server.pass(Duration::from_secs(60));
-    assert_eq!(announced(&server), [1, 2], "once");
+    server.advance(Duration::from_secs(60));
+    assert_eq!(announced(&server), [1, 2], "each change is announced once");
 }
 
+/// If the bucket loses the replies to a segment upload, its writes become visible once, after the server knows the
+/// outcome.
 #[test]
-fn a_segment_whose_answers_are_lost_becomes_visible_once() {
+fn segment_with_lost_replies_becomes_visible_once() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
     server.set(&app, "a", "1").unwrap();
-    world.bucket.creates_unanswered.store(true, Ordering::SeqCst);
-    let asked = server.ask(&app, set_request("b", "2"));
-    server.pass(Duration::from_secs(20));
-    assert!(asked.answer().is_none());
+    world.bucket.lose_replies.store(true, Ordering::SeqCst);
+    let asked = server.submit(&app, set_request("b", "2"));
+    server.advance(Duration::from_secs(20));
+    assert!(asked.try_reply().is_none());
     assert_eq!(announced(&server), [1]);
-    world.bucket.creates_unanswered.store(false, Ordering::SeqCst);
+    world.bucket.lose_replies.store(false, Ordering::SeqCst);
     set_result(asked.wait(&server)).unwrap();
     assert_eq!(announced(&server), [1, 2]);
     assert_eq!(server.info(&app).count, 2);
 }
 
+/// While the bucket is unreachable, writes of weaker levels continue until the write stall, and then wait for the
+/// bucket.
 #[test]
-fn weaker_levels_go_on_without_the_bucket_until_something_has_waited_too_long() {
+fn weak_writes_continue_until_write_stall() {
     let world = World::in_memory();
     let (app, local) = (subject(APP), subject("app.local"));
     let server = world.server("persist-1");
     server.configure(&local, Level::Disk);
     server.set(&app, "a", "1").unwrap();
     server.get(&app, "a").unwrap();
-    world.bucket.set_gone(true);
-    let asked = server.ask(&app, set_request("b", "2"));
+    world.bucket.set_unreachable(true);
+    let asked = server.submit(&app, set_request("b", "2"));
     for n in 0..9 {
         server.set(&local, &n.to_string(), "v").unwrap();
-        server.pass(Duration::from_secs(1));
+        server.advance(Duration::from_secs(1));
     }
-    server.pass(Duration::from_secs(2));
-    let held = server.ask(&local, set_request("held", "v"));
-    server.pass(Duration::from_secs(30));
-    assert!(held.answer().is_none() && asked.answer().is_none());
+    server.advance(Duration::from_secs(2));
+    let held = server.submit(&local, set_request("held", "v"));
+    server.advance(Duration::from_secs(30));
+    assert!(held.try_reply().is_none() && asked.try_reply().is_none());
     assert_eq!(server.get(&local, "held").unwrap(), None);
     assert_eq!(server.get(&local, "8").unwrap().as_deref(), Some("v"));
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     set_result(held.wait(&server)).unwrap();
     set_result(asked.wait(&server)).unwrap();
-    world.bucket.set_gone(true);
+    world.bucket.set_unreachable(true);
     server.set(&local, "again", "v").unwrap();
 }
 
+/// A write of a weaker level waits for an earlier write of a stronger level in the same subject.
 #[test]
-fn a_write_of_a_weaker_level_waits_for_a_stronger_one_before_it() {
+fn weak_write_waits_for_earlier_stronger_write() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server("persist-1");
     server.configure(&app, Level::Memory);
     server.get(&app, "a").unwrap();
-    world.bucket.set_gone(true);
-    let strong = server.ask(&app, crate::support::at_level(Level::Bucket, set_request("a", "1")));
-    let weak = server.ask(&app, set_request("b", "2"));
-    server.pass(Duration::from_secs(5));
-    assert!(strong.answer().is_none() && weak.answer().is_none());
+    world.bucket.set_unreachable(true);
+    let strong = server.submit(&app, crate::support::at_level(Level::Bucket, set_request("a", "1")));
+    let weak = server.submit(&app, set_request("b", "2"));
+    server.advance(Duration::from_secs(5));
+    assert!(strong.try_reply().is_none() && weak.try_reply().is_none());
     assert_eq!(server.all(&app).unwrap(), []);
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     let revs = [&strong, &weak].map(|asked| set_result(asked.wait(&server)).unwrap().rev.get());
     assert_eq!(revs, [2, 3]);
 }
 
+/// Over `max_unshipped_bytes`, writes get `overloaded` with a retry delay, reads succeed, and accepted writes complete
+/// later.
 #[test]
-fn above_the_byte_budget_writes_are_turned_away_and_reads_go_on() {
+fn write_over_unshipped_limit_is_overloaded() {
     let world = World::in_memory();
     let app = subject(APP);
     let server = world.server_with("persist-1", |settings| settings.log.max_unshipped_bytes = 3_000_000);
     server.set(&app, "a", "1").unwrap();
     server.get(&app, "a").unwrap();
-    world.bucket.set_gone(true);
+    world.bucket.set_unreachable(true);
     let value = "x".repeat(100_000);
-    let asked: Vec<_> = (0..60).map(|n| server.ask(&app, set_request(&n.to_string(), &value))).collect();
-    server.pass(Duration::from_secs(1));
-    let answers: Vec<_> = asked.iter().map(crate::support::Asked::answer).collect();
-    assert!(server.engine.figures().log.unshipped_bytes <= 3_000_000);
+    let asked: Vec<_> = (0..60).map(|n| server.submit(&app, set_request(&n.to_string(), &value))).collect();
+    server.advance(Duration::from_secs(1));
+    let answers: Vec<_> = asked.iter().map(crate::support::PendingReply::try_reply).collect();
+    assert!(server.engine.metrics().log.unshipped_bytes <= 3_000_000);
     let waiting = answers.iter().filter(|answer| answer.is_none()).count();
     assert!((10..30).contains(&waiting), "{waiting}");
     for refused in answers.iter().flatten() {
@@ -119,7 +127,7 @@ fn above_the_byte_budget_writes_are_turned_away_and_reads_go_on() {
         assert!(error.code == ErrorCode::Overloaded && error.retry_after_ms.is_some(), "{error}");
     }
     assert_eq!(server.get(&app, "a").unwrap().as_deref(), Some("1"));
-    world.bucket.set_gone(false);
+    world.bucket.set_unreachable(false);
     for (asked, _) in asked.iter().zip(&answers).filter(|(_, answer)| answer.is_none()) {
         set_result(asked.wait(&server)).unwrap();
     }

@@ -1,11 +1,11 @@
-//! Damage is noticed, whatever it is; a newer version is named as such; right checksums excuse no contradiction.
+//! The decoders detect any damage, report newer versions as such, and reject contradictory fields with valid checksums.
 
 use bytes::Bytes;
 use dormouse_protocol::{ErrorCode, ErrorReply, Rev, Slot};
 use dormouse_storage::checksum::Crc64;
 use dormouse_storage::format::index::{self, LogIndex};
 use dormouse_storage::format::segment::{self, Footer};
-use dormouse_storage::format::{Fault, FormatError, crc32c, delta, frame};
+use dormouse_storage::format::{DecodeFault, FormatError, crc32c, delta, frame};
 
 use crate::fuzzing::repair;
 use crate::golden::golden_file;
@@ -27,11 +27,11 @@ fn read_delta(bytes: &[u8]) -> Result<(), FormatError> {
 
 fn read_frames(bytes: &[u8]) -> Result<(), FormatError> {
     let read = frame::decode_all(bytes).map_err(|fault| fault.of("frames"))?;
-    // Frames do not know how many they are: what is cut off between two of them is missed by what holds them.
+    // Frames do not store their count. The object around them detects a cut between two frames.
     if read.len() == samples::run().len() {
         Ok(())
     } else {
-        Err(Fault::Damaged("too few".to_owned()).of("frames"))
+        Err(DecodeFault::Damaged("too few".to_owned()).of("frames"))
     }
 }
 
@@ -54,8 +54,9 @@ fn objects() -> [(&'static str, Bytes, Read); 4] {
     ]
 }
 
+/// The decoders of segment, index, delta and frames reject every single flipped bit.
 #[test]
-fn one_flipped_bit_anywhere_is_noticed() {
+fn decoder_rejects_any_flipped_bit() {
     for (name, good, read) in objects() {
         read(&good).unwrap();
         for position in 0..good.len() {
@@ -68,8 +69,9 @@ fn one_flipped_bit_anywhere_is_noticed() {
     }
 }
 
+/// The decoders of segment, index, delta and frames reject missing bytes, added bytes and zeros.
 #[test]
-fn a_missing_or_added_byte_is_noticed() {
+fn decoder_rejects_missing_or_added_bytes() {
     for (name, good, read) in objects() {
         for length in 0..good.len() {
             assert!(read(&good[..length]).is_err(), "{name}: cut to {length} bytes");
@@ -83,8 +85,9 @@ fn a_missing_or_added_byte_is_noticed() {
     }
 }
 
+/// The decoders report a newer format version as unsupported, with and without valid checksums.
 #[test]
-fn a_newer_version_is_not_guessed_at() {
+fn decoder_rejects_newer_format_version() {
     let mut slot = samples::data().1.bytes.to_vec();
     let end = slot.len() - 12;
     (slot[8], slot[end]) = (2, 2);
@@ -92,7 +95,7 @@ fn a_newer_version_is_not_guessed_at() {
     let mut delta = delta_bytes().to_vec();
     (index[8], delta[8]) = (2, 2);
     let footer: Read = |bytes| Footer::decode(&samples::log(), Slot::new(1), bytes).map(drop);
-    // With or without checksums that we understand.
+    // With and without valid checksums.
     for (bytes, read) in [
         (slot.clone(), read_slot as Read),
         (repair::segment(&slot), read_slot),
@@ -108,16 +111,18 @@ fn a_newer_version_is_not_guessed_at() {
     }
 }
 
+/// The error reply for a damaged slot is `corrupt` and names the object.
 #[test]
-fn damage_tells_which_object() {
+fn corrupt_error_names_object() {
     let bytes = samples::data().1.bytes;
     let error = ErrorReply::from(read_slot(&bytes[1..]).unwrap_err());
     assert_eq!(error.code, ErrorCode::Corrupt);
     assert_eq!(error.object.as_deref(), Some("logs/persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ/0000000000000001"));
 }
 
+/// The checksum repair of the fuzz checks leaves valid WAL parts and manifests unchanged.
 #[test]
-fn repairing_changes_nothing_that_is_good() {
+fn checksum_repair_keeps_valid_bytes_unchanged() {
     let part = include_bytes!("../golden/part.wal");
     assert_eq!(repair::wal(part), part);
     for name in ["manifest-deltas.json", "manifest-tombstone-2.json"] {
@@ -126,26 +131,27 @@ fn repairing_changes_nothing_that_is_good() {
     }
 }
 
-/// Each of `changes` puts another byte at a place; with every checksum right again it must still be refused.
-fn refuse_all(good: &[u8], repaired: fn(&[u8]) -> Vec<u8>, read: Read, changes: &[(usize, u8)]) {
-    assert_eq!(repaired(good), good, "there is nothing to repair in what is good");
+/// Asserts that the decoder rejects each of `changes`, a byte at an offset, after a repair of every checksum.
+fn assert_all_rejected(good: &[u8], repaired: fn(&[u8]) -> Vec<u8>, read: Read, changes: &[(usize, u8)]) {
+    assert_eq!(repaired(good), good, "a repair leaves valid bytes unchanged");
     for &(at, byte) in changes {
         let mut bad = good.to_vec();
-        assert_ne!(bad[at], byte, "byte {at} is so already");
+        assert_ne!(bad[at], byte, "byte {at} already has this value");
         bad[at] = byte;
         let error = read(&repaired(&bad)).unwrap_err();
         assert!(!error.to_string().contains("checksum"), "byte {at}: {error}");
     }
 }
 
+/// The decoder rejects a slot with valid checksums and contradictory fields.
 #[test]
-fn a_slot_that_contradicts_itself_is_refused() {
+fn slot_with_contradictory_fields_is_rejected() {
     let (_, encoded) = samples::data();
     let good = encoded.bytes;
     let footer = good.len() - 48;
     let index = u64::from_le_bytes(good[footer..footer + 8].try_into().unwrap()) as usize;
     let line = index + 2 + encoded.lines[0].subject.as_str().len();
-    refuse_all(
+    assert_all_rejected(
         &good,
         repair::segment,
         read_slot,
@@ -153,24 +159,24 @@ fn a_slot_that_contradicts_itself_is_refused() {
             (8, 0),                         // format 0
             (12, 0),                        // a birth with blocks, not in slot 0
             (12, 2),                        // a seal with blocks
-            (12, 3),                        // no kind
+            (12, 3),                        // an unknown kind
             (13, 2),                        // another slot
             (46, b'q'),                     // another log
             (index + 2, b'z'),              // lines not sorted
-            (index + 2, b'*'),              // no subject
-            (line, good[line] ^ 1),         // a block that does not begin behind the header
+            (index + 2, b'*'),              // not a subject
+            (line, good[line] ^ 1),         // a block that does not start after the header
             (line + 8, good[line + 8] ^ 1), // a block of another length
             (line + 16, 0),                 // no entries
-            (line + 20, 200),               // ends before it begins
+            (line + 20, 200),               // ends before it starts
             (footer + 16, 2),               // fewer lines
         ],
     );
 }
 
-/// Every byte is summed up twice, so that a flipped bit does not show whether both sums are looked at: here one sum is
-/// wrong and those above it are right.
+/// The decoders reject an object if one checksum is wrong and the checksums above it are valid. Two checksums cover
+/// each byte, so a flipped bit alone does not prove that a decoder verifies both.
 #[test]
-fn every_checksum_counts_by_itself() {
+fn decoder_verifies_each_checksum_separately() {
     let slot = samples::data().1.bytes;
     let (header, footer) = (46 + samples::log().to_string().len(), slot.len() - 48);
     let index = u64::from_le_bytes(slot[footer..footer + 8].try_into().unwrap()) as usize;
@@ -208,8 +214,9 @@ fn every_checksum_counts_by_itself() {
     assert!(read_index(&index).is_err());
 }
 
+/// The decoder rejects a block whose entries contradict its index line.
 #[test]
-fn a_block_that_breaks_its_promise_is_refused() {
+fn block_that_contradicts_index_line_is_rejected() {
     let (header, encoded) = samples::data();
     let at = encoded.lines.iter().position(|line| line.subject.as_str() == "app.orders.eu").unwrap();
     let object = segment::decode(&samples::log(), header.slot, encoded.bytes).unwrap();
@@ -227,14 +234,15 @@ fn a_block_that_breaks_its_promise_is_refused() {
     }
 }
 
+/// The decoder rejects an index with valid checksums and contradictory fields.
 #[test]
-fn an_index_that_contradicts_itself_is_refused() {
+fn index_with_contradictory_fields_is_rejected() {
     let good = index_bytes();
     let first = 37 + samples::log().to_string().len();
     let end = good.len() - 28;
     let table = u64::from_le_bytes(good[end..end + 8].try_into().unwrap()) as usize;
     let lines = first + 2 + "app.Orders".len();
-    refuse_all(
+    assert_all_rejected(
         &good,
         repair::index,
         read_index,
@@ -244,27 +252,29 @@ fn an_index_that_contradicts_itself_is_refused() {
             (37, b'q'),               // another log
             (first + 2, b'z'),        // subjects not sorted
             (lines, 0),               // a subject without lines
-            (lines, 2),               // more lines than there are
+            (lines, 2),               // more lines than the group has
             (lines + 4, 200),         // a slot above the seal
-            (table, good[table] ^ 1), // a subject elsewhere than the table says
-            (end, good[end] ^ 1),     // a table elsewhere
+            (table, good[table] ^ 1), // a subject at another offset than the table has
+            (end, good[end] ^ 1),     // a table at another offset
             (end + 8, 2),             // fewer subjects
         ],
     );
 }
 
+/// The decoder rejects a delta with valid checksums and contradictory fields, or with another subject or rev than
+/// expected.
 #[test]
-fn a_delta_that_contradicts_itself_is_refused() {
+fn delta_with_contradictory_fields_is_rejected() {
     let numbers = 14 + "app.orders.eu".len();
     let good = delta_bytes();
-    refuse_all(
+    assert_all_rejected(
         &good,
         repair::delta,
         read_delta,
         &[
             (8, 0),                                 // format 0
             (14, b'A'),                             // another subject
-            (numbers, 39),                          // begins earlier than its entries
+            (numbers, 39),                          // starts earlier than its entries
             (numbers + 8, 49),                      // ends earlier
             (numbers + 16, 9),                      // fewer entries
             (numbers + 20, good[numbers + 20] ^ 1), // fewer bytes
@@ -278,19 +288,20 @@ fn a_delta_that_contradicts_itself_is_refused() {
     assert!(other_name.to_string().contains("rev 50"), "{other_name}");
 }
 
+/// The decoder rejects a frame with a valid checksum and an entry that no version writes.
 #[test]
-fn frames_that_no_version_wrote_are_refused() {
+fn frame_with_invalid_entry_is_rejected() {
     let wrapped =
         |body: &[u8]| repair::frames(&[&(body.len() as u32).to_le_bytes()[..], &[0; 4], body].concat());
     let entry = samples::entry(7, Vec::new());
     let good = dormouse_protocol::encode(&entry).unwrap();
     assert_eq!(frame::decode_all(&wrapped(&good)).unwrap(), std::slice::from_ref(&entry));
-    let highest = dormouse_storage::entry::Entry { after: Rev::new(i64::MAX as u64), ..entry.clone() };
-    let above = dormouse_storage::entry::Entry { after: Rev::new(1 + i64::MAX as u64), ..entry.clone() };
-    let termless = dormouse_storage::entry::Entry { term: Default::default(), ..entry };
+    let highest = dormouse_storage::entry::LogEntry { after: Rev::new(i64::MAX as u64), ..entry.clone() };
+    let above = dormouse_storage::entry::LogEntry { after: Rev::new(1 + i64::MAX as u64), ..entry.clone() };
+    let termless = dormouse_storage::entry::LogEntry { term: Default::default(), ..entry };
     let encode = |entry| dormouse_protocol::encode(entry).unwrap();
     assert!(frame::decode_all(&wrapped(&encode(&highest))).is_ok());
-    // Not MessagePack, trailing bytes, nothing at all, no term, a rev that SQLite cannot hold, a field of the future.
+    // Not MessagePack, trailing bytes, an empty entry, no term, a rev too large for SQLite, a field of a later version.
     let future = [&[good[0] + 1], &good[1..], b"\xa3new\x01"].concat();
     for bad in
         [&b"\xc1"[..], &[&good[..], b"\xc0"].concat(), b"", &encode(&termless), &encode(&above), &future]

@@ -1,4 +1,4 @@
-//! `docs/formats.md` is right: golden files are taken apart by its tables alone.
+//! Checks `docs/formats.md`: its tables alone are enough to parse the golden files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -38,7 +38,7 @@ fn table(heading: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// What a table says is in bytes: each field's name and where it is.
+/// The fields that a table finds in bytes: each field's name with its offset and bytes.
 struct Fields {
     at: BTreeMap<String, (usize, Vec<u8>)>,
     end: usize,
@@ -54,12 +54,12 @@ impl Fields {
         std::str::from_utf8(&self.at[name].1).unwrap()
     }
 
-    fn place(&self, name: &str) -> usize {
+    fn offset(&self, name: &str) -> usize {
         self.at[name].0
     }
 }
 
-/// Takes bytes apart by the table below a heading. `bytes` without a number in front are as long as the field before says.
+/// Parses bytes by the table below a heading. The field before gives the length of `bytes` without a number.
 fn walk(heading: &str, bytes: &[u8], start: usize) -> Fields {
     let (mut at, mut fields, mut length) = (start, BTreeMap::new(), 0);
     for row in table(heading) {
@@ -81,22 +81,23 @@ fn walk(heading: &str, bytes: &[u8], start: usize) -> Fields {
     Fields { at: fields, end: at }
 }
 
+/// The golden slots match the tables of `docs/formats.md`.
 #[test]
-fn a_slot_is_what_the_document_says() {
+fn slot_layout_matches_document() {
     for (name, kind, slot) in [("birth", 0, 0), ("data", 1, 1), ("seal", 2, 2)] {
         let bytes = golden_file(&format!("segment-{name}.bin"));
         let header = walk("### Slot header", &bytes, 0);
         assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&segment::MAGIC[..], 1));
         assert_eq!((header.number("kind"), header.number("slot")), (kind, slot));
         assert_eq!(header.text("log"), samples::log().to_string());
-        let summed = &bytes[..header.place("header checksum")];
+        let summed = &bytes[..header.offset("header checksum")];
         assert_eq!(header.number("header checksum"), crc(summed));
 
         let start = bytes.len() - segment::FOOTER_BYTES;
         let footer = walk("### Slot footer", &bytes, start);
         assert_eq!((footer.end, footer.text("magic").as_bytes()), (bytes.len(), &segment::END_MAGIC[..]));
         assert_eq!(footer.number("index offset") + footer.number("index length"), start as u64);
-        assert_eq!(footer.number("checksum"), Crc64::of(&bytes[..footer.place("checksum")]).to_u64());
+        assert_eq!(footer.number("checksum"), Crc64::of(&bytes[..footer.offset("checksum")]).to_u64());
         assert_eq!(footer.number("footer checksum"), crc(&bytes[start..start + 32]));
 
         let (mut at, mut block) = (footer.number("index offset") as usize, header.end);
@@ -116,14 +117,15 @@ fn a_slot_is_what_the_document_says() {
     }
 }
 
+/// The golden index matches the tables of `docs/formats.md`.
 #[test]
-fn an_index_is_what_the_document_says() {
+fn index_layout_matches_document() {
     let bytes = golden_file("index.bin");
     let header = walk("### Index header", &bytes, 0);
     assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&index::MAGIC[..], 1));
     assert_eq!((header.number("seal"), header.text("log")), (4, samples::log().to_string().as_str()));
     let end = walk("### Index end", &bytes, bytes.len() - 28);
-    assert_eq!(end.number("checksum"), Crc64::of(&bytes[..end.place("checksum")]).to_u64());
+    assert_eq!(end.number("checksum"), Crc64::of(&bytes[..end.offset("checksum")]).to_u64());
     assert_eq!(end.number("end checksum"), crc(&bytes[bytes.len() - 28..bytes.len() - 4]));
     let (mut at, mut table, mut lines) = (header.end, end.number("table offset") as usize, Vec::new());
     for _ in 0..end.number("subjects") {
@@ -143,8 +145,9 @@ fn an_index_is_what_the_document_says() {
     assert_eq!(lines, expected.collect::<Vec<_>>());
 }
 
+/// The golden delta and its frames match the tables of `docs/formats.md`.
 #[test]
-fn a_delta_is_what_the_document_says() {
+fn delta_layout_matches_document() {
     let bytes = golden_file("delta.bin");
     let header = walk("### Delta header", &bytes, 0);
     assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&delta::MAGIC[..], 1));
@@ -152,7 +155,7 @@ fn a_delta_is_what_the_document_says() {
         (header.text("subject"), header.number("after"), header.number("last_rev")),
         ("app.orders.eu", 40, 50)
     );
-    let summed = &bytes[..header.place("header checksum")];
+    let summed = &bytes[..header.offset("header checksum")];
     assert_eq!(header.number("header checksum"), crc(summed));
     let frames = &bytes[header.end..];
     assert_eq!(header.number("frames length"), frames.len() as u64);
@@ -169,13 +172,14 @@ fn a_delta_is_what_the_document_says() {
     assert!(document().contains(&limit), "{limit}");
 }
 
+/// The golden WAL part matches the tables of `docs/formats.md`, which lists every record kind.
 #[test]
-fn a_part_is_what_the_document_says() {
+fn wal_part_layout_matches_document() {
     let bytes = golden_file("part.wal");
     let header = walk("### Part header", &bytes, 0);
     assert_eq!((header.text("magic"), header.number("format")), ("DORMWAL\n", 1));
     assert_eq!(header.number("format checksum"), crc(&bytes[..12]));
-    let summed = &bytes[..header.place("header checksum")];
+    let summed = &bytes[..header.offset("header checksum")];
     assert_eq!(header.number("header checksum"), crc(summed));
     let (mut at, mut kinds) = (header.end, BTreeSet::new());
     while at < bytes.len() {
@@ -189,8 +193,9 @@ fn a_part_is_what_the_document_says() {
     assert!(kinds.iter().all(|kind| known.contains(&format!("\n| {kind} "))), "{kinds:?}");
 }
 
+/// The golden manifests have exactly the fields of `docs/formats.md`, in the same order.
 #[test]
-fn a_manifest_has_the_fields_of_the_document_in_their_order() {
+fn manifest_fields_match_document_in_order() {
     let documented: Vec<String> =
         table("## The manifest").into_iter().map(|mut row| row.swap_remove(0)).collect();
     for name in ["new", "snapshot", "deltas", "tombstone", "tombstone-2", "after-tombstone-2"] {
@@ -234,7 +239,7 @@ impl<'de> Visitor<'de> for Names {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
+        f.write_str("any value")
     }
 
     fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
@@ -262,7 +267,7 @@ impl<'de> Visitor<'de> for Names {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
         while let Some((name, Self(names))) = map.next_entry::<String, Self>()? {
-            // What metadata is called is the application's business.
+            // The application chooses the names in metadata.
             if name != "metadata" {
                 self.0.extend(names);
             }
@@ -272,8 +277,9 @@ impl<'de> Visitor<'de> for Names {
     }
 }
 
+/// Every field name in a golden entry is documented, and every documented entry field and operation has a golden entry.
 #[test]
-fn every_name_in_an_entry_is_in_the_document() {
+fn entry_field_names_are_documented() {
     let (document, protocol) = (document(), include_str!("../../../../PROTOCOL.md"));
     let mut seen = BTreeSet::new();
     for (name, _) in samples::entries() {
@@ -282,7 +288,7 @@ fn every_name_in_an_entry_is_in_the_document() {
         seen.extend(names);
     }
     for name in &seen {
-        // Replies, errors and configurations are the protocol's.
+        // PROTOCOL.md documents replies, errors and configurations.
         let here = document.contains(&format!("`{name}`")) || protocol.contains(&format!("`{name}`"));
         let in_a_list = protocol.contains(&format!("{name}:")) || protocol.contains(&format!("{name}?"));
         assert!(here || in_a_list, "{name} is documented nowhere");
@@ -298,8 +304,9 @@ fn every_name_in_an_entry_is_in_the_document() {
     }
 }
 
+/// The SQLite schema, application id and schema version match `docs/formats.md`.
 #[test]
-fn the_tables_of_sqlite_are_the_document_s() {
+fn sqlite_schema_matches_document() {
     let source = include_str!("../../src/database/schema.rs");
     let (_, create) = source.split_once("CREATE: &str = \"\n").unwrap();
     let (create, _) = create.split_once("\";\n").unwrap();

@@ -1,4 +1,4 @@
-//! Frozen: what any version ever wrote stays readable as it is. A change of a golden file is a new format.
+//! Frozen formats: each version reads the bytes of every earlier version. A changed golden file means a new format.
 
 use dormouse_protocol::{Rev, Slot};
 use dormouse_storage::format::index::{self, LogIndex};
@@ -7,8 +7,9 @@ use dormouse_storage::format::{delta, frame, segment};
 use crate::golden::golden;
 use crate::samples;
 
+/// The frame of every sample entry matches its golden file byte for byte and decodes to that entry.
 #[test]
-fn the_frame_of_every_entry_is_frozen() {
+fn frame_bytes_are_frozen() {
     for (name, entry) in samples::entries() {
         let encoded = frame::encode(&entry).unwrap();
         let golden = golden(&format!("frame-{name}.bin"), &encoded);
@@ -17,8 +18,9 @@ fn the_frame_of_every_entry_is_frozen() {
     }
 }
 
+/// The birth, data and seal slots match their golden files byte for byte and decode to the same content.
 #[test]
-fn every_kind_of_slot_is_frozen() {
+fn slot_bytes_are_frozen() {
     for (name, (header, encoded)) in
         [("birth", samples::birth()), ("data", samples::data()), ("seal", samples::seal())]
     {
@@ -30,8 +32,9 @@ fn every_kind_of_slot_is_frozen() {
     }
 }
 
+/// The log index matches its golden file byte for byte and decodes to the same lines.
 #[test]
-fn the_index_is_frozen() {
+fn index_bytes_are_frozen() {
     let (header, lines) = samples::index();
     let encoded = index::encode(&header, lines.clone());
     let golden = golden("index.bin", &encoded);
@@ -41,8 +44,9 @@ fn the_index_is_frozen() {
     assert_eq!((index.header(), read), (&header, lines));
 }
 
+/// The delta matches its golden file byte for byte and decodes to the same entries.
 #[test]
-fn the_delta_is_frozen() {
+fn delta_bytes_are_frozen() {
     let (subject, run) = (samples::subject("app.orders.eu"), samples::run());
     let frames = [samples::frames(&run[..1]), samples::frames(&run[1..])];
     let encoded = delta::encode(&subject, Rev::new(40), frames).unwrap();
@@ -52,8 +56,9 @@ fn the_delta_is_frozen() {
     assert_eq!((delta.after, delta.last_rev, delta.entries), (Rev::new(40), Rev::new(50), run));
 }
 
+/// The decoder rejects a slot under another slot number or log, and the error names the requested object.
 #[test]
-fn a_slot_knows_its_place() {
+fn slot_of_other_log_or_number_is_rejected() {
     let (_, encoded) = samples::data();
     for (slot, log) in
         [(2, "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ"), (1, "persist-2-01J9Z3ZZZZZZZZZZZZZZZZZZZZ")]

@@ -1,8 +1,8 @@
-//! Files of bytes that any version ever wrote, in `tests/golden`.
+//! The golden files in `tests/golden`: bytes as earlier versions wrote them.
 
 use std::path::PathBuf;
 
-/// Set to write what is missing or different, after a format has been changed on purpose.
+/// If this variable is set, missing and different golden files are written, after an intended change of a format.
 pub const WRITE: &str = "DORMOUSE_WRITE_GOLDEN";
 
 fn path(name: &str) -> PathBuf {
@@ -15,7 +15,7 @@ pub fn golden_file(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error} ({WRITE}=1 writes it)", path.display()))
 }
 
-/// The same. With [`WRITE`] set the file is first made to hold `now`.
+/// The bytes of a golden file. If [`WRITE`] is set, `now` is first written to the file.
 pub fn golden(name: &str, now: &[u8]) -> Vec<u8> {
     let path = path(name);
     if std::env::var_os(WRITE).is_some() && std::fs::read(&path).ok().as_deref() != Some(now) {

@@ -1,4 +1,4 @@
-//! What is stored: frozen bytes, damage that is noticed, and a document that says what is there.
+//! Stored formats: frozen bytes, detection of damage, and the document of the formats.
 
 mod corpus;
 mod damage;

@@ -1,4 +1,4 @@
-//! Parts of objects, as range requests and look-ups want them.
+//! Parts of objects, as range reads and lookups use them.
 
 use bytes::Bytes;
 use dormouse_protocol::{Rev, Slot};
@@ -12,8 +12,9 @@ fn part(bytes: &Bytes, range: std::ops::Range<u64>) -> Bytes {
     bytes.slice(range.start as usize..range.end as usize)
 }
 
+/// A segment returns the entries of each of its subjects and none for an absent subject.
 #[test]
-fn a_segment_gives_back_each_subject_s_entries() {
+fn segment_returns_entries_of_each_subject() {
     let (header, encoded) = samples::data();
     let object = segment::decode(&samples::log(), header.slot, encoded.bytes).unwrap();
     assert_eq!(object.entries_of(&samples::subject("app.orders.eu")).unwrap(), samples::run());
@@ -21,8 +22,9 @@ fn a_segment_gives_back_each_subject_s_entries() {
     assert_eq!(object.entries_of(&samples::subject("app.orders")).unwrap(), []);
 }
 
+/// Range reads of header, footer, index and block are enough to read one subject of a segment.
 #[test]
-fn one_subject_is_read_by_ranges() {
+fn segment_subject_is_read_by_ranges() {
     let (header, encoded) = samples::data();
     let (log, slot) = (samples::log(), header.slot);
     let front = encoded.bytes.slice(..MAX_HEADER_BYTES.min(encoded.bytes.len()));
@@ -43,8 +45,9 @@ fn one_subject_is_read_by_ranges() {
     assert!(error.to_string().contains("app.orders.eu"), "{error}");
 }
 
+/// A log index returns the lines of all its subjects and none for an absent subject.
 #[test]
-fn an_index_finds_every_subject_and_no_other() {
+fn index_finds_all_subjects_and_no_other() {
     let (header, lines) = samples::index();
     let index = LogIndex::decode(&samples::log(), index::encode(&header, lines.clone())).unwrap();
     assert_eq!((index.len(), index.subjects().count()), (3, 3));
@@ -59,12 +62,13 @@ fn an_index_finds_every_subject_and_no_other() {
     assert!(empty.is_empty() && empty.lines_of(&samples::subject("a")).is_empty());
 }
 
+/// The encoder rejects a delta with a gap, a wrong start, no entries or a damaged frame.
 #[test]
-fn a_delta_that_nobody_could_read_is_not_written() {
+fn delta_with_invalid_run_is_not_encoded() {
     let (subject, run) = (samples::subject("a"), samples::run());
-    let hole = [samples::frames(&run[..1]), samples::frames(&run[2..])];
+    let with_gap = [samples::frames(&run[..1]), samples::frames(&run[2..])];
     for (after, frames) in [
-        (40, hole.to_vec()),
+        (40, with_gap.to_vec()),
         (39, vec![samples::frames(&run)]),
         (40, Vec::new()),
         (40, vec![samples::frames(&run).slice(1..)]),
@@ -73,21 +77,23 @@ fn a_delta_that_nobody_could_read_is_not_written() {
     }
 }
 
+/// The run check accepts consecutive entries and rejects a run with a missing entry.
 #[test]
-fn a_run_has_no_hole() {
+fn entry_run_with_gap_is_rejected() {
     let run = samples::run();
     assert_eq!(frame::check_run(&run), Ok(()));
     assert_eq!(frame::check_run(&[]), Ok(()));
-    for gone in 1..run.len() - 1 {
-        let mut hole = run.clone();
-        hole.remove(gone);
-        assert!(frame::check_run(&hole).is_err(), "without entry {gone}");
+    for missing in 1..run.len() - 1 {
+        let mut with_gap = run.clone();
+        with_gap.remove(missing);
+        assert!(frame::check_run(&with_gap).is_err(), "without entry {missing}");
     }
 }
 
+/// A segment of 100,000 subjects encodes and decodes.
 #[test]
-fn a_hundred_thousand_subjects_fit_a_segment() {
-    let entry = samples::entry(0, vec![dormouse_storage::plan::Operation::Set(samples::least_set(1))]);
+fn segment_holds_100000_subjects() {
+    let entry = samples::entry(0, vec![dormouse_storage::plan::RecordOp::Set(samples::minimal_set(1))]);
     let blocks = (0..100_000)
         .rev()
         .map(|number| samples::block(&format!("app.user.{number:06}"), std::slice::from_ref(&entry)));

@@ -1,34 +1,34 @@
-//! Whatever is written is read; whatever is not written is refused.
+//! Round trips of random content, and rejection of random bytes.
 
 use bytes::Bytes;
 use dormouse_protocol::{Rev, Seq, Slot};
-use dormouse_storage::entry::Entry;
+use dormouse_storage::entry::LogEntry;
 use dormouse_storage::format::index::{self, LogIndex};
 use dormouse_storage::format::segment::{self, SlotHeader, SlotKind};
 use dormouse_storage::format::{delta, frame};
 use dormouse_storage::keys::Nonce;
-use dormouse_storage::plan::{Operation, SetOperation};
+use dormouse_storage::plan::{RecordOp, SetOperation};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use crate::fuzzing::CHECKS;
 use crate::samples;
 
-fn operation() -> impl Strategy<Value = Operation> {
+fn operation() -> impl Strategy<Value = RecordOp> {
     let set = (1_u64.., any::<Option<String>>(), any::<Option<Vec<u8>>>()).prop_map(|(seq, key, value)| {
-        SetOperation { key, value: value.map(Bytes::from), ..samples::least_set(seq >> 12) }
+        SetOperation { key, value: value.map(Bytes::from), ..samples::minimal_set(seq >> 12) }
     });
     prop_oneof![
-        set.clone().prop_map(Operation::Set),
-        vec(set, 0..4).prop_map(|sets| Operation::Batch { sets }),
-        any::<(u64, u64)>().prop_map(|(seq, count)| Operation::DeleteAll { end_seq: Seq::new(seq), count }),
+        set.clone().prop_map(RecordOp::Set),
+        vec(set, 0..4).prop_map(|sets| RecordOp::Batch { sets }),
+        any::<(u64, u64)>().prop_map(|(seq, count)| RecordOp::DeleteAll { end_seq: Seq::new(seq), count }),
     ]
 }
 
-/// Entries that follow each other from some rev on.
-fn run() -> impl Strategy<Value = Vec<Entry>> {
+/// A run of entries that starts at a random rev.
+fn run() -> impl Strategy<Value = Vec<LogEntry>> {
     (0_u64..1 << 40, vec(vec(operation(), 0..4), 1..6)).prop_map(|(mut after, all)| {
-        let entry = |operations: Vec<Operation>| {
+        let entry = |operations: Vec<RecordOp>| {
             let entry = samples::entry(after, operations);
             after = entry.last_rev().get();
             entry
@@ -38,8 +38,9 @@ fn run() -> impl Strategy<Value = Vec<Entry>> {
 }
 
 proptest! {
+    /// Random entries survive the round trip through a segment and through a delta.
     #[test]
-    fn segments_and_deltas_give_back_what_they_got(
+    fn segments_and_deltas_round_trip_entries(
         runs in btree_map("[a-zA-Z0-9é_]{1,20}", run(), 1..6),
         slot in 1_u64..,
         nonce: [u8; 16],
@@ -65,8 +66,9 @@ proptest! {
         }
     }
 
+    /// A log index returns exactly the random lines that it was encoded from.
     #[test]
-    fn an_index_finds_what_was_put_in(slots in vec((1_u64..50, vec("[a-d]{1,3}", 1..20)), 0..20)) {
+    fn index_round_trips_random_lines(slots in vec((1_u64..50, vec("[a-d]{1,3}", 1..20)), 0..20)) {
         let sample = samples::data().1.lines.remove(0);
         let mut lines = std::collections::BTreeMap::new();
         for (slot, names) in slots {
@@ -86,23 +88,24 @@ proptest! {
         prop_assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     }
 
+    /// The decoders reject random bytes, also behind a valid start, and no decoder check panics.
     #[test]
-    fn hostile_bytes_are_refused(bytes: Vec<u8>, tail: Vec<u8>) {
+    fn decoder_rejects_random_bytes(bytes: Vec<u8>, tail: Vec<u8>) {
         prop_assert!(bytes.is_empty() || frame::decode_all(&bytes).is_err());
         prop_assert!(delta::read(&bytes).is_err());
         for (_, check) in CHECKS {
             check(&bytes);
         }
-        // Something that begins well.
+        // Random bytes after a valid start.
         let start = samples::data().1.bytes;
         let bytes = [&start[..tail.len().min(start.len())], &tail[..]].concat();
         prop_assert!(segment::decode(&samples::log(), Slot::new(1), bytes.into()).is_err());
     }
 
-    /// Some bytes of a good object are changed and all its checksums made right: nothing may panic, and what is still
-    /// read is what would be written.
+    /// If some bytes of a valid object change and all its checksums are repaired, no check panics, and decoded content
+    /// encodes to the same bytes.
     #[test]
-    fn changed_objects_hold(changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn changed_objects_with_valid_checksums_never_panic(changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         let (header, lines) = samples::index();
         let delta = delta::encode(&samples::subject("a"), Rev::new(40), [samples::frames(&samples::run())]);
         for good in [samples::data().1.bytes, index::encode(&header, lines), delta.unwrap().bytes] {

@@ -1,4 +1,4 @@
-//! One of everything that is stored, the same in every run.
+//! One sample of each stored object, identical in every run.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use dormouse_protocol::{
     Subject, Term, Timestamp,
 };
 use dormouse_storage::checksum::Crc64;
-use dormouse_storage::entry::{Entry, Outcome, Remembered};
+use dormouse_storage::entry::{DedupRecord, LogEntry, WriteOutcome};
 use dormouse_storage::format::index::IndexHeader;
 use dormouse_storage::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_storage::format::{IndexLine, frame};
 use dormouse_storage::keys::{BlobName, Nonce};
-use dormouse_storage::plan::{BlobRef, Operation, RemovalCause, SetOperation};
+use dormouse_storage::plan::{BlobRef, RecordOp, RemovalCause, SetOperation};
 
 pub fn log() -> LogId {
     "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ".parse().unwrap()
@@ -33,8 +33,8 @@ fn time(micros: u64) -> Timestamp {
     Timestamp::from_micros(1_700_000_000_000_000 + micros)
 }
 
-/// A set of nothing but what every set has.
-pub fn least_set(seq: u64) -> SetOperation {
+/// A set with only the required fields.
+pub fn minimal_set(seq: u64) -> SetOperation {
     SetOperation {
         seq: Seq::new(seq),
         key: None,
@@ -56,24 +56,30 @@ fn full_set(seq: u64) -> SetOperation {
         replaces: Some(Seq::new(3)),
         expires_at: Some(time(60_000_000)),
         msg_id: Some("order-7".to_owned()),
-        ..least_set(seq)
+        ..minimal_set(seq)
     }
 }
 
 fn blob_set(seq: u64) -> SetOperation {
     let name = BlobName { term: Term::new(2), nonce: nonce(8) };
     let blob = BlobRef { name, size_bytes: 1 << 33, crc64: Crc64::of(b"a large value") };
-    SetOperation { blob: Some(blob), key: Some(String::new()), ..least_set(seq) }
+    SetOperation { blob: Some(blob), key: Some(String::new()), ..minimal_set(seq) }
 }
 
 /// An entry after a rev.
-pub fn entry(after: u64, operations: Vec<Operation>) -> Entry {
-    Entry { term: Term::new(2), after: Rev::new(after), accept_time: time(after), request: None, operations }
+pub fn entry(after: u64, operations: Vec<RecordOp>) -> LogEntry {
+    LogEntry {
+        term: Term::new(2),
+        after: Rev::new(after),
+        accept_time: time(after),
+        request: None,
+        operations,
+    }
 }
 
-fn answered(entry: Entry, counter: u64, outcome: Outcome) -> Entry {
+fn answered(entry: LogEntry, counter: u64, outcome: WriteOutcome) -> LogEntry {
     let session: SessionId = "01J9Z3ABCDEFGHJKMNPQRSTVWX".parse().unwrap();
-    Entry { request: Some(Remembered { id: RequestId { session, counter }, outcome }), ..entry }
+    LogEntry { request: Some(DedupRecord { id: RequestId { session, counter }, outcome }), ..entry }
 }
 
 fn position(rev: u64) -> Position {
@@ -97,8 +103,8 @@ fn config() -> SubjectConfig {
     }
 }
 
-/// One entry of every sort; together they are a run that begins after rev 40.
-pub fn entries() -> Vec<(&'static str, Entry)> {
+/// One entry of every kind; together they are a run that starts after rev 40.
+pub fn entries() -> Vec<(&'static str, LogEntry)> {
     let done = SetResult {
         seq: Seq::new(8),
         term: Term::new(2),
@@ -115,44 +121,47 @@ pub fn entries() -> Vec<(&'static str, Entry)> {
         DeleteReply { position: position(46), seqs: vec![Seq::new(4), Seq::new(5)], duplicate: false };
     let delete_all = DeleteAllReply { position: position(49), count: 3, duplicate: false };
     let configure = ConfigureReply { position: position(50), duplicate: false };
-    let delete_by = |cause| vec![Operation::Delete { removed: removed(), cause }];
+    let delete_by = |cause| vec![RecordOp::Delete { removed: removed(), cause }];
     vec![
-        ("set-least", entry(40, vec![Operation::Set(least_set(7))])),
-        ("set-full", answered(entry(41, vec![Operation::Set(full_set(8))]), 1, Outcome::Set(set))),
-        ("sets-of-one-request", entry(42, vec![Operation::Set(blob_set(9)), Operation::Set(least_set(10))])),
-        ("batch", entry(44, vec![Operation::Batch { sets: vec![least_set(11), full_set(12)] }])),
-        ("delete-asked", answered(entry(45, delete_by(RemovalCause::Asked)), 2, Outcome::Delete(delete))),
+        ("set-least", entry(40, vec![RecordOp::Set(minimal_set(7))])),
+        ("set-full", answered(entry(41, vec![RecordOp::Set(full_set(8))]), 1, WriteOutcome::Set(set))),
+        ("sets-of-one-request", entry(42, vec![RecordOp::Set(blob_set(9)), RecordOp::Set(minimal_set(10))])),
+        ("batch", entry(44, vec![RecordOp::Batch { sets: vec![minimal_set(11), full_set(12)] }])),
+        (
+            "delete-asked",
+            answered(entry(45, delete_by(RemovalCause::Asked)), 2, WriteOutcome::Delete(delete)),
+        ),
         ("delete-evicted", entry(46, delete_by(RemovalCause::Evicted))),
         ("delete-expired", entry(47, delete_by(RemovalCause::Expired))),
         (
             "delete-all",
             answered(
-                entry(48, vec![Operation::DeleteAll { end_seq: Seq::new((1 << 53) - 1), count: 3 }]),
+                entry(48, vec![RecordOp::DeleteAll { end_seq: Seq::new((1 << 53) - 1), count: 3 }]),
                 3,
-                Outcome::DeleteAll(delete_all),
+                WriteOutcome::DeleteAll(delete_all),
             ),
         ),
         (
             "configure",
             answered(
-                entry(49, vec![Operation::Configure { config: config() }]),
+                entry(49, vec![RecordOp::Configure { config: config() }]),
                 4,
-                Outcome::Configure(configure),
+                WriteOutcome::Configure(configure),
             ),
         ),
-        ("refused", answered(entry(50, Vec::new()), 5, Outcome::Refused(wrong))),
+        ("refused", answered(entry(50, Vec::new()), 5, WriteOutcome::Refused(wrong))),
     ]
 }
 
-pub fn run() -> Vec<Entry> {
+pub fn run() -> Vec<LogEntry> {
     entries().into_iter().map(|(_, entry)| entry).collect()
 }
 
-pub fn frames(entries: &[Entry]) -> Bytes {
+pub fn frames(entries: &[LogEntry]) -> Bytes {
     entries.iter().flat_map(|entry| frame::encode(entry).unwrap()).collect()
 }
 
-pub fn block(name: &str, entries: &[Entry]) -> Block {
+pub fn block(name: &str, entries: &[LogEntry]) -> Block {
     Block {
         subject: subject(name),
         first_after: entries[0].after,
@@ -172,13 +181,13 @@ pub fn birth() -> (SlotHeader, EncodedSlot) {
     (header, encoded)
 }
 
-/// Three subjects; the blocks come unsorted, and those of one subject in two pieces.
+/// Three subjects, with unsorted blocks, and two blocks of one subject.
 pub fn data() -> (SlotHeader, EncodedSlot) {
     let header = header(SlotKind::Data, 1, birth().1.checksum);
     let run = run();
     let blocks = vec![
         block("app.orders.eu", &run[..4]),
-        block("app.Orders", &[entry(0, vec![Operation::Set(least_set(1))])]),
+        block("app.Orders", &[entry(0, vec![RecordOp::Set(minimal_set(1))])]),
         block("app.orders.eu", &run[4..]),
         block("Ünïcode.名前", &[entry(3, Vec::new())]),
     ];
@@ -192,7 +201,7 @@ pub fn seal() -> (SlotHeader, EncodedSlot) {
     (header, encoded)
 }
 
-/// As if slots 1 and 3 held what [`data`] holds, one of its subjects only in the second.
+/// An index in which slots 1 and 3 hold the blocks of [`data`], one of its subjects only in slot 3.
 pub fn index() -> (IndexHeader, Vec<(Slot, IndexLine)>) {
     let lines = data().1.lines;
     let of = |slot: u64| lines.iter().map(move |line| (Slot::new(slot), line.clone()));

@@ -1,5 +1,5 @@
-//! Makes every checksum right, as far as the bytes have places for them. Knows the formats from `docs/formats.md`, not
-//! from the code that it tests.
+//! Repairs every checksum for which the bytes have a field. The formats are implemented from `docs/formats.md`, without
+//! the code under test.
 
 use std::ops::Range;
 
@@ -131,13 +131,13 @@ fn repair_wal(bytes: &mut [u8]) -> Option<()> {
     let name = 34..34 + number::<2>(bytes, 32)?;
     put_crc32c(bytes, 0..12, 12)?;
     put_crc32c(bytes, 0..name.end, name.end)?;
-    // The checksums of a record cover where it stands.
-    let place = [bytes.get(name.clone())?, bytes.get(16..24)?].concat();
+    // The checksums of a record also cover its context: log, part number and offset.
+    let context = [bytes.get(name.clone())?, bytes.get(16..24)?].concat();
     let mut at = name.end + 4;
     while at < bytes.len() {
         let end = (at + 24).checked_add(number::<4>(bytes, at + 4)?)?;
         for (of, checksum) in [(at + 24..end, at + 16), (at..at + 20, at + 20)] {
-            let summed = [&place[..], &(at as u64).to_le_bytes(), bytes.get(of)?].concat();
+            let summed = [&context[..], &(at as u64).to_le_bytes(), bytes.get(of)?].concat();
             put(bytes, checksum, &crc32c(&summed).to_le_bytes())?;
         }
         at = end;

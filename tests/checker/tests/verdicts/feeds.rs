@@ -1,34 +1,34 @@
 //! Feeds.
 
-use dormouse_checker::{Feed, FeedBegins, FeedKeys, FeedTells, FeedTold, HarmKind, Property};
+use dormouse_checker::{Feed, FeedBegins, FeedKeys, FeedOutput, FeedOutputKind, Property, ServerFaultKind};
 use dormouse_protocol::{Level, Message, Position, Seq};
 
 use crate::story::{Story, at, message};
 
-/// A feed of everything that told this, and at whose end its reader is at the last position.
-fn feed(story: &mut Story, begins: FeedBegins, told: Vec<FeedTells>) {
+/// A feed of all messages with this output. At its end, the reader is at the last position.
+fn feed(story: &mut Story, begins: FeedBegins, outputs: Vec<FeedOutputKind>) {
     let now = story.tick();
-    let told = told.into_iter().map(|what| {
-        let position = if let FeedTells::CaughtUp(position) = what { Some(position) } else { None };
-        FeedTold { at: now, what, position }
+    let outputs = outputs.into_iter().map(|kind| {
+        let position = if let FeedOutputKind::CaughtUp(position) = kind { Some(position) } else { None };
+        FeedOutput { at: now, kind, position }
     });
-    let told = told.collect();
-    story.subject.feeds.push(Feed { client: 5, at: now, begins, keys: FeedKeys::All, told });
+    let outputs = outputs.collect();
+    story.subject.feeds.push(Feed { client: 5, at: now, begins, keys: FeedKeys::All, outputs });
 }
 
-fn set(message: Message) -> FeedTells {
-    FeedTells::Set { message, replaces: None }
+fn set(message: Message) -> FeedOutputKind {
+    FeedOutputKind::Set { message, replaces: None }
 }
 
-fn removed(seq: u64, key: &str) -> FeedTells {
-    FeedTells::Removed { seq: Seq::new(seq), key: Some(key.to_owned()) }
+fn removed(seq: u64, key: &str) -> FeedOutputKind {
+    FeedOutputKind::Removed { seq: Seq::new(seq), key: Some(key.to_owned()) }
 }
 
-const fn mark(position: Position) -> FeedTells {
-    FeedTells::CaughtUp(position)
+const fn mark(position: Position) -> FeedOutputKind {
+    FeedOutputKind::CaughtUp(position)
 }
 
-/// k is set, set again, and removed; l is set.
+/// k is set, set again and removed; l is set.
 fn story() -> Story {
     let mut story = Story::new();
     story.set("k", "a", 1, at(1, 1)).set("l", "b", 2, at(1, 2)).set("k", "c", 3, at(1, 3));
@@ -36,11 +36,12 @@ fn story() -> Story {
     story
 }
 
+/// Applying the output of a feed must give the subject's state at each mark; any other output is a violation.
 #[test]
-fn whoever_applies_a_feed_has_the_state_at_each_mark() {
+fn feed_output_applied_equals_state_at_each_mark() {
     let (k, l) = (message("k", "a", 1, at(1, 1)), message("l", "b", 2, at(1, 2)));
     let again = message("k", "c", 3, at(1, 3));
-    let replacing = FeedTells::Set { message: again.clone(), replaces: Some(Seq::new(1)) };
+    let replacing = FeedOutputKind::Set { message: again.clone(), replaces: Some(Seq::new(1)) };
     let mut clean = story();
     let whole = vec![
         set(k.clone()),
@@ -52,40 +53,45 @@ fn whoever_applies_a_feed_has_the_state_at_each_mark() {
         mark(at(1, 4)),
     ];
     feed(&mut clean, FeedBegins::Beginning, whole);
-    // Whoever comes later is spared what is over.
+    // A feed that starts later omits replaced messages.
     feed(&mut clean, FeedBegins::Beginning, vec![set(l.clone()), mark(at(1, 4))]);
     let later = vec![set(again.clone()), mark(at(1, 3)), removed(3, "k"), mark(at(1, 4))];
     feed(&mut clean, FeedBegins::After(at(1, 2)), later);
     feed(&mut clean, FeedBegins::Now, vec![mark(at(1, 3)), removed(3, "k"), mark(at(1, 4))]);
-    feed(&mut clean, FeedBegins::Now, vec![mark(at(1, 1)), FeedTells::Reset, set(l.clone()), mark(at(1, 4))]);
+    feed(
+        &mut clean,
+        FeedBegins::Now,
+        vec![mark(at(1, 1)), FeedOutputKind::Reset, set(l.clone()), mark(at(1, 4))],
+    );
     clean.is_clean();
 
     let wrong = [
-        // What was removed is not told, or something else is.
+        // The feed omits a removal, or removes another message.
         (FeedBegins::Beginning, vec![set(l.clone()), set(again.clone()), mark(at(1, 3)), mark(at(1, 4))]),
         (FeedBegins::Now, vec![mark(at(1, 3)), mark(at(1, 4))]),
         (FeedBegins::After(at(1, 3)), vec![removed(2, "l"), mark(at(1, 4))]),
-        // What is there is not told, or twice, or too late.
+        // The feed omits a message, repeats one, or sends one too late.
         (FeedBegins::Beginning, vec![mark(at(1, 4))]),
         (FeedBegins::Beginning, vec![set(l.clone()), set(l.clone()), mark(at(1, 4))]),
         (FeedBegins::After(at(1, 1)), vec![set(l.clone()), mark(at(1, 3))]),
-        // It goes back, begins anew though it knows, replaces what was not there.
+        // The feed goes back, resets a reader that knows its position, or replaces a missing message.
         (FeedBegins::Beginning, vec![set(k), mark(at(1, 1)), mark(at(1, 0))]),
-        (FeedBegins::Beginning, vec![FeedTells::Reset, set(l.clone()), mark(at(1, 4))]),
+        (FeedBegins::Beginning, vec![FeedOutputKind::Reset, set(l.clone()), mark(at(1, 4))]),
         (
             FeedBegins::Beginning,
-            vec![FeedTells::Set { message: l, replaces: Some(Seq::new(1)) }, mark(at(1, 4))],
+            vec![FeedOutputKind::Set { message: l, replaces: Some(Seq::new(1)) }, mark(at(1, 4))],
         ),
     ];
-    for (begins, told) in wrong {
+    for (begins, outputs) in wrong {
         let mut broken = story();
-        feed(&mut broken, begins, told);
+        feed(&mut broken, begins, outputs);
         broken.breaks(Property::FeedsAreExact, 4);
     }
 }
 
+/// A write that a feed has shown may vanish in a takeover at level `memory`, never at level `bucket`.
 #[test]
-fn a_feed_shows_nothing_of_the_level_bucket_that_vanishes() {
+fn feed_must_not_show_a_bucket_write_that_vanishes() {
     let lost = message("k", "b", 2, at(1, 2));
     let story = |level| {
         let mut story = Story::of_level(level);
@@ -96,12 +102,12 @@ fn a_feed_shows_nothing_of_the_level_bucket_that_vanishes() {
             vec![
                 set(lost.clone()),
                 mark(at(1, 2)),
-                FeedTells::Reset,
+                FeedOutputKind::Reset,
                 set(message("k", "a", 1, at(1, 1))),
                 mark(at(2, 1)),
             ],
         );
-        story.harm("one", HarmKind::Killed, 0, 100);
+        story.fault("one", ServerFaultKind::Killed, 0, 100);
         story
     };
     story(Level::Memory).is_clean();

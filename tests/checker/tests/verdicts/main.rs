@@ -1,4 +1,4 @@
-//! For each property a history that breaks it, and one just inside.
+//! For each property: a history that breaks it, and one that just satisfies it.
 
 mod durable;
 mod feeds;

@@ -1,16 +1,16 @@
-//! Long histories that are as they should be, and what is noticed in them when one word is changed.
+//! Long valid histories, and the violations in them after one change.
 
 use std::collections::BTreeMap;
 
-use dormouse_checker::{Answer, Outcome};
+use dormouse_checker::{CallOutcome, OpResult};
 use dormouse_protocol::Message;
 
-use crate::story::{Story, at, message, told};
+use crate::story::{Story, at, message, set_change};
 
-/// Chance that follows from a number (xorshift).
-struct Dice(u64);
+/// Pseudo-random numbers from a seed (xorshift).
+struct SeededRng(u64);
 
-impl Dice {
+impl SeededRng {
     fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -19,16 +19,16 @@ impl Dice {
     }
 }
 
-/// So many calls to a store that does what it should, with a new term now and then.
+/// A history of `calls` calls to a correct store, with some new terms.
 fn long(seed: u64, calls: u64) -> Story {
-    let mut dice = Dice(seed * 2 + 1);
+    let mut rng = SeededRng(seed * 2 + 1);
     let mut story = Story::new();
     let mut held: BTreeMap<String, Message> = BTreeMap::new();
     let (mut term, mut rev, mut seq) = (1, 0, 0);
     story.term(1, 0, "persist-1");
     for number in 0..calls {
-        let key = format!("k{}", dice.below(8));
-        match dice.below(20) {
+        let key = format!("k{}", rng.below(8));
+        match rng.below(20) {
             0..8 => {
                 (rev, seq) = (rev + 1, seq + 1);
                 let value = format!("v{number}");
@@ -55,7 +55,7 @@ fn long(seed: u64, calls: u64) -> Story {
             13 => {
                 let mut all: Vec<Message> = held.values().cloned().collect();
                 all.sort_by_key(|message| message.rev);
-                story.changes(at(0, 0), all.into_iter().map(told).collect(), at(term, rev));
+                story.changes(at(0, 0), all.into_iter().map(set_change).collect(), at(term, rev));
             }
             _ => {
                 story.get(&key, held.get(&key).cloned().into_iter().collect(), at(term, rev));
@@ -65,20 +65,22 @@ fn long(seed: u64, calls: u64) -> Story {
     story
 }
 
+/// The checker finds no violation in long random valid histories.
 #[test]
-fn long_histories_that_are_as_they_should_be_are_clean() {
+fn checker_accepts_long_valid_histories() {
     for seed in 1..300 {
         long(seed, 300).is_clean();
     }
 }
 
+/// If one read of a long valid history is emptied, the checker finds a violation.
 #[test]
-fn whatever_read_is_forged_is_noticed() {
+fn checker_finds_each_forged_read() {
     let mut forged = 0;
     for seed in 1..100 {
         let mut story = long(seed, 120);
         let reads = story.subject.calls.iter_mut().filter_map(|call| match call.returned.as_mut()?.outcome {
-            Outcome::Answered(Answer::Get(ref mut reply)) if !reply.messages.is_empty() => Some(reply),
+            CallOutcome::Answered(OpResult::Get(ref mut reply)) if !reply.messages.is_empty() => Some(reply),
             _ => None,
         });
         let Some(read) = reads.last() else { continue };
@@ -89,8 +91,9 @@ fn whatever_read_is_forged_is_noticed() {
     assert!(forged > 50, "{forged}");
 }
 
+/// If a new term begins one rev too early, the checker finds a violation in a long valid history.
 #[test]
-fn whatever_acknowledgement_a_successor_lacks_is_noticed() {
+fn checker_finds_an_ack_missing_in_the_next_term() {
     for seed in 1..100 {
         let mut story = long(seed, 120);
         let (&last, facts) = story.subject.terms.iter().next_back().unwrap();
@@ -98,7 +101,7 @@ fn whatever_acknowledgement_a_successor_lacks_is_noticed() {
         if base < 2 {
             continue;
         }
-        // A later owner that begins one rev too early.
+        // The next owner begins one rev too early.
         story.term(last.get() + 1, base - 1, "persist-9").beacon(at(last.get() + 1, base - 1), base - 1);
         assert!(!story.verdict().is_clean(), "{seed}");
     }

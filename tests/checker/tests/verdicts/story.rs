@@ -1,10 +1,11 @@
-//! Histories of one subject, told call by call.
+//! Histories of one subject, built call by call.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_checker::{
-    Answer, Harm, HarmKind, Heard, History, Op, Outcome, Property, SubjectHistory, TermFacts, Verdict, check,
+    CallOutcome, History, Op, OpResult, Property, ReceivedEvent, ServerFault, ServerFaultKind,
+    SubjectHistory, TermFacts, Verdict, check,
 };
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest,
@@ -66,11 +67,11 @@ pub fn set_of(items: Vec<SetItem>) -> SetRequest {
     SetRequest { sets: items, ..SetRequest::default() }
 }
 
-pub fn set_answer(outcomes: Vec<SetOutcome>) -> Outcome {
-    Outcome::Answered(Answer::Set(SetReply { results: outcomes }))
+pub fn set_answer(outcomes: Vec<SetOutcome>) -> CallOutcome {
+    CallOutcome::Answered(OpResult::Set(SetReply { results: outcomes }))
 }
 
-/// One subject, to which one thing happens after the other unless said otherwise.
+/// A history of one subject. By default, its calls follow one another.
 #[derive(Clone, Default)]
 pub struct Story {
     pub history: History,
@@ -95,8 +96,8 @@ impl Story {
         Duration::from_secs(self.now)
     }
 
-    /// A call that is answered before anything else is asked.
-    pub fn call(&mut self, op: Op, outcome: Outcome) -> &mut Self {
+    /// A call that returns before the next one starts.
+    pub fn call(&mut self, op: Op, outcome: CallOutcome) -> &mut Self {
         let call = self.begin(op);
         self.end(call, outcome)
     }
@@ -106,7 +107,7 @@ impl Story {
         self.subject.invoked(1, None, op, now)
     }
 
-    pub fn end(&mut self, call: usize, outcome: Outcome) -> &mut Self {
+    pub fn end(&mut self, call: usize, outcome: CallOutcome) -> &mut Self {
         let now = self.tick();
         self.subject.returned(call, now, outcome);
         self
@@ -121,60 +122,63 @@ impl Story {
         self.call(op, set_answer(vec![written(seq, position)]))
     }
 
-    /// A set that nobody heard the answer of.
+    /// A set without a reply.
     pub fn lost_set(&mut self, key: &str, value: &str) -> &mut Self {
-        self.call(Op::Set(set_of(vec![item(key, value)])), Outcome::Unknown)
+        self.call(Op::Set(set_of(vec![item(key, value)])), CallOutcome::Unknown)
     }
 
     pub fn refused_set(&mut self, key: &str, value: &str, expect: Expect, error: ErrorReply) -> &mut Self {
         let item = SetItem { expect: Some(expect), ..item(key, value) };
-        self.call(Op::Set(set_of(vec![item])), Outcome::Refused(error))
+        self.call(Op::Set(set_of(vec![item])), CallOutcome::Refused(error))
     }
 
     pub fn delete(&mut self, key: &str, seqs: &[u64], position: Position) -> &mut Self {
         let op = Op::Delete(DeleteRequest { keys: vec![key.to_owned()], ..DeleteRequest::default() });
         let seqs = seqs.iter().copied().map(Seq::new).collect();
-        self.call(op, Outcome::Answered(Answer::Delete(DeleteReply { position, seqs, duplicate: false })))
+        self.call(
+            op,
+            CallOutcome::Answered(OpResult::Delete(DeleteReply { position, seqs, duplicate: false })),
+        )
     }
 
     pub fn keep_last(&mut self, keep: u64, count: u64, position: Position) -> &mut Self {
         let op = Op::DeleteAll(DeleteAllRequest { keep_last: Some(keep), ..DeleteAllRequest::default() });
         let reply = DeleteAllReply { position, count, duplicate: false };
-        self.call(op, Outcome::Answered(Answer::DeleteAll(reply)))
+        self.call(op, CallOutcome::Answered(OpResult::DeleteAll(reply)))
     }
 
     pub fn destroy_as(&mut self, counter: u64, position: Position) -> &mut Self {
         let op = Op::Destroy(DestroyRequest { request: request(counter), ..DestroyRequest::default() });
-        self.call(op, Outcome::Answered(Answer::Destroy(DestroyReply { position, duplicate: false })))
+        self.call(op, CallOutcome::Answered(OpResult::Destroy(DestroyReply { position, duplicate: false })))
     }
 
     pub fn lost_delete(&mut self, key: &str) -> &mut Self {
         let op = Op::Delete(DeleteRequest { keys: vec![key.to_owned()], ..DeleteRequest::default() });
-        self.call(op, Outcome::Unknown)
+        self.call(op, CallOutcome::Unknown)
     }
 
     pub fn configure(&mut self, level: Level, position: Position) -> &mut Self {
         let config = SubjectConfig { level: Some(level), ..SubjectConfig::default() };
         let op = Op::Configure(ConfigureRequest { config, ..ConfigureRequest::default() });
         let reply = ConfigureReply { position, duplicate: false };
-        self.call(op, Outcome::Answered(Answer::Configure(reply)))
+        self.call(op, CallOutcome::Answered(OpResult::Configure(reply)))
     }
 
     pub fn get(&mut self, key: &str, messages: Vec<Message>, position: Position) -> &mut Self {
         let reply = GetReply { position, messages, answered: 1 };
-        self.call(Op::Get(GetRequest::key(key)), Outcome::Answered(Answer::Get(reply)))
+        self.call(Op::Get(GetRequest::key(key)), CallOutcome::Answered(OpResult::Get(reply)))
     }
 
     pub fn get_all(&mut self, messages: Vec<Message>, position: Position) -> &mut Self {
         let reply = GetAllReply { position, messages, cursor: None };
-        self.call(Op::GetAll(GetAllRequest::default()), Outcome::Answered(Answer::GetAll(reply)))
+        self.call(Op::GetAll(GetAllRequest::default()), CallOutcome::Answered(OpResult::GetAll(reply)))
     }
 
     pub fn changes(&mut self, after: Position, changes: Vec<Change>, position: Position) -> &mut Self {
         let term_base = self.base_of(position);
         let reply = ChangesReply { position, term_base, resync: false, changes, more: false };
         let request = ChangesRequest { after, ..ChangesRequest::default() };
-        self.call(Op::Changes(request), Outcome::Answered(Answer::Changes(reply)))
+        self.call(Op::Changes(request), CallOutcome::Answered(OpResult::Changes(reply)))
     }
 
     pub fn beacon(&mut self, position: Position, term_base: u64) -> &mut Self {
@@ -182,20 +186,20 @@ impl Story {
         let Position { term, rev } = position;
         let event = Event { v, term, term_base: Rev::new(term_base), rev, changes: Vec::new() };
         let at = self.tick();
-        self.subject.events.push(Heard { at, event });
+        self.subject.events.push(ReceivedEvent { at, event });
         self
     }
 
-    /// What is known of a term; `base` is the last rev that it inherited.
+    /// Adds the facts about a term; `base` is the last rev that it inherited.
     pub fn term(&mut self, term: u64, base: u64, server: &str) -> &mut Self {
         let facts = TermFacts { base: Some(Rev::new(base)), server: Some(server.parse().unwrap()) };
         self.subject.terms.insert(Term::new(term), facts);
         self
     }
 
-    pub fn harm(&mut self, server: &str, kind: HarmKind, since: u64, until: u64) -> &mut Self {
+    pub fn fault(&mut self, server: &str, kind: ServerFaultKind, since: u64, until: u64) -> &mut Self {
         let (since, until) = (Duration::from_secs(since), Duration::from_secs(until));
-        self.history.harms.push(Harm { server: server.parse().unwrap(), kind, since, until });
+        self.history.faults.push(ServerFault { server: server.parse().unwrap(), kind, since, until });
         self
     }
 
@@ -216,17 +220,17 @@ impl Story {
         assert!(verdict.is_clean(), "{verdict}");
     }
 
-    /// It is found out, and by no more than so many calls and events.
+    /// Asserts that the violation is found, with at most `lines` calls and events.
     #[track_caller]
     pub fn breaks(&self, property: Property, lines: usize) {
         let verdict = self.verdict();
         let found = verdict.violations.iter().find(|found| found.property == property);
-        let found = found.unwrap_or_else(|| panic!("{property:?} is not found: {verdict}"));
+        let found = found.unwrap_or_else(|| panic!("{property:?} was not found: {verdict}"));
         assert!(found.history.len() <= lines, "{found}");
         assert!(!found.history.is_empty(), "{found}");
     }
 }
 
-pub fn told(message: Message) -> Change {
+pub fn set_change(message: Message) -> Change {
     Change::Set(SetChange { message, replaces: None })
 }

@@ -1,4 +1,4 @@
-//! Asking servers directly: the tests want to know who said what, and what is sent again.
+//! Direct calls to servers: the tests must know which server replied, and what is sent again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,18 +10,18 @@ use dormouse_bus::{AskError, Bus, ask};
 use dormouse_client::Client;
 use dormouse_e2e::{Fleet, until};
 use dormouse_protocol::data::{FlushReply, FlushRequest, GetAllReply, GetAllRequest, GetReply, GetRequest};
-use dormouse_protocol::{Happened, Message, Op, Position, ServerName, Subject};
+use dormouse_protocol::{Executed, Message, Op, Position, ServerName, Subject};
 use dormouse_runtime::Env;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// How long an answer is waited for while servers die.
+/// The deadline of a call while servers are killed.
 const DEADLINE: Duration = Duration::from_millis(800);
 
-/// Who waits longer for an answer with everybody alive says so.
+/// With all servers running, a call that takes longer than this is printed.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Asks one server, and remembers which one serves what.
+/// Calls one server, and caches the server of each subject.
 pub struct Caller {
     client: Client,
     bus: Arc<dyn Bus>,
@@ -45,7 +45,7 @@ impl Caller {
         &self.env
     }
 
-    /// Who serves a subject, as far as anybody says.
+    /// Returns the server of a subject, if it is known.
     pub async fn server_of(&self, subject: &Subject) -> Option<ServerName> {
         if let Some(server) = self.known.borrow().get(subject) {
             return Some(server.clone());
@@ -73,8 +73,13 @@ impl Caller {
         ask(&*self.bus, self.client.prefix().server(server, op, subject), request, DEADLINE).await
     }
 
-    /// Asks whoever serves the subject until there is an answer.
-    pub async fn insist<Req, Rep>(&self, op: Op, subject: &Subject, request: &Req) -> anyhow::Result<Rep>
+    /// Calls the subject's server until a reply comes.
+    pub async fn call_until_answered<Req, Rep>(
+        &self,
+        op: Op,
+        subject: &Subject,
+        request: &Req,
+    ) -> anyhow::Result<Rep>
     where
         Req: Serialize + Sync,
         Rep: DeserializeOwned,
@@ -101,15 +106,15 @@ impl Caller {
         answer
     }
 
-    /// Everything that is in a subject.
+    /// Returns all messages of a subject.
     pub async fn read_all(&self, subject: &Subject) -> anyhow::Result<Vec<Message>> {
         let mut messages = Vec::new();
         let mut request = GetAllRequest::default();
         loop {
-            let page: GetAllReply = self.insist(Op::GetAll, subject, &request).await?;
+            let page: GetAllReply = self.call_until_answered(Op::GetAll, subject, &request).await?;
             for message in page.messages {
                 messages.push(if message.value_omitted {
-                    self.whole(subject, message).await?
+                    self.with_value(subject, message).await?
                 } else {
                     message
                 });
@@ -121,20 +126,22 @@ impl Caller {
         }
     }
 
-    /// A message whose value is too large to come with others.
-    async fn whole(&self, subject: &Subject, message: Message) -> anyhow::Result<Message> {
-        let reply: GetReply = self.insist(Op::Get, subject, &GetRequest::seq(message.seq)).await?;
+    /// Returns a message whose value is too large for a page.
+    async fn with_value(&self, subject: &Subject, message: Message) -> anyhow::Result<Message> {
+        let reply: GetReply =
+            self.call_until_answered(Op::Get, subject, &GetRequest::seq(message.seq)).await?;
         let found = reply.messages.into_iter().next().filter(|found| found.id() == message.id());
-        found.with_context(|| format!("{} of {subject} was listed and is not there", message.id()))
+        found.with_context(|| format!("{} of {subject} was listed, but a get does not find it", message.id()))
     }
 
     pub async fn flush(&self, subject: &Subject) -> anyhow::Result<Position> {
-        let reply: FlushReply = self.insist(Op::Flush, subject, &FlushRequest::default()).await?;
+        let reply: FlushReply =
+            self.call_until_answered(Op::Flush, subject, &FlushRequest::default()).await?;
         Ok(reply.position)
     }
 }
 
-/// Whether a request may have been carried out that was answered so.
-pub fn may_have_happened(error: &AskError) -> bool {
-    error.happened() != Happened::No
+/// Returns whether a request with this error may have been executed.
+pub fn may_have_executed(error: &AskError) -> bool {
+    error.executed() != Executed::No
 }

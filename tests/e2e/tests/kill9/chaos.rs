@@ -1,29 +1,29 @@
-//! What befalls the servers, and who helps them up again.
+//! Injects faults into the servers, and restarts them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use dormouse_e2e::ledger::{Blow, Harm};
-use dormouse_e2e::{Dice, Fleet, PATIENCE, until};
+use dormouse_e2e::ledger::{FaultEvent, FaultKind};
+use dormouse_e2e::{Fleet, PATIENCE, SeededRng, until};
 use dormouse_protocol::{ServerName, Subject};
 
-use crate::lanes::{LANES, Traffic, key, read_one, served};
+use crate::traffic::{Traffic, WRITERS, key, read_one, served};
 
-/// The lease; dead is who was not heard of for 1.3 of it.
+/// The lease TTL. The coordinator declares a server dead after 1.3 times this without a heartbeat.
 pub const LEASE: Duration = Duration::from_millis(500);
 
-/// So long after its very first start a coordinator may know nothing of leases that are still out there: if it is started
-/// again before, it waits for them.
+/// For this time after its first start, a coordinator may not know all leases in force. If it restarts earlier, it
+/// waits for them.
 const COORDINATOR_YOUTH: Duration = Duration::from_secs(31);
 
-/// Steps that come with every write, and how often of a thousand times they are the last.
+/// Fail points that every write passes, and their rate in thousandths.
 const FREQUENT: [&str; 7] =
     ["planned", "wal-written", "wal-unsynced", "wal-synced", "slot-put", "landed", "applied"];
 const FREQUENT_PER_MILLE: u64 = 25;
 
-/// Steps that come seldom, and how often of a thousand times they are the last.
+/// Fail points that are passed rarely, and their rate in thousandths.
 const SELDOM: [&str; 15] = [
     "value-up",
     "base-up",
@@ -43,16 +43,16 @@ const SELDOM: [&str; 15] = [
 ];
 const SELDOM_PER_MILLE: u64 = 300;
 
-/// What a server is up to.
+/// The state of a server's process.
 #[derive(Debug, Clone)]
-enum Life {
+enum ServerState {
     Running,
-    /// Asked to end.
-    Leaving,
+    /// It was asked to shut down.
+    Stopping,
     Down {
         until: Duration,
     },
-    /// It stands still; with what it served before.
+    /// It is paused; with the subjects that it served before.
     Paused {
         until: Duration,
         served: HashSet<Subject>,
@@ -60,86 +60,86 @@ enum Life {
 }
 
 #[derive(Debug)]
-struct Patient {
+struct TargetServer {
     name: ServerName,
-    life: Life,
-    /// When its process was started.
+    state: ServerState,
+    /// The time of its start.
     started: Duration,
-    /// When it was last seen alive and well.
+    /// The time at which it was last seen running.
     seen: Duration,
-    /// Since when it has not come to terms with what it suffered.
+    /// The time since which it has not recovered from a fault.
     unsettled: Option<Duration>,
-    /// How much of what it has logged was looked through.
+    /// The length of its log that was scanned.
     log_read: usize,
-    /// The log that it serves from: none before it is ready, and none between one log and the next.
+    /// The log that it serves from; `None` before it is ready, and between one log and the next.
     serving: Option<String>,
-    /// How often it went on with a fresh log.
-    fresh: usize,
-    /// It was overtaken while it stood still, and by so many fresh logs it has to show that.
-    owes_fresh: Option<usize>,
+    /// The number of its restarts with a new log.
+    new_logs: usize,
+    /// A takeover happened while it was paused, so it must reach this number of new logs.
+    expected_new_logs: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Strike {
+enum FaultAction {
     Kill,
     KillForLong,
     Wipe,
     Pause,
-    Leave,
+    Stop,
     Coordinator,
 }
 
-const STRIKES: [Strike; 10] = [
-    Strike::Kill,
-    Strike::Kill,
-    Strike::Kill,
-    Strike::KillForLong,
-    Strike::Wipe,
-    Strike::Pause,
-    Strike::Pause,
-    Strike::Pause,
-    Strike::Leave,
-    Strike::Coordinator,
+const FAULTS: [FaultAction; 10] = [
+    FaultAction::Kill,
+    FaultAction::Kill,
+    FaultAction::Kill,
+    FaultAction::KillForLong,
+    FaultAction::Wipe,
+    FaultAction::Pause,
+    FaultAction::Pause,
+    FaultAction::Pause,
+    FaultAction::Stop,
+    FaultAction::Coordinator,
 ];
 
-/// The fleet under fire.
+/// The fault injection for the fleet.
 pub struct Chaos {
-    patients: Vec<Patient>,
-    /// As long as it exists, steps may be the last.
-    fuse: PathBuf,
+    servers: Vec<TargetServer>,
+    /// While this file exists, fail points are active.
+    fail_points_file: PathBuf,
     began: Duration,
-    /// Logs whose process was declared dead: they may be sealed, and whoever wrote them may not know it yet.
-    condemned: HashSet<String>,
-    /// How much of what the coordinator has logged was looked through.
+    /// Logs whose server was declared dead. They may be sealed, and their server may not know it yet.
+    declared_dead: HashSet<String>,
+    /// The length of the coordinator's log that was scanned.
     coordinator_read: usize,
-    pub blows: Vec<Blow>,
-    /// How often what happened.
+    pub faults: Vec<FaultEvent>,
+    /// The number of events by name.
     pub counts: BTreeMap<String, u64>,
-    pub wrong: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 impl Chaos {
     pub fn new(fleet: &Fleet, servers: &[ServerName], now: Duration) -> Self {
-        let patient = |name: &ServerName| Patient {
+        let server = |name: &ServerName| TargetServer {
             name: name.clone(),
-            life: Life::Running,
+            state: ServerState::Running,
             started: Duration::ZERO,
             seen: Duration::ZERO,
             unsettled: None,
             log_read: 0,
             serving: None,
-            fresh: 0,
-            owes_fresh: None,
+            new_logs: 0,
+            expected_new_logs: None,
         };
         Self {
-            patients: servers.iter().map(patient).collect(),
-            fuse: fleet.folder().join("fuse"),
+            servers: servers.iter().map(server).collect(),
+            fail_points_file: fleet.folder().join("fail_points_file"),
             began: now,
-            condemned: HashSet::new(),
+            declared_dead: HashSet::new(),
             coordinator_read: 0,
-            blows: Vec::new(),
+            faults: Vec::new(),
             counts: BTreeMap::new(),
-            wrong: Vec::new(),
+            problems: Vec::new(),
         }
     }
 
@@ -147,172 +147,177 @@ impl Chaos {
         *self.counts.entry(what.into()).or_default() += 1;
     }
 
-    /// Lets things happen for a while.
-    pub async fn rage(
+    /// Injects faults for a given time.
+    pub async fn inject_faults(
         &mut self,
         fleet: &mut Fleet,
         traffic: &Traffic,
-        dice: &mut Dice,
+        rng: &mut SeededRng,
         length: Duration,
     ) -> anyhow::Result<()> {
-        std::fs::write(&self.fuse, "")?;
+        std::fs::write(&self.fail_points_file, "")?;
         let began = traffic.caller.now();
         let ms = |length: Duration| u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
-        let mut strikes: Vec<(Duration, Strike)> = (0..dice.within(2..5))
+        let mut faults: Vec<(Duration, FaultAction)> = (0..rng.within(2..5))
             .map(|_| {
-                let at = began + Duration::from_millis(dice.within(50..ms(length) * 3 / 4));
-                (at, *dice.pick(&STRIKES))
+                let at = began + Duration::from_millis(rng.within(50..ms(length) * 3 / 4));
+                (at, *rng.pick(&FAULTS))
             })
             .collect();
-        strikes.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        faults.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         while traffic.caller.now() < began + length {
-            while strikes.last().is_some_and(|(at, _)| *at <= traffic.caller.now()) {
-                let strike = strikes.pop().map_or(Strike::Kill, |(_, strike)| strike);
-                self.strike(fleet, traffic, dice, strike).await?;
+            while faults.last().is_some_and(|(at, _)| *at <= traffic.caller.now()) {
+                let fault = faults.pop().map_or(FaultAction::Kill, |(_, fault)| fault);
+                self.inject_fault(fleet, traffic, rng, fault).await?;
             }
-            self.nurse(fleet, traffic, dice).await?;
+            self.supervise(fleet, traffic, rng).await?;
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
-        std::fs::remove_file(&self.fuse)?;
+        std::fs::remove_file(&self.fail_points_file)?;
         Ok(())
     }
 
-    async fn strike(
+    async fn inject_fault(
         &mut self,
         fleet: &mut Fleet,
         traffic: &Traffic,
-        dice: &mut Dice,
-        strike: Strike,
+        rng: &mut SeededRng,
+        fault: FaultAction,
     ) -> anyhow::Result<()> {
-        if strike == Strike::Coordinator && traffic.caller.now() < self.began + COORDINATOR_YOUTH {
+        if fault == FaultAction::Coordinator && traffic.caller.now() < self.began + COORDINATOR_YOUTH {
             return Ok(());
         }
-        if strike == Strike::Coordinator {
+        if fault == FaultAction::Coordinator {
             fleet.kill9("coordinator").await?;
             fleet.start_with("coordinator", &[])?;
             self.count("coordinator killed");
             return Ok(());
         }
-        let running: Vec<usize> = (0..self.patients.len())
-            .filter(|&index| matches!(self.patients[index].life, Life::Running))
+        let running: Vec<usize> = (0..self.servers.len())
+            .filter(|&index| matches!(self.servers[index].state, ServerState::Running))
             .collect();
         if running.is_empty() {
             return Ok(());
         }
-        let victim = *dice.pick(&running);
-        let name = self.patients[victim].name.clone();
+        let target = *rng.pick(&running);
+        let name = self.servers[target].name.clone();
         let now = traffic.caller.now();
-        let long = LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(100..700));
-        match strike {
-            Strike::Kill | Strike::KillForLong => {
+        let long = LEASE.mul_f64(1.3) + Duration::from_millis(rng.within(100..700));
+        match fault {
+            FaultAction::Kill | FaultAction::KillForLong => {
                 fleet.kill9(name.as_str()).await?;
-                let short = Duration::from_millis(dice.within(0..250));
-                let down = if strike == Strike::Kill { short } else { long };
-                self.blow(victim, Harm::Killed, now, traffic.caller.now());
-                self.patients[victim].life = Life::Down { until: traffic.caller.now() + down };
+                let short = Duration::from_millis(rng.within(0..250));
+                let down = if fault == FaultAction::Kill { short } else { long };
+                self.record_fault(target, FaultKind::Killed, now, traffic.caller.now());
+                self.servers[target].state = ServerState::Down { until: traffic.caller.now() + down };
                 self.count("killed at a random instant");
             }
-            Strike::Wipe => {
+            FaultAction::Wipe => {
                 fleet.kill9(name.as_str()).await?;
                 std::fs::remove_dir_all(fleet.data_dir(name.as_str()))?;
-                self.blow(victim, Harm::Wiped, now, traffic.caller.now());
-                self.patients[victim].life = Life::Down { until: traffic.caller.now() + long };
+                self.record_fault(target, FaultKind::Wiped, now, traffic.caller.now());
+                self.servers[target].state = ServerState::Down { until: traffic.caller.now() + long };
                 self.count("killed and its disk wiped");
             }
-            Strike::Pause => {
-                let served = served(traffic, &name, self.patients[victim].started);
+            FaultAction::Pause => {
+                let served = served(traffic, &name, self.servers[target].started);
                 if fleet.pause(name.as_str()).await.is_err() {
-                    // It has just met its end otherwise.
+                    // It has just ended for another reason.
                     return Ok(());
                 }
-                self.paused(victim, now, now + long, served);
+                self.paused(target, now, now + long, served);
                 self.count("stopped past its lease");
             }
-            Strike::Leave => {
+            FaultAction::Stop => {
                 fleet.process(name.as_str())?.interrupt()?;
-                self.patients[victim].life = Life::Leaving;
+                self.servers[target].state = ServerState::Stopping;
                 self.count("stopped gracefully");
             }
-            Strike::Coordinator => {}
+            FaultAction::Coordinator => {}
         }
         Ok(())
     }
 
-    fn paused(&mut self, victim: usize, since: Duration, until: Duration, served: HashSet<Subject>) {
-        let patient = &mut self.patients[victim];
-        patient.unsettled.get_or_insert(since);
-        patient.life = Life::Paused { until, served };
+    fn paused(&mut self, target: usize, since: Duration, until: Duration, served: HashSet<Subject>) {
+        let server = &mut self.servers[target];
+        server.unsettled.get_or_insert(since);
+        server.state = ServerState::Paused { until, served };
     }
 
-    fn blow(&mut self, victim: usize, harm: Harm, since: Duration, at: Duration) {
-        let patient = &mut self.patients[victim];
-        let since = *patient.unsettled.get_or_insert(since);
-        patient.owes_fresh = None;
-        self.blows.push(Blow { server: patient.name.clone(), harm, since, at });
+    fn record_fault(&mut self, target: usize, kind: FaultKind, since: Duration, at: Duration) {
+        let server = &mut self.servers[target];
+        let since = *server.unsettled.get_or_insert(since);
+        server.expected_new_logs = None;
+        self.faults.push(FaultEvent { server: server.name.clone(), kind, since, at });
     }
 
-    /// Looks after everybody once.
-    async fn nurse(&mut self, fleet: &mut Fleet, traffic: &Traffic, dice: &mut Dice) -> anyhow::Result<()> {
-        for index in 0..self.patients.len() {
-            let name = self.patients[index].name.clone();
+    /// Checks each server once and restarts those that are due.
+    async fn supervise(
+        &mut self,
+        fleet: &mut Fleet,
+        traffic: &Traffic,
+        rng: &mut SeededRng,
+    ) -> anyhow::Result<()> {
+        for index in 0..self.servers.len() {
+            let name = self.servers[index].name.clone();
             let now = traffic.caller.now();
-            match self.patients[index].life.clone() {
-                Life::Running | Life::Leaving => {
-                    let leaving = matches!(self.patients[index].life, Life::Leaving);
+            match self.servers[index].state.clone() {
+                ServerState::Running | ServerState::Stopping => {
+                    let stopping = matches!(self.servers[index].state, ServerState::Stopping);
                     if let Some(status) = fleet.ended(name.as_str())? {
-                        self.died(index, leaving, status, now, dice)?;
-                    } else if !leaving && fleet.process(name.as_str())?.is_paused() {
-                        let seen = self.patients[index].seen;
-                        let until = now + LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(100..500));
-                        let served = served(traffic, &name, self.patients[index].started);
+                        self.handle_exit(index, stopping, status, now, rng)?;
+                    } else if !stopping && fleet.process(name.as_str())?.is_paused() {
+                        let seen = self.servers[index].seen;
+                        let until = now + LEASE.mul_f64(1.3) + Duration::from_millis(rng.within(100..500));
+                        let served = served(traffic, &name, self.servers[index].started);
                         self.paused(index, seen, until, served);
-                    } else if leaving && fleet.process(name.as_str())?.is_paused() {
+                    } else if stopping && fleet.process(name.as_str())?.is_paused() {
                         fleet.resume(name.as_str())?;
                     } else {
-                        self.patients[index].seen = now;
+                        self.servers[index].seen = now;
                     }
                 }
-                Life::Down { until } if until <= now => {
-                    self.start(fleet, index, now, dice)?;
+                ServerState::Down { until } if until <= now => {
+                    self.start(fleet, index, now, rng)?;
                 }
-                Life::Paused { until, served } if until <= now => {
-                    self.wake(fleet, traffic, index, &served).await?;
+                ServerState::Paused { until, served } if until <= now => {
+                    self.resume_and_probe(fleet, traffic, index, &served).await?;
                 }
-                Life::Down { .. } | Life::Paused { .. } => {}
+                ServerState::Down { .. } | ServerState::Paused { .. } => {}
             }
         }
         Ok(())
     }
 
-    fn died(
+    fn handle_exit(
         &mut self,
         index: usize,
-        leaving: bool,
+        stopping: bool,
         status: std::process::ExitStatus,
         now: Duration,
-        dice: &mut Dice,
+        rng: &mut SeededRng,
     ) -> anyhow::Result<()> {
         use std::os::unix::process::ExitStatusExt;
-        let soon = now + Duration::from_millis(dice.within(0..200));
+        let soon = now + Duration::from_millis(rng.within(0..200));
         match (status.code(), status.signal()) {
-            // By its own hand, at a fail point.
+            // It killed itself at a fail point.
             (_, Some(9)) => {
-                let seen = self.patients[index].seen;
-                self.blow(index, Harm::Killed, seen, now);
+                let seen = self.servers[index].seen;
+                self.record_fault(index, FaultKind::Killed, seen, now);
             }
-            // Its disk was wiped, and so it does not know whose successor it is: until the old lease is over.
+            // Its disk was wiped, so it does not know its predecessor, and waits until the old lease expires.
             (Some(5), _) => {}
-            // It was asked to end before it could listen to that.
-            (_, Some(2)) if leaving => {}
-            (Some(0), _) if leaving => self.patients[index].unsettled = None,
-            // Not everything could be handed back: its log was taken over meanwhile.
-            (Some(1), _) if leaving => {
-                let seen = self.patients[index].seen;
-                self.patients[index].unsettled.get_or_insert(seen);
+            // It was asked to shut down before it handled signals.
+            (_, Some(2)) if stopping => {}
+            (Some(0), _) if stopping => self.servers[index].unsettled = None,
+            // Not every subject could be released, because its log was taken over in the meantime.
+            (Some(1), _) if stopping => {
+                let seen = self.servers[index].seen;
+                self.servers[index].unsettled.get_or_insert(seen);
             }
-            _ => bail!("{} ended with {status}", self.patients[index].name),
+            _ => bail!("{} ended with {status}", self.servers[index].name),
         }
-        self.patients[index].life = Life::Down { until: soon };
+        self.servers[index].state = ServerState::Down { until: soon };
         Ok(())
     }
 
@@ -321,73 +326,73 @@ impl Chaos {
         fleet: &mut Fleet,
         index: usize,
         now: Duration,
-        dice: &mut Dice,
+        rng: &mut SeededRng,
     ) -> anyhow::Result<()> {
-        let (points, seed) = (charges(dice), dice.next());
+        let (points, seed) = (random_fail_points(rng), rng.next());
         let environment = [
             ("DORMOUSE_FAIL_POINTS", points),
             ("DORMOUSE_FAIL_SEED", seed.to_string()),
-            ("DORMOUSE_FAIL_WHILE", self.fuse.display().to_string()),
+            ("DORMOUSE_FAIL_WHILE", self.fail_points_file.display().to_string()),
         ];
-        fleet.start_with(self.patients[index].name.as_str(), &environment)?;
-        let patient = &mut self.patients[index];
-        (patient.life, patient.started, patient.seen) = (Life::Running, now, now);
+        fleet.start_with(self.servers[index].name.as_str(), &environment)?;
+        let server = &mut self.servers[index];
+        (server.state, server.started, server.seen) = (ServerState::Running, now, now);
         Ok(())
     }
 
-    /// It goes on, and has been asked meanwhile: whatever it says must be true now.
-    async fn wake(
+    /// Resumes a paused server, whose replies to requests sent during the pause must be current.
+    async fn resume_and_probe(
         &mut self,
         fleet: &mut Fleet,
         traffic: &Traffic,
         index: usize,
         served: &HashSet<Subject>,
     ) -> anyhow::Result<()> {
-        let name = self.patients[index].name.clone();
-        let overtaken: Vec<_> = traffic
+        let name = self.servers[index].name.clone();
+        let taken_over: Vec<_> = traffic
             .targets
             .iter()
             .filter(|target| served.contains(&target.subject))
             .filter(|target| target.server.borrow().as_ref().is_none_or(|(server, _)| *server != name))
             .collect();
-        self.look_through(fleet, index)?;
-        // Who stood still on the way from one log to the next had nothing any more that could be taken over.
-        if !overtaken.is_empty() && self.patients[index].serving.is_some() {
-            let fresh = self.patients[index].fresh;
-            self.patients[index].owes_fresh.get_or_insert(fresh + 1);
-            self.count("woken after it was overtaken");
+        self.scan_log(fleet, index)?;
+        // A server that was paused between two logs had nothing that could be taken over.
+        if !taken_over.is_empty() && self.servers[index].serving.is_some() {
+            let new_logs = self.servers[index].new_logs;
+            self.servers[index].expected_new_logs.get_or_insert(new_logs + 1);
+            self.count("resumed after a takeover");
         }
-        let keyed = overtaken.iter().filter(|target| target.keyed);
-        let asked = keyed.flat_map(|target| (0..LANES).map(move |lane| (target, key(lane, 0))));
+        let keyed = taken_over.iter().filter(|target| target.keyed);
+        let asked = keyed.flat_map(|target| (0..WRITERS).map(move |writer| (target, key(writer, 0))));
         let reads = asked.map(|(target, key)| {
             let name = &name;
             async move { read_one(traffic, target, name, &key).await }
         });
-        let waking = async { fleet.resume(name.as_str()) };
-        let (_, woken) = futures::join!(futures::future::join_all(reads), waking);
-        // It may have been killed by its own fail point in the moment it woke.
-        let _ = woken;
-        self.patients[index].life = Life::Running;
-        self.patients[index].seen = traffic.caller.now();
+        let resuming = async { fleet.resume(name.as_str()) };
+        let (_, resumed) = futures::join!(futures::future::join_all(reads), resuming);
+        // It may have been killed by its own fail point at that moment.
+        let _ = resumed;
+        self.servers[index].state = ServerState::Running;
+        self.servers[index].seen = traffic.caller.now();
         Ok(())
     }
 
-    /// Brings everybody up again and waits until they serve.
-    pub async fn calm(
+    /// Restarts every server and waits until all serve.
+    pub async fn restart_all(
         &mut self,
         fleet: &mut Fleet,
         traffic: &Traffic,
-        dice: &mut Dice,
+        rng: &mut SeededRng,
     ) -> anyhow::Result<()> {
         fleet.wait_serving("coordinator").await?;
         let deadline = traffic.caller.now() + PATIENCE;
-        for index in 0..self.patients.len() {
-            let name = self.patients[index].name.clone();
+        for index in 0..self.servers.len() {
+            let name = self.servers[index].name.clone();
             loop {
-                anyhow::ensure!(traffic.caller.now() < deadline, "{name} does not come up again");
-                self.hurry();
-                self.nurse(fleet, traffic, dice).await?;
-                if !matches!(self.patients[index].life, Life::Running) {
+                anyhow::ensure!(traffic.caller.now() < deadline, "{name} does not restart");
+                self.end_pauses_early();
+                self.supervise(fleet, traffic, rng).await?;
+                if !matches!(self.servers[index].state, ServerState::Running) {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 }
@@ -401,57 +406,57 @@ impl Chaos {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
-        for index in 0..self.patients.len() {
-            self.went_on(fleet, index).await?;
+        for index in 0..self.servers.len() {
+            self.wait_for_new_log(fleet, index).await?;
         }
         Ok(())
     }
 
-    /// Nobody lies about any longer than necessary.
-    fn hurry(&mut self) {
-        for patient in &mut self.patients {
-            match &mut patient.life {
-                Life::Down { until } | Life::Paused { until, .. } => {
-                    *until = (*until).min(patient.seen + LEASE.mul_f64(3.0));
+    /// Ends every pause and restart delay as early as possible.
+    fn end_pauses_early(&mut self) {
+        for server in &mut self.servers {
+            match &mut server.state {
+                ServerState::Down { until } | ServerState::Paused { until, .. } => {
+                    *until = (*until).min(server.seen + LEASE.mul_f64(3.0));
                 }
-                Life::Running | Life::Leaving => {}
+                ServerState::Running | ServerState::Stopping => {}
             }
         }
     }
 
-    /// Who was overtaken while it stood still goes on under a fresh log.
-    async fn went_on(&mut self, fleet: &Fleet, index: usize) -> anyhow::Result<()> {
-        let Some(owed) = self.patients[index].owes_fresh.take() else { return Ok(()) };
-        let name = self.patients[index].name.clone();
-        until(&format!("{name} goes on with a fresh log"), async || {
-            self.look_through(fleet, index)?;
-            Ok((self.patients[index].fresh >= owed).then_some(()))
+    /// Waits until a server with a takeover during its pause has restarted with a new log.
+    async fn wait_for_new_log(&mut self, fleet: &Fleet, index: usize) -> anyhow::Result<()> {
+        let Some(expected) = self.servers[index].expected_new_logs.take() else { return Ok(()) };
+        let name = self.servers[index].name.clone();
+        until(&format!("{name} restarts with a new log"), async || {
+            self.scan_log(fleet, index)?;
+            Ok((self.servers[index].new_logs >= expected).then_some(()))
         })
         .await
     }
 
-    /// Kills everybody at once, and starts them again.
+    /// Kills all servers at once, and restarts them.
     pub async fn kill_all(
         &mut self,
         fleet: &mut Fleet,
         traffic: &Traffic,
-        dice: &mut Dice,
+        rng: &mut SeededRng,
     ) -> anyhow::Result<()> {
-        for index in 0..self.patients.len() {
-            let (name, now) = (self.patients[index].name.clone(), traffic.caller.now());
+        for index in 0..self.servers.len() {
+            let (name, now) = (self.servers[index].name.clone(), traffic.caller.now());
             fleet.kill9(name.as_str()).await?;
-            self.blow(index, Harm::Killed, now, traffic.caller.now());
+            self.record_fault(index, FaultKind::Killed, now, traffic.caller.now());
         }
-        for index in 0..self.patients.len() {
-            self.start(fleet, index, traffic.caller.now(), dice)?;
+        for index in 0..self.servers.len() {
+            self.start(fleet, index, traffic.caller.now(), rng)?;
         }
-        self.calm(fleet, traffic, dice).await
+        self.restart_all(fleet, traffic, rng).await
     }
 
-    /// Whether the programs have the steps at which they are to die.
-    pub fn are_armed(&self, fleet: &Fleet) -> anyhow::Result<()> {
-        for patient in &self.patients {
-            let armed = fleet.log(patient.name.as_str())?.contains("fail points are armed");
+    /// Checks that the programs were built with their fail points.
+    pub fn check_fail_points_armed(&self, fleet: &Fleet) -> anyhow::Result<()> {
+        for server in &self.servers {
+            let armed = fleet.log(server.name.as_str())?.contains("fail points are armed");
             anyhow::ensure!(
                 armed,
                 "dormouse-persist-server was built without its fail points: `cargo build --workspace --all-targets` has them"
@@ -460,58 +465,59 @@ impl Chaos {
         Ok(())
     }
 
-    /// Who has not come to terms yet with a log that ended or may have: as long as there is any, not everything is settled.
+    /// Returns the servers that have not recovered from an ended log. While there is one, the state may still change.
     pub fn unsettled(&mut self, fleet: &Fleet) -> anyhow::Result<Vec<String>> {
-        self.look_through_all(fleet)?;
-        for line in news(fleet, "coordinator", &mut self.coordinator_read)?.lines() {
+        self.scan_all_logs(fleet)?;
+        for line in new_log_lines(fleet, "coordinator", &mut self.coordinator_read)?.lines() {
             if line.contains("declared dead") {
-                self.condemned.extend(log_in(line));
+                self.declared_dead.extend(log_in(line));
             }
         }
         let mut unsettled = Vec::new();
-        for patient in &mut self.patients {
-            let logs = std::fs::read_dir(fleet.data_dir(patient.name.as_str()).join("wal"));
+        for server in &mut self.servers {
+            let logs = std::fs::read_dir(fleet.data_dir(server.name.as_str()).join("wal"));
             let logs = logs.map_or(0, Iterator::count);
-            match &patient.serving {
-                None => unsettled.push(format!("{} has no log", patient.name)),
-                Some(log) if self.condemned.contains(log) => {
+            match &server.serving {
+                None => unsettled.push(format!("{} has no log", server.name)),
+                Some(log) if self.declared_dead.contains(log) => {
                     unsettled.push(format!("{log} was declared dead"));
                 }
-                Some(_) if logs > 1 => unsettled.push(format!("{} has {logs} logs", patient.name)),
-                Some(_) => patient.unsettled = None,
+                Some(_) if logs > 1 => unsettled.push(format!("{} has {logs} logs", server.name)),
+                Some(_) => server.unsettled = None,
             }
         }
         Ok(unsettled)
     }
 
-    /// Looks through what the servers have logged since the last time.
-    pub fn look_through_all(&mut self, fleet: &Fleet) -> anyhow::Result<()> {
-        (0..self.patients.len()).try_for_each(|index| self.look_through(fleet, index))
+    /// Scans the new log lines of all servers.
+    pub fn scan_all_logs(&mut self, fleet: &Fleet) -> anyhow::Result<()> {
+        (0..self.servers.len()).try_for_each(|index| self.scan_log(fleet, index))
     }
 
-    fn look_through(&mut self, fleet: &Fleet, index: usize) -> anyhow::Result<()> {
-        let name = self.patients[index].name.clone();
-        for line in news(fleet, name.as_str(), &mut self.patients[index].log_read)?.lines() {
+    /// Scans the new log lines of one server.
+    fn scan_log(&mut self, fleet: &Fleet, index: usize) -> anyhow::Result<()> {
+        let name = self.servers[index].name.clone();
+        for line in new_log_lines(fleet, name.as_str(), &mut self.servers[index].log_read)?.lines() {
             if let Some(point) = line.strip_prefix("fail point ") {
                 self.count(format!("fail point {point}"));
-            } else if line.contains("going on with a fresh one") {
-                self.patients[index].fresh += 1;
-                self.patients[index].serving = None;
-                self.count("went on with a fresh log");
+            } else if line.contains("log fenced, restarting with new log") {
+                self.servers[index].new_logs += 1;
+                self.servers[index].serving = None;
+                self.count("restarted with a new log");
             } else if line.contains("dormouse_persist_server: starting ") {
-                self.patients[index].serving = None;
+                self.servers[index].serving = None;
             } else if line.contains("dormouse_persist_server: ready ") {
-                self.patients[index].serving = log_in(line);
+                self.servers[index].serving = log_in(line);
             } else if line.contains("panicked at") || is_error(line) {
-                self.wrong.push(format!("{name}: {line}"));
+                self.problems.push(format!("{name}: {line}"));
             }
         }
         Ok(())
     }
 }
 
-/// The whole lines that a program has logged since `read`, which moves on.
-fn news(fleet: &Fleet, name: &str, read: &mut usize) -> anyhow::Result<String> {
+/// Returns the whole lines that a program has logged since the last call, and advances `read`.
+fn new_log_lines(fleet: &Fleet, name: &str, read: &mut usize) -> anyhow::Result<String> {
     let log = fleet.log(name)?;
     let new = log.get(*read..).context("a log has become shorter")?;
     let whole = new.rfind('\n').map_or(0, |end| end + 1);
@@ -519,28 +525,27 @@ fn news(fleet: &Fleet, name: &str, read: &mut usize) -> anyhow::Result<String> {
     Ok(new[..whole].to_owned())
 }
 
-/// The log that a line names.
+/// Returns the log that a line names.
 fn log_in(line: &str) -> Option<String> {
     line.split_whitespace().find_map(|word| word.strip_prefix("log=")).map(str::to_owned)
 }
 
-/// Errors that are part of the game.
+/// Returns whether the line is an unexpected error.
 fn is_error(line: &str) -> bool {
-    const EXPECTED: [&str; 2] =
-        ["the coordinator refuses this process", "is another server with this name running"];
+    const EXPECTED: [&str; 2] = ["the coordinator refuses this process", "join refused"];
     line.split_whitespace().nth(1) == Some("ERROR") && !EXPECTED.iter().any(|text| line.contains(text))
 }
 
-/// Where a server is to die, or to stand still.
-fn charges(dice: &mut Dice) -> String {
-    let mut charges = Vec::new();
+/// Returns random fail points as the environment variable takes them.
+fn random_fail_points(rng: &mut SeededRng) -> String {
+    let mut fail_points = Vec::new();
     for (steps, per_mille, most) in
         [(&FREQUENT[..], FREQUENT_PER_MILLE, 3), (&SELDOM[..], SELDOM_PER_MILLE, 4)]
     {
-        for _ in 0..dice.within(0..most) {
-            let stop = if dice.percent(20) { ":stop" } else { "" };
-            charges.push(format!("{}=0.{per_mille:03}{stop}", dice.pick(steps)));
+        for _ in 0..rng.within(0..most) {
+            let stop = if rng.percent(20) { ":stop" } else { "" };
+            fail_points.push(format!("{}=0.{per_mille:03}{stop}", rng.pick(steps)));
         }
     }
-    charges.join(",")
+    fail_points.join(",")
 }

@@ -1,13 +1,13 @@
-//! Real processes are killed again and again, at random instants and between two steps, lose their disks, stand still
-//! past their lease and wake: what was acknowledged is there, or its loss is within the row of its level.
+//! Kills real processes repeatedly, at random moments and at fail points, wipes their disks, and pauses them for longer
+//! than their lease. Every acknowledged write must exist afterwards, or its loss must be allowed for its level.
 //!
-//! Every round has a number from which it follows what is sent and what happens, as far as a few processes on a real
-//! machine follow from a number: `DORMOUSE_KILL_SEED` plays one again, `DORMOUSE_KILL_ROUNDS` says how many there are, and
-//! `DORMOUSE_KILL_KEEP` names a folder that a fleet is copied to where something was wrong.
+//! The number of a round decides the sent values and the faults, as far as real processes on a real machine allow.
+//! `DORMOUSE_KILL_SEED` repeats one round, `DORMOUSE_KILL_ROUNDS` sets the number of rounds, and `DORMOUSE_KILL_KEEP`
+//! names a folder to which the fleet is copied after a failure.
 
 mod calls;
 mod chaos;
-mod lanes;
+mod traffic;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -17,45 +17,46 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dormouse_e2e::ledger::order;
-use dormouse_e2e::{Dice, Fleet, PATIENCE};
+use dormouse_e2e::{Fleet, PATIENCE, SeededRng};
 use dormouse_protocol::{Level, Message, Position, ServerName};
 
 use calls::Caller;
 use chaos::Chaos;
-use lanes::{LANES, Target, Traffic, read, write};
+use traffic::{TestedSubject, Traffic, WRITERS, read, write};
 
-/// Rounds of one run.
+/// The rounds of one run.
 const ROUNDS: u64 = 50;
 
-/// Rounds that one fleet goes through: its logs and its bucket grow.
+/// The rounds of one fleet, so that its logs and its bucket grow.
 const ROUNDS_OF_A_FLEET: u64 = 50;
 
-/// What must have happened in so many rounds, or they prove less than they say.
+/// The faults that must have happened in that many rounds, otherwise the rounds prove too little.
 const FAULTS: [&str; 6] = [
     "fail point",
     "killed at a random instant",
     "killed and its disk wiped",
     "stopped past its lease",
-    "woken after it was overtaken",
-    "went on with a fresh log",
+    "resumed after a takeover",
+    "restarted with a new log",
 ];
 
-/// How many read at the same time.
+/// The number of parallel readers.
 const READERS: usize = 6;
 
-/// How long servers are under fire in a round.
-const FIRE: Duration = Duration::from_millis(1_600);
+/// The time of fault injection in a round.
+const FAULT_TIME: Duration = Duration::from_millis(1_600);
 
-/// Below `bucket`, what was acknowledged is in the bucket after that, if its server lives: what the fleet is told, and as
-/// much again as a busy machine may need.
+/// Below `bucket`, an acknowledged write is in the bucket after this time if its server runs: the fleet's setting, plus
+/// the delay of a busy machine.
 const UNSHIPPED: Duration = Duration::from_millis(500 + 1_000);
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|text| text.parse().ok())
 }
 
+/// Acknowledged writes survive random kills, fail points, wiped disks and pauses, within the limits of their level.
 #[tokio::test]
-async fn what_was_acknowledged_is_there_whoever_dies_and_whenever() -> anyhow::Result<()> {
+async fn acked_writes_survive_kills_wiped_disks_and_pauses() -> anyhow::Result<()> {
     let seed = number("DORMOUSE_KILL_SEED");
     let rounds = number("DORMOUSE_KILL_ROUNDS").unwrap_or(if seed.is_some() { 1 } else { ROUNDS });
     let first = seed.unwrap_or_else(|| dormouse_runtime::Env::system().random_u64() % 1_000_000_000);
@@ -69,13 +70,13 @@ async fn what_was_acknowledged_is_there_whoever_dies_and_whenever() -> anyhow::R
             .server_args(["--ship-interval", "100ms", "--max-unshipped-age", "500ms", "--max-open", "12"]);
         fleet
             .run(async |fleet| {
-                // Whatever they complain about: what matters is looked for.
+                // All warnings are allowed: the test checks the relevant ones itself.
                 fleet.expect_warning("");
-                let played = play(fleet, first + done..first + done + some).await;
+                let result = run_rounds(fleet, first + done..first + done + some).await;
                 if let Some(folder) = std::env::var_os("DORMOUSE_KILL_KEEP") {
                     copy(fleet.folder(), Path::new(&folder))?;
                 }
-                played
+                result
             })
             .await?;
         done += some;
@@ -83,8 +84,8 @@ async fn what_was_acknowledged_is_there_whoever_dies_and_whenever() -> anyhow::R
     Ok(())
 }
 
-/// Plays these rounds on one fleet.
-async fn play(fleet: &mut Fleet, seeds: std::ops::Range<u64>) -> anyhow::Result<()> {
+/// Runs these rounds on one fleet.
+async fn run_rounds(fleet: &mut Fleet, seeds: std::ops::Range<u64>) -> anyhow::Result<()> {
     let servers: Vec<ServerName> =
         (1..=3).map(|number| format!("persist-{number}").parse()).collect::<Result<_, _>>()?;
     let caller = Rc::new(Caller::new(fleet).await?);
@@ -95,27 +96,30 @@ async fn play(fleet: &mut Fleet, seeds: std::ops::Range<u64>) -> anyhow::Result<
         let began = caller.now();
         let traffic = round(fleet, &mut chaos, &caller, &servers, seed, before.take())
             .await
-            .with_context(|| format!("round {seed}: DORMOUSE_KILL_SEED={seed} plays it again"))?;
+            .with_context(|| format!("round {seed}: DORMOUSE_KILL_SEED={seed} repeats it"))?;
         println!(
-            "round {seed}: {} sent, {} acknowledged, {} in doubt, {} reads, {} ms",
+            "round {seed}: {} sent, {} acknowledged, {} indeterminate, {} reads, {} ms",
             traffic.sent.get(),
             traffic.acknowledged.get(),
-            traffic.in_doubt.get(),
+            traffic.indeterminate.get(),
             traffic.read.get(),
             (caller.now() - began).as_millis()
         );
         before = Some(traffic);
     }
-    println!("what happened: {:#?}", chaos.counts);
+    println!("events: {:#?}", chaos.counts);
     if rounds >= ROUNDS {
         for what in FAULTS {
-            anyhow::ensure!(chaos.counts.keys().any(|kind| kind.starts_with(what)), "nobody was {what}");
+            anyhow::ensure!(
+                chaos.counts.keys().any(|kind| kind.starts_with(what)),
+                "event did not occur: {what}"
+            );
         }
     }
     Ok(())
 }
 
-/// One round; `before` is what the round before has written.
+/// Runs one round; `before` holds the writes of the previous round.
 async fn round(
     fleet: &mut Fleet,
     chaos: &mut Chaos,
@@ -124,23 +128,23 @@ async fn round(
     seed: u64,
     before: Option<Traffic>,
 ) -> anyhow::Result<Traffic> {
-    let mut dice = Dice::new(seed);
-    let traffic = begin(caller, seed).await.context("the subjects cannot be made")?;
-    let writers = traffic.targets.iter().flat_map(|target| (0..LANES).map(move |lane| (target, lane)));
-    let writers = writers.map(|(target, lane)| write(&traffic, target, lane, Dice::new(dice.next())));
+    let mut rng = SeededRng::new(seed);
+    let traffic = create_subjects(caller, seed).await.context("cannot create the subjects")?;
+    let writers = traffic.targets.iter().flat_map(|target| (0..WRITERS).map(move |writer| (target, writer)));
+    let writers = writers.map(|(target, writer)| write(&traffic, target, writer, SeededRng::new(rng.next())));
     let writers = futures::future::join_all(writers.collect::<Vec<_>>());
-    let readers = (0..READERS).map(|_| read(&traffic, servers, Dice::new(dice.next())));
+    let readers = (0..READERS).map(|_| read(&traffic, servers, SeededRng::new(rng.next())));
     let readers = futures::future::join_all(readers.collect::<Vec<_>>());
-    let fire = async {
-        let raged = chaos.rage(fleet, &traffic, &mut dice, FIRE).await;
+    let faults = async {
+        let injected = chaos.inject_faults(fleet, &traffic, &mut rng, FAULT_TIME).await;
         traffic.stop.set(true);
-        raged
+        injected
     };
-    let (_, _, raged) = futures::join!(writers, readers, fire);
-    raged?;
+    let (_, _, injected) = futures::join!(writers, readers, faults);
+    injected?;
     let mut phases = vec![caller.now()];
-    chaos.calm(fleet, &traffic, &mut dice).await?;
-    let mut all: Vec<&Target> = traffic.targets.iter().collect();
+    chaos.restart_all(fleet, &traffic, &mut rng).await?;
+    let mut all: Vec<&TestedSubject> = traffic.targets.iter().collect();
     all.extend(before.iter().flat_map(|before| &before.targets));
 
     phases.push(caller.now());
@@ -151,47 +155,48 @@ async fn round(
         target.ledger.borrow_mut().durable(position);
     }
     phases.push(caller.now());
-    chaos.kill_all(fleet, &traffic, &mut dice).await?;
-    chaos.are_armed(fleet)?;
+    chaos.kill_all(fleet, &traffic, &mut rng).await?;
+    chaos.check_fail_points_armed(fleet)?;
     phases.push(caller.now());
-    let second = check(fleet, chaos, caller, &all).await.context("after everybody was killed")?;
+    let second = check(fleet, chaos, caller, &all).await.context("after all servers were killed")?;
     for ((target, first), second) in all.iter().zip(&first).zip(&second) {
-        still_there(target, first, second)?;
+        check_flushed_kept(target, first, second)?;
     }
     phases.push(caller.now());
-    chaos.look_through_all(fleet)?;
+    chaos.scan_all_logs(fleet)?;
     let phases = phases.windows(2).map(|two| (two[1] - two[0]).as_millis());
-    println!("calm, check, flush, kill, check in ms: {:?}", phases.collect::<Vec<_>>());
-    let mut wrong = traffic.wrong.borrow().clone();
-    wrong.append(&mut chaos.wrong);
-    anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    println!("restart, check, flush, kill, check in ms: {:?}", phases.collect::<Vec<_>>());
+    let mut problems = traffic.problems.borrow().clone();
+    problems.append(&mut chaos.problems);
+    anyhow::ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(traffic)
 }
 
-/// Subjects that nobody has used before.
-async fn begin(caller: &Rc<Caller>, seed: u64) -> anyhow::Result<Traffic> {
+/// Creates new subjects for each round.
+async fn create_subjects(caller: &Rc<Caller>, seed: u64) -> anyhow::Result<Traffic> {
     let names = Level::ALL.into_iter().flat_map(|level| {
         ["kv", "log", "kv2"].map(|kind| (format!("r{seed}.{kind}.{}", level.as_str()), level))
     });
-    let made = names.map(|(name, level)| async move { Target::new(caller, &name, level, UNSHIPPED).await });
+    let created =
+        names.map(|(name, level)| async move { TestedSubject::new(caller, &name, level, UNSHIPPED).await });
     Ok(Traffic {
         caller: Rc::clone(caller),
-        targets: futures::future::try_join_all(made).await?,
+        targets: futures::future::try_join_all(created).await?,
         stop: Cell::new(false),
-        wrong: RefCell::default(),
+        problems: RefCell::default(),
         sent: Cell::new(0),
         acknowledged: Cell::new(0),
-        in_doubt: Cell::new(0),
+        indeterminate: Cell::new(0),
         read: Cell::new(0),
     })
 }
 
-/// Reads everything and says what should not be so.
+/// Reads everything and reports violations.
 async fn check(
     fleet: &Fleet,
     chaos: &mut Chaos,
     caller: &Caller,
-    targets: &[&Target],
+    targets: &[&TestedSubject],
 ) -> anyhow::Result<Vec<Vec<Message>>> {
     let deadline = caller.now() + PATIENCE;
     loop {
@@ -199,32 +204,32 @@ async fn check(
         let states = futures::future::try_join_all(reads).await?;
         let unsettled = chaos.unsettled(fleet)?;
         let lost = lost(fleet)?;
-        let mut wrong = Vec::new();
+        let mut problems = Vec::new();
         for (target, state) in targets.iter().zip(&states) {
             let mut ledger = target.ledger.borrow_mut();
-            wrong.extend(ledger.violations(state, &lost, &chaos.blows));
+            problems.extend(ledger.violations(state, &lost, &chaos.faults));
             ledger.read(state, caller.now());
         }
-        if wrong.is_empty() {
+        if problems.is_empty() {
             return Ok(states);
         }
         if unsettled.is_empty() || caller.now() > deadline {
-            bail!("{}\nunsettled: {unsettled:?}\nblows: {:#?}", wrong.join("\n"), chaos.blows);
+            bail!("{}\nunsettled: {unsettled:?}\nfaults: {:#?}", problems.join("\n"), chaos.faults);
         }
-        // What a returned server has too much may still be on its way to lost/.
+        // The stranded writes of a restarted server may still be on their way to lost/.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// What was flushed, and so is in the bucket, is there as it was.
-fn still_there(target: &Target, before: &[Message], after: &[Message]) -> anyhow::Result<()> {
+/// Checks that flushed messages are unchanged.
+fn check_flushed_kept(target: &TestedSubject, before: &[Message], after: &[Message]) -> anyhow::Result<()> {
     for message in before {
         let found = after.iter().any(|found| match &message.key {
             None => found.id() == message.id() && found.value == message.value,
             Some(_) => found.key == message.key && order(&position(found)) >= order(&position(message)),
         });
         let (subject, id) = (&target.subject, message.id());
-        anyhow::ensure!(found, "{subject}: {id} was flushed, and is gone after everybody was killed");
+        anyhow::ensure!(found, "{subject}: {id} was flushed, but is gone after all servers were killed");
     }
     Ok(())
 }
@@ -253,7 +258,7 @@ fn lost(fleet: &Fleet) -> anyhow::Result<BTreeSet<String>> {
     Ok(values)
 }
 
-/// Values stand in a file as they were sent, from `@` to `;`.
+/// Values are stored as sent, from `@` to `;`.
 fn values_in(bytes: &[u8]) -> Vec<String> {
     let begins = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'@').map(|(at, _)| at);
     let value = |at: usize| {

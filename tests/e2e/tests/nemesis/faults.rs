@@ -1,34 +1,34 @@
-//! What befalls the processes and the cables between them, for a bounded time each.
+//! Injects faults into the processes and the proxies between them, for a limited time each.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
-use dormouse_checker::{Harm, HarmKind};
-use dormouse_e2e::{CLIENTS, Dice, Fleet, NATS_SERVERS, Recorder, until};
-use dormouse_harness::Condition;
+use dormouse_checker::{ServerFault, ServerFaultKind};
+use dormouse_e2e::{CLIENTS, Fleet, NATS_SERVERS, Recorder, SeededRng, until};
+use dormouse_harness::ProxyMode;
 use dormouse_protocol::ServerName;
 
-/// The lease of the fleet; dead is who was not heard of for 1.3 of it.
+/// The lease TTL of the fleet. The coordinator declares a server dead after 1.3 times this without a heartbeat.
 pub const LEASE: Duration = Duration::from_millis(500);
 
-/// So long after its very first start a coordinator that is started again waits for leases of which it knows nothing.
+/// If a coordinator restarts within this time after its first start, it waits for leases that it does not know.
 const COORDINATOR_YOUTH: Duration = Duration::from_secs(31);
 
-/// What a server says when its log was ended by somebody else.
-const TAKEN_OVER: &str = "another process has ended this log";
+/// The log message of a server whose log was sealed by another process.
+const TAKEN_OVER: &str = "log fenced, closing all subjects";
 
-/// What may happen.
+/// The kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     ServerKilled,
     ServerPaused,
     ServerCutFromNats,
     ServerStalledFromNats,
-    ServerHearsNoNats,
+    ServerReceivesNoNats,
     ServerCutFromBucket,
     ServerStalledFromBucket,
-    ServerLosesAnswersOfBucket,
+    ServerLosesBucketReplies,
     ServerCutFromAll,
     CoordinatorPaused,
     CoordinatorCut,
@@ -41,7 +41,7 @@ pub enum Fault {
     S3Slow,
     ClientsCut,
     ClientsStalled,
-    // Last: by then the fleet is old enough.
+    // This fault is last: by then the fleet is old enough.
     CoordinatorKilled,
 }
 
@@ -51,10 +51,10 @@ impl Fault {
         Self::ServerPaused,
         Self::ServerCutFromNats,
         Self::ServerStalledFromNats,
-        Self::ServerHearsNoNats,
+        Self::ServerReceivesNoNats,
         Self::ServerCutFromBucket,
         Self::ServerStalledFromBucket,
-        Self::ServerLosesAnswersOfBucket,
+        Self::ServerLosesBucketReplies,
         Self::ServerCutFromAll,
         Self::CoordinatorPaused,
         Self::CoordinatorCut,
@@ -70,40 +70,40 @@ impl Fault {
         Self::CoordinatorKilled,
     ];
 
-    /// What it does to a server.
-    const fn harm(self) -> Option<HarmKind> {
+    /// Returns the kind of the fault for the checker, if it affects a server.
+    const fn checker_fault(self) -> Option<ServerFaultKind> {
         match self {
-            Self::ServerKilled => Some(HarmKind::Killed),
-            Self::ServerPaused => Some(HarmKind::Paused),
-            Self::ServerCutFromNats | Self::ServerStalledFromNats | Self::ServerHearsNoNats => {
-                Some(HarmKind::CutFromBus)
+            Self::ServerKilled => Some(ServerFaultKind::Killed),
+            Self::ServerPaused => Some(ServerFaultKind::Paused),
+            Self::ServerCutFromNats | Self::ServerStalledFromNats | Self::ServerReceivesNoNats => {
+                Some(ServerFaultKind::CutFromBus)
             }
             Self::ServerCutFromBucket
             | Self::ServerStalledFromBucket
-            | Self::ServerLosesAnswersOfBucket
+            | Self::ServerLosesBucketReplies
             | Self::ServerCutFromAll
             | Self::S3Paused
             | Self::S3Cut
-            | Self::S3Slow => Some(HarmKind::CutFromBucket),
+            | Self::S3Slow => Some(ServerFaultKind::CutFromBucket),
             _ => None,
         }
     }
 
-    /// Whom it strikes. Nobody is struck twice at the same time.
-    const fn target(self, victim: usize) -> Target {
+    /// Returns the target of the fault. A target has at most one fault at a time.
+    const fn target(self, index: usize) -> Target {
         match self {
             Self::CoordinatorPaused
             | Self::CoordinatorCut
             | Self::CoordinatorStalled
             | Self::CoordinatorKilled => Target::Coordinator,
-            Self::NatsKilled | Self::NatsPaused | Self::NatsCut => Target::Nats(victim % NATS_SERVERS),
+            Self::NatsKilled | Self::NatsPaused | Self::NatsCut => Target::Nats(index % NATS_SERVERS),
             Self::S3Paused | Self::S3Cut | Self::S3Slow => Target::S3,
             Self::ClientsCut | Self::ClientsStalled => Target::Clients,
-            _ => Target::Server(victim),
+            _ => Target::Server(index),
         }
     }
 
-    const fn strikes_all(self) -> bool {
+    const fn hits_all_servers(self) -> bool {
         matches!(self, Self::S3Paused | Self::S3Cut | Self::S3Slow)
     }
 }
@@ -117,11 +117,11 @@ enum Target {
     Clients,
 }
 
-/// A fault that is going on.
+/// A fault that has not ended.
 #[derive(Debug)]
-struct Acting {
+struct ActiveFault {
     fault: Fault,
-    victim: usize,
+    index: usize,
     since: Duration,
     until: Duration,
 }
@@ -130,8 +130,8 @@ pub struct Nemesis {
     pub servers: Vec<ServerName>,
     recorder: Recorder,
     began: Duration,
-    acting: Vec<Acting>,
-    /// How much of each server's log was looked through, and when.
+    active: Vec<ActiveFault>,
+    /// The scanned length of each server's log, and the time of the scan.
     read: BTreeMap<String, (usize, Duration)>,
     pub counts: BTreeMap<String, u64>,
 }
@@ -142,7 +142,7 @@ impl Nemesis {
             servers: servers.to_vec(),
             recorder: recorder.clone(),
             began: recorder.now(),
-            acting: Vec::new(),
+            active: Vec::new(),
             read: BTreeMap::new(),
             counts: BTreeMap::new(),
         }
@@ -152,170 +152,170 @@ impl Nemesis {
         *self.counts.entry(what.into()).or_default() += 1;
     }
 
-    /// One after the other, each for a while, with a moment to recover.
+    /// Injects faults one after the other, with a pause for recovery after each.
     pub async fn in_turn(
         &mut self,
         fleet: &mut Fleet,
-        dice: &mut Dice,
+        rng: &mut SeededRng,
         faults: &[Fault],
     ) -> anyhow::Result<()> {
         for &fault in faults {
-            self.begin(fleet, dice, fault).await?;
-            while !self.acting.is_empty() {
-                self.pass(fleet).await?;
+            self.begin(fleet, rng, fault).await?;
+            while !self.active.is_empty() {
+                self.tick(fleet).await?;
             }
-            let recovered = self.recorder.now() + Duration::from_millis(dice.within(200..600));
+            let recovered = self.recorder.now() + Duration::from_millis(rng.within(200..600));
             while self.recorder.now() < recovered {
-                self.pass(fleet).await?;
+                self.tick(fleet).await?;
             }
         }
         Ok(())
     }
 
-    /// Several at once, again and again.
+    /// Injects several faults in parallel, repeatedly.
     pub async fn mixed(
         &mut self,
         fleet: &mut Fleet,
-        dice: &mut Dice,
+        rng: &mut SeededRng,
         length: Duration,
     ) -> anyhow::Result<()> {
         let end = self.recorder.now() + length;
         let mut next = self.recorder.now();
         while self.recorder.now() < end {
-            if self.recorder.now() >= next && self.acting.len() < 3 {
-                let fault = *dice.pick(&Fault::ALL);
-                self.begin(fleet, dice, fault).await?;
-                next = self.recorder.now() + Duration::from_millis(dice.within(100..900));
+            if self.recorder.now() >= next && self.active.len() < 3 {
+                let fault = *rng.pick(&Fault::ALL);
+                self.begin(fleet, rng, fault).await?;
+                next = self.recorder.now() + Duration::from_millis(rng.within(100..900));
             }
-            self.pass(fleet).await?;
+            self.tick(fleet).await?;
         }
         Ok(())
     }
 
-    /// Lets a moment pass, ends what has gone on for long enough, and looks after everybody.
-    async fn pass(&mut self, fleet: &mut Fleet) -> anyhow::Result<()> {
+    /// Waits a moment, ends the faults that are over, and checks all processes.
+    async fn tick(&mut self, fleet: &mut Fleet) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(15)).await;
         let now = self.recorder.now();
         let mut over = Vec::new();
-        self.acting.retain_mut(|acting| {
-            let goes_on = acting.until > now;
-            if !goes_on {
-                over.push((acting.fault, acting.victim, acting.since));
+        self.active.retain_mut(|active| {
+            let continues = active.until > now;
+            if !continues {
+                over.push((active.fault, active.index, active.since));
             }
-            goes_on
+            continues
         });
-        for (fault, victim, since) in over {
-            self.end(fleet, fault, victim).await?;
-            self.harm(fault, victim, since);
+        for (fault, index, since) in over {
+            self.end(fleet, fault, index).await?;
+            self.record_fault(fault, index, since);
         }
-        self.look_through(fleet)
+        self.scan_logs(fleet)
     }
 
-    fn harm(&self, fault: Fault, victim: usize, since: Duration) {
-        let Some(kind) = fault.harm() else { return };
+    fn record_fault(&self, fault: Fault, index: usize, since: Duration) {
+        let Some(kind) = fault.checker_fault() else { return };
         for (number, server) in self.servers.iter().enumerate() {
-            if fault.strikes_all() || number == victim {
+            if fault.hits_all_servers() || number == index {
                 let until = self.recorder.now();
-                self.recorder.harm(Harm { server: server.clone(), kind, since, until });
+                self.recorder.record_fault(ServerFault { server: server.clone(), kind, since, until });
             }
         }
     }
 
-    async fn begin(&mut self, fleet: &mut Fleet, dice: &mut Dice, fault: Fault) -> anyhow::Result<()> {
-        let victim = dice.within(0..self.servers.len() as u64) as usize;
+    async fn begin(&mut self, fleet: &mut Fleet, rng: &mut SeededRng, fault: Fault) -> anyhow::Result<()> {
+        let index = rng.within(0..self.servers.len() as u64) as usize;
         let since = self.recorder.now();
-        let busy = |acting: &Acting| acting.fault.target(acting.victim) == fault.target(victim);
-        let is_young = fault == Fault::CoordinatorKilled && since < self.began + COORDINATOR_YOUTH;
-        if is_young || self.acting.iter().any(busy) {
+        let has_fault = |active: &ActiveFault| active.fault.target(active.index) == fault.target(index);
+        let is_too_early = fault == Fault::CoordinatorKilled && since < self.began + COORDINATOR_YOUTH;
+        if is_too_early || self.active.iter().any(has_fault) {
             return Ok(());
         }
-        let name = self.servers[victim].as_str().to_owned();
-        // Who has just given up by itself can be struck by nothing else.
+        let name = self.servers[index].as_str().to_owned();
+        // A process that has just ended by itself is restarted first, because no fault can hit it.
         for name in [name.as_str(), ServerName::COORDINATOR] {
             if !self.is_down(name) {
-                self.help_up(fleet, name)?;
+                self.restart_ended(fleet, name)?;
             }
         }
-        let wiring = fleet.wiring();
+        let proxies = fleet.proxies();
         match fault {
             Fault::ServerKilled => fleet.kill9(&name).await?,
             Fault::ServerPaused => fleet.pause(&name).await?,
-            Fault::ServerCutFromNats => wiring.set_nats(&name, Condition::Cut),
-            Fault::ServerStalledFromNats => wiring.set_nats(&name, Condition::Stalled),
-            Fault::ServerHearsNoNats => wiring.set_nats(&name, Condition::AnswersStalled),
-            Fault::ServerCutFromBucket => wiring.set_bucket(&name, Condition::Cut),
-            Fault::ServerStalledFromBucket => wiring.set_bucket(&name, Condition::Stalled),
-            Fault::ServerLosesAnswersOfBucket => wiring.set_bucket(&name, Condition::AnswersLost),
+            Fault::ServerCutFromNats => proxies.set_nats(&name, ProxyMode::Cut),
+            Fault::ServerStalledFromNats => proxies.set_nats(&name, ProxyMode::Stalled),
+            Fault::ServerReceivesNoNats => proxies.set_nats(&name, ProxyMode::RepliesStalled),
+            Fault::ServerCutFromBucket => proxies.set_bucket(&name, ProxyMode::Cut),
+            Fault::ServerStalledFromBucket => proxies.set_bucket(&name, ProxyMode::Stalled),
+            Fault::ServerLosesBucketReplies => proxies.set_bucket(&name, ProxyMode::RepliesLost),
             Fault::ServerCutFromAll => {
-                wiring.set_bucket(&name, Condition::Cut);
-                wiring.set_nats(&name, Condition::Cut);
+                proxies.set_bucket(&name, ProxyMode::Cut);
+                proxies.set_nats(&name, ProxyMode::Cut);
             }
             Fault::CoordinatorPaused => fleet.pause(ServerName::COORDINATOR).await?,
-            Fault::CoordinatorCut => wiring.set_nats(ServerName::COORDINATOR, Condition::Cut),
-            Fault::CoordinatorStalled => wiring.set_nats(ServerName::COORDINATOR, Condition::Stalled),
+            Fault::CoordinatorCut => proxies.set_nats(ServerName::COORDINATOR, ProxyMode::Cut),
+            Fault::CoordinatorStalled => proxies.set_nats(ServerName::COORDINATOR, ProxyMode::Stalled),
             Fault::CoordinatorKilled => fleet.kill9(ServerName::COORDINATOR).await?,
-            Fault::NatsKilled => wiring.cluster_mut().kill9(victim % NATS_SERVERS).await?,
-            Fault::NatsPaused => match wiring.cluster().server(victim % NATS_SERVERS).process() {
+            Fault::NatsKilled => proxies.cluster_mut().kill9(index % NATS_SERVERS).await?,
+            Fault::NatsPaused => match proxies.cluster().server(index % NATS_SERVERS).process() {
                 Some(process) => process.pause().await?,
                 None => return Ok(()),
             },
-            Fault::NatsCut => wiring.set_nats_server(victim % NATS_SERVERS, Condition::Cut),
-            Fault::S3Paused => wiring.s3().process().pause().await?,
-            Fault::S3Cut => wiring.set_s3(Condition::Cut),
-            Fault::S3Slow => wiring.set_s3(Condition::Slow(Duration::from_millis(60))),
-            Fault::ClientsCut => wiring.set_nats(CLIENTS, Condition::Cut),
-            Fault::ClientsStalled => wiring.set_nats(CLIENTS, Condition::Stalled),
+            Fault::NatsCut => proxies.set_nats_server(index % NATS_SERVERS, ProxyMode::Cut),
+            Fault::S3Paused => proxies.s3().process().pause().await?,
+            Fault::S3Cut => proxies.set_s3(ProxyMode::Cut),
+            Fault::S3Slow => proxies.set_s3(ProxyMode::Slow(Duration::from_millis(60))),
+            Fault::ClientsCut => proxies.set_nats(CLIENTS, ProxyMode::Cut),
+            Fault::ClientsStalled => proxies.set_nats(CLIENTS, ProxyMode::Stalled),
         }
         self.count(format!("{fault:?}"));
-        // Long enough for a successor to be found and to write.
-        let length = LEASE.mul_f64(1.3) + Duration::from_millis(dice.within(200..2_000));
-        self.acting.push(Acting { fault, victim, since, until: self.recorder.now() + length });
+        // Long enough for a takeover and for writes by the new owner.
+        let length = LEASE.mul_f64(1.3) + Duration::from_millis(rng.within(200..2_000));
+        self.active.push(ActiveFault { fault, index, since, until: self.recorder.now() + length });
         Ok(())
     }
 
-    async fn end(&mut self, fleet: &mut Fleet, fault: Fault, victim: usize) -> anyhow::Result<()> {
-        let name = self.servers[victim].as_str().to_owned();
-        let wiring = fleet.wiring();
+    async fn end(&mut self, fleet: &mut Fleet, fault: Fault, index: usize) -> anyhow::Result<()> {
+        let name = self.servers[index].as_str().to_owned();
+        let proxies = fleet.proxies();
         match fault {
             Fault::ServerKilled => fleet.start_with(&name, &[])?,
             Fault::ServerPaused => fleet.resume(&name)?,
-            Fault::ServerCutFromNats | Fault::ServerStalledFromNats | Fault::ServerHearsNoNats => {
-                wiring.set_nats(&name, Condition::Whole);
+            Fault::ServerCutFromNats | Fault::ServerStalledFromNats | Fault::ServerReceivesNoNats => {
+                proxies.set_nats(&name, ProxyMode::Forward);
             }
-            Fault::ServerCutFromBucket
-            | Fault::ServerStalledFromBucket
-            | Fault::ServerLosesAnswersOfBucket => wiring.set_bucket(&name, Condition::Whole),
+            Fault::ServerCutFromBucket | Fault::ServerStalledFromBucket | Fault::ServerLosesBucketReplies => {
+                proxies.set_bucket(&name, ProxyMode::Forward);
+            }
             Fault::ServerCutFromAll => {
-                wiring.set_bucket(&name, Condition::Whole);
-                wiring.set_nats(&name, Condition::Whole);
+                proxies.set_bucket(&name, ProxyMode::Forward);
+                proxies.set_nats(&name, ProxyMode::Forward);
             }
             Fault::CoordinatorPaused => fleet.resume(ServerName::COORDINATOR)?,
             Fault::CoordinatorCut | Fault::CoordinatorStalled => {
-                wiring.set_nats(ServerName::COORDINATOR, Condition::Whole);
+                proxies.set_nats(ServerName::COORDINATOR, ProxyMode::Forward);
             }
             Fault::CoordinatorKilled => fleet.start_with(ServerName::COORDINATOR, &[])?,
-            Fault::NatsKilled => wiring.cluster_mut().restart(victim % NATS_SERVERS).await?,
+            Fault::NatsKilled => proxies.cluster_mut().restart(index % NATS_SERVERS).await?,
             Fault::NatsPaused => {
-                if let Some(process) = wiring.cluster().server(victim % NATS_SERVERS).process() {
+                if let Some(process) = proxies.cluster().server(index % NATS_SERVERS).process() {
                     process.resume()?;
                 }
             }
-            Fault::NatsCut => wiring.set_nats_server(victim % NATS_SERVERS, Condition::Whole),
-            Fault::S3Paused => wiring.s3().process().resume()?,
-            Fault::S3Cut | Fault::S3Slow => wiring.set_s3(Condition::Whole),
-            Fault::ClientsCut | Fault::ClientsStalled => wiring.set_nats(CLIENTS, Condition::Whole),
+            Fault::NatsCut => proxies.set_nats_server(index % NATS_SERVERS, ProxyMode::Forward),
+            Fault::S3Paused => proxies.s3().process().resume()?,
+            Fault::S3Cut | Fault::S3Slow => proxies.set_s3(ProxyMode::Forward),
+            Fault::ClientsCut | Fault::ClientsStalled => proxies.set_nats(CLIENTS, ProxyMode::Forward),
         }
         Ok(())
     }
 
-    /// Everything ends, everybody is helped up, and all are waited for.
+    /// Ends all faults, restarts all processes, and waits for them.
     pub async fn heal(&mut self, fleet: &mut Fleet) -> anyhow::Result<()> {
-        for Acting { fault, victim, since, .. } in std::mem::take(&mut self.acting) {
-            self.end(fleet, fault, victim).await?;
-            self.harm(fault, victim, since);
+        for ActiveFault { fault, index, since, .. } in std::mem::take(&mut self.active) {
+            self.end(fleet, fault, index).await?;
+            self.record_fault(fault, index, since);
         }
         for number in 0..NATS_SERVERS {
-            fleet.wiring().cluster().wait_connected(number).await?;
+            fleet.proxies().cluster().wait_connected(number).await?;
         }
         let names: Vec<String> = self
             .servers
@@ -325,55 +325,60 @@ impl Nemesis {
             .collect();
         for name in names {
             until(&format!("{name} serves"), async || {
-                self.help_up(fleet, &name)?;
-                // Whoever has just been started may end once more for want of something that was still missing.
+                self.restart_ended(fleet, &name)?;
+                // A restarted process may end once more if another part is not available yet.
                 Ok(fleet.is_serving(&name).await?.then_some(()))
             })
             .await?;
         }
-        self.look_through(fleet)
+        self.scan_logs(fleet)
     }
 
-    /// Whether a process was killed and is not to be started yet.
+    /// Returns whether a process was killed and must not be started yet.
     fn is_down(&self, name: &str) -> bool {
-        self.acting.iter().any(|acting| match acting.fault {
-            Fault::ServerKilled => self.servers[acting.victim].as_str() == name,
+        self.active.iter().any(|active| match active.fault {
+            Fault::ServerKilled => self.servers[active.index].as_str() == name,
             Fault::CoordinatorKilled => name == ServerName::COORDINATOR,
             _ => false,
         })
     }
 
-    /// Starts a process again that has ended by itself.
-    fn help_up(&mut self, fleet: &mut Fleet, name: &str) -> anyhow::Result<()> {
+    /// Restarts a process that has ended by itself.
+    fn restart_ended(&mut self, fleet: &mut Fleet, name: &str) -> anyhow::Result<()> {
         let Some(status) = fleet.ended(name)? else { return Ok(()) };
-        // A program that gives up says why with a code of its own; a panic is none.
+        // A program that ends on purpose has an exit code of its own; a panic has another.
         if status.code().is_none_or(|code| code == 101) {
             bail!("{name} ended with {status}");
         }
         self.count(format!(
-            "{} gave up",
+            "{} ended by itself",
             name.trim_end_matches(|end: char| end.is_ascii_digit() || end == '-')
         ));
         fleet.start_with(name, &[])
     }
 
-    /// Looks for logs that were taken over and for processes that gave up.
-    fn look_through(&mut self, fleet: &mut Fleet) -> anyhow::Result<()> {
+    /// Scans for sealed logs and for panics.
+    fn scan_logs(&mut self, fleet: &mut Fleet) -> anyhow::Result<()> {
         let now = self.recorder.now();
         for name in self.servers.clone().iter().map(ServerName::as_str).chain([ServerName::COORDINATOR]) {
             if !self.is_down(name) {
-                self.help_up(fleet, name)?;
+                self.restart_ended(fleet, name)?;
             }
             let log = fleet.log(name)?;
             let (read, since) = self.read.get(name).copied().unwrap_or((0, self.began));
-            let fresh = log.get(read..).unwrap_or_default();
-            if fresh.contains("panicked at ") {
-                bail!("{name} panicked: {fresh}");
+            let new_lines = log.get(read..).unwrap_or_default();
+            if new_lines.contains("panicked at ") {
+                bail!("{name} panicked: {new_lines}");
             }
-            if fresh.contains(TAKEN_OVER) && name != ServerName::COORDINATOR {
+            if new_lines.contains(TAKEN_OVER) && name != ServerName::COORDINATOR {
                 self.count("taken over");
-                let (server, kind) = (name.parse()?, HarmKind::TakenOver);
-                self.recorder.harm(Harm { server, kind, since: since.saturating_sub(LEASE), until: now });
+                let (server, kind) = (name.parse()?, ServerFaultKind::TakenOver);
+                self.recorder.record_fault(ServerFault {
+                    server,
+                    kind,
+                    since: since.saturating_sub(LEASE),
+                    until: now,
+                });
             }
             self.read.insert(name.to_owned(), (log.len(), now));
         }

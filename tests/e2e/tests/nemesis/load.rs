@@ -1,4 +1,4 @@
-//! What clients do meanwhile, at every level.
+//! The load of the clients during the faults, at every level.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dormouse_bus::{Bus, ask};
 use dormouse_client::{Client, Error, Kv, NewMessage, Stream};
-use dormouse_e2e::{Dice, RecordedBus, Recorder, until};
+use dormouse_e2e::{RecordedBus, Recorder, SeededRng, until};
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, DeleteReply, DeleteRequest, GetReply, GetRequest, SetItem, SetReply,
     SetRequest,
@@ -15,19 +15,19 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, MessageId, Op, Position, RequestId, Seq, ServerName, SessionId, Subject};
 use dormouse_runtime::Env;
 
-/// How long a client tries.
+/// The deadline of a client call.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long one who asks by hand waits, before it asks the same again.
-const BY_HAND: Duration = Duration::from_millis(500);
+/// The time after which a direct request is repeated.
+const REPEAT_AFTER: Duration = Duration::from_millis(500);
 
-/// Under how many keys each subject has something.
+/// The number of keys per subject.
 const KEYS: u64 = 6;
 
-/// Above this a value is an object of its own.
+/// Larger values are stored as blobs.
 const LARGE_BYTES: usize = 270 * 1_024;
 
-/// One of those who use the fleet, over a connection of its own on which everything is taken down.
+/// A user of the fleet, with a recorded connection of its own.
 pub struct User {
     client: Client,
     bus: Arc<dyn Bus>,
@@ -38,9 +38,9 @@ pub struct User {
     number: u32,
 }
 
-/// A subject that is used.
+/// A subject under load.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub struct UsedSubject {
     pub subject: Subject,
     pub level: Level,
     pub keyed: bool,
@@ -55,28 +55,28 @@ impl User {
         Ok(Self { client, bus, recorder: recorder.clone(), session, counter, values, number })
     }
 
-    /// The same user, who tries as long as a test waits.
-    pub fn patient(&self, target: &Target) -> anyhow::Result<Stream> {
+    /// Returns the stream of a subject, with the long deadline of a test.
+    pub fn stream_with_long_deadline(&self, target: &UsedSubject) -> anyhow::Result<Stream> {
         Ok(self.client.stream(target.subject.as_str())?.with_deadline(dormouse_e2e::PATIENCE))
     }
 
-    /// Makes a subject what it shall be.
-    pub async fn configure(&self, target: &Target) -> anyhow::Result<()> {
+    /// Configures a subject.
+    pub async fn configure(&self, target: &UsedSubject) -> anyhow::Result<()> {
         let config = SubjectConfig { level: Some(target.level), ..SubjectConfig::default() };
-        let stream = self.patient(target)?;
-        // What became of a try may be unknown: a server that was struck before may be announced as gone only now. To
-        // configure the same again does no harm.
+        let stream = self.stream_with_long_deadline(target)?;
+        // The result of an attempt may be unknown: the coordinator may declare a server dead late. Repeating the same
+        // configure has no further effect.
         until(&format!("{} is configured", target.subject), async || {
             Ok(stream.configure(config.clone()).await.ok().map(drop))
         })
         .await
     }
 
-    /// A value that nobody has written.
-    fn value(&self, dice: &mut Dice) -> Vec<u8> {
+    /// Returns a value that was never written.
+    fn value(&self, rng: &mut SeededRng) -> Vec<u8> {
         self.values.set(self.values.get() + 1);
         let mut value = format!("{}:{};", self.number, self.values.get()).into_bytes();
-        let fill = if dice.within(0..1_000) < 4 { LARGE_BYTES } else { dice.within(0..200) as usize };
+        let fill = if rng.within(0..1_000) < 4 { LARGE_BYTES } else { rng.within(0..200) as usize };
         value.resize(value.len() + fill, b'x');
         value
     }
@@ -86,38 +86,47 @@ impl User {
         Some(RequestId { session: self.session, counter: self.counter.get() })
     }
 
-    /// Writes and removes, one after the other, until told to stop.
-    pub async fn write(&self, target: &Target, mut dice: Dice, stop: &Cell<bool>) -> anyhow::Result<()> {
+    /// Writes and deletes, one call after the other, until `stop` is set.
+    pub async fn write(
+        &self,
+        target: &UsedSubject,
+        mut rng: SeededRng,
+        stop: &Cell<bool>,
+    ) -> anyhow::Result<()> {
         let store = self.client.kv(target.subject.as_str())?;
         let stream = self.client.stream(target.subject.as_str())?;
         let mut last = None;
         while !stop.get() {
-            if dice.percent(25) {
-                self.by_hand(target, &mut dice).await;
+            if rng.percent(25) {
+                self.send_until_answered(target, &mut rng).await;
             } else if target.keyed {
-                self.write_key(&store, &mut dice, &mut last).await;
+                self.write_key(&store, &mut rng, &mut last).await;
             } else {
-                self.append(&stream, &mut dice, &mut last).await;
+                self.append(&stream, &mut rng, &mut last).await;
             }
-            tokio::time::sleep(Duration::from_millis(dice.within(15..90))).await;
+            tokio::time::sleep(Duration::from_millis(rng.within(15..90))).await;
         }
         Ok(())
     }
 
-    async fn write_key(&self, store: &Kv, dice: &mut Dice, last: &mut Option<(String, MessageId)>) {
-        let key = key(dice);
-        let raised = if dice.percent(10) { store.clone().with_level(Level::Bucket) } else { store.clone() };
-        let written = match dice.within(0..10) {
-            0..4 => raised.put(key.clone(), self.value(dice)).await,
-            4 => store.create(key.clone(), self.value(dice)).await,
+    async fn write_key(&self, store: &Kv, rng: &mut SeededRng, last: &mut Option<(String, MessageId)>) {
+        let key = key(rng);
+        let raised = if rng.percent(10) { store.clone().with_level(Level::Bucket) } else { store.clone() };
+        let written = match rng.within(0..10) {
+            0..4 => raised.put(key.clone(), self.value(rng)).await,
+            4 => store.create(key.clone(), self.value(rng)).await,
             5 | 6 => match last.take() {
                 Some((known, id)) => {
-                    return note(last, &known, &store.update(known.clone(), self.value(dice), id).await);
+                    return remember_message(
+                        last,
+                        &known,
+                        &store.update(known.clone(), self.value(rng), id).await,
+                    );
                 }
-                None => store.create(key.clone(), self.value(dice)).await,
+                None => store.create(key.clone(), self.value(rng)).await,
             },
             7 => {
-                let many: Vec<_> = (0..3).map(|_| (self::key(dice), self.value(dice))).collect();
+                let many: Vec<_> = (0..3).map(|_| (self::key(rng), self.value(rng))).collect();
                 store.put_many(many).await;
                 return;
             }
@@ -126,139 +135,145 @@ impl User {
                 return;
             }
         };
-        note(last, &key, &written);
+        remember_message(last, &key, &written);
     }
 
-    async fn append(&self, stream: &Stream, dice: &mut Dice, last: &mut Option<(String, MessageId)>) {
-        match dice.within(0..10) {
-            0..5 => note(last, "", &stream.publish(self.value(dice)).await),
+    async fn append(&self, stream: &Stream, rng: &mut SeededRng, last: &mut Option<(String, MessageId)>) {
+        match rng.within(0..10) {
+            0..5 => remember_message(last, "", &stream.publish(self.value(rng)).await),
             5 | 6 => {
-                let message = NewMessage::new(self.value(dice)).expect_last(last.take().map(|(_, id)| id));
-                note(last, "", &stream.publish_with(message).await);
+                let message = NewMessage::new(self.value(rng)).expect_last(last.take().map(|(_, id)| id));
+                remember_message(last, "", &stream.publish_with(message).await);
             }
             7 => {
-                let many: Vec<_> = (0..4).map(|_| self.value(dice)).collect();
+                let many: Vec<_> = (0..4).map(|_| self.value(rng)).collect();
                 stream.publish_batch(many).await;
             }
             8 => {
                 let newest = last.as_ref().map_or(1, |(_, id)| id.seq.get());
-                let _ = stream.delete([Seq::new(dice.within(0..newest.max(1)) + 1)]).await;
+                let _ = stream.delete([Seq::new(rng.within(0..newest.max(1)) + 1)]).await;
             }
-            _ if dice.percent(30) => drop(stream.keep_last(dice.within(5..40)).await),
+            _ if rng.percent(30) => drop(stream.keep_last(rng.within(5..40)).await),
             _ => {}
         }
     }
 
-    /// Asks for the same until it is answered, and now and then once more.
-    async fn by_hand(&self, target: &Target, dice: &mut Dice) {
-        let sets = 1 + dice.within(0..3);
-        let item = |this: &Self, dice: &mut Dice, number: u64| SetItem {
+    /// Repeats a request until it is answered, and sometimes once more.
+    async fn send_until_answered(&self, target: &UsedSubject, rng: &mut SeededRng) {
+        let sets = 1 + rng.within(0..3);
+        let item = |this: &Self, rng: &mut SeededRng, number: u64| SetItem {
             key: target.keyed.then(|| format!("k{number}")),
-            value: Some(this.value(dice).into()),
+            value: Some(this.value(rng).into()),
             ..SetItem::default()
         };
-        let first = dice.within(0..KEYS);
-        let sets: Vec<_> = (0..sets).map(|number| item(self, dice, (first + number) % KEYS)).collect();
-        let (request, atomic) = (self.next_request(), dice.percent(60));
+        let first = rng.within(0..KEYS);
+        let sets: Vec<_> = (0..sets).map(|number| item(self, rng, (first + number) % KEYS)).collect();
+        let (request, atomic) = (self.next_request(), rng.percent(60));
         let set = SetRequest { request, atomic, sets, ..SetRequest::default() };
-        let keys = vec![key(dice)];
+        let keys = vec![key(rng)];
         let delete = DeleteRequest { request: self.next_request(), keys, ..DeleteRequest::default() };
-        let deletes = target.keyed && dice.percent(25);
+        let deletes = target.keyed && rng.percent(25);
         for _ in 0..6 {
             let answered = if deletes {
                 self.ask::<_, DeleteReply>(target, Op::Delete, &delete).await.is_some()
             } else {
                 self.ask::<_, SetReply>(target, Op::Set, &set).await.is_some()
             };
-            if answered && dice.percent(80) {
+            if answered && rng.percent(80) {
                 return;
             }
-            if dice.percent(10) {
+            if rng.percent(10) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(dice.within(10..120))).await;
+            tokio::time::sleep(Duration::from_millis(rng.within(10..120))).await;
         }
     }
 
-    async fn ask<Req, Rep>(&self, target: &Target, op: Op, request: &Req) -> Option<Rep>
+    async fn ask<Req, Rep>(&self, target: &UsedSubject, op: Op, request: &Req) -> Option<Rep>
     where
         Req: serde::Serialize + Sync,
         Rep: serde::de::DeserializeOwned,
     {
-        let located = tokio::time::timeout(BY_HAND, self.client.locate(&target.subject)).await;
+        let located = tokio::time::timeout(REPEAT_AFTER, self.client.locate(&target.subject)).await;
         let server = located.ok()?.ok()?;
         let route = self.client.prefix().server(&server, op, &target.subject);
-        ask(&*self.bus, route, request, BY_HAND).await.ok()
+        ask(&*self.bus, route, request, REPEAT_AFTER).await.ok()
     }
 
-    /// Reads in every way there is until told to stop.
-    pub async fn read(&self, targets: &[Target], mut dice: Dice, stop: &Cell<bool>) -> anyhow::Result<()> {
+    /// Reads with every operation until `stop` is set.
+    pub async fn read(
+        &self,
+        targets: &[UsedSubject],
+        mut rng: SeededRng,
+        stop: &Cell<bool>,
+    ) -> anyhow::Result<()> {
         let mut known: Vec<Position> = vec![Position::default(); targets.len()];
         while !stop.get() {
-            let at = dice.within(0..targets.len() as u64) as usize;
+            let at = rng.within(0..targets.len() as u64) as usize;
             let target = &targets[at];
             let store = self.client.kv(target.subject.as_str())?;
             let stream = self.client.stream(target.subject.as_str())?;
-            match dice.within(0..12) {
-                0..5 if target.keyed => drop(store.entry(key(&mut dice)).await),
-                0..5 => drop(stream.get(Seq::new(dice.within(1..80))).await),
+            match rng.within(0..12) {
+                0..5 if target.keyed => drop(store.entry(key(&mut rng)).await),
+                0..5 => drop(stream.get(Seq::new(rng.within(1..80))).await),
                 5 if target.keyed => drop(store.keys("").all().await),
                 5 => drop(stream.get_all(dormouse_client::SeqRange::all().reverse().limit(20)).all().await),
                 6 | 7 => drop(stream.get_all(..).all().await),
                 8 => drop(stream.info().await),
-                9 if dice.percent(30) => drop(stream.flush().await),
+                9 if rng.percent(30) => drop(stream.flush().await),
                 _ => {
                     let request = ChangesRequest { after: known[at], ..ChangesRequest::default() };
                     let reply: Option<ChangesReply> = self.ask(target, Op::Changes, &request).await;
                     if let Some(reply) = reply {
-                        known[at] = if dice.percent(80) { reply.position } else { known[at] };
+                        known[at] = if rng.percent(80) { reply.position } else { known[at] };
                     }
                 }
             }
-            tokio::time::sleep(Duration::from_millis(dice.within(5..60))).await;
+            tokio::time::sleep(Duration::from_millis(rng.within(5..60))).await;
         }
         Ok(())
     }
 
-    /// Asks any server, also who may not serve the subject any more: whatever it says must be true now. Who stands still or
-    /// hears nothing answers when it is back.
+    /// Asks any server, including servers that may no longer own the subject: every reply must be current. A paused or
+    /// disconnected server answers after the fault.
     pub async fn probe(
         &self,
-        targets: &[Target],
+        targets: &[UsedSubject],
         servers: &[ServerName],
-        mut dice: Dice,
+        mut rng: SeededRng,
         stop: &Cell<bool>,
     ) -> anyhow::Result<()> {
         while !stop.get() {
-            let (target, server) = (dice.pick(targets).clone(), dice.pick(servers).clone());
+            let (target, server) = (rng.pick(targets).clone(), rng.pick(servers).clone());
             let request = if target.keyed {
-                GetRequest::key(key(&mut dice))
+                GetRequest::key(key(&mut rng))
             } else {
-                GetRequest::seq(Seq::new(dice.within(1..80)))
+                GetRequest::seq(Seq::new(rng.within(1..80)))
             };
             let route = self.client.prefix().server(&server, Op::Get, &target.subject);
             let _: Result<GetReply, _> = ask(&*self.bus, route, &request, DEADLINE).await;
-            tokio::time::sleep(Duration::from_millis(dice.within(5..40))).await;
+            tokio::time::sleep(Duration::from_millis(rng.within(5..40))).await;
         }
         Ok(())
     }
 
-    /// Reads everything, whoever serves it, and writes once more: the subject is well.
-    pub async fn look_over(&self, target: &Target) -> anyhow::Result<()> {
-        let stream = self.patient(target)?;
+    /// Reads everything from the current owner and writes once more, to check that the subject works.
+    pub async fn check_subject(&self, target: &UsedSubject) -> anyhow::Result<()> {
+        let stream = self.stream_with_long_deadline(target)?;
         stream.get_all(..).all().await?;
         stream.info().await?;
         let began = self.recorder.now();
-        let item = NewMessage::new(self.value(&mut Dice::new(1)));
+        let item = NewMessage::new(self.value(&mut SeededRng::new(1)));
         loop {
             match stream.publish_with(item.clone()).await {
                 Ok(_) => return Ok(()),
-                // What nobody knows is not asked for again by the client; here it may be the last word of a fault.
+                // The client does not repeat a request with an unknown result. Here, such a result may be a late effect
+                // of a fault.
                 Err(error) if self.recorder.now() - began > dormouse_e2e::PATIENCE => {
                     return Err(error.into());
                 }
                 Err(_) => {
-                    let value = self.value(&mut Dice::new(1));
+                    let value = self.value(&mut SeededRng::new(1));
                     if stream.publish(value).await.is_ok() {
                         return Ok(());
                     }
@@ -268,7 +283,11 @@ impl User {
     }
 }
 
-fn note(last: &mut Option<(String, MessageId)>, key: &str, written: &Result<dormouse_client::Ack, Error>) {
+fn remember_message(
+    last: &mut Option<(String, MessageId)>,
+    key: &str,
+    written: &Result<dormouse_client::Ack, Error>,
+) {
     match written {
         Ok(ack) => *last = Some((key.to_owned(), ack.id())),
         Err(Error::WrongLast { actual: Some(actual) } | Error::KeyExists { actual: Some(actual) }) => {
@@ -278,6 +297,6 @@ fn note(last: &mut Option<(String, MessageId)>, key: &str, written: &Result<dorm
     }
 }
 
-fn key(dice: &mut Dice) -> String {
-    format!("k{}", dice.within(0..KEYS))
+fn key(rng: &mut SeededRng) -> String {
+    format!("k{}", rng.within(0..KEYS))
 }

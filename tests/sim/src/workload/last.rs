@@ -1,4 +1,4 @@
-//! The last client: what must be possible once everything is well again.
+//! The last client: the calls that must succeed after the end of the faults.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,26 +9,26 @@ use dormouse_protocol::{Position, Subject};
 use super::Worker;
 use crate::trace::Trace;
 
-/// Reads everything of each subject, and writes to it: what must be possible once everything is well again. Returns the
-/// subjects of which it was not, and where the others are.
-pub async fn last_look(
+/// Reads everything of each subject, and writes to it. Returns the subjects for which this failed, and the positions of
+/// the others.
+pub async fn final_check(
     worker: &mut Worker,
     trace: &Trace,
     within: Duration,
 ) -> (Vec<Subject>, BTreeMap<Subject, Position>) {
-    let (mut silent, mut places) = (Vec::new(), BTreeMap::new());
+    let (mut unserved, mut positions) = (Vec::new(), BTreeMap::new());
     for at in 0..worker.plan.subjects.len() {
         let subject = worker.plan.subjects[at].clone();
         let looked = tokio::time::timeout(within, async {
             loop {
                 let value = worker.value();
-                // A subject that is full and refuses writes is well all the same.
+                // A full subject that rejects writes is served all the same.
                 let unlimited = worker.kv(at).configure(SubjectConfig::default()).await;
                 let written = worker.kv(at).with_level(Level::Bucket).put("last", value).await;
                 if unlimited.is_ok() && written.is_ok() {
                     break;
                 }
-                trace.line(format_args!("not yet: {subject}"));
+                trace.line(format_args!("not served: {subject}"));
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
             while worker.stream(at).get_all(..).all().await.is_err()
@@ -47,9 +47,9 @@ pub async fn last_look(
             }
         });
         match looked.await {
-            Ok(position) => drop(places.insert(subject, position)),
-            Err(_) => silent.push(subject),
+            Ok(position) => drop(positions.insert(subject, position)),
+            Err(_) => unserved.push(subject),
         }
     }
-    (silent, places)
+    (unserved, positions)
 }

@@ -1,4 +1,4 @@
-//! Draining, moving and rebalancing, said to a coordinator that does what a test tells it.
+//! Drains, moves and rebalances against a scripted coordinator.
 
 use dormouse_protocol::admin::{
     Assigned, DrainReply, MoveReply, MoveRequest, MovesReply, PlannedMove, RebalanceReply, RebalanceRequest,
@@ -11,7 +11,8 @@ use super::*;
 type Answer = Result<Bytes, ErrorReply>;
 
 impl Fleet {
-    /// A fleet whose coordinator answers operators by a script, which also gets how often its route was asked before.
+    /// A fleet whose coordinator answers admin requests by a script. The script also gets the number of earlier
+    /// requests to the same route.
     async fn coordinated(script: impl Fn(&AdminRoute, &[u8], usize) -> Answer + Send + 'static) -> Self {
         let fleet = Self::empty();
         let prefix = fleet.prefix.clone();
@@ -45,52 +46,55 @@ fn subject(name: &str) -> Subject {
     Subject::new(name).unwrap()
 }
 
-/// `s` with this state and so many subjects, and another that takes them.
-fn being_emptied(state: ServerState, left: u64) -> Vec<ServerEntry> {
+/// `s` with this state and `left` subjects, and another server that takes them.
+fn draining_servers(state: ServerState, left: u64) -> Vec<ServerEntry> {
     let server = ServerEntry { assigned_subjects: left, ..entry("s", state) };
     vec![server, entry("t", ServerState::Alive)]
 }
 
 fn ordered(state: ServerState) -> Answer {
-    Ok(bytes(&DrainReply { server: being_emptied(state, 2).remove(0) }))
+    Ok(bytes(&DrainReply { server: draining_servers(state, 2).remove(0) }))
 }
 
 fn unexpected(route: &AdminRoute) -> Answer {
     Err(ErrorReply::bad_request(format!("unexpected: {route:?}")))
 }
 
-/// A fleet in which the drain of `s` ends like this after a while.
+/// A fleet in which the drain of `s` ends in this state after a few polls.
 async fn draining_until(state: ServerState, left: u64) -> Fleet {
     Fleet::coordinated(move |route, _, before| match (route, before) {
-        (AdminRoute::Servers, 0) => servers(being_emptied(ServerState::Alive, 3)),
-        (AdminRoute::Servers, 1..=2) => servers(being_emptied(ServerState::Draining, 2)),
-        (AdminRoute::Servers, _) => servers(being_emptied(state, left)),
+        (AdminRoute::Servers, 0) => servers(draining_servers(ServerState::Alive, 3)),
+        (AdminRoute::Servers, 1..=2) => servers(draining_servers(ServerState::Draining, 2)),
+        (AdminRoute::Servers, _) => servers(draining_servers(state, left)),
         (AdminRoute::Drain(_), _) => ordered(ServerState::Draining),
         (other, _) => unexpected(other),
     })
     .await
 }
 
+/// `server drain` waits until the server is drained.
 #[tokio::test]
-async fn a_drain_is_waited_for_until_the_server_has_nothing_left() {
+async fn drain_command_waits_until_server_is_drained() {
     let fleet = draining_until(ServerState::Drained, 0).await;
     assert_eq!(fleet.run("server drain s").await.text(), "s is drained\n");
     let shown = draining_until(ServerState::Drained, 0).await.run("server drain s --json").await.json();
     assert_eq!((shown.len(), &shown[0]["name"], &shown[0]["state"]), (1, &json!("s"), &json!("drained")));
 }
 
+/// `server drain` exits with code 4 if the drain is cancelled, and with code 1 if the server is dead.
 #[tokio::test]
-async fn a_drain_that_ends_otherwise_is_no_success() {
+async fn drain_command_fails_if_server_is_undrained_or_dead() {
     for (state, code) in [(ServerState::Alive, 4), (ServerState::Dead, 1)] {
         let ran = draining_until(state, 1).await.run("server drain s").await;
         assert_eq!(ran.exit_code(), code, "{}", ran.printed);
     }
 }
 
+/// `server drain --no-wait` returns at once, and `server undrain` cancels the drain.
 #[tokio::test]
-async fn an_order_can_be_given_without_waiting_and_taken_back() {
+async fn drain_command_returns_at_once_with_no_wait() {
     let fleet = Fleet::coordinated(|route, _, _| match route {
-        AdminRoute::Servers => servers(being_emptied(ServerState::Alive, 2)),
+        AdminRoute::Servers => servers(draining_servers(ServerState::Alive, 2)),
         AdminRoute::Drain(_) => ordered(ServerState::Draining),
         AdminRoute::Undrain(_) => ordered(ServerState::Alive),
         other => unexpected(other),
@@ -100,10 +104,11 @@ async fn an_order_can_be_given_without_waiting_and_taken_back() {
     assert_eq!(fleet.run("server undrain s --json").await.json()[0]["state"], "alive");
 }
 
+/// A command for an unknown server exits with code 3 and sends no order.
 #[tokio::test]
-async fn what_is_ordered_of_an_unknown_server_is_not_found_and_not_ordered() {
+async fn operator_command_for_unknown_server_is_not_found() {
     let fleet = Fleet::coordinated(|route, _, _| match route {
-        AdminRoute::Servers => servers(being_emptied(ServerState::Alive, 2)),
+        AdminRoute::Servers => servers(draining_servers(ServerState::Alive, 2)),
         other => unexpected(other),
     })
     .await;
@@ -112,23 +117,25 @@ async fn what_is_ordered_of_an_unknown_server_is_not_found_and_not_ordered() {
     }
 }
 
+/// A drain order without a reply is indeterminate; without a responder it is unavailable.
 #[tokio::test]
-async fn an_order_without_an_answer_is_in_doubt_and_one_that_nobody_heard_is_not() {
+async fn drain_command_without_reply_is_indeterminate() {
     assert_eq!(Fleet::empty().run("server drain s --deadline 50ms").await.exit_code(), 5);
     let fleet = Fleet::empty();
-    let known = servers(being_emptied(ServerState::Alive, 2)).unwrap();
+    let known = servers(draining_servers(ServerState::Alive, 2)).unwrap();
     fleet
         .answer(fleet.prefix.admin_servers().into(), move |request| request.responder.ok(known.clone()))
         .await;
-    // It hears the order and never says so.
+    // The coordinator gets the order and never replies.
     let kept = Mutex::new(Vec::new());
     let drain = fleet.prefix.admin_drain(&name("s")).into();
     fleet.answer(drain, move |request| kept.lock().unwrap().push(request)).await;
     assert_eq!(fleet.run("server drain s --deadline 50ms").await.exit_code(), 7);
 }
 
+/// `server info` includes the health of a live process and sends no health request to a dead one.
 #[tokio::test]
-async fn a_server_is_shown_with_what_its_process_says() {
+async fn server_info_includes_health_of_live_process() {
     let fleet = Fleet::empty();
     let known = vec![entry("s", ServerState::Alive), entry("gone", ServerState::Dead)];
     let known = servers(known).unwrap();
@@ -137,19 +144,20 @@ async fn a_server_is_shown_with_what_its_process_says() {
         .await;
     let health = json!({
         "kind": "server", "name": "s", "id": "s-1", "version": "0.1.0", "status": "degraded",
-        "problems": ["no lease"], "uptime_ms": 5, "figures": { "log_slots": 12 },
+        "problems": ["lease expired"], "uptime_ms": 5, "figures": { "retained_slots": 12 },
     });
     let health = Bytes::from(health.to_string());
     fleet
         .answer(fleet.prefix.health_of("s").into(), move |request| request.responder.ok(health.clone()))
         .await;
     let shown = fleet.run("server info s").await;
-    for part in ["s-01J9Z3ABCDEFGHJKMNPQRSTVWX", "alive", "degraded", "no lease", "log_slots", "12"] {
+    for part in ["s-01J9Z3ABCDEFGHJKMNPQRSTVWX", "alive", "degraded", "lease expired", "retained_slots", "12"]
+    {
         assert!(shown.text().contains(part), "{part}: {}", shown.printed);
     }
     let shown = fleet.run("server info s --json").await.json();
     assert_eq!((&shown[0]["state"], &shown[0]["health"]["status"]), (&json!("alive"), &json!("degraded")));
-    // Nobody waits for the dead.
+    // A dead server gets no health request.
     let dead = fleet.run("server info gone --json").await.json();
     assert_eq!((&dead[0]["state"], dead[0].get("health_error")), (&json!("dead"), None));
 }
@@ -163,15 +171,16 @@ fn page(payload: &[u8]) -> Answer {
         Some("app.m") => (&["app.y", "app.z"], None),
         Some(other) => panic!("{other}"),
     };
-    // The answer tells the test what was asked.
+    // The reply shows the test the fields of the request.
     let server = request.server.unwrap_or_else(|| name(if request.pattern == ">" { "all" } else { "some" }));
     let subjects =
         names.iter().map(|name| Assigned { subject: subject(name), server: server.clone() }).collect();
     Ok(bytes(&SubjectsReply { subjects, cursor: cursor.map(subject) }))
 }
 
+/// `subject ls` reads all pages, even after an empty one, respects the limit, and prints one document per subject.
 #[tokio::test]
-async fn subjects_are_listed_page_by_page_one_document_each() {
+async fn subject_ls_reads_all_pages_and_prints_one_line_each() {
     let fleet = Fleet::coordinated(|route, payload, _| match route {
         AdminRoute::Subjects => page(payload),
         other => unexpected(other),
@@ -191,8 +200,9 @@ async fn subjects_are_listed_page_by_page_one_document_each() {
     assert!(table.text().contains("SUBJECT") && table.text().contains("app.z"), "{}", table.text());
 }
 
+/// `subject move` waits until the move is done or the deadline ends, and fails for an unfit target.
 #[tokio::test]
-async fn a_move_is_waited_for_as_long_as_the_deadline_allows() {
+async fn move_command_waits_until_deadline() {
     let fleet = Fleet::coordinated(|route, payload, before| match route {
         AdminRoute::Servers => {
             let draining = entry("d", ServerState::Draining);
@@ -235,7 +245,7 @@ fn plan() -> Bytes {
     bytes(&RebalanceReply { moves: vec![planned(1), planned(2)], servers: vec![balance] })
 }
 
-/// A coordinator that plans two moves and ends so after some time.
+/// A coordinator that plans two moves, and reports `end` after a few polls.
 async fn rebalancing(end: MovesReply) -> Fleet {
     Fleet::coordinated(move |route, payload, before| match route {
         AdminRoute::Moves => Ok(bytes(&match before {
@@ -253,8 +263,9 @@ async fn rebalancing(end: MovesReply) -> Fleet {
     .await
 }
 
+/// `rebalance` prints the plan and waits for its moves; a dry run only prints it.
 #[tokio::test]
-async fn a_plan_is_shown_before_it_is_carried_out_and_then_waited_for() {
+async fn rebalance_command_prints_plan_and_waits_for_moves() {
     let fleet = rebalancing(MovesReply { pending: 0, done: 7, given_up: 1 }).await;
     let dry = fleet.run("rebalance --dry-run").await;
     for part in ["app.1", "1002", "77", "21", "19", "4000", "1997"] {
@@ -267,11 +278,12 @@ async fn a_plan_is_shown_before_it_is_carried_out_and_then_waited_for() {
     assert_eq!(shown[1], json!({ "done": 2, "given_up": 0 }));
 }
 
+/// `rebalance` exits with code 1 if moves fail or if a coordinator restart forgets them.
 #[tokio::test]
-async fn moves_that_were_given_up_or_forgotten_are_a_failure() {
+async fn rebalance_command_fails_if_moves_fail_or_are_forgotten() {
     for end in [
         MovesReply { pending: 0, done: 6, given_up: 2 },
-        // Of a coordinator that has started anew.
+        // The reply of a restarted coordinator.
         MovesReply { pending: 0, done: 0, given_up: 0 },
     ] {
         let ran = rebalancing(end).await.run("rebalance --most-moves 7").await;
@@ -279,8 +291,9 @@ async fn moves_that_were_given_up_or_forgotten_are_a_failure() {
     }
 }
 
+/// If the outcome of a rebalance request is unknown, the CLI does not resend it and exits with code 7.
 #[tokio::test]
-async fn a_plan_whose_answer_is_lost_is_not_asked_for_twice() {
+async fn rebalance_command_is_never_resent() {
     let fleet = Fleet::coordinated(|route, _, before| match route {
         AdminRoute::Moves => Ok(bytes(&MovesReply { pending: 0, done: 0, given_up: 0 })),
         AdminRoute::Rebalance => {

@@ -4,8 +4,9 @@ fn not_owner(server: &str) -> Result<(), (ErrorCode, Option<String>)> {
     Err((ErrorCode::NotOwner, Some(server.to_owned())))
 }
 
+/// If no server is a member, the coordinator answers a locate with `unavailable`.
 #[test]
-fn without_a_server_nothing_can_be_located() {
+fn locate_without_live_server_is_unavailable() {
     let mut world = World::new();
     assert_eq!(world.locate("a"), Err(ErrorCode::Unavailable));
     let one = world.joined("one", 1);
@@ -14,8 +15,9 @@ fn without_a_server_nothing_can_be_located() {
     assert_eq!(world.locate("a"), Err(ErrorCode::Unavailable));
 }
 
+/// A new server gets only new subjects; assignments move when their server is declared dead, and do not return.
 #[test]
-fn an_assignment_stays_put_when_servers_come_and_moves_when_its_server_goes() {
+fn assignment_is_kept_until_server_is_declared_dead() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let names: Vec<_> = (0..200).map(|n| format!("s.{n}")).collect();
@@ -23,10 +25,10 @@ fn an_assignment_stays_put_when_servers_come_and_moves_when_its_server_goes() {
     let two = world.joined("two", 2);
     assert!(names.iter().all(|name| world.locate(name) == Ok("one".into())));
     let new = (200..300).filter(|n| world.locate(&format!("s.{n}")) == Ok("two".into())).count();
-    assert!((1..100).contains(&new), "what is new is shared");
+    assert!((1..100).contains(&new), "new subjects are shared");
     world.pass_with(DEAD_AFTER, &[&two]);
     assert!(names.iter().all(|name| world.locate(name) == Ok("two".into())));
-    // Back again, it gets nothing back by itself.
+    // The returning server does not get its old subjects back.
     world.ask(join_after(&log("one", 3), &one)).unwrap();
     assert!(names.iter().all(|name| world.locate(name) == Ok("two".into())));
     assert_eq!(
@@ -35,8 +37,9 @@ fn an_assignment_stays_put_when_servers_come_and_moves_when_its_server_goes() {
     );
 }
 
+/// A server that restarts on the same data directory keeps its assignments.
 #[test]
-fn a_restarted_server_keeps_its_subjects() {
+fn server_restart_keeps_assignments() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     assert_eq!(world.locate("a"), Ok("one".into()));
@@ -47,14 +50,19 @@ fn a_restarted_server_keeps_its_subjects() {
     assert_eq!(world.locate("a"), Ok("one".into()));
 }
 
+/// A draining server gets no new subjects and keeps each subject that it has until it releases the subject.
 #[test]
-fn a_draining_server_gets_nothing_new_and_keeps_what_it_has_until_it_releases_it() {
+fn drain_stops_new_assignments_and_keeps_owned_until_release() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     assert_eq!(world.locate("a"), Ok("one".into()));
     let two = world.joined("two", 2);
     world.ask(draining(&one)).unwrap();
-    assert_eq!(world.locate("a"), Ok("one".into()), "it may own it, and serves it until it is handed over");
+    assert_eq!(
+        world.locate("a"),
+        Ok("one".into()),
+        "it may own the subject, and serves it until the handover"
+    );
     assert!((0..100).all(|n| world.locate(&format!("s.{n}")) == Ok("two".into())));
     world.ask(release("a", &one)).unwrap();
     assert_eq!(world.locate("a"), Ok("two".into()));
@@ -64,8 +72,9 @@ fn a_draining_server_gets_nothing_new_and_keeps_what_it_has_until_it_releases_it
     assert_eq!(world.locate("new"), Ok("two".into()));
 }
 
+/// The coordinator grants and records a claim of an unassigned subject, grants its repeat, and redirects other servers.
 #[test]
-fn a_claim_is_recorded_and_granted_when_nobody_has_the_subject() {
+fn claim_of_unassigned_subject_is_granted_and_recorded() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let two = world.joined("two", 2);
@@ -76,34 +85,37 @@ fn a_claim_is_recorded_and_granted_when_nobody_has_the_subject() {
     assert_eq!(world.recorded("a"), Some("one".into()));
 }
 
+/// A process that never joined, or that its successor replaced, gets `unknown_server` for a claim.
 #[test]
-fn who_is_no_member_claims_nothing() {
+fn claim_by_non_member_gets_unknown_server() {
     let mut world = World::new();
     let one = world.joined("one", 1);
-    let stranger = log("two", 2);
-    assert_eq!(world.claim("a", &stranger, None), Err((ErrorCode::UnknownServer, None)));
+    let unknown = log("two", 2);
+    assert_eq!(world.claim("a", &unknown, None), Err((ErrorCode::UnknownServer, None)));
     let next = log("one", 3);
     world.ask(join_after(&next, &one)).unwrap();
     assert_eq!(world.claim("a", &one, None), Err((ErrorCode::UnknownServer, None)));
     assert_eq!(world.recorded("a"), None);
 }
 
+/// If the manifest names a live owner, that owner wins over the recorded assignment.
 #[test]
-fn the_bucket_knows_better_who_the_owner_is() {
+fn claim_owner_in_manifest_overrides_recorded_assignment() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let two = world.joined("two", 2);
     assert_eq!(world.claim("a", &one, None), Ok(()));
-    // The manifest says that two owns it, and two is alive: the record was wrong.
+    // The manifest names two as owner, and two is alive: the recorded assignment was wrong.
     assert_eq!(world.claim("a", &one, Some(&two)), not_owner("two"));
     assert_eq!(world.locate("a"), Ok("two".into()));
-    // And who owns it by the manifest may go on with it, whatever is recorded.
+    // The owner in the manifest may continue to serve, regardless of the recorded assignment.
     assert_eq!(world.claim("a", &one, Some(&one)), Ok(()));
     assert_eq!(world.locate("a"), Ok("one".into()));
 }
 
+/// After the owner is declared dead, only the assigned server gets the claim; a returning owner is redirected to it.
 #[test]
-fn what_a_dead_process_owned_goes_to_who_is_recorded() {
+fn claim_on_dead_owner_is_granted_to_assigned_server() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     assert_eq!(world.locate("a"), Ok("one".into()));
@@ -116,13 +128,14 @@ fn what_a_dead_process_owned_goes_to_who_is_recorded() {
     let (chosen, other) = if chosen == "two" { (two, three) } else { (three, two) };
     assert_eq!(world.claim("a", &other, Some(&one)), not_owner(chosen.server().as_str()));
     assert_eq!(world.claim("a", &chosen, Some(&one)), Ok(()));
-    // The old process comes back to life and is sent to the new owner.
+    // The old process returns and is redirected to the new owner.
     world.ask(join(&one)).unwrap();
     assert_eq!(world.claim("a", &one, Some(&chosen)), not_owner(chosen.server().as_str()));
 }
 
+/// A process that names the owner as its predecessor gets the claim at once.
 #[test]
-fn a_successor_claims_what_its_predecessor_owned() {
+fn claim_by_successor_of_owner_is_granted() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     assert_eq!(world.claim("a", &one, None), Ok(()));
@@ -131,24 +144,26 @@ fn a_successor_claims_what_its_predecessor_owned() {
     assert_eq!(world.claim("a", &next, Some(&one)), Ok(()));
 }
 
+/// A draining server gets a claim only if it owns the subject or if no other server can take the subject.
 #[test]
-fn a_draining_server_claims_only_what_nobody_else_can_take() {
+fn claim_by_draining_server_needs_ownership_or_no_other_server() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.ask(draining(&one)).unwrap();
-    assert_eq!(world.claim("a", &one, None), Ok(()), "better than nobody");
+    assert_eq!(world.claim("a", &one, None), Ok(()), "there is no other server");
     let two = world.joined("two", 2);
     assert_eq!(world.claim("a", &one, Some(&one)), Ok(()), "it is the owner");
     assert_eq!(world.claim("b", &one, None), not_owner("two"));
     assert_eq!(world.claim("b", &two, None), Ok(()));
-    // As long as it has not released the subject it is the one to ask.
+    // Claims are redirected to it until it has released the subject.
     assert_eq!(world.claim("a", &two, Some(&one)), not_owner("one"));
     world.ask(release("a", &one)).unwrap();
     assert_eq!(world.claim("a", &two, None), Ok(()));
 }
 
+/// While the owner drains, locates and claims name it and change no assignment until it releases the subject.
 #[test]
-fn clients_that_ask_while_the_owner_drains_change_nothing() {
+fn locate_and_claim_during_drain_change_no_assignment() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.claim("a", &one, None).unwrap();
@@ -158,17 +173,18 @@ fn clients_that_ask_while_the_owner_drains_change_nothing() {
         assert_eq!(world.locate("a"), Ok("one".into()));
         assert_eq!(world.claim("a", &two, Some(&one)), not_owner("one"));
         assert_eq!(world.recorded("a"), Some("one".into()));
-        assert_eq!(world.apply(Input::Locate(subject("a"))).changes, []);
+        assert_eq!(world.apply(CoordinatorInput::Locate(subject("a"))).changes, []);
     }
     world.ask(release("a", &one)).unwrap();
     assert_eq!(world.claim("a", &two, None), Ok(()));
 }
 
+/// If a draining server does not own an assigned subject, the next claim assigns the subject to another server.
 #[test]
-fn what_a_draining_server_does_not_own_goes_to_the_next_who_asks() {
+fn drain_gives_unowned_subject_to_another_server_at_claim() {
     let mut world = World::new();
     let one = world.joined("one", 1);
-    // Recorded, and never claimed; or released, and the word of it was lost.
+    // Assigned and never claimed; or released, and the release message was lost.
     assert!(["a", "b"].iter().all(|name| world.locate(name) == Ok("one".into())));
     let two = world.joined("two", 2);
     world.ask(draining(&one)).unwrap();
@@ -179,16 +195,18 @@ fn what_a_draining_server_does_not_own_goes_to_the_next_who_asks() {
     assert_eq!(world.locate("b"), Ok("two".into()));
 }
 
+/// Only a release by the assigned process removes the assignment; a release by another server or process changes
+/// nothing.
 #[test]
-fn a_release_by_the_recorded_server_makes_the_subject_anybodys() {
+fn release_by_assigned_process_removes_assignment() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let two = world.joined("two", 2);
     world.claim("a", &one, None).unwrap();
     world.ask(release("a", &two)).unwrap();
-    assert_eq!(world.recorded("a"), Some("one".into()), "not two's to release");
+    assert_eq!(world.recorded("a"), Some("one".into()), "two is not the assigned server");
     world.ask(release("a", &log("one", 9))).unwrap();
-    assert_eq!(world.recorded("a"), Some("one".into()), "not the process that has it");
+    assert_eq!(world.recorded("a"), Some("one".into()), "not the assigned process");
     world.ask(release("a", &one)).unwrap();
     assert_eq!(world.recorded("a"), None);
     assert_eq!(world.server("one").unwrap().assigned_subjects, 0);

@@ -8,8 +8,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 impl World {
     fn beat_with(&mut self, log: &LogId, load: ServerLoad, busiest: Vec<BusySubject>) {
-        let Input::Heartbeat(request) = heartbeat(log) else { unreachable!() };
-        self.ask(Input::Heartbeat(HeartbeatRequest { load, busiest, ..request })).unwrap();
+        let CoordinatorInput::Heartbeat(request) = heartbeat(log) else { unreachable!() };
+        self.ask(CoordinatorInput::Heartbeat(HeartbeatRequest { load, busiest, ..request })).unwrap();
     }
 
     fn rebalance(&mut self, dry_run: bool, most_moves: u64) -> RebalanceReply {
@@ -19,8 +19,8 @@ impl World {
         subjects.extend(self.machine.busy_subjects());
         let request = RebalanceRequest { dry_run, most_moves, ..RebalanceRequest::default() };
         let candidates = Candidates { subjects, reply_bytes: 1 << 20 };
-        match self.ask(Input::Rebalance(request, candidates)) {
-            Ok(Answer::Rebalance(reply)) => reply,
+        match self.ask(CoordinatorInput::Rebalance(request, candidates)) {
+            Ok(CoordinatorReply::Rebalance(reply)) => reply,
             other => panic!("{other:?}"),
         }
     }
@@ -34,21 +34,25 @@ fn busy(name: &str, requests_per_second: u64, bytes: u64) -> BusySubject {
     BusySubject { subject: subject(name), requests_per_second, bytes }
 }
 
+/// A rebalance plan gives a new server its share, and the coordinator executes the plan at a bounded rate.
 #[test]
-fn a_new_server_gets_its_share_by_a_plan_that_is_carried_out_at_a_bounded_rate() {
+fn rebalance_moves_share_to_new_server_at_bounded_rate() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     for n in 0..1_000 {
         world.claim(&format!("s.{n}"), &one, None).unwrap();
     }
     let two = world.joined("two", 2);
-    assert!(world.rebalance(true, 100).moves.len() == 100 && world.moves().pending == 0, "only shown");
+    assert!(
+        world.rebalance(true, 100).moves.len() == 100 && world.moves().pending == 0,
+        "a dry run moves nothing"
+    );
     let plan = world.rebalance(false, 10_000);
     assert!((475..=500).contains(&plan.moves.len()), "{}", plan.moves.len());
     let after: Vec<_> = plan.servers.iter().map(|server| server.assigned_subjects_after).collect();
     assert_eq!(after.iter().sum::<u64>(), 1_000);
-    assert!(world.rebalance(true, 10_000).moves.is_empty(), "what is on its way counts as done");
-    // Nobody releases anything: no more than so many are on their way.
+    assert!(world.rebalance(true, 10_000).moves.is_empty(), "pending moves count as done");
+    // Without releases, the number of moves under way is bounded.
     let orders = world.orders_within(SECOND, &[&one, &two]);
     let ordered: std::collections::BTreeSet<_> = orders.iter().map(|order| order.subject.clone()).collect();
     assert_eq!(ordered.len(), 32);
@@ -57,7 +61,7 @@ fn a_new_server_gets_its_share_by_a_plan_that_is_carried_out_at_a_bounded_rate()
         seconds += 1;
         for order in world.orders_within(SECOND, &[&one, &two]) {
             world
-                .ask(Input::Release(
+                .ask(CoordinatorInput::Release(
                     order.subject,
                     ReleaseRequest { v: ProtocolVersion::CURRENT, log: order.log },
                 ))
@@ -67,11 +71,12 @@ fn a_new_server_gets_its_share_by_a_plan_that_is_carried_out_at_a_bounded_rate()
     assert!(seconds >= plan.moves.len() / 60, "{seconds} s for {} moves", plan.moves.len());
     assert_eq!(world.moves().done, plan.moves.len() as u64);
     assert_eq!(world.assigned("two"), plan.moves.len() as u64);
-    assert!(world.rebalance(true, 10_000).moves.is_empty(), "it is even now");
+    assert!(world.rebalance(true, 10_000).moves.is_empty(), "the fleet is even");
 }
 
+/// If the owner releases a subject before its planned move starts, the target gets it without a handover order.
 #[test]
-fn what_moved_otherwise_meanwhile_is_left_alone() {
+fn rebalance_move_released_early_needs_no_order() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     for n in 0..10 {
@@ -87,8 +92,9 @@ fn what_moved_otherwise_meanwhile_is_left_alone() {
     assert_eq!(world.moves().pending, 0);
 }
 
+/// A rebalance moves the subjects with the most requests per byte to the less loaded server, and moves each only once.
 #[test]
-fn busy_subjects_move_to_who_has_less_to_do_and_once_only() {
+fn rebalance_moves_busy_subject_to_less_loaded_server_once() {
     let mut world = World::new();
     let (one, two) = (world.joined("one", 1), world.joined("two", 2));
     let names = ["hot", "large", "warm"];
@@ -101,33 +107,34 @@ fn busy_subjects_move_to_who_has_less_to_do_and_once_only() {
         for _ in 0..seconds {
             world.now += SECOND;
             let n = world.now.as_secs();
-            let said =
+            let reported =
                 vec![busy("hot", 400, 1 << 20), busy("large", 400, 1 << 40), busy("warm", 200, 1 << 20)];
-            world.beat_with(&one, load(1_000 * n), said);
-            // What it says of a subject that it has not is not believed.
+            world.beat_with(&one, load(1_000 * n), reported);
+            // A report about a subject of another server is ignored.
             world.beat_with(&two, load(10 * n), vec![busy("elsewhere", 9_000, 1)]);
-            world.apply(Input::Tick);
+            world.apply(CoordinatorInput::Tick);
         }
     };
     beat(&mut world, 120);
     let plan = world.rebalance(false, 100);
     let moved: Vec<_> = plan.moves.iter().map(|step| (step.subject.as_str(), step.to.as_str())).collect();
-    assert_eq!(moved[0], ("hot", "two"), "the most requests for its bytes");
+    assert_eq!(moved[0], ("hot", "two"), "the most requests per byte");
     assert!(moved.iter().all(|(name, _)| *name != "large" && *name != "elsewhere"), "{moved:?}");
     let [giver, receiver] = plan.servers.as_slice() else { panic!("{plan:?}") };
     assert!((900..=1_000).contains(&giver.requests_per_second), "{giver:?}");
     assert!(receiver.requests_per_second_after >= 400, "{receiver:?}");
-    world.apply(Input::Tick);
+    world.apply(CoordinatorInput::Tick);
     for (name, _) in &moved {
         world.ask(release(name, &one)).unwrap();
         assert_eq!(world.locate(name), Ok("two".into()));
     }
-    // What it says about its load still shows what it was.
+    // The reported load does not show the moves yet.
     assert!(world.rebalance(true, 100).moves.iter().all(|step| step.requests_per_second == 0));
 }
 
+/// A server with more requests than its share gets fewer new subjects and keeps its assignments.
 #[test]
-fn a_server_with_more_to_do_than_its_share_gets_fewer_new_subjects() {
+fn server_over_its_load_share_gets_fewer_new_subjects() {
     let mut world = World::new();
     let logs: Vec<_> = (1..=4).map(|n| world.joined(&format!("s{n}"), n)).collect();
     let share = |world: &mut World, from: usize| {
@@ -141,18 +148,19 @@ fn a_server_with_more_to_do_than_its_share_gets_fewer_new_subjects() {
             let requests = if position == 0 { 5_000 * n } else { 100 * n };
             world.beat_with(log, ServerLoad { requests, ..ServerLoad::default() }, Vec::new());
         }
-        world.apply(Input::Tick);
+        world.apply(CoordinatorInput::Tick);
     }
-    // A quarter of its weight at the least: 1 of 13 parts.
+    // Its weight is at least a quarter: 1 of 13 parts.
     let busy = share(&mut world, 10_000);
     assert!((20..85).contains(&busy), "{busy} of 600");
-    assert!(world.assigned("s1") >= 110, "what it has stays");
+    assert!(world.assigned("s1") >= 110, "assigned subjects stay");
 }
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 32, ..Default::default() })]
+    /// In random fleets a new server moves no assignment; only the assignments of a leaving or drained server move.
     #[test]
-    fn subjects_that_are_assigned_stay_when_servers_come_and_only_those_of_the_one_that_goes_move(
+    fn assignments_move_only_off_leaving_or_drained_server(
         servers in 2..6_usize,
         goes in 0..6_usize,
         drains: bool,
@@ -166,7 +174,7 @@ proptest::proptest! {
         proptest::prop_assert_eq!(&before, &now);
         let gone = logs.remove(goes % servers);
         if drains {
-            world.ask(Input::Drain(gone.server().clone())).unwrap();
+            world.ask(CoordinatorInput::Drain(gone.server().clone())).unwrap();
             for name in &names {
                 world.ask(release(name, &gone)).unwrap();
             }
@@ -185,31 +193,33 @@ proptest::proptest! {
     }
 }
 
+/// Eight servers whose load follows their subjects each get an even share of 100,000 subjects, within 10 %.
 #[test]
-fn eight_servers_that_all_do_their_part_get_a_hundred_thousand_subjects_evenly() {
+fn servers_with_proportional_load_get_even_shares() {
     let mut world = World::new();
     let logs: Vec<_> = (1..=8).map(|n| world.joined(&format!("persist-{n}"), n)).collect();
-    let mut had = std::collections::BTreeMap::<String, u64>::new();
+    let mut shares = std::collections::BTreeMap::<String, u64>::new();
     for thousand in 0..100_u64 {
-        // The machine alone: what it decides is not written, for nothing is asked twice.
+        // The machine only: its decisions are not written, because no subject is located twice.
         for n in 0..1_000 {
-            let asked = Input::Locate(subject(&format!("app.{thousand}.{n}")));
-            let Some(Ok(Answer::Located(reply))) = world.machine.apply(asked, world.now, &world.store).answer
+            let asked = CoordinatorInput::Locate(subject(&format!("app.{thousand}.{n}")));
+            let Some(Ok(CoordinatorReply::Located(reply))) =
+                world.machine.apply(asked, world.now, &world.store).answer
             else {
                 panic!("a server");
             };
-            *had.entry(reply.server.to_string()).or_default() += 1;
+            *shares.entry(reply.server.to_string()).or_default() += 1;
         }
         world.now += SECOND;
         for log in &logs {
-            let open_subjects = had.get(log.server().as_str()).copied().unwrap_or(0);
+            let open_subjects = shares.get(log.server().as_str()).copied().unwrap_or(0);
             let load = ServerLoad { open_subjects, requests: 10 * open_subjects, local_bytes: 0 };
             world.beat_with(log, load, Vec::new());
         }
-        world.machine.apply(Input::Tick, world.now, &world.store);
+        world.machine.apply(CoordinatorInput::Tick, world.now, &world.store);
     }
-    assert_eq!(had.len(), 8);
-    for (server, share) in had {
+    assert_eq!(shares.len(), 8);
+    for (server, share) in shares {
         assert!((11_250..=13_750).contains(&share), "{server} has {share} of 100,000");
     }
 }

@@ -2,26 +2,26 @@ use dormouse_protocol::fleet::ServerState;
 
 use super::*;
 
-fn drain(server: &str) -> Input {
-    Input::Drain(ServerName::new(server).unwrap())
+fn drain(server: &str) -> CoordinatorInput {
+    CoordinatorInput::Drain(ServerName::new(server).unwrap())
 }
 
-fn undrain(server: &str) -> Input {
-    Input::Undrain(ServerName::new(server).unwrap())
+fn undrain(server: &str) -> CoordinatorInput {
+    CoordinatorInput::Undrain(ServerName::new(server).unwrap())
 }
 
 impl World {
-    fn ordered(&mut self, input: Input) -> ServerState {
+    fn ordered(&mut self, input: CoordinatorInput) -> ServerState {
         match self.ask(input) {
-            Ok(Answer::Drain(reply)) => reply.server.state,
+            Ok(CoordinatorReply::Drain(reply)) => reply.server.state,
             other => panic!("{other:?}"),
         }
     }
 
-    /// Whether the lease tells the process to hand its subjects over.
-    fn told_to_drain(&mut self, log: &LogId) -> bool {
+    /// Whether the lease carries the drain order.
+    fn lease_orders_drain(&mut self, log: &LogId) -> bool {
         match self.ask(heartbeat(log)) {
-            Ok(Answer::Lease(lease)) => lease.draining,
+            Ok(CoordinatorReply::Lease(lease)) => lease.draining,
             other => panic!("{other:?}"),
         }
     }
@@ -31,44 +31,47 @@ impl World {
     }
 }
 
+/// Each lease reply carries the drain order until an undrain; a drain of an unknown server gets `bad_request`.
 #[test]
-fn an_order_to_drain_is_told_in_every_lease_until_it_is_taken_back() {
+fn drain_order_repeats_in_each_lease_until_undrain() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.joined("two", 2);
-    assert!(!world.told_to_drain(&one));
+    assert!(!world.lease_orders_drain(&one));
     assert_eq!(world.ordered(drain("one")), ServerState::Draining);
-    assert_eq!(world.ordered(drain("one")), ServerState::Draining, "to say it again is to ask");
-    assert!(world.told_to_drain(&one));
-    let Ok(Answer::Lease(lease)) = world.ask(join(&one)) else { panic!("a lease") };
+    assert_eq!(world.ordered(drain("one")), ServerState::Draining, "a repeated order returns the state");
+    assert!(world.lease_orders_drain(&one));
+    let Ok(CoordinatorReply::Lease(lease)) = world.ask(join(&one)) else { panic!("a lease") };
     assert!(lease.draining);
     assert!((0..50).all(|n| world.locate(&format!("s.{n}")) == Ok("two".into())));
     assert_eq!(world.ordered(undrain("one")), ServerState::Alive);
-    assert!(!world.told_to_drain(&one));
+    assert!(!world.lease_orders_drain(&one));
     assert!((50..100).any(|n| world.locate(&format!("s.{n}")) == Ok("one".into())));
     assert_eq!(world.ask(drain("three")).unwrap_err().code, ErrorCode::BadRequest);
 }
 
+/// A drain order survives a restart of the coordinator and of the server process.
 #[test]
-fn an_order_to_drain_outlives_the_coordinator_and_the_process() {
+fn drain_order_survives_coordinator_and_server_restart() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let two = world.joined("two", 2);
     world.ordered(drain("one"));
     world.restart(TTL);
     world.ask(heartbeat(&two)).unwrap();
-    assert!(world.told_to_drain(&one));
+    assert!(world.lease_orders_drain(&one));
     world.pass_with(DEAD_AFTER, &[&two]);
     assert_eq!(world.state("one"), ServerState::Dead);
     let next = log("one", 3);
     world.ask(join_after(&next, &one)).unwrap();
     assert_eq!(world.state("one"), ServerState::Drained);
-    assert!(world.told_to_drain(&next));
+    assert!(world.lease_orders_drain(&next));
     assert!((0..50).all(|n| world.locate(&format!("s.{n}")) == Ok("two".into())));
 }
 
+/// When a draining server joins with a new log it is drained, and other servers can claim its remaining subjects.
 #[test]
-fn a_server_with_a_fresh_log_is_drained_and_what_was_its_own_is_anybodys() {
+fn drain_is_complete_when_server_joins_with_new_log() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.claim("a", &one, None).unwrap();
@@ -77,7 +80,7 @@ fn a_server_with_a_fresh_log_is_drained_and_what_was_its_own_is_anybodys() {
     world.ordered(drain("one"));
     world.ask(release("a", &one)).unwrap();
     assert_eq!(world.server("one").unwrap().assigned_subjects, 1);
-    // It went on with a fresh log without having handed over b.
+    // The server joins with a new log without having released b.
     let fresh = log("one", 3);
     world.ask(join_after(&fresh, &one)).unwrap();
     let entry = world.server("one").unwrap();
@@ -89,15 +92,16 @@ fn a_server_with_a_fresh_log_is_drained_and_what_was_its_own_is_anybodys() {
     assert!((0..50).any(|n| world.locate(&format!("s.{n}")) == Ok("one".into())));
 }
 
+/// If no other server can take its subjects, a draining server keeps serving and gets the drain order later.
 #[test]
-fn while_nobody_else_could_take_its_subjects_a_server_is_not_told_to_hand_them_over() {
+fn drain_order_waits_until_another_server_can_take_subjects() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.claim("a", &one, None).unwrap();
     world.ordered(drain("one"));
-    assert!(!world.told_to_drain(&one));
+    assert!(!world.lease_orders_drain(&one));
     assert_eq!(world.locate("a"), Ok("one".into()));
-    // Better it than nobody; also when it was empty already, which it is not any more then.
+    // Without another server it gets new subjects, also if it is drained; then it is draining again.
     assert_eq!(world.locate("new"), Ok("one".into()));
     let fresh = log("one", 2);
     world.ask(join_after(&fresh, &one)).unwrap();
@@ -105,37 +109,39 @@ fn while_nobody_else_could_take_its_subjects_a_server_is_not_told_to_hand_them_o
     assert_eq!(world.locate("a"), Ok("one".into()));
     assert_eq!(world.state("one"), ServerState::Draining);
     assert_eq!(world.claim("a", &fresh, Some(&one)), Ok(()));
-    // As soon as somebody else is there, it goes on.
+    // When another server joins, the drain continues.
     world.joined("two", 3);
-    assert!(world.told_to_drain(&fresh));
+    assert!(world.lease_orders_drain(&fresh));
     assert_eq!(world.locate("a"), Ok("one".into()));
     assert_eq!(world.locate("newer"), Ok("two".into()));
 }
 
+/// Right after a coordinator restart, a draining server gets no new subject; another server may still send a heartbeat.
 #[test]
-fn right_after_a_restart_nothing_new_goes_to_who_is_ordered_to_drain() {
+fn drain_blocks_new_subjects_right_after_restart() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.joined("two", 2);
     world.ordered(drain("one"));
     world.restart(TTL);
     world.ask(heartbeat(&one)).unwrap();
-    assert_eq!(world.locate("new"), Err(ErrorCode::Unavailable), "two may be about to be heard of");
+    assert_eq!(world.locate("new"), Err(ErrorCode::Unavailable), "two may still send a heartbeat");
 }
 
+/// If the manifest shows that a drained server owns a subject, the server returns to draining.
 #[test]
-fn an_emptied_server_that_owns_something_after_all_is_to_be_emptied_anew() {
+fn server_drained_but_owning_a_subject_drains_again() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let two = world.joined("two", 2);
     world.ordered(drain("one"));
     let fresh = log("one", 3);
     world.ask(join_after(&fresh, &one)).unwrap();
-    // The bucket says so: its claim was allowed by a coordinator that has forgotten it.
+    // The manifest names it as owner: the coordinator granted its claim and then lost its state.
     assert_eq!(
         world.claim("a", &two, Some(&fresh)),
         Err((ErrorCode::NotOwner, Some("one".into()))),
-        "it is alive and owns it"
+        "the owner is alive"
     );
     assert_eq!(world.state("one"), ServerState::Draining);
     assert_eq!(world.locate("a"), Ok("one".into()));
@@ -143,8 +149,9 @@ fn an_emptied_server_that_owns_something_after_all_is_to_be_emptied_anew() {
     assert_eq!(world.locate("a"), Ok("two".into()));
 }
 
+/// If the coordinator loses its stored state, it forgets its drain orders.
 #[test]
-fn orders_that_were_lost_with_the_disk_are_gone() {
+fn drain_orders_are_lost_with_coordinator_state() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.joined("two", 2);

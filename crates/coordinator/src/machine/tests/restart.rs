@@ -1,10 +1,11 @@
 use dormouse_protocol::fleet::ServerState;
 
-use super::super::Why;
+use super::super::GoneReason;
 use super::*;
 
+/// A coordinator restart keeps members and assignments under a new incarnation.
 #[test]
-fn a_restart_keeps_members_and_assignments() {
+fn coordinator_restart_keeps_members_and_assignments() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     assert_eq!(world.locate("a"), Ok("one".into()));
@@ -19,8 +20,9 @@ fn a_restart_keeps_members_and_assignments() {
     assert!(world.gone.is_empty());
 }
 
+/// After a coordinator restart, only servers that sent a heartbeat get new subjects.
 #[test]
-fn who_was_not_heard_of_since_the_start_gets_nothing_new() {
+fn server_not_heard_since_restart_gets_no_new_subject() {
     let mut world = World::new();
     world.joined("one", 1);
     let two = world.joined("two", 2);
@@ -30,8 +32,9 @@ fn who_was_not_heard_of_since_the_start_gets_nothing_new() {
     assert!((0..50).all(|n| world.locate(&format!("s.{n}")) == Ok("two".into())));
 }
 
+/// The coordinator declares a silent member dead at the end of the startup grace, and no earlier.
 #[test]
-fn who_is_not_heard_of_within_the_wait_is_dead_and_not_before() {
+fn server_silent_through_startup_grace_is_declared_dead() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.claim("a", &one, None).unwrap();
@@ -41,12 +44,13 @@ fn who_is_not_heard_of_within_the_wait_is_dead_and_not_before() {
     assert_eq!(world.claim("a", &two, Some(&one)), Err((ErrorCode::NotOwner, Some("one".into()))));
     assert!(world.gone.is_empty());
     world.pass_with(STEP, &[&two]);
-    assert_eq!(world.gone, [Gone { log: one.clone(), why: Why::Silent }]);
+    assert_eq!(world.gone, [GoneProcess { log: one.clone(), reason: GoneReason::LeaseExpired }]);
     assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
 }
 
+/// Processes that were declared dead or replaced stay dead after a coordinator restart.
 #[test]
-fn the_dead_stay_dead_over_a_restart() {
+fn server_declared_dead_stays_dead_after_restart() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.claim("a", &one, None).unwrap();
@@ -55,13 +59,13 @@ fn the_dead_stay_dead_over_a_restart() {
     assert_eq!(world.server("one").unwrap().state, ServerState::Dead);
     let two = world.joined("two", 2);
     assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
-    // So do those whose name has passed on.
+    // Replaced processes stay dead as well.
     let next = log("two", 3);
     world.ask(join_after(&next, &two)).unwrap();
     world.restart(TTL);
     world.ask(heartbeat(&next)).unwrap();
     assert_eq!(world.claim("a", &next, Some(&two)), Ok(()));
-    // Also when it was by being silent.
+    // Also if their lease expired before another process took the name.
     world.pass(DEAD_AFTER);
     let last = world.joined("two", 4);
     world.restart(TTL);
@@ -69,8 +73,9 @@ fn the_dead_stay_dead_over_a_restart() {
     assert_eq!(world.claim("b", &last, Some(&next)), Ok(()));
 }
 
+/// A server name stays in use after a coordinator restart; only a successor of the holder can take it.
 #[test]
-fn a_name_stays_taken_over_a_restart() {
+fn server_name_stays_taken_after_restart() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.restart(TTL);
@@ -78,31 +83,33 @@ fn a_name_stays_taken_over_a_restart() {
     world.ask(join_after(&log("one", 2), &one)).unwrap();
 }
 
+/// The startup grace covers the longest lease that an earlier run granted, and a further restart does not shorten it.
 #[test]
-fn the_wait_is_that_of_the_longest_lease_that_may_be_out_there() {
+fn startup_grace_covers_longest_granted_lease() {
     let mut world = World::new();
     let long = Duration::from_secs(20);
     world.restart(long);
     let one = world.joined("one", 1);
-    // The next run grants short leases; the long one may still be trusted.
+    // The next run grants short leases; the long one may still be held.
     world.restart(TTL);
     world.pass(Duration::from_millis(25_900));
     assert!(world.gone.is_empty());
-    // A restart in the middle of the wait must not shorten it.
+    // A restart during the grace must not shorten it.
     world.restart(TTL);
     world.pass(Duration::from_millis(25_900));
     assert!(world.gone.is_empty());
     world.pass(STEP);
-    assert_eq!(world.gone, [Gone { log: one, why: Why::Silent }]);
-    // Now only short leases are out there.
+    assert_eq!(world.gone, [GoneProcess { log: one, reason: GoneReason::LeaseExpired }]);
+    // Now processes hold only short leases.
     world.joined("two", 2);
     world.restart(TTL);
     world.pass(DEAD_AFTER);
     assert_eq!(world.gone.len(), 2);
 }
 
+/// A shorter lease grant after a restart does not shorten a longer lease, because its reply can be lost.
 #[test]
-fn a_longer_lease_is_not_cut_short_by_a_new_one_that_may_not_arrive() {
+fn lease_grant_after_restart_does_not_shorten_longer_lease() {
     let mut world = World::new();
     world.restart(Duration::from_secs(20));
     let one = world.joined("one", 1);
@@ -111,11 +118,13 @@ fn a_longer_lease_is_not_cut_short_by_a_new_one_that_may_not_arrive() {
     world.pass(Duration::from_millis(25_900));
     assert!(world.gone.is_empty());
     world.pass(STEP);
-    assert_eq!(world.gone, [Gone { log: one, why: Why::Silent }]);
+    assert_eq!(world.gone, [GoneProcess { log: one, reason: GoneReason::LeaseExpired }]);
 }
 
+/// A coordinator without stored state refuses claims on unknown owners for 30 seconds; restarts do not shorten this
+/// time.
 #[test]
-fn a_coordinator_that_knows_nothing_waits_thirty_seconds() {
+fn startup_grace_is_30_seconds_without_stored_state() {
     for restarts in 0..3 {
         let mut world = World::just_started();
         for _ in 0..restarts {
@@ -132,8 +141,9 @@ fn a_coordinator_that_knows_nothing_waits_thirty_seconds() {
     }
 }
 
+/// A coordinator that lost its state learns the owners again from the claims of the servers.
 #[test]
-fn a_coordinator_that_forgot_everything_learns_it_again_from_claims() {
+fn coordinator_without_state_relearns_owners_from_claims() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let two = world.joined("two", 2);
@@ -143,7 +153,7 @@ fn a_coordinator_that_forgot_everything_learns_it_again_from_claims() {
     world.restart(TTL);
     assert_eq!(world.ask(heartbeat(&one)).unwrap_err().code, ErrorCode::UnknownServer);
     world.ask(join(&one)).unwrap();
-    // Only one is back yet, so everything seems to be its; the bucket says otherwise.
+    // Only `one` has joined again, so all subjects are assigned to it; the manifests name the real owners.
     assert_eq!(world.locate("of-two"), Ok("one".into()));
     assert_eq!(world.claim("of-two", &one, Some(&two)), Err((ErrorCode::NotOwner, Some("two".into()))));
     assert_eq!(world.locate("of-two"), Ok("two".into()));
@@ -153,22 +163,24 @@ fn a_coordinator_that_forgot_everything_learns_it_again_from_claims() {
     assert_eq!(world.claim("of-one", &one, Some(&one)), Ok(()));
 }
 
+/// If the owner is an unknown process with the claimant's server name, the claim is refused for 30 seconds.
 #[test]
-fn a_forgotten_process_of_the_same_name_may_be_alive() {
+fn claim_on_unknown_process_of_same_name_waits_for_grace() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.claim("a", &one, None).unwrap();
     world.disk.wipe();
     world.restart(TTL);
-    // Another process is first to use the name. It must not be given what the other may still serve.
-    let intruder = world.joined("one", 2);
-    assert_eq!(world.claim("a", &intruder, Some(&one)), Err((ErrorCode::Unavailable, None)));
-    world.pass_with(Duration::from_secs(30), &[&intruder]);
-    assert_eq!(world.claim("a", &intruder, Some(&one)), Ok(()));
+    // Another process joins under the name first. It must not get subjects that the first process may still serve.
+    let second = world.joined("one", 2);
+    assert_eq!(world.claim("a", &second, Some(&one)), Err((ErrorCode::Unavailable, None)));
+    world.pass_with(Duration::from_secs(30), &[&second]);
+    assert_eq!(world.claim("a", &second, Some(&one)), Ok(()));
 }
 
+/// If a coordinator with known members restarts, a silent member is declared dead when its lease time ends.
 #[test]
-fn members_of_a_young_coordinator_are_not_waited_for_longer_than_their_leases() {
+fn startup_grace_of_known_members_is_their_lease_time() {
     let mut world = World::just_started();
     let one = world.joined("one", 1);
     let two = world.joined("two", 2);
@@ -177,26 +189,27 @@ fn members_of_a_young_coordinator_are_not_waited_for_longer_than_their_leases() 
     world.restart(TTL);
     world.ask(heartbeat(&one)).unwrap();
     world.pass_with(DEAD_AFTER, &[&two]);
-    assert_eq!(world.gone, [Gone { log: one.clone(), why: Why::Silent }]);
+    assert_eq!(world.gone, [GoneProcess { log: one.clone(), reason: GoneReason::LeaseExpired }]);
     assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
 }
 
+/// After another coordinator ran, claims on servers recorded as dead or unknown wait 30 seconds, even across a restart.
 #[test]
-fn after_another_coordinator_the_dead_may_be_alive_and_leases_may_be_long() {
+fn startup_grace_after_other_coordinator_covers_dead_servers() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     world.claim("a", &one, None).unwrap();
     let two = world.joined("two", 2);
     world.pass_with(DEAD_AFTER, &[&two]);
     assert_eq!(world.server("one").unwrap().state, ServerState::Dead);
-    // The other one has let it join again, and somebody of whom nothing is known here.
-    let stranger = log("three", 3);
-    world.follow_another();
+    // The other coordinator let `one` join again, and also a process that is unknown here.
+    let unknown = log("three", 3);
+    world.start_after_other_coordinator();
     world.ask(heartbeat(&two)).unwrap();
     let refused = |name: &str| Err((ErrorCode::NotOwner, Some(name.to_owned())));
     assert_eq!(world.claim("a", &two, Some(&one)), refused("one"));
-    assert_eq!(world.claim("b", &two, Some(&stranger)), refused("three"));
-    // A restart in the middle shortens nothing.
+    assert_eq!(world.claim("b", &two, Some(&unknown)), refused("three"));
+    // A restart during the grace does not shorten it.
     world.pass_with(Duration::from_secs(10), &[&two]);
     world.restart(TTL);
     world.ask(heartbeat(&two)).unwrap();
@@ -205,21 +218,22 @@ fn after_another_coordinator_the_dead_may_be_alive_and_leases_may_be_long() {
     assert_eq!(world.claim("a", &two, Some(&one)), refused("one"));
     world.pass_with(STEP, &[&two]);
     assert_eq!(world.claim("a", &two, Some(&one)), Ok(()));
-    assert_eq!(world.claim("b", &two, Some(&stranger)), Ok(()));
+    assert_eq!(world.claim("b", &two, Some(&unknown)), Ok(()));
 }
 
+/// A claim on a process that was replaced in this run is granted; a claim on an unknown process waits.
 #[test]
-fn who_was_replaced_in_this_run_is_no_stranger() {
+fn claim_on_process_replaced_in_this_run_is_granted() {
     let mut world = World::just_started();
     let first = world.joined("one", 1);
     for number in [2, 3] {
         world.pass_with(DEAD_AFTER, &[]);
-        // With a fresh data directory, which knows no predecessor.
+        // With a new data directory, which names no predecessor.
         world.joined("one", number);
     }
-    assert!(world.machine.is_waiting());
+    assert!(world.machine.is_in_startup_grace());
     let third = log("one", 3);
     assert_eq!(world.claim("a", &third, Some(&first)), Ok(()));
     let refused = Err((ErrorCode::Unavailable, None));
-    assert_eq!(world.claim("b", &third, Some(&log("one", 9))), refused, "of whom nothing is known");
+    assert_eq!(world.claim("b", &third, Some(&log("one", 9))), refused, "an unknown process");
 }

@@ -1,5 +1,5 @@
-//! A client that asks arrives: whatever was ordered, lost or forgotten, nobody is sent in a circle. Servers here do what
-//! servers do with the bucket's word, and the coordinator's is only asked where theirs is not enough.
+//! Redirects end: after any sequence of orders, lost messages and lost state, no client is redirected in a loop. The servers
+//! of this model read the manifests, and ask the coordinator only if a manifest does not name them as owner.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,14 @@ use super::*;
 const SERVERS: usize = 3;
 const SUBJECTS: usize = 4;
 
-/// More hops than any way through the fleet needs.
-const MANY_HOPS: usize = 6;
+/// More hops than any path of redirects needs.
+const MAX_HOPS: usize = 6;
 
 struct Process {
     log: LogId,
     predecessor: Option<LogId>,
     runs: bool,
-    wishes_to_drain: bool,
+    requests_drain: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -26,14 +26,14 @@ enum Event {
     Beat(usize),
     Drain(usize),
     Undrain(usize),
-    Wish(usize),
-    /// A server hands a subject back; the coordinator may not hear of it.
+    RequestDrain(usize),
+    /// A server releases a subject; the message to the coordinator may be lost.
     Release {
         server: usize,
         subject: usize,
-        heard: bool,
+        delivered: bool,
     },
-    /// A process goes on with a fresh log; its old one is over.
+    /// A process continues with a new log; its old log has ended.
     FreshLog(usize),
     Crash(usize),
     Move {
@@ -52,9 +52,9 @@ fn event() -> impl Strategy<Value = Event> {
         4 => server.clone().prop_map(Event::Beat),
         2 => server.clone().prop_map(Event::Drain),
         2 => server.clone().prop_map(Event::Undrain),
-        1 => server.clone().prop_map(Event::Wish),
+        1 => server.clone().prop_map(Event::RequestDrain),
         4 => (server.clone(), subject.clone(), prop::bool::weighted(0.7))
-            .prop_map(|(server, subject, heard)| Event::Release { server, subject, heard }),
+            .prop_map(|(server, subject, delivered)| Event::Release { server, subject, delivered }),
         2 => server.clone().prop_map(Event::FreshLog),
         1 => server.clone().prop_map(Event::Crash),
         3 => (subject, server).prop_map(|(subject, server)| Event::Move { subject, server }),
@@ -67,16 +67,16 @@ fn event() -> impl Strategy<Value = Event> {
 struct Fleet {
     world: World,
     processes: Vec<Process>,
-    /// What the newest manifest of each subject says: whose it is, unless it is released.
+    /// The owner in the newest manifest of each subject; `None` if it is released.
     bucket: BTreeMap<usize, Option<LogId>>,
     logs: u128,
 }
 
-/// What became of a client.
+/// The result of a client's request.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     ServedBy(usize),
-    /// It has to wait until something that is dead is known to be, or somebody comes.
+    /// The client has to wait until a server is declared dead or joins.
     Waits,
 }
 
@@ -86,7 +86,7 @@ impl Fleet {
             log: log(&format!("s{n}"), n as u128),
             predecessor: None,
             runs: true,
-            wishes_to_drain: false,
+            requests_drain: false,
         };
         let processes: Vec<_> = (0..SERVERS).map(process).collect();
         let mut fleet =
@@ -96,10 +96,10 @@ impl Fleet {
     }
 
     fn beat(&mut self, server: usize) {
-        let Process { log, predecessor, runs: true, wishes_to_drain } = &self.processes[server] else {
+        let Process { log, predecessor, runs: true, requests_drain } = &self.processes[server] else {
             return;
         };
-        let beat = if *wishes_to_drain { draining(log) } else { heartbeat(log) };
+        let beat = if *requests_drain { draining(log) } else { heartbeat(log) };
         if self.world.ask(beat.clone()).is_err() {
             let again = predecessor.as_ref().map_or_else(|| join(log), |before| join_after(log, before));
             let joined = self.world.ask(again);
@@ -108,19 +108,20 @@ impl Fleet {
         }
     }
 
-    /// A client asks for the subject and goes where it is sent.
+    /// A client asks for the subject and follows the redirects.
     fn ask(&mut self, subject: usize) -> Outcome {
         let name = format!("s.{subject}");
-        let mut way = Vec::new();
+        let mut path = Vec::new();
         let Ok(mut at) = self.world.locate(&name) else { return Outcome::Waits };
         loop {
-            way.push(at.clone());
-            assert!(way.len() < MANY_HOPS, "{name}: {way:?}, recorded {:?}", self.world.recorded(&name));
+            path.push(at.clone());
+            assert!(path.len() < MAX_HOPS, "{name}: {path:?}, recorded {:?}", self.world.recorded(&name));
             let server: usize = at.strip_prefix('s').unwrap().parse().unwrap();
             let Process { log, runs, .. } = &self.processes[server];
             let log = log.clone();
             if !runs {
-                // Nobody answers: it asks the coordinator again, which says the same until the process is known dead.
+                // No reply: the client asks the coordinator again, whose answer stays the same until it declares the
+                // process dead.
                 return Outcome::Waits;
             }
             let owner = self.bucket.get(&subject).cloned().flatten();
@@ -146,7 +147,7 @@ impl Fleet {
         let process = &mut self.processes[server];
         process.predecessor = Some(std::mem::replace(&mut process.log, fresh));
         process.runs = true;
-        process.wishes_to_drain = false;
+        process.requests_drain = false;
         self.beat(server);
     }
 
@@ -156,25 +157,25 @@ impl Fleet {
                 self.ask(subject);
             }
             Event::Beat(server) => self.beat(server),
-            // A server that is not known is refused, and so is a target that takes nothing.
-            Event::Drain(server) => drop(self.world.ask(Input::Drain(self.name(server)))),
-            Event::Undrain(server) => drop(self.world.ask(Input::Undrain(self.name(server)))),
+            // The coordinator refuses an unknown server, and a target that takes no subjects.
+            Event::Drain(server) => drop(self.world.ask(CoordinatorInput::Drain(self.name(server)))),
+            Event::Undrain(server) => drop(self.world.ask(CoordinatorInput::Undrain(self.name(server)))),
             Event::Move { subject, server } => {
                 let to = self.name(server);
                 drop(self.world.ask(move_to(&format!("s.{subject}"), to.as_str())));
             }
-            Event::Wish(server) => {
-                self.processes[server].wishes_to_drain = true;
+            Event::RequestDrain(server) => {
+                self.processes[server].requests_drain = true;
                 self.beat(server);
             }
-            Event::Release { server, subject, heard } => {
+            Event::Release { server, subject, delivered } => {
                 let Process { log, runs, .. } = &self.processes[server];
                 let log = log.clone();
                 if *runs
                     && self.bucket.get(&subject).is_none_or(|owner| owner.as_ref().is_none_or(|o| *o == log))
                 {
                     self.bucket.insert(subject, None);
-                    if heard {
+                    if delivered {
                         self.world.ask(release(&format!("s.{subject}"), &log)).unwrap();
                     }
                 }
@@ -194,7 +195,7 @@ impl Fleet {
         self.processes[server].log.server().clone()
     }
 
-    /// Nothing happens any more for longer than anybody waits for anything.
+    /// Lets more time pass than any wait takes, without further events.
     fn settle(&mut self) {
         for _ in 0..40 {
             (0..SERVERS).for_each(|server| self.beat(server));
@@ -206,8 +207,9 @@ impl Fleet {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    /// In random runs redirects never loop, and if any server takes subjects, a client reaches a serving owner.
     #[test]
-    fn nobody_is_sent_in_a_circle_and_who_waits_is_served(
+    fn redirects_never_loop(
         events in proptest::collection::vec(event(), 1..80)
     ) {
         let mut fleet = Fleet::new();
@@ -215,13 +217,13 @@ proptest! {
             fleet.step(event);
         }
         fleet.settle();
-        let willing = fleet.processes.iter().any(|process| process.runs && !process.wishes_to_drain);
+        let any_takes_subjects = fleet.processes.iter().any(|process| process.runs && !process.requests_drain);
         for subject in 0..SUBJECTS {
             let outcome = fleet.ask(subject);
-            if willing {
+            if any_takes_subjects {
                 prop_assert!(matches!(outcome, Outcome::ServedBy(_)), "{}: {:?}", subject, outcome);
                 prop_assert_eq!(fleet.ask(subject), outcome);
-                // The coordinator has learned where it is.
+                // The coordinator has recorded the owner.
                 let name = format!("s.{subject}");
                 let Ok(at) = fleet.world.locate(&name) else { panic!("{name}") };
                 let owner = fleet.bucket[&subject].clone().unwrap();
@@ -231,15 +233,16 @@ proptest! {
     }
 }
 
+/// A coordinator that lost its state learns all owners again in any join order, and no subject moves.
 #[test]
-fn owners_are_learned_again_in_whatever_order_servers_come_back() {
+fn coordinator_relearns_owners_in_any_join_order() {
     for first_back in 0..SERVERS {
         let mut fleet = Fleet::new();
         (0..SUBJECTS).for_each(|subject| assert!(matches!(fleet.ask(subject), Outcome::ServedBy(_))));
         let owners = fleet.bucket.clone();
         fleet.step(&Event::Forget);
-        assert_eq!(fleet.ask(0), Outcome::Waits, "nobody is known yet");
-        // Only one is back; what the others have they go on serving.
+        assert_eq!(fleet.ask(0), Outcome::Waits, "no member is known yet");
+        // Only one server has joined again; the others still serve their subjects.
         fleet.beat(first_back);
         for subject in 0..SUBJECTS {
             assert!(matches!(fleet.ask(subject), Outcome::ServedBy(_)));
@@ -248,7 +251,7 @@ fn owners_are_learned_again_in_whatever_order_servers_come_back() {
         for subject in 0..SUBJECTS {
             assert!(matches!(fleet.ask(subject), Outcome::ServedBy(_)));
         }
-        assert_eq!(fleet.bucket, owners, "nothing had to move");
+        assert_eq!(fleet.bucket, owners, "no subject moved");
         fleet.settle();
         (0..SUBJECTS).for_each(|subject| assert!(matches!(fleet.ask(subject), Outcome::ServedBy(_))));
         assert_eq!(fleet.bucket, owners);

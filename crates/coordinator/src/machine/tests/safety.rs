@@ -1,40 +1,39 @@
-//! What must hold whatever happens: random fleets, with processes that stand still, late messages, and a coordinator
-//! that crashes and forgets.
+//! Safety in random runs: paused processes, late messages, and a coordinator that crashes and loses its state.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::lease::UNKNOWN_RESTART_WAIT;
 
-/// A server process as it sees itself.
+/// A server process, from its own view.
 struct Process {
     log: LogId,
     predecessor: Option<LogId>,
-    /// Until when it trusts its lease.
-    trusts_until: Duration,
+    /// The end of its lease, in its own view.
+    lease_until: Duration,
     stopped: bool,
 }
 
 #[derive(Debug, Clone)]
 enum Event {
-    /// A process that stopped for good is followed by another one in the same data directory.
+    /// A process ends, and another one starts on the same data directory.
     Replace(usize),
     /// A process of the same name starts in another data directory.
     Intrude(usize),
     Stop(usize),
-    /// A heartbeat (or join, when told to) that was under way for so many milliseconds.
+    /// A heartbeat that arrives after `delay_ms`; the process joins again if the reply is `unknown_server`.
     Beat {
         process: usize,
         delay_ms: u64,
         draining: bool,
     },
     Leave(usize),
-    /// An operator's order, or its end.
+    /// An operator orders a drain, or ends it.
     Drain {
         server: usize,
         ordered: bool,
     },
-    /// An operator has a subject moved.
+    /// An operator moves a subject.
     Move {
         subject: usize,
         server: usize,
@@ -93,7 +92,7 @@ impl Fleet {
         let process = |name, number| Process {
             log: log(name, number),
             predecessor: None,
-            trusts_until: Duration::ZERO,
+            lease_until: Duration::ZERO,
             stopped: false,
         };
         let processes = vec![process("one", 1), process("two", 2), process("three", 3)];
@@ -107,25 +106,25 @@ impl Fleet {
     fn add(&mut self, of: usize, predecessor: Option<LogId>) {
         let number = self.processes.len() as u128 + 1;
         let log = log(self.processes[of].log.server().as_str(), number);
-        self.processes.push(Process { log, predecessor, trusts_until: Duration::ZERO, stopped: false });
+        self.processes.push(Process { log, predecessor, lease_until: Duration::ZERO, stopped: false });
     }
 
     fn beat(&mut self, process: usize, delay: Duration, is_draining: bool) {
         let sent = self.world.now.saturating_sub(delay);
         let Process { log, predecessor, .. } = &self.processes[process];
         let beat = if is_draining { draining(log) } else { heartbeat(log) };
-        let again = match predecessor {
+        let rejoin = match predecessor {
             Some(predecessor) => join_after(log, predecessor),
             None => join(log),
         };
         let lease = match self.world.ask(beat) {
-            Err(error) if error.code == ErrorCode::UnknownServer => self.world.ask(again),
+            Err(error) if error.code == ErrorCode::UnknownServer => self.world.ask(rejoin),
             answer => answer,
         };
-        if let Ok(Answer::Lease(LeaseReply { ttl_ms, .. })) = lease {
-            let trusts_until = sent + Duration::from_millis(ttl_ms) * 7 / 10;
+        if let Ok(CoordinatorReply::Lease(LeaseReply { ttl_ms, .. })) = lease {
+            let lease_until = sent + Duration::from_millis(ttl_ms) * 7 / 10;
             let process = &mut self.processes[process];
-            process.trusts_until = process.trusts_until.max(trusts_until);
+            process.lease_until = process.lease_until.max(lease_until);
         }
     }
 
@@ -133,9 +132,9 @@ impl Fleet {
         match *event {
             Event::Replace(process) => {
                 let process = self.index(process);
-                // Holding the data directory's lock proves that the process before is over.
+                // The lock of the data directory proves that the earlier process has ended.
                 self.processes[process].stopped = true;
-                self.processes[process].trusts_until = Duration::ZERO;
+                self.processes[process].lease_until = Duration::ZERO;
                 let predecessor = self.processes[process].log.clone();
                 self.add(process, Some(predecessor));
             }
@@ -155,16 +154,20 @@ impl Fleet {
             }
             Event::Leave(process) => {
                 let process = self.index(process);
-                // Who leaves has closed everything before it says so.
+                // A process closes all its subjects before it sends a leave.
                 self.processes[process].stopped = true;
-                self.processes[process].trusts_until = Duration::ZERO;
+                self.processes[process].lease_until = Duration::ZERO;
                 let log = self.processes[process].log.clone();
                 self.world.ask(leave(&log)).unwrap();
             }
             Event::Drain { server, ordered } => {
                 let name = self.processes[server].log.server().clone();
-                // A server that was never heard of is refused.
-                let _ = self.world.ask(if ordered { Input::Drain(name) } else { Input::Undrain(name) });
+                // The coordinator refuses the name of an unknown server.
+                let _ = self.world.ask(if ordered {
+                    CoordinatorInput::Drain(name)
+                } else {
+                    CoordinatorInput::Undrain(name)
+                });
             }
             Event::Move { subject, server } => {
                 let to = self.processes[server].log.server().as_str().to_owned();
@@ -192,10 +195,10 @@ impl Fleet {
                 self.world.restart(self.longest_ttl);
             }
         }
-        self.one_name_one_process()
+        self.check_one_member_per_name()
     }
 
-    /// A claim is granted only when the owner has stopped trusting its lease.
+    /// A claim is granted only after the lease of the owner has ended in the owner's view.
     fn claim(&mut self, process: usize, subject: usize, owner: Option<usize>) -> Result<(), TestCaseError> {
         let claimant = self.processes[self.index(process)].log.clone();
         let owner = owner.map(|owner| self.index(owner));
@@ -204,14 +207,14 @@ impl Fleet {
         if let (true, Some(owner)) = (granted, owner)
             && self.processes[owner].log != claimant
         {
-            let trusts_until = self.processes[owner].trusts_until;
-            prop_assert!(trusts_until <= self.world.now, "granted while the owner trusted its lease");
+            let lease_until = self.processes[owner].lease_until;
+            prop_assert!(lease_until <= self.world.now, "granted during the lease of the owner");
         }
         Ok(())
     }
 
-    /// Nobody is sent to a server that is known to be dead, nor to one that is draining unless it may own the subject or
-    /// there is nobody else.
+    /// Locate never returns a dead server. It returns a draining server only if that server may own the subject, or if no
+    /// other server takes subjects.
     fn locate(&mut self, subject: usize) -> Result<(), TestCaseError> {
         use dormouse_protocol::fleet::ServerState;
         let before = self.world.recorded(&format!("s.{subject}"));
@@ -219,10 +222,10 @@ impl Fleet {
             let recorded = self.world.recorded(&format!("s.{subject}"));
             prop_assert_eq!(&recorded, &Some(server.clone()));
             let state = self.world.server(&server).map(|entry| entry.state);
-            let forgotten = state.is_none() && self.world.machine.is_waiting();
+            let forgotten = state.is_none() && self.world.machine.is_in_startup_grace();
             let alive = match state {
                 Some(ServerState::Alive) => true,
-                Some(ServerState::Draining) => before == recorded || self.nobody_takes(),
+                Some(ServerState::Draining) => before == recorded || self.no_server_takes_subjects(),
                 Some(ServerState::Drained | ServerState::Dead) | None => false,
             };
             prop_assert!(forgotten || alive, "{} is {:?}", server, state);
@@ -230,14 +233,15 @@ impl Fleet {
         Ok(())
     }
 
-    fn nobody_takes(&mut self) -> bool {
+    /// Returns whether no server is alive and free of drain orders.
+    fn no_server_takes_subjects(&mut self) -> bool {
         use dormouse_protocol::fleet::ServerState;
         let alive = |name| self.world.server(name).is_some_and(|entry| entry.state == ServerState::Alive);
         !["one", "two", "three"].into_iter().any(alive)
     }
 
-    /// Of all processes of one name only one is renewed without a join.
-    fn one_name_one_process(&mut self) -> Result<(), TestCaseError> {
+    /// Of all processes with one name, at most one is a member.
+    fn check_one_member_per_name(&mut self) -> Result<(), TestCaseError> {
         for name in ["one", "two", "three"] {
             let members = self
                 .processes
@@ -253,8 +257,9 @@ impl Fleet {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    /// In random runs the coordinator grants a claim only after the lease of the named owner has ended.
     #[test]
-    fn no_claim_is_granted_that_a_living_owner_does_not_know_of(
+    fn claim_is_granted_only_after_lease_of_owner_ends(
         events in proptest::collection::vec(event(), 1..120)
     ) {
         let mut fleet = Fleet::new();

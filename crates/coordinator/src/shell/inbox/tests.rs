@@ -11,7 +11,7 @@ use ulid::Ulid;
 
 use super::*;
 
-/// An inbox, and somebody whose requests have arrived there when [`Sender::send`] returns.
+/// A sender of requests to an inbox. When [`Sender::send`] returns, the request has arrived.
 struct Sender {
     bus: Arc<dyn Bus>,
     waiting: Vec<BoxFuture<'static, ()>>,
@@ -23,7 +23,7 @@ impl Sender {
         let request = async move {
             let _ = bus.request(Outgoing::new(route, payload), Duration::from_secs(60)).await;
         };
-        // Or tokio would let only the first hundred or so get through at the first poll.
+        // Without `unconstrained`, tokio's budget would let only about a hundred requests pass at the first poll.
         let mut request: BoxFuture<'static, ()> = Box::pin(tokio::task::unconstrained(request));
         assert!(poll!(&mut request).is_pending());
         self.waiting.push(request);
@@ -41,10 +41,10 @@ impl Sender {
     }
 }
 
-async fn open() -> (Inbox, Sender) {
+async fn open() -> (RequestInbox, Sender) {
     let broker = MemoryBroker::new();
     let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
-    let on = Listening {
+    let on = ListenContext {
         bus: &bus,
         env: &Env::system(),
         tasks: &Tasks::new(),
@@ -52,7 +52,7 @@ async fn open() -> (Inbox, Sender) {
         inbox_prefixes: &InboxPrefixes::default(),
         callers: Callers::default(),
     };
-    let inbox = Inbox::open(on).await.unwrap();
+    let inbox = RequestInbox::open(on).await.unwrap();
     let bus = Arc::new(broker.connect(MemoryOptions::named("asker")));
     (inbox, Sender { bus, waiting: Vec::new() })
 }
@@ -61,16 +61,17 @@ fn log(name: &str) -> LogId {
     LogId::new(ServerName::new(name).unwrap(), Ulid::from_parts(1, 1))
 }
 
-fn beats(heartbeats: &[Asked]) -> Vec<String> {
-    let name = |asked: &Asked| match &asked.input {
-        Input::Heartbeat(request) => request.log.server().to_string(),
+fn beats(heartbeats: &[MachineRequest]) -> Vec<String> {
+    let name = |asked: &MachineRequest| match &asked.input {
+        CoordinatorInput::Heartbeat(request) => request.log.server().to_string(),
         other => panic!("{other:?}"),
     };
     heartbeats.iter().map(name).collect()
 }
 
+/// The inbox returns a heartbeat at once, even if many other requests wait.
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_other_requests_hides_no_heartbeat() {
+async fn inbox_finds_heartbeat_behind_request_flood() {
     let (mut inbox, mut sender) = open().await;
     let prefix = Prefix::default();
     let route = prefix.locate(&Subject::new("a").unwrap());
@@ -81,26 +82,28 @@ async fn a_flood_of_other_requests_hides_no_heartbeat() {
     for (expected, locates) in [(&["one"][..], BATCH), (&[], BATCH), (&[], 0)] {
         let heartbeats = inbox.heartbeats(&prefix, &HashSet::new());
         assert_eq!(beats(&heartbeats.arrived), expected);
-        assert!(heartbeats.all, "that many others wait does not matter");
+        assert!(heartbeats.complete, "other waiting requests do not matter");
         assert_eq!(inbox.take(&prefix).asked.len(), locates);
     }
 }
 
+/// If more heartbeats wait than one batch holds, the inbox reports that it did not read all of them.
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_the_fleet_itself_is_told() {
+async fn inbox_reports_heartbeats_beyond_one_batch() {
     let (mut inbox, mut sender) = open().await;
     for _ in 0..BATCH {
         sender.beat("one").await;
     }
     sender.beat("two").await;
     let heartbeats = inbox.heartbeats(&Prefix::default(), &HashSet::new());
-    assert!(!heartbeats.all && heartbeats.arrived.len() == BATCH);
+    assert!(!heartbeats.complete && heartbeats.arrived.len() == BATCH);
     let heartbeats = inbox.heartbeats(&Prefix::default(), &HashSet::new());
-    assert!(heartbeats.all && beats(&heartbeats.arrived) == ["two"]);
+    assert!(heartbeats.complete && beats(&heartbeats.arrived) == ["two"]);
 }
 
+/// The inbox defers heartbeats of servers with unflushed changes and keeps them in order with the other requests.
 #[tokio::test(start_paused = true)]
-async fn what_is_not_for_at_once_is_kept_in_order() {
+async fn inbox_keeps_order_of_deferred_requests() {
     let (mut inbox, mut sender) = open().await;
     let prefix = Prefix::default();
     let leave = LeaveRequest { v: ProtocolVersion::CURRENT, log: log("two") };
@@ -110,7 +113,11 @@ async fn what_is_not_for_at_once_is_kept_in_order() {
     let unflushed = HashSet::from([ServerName::new("two").unwrap()]);
     assert!(inbox.fleet_arrival().await);
     assert_eq!(beats(&inbox.heartbeats(&prefix, &unflushed).arrived), ["one"]);
-    assert!(inbox.arrival().await, "something is there already");
-    let asked: Vec<Input> = inbox.take(&prefix).asked.into_iter().map(|asked| asked.input).collect();
-    assert!(matches!(asked.as_slice(), [Input::Heartbeat(_), Input::Leave(_)]), "{asked:?}");
+    assert!(inbox.arrival().await, "a request has already arrived");
+    let asked: Vec<CoordinatorInput> =
+        inbox.take(&prefix).asked.into_iter().map(|asked| asked.input).collect();
+    assert!(
+        matches!(asked.as_slice(), [CoordinatorInput::Heartbeat(_), CoordinatorInput::Leave(_)]),
+        "{asked:?}"
+    );
 }

@@ -5,16 +5,16 @@ use dormouse_runtime::{Env, SeededEntropy, VirtualClock};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::Change;
+use crate::store::StoreChange;
 use crate::store::memory::{MemoryDisk, MemoryStore};
 
 fn server(name: &str) -> ServerName {
     ServerName::new(name).unwrap()
 }
 
-fn reader(assigned: &[(String, &str)]) -> Reader {
+fn reader(assigned: &[(String, &str)]) -> AssignmentReader {
     let store = MemoryStore::open(&MemoryDisk::new());
-    let assign = |(subject, name): &(String, &str)| Change::Assign {
+    let assign = |(subject, name): &(String, &str)| StoreChange::Assign {
         subject: Subject::new(subject).unwrap(),
         previous: None,
         server: server(name),
@@ -22,11 +22,11 @@ fn reader(assigned: &[(String, &str)]) -> Reader {
     store.write(&assigned.iter().map(assign).collect::<Vec<_>>()).unwrap();
     let clock = VirtualClock::starting_at(std::time::Duration::ZERO);
     let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
-    Reader { env, store: Arc::new(store) }
+    AssignmentReader { env, store: Arc::new(store) }
 }
 
-/// Every page, from the first to the last; and how many there were.
-async fn all(reader: &Reader, request: SubjectsRequest, most_bytes: usize) -> (Vec<String>, usize) {
+/// The subjects of all pages, from the first to the last, and the number of pages.
+async fn all(reader: &AssignmentReader, request: SubjectsRequest, most_bytes: usize) -> (Vec<String>, usize) {
     let (mut found, mut pages, mut after) = (Vec::new(), 0, None);
     loop {
         let page = reader.page(SubjectsRequest { after, ..request.clone() }, most_bytes).await.unwrap();
@@ -43,8 +43,9 @@ fn request(pattern: &str, limit: u64) -> SubjectsRequest {
     SubjectsRequest { v: ProtocolVersion::CURRENT, pattern: pattern.to_owned(), limit, ..Default::default() }
 }
 
+/// A page scans a bounded number of rows even if few match, and only rows under the fixed pattern prefix.
 #[tokio::test(start_paused = true)]
-async fn a_page_is_short_work_however_few_of_the_subjects_are_meant() {
+async fn subject_page_scans_bounded_number_of_rows() {
     let assigned: Vec<_> =
         (0..25_000).map(|n| (format!("a.{n:05}.{}", if n == 24_999 { "x" } else { "y" }), "one")).collect();
     let reader = reader(&assigned);
@@ -52,24 +53,26 @@ async fn a_page_is_short_work_however_few_of_the_subjects_are_meant() {
     assert_eq!((found, pages), (vec!["a.24999.x".to_owned()], 3));
     let first = reader.page(request("a.*.x", 100), 1 << 20).await.unwrap();
     assert!(first.subjects.is_empty() && first.cursor.is_some());
-    // What the pattern rules out by its beginning is not even looked at.
+    // Subjects outside the literal prefix of the pattern are not scanned.
     assert_eq!(all(&reader, request("b.>", 100), 1 << 20).await, (vec![], 1));
     assert_eq!(all(&reader, request("a.24999.*", 100), 1 << 20).await.1, 1);
     assert_eq!(all(&reader, request("a.24999.x", 100), 1 << 20).await.0.len(), 1);
 }
 
+/// Each page fits the reply size limit and holds at least one subject.
 #[tokio::test(start_paused = true)]
-async fn a_page_fits_into_an_answer() {
+async fn subject_page_fits_reply_size_limit() {
     let assigned: Vec<_> = (0..100).map(|n| (format!("a.{n:03}"), "one")).collect();
     let reader = reader(&assigned);
     let (found, pages) = all(&reader, request(">", 1_000), 400).await;
     assert!(found.len() == 100 && (9..=14).contains(&pages), "{} in {pages}", found.len());
-    assert_eq!(all(&reader, request(">", 1_000), 1).await.1, 100, "one fits always");
-    assert_eq!(all(&reader, request(">", 0), 1_000).await.1, 100, "and less than one is no page");
+    assert_eq!(all(&reader, request(">", 1_000), 1).await.1, 100, "a page holds at least one");
+    assert_eq!(all(&reader, request(">", 0), 1_000).await.1, 100, "a limit of 0 counts as 1");
 }
 
+/// The candidate scan resumes after its last position, wraps around, and returns each subject once.
 #[tokio::test(start_paused = true)]
-async fn candidates_are_looked_for_where_the_search_before_ended() {
+async fn rebalance_candidate_scan_resumes_after_last_position() {
     let assigned: Vec<_> =
         (0..6_000).map(|n| (format!("a.{n:05}"), if n % 2 == 0 { "one" } else { "two" })).collect();
     let reader = reader(&assigned);
@@ -78,15 +81,16 @@ async fn candidates_are_looked_for_where_the_search_before_ended() {
     assert_eq!(first.len(), 700);
     let (second, after) = reader.subjects_of(wanted(700), after).await.unwrap();
     assert!(second.iter().all(|(subject, name)| name.as_str() == "one" && *subject > first[699].0));
-    // Round and round, each subject once.
+    // After a full wrap, each subject occurs once.
     let (all, _) = reader.subjects_of(wanted(1_000_000), after).await.unwrap();
     assert_eq!(all.len(), 3_000);
     assert_eq!(reader.subjects_of(BTreeMap::new(), None).await.unwrap().0, []);
 }
 
 proptest! {
+    /// All pages together hold exactly the subjects that match the pattern and the server.
     #[test]
-    fn pages_together_are_what_matches(
+    fn subject_pages_together_hold_all_matches(
         names in proptest::collection::btree_set("[ab]{1,2}(\\.[ab]{1,2}){0,2}", 0..40),
         pattern in proptest::sample::select(vec![">", "a.>", "*.a", "a", "a.*.b", "*", "ab.>", "*.*.>", "a.b"]),
         of_two: bool,

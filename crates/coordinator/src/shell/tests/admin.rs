@@ -1,4 +1,4 @@
-//! What operators ask, over the bus.
+//! Requests of operators, over the bus.
 
 use dormouse_protocol::admin::{
     DrainReply, DrainRequest, HandOverOrder, MoveReply, MoveRequest, MovesReply, MovesRequest,
@@ -29,8 +29,9 @@ async fn order(orders: &mut Subscription) -> HandOverOrder {
     decode(&delivery.payload).unwrap()
 }
 
+/// An operator drains and undrains a server over the bus; an unknown server gets `bad_request`.
 #[tokio::test(start_paused = true)]
-async fn a_server_is_drained_and_taken_back() {
+async fn operator_drains_and_undrains_server() {
     let world = World::started().await;
     let (one, two) = (log("one", 1), log("two", 2));
     world.join(&one).await.unwrap();
@@ -45,12 +46,13 @@ async fn a_server_is_drained_and_taken_back() {
     let reply = drain(world.prefix.admin_undrain(one.server())).await.unwrap();
     assert_eq!(reply.server.state, ServerState::Alive);
     assert!(!world.heartbeat(&one).await.unwrap().draining);
-    let nobody = ServerName::new("nobody").unwrap();
-    assert_eq!(drain(world.prefix.admin_drain(&nobody)).await, Err(ErrorCode::BadRequest));
+    let unknown = ServerName::new("unknown").unwrap();
+    assert_eq!(drain(world.prefix.admin_drain(&unknown)).await, Err(ErrorCode::BadRequest));
 }
 
+/// The coordinator repeats the handover order of a move until the owner releases the subject.
 #[tokio::test(start_paused = true)]
-async fn a_move_is_ordered_again_and_again_until_the_subject_is_released() {
+async fn move_order_repeats_until_release() {
     let world = World::started().await;
     let (one, two) = (log("one", 1), log("two", 2));
     world.join(&one).await.unwrap();
@@ -73,8 +75,9 @@ async fn a_move_is_ordered_again_and_again_until_the_subject_is_released() {
     assert_eq!(moves, MovesReply { pending: 0, done: 1, given_up: 0 });
 }
 
+/// A dry run shows the same plan that the rebalance then executes.
 #[tokio::test(start_paused = true)]
-async fn a_rebalancing_is_shown_and_then_carried_out() {
+async fn rebalance_dry_run_shows_plan_that_is_then_executed() {
     let world = World::started().await;
     let (one, two) = (log("one", 1), log("two", 2));
     world.join(&one).await.unwrap();
@@ -104,8 +107,9 @@ async fn a_rebalancing_is_shown_and_then_carried_out() {
     assert_eq!(rebalance(true).await.moves, []);
 }
 
+/// The subject list filters by pattern, rejects invalid patterns, and omits the old subjects of a drained server.
 #[tokio::test(start_paused = true)]
-async fn subjects_are_listed_by_pattern() {
+async fn subject_list_filters_by_pattern() {
     let world = World::started().await;
     let one = log("one", 1);
     world.join(&one).await.unwrap();
@@ -121,7 +125,7 @@ async fn subjects_are_listed_by_pattern() {
     for bad in ["", "a..b", "a.>.b", "a b", "a.*x", ".a"] {
         assert_eq!(world.subjects(bad).await, Err(ErrorCode::BadRequest), "{bad:?}");
     }
-    // What a server that was emptied once had is not its own any more.
+    // The recorded assignments of a drained server are ignored.
     world.join(&log("two", 2)).await.unwrap();
     let _: DrainReply =
         world.ask(world.prefix.admin_drain(one.server()), &DrainRequest::default()).await.unwrap();
@@ -136,8 +140,9 @@ async fn subjects_are_listed_by_pattern() {
     assert_eq!(listed(world.subjects(">").await.unwrap()), [""; 0]);
 }
 
+/// Subject lists block no other requests; at most 4 run at once, and further ones get `overloaded`.
 #[tokio::test]
-async fn lists_hold_up_nobody_else_and_only_so_many_are_made_at_once() {
+async fn subject_lists_block_no_requests_and_are_limited() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let world = World::started_in(Env::system(), disk, Arc::clone(&store) as Arc<dyn Store>).await;

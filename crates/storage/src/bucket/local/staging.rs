@@ -1,10 +1,10 @@
-//! Creating a file whole or not at all, and what a crash half way leaves behind.
+//! Atomic creation of a file, and removal of the leftovers of a crash.
 //!
-//! A file is written under a staged name, `<key>#<number>`, and then linked to its own, which fails if that is taken.
-//! A process that ends in between leaves the staged file. No lock tells whether its writer still lives: it may be
-//! suspended, on another machine. So what is taken away must not matter to a living writer, and that is why the number
-//! is random. A name that came back would let a writer that slept link another's half-written file under its own key;
-//! a name that never comes back lets it find nothing, and try again.
+//! A file is written under a staged name, `<key>#<number>`, and then linked to its final name, which fails if that
+//! exists. A process that ends in between leaves the staged file. No lock shows whether its writer still runs: it may
+//! be suspended, on another machine. So the removal of a staged file must be safe for a live writer; for that, the
+//! number is random. If a staged name could occur twice, a suspended writer could link another writer's partial file
+//! under its own key. With a unique name it finds no file, and retries.
 
 use std::fs::{self, DirEntry, File};
 use std::io::{self, ErrorKind, Write};
@@ -14,17 +14,17 @@ use std::time::Duration;
 use super::LocalDirectory;
 use crate::bucket::{BucketKey, Created};
 
-/// How long nobody may have written to a staged file before it is taken for a leftover.
+/// Age since the last write after which a staged file counts as a leftover.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3_600);
 
-/// How much of a key its staged name shows, so that the name stays legal for a file. In bytes.
+/// Length of the key's prefix in the staged name, so that the name stays legal for a file. In bytes.
 const SHOWN_BYTES: usize = 200;
 
-/// How often a folder may be taken away under a create before it gives up.
+/// How often a folder may be removed during a create before the create fails.
 const ATTEMPTS: usize = 3;
 
 impl LocalDirectory {
-    /// Creates an object unless one of this name exists. When it returns, what is there outlives a loss of power.
+    /// Creates an object unless one of this name exists. When the call returns, the object survives a power loss.
     /// `number` must be random. Blocks.
     pub(in crate::bucket) fn create(
         &self,
@@ -39,11 +39,11 @@ impl LocalDirectory {
         let staged = self.root().join(folder).join(format!("{shown}#{number}"));
         let (file, staged) = self.stage(folder, staged)?;
         let created = fill(file, bytes).and_then(|()| link(&staged, &target));
-        // If it stays, it is a leftover like any other.
+        // If the removal fails, the file becomes a leftover.
         fs::remove_file(&staged).ok();
-        // Also where it existed: it may be our own, linked a moment ago by an attempt that did not get this far.
+        // Also if it existed: it may be our own object, linked by an attempt that ended before the sync.
         let created = created?;
-        // No longer a refusal, whatever kind of error it is: the object is there.
+        // The object exists, so no error kind may count as a refusal.
         sync_folder(&self.root().join(folder)).map_err(io::Error::other)?;
         Ok(created)
     }
@@ -52,7 +52,7 @@ impl LocalDirectory {
         let mut attempts = 0..ATTEMPTS;
         loop {
             match File::create_new(&path) {
-                // Empty probe folders are removed by whoever empties them.
+                // Another process may remove an empty folder of its conformance check.
                 Err(error) if error.kind() == ErrorKind::NotFound && attempts.next().is_some() => {
                     self.create_folders(folder)?;
                 }
@@ -61,7 +61,7 @@ impl LocalDirectory {
         }
     }
 
-    /// Makes the folders down to this one; never the bucket's own directory.
+    /// Creates the folders down to this one; never the bucket's own directory.
     fn create_folders(&self, folder: &str) -> io::Result<()> {
         let mut path = self.root().to_owned();
         for part in folder.split('/') {
@@ -70,7 +70,7 @@ impl LocalDirectory {
             match fs::create_dir(&path) {
                 Ok(()) => sync_folder(&above)?,
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                // Taken away again from under us: the next attempt makes it.
+                // Another process removed the parent: the next attempt creates it.
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(error),
             }
@@ -96,11 +96,11 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Removes a file that a listing came across if it is a leftover: staged, and long untouched at `wall`, the time since
-/// the Unix epoch. That fails or not; the next listing sees it again.
+/// Removes a file that a listing has found if it is a leftover: staged, and not written for a long time at `wall`, the
+/// time since the Unix epoch. If the removal fails, the next listing retries it.
 pub(super) fn sweep(entry: &DirEntry, wall: Duration) {
     let name = entry.file_name();
-    // What comes before the number is always (the beginning of) a key: `to do #3` is a person's.
+    // The part before the number is a key or its beginning. A name such as `to do #3` is no staged file.
     let is_staged = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(shown, number)| {
         BucketKey::new(shown).is_ok()
             && !number.is_empty()
@@ -109,16 +109,17 @@ pub(super) fn sweep(entry: &DirEntry, wall: Duration) {
     if !is_staged {
         return;
     }
-    let touched = entry.metadata().ok().filter(fs::Metadata::is_file).and_then(|found| found.modified().ok());
-    let touched = touched.and_then(|touched| touched.duration_since(std::time::UNIX_EPOCH).ok());
-    if touched.is_some_and(|touched| touched + LEFTOVER_AGE <= wall) {
+    let modified =
+        entry.metadata().ok().filter(fs::Metadata::is_file).and_then(|found| found.modified().ok());
+    let modified = modified.and_then(|modified| modified.duration_since(std::time::UNIX_EPOCH).ok());
+    if modified.is_some_and(|modified| modified + LEFTOVER_AGE <= wall) {
         let path = entry.path();
         match fs::remove_file(&path) {
             Ok(()) => {
-                tracing::info!(file = %path.display(), "removed what an unfinished upload had left behind");
+                tracing::info!(file = %path.display(), "leftover of an unfinished upload removed");
             }
             Err(error) => {
-                tracing::debug!(file = %path.display(), %error, "what an unfinished upload left behind stays");
+                tracing::debug!(file = %path.display(), %error, "leftover of an unfinished upload not removed");
             }
         }
     }
@@ -130,8 +131,9 @@ mod tests {
 
     use super::*;
 
+    /// If a staged file is swept, its suspended writer links nothing, and a new create succeeds.
     #[test]
-    fn a_writer_whose_staged_file_was_swept_links_nothing() {
+    fn staged_file_swept_before_link_creates_no_object() {
         let folder = TempDir::new().unwrap();
         let directory = LocalDirectory::open(folder.path().to_owned()).unwrap();
         let key = BucketKey::new("logs/a/1").unwrap();
@@ -140,30 +142,32 @@ mod tests {
             directory.create_folders("logs/a").unwrap();
             directory.stage("logs/a", target.with_file_name("1#77")).unwrap()
         };
-        // It is suspended; its file is taken away; another writer of the same key is half way.
+        // The writer is suspended; its file is removed; another writer of the same key has a partial file.
         fs::remove_file(&staged).unwrap();
-        let (_half_way, _) = directory.stage("logs/a", target.with_file_name("1#78")).unwrap();
-        let resumed = fill(file, b"slept").and_then(|()| link(&staged, &target));
+        let (_partial, _) = directory.stage("logs/a", target.with_file_name("1#78")).unwrap();
+        let resumed = fill(file, b"resumed").and_then(|()| link(&staged, &target));
         assert_eq!(resumed.unwrap_err().kind(), ErrorKind::NotFound);
         assert!(!target.exists());
-        assert_eq!(directory.create(&key, b"awake", 79).unwrap(), Created::New);
-        assert_eq!(fs::read(&target).unwrap(), b"awake");
+        assert_eq!(directory.create(&key, b"retried", 79).unwrap(), Created::New);
+        assert_eq!(fs::read(&target).unwrap(), b"retried");
     }
 
+    /// A create with a staged name that exists fails and leaves the other writer's staged file unchanged.
     #[test]
-    fn a_staged_name_that_is_taken_is_not_shared() {
+    fn staged_file_name_collision_fails_the_create() {
         let folder = TempDir::new().unwrap();
         let directory = LocalDirectory::open(folder.path().to_owned()).unwrap();
         let key = BucketKey::new("slot").unwrap();
-        fs::write(folder.path().join("slot#5"), "another's, half writ").unwrap();
+        fs::write(folder.path().join("slot#5"), "partial file of another writer").unwrap();
         assert_eq!(directory.create(&key, b"ours", 5).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert!(!folder.path().join("slot").exists());
-        assert_eq!(fs::read(folder.path().join("slot#5")).unwrap(), b"another's, half writ");
+        assert_eq!(fs::read(folder.path().join("slot#5")).unwrap(), b"partial file of another writer");
         assert_eq!(directory.create(&key, b"ours", 6).unwrap(), Created::New);
     }
 
+    /// A create leaves the first object and no staged file, even if the key exists already.
     #[test]
-    fn a_create_leaves_its_object_and_nothing_else() {
+    fn local_create_leaves_object_and_no_staged_file() {
         let folder = TempDir::new().unwrap();
         let directory = LocalDirectory::open(folder.path().to_owned()).unwrap();
         let long = "k".repeat(255);

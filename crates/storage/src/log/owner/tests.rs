@@ -4,92 +4,99 @@ fn slot(number: u64) -> Slot {
     Slot::new(number)
 }
 
-fn born() -> Owner {
-    Owner::new(slot(1))
+fn new_owner() -> LogOwner {
+    LogOwner::new(slot(1))
 }
 
 const OURS: OwnerInput = OwnerInput::Put { outcome: PutOutcome::Ours, ready: false };
 
+/// The log owner has at most one slot create in flight and advances after each success.
 #[test]
-fn slots_are_written_one_at_a_time() {
-    let mut owner = born();
+fn log_owner_writes_one_slot_at_a_time() {
+    let mut owner = new_owner();
     assert_eq!(owner.apply(OwnerInput::Ready), [OwnerEffect::Put { slot: slot(1) }]);
     assert_eq!(owner.apply(OwnerInput::Ready), []);
     assert_eq!(owner.next_slot(), slot(1));
     let more = OwnerInput::Put { outcome: PutOutcome::Ours, ready: true };
     assert_eq!(
         owner.apply(more),
-        [OwnerEffect::Landed { slot: slot(1) }, OwnerEffect::Put { slot: slot(2) }]
+        [OwnerEffect::Created { slot: slot(1) }, OwnerEffect::Put { slot: slot(2) }]
     );
-    assert_eq!(owner.apply(OURS), [OwnerEffect::Landed { slot: slot(2) }]);
+    assert_eq!(owner.apply(OURS), [OwnerEffect::Created { slot: slot(2) }]);
     assert_eq!(owner.next_slot(), slot(3));
-    assert!(!owner.is_putting());
+    assert!(!owner.has_put_in_flight());
 }
 
+/// If the next slot holds a foreign object, the log owner ends and ignores every later input.
 #[test]
-fn anything_foreign_in_the_next_slot_is_the_end() {
-    let mut owner = born();
+fn log_owner_is_fenced_by_foreign_next_slot() {
+    let mut owner = new_owner();
     owner.apply(OwnerInput::Ready);
-    let anothers = OwnerInput::Put { outcome: PutOutcome::Anothers, ready: true };
-    assert_eq!(owner.apply(anothers), [OwnerEffect::End]);
+    let foreign = OwnerInput::Put { outcome: PutOutcome::Foreign, ready: true };
+    assert_eq!(owner.apply(foreign), [OwnerEffect::End]);
     assert!(owner.has_ended());
     for input in [OwnerInput::Ready, OwnerInput::Read, OURS, OwnerInput::Unneeded { below: slot(9) }] {
         assert_eq!(owner.apply(input), [], "{input:?}");
     }
 }
 
+/// A probe that begins after a read confirms it; a read during the probe needs the next successful one.
 #[test]
-fn a_read_is_proved_by_a_look_that_began_after_it() {
-    let mut owner = born();
+fn read_barrier_is_confirmed_by_later_probe() {
+    let mut owner = new_owner();
     assert_eq!(owner.apply(OwnerInput::Read), [OwnerEffect::Probe { slot: slot(1) }]);
-    // Too late for the look under way: this one needs the next.
+    // This read arrived after the probe began: it needs the next probe.
     assert_eq!(owner.apply(OwnerInput::Read), []);
     assert_eq!(
         owner.apply(OwnerInput::Probed(Probed::Absent)),
-        [OwnerEffect::Proven { through: ReadNumber(1) }, OwnerEffect::Probe { slot: slot(1) }]
+        [OwnerEffect::ReadsConfirmed { through: ReadNumber(1) }, OwnerEffect::Probe { slot: slot(1) }]
     );
     assert_eq!(owner.apply(OwnerInput::Probed(Probed::Failed)), [OwnerEffect::Probe { slot: slot(1) }]);
     assert_eq!(
         owner.apply(OwnerInput::Probed(Probed::Absent)),
-        [OwnerEffect::Proven { through: ReadNumber(2) }]
+        [OwnerEffect::ReadsConfirmed { through: ReadNumber(2) }]
     );
 }
 
+/// A slot create confirms only the reads that arrived before the create began.
 #[test]
-fn a_create_proves_the_reads_that_came_before_it_began_and_no_others() {
-    let mut owner = born();
+fn read_barrier_is_confirmed_by_later_create() {
+    let mut owner = new_owner();
     owner.apply(OwnerInput::Ready);
-    assert_eq!(owner.apply(OwnerInput::Read), [], "no look while a create is in flight");
-    // The create in flight says nothing about the read; the next one does.
+    assert_eq!(owner.apply(OwnerInput::Read), [], "no probe while a create is in flight");
+    // The create in flight does not confirm the read; the next one does.
     let more = OwnerInput::Put { outcome: PutOutcome::Ours, ready: true };
     assert_eq!(
         owner.apply(more),
-        [OwnerEffect::Landed { slot: slot(1) }, OwnerEffect::Put { slot: slot(2) }]
+        [OwnerEffect::Created { slot: slot(1) }, OwnerEffect::Put { slot: slot(2) }]
     );
     assert_eq!(
         owner.apply(OURS),
-        [OwnerEffect::Landed { slot: slot(2) }, OwnerEffect::Proven { through: ReadNumber(1) }]
+        [OwnerEffect::Created { slot: slot(2) }, OwnerEffect::ReadsConfirmed { through: ReadNumber(1) }]
     );
 }
 
+/// If no create follows, the log owner probes for a waiting read as soon as no create is in flight.
 #[test]
-fn a_read_that_no_create_can_carry_is_looked_for_as_soon_as_nothing_is_in_flight() {
-    let mut owner = born();
+fn read_barrier_without_create_is_probed_when_idle() {
+    let mut owner = new_owner();
     owner.apply(OwnerInput::Ready);
     owner.apply(OwnerInput::Read);
     assert_eq!(
         owner.apply(OURS),
-        [OwnerEffect::Landed { slot: slot(1) }, OwnerEffect::Probe { slot: slot(2) }]
+        [OwnerEffect::Created { slot: slot(1) }, OwnerEffect::Probe { slot: slot(2) }]
     );
 }
 
+/// A probe that can have found the log owner's own create neither ends the log nor confirms a read.
 #[test]
-fn a_look_that_may_have_found_our_own_create_says_nothing() {
+fn slot_probe_that_may_see_own_create_is_ignored() {
     for landed_first in [false, true] {
-        let mut owner = born();
+        let mut owner = new_owner();
         owner.apply(OwnerInput::Read);
         owner.apply(OwnerInput::Ready);
-        let landed = [OwnerEffect::Landed { slot: slot(1) }, OwnerEffect::Proven { through: ReadNumber(1) }];
+        let landed =
+            [OwnerEffect::Created { slot: slot(1) }, OwnerEffect::ReadsConfirmed { through: ReadNumber(1) }];
         if landed_first {
             assert_eq!(owner.apply(OURS), landed);
             assert_eq!(owner.apply(OwnerInput::Probed(Probed::Present)), []);
@@ -101,28 +108,30 @@ fn a_look_that_may_have_found_our_own_create_says_nothing() {
     }
 }
 
+/// If a probe finds an object that the log owner never sent, the log owner ends.
 #[test]
-fn a_look_that_finds_what_we_never_sent_is_the_end() {
-    let mut owner = born();
+fn slot_probe_finding_foreign_object_fences_owner() {
+    let mut owner = new_owner();
     owner.apply(OwnerInput::Read);
     assert_eq!(owner.apply(OwnerInput::Probed(Probed::Present)), [OwnerEffect::End]);
 }
 
+/// The log owner never deletes the highest slot, and a create in flight does not count as the highest.
 #[test]
-fn the_highest_slot_is_never_given_up() {
-    let mut owner = born();
+fn trim_never_deletes_highest_slot() {
+    let mut owner = new_owner();
     assert_eq!(owner.apply(OwnerInput::Unneeded { below: slot(1) }), [], "slot 0 is the highest");
     owner.apply(OwnerInput::Ready);
     assert_eq!(
         owner.apply(OURS),
-        [OwnerEffect::Landed { slot: slot(1) }, OwnerEffect::Delete { from: slot(0), to: slot(1) }]
+        [OwnerEffect::Created { slot: slot(1) }, OwnerEffect::Delete { from: slot(0), to: slot(1) }]
     );
-    // A create in flight may not have landed: what is before it stays.
+    // A create in flight may not have succeeded: the slot before it stays.
     owner.apply(OwnerInput::Ready);
     assert_eq!(owner.apply(OwnerInput::Unneeded { below: slot(9) }), []);
     assert_eq!(
         owner.apply(OURS),
-        [OwnerEffect::Landed { slot: slot(2) }, OwnerEffect::Delete { from: slot(1), to: slot(2) }]
+        [OwnerEffect::Created { slot: slot(2) }, OwnerEffect::Delete { from: slot(1), to: slot(2) }]
     );
     assert_eq!(owner.trimmed(), slot(2));
 }

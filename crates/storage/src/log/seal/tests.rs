@@ -3,35 +3,38 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::*;
-use crate::log::owner::{Owner, OwnerEffect, OwnerInput, PutOutcome};
+use crate::log::owner::{LogOwner, OwnerEffect, OwnerInput, PutOutcome};
 
 fn slot(number: u64) -> Slot {
     Slot::new(number)
 }
 
+/// If the highest slot holds a foreign seal, the sealer reads it first and then confirms it with a second listing.
 #[test]
-fn the_seal_that_somebody_else_put_is_seen_before_the_listing_that_confirms_it() {
-    let (mut seal, effect) = Seal::begin();
+fn sealer_reads_foreign_seal_before_confirmation() {
+    let (mut seal, effect) = SealMachine::begin();
     assert_eq!(effect, SealEffect::List);
-    assert_eq!(seal.apply(SealInput::Listed(Some(slot(7)))), Some(SealEffect::Look(slot(7))));
-    assert_eq!(seal.apply(SealInput::Looked(Looked::Seal)), Some(SealEffect::List));
+    assert_eq!(seal.apply(SealInput::Listed(Some(slot(7)))), Some(SealEffect::ReadSlot(slot(7))));
+    assert_eq!(seal.apply(SealInput::SlotRead(SealedSlotRead::Seal)), Some(SealEffect::List));
     assert_eq!(seal.apply(SealInput::Listed(Some(slot(7)))), Some(SealEffect::Sealed(slot(7))));
     assert_eq!(seal.apply(SealInput::Listed(Some(slot(7)))), None);
 }
 
+/// If a later listing shows a higher slot, the seal is void and the sealer continues at that slot.
 #[test]
-fn a_seal_in_a_hole_is_void() {
-    let (mut seal, _) = Seal::begin();
+fn seal_below_highest_slot_is_void() {
+    let (mut seal, _) = SealMachine::begin();
     seal.apply(SealInput::Listed(Some(slot(3))));
-    assert_eq!(seal.apply(SealInput::Looked(Looked::Other)), Some(SealEffect::Create(slot(4))));
+    assert_eq!(seal.apply(SealInput::SlotRead(SealedSlotRead::Other)), Some(SealEffect::Create(slot(4))));
     assert_eq!(seal.apply(SealInput::Created { ours: true }), Some(SealEffect::List));
     // The owner was at 6 already and had trimmed 4.
-    assert_eq!(seal.apply(SealInput::Listed(Some(slot(6)))), Some(SealEffect::Look(slot(6))));
+    assert_eq!(seal.apply(SealInput::Listed(Some(slot(6)))), Some(SealEffect::ReadSlot(slot(6))));
 }
 
+/// If a log has no slot at all, the sealer reports it as absent.
 #[test]
-fn a_log_without_any_slot_was_never_born() {
-    let (mut seal, _) = Seal::begin();
+fn sealer_reports_log_without_slots_as_absent() {
+    let (mut seal, _) = SealMachine::begin();
     assert_eq!(seal.apply(SealInput::Listed(None)), Some(SealEffect::Absent));
 }
 
@@ -40,21 +43,21 @@ fn a_log_without_any_slot_was_never_born() {
 struct World {
     /// Whether each existing slot is a seal.
     slots: BTreeMap<u64, bool>,
-    owner: Owner,
+    owner: LogOwner,
     puts: u8,
     /// The owner's create: its slot, and whether it was ours once it arrived.
     create: Option<(u64, Option<bool>)>,
     /// Slots that may be deleted at any time.
     deletable: BTreeSet<u64>,
-    sealers: [(Seal, SealEffect); 2],
+    sealers: [(SealMachine, SealEffect); 2],
     acknowledged: u64,
-    fence: Option<u64>,
+    sealed_at: Option<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Reached {
     void_seals: bool,
-    seals_of_a_living_log: bool,
+    seals_of_running_log: bool,
     states: usize,
 }
 
@@ -62,13 +65,13 @@ impl World {
     fn new() -> Self {
         Self {
             slots: BTreeMap::from([(0, false)]),
-            owner: Owner::new(slot(1)),
+            owner: LogOwner::new(slot(1)),
             puts: 4,
             create: None,
             deletable: BTreeSet::new(),
-            sealers: [Seal::begin(), Seal::begin()],
+            sealers: [SealMachine::begin(), SealMachine::begin()],
             acknowledged: 0,
-            fence: None,
+            sealed_at: None,
         }
     }
 
@@ -76,9 +79,9 @@ impl World {
         for effect in effects {
             match effect {
                 OwnerEffect::Put { slot } => self.create = Some((slot.get(), None)),
-                OwnerEffect::Landed { slot } => self.acknowledged = slot.get(),
+                OwnerEffect::Created { slot } => self.acknowledged = slot.get(),
                 OwnerEffect::Delete { from, to } => self.deletable.extend(from.get()..to.get()),
-                OwnerEffect::Probe { .. } | OwnerEffect::Proven { .. } | OwnerEffect::End => {}
+                OwnerEffect::Probe { .. } | OwnerEffect::ReadsConfirmed { .. } | OwnerEffect::End => {}
             }
         }
     }
@@ -105,7 +108,7 @@ impl World {
             }),
             Some((_, Some(ours))) => step(&|world| {
                 world.create = None;
-                let outcome = if ours { PutOutcome::Ours } else { PutOutcome::Anothers };
+                let outcome = if ours { PutOutcome::Ours } else { PutOutcome::Foreign };
                 let effects = world.owner.apply(OwnerInput::Put { outcome, ready: false });
                 world.owner_effects(effects);
             }),
@@ -118,24 +121,24 @@ impl World {
         });
         for &at in &self.deletable {
             step(&|world| {
-                // Whatever lies there by now: the owner cannot tell, so a void seal may go as well.
+                // The owner does not know the current object in the slot, so it may delete a void seal too.
                 world.slots.remove(&at);
             });
         }
-        for who in 0..self.sealers.len() {
-            step(&|world| world.sealer_step(who));
+        for index in 0..self.sealers.len() {
+            step(&|world| world.sealer_step(index));
         }
         worlds
     }
 
-    fn sealer_step(&mut self, who: usize) {
+    fn sealer_step(&mut self, index: usize) {
         let highest = self.slots.keys().next_back().copied();
-        let input = match self.sealers[who].1 {
+        let input = match self.sealers[index].1 {
             SealEffect::List => SealInput::Listed(highest.map(Slot::new)),
-            SealEffect::Look(at) => SealInput::Looked(match self.slots.get(&at.get()) {
-                None => Looked::Gone,
-                Some(true) => Looked::Seal,
-                Some(false) => Looked::Other,
+            SealEffect::ReadSlot(at) => SealInput::SlotRead(match self.slots.get(&at.get()) {
+                None => SealedSlotRead::Gone,
+                Some(true) => SealedSlotRead::Seal,
+                Some(false) => SealedSlotRead::Other,
             }),
             SealEffect::Create(at) => {
                 let ours = !self.slots.contains_key(&at.get());
@@ -143,26 +146,26 @@ impl World {
                 SealInput::Created { ours }
             }
             SealEffect::Sealed(at) => {
-                self.fence = Some(at.get());
+                self.sealed_at = Some(at.get());
                 return;
             }
             SealEffect::Absent => return,
         };
-        self.sealers[who].1 = self.sealers[who].0.apply(input).unwrap();
+        self.sealers[index].1 = self.sealers[index].0.apply(input).unwrap();
     }
 
-    /// What a sealed log promises.
+    /// The invariants of a sealed log.
     fn check(&self) {
         assert!(!self.slots.is_empty(), "the end of the log is unknown: {self:?}");
         for (_, effect) in &self.sealers {
             assert_ne!(*effect, SealEffect::Absent);
         }
-        let Some(fence) = self.fence else { return };
-        assert_eq!(self.slots.last_key_value(), Some((&fence, &true)), "{self:?}");
-        assert!(self.acknowledged < fence, "acknowledged at or above a valid seal: {self:?}");
+        let Some(sealed_at) = self.sealed_at else { return };
+        assert_eq!(self.slots.last_key_value(), Some((&sealed_at, &true)), "{self:?}");
+        assert!(self.acknowledged < sealed_at, "acknowledged at or above a valid seal: {self:?}");
         for (_, effect) in &self.sealers {
             if let SealEffect::Sealed(at) = effect {
-                assert_eq!(at.get(), fence, "two ends of one log: {self:?}");
+                assert_eq!(at.get(), sealed_at, "two seals of one log: {self:?}");
             }
         }
     }
@@ -170,12 +173,13 @@ impl World {
     fn note(&self, reached: &mut Reached) {
         let highest = self.slots.keys().next_back();
         reached.void_seals |= self.slots.iter().any(|(at, seal)| *seal && Some(at) != highest);
-        reached.seals_of_a_living_log |= self.fence.is_some() && !self.owner.has_ended();
+        reached.seals_of_running_log |= self.sealed_at.is_some() && !self.owner.has_ended();
     }
 }
 
+/// In every interleaving of an owner and two sealers, a valid seal keeps its slot and no ack lies above it.
 #[test]
-fn nothing_is_acknowledged_above_a_valid_seal_and_its_place_is_final() {
+fn seal_position_is_final_and_no_ack_follows() {
     let mut reached = Reached::default();
     let mut seen = HashSet::from([World::new()]);
     let mut open = vec![World::new()];
@@ -189,5 +193,5 @@ fn nothing_is_acknowledged_above_a_valid_seal_and_its_place_is_final() {
         }
     }
     reached.states = seen.len();
-    assert!(reached.void_seals && reached.seals_of_a_living_log, "{reached:?}");
+    assert!(reached.void_seals && reached.seals_of_running_log, "{reached:?}");
 }

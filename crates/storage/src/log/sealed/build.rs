@@ -1,4 +1,4 @@
-//! The index of a sealed log: read, or made and written.
+//! The index of a sealed log: load it, or build and write it.
 
 use std::sync::Arc;
 
@@ -8,30 +8,30 @@ use dormouse_runtime::Env;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::sleep;
 
-use super::read::{AT_ONCE, TailError, read_index};
-use super::{Fence, PATIENCE, SealedLog, reply};
+use super::read::{CONCURRENT_READS, TailError, read_index};
+use super::{CREATE_TIMEOUT, SealPoint, SealedLog, reply};
 use crate::bucket::{Bucket, create_once};
-use crate::fail_points::{Step as FailPoint, reach};
+use crate::fail_points::{FailPoint, reach};
 use crate::format::index::{self, IndexHeader, LogIndex};
 use crate::format::segment::IndexLine;
 use crate::keys::{LogKeys, Nonce};
 
-/// A larger index is kept in memory only: it could not be read back in one piece.
-const MOST_INDEX_BYTES: usize = 24 << 20;
+/// A larger index stays in memory only: it cannot be read back in one piece.
+const MAX_INDEX_BYTES: usize = 24 << 20;
 
-/// Loads the index of a sealed log, or makes it, and writes it if `keep` says so.
+/// Loads the index of a sealed log, or builds it; if `keep` is set, a built index is also written.
 pub(super) async fn open(
     bucket: Arc<dyn Bucket>,
     env: &Env,
     log: &LogId,
-    fence: Fence,
+    point: SealPoint,
     keep: bool,
 ) -> Result<SealedLog, ErrorReply> {
-    let index = match load(bucket.as_ref(), log, fence.seal).await? {
+    let index = match load(bucket.as_ref(), log, point.seal).await? {
         Some(index) => index,
         None => {
-            let lines = collect(bucket.as_ref(), log, &fence.slots).await?;
-            let header = IndexHeader { log: log.clone(), seal: fence.seal, nonce: Nonce::new(env.ulid()) };
+            let lines = collect(bucket.as_ref(), log, &point.slots).await?;
+            let header = IndexHeader { log: log.clone(), seal: point.seal, nonce: Nonce::new(env.ulid()) };
             reach(FailPoint::Sealed);
             let bytes = index::encode(&header, lines);
             if keep {
@@ -40,27 +40,27 @@ pub(super) async fn open(
             LogIndex::decode(log, bytes)?
         }
     };
-    Ok(SealedLog { log: log.clone(), seal: fence.seal, slots: fence.slots, index, bucket })
+    Ok(SealedLog { log: log.clone(), seal: point.seal, slots: point.slots, index, bucket })
 }
 
-/// The index that somebody wrote; `None` when there is none that can be used.
+/// The stored index; `None` if there is no usable one.
 async fn load(bucket: &dyn Bucket, log: &LogId, seal: Slot) -> Result<Option<LogIndex>, ErrorReply> {
     let Some(bytes) = bucket.get(&LogKeys::new(log).index()).await.map_err(reply)? else { return Ok(None) };
     match LogIndex::decode(log, bytes) {
         Ok(index) if index.header().seal == seal => Ok(Some(index)),
         Ok(index) => {
-            tracing::warn!(%log, found = %index.header().seal, %seal, "an index of another seal is ignored");
+            tracing::warn!(%log, found = %index.header().seal, %seal, "sealed log index ignored: different seal");
             Ok(None)
         }
-        // The slots say the same: the index only saves reading them.
+        // The slots hold the same information: the index only saves reading them.
         Err(error) => {
-            tracing::warn!(%log, %error, "the index cannot be used and is made anew");
+            tracing::warn!(%log, %error, "sealed log index unusable, rebuilding");
             Ok(None)
         }
     }
 }
 
-/// Where everything is. A slot that went meanwhile is needed by nobody.
+/// The index lines of all slots. A slot deleted meanwhile is needed by no manifest.
 async fn collect(
     bucket: &dyn Bucket,
     log: &LogId,
@@ -72,17 +72,17 @@ async fn collect(
         Ok::<_, TailError>(lines.into_iter().map(|line| (slot, line)).collect())
     };
     let lines: Vec<Vec<(Slot, IndexLine)>> =
-        stream::iter(slots.iter().copied()).map(read).buffered(AT_ONCE).try_collect().await?;
+        stream::iter(slots.iter().copied()).map(read).buffered(CONCURRENT_READS).try_collect().await?;
     Ok(lines.concat())
 }
 
-/// Best effort: whoever comes without an index makes one.
+/// Best effort: a reader that finds no index builds one.
 async fn write(bucket: &dyn Bucket, log: &LogId, bytes: Bytes) {
-    if bytes.len() > MOST_INDEX_BYTES {
+    if bytes.len() > MAX_INDEX_BYTES {
         return;
     }
-    let written = create_once(bucket, &LogKeys::new(log).index(), bytes, sleep(PATIENCE)).await;
+    let written = create_once(bucket, &LogKeys::new(log).index(), bytes, sleep(CREATE_TIMEOUT)).await;
     if let Err(error) = written {
-        tracing::debug!(%log, %error, "the index of a sealed log could not be written");
+        tracing::debug!(%log, %error, "sealed log index write failed");
     }
 }

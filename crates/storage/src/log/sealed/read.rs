@@ -5,7 +5,7 @@ use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::bucket::{Bucket, BucketError};
-use crate::entry::Entry;
+use crate::entry::LogEntry;
 use crate::format::segment::{self, Footer, IndexLine, MAX_HEADER_BYTES, SlotHeader};
 use crate::format::{FormatError, frame};
 use crate::keys::LogKeys;
@@ -14,23 +14,24 @@ use crate::log::Log;
 /// Longest id of a log, in bytes, that [`MAX_HEADER_BYTES`] leaves room for.
 const MAX_LOG_ID_BYTES: usize = 255;
 
-/// What is read of a slot first: the index of most segments is in it, and many a small segment as a whole.
+/// Bytes read first from the end of a slot: they include the index of most segments, and all of many small segments.
 const TAIL_BYTES: u64 = 64 * 1_024;
 
-/// Requests to the bucket at once.
-pub(super) const AT_ONCE: usize = 16;
+/// Concurrent requests to the bucket.
+pub(super) const CONCURRENT_READS: usize = 16;
 
 /// Why a subject's entries cannot be read from a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TailError {
-    /// Something is gone that was there. Slots go only when the newest manifest needs them no more: look for that one.
-    #[error("{object} is gone: the subject has a newer manifest")]
+    /// An object was deleted meanwhile. Slots are deleted only when the newest manifest no longer needs them: read that
+    /// manifest.
+    #[error("{object} is missing: the subject has a newer manifest")]
     Missing {
-        /// What is gone.
+        /// The missing object.
         object: String,
     },
-    /// The bucket failed, or an object is not what it should be.
-    #[error("the entries of the subject cannot be read: {}", .0.message)]
+    /// The bucket failed, or an object is invalid.
+    #[error("subject entries unreadable: {}", .0.message)]
     Failed(ErrorReply),
 }
 
@@ -55,8 +56,8 @@ impl From<TailError> for ErrorReply {
     }
 }
 
-/// The entries of a subject above `base` that this process has shipped into its own log, from `first_slot` on, in
-/// order and without a hole. What is in flight is not among them.
+/// The entries of a subject above `base` that this process has shipped into its own log, from `first_slot` on, in order
+/// and without a gap. Entries in flight are not included.
 ///
 /// Cancelling the call has no effect.
 ///
@@ -68,12 +69,12 @@ pub async fn read_own_tail(
     subject: &Subject,
     first_slot: Slot,
     base: Rev,
-) -> Result<Vec<Entry>, TailError> {
+) -> Result<Vec<LogEntry>, TailError> {
     let slots = log.slots_above(subject, base).into_iter().filter(|slot| *slot >= first_slot);
     read_slots(bucket, log.id(), slots, subject, base).await
 }
 
-/// As [`read_own_tail`], of a log that may have a living owner, as of some moment during the call. Changes nothing.
+/// As [`read_own_tail`], for a log that may have a running owner, as of some moment during the call. Changes nothing.
 ///
 /// Cancelling the call has no effect.
 ///
@@ -85,7 +86,7 @@ pub async fn read_tail(
     subject: &Subject,
     first_slot: Slot,
     base: Rev,
-) -> Result<Vec<Entry>, TailError> {
+) -> Result<Vec<LogEntry>, TailError> {
     let keys = LogKeys::new(log);
     let slots = keys.read_listing(&bucket.list(keys.folder()).await?);
     let slots = slots.into_iter().filter(|slot| *slot >= first_slot);
@@ -98,42 +99,43 @@ async fn read_slots(
     slots: impl Iterator<Item = Slot> + Send,
     subject: &Subject,
     base: Rev,
-) -> Result<Vec<Entry>, TailError> {
-    let lines: Vec<Vec<Entry>> = stream::iter(slots)
+) -> Result<Vec<LogEntry>, TailError> {
+    let lines: Vec<Vec<LogEntry>> = stream::iter(slots)
         .map(|slot| entries_in(bucket, log, slot, subject))
-        .buffered(AT_ONCE)
+        .buffered(CONCURRENT_READS)
         .try_collect()
         .await?;
-    run_above(log, lines.concat(), base)
+    entries_above(log, lines.concat(), base)
 }
 
 /// The entries above `base` in these blocks of one subject.
-pub(super) async fn blocks(
+pub(super) async fn read_blocks(
     bucket: &dyn Bucket,
     log: &LogId,
     lines: Vec<(Slot, IndexLine)>,
     base: Rev,
-) -> Result<Vec<Entry>, TailError> {
+) -> Result<Vec<LogEntry>, TailError> {
     let read = |(slot, line): (Slot, IndexLine)| async move {
         match bucket.get_range(&LogKeys::new(log).slot(slot), line.range()).await? {
             Some(block) => Ok::<_, TailError>(segment::decode_block(log, slot, &line, &block)?),
-            // It could have held no more than memories of answers, and was given up as needed by nobody.
+            // The slot could hold only dedup records, and was released because no manifest needs it.
             None if line.last_rev <= base => Ok(Vec::new()),
             None => Err(missing(log, slot)),
         }
     };
-    let entries: Vec<Vec<Entry>> = stream::iter(lines).map(read).buffered(AT_ONCE).try_collect().await?;
-    run_above(log, entries.concat(), base)
+    let entries: Vec<Vec<LogEntry>> =
+        stream::iter(lines).map(read).buffered(CONCURRENT_READS).try_collect().await?;
+    entries_above(log, entries.concat(), base)
 }
 
-/// What stands below `base` goes; the rest must join it, or something between is gone.
-fn run_above(log: &LogId, mut entries: Vec<Entry>, base: Rev) -> Result<Vec<Entry>, TailError> {
+/// Drops the entries below `base`. The first of the others must join `base`; otherwise entries between are missing.
+fn entries_above(log: &LogId, mut entries: Vec<LogEntry>, base: Rev) -> Result<Vec<LogEntry>, TailError> {
     entries.retain(|entry| entry.is_above(base));
     let joins = entries.first().is_none_or(|first| first.after <= base);
     if joins && frame::check_run(&entries).is_ok() {
         Ok(entries)
     } else {
-        Err(TailError::Missing { object: format!("a slot of the log {log}") })
+        Err(TailError::Missing { object: format!("a slot of log {log}") })
     }
 }
 
@@ -143,7 +145,7 @@ async fn entries_in(
     log: &LogId,
     slot: Slot,
     subject: &Subject,
-) -> Result<Vec<Entry>, TailError> {
+) -> Result<Vec<LogEntry>, TailError> {
     let Some(read) = read_index(bucket, log, slot).await? else { return Err(missing(log, slot)) };
     let line = read.lines.iter().find(|line| line.subject == *subject);
     let Some(line) = line else { return Ok(Vec::new()) };
@@ -165,7 +167,7 @@ pub(super) struct SlotEnd {
 }
 
 impl SlotEnd {
-    /// A part of the object, if it was read along with the end.
+    /// A part of the object, if it was read together with the end.
     fn part(&self, range: std::ops::Range<u64>) -> Option<Bytes> {
         let from = self.object_bytes.checked_sub(self.tail.len() as u64)?;
         let start = usize::try_from(range.start.checked_sub(from)?).ok()?;
@@ -174,7 +176,7 @@ impl SlotEnd {
     }
 }
 
-/// Where each subject's entries are in a slot; `None` when there is no object.
+/// The position of each subject's entries in a slot; `None` if there is no object.
 pub(super) async fn read_index(
     bucket: &dyn Bucket,
     log: &LogId,
@@ -195,13 +197,13 @@ pub(super) async fn read_index(
     Ok(Some(end))
 }
 
-/// Reads whose object lies in a slot and what it is; `None` when there is none.
+/// Reads the header of a slot's object: its author and its kind; `None` if there is no object.
 pub(in crate::log) async fn read_header(
     bucket: &dyn Bucket,
     log: &LogId,
     slot: Slot,
 ) -> Result<Option<Result<SlotHeader, FormatError>>, BucketError> {
-    // Every object of this log has a header of this length, and more behind it.
+    // Every object of this log has a header of this length, followed by more bytes.
     let length = MAX_HEADER_BYTES - MAX_LOG_ID_BYTES + log.to_string().len();
     let front = bucket.get_range(&LogKeys::new(log).slot(slot), 0..length as u64).await?;
     Ok(front.map(|front| segment::decode_header(log, slot, &front)))

@@ -3,11 +3,11 @@ use super::*;
 const A: &str = "a";
 const B: &str = "b";
 
-fn shipped(slot: u64, last_rev: u64) -> Shipped {
-    Shipped {
+fn shipped(slot: u64, last_rev: u64) -> ShippedEntries {
+    ShippedEntries {
         slot: Slot::new(slot),
         last_rev: Rev::new(last_rev),
-        ends_in_memory: false,
+        ends_in_dedup_record: false,
         bytes: 10,
         entries: 1,
         at: Duration::from_secs(slot),
@@ -26,34 +26,37 @@ fn first_slot(tails: &Tails<&'static str>, subject: &'static str) -> Option<u64>
     tails.tail(&subject).map(|tail| tail.first_slot.get())
 }
 
+/// A base releases the tail slots of its subject up to its rev and keeps later ones.
 #[test]
-fn a_base_covers_the_slots_up_to_its_rev() {
+fn base_covers_tail_slots_up_to_base_rev() {
     let mut tails = tail_of(A, [1, 2, 5]);
     tails.shipped(&B, shipped(4, 7));
     assert_eq!(tails.lowest_needed(), Some(Slot::new(1)));
-    tails.based(&A, Rev::new(20), Slot::new(0));
+    tails.base_published(&A, Rev::new(20), Slot::new(0));
     assert_eq!((first_slot(&tails, A), tails.lowest_needed()), (Some(5), Some(Slot::new(4))));
     assert_eq!(tails.oldest(1)[0].0, B);
-    tails.based(&B, Rev::new(7), Slot::new(0));
-    tails.based(&A, Rev::new(49), Slot::new(0));
+    tails.base_published(&B, Rev::new(7), Slot::new(0));
+    tails.base_published(&A, Rev::new(49), Slot::new(0));
     assert_eq!(first_slot(&tails, A), Some(5), "rev 50 is not covered");
-    tails.based(&A, Rev::new(50), Slot::new(0));
+    tails.base_published(&A, Rev::new(50), Slot::new(0));
     assert_eq!((tails.lowest_needed(), tails.len()), (None, 0));
 }
 
+/// If a slot ends in a dedup record without its own rev, only a higher first slot releases it.
 #[test]
-fn what_a_rev_cannot_tell_is_covered_by_the_first_slot_alone() {
+fn tail_slot_ending_in_dedup_record_needs_first_slot() {
     let mut tails = tail_of(A, [1]);
-    // The answer to a request was remembered, at the same rev, and a base at that rev may lack it.
-    tails.shipped(&A, Shipped { ends_in_memory: true, ..shipped(3, 10) });
-    tails.based(&A, Rev::new(10), Slot::new(0));
+    // A dedup record was stored at the same rev, and a base at that rev may lack it.
+    tails.shipped(&A, ShippedEntries { ends_in_dedup_record: true, ..shipped(3, 10) });
+    tails.base_published(&A, Rev::new(10), Slot::new(0));
     assert_eq!(first_slot(&tails, A), Some(3));
-    tails.based(&A, Rev::new(10), Slot::new(4));
+    tails.base_published(&A, Rev::new(10), Slot::new(4));
     assert_eq!(first_slot(&tails, A), None);
 }
 
+/// A tail keeps a bounded number of slot runs and never omits a slot that is still needed.
 #[test]
-fn a_tail_takes_no_more_room_than_a_few_runs_and_names_no_slot_too_few() {
+fn tail_memory_is_bounded_and_omits_no_needed_slot() {
     let slots: Vec<u64> = (1..200).map(|number| number * 3).collect();
     let mut tails = tail_of(A, slots.clone());
     let whole = tails.tail(&A).unwrap();
@@ -64,7 +67,7 @@ fn a_tail_takes_no_more_room_than_a_few_runs_and_names_no_slot_too_few() {
         let needed = slots.iter().copied().map(Slot::new).filter(|slot| slot.get() * 10 > base.get());
         let named = tails.slots_above(&A, base);
         assert!(needed.clone().all(|slot| named.contains(&slot)), "{base}");
-        tails.based(&A, base, Slot::new(0));
+        tails.base_published(&A, base, Slot::new(0));
         assert!(needed.clone().next().is_none_or(|first| tails.lowest_needed().unwrap() <= first), "{base}");
     }
     assert_eq!(tails.lowest_needed(), None);

@@ -1,17 +1,19 @@
-//! Logs that are ended: by others, and by their own process.
+//! Log ends: by another process, and by the log's own process.
 
 use super::*;
 use crate::log::handle::Wakers;
-use crate::log::state::State;
+use crate::log::state::LogState;
 
+/// Once the owner meets the seal, the log rejects appends with `not_owner`, and the sealer has every `bucket` write
+/// acked before.
 #[tokio::test(start_paused = true)]
-async fn a_sealed_log_acknowledges_nothing_more_and_its_successor_has_all_it_acknowledged() {
+async fn sealed_log_rejects_appends() {
     let rig = Rig::new().await;
     let durable = rig.append("app.a", 0, Level::Bucket);
     assert_eq!(rig.outcome(&durable, Level::Bucket).await, Ok(()));
     let sealed = rig.sealer("b").seal(rig.log.id()).await.unwrap();
     assert_eq!(sealed.seal(), Slot::new(2));
-    // The zombie does not know yet.
+    // The owner does not know of the seal yet.
     let weaker = rig.append("app.a", 1, Level::Interval);
     assert_eq!(rig.outcome(&weaker, Level::Interval).await, Ok(()));
     let refused = rig.append("app.a", 2, Level::Bucket);
@@ -21,16 +23,17 @@ async fn a_sealed_log_acknowledges_nothing_more_and_its_successor_has_all_it_ack
     assert_eq!(rig.log.ended().await, LogEnd::Sealed);
     assert_eq!(rig.refusal("app.a", 2, Level::Memory), ErrorCode::NotOwner);
     assert_eq!(rig.log.barrier().await.unwrap_err().code, ErrorCode::NotOwner);
-    // What was acknowledged at a weaker level stays on the local disk; what failed does not come back.
-    let surplus: Vec<Rev> = rig.wal().appends.iter().map(|append| append.first_after).collect();
-    assert_eq!(surplus, [Rev::new(1)]);
+    // Writes acknowledged at a weaker level stay in the WAL; failed writes are never applied.
+    let stranded: Vec<Rev> = rig.wal().appends.iter().map(|append| append.first_after).collect();
+    assert_eq!(stranded, [Rev::new(1)]);
     assert_eq!(sealed.tail(&subject("app.a"), Slot::new(0), Rev::new(0)).await.unwrap(), [entry(0, 0)]);
-    assert_eq!(rig.slots().await.last(), Some(&2), "the seal is the end");
+    assert_eq!(rig.slots().await.last(), Some(&2), "the seal is the last slot");
     rig.tasks.finish(Duration::from_secs(5)).await.unwrap();
 }
 
+/// A read barrier on a log that another process sealed fails with `not_owner` and ends the log.
 #[tokio::test(start_paused = true)]
-async fn a_barrier_tells_a_zombie_that_it_is_one() {
+async fn read_barrier_detects_sealed_log() {
     let rig = Rig::new().await;
     assert_eq!(rig.log.barrier().await, Ok(()));
     assert!(rig.sealer("b").seal_only(rig.log.id()).await.unwrap());
@@ -38,41 +41,44 @@ async fn a_barrier_tells_a_zombie_that_it_is_one() {
     assert_eq!(rig.log.ended().await, LogEnd::Sealed);
 }
 
+/// One or two probes serve a hundred concurrent read barriers.
 #[tokio::test(start_paused = true)]
-async fn one_look_serves_all_reads_that_wait_for_it() {
-    let plan = FaultPlan { latency: Duration::from_millis(50), ..FaultPlan::calm() };
+async fn slot_probe_serves_all_waiting_reads() {
+    let plan = FaultPlan { latency: Duration::from_millis(50), ..FaultPlan::none() };
     let rig = Rig::with(1, plan, LogSettings::default()).await;
     let reads: Vec<_> = (0..100).map(|_| rig.log.barrier()).collect();
     for answer in futures::future::join_all(reads).await {
         assert_eq!(answer, Ok(()));
     }
-    assert!(rig.log.figures().probes <= 2, "{:?}", rig.log.figures());
+    assert!(rig.log.metrics().read_barriers <= 2, "{:?}", rig.log.metrics());
 }
 
+/// A `bucket` write that the bucket does not confirm before the stop is `indeterminate` and stays in the WAL.
 #[tokio::test(start_paused = true)]
-async fn what_the_bucket_does_not_settle_before_the_end_is_not_known() {
+async fn write_unconfirmed_at_stop_is_indeterminate() {
     let rig = Rig::new().await;
-    rig.bucket.set_gone(true);
-    let unsettled = rig.append("app.a", 0, Level::Bucket);
+    rig.bucket.set_unreachable(true);
+    let unconfirmed = rig.append("app.a", 0, Level::Bucket);
     let acknowledged = rig.append("app.b", 0, Level::Memory);
     assert_eq!(acknowledged.reached(Level::Memory), Some(Ok(())));
     tokio::time::sleep(Duration::from_millis(100)).await;
     rig.tasks.finish(Duration::from_secs(5)).await.unwrap();
-    let failure = unsettled.reached(Level::Bucket).unwrap().unwrap_err();
+    let failure = unconfirmed.reached(Level::Bucket).unwrap().unwrap_err();
     assert_eq!(failure.code, ErrorCode::Indeterminate);
     assert_eq!(rig.log.end(), Some(LogEnd::Stopped));
-    assert_eq!(rig.wal().appends.len(), 2, "a restart brings both into the log");
+    assert_eq!(rig.wal().appends.len(), 2, "a restart ships both");
 }
 
+/// Concurrent sealers find the same seal, the index is written once, and it gives each subject's entries.
 #[tokio::test(start_paused = true)]
-async fn two_sealers_agree_and_the_index_is_written_once() {
+async fn sealers_agree_on_seal_and_write_index_once() {
     let rig = Rig::new().await;
     for after in 0..3 {
-        let ticket = rig.append("app.a", after, Level::Bucket);
-        rig.outcome(&ticket, Level::Bucket).await.unwrap();
+        let progress = rig.append("app.a", after, Level::Bucket);
+        rig.outcome(&progress, Level::Bucket).await.unwrap();
     }
-    let ticket = rig.append("app.b", 0, Level::Bucket);
-    rig.outcome(&ticket, Level::Bucket).await.unwrap();
+    let progress = rig.append("app.b", 0, Level::Bucket);
+    rig.outcome(&progress, Level::Bucket).await.unwrap();
     let (one, other) = (rig.sealer("b"), rig.sealer("c"));
     assert!(!one.is_sealed(rig.log.id()).await.unwrap());
     let (one, other) = tokio::join!(one.seal(rig.log.id()), other.seal(rig.log.id()));
@@ -93,12 +99,13 @@ async fn two_sealers_agree_and_the_index_is_written_once() {
     assert!(third.tail(&subject("app.none"), Slot::new(0), Rev::new(0)).await.unwrap().is_empty());
 }
 
+/// A read that needs a deleted slot reports it missing, even with a new index, and the seal cannot be deleted.
 #[tokio::test(start_paused = true)]
-async fn what_is_gone_is_said_to_be_missing_and_a_seal_never_goes() {
+async fn sealed_log_reports_deleted_slots_and_keeps_seal() {
     let rig = Rig::new().await;
     for after in 0..3 {
-        let ticket = rig.append("app.a", after, Level::Bucket);
-        rig.outcome(&ticket, Level::Bucket).await.unwrap();
+        let progress = rig.append("app.a", after, Level::Bucket);
+        rig.outcome(&progress, Level::Bucket).await.unwrap();
     }
     let sealed = rig.sealer("b").seal(rig.log.id()).await.unwrap();
     assert_eq!(sealed.delete_slot(sealed.seal()).await.unwrap_err().code, ErrorCode::Internal);
@@ -107,12 +114,12 @@ async fn what_is_gone_is_said_to_be_missing_and_a_seal_never_goes() {
     let missing = sealed.tail(&name, Slot::new(0), Rev::new(0)).await.unwrap_err();
     assert!(matches!(missing, TailError::Missing { .. }), "{missing}");
     assert_eq!(sealed.tail(&name, Slot::new(0), Rev::new(2)).await.unwrap(), [entry(2, 2)]);
-    // Whoever makes a new index knows nothing of what is gone, and notices the hole.
+    // The writer of a new index does not know the deleted slots, but detects the gap.
     sealed.delete_index().await.unwrap();
     let again = rig.sealer("c").seal(rig.log.id()).await.unwrap();
     let missing = again.tail(&name, Slot::new(0), Rev::new(0)).await.unwrap_err();
     assert!(matches!(missing, TailError::Missing { .. }), "{missing}");
-    // Not even when what is left follows itself without a hole.
+    // The gap is also detected if the remaining entries form a run without a gap.
     sealed.delete_slot(Slot::new(1)).await.unwrap();
     again.delete_index().await.unwrap();
     let last = rig.sealer("d").seal(rig.log.id()).await.unwrap();
@@ -121,8 +128,9 @@ async fn what_is_gone_is_said_to_be_missing_and_a_seal_never_goes() {
     assert_eq!(again.list().await.unwrap().last(), Some(&again.seal()));
 }
 
+/// A log that never existed cannot be sealed for reading, and a process cannot seal its own log.
 #[tokio::test(start_paused = true)]
-async fn a_log_that_was_never_born_has_no_entries_to_give() {
+async fn sealer_rejects_nonexistent_log_and_own_log() {
     let rig = Rig::new().await;
     let sealer = rig.sealer("b");
     assert_eq!(sealer.seal_only(&id("never")).await, Ok(false));
@@ -130,44 +138,46 @@ async fn a_log_that_was_never_born_has_no_entries_to_give() {
     assert_eq!(sealer.seal(&id("b")).await.unwrap_err().code, ErrorCode::Internal, "its own log");
 }
 
+/// The end of a log and its first cause are visible at once, before the disk task has finished.
 #[tokio::test(start_paused = true)]
-#[expect(clippy::disallowed_methods)] // A task that outlives nothing: the test waits for it.
-async fn an_end_is_known_before_its_last_words_are_on_the_disk() {
+#[expect(clippy::disallowed_methods)] // The test waits for the task.
+async fn log_end_is_visible_before_failed_writes_are_recorded() {
     for (cause, end) in [
-        (LogEnd::Sealed, State::sealed as fn(&mut State, &Wakers)),
-        (LogEnd::Poisoned, State::poison),
+        (LogEnd::Sealed, LogState::sealed as fn(&mut LogState, &Wakers)),
+        (LogEnd::Poisoned, LogState::poison),
         (LogEnd::Stopped, |state, _| state.stop()),
     ] {
         let rig = Rig::new().await;
         let seen = {
             let log = rig.log.clone();
             tokio::spawn(async move {
-                log.over().await;
-                (log.is_over(), log.end_cause())
+                log.closed().await;
+                (log.is_closed(), log.end_cause())
             })
         };
         tokio::task::yield_now().await;
-        assert_eq!((rig.log.is_over(), rig.log.end_cause()), (false, None));
+        assert_eq!((rig.log.is_closed(), rig.log.end_cause()), (false, None));
         end(&mut rig.log.0.lock(), &rig.log.0.wakers);
-        // Nothing else has run since.
-        assert_eq!((rig.log.is_over(), rig.log.end_cause(), rig.log.end()), (true, Some(cause), None));
+        // No other code has run since.
+        assert_eq!((rig.log.is_closed(), rig.log.end_cause(), rig.log.end()), (true, Some(cause), None));
         assert_eq!(seen.await.unwrap(), (true, Some(cause)));
         rig.log.0.lock().sealed(&rig.log.0.wakers);
-        assert_eq!(rig.log.end_cause(), Some(cause), "it ends once");
+        assert_eq!(rig.log.end_cause(), Some(cause), "the first cause stays");
         rig.log.stop().await;
         assert_eq!(rig.log.end(), Some(cause));
     }
 }
 
+/// On the stop signal, a log with unshipped writes ends at once and does not wait for the ship interval.
 #[tokio::test(start_paused = true)]
-async fn a_log_that_is_cut_short_while_something_waits_to_be_shipped_ends_at_once() {
+async fn log_stopped_with_unshipped_writes_ends_at_once() {
     let settings = LogSettings { ship_interval: Duration::from_secs(3_600), ..LogSettings::default() };
-    let rig = Rig::with(1, FaultPlan::calm(), settings).await;
-    let ticket = rig.append("s", 0, Level::Disk);
-    rig.outcome(&ticket, Level::Disk).await.unwrap();
+    let rig = Rig::with(1, FaultPlan::none(), settings).await;
+    let progress = rig.append("s", 0, Level::Disk);
+    rig.outcome(&progress, Level::Disk).await.unwrap();
     let before = rig.env.boot();
-    rig.tasks.stop().give();
-    // On one thread: nobody runs beside a task that does not let go.
+    rig.tasks.stop().request();
+    // On one thread: no other task runs beside one that does not yield.
     assert_eq!(rig.log.ended().await, LogEnd::Stopped);
     assert_eq!(rig.env.boot(), before);
 }

@@ -1,181 +1,196 @@
-//! What the log's tasks do under load and when they fail.
+//! Behavior of the log's tasks under load and after failures.
 
 use super::*;
-use crate::log::disk::{self, DiskPace, MOST_GROUPS_UNMARKED, Work};
-use crate::log::sealed::MOST_REMEMBERED;
+use crate::log::disk::{self, DiskSchedule, DiskWork, MAX_UNMARKED_GROUPS};
+use crate::log::sealed::MAX_CACHED_LOGS;
 use crate::wal::Lsn;
 
-/// The disk's next steps under a load that never lets the queue run empty. The log's own tasks do not run meanwhile:
-/// nothing is awaited.
-fn next_under_load(rig: &Rig, pace: &DiskPace, round: u64) -> Work {
+/// The disk task's next work under a load that never empties the queue. The log's own tasks do not run meanwhile: this
+/// code never awaits.
+fn next_under_load(rig: &Rig, schedule: &DiskSchedule, round: u64) -> DiskWork {
     rig.append("app.a", round, Level::Interval);
-    let work = disk::next(&rig.log.0, pace);
-    if matches!(work, Work::Group(..)) {
+    let work = disk::next(&rig.log.0, schedule);
+    if matches!(work, DiskWork::Group(..)) {
         rig.log.0.lock().group_written();
     }
     work
 }
 
+/// Under constant load, the disk task requests a sync once the sync interval has passed.
 #[tokio::test(start_paused = true)]
-async fn a_sync_that_is_due_does_not_wait_for_the_load_to_end() {
+async fn wal_sync_is_not_delayed_by_constant_load() {
     let rig = Rig::new().await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let now = rig.env.boot();
-    let early = DiskPace { unsynced_since: Some(now - Duration::from_millis(999)), ..DiskPace::default() };
-    assert!(matches!(next_under_load(&rig, &early, 0), Work::Group(_, false)));
-    let due = DiskPace { unsynced_since: Some(now - Duration::from_secs(1)), ..DiskPace::default() };
-    assert!(matches!(next_under_load(&rig, &due, 1), Work::Group(_, true)));
+    let early =
+        DiskSchedule { unsynced_since: Some(now - Duration::from_millis(999)), ..DiskSchedule::default() };
+    assert!(matches!(next_under_load(&rig, &early, 0), DiskWork::Group(_, false)));
+    let due = DiskSchedule { unsynced_since: Some(now - Duration::from_secs(1)), ..DiskSchedule::default() };
+    assert!(matches!(next_under_load(&rig, &due, 1), DiskWork::Group(_, true)));
 }
 
+/// Under constant load, the disk task records the shipped position after a bounded number of groups.
 #[tokio::test(start_paused = true)]
-async fn what_is_shipped_is_noted_while_the_load_goes_on() {
+async fn wal_shipped_mark_is_written_under_constant_load() {
     let rig = Rig::new().await;
     let marker = (Lsn::ZERO.next(), Slot::new(1));
     rig.log.0.lock().marker = Some(marker);
-    let few = DiskPace { unmarked_groups: MOST_GROUPS_UNMARKED - 1, ..DiskPace::default() };
-    assert!(matches!(next_under_load(&rig, &few, 0), Work::Group(..)));
-    let many = DiskPace { unmarked_groups: MOST_GROUPS_UNMARKED, ..DiskPace::default() };
-    let Work::Mark(through, slot) = next_under_load(&rig, &many, 1) else { panic!("no note was due") };
+    let few = DiskSchedule { unmarked_groups: MAX_UNMARKED_GROUPS - 1, ..DiskSchedule::default() };
+    assert!(matches!(next_under_load(&rig, &few, 0), DiskWork::Group(..)));
+    let many = DiskSchedule { unmarked_groups: MAX_UNMARKED_GROUPS, ..DiskSchedule::default() };
+    let DiskWork::Mark(through, slot) = next_under_load(&rig, &many, 1) else { panic!("no marker was due") };
     assert_eq!((through, slot), marker);
-    assert!(matches!(next_under_load(&rig, &many, 2), Work::Group(..)), "there is nothing to note");
+    assert!(matches!(next_under_load(&rig, &many, 2), DiskWork::Group(..)), "there is no marker to write");
 }
 
+/// A log stops on a full disk, and its unacked write fails with `unavailable`.
 #[tokio::test(start_paused = true)]
-async fn stopping_comes_to_its_end_though_the_disk_is_full() {
+async fn log_stop_completes_on_full_disk() {
     let rig = Rig::new().await;
-    rig.disk.limit_room(Some(0));
+    rig.disk.limit_free_space(Some(0));
     let refused = rig.append("app.a", 0, Level::Interval);
     tokio::time::timeout(Duration::from_secs(60), rig.log.stop()).await.unwrap();
     assert_eq!(refused.failure().unwrap().code, ErrorCode::Unavailable);
     assert_eq!(rig.log.end(), Some(LogEnd::Stopped));
 }
 
-/// Whatever waits for the log of a server of which a task has panicked learns that it is over.
-async fn ends_by_panic(rig: Rig, waiting: Option<Arc<Ticket>>) {
+/// After a task panic, every waiter of the log is notified of its end.
+async fn ends_by_panic(rig: Rig, waiting: Option<Arc<AppendProgress>>) {
     let ended = tokio::time::timeout(Duration::from_secs(5), rig.log.ended()).await;
     assert_eq!(ended, Ok(LogEnd::Poisoned));
     assert_eq!(rig.log.end_cause(), Some(LogEnd::Poisoned));
-    if let Some(ticket) = waiting {
-        assert_eq!(rig.outcome(&ticket, Level::Bucket).await.unwrap_err().code, ErrorCode::Indeterminate);
+    if let Some(progress) = waiting {
+        assert_eq!(rig.outcome(&progress, Level::Bucket).await.unwrap_err().code, ErrorCode::Indeterminate);
     }
     assert_eq!(rig.refusal("app.z", 0, Level::Memory), ErrorCode::Unavailable);
     assert_eq!(rig.log.barrier().await.unwrap_err().code, ErrorCode::Unavailable);
     rig.tasks.finish(Duration::from_secs(5)).await.unwrap();
 }
 
+/// A panic in the ship task ends the log, and the waiting write is `indeterminate`.
 #[tokio::test(start_paused = true)]
-async fn a_panic_while_shipping_ends_the_log() {
+async fn ship_task_panic_ends_log() {
     let rig = Rig::new().await;
-    rig.bucket.script(Call::Create, [Fault::Panics]);
-    let ticket = rig.append("app.a", 0, Level::Bucket);
-    ends_by_panic(rig, Some(ticket)).await;
+    rig.bucket.script(Call::Create, [BucketFault::Panics]);
+    let progress = rig.append("app.a", 0, Level::Bucket);
+    ends_by_panic(rig, Some(progress)).await;
 }
 
+/// A panic in the disk task ends the log, and the waiting write is `indeterminate`.
 #[tokio::test(start_paused = true)]
-async fn a_panic_at_the_disk_ends_the_log() {
+async fn disk_task_panic_ends_log() {
     let rig = Rig::new().await;
-    rig.bucket.set_gone(true);
+    rig.bucket.set_unreachable(true);
     rig.disk.panic_in_syncs();
-    let ticket = rig.append("app.a", 0, Level::Disk);
-    ends_by_panic(rig, Some(ticket)).await;
+    let progress = rig.append("app.a", 0, Level::Disk);
+    ends_by_panic(rig, Some(progress)).await;
 }
 
+/// If recording the failed writes of a sealed log panics, the log still ends and the waiting write is `indeterminate`.
 #[tokio::test(start_paused = true)]
-async fn a_panic_at_the_last_words_ends_the_log_and_fails_who_waits_for_them() {
+async fn disk_task_panic_after_seal_fails_waiting_writes() {
     let rig = Rig::new().await;
     rig.sealer("b").seal_only(rig.log.id()).await.unwrap();
     rig.disk.panic_in_syncs();
-    let ticket = rig.append("app.a", 0, Level::Bucket);
+    let progress = rig.append("app.a", 0, Level::Bucket);
     let ended = tokio::time::timeout(Duration::from_secs(5), rig.log.ended()).await;
     assert_eq!(ended, Ok(LogEnd::Sealed));
-    assert_eq!(ticket.failure().unwrap().code, ErrorCode::Indeterminate);
+    assert_eq!(progress.failure().unwrap().code, ErrorCode::Indeterminate);
 }
 
+/// A panic in the probe task ends the log, and the waiting read barrier fails with `unavailable`.
 #[tokio::test(start_paused = true)]
-async fn a_panic_while_looking_ends_the_log() {
+async fn probe_task_panic_ends_log() {
     let rig = Rig::new().await;
-    rig.bucket.script(Call::Get, [Fault::Panics]);
+    rig.bucket.script(Call::Get, [BucketFault::Panics]);
     let read = tokio::time::timeout(Duration::from_secs(5), rig.log.barrier()).await.unwrap();
     assert_eq!(read.unwrap_err().code, ErrorCode::Unavailable);
     ends_by_panic(rig, None).await;
 }
 
+/// A panic in the trim task ends the log.
 #[tokio::test(start_paused = true)]
-async fn a_panic_while_trimming_ends_the_log() {
+async fn trim_task_panic_ends_log() {
     let rig = Rig::new().await;
-    rig.bucket.script(Call::Delete, [Fault::Panics]);
-    doom(&rig, 1, 2);
+    rig.bucket.script(Call::Delete, [BucketFault::Panics]);
+    queue_trim(&rig, 1, 2);
     ends_by_panic(rig, None).await;
 }
 
-fn doom(rig: &Rig, from: u64, to: u64) {
-    rig.log.0.lock().doomed_slots.push_back((Slot::new(from), Slot::new(to)));
+fn queue_trim(rig: &Rig, from: u64, to: u64) {
+    rig.log.0.lock().trimmable_slots.push_back((Slot::new(from), Slot::new(to)));
     rig.log.0.wakers.trim.notify_one();
 }
 
+/// Trim deletes as many slots per second as the log can write, despite a slow bucket.
 #[tokio::test(start_paused = true)]
-async fn as_many_slots_go_in_a_second_as_may_be_written_in_one() {
+async fn trim_deletes_slots_at_max_put_rate() {
     let rig = Rig::new().await;
     let latency = Duration::from_millis(140);
-    rig.bucket.set_plan(FaultPlan { latency, ..FaultPlan::calm() });
-    doom(&rig, 1, 501);
+    rig.bucket.set_plan(FaultPlan { latency, ..FaultPlan::none() });
+    queue_trim(&rig, 1, 501);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(rig.bucket.calls(Call::Delete), 500);
 }
 
+/// A failed slot delete is retried later and delays no other delete.
 #[tokio::test(start_paused = true)]
-async fn a_slot_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again() {
+async fn trim_failed_delete_is_retried_and_delays_no_other() {
     let rig = Rig::new().await;
     for after in 0..12 {
-        let ticket = rig.append("app.a", after, Level::Bucket);
-        rig.outcome(&ticket, Level::Bucket).await.unwrap();
+        let progress = rig.append("app.a", after, Level::Bucket);
+        rig.outcome(&progress, Level::Bucket).await.unwrap();
     }
     let highest = rig.log.next_slot().get() - 1;
-    rig.bucket.script(Call::Delete, [Fault::Denied, Fault::Denied, Fault::Hangs]);
-    rig.log.based(&subject("app.a"), Rev::new(12), rig.log.next_slot());
+    rig.bucket.script(Call::Delete, [BucketFault::Denied, BucketFault::Denied, BucketFault::Hangs]);
+    rig.log.base_published(&subject("app.a"), Rev::new(12), rig.log.next_slot());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(rig.slots().await, [1, 2, 3, highest]);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(rig.slots().await, [3, highest], "no answer ever comes for one of them");
+    assert_eq!(rig.slots().await, [3, highest], "one delete never gets a reply");
 }
 
+/// A wait for a subject's pending writes ends at once when they ship, fail or the log ends; other subjects do not
+/// matter.
 #[tokio::test(start_paused = true)]
-#[expect(clippy::disallowed_methods)] // A task that outlives nothing: the test waits for it.
-async fn whoever_waits_for_a_subject_to_settle_is_told_at_once() {
+#[expect(clippy::disallowed_methods)] // The test waits for the task.
+async fn log_settled_wait_ends_as_soon_as_writes_resolve() {
     let rig = Rig::new().await;
     let (name, other) = (subject("app.a"), subject("app.other"));
     let limit = Duration::from_secs(60);
     let start = rig.env.boot();
-    let ticket = rig.append("app.a", 0, Level::Memory);
-    tokio::time::timeout(limit, rig.log.settled(&name)).await.unwrap();
-    assert_eq!(ticket.stage(), Stage::Shipped);
+    let progress = rig.append("app.a", 0, Level::Memory);
+    tokio::time::timeout(limit, rig.log.wait_resolved(&name)).await.unwrap();
+    assert_eq!(progress.stage(), DurabilityStage::Shipped);
     assert!(rig.env.boot() - start < Duration::from_millis(10), "{:?}", rig.env.boot() - start);
-    // Failed.
-    rig.disk.limit_room(Some(0));
+    // A failed append.
+    rig.disk.limit_free_space(Some(0));
     rig.append("app.a", 1, Level::Interval);
-    tokio::time::timeout(limit, rig.log.settled(&name)).await.unwrap();
-    rig.disk.limit_room(None);
+    tokio::time::timeout(limit, rig.log.wait_resolved(&name)).await.unwrap();
+    rig.disk.limit_free_space(None);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // On its way as long as the bucket does not answer, which is nothing to others; then left by the end of the log.
-    rig.bucket.set_gone(true);
+    // An append stays unshipped while the bucket does not answer; it blocks no other subject. The end of the log then
+    // leaves it in the WAL.
+    rig.bucket.set_unreachable(true);
     rig.append("app.a", 1, Level::Bucket);
-    rig.log.settled(&other).await;
-    assert!(tokio::time::timeout(limit, rig.log.settled(&name)).await.is_err());
-    let settled = {
+    rig.log.wait_resolved(&other).await;
+    assert!(tokio::time::timeout(limit, rig.log.wait_resolved(&name)).await.is_err());
+    let wait = {
         let log = rig.log.clone();
-        tokio::spawn(async move { log.settled(&name).await })
+        tokio::spawn(async move { log.wait_resolved(&name).await })
     };
     tokio::task::yield_now().await;
-    rig.log.0.lock().cut_short(&rig.log.0.wakers);
-    tokio::time::timeout(limit, settled).await.unwrap().unwrap();
+    rig.log.0.lock().stop_now(&rig.log.0.wakers);
+    tokio::time::timeout(limit, wait).await.unwrap().unwrap();
 }
 
+/// The cache of sealed logs stays bounded after many failed seal attempts.
 #[tokio::test(start_paused = true)]
-async fn logs_that_could_not_be_sealed_are_not_remembered_for_ever() {
+async fn sealed_log_cache_is_bounded_after_failed_seals() {
     let rig = Rig::new().await;
     let logs = rig.sealer("b");
-    for number in 0..3 * MOST_REMEMBERED {
-        logs.seal(&id(&format!("never-born-{number}"))).await.unwrap_err();
+    for number in 0..3 * MAX_CACHED_LOGS {
+        logs.seal(&id(&format!("never-created-{number}"))).await.unwrap_err();
     }
-    assert!(logs.known.lock().unwrap().len() <= MOST_REMEMBERED);
+    assert!(logs.known.lock().unwrap().len() <= MAX_CACHED_LOGS);
 }

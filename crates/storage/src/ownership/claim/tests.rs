@@ -1,5 +1,5 @@
 use dormouse_protocol::ErrorCode;
-use dormouse_protocol::limits::REMEMBERED_TERMS;
+use dormouse_protocol::limits::TERM_HISTORY;
 
 use super::super::testing::*;
 use super::*;
@@ -11,12 +11,12 @@ fn begin() -> Claim {
     claim
 }
 
-fn drain(dry_run: bool) -> Claim {
-    Claim::drain(subject(), mine(), other(), dry_run).0
+fn reclaim(dry_run: bool) -> Claim {
+    Claim::reclaim(subject(), mine(), other(), dry_run).0
 }
 
 fn found(manifest: &Manifest) -> ClaimInput {
-    ClaimInput::Got(Found::Manifest(Box::new(manifest.clone())))
+    ClaimInput::Got(ManifestRead::Manifest(Box::new(manifest.clone())))
 }
 
 fn listed(manifests: &[u64]) -> ClaimInput {
@@ -24,7 +24,7 @@ fn listed(manifests: &[u64]) -> ClaimInput {
 }
 
 fn unknown() -> ClaimInput {
-    ClaimInput::Created(Creation::Unknown(ErrorReply::unavailable("no answer")))
+    ClaimInput::Created(CreateResult::Unknown(ErrorReply::unavailable("no answer")))
 }
 
 fn code(effect: &ClaimEffect) -> ErrorCode {
@@ -34,7 +34,7 @@ fn code(effect: &ClaimEffect) -> ErrorCode {
     }
 }
 
-/// Drives a claim against a bucket that holds still, in which every step succeeds, and writes down the effects.
+/// Drives a claim against a bucket without other writers, in which every step succeeds, and records the effects.
 fn walk(claim: &mut Claim, newest: Option<&Manifest>, state: Restored) -> (Vec<String>, ClaimEffect) {
     let mut numbers: Vec<u64> = newest.iter().map(|manifest| manifest.number.get()).collect();
     let (mut steps, mut effect) = (Vec::new(), ClaimEffect::List);
@@ -43,7 +43,7 @@ fn walk(claim: &mut Claim, newest: Option<&Manifest>, state: Restored) -> (Vec<S
             ClaimEffect::List => ("list".to_owned(), listed(&numbers)),
             ClaimEffect::Get(number) => (format!("get {}", number.get()), found(newest.unwrap())),
             ClaimEffect::AskAuthority { owner } => {
-                let owner = owner.map_or("nobody".to_owned(), |owner| owner.to_string());
+                let owner = owner.map_or("unowned".to_owned(), |owner| owner.to_string());
                 (format!("ask {owner}"), ClaimInput::Allowed)
             }
             ClaimEffect::Seal(log) => (format!("seal {log}"), ClaimInput::Sealed),
@@ -57,11 +57,11 @@ fn walk(claim: &mut Claim, newest: Option<&Manifest>, state: Restored) -> (Vec<S
             }
             ClaimEffect::Create(manifest) => {
                 let number = manifest.number.get();
-                // Whoever comes next can read it.
+                // The next claim can read it.
                 let read = Manifest::decode(&subject(), manifest.number, &manifest.encode());
                 assert_eq!(read.as_ref(), Ok(&*manifest));
                 numbers.push(number);
-                (format!("create {number}"), ClaimInput::Created(Creation::Ours))
+                (format!("create {number}"), ClaimInput::Created(CreateResult::Ours))
             }
             end => return (steps, end),
         };
@@ -77,14 +77,15 @@ fn served(effect: ClaimEffect) -> Manifest {
     }
 }
 
+/// For each state of the newest manifest, a claim takes the expected steps and creates the expected manifest.
 #[test]
-fn every_way_to_a_subject() {
+fn claim_takes_expected_steps_for_each_manifest_state() {
     let ask = |owner: &LogId| format!("ask {owner}");
     let seal = |owner: &LogId| format!("seal {owner}");
-    let sealed = |owner: &LogId| format!("restore {:?}", Tail::Sealed(owner.clone()));
+    let sealed = |owner: &LogId| format!("restore {:?}", TailSource::Sealed(owner.clone()));
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let get = words(&["list", "get 5"]);
-    let nobody = words(&["ask nobody", "restore None"]);
+    let unowned = words(&["ask unowned", "restore None"]);
     let take = words(&["create 6", "list"]);
     let with_base = words(&["put base for 6", "create 6", "list"]);
     let predecessor = log("me", 1);
@@ -96,29 +97,29 @@ fn every_way_to_a_subject() {
             "new",
             None,
             restored(0, false),
-            [words(&["list"]), nobody.clone(), words(&["create 1", "list"])].concat(),
+            [words(&["list"]), unowned.clone(), words(&["create 1", "list"])].concat(),
         ),
         (
-            "another's, whose log holds nothing of it",
+            "foreign, no entries in its log",
             Some(manifest(other())),
             same,
             [get.clone(), vec![ask(&other()), seal(&other()), sealed(&other())], take.clone()].concat(),
         ),
         (
-            "another's, whose log holds more",
+            "foreign, entries above the base",
             Some(manifest(other())),
             more,
             [get.clone(), vec![ask(&other()), seal(&other()), sealed(&other())], with_base.clone()].concat(),
         ),
-        // An answer without a rev is no less acknowledged.
+        // A reply without a rev is acknowledged too.
         (
-            "another's, whose log holds answers",
+            "foreign, dedup records in its log",
             Some(manifest(other())),
             restored(40, true),
             [get.clone(), vec![ask(&other()), seal(&other()), sealed(&other())], with_base.clone()].concat(),
         ),
         (
-            "an earlier run's",
+            "earlier run",
             Some(manifest(predecessor.clone())),
             more,
             [
@@ -128,15 +129,15 @@ fn every_way_to_a_subject() {
             ]
             .concat(),
         ),
-        ("released", Some(released(other())), same, [get.clone(), nobody.clone(), take.clone()].concat()),
-        // Never opened as it is: the release may have been overtaken.
+        ("released", Some(released(other())), same, [get.clone(), unowned.clone(), take.clone()].concat()),
+        // It must be claimed again: the release may have been superseded.
         (
             "released by me",
             Some(released(mine())),
             same,
-            [get.clone(), nobody.clone(), take.clone()].concat(),
+            [get.clone(), unowned.clone(), take.clone()].concat(),
         ),
-        ("destroyed", Some(tombstone(other())), same, [get.clone(), nobody, take].concat()),
+        ("destroyed", Some(tombstone(other())), same, [get.clone(), unowned, take].concat()),
         ("mine", Some(manifest(mine())), more, [get, words(&["restore Own", "list"])].concat()),
     ];
     for (name, newest, state, expected) in cases {
@@ -152,19 +153,20 @@ fn every_way_to_a_subject() {
         assert_eq!(manifest.term, Term::new(number), "{name}");
         assert_eq!((manifest.base_rev, manifest.term_base), (state.rev, state.rev), "{name}");
         assert_eq!((manifest.next_seq, manifest.first_slot), (state.next_seq, state.first_slot), "{name}");
-        let goes_on = newest.as_ref().is_some_and(|newest| !newest.tombstone);
-        assert_eq!(manifest.snapshot, goes_on.then(|| snapshot(3, 30)), "{name}");
-        let mut deltas = if goes_on { vec![delta(4, 40)] } else { Vec::new() };
+        let keeps_base = newest.as_ref().is_some_and(|newest| !newest.tombstone);
+        assert_eq!(manifest.snapshot, keeps_base.then(|| snapshot(3, 30)), "{name}");
+        let mut deltas = if keeps_base { vec![delta(4, 40)] } else { Vec::new() };
         deltas.extend(state.above_base.then(|| delta(6, state.rev.get())));
         assert_eq!(manifest.deltas, deltas, "{name}");
-        let terms = if goes_on { vec![term(2, 33), term(3, 38)] } else { Vec::new() };
+        let terms = if keeps_base { vec![term(2, 33), term(3, 38)] } else { Vec::new() };
         assert_eq!(manifest.terms, terms, "{name}");
-        assert_eq!(manifest.past, (name == "destroyed").then(|| past(3, 40)), "{name}");
+        assert_eq!(manifest.tombstone_state, (name == "destroyed").then(|| past(3, 40)), "{name}");
     }
 }
 
+/// A claim copies tombstone state into each manifest until a snapshot holds it.
 #[test]
-fn what_a_tombstone_remembers_is_carried_on_until_a_snapshot_holds_it() {
+fn claim_carries_tombstone_state_until_snapshot() {
     let begun =
         Manifest { tombstone: false, term: Term::new(4), term_base: Rev::new(40), ..tombstone(other()) };
     for (object, carried) in
@@ -177,7 +179,7 @@ fn what_a_tombstone_remembers_is_carried_on_until_a_snapshot_holds_it() {
         claim.apply(ClaimInput::Restored(restored(45, true)));
         match claim.apply(ClaimInput::BasePut(object)) {
             ClaimEffect::Create(manifest) => {
-                assert_eq!(manifest.past, carried);
+                assert_eq!(manifest.tombstone_state, carried);
                 assert_eq!(manifest.contradiction(), None);
             }
             other => panic!("{other:?}"),
@@ -185,8 +187,9 @@ fn what_a_tombstone_remembers_is_carried_on_until_a_snapshot_holds_it() {
     }
 }
 
+/// A snapshot put by a claim replaces the earlier objects and terms in the manifest.
 #[test]
-fn a_snapshot_takes_the_place_of_what_it_holds() {
+fn claim_snapshot_replaces_deltas_and_terms() {
     let mut claim = begin();
     claim.apply(listed(&[5]));
     claim.apply(found(&manifest(other())));
@@ -203,8 +206,9 @@ fn a_snapshot_takes_the_place_of_what_it_holds() {
     }
 }
 
+/// A claim keeps a bounded number of earlier terms in the manifest, the latest ones.
 #[test]
-fn only_the_last_terms_are_remembered() {
+fn claim_keeps_only_the_latest_terms() {
     let newest = Manifest {
         term: Term::new(100),
         term_base: Rev::new(40),
@@ -212,12 +216,13 @@ fn only_the_last_terms_are_remembered() {
         ..released(other())
     };
     let manifest = served(walk(&mut begin(), Some(&newest), restored(40, false)).1);
-    assert_eq!(manifest.terms.len(), REMEMBERED_TERMS);
+    assert_eq!(manifest.terms.len(), TERM_HISTORY);
     assert_eq!(manifest.terms.last(), Some(&term(100, 40)));
 }
 
+/// If permission is refused or a call fails, the claim gives up with the same error.
 #[test]
-fn what_is_refused_or_fails_is_passed_on() {
+fn claim_passes_on_rejection_and_failure() {
     let mut claim = begin();
     claim.apply(listed(&[5]));
     claim.apply(found(&manifest(other())));
@@ -227,8 +232,9 @@ fn what_is_refused_or_fails_is_passed_on() {
     assert_eq!(begin().apply(ClaimInput::Failed(reply.clone())), ClaimEffect::GiveUp(reply));
 }
 
+/// A corrupt or newer manifest ends the claim with an error and never counts as absent.
 #[test]
-fn a_manifest_that_cannot_be_understood_is_never_taken_for_none() {
+fn claim_never_treats_unreadable_manifest_as_absent() {
     let newer = String::from_utf8(manifest(other()).encode().to_vec()).unwrap().replacen(
         "\"format\":1",
         "\"format\":3",
@@ -242,29 +248,30 @@ fn a_manifest_that_cannot_be_understood_is_never_taken_for_none() {
     ] {
         let mut claim = begin();
         claim.apply(listed(&[5]));
-        let read = Found::read(&subject(), ManifestNumber::new(5), Some(bytes));
+        let read = ManifestRead::read(&subject(), ManifestNumber::new(5), Some(bytes));
         assert_eq!(code(&claim.apply(ClaimInput::Got(read))), expected);
     }
-    assert_eq!(Found::read(&subject(), ManifestNumber::new(5), None), Found::Missing);
+    assert_eq!(ManifestRead::read(&subject(), ManifestNumber::new(5), None), ManifestRead::Missing);
 }
 
+/// If the highest manifest number falls below a known one, the claim gives up with `corrupt`.
 #[test]
-fn a_bucket_whose_numbers_went_back_is_refused() {
+fn claim_rejects_bucket_with_lower_manifest_numbers() {
     for numbers in [&[][..], &[4]] {
         let (mut claim, _) = Claim::new(subject(), mine(), Some(ManifestNumber::new(5)));
         assert_eq!(code(&claim.apply(listed(numbers))), ErrorCode::Corrupt);
     }
-    // Within one claim too, whatever this server knew before.
+    // Also within one claim, whatever this server knew before.
     let mut claim = begin();
     claim.apply(listed(&[5]));
     claim.apply(found(&released(other())));
     claim.apply(ClaimInput::Allowed);
     claim.apply(ClaimInput::Restored(restored(40, false)));
-    claim.apply(ClaimInput::Created(Creation::Anothers));
+    claim.apply(ClaimInput::Created(CreateResult::Foreign));
     assert_eq!(code(&claim.apply(listed(&[4]))), ErrorCode::Corrupt);
 }
 
-/// Up to the creation of manifest 6, on top of a released one.
+/// Drives the claim up to the creation of manifest 6, on top of a released one.
 fn to_creation(claim: &mut Claim) -> Box<Manifest> {
     claim.apply(listed(&[5]));
     claim.apply(found(&released(other())));
@@ -275,11 +282,12 @@ fn to_creation(claim: &mut Claim) -> Box<Manifest> {
     }
 }
 
+/// A missing object, a foreign create or a higher manifest restarts the claim, and earlier permissions no longer count.
 #[test]
-fn whatever_is_in_the_way_starts_the_claim_again() {
+fn claim_restarts_after_any_conflict() {
     let mut claim = begin();
     claim.apply(listed(&[5]));
-    assert_eq!(claim.apply(ClaimInput::Got(Found::Missing)), ClaimEffect::List);
+    assert_eq!(claim.apply(ClaimInput::Got(ManifestRead::Missing)), ClaimEffect::List);
     assert_eq!(claim.apply(listed(&[6])), ClaimEffect::Get(ManifestNumber::new(6)));
     claim.apply(found(&Manifest { number: ManifestNumber::new(6), ..manifest(mine()) }));
     let missing = || ClaimInput::ObjectMissing { object: "a slot".to_owned() };
@@ -289,22 +297,23 @@ fn whatever_is_in_the_way_starts_the_claim_again() {
     claim.apply(found(&seventh));
     claim.apply(ClaimInput::Allowed);
     claim.apply(ClaimInput::Restored(restored(40, false)));
-    assert_eq!(claim.apply(ClaimInput::Created(Creation::Anothers)), ClaimEffect::List);
-    // Nothing that was allowed or restored for manifest 7 counts for the next.
+    assert_eq!(claim.apply(ClaimInput::Created(CreateResult::Foreign)), ClaimEffect::List);
+    // Permissions and states for manifest 7 do not count for the next one.
     claim.apply(listed(&[8]));
     let eighth = Manifest { number: ManifestNumber::new(8), ..manifest(other()) };
     assert_eq!(claim.apply(found(&eighth)), ClaimEffect::AskAuthority { owner: Some(other()) });
     claim.apply(ClaimInput::Allowed);
     claim.apply(ClaimInput::Sealed);
     claim.apply(ClaimInput::Restored(restored(40, false)));
-    assert_eq!(claim.apply(ClaimInput::Created(Creation::Ours)), ClaimEffect::List);
-    // Created, in a place that had been collected.
+    assert_eq!(claim.apply(ClaimInput::Created(CreateResult::Ours)), ClaimEffect::List);
+    // Created under a number that had been collected.
     assert_eq!(claim.apply(listed(&[9, 10])), ClaimEffect::List);
     assert_eq!(claim.apply(listed(&[9, 10])), ClaimEffect::Get(ManifestNumber::new(10)));
 }
 
+/// If the newest manifest or one of its objects stays missing, the claim gives up with `corrupt` and names the object.
 #[test]
-fn what_the_newest_manifest_lacks_is_reported_and_never_taken_for_empty() {
+fn claim_with_object_missing_from_newest_manifest_is_corrupt() {
     let mut claim = begin();
     claim.apply(listed(&[5]));
     claim.apply(found(&released(other())));
@@ -319,36 +328,39 @@ fn what_the_newest_manifest_lacks_is_reported_and_never_taken_for_empty() {
     }
     let mut claim = begin();
     claim.apply(listed(&[5]));
-    claim.apply(ClaimInput::Got(Found::Missing));
+    claim.apply(ClaimInput::Got(ManifestRead::Missing));
     assert_eq!(code(&claim.apply(listed(&[5]))), ErrorCode::Corrupt);
 }
 
+/// A claim gives up with `unavailable` after the maximum number of restarts.
 #[test]
-fn a_claim_does_not_start_again_for_ever() {
+fn claim_restarts_are_limited() {
     for most in [MAX_RESTARTS, 2] {
         let mut claim = begin().with_restarts(most);
         let (mut effect, mut restarts) = (ClaimEffect::List, 0);
         let mut number = 5;
         while effect == ClaimEffect::List {
             claim.apply(listed(&[number]));
-            effect = claim.apply(ClaimInput::Got(Found::Missing));
+            effect = claim.apply(ClaimInput::Got(ManifestRead::Missing));
             (number, restarts) = (number + 1, restarts + 1);
         }
         assert_eq!((code(&effect), restarts), (ErrorCode::Unavailable, most + 1));
     }
 }
 
+/// After an unknown create outcome, a claim creates the same manifest again, restarts if a higher one exists, and
+/// finally gives up.
 #[test]
-fn after_an_unknown_outcome_the_same_manifest_is_created_again() {
+fn claim_after_indeterminate_create_retries_same_manifest() {
     for numbers in [&[5][..], &[5, 6], &[6]] {
         let mut claim = begin();
         let manifest = to_creation(&mut claim);
         assert_eq!(claim.apply(unknown()), ClaimEffect::List);
         assert_eq!(claim.apply(listed(numbers)), ClaimEffect::Create(manifest.clone()));
-        assert_eq!(claim.apply(ClaimInput::Created(Creation::Ours)), ClaimEffect::List);
+        assert_eq!(claim.apply(ClaimInput::Created(CreateResult::Ours)), ClaimEffect::List);
         assert_eq!(served(claim.apply(listed(&[5, 6]))), *manifest);
     }
-    // Overtaken meanwhile.
+    // Superseded meanwhile.
     let mut claim = begin();
     to_creation(&mut claim);
     claim.apply(unknown());
@@ -364,27 +376,30 @@ fn after_an_unknown_outcome_the_same_manifest_is_created_again() {
     assert_eq!(code(&effect), ErrorCode::Unavailable);
 }
 
+/// If a listing lacks the manifest that the claim created, the claim gives up with `corrupt`.
 #[test]
-fn a_listing_without_what_was_created_is_not_believed() {
+fn claim_rejects_listing_without_created_manifest() {
     let mut claim = begin();
     to_creation(&mut claim);
-    claim.apply(ClaimInput::Created(Creation::Ours));
+    claim.apply(ClaimInput::Created(CreateResult::Ours));
     assert_eq!(code(&claim.apply(listed(&[5]))), ErrorCode::Corrupt);
 }
 
+/// A claim that reopens its own manifest lists again and restarts if a higher manifest exists.
 #[test]
-fn a_reopened_subject_is_verified_too() {
+fn claim_verifies_reopened_subject_with_listing() {
     let mut claim = begin();
     claim.apply(listed(&[5]));
     claim.apply(found(&manifest(mine())));
     assert_eq!(claim.apply(ClaimInput::Restored(restored(45, true))), ClaimEffect::List);
-    // A higher manifest, whoever's: everything that was restored is void.
+    // A higher manifest of any process: everything that was restored is void.
     assert_eq!(claim.apply(listed(&[5, 6])), ClaimEffect::List);
     assert_eq!(claim.apply(listed(&[5, 6])), ClaimEffect::Get(ManifestNumber::new(6)));
 }
 
+/// If the restored state or the uploaded base contradicts the manifest, the claim gives up with `internal`.
 #[test]
-fn a_state_that_is_not_the_manifests_is_not_claimed() {
+fn claim_rejects_state_that_contradicts_manifest() {
     let internal = |state: Restored, object: Option<BaseObject>| {
         let mut claim = begin();
         claim.apply(listed(&[5]));
@@ -404,12 +419,13 @@ fn a_state_that_is_not_the_manifests_is_not_claimed() {
     internal(restored(45, true), Some(BaseObject::Snapshot(snapshot(7, 45))));
 }
 
+/// A log reclamation rebases a subject only if its newest manifest needs the log; a dry run only reports the need.
 #[test]
-fn draining_takes_what_is_needed_and_nothing_else() {
-    let sealed = format!("restore {:?}", Tail::Sealed(other()));
+fn reclaim_rebases_only_subjects_that_need_the_log() {
+    let sealed = format!("restore {:?}", TailSource::Sealed(other()));
     let sealed = sealed.as_str();
     let more = restored(45, true);
-    let not_needed = ClaimEffect::Drained(Drained::NotNeeded);
+    let not_needed = ClaimEffect::Reclaimed(ReclaimOutcome::NotNeeded);
     for (name, newest, state, dry_run, expected, end) in [
         (
             "of another log",
@@ -430,22 +446,22 @@ fn draining_takes_what_is_needed_and_nothing_else() {
             &not_needed,
         ),
         (
-            "only looked at",
+            "dry run",
             manifest(other()),
             more,
             true,
             vec!["list", "get 5", sealed, "list"],
-            &ClaimEffect::Drained(Drained::Needed),
+            &ClaimEffect::Reclaimed(ReclaimOutcome::Needed),
         ),
     ] {
-        let (steps, effect) = walk(&mut drain(dry_run), Some(&newest), state);
+        let (steps, effect) = walk(&mut reclaim(dry_run), Some(&newest), state);
         assert_eq!(steps, expected, "{name}");
         assert_eq!(effect, *end, "{name}");
     }
-    let (steps, effect) = walk(&mut drain(false), Some(&manifest(other())), more);
+    let (steps, effect) = walk(&mut reclaim(false), Some(&manifest(other())), more);
     assert_eq!(steps, ["list", "get 5", sealed, "put base for 6", "create 6", "list"]);
     match effect {
-        ClaimEffect::Drained(Drained::Released(verified)) => {
+        ClaimEffect::Reclaimed(ReclaimOutcome::Released(verified)) => {
             let manifest = *verified.manifest;
             assert_eq!((manifest.owner, manifest.released, manifest.term), (mine(), true, Term::new(4)));
             assert_eq!((manifest.base_rev.get(), manifest.term_base.get()), (45, 45));
@@ -455,25 +471,27 @@ fn draining_takes_what_is_needed_and_nothing_else() {
     }
 }
 
+/// A log reclamation lists again before it trusts a manifest, and a missing manifest is `corrupt`.
 #[test]
-fn draining_believes_no_manifest_that_is_not_the_newest_afterwards() {
-    // LIST and GET are two: between them, the number may have been collected and created a second time.
+fn reclaim_verifies_that_manifest_is_still_newest() {
+    // LIST and GET are two requests: between them, the number may have been collected and created a second time.
     for newest in [released(other()), manifest(log("third", 1))] {
-        let mut claim = drain(false);
+        let mut claim = reclaim(false);
         claim.apply(listed(&[5]));
         assert_eq!(claim.apply(found(&newest)), ClaimEffect::List);
         assert_eq!(claim.apply(listed(&[5, 6])), ClaimEffect::List);
         assert_eq!(claim.apply(listed(&[5, 6])), ClaimEffect::Get(ManifestNumber::new(6)));
     }
-    // A log with entries of a subject that has no manifest: nothing is deleted because something is missing.
-    assert_eq!(code(&drain(false).apply(listed(&[]))), ErrorCode::Corrupt);
+    // A log with entries of a subject without a manifest: a missing manifest never permits a delete.
+    assert_eq!(code(&reclaim(false).apply(listed(&[]))), ErrorCode::Corrupt);
 }
 
+/// A finished claim names the objects that its manifest does not reference and the blobs in the folder.
 #[test]
-fn the_end_names_what_nothing_refers_to() {
+fn claim_result_lists_unreferenced_objects() {
     let mut claim = begin();
     to_creation(&mut claim);
-    claim.apply(ClaimInput::Created(Creation::Ours));
+    claim.apply(ClaimInput::Created(CreateResult::Ours));
     let blob = crate::keys::BlobName { term: Term::new(1), nonce: nonce(1) };
     let seen = Folder {
         snapshots: vec![snapshot(2, 20).name, snapshot(3, 30).name],

@@ -4,8 +4,9 @@ use super::super::testing::*;
 use super::*;
 use crate::keys::ManifestNumber;
 
+/// Collection deletes objects that the newest manifest does not need; an owner with an older manifest collects nothing.
 #[test]
-fn objects_go_that_the_newest_manifest_does_not_need() {
+fn collection_deletes_objects_unneeded_by_newest_manifest() {
     let keys = SubjectKeys::new(&subject());
     let newest = manifest(mine());
     let folder = Folder {
@@ -31,15 +32,16 @@ fn objects_go_that_the_newest_manifest_does_not_need() {
     ];
     assert_eq!(objects(&folder, &newest), expected);
 
-    // An owner that was overtaken collects nothing, whatever it believes; nor does one whose bucket went back.
+    // A fenced owner collects nothing, and neither does an owner whose bucket was rolled back.
     for numbers in [&[2, 4, 5, 6][..], &[2, 4]] {
         let manifests = numbers.iter().map(|&number| ManifestNumber::new(number)).collect();
         assert_eq!(objects(&Folder { manifests, ..folder.clone() }, &newest), []);
     }
 }
 
+/// Collection deletes a blob only if no state that can be restored refers to it; a released subject collects none.
 #[test]
-fn large_values_go_when_no_state_that_may_come_back_refers_to_them() {
+fn collection_deletes_blobs_no_restorable_state_needs() {
     let blob = |term: u64, number: u64| BlobName { term: Term::new(term), nonce: nonce(number) };
     let [removed_below, removed_above, referred, forgotten, uploading, lower_removed_above, later] =
         [blob(3, 1), blob(3, 2), blob(2, 3), blob(2, 4), blob(3, 5), blob(2, 6), blob(4, 7)];
@@ -51,28 +53,30 @@ fn large_values_go_when_no_state_that_may_come_back_refers_to_them() {
     };
     let refers = |name: &BlobName| *name == referred;
     assert_eq!(blobs(&manifest(mine()), &listed, removed, refers), [removed_below, forgotten]);
-    // Whoever gave the subject back owns nothing of it.
+    // After a release, the process owns nothing of the subject.
     assert_eq!(blobs(&released(mine()), &listed, removed, refers), []);
-    // Nothing is left of a destroyed one, but what a later owner has begun.
+    // Of a destroyed subject, only objects of a later owner stay.
     let ended = blobs(&tombstone(mine()), &listed, |_| None, |_| true);
     assert_eq!(ended, listed[..6]);
 }
 
+/// The owner's manifest needs a slot if it is at or after the first slot and its last rev reaches the base.
 #[test]
-fn a_slot_is_needed_from_the_first_on_while_it_may_hold_more_than_the_base() {
-    let held = |slot, last_rev| Held { slot: Slot::new(slot), last_rev: Rev::new(last_rev) };
+fn slot_is_needed_until_base_passes_last_rev() {
+    let held = |slot, last_rev| SlotUse { slot: Slot::new(slot), last_rev: Rev::new(last_rev) };
     let (owned, log) = (manifest(mine()), mine());
     assert!(needs(&owned, &log, held(7, 41)));
-    // It may end in an answer that was given at the base's rev.
+    // It may end in a dedup record at the base's rev.
     assert!(needs(&owned, &log, held(7, 40)));
     assert!(!needs(&owned, &log, held(7, 39)));
-    assert!(!needs(&owned, &log, held(6, 41)), "slots before the first hold an earlier tenure");
+    assert!(!needs(&owned, &log, held(6, 41)), "slots before the first belong to an earlier term");
     assert!(!needs(&owned, &other(), held(7, 41)));
     assert!(!needs(&released(mine()), &log, held(7, 41)));
 }
 
+/// Collection of slots keeps needed slots and the highest slot, and missing slots do not matter.
 #[test]
-fn the_highest_slot_stays_and_holes_do_no_harm() {
+fn collection_keeps_highest_slot_and_allows_missing_ones() {
     let slots_of = |numbers: &[u64]| numbers.iter().map(|&number| Slot::new(number)).collect::<Vec<_>>();
     let needed = |slot: Slot| slot == Slot::new(5);
     assert_eq!(slots(&slots_of(&[0, 2, 5, 6, 9]), needed), slots_of(&[0, 2, 6]));

@@ -1,8 +1,10 @@
 use super::super::testing::*;
 use super::*;
 
+/// A local file is reused only if its log and term match the manifest and its rev lies between the base and the known
+/// rev.
 #[test]
-fn a_file_is_reused_between_the_base_and_what_is_vouched_for() {
+fn local_file_is_reused_only_between_base_and_known_rev() {
     let file = |applied: u64| LocalFile { log: mine(), term: Term::new(3), applied_rev: Rev::new(applied) };
     let reuse = |file: &LocalFile, manifest: &Manifest| may_reuse(file, manifest, Rev::new(45));
     let owned = manifest(mine());
@@ -16,18 +18,19 @@ fn a_file_is_reused_between_the_base_and_what_is_vouched_for() {
     assert!(!reuse(&LocalFile { log: other(), ..file(40) }, &owned));
 }
 
+/// Writes of a term above the next term's base are diverged, and so are all writes of an unknown term.
 #[test]
-fn what_the_next_term_did_not_inherit_is_lost() {
+fn diverged_writes_begin_above_base_of_next_term() {
     let newest = manifest(other());
     let terms = [term(1, 0), term(2, 33), term(3, 38)];
-    let lost = |number: u64, terms: &[TermBase]| lost_above(Term::new(number), &newest, terms).get();
+    let lost = |number: u64, terms: &[TermBase]| diverged_above(Term::new(number), &newest, terms).get();
     assert_eq!(lost(1, &terms), 33);
     assert_eq!(lost(2, &terms), 38);
     // Also from the manifest alone.
     assert_eq!(lost(2, &[]), 38);
-    // The end of its own term: what it left is its base.
+    // The end of its own term: the base is its last state.
     assert_eq!(lost(3, &terms), 40);
-    // Forgotten, destroyed, or of a term that never was: nothing tells that it is anywhere.
+    // A dropped term, a destroyed subject, or a term that never existed: no state is known to hold the writes.
     assert_eq!(lost(1, &[]), 0);
     assert_eq!(lost(7, &terms), 0);
 }

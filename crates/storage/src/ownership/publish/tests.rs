@@ -17,7 +17,7 @@ fn begin(publication: Publication) -> (Publish, PublishEffect) {
     Publish::new(&manifest(mine()), publication, nonce(6))
 }
 
-fn destroy(past: PastLife) -> Publication {
+fn destroy(past: TombstoneState) -> Publication {
     Publication::Destroy { past: Box::new(past), next_seq: Seq::new(100) }
 }
 
@@ -26,15 +26,16 @@ fn six(owner: dormouse_protocol::LogId) -> Manifest {
 }
 
 fn found(manifest: Manifest) -> PublishInput {
-    PublishInput::Got(Found::Manifest(Box::new(manifest)))
+    PublishInput::Got(ManifestRead::Manifest(Box::new(manifest)))
 }
 
 fn unknown() -> PublishInput {
-    PublishInput::Created(Creation::Unknown(ErrorReply::unavailable("no answer")))
+    PublishInput::Created(CreateResult::Unknown(ErrorReply::unavailable("no answer")))
 }
 
+/// Each kind of publication creates the successor of the current manifest, verifies it and names the unneeded objects.
 #[test]
-fn each_publication_follows_the_manifest_before() {
+fn publish_creates_successor_of_current_manifest() {
     let current = manifest(mine());
     let deltas = vec![delta(4, 40), delta(6, 50)];
     let on_delta = Manifest {
@@ -47,7 +48,7 @@ fn each_publication_follows_the_manifest_before() {
     let on_snapshot = Manifest {
         snapshot: Some(snapshot(6, 50)),
         deltas: Vec::new(),
-        // It knows of all terms.
+        // It includes all terms.
         terms: Vec::new(),
         ..on_delta.clone()
     };
@@ -58,7 +59,7 @@ fn each_publication_follows_the_manifest_before() {
         deltas: Vec::new(),
         terms: Vec::new(),
         tombstone: true,
-        past: Some(past(3, 51)),
+        tombstone_state: Some(past(3, 51)),
         ..six(mine())
     };
     let (with_delta, with_snapshot) = (base(a_delta(6, 50)), base(BaseObject::Snapshot(snapshot(6, 50))));
@@ -75,7 +76,7 @@ fn each_publication_follows_the_manifest_before() {
         let (mut publish, effect) = begin(publication.clone());
         assert_eq!(effect, PublishEffect::Create(Box::new(expected.clone())), "{publication:?}");
         assert_eq!(Manifest::decode(&subject(), SIXTH, &expected.encode()).unwrap(), expected);
-        assert_eq!(publish.apply(PublishInput::Created(Creation::Ours)), PublishEffect::List);
+        assert_eq!(publish.apply(PublishInput::Created(CreateResult::Ours)), PublishEffect::List);
         let published = publish.apply(PublishInput::Listed(folder(&[5, 6])));
         let garbage: Vec<BucketKey> = vec![SubjectKeys::new(&subject()).manifest(current.number)];
         let verified = Verified { manifest: Box::new(expected), garbage, blobs: Vec::new() };
@@ -83,8 +84,9 @@ fn each_publication_follows_the_manifest_before() {
     }
 }
 
+/// A publication with a lower first slot keeps the first slot of the current manifest.
 #[test]
-fn the_first_slot_never_goes_back() {
+fn publish_never_lowers_first_slot() {
     let lower = NewBase { first_slot: Slot::new(3), ..base(a_delta(6, 50)) };
     match begin(Publication::Base(lower)).1 {
         PublishEffect::Create(next) => assert_eq!(next.first_slot, manifest(mine()).first_slot),
@@ -92,8 +94,9 @@ fn the_first_slot_never_goes_back() {
     }
 }
 
+/// A publication that gives an inconsistent manifest fails with `internal` before any create.
 #[test]
-fn a_manifest_that_nobody_could_read_or_go_on_from_is_never_created() {
+fn publish_never_creates_inconsistent_manifest() {
     let current = manifest(mine());
     let full = Manifest {
         deltas: (4..12).map(|n| delta(n, 40)).collect(),
@@ -120,40 +123,44 @@ fn a_manifest_that_nobody_could_read_or_go_on_from_is_never_created() {
     }
 }
 
+/// If another process has created the manifest number or a higher one, the publication is lost and reports whether it
+/// can have counted.
 #[test]
-fn a_publication_of_another_process_is_the_end() {
+fn publish_ends_if_another_process_took_the_number() {
     let release = || begin(Publication::Release(None)).0;
-    let anothers = || PublishInput::Created(Creation::Anothers);
+    let anothers = || PublishInput::Created(CreateResult::Foreign);
     for there in [
         found(six(other())),
-        PublishInput::Got(Found::Missing),
-        PublishInput::Got(Found::Unreadable(ErrorReply::corrupt("a", "b"))),
-        // One of an older claim of this process, or an end that is not this one.
+        PublishInput::Got(ManifestRead::Missing),
+        PublishInput::Got(ManifestRead::Unreadable(ErrorReply::corrupt("a", "b"))),
+        // A manifest of an older claim of this process, or of another release or destroy.
         found(Manifest { term: Term::new(2), ..six(mine()) }),
         found(Manifest { number: SIXTH, ..tombstone(mine()) }),
     ] {
         let mut publish = release();
         assert_eq!(publish.apply(anothers()), PublishEffect::Get(SIXTH));
-        assert_eq!(publish.apply(there), PublishEffect::Lost { may_have_counted: false });
+        assert_eq!(publish.apply(there), PublishEffect::NotOwner { may_have_counted: false });
     }
     let mut publish = release();
-    publish.apply(PublishInput::Created(Creation::Ours));
-    let overtaken = publish.apply(PublishInput::Listed(folder(&[6, 7])));
-    assert_eq!(overtaken, PublishEffect::Lost { may_have_counted: true });
-    // Nothing came back from the first attempt, which may have counted until the number was collected.
+    publish.apply(PublishInput::Created(CreateResult::Ours));
+    let superseded = publish.apply(PublishInput::Listed(folder(&[6, 7])));
+    assert_eq!(superseded, PublishEffect::NotOwner { may_have_counted: true });
+    // The first attempt got no reply, and may have been the newest until the number was collected.
     let mut publish = release();
     publish.apply(unknown());
     publish.apply(PublishInput::Resume);
     publish.apply(anothers());
-    assert_eq!(publish.apply(found(six(other()))), PublishEffect::Lost { may_have_counted: true });
+    assert_eq!(publish.apply(found(six(other()))), PublishEffect::NotOwner { may_have_counted: true });
 }
 
+/// If the number holds an earlier publication of the same process, the publication adopts it and discards the new
+/// object.
 #[test]
-fn an_earlier_publication_of_this_process_is_gone_on_from() {
+fn publish_continues_from_own_earlier_manifest() {
     let (mut publish, _) = begin(Publication::Base(base(a_delta(6, 50))));
-    publish.apply(PublishInput::Created(Creation::Anothers));
+    publish.apply(PublishInput::Created(CreateResult::Foreign));
     assert_eq!(publish.apply(found(six(mine()))), PublishEffect::List);
-    // Its own object is not the one that was just uploaded.
+    // Its own object is another one than the new upload.
     let listed = Folder { deltas: vec![delta(4, 40).name, delta(6, 50).name], ..folder(&[6]) };
     match publish.apply(PublishInput::Listed(listed)) {
         PublishEffect::Published(verified) => {
@@ -163,58 +170,66 @@ fn an_earlier_publication_of_this_process_is_gone_on_from() {
         other => panic!("{other:?}"),
     }
     let (mut publish, _) = begin(Publication::Release(None));
-    publish.apply(PublishInput::Created(Creation::Anothers));
+    publish.apply(PublishInput::Created(CreateResult::Foreign));
     assert_eq!(publish.apply(found(Manifest { released: true, ..six(mine()) })), PublishEffect::List);
 }
 
+/// A destroy accepts an existing tombstone only if it records the same request.
 #[test]
-fn the_tombstone_of_another_destroy_is_not_taken_for_this_one() {
+fn publish_destroy_rejects_tombstone_of_another_destroy() {
     let begun = || {
         let (mut publish, _) = begin(destroy(past(3, 51)));
-        publish.apply(PublishInput::Created(Creation::Anothers));
+        publish.apply(PublishInput::Created(CreateResult::Foreign));
         publish
     };
     let there = |past| {
-        found(Manifest { number: SIXTH, base_rev: Rev::new(51), past: Some(past), ..tombstone(mine()) })
+        found(Manifest {
+            number: SIXTH,
+            base_rev: Rev::new(51),
+            tombstone_state: Some(past),
+            ..tombstone(mine())
+        })
     };
     assert_eq!(begun().apply(there(past(3, 51))), PublishEffect::List);
-    // It does not remember this destroy, whose repeat would be carried out.
+    // The tombstone does not record this destroy: a retry of it would execute again.
     let mut others = past(3, 51);
     others.sessions[0].counter = 8;
     others.request = others.request.map(|id| RequestId { counter: 8, ..id });
-    assert_eq!(begun().apply(there(others)), PublishEffect::Lost { may_have_counted: false });
+    assert_eq!(begun().apply(there(others)), PublishEffect::NotOwner { may_have_counted: false });
 }
 
+/// Once the manifest can exist, only a definite reply about the same bytes decides; before that, a failure is final.
 #[test]
-fn once_it_may_exist_only_a_definite_answer_about_the_same_bytes_decides() {
+fn publish_possible_create_needs_definite_reply() {
     let failure = ErrorReply::unavailable("the bucket does not answer");
     let failed = || PublishInput::Failed(failure.clone());
     let (mut publish, create) = begin(Publication::Release(None));
-    assert!(matches!(publish.apply(unknown()), PublishEffect::Undecided(_)));
+    assert!(matches!(publish.apply(unknown()), PublishEffect::Indeterminate(_)));
     assert_eq!(publish.apply(PublishInput::Resume), create);
-    assert_eq!(publish.apply(failed()), PublishEffect::Undecided(failure.clone()));
+    assert_eq!(publish.apply(failed()), PublishEffect::Indeterminate(failure.clone()));
     assert_eq!(publish.apply(PublishInput::Resume), create);
-    assert_eq!(publish.apply(PublishInput::Created(Creation::Ours)), PublishEffect::List);
-    assert_eq!(publish.apply(failed()), PublishEffect::Undecided(failure.clone()));
+    assert_eq!(publish.apply(PublishInput::Created(CreateResult::Ours)), PublishEffect::List);
+    assert_eq!(publish.apply(failed()), PublishEffect::Indeterminate(failure.clone()));
     let behind = publish.apply(PublishInput::Listed(folder(&[5])));
     assert!(
-        matches!(&behind, PublishEffect::Undecided(reply) if reply.code == ErrorCode::Corrupt),
+        matches!(&behind, PublishEffect::Indeterminate(reply) if reply.code == ErrorCode::Corrupt),
         "{behind:?}"
     );
     assert_eq!(publish.apply(PublishInput::Resume), create);
-    publish.apply(PublishInput::Created(Creation::Ours));
+    publish.apply(PublishInput::Created(CreateResult::Ours));
     assert!(matches!(publish.apply(PublishInput::Listed(folder(&[6]))), PublishEffect::Published(_)));
 
-    // Before that, a failure is one.
+    // Before that, a failure is final.
     let (mut publish, _) = begin(Publication::Release(None));
     assert_eq!(publish.apply(failed()), PublishEffect::Failed(failure.clone()));
     let (mut publish, _) = begin(Publication::Release(None));
-    publish.apply(PublishInput::Created(Creation::Anothers));
+    publish.apply(PublishInput::Created(CreateResult::Foreign));
     assert_eq!(publish.apply(failed()), PublishEffect::Failed(failure.clone()));
 }
 
+/// A new base is a delta while the deltas are few and small beside the snapshot; otherwise it is a snapshot.
 #[test]
-fn a_delta_while_the_deltas_are_few_and_small_beside_the_snapshot() {
+fn base_is_delta_while_deltas_are_few_and_small() {
     use super::super::BaseKind::{Delta, Snapshot};
     let on = |size_bytes: u64, deltas: u64| Manifest {
         snapshot: Some(SnapshotRef { size_bytes, ..snapshot(3, 30) }),
@@ -228,7 +243,7 @@ fn a_delta_while_the_deltas_are_few_and_small_beside_the_snapshot() {
         (Some(on(4 * KIB, 0)), 16 * KIB, Delta),
         (Some(on(1_024 * KIB, 0)), 256 * KIB, Delta),
         (Some(on(1_024 * KIB, 0)), 256 * KIB + 1, Snapshot),
-        // The deltas that are there count.
+        // The existing deltas count.
         (Some(on(1_024 * KIB, 2)), 255 * KIB, Delta),
         (Some(on(1_024 * KIB, 2)), 255 * KIB + 1, Snapshot),
         (Some(on(1_024 * KIB, 7)), 1, Delta),

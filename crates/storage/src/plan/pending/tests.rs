@@ -1,4 +1,4 @@
-//! Planning on top of what is pending comes to the same as planning on what is applied.
+//! Planning on pending changes gives the same result as planning on the applied state.
 
 use std::collections::VecDeque;
 
@@ -11,17 +11,17 @@ use dormouse_protocol::{ErrorCode, SessionId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::{Reply, Request};
+use crate::api::{EngineReply, EngineRequest};
+use crate::plan::overlay::KEPT_PLACES;
 use crate::plan::tests::{CONTEXT, InMemory, answer, at, id, keyed, memory, set};
-use crate::plan::touched::KEPT_PLACES;
-use crate::plan::{Context, Planned, plan, upkeep};
+use crate::plan::{PlanContext, PlanResult, plan, plan_retention};
 
-/// A subject twice: with everything applied, and with some of it pending.
+/// Two copies of a subject: one with everything applied, one with some entries pending.
 struct World {
     whole: InMemory,
     applied: InMemory,
-    pending: Pending,
-    waiting: VecDeque<Entry>,
+    pending: PendingChanges,
+    waiting: VecDeque<LogEntry>,
     now: u64,
 }
 
@@ -30,7 +30,7 @@ impl World {
         Self {
             whole: memory(),
             applied: memory(),
-            pending: Pending::new(),
+            pending: PendingChanges::new(),
             waiting: VecDeque::new(),
             now: 500,
         }
@@ -43,12 +43,12 @@ impl World {
         }
     }
 
-    /// Plans against both, and lets what comes of it join what is pending.
-    fn run(&mut self, request: &Request) -> Planned {
-        let context = Context { accept_time: Timestamp::from_micros(self.now), ..CONTEXT };
+    /// Plans against both copies, and adds the entry to the pending ones.
+    fn run(&mut self, request: &EngineRequest) -> PlanResult {
+        let context = PlanContext { accept_time: Timestamp::from_micros(self.now), ..CONTEXT };
         let expected = plan(request, &self.whole, context);
         let mut planned = plan(request, &self.pending.view(&self.applied), context);
-        if planned == Planned::Later {
+        if planned == PlanResult::Later {
             assert!(!self.waiting.is_empty());
             while !self.waiting.is_empty() {
                 self.apply_oldest();
@@ -56,14 +56,14 @@ impl World {
             planned = plan(request, &self.pending.view(&self.applied), context);
         }
         match (&planned, expected) {
-            // The first has been applied in one of the two worlds and is pending in the other.
-            (Planned::Settle(settled), Planned::Answer(answered)) => {
-                assert_eq!(*settled, answered);
+            // The first request is applied in one copy and pending in the other.
+            (PlanResult::DeferredAnswer(deferred), PlanResult::Answer(answered)) => {
+                assert_eq!(*deferred, answered);
                 assert!(!self.waiting.is_empty());
             }
             (planned, expected) => assert_eq!(*planned, expected),
         }
-        if let Planned::Write { entry, .. } = &planned {
+        if let PlanResult::Write { entry, .. } = &planned {
             self.whole.apply(entry);
             self.pending.push(entry, &self.applied);
             self.waiting.push_back(entry.clone());
@@ -71,29 +71,32 @@ impl World {
         planned
     }
 
-    /// What has to go by now goes from both; what has expired, once that is applied.
+    /// Runs retention on both copies; expired messages are removed once they are applied.
     fn keep_up(&mut self) {
-        let context = Context { accept_time: Timestamp::from_micros(self.now), ..CONTEXT };
-        let planned = upkeep(&self.pending.view(&self.applied), context).unwrap();
+        let context = PlanContext { accept_time: Timestamp::from_micros(self.now), ..CONTEXT };
+        let planned = plan_retention(&self.pending.view(&self.applied), context).unwrap();
         if self.waiting.is_empty() {
-            assert_eq!(planned, upkeep(&self.whole, context).unwrap());
+            assert_eq!(planned, plan_retention(&self.whole, context).unwrap());
         }
         let Some(entry) = planned else { return };
         let before = self.whole.clone();
         self.whole.apply(&entry);
         for removed in entry.operations.iter().flat_map(|operation| match operation {
-            Operation::Delete { removed, cause: RemovalCause::Expired } => removed.clone(),
+            RecordOp::Delete { removed, cause: RemovalCause::Expired } => removed.clone(),
             _ => Vec::new(),
         }) {
             let expired =
                 before.expired(entry.accept_time, before.state().config.max_age_ms, usize::MAX).unwrap();
-            assert!(expired.iter().any(|held| held.id.seq == removed.seq), "{removed:?} goes too early");
+            assert!(
+                expired.iter().any(|held| held.id.seq == removed.seq),
+                "{removed:?} is removed too early"
+            );
         }
         self.pending.push(&entry, &self.applied);
         self.waiting.push_back(entry);
     }
 
-    /// Nothing is above the limits, unless it was so before they were lowered.
+    /// Whether the subject is within its limits.
     fn is_within_limits(&self) -> bool {
         let (state, config) = (self.whole.state(), &self.whole.state().config);
         config.max_msgs.is_none_or(|most| state.count <= most)
@@ -119,13 +122,13 @@ impl World {
             assert_eq!(view.at(seq), self.whole.at(seq), "{seq}");
         }
         for key in (0..6).map(key_name) {
-            assert_eq!(view.under(&key), self.whole.under(&key), "{key}");
+            assert_eq!(view.by_key(&key), self.whole.by_key(&key), "{key}");
         }
         if view.counts_are_exact() {
             assert_eq!(view.count_up_to(Seq::new(20)), self.whole.count_up_to(Seq::new(20)));
             assert_eq!(view.newest_beyond(2), self.whole.newest_beyond(2));
         }
-        // What is applied is not kept in memory as well.
+        // The overlay keeps no applied item.
         let oldest = self.pending.oldest;
         let mut by = Vec::new();
         by.extend(self.pending.by_seq.0.values().map(|&(by, _)| by));
@@ -142,13 +145,13 @@ impl World {
 }
 
 fn key_name(key: u8) -> String {
-    // Two of them are keys of the subject as it begins.
+    // Two of them are keys of the initial subject.
     ["a", "b", "", "c", "d", "e"][usize::from(key)].to_owned()
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Request(Request),
+    Request(EngineRequest),
     Apply(usize),
     FailAll,
     Clock(u64),
@@ -186,26 +189,26 @@ fn request_id() -> impl Strategy<Value = Option<RequestId>> {
     })
 }
 
-fn request() -> impl Strategy<Value = Request> {
+fn request() -> impl Strategy<Value = EngineRequest> {
     prop_oneof![
         8 => (proptest::collection::vec(item(), 1..4), proptest::bool::weighted(0.3), request_id()).prop_map(
-            |(sets, atomic, request)| Request::Set(SetRequest { sets, atomic, request, ..SetRequest::default() })
+            |(sets, atomic, request)| EngineRequest::Set(SetRequest { sets, atomic, request, ..SetRequest::default() })
         ),
         3 => (proptest::collection::vec(0..40_u64, 0..3), proptest::collection::vec(0..6_u8, 1..3), request_id())
-            .prop_map(|(seqs, keys, request)| Request::Delete(DeleteRequest {
+            .prop_map(|(seqs, keys, request)| EngineRequest::Delete(DeleteRequest {
                 seqs: seqs.into_iter().map(Seq::new).collect(),
                 keys: keys.into_iter().map(key_name).collect(),
                 request,
                 ..DeleteRequest::default()
             })),
         1 => (proptest::option::of(0..60_u64), request_id()).prop_map(|(end_seq, request)| {
-            Request::DeleteAll(DeleteAllRequest { end_seq: end_seq.map(Seq::new), request, ..Default::default() })
+            EngineRequest::DeleteAll(DeleteAllRequest { end_seq: end_seq.map(Seq::new), request, ..Default::default() })
         }),
         1 => (0..5_u64, request_id()).prop_map(|(keep, request)| {
-            Request::DeleteAll(DeleteAllRequest { keep_last: Some(keep), request, ..Default::default() })
+            EngineRequest::DeleteAll(DeleteAllRequest { keep_last: Some(keep), request, ..Default::default() })
         }),
         2 => (config(), request_id()).prop_map(|(config, request)| {
-            Request::Configure(ConfigureRequest { config, request, ..Default::default() })
+            EngineRequest::Configure(ConfigureRequest { config, request, ..Default::default() })
         }),
     ]
 }
@@ -246,14 +249,15 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(crate::cases::cases(400))]
 
+    /// Under random steps, planning on pending changes gives the same result as planning on the applied state.
     #[test]
-    fn what_is_planned_on_what_is_pending_is_what_would_be_planned_on_what_is_applied(
+    fn plan_on_pending_changes_equals_plan_on_applied_state(
         steps in proptest::collection::vec(step(), 1..60)
     ) {
         let mut world = World::new();
         for step in steps {
             let was_within = world.is_within_limits();
-            let configures = matches!(step, Step::Request(Request::Configure(_)) | Step::FailAll);
+            let configures = matches!(step, Step::Request(EngineRequest::Configure(_)) | Step::FailAll);
             match step {
                 Step::Request(request) => drop(world.run(&request)),
                 Step::Apply(entries) => (0..entries).for_each(|_| world.apply_oldest()),
@@ -267,27 +271,29 @@ proptest! {
     }
 }
 
+/// A repeated request gets the first reply, marked as a duplicate, whether the change is pending or applied.
 #[test]
-fn a_repeat_is_answered_as_the_first_was_pending_or_not() {
+fn request_repeat_gets_first_reply_pending_or_applied() {
     let mut world = World::new();
     let mut request = SetRequest { sets: vec![keyed("x")], ..SetRequest::default() };
     request.request = Some(RequestId { session: SessionId::new(ulid::Ulid(1)), counter: 1 });
-    let request = Request::Set(request);
-    let Ok(Reply::Set(mut first)) = answer(world.run(&request)) else { panic!() };
+    let request = EngineRequest::Set(request);
+    let Ok(EngineReply::Set(mut first)) = answer(world.run(&request)) else { panic!() };
     let Some(dormouse_protocol::data::SetOutcome::Ok(result)) = first.results.first_mut() else { panic!() };
     result.duplicate = true;
-    let repeated = || Ok(Reply::Set(first.clone()));
+    let repeated = || Ok(EngineReply::Set(first.clone()));
     let plan_it = |world: &World| plan(&request, &world.pending.view(&world.applied), CONTEXT);
-    assert_eq!(plan_it(&world), Planned::Settle(repeated()));
+    assert_eq!(plan_it(&world), PlanResult::DeferredAnswer(repeated()));
     world.run(&set(vec![keyed("y")]));
     world.apply_oldest();
-    // Applied, and like a read in need of the certainty that nobody has gone on without it.
+    // It is applied, and like a read needs proof that there was no takeover.
     assert!(!world.pending.is_empty());
-    assert_eq!(plan_it(&world), Planned::Settle(repeated()));
+    assert_eq!(plan_it(&world), PlanResult::DeferredAnswer(repeated()));
 }
 
+/// After pending changes fail, planning gives the same results as before them.
 #[test]
-fn what_failed_was_never_there() {
+fn pending_changes_that_fail_leave_no_trace() {
     let mut world = World::new();
     let before = answer(plan(&set(vec![keyed("x")]), &world.applied, CONTEXT));
     assert_eq!(answer(world.run(&set(vec![keyed("x")]))), before);
@@ -296,44 +302,49 @@ fn what_failed_was_never_there() {
     assert_eq!(answer(world.run(&set(vec![keyed("x")]))), before);
 }
 
+/// A reply that depends on pending changes waits for them; a rejection by the request alone does not.
 #[test]
-fn an_answer_that_tells_of_pending_changes_waits_for_them() {
+fn reply_depending_on_pending_changes_is_delayed() {
     let mut world = World::new();
     world.run(&set(vec![keyed("x")]));
     let taken = SetItem { expect: Some(Expect::Key(None)), ..keyed("x") };
     let planned = world.run(&set(vec![taken]));
-    assert!(matches!(planned, Planned::Settle(Ok(_))), "{planned:?}");
-    // What the request alone decides waits for nothing.
+    assert!(matches!(planned, PlanResult::DeferredAnswer(Ok(_))), "{planned:?}");
+    // A rejection by the request alone does not wait.
     let planned = world.run(&set(vec![SetItem { ttl_ms: Some(0), ..at(50) }]));
-    assert!(matches!(planned, Planned::Answer(Ok(_))), "{planned:?}");
+    assert!(matches!(planned, PlanResult::Answer(Ok(_))), "{planned:?}");
     let planned = world.run(&set(Vec::new()));
-    assert!(matches!(&planned, Planned::Answer(Err(error)) if error.code == ErrorCode::BadRequest));
+    assert!(matches!(&planned, PlanResult::Answer(Err(error)) if error.code == ErrorCode::BadRequest));
 }
 
+/// A delete-all waits for pending changes only if it must count a part of the messages.
 #[test]
-fn only_a_delete_all_that_has_to_count_waits_for_what_is_pending() {
+fn delete_all_waits_for_pending_changes_only_to_count() {
     let mut world = World::new();
     world.run(&set(vec![keyed("x")]));
     let planned = |end_seq: Option<u64>, keep_last| {
         let request = DeleteAllRequest { end_seq: end_seq.map(Seq::new), keep_last, ..Default::default() };
-        plan(&Request::DeleteAll(request), &world.pending.view(&world.applied), CONTEXT)
+        plan(&EngineRequest::DeleteAll(request), &world.pending.view(&world.applied), CONTEXT)
     };
-    assert_eq!(planned(Some(5), None), Planned::Later);
-    assert_eq!(planned(None, Some(1)), Planned::Later);
+    assert_eq!(planned(Some(5), None), PlanResult::Later);
+    assert_eq!(planned(None, Some(1)), PlanResult::Later);
     for all in [planned(None, None), planned(Some(9), None), planned(Some(70), None), planned(None, Some(0))]
     {
-        let Ok(Reply::DeleteAll(reply)) = answer(all) else { panic!() };
+        let Ok(EngineReply::DeleteAll(reply)) = answer(all) else { panic!() };
         assert_eq!(reply.count, 4);
     }
-    let Planned::Settle(Ok(Reply::DeleteAll(reply))) = planned(None, Some(4)) else { panic!() };
+    let PlanResult::DeferredAnswer(Ok(EngineReply::DeleteAll(reply))) = planned(None, Some(4)) else {
+        panic!()
+    };
     assert_eq!(reply.count, 0);
 }
 
+/// After a burst of pending changes is applied, the overlay releases its memory.
 #[test]
-fn a_burst_gives_its_memory_back() {
+fn pending_changes_release_memory_after_burst() {
     let mut world = World::new();
     for n in 0..3 * KEPT_PLACES {
-        let Planned::Write { entry, .. } =
+        let PlanResult::Write { entry, .. } =
             plan(&set(vec![keyed(&n.to_string())]), &world.pending.view(&world.applied), CONTEXT)
         else {
             panic!()

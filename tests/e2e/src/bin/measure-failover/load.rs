@@ -1,10 +1,10 @@
-//! What an application does all the time, and for how long it could not.
+//! The constant load of an application, and the gaps in it.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use dormouse_client::{Error, Happened, Kv};
+use dormouse_client::{Error, Executed, Kv};
 use dormouse_runtime::Env;
 
 /// The pause between one call and the next.
@@ -12,39 +12,39 @@ const PACE: Duration = Duration::from_millis(1);
 
 const KEY: &str = "k";
 
-/// One kind of call to one subject, one after the other.
+/// Repeated calls of one kind to one subject, one after the other.
 #[derive(Debug, Default)]
-pub struct Lane {
+pub struct LoadLoop {
     last: Cell<Duration>,
     longest: Cell<Duration>,
-    /// How many succeeded since [`begin`](Self::begin).
+    /// The number of successful calls since [`begin`](Self::begin).
     pub succeeded: Cell<u64>,
-    /// How many changes ended without a word on whether they took effect.
-    pub in_doubt: Cell<u64>,
-    /// How many ended in another error.
+    /// The number of changes that ended as indeterminate.
+    pub indeterminate: Cell<u64>,
+    /// The number of calls that ended with another error.
     pub failed: Cell<u64>,
-    /// What the last of them said.
-    pub said: RefCell<Option<String>>,
+    /// The text of the last such error.
+    pub last_error: RefCell<Option<String>>,
 }
 
-impl Lane {
-    /// From here on it counts. The gap that is running began with the success before.
+impl LoadLoop {
+    /// Starts the measurement. The current gap began with the previous success.
     pub fn begin(&self) {
         self.longest.take();
         self.succeeded.take();
-        self.in_doubt.take();
+        self.indeterminate.take();
         self.failed.take();
-        self.said.take();
+        self.last_error.take();
     }
 
-    /// The longest time between two successes.
+    /// Returns the longest time between two successes.
     pub fn longest(&self) -> Duration {
         self.longest.get()
     }
 
     fn success(&self, now: Duration) {
         let last = self.last.replace(now);
-        // Before the first there is no gap.
+        // Before the first success there is no gap.
         if !last.is_zero() {
             self.longest.set(self.longest.get().max(now - last));
         }
@@ -52,9 +52,9 @@ impl Lane {
     }
 
     fn failure(&self, error: &Error) {
-        let count = if error.happened() == Happened::Unknown { &self.in_doubt } else { &self.failed };
+        let count = if error.executed() == Executed::Unknown { &self.indeterminate } else { &self.failed };
         count.set(count.get() + 1);
-        self.said.replace(Some(format!(
+        self.last_error.replace(Some(format!(
             "{error}: {:?}",
             std::error::Error::source(error).map(ToString::to_string)
         )));
@@ -66,21 +66,21 @@ impl Lane {
 pub struct Subject {
     kv: Kv,
     /// The writes.
-    pub writes: Lane,
+    pub writes: LoadLoop,
     /// The reads.
-    pub reads: Lane,
+    pub reads: LoadLoop,
     acknowledged: Cell<u64>,
 }
 
 impl Subject {
     pub fn new(kv: Kv) -> Self {
-        Self { kv, writes: Lane::default(), reads: Lane::default(), acknowledged: Cell::new(0) }
+        Self { kv, writes: LoadLoop::default(), reads: LoadLoop::default(), acknowledged: Cell::new(0) }
     }
 
-    /// Goes on until told to stop.
+    /// Runs until `stop` is set.
     ///
     /// # Errors
-    /// When a read shows less than was acknowledged before it.
+    /// If a read shows less than was acknowledged before it.
     pub async fn run(&self, env: &Env, stop: &Cell<bool>) -> anyhow::Result<()> {
         futures::try_join!(self.write(env, stop), self.read(env, stop)).map(drop)
     }

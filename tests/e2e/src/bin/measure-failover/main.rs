@@ -1,8 +1,8 @@
-//! Measures how long an application cannot write or read when something befalls the server of its subjects.
+//! Measures how long an application cannot write or read after a fault of the server of its subjects.
 //!
-//! A real fleet of three servers on a local directory; subjects of one server are written and read at the pace of a
-//! millisecond by one client while the fault happens. Each line of standard output is a measurement in JSON;
-//! `scripts/measure-failover` makes the table of them.
+//! The measurement runs a real fleet of three servers on a local directory. One client writes and reads the subjects of
+//! one server every millisecond while the fault happens. Each line of standard output is a measurement in JSON;
+//! `scripts/measure-failover` makes a table of them.
 
 mod load;
 
@@ -18,26 +18,26 @@ use dormouse_runtime::Env;
 use futures::future::try_join_all;
 use serde::Serialize;
 
-use crate::load::{Lane, Subject};
+use crate::load::{LoadLoop, Subject};
 
-/// The server that it befalls.
-const VICTIM: &str = "persist-1";
+/// The server with the fault.
+const TARGET: &str = "persist-1";
 
-/// How many calls of each kind must succeed on each subject before and after.
+/// The number of calls of each kind that must succeed on each subject before and after the fault.
 const ENOUGH: u64 = 20;
 
-/// Measures how long an application cannot write or read when something befalls the server of its subjects.
+/// Measures how long an application cannot write or read after a fault of the server of its subjects.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Time to live of a lease; may be given several times
     #[arg(long = "ttl", value_name = "DURATION", default_values = ["3s", "500ms"])]
     ttls: Vec<humantime::Duration>,
 
-    /// How many rounds of every fault
+    /// The number of rounds of each fault
     #[arg(long, default_value = "5")]
     rounds: u32,
 
-    /// How many subjects of the server are written and read
+    /// The number of subjects that are written and read
     #[arg(long, default_value = "4")]
     subjects: usize,
 
@@ -46,47 +46,47 @@ struct Arguments {
     faults: Vec<Fault>,
 }
 
-/// What befalls the server.
+/// The fault of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 enum Fault {
-    /// Nothing at all, for the same time: what the machine's other work looks like.
+    /// No fault, for the same time: shows the effect of other work on the machine.
     Nothing,
     /// SIGKILL.
     Kill,
-    /// SIGSTOP, until the others have taken over.
+    /// SIGSTOP, until the other servers have taken over.
     Stop,
     /// SIGTERM.
     Terminate,
     /// `dormouse server drain`.
     Drain,
-    /// SIGKILL of the coordinator, which comes back after two TTLs.
+    /// SIGKILL of the coordinator, which restarts after two TTLs.
     Coordinator,
 }
 
-/// What one round showed.
+/// The result of one round.
 #[derive(Debug, Serialize)]
 struct Measurement {
     ttl_ms: u128,
     fault: Fault,
     round: u32,
-    /// The longest time between two acknowledged writes, of each subject.
+    /// The longest time between two acknowledged writes, for each subject.
     writes_ms: Vec<f64>,
-    /// The same of reads.
+    /// The same for reads.
     reads_ms: Vec<f64>,
-    /// Writes that ended without a word on whether they took effect.
+    /// Writes that ended as indeterminate.
     in_doubt: u64,
-    /// Calls that ended in another error.
+    /// Calls that ended with another error.
     failed: u64,
-    /// What the last of them said.
+    /// The text of the last such error.
     said: Option<String>,
-    /// From the fault to the coordinator's announcement that the server is gone.
+    /// The time from the fault to the coordinator's announcement that the server is gone.
     announced_ms: Option<f64>,
-    /// What the machine had to do.
+    /// The load of the machine.
     load: f64,
 }
 
-// One thread: children die with the thread that started them, and a client is faster that way.
+// One thread: child processes end with the thread that started them, and a client is faster on one thread.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -101,7 +101,7 @@ async fn main() -> anyhow::Result<()> {
         let fleet = Fleet::builder().servers(3).coordinator_args(["--lease-ttl", &lease]);
         fleet
             .run(async |fleet| {
-                // Whatever is said is said because of what is done here.
+                // All warnings are caused by the faults.
                 fleet.expect_warning("");
                 for round in 1..=arguments.rounds {
                     for fault in faults {
@@ -127,25 +127,26 @@ async fn measure(
     let env = Env::system();
     let client = Client::connect(&fleet.url()).await?;
     let gone = client.bus().subscribe(client.prefix().gone().into(), SubscribeOptions::default()).await?;
-    let subjects = subjects_of_the_victim(fleet, &client, count).await?;
+    let subjects = subjects_of_target(fleet, &client, count).await?;
     let (stop, announced) = (Cell::new(false), Cell::new(None));
-    let lanes = || subjects.iter().flat_map(|subject| [&subject.writes, &subject.reads]);
+    let loops = || subjects.iter().flat_map(|subject| [&subject.writes, &subject.reads]);
 
     let applications = try_join_all(subjects.iter().map(|subject| subject.run(&env, &stop)));
     let conductor = async {
-        enough(lanes()).await?;
-        lanes().for_each(Lane::begin);
+        wait_for_load(loops()).await?;
+        loops().for_each(LoadLoop::begin);
         announced.set(None);
         let begun = env.boot();
-        commit(fleet, fault, ttl).await?;
-        let succeeded: Vec<_> = lanes().map(|lane| lane.succeeded.get()).collect();
-        until("everything works again", async || {
-            let mut again = lanes().zip(&succeeded).map(|(lane, before)| lane.succeeded.get() - before);
-            Ok(again.all(|calls| calls >= ENOUGH).then_some(()))
+        inject(fleet, fault, ttl).await?;
+        let succeeded: Vec<_> = loops().map(|load_loop| load_loop.succeeded.get()).collect();
+        until("every operation works again", async || {
+            let mut recovered =
+                loops().zip(&succeeded).map(|(load_loop, before)| load_loop.succeeded.get() - before);
+            Ok(recovered.all(|calls| calls >= ENOUGH).then_some(()))
         })
         .await?;
         let measured = result(&subjects, ttl, fault, round, announced.get().map(|at: Duration| at - begun))?;
-        mend(fleet, fault).await?;
+        restore(fleet, fault).await?;
         stop.set(true);
         anyhow::Ok(measured)
     };
@@ -158,12 +159,8 @@ async fn measure(
     Ok(measured)
 }
 
-/// New subjects each time, so that no round finds what another left.
-async fn subjects_of_the_victim(
-    fleet: &Fleet,
-    client: &Client,
-    count: usize,
-) -> anyhow::Result<Vec<Subject>> {
+/// Creates new subjects in each round, so that rounds do not affect each other.
+async fn subjects_of_target(fleet: &Fleet, client: &Client, count: usize) -> anyhow::Result<Vec<Subject>> {
     let family = Env::system().ulid();
     let mut subjects = Vec::new();
     for number in 0.. {
@@ -171,28 +168,28 @@ async fn subjects_of_the_victim(
             break;
         }
         let name = format!("measure.{family}.{number}");
-        if fleet.owner(client, &name).await? == VICTIM {
+        if fleet.owner(client, &name).await? == TARGET {
             subjects.push(Subject::new(client.kv(&name)?));
         }
     }
     Ok(subjects)
 }
 
-async fn enough<'l>(lanes: impl Iterator<Item = &'l Lane> + Clone) -> anyhow::Result<()> {
+async fn wait_for_load<'l>(loops: impl Iterator<Item = &'l LoadLoop> + Clone) -> anyhow::Result<()> {
     until("the load runs", async || {
-        Ok(lanes.clone().all(|lane| lane.succeeded.get() >= ENOUGH).then_some(()))
+        Ok(loops.clone().all(|load_loop| load_loop.succeeded.get() >= ENOUGH).then_some(()))
     })
     .await
 }
 
-/// Has it happen, and returns when it is over or can only be waited for.
-async fn commit(fleet: &mut Fleet, fault: Fault, ttl: Duration) -> anyhow::Result<()> {
+/// Injects the fault. Returns when it is over, or when its end can only be awaited.
+async fn inject(fleet: &mut Fleet, fault: Fault, ttl: Duration) -> anyhow::Result<()> {
     match fault {
         Fault::Nothing => tokio::time::sleep(2 * ttl).await,
-        Fault::Kill => fleet.kill9(VICTIM).await?,
-        Fault::Stop => fleet.pause(VICTIM).await?,
-        Fault::Terminate => fleet.stop(VICTIM).await?,
-        Fault::Drain => drop(fleet.cli_ok(&["server", "drain", VICTIM]).await?),
+        Fault::Kill => fleet.kill9(TARGET).await?,
+        Fault::Stop => fleet.pause(TARGET).await?,
+        Fault::Terminate => fleet.stop(TARGET).await?,
+        Fault::Drain => drop(fleet.cli_ok(&["server", "drain", TARGET]).await?),
         Fault::Coordinator => {
             fleet.kill9("coordinator").await?;
             tokio::time::sleep(2 * ttl).await;
@@ -202,23 +199,23 @@ async fn commit(fleet: &mut Fleet, fault: Fault, ttl: Duration) -> anyhow::Resul
     Ok(())
 }
 
-/// Makes the fleet whole again.
-async fn mend(fleet: &mut Fleet, fault: Fault) -> anyhow::Result<()> {
+/// Restores the fleet.
+async fn restore(fleet: &mut Fleet, fault: Fault) -> anyhow::Result<()> {
     match fault {
         Fault::Nothing | Fault::Coordinator => {}
-        Fault::Kill | Fault::Terminate => fleet.restart(VICTIM).await?,
-        Fault::Stop => fleet.resume(VICTIM)?,
+        Fault::Kill | Fault::Terminate => fleet.restart(TARGET).await?,
+        Fault::Stop => fleet.resume(TARGET)?,
         Fault::Drain => {
-            fleet.cli_ok(&["server", "undrain", VICTIM]).await?;
-            // It hears that with its next heartbeat, and until then it still hands over what it is given.
-            fleet.wait_ready(VICTIM).await?;
+            fleet.cli_ok(&["server", "undrain", TARGET]).await?;
+            // The server gets the undrain with its next heartbeat. Until then it still hands over its subjects.
+            fleet.wait_ready(TARGET).await?;
         }
     }
     for name in ["coordinator", "persist-1", "persist-2", "persist-3"] {
         fleet.wait_serving(name).await?;
     }
     let client = fleet.client().await?;
-    until("everybody is alive", async || {
+    until("every process is alive", async || {
         let servers = client.servers().await?.servers;
         let alive = servers.iter().all(|server| server.state == dormouse_protocol::fleet::ServerState::Alive);
         Ok(alive.then_some(()))
@@ -226,7 +223,7 @@ async fn mend(fleet: &mut Fleet, fault: Fault) -> anyhow::Result<()> {
     .await
 }
 
-/// Notes when the coordinator announces that a server is gone. Ends with the connection.
+/// Records when the coordinator announces that a server is gone. Ends with the connection.
 async fn listen(mut gone: Subscription, env: &Env, announced: &Cell<Option<Duration>>) {
     while gone.next().await.is_some() {
         announced.set(Some(announced.get().unwrap_or_else(|| env.boot())));
@@ -241,7 +238,7 @@ fn result(
     announced: Option<Duration>,
 ) -> anyhow::Result<Measurement> {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-    let lanes = || subjects.iter().flat_map(|subject| [&subject.writes, &subject.reads]);
+    let loops = || subjects.iter().flat_map(|subject| [&subject.writes, &subject.reads]);
     let load = std::fs::read_to_string("/proc/loadavg")?;
     Ok(Measurement {
         ttl_ms: ttl.as_millis(),
@@ -249,9 +246,9 @@ fn result(
         round,
         writes_ms: subjects.iter().map(|subject| milliseconds(subject.writes.longest())).collect(),
         reads_ms: subjects.iter().map(|subject| milliseconds(subject.reads.longest())).collect(),
-        in_doubt: lanes().map(|lane| lane.in_doubt.get()).sum(),
-        failed: lanes().map(|lane| lane.failed.get()).sum(),
-        said: lanes().find_map(|lane| lane.said.borrow().clone()),
+        in_doubt: loops().map(|load_loop| load_loop.indeterminate.get()).sum(),
+        failed: loops().map(|load_loop| load_loop.failed.get()).sum(),
+        said: loops().find_map(|load_loop| load_loop.last_error.borrow().clone()),
         announced_ms: announced.map(milliseconds),
         load: load.split(' ').next().context("no load")?.parse()?,
     })

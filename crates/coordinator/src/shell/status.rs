@@ -1,0 +1,169 @@
+//! The public status of the coordinator: health, and the NATS services API.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
+use dormouse_bus::{EndpointStats, SubscribeError, health::answer_health};
+use dormouse_protocol::health::{Health, HealthStatus};
+use dormouse_protocol::{Incarnation, ServerName};
+use dormouse_runtime::Env;
+
+use super::inbox::{EndpointFacts, ListenContext};
+use crate::machine::{CoordinatorMachine, MemberCounts};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The status of the coordinator, as of its last batch.
+#[derive(Clone, Default)]
+enum CoordinatorStatus {
+    /// The presence check for another coordinator runs.
+    #[default]
+    Checking,
+    /// Standby: another coordinator is active; its run, if known.
+    Standby(Option<Incarnation>),
+    /// Active.
+    Active {
+        members: MemberCounts,
+        assigned_subjects: u64,
+        waiting: bool,
+        endpoints: Vec<Arc<EndpointStats>>,
+    },
+}
+
+/// Holds the status of the coordinator and reports it.
+#[derive(Clone)]
+pub(super) struct StatusReporter {
+    env: Env,
+    started: Duration,
+    status: Arc<Mutex<(Incarnation, CoordinatorStatus)>>,
+}
+
+impl StatusReporter {
+    pub(super) fn new(env: &Env, incarnation: Incarnation) -> Self {
+        let status = Arc::new(Mutex::new((incarnation, CoordinatorStatus::default())));
+        Self { env: env.clone(), started: env.boot(), status }
+    }
+
+    /// The newest run.
+    pub(super) fn incarnation(&self) -> Incarnation {
+        self.snapshot().0
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        matches!(self.snapshot().1, CoordinatorStatus::Active { .. })
+    }
+
+    /// Records that another coordinator is active.
+    pub(super) fn set_standby(&self, other: Option<Incarnation>) {
+        self.snapshot().1 = CoordinatorStatus::Standby(other);
+    }
+
+    /// Records the current state of the active coordinator.
+    pub(super) fn set_active(
+        &self,
+        machine: &CoordinatorMachine,
+        assigned_subjects: u64,
+        endpoints: &[EndpointFacts],
+    ) {
+        let status = CoordinatorStatus::Active {
+            members: machine.member_counts(),
+            assigned_subjects,
+            waiting: machine.is_in_startup_grace(),
+            endpoints: endpoints.iter().map(|endpoint| Arc::clone(&endpoint.stats)).collect(),
+        };
+        *self.snapshot() = (machine.incarnation(), status);
+    }
+
+    fn snapshot(&self) -> MutexGuard<'_, (Incarnation, CoordinatorStatus)> {
+        // The value is replaced as a whole, so it is consistent after a panic elsewhere.
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn health(&self) -> Health {
+        let (incarnation, status) = self.snapshot().clone();
+        health(&incarnation.to_string(), status, self.env.boot().saturating_sub(self.started))
+    }
+
+    /// Starts to answer health requests, until the stop signal of the tasks.
+    pub(super) async fn answer_health(&self, context: ListenContext<'_>) -> Result<(), SubscribeError> {
+        let ListenContext { bus, tasks, prefix, inbox_prefixes, .. } = context;
+        let reporter = self.clone();
+        let health = move || reporter.health();
+        answer_health(bus, tasks, prefix, ServerName::COORDINATOR, inbox_prefixes, health).await
+    }
+}
+
+/// Serves the NATS services API for this run, until the stop signal of the tasks.
+pub(super) async fn announce_service(
+    context: ListenContext<'_>,
+    incarnation: Incarnation,
+    endpoints: &[EndpointFacts],
+) -> Result<(), SubscribeError> {
+    let endpoint = |facts: &EndpointFacts| EndpointDescription {
+        name: facts.name.to_owned(),
+        pattern: facts.pattern.clone(),
+        queue: None,
+        metadata: BTreeMap::new(),
+        stats: Arc::clone(&facts.stats),
+    };
+    let service = ServiceDescription {
+        name: "dormouse-coordinator".to_owned(),
+        id: incarnation.to_string(),
+        version: VERSION.to_owned(),
+        description: "Knows which persistence server serves which subject".to_owned(),
+        metadata: [("prefix".to_owned(), context.prefix.to_string())].into(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    };
+    announce(context.bus, context.env, context.tasks, context.inbox_prefixes, service).await
+}
+
+fn health(id: &str, status: CoordinatorStatus, uptime: Duration) -> Health {
+    let mut problems = Vec::new();
+    let mut figures = BTreeMap::new();
+    let serves = match status {
+        CoordinatorStatus::Checking => {
+            problems.push("checking whether another coordinator is active in this fleet".to_owned());
+            false
+        }
+        CoordinatorStatus::Standby(other) => {
+            problems.push(format!(
+                "standing by: another coordinator is active in this fleet ({})",
+                other.map_or_else(|| "unknown run".to_owned(), |other| format!("run {other}"))
+            ));
+            false
+        }
+        CoordinatorStatus::Active { members, assigned_subjects, waiting, endpoints } => {
+            if members.alive == 0 {
+                problems.push("no live server takes subjects".to_owned());
+            }
+            let requests = endpoints.iter().map(|stats| stats.read().requests).sum();
+            figures = [
+                ("servers_alive", members.alive),
+                ("servers_draining", members.draining),
+                ("servers_dead", members.dead),
+                ("assigned_subjects", assigned_subjects),
+                ("requests", requests),
+                ("waiting_for_old_leases", u64::from(waiting)),
+            ]
+            .map(|(name, figure)| (name.to_owned(), figure))
+            .into();
+            true
+        }
+    };
+    Health {
+        kind: "coordinator".to_owned(),
+        name: ServerName::COORDINATOR.to_owned(),
+        id: id.to_owned(),
+        version: VERSION.to_owned(),
+        status: match problems.is_empty() {
+            _ if !serves => HealthStatus::NotServing,
+            true => HealthStatus::Ok,
+            false => HealthStatus::Degraded,
+        },
+        problems,
+        uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+        figures,
+    }
+}
