@@ -27,10 +27,10 @@ impl InjectedBug {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::GapIgnored => "hole-ignored",
-            Self::RepeatEmitted => "repeat-told",
-            Self::RemovalNotEmitted => "difference-untold",
-            Self::SetsReordered => "sets-overtake",
+            Self::GapIgnored => "gap-ignored",
+            Self::RepeatEmitted => "repeat-emitted",
+            Self::RemovalNotEmitted => "removal-not-emitted",
+            Self::SetsReordered => "sets-reordered",
         }
     }
 }

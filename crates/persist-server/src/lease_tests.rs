@@ -19,7 +19,7 @@ fn incarnation(run: u64) -> Incarnation {
     Incarnation::new(ulid::Ulid::from_parts(run, 0))
 }
 
-fn trust(valid_until_ms: u64, generation: u64) -> LeaseEffect {
+fn set_lease(valid_until_ms: u64, generation: u64) -> LeaseEffect {
     LeaseEffect::SetLease(Some(HeldLease {
         valid_until: at(valid_until_ms),
         generation: LeaseGeneration(generation),
@@ -47,7 +47,7 @@ fn member() -> LeaseMachine {
     assert_eq!(machine.apply(LeaseInput::Tick, at(0)), [SEND_JOIN]);
     assert_eq!(
         machine.apply(LeaseInput::Joined { sent_at: at(0), lease: grant(1) }, at(5)),
-        [trust(2_100, 1)]
+        [set_lease(2_100, 1)]
     );
     machine
 }
@@ -72,7 +72,7 @@ fn lease_counts_from_send_time() {
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     let joined = LeaseInput::Joined { sent_at: at(0), lease: grant(1) };
-    assert_eq!(machine.apply(joined, at(900)), [trust(2_100, 1)]);
+    assert_eq!(machine.apply(joined, at(900)), [set_lease(2_100, 1)]);
 }
 
 /// If the reply arrives after the lease would expire, the server holds no lease and sends a heartbeat at once.
@@ -92,7 +92,7 @@ fn lease_renewal_without_gap_keeps_generation() {
         let sent = beat * 1_000;
         assert_eq!(machine.wake_at(), Some(at(sent)));
         assert_eq!(machine.apply(LeaseInput::Tick, at(sent)), [SEND_HEARTBEAT]);
-        assert_eq!(machine.apply(renewed(sent, grant(1)), at(sent + 20)), [trust(sent + 2_100, 1)]);
+        assert_eq!(machine.apply(renewed(sent, grant(1)), at(sent + 20)), [set_lease(sent + 2_100, 1)]);
     }
 }
 
@@ -104,7 +104,7 @@ fn lease_survives_two_lost_heartbeats() {
         assert_eq!(machine.wake_at(), Some(at(sent)));
         assert_eq!(machine.apply(LeaseInput::Tick, at(sent)), [SEND_HEARTBEAT]);
     }
-    assert_eq!(machine.apply(renewed(2_000, grant(1)), at(2_010)), [trust(4_100, 1)]);
+    assert_eq!(machine.apply(renewed(2_000, grant(1)), at(2_010)), [set_lease(4_100, 1)]);
     assert_eq!(machine.apply(renewed(1_000, grant(1)), at(2_020)), [], "the machine ignores an older grant");
 }
 
@@ -121,7 +121,7 @@ fn lease_expiry_is_reported_once_and_starts_new_generation() {
         [LeaseEffect::SetLease(None), LeaseEffect::Expired]
     );
     assert_eq!(machine.apply(LeaseInput::Tick, at(2_500)), [SEND_HEARTBEAT]);
-    assert_eq!(machine.apply(renewed(2_500, grant(1)), at(2_520)), [trust(4_600, 2)]);
+    assert_eq!(machine.apply(renewed(2_500, grant(1)), at(2_520)), [set_lease(4_600, 2)]);
 }
 
 /// A process with a predecessor retries its first join on `name_in_use` for one maximum lease time; otherwise it exits.
@@ -181,7 +181,7 @@ fn lease_expiry_during_suspend_is_detected_without_timer() {
     // suspension.
     assert_eq!(
         machine.apply(renewed(1_000, grant(1)), at(2_800)),
-        [LeaseEffect::SetLease(None), LeaseEffect::Expired, trust(3_100, 2), SEND_HEARTBEAT]
+        [LeaseEffect::SetLease(None), LeaseEffect::Expired, set_lease(3_100, 2), SEND_HEARTBEAT]
     );
 }
 
@@ -190,7 +190,7 @@ fn lease_expiry_during_suspend_is_detected_without_timer() {
 fn coordinator_restart_starts_new_lease_generation() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
-    assert_eq!(machine.apply(renewed(1_000, grant(2)), at(1_010)), [trust(3_100, 2)]);
+    assert_eq!(machine.apply(renewed(1_000, grant(2)), at(1_010)), [set_lease(3_100, 2)]);
 }
 
 /// The machine reports a drain order and its end once; a first join under the order reports `StayDrained`.
@@ -200,9 +200,9 @@ fn drain_order_and_its_end_are_reported_once() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
     let ordered = machine.apply(renewed(1_000, draining), at(1_010));
-    assert_eq!(ordered, [trust(3_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::Drain)]);
+    assert_eq!(ordered, [set_lease(3_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::Drain)]);
     machine.apply(LeaseInput::Tick, at(2_000));
-    assert_eq!(machine.apply(renewed(2_000, draining), at(2_010)), [trust(4_100, 1)]);
+    assert_eq!(machine.apply(renewed(2_000, draining), at(2_010)), [set_lease(4_100, 1)]);
     assert_eq!(
         machine.apply(renewed(1_000, grant(1)), at(2_020)),
         [],
@@ -210,19 +210,19 @@ fn drain_order_and_its_end_are_reported_once() {
     );
     machine.apply(LeaseInput::Tick, at(3_000));
     let ended = machine.apply(renewed(3_000, grant(1)), at(3_010));
-    assert_eq!(ended, [trust(5_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::Serve)]);
+    assert_eq!(ended, [set_lease(5_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::Serve)]);
 
     // A process that joins under the order has nothing to hand over.
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
     let joined = machine.apply(LeaseInput::Joined { sent_at: at(0), lease: draining }, at(5));
-    assert_eq!(joined, [trust(2_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::StayDrained)]);
+    assert_eq!(joined, [set_lease(2_100, 1), LeaseEffect::DrainOrderChanged(DrainOrder::StayDrained)]);
     // A process that was a member before and joins again has to hand over its subjects.
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
     machine.apply(heartbeat_refused(1_000, ErrorReply::unknown_server(&log("a"))), at(1_010));
     let joined = machine.apply(LeaseInput::Joined { sent_at: at(1_010), lease: draining }, at(1_020));
-    assert_eq!(joined, [trust(3_110, 2), LeaseEffect::DrainOrderChanged(DrainOrder::Drain)]);
+    assert_eq!(joined, [set_lease(3_110, 2), LeaseEffect::DrainOrderChanged(DrainOrder::Drain)]);
 }
 
 /// The heartbeat interval follows the TTL, so a lease of 500 ms survives losing each second heartbeat.
@@ -231,7 +231,10 @@ fn lease_of_500_ms_survives_losing_half_of_heartbeats() {
     let short = LeaseReply { ttl_ms: 500, ..grant(1) };
     let mut machine = LeaseMachine::new(at(0), false);
     machine.apply(LeaseInput::Tick, at(0));
-    assert_eq!(machine.apply(LeaseInput::Joined { sent_at: at(0), lease: short }, at(5)), [trust(350, 1)]);
+    assert_eq!(
+        machine.apply(LeaseInput::Joined { sent_at: at(0), lease: short }, at(5)),
+        [set_lease(350, 1)]
+    );
     let mut sent = Vec::new();
     while sent.len() < 5 {
         let now = machine.wake_at().unwrap();
@@ -254,7 +257,7 @@ fn lease_ttl_reduction_applies_at_once() {
     let mut machine = member();
     machine.apply(LeaseInput::Tick, at(1_000));
     let shorter = LeaseReply { ttl_ms: 300, ..grant(1) };
-    assert_eq!(machine.apply(renewed(1_000, shorter), at(1_010)), [trust(1_210, 1)]);
+    assert_eq!(machine.apply(renewed(1_000, shorter), at(1_010)), [set_lease(1_210, 1)]);
 }
 
 /// On `unknown_server` the server drops its lease, joins again, and ignores replies to earlier heartbeats.
@@ -274,7 +277,7 @@ fn server_unknown_to_coordinator_drops_lease_and_rejoins() {
         "the machine ignores a grant from before the rejoin"
     );
     let joined = LeaseInput::Joined { sent_at: at(1_010), lease: grant(1) };
-    assert_eq!(machine.apply(joined, at(1_020)), [trust(3_110, 2)]);
+    assert_eq!(machine.apply(joined, at(1_020)), [set_lease(3_110, 2)]);
     assert_eq!(
         machine.apply(heartbeat_refused(1_001, unknown), at(1_030)),
         [],
@@ -311,7 +314,7 @@ fn server_refused_by_coordinator_exits_and_sends_nothing() {
 fn heartbeat_is_sent_at_once_when_status_changes() {
     let mut machine = member();
     assert_eq!(machine.apply(LeaseInput::HeartbeatNow, at(200)), [SEND_HEARTBEAT]);
-    assert_eq!(machine.apply(renewed(200, grant(1)), at(210)), [trust(2_300, 1)]);
+    assert_eq!(machine.apply(renewed(200, grant(1)), at(210)), [set_lease(2_300, 1)]);
 }
 
 /// Drives the machine through random runs (slow, lost and refused replies, coordinator restarts, suspensions) and
@@ -408,7 +411,7 @@ impl World {
             match effect {
                 LeaseEffect::SendJoin { .. } => self.in_flight.push((true, self.now)),
                 LeaseEffect::SendHeartbeat { .. } => self.in_flight.push((false, self.now)),
-                LeaseEffect::SetLease(lease) => self.trust(lease, joined),
+                LeaseEffect::SetLease(lease) => self.set_lease(lease, joined),
                 LeaseEffect::Expired | LeaseEffect::DrainOrderChanged(_) => {}
                 LeaseEffect::Exit(error) => {
                     panic!("seed {}: exit without a final refusal: {error}", self.seed)
@@ -417,7 +420,7 @@ impl World {
         }
     }
 
-    fn trust(&mut self, lease: Option<HeldLease>, joined: bool) {
+    fn set_lease(&mut self, lease: Option<HeldLease>, joined: bool) {
         self.held = lease;
         let Some(lease) = lease else {
             self.interrupted = true;

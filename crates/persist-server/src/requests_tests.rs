@@ -55,10 +55,10 @@ impl Scene {
         Self { broker, caller, held, budget, closed, tasks }
     }
 
-    async fn get(&self, patience: Duration) -> Result<GetReply, AskError> {
+    async fn get(&self, timeout: Duration) -> Result<GetReply, AskError> {
         let subject = Subject::new("orders").unwrap();
         let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Get, &subject);
-        ask(&*self.caller, route, &GetRequest::key("k"), patience).await
+        ask(&*self.caller, route, &GetRequest::key("k"), timeout).await
     }
 
     async fn code(&self) -> ErrorCode {

@@ -61,19 +61,19 @@ impl InjectedBug {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoSync => "no-sync",
-            Self::AckBeforeBucket => "told-before-the-bucket",
+            Self::AckBeforeBucket => "ack-before-bucket",
             Self::NoListAfterClaim => "no-list-after-claim",
             Self::NoListAfterSeal => "no-list-after-seal",
-            Self::NoRecheckAfterSeal => "no-question-after-seal",
+            Self::NoRecheckAfterSeal => "no-recheck-after-seal",
             Self::LeaseIgnored => "lease-ignored",
             Self::NoBarrierAfterGap => "no-barrier-after-gap",
-            Self::DedupLostOnClaim => "sessions-forgotten",
-            Self::DedupLostOnDestroy => "destroy-forgets",
-            Self::ReopenAfterRelease => "released-is-still-ours",
+            Self::DedupLostOnClaim => "dedup-lost-on-claim",
+            Self::DedupLostOnDestroy => "dedup-lost-on-destroy",
+            Self::ReopenAfterRelease => "reopen-after-release",
             Self::ValueDeletedEarly => "value-deleted-early",
             Self::ExistsIsSuccess => "exists-is-success",
-            Self::FullDropsOldest => "full-loses-the-oldest",
-            Self::ReadIgnoresBacklog => "reads-behind",
+            Self::FullDropsOldest => "full-drops-oldest",
+            Self::ReadIgnoresBacklog => "read-ignores-backlog",
         }
     }
 }

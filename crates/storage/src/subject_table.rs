@@ -156,19 +156,19 @@ impl SubjectTable {
         // The channel is new and empty.
         let _ = sender.try_send(submission);
         let close = Arc::new(Notify::new());
-        let hold = Arc::new(FileGuard::default());
+        let guard = Arc::new(FileGuard::default());
         let mut rate = RequestRate::default();
         rate.count(now);
         let entry = TableEntry {
             queue: sender,
             close: Arc::clone(&close),
-            file_guard: Arc::downgrade(&hold),
+            file_guard: Arc::downgrade(&guard),
             used_at: now,
             rate,
             asked_to_close: false,
         };
         inner.entries.insert(subject.clone(), entry);
-        SubmitOutcome::Start(SubjectTaskArgs { queue, close, file_guard: hold, follows_panic })
+        SubmitOutcome::Start(SubjectTaskArgs { queue, close, file_guard: guard, follows_panic })
     }
 
     /// Removes the task of `subject` if its queue is empty. `false`: the queue is not empty.
@@ -250,7 +250,7 @@ impl SubjectTable {
             .entries
             .iter()
             .map(|(subject, entry)| {
-                let bytes = entry.file_guard.upgrade().map_or(0, |hold| hold.bytes.load(Ordering::Relaxed));
+                let bytes = entry.file_guard.upgrade().map_or(0, |guard| guard.bytes.load(Ordering::Relaxed));
                 (entry.rate.per_second(now), bytes, subject)
             })
             .collect();

@@ -18,7 +18,7 @@ use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use tempfile::TempDir;
 
-use crate::{CLIENTS, FleetProxies, PATIENCE, RawNats, Security, until};
+use crate::{CLIENTS, FleetProxies, TIMEOUT, RawNats, Security, until};
 
 const COORDINATOR: &str = ServerName::COORDINATOR;
 
@@ -214,7 +214,7 @@ impl Fleet {
     /// # Errors
     /// If the connection fails.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::builder().deadline(PATIENCE).connect(self.nats_options()?).await?)
+        Ok(Client::builder().deadline(TIMEOUT).connect(self.nats_options()?).await?)
     }
 
     /// Returns the options to connect to this fleet.
@@ -317,7 +317,7 @@ impl Fleet {
     /// # Errors
     /// If it cannot be started or does not end.
     pub async fn run_to_end(&self, spec: &ProcessSpec) -> anyhow::Result<(ExitStatus, String)> {
-        let status = spec.start()?.wait(PATIENCE).await?;
+        let status = spec.start()?.wait(TIMEOUT).await?;
         Ok((status, std::fs::read_to_string(&spec.log)?))
     }
 
@@ -347,7 +347,7 @@ impl Fleet {
     pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = self.tool()?;
         command.args(["--nats", &self.url()]).args(arguments);
-        tokio::time::timeout(PATIENCE, command.output())
+        tokio::time::timeout(TIMEOUT, command.output())
             .await
             .with_context(|| format!("`dormouse {}` does not end", arguments.join(" ")))?
             .context("cannot run dormouse")
@@ -387,7 +387,7 @@ impl Fleet {
     /// If it does not end, or fails.
     pub async fn stop(&mut self, name: &str) -> anyhow::Result<()> {
         let mut process = self.running.remove(name).with_context(|| format!("{name} is not running"))?;
-        let status = process.terminate(PATIENCE).await?;
+        let status = process.terminate(TIMEOUT).await?;
         ensure!(status.success(), "{name} ended with {status} after SIGTERM");
         Ok(())
     }

@@ -15,4 +15,4 @@ pub use proxies::{CLIENTS, FleetProxies, NATS_SERVERS};
 pub use raw_nats::{RawMessage, RawNats};
 pub use recorder::{RecordedBus, Recorder};
 pub use security::Security;
-pub use wait::{PATIENCE, until};
+pub use wait::{TIMEOUT, until};

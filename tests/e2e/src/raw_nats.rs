@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl RawNats {
                 self.read().await?;
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("no message on {subject}"))?
+        tokio::time::timeout(TIMEOUT, wait).await.with_context(|| format!("no message on {subject}"))?
     }
 
     /// Returns the received messages that were not taken.

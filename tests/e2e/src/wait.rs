@@ -6,14 +6,14 @@ use anyhow::Context;
 
 /// The time that a test waits for a required condition. No test passes because of it: it only ends a test that would
 /// otherwise hang, so it is generous.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Calls `probe` repeatedly until it returns a value. An error of the probe ends the wait.
 ///
 /// Cancelling the wait leaves nothing behind.
 ///
 /// # Errors
-/// The probe's own, or after [`PATIENCE`] an error that names `what`.
+/// The probe's own, or after [`TIMEOUT`] an error that names `what`.
 pub async fn until<T>(
     what: &str,
     mut probe: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
@@ -26,7 +26,7 @@ pub async fn until<T>(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, asking)
+    tokio::time::timeout(TIMEOUT, asking)
         .await
-        .with_context(|| format!("timeout after {} s: {what}", PATIENCE.as_secs()))?
+        .with_context(|| format!("timeout after {} s: {what}", TIMEOUT.as_secs()))?
 }

@@ -52,13 +52,13 @@ struct SlotProbe {
 /// Input of the owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OwnerInput {
-    /// A batch is ready to be shipped. If a create is in flight, the `ready` of [`OwnerInput::Put`] repeats this input.
+    /// A segment is ready to be shipped. If a create is in flight, the `ready` of [`OwnerInput::Put`] repeats this input.
     Ready,
     /// The definite result of [`OwnerEffect::Put`].
     Put {
         /// Whether the object in the slot is ours.
         outcome: PutOutcome,
-        /// The next batch is ready: its create confirms the waiting reads, so they need no probe.
+        /// The next segment is ready: its create confirms the waiting reads, so they need no probe.
         ready: bool,
     },
     /// A read arrived that needs proof that no takeover happened. [`LogOwner::arrived`] is its number from here on.
@@ -100,7 +100,7 @@ pub enum OwnerEffect {
         /// The slot.
         slot: Slot,
     },
-    /// The batch in flight is in the bucket, in this slot: all its writes are durable.
+    /// The segment in flight is in the bucket, in this slot: all its writes are durable.
     Created {
         /// The slot.
         slot: Slot,

@@ -48,12 +48,12 @@ impl OpenSubject<'_> {
         let (sender, receiver) = oneshot::channel();
         self.publishing = Some(receiver);
         let shared = Arc::clone(self.shared);
-        let (subject, manifest, hold) =
+        let (subject, manifest, file_guard) =
             (self.subject.clone(), self.manifest.clone(), Arc::clone(self.file_guard));
         self.shared.tasks.spawn("compact", async move {
             // It reads the file: if the subject's task panics, the guard keeps the file closed until this has
             // ended.
-            let _hold = hold;
+            let _guard = file_guard;
             let end = tokio::select! {
                 biased;
                 // The result no longer matters, and no task may wait for the upload.

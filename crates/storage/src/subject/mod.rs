@@ -54,7 +54,7 @@ pub(crate) struct SubjectTask {
     // The queue is dropped before the guard: if the queue is closed, the guard still exists while the file is
     // in use.
     inbox: SubjectInbox,
-    hold: Arc<FileGuard>,
+    file_guard: Arc<FileGuard>,
     follows_panic: bool,
 }
 
@@ -107,8 +107,8 @@ impl SubjectInbox {
 impl SubjectTask {
     pub(crate) fn new(shared: Arc<EngineShared>, subject: Subject, args: SubjectTaskArgs) -> Self {
         let inbox = SubjectInbox { queue: args.queue, waiting: VecDeque::new(), taken: Vec::new() };
-        let SubjectTaskArgs { close, file_guard: hold, follows_panic, .. } = args;
-        Self { shared, subject, close, inbox, hold, follows_panic }
+        let SubjectTaskArgs { close, file_guard, follows_panic, .. } = args;
+        Self { shared, subject, close, inbox, file_guard, follows_panic }
     }
 
     /// Serves the subject until no request waits.
@@ -132,7 +132,7 @@ impl SubjectTask {
                     }
                     Ok(Some(opened)) => {
                         shared.log.opened(&self.subject);
-                        let serving = OpenSubject::new(&shared, &self.subject, &self.hold, opened);
+                        let serving = OpenSubject::new(&shared, &self.subject, &self.file_guard, opened);
                         match Box::pin(serving.run(&mut self.inbox, &self.close)).await {
                             SubjectServeEnd::Closed => {}
                             SubjectServeEnd::Refused(reply) => self.inbox.refuse(&reply),

@@ -97,14 +97,14 @@ impl<'a> OpenSubject<'a> {
     pub(super) fn new(
         shared: &'a Arc<EngineShared>,
         subject: &'a Subject,
-        hold: &'a Arc<FileGuard>,
+        file_guard: &'a Arc<FileGuard>,
         opened: Opened,
     ) -> Self {
         let Opened { database, verified } = opened;
         let mut serving = Self {
             shared,
             subject,
-            file_guard: hold,
+            file_guard,
             schedule: SubjectTimers::new(&shared.settings, shared.env.boot()),
             pipeline: Pipeline::new(database.state().rev),
             file: DatabaseCell(Some(database)),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use dormouse_e2e::{PATIENCE, until};
+use dormouse_e2e::{TIMEOUT, until};
 use dormouse_harness::{Process, ProcessSpec, our_program, pid_is_alive, tail};
 use tempfile::TempDir;
 
@@ -84,7 +84,7 @@ async fn wait_until_all_ended(fleet: &FleetFile) -> anyhow::Result<()> {
 #[tokio::test]
 async fn demo_reads_back_every_byte_after_a_server_kill() -> anyhow::Result<()> {
     let mut demo = Demo::start(300)?;
-    let status = demo.process.wait(PATIENCE).await.with_context(|| demo.output())?;
+    let status = demo.process.wait(TIMEOUT).await.with_context(|| demo.output())?;
     ensure!(status.success(), "{status}:\n{}", demo.output());
     ensure!(demo.output().contains("Everything matched"), "{}", demo.output());
     Ok(())
@@ -96,7 +96,7 @@ async fn demo_interrupted_stops_the_fleet() -> anyhow::Result<()> {
     let mut demo = Demo::start(30_000)?;
     let fleet = demo.fleet().await?;
     demo.process.interrupt()?;
-    let status = demo.process.wait(PATIENCE).await?;
+    let status = demo.process.wait(TIMEOUT).await?;
     ensure!(!status.success() && demo.output().contains("interrupted"), "{status}:\n{}", demo.output());
     // The fleet was stopped before the demo ended, not later by the kernel.
     ensure!(!fleet.pids.values().any(|pid| pid_is_alive(*pid)), "{:?} still run", fleet.pids);

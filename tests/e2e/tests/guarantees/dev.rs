@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use dormouse_client::Client;
-use dormouse_e2e::{PATIENCE, until};
+use dormouse_e2e::{TIMEOUT, until};
 use dormouse_harness::{Process, ProcessSpec, kill9_pid, our_program, pid_is_alive, tail};
 use tempfile::TempDir;
 
@@ -66,7 +66,7 @@ async fn dev_fleet_runs_until_ctrl_c_and_keeps_data() -> anyhow::Result<()> {
     client.kv("app.dev")?.put("k", "v").await?;
     client.close().await;
     dev.process.interrupt()?;
-    let status = dev.process.wait(PATIENCE).await?;
+    let status = dev.process.wait(TIMEOUT).await?;
     ensure!(status.success(), "{status}:\n{}", tail(&dev.process.spec().log, 40));
     dev.wait_until_all_ended().await?;
     ensure!(!dev.folder.path().join("data/fleet.json").exists(), "the fleet file still exists");
@@ -74,7 +74,7 @@ async fn dev_fleet_runs_until_ctrl_c_and_keeps_data() -> anyhow::Result<()> {
     let mut again = Dev::start(dev.folder).await?;
     let client = Client::connect(&again.file.url).await?;
     assert_eq!(client.kv("app.dev")?.get("k").await?.as_deref(), Some(&b"v"[..]));
-    let status = again.process.terminate(PATIENCE).await?;
+    let status = again.process.terminate(TIMEOUT).await?;
     ensure!(status.success(), "{status}");
     again.wait_until_all_ended().await
 }
@@ -92,7 +92,7 @@ async fn dev_command_killed_leaves_no_orphan_processes() -> anyhow::Result<()> {
 async fn dev_fleet_serves_after_one_server_is_killed() -> anyhow::Result<()> {
     let mut dev = Dev::start(folder()?).await?;
     let client = Client::builder()
-        .deadline(PATIENCE)
+        .deadline(TIMEOUT)
         .connect(dormouse_client::NatsOptions::new(vec![dev.file.url.parse()?]))
         .await?;
     kill9_pid(dev.file.pids["persist-1"])?;
@@ -100,7 +100,7 @@ async fn dev_fleet_serves_after_one_server_is_killed() -> anyhow::Result<()> {
         let store = client.kv(&format!("app.dev.{number}"))?;
         until("a write is acknowledged", async || Ok(store.put("k", "v").await.ok())).await?;
     }
-    let status = dev.process.terminate(PATIENCE).await?;
+    let status = dev.process.terminate(TIMEOUT).await?;
     ensure!(status.success(), "{status}");
     dev.wait_until_all_ended().await
 }
@@ -114,11 +114,11 @@ async fn dev_fleet_on_a_used_data_directory_is_rejected() -> anyhow::Result<()> 
         .args(["dev", "--port", "0", "--data-dir"])
         .args([&data_dir])
         .start()?;
-    ensure!(!second.wait(PATIENCE).await?.success());
+    ensure!(!second.wait(TIMEOUT).await?.success());
     let output = std::fs::read_to_string(&second.spec().log)?;
     ensure!(output.contains("in use") || output.contains("another"), "{output}");
     Client::connect(&dev.file.url).await?.kv("app.dev")?.put("k", "v").await?;
-    dev.process.terminate(PATIENCE).await?;
+    dev.process.terminate(TIMEOUT).await?;
     dev.wait_until_all_ended().await
 }
 
@@ -133,7 +133,7 @@ async fn dev_fleet_without_fleet_file_stops_and_fails() -> anyhow::Result<()> {
         .args(["dev", "--servers", "1", "--port", "0", "--data-dir"])
         .args([&data_dir])
         .start()?;
-    let status = process.wait(PATIENCE).await?;
+    let status = process.wait(TIMEOUT).await?;
     let output = std::fs::read_to_string(&process.spec().log)?;
     ensure!(status.code() == Some(1) && output.contains("fleet.json"), "{status}:\n{output}");
     ensure!(output.contains("stopping the fleet") && !output.contains("was killed"), "{output}");

@@ -1,7 +1,7 @@
 //! The client's examples, run as a user would run them.
 
 use anyhow::{Context, ensure};
-use dormouse_e2e::{Fleet, PATIENCE, until};
+use dormouse_e2e::{Fleet, TIMEOUT, until};
 use dormouse_harness::{Process, ProcessSpec, our_program};
 
 /// Starts an example as process `name`, so that its output can be read.
@@ -16,7 +16,7 @@ fn start(fleet: &Fleet, name: &str, example: &str, arguments: &[&str]) -> anyhow
 /// Runs an example to its end, and returns its output.
 async fn run(fleet: &Fleet, name: &str, example: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let mut process = start(fleet, name, example, arguments)?;
-    let status = process.wait(PATIENCE).await?;
+    let status = process.wait(TIMEOUT).await?;
     let text = output(&process)?;
     ensure!(status.success(), "{example} {arguments:?} ended with {status}: {text}");
     Ok(text)
@@ -62,7 +62,7 @@ async fn presence_example_shows_joins_and_leaves() -> anyhow::Result<()> {
             wait_for_line(&bob, "here: alice at 1:1, bob at 3:14").await?;
             wait_for_line(&alice, "here: alice at 1:1, bob at 3:14").await?;
             bob.interrupt()?;
-            let status = bob.wait(PATIENCE).await?;
+            let status = bob.wait(TIMEOUT).await?;
             ensure!(status.success(), "{status}: {}", output(&bob)?);
             until("alice is alone again", async || {
                 Ok((output(&alice)?.lines().last() == Some("here: alice at 1:1")).then_some(()))
@@ -79,7 +79,7 @@ async fn joblog_example_follows_a_log_live_and_afterwards() -> anyhow::Result<()
         .run(async |fleet| {
             let mut follower = start(fleet, "follower", "joblog", &["tail", "build"])?;
             run(fleet, "job", "joblog", &["run", "build", "2500"]).await?;
-            let status = follower.wait(PATIENCE).await?;
+            let status = follower.wait(TIMEOUT).await?;
             ensure!(status.success(), "{status}: {}", output(&follower)?);
             let mut lines: Vec<String> = (1..=2_500).map(|step| format!("step {step} of 2500")).collect();
             lines.push("done".to_owned());
@@ -106,7 +106,7 @@ async fn config_example_merges_concurrent_edits() -> anyhow::Result<()> {
                 editors.push(start(fleet, word, "config", &["append", "tags", word])?);
             }
             for editor in &mut editors {
-                let status = editor.wait(PATIENCE).await?;
+                let status = editor.wait(TIMEOUT).await?;
                 ensure!(status.success(), "{status}: {}", output(editor)?);
             }
             let tags =

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dormouse_client::{Error, Feed, NewMessage, Update};
-use dormouse_e2e::{Fleet, PATIENCE, until};
+use dormouse_e2e::{Fleet, TIMEOUT, until};
 use dormouse_runtime::Env;
 
 /// Returns the key of the next removed message.
 async fn next_removed(watch: &mut Feed) -> anyhow::Result<String> {
     loop {
-        let update = tokio::time::timeout(PATIENCE, watch.next()).await?.context("the feed continues")??;
+        let update = tokio::time::timeout(TIMEOUT, watch.next()).await?.context("the feed continues")??;
         if let Update::Removed { key, .. } = update {
             return Ok(key.unwrap_or_default());
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::Rules;
 use dormouse_client::{Client, Kv};
-use dormouse_e2e::{Fleet, PATIENCE, RawNats, RecordedBus, Recorder, SeededRng};
+use dormouse_e2e::{Fleet, TIMEOUT, RawNats, RecordedBus, Recorder, SeededRng};
 use dormouse_harness::{mutate, workspace_root};
 use dormouse_protocol::{Event, Op, RoutePattern, ServerName, decode};
 use dormouse_runtime::{Env, Tasks};
@@ -248,7 +248,7 @@ async fn hostile_traffic_keeps_memory_bounded() -> anyhow::Result<()> {
             for user in 0..4_u32 {
                 let recorded: Arc<dyn Bus> =
                     Arc::new(RecordedBus::new(Arc::clone(&bus), user, recorder.clone()));
-                let client = Client::builder().deadline(PATIENCE).over(recorded).await?;
+                let client = Client::builder().deadline(TIMEOUT).over(recorded).await?;
                 let store = client.kv(OTHER_SUBJECTS[user as usize % 2])?;
                 store.put("warm", format!("warm {user}")).await?;
                 stores.push((u64::from(user), store));

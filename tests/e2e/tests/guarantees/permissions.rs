@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use dormouse_client::{Client, Error, Feed, Kv, SubjectConfig, Update};
-use dormouse_e2e::{Fleet, PATIENCE, RawNats, Security};
+use dormouse_e2e::{Fleet, TIMEOUT, RawNats, Security};
 use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::{Op, encode};
 
@@ -46,7 +46,7 @@ pub async fn cannot_write(store: &Kv) -> anyhow::Result<()> {
 
 pub async fn next_set(watch: &mut Feed) -> anyhow::Result<Bytes> {
     loop {
-        match tokio::time::timeout(PATIENCE, watch.next()).await?.transpose()? {
+        match tokio::time::timeout(TIMEOUT, watch.next()).await?.transpose()? {
             Some(Update::Set { message, .. }) => return message.value.context("a value"),
             Some(Update::CaughtUp(_)) => {}
             other => anyhow::bail!("{other:?}"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dormouse_client::{Feed, FeedFrom, FeedKeys, Kv, Message, Seq, Update};
-use dormouse_e2e::{Fleet, PATIENCE, until};
+use dormouse_e2e::{Fleet, TIMEOUT, until};
 
 /// A watcher receives 500 sets and two kinds of removal, each once and in order.
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn feed_applied_equals_state_after_kill_and_nats_restart() -> anyhow::Resu
 /// Returns the next update that is not a mark.
 async fn next(feed: &mut Feed) -> anyhow::Result<Update> {
     loop {
-        let update = tokio::time::timeout(PATIENCE, feed.next()).await?;
+        let update = tokio::time::timeout(TIMEOUT, feed.next()).await?;
         match update.context("the feed has ended")?? {
             Update::CaughtUp(_) => {}
             update => return Ok(update),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dormouse_e2e::ledger::{FaultEvent, FaultKind};
-use dormouse_e2e::{Fleet, PATIENCE, SeededRng, until};
+use dormouse_e2e::{Fleet, TIMEOUT, SeededRng, until};
 use dormouse_protocol::{ServerName, Subject};
 
 use crate::traffic::{Traffic, WRITERS, key, read_one, served};
@@ -385,7 +385,7 @@ impl Chaos {
         rng: &mut SeededRng,
     ) -> anyhow::Result<()> {
         fleet.wait_serving("coordinator").await?;
-        let deadline = traffic.caller.now() + PATIENCE;
+        let deadline = traffic.caller.now() + TIMEOUT;
         for index in 0..self.servers.len() {
             let name = self.servers[index].name.clone();
             loop {

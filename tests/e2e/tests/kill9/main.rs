@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dormouse_e2e::ledger::order;
-use dormouse_e2e::{Fleet, PATIENCE, SeededRng};
+use dormouse_e2e::{Fleet, TIMEOUT, SeededRng};
 use dormouse_protocol::{Level, Message, Position, ServerName};
 
 use calls::Caller;
@@ -198,7 +198,7 @@ async fn check(
     caller: &Caller,
     targets: &[&TestedSubject],
 ) -> anyhow::Result<Vec<Vec<Message>>> {
-    let deadline = caller.now() + PATIENCE;
+    let deadline = caller.now() + TIMEOUT;
     loop {
         let reads = targets.iter().map(|target| caller.read_all(&target.subject));
         let states = futures::future::try_join_all(reads).await?;

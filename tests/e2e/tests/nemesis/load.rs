@@ -57,7 +57,7 @@ impl User {
 
     /// Returns the stream of a subject, with the long deadline of a test.
     pub fn stream_with_long_deadline(&self, target: &UsedSubject) -> anyhow::Result<Stream> {
-        Ok(self.client.stream(target.subject.as_str())?.with_deadline(dormouse_e2e::PATIENCE))
+        Ok(self.client.stream(target.subject.as_str())?.with_deadline(dormouse_e2e::TIMEOUT))
     }
 
     /// Configures a subject.
@@ -269,7 +269,7 @@ impl User {
                 Ok(_) => return Ok(()),
                 // The client does not repeat a request with an unknown result. Here, such a result may be a late effect
                 // of a fault.
-                Err(error) if self.recorder.now() - began > dormouse_e2e::PATIENCE => {
+                Err(error) if self.recorder.now() - began > dormouse_e2e::TIMEOUT => {
                     return Err(error.into());
                 }
                 Err(_) => {
