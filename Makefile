@@ -112,8 +112,8 @@ soak-all: soak ## Run the tests with larger bounds, and the ignored tests, for h
 	@scripts/tools nats-server s3-server cargo-nextest azurite c++
 	$(call heading,The bucket contract on the Azure protocol)
 	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
-	$(call heading,The property tests of storage and client with $(CASES) cases each)
-	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-storage -p dormouse-client
+	$(call heading,The property tests of formats, storage and client with $(CASES) cases each)
+	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-storage -p dormouse-client
 	$(call heading,Twenty thousand subjects opened in turn)
 	cargo test$(LOCKED:%= %) --release -p dormouse-storage --test engine -- --ignored
 	$(call heading,The model with larger bounds: at most $(STATES) states each)

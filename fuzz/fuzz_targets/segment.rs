@@ -1,7 +1,7 @@
 //! Decodes slot objects.
 #![no_main]
 
-#[path = "../../crates/storage/tests/fuzzing/mod.rs"]
+#[path = "../../crates/format/tests/fuzzing/mod.rs"]
 #[allow(dead_code, reason = "each target runs one of the checks")]
 mod fuzzing;
 

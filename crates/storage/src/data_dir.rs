@@ -8,9 +8,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use dormouse_format::keys::Nonce;
 use dormouse_protocol::{LogId, Subject, Term};
-
-use crate::keys::Nonce;
 
 const LOCK_FILE: &str = "lock";
 const LOG_ID_FILE: &str = "log-id";

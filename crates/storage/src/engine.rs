@@ -5,6 +5,7 @@ mod end;
 use std::fmt;
 use std::sync::Arc;
 
+use dormouse_format::keys::Nonce;
 use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
@@ -14,7 +15,6 @@ use crate::bucket::Bucket;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::database::sqlite_is_safe;
 use crate::housekeeping;
-use crate::keys::Nonce;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
 use crate::metrics::{Counters, EngineMetrics};
 use crate::mutations::{InjectedBug, is_active};

@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use bytes::Bytes;
+use dormouse_format::keys::{ManifestNumber, SubjectKeys};
+use dormouse_format::manifest::{Manifest, ManifestError};
 use dormouse_protocol::{ErrorReply, Position, Seq, Subject};
 use dormouse_runtime::Env;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::bucket::{Bucket, BucketError};
 use crate::database::{Database, remove_files};
-use crate::keys::{ManifestNumber, SubjectKeys};
 use crate::log::{TailError, read_tail};
-use crate::manifest::{Manifest, ManifestError};
 use crate::subject::restore::{RestoreError, Restorer};
 use crate::values::{self, FetchError};
 

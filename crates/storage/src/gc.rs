@@ -9,13 +9,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_format::keys::{BucketKey, LogKeys, SubjectKeys, logs_folder};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, LogId, ServerName, Slot, Subject};
 use dormouse_runtime::Env;
 
-use crate::bucket::{Bucket, BucketError, BucketKey, BucketPrefix};
-use crate::keys::{LogKeys, SubjectKeys};
+use crate::bucket::{Bucket, BucketError};
 use crate::log::{SealedLog, SealedLogs};
-use crate::manifest::Manifest;
 use crate::ownership::{ManifestRead, garbage};
 
 /// Number of attempts if a subject gets new manifests while it is read.
@@ -107,7 +107,7 @@ struct GarbageCollector<'a, T> {
 
 impl<T: FnMut(&BucketKey)> GarbageCollector<'_, T> {
     async fn logs(&self) -> Result<BTreeSet<LogId>, BucketError> {
-        let listed = self.bucket.list(&BucketPrefix::of_legal("logs/".to_owned())).await?;
+        let listed = self.bucket.list(&logs_folder()).await?;
         let log = |key: &BucketKey| key.as_str().split('/').nth(1)?.parse().ok();
         Ok(listed.iter().filter_map(|entry| log(&entry.key)).collect())
     }
@@ -163,7 +163,7 @@ impl<T: FnMut(&BucketKey)> GarbageCollector<'_, T> {
     async fn newest_with_folder(
         &self,
         subject: &Subject,
-    ) -> Result<Option<(Manifest, crate::keys::Folder)>, GcError> {
+    ) -> Result<Option<(Manifest, dormouse_format::keys::Folder)>, GcError> {
         let keys = SubjectKeys::new(subject);
         for _ in 0..ATTEMPTS {
             let Some(number) = keys.read_listing(&self.bucket.list(keys.folder()).await?).newest() else {

@@ -1,13 +1,12 @@
 //! The durable engine: subjects as local SQLite files, and as snapshots and manifests in a bucket. It knows no bus.
+//! [`dormouse_format`] has the keys and bytes of the objects in the bucket.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`api`] | requests to the engine, and the interfaces that it needs |
 //! | [`bucket`] | the object store, behind one port |
-//! | [`keys`], [`manifest`], [`checksum`] | names and content of objects |
 //! | [`ownership`] | ownership: the machines that claim, publish, reclaim and collect |
 //! | [`log`](mod@log) | the commit log: groups, segments, seals, barriers |
-//! | [`format`](mod@format) | the byte format of the log's objects |
 //! | [`plan`] | from a request to records: every decision about a write |
 //! | `database` | from records to rows: one SQLite file per subject |
 //! | `subject` | the task of one open subject: opens, serves, publishes, closes |
@@ -26,19 +25,14 @@ mod backoff;
 pub mod bucket;
 #[cfg(test)]
 mod cases;
-pub mod checksum;
 pub mod data_dir;
 mod database;
 pub mod engine;
-pub mod entry;
 mod export;
 pub mod fail_points;
-pub mod format;
 pub mod gc;
 mod housekeeping;
-pub mod keys;
 pub mod log;
-pub mod manifest;
 mod metrics;
 pub mod mutations;
 pub mod ownership;

@@ -9,6 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{BlobName, BucketKey, Nonce, SubjectKeys};
+use dormouse_format::record::{BlobRef, RecordOp};
 use dormouse_protocol::limits::{INLINE_LIMIT_BYTES, MAX_ATOMIC_BATCH_BYTES};
 use dormouse_protocol::transfer::UploadedValue;
 use dormouse_protocol::{ErrorReply, Term};
@@ -18,11 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::api::EngineRequest;
 use crate::backoff::Backoff;
-use crate::bucket::{Bucket, BucketError, BucketKey, Created, FileSummary, HeaderPatch};
-use crate::checksum::Crc64;
-use crate::entry::LogEntry;
-use crate::keys::{BlobName, Nonce, SubjectKeys};
-use crate::plan::{BlobRef, RecordOp};
+use crate::bucket::{Bucket, BucketError, Created, FileSummary, HeaderPatch};
 use crate::subject::garbage::Garbage;
 
 /// The largest value that one request or reply carries in one piece. In bytes.

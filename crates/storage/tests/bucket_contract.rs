@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{BucketKey, BucketPrefix};
 use dormouse_harness::{AzureServer, S3Flaw, S3Server};
 use dormouse_runtime::Env;
 use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
 use dormouse_storage::bucket::{
-    Bucket, BucketError, BucketKey, BucketPrefix, ConformanceError, CreateOutcome, Created, HeaderPatch,
-    ObjectStoreBucket, OpenBucketError, create_once, open_bucket, probe,
+    Bucket, BucketError, ConformanceError, CreateOutcome, Created, HeaderPatch, ObjectStoreBucket,
+    OpenBucketError, create_once, open_bucket, probe,
 };
-use dormouse_storage::checksum::Crc64;
 use tempfile::TempDir;
 
 fn key(text: &str) -> BucketKey {

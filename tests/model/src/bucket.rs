@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
+use dormouse_format::keys::{DeltaName, ManifestNumber, SnapshotName};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{LogId, ServerName, Slot, Subject};
-use dormouse_storage::keys::{DeltaName, ManifestNumber, SnapshotName};
-use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::hash::Part;

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::Slot;
-use dormouse_storage::manifest::Manifest;
 
 use crate::bucket::{FolderObjects, LogObjects, ModelEntry, index, log_number};
 use crate::process::{Read, Revs};

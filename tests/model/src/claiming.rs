@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
+use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef};
 use dormouse_protocol::{ErrorCode, LogId, Rev, Seq, Slot};
-use dormouse_storage::checksum::Crc64;
-use dormouse_storage::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
 use dormouse_storage::log::seal::SealMachine;
-use dormouse_storage::manifest::{DeltaRef, Manifest, SnapshotRef};
 use dormouse_storage::ownership::claim::{
     Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource,
 };

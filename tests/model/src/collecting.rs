@@ -1,9 +1,8 @@
 //! Collectors: the deletions that production's rules permit, and the objects whose deletion no process can observe.
 
+use dormouse_format::keys::{BucketKey, SubjectKeys};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{Rev, Slot};
-use dormouse_storage::bucket::BucketKey;
-use dormouse_storage::keys::SubjectKeys;
-use dormouse_storage::manifest::Manifest;
 use dormouse_storage::ownership::garbage;
 use dormouse_storage::ownership::garbage::SlotUse;
 

@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
+use dormouse_format::keys::ManifestNumber;
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::Slot;
-use dormouse_storage::keys::ManifestNumber;
 use dormouse_storage::log::owner::{LogOwner, ReadNumber};
 use dormouse_storage::log::seal::SealMachine;
 use dormouse_storage::log::tails::Tails;
-use dormouse_storage::manifest::Manifest;
 use dormouse_storage::ownership::claim::{Claim, TailSource};
 use dormouse_storage::ownership::publish::Publish;
 use dormouse_storage::ownership::reclaim::{LogReclaim, ReclaimInput};

@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
+use dormouse_format::keys::Folder;
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, Rev, Seq};
-use dormouse_storage::keys::Folder;
-use dormouse_storage::manifest::Manifest;
 use dormouse_storage::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
 use dormouse_storage::ownership::{CreateResult, ManifestRead, NewBase};
 

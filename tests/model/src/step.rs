@@ -3,9 +3,9 @@
 
 use std::rc::Rc;
 
+use dormouse_format::keys::{Folder, Nonce};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::Slot;
-use dormouse_storage::keys::{Folder, Nonce};
-use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::action::{Action, Job};

@@ -3,9 +3,9 @@
 use std::hash::Hash;
 use std::rc::Rc;
 
+use dormouse_format::keys::{ManifestNumber, Nonce};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{Rev, Seq, Slot, Term};
-use dormouse_storage::keys::{ManifestNumber, Nonce};
-use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::action::{Action, Job};

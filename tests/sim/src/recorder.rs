@@ -15,10 +15,10 @@ use dormouse_checker::{
     Burst, CallOutcome, Feed, FeedBegins, FeedKeys, FeedOutput, FeedOutputKind, History, Op as RecordedOp,
     OpResult, ReceivedEvent, Rules, ServerFault, ServerFaultKind, TermFacts,
 };
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{
     ErrorReply, Event, Executed, LogId, Op, Position, Prefix, RoutePattern, ServerName, Subject, decode,
 };
-use dormouse_storage::manifest::Manifest;
 use tokio::sync::broadcast;
 
 use crate::network::FaultyNetwork;

@@ -23,7 +23,7 @@ pub async fn gc(output: &Output, arguments: &Gc) -> Result<(), Failure> {
     let settings = GcSettings::new(arguments.dry_run, arguments.per_second);
     let verb = if arguments.dry_run { "would delete" } else { "deleting" };
     let mut unwritten = None;
-    let report = |key: &dormouse_storage::bucket::BucketKey| {
+    let report = |key: &dormouse_format::keys::BucketKey| {
         let printed = if output.is_json() {
             output.json(&json!({ "object": key.as_str(), "dry_run": arguments.dry_run }))
         } else {

@@ -1,9 +1,9 @@
 //! The most common entries of a server: one set of a small value under a key.
 
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::record::{RecordOp, SetOperation};
 use dormouse_protocol::{Headers, LogId, Rev, Seq, Term, Timestamp};
-use dormouse_storage::entry::LogEntry;
-use dormouse_storage::plan::{RecordOp, SetOperation};
 
 /// Bytes of a value.
 pub const VALUE_BYTES: usize = 128;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, SamplingMode, Throughput};
+use dormouse_format::manifest::MAX_DELTAS;
 use dormouse_protocol::data::{GetRequest, SetItem, SetRequest};
 use dormouse_protocol::{Seq, Subject};
 use dormouse_runtime::Env;
 use dormouse_storage::api::{EngineReply, EngineRequest};
-use dormouse_storage::manifest::MAX_DELTAS;
 
 use crate::entries::VALUE_BYTES;
 use crate::server::{Server, scratch};

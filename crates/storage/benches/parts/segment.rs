@@ -4,10 +4,10 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use dormouse_format::frame;
+use dormouse_format::keys::Nonce;
+use dormouse_format::segment::{self, Block, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_protocol::{Rev, Slot, Subject};
-use dormouse_storage::format::frame;
-use dormouse_storage::format::segment::{self, Block, NO_PREVIOUS, SlotHeader, SlotKind};
-use dormouse_storage::keys::Nonce;
 
 use crate::entries::{entry, log};
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use dormouse_format::frame;
 use dormouse_protocol::{Rev, Slot, Subject};
 use dormouse_runtime::Env;
-use dormouse_storage::format::frame;
 use dormouse_storage::wal::{FileSystem, Lsn, Wal, WalAppend};
 
 use crate::entries::{entry, log};

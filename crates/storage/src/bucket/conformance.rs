@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_format::keys::{BucketKey, BucketPrefix};
 use dormouse_runtime::Env;
 use futures::future::join_all;
 
-use super::{Bucket, BucketError, BucketKey, BucketPrefix, Created};
+use super::{Bucket, BucketError, Created};
 
 /// Number of concurrent creates of one key.
 const RACERS: usize = 16;
@@ -116,7 +117,7 @@ impl ConformanceCheck<'_> {
     }
 
     fn key(&mut self, name: &str) -> BucketKey {
-        let key = BucketKey::of_legal(format!("{}{name}", self.folder));
+        let key = BucketKey::new(&format!("{}{name}", self.folder)).expect("a probe has legal keys");
         self.created.insert(key.clone());
         key
     }
@@ -235,6 +236,6 @@ impl ConformanceCheck<'_> {
     }
 
     fn prefix(&self) -> BucketPrefix {
-        BucketPrefix::of_legal(self.folder.clone())
+        BucketPrefix::new(&self.folder).expect("a probe has a legal folder")
     }
 }

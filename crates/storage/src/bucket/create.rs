@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
+use dormouse_format::keys::BucketKey;
 use futures::future::{Either, select};
 
-use super::{Bucket, BucketError, BucketKey, BucketOperation, Created};
+use super::{Bucket, BucketError, BucketOperation, Created};
 
 /// How an attempt to create one particular object ended.
 #[derive(Debug)]

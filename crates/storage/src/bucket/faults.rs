@@ -16,13 +16,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
 use dormouse_runtime::Env;
 
-use super::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketOperation, BucketPrefix, Created, FileSummary,
-    HeaderPatch,
-};
-use crate::checksum::Crc64;
+use super::{Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch};
 pub use plan::{BucketFault, FaultPlan};
 use plan::{CallFault, FaultInjector};
 

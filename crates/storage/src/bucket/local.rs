@@ -9,8 +9,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{BucketEntry, BucketKey, BucketPrefix};
-use crate::checksum::Crc64;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
 
 /// A file in the bucket's directory that distinguishes it from the empty directory of a lost mount.
 const MARKER: &str = "dormouse.lock";

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use dormouse_format::keys::BucketKey;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStoreExt};
 
 use super::store::{CALL_TIMEOUT, CallInfo, MAX_SMALL_OBJECT_BYTES, ObjectStoreBucket};
-use super::{BucketError, BucketKey, BucketOperation};
+use super::{BucketError, BucketOperation};
 
 /// Result of a range request to a store.
 enum RangeResult {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
 use dormouse_runtime::Env;
 use futures::TryStreamExt;
 use object_store::multipart::MultipartStore;
@@ -17,10 +18,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use super::local::LocalDirectory;
-use super::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketOperation, BucketPrefix, Created, FileSummary,
-    HeaderPatch,
-};
+use super::{Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch};
 use super::{range, transfer};
 
 /// Timeout of one request, including the retries of object_store; for large files, of each part.

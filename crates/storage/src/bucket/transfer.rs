@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
+use dormouse_format::checksum::Crc64Digest;
 use futures::TryStreamExt;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, GetResult, ObjectStoreExt, PutPayload};
@@ -15,7 +16,6 @@ use super::local::LocalDirectory;
 use super::multipart::PartUploader;
 use super::store::{CALL_TIMEOUT, CallInfo, ObjectStoreBucket};
 use super::{BucketError, FileSummary, HeaderPatch};
-use crate::checksum::Crc64Digest;
 
 /// Smallest part of a multipart upload (S3 requires at least 5 MiB), and largest file uploaded in one piece. In bytes.
 const PART_BYTES: u64 = 8 * 1_024 * 1_024;

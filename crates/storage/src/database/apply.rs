@@ -3,6 +3,8 @@
 
 use std::sync::LazyLock;
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::record::{RecordOp, SetOperation};
 use dormouse_protocol::limits::MAX_SEQ;
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{MessageId, Rev, Seq, Timestamp};
@@ -11,8 +13,6 @@ use rusqlite::{OptionalExtension, Statement, ToSql, params};
 use super::counts::MessageCounts;
 use super::schema::{MAX_REMOVAL_RECORDS, REMOVAL_RECORD_SLACK};
 use super::{Database, DatabaseError, encode_config, from_sql, to_sql};
-use crate::entry::LogEntry;
-use crate::plan::{RecordOp, SetOperation};
 
 /// If this many new messages follow each other, one statement inserts them: half of the cost of an insert is
 /// its statement.

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use dormouse_format::keys::BlobName;
+use dormouse_format::manifest::Manifest;
+use dormouse_format::record::BlobRef;
 use dormouse_protocol::limits::MAX_SEQ;
 use dormouse_protocol::{ErrorReply, Rev, Seq};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::keys::BlobName;
-use crate::manifest::Manifest;
 use crate::ownership::garbage;
-use crate::plan::BlobRef;
 
 impl Database {
     /// The blob of the message at `seq`; `None` if there is no such message, or its value is in the file.

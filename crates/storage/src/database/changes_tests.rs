@@ -1,6 +1,9 @@
 //! Tests of changes since a position: the content of a page, and when a resync is needed.
 
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::manifest::TermBase;
+use dormouse_format::record::RecordOp;
 use dormouse_protocol::data::{ChangesReply, ChangesRequest, GetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{Change, ErrorCode, Position};
@@ -8,9 +11,6 @@ use tempfile::TempDir;
 
 use super::fixture::*;
 use super::*;
-use crate::entry::LogEntry;
-use crate::manifest::TermBase;
-use crate::plan::RecordOp;
 
 fn file() -> (TempDir, Database) {
     let folder = tempfile::tempdir().unwrap();

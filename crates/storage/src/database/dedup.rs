@@ -2,14 +2,15 @@
 //! the message ids of the last minutes. Its content depends on the entries alone: the same entries give the
 //! same window everywhere.
 
+use dormouse_format::entry::{DedupRecord, LogEntry};
+use dormouse_format::record::SetOperation;
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::limits::{MSG_ID_WINDOW_MS, SESSION_IDLE_MS, SESSION_RESULTS};
 use dormouse_protocol::{RequestId, Rev, Seq, Term, Timestamp};
 use rusqlite::{OptionalExtension, params};
 
 use super::{Database, DatabaseError, from_sql, outcome, to_sql};
-use crate::entry::{DedupRecord, LogEntry};
-use crate::plan::{DedupLookup, SetOperation};
+use crate::plan::DedupLookup;
 
 pub(super) const IDLE_MICROS: u64 = SESSION_IDLE_MS * 1_000;
 const WINDOW_MICROS: u64 = MSG_ID_WINDOW_MS * 1_000;

@@ -1,11 +1,12 @@
 //! Tests of the dedup window: its content, its duration, and that expiry is the same everywhere.
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::record::RecordOp;
 use dormouse_protocol::limits::{MSG_ID_WINDOW_MS, SESSION_IDLE_MS, SESSION_RESULTS};
 
 use super::fixture::*;
 use super::*;
-use crate::entry::LogEntry;
-use crate::plan::{DedupLookup, RecordOp, SubjectView};
+use crate::plan::{DedupLookup, SubjectView};
 
 const HOUR: u64 = SESSION_IDLE_MS / 1_000;
 const WINDOW: u64 = MSG_ID_WINDOW_MS / 1_000;

@@ -43,10 +43,10 @@ impl Database {
 
 #[cfg(test)]
 mod tests {
+    use dormouse_format::record::RecordOp;
     use rusqlite::StatementStatus;
 
     use crate::database::fixture::fresh;
-    use crate::plan::RecordOp;
 
     /// The details query takes the same number of SQLite steps for few and for many messages.
     #[test]

@@ -1,10 +1,11 @@
 //! Tests of expiry in the file.
 
+use dormouse_format::record::RecordOp;
 use dormouse_protocol::message::SubjectConfig;
 
 use super::fixture::*;
 use super::*;
-use crate::plan::{RecordOp, SubjectView};
+use crate::plan::SubjectView;
 
 /// A file with three messages, accepted at 1, 2 and 3 s; the second expires at 9 s, and the third at 5 s.
 fn three(path: &Path) -> Database {
@@ -12,8 +13,10 @@ fn three(path: &Path) -> Database {
     for (at, expires_at) in [(1, None), (2, Some(9)), (3, Some(5))] {
         let mut set = database.set(None, b"v");
         set.expires_at = expires_at.map(second);
-        let entry =
-            crate::entry::LogEntry { accept_time: second(at), ..database.entry(vec![RecordOp::Set(set)]) };
+        let entry = dormouse_format::entry::LogEntry {
+            accept_time: second(at),
+            ..database.entry(vec![RecordOp::Set(set)])
+        };
         database.commit_entry(&entry).unwrap();
     }
     database

@@ -1,12 +1,12 @@
 //! The claim of a file, and its history of terms.
 
+use dormouse_format::keys::ManifestNumber;
+use dormouse_format::manifest::{TermBase, TombstoneState};
 use dormouse_protocol::limits::TERM_HISTORY;
 use dormouse_protocol::{LogId, Rev, Seq, Term};
 use rusqlite::{OptionalExtension, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::keys::ManifestNumber;
-use crate::manifest::{TermBase, TombstoneState};
 use crate::mutations::{InjectedBug, is_active};
 
 /// The initial state of a subject without a snapshot: zero, or the end of its destroyed predecessor.

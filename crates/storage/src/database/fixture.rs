@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::entry::{DedupRecord, LogEntry, WriteOutcome};
+use dormouse_format::keys::{BlobName, Nonce};
+use dormouse_format::record::{BlobRef, RecordOp, RemovalCause, SetOperation};
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, LogId, RequestId, SessionId, Subject, Term, Timestamp};
 use rusqlite::types::ValueRef;
 use ulid::Ulid;
 
 use super::*;
-use crate::checksum::Crc64;
-use crate::entry::{DedupRecord, LogEntry, WriteOutcome};
-use crate::keys::{BlobName, Nonce};
-use crate::plan::{BlobRef, RecordOp, RemovalCause, SetOperation, SubjectView};
+use crate::plan::SubjectView;
 
 pub(super) fn subject() -> Subject {
     "app.orders".parse().unwrap()

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use dormouse_format::entry::{LogEntry, WriteOutcome};
+use dormouse_format::record::{RecordOp, RemovalCause, SetOperation};
 use dormouse_protocol::data::{
     ConfigureReply, DeleteAllReply, DeleteReply, DestroyReply, SetOutcome, SetReply, SetResult,
 };
@@ -11,8 +13,7 @@ use dormouse_protocol::{ErrorReply, Headers, Position};
 
 use super::fixture::*;
 use super::*;
-use crate::entry::{LogEntry, WriteOutcome};
-use crate::plan::{DedupLookup, RecordOp, RemovalCause, SetOperation, SubjectView};
+use crate::plan::{DedupLookup, SubjectView};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)

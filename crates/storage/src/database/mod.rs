@@ -2,7 +2,7 @@
 //!
 //! A [`Database`] is the only connection to its file, in this process and on this machine (the data directory
 //! is locked). It knows no bucket, no clock and no other subject. Writes are
-//! [entries](crate::entry::LogEntry) inside a transaction. Counters that every request needs are kept in
+//! [entries](dormouse_format::entry::LogEntry) inside a transaction. Counters that every request needs are kept in
 //! memory and written back when the transaction commits.
 
 mod apply;
@@ -30,13 +30,13 @@ pub use setup::sqlite_is_safe;
 
 use std::path::{Path, PathBuf};
 
+use dormouse_format::keys::ManifestNumber;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{MessageId, Rev, Seq, Subject, Term, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use self::counts::MessageCounts;
-use crate::keys::ManifestNumber;
 use crate::plan::SubjectState;
 
 /// Page cache of one open file, in KiB. The operating system caches the rest.

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::{EngineReply, EngineRequest};
-use crate::plan::{PlanContext, PlanResult, plan, plan_retention};
+use crate::plan::{self, PlanContext, PlanResult, plan, plan_retention};
 
 /// Seq, key, value, expectation and time to live of one set.
 type Set = (Option<u64>, Option<u8>, u8, Option<Guess>, Option<u64>);
@@ -305,7 +305,7 @@ impl World {
         database.commit().unwrap();
         self.model.now_ms = self.model.now_ms.max(self.clock_ms);
         let changes = entry.records().flat_map(|record| record.changes()).collect();
-        let answer = outcome.answer().map_err(|error| error.code);
+        let answer = plan::outcome::answer(outcome).map_err(|error| error.code);
         self.answered.push((request.clone(), answer.clone()));
         (answer, changes)
     }

@@ -1,14 +1,13 @@
 //! The stored form of a recorded reply. The reply to a set of ten thousand messages has ten thousand results,
 //! and a session has a thousand replies: consecutive results are stored as one run.
 
+use dormouse_format::entry::WriteOutcome;
 use dormouse_protocol::data::{
     ConfigureReply, DeleteAllReply, DeleteReply, DestroyReply, SetOutcome, SetReply, SetResult,
 };
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 use dormouse_protocol::{ErrorReply, Rev, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
-
-use crate::entry::WriteOutcome;
 
 /// A [`WriteOutcome`] in its stored form.
 #[derive(Debug, Serialize, Deserialize)]

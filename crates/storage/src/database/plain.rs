@@ -1,13 +1,13 @@
 //! Makes a file self-contained: its large values are in it, and it has no sidecars.
 
 use bytes::Bytes;
+use dormouse_format::record::BlobRef;
 use dormouse_protocol::Seq;
 use rusqlite::params;
 
 use super::blobs::blob_of;
 use super::counts::MessageCounts;
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::plan::BlobRef;
 
 /// A sidecar of this size is checkpointed.
 const CHECKPOINT_BYTES: u64 = 64 * 1_024 * 1_024;

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::record::RecordOp;
 use dormouse_protocol::data::{ChangesRequest, GetAllRequest, GetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::message::SubjectConfig;
@@ -12,8 +14,6 @@ use proptest::prelude::*;
 
 use super::fixture::*;
 use super::*;
-use crate::entry::LogEntry;
-use crate::plan::RecordOp;
 
 /// A random step, from a small range so that steps collide often.
 #[derive(Debug, Clone)]

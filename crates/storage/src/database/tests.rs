@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::manifest::TermBase;
+use dormouse_format::record::{Record, RecordOp, RemovalCause};
 use dormouse_protocol::data::{
     DeleteAllRequest, Expect, GetAllRequest, GetRequest, KeysRequest, SetItem, SetRequest,
 };
@@ -14,9 +17,7 @@ use tempfile::TempDir;
 use super::fixture::{fresh, log, owner_of_term, second, subject};
 use super::*;
 use crate::api::EngineRequest;
-use crate::entry::LogEntry;
-use crate::manifest::TermBase;
-use crate::plan::{PlanContext, PlanResult, Record, RecordOp, RemovalCause, plan};
+use crate::plan::{PlanContext, PlanResult, plan};
 
 impl Database {
     /// Simulates a full disk from now on.

@@ -1,6 +1,8 @@
 //! The dedup state that survives a destroy: the last counter of each session. Late copies of earlier requests
 //! are recognized after the subject is created again.
 
+use dormouse_format::entry::WriteOutcome;
+use dormouse_format::manifest::{TombstoneSession, TombstoneState};
 use dormouse_protocol::data::DestroyReply;
 use dormouse_protocol::limits::TOMBSTONE_SESSIONS;
 use dormouse_protocol::{Position, RequestId, SessionId, Timestamp};
@@ -8,8 +10,6 @@ use rusqlite::{Connection, params};
 
 use super::dedup::{IDLE_MICROS, REFRESH_MICROS};
 use super::{Database, DatabaseError, from_sql, outcome, to_sql};
-use crate::entry::WriteOutcome;
-use crate::manifest::{TombstoneSession, TombstoneState};
 use crate::mutations::{InjectedBug, is_active};
 
 impl Database {

@@ -24,7 +24,7 @@ fn create_after_destroy(database: Database, past: &TombstoneState) -> Database {
 /// Records the reply to a request.
 fn note(database: &mut Database, id: RequestId, at: Timestamp) {
     let accept_time = at.max(database.state().accept_time);
-    let entry = crate::entry::LogEntry { accept_time, ..database.entry(Vec::new()) };
+    let entry = dormouse_format::entry::LogEntry { accept_time, ..database.entry(Vec::new()) };
     database.commit_entry(&remembered(entry, id, refusal("no"))).unwrap();
 }
 

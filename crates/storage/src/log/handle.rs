@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use dormouse_format::keys::LogKeys;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::{Notify, oneshot};
@@ -15,7 +16,6 @@ use super::{
     trim,
 };
 use crate::bucket::Bucket;
-use crate::keys::LogKeys;
 use crate::wal::{Lsn, Wal};
 
 /// The log of this run of the engine. Clones share it.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_format::segment::FOOTER_BYTES;
 use dormouse_protocol::Slot;
 use tokio::time::sleep;
 
 use super::handle::LogShared;
 use super::owner::{OwnerInput, Probed};
 use crate::bucket::BucketError;
-use crate::format::segment::FOOTER_BYTES;
 
 /// Pause after a failed probe.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -11,6 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::index::LogIndex;
+use dormouse_format::keys::{LogKeys, Nonce};
+use dormouse_format::segment::{self, IndexLine, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
 use dormouse_runtime::Env;
 use tokio::sync::OnceCell;
@@ -18,10 +22,6 @@ use tokio::time::sleep;
 
 use super::seal::{SealEffect, SealInput, SealMachine, SealedSlotRead};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
-use crate::entry::LogEntry;
-use crate::format::index::LogIndex;
-use crate::format::segment::{self, IndexLine, NO_PREVIOUS, SlotHeader, SlotKind};
-use crate::keys::{LogKeys, Nonce};
 use crate::ownership::garbage::SlotUse;
 use crate::recovery::SealLog;
 

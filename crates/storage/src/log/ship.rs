@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{LogKeys, Nonce};
+use dormouse_format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_protocol::{LogId, Slot};
 use dormouse_runtime::{Env, Stop};
 use tokio::time::sleep;
@@ -15,10 +18,7 @@ use super::ship_schedule::FlushDecision;
 use super::state::Segment;
 use super::{Append, StartLogError};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
-use crate::checksum::Crc64;
 use crate::fail_points::{FailPoint, reach};
-use crate::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
-use crate::keys::{LogKeys, Nonce};
 use crate::mutations::{InjectedBug, is_active};
 
 /// Backoff after a failed upload: the first pause, doubled up to the longest.

@@ -8,6 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::LogKeys;
+use dormouse_format::record::RecordOp;
+use dormouse_format::{frame, segment};
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, LogId, Rev, Seq, Slot, Subject, Term, Timestamp};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use tempfile::TempDir;
@@ -16,10 +20,6 @@ use tokio::sync::Notify;
 use super::*;
 use crate::bucket::faults::{BucketFault, FaultPlan, FaultyBucket};
 use crate::bucket::{BucketOperation as Call, ObjectStoreBucket};
-use crate::entry::LogEntry;
-use crate::format::{frame, segment};
-use crate::keys::LogKeys;
-use crate::plan::RecordOp;
 use crate::wal::faults::FaultyStorage;
 use crate::wal::{FileSystem, Wal, WalContents, read_wal};
 

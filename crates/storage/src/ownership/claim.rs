@@ -23,11 +23,11 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+use dormouse_format::keys::{Folder, LogKeys, ManifestNumber, SubjectKeys};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject, Term};
 
 use super::{BaseObject, CreateResult, ManifestRead, Verified, contract_broken, terms};
-use crate::keys::{Folder, LogKeys, ManifestNumber, SubjectKeys};
-use crate::manifest::Manifest;
 use crate::mutations::{InjectedBug, is_active};
 
 pub use steps::{ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};

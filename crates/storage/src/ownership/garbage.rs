@@ -4,12 +4,11 @@
 #[cfg(test)]
 mod tests;
 
+use dormouse_format::keys::{BlobName, BucketKey, Folder, SubjectKeys};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{LogId, Rev, Slot};
 
 use super::is_newest;
-use crate::bucket::BucketKey;
-use crate::keys::{BlobName, Folder, SubjectKeys};
-use crate::manifest::Manifest;
 use crate::mutations::{InjectedBug, is_active};
 
 /// The objects of a subject that may be deleted, if `folder`, listed after `manifest` was read or created, shows it to

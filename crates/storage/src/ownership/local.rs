@@ -3,9 +3,8 @@
 #[cfg(test)]
 mod tests;
 
+use dormouse_format::manifest::{Manifest, TermBase};
 use dormouse_protocol::{LogId, Rev, Term};
-
-use crate::manifest::{Manifest, TermBase};
 
 /// Metadata in the subject's file on the local disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -26,12 +26,12 @@ pub mod reclaim;
 mod testing;
 
 use bytes::Bytes;
+use dormouse_format::keys::{BlobName, BucketKey, Folder, ManifestNumber, SubjectKeys};
+use dormouse_format::manifest::{DeltaRef, MAX_DELTAS, Manifest, SnapshotRef, TermBase};
 use dormouse_protocol::limits::TERM_HISTORY;
 use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 
-use crate::bucket::{BucketError, BucketKey, CreateOutcome};
-use crate::keys::{BlobName, Folder, ManifestNumber, SubjectKeys};
-use crate::manifest::{DeltaRef, MAX_DELTAS, Manifest, SnapshotRef, TermBase};
+use crate::bucket::{BucketError, CreateOutcome};
 
 /// Result of a manifest create.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -3,11 +3,11 @@
 #[cfg(test)]
 mod tests;
 
+use dormouse_format::keys::{Folder, ManifestNumber, Nonce};
+use dormouse_format::manifest::{Manifest, TombstoneState};
 use dormouse_protocol::{ErrorReply, Seq};
 
 use super::{CreateResult, ManifestRead, NewBase, Verified, contract_broken};
-use crate::keys::{Folder, ManifestNumber, Nonce};
-use crate::manifest::{Manifest, TombstoneState};
 
 /// The content of the next manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

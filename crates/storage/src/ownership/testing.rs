@@ -1,13 +1,15 @@
 //! Shared fixtures of the machines' tests.
 
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName};
+use dormouse_format::manifest::{
+    DeltaRef, Manifest, SnapshotRef, TermBase, TombstoneSession, TombstoneState,
+};
 use dormouse_protocol::{LogId, Position, RequestId, Rev, Seq, SessionId, Slot, Subject, Term, Timestamp};
 use ulid::Ulid;
 
 use super::BaseObject;
 use super::claim::Restored;
-use crate::checksum::Crc64;
-use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName};
-use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase, TombstoneSession, TombstoneState};
 
 pub(super) fn subject() -> Subject {
     Subject::new("app.orders").unwrap()

@@ -1,15 +1,15 @@
 //! Plans deletes.
 
+use dormouse_format::entry::WriteOutcome;
+use dormouse_format::record::{RecordOp, RemovalCause};
 use dormouse_protocol::Seq;
 use dormouse_protocol::data::{DeleteAllReply, DeleteAllRequest, DeleteReply, DeleteRequest, Expect};
 use dormouse_protocol::message::Removed;
 
-use super::record::{RecordOp, RemovalCause};
 use super::view::SubjectView;
 use super::{
     PlanContext, PlanDecision, PlanRejection, check_expectation, check_items, check_key, position_after, size,
 };
-use crate::entry::WriteOutcome;
 
 /// The most bytes of removed messages that one record of a delete names: it becomes one event, which must fit a
 /// payload.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use dormouse_format::record::SetOperation;
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::limits::MSG_ID_WINDOW_MS;
 use dormouse_protocol::message::{Removed, SubjectConfig};
@@ -9,7 +10,6 @@ use dormouse_protocol::{ErrorReply, MessageId, Rev, Seq, Term, Timestamp};
 
 use super::PlanRejection;
 use super::limits::{self, Amount};
-use super::record::SetOperation;
 use super::view::{StoredMessage, SubjectView};
 
 /// A view with the sets of one request that are already planned on top.

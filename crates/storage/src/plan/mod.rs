@@ -15,16 +15,15 @@
 //! | `retention` | removal of expired messages, and of messages above the limits |
 //! | `level` | how durable a change must be |
 //! | `outcome` | the reply to a request, and to its repeats |
-//! | `record`, [`size`] | the parts of an entry, and their encoded sizes |
+//! | [`size`] | the encoded sizes of the parts of an entry |
 
 mod delete;
 mod draft;
 mod level;
 mod limits;
-mod outcome;
+pub(crate) mod outcome;
 mod overlay;
 mod pending;
-mod record;
 mod retention;
 mod set;
 pub mod size;
@@ -33,11 +32,12 @@ mod view;
 
 pub use level::required;
 pub use pending::{PendingChanges, PendingView};
-pub use record::{BlobRef, Record, RecordOp, RemovalCause, SetOperation};
 pub use retention::{is_above_limits, plan_retention};
 pub use upload_quota::UploadQuota;
 pub use view::{DedupLookup, StoredMessage, SubjectState, SubjectView};
 
+use dormouse_format::entry::{DedupRecord, LogEntry, WriteOutcome};
+use dormouse_format::record::{BlobRef, RecordOp, RemovalCause};
 use dormouse_protocol::data::{ConfigureReply, ConfigureRequest, Expect};
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES};
 use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, Timestamp};
@@ -45,7 +45,6 @@ use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, T
 use self::delete::{DELETE_RECORD_BYTES, cut};
 use self::limits::Amount;
 use crate::api::{EngineReply, EngineRequest};
-use crate::entry::{DedupRecord, LogEntry, WriteOutcome};
 
 /// The context of a request, beside its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,15 +220,15 @@ fn finish(
             PlanDecision { operations: Vec::new(), outcome: WriteOutcome::Refused(error), by_state: true }
         }
     };
-    let (size, most) = (outcome.size_bytes(), context.most_bytes());
+    let (size, most) = (outcome::size_bytes(&outcome), context.most_bytes());
     if size > most {
         return PlanResult::Answer(Err(ErrorReply::too_large("max_reply_bytes", size, most)));
     }
     if operations.is_empty() && !by_state {
-        return PlanResult::Answer(outcome.answer());
+        return PlanResult::Answer(outcome::answer(outcome));
     }
     if operations.is_empty() && id.is_none() {
-        return PlanResult::DeferredAnswer(outcome.answer());
+        return PlanResult::DeferredAnswer(outcome::answer(outcome));
     }
     let request = id.map(|id| DedupRecord { id, outcome: outcome.clone() });
     let entry = LogEntry {
@@ -248,17 +247,17 @@ fn repeat(
     first: WriteOutcome,
     context: PlanContext<'_>,
 ) -> Result<EngineReply, ErrorReply> {
-    if !first.answers(request) {
+    if !outcome::answers(&first, request) {
         return Err(ErrorReply::bad_request("the id of this request belongs to another one"));
     }
-    let (size, most) = (first.size_bytes(), context.most_bytes());
+    let (size, most) = (outcome::size_bytes(&first), context.most_bytes());
     if size > most {
         return Err(ErrorReply::new(
             ErrorCode::Indeterminate,
             format!("the request was answered before, in {size} bytes where at most {most} can be sent now"),
         ));
     }
-    first.repeated().answer()
+    outcome::answer(outcome::repeated(first))
 }
 
 fn forgotten() -> ErrorReply {

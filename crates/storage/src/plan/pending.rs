@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
+use dormouse_format::entry::{LogEntry, WriteOutcome};
+use dormouse_format::record::{Record, RecordOp, RemovalCause, SetOperation};
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Timestamp};
 
 use super::overlay::{KeyOverlay, SeqOverlay, clear};
-use super::record::{Record, RecordOp, RemovalCause, SetOperation};
 use super::view::{DedupLookup, StoredMessage, SubjectState, SubjectView};
-use crate::entry::{LogEntry, WriteOutcome};
 
 /// Entries that are planned and wait to be applied. A request is planned against the
 /// [view](PendingChanges::view) of them, so that writes follow each other without waiting for each other's

@@ -1,14 +1,14 @@
 //! Plans retention: the removal of expired messages, and of messages above the limits.
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::record::RemovalCause;
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorReply, Timestamp};
 
 use super::delete::{DELETE_RECORD_BYTES, cut};
 use super::limits::{self, Amount, NAMED_BYTES};
-use super::record::RemovalCause;
 use super::view::SubjectView;
 use super::{PlanContext, PlanRejection, size};
-use crate::entry::LogEntry;
 
 /// Maximum number of messages that expire with one entry: their removal blocks the subject.
 const EXPIRED_AT_ONCE: usize = 4_096;

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use dormouse_format::entry::WriteOutcome;
+use dormouse_format::record::{RecordOp, RemovalCause, SetOperation};
 use dormouse_protocol::data::{Expect, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::limits::{
     MAX_ATOMIC_BATCH_BYTES, MAX_CALLER_SEQ, MAX_HEADERS_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
@@ -10,10 +12,8 @@ use dormouse_protocol::{ErrorReply, Seq};
 
 use super::delete::{DELETE_RECORD_BYTES, cut};
 use super::draft::RequestOverlay;
-use super::record::{RecordOp, RemovalCause, SetOperation};
 use super::view::SubjectView;
 use super::{PlanContext, PlanDecision, PlanRejection, check_expectation, check_items, check_key, size};
-use crate::entry::WriteOutcome;
 
 /// The result of planning one set.
 enum PlannedSet {

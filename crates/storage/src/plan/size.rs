@@ -1,11 +1,10 @@
 //! Upper bounds of encoded sizes on the wire.
 
 use bytes::Bytes;
+use dormouse_format::record::{Record, RecordOp, SetOperation};
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Change, ErrorReply, Headers, Message};
-
-use super::record::{Record, RecordOp, SetOperation};
 
 /// Field names, numbers and MessagePack framing of a message, of a change around it, or of a removed message.
 pub const FRAMING_BYTES: usize = 224;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use dormouse_format::record::{Record, SetOperation};
 use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, SetItem, SetOutcome, SetRequest, SetResult};
 use dormouse_protocol::limits::{
     MAX_CALLER_SEQ, MAX_HEADERS_BYTES, MAX_METADATA_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
@@ -178,7 +179,7 @@ pub(super) fn at(seq: u64) -> SetItem {
 /// The entry of the request, and its reply.
 fn written(request: &EngineRequest, view: &impl SubjectView) -> (LogEntry, Result<EngineReply, ErrorReply>) {
     match plan(request, view, CONTEXT) {
-        PlanResult::Write { entry, outcome } => (entry, outcome.answer()),
+        PlanResult::Write { entry, outcome } => (entry, outcome::answer(outcome)),
         other => panic!("{other:?}"),
     }
 }
@@ -186,7 +187,7 @@ fn written(request: &EngineRequest, view: &impl SubjectView) -> (LogEntry, Resul
 /// The reply, whether an entry was written or not.
 pub(super) fn answer(planned: PlanResult) -> Result<EngineReply, ErrorReply> {
     match planned {
-        PlanResult::Write { outcome, .. } => outcome.answer(),
+        PlanResult::Write { outcome, .. } => outcome::answer(outcome),
         PlanResult::Answer(answer) | PlanResult::DeferredAnswer(answer) => answer,
         PlanResult::Later => panic!(),
     }

@@ -1,10 +1,9 @@
 //! The queries of planning to a subject.
 
+use dormouse_format::entry::WriteOutcome;
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, MessageId, Position, RequestId, Rev, Seq, Term, Timestamp};
-
-use crate::entry::WriteOutcome;
 
 /// The state of a subject that every request needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -21,10 +21,10 @@ mod tests;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use dormouse_format::FormatError;
 use dormouse_protocol::{ErrorReply, LogId};
 
 use crate::bucket::BucketError;
-use crate::format::FormatError;
 use crate::wal::WalError;
 
 pub use shell::{RecoverySettings, recover};

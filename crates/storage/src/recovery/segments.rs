@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use dormouse_format::segment::{Block, SlotObject};
 use dormouse_protocol::{Rev, Subject};
 
 use super::machine::WalMatch;
-use crate::format::segment::{Block, SlotObject};
 use crate::wal::{Lsn, WalAppend};
 
 /// Maximum frame bytes of a segment, unless a single append has more.

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{LogKeys, Nonce};
+use dormouse_format::segment::{self, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_protocol::{LogId, Slot};
 use dormouse_runtime::Env;
 
@@ -14,10 +17,7 @@ use super::machine::{Recovered, Recovery, RecoveryEffect, RecoveryInput, Recover
 use super::segments::{blocks, match_segment, next_batch};
 use super::{RecoveryError, SealLog, StrandedWrites};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
-use crate::checksum::Crc64;
 use crate::fail_points::{FailPoint, reach};
-use crate::format::segment::{self, NO_PREVIOUS, SlotHeader, SlotKind};
-use crate::keys::{LogKeys, Nonce};
 use crate::wal::{Lsn, WalContents, WalError, WalStorage, keep_damaged, list_logs, read_wal, remove_wal};
 
 /// Resources of a recovery.

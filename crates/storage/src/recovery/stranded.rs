@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{Nonce, lost_delta_key};
+use dormouse_format::{FormatError, delta, frame};
 use dormouse_protocol::{LogId, Rev, Subject, Term};
 
 use super::{RecoveryError, RecoverySettings};
-use crate::entry::LogEntry;
 use crate::fail_points::{FailPoint, reach};
-use crate::format::{FormatError, delta, frame};
-use crate::keys::{Nonce, lost_delta_key};
 use crate::wal::{ResolvedSubjects, WalAppend, WalError, remove_wal, write_all};
 
 /// Writes that earlier processes of this data directory acknowledged at levels below `bucket` and that no claim has
@@ -160,7 +160,7 @@ impl StrandedWrites {
         let nonce = Nonce::new(settings.env.ulid());
         let folder = settings.lost.join(subject.escaped());
         let path = folder.join(format!("{}-{nonce}.delta", term.get()));
-        let corrupt = |fault: crate::format::DecodeFault| fault.of(path.display());
+        let corrupt = |fault: dormouse_format::DecodeFault| fault.of(path.display());
         let frames: Result<Vec<_>, _> = run.iter().map(frame::encode).collect();
         let frames = frames.map_err(|error| FormatError::Corrupt {
             object: path.display().to_string(),

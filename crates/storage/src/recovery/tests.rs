@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{LogKeys, Nonce};
+use dormouse_format::record::{RecordOp, SetOperation};
+use dormouse_format::segment::{self, Block, NO_PREVIOUS, SlotHeader, SlotKind, SlotObject};
+use dormouse_format::{delta, frame};
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot, Subject, Term, Timestamp};
 use dormouse_runtime::{Env, SeededEntropy, VirtualClock};
 use tempfile::TempDir;
@@ -15,12 +20,7 @@ use super::segments::{blocks, match_segment, next_batch};
 use super::*;
 use crate::bucket::faults::{FaultPlan, FaultyBucket};
 use crate::bucket::{Bucket, ObjectStoreBucket};
-use crate::entry::LogEntry;
-use crate::format::segment::{self, Block, NO_PREVIOUS, SlotHeader, SlotKind, SlotObject};
-use crate::format::{delta, frame};
-use crate::keys::{LogKeys, Nonce};
 use crate::log::seal::{SealEffect, SealInput, SealMachine, SealedSlotRead};
-use crate::plan::{RecordOp, SetOperation};
 use crate::wal::{FileSystem, Lsn, Wal, WalAppend, list_logs};
 
 fn log() -> LogId {
@@ -295,7 +295,8 @@ async fn recovery_of_foreign_sealed_log_keeps_stranded_writes() {
     assert_eq!(file.parent().unwrap(), machine.folder.path().join("lost/app.odd"));
     let here = Bytes::from(std::fs::read(&file).unwrap());
     let name = format!("lost/app.odd/{}", file.file_name().unwrap().to_str().unwrap());
-    let there = machine.settings.bucket.get(&crate::bucket::BucketKey::new(&name).unwrap()).await.unwrap();
+    let there =
+        machine.settings.bucket.get(&dormouse_format::keys::BucketKey::new(&name).unwrap()).await.unwrap();
     assert_eq!(there, Some(here.clone()));
     let (lost_subject, lost) = delta::read(&here).unwrap();
     assert_eq!((lost_subject, lost.after, lost.entries), (odd, Rev::new(3), vec![entry(3)]));

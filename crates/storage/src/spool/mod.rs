@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_format::record::BlobRef;
 use dormouse_protocol::transfer::{
     UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadPlace, UploadReply, UploadedValue,
 };
@@ -32,7 +33,7 @@ use dormouse_runtime::{Env, Tasks};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::api::EngineReply;
-use crate::plan::{BlobRef, UploadQuota};
+use crate::plan::UploadQuota;
 use crate::values::StoredValue;
 
 pub(crate) use commit::take;

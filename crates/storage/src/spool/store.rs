@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dormouse_format::keys::SubjectKeys;
 use dormouse_protocol::transfer::{UploadFinishRequest, UploadReply, UploadedValue};
 use dormouse_protocol::{ErrorReply, Subject, Term};
 
@@ -9,7 +10,6 @@ use super::machine::{FinishOutcome, UploadGeneration};
 use super::{Spool, UploadKey, key};
 use crate::engine::EngineShared;
 use crate::fail_points::{FailPoint, reach};
-use crate::keys::SubjectKeys;
 use crate::plan::UploadQuota;
 use crate::values::{StoredValue, Uploader};
 

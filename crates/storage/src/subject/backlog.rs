@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::entry::LogEntry;
-use crate::plan::RecordOp;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::record::RecordOp;
 
 /// Maximum time that a change waits for other changes to share a transaction.
 const DELAY: Duration = Duration::from_secs(5);
@@ -135,10 +135,10 @@ fn expires(entry: &LogEntry) -> bool {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use dormouse_format::record::SetOperation;
     use dormouse_protocol::{Headers, Rev, Seq, Term, Timestamp};
 
     use super::*;
-    use crate::plan::SetOperation;
 
     const NOW: Duration = Duration::from_secs(100);
 

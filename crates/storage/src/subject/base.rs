@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::ErrorReply;
 use tokio::sync::oneshot;
 
 use super::publish::{self, BaseSource, PublishEnd, PublishJob};
 use super::serve::{OpenSubject, SubjectServeEnd};
 use crate::database::Database;
-use crate::manifest::Manifest;
 
 /// A tail below this size does not justify a new base, in bytes.
 const SMALL_TAIL_BYTES: u64 = 64 * 1_024;

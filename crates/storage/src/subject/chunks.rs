@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{BlobName, SubjectKeys};
+use dormouse_format::record::BlobRef;
 use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::transfer::{GetChunkReply, GetChunkRequest};
@@ -12,10 +15,8 @@ use super::Respond;
 use super::serve::OpenSubject;
 use super::values::send_retry;
 use crate::api::{EngineReply, EngineRequest, Submission};
-use crate::checksum::Crc64;
 use crate::database::Database;
-use crate::keys::{BlobName, SubjectKeys};
-use crate::plan::{BlobRef, UploadQuota};
+use crate::plan::UploadQuota;
 use crate::spool::{Finish, Spool};
 use crate::subject_table::shutting_down;
 use crate::values;

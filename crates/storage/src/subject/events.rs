@@ -1,10 +1,11 @@
 //! Groups records into as few events as possible.
 
+use dormouse_format::record::Record;
 use dormouse_protocol::limits::{ENVELOPE_BYTES, EVENT_INLINE_LIMIT_BYTES};
 use dormouse_protocol::message::DeleteAllChange;
 use dormouse_protocol::{Change, Event, ProtocolVersion, Rev, Seq};
 
-use crate::plan::{Record, SubjectState, size};
+use crate::plan::{SubjectState, size};
 
 /// Changes are gathered into one event up to this size: enough to save messages, small enough to pass any bus.
 const GATHER_BYTES: usize = 256 * 1_024;
@@ -77,10 +78,10 @@ fn announced(record: &Record, most: usize) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use dormouse_format::record::{RecordOp, SetOperation};
     use dormouse_protocol::{Headers, Term, Timestamp};
 
     use super::*;
-    use crate::plan::{RecordOp, SetOperation};
 
     fn record(rev: u64, value_bytes: usize) -> Record {
         Record {

@@ -3,14 +3,14 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use dormouse_format::keys::{BlobName, BucketKey, SubjectKeys};
 use dormouse_protocol::Subject;
 use dormouse_runtime::Stop;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
 use super::serve::OpenSubject;
-use crate::bucket::{Bucket, BucketKey};
-use crate::keys::{BlobName, SubjectKeys};
+use crate::bucket::Bucket;
 use crate::ownership::Verified;
 
 /// Maximum number of publications whose garbage waits. A later listing finds the garbage that does not fit.
@@ -103,11 +103,11 @@ impl OpenSubject<'_> {
 
 #[cfg(test)]
 mod tests {
+    use dormouse_format::keys::{ManifestNumber, SubjectKeys};
     use dormouse_runtime::Env;
 
     use super::*;
     use crate::bucket::ObjectStoreBucket;
-    use crate::keys::{ManifestNumber, SubjectKeys};
 
     /// The garbage collector deletes queued objects until the process shuts down.
     #[tokio::test]

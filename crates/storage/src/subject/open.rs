@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{ManifestNumber, Nonce};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Rev, Subject};
 
 use super::garbage::Garbage;
@@ -11,11 +14,8 @@ use super::publish;
 use super::restore::{RestoreError, Restorer, unexpected_effect};
 use crate::database::{Database, FileOwner};
 use crate::engine::EngineShared;
-use crate::entry::LogEntry;
 use crate::fail_points::{FailPoint, reach};
-use crate::keys::{ManifestNumber, Nonce};
 use crate::log::{TailError, read_own_tail};
-use crate::manifest::Manifest;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
 use crate::ownership::local::diverged_above;
 use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, terms};
@@ -247,7 +247,7 @@ impl Opener<'_> {
                 entries
             }
         };
-        if let Err(fault) = crate::format::frame::check_run(&entries) {
+        if let Err(fault) = dormouse_format::frame::check_run(&entries) {
             return Ok(ClaimInput::ObjectMissing {
                 object: format!("a part of the log of {subject} ({fault})"),
             });
@@ -279,7 +279,7 @@ impl Opener<'_> {
         let bytes = self
             .above
             .iter()
-            .map(|entry| crate::format::frame::encode(entry).map_or(0, |frame| frame.len() as u64))
+            .map(|entry| dormouse_format::frame::encode(entry).map_or(0, |frame| frame.len() as u64))
             .sum();
         if rev > base && base_kind(self.base.as_ref(), bytes) == BaseKind::Delta {
             let delta = publish::upload_delta(shared, subject, made_for, base, &self.above).await?;

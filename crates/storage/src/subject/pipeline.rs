@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use dormouse_format::entry::LogEntry;
+use dormouse_format::frame;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject};
 use tokio::sync::Notify;
@@ -17,9 +19,7 @@ use super::{Respond, SubjectReply, events};
 use crate::api::{EngineRequest, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::engine::EngineShared;
-use crate::entry::LogEntry;
 use crate::fail_points::{FailPoint, reach};
-use crate::format::frame;
 use crate::log::{Append, AppendProgress, DurabilityStage};
 use crate::plan::{self, PendingChanges, PlanContext, PlanResult, SubjectView};
 use crate::values::{self, Uploaded};
@@ -303,7 +303,7 @@ impl Pipeline {
                     group.level = Some(level);
                     self.pending.push(&entry, database);
                     let change = PendingChange { entry, bytes: frame.len(), level, progress: None, uploaded };
-                    let answer = outcome.answer();
+                    let answer = plan::outcome::answer(outcome);
                     group.steps.push(PipelineStep {
                         change: Some(change),
                         answer,

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
+use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TombstoneState};
+use dormouse_format::{delta, frame};
 use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 
 use crate::bucket::{HeaderPatch, create_once};
 use crate::engine::EngineShared;
-use crate::entry::LogEntry;
 use crate::fail_points::{FailPoint, reach};
-use crate::format::{delta, frame};
-use crate::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
 use crate::log::read_own_tail;
-use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TombstoneState};
 use crate::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
 use crate::ownership::{BaseKind, BaseObject, CreateResult, ManifestRead, NewBase, Verified, base_kind};
 
@@ -214,7 +214,8 @@ pub(super) async fn upload_delta(
     let encoded = delta::encode(subject, after, frames).map_err(ErrorReply::internal)?;
     let name = DeltaName { made_for, rev: encoded.last_rev, nonce: Nonce::new(shared.env.ulid()) };
     let key = SubjectKeys::new(subject).delta(&name);
-    let (size_bytes, crc64) = (encoded.bytes.len() as u64, crate::checksum::Crc64::of(&encoded.bytes));
+    let (size_bytes, crc64) =
+        (encoded.bytes.len() as u64, dormouse_format::checksum::Crc64::of(&encoded.bytes));
     let created =
         create_once(shared.bucket.as_ref(), &key, encoded.bytes, tokio::time::sleep(CALL_TIMEOUT)).await;
     match CreateResult::of(created)? {

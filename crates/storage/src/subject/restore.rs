@@ -5,19 +5,19 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::delta;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{ManifestNumber, Nonce, SubjectKeys};
+use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
 use dormouse_runtime::Env;
 
 use crate::bucket::Bucket;
-use crate::checksum::Crc64;
 use crate::database::{
     Database, DatabaseError, InitialState, put_in_place, remove_files, sidecar_path, sync_folder,
 };
 use crate::engine::EngineShared;
-use crate::entry::LogEntry;
-use crate::format::delta;
-use crate::keys::{ManifestNumber, Nonce, SubjectKeys};
-use crate::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
 use crate::ownership::local::{LocalFile, may_reuse};
 use crate::ownership::terms;
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_format::frame;
 use dormouse_protocol::{ErrorReply, Subject, Timestamp};
 
 use super::SubjectInbox;
@@ -14,7 +15,6 @@ use super::pipeline::{AppendGroup, PendingChange, Pipeline, PipelineStep};
 use super::serve::{OpenSubject, SubjectServeEnd};
 use crate::database::Database;
 use crate::engine::EngineShared;
-use crate::format::frame;
 use crate::plan::{self, PlanContext, SubjectView};
 use crate::values::Uploaded;
 

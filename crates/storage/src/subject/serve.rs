@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::BlobName;
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, Event, Position, Subject, Timestamp};
 use tokio::sync::{Notify, oneshot};
 
@@ -18,9 +21,6 @@ use super::{Respond, SubjectInbox, base, events, retention};
 use crate::api::{EngineRequest, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::engine::EngineShared;
-use crate::entry::LogEntry;
-use crate::keys::BlobName;
-use crate::manifest::Manifest;
 use crate::metrics::GaugeShare;
 use crate::mutations::{InjectedBug, is_active};
 use crate::ownership::Verified;

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{BlobName, SubjectKeys};
+use dormouse_format::record::BlobRef;
 use dormouse_protocol::data::{GetReply, GetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::transfer::UploadedValue;
@@ -15,10 +18,8 @@ use super::serve::OpenSubject;
 use crate::api::{EngineReply, EngineRequest, Submission};
 use crate::database::Database;
 use crate::engine::EngineShared;
-use crate::entry::LogEntry;
 use crate::fail_points::{FailPoint, reach};
-use crate::keys::{BlobName, SubjectKeys};
-use crate::plan::{self, BlobRef, PlanContext, PlanResult, size};
+use crate::plan::{self, PlanContext, PlanResult, size};
 use crate::subject_table::shutting_down;
 use crate::values::{self, FetchError, LargeValue, MAX_WHOLE_VALUE_BYTES, Uploaded, Uploader};
 

@@ -3,12 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use dormouse_format::keys::ManifestNumber;
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::data::{DestroyReply, DestroyRequest, SetItem, SetRequest, SetResult};
 use dormouse_protocol::limits::{SESSION_IDLE_MS, TOMBSTONE_SESSIONS};
 use dormouse_protocol::{ErrorCode, ErrorReply, RequestId, SessionId, Subject};
 use dormouse_storage::api::{EngineReply, EngineRequest};
-use dormouse_storage::keys::ManifestNumber;
-use dormouse_storage::manifest::Manifest;
 use ulid::Ulid;
 
 use crate::support::{Server, World, pairs, set_result, subject};

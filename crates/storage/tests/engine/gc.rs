@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::support::{World, subject};
+use dormouse_format::keys::BucketPrefix;
 use dormouse_protocol::LogId;
 use dormouse_runtime::Env;
 use dormouse_storage::api::EngineRequest;
-use dormouse_storage::bucket::{Bucket, BucketPrefix};
+use dormouse_storage::bucket::Bucket;
 use dormouse_storage::gc::{GcReport, GcSettings, collect};
 use dormouse_storage::log::SealedLogs;
 

@@ -1,9 +1,9 @@
 //! Recovery: a process starts on the data directory of an earlier process.
 
+use dormouse_format::keys::{ManifestNumber, SubjectKeys};
+use dormouse_format::segment::{self, SlotKind};
 use dormouse_protocol::{ErrorCode, Level, Slot};
 use dormouse_storage::bucket::{Bucket, BucketOperation};
-use dormouse_storage::format::segment::{self, SlotKind};
-use dormouse_storage::keys::{ManifestNumber, SubjectKeys};
 
 use crate::support::{Server, World, lost_changes, pairs, subject};
 

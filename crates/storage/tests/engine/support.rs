@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use dormouse_format::delta;
+use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
+use dormouse_format::record::RecordOp as Changed;
 use dormouse_protocol::data::{
     ConfigureRequest, DestroyRequest, GetAllReply, GetAllRequest, GetRequest, InfoReply, SetItem, SetOutcome,
     SetRequest, SetResult,
@@ -21,11 +24,8 @@ use dormouse_storage::api::{
     Authority, EngineReply, EngineRequest, EventSink, HandoverOutcome, LeaseGeneration, Submission,
 };
 use dormouse_storage::bucket::{
-    Bucket, BucketEntry, BucketError, BucketKey, BucketOperation, BucketPrefix, Created, FileSummary,
-    HeaderPatch, ObjectStoreBucket, open_bucket,
+    Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch, ObjectStoreBucket, open_bucket,
 };
-use dormouse_storage::format::delta;
-use dormouse_storage::plan::RecordOp as Changed;
 use dormouse_storage::wal::FileSystem;
 use dormouse_storage::wal::faults::FaultyStorage;
 use dormouse_storage::{Engine, EngineSettings, PreparedEngine, ShutdownReport};

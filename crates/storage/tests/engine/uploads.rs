@@ -1,6 +1,7 @@
 //! Uploads: chunks of a value of any size, its blob in the bucket, its commit by a set, and reads in chunks.
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
 use dormouse_protocol::data::{
     ConfigureRequest, Expect, GetRequest, SetItem, SetOutcome, SetRequest, SetResult,
 };
@@ -16,7 +17,6 @@ use dormouse_protocol::{
 };
 use dormouse_storage::api::{EngineReply, EngineRequest};
 use dormouse_storage::bucket::BucketOperation;
-use dormouse_storage::checksum::Crc64;
 use ulid::Ulid;
 
 use crate::support::{Server, World, files_in, set_request, set_result, subject};

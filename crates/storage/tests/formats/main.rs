@@ -1,13 +1,15 @@
-//! Stored formats: frozen bytes, detection of damage, and the document of the formats.
+//! Stored formats of this crate, the WAL part and the SQLite file: detection of damage, and the document of the formats.
+//! The tests of `dormouse-format` have the other formats, and the helpers.
 
+#[path = "../../../format/tests/formats/corpus.rs"]
 mod corpus;
 mod damage;
 mod document;
-mod frozen;
 #[path = "../fuzzing/mod.rs"]
 mod fuzzing;
+#[path = "../../../format/tests/formats/golden.rs"]
 mod golden;
+#[path = "../../../format/tests/formats/hostile.rs"]
 mod hostile;
-mod parts;
-mod random;
-mod samples;
+#[path = "../../../format/tests/formats/table.rs"]
+mod table;

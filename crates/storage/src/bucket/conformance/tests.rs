@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
+use dormouse_format::keys::BucketEntry;
 
 use super::*;
-use crate::bucket::{BucketEntry, FileSummary, HeaderPatch, ObjectStoreBucket};
+use crate::bucket::{FileSummary, HeaderPatch, ObjectStoreBucket};
 
 /// A violation of the bucket's contract.
 #[derive(Debug, Clone, Copy, PartialEq)]

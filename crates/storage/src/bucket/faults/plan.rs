@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use dormouse_format::keys::BucketKey;
 use dormouse_runtime::{Entropy, SeededEntropy};
 
-use crate::bucket::{BucketKey, BucketOperation};
+use crate::bucket::BucketOperation;
 
 /// A fault of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

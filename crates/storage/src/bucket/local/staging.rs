@@ -11,8 +11,10 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dormouse_format::keys::BucketKey;
+
 use super::LocalDirectory;
-use crate::bucket::{BucketKey, Created};
+use crate::bucket::Created;
 
 /// Age since the last write after which a staged file counts as a leftover.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3_600);

@@ -2,12 +2,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dormouse_format::keys::BucketKey;
 use dormouse_runtime::{Env, SeededEntropy, VirtualClock};
 use object_store::memory::InMemory;
 use object_store::{MultipartId, PutResult, Result as StoreResult};
 
 use super::*;
-use crate::bucket::{Bucket, BucketKey, HeaderPatch};
+use crate::bucket::{Bucket, HeaderPatch};
 
 /// The result of an attempt to send a part.
 #[derive(Debug, Clone, Copy)]

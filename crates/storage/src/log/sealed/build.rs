@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dormouse_format::index::{self, IndexHeader, LogIndex};
+use dormouse_format::keys::{LogKeys, Nonce};
+use dormouse_format::segment::IndexLine;
 use dormouse_protocol::{ErrorReply, LogId, Slot};
 use dormouse_runtime::Env;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -12,9 +15,6 @@ use super::read::{CONCURRENT_READS, TailError, read_index};
 use super::{CREATE_TIMEOUT, SealPoint, SealedLog, reply};
 use crate::bucket::{Bucket, create_once};
 use crate::fail_points::{FailPoint, reach};
-use crate::format::index::{self, IndexHeader, LogIndex};
-use crate::format::segment::IndexLine;
-use crate::keys::{LogKeys, Nonce};
 
 /// A larger index stays in memory only: it cannot be read back in one piece.
 const MAX_INDEX_BYTES: usize = 24 << 20;

@@ -1,14 +1,14 @@
 //! Single slots and blocks, by range reads.
 
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::LogKeys;
+use dormouse_format::segment::{self, Footer, IndexLine, MAX_HEADER_BYTES, SlotHeader};
+use dormouse_format::{FormatError, frame};
 use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::bucket::{Bucket, BucketError};
-use crate::entry::LogEntry;
-use crate::format::segment::{self, Footer, IndexLine, MAX_HEADER_BYTES, SlotHeader};
-use crate::format::{FormatError, frame};
-use crate::keys::LogKeys;
 use crate::log::Log;
 
 /// Longest id of a log, in bytes, that [`MAX_HEADER_BYTES`] leaves room for.

@@ -5,6 +5,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use dormouse_format::checksum::Crc64;
+use dormouse_format::keys::{BucketKey, DeltaName, Nonce, SnapshotName};
+use dormouse_format::manifest::{DeltaRef, SnapshotRef, TermBase, TombstoneState};
 use dormouse_protocol::{Seq, Slot};
 use dormouse_runtime::{Entropy, SeededEntropy};
 use ulid::Ulid;
@@ -16,10 +19,6 @@ use super::super::reclaim::{LogReclaim, ReclaimEffect, ReclaimInput, SubjectInLo
 use super::super::testing::{past, subject};
 use super::super::{BaseKind, NewBase, base_kind};
 use super::*;
-use crate::bucket::BucketKey;
-use crate::checksum::Crc64;
-use crate::keys::{DeltaName, Nonce, SnapshotName};
-use crate::manifest::{DeltaRef, SnapshotRef, TermBase, TombstoneState};
 
 /// An entry: a change, which makes a rev, or a reply, which makes none.
 #[derive(Clone, Copy, PartialEq, Debug)]

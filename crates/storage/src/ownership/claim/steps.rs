@@ -1,5 +1,7 @@
 //! Inputs and effects of a claim.
 
+use dormouse_format::keys::{Folder, ManifestNumber, Nonce};
+use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Slot};
 
 #[cfg(doc)]
@@ -7,8 +9,6 @@ use super::super::terms;
 use super::super::{BaseObject, CreateResult, ManifestRead, Verified};
 #[cfg(doc)]
 use super::Claim;
-use crate::keys::{Folder, ManifestNumber, Nonce};
-use crate::manifest::Manifest;
 
 /// Input of a [`Claim`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,7 +47,7 @@ pub struct Restored {
     pub rev: Rev,
     /// The next seq for a message without a given one.
     pub next_seq: Seq,
-    /// It holds an entry above the manifest's base ([`LogEntry::is_above`](crate::entry::LogEntry::is_above)), with or
+    /// It holds an entry above the manifest's base ([`LogEntry::is_above`](dormouse_format::entry::LogEntry::is_above)), with or
     /// without operations.
     pub above_base: bool,
     /// A slot of this process's own log; from now on, no entry of the subject can be in a slot below it.
@@ -87,7 +87,7 @@ pub enum ClaimEffect {
     /// Use the local file, if [`local::may_reuse`](crate::ownership::local::may_reuse) allows it. Otherwise apply, in
     /// this order: the snapshot, then the [`terms`], then the deltas. Without a snapshot, start with an empty state at
     /// the rev that the first delta follows, or at the base's, with the manifest's next seq and its [tombstone
-    /// state](crate::manifest::TombstoneState). In both cases, then apply every entry of the tail that the state lacks,
+    /// state](dormouse_format::manifest::TombstoneState). In both cases, then apply every entry of the tail that the state lacks,
     /// in order of rev.
     Restore {
         /// The base; `None`: a new subject, empty at rev 0 and seq 1.

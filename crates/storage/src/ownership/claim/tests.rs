@@ -1,9 +1,9 @@
+use dormouse_format::keys::BucketKey;
 use dormouse_protocol::ErrorCode;
 use dormouse_protocol::limits::TERM_HISTORY;
 
 use super::super::testing::*;
 use super::*;
-use crate::bucket::BucketKey;
 
 fn begin() -> Claim {
     let (claim, effect) = Claim::new(subject(), mine(), None);
@@ -492,7 +492,7 @@ fn claim_result_lists_unreferenced_objects() {
     let mut claim = begin();
     to_creation(&mut claim);
     claim.apply(ClaimInput::Created(CreateResult::Ours));
-    let blob = crate::keys::BlobName { term: Term::new(1), nonce: nonce(1) };
+    let blob = dormouse_format::keys::BlobName { term: Term::new(1), nonce: nonce(1) };
     let seen = Folder {
         snapshots: vec![snapshot(2, 20).name, snapshot(3, 30).name],
         deltas: vec![delta(4, 40).name, delta(6, 41).name],

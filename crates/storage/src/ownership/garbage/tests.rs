@@ -1,8 +1,8 @@
+use dormouse_format::keys::ManifestNumber;
 use dormouse_protocol::Term;
 
 use super::super::testing::*;
 use super::*;
-use crate::keys::ManifestNumber;
 
 /// Collection deletes objects that the newest manifest does not need; an owner with an older manifest collects nothing.
 #[test]

@@ -1,11 +1,10 @@
+use dormouse_format::keys::{BucketKey, SubjectKeys};
+use dormouse_format::manifest::{MAX_DELTAS, SnapshotRef};
 use dormouse_protocol::{ErrorCode, RequestId, Rev, Slot, Term};
 
 use super::super::testing::*;
 use super::super::{BaseObject, base_kind};
 use super::*;
-use crate::bucket::BucketKey;
-use crate::keys::SubjectKeys;
-use crate::manifest::{MAX_DELTAS, SnapshotRef};
 
 const SIXTH: ManifestNumber = ManifestNumber::new(6);
 

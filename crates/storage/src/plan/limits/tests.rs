@@ -1,5 +1,6 @@
 //! Tests of limits, on an in-memory state.
 
+use dormouse_format::record::{RecordOp, RemovalCause};
 use dormouse_protocol::data::{ConfigureRequest, SetItem, SetOutcome, SetRequest};
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorCode, Timestamp};
@@ -7,7 +8,7 @@ use dormouse_protocol::{ErrorCode, Timestamp};
 use super::*;
 use crate::api::{EngineReply, EngineRequest};
 use crate::plan::tests::{CONTEXT, InMemory, answer, at, keyed, memory, sized};
-use crate::plan::{PlanResult, RecordOp, RemovalCause, plan};
+use crate::plan::{PlanResult, plan};
 
 fn valued(item: SetItem, size: usize) -> SetItem {
     SetItem { value: Some(vec![b'v'; size].into()), ..item }
@@ -198,7 +199,7 @@ fn retention_entry_size_is_bounded_and_rest_follows() {
     }
     assert!(entries.len() > 2, "{}", entries.len());
     for entry in &entries {
-        assert!(crate::format::frame::encode(entry).unwrap().len() < 2 * NAMED_BYTES);
+        assert!(dormouse_format::frame::encode(entry).unwrap().len() < 2 * NAMED_BYTES);
         for operation in &entry.operations {
             if let RecordOp::Delete { removed, .. } = operation {
                 gone.extend(removed.iter().cloned());

@@ -1,5 +1,6 @@
 //! Tests of retention.
 
+use dormouse_format::record::RecordOp;
 use dormouse_protocol::data::{ConfigureRequest, SetItem, SetRequest};
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Seq, Timestamp};
@@ -7,7 +8,7 @@ use dormouse_protocol::{Seq, Timestamp};
 use super::*;
 use crate::api::EngineRequest;
 use crate::plan::tests::{CONTEXT, InMemory, keyed};
-use crate::plan::{PlanResult, RecordOp, plan};
+use crate::plan::{PlanResult, plan};
 
 const fn at(millis: u64) -> PlanContext<'static> {
     PlanContext { accept_time: Timestamp::from_micros(millis * 1_000), ..CONTEXT }

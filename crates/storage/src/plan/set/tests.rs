@@ -1,17 +1,18 @@
 //! Tests of batches, message ids, blobs and repeated requests.
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{BlobName, Nonce};
+use dormouse_format::record::BlobRef;
 use dormouse_protocol::data::{DeleteRequest, SetRequest};
 use dormouse_protocol::limits::{MAX_ITEMS_PER_REQUEST, MSG_ID_WINDOW_MS};
 use dormouse_protocol::{ErrorCode, MessageId, RequestId, Rev, SessionId, Term, Timestamp};
 
 use super::*;
 use crate::api::{EngineReply, EngineRequest};
-use crate::checksum::Crc64;
-use crate::entry::LogEntry;
-use crate::keys::{BlobName, Nonce};
 use crate::plan::tests::{CONTEXT, InMemory, answer, at, id, keyed, memory, set};
-use crate::plan::{BlobRef, DedupLookup, PlanResult, StoredMessage, SubjectState, plan};
+use crate::plan::{DedupLookup, PlanResult, StoredMessage, SubjectState, outcome, plan};
 
 fn batch(sets: Vec<SetItem>) -> EngineRequest {
     EngineRequest::Set(SetRequest { sets, atomic: true, ..SetRequest::default() })
@@ -52,7 +53,7 @@ fn batch_has_one_rev_and_one_operation() {
     let placed: Vec<_> = sets.iter().map(|set| (set.seq.get(), set.replaces.map(Seq::get))).collect();
     assert_eq!(placed, [(3, Some(3)), (9, Some(7)), (20, None), (21, None)]);
     let expected = [3, 9, 20, 21].map(|seq| Ok((seq, 11, false)));
-    assert_eq!(rows(outcome.answer()), expected);
+    assert_eq!(rows(outcome::answer(outcome)), expected);
     assert_eq!(entry.last_rev(), Rev::new(11));
     memory().apply(&entry);
 }
@@ -153,7 +154,7 @@ fn set_and_delete_of_maximum_size_fit_a_frame() {
             ..Default::default()
         });
         let PlanResult::Write { entry, .. } = plan(&request, &memory, context) else { panic!() };
-        let frame = crate::format::frame::encode(&entry).unwrap();
+        let frame = dormouse_format::frame::encode(&entry).unwrap();
         assert!(frame.len() > MAX_ATOMIC_BATCH_BYTES, "{}", frame.len());
     }
     let keys: Vec<_> = sets.into_iter().filter_map(|set| set.key).collect();
@@ -166,9 +167,9 @@ fn set_and_delete_of_maximum_size_fit_a_frame() {
         EngineRequest::Delete(DeleteRequest { seqs, request: request_id(2), ..DeleteRequest::default() });
     let PlanResult::Write { entry, outcome } = plan(&request, &memory, context) else { panic!() };
     assert!(
-        matches!(outcome.answer(), Ok(EngineReply::Delete(reply)) if reply.seqs.len() == MAX_ITEMS_PER_REQUEST)
+        matches!(outcome::answer(outcome), Ok(EngineReply::Delete(reply)) if reply.seqs.len() == MAX_ITEMS_PER_REQUEST)
     );
-    assert!(crate::format::frame::encode(&entry).is_ok());
+    assert!(dormouse_format::frame::encode(&entry).is_ok());
 }
 
 fn blob() -> BlobRef {

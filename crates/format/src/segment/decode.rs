@@ -6,12 +6,12 @@ use bytes::Bytes;
 use dormouse_protocol::{LogId, Slot, Subject};
 
 use super::{END_MAGIC, FOOTER_BYTES, FORMAT, IndexLine, MAGIC, SlotHeader, SlotKind};
-use crate::checksum::Crc64;
+use crate::checksum::{Crc64, crc32c};
 use crate::entry::LogEntry;
-use crate::format::line::{self, LINE_BYTES};
-use crate::format::read::{ByteReader, check_start, check_version, slice};
-use crate::format::{DecodeFault, FormatError, crc32c, frame};
 use crate::keys::LogKeys;
+use crate::line::{self, LINE_BYTES};
+use crate::read::{ByteReader, check_start, check_version, slice};
+use crate::{DecodeFault, FormatError, frame};
 
 /// A decoded slot object: all of its checksums are right.
 #[derive(Debug, Clone, PartialEq, Eq)]

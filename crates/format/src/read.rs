@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use dormouse_protocol::{LogId, Rev, Slot, Subject};
 
-use super::DecodeFault;
+use crate::DecodeFault;
 use crate::checksum::Crc64;
 use crate::keys::Nonce;
 

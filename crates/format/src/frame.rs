@@ -8,9 +8,9 @@ use bytes::Bytes;
 use dormouse_protocol::limits::MAX_ATOMIC_BATCH_BYTES;
 use dormouse_protocol::{ErrorReply, Term};
 
-use super::DecodeFault;
-use super::read::ByteReader;
+use crate::DecodeFault;
 use crate::entry::LogEntry;
+use crate::read::ByteReader;
 
 /// Bytes before the entry.
 pub const HEAD_BYTES: usize = 8;
@@ -118,7 +118,7 @@ pub fn check_run(entries: &[LogEntry]) -> Result<(), DecodeFault> {
 }
 
 /// Checks that entries match the count and revs in their header or index line.
-pub(super) fn check_promise(
+pub(crate) fn check_promise(
     entries: &[LogEntry],
     count: u32,
     first_after: dormouse_protocol::Rev,

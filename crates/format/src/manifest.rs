@@ -312,7 +312,8 @@ impl Wire {
 impl Manifest {
     /// The contradiction in this manifest, if there is one. Decoding rejects such a manifest, so it must never be
     /// written.
-    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+    #[must_use]
+    pub fn contradiction(&self) -> Option<&'static str> {
         let zero = self.term == Term::default() || self.next_seq == Seq::default();
         if zero || self.number < ManifestNumber::FIRST {
             return Some("counts from zero");

@@ -1,13 +1,13 @@
 //! Round trips of random content, and rejection of random bytes.
 
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::index::{self, LogIndex};
+use dormouse_format::keys::Nonce;
+use dormouse_format::record::{RecordOp, SetOperation};
+use dormouse_format::segment::{self, SlotHeader, SlotKind};
+use dormouse_format::{delta, frame};
 use dormouse_protocol::{Rev, Seq, Slot};
-use dormouse_storage::entry::LogEntry;
-use dormouse_storage::format::index::{self, LogIndex};
-use dormouse_storage::format::segment::{self, SlotHeader, SlotKind};
-use dormouse_storage::format::{delta, frame};
-use dormouse_storage::keys::Nonce;
-use dormouse_storage::plan::{RecordOp, SetOperation};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use dormouse_harness::{CountingAllocator, SeededRng, mutate};
 
 use crate::fuzzing::CHECKS;
+use crate::golden::all_golden_files;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -34,8 +35,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
 /// No mutated seed makes a decoder panic or use more memory than its bound.
 #[test]
 fn decoder_on_mutated_files_never_panics_or_overallocates() {
-    let golden = files("crates/storage/tests/golden");
-    let golden: Vec<Vec<u8>> = golden.iter().map(|file| fs::read(file).unwrap()).collect();
+    let golden = all_golden_files();
     for (target, check) in CHECKS {
         for (number, seed) in files(&format!("fuzz/corpus/{target}")).iter().enumerate() {
             let good = fs::read(seed).unwrap();

@@ -2,14 +2,14 @@
 
 use dormouse_protocol::Subject;
 
-use super::DecodeFault;
-use super::read::{ByteReader, PutExt};
-use super::segment::IndexLine;
+use crate::DecodeFault;
+use crate::read::{ByteReader, PutExt};
+use crate::segment::IndexLine;
 
 /// Bytes of a line without the subject.
-pub(super) const LINE_BYTES: usize = 8 + 8 + 4 + 8 + 8 + 4;
+pub(crate) const LINE_BYTES: usize = 8 + 8 + 4 + 8 + 8 + 4;
 
-pub(super) fn put(bytes: &mut Vec<u8>, line: &IndexLine) {
+pub(crate) fn put(bytes: &mut Vec<u8>, line: &IndexLine) {
     bytes.put(&line.offset.to_le_bytes());
     bytes.put(&line.length.to_le_bytes());
     bytes.put(&line.entries.to_le_bytes());
@@ -18,7 +18,7 @@ pub(super) fn put(bytes: &mut Vec<u8>, line: &IndexLine) {
     bytes.put(&line.crc32c.to_le_bytes());
 }
 
-pub(super) fn read(reader: &mut ByteReader<'_>, subject: Subject) -> Result<IndexLine, DecodeFault> {
+pub(crate) fn read(reader: &mut ByteReader<'_>, subject: Subject) -> Result<IndexLine, DecodeFault> {
     let line = IndexLine {
         subject,
         offset: reader.u64()?,

@@ -10,11 +10,10 @@ mod decode;
 use bytes::Bytes;
 use dormouse_protocol::{LogId, Rev, Slot, Subject};
 
-use super::line::{self, LINE_BYTES};
-use super::read::PutExt;
-use super::{crc32c, read};
-use crate::checksum::{Crc64, Crc64Digest};
+use crate::checksum::{Crc64, Crc64Digest, crc32c};
 use crate::keys::Nonce;
+use crate::line::{self, LINE_BYTES};
+use crate::read::{self, PutExt};
 
 pub use decode::{Footer, SlotObject, decode, decode_block, decode_header};
 

@@ -4,9 +4,9 @@ use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, Destr
 use dormouse_protocol::{ErrorReply, RequestId, Rev, Term, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Record, RecordOp};
+use crate::record::{Record, RecordOp};
 
-// Here and in `plan::record`, a field that this version does not know is damage. If a newer version adds a field, the
+// Here and in `record`, a field that this version does not know is damage. If a newer version adds a field, the
 // object that holds the entry has a higher format number, because ignoring the field would change the entry's meaning.
 
 /// One write request as the log keeps it. It is never split: all of its operations become durable together.

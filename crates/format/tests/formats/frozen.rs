@@ -1,11 +1,20 @@
 //! Frozen formats: each version reads the bytes of every earlier version. A changed golden file means a new format.
 
+use dormouse_format::index::{self, LogIndex};
+use dormouse_format::{delta, frame, segment};
 use dormouse_protocol::{Rev, Slot};
-use dormouse_storage::format::index::{self, LogIndex};
-use dormouse_storage::format::{delta, frame, segment};
 
-use crate::golden::golden;
+use crate::golden::{WRITE, golden_file, path};
 use crate::samples;
+
+/// The bytes of a golden file. If [`WRITE`] is set, `now` is first written to the file.
+fn golden(name: &str, now: &[u8]) -> Vec<u8> {
+    let path = path(name);
+    if std::env::var_os(WRITE).is_some() && std::fs::read(&path).ok().as_deref() != Some(now) {
+        std::fs::write(&path, now).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+    golden_file(name)
+}
 
 /// The frame of every sample entry matches its golden file byte for byte and decodes to that entry.
 #[test]

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use dormouse_protocol::{Rev, Subject};
 
-use super::read::{ByteReader, PutExt, check_start};
-use super::{DecodeFault, FormatError, crc32c, frame};
-use crate::checksum::Crc64;
+use crate::checksum::{Crc64, crc32c};
 use crate::entry::LogEntry;
+use crate::read::{ByteReader, PutExt, check_start};
+use crate::{DecodeFault, FormatError, frame};
 
 /// Magic bytes at the start of every delta.
 pub const MAGIC: &[u8; 8] = b"DORMDELT";

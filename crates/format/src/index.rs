@@ -5,12 +5,12 @@ use std::cmp::Ordering;
 use bytes::Bytes;
 use dormouse_protocol::{LogId, Slot, Subject};
 
-use super::line::{self, LINE_BYTES};
-use super::read::{ByteReader, PutExt, check_start, slice};
-use super::segment::IndexLine;
-use super::{DecodeFault, FormatError, crc32c};
-use crate::checksum::Crc64;
+use crate::checksum::{Crc64, crc32c};
 use crate::keys::{LogKeys, Nonce};
+use crate::line::{self, LINE_BYTES};
+use crate::read::{ByteReader, PutExt, check_start, slice};
+use crate::segment::IndexLine;
+use crate::{DecodeFault, FormatError};
 
 /// Magic bytes at the start of every index.
 pub const MAGIC: &[u8; 8] = b"DORMINDX";

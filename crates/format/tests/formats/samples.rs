@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use dormouse_format::checksum::Crc64;
+use dormouse_format::entry::{DedupRecord, LogEntry, WriteOutcome};
+use dormouse_format::frame;
+use dormouse_format::index::IndexHeader;
+use dormouse_format::keys::{BlobName, Nonce};
+use dormouse_format::record::{BlobRef, RecordOp, RemovalCause, SetOperation};
+use dormouse_format::segment::{self, Block, EncodedSlot, IndexLine, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_protocol::data::{ConfigureReply, DeleteAllReply, DeleteReply, SetOutcome, SetReply, SetResult};
 use dormouse_protocol::message::{Discard, Removed, SubjectConfig};
 use dormouse_protocol::{
     ErrorCode, ErrorReply, Headers, Level, LogId, MessageId, Position, RequestId, Rev, Seq, SessionId, Slot,
     Subject, Term, Timestamp,
 };
-use dormouse_storage::checksum::Crc64;
-use dormouse_storage::entry::{DedupRecord, LogEntry, WriteOutcome};
-use dormouse_storage::format::index::IndexHeader;
-use dormouse_storage::format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
-use dormouse_storage::format::{IndexLine, frame};
-use dormouse_storage::keys::{BlobName, Nonce};
-use dormouse_storage::plan::{BlobRef, RecordOp, RemovalCause, SetOperation};
 
 pub fn log() -> LogId {
     "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZZ".parse().unwrap()

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::fuzzing::CHECKS;
+use crate::golden::all_golden_files;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -31,6 +32,7 @@ fn decoder_checks_pass_on_fuzz_corpus() {
 /// Every decoder check has a fuzz target and passes on all golden files.
 #[test]
 fn decoder_checks_have_fuzz_targets_and_pass_on_golden() {
+    let golden = all_golden_files();
     for (target, check) in CHECKS {
         let program = root().join("fuzz/fuzz_targets").join(format!("{target}.rs"));
         let text =
@@ -41,8 +43,8 @@ fn decoder_checks_have_fuzz_targets_and_pass_on_golden() {
         );
         let manifest = fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap();
         assert!(manifest.contains(&format!("name = \"{target}\"")), "{target} is not in fuzz/Cargo.toml");
-        for file in fs::read_dir(root().join("crates/storage/tests/golden")).unwrap() {
-            check(&fs::read(file.unwrap().path()).unwrap());
+        for bytes in &golden {
+            check(bytes);
         }
     }
 }

@@ -1,35 +1,8 @@
-//! The byte format of the log's objects. `docs/formats.md` describes it.
-//!
-//! | module | holds |
-//! |---|---|
-//! | [`frame`] | one stored entry |
-//! | [`segment`] | one slot of a log: its birth, the entries of one segment, or its seal |
-//! | [`index`] | the positions of each subject's entries in a sealed log |
-//! | [`delta`] | one subject's entries since its snapshot |
-//!
-//! All functions are pure: bytes in, values out. Decoding any bytes costs memory in proportion to their number. The
-//! bytes are either the exact output of some version, or an error.
-
-pub mod delta;
-pub mod frame;
-pub mod index;
-mod line;
-mod read;
-pub mod segment;
+//! Why bytes cannot be decoded.
 
 use std::fmt;
 
-use crc_fast::CrcAlgorithm;
 use dormouse_protocol::ErrorReply;
-
-pub use segment::IndexLine;
-
-/// The checksum of frames, headers and other small data: CRC-32C.
-#[must_use]
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    // The algorithm's checksum has 32 bits.
-    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
-}
 
 /// A decoding error, without the name of the object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The checksum of all stored data: CRC-64/NVME.
+//! The checksums of stored data: CRC-64/NVME of whole objects, CRC-32C of their parts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -95,6 +95,13 @@ impl Default for Crc64Digest {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The checksum of frames, headers and other small data: CRC-32C.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    // The algorithm's checksum has 32 bits.
+    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 #[cfg(test)]

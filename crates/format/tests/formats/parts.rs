@@ -1,10 +1,10 @@
 //! Parts of objects, as range reads and lookups use them.
 
 use bytes::Bytes;
+use dormouse_format::index::{self, LogIndex};
+use dormouse_format::segment::{self, FOOTER_BYTES, Footer, MAX_HEADER_BYTES};
+use dormouse_format::{delta, frame};
 use dormouse_protocol::{Rev, Slot};
-use dormouse_storage::format::index::{self, LogIndex};
-use dormouse_storage::format::segment::{self, FOOTER_BYTES, Footer, MAX_HEADER_BYTES};
-use dormouse_storage::format::{delta, frame};
 
 use crate::samples;
 
@@ -93,7 +93,7 @@ fn entry_run_with_gap_is_rejected() {
 /// A segment of 100,000 subjects encodes and decodes.
 #[test]
 fn segment_holds_100000_subjects() {
-    let entry = samples::entry(0, vec![dormouse_storage::plan::RecordOp::Set(samples::minimal_set(1))]);
+    let entry = samples::entry(0, vec![dormouse_format::record::RecordOp::Set(samples::minimal_set(1))]);
     let blocks = (0..100_000)
         .rev()
         .map(|number| samples::block(&format!("app.user.{number:06}"), std::slice::from_ref(&entry)));

@@ -1,5 +1,6 @@
 //! Object keys: the keys of a subject's and a log's objects in the bucket, and the meaning of listed keys.
 
+mod bucket_key;
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +11,7 @@ use dormouse_protocol::{LogId, Rev, Slot, Subject, Term};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
-use crate::bucket::{BucketEntry, BucketKey, BucketPrefix};
+pub use bucket_key::{BucketEntry, BucketKey, BucketPrefix, InvalidKey};
 
 /// Digits of a manifest's number in object names, so that names sort as numbers do.
 const NUMBER_DIGITS: usize = 12;
@@ -261,6 +262,12 @@ impl From<BlobName> for String {
     fn from(name: BlobName) -> Self {
         name.to_string()
     }
+}
+
+/// The folder of all logs.
+#[must_use]
+pub fn logs_folder() -> BucketPrefix {
+    BucketPrefix::of_legal("logs/".to_owned())
 }
 
 /// Builds the keys of one log's objects.
