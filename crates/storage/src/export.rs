@@ -13,7 +13,7 @@ use crate::bucket::{Bucket, BucketError};
 use crate::database::{Database, remove_files};
 use crate::log::{TailError, read_tail};
 use crate::subject::restore::{RestoreError, Restorer};
-use crate::values::{self, FetchError};
+use crate::values::{self, FetchError, MAX_WHOLE_VALUE_BYTES};
 
 /// Number of attempts if newer bases replace the objects during the read.
 const ATTEMPTS: u32 = 5;
@@ -162,7 +162,12 @@ async fn embed_values(restorer: &mut Restorer<'_>) -> Result<(), Attempt> {
     let (bucket, keys) = (restorer.bucket, SubjectKeys::new(restorer.subject));
     let mut after = Seq::new(0);
     loop {
-        let blobs = restorer.on_file(move |database| database.blobs_after(after, VALUES_AT_ONCE)).await?;
+        let mut blobs = restorer.on_file(move |database| database.blobs_after(after, VALUES_AT_ONCE)).await?;
+        // At most one large value is in memory.
+        if let Some(large) = blobs.iter().position(|(_, blob)| blob.size_bytes > MAX_WHOLE_VALUE_BYTES as u64)
+        {
+            blobs.truncate(large.max(1));
+        }
         let Some(&(last, _)) = blobs.last() else { return Ok(()) };
         after = last;
         let values: Vec<(Seq, Bytes)> = stream::iter(blobs)

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use dormouse_format::checksum::Crc64;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{BlobName, BucketKey, Nonce, SubjectKeys};
@@ -39,6 +39,9 @@ const AT_ONCE: usize = 32;
 
 /// Blobs of one request in transfer at the same time.
 const OF_ONE_REQUEST: usize = 4;
+
+/// The longest range of one read of a value that was uploaded in chunks.
+const RANGE_BYTES: u64 = 8 * 1_024 * 1_024;
 
 /// Retry delay of `overloaded` replies.
 const RETRY_AFTER_MS: u64 = 200;
@@ -347,7 +350,12 @@ pub(crate) async fn fetch(
     blob: &BlobRef,
 ) -> Result<Bytes, FetchError> {
     let key = keys.blob(&blob.name);
-    let Some(value) = bucket.get(&key).await? else { return Err(FetchError::Missing(key)) };
+    let read = if blob.size_bytes > MAX_WHOLE_VALUE_BYTES as u64 {
+        read_in_ranges(bucket, &key, blob.size_bytes).await?
+    } else {
+        bucket.get(&key).await?
+    };
+    let Some(value) = read else { return Err(FetchError::Missing(key)) };
     let (size_bytes, crc64) = (value.len() as u64, Crc64::of(&value));
     if (size_bytes, crc64) == (blob.size_bytes, blob.crc64) {
         return Ok(value);
@@ -357,6 +365,24 @@ pub(crate) async fn fetch(
         blob.size_bytes, blob.crc64
     );
     Err(FetchError::Corrupt { object: key, what })
+}
+
+/// Reads an object of `size_bytes` bytes range by range: one read has a limit, a value that was uploaded in chunks has
+/// none. `None` if there is no object.
+async fn read_in_ranges(
+    bucket: &dyn Bucket,
+    key: &BucketKey,
+    size_bytes: u64,
+) -> Result<Option<Bytes>, BucketError> {
+    let mut value = BytesMut::new();
+    let mut start = 0;
+    while start < size_bytes {
+        let end = size_bytes.min(start + RANGE_BYTES);
+        let Some(range) = bucket.get_range(key, start..end).await? else { return Ok(None) };
+        value.extend_from_slice(&range);
+        start = end;
+    }
+    Ok(Some(value.freeze()))
 }
 
 impl TransferLimiter {

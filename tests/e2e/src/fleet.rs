@@ -18,7 +18,7 @@ use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use tempfile::TempDir;
 
-use crate::{CLIENTS, FleetProxies, TIMEOUT, RawNats, Security, until};
+use crate::{CLIENTS, FleetProxies, RawNats, Security, TIMEOUT, until};
 
 const COORDINATOR: &str = ServerName::COORDINATOR;
 

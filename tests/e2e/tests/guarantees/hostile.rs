@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::Rules;
 use dormouse_client::{Client, Kv};
-use dormouse_e2e::{Fleet, TIMEOUT, RawNats, RecordedBus, Recorder, SeededRng};
+use dormouse_e2e::{Fleet, RawNats, RecordedBus, Recorder, SeededRng, TIMEOUT};
 use dormouse_harness::{mutate, workspace_root};
 use dormouse_protocol::{Event, Op, RoutePattern, ServerName, decode};
 use dormouse_runtime::{Env, Tasks};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use dormouse_client::{Client, Error, Feed, Kv, SubjectConfig, Update};
-use dormouse_e2e::{Fleet, TIMEOUT, RawNats, Security};
+use dormouse_e2e::{Fleet, RawNats, Security, TIMEOUT};
 use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::{Op, encode};
 

@@ -295,6 +295,10 @@ async fn cli_writes_a_whole_file_or_none() -> anyhow::Result<()> {
             // After an interrupt, neither the file nor a part of it exists, and nothing was set.
             let other = fleet.folder().join("other").display().to_string();
             let bucket = format!("file://{}", fleet.bucket_dir().display());
+            // An export embeds the value, which is larger than one read of the bucket.
+            let whole = fleet.folder().join("whole").display().to_string();
+            fleet.cli_ok(&["subject", "export", "app.films", "--bucket", &bucket, &whole]).await?;
+            assert!(std::fs::metadata(&whole)?.len() > 40 * MIB);
             for arguments in [
                 &["get", "app.films", "--key", "film", "--output", &other][..],
                 &["subject", "export", "app.films", "--bucket", &bucket, &other],
@@ -305,7 +309,9 @@ async fn cli_writes_a_whole_file_or_none() -> anyhow::Result<()> {
                 loop {
                     let mut command = fleet.tool()?;
                     command.args(["--nats", &fleet.url()]).args(arguments);
-                    let mut tool = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+                    let messages = fleet.folder().join("messages");
+                    let stderr = std::fs::File::create(&messages)?;
+                    let mut tool = command.stdout(Stdio::null()).stderr(stderr).spawn()?;
                     let pid = tool.id().context("no process id")?;
                     let done = until("the command is running or has ended", async || {
                         if let Some(done) = tool.try_wait()? {
@@ -324,7 +330,8 @@ async fn cli_writes_a_whole_file_or_none() -> anyhow::Result<()> {
                         }
                     };
                     if !ended.success() {
-                        ensure!(done.is_none(), "{arguments:?} ended with {ended}");
+                        let messages = std::fs::read_to_string(&messages)?;
+                        ensure!(done.is_none(), "{arguments:?} ended with {ended}: {messages}");
                         break;
                     }
                     tokio::fs::remove_file(&other).await?;

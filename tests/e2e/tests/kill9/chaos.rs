@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dormouse_e2e::ledger::{FaultEvent, FaultKind};
-use dormouse_e2e::{Fleet, TIMEOUT, SeededRng, until};
+use dormouse_e2e::{Fleet, SeededRng, TIMEOUT, until};
 use dormouse_protocol::{ServerName, Subject};
 
 use crate::traffic::{Traffic, WRITERS, key, read_one, served};

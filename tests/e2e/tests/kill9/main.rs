@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dormouse_e2e::ledger::order;
-use dormouse_e2e::{Fleet, TIMEOUT, SeededRng};
+use dormouse_e2e::{Fleet, SeededRng, TIMEOUT};
 use dormouse_protocol::{Level, Message, Position, ServerName};
 
 use calls::Caller;
