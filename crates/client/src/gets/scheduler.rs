@@ -20,7 +20,7 @@ use crate::subject::Handle;
 /// always slow.
 const STALL_TIMEOUT: Duration = Duration::from_millis(20);
 
-type Ticket = oneshot::Sender<GetOutcome>;
+type GetReplySender = oneshot::Sender<GetOutcome>;
 
 /// The queued and sent gets of all subjects.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ struct GetSchedulerState {
 
 #[derive(Debug, Default)]
 struct SubjectGets {
-    queue: GetQueue<Ticket>,
+    queue: GetQueue<GetReplySender>,
     /// The runtime that sends queued gets: a caller may end outside a runtime.
     runtime: Option<runtime::Handle>,
 }
@@ -70,7 +70,11 @@ impl GetScheduler {
     }
 
     /// Admits a get at once, if possible; otherwise queues `get`.
-    fn admit(&self, subject: &Subject, get: impl FnOnce(Ticket) -> PendingGet<Ticket>) -> Admission {
+    fn admit(
+        &self,
+        subject: &Subject,
+        get: impl FnOnce(GetReplySender) -> PendingGet<GetReplySender>,
+    ) -> Admission {
         let mut state = self.state();
         let position = state.next_ticket();
         let Some(SubjectGets { queue, runtime }) = state.subjects.get_mut(subject) else {
@@ -122,7 +126,7 @@ impl GetScheduler {
         subject: &Subject,
         position: GetPosition,
         answered: usize,
-        mut rest: Vec<(GetPosition, PendingGet<Ticket>)>,
+        mut rest: Vec<(GetPosition, PendingGet<GetReplySender>)>,
     ) -> bool {
         self.end_with(subject, position, |queue| {
             // A caller closes its channel and then removes its get: the get is dropped here, or is found in
@@ -145,7 +149,7 @@ impl GetScheduler {
         &self,
         subject: &Subject,
         position: GetPosition,
-        also: impl FnOnce(&mut GetQueue<Ticket>),
+        also: impl FnOnce(&mut GetQueue<GetReplySender>),
     ) -> bool {
         let mut state = self.state();
         let Some(SubjectGets { queue, .. }) = state.subjects.get_mut(subject) else { return false };
@@ -163,7 +167,7 @@ impl GetScheduler {
         &self,
         subject: &Subject,
         budget_bytes: usize,
-    ) -> Option<(GetPosition, GetGroup<Ticket>, Option<runtime::Handle>)> {
+    ) -> Option<(GetPosition, GetGroup<GetReplySender>, Option<runtime::Handle>)> {
         let mut state = self.state();
         let position = state.next_ticket();
         let SubjectGets { queue, runtime } = state.subjects.get_mut(subject)?;
@@ -298,7 +302,7 @@ struct BatchSender {
 }
 
 impl BatchSender {
-    async fn run(mut self, group: GetGroup<Ticket>) {
+    async fn run(mut self, group: GetGroup<GetReplySender>) {
         let answer = self.ask(&group).await;
         let settled = group.resolve(answer);
         let answered = settled.outcomes.len();
@@ -312,7 +316,7 @@ impl BatchSender {
         }
     }
 
-    async fn ask(&self, group: &GetGroup<Ticket>) -> Result<GetReply, Error> {
+    async fn ask(&self, group: &GetGroup<GetReplySender>) -> Result<GetReply, Error> {
         let deadline = group.last_expiry().saturating_sub(self.inner.env.boot());
         let request = group.request();
         tokio::select! {

@@ -22,7 +22,7 @@ use crate::subject::Handle;
 /// The outcome of the sets of one call: of each, or of all together.
 pub(crate) type SetsOutcome = Result<Vec<Result<SetResult, Error>>, Error>;
 
-type Ticket = oneshot::Sender<SetsOutcome>;
+type SetReplySender = oneshot::Sender<SetsOutcome>;
 
 /// One subject may use this part of the total limit, so that a subject whose server is unavailable leaves
 /// room for others.
@@ -45,7 +45,7 @@ struct SetSchedulerState {
 /// The sets of one subject.
 #[derive(Debug, Default)]
 struct SubjectSets {
-    queue: SetQueue<Ticket>,
+    queue: SetQueue<SetReplySender>,
     /// Bytes of sets that are queued or in flight.
     used_bytes: usize,
     /// The sender task continues at this time, or when the request in flight ends.
@@ -71,7 +71,11 @@ impl SetScheduler {
     }
 
     /// Queues the entry; `Some` is the notification of the sender task that must be started.
-    fn push(&self, subject: &Subject, entry: QueuedSet<Ticket>) -> Result<Option<Arc<Notify>>, Error> {
+    fn push(
+        &self,
+        subject: &Subject,
+        entry: QueuedSet<SetReplySender>,
+    ) -> Result<Option<Arc<Notify>>, Error> {
         let mut state = self.state();
         let used_bytes = state.subjects.get(subject).map_or(0, |pending| pending.used_bytes);
         let size_bytes = entry.size_bytes;
@@ -101,7 +105,12 @@ impl SetScheduler {
 
     /// The next request. `None` if the queue is empty: then the subject is removed, and the next set starts a
     /// sender task.
-    fn next(&self, subject: &Subject, now: Duration, budget_bytes: usize) -> Option<SetGroup<Ticket>> {
+    fn next(
+        &self,
+        subject: &Subject,
+        now: Duration,
+        budget_bytes: usize,
+    ) -> Option<SetGroup<SetReplySender>> {
         self.expire(subject, now);
         let mut state = self.state();
         let pending = state.subjects.get_mut(subject)?;
@@ -116,7 +125,7 @@ impl SetScheduler {
     }
 
     /// When the next caller expires before the request in flight ends by itself.
-    fn next_expiry(&self, subject: &Subject, group: &SetGroup<Ticket>) -> Option<Duration> {
+    fn next_expiry(&self, subject: &Subject, group: &SetGroup<SetReplySender>) -> Option<Duration> {
         let last = group.last_expiry();
         let mut state = self.state();
         let pending = state.subjects.get_mut(subject)?;
@@ -142,7 +151,7 @@ impl SetScheduler {
         self.release(subject, size_bytes);
     }
 
-    fn put_back(&self, subject: &Subject, again: Vec<(u64, QueuedSet<Ticket>)>) {
+    fn put_back(&self, subject: &Subject, again: Vec<(u64, QueuedSet<SetReplySender>)>) {
         let at_most = again.len() / 2;
         let mut state = self.state();
         if let Some(pending) = state.subjects.get_mut(subject) {
@@ -171,7 +180,7 @@ impl SetScheduler {
     }
 }
 
-fn deliver(results: impl IntoIterator<Item = CallerResult<Ticket>>) {
+fn deliver(results: impl IntoIterator<Item = CallerResult<SetReplySender>>) {
     for (ticket, outcome) in results {
         // The caller may have dropped the acknowledgement.
         let _ = ticket.send(outcome);
@@ -245,7 +254,12 @@ impl Drop for SetSender {
 }
 
 /// Sends one request and gives each caller its result, at the latest at the caller's deadline.
-async fn send(inner: &Arc<ClientShared>, subject: &Subject, notify: &Notify, mut group: SetGroup<Ticket>) {
+async fn send(
+    inner: &Arc<ClientShared>,
+    subject: &Subject,
+    notify: &Notify,
+    mut group: SetGroup<SetReplySender>,
+) {
     let size_bytes = group.size_bytes();
     let deadline = group.last_expiry().saturating_sub(inner.env.boot());
     let upload = group.large().map(|item| upload(inner, subject, &group, item));
@@ -290,7 +304,7 @@ async fn send(inner: &Arc<ClientShared>, subject: &Subject, notify: &Notify, mut
 fn upload(
     inner: &Arc<ClientShared>,
     subject: &Subject,
-    group: &SetGroup<Ticket>,
+    group: &SetGroup<SetReplySender>,
     mut item: SetItem,
 ) -> BoxFuture<'static, Result<SetReply, Error>> {
     let (deadline, level) = group.terms();
@@ -317,7 +331,7 @@ fn lock<T>(group: &Mutex<SetGroup<T>>) -> MutexGuard<'_, SetGroup<T>> {
 /// A request body made from a group.
 struct BatchBody<'a> {
     inner: &'a ClientShared,
-    group: &'a Mutex<SetGroup<Ticket>>,
+    group: &'a Mutex<SetGroup<SetReplySender>>,
 }
 
 impl RequestBody for BatchBody<'_> {

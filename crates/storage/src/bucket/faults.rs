@@ -27,13 +27,13 @@ use plan::{CallFault, FaultInjector};
 /// A bucket with faults that are scripted ([`script`](Self::script), [`set_unreachable`](Self::set_unreachable), …) or
 /// random from a seed ([`FaultPlan`]). The same calls in the same order get the same faults.
 pub struct FaultyBucket {
-    store: Arc<Store>,
+    store: Arc<SharedStore>,
     env: Env,
     faults: Mutex<FaultInjector>,
 }
 
 /// State that all clients of one bucket share: a late request arrives even if its sender is gone.
-struct Store {
+struct SharedStore {
     inner: Arc<dyn Bucket>,
     delayed: Mutex<Vec<DelayedRequest>>,
     /// When each object was written: a stale listing may lack recent ones.
@@ -63,7 +63,7 @@ impl FaultyBucket {
     #[must_use]
     pub fn new(inner: Arc<dyn Bucket>, seed: u64, plan: FaultPlan, env: Env) -> Self {
         Self::on(
-            Arc::new(Store { inner, delayed: Mutex::default(), arrivals: Mutex::default() }),
+            Arc::new(SharedStore { inner, delayed: Mutex::default(), arrivals: Mutex::default() }),
             seed,
             plan,
             env,
@@ -76,7 +76,7 @@ impl FaultyBucket {
         Self::on(Arc::clone(&self.store), seed, plan, self.env.clone())
     }
 
-    fn on(store: Arc<Store>, seed: u64, plan: FaultPlan, env: Env) -> Self {
+    fn on(store: Arc<SharedStore>, seed: u64, plan: FaultPlan, env: Env) -> Self {
         Self { store, env, faults: Mutex::new(FaultInjector::new(seed, plan)) }
     }
 
@@ -228,7 +228,7 @@ impl FaultyBucket {
     }
 }
 
-impl Store {
+impl SharedStore {
     fn delayed(&self) -> MutexGuard<'_, Vec<DelayedRequest>> {
         self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,7 +253,7 @@ impl Store {
     }
 }
 
-impl Store {
+impl SharedStore {
     fn record_arrival(&self, key: &BucketKey, now: Duration) {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), now);
     }

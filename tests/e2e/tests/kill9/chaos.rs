@@ -1,7 +1,7 @@
 //! Injects faults into the servers, and restarts them.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -214,7 +214,7 @@ impl Chaos {
             }
             FaultAction::Wipe => {
                 fleet.kill9(name.as_str()).await?;
-                std::fs::remove_dir_all(fleet.data_dir(name.as_str()))?;
+                wipe(&fleet.data_dir(name.as_str()))?;
                 self.record_fault(target, FaultKind::Wiped, now, traffic.caller.now());
                 self.servers[target].state = ServerState::Down { until: traffic.caller.now() + long };
                 self.count("killed and its disk wiped");
@@ -548,4 +548,12 @@ fn random_fail_points(rng: &mut SeededRng) -> String {
         }
     }
     fail_points.join(",")
+}
+
+/// Removes a server's disk. A process that was killed right after an earlier wipe has not created the folder yet.
+fn wipe(folder: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done.with_context(|| format!("cannot remove {}", folder.display())),
+    }
 }

@@ -251,7 +251,8 @@ fn lost(fleet: &Fleet) -> anyhow::Result<BTreeSet<String>> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "delta") {
-                values.extend(values_in(&std::fs::read(&path)?));
+                let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+                values.extend(values_in(&bytes));
             }
         }
     }
