@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use dormouse_client::{Client, NatsOptions, ServerName, Subject};
 use dormouse_coordinator::store::sled_store::SledStore;
-use dormouse_coordinator::store::{Change, Store};
+use dormouse_coordinator::store::{Store, StoreChange};
 use dormouse_harness::{NatsServer, NatsServerOptions, Process, ProcessSpec, our_program};
 use serde::{Deserialize, Serialize};
 
@@ -126,7 +126,7 @@ fn create_dormant(folder: &Path, subjects: usize) -> Result<()> {
             let folder = bucket.join(subject.as_str());
             std::fs::create_dir(&folder)?;
             std::fs::write(folder.join("000000000001.manifest"), b"{}")?;
-            changes.push(Change::Assign { subject, previous: None, server: server.clone() });
+            changes.push(StoreChange::Assign { subject, previous: None, server: server.clone() });
         }
         store.write(&changes)?;
         store.flush()?;

@@ -152,7 +152,7 @@ fn judged(text: &mut String, results: &Results) -> Result<()> {
             (_, false) => "**missed**",
         };
         let measured = judged.measured.as_deref().unwrap_or("–");
-        writeln!(text, "| {} | {measured} | {} | {verdict} |", judged.what, judged.wanted)?;
+        writeln!(text, "| {} | {measured} | {} | {verdict} |", judged.what, judged.bound_text)?;
     }
     Ok(())
 }
