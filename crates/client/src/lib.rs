@@ -67,7 +67,6 @@ pub mod json;
 mod kv;
 mod location;
 #[doc(hidden)]
-pub mod mutations;
 mod new_message;
 mod operator;
 mod pages;

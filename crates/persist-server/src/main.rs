@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         return ExitReason::Settings.into();
     }
     #[cfg(feature = "fail-points")]
-    if let Err(fault) = arm_fail_points() {
+    if let Err(fault) = dormouse_runtime::fail_points::arm_from_env() {
         eprintln!("dormouse-persist-server: DORMOUSE_FAIL_POINTS: {fault}");
         return ExitReason::Settings.into();
     }
@@ -68,18 +68,6 @@ fn main() -> ExitCode {
     // Work that still runs after the shutdown deadline must not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     exit.into()
-}
-
-/// Arms the fail points that a test requests; see `dormouse_storage::fail_points`.
-#[cfg(feature = "fail-points")]
-fn arm_fail_points() -> Result<(), String> {
-    use dormouse_storage::fail_points::{Armed, arm};
-
-    let Ok(points) = std::env::var("DORMOUSE_FAIL_POINTS") else { return Ok(()) };
-    let seed = std::env::var("DORMOUSE_FAIL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    arm(Armed::read(&points, seed, std::env::var_os("DORMOUSE_FAIL_WHILE").map(Into::into))?);
-    tracing::warn!(points, seed, impact = "this process may kill itself", "fail points are armed");
-    Ok(())
 }
 
 /// Logs the effective settings without secrets, and a warning about a memory bucket.

@@ -5,8 +5,13 @@
 //! So the same code runs in production and under simulation, in one process, with a simulated clock and a seeded RNG.
 //! Under simulation, a [`Process`] groups the tasks of one server, one client or one coordinator. A test can pause and
 //! kill a process between any two steps of its tasks.
+//!
+//! [`fail_points`] are named steps at which a test kills the real process. [`injected_bugs`] are bugs that a simulation
+//! must find. Both compile to nothing without their features.
 
 mod env;
+pub mod fail_points;
+pub mod injected_bugs;
 #[cfg(feature = "logging")]
 pub mod logging;
 mod observable;

@@ -17,7 +17,6 @@ use crate::database::sqlite_is_safe;
 use crate::housekeeping;
 use crate::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
 use crate::metrics::{Counters, EngineMetrics};
-use crate::mutations::{InjectedBug, is_active};
 use crate::read_lease::ReadLease;
 use crate::recovery::{RecoveryError, RecoverySettings, StrandedWrites, recover};
 use crate::settings::EngineSettings;
@@ -27,6 +26,7 @@ use crate::subject::garbage::{self, Garbage};
 use crate::subject_table::{SubjectLoad, SubjectTable, SubmitOutcome, shutting_down};
 use crate::values::TransferLimiter;
 use crate::wal::{FileSystem, Wal, WalError, WalStorage, list_logs};
+use dormouse_runtime::injected_bug;
 
 pub use end::ShutdownReport;
 
@@ -110,7 +110,7 @@ impl EngineShared {
         if self.data.is_marked_orphaned(log) {
             return Ok(sealed);
         }
-        if !is_active(InjectedBug::NoRecheckAfterSeal) {
+        if !injected_bug!(NoRecheckAfterSeal) {
             self.authority.may_claim(subject, Some(log)).await?;
         }
         let (data, orphaned) = (Arc::clone(&self.data), log.clone());

@@ -16,8 +16,6 @@
 //! | [`wal`] | the local write-ahead log: writes that are accepted and not yet shipped |
 //! | [`recovery`] | after a restart: ships the unshipped writes of earlier processes into their logs |
 //! | [`gc`] | collection without a server: deletes objects that no manifest needs |
-//! | [`fail_points`] | named steps at which a test kills the process |
-//! | [`mutations`] | injected bugs that a simulation must find |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 
 pub mod api;
@@ -29,12 +27,10 @@ pub mod data_dir;
 mod database;
 pub mod engine;
 mod export;
-pub mod fail_points;
 pub mod gc;
 mod housekeeping;
 pub mod log;
 mod metrics;
-pub mod mutations;
 pub mod ownership;
 pub mod plan;
 mod read_lease;

@@ -10,7 +10,7 @@ use dormouse_protocol::ErrorReply;
 
 use crate::api::{Authority, LeaseGeneration};
 use crate::log::Log;
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// See the [module](self).
 pub(crate) struct ReadLease {
@@ -29,8 +29,8 @@ impl ReadLease {
     /// Whether reads may be answered at once, and writes be acknowledged below the level `bucket`.
     pub(crate) fn is_confirmed(&self) -> bool {
         let lease = self.authority.lease();
-        let confirmed = lease == *self.lock() || is_active(InjectedBug::NoBarrierAfterGap);
-        (lease.is_some() && confirmed || is_active(InjectedBug::LeaseIgnored)) && !self.log.is_closed()
+        let confirmed = lease == *self.lock() || injected_bug!(NoBarrierAfterGap);
+        (lease.is_some() && confirmed || injected_bug!(LeaseIgnored)) && !self.log.is_closed()
     }
 
     /// The lease that is held and not confirmed yet, returned once per lease. The caller passes a read barrier for it.

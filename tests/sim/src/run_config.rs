@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dormouse_protocol::Level;
+use dormouse_runtime::injected_bugs::InjectedBug;
 use dormouse_storage::LogSettings;
 use dormouse_storage::bucket::faults::FaultPlan;
 
@@ -37,6 +38,16 @@ impl Profile {
         Self::ClockDrift,
         Self::StaleList,
     ];
+
+    /// Returns the profile that shows the bug, if only one does.
+    #[must_use]
+    pub const fn that_shows(bug: InjectedBug) -> Option<Self> {
+        match bug {
+            InjectedBug::DedupLostOnDestroy => Some(Self::Destroys),
+            InjectedBug::NoListAfterSeal => Some(Self::Overtaken),
+            _ => None,
+        }
+    }
 
     /// Returns the profile's name on the command line.
     #[must_use]

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::bug::Bug;
+use dormouse_runtime::injected_bugs::InjectedBug;
+
 use crate::run::{Report, run};
 use crate::run_config::Profile;
 
@@ -61,7 +62,7 @@ fn watch(current: &[Current], over: &AtomicBool) {
 pub fn soak(
     seeds: Range<u64>,
     profile: Profile,
-    bug: Option<Bug>,
+    bug: Option<InjectedBug>,
     threads: usize,
     on_report: impl Fn(&Report) -> bool + Sync,
 ) -> SoakSummary {
@@ -90,7 +91,7 @@ pub fn soak(
 fn work(
     next: &AtomicU64,
     end: u64,
-    (profile, bug): (Profile, Option<Bug>),
+    (profile, bug): (Profile, Option<InjectedBug>),
     current: &Current,
     on_report: &(impl Fn(&Report) -> bool + Sync),
     summary: &Mutex<SoakSummary>,

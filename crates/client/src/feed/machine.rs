@@ -29,7 +29,7 @@ use super::known::KnownMessages;
 use super::output::{FeedOutput, OutputBuffer};
 use super::{FeedFrom, FeedKeys};
 use crate::error::{Error, MalformedCause};
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// How long a feed without any alarm waits until it queries all the same; jitter adds up to half of it.
 const CHECK_EVERY: Duration = Duration::from_secs(45);
@@ -293,7 +293,7 @@ impl FeedMachine {
             return self.ask(FeedQuery::Page(cursor), Duration::ZERO);
         }
         for seq in reading.missing {
-            if !is_active(InjectedBug::RemovalNotEmitted) {
+            if !injected_bug!(RemovalNotEmitted) {
                 self.output.remove(seq);
             }
         }

@@ -7,7 +7,7 @@ use dormouse_protocol::Level;
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// Which sets may share a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +127,7 @@ impl<T> SetQueue<T> {
             used_bytes += next.size_bytes;
             taken.extend(self.remove(position).map(|entry| (position, entry)));
         }
-        if is_active(InjectedBug::SetsReordered) {
+        if injected_bug!(SetsReordered) {
             taken.reverse();
         }
         taken

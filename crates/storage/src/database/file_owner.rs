@@ -7,7 +7,7 @@ use dormouse_protocol::{LogId, Rev, Seq, Term};
 use rusqlite::{OptionalExtension, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// The initial state of a subject without a snapshot: zero, or the end of its destroyed predecessor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl Database {
                 self.state.position()
             )));
         }
-        if is_active(InjectedBug::DedupLostOnClaim) {
+        if injected_bug!(DedupLostOnClaim) {
             self.connection
                 .execute_batch("DELETE FROM results; DELETE FROM sessions; DELETE FROM msg_ids")?;
         }

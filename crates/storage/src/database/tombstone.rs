@@ -10,7 +10,7 @@ use rusqlite::{Connection, params};
 
 use super::dedup::{IDLE_MICROS, REFRESH_MICROS};
 use super::{Database, DatabaseError, from_sql, outcome, to_sql};
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 impl Database {
     /// The tombstone state if `request` destroys the subject now: at `wall`, or at the subject's accept time
@@ -72,7 +72,7 @@ impl Database {
 
 /// Writes the dedup state of the destroyed predecessor into a new file. Within a transaction.
 pub(super) fn write(connection: &Connection, past: &TombstoneState) -> Result<(), DatabaseError> {
-    if is_active(InjectedBug::DedupLostOnDestroy) {
+    if injected_bug!(DedupLostOnDestroy) {
         return Ok(());
     }
     let mut insert = connection

@@ -24,7 +24,7 @@ impl Engine {
     /// Cancelling the call leaves an engine that does not serve.
     pub async fn restart_after_takeover(self) -> PreparedEngine {
         let shared = &self.shared;
-        crate::fail_points::reach(crate::fail_points::FailPoint::TakenOver);
+        dormouse_runtime::fail_point!(TakenOver);
         shared.subject_table.stop_accepting();
         shared.ended.request();
         shared.subject_table.wait_until_empty().await;

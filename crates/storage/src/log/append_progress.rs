@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dormouse_protocol::{ErrorReply, Level, Slot};
 use tokio::sync::Notify;
 
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// Durability stage of a write. Each stage includes the earlier ones; [`DurabilityStage::Failed`] includes none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,7 +26,7 @@ pub enum DurabilityStage {
 /// The stage that a write of this level must reach before it may be acknowledged.
 fn required_stage(level: Level) -> DurabilityStage {
     match level {
-        Level::Bucket if is_active(InjectedBug::AckBeforeBucket) => DurabilityStage::Written,
+        Level::Bucket if injected_bug!(AckBeforeBucket) => DurabilityStage::Written,
         Level::Memory => DurabilityStage::Accepted,
         Level::Interval => DurabilityStage::Written,
         Level::Disk => DurabilityStage::Synced,

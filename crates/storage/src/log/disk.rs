@@ -8,9 +8,9 @@ use dormouse_protocol::{ErrorCode, ErrorReply, Slot};
 use super::LogEnd;
 use super::handle::LogShared;
 use super::state::taken_over;
-use crate::fail_points::{FailPoint, reach};
-use crate::mutations::{InjectedBug, is_active};
 use crate::wal::{Lsn, Wal, WalAppend, WalError};
+use dormouse_runtime::fail_point;
+use dormouse_runtime::injected_bug;
 
 /// The next work of the disk task.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ async fn write(shared: &Arc<LogShared>, wal: Wal, group: Vec<WalAppend>, sync: b
     in_background(shared, wal, move |shared, wal| {
         match wal.write(&group) {
             Ok(()) => {
-                reach(FailPoint::WalWritten);
+                fail_point!(WalWritten);
                 shared.lock().group_written();
             }
             Err(error @ WalError::Poisoned { .. }) => return poisoned(shared, &error),
@@ -131,7 +131,7 @@ async fn write(shared: &Arc<LogShared>, wal: Wal, group: Vec<WalAppend>, sync: b
             }
         }
         shared.wakers.ship.notify_one();
-        reach(FailPoint::WalUnsynced);
+        fail_point!(WalUnsynced);
         if sync {
             sync_now(shared, wal);
         }
@@ -140,10 +140,10 @@ async fn write(shared: &Arc<LogShared>, wal: Wal, group: Vec<WalAppend>, sync: b
 }
 
 fn sync_now(shared: &LogShared, wal: &mut Wal) {
-    let synced = if is_active(InjectedBug::NoSync) { Ok(()) } else { wal.sync() };
+    let synced = if injected_bug!(NoSync) { Ok(()) } else { wal.sync() };
     match synced {
         Ok(()) => {
-            reach(FailPoint::WalSynced);
+            fail_point!(WalSynced);
             shared.lock().synced();
         }
         Err(error) => poisoned(shared, &error),

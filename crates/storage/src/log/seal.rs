@@ -13,7 +13,7 @@ mod tests;
 
 use dormouse_protocol::Slot;
 
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// One attempt to confirm that a log is sealed, by this process or another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -105,7 +105,7 @@ impl SealMachine {
                 (SealState::Listing, SealEffect::List)
             }
             (SealState::Creating(slot), SealInput::Created { ours: true })
-                if is_active(InjectedBug::NoListAfterSeal) =>
+                if injected_bug!(NoListAfterSeal) =>
             {
                 (SealState::Ended, SealEffect::Sealed(slot))
             }

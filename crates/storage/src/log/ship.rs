@@ -18,8 +18,8 @@ use super::ship_schedule::FlushDecision;
 use super::state::Segment;
 use super::{Append, StartLogError};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
-use crate::fail_points::{FailPoint, reach};
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::fail_point;
+use dormouse_runtime::injected_bug;
 
 /// Backoff after a failed upload: the first pause, doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -107,7 +107,7 @@ async fn put(shared: &LogShared, Segment { slot, appends }: Segment, previous: C
         () = over => return None,
         () = warn_bucket_stalled(shared, slot) => return None,
     };
-    reach(FailPoint::SlotCreated);
+    fail_point!(SlotCreated);
     let mut state = shared.lock();
     match outcome {
         SlotOwner::Ours => {
@@ -169,7 +169,7 @@ async fn create_until_definite(shared: &LogShared, slot: Slot, nonce: Nonce, byt
 /// read now.
 async fn read_slot_owner(shared: &LogShared, slot: Slot, nonce: Nonce) -> Option<SlotOwner> {
     match read_header(shared.bucket.as_ref(), &shared.id, slot).await {
-        Ok(Some(Ok(header))) if header.nonce == nonce || is_active(InjectedBug::ExistsIsSuccess) => {
+        Ok(Some(Ok(header))) if header.nonce == nonce || injected_bug!(ExistsIsSuccess) => {
             Some(SlotOwner::Ours)
         }
         Ok(Some(Ok(header))) => {

@@ -28,7 +28,7 @@ use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject, Term};
 
 use super::{BaseObject, CreateResult, ManifestRead, Verified, contract_broken, terms};
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 pub use steps::{ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
 
@@ -247,7 +247,7 @@ impl Claim {
             }
             Purpose::Serve | Purpose::ServeOwn
                 if manifest.owner == self.my_log
-                    && (!manifest.released || is_active(InjectedBug::ReopenAfterRelease)) =>
+                    && (!manifest.released || injected_bug!(ReopenAfterRelease)) =>
             {
                 self.restore(Some(manifest), TailSource::Own)
             }
@@ -350,7 +350,7 @@ impl Claim {
         match outcome {
             CreateResult::Ours => {
                 self.highest = self.highest.max(Some(manifest.number));
-                if !manifest.released && is_active(InjectedBug::NoListAfterClaim) {
+                if !manifest.released && injected_bug!(NoListAfterClaim) {
                     return ClaimEffect::Serve(Verified::new(manifest, Folder::default()));
                 }
                 let end = if manifest.released { VerifiedAs::Released } else { VerifiedAs::Serve };

@@ -9,7 +9,7 @@ use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{LogId, Rev, Slot};
 
 use super::is_newest;
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// The objects of a subject that may be deleted, if `folder`, listed after `manifest` was read or created, shows it to
 /// be the newest: the earlier manifests, and the snapshots and deltas made for it or for earlier ones that it does not
@@ -54,7 +54,7 @@ pub fn blobs(
     let deletable = |name: &BlobName| match removed(name) {
         _ if manifest.tombstone => name.term <= manifest.term,
         _ if manifest.released => false,
-        removed if is_active(InjectedBug::ValueDeletedEarly) => removed.is_some() || !refers(name),
+        removed if injected_bug!(ValueDeletedEarly) => removed.is_some() || !refers(name),
         Some(rev) => rev <= manifest.base_rev,
         None => name.term < manifest.term && !refers(name),
     };

@@ -9,7 +9,7 @@ use dormouse_protocol::{ErrorReply, Seq};
 
 use super::view::{StoredMessage, SubjectView};
 use super::{PlanRejection, size};
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// The most bytes of removed messages that one entry names. Later entries remove the rest.
 pub(super) const NAMED_BYTES: usize = 1_024 * 1_024;
@@ -71,7 +71,7 @@ impl Amount {
 
 /// Whether a write evicts old messages.
 pub(super) fn discards_old(config: &SubjectConfig) -> bool {
-    config.discard.unwrap_or_default() == Discard::Old || is_active(InjectedBug::FullDropsOldest)
+    config.discard.unwrap_or_default() == Discard::Old || injected_bug!(FullDropsOldest)
 }
 
 /// Whether the number of messages or bytes is limited.

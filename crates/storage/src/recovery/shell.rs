@@ -17,8 +17,8 @@ use super::machine::{Recovered, Recovery, RecoveryEffect, RecoveryInput, Recover
 use super::segments::{blocks, match_segment, next_batch};
 use super::{RecoveryError, SealLog, StrandedWrites};
 use crate::bucket::{Bucket, BucketError, CreateOutcome, create_once};
-use crate::fail_points::{FailPoint, reach};
 use crate::wal::{Lsn, WalContents, WalError, WalStorage, keep_damaged, list_logs, read_wal, remove_wal};
+use dormouse_runtime::fail_point;
 
 /// Resources of a recovery.
 #[derive(Clone)]
@@ -67,9 +67,9 @@ pub async fn recover(
             Recovered::Complete | Recovered::Nothing => {
                 tracing::info!(%log, "WAL recovery complete");
                 let (storage, dir) = (settings.storage.clone(), settings.wal.clone());
-                reach(FailPoint::WalRemoving);
+                fail_point!(WalRemoving);
                 settings.env.blocking(move || remove_wal(storage.as_ref(), &dir, &log)).await?;
-                reach(FailPoint::WalRemoved);
+                fail_point!(WalRemoved);
             }
             Recovered::SlotsMissing => {
                 let wal = settings.wal.join(log.to_string());
@@ -118,7 +118,7 @@ impl LogRecovery<'_> {
                 RecoveryEffect::ReadSlot(slot) => RecoveryInput::SlotRead(self.read_slot(slot).await?),
                 RecoveryEffect::Put { slot, after } => self.put(slot, after).await?,
                 RecoveryEffect::Seal => {
-                    reach(FailPoint::RecoverySealing);
+                    fail_point!(RecoverySealing);
                     let sealed = sealer.seal(self.log).await;
                     sealed.map_err(|reply| RecoveryError::Seal { log: self.log.clone(), reply })?;
                     RecoveryInput::Sealed
@@ -163,7 +163,7 @@ impl LogRecovery<'_> {
                 .await?;
         match outcome {
             CreateOutcome::Ours => {
-                reach(FailPoint::RecoveryPut);
+                fail_point!(RecoveryPut);
                 self.previous = Some((slot, encoded.checksum));
                 Ok(RecoveryInput::Put { ours: true, through })
             }

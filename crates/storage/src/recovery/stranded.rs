@@ -10,8 +10,8 @@ use dormouse_format::{FormatError, delta, frame};
 use dormouse_protocol::{LogId, Rev, Subject, Term};
 
 use super::{RecoveryError, RecoverySettings};
-use crate::fail_points::{FailPoint, reach};
 use crate::wal::{ResolvedSubjects, WalAppend, WalError, remove_wal, write_all};
+use dormouse_runtime::fail_point;
 
 /// Writes that earlier processes of this data directory acknowledged at levels below `bucket` and that no claim has
 /// included, by log and subject. Clones share it.
@@ -149,7 +149,7 @@ impl StrandedWrites {
                 "diverged writes saved to lost/"
             );
         }
-        reach(FailPoint::LostSaved);
+        fail_point!(LostSaved);
         self.mark_resolved(subject, log).await?;
         Ok(kept)
     }
@@ -204,9 +204,9 @@ impl StrandedShared {
         };
         if stranded.subjects.len() == 1 {
             // Without its folder the log has no stranded writes, also after a restart.
-            reach(FailPoint::WalRemoving);
+            fail_point!(WalRemoving);
             remove_wal(storage, dir, log)?;
-            reach(FailPoint::WalRemoved);
+            fail_point!(WalRemoved);
             logs.remove(log);
             return Ok(());
         }

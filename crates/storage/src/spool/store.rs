@@ -9,9 +9,9 @@ use dormouse_protocol::{ErrorReply, Subject, Term};
 use super::machine::{FinishOutcome, UploadGeneration};
 use super::{Spool, UploadKey, key};
 use crate::engine::EngineShared;
-use crate::fail_points::{FailPoint, reach};
 use crate::plan::UploadQuota;
 use crate::values::{StoredValue, Uploader};
+use dormouse_runtime::fail_point;
 
 /// A request to store an uploaded value in the bucket, with its subject.
 pub(crate) struct Finish<'a> {
@@ -77,7 +77,7 @@ async fn store(
         () = shared.stopping() => Err(ErrorReply::unavailable("the server is shutting down")),
         end = put(spool, uploader, &key, value) => end,
     };
-    reach(FailPoint::BlobUploaded);
+    fail_point!(BlobUploaded);
     let damaged = matches!(&end, Err(error) if error.code == dormouse_protocol::ErrorCode::Corrupt);
     let mut inner = spool.lock();
     if !inner.uploads.stored(&key, generation, end.is_ok(), spool.env.boot()) {

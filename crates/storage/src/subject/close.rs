@@ -12,8 +12,8 @@ use super::serve::{OpenSubject, SubjectServeEnd};
 use super::{Respond, SubjectInbox, retention};
 use crate::api::{EngineReply, HandoverOutcome};
 use crate::database::{DatabaseError, remove_files};
-use crate::fail_points::{FailPoint, reach};
 use crate::subject_table::shutting_down;
+use dormouse_runtime::fail_point;
 
 /// How often a release is tried at shutdown.
 const RELEASE_ATTEMPTS: u32 = 3;
@@ -236,10 +236,10 @@ impl OpenSubject<'_> {
         let is_behind = self.shared.log.tail(self.subject).is_some() || rev > self.manifest.base_rev;
         let needs_base = is_behind || lacks_snapshot;
         let source = if needs_base { Some(self.prepare_base_source().await?) } else { None };
-        reach(FailPoint::Releasing);
+        fail_point!(Releasing);
         let end =
             publish::publish(self.shared, self.subject, &self.manifest, PublishJob::Release(source)).await;
-        reach(FailPoint::Released);
+        fail_point!(Released);
         match self.published(end).await {
             Some(end) => Ok(Some(end)),
             None if self.manifest.released => Ok(None),

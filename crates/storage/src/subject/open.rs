@@ -14,11 +14,11 @@ use super::publish;
 use super::restore::{RestoreError, Restorer, unexpected_effect};
 use crate::database::{Database, FileOwner};
 use crate::engine::EngineShared;
-use crate::fail_points::{FailPoint, reach};
 use crate::log::{TailError, read_own_tail};
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
 use crate::ownership::local::diverged_above;
 use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, terms};
+use dormouse_runtime::fail_point;
 
 /// How long an open waits for a permit.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ pub(super) async fn open(
             }
             ClaimEffect::NotOwned => return Ok(None),
             ClaimEffect::Serve(verified) => {
-                reach(FailPoint::ClaimVerified);
+                fail_point!(ClaimVerified);
                 let database = opener.take_over(&verified.manifest)?;
                 opener.resolve_stranded().await?;
                 shared.counters.subject_opens.add(1);
@@ -201,12 +201,12 @@ impl Opener<'_> {
             }
             ClaimEffect::PutBase { made_for } => {
                 let base = self.put_base(made_for).await?;
-                reach(FailPoint::ClaimBaseUploaded);
+                fail_point!(ClaimBaseUploaded);
                 Ok(ClaimInput::BasePut(base))
             }
             ClaimEffect::Create(manifest) => {
                 let created = publish::create(shared, &manifest).await?;
-                reach(FailPoint::ClaimCreated);
+                fail_point!(ClaimCreated);
                 Ok(ClaimInput::Created(created))
             }
             ClaimEffect::Serve(_)

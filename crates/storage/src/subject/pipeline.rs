@@ -19,10 +19,10 @@ use super::{Respond, SubjectReply, events};
 use crate::api::{EngineRequest, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::engine::EngineShared;
-use crate::fail_points::{FailPoint, reach};
 use crate::log::{Append, AppendProgress, DurabilityStage};
 use crate::plan::{self, PendingChanges, PlanContext, PlanResult, SubjectView};
 use crate::values::{self, Uploaded};
+use dormouse_runtime::fail_point;
 
 /// Maximum number of changes of one subject that wait for their level. Above it writes get `overloaded`;
 /// reads continue.
@@ -342,7 +342,7 @@ impl Pipeline {
             level: level.unwrap_or(Level::Bucket),
             waker: Arc::clone(&self.waker),
         };
-        reach(FailPoint::Planned);
+        fail_point!(Planned);
         match shared.log.append(append) {
             Ok(progress) => {
                 self.unshipped.push_back((Arc::clone(&progress), last_rev));
@@ -388,7 +388,7 @@ impl Pipeline {
         self.answer_awaiting_bucket(shared);
         let ready = self.ready(shared);
         if ready > 0 {
-            reach(FailPoint::LevelReached);
+            fail_point!(LevelReached);
             self.publish_and_reply(shared, subject, database, ready, &mut acked);
         }
         self.fail_dependents(database);
@@ -420,7 +420,7 @@ impl Pipeline {
                     return if error.is_unfit_file() { Err(error) } else { Ok(bytes) };
                 }
             };
-            reach(FailPoint::Applied);
+            fail_point!(Applied);
             self.stalled = None;
             for change in (0..applied).map_while(|_| self.backlog.pop()) {
                 self.pending.applied(&change.entry);

@@ -13,10 +13,10 @@ use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
 
 use crate::bucket::{HeaderPatch, create_once};
 use crate::engine::EngineShared;
-use crate::fail_points::{FailPoint, reach};
 use crate::log::read_own_tail;
 use crate::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
 use crate::ownership::{BaseKind, BaseObject, CreateResult, ManifestRead, NewBase, Verified, base_kind};
+use dormouse_runtime::fail_point;
 
 /// Timeout of one bucket call for a small object.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,7 +89,7 @@ pub(super) async fn publish(
         let input = match effect {
             PublishEffect::Create(manifest) => match create(shared, &manifest).await {
                 Ok(creation) => {
-                    reach(FailPoint::ManifestCreated);
+                    fail_point!(ManifestCreated);
                     PublishInput::Created(creation)
                 }
                 Err(reply) => PublishInput::Failed(reply),
@@ -131,7 +131,7 @@ async fn begin(
         }
         PublishJob::Destroy(past, next_seq) => Publication::Destroy { past, next_seq },
     };
-    reach(FailPoint::BaseUploaded);
+    fail_point!(BaseUploaded);
     Ok(Publish::new(current, publication, Nonce::new(shared.env.ulid())))
 }
 

@@ -22,10 +22,10 @@ use crate::api::{EngineRequest, Submission};
 use crate::database::{Database, DatabaseError};
 use crate::engine::EngineShared;
 use crate::metrics::GaugeShare;
-use crate::mutations::{InjectedBug, is_active};
 use crate::ownership::Verified;
 use crate::ownership::publish::Publish;
 use crate::subject_table::FileGuard;
+use dormouse_runtime::injected_bug;
 
 /// A sidecar of this size is checkpointed without waiting for a snapshot.
 const CHECKPOINT_BYTES: u64 = 4 * 1_024 * 1_024;
@@ -378,7 +378,7 @@ impl<'a> OpenSubject<'a> {
 
     /// Applies the whole backlog to the file before a read.
     fn apply_acknowledged(&mut self) -> Result<(), ErrorReply> {
-        if is_active(InjectedBug::ReadIgnoresBacklog) {
+        if injected_bug!(ReadIgnoresBacklog) {
             return Ok(());
         }
         // An unusable file is detected again and handled when no read waits.

@@ -18,10 +18,10 @@ use super::serve::OpenSubject;
 use crate::api::{EngineReply, EngineRequest, Submission};
 use crate::database::Database;
 use crate::engine::EngineShared;
-use crate::fail_points::{FailPoint, reach};
 use crate::plan::{self, PlanContext, PlanResult, size};
 use crate::subject_table::shutting_down;
 use crate::values::{self, FetchError, LargeValue, MAX_WHOLE_VALUE_BYTES, Uploaded, Uploader};
+use dormouse_runtime::fail_point;
 
 /// Maximum number of a subject's reads that wait for a retry because their blob was missing.
 const MAX_READ_RETRIES: usize = 16;
@@ -107,7 +107,7 @@ impl ValueUploads {
                 // The write was rejected: its blobs are deleted.
                 () = sender.closed() => return,
             };
-            reach(FailPoint::BlobUploaded);
+            fail_point!(BlobUploaded);
             // If the receiver is gone, dropping the result deletes its blobs.
             let _ = sender.send(end);
             waker.notify_one();

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::read::{CONCURRENT_READS, TailError, read_index};
 use super::{CREATE_TIMEOUT, SealPoint, SealedLog, reply};
 use crate::bucket::{Bucket, create_once};
-use crate::fail_points::{FailPoint, reach};
+use dormouse_runtime::fail_point;
 
 /// A larger index stays in memory only: it cannot be read back in one piece.
 const MAX_INDEX_BYTES: usize = 24 << 20;
@@ -32,7 +32,7 @@ pub(super) async fn open(
         None => {
             let lines = collect(bucket.as_ref(), log, &point.slots).await?;
             let header = IndexHeader { log: log.clone(), seal: point.seal, nonce: Nonce::new(env.ulid()) };
-            reach(FailPoint::Sealed);
+            fail_point!(Sealed);
             let bytes = index::encode(&header, lines);
             if keep {
                 write(bucket.as_ref(), log, bytes.clone()).await;

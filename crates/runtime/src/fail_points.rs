@@ -1,7 +1,7 @@
 //! Fail points: named steps at which a test kills or stops this process.
 //!
-//! Without the feature `fail-points` a step compiles to nothing. With the feature, a step can kill or stop the process
-//! if the environment arms it:
+//! Production code names a step in one line, with [`fail_point!`](crate::fail_point). Without the feature `fail-points`
+//! the line compiles to nothing. With the feature, a step can kill or stop the process if the environment arms it:
 //!
 //! - `DORMOUSE_FAIL_POINTS`: `name=probability` or `name=probability:stop`, several separated by commas. The process
 //!   kills itself (SIGKILL: no destructor runs, nothing is flushed), or stops itself (SIGSTOP) until it gets SIGCONT.
@@ -9,6 +9,14 @@
 //! - `DORMOUSE_FAIL_WHILE`: a file; once it is removed, no step fires.
 //!
 //! A line on standard error names the step that fired.
+
+/// Marks a [`FailPoint`](crate::fail_points::FailPoint), named by its variant.
+#[macro_export]
+macro_rules! fail_point {
+    ($step:ident) => {
+        $crate::fail_points::reach($crate::fail_points::FailPoint::$step)
+    };
+}
 
 /// A step between two actions that must both happen, or whose order matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,14 +124,13 @@ impl FailPoint {
     }
 }
 
+/// Does nothing without the feature `fail-points`.
 #[cfg(not(feature = "fail-points"))]
 #[inline(always)]
-pub(crate) const fn reach(_: FailPoint) {}
+pub const fn reach(_: FailPoint) {}
 
 #[cfg(feature = "fail-points")]
-pub(crate) use armed::reach;
-#[cfg(feature = "fail-points")]
-pub use armed::{Armed, arm};
+pub use armed::{Armed, arm_from_env, reach};
 
 #[cfg(feature = "fail-points")]
 mod armed {
@@ -194,13 +201,22 @@ mod armed {
         }
     }
 
-    /// Arms the steps for the rest of the process, once. Steps that are not armed do nothing.
-    pub fn arm(armed: Armed) {
+    /// Arms the steps that the environment names, for the rest of the process. Steps that are not armed do nothing.
+    ///
+    /// # Errors
+    /// A text that names the invalid part of `DORMOUSE_FAIL_POINTS`.
+    pub fn arm_from_env() -> Result<(), String> {
+        let Ok(points) = std::env::var("DORMOUSE_FAIL_POINTS") else { return Ok(()) };
+        let seed = std::env::var("DORMOUSE_FAIL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+        let armed = Armed::read(&points, seed, std::env::var_os("DORMOUSE_FAIL_WHILE").map(Into::into))?;
         // The first call decides.
         let _ = ARMED.set(armed);
+        tracing::warn!(points, seed, impact = "this process may kill itself", "fail points are armed");
+        Ok(())
     }
 
-    pub(crate) fn reach(step: FailPoint) {
+    /// Kills or stops the process if the step is armed and fires. Use [`fail_point!`](crate::fail_point).
+    pub fn reach(step: FailPoint) {
         let Some(armed) = ARMED.get() else { return };
         let Some(stop) = armed.fires(step) else { return };
         if armed.only_while.as_ref().is_some_and(|file| !file.exists()) {

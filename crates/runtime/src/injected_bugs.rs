@@ -1,8 +1,18 @@
 //! Injected bugs. Each one breaks a rule that the guarantees need, so that a simulation can prove that it finds the
 //! bug. See `docs/testing.md`.
 //!
-//! Without the feature `mutations` no bug exists. With the feature, a bug is active only on a thread that enabled it. A
-//! simulation runs its whole fleet on one thread, so several simulations can run in parallel, each with its own bug.
+//! Production code names a bug at one place, with [`injected_bug!`](crate::injected_bug). Without the feature
+//! `mutations` the macro is `false` and compiles to nothing. With the feature, a bug is active only on a thread that
+//! enabled it. A simulation runs its whole fleet on one thread, so several simulations can run in parallel, each with
+//! its own bug.
+
+/// Whether an [`InjectedBug`](crate::injected_bugs::InjectedBug), named by its variant, is active on this thread.
+#[macro_export]
+macro_rules! injected_bug {
+    ($bug:ident) => {
+        $crate::injected_bugs::is_active($crate::injected_bugs::InjectedBug::$bug)
+    };
+}
 
 /// An injected bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +45,19 @@ pub enum InjectedBug {
     FullDropsOldest,
     /// A read uses the file without the acknowledged changes of the apply backlog.
     ReadIgnoresBacklog,
+    /// A feed ignores gaps: it takes any event that comes next as the next one.
+    GapIgnored,
+    /// A feed outputs a repeated event again.
+    RepeatEmitted,
+    /// After a full read, a feed does not output removals.
+    RemovalNotEmitted,
+    /// Sets that are queued together are sent in the wrong order.
+    SetsReordered,
 }
 
 impl InjectedBug {
     /// Every bug.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::NoSync,
         Self::AckBeforeBucket,
         Self::NoListAfterClaim,
@@ -54,6 +72,10 @@ impl InjectedBug {
         Self::ExistsIsSuccess,
         Self::FullDropsOldest,
         Self::ReadIgnoresBacklog,
+        Self::GapIgnored,
+        Self::RepeatEmitted,
+        Self::RemovalNotEmitted,
+        Self::SetsReordered,
     ];
 
     /// The bug's name on a command line.
@@ -74,6 +96,10 @@ impl InjectedBug {
             Self::ExistsIsSuccess => "exists-is-success",
             Self::FullDropsOldest => "full-drops-oldest",
             Self::ReadIgnoresBacklog => "read-ignores-backlog",
+            Self::GapIgnored => "gap-ignored",
+            Self::RepeatEmitted => "repeat-emitted",
+            Self::RemovalNotEmitted => "removal-not-emitted",
+            Self::SetsReordered => "sets-reordered",
         }
     }
 }
@@ -89,14 +115,17 @@ pub fn inject_on_this_thread(bug: Option<InjectedBug>) {
     ACTIVE.set(bug);
 }
 
-/// Whether the bug is active on this thread.
+/// Whether the bug is active on this thread. Use [`injected_bug!`](crate::injected_bug).
 #[cfg(feature = "mutations")]
-pub(crate) fn is_active(bug: InjectedBug) -> bool {
+#[must_use]
+pub fn is_active(bug: InjectedBug) -> bool {
     ACTIVE.get() == Some(bug)
 }
 
 /// Always `false` without the feature `mutations`.
 #[cfg(not(feature = "mutations"))]
-pub(crate) const fn is_active(_: InjectedBug) -> bool {
+#[inline(always)]
+#[must_use]
+pub const fn is_active(_: InjectedBug) -> bool {
     false
 }
