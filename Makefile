@@ -111,11 +111,11 @@ soak: ## Simulate many runs (SEEDS=n SEED_START=k); the last line is a summary
 soak-all: soak ## Run the tests with larger bounds, and the ignored tests, for hours (KILL_ROUNDS=…, NEMESIS_ROUNDS=…, CASES=…, STATES=…)
 	@scripts/tools nats-server s3-server cargo-nextest azurite c++
 	$(call heading,The bucket contract on the Azure protocol)
-	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
-	$(call heading,The property tests of formats, storage and client with $(CASES) cases each)
-	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-storage -p dormouse-client
+	cargo test$(LOCKED:%= %) -p dormouse-bucket --test bucket_contract -- --ignored azure
+	$(call heading,The property tests of formats, log, state, engine and client with $(CASES) cases each)
+	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-commit-log -p dormouse-subject-state -p dormouse-engine -p dormouse-client
 	$(call heading,Twenty thousand subjects opened in turn)
-	cargo test$(LOCKED:%= %) --release -p dormouse-storage --test engine -- --ignored
+	cargo test$(LOCKED:%= %) --release -p dormouse-engine --test engine -- --ignored
 	$(call heading,The model with larger bounds: at most $(STATES) states each)
 	DORMOUSE_MODEL_STATES=$(STATES) cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2
 	$(call heading,$(KILL_ROUNDS) kill rounds with lost disks and expired leases)

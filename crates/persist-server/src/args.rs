@@ -190,7 +190,7 @@ pub struct Args {
     )]
     pub shutdown_deadline: String,
 
-    /// Log filter: a level, or directives such as info,dormouse_storage=debug
+    /// Log filter: a level, or directives such as info,dormouse_engine=debug
     #[arg(
         long,
         env = "DORMOUSE_LOG",

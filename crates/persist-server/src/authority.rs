@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_bus::{AskError, Bus, ask};
+use dormouse_engine::api::{Authority, LeaseGeneration};
 use dormouse_protocol::fleet::{Acknowledged, ClaimReply, ClaimRequest, ReleaseRequest};
 use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, RetryAdvice, Subject};
 use dormouse_runtime::Env;
-use dormouse_storage::api::{Authority, LeaseGeneration};
 
 use crate::lease::HeldLease;
 

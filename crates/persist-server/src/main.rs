@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use descriptors::OpenSubjects;
+use dormouse_bucket::{open_bucket, probe};
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
+use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_persist_server::args::Args;
 use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_persist_server::settings::{Settings, hide_secrets};
 use dormouse_runtime::{Env, Tasks, logging};
-use dormouse_storage::bucket::{open_bucket, probe};
-use dormouse_storage::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Why the process ends. The values are the exit codes in `--help`.

@@ -130,7 +130,7 @@ async fn reply_over_reduced_payload_limit_is_indeterminate() {
     let taken = scene.held.0.lock().unwrap().pop().unwrap();
     scene.broker.set_max_payload(1);
     let position = dormouse_protocol::Position::default();
-    (taken.respond)(Ok(EngineReply::Destroy(DestroyReply { position, duplicate: false })));
+    (taken.respond)(Ok(SubjectReply::Destroy(DestroyReply { position, duplicate: false })));
     // The reply is queued. The bus carries no reply until the limit grows again.
     scene.broker.set_max_payload(1_000);
     let error = asked.await.unwrap_err();
@@ -141,7 +141,7 @@ async fn reply_over_reduced_payload_limit_is_indeterminate() {
 #[test]
 fn reply_of_engine_is_encoded() {
     let position = dormouse_protocol::Position::default();
-    let payload = write(&EngineReply::Destroy(DestroyReply { position, duplicate: false })).unwrap();
+    let payload = write(&SubjectReply::Destroy(DestroyReply { position, duplicate: false })).unwrap();
     assert_eq!(dormouse_protocol::decode::<DestroyReply>(&payload).unwrap().position, position);
 }
 

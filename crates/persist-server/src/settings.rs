@@ -9,9 +9,9 @@ use std::time::Duration;
 use dormouse_bus::args::InvalidNatsArgs;
 use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Callers, InboxPrefixes};
+use dormouse_engine::LogSettings;
 use dormouse_protocol::{Level, Prefix, ServerName};
 use dormouse_runtime::logging::LogFormat;
-use dormouse_storage::LogSettings;
 use url::Url;
 
 use crate::args::Args;

@@ -1,7 +1,7 @@
 //! Accepted and rejected settings, and complete error reports.
 
 use clap::Parser;
-use dormouse_storage::EngineSettings;
+use dormouse_engine::EngineSettings;
 
 use super::*;
 

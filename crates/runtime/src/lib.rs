@@ -9,6 +9,7 @@
 //! [`fail_points`] are named steps at which a test kills the real process. [`injected_bugs`] are bugs that a simulation
 //! must find. Both compile to nothing without their features.
 
+pub mod disk;
 mod env;
 pub mod fail_points;
 pub mod injected_bugs;

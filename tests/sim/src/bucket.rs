@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use dormouse_bucket::{Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch};
 use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix, ManifestNumber};
 use dormouse_format::manifest::Manifest;
 use dormouse_format::segment::{SlotKind, decode_header};
 use dormouse_protocol::subject::Unescaped;
 use dormouse_protocol::{LogId, Slot, Subject};
-use dormouse_storage::bucket::faults::{BucketFault, FaultyBucket};
-use dormouse_storage::bucket::{Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch};
+use dormouse_testkit::bucket::{BucketFault, FaultyBucket};
 
 use crate::bucket_outage::BucketOutage;
 use crate::rng::SeededRng;

@@ -5,16 +5,16 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use dormouse_bucket::Bucket;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Callers, InboxPrefixes};
+use dormouse_engine::{Engine, EngineSettings};
 use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_protocol::{Prefix, ServerName};
+use dormouse_runtime::disk::LocalDisk;
 use dormouse_runtime::{Env, Process, SeededEntropy, Stop};
-use dormouse_storage::bucket::Bucket;
-use dormouse_storage::bucket::faults::FaultyBucket;
-use dormouse_storage::wal::FileSystem;
-use dormouse_storage::wal::faults::FaultyStorage;
-use dormouse_storage::{Engine, EngineSettings};
+use dormouse_testkit::bucket::FaultyBucket;
+use dormouse_testkit::disk::FaultyDisk;
 use tokio::sync::mpsc;
 
 use crate::bucket::{ObservedBucket, StepObserver, Store};
@@ -76,7 +76,7 @@ pub struct Machine {
 }
 
 struct State {
-    disk: FaultyStorage,
+    disk: FaultyDisk,
     process: Option<Process>,
     /// The number of starts of the machine.
     boots: u64,
@@ -146,7 +146,7 @@ impl Machine {
         let backup = parent.join(format!("{name}.backup"));
         let rng = Arc::new(SeededRng::of(seed, name.as_str()));
         let state = State {
-            disk: FaultyStorage::new(Arc::new(FileSystem), rng.draw()),
+            disk: FaultyDisk::new(Arc::new(LocalDisk), rng.draw()),
             process: None,
             boots: 1,
             stop: Stop::new(),
@@ -196,7 +196,7 @@ impl Machine {
 
     /// Returns the disk under the WAL.
     #[must_use]
-    pub fn disk(&self) -> FaultyStorage {
+    pub fn disk(&self) -> FaultyDisk {
         self.state().disk.clone()
     }
 
@@ -280,7 +280,7 @@ impl Machine {
     }
 
     fn new_disk(&self) {
-        let disk = FaultyStorage::new(Arc::new(FileSystem), self.rng.draw());
+        let disk = FaultyDisk::new(Arc::new(LocalDisk), self.rng.draw());
         self.state().disk = disk;
     }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use dormouse_engine::LogSettings;
 use dormouse_protocol::Level;
 use dormouse_runtime::injected_bugs::InjectedBug;
-use dormouse_storage::LogSettings;
-use dormouse_storage::bucket::faults::FaultPlan;
+use dormouse_testkit::bucket::FaultPlan;
 
 use crate::network::NetworkFaults;
 use crate::rng::SeededRng;

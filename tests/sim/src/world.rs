@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use dormouse_bucket::{Bucket, ObjectStoreBucket};
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::{Assumptions, Rules, ServerFaultKind};
 use dormouse_client::Client;
+use dormouse_engine::EngineSettings;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{LogId, RoutePattern, ServerName, Slot, Subject};
 use dormouse_runtime::{Env, Process, SeededEntropy, Stop, Tasks, VirtualClock};
-use dormouse_storage::EngineSettings;
-use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
-use dormouse_storage::bucket::{Bucket, ObjectStoreBucket};
+use dormouse_testkit::bucket::{FaultPlan, FaultyBucket};
 use tokio::sync::mpsc;
 
 use crate::bucket::{Store, StoreObserver};

@@ -23,13 +23,13 @@ use std::time::Duration;
 
 use dormouse_protocol::data::{ChangesReply, GetAllReply, InfoReply};
 use dormouse_protocol::{Event, Executed, Position, RetryAdvice, Seq, Term};
+use dormouse_runtime::injected_bug;
 
 use super::gap::{EventOrder, classify_event};
 use super::known::KnownMessages;
 use super::output::{FeedOutput, OutputBuffer};
 use super::{FeedFrom, FeedKeys};
 use crate::error::{Error, MalformedCause};
-use dormouse_runtime::injected_bug;
 
 /// How long a feed without any alarm waits until it queries all the same; jitter adds up to half of it.
 const CHECK_EVERY: Duration = Duration::from_secs(45);
