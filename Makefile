@@ -41,14 +41,18 @@ help: ## List the commands
 tools: ## Install missing tools (nats-server, an S3 server, a Python with NATS, cargo-nextest) into .tools
 	@scripts/tools nats-server s3-server interop cargo-nextest
 
-check: ## Format, lints, documentation, import rules, determinism, vocabulary; warnings are errors
-	@scripts/tools lints
+# benches/ is a workspace of its own. After the lints of this one, its lints take about a minute more.
+check: ## Format, lints, documentation, import rules, external crates, determinism, vocabulary; warnings are errors
+	@scripts/tools lints cargo-deny
 	cargo fmt --all --check
 	cargo fmt --manifest-path benches/Cargo.toml --check
 	cargo clippy$(LOCKED:%= %) --workspace --all-targets -- -D warnings
+	cargo clippy$(LOCKED:%= %) --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc$(LOCKED:%= %) --workspace --no-deps
 	scripts/check-imports --self-test
 	scripts/check-imports
+	scripts/check-dependencies --self-test
+	scripts/check-dependencies$(LOCKED:%= %)
 	scripts/check-determinism --self-test
 	scripts/check-determinism
 	scripts/check-words --self-test
@@ -92,15 +96,15 @@ RESUME ?=
 BENCH_RESULTS := $(or $(CARGO_TARGET_DIR),target)/bench.json
 BENCH_ARGS = $(if $(BENCH),--only "$(BENCH)") $(if $(TARGETS),--targets $(TARGETS)) $(if $(QUICK),--quick) $(if $(LONG),--long) $(if $(RESUME),--resume)
 
-bench: ## Compare Dormouse with core NATS, JetStream, Redis and S2-lite in docs/performance.md (BENCH=…, QUICK=1, LONG=1)
+bench: ## Compare Dormouse with core NATS, JetStream, Redis and S2-lite in docs/benchmarks (BENCH=…, QUICK=1, LONG=1)
 	@scripts/tools nats-server s3-server redis-server s2-lite
 	cargo build$(LOCKED:%= %) --release -p dormouse-coordinator -p dormouse-persist-server
 	cargo build$(LOCKED:%= %) --release --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
 	$(BUILT)/dormouse-bench run $(strip $(BENCH_ARGS)) --out $(BENCH_RESULTS)
-	$(BUILT)/dormouse-bench report$(if $(WRITE), --part) $(BENCH_RESULTS) docs/performance.md
+	$(BUILT)/dormouse-bench report$(if $(WRITE), --part) $(BENCH_RESULTS) docs/benchmarks
 	$(if $(LONG),$(if $(BENCH)$(TARGETS),,scripts/measure-failover))
 
-bench-storage: ## Compare the storage engine with plain SQLite in docs/performance.md (about 7 minutes)
+bench-storage: ## Compare the storage engine with plain SQLite in docs/benchmarks/storage.md (about 7 minutes)
 	@scripts/tools build
 	scripts/measure-storage$(LOCKED:%= %)
 
