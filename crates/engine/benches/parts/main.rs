@@ -1,5 +1,5 @@
 //! Costs of the parts of the engine: formats of the log, WAL and subject's file, each alone, and all together when a
-//! subject opens. `make bench-storage` runs every benchmark and writes the results into docs/performance.md.
+//! subject opens. `make bench-storage` runs every benchmark and writes the results into docs/benchmarks/storage.md.
 
 mod apply;
 mod entries;
