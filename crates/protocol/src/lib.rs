@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`subject`] | [`Subject`], the name of a stream or key-value store, and its escaping for bucket keys |
 //! | [`ids`] | a newtype for every number and name: [`Seq`], [`Rev`], [`Term`], [`LogId`], … |
+//! | [`newtype`] | the macros behind these newtypes, for other crates too |
 //! | [`route`] | the NATS addresses of the messages, built and parsed in one place |
 //! | [`message`] | stored messages, changes and events |
 //! | [`data`] | requests and replies of the data operations |
@@ -28,6 +29,7 @@ pub mod health;
 pub mod ids;
 pub mod limits;
 pub mod message;
+pub mod newtype;
 pub mod route;
 pub mod subject;
 pub mod transfer;
