@@ -11,13 +11,11 @@ use dormouse_bus::{Bus, EndpointStats, Incoming, Requests};
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission};
 use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
-use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
+use dormouse_protocol::{ErrorReply, Op, OverloadCause, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
 
 /// Maximum number of requests that the task takes at a time.
 const BURST: usize = 256;
-/// Retry delay in the `overloaded` reply, in milliseconds.
-const RETRY_AFTER_MS: u64 = 100;
 
 /// Receiver of requests.
 pub trait RequestSink: Send + Sync + 'static {
@@ -69,7 +67,7 @@ impl RequestBudget {
             return Ok(permit);
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
-        Err(ErrorReply::overloaded("too many requests in flight", RETRY_AFTER_MS))
+        Err(OverloadCause::RequestsInFlight.into())
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{AskError, ServeOptions, ask, serve};
-use dormouse_protocol::ErrorCode;
 use dormouse_protocol::data::{DestroyReply, DestroyRequest, GetReply, GetRequest};
+use dormouse_protocol::{ErrorCode, OverloadCause};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 
 use super::*;
@@ -162,7 +162,10 @@ fn request_budget_limits_count_and_bytes() {
     assert!(budget.take(41).is_err(), "too many bytes");
     let second = budget.take(40).unwrap();
     let error = budget.take(0).err().unwrap();
-    assert_eq!((error.code, error.retry_after_ms), (ErrorCode::Overloaded, Some(RETRY_AFTER_MS)));
+    assert_eq!(
+        (error.code, error.retry_after_ms),
+        (ErrorCode::Overloaded, Some(OverloadCause::RequestsInFlight.retry_after_ms()))
+    );
     assert_eq!((budget.in_flight(), budget.refused()), (2, 2));
     drop((first, second));
     assert_eq!(budget.in_flight(), 0);

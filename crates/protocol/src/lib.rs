@@ -16,6 +16,7 @@
 //! | [`admin`] | operators' requests about the assignment of subjects, and messages between coordinators |
 //! | [`health`] | health documents (JSON) |
 //! | [`error`] | [`ErrorReply`]: a code with retry advice and execution state |
+//! | [`overload`] | [`OverloadCause`]: why a request is rejected as `overloaded`, and the retry delay |
 //! | [`limits`] | every limit, checked against the others at compile time |
 //! | [`codec`] | MessagePack encoding and decoding; input that is not exactly one value is rejected |
 //! | [`transfer`] | requests and replies for the upload and download of large values |
@@ -30,6 +31,7 @@ pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod newtype;
+pub mod overload;
 pub mod route;
 pub mod subject;
 pub mod transfer;
@@ -41,5 +43,6 @@ pub use ids::{
     Timestamp, UploadId, ValueDigest,
 };
 pub use message::{Change, Event, Headers, Message};
+pub use overload::OverloadCause;
 pub use route::{Op, Prefix, Route, RoutePattern};
 pub use subject::Subject;
