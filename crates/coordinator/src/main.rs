@@ -13,7 +13,7 @@ use dormouse_coordinator::args::Args;
 use dormouse_coordinator::data_dir::{CoordinatorDataDir, CoordinatorDataDirError};
 use dormouse_coordinator::settings::Settings;
 use dormouse_coordinator::store::sled_store::{OpenError, SledStore};
-use dormouse_daemon::start::{self, init_logging, reject_settings};
+use dormouse_daemon::start::{self, configure};
 use dormouse_daemon::{ExitReason, StopSignals};
 use dormouse_runtime::{Env, Tasks};
 
@@ -24,13 +24,11 @@ const ABANDON_AFTER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     install_tls_provider();
-    let settings = match Settings::resolve(&Args::parse()) {
+    let resolved = Settings::resolve(&Args::parse());
+    let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
-        Err(faults) => return reject_settings(PROGRAM, &faults).into(),
+        Err(exit) => return exit.into(),
     };
-    if let Err(exit) = init_logging(PROGRAM, settings.log_format, &settings.log) {
-        return exit.into();
-    }
     let exit = match start::run(run(settings), ABANDON_AFTER) {
         Ok(Ok(exit)) => exit,
         Ok(Err(error)) => {

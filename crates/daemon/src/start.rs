@@ -9,6 +9,8 @@ use std::time::Duration;
 use dormouse_runtime::logging::{self, LogFormat};
 use tokio::runtime::Builder;
 
+use crate::settings::SettingsErrors;
+
 /// Why a daemon ends. The values are the exit codes in `--help`; each daemon uses some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitReason {
@@ -35,18 +37,27 @@ impl From<ExitReason> for ExitCode {
 }
 
 /// Tells the user of the command line that the settings of `program` are invalid.
+#[must_use]
 pub fn reject_settings(program: &str, fault: &dyn fmt::Display) -> ExitReason {
     // Logging may not be set up yet.
     eprintln!("{program}: {fault}");
     ExitReason::Settings
 }
 
-/// Sets up the log of `program`.
+/// Takes the resolved settings of `program` and sets up its log with the format and the filter that `log` gives.
 ///
 /// # Errors
-/// [`ExitReason::Settings`] if the filter is invalid; the user of the command line is told why.
-pub fn init_logging(program: &str, format: LogFormat, filter: &str) -> Result<(), ExitReason> {
-    logging::init(format, filter).map_err(|error| reject_settings(program, &format_args!("--log: {error}")))
+/// [`ExitReason::Settings`] if a setting or the filter is invalid; the user of the command line is told why.
+pub fn configure<S>(
+    program: &str,
+    settings: Result<S, SettingsErrors>,
+    log: impl FnOnce(&S) -> (LogFormat, &str),
+) -> Result<S, ExitReason> {
+    let settings = settings.map_err(|faults| reject_settings(program, &faults))?;
+    let (format, filter) = log(&settings);
+    logging::init(format, filter)
+        .map_err(|error| reject_settings(program, &format_args!("--log: {error}")))?;
+    Ok(settings)
 }
 
 /// Runs `work` to its end. Other work that then still runs has until `abandon_after` to end.

@@ -11,7 +11,7 @@ use descriptors::OpenSubjects;
 use dormouse_bucket::{open_bucket, probe};
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
-use dormouse_daemon::start::{self, init_logging, reject_settings};
+use dormouse_daemon::start::{self, configure};
 use dormouse_daemon::{ExitReason, StopSignals};
 use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_persist_server::args::Args;
@@ -26,16 +26,14 @@ const ABANDON_AFTER: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     install_tls_provider();
-    let settings = match Settings::resolve(&Args::parse()) {
+    let resolved = Settings::resolve(&Args::parse());
+    let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
-        Err(faults) => return reject_settings(PROGRAM, &faults).into(),
+        Err(exit) => return exit.into(),
     };
-    if let Err(exit) = init_logging(PROGRAM, settings.log_format, &settings.log) {
-        return exit.into();
-    }
     #[cfg(feature = "fail-points")]
     if let Err(fault) = dormouse_runtime::fail_points::arm_from_env() {
-        return reject_settings(PROGRAM, &format_args!("DORMOUSE_FAIL_POINTS: {fault}")).into();
+        return start::reject_settings(PROGRAM, &format_args!("DORMOUSE_FAIL_POINTS: {fault}")).into();
     }
     let open = descriptors::open_subject_limits(settings.max_open);
     log_settings(&settings, open);
