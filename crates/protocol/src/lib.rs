@@ -19,6 +19,7 @@
 //! | [`overload`] | [`OverloadCause`]: why a request is rejected as `overloaded`, and the retry delay |
 //! | [`limits`] | every limit, checked against the others at compile time |
 //! | [`codec`] | MessagePack encoding and decoding; input that is not exactly one value is rejected |
+//! | [`version`] | the version of the wire protocol |
 //! | [`transfer`] | requests and replies for the upload and download of large values |
 
 pub mod admin;
@@ -35,8 +36,9 @@ pub mod overload;
 pub mod route;
 pub mod subject;
 pub mod transfer;
+pub mod version;
 
-pub use codec::{ProtocolVersion, decode, decode_request, encode};
+pub use codec::{decode, decode_request, encode};
 pub use error::{ErrorCode, ErrorReply, Executed, RetryAdvice};
 pub use ids::{
     Incarnation, Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerName, SessionId, Slot, Term,
@@ -46,3 +48,4 @@ pub use message::{Change, Event, Headers, Message};
 pub use overload::OverloadCause;
 pub use route::{Op, Prefix, Route, RoutePattern};
 pub use subject::Subject;
+pub use version::ProtocolVersion;
