@@ -7,8 +7,9 @@ use dormouse_protocol::admin::RebalanceRequest;
 use dormouse_protocol::limits::MAX_MOVES;
 use dormouse_protocol::{OverloadCause, ServerName, Subject};
 
-use super::{AssignmentView, Candidates, CoordinatorMachine, CoordinatorReply, Effects, MemberState};
+use super::{Candidates, CoordinatorMachine, CoordinatorReply, Effects, MemberState};
 use crate::rebalance::{PlanLimits, ServerShare, overfull, plan};
+use crate::store::AssignmentView;
 
 impl CoordinatorMachine {
     /// How many candidate subjects a rebalancing needs from each server that has too many.

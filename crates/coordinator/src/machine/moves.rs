@@ -14,9 +14,9 @@ use dormouse_protocol::{ErrorReply, OverloadCause, ProtocolVersion, ServerName, 
 
 use super::assignment::assign;
 use super::draining::unknown_name;
-use super::{AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, OperatorEvent};
+use super::{CoordinatorMachine, CoordinatorReply, Effects, OperatorEvent};
 use crate::lease::GrantedLease;
-use crate::store::StoreChange;
+use crate::store::{AssignmentView, StoreChange};
 
 /// The maximum number of moves under way and queued together.
 pub(super) const MOST_MOVES: usize = 10_000;

@@ -18,11 +18,11 @@ use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::errors::RunError;
 use super::inbox::{EndpointFacts, HeartbeatBatch, RequestBatch, RequestInbox};
 use super::lookup::AssignmentReader;
-use super::requests::AdminRequest;
+use super::requests::{AdminRequest, DecodedRequest, MachineRequest};
 use super::status::StatusReporter;
-use super::{DecodedRequest, MachineRequest, RunError};
 use crate::machine::{
     Candidates, CoordinatorInput, CoordinatorMachine, CoordinatorReply, Effects, GoneProcess, GoneReason,
     OperatorEvent,
