@@ -7,6 +7,7 @@ mod list;
 mod placement;
 mod read;
 mod server;
+mod server_list;
 mod staged;
 mod subject;
 mod watch;
