@@ -13,7 +13,7 @@ use dormouse_coordinator::args::Args;
 use dormouse_coordinator::data_dir::{CoordinatorDataDir, CoordinatorDataDirError};
 use dormouse_coordinator::settings::Settings;
 use dormouse_coordinator::store::sled_store::{OpenError, SledStore};
-use dormouse_daemon::start::{self, configure};
+use dormouse_daemon::start::{configure, run_to_end};
 use dormouse_daemon::{ExitReason, StopSignals};
 use dormouse_runtime::{Env, Tasks};
 
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(exit) => return exit.into(),
     };
-    let exit = match start::run(run(settings), ABANDON_AFTER) {
+    let exit = match run_to_end(run(settings), ABANDON_AFTER) {
         Ok(Ok(exit)) => exit,
         Ok(Err(error)) => {
             tracing::error!(error = %format_args!("{error:#}"), "coordinator failed");

@@ -133,3 +133,30 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{text:?} is not a duration such as 500ms, 10s or 2m: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parser records the errors of all settings in order, and `finish` returns them together.
+    #[test]
+    fn settings_errors_are_kept_in_order() {
+        let mut check = SettingsParser::default();
+        assert_eq!(check.given("--a", "7", str::parse::<u8>), Some(7));
+        assert_eq!(check.given("--b", "x", |_| Err::<u8, _>("is wrong")), None);
+        assert_eq!(check.required("--c", None, str::parse::<u8>), None);
+        let errors = check.finish(None::<u8>).unwrap_err();
+        assert_eq!(errors.to_string(), "invalid settings:\n  --b: is wrong\n  --c is missing");
+    }
+
+    /// A duration outside its bounds is rejected with the bounds.
+    #[test]
+    fn duration_out_of_bounds_names_bounds() {
+        let second = Duration::from_secs(1);
+        assert_eq!(duration_from("2s", second), Ok(2 * second));
+        assert_eq!(duration_from("10ms", second), Err("at least 1s".to_owned()));
+        let range = second..=3 * second;
+        assert_eq!(duration_within("3s", &range), Ok(3 * second));
+        assert_eq!(duration_within("4s", &range), Err("4s is not in the range 1s to 3s".to_owned()));
+    }
+}

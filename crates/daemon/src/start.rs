@@ -64,7 +64,7 @@ pub fn configure<S>(
 ///
 /// # Errors
 /// The error of the operating system if the async runtime cannot start.
-pub fn run<T>(work: impl Future<Output = T>, abandon_after: Duration) -> io::Result<T> {
+pub fn run_to_end<T>(work: impl Future<Output = T>, abandon_after: Duration) -> io::Result<T> {
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(work);
     runtime.shutdown_timeout(abandon_after);

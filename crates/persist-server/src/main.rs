@@ -11,7 +11,7 @@ use descriptors::OpenSubjects;
 use dormouse_bucket::{open_bucket, probe};
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
-use dormouse_daemon::start::{self, configure};
+use dormouse_daemon::start::{configure, run_to_end};
 use dormouse_daemon::{ExitReason, StopSignals};
 use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_persist_server::args::Args;
@@ -33,11 +33,15 @@ fn main() -> ExitCode {
     };
     #[cfg(feature = "fail-points")]
     if let Err(fault) = dormouse_runtime::fail_points::arm_from_env() {
-        return start::reject_settings(PROGRAM, &format_args!("DORMOUSE_FAIL_POINTS: {fault}")).into();
+        return dormouse_daemon::start::reject_settings(
+            PROGRAM,
+            &format_args!("DORMOUSE_FAIL_POINTS: {fault}"),
+        )
+        .into();
     }
     let open = descriptors::open_subject_limits(settings.max_open);
     log_settings(&settings, open);
-    let exit = start::run(run(&settings, open), ABANDON_AFTER).unwrap_or_else(|error| {
+    let exit = run_to_end(run(&settings, open), ABANDON_AFTER).unwrap_or_else(|error| {
         tracing::error!(%error, "runtime start failed");
         Err(ExitReason::Failure)
     });
