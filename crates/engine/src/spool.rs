@@ -28,7 +28,7 @@ use dormouse_format::record::BlobRef;
 use dormouse_protocol::transfer::{
     UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadPlace, UploadReply, UploadedValue,
 };
-use dormouse_protocol::{ErrorReply, Subject, Term, UploadId};
+use dormouse_protocol::{ErrorReply, OverloadCause, Subject, Term, UploadId};
 use dormouse_runtime::{Env, Tasks};
 use dormouse_subject_state::plan::UploadQuota;
 use tokio::sync::{Notify, Semaphore};
@@ -47,9 +47,6 @@ const STORING: usize = 4;
 
 /// Maximum number of callers that wait for one chunk, including those that have timed out and retried.
 const MAX_WAITERS: usize = 8;
-
-/// Retry delay of `overloaded` replies.
-const RETRY_AFTER_MS: u64 = 1_000;
 
 /// Takes the reply to a chunk.
 type ChunkReplySender = Box<dyn FnOnce(Result<SubjectReply, ErrorReply>) + Send>;
@@ -159,10 +156,7 @@ impl Spool {
         let waiting = inner.parts.get(&key).and_then(|parts| parts.pending.get(&offset));
         // Checked before the bytes are kept, so that a refused request holds no bytes.
         if waiting.is_some_and(|pending| pending.waiters.len() >= MAX_WAITERS) {
-            return respond(Err(ErrorReply::overloaded(
-                "the chunk waits for earlier chunks",
-                RETRY_AFTER_MS,
-            )));
+            return respond(Err(ErrorReply::from(OverloadCause::ChunkCopies)));
         }
         match inner.uploads.chunk(&key, offset, bytes.len() as u64, self.env.boot()) {
             Err(error) => return respond(Err(error)),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Subject};
+use dormouse_protocol::{ErrorReply, OverloadCause, Subject};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
@@ -18,9 +18,6 @@ use crate::request_rate::RequestRate;
 
 /// Maximum number of queued requests of one subject.
 const QUEUE: usize = 1_024;
-
-/// Retry delay of `overloaded` replies.
-const RETRY_AFTER_MS: u64 = 50;
 
 /// Arguments of a new subject task.
 pub(crate) struct SubjectTaskArgs {
@@ -127,13 +124,12 @@ impl SubjectTable {
                 match entry.queue.try_send(submission) {
                     Ok(()) => return SubmitOutcome::Queued,
                     Err(TrySendError::Full(submission)) => {
-                        let reply = ErrorReply::overloaded("the subject's queue is full", RETRY_AFTER_MS);
+                        let reply = ErrorReply::from(OverloadCause::SubjectQueue);
                         return SubmitOutcome::Refused(Box::new(submission), reply);
                     }
                     // Its task has panicked; a new task replaces it once the file is not in use.
                     Err(TrySendError::Closed(submission)) if entry.file_guard.strong_count() > 0 => {
-                        let reply =
-                            ErrorReply::overloaded("the subject is still being closed", RETRY_AFTER_MS);
+                        let reply = ErrorReply::from(OverloadCause::SubjectClosing);
                         return SubmitOutcome::Refused(Box::new(submission), reply);
                     }
                     Err(TrySendError::Closed(submission)) => {
@@ -149,7 +145,7 @@ impl SubjectTable {
             inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16, is_full);
         }
         if is_full {
-            let reply = ErrorReply::overloaded("too many subjects are open", RETRY_AFTER_MS);
+            let reply = ErrorReply::from(OverloadCause::OpenSubjects);
             return SubmitOutcome::Refused(Box::new(submission), reply);
         }
         let (sender, queue) = mpsc::channel(QUEUE);

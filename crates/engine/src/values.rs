@@ -17,7 +17,7 @@ use dormouse_format::keys::{BlobName, BucketKey, Nonce, SubjectKeys};
 use dormouse_format::record::{BlobRef, RecordOp};
 use dormouse_protocol::limits::{INLINE_LIMIT_BYTES, MAX_ATOMIC_BATCH_BYTES};
 use dormouse_protocol::transfer::UploadedValue;
-use dormouse_protocol::{ErrorReply, Term};
+use dormouse_protocol::{ErrorReply, OverloadCause, Term};
 use dormouse_runtime::Env;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -42,9 +42,6 @@ const OF_ONE_REQUEST: usize = 4;
 
 /// The longest range of one read of a value that was uploaded in chunks.
 const RANGE_BYTES: u64 = 8 * 1_024 * 1_024;
-
-/// Retry delay of `overloaded` replies.
-const RETRY_AFTER_MS: u64 = 200;
 
 const _: () = {
     // One value must fit, or it would always be refused.
@@ -75,7 +72,7 @@ impl TransferLimiter {
         let pieces = u32::try_from(pieces).unwrap_or(u32::MAX);
         Arc::clone(&self.pieces)
             .try_acquire_many_owned(pieces)
-            .map_err(|_| ErrorReply::overloaded("too many bytes of large values in transfer", RETRY_AFTER_MS))
+            .map_err(|_| ErrorReply::from(OverloadCause::ValueBytesInTransfer))
     }
 }
 
@@ -453,7 +450,10 @@ mod tests {
         let half = limiter.admit(MAX_BYTES_IN_TRANSFER / 2).unwrap();
         let rest = limiter.admit(MAX_BYTES_IN_TRANSFER / 2).unwrap();
         let refused = limiter.admit(1).unwrap_err();
-        assert_eq!((refused.code, refused.retry_after_ms), (ErrorCode::Overloaded, Some(RETRY_AFTER_MS)));
+        assert_eq!(
+            (refused.code, refused.retry_after_ms),
+            (ErrorCode::Overloaded, Some(OverloadCause::ValueBytesInTransfer.retry_after_ms()))
+        );
         drop(half);
         drop(rest);
         // A transfer above the limit is admitted alone.

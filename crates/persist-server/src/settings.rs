@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Callers, InboxPrefixes};
-use dormouse_engine::LogSettings;
 use dormouse_daemon::settings::duration_from;
 use dormouse_daemon::{DaemonSettings, SettingsErrors, SettingsParser};
+use dormouse_engine::LogSettings;
 use dormouse_protocol::{Level, Prefix, ServerName};
 use dormouse_runtime::logging::LogFormat;
 use url::Url;

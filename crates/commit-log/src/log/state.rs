@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_protocol::{ErrorReply, Level, Rev, Slot, Subject};
+use dormouse_protocol::{ErrorReply, Level, OverloadCause, Rev, Slot, Subject};
 use tokio::sync::oneshot;
 
 use super::handle::{LogShared, Wakers};
@@ -129,9 +129,7 @@ impl LogState {
         }
         let cost = cost_of(&append);
         if self.unshipped_cost > 0 && self.unshipped_cost + cost > settings.max_unshipped_bytes {
-            let wait = settings.ship_interval.clamp(Duration::from_millis(50), Duration::from_secs(5));
-            let reason = "unshipped write limit reached";
-            return Err(ErrorReply::overloaded(reason, u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
+            return Err(OverloadCause::UnshippedBytes { ship_interval: settings.ship_interval }.into());
         }
         match self.failed_subjects.get(&append.subject) {
             Some(before) if append.first_after > *before => {

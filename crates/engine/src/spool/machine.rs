@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_protocol::limits::UPLOAD_WINDOW_BYTES;
 use dormouse_protocol::transfer::{UploadPlace, UploadReply, UploadedValue};
-use dormouse_protocol::{ErrorReply, Term, UploadId};
+use dormouse_protocol::{ErrorReply, OverloadCause, Term, UploadId};
 
 use super::fair_share::FairShare;
 pub(crate) use super::upload::UploadGeneration;
@@ -15,9 +15,6 @@ use dormouse_subject_state::plan::UploadQuota;
 /// Bytes of the waiting chunks of all uploads. A chunk waits for the chunks before it. As with all limits here, one
 /// subject may use half of the bytes that other subjects leave free.
 const MAX_HELD_BYTES: u64 = 4 * UPLOAD_WINDOW_BYTES;
-
-/// Retry delay of `overloaded` replies.
-pub(super) const RETRY_AFTER_MS: u64 = 1_000;
 
 /// Identifies an upload on this server. An upload belongs to one subject.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -141,7 +138,7 @@ impl UploadTable {
             return Err(too_many_bytes());
         }
         if !self.count_shares.take(&key.subject, 1) {
-            return Err(ErrorReply::overloaded("too many uploads in progress", RETRY_AFTER_MS));
+            return Err(ErrorReply::from(OverloadCause::Uploads));
         }
         let reserved = bytes.min(self.limits.initial_reservation());
         self.byte_shares.take(&key.subject, reserved);
@@ -173,10 +170,7 @@ impl UploadTable {
             *sum = sum.saturating_add(upload.held_bytes());
         }
         if of_upload > UPLOAD_WINDOW_BYTES || of_subject > MAX_HELD_BYTES.saturating_sub(of_others) / 2 {
-            return Err(ErrorReply::overloaded(
-                "too many bytes of chunks wait for earlier chunks",
-                RETRY_AFTER_MS,
-            ));
+            return Err(ErrorReply::from(OverloadCause::HeldChunkBytes));
         }
         Ok(())
     }
@@ -405,7 +399,7 @@ impl UploadTable {
 }
 
 fn too_many_bytes() -> ErrorReply {
-    ErrorReply::overloaded("too many bytes of uploads in progress", RETRY_AFTER_MS)
+    ErrorReply::from(OverloadCause::UploadBytes)
 }
 
 pub(crate) fn unknown() -> ErrorReply {

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{ErrorCode, ValueDigest};
+use dormouse_protocol::{ErrorCode, OverloadCause, ValueDigest};
 use proptest::prelude::*;
 
 use super::*;
@@ -139,7 +139,10 @@ fn upload_count_and_bytes_are_bounded_and_released() {
         uploads.begin(key(number), of_size(None), at(0)).unwrap();
     }
     let refused = uploads.begin(key(6), of_size(None), at(0)).unwrap_err();
-    assert_eq!((refused.code, refused.retry_after_ms), (ErrorCode::Overloaded, Some(RETRY_AFTER_MS)));
+    assert_eq!(
+        (refused.code, refused.retry_after_ms),
+        (ErrorCode::Overloaded, Some(OverloadCause::Uploads.retry_after_ms()))
+    );
     // A known upload is not a new one, and uploads of other subjects do not count.
     uploads.begin(key(5), of_size(None), at(0)).unwrap();
     uploads.begin(of("app.b", 1), of_size(Some(100)), at(0)).unwrap();

@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use dormouse_protocol::limits::{UPLOAD_IDLE_TIMEOUT_MS, UPLOAD_WINDOW_BYTES};
 use dormouse_protocol::transfer::{UploadPlace, UploadReply, UploadedValue};
-use dormouse_protocol::{ErrorReply, Term};
+use dormouse_protocol::{ErrorReply, OverloadCause, Term};
 use dormouse_subject_state::plan::UploadQuota;
-
-use super::machine::RETRY_AFTER_MS;
 
 /// After this time without a request an upload expires.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(UPLOAD_IDLE_TIMEOUT_MS);
@@ -85,7 +83,7 @@ impl Upload {
             )));
         }
         if self.held.len() >= MAX_HELD {
-            return Err(ErrorReply::overloaded("too many chunks wait", RETRY_AFTER_MS));
+            return Err(ErrorReply::from(OverloadCause::HeldChunks));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use dormouse_commit_log::log::{TailError, read_own_tail};
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{ManifestNumber, Nonce};
 use dormouse_format::manifest::Manifest;
-use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Rev, Subject};
+use dormouse_protocol::{ErrorCode, ErrorReply, LogId, OverloadCause, Rev, Subject};
 use dormouse_runtime::fail_point;
 use dormouse_subject_state::database::{Database, FileOwner};
 
@@ -22,9 +22,6 @@ use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, 
 
 /// How long an open waits for a permit.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Retry delay of an `overloaded` reply.
-const RETRY_AFTER_MS: u64 = 500;
 
 /// A subject that this process owns, with its file open.
 pub(super) struct Opened {
@@ -45,7 +42,7 @@ pub(super) async fn open(
 ) -> Result<Option<Opened>, ErrorReply> {
     let _permit = tokio::time::timeout(PERMIT_TIMEOUT, shared.opening.acquire())
         .await
-        .map_err(|_| ErrorReply::overloaded("too many subjects are being opened", RETRY_AFTER_MS))?;
+        .map_err(|_| ErrorReply::from(OverloadCause::SubjectOpens))?;
     let path = shared.data.subject_file(subject);
     let restorer = restorer(shared, subject, path);
     let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };

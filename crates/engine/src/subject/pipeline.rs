@@ -10,7 +10,7 @@ use dormouse_commit_log::log::{Append, AppendProgress, DurabilityStage};
 use dormouse_format::entry::LogEntry;
 use dormouse_format::frame;
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{ErrorCode, ErrorReply, Level, Rev, Subject};
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Rev, Subject};
 use dormouse_runtime::fail_point;
 use dormouse_subject_state::database::{Database, DatabaseError};
 use dormouse_subject_state::plan::{self, PendingChanges, PlanContext, PlanResult, SubjectView};
@@ -27,9 +27,6 @@ use crate::values::{self, Uploaded};
 /// Maximum number of changes of one subject that wait for their level. Above it writes get `overloaded`;
 /// reads continue.
 pub(super) const MAX_IN_FLIGHT: usize = 4_096;
-
-/// Retry delay of an `overloaded` reply.
-const RETRY_AFTER_MS: u64 = 50;
 
 /// Delay before a failed apply is retried.
 pub(super) const APPLY_RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -612,5 +609,5 @@ const fn is_unlogged(request: &SubjectRequest) -> bool {
 }
 
 pub(super) fn too_many() -> ErrorReply {
-    ErrorReply::overloaded("too many changes of the subject wait for their durability", RETRY_AFTER_MS)
+    ErrorReply::from(OverloadCause::ChangesBelowLevel)
 }

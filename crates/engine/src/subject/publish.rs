@@ -11,7 +11,7 @@ use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
 use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TombstoneState};
 use dormouse_format::{delta, frame};
-use dormouse_protocol::{ErrorReply, Rev, Seq, Slot, Subject};
+use dormouse_protocol::{ErrorReply, OverloadCause, Rev, Seq, Slot, Subject};
 use dormouse_runtime::fail_point;
 
 use crate::engine::EngineShared;
@@ -70,7 +70,7 @@ pub(super) async fn publish(
     job: PublishJob,
 ) -> PublishEnd {
     let Ok(_permit) = tokio::time::timeout(CALL_TIMEOUT, shared.publishing.acquire()).await else {
-        let reply = ErrorReply::overloaded("too many subjects are being published", 1_000);
+        let reply = ErrorReply::from(OverloadCause::SubjectPublications);
         return match job {
             PublishJob::Resume(machine) => PublishEnd::Undecided(machine, reply),
             PublishJob::Base(_) | PublishJob::Release(_) | PublishJob::Destroy(..) => {

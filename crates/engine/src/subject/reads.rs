@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use dormouse_protocol::data::{InfoDetails, InfoReply};
-use dormouse_protocol::{ErrorReply, Level, LogId, Rev, Timestamp};
+use dormouse_protocol::{ErrorReply, Level, LogId, OverloadCause, Rev, Timestamp};
 use dormouse_subject_state::database::Database;
 use futures::future::BoxFuture;
 
@@ -15,9 +15,6 @@ use crate::engine::EngineShared;
 
 /// Maximum number of a subject's reads that wait for a barrier.
 const MAX_WAITING: usize = 4_096;
-
-/// Retry delay of an `overloaded` reply.
-const RETRY_AFTER_MS: u64 = 100;
 
 /// Data for a reply that is not in the file.
 #[derive(Debug, Clone)]
@@ -146,7 +143,7 @@ impl ReadQueue {
     /// Queues a read. The queue is bounded, so its memory is bounded.
     pub(super) fn push(&mut self, shared: &Arc<EngineShared>, read: PendingRead) {
         if self.waiting.len() >= MAX_WAITING {
-            let reply = ErrorReply::overloaded("too many reads wait for the bucket", RETRY_AFTER_MS);
+            let reply = ErrorReply::from(OverloadCause::PendingReads);
             return read.into_respond()(Err(reply));
         }
         self.waiting.push_back(read);

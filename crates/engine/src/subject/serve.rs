@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::BlobName;
 use dormouse_format::manifest::Manifest;
-use dormouse_protocol::{ErrorReply, Event, Position, Subject, Timestamp};
+use dormouse_protocol::{ErrorReply, Event, OverloadCause, Position, Subject, Timestamp};
 use dormouse_runtime::injected_bug;
 use dormouse_subject_state::database::{Database, DatabaseError};
 use tokio::sync::{Notify, oneshot};
@@ -35,9 +35,6 @@ const CHECKPOINT_LOOK_BYTES: usize = 1_024 * 1_024;
 
 /// Maximum number of a subject's changes that wait to be planned.
 const MAX_WRITES: usize = 4_096;
-
-/// Retry delay of an `overloaded` reply.
-const RETRY_AFTER_MS: u64 = 100;
 
 /// Why a subject is no longer served.
 pub(super) enum SubjectServeEnd {
@@ -309,8 +306,7 @@ impl<'a> OpenSubject<'a> {
                 if self.writes.len() < MAX_WRITES {
                     self.writes.push_back(submission);
                 } else {
-                    let reply =
-                        ErrorReply::overloaded("too many changes of the subject wait", RETRY_AFTER_MS);
+                    let reply = ErrorReply::from(OverloadCause::QueuedChanges);
                     (submission.respond)(Err(reply));
                 }
             } else if confirmed {
