@@ -1,7 +1,7 @@
 //! The pub/sub port of Dormouse: exactly the messaging functions that the fleet needs.
 //!
 //! The port is [`Bus`]: request with a deadline, publish, subscribe. [`nats`] is the adapter for core NATS, and
-//! [`memory`] is the adapter for tests and simulation; one contract suite runs on both. No other crate depends on an
+//! `memory`, with the feature of that name, is the adapter for tests and simulation; one contract suite runs on both. No other crate depends on an
 //! adapter, so another pub/sub system can replace NATS.
 //!
 //! On top of the port: [`ask`](ask()) sends a typed request, [`serve`](serve()) answers requests, [`services`]
@@ -16,6 +16,7 @@ mod fixed_replies;
 pub mod health;
 mod inbox;
 mod mailbox;
+#[cfg(feature = "memory")]
 pub mod memory;
 pub mod nats;
 mod serve;
