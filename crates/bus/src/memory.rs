@@ -8,12 +8,12 @@
 mod broker;
 mod network;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_protocol::{Route, RoutePattern};
-use dormouse_runtime::{Env, Observable, Tasks};
+use dormouse_runtime::{Env, Lock, Observable, Tasks};
 use tokio::sync::{broadcast, oneshot};
 
 use self::broker::{Broker, ConnectionId, MemoryLink, SubscriptionId};
@@ -62,7 +62,7 @@ impl MemoryOptions {
 /// A messaging system in memory. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryBroker {
-    state: Arc<Mutex<Broker>>,
+    state: Arc<Lock<Broker>>,
     /// The messages that the network delays.
     delay_queue: Option<Arc<DelayQueue>>,
 }
@@ -139,7 +139,7 @@ impl MemoryBroker {
 
     fn lock(&self) -> MutexGuard<'_, Broker> {
         // Every change of the state is complete before anything can panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Records the requests of clients and the replies to them, for the checker.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use dormouse_bus::{
 };
 use dormouse_checker::{CallOutcome, History, Op, OpResult, ReceivedEvent, Rules, ServerFault, Verdict};
 use dormouse_protocol::{Executed, Prefix, RoutePattern, ServerName, Subject, decode};
-use dormouse_runtime::Env;
+use dormouse_runtime::{Env, Lock};
 use tokio::sync::broadcast;
 
 /// The recorded history. Cloning shares it.
@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 pub struct Recorder {
     env: Env,
     servers: Arc<[ServerName]>,
-    history: Arc<Mutex<History>>,
+    history: Arc<Lock<History>>,
 }
 
 impl Recorder {
@@ -26,7 +26,7 @@ impl Recorder {
     #[must_use]
     pub fn new(env: Env, servers: &[ServerName], rules: Rules) -> Self {
         let history = History { rules, ..History::default() };
-        Self { env, servers: servers.into(), history: Arc::new(Mutex::new(history)) }
+        Self { env, servers: servers.into(), history: Arc::new(Lock::new(history)) }
     }
 
     /// Returns the time of the record.
@@ -58,7 +58,7 @@ impl Recorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+        self.history.lock()
     }
 
     /// Returns the server, subject and operation of a message, if it is an operation on a subject.

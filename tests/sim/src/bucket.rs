@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use dormouse_format::manifest::Manifest;
 use dormouse_format::segment::{SlotKind, decode_header};
 use dormouse_protocol::subject::Unescaped;
 use dormouse_protocol::{LogId, Slot, Subject};
+use dormouse_runtime::Lock;
 use dormouse_testkit::bucket::{BucketFault, FaultyBucket};
 
 use crate::bucket_outage::BucketOutage;
@@ -36,7 +37,7 @@ pub struct Store {
     inner: Arc<dyn Bucket>,
     trace: Trace,
     observer: Arc<dyn StoreObserver>,
-    state: Mutex<Seen>,
+    state: Lock<Seen>,
 }
 
 #[derive(Default)]
@@ -70,7 +71,7 @@ impl Store {
     /// Observes `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Bucket>, trace: Trace, observer: Arc<dyn StoreObserver>) -> Self {
-        Self { inner, trace, observer, state: Mutex::default() }
+        Self { inner, trace, observer, state: Lock::default() }
     }
 
     /// Records that `server` is about to create an object.
@@ -79,7 +80,7 @@ impl Store {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Records a created object.

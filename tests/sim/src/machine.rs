@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use dormouse_bucket::Bucket;
@@ -12,7 +12,7 @@ use dormouse_engine::{Engine, EngineSettings};
 use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_protocol::{Prefix, ServerName};
 use dormouse_runtime::disk::LocalDisk;
-use dormouse_runtime::{Env, Process, SeededEntropy, Stop};
+use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop};
 use dormouse_testkit::bucket::FaultyBucket;
 use dormouse_testkit::disk::FaultyDisk;
 use tokio::sync::mpsc;
@@ -72,7 +72,7 @@ pub struct Machine {
     /// The observer of its critical steps.
     pub step_observer: Arc<OnceLock<Arc<dyn StepObserver>>>,
     outage: Arc<BucketOutage>,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 struct State {
@@ -172,7 +172,7 @@ impl Machine {
             create_faults: Arc::new(AtomicU64::new(create_faults)),
             step_observer: Arc::default(),
             outage,
-            state: Mutex::new(state),
+            state: Lock::new(state),
         }
     }
 
@@ -394,6 +394,6 @@ impl Machine {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

@@ -1,10 +1,11 @@
 //! The network between the connections: cut, lossy, slow.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MessageInfo, Network};
+use dormouse_runtime::Lock;
 
 use crate::rng::SeededRng;
 use crate::trace::{Trace, brief};
@@ -34,7 +35,7 @@ pub struct FaultyNetwork(Arc<Shared>);
 struct Shared {
     rng: SeededRng,
     trace: Trace,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 struct State {
@@ -60,7 +61,7 @@ impl FaultyNetwork {
             repeated: BTreeSet::new(),
             last: BTreeMap::new(),
         };
-        Self(Arc::new(Shared { rng: SeededRng::of(seed, "network"), trace, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { rng: SeededRng::of(seed, "network"), trace, state: Lock::new(state) }))
     }
 
     /// Sets the faults of messages.
@@ -114,7 +115,7 @@ impl FaultyNetwork {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     fn decide(&self, pair: &(String, String), is_event: bool) -> Vec<Duration> {

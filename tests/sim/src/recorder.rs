@@ -2,7 +2,7 @@
 //! receives.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,7 @@ use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{
     ErrorReply, Event, Executed, LogId, Op, Position, Prefix, RoutePattern, ServerName, Subject, decode,
 };
+use dormouse_runtime::Lock;
 use tokio::sync::broadcast;
 
 use crate::network::FaultyNetwork;
@@ -45,10 +46,10 @@ pub struct Recorder(Arc<Shared>);
 struct Shared {
     trace: Trace,
     net: FaultyNetwork,
-    state: Mutex<History>,
-    lifetimes: Mutex<BTreeMap<ServerName, LogLifetime>>,
+    state: Lock<History>,
+    lifetimes: Lock<BTreeMap<ServerName, LogLifetime>>,
     /// The active feeds, by subject and index in its history.
-    feeds: Mutex<BTreeMap<(Subject, usize), FeedRecord>>,
+    feeds: Lock<BTreeMap<(Subject, usize), FeedRecord>>,
 }
 
 /// A log in use.
@@ -69,7 +70,7 @@ impl Recorder {
     /// Creates an empty history of the messages over `net`, which is judged by `rules`.
     #[must_use]
     pub fn new(trace: Trace, net: FaultyNetwork, rules: Rules) -> Self {
-        let state = Mutex::new(History { rules, ..History::default() });
+        let state = Lock::new(History { rules, ..History::default() });
         let (lifetimes, feeds) = Default::default();
         Self(Arc::new(Shared { trace, net, state, lifetimes, feeds }))
     }
@@ -126,7 +127,7 @@ impl Recorder {
     }
 
     fn lifetimes(&self) -> MutexGuard<'_, BTreeMap<ServerName, LogLifetime>> {
-        self.0.lifetimes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lifetimes.lock()
     }
 
     /// Records the new newest manifest of a subject.
@@ -245,7 +246,7 @@ impl Recorder {
     }
 
     fn feeds(&self) -> MutexGuard<'_, BTreeMap<(Subject, usize), FeedRecord>> {
-        self.0.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.feeds.lock()
     }
 
     fn invoked(
@@ -296,7 +297,7 @@ impl Recorder {
     }
 
     fn state(&self) -> MutexGuard<'_, History> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 
@@ -306,14 +307,14 @@ pub struct RecordedConnection {
     recorder: Recorder,
     client: u32,
     prefix: Prefix,
-    sent: Mutex<VecDeque<Sent>>,
+    sent: Lock<VecDeque<Sent>>,
 }
 
 impl RecordedConnection {
     /// Records `inner`, the connection of a client.
     #[must_use]
     pub fn new(inner: Arc<dyn Bus>, recorder: Recorder, client: u32) -> Self {
-        Self { inner, recorder, client, prefix: Prefix::default(), sent: Mutex::default() }
+        Self { inner, recorder, client, prefix: Prefix::default(), sent: Lock::default() }
     }
 
     /// Returns the last changing requests, the newest last.
@@ -328,7 +329,7 @@ impl RecordedConnection {
     }
 
     fn sent_requests(&self) -> MutexGuard<'_, VecDeque<Sent>> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sent.lock()
     }
 
     fn parse_request(&self, message: &Outgoing) -> Option<(ServerName, Op, Subject)> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dormouse_bucket::{Bucket, ObjectStoreBucket};
@@ -15,7 +15,7 @@ use dormouse_client::Client;
 use dormouse_engine::EngineSettings;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{LogId, RoutePattern, ServerName, Slot, Subject};
-use dormouse_runtime::{Env, Process, SeededEntropy, Stop, Tasks, VirtualClock};
+use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop, Tasks, VirtualClock};
 use dormouse_testkit::bucket::{FaultPlan, FaultyBucket};
 use tokio::sync::mpsc;
 
@@ -75,7 +75,7 @@ pub struct World {
     /// Whether faults have ended.
     pub healed: AtomicBool,
     /// Per server: the start of its current series of faults, and the time of the last one.
-    fault_series: Mutex<BTreeMap<ServerName, (Duration, Duration)>>,
+    fault_series: Lock<BTreeMap<ServerName, (Duration, Duration)>>,
     seed: u64,
 }
 
@@ -84,7 +84,7 @@ pub struct Caller {
     plan: ClientPlan,
     rng: Arc<SeededRng>,
     seed: u64,
-    state: Mutex<(Option<Process>, u64)>,
+    state: Lock<(Option<Process>, u64)>,
 }
 
 /// Records the effects at the store.
@@ -196,7 +196,7 @@ impl World {
             clients,
             operator: OnceLock::new(),
             healed: AtomicBool::new(false),
-            fault_series: Mutex::default(),
+            fault_series: Lock::default(),
             seed,
         });
         world.tasks.spawn("supervisor", supervise(Arc::clone(&world), exited, coordinator_exited));
@@ -306,7 +306,7 @@ impl World {
     /// fault, if that is recent.
     pub fn record_fault(&self, machine: &Machine, kind: ServerFaultKind) -> usize {
         let now = self.trace.now();
-        let mut fault_series = self.fault_series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fault_series = self.fault_series.lock();
         let series = fault_series.entry(machine.name().clone()).or_insert((now, now));
         if now > series.1 + RECOVERY {
             *series = (now, now);
@@ -358,14 +358,14 @@ fn plan(config: &RunConfig, number: u32) -> ClientPlan {
 impl Caller {
     fn new(seed: u64, plan: ClientPlan) -> Self {
         let rng = Arc::new(SeededRng::of(seed, &format!("client-{}", plan.number)));
-        Self { plan, rng, seed, state: Mutex::new((None, 0)) }
+        Self { plan, rng, seed, state: Lock::new((None, 0)) }
     }
 
     /// Starts the client's process.
     pub fn start(self: &Arc<Self>, world: &World, stop: Stop) {
         let process = Process::new();
         let incarnation = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.lock();
             state.0 = Some(process.clone());
             state.1 += 1;
             state.1
@@ -395,7 +395,7 @@ impl Caller {
 
     /// Kills the process.
     pub fn crash(&self) {
-        let process = self.state.lock().unwrap_or_else(PoisonError::into_inner).0.take();
+        let process = self.state.lock().0.take();
         if let Some(process) = process {
             process.kill();
         }

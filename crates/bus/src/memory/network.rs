@@ -2,12 +2,12 @@
 //! messages.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::Route;
-use dormouse_runtime::Env;
+use dormouse_runtime::{Env, Lock};
 use tokio::sync::Notify;
 
 use super::broker::{Broker, DelayedMessage};
@@ -41,17 +41,17 @@ type DelayedQueue = BTreeMap<(Duration, u64), DelayedMessage>;
 /// Keeps delayed messages until they arrive.
 pub(super) struct DelayQueue {
     env: Env,
-    queue: Mutex<(DelayedQueue, u64)>,
+    queue: Lock<(DelayedQueue, u64)>,
     posted: Notify,
 }
 
 impl DelayQueue {
     pub(super) fn new(env: Env) -> Self {
-        Self { env, queue: Mutex::default(), posted: Notify::new() }
+        Self { env, queue: Lock::default(), posted: Notify::new() }
     }
 
     fn queue(&self) -> MutexGuard<'_, (DelayedQueue, u64)> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     pub(super) fn post(&self, messages: Vec<(Duration, DelayedMessage)>) {
@@ -79,10 +79,10 @@ impl DelayQueue {
 }
 
 /// Delivers messages when their delay has passed. Never ends.
-pub(super) async fn deliver(queue: Arc<DelayQueue>, broker: Arc<Mutex<Broker>>) {
+pub(super) async fn deliver(queue: Arc<DelayQueue>, broker: Arc<Lock<Broker>>) {
     loop {
         while let Some(message) = queue.due(queue.env.boot()) {
-            broker.lock().unwrap_or_else(PoisonError::into_inner).arrive(message);
+            broker.lock().arrive(message);
         }
         let posted = queue.posted.notified();
         match queue.next_due() {
@@ -128,11 +128,11 @@ mod tests {
         let server = broker.connect(MemoryOptions::named("server"));
         let options = SubscribeOptions::default();
         let mut requests = server.subscribe(RoutePattern::new("a"), options).await.unwrap();
-        let (received, count) = (Arc::new(Mutex::new(0)), tasks.clone());
+        let (received, count) = (Arc::new(Lock::new(0)), tasks.clone());
         let counted = Arc::clone(&received);
         count.spawn("server", async move {
             while let Some(request) = requests.next().await {
-                *counted.lock().unwrap() += 1;
+                *counted.lock() += 1;
                 let answer = Outgoing::new(request.reply_to.unwrap(), Bytes::from("b"));
                 server.publish(answer).await.unwrap();
             }
@@ -142,7 +142,7 @@ mod tests {
             client.request(Outgoing::new(Route::new("a"), Bytes::new()), Duration::from_secs(1)).await;
         let took = env.boot();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let received = *received.lock().unwrap();
+        let received = *received.lock();
         (received, outcome.map(|_| took))
     }
 

@@ -1,11 +1,12 @@
 //! Sends gets: each by its caller while few are in flight, and queued ones by one task per request.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use dormouse_protocol::data::{GetReply, GetRequest};
 use dormouse_protocol::{Message, Op, Subject};
+use dormouse_runtime::Lock;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
@@ -25,7 +26,7 @@ type GetReplySender = oneshot::Sender<GetOutcome>;
 /// The queued and sent gets of all subjects.
 #[derive(Debug, Default)]
 pub(crate) struct GetScheduler {
-    state: Mutex<GetSchedulerState>,
+    state: Lock<GetSchedulerState>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +61,7 @@ enum Admission {
 
 impl GetScheduler {
     fn state(&self) -> MutexGuard<'_, GetSchedulerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// How many subjects have requests in flight.

@@ -1,12 +1,13 @@
 //! Sends queued sets, with one task per subject that has sets in flight.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::data::{SetItem, SetOutcome, SetReply, SetResult};
 use dormouse_protocol::{Op, Route, Subject};
+use dormouse_runtime::Lock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{Notify, oneshot};
@@ -32,7 +33,7 @@ const PART_OF_ONE_SUBJECT: usize = 4;
 #[derive(Debug)]
 pub(crate) struct SetScheduler {
     limit_bytes: usize,
-    state: Mutex<SetSchedulerState>,
+    state: Lock<SetSchedulerState>,
 }
 
 #[derive(Debug, Default)]
@@ -56,11 +57,11 @@ struct SubjectSets {
 impl SetScheduler {
     /// A scheduler without sets, for at most `limit_bytes`.
     pub(crate) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, state: Mutex::default() }
+        Self { limit_bytes, state: Lock::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, SetSchedulerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// How many subjects have sets queued or in flight, and how many bytes these have.
@@ -263,7 +264,7 @@ async fn send(
     let size_bytes = group.size_bytes();
     let deadline = group.last_expiry().saturating_sub(inner.env.boot());
     let upload = group.large().map(|item| upload(inner, subject, &group, item));
-    let group = Mutex::new(group);
+    let group = Lock::new(group);
     let content = BatchBody { inner, group: &group };
     let answer = {
         let mut call = std::pin::pin!(async {
@@ -273,7 +274,7 @@ async fn send(
             }
         });
         loop {
-            let next = inner.set_scheduler.next_expiry(subject, &lock(&group));
+            let next = inner.set_scheduler.next_expiry(subject, &group.lock());
             tokio::select! {
                 // If a reply and the deadline coincide, the reply counts.
                 biased;
@@ -283,13 +284,13 @@ async fn send(
             }
             let now = inner.env.boot();
             inner.set_scheduler.expire(subject, now);
-            deliver(lock(&group).expire(now));
-            if lock(&group).is_abandoned() {
+            deliver(group.lock().expire(now));
+            if group.lock().is_abandoned() {
                 break None;
             }
         }
     };
-    let group = group.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let group = group.into_inner();
     let mut left_bytes = 0;
     if let Some(answer) = answer {
         let settled = group.resolve(answer);
@@ -324,22 +325,18 @@ async fn until(inner: &ClientShared, time: Option<Duration>) {
     }
 }
 
-fn lock<T>(group: &Mutex<SetGroup<T>>) -> MutexGuard<'_, SetGroup<T>> {
-    group.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A request body made from a group.
 struct BatchBody<'a> {
     inner: &'a ClientShared,
-    group: &'a Mutex<SetGroup<SetReplySender>>,
+    group: &'a Lock<SetGroup<SetReplySender>>,
 }
 
 impl RequestBody for BatchBody<'_> {
     fn next_attempt(&self, route: &Route) -> Bytes {
-        lock(self.group).next_attempt(route, || self.inner.next_request())
+        self.group.lock().next_attempt(route, || self.inner.next_request())
     }
 
     fn failed(&self, cause: Option<&IndeterminateCause>) {
-        lock(self.group).failed(cause.cloned());
+        self.group.lock().failed(cause.cloned());
     }
 }
