@@ -28,7 +28,7 @@ use dormouse_runtime::injected_bug;
 use super::gap::{EventOrder, classify_event};
 use super::known::KnownMessages;
 use super::output::{FeedOutput, OutputBuffer};
-use super::{FeedFrom, FeedKeys};
+use super::update::{FeedFrom, FeedKeys};
 use crate::error::{Error, MalformedCause};
 
 /// How long a feed without any alarm waits until it queries all the same; jitter adds up to half of it.

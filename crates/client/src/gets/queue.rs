@@ -8,7 +8,7 @@ use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 use dormouse_protocol::{Message, Seq};
 
-use crate::subject::key_size;
+use crate::sizes::key_size;
 
 /// While fewer requests than this are in flight, a get is sent at once. With one request in flight, the
 /// server would idle while its reply travels and the next request is built; with more, fewer gets share one.

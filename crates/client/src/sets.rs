@@ -5,18 +5,19 @@
 //! requests. The limit of one request also keeps the order, across retries and changes of server.
 //!
 //! [`queue`] and [`group`] decide, without clock or I/O: which sets are queued, which are sent together, and
-//! which result each caller gets. [`sender`] executes it, with one task per subject that has sets in flight;
+//! which result each caller gets. [`scheduler`] holds the queues, and [`sender`] executes it, with one task per subject that has sets in flight;
 //! a subject without any has no cost.
 
 mod ack;
+mod calls;
 mod group;
 mod queue;
+mod scheduler;
 mod sender;
 
 #[cfg(test)]
 mod tests;
 
 pub use ack::AckFuture;
-pub(crate) use ack::sender_gone;
-pub(crate) use queue::{Batching, QueuedSet};
-pub(crate) use sender::{SetScheduler, SetsOutcome};
+pub(crate) use queue::Batching;
+pub(crate) use scheduler::SetScheduler;
