@@ -25,7 +25,7 @@ use crate::coordinator_host::CoordinatorHost;
 use crate::machine::{Exit, Machine, Parts};
 use crate::network::FaultyNetwork;
 use crate::readers::read;
-use crate::recorder::{Recorder, listen};
+use crate::recorder::Recorder;
 use crate::rng::SeededRng;
 use crate::run_config::{Profile, RunConfig};
 use crate::trace::Trace;
@@ -127,7 +127,7 @@ impl World {
         };
         let tasks = Tasks::new();
         let net = FaultyNetwork::new(seed, trace.clone());
-        let recorder = Recorder::new(trace.clone(), net.clone(), rules);
+        let recorder = Recorder::new(env.clone(), trace.clone(), net.clone(), rules);
         let broker = MemoryBroker::with_network(Arc::new(net.clone()), env.clone(), &tasks);
         let observer = Arc::new(StoreRecorder { recorder: recorder.clone(), trace: trace.clone() });
         let memory: Arc<dyn Bucket> = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
@@ -218,7 +218,7 @@ impl World {
         let recorder = self.recorder.clone();
         self.tasks.spawn("listener", async move {
             let _listener = listener;
-            listen(recorder, subscription).await;
+            recorder.listen(subscription).await;
         });
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named("operator")));
         let operator = Client::builder().env(self.env.clone()).over(bus).await;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 use dormouse_checker::{ServerFault, ServerFaultKind};
-use dormouse_e2e::{CLIENTS, Fleet, NATS_SERVERS, Recorder, SeededRng, until};
+use dormouse_e2e::{CLIENTS, Fleet, NATS_SERVERS, SeededRng, until};
 use dormouse_harness::ProxyMode;
 use dormouse_protocol::ServerName;
+use dormouse_testkit::recorder::Recorder;
 
 /// The lease TTL of the fleet. The coordinator declares a server dead after 1.3 times this without a heartbeat.
 pub const LEASE: Duration = Duration::from_millis(500);
