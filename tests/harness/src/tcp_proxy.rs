@@ -1,7 +1,8 @@
 //! A connection between two processes that can be cut: a TCP proxy on the loopback interface.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -36,7 +37,8 @@ pub enum ProxyMode {
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
-    target: Arc<Mutex<Option<u16>>>,
+    /// The port of the target; 0: none.
+    target: Arc<AtomicU16>,
     mode: watch::Sender<ProxyMode>,
     // Dropping this field ends everything.
     _carrier: JoinSet<()>,
@@ -61,7 +63,7 @@ impl TcpProxy {
     pub async fn new(dial: DialMode) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port for a proxy")?;
         let address = listener.local_addr()?;
-        let target = Arc::new(Mutex::new(None));
+        let target = Arc::new(AtomicU16::new(0));
         let (mode, watching) = watch::channel(ProxyMode::Forward);
         let mut carrier = JoinSet::new();
         carrier.spawn(accept(listener, dial, Arc::clone(&target), watching));
@@ -70,7 +72,7 @@ impl TcpProxy {
 
     /// Sets the target: a port of this machine.
     pub fn set_target(&self, port: u16) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(port);
+        self.target.store(port, Ordering::Relaxed);
     }
 
     /// Returns the port to connect to.
@@ -94,7 +96,7 @@ impl TcpProxy {
 async fn accept(
     listener: TcpListener,
     dial: DialMode,
-    target: Arc<Mutex<Option<u16>>>,
+    target: Arc<AtomicU16>,
     mode: watch::Receiver<ProxyMode>,
 ) {
     let mut carried = JoinSet::new();
@@ -103,7 +105,7 @@ async fn accept(
             accepted = listener.accept() => {
                 // A connection that is not accepted for lack of descriptors is accepted later.
                 let Ok((near, _)) = accepted else { continue };
-                let port = *target.lock().unwrap_or_else(PoisonError::into_inner);
+                let port = Some(target.load(Ordering::Relaxed)).filter(|port| *port != 0);
                 carried.spawn(carry(near, dial, port, mode.clone()));
             }
             Some(_) = carried.join_next() => {}
