@@ -1,14 +1,14 @@
 //! The read lease: whether this process may serve reads now, without asking the bucket.
 //!
 //! Writes need no clock, because the log fences them. Reads need proof that no takeover has happened since. A confirmed
-//! lease is that proof while it holds. A lease is confirmed when a [read barrier](dormouse_commit_log::log::Log::barrier) has passed
+//! lease is that proof while it holds. A lease is confirmed when a [read barrier](Log::barrier) has passed
 //! under its generation: no other process had sealed the log by then.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use dormouse_commit_log::log::Log;
 use dormouse_protocol::ErrorReply;
-use dormouse_runtime::injected_bug;
+use dormouse_runtime::{Lock, injected_bug};
 
 use crate::api::{Authority, LeaseGeneration};
 
@@ -16,14 +16,14 @@ use crate::api::{Authority, LeaseGeneration};
 pub(crate) struct ReadLease {
     authority: Arc<dyn Authority>,
     log: Log,
-    confirmed: Mutex<Option<LeaseGeneration>>,
+    confirmed: Lock<Option<LeaseGeneration>>,
     /// The lease for which [`ReadLease::lease_to_confirm`] has already requested a barrier.
-    requested: Mutex<Option<LeaseGeneration>>,
+    requested: Lock<Option<LeaseGeneration>>,
 }
 
 impl ReadLease {
     pub(crate) fn new(authority: Arc<dyn Authority>, log: Log) -> Self {
-        Self { authority, log, confirmed: Mutex::new(None), requested: Mutex::new(None) }
+        Self { authority, log, confirmed: Lock::new(None), requested: Lock::new(None) }
     }
 
     /// Whether reads may be answered at once, and writes be acknowledged below the level `bucket`.
@@ -39,7 +39,7 @@ impl ReadLease {
     pub(crate) fn lease_to_confirm(&self) -> Option<LeaseGeneration> {
         let lease = self.authority.lease()?;
         // See `ReadLease::lock`.
-        let mut requested = self.requested.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut requested = self.requested.lock();
         (*self.lock() != Some(lease) && requested.replace(lease) != Some(lease)).then_some(lease)
     }
 
@@ -61,6 +61,6 @@ impl ReadLease {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<LeaseGeneration>> {
         // A generation is one word, so a panic elsewhere cannot leave it partly written.
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.confirmed.lock()
     }
 }

@@ -20,7 +20,7 @@ mod upload;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use dormouse_protocol::transfer::{
     UploadBeginRequest, UploadCancelRequest, UploadChunkRequest, UploadPlace, UploadReply, UploadedValue,
 };
 use dormouse_protocol::{ErrorReply, OverloadCause, Subject, Term, UploadId};
-use dormouse_runtime::{Env, Tasks};
+use dormouse_runtime::{Env, Lock, Tasks};
 use dormouse_subject_state::plan::UploadQuota;
 use tokio::sync::{Notify, Semaphore};
 
@@ -86,7 +86,7 @@ pub(crate) struct Spool {
     folder: PathBuf,
     disk: Arc<dyn SpoolDisk>,
     env: Env,
-    inner: Mutex<SpoolInner>,
+    inner: Lock<SpoolInner>,
     storing: Semaphore,
     /// Notified when the time of the next expiry may have changed.
     begun: Notify,
@@ -111,13 +111,13 @@ impl Spool {
                 disk.remove(&folder.join(name))?;
             }
         }
-        let inner = Mutex::new(SpoolInner { uploads, parts: BTreeMap::new() });
+        let inner = Lock::new(SpoolInner { uploads, parts: BTreeMap::new() });
         Ok(Self { folder, disk, env, inner, storing: Semaphore::new(STORING), begun: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, SpoolInner> {
         // The state is consistent after each step under the lock, so a panic elsewhere breaks nothing.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     fn path(&self, key: &UploadKey) -> PathBuf {

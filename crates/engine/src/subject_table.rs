@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, OverloadCause, Subject};
+use dormouse_runtime::Lock;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
@@ -69,7 +70,7 @@ pub(crate) enum SubmitOutcome {
 
 /// See the [module](self).
 pub(crate) struct SubjectTable {
-    inner: Mutex<TableInner>,
+    inner: Lock<TableInner>,
     left: Notify,
     /// Above this number, the subjects idle longest are asked to close.
     max_open: usize,
@@ -100,12 +101,12 @@ impl SubjectTable {
     pub(crate) fn new(max_open: usize, open_limit: Option<usize>) -> Self {
         let max_open = max_open.max(1);
         let open_limit = open_limit.map_or(max_open.saturating_mul(2), |limit| limit.max(max_open));
-        Self { inner: Mutex::default(), left: Notify::new(), max_open, open_limit }
+        Self { inner: Lock::default(), left: Notify::new(), max_open, open_limit }
     }
 
     fn lock(&self) -> MutexGuard<'_, TableInner> {
         // The state is consistent after each step under the lock, so a panic elsewhere breaks nothing.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Queues a request for its subject.

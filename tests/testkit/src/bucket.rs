@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use dormouse_bucket::{Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch};
 use dormouse_format::checksum::Crc64;
 use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
-use dormouse_runtime::Env;
+use dormouse_runtime::{Env, Lock};
 
 pub use plan::{BucketFault, FaultPlan};
 use plan::{CallFault, FaultInjector};
@@ -29,15 +29,15 @@ use plan::{CallFault, FaultInjector};
 pub struct FaultyBucket {
     store: Arc<SharedStore>,
     env: Env,
-    faults: Mutex<FaultInjector>,
+    faults: Lock<FaultInjector>,
 }
 
 /// State that all clients of one bucket share: a late request arrives even if its sender is gone.
 struct SharedStore {
     inner: Arc<dyn Bucket>,
-    delayed: Mutex<Vec<DelayedRequest>>,
+    delayed: Lock<Vec<DelayedRequest>>,
     /// When each object was written: a stale listing may lack recent ones.
-    arrivals: Mutex<BTreeMap<BucketKey, Duration>>,
+    arrivals: Lock<BTreeMap<BucketKey, Duration>>,
 }
 
 /// A request that takes effect at the time `due`.
@@ -63,7 +63,7 @@ impl FaultyBucket {
     #[must_use]
     pub fn new(inner: Arc<dyn Bucket>, seed: u64, plan: FaultPlan, env: Env) -> Self {
         Self::on(
-            Arc::new(SharedStore { inner, delayed: Mutex::default(), arrivals: Mutex::default() }),
+            Arc::new(SharedStore { inner, delayed: Lock::default(), arrivals: Lock::default() }),
             seed,
             plan,
             env,
@@ -77,11 +77,11 @@ impl FaultyBucket {
     }
 
     fn on(store: Arc<SharedStore>, seed: u64, plan: FaultPlan, env: Env) -> Self {
-        Self { store, env, faults: Mutex::new(FaultInjector::new(seed, plan)) }
+        Self { store, env, faults: Lock::new(FaultInjector::new(seed, plan)) }
     }
 
     fn faults(&self) -> MutexGuard<'_, FaultInjector> {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+        self.faults.lock()
     }
 
     /// The bucket without its faults.
@@ -230,7 +230,7 @@ impl FaultyBucket {
 
 impl SharedStore {
     fn delayed(&self) -> MutexGuard<'_, Vec<DelayedRequest>> {
-        self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.delayed.lock()
     }
 
     /// Applies all requests that are due.
@@ -255,7 +255,7 @@ impl SharedStore {
 
 impl SharedStore {
     fn record_arrival(&self, key: &BucketKey, now: Duration) {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), now);
+        self.arrivals.lock().insert(key.clone(), now);
     }
 
     async fn create(&self, key: &BucketKey, bytes: Bytes, now: Duration) -> Result<Created, BucketError> {
@@ -268,7 +268,7 @@ impl SharedStore {
 
     /// The entries without some of those that arrived after `then`; `draw` selects them.
     fn as_of(&self, then: Duration, draw: u64, entries: Vec<BucketEntry>) -> Vec<BucketEntry> {
-        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let arrivals = self.arrivals.lock();
         let is_shown = |entry: &BucketEntry| {
             let is_old = arrivals.get(&entry.key).is_none_or(|since| *since <= then);
             is_old

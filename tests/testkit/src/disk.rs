@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 use dormouse_runtime::disk::{Disk, DiskFile, write_all};
-use dormouse_runtime::{Entropy, SeededEntropy};
+use dormouse_runtime::{Entropy, Lock, SeededEntropy};
 
 /// Unit that reaches a disk completely or not at all.
 const SECTOR_BYTES: usize = 512;
@@ -21,7 +21,7 @@ pub struct FaultyDisk(Arc<DiskParts>);
 struct DiskParts {
     inner: Arc<dyn Disk>,
     entropy: SeededEntropy,
-    state: Mutex<FaultyDiskState>,
+    state: Lock<FaultyDiskState>,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ impl FaultyDisk {
     /// A disk over `inner`, without faults so far.
     #[must_use]
     pub fn new(inner: Arc<dyn Disk>, seed: u64) -> Self {
-        Self(Arc::new(DiskParts { inner, entropy: SeededEntropy::new(seed), state: Mutex::default() }))
+        Self(Arc::new(DiskParts { inner, entropy: SeededEntropy::new(seed), state: Lock::default() }))
     }
 
     /// Limits the bytes that can still be written; `None` removes the limit. Truncated and removed bytes become free.
@@ -111,7 +111,7 @@ impl FaultyDisk {
 
 impl DiskParts {
     fn state(&self) -> MutexGuard<'_, FaultyDiskState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// A random number below `limit`, which is not 0.

@@ -1,9 +1,10 @@
 //! Durability progress of one append.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use dormouse_protocol::{ErrorReply, Level, Slot};
+use dormouse_runtime::Lock;
 use tokio::sync::Notify;
 
 use dormouse_runtime::injected_bug;
@@ -37,7 +38,7 @@ fn required_stage(level: Level) -> DurabilityStage {
 /// Follows one append. Here "acknowledged" and "failed" exclude each other: a write that [`AppendProgress::reached`]
 /// has passed can no longer fail, and a failed write never passes.
 pub struct AppendProgress {
-    state: Mutex<ProgressState>,
+    state: Lock<ProgressState>,
     waker: Arc<Notify>,
 }
 
@@ -59,7 +60,7 @@ impl AppendProgress {
             slot: None,
             failure: None,
         };
-        Arc::new(Self { state: Mutex::new(state), waker })
+        Arc::new(Self { state: Lock::new(state), waker })
     }
 
     /// The current stage of the write.
@@ -149,7 +150,7 @@ impl AppendProgress {
 
     fn lock(&self) -> MutexGuard<'_, ProgressState> {
         // Every change of the state is complete before any code could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

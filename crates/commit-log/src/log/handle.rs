@@ -1,6 +1,6 @@
 //! The handle to a log: its interface for the rest of the engine.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dormouse_bucket::Bucket;
@@ -58,7 +58,7 @@ impl LogShared {
         match self.state.lock() {
             Ok(state) => state,
             Err(poisoned) => {
-                let mut state = PoisonError::into_inner(poisoned);
+                let mut state = poisoned.into_inner();
                 state.poison(&self.wakers);
                 state
             }

@@ -7,7 +7,7 @@ mod build;
 mod read;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,7 +17,7 @@ use dormouse_format::index::LogIndex;
 use dormouse_format::keys::{LogKeys, Nonce};
 use dormouse_format::segment::{self, IndexLine, NO_PREVIOUS, SlotHeader, SlotKind};
 use dormouse_protocol::{ErrorReply, LogId, Rev, Slot, Subject};
-use dormouse_runtime::Env;
+use dormouse_runtime::{Env, Lock};
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
@@ -42,7 +42,7 @@ pub struct SealedLogs {
     bucket: Arc<dyn Bucket>,
     env: Env,
     own: LogId,
-    pub(super) known: Mutex<BTreeMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>>,
+    pub(super) known: Lock<BTreeMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>>,
 }
 
 /// A sealed log.
@@ -81,7 +81,7 @@ impl SealedLogs {
     /// Starts with an empty cache. `own` is the log of this process, which it never seals.
     #[must_use]
     pub fn new(bucket: Arc<dyn Bucket>, env: Env, own: LogId) -> Self {
-        Self { bucket, env, own, known: Mutex::default() }
+        Self { bucket, env, own, known: Lock::default() }
     }
 
     /// Ensures that a log is sealed, by any process, and indexed. Concurrent calls share the work.
@@ -206,7 +206,7 @@ impl SealedLogs {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<LogId, Arc<OnceCell<Arc<SealedLog>>>>> {
         // Each change of the map is one call.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

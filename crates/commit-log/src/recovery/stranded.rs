@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{Nonce, lost_delta_key};
 use dormouse_format::{FormatError, delta, frame};
 use dormouse_protocol::{LogId, Rev, Subject, Term};
+use dormouse_runtime::Lock;
 use dormouse_runtime::disk::write_all;
 use dormouse_runtime::fail_point;
 
@@ -23,7 +24,7 @@ pub struct StrandedWrites(Arc<StrandedShared>);
 
 struct StrandedShared {
     settings: RecoverySettings,
-    logs: Mutex<BTreeMap<LogId, StrandedLog>>,
+    logs: Lock<BTreeMap<LogId, StrandedLog>>,
     /// Held during a move to `lost/`: two at once would store the same writes twice.
     lost_lock: tokio::sync::Mutex<()>,
 }
@@ -46,7 +47,7 @@ impl StrandedWrites {
         let logs = logs.into_iter().map(|(log, appends)| (log, by_subject(appends))).collect();
         Self(Arc::new(StrandedShared {
             settings,
-            logs: Mutex::new(logs),
+            logs: Lock::new(logs),
             lost_lock: tokio::sync::Mutex::default(),
         }))
     }
@@ -192,7 +193,7 @@ fn runs(entries: &[LogEntry]) -> impl Iterator<Item = &[LogEntry]> {
 impl StrandedShared {
     fn logs(&self) -> MutexGuard<'_, BTreeMap<LogId, StrandedLog>> {
         // Every change is one step; a panic elsewhere leaves it consistent.
-        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.logs.lock()
     }
 
     fn mark_resolved(&self, subject: &Subject, log: &LogId) -> Result<(), WalError> {

@@ -13,12 +13,12 @@ const LIMITS: SpoolLimits = SpoolLimits { uploads: 64, bytes: 1 << 20 };
 #[derive(Debug, Default)]
 struct LimitedDisk {
     /// Free bytes; `None`: no limit.
-    free: Mutex<Option<usize>>,
+    free: Lock<Option<usize>>,
 }
 
 impl SpoolDisk for LimitedDisk {
     fn append(&self, path: &std::path::Path, at: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut free = self.free.lock().unwrap();
+        let mut free = self.free.lock();
         let Some(left) = &mut *free else { return SpoolFiles.append(path, at, bytes) };
         let fits = &bytes[..bytes.len().min(*left)];
         *left -= fits.len();
@@ -154,14 +154,14 @@ async fn upload_on_full_disk_fails_chunks_and_resumes_later() {
     let world = World::new();
     world.begin(1, None).unwrap();
     assert_eq!(world.send_and_wait(1, 0, b"hello ").await, Ok(6));
-    *world.disk.free.lock().unwrap() = Some(2);
+    *world.disk.free.lock() = Some(2);
     let later = world.send(1, 11, b"!");
     let error = world.send_and_wait(1, 6, b"world").await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert!(error.message.contains("disk"), "{error}");
     assert_eq!(later.recv().unwrap().unwrap_err().code, ErrorCode::Unavailable);
     assert_eq!(world.begin(1, None).unwrap().received, 6);
-    *world.disk.free.lock().unwrap() = None;
+    *world.disk.free.lock() = None;
     assert_eq!(world.send_and_wait(1, 6, b"world").await, Ok(11));
     assert_eq!(world.send_and_wait(1, 11, b"!").await, Ok(12));
     assert_eq!(world.file(1), b"hello world!");
