@@ -9,21 +9,47 @@ const SET_OVERHEAD_BYTES: usize = 192;
 const HEADER_OVERHEAD_BYTES: usize = 12;
 const KEY_OVERHEAD_BYTES: usize = 5;
 
+/// The space in one request.
+#[derive(Debug)]
+pub(crate) struct RequestSpace {
+    max_items: usize,
+    budget_bytes: usize,
+    items: usize,
+    used_bytes: usize,
+}
+
+impl RequestSpace {
+    /// An empty request for at most `max_items` of at most `budget_bytes`.
+    pub(crate) const fn new(max_items: usize, budget_bytes: usize) -> Self {
+        Self { max_items, budget_bytes, items: 0, used_bytes: 0 }
+    }
+
+    /// Whether no item was added.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.items == 0
+    }
+
+    /// Adds an item if it fits, and returns whether it did. The first item is accepted at any size: otherwise it
+    /// could never be sent.
+    pub(crate) const fn add(&mut self, size_bytes: usize) -> bool {
+        let fits = self.items < self.max_items && self.used_bytes + size_bytes <= self.budget_bytes;
+        if !self.is_empty() && !fits {
+            return false;
+        }
+        self.items += 1;
+        self.used_bytes += size_bytes;
+        true
+    }
+}
+
 /// Takes as many items as fit in one request, and at least one.
 pub(crate) fn fill<T>(
     items: &mut std::iter::Peekable<std::vec::IntoIter<T>>,
-    budget: usize,
-    size: impl Fn(&T) -> usize,
+    budget_bytes: usize,
+    size_bytes: impl Fn(&T) -> usize,
 ) -> Vec<T> {
-    let mut taken: Vec<T> = items.next().into_iter().collect();
-    let mut used: usize = taken.iter().map(&size).sum();
-    while taken.len() < MAX_ITEMS_PER_REQUEST
-        && let Some(next) = items.next_if(|next| used + size(next) <= budget)
-    {
-        used += size(&next);
-        taken.push(next);
-    }
-    taken
+    let mut space = RequestSpace::new(MAX_ITEMS_PER_REQUEST, budget_bytes);
+    std::iter::from_fn(|| items.next_if(|next| space.add(size_bytes(next)))).collect()
 }
 
 /// The size of a key in a list, in bytes.
