@@ -1,5 +1,7 @@
 //! A mutex without poisoning.
 
+#![expect(clippy::disallowed_types)] // The one place that handles poisoning.
+
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// A mutex that stays usable after a panic of its holder.
