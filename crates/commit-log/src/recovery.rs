@@ -10,8 +10,6 @@
 //! The cost depends on the amount of unshipped data, and is independent of the number of subjects.
 
 pub mod machine;
-#[cfg(test)]
-mod random_tests;
 mod segments;
 mod shell;
 mod stranded;

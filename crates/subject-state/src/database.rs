@@ -413,18 +413,6 @@ const fn from_sql(number: i64) -> u64 {
 }
 
 #[cfg(test)]
-mod changes_tests;
-#[cfg(test)]
-mod dedup_tests;
-#[cfg(test)]
-mod expiry_tests;
-#[cfg(test)]
 mod fixture;
-#[cfg(test)]
-mod golden_tests;
-#[cfg(test)]
-mod model_tests;
-#[cfg(test)]
-mod replay_tests;
 #[cfg(test)]
 mod tests;

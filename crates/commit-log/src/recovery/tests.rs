@@ -1,3 +1,5 @@
+mod random;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -17,8 +17,6 @@
 //! A claim that restarts repeats every step, with new names and a new nonce. Only a manifest whose create is
 //! indeterminate is sent again unchanged.
 
-#[cfg(test)]
-mod random_tests;
 mod steps;
 #[cfg(test)]
 mod tests;

@@ -407,5 +407,4 @@ pub(crate) fn unknown() -> ErrorReply {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

@@ -1,5 +1,12 @@
 //! Tests of one file: rejections, durability and page sizes.
 
+mod changes;
+mod dedup;
+mod expiry;
+mod golden;
+mod model;
+mod replay;
+
 use std::path::PathBuf;
 
 use bytes::Bytes;

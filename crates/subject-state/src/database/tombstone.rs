@@ -98,5 +98,4 @@ pub(super) fn write(connection: &Connection, past: &TombstoneState) -> Result<()
 }
 
 #[cfg(test)]
-#[path = "tombstone_tests.rs"]
 mod tests;

@@ -1,3 +1,5 @@
+mod random;
+
 use dormouse_format::keys::BucketKey;
 use dormouse_protocol::ErrorCode;
 use dormouse_protocol::limits::TERM_HISTORY;

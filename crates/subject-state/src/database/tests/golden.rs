@@ -11,8 +11,8 @@ use dormouse_protocol::data::{
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorReply, Headers, Position};
 
-use super::fixture::*;
-use super::*;
+use super::super::fixture::*;
+use super::super::*;
 use crate::plan::{DedupLookup, SubjectView};
 
 fn golden(name: &str) -> PathBuf {

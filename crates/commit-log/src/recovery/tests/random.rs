@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dormouse_protocol::Slot;
 use dormouse_runtime::{Entropy, SeededEntropy};
 
-use super::machine::{Recovered, Recovery, RecoveryEffect, RecoveryInput, RecoverySlotRead, WalMatch};
+use super::super::machine::{Recovered, Recovery, RecoveryEffect, RecoveryInput, RecoverySlotRead, WalMatch};
 use crate::log::seal::{self, SealEffect, SealInput, SealMachine};
 use crate::wal::{Lsn, WalAppend, WalContents};
 

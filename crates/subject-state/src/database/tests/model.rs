@@ -12,7 +12,7 @@ use dormouse_protocol::message::Discard;
 use dormouse_protocol::{Change, ErrorCode, RequestId, SessionId};
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::plan::{self, PlanContext, PlanResult, plan, plan_retention};
 use crate::request::{SubjectReply, SubjectRequest};
 

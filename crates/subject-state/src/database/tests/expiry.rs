@@ -3,8 +3,8 @@
 use dormouse_format::record::RecordOp;
 use dormouse_protocol::message::SubjectConfig;
 
-use super::fixture::*;
-use super::*;
+use super::super::fixture::*;
+use super::super::*;
 use crate::plan::SubjectView;
 
 /// A file with three messages, accepted at 1, 2 and 3 s; the second expires at 9 s, and the third at 5 s.

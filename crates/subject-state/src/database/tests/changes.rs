@@ -9,8 +9,8 @@ use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{Change, ErrorCode, Position};
 use tempfile::TempDir;
 
-use super::fixture::*;
-use super::*;
+use super::super::fixture::*;
+use super::super::*;
 
 fn file() -> (TempDir, Database) {
     let folder = tempfile::tempdir().unwrap();

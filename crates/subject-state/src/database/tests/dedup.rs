@@ -4,8 +4,8 @@ use dormouse_format::entry::LogEntry;
 use dormouse_format::record::RecordOp;
 use dormouse_protocol::limits::{MSG_ID_WINDOW_MS, SESSION_IDLE_MS, SESSION_RESULTS};
 
-use super::fixture::*;
-use super::*;
+use super::super::fixture::*;
+use super::super::*;
 use crate::plan::{DedupLookup, SubjectView};
 
 const HOUR: u64 = SESSION_IDLE_MS / 1_000;

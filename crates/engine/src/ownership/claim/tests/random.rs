@@ -14,13 +14,13 @@ use ulid::Ulid;
 
 use dormouse_commit_log::log::SlotUse;
 
-use super::super::garbage;
-use super::super::local::{LocalFile, diverged_above, may_reuse};
-use super::super::publish::{Publication, Publish, PublishEffect, PublishInput};
-use super::super::reclaim::{LogReclaim, ReclaimEffect, ReclaimInput, SubjectInLog};
-use super::super::testing::{past, subject};
-use super::super::{BaseKind, NewBase, base_kind};
-use super::*;
+use super::super::super::garbage;
+use super::super::super::local::{LocalFile, diverged_above, may_reuse};
+use super::super::super::publish::{Publication, Publish, PublishEffect, PublishInput};
+use super::super::super::reclaim::{LogReclaim, ReclaimEffect, ReclaimInput, SubjectInLog};
+use super::super::super::testing::{past, subject};
+use super::super::super::{BaseKind, NewBase, base_kind};
+use super::super::*;
 
 /// An entry: a change, which makes a rev, or a reply, which makes none.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -12,8 +12,8 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Change, Message, Position};
 use proptest::prelude::*;
 
-use super::fixture::*;
-use super::*;
+use super::super::fixture::*;
+use super::super::*;
 
 /// A random step, from a small range so that steps collide often.
 #[derive(Debug, Clone)]
