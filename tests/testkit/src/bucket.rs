@@ -4,6 +4,8 @@
 //! Answers get lost, requests take effect after their sender has given up, and stores refuse without reason. So tests
 //! can prove that a caller does not rely on more than the contract of [`Bucket`].
 
+mod gates;
+mod observed;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -21,15 +23,23 @@ use dormouse_format::checksum::Crc64;
 use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
 use dormouse_runtime::{Env, Lock};
 
-pub use plan::{BucketFault, FaultPlan};
+use gates::{CallGates, GatePoint};
 use plan::{CallFault, FaultInjector};
+
+pub use gates::CallGateGuard;
+pub use observed::{BucketAnswer, BucketCall, BucketObserver, ObservedBucket};
+pub use plan::{BucketFault, FaultPlan};
 
 /// A bucket with faults that are scripted ([`script`](Self::script), [`set_unreachable`](Self::set_unreachable), …) or
 /// random from a seed ([`FaultPlan`]). The same calls in the same order get the same faults.
+///
+/// It records its calls ([`take_calls`](Self::take_calls)), and it can hold them
+/// ([`hold_requests`](Self::hold_requests), [`hold_answers`](Self::hold_answers)).
 pub struct FaultyBucket {
     store: Arc<SharedStore>,
     env: Env,
     faults: Lock<FaultInjector>,
+    gates: CallGates,
 }
 
 /// State that all clients of one bucket share: a late request arrives even if its sender is gone.
@@ -77,7 +87,7 @@ impl FaultyBucket {
     }
 
     fn on(store: Arc<SharedStore>, seed: u64, plan: FaultPlan, env: Env) -> Self {
-        Self { store, env, faults: Lock::new(FaultInjector::new(seed, plan)) }
+        Self { store, env, faults: Lock::new(FaultInjector::new(seed, plan)), gates: CallGates::default() }
     }
 
     fn faults(&self) -> MutexGuard<'_, FaultInjector> {
@@ -106,6 +116,23 @@ impl FaultyBucket {
         self.faults().is_unreachable = gone;
     }
 
+    /// Loses the answers to all creates and gets, as [`BucketFault::AnswerLost`], or no longer does. A call in flight
+    /// loses its answer too.
+    pub fn set_answers_lost(&self, lost: bool) {
+        self.faults().loses_answers = lost;
+    }
+
+    /// Holds requests of this kind before they take effect, if the name of their object contains `name_part`. They
+    /// continue when the guard is dropped.
+    pub fn hold_requests(&self, operation: BucketOperation, name_part: &str) -> CallGateGuard {
+        self.gates.close(operation, name_part, GatePoint::Request)
+    }
+
+    /// As [`Self::hold_requests`], but the requests take effect, and their answers are held.
+    pub fn hold_answers(&self, operation: BucketOperation, name_part: &str) -> CallGateGuard {
+        self.gates.close(operation, name_part, GatePoint::Answer)
+    }
+
     /// Refuses all calls that change something, or no longer does.
     pub fn set_read_only(&self, read_only: bool) {
         self.faults().read_only = read_only;
@@ -116,13 +143,19 @@ impl FaultyBucket {
         self.faults().corrupted_keys.insert(key);
     }
 
-    /// Number of calls of this kind, with and without faults.
+    /// Number of calls of this kind since the last [`take_calls`](Self::take_calls), with and without faults.
     #[must_use]
     pub fn calls(&self, operation: BucketOperation) -> u64 {
-        self.faults().calls.get(&operation).copied().unwrap_or(0)
+        self.faults().calls.iter().filter(|call| call.0 == operation).count() as u64
     }
 
-    /// How often each fault was injected, without [`set_unreachable`](Self::set_unreachable).
+    /// The calls since the last [`take_calls`](Self::take_calls), with the names of their objects.
+    pub fn take_calls(&self) -> Vec<(BucketOperation, String)> {
+        std::mem::take(&mut self.faults().calls)
+    }
+
+    /// How often each fault was injected, without [`set_unreachable`](Self::set_unreachable) and
+    /// [`set_answers_lost`](Self::set_answers_lost).
     #[must_use]
     pub fn fault_counts(&self) -> BTreeMap<BucketFault, u64> {
         self.faults().injected_counts.clone()
@@ -147,7 +180,7 @@ impl FaultyBucket {
         name: &'a str,
         request: Option<LateRequest>,
     ) -> Result<Arrived<'a>, BucketError> {
-        let injected = self.faults().next_call(operation, self.env.boot());
+        let injected = self.faults().next_call(operation, name, self.env.boot());
         let call = Arrived { operation, name, injected };
         let request = request.filter(|_| call.injected.orphaned);
         let mut orphan = DetachedRequest { bucket: self, late_by: call.injected.late_by, request };
@@ -171,6 +204,7 @@ impl FaultyBucket {
             | BucketFault::Again
             | BucketFault::Orphaned
             | BucketFault::StaleList => {
+                self.gates.wait(operation, name, GatePoint::Request).await;
                 self.store.arrive(self.env.boot()).await;
                 Ok(call)
             }
@@ -194,8 +228,11 @@ impl FaultyBucket {
 
     /// Returns the answer to the caller.
     async fn answer(&self, call: &Arrived<'_>) -> Result<(), BucketError> {
+        self.gates.wait(call.operation, call.name, GatePoint::Answer).await;
+        let is_lost = self.faults().loses_answer(call.operation);
         match call.injected.fault {
             BucketFault::AnswerLost | BucketFault::Late => Err(call.timed_out().await),
+            _ if is_lost => Err(call.timed_out().await),
             _ => self.transmit(call.injected.after, call).await,
         }
     }
@@ -297,7 +334,9 @@ impl Drop for DetachedRequest<'_> {
 impl Arrived<'_> {
     async fn timed_out(&self) -> BucketError {
         let timeout = self.injected.timeout;
-        tokio::time::sleep(timeout).await;
+        if !timeout.is_zero() {
+            tokio::time::sleep(timeout).await;
+        }
         BucketError::Timeout { operation: self.operation, name: self.name.to_owned(), timeout }
     }
 

@@ -105,11 +105,11 @@ fn unanswered_request_executes_once_over_failover() {
     let world = World::in_memory();
     let (app, first) = (subject(APP), world.server("persist-1"));
     set(&first, numbered(1, item("a", "0"))).unwrap();
-    world.bucket.lose_replies.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.bucket.set_answers_lost(true);
     let asked = first.submit(&app, numbered(2, item("b", "1")));
     first.advance(Duration::from_secs(3));
     assert!(asked.try_reply().is_none());
-    world.bucket.lose_replies.store(false, std::sync::atomic::Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     world.fleet.declare_dead(&first.log());
     let second = world.server("persist-2");
     assert!(set(&second, numbered(2, item("b", "1"))).unwrap().duplicate);

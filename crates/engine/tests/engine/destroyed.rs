@@ -158,12 +158,12 @@ fn destroy_with_lost_reply_is_answered_on_retry() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     set_result(server.run(&app, set(id(1, 1), "a", "1"))).unwrap();
-    world.bucket.lose_replies.store(true, Ordering::SeqCst);
+    world.bucket.set_answers_lost(true);
     let asked = server.submit(&app, destroy(id(1, 2)));
     assert_eq!(asked.wait(&server).unwrap_err().code, ErrorCode::Indeterminate);
     let refused = server.submit(&app, destroy(id(1, 2)));
     assert_eq!(refused.wait(&server).unwrap_err().code, ErrorCode::Unavailable);
-    world.bucket.lose_replies.store(false, Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     server.advance(Duration::from_secs(60));
     set_result(server.run(&app, set(id(2, 1), "b", "2"))).unwrap();
     let ended = destroyed(server.run(&app, destroy(id(1, 2)))).unwrap();

@@ -263,7 +263,7 @@ fn message_expires_during_snapshot_upload() {
     let (app, server) = (subject(APP), world.server("persist-1"));
     server.set(&app, "stays", &crate::support::large()).unwrap();
     server.set_with_ttl(&app, "k", s(5));
-    let held = world.bucket.hold(BucketOperation::PutFile, "", false);
+    let held = world.bucket.hold_requests(BucketOperation::PutFile, "");
     let compacting = server.submit(&app, SubjectRequest::Compact);
     server.until("the snapshot upload starts", || held.reached() > 0);
     server.advance(s(6));
@@ -280,7 +280,7 @@ fn message_due_during_handover_expires_at_next_owner() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     server.set_with_ttl(&app, "k", s(5));
-    let held = world.bucket.hold(BucketOperation::Create, ".manifest", false);
+    let held = world.bucket.hold_requests(BucketOperation::Create, ".manifest");
     let before = server.events.of(&app).len();
     let handed_over = server.submit(&app, SubjectRequest::HandOver);
     server.until("the subject is being released", || held.reached() > 0);

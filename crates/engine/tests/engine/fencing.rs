@@ -128,11 +128,11 @@ fn write_shipped_before_seal_without_reply_is_kept() {
     let first = world.server("persist-1");
     first.set(&app, "a", "1").unwrap();
     // The segment is created, and the reply is lost.
-    world.bucket.lose_replies.store(true, Ordering::SeqCst);
+    world.bucket.set_answers_lost(true);
     let answer = first.submit(&app, set_request("b", "2"));
     first.advance(Duration::from_secs(5));
     assert!(answer.try_reply().is_none());
-    world.bucket.lose_replies.store(false, Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     world.fleet.declare_dead(&first.log());
     let second = world.server("persist-2");
     assert_eq!(second.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2")]));

@@ -1,11 +1,11 @@
 //! Blobs: each is complete before an entry refers to it, and stays as long as an entry can refer to it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_bucket::{Bucket, BucketOperation, ObjectStoreBucket};
+use dormouse_bucket::BucketOperation;
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission};
 use dormouse_protocol::data::{
     ChangesRequest, ConfigureRequest, Expect, GetAllRequest, GetRequest, SetItem, SetOutcome, SetRequest,
@@ -14,8 +14,7 @@ use dormouse_protocol::data::{
 use dormouse_protocol::limits::INLINE_LIMIT_BYTES;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Change, ErrorCode, ErrorReply, Level, Message, Subject};
-use dormouse_runtime::Env;
-use dormouse_testkit::bucket::{FaultPlan, FaultyBucket};
+use dormouse_testkit::bucket::FaultPlan;
 
 use crate::support::{Server, World, subject};
 
@@ -244,7 +243,7 @@ fn large_value_transfer_keeps_reads_and_write_order() {
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &Bytes::from_static(b"1")).unwrap();
-    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::Create, "/blobs/");
     let first = server.begin(&app, set("b", &large(1)));
     let second = server.begin(&app, set("c", &Bytes::from_static(b"2")));
     let third = server.begin(&app, set("b", &large(2)));
@@ -258,7 +257,7 @@ fn large_value_transfer_keeps_reads_and_write_order() {
     assert_eq!(server.value_of(&app, "b"), Some(large(2)));
 
     // A slow read of one value does not block reads of others.
-    let held = world.bucket.hold(BucketOperation::Get, "/blobs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::Get, "/blobs/");
     let slow = server.begin(&app, SubjectRequest::Get(GetRequest::key("b")));
     server.until("the blob read starts", || held.reached() == 1);
     assert_eq!(server.value_of(&app, "a").as_deref(), Some(&b"1"[..]));
@@ -275,7 +274,7 @@ fn rejected_or_duplicate_write_uploads_no_blob() {
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &Bytes::from_static(b"1")).unwrap();
-    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::Create, "/blobs/");
     let item = |msg_id: &str, expect| SetItem {
         key: Some("a".to_owned()),
         value: Some(large(1)),
@@ -304,7 +303,6 @@ fn rejected_or_duplicate_write_uploads_no_blob() {
 /// If the bucket loses replies, every acked large value is readable after a takeover.
 #[test]
 fn acked_large_value_is_readable_after_lost_replies() {
-    let store = ObjectStoreBucket::in_memory(Env::system());
     let plan = FaultPlan {
         latency: Duration::from_millis(2),
         timeout: Duration::from_millis(5),
@@ -312,12 +310,11 @@ fn acked_large_value_is_readable_after_lost_replies() {
         storm: 0,
         ..FaultPlan::frequent()
     };
-    let faulty = Arc::new(FaultyBucket::new(Arc::new(store), 7, FaultPlan::none(), Env::system()));
-    let world = World::with_bucket(Arc::clone(&faulty) as Arc<dyn Bucket>);
+    let world = World::in_memory();
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "first", &Bytes::from_static(b"1")).unwrap();
-    faulty.set_plan(plan);
+    world.bucket.set_plan(plan);
     let mut acknowledged = Vec::new();
     for n in 0..60 {
         if server.put(&app, &format!("key-{}", n % 20), &large(n)).is_ok() {
@@ -326,7 +323,7 @@ fn acked_large_value_is_readable_after_lost_replies() {
         }
     }
     assert!(acknowledged.len() >= 10, "{acknowledged:?}");
-    faulty.set_plan(FaultPlan::none());
+    world.bucket.set_plan(FaultPlan::none());
     let log = server.kill();
     world.fleet.declare_dead(&log);
     let server = world.running_server("persist-2", |_| {});
@@ -342,7 +339,7 @@ fn blob_without_entry_after_kill_is_collected_later() {
     let app = subject(APP);
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &large(1)).unwrap();
-    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", true);
+    let held = world.bucket.hold_answers(BucketOperation::Create, "/blobs/");
     let answer = server.begin(&app, set("b", &large(2)));
     server.until("the blob is uploaded and no entry refers to it", || held.reached() == 1);
     let log = server.kill();
@@ -366,12 +363,12 @@ fn blob_of_overloaded_write_is_deleted_at_once() {
     let server = world.running_server("persist-1", |settings| settings.log.max_unshipped_bytes = 20_000);
     server.put(&app, "a", &Bytes::from_static(b"1")).unwrap();
     server.put(&other, "a", &Bytes::from_static(b"1")).unwrap();
-    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", true);
+    let held = world.bucket.hold_answers(BucketOperation::Create, "/blobs/");
     let write = server.begin(&app, set("b", &large(2)));
     server.until("the blob is uploaded", || held.reached() == 1);
     assert_eq!(world.blobs(&app).len(), 1);
     // The log is full: the entry does not fit.
-    let shipping = world.bucket.hold(BucketOperation::Create, "logs/", false);
+    let shipping = world.bucket.hold_requests(BucketOperation::Create, "logs/");
     let first = server.begin(&other, set("b", &value(1, 30_000)));
     server.until("the log is full", || shipping.reached() == 1);
     drop(held);
@@ -396,14 +393,14 @@ fn replaced_blob_stays_until_base_covers_replacement() {
     assert_eq!(server.value_of(&app, "a"), Some(large(1)));
     // During a compaction the value is replaced, and the replacement is only at this server yet.
     let base = [(BucketOperation::Create, ".delta"), (BucketOperation::PutFile, ".sqlite3")]
-        .map(|(operation, part)| world.bucket.hold(operation, part, false));
+        .map(|(operation, part)| world.bucket.hold_requests(operation, part));
     let compacted = server.begin(&app, SubjectRequest::Compact);
     server.until("the upload of the base starts", || base.iter().any(|base| base.reached() == 1));
-    let shipping = world.bucket.hold(BucketOperation::Create, "logs/", false);
+    let shipping = world.bucket.hold_requests(BucketOperation::Create, "logs/");
     // The replacement is small: a large value would wait for the bucket at any level.
     server.put(&app, "a", &value(2, 10)).unwrap();
     assert_eq!(server.value_of(&app, "a"), Some(value(2, 10)));
-    let gets = world.bucket.hold(BucketOperation::Get, "/blobs/", false);
+    let gets = world.bucket.hold_requests(BucketOperation::Get, "/blobs/");
     drop(base);
     compacted.recv().unwrap().unwrap();
     // The server is deleting unneeded objects; an unneeded blob would be deleted in the same batch.
@@ -434,7 +431,7 @@ fn get_of_replaced_and_deleted_blob_returns_new_value() {
     let server = world.running_server("persist-1", |_| {});
     server.put(&app, "a", &large(1)).unwrap();
     let old = world.blobs(&app).pop().unwrap();
-    let held = world.bucket.hold(BucketOperation::Get, "/blobs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::Get, "/blobs/");
     let slow = server.begin(&app, SubjectRequest::Get(GetRequest::key("a")));
     server.until("the blob read starts", || held.reached() == 1);
     server.put(&app, "a", &large(2)).unwrap();
@@ -498,7 +495,7 @@ fn destroyed_subject_leaves_only_tombstone() {
     for n in 0..30 {
         server.put(&app, &format!("key-{n}"), &large(n)).unwrap();
     }
-    let held = world.bucket.hold(BucketOperation::Delete, "/blobs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::Delete, "/blobs/");
     server.destroy(&app).unwrap();
     server.until("the deletion starts", || held.reached() > 0);
     server.kill();

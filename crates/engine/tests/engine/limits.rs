@@ -51,7 +51,7 @@ fn limits_count_pending_writes() {
     let world = World::in_memory();
     let config = SubjectConfig { max_msgs: Some(3), max_bytes: Some(10), ..SubjectConfig::default() };
     let (app, server) = limited(&world, config.clone());
-    let held = world.bucket.hold(BucketOperation::Create, "logs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::Create, "logs/");
     let asked: Vec<_> = (0..40).map(|n| server.submit(&app, set_request(&n.to_string(), "four"))).collect();
     server.advance(std::time::Duration::from_secs(1));
     assert!(asked.iter().all(|asked| asked.try_reply().is_none()));
@@ -111,7 +111,11 @@ fn eviction_is_atomic_with_unacked_write() {
         let id = RequestId { session: SessionId::new(7_u128.into()), counter: 1 };
         let SubjectRequest::Set(set) = set_request("b", "2") else { panic!() };
         let request = SubjectRequest::Set(SetRequest { request: Some(id), ..set });
-        let held = world.bucket.hold(BucketOperation::Create, "logs/", is_stored);
+        let held = if is_stored {
+            world.bucket.hold_answers(BucketOperation::Create, "logs/")
+        } else {
+            world.bucket.hold_requests(BucketOperation::Create, "logs/")
+        };
         let asked = server.submit(&app, request.clone());
         server.until("the segment upload starts", || held.reached() > 0);
         assert!(asked.try_reply().is_none());

@@ -139,12 +139,12 @@ fn restart_after_slot_create_applies_segment_once() {
     let app = subject(APP);
     let server = world.server("persist-1");
     server.set(&app, "a", "1").unwrap();
-    world.bucket.lose_replies.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.bucket.set_answers_lost(true);
     let asked = server.submit(&app, crate::support::set_request("b", "2"));
     server.advance(std::time::Duration::from_secs(3));
     assert!(asked.try_reply().is_none());
     server.kill();
-    world.bucket.lose_replies.store(false, std::sync::atomic::Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     let server = world.server("persist-1");
     assert_eq!(server.all(&app).unwrap(), pairs(&[("a", "1"), ("b", "2")]));
     assert_eq!(server.info(&app).position.rev.get(), 2);

@@ -407,7 +407,7 @@ fn panicked_subject_reopens_after_file_is_unused() {
     let app = subject(APP);
     let server = world.server("persist-1");
     let before = server.set(&app, "a", &large()).unwrap();
-    let uploading = world.bucket.upload_gate.blocking_lock();
+    let uploading = world.bucket.hold_requests(BucketOperation::PutFile, "");
     let _guard = server.runtime.enter();
     let respond = Box::new(|_| {});
     server

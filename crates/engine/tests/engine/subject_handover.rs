@@ -52,7 +52,11 @@ fn request_during_handover_gets_not_owner() {
         let app = subject(APP);
         let first = world.server("persist-1");
         first.set(&app, "a", "1").unwrap();
-        let held = world.bucket.hold(BucketOperation::Create, "manifest", is_released);
+        let held = if is_released {
+            world.bucket.hold_answers(BucketOperation::Create, "manifest")
+        } else {
+            world.bucket.hold_requests(BucketOperation::Create, "manifest")
+        };
         let handing_over = first.submit(&app, SubjectRequest::HandOver);
         first.until("the manifest create starts", || held.reached() == 1);
         let asked = [set_request("b", "2"), SubjectRequest::Get(GetRequest::key("a")), SubjectRequest::Flush];
@@ -75,7 +79,7 @@ fn handover_waits_for_pending_writes() {
     let app = subject(APP);
     let first = world.server("persist-1");
     first.set(&app, "a", "1").unwrap();
-    let held = world.bucket.hold(BucketOperation::Create, "logs", false);
+    let held = world.bucket.hold_requests(BucketOperation::Create, "logs");
     let set = first.submit(&app, set_request("b", "2"));
     let handing_over = first.submit(&app, SubjectRequest::HandOver);
     first.advance(Duration::from_secs(1));
@@ -164,7 +168,7 @@ fn handover_without_reply_is_resolved_before_requests() {
     let app = subject(APP);
     let server = world.server("persist-1");
     server.set(&app, "a", "1").unwrap();
-    world.bucket.lose_replies.store(true, Ordering::SeqCst);
+    world.bucket.set_answers_lost(true);
     let handing_over = server.submit(&app, SubjectRequest::HandOver);
     server.advance(Duration::from_secs(30));
     let asked = [set_request("b", "2"), SubjectRequest::Get(GetRequest::key("a"))];
@@ -173,7 +177,7 @@ fn handover_without_reply_is_resolved_before_requests() {
         assert_eq!(asked.wait(&server).unwrap_err().code, ErrorCode::Unavailable);
     }
     assert!(handing_over.try_reply().is_none());
-    world.bucket.lose_replies.store(false, Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     handing_over.wait(&server).unwrap();
     assert_eq!(world.server("persist-2").all(&app).unwrap(), pairs(&[("a", "1")]));
 }

@@ -1,24 +1,20 @@
-//! Small servers: an engine in its own runtime that the test can kill, an authority whose replies the test sets, and a
-//! bucket that the test can make unreachable.
+//! Small servers: an engine in its own runtime that the test can kill, an authority whose replies the test sets, and
+//! the bad bucket and the bad disk of the testkit.
 
 use std::collections::HashSet;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dormouse_bucket::{
-    Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch, ObjectStoreBucket, open_bucket,
-};
+use dormouse_bucket::{Bucket, ObjectStoreBucket, open_bucket};
 use dormouse_engine::api::{
     Authority, EventSink, HandoverOutcome, LeaseGeneration, SubjectReply, SubjectRequest, Submission,
 };
 use dormouse_engine::{Engine, EngineSettings, PreparedEngine, ShutdownReport};
 use dormouse_format::delta;
-use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
 use dormouse_format::record::RecordOp as Changed;
 use dormouse_protocol::data::{
     ConfigureRequest, DestroyRequest, GetAllReply, GetAllRequest, GetRequest, InfoReply, SetItem, SetOutcome,
@@ -28,10 +24,10 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorReply, Event, Level, LogId, Message, Position, Subject};
 use dormouse_runtime::disk::LocalDisk;
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
+use dormouse_testkit::bucket::{FaultPlan, FaultyBucket};
 use dormouse_testkit::disk::FaultyDisk;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Semaphore;
 
 /// The state that a coordinator would have: the logs that are declared dead.
 #[derive(Default)]
@@ -116,172 +112,10 @@ impl Events {
     }
 }
 
-/// Bucket calls of one kind that a test blocks. They continue when the semaphore is closed.
-#[derive(Clone)]
-struct CallGate {
-    operation: BucketOperation,
-    part: &'static str,
-    /// The calls have taken effect, and only their replies are blocked.
-    after: bool,
-    gate: Arc<Semaphore>,
-    reached: Arc<AtomicU64>,
-}
-
-/// Blocks calls until it is dropped.
-pub struct CallGateGuard {
-    gate: Arc<Semaphore>,
-    reached: Arc<AtomicU64>,
-}
-
-impl CallGateGuard {
-    /// The number of calls blocked so far.
-    pub fn reached(&self) -> u64 {
-        self.reached.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for CallGateGuard {
-    fn drop(&mut self) {
-        self.gate.close();
-    }
-}
-
-/// A bucket that a test can make unreachable, and that records its calls.
-pub struct UnreliableBucket {
-    inner: Arc<dyn Bucket>,
-    gates: Mutex<Vec<CallGate>>,
-    pub is_unreachable: AtomicBool,
-    /// Creates and reads take effect, and their replies are lost.
-    pub lose_replies: AtomicBool,
-    /// While a test holds this lock, file uploads wait.
-    pub upload_gate: tokio::sync::Mutex<()>,
-    calls: Mutex<Vec<(BucketOperation, String)>>,
-}
-
-impl UnreliableBucket {
-    pub fn new(inner: Arc<dyn Bucket>) -> Self {
-        Self {
-            inner,
-            gates: Mutex::default(),
-            is_unreachable: AtomicBool::new(false),
-            lose_replies: AtomicBool::new(false),
-            upload_gate: tokio::sync::Mutex::default(),
-            calls: Mutex::default(),
-        }
-    }
-
-    pub fn set_unreachable(&self, gone: bool) {
-        self.is_unreachable.store(gone, Ordering::SeqCst);
-    }
-
-    /// The calls since the last [`UnreliableBucket::take_calls`].
-    pub fn take_calls(&self) -> Vec<(BucketOperation, String)> {
-        std::mem::take(&mut self.calls.lock().unwrap())
-    }
-
-    /// The number of calls of this operation since the last [`UnreliableBucket::take_calls`].
-    pub fn calls(&self, operation: BucketOperation) -> usize {
-        self.calls.lock().unwrap().iter().filter(|call| call.0 == operation).count()
-    }
-
-    /// Blocks calls on objects whose names contain `part`, before or after they take effect.
-    pub fn hold(&self, operation: BucketOperation, part: &'static str, after: bool) -> CallGateGuard {
-        let (gate, reached) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
-        let held = CallGateGuard { gate: Arc::clone(&gate), reached: Arc::clone(&reached) };
-        self.gates.lock().unwrap().push(CallGate { operation, part, after, gate, reached });
-        held
-    }
-
-    async fn wait_at_gates(&self, operation: BucketOperation, name: &str, after: bool) {
-        let gates = self.gates.lock().unwrap().clone();
-        for call in gates {
-            if (call.operation, call.after) == (operation, after)
-                && name.contains(call.part)
-                && !call.gate.is_closed()
-            {
-                call.reached.fetch_add(1, Ordering::SeqCst);
-                let _ = call.gate.acquire().await;
-            }
-        }
-    }
-
-    fn check_reply(&self, operation: BucketOperation, name: &str) -> Result<(), BucketError> {
-        if self.lose_replies.load(Ordering::SeqCst) {
-            let timeout = Duration::from_secs(1);
-            return Err(BucketError::Timeout { operation, name: name.to_owned(), timeout });
-        }
-        Ok(())
-    }
-
-    fn check(&self, operation: BucketOperation, name: &str) -> Result<(), BucketError> {
-        self.calls.lock().unwrap().push((operation, name.to_owned()));
-        if self.is_unreachable.load(Ordering::SeqCst) {
-            let (name, source) = (name.to_owned(), "the test made it unreachable".into());
-            return Err(BucketError::Unreachable { operation, name, source });
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl Bucket for UnreliableBucket {
-    async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
-        self.check(BucketOperation::Create, key.as_str())?;
-        self.wait_at_gates(BucketOperation::Create, key.as_str(), false).await;
-        let created = self.inner.create(key, bytes).await;
-        self.wait_at_gates(BucketOperation::Create, key.as_str(), true).await;
-        self.check_reply(BucketOperation::Create, key.as_str())?;
-        created
-    }
-    async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
-        self.check(BucketOperation::Get, key.as_str())?;
-        self.wait_at_gates(BucketOperation::Get, key.as_str(), false).await;
-        let bytes = self.inner.get(key).await;
-        self.check_reply(BucketOperation::Get, key.as_str())?;
-        bytes
-    }
-    async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
-        self.check(BucketOperation::Get, key.as_str())?;
-        let bytes = self.inner.get_range(key, range).await;
-        self.check_reply(BucketOperation::Get, key.as_str())?;
-        bytes
-    }
-    async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
-        self.check(BucketOperation::Get, key.as_str())?;
-        let bytes = self.inner.get_tail(key, count).await;
-        self.check_reply(BucketOperation::Get, key.as_str())?;
-        bytes
-    }
-    async fn put_file(
-        &self,
-        key: &BucketKey,
-        path: &Path,
-        patch: HeaderPatch,
-    ) -> Result<FileSummary, BucketError> {
-        self.check(BucketOperation::PutFile, key.as_str())?;
-        let _uploading = self.upload_gate.lock().await;
-        self.wait_at_gates(BucketOperation::PutFile, key.as_str(), false).await;
-        self.inner.put_file(key, path, patch).await
-    }
-    async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
-        self.check(BucketOperation::GetFile, key.as_str())?;
-        self.inner.get_file(key, path).await
-    }
-    async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
-        self.check(BucketOperation::List, prefix.as_str())?;
-        self.inner.list(prefix).await
-    }
-    async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
-        self.check(BucketOperation::Delete, key.as_str())?;
-        self.wait_at_gates(BucketOperation::Delete, key.as_str(), false).await;
-        self.inner.delete(key).await
-    }
-}
-
 /// The state that all servers of a test share, and the folder of their data directories.
 pub struct World {
     pub folder: TempDir,
-    pub bucket: Arc<UnreliableBucket>,
+    pub bucket: Arc<FaultyBucket>,
     pub fleet: Arc<Fleet>,
     starts: AtomicU64,
     /// The clock of the next server at its start, in seconds, without the number of servers started before.
@@ -302,12 +136,7 @@ impl World {
 
     /// With a bucket in memory.
     pub fn in_memory() -> Self {
-        Self::with_bucket(Arc::new(ObjectStoreBucket::in_memory(Env::system())))
-    }
-
-    /// With this bucket.
-    pub fn with_bucket(inner: Arc<dyn Bucket>) -> Self {
-        Self::with(tempfile::tempdir().unwrap(), inner)
+        Self::with(tempfile::tempdir().unwrap(), Arc::new(ObjectStoreBucket::in_memory(Env::system())))
     }
 
     /// With bucket and local disks in memory, if the machine has a file system in memory: for tests of many subjects.
@@ -317,7 +146,9 @@ impl World {
     }
 
     fn with(folder: TempDir, inner: Arc<dyn Bucket>) -> Self {
-        let bucket = Arc::new(UnreliableBucket::new(inner));
+        // Lost answers are errors at once, so that they take no time on the clocks of the servers.
+        let plan = FaultPlan { timeout: Duration::ZERO, ..FaultPlan::none() };
+        let bucket = Arc::new(FaultyBucket::new(inner, 0, plan, Env::system()));
         Self {
             folder,
             bucket,

@@ -1,6 +1,5 @@
 //! The timers of an open subject, and a bucket that loses replies.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dormouse_engine::api::{SubjectReply, SubjectRequest};
@@ -77,7 +76,7 @@ fn ask_without_bucket_replies<'a>(
     server: &'a Server,
     request: SubjectRequest,
 ) -> (&'a Server, PendingReply) {
-    world.bucket.lose_replies.store(true, Ordering::SeqCst);
+    world.bucket.set_answers_lost(true);
     let asked = server.submit(&subject(APP), request);
     (server, asked)
 }
@@ -93,7 +92,7 @@ fn compaction_without_reply_is_resolved_before_next() {
     assert_eq!(code(asked.wait(&server)), ErrorCode::Unavailable);
     server.advance(Duration::from_secs(20));
     assert_eq!(server.engine.metrics().compaction_failing_subjects, 1);
-    world.bucket.lose_replies.store(false, Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     let last = server.set(&app, "b", "v").unwrap();
     assert_eq!(server.compact(&app).unwrap().rev, last.rev);
     let figures = server.engine.metrics();
@@ -116,7 +115,7 @@ fn destroy_without_reply_is_indeterminate() {
     assert_eq!(code(asked.wait(&server)), ErrorCode::Indeterminate);
     let refused = server.submit(&app, set_request("b", "v"));
     assert_eq!(set_result(refused.wait(&server)).unwrap_err().code, ErrorCode::Unavailable);
-    world.bucket.lose_replies.store(false, Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     server.advance(Duration::from_secs(60));
     let info = server.info(&app);
     assert_eq!((info.count, info.position.rev.get(), info.position.term.get()), (0, 2, 2));

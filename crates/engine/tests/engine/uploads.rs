@@ -386,7 +386,7 @@ fn upload_with_waiting_commit_does_not_time_out() {
     let film = value(1, 300_000);
     server.store(&app, 1, &film);
     // The commit waits behind another write, and with a value of its own request.
-    let held = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::Create, "/blobs/");
     let first = server.submit(&app, set_request("first", &"x".repeat(300_000)));
     let other = SetItem { key: Some("other".into()), value: Some(value(2, 300_000)), ..SetItem::default() };
     let sets = vec![item("film", uploaded(1, &film)), other];
@@ -394,7 +394,7 @@ fn upload_with_waiting_commit_does_not_time_out() {
     server.until("the first blob upload starts", || held.reached() == 1);
     server.advance(std::time::Duration::from_secs(40));
     assert!(commit.try_reply().is_none());
-    let second = world.bucket.hold(BucketOperation::Create, "/blobs/", false);
+    let second = world.bucket.hold_requests(BucketOperation::Create, "/blobs/");
     drop(held);
     set_result(first.wait(&server)).unwrap();
     server.until("the second blob upload starts", || second.reached() == 1);
@@ -582,7 +582,7 @@ fn upload_to_bucket_does_not_block_writes() {
     let film = value(1, 500_000);
     server.begin(&app, 1).unwrap();
     server.send_chunk(&app, 1, 0, film.clone()).unwrap();
-    let held = world.bucket.hold(BucketOperation::PutFile, "/blobs/", false);
+    let held = world.bucket.hold_requests(BucketOperation::PutFile, "/blobs/");
     let UploadedValue { upload, size, digest } = uploaded(1, &film);
     let request = SubjectRequest::UploadFinish(UploadFinishRequest { v: V, upload, size, digest });
     assert!(!server.upload(&app, request.clone()).unwrap().stored);

@@ -1,6 +1,5 @@
 //! Visibility: a write becomes visible only when it is as durable as its level requires.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dormouse_protocol::{Change, ErrorCode, Level};
@@ -46,12 +45,12 @@ fn segment_with_lost_replies_becomes_visible_once() {
     let app = subject(APP);
     let server = world.server("persist-1");
     server.set(&app, "a", "1").unwrap();
-    world.bucket.lose_replies.store(true, Ordering::SeqCst);
+    world.bucket.set_answers_lost(true);
     let asked = server.submit(&app, set_request("b", "2"));
     server.advance(Duration::from_secs(20));
     assert!(asked.try_reply().is_none());
     assert_eq!(announced(&server), [1]);
-    world.bucket.lose_replies.store(false, Ordering::SeqCst);
+    world.bucket.set_answers_lost(false);
     set_result(asked.wait(&server)).unwrap();
     assert_eq!(announced(&server), [1, 2]);
     assert_eq!(server.info(&app).count, 2);

@@ -68,7 +68,7 @@ pub struct FaultPlan {
     pub storm: u16,
     /// Longest transmission time of a request, and again of its answer.
     pub latency: Duration,
-    /// Timeout of a call without an answer.
+    /// Timeout of a call without an answer. If it is zero, the error comes at once.
     pub timeout: Duration,
     /// Longest time after the timeout until a [late](BucketFault::Late) call takes effect. Also the longest delay of a
     /// repeated or orphaned request, and the highest age of a stale listing.
@@ -123,9 +123,11 @@ pub(super) struct FaultInjector {
     pub(super) scripts: BTreeMap<BucketOperation, VecDeque<BucketFault>>,
     storm_until: Duration,
     pub(super) is_unreachable: bool,
+    pub(super) loses_answers: bool,
     pub(super) read_only: bool,
     pub(super) corrupted_keys: BTreeSet<BucketKey>,
-    pub(super) calls: BTreeMap<BucketOperation, u64>,
+    /// The calls, with the names of their objects.
+    pub(super) calls: Vec<(BucketOperation, String)>,
     pub(super) injected_counts: BTreeMap<BucketFault, u64>,
 }
 
@@ -163,9 +165,10 @@ impl FaultInjector {
             scripts: BTreeMap::new(),
             storm_until: Duration::ZERO,
             is_unreachable: false,
+            loses_answers: false,
             read_only: false,
             corrupted_keys: BTreeSet::new(),
-            calls: BTreeMap::new(),
+            calls: Vec::new(),
             injected_counts: BTreeMap::new(),
         }
     }
@@ -175,8 +178,12 @@ impl FaultInjector {
         self.storm_until = Duration::ZERO;
     }
 
-    pub(super) fn next_call(&mut self, operation: BucketOperation, now: Duration) -> CallFault {
-        *self.calls.entry(operation).or_default() += 1;
+    pub(super) fn loses_answer(&self, operation: BucketOperation) -> bool {
+        self.loses_answers && matches!(operation, BucketOperation::Create | BucketOperation::Get)
+    }
+
+    pub(super) fn next_call(&mut self, operation: BucketOperation, name: &str, now: Duration) -> CallFault {
+        self.calls.push((operation, name.to_owned()));
         // Always the same count of random numbers, so that the fault of a call does not depend on the faults before it.
         let [chance, storm, before, after, late, draw] = std::array::from_fn(|_| self.entropy.next_u64());
         let fault = self.fault(operation, now, chance, storm);

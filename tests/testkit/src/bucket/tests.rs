@@ -306,3 +306,88 @@ async fn bucket_stale_listing_lacks_new_objects() {
     assert!(shown.iter().any(|entry| entry.key == key("old")));
     assert_eq!(bucket.list(&BucketPrefix::ALL).await.unwrap().len(), 11);
 }
+
+/// A held request has no effect until its gate opens. A held answer arrives after its gate opens, and the request has
+/// taken effect before. Other calls pass.
+#[tokio::test(start_paused = true)]
+async fn bucket_gate_holds_requests_or_answers() {
+    for hold_answer in [false, true] {
+        let bucket = faulty(1, FaultPlan::none());
+        let gate = if hold_answer {
+            bucket.hold_answers(BucketOperation::Create, "logs/")
+        } else {
+            bucket.hold_requests(BucketOperation::Create, "logs/")
+        };
+        let at = key("logs/a");
+        let mut held = bucket.create(&at, Bytes::from("a"));
+        assert!(tokio::time::timeout(Duration::from_secs(60), &mut held).await.is_err());
+        assert_eq!(gate.reached(), 1);
+        assert_eq!(bucket.get(&at).await.unwrap().is_some(), hold_answer);
+        bucket.create(&key("subjects/a"), Bytes::from("a")).await.unwrap();
+        assert_eq!(gate.reached(), 1);
+        drop(gate);
+        assert_eq!(held.await.unwrap(), Created::New);
+        bucket.create(&key("logs/b"), Bytes::from("b")).await.unwrap();
+    }
+}
+
+/// While answers are lost, creates and gets fail with a timeout, and creates take effect. Other calls get answers.
+#[tokio::test(start_paused = true)]
+async fn bucket_without_answers_applies_creates() {
+    let bucket = faulty(1, FaultPlan { timeout: Duration::ZERO, ..FaultPlan::none() });
+    let before = bucket.env.boot();
+    bucket.set_answers_lost(true);
+    let created = bucket.create(&key("a"), Bytes::from("a")).await;
+    assert!(matches!(created, Err(BucketError::Timeout { .. })), "{created:?}");
+    assert!(bucket.get(&key("a")).await.is_err());
+    assert_eq!(bucket.env.boot(), before, "without a timeout, the errors take no time");
+    assert_eq!(bucket.list(&BucketPrefix::ALL).await.unwrap().len(), 1);
+    bucket.set_answers_lost(false);
+    assert_eq!(bucket.get(&key("a")).await.unwrap(), Some(Bytes::from("a")));
+}
+
+/// The bucket records all calls with their names, also those that fail.
+#[tokio::test(start_paused = true)]
+async fn bucket_calls_are_recorded_until_taken() {
+    let bucket = faulty(1, FaultPlan::none());
+    bucket.set_unreachable(true);
+    bucket.create(&key("a"), Bytes::from("a")).await.unwrap_err();
+    bucket.get(&key("b")).await.unwrap_err();
+    assert_eq!(bucket.calls(BucketOperation::Get), 1);
+    let calls = bucket.take_calls();
+    assert_eq!(calls, [(BucketOperation::Create, "a".to_owned()), (BucketOperation::Get, "b".to_owned())]);
+    assert_eq!((bucket.calls(BucketOperation::Get), bucket.take_calls().len()), (0, 0));
+}
+
+#[derive(Default)]
+struct CallLog(Mutex<Vec<String>>);
+
+impl BucketObserver for CallLog {
+    fn before(&self, call: BucketCall<'_>) {
+        self.0.lock().unwrap().push(format!("{call:?}"));
+    }
+
+    fn after(&self, call: BucketCall<'_>, outcome: Result<BucketAnswer<'_>, &BucketError>) {
+        let outcome = outcome.map_err(BucketError::is_unknown);
+        self.0.lock().unwrap().push(format!("{call:?}: {outcome:?}"));
+    }
+}
+
+/// An observer sees each call before it is sent, and its answer or error afterwards.
+#[tokio::test(start_paused = true)]
+async fn observed_bucket_reports_calls_and_outcomes() {
+    let inner = Arc::new(faulty(1, FaultPlan::none()));
+    let log = Arc::new(CallLog::default());
+    let bucket = ObservedBucket::new(Arc::clone(&inner) as Arc<dyn Bucket>, Arc::clone(&log) as _);
+    let seen = || std::mem::take(&mut *log.0.lock().unwrap());
+    assert_eq!(bucket.create(&key("a"), Bytes::from("b")).await.unwrap(), Created::New);
+    let call = r#"Create(BucketKey("a"), b"b")"#;
+    assert_eq!(seen(), [call.to_owned(), format!("{call}: Ok(Created(New))")]);
+    assert_eq!(bucket.get_tail(&key("a"), 1).await.unwrap(), Some(Bytes::from("b")));
+    let call = r#"GetTail(BucketKey("a"))"#;
+    assert_eq!(seen(), [call.to_owned(), format!(r#"{call}: Ok(Bytes(Some(b"b")))"#)]);
+    inner.script(BucketOperation::Delete, [BucketFault::ServerError]);
+    bucket.delete(&key("a")).await.unwrap_err();
+    let call = r#"Delete(BucketKey("a"))"#;
+    assert_eq!(seen(), [call.to_owned(), format!("{call}: Err(true)")]);
+}
