@@ -13,11 +13,11 @@ use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettin
 use dormouse_protocol::{Prefix, ServerName};
 use dormouse_runtime::disk::LocalDisk;
 use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop};
-use dormouse_testkit::bucket::FaultyBucket;
+use dormouse_testkit::bucket::{FaultyBucket, ObservedBucket};
 use dormouse_testkit::disk::FaultyDisk;
 use tokio::sync::mpsc;
 
-use crate::bucket::{ObservedBucket, StepObserver, Store};
+use crate::bucket::{ServerCalls, StepObserver, StoreEffects};
 use crate::bucket_outage::BucketOutage;
 use crate::clock::MachineClock;
 use crate::disk;
@@ -58,7 +58,7 @@ pub struct Machine {
     pub clock: Arc<MachineClock>,
     /// Its path to the bucket.
     pub bucket: Arc<FaultyBucket>,
-    store: Arc<Store>,
+    store: Arc<StoreEffects>,
     folder: PathBuf,
     backup: PathBuf,
     settings: EngineSettings,
@@ -67,7 +67,7 @@ pub struct Machine {
     recorder: Recorder,
     rng: Arc<SeededRng>,
     exits: mpsc::UnboundedSender<(ServerName, Exit)>,
-    /// See [`ObservedBucket::new`].
+    /// See [`ServerCalls::new`].
     pub create_faults: Arc<AtomicU64>,
     /// The observer of its critical steps.
     pub step_observer: Arc<OnceLock<Arc<dyn StepObserver>>>,
@@ -95,8 +95,8 @@ pub struct Parts {
     /// Its path to the bucket.
     pub bucket: FaultyBucket,
     /// The store at the end of that path.
-    pub store: Arc<Store>,
-    /// See [`ObservedBucket::new`].
+    pub store: Arc<StoreEffects>,
+    /// See [`ServerCalls::new`].
     pub create_faults: u64,
     /// The parent folder of its folders.
     pub parent: PathBuf,
@@ -313,7 +313,7 @@ impl Machine {
 
     /// Does the work of `main.rs`.
     async fn run(&self, env: Env, stop: Stop) -> Exit {
-        let way = ObservedBucket::new(
+        let calls = ServerCalls::new(
             Arc::clone(&self.bucket),
             Arc::clone(&self.store),
             (self.trace.clone(), self.name.as_str(), Arc::clone(&self.rng)),
@@ -321,8 +321,9 @@ impl Machine {
             Arc::clone(&self.step_observer),
             Arc::clone(&self.outage),
         );
-        let way: Arc<dyn Bucket> = Arc::new(way);
-        let prepared = match Engine::prepare(self.settings.clone(), way, env.clone()).await {
+        let path = Arc::clone(&self.bucket) as Arc<dyn Bucket>;
+        let path: Arc<dyn Bucket> = Arc::new(ObservedBucket::new(path, Arc::new(calls)));
+        let prepared = match Engine::prepare(self.settings.clone(), path, env.clone()).await {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.trace.line(format_args!("{} cannot use its directory: {error}", self.name));

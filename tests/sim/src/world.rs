@@ -16,10 +16,10 @@ use dormouse_engine::EngineSettings;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{LogId, RoutePattern, ServerName, Slot, Subject};
 use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop, Tasks, VirtualClock};
-use dormouse_testkit::bucket::{FaultPlan, FaultyBucket};
+use dormouse_testkit::bucket::{BucketObserver, FaultPlan, FaultyBucket, ObservedBucket};
 use tokio::sync::mpsc;
 
-use crate::bucket::{Store, StoreObserver};
+use crate::bucket::{StoreEffects, StoreObserver};
 use crate::clock::MachineClock;
 use crate::coordinator_host::CoordinatorHost;
 use crate::machine::{Exit, Machine, Parts};
@@ -131,10 +131,10 @@ impl World {
         let broker = MemoryBroker::with_network(Arc::new(net.clone()), env.clone(), &tasks);
         let observer = Arc::new(StoreRecorder { recorder: recorder.clone(), trace: trace.clone() });
         let memory: Arc<dyn Bucket> = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
-        let store = Arc::new(Store::new(memory, trace.clone(), observer));
+        let store = Arc::new(StoreEffects::new(trace.clone(), observer));
+        let observed = ObservedBucket::new(memory, Arc::clone(&store) as Arc<dyn BucketObserver>);
         let rng = SeededRng::of(seed, "machines");
-        let bucket =
-            FaultyBucket::new(Arc::<Store>::clone(&store), rng.draw(), FaultPlan::none(), env.clone());
+        let bucket = FaultyBucket::new(Arc::new(observed), rng.draw(), FaultPlan::none(), env.clone());
         let machine_clock = || {
             let rate = if holds { rng.within(720..1_280) } else { 1_000 };
             let rate = if rng.chance(500) { 1_000 } else { rate };
