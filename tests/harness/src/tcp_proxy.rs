@@ -24,10 +24,10 @@ pub enum ProxyMode {
     Cut,
     /// No data arrives in either direction, and no side is notified. The data sent in the meantime arrives later.
     Stalled,
-    /// Requests arrive, and replies are held until later.
-    RepliesStalled,
-    /// Requests arrive, and replies are dropped. Connections that lost data break when the proxy forwards again.
-    RepliesLost,
+    /// Requests arrive, and their answers arrive later.
+    AnswersStalled,
+    /// Requests arrive, and their answers are dropped. Connections that lost data break when the proxy forwards again.
+    AnswersLost,
     /// The data arrives with this delay.
     Slow(Duration),
 }
@@ -172,19 +172,19 @@ async fn pass(
         let now = *mode.borrow_and_update();
         match (now, direction) {
             (ProxyMode::Slow(delay), _) => tokio::time::sleep(delay).await,
-            (ProxyMode::RepliesLost, Direction::Back) => {
+            (ProxyMode::AnswersLost, Direction::Back) => {
                 // After lost data, nothing valid can follow on this connection.
-                while from.read(&mut piece).await.unwrap_or(0) > 0 && *mode.borrow() == ProxyMode::RepliesLost
+                while from.read(&mut piece).await.unwrap_or(0) > 0 && *mode.borrow() == ProxyMode::AnswersLost
                 {
                 }
-                let _ = mode.wait_for(|mode| *mode != ProxyMode::RepliesLost).await;
+                let _ = mode.wait_for(|mode| *mode != ProxyMode::AnswersLost).await;
                 return;
             }
             _ => {}
         }
         let holds = |mode: &ProxyMode| match mode {
             ProxyMode::Stalled => true,
-            ProxyMode::RepliesStalled => direction == Direction::Back,
+            ProxyMode::AnswersStalled => direction == Direction::Back,
             _ => false,
         };
         if mode.wait_for(|mode| !holds(mode)).await.is_err() {
@@ -253,7 +253,7 @@ mod tests {
     /// Bytes that a stalled proxy holds arrive when the proxy is whole again.
     #[tokio::test]
     async fn tcp_proxy_delivers_stalled_bytes_later() {
-        for condition in [ProxyMode::Stalled, ProxyMode::RepliesStalled] {
+        for condition in [ProxyMode::Stalled, ProxyMode::AnswersStalled] {
             let mut tasks = JoinSet::new();
             let proxy = proxy(&mut tasks).await;
             let mut stream = connected(&proxy).await;
@@ -272,7 +272,7 @@ mod tests {
         let mut tasks = JoinSet::new();
         let proxy = proxy(&mut tasks).await;
         let mut stream = connected(&proxy).await;
-        proxy.set(ProxyMode::RepliesLost);
+        proxy.set(ProxyMode::AnswersLost);
         stream.write_all(b"a").await.unwrap();
         let early = tokio::time::timeout(Duration::from_millis(50), receives(&mut stream, "a")).await;
         assert!(early.is_err());

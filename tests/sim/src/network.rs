@@ -15,7 +15,7 @@ use crate::trace::{Trace, brief};
 pub struct NetworkFaults {
     /// The message is lost.
     pub lost: u64,
-    /// The message is delivered twice.
+    /// The message is delivered, and once more later.
     pub twice: u64,
     /// The message is delayed, and later messages overtake it.
     pub late: u64,
@@ -25,7 +25,7 @@ pub struct NetworkFaults {
 
 impl NetworkFaults {
     /// No faults.
-    pub const FAIR: Self = Self { lost: 0, twice: 0, late: 0, late_ms: 1 };
+    pub const NONE: Self = Self { lost: 0, twice: 0, late: 0, late_ms: 1 };
 }
 
 /// A network whose faults come from a seed and from the [nemesis](crate::nemesis). Cloning shares it.
@@ -55,7 +55,7 @@ impl FaultyNetwork {
     #[must_use]
     pub fn new(seed: u64, trace: Trace) -> Self {
         let state = State {
-            faults: NetworkFaults::FAIR,
+            faults: NetworkFaults::NONE,
             events: None,
             cuts: BTreeMap::new(),
             repeated: BTreeSet::new(),
@@ -110,7 +110,7 @@ impl FaultyNetwork {
     pub fn heal(&self) {
         let mut state = self.state();
         state.cuts.clear();
-        state.faults = NetworkFaults::FAIR;
+        state.faults = NetworkFaults::NONE;
         state.events = None;
     }
 

@@ -206,7 +206,7 @@ impl RunConfig {
             max_open: 1,
             create_faults: 500,
             step_faults: 500,
-            network: NetworkFaults::FAIR,
+            network: NetworkFaults::NONE,
             faults: vec![(1, FaultAction::Partition)],
             between_ms: 1_000,
             ..config
@@ -271,7 +271,7 @@ pub fn lossy_events(seed: u64) -> RunConfig {
         bucket: FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::none() },
         create_faults: 0,
         step_faults: 0,
-        network: NetworkFaults::FAIR,
+        network: NetworkFaults::NONE,
         events: Some(NetworkFaults { lost: 300, twice: 200, late: 200, late_ms: 2_000 }),
         // Longer than any run.
         between_ms: 1_000_000_000,

@@ -243,10 +243,10 @@ impl Nemesis {
             Fault::ServerPaused => fleet.pause(&name).await?,
             Fault::ServerCutFromNats => proxies.set_nats(&name, ProxyMode::Cut),
             Fault::ServerStalledFromNats => proxies.set_nats(&name, ProxyMode::Stalled),
-            Fault::ServerReceivesNoNats => proxies.set_nats(&name, ProxyMode::RepliesStalled),
+            Fault::ServerReceivesNoNats => proxies.set_nats(&name, ProxyMode::AnswersStalled),
             Fault::ServerCutFromBucket => proxies.set_bucket(&name, ProxyMode::Cut),
             Fault::ServerStalledFromBucket => proxies.set_bucket(&name, ProxyMode::Stalled),
-            Fault::ServerLosesBucketReplies => proxies.set_bucket(&name, ProxyMode::RepliesLost),
+            Fault::ServerLosesBucketReplies => proxies.set_bucket(&name, ProxyMode::AnswersLost),
             Fault::ServerCutFromAll => {
                 proxies.set_bucket(&name, ProxyMode::Cut);
                 proxies.set_nats(&name, ProxyMode::Cut);
