@@ -25,7 +25,7 @@ use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
 
 pub use backoff::Backoff;
 pub use conformance::{ConformanceError, probe};
-pub use create::{CreateInput, CreateOnce, CreateOutcome, CreateStep, create_once};
+pub use create::{CreateOutcome, create_once};
 pub use error::{BucketError, BucketOperation};
 pub use open::{OpenBucketError, open_bucket};
 pub use store::ObjectStoreBucket;

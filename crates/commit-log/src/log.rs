@@ -8,12 +8,14 @@
 //! |---|---|
 //! | [`owner`] | slots, read barriers, trimming: the safety rules (pure, model-checked) |
 //! | [`seal`] | how another process's log is sealed (pure, model-checked) |
-//! | [`ship_schedule`] | when to ship (pure) |
+//! | `ship_schedule` | when to ship (pure) |
 //! | [`tails`] | which slots are still needed (pure, model-checked) |
 //! | `state` | accepted, written, in-flight and still needed entries |
 //! | `disk`, `ship`, `probe`, `trim` | the tasks: WAL, segments, read barriers, slot deletes |
 //! | `watch` | the end of the log when a task panics |
-//! | [`sealed`] | reading sealed logs and the own log |
+//! | `sealed` | reading sealed logs and the own log |
+//!
+//! [`owner`], [`seal`] and [`tails`] are public for the model checker, which explores the code that runs in production.
 
 mod append_progress;
 mod disk;
@@ -21,10 +23,10 @@ mod handle;
 pub mod owner;
 mod probe;
 pub mod seal;
-pub mod sealed;
+mod sealed;
 mod settings;
 mod ship;
-pub mod ship_schedule;
+mod ship_schedule;
 mod state;
 pub mod tails;
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //!
 //! The cost depends on the amount of unshipped data, and is independent of the number of subjects.
 
-pub mod machine;
+mod machine;
 mod segments;
 mod shell;
 mod stranded;

@@ -8,8 +8,8 @@
 //! | `values`, `spool` | blobs: values as objects of their own; chunked uploads until they are blobs |
 //! | `subject_table` | which subjects have a task |
 //! | `housekeeping` | background work: compaction, eviction, reclamation of orphaned logs |
-//! | [`engine`] | the engine, made of all these parts |
-//! | [`data_dir`] | the data directory: its lock, its files |
+//! | `engine` | the engine, made of all these parts |
+//! | [`data_dir`] | the data directory: its lock, its files. Public for its error, and for tests that hold the lock |
 //! | [`gc`] | collection without a server: deletes objects that no manifest needs |
 //! | [`export_snapshot`] | a subject's data straight from the bucket |
 //!
@@ -18,7 +18,7 @@
 
 pub mod api;
 pub mod data_dir;
-pub mod engine;
+mod engine;
 mod export;
 pub mod gc;
 mod housekeeping;

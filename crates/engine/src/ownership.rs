@@ -8,18 +8,18 @@
 //! | [`publish`] | an owner's next manifest: a newer base, a release, a destroy |
 //! | [`reclaim`] | the reclamation of an orphaned log |
 //! | [`garbage`] | the objects that may be deleted |
-//! | [`local`] | the local files and writes of an earlier run that are still usable |
+//! | `local` | the local files and writes of an earlier run that are still usable |
 //!
 //! The driver of a machine performs each effect and answers with its input. The machines hold no clock, no randomness
 //! and no payload, and can be cloned, compared and hashed: the model checker explores the same code that runs in
-//! production.
+//! production. Therefore they are public: outside this crate, only the model uses them.
 //!
 //! A machine belongs to one log of the process that drives it. When that log is fenced, every machine created for it is
 //! dropped, and no late answer to one of its effects may be used.
 
 pub mod claim;
 pub mod garbage;
-pub mod local;
+pub(crate) mod local;
 pub mod publish;
 pub mod reclaim;
 #[cfg(test)]
