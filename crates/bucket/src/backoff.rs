@@ -8,7 +8,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// See the [module](self).
+/// Decides how long a failing operation is retried, and the pauses between attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
     since: Duration,

@@ -2,9 +2,9 @@
 //!
 //! | module | feature | content |
 //! |---|---|---|
-//! | [`bucket`] | `bucket` | a bad bucket: lost requests and answers, late effects, outages, stale listings, held calls; an observer |
-//! | [`disk`] | `disk` | a bad disk: full, short writes, failing syncs, power loss |
-//! | [`recorder`] | `recorder` | a bus that records requests, replies and events as a history for the checker |
+//! | `bucket` | `bucket` | a bad bucket: lost requests and answers, late effects, outages, stale listings, held calls; an observer |
+//! | `disk` | `disk` | a bad disk: full, short writes, failing syncs, power loss |
+//! | `recorder` | `recorder` | a bus that records requests, replies and events as a history for the checker |
 //!
 //! Each fake gets its randomness from a seed, so the same seed gives the same faults. [`cases`] sets the number of cases
 //! of a property test. `dormouse-harness` has the real processes that tests start.
@@ -15,8 +15,8 @@
 //!
 //! | type | faults of | in |
 //! |---|---|---|
-//! | `BucketFault`, `FaultPlan`, `FaultyBucket` | calls of a bucket | [`bucket`] |
-//! | `FaultyDisk` | a disk | [`disk`] |
+//! | `BucketFault`, `FaultPlan`, `FaultyBucket` | calls of a bucket | `bucket` |
+//! | `FaultyDisk` | a disk | `disk` |
 //! | `NetworkFaults`, `FaultyNetwork` | messages of the bus | `tests/sim/src/network.rs` |
 //! | `ProxyMode` | TCP connections | `tests/harness/src/tcp_proxy.rs` |
 //! | `FaultAction` | a simulated fleet | `tests/sim/src/run_config.rs` |

@@ -1,9 +1,10 @@
 //! Gates: calls that wait until the test lets them continue.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use dormouse_bucket::BucketOperation;
+use dormouse_runtime::Lock;
 use tokio::sync::Semaphore;
 
 /// The point at which a gate holds a call.
@@ -17,7 +18,7 @@ pub(super) enum GatePoint {
 
 /// The gates of one bucket.
 #[derive(Default)]
-pub(super) struct CallGates(Mutex<Vec<Gate>>);
+pub(super) struct CallGates(Lock<Vec<Gate>>);
 
 #[derive(Clone)]
 struct Gate {
@@ -61,14 +62,14 @@ impl CallGates {
         let (semaphore, reached) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
         let guard = CallGateGuard { semaphore: Arc::clone(&semaphore), reached: Arc::clone(&reached) };
         let gate = Gate { operation, name_part: name_part.to_owned(), point, semaphore, reached };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(gate);
+        self.0.lock().push(gate);
         guard
     }
 
     /// Waits at each closed gate of this call.
     pub(super) async fn wait(&self, operation: BucketOperation, name: &str, point: GatePoint) {
         let gates = {
-            let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut gates = self.0.lock();
             gates.retain(|gate| !gate.semaphore.is_closed());
             gates.clone()
         };

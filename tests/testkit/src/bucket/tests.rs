@@ -360,16 +360,16 @@ async fn bucket_calls_are_recorded_until_taken() {
 }
 
 #[derive(Default)]
-struct CallLog(Mutex<Vec<String>>);
+struct CallLog(Lock<Vec<String>>);
 
 impl BucketObserver for CallLog {
     fn before(&self, call: BucketCall<'_>) {
-        self.0.lock().unwrap().push(format!("{call:?}"));
+        self.0.lock().push(format!("{call:?}"));
     }
 
     fn after(&self, call: BucketCall<'_>, outcome: Result<BucketAnswer<'_>, &BucketError>) {
         let outcome = outcome.map_err(BucketError::is_unknown);
-        self.0.lock().unwrap().push(format!("{call:?}: {outcome:?}"));
+        self.0.lock().push(format!("{call:?}: {outcome:?}"));
     }
 }
 
@@ -379,7 +379,7 @@ async fn observed_bucket_reports_calls_and_outcomes() {
     let inner = Arc::new(faulty(1, FaultPlan::none()));
     let log = Arc::new(CallLog::default());
     let bucket = ObservedBucket::new(Arc::clone(&inner) as Arc<dyn Bucket>, Arc::clone(&log) as _);
-    let seen = || std::mem::take(&mut *log.0.lock().unwrap());
+    let seen = || std::mem::take(&mut *log.0.lock());
     assert_eq!(bucket.create(&key("a"), Bytes::from("b")).await.unwrap(), Created::New);
     let call = r#"Create(BucketKey("a"), b"b")"#;
     assert_eq!(seen(), [call.to_owned(), format!("{call}: Ok(Created(New))")]);
