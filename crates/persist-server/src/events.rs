@@ -197,5 +197,4 @@ impl DropReporter {
 }
 
 #[cfg(test)]
-#[path = "events_tests.rs"]
 mod tests;

@@ -337,5 +337,4 @@ fn is_final(error: &ErrorReply) -> bool {
 }
 
 #[cfg(test)]
-#[path = "lease_tests.rs"]
 mod tests;

@@ -242,5 +242,4 @@ fn write(reply: &SubjectReply) -> Result<Bytes, ErrorReply> {
 }
 
 #[cfg(test)]
-#[path = "requests_tests.rs"]
 mod tests;

@@ -177,5 +177,4 @@ pub fn hide_secrets(url: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "settings_tests.rs"]
 mod tests;

@@ -48,5 +48,4 @@ pub(crate) fn classify_event(seen: Position, mut event: Event) -> EventOrder {
 }
 
 #[cfg(test)]
-#[path = "gap_tests.rs"]
 mod tests;

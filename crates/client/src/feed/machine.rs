@@ -337,5 +337,4 @@ fn within(most: Duration, random: u64) -> Duration {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;
