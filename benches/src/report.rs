@@ -36,8 +36,8 @@ const LONG: RunPosition = RunPosition {
 /// A machine whose cores are used by others up to this share counts as idle.
 const QUIET_CORES: f64 = 0.15;
 
-/// Writes tables into a document of `folder`, and charts into a folder beside it. They replace those of the previous run;
-/// the long scenarios have their own document.
+/// Writes tables into a document of `folder`, and charts into a folder beside it. They replace those of the previous
+/// run; the long scenarios have their own document.
 ///
 /// # Errors
 /// If the document cannot be read or written, or has no marks for them.

@@ -1,6 +1,6 @@
 //! The bucket: the only durable store, whose content must not be lost.
 //!
-//! [`Bucket`] is the complete interface that the engine needs. One operation is conditional, [`Bucket::create`]. Every
+//! [`Bucket`] is the complete interface that the other crates need. One operation is conditional, [`Bucket::create`]. Every
 //! claim depends on it, on reads that return the written bytes, and on listings that show every completed create. There
 //! is no conditional update and no rename, because a local directory and some S3 servers have neither.
 

@@ -1,8 +1,8 @@
 //! The pub/sub port of Dormouse: exactly the messaging functions that the fleet needs.
 //!
 //! The port is [`Bus`]: request with a deadline, publish, subscribe. [`nats`] is the adapter for core NATS, and
-//! `memory`, with the feature of that name, is the adapter for tests and simulation; one contract suite runs on both. No other crate depends on an
-//! adapter, so another pub/sub system can replace NATS.
+//! `memory`, with the feature of that name, is the adapter for tests and simulation; one contract suite runs on both.
+//! No other crate depends on an adapter, so another pub/sub system can replace NATS.
 //!
 //! On top of the port: [`ask`](ask()) sends a typed request, [`serve`](serve()) answers requests, [`services`]
 //! implements the NATS services API, [`health`] answers health requests. With the feature `args`, the module of that

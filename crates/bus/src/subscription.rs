@@ -10,8 +10,8 @@ use crate::messages::Delivery;
 pub struct SubscribeOptions {
     /// The queue group: each message goes to only one of its members.
     pub queue: Option<String>,
-    /// Maximum number of queued messages. Above it, new messages are dropped (with [`BusEvent::SlowConsumer`](crate::BusEvent::SlowConsumer)). They
-    /// are also dropped above 128 MiB of queued messages.
+    /// Maximum number of queued messages. Above it, new messages are dropped (with
+    /// [`BusEvent::SlowConsumer`](crate::BusEvent::SlowConsumer)). They are also dropped above 128 MiB of queued messages.
     pub capacity: usize,
 }
 

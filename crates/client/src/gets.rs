@@ -10,7 +10,8 @@
 //! alone. So each get has the result that it would have alone.
 //!
 //! [`queue`] and [`group`] decide, without clock or I/O: which gets are queued, which are sent together, and
-//! which result each caller gets. [`scheduler`] holds the queues, and [`sender`] executes it; a subject without gets in flight has no cost.
+//! which result each caller gets. [`scheduler`] holds the queues, and [`sender`] executes it; a subject without gets in
+//! flight has no cost.
 
 mod group;
 mod queue;

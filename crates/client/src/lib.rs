@@ -67,7 +67,6 @@ mod gets;
 pub mod json;
 mod kv;
 mod location;
-#[doc(hidden)]
 mod new_message;
 mod operator;
 mod pages;

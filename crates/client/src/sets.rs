@@ -5,8 +5,8 @@
 //! requests. The limit of one request also keeps the order, across retries and changes of server.
 //!
 //! [`queue`] and [`group`] decide, without clock or I/O: which sets are queued, which are sent together, and
-//! which result each caller gets. [`scheduler`] holds the queues, and [`sender`] executes it, with one task per subject that has sets in flight;
-//! a subject without any has no cost.
+//! which result each caller gets. [`scheduler`] holds the queues, and [`sender`] executes it, with one task per subject
+//! that has sets in flight; a subject without any has no cost.
 
 mod ack;
 mod calls;

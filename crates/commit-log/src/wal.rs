@@ -23,9 +23,10 @@ use bytes::Bytes;
 use dormouse_protocol::{Rev, Slot, Subject};
 
 pub use error::WalError;
-pub use read::{WalContents, WalDamage, keep_damaged, list_logs, read_wal, remove_wal};
+pub use read::list_logs;
+pub(crate) use read::{WalContents, WalDamage, keep_damaged, read_wal, remove_wal};
 pub use record::{PartEnd, PartRecord, WalPart, decode_part};
-pub use resolved::ResolvedSubjects;
+pub(crate) use resolved::ResolvedSubjects;
 pub use write::Wal;
 
 /// Log sequence number: counts the appends of one log, from 1.

@@ -29,17 +29,17 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(exit) => return exit.into(),
     };
-    let exit = match run_to_end(run(settings), ABANDON_AFTER) {
-        Ok(Ok(exit)) => exit,
-        Ok(Err(error)) => {
+    // The reason is logged before the runtime waits for abandoned work.
+    let work = async {
+        run(settings).await.unwrap_or_else(|error| {
             tracing::error!(error = %format_args!("{error:#}"), "coordinator failed");
             exit_reason_of(&error)
-        }
-        Err(error) => {
-            tracing::error!(%error, "runtime start failed");
-            ExitReason::Failure
-        }
+        })
     };
+    let exit = run_to_end(work, ABANDON_AFTER).unwrap_or_else(|error| {
+        tracing::error!(%error, "runtime start failed");
+        ExitReason::Failure
+    });
     exit.into()
 }
 

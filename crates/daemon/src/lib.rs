@@ -1,5 +1,5 @@
-//! What the two daemons, `dormouse-coordinator` and `dormouse-persist-server`, share: command-line arguments, settings
-//! errors, start and stop.
+//! The shared parts of the two daemons, `dormouse-coordinator` and `dormouse-persist-server`: command-line arguments,
+//! settings errors, start and stop.
 //!
 //! | module | holds |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | [`start`] | logging, the async runtime, the exit codes |
 //! | [`stop`] | [`StopSignals`]: SIGTERM and SIGINT |
 //!
-//! The crate never knows what a daemon serves, and writes no log lines: the target of a log line names its program.
+//! The crate decides nothing about requests, and writes no log lines: the target of a log line names its program.
 
 pub mod args;
 pub mod settings;

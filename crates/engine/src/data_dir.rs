@@ -107,7 +107,7 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn set_aside_unsynced(&self, boot_id: Option<&str>, nonce: Nonce) -> Result<(), DataDirError> {
+    pub(crate) fn set_aside_unsynced(&self, boot_id: Option<&str>, nonce: Nonce) -> Result<(), DataDirError> {
         let (subjects, recorded) = (self.subjects_dir(), self.path.join(BOOT_ID_FILE));
         let recorded_boot = fs::read_to_string(&recorded).ok();
         if boot_id.is_some() && recorded_boot.as_deref().map(str::trim_end) == boot_id {
@@ -154,21 +154,21 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn discard_on_next_start(&self) -> Result<(), DataDirError> {
+    pub(crate) fn discard_on_next_start(&self) -> Result<(), DataDirError> {
         let path = self.path.join(BOOT_ID_FILE);
         fs::write(&path, "").map_err(|source| DataDirError::File { path, source })
     }
 
     /// The folder of discarded subject files. It may not exist.
     #[must_use]
-    pub fn discarded_dir(&self) -> PathBuf {
+    pub(crate) fn discarded_dir(&self) -> PathBuf {
         self.path.join(DISCARDED)
     }
 
     /// The log of the process that used the directory before this one. That process has ended, because the lock was
     /// free.
     #[must_use]
-    pub const fn predecessor(&self) -> Option<&LogId> {
+    pub(crate) const fn predecessor(&self) -> Option<&LogId> {
         self.predecessor.as_ref()
     }
 
@@ -177,7 +177,7 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn record_log(&self, log: &LogId) -> Result<(), DataDirError> {
+    pub(crate) fn record_log(&self, log: &LogId) -> Result<(), DataDirError> {
         let path = self.path.join(LOG_ID_FILE);
         let staged = self.path.join(format!("{LOG_ID_FILE}.new"));
         let write = || {
@@ -192,44 +192,44 @@ impl DataDir {
 
     /// The folder of the subjects' files.
     #[must_use]
-    pub fn subjects_dir(&self) -> PathBuf {
+    pub(crate) fn subjects_dir(&self) -> PathBuf {
         self.path.join(SUBJECTS)
     }
 
     /// The path of the subject's file.
     #[must_use]
-    pub fn subject_file(&self, subject: &Subject) -> PathBuf {
+    pub(crate) fn subject_file(&self, subject: &Subject) -> PathBuf {
         self.path.join(SUBJECTS).join(format!("{}.sqlite3", subject.escaped()))
     }
 
     /// The path under `lost/` for the subject's file of `term` if the file holds diverged writes. `nonce` is fresh. Its
     /// folder may not exist yet.
     #[must_use]
-    pub fn lost_file(&self, subject: &Subject, term: Term, nonce: Nonce) -> PathBuf {
+    pub(crate) fn lost_file(&self, subject: &Subject, term: Term, nonce: Nonce) -> PathBuf {
         self.path.join(LOST).join(subject.escaped()).join(format!("{}-{nonce}.sqlite3", term.get()))
     }
 
     /// The folder of the write-ahead logs.
     #[must_use]
-    pub fn wal_dir(&self) -> PathBuf {
+    pub(crate) fn wal_dir(&self) -> PathBuf {
         self.path.join(WAL)
     }
 
     /// The path of the subject's file while an orphaned log is reclaimed. `nonce` is fresh.
     #[must_use]
-    pub fn reclaim_file(&self, subject: &Subject, nonce: Nonce) -> PathBuf {
+    pub(crate) fn reclaim_file(&self, subject: &Subject, nonce: Nonce) -> PathBuf {
         self.path.join(SUBJECTS).join(format!("{}.{nonce}.draining", subject.escaped()))
     }
 
     /// The folder of chunked uploads. The spool creates it.
     #[must_use]
-    pub fn uploads_dir(&self) -> PathBuf {
+    pub(crate) fn uploads_dir(&self) -> PathBuf {
         self.path.join(UPLOADS)
     }
 
     /// The folder of diverged writes and quarantined files.
     #[must_use]
-    pub fn lost_dir(&self) -> PathBuf {
+    pub(crate) fn lost_dir(&self) -> PathBuf {
         self.path.join(LOST)
     }
 
@@ -237,7 +237,7 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn mark_orphaned(&self, log: &LogId) -> Result<(), DataDirError> {
+    pub(crate) fn mark_orphaned(&self, log: &LogId) -> Result<(), DataDirError> {
         let path = self.path.join(ORPHANED).join(log.to_string());
         let mark = || {
             File::create(&path)?;
@@ -248,7 +248,7 @@ impl DataDir {
 
     /// Whether a log is marked as orphaned. Asks the file system.
     #[must_use]
-    pub fn is_marked_orphaned(&self, log: &LogId) -> bool {
+    pub(crate) fn is_marked_orphaned(&self, log: &LogId) -> bool {
         self.path.join(ORPHANED).join(log.to_string()).exists()
     }
 
@@ -256,7 +256,7 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError::File`]; then the log is reclaimed once more.
-    pub fn unmark_orphaned(&self, log: &LogId) -> Result<(), DataDirError> {
+    pub(crate) fn unmark_orphaned(&self, log: &LogId) -> Result<(), DataDirError> {
         let path = self.path.join(ORPHANED).join(log.to_string());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -270,7 +270,7 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError::File`].
-    pub fn orphaned_logs(&self) -> Result<Vec<LogId>, DataDirError> {
+    pub(crate) fn orphaned_logs(&self) -> Result<Vec<LogId>, DataDirError> {
         let path = self.path.join(ORPHANED);
         let read = || {
             let names =
@@ -285,7 +285,7 @@ impl DataDir {
 
     /// The directory itself.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -241,23 +241,23 @@ impl PreparedEngine {
         events: Arc<dyn EventSink>,
         tasks: Tasks,
     ) -> Result<Engine, EngineOpenError> {
-        let Self { settings, data, log: id, predecessor: _, bucket, disk: storage, spool, env } = self;
+        let Self { settings, data, log: id, predecessor: _, bucket, disk, spool, env } = self;
         let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone(), id.clone());
-        let (directory, listed) = (Arc::clone(&data), Arc::clone(&storage));
+        let (directory, listed) = (Arc::clone(&data), Arc::clone(&disk));
         env.blocking(move || {
             let earlier = list_logs(listed.as_ref(), &directory.wal_dir())?;
             earlier.iter().try_for_each(|log| directory.mark_orphaned(log)).map_err(EngineOpenError::from)
         })
         .await?;
         let recovery = RecoverySettings {
-            storage: Arc::clone(&storage),
+            disk: Arc::clone(&disk),
             wal: data.wal_dir(),
             lost: data.lost_dir(),
             bucket: Arc::clone(&bucket),
             env: env.clone(),
         };
         let stranded = recover(&recovery, &sealed).await?;
-        let (recorded, directory, made) = (id.clone(), Arc::clone(&data), Arc::clone(&storage));
+        let (recorded, directory, made) = (id.clone(), Arc::clone(&data), Arc::clone(&disk));
         let wal = env
             .blocking(move || {
                 directory.record_log(&recorded)?;
@@ -278,7 +278,7 @@ impl PreparedEngine {
             data,
             log,
             bucket,
-            disk: storage,
+            disk,
             authority,
             events,
             env,

@@ -1,4 +1,5 @@
-//! The durable engine: serves subjects from local SQLite files and a log in the bucket. It never knows the bus.
+//! The durable engine: serves subjects from local SQLite files and a log in the bucket. It never knows the bus
+//! or the coordinator: it asks an [`Authority`](api::Authority).
 //!
 //! | module | holds |
 //! |---|---|
@@ -33,7 +34,6 @@ mod subject_table;
 mod values;
 
 pub use dormouse_commit_log::log::{LogEnd, LogMetrics, LogSettings};
-pub use dormouse_subject_state::database::sqlite_is_safe;
 pub use engine::{Engine, EngineOpenError, PreparedEngine, ShutdownReport};
 pub use export::{ExportError, export_snapshot};
 pub use metrics::EngineMetrics;

@@ -1,4 +1,4 @@
-//! What the newtypes of numbers and texts have in common, here and in the stored formats.
+//! The common parts of the newtypes of numbers and texts, here and in the stored formats.
 
 use ulid::Ulid;
 

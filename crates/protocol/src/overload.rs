@@ -22,7 +22,7 @@ pub enum OverloadCause {
     SubjectQueue,
     /// The task of the subject has ended, but its file is still in use. The file is released within milliseconds.
     SubjectClosing,
-    /// The server has as many open subjects as it may have. It asks idle subjects to close, which is quick.
+    /// The server has its maximum number of open subjects. It asks idle subjects to close, which is quick.
     OpenSubjects,
     /// Too many subjects are being opened. An open reads from the bucket.
     SubjectOpens,
@@ -51,9 +51,9 @@ pub enum OverloadCause {
     HeldChunks,
     /// Too many copies of one chunk wait for earlier chunks.
     ChunkCopies,
-    /// The coordinator reads as many lists for operators as it may.
+    /// The coordinator already reads its maximum number of lists for operators.
     AdminLists,
-    /// As many moves of subjects are under way as may be. A move lasts about a second.
+    /// The maximum number of moves is under way. A move lasts about a second.
     MovesUnderWay,
     /// The table of pending moves is full. The coordinator starts 50 of them per second.
     PendingMoves,

@@ -53,7 +53,7 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn remove_folder(&self, folder: &Path) -> io::Result<()>;
 }
 
-/// A file of a write-ahead log, open for appending. All methods block.
+/// A file, open for appending. All methods block.
 pub trait DiskFile: fmt::Debug + Send {
     /// Appends some of `bytes`, at least one, and returns how many.
     ///
@@ -151,6 +151,9 @@ impl DiskFile for File {
 }
 
 /// Writes all of `bytes`, with as many writes as it takes.
+///
+/// # Errors
+/// The error of a write; `StorageFull` if a write takes no byte.
 pub fn write_all(file: &mut dyn DiskFile, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write(bytes) {

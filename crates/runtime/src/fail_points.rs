@@ -130,7 +130,7 @@ impl FailPoint {
 pub const fn reach(_: FailPoint) {}
 
 #[cfg(feature = "fail-points")]
-pub use armed::{Armed, arm_from_env, reach};
+pub use armed::{arm_from_env, reach};
 
 #[cfg(feature = "fail-points")]
 mod armed {
@@ -146,7 +146,7 @@ mod armed {
 
     /// The armed steps.
     #[derive(Debug)]
-    pub struct Armed {
+    struct Armed {
         points: Vec<ArmedPoint>,
         rng_state: AtomicU64,
         only_while: Option<PathBuf>,
@@ -164,7 +164,7 @@ mod armed {
         ///
         /// # Errors
         /// A text that names the invalid part.
-        pub fn read(points: &str, seed: u64, only_while: Option<PathBuf>) -> Result<Self, String> {
+        fn read(points: &str, seed: u64, only_while: Option<PathBuf>) -> Result<Self, String> {
             let points = points.split(',').filter(|part| !part.is_empty()).map(|part| {
                 let (name, rest) = part.split_once('=').ok_or_else(|| format!("{part}: no probability"))?;
                 let (probability, stop) = match rest.strip_suffix(":stop") {

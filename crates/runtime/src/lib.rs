@@ -1,4 +1,5 @@
-//! External inputs of Dormouse: time, randomness, tasks and, with the feature `logging`, the logging of the binaries.
+//! External inputs of Dormouse: time, randomness, tasks, the [local disk](disk) and, with the feature `logging`, the
+//! logging of the binaries.
 //!
 //! Each input that would make two runs differ goes through [`Env`]. Each concurrent task goes through [`Tasks`]. A task
 //! that waits for a value waits on an [`Observable`]. A [`Lock`] guards state that tasks share. `clippy.toml` and

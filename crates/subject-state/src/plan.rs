@@ -301,7 +301,7 @@ fn position_after(state: &SubjectState, operations: &[RecordOp]) -> Position {
 ///
 /// # Errors
 /// `too_large`.
-pub fn check_key(key: &str) -> Result<(), ErrorReply> {
+pub(crate) fn check_key(key: &str) -> Result<(), ErrorReply> {
     if key.len() > MAX_KEY_BYTES {
         Err(ErrorReply::too_large("max_key_bytes", key.len(), MAX_KEY_BYTES))
     } else {
@@ -313,7 +313,7 @@ pub fn check_key(key: &str) -> Result<(), ErrorReply> {
 ///
 /// # Errors
 /// `too_large`.
-pub fn check_items(items: usize) -> Result<(), ErrorReply> {
+pub(crate) fn check_items(items: usize) -> Result<(), ErrorReply> {
     if items > MAX_ITEMS_PER_REQUEST {
         Err(ErrorReply::too_large("max_items_per_request", items, MAX_ITEMS_PER_REQUEST))
     } else {

@@ -53,7 +53,7 @@ pub enum SubjectRequest {
     GetChunk(GetChunkRequest),
 }
 
-/// The reply to an [`SubjectRequest`] of the same name.
+/// The reply to a [`SubjectRequest`] of the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubjectReply {
     /// To [`SubjectRequest::Set`].

@@ -255,7 +255,7 @@ impl Recorder {
     }
 }
 
-/// What a client sends, for the trace, and for requests that the client sends again.
+/// The requests of a client, for the trace and for repeats.
 pub struct ClientRecord {
     recorder: Recorder,
     client: u32,

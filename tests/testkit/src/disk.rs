@@ -79,7 +79,7 @@ impl FaultyDisk {
     /// zeroed. Open files can no longer be used.
     ///
     /// # Errors
-    /// The error of the inner storage.
+    /// The error of the inner disk.
     pub fn power_loss(&self) -> io::Result<()> {
         let mut state = self.0.state();
         state.power += 1;

@@ -1,4 +1,4 @@
-//! The fakes of all tests, one of each kind, and the vocabulary of faults.
+//! The fakes that the tests of several crates share, and the vocabulary of faults.
 //!
 //! | module | feature | content |
 //! |---|---|---|

@@ -1,4 +1,4 @@
-//! What a feed covers, and what it emits.
+//! The start, the coverage and the output of a feed.
 
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Message, Position, Seq};
@@ -11,8 +11,8 @@ pub enum FeedFrom {
     /// With the first change after the call that made the feed has returned.
     #[default]
     Now,
-    /// With the first change after this position, which comes from an earlier feed ([`Feed::position`](super::Feed::position)) or
-    /// from a read.
+    /// With the first change after this position, which comes from an earlier feed
+    /// ([`Feed::position`](super::Feed::position)) or from a read.
     After(Position),
 }
 

@@ -25,7 +25,7 @@ use crate::wal::{Lsn, WalContents, WalError, keep_damaged, list_logs, read_wal, 
 #[derive(Clone)]
 pub struct RecoverySettings {
     /// The disk.
-    pub storage: Arc<dyn Disk>,
+    pub disk: Arc<dyn Disk>,
     /// Folder of the write-ahead logs, each in a folder named after its log.
     pub wal: PathBuf,
     /// Folder for data that cannot be used any more.
@@ -47,8 +47,8 @@ pub async fn recover(
     settings: &RecoverySettings,
     sealer: &dyn SealLog,
 ) -> Result<StrandedWrites, RecoveryError> {
-    let (storage, dir) = (settings.storage.clone(), settings.wal.clone());
-    let logs = settings.env.blocking(move || list_logs(storage.as_ref(), &dir)).await?;
+    let (disk, dir) = (settings.disk.clone(), settings.wal.clone());
+    let logs = settings.env.blocking(move || list_logs(disk.as_ref(), &dir)).await?;
     let mut stranded = BTreeMap::new();
     for log in logs {
         let wal = read(settings, &log).await?;
@@ -67,9 +67,9 @@ pub async fn recover(
             }
             Recovered::Complete | Recovered::Nothing => {
                 tracing::info!(%log, "WAL recovery complete");
-                let (storage, dir) = (settings.storage.clone(), settings.wal.clone());
+                let (disk, dir) = (settings.disk.clone(), settings.wal.clone());
                 fail_point!(WalRemoving);
-                settings.env.blocking(move || remove_wal(storage.as_ref(), &dir, &log)).await?;
+                settings.env.blocking(move || remove_wal(disk.as_ref(), &dir, &log)).await?;
                 fail_point!(WalRemoved);
             }
             Recovered::SlotsMissing => {
@@ -82,15 +82,15 @@ pub async fn recover(
 }
 
 async fn read(settings: &RecoverySettings, log: &LogId) -> Result<WalContents, WalError> {
-    let (storage, dir, log) = (settings.storage.clone(), settings.wal.clone(), log.clone());
+    let (disk, dir, log) = (settings.disk.clone(), settings.wal.clone(), log.clone());
     let kept = settings.lost.join("=wal").join(log.to_string());
     let read = move || {
-        let wal = read_wal(storage.as_ref(), &dir, &log)?;
+        let wal = read_wal(disk.as_ref(), &dir, &log)?;
         if wal.torn {
             tracing::info!(%log, "WAL ends in a torn write");
         }
         if let Some(damage) = &wal.damaged {
-            keep_damaged(storage.as_ref(), &dir, &log, damage, &kept)?;
+            keep_damaged(disk.as_ref(), &dir, &log, damage, &kept)?;
             tracing::error!(
                 %log, part = %damage.path.display(), at = damage.at, reason = damage.reason, kept = %kept.display(),
                 impact = "acknowledged writes below level bucket may be lost", "WAL damaged, damaged parts kept"

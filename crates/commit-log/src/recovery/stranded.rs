@@ -170,10 +170,10 @@ impl StrandedWrites {
         })?;
         let bytes = delta::encode(subject, after, frames).map_err(corrupt)?.bytes;
 
-        let (storage, target, content) = (settings.storage.clone(), path.clone(), bytes.clone());
+        let (disk, target, content) = (settings.disk.clone(), path.clone(), bytes.clone());
         let write = move || {
-            storage.create_folder(&folder)?;
-            let mut file = storage.create(&target)?;
+            disk.create_folder(&folder)?;
+            let mut file = disk.create(&target)?;
             write_all(file.as_mut(), &content)?;
             file.sync_data()
         };
@@ -197,7 +197,7 @@ impl StrandedShared {
     }
 
     fn mark_resolved(&self, subject: &Subject, log: &LogId) -> Result<(), WalError> {
-        let (storage, dir) = (self.settings.storage.as_ref(), &self.settings.wal);
+        let (disk, dir) = (self.settings.disk.as_ref(), &self.settings.wal);
         // Held while the disk is written: resolving is rare, and records must not mix.
         let mut logs = self.logs();
         let Some(stranded) = logs.get_mut(log).filter(|stranded| stranded.subjects.contains_key(subject))
@@ -207,14 +207,14 @@ impl StrandedShared {
         if stranded.subjects.len() == 1 {
             // Without its folder the log has no stranded writes, also after a restart.
             fail_point!(WalRemoving);
-            remove_wal(storage, dir, log)?;
+            remove_wal(disk, dir, log)?;
             fail_point!(WalRemoved);
             logs.remove(log);
             return Ok(());
         }
         let mut resolved = match stranded.resolved.take() {
             Some(resolved) => resolved,
-            None => ResolvedSubjects::create(storage, dir, log)?,
+            None => ResolvedSubjects::create(disk, dir, log)?,
         };
         // Records after a failed one are not readable: the next ones get a new file.
         resolved.mark_resolved(subject)?;

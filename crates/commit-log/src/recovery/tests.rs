@@ -132,7 +132,7 @@ impl Machine {
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
         let folder = tempfile::tempdir().unwrap();
         let settings = RecoverySettings {
-            storage: Arc::new(LocalDisk),
+            disk: Arc::new(LocalDisk),
             wal: folder.path().join("wal"),
             lost: folder.path().join("lost"),
             bucket: Arc::new(ObjectStoreBucket::in_memory(env.clone())),
@@ -142,7 +142,7 @@ impl Machine {
     }
 
     fn wal(&self, appends: &[WalAppend]) -> Wal {
-        let mut wal = Wal::create(&self.settings.wal, &log(), self.settings.storage.clone()).unwrap();
+        let mut wal = Wal::create(&self.settings.wal, &log(), self.settings.disk.clone()).unwrap();
         wal.write(appends).unwrap();
         wal
     }
@@ -177,7 +177,7 @@ impl Machine {
     }
 
     fn waiting_logs(&self) -> Vec<LogId> {
-        list_logs(self.settings.storage.as_ref(), &self.settings.wal).unwrap()
+        list_logs(self.settings.disk.as_ref(), &self.settings.wal).unwrap()
     }
 
     /// Each subject's entries in the whole log, whose last slot is a seal.

@@ -47,11 +47,11 @@ pub struct WalDamage {
 ///
 /// # Errors
 /// [`WalError::Access`].
-pub fn list_logs(storage: &dyn Disk, dir: &Path) -> Result<Vec<LogId>, WalError> {
+pub fn list_logs(disk: &dyn Disk, dir: &Path) -> Result<Vec<LogId>, WalError> {
     let mut logs: Vec<LogId> = Vec::new();
-    for name in storage.list(dir).map_err(WalError::access(dir))? {
+    for name in disk.list(dir).map_err(WalError::access(dir))? {
         if name.ends_with(REMOVED_SUFFIX) {
-            remove_folder(storage, &dir.join(name))?;
+            remove_folder(disk, &dir.join(name))?;
         } else if let Ok(log) = name.parse() {
             logs.push(log);
         }
@@ -64,15 +64,15 @@ pub fn list_logs(storage: &dyn Disk, dir: &Path) -> Result<Vec<LogId>, WalError>
 ///
 /// # Errors
 /// [`WalError::Access`], [`WalError::NewerVersion`]. Damage is no error: it is part of the content.
-pub fn read_wal(storage: &dyn Disk, dir: &Path, log: &LogId) -> Result<WalContents, WalError> {
+pub fn read_wal(disk: &dyn Disk, dir: &Path, log: &LogId) -> Result<WalContents, WalError> {
     let folder = dir.join(log.to_string());
-    let names = storage.list(&folder).map_err(WalError::access(&folder))?;
+    let names = disk.list(&folder).map_err(WalError::access(&folder))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| part_number(name)).collect();
     numbers.sort_unstable();
     let mut reader = WalReader::default();
     for (index, &number) in numbers.iter().enumerate() {
         let path = folder.join(part_name(number));
-        let bytes = storage.read(&path).map_err(WalError::access(&path))?;
+        let bytes = disk.read(&path).map_err(WalError::access(&path))?;
         let part = decode(log, number, &bytes).map_err(|NewerFormat(found)| WalError::NewerVersion {
             path: path.clone(),
             found,
@@ -96,7 +96,7 @@ pub fn read_wal(storage: &dyn Disk, dir: &Path, log: &LogId) -> Result<WalConten
             files,
         });
     }
-    let resolved = read_resolved(storage, &folder, log, &names)?;
+    let resolved = read_resolved(disk, &folder, log, &names)?;
     Ok(reader.finish(&resolved))
 }
 
@@ -207,19 +207,19 @@ impl Ranges {
 /// # Errors
 /// [`WalError::Access`].
 pub fn keep_damaged(
-    storage: &dyn Disk,
+    disk: &dyn Disk,
     dir: &Path,
     log: &LogId,
     damage: &WalDamage,
     kept: &Path,
 ) -> Result<(), WalError> {
-    storage.create_folder(kept).map_err(WalError::access(kept))?;
+    disk.create_folder(kept).map_err(WalError::access(kept))?;
     for name in &damage.files {
         let (from, to) = (dir.join(log.to_string()).join(name), kept.join(name));
-        let bytes = storage.read(&from).map_err(WalError::access(&from))?;
+        let bytes = disk.read(&from).map_err(WalError::access(&from))?;
         let write = || {
-            storage.remove(&to)?;
-            let mut file = storage.create(&to)?;
+            disk.remove(&to)?;
+            let mut file = disk.create(&to)?;
             write_all(file.as_mut(), &bytes)?;
             file.sync_data()
         };
@@ -232,20 +232,20 @@ pub fn keep_damaged(
 ///
 /// # Errors
 /// [`WalError::Access`]. [`list_logs`] removes the rest.
-pub fn remove_wal(storage: &dyn Disk, dir: &Path, log: &LogId) -> Result<(), WalError> {
+pub fn remove_wal(disk: &dyn Disk, dir: &Path, log: &LogId) -> Result<(), WalError> {
     let (folder, removed) = (dir.join(log.to_string()), dir.join(format!("{log}{REMOVED_SUFFIX}")));
-    match storage.rename_folder(&folder, &removed) {
+    match disk.rename_folder(&folder, &removed) {
         // An earlier attempt has renamed it.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         renamed => renamed.map_err(WalError::access(&folder))?,
     }
-    remove_folder(storage, &removed)
+    remove_folder(disk, &removed)
 }
 
-fn remove_folder(storage: &dyn Disk, folder: &Path) -> Result<(), WalError> {
-    for name in storage.list(folder).map_err(WalError::access(folder))? {
+fn remove_folder(disk: &dyn Disk, folder: &Path) -> Result<(), WalError> {
+    for name in disk.list(folder).map_err(WalError::access(folder))? {
         let path = folder.join(name);
-        storage.remove(&path).map_err(WalError::access(&path))?;
+        disk.remove(&path).map_err(WalError::access(&path))?;
     }
-    storage.remove_folder(folder).map_err(WalError::access(folder))
+    disk.remove_folder(folder).map_err(WalError::access(folder))
 }

@@ -332,7 +332,7 @@ fn classify_end(bytes: &Bytes, at: usize, context: &RecordContext) -> PartEnd {
 
 /// Decodes a part without knowing its log; `None` if the bytes do not begin as a part does, or are of a newer format.
 ///
-/// Public for the tests of the format and for its fuzz target; the engine reads parts with [`read_wal`](super::read_wal).
+/// Public for the tests of the format and for its fuzz target; recovery reads parts with `read_wal`.
 #[must_use]
 pub fn decode_part(bytes: &[u8]) -> Option<WalPart> {
     let header = decode_header(bytes).ok()??;

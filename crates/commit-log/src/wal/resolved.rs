@@ -22,7 +22,7 @@ fn file_index(name: &str) -> Option<u64> {
 
 /// A damaged or torn file resolves fewer subjects: the others are checked once more.
 pub(super) fn read_resolved(
-    storage: &dyn Disk,
+    disk: &dyn Disk,
     folder: &Path,
     log: &LogId,
     names: &[String],
@@ -31,7 +31,7 @@ pub(super) fn read_resolved(
     for name in names {
         let Some(index) = file_index(name) else { continue };
         let path = folder.join(name);
-        let bytes = storage.read(&path).map_err(WalError::access(&path))?;
+        let bytes = disk.read(&path).map_err(WalError::access(&path))?;
         let Ok(part) = decode(log, number(index), &bytes) else { continue };
         resolved.extend(part.records.into_iter().filter_map(|record| match record {
             PartRecord::Resolved(subject) => Some(subject),
@@ -55,14 +55,14 @@ impl ResolvedSubjects {
     ///
     /// # Errors
     /// [`WalError::Access`].
-    pub fn create(storage: &dyn Disk, dir: &Path, log: &LogId) -> Result<Self, WalError> {
+    pub fn create(disk: &dyn Disk, dir: &Path, log: &LogId) -> Result<Self, WalError> {
         let folder = dir.join(log.to_string());
-        let names = storage.list(&folder).map_err(WalError::access(&folder))?;
+        let names = disk.list(&folder).map_err(WalError::access(&folder))?;
         let index = names.iter().filter_map(|name| file_index(name)).max().unwrap_or(0) + 1;
         let path = folder.join(format!("{PREFIX}{index:08}.wal"));
         let header = encode_header(log, number(index), Lsn::ZERO);
         let create = || {
-            let mut file = storage.create(&path)?;
+            let mut file = disk.create(&path)?;
             write_all(file.as_mut(), &header)?;
             Ok(file)
         };

@@ -35,15 +35,15 @@ fn lsns(contents: &WalContents) -> Vec<u64> {
     contents.appends.iter().map(|append| append.lsn.get()).collect()
 }
 
-struct Disk {
+struct TestDisk {
     folder: TempDir,
-    storage: FaultyDisk,
+    faulty: FaultyDisk,
 }
 
-impl Disk {
+impl TestDisk {
     fn new(seed: u64) -> Self {
-        let storage = FaultyDisk::new(Arc::new(LocalDisk), seed);
-        Self { folder: tempfile::tempdir().unwrap(), storage }
+        let faulty = FaultyDisk::new(Arc::new(LocalDisk), seed);
+        Self { folder: tempfile::tempdir().unwrap(), faulty }
     }
 
     fn dir(&self) -> &Path {
@@ -55,18 +55,18 @@ impl Disk {
     }
 
     fn create(&self) -> Wal {
-        Wal::create(self.dir(), &log(), Arc::new(self.storage.clone())).unwrap()
+        Wal::create(self.dir(), &log(), Arc::new(self.faulty.clone())).unwrap()
     }
 
     fn read(&self) -> WalContents {
-        read_wal(&self.storage, self.dir(), &log()).unwrap()
+        read_wal(&self.faulty, self.dir(), &log()).unwrap()
     }
 }
 
 /// The WAL reader returns the appends that neither shipped nor failed and the last shipped slot.
 #[test]
 fn wal_read_returns_appends_not_shipped_or_failed() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=4)).unwrap();
     wal.mark_shipped(Lsn::new(2), Slot::new(7)).unwrap();
@@ -85,7 +85,7 @@ fn wal_read_returns_appends_not_shipped_or_failed() {
 /// The WAL rejects an append with a number that does not increase and a second WAL for the same log.
 #[test]
 fn wal_number_is_never_used_twice() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends([1, 5])).unwrap();
     for wrong in [appends([5]), appends([4]), appends([6, 6])] {
@@ -94,7 +94,7 @@ fn wal_number_is_never_used_twice() {
     wal.write(&appends([6])).unwrap();
     assert_eq!(lsns(&disk.read()), [1, 5, 6]);
     assert!(matches!(
-        Wal::create(disk.dir(), &log(), Arc::new(disk.storage.clone())),
+        Wal::create(disk.dir(), &log(), Arc::new(disk.faulty.clone())),
         Err(WalError::Access { .. })
     ));
 }
@@ -102,7 +102,7 @@ fn wal_number_is_never_used_twice() {
 /// If a write is cut at any byte, the reader returns the complete records before the cut and reports no damage.
 #[test]
 fn wal_write_cut_anywhere_keeps_complete_records() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     let header = fs::metadata(disk.part(1)).unwrap().len();
     let mut ends = vec![header];
@@ -124,7 +124,7 @@ fn wal_write_cut_anywhere_keeps_complete_records() {
 /// A flipped bit ends the readable records, and it counts as damage only in the synced part.
 #[test]
 fn wal_flipped_bit_ends_read_and_is_damage_if_synced() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=3)).unwrap();
     wal.sync().unwrap();
@@ -147,9 +147,9 @@ fn wal_flipped_bit_ends_read_and_is_damage_if_synced() {
 /// WAL records of another log inside a value do not count as records of this log.
 #[test]
 fn wal_ignores_records_of_another_log_inside_a_value() {
-    let (disk, other) = (Disk::new(1), Disk::new(1));
+    let (disk, other) = (TestDisk::new(1), TestDisk::new(1));
     let name = "persist-1-01J9Z3ZZZZZZZZZZZZZZZZZZZ0".parse().unwrap();
-    let mut foreign = Wal::create(other.dir(), &name, Arc::new(other.storage.clone())).unwrap();
+    let mut foreign = Wal::create(other.dir(), &name, Arc::new(other.faulty.clone())).unwrap();
     foreign.write(&[append(1, vec![0; 1_000])]).unwrap();
     foreign.sync().unwrap();
     foreign.write(&appends(2..=3)).unwrap();
@@ -169,30 +169,30 @@ fn wal_ignores_records_of_another_log_inside_a_value() {
 /// A full disk fails a group commit and removes the whole group; once space is free, writes succeed.
 #[test]
 fn wal_disk_full_removes_whole_group_and_recovers() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=2)).unwrap();
-    disk.storage.limit_free_space(Some(200));
+    disk.faulty.limit_free_space(Some(200));
     let full = wal.write(&appends(3..=20)).unwrap_err();
     assert!(matches!(full, WalError::DiskFull { .. }), "{full}");
     assert_eq!(lsns(&disk.read()), [1, 2]);
-    disk.storage.limit_free_space(None);
+    disk.faulty.limit_free_space(None);
     wal.write(&appends(21..=22)).unwrap();
     wal.sync().unwrap();
-    disk.storage.power_loss().unwrap();
+    disk.faulty.power_loss().unwrap();
     assert_eq!(lsns(&disk.read()), [1, 2, 21, 22]);
 }
 
 /// If the disk is full at the start of a part, later writes succeed once space is free.
 #[test]
 fn wal_disk_full_at_part_start_recovers() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create().with_part_bytes(1);
-    disk.storage.limit_free_space(Some(10));
+    disk.faulty.limit_free_space(Some(10));
     for _ in 0..2 {
         assert!(matches!(wal.write(&appends(1..=2)), Err(WalError::DiskFull { .. })));
     }
-    disk.storage.limit_free_space(None);
+    disk.faulty.limit_free_space(None);
     wal.write(&appends(3..=4)).unwrap();
     assert_eq!(disk.read(), WalContents { appends: appends(3..=4), ..WalContents::default() });
 }
@@ -200,9 +200,9 @@ fn wal_disk_full_at_part_start_recovers() {
 /// If the disk writes only a part of the bytes, the WAL continues until all are written.
 #[test]
 fn wal_short_write_is_continued() {
-    let disk = Disk::new(3);
+    let disk = TestDisk::new(3);
     let mut wal = disk.create();
-    disk.storage.short_writes(2);
+    disk.faulty.short_writes(2);
     wal.write(&appends(1..=50)).unwrap();
     assert_eq!(disk.read().appends, appends(1..=50));
 }
@@ -210,10 +210,10 @@ fn wal_short_write_is_continued() {
 /// After a failed sync, every WAL operation returns a poisoned error.
 #[test]
 fn wal_failed_sync_poisons_every_operation() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends([1])).unwrap();
-    disk.storage.fail_syncs(1);
+    disk.faulty.fail_syncs(1);
     let poisoned = |result: Result<(), WalError>| assert!(matches!(result, Err(WalError::Poisoned { .. })));
     poisoned(wal.sync());
     poisoned(wal.sync());
@@ -226,15 +226,15 @@ fn wal_failed_sync_poisons_every_operation() {
 /// A write error other than a full disk poisons the WAL.
 #[test]
 fn wal_write_error_other_than_full_disk_poisons() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
-    disk.storage.fail_writes(1);
+    disk.faulty.fail_writes(1);
     assert!(matches!(wal.write(&appends([1])), Err(WalError::Poisoned { .. })));
     assert!(matches!(wal.write(&appends([2])), Err(WalError::Poisoned { .. })));
 }
 
 /// Creates three parts with three appends each.
-fn three_parts(disk: &Disk) -> Wal {
+fn three_parts(disk: &TestDisk) -> Wal {
     let mut wal = disk.create().with_part_bytes(200);
     for first in [1, 4, 7] {
         wal.write(&appends(first..first + 3)).unwrap();
@@ -246,7 +246,7 @@ fn three_parts(disk: &Disk) -> Wal {
 /// The WAL deletes a part once everything in it has shipped and keeps the rest readable.
 #[test]
 fn wal_part_is_deleted_once_all_appends_shipped() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = three_parts(&disk);
     assert_eq!(disk.read().appends, appends(1..=9));
     wal.mark_shipped(Lsn::new(5), Slot::new(1)).unwrap();
@@ -256,7 +256,7 @@ fn wal_part_is_deleted_once_all_appends_shipped() {
 
     wal.mark_shipped(Lsn::new(9), Slot::new(2)).unwrap();
     wal.discard_shipped().unwrap();
-    disk.storage.power_loss().unwrap();
+    disk.faulty.power_loss().unwrap();
     let contents = disk.read();
     assert_eq!((lsns(&contents), contents.last_slot), (vec![], Some(Slot::new(2))));
     assert_eq!(contents.damaged, None);
@@ -265,7 +265,7 @@ fn wal_part_is_deleted_once_all_appends_shipped() {
 /// The WAL can delete a part that holds the only mark that its appends shipped, and the rest stays undamaged.
 #[test]
 fn wal_part_with_the_only_shipped_mark_can_be_deleted() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=3)).unwrap();
     let mut wal = wal.with_part_bytes(fs::metadata(disk.part(1)).unwrap().len() + 1);
@@ -273,7 +273,7 @@ fn wal_part_with_the_only_shipped_mark_can_be_deleted() {
     wal.write(&appends([4])).unwrap();
     wal.discard_shipped().unwrap();
     assert!(!disk.part(1).exists() && disk.part(2).exists());
-    disk.storage.power_loss().unwrap();
+    disk.faulty.power_loss().unwrap();
     assert_eq!((lsns(&disk.read()), disk.read().damaged), (vec![4], None));
 }
 
@@ -281,7 +281,7 @@ fn wal_part_with_the_only_shipped_mark_can_be_deleted() {
 #[test]
 fn wal_missing_part_is_damage() {
     for (missing, readable) in [(1, vec![]), (2, vec![1, 2, 3])] {
-        let disk = Disk::new(1);
+        let disk = TestDisk::new(1);
         three_parts(&disk);
         fs::remove_file(disk.part(missing)).unwrap();
         let contents = disk.read();
@@ -293,7 +293,7 @@ fn wal_missing_part_is_damage() {
 /// If a part other than the last is cut at any byte, the reader reports damage.
 #[test]
 fn wal_earlier_part_cut_anywhere_is_damage() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     three_parts(&disk);
     let bytes = fs::read(disk.part(2)).unwrap();
     for length in 0..bytes.len() {
@@ -307,7 +307,7 @@ fn wal_earlier_part_cut_anywhere_is_damage() {
 /// The damaged part and the parts after it are copied unchanged, and the WAL can then be removed.
 #[test]
 fn wal_damaged_parts_are_kept_and_wal_is_removed() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     three_parts(&disk);
     let mut bytes = fs::read(disk.part(2)).unwrap();
     let middle = bytes.len() / 2;
@@ -316,49 +316,49 @@ fn wal_damaged_parts_are_kept_and_wal_is_removed() {
     let damage = disk.read().damaged.unwrap();
     let kept = disk.dir().join("lost/wal");
     for _ in 0..2 {
-        keep_damaged(&disk.storage, disk.dir(), &log(), &damage, &kept).unwrap();
+        keep_damaged(&disk.faulty, disk.dir(), &log(), &damage, &kept).unwrap();
     }
     assert_eq!(fs::read(kept.join(part_name(2))).unwrap(), bytes);
     assert_eq!(fs::read(kept.join(part_name(3))).unwrap(), fs::read(disk.part(3)).unwrap());
     assert!(!kept.join(part_name(1)).exists());
 
-    assert_eq!(list_logs(&disk.storage, disk.dir()).unwrap(), [log()]);
-    remove_wal(&disk.storage, disk.dir(), &log()).unwrap();
-    assert_eq!(list_logs(&disk.storage, disk.dir()).unwrap(), []);
+    assert_eq!(list_logs(&disk.faulty, disk.dir()).unwrap(), [log()]);
+    remove_wal(&disk.faulty, disk.dir(), &log()).unwrap();
+    assert_eq!(list_logs(&disk.faulty, disk.dir()).unwrap(), []);
     assert!(!disk.part(1).parent().unwrap().exists());
 }
 
 /// Listing the logs completes an interrupted removal of a WAL.
 #[test]
 fn wal_interrupted_removal_is_completed() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     disk.create();
     let half = disk.dir().join(format!("{}.removed", log()));
     fs::rename(disk.part(1).parent().unwrap(), &half).unwrap();
-    assert_eq!(list_logs(&disk.storage, disk.dir()).unwrap(), []);
+    assert_eq!(list_logs(&disk.faulty, disk.dir()).unwrap(), []);
     assert!(!half.exists());
 }
 
 /// The WAL reader omits the appends of subjects that are marked as resolved, even after a power loss.
 #[test]
 fn wal_read_omits_resolved_subjects() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     disk.create().write(&appends(1..=4)).unwrap();
     let mark_resolved = |name: &str| {
-        let mut resolved = ResolvedSubjects::create(&disk.storage, disk.dir(), &log()).unwrap();
+        let mut resolved = ResolvedSubjects::create(&disk.faulty, disk.dir(), &log()).unwrap();
         resolved.mark_resolved(&Subject::new(name).unwrap()).unwrap();
     };
     mark_resolved("app.even");
     assert_eq!(lsns(&disk.read()), [1, 3]);
     mark_resolved("app.odd");
-    disk.storage.power_loss().unwrap();
+    disk.faulty.power_loss().unwrap();
     assert_eq!((lsns(&disk.read()), disk.read().damaged), (vec![], None));
 }
 
 /// A WAL part of a newer format gives a newer-version error and does not decode.
 #[test]
 fn wal_part_of_newer_format_is_rejected() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends([1])).unwrap();
     let mut bytes = fs::read(disk.part(1)).unwrap();
@@ -366,7 +366,7 @@ fn wal_part_of_newer_format_is_rejected() {
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes[..12]) as u32;
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     fs::write(disk.part(1), &bytes).unwrap();
-    let refused = read_wal(&disk.storage, disk.dir(), &log()).unwrap_err();
+    let refused = read_wal(&disk.faulty, disk.dir(), &log()).unwrap_err();
     assert!(matches!(refused, WalError::NewerVersion { found: 2, supported: 1, .. }), "{refused}");
     assert_eq!(decode_part(&bytes), None);
 }
@@ -374,7 +374,7 @@ fn wal_part_of_newer_format_is_rejected() {
 /// Frozen: every WAL part ever written stays readable.
 #[test]
 fn wal_bytes_match_golden_file() {
-    let disk = Disk::new(1);
+    let disk = TestDisk::new(1);
     let mut wal = disk.create();
     wal.write(&appends(1..=2)).unwrap();
     wal.sync().unwrap();
@@ -421,9 +421,9 @@ proptest! {
     fn wal_power_loss_keeps_synced_appends(
         seed in any::<u64>(), part_bytes in 100..4_000_u64, steps in prop::collection::vec(step(), 1..30),
     ) {
-        let disk = Disk::new(seed);
+        let disk = TestDisk::new(seed);
         let mut wal = disk.create().with_part_bytes(part_bytes);
-        disk.storage.short_writes(5);
+        disk.faulty.short_writes(5);
         let (mut written, mut synced, mut shipped) = (Vec::new(), 0, 0);
         for step in steps {
             match step {
@@ -444,7 +444,7 @@ proptest! {
                 }
             }
         }
-        disk.storage.power_loss().unwrap();
+        disk.faulty.power_loss().unwrap();
         let contents = disk.read();
         prop_assert_eq!(&contents.damaged, &None);
         let known = usize::try_from(contents.shipped_through.get()).unwrap();
@@ -459,7 +459,7 @@ proptest! {
     #[test]
     fn wal_reader_accepts_random_bytes_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), at in 0..100_usize) {
         let _ = decode_part(&bytes);
-        let disk = Disk::new(1);
+        let disk = TestDisk::new(1);
         disk.create().write(&appends(1..=2)).unwrap();
         let mut part = fs::read(disk.part(1)).unwrap();
         let at = at.min(part.len());

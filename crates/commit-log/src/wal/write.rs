@@ -29,7 +29,7 @@ pub(super) fn part_name(number: u64) -> String {
 /// acknowledged: the disk's content is unknown.
 #[derive(Debug)]
 pub struct Wal {
-    storage: Arc<dyn Disk>,
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     log: LogId,
     /// Parts that are complete and synced, oldest first.
@@ -62,7 +62,7 @@ struct CurrentPart {
 
 impl CurrentPart {
     fn create(
-        storage: &dyn Disk,
+        disk: &dyn Disk,
         folder: &Path,
         log: &LogId,
         number: u64,
@@ -76,7 +76,7 @@ impl CurrentPart {
                 WalError::Access { path: path.clone(), source }
             }
         };
-        let mut file = storage.create(&path).map_err(failed)?;
+        let mut file = disk.create(&path).map_err(failed)?;
         let header = encode_header(log, number, before);
         write_all(file.as_mut(), &header).map_err(failed)?;
         let context = RecordContext::new(log, number);
@@ -89,12 +89,12 @@ impl Wal {
     ///
     /// # Errors
     /// [`WalError::DiskFull`], [`WalError::Access`] (also if the log has one already).
-    pub fn create(dir: &Path, log: &LogId, storage: Arc<dyn Disk>) -> Result<Self, WalError> {
+    pub fn create(dir: &Path, log: &LogId, disk: Arc<dyn Disk>) -> Result<Self, WalError> {
         let folder = dir.join(log.to_string());
-        storage.create_folder(&folder).map_err(WalError::access(&folder))?;
-        let part = CurrentPart::create(storage.as_ref(), &folder, log, 1, Lsn::ZERO)?;
+        disk.create_folder(&folder).map_err(WalError::access(&folder))?;
+        let part = CurrentPart::create(disk.as_ref(), &folder, log, 1, Lsn::ZERO)?;
         Ok(Self {
-            storage,
+            disk,
             folder,
             log: log.clone(),
             earlier: VecDeque::new(),
@@ -204,7 +204,7 @@ impl Wal {
         }
         self.sync()?;
         while let Some(part) = self.earlier.front().filter(done) {
-            self.storage.remove(&part.path).map_err(WalError::access(&part.path))?;
+            self.disk.remove(&part.path).map_err(WalError::access(&part.path))?;
             self.earlier.pop_front();
         }
         Ok(())
@@ -266,8 +266,8 @@ impl Wal {
         let number = self.part.number + 1;
         // A file left by an attempt on a full disk.
         let path = self.folder.join(part_name(number));
-        self.storage.remove(&path).map_err(WalError::access(&path))?;
-        let part = CurrentPart::create(self.storage.as_ref(), &self.folder, &self.log, number, self.last)?;
+        self.disk.remove(&path).map_err(WalError::access(&path))?;
+        let part = CurrentPart::create(self.disk.as_ref(), &self.folder, &self.log, number, self.last)?;
         let full = std::mem::replace(&mut self.part, part);
         self.earlier.push_back(EarlierPart { path: full.path, last: self.last });
         Ok(())

@@ -11,7 +11,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Database, DatabaseError, from_sql, to_sql};
 
-/// What a state knows of some blobs, see [`Database::blob_uses`].
+/// The uses of some blobs in a state, see [`Database::blob_uses`].
 #[derive(Debug, Default)]
 pub struct BlobUses {
     /// The dead blobs, each with the rev that removed the reference.
@@ -41,7 +41,7 @@ impl Database {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn refers_to(&self, name: BlobName) -> Result<bool, DatabaseError> {
+    pub(crate) fn refers_to(&self, name: BlobName) -> Result<bool, DatabaseError> {
         let found = self
             .connection
             .prepare_cached("SELECT 1 FROM messages WHERE blob = ?1")?
@@ -70,7 +70,7 @@ impl Database {
     ///
     /// # Errors
     /// [`DatabaseError`]; then the file is unchanged.
-    pub fn remove_dead_blob_records(&mut self, names: &[BlobName]) -> Result<(), DatabaseError> {
+    pub(crate) fn remove_dead_blob_records(&mut self, names: &[BlobName]) -> Result<(), DatabaseError> {
         self.in_transaction(|database| {
             let mut forget = database.connection.prepare_cached("DELETE FROM dead_blobs WHERE name = ?1")?;
             for name in names {
@@ -80,7 +80,7 @@ impl Database {
         })
     }
 
-    /// What the state knows of the listed blobs. The same listing shows that `manifest` is the newest. Removes the
+    /// The uses of the listed blobs. The same listing shows that `manifest` is the newest. Removes the
     /// records of dead blobs that are no longer listed: their deletion is complete.
     ///
     /// # Errors

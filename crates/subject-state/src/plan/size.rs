@@ -18,7 +18,7 @@ pub const SET_RESULT_BYTES: usize = 96;
 
 /// The most bytes that a message with these parts takes when encoded.
 #[must_use]
-pub fn parts_bytes(key: Option<&str>, value: Option<&Bytes>, headers: &Headers) -> usize {
+pub(crate) fn parts_bytes(key: Option<&str>, value: Option<&Bytes>, headers: &Headers) -> usize {
     message_bytes(key.map_or(0, str::len), value.map_or(0, Bytes::len), headers)
 }
 
@@ -30,39 +30,39 @@ pub fn message_bytes(key: usize, value: usize, headers: &Headers) -> usize {
 
 /// The most bytes that a set takes in a request.
 #[must_use]
-pub fn of_item(item: &SetItem) -> usize {
+pub(crate) fn of_item(item: &SetItem) -> usize {
     let msg_id = item.msg_id.as_ref().map_or(0, String::len);
     parts_bytes(item.key.as_deref(), item.value.as_ref(), &item.headers) + msg_id
 }
 
 /// The most bytes that `message` takes when encoded.
 #[must_use]
-pub fn of_message(message: &Message) -> usize {
+pub(crate) fn of_message(message: &Message) -> usize {
     parts_bytes(message.key.as_deref(), message.value.as_ref(), &message.headers)
 }
 
 /// The most bytes that a key takes on a page of keys.
 #[must_use]
-pub const fn of_key(key: &str) -> usize {
+pub(crate) const fn of_key(key: &str) -> usize {
     key.len() + ELEMENT_BYTES
 }
 
 /// The most bytes that a removed message takes in a change.
 #[must_use]
-pub fn of_removed(removed: &Removed) -> usize {
+pub(crate) fn of_removed(removed: &Removed) -> usize {
     3 * ELEMENT_BYTES + removed.key.as_ref().map_or(0, String::len)
 }
 
 /// The most bytes that an error takes as the outcome of one set.
 #[must_use]
-pub fn of_error(error: &ErrorReply) -> usize {
+pub(crate) fn of_error(error: &ErrorReply) -> usize {
     let texts = [Some(&error.message), error.limit.as_ref(), error.object.as_ref()];
     ERROR_BYTES + error.code.as_str().len() + texts.into_iter().flatten().map(String::len).sum::<usize>()
 }
 
 /// The most bytes that `count` seqs take in a reply.
 #[must_use]
-pub const fn of_seqs(count: usize) -> usize {
+pub(crate) const fn of_seqs(count: usize) -> usize {
     count * ELEMENT_BYTES
 }
 
@@ -80,7 +80,7 @@ pub fn of_change(change: &Change) -> usize {
 
 /// As [`of_change`] of the record's change, without creating the change.
 #[must_use]
-pub fn of_record(record: &Record) -> usize {
+pub(crate) fn of_record(record: &Record) -> usize {
     FRAMING_BYTES
         + match &record.operation {
             RecordOp::Set(set) => of_set(set),

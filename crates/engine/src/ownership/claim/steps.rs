@@ -84,11 +84,11 @@ pub enum ClaimEffect {
     Seal(LogId),
     /// Restore the subject's state: everything from an earlier `Restore` is void.
     ///
-    /// Use the local file, if `local::may_reuse` allows it. Otherwise apply, in
-    /// this order: the snapshot, then the [`terms`], then the deltas. Without a snapshot, start with an empty state at
-    /// the rev that the first delta follows, or at the base's, with the manifest's next seq and its [tombstone
-    /// state](dormouse_format::manifest::TombstoneState). In both cases, then apply every entry of the tail that the state lacks,
-    /// in order of rev.
+    /// Use the local file, if `local::may_reuse` allows it. Otherwise apply, in this order: the snapshot, then the
+    /// [`terms`], then the deltas. Without a snapshot, start with an empty state at the rev that the first delta
+    /// follows, or at the base's, with the manifest's next seq and its
+    /// [tombstone state](dormouse_format::manifest::TombstoneState). In both cases, then apply every entry of the tail
+    /// that the state lacks, in order of rev.
     Restore {
         /// The base; `None`: a new subject, empty at rev 0 and seq 1.
         manifest: Option<Box<Manifest>>,
