@@ -24,7 +24,7 @@ use dormouse_protocol::{Rev, Slot, Subject};
 
 pub use error::WalError;
 pub use read::list_logs;
-pub(crate) use read::{WalContents, WalDamage, keep_damaged, read_wal, remove_wal};
+pub(crate) use read::{WalContents, keep_damaged, read_wal, remove_wal};
 pub use record::{PartEnd, PartRecord, WalPart, decode_part};
 pub(crate) use resolved::ResolvedSubjects;
 pub use write::Wal;

@@ -282,12 +282,6 @@ impl DataDir {
         logs.sort_unstable();
         Ok(logs)
     }
-
-    /// The directory itself.
-    #[must_use]
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// Removes files only: a file system has folders of its own.

@@ -1,7 +1,6 @@
 //! Upper bounds of encoded sizes on the wire.
 
 use bytes::Bytes;
-use dormouse_format::record::{Record, RecordOp, SetOperation};
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Change, ErrorReply, Headers, Message};
@@ -76,23 +75,6 @@ pub fn of_change(change: &Change) -> usize {
             Change::DeleteAll(_) => 0,
             Change::Configure(configure) => of_config(&configure.config),
         }
-}
-
-/// As [`of_change`] of the record's change, without creating the change.
-#[must_use]
-pub(crate) fn of_record(record: &Record) -> usize {
-    FRAMING_BYTES
-        + match &record.operation {
-            RecordOp::Set(set) => of_set(set),
-            RecordOp::Batch { sets } => sets.iter().map(|set| FRAMING_BYTES + of_set(set)).sum(),
-            RecordOp::Delete { removed, .. } => removed.iter().map(of_removed).sum(),
-            RecordOp::DeleteAll { .. } => 0,
-            RecordOp::Configure { config } => of_config(config),
-        }
-}
-
-fn of_set(set: &SetOperation) -> usize {
-    parts_bytes(set.key.as_deref(), set.value.as_ref(), &set.headers)
 }
 
 fn of_config(config: &SubjectConfig) -> usize {
