@@ -11,6 +11,7 @@ mod error;
 mod local;
 mod multipart;
 mod open;
+mod operations;
 mod range;
 mod store;
 mod transfer;
