@@ -41,14 +41,18 @@ help: ## List the commands
 tools: ## Install missing tools (nats-server, an S3 server, a Python with NATS, cargo-nextest) into .tools
 	@scripts/tools nats-server s3-server interop cargo-nextest
 
-check: ## Format, lints, documentation, import rules, determinism, vocabulary; warnings are errors
-	@scripts/tools lints
+# benches/ is a workspace of its own. After the lints of this one, its lints take about a minute more.
+check: ## Format, lints, documentation, import rules, external crates, determinism, vocabulary; warnings are errors
+	@scripts/tools lints cargo-deny
 	cargo fmt --all --check
 	cargo fmt --manifest-path benches/Cargo.toml --check
 	cargo clippy$(LOCKED:%= %) --workspace --all-targets -- -D warnings
+	cargo clippy$(LOCKED:%= %) --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc$(LOCKED:%= %) --workspace --no-deps
 	scripts/check-imports --self-test
 	scripts/check-imports
+	scripts/check-dependencies --self-test
+	scripts/check-dependencies$(LOCKED:%= %)
 	scripts/check-determinism --self-test
 	scripts/check-determinism
 	scripts/check-words --self-test
@@ -92,15 +96,15 @@ RESUME ?=
 BENCH_RESULTS := $(or $(CARGO_TARGET_DIR),target)/bench.json
 BENCH_ARGS = $(if $(BENCH),--only "$(BENCH)") $(if $(TARGETS),--targets $(TARGETS)) $(if $(QUICK),--quick) $(if $(LONG),--long) $(if $(RESUME),--resume)
 
-bench: ## Compare Dormouse with core NATS, JetStream, Redis and S2-lite in docs/performance.md (BENCH=…, QUICK=1, LONG=1)
+bench: ## Compare Dormouse with core NATS, JetStream, Redis and S2-lite in docs/benchmarks (BENCH=…, QUICK=1, LONG=1)
 	@scripts/tools nats-server s3-server redis-server s2-lite
 	cargo build$(LOCKED:%= %) --release -p dormouse-coordinator -p dormouse-persist-server
 	cargo build$(LOCKED:%= %) --release --manifest-path benches/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target)
 	$(BUILT)/dormouse-bench run $(strip $(BENCH_ARGS)) --out $(BENCH_RESULTS)
-	$(BUILT)/dormouse-bench report$(if $(WRITE), --part) $(BENCH_RESULTS) docs/performance.md
+	$(BUILT)/dormouse-bench report$(if $(WRITE), --part) $(BENCH_RESULTS) docs/benchmarks
 	$(if $(LONG),$(if $(BENCH)$(TARGETS),,scripts/measure-failover))
 
-bench-storage: ## Compare the storage engine with plain SQLite in docs/performance.md (about 7 minutes)
+bench-storage: ## Compare the storage engine with plain SQLite in docs/benchmarks/storage.md (about 7 minutes)
 	@scripts/tools build
 	scripts/measure-storage$(LOCKED:%= %)
 
@@ -111,11 +115,11 @@ soak: ## Simulate many runs (SEEDS=n SEED_START=k); the last line is a summary
 soak-all: soak ## Run the tests with larger bounds, and the ignored tests, for hours (KILL_ROUNDS=…, NEMESIS_ROUNDS=…, CASES=…, STATES=…)
 	@scripts/tools nats-server s3-server cargo-nextest azurite c++
 	$(call heading,The bucket contract on the Azure protocol)
-	cargo test$(LOCKED:%= %) -p dormouse-storage --test bucket_contract -- --ignored azure
-	$(call heading,The property tests of formats, storage and client with $(CASES) cases each)
-	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-storage -p dormouse-client
+	cargo test$(LOCKED:%= %) -p dormouse-bucket --test bucket_contract -- --ignored azure
+	$(call heading,The property tests of formats, log, state, engine and client with $(CASES) cases each)
+	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-commit-log -p dormouse-subject-state -p dormouse-engine -p dormouse-client
 	$(call heading,Twenty thousand subjects opened in turn)
-	cargo test$(LOCKED:%= %) --release -p dormouse-storage --test engine -- --ignored
+	cargo test$(LOCKED:%= %) --release -p dormouse-engine --test engine -- --ignored
 	$(call heading,The model with larger bounds: at most $(STATES) states each)
 	DORMOUSE_MODEL_STATES=$(STATES) cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2
 	$(call heading,$(KILL_ROUNDS) kill rounds with lost disks and expired leases)

@@ -251,7 +251,7 @@ mod tests {
             }
         }
         assert!(scenarios.contains(&OPENING.0.to_owned()) && targets::NAMES.contains(&OPENING.1));
-        assert!(crate::run::DORMANT_SUBJECTS.iter().any(|(subjects, _)| *subjects == DORMANT_SUBJECTS));
+        assert!(crate::run::IDLE_SUBJECTS.iter().any(|(subjects, _)| *subjects == DORMANT_SUBJECTS));
     }
 
     /// A goal without a measurement counts as not met.

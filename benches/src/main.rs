@@ -50,9 +50,9 @@ enum Command {
     Report {
         /// The results file of `run`
         results: PathBuf,
-        /// The document; the text between the marks of such a run is replaced, and the charts go into a folder beside
-        /// it
-        document: PathBuf,
+        /// The folder of the documents `peers.md` and `long.md`; the text between the marks of such a run is replaced,
+        /// and the charts go into a folder beside it
+        folder: PathBuf,
         /// Writes an incomplete measurement too; then the document has only the measured part
         #[arg(long)]
         part: bool,
@@ -78,11 +78,12 @@ fn main() -> Result<()> {
             println!("{}", report::tables(&results)?);
             Ok(())
         }
-        Command::Report { results, document, part } => {
+        Command::Report { results, folder, part } => {
             let results = Results::read(&results)?;
             if results.whole || part {
-                return report::write(&results, &document);
+                return report::write(&results, &folder);
             }
+            let document = folder.join(report::document_name(&results));
             println!("{} is unchanged: the measurement is incomplete", document.display());
             Ok(())
         }

@@ -10,8 +10,9 @@ use crate::numbers::{megabytes, micros, thousands};
 use crate::results::{Measured, Results, TargetOutcome, TargetResult};
 use crate::{goals, plots};
 
-/// The position of a run's tables in the document.
+/// The position of a run's tables in the folder of the documents.
 struct RunPosition {
+    document: &'static str,
     /// The text between these marks is replaced.
     begin: &'static str,
     end: &'static str,
@@ -20,11 +21,13 @@ struct RunPosition {
 }
 
 const USUAL: RunPosition = RunPosition {
+    document: "peers.md",
     begin: "<!-- measured: make bench -->",
     end: "<!-- end of the comparison -->",
     plots: "plots",
 };
 const LONG: RunPosition = RunPosition {
+    document: "long.md",
     begin: "<!-- measured: make bench LONG=1 -->",
     end: "<!-- end of the long scenarios -->",
     plots: "plots-long",
@@ -33,32 +36,44 @@ const LONG: RunPosition = RunPosition {
 /// A machine whose cores are used by others up to this share counts as idle.
 const QUIET_CORES: f64 = 0.15;
 
-/// Writes tables into `document`, and charts into a folder beside it. They replace those of the previous run; the long
-/// scenarios have their own position.
+/// Writes tables into a document of `folder`, and charts into a folder beside it. They replace those of the previous
+/// run; the long scenarios have their own document.
 ///
 /// # Errors
 /// If the document cannot be read or written, or has no marks for them.
-pub fn write(results: &Results, document: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(document)?;
-    let RunPosition { begin: begins, end: ends, plots: drawings } = if results.long { LONG } else { USUAL };
+pub fn write(results: &Results, folder: &Path) -> Result<()> {
+    let RunPosition { document, begin: begins, end: ends, plots: drawings } = position(results);
+    let document = folder.join(document);
+    let text =
+        std::fs::read_to_string(&document).with_context(|| format!("cannot read {}", document.display()))?;
     let (Some(begin), Some(end)) = (text.find(begins), text.find(ends)) else {
         bail!("{} has no marks {begins:?} and {ends:?}", document.display())
     };
-    let folder = document.parent().context("the document is in no folder")?.join(drawings);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder)?;
+    let charts = folder.join(drawings);
+    if charts.exists() {
+        std::fs::remove_dir_all(&charts)?;
     }
-    std::fs::create_dir_all(&folder)?;
+    std::fs::create_dir_all(&charts)?;
     let mut tables = tables(results)?;
     writeln!(tables)?;
     for family in families(results) {
         let name = plots::file_name(&family[0].family);
-        if plots::draw(&folder.join(&name), &family)? {
+        if plots::draw(&charts.join(&name), &family)? {
             writeln!(tables, "![{}]({drawings}/{name})", family[0].family)?;
         }
     }
     let whole = format!("{}{begins}\n{tables}{}", &text[..begin], &text[end..]);
     Ok(std::fs::write(document, whole)?)
+}
+
+/// Returns the name of the document that contains the tables of such a run.
+#[must_use]
+pub const fn document_name(results: &Results) -> &'static str {
+    position(results).document
+}
+
+const fn position(results: &Results) -> RunPosition {
+    if results.long { LONG } else { USUAL }
 }
 
 /// Formats all tables.
@@ -102,14 +117,16 @@ fn about(text: &mut String, results: &Results) -> Result<()> {
     let machine = &results.machine;
     let others = results.others_cores().unwrap_or_default();
     let busy = if machine.load_before.max(others) > QUIET_CORES * machine.cores as f64 {
-        " **The machine was busy with other work: a quiet machine gives better figures, so compare with care.**"
+        "\n**The machine was busy with other work: a quiet machine gives better figures, so compare with care.**"
     } else {
         ""
     };
     writeln!(
         text,
-        "`dormouse-bench run {}`, {}, commit {}, {} minutes. {} × {}, {} GiB, Linux {}, {}. Load at the \
-         start: {:.1}. Other processes used {others:.2} cores.{busy}",
+        "`dormouse-bench run {}`, {}, commit {}, {} minutes.\n\
+         {} × {}, {} GiB, Linux {}, {}.\n\
+         Load at the start: {:.1}.\n\
+         Other processes used {others:.2} cores.{busy}",
         results.arguments,
         machine.date,
         machine.commit,
@@ -260,4 +277,133 @@ fn idle_subjects(text: &mut String, results: &Results) -> Result<()> {
 /// Returns the first line of a text, without characters that would end a cell.
 fn in_a_cell(text: &str) -> String {
     text.lines().next().unwrap_or_default().replace('|', "/")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::{LONG, RunPosition, USUAL, write};
+    use crate::load::Round;
+    use crate::machine::Machine;
+    use crate::results::{Measured, Results, TargetOutcome, TargetResult};
+
+    fn line(target: &str, per_second: f64) -> TargetResult {
+        let round = Round {
+            done: 1,
+            per_second,
+            p50_us: 42.0,
+            p99_us: 99.0,
+            client_us: 1.0,
+            broker_us: 2.0,
+            server_us: 3.0,
+            afterwards_ms: 4,
+            resident_bytes: 5_000_000,
+            others_cores: 0.0,
+        };
+        TargetResult {
+            target: target.to_owned(),
+            rounds: BTreeMap::from([(0, round)]),
+            trouble: None,
+            disk_bytes: 6_000_000,
+        }
+    }
+
+    fn results(long: bool) -> Results {
+        let targets = ["echo", "dormouse-disk"];
+        Results {
+            machine: Machine {
+                date: "2026-01-02".to_owned(),
+                commit: "0123456789".to_owned(),
+                cores: 2,
+                processor: "Test".to_owned(),
+                memory_gib: 8,
+                kernel: "6".to_owned(),
+                rustc: "rustc 1".to_owned(),
+                load_before: 2.0,
+                open_files: 1_024,
+            },
+            arguments: "--quick".to_owned(),
+            terms: "--quick".to_owned(),
+            long,
+            whole: true,
+            seconds: 61,
+            targets: targets
+                .map(|target| (target.to_owned(), TargetOutcome::Promises("stored".to_owned())))
+                .into(),
+            scenarios: vec![Measured {
+                name: "get 128 B, 1 in flight".to_owned(),
+                family: "get 128 B".to_owned(),
+                column: "1 in flight".to_owned(),
+                bytes: false,
+                lines: targets.map(|target| line(target, 1_000.0)).into(),
+            }],
+            idle_subjects: Vec::new(),
+        }
+    }
+
+    /// A report replaces the text between the marks of its kind of run and its charts, and nothing else.
+    #[test]
+    fn report_replaces_its_tables_and_charts_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        for RunPosition { document, begin, end, plots } in [USUAL, LONG] {
+            std::fs::write(path(document), format!("head\n{begin}\nold\n{end}\ntail\n")).expect("a document");
+            std::fs::create_dir(path(plots)).expect("a folder of charts");
+            std::fs::write(path(plots).join("old.svg"), "").expect("a chart");
+        }
+        let long_before = std::fs::read(path(LONG.document)).expect("a document");
+        write(&results(false), folder.path()).expect("the usual report");
+        let text = std::fs::read_to_string(path(USUAL.document)).expect("a document");
+        assert!(
+            text.starts_with(&format!("head\n{}\n`dormouse-bench run --quick`, ", USUAL.begin)),
+            "{text}"
+        );
+        assert!(
+            text.ends_with(&format!("![get 128 B](plots/get-128-B.svg)\n{}\ntail\n", USUAL.end)),
+            "{text}"
+        );
+        assert!(text.contains("| `dormouse-disk` | 1,000 (42 µs / 99 µs) |"), "{text}");
+        assert!(path("plots/get-128-B.svg").exists() && !path("plots/old.svg").exists());
+        assert_eq!(std::fs::read(path(LONG.document)).expect("a document"), long_before);
+        assert!(path("plots-long/old.svg").exists());
+        write(&results(true), folder.path()).expect("the long report");
+        assert!(path("plots-long/get-128-B.svg").exists() && !path("plots-long/old.svg").exists());
+        assert_eq!(std::fs::read_to_string(path(USUAL.document)).expect("a document"), text);
+    }
+
+    /// Each sentence about the run has its own line, and all lines of prose are short.
+    #[test]
+    fn report_has_one_sentence_per_line() {
+        let text = super::tables(&results(false)).expect("tables");
+        let about: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
+        assert_eq!(
+            about[..4],
+            [
+                "`dormouse-bench run --quick`, 2026-01-02, commit 0123456789, 2 minutes.",
+                "2 × Test, 8 GiB, Linux 6, rustc 1.",
+                "Load at the start: 2.0.",
+                "Other processes used 0.00 cores.",
+            ]
+        );
+        assert!(
+            about[4].starts_with("**The machine was busy with other work") && about.len() == 5,
+            "{about:?}"
+        );
+    }
+
+    /// The documents of this repository have the marks, and each chart that they show exists.
+    #[test]
+    fn documents_have_their_marks_and_charts() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks");
+        for RunPosition { document, begin, end, .. } in [USUAL, LONG] {
+            let text = std::fs::read_to_string(folder.join(document)).expect("a document");
+            assert_eq!((text.matches(begin).count(), text.matches(end).count()), (1, 1), "{document}");
+            for chart in text.lines().filter_map(|line| line.strip_prefix("![")?.strip_suffix(')')) {
+                let (_, file) = chart.split_once("](").expect("a link");
+                assert!(folder.join(file).exists(), "{document}: {file}");
+            }
+        }
+    }
 }

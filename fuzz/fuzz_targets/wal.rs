@@ -1,7 +1,7 @@
 //! Decodes parts of write-ahead logs.
 #![no_main]
 
-#[path = "../../crates/storage/tests/fuzzing/mod.rs"]
+#[path = "../../crates/commit-log/tests/fuzzing/mod.rs"]
 #[allow(dead_code, reason = "each target runs one of the checks")]
 mod fuzzing;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use crate::Delivery;
+use crate::messages::Delivery;
 
 /// Maximum bytes of queued messages of one subscriber. Above it, new messages are dropped. It is twice the limit at
 /// which a nats-server closes a connection. One message alone always fits.

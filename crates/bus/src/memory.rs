@@ -6,63 +6,31 @@
 //! connections, which loses, repeats and delays messages.
 
 mod broker;
+mod delay;
 mod network;
+mod options;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_protocol::{Route, RoutePattern};
-use dormouse_runtime::{Env, Observable, Tasks};
+use dormouse_runtime::{Env, Lock, Observable, Tasks};
 use tokio::sync::{broadcast, oneshot};
 
 use self::broker::{Broker, ConnectionId, MemoryLink, SubscriptionId};
-use self::network::DelayQueue;
+use self::delay::DelayQueue;
 pub use self::network::{MessageInfo, Network};
+pub use self::options::{MemoryOptions, Permission};
 use crate::{
     Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
     Subscription, validate,
 };
 
-/// Permissions of a connection. An empty `allow` allows everything; `deny` overrides `allow`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Permission {
-    /// The allowed patterns; empty: all.
-    pub allow: Vec<RoutePattern>,
-    /// The denied patterns.
-    pub deny: Vec<RoutePattern>,
-}
-
-/// Options of a connection to a [`MemoryBroker`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryOptions {
-    /// The name for [`MemoryBroker::disconnect`] and [`MemoryBroker::reconnect`].
-    pub name: String,
-    /// The first token of its reply addresses.
-    pub inbox_prefix: String,
-    /// Publish permissions.
-    pub publish: Permission,
-    /// Subscribe permissions.
-    pub subscribe: Permission,
-}
-
-impl MemoryOptions {
-    /// A connection with all permissions.
-    #[must_use]
-    pub fn named(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            inbox_prefix: "_INBOX".to_owned(),
-            publish: Permission::default(),
-            subscribe: Permission::default(),
-        }
-    }
-}
-
 /// A messaging system in memory. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryBroker {
-    state: Arc<Mutex<Broker>>,
+    state: Arc<Lock<Broker>>,
     /// The messages that the network delays.
     delay_queue: Option<Arc<DelayQueue>>,
 }
@@ -81,7 +49,7 @@ impl MemoryBroker {
         let delay_queue = Arc::new(DelayQueue::new(env));
         let broker = Self { state: Arc::default(), delay_queue: Some(Arc::clone(&delay_queue)) };
         broker.lock().network = Some(network);
-        tasks.spawn("network", network::deliver(delay_queue, Arc::clone(&broker.state)));
+        tasks.spawn("network", delay::deliver(delay_queue, Arc::clone(&broker.state)));
         broker
     }
 
@@ -139,7 +107,7 @@ impl MemoryBroker {
 
     fn lock(&self) -> MutexGuard<'_, Broker> {
         // Every change of the state is complete before anything can panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

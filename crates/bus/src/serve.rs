@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_protocol::{ErrorCode, ErrorReply, Headers, Route, RoutePattern, encode};
+use dormouse_protocol::{ErrorCode, ErrorReply, Headers, OverloadCause, Route, RoutePattern, encode};
 use dormouse_runtime::{Env, Tasks};
 use tokio::sync::mpsc;
 
@@ -29,9 +29,6 @@ use crate::{
 
 /// Maximum number of replies that the sending task takes at a time.
 const REPLIES_PER_WAKE_UP: usize = 256;
-
-/// Retry delay for a caller whose reply does not fit into the queue, in milliseconds.
-const RETRY_AFTER_MS: u64 = 100;
 
 /// Options of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,8 +230,7 @@ impl Responder {
         }
         // An executed change must get its short result.
         if !self.changes && !self.reply_queue.waiting.has_room_for(payload.len()) {
-            let text = "the reply queue is full";
-            return self.error(&ErrorReply::overloaded(text, RETRY_AFTER_MS));
+            return self.error(&OverloadCause::ReplyQueueBytes.into());
         }
         self.stats().count_answer(self.elapsed());
         self.send(Headers::default(), payload);

@@ -136,21 +136,32 @@ struct Info<'s> {
 }
 
 #[derive(Serialize)]
-struct EndpointInfo<'s> {
+struct EndpointIdentity<'s> {
     name: &'s str,
     subject: &'s str,
     queue_group: &'s str,
-    metadata: &'s BTreeMap<String, String>,
 }
 
-impl<'s> EndpointInfo<'s> {
+impl<'s> EndpointIdentity<'s> {
     fn of(endpoint: &'s EndpointDescription) -> Self {
         Self {
             name: &endpoint.name,
             subject: endpoint.pattern.as_str(),
             queue_group: endpoint.queue.as_deref().unwrap_or_default(),
-            metadata: &endpoint.metadata,
         }
+    }
+}
+
+#[derive(Serialize)]
+struct EndpointInfo<'s> {
+    #[serde(flatten)]
+    identity: EndpointIdentity<'s>,
+    metadata: &'s BTreeMap<String, String>,
+}
+
+impl<'s> EndpointInfo<'s> {
+    fn of(endpoint: &'s EndpointDescription) -> Self {
+        Self { identity: EndpointIdentity::of(endpoint), metadata: &endpoint.metadata }
     }
 }
 
@@ -166,9 +177,8 @@ struct Stats<'s> {
 
 #[derive(Serialize)]
 struct EndpointStatistics<'s> {
-    name: &'s str,
-    subject: &'s str,
-    queue_group: &'s str,
+    #[serde(flatten)]
+    identity: EndpointIdentity<'s>,
     num_requests: u64,
     num_errors: u64,
     last_error: String,
@@ -191,9 +201,7 @@ impl<'s> EndpointStatistics<'s> {
         let figures = endpoint.stats.read();
         let processing_time = u64::try_from(figures.processing.as_nanos()).unwrap_or(u64::MAX);
         Self {
-            name: &endpoint.name,
-            subject: endpoint.pattern.as_str(),
-            queue_group: endpoint.queue.as_deref().unwrap_or_default(),
+            identity: EndpointIdentity::of(endpoint),
             num_requests: figures.requests,
             num_errors: figures.errors,
             last_error: figures.last_error.unwrap_or_default(),

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use dormouse_protocol::{Headers, Route, RoutePattern};
 
-use crate::{Outgoing, PublishError, RequestError};
+use crate::errors::{PublishError, RequestError};
+use crate::messages::Outgoing;
 
 /// Why a message cannot be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,10 @@
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use comfy_table::{ContentArrangement, Table, presets};
+use dormouse_runtime::Lock;
 use serde::Serialize;
 use serde_json::json;
 
@@ -15,7 +16,7 @@ use crate::error::{Failure, FailureKind};
 pub struct Output {
     json: bool,
     terminal: bool,
-    out: Arc<Mutex<dyn Write + Send>>,
+    out: Arc<Lock<dyn Write + Send>>,
 }
 
 impl Output {
@@ -23,12 +24,12 @@ impl Output {
     #[must_use]
     pub fn standard(json: bool) -> Self {
         let out = io::stdout();
-        Self { json, terminal: out.is_terminal(), out: Arc::new(Mutex::new(BufWriter::new(out))) }
+        Self { json, terminal: out.is_terminal(), out: Arc::new(Lock::new(BufWriter::new(out))) }
     }
 
     /// An output that writes to `out`.
     #[cfg(test)]
-    pub fn to(json: bool, out: Arc<Mutex<Vec<u8>>>) -> Self {
+    pub fn to(json: bool, out: Arc<Lock<Vec<u8>>>) -> Self {
         Self { json, terminal: false, out }
     }
 
@@ -124,7 +125,7 @@ impl Output {
 
     fn lock(&self) -> MutexGuard<'_, dyn Write + Send + 'static> {
         // A partial line after a panic is still valid output.
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+        self.out.lock()
     }
 }
 
@@ -231,10 +232,10 @@ mod tests {
     #[test]
     fn key_output_is_escaped_only_on_terminal() {
         let printed = |terminal| {
-            let out = Arc::new(Mutex::new(Vec::new()));
+            let out = Arc::new(Lock::new(Vec::new()));
             let output = Output { json: false, terminal, out: out.clone() };
             output.text_line("a\u{1b}[2J").unwrap();
-            String::from_utf8(out.lock().unwrap().clone()).unwrap()
+            String::from_utf8(out.lock().clone()).unwrap()
         };
         assert_eq!(printed(false), "a\u{1b}[2J\n");
         assert_eq!(printed(true), "a\\u{1b}[2J\n");
@@ -260,7 +261,7 @@ mod tests {
                 Ok(())
             }
         }
-        let output = Output { json: false, terminal: false, out: Arc::new(Mutex::new(ClosedPipe)) };
+        let output = Output { json: false, terminal: false, out: Arc::new(Lock::new(ClosedPipe)) };
         let failure = output.line("x").unwrap_err();
         assert_eq!((failure.kind(), failure.kind().exit_code()), (FailureKind::BrokenPipe, 0));
     }

@@ -4,12 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_bus::Bus;
-use dormouse_bus::nats::NatsOptions;
 use dormouse_protocol::fleet::{LocateReply, LocateRequest};
 use dormouse_protocol::{Prefix, ServerName, Subject};
 use dormouse_runtime::Tasks;
 
-use crate::builder::{ClientBuilder, ConnectError};
 use crate::call::{ClientShared, CoordinatorCall};
 use crate::error::Error;
 use crate::kv::Kv;
@@ -30,33 +28,6 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the fleet over a NATS system, with defaults for all other settings. `url` is
-    /// `nats://host:4222`, or several such URLs separated by commas.
-    ///
-    /// If the call is cancelled, no connection remains.
-    ///
-    /// # Errors
-    /// [`ConnectError`] if a URL is invalid or the connection fails.
-    pub async fn connect(url: &str) -> Result<Self, ConnectError> {
-        let urls = url.split(',').map(|url| url.trim().parse()).collect::<Result<_, _>>()?;
-        Self::builder().connect(NatsOptions::new(urls)).await
-    }
-
-    /// Returns a builder, for settings other than those of [`connect`](Self::connect).
-    pub fn builder() -> ClientBuilder {
-        ClientBuilder::default()
-    }
-
-    /// Uses an existing connection, with defaults for all other settings.
-    ///
-    /// Cancelling the call has no side effects.
-    ///
-    /// # Errors
-    /// [`Error::Closed`] if the bus is closed.
-    pub async fn over(bus: Arc<dyn Bus>) -> Result<Self, Error> {
-        Self::builder().over(bus).await
-    }
-
     /// A handle on the stream at `subject`. Sends nothing: a stream exists from its first message on.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use crate::entry::Entry;
 use crate::error::Error;
 use crate::feed::{Feed, FeedFrom, FeedKeys};
 use crate::new_message::NewMessage;
-use crate::pages::{KeyPages, Pages};
+use crate::pages::Pages;
 use crate::range::SeqRange;
 use crate::sets::AckFuture;
 use crate::source::ValueSource;
@@ -298,8 +298,7 @@ impl Kv {
     /// Outside a tokio runtime.
     #[must_use]
     pub fn keys(&self, prefix: impl Into<String>) -> Pages<String> {
-        let source = KeyPages { handle: self.handle.clone(), prefix: Some(prefix.into()), cursor: None };
-        Pages::read(&self.handle.inner.tasks, source)
+        self.handle.keys(Some(prefix.into()))
     }
 
     /// The messages whose keys start with `prefix` (the empty prefix: all), in order of seq, which is the
@@ -377,4 +376,4 @@ impl Kv {
     }
 }
 
-crate::subject::common_calls!(Kv);
+crate::common_calls::common_calls!(Kv);

@@ -41,13 +41,13 @@
 //! | `call` | the retry loop of a call |
 //! | `retry` | whether and how a call is retried after a failed attempt: a pure machine |
 //! | `location` | which server serves which subject: a bounded cache, one shared look-up per subject |
-//! | `subject`, `kv`, `stream`, `batch`, `changes`, `purge` | the calls |
+//! | `subject`, `sizes`, `common_calls`, `kv`, `stream`, `batch`, `changes`, `purge` | the calls |
 //! | `operator` | operators' calls to the coordinator |
 //! | `sets` | sets in flight: queued in call order, sent together if queued together |
 //! | `gets` | gets in flight: sent at once, or together if enough requests are in flight |
 //! | `source`, `upload`, `download` | values of any size, in chunks |
 //! | `entry`, `error`, `error_kind`, `json` | results of calls |
-//! | `pages` | long results, one or two pages ahead of the reader |
+//! | `pages`, `reads` | long results, one or two pages ahead of the reader |
 //! | `feed` | feeds: a pure machine that orders events, queries missed changes and emits updates; a thin task around it |
 
 mod batch;
@@ -55,6 +55,7 @@ mod builder;
 mod call;
 mod changes;
 mod client;
+mod common_calls;
 mod download;
 mod entry;
 mod error;
@@ -66,15 +67,15 @@ mod gets;
 pub mod json;
 mod kv;
 mod location;
-#[doc(hidden)]
-pub mod mutations;
 mod new_message;
 mod operator;
 mod pages;
 mod purge;
 mod range;
+mod reads;
 mod retry;
 mod sets;
+mod sizes;
 mod source;
 mod stream;
 mod subject;

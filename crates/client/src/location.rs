@@ -5,14 +5,14 @@
 //! miss the same subject share one look-up.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing, RequestError};
 use dormouse_protocol::fleet::{LocateReply, LocateRequest};
 use dormouse_protocol::{Prefix, ServerName, Subject, encode};
-use dormouse_runtime::Stop;
+use dormouse_runtime::{Lock, Stop};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 
@@ -39,7 +39,7 @@ pub(crate) struct Locations {
     bus: Arc<dyn Bus>,
     prefix: Prefix,
     request: Bytes,
-    state: Arc<Mutex<LocationState>>,
+    state: Arc<Lock<LocationState>>,
 }
 
 struct LocationState {
@@ -123,12 +123,12 @@ impl Locations {
             look_ups: HashMap::new(),
             next_look_up: 0,
         };
-        Self { bus, prefix, request, state: Arc::new(Mutex::new(state)) }
+        Self { bus, prefix, request, state: Arc::new(Lock::new(state)) }
     }
 
     // Every critical section leaves the maps consistent at each step, so a panic in one poisons nothing.
     fn state(&self) -> MutexGuard<'_, LocationState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The cached server of `subject`.
@@ -219,12 +219,12 @@ impl Locations {
 struct PendingLookup {
     number: u64,
     subject: Subject,
-    state: Arc<Mutex<LocationState>>,
+    state: Arc<Lock<LocationState>>,
 }
 
 impl Drop for PendingLookup {
     fn drop(&mut self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         // A newer look-up of the same subject may be registered by now.
         if state.look_ups.get(&self.subject).is_some_and(|(number, _)| *number == self.number) {
             state.look_ups.remove(&self.subject);

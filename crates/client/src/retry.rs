@@ -404,5 +404,4 @@ impl RetryState {
 }
 
 #[cfg(test)]
-#[path = "retry_tests.rs"]
 mod tests;

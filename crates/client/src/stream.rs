@@ -238,4 +238,4 @@ impl Stream {
     }
 }
 
-crate::subject::common_calls!(Stream);
+crate::common_calls::common_calls!(Stream);

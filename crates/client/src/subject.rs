@@ -8,7 +8,6 @@ use dormouse_protocol::data::{
     DestroyReply, DestroyRequest, FlushReply, FlushRequest, GetReply, GetRequest, InfoReply, InfoRequest,
     SetItem, SetOutcome, SetReply, SetRequest, SetResult,
 };
-use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, Message, Op, Position, Subject};
 use serde::Serialize;
@@ -16,14 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::call::ClientShared;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
-use crate::pages::{MessagePages, Pages};
-use crate::range::SeqRange;
-use crate::sets::{AckFuture, Batching, QueuedSet, SetsOutcome, sender_gone};
-
-/// The size of one set's field names and numbers, and the framing of one header: upper bounds.
-const SET_OVERHEAD_BYTES: usize = 192;
-const HEADER_OVERHEAD_BYTES: usize = 12;
-const KEY_OVERHEAD_BYTES: usize = 5;
+use crate::sizes::{fill, key_size};
 
 /// If a message is replaced while its value is fetched separately, the client follows so many replacements.
 /// Then it returns the message without its value.
@@ -57,40 +49,6 @@ impl Handle {
         self.inner.call(&self.subject, op, request, self.deadline).await
     }
 
-    /// Queues one set of any size before it returns.
-    pub(crate) fn set(&self, item: SetItem) -> AckFuture {
-        let batching =
-            if item.value.is_none() || self.fits(&item) { Batching::Shared } else { Batching::Large };
-        match self.inner.queue(&self.subject, self.entry(vec![item], batching)) {
-            Ok(outcome) => AckFuture::new(outcome),
-            Err(error) => AckFuture::rejected(error),
-        }
-    }
-
-    /// Queues a batch of sets before it returns.
-    pub(crate) fn set_together(
-        &self,
-        sets: Vec<SetItem>,
-        batching: Batching,
-    ) -> impl Future<Output = SetsOutcome> + Send + use<> {
-        let queued = self.inner.queue(&self.subject, self.entry(sets, batching));
-        async { queued?.await.unwrap_or_else(|_| Err(sender_gone())) }
-    }
-
-    fn entry(&self, sets: Vec<SetItem>, batching: Batching) -> QueuedSet<()> {
-        let size_bytes = sets.iter().map(set_size).sum();
-        let expires_at = Duration::MAX; // Set when it is queued.
-        QueuedSet {
-            sets,
-            batching,
-            level: self.level,
-            deadline: self.deadline,
-            expires_at,
-            size_bytes,
-            ticket: (),
-        }
-    }
-
     /// Writes a message that fits in a request, independently of queued sets.
     pub(crate) async fn set_one(&self, item: SetItem) -> Result<SetResult, Error> {
         self.set_by(Op::Set, &self.set_request(vec![item])).await
@@ -119,42 +77,6 @@ impl Handle {
             Err(_) => {
                 let cause = MalformedCause::WrongCount { asked: 1, got };
                 Err(Error::Indeterminate { cause: IndeterminateCause::Malformed(cause) })
-            }
-        }
-    }
-
-    /// Writes many messages in as few requests as possible, one request after the other, in order.
-    pub(crate) async fn set_all(&self, items: Vec<SetItem>) -> Vec<Result<SetResult, Error>> {
-        let mut results = Vec::with_capacity(items.len());
-        let mut items = items.into_iter().peekable();
-        // The parts of a request that was too large, to be sent before the rest of `items`.
-        let mut cut_off: Vec<Vec<SetItem>> = Vec::new();
-        loop {
-            let mut sets = cut_off.pop().unwrap_or_else(|| fill(&mut items, self.budget(), set_size));
-            let asked = sets.len();
-            if asked == 0 {
-                return results;
-            }
-            match self.set_together(sets.clone(), Batching::Alone).await {
-                Ok(outcomes) => results.extend(outcomes),
-                // The server's size limit is smaller than the announced one.
-                Err(Error::TooLarge { .. }) if asked > 1 => {
-                    let second_half = sets.split_off(asked / 2);
-                    cut_off.extend([second_half, sets]);
-                }
-                // A value that is too large for a message is uploaded in chunks; a rejected set fails alone.
-                Err(Error::TooLarge { .. }) if sets.iter().any(|item| !self.fits(item)) => {
-                    results.push(self.set(sets.pop().unwrap_or_default()).await);
-                }
-                Err(error @ Error::TooLarge { .. }) => results.push(Err(error)),
-                // Any other error would fail the rest, too, or would let later sets overtake an indeterminate
-                // one.
-                Err(error) => {
-                    results.extend(std::iter::repeat_n(Err(error), asked));
-                    let rest = cut_off.iter().map(Vec::len).sum::<usize>() + items.len();
-                    results.extend((0..rest).map(|_| Err(Error::NotSent)));
-                    return results;
-                }
             }
         }
     }
@@ -237,10 +159,6 @@ impl Handle {
         Ok(Some(newest))
     }
 
-    pub(crate) fn messages(&self, range: SeqRange, key_prefix: Option<String>) -> Pages<Message> {
-        Pages::read(&self.inner.tasks, MessagePages::new(self.clone(), range, key_prefix))
-    }
-
     pub(crate) async fn delete(&self, request: DeleteRequest) -> Result<DeleteReply, Error> {
         let request =
             DeleteRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
@@ -278,160 +196,5 @@ impl Handle {
             DestroyRequest { request: Some(self.inner.next_request()), ..DestroyRequest::default() };
         let reply: DestroyReply = self.call(Op::Destroy, &request).await?;
         Ok(reply.position)
-    }
-}
-
-/// The calls that streams and key-value stores have in common.
-macro_rules! common_calls {
-    ($name:ident) => {
-        impl $name {
-            /// The subject.
-            #[must_use]
-            pub const fn subject(&self) -> &Subject {
-                &self.handle.subject
-            }
-
-            /// The same handle with another deadline for each call, all attempts and pauses included.
-            #[must_use]
-            pub const fn with_deadline(mut self, deadline: Duration) -> Self {
-                self.handle.deadline = deadline;
-                self
-            }
-
-            /// The same handle with at least this durability level for each change; a stronger level of the
-            /// subject stays. A server that does not support the level rejects the change with `unsupported`.
-            #[must_use]
-            pub const fn with_level(mut self, level: Level) -> Self {
-                self.handle.level = Some(level);
-                self
-            }
-
-            /// The subject's properties without its messages: position, number and size of its messages,
-            /// configuration, level, server.
-            ///
-            /// Cancelling the call has no side effects.
-            ///
-            /// # Errors
-            /// The errors of every call.
-            pub async fn info(&self) -> Result<InfoReply, Error> {
-                self.handle.info().await
-            }
-
-            /// Replaces the whole configuration; a field that is absent in `config` gets its default. Returns
-            /// the position after the change.
-            ///
-            /// If the call is cancelled, the configuration is either the old one or the new one.
-            ///
-            /// # Errors
-            /// [`Error::Service`] with `bad_request` for a limit of 0, and with `too_large` for too much
-            /// metadata; [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the
-            /// errors of every call.
-            pub async fn configure(&self, config: SubjectConfig) -> Result<Position, Error> {
-                self.handle.configure(config).await
-            }
-
-            /// The changes after the position `after`, one page per call. With the position of the first page
-            /// of a full read (see [`Pages::position`](crate::Pages::position)), it returns the changes
-            /// during and since that read: the result of the read and these changes together give the current
-            /// state.
-            ///
-            /// Cancelling the call has no side effects.
-            ///
-            /// # Errors
-            /// The errors of every call.
-            pub async fn changes(&self, after: Position) -> Result<crate::Changes, Error> {
-                self.handle.changes(after).await
-            }
-
-            /// Waits until all writes so far are in the bucket. Returns the position that is in the bucket.
-            ///
-            /// If the call is cancelled, the server continues; objects that it uploads stay in the bucket.
-            ///
-            /// # Errors
-            /// The errors of every call.
-            pub async fn flush(&self) -> Result<Position, Error> {
-                self.handle.flush().await
-            }
-
-            /// Destroys the subject with all its messages. Returns its last position; if the subject is used
-            /// again, its positions continue from there.
-            ///
-            /// It is executed once, however often it is sent. A concurrent change, of this client or another,
-            /// that arrives after it may end in [`Error::Indeterminate`] without being executed. If that
-            /// matters, await the change first.
-            ///
-            /// If the call is cancelled, the subject may or may not be destroyed.
-            ///
-            /// # Errors
-            /// [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of
-            /// every call.
-            pub async fn destroy(&self) -> Result<Position, Error> {
-                self.handle.destroy().await
-            }
-        }
-    };
-}
-pub(crate) use common_calls;
-
-/// Takes as many items as fit in one request, and at least one.
-fn fill<T>(
-    items: &mut std::iter::Peekable<std::vec::IntoIter<T>>,
-    budget: usize,
-    size: impl Fn(&T) -> usize,
-) -> Vec<T> {
-    let mut taken: Vec<T> = items.next().into_iter().collect();
-    let mut used: usize = taken.iter().map(&size).sum();
-    while taken.len() < MAX_ITEMS_PER_REQUEST
-        && let Some(next) = items.next_if(|next| used + size(next) <= budget)
-    {
-        used += size(&next);
-        taken.push(next);
-    }
-    taken
-}
-
-/// The size of a key in a list, in bytes.
-pub(crate) const fn key_size(key: &str) -> usize {
-    key.len() + KEY_OVERHEAD_BYTES
-}
-
-pub(crate) fn set_size(item: &SetItem) -> usize {
-    item.key.as_ref().map_or(0, String::len)
-        + item.value.as_ref().map_or(0, bytes::Bytes::len)
-        + item.headers.size_bytes()
-        + item.headers.0.len() * HEADER_OVERHEAD_BYTES
-        + SET_OVERHEAD_BYTES
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A request takes items up to the size limit, and at least one.
-    #[test]
-    fn request_fill_respects_size_limit_and_is_never_empty() {
-        let mut sizes = vec![50_usize, 40, 20, 500, 1].into_iter().peekable();
-        let mut requests = Vec::new();
-        while sizes.peek().is_some() {
-            requests.push(fill(&mut sizes, 100, |size| *size));
-        }
-        assert_eq!(requests, [vec![50, 40], vec![20], vec![500], vec![1]]);
-    }
-
-    /// The estimated size of a set is at least its encoded size.
-    #[test]
-    fn set_size_estimate_covers_encoded_size() {
-        let item = crate::NewMessage::new(vec![0; 300])
-            .header("n", "v")
-            .header("name", "x".repeat(300))
-            .seq(dormouse_protocol::Seq::new(u64::MAX))
-            .timestamp(dormouse_protocol::Timestamp::from_micros(u64::MAX))
-            .expect_key(Some(dormouse_protocol::MessageId {
-                term: dormouse_protocol::Term::new(u64::MAX),
-                seq: dormouse_protocol::Seq::new(u64::MAX),
-            }))
-            .into_item(Some("k".repeat(300)));
-        let estimated = set_size(&item);
-        assert!(dormouse_protocol::encode(&item).unwrap().len() <= estimated);
     }
 }

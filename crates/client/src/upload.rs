@@ -20,8 +20,9 @@ use futures::stream::FuturesUnordered;
 
 use self::window::UploadWindow;
 use crate::error::{Error, MalformedCause};
+use crate::sizes::set_size;
 use crate::source::{ValueInput, ValueSource};
-use crate::subject::{Handle, set_size};
+use crate::subject::Handle;
 
 /// The largest chunk of a value in one message, in bytes; smaller if the message limit is smaller.
 pub(crate) const MAX_CHUNK_BYTES: usize = 512 * 1_024;

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use dormouse_bus::args::NatsArgs;
+use dormouse_daemon::{DaemonArgs, DaemonHelp};
 
 /// Exit codes, part of `--help`.
 const EXIT_CODES: &str = "\
@@ -47,53 +48,25 @@ pub struct Args {
     )]
     pub lease_ttl: String,
 
-    /// Allowed prefixes of reply addresses; may be repeated, or several separated by commas
-    #[arg(
-        long,
-        env = "DORMOUSE_INBOX_PREFIX",
-        value_name = "PREFIX[,PREFIX]",
-        default_value = "_INBOX.",
-        help_heading = "Coordinator"
-    )]
-    pub inbox_prefix: Vec<String>,
+    /// The arguments that both daemons have.
+    #[command(flatten)]
+    pub daemon: DaemonArgs<CoordinatorHelp>,
+}
 
-    /// Accept the account that nats-server writes into each request, and let it use the subjects that begin with its
-    /// name. Use it only if all clients reach this service through an account's import: see deploy/nats
-    #[arg(
-        long,
-        env = "DORMOUSE_TENANT_ACCOUNTS",
-        value_parser = clap::builder::FalseyValueParser::new(),
-        help_heading = "Coordinator"
-    )]
-    pub tenant_accounts: bool,
+/// The words of this program in the arguments that both daemons have.
+#[derive(Debug, Clone)]
+pub enum CoordinatorHelp {}
 
-    /// Deadline of a graceful shutdown; after it the process exits with work unfinished
-    #[arg(
-        long,
-        env = "DORMOUSE_SHUTDOWN_DEADLINE",
-        value_name = "DURATION",
-        default_value = "10s",
-        help_heading = "Coordinator"
-    )]
-    pub shutdown_deadline: String,
-
-    /// Log filter: a level, or directives such as info,dormouse_coordinator=debug
-    #[arg(
-        long,
-        env = "DORMOUSE_LOG",
-        value_name = "FILTER",
-        default_value = "info,async_nats=warn",
-        help_heading = "Logging"
-    )]
-    pub log: String,
-
-    /// Log format: text or json
-    #[arg(
-        long,
-        env = "DORMOUSE_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text",
-        help_heading = "Logging"
-    )]
-    pub log_format: String,
+impl DaemonHelp for CoordinatorHelp {
+    const HEADING: &'static str = "Coordinator";
+    const INBOX_PREFIX: &'static str =
+        "Allowed prefixes of reply addresses; may be repeated, or several separated by commas";
+    const TENANT_ACCOUNTS: &'static str = "Accept the account that nats-server writes into each request, and let it \
+        use the subjects that begin with its name. Use it only if all clients reach this service through an account's \
+        import: see deploy/nats";
+    const SHUTDOWN_DEADLINE: &'static str =
+        "Deadline of a graceful shutdown; after it the process exits with work unfinished";
+    const DEFAULT_SHUTDOWN_DEADLINE: &'static str = "10s";
+    const LOG: &'static str = "Log filter: a level, or directives such as info,dormouse_coordinator=debug";
+    const LOG_FORMAT: &'static str = "Log format: text or json";
 }

@@ -28,16 +28,7 @@ use dormouse_protocol::{ErrorReply, Incarnation, LogId, ServerName, Subject};
 use self::load::{RequestRate, WEIGHT_PARTS};
 use self::moves::Moves;
 use crate::lease::{GrantedLease, UNKNOWN_RESTART_WAIT, dead_after};
-use crate::store::{MemberRecord, StartupGrace, StoreChange, StoredState};
-
-/// The assignments, as the machine reads them.
-pub trait AssignmentView {
-    /// The server that `subject` is assigned to.
-    fn assignment(&self, subject: &Subject) -> Option<ServerName>;
-
-    /// How many subjects are assigned to `server`.
-    fn assigned_subjects(&self, server: &ServerName) -> u64;
-}
+use crate::store::{AssignmentView, MemberRecord, StartupGrace, StoreChange, StoredState};
 
 /// An input of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,81 +13,66 @@ use dormouse_coordinator::args::Args;
 use dormouse_coordinator::data_dir::{CoordinatorDataDir, CoordinatorDataDirError};
 use dormouse_coordinator::settings::Settings;
 use dormouse_coordinator::store::sled_store::{OpenError, SledStore};
-use dormouse_runtime::{Env, Tasks, logging};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use dormouse_daemon::start::{configure, run_to_end};
+use dormouse_daemon::{ExitReason, StopSignals};
+use dormouse_runtime::{Env, Tasks};
 
-// The exit codes listed in `--help`.
-const FAILED: u8 = 1;
-const WRONG_SETTINGS: u8 = 2;
-const NO_DATA_DIR: u8 = 4;
-const STOPPED_HARD: u8 = 130;
+const PROGRAM: &str = "dormouse-coordinator";
+
+/// How long a flush that hangs may keep the process alive.
+const ABANDON_AFTER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     install_tls_provider();
-    let args = Args::parse();
-    let settings = match Settings::resolve(&args) {
+    let resolved = Settings::resolve(&Args::parse());
+    let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
-        Err(faults) => return wrong_settings(&faults),
+        Err(exit) => return exit.into(),
     };
-    if let Err(error) = logging::init(settings.log_format, &settings.log) {
-        return wrong_settings(&format!("--log: {error}"));
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "runtime start failed");
-            return ExitCode::from(FAILED);
-        }
-    };
-    let code = match runtime.block_on(run(settings)) {
-        Ok(code) => code,
-        Err(error) => {
+    // The reason is logged before the runtime waits for abandoned work.
+    let work = async {
+        run(settings).await.unwrap_or_else(|error| {
             tracing::error!(error = %format_args!("{error:#}"), "coordinator failed");
-            exit_code_of(&error)
-        }
+            exit_reason_of(&error)
+        })
     };
-    // A flush that hangs must not keep the process alive.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
+    let exit = run_to_end(work, ABANDON_AFTER).unwrap_or_else(|error| {
+        tracing::error!(%error, "runtime start failed");
+        ExitReason::Failure
+    });
+    exit.into()
 }
 
-fn wrong_settings(fault: &dyn std::fmt::Display) -> ExitCode {
-    // Logging is not set up yet, and these lines are for the user of the command line.
-    eprintln!("dormouse-coordinator: {fault}");
-    ExitCode::from(WRONG_SETTINGS)
-}
-
-fn exit_code_of(error: &anyhow::Error) -> ExitCode {
+fn exit_reason_of(error: &anyhow::Error) -> ExitReason {
     let data_dir = error.is::<CoordinatorDataDirError>() || error.is::<OpenError>();
-    ExitCode::from(if data_dir { NO_DATA_DIR } else { FAILED })
+    if data_dir { ExitReason::DataDir } else { ExitReason::Failure }
 }
 
-async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+async fn run(settings: Settings) -> anyhow::Result<ExitReason> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, "starting");
-    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    let mut signals = StopSignals::listen().context("cannot listen for signals")?;
     let env = Env::system();
     // Locked until the end of the function: no other process may use the directory while this one could still write.
     let data_dir = CoordinatorDataDir::open(&settings.data_dir)?;
     let (state, ulid) = (data_dir.state(), env.ulid());
     let store = Arc::new(env.blocking(move || SledStore::open_or_quarantine(&state, ulid)).await?);
     let (tasks, bus_tasks) = (env.tasks(), env.tasks());
-    let bus: Arc<NatsBus> = tokio::select! {
-        biased;
-        name = signals.next() => {
+    let bus: Arc<NatsBus> = match signals.or(settings.nats.connect(env.clone(), &bus_tasks)).await {
+        Ok(bus) => Arc::new(bus?),
+        Err(name) => {
             tracing::info!(signal = name, "stopped before connecting to NATS");
-            return Ok(ExitCode::SUCCESS);
+            return Ok(ExitReason::Clean);
         }
-        bus = settings.nats.connect(env.clone(), &bus_tasks) => Arc::new(bus?),
     };
     let dyn_bus: Arc<dyn Bus> = Arc::<NatsBus>::clone(&bus);
     // NATS may disconnect again before the subscriptions are active; a signal also ends that wait.
-    let mut coordinator = tokio::select! {
-        biased;
-        name = signals.next() => {
+    let start = Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks);
+    let mut coordinator = match signals.or(start).await {
+        Ok(started) => started?,
+        Err(name) => {
             tracing::info!(signal = name, "stopped before ready");
-            return Ok(ExitCode::SUCCESS);
+            return Ok(ExitReason::Clean);
         }
-        started = Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks) => started?,
     };
     tracing::info!(active = coordinator.is_active(), "ready");
     tokio::select! {
@@ -103,7 +88,7 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         () = shut_down(&*bus, &tasks, &bus_tasks, settings.shutdown_deadline) => {}
         name = signals.next() => {
             tracing::warn!(signal = name, "second signal received, aborting");
-            return Ok(ExitCode::from(STOPPED_HARD));
+            return Ok(ExitReason::SecondSignal);
         }
     }
     // Reports whether the last batch was committed. The deadline for a hanging task has passed above.
@@ -112,7 +97,7 @@ async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         Err(_) => anyhow::bail!("shutdown deadline exceeded: the coordinator task did not end"),
     }
     tracing::info!("stopped");
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitReason::Clean)
 }
 
 /// Answers the requests that have arrived, then closes the connection. Each step has a third of the deadline.
@@ -126,25 +111,5 @@ async fn shut_down(bus: &dyn Bus, tasks: &Tasks, bus_tasks: &Tasks, deadline: Du
     }
     if let Err(unfinished) = bus_tasks.finish(step).await {
         tracing::warn!(%unfinished, "NATS tasks not stopped before deadline");
-    }
-}
-
-/// The signals that request a stop: SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            biased;
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
     }
 }

@@ -1,12 +1,12 @@
 //! The settings of the coordinator, resolved and validated as a whole; all errors are reported at once.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use dormouse_bus::nats::NatsOptions;
-use dormouse_bus::{Callers, InboxPrefixes};
+use dormouse_daemon::settings::duration_within;
+use dormouse_daemon::{DaemonSettings, SettingsErrors, SettingsParser};
 use dormouse_protocol::Prefix;
 use dormouse_runtime::logging::LogFormat;
 
@@ -34,50 +34,24 @@ pub struct Settings {
     pub log_format: LogFormat,
 }
 
-/// All errors in the settings, one line each.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct SettingsErrors(pub Vec<String>);
-
-impl fmt::Display for SettingsErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid settings:")?;
-        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
-    }
-}
-
 impl Settings {
     /// Resolves and validates the command line and the environment.
     ///
     /// # Errors
     /// [`SettingsErrors`] with all errors, not only the first one.
     pub fn resolve(args: &Args) -> Result<Self, SettingsErrors> {
-        let mut faults = Vec::new();
-        let nats = args.nats.resolve().map_err(|error| faults.extend(error.0)).ok();
-        let mut check = |flag: &str, fault: String| faults.push(format!("{flag}: {fault}"));
-        let data_dir = args.data_dir.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from);
-        if data_dir.is_none() {
-            check("--data-dir", "a directory is required".to_owned());
-        }
-        let prefix = Prefix::new(&args.prefix).map_err(|error| check("--prefix", error.to_string())).ok();
-        let lease_ttl =
-            duration(&args.lease_ttl, &LEASE_TTL).map_err(|fault| check("--lease-ttl", fault)).ok();
-        let fleet = prefix.clone().unwrap_or_default();
-        let inbox_prefixes = InboxPrefixes::parse(&args.inbox_prefix.join(","), &fleet)
-            .map_err(|error| check("--inbox-prefix", error.to_string()))
-            .ok();
-        let shutdown_deadline = duration(&args.shutdown_deadline, &SHUTDOWN_DEADLINE)
-            .map_err(|fault| check("--shutdown-deadline", fault))
-            .ok();
-        let log_format =
-            args.log_format.parse().map_err(|fault: &str| check("--log-format", fault.to_owned())).ok();
-        // Each `None` stands for a fault that is already recorded.
+        let mut check = SettingsParser::default();
+        let nats = check.nats(&args.nats);
+        let data_dir = check.given("--data-dir", args.data_dir.as_deref().unwrap_or_default(), data_dir);
+        let prefix = check.given("--prefix", &args.prefix, Prefix::new);
+        let lease_ttl = check.given("--lease-ttl", &args.lease_ttl, |text| duration_within(text, &LEASE_TTL));
+        let daemon =
+            check.daemon(&args.daemon, prefix.as_ref(), |text| duration_within(text, &SHUTDOWN_DEADLINE));
+        // Each `None` stands for an error that is already recorded.
         let resolve = || {
-            let coordinator = CoordinatorOptions {
-                prefix: prefix?,
-                lease_ttl: lease_ttl?,
-                inbox_prefixes: inbox_prefixes?,
-                callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },
-            };
+            let DaemonSettings { inbox_prefixes, callers, shutdown_deadline, log, log_format } = daemon?;
+            let coordinator =
+                CoordinatorOptions { prefix: prefix?, lease_ttl: lease_ttl?, inbox_prefixes, callers };
             Some(Self {
                 nats: NatsOptions {
                     connection_name: "dormouse-coordinator".to_owned(),
@@ -87,28 +61,23 @@ impl Settings {
                 },
                 data_dir: data_dir?,
                 coordinator,
-                shutdown_deadline: shutdown_deadline?,
-                log: args.log.clone(),
-                log_format: log_format?,
+                shutdown_deadline,
+                log,
+                log_format,
             })
         };
-        resolve().ok_or(SettingsErrors(faults))
+        check.finish(resolve())
     }
 }
 
-fn duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|error| format!("{text:?} is not a duration such as 500ms, 10s or 2m: {error}"))?;
-    if !range.contains(&duration) {
-        let [least, most] = [range.start(), range.end()].map(|bound| humantime::format_duration(*bound));
-        return Err(format!("{text} is not in the range {least} to {most}"));
-    }
-    Ok(duration)
+fn data_dir(text: &str) -> Result<PathBuf, &'static str> {
+    if text.is_empty() { Err("a directory is required") } else { Ok(text.into()) }
 }
 
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use dormouse_bus::{Callers, InboxPrefixes};
 
     use super::*;
 

@@ -18,6 +18,7 @@
 //! other coordinator is active.
 
 mod actor;
+mod errors;
 mod inbox;
 mod lookup;
 mod presence;
@@ -29,17 +30,18 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_bus::{Bus, Callers, InboxPrefixes, Responder, SubscribeError};
+use dormouse_bus::{Bus, Callers, InboxPrefixes};
 use dormouse_protocol::{Incarnation, Prefix};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::oneshot;
 
 use self::actor::{Actor, RunEnd};
+pub use self::errors::{RunError, StartError};
 use self::inbox::{ListenContext, RequestInbox};
 use self::presence::{ActiveCoordinator, find_active, serve_presence};
 use self::status::StatusReporter;
 use crate::machine::{CoordinatorInput, CoordinatorMachine};
-use crate::store::{AssignmentWindow, Store, StoreError};
+use crate::store::{AssignmentWindow, Store};
 
 /// How long a run may take to send its last replies.
 const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,36 +61,6 @@ pub struct CoordinatorOptions {
     pub inbox_prefixes: InboxPrefixes,
     /// Which callers may locate which subjects.
     pub callers: Callers,
-}
-
-/// The coordinator could not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The stored state cannot be read or written.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The messaging system refused a subscription.
-    #[error(transparent)]
-    Subscribe(#[from] SubscribeError),
-}
-
-/// The coordinator stopped without a stop signal.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RunError {
-    /// The store failed. Decisions may not survive a restart any more, so the coordinator must stop.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Requests cannot arrive any more: the connection was closed, or a subscription was refused.
-    #[error("the coordinator is unreachable: its connection or a subscription ended")]
-    Unreachable,
-    /// After a standby the coordinator could not begin a new run.
-    #[error("the coordinator could not begin a new run")]
-    Resume(#[source] StartError),
-    /// A defect; the log has the location.
-    #[error("the coordinator's task panicked")]
-    Panicked,
 }
 
 /// A running coordinator. It runs until the stop signal of its tasks; dropping the handle does not stop it.
@@ -157,15 +129,6 @@ impl Coordinator {
         (&mut self.ended).await.unwrap_or(Err(RunError::Panicked))
     }
 }
-
-/// A decoded request with its responder.
-struct DecodedRequest<T> {
-    input: T,
-    responder: Responder,
-}
-
-/// A request for the machine.
-type MachineRequest = DecodedRequest<CoordinatorInput>;
 
 /// The coordinator process, across its runs.
 struct CoordinatorProcess {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crc_fast::{CrcAlgorithm, Digest};
+use dormouse_protocol::newtype::parse_hex;
+use dormouse_protocol::stored_as_text;
 use serde::{Deserialize, Serialize};
 
 /// A CRC-64/NVME, printed as 16 lower-case hexadecimal digits (JSON numbers hold only 53 bits).
@@ -46,27 +48,11 @@ impl FromStr for Crc64 {
     type Err = InvalidCrc64;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if text.len() != 16 || !text.bytes().all(lower_hex) {
-            return Err(InvalidCrc64);
-        }
-        u64::from_str_radix(text, 16).map(Self).map_err(|_| InvalidCrc64)
+        parse_hex(text).map(Self).ok_or(InvalidCrc64)
     }
 }
 
-impl TryFrom<String> for Crc64 {
-    type Error = InvalidCrc64;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<Crc64> for String {
-    fn from(crc: Crc64) -> Self {
-        crc.to_string()
-    }
-}
+stored_as_text!(Crc64);
 
 /// Computes a [`Crc64`] over bytes that arrive in pieces.
 #[derive(Debug)]

@@ -7,9 +7,8 @@ use dormouse_protocol::{LogId, Slot, Subject};
 
 use crate::checksum::{Crc64, crc32c};
 use crate::keys::{LogKeys, Nonce};
-use crate::line::{self, LINE_BYTES};
+use crate::line::{self, IndexLine, LINE_BYTES};
 use crate::read::{ByteReader, PutExt, check_start, slice};
-use crate::segment::IndexLine;
 use crate::{DecodeFault, FormatError};
 
 /// Magic bytes at the start of every index.

@@ -1,13 +1,40 @@
 //! The index line: position and content of a block, in segments and indexes, without the subject's name.
 
-use dormouse_protocol::Subject;
+use dormouse_protocol::{Rev, Subject};
 
 use crate::DecodeFault;
 use crate::read::{ByteReader, PutExt};
-use crate::segment::IndexLine;
 
 /// Bytes of a line without the subject.
 pub(crate) const LINE_BYTES: usize = 8 + 8 + 4 + 8 + 8 + 4;
+
+/// Position and content of a subject's block in an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexLine {
+    /// The subject.
+    pub subject: Subject,
+    /// Start of the block, in bytes from the front of the object.
+    pub offset: u64,
+    /// Length of the block in bytes.
+    pub length: u64,
+    /// Number of entries in the block.
+    pub entries: u32,
+    /// The rev before the first entry.
+    pub first_after: Rev,
+    /// The rev after the last entry.
+    pub last_rev: Rev,
+    /// The checksum of the block.
+    pub crc32c: u32,
+}
+
+impl IndexLine {
+    /// The bytes of the object that hold the block.
+    #[must_use]
+    pub const fn range(&self) -> std::ops::Range<u64> {
+        // The sum cannot overflow: encoding and decoding check it.
+        self.offset..self.offset + self.length
+    }
+}
 
 pub(crate) fn put(bytes: &mut Vec<u8>, line: &IndexLine) {
     bytes.put(&line.offset.to_le_bytes());

@@ -15,6 +15,7 @@ use crate::keys::Nonce;
 use crate::line::{self, LINE_BYTES};
 use crate::read::{self, PutExt};
 
+pub use crate::line::IndexLine;
 pub use decode::{Footer, SlotObject, decode, decode_block, decode_header};
 
 /// Magic bytes at the start of every slot object.
@@ -95,34 +96,6 @@ pub struct Block {
     pub entries: u32,
     /// The frames, concatenated.
     pub frames: Bytes,
-}
-
-/// Position and content of a subject's block in an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IndexLine {
-    /// The subject.
-    pub subject: Subject,
-    /// Start of the block, in bytes from the front of the object.
-    pub offset: u64,
-    /// Length of the block in bytes.
-    pub length: u64,
-    /// Number of entries in the block.
-    pub entries: u32,
-    /// The rev before the first entry.
-    pub first_after: Rev,
-    /// The rev after the last entry.
-    pub last_rev: Rev,
-    /// The checksum of the block.
-    pub crc32c: u32,
-}
-
-impl IndexLine {
-    /// The bytes of the object that hold the block.
-    #[must_use]
-    pub const fn range(&self) -> std::ops::Range<u64> {
-        // The sum cannot overflow: encoding and decoding check it.
-        self.offset..self.offset + self.length
-    }
 }
 
 /// An encoded slot object.

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use dormouse_bus::args::NatsArgs;
+use dormouse_daemon::{DaemonArgs, DaemonHelp};
 
 /// Exit codes, part of `--help`.
 const EXIT_CODES: &str = "\
@@ -160,53 +161,25 @@ pub struct Args {
     )]
     pub max_upload_bytes: String,
 
-    /// The server replies only to addresses that begin with one of these prefixes; repeatable, or separated by commas
-    #[arg(
-        long,
-        env = "DORMOUSE_INBOX_PREFIX",
-        value_name = "PREFIX[,PREFIX]",
-        default_value = "_INBOX.",
-        help_heading = "Server"
-    )]
-    pub inbox_prefix: Vec<String>,
+    /// The arguments that both daemons have.
+    #[command(flatten)]
+    pub daemon: DaemonArgs<ServerHelp>,
+}
 
-    /// Trust the account that nats-server writes into each request: each account may use the subjects that begin with
-    /// its name. Use it only if clients reach this service only through an account's import: see deploy/nats
-    #[arg(
-        long,
-        env = "DORMOUSE_TENANT_ACCOUNTS",
-        value_parser = clap::builder::FalseyValueParser::new(),
-        help_heading = "Server"
-    )]
-    pub tenant_accounts: bool,
+/// The words of this program in the arguments that both daemons have.
+#[derive(Debug, Clone)]
+pub enum ServerHelp {}
 
-    /// Deadline of a graceful shutdown; after it, the remaining steps are abandoned
-    #[arg(
-        long,
-        env = "DORMOUSE_SHUTDOWN_DEADLINE",
-        value_name = "DURATION",
-        default_value = "30s",
-        help_heading = "Server"
-    )]
-    pub shutdown_deadline: String,
-
-    /// Log filter: a level, or directives such as info,dormouse_storage=debug
-    #[arg(
-        long,
-        env = "DORMOUSE_LOG",
-        value_name = "FILTER",
-        default_value = "info,async_nats=warn",
-        help_heading = "Logging"
-    )]
-    pub log: String,
-
-    /// Format of log lines: text or json
-    #[arg(
-        long,
-        env = "DORMOUSE_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text",
-        help_heading = "Logging"
-    )]
-    pub log_format: String,
+impl DaemonHelp for ServerHelp {
+    const HEADING: &'static str = "Server";
+    const INBOX_PREFIX: &'static str = "The server replies only to addresses that begin with one of these prefixes; \
+        repeatable, or separated by commas";
+    const TENANT_ACCOUNTS: &'static str = "Trust the account that nats-server writes into each request: each account \
+        may use the subjects that begin with its name. Use it only if clients reach this service only through an \
+        account's import: see deploy/nats";
+    const SHUTDOWN_DEADLINE: &'static str =
+        "Deadline of a graceful shutdown; after it, the remaining steps are abandoned";
+    const DEFAULT_SHUTDOWN_DEADLINE: &'static str = "30s";
+    const LOG: &'static str = "Log filter: a level, or directives such as info,dormouse_engine=debug";
+    const LOG_FORMAT: &'static str = "Format of log lines: text or json";
 }

@@ -1,14 +1,14 @@
 //! The authority of the engine: the lease of this process, and the coordinator's answers to claim requests.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_bus::{AskError, Bus, ask};
+use dormouse_engine::api::{Authority, LeaseGeneration};
 use dormouse_protocol::fleet::{Acknowledged, ClaimReply, ClaimRequest, ReleaseRequest};
 use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, RetryAdvice, Subject};
-use dormouse_runtime::Env;
-use dormouse_storage::api::{Authority, LeaseGeneration};
+use dormouse_runtime::{Env, Lock};
 
 use crate::lease::HeldLease;
 
@@ -27,7 +27,7 @@ pub struct LeaseView {
     env: Env,
     // A lock instead of two atomics: it is written once a second, so readers do not wait, and a reader sees the end and
     // the generation of the same lease.
-    current: Arc<Mutex<Option<HeldLease>>>,
+    current: Arc<Lock<Option<HeldLease>>>,
 }
 
 impl LeaseView {
@@ -39,14 +39,14 @@ impl LeaseView {
 
     /// Replaces the current lease.
     pub(crate) fn set(&self, lease: Option<HeldLease>) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+        *self.current.lock() = lease;
     }
 
     /// The generation of the lease, if it has not expired. Reads the clock, so a lease expires without a task that
     /// runs.
     #[must_use]
     pub fn generation(&self) -> Option<LeaseGeneration> {
-        let lease = (*self.current.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let lease = (*self.current.lock())?;
         (self.env.boot() < lease.valid_until).then_some(lease.generation)
     }
 }

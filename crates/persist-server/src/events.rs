@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing};
+use dormouse_engine::api::EventSink;
 use dormouse_protocol::message::Event;
 use dormouse_protocol::{Prefix, Route, Subject, encode};
 use dormouse_runtime::{Env, Stop, Tasks};
-use dormouse_storage::api::EventSink;
 use tokio::sync::mpsc;
 
 /// Maximum number of queued events.
@@ -197,5 +197,4 @@ impl DropReporter {
 }
 
 #[cfg(test)]
-#[path = "events_tests.rs"]
 mod tests;

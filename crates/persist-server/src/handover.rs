@@ -202,5 +202,4 @@ impl HandoverMachine {
 }
 
 #[cfg(test)]
-#[path = "handover_tests.rs"]
 mod tests;

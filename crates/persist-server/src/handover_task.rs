@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dormouse_bus::{Delivery, Subscription};
+use dormouse_engine::Engine;
+use dormouse_engine::api::HandoverOutcome;
 use dormouse_protocol::admin::HandOverOrder;
 use dormouse_protocol::{LogId, Subject, decode};
 use dormouse_runtime::{Env, Observable, Tasks};
-use dormouse_storage::Engine;
-use dormouse_storage::api::HandoverOutcome;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use dormouse_engine::{Engine, EngineMetrics};
 use dormouse_protocol::LogId;
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_runtime::Env;
-use dormouse_storage::{Engine, EngineMetrics};
 
 use crate::authority::LeaseView;
 use crate::events::EventPublisher;

@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
+use dormouse_engine::api::LeaseGeneration;
 use dormouse_protocol::fleet::LeaseReply;
 use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation};
-use dormouse_storage::api::LeaseGeneration;
 
 /// Used part of a granted lease, in tenths. The coordinator waits 13 tenths before it declares a process dead: the
 /// distance allows for clocks that run at different rates.
@@ -337,5 +337,4 @@ fn is_final(error: &ErrorReply) -> bool {
 }
 
 #[cfg(test)]
-#[path = "lease_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! A persistence server: serves subjects over a bus from the storage engine.
+//! A persistence server: serves subjects over a bus from the engine.
 //!
 //! | module | holds |
 //! |---|---|

@@ -2,84 +2,50 @@
 
 mod descriptors;
 
-use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use descriptors::OpenSubjects;
+use dormouse_bucket::{open_bucket, probe};
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
+use dormouse_daemon::start::{configure, run_to_end};
+use dormouse_daemon::{ExitReason, StopSignals};
+use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_persist_server::args::Args;
 use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_persist_server::settings::{Settings, hide_secrets};
-use dormouse_runtime::{Env, Tasks, logging};
-use dormouse_storage::bucket::{open_bucket, probe};
-use dormouse_storage::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use dormouse_runtime::{Env, Tasks};
 
-/// Why the process ends. The values are the exit codes in `--help`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ExitReason {
-    Clean = 0,
-    Failure = 1,
-    Settings = 2,
-    Bucket = 3,
-    DataDir = 4,
-    Refused = 5,
-    SecondSignal = 130,
-}
+const PROGRAM: &str = "dormouse-persist-server";
 
-impl From<ExitReason> for ExitCode {
-    fn from(exit: ExitReason) -> Self {
-        Self::from(exit as u8)
-    }
-}
+/// How long work that still runs after the shutdown deadline may delay the exit.
+const ABANDON_AFTER: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     install_tls_provider();
-    let settings = match Settings::resolve(&Args::parse()) {
+    let resolved = Settings::resolve(&Args::parse());
+    let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
-        Err(faults) => {
-            eprintln!("dormouse-persist-server: {faults}");
-            return ExitReason::Settings.into();
-        }
+        Err(exit) => return exit.into(),
     };
-    if let Err(error) = logging::init(settings.log_format, &settings.log) {
-        eprintln!("dormouse-persist-server: --log: {error}");
-        return ExitReason::Settings.into();
-    }
     #[cfg(feature = "fail-points")]
-    if let Err(fault) = arm_fail_points() {
-        eprintln!("dormouse-persist-server: DORMOUSE_FAIL_POINTS: {fault}");
-        return ExitReason::Settings.into();
+    if let Err(fault) = dormouse_runtime::fail_points::arm_from_env() {
+        return dormouse_daemon::start::reject_settings(
+            PROGRAM,
+            &format_args!("DORMOUSE_FAIL_POINTS: {fault}"),
+        )
+        .into();
     }
     let open = descriptors::open_subject_limits(settings.max_open);
     log_settings(&settings, open);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "runtime start failed");
-            return ExitReason::Failure.into();
-        }
-    };
-    let exit = runtime.block_on(run(&settings, open)).unwrap_or_else(|exit| exit);
-    // Work that still runs after the shutdown deadline must not delay the exit.
-    runtime.shutdown_timeout(Duration::from_millis(100));
-    exit.into()
-}
-
-/// Arms the fail points that a test requests; see `dormouse_storage::fail_points`.
-#[cfg(feature = "fail-points")]
-fn arm_fail_points() -> Result<(), String> {
-    use dormouse_storage::fail_points::{Armed, arm};
-
-    let Ok(points) = std::env::var("DORMOUSE_FAIL_POINTS") else { return Ok(()) };
-    let seed = std::env::var("DORMOUSE_FAIL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    arm(Armed::read(&points, seed, std::env::var_os("DORMOUSE_FAIL_WHILE").map(Into::into))?);
-    tracing::warn!(points, seed, impact = "this process may kill itself", "fail points are armed");
-    Ok(())
+    let exit = run_to_end(run(&settings, open), ABANDON_AFTER).unwrap_or_else(|error| {
+        tracing::error!(%error, "runtime start failed");
+        Err(ExitReason::Failure)
+    });
+    exit.unwrap_or_else(|exit| exit).into()
 }
 
 /// Logs the effective settings without secrets, and a warning about a memory bucket.
@@ -113,37 +79,8 @@ fn log_settings(settings: &Settings, open: OpenSubjects) {
     }
 }
 
-/// SIGTERM and SIGINT, which start the shutdown.
-struct EndSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl EndSignals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            biased;
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// The output of `work`, or `None` if a signal arrives first.
-    async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            () = self.next() => None,
-            done = work => Some(done),
-        }
-    }
-}
-
 async fn run(settings: &Settings, open: OpenSubjects) -> Result<ExitReason, ExitReason> {
-    let mut signals = EndSignals::new().map_err(|error| {
+    let mut signals = StopSignals::listen().map_err(|error| {
         tracing::error!(%error, "signal handler setup failed");
         ExitReason::Failure
     })?;
@@ -151,23 +88,23 @@ async fn run(settings: &Settings, open: OpenSubjects) -> Result<ExitReason, Exit
     let started = env.boot();
     let bus_tasks = env.tasks();
     // A process that is not a member owns nothing, so a signal ends it at once.
-    let Some(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
+    let Ok(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
         return Ok(ExitReason::Clean);
     };
     let (mut prepared, bus) = prepared?;
     let mut exit = ExitReason::Clean;
     let server = loop {
-        let Some(server) = signals.or(start(settings, started, prepared, &bus, &env)).await else {
+        let Ok(server) = signals.or(start(settings, started, prepared, &bus, &env)).await else {
             return Ok(ExitReason::Clean);
         };
         let mut server = server?;
         let reason = match signals.or(serve(&mut server)).await {
-            Some(AfterServing::End(ended)) => {
+            Ok(AfterServing::End(ended)) => {
                 exit = ended;
                 break server;
             }
-            Some(AfterServing::Restart(reason)) => reason,
-            None => {
+            Ok(AfterServing::Restart(reason)) => reason,
+            Err(_) => {
                 tracing::info!("stop signal received");
                 break server;
             }
@@ -180,21 +117,21 @@ async fn run(settings: &Settings, open: OpenSubjects) -> Result<ExitReason, Exit
             }
         };
         match Box::pin(signals.or(next)).await {
-            Some(Some(next)) => prepared = next,
-            Some(None) => {
+            Ok(Some(next)) => prepared = next,
+            Ok(None) => {
                 tracing::error!(action = "restart the process", "old log not ended before deadline");
                 return Err(ExitReason::Failure);
             }
-            None => return Ok(ExitReason::Clean),
+            Err(_) => return Ok(ExitReason::Clean),
         }
     };
     match signals.or(server.shutdown(settings.shutdown_deadline)).await {
-        None => {
+        Err(_) => {
             tracing::warn!("second signal received, aborting");
             return Err(ExitReason::SecondSignal);
         }
-        Some(false) if exit == ExitReason::Clean => exit = ExitReason::Failure,
-        Some(_) => {}
+        Ok(false) if exit == ExitReason::Clean => exit = ExitReason::Failure,
+        Ok(_) => {}
     }
     // The tasks of the connection end after all its users.
     if let Err(unfinished) = bus_tasks.finish(Duration::from_secs(1)).await {

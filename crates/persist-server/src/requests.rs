@@ -8,16 +8,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, EndpointStats, Incoming, Requests};
+use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission};
 use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
-use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
+use dormouse_protocol::{ErrorReply, Op, OverloadCause, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
-use dormouse_storage::api::{EngineReply, EngineRequest, Submission};
 
 /// Maximum number of requests that the task takes at a time.
 const BURST: usize = 256;
-/// Retry delay in the `overloaded` reply, in milliseconds.
-const RETRY_AFTER_MS: u64 = 100;
 
 /// Receiver of requests.
 pub trait RequestSink: Send + Sync + 'static {
@@ -69,7 +67,7 @@ impl RequestBudget {
             return Ok(permit);
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
-        Err(ErrorReply::overloaded("too many requests in flight", RETRY_AFTER_MS))
+        Err(OverloadCause::RequestsInFlight.into())
     }
 }
 
@@ -173,7 +171,7 @@ impl<E: RequestSink> RequestIntake<E> {
             Ok(taken) => taken,
             Err(error) => return responder.error(&error),
         };
-        let respond = Box::new(move |outcome: Result<EngineReply, ErrorReply>| {
+        let respond = Box::new(move |outcome: Result<SubjectReply, ErrorReply>| {
             match outcome.and_then(|reply| write(&reply)) {
                 Ok(payload) => responder.ok(payload),
                 Err(error) => responder.error(&error),
@@ -189,25 +187,25 @@ fn closed_error() -> ErrorReply {
 }
 
 /// The request in `payload`.
-fn read(op: Op, payload: &[u8]) -> Result<EngineRequest, ErrorReply> {
+fn read(op: Op, payload: &[u8]) -> Result<SubjectRequest, ErrorReply> {
     Ok(match op {
-        Op::Set => EngineRequest::Set(without_uploads(decode_request(payload)?)?),
-        Op::UploadCommit => EngineRequest::Set(decode_request(payload)?),
-        Op::UploadBegin => EngineRequest::UploadBegin(decode_request(payload)?),
-        Op::UploadChunk => EngineRequest::UploadChunk(decode_request(payload)?),
-        Op::UploadFinish => EngineRequest::UploadFinish(decode_request(payload)?),
-        Op::UploadCancel => EngineRequest::UploadCancel(decode_request(payload)?),
-        Op::GetChunk => EngineRequest::GetChunk(decode_request(payload)?),
-        Op::Get => EngineRequest::Get(decode_request(payload)?),
-        Op::GetAll => EngineRequest::GetAll(decode_request(payload)?),
-        Op::Keys => EngineRequest::Keys(decode_request(payload)?),
-        Op::Delete => EngineRequest::Delete(decode_request(payload)?),
-        Op::DeleteAll => EngineRequest::DeleteAll(decode_request(payload)?),
-        Op::Configure => EngineRequest::Configure(decode_request(payload)?),
-        Op::Info => decode_request::<InfoRequest>(payload).map(|_| EngineRequest::Info)?,
-        Op::Flush => decode_request::<FlushRequest>(payload).map(|_| EngineRequest::Flush)?,
-        Op::Destroy => EngineRequest::Destroy(decode_request(payload)?),
-        Op::Changes => EngineRequest::Changes(decode_request(payload)?),
+        Op::Set => SubjectRequest::Set(without_uploads(decode_request(payload)?)?),
+        Op::UploadCommit => SubjectRequest::Set(decode_request(payload)?),
+        Op::UploadBegin => SubjectRequest::UploadBegin(decode_request(payload)?),
+        Op::UploadChunk => SubjectRequest::UploadChunk(decode_request(payload)?),
+        Op::UploadFinish => SubjectRequest::UploadFinish(decode_request(payload)?),
+        Op::UploadCancel => SubjectRequest::UploadCancel(decode_request(payload)?),
+        Op::GetChunk => SubjectRequest::GetChunk(decode_request(payload)?),
+        Op::Get => SubjectRequest::Get(decode_request(payload)?),
+        Op::GetAll => SubjectRequest::GetAll(decode_request(payload)?),
+        Op::Keys => SubjectRequest::Keys(decode_request(payload)?),
+        Op::Delete => SubjectRequest::Delete(decode_request(payload)?),
+        Op::DeleteAll => SubjectRequest::DeleteAll(decode_request(payload)?),
+        Op::Configure => SubjectRequest::Configure(decode_request(payload)?),
+        Op::Info => decode_request::<InfoRequest>(payload).map(|_| SubjectRequest::Info)?,
+        Op::Flush => decode_request::<FlushRequest>(payload).map(|_| SubjectRequest::Flush)?,
+        Op::Destroy => SubjectRequest::Destroy(decode_request(payload)?),
+        Op::Changes => SubjectRequest::Changes(decode_request(payload)?),
     })
 }
 
@@ -220,23 +218,23 @@ fn without_uploads(request: SetRequest) -> Result<SetRequest, ErrorReply> {
 }
 
 /// The encoded reply.
-fn write(reply: &EngineReply) -> Result<Bytes, ErrorReply> {
+fn write(reply: &SubjectReply) -> Result<Bytes, ErrorReply> {
     match reply {
-        EngineReply::Set(reply) => encode(reply),
-        EngineReply::Get(reply) => encode(reply),
-        EngineReply::GetAll(reply) => encode(reply),
-        EngineReply::Keys(reply) => encode(reply),
-        EngineReply::Delete(reply) => encode(reply),
-        EngineReply::DeleteAll(reply) => encode(reply),
-        EngineReply::Changes(reply) => encode(reply),
-        EngineReply::Info(reply) => encode(reply),
-        EngineReply::Configure(reply) => encode(reply),
-        EngineReply::Flush(reply) => encode(reply),
-        EngineReply::Destroy(reply) => encode(reply),
-        EngineReply::Upload(reply) => encode(reply),
-        EngineReply::Chunk(reply) => encode(reply),
+        SubjectReply::Set(reply) => encode(reply),
+        SubjectReply::Get(reply) => encode(reply),
+        SubjectReply::GetAll(reply) => encode(reply),
+        SubjectReply::Keys(reply) => encode(reply),
+        SubjectReply::Delete(reply) => encode(reply),
+        SubjectReply::DeleteAll(reply) => encode(reply),
+        SubjectReply::Changes(reply) => encode(reply),
+        SubjectReply::Info(reply) => encode(reply),
+        SubjectReply::Configure(reply) => encode(reply),
+        SubjectReply::Flush(reply) => encode(reply),
+        SubjectReply::Destroy(reply) => encode(reply),
+        SubjectReply::Upload(reply) => encode(reply),
+        SubjectReply::Chunk(reply) => encode(reply),
         // Only the server itself sends it, and gets the reply from the engine.
-        EngineReply::HandOver(_) => {
+        SubjectReply::HandOver(_) => {
             return Err(ErrorReply::internal("handover request received over the wire"));
         }
     }
@@ -244,5 +242,4 @@ fn write(reply: &EngineReply) -> Result<Bytes, ErrorReply> {
 }
 
 #[cfg(test)]
-#[path = "requests_tests.rs"]
 mod tests;

@@ -11,12 +11,12 @@ use dormouse_bus::{
     Bus, Callers, EndpointStats, InboxPrefixes, Requests, ServeOptions, SubscribeError, SubscribeOptions,
     Subscription, serve,
 };
+use dormouse_engine::api::Submission;
+use dormouse_engine::{Engine, EngineOpenError, LogEnd, PreparedEngine};
 use dormouse_protocol::fleet::{BusySubject, ServerLoad};
 use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject};
 use dormouse_runtime::{Env, Stop, Tasks};
-use dormouse_storage::api::Submission;
-use dormouse_storage::{Engine, EngineOpenError, LogEnd, PreparedEngine};
 
 use crate::authority::{CoordinatorAuthority, LeaseView};
 use crate::events::EventPublisher;

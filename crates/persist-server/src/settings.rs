@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use dormouse_bus::args::InvalidNatsArgs;
 use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Callers, InboxPrefixes};
+use dormouse_daemon::settings::duration_from;
+use dormouse_daemon::{DaemonSettings, SettingsErrors, SettingsParser};
+use dormouse_engine::LogSettings;
 use dormouse_protocol::{Level, Prefix, ServerName};
 use dormouse_runtime::logging::LogFormat;
-use dormouse_storage::LogSettings;
 use url::Url;
 
 use crate::args::Args;
@@ -57,17 +58,6 @@ pub struct Settings {
     pub log_format: LogFormat,
 }
 
-/// All errors of the settings, one line each.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct SettingsErrors(pub Vec<String>);
-
-impl fmt::Display for SettingsErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid settings:")?;
-        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
-    }
-}
-
 impl Settings {
     /// Resolves and checks the settings from the command line and the environment.
     ///
@@ -75,21 +65,20 @@ impl Settings {
     /// [`SettingsErrors`] with all errors.
     pub fn resolve(args: &Args) -> Result<Self, SettingsErrors> {
         let mut check = SettingsParser::default();
-        let nats = args.nats.resolve().map_err(|InvalidNatsArgs(faults)| check.faults.extend(faults)).ok();
-        let name =
-            check.required("--name", args.name.as_deref(), |text| ServerName::new(text).map_err(text_of));
+        let nats = check.nats(&args.nats);
+        let name = check.required("--name", args.name.as_deref(), ServerName::new);
         let bucket = check.required("--bucket", args.bucket.as_deref(), bucket);
         let data_dir = check.required("--data-dir", args.data_dir.as_deref(), data_dir);
-        let level = check.given("--level", &args.level, |text| text.parse::<Level>().map_err(text_of));
-        let prefix = check.given("--prefix", &args.prefix, |text| Prefix::new(text).map_err(text_of));
+        let level = check.given("--level", &args.level, str::parse::<Level>);
+        let prefix = check.given("--prefix", &args.prefix, Prefix::new);
         let capacity = check.given("--capacity", &args.capacity, |text| number(text, 1..=1_000_000));
-        let ship = check.ship(args);
+        let ship = ship(&mut check, args);
         let max_local_bytes = match &args.max_local_bytes {
             None => Some(None),
             Some(text) => check.given("--max-local-bytes", text, |text| number(text, 1..=u64::MAX)).map(Some),
         };
         let idle_close =
-            check.given("--idle-close", &args.idle_close, |text| duration(text, Duration::from_secs(1)));
+            check.given("--idle-close", &args.idle_close, |text| duration_from(text, Duration::from_secs(1)));
         let max_open = match &args.max_open {
             None => Some(None),
             Some(text) => check.given("--max-open", text, |text| number(text, 1..=1_000_000)).map(Some),
@@ -97,19 +86,11 @@ impl Settings {
         let max_uploads = check.given("--max-uploads", &args.max_uploads, |text| number(text, 1..=100_000));
         let max_upload_bytes =
             check.given("--max-upload-bytes", &args.max_upload_bytes, |text| number(text, 1 << 20..=1 << 60));
-        let inbox_prefixes = {
-            let fleet = prefix.clone().unwrap_or_default();
-            check.given("--inbox-prefix", &args.inbox_prefix.join(","), |text| {
-                InboxPrefixes::parse(text, &fleet).map_err(text_of)
-            })
-        };
-        let shutdown_deadline = check.given("--shutdown-deadline", &args.shutdown_deadline, |text| {
-            duration(text, Duration::from_secs(1))
-        });
-        let log_format = check
-            .given("--log-format", &args.log_format, |text| text.parse::<LogFormat>().map_err(str::to_owned));
-        // Each `None` has an entry in `faults`.
+        let daemon =
+            check.daemon(&args.daemon, prefix.as_ref(), |text| duration_from(text, Duration::from_secs(1)));
+        // Each `None` stands for an error that is already recorded.
         let resolve = || {
+            let DaemonSettings { inbox_prefixes, callers, shutdown_deadline, log, log_format } = daemon?;
             Some(Self {
                 name: name?,
                 bucket: bucket?,
@@ -124,69 +105,35 @@ impl Settings {
                 max_uploads: max_uploads?,
                 max_upload_bytes: max_upload_bytes?,
                 nats: nats?,
-                inbox_prefixes: inbox_prefixes?,
-                callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },
-                shutdown_deadline: shutdown_deadline?,
-                log: args.log.clone(),
-                log_format: log_format?,
+                inbox_prefixes,
+                callers,
+                shutdown_deadline,
+                log,
+                log_format,
             })
         };
-        resolve().ok_or(SettingsErrors(check.faults))
+        check.finish(resolve())
     }
 }
 
-/// Collects errors while the settings are parsed.
-#[derive(Default)]
-struct SettingsParser {
-    faults: Vec<String>,
-}
-
-impl SettingsParser {
-    fn ship(&mut self, args: &Args) -> Option<LogSettings> {
-        let ship_interval = self
-            .given("--ship-interval", &args.ship_interval, |text| duration(text, Duration::from_millis(1)));
-        let max_unshipped_age = self.given("--max-unshipped-age", &args.max_unshipped_age, |text| {
-            duration(text, Duration::from_millis(100))
-        });
-        // A limit below the largest entry would make that entry impossible to write.
-        let max_unshipped_bytes = self.given("--max-unshipped-bytes", &args.max_unshipped_bytes, |text| {
-            number(text, 32 << 20..=64 << 30)
-        });
-        let max_puts_per_second =
-            self.given("--max-puts-per-second", &args.max_puts_per_second, |text| number(text, 1..=10_000));
-        Some(LogSettings {
-            ship_interval: ship_interval?,
-            max_unshipped_age: max_unshipped_age?,
-            max_unshipped_bytes: max_unshipped_bytes?,
-            max_puts_per_second: max_puts_per_second?,
-            ..LogSettings::default()
-        })
-    }
-
-    fn required<T>(
-        &mut self,
-        flag: &str,
-        text: Option<&str>,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        if text.is_none() {
-            self.faults.push(format!("{flag} is missing"));
-        }
-        self.given(flag, text?, parse)
-    }
-
-    fn given<T>(
-        &mut self,
-        flag: &str,
-        text: &str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        parse(text).map_err(|fault| self.faults.push(format!("{flag}: {fault}"))).ok()
-    }
-}
-
-fn text_of(error: impl fmt::Display) -> String {
-    error.to_string()
+fn ship(check: &mut SettingsParser, args: &Args) -> Option<LogSettings> {
+    let ship_interval = check
+        .given("--ship-interval", &args.ship_interval, |text| duration_from(text, Duration::from_millis(1)));
+    let max_unshipped_age = check.given("--max-unshipped-age", &args.max_unshipped_age, |text| {
+        duration_from(text, Duration::from_millis(100))
+    });
+    // A limit below the largest entry would make that entry impossible to write.
+    let max_unshipped_bytes = check
+        .given("--max-unshipped-bytes", &args.max_unshipped_bytes, |text| number(text, 32 << 20..=64 << 30));
+    let max_puts_per_second =
+        check.given("--max-puts-per-second", &args.max_puts_per_second, |text| number(text, 1..=10_000));
+    Some(LogSettings {
+        ship_interval: ship_interval?,
+        max_unshipped_age: max_unshipped_age?,
+        max_unshipped_bytes: max_unshipped_bytes?,
+        max_puts_per_second: max_puts_per_second?,
+        ..LogSettings::default()
+    })
 }
 
 fn bucket(text: &str) -> Result<String, String> {
@@ -210,15 +157,6 @@ where
         .ok_or_else(|| format!("{text:?} is not a number from {} to {}", range.start(), range.end()))
 }
 
-fn duration(text: &str, least: Duration) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|error| format!("{text:?} is not a duration such as 500ms, 10s or 2m: {error}"))?;
-    if duration < least {
-        return Err(format!("at least {}", humantime::format_duration(least)));
-    }
-    Ok(duration)
-}
-
 /// A printable form of a URL: user information and query values are hidden.
 #[must_use]
 pub fn hide_secrets(url: &str) -> String {
@@ -239,5 +177,4 @@ pub fn hide_secrets(url: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "settings_tests.rs"]
 mod tests;

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use dormouse_engine::{Engine, PreparedEngine, ShutdownReport};
 use dormouse_runtime::Env;
-use dormouse_storage::{Engine, PreparedEngine, ShutdownReport};
 
 use crate::health::ServerPhase;
 use crate::server::{Server, ServerTasks};

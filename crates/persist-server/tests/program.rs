@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use dormouse_storage::data_dir::DataDir;
+use dormouse_engine::data_dir::DataDir;
 use tempfile::TempDir;
 
 fn run(arguments: &[&str]) -> Output {

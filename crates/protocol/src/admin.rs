@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{ProtocolVersion, versioned};
+use crate::codec::versioned;
 use crate::fleet::ServerEntry;
 use crate::ids::{Incarnation, LogId, ServerName};
 use crate::limits::MAX_PAGE_ITEMS;
 use crate::subject::Subject;
+use crate::version::ProtocolVersion;
 
 /// Drains a server, or ends its drain. Operators send it on `<prefix>.admin.drain.<server>` and
 /// `<prefix>.admin.undrain.<server>`.

@@ -13,38 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::ErrorReply;
 use crate::limits::{MAX_ITEMS_PER_REQUEST, MAX_NESTING};
-
-/// The protocol version of a request.
-///
-/// Each request has it in the field `v`; a request without the field has version 1. Within a version, fields are only added.
-/// A request with a newer version is rejected with `unsupported_version`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ProtocolVersion(u32);
-
-impl ProtocolVersion {
-    /// The version of this crate.
-    pub const CURRENT: Self = Self(1);
-
-    /// Wraps a version number.
-    #[must_use]
-    pub const fn new(version: u32) -> Self {
-        Self(version)
-    }
-
-    /// The bare number.
-    #[must_use]
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-}
-
-/// A request without a version has version 1.
-impl Default for ProtocolVersion {
-    fn default() -> Self {
-        Self(1)
-    }
-}
+use crate::version::ProtocolVersion;
 
 /// A value cannot be encoded as MessagePack.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +63,7 @@ pub trait Versioned {
 macro_rules! versioned {
     ($($request:ty),* $(,)?) => {
         $(impl $crate::codec::Versioned for $request {
-            fn version(&self) -> $crate::codec::ProtocolVersion {
+            fn version(&self) -> $crate::version::ProtocolVersion {
                 self.v
             }
         })*

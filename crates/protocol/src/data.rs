@@ -6,11 +6,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{self, ProtocolVersion, versioned};
+use crate::codec::{self, versioned};
 use crate::error::ErrorReply;
 use crate::ids::{Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerName, Term, Timestamp};
 use crate::message::{Change, Headers, Message, SubjectConfig};
 use crate::transfer::UploadedValue;
+use crate::version::ProtocolVersion;
 
 /// Optimistic concurrency: the state that the caller expects. The inner `None` means "no message".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::ProtocolVersion;
 use crate::ids::{LogId, MessageId, ServerName};
+use crate::version::ProtocolVersion;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $http:literal, $retry:ident, $executed:ident;)*) => {

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{ProtocolVersion, versioned};
+use crate::codec::versioned;
 use crate::ids::{Incarnation, LogId, ServerName};
 use crate::subject::Subject;
+use crate::version::ProtocolVersion;
 
 /// Asks which server serves the subject of the route. Clients send it on `<prefix>.coord.locate.<subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

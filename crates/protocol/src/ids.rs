@@ -8,56 +8,27 @@ use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
 use crate::limits::MAX_SERVER_NAME_BYTES;
+use crate::newtype::{parse_hex, parse_ulid};
+use crate::{number_newtype, stored_as_text};
 
-macro_rules! number {
-    ($(#[$doc:meta])* $name:ident, $word:literal) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(u64);
-
-        impl $name {
-            /// Wraps the number.
-            #[must_use]
-            pub const fn new(number: u64) -> Self {
-                Self(number)
-            }
-
-            /// The bare number.
-            #[must_use]
-            pub const fn get(self) -> u64 {
-                self.0
-            }
-
-            /// The next number (saturating: the end of the range is never reached in practice).
-            #[must_use]
-            pub const fn next(self) -> Self {
-                Self(self.0.saturating_add(1))
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($word, " {}"), self.0)
-            }
-        }
-    };
-}
-
-number! {
+number_newtype! {
     /// Number of a message in its subject. The first is 1; 0 means "before the first".
+    #[derive(Default)]
     Seq, "seq"
 }
-number! {
+number_newtype! {
     /// A subject's revision: +1 for every change. 0 is the revision of an unchanged subject.
+    #[derive(Default)]
     Rev, "rev"
 }
-number! {
+number_newtype! {
     /// Ownership epoch of a subject; it grows with each claim. The first is 1.
+    #[derive(Default)]
     Term, "term"
 }
-number! {
+number_newtype! {
     /// Position of a segment in a log.
+    #[derive(Default)]
     Slot, "slot"
 }
 
@@ -240,19 +211,7 @@ impl FromStr for ServerName {
     }
 }
 
-impl TryFrom<String> for ServerName {
-    type Error = InvalidName;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::new(&text)
-    }
-}
-
-impl From<ServerName> for String {
-    fn from(name: ServerName) -> Self {
-        name.as_str().to_owned()
-    }
-}
+stored_as_text!(ServerName);
 
 /// The id of a log, and of the server process that writes it: the server's name and a ULID generated at the start of the
 /// process, printed as `persist-1-01J9Z3…`.
@@ -295,28 +254,12 @@ impl FromStr for LogId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidName::new("log id", text, "a server name, a dash and an upper-case ULID");
         let (server, ulid) = text.rsplit_once('-').ok_or_else(invalid)?;
-        let parsed = Ulid::from_string(ulid).map_err(|_| invalid())?;
-        // One log, one spelling: ULIDs ignore case, folder names do not.
-        if parsed.to_string() != ulid {
-            return Err(invalid());
-        }
-        Ok(Self::new(ServerName::new(server).map_err(|_| invalid())?, parsed))
+        let ulid = parse_ulid(ulid).ok_or_else(invalid)?;
+        Ok(Self::new(ServerName::new(server).map_err(|_| invalid())?, ulid))
     }
 }
 
-impl TryFrom<String> for LogId {
-    type Error = InvalidName;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<LogId> for String {
-    fn from(id: LogId) -> Self {
-        id.to_string()
-    }
-}
+stored_as_text!(LogId);
 
 macro_rules! ulid_id {
     ($(#[$doc:meta])* $name:ident, $word:literal) => {
@@ -343,27 +286,13 @@ macro_rules! ulid_id {
             type Err = InvalidName;
 
             fn from_str(text: &str) -> Result<Self, Self::Err> {
-                Ulid::from_string(text)
-                    .ok()
-                    .filter(|ulid| ulid.to_string() == text)
+                parse_ulid(text)
                     .map(Self)
                     .ok_or_else(|| InvalidName::new($word, text, "an upper-case ULID"))
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = InvalidName;
-
-            fn try_from(text: String) -> Result<Self, Self::Error> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(id: $name) -> Self {
-                id.to_string()
-            }
-        }
+        stored_as_text!($name);
     };
 }
 
@@ -411,28 +340,13 @@ impl FromStr for ValueDigest {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        let number = u64::from_str_radix(text, 16).ok();
-        number
-            .filter(|_| text.len() == 16 && text.bytes().all(lower_hex))
+        parse_hex(text)
             .map(Self)
             .ok_or_else(|| InvalidName::new("digest", text, "16 lower-case hexadecimal digits"))
     }
 }
 
-impl TryFrom<String> for ValueDigest {
-    type Error = InvalidName;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<ValueDigest> for String {
-    fn from(digest: ValueDigest) -> Self {
-        digest.to_string()
-    }
-}
+stored_as_text!(ValueDigest);
 
 /// The permanent id of a changing request, so that it is applied at most once: the session and a growing counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`subject`] | [`Subject`], the name of a stream or key-value store, and its escaping for bucket keys |
 //! | [`ids`] | a newtype for every number and name: [`Seq`], [`Rev`], [`Term`], [`LogId`], … |
+//! | [`newtype`] | the macros behind these newtypes, for other crates too |
 //! | [`route`] | the NATS addresses of the messages, built and parsed in one place |
 //! | [`message`] | stored messages, changes and events |
 //! | [`data`] | requests and replies of the data operations |
@@ -15,8 +16,10 @@
 //! | [`admin`] | operators' requests about the assignment of subjects, and messages between coordinators |
 //! | [`health`] | health documents (JSON) |
 //! | [`error`] | [`ErrorReply`]: a code with retry advice and execution state |
+//! | [`overload`] | [`OverloadCause`]: why a request is rejected as `overloaded`, and the retry delay |
 //! | [`limits`] | every limit, checked against the others at compile time |
 //! | [`codec`] | MessagePack encoding and decoding; input that is not exactly one value is rejected |
+//! | [`version`] | the version of the wire protocol |
 //! | [`transfer`] | requests and replies for the upload and download of large values |
 
 pub mod admin;
@@ -28,16 +31,21 @@ pub mod health;
 pub mod ids;
 pub mod limits;
 pub mod message;
+pub mod newtype;
+pub mod overload;
 pub mod route;
 pub mod subject;
 pub mod transfer;
+pub mod version;
 
-pub use codec::{ProtocolVersion, decode, decode_request, encode};
+pub use codec::{decode, decode_request, encode};
 pub use error::{ErrorCode, ErrorReply, Executed, RetryAdvice};
 pub use ids::{
     Incarnation, Level, LogId, MessageId, Position, RequestId, Rev, Seq, ServerName, SessionId, Slot, Term,
     Timestamp, UploadId, ValueDigest,
 };
 pub use message::{Change, Event, Headers, Message};
+pub use overload::OverloadCause;
 pub use route::{Op, Prefix, Route, RoutePattern};
 pub use subject::Subject;
+pub use version::ProtocolVersion;

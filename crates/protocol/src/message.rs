@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::ProtocolVersion;
 use crate::ids::{Level, MessageId, Position, Rev, Seq, Term, Timestamp};
+use crate::version::ProtocolVersion;
 
 /// Headers of a message: name and value, in the order of the caller. A name may occur more than once.
 ///

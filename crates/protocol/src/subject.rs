@@ -166,19 +166,7 @@ impl FromStr for Subject {
     }
 }
 
-impl TryFrom<String> for Subject {
-    type Error = InvalidSubject;
-
-    fn try_from(name: String) -> Result<Self, Self::Error> {
-        Self::new(&name)
-    }
-}
-
-impl From<Subject> for String {
-    fn from(subject: Subject) -> Self {
-        subject.as_str().to_owned()
-    }
-}
+crate::stored_as_text!(Subject);
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,8 +7,9 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{ProtocolVersion, versioned};
+use crate::codec::versioned;
 use crate::ids::{Rev, Seq, UploadId, ValueDigest};
+use crate::version::ProtocolVersion;
 
 /// An uploaded value, in place of a value in the set itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

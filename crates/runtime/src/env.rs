@@ -1,14 +1,14 @@
 //! Clocks and random number generators.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rand::rngs::{StdRng, SysRng};
-use rand::{Rng, SeedableRng, TryRng};
+use rand::TryRng;
+use rand::rngs::SysRng;
 use ulid::Ulid;
 
-use crate::process::Process;
+use crate::process::Simulation;
 use crate::tasks::Tasks;
 
 /// Two clocks: the wall clock, and a clock that never goes back.
@@ -45,32 +45,6 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock for tests and simulation: follows tokio's clock, which a test can pause, from a chosen start.
-#[derive(Debug, Clone, Copy)]
-pub struct VirtualClock {
-    origin: tokio::time::Instant,
-    wall_at_origin: Duration,
-}
-
-impl VirtualClock {
-    /// A clock whose wall time is `wall` (since the Unix epoch) at the moment of the call. Needs a tokio runtime.
-    #[must_use]
-    #[expect(clippy::disallowed_methods)] // Tokio's clock, which the test controls.
-    pub fn starting_at(wall: Duration) -> Self {
-        Self { origin: tokio::time::Instant::now(), wall_at_origin: wall }
-    }
-}
-
-impl Clock for VirtualClock {
-    fn wall(&self) -> Duration {
-        self.wall_at_origin + self.boot()
-    }
-
-    fn boot(&self) -> Duration {
-        self.origin.elapsed()
-    }
-}
-
 /// The random number generator of the operating system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemEntropy;
@@ -82,43 +56,14 @@ impl Entropy for SystemEntropy {
     }
 }
 
-/// A seeded RNG: the same seed gives the same numbers.
-#[derive(Debug)]
-pub struct SeededEntropy(Mutex<StdRng>);
-
-impl SeededEntropy {
-    /// An RNG with this seed.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self(Mutex::new(StdRng::seed_from_u64(seed)))
-    }
-}
-
-impl Entropy for SeededEntropy {
-    fn next_u64(&self) -> u64 {
-        // The RNG has no invariant that a panic elsewhere could break.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
-    }
-}
-
-/// Where blocking work runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Blocking {
-    /// On tokio's pool for blocking work.
-    Pool,
-    /// At once, on the caller's thread: a paused clock would advance during work on another thread.
-    Inline,
-}
-
 /// All external inputs of a component. Cloning is cheap and shares the sources.
 #[derive(Clone)]
 pub struct Env {
-    clock: Arc<dyn Clock>,
-    entropy: Arc<dyn Entropy>,
-    blocking: Blocking,
-    boot_id: Option<Arc<str>>,
-    /// Under simulation, the process that owns the tasks.
-    process: Option<Process>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) boot_id: Option<Arc<str>>,
+    /// `None`: tasks and blocking work run on tokio's threads.
+    pub(crate) simulation: Option<Simulation>,
 }
 
 impl Env {
@@ -128,37 +73,15 @@ impl Env {
         Self {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
-            blocking: Blocking::Pool,
             boot_id: system_boot_id(),
-            process: None,
+            simulation: None,
         }
     }
 
-    /// An environment with the given sources, in which blocking work runs inline.
-    #[must_use]
-    pub fn simulated(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
-        Self { clock, entropy, blocking: Blocking::Inline, boot_id: Some("simulated".into()), process: None }
-    }
-
-    /// The same environment after a start of the machine; see [`Env::boot_id`].
-    #[must_use]
-    pub fn booted(self, boot_id: &str) -> Self {
-        Self { boot_id: Some(boot_id.into()), ..self }
-    }
-
-    /// The same environment for one process: its [tasks](Self::tasks) are paused and killed together.
-    #[must_use]
-    pub fn of_process(self, process: Process) -> Self {
-        Self { process: Some(process), ..self }
-    }
-
-    /// An owner of tasks, without tasks yet. In a simulated [process](Self::of_process) the tasks belong to that process.
+    /// An owner of tasks, without tasks yet. In a simulated process the tasks belong to that process.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
-        match &self.process {
-            Some(process) => Tasks::of_process(process.clone()),
-            None => Tasks::new(),
-        }
+        Tasks::of_process(self.simulation.as_ref().and_then(Simulation::process))
     }
 
     /// Microseconds since the Unix epoch; see [`Clock::wall`].
@@ -205,13 +128,13 @@ impl Env {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        match self.blocking {
-            Blocking::Inline => work(),
-            Blocking::Pool => match tokio::task::spawn_blocking(work).await {
-                Ok(done) => done,
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Err(_) => panic!("the runtime shut down before blocking work could start"),
-            },
+        if self.simulation.is_some() {
+            return work();
+        }
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => panic!("the runtime shut down before blocking work could start"),
         }
     }
 }
@@ -224,32 +147,13 @@ fn system_boot_id() -> Option<Arc<str>> {
 
 impl fmt::Debug for Env {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Env").field("blocking", &self.blocking).finish_non_exhaustive()
+        f.debug_struct("Env").field("simulation", &self.simulation).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Two random number generators with the same seed give the same numbers.
-    #[test]
-    fn rng_with_same_seed_gives_same_numbers() {
-        let (one, other) = (SeededEntropy::new(7), SeededEntropy::new(7));
-        assert!((0..10).all(|_| one.next_u64() == other.next_u64()));
-        assert_ne!(SeededEntropy::new(8).next_u64(), SeededEntropy::new(7).next_u64());
-    }
-
-    /// A simulated environment follows the paused clock.
-    #[tokio::test(start_paused = true)]
-    async fn env_simulated_follows_paused_clock() {
-        let clock = Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000)));
-        let env = Env::simulated(clock, Arc::new(SeededEntropy::new(1)));
-        tokio::time::sleep(Duration::from_secs(3_600)).await;
-        assert_eq!(env.boot(), Duration::from_secs(3_600));
-        assert_eq!(env.wall_micros(), 4_600_000_000);
-        assert_eq!(env.blocking(|| 7).await, 7);
-    }
 
     /// The system environment gives the current wall time, a monotonic clock and unique ids.
     #[test]

@@ -44,7 +44,7 @@ impl std::error::Error for LoggingError {
 }
 
 /// Sends the process's log to standard error. `filter` is a level (`info`) or directives of `tracing`'s `EnvFilter`
-/// (`info,dormouse_storage=debug`).
+/// (`info,dormouse_engine=debug`).
 ///
 /// # Errors
 /// [`LoggingError`] if `filter` is invalid, or if logging is already set up.

@@ -1,8 +1,8 @@
 //! A value with waiters.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use tokio::sync::Notify;
+
+use crate::lock::Lock;
 
 /// A value with waiters; each waiter has its own condition.
 ///
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 /// runs of a simulation would differ.
 #[derive(Debug, Default)]
 pub struct Observable<T> {
-    value: Mutex<T>,
+    value: Lock<T>,
     changed: Notify,
 }
 
@@ -18,7 +18,7 @@ impl<T> Observable<T> {
     /// Wraps the initial value.
     #[must_use]
     pub fn new(value: T) -> Self {
-        Self { value: Mutex::new(value), changed: Notify::new() }
+        Self { value: Lock::new(value), changed: Notify::new() }
     }
 
     /// The current value.
@@ -27,18 +27,18 @@ impl<T> Observable<T> {
     where
         T: Clone,
     {
-        self.lock().clone()
+        self.value.lock().clone()
     }
 
     /// Replaces the value and notifies all waiters.
     pub fn set(&self, value: T) {
-        *self.lock() = value;
+        *self.value.lock() = value;
         self.changed.notify_waiters();
     }
 
     /// Changes the value. If `change` returns true, all waiters are notified. The value is locked meanwhile.
     pub fn change(&self, change: impl FnOnce(&mut T) -> bool) -> bool {
-        let changed = change(&mut self.lock());
+        let changed = change(&mut self.value.lock());
         if changed {
             self.changed.notify_waiters();
         }
@@ -54,17 +54,12 @@ impl<T> Observable<T> {
         loop {
             // Created before the check: a change after the check is not missed.
             let changed = self.changed.notified();
-            let matching = Some(self.lock()).filter(|value| reached(value)).map(|value| value.clone());
+            let matching = Some(self.value.lock()).filter(|value| reached(value)).map(|value| value.clone());
             match matching {
                 Some(value) => return value,
                 None => changed.await,
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, T> {
-        // The caller is responsible for the consistency of the value.
-        self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,17 +95,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn observable_wakes_waiters_in_order_of_arrival() {
         let (observable, tasks) = (Arc::new(Observable::new(false)), Tasks::new());
-        let notified = Arc::new(Mutex::new(Vec::new()));
+        let notified = Arc::new(Lock::new(Vec::new()));
         for number in 0..50 {
             let (observable, notified) = (Arc::clone(&observable), Arc::clone(&notified));
             tasks.spawn("waits", async move {
                 observable.wait_for(|value| *value).await;
-                notified.lock().unwrap().push(number);
+                notified.lock().push(number);
             });
         }
         tokio::task::yield_now().await;
         observable.set(true);
         assert_eq!(tasks.finish(Duration::from_secs(5)).await, Ok(()));
-        assert_eq!(*notified.lock().unwrap(), (0..50).collect::<Vec<_>>());
+        assert_eq!(*notified.lock(), (0..50).collect::<Vec<_>>());
     }
 }

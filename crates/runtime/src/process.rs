@@ -5,8 +5,29 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
+
+use crate::lock::Lock;
+
+/// How an [`Env`](crate::Env) runs tasks and blocking work under simulation. Blocking work runs at once, on the caller's
+/// thread: a paused clock would advance during work on another thread.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Simulation {
+    process: Option<Process>,
+}
+
+impl Simulation {
+    /// The tasks belong to `process`.
+    pub(crate) fn of_process(process: Process) -> Self {
+        Self { process: Some(process) }
+    }
+
+    /// The process that owns the tasks.
+    pub(crate) fn process(&self) -> Option<Process> {
+        self.process.clone()
+    }
+}
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -33,14 +54,14 @@ struct ProcessState {
 /// A task of the process.
 struct Task {
     /// `None` when the task has ended; locked while it is being polled.
-    work: Mutex<Option<Work>>,
-    waker: Mutex<Option<Waker>>,
+    work: Lock<Option<Work>>,
+    waker: Lock<Option<Waker>>,
 }
 
 /// A process under simulation: the tasks that [`Env::tasks`](crate::Env::tasks) of its [`Env`](crate::Env) spawned.
 /// Cloning shares it.
 #[derive(Clone)]
-pub struct Process(Arc<Mutex<ProcessState>>);
+pub struct Process(Arc<Lock<ProcessState>>);
 
 impl Default for Process {
     fn default() -> Self {
@@ -52,7 +73,7 @@ impl Process {
     /// A running process without tasks.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(ProcessState {
+        Self(Arc::new(Lock::new(ProcessState {
             run_state: RunState::Running,
             hook: None,
             steps: 0,
@@ -128,9 +149,8 @@ impl Process {
         };
         for task in tasks.into_values() {
             let work = match task.work.try_lock() {
-                Ok(mut work) => work.take(),
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),
-                Err(TryLockError::WouldBlock) => panic!("a step must not kill its own process"),
+                Some(mut work) => work.take(),
+                None => panic!("a step must not kill its own process"),
             };
             // Outside of every lock: a drop may run arbitrary code.
             drop(work);
@@ -145,7 +165,7 @@ impl Process {
         state.next_task += 1;
         let alive = state.run_state != RunState::Dead;
         let work: Option<Work> = if alive { Some(Box::pin(work)) } else { None };
-        let task = Arc::new(Task { work: Mutex::new(work), waker: Mutex::default() });
+        let task = Arc::new(Task { work: Lock::new(work), waker: Lock::default() });
         if alive {
             state.tasks.insert(number, Arc::clone(&task));
         }
@@ -177,7 +197,7 @@ impl Process {
 
     fn state(&self) -> MutexGuard<'_, ProcessState> {
         // Each change is complete before any foreign code is called.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -189,7 +209,7 @@ impl ProcessState {
 
 impl Task {
     fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waker.lock()
     }
 
     fn wake(&self) {
@@ -233,7 +253,7 @@ impl Future for ProcessTask {
             RunState::Running => {}
         }
         // Locked during the poll: a kill in between is a defect of the simulation, and panics.
-        let mut work = self.task.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = self.task.work.lock();
         let Some(running) = work.as_mut() else { return Poll::Ready(()) };
         if running.as_mut().poll(context).is_pending() {
             return Poll::Pending;
@@ -246,7 +266,7 @@ impl Future for ProcessTask {
 impl Drop for ProcessTask {
     fn drop(&mut self) {
         self.process.state().tasks.remove(&self.number);
-        let work = self.task.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let work = self.task.work.lock().take();
         drop(work);
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::lock::Lock;
 use crate::process::Process;
 
 /// The stop signal of an owner to its tasks. Cloning shares it.
@@ -45,7 +46,7 @@ impl Stop {
 pub struct Tasks {
     tracker: TaskTracker,
     stop: Stop,
-    running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+    running: Arc<Lock<BTreeMap<&'static str, usize>>>,
     /// Under simulation, the process that owns the tasks.
     process: Option<Process>,
 }
@@ -72,9 +73,9 @@ impl Tasks {
         Self::default()
     }
 
-    /// As [`Tasks::new`], for tasks of a simulated process.
-    pub(crate) fn of_process(process: Process) -> Self {
-        Self { process: Some(process), ..Self::default() }
+    /// As [`Tasks::new`]; under simulation, for tasks of `process`.
+    pub(crate) fn of_process(process: Option<Process>) -> Self {
+        Self { process, ..Self::default() }
     }
 
     /// The stop signal of these tasks.
@@ -110,7 +111,7 @@ impl Tasks {
         self.stop.request();
         self.tracker.close();
         tokio::time::timeout(deadline, self.tracker.wait()).await.map_err(|_| {
-            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let running = self.running.lock();
             Unfinished(running.iter().map(|(name, number)| (*name, *number)).collect())
         })
     }
@@ -119,12 +120,12 @@ impl Tasks {
 /// The entry of one running task in its owner's table. Dropping removes it, also after a panic.
 struct TaskEntry {
     name: &'static str,
-    table: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+    table: Arc<Lock<BTreeMap<&'static str, usize>>>,
 }
 
 impl TaskEntry {
-    fn enter(name: &'static str, table: &Arc<Mutex<BTreeMap<&'static str, usize>>>) -> Self {
-        *table.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+    fn enter(name: &'static str, table: &Arc<Lock<BTreeMap<&'static str, usize>>>) -> Self {
+        *table.lock().entry(name).or_default() += 1;
         Self { name, table: Arc::clone(table) }
     }
 }
@@ -134,7 +135,7 @@ impl Drop for TaskEntry {
         if std::thread::panicking() {
             tracing::error!(task = self.name, "task panicked");
         }
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.lock();
         if let Some(number) = table.get_mut(self.name) {
             *number -= 1;
             if *number == 0 {

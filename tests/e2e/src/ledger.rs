@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use dormouse_checker::{ServerFault, ServerFaultKind};
 use dormouse_protocol::{Level, Message, MessageId, Position, Rev, ServerName};
 
 /// The status of a write, as reported to its writer.
@@ -54,29 +55,6 @@ pub struct Write {
     pub status: WriteStatus,
     /// The acknowledgements.
     pub acks: Vec<Ack>,
-}
-
-/// The kind of a server's fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultKind {
-    /// The process was killed; its disk is intact.
-    Killed,
-    /// The process was killed, and its disk is empty.
-    Wiped,
-}
-
-/// A fault of a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FaultEvent {
-    /// The server.
-    pub server: ServerName,
-    /// The kind.
-    pub kind: FaultKind,
-    /// The time since which the server may not have saved accepted changes. Since then it was paused or down, or it had
-    /// not finished the recovery of its predecessor's log.
-    pub since: Duration,
-    /// The time of the fault.
-    pub at: Duration,
 }
 
 /// The record of one subject.
@@ -186,13 +164,14 @@ impl Ledger {
         acks.filter(|ack| self.is_durable(ack)).map(Ack::position).max_by_key(order)
     }
 
-    /// Returns the violations, given the messages of the subject and the values in `lost/`.
+    /// Returns the violations, given the messages of the subject, the values in `lost/` and the faults of the servers.
+    /// Only a [wiped disk](ServerFaultKind::DiskWiped) may lose changes above level `memory`.
     #[must_use]
     pub fn violations(
         &self,
         state: &[Message],
         lost: &BTreeSet<String>,
-        faults: &[FaultEvent],
+        faults: &[ServerFault],
     ) -> Vec<String> {
         let mut problems = self.problems.clone();
         let mut values: HashMap<String, &Message> = HashMap::new();
@@ -265,7 +244,7 @@ impl Ledger {
         value: &str,
         ack: &Ack,
         lost: &BTreeSet<String>,
-        faults: &[FaultEvent],
+        faults: &[ServerFault],
     ) -> Option<&'static str> {
         if self.is_durable(ack) {
             return Some("and it was in the bucket");
@@ -273,11 +252,11 @@ impl Ledger {
         if lost.contains(value) {
             return None;
         }
-        let excuses = |fault: &&FaultEvent| {
-            let in_time = ack.asked <= fault.at && ack.at + self.unshipped >= fault.since;
+        let excuses = |fault: &&ServerFault| {
+            let in_time = ack.asked <= fault.until && ack.at + self.unshipped >= fault.since;
             Some(&fault.server) == ack.server.as_ref()
                 && in_time
-                && (fault.kind == FaultKind::Wiped || ack.level == Level::Memory)
+                && (fault.kind == ServerFaultKind::DiskWiped || ack.level == Level::Memory)
         };
         if faults.iter().any(|fault| excuses(&fault)) {
             return None;
@@ -360,9 +339,9 @@ mod tests {
         }
     }
 
-    fn fault(name: &str, kind: FaultKind, at: u64) -> FaultEvent {
+    fn fault(name: &str, kind: ServerFaultKind, at: u64) -> ServerFault {
         let at = Duration::from_secs(at);
-        FaultEvent { server: server(name), kind, since: at, at }
+        ServerFault { server: server(name), kind, since: at, until: at }
     }
 
     fn stream(level: Level) -> Ledger {
@@ -379,7 +358,7 @@ mod tests {
         numbers.iter().map(|number| message(&format!("v{number};"), None, 1, *number)).collect()
     }
 
-    fn violations_of(ledger: &Ledger, state: &[Message], lost: &[&str], faults: &[FaultEvent]) -> usize {
+    fn violations_of(ledger: &Ledger, state: &[Message], lost: &[&str], faults: &[ServerFault]) -> usize {
         let lost = lost.iter().map(|&value| value.to_owned()).collect();
         ledger.violations(state, &lost, faults).len()
     }
@@ -389,7 +368,7 @@ mod tests {
     fn bucket_ack_loss_is_always_a_violation() {
         let ledger = stream(Level::Bucket);
         assert_eq!(violations_of(&ledger, &state(&[1, 2, 3]), &[], &[]), 0);
-        let faults = [fault("persist-1", FaultKind::Wiped, 30)];
+        let faults = [fault("persist-1", ServerFaultKind::DiskWiped, 30)];
         assert_eq!(violations_of(&ledger, &state(&[1, 2]), &["v3;"], &faults), 1);
         // Under another id it is another message.
         let moved = [state(&[1, 2]), vec![message("v3;", None, 2, 3)]].concat();
@@ -404,30 +383,50 @@ mod tests {
             assert_eq!(violations_of(&ledger, &state(&[1, 2]), &[], &[]), 1, "no fault");
             assert_eq!(violations_of(&ledger, &state(&[1, 2]), &["v3;"], &[]), 0, "kept in lost/");
             assert_eq!(
-                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Killed, 30)]),
+                violations_of(
+                    &ledger,
+                    &state(&[1, 2]),
+                    &[],
+                    &[fault("persist-1", ServerFaultKind::Killed, 30)]
+                ),
                 1
             );
             assert_eq!(
-                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Wiped, 31)]),
+                violations_of(
+                    &ledger,
+                    &state(&[1, 2]),
+                    &[],
+                    &[fault("persist-1", ServerFaultKind::DiskWiped, 31)]
+                ),
                 0
             );
             assert_eq!(
-                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Wiped, 32)]),
+                violations_of(
+                    &ledger,
+                    &state(&[1, 2]),
+                    &[],
+                    &[fault("persist-1", ServerFaultKind::DiskWiped, 32)]
+                ),
                 1,
                 "shipped"
             );
             assert_eq!(
-                violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-2", FaultKind::Wiped, 31)]),
+                violations_of(
+                    &ledger,
+                    &state(&[1, 2]),
+                    &[],
+                    &[fault("persist-2", ServerFaultKind::DiskWiped, 31)]
+                ),
                 1
             );
         }
         let ledger = stream(Level::Memory);
         assert_eq!(
-            violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Killed, 31)]),
+            violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", ServerFaultKind::Killed, 31)]),
             0
         );
         assert_eq!(
-            violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", FaultKind::Killed, 32)]),
+            violations_of(&ledger, &state(&[1, 2]), &[], &[fault("persist-1", ServerFaultKind::Killed, 32)]),
             1,
             "written"
         );
@@ -437,7 +436,7 @@ mod tests {
     #[test]
     fn durable_position_covers_earlier_writes_of_one_term() {
         let mut ledger = stream(Level::Memory);
-        let faults = [fault("persist-1", FaultKind::Wiped, 20)];
+        let faults = [fault("persist-1", ServerFaultKind::DiskWiped, 20)];
         assert_eq!(violations_of(&ledger, &state(&[1, 3]), &[], &faults), 0);
         ledger.durable(ack(Level::Memory, 1, 2, 0).position());
         assert_eq!(violations_of(&ledger, &state(&[1, 3]), &[], &faults), 1);
@@ -470,7 +469,7 @@ mod tests {
         ledger.sent("b;", None);
         ledger.acknowledged("a;", ack(Level::Memory, 1, 1, 10));
         ledger.read(&[message("b;", None, 1, 1)], UNSHIPPED);
-        let faults = [fault("persist-1", FaultKind::Wiped, 10)];
+        let faults = [fault("persist-1", ServerFaultKind::DiskWiped, 10)];
         assert!(violations_of(&ledger, &[], &[], &faults) > 0);
     }
 

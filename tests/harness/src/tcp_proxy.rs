@@ -1,7 +1,8 @@
 //! A connection between two processes that can be cut: a TCP proxy on the loopback interface.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,10 +24,10 @@ pub enum ProxyMode {
     Cut,
     /// No data arrives in either direction, and no side is notified. The data sent in the meantime arrives later.
     Stalled,
-    /// Requests arrive, and replies are held until later.
-    RepliesStalled,
-    /// Requests arrive, and replies are dropped. Connections that lost data break when the proxy forwards again.
-    RepliesLost,
+    /// Requests arrive, and their answers arrive later.
+    AnswersStalled,
+    /// Requests arrive, and their answers are dropped. Connections that lost data break when the proxy forwards again.
+    AnswersLost,
     /// The data arrives with this delay.
     Slow(Duration),
 }
@@ -36,7 +37,8 @@ pub enum ProxyMode {
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
-    target: Arc<Mutex<Option<u16>>>,
+    /// The port of the target; 0: none.
+    target: Arc<AtomicU16>,
     mode: watch::Sender<ProxyMode>,
     // Dropping this field ends everything.
     _carrier: JoinSet<()>,
@@ -61,7 +63,7 @@ impl TcpProxy {
     pub async fn new(dial: DialMode) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port for a proxy")?;
         let address = listener.local_addr()?;
-        let target = Arc::new(Mutex::new(None));
+        let target = Arc::new(AtomicU16::new(0));
         let (mode, watching) = watch::channel(ProxyMode::Forward);
         let mut carrier = JoinSet::new();
         carrier.spawn(accept(listener, dial, Arc::clone(&target), watching));
@@ -70,7 +72,7 @@ impl TcpProxy {
 
     /// Sets the target: a port of this machine.
     pub fn set_target(&self, port: u16) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(port);
+        self.target.store(port, Ordering::Relaxed);
     }
 
     /// Returns the port to connect to.
@@ -94,7 +96,7 @@ impl TcpProxy {
 async fn accept(
     listener: TcpListener,
     dial: DialMode,
-    target: Arc<Mutex<Option<u16>>>,
+    target: Arc<AtomicU16>,
     mode: watch::Receiver<ProxyMode>,
 ) {
     let mut carried = JoinSet::new();
@@ -103,7 +105,7 @@ async fn accept(
             accepted = listener.accept() => {
                 // A connection that is not accepted for lack of descriptors is accepted later.
                 let Ok((near, _)) = accepted else { continue };
-                let port = *target.lock().unwrap_or_else(PoisonError::into_inner);
+                let port = Some(target.load(Ordering::Relaxed)).filter(|port| *port != 0);
                 carried.spawn(carry(near, dial, port, mode.clone()));
             }
             Some(_) = carried.join_next() => {}
@@ -170,19 +172,19 @@ async fn pass(
         let now = *mode.borrow_and_update();
         match (now, direction) {
             (ProxyMode::Slow(delay), _) => tokio::time::sleep(delay).await,
-            (ProxyMode::RepliesLost, Direction::Back) => {
+            (ProxyMode::AnswersLost, Direction::Back) => {
                 // After lost data, nothing valid can follow on this connection.
-                while from.read(&mut piece).await.unwrap_or(0) > 0 && *mode.borrow() == ProxyMode::RepliesLost
+                while from.read(&mut piece).await.unwrap_or(0) > 0 && *mode.borrow() == ProxyMode::AnswersLost
                 {
                 }
-                let _ = mode.wait_for(|mode| *mode != ProxyMode::RepliesLost).await;
+                let _ = mode.wait_for(|mode| *mode != ProxyMode::AnswersLost).await;
                 return;
             }
             _ => {}
         }
         let holds = |mode: &ProxyMode| match mode {
             ProxyMode::Stalled => true,
-            ProxyMode::RepliesStalled => direction == Direction::Back,
+            ProxyMode::AnswersStalled => direction == Direction::Back,
             _ => false,
         };
         if mode.wait_for(|mode| !holds(mode)).await.is_err() {
@@ -251,7 +253,7 @@ mod tests {
     /// Bytes that a stalled proxy holds arrive when the proxy is whole again.
     #[tokio::test]
     async fn tcp_proxy_delivers_stalled_bytes_later() {
-        for condition in [ProxyMode::Stalled, ProxyMode::RepliesStalled] {
+        for condition in [ProxyMode::Stalled, ProxyMode::AnswersStalled] {
             let mut tasks = JoinSet::new();
             let proxy = proxy(&mut tasks).await;
             let mut stream = connected(&proxy).await;
@@ -270,7 +272,7 @@ mod tests {
         let mut tasks = JoinSet::new();
         let proxy = proxy(&mut tasks).await;
         let mut stream = connected(&proxy).await;
-        proxy.set(ProxyMode::RepliesLost);
+        proxy.set(ProxyMode::AnswersLost);
         stream.write_all(b"a").await.unwrap();
         let early = tokio::time::timeout(Duration::from_millis(50), receives(&mut stream, "a")).await;
         assert!(early.is_err());

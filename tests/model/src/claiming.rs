@@ -2,16 +2,16 @@
 
 use std::rc::Rc;
 
+use dormouse_commit_log::log::seal::SealMachine;
+use dormouse_engine::ownership::claim::{
+    Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource,
+};
+use dormouse_engine::ownership::reclaim::ReclaimInput;
+use dormouse_engine::ownership::{self, CreateResult, ManifestRead};
 use dormouse_format::checksum::Crc64;
 use dormouse_format::keys::{DeltaName, Folder, ManifestNumber, SnapshotName};
 use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef};
 use dormouse_protocol::{ErrorCode, LogId, Rev, Seq, Slot};
-use dormouse_storage::log::seal::SealMachine;
-use dormouse_storage::ownership::claim::{
-    Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource,
-};
-use dormouse_storage::ownership::reclaim::ReclaimInput;
-use dormouse_storage::ownership::{self, CreateResult, ManifestRead};
 
 use crate::action::Job;
 use crate::bucket::{BaseName, BaseObject, ModelEntry, SlotObject, log_id, log_number, subject};

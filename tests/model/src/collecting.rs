@@ -1,10 +1,10 @@
 //! Collectors: the deletions that production's rules permit, and the objects whose deletion no process can observe.
 
+use dormouse_commit_log::log::SlotUse;
+use dormouse_engine::ownership::garbage;
 use dormouse_format::keys::{BucketKey, SubjectKeys};
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{Rev, Slot};
-use dormouse_storage::ownership::garbage;
-use dormouse_storage::ownership::garbage::SlotUse;
 
 use crate::bucket::{BaseName, DetachedCreate, FolderObjects, LogObjects, SlotObject, log_id, subject};
 use crate::process::{Process, SubjectRole, Want};

@@ -1,9 +1,9 @@
 //! Reclaims an orphaned log: the duties of production's shell around [`LogReclaim`].
 
+use dormouse_commit_log::log::seal::SealMachine;
+use dormouse_engine::ownership::claim::Claim;
+use dormouse_engine::ownership::reclaim::{LogReclaim, ReclaimEffect, ReclaimInput, SubjectInLog};
 use dormouse_protocol::Slot;
-use dormouse_storage::log::seal::SealMachine;
-use dormouse_storage::ownership::claim::Claim;
-use dormouse_storage::ownership::reclaim::{LogReclaim, ReclaimEffect, ReclaimInput, SubjectInLog};
 
 use crate::action::Job;
 use crate::bucket::{log_id, subject, subject_index};

@@ -1,11 +1,11 @@
 //! A model of the bucket, the network and a few processes. Production's machines decide about logs, claims and
 //! manifests in it, and an explorer visits every reachable state.
 //!
-//! The machines are production's own: [`LogOwner`](dormouse_storage::log::owner::LogOwner),
-//! [`SealMachine`](dormouse_storage::log::seal::SealMachine), [`Tails`](dormouse_storage::log::tails::Tails),
-//! [`Claim`](dormouse_storage::ownership::claim::Claim), [`Publish`](dormouse_storage::ownership::publish::Publish),
-//! [`LogReclaim`](dormouse_storage::ownership::reclaim::LogReclaim) and the rules of
-//! [`garbage`](dormouse_storage::ownership::garbage). The model replaces their shells, the network and the bucket.
+//! The machines are production's own: [`LogOwner`](dormouse_commit_log::log::owner::LogOwner),
+//! [`SealMachine`](dormouse_commit_log::log::seal::SealMachine), [`Tails`](dormouse_commit_log::log::tails::Tails),
+//! [`Claim`](dormouse_engine::ownership::claim::Claim), [`Publish`](dormouse_engine::ownership::publish::Publish),
+//! [`LogReclaim`](dormouse_engine::ownership::reclaim::LogReclaim) and the rules of
+//! [`garbage`](dormouse_engine::ownership::garbage). The model replaces their shells, the network and the bucket.
 //!
 //! | module | contains |
 //! |---|---|

@@ -2,15 +2,15 @@
 
 use std::rc::Rc;
 
+use dormouse_commit_log::log::owner::{LogOwner, ReadNumber};
+use dormouse_commit_log::log::seal::SealMachine;
+use dormouse_commit_log::log::tails::Tails;
+use dormouse_engine::ownership::claim::{Claim, TailSource};
+use dormouse_engine::ownership::publish::Publish;
+use dormouse_engine::ownership::reclaim::{LogReclaim, ReclaimInput};
 use dormouse_format::keys::ManifestNumber;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::Slot;
-use dormouse_storage::log::owner::{LogOwner, ReadNumber};
-use dormouse_storage::log::seal::SealMachine;
-use dormouse_storage::log::tails::Tails;
-use dormouse_storage::ownership::claim::{Claim, TailSource};
-use dormouse_storage::ownership::publish::Publish;
-use dormouse_storage::ownership::reclaim::{LogReclaim, ReclaimInput};
 
 use crate::bucket::{ModelEntry, SlotObject};
 use crate::settings::{MAX_REVS, MAX_SUBJECTS};

@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
+use dormouse_engine::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
+use dormouse_engine::ownership::{CreateResult, ManifestRead, NewBase};
 use dormouse_format::keys::Folder;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, Rev, Seq};
-use dormouse_storage::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
-use dormouse_storage::ownership::{CreateResult, ManifestRead, NewBase};
 
 use crate::action::Job;
 use crate::process::{Call, Leaving, Publishing, SubjectRole};

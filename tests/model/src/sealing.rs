@@ -1,8 +1,8 @@
 //! Gets a log sealed: the duties of production's shell around
-//! [`SealMachine`](dormouse_storage::log::seal::SealMachine).
+//! [`SealMachine`](dormouse_commit_log::log::seal::SealMachine).
 
+use dormouse_commit_log::log::seal::{SealEffect, SealInput, SealedSlotRead};
 use dormouse_protocol::Slot;
-use dormouse_storage::log::seal::{SealEffect, SealInput, SealedSlotRead};
 
 use crate::bucket::{DetachedCreate, SlotObject};
 use crate::check::Violation;

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use dormouse_commit_log::log::owner::{OwnerEffect, OwnerInput, Probed, PutOutcome, ReadNumber};
+use dormouse_commit_log::log::tails::ShippedEntries;
 use dormouse_protocol::{Rev, Slot};
-use dormouse_storage::log::owner::{OwnerEffect, OwnerInput, Probed, PutOutcome, ReadNumber};
-use dormouse_storage::log::tails::ShippedEntries;
 
 use crate::action::Job;
 use crate::bucket::ModelEntry;

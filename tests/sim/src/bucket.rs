@@ -1,22 +1,19 @@
-//! The paths to the bucket, observed at both ends: the requests and replies of a server, and the real effects at the
-//! store.
+//! Observers of the paths to the bucket, at both ends: the requests and replies of a server, and the real effects at the
+//! store. The buckets themselves are those of the testkit.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix, ManifestNumber};
+use dormouse_bucket::{BucketError, BucketOperation, Created};
+use dormouse_format::keys::{BucketKey, ManifestNumber};
 use dormouse_format::manifest::Manifest;
 use dormouse_format::segment::{SlotKind, decode_header};
 use dormouse_protocol::subject::Unescaped;
 use dormouse_protocol::{LogId, Slot, Subject};
-use dormouse_storage::bucket::faults::{BucketFault, FaultyBucket};
-use dormouse_storage::bucket::{Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch};
+use dormouse_runtime::Lock;
+use dormouse_testkit::bucket::{BucketAnswer, BucketCall, BucketFault, BucketObserver, FaultyBucket};
 
 use crate::bucket_outage::BucketOutage;
 use crate::rng::SeededRng;
@@ -31,12 +28,11 @@ pub trait StoreObserver: Send + Sync + 'static {
     fn owned(&self, manifest: &Manifest);
 }
 
-/// The store itself, observed: it records created and recreated objects.
-pub struct Store {
-    inner: Arc<dyn Bucket>,
+/// Observes the store itself: it records created and recreated objects.
+pub struct StoreEffects {
     trace: Trace,
     observer: Arc<dyn StoreObserver>,
-    state: Mutex<Seen>,
+    state: Lock<Seen>,
 }
 
 #[derive(Default)]
@@ -66,11 +62,11 @@ fn manifest_of(subject: &str, name: &str, bytes: &[u8]) -> Option<Manifest> {
     Manifest::decode(&subject, number, bytes).ok()
 }
 
-impl Store {
-    /// Observes `inner`.
+impl StoreEffects {
+    /// An observer of an empty store.
     #[must_use]
-    pub fn new(inner: Arc<dyn Bucket>, trace: Trace, observer: Arc<dyn StoreObserver>) -> Self {
-        Self { inner, trace, observer, state: Mutex::default() }
+    pub fn new(trace: Trace, observer: Arc<dyn StoreObserver>) -> Self {
+        Self { trace, observer, state: Lock::default() }
     }
 
     /// Records that `server` is about to create an object.
@@ -79,7 +75,7 @@ impl Store {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Records a created object.
@@ -191,55 +187,27 @@ impl Store {
     }
 }
 
-#[async_trait]
-impl Bucket for Store {
-    async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
-        let created = self.inner.create(key, bytes.clone()).await?;
-        self.trace.line(format_args!("store create {key} {:016x} {created:?}", brief(&bytes)));
-        match created {
-            Created::New => self.created(key, &bytes),
-            Created::Exists => self.met(key, &bytes),
+impl BucketObserver for StoreEffects {
+    fn after(&self, call: BucketCall<'_>, outcome: Result<BucketAnswer<'_>, &BucketError>) {
+        let Ok(answer) = outcome else { return };
+        match (call, answer) {
+            (BucketCall::Create(key, bytes), BucketAnswer::Created(created)) => {
+                self.trace.line(format_args!("store create {key} {:016x} {created:?}", brief(bytes)));
+                match created {
+                    Created::New => self.created(key, bytes),
+                    Created::Exists => self.met(key, bytes),
+                }
+            }
+            (BucketCall::PutFile(key), BucketAnswer::File(Some(summary))) => {
+                self.trace.line(format_args!("store put {key} {}:{:?}", summary.size_bytes, summary.crc64));
+                self.trace.count("file uploaded");
+            }
+            (BucketCall::Delete(key), _) => {
+                self.trace.line(format_args!("store delete {key}"));
+                self.deleted(key);
+            }
+            _ => {}
         }
-        Ok(created)
-    }
-
-    async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
-        self.inner.get(key).await
-    }
-
-    async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
-        self.inner.get_range(key, range).await
-    }
-
-    async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
-        self.inner.get_tail(key, count).await
-    }
-
-    async fn put_file(
-        &self,
-        key: &BucketKey,
-        path: &Path,
-        patch: HeaderPatch,
-    ) -> Result<FileSummary, BucketError> {
-        let summary = self.inner.put_file(key, path, patch).await?;
-        self.trace.line(format_args!("store put {key} {}:{:?}", summary.size_bytes, summary.crc64));
-        self.trace.count("file uploaded");
-        Ok(summary)
-    }
-
-    async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
-        self.inner.get_file(key, path).await
-    }
-
-    async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
-        self.inner.list(prefix).await
-    }
-
-    async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
-        self.inner.delete(key).await?;
-        self.trace.line(format_args!("store delete {key}"));
-        self.deleted(key);
-        Ok(())
     }
 }
 
@@ -250,10 +218,11 @@ pub trait StepObserver: Send + Sync + 'static {
     fn before_create(&self, server: &str, ours: bool);
 }
 
-/// One server's path to the bucket, observed: its requests and the replies to them.
-pub struct ObservedBucket {
-    inner: Arc<FaultyBucket>,
-    store: Arc<Store>,
+/// Observes one server's path to the bucket: its requests and the replies to them. It injects faults into the critical
+/// creates.
+pub struct ServerCalls {
+    path: Arc<FaultyBucket>,
+    store: Arc<StoreEffects>,
     trace: Trace,
     server: String,
     rng: Arc<SeededRng>,
@@ -262,20 +231,20 @@ pub struct ObservedBucket {
     outage: Arc<BucketOutage>,
 }
 
-impl ObservedBucket {
-    /// Observes `inner`, the path of `server` to `store`. `create_faults` creates of manifests and seals out of a thousand get
+impl ServerCalls {
+    /// Observes `path`, the path of `server` to `store`. `create_faults` creates of manifests and seals out of a thousand get
     /// a fault, and `step_observer` is called before each of them. `outage` records the results of the creates in the server's
     /// own log.
     #[must_use]
     pub fn new(
-        inner: Arc<FaultyBucket>,
-        store: Arc<Store>,
+        path: Arc<FaultyBucket>,
+        store: Arc<StoreEffects>,
         (trace, server, rng): (Trace, &str, Arc<SeededRng>),
         create_faults: Arc<AtomicU64>,
         step_observer: Arc<OnceLock<Arc<dyn StepObserver>>>,
         outage: Arc<BucketOutage>,
     ) -> Self {
-        Self { inner, store, trace, server: server.to_owned(), rng, create_faults, step_observer, outage }
+        Self { path, store, trace, server: server.to_owned(), rng, create_faults, step_observer, outage }
     }
 
     /// Injects a fault into the next create, if it is a critical one.
@@ -303,24 +272,19 @@ impl ObservedBucket {
             ];
             let fault = faults[usize::try_from(kind % 6).unwrap_or(0)];
             self.trace.line(format_args!("create-fault {} {key} {fault:?}", self.server));
-            self.inner.script(BucketOperation::Create, [fault]);
+            self.path.script(BucketOperation::Create, [fault]);
         }
         if let Some(step_observer) = self.step_observer.get() {
             step_observer.before_create(&self.server, ours);
         }
     }
 
-    fn record_reply<T>(
-        &self,
-        operation: &str,
-        name: &dyn fmt::Display,
-        outcome: Result<T, BucketError>,
-        words: impl FnOnce(&T) -> String,
-    ) -> Result<T, BucketError> {
+    fn record_reply(&self, call: BucketCall<'_>, outcome: Result<BucketAnswer<'_>, &BucketError>) {
         let Self { trace, server, .. } = self;
-        match &outcome {
+        let (operation, name) = operation_and_name(call);
+        match outcome {
             Ok(answer) => {
-                trace.line(format_args!("bucket {server} {operation} {name}: {}", words(answer)));
+                trace.line(format_args!("bucket {server} {operation} {name}: {}", words(call, answer)));
             }
             Err(error) => {
                 trace.count(if error.is_unknown() { "bucket reply lost" } else { "bucket error" });
@@ -334,7 +298,6 @@ impl ObservedBucket {
                 trace.line(format_args!("bucket {server} {operation} {name}: failed, {kind}"));
             }
         }
-        outcome
     }
 
     /// Returns whether the key is a slot of the server's own log.
@@ -343,73 +306,67 @@ impl ObservedBucket {
     }
 }
 
-fn size(found: &Option<Bytes>) -> String {
-    match found {
-        Some(bytes) => format!("{}:{:016x}", bytes.len(), brief(bytes)),
-        None => "nothing".to_owned(),
+/// Describes an answer in the trace.
+fn words(call: BucketCall<'_>, answer: BucketAnswer<'_>) -> String {
+    match answer {
+        BucketAnswer::Created(created) => format!("{created:?}"),
+        BucketAnswer::Bytes(Some(bytes)) => format!("{}:{:016x}", bytes.len(), brief(bytes)),
+        BucketAnswer::Bytes(None) => "nothing".to_owned(),
+        BucketAnswer::File(summary) => {
+            let size = summary.map(|summary| summary.size_bytes);
+            match (call, size) {
+                (BucketCall::PutFile(_), Some(size)) => format!("{size}"),
+                _ => format!("{size:?}"),
+            }
+        }
+        BucketAnswer::Entries(entries) => {
+            let prefix = if let BucketCall::List(prefix) = call { prefix.as_str() } else { "" };
+            let names = entries.iter().map(|entry| entry.key.as_str().trim_start_matches(prefix));
+            names.collect::<Vec<_>>().join(" ")
+        }
+        BucketAnswer::Deleted => "done".to_owned(),
     }
 }
 
-#[async_trait]
-impl Bucket for ObservedBucket {
-    async fn create(&self, key: &BucketKey, bytes: Bytes) -> Result<Created, BucketError> {
-        self.store.wants(key, &self.server);
-        self.inject_create_fault(key);
-        let outcome = self.inner.create(key, bytes).await;
-        if matches!(outcome, Ok(Created::Exists)) {
-            self.trace.count("create found an object");
+/// Names a call in the trace: its operation, and its object or prefix.
+fn operation_and_name<'a>(call: BucketCall<'a>) -> (&'static str, &'a str) {
+    match call {
+        BucketCall::Create(key, _) => ("create", key.as_str()),
+        BucketCall::Get(key) => ("get", key.as_str()),
+        BucketCall::GetRange(key) => ("range", key.as_str()),
+        BucketCall::GetTail(key) => ("tail", key.as_str()),
+        BucketCall::PutFile(key) => ("put", key.as_str()),
+        BucketCall::GetFile(key) => ("fetch", key.as_str()),
+        BucketCall::List(prefix) => ("list", prefix.as_str()),
+        BucketCall::Delete(key) => ("delete", key.as_str()),
+    }
+}
+
+impl BucketObserver for ServerCalls {
+    fn before(&self, call: BucketCall<'_>) {
+        if let BucketCall::Create(key, _) = call {
+            self.store.wants(key, &self.server);
+            self.inject_create_fault(key);
         }
-        if self.is_own_slot(key) {
-            self.outage.tried(self.trace.now(), outcome.is_ok());
+    }
+
+    fn after(&self, call: BucketCall<'_>, outcome: Result<BucketAnswer<'_>, &BucketError>) {
+        match call {
+            BucketCall::Create(key, _) => {
+                if matches!(outcome, Ok(BucketAnswer::Created(Created::Exists))) {
+                    self.trace.count("create found an object");
+                }
+                if self.is_own_slot(key) {
+                    self.outage.tried(self.trace.now(), outcome.is_ok());
+                }
+            }
+            BucketCall::GetTail(key)
+                if matches!(outcome, Ok(BucketAnswer::Bytes(None))) && self.is_own_slot(key) =>
+            {
+                self.trace.count("barrier by a probe");
+            }
+            _ => {}
         }
-        self.record_reply("create", key, outcome, |created| format!("{created:?}"))
-    }
-
-    async fn get(&self, key: &BucketKey) -> Result<Option<Bytes>, BucketError> {
-        let outcome = self.inner.get(key).await;
-        self.record_reply("get", key, outcome, size)
-    }
-
-    async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
-        let outcome = self.inner.get_range(key, range).await;
-        self.record_reply("range", key, outcome, size)
-    }
-
-    async fn get_tail(&self, key: &BucketKey, count: u64) -> Result<Option<Bytes>, BucketError> {
-        let outcome = self.inner.get_tail(key, count).await;
-        if matches!(outcome, Ok(None)) && self.is_own_slot(key) {
-            self.trace.count("barrier by a probe");
-        }
-        self.record_reply("tail", key, outcome, size)
-    }
-
-    async fn put_file(
-        &self,
-        key: &BucketKey,
-        path: &Path,
-        patch: HeaderPatch,
-    ) -> Result<FileSummary, BucketError> {
-        let outcome = self.inner.put_file(key, path, patch).await;
-        self.record_reply("put", key, outcome, |summary| format!("{}", summary.size_bytes))
-    }
-
-    async fn get_file(&self, key: &BucketKey, path: &Path) -> Result<Option<FileSummary>, BucketError> {
-        let outcome = self.inner.get_file(key, path).await;
-        self.record_reply("fetch", key, outcome, |summary| {
-            format!("{:?}", summary.map(|found| found.size_bytes))
-        })
-    }
-
-    async fn list(&self, prefix: &BucketPrefix) -> Result<Vec<BucketEntry>, BucketError> {
-        let outcome = self.inner.list(prefix).await;
-        self.record_reply("list", &prefix.as_str(), outcome, |entries| {
-            let names = entries.iter().map(|entry| entry.key.as_str().trim_start_matches(prefix.as_str()));
-            names.collect::<Vec<_>>().join(" ")
-        })
-    }
-
-    async fn delete(&self, key: &BucketKey) -> Result<(), BucketError> {
-        let outcome = self.inner.delete(key).await;
-        self.record_reply("delete", key, outcome, |()| "done".to_owned())
+        self.record_reply(call, outcome);
     }
 }

@@ -1,11 +1,11 @@
 //! Records a fault when a server has not reached the bucket for longer than the history's rules allow, no matter
 //! whether the fault was injected on purpose or at random.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dormouse_checker::ServerFaultKind;
 use dormouse_protocol::ServerName;
+use dormouse_runtime::Lock;
 
 use crate::recorder::Recorder;
 
@@ -17,7 +17,7 @@ const NOTED_AFTER: Duration = Duration::from_secs(1);
 pub struct BucketOutage {
     server: ServerName,
     recorder: Recorder,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 #[derive(Default)]
@@ -32,12 +32,12 @@ impl BucketOutage {
     /// The state of a server without attempts.
     #[must_use]
     pub fn new(server: ServerName, recorder: Recorder) -> Self {
-        Self { server, recorder, state: Mutex::default() }
+        Self { server, recorder, state: Lock::default() }
     }
 
     /// Records the end of an attempt at `now`.
     pub fn tried(&self, now: Duration, reached: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let since = match state.since {
             Some(since) => since,
             None if reached => return,

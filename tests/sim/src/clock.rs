@@ -1,16 +1,16 @@
 //! The clocks of one machine: they run at a rate of their own relative to the world's time, and their wall time can be
 //! wrong.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
-use dormouse_runtime::{Clock, Env};
+use dormouse_runtime::{Clock, Env, Lock};
 
 /// The clocks of one machine.
 #[derive(Debug)]
 pub struct MachineClock {
     world: Env,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl MachineClock {
     #[must_use]
     pub fn new(world: Env, boot: Duration, rate: u64) -> Self {
         let state = State { rate, world_then: world.boot(), boot_then: boot, ahead: 0 };
-        Self { world, state: Mutex::new(state) }
+        Self { world, state: Lock::new(state) }
     }
 
     /// Sets the offset of the wall clock: positive is ahead, negative is behind.
@@ -47,7 +47,7 @@ impl MachineClock {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A machine with a coordinator: its process, its clocks, and a store that loses unflushed data in a crash.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
@@ -10,7 +10,7 @@ use dormouse_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use dormouse_coordinator::store::{AssignmentCounts, Store, StoreChange, StoreError, StoredState};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
 use dormouse_protocol::{Prefix, ServerName, Subject};
-use dormouse_runtime::{Env, Process, SeededEntropy};
+use dormouse_runtime::{Env, Lock, Process, SeededEntropy};
 use tokio::sync::mpsc;
 
 use crate::clock::MachineClock;
@@ -30,7 +30,7 @@ pub struct CoordinatorHost {
     exits: mpsc::UnboundedSender<String>,
     /// The next flush fails, and ends the process.
     flush_fails: Arc<AtomicBool>,
-    process: Mutex<Option<Process>>,
+    process: Lock<Option<Process>>,
 }
 
 impl CoordinatorHost {
@@ -55,7 +55,7 @@ impl CoordinatorHost {
             rng: SeededRng::of(seed, name),
             exits,
             flush_fails: Arc::default(),
-            process: Mutex::new(None),
+            process: Lock::new(None),
         }
     }
 
@@ -150,7 +150,7 @@ impl CoordinatorHost {
     }
 
     fn process_slot(&self) -> MutexGuard<'_, Option<Process>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+        self.process.lock()
     }
 }
 

@@ -17,7 +17,6 @@
 
 pub mod bucket;
 pub mod bucket_outage;
-pub mod bug;
 pub mod clock;
 pub mod coordinator_host;
 pub mod disk;
@@ -34,6 +33,5 @@ pub mod trace;
 pub mod workload;
 pub mod world;
 
-pub use bug::Bug;
 pub use run::{Report, run};
 pub use run_config::Profile;

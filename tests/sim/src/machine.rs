@@ -2,22 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use dormouse_bucket::Bucket;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Callers, InboxPrefixes};
+use dormouse_engine::{Engine, EngineSettings};
 use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_protocol::{Prefix, ServerName};
-use dormouse_runtime::{Env, Process, SeededEntropy, Stop};
-use dormouse_storage::bucket::Bucket;
-use dormouse_storage::bucket::faults::FaultyBucket;
-use dormouse_storage::wal::FileSystem;
-use dormouse_storage::wal::faults::FaultyStorage;
-use dormouse_storage::{Engine, EngineSettings};
+use dormouse_runtime::disk::LocalDisk;
+use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop};
+use dormouse_testkit::bucket::{FaultyBucket, ObservedBucket};
+use dormouse_testkit::disk::FaultyDisk;
 use tokio::sync::mpsc;
 
-use crate::bucket::{ObservedBucket, StepObserver, Store};
+use crate::bucket::{ServerCalls, StepObserver, StoreEffects};
 use crate::bucket_outage::BucketOutage;
 use crate::clock::MachineClock;
 use crate::disk;
@@ -58,7 +58,7 @@ pub struct Machine {
     pub clock: Arc<MachineClock>,
     /// Its path to the bucket.
     pub bucket: Arc<FaultyBucket>,
-    store: Arc<Store>,
+    store: Arc<StoreEffects>,
     folder: PathBuf,
     backup: PathBuf,
     settings: EngineSettings,
@@ -67,16 +67,16 @@ pub struct Machine {
     recorder: Recorder,
     rng: Arc<SeededRng>,
     exits: mpsc::UnboundedSender<(ServerName, Exit)>,
-    /// See [`ObservedBucket::new`].
+    /// See [`ServerCalls::new`].
     pub create_faults: Arc<AtomicU64>,
     /// The observer of its critical steps.
     pub step_observer: Arc<OnceLock<Arc<dyn StepObserver>>>,
     outage: Arc<BucketOutage>,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 struct State {
-    disk: FaultyStorage,
+    disk: FaultyDisk,
     process: Option<Process>,
     /// The number of starts of the machine.
     boots: u64,
@@ -95,8 +95,8 @@ pub struct Parts {
     /// Its path to the bucket.
     pub bucket: FaultyBucket,
     /// The store at the end of that path.
-    pub store: Arc<Store>,
-    /// See [`ObservedBucket::new`].
+    pub store: Arc<StoreEffects>,
+    /// See [`ServerCalls::new`].
     pub create_faults: u64,
     /// The parent folder of its folders.
     pub parent: PathBuf,
@@ -146,7 +146,7 @@ impl Machine {
         let backup = parent.join(format!("{name}.backup"));
         let rng = Arc::new(SeededRng::of(seed, name.as_str()));
         let state = State {
-            disk: FaultyStorage::new(Arc::new(FileSystem), rng.draw()),
+            disk: FaultyDisk::new(Arc::new(LocalDisk), rng.draw()),
             process: None,
             boots: 1,
             stop: Stop::new(),
@@ -172,7 +172,7 @@ impl Machine {
             create_faults: Arc::new(AtomicU64::new(create_faults)),
             step_observer: Arc::default(),
             outage,
-            state: Mutex::new(state),
+            state: Lock::new(state),
         }
     }
 
@@ -196,7 +196,7 @@ impl Machine {
 
     /// Returns the disk under the WAL.
     #[must_use]
-    pub fn disk(&self) -> FaultyStorage {
+    pub fn disk(&self) -> FaultyDisk {
         self.state().disk.clone()
     }
 
@@ -280,7 +280,7 @@ impl Machine {
     }
 
     fn new_disk(&self) {
-        let disk = FaultyStorage::new(Arc::new(FileSystem), self.rng.draw());
+        let disk = FaultyDisk::new(Arc::new(LocalDisk), self.rng.draw());
         self.state().disk = disk;
     }
 
@@ -313,7 +313,7 @@ impl Machine {
 
     /// Does the work of `main.rs`.
     async fn run(&self, env: Env, stop: Stop) -> Exit {
-        let way = ObservedBucket::new(
+        let calls = ServerCalls::new(
             Arc::clone(&self.bucket),
             Arc::clone(&self.store),
             (self.trace.clone(), self.name.as_str(), Arc::clone(&self.rng)),
@@ -321,8 +321,9 @@ impl Machine {
             Arc::clone(&self.step_observer),
             Arc::clone(&self.outage),
         );
-        let way: Arc<dyn Bucket> = Arc::new(way);
-        let prepared = match Engine::prepare(self.settings.clone(), way, env.clone()).await {
+        let path = Arc::clone(&self.bucket) as Arc<dyn Bucket>;
+        let path: Arc<dyn Bucket> = Arc::new(ObservedBucket::new(path, Arc::new(calls)));
+        let prepared = match Engine::prepare(self.settings.clone(), path, env.clone()).await {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.trace.line(format_args!("{} cannot use its directory: {error}", self.name));
@@ -394,6 +395,6 @@ impl Machine {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

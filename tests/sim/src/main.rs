@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use dormouse_runtime::injected_bugs::InjectedBug;
 use dormouse_sim::soak::soak;
-use dormouse_sim::{Bug, Profile, run};
+use dormouse_sim::{Profile, run};
 
 const USAGE: &str = "\
 dormouse-sim soak --seeds N [--start K] [--profile NAME] [--threads N] [--keep-going] [--mutation NAME]
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let Some(profile) = Profile::of_name(&name) else { return usage() };
     let bug = match args.option("--mutation") {
         None => None,
-        Some(name) => match Bug::all().find(|bug| bug.as_str() == name) {
+        Some(name) => match InjectedBug::ALL.into_iter().find(|bug| bug.as_str() == name) {
             None => return usage(),
             found => found,
         },
@@ -58,7 +59,7 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-fn one(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
+fn one(args: &mut Args, profile: Profile, bug: Option<InjectedBug>) -> ExitCode {
     let trace = args.flag("--trace");
     if let Some(filter) = args.option("--log")
         && let Err(error) = tracing_subscriber::fmt()
@@ -84,7 +85,7 @@ fn one(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
 
 // The only place that measures the run time in real time.
 #[expect(clippy::disallowed_methods)]
-fn many(args: &mut Args, profile: Profile, bug: Option<Bug>) -> ExitCode {
+fn many(args: &mut Args, profile: Profile, bug: Option<InjectedBug>) -> ExitCode {
     let (seeds, start) = (args.number("--seeds"), args.number("--start").unwrap_or(0));
     let Some(seeds) = seeds else { return usage() };
     let threads = threads(args);
@@ -122,8 +123,8 @@ fn every_mutation(args: &mut Args, profile: Profile) -> ExitCode {
     let (seeds, start) = (args.number("--seeds").unwrap_or(2_000), args.number("--start").unwrap_or(0));
     let threads = threads(args);
     let mut missed = Vec::new();
-    for bug in Bug::all() {
-        let profile = bug.profile().unwrap_or(profile);
+    for bug in InjectedBug::ALL {
+        let profile = Profile::that_shows(bug).unwrap_or(profile);
         let summary =
             soak(start..start + seeds, profile, Some(bug), threads, |report| report.violations.is_empty());
         match summary.failed.first_key_value() {
@@ -142,7 +143,7 @@ fn every_mutation(args: &mut Args, profile: Profile) -> ExitCode {
             }
         }
     }
-    println!("{} of {} bugs found", Bug::all().count() - missed.len(), Bug::all().count());
+    println!("{} of {} bugs found", InjectedBug::ALL.len() - missed.len(), InjectedBug::ALL.len());
     if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -1,10 +1,11 @@
 //! The network between the connections: cut, lossy, slow.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use dormouse_bus::memory::{MessageInfo, Network};
+use dormouse_runtime::Lock;
 
 use crate::rng::SeededRng;
 use crate::trace::{Trace, brief};
@@ -14,7 +15,7 @@ use crate::trace::{Trace, brief};
 pub struct NetworkFaults {
     /// The message is lost.
     pub lost: u64,
-    /// The message is delivered twice.
+    /// The message is delivered, and once more later.
     pub twice: u64,
     /// The message is delayed, and later messages overtake it.
     pub late: u64,
@@ -24,7 +25,7 @@ pub struct NetworkFaults {
 
 impl NetworkFaults {
     /// No faults.
-    pub const FAIR: Self = Self { lost: 0, twice: 0, late: 0, late_ms: 1 };
+    pub const NONE: Self = Self { lost: 0, twice: 0, late: 0, late_ms: 1 };
 }
 
 /// A network whose faults come from a seed and from the [nemesis](crate::nemesis). Cloning shares it.
@@ -34,7 +35,7 @@ pub struct FaultyNetwork(Arc<Shared>);
 struct Shared {
     rng: SeededRng,
     trace: Trace,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 struct State {
@@ -54,13 +55,13 @@ impl FaultyNetwork {
     #[must_use]
     pub fn new(seed: u64, trace: Trace) -> Self {
         let state = State {
-            faults: NetworkFaults::FAIR,
+            faults: NetworkFaults::NONE,
             events: None,
             cuts: BTreeMap::new(),
             repeated: BTreeSet::new(),
             last: BTreeMap::new(),
         };
-        Self(Arc::new(Shared { rng: SeededRng::of(seed, "network"), trace, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { rng: SeededRng::of(seed, "network"), trace, state: Lock::new(state) }))
     }
 
     /// Sets the faults of messages.
@@ -109,12 +110,12 @@ impl FaultyNetwork {
     pub fn heal(&self) {
         let mut state = self.state();
         state.cuts.clear();
-        state.faults = NetworkFaults::FAIR;
+        state.faults = NetworkFaults::NONE;
         state.events = None;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     fn decide(&self, pair: &(String, String), is_event: bool) -> Vec<Duration> {

@@ -10,7 +10,7 @@ use dormouse_checker::{FeedBegins, FeedKeys as RecordedKeys, FeedOutputKind};
 use dormouse_client::{Client, Feed, FeedFrom, FeedKeys, Position, Subject, Update};
 use dormouse_runtime::{Env, Stop};
 
-use crate::recorder::{RecordedConnection, Recorder};
+use crate::recorder::Recorder;
 use crate::rng::SeededRng;
 use crate::workload::ClientPlan;
 
@@ -35,7 +35,7 @@ pub async fn read(
     recorder.feeds_end(plan.number);
     let name = format!("client-{}", plan.number);
     let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named(name)));
-    let bus: Arc<dyn Bus> = Arc::new(RecordedConnection::new(bus, recorder.clone(), plan.number));
+    let (bus, _) = recorder.connect(bus, plan.number);
     let client = Client::builder().env(env.clone()).deadline(DEADLINE).over(bus).await?;
     let tasks = env.tasks();
     for subject in &plan.subjects {

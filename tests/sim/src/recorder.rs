@@ -2,24 +2,19 @@
 //! receives.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use dormouse_bus::{
-    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
-    Subscription, service_error,
-};
+use dormouse_bus::{Bus, Subscription};
 use dormouse_checker::{
-    Burst, CallOutcome, Feed, FeedBegins, FeedKeys, FeedOutput, FeedOutputKind, History, Op as RecordedOp,
-    OpResult, ReceivedEvent, Rules, ServerFault, ServerFaultKind, TermFacts,
+    Burst, CallOutcome, Feed, FeedBegins, FeedKeys, FeedOutput, FeedOutputKind, History, Rules, ServerFault,
+    ServerFaultKind, TermFacts,
 };
 use dormouse_format::manifest::Manifest;
-use dormouse_protocol::{
-    ErrorReply, Event, Executed, LogId, Op, Position, Prefix, RoutePattern, ServerName, Subject, decode,
-};
-use tokio::sync::broadcast;
+use dormouse_protocol::{Executed, LogId, Op, Position, ServerName, Subject};
+use dormouse_runtime::{Env, Lock};
+use dormouse_testkit::recorder::{self, CallObserver, RecordedBus, RecordedRequest};
 
 use crate::network::FaultyNetwork;
 use crate::trace::{Trace, brief};
@@ -45,10 +40,10 @@ pub struct Recorder(Arc<Shared>);
 struct Shared {
     trace: Trace,
     net: FaultyNetwork,
-    state: Mutex<History>,
-    lifetimes: Mutex<BTreeMap<ServerName, LogLifetime>>,
+    calls: recorder::Recorder,
+    lifetimes: Lock<BTreeMap<ServerName, LogLifetime>>,
     /// The active feeds, by subject and index in its history.
-    feeds: Mutex<BTreeMap<(Subject, usize), FeedRecord>>,
+    feeds: Lock<BTreeMap<(Subject, usize), FeedRecord>>,
 }
 
 /// A log in use.
@@ -68,10 +63,23 @@ struct FeedRecord {
 impl Recorder {
     /// Creates an empty history of the messages over `net`, which is judged by `rules`.
     #[must_use]
-    pub fn new(trace: Trace, net: FaultyNetwork, rules: Rules) -> Self {
-        let state = Mutex::new(History { rules, ..History::default() });
+    pub fn new(world: Env, trace: Trace, net: FaultyNetwork, rules: Rules) -> Self {
+        let calls = recorder::Recorder::new(world, rules);
         let (lifetimes, feeds) = Default::default();
-        Self(Arc::new(Shared { trace, net, state, lifetimes, feeds }))
+        Self(Arc::new(Shared { trace, net, calls, lifetimes, feeds }))
+    }
+
+    /// Records `bus`, the connection of a client.
+    #[must_use]
+    pub fn connect(&self, bus: Arc<dyn Bus>, client: u32) -> (Arc<dyn Bus>, Arc<ClientRecord>) {
+        let record = Arc::new(ClientRecord { recorder: self.clone(), client, sent: Lock::default() });
+        let recorded = RecordedBus::new(bus, client, self.0.calls.clone());
+        (Arc::new(recorded.observed_by(Arc::<ClientRecord>::clone(&record))), record)
+    }
+
+    /// Records the events of `subscription` until it ends.
+    pub async fn listen(self, subscription: Subscription) {
+        self.0.calls.clone().listen(subscription).await;
     }
 
     /// Returns the recorded history.
@@ -126,7 +134,7 @@ impl Recorder {
     }
 
     fn lifetimes(&self) -> MutexGuard<'_, BTreeMap<ServerName, LogLifetime>> {
-        self.0.lifetimes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lifetimes.lock()
     }
 
     /// Records the new newest manifest of a subject.
@@ -136,12 +144,6 @@ impl Recorder {
         let mut history = self.state();
         let recorded = history.subjects.entry(manifest.subject.clone()).or_default();
         recorded.terms.insert(manifest.term, facts);
-    }
-
-    /// Records a received event.
-    pub fn received(&self, subject: Subject, event: Event) {
-        let at = self.0.trace.now();
-        self.state().subjects.entry(subject).or_default().events.push(ReceivedEvent { at, event });
     }
 
     /// Records sets that a client sent without waiting, with their positions.
@@ -245,81 +247,26 @@ impl Recorder {
     }
 
     fn feeds(&self) -> MutexGuard<'_, BTreeMap<(Subject, usize), FeedRecord>> {
-        self.0.feeds.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn invoked(
-        &self,
-        client: u32,
-        server: ServerName,
-        op: Op,
-        subject: &Subject,
-        payload: &[u8],
-    ) -> Option<usize> {
-        let asked = RecordedOp::from_wire(op, payload).ok()??;
-        let now = self.0.trace.now();
-        self.0.trace.count(match op {
-            Op::Set => "call: set",
-            Op::Delete => "call: delete",
-            Op::DeleteAll => "call: delete_all",
-            Op::Configure => "call: configure",
-            Op::Get => "call: get",
-            Op::GetAll => "call: get_all",
-            Op::Keys => "call: keys",
-            Op::Changes => "call: changes",
-            Op::Info => "call: info",
-            Op::Flush => "call: flush",
-            Op::Destroy => "call: destroy",
-            // These operations are not recorded.
-            Op::UploadBegin
-            | Op::UploadChunk
-            | Op::UploadFinish
-            | Op::UploadCommit
-            | Op::UploadCancel
-            | Op::GetChunk => return None,
-        });
-        let mut history = self.state();
-        let recorded = history.subjects.entry(subject.clone()).or_default();
-        Some(recorded.invoked(client, Some(server), asked, now))
-    }
-
-    fn returned(&self, subject: &Subject, index: usize, outcome: CallOutcome) {
-        let now = self.0.trace.now();
-        self.0.trace.count(match &outcome {
-            CallOutcome::Answered(_) => "answered",
-            CallOutcome::Refused(error) if error.executed() == Executed::No => "refused",
-            CallOutcome::Refused(_) | CallOutcome::Unknown => "outcome unknown",
-        });
-        if let Some(recorded) = self.state().subjects.get_mut(subject) {
-            recorded.returned(index, now, outcome);
-        }
+        self.0.feeds.lock()
     }
 
     fn state(&self) -> MutexGuard<'_, History> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.calls.history()
     }
 }
 
-/// A client's connection, recorded.
-pub struct RecordedConnection {
-    inner: Arc<dyn Bus>,
+/// The requests of a client, for the trace and for repeats.
+pub struct ClientRecord {
     recorder: Recorder,
     client: u32,
-    prefix: Prefix,
-    sent: Mutex<VecDeque<Sent>>,
+    sent: Lock<VecDeque<Sent>>,
 }
 
-impl RecordedConnection {
-    /// Records `inner`, the connection of a client.
-    #[must_use]
-    pub fn new(inner: Arc<dyn Bus>, recorder: Recorder, client: u32) -> Self {
-        Self { inner, recorder, client, prefix: Prefix::default(), sent: Mutex::default() }
-    }
-
+impl ClientRecord {
     /// Returns the last changing requests, the newest last.
     #[must_use]
     pub fn sent(&self) -> Vec<Sent> {
-        self.sent_requests().iter().cloned().collect()
+        self.sent.lock().iter().cloned().collect()
     }
 
     /// Records sets that the client sent without waiting, with their positions in the order of the calls.
@@ -327,47 +274,75 @@ impl RecordedConnection {
         self.recorder.burst(subject, self.client, written);
     }
 
-    fn sent_requests(&self) -> MutexGuard<'_, VecDeque<Sent>> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn parse_request(&self, message: &Outgoing) -> Option<(ServerName, Op, Subject)> {
-        let rest = message.route.as_str().strip_prefix(self.prefix.as_str())?.strip_prefix(".server.")?;
-        let server = ServerName::new(rest.split('.').next()?).ok()?;
-        let route = self.prefix.parse_server(&server, message.route.as_str()).ok()?;
-        Some((server, route.op, route.subject))
-    }
-
-    fn remember(&self, op: Op, subject: &Subject, payload: &Bytes) {
-        if !op.changes() {
+    fn remember(&self, request: &RecordedRequest) {
+        if !request.op.changes() {
             return;
         }
-        let mut sent = self.sent_requests();
-        if sent.iter().any(|known| known.payload == payload) {
+        let mut sent = self.sent.lock();
+        if sent.iter().any(|known| known.payload == request.payload) {
             return;
         }
         if sent.len() >= REPEATABLE {
             sent.pop_front();
         }
-        sent.push_back(Sent { subject: subject.clone(), op, payload: payload.clone() });
+        let RecordedRequest { subject, op, payload, .. } = request.clone();
+        sent.push_back(Sent { subject, op, payload });
     }
 }
 
-/// Converts the end of a request to an outcome.
-fn outcome(op: Op, answer: &Result<Reply, RequestError>) -> CallOutcome {
-    match answer {
-        Ok(reply) => match service_error(reply) {
-            Some(error) => CallOutcome::Refused(error),
-            None => match OpResult::from_wire(op, &reply.payload) {
-                Ok(Some(answer)) => CallOutcome::Answered(answer),
-                Ok(None) | Err(_) => CallOutcome::Unknown,
-            },
-        },
-        Err(error) if error.executed() == Executed::No => {
-            CallOutcome::Refused(ErrorReply::unavailable(error.to_string()))
+impl CallObserver for ClientRecord {
+    fn sent(&self, request: &RecordedRequest) {
+        let RecordedRequest { client, server, subject, op, payload, is_recorded } = request;
+        let trace = &self.recorder.0.trace;
+        trace.line(format_args!("call client-{client} {server} {op} {subject} {:016x}", brief(payload)));
+        self.remember(request);
+        if *is_recorded && let Some(name) = call_name(*op) {
+            trace.count(name);
         }
-        Err(_) => CallOutcome::Unknown,
     }
+
+    fn ended(&self, request: &RecordedRequest, mut outcome: CallOutcome) -> CallOutcome {
+        let RecordedRequest { client, subject, op, payload, is_recorded, .. } = request;
+        let Shared { trace, net, .. } = &*self.recorder.0;
+        let digest = brief(payload);
+        if matches!(outcome, CallOutcome::Refused(_)) && net.has_repeated(digest) {
+            // The error concerns only one copy.
+            outcome = CallOutcome::Unknown;
+        }
+        trace.line(format_args!("done client-{client} {op} {subject} {digest:016x}: {}", words(&outcome)));
+        if *is_recorded {
+            trace.count(match &outcome {
+                CallOutcome::Answered(_) => "answered",
+                CallOutcome::Refused(error) if error.executed() == Executed::No => "refused",
+                CallOutcome::Refused(_) | CallOutcome::Unknown => "outcome unknown",
+            });
+        }
+        outcome
+    }
+}
+
+/// The name of a recorded operation among the counts of the trace.
+const fn call_name(op: Op) -> Option<&'static str> {
+    Some(match op {
+        Op::Set => "call: set",
+        Op::Delete => "call: delete",
+        Op::DeleteAll => "call: delete_all",
+        Op::Configure => "call: configure",
+        Op::Get => "call: get",
+        Op::GetAll => "call: get_all",
+        Op::Keys => "call: keys",
+        Op::Changes => "call: changes",
+        Op::Info => "call: info",
+        Op::Flush => "call: flush",
+        Op::Destroy => "call: destroy",
+        // These operations are not recorded.
+        Op::UploadBegin
+        | Op::UploadChunk
+        | Op::UploadFinish
+        | Op::UploadCommit
+        | Op::UploadCancel
+        | Op::GetChunk => return None,
+    })
 }
 
 fn words(outcome: &CallOutcome) -> String {
@@ -378,69 +353,5 @@ fn words(outcome: &CallOutcome) -> String {
         },
         CallOutcome::Refused(error) => format!("refused, {}", error.code),
         CallOutcome::Unknown => "unknown".to_owned(),
-    }
-}
-
-#[async_trait]
-impl Bus for RecordedConnection {
-    async fn request(&self, message: Outgoing, deadline: Duration) -> Result<Reply, RequestError> {
-        let Some((server, op, subject)) = self.parse_request(&message) else {
-            return self.inner.request(message, deadline).await;
-        };
-        let (client, trace) = (self.client, &self.recorder.0.trace);
-        let digest = brief(&message.payload);
-        trace.line(format_args!("call client-{client} {server} {op} {subject} {digest:016x}"));
-        self.remember(op, &subject, &message.payload);
-        let index = self.recorder.invoked(client, server, op, &subject, &message.payload);
-        let answer = self.inner.request(message, deadline).await;
-        let mut outcome = outcome(op, &answer);
-        if matches!(outcome, CallOutcome::Refused(_)) && self.recorder.0.net.has_repeated(digest) {
-            // The error concerns only one copy.
-            outcome = CallOutcome::Unknown;
-        }
-        trace.line(format_args!("done client-{client} {op} {subject} {digest:016x}: {}", words(&outcome)));
-        if let Some(index) = index {
-            self.recorder.returned(&subject, index, outcome);
-        }
-        answer
-    }
-
-    async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
-        self.inner.publish(message).await
-    }
-
-    async fn subscribe(
-        &self,
-        pattern: RoutePattern,
-        options: SubscribeOptions,
-    ) -> Result<Subscription, SubscribeError> {
-        self.inner.subscribe(pattern, options).await
-    }
-
-    fn events(&self) -> broadcast::Receiver<BusEvent> {
-        self.inner.events()
-    }
-
-    fn is_connected(&self) -> bool {
-        self.inner.is_connected()
-    }
-
-    fn max_payload(&self) -> usize {
-        self.inner.max_payload()
-    }
-
-    async fn close(&self) {
-        self.inner.close().await;
-    }
-}
-
-/// Records the events of `subscription` until it ends.
-pub async fn listen(recorder: Recorder, mut subscription: Subscription) {
-    let prefix = Prefix::default();
-    while let Some(delivery) = subscription.next().await {
-        let subject = prefix.parse_events(delivery.route.as_str());
-        if let (Ok(subject), Ok(event)) = (subject, decode::<Event>(&delivery.payload)) {
-            recorder.received(subject, event);
-        }
     }
 }

@@ -1,18 +1,20 @@
 //! Random numbers, all from one seed.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
+
+use dormouse_runtime::Lock;
 
 /// A generator with the same numbers for the same seed (SplitMix64).
 #[derive(Debug)]
-pub struct SeededRng(Mutex<u64>);
+pub struct SeededRng(Lock<u64>);
 
 impl SeededRng {
     /// Creates a generator with this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self(Mutex::new(seed))
+        Self(Lock::new(seed))
     }
 
     /// Creates a generator for one part of the run, so that the numbers of the parts do not depend on each other.
@@ -80,6 +82,6 @@ impl SeededRng {
     }
 
     fn state(&self) -> MutexGuard<'_, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

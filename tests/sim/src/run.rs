@@ -8,8 +8,8 @@ use std::time::Duration;
 use dormouse_checker::check;
 use dormouse_protocol::{Position, Subject};
 use dormouse_runtime::Stop;
+use dormouse_runtime::injected_bugs::{InjectedBug, inject_on_this_thread};
 
-use crate::bug::Bug;
 use crate::disk;
 use crate::nemesis::Nemesis;
 use crate::run_config::{Profile, RunConfig};
@@ -54,7 +54,7 @@ pub struct Report {
 /// # Panics
 /// If the folder for the disks cannot be created.
 #[must_use]
-pub fn run(seed: u64, profile: Profile, bug: Option<Bug>, keep_text: bool) -> Report {
+pub fn run(seed: u64, profile: Profile, bug: Option<InjectedBug>, keep_text: bool) -> Report {
     run_in(seed, RunConfig::draw(seed, profile), bug, keep_text)
 }
 
@@ -63,9 +63,9 @@ pub fn run(seed: u64, profile: Profile, bug: Option<Bug>, keep_text: bool) -> Re
 /// # Panics
 /// If the folder for the disks cannot be created.
 #[must_use]
-pub fn run_in(seed: u64, config: RunConfig, bug: Option<Bug>, keep_text: bool) -> Report {
+pub fn run_in(seed: u64, config: RunConfig, bug: Option<InjectedBug>, keep_text: bool) -> Report {
     record_panics();
-    Bug::inject_on_this_thread(bug);
+    inject_on_this_thread(bug);
     PANICS.take();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use dormouse_engine::LogSettings;
 use dormouse_protocol::Level;
-use dormouse_storage::LogSettings;
-use dormouse_storage::bucket::faults::FaultPlan;
+use dormouse_runtime::injected_bugs::InjectedBug;
+use dormouse_testkit::bucket::FaultPlan;
 
 use crate::network::NetworkFaults;
 use crate::rng::SeededRng;
@@ -37,6 +38,16 @@ impl Profile {
         Self::ClockDrift,
         Self::StaleList,
     ];
+
+    /// Returns the profile that shows the bug, if only one does.
+    #[must_use]
+    pub const fn that_shows(bug: InjectedBug) -> Option<Self> {
+        match bug {
+            InjectedBug::DedupLostOnDestroy => Some(Self::Destroys),
+            InjectedBug::NoListAfterSeal => Some(Self::Overtaken),
+            _ => None,
+        }
+    }
 
     /// Returns the profile's name on the command line.
     #[must_use]
@@ -195,7 +206,7 @@ impl RunConfig {
             max_open: 1,
             create_faults: 500,
             step_faults: 500,
-            network: NetworkFaults::FAIR,
+            network: NetworkFaults::NONE,
             faults: vec![(1, FaultAction::Partition)],
             between_ms: 1_000,
             ..config
@@ -260,7 +271,7 @@ pub fn lossy_events(seed: u64) -> RunConfig {
         bucket: FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::none() },
         create_faults: 0,
         step_faults: 0,
-        network: NetworkFaults::FAIR,
+        network: NetworkFaults::NONE,
         events: Some(NetworkFaults { lost: 300, twice: 200, late: 200, late_ms: 2_000 }),
         // Longer than any run.
         between_ms: 1_000_000_000,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::bug::Bug;
+use dormouse_runtime::Lock;
+use dormouse_runtime::injected_bugs::InjectedBug;
+
 use crate::run::{Report, run};
 use crate::run_config::Profile;
 
@@ -37,14 +38,14 @@ impl SoakSummary {
 const STUCK: Duration = Duration::from_secs(30);
 
 /// The seed of each thread, and its start.
-type Current = Mutex<Option<(u64, Instant)>>;
+type Current = Lock<Option<(u64, Instant)>>;
 
 /// Ends the program with the seed if a run does not end.
 fn watch(current: &[Current], over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         std::thread::park_timeout(Duration::from_secs(1));
         for thread in current {
-            let now = *thread.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = *thread.lock();
             if let Some((seed, since)) = now.filter(|(_, since)| since.elapsed() > STUCK) {
                 eprintln!("seed {seed} has run for {:?} and does not end", since.elapsed());
                 std::process::exit(3);
@@ -61,12 +62,12 @@ fn watch(current: &[Current], over: &AtomicBool) {
 pub fn soak(
     seeds: Range<u64>,
     profile: Profile,
-    bug: Option<Bug>,
+    bug: Option<InjectedBug>,
     threads: usize,
     on_report: impl Fn(&Report) -> bool + Sync,
 ) -> SoakSummary {
-    let (next, summary) = (AtomicU64::new(seeds.start), Mutex::new(SoakSummary::default()));
-    let current: Vec<Current> = (0..threads.max(1)).map(|_| Mutex::new(None)).collect();
+    let (next, summary) = (AtomicU64::new(seeds.start), Lock::new(SoakSummary::default()));
+    let current: Vec<Current> = (0..threads.max(1)).map(|_| Lock::new(None)).collect();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&current, &over));
@@ -83,29 +84,29 @@ pub fn soak(
             std::panic::resume_unwind(panic);
         }
     });
-    summary.into_inner().unwrap_or_else(PoisonError::into_inner)
+    summary.into_inner()
 }
 
 #[expect(clippy::disallowed_methods)] // Only this and `main.rs` read the real clock.
 fn work(
     next: &AtomicU64,
     end: u64,
-    (profile, bug): (Profile, Option<Bug>),
+    (profile, bug): (Profile, Option<InjectedBug>),
     current: &Current,
     on_report: &(impl Fn(&Report) -> bool + Sync),
-    summary: &Mutex<SoakSummary>,
+    summary: &Lock<SoakSummary>,
 ) {
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= end {
             return;
         }
-        *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((seed, Instant::now()));
+        *current.lock() = Some((seed, Instant::now()));
         let report = run(seed, profile, bug, false);
-        *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *current.lock() = None;
         if !on_report(&report) {
             next.store(end, Ordering::Relaxed);
         }
-        summary.lock().unwrap_or_else(PoisonError::into_inner).take(report);
+        summary.lock().take(report);
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use dormouse_runtime::Env;
+use dormouse_runtime::{Env, Lock};
 
 /// The events of a run, in order. Cloning shares it.
 #[derive(Clone)]
@@ -13,7 +13,7 @@ pub struct Trace(Arc<Shared>);
 
 struct Shared {
     world: Env,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 struct State {
@@ -46,7 +46,7 @@ impl Trace {
             line: String::new(),
             counts: BTreeMap::new(),
         };
-        Self(Arc::new(Shared { world, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { world, state: Lock::new(state) }))
     }
 
     /// Returns the time of the world.
@@ -102,7 +102,7 @@ impl Trace {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 

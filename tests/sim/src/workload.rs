@@ -22,7 +22,7 @@ use dormouse_runtime::{Env, Stop};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::recorder::{RecordedConnection, Recorder};
+use crate::recorder::{ClientRecord, Recorder};
 use crate::rng::SeededRng;
 
 pub use last::final_check;
@@ -105,7 +105,8 @@ const CALLS: [(u64, ClientCall); 21] = [
 pub struct Worker {
     plan: ClientPlan,
     client: Client,
-    line: Arc<RecordedConnection>,
+    bus: Arc<dyn Bus>,
+    record: Arc<ClientRecord>,
     rng: Arc<SeededRng>,
     session: SessionId,
     counter: u64,
@@ -132,14 +133,14 @@ impl Worker {
     ) -> Result<Self, dormouse_client::Error> {
         let name = format!("client-{}", plan.number);
         let bus: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named(name)));
-        let line = Arc::new(RecordedConnection::new(bus, recorder.clone(), plan.number));
-        let bus: Arc<dyn Bus> = Arc::<RecordedConnection>::clone(&line);
-        let client = Client::builder().env(env.clone()).deadline(DEADLINE).over(bus).await?;
+        let (bus, record) = recorder.connect(bus, plan.number);
+        let client = Client::builder().env(env.clone()).deadline(DEADLINE).over(Arc::clone(&bus)).await?;
         Ok(Self {
             session: SessionId::new(env.ulid()),
             plan,
             client,
-            line,
+            bus,
+            record,
             rng,
             counter: 0,
             values: 0,
@@ -338,7 +339,7 @@ impl Worker {
             }
             written.push(result.map(|result| Position { term: result.term, rev: result.rev }));
         }
-        self.line.burst(&self.plan.subjects[at], written);
+        self.record.burst(&self.plan.subjects[at], written);
     }
 
     async fn delete_key(&mut self, at: usize) {
@@ -443,7 +444,7 @@ impl Worker {
 
     /// Repeats an earlier request, byte for byte, to the current server of the subject.
     async fn again(&mut self) {
-        let sent = self.line.sent();
+        let sent = self.record.sent();
         if sent.is_empty() {
             return;
         }
@@ -465,7 +466,7 @@ impl Worker {
         for _ in 0..3 {
             let server = self.client.locate(subject).await.ok()?;
             let route = self.client.prefix().server(&server, op, subject);
-            let reply = self.line.request(Outgoing::new(route, payload.clone()), DEADLINE).await.ok()?;
+            let reply = self.bus.request(Outgoing::new(route, payload.clone()), DEADLINE).await.ok()?;
             match service_error(&reply) {
                 None => return Some(reply.payload),
                 Some(error) if error.code == ErrorCode::NotOwner || error.code == ErrorCode::Unavailable => {

@@ -4,28 +4,28 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use dormouse_bucket::{Bucket, ObjectStoreBucket};
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::{Assumptions, Rules, ServerFaultKind};
 use dormouse_client::Client;
+use dormouse_engine::EngineSettings;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{LogId, RoutePattern, ServerName, Slot, Subject};
-use dormouse_runtime::{Env, Process, SeededEntropy, Stop, Tasks, VirtualClock};
-use dormouse_storage::EngineSettings;
-use dormouse_storage::bucket::faults::{FaultPlan, FaultyBucket};
-use dormouse_storage::bucket::{Bucket, ObjectStoreBucket};
+use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop, Tasks, VirtualClock};
+use dormouse_testkit::bucket::{BucketObserver, FaultPlan, FaultyBucket, ObservedBucket};
 use tokio::sync::mpsc;
 
-use crate::bucket::{Store, StoreObserver};
+use crate::bucket::{StoreEffects, StoreObserver};
 use crate::clock::MachineClock;
 use crate::coordinator_host::CoordinatorHost;
 use crate::machine::{Exit, Machine, Parts};
 use crate::network::FaultyNetwork;
 use crate::readers::read;
-use crate::recorder::{Recorder, listen};
+use crate::recorder::Recorder;
 use crate::rng::SeededRng;
 use crate::run_config::{Profile, RunConfig};
 use crate::trace::Trace;
@@ -75,7 +75,7 @@ pub struct World {
     /// Whether faults have ended.
     pub healed: AtomicBool,
     /// Per server: the start of its current series of faults, and the time of the last one.
-    fault_series: Mutex<BTreeMap<ServerName, (Duration, Duration)>>,
+    fault_series: Lock<BTreeMap<ServerName, (Duration, Duration)>>,
     seed: u64,
 }
 
@@ -84,7 +84,7 @@ pub struct Caller {
     plan: ClientPlan,
     rng: Arc<SeededRng>,
     seed: u64,
-    state: Mutex<(Option<Process>, u64)>,
+    state: Lock<(Option<Process>, u64)>,
 }
 
 /// Records the effects at the store.
@@ -127,14 +127,14 @@ impl World {
         };
         let tasks = Tasks::new();
         let net = FaultyNetwork::new(seed, trace.clone());
-        let recorder = Recorder::new(trace.clone(), net.clone(), rules);
+        let recorder = Recorder::new(env.clone(), trace.clone(), net.clone(), rules);
         let broker = MemoryBroker::with_network(Arc::new(net.clone()), env.clone(), &tasks);
         let observer = Arc::new(StoreRecorder { recorder: recorder.clone(), trace: trace.clone() });
         let memory: Arc<dyn Bucket> = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
-        let store = Arc::new(Store::new(memory, trace.clone(), observer));
+        let store = Arc::new(StoreEffects::new(trace.clone(), observer));
+        let observed = ObservedBucket::new(memory, Arc::clone(&store) as Arc<dyn BucketObserver>);
         let rng = SeededRng::of(seed, "machines");
-        let bucket =
-            FaultyBucket::new(Arc::<Store>::clone(&store), rng.draw(), FaultPlan::none(), env.clone());
+        let bucket = FaultyBucket::new(Arc::new(observed), rng.draw(), FaultPlan::none(), env.clone());
         let machine_clock = || {
             let rate = if holds { rng.within(720..1_280) } else { 1_000 };
             let rate = if rng.chance(500) { 1_000 } else { rate };
@@ -196,7 +196,7 @@ impl World {
             clients,
             operator: OnceLock::new(),
             healed: AtomicBool::new(false),
-            fault_series: Mutex::default(),
+            fault_series: Lock::default(),
             seed,
         });
         world.tasks.spawn("supervisor", supervise(Arc::clone(&world), exited, coordinator_exited));
@@ -218,7 +218,7 @@ impl World {
         let recorder = self.recorder.clone();
         self.tasks.spawn("listener", async move {
             let _listener = listener;
-            listen(recorder, subscription).await;
+            recorder.listen(subscription).await;
         });
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named("operator")));
         let operator = Client::builder().env(self.env.clone()).over(bus).await;
@@ -306,7 +306,7 @@ impl World {
     /// fault, if that is recent.
     pub fn record_fault(&self, machine: &Machine, kind: ServerFaultKind) -> usize {
         let now = self.trace.now();
-        let mut fault_series = self.fault_series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fault_series = self.fault_series.lock();
         let series = fault_series.entry(machine.name().clone()).or_insert((now, now));
         if now > series.1 + RECOVERY {
             *series = (now, now);
@@ -358,14 +358,14 @@ fn plan(config: &RunConfig, number: u32) -> ClientPlan {
 impl Caller {
     fn new(seed: u64, plan: ClientPlan) -> Self {
         let rng = Arc::new(SeededRng::of(seed, &format!("client-{}", plan.number)));
-        Self { plan, rng, seed, state: Mutex::new((None, 0)) }
+        Self { plan, rng, seed, state: Lock::new((None, 0)) }
     }
 
     /// Starts the client's process.
     pub fn start(self: &Arc<Self>, world: &World, stop: Stop) {
         let process = Process::new();
         let incarnation = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.lock();
             state.0 = Some(process.clone());
             state.1 += 1;
             state.1
@@ -395,7 +395,7 @@ impl Caller {
 
     /// Kills the process.
     pub fn crash(&self) {
-        let process = self.state.lock().unwrap_or_else(PoisonError::into_inner).0.take();
+        let process = self.state.lock().0.take();
         if let Some(process) = process {
             process.kill();
         }

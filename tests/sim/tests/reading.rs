@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_bucket::ObjectStoreBucket;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Callers, InboxPrefixes};
 use dormouse_client::{Change, Changes, Client, Kv, Message, Pages, Position, Seq, SeqRange, Stream};
 use dormouse_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
+use dormouse_engine::{Engine, EngineSettings};
 use dormouse_persist_server::server::{Server, ServerSettings};
 use dormouse_protocol::{Prefix, ServerName};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
-use dormouse_storage::bucket::ObjectStoreBucket;
-use dormouse_storage::{Engine, EngineSettings};
 use proptest::prelude::*;
 
 /// So small that a read takes many pages.

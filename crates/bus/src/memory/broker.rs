@@ -10,7 +10,7 @@ use dormouse_runtime::Observable;
 use tokio::sync::{broadcast, oneshot};
 
 use super::network::{MessageInfo, Network};
-use super::{MemoryOptions, Permission};
+use super::options::{MemoryOptions, Permission};
 use crate::mailbox::{MailboxReceiver, MailboxSender, mailbox};
 use crate::{
     BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,

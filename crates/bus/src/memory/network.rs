@@ -1,16 +1,10 @@
 //! An optional network between the connections of a [`MemoryBroker`](super::MemoryBroker): it loses, repeats and delays
 //! messages.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::Route;
-use dormouse_runtime::Env;
-use tokio::sync::Notify;
-
-use super::broker::{Broker, DelayedMessage};
 
 /// A message from one connection to another.
 #[derive(Debug, Clone, Copy)]
@@ -35,71 +29,12 @@ pub trait Network: Send + Sync + 'static {
     fn delivery_delays(&self, message: MessageInfo<'_>) -> Vec<Duration>;
 }
 
-/// Delayed copies, ordered by arrival time, and by send order for the same time.
-type DelayedQueue = BTreeMap<(Duration, u64), DelayedMessage>;
-
-/// Keeps delayed messages until they arrive.
-pub(super) struct DelayQueue {
-    env: Env,
-    queue: Mutex<(DelayedQueue, u64)>,
-    posted: Notify,
-}
-
-impl DelayQueue {
-    pub(super) fn new(env: Env) -> Self {
-        Self { env, queue: Mutex::default(), posted: Notify::new() }
-    }
-
-    fn queue(&self) -> MutexGuard<'_, (DelayedQueue, u64)> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn post(&self, messages: Vec<(Duration, DelayedMessage)>) {
-        let now = self.env.boot();
-        {
-            let mut held = self.queue();
-            let (queue, number) = &mut *held;
-            for (delay, message) in messages {
-                *number += 1;
-                queue.insert((now + delay, *number), message);
-            }
-        }
-        self.posted.notify_one();
-    }
-
-    fn due(&self, now: Duration) -> Option<DelayedMessage> {
-        let mut held = self.queue();
-        let first = held.0.first_entry()?;
-        (first.key().0 <= now).then(|| first.remove())
-    }
-
-    fn next_due(&self) -> Option<Duration> {
-        self.queue().0.first_key_value().map(|((due, _), _)| *due)
-    }
-}
-
-/// Delivers messages when their delay has passed. Never ends.
-pub(super) async fn deliver(queue: Arc<DelayQueue>, broker: Arc<Mutex<Broker>>) {
-    loop {
-        while let Some(message) = queue.due(queue.env.boot()) {
-            broker.lock().unwrap_or_else(PoisonError::into_inner).arrive(message);
-        }
-        let posted = queue.posted.notified();
-        match queue.next_due() {
-            None => posted.await,
-            Some(due) => {
-                let wait = due.saturating_sub(queue.env.boot());
-                // A timeout is fine: then the message is due.
-                let _ = tokio::time::timeout(wait, posted).await;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use dormouse_protocol::RoutePattern;
-    use dormouse_runtime::{SeededEntropy, Tasks, VirtualClock};
+    use dormouse_runtime::{Env, Lock, SeededEntropy, Tasks, VirtualClock};
 
     use super::*;
     use crate::memory::{MemoryBroker, MemoryOptions};
@@ -128,11 +63,11 @@ mod tests {
         let server = broker.connect(MemoryOptions::named("server"));
         let options = SubscribeOptions::default();
         let mut requests = server.subscribe(RoutePattern::new("a"), options).await.unwrap();
-        let (received, count) = (Arc::new(Mutex::new(0)), tasks.clone());
+        let (received, count) = (Arc::new(Lock::new(0)), tasks.clone());
         let counted = Arc::clone(&received);
         count.spawn("server", async move {
             while let Some(request) = requests.next().await {
-                *counted.lock().unwrap() += 1;
+                *counted.lock() += 1;
                 let answer = Outgoing::new(request.reply_to.unwrap(), Bytes::from("b"));
                 server.publish(answer).await.unwrap();
             }
@@ -142,7 +77,7 @@ mod tests {
             client.request(Outgoing::new(Route::new("a"), Bytes::new()), Duration::from_secs(1)).await;
         let took = env.boot();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let received = *received.lock().unwrap();
+        let received = *received.lock();
         (received, outcome.map(|_| took))
     }
 

@@ -1,12 +1,12 @@
 //! Handles the events of the library: the state of the link, and permission denials.
 
 use std::collections::BTreeMap;
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::{Event, ServerError};
 use dormouse_protocol::{Route, RoutePattern};
-use dormouse_runtime::Stop;
+use dormouse_runtime::{Lock, Stop};
 use tokio::sync::{broadcast, watch};
 
 use super::outstanding::RequestTable;
@@ -69,7 +69,7 @@ pub(super) struct LinkShared {
     /// The bus is closed.
     pub(super) closed: Stop,
     inbox: String,
-    listeners: Mutex<BTreeMap<u64, SubscriptionState>>,
+    listeners: Lock<BTreeMap<u64, SubscriptionState>>,
     last_listener: AtomicU64,
 }
 
@@ -84,7 +84,7 @@ impl LinkShared {
             ended: Stop::new(),
             closed: Stop::new(),
             inbox: format!("{inbox}.*"),
-            listeners: Mutex::new(BTreeMap::new()),
+            listeners: Lock::new(BTreeMap::new()),
             last_listener: AtomicU64::new(0),
         }
     }
@@ -265,7 +265,7 @@ impl LinkShared {
 
     fn listeners(&self) -> MutexGuard<'_, BTreeMap<u64, SubscriptionState>> {
         // Entries are independent, so a panic cannot leave a partial change.
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listeners.lock()
     }
 }
 

@@ -1,11 +1,12 @@
 //! The requests that wait for a reply, by the last token of their reply address.
 
 use std::collections::BTreeMap;
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::{Message, StatusCode};
 use dormouse_protocol::Route;
+use dormouse_runtime::Lock;
 use tokio::sync::oneshot;
 
 use super::convert;
@@ -22,12 +23,12 @@ pub(super) struct RequestTable {
     /// The prefix of every reply address, dot included.
     prefix: String,
     last_token: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, PendingMap>>,
+    waiting: Lock<BTreeMap<u64, PendingMap>>,
 }
 
 impl RequestTable {
     pub(super) fn new(prefix: String) -> Self {
-        Self { prefix, last_token: AtomicU64::new(0), waiting: Mutex::new(BTreeMap::new()) }
+        Self { prefix, last_token: AtomicU64::new(0), waiting: Lock::new(BTreeMap::new()) }
     }
 
     /// Whether `route` is a reply address of this connection, or the pattern of all of them.
@@ -74,7 +75,7 @@ impl RequestTable {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, PendingMap>> {
         // Entries are independent, so a panic cannot leave a partial change.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Statistics of one endpoint, in atomics: the path of a request takes no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, Executed, RetryAdvice};
+use dormouse_runtime::Lock;
 
 /// Statistics of one endpoint since its start.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub struct EndpointStats {
     unanswerable: AtomicU64,
     refused: AtomicU64,
     dropped: AtomicU64,
-    last_error: Mutex<Option<String>>,
+    last_error: Lock<Option<String>>,
 }
 
 /// A snapshot of [`EndpointStats`].
@@ -48,7 +48,7 @@ impl EndpointStats {
             unanswerable: self.unanswerable.load(Relaxed),
             refused: self.refused.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
-            last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_error: self.last_error.lock().clone(),
         }
     }
 
@@ -68,7 +68,7 @@ impl EndpointStats {
         self.errors.fetch_add(1, Relaxed);
         // An error of the caller says nothing about the service, and a flood of them must not contend for a lock.
         if error.retry() != RetryAdvice::Never || error.executed() != Executed::No || error.object.is_some() {
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            *self.last_error.lock() = Some(error.to_string());
         }
     }
 

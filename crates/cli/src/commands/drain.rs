@@ -4,7 +4,7 @@ use dormouse_protocol::ServerName;
 use dormouse_protocol::fleet::{ServerEntry, ServerState};
 
 use super::placement::POLL_PAUSE;
-use super::server::{find_server, state_name};
+use super::server_list::{find_server, state_name};
 use crate::args::Drain;
 use crate::error::{Failure, FailureKind};
 use crate::progress::Progress;

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use dormouse_bucket::{ObjectStoreBucket, open_bucket};
+use dormouse_engine::{ExportError, export_snapshot};
 use dormouse_protocol::{Position, Subject};
 use dormouse_runtime::Env;
-use dormouse_storage::bucket::{ObjectStoreBucket, open_bucket};
-use dormouse_storage::{ExportError, export_snapshot};
 use serde_json::json;
 
 use super::staged::{Interruption, StagedFile, refuse_existing};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use dormouse_engine::gc::{GcReport, GcSettings, collect};
 use dormouse_runtime::Env;
-use dormouse_storage::gc::{GcReport, GcSettings, collect};
 use serde_json::json;
 
 use super::export::{bucket_url, open};

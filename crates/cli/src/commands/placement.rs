@@ -8,7 +8,7 @@ use dormouse_protocol::{ServerName, Subject};
 use serde_json::json;
 
 use super::list::tables;
-use super::server::{find_server, state_name};
+use super::server_list::{find_server, state_name};
 use crate::args::{Move, Rebalance, SubjectLs};
 use crate::error::{Failure, FailureKind};
 use crate::progress::Progress;

@@ -9,6 +9,7 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::drain::{drain, undrain};
+use super::server_list::{find_server, state_name};
 use crate::args::{self, ServerCommand};
 use crate::error::{Failure, FailureKind};
 use crate::session::Session;
@@ -53,28 +54,8 @@ fn server_row(server: &ServerEntry) -> Vec<String> {
     ]
 }
 
-/// The name of a state.
-pub(super) const fn state_name(state: ServerState) -> &'static str {
-    match state {
-        ServerState::Alive => "alive",
-        ServerState::Draining => "draining",
-        ServerState::Drained => "drained",
-        ServerState::Dead => "dead",
-    }
-}
-
 fn last_heartbeat(server: &ServerEntry) -> String {
     server.heard_ms_ago.map_or_else(|| "never".to_owned(), |ago| format!("{} ago", duration(ago)))
-}
-
-/// The server of this name, as the coordinator sees it.
-pub(super) async fn find_server(session: &Session, name: &ServerName) -> Result<ServerEntry, Failure> {
-    let servers = session.client().servers().await?.servers;
-    let names = servers.iter().map(|server| server.name.to_string()).collect::<Vec<_>>().join(", ");
-    servers.into_iter().find(|server| server.name == *name).ok_or_else(|| {
-        let others = if names.is_empty() { "no server at all".to_owned() } else { format!("only {names}") };
-        Failure::of(FailureKind::NotFound, format!("the coordinator knows no server {name}, {others}"))
-    })
 }
 
 /// The JSON output of `server info`.

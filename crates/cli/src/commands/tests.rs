@@ -1,6 +1,6 @@
 //! Commands against a scripted fleet on the in-memory bus: requests, output and exit codes.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use dormouse_protocol::{
     Change, ErrorCode, ErrorReply, Event, Headers, Incarnation, Message, MessageId, Op, Position, Prefix,
     ProtocolVersion, Rev, RoutePattern, Seq, ServerName, Subject, Term, Timestamp, decode, encode,
 };
-use dormouse_runtime::{Env, Tasks};
+use dormouse_runtime::{Env, Lock, Tasks};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -87,14 +87,14 @@ impl Fleet {
 
     async fn run_as(&self, options: MemoryOptions, line: &str) -> CommandRun {
         let cli = Cli::read(std::iter::once("dormouse").chain(line.split_whitespace())).unwrap();
-        let printed = Arc::new(Mutex::new(Vec::new()));
+        let printed = Arc::new(Lock::new(Vec::new()));
         let output = Output::to(cli.global.json, Arc::clone(&printed));
         let bus = Arc::new(self.broker.connect(options));
         let session =
             Session::with_bus(bus, cli.global.prefix, cli.global.deadline.into(), output).await.unwrap();
         let outcome = super::run(&session, cli.command).await;
         let kind = outcome.err().map(|failure| failure.kind());
-        let printed = String::from_utf8(printed.lock().unwrap().clone()).unwrap();
+        let printed = String::from_utf8(printed.lock().clone()).unwrap();
         CommandRun { printed, kind }
     }
 }

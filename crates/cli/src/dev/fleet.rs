@@ -369,5 +369,4 @@ impl Fleet {
 }
 
 #[cfg(test)]
-#[path = "fleet_tests.rs"]
 mod tests;

@@ -1,7 +1,6 @@
 //! Carries out the effects of the [`Fleet`] machine: starts, watches and stops processes, and reports to the user.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,17 +8,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Bus, Outgoing};
+use dormouse_protocol::Prefix;
 use dormouse_protocol::health::{Health, HealthStatus};
-use dormouse_protocol::{Prefix, ServerName};
 use dormouse_runtime::{Env, Tasks};
 use rustix::process::Signal;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use super::banner;
 use super::child::{self, ChildHandle, Program};
 use super::files::FleetFile;
 use super::fleet::{Fleet, FleetEffect, FleetInput, FleetOutcome, ProcessName, Role};
-use super::{DevPlan, banner};
+use super::plan::{DevPlan, NATS};
 use crate::error::Failure;
 use crate::output::Output;
 
@@ -31,9 +31,6 @@ const ASK_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Each process sends at most three inputs, and there are few timeouts.
 const INPUTS: usize = 256;
-
-/// The name of the nats-server in logs and in the fleet file.
-const NATS: &str = "nats";
 
 /// Runs the fleet until it ends.
 ///
@@ -283,54 +280,4 @@ fn listening_at(ports_dir: &Path) -> Option<String> {
         .find(|path| path.extension().is_some_and(|extension| extension == "ports"))?;
     let ports: FleetPorts = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     ports.nats.into_iter().next()
-}
-
-impl DevPlan {
-    fn roles(&self) -> Vec<(ProcessName, Role)> {
-        let fixed = [(NATS.to_owned(), Role::Nats), (ServerName::COORDINATOR.to_owned(), Role::Coordinator)];
-        let servers = self.servers.iter().map(|name| (name.to_string(), Role::Server));
-        fixed.into_iter().chain(servers).collect()
-    }
-
-    fn role(&self, name: &str) -> Role {
-        match name {
-            NATS => Role::Nats,
-            ServerName::COORDINATOR => Role::Coordinator,
-            _ => Role::Server,
-        }
-    }
-
-    fn nats_server(&self, port: u16, ports_dir: &Path) -> Program {
-        // Removes the file of an earlier run, which would show a wrong port.
-        for stale in std::fs::read_dir(ports_dir).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_file(stale.path());
-        }
-        let port = if port == 0 { "-1".to_owned() } else { port.to_string() };
-        let mut arguments: Vec<OsString> =
-            ["--addr", "127.0.0.1", "--port", &port, "--name", "dormouse-dev"].map(OsString::from).into();
-        arguments.extend(["--ports_file_dir".into(), ports_dir.into()]);
-        Program { path: self.programs.nats_server.clone(), arguments }
-    }
-
-    fn coordinator(&self, url: &str) -> Program {
-        let mut arguments = self.common(ServerName::COORDINATOR, url);
-        let lease_ttl = humantime::format_duration(self.lease_ttl).to_string();
-        arguments.extend(["--lease-ttl".into(), lease_ttl.into()]);
-        Program { path: self.programs.coordinator.clone(), arguments }
-    }
-
-    fn server(&self, name: &str, url: &str) -> Program {
-        let mut arguments = self.common(name, url);
-        arguments.extend(["--name", name, "--bucket", &self.bucket].map(OsString::from));
-        Program { path: self.programs.persist_server.clone(), arguments }
-    }
-
-    fn common(&self, name: &str, url: &str) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> =
-            ["--nats", url, "--prefix", self.prefix.as_str()].map(OsString::from).into();
-        if let Some(data_dir) = self.data_dirs.get(name) {
-            arguments.extend(["--data-dir".into(), data_dir.into()]);
-        }
-        arguments
-    }
 }

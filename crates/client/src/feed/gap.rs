@@ -7,7 +7,7 @@
 
 use dormouse_protocol::{Change, Event, Position, Rev};
 
-use crate::mutations::{InjectedBug, is_active};
+use dormouse_runtime::injected_bug;
 
 /// The relation of an event to the position up to which everything was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) fn classify_event(seen: Position, mut event: Event) -> EventOrder {
     let is_new = |rev: Rev| !same_term || rev > seen.rev;
     if !is_new(event.rev) {
         let is_repeat = same_term && !event.changes.is_empty();
-        if is_repeat && is_active(InjectedBug::RepeatEmitted) {
+        if is_repeat && injected_bug!(RepeatEmitted) {
             return EventOrder::Next(event.changes);
         }
         return EventOrder::Old;
@@ -43,10 +43,9 @@ pub(crate) fn classify_event(seen: Position, mut event: Event) -> EventOrder {
     };
     // Of a term in between nothing is known, not even its changes below the new base.
     let is_inherited = same_term || (event.term == seen.term.next() && seen.rev <= event.term_base);
-    let is_next = (is_inherited && seen.rev >= before) || is_active(InjectedBug::GapIgnored);
+    let is_next = (is_inherited && seen.rev >= before) || injected_bug!(GapIgnored);
     if is_next { EventOrder::Next(event.changes) } else { EventOrder::Gap }
 }
 
 #[cfg(test)]
-#[path = "gap_tests.rs"]
 mod tests;

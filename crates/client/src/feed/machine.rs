@@ -23,13 +23,13 @@ use std::time::Duration;
 
 use dormouse_protocol::data::{ChangesReply, GetAllReply, InfoReply};
 use dormouse_protocol::{Event, Executed, Position, RetryAdvice, Seq, Term};
+use dormouse_runtime::injected_bug;
 
 use super::gap::{EventOrder, classify_event};
 use super::known::KnownMessages;
 use super::output::{FeedOutput, OutputBuffer};
-use super::{FeedFrom, FeedKeys};
+use super::update::{FeedFrom, FeedKeys};
 use crate::error::{Error, MalformedCause};
-use crate::mutations::{InjectedBug, is_active};
 
 /// How long a feed without any alarm waits until it queries all the same; jitter adds up to half of it.
 const CHECK_EVERY: Duration = Duration::from_secs(45);
@@ -293,7 +293,7 @@ impl FeedMachine {
             return self.ask(FeedQuery::Page(cursor), Duration::ZERO);
         }
         for seq in reading.missing {
-            if !is_active(InjectedBug::RemovalNotEmitted) {
+            if !injected_bug!(RemovalNotEmitted) {
                 self.output.remove(seq);
             }
         }
@@ -337,5 +337,4 @@ fn within(most: Duration, random: u64) -> Duration {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

@@ -5,7 +5,7 @@ use dormouse_protocol::message::{DeleteAllChange, DeleteChange, SubjectConfig};
 use dormouse_protocol::{Change, Message, Position, Rev, Seq};
 
 use super::known::KnownMessages;
-use super::{FeedKeys, Update};
+use super::update::{FeedKeys, Update};
 
 /// One item for the reader.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! The received events that are not processed yet: bounded in number and bytes, with a marker for each loss.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use bytes::Bytes;
+use dormouse_runtime::Lock;
 use tokio::sync::Notify;
 
 /// One entry of the buffer.
@@ -19,7 +20,7 @@ pub(crate) enum Received {
 /// their position.
 #[derive(Debug)]
 pub(crate) struct ReceiveBuffer {
-    state: Mutex<BufferState>,
+    state: Lock<BufferState>,
     changed: Notify,
 }
 
@@ -46,7 +47,7 @@ impl ReceiveBuffer {
     pub(crate) fn new(events: usize, bytes: usize) -> Self {
         let state =
             BufferState { entries: VecDeque::new(), room_events: events, room_bytes: bytes, ended: false };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+        Self { state: Lock::new(state), changed: Notify::new() }
     }
 
     pub(crate) fn event(&self, payload: Bytes) {
@@ -96,7 +97,7 @@ impl ReceiveBuffer {
 
     // Every critical section leaves the queue and its limits consistent, so a panic in one poisons nothing.
     fn state(&self) -> MutexGuard<'_, BufferState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -8,10 +8,11 @@ use dormouse_protocol::data::{ChangesRequest, GetAllReply, GetAllRequest, GetRep
 use dormouse_protocol::{Event, Message, Op, ProtocolVersion, RoutePattern, Seq, decode};
 use tokio::sync::{broadcast, mpsc};
 
+use super::Feed;
 use super::machine::{FeedAction, FeedInput, FeedMachine, FeedQuery, FeedStep, is_final, pause};
 use super::output::FeedOutput;
 use super::receive_buffer::{ReceiveBuffer, Received};
-use super::{Feed, FeedFrom, FeedKeys, Update};
+use super::update::{FeedFrom, FeedKeys, Update};
 use crate::error::Error;
 use crate::location::CachedServer;
 use crate::subject::Handle;

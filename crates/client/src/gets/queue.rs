@@ -8,7 +8,7 @@ use dormouse_protocol::data::GetRequest;
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 use dormouse_protocol::{Message, Seq};
 
-use crate::subject::key_size;
+use crate::sizes::{RequestSpace, key_size};
 
 /// While fewer requests than this are in flight, a get is sent at once. With one request in flight, the
 /// server would idle while its reply travels and the next request is built; with more, fewer gets share one.
@@ -190,14 +190,10 @@ impl<T> GetQueue<T> {
         };
         let queue = if first(&self.seqs) < first(&self.keys) { &mut self.seqs } else { &mut self.keys };
         let mut taken = Vec::new();
-        let mut used_bytes = 0;
-        while let Some(next) = queue.first_entry() {
-            let size_bytes = next.get().wanted.size_bytes();
-            let fits = taken.len() < self.at_most && used_bytes + size_bytes <= budget_bytes;
-            if !taken.is_empty() && !fits {
-                break;
-            }
-            used_bytes += size_bytes;
+        let mut space = RequestSpace::new(self.at_most, budget_bytes);
+        while let Some(next) = queue.first_entry()
+            && space.add(next.get().wanted.size_bytes())
+        {
             taken.push(next.remove_entry());
         }
         if taken.is_empty() {

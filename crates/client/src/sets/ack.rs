@@ -8,7 +8,7 @@ use dormouse_bus::RequestError;
 use dormouse_protocol::data::SetResult;
 use tokio::sync::oneshot;
 
-use super::sender::SetsOutcome;
+use super::scheduler::SetsOutcome;
 use crate::error::{Error, IndeterminateCause};
 
 /// The acknowledgement of one set, to be awaited: the id of the message, or the error.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use dormouse_protocol::Level;
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
+use dormouse_runtime::injected_bug;
 
-use crate::mutations::{InjectedBug, is_active};
+use crate::sizes::RequestSpace;
 
 /// Which sets may share a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,20 +115,16 @@ impl<T> SetQueue<T> {
         let (batching, level) = (entry.batching, entry.level);
         let at_most = self.at_most(first);
         let mut taken = Vec::new();
-        let mut used_bytes = 0;
+        let mut space = RequestSpace::new(at_most, budget_bytes);
         while let Some((&position, next)) = self.waiting.first_key_value() {
-            let fits = next.batching == Batching::Shared
-                && batching == Batching::Shared
-                && next.level == level
-                && taken.len() < at_most
-                && used_bytes + next.size_bytes <= budget_bytes;
-            if !taken.is_empty() && !fits {
+            let may_share =
+                next.batching == Batching::Shared && batching == Batching::Shared && next.level == level;
+            if !(space.is_empty() || may_share) || !space.add(next.size_bytes) {
                 break;
             }
-            used_bytes += next.size_bytes;
             taken.extend(self.remove(position).map(|entry| (position, entry)));
         }
-        if is_active(InjectedBug::SetsReordered) {
+        if injected_bug!(SetsReordered) {
             taken.reverse();
         }
         taken

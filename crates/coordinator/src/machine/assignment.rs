@@ -11,9 +11,9 @@ use std::time::Duration;
 use dormouse_protocol::fleet::{ClaimReply, ClaimRequest, LocateReply};
 use dormouse_protocol::{ErrorReply, LogId, ServerName, Subject};
 
-use super::{AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, MemberState};
+use super::{CoordinatorMachine, CoordinatorReply, Effects, MemberState};
 use crate::placement::place;
-use crate::store::StoreChange;
+use crate::store::{AssignmentView, StoreChange};
 
 impl CoordinatorMachine {
     /// A recorded assignment is valid as long as its server keeps its subjects. Otherwise the subject is placed again.

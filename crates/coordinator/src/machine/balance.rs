@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use dormouse_protocol::admin::RebalanceRequest;
 use dormouse_protocol::limits::MAX_MOVES;
-use dormouse_protocol::{ErrorReply, ServerName, Subject};
+use dormouse_protocol::{OverloadCause, ServerName, Subject};
 
-use super::{AssignmentView, Candidates, CoordinatorMachine, CoordinatorReply, Effects, MemberState};
+use super::{Candidates, CoordinatorMachine, CoordinatorReply, Effects, MemberState};
 use crate::rebalance::{PlanLimits, ServerShare, overfull, plan};
-
-/// The retry delay of the reply while earlier moves fill the table, in milliseconds.
-const RETRY_AFTER_MS: u64 = 5_000;
+use crate::store::AssignmentView;
 
 impl CoordinatorMachine {
     /// How many candidate subjects a rebalancing needs from each server that has too many.
@@ -40,8 +38,7 @@ impl CoordinatorMachine {
     ) -> Effects {
         let room = self.moves.room();
         if room == 0 && !request.dry_run {
-            let text = "too many moves are pending";
-            return Effects::refuse(ErrorReply::overloaded(text, RETRY_AFTER_MS));
+            return Effects::refuse(OverloadCause::PendingMoves.into());
         }
         let mut servers = self.balanced_servers(view);
         let Candidates { subjects, reply_bytes } = candidates;

@@ -9,10 +9,10 @@ use std::time::Duration;
 use dormouse_protocol::admin::DrainReply;
 use dormouse_protocol::{ErrorReply, ServerName, Subject};
 
-use super::{AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, MemberState, OperatorEvent};
+use super::{CoordinatorMachine, CoordinatorReply, Effects, MemberState, OperatorEvent};
 use crate::lease::GrantedLease;
 use crate::placement::place;
-use crate::store::StoreChange;
+use crate::store::{AssignmentView, StoreChange};
 
 impl MemberState {
     /// Whether the server is draining or drained.

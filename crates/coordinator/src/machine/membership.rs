@@ -11,11 +11,10 @@ use dormouse_protocol::{ErrorReply, LogId, ServerName};
 
 use super::load::RequestRate;
 use super::{
-    AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, GoneProcess, GoneReason, MemberState,
-    OperatorEvent,
+    CoordinatorMachine, CoordinatorReply, Effects, GoneProcess, GoneReason, MemberState, OperatorEvent,
 };
 use crate::lease::GrantedLease;
-use crate::store::{MemberRecord, StoreChange};
+use crate::store::{AssignmentView, MemberRecord, StoreChange};
 
 impl MemberState {
     /// Declares the process dead.

@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use dormouse_protocol::admin::{HandOverOrder, MoveReply, MovesReply};
-use dormouse_protocol::{ErrorReply, ProtocolVersion, ServerName, Subject};
+use dormouse_protocol::{ErrorReply, OverloadCause, ProtocolVersion, ServerName, Subject};
 
 use super::assignment::assign;
 use super::draining::unknown_name;
-use super::{AssignmentView, CoordinatorMachine, CoordinatorReply, Effects, OperatorEvent};
+use super::{CoordinatorMachine, CoordinatorReply, Effects, OperatorEvent};
 use crate::lease::GrantedLease;
-use crate::store::StoreChange;
+use crate::store::{AssignmentView, StoreChange};
 
 /// The maximum number of moves under way and queued together.
 pub(super) const MOST_MOVES: usize = 10_000;
@@ -38,9 +38,6 @@ const ORDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After a busy subject has moved, the reported loads show the change within this time.
 const LOAD_SETTLES_WITHIN: Duration = Duration::from_secs(60);
-
-/// The retry delay of the reply when too many moves are under way, in milliseconds.
-const RETRY_AFTER_MS: u64 = 1_000;
 
 const _: () = assert!(MOST_STARTED_FROM_QUEUE < MOST_UNDER_WAY && MOST_UNDER_WAY < MOST_MOVES);
 
@@ -177,8 +174,7 @@ impl CoordinatorMachine {
             Some(server) if self.keeps_subjects(server) => {
                 let is_new = !self.moves.table.contains_key(&subject);
                 if self.moves.under_way >= MOST_UNDER_WAY || (is_new && self.moves.room() == 0) {
-                    let text = "too many moves are under way";
-                    return Effects::refuse(ErrorReply::overloaded(text, RETRY_AFTER_MS));
+                    return Effects::refuse(OverloadCause::MovesUnderWay.into());
                 }
                 let fresh = PendingMove {
                     to: to.clone(),

@@ -9,7 +9,7 @@ use dormouse_bus::{Bus, BusEvent, Outgoing, Responder};
 use dormouse_protocol::admin::{RebalanceRequest, SubjectsReply};
 use dormouse_protocol::fleet::{Acknowledged, GoneAnnouncement};
 use dormouse_protocol::{
-    ErrorReply, Incarnation, Prefix, ProtocolVersion, Route, ServerName, Subject, encode,
+    ErrorReply, Incarnation, OverloadCause, Prefix, ProtocolVersion, Route, ServerName, Subject, encode,
 };
 use dormouse_runtime::{Env, Stop};
 use futures::future::BoxFuture;
@@ -18,11 +18,11 @@ use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::errors::RunError;
 use super::inbox::{EndpointFacts, HeartbeatBatch, RequestBatch, RequestInbox};
 use super::lookup::AssignmentReader;
-use super::requests::AdminRequest;
+use super::requests::{AdminRequest, DecodedRequest, MachineRequest};
 use super::status::StatusReporter;
-use super::{DecodedRequest, MachineRequest, RunError};
 use crate::machine::{
     Candidates, CoordinatorInput, CoordinatorMachine, CoordinatorReply, Effects, GoneProcess, GoneReason,
     OperatorEvent,
@@ -31,9 +31,6 @@ use crate::store::{AssignmentWindow, Store, StoreChange, StoreError};
 
 /// The maximum number of concurrent lookups for operators.
 const LOOKUPS_AT_ONCE: usize = 4;
-
-/// The retry delay of the reply beyond that number, in milliseconds.
-const RETRY_AFTER_MS: u64 = 200;
 
 /// The limit for the bytes of a list in a reply to an operator; half of the largest payload if that is less.
 const LIST_BYTES: usize = 512 * 1_024;
@@ -249,8 +246,7 @@ impl Actor {
     /// Starts a lookup, which runs concurrently with the batches.
     fn start_lookup(&mut self, DecodedRequest { input, responder }: DecodedRequest<AdminRequest>) {
         if self.lookups.len() >= LOOKUPS_AT_ONCE {
-            let text = "too many lists are being read";
-            return responder.error(&ErrorReply::overloaded(text, RETRY_AFTER_MS));
+            return responder.error(&OverloadCause::AdminLists.into());
         }
         let reader = AssignmentReader { env: self.env.clone(), store: Arc::clone(&self.store) };
         let most_bytes = LIST_BYTES.min(self.bus.max_payload() / 2);

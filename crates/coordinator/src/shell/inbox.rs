@@ -10,8 +10,7 @@ use dormouse_protocol::{ErrorReply, Prefix, RoutePattern, ServerName};
 use dormouse_runtime::{Env, Tasks};
 use futures::FutureExt;
 
-use super::requests::{self, AdminRequest};
-use super::{DecodedRequest, MachineRequest};
+use super::requests::{self, AdminRequest, DecodedRequest, MachineRequest};
 use crate::machine::CoordinatorInput;
 
 /// The maximum number of requests of one endpoint in a batch.

@@ -1,6 +1,6 @@
 //! Decoding: from an incoming message to an input of the machine, or an error reply.
 
-use dormouse_bus::Incoming;
+use dormouse_bus::{Incoming, Responder};
 use dormouse_protocol::admin::{DrainRequest, MovesRequest, RebalanceRequest, SubjectsRequest};
 use dormouse_protocol::fleet::{JoinRequest, LocateRequest, ServersRequest};
 use dormouse_protocol::route::{AdminRoute, FleetRoute, InvalidRoute};
@@ -17,6 +17,15 @@ pub(super) enum AdminRequest {
     /// A decision that needs a lookup of assignments first.
     Rebalance(RebalanceRequest),
 }
+
+/// A decoded request with its responder.
+pub(super) struct DecodedRequest<T> {
+    pub(super) input: T,
+    pub(super) responder: Responder,
+}
+
+/// A request for the machine.
+pub(super) type MachineRequest = DecodedRequest<CoordinatorInput>;
 
 /// The limit for the version text of a server, in bytes: the store keeps it.
 const MAX_VERSION_BYTES: usize = 256;

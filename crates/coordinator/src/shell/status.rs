@@ -1,14 +1,14 @@
 //! The public status of the coordinator: health, and the NATS services API.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
 use dormouse_bus::{EndpointStats, SubscribeError, health::answer_health};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Incarnation, ServerName};
-use dormouse_runtime::Env;
+use dormouse_runtime::{Env, Lock};
 
 use super::inbox::{EndpointFacts, ListenContext};
 use crate::machine::{CoordinatorMachine, MemberCounts};
@@ -37,12 +37,12 @@ enum CoordinatorStatus {
 pub(super) struct StatusReporter {
     env: Env,
     started: Duration,
-    status: Arc<Mutex<(Incarnation, CoordinatorStatus)>>,
+    status: Arc<Lock<(Incarnation, CoordinatorStatus)>>,
 }
 
 impl StatusReporter {
     pub(super) fn new(env: &Env, incarnation: Incarnation) -> Self {
-        let status = Arc::new(Mutex::new((incarnation, CoordinatorStatus::default())));
+        let status = Arc::new(Lock::new((incarnation, CoordinatorStatus::default())));
         Self { env: env.clone(), started: env.boot(), status }
     }
 
@@ -78,7 +78,7 @@ impl StatusReporter {
 
     fn snapshot(&self) -> MutexGuard<'_, (Incarnation, CoordinatorStatus)> {
         // The value is replaced as a whole, so it is consistent after a panic elsewhere.
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        self.status.lock()
     }
 
     pub(super) fn health(&self) -> Health {

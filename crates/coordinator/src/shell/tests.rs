@@ -28,7 +28,7 @@ use serde::Serialize;
 use super::*;
 use crate::store::StoreChange;
 use crate::store::memory::{MemoryDisk, MemoryStore};
-use crate::store::{AssignmentCounts, StoredState};
+use crate::store::{AssignmentCounts, StoreError, StoredState};
 
 const TTL: Duration = Duration::from_secs(3);
 const SECOND: Duration = Duration::from_secs(1);

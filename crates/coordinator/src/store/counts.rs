@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dormouse_protocol::ServerName;
 
-use super::StoreChange;
+use super::state::StoreChange;
 
 /// Number of assigned subjects by server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use dormouse_protocol::{ServerName, Subject};
+use dormouse_runtime::Lock;
 
 use super::{AssignmentCounts, Store, StoreChange, StoreError, StoredState};
 
@@ -23,7 +24,7 @@ struct Images {
 
 /// A disk that survives its process: after a crash, open a [`MemoryStore`] on it again. Cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryDisk(Arc<Mutex<Images>>);
+pub struct MemoryDisk(Arc<Lock<Images>>);
 
 impl MemoryDisk {
     /// An empty disk.
@@ -39,7 +40,7 @@ impl MemoryDisk {
 
     fn images(&self) -> MutexGuard<'_, Images> {
         // Images are replaced as a whole, so they are consistent after a panic elsewhere.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

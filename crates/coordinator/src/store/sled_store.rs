@@ -10,9 +10,10 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use dormouse_protocol::{ServerName, Subject};
+use dormouse_runtime::Lock;
 use ulid::Ulid;
 
 use super::record::{
@@ -66,7 +67,7 @@ pub enum OpenError {
 /// A store in sled files.
 pub struct SledStore {
     tree: sled::Db,
-    counts: Mutex<AssignmentCounts>,
+    counts: Lock<AssignmentCounts>,
 }
 
 impl std::fmt::Debug for SledStore {
@@ -99,7 +100,7 @@ impl SledStore {
             Ok(Err(error)) => return Err(damaged(error.to_string())),
             Err(_) => return Err(damaged("sled panicked while opening it".to_owned())),
         };
-        let store = Self { tree, counts: Mutex::default() };
+        let store = Self { tree, counts: Lock::default() };
         store.check_and_count().map_err(|error| match error {
             StoreError::NewerSchema { .. } => OpenError::Store { path: path.to_owned(), source: error },
             StoreError::Failed { .. } | StoreError::Damaged { .. } => damaged(error.to_string()),
@@ -163,7 +164,7 @@ impl SledStore {
 
     fn lock(&self) -> MutexGuard<'_, AssignmentCounts> {
         // The counts are replaced as a whole after a successful write.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock()
     }
 }
 

@@ -4,8 +4,17 @@ use std::collections::HashMap;
 
 use dormouse_protocol::{ServerName, Subject};
 
-use super::{AssignmentCounts, StoreChange};
-use crate::machine::AssignmentView;
+use super::counts::AssignmentCounts;
+use super::state::StoreChange;
+
+/// The assignments, as the machine reads them.
+pub trait AssignmentView {
+    /// The server that `subject` is assigned to.
+    fn assignment(&self, subject: &Subject) -> Option<ServerName>;
+
+    /// How many subjects are assigned to `server`.
+    fn assigned_subjects(&self, server: &ServerName) -> u64;
+}
 
 /// Assignments read ahead for a batch, updated with the changes of the batch before they are written; and the counts, which
 /// are kept across batches.

@@ -1,5 +1,8 @@
 use proptest::prelude::*;
 
+use dormouse_protocol::Rev;
+use ulid::Ulid;
+
 use super::*;
 
 fn nonce(number: u128) -> Nonce {

@@ -20,7 +20,8 @@ pub fn golden_file(name: &str) -> Vec<u8> {
 /// The golden files of all stored formats.
 pub fn all_golden_files() -> Vec<Vec<u8>> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folders = ["crates/format/tests/golden", "crates/storage/tests/golden"];
+    let folders =
+        ["crates/format/tests/golden", "crates/commit-log/tests/golden", "crates/subject-state/tests/golden"];
     let mut files: Vec<PathBuf> = folders
         .iter()
         .flat_map(|folder| std::fs::read_dir(root.join(folder)).unwrap())

@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_bucket::open_bucket;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions, Network};
 use dormouse_bus::{
     AskError, Bus, Callers, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve,
 };
+use dormouse_engine::{Engine, EngineSettings, PreparedEngine};
 use dormouse_persist_server::server::{Server, ServerSettings};
 use dormouse_protocol::admin::HandOverOrder;
 use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
@@ -26,8 +28,6 @@ use dormouse_protocol::{
     decode, encode,
 };
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
-use dormouse_storage::bucket::open_bucket;
-use dormouse_storage::{Engine, EngineSettings, PreparedEngine};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;

@@ -9,10 +9,11 @@ use anyhow::{Context, ensure};
 use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::Rules;
 use dormouse_client::{Client, Kv};
-use dormouse_e2e::{Fleet, RawNats, RecordedBus, Recorder, SeededRng, TIMEOUT};
+use dormouse_e2e::{Fleet, RawNats, SeededRng, TIMEOUT};
 use dormouse_harness::{mutate, workspace_root};
-use dormouse_protocol::{Event, Op, RoutePattern, ServerName, decode};
+use dormouse_protocol::{Event, Op, RoutePattern, decode};
 use dormouse_runtime::{Env, Tasks};
+use dormouse_testkit::recorder::{RecordedBus, Recorder};
 use futures::future::try_join_all;
 
 /// The number of attackers, and the number of bursts of each. The number of an attacker is its seed.
@@ -237,9 +238,8 @@ async fn hostile_traffic_keeps_memory_bounded() -> anyhow::Result<()> {
         .run(async |fleet| {
             // Faked servers expire, and bad reply addresses cause warnings. Errors are not allowed.
             fleet.expect_warning(" WARN ");
-            let names: Vec<ServerName> = SERVERS.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
             let (env, tasks) = (Env::system(), Tasks::new());
-            let recorder = Recorder::new(env.clone(), &names, Rules::default());
+            let recorder = Recorder::new(env.clone(), Rules::default());
             let bus: Arc<dyn Bus> = Arc::new(fleet.nats_options()?.connect(env.clone(), &tasks).await?);
             let all = RoutePattern::new("persist.events.app.>");
             let events = bus.subscribe(all, SubscribeOptions::default()).await?;

@@ -132,7 +132,7 @@ async fn value_of_256_mib_transfers_in_bounded_memory() -> anyhow::Result<()> {
 
 /// A value of 1 GiB is uploaded and downloaded with at most 64 MiB of extra memory on either side.
 #[tokio::test]
-#[ignore = "moves 1 GiB up and down; docs/performance.md has what it prints"]
+#[ignore = "moves 1 GiB up and down; docs/benchmarks/long.md has what it prints"]
 async fn value_of_1_gib_transfers_in_bounded_memory() -> anyhow::Result<()> {
     Fleet::builder().run(async |fleet| transfer_both_ways(fleet, 1_024 * MIB).await).await
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use dormouse_e2e::ledger::{FaultEvent, FaultKind};
+use dormouse_checker::{ServerFault, ServerFaultKind};
 use dormouse_e2e::{Fleet, SeededRng, TIMEOUT, until};
 use dormouse_protocol::{ServerName, Subject};
 
@@ -112,7 +112,7 @@ pub struct Chaos {
     declared_dead: HashSet<String>,
     /// The length of the coordinator's log that was scanned.
     coordinator_read: usize,
-    pub faults: Vec<FaultEvent>,
+    pub faults: Vec<ServerFault>,
     /// The number of events by name.
     pub counts: BTreeMap<String, u64>,
     pub problems: Vec<String>,
@@ -208,14 +208,14 @@ impl Chaos {
                 fleet.kill9(name.as_str()).await?;
                 let short = Duration::from_millis(rng.within(0..250));
                 let down = if fault == FaultAction::Kill { short } else { long };
-                self.record_fault(target, FaultKind::Killed, now, traffic.caller.now());
+                self.record_fault(target, ServerFaultKind::Killed, now, traffic.caller.now());
                 self.servers[target].state = ServerState::Down { until: traffic.caller.now() + down };
                 self.count("killed at a random instant");
             }
             FaultAction::Wipe => {
                 fleet.kill9(name.as_str()).await?;
                 wipe(&fleet.data_dir(name.as_str()))?;
-                self.record_fault(target, FaultKind::Wiped, now, traffic.caller.now());
+                self.record_fault(target, ServerFaultKind::DiskWiped, now, traffic.caller.now());
                 self.servers[target].state = ServerState::Down { until: traffic.caller.now() + long };
                 self.count("killed and its disk wiped");
             }
@@ -244,11 +244,11 @@ impl Chaos {
         server.state = ServerState::Paused { until, served };
     }
 
-    fn record_fault(&mut self, target: usize, kind: FaultKind, since: Duration, at: Duration) {
+    fn record_fault(&mut self, target: usize, kind: ServerFaultKind, since: Duration, at: Duration) {
         let server = &mut self.servers[target];
         let since = *server.unsettled.get_or_insert(since);
         server.expected_new_logs = None;
-        self.faults.push(FaultEvent { server: server.name.clone(), kind, since, at });
+        self.faults.push(ServerFault { server: server.name.clone(), kind, since, until: at });
     }
 
     /// Checks each server once and restarts those that are due.
@@ -303,7 +303,7 @@ impl Chaos {
             // It killed itself at a fail point.
             (_, Some(9)) => {
                 let seen = self.servers[index].seen;
-                self.record_fault(index, FaultKind::Killed, seen, now);
+                self.record_fault(index, ServerFaultKind::Killed, seen, now);
             }
             // Its disk was wiped, so it does not know its predecessor, and waits until the old lease expires.
             (Some(5), _) => {}
@@ -445,7 +445,7 @@ impl Chaos {
         for index in 0..self.servers.len() {
             let (name, now) = (self.servers[index].name.clone(), traffic.caller.now());
             fleet.kill9(name.as_str()).await?;
-            self.record_fault(index, FaultKind::Killed, now, traffic.caller.now());
+            self.record_fault(index, ServerFaultKind::Killed, now, traffic.caller.now());
         }
         for index in 0..self.servers.len() {
             self.start(fleet, index, traffic.caller.now(), rng)?;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dormouse_e2e::ledger::order;
-use dormouse_e2e::{Fleet, SeededRng, TIMEOUT};
+use dormouse_e2e::{Fleet, SeededRng, TIMEOUT, copy_folder};
 use dormouse_protocol::{Level, Message, Position, ServerName};
 
 use calls::Caller;
@@ -74,7 +74,7 @@ async fn acked_writes_survive_kills_wiped_disks_and_pauses() -> anyhow::Result<(
                 fleet.expect_warning("");
                 let result = run_rounds(fleet, first + done..first + done + some).await;
                 if let Some(folder) = std::env::var_os("DORMOUSE_KILL_KEEP") {
-                    copy(fleet.folder(), Path::new(&folder))?;
+                    copy_folder(fleet.folder(), Path::new(&folder))?;
                 }
                 result
             })
@@ -267,18 +267,4 @@ fn values_in(bytes: &[u8]) -> Vec<String> {
         String::from_utf8(bytes[at..=at + length].to_vec()).ok()
     };
     begins.filter_map(value).collect()
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 use dormouse_checker::{ServerFault, ServerFaultKind};
-use dormouse_e2e::{CLIENTS, Fleet, NATS_SERVERS, Recorder, SeededRng, until};
+use dormouse_e2e::{CLIENTS, Fleet, NATS_SERVERS, SeededRng, until};
 use dormouse_harness::ProxyMode;
 use dormouse_protocol::ServerName;
+use dormouse_testkit::recorder::Recorder;
 
 /// The lease TTL of the fleet. The coordinator declares a server dead after 1.3 times this without a heartbeat.
 pub const LEASE: Duration = Duration::from_millis(500);
@@ -242,10 +243,10 @@ impl Nemesis {
             Fault::ServerPaused => fleet.pause(&name).await?,
             Fault::ServerCutFromNats => proxies.set_nats(&name, ProxyMode::Cut),
             Fault::ServerStalledFromNats => proxies.set_nats(&name, ProxyMode::Stalled),
-            Fault::ServerReceivesNoNats => proxies.set_nats(&name, ProxyMode::RepliesStalled),
+            Fault::ServerReceivesNoNats => proxies.set_nats(&name, ProxyMode::AnswersStalled),
             Fault::ServerCutFromBucket => proxies.set_bucket(&name, ProxyMode::Cut),
             Fault::ServerStalledFromBucket => proxies.set_bucket(&name, ProxyMode::Stalled),
-            Fault::ServerLosesBucketReplies => proxies.set_bucket(&name, ProxyMode::RepliesLost),
+            Fault::ServerLosesBucketReplies => proxies.set_bucket(&name, ProxyMode::AnswersLost),
             Fault::ServerCutFromAll => {
                 proxies.set_bucket(&name, ProxyMode::Cut);
                 proxies.set_nats(&name, ProxyMode::Cut);

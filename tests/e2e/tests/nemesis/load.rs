@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dormouse_bus::{Bus, ask};
 use dormouse_client::{Client, Error, Kv, NewMessage, Stream};
-use dormouse_e2e::{RecordedBus, Recorder, SeededRng, until};
+use dormouse_e2e::{SeededRng, until};
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, DeleteReply, DeleteRequest, GetReply, GetRequest, SetItem, SetReply,
     SetRequest,
@@ -14,6 +14,7 @@ use dormouse_protocol::data::{
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{Level, MessageId, Op, Position, RequestId, Seq, ServerName, SessionId, Subject};
 use dormouse_runtime::Env;
+use dormouse_testkit::recorder::{RecordedBus, Recorder};
 
 /// The deadline of a client call.
 const DEADLINE: Duration = Duration::from_secs(2);

@@ -16,9 +16,10 @@ use std::time::Duration;
 use anyhow::Context;
 use dormouse_bus::{Bus, SubscribeOptions};
 use dormouse_checker::{Rules, Verdict};
-use dormouse_e2e::{Fleet, Recorder, SeededRng};
+use dormouse_e2e::{Fleet, SeededRng, copy_folder};
 use dormouse_protocol::{Level, ServerName};
 use dormouse_runtime::{Env, Tasks};
+use dormouse_testkit::recorder::Recorder;
 
 use faults::{Fault, Nemesis};
 use load::{UsedSubject, User};
@@ -80,7 +81,7 @@ async fn fleet_keeps_guarantees_under_kills_pauses_and_cuts() -> anyhow::Result<
                 fleet.expect_warning("");
                 let result = run_rounds(fleet, first + done, some).await;
                 if let Some(folder) = std::env::var_os("DORMOUSE_NEMESIS_KEEP") {
-                    copy(fleet.folder(), Path::new(&folder))?;
+                    copy_folder(fleet.folder(), Path::new(&folder))?;
                 }
                 result.with_context(|| format!("DORMOUSE_NEMESIS_SEED={} repeats it", first + done))
             })
@@ -96,7 +97,7 @@ async fn run_rounds(fleet: &mut Fleet, seed: u64, rounds: u64) -> anyhow::Result
         (1..=3).map(|number| format!("persist-{number}").parse()).collect::<Result<_, _>>()?;
     let env = Env::system();
     let rules = Rules { unshipped: UNSHIPPED, ..Rules::default() };
-    let recorder = Recorder::new(env.clone(), &servers, rules);
+    let recorder = Recorder::new(env.clone(), rules);
     let tasks = Tasks::new();
     let mut users = Vec::new();
     for number in 0..USERS {
@@ -221,18 +222,4 @@ async fn run_load_with_faults(
         futures::future::try_join_all(probes)
     )?;
     Ok(injected)
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }

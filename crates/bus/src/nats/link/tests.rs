@@ -68,14 +68,14 @@ fn link_proven_during_connect_event_stays_up() {
             // An error means that the receiver has ended.
             let _ = proves.send(());
         });
-        let proven = Mutex::new(proven);
+        let proven = Lock::new(proven);
         run_when_change_is_visible(
             &shared.socket,
             || shared.observe(Event::Connected),
             move || {
                 visible.send(()).unwrap();
                 // The connect event is still being handled: the proof waits for its end, or happens in between now.
-                let _ = proven.lock().unwrap().recv_timeout(Duration::from_millis(100));
+                let _ = proven.lock().recv_timeout(Duration::from_millis(100));
             },
         );
         prover.join().unwrap();
@@ -87,12 +87,12 @@ fn link_proven_during_connect_event_stays_up() {
 #[test]
 fn link_event_is_sent_before_change_is_visible() {
     let (shared, events) = up();
-    let events = Arc::new(Mutex::new(events));
+    let events = Arc::new(Lock::new(events));
     let events_when_visible = |change: &dyn Fn()| {
         let (sender, received) = mpsc::channel();
         let events = Arc::clone(&events);
         run_when_change_is_visible(&shared.link, change, move || {
-            sender.send(drain_events(&mut events.lock().unwrap())).unwrap();
+            sender.send(drain_events(&mut events.lock())).unwrap();
         });
         received.recv().unwrap()
     };

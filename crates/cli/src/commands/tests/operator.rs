@@ -16,11 +16,11 @@ impl Fleet {
     async fn coordinated(script: impl Fn(&AdminRoute, &[u8], usize) -> Answer + Send + 'static) -> Self {
         let fleet = Self::empty();
         let prefix = fleet.prefix.clone();
-        let asked = Mutex::new(Vec::new());
+        let asked = Lock::new(Vec::new());
         fleet
             .answer(fleet.prefix.admin_all(), move |request| {
                 let route = prefix.parse_admin(request.route.as_str()).unwrap();
-                let mut asked = asked.lock().unwrap();
+                let mut asked = asked.lock();
                 let before = asked.iter().filter(|earlier| **earlier == route).count();
                 match script(&route, &request.payload, before) {
                     Ok(reply) => request.responder.ok(reply),
@@ -127,9 +127,9 @@ async fn drain_command_without_reply_is_indeterminate() {
         .answer(fleet.prefix.admin_servers().into(), move |request| request.responder.ok(known.clone()))
         .await;
     // The coordinator gets the order and never replies.
-    let kept = Mutex::new(Vec::new());
+    let kept = Lock::new(Vec::new());
     let drain = fleet.prefix.admin_drain(&name("s")).into();
-    fleet.answer(drain, move |request| kept.lock().unwrap().push(request)).await;
+    fleet.answer(drain, move |request| kept.lock().push(request)).await;
     assert_eq!(fleet.run("server drain s --deadline 50ms").await.exit_code(), 7);
 }
 

@@ -1,0 +1,177 @@
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dormouse_format::keys::BucketKey;
+use dormouse_runtime::{Env, SeededEntropy, VirtualClock};
+use object_store::memory::InMemory;
+use object_store::{MultipartId, PutResult, Result as StoreResult};
+
+use super::*;
+use crate::{Bucket, HeaderPatch};
+
+/// The result of an attempt to send a part.
+#[derive(Debug, Clone, Copy)]
+enum PartAnswer {
+    Stored,
+    /// The part is stored, and the answer is an error.
+    StoredWithError,
+    Failed,
+    /// No answer ever comes.
+    NoAnswer,
+    Denied,
+    /// The upload no longer exists.
+    UploadMissing,
+}
+
+/// A store whose answers depend on the number of a part and on how often it was sent before.
+#[derive(Debug)]
+struct ScriptedStore {
+    store: Arc<InMemory>,
+    answer: fn(usize, usize) -> PartAnswer,
+    /// How often each part was sent.
+    sent: Mutex<Vec<usize>>,
+    aborted: Mutex<usize>,
+}
+
+#[async_trait]
+impl MultipartStore for ScriptedStore {
+    async fn create_multipart(&self, path: &ObjectPath) -> StoreResult<MultipartId> {
+        self.store.create_multipart(path).await
+    }
+
+    async fn put_part(
+        &self,
+        path: &ObjectPath,
+        id: &MultipartId,
+        number: usize,
+        part: PutPayload,
+    ) -> StoreResult<PartId> {
+        let before = {
+            let mut sent = self.sent.lock().unwrap();
+            let parts = sent.len().max(number + 1);
+            sent.resize(parts, 0);
+            sent[number] += 1;
+            sent[number] - 1
+        };
+        let answer = (self.answer)(number, before);
+        if matches!(answer, PartAnswer::Stored | PartAnswer::StoredWithError) {
+            let put = self.store.put_part(path, id, number, part).await;
+            if matches!(answer, PartAnswer::Stored) {
+                return put;
+            }
+        }
+        let (source, path) = ("scripted error".into(), path.to_string());
+        Err(match answer {
+            PartAnswer::NoAnswer => std::future::pending().await,
+            PartAnswer::Denied => StoreError::PermissionDenied { path, source },
+            PartAnswer::UploadMissing => StoreError::NotFound { path, source },
+            PartAnswer::Stored | PartAnswer::StoredWithError | PartAnswer::Failed => {
+                StoreError::Generic { store: "scripted", source }
+            }
+        })
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &ObjectPath,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> StoreResult<PutResult> {
+        self.store.complete_multipart(path, id, parts).await
+    }
+
+    async fn abort_multipart(&self, path: &ObjectPath, id: &MultipartId) -> StoreResult<()> {
+        *self.aborted.lock().unwrap() += 1;
+        self.store.abort_multipart(path, id).await
+    }
+}
+
+/// Result of an upload of three parts.
+struct Outcome {
+    end: Result<(), BucketError>,
+    /// Whether the object equals the file.
+    is_whole: bool,
+    is_absent: bool,
+    sent: Vec<usize>,
+    aborted: usize,
+    took: Duration,
+}
+
+async fn upload(answer: fn(usize, usize) -> PartAnswer) -> Outcome {
+    let env = Env::simulated(
+        Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000))),
+        Arc::new(SeededEntropy::new(1)),
+    );
+    let began = env.boot();
+    let store = Arc::new(InMemory::new());
+    let (sent, aborted) = (Mutex::default(), Mutex::default());
+    let scripted = Arc::new(ScriptedStore { store: Arc::clone(&store), answer, sent, aborted });
+    let bucket = ObjectStoreBucket::new(store, ObjectPath::ROOT, "memory:///".to_owned(), env.clone());
+    let bucket = bucket.with_parts(Arc::clone(&scripted) as Arc<dyn MultipartStore>);
+    let folder = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..20 << 20).map(|at: u32| (at % 251) as u8).collect();
+    std::fs::write(folder.path().join("up"), &bytes).unwrap();
+    let key = BucketKey::new("logs/large").unwrap();
+    let end = bucket.put_file(&key, &folder.path().join("up"), HeaderPatch::None).await;
+    let found = bucket.get_file(&key, &folder.path().join("down")).await.unwrap();
+    let is_whole = found.is_some() && std::fs::read(folder.path().join("down")).unwrap() == bytes;
+    let (sent, aborted) = (scripted.sent.lock().unwrap().clone(), *scripted.aborted.lock().unwrap());
+    Outcome {
+        end: end.map(drop),
+        is_whole,
+        is_absent: found.is_none(),
+        sent,
+        aborted,
+        took: env.boot() - began,
+    }
+}
+
+/// A multipart upload sends failed or unanswered parts again and sends all other parts once.
+#[tokio::test(start_paused = true)]
+async fn multipart_upload_resends_only_failed_parts() {
+    let outcome = upload(|part, before| match (part, before) {
+        (1, 0 | 1) => PartAnswer::Failed,
+        (1, 2) => PartAnswer::StoredWithError,
+        (2, 0) => PartAnswer::NoAnswer,
+        _ => PartAnswer::Stored,
+    })
+    .await;
+    outcome.end.unwrap();
+    assert!(outcome.is_whole);
+    assert_eq!((outcome.sent, outcome.aborted), (vec![1, 4, 2], 0));
+}
+
+/// If a part fails for longer than the retry limit, the upload fails, aborts and leaves no object.
+#[tokio::test(start_paused = true)]
+async fn multipart_upload_part_failing_past_limit_aborts() {
+    let outcome = upload(|part, _| if part == 1 { PartAnswer::Failed } else { PartAnswer::Stored }).await;
+    assert!(matches!(outcome.end, Err(BucketError::Unreachable { .. })));
+    assert!(outcome.is_absent);
+    assert_eq!((outcome.sent, outcome.aborted), (vec![1, 10], 1));
+    // Only the pauses take time.
+    assert!(outcome.took < Duration::from_secs(11), "{:?}", outcome.took);
+}
+
+/// The retry limit applies to each part alone, so all parts together can take longer.
+#[tokio::test(start_paused = true)]
+async fn multipart_upload_retry_limit_applies_per_part() {
+    // Each part fails for almost the retry limit, so that all parts together take longer.
+    let outcome = upload(|_, before| if before < 9 { PartAnswer::Failed } else { PartAnswer::Stored }).await;
+    outcome.end.unwrap();
+    assert!(outcome.is_whole);
+    assert_eq!(outcome.sent, [10, 10, 10]);
+}
+
+/// A denied part or a missing upload is not retried; the upload aborts and leaves no object.
+#[tokio::test(start_paused = true)]
+async fn multipart_upload_permanent_error_is_not_retried() {
+    let denied = upload(|part, _| if part == 1 { PartAnswer::Denied } else { PartAnswer::Stored }).await;
+    assert!(matches!(denied.end, Err(BucketError::Denied { .. })));
+    let gone = upload(|part, _| if part == 1 { PartAnswer::UploadMissing } else { PartAnswer::Stored }).await;
+    assert!(matches!(gone.end, Err(BucketError::Unreachable { .. })));
+    for outcome in [denied, gone] {
+        assert!(outcome.is_absent);
+        assert_eq!((outcome.sent, outcome.aborted), (vec![1, 1], 1));
+    }
+}

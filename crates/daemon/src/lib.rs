@@ -1,0 +1,21 @@
+//! The shared parts of the two daemons, `dormouse-coordinator` and `dormouse-persist-server`: command-line arguments,
+//! settings errors, start and stop.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`args`] | [`DaemonArgs`]: the arguments that both have, as written |
+//! | [`settings`] | [`SettingsParser`]: resolves all settings at once and collects every error; [`DaemonSettings`] |
+//! | [`start`] | logging, the async runtime, the exit codes |
+//! | [`stop`] | [`StopSignals`]: SIGTERM and SIGINT |
+//!
+//! The crate decides nothing about requests, and writes no log lines: the target of a log line names its program.
+
+pub mod args;
+pub mod settings;
+pub mod start;
+pub mod stop;
+
+pub use args::{DaemonArgs, DaemonHelp};
+pub use settings::{DaemonSettings, SettingsErrors, SettingsParser};
+pub use start::ExitReason;
+pub use stop::StopSignals;

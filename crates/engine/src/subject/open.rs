@@ -1,0 +1,322 @@
+//! Opens a subject: drives the claim and performs its effects.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_commit_log::log::{TailError, read_own_tail};
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::{ManifestNumber, Nonce};
+use dormouse_format::manifest::Manifest;
+use dormouse_protocol::{ErrorCode, ErrorReply, LogId, OverloadCause, Rev, Subject};
+use dormouse_runtime::fail_point;
+use dormouse_subject_state::database::{Database, FileOwner};
+
+use super::garbage::Garbage;
+use super::publish;
+use super::restore::{RestoreError, Restorer, unexpected_effect};
+use crate::engine::EngineShared;
+use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
+use crate::ownership::local::diverged_above;
+use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, terms};
+
+/// How long an open waits for a permit.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A subject that this process owns, with its file open.
+pub(super) struct Opened {
+    pub(super) database: Database,
+    /// The manifest under which it is served.
+    pub(super) verified: Verified,
+}
+
+/// Opens the subject. With `only_own`, opens it only if this process already owns it, and returns `None`
+/// otherwise.
+///
+/// # Errors
+/// The reply to the waiting requests.
+pub(super) async fn open(
+    shared: &Arc<EngineShared>,
+    subject: &Subject,
+    only_own: bool,
+) -> Result<Option<Opened>, ErrorReply> {
+    let _permit = tokio::time::timeout(PERMIT_TIMEOUT, shared.opening.acquire())
+        .await
+        .map_err(|_| ErrorReply::from(OverloadCause::SubjectOpens))?;
+    let path = shared.data.subject_file(subject);
+    let restorer = restorer(shared, subject, path);
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };
+    let known = opener.restorer.find_local().await?;
+    let begin = if only_own { Claim::reopen } else { Claim::new };
+    let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
+    loop {
+        // A claim of a log that has ended is void, whatever its effects return.
+        if shared.has_log_ended() {
+            return Err(shared.log_ended_reply());
+        }
+        let answer = match effect {
+            ClaimEffect::GiveUp(reply) => {
+                // A process that has sealed this log may trim its unneeded slots. So a missing object proves
+                // corruption only if a barrier shows that the log has not ended.
+                if reply.code == ErrorCode::Corrupt {
+                    shared.read_lease.barrier().await?;
+                }
+                return Err(reply);
+            }
+            ClaimEffect::NotOwned => return Ok(None),
+            ClaimEffect::Serve(verified) => {
+                fail_point!(ClaimVerified);
+                let database = opener.take_over(&verified.manifest)?;
+                opener.resolve_stranded().await?;
+                shared.counters.subject_opens.add(1);
+                shared.log.base_published(subject, verified.manifest.base_rev, verified.manifest.first_slot);
+                return Ok(Some(Opened { database, verified }));
+            }
+            effect => {
+                if matches!(effect, ClaimEffect::Create(_)) {
+                    shared.counters.claims.add(1);
+                }
+                opener.perform(effect).await
+            }
+        };
+        effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
+    }
+}
+
+/// Rebases a subject off an orphaned log: if its newest manifest needs entries of that log, the next manifest
+/// does not need them and is released. If the subject is open here, its own task rebases it.
+///
+/// # Errors
+/// Why it could not be done this time.
+pub(crate) async fn reclaim_subject(
+    shared: &Arc<EngineShared>,
+    subject: &Subject,
+    log: &LogId,
+) -> Result<ReclaimOutcome, ErrorReply> {
+    // The file has a separate path, so it does not conflict with the subject's own file.
+    let path = shared.data.reclaim_file(subject, Nonce::new(shared.env.ulid()));
+    let restorer = restorer(shared, subject, path.clone());
+    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };
+    let (mut claim, mut effect) =
+        Claim::reclaim(subject.clone(), shared.log.id().clone(), log.clone(), false);
+    let outcome = loop {
+        let answer = match effect {
+            ClaimEffect::GiveUp(reply) => break Err(reply),
+            ClaimEffect::Reclaimed(outcome) => break Ok(outcome),
+            effect => opener.perform(effect).await,
+        };
+        effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
+    };
+    drop(opener);
+    let removed = shared.env.blocking(move || dormouse_subject_state::database::remove_files(&path)).await;
+    if let Err(error) = removed {
+        tracing::debug!(%subject, %error, "temporary reclaim file not removed");
+    }
+    if let Ok(ReclaimOutcome::Released(verified)) = &outcome {
+        // If the queue is full, the garbage is dropped; a later listing finds it again.
+        let _ = shared.garbage.try_send(Garbage::objects(subject, verified.garbage.clone()));
+    }
+    outcome
+}
+
+/// Moves stranded writes of an earlier process to `lost/`, as far as they diverge from `newest`, the newest
+/// manifest of the subject.
+///
+/// # Errors
+/// The reply to a request that cannot be served because of it. The move is retried.
+pub(crate) async fn move_stranded_to_lost(
+    shared: &EngineShared,
+    subject: &Subject,
+    log: &LogId,
+    newest: Option<&Manifest>,
+) -> Result<(), ErrorReply> {
+    let terms = newest.map(terms).unwrap_or_default();
+    let above = |term| newest.map_or(Rev::default(), |newest| diverged_above(term, newest, &terms));
+    shared
+        .stranded
+        .move_to_lost(subject, log, above)
+        .await
+        .map(drop)
+        .map_err(|error| stranded_not_saved(&error))
+}
+
+/// The newest manifest of a subject, as of some moment during the call.
+///
+/// # Errors
+/// The reply to a caller if the bucket does not answer.
+pub(crate) async fn newest_manifest(
+    shared: &EngineShared,
+    subject: &Subject,
+) -> Result<Option<Manifest>, ErrorReply> {
+    let Some(number) = publish::list(shared, subject).await?.newest() else { return Ok(None) };
+    match publish::get_manifest(shared, subject, number).await? {
+        ManifestRead::Manifest(manifest) => Ok(Some(*manifest)),
+        ManifestRead::Missing => {
+            Err(ErrorReply::unavailable("the newest manifest was replaced while it was read"))
+        }
+        ManifestRead::Unreadable(reply) => Err(reply),
+    }
+}
+
+fn stranded_not_saved(error: &dyn std::error::Error) -> ErrorReply {
+    ErrorReply::unavailable(format!("stranded writes cannot be saved: {error}"))
+}
+
+fn restorer<'a>(shared: &'a Arc<EngineShared>, subject: &'a Subject, path: PathBuf) -> Restorer<'a> {
+    let (bucket, env, home) = (shared.bucket.as_ref(), &shared.env, Some(shared.as_ref()));
+    Restorer { bucket, env, engine: home, subject, path, database: None }
+}
+
+struct Opener<'a> {
+    shared: &'a Arc<EngineShared>,
+    restorer: Restorer<'a>,
+    /// The manifest that the state was restored from.
+    base: Option<Manifest>,
+    /// The entries of the tail above its base.
+    above: Vec<LogEntry>,
+    /// The log whose stranded writes the state includes.
+    stranded_log: Option<LogId>,
+}
+
+impl Opener<'_> {
+    async fn perform(&mut self, effect: ClaimEffect) -> Result<ClaimInput, ErrorReply> {
+        let (shared, subject) = (self.shared, self.restorer.subject);
+        match effect {
+            ClaimEffect::List => publish::list(shared, subject).await.map(ClaimInput::Listed),
+            ClaimEffect::Get(number) => {
+                publish::get_manifest(shared, subject, number).await.map(ClaimInput::Got)
+            }
+            ClaimEffect::AskAuthority { owner } => {
+                Ok(match shared.authority.may_claim(subject, owner.as_ref()).await {
+                    Ok(()) => ClaimInput::Allowed,
+                    Err(reply) => ClaimInput::Refused(reply),
+                })
+            }
+            ClaimEffect::Seal(log) => shared.seal(subject, &log).await.map(|_| ClaimInput::Sealed),
+            ClaimEffect::Restore { manifest, tail } => {
+                self.restore(manifest.map(|manifest| *manifest), tail).await
+            }
+            ClaimEffect::PutBase { made_for } => {
+                let base = self.put_base(made_for).await?;
+                fail_point!(ClaimBaseUploaded);
+                Ok(ClaimInput::BasePut(base))
+            }
+            ClaimEffect::Create(manifest) => {
+                let created = publish::create(shared, &manifest).await?;
+                fail_point!(ClaimCreated);
+                Ok(ClaimInput::Created(created))
+            }
+            ClaimEffect::Serve(_)
+            | ClaimEffect::NotOwned
+            | ClaimEffect::Reclaimed(_)
+            | ClaimEffect::GiveUp(_) => Err(unexpected_effect()),
+        }
+    }
+
+    async fn restore(
+        &mut self,
+        manifest: Option<Manifest>,
+        tail: TailSource,
+    ) -> Result<ClaimInput, ErrorReply> {
+        let (shared, subject) = (self.shared, self.restorer.subject);
+        let base = manifest.as_ref().map_or(Rev::default(), |manifest| manifest.base_rev);
+        let first_slot = manifest.as_ref().map_or_else(Default::default, |manifest| manifest.first_slot);
+        self.stranded_log = None;
+        let entries = match &tail {
+            TailSource::None => Vec::new(),
+            TailSource::Own => {
+                match read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first_slot, base).await {
+                    Ok(entries) => entries,
+                    Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
+                    Err(TailError::Failed(reply)) => return Err(reply),
+                }
+            }
+            TailSource::Sealed(log) => {
+                let mut entries = match shared.sealed.seal(log).await?.tail(subject, first_slot, base).await {
+                    Ok(entries) => entries,
+                    Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
+                    Err(TailError::Failed(reply)) => return Err(reply),
+                };
+                let reached = entries.last().map_or(base, LogEntry::last_rev);
+                let stranded = shared.stranded.entries(subject, log)?;
+                entries.extend(stranded.into_iter().filter(|entry| entry.is_above(reached)));
+                self.stranded_log = Some(log.clone());
+                entries
+            }
+        };
+        if let Err(fault) = dormouse_format::frame::check_run(&entries) {
+            return Ok(ClaimInput::ObjectMissing {
+                object: format!("a part of the log of {subject} ({fault})"),
+            });
+        }
+        self.above = entries.iter().filter(|entry| entry.is_above(base)).cloned().collect();
+        match self.restorer.restore(manifest.as_ref(), entries).await {
+            Ok(()) => {}
+            Err(RestoreError::Missing(object)) => return Ok(ClaimInput::ObjectMissing { object }),
+            Err(RestoreError::Failed(reply)) => return Err(reply),
+        }
+        self.base = manifest;
+        let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
+        Ok(ClaimInput::Restored(Restored {
+            rev: database.state().rev,
+            next_seq: database.state().next_seq,
+            above_base: !self.above.is_empty(),
+            first_slot: shared.log.next_slot(),
+            nonce: Nonce::new(shared.env.ulid()),
+        }))
+    }
+
+    /// Uploads the changes above the current base as a delta, or the whole state as a snapshot.
+    async fn put_base(&mut self, made_for: ManifestNumber) -> Result<BaseObject, ErrorReply> {
+        let (shared, subject) = (self.shared, self.restorer.subject);
+        let (rev, base) = {
+            let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
+            (database.state().rev, self.base.as_ref().map_or(Rev::default(), |base| base.base_rev))
+        };
+        let bytes = self
+            .above
+            .iter()
+            .map(|entry| dormouse_format::frame::encode(entry).map_or(0, |frame| frame.len() as u64))
+            .sum();
+        if rev > base && base_kind(self.base.as_ref(), bytes) == BaseKind::Delta {
+            let delta = publish::upload_delta(shared, subject, made_for, base, &self.above).await?;
+            return Ok(BaseObject::Delta(delta));
+        }
+        self.restorer.on_file(Database::checkpoint).await?;
+        let path = self.restorer.path.clone();
+        let snapshot = publish::upload_snapshot(shared, subject, made_for, rev, path).await?;
+        Ok(BaseObject::Snapshot(snapshot))
+    }
+
+    /// Resolves the stranded writes of earlier processes of this data directory: they are in the claim's base
+    /// now, or the subject has diverged from them.
+    async fn resolve_stranded(&mut self) -> Result<(), ErrorReply> {
+        let (shared, subject) = (self.shared, self.restorer.subject);
+        for log in shared.stranded.logs_of(subject) {
+            if self.stranded_log.as_ref() == Some(&log) {
+                shared
+                    .stranded
+                    .mark_resolved(subject, &log)
+                    .await
+                    .map_err(|error| stranded_not_saved(&error))?;
+            } else {
+                move_stranded_to_lost(shared, subject, &log, self.base.as_ref()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The claim has succeeded: the file now belongs to its term.
+    fn take_over(&mut self, manifest: &Manifest) -> Result<Database, ErrorReply> {
+        let mut database = self.restorer.database.take().ok_or_else(unexpected_effect)?;
+        let owner = FileOwner {
+            log: manifest.owner.clone(),
+            term: manifest.term,
+            term_base: manifest.term_base,
+            manifest: manifest.number,
+            bucket_rev: manifest.base_rev,
+        };
+        database.take_over(&owner).map_err(|error| error.not_started().reply(self.restorer.subject))?;
+        Ok(database)
+    }
+}

@@ -1,0 +1,534 @@
+//! Serves an open subject: requests, the write pipeline, timed beacons and compactions.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dormouse_format::entry::LogEntry;
+use dormouse_format::keys::BlobName;
+use dormouse_format::manifest::Manifest;
+use dormouse_protocol::{ErrorReply, Event, OverloadCause, Position, Subject, Timestamp};
+use dormouse_runtime::injected_bug;
+use dormouse_subject_state::database::{Database, DatabaseError};
+use tokio::sync::{Notify, oneshot};
+
+use super::flush::{FlushTarget, PendingFlush};
+use super::open::Opened;
+use super::pipeline::{APPLY_RETRY_DELAY, Pipeline, PlanBlocked};
+use super::publish::PublishEnd;
+use super::reads::{self, PendingRead, ReadContext, ReadQueue};
+use super::timers::{DueTimers, SubjectTimers};
+use super::values::{Fetches, RetriedRead};
+use super::{Respond, SubjectInbox, base, events, retention};
+use crate::api::{SubjectRequest, Submission};
+use crate::engine::EngineShared;
+use crate::metrics::GaugeShare;
+use crate::ownership::Verified;
+use crate::ownership::publish::Publish;
+use crate::subject_table::FileGuard;
+
+/// A sidecar of this size is checkpointed without waiting for a snapshot.
+const CHECKPOINT_BYTES: u64 = 4 * 1_024 * 1_024;
+
+/// The sidecar's size is checked after this many bytes of changes.
+const CHECKPOINT_LOOK_BYTES: usize = 1_024 * 1_024;
+
+/// Maximum number of a subject's changes that wait to be planned.
+const MAX_WRITES: usize = 4_096;
+
+/// Why a subject is no longer served.
+pub(super) enum SubjectServeEnd {
+    /// It is closed cleanly; waiting requests open it again.
+    Closed,
+    /// It cannot be served; waiting requests get this reply.
+    Refused(ErrorReply),
+}
+
+/// The database, absent while a blocking task uses it.
+struct DatabaseCell(Option<Database>);
+
+impl DatabaseCell {
+    fn get(&mut self) -> &mut Database {
+        // `OpenSubject::run_blocking` puts it back before it returns. A task that panicked in between is not
+        // polled again.
+        self.0.as_mut().expect("the database is present outside run_blocking")
+    }
+}
+
+/// An open subject.
+pub(super) struct OpenSubject<'a> {
+    pub(super) shared: &'a Arc<EngineShared>,
+    pub(super) subject: &'a Subject,
+    /// No other task opens the file while a clone of it exists.
+    pub(super) file_guard: &'a Arc<FileGuard>,
+    file: DatabaseCell,
+    /// The newest manifest, owned by this process.
+    pub(super) manifest: Manifest,
+    /// The result of the claim, until its garbage is collected.
+    opened_with: Option<Verified>,
+    /// Blobs queued for deletion, ascending.
+    pub(super) deleting: Vec<Weak<Vec<BlobName>>>,
+    pub(super) schedule: SubjectTimers,
+    pub(super) pipeline: Pipeline,
+    pub(super) reads: ReadQueue,
+    pub(super) fetches: Fetches,
+    writes: VecDeque<Submission>,
+    pub(super) flushes: Vec<PendingFlush>,
+    /// Callers that wait for a handover, which is about to begin.
+    pub(super) pending_handovers: Vec<Respond>,
+    pub(super) publishing: Option<oneshot::Receiver<PublishEnd>>,
+    /// An indeterminate publication. It must be resolved before the next.
+    pub(super) unresolved_publish: Option<Box<Publish>>,
+    /// Why the last publication failed.
+    pub(super) publish_failure: Option<ErrorReply>,
+    written_bytes: usize,
+    /// Bytes of the apply backlog.
+    backlog_bytes: GaugeShare<'a>,
+    /// When the subject was opened, by the server's clock. Only for display.
+    open_since: Timestamp,
+    pub(super) compaction_failing: GaugeShare<'a>,
+    local_bytes: GaugeShare<'a>,
+}
+
+impl<'a> OpenSubject<'a> {
+    pub(super) fn new(
+        shared: &'a Arc<EngineShared>,
+        subject: &'a Subject,
+        file_guard: &'a Arc<FileGuard>,
+        opened: Opened,
+    ) -> Self {
+        let Opened { database, verified } = opened;
+        let mut serving = Self {
+            shared,
+            subject,
+            file_guard,
+            schedule: SubjectTimers::new(&shared.settings, shared.env.boot()),
+            pipeline: Pipeline::new(database.state().rev),
+            file: DatabaseCell(Some(database)),
+            manifest: (*verified.manifest).clone(),
+            opened_with: Some(verified),
+            deleting: Vec::new(),
+            reads: ReadQueue::new(),
+            fetches: Fetches::default(),
+            writes: VecDeque::new(),
+            flushes: Vec::new(),
+            pending_handovers: Vec::new(),
+            publishing: None,
+            unresolved_publish: None,
+            publish_failure: None,
+            written_bytes: 0,
+            backlog_bytes: shared.counters.apply_backlog_bytes.share(),
+            open_since: retention::wall(shared),
+            compaction_failing: shared.counters.compaction_failing_subjects.share(),
+            local_bytes: shared.counters.local_bytes.share(),
+        };
+        serving.count_bytes();
+        serving.compact_if_due();
+        serving
+    }
+
+    /// Serves until the subject is idle, evicted, fenced, destroyed, or the engine stops.
+    pub(super) async fn run(mut self, inbox: &mut SubjectInbox, close: &Notify) -> SubjectServeEnd {
+        let end = self.serve(inbox, close).await;
+        if let SubjectServeEnd::Closed = end {
+            // Changes that were not planned go back to the inbox, before the requests that have arrived
+            // since.
+            for write in std::mem::take(&mut self.writes).into_iter().rev() {
+                inbox.waiting.push_front(write);
+            }
+        }
+        // Every waiting caller gets a reply, whatever the end.
+        let reply = match &end {
+            SubjectServeEnd::Refused(reply) => reply.clone(),
+            SubjectServeEnd::Closed => ErrorReply::unavailable("the subject was closed, retry"),
+        };
+        self.refuse_all(&reply);
+        // No change of this opening may be pending when the subject is opened again.
+        self.pipeline.answer_all(&reply);
+        end
+    }
+
+    async fn serve(&mut self, inbox: &mut SubjectInbox, close: &Notify) -> SubjectServeEnd {
+        let position = self.position();
+        tracing::debug!(subject = %self.subject, %position, "subject opened");
+        self.beacon();
+        if let Some(verified) = self.opened_with.take() {
+            self.collect(verified).await;
+        }
+        if let Some(end) = self.expire_before_serving(inbox).await {
+            return end;
+        }
+        let moved = self.pipeline.waker();
+        loop {
+            if let Some(end) = self.run_ready_work(inbox).await {
+                return end;
+            }
+            let pause = self.pause();
+            tokio::select! {
+                biased;
+                () = self.shared.stopping() => {
+                    return if self.shared.has_log_ended() {
+                        self.on_log_end(inbox).await
+                    } else {
+                        self.release(inbox).await
+                    };
+                }
+                end = base::published(&mut self.publishing) => {
+                    if let Some(end) = self.published(end).await {
+                        return end;
+                    }
+                }
+                () = moved.notified() => {}
+                passed = self.reads.passed() => self.barrier_ended(&passed),
+                again = self.fetches.next_retry() => self.retry_read(again),
+                () = inbox.receive() => {}
+                () = close.notified() => self.schedule.ask_close(),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Runs all work that is ready.
+    async fn run_ready_work(&mut self, inbox: &mut SubjectInbox) -> Option<SubjectServeEnd> {
+        if !inbox.waiting.is_empty() {
+            self.confirm_lease();
+            self.schedule.used(self.shared.env.boot());
+            self.dispatch(inbox);
+        }
+        loop {
+            self.acknowledge();
+            let blocked = self.pipeline.plan(self.shared, self.subject, self.file.get(), &mut self.writes);
+            match blocked {
+                Some(PlanBlocked::Unlogged) => {
+                    if let Some(end) = self.handle_unlogged(inbox).await {
+                        return Some(end);
+                    }
+                }
+                Some(PlanBlocked::UntilApplied) if self.pipeline.is_acknowledged() => {
+                    if let Err(broken) = self.apply() {
+                        return Some(self.fail(&broken, inbox).await);
+                    }
+                }
+                // The awaited changes or uploads are still pending, or everything is planned.
+                Some(PlanBlocked::UntilApplied | PlanBlocked::UntilUploaded) | None => {
+                    // No other event would send a reply that no longer waits for a change.
+                    if !self.pipeline.has_answer() {
+                        break;
+                    }
+                }
+            }
+        }
+        if self.is_apply_due(inbox) {
+            // Replies are sent first.
+            tokio::task::yield_now().await;
+            if let Err(broken) = self.apply() {
+                return Some(self.fail(&broken, inbox).await);
+            }
+            // Retention reads the next due messages from the file.
+            self.run_retention();
+        }
+        self.answer_flushes();
+        if !self.pending_handovers.is_empty()
+            && self.publishing.is_none()
+            && let Some(end) = self.hand_over(inbox).await
+        {
+            return Some(end);
+        }
+        self.checkpoint_if_large().await;
+        self.run_due_timers(inbox).await
+    }
+
+    fn confirm_lease(&self) {
+        if self.shared.read_lease.lease_to_confirm().is_none() {
+            return;
+        }
+        let shared = Arc::clone(self.shared);
+        self.shared.tasks.spawn("confirm lease", async move {
+            tokio::select! {
+                biased;
+                () = shared.stopping() => {}
+                // If it fails, the next read or the end of the log reports it.
+                _ = shared.read_lease.barrier() => {}
+            }
+        });
+    }
+
+    async fn run_due_timers(&mut self, inbox: &mut SubjectInbox) -> Option<SubjectServeEnd> {
+        let expires_at = self.expires_at();
+        self.schedule.set_next_expiry(expires_at);
+        loop {
+            let (now, busy) = (self.shared.env.boot(), self.is_busy());
+            match self.schedule.due(now, busy) {
+                Some(DueTimers::Beacon) => self.beacon(),
+                Some(DueTimers::Compact) => self.start_compacting().await,
+                Some(DueTimers::Close) if inbox.queue.is_empty() => match self.apply() {
+                    Err(broken) => return Some(self.fail(&broken, inbox).await),
+                    Ok(()) if self.pipeline.is_applied() => return Some(self.close().await),
+                    Ok(()) => {}
+                },
+                // A request has just arrived.
+                Some(DueTimers::Close) | None => return None,
+            }
+        }
+    }
+
+    /// Time until the next scheduled work, if no request arrives.
+    fn pause(&mut self) -> Duration {
+        let flushes = self.flushes.iter().map(|flush| flush.until).min();
+        let now = self.shared.env.boot();
+        let apply = self.pipeline.stalled_until().or(self.pipeline.backlog().due_at());
+        let (shared, (pipeline, database)) = (self.shared, self.pipeline_and_file());
+        let retention = pipeline.retention_due_at(shared, database);
+        let next = self.schedule.next(self.is_busy()).into_iter();
+        let next = next.chain(flushes).chain(apply).chain(retention).min();
+        // An hour: an arbitrary upper bound.
+        next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(now))
+    }
+
+    /// Whether a change is not in the bucket yet or a caller waits.
+    fn is_busy(&self) -> bool {
+        // An indeterminate publication may still take effect: the subject stays open until it is resolved.
+        !self.pipeline.is_acknowledged()
+            || self.pipeline.last_unshipped().is_some()
+            || self.pipeline.stalled.is_some()
+            || self.unresolved_publish.is_some()
+            || !self.writes.is_empty()
+            || !self.flushes.is_empty()
+            || !self.pending_handovers.is_empty()
+            || !self.reads.is_empty()
+    }
+
+    /// Replies to reads and queues everything else.
+    fn dispatch(&mut self, inbox: &mut SubjectInbox) {
+        let confirmed = self.shared.read_lease.is_confirmed();
+        for submission in inbox.waiting.drain(..) {
+            if !reads::is_read(&submission.request) {
+                if self.writes.len() < MAX_WRITES {
+                    self.writes.push_back(submission);
+                } else {
+                    let reply = ErrorReply::from(OverloadCause::QueuedChanges);
+                    (submission.respond)(Err(reply));
+                }
+            } else if confirmed {
+                self.read(submission, None);
+            } else {
+                self.reads.push(self.shared, PendingRead::Read(submission));
+            }
+        }
+    }
+
+    /// Reads a message again whose blob was missing in the bucket: the message may have been replaced
+    /// meanwhile.
+    fn retry_read(&mut self, again: RetriedRead) {
+        if self.shared.read_lease.is_confirmed() {
+            self.read(again.submission, Some(again.missing));
+        } else {
+            self.reads.push(self.shared, PendingRead::Retried(again));
+        }
+    }
+
+    fn read(&mut self, submission: Submission, missing: Option<BlobName>) {
+        if let Err(reply) = self.apply_acknowledged() {
+            return (submission.respond)(Err(reply));
+        }
+        let Some(submission) = self.transfer(submission, missing) else { return };
+        let context = ReadContext {
+            log: self.shared.log.id(),
+            level: self.shared.settings.level,
+            bucket_rev: self.pipeline.bucket_rev(),
+            base_rev: self.manifest.base_rev,
+            tail_bytes: self.shared.log.tail(self.subject).map_or(0, |tail| tail.bytes),
+            open_since: self.open_since,
+        };
+        let answer =
+            reads::answer(self.file.get(), &submission.request, submission.max_reply_bytes, &context);
+        let answer = answer.unwrap_or_else(|| Err(ErrorReply::internal("a change was dispatched as a read")));
+        self.answer_read(submission, answer, missing);
+    }
+
+    fn barrier_ended(&mut self, passed: &Result<(), ErrorReply>) {
+        for waiting in self.reads.take(self.shared) {
+            match (waiting, passed) {
+                (PendingRead::Read(read), Ok(())) => self.read(read, None),
+                (PendingRead::Retried(again), Ok(())) => self.read(again.submission, Some(again.missing)),
+                (PendingRead::Ready(respond, answer), Ok(())) => respond(answer),
+                (waiting, Err(reply)) => waiting.into_respond()(Err(reply.clone())),
+            }
+        }
+    }
+
+    /// Acknowledges the changes that have reached their level, and applies them to the file.
+    pub(super) fn advance(&mut self) -> Result<(), DatabaseError> {
+        self.acknowledge();
+        self.apply()
+    }
+
+    /// Applies the backlog to the file, as far as the file can be written.
+    fn apply(&mut self) -> Result<(), DatabaseError> {
+        let (now, database) = (self.shared.env.boot(), self.file.get());
+        let applied = self.pipeline.apply(self.subject, database, now);
+        self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
+        self.written_bytes += applied?;
+        Ok(())
+    }
+
+    /// Applies the whole backlog to the file before a read.
+    fn apply_acknowledged(&mut self) -> Result<(), ErrorReply> {
+        if injected_bug!(ReadIgnoresBacklog) {
+            return Ok(());
+        }
+        // An unusable file is detected again and handled when no read waits.
+        self.apply().map_err(|error| error.reply(self.subject))?;
+        if self.pipeline.backlog().is_empty() {
+            return Ok(());
+        }
+        let cannot = || ErrorReply::unavailable("the local file cannot be written");
+        Err(self.pipeline.stalled.clone().unwrap_or_else(cannot))
+    }
+
+    fn is_apply_due(&self, inbox: &SubjectInbox) -> bool {
+        let is_idle = self.pipeline.is_acknowledged() && inbox.queue.is_empty();
+        // A flush or handover may need the file in the bucket.
+        let is_wanted = !self.flushes.is_empty() || !self.pending_handovers.is_empty();
+        let of_all = self.shared.counters.apply_backlog_bytes.get();
+        let is_due = self.pipeline.backlog().is_due(self.shared.env.boot(), of_all);
+        let is_worth_it = is_idle && self.pipeline.backlog().exceeds_idle_apply_size();
+        is_due || is_wanted || is_worth_it || self.pipeline.stalled.is_some()
+    }
+
+    /// Acknowledges the changes that have reached their level.
+    fn acknowledge(&mut self) {
+        let database = self.file.get();
+        let acked = self.pipeline.acknowledge_ready(self.shared, self.subject, database);
+        if acked.changes > 0 {
+            self.schedule.changed(self.shared.env.boot());
+            self.shared.counters.changes.add(acked.changes as u64);
+        }
+        self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
+        if !acked.state_replies.is_empty() {
+            let confirmed = self.shared.read_lease.is_confirmed();
+            for (respond, answer) in acked.state_replies {
+                if confirmed {
+                    respond(answer);
+                } else {
+                    self.reads.push(self.shared, PendingRead::Ready(respond, answer));
+                }
+            }
+        }
+        self.compact_if_due();
+    }
+
+    /// Executes the first queued request, which is not a log entry.
+    async fn handle_unlogged(&mut self, inbox: &mut SubjectInbox) -> Option<SubjectServeEnd> {
+        let submission = self.writes.pop_front()?;
+        match submission.request {
+            SubjectRequest::Flush => self.flush(submission.respond, FlushTarget::Log),
+            SubjectRequest::Compact => self.flush(submission.respond, FlushTarget::Base),
+            SubjectRequest::HandOver => self.flush(submission.respond, FlushTarget::HandOver),
+            SubjectRequest::Destroy(request) => {
+                return self.destroy(request.request, submission.respond, inbox).await;
+            }
+            _ => (submission.respond)(Err(ErrorReply::internal("a read was queued with the changes"))),
+        }
+        None
+    }
+
+    /// Runs blocking work on the file without blocking other tasks.
+    pub(super) async fn run_blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Database) -> T + Send + 'static,
+    ) -> T {
+        // See `DatabaseCell::get`.
+        let mut database = self.file.0.take().expect("the database is present outside run_blocking");
+        let (database, done) = self
+            .shared
+            .env
+            .blocking(move || {
+                let done = work(&mut database);
+                (database, done)
+            })
+            .await;
+        self.file.0 = Some(database);
+        done
+    }
+
+    pub(super) fn pipeline_and_file(&mut self) -> (&mut Pipeline, &Database) {
+        (&mut self.pipeline, self.file.get())
+    }
+
+    pub(super) fn database(&mut self) -> &mut Database {
+        self.file.get()
+    }
+
+    /// Takes the database out permanently.
+    pub(super) const fn take_file(&mut self) -> Option<Database> {
+        self.file.0.take()
+    }
+
+    /// Publishes the subject's position to watchers.
+    pub(super) fn beacon(&mut self) {
+        let state = self.file.get().state();
+        let rev = self.pipeline.backlog().entries().last().map_or(state.rev, LogEntry::last_rev);
+        let event = Event { rev, ..events::beacon(state) };
+        self.shared.events.publish(self.subject, event);
+    }
+
+    pub(super) fn position(&mut self) -> Position {
+        self.file.get().state().position()
+    }
+
+    pub(super) fn count_bytes(&mut self) {
+        let bytes = self.file.get().file_bytes();
+        self.local_bytes.set(bytes);
+        self.file_guard.set_bytes(bytes);
+        self.written_bytes = 0;
+    }
+
+    /// Keeps the sidecar small between snapshots.
+    async fn checkpoint_if_large(&mut self) {
+        if self.written_bytes < CHECKPOINT_LOOK_BYTES || self.publishing.is_some() {
+            return;
+        }
+        self.written_bytes = 0;
+        if self.file.get().wal_bytes() > CHECKPOINT_BYTES
+            && let Err(error) = self.run_blocking(Database::checkpoint).await
+        {
+            tracing::warn!(subject = %self.subject, %error, "checkpoint failed");
+        }
+    }
+
+    /// Rejects all waiting requests except planned changes.
+    pub(super) fn refuse_all(&mut self, reply: &ErrorReply) {
+        self.pipeline.abandon_uploads();
+        let writes = self.writes.drain(..).map(|write| write.respond);
+        let flushes =
+            self.flushes.drain(..).map(|flush| flush.respond).chain(self.pending_handovers.drain(..));
+        for respond in writes.chain(flushes).chain(self.reads.drain()) {
+            respond(Err(reply.clone()));
+        }
+    }
+
+    /// Waits until every change is applied and in the bucket, or has failed. Nothing new is planned meanwhile.
+    pub(super) async fn wait_until_quiescent(&mut self) -> Result<(), DatabaseError> {
+        let moved = self.pipeline.waker();
+        loop {
+            self.advance()?;
+            // A change acknowledged at a weaker level before the log ended is never shipped in that log.
+            if self.pipeline.is_quiescent() || self.shared.log.end().is_some() && self.pipeline.is_applied() {
+                return Ok(());
+            }
+            let stalled = self.pipeline.stalled.is_some();
+            if stalled && self.shared.has_log_ended() {
+                // The changes are in the log; the next owner applies them.
+                return Ok(());
+            }
+            self.shared.log.ship();
+            tokio::select! {
+                biased;
+                () = moved.notified() => {}
+                _ = self.shared.log.ended(), if self.shared.log.end().is_none() => {}
+                () = tokio::time::sleep(APPLY_RETRY_DELAY), if stalled => {}
+            }
+        }
+    }
+}

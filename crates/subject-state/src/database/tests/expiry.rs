@@ -1,0 +1,75 @@
+//! Tests of expiry in the file.
+
+use dormouse_format::record::RecordOp;
+use dormouse_protocol::message::SubjectConfig;
+
+use super::super::fixture::*;
+use super::super::*;
+use crate::plan::SubjectView;
+
+/// A file with three messages, accepted at 1, 2 and 3 s; the second expires at 9 s, and the third at 5 s.
+fn three(path: &Path) -> Database {
+    let mut database = fresh(path);
+    for (at, expires_at) in [(1, None), (2, Some(9)), (3, Some(5))] {
+        let mut set = database.set(None, b"v");
+        set.expires_at = expires_at.map(second);
+        let entry = dormouse_format::entry::LogEntry {
+            accept_time: second(at),
+            ..database.entry(vec![RecordOp::Set(set)])
+        };
+        database.commit_entry(&entry).unwrap();
+    }
+    database
+}
+
+fn seqs(database: &Database, now: u64, max_age_ms: Option<u64>, limit: usize) -> Vec<u64> {
+    let mut seqs: Vec<_> = database
+        .expired(second(now), max_age_ms, limit)
+        .unwrap()
+        .iter()
+        .map(|held| held.id.seq.get())
+        .collect();
+    seqs.sort_unstable();
+    seqs
+}
+
+/// The database finds messages due by time to live or maximum age, longest overdue first, up to the limit.
+#[test]
+fn retention_finds_due_messages_by_ttl_and_age() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = three(&folder.path().join("s.sqlite3"));
+    assert_eq!(seqs(&database, 4, None, 9), [] as [u64; 0]);
+    assert_eq!(seqs(&database, 5, None, 9), [3]);
+    assert_eq!(seqs(&database, 9, None, 9), [2, 3]);
+    assert_eq!(seqs(&database, 9, None, 1), [3], "the one that is longest overdue");
+    assert_eq!(seqs(&database, 3, Some(1_000), 9), [1, 2]);
+    assert_eq!(seqs(&database, 3, Some(1_001), 9), [1]);
+    assert_eq!(seqs(&database, 5, Some(1_000), 9), [1, 2, 3]);
+    assert_eq!(seqs(&database, 9, Some(1_000), 2).len(), 2);
+    assert_eq!(database.details().unwrap().expiring, 2);
+}
+
+/// The next expiry time is correct after sets, a configure, deletes, a reopen and a rollback.
+#[test]
+fn retention_next_expiry_is_always_current() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sqlite3");
+    let mut database = three(&path);
+    assert_eq!(database.next_expiry(), Some(second(5)));
+    let config = SubjectConfig { max_age_ms: Some(3_500), ..SubjectConfig::default() };
+    database.run(vec![RecordOp::Configure { config }]);
+    assert_eq!(database.next_expiry(), Some(Timestamp::from_micros(4_500_000)));
+    database.run(vec![database.delete(&[1])]);
+    assert_eq!(database.next_expiry(), Some(second(5)));
+    database.close().unwrap();
+    let mut database = Database::open(&path, &subject()).unwrap();
+    assert_eq!(database.next_expiry(), Some(second(5)));
+    // A rolled back change does not count.
+    database.begin().unwrap();
+    let all = database.entry(vec![database.delete_all(3)]);
+    database.apply(&all).unwrap();
+    database.rollback().unwrap();
+    assert_eq!(database.next_expiry(), Some(second(5)));
+    database.run(vec![database.delete_all(3)]);
+    assert_eq!(database.next_expiry(), None);
+}

@@ -1,0 +1,343 @@
+//! Plans requests: from a request to an entry of the log. Every decision about a write is made here, and
+//! there is no I/O.
+//!
+//! [`plan`] reads a request and the subject as it will be once all pending entries are applied. It checks
+//! every limit and expectation, and decides seq, rev, timestamps and the replaced messages. The result is a
+//! [`LogEntry`], which gives the same result wherever and whenever it is applied.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `view` | the queries of planning to a subject |
+//! | `pending`, `overlay` | entries that are planned and not yet applied, as an overlay on a subject |
+//! | `set`, `draft`, `delete` | the rules of each request |
+//! | `limits` | the effect of a subject's limits on a write |
+//! | `upload_quota` | the effect of the limits on a value that is still being uploaded |
+//! | `retention` | removal of expired messages, and of messages above the limits |
+//! | `level` | how durable a change must be |
+//! | `outcome` | the reply to a request, and to its repeats |
+//! | [`size`] | the encoded sizes of the parts of an entry |
+
+mod delete;
+mod draft;
+mod level;
+mod limits;
+mod outcome;
+mod overlay;
+mod pending;
+mod retention;
+mod set;
+pub mod size;
+mod upload_quota;
+mod view;
+
+pub use level::required;
+pub use outcome::answer;
+pub use pending::{PendingChanges, PendingView};
+pub use retention::{is_above_limits, plan_retention};
+pub use upload_quota::UploadQuota;
+pub use view::{DedupLookup, StoredMessage, SubjectState, SubjectView};
+
+use dormouse_format::entry::{DedupRecord, LogEntry, WriteOutcome};
+use dormouse_format::record::{BlobRef, RecordOp, RemovalCause};
+use dormouse_protocol::data::{ConfigureReply, ConfigureRequest, Expect};
+use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES};
+use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, Timestamp};
+
+use self::delete::{DELETE_RECORD_BYTES, cut};
+use self::limits::Amount;
+use crate::request::{SubjectReply, SubjectRequest};
+
+/// The context of a request, beside its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanContext<'a> {
+    /// The server's clock. A request is accepted at this time, or at the subject's last accept time if that is later.
+    pub accept_time: Timestamp,
+    /// The largest encoded message or reply that can be sent. A larger message could be written but never
+    /// read, and a larger reply could not be delivered.
+    pub max_message_bytes: usize,
+    /// Values of a set request that are stored as blobs: the set's index in the request, from 0, and the
+    /// object. Such a value stays out of the log.
+    pub blobs: &'a [(usize, BlobRef)],
+}
+
+impl PlanContext<'_> {
+    fn most_bytes(&self) -> usize {
+        self.max_message_bytes.saturating_sub(ENVELOPE_BYTES)
+    }
+
+    fn blob(&self, index: usize) -> Option<BlobRef> {
+        self.blobs.iter().find(|(at, _)| *at == index).map(|&(_, blob)| blob)
+    }
+}
+
+/// The result of planning a changing request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "the largest is the usual one, and none is kept for long")]
+pub enum PlanResult {
+    /// The reply is final: the request alone decides it, or it is no longer known whether the request was
+    /// executed.
+    Answer(Result<SubjectReply, ErrorReply>),
+    /// Nothing changes and no reply has to be recorded. But the reply depends on the subject's state, or
+    /// repeats the recorded reply to an earlier copy. It may depend on pending changes, so it waits until all
+    /// of them are acknowledged. Like a read, it needs a confirmed lease or a barrier.
+    DeferredAnswer(Result<SubjectReply, ErrorReply>),
+    /// It cannot be decided while changes are pending. It is planned again, before any later request, once
+    /// none is pending.
+    Later,
+    /// The entry to log. The outcome is the reply once the entry has reached its level.
+    Write {
+        /// The entry for the log. Without operations it only records the reply.
+        entry: LogEntry,
+        /// The reply.
+        outcome: WriteOutcome,
+    },
+}
+
+/// The decision about a request, before the size of its reply is checked.
+struct PlanDecision {
+    operations: Vec<RecordOp>,
+    outcome: WriteOutcome,
+    /// Whether it depends on the state.
+    by_state: bool,
+}
+
+/// Why a request, or a part of it, is rejected.
+enum PlanRejection {
+    /// By the request alone: it is always rejected.
+    ByRequest(ErrorReply),
+    /// By the state: it might succeed later, so the reply has to be recorded.
+    ByState(ErrorReply),
+    /// The state cannot be read: nothing is decided.
+    Unreadable(ErrorReply),
+    /// It cannot be decided while changes are pending.
+    Undecided,
+}
+
+impl PlanRejection {
+    fn bad_request(why: impl Into<String>) -> Self {
+        Self::ByRequest(ErrorReply::bad_request(why))
+    }
+}
+
+/// A bare `ErrorReply` comes from a view that cannot be read.
+impl From<ErrorReply> for PlanRejection {
+    fn from(error: ErrorReply) -> Self {
+        Self::Unreadable(error)
+    }
+}
+
+/// Plans a changing request. Any other request gets `internal`.
+///
+/// The dedup window is checked before expectations and limits: a repeat gets the reply to the first copy,
+/// whatever the subject's state is now.
+#[must_use]
+pub fn plan(request: &SubjectRequest, view: &impl SubjectView, context: PlanContext<'_>) -> PlanResult {
+    if let Some(known) = remembered_reply(request, view, context) {
+        return known;
+    }
+    let accept_time = context.accept_time.max(view.state().accept_time);
+    let context = PlanContext { accept_time, ..context };
+    let decided = match request {
+        SubjectRequest::Set(request) => set::plan_set(request, view, context),
+        SubjectRequest::Delete(request) => delete::plan_delete(request, view, context),
+        SubjectRequest::DeleteAll(request) => delete::plan_delete_all(request, view),
+        SubjectRequest::Configure(request) => plan_configure(request, view, context),
+        SubjectRequest::Get(_)
+        | SubjectRequest::GetAll(_)
+        | SubjectRequest::Keys(_)
+        | SubjectRequest::Changes(_)
+        | SubjectRequest::Info
+        | SubjectRequest::Flush
+        | SubjectRequest::Compact
+        | SubjectRequest::Destroy(_)
+        | SubjectRequest::HandOver
+        | SubjectRequest::UploadBegin(_)
+        | SubjectRequest::UploadChunk(_)
+        | SubjectRequest::UploadFinish(_)
+        | SubjectRequest::UploadCancel(_)
+        | SubjectRequest::GetChunk(_) => Err(ErrorReply::internal("a request that is not planned").into()),
+    };
+    finish(decided, request_id(request), view.state(), context)
+}
+
+/// The reply to a request that was executed before, or of which it is no longer known whether it was
+/// executed; `None` if it is new. For a destroy, which is not an entry of the log, [`plan`] does nothing
+/// else.
+#[must_use]
+pub fn remembered_reply(
+    request: &SubjectRequest,
+    view: &impl SubjectView,
+    context: PlanContext<'_>,
+) -> Option<PlanResult> {
+    match view.remembered(request_id(request)?) {
+        Ok(DedupLookup::New) => None,
+        // Also for an applied change: a successor may not have it.
+        Ok(DedupLookup::Pending(outcome) | DedupLookup::Done(outcome)) => {
+            Some(PlanResult::DeferredAnswer(repeat(request, outcome, context)))
+        }
+        Ok(DedupLookup::Forgotten) => Some(PlanResult::Answer(Err(forgotten()))),
+        Err(error) => Some(PlanResult::Answer(Err(error))),
+    }
+}
+
+/// The id under which the dedup window stores a changing request.
+#[must_use]
+pub const fn request_id(request: &SubjectRequest) -> Option<RequestId> {
+    match request {
+        SubjectRequest::Set(request) => request.request,
+        SubjectRequest::Delete(request) => request.request,
+        SubjectRequest::DeleteAll(request) => request.request,
+        SubjectRequest::Configure(request) => request.request,
+        SubjectRequest::Destroy(request) => request.request,
+        SubjectRequest::Get(_)
+        | SubjectRequest::GetAll(_)
+        | SubjectRequest::Keys(_)
+        | SubjectRequest::Changes(_)
+        | SubjectRequest::Info
+        | SubjectRequest::Flush
+        | SubjectRequest::Compact
+        | SubjectRequest::HandOver
+        | SubjectRequest::UploadBegin(_)
+        | SubjectRequest::UploadChunk(_)
+        | SubjectRequest::UploadFinish(_)
+        | SubjectRequest::UploadCancel(_)
+        | SubjectRequest::GetChunk(_) => None,
+    }
+}
+
+fn finish(
+    decided: Result<PlanDecision, PlanRejection>,
+    id: Option<RequestId>,
+    state: &SubjectState,
+    context: PlanContext<'_>,
+) -> PlanResult {
+    let PlanDecision { operations, outcome, by_state } = match decided {
+        Ok(decision) => decision,
+        Err(PlanRejection::ByRequest(error) | PlanRejection::Unreadable(error)) => {
+            return PlanResult::Answer(Err(error));
+        }
+        Err(PlanRejection::Undecided) => return PlanResult::Later,
+        Err(PlanRejection::ByState(error)) => {
+            PlanDecision { operations: Vec::new(), outcome: WriteOutcome::Refused(error), by_state: true }
+        }
+    };
+    let (size, most) = (outcome::size_bytes(&outcome), context.most_bytes());
+    if size > most {
+        return PlanResult::Answer(Err(ErrorReply::too_large("max_reply_bytes", size, most)));
+    }
+    if operations.is_empty() && !by_state {
+        return PlanResult::Answer(answer(outcome));
+    }
+    if operations.is_empty() && id.is_none() {
+        return PlanResult::DeferredAnswer(answer(outcome));
+    }
+    let request = id.map(|id| DedupRecord { id, outcome: outcome.clone() });
+    let entry = LogEntry {
+        term: state.term,
+        after: state.rev,
+        accept_time: context.accept_time,
+        request,
+        operations,
+    };
+    PlanResult::Write { entry, outcome }
+}
+
+/// The reply to a request that was executed before.
+fn repeat(
+    request: &SubjectRequest,
+    first: WriteOutcome,
+    context: PlanContext<'_>,
+) -> Result<SubjectReply, ErrorReply> {
+    if !outcome::answers(&first, request) {
+        return Err(ErrorReply::bad_request("the id of this request belongs to another one"));
+    }
+    let (size, most) = (outcome::size_bytes(&first), context.most_bytes());
+    if size > most {
+        return Err(ErrorReply::new(
+            ErrorCode::Indeterminate,
+            format!("the request was answered before, in {size} bytes where at most {most} can be sent now"),
+        ));
+    }
+    answer(outcome::repeated(first))
+}
+
+fn forgotten() -> ErrorReply {
+    ErrorReply::new(
+        ErrorCode::Indeterminate,
+        "the request is older than its session's dedup window: it may have been executed before",
+    )
+}
+
+fn plan_configure(
+    request: &ConfigureRequest,
+    view: &impl SubjectView,
+    context: PlanContext<'_>,
+) -> Result<PlanDecision, PlanRejection> {
+    let config = &request.config;
+    limits::check_config(config)?;
+    let mut operations = vec![RecordOp::Configure { config: config.clone() }];
+    // The position of the configure itself; evictions follow as separate changes.
+    let position = position_after(view.state(), &operations);
+    if limits::are_set(config) && limits::discards_old(config) {
+        let msgs = view.state().count;
+        let bytes =
+            if config.max_bytes.is_some() { view.bytes().ok_or(PlanRejection::Undecided)? } else { 0 };
+        let mut excess = Amount { msgs, bytes }.above(config, Amount::default());
+        let evicted = limits::evict(view, &mut excess, |_| false)?.removed;
+        let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
+        operations.extend(cut(evicted, most_bytes, RemovalCause::Evicted));
+    }
+    let outcome = WriteOutcome::Configure(ConfigureReply { position, duplicate: false });
+    Ok(PlanDecision { operations, outcome, by_state: true })
+}
+
+/// The subject's position once `operations` are applied, one rev each.
+fn position_after(state: &SubjectState, operations: &[RecordOp]) -> Position {
+    let rev = operations.iter().fold(state.rev, |rev, _| rev.next());
+    Position { term: state.term, rev }
+}
+
+/// Checks the length of the key of a message or of a query.
+///
+/// # Errors
+/// `too_large`.
+pub(crate) fn check_key(key: &str) -> Result<(), ErrorReply> {
+    if key.len() > MAX_KEY_BYTES {
+        Err(ErrorReply::too_large("max_key_bytes", key.len(), MAX_KEY_BYTES))
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks the number of items in one request.
+///
+/// # Errors
+/// `too_large`.
+pub(crate) fn check_items(items: usize) -> Result<(), ErrorReply> {
+    if items > MAX_ITEMS_PER_REQUEST {
+        Err(ErrorReply::too_large("max_items_per_request", items, MAX_ITEMS_PER_REQUEST))
+    } else {
+        Ok(())
+    }
+}
+
+/// Compares the caller's expectation with the current state.
+fn check_expectation(
+    expect: Option<Expect>,
+    last: Option<MessageId>,
+    key_holder: Option<MessageId>,
+) -> Result<(), PlanRejection> {
+    match expect {
+        None => Ok(()),
+        Some(Expect::Last(expected)) if expected == last => Ok(()),
+        Some(Expect::Last(_)) => Err(PlanRejection::ByState(ErrorReply::wrong_last(last))),
+        Some(Expect::Key(expected)) if expected == key_holder => Ok(()),
+        Some(Expect::Key(expected)) => Err(PlanRejection::ByState(match (expected, key_holder) {
+            (None, Some(holder)) => ErrorReply::key_exists(holder),
+            _ => ErrorReply::wrong_last(key_holder),
+        })),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
