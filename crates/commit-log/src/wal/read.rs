@@ -43,7 +43,7 @@ pub struct WalDamage {
     pub files: Vec<String>,
 }
 
-/// The logs that have a write-ahead log in `dir`, oldest first. Completes interrupted [`remove_wal`] calls. Blocks.
+/// The logs that have a write-ahead log in `dir`, oldest first. Completes interrupted removals of logs. Blocks.
 ///
 /// # Errors
 /// [`WalError::Access`].
