@@ -17,10 +17,8 @@ mod resolved;
 mod tests;
 mod write;
 
-use std::fmt;
-
 use bytes::Bytes;
-use dormouse_protocol::{Rev, Slot, Subject};
+use dormouse_protocol::{Rev, Slot, Subject, number_newtype};
 
 pub use error::WalError;
 pub use read::list_logs;
@@ -29,37 +27,15 @@ pub use record::{PartEnd, PartRecord, WalPart, decode_part};
 pub(crate) use resolved::ResolvedSubjects;
 pub use write::Wal;
 
-/// Log sequence number: counts the appends of one log, from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Lsn(u64);
+number_newtype! {
+    /// Log sequence number: counts the appends of one log, from 1.
+    #[derive(Default)]
+    Lsn, "lsn"
+}
 
 impl Lsn {
     /// Before the first append.
-    pub const ZERO: Self = Self(0);
-
-    /// Wraps the number.
-    #[must_use]
-    pub const fn new(number: u64) -> Self {
-        Self(number)
-    }
-
-    /// The bare number.
-    #[must_use]
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    /// The number after this one.
-    #[must_use]
-    pub const fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
-    }
-}
-
-impl fmt::Display for Lsn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lsn {}", self.0)
-    }
+    pub const ZERO: Self = Self::new(0);
 }
 
 /// Some entries of one subject, accepted together.
