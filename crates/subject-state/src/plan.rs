@@ -45,7 +45,7 @@ use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, T
 
 use self::delete::{DELETE_RECORD_BYTES, cut};
 use self::limits::Amount;
-use crate::request::{SubjectReply, SubjectRequest};
+use crate::request::{ChangeRequest, SubjectReply, SubjectRequest};
 
 /// The context of a request, beside its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,25 +137,15 @@ pub fn plan(request: &SubjectRequest, view: &impl SubjectView, context: PlanCont
     }
     let accept_time = context.accept_time.max(view.state().accept_time);
     let context = PlanContext { accept_time, ..context };
-    let decided = match request {
-        SubjectRequest::Set(request) => set::plan_set(request, view, context),
-        SubjectRequest::Delete(request) => delete::plan_delete(request, view, context),
-        SubjectRequest::DeleteAll(request) => delete::plan_delete_all(request, view),
-        SubjectRequest::Configure(request) => plan_configure(request, view, context),
-        SubjectRequest::Get(_)
-        | SubjectRequest::GetAll(_)
-        | SubjectRequest::Keys(_)
-        | SubjectRequest::Changes(_)
-        | SubjectRequest::Info
-        | SubjectRequest::Flush
-        | SubjectRequest::Compact
-        | SubjectRequest::Destroy(_)
-        | SubjectRequest::HandOver
-        | SubjectRequest::UploadBegin(_)
-        | SubjectRequest::UploadChunk(_)
-        | SubjectRequest::UploadFinish(_)
-        | SubjectRequest::UploadCancel(_)
-        | SubjectRequest::GetChunk(_) => Err(ErrorReply::internal("a request that is not planned").into()),
+    let decided = match request.as_change() {
+        Some(ChangeRequest::Set(request)) => set::plan_set(request, view, context),
+        Some(ChangeRequest::Delete(request)) => delete::plan_delete(request, view, context),
+        Some(ChangeRequest::DeleteAll(request)) => delete::plan_delete_all(request, view),
+        Some(ChangeRequest::Configure(request)) => plan_configure(request, view, context),
+        // A destroy is a manifest, and no entry of the log.
+        Some(ChangeRequest::Destroy(_)) | None => {
+            Err(ErrorReply::internal("a request that is not planned").into())
+        }
     };
     finish(decided, request_id(request), view.state(), context)
 }
@@ -182,26 +172,13 @@ pub fn remembered_reply(
 
 /// The id under which the dedup window stores a changing request.
 #[must_use]
-pub const fn request_id(request: &SubjectRequest) -> Option<RequestId> {
-    match request {
-        SubjectRequest::Set(request) => request.request,
-        SubjectRequest::Delete(request) => request.request,
-        SubjectRequest::DeleteAll(request) => request.request,
-        SubjectRequest::Configure(request) => request.request,
-        SubjectRequest::Destroy(request) => request.request,
-        SubjectRequest::Get(_)
-        | SubjectRequest::GetAll(_)
-        | SubjectRequest::Keys(_)
-        | SubjectRequest::Changes(_)
-        | SubjectRequest::Info
-        | SubjectRequest::Flush
-        | SubjectRequest::Compact
-        | SubjectRequest::HandOver
-        | SubjectRequest::UploadBegin(_)
-        | SubjectRequest::UploadChunk(_)
-        | SubjectRequest::UploadFinish(_)
-        | SubjectRequest::UploadCancel(_)
-        | SubjectRequest::GetChunk(_) => None,
+pub fn request_id(request: &SubjectRequest) -> Option<RequestId> {
+    match request.as_change()? {
+        ChangeRequest::Set(request) => request.request,
+        ChangeRequest::Delete(request) => request.request,
+        ChangeRequest::DeleteAll(request) => request.request,
+        ChangeRequest::Configure(request) => request.request,
+        ChangeRequest::Destroy(request) => request.request,
     }
 }
 

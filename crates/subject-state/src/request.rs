@@ -53,6 +53,48 @@ pub enum SubjectRequest {
     GetChunk(GetChunkRequest),
 }
 
+/// A request that changes the subject. The dedup window stores it under its id.
+#[derive(Debug, Clone, Copy)]
+pub enum ChangeRequest<'a> {
+    /// [`SubjectRequest::Set`].
+    Set(&'a SetRequest),
+    /// [`SubjectRequest::Delete`].
+    Delete(&'a DeleteRequest),
+    /// [`SubjectRequest::DeleteAll`].
+    DeleteAll(&'a DeleteAllRequest),
+    /// [`SubjectRequest::Configure`].
+    Configure(&'a ConfigureRequest),
+    /// [`SubjectRequest::Destroy`].
+    Destroy(&'a DestroyRequest),
+}
+
+impl SubjectRequest {
+    /// The request, if it changes the subject.
+    #[must_use]
+    pub const fn as_change(&self) -> Option<ChangeRequest<'_>> {
+        match self {
+            Self::Set(request) => Some(ChangeRequest::Set(request)),
+            Self::Delete(request) => Some(ChangeRequest::Delete(request)),
+            Self::DeleteAll(request) => Some(ChangeRequest::DeleteAll(request)),
+            Self::Configure(request) => Some(ChangeRequest::Configure(request)),
+            Self::Destroy(request) => Some(ChangeRequest::Destroy(request)),
+            Self::Get(_)
+            | Self::GetAll(_)
+            | Self::Keys(_)
+            | Self::Changes(_)
+            | Self::Info
+            | Self::Flush
+            | Self::Compact
+            | Self::HandOver
+            | Self::UploadBegin(_)
+            | Self::UploadChunk(_)
+            | Self::UploadFinish(_)
+            | Self::UploadCancel(_)
+            | Self::GetChunk(_) => None,
+        }
+    }
+}
+
 /// The reply to a [`SubjectRequest`] of the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubjectReply {

@@ -3,30 +3,18 @@
 use dormouse_protocol::Level;
 use dormouse_protocol::message::SubjectConfig;
 
-use crate::request::SubjectRequest;
+use crate::request::{ChangeRequest, SubjectRequest};
 
 /// The level that a changing request has to reach: the subject's, or else the server's; the request can only
 /// raise it. A configure is always acknowledged at `bucket`, because it may lower the level of later changes.
 #[must_use]
 pub fn required(request: &SubjectRequest, config: &SubjectConfig, server_default: Level) -> Level {
-    let asked = match request {
-        SubjectRequest::Set(request) => request.level,
-        SubjectRequest::Delete(request) => request.level,
-        SubjectRequest::DeleteAll(request) => request.level,
-        SubjectRequest::Configure(_) | SubjectRequest::Destroy(_) => return Level::Bucket,
-        SubjectRequest::Get(_)
-        | SubjectRequest::GetAll(_)
-        | SubjectRequest::Keys(_)
-        | SubjectRequest::Changes(_)
-        | SubjectRequest::Info
-        | SubjectRequest::Flush
-        | SubjectRequest::Compact
-        | SubjectRequest::HandOver
-        | SubjectRequest::UploadBegin(_)
-        | SubjectRequest::UploadChunk(_)
-        | SubjectRequest::UploadFinish(_)
-        | SubjectRequest::UploadCancel(_)
-        | SubjectRequest::GetChunk(_) => None,
+    let asked = match request.as_change() {
+        Some(ChangeRequest::Set(request)) => request.level,
+        Some(ChangeRequest::Delete(request)) => request.level,
+        Some(ChangeRequest::DeleteAll(request)) => request.level,
+        Some(ChangeRequest::Configure(_) | ChangeRequest::Destroy(_)) => return Level::Bucket,
+        None => None,
     };
     let own = config.level.unwrap_or(server_default);
     asked.map_or(own, |asked| asked.max(own))
