@@ -23,7 +23,8 @@ impl Env {
         Self { boot_id: Some(boot_id.into()), ..self }
     }
 
-    /// The same environment for one process: its [tasks](Self::tasks) are paused and killed together.
+    /// The same environment for one process: its [tasks](Self::tasks) are paused and killed together, and its blocking
+    /// work runs inline.
     #[must_use]
     pub fn of_process(self, process: Process) -> Self {
         Self { simulation: Some(Simulation::of_process(process)), ..self }
