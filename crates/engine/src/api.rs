@@ -5,8 +5,32 @@ use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
 
 pub use dormouse_subject_state::request::{HandoverOutcome, SubjectReply, SubjectRequest};
 
-/// A request with its reply limit and callback. The engine calls `respond` exactly once.
+/// Index of a tenant's record at this server, in the order in which the server got to know the tenants. Work that tenants
+/// share is served in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(u32);
+
+impl TenantId {
+    /// The record of the server's own work, and of all tenants without a record of their own.
+    pub const SHARED: Self = Self(0);
+
+    /// The tenant with this index.
+    #[must_use]
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// The index.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// A request with its tenant, its reply limit and its callback. The engine calls `respond` exactly once.
 pub struct Submission {
+    /// The tenant that the request is charged to.
+    pub tenant: TenantId,
     /// The operation.
     pub request: SubjectRequest,
     /// The largest encoded reply that the caller can forward, in bytes. Pages and multi-key replies stay below it.

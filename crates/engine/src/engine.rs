@@ -17,7 +17,7 @@ use dormouse_runtime::{Env, Stop, Tasks};
 use dormouse_subject_state::database::sqlite_is_safe;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
-use crate::api::{Authority, EventSink, HandoverOutcome, SubjectReply, SubjectRequest, Submission};
+use crate::api::{Authority, EventSink, HandoverOutcome, SubjectReply, SubjectRequest, Submission, TenantId};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::housekeeping;
 use crate::metrics::{Counters, EngineMetrics};
@@ -187,7 +187,10 @@ impl EngineShared {
             // Fails if the caller has cancelled.
             let _ = sender.send(reply);
         });
-        self.submit(subject, Submission { request, max_reply_bytes: EXECUTE_REPLY_BYTES, respond });
+        self.submit(
+            subject,
+            Submission { tenant: TenantId::SHARED, request, max_reply_bytes: EXECUTE_REPLY_BYTES, respond },
+        );
         answer.await.unwrap_or_else(|_| Err(ErrorReply::internal("the subject's task ended without a reply")))
     }
 }

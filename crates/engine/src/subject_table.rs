@@ -310,10 +310,15 @@ pub(crate) fn shutting_down() -> ErrorReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::SubjectRequest;
+    use crate::api::{SubjectRequest, TenantId};
 
     fn submission() -> Submission {
-        Submission { request: SubjectRequest::Info, max_reply_bytes: 0, respond: Box::new(drop) }
+        Submission {
+            tenant: TenantId::SHARED,
+            request: SubjectRequest::Info,
+            max_reply_bytes: 0,
+            respond: Box::new(drop),
+        }
     }
 
     fn name(name: &str) -> Subject {

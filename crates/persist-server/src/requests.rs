@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, EndpointStats, Incoming, Requests};
-use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission};
+use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorReply, Op, OverloadCause, Prefix, ServerName, Subject, decode_request, encode};
@@ -178,7 +178,10 @@ impl<E: RequestSink> RequestIntake<E> {
             }
             drop(permit);
         });
-        self.engine.submit(&route.subject, Submission { request, max_reply_bytes, respond });
+        self.engine.submit(
+            &route.subject,
+            Submission { tenant: TenantId::SHARED, request, max_reply_bytes, respond },
+        );
     }
 }
 

@@ -2,7 +2,8 @@
 //! logging of the binaries.
 //!
 //! Each input that would make two runs differ goes through [`Env`]. Each concurrent task goes through [`Tasks`]. A task
-//! that waits for a value waits on an [`Observable`]. A [`Lock`] guards state that tasks share. `clippy.toml` and
+//! that waits for a value waits on an [`Observable`]. A [`Lock`] guards state that tasks share. A
+//! [`FairQueue`](fair_queue::FairQueue) serves its users in turn. `clippy.toml` and
 //! `scripts/check-determinism` ban direct access. So the same code runs in production and under simulation, in one
 //! process, with a simulated clock and a seeded RNG.
 //!
@@ -16,6 +17,7 @@
 pub mod disk;
 mod env;
 pub mod fail_points;
+pub mod fair_queue;
 pub mod injected_bugs;
 mod lock;
 #[cfg(feature = "logging")]

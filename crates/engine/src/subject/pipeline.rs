@@ -287,7 +287,7 @@ impl Pipeline {
         level: Level,
         group: &mut AppendGroup,
     ) {
-        let Submission { request: _, max_reply_bytes: max_bytes, respond } = submission;
+        let Submission { max_reply_bytes: max_bytes, respond, .. } = submission;
         match planned {
             PlanResult::Answer(answer) => respond(answer),
             PlanResult::DeferredAnswer(answer) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bucket::BucketOperation;
-use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission};
+use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{
     ChangesRequest, ConfigureRequest, Expect, GetAllRequest, GetRequest, SetItem, SetOutcome, SetRequest,
     SetResult,
@@ -64,7 +64,10 @@ impl LargeValues for Server {
         let (sender, answers) = mpsc::channel();
         let respond = Box::new(move |answer| drop(sender.send(answer)));
         let _guard = self.runtime.enter();
-        self.engine.submit(app, Submission { request, max_reply_bytes: MAX_REPLY_BYTES, respond });
+        self.engine.submit(
+            app,
+            Submission { tenant: TenantId::SHARED, request, max_reply_bytes: MAX_REPLY_BYTES, respond },
+        );
         answers
     }
 
@@ -232,7 +235,10 @@ fn large_value_is_announced_by_size() {
     let respond = Box::new(move |answer| drop(sender.send(answer)));
     let request = SubjectRequest::Get(GetRequest::key("a"));
     let _guard = server.runtime.enter();
-    server.engine.submit(&app, Submission { request, max_reply_bytes: INLINE_LIMIT_BYTES, respond });
+    server.engine.submit(
+        &app,
+        Submission { tenant: TenantId::SHARED, request, max_reply_bytes: INLINE_LIMIT_BYTES, respond },
+    );
     announced(&got(answer.recv().unwrap()).unwrap());
 }
 

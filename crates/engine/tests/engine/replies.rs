@@ -1,6 +1,6 @@
 //! Requests whose reply would be too large for the bus.
 
-use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission};
+use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{SetItem, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorCode, ErrorReply};
@@ -13,7 +13,10 @@ fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<Subje
     let request =
         SubjectRequest::Set(SetRequest { sets: vec![SetItem::default(); items], ..SetRequest::default() });
     let _runtime = server.runtime.enter();
-    server.engine.submit(&subject("app.orders"), Submission { request, max_reply_bytes, respond });
+    server.engine.submit(
+        &subject("app.orders"),
+        Submission { tenant: TenantId::SHARED, request, max_reply_bytes, respond },
+    );
     answer.recv().unwrap()
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_bucket::{Bucket, BucketOperation};
-use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission};
+use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_engine::{Engine, EngineOpenError, EngineSettings};
 use dormouse_protocol::data::{DestroyRequest, GetRequest};
 use dormouse_protocol::message::DeleteAllChange;
@@ -193,7 +193,9 @@ fn changes_are_announced_in_order_before_ack() {
             done.send(()).unwrap();
         });
         let request = set_request(&format!("k{n}"), "v");
-        server.engine.submit(&to, Submission { request, max_reply_bytes: 1 << 20, respond });
+        server
+            .engine
+            .submit(&to, Submission { tenant: TenantId::SHARED, request, max_reply_bytes: 1 << 20, respond });
     }
     server.runtime.block_on(async {
         for _ in 0..500 {
@@ -238,17 +240,29 @@ fn full_subject_queue_replies_overloaded() {
         reached.send(()).unwrap();
         gate.recv().unwrap();
     });
-    server
-        .engine
-        .submit(&app, Submission { request: SubjectRequest::Info, max_reply_bytes: 1 << 20, respond });
+    server.engine.submit(
+        &app,
+        Submission {
+            tenant: TenantId::SHARED,
+            request: SubjectRequest::Info,
+            max_reply_bytes: 1 << 20,
+            respond,
+        },
+    );
     server.runtime.block_on(waiting.recv()).unwrap();
     let (sender, answers) = std::sync::mpsc::channel();
     for _ in 0..1_025 {
         let sender = sender.clone();
         let respond = Box::new(move |answer| sender.send(answer).unwrap());
-        server
-            .engine
-            .submit(&app, Submission { request: SubjectRequest::Info, max_reply_bytes: 1 << 20, respond });
+        server.engine.submit(
+            &app,
+            Submission {
+                tenant: TenantId::SHARED,
+                request: SubjectRequest::Info,
+                max_reply_bytes: 1 << 20,
+                respond,
+            },
+        );
     }
     let refused = answers.try_recv().unwrap().unwrap_err();
     assert_eq!(refused.code, ErrorCode::Overloaded);
@@ -410,14 +424,26 @@ fn panicked_subject_reopens_after_file_is_unused() {
     let uploading = world.bucket.hold_requests(BucketOperation::PutFile, "");
     let _guard = server.runtime.enter();
     let respond = Box::new(|_| {});
-    server
-        .engine
-        .submit(&app, Submission { request: SubjectRequest::Compact, max_reply_bytes: 1 << 20, respond });
+    server.engine.submit(
+        &app,
+        Submission {
+            tenant: TenantId::SHARED,
+            request: SubjectRequest::Compact,
+            max_reply_bytes: 1 << 20,
+            respond,
+        },
+    );
     server.until("the upload starts", || world.bucket.calls(BucketOperation::PutFile) == 1);
     let respond = Box::new(|_| panic!("injected panic"));
-    server
-        .engine
-        .submit(&app, Submission { request: SubjectRequest::Info, max_reply_bytes: 1 << 20, respond });
+    server.engine.submit(
+        &app,
+        Submission {
+            tenant: TenantId::SHARED,
+            request: SubjectRequest::Info,
+            max_reply_bytes: 1 << 20,
+            respond,
+        },
+    );
     server.until("the task of the subject has ended", || {
         server.get(&app, "a").is_err_and(|error| error.code == ErrorCode::Overloaded)
     });

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use dormouse_bucket::{Bucket, ObjectStoreBucket, open_bucket};
 use dormouse_engine::api::{
     Authority, EventSink, HandoverOutcome, LeaseGeneration, SubjectReply, SubjectRequest, Submission,
+    TenantId,
 };
 use dormouse_engine::{Engine, EngineSettings, PreparedEngine, ShutdownReport};
 use dormouse_format::delta;
@@ -386,7 +387,10 @@ impl Server {
         // If the test has dropped the receiver, it needs no reply.
         let respond = Box::new(move |answer| drop(sender.send(answer)));
         let _guard = self.runtime.enter();
-        self.engine.submit(subject, Submission { request, max_reply_bytes: 1 << 20, respond });
+        self.engine.submit(
+            subject,
+            Submission { tenant: TenantId::SHARED, request, max_reply_bytes: 1 << 20, respond },
+        );
         PendingReply(receiver)
     }
 
