@@ -57,6 +57,15 @@ impl Callers {
 }
 
 impl Caller {
+    /// The account, if nats-server has named one.
+    #[must_use]
+    pub fn account(&self) -> Option<&str> {
+        match self {
+            Self::Account(account) => Some(account),
+            Self::Permitted | Self::Unknown => None,
+        }
+    }
+
     /// Checks whether this caller may use `subject`.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use dormouse_coordinator::store::{Store, StoreChange};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
 use dormouse_protocol::admin::{SubjectsReply, SubjectsRequest};
 use dormouse_protocol::fleet::{JoinRequest, LeaseReply, LocateReply, LocateRequest};
-use dormouse_protocol::{LogId, Prefix, ProtocolVersion, ServerName, Subject};
+use dormouse_protocol::{LogId, Prefix, ProtocolVersion, ServerName, Subject, TenantRule};
 use dormouse_runtime::{Env, Tasks};
 
 const SERVERS: usize = 8;
@@ -98,6 +98,7 @@ async fn measure(path: &Path, number: usize) -> anyhow::Result<()> {
         lease_ttl: Duration::from_secs(20),
         inbox_prefixes: InboxPrefixes::default(),
         callers: Callers::default(),
+        tenant_rule: TenantRule::default(),
     };
     let bus = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
     let _coordinator = Coordinator::start(options, store, bus, env.clone(), &tasks).await?;

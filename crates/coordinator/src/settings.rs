@@ -49,9 +49,15 @@ impl Settings {
             check.daemon(&args.daemon, prefix.as_ref(), |text| duration_within(text, &SHUTDOWN_DEADLINE));
         // Each `None` stands for an error that is already recorded.
         let resolve = || {
-            let DaemonSettings { inbox_prefixes, callers, shutdown_deadline, log, log_format } = daemon?;
-            let coordinator =
-                CoordinatorOptions { prefix: prefix?, lease_ttl: lease_ttl?, inbox_prefixes, callers };
+            let DaemonSettings { inbox_prefixes, callers, tenant_rule, shutdown_deadline, log, log_format } =
+                daemon?;
+            let coordinator = CoordinatorOptions {
+                prefix: prefix?,
+                lease_ttl: lease_ttl?,
+                inbox_prefixes,
+                callers,
+                tenant_rule,
+            };
             Some(Self {
                 nats: NatsOptions {
                     connection_name: "dormouse-coordinator".to_owned(),
@@ -78,6 +84,7 @@ fn data_dir(text: &str) -> Result<PathBuf, &'static str> {
 mod tests {
     use clap::Parser;
     use dormouse_bus::{Callers, InboxPrefixes};
+    use dormouse_protocol::TenantRule;
 
     use super::*;
 
@@ -153,6 +160,20 @@ mod tests {
         let (repeated, listed) = (repeated.unwrap().coordinator, listed.unwrap().coordinator);
         assert_eq!(repeated.inbox_prefixes, listed.inbox_prefixes);
         assert_eq!((repeated.callers, listed.callers), (Callers::Accounts, Callers::AsPermitted));
+    }
+
+    /// The first token names the tenant by default; `--tenant-tokens` sets the number, and accounts come before it.
+    #[test]
+    fn settings_read_tenant_rule() {
+        for (arguments, rule) in [
+            (&["--data-dir=d"][..], TenantRule::Tokens(1)),
+            (&["--data-dir=d", "--tenant-tokens=2"], TenantRule::Tokens(2)),
+            (&["--data-dir=d", "--tenant-tokens=2", "--tenant-accounts"], TenantRule::Account),
+        ] {
+            assert_eq!(resolve(arguments).unwrap().coordinator.tenant_rule, rule, "{arguments:?}");
+        }
+        let faults = resolve(&["--data-dir=d", "--tenant-tokens=0", "--tenant-accounts"]).unwrap_err();
+        assert_eq!(faults.0, [r#"--tenant-tokens: "0" is not a number from 1 to 16"#]);
     }
 
     /// The debug output of the settings contains no secret.

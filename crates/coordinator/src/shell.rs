@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_bus::{Bus, Callers, InboxPrefixes};
-use dormouse_protocol::{Incarnation, Prefix};
+use dormouse_protocol::{Incarnation, Prefix, TenantRule};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::oneshot;
 
@@ -61,6 +61,8 @@ pub struct CoordinatorOptions {
     pub inbox_prefixes: InboxPrefixes,
     /// Which callers may locate which subjects.
     pub callers: Callers,
+    /// Which part of a look-up names its tenant.
+    pub tenant_rule: TenantRule,
 }
 
 /// A running coordinator. It runs until the stop signal of its tasks; dropping the handle does not stop it.

@@ -45,6 +45,18 @@ pub struct DaemonArgs<H: DaemonHelp> {
     )]
     pub tenant_accounts: bool,
 
+    /// The number of tokens of the subject that name the tenant of a request.
+    #[arg(
+        long,
+        env = "DORMOUSE_TENANT_TOKENS",
+        value_name = "N",
+        default_value = "1",
+        help = "Tenants share the service in turn. The first N tokens of a subject name its tenant, unless \
+            --tenant-accounts is set: then the account does. Use the same value for all programs of a fleet",
+        help_heading = H::HEADING
+    )]
+    pub tenant_tokens: String,
+
     /// The deadline of a graceful shutdown.
     #[arg(
         long,

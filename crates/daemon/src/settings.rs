@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_bus::args::{InvalidNatsArgs, NatsArgs};
 use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Callers, InboxPrefixes};
-use dormouse_protocol::Prefix;
+use dormouse_protocol::{Prefix, TenantRule};
 use dormouse_runtime::logging::LogFormat;
 
 use crate::args::{DaemonArgs, DaemonHelp};
@@ -30,6 +30,8 @@ pub struct DaemonSettings {
     pub inbox_prefixes: InboxPrefixes,
     /// How the program checks the subject of a request against its caller.
     pub callers: Callers,
+    /// Which part of a request names its tenant.
+    pub tenant_rule: TenantRule,
     /// The deadline of a graceful shutdown.
     pub shutdown_deadline: Duration,
     /// The log filter.
@@ -84,11 +86,15 @@ impl SettingsParser {
         let fleet = prefix.cloned().unwrap_or_default();
         let inbox_prefixes = self
             .given("--inbox-prefix", &args.inbox_prefix.join(","), |text| InboxPrefixes::parse(text, &fleet));
+        let tokens = self.given("--tenant-tokens", &args.tenant_tokens, TenantRule::parse_tokens);
         let shutdown_deadline = self.given("--shutdown-deadline", &args.shutdown_deadline, deadline);
         let log_format = self.given("--log-format", &args.log_format, str::parse);
+        let tenant_rule =
+            tokens.map(|tokens| if args.tenant_accounts { TenantRule::Account } else { tokens });
         Some(DaemonSettings {
             inbox_prefixes: inbox_prefixes?,
             callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },
+            tenant_rule: tenant_rule?,
             shutdown_deadline: shutdown_deadline?,
             log: args.log.clone(),
             log_format: log_format?,

@@ -11,7 +11,7 @@ use dormouse_bus::{Callers, InboxPrefixes};
 use dormouse_daemon::settings::duration_from;
 use dormouse_daemon::{DaemonSettings, SettingsErrors, SettingsParser};
 use dormouse_engine::LogSettings;
-use dormouse_protocol::{Level, Prefix, ServerName};
+use dormouse_protocol::{Level, Prefix, ServerName, TenantRule};
 use dormouse_runtime::logging::LogFormat;
 use url::Url;
 
@@ -50,6 +50,8 @@ pub struct Settings {
     pub inbox_prefixes: InboxPrefixes,
     /// How the server checks the subject of a request against its caller.
     pub callers: Callers,
+    /// Which part of a request names its tenant.
+    pub tenant_rule: TenantRule,
     /// Deadline of a graceful shutdown.
     pub shutdown_deadline: Duration,
     /// Log filter.
@@ -90,7 +92,8 @@ impl Settings {
             check.daemon(&args.daemon, prefix.as_ref(), |text| duration_from(text, Duration::from_secs(1)));
         // Each `None` stands for an error that is already recorded.
         let resolve = || {
-            let DaemonSettings { inbox_prefixes, callers, shutdown_deadline, log, log_format } = daemon?;
+            let DaemonSettings { inbox_prefixes, callers, tenant_rule, shutdown_deadline, log, log_format } =
+                daemon?;
             Some(Self {
                 name: name?,
                 bucket: bucket?,
@@ -107,6 +110,7 @@ impl Settings {
                 nats: nats?,
                 inbox_prefixes,
                 callers,
+                tenant_rule,
                 shutdown_deadline,
                 log,
                 log_format,

@@ -20,6 +20,7 @@
 //! | [`limits`] | every limit, checked against the others at compile time |
 //! | [`codec`] | MessagePack encoding and decoding; input that is not exactly one value is rejected |
 //! | [`version`] | the version of the wire protocol |
+//! | [`tenant`] | [`TenantName`] and [`TenantRule`]: whose share a request uses; limits and use of a tenant |
 //! | [`transfer`] | requests and replies for the upload and download of large values |
 
 pub mod admin;
@@ -35,6 +36,7 @@ pub mod newtype;
 pub mod overload;
 pub mod route;
 pub mod subject;
+pub mod tenant;
 pub mod transfer;
 pub mod version;
 
@@ -48,4 +50,5 @@ pub use message::{Change, Event, Headers, Message};
 pub use overload::OverloadCause;
 pub use route::{Op, Prefix, Route, RoutePattern};
 pub use subject::Subject;
+pub use tenant::{TenantName, TenantRule};
 pub use version::ProtocolVersion;

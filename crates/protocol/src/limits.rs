@@ -38,6 +38,18 @@ pub const MAX_PAGE_ITEMS: usize = 10_000;
 /// The maximum number of busy subjects in a heartbeat.
 pub const MAX_BUSY_SUBJECTS: usize = 32;
 
+/// Longest name of a tenant, in bytes.
+pub const MAX_TENANT_NAME_BYTES: usize = 128;
+
+/// The maximum number of tokens of a subject that name its tenant.
+pub const MAX_TENANT_TOKENS: usize = 16;
+
+/// The maximum number of tenants with a record of their own, at a server and at the coordinator. Later tenants share one.
+pub const MAX_TENANT_RECORDS: usize = 10_000;
+
+/// The maximum number of tenants in a heartbeat.
+pub const MAX_BUSY_TENANTS: usize = 32;
+
 /// The maximum number of moves in one rebalancing plan.
 pub const MAX_MOVES: u64 = 10_000;
 
@@ -105,7 +117,10 @@ const _: () = assert!(
 const _: () =
     assert!(EVENT_INLINE_LIMIT_BYTES <= INLINE_LIMIT_BYTES, "a blob must never be inline in an event");
 const _: () = assert!(
-    MAX_BUSY_SUBJECTS * (MAX_SUBJECT_BYTES + 64) + ENVELOPE_BYTES < NATS_MAX_PAYLOAD_BYTES,
+    MAX_BUSY_SUBJECTS * (MAX_SUBJECT_BYTES + 64)
+        + MAX_BUSY_TENANTS * (MAX_TENANT_NAME_BYTES + 512)
+        + ENVELOPE_BYTES
+        < NATS_MAX_PAYLOAD_BYTES,
     "a heartbeat must fit a payload"
 );
 const _: () = assert!(MAX_SEQ < i64::MAX as u64, "a seq must fit SQLite's integers");

@@ -9,7 +9,7 @@ use dormouse_bus::{Bus, Callers, InboxPrefixes};
 use dormouse_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use dormouse_coordinator::store::{AssignmentCounts, Store, StoreChange, StoreError, StoredState};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
-use dormouse_protocol::{Prefix, ServerName, Subject};
+use dormouse_protocol::{Prefix, ServerName, Subject, TenantRule};
 use dormouse_runtime::{Env, Lock, Process, SeededEntropy};
 use tokio::sync::mpsc;
 
@@ -136,6 +136,7 @@ impl CoordinatorHost {
             lease_ttl: self.lease_ttl,
             inbox_prefixes: InboxPrefixes::default(),
             callers: Callers::default(),
+            tenant_rule: TenantRule::default(),
         };
         match Coordinator::start(options, Arc::new(store), bus, env, &tasks).await {
             Ok(mut coordinator) => {

@@ -13,7 +13,7 @@ use dormouse_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
 use dormouse_engine::{Engine, EngineSettings};
 use dormouse_persist_server::server::{Server, ServerSettings};
-use dormouse_protocol::{Prefix, ServerName};
+use dormouse_protocol::{Prefix, ServerName, TenantRule};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use proptest::prelude::*;
 
@@ -82,6 +82,7 @@ async fn fleet() -> Fleet {
         lease_ttl: Duration::from_secs(3),
         inbox_prefixes: InboxPrefixes::default(),
         callers: Callers::default(),
+        tenant_rule: TenantRule::default(),
     };
     let store = Arc::new(MemoryStore::open(&MemoryDisk::new()));
     let bus = Arc::new(broker.connect(MemoryOptions::named("coordinator")));

@@ -11,7 +11,7 @@ use dormouse_protocol::fleet::{
     LocateRequest, ReleaseRequest, ServerLoad, ServerState, ServersReply, ServersRequest,
 };
 use dormouse_protocol::health::{Health, HealthStatus};
-use dormouse_protocol::{ErrorCode, LogId, Route, decode};
+use dormouse_protocol::{ErrorCode, LogId, Route, TenantRule, decode};
 use dormouse_runtime::{SeededEntropy, VirtualClock};
 use serde::de::DeserializeOwned;
 use ulid::Ulid;
@@ -70,6 +70,7 @@ impl World {
             lease_ttl: TTL,
             inbox_prefixes: InboxPrefixes::default(),
             callers: Callers::default(),
+            tenant_rule: TenantRule::default(),
         };
         let bus = Arc::new(self.broker.connect(MemoryOptions::named("coordinator")));
         let coordinator = Coordinator::start(options, store, bus, self.env.clone(), &tasks).await.unwrap();

@@ -13,6 +13,7 @@ impl World {
             lease_ttl: TTL,
             inbox_prefixes: InboxPrefixes::default(),
             callers: Callers::default(),
+            tenant_rule: TenantRule::default(),
         };
         let bus = Arc::new(self.broker.connect(MemoryOptions::named("second")));
         let store = Arc::new(MemoryStore::open(&MemoryDisk::new()));
