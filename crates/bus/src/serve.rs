@@ -244,6 +244,12 @@ impl Responder {
         self.send(headers, body);
     }
 
+    /// When the request was taken from the subscription, on the monotonic clock.
+    #[must_use]
+    pub const fn received(&self) -> Duration {
+        self.received
+    }
+
     fn stats(&self) -> &EndpointStats {
         self.counted_in.as_ref().unwrap_or(&self.reply_queue.stats)
     }

@@ -1,5 +1,7 @@
 //! Requests to the engine, and the interfaces that the engine needs.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use dormouse_protocol::{ErrorReply, Event, LogId, Subject};
 
@@ -31,12 +33,26 @@ impl TenantId {
 pub struct Submission {
     /// The tenant that the request is charged to.
     pub tenant: TenantId,
+    /// When the caller stops waiting, on the monotonic clock of the engine. A request that is not begun by then is
+    /// refused. [`Submission::NO_DEADLINE`] if it never stops.
+    pub deadline: Duration,
     /// The operation.
     pub request: SubjectRequest,
     /// The largest encoded reply that the caller can forward, in bytes. Pages and multi-key replies stay below it.
     pub max_reply_bytes: usize,
     /// Takes the reply. The subject's task calls it, so it must not block: encode, enqueue, return.
     pub respond: Box<dyn FnOnce(Result<SubjectReply, ErrorReply>) + Send>,
+}
+
+impl Submission {
+    /// The deadline of the server's own requests.
+    pub const NO_DEADLINE: Duration = Duration::MAX;
+
+    /// Whether the caller has stopped waiting at `now`.
+    #[must_use]
+    pub fn is_expired(&self, now: Duration) -> bool {
+        self.deadline <= now
+    }
 }
 
 impl std::fmt::Debug for Submission {

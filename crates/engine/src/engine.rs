@@ -10,11 +10,13 @@ use dormouse_commit_log::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError
 use dormouse_commit_log::recovery::{RecoveryError, RecoverySettings, StrandedWrites, recover};
 use dormouse_commit_log::wal::{Wal, WalError, list_logs};
 use dormouse_format::keys::Nonce;
+use dormouse_protocol::deadline::time_ran_out;
 use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::disk::{Disk, LocalDisk};
 use dormouse_runtime::injected_bug;
 use dormouse_runtime::{Env, Stop, Tasks};
 use dormouse_subject_state::database::sqlite_is_safe;
+use dormouse_subject_state::plan;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::api::{Authority, EventSink, HandoverOutcome, SubjectReply, SubjectRequest, Submission, TenantId};
@@ -162,9 +164,14 @@ impl EngineShared {
     /// Submits a request, from a client or from the engine itself.
     pub(crate) fn submit(self: &Arc<Self>, subject: &Subject, submission: Submission) {
         self.counters.requests.add(1);
+        let now = self.env.boot();
+        if submission.is_expired(now) && plan::request_id(&submission.request).is_none() {
+            return self.refuse_expired(submission);
+        }
         let Some(submission) = spool::take(self, subject, submission) else { return };
-        match self.subject_table.submit(subject, submission, self.env.boot()) {
+        match self.subject_table.submit(subject, submission, now) {
             SubmitOutcome::Queued => {}
+            SubmitOutcome::Expired(submission) => self.refuse_expired(*submission),
             SubmitOutcome::Start(args) => {
                 let task = SubjectTask::new(Arc::clone(self), subject.clone(), args);
                 self.tasks.spawn("subject", task.run());
@@ -174,6 +181,12 @@ impl EngineShared {
                 (submission.respond)(Err(reply));
             }
         }
+    }
+
+    /// Refuses a request whose caller no longer waits. No copy of it is queued or planned here.
+    pub(crate) fn refuse_expired(&self, submission: Submission) {
+        self.counters.expired.add(1);
+        (submission.respond)(Err(time_ran_out()));
     }
 
     /// Submits a request to its subject and waits for the reply. Cancelling the call does not cancel the request.
@@ -189,7 +202,13 @@ impl EngineShared {
         });
         self.submit(
             subject,
-            Submission { tenant: TenantId::SHARED, request, max_reply_bytes: EXECUTE_REPLY_BYTES, respond },
+            Submission {
+                tenant: TenantId::SHARED,
+                deadline: Submission::NO_DEADLINE,
+                request,
+                max_reply_bytes: EXECUTE_REPLY_BYTES,
+                respond,
+            },
         );
         answer.await.unwrap_or_else(|_| Err(ErrorReply::internal("the subject's task ended without a reply")))
     }

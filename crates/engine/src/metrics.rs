@@ -19,6 +19,8 @@ pub struct EngineMetrics {
     pub requests: u64,
     /// Requests refused as `overloaded` so far, because a queue was full or too many subjects were open.
     pub overloaded: u64,
+    /// Requests refused so far because their time ran out before they were begun.
+    pub expired: u64,
     /// Changes acknowledged so far.
     pub changes: u64,
     /// Subjects opened so far.
@@ -86,6 +88,7 @@ pub(crate) struct Counters {
     pub(crate) apply_backlog_bytes: Gauge,
     pub(crate) requests: Gauge,
     pub(crate) overloaded: Gauge,
+    pub(crate) expired: Gauge,
     pub(crate) changes: Gauge,
     pub(crate) subject_opens: Gauge,
     pub(crate) manifest_publishes: Gauge,
@@ -110,6 +113,7 @@ impl Counters {
             apply_backlog_bytes: self.apply_backlog_bytes.get(),
             requests: self.requests.get(),
             overloaded: self.overloaded.get(),
+            expired: self.expired.get(),
             changes: self.changes.get(),
             subject_opens: self.subject_opens.get(),
             manifest_publishes: self.manifest_publishes.get(),

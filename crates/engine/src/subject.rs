@@ -11,6 +11,7 @@ mod backlog;
 mod base;
 mod chunks;
 mod close;
+mod deadline;
 mod events;
 mod flush;
 pub(crate) mod garbage;

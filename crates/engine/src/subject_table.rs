@@ -64,6 +64,8 @@ pub(crate) enum SubmitOutcome {
     Queued,
     /// The subject has no task: the caller must start one with these arguments.
     Start(SubjectTaskArgs),
+    /// The caller no longer waits, and no task has the subject, so no copy of the request is queued or planned.
+    Expired(Box<Submission>),
     /// The request was refused.
     Refused(Box<Submission>, ErrorReply),
 }
@@ -114,6 +116,9 @@ impl SubjectTable {
         let mut inner = self.lock();
         if inner.shut {
             return SubmitOutcome::Refused(Box::new(submission), shutting_down());
+        }
+        if submission.is_expired(now) && !inner.entries.contains_key(subject) {
+            return SubmitOutcome::Expired(Box::new(submission));
         }
         let mut follows_panic = false;
         let submission = match inner.entries.get_mut(subject) {
@@ -315,6 +320,7 @@ mod tests {
     fn submission() -> Submission {
         Submission {
             tenant: TenantId::SHARED,
+            deadline: Submission::NO_DEADLINE,
             request: SubjectRequest::Info,
             max_reply_bytes: 0,
             respond: Box::new(drop),
@@ -329,6 +335,7 @@ mod tests {
         match table.submit(&name(subject), submission(), Duration::from_secs(at)) {
             SubmitOutcome::Start(args) => args,
             SubmitOutcome::Queued => panic!("{subject} already has a task"),
+            SubmitOutcome::Expired(_) => panic!("{subject} is dormant, and its request expired"),
             SubmitOutcome::Refused(_, reply) => panic!("{reply}"),
         }
     }

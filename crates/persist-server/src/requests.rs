@@ -10,6 +10,7 @@ use bytes::Bytes;
 use dormouse_bus::{Bus, EndpointStats, Incoming, Requests};
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
+use dormouse_protocol::deadline::time_left;
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{ErrorReply, Op, OverloadCause, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
@@ -154,7 +155,7 @@ impl<E: RequestSink> RequestIntake<E> {
     }
 
     fn take(&self, incoming: Incoming, max_reply_bytes: usize) {
-        let Incoming { route, caller, payload, responder, .. } = incoming;
+        let Incoming { route, caller, payload, headers, responder } = incoming;
         let route = match self.prefix.parse_server(&self.name, route.as_str()) {
             Ok(route) => route,
             Err(error) => return responder.error(&ErrorReply::bad_request(error.to_string())),
@@ -163,11 +164,13 @@ impl<E: RequestSink> RequestIntake<E> {
         if route.op.changes() {
             responder = responder.changing();
         }
+        let received = responder.received();
         let taken = caller
             .may_use(&route.subject)
-            .and_then(|()| self.budget.take(payload.len()))
-            .and_then(|permit| Ok((permit, read(route.op, &payload)?)));
-        let (permit, request) = match taken {
+            .and_then(|()| time_left(&headers))
+            .and_then(|left| Ok((received.saturating_add(left), self.budget.take(payload.len())?)))
+            .and_then(|(deadline, permit)| Ok((deadline, permit, read(route.op, &payload)?)));
+        let (deadline, permit, request) = match taken {
             Ok(taken) => taken,
             Err(error) => return responder.error(&error),
         };
@@ -180,7 +183,7 @@ impl<E: RequestSink> RequestIntake<E> {
         });
         self.engine.submit(
             &route.subject,
-            Submission { tenant: TenantId::SHARED, request, max_reply_bytes, respond },
+            Submission { tenant: TenantId::SHARED, deadline, request, max_reply_bytes, respond },
         );
     }
 }

@@ -11,6 +11,7 @@
 //! | [`newtype`] | the macros behind these newtypes, for other crates too |
 //! | [`route`] | the NATS addresses of the messages, built and parsed in one place |
 //! | [`message`] | stored messages, changes and events |
+//! | [`deadline`] | the time left of a request: a header of the transport |
 //! | [`data`] | requests and replies of the data operations |
 //! | [`fleet`] | messages between clients, servers and the coordinator, and the operator's server list |
 //! | [`admin`] | operators' requests about the assignment of subjects, and messages between coordinators |
@@ -26,6 +27,7 @@
 pub mod admin;
 pub mod codec;
 pub mod data;
+pub mod deadline;
 pub mod error;
 pub mod fleet;
 pub mod health;

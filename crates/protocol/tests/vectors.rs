@@ -4,6 +4,8 @@
 //! `{"$bytes": "<hex>"}`. The tests check both directions: the samples encode to these bytes, and these bytes decode to the
 //! samples and to `value`. Authors of clients in other languages can test against the files alone.
 //!
+//! `time_left.json` holds header blocks instead: `{time_left_ms, headers, hex}`.
+//!
 //! A changed vector is a change of the wire protocol. After review of the change, write the vectors with
 //! `DORMOUSE_WRITE_VECTORS=1 cargo test -p dormouse-protocol --test vectors`.
 
@@ -11,7 +13,9 @@ mod diagnostic;
 mod samples;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use dormouse_protocol::deadline;
 use serde_json::json;
 
 use diagnostic::diagnose;
@@ -64,10 +68,42 @@ fn vectors_decode_to_samples() {
     }
 }
 
+/// The header block of a request whose caller waits for `left`, as NATS carries it.
+fn header_block(left: Duration) -> String {
+    let headers = deadline::time_left_headers(left);
+    let lines: String = headers.0.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    if lines.is_empty() { lines } else { format!("NATS/1.0\r\n{lines}\r\n") }
+}
+
+/// The header with the time left matches the frozen bytes, which `PROTOCOL.md` shows too.
+#[test]
+fn deadline_header_matches_frozen_bytes() {
+    let path = folder().join("time_left.json");
+    let vectors: Vec<serde_json::Value> = [2_500, 1, 0, 10_000, 3_600_000]
+        .map(|millis| {
+            let block = header_block(Duration::from_millis(millis));
+            json!({ "time_left_ms": millis, "headers": block, "hex": hex::encode(&block) })
+        })
+        .into();
+    let vectors = serde_json::Value::from(vectors);
+    if std::env::var_os("DORMOUSE_WRITE_VECTORS").is_some() {
+        std::fs::write(&path, format!("{vectors:#}\n")).unwrap();
+    }
+    let frozen: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(vectors, frozen, "{}: the wire format has changed", path.display());
+    let shown = format!("`{}`", frozen[0]["hex"].as_str().unwrap());
+    assert!(include_str!("../../../PROTOCOL.md").contains(&shown), "PROTOCOL.md shows {shown}");
+}
+
 /// The vector folder holds exactly the files of the samples.
 #[test]
 fn vector_files_match_sample_files() {
-    let expected: Vec<String> = samples().into_iter().map(|(file, _)| format!("{file}.json")).collect();
+    let expected: Vec<String> = samples()
+        .into_iter()
+        .map(|(file, _)| file)
+        .chain(["time_left"])
+        .map(|file| format!("{file}.json"))
+        .collect();
     let mut found: Vec<String> = std::fs::read_dir(folder())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

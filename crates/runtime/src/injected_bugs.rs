@@ -53,11 +53,15 @@ pub enum InjectedBug {
     RemovalNotEmitted,
     /// Sets that are queued together are sent in the wrong order.
     SetsReordered,
+    /// A change is planned although its caller has stopped waiting.
+    PlanExpired,
+    /// If the time of a change runs out after it was planned, the reply says that it was not executed.
+    DenyPlanned,
 }
 
 impl InjectedBug {
     /// Every bug.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::NoSync,
         Self::AckBeforeBucket,
         Self::NoListAfterClaim,
@@ -76,6 +80,8 @@ impl InjectedBug {
         Self::RepeatEmitted,
         Self::RemovalNotEmitted,
         Self::SetsReordered,
+        Self::PlanExpired,
+        Self::DenyPlanned,
     ];
 
     /// The bug's name on a command line.
@@ -100,6 +106,8 @@ impl InjectedBug {
             Self::RepeatEmitted => "repeat-emitted",
             Self::RemovalNotEmitted => "removal-not-emitted",
             Self::SetsReordered => "sets-reordered",
+            Self::PlanExpired => "plan-expired",
+            Self::DenyPlanned => "deny-planned",
         }
     }
 }

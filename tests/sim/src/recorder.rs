@@ -44,6 +44,8 @@ struct Shared {
     lifetimes: Lock<BTreeMap<ServerName, LogLifetime>>,
     /// The active feeds, by subject and index in its history.
     feeds: Lock<BTreeMap<(Subject, usize), FeedRecord>>,
+    /// What clients saw that no server may do.
+    violations: Lock<Vec<String>>,
 }
 
 /// A log in use.
@@ -65,8 +67,8 @@ impl Recorder {
     #[must_use]
     pub fn new(world: Env, trace: Trace, net: FaultyNetwork, rules: Rules) -> Self {
         let calls = recorder::Recorder::new(world, rules);
-        let (lifetimes, feeds) = Default::default();
-        Self(Arc::new(Shared { trace, net, calls, lifetimes, feeds }))
+        let (lifetimes, feeds, violations) = Default::default();
+        Self(Arc::new(Shared { trace, net, calls, lifetimes, feeds, violations }))
     }
 
     /// Records `bus`, the connection of a client.
@@ -75,6 +77,12 @@ impl Recorder {
         let record = Arc::new(ClientRecord { recorder: self.clone(), client, sent: Lock::default() });
         let recorded = RecordedBus::new(bus, client, self.0.calls.clone());
         (Arc::new(recorded.observed_by(Arc::<ClientRecord>::clone(&record))), record)
+    }
+
+    /// Returns what clients saw that no server may do.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.0.violations.lock().clone()
     }
 
     /// Records the events of `subscription` until it ends.
@@ -272,6 +280,12 @@ impl ClientRecord {
     /// Records sets that the client sent without waiting, with their positions in the order of the calls.
     pub fn burst(&self, subject: &Subject, written: Vec<Option<Position>>) {
         self.recorder.burst(subject, self.client, written);
+    }
+
+    /// Records something that the client saw and that no server may do.
+    pub fn violation(&self, what: String) {
+        self.recorder.0.trace.line(format_args!("violation: {what}"));
+        self.recorder.0.violations.lock().push(what);
     }
 
     fn remember(&self, request: &RecordedRequest) {

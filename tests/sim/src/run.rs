@@ -104,6 +104,7 @@ async fn run_world(seed: u64, config: RunConfig, folder: &std::path::Path, keep_
     let unserved = unserved_subjects
         .iter()
         .map(|subject| format!("{subject} is not served after the end of the faults"));
+    violations.extend(world.recorder.violations());
     violations.extend(unserved);
     violations.extend(late);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();

@@ -14,6 +14,7 @@ use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem,
     SetOutcome, SetReply, SetRequest, SetResult,
 };
+use dormouse_protocol::deadline::time_left_headers;
 use dormouse_protocol::message::Discard;
 use dormouse_protocol::{
     ErrorCode, MessageId, Op, Position, RequestId, Seq, SessionId, Subject, decode, encode,
@@ -75,9 +76,10 @@ enum ClientCall {
     Changes,
     Flush,
     Again,
+    Hasty,
 }
 
-const CALLS: [(u64, ClientCall); 21] = [
+const CALLS: [(u64, ClientCall); 22] = [
     (20, ClientCall::Put),
     (8, ClientCall::Publish),
     (4, ClientCall::Create),
@@ -99,6 +101,7 @@ const CALLS: [(u64, ClientCall); 21] = [
     (7, ClientCall::Changes),
     (2, ClientCall::Flush),
     (9, ClientCall::Again),
+    (4, ClientCall::Hasty),
 ];
 
 /// A running client.
@@ -193,6 +196,7 @@ impl Worker {
             ClientCall::Changes => self.changes(at).await,
             ClientCall::Flush => drop(self.kv(at).flush().await),
             ClientCall::Again => self.again().await,
+            ClientCall::Hasty => self.hasty(at).await,
         }
     }
 
@@ -453,6 +457,33 @@ impl Worker {
         let place = (sent.len() - 1).saturating_sub(usize::try_from(back).unwrap_or(0));
         let one = sent[place].clone();
         let _ = self.send(&one.subject, one.op, one.payload).await;
+    }
+
+    /// Sends a set whose time left is shorter than the client waits, or is zero: such a set must not be executed.
+    async fn hasty(&mut self, at: usize) {
+        let left = if self.rng.chance(400) { Duration::ZERO } else { self.rng.millis(1..400) };
+        let set = SetItem { key: Some(self.key()), value: Some(self.value()), ..SetItem::default() };
+        let request = SetRequest {
+            request: Some(self.request()),
+            level: self.level(),
+            sets: vec![set],
+            ..SetRequest::default()
+        };
+        let subject = self.plan.subjects[at].clone();
+        let Ok(server) = self.client.locate(&subject).await else { return };
+        let message = Outgoing {
+            route: self.client.prefix().server(&server, Op::Set, &subject),
+            headers: time_left_headers(left),
+            payload: encode(&request).expect("a request encodes"),
+        };
+        let Ok(reply) = self.bus.request(message, DEADLINE).await else { return };
+        let is_executed = service_error(&reply).is_none()
+            && decode::<SetReply>(&reply.payload).is_ok_and(|reply| {
+                reply.results.iter().any(|one| matches!(one, SetOutcome::Ok(result) if !result.duplicate))
+            });
+        if is_executed && left.is_zero() {
+            self.record.violation(format!("a set to {subject} without time left was executed"));
+        }
     }
 
     async fn ask<R: DeserializeOwned>(&self, at: usize, op: Op, request: &impl Serialize) -> Option<R> {

@@ -17,6 +17,7 @@ use dormouse_subject_state::plan::{self, PendingChanges, PlanContext, PlanResult
 use tokio::sync::Notify;
 
 use super::backlog::{AckedChange, ApplyBacklog};
+use super::deadline::{DeadlineCheck, QueuedDeadlines, reply_path};
 use super::retention::{self, PendingRetention};
 use super::values::{PlanAttempt, ValueUploads};
 use super::{Respond, SubjectResult, events};
@@ -207,7 +208,32 @@ impl Pipeline {
     ) -> Option<PlanBlocked> {
         self.run_retention(shared, subject, database);
         let mut group = AppendGroup::default();
+        let (mut deadlines, now) = (QueuedDeadlines::default(), shared.env.boot());
         let blocked = loop {
+            // While changes are failing, it is open whether an earlier copy is executed.
+            if self.failing.is_none() {
+                match self.check_deadline(shared, database, writes, &mut deadlines, now) {
+                    DeadlineCheck::InTime => {}
+                    DeadlineCheck::Known(reply) => {
+                        let Some(submission) = writes.pop_front() else { break None };
+                        self.take(
+                            database,
+                            reply,
+                            Uploaded::default(),
+                            submission,
+                            Level::Bucket,
+                            &mut group,
+                        );
+                        continue;
+                    }
+                    DeadlineCheck::Expired => {
+                        let Some(submission) = writes.pop_front() else { break None };
+                        self.uploads.abandon();
+                        shared.refuse_expired(submission);
+                        continue;
+                    }
+                }
+            }
             let Some(front) = writes.front() else { break None };
             if is_unlogged(&front.request) {
                 break Some(PlanBlocked::Unlogged);
@@ -238,7 +264,8 @@ impl Pipeline {
                 self.uploads.put_back(uploaded);
                 break Some(PlanBlocked::UntilApplied);
             }
-            let Some(submission) = writes.pop_front() else { break None };
+            let Some(mut submission) = writes.pop_front() else { break None };
+            submission.respond = reply_path(shared, submission.respond, submission.deadline);
             self.take(database, planned, uploaded, submission, level, &mut group);
         };
         self.append(shared, subject, database, group);
@@ -247,7 +274,7 @@ impl Pipeline {
 
     /// The remembered reply to a request that is not a log entry but is executed only once; `None` if it is
     /// new.
-    fn remembered_reply(
+    pub(super) fn remembered_reply(
         &self,
         shared: &EngineShared,
         database: &Database,

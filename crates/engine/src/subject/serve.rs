@@ -328,6 +328,9 @@ impl<'a> OpenSubject<'a> {
     }
 
     fn read(&mut self, submission: Submission, missing: Option<BlobName>) {
+        if submission.is_expired(self.shared.env.boot()) {
+            return self.shared.refuse_expired(submission);
+        }
         if let Err(reply) = self.apply_acknowledged() {
             return (submission.respond)(Err(reply));
         }

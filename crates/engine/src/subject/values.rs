@@ -116,7 +116,7 @@ impl ValueUploads {
     }
 
     /// The write is rejected: its blobs are deleted.
-    fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self) {
         *self = Self::default();
     }
 }

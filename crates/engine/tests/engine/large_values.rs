@@ -66,7 +66,13 @@ impl LargeValues for Server {
         let _guard = self.runtime.enter();
         self.engine.submit(
             app,
-            Submission { tenant: TenantId::SHARED, request, max_reply_bytes: MAX_REPLY_BYTES, respond },
+            Submission {
+                tenant: TenantId::SHARED,
+                deadline: Submission::NO_DEADLINE,
+                request,
+                max_reply_bytes: MAX_REPLY_BYTES,
+                respond,
+            },
         );
         answers
     }
@@ -237,7 +243,13 @@ fn large_value_is_announced_by_size() {
     let _guard = server.runtime.enter();
     server.engine.submit(
         &app,
-        Submission { tenant: TenantId::SHARED, request, max_reply_bytes: INLINE_LIMIT_BYTES, respond },
+        Submission {
+            tenant: TenantId::SHARED,
+            deadline: Submission::NO_DEADLINE,
+            request,
+            max_reply_bytes: INLINE_LIMIT_BYTES,
+            respond,
+        },
     );
     announced(&got(answer.recv().unwrap()).unwrap());
 }

@@ -6,6 +6,7 @@
 mod bounds;
 mod claims;
 mod compaction;
+mod deadlines;
 mod dedup;
 mod destroyed;
 mod disk;

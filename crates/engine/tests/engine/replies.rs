@@ -15,7 +15,13 @@ fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<Subje
     let _runtime = server.runtime.enter();
     server.engine.submit(
         &subject("app.orders"),
-        Submission { tenant: TenantId::SHARED, request, max_reply_bytes, respond },
+        Submission {
+            tenant: TenantId::SHARED,
+            deadline: Submission::NO_DEADLINE,
+            request,
+            max_reply_bytes,
+            respond,
+        },
     );
     answer.recv().unwrap()
 }

@@ -193,9 +193,16 @@ fn changes_are_announced_in_order_before_ack() {
             done.send(()).unwrap();
         });
         let request = set_request(&format!("k{n}"), "v");
-        server
-            .engine
-            .submit(&to, Submission { tenant: TenantId::SHARED, request, max_reply_bytes: 1 << 20, respond });
+        server.engine.submit(
+            &to,
+            Submission {
+                tenant: TenantId::SHARED,
+                deadline: Submission::NO_DEADLINE,
+                request,
+                max_reply_bytes: 1 << 20,
+                respond,
+            },
+        );
     }
     server.runtime.block_on(async {
         for _ in 0..500 {
@@ -244,6 +251,7 @@ fn full_subject_queue_replies_overloaded() {
         &app,
         Submission {
             tenant: TenantId::SHARED,
+            deadline: Submission::NO_DEADLINE,
             request: SubjectRequest::Info,
             max_reply_bytes: 1 << 20,
             respond,
@@ -258,6 +266,7 @@ fn full_subject_queue_replies_overloaded() {
             &app,
             Submission {
                 tenant: TenantId::SHARED,
+                deadline: Submission::NO_DEADLINE,
                 request: SubjectRequest::Info,
                 max_reply_bytes: 1 << 20,
                 respond,
@@ -428,6 +437,7 @@ fn panicked_subject_reopens_after_file_is_unused() {
         &app,
         Submission {
             tenant: TenantId::SHARED,
+            deadline: Submission::NO_DEADLINE,
             request: SubjectRequest::Compact,
             max_reply_bytes: 1 << 20,
             respond,
@@ -439,6 +449,7 @@ fn panicked_subject_reopens_after_file_is_unused() {
         &app,
         Submission {
             tenant: TenantId::SHARED,
+            deadline: Submission::NO_DEADLINE,
             request: SubjectRequest::Info,
             max_reply_bytes: 1 << 20,
             respond,

@@ -383,13 +383,23 @@ impl Server {
 
     /// Submits a request without waiting for its reply.
     pub fn submit(&self, subject: &Subject, request: SubjectRequest) -> PendingReply {
+        self.submit_until(subject, Submission::NO_DEADLINE, request)
+    }
+
+    /// The same for a caller that waits until `deadline`, on the clock of the server.
+    pub fn submit_until(
+        &self,
+        subject: &Subject,
+        deadline: Duration,
+        request: SubjectRequest,
+    ) -> PendingReply {
         let (sender, receiver) = mpsc::channel();
         // If the test has dropped the receiver, it needs no reply.
         let respond = Box::new(move |answer| drop(sender.send(answer)));
         let _guard = self.runtime.enter();
         self.engine.submit(
             subject,
-            Submission { tenant: TenantId::SHARED, request, max_reply_bytes: 1 << 20, respond },
+            Submission { tenant: TenantId::SHARED, deadline, request, max_reply_bytes: 1 << 20, respond },
         );
         PendingReply(receiver)
     }

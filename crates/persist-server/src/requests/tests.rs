@@ -4,9 +4,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-use dormouse_bus::{AskError, ServeOptions, ask, serve};
+use dormouse_bus::{AskError, Outgoing, ServeOptions, ask, serve, service_error};
 use dormouse_protocol::data::{DestroyReply, DestroyRequest, GetReply, GetRequest};
-use dormouse_protocol::{ErrorCode, OverloadCause};
+use dormouse_protocol::deadline::TIME_LEFT_HEADER;
+use dormouse_protocol::{ErrorCode, Headers, OverloadCause};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 
 use super::*;
@@ -22,6 +23,7 @@ impl RequestSink for HeldRequests {
 }
 
 struct Scene {
+    env: Env,
     broker: MemoryBroker,
     caller: Arc<dyn Bus>,
     held: HeldRequests,
@@ -52,13 +54,19 @@ impl Scene {
         };
         tasks.spawn("requests", intake.run(requests, closed.clone(), tasks.stop().clone()));
         let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));
-        Self { broker, caller, held, budget, closed, tasks }
+        Self { env, broker, caller, held, budget, closed, tasks }
     }
 
     async fn get(&self, timeout: Duration) -> Result<GetReply, AskError> {
         let subject = Subject::new("orders").unwrap();
         let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Get, &subject);
         ask(&*self.caller, route, &GetRequest::key("k"), timeout).await
+    }
+
+    fn get_message(&self) -> Outgoing {
+        let subject = Subject::new("orders").unwrap();
+        let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Get, &subject);
+        Outgoing::new(route, encode(&GetRequest::key("k")).unwrap())
     }
 
     async fn code(&self) -> ErrorCode {
@@ -87,6 +95,25 @@ async fn request_over_budget_is_rejected_at_once() {
         "the budget has room again"
     );
     assert_eq!(scene.held.0.lock().unwrap().len(), 2);
+}
+
+/// The deadline of a request counts from its receipt. A header that is no number is refused.
+#[tokio::test(start_paused = true)]
+async fn deadline_of_request_counts_from_receipt() {
+    let scene = Scene::new(10).await;
+    for (text, left) in [(None, 10_000), (Some("250"), 250), (Some("0"), 0)] {
+        let headers = text.map(|text| (TIME_LEFT_HEADER.to_owned(), text.to_owned()));
+        let received = scene.env.boot();
+        let message = Outgoing { headers: Headers(headers.into_iter().collect()), ..scene.get_message() };
+        assert!(scene.caller.request(message, Duration::from_secs(1)).await.is_err());
+        let submission = scene.held.0.lock().unwrap().pop().unwrap();
+        assert_eq!(submission.deadline, received + Duration::from_millis(left), "{text:?}");
+    }
+    let headers = Headers(vec![(TIME_LEFT_HEADER.to_owned(), "soon".to_owned())]);
+    let message = Outgoing { headers, ..scene.get_message() };
+    let reply = scene.caller.request(message, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(service_error(&reply).unwrap().code, ErrorCode::BadRequest);
+    assert!(scene.held.0.lock().unwrap().is_empty());
 }
 
 /// A request that arrives after the close gets `not_owner` and never reaches the engine.
