@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing, RequestError};
+use dormouse_protocol::deadline::time_left_headers;
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::{Executed, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
 use dormouse_runtime::{Env, Tasks};
@@ -113,9 +114,11 @@ impl ClientShared {
                 Ok(server) => {
                     let route = self.prefix.server(&server.name, op, subject);
                     let payload = content.next_attempt(&route);
-                    let message = Outgoing::new(route, payload);
                     // The look-up may have used up the remaining time.
-                    let answer = exchange(&*self.bus, message, attempts.attempt_deadline(elapsed())?, read);
+                    let now = elapsed();
+                    let headers = time_left_headers(deadline.saturating_sub(now));
+                    let message = Outgoing { route, headers, payload };
+                    let answer = exchange(&*self.bus, message, attempts.attempt_deadline(now)?, read);
                     match unless_gone(&server, answer).await {
                         Ok(reply) => return Ok(reply),
                         Err(failure) => {

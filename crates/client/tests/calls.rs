@@ -506,3 +506,22 @@ async fn locate_always_asks_coordinator() {
     assert_eq!(client.locate(&subject).await.unwrap().as_str(), "a");
     assert_eq!(client.locate(&subject).await.unwrap().as_str(), "b");
 }
+
+/// Each attempt carries the time that the caller still waits; about the default time needs no header.
+#[tokio::test(start_paused = true)]
+async fn attempts_carry_remaining_time() {
+    let fleet = Fleet::new();
+    fleet.coordinator(|_| at("a")).await;
+    fleet
+        .server("a", |_, _, asked| match asked {
+            0 | 2 => CannedReply::Silence,
+            _ => nothing(),
+        })
+        .await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    assert_eq!(kv.get("k").await.unwrap(), None);
+    assert_eq!(fleet.arrivals.times_left_ms("a get"), [10_000, 9_000]);
+    let kv = kv.with_deadline(Duration::from_secs(4));
+    assert_eq!(kv.get("k").await.unwrap(), None);
+    assert_eq!(fleet.arrivals.times_left_ms("a get")[2..], [4_000, 3_000]);
+}

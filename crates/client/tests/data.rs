@@ -359,3 +359,21 @@ async fn subject_invalid_is_rejected_before_sending() {
         assert!(matches!(client.stream(bad), Err(Error::InvalidSubject(_))), "{bad:?}");
     }
 }
+
+/// If the time of a request of a split publish batch runs out at the server, no later message is sent.
+#[tokio::test(start_paused = true)]
+async fn publish_batch_stops_at_refusal_of_late_request() {
+    let fleet = fleet(|_, payload, asked| match asked {
+        0 => done(payload),
+        _ => CannedReply::Error(dormouse_protocol::deadline::time_ran_out()),
+    })
+    .await;
+    fleet.broker.set_max_payload(64 * 1_024);
+    let stream = fleet.client().await.stream("app.x").unwrap().with_deadline(Duration::from_secs(2));
+    let results = stream.publish_batch(vec![vec![0; 40_000]; 4]).await;
+    assert!(results[0].is_ok());
+    assert!(matches!(results[1], Err(Error::Deadline { .. })), "{:?}", results[1]);
+    assert!(matches!(results[2], Err(Error::NotSent)) && matches!(results[3], Err(Error::NotSent)));
+    let sent = fleet.arrivals.payloads("a set");
+    assert!(sent[1..].iter().all(|payload| *payload == sent[1]), "a later message was sent");
+}

@@ -17,6 +17,7 @@ use dormouse_client::{
 use dormouse_protocol::data::{
     GetReply, InfoDetails, InfoReply, SetOutcome, SetReply, SetRequest, SetResult,
 };
+use dormouse_protocol::deadline::time_left;
 use dormouse_protocol::fleet::{GoneAnnouncement, LocateReply};
 use dormouse_protocol::{Event, LogId, Op, Prefix, ProtocolVersion, RoutePattern, decode, encode};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
@@ -109,11 +110,18 @@ pub fn server_name(name: &str) -> ServerName {
 
 /// The arrived requests, in order: `coordinator locate`, `a get`, …
 #[derive(Clone, Default)]
-pub struct Arrivals(Arc<Mutex<Vec<(String, Bytes)>>>);
+pub struct Arrivals(Arc<Mutex<Vec<Arrival>>>);
+
+#[derive(Clone)]
+struct Arrival {
+    what: String,
+    payload: Bytes,
+    time_left: Duration,
+}
 
 impl Arrivals {
     pub fn list(&self) -> Vec<String> {
-        self.0.lock().unwrap().iter().map(|(what, _)| what.clone()).collect()
+        self.0.lock().unwrap().iter().map(|arrival| arrival.what.clone()).collect()
     }
 
     pub fn count(&self, what: &str) -> usize {
@@ -125,9 +133,16 @@ impl Arrivals {
             .lock()
             .unwrap()
             .iter()
-            .filter(|(arrival, _)| arrival == what)
-            .map(|(_, bytes)| bytes.clone())
+            .filter(|arrival| arrival.what == what)
+            .map(|arrival| arrival.payload.clone())
             .collect()
+    }
+
+    /// The time left of each request, in milliseconds.
+    pub fn times_left_ms(&self, what: &str) -> Vec<u128> {
+        let arrivals = self.0.lock().unwrap();
+        let asked = arrivals.iter().filter(|arrival| arrival.what == what);
+        asked.map(|arrival| arrival.time_left.as_millis()).collect()
     }
 
     /// Waits, without letting time pass, until `what` has arrived `times` times.
@@ -217,7 +232,11 @@ impl Fleet {
                 };
                 let Some(delivery) = delivery else { return };
                 let (what, answer) = script(&delivery);
-                arrivals.0.lock().unwrap().push((format!("{owner} {what}"), delivery.payload.clone()));
+                arrivals.0.lock().unwrap().push(Arrival {
+                    what: format!("{owner} {what}"),
+                    payload: delivery.payload.clone(),
+                    time_left: time_left(&delivery.headers).unwrap(),
+                });
                 if let Some(reply_to) = delivery.reply_to {
                     let bus = Arc::clone(&bus);
                     spawner.spawn("answer", async move {
