@@ -1,10 +1,17 @@
 //! Assignment of subjects to servers: locate, claim, release.
 //!
+//! A locate records nothing: a client may ask for any number of subjects that are never written. A claim records the
+//! assignment when it is granted, or when it is refused in favour of another server.
+//!
 //! SUBTLE: locate, claim and release must agree, or redirects loop. Locate returns the recorded server as long as that
-//! server keeps its subjects. A claim is refused only in favour of a server that locate returns from then on. A draining
-//! server keeps each subject that it owns until it has released it. A subject that is assigned to a draining server, but
-//! has no owner in the bucket, goes to the next server that claims it. If the draining server itself claims it, the claim
-//! is redirected to another server.
+//! server keeps its subjects. Otherwise it returns the server that would get the claim: the target of a move, or a
+//! placement. Placements change with members and load, so two clients may be sent to two servers. The first claim is
+//! granted, whichever server asks, and recorded. From then on, the other server's claim is refused in favour of the first.
+//! A claim is refused only in favour of a server that locate returns from then on.
+//!
+//! A draining server keeps each subject that it owns until it has released it. A subject that is assigned to a draining
+//! server, but has no owner in the bucket, goes to the next server that claims it. If the draining server itself claims
+//! it, the claim is redirected to another server.
 
 use std::time::Duration;
 
@@ -16,23 +23,26 @@ use crate::placement::place;
 use crate::store::{AssignmentView, StoreChange};
 
 impl CoordinatorMachine {
-    /// A recorded assignment is valid as long as its server keeps its subjects. Otherwise the subject is placed again.
-    pub(super) fn locate(&mut self, subject: &Subject, view: &dyn AssignmentView) -> Effects {
+    /// A recorded assignment is valid as long as its server keeps its subjects. Otherwise the reply is the server that may
+    /// claim the subject; nothing is recorded before it does.
+    pub(super) fn locate(&self, subject: &Subject, view: &dyn AssignmentView) -> Effects {
         let recorded = view.assignment(subject);
-        if let Some(server) = recorded.clone().filter(|server| self.keeps_subjects(server)) {
-            return Effects::answer(CoordinatorReply::Located(LocateReply { server }));
-        }
-        let chosen = self.place(subject).or_else(|| self.fallback_server(subject, recorded.as_ref()));
-        let Some(server) = chosen.cloned() else {
-            return Effects::refuse(ErrorReply::unavailable(if self.is_in_startup_grace() {
+        let valid = recorded.as_ref().filter(|server| self.keeps_subjects(server));
+        let target = || self.moves.target(subject).filter(|target| self.takes_subjects(target));
+        let server = valid
+            .or_else(target)
+            .or_else(|| self.place(subject))
+            .or_else(|| self.fallback_server(subject, recorded.as_ref()));
+        match server {
+            Some(server) => {
+                Effects::answer(CoordinatorReply::Located(LocateReply { server: server.clone() }))
+            }
+            None => Effects::refuse(ErrorReply::unavailable(if self.is_in_startup_grace() {
                 "the coordinator has just started, and no server that takes subjects has sent a heartbeat yet"
             } else {
                 "no live server takes subjects"
-            }));
-        };
-        Effects::answer(CoordinatorReply::Located(LocateReply { server: server.clone() }))
-            .with(self.mark_not_empty(&server))
-            .with(assign(subject, recorded, &server))
+            })),
+        }
     }
 
     pub(super) fn claim(

@@ -131,6 +131,18 @@ impl World {
         }
     }
 
+    /// The first request of a client: it locates the subject, and the newest process of that server claims it, unless it
+    /// does so already. Returns the server that the client ends at.
+    fn open(&mut self, name: &str) -> Result<String, ErrorCode> {
+        let server = self.locate(name)?;
+        let log = self.machine.members[&ServerName::new(&server).unwrap()].record.log.clone();
+        match self.claim(name, &log, None) {
+            Ok(()) => Ok(server),
+            Err((_, Some(other))) => Ok(other),
+            Err((code, None)) => Err(code),
+        }
+    }
+
     /// `Ok` if granted, otherwise the error code and the server of the redirect.
     fn claim(
         &mut self,

@@ -191,7 +191,7 @@ async fn lease_expiry_announces_gone_server_and_moves_subjects() {
     let world = World::started().await;
     let (one, two) = (log("one", 1), log("two", 2));
     world.join(&one).await.unwrap();
-    assert_eq!(world.locate("a").await, Ok("one".into()));
+    world.claim("a", &one).await.unwrap();
     world.join(&two).await.unwrap();
     let mut announcements = world.listen().await;
     for _ in 0..5 {
@@ -217,7 +217,7 @@ async fn coordinator_restart_continues_with_stored_state() {
     let mut world = World::started().await;
     let one = log("one", 1);
     let before = world.join(&one).await.unwrap();
-    assert_eq!(world.locate("a").await, Ok("one".into()));
+    world.claim("a", &one).await.unwrap();
     world.restart().await;
     assert_eq!(world.locate("a").await, Ok("one".into()));
     assert_eq!(world.locate("new").await, Err(ErrorCode::Unavailable), "one has sent no heartbeat yet");
@@ -330,6 +330,7 @@ async fn coordinator_answers_nats_service_discovery() {
 struct WatchedStore {
     store: MemoryStore,
     reads: AtomicU64,
+    writes: AtomicU64,
     flushes: AtomicU64,
     fails: AtomicBool,
     gate: Mutex<Option<Gate>>,
@@ -349,6 +350,7 @@ impl WatchedStore {
         Arc::new(Self {
             store,
             reads: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
             fails: AtomicBool::new(false),
             gate: Mutex::default(),
@@ -389,6 +391,7 @@ impl Store for WatchedStore {
     }
 
     fn write(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
+        self.writes.fetch_add(1, Relaxed);
         self.store.write(changes)
     }
 
@@ -411,12 +414,12 @@ async fn coordinator_replies_only_after_store_flush() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let mut world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
-    world.join(&log("one", 1)).await.unwrap();
-    assert_eq!(world.locate("known").await, Ok("one".into()));
+    let one = log("one", 1);
+    world.join(&one).await.unwrap();
     store.fails.store(true, Relaxed);
-    assert_eq!(world.locate("known").await, Ok("one".into()), "nothing to flush");
-    let message =
-        Outgoing::new(world.prefix.locate(&subject("new")), encode(&LocateRequest::default()).unwrap());
+    assert_eq!(world.locate("new").await, Ok("one".into()), "nothing to flush");
+    let request = ClaimRequest { v: ProtocolVersion::CURRENT, claimant: one, owner: None };
+    let message = Outgoing::new(world.prefix.claim(&subject("new")), encode(&request).unwrap());
     let error = world.asker.request(message, SECOND).await.unwrap_err();
     assert!(matches!(error, RequestError::Deadline { .. }), "{error}");
     let (coordinator, _) = world.running.as_mut().unwrap();
@@ -430,11 +433,12 @@ async fn store_flush_is_shared_by_many_requests() {
     let disk = MemoryDisk::new();
     let store = WatchedStore::on(&disk);
     let world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
-    world.join(&log("one", 1)).await.unwrap();
+    let one = log("one", 1);
+    world.join(&one).await.unwrap();
     let before = store.flushes.load(Relaxed);
     let names: Vec<_> = (0..1_000).map(|n| format!("s.{n}")).collect();
-    let located = futures::future::join_all(names.iter().map(|name| world.locate(name))).await;
-    assert!(located.iter().all(|server| *server == Ok("one".into())));
+    let claimed = futures::future::join_all(names.iter().map(|name| world.claim(name, &one))).await;
+    assert!(claimed.iter().all(Result::is_ok));
     let flushes = store.flushes.load(Relaxed) - before;
     assert!(flushes <= 20, "{flushes} flushes for 1,000 changes");
     assert_eq!(world.servers().await.servers[0].assigned_subjects, 1_000);
@@ -444,10 +448,33 @@ async fn store_flush_is_shared_by_many_requests() {
 #[tokio::test(start_paused = true)]
 async fn request_sees_earlier_changes_of_its_batch() {
     let world = World::started().await;
+    let logs = [log("one", 1), log("two", 2)];
+    for log in &logs {
+        world.join(log).await.unwrap();
+    }
+    let claims = (0..100).map(|n| world.claim("same", &logs[n % 2]));
+    let claimed = futures::future::join_all(claims).await;
+    assert_eq!(claimed.iter().filter(|claimed| claimed.is_ok()).count(), 50, "one of the two servers has it");
+    assert_eq!(world.servers().await.servers.iter().map(|entry| entry.assigned_subjects).sum::<u64>(), 1);
+}
+
+/// 10,000 look-ups of subjects that are never written cost no write and no flush, and leave no assignment.
+#[tokio::test(start_paused = true)]
+async fn locate_of_unwritten_subjects_writes_nothing() {
+    let disk = MemoryDisk::new();
+    let store = WatchedStore::on(&disk);
+    let world = World::started_with(disk, Arc::clone(&store) as Arc<dyn Store>).await;
     world.join(&log("one", 1)).await.unwrap();
-    let located = futures::future::join_all((0..100).map(|_| world.locate("same"))).await;
-    assert!(located.iter().all(|server| *server == Ok("one".into())));
-    assert_eq!(world.servers().await.servers[0].assigned_subjects, 1);
+    let count = || (store.writes.load(Relaxed), store.flushes.load(Relaxed));
+    let before = count();
+    for hundred in 0..100 {
+        let names: Vec<_> = (0..100).map(|n| format!("never.{hundred}.{n}")).collect();
+        let located = futures::future::join_all(names.iter().map(|name| world.locate(name))).await;
+        assert!(located.iter().all(|server| *server == Ok("one".into())));
+    }
+    assert_eq!(count(), before);
+    assert_eq!(world.servers().await.servers[0].assigned_subjects, 0);
+    assert_eq!(world.health().await.figures["assigned_subjects"], 0);
 }
 
 /// The coordinator answers a heartbeat while the flush for another request runs.
@@ -468,8 +495,8 @@ async fn heartbeat_does_not_wait_for_store_flush() {
         assert_eq!(store.flushes.load(Relaxed), flushes, "the flush still runs");
         go_on.send(()).unwrap();
     };
-    let (located, ()) = tokio::join!(world.locate("new"), beats);
-    assert_eq!(located, Ok("one".into()));
+    let (claimed, ()) = tokio::join!(world.claim("new", &one), beats);
+    claimed.unwrap();
 }
 
 /// If a heartbeat or claim depends on a running flush, the coordinator decides it after the flush.

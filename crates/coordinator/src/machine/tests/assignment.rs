@@ -21,16 +21,16 @@ fn assignment_is_kept_until_server_is_declared_dead() {
     let mut world = World::new();
     let one = world.joined("one", 1);
     let names: Vec<_> = (0..200).map(|n| format!("s.{n}")).collect();
-    assert!(names.iter().all(|name| world.locate(name) == Ok("one".into())));
+    assert!(names.iter().all(|name| world.open(name) == Ok("one".into())));
     let two = world.joined("two", 2);
-    assert!(names.iter().all(|name| world.locate(name) == Ok("one".into())));
-    let new = (200..300).filter(|n| world.locate(&format!("s.{n}")) == Ok("two".into())).count();
+    assert!(names.iter().all(|name| world.open(name) == Ok("one".into())));
+    let new = (200..300).filter(|n| world.open(&format!("s.{n}")) == Ok("two".into())).count();
     assert!((1..100).contains(&new), "new subjects are shared");
     world.pass_with(DEAD_AFTER, &[&two]);
-    assert!(names.iter().all(|name| world.locate(name) == Ok("two".into())));
+    assert!(names.iter().all(|name| world.open(name) == Ok("two".into())));
     // The returning server does not get its old subjects back.
     world.ask(join_after(&log("one", 3), &one)).unwrap();
-    assert!(names.iter().all(|name| world.locate(name) == Ok("two".into())));
+    assert!(names.iter().all(|name| world.open(name) == Ok("two".into())));
     assert_eq!(
         world.server("two").unwrap().assigned_subjects + world.server("one").unwrap().assigned_subjects,
         300
@@ -42,7 +42,7 @@ fn assignment_is_kept_until_server_is_declared_dead() {
 fn server_restart_keeps_assignments() {
     let mut world = World::new();
     let one = world.joined("one", 1);
-    assert_eq!(world.locate("a"), Ok("one".into()));
+    assert_eq!(world.open("a"), Ok("one".into()));
     for n in 2..10 {
         world.joined(&format!("other-{n}"), n);
     }
@@ -55,7 +55,7 @@ fn server_restart_keeps_assignments() {
 fn drain_stops_new_assignments_and_keeps_owned_until_release() {
     let mut world = World::new();
     let one = world.joined("one", 1);
-    assert_eq!(world.locate("a"), Ok("one".into()));
+    assert_eq!(world.open("a"), Ok("one".into()));
     let two = world.joined("two", 2);
     world.ask(draining(&one)).unwrap();
     assert_eq!(
@@ -113,24 +113,60 @@ fn claim_owner_in_manifest_overrides_recorded_assignment() {
     assert_eq!(world.locate("a"), Ok("one".into()));
 }
 
-/// After the owner is declared dead, only the assigned server gets the claim; a returning owner is redirected to it.
+/// After the owner is declared dead, the first claim is granted; other servers and a returning owner are redirected.
 #[test]
-fn claim_on_dead_owner_is_granted_to_assigned_server() {
+fn claim_on_dead_owner_is_granted_to_first_claimant() {
     let mut world = World::new();
     let one = world.joined("one", 1);
-    assert_eq!(world.locate("a"), Ok("one".into()));
-    assert_eq!(world.claim("a", &one, None), Ok(()));
+    assert_eq!(world.open("a"), Ok("one".into()));
     let two = world.joined("two", 2);
     let three = world.joined("three", 3);
     assert_eq!(world.claim("a", &two, Some(&one)), not_owner("one"));
     world.pass_with(DEAD_AFTER, &[&two, &three]);
-    let chosen = world.locate("a").unwrap();
-    let (chosen, other) = if chosen == "two" { (two, three) } else { (three, two) };
-    assert_eq!(world.claim("a", &other, Some(&one)), not_owner(chosen.server().as_str()));
-    assert_eq!(world.claim("a", &chosen, Some(&one)), Ok(()));
+    // A client was sent to one server, and another server claims first.
+    let located = world.locate("a").unwrap();
+    let (slow, first) = if located == "two" { (two, three) } else { (three, two) };
+    assert_eq!(world.claim("a", &first, Some(&one)), Ok(()));
+    assert_eq!(world.claim("a", &slow, Some(&one)), not_owner(first.server().as_str()));
+    assert_eq!(world.locate("a"), Ok(first.server().to_string()));
     // The old process returns and is redirected to the new owner.
     world.ask(join(&one)).unwrap();
-    assert_eq!(world.claim("a", &one, Some(&chosen)), not_owner(chosen.server().as_str()));
+    assert_eq!(world.claim("a", &one, Some(&first)), not_owner(first.server().as_str()));
+}
+
+/// A locate of an unassigned subject records nothing, and the claim that follows records the assignment.
+#[test]
+fn locate_records_nothing_and_claim_records_assignment() {
+    let mut world = World::new();
+    let logs = [world.joined("one", 1), world.joined("two", 2)];
+    for n in 0..10_000 {
+        let effects = world.machine.apply(
+            CoordinatorInput::Locate(subject(&format!("s.{n}"))),
+            world.now,
+            &world.store,
+        );
+        assert!(matches!(effects.answer, Some(Ok(CoordinatorReply::Located(_)))));
+        assert_eq!(Effects { answer: None, ..effects }, Effects::default());
+    }
+    assert_eq!(world.store.counts().total(), 0);
+    let located = world.locate("s.0").unwrap();
+    let [claimant, other] = if located == "one" { [&logs[0], &logs[1]] } else { [&logs[1], &logs[0]] };
+    assert_eq!(world.claim("s.0", claimant, None), Ok(()));
+    assert_eq!(world.recorded("s.0"), Some(located.clone()));
+    assert_eq!(world.claim("s.0", other, None), not_owner(&located));
+}
+
+/// If the claim is refused in favour of another server, that assignment is recorded.
+#[test]
+fn claim_refused_for_another_server_records_that_server() {
+    let mut world = World::new();
+    let one = world.joined("one", 1);
+    let two = world.joined("two", 2);
+    assert_eq!(world.claim("owned", &one, Some(&two)), not_owner("two"));
+    assert_eq!(world.recorded("owned"), Some("two".into()));
+    world.ask(draining(&one)).unwrap();
+    assert_eq!(world.claim("new", &one, None), not_owner("two"));
+    assert_eq!(world.recorded("new"), Some("two".into()));
 }
 
 /// A process that names the owner as its predecessor gets the claim at once.
@@ -184,8 +220,8 @@ fn locate_and_claim_during_drain_change_no_assignment() {
 fn drain_gives_unowned_subject_to_another_server_at_claim() {
     let mut world = World::new();
     let one = world.joined("one", 1);
-    // Assigned and never claimed; or released, and the release message was lost.
-    assert!(["a", "b"].iter().all(|name| world.locate(name) == Ok("one".into())));
+    // Claimed and released; the release message was lost.
+    assert!(["a", "b"].iter().all(|name| world.open(name) == Ok("one".into())));
     let two = world.joined("two", 2);
     world.ask(draining(&one)).unwrap();
     assert_eq!(world.claim("a", &two, None), Ok(()));

@@ -138,7 +138,7 @@ fn server_over_its_load_share_gets_fewer_new_subjects() {
     let mut world = World::new();
     let logs: Vec<_> = (1..=4).map(|n| world.joined(&format!("s{n}"), n)).collect();
     let share = |world: &mut World, from: usize| {
-        (from..from + 600).filter(|n| world.locate(&format!("new.{n}")) == Ok("s1".into())).count()
+        (from..from + 600).filter(|n| world.open(&format!("new.{n}")) == Ok("s1".into())).count()
     };
     assert!((110..190).contains(&share(&mut world, 0)));
     for _ in 0..100 {
@@ -168,7 +168,7 @@ proptest::proptest! {
         let mut world = World::new();
         let mut logs: Vec<_> = (0..servers).map(|n| world.joined(&format!("s{n}"), n as u128)).collect();
         let names: Vec<_> = (0..200).map(|n| format!("x.{n}")).collect();
-        let before: Vec<_> = names.iter().map(|name| world.locate(name).unwrap()).collect();
+        let before: Vec<_> = names.iter().map(|name| world.open(name).unwrap()).collect();
         logs.push(world.joined("new", 100));
         let now: Vec<_> = names.iter().map(|name| world.locate(name).unwrap()).collect();
         proptest::prop_assert_eq!(&before, &now);
@@ -182,7 +182,7 @@ proptest::proptest! {
             world.ask(leave(&gone)).unwrap();
         }
         for (name, before) in names.iter().zip(before) {
-            let now = world.locate(name).unwrap();
+            let now = world.open(name).unwrap();
             if before == gone.server().as_str() {
                 proptest::prop_assert_ne!(now, before);
             } else {
@@ -200,7 +200,6 @@ fn servers_with_proportional_load_get_even_shares() {
     let logs: Vec<_> = (1..=8).map(|n| world.joined(&format!("persist-{n}"), n)).collect();
     let mut shares = std::collections::BTreeMap::<String, u64>::new();
     for thousand in 0..100_u64 {
-        // The machine only: its decisions are not written, because no subject is located twice.
         for n in 0..1_000 {
             let asked = CoordinatorInput::Locate(subject(&format!("app.{thousand}.{n}")));
             let Some(Ok(CoordinatorReply::Located(reply))) =

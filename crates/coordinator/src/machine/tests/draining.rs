@@ -102,13 +102,14 @@ fn drain_order_waits_until_another_server_can_take_subjects() {
     assert!(!world.lease_orders_drain(&one));
     assert_eq!(world.locate("a"), Ok("one".into()));
     // Without another server it gets new subjects, also if it is drained; then it is draining again.
-    assert_eq!(world.locate("new"), Ok("one".into()));
+    assert_eq!(world.open("new"), Ok("one".into()));
     let fresh = log("one", 2);
     world.ask(join_after(&fresh, &one)).unwrap();
     assert_eq!(world.state("one"), ServerState::Drained);
     assert_eq!(world.locate("a"), Ok("one".into()));
-    assert_eq!(world.state("one"), ServerState::Draining);
+    assert_eq!(world.state("one"), ServerState::Drained, "a locate changes nothing");
     assert_eq!(world.claim("a", &fresh, Some(&one)), Ok(()));
+    assert_eq!(world.state("one"), ServerState::Draining);
     // When another server joins, the drain continues.
     world.joined("two", 3);
     assert!(world.lease_orders_drain(&fresh));

@@ -112,7 +112,7 @@ fn server_list_shows_state_load_and_last_heartbeat() {
     let CoordinatorInput::Heartbeat(request) = heartbeat(&one) else { unreachable!() };
     let load = ServerLoad { open_subjects: 5, requests: 77, local_bytes: 1_024 };
     world.ask(CoordinatorInput::Heartbeat(HeartbeatRequest { load, ..request })).unwrap();
-    assert_eq!(world.locate("a"), Ok("one".into()));
+    assert_eq!(world.open("a"), Ok("one".into()));
     let entry = world.server("one").unwrap();
     assert_eq!((entry.state, entry.heard_ms_ago, entry.load), (ServerState::Alive, Some(0), load));
     assert_eq!((entry.log, entry.assigned_subjects, entry.capacity), (one, 1, 100));

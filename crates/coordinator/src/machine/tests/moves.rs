@@ -101,7 +101,7 @@ fn move_of_unassigned_subject_completes_at_once() {
     assert_eq!(world.move_subject("b", "two"), Ok(unassigned));
     assert_eq!(world.locate("b"), Ok("two".into()));
     // A move also completes if the owner is dead, or is declared dead during the move.
-    assert_eq!(world.locate("c").map(drop), Ok(()));
+    assert_eq!(world.open("c").map(drop), Ok(()));
     world.move_subject("a", "two").unwrap();
     world.pass_with(DEAD_AFTER, &[&two]);
     assert_eq!(world.recorded("a"), Some("two".into()));

@@ -8,7 +8,7 @@ use super::*;
 fn coordinator_restart_keeps_members_and_assignments() {
     let mut world = World::new();
     let one = world.joined("one", 1);
-    assert_eq!(world.locate("a"), Ok("one".into()));
+    assert_eq!(world.open("a"), Ok("one".into()));
     let before = world.machine.incarnation();
     world.restart(TTL);
     assert_ne!(world.machine.incarnation(), before);

@@ -1,4 +1,5 @@
-//! Redirects end: after any sequence of orders, lost messages and lost state, no client is redirected in a loop. The servers
+//! Redirects end: after any sequence of orders, changes of members and load between a look-up and the request, lost messages
+//! and lost state, no client is redirected in a loop. The servers
 //! of this model read the manifests, and ask the coordinator only if a manifest does not name them as owner.
 
 use std::collections::BTreeMap;
@@ -23,7 +24,16 @@ struct Process {
 #[derive(Debug, Clone)]
 enum Event {
     Ask(usize),
+    /// A client looks the subject up, and remembers the server.
+    Look(usize),
+    /// The client sends its request to the server that it remembers.
+    AskRemembered(usize),
     Beat(usize),
+    /// The server reports its load; the placement of new subjects follows.
+    Load {
+        server: usize,
+        open_subjects: u64,
+    },
     Drain(usize),
     Undrain(usize),
     RequestDrain(usize),
@@ -49,6 +59,10 @@ fn event() -> impl Strategy<Value = Event> {
     let (server, subject) = (0..SERVERS, 0..SUBJECTS);
     prop_oneof![
         10 => subject.clone().prop_map(Event::Ask),
+        6 => subject.clone().prop_map(Event::Look),
+        6 => subject.clone().prop_map(Event::AskRemembered),
+        3 => (server.clone(), prop::sample::select(vec![0, 1_000, 100_000]))
+            .prop_map(|(server, open_subjects)| Event::Load { server, open_subjects }),
         4 => server.clone().prop_map(Event::Beat),
         2 => server.clone().prop_map(Event::Drain),
         2 => server.clone().prop_map(Event::Undrain),
@@ -69,6 +83,9 @@ struct Fleet {
     processes: Vec<Process>,
     /// The owner in the newest manifest of each subject; `None` if it is released.
     bucket: BTreeMap<usize, Option<LogId>>,
+    /// The servers that earlier look-ups returned.
+    remembered: BTreeMap<usize, String>,
+    load: [u64; SERVERS],
     logs: u128,
 }
 
@@ -89,8 +106,14 @@ impl Fleet {
             requests_drain: false,
         };
         let processes: Vec<_> = (0..SERVERS).map(process).collect();
-        let mut fleet =
-            Self { world: World::new(), processes, bucket: BTreeMap::new(), logs: SERVERS as u128 };
+        let mut fleet = Self {
+            world: World::new(),
+            processes,
+            bucket: BTreeMap::new(),
+            remembered: BTreeMap::new(),
+            load: [0; SERVERS],
+            logs: SERVERS as u128,
+        };
         (0..SERVERS).for_each(|server| fleet.beat(server));
         fleet
     }
@@ -99,7 +122,13 @@ impl Fleet {
         let Process { log, predecessor, runs: true, requests_drain } = &self.processes[server] else {
             return;
         };
-        let beat = if *requests_drain { draining(log) } else { heartbeat(log) };
+        let CoordinatorInput::Heartbeat(beat) =
+            (if *requests_drain { draining(log) } else { heartbeat(log) })
+        else {
+            unreachable!()
+        };
+        let load = ServerLoad { open_subjects: self.load[server], ..ServerLoad::default() };
+        let beat = CoordinatorInput::Heartbeat(HeartbeatRequest { load, ..beat });
         if self.world.ask(beat.clone()).is_err() {
             let again = predecessor.as_ref().map_or_else(|| join(log), |before| join_after(log, before));
             let joined = self.world.ask(again);
@@ -110,9 +139,23 @@ impl Fleet {
 
     /// A client asks for the subject and follows the redirects.
     fn ask(&mut self, subject: usize) -> Outcome {
+        let Ok(at) = self.locate(subject) else { return Outcome::Waits };
+        self.ask_at(subject, at)
+    }
+
+    /// A look-up. It records nothing.
+    fn locate(&mut self, subject: usize) -> Result<String, ErrorCode> {
+        let name = format!("s.{subject}");
+        let before = self.world.recorded(&name);
+        let located = self.world.locate(&name);
+        assert_eq!(self.world.recorded(&name), before);
+        located
+    }
+
+    /// A client sends its request to a server that it knows from somewhere, and follows the redirects.
+    fn ask_at(&mut self, subject: usize, mut at: String) -> Outcome {
         let name = format!("s.{subject}");
         let mut path = Vec::new();
-        let Ok(mut at) = self.world.locate(&name) else { return Outcome::Waits };
         loop {
             path.push(at.clone());
             assert!(path.len() < MAX_HOPS, "{name}: {path:?}, recorded {:?}", self.world.recorded(&name));
@@ -156,7 +199,21 @@ impl Fleet {
             Event::Ask(subject) => {
                 self.ask(subject);
             }
+            Event::Look(subject) => {
+                if let Ok(at) = self.locate(subject) {
+                    self.remembered.insert(subject, at);
+                }
+            }
+            Event::AskRemembered(subject) => {
+                if let Some(at) = self.remembered.remove(&subject) {
+                    self.ask_at(subject, at);
+                }
+            }
             Event::Beat(server) => self.beat(server),
+            Event::Load { server, open_subjects } => {
+                self.load[server] = open_subjects;
+                self.beat(server);
+            }
             // The coordinator refuses an unknown server, and a target that takes no subjects.
             Event::Drain(server) => drop(self.world.ask(CoordinatorInput::Drain(self.name(server)))),
             Event::Undrain(server) => drop(self.world.ask(CoordinatorInput::Undrain(self.name(server)))),

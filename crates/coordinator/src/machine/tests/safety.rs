@@ -213,20 +213,23 @@ impl Fleet {
         Ok(())
     }
 
-    /// Locate never returns a dead server. It returns a draining server only if that server may own the subject, or if no
+    /// Locate records nothing and never returns a dead server. It returns a draining server only if that server may own the subject, or if no
     /// other server takes subjects.
     fn locate(&mut self, subject: usize) -> Result<(), TestCaseError> {
         use dormouse_protocol::fleet::ServerState;
         let before = self.world.recorded(&format!("s.{subject}"));
-        if let Ok(server) = self.world.locate(&format!("s.{subject}")) {
-            let recorded = self.world.recorded(&format!("s.{subject}"));
-            prop_assert_eq!(&recorded, &Some(server.clone()));
+        let located = self.world.locate(&format!("s.{subject}"));
+        prop_assert_eq!(&self.world.recorded(&format!("s.{subject}")), &before);
+        if let Ok(server) = located {
             let state = self.world.server(&server).map(|entry| entry.state);
             let forgotten = state.is_none() && self.world.machine.is_in_startup_grace();
             let alive = match state {
                 Some(ServerState::Alive) => true,
-                Some(ServerState::Draining) => before == recorded || self.no_server_takes_subjects(),
-                Some(ServerState::Drained | ServerState::Dead) | None => false,
+                Some(ServerState::Draining) => {
+                    before.as_ref() == Some(&server) || self.no_server_takes_subjects()
+                }
+                Some(ServerState::Drained) => self.no_server_takes_subjects(),
+                Some(ServerState::Dead) | None => false,
             };
             prop_assert!(forgotten || alive, "{} is {:?}", server, state);
         }
