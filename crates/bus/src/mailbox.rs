@@ -2,7 +2,7 @@
 //! faster than the subscriber takes them must not fill the memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -16,9 +16,10 @@ pub(crate) const MAX_QUEUED_BYTES: usize = 128 * 1024 * 1024;
 /// A queue for at most `capacity` messages.
 pub(crate) fn mailbox(capacity: usize) -> (MailboxSender, MailboxReceiver) {
     let (deliveries, arrived) = mpsc::channel(capacity.max(1));
-    let queued_bytes = Arc::new(AtomicUsize::new(0));
-    let sender = MailboxSender { deliveries, queued_bytes: Arc::clone(&queued_bytes) };
-    (sender, MailboxReceiver { arrived, queued_bytes })
+    let (queued_bytes, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    let sender =
+        MailboxSender { deliveries, queued_bytes: Arc::clone(&queued_bytes), dropped: Arc::clone(&dropped) };
+    (sender, MailboxReceiver { arrived, queued_bytes, dropped })
 }
 
 /// The adapter's end of the queue.
@@ -26,6 +27,7 @@ pub(crate) fn mailbox(capacity: usize) -> (MailboxSender, MailboxReceiver) {
 pub(crate) struct MailboxSender {
     deliveries: mpsc::Sender<Delivery>,
     queued_bytes: Arc<AtomicUsize>,
+    dropped: Arc<AtomicU64>,
 }
 
 /// The subscriber's end of the queue.
@@ -33,6 +35,7 @@ pub(crate) struct MailboxSender {
 pub(crate) struct MailboxReceiver {
     arrived: mpsc::Receiver<Delivery>,
     queued_bytes: Arc<AtomicUsize>,
+    dropped: Arc<AtomicU64>,
 }
 
 fn size_bytes(delivery: &Delivery) -> usize {
@@ -53,6 +56,7 @@ impl MailboxSender {
             }
         }
         self.queued_bytes.fetch_sub(size_bytes, Ordering::Relaxed);
+        self.dropped.fetch_add(1, Ordering::Relaxed);
         false
     }
 }
@@ -70,6 +74,11 @@ impl MailboxReceiver {
         let taken = buffer[held..].iter().map(size_bytes).sum();
         self.queued_bytes.fetch_sub(taken, Ordering::Relaxed);
         number
+    }
+
+    /// Messages dropped because the queue was full.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     pub(crate) fn waiting(&self) -> usize {

@@ -140,6 +140,12 @@ impl Requests {
         self.subscription.unsubscribe();
     }
 
+    /// The number of requests that were dropped because the queue was full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.subscription.dropped()
+    }
+
     /// The shared statistics of this endpoint.
     #[must_use]
     pub fn stats(&self) -> &Arc<EndpointStats> {

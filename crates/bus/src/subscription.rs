@@ -48,6 +48,12 @@ impl Subscription {
         self.deliveries.next_many(buffer, limit).await
     }
 
+    /// The number of messages that were dropped because the queue was full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.deliveries.dropped()
+    }
+
     /// Unsubscribes. Messages that were sent before can still be taken; after them the subscription acts as if the bus
     /// were closed. On NATS the subscription ends after 100 ms without a message, after 2 s at the latest: messages
     /// sent at that moment are lost.

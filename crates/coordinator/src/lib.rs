@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`machine`] | every decision: membership, leases, assignment; inputs and a time in, effects out | I/O, clocks, the number of subjects |
 //! | [`placement`], [`rebalance`], [`lease`] | the arithmetic behind the decisions | the requester |
+//! | [`locate_queue`] | the look-ups that wait, per tenant: room, refusals, turns | the replies |
 //! | [`store`] | the stored state, behind a port: sled files, or memory for simulation | the reasons |
 //! | [`shell`] | the task that calls the machine, commits, then replies; one coordinator at a time; lists | policy |
 //! | [`data_dir`], [`args`], [`settings`] | the configuration of the program | the rest |
@@ -14,6 +15,7 @@
 pub mod args;
 pub mod data_dir;
 pub mod lease;
+pub mod locate_queue;
 pub mod machine;
 pub mod placement;
 pub mod rebalance;

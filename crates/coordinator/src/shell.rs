@@ -1,9 +1,10 @@
 //! The running coordinator: one task that owns the machine and the store.
 //!
 //! ```text
-//! coord.locate.>  ┐
-//! fleet.>         ├─> batch of arrived requests ─> read ahead ─> machine ─> one write, one flush ─> all replies
-//! admin.>         ┘                                                         └──> announcements, orders to servers
+//! coord.locate.> ──> a queue per tenant, in turn ┐
+//! fleet.>                                        ├─> batch of requests ─> read ahead ─> machine ─> one write, one flush
+//! admin.>                                        ┘                                                 └─> all replies,
+//!                                                                                    announcements, orders to servers
 //! fleet.heartbeat ──> machine ─> reply, also while the store writes or flushes
 //! admin.subjects, admin.rebalance ──> scan of the store, concurrent with the batches
 //! ```
@@ -20,6 +21,7 @@
 mod actor;
 mod errors;
 mod inbox;
+mod locates;
 mod lookup;
 mod presence;
 mod requests;
@@ -164,8 +166,16 @@ enum PriorCoordinator {
 
 impl CoordinatorProcess {
     fn listen_context<'a>(&'a self, tasks: &'a Tasks) -> ListenContext<'a> {
-        let CoordinatorOptions { prefix, inbox_prefixes, callers, .. } = &self.options;
-        ListenContext { bus: &self.bus, env: &self.env, tasks, prefix, inbox_prefixes, callers: *callers }
+        let CoordinatorOptions { prefix, inbox_prefixes, callers, tenant_rule, .. } = &self.options;
+        ListenContext {
+            bus: &self.bus,
+            env: &self.env,
+            tasks,
+            prefix,
+            inbox_prefixes,
+            callers: *callers,
+            tenant_rule: *tenant_rule,
+        }
     }
 
     async fn run(self, mut next: AfterRun, stop: &Stop) -> Result<(), RunError> {
@@ -218,9 +228,9 @@ impl CoordinatorProcess {
         let context = self.listen_context(&tasks);
         let earlier = serve_presence(context, incarnation).await?;
         let inbox = RequestInbox::open(context).await?;
-        let endpoints = inbox.stats();
+        let endpoints = inbox.stats(&self.options.prefix);
         status::announce_service(context, incarnation, &endpoints).await?;
-        watch.set_active(&machine, window.assigned(), &endpoints);
+        watch.set_active(&machine, window.assigned(), inbox.locate_counts(), &endpoints);
         let (env, bus, watch) = (env.clone(), Arc::clone(bus), watch.clone());
         let prefix = self.options.prefix.clone();
         tracing::info!(%incarnation, %prefix, "coordinator active");

@@ -51,6 +51,8 @@ pub enum OverloadCause {
     HeldChunks,
     /// Too many copies of one chunk wait for earlier chunks.
     ChunkCopies,
+    /// Too many look-ups of one tenant wait at the coordinator. It decides them within a tenth of a second.
+    Lookups,
     /// The coordinator already reads its maximum number of lists for operators.
     AdminLists,
     /// The maximum number of moves is under way. A move lasts about a second.
@@ -83,6 +85,7 @@ impl OverloadCause {
             Self::HeldChunkBytes => ("too many bytes of chunks wait for earlier chunks", 1_000),
             Self::HeldChunks => ("too many chunks wait", 1_000),
             Self::ChunkCopies => ("the chunk waits for earlier chunks", 1_000),
+            Self::Lookups => ("too many look-ups of the tenant wait", 200),
             Self::AdminLists => ("too many lists are being read", 200),
             Self::MovesUnderWay => ("too many moves are under way", 1_000),
             Self::PendingMoves => ("too many moves are pending", 5_000),

@@ -203,6 +203,7 @@ pub async fn subscription_full_drops_newest_and_reports(system: impl Fixture) {
             break;
         }
     }
+    assert!((1..=6).contains(&flooded.dropped()), "{} dropped", flooded.dropped());
 }
 
 /// A subscription drops large messages when its unread messages reach the byte limit.

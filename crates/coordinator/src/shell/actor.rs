@@ -20,9 +20,11 @@ use tokio::time::MissedTickBehavior;
 
 use super::errors::RunError;
 use super::inbox::{EndpointFacts, HeartbeatBatch, RequestBatch, RequestInbox};
+use super::locates::LOCATE_BATCH;
 use super::lookup::AssignmentReader;
 use super::requests::{AdminRequest, DecodedRequest, MachineRequest};
 use super::status::StatusReporter;
+use crate::locate_queue::MAX_QUEUED;
 use crate::machine::{
     Candidates, CoordinatorInput, CoordinatorMachine, CoordinatorReply, Effects, GoneProcess, GoneReason,
     OperatorEvent,
@@ -86,7 +88,7 @@ impl Actor {
         events: broadcast::Receiver<BusEvent>,
         watch: StatusReporter,
     ) -> Self {
-        let endpoints = inbox.stats();
+        let endpoints = inbox.stats(&prefix);
         let (lookups, ready, scan_cursor) = (FuturesUnordered::new(), Vec::new(), None);
         Self {
             machine,
@@ -123,15 +125,22 @@ impl Actor {
                 // At once, without further replies: the other coordinator is active and answers the requests.
                 Ok(other) = &mut earlier, if !earlier.is_terminated() => return Ok(RunEnd::StoodDown(other)),
                 () = stop.requested() => {
-                    // Requests that have arrived are still answered: their senders have already waited.
+                    // Requests that have arrived are still answered: their senders have already waited. Each batch takes
+                    // more look-ups out of the queues than arrive meanwhile, or refuses them.
                     self.batch(None).await?;
+                    for _ in 0..MAX_QUEUED / LOCATE_BATCH {
+                        if !self.inbox.locates().has_queued() {
+                            break;
+                        }
+                        self.batch(None).await?;
+                    }
                     return Ok(RunEnd::Stopped);
                 }
                 bus_event = self.events.recv(), if events_open => {
                     events_open = !matches!(bus_event, Err(broadcast::error::RecvError::Closed));
                     event = self.connection_input(&bus_event);
                 }
-                _ = ticks.tick() => {}
+                _ = ticks.tick() => self.inbox.locates().forget_idle(self.env.boot()),
                 Some(result) = self.lookups.next() => self.finish_lookup(result?),
                 open = self.inbox.arrival() => if !open { return Err(RunError::Unreachable) },
             }
@@ -141,12 +150,16 @@ impl Actor {
 
     /// The input of the machine for an event of the connection.
     fn connection_input(
-        &self,
+        &mut self,
         bus_event: &Result<BusEvent, broadcast::error::RecvError>,
     ) -> Option<CoordinatorInput> {
         match bus_event {
             Ok(BusEvent::Connected) => Some(CoordinatorInput::Connected),
             Ok(BusEvent::Disconnected) => Some(CoordinatorInput::Disconnected),
+            Ok(BusEvent::SlowConsumer(None)) => {
+                self.inbox.locates().count_dropped(1, self.env.boot());
+                None
+            }
             Ok(_) | Err(broadcast::error::RecvError::Closed) => None,
             // Events were missed; the current state is sufficient.
             Err(broadcast::error::RecvError::Lagged(_)) if self.bus.is_connected() => {
@@ -158,8 +171,9 @@ impl Actor {
 
     /// Decides all arrived requests, stores the changes, then sends the replies, announcements and orders.
     async fn batch(&mut self, event: Option<CoordinatorInput>) -> Result<(), StoreError> {
-        self.answer_heartbeats(self.env.boot(), &HashSet::new());
-        let RequestBatch { mut asked, lookups } = self.inbox.take(&self.prefix);
+        let now = self.env.boot();
+        self.answer_heartbeats(now, &HashSet::new());
+        let RequestBatch { mut asked, lookups } = self.inbox.take(&self.prefix, now);
         asked.append(&mut self.ready);
         for lookup in lookups {
             self.start_lookup(lookup);
@@ -207,7 +221,8 @@ impl Actor {
         for order in orders {
             publish(&*self.bus, self.prefix.order(order.log.server()), &order).await;
         }
-        self.status.set_active(&self.machine, self.window.assigned(), &self.endpoints);
+        let locates = self.inbox.locate_counts();
+        self.status.set_active(&self.machine, self.window.assigned(), locates, &self.endpoints);
         Ok(())
     }
 

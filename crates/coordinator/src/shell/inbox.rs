@@ -2,18 +2,21 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_bus::{
     Bus, Callers, EndpointStats, InboxPrefixes, Incoming, Requests, ServeOptions, SubscribeError, serve,
 };
-use dormouse_protocol::{ErrorReply, Prefix, RoutePattern, ServerName};
+use dormouse_protocol::{ErrorReply, Prefix, RoutePattern, ServerName, TenantRule};
 use dormouse_runtime::{Env, Tasks};
 use futures::FutureExt;
 
+use super::locates::LocateInbox;
 use super::requests::{self, AdminRequest, DecodedRequest, MachineRequest};
+use crate::locate_queue::LocateCounts;
 use crate::machine::CoordinatorInput;
 
-/// The maximum number of requests of one endpoint in a batch.
+/// The maximum number of requests of servers in a batch.
 const BATCH: usize = 4_096;
 
 /// The maximum number of operators' requests in a batch: they are few, and each may cost more than other requests.
@@ -42,7 +45,7 @@ pub(super) struct RequestInbox {
     fleet: Endpoint<CoordinatorInput>,
     /// Fleet requests that wait for the next batch. They come first in it, because the other decisions depend on them.
     deferred: Vec<MachineRequest>,
-    locate: Endpoint<CoordinatorInput>,
+    locate: LocateInbox,
     admin: Endpoint<AdminRequest>,
 }
 
@@ -70,9 +73,7 @@ impl<T> Endpoint<T> {
         pattern: RoutePattern,
         parse: ParseFn<T>,
     ) -> Result<Self, SubscribeError> {
-        let inbox_prefixes = context.inbox_prefixes.clone();
-        let options = ServeOptions { inbox_prefixes, callers: context.callers, ..ServeOptions::default() };
-        let requests = serve(context.bus, context.env, context.tasks, pattern.clone(), options).await?;
+        let requests = subscribe(context, pattern.clone()).await?;
         Ok(Self { name, pattern, requests, arrived: Vec::new(), parse })
     }
 
@@ -109,6 +110,16 @@ impl<T> Endpoint<T> {
     }
 }
 
+/// Subscribes to the requests on a pattern.
+pub(super) async fn subscribe(
+    context: &ListenContext<'_>,
+    pattern: RoutePattern,
+) -> Result<Requests, SubscribeError> {
+    let inbox_prefixes = context.inbox_prefixes.clone();
+    let options = ServeOptions { inbox_prefixes, callers: context.callers, ..ServeOptions::default() };
+    serve(context.bus, context.env, context.tasks, pattern, options).await
+}
+
 /// The context in which routes are served.
 #[derive(Clone, Copy)]
 pub(super) struct ListenContext<'a> {
@@ -119,6 +130,8 @@ pub(super) struct ListenContext<'a> {
     pub(super) inbox_prefixes: &'a InboxPrefixes,
     /// Which callers may locate which subjects.
     pub(super) callers: Callers,
+    /// Which part of a look-up names its tenant.
+    pub(super) tenant_rule: TenantRule,
 }
 
 impl RequestInbox {
@@ -127,13 +140,23 @@ impl RequestInbox {
         Ok(Self {
             fleet: Endpoint::open(&context, "fleet", prefix.fleet_all(), requests::fleet).await?,
             deferred: Vec::new(),
-            locate: Endpoint::open(&context, "locate", prefix.locate_all(), requests::locate).await?,
+            locate: LocateInbox::open(&context).await?,
             admin: Endpoint::open(&context, "admin", prefix.admin_all(), requests::admin).await?,
         })
     }
 
-    pub(super) fn stats(&self) -> Vec<EndpointFacts> {
-        vec![self.fleet.facts(), self.locate.facts(), self.admin.facts()]
+    pub(super) fn stats(&self, prefix: &Prefix) -> Vec<EndpointFacts> {
+        vec![self.fleet.facts(), self.locate.facts(prefix), self.admin.facts()]
+    }
+
+    /// The look-ups.
+    pub(super) fn locates(&mut self) -> &mut LocateInbox {
+        &mut self.locate
+    }
+
+    /// The numbers of look-ups.
+    pub(super) fn locate_counts(&self) -> LocateCounts {
+        self.locate.counts()
     }
 
     /// Waits until a request has arrived. False if none can arrive any more. Cancelling the wait loses no request.
@@ -144,7 +167,7 @@ impl RequestInbox {
         tokio::select! {
             biased;
             open = self.fleet.arrival(BATCH) => open,
-            open = self.locate.arrival(BATCH) => open,
+            open = self.locate.arrival() => open,
             open = self.admin.arrival(ADMIN_BATCH) => open,
         }
     }
@@ -171,11 +194,11 @@ impl RequestInbox {
         HeartbeatBatch { arrived, complete: all }
     }
 
-    /// Takes a batch of arrived requests: all deferred fleet requests, and from each other endpoint a bounded number, which
-    /// keeps the batch short.
-    pub(super) fn take(&mut self, prefix: &Prefix) -> RequestBatch {
+    /// Takes a batch of arrived requests at `now`: all deferred fleet requests, and from each other endpoint a bounded
+    /// number, which keeps the batch short.
+    pub(super) fn take(&mut self, prefix: &Prefix, now: Duration) -> RequestBatch {
         let mut asked = std::mem::take(&mut self.deferred);
-        asked.extend(self.locate.take_arrived(prefix, BATCH).0);
+        asked.extend(self.locate.take(prefix, now));
         let mut lookups = Vec::new();
         for DecodedRequest { input, responder } in self.admin.take_arrived(prefix, ADMIN_BATCH).0 {
             match input {

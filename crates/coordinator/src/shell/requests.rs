@@ -30,9 +30,15 @@ pub(super) type MachineRequest = DecodedRequest<CoordinatorInput>;
 /// The limit for the version text of a server, in bytes: the store keeps it.
 const MAX_VERSION_BYTES: usize = 256;
 
-pub(super) fn locate(prefix: &Prefix, incoming: &Incoming) -> Result<CoordinatorInput, ErrorReply> {
-    let subject = prefix.parse_locate(incoming.route.as_str()).map_err(|error| refuse(&error))?;
+/// The limit for the body of a look-up, in bytes: it has only a version.
+const MAX_LOCATE_BYTES: usize = 4_096;
+
+/// Checks and decodes a look-up of `subject`.
+pub(super) fn locate(subject: Subject, incoming: &Incoming) -> Result<CoordinatorInput, ErrorReply> {
     incoming.caller.may_use(&subject)?;
+    if incoming.payload.len() > MAX_LOCATE_BYTES {
+        return Err(ErrorReply::too_large("locate", incoming.payload.len(), MAX_LOCATE_BYTES));
+    }
     let LocateRequest { v: _ } = decode_request(&incoming.payload)?;
     Ok(CoordinatorInput::Locate(subject))
 }
@@ -101,6 +107,7 @@ fn check_join(request: JoinRequest) -> Result<JoinRequest, ErrorReply> {
     }
 }
 
-fn refuse(error: &InvalidRoute) -> ErrorReply {
+/// The reply to a request on an invalid route.
+pub(super) fn refuse(error: &InvalidRoute) -> ErrorReply {
     ErrorReply::bad_request(error.to_string())
 }

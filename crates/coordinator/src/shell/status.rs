@@ -11,7 +11,11 @@ use dormouse_protocol::{Incarnation, ServerName};
 use dormouse_runtime::{Env, Lock};
 
 use super::inbox::{EndpointFacts, ListenContext};
+use crate::locate_queue::LocateCounts;
 use crate::machine::{CoordinatorMachine, MemberCounts};
+
+/// How long health reports dropped look-ups.
+const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -28,6 +32,7 @@ enum CoordinatorStatus {
         members: MemberCounts,
         assigned_subjects: u64,
         waiting: bool,
+        locates: LocateCounts,
         endpoints: Vec<Arc<EndpointStats>>,
     },
 }
@@ -65,12 +70,14 @@ impl StatusReporter {
         &self,
         machine: &CoordinatorMachine,
         assigned_subjects: u64,
+        locates: LocateCounts,
         endpoints: &[EndpointFacts],
     ) {
         let status = CoordinatorStatus::Active {
             members: machine.member_counts(),
             assigned_subjects,
             waiting: machine.is_in_startup_grace(),
+            locates,
             endpoints: endpoints.iter().map(|endpoint| Arc::clone(&endpoint.stats)).collect(),
         };
         *self.snapshot() = (machine.incarnation(), status);
@@ -83,7 +90,8 @@ impl StatusReporter {
 
     pub(super) fn health(&self) -> Health {
         let (incarnation, status) = self.snapshot().clone();
-        health(&incarnation.to_string(), status, self.env.boot().saturating_sub(self.started))
+        let now = self.env.boot();
+        health(&incarnation.to_string(), status, now, now.saturating_sub(self.started))
     }
 
     /// Starts to answer health requests, until the stop signal of the tasks.
@@ -119,7 +127,7 @@ pub(super) async fn announce_service(
     announce(context.bus, context.env, context.tasks, context.inbox_prefixes, service).await
 }
 
-fn health(id: &str, status: CoordinatorStatus, uptime: Duration) -> Health {
+fn health(id: &str, status: CoordinatorStatus, now: Duration, uptime: Duration) -> Health {
     let mut problems = Vec::new();
     let mut figures = BTreeMap::new();
     let serves = match status {
@@ -134,9 +142,15 @@ fn health(id: &str, status: CoordinatorStatus, uptime: Duration) -> Health {
             ));
             false
         }
-        CoordinatorStatus::Active { members, assigned_subjects, waiting, endpoints } => {
+        CoordinatorStatus::Active { members, assigned_subjects, waiting, locates, endpoints } => {
             if members.alive == 0 {
                 problems.push("no live server takes subjects".to_owned());
+            }
+            if locates.last_drop.is_some_and(|last| last + DROPPED_RECENTLY > now) {
+                problems.push(format!(
+                    "look-ups dropped within the last {} minutes: a tenant asks for far more than its share",
+                    DROPPED_RECENTLY.as_secs() / 60
+                ));
             }
             let requests = endpoints.iter().map(|stats| stats.read().requests).sum();
             figures = [
@@ -145,6 +159,9 @@ fn health(id: &str, status: CoordinatorStatus, uptime: Duration) -> Health {
                 ("servers_dead", members.dead),
                 ("assigned_subjects", assigned_subjects),
                 ("requests", requests),
+                ("queued_lookups", locates.queued),
+                ("refused_lookups_total", locates.refused),
+                ("dropped_lookups_total", locates.dropped),
                 ("waiting_for_old_leases", u64::from(waiting)),
             ]
             .map(|(name, figure)| (name.to_owned(), figure))

@@ -1,4 +1,5 @@
 mod admin;
+mod floods;
 mod presence;
 
 use std::sync::Mutex;

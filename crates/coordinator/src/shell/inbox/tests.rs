@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use bytes::Bytes;
 use dormouse_bus::Outgoing;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
@@ -9,7 +7,10 @@ use futures::future::BoxFuture;
 use futures::poll;
 use ulid::Ulid;
 
+use super::super::locates::{LOCATE_BATCH, LOCATE_INTAKE};
 use super::*;
+
+const NOW: Duration = Duration::from_secs(1_000);
 
 /// A sender of requests to an inbox. When [`Sender::send`] returns, the request has arrived.
 struct Sender {
@@ -39,6 +40,11 @@ impl Sender {
         };
         self.send(Prefix::default().heartbeat(), encode(&request).unwrap()).await;
     }
+
+    async fn locate(&mut self, name: &str) {
+        let route = Prefix::default().locate(&Subject::new(name).unwrap());
+        self.send(route, encode(&LocateRequest::default()).unwrap()).await;
+    }
 }
 
 async fn open() -> (RequestInbox, Sender) {
@@ -51,6 +57,7 @@ async fn open() -> (RequestInbox, Sender) {
         prefix: &Prefix::default(),
         inbox_prefixes: &InboxPrefixes::default(),
         callers: Callers::default(),
+        tenant_rule: TenantRule::default(),
     };
     let inbox = RequestInbox::open(on).await.unwrap();
     let bus = Arc::new(broker.connect(MemoryOptions::named("asker")));
@@ -69,22 +76,45 @@ fn beats(heartbeats: &[MachineRequest]) -> Vec<String> {
     heartbeats.iter().map(name).collect()
 }
 
-/// The inbox returns a heartbeat at once, even if many other requests wait.
+/// The inbox returns a heartbeat at once, and no batch has more than a bounded number of look-ups.
 #[tokio::test(start_paused = true)]
 async fn inbox_finds_heartbeat_behind_request_flood() {
     let (mut inbox, mut sender) = open().await;
     let prefix = Prefix::default();
-    let route = prefix.locate(&Subject::new("a").unwrap());
-    for _ in 0..2 * BATCH {
-        sender.send(route.clone(), encode(&LocateRequest::default()).unwrap()).await;
+    for _ in 0..2 * LOCATE_BATCH {
+        sender.locate("a").await;
     }
     sender.beat("one").await;
-    for (expected, locates) in [(&["one"][..], BATCH), (&[], BATCH), (&[], 0)] {
+    for (expected, locates) in [(&["one"][..], LOCATE_BATCH), (&[], LOCATE_BATCH), (&[], 0)] {
         let heartbeats = inbox.heartbeats(&prefix, &HashSet::new());
         assert_eq!(beats(&heartbeats.arrived), expected);
         assert!(heartbeats.complete, "other waiting requests do not matter");
-        assert_eq!(inbox.take(&prefix).asked.len(), locates);
+        assert_eq!(inbox.take(&prefix, NOW).asked.len(), locates);
     }
+}
+
+/// A batch takes in a bounded number of look-ups, and a polite tenant's look-up is decided in the batch that takes it in.
+#[tokio::test(start_paused = true)]
+async fn locate_of_polite_tenant_is_in_next_batch() {
+    let (mut inbox, mut sender) = open().await;
+    for n in 0..LOCATE_INTAKE {
+        sender.locate(&format!("greedy.{n}")).await;
+    }
+    sender.locate("polite.a").await;
+    let prefix = Prefix::default();
+    let mut located = || -> Vec<String> {
+        let asked = inbox.take(&prefix, NOW).asked.into_iter();
+        asked
+            .map(|asked| match asked.input {
+                CoordinatorInput::Locate(subject) => subject.to_string(),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    };
+    let first = located();
+    assert!(first.len() == LOCATE_BATCH && first.iter().all(|name| name.starts_with("greedy.")));
+    let second = located();
+    assert!(second.len() == LOCATE_BATCH && second[..2].contains(&"polite.a".to_owned()), "{second:?}");
 }
 
 /// If more heartbeats wait than one batch holds, the inbox reports that it did not read all of them.
@@ -115,7 +145,7 @@ async fn inbox_keeps_order_of_deferred_requests() {
     assert_eq!(beats(&inbox.heartbeats(&prefix, &unflushed).arrived), ["one"]);
     assert!(inbox.arrival().await, "a request has already arrived");
     let asked: Vec<CoordinatorInput> =
-        inbox.take(&prefix).asked.into_iter().map(|asked| asked.input).collect();
+        inbox.take(&prefix, NOW).asked.into_iter().map(|asked| asked.input).collect();
     assert!(
         matches!(asked.as_slice(), [CoordinatorInput::Heartbeat(_), CoordinatorInput::Leave(_)]),
         "{asked:?}"
