@@ -16,7 +16,9 @@ use dormouse_bus::args::NatsArgs;
 use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
 pub use self::configure::Configure;
-pub use self::operator::{Drain, HealthArgs, Move, Rebalance, ServerCommand, SubjectLs};
+pub use self::operator::{
+    Drain, HealthArgs, Move, Rebalance, ServerCommand, SubjectLs, TenantCommand, TenantLimit,
+};
 use self::values::{HeaderArg, message_id, seq};
 use crate::error::EXIT_CODES;
 
@@ -103,6 +105,9 @@ pub enum Command {
     /// List, move, configure, export and destroy subjects
     #[command(subcommand, visible_alias = "subjects")]
     Subject(SubjectCommand),
+    /// List tenants, and set their limits
+    #[command(subcommand, visible_alias = "tenants")]
+    Tenant(TenantCommand),
     /// Balance load among the servers: show the planned moves, or carry them out
     Rebalance(Rebalance),
     /// Delete unneeded objects from a bucket: unneeded slots of sealed logs, and objects of the named subjects that
@@ -116,7 +121,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether it may change a subject or its assignment.
+    /// Whether it may change a subject, its assignment or the limits of a tenant.
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
@@ -132,6 +137,7 @@ impl Command {
                 ServerCommand::Drain(_) | ServerCommand::Undrain(_) => true,
                 ServerCommand::Ls | ServerCommand::Info(_) | ServerCommand::Health(_) => false,
             },
+            Self::Tenant(command) => matches!(command, TenantCommand::Limit(_)),
             Self::Rebalance(rebalance) => !rebalance.dry_run,
             Self::Get(_)
             | Self::Ls(_)

@@ -10,6 +10,7 @@ mod server;
 mod server_list;
 mod staged;
 mod subject;
+mod tenant;
 mod watch;
 mod write;
 
@@ -42,6 +43,7 @@ async fn run_command(session: &Session, command: Command) -> Result<(), Failure>
         Command::Watch(arguments) => watch::watch(session, arguments).await,
         Command::Server(command) => server::run(session, command).await,
         Command::Subject(command) => subject::run(session, command).await,
+        Command::Tenant(command) => tenant::run(session, command).await,
         Command::Rebalance(arguments) => placement::rebalance(session, arguments).await,
         Command::Dev(_) | Command::Gc(_) | Command::RunChild(_) => {
             Err(Failure::usage("this command needs no fleet"))

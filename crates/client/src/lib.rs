@@ -105,7 +105,9 @@ pub use stream::Stream;
 
 pub use dormouse_bus::nats::NatsOptions;
 #[doc(inline)]
-pub use dormouse_protocol::admin::{Assigned, DrainReply, MoveReply, MovesReply, RebalanceReply};
+pub use dormouse_protocol::admin::{
+    Assigned, DrainReply, MoveReply, MovesReply, RebalanceReply, TenantEntry,
+};
 #[doc(inline)]
 pub use dormouse_protocol::data::{InfoReply as Info, SetResult as Ack};
 #[doc(inline)]
@@ -114,6 +116,8 @@ pub use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 pub use dormouse_protocol::message::{
     Change, ConfigureChange, DeleteAllChange, DeleteChange, Discard, Removed, SetChange, SubjectConfig,
 };
+#[doc(inline)]
+pub use dormouse_protocol::tenant::{TenantLimits, TenantName, TenantUse};
 #[doc(inline)]
 pub use dormouse_protocol::{
     ErrorCode, ErrorReply, Executed, Headers, Level, Message, MessageId, Position, Prefix, RetryAdvice, Rev,

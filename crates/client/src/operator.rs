@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use dormouse_protocol::admin::{
     Assigned, DrainReply, DrainRequest, MoveReply, MoveRequest, MovesReply, MovesRequest, RebalanceReply,
-    RebalanceRequest, SubjectsReply, SubjectsRequest,
+    RebalanceRequest, SubjectsReply, SubjectsRequest, TenantEntry, TenantLimitReply, TenantLimitRequest,
+    TenantsReply, TenantsRequest,
 };
 use dormouse_protocol::fleet::{ServersReply, ServersRequest};
 use dormouse_protocol::limits::MAX_PAGE_ITEMS;
-use dormouse_protocol::{ProtocolVersion, ServerName, Subject};
+use dormouse_protocol::tenant::TenantLimits;
+use dormouse_protocol::{ProtocolVersion, ServerName, Subject, TenantName};
 
 use crate::call::{ClientShared, CoordinatorCall};
 use crate::client::Client;
@@ -107,6 +109,40 @@ impl Client {
         let route = self.inner.prefix.admin_moves();
         self.inner.ask_coordinator(route, &MovesRequest::default(), CoordinatorCall::Query).await
     }
+
+    /// The tenants with limits and the busiest tenants of each server, in ascending order of their bytes, with
+    /// limits and use.
+    ///
+    /// # Errors
+    /// The pages end with [`Error::Deadline`] if the coordinator does not reply, or with
+    /// [`Error::PermissionDenied`].
+    #[must_use]
+    pub fn tenants(&self) -> Pages<TenantEntry> {
+        let request = TenantsRequest::default();
+        Pages::read(&self.inner.tasks, TenantPages { inner: Arc::clone(&self.inner), request })
+    }
+
+    /// Sets limits of `tenant`, and returns all its limits. With `clear`, the tenant then has only `limits`;
+    /// otherwise the others stay. The servers apply them with their next lease.
+    ///
+    /// If the call is cancelled, the limits may or may not be set; it can be repeated.
+    ///
+    /// # Errors
+    /// [`Error::Service`] for the shared tenant, and if too many tenants have limits; otherwise those of
+    /// [`drain`](Self::drain).
+    pub async fn limit_tenant(
+        &self,
+        tenant: &TenantName,
+        clear: bool,
+        limits: TenantLimits,
+    ) -> Result<TenantLimits, Error> {
+        let request =
+            TenantLimitRequest { v: ProtocolVersion::default(), tenant: tenant.clone(), clear, limits };
+        let route = self.inner.prefix.admin_tenant_limit();
+        let reply: TenantLimitReply =
+            self.inner.ask_coordinator(route, &request, CoordinatorCall::Order).await?;
+        Ok(reply.limits)
+    }
 }
 
 /// Reads assignments in the order of their subjects.
@@ -134,5 +170,25 @@ impl PageSource<Assigned> for AssignedPages {
         let last = reply.cursor.is_none() || self.left == 0;
         self.request.after = reply.cursor;
         Ok(Page { items: reply.subjects, last, position: None })
+    }
+}
+
+/// Reads tenants in the order of their names.
+struct TenantPages {
+    inner: Arc<ClientShared>,
+    request: TenantsRequest,
+}
+
+impl PageSource<TenantEntry> for TenantPages {
+    async fn next_page(&mut self) -> Result<Page<TenantEntry>, Error> {
+        let route = self.inner.prefix.admin_tenants();
+        let reply: TenantsReply =
+            self.inner.ask_coordinator(route, &self.request, CoordinatorCall::Query).await?;
+        if reply.cursor.is_some() && reply.cursor <= self.request.after {
+            return Err(Error::Malformed { cause: MalformedCause::StuckCursor });
+        }
+        let last = reply.cursor.is_none();
+        self.request.after = reply.cursor;
+        Ok(Page { items: reply.tenants, last, position: None })
     }
 }

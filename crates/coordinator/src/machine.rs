@@ -10,6 +10,7 @@ mod draining;
 mod load;
 mod membership;
 mod moves;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -18,15 +19,18 @@ use std::time::Duration;
 
 use dormouse_protocol::admin::{
     DrainReply, HandOverOrder, MoveReply, MoveRequest, MovesReply, RebalanceReply, RebalanceRequest,
+    TenantLimitReply, TenantLimitRequest, TenantsReply, TenantsRequest,
 };
 use dormouse_protocol::fleet::{
     BusySubject, ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest,
-    LocateReply, ReleaseRequest, ServerLoad, ServersReply,
+    LimitsReply, LimitsRequest, LocateReply, ReleaseRequest, ServerLoad, ServersReply,
 };
-use dormouse_protocol::{ErrorReply, Incarnation, LogId, ServerName, Subject};
+use dormouse_protocol::tenant::{BusyTenant, TenantLimits};
+use dormouse_protocol::{ErrorReply, Incarnation, LogId, ServerName, Subject, TenantName};
 
 use self::load::{RequestRate, WEIGHT_PARTS};
 use self::moves::Moves;
+use self::tenants::LimitTable;
 use crate::lease::{GrantedLease, UNKNOWN_RESTART_WAIT, dead_after};
 use crate::store::{AssignmentView, MemberRecord, StartupGrace, StoreChange, StoredState};
 
@@ -45,6 +49,8 @@ pub enum CoordinatorInput {
     Claim(Subject, ClaimRequest),
     /// A member has released a subject.
     Release(Subject, ReleaseRequest),
+    /// A server reads the limits of the tenants.
+    Limits(LimitsRequest),
     /// An operator asks for the list of servers.
     Servers,
     /// An operator drains a server.
@@ -57,6 +63,10 @@ pub enum CoordinatorInput {
     Moves,
     /// An operator balances the load of the servers.
     Rebalance(RebalanceRequest, Candidates),
+    /// An operator asks for the tenants.
+    Tenants(TenantsRequest),
+    /// An operator sets limits of a tenant.
+    LimitTenant(TenantLimitRequest),
     /// Time has passed, and all inputs that had arrived by now were applied.
     Tick,
     /// The coordinator's own connection is lost: no message arrives.
@@ -95,6 +105,12 @@ pub enum CoordinatorReply {
     Moves(MovesReply),
     /// To a rebalancing.
     Rebalance(RebalanceReply),
+    /// To a server's request for the limits.
+    Limits(LimitsReply),
+    /// To the request for the tenants.
+    Tenants(TenantsReply),
+    /// To new limits of a tenant.
+    TenantLimit(TenantLimitReply),
 }
 
 /// Why a process is gone.
@@ -131,6 +147,13 @@ pub enum OperatorEvent {
     DrainOrdered(ServerName),
     /// An operator ended the drain of a server.
     DrainCancelled(ServerName),
+    /// An operator set the limits of a tenant.
+    TenantLimited {
+        /// The tenant.
+        tenant: TenantName,
+        /// All its limits now.
+        limits: TenantLimits,
+    },
     /// The move of a subject failed.
     MoveFailed {
         /// The subject.
@@ -193,6 +216,8 @@ struct MemberState {
     rate: RequestRate,
     /// The busiest subjects, from its last heartbeat.
     busiest: Vec<BusySubject>,
+    /// The busiest tenants, from its last heartbeat.
+    tenants: Vec<BusyTenant>,
     /// How many of the [`WEIGHT_PARTS`] parts of its weight count in placement. A busy server has fewer.
     weight_parts: u32,
     /// The process asks for no new subjects.
@@ -209,6 +234,7 @@ impl MemberState {
             load: ServerLoad::default(),
             rate: RequestRate::default(),
             busiest: Vec::new(),
+            tenants: Vec::new(),
             weight_parts: WEIGHT_PARTS,
             draining: false,
             left: false,
@@ -243,6 +269,7 @@ pub struct CoordinatorMachine {
     connected: bool,
     last_tick: Duration,
     moves: Moves,
+    limits: LimitTable,
 }
 
 impl CoordinatorMachine {
@@ -278,6 +305,7 @@ impl CoordinatorMachine {
             connected: true,
             last_tick: now,
             moves: Moves::default(),
+            limits: LimitTable::new(stored.limits),
         };
         (machine, changed.then_some(StoreChange::StartupGrace(stored_grace)).into_iter().collect())
     }
@@ -291,6 +319,9 @@ impl CoordinatorMachine {
             CoordinatorInput::Leave(request) => self.leave(&request.log),
             CoordinatorInput::Claim(subject, request) => self.claim(&subject, &request, view),
             CoordinatorInput::Release(subject, request) => self.release(subject, &request.log, now, view),
+            CoordinatorInput::Limits(request) => self.limits(request.after.as_ref()),
+            CoordinatorInput::Tenants(request) => self.tenants(request.after.as_ref()),
+            CoordinatorInput::LimitTenant(request) => self.limit_tenant(request),
             CoordinatorInput::Servers => self.servers(now, view),
             CoordinatorInput::Drain(server) => self.drain(&server, now, view),
             CoordinatorInput::Undrain(server) => self.undrain(&server, now, view),

@@ -270,6 +270,7 @@ impl MembershipTask {
                     load: (self.member.load)(),
                     draining,
                     busiest: (self.member.busiest)(),
+                    tenants: Vec::new(),
                 };
                 self.call(MembershipCall::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
             }

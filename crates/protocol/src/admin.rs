@@ -7,6 +7,7 @@ use crate::fleet::ServerEntry;
 use crate::ids::{Incarnation, LogId, ServerName};
 use crate::limits::MAX_PAGE_ITEMS;
 use crate::subject::Subject;
+use crate::tenant::{TenantLimits, TenantName, TenantUse};
 use crate::version::ProtocolVersion;
 
 /// Drains a server, or ends its drain. Operators send it on `<prefix>.admin.drain.<server>` and
@@ -197,6 +198,67 @@ pub struct MovesReply {
     pub given_up: u64,
 }
 
+/// Asks for the limits and the use of the tenants. Operators send it on `<prefix>.admin.tenants`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TenantsRequest {
+    /// The protocol version.
+    #[serde(default)]
+    pub v: ProtocolVersion,
+    /// Only tenants after this one, in byte order: the cursor of the previous page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<TenantName>,
+}
+
+/// A page of tenants: those with limits, and the busiest tenants of each server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantsReply {
+    /// The tenants, in ascending byte order; at most
+    /// [`MAX_TENANTS_PER_PAGE`](crate::limits::MAX_TENANTS_PER_PAGE).
+    pub tenants: Vec<TenantEntry>,
+    /// The start of the next page: tenants after this one. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<TenantName>,
+}
+
+/// A tenant as the coordinator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantEntry {
+    /// The tenant.
+    pub tenant: TenantName,
+    /// Its limits. Each server enforces them for itself.
+    #[serde(default)]
+    pub limits: TenantLimits,
+    /// Its use, as the sum over the servers that report it. A server reports its 32 busiest tenants.
+    #[serde(default, rename = "use")]
+    pub in_use: TenantUse,
+    /// The number of these servers.
+    #[serde(default)]
+    pub servers: u64,
+}
+
+/// Sets limits of a tenant. Operators send it on `<prefix>.admin.tenant_limit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantLimitRequest {
+    /// The protocol version.
+    #[serde(default)]
+    pub v: ProtocolVersion,
+    /// The tenant.
+    pub tenant: TenantName,
+    /// First removes all limits of the tenant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clear: bool,
+    /// The limits to set. The others stay.
+    #[serde(default)]
+    pub limits: TenantLimits,
+}
+
+/// The limits are stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantLimitReply {
+    /// All limits of the tenant now.
+    pub limits: TenantLimits,
+}
+
 /// A handover order: the server must release a subject, so that another server can claim it. The coordinator publishes it on
 /// `<prefix>.coord.order.<server>`, and repeats it until the subject is released or the move fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,4 +303,5 @@ pub struct ActiveAnnouncement {
 
 versioned! {
     DrainRequest, SubjectsRequest, MoveRequest, RebalanceRequest, MovesRequest, PresenceRequest,
+    TenantsRequest, TenantLimitRequest,
 }

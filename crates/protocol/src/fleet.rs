@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::versioned;
 use crate::ids::{Incarnation, LogId, ServerName};
 use crate::subject::Subject;
+use crate::tenant::{BusyTenant, LimitedTenant, LimitsRevision, TenantName};
 use crate::version::ProtocolVersion;
 
 /// Asks which server serves the subject of the route. Clients send it on `<prefix>.coord.locate.<subject>`.
@@ -61,6 +62,9 @@ pub struct LeaseReply {
     /// The operator's drain order: the server hands over all subjects, one by one, and serves the others meanwhile.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
+    /// The revision of the tenants' limits. If it is not the revision that the server has, the server reads the limits.
+    #[serde(default, skip_serializing_if = "LimitsRevision::is_none")]
+    pub limits: LimitsRevision,
 }
 
 /// The load of a server.
@@ -106,6 +110,34 @@ pub struct HeartbeatRequest {
     /// [`MAX_BUSY_SUBJECTS`](crate::limits::MAX_BUSY_SUBJECTS).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub busiest: Vec<BusySubject>,
+    /// Its busiest tenants, the busiest first; at most [`MAX_BUSY_TENANTS`](crate::limits::MAX_BUSY_TENANTS).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<BusyTenant>,
+}
+
+/// Asks for the limits of the tenants. Servers send it on `<prefix>.fleet.limits`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LimitsRequest {
+    /// The protocol version.
+    #[serde(default)]
+    pub v: ProtocolVersion,
+    /// Only tenants after this one, in byte order: the cursor of the previous page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<TenantName>,
+}
+
+/// A page of limits. A server applies the limits when it has all pages of one revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsReply {
+    /// The revision of all limits.
+    #[serde(default)]
+    pub revision: LimitsRevision,
+    /// The tenants with limits, in ascending byte order; at most
+    /// [`MAX_TENANTS_PER_PAGE`](crate::limits::MAX_TENANTS_PER_PAGE).
+    pub limits: Vec<LimitedTenant>,
+    /// The start of the next page: tenants after this one. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<TenantName>,
 }
 
 /// Asks for permission to claim the subject of the route. Servers send it on `<prefix>.fleet.claim.<subject>`.
@@ -225,4 +257,5 @@ pub struct ServerEntry {
 
 versioned! {
     LocateRequest, JoinRequest, HeartbeatRequest, ClaimRequest, ReleaseRequest, LeaveRequest, ServersRequest,
+    LimitsRequest,
 }

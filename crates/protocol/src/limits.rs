@@ -50,6 +50,9 @@ pub const MAX_TENANT_RECORDS: usize = 10_000;
 /// The maximum number of tenants in a heartbeat.
 pub const MAX_BUSY_TENANTS: usize = 32;
 
+/// The maximum number of tenants on one page of limits or of tenants.
+pub const MAX_TENANTS_PER_PAGE: usize = 256;
+
 /// The maximum number of moves in one rebalancing plan.
 pub const MAX_MOVES: u64 = 10_000;
 
@@ -122,5 +125,9 @@ const _: () = assert!(
         + ENVELOPE_BYTES
         < NATS_MAX_PAYLOAD_BYTES,
     "a heartbeat must fit a payload"
+);
+const _: () = assert!(
+    MAX_TENANTS_PER_PAGE * (MAX_TENANT_NAME_BYTES + 1_024) + ENVELOPE_BYTES < NATS_MAX_PAYLOAD_BYTES,
+    "a page of tenants must fit a payload"
 );
 const _: () = assert!(MAX_SEQ < i64::MAX as u64, "a seq must fit SQLite's integers");

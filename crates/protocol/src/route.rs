@@ -217,6 +217,8 @@ pub enum FleetRoute {
     Release(Subject),
     /// A member leaves.
     Leave,
+    /// A server reads the limits of the tenants.
+    Limits,
 }
 
 /// A parsed route of `<prefix>.admin.>`.
@@ -236,6 +238,10 @@ pub enum AdminRoute {
     Rebalance,
     /// Report the progress of the moves.
     Moves,
+    /// List the tenants.
+    Tenants,
+    /// Set limits of a tenant.
+    TenantLimit,
 }
 
 /// The first tokens of every route of a fleet, `persist` unless configured otherwise. Fleets with different prefixes
@@ -384,6 +390,12 @@ impl Prefix {
         self.route(format_args!("fleet.release.{subject}"))
     }
 
+    /// The route on which a server reads the limits of the tenants.
+    #[must_use]
+    pub fn limits(&self) -> Route {
+        self.route(format_args!("fleet.limits"))
+    }
+
     /// The pattern of all routes from servers to the coordinator.
     #[must_use]
     pub fn fleet_all(&self) -> RoutePattern {
@@ -401,6 +413,7 @@ impl Prefix {
                 "join" => Ok(FleetRoute::Join),
                 "heartbeat" => Ok(FleetRoute::Heartbeat),
                 "leave" => Ok(FleetRoute::Leave),
+                "limits" => Ok(FleetRoute::Limits),
                 other => Err(InvalidRoute::UnknownOp(other.chars().take(80).collect())),
             },
             Some(("claim", subject)) => Ok(FleetRoute::Claim(Subject::new(subject)?)),
@@ -451,6 +464,18 @@ impl Prefix {
         self.route(format_args!("admin.moves"))
     }
 
+    /// The route on which operators list the tenants.
+    #[must_use]
+    pub fn admin_tenants(&self) -> Route {
+        self.route(format_args!("admin.tenants"))
+    }
+
+    /// The route on which operators set limits of a tenant.
+    #[must_use]
+    pub fn admin_tenant_limit(&self) -> Route {
+        self.route(format_args!("admin.tenant_limit"))
+    }
+
     /// The pattern of all routes from operators to the coordinator.
     #[must_use]
     pub fn admin_all(&self) -> RoutePattern {
@@ -471,6 +496,8 @@ impl Prefix {
                 "subjects" => Ok(AdminRoute::Subjects),
                 "rebalance" => Ok(AdminRoute::Rebalance),
                 "moves" => Ok(AdminRoute::Moves),
+                "tenants" => Ok(AdminRoute::Tenants),
+                "tenant_limit" => Ok(AdminRoute::TenantLimit),
                 other => Err(unknown(other)),
             },
             Some(("drain", name)) => Ok(AdminRoute::Drain(server(name)?)),

@@ -214,6 +214,83 @@ impl TenantLimits {
     pub fn is_empty(&self) -> bool {
         *self == Self::NONE
     }
+
+    /// These limits, replaced by each limit that `newer` has.
+    #[must_use]
+    pub fn updated(self, newer: Self) -> Self {
+        Self {
+            requests: newer.requests.or(self.requests),
+            bytes: newer.bytes.or(self.bytes),
+            open_subjects: newer.open_subjects.or(self.open_subjects),
+            creations_per_minute: newer.creations_per_minute.or(self.creations_per_minute),
+            messages_per_second: newer.messages_per_second.or(self.messages_per_second),
+            stored_bytes: newer.stored_bytes.or(self.stored_bytes),
+            unshipped_bytes: newer.unshipped_bytes.or(self.unshipped_bytes),
+            uploads: newer.uploads.or(self.uploads),
+        }
+    }
+}
+
+/// A tenant and the limits that an operator has set for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitedTenant {
+    /// The tenant.
+    pub tenant: TenantName,
+    /// Its limits.
+    pub limits: TenantLimits,
+}
+
+/// A digest of the limits of all tenants: equal limits have equal revisions, also after the coordinator has lost its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LimitsRevision(u64);
+
+impl LimitsRevision {
+    /// The revision if no tenant has limits.
+    pub const NONE: Self = Self(0);
+
+    /// Whether no tenant has limits.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.0 == 0
+    }
+
+    /// The revision after the limits of a tenant are added to the others, or removed from them. Empty limits change nothing.
+    #[must_use]
+    pub fn toggled(self, tenant: &TenantName, limits: &TenantLimits) -> Self {
+        if limits.is_empty() {
+            return self;
+        }
+        let figures = [
+            limits.requests,
+            limits.bytes,
+            limits.open_subjects,
+            limits.creations_per_minute,
+            limits.messages_per_second,
+            limits.stored_bytes,
+            limits.unshipped_bytes,
+            limits.uploads,
+        ];
+        let mut digest = Sha256::new();
+        digest.update(tenant.as_str());
+        for figure in figures {
+            // An absent limit differs from each number.
+            digest.update(figure.map_or([0xff; 9], |figure| {
+                let [a, b, c, d, e, f, g, h] = figure.to_be_bytes();
+                [0, a, b, c, d, e, f, g, h]
+            }));
+        }
+        let digest = digest.finalize();
+        let number = digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte));
+        // 53 bits: every language holds the number exactly.
+        Self(self.0 ^ (number >> 11))
+    }
+
+    /// The revision of these limits.
+    #[must_use]
+    pub fn of<'a>(limits: impl IntoIterator<Item = (&'a TenantName, &'a TenantLimits)>) -> Self {
+        limits.into_iter().fold(Self::NONE, |revision, (tenant, limits)| revision.toggled(tenant, limits))
+    }
 }
 
 /// What a tenant uses now. [`TenantLimits`] has a limit for each of the first eight figures, under the same name.
@@ -356,6 +433,34 @@ mod tests {
             let error = TenantRule::parse_tokens(text).unwrap_err();
             assert_eq!(error.to_string(), format!("{text:?} is not a number from 1 to 16"));
         }
+    }
+
+    /// The revision depends on the limits of all tenants, and not on the order of the changes that led to them.
+    #[test]
+    fn limits_revision_follows_content_of_limits() {
+        let [a, b] = ["a", "b"].map(|name| TenantName::new(name).unwrap());
+        let few = TenantLimits { requests: Some(1), ..TenantLimits::NONE };
+        let other = TenantLimits { bytes: Some(1), ..TenantLimits::NONE };
+        let both = LimitsRevision::of([(&a, &few), (&b, &other)]);
+        assert_eq!(both, LimitsRevision::of([(&b, &other), (&a, &few)]));
+        assert_eq!(both.toggled(&a, &few), LimitsRevision::of([(&b, &other)]));
+        assert_eq!(both.toggled(&a, &few).toggled(&b, &other), LimitsRevision::NONE);
+        assert_eq!(both.toggled(&TenantName::shared(), &TenantLimits::NONE), both);
+        let all = [(&a, &few), (&a, &other), (&b, &few), (&b, &other)].map(|one| LimitsRevision::of([one]));
+        assert!(all.iter().enumerate().all(|(n, one)| !one.is_none() && !all[..n].contains(one)), "{all:?}");
+        assert!(all.iter().all(|one| one.0 < 1 << 53));
+    }
+
+    /// An update replaces the limits that it has, and keeps the others.
+    #[test]
+    fn tenant_limits_update_keeps_other_limits() {
+        let limits = TenantLimits { requests: Some(1), bytes: Some(2), ..TenantLimits::NONE };
+        let newer = TenantLimits { bytes: Some(3), uploads: Some(4), ..TenantLimits::NONE };
+        let expected =
+            TenantLimits { requests: Some(1), bytes: Some(3), uploads: Some(4), ..TenantLimits::NONE };
+        assert_eq!(limits.updated(newer), expected);
+        assert_eq!(TenantLimits::NONE.updated(limits), limits);
+        assert!(TenantLimits::NONE.is_empty() && !limits.is_empty());
     }
 
     /// The sum of two uses adds each figure.

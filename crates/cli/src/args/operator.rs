@@ -1,7 +1,8 @@
 //! Arguments of the commands on servers and on assignments.
 
-use clap::{Args, Subcommand};
-use dormouse_protocol::{ServerName, Subject};
+use clap::{ArgGroup, Args, Subcommand};
+use dormouse_protocol::tenant::TenantLimits;
+use dormouse_protocol::{ServerName, Subject, TenantName};
 
 use super::values::{pattern, process};
 
@@ -81,6 +82,94 @@ pub struct Move {
     /// Give the order and do not wait [default: wait until it is done]
     #[arg(long)]
     pub no_wait: bool,
+}
+
+/// `tenant …`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TenantCommand {
+    /// List the tenants with limits and the busiest tenants of each server, with limits and use, in byte order
+    Ls,
+    /// Set limits of a tenant. Each server enforces them for itself, from its next lease on
+    Limit(TenantLimit),
+}
+
+/// `tenant limit`.
+#[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(LIMIT_CHANGES))]
+pub struct TenantLimit {
+    /// The tenant, such as acme: its account, or the first tokens of its subjects
+    pub tenant: TenantName,
+
+    /// First remove all limits of the tenant [default: change only the limits that are given]
+    #[arg(long)]
+    pub clear: bool,
+
+    /// The limits to set.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+const LIMIT_CHANGES: [&str; 9] = [
+    "clear",
+    "requests",
+    "bytes",
+    "open_subjects",
+    "creations_per_minute",
+    "messages_per_second",
+    "stored_bytes",
+    "unshipped_bytes",
+    "uploads",
+];
+
+/// The limits of `tenant limit`.
+#[derive(Debug, Clone, Args)]
+pub struct LimitArgs {
+    /// Maximum number of unanswered requests [default: unchanged]
+    #[arg(long, value_name = "NUMBER")]
+    pub requests: Option<u64>,
+
+    /// Maximum bytes of unanswered requests [default: unchanged]
+    #[arg(long, value_name = "BYTES")]
+    pub bytes: Option<u64>,
+
+    /// Maximum number of open subjects [default: unchanged]
+    #[arg(long, value_name = "NUMBER")]
+    pub open_subjects: Option<u64>,
+
+    /// Maximum number of new subjects in a minute [default: unchanged]
+    #[arg(long, value_name = "NUMBER")]
+    pub creations_per_minute: Option<u64>,
+
+    /// Maximum number of written messages in a second [default: unchanged]
+    #[arg(long, value_name = "NUMBER")]
+    pub messages_per_second: Option<u64>,
+
+    /// Maximum bytes of stored messages [default: unchanged]
+    #[arg(long, value_name = "BYTES")]
+    pub stored_bytes: Option<u64>,
+
+    /// Maximum bytes of writes that are not in the bucket yet [default: unchanged]
+    #[arg(long, value_name = "BYTES")]
+    pub unshipped_bytes: Option<u64>,
+
+    /// Maximum number of uploads in progress [default: unchanged]
+    #[arg(long, value_name = "NUMBER")]
+    pub uploads: Option<u64>,
+}
+
+impl From<LimitArgs> for TenantLimits {
+    fn from(arguments: LimitArgs) -> Self {
+        Self {
+            requests: arguments.requests,
+            bytes: arguments.bytes,
+            open_subjects: arguments.open_subjects,
+            creations_per_minute: arguments.creations_per_minute,
+            messages_per_second: arguments.messages_per_second,
+            stored_bytes: arguments.stored_bytes,
+            unshipped_bytes: arguments.unshipped_bytes,
+            uploads: arguments.uploads,
+        }
+    }
 }
 
 /// `rebalance`.

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use dormouse_protocol::Term;
 use dormouse_protocol::message::{Discard, SubjectConfig};
+use dormouse_protocol::tenant::TenantLimits;
 
 use super::*;
 
@@ -64,6 +65,8 @@ fn cli_help_states_default_of_each_flag() {
             "subject configure",
             "subject export",
             "subject destroy",
+            "tenant ls",
+            "tenant limit",
             "rebalance",
             "gc",
             "dev"
@@ -258,6 +261,13 @@ fn operator_commands_require_valid_targets() {
     assert_eq!((moved.subject.as_str(), moved.to.as_str(), moved.no_wait), ("app.s", "t", false));
     let Command::Rebalance(rebalance) = command("rebalance") else { panic!() };
     assert_eq!((rebalance.dry_run, rebalance.most_moves, rebalance.no_wait), (false, 100, false));
+    let Command::Tenant(TenantCommand::Limit(limited)) = command("tenant limit acme --bytes 7 --uploads 0")
+    else {
+        panic!()
+    };
+    let expected = TenantLimits { bytes: Some(7), uploads: Some(0), ..TenantLimits::NONE };
+    assert_eq!((limited.tenant.as_str(), limited.clear), ("acme", false));
+    assert_eq!(TenantLimits::from(limited.limits), expected);
     for bad in [
         "server drain",
         "server drain UPPER",
@@ -265,6 +275,9 @@ fn operator_commands_require_valid_targets() {
         "server info",
         "subject move app.s",
         "subject move app.* --to t",
+        "tenant limit acme",
+        "tenant limit --clear",
+        "tenant limit acme --requests -1",
         "rebalance --most-moves 0",
         "rebalance --dry-run --no-wait",
     ] {
@@ -282,6 +295,8 @@ fn operator_orders_count_as_changes() {
         ("server info s", false),
         ("subject move app.s --to t", true),
         ("subject ls", false),
+        ("tenant ls", false),
+        ("tenants limit acme --requests 1", true),
         ("rebalance", true),
         ("rebalance --dry-run", false),
     ] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dormouse_protocol::fleet::{
     HeartbeatRequest, JoinRequest, LeaseReply, ServerEntry, ServerLoad, ServerState, ServersReply,
 };
-use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
+use dormouse_protocol::limits::{MAX_BUSY_SUBJECTS, MAX_BUSY_TENANTS};
 use dormouse_protocol::{ErrorReply, LogId, ServerName};
 
 use super::load::RequestRate;
@@ -92,6 +92,7 @@ impl CoordinatorMachine {
                     holder.load = ServerLoad::default();
                     holder.rate = RequestRate::default();
                     holder.busiest = Vec::new();
+                    holder.tenants = Vec::new();
                 }
                 // The lease belongs to the same process, or is over.
                 holder.lease = holder.lease.renewed(now, self.ttl);
@@ -120,6 +121,8 @@ impl CoordinatorMachine {
             member.rate.note(now, request.load.requests);
             member.busiest = request.busiest;
             member.busiest.truncate(MAX_BUSY_SUBJECTS);
+            member.tenants = request.tenants;
+            member.tenants.truncate(MAX_BUSY_TENANTS);
             member.draining = request.draining;
         }
         Effects::answer(self.lease(request.log.server()))
@@ -150,6 +153,11 @@ impl CoordinatorMachine {
     fn lease(&self, server: &ServerName) -> CoordinatorReply {
         let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
         let draining = self.must_drain(server);
-        CoordinatorReply::Lease(LeaseReply { incarnation: self.incarnation, ttl_ms, draining })
+        CoordinatorReply::Lease(LeaseReply {
+            incarnation: self.incarnation,
+            ttl_ms,
+            draining,
+            limits: self.limits.revision(),
+        })
     }
 }

@@ -8,6 +8,7 @@ mod moves;
 mod restart;
 mod routing;
 mod safety;
+mod tenants;
 
 use std::time::Duration;
 
@@ -214,6 +215,7 @@ fn heartbeat(log: &LogId) -> CoordinatorInput {
         load: ServerLoad::default(),
         draining: false,
         busiest: Vec::new(),
+        tenants: Vec::new(),
     })
 }
 

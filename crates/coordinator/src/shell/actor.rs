@@ -343,10 +343,13 @@ fn subjects_of(input: &CoordinatorInput) -> impl Iterator<Item = &Subject> {
         CoordinatorInput::Join(_)
         | CoordinatorInput::Heartbeat(_)
         | CoordinatorInput::Leave(_)
+        | CoordinatorInput::Limits(_)
         | CoordinatorInput::Servers
         | CoordinatorInput::Drain(_)
         | CoordinatorInput::Undrain(_)
         | CoordinatorInput::Moves
+        | CoordinatorInput::Tenants(_)
+        | CoordinatorInput::LimitTenant(_)
         | CoordinatorInput::Tick
         | CoordinatorInput::Disconnected
         | CoordinatorInput::Connected => (None, &[]),
@@ -358,7 +361,10 @@ fn subjects_of(input: &CoordinatorInput) -> impl Iterator<Item = &Subject> {
 fn server_of(change: &StoreChange) -> Option<&ServerName> {
     match change {
         StoreChange::Member(record) => Some(record.log.server()),
-        StoreChange::Assign { .. } | StoreChange::Unassign { .. } | StoreChange::StartupGrace(_) => None,
+        StoreChange::Assign { .. }
+        | StoreChange::Unassign { .. }
+        | StoreChange::TenantLimits { .. }
+        | StoreChange::StartupGrace(_) => None,
     }
 }
 
@@ -389,6 +395,9 @@ fn send(responder: Responder, answer: Result<CoordinatorReply, ErrorReply>) {
         CoordinatorReply::Move(reply) => encode_reply(&reply),
         CoordinatorReply::Moves(reply) => encode_reply(&reply),
         CoordinatorReply::Rebalance(reply) => encode_reply(&reply),
+        CoordinatorReply::Limits(reply) => encode_reply(&reply),
+        CoordinatorReply::Tenants(reply) => encode_reply(&reply),
+        CoordinatorReply::TenantLimit(reply) => encode_reply(&reply),
     });
     respond(responder, answer);
 }
@@ -414,6 +423,9 @@ fn log_events(changes: &[StoreChange], gone: &[GoneProcess], events: &[OperatorE
             OperatorEvent::Joined { log, capacity } => tracing::info!(%log, capacity, "server joined"),
             OperatorEvent::DrainOrdered(server) => tracing::info!(%server, "drain ordered"),
             OperatorEvent::DrainCancelled(server) => tracing::info!(%server, "drain cancelled"),
+            OperatorEvent::TenantLimited { tenant, limits } => {
+                tracing::info!(%tenant, ?limits, "tenant limits set");
+            }
             OperatorEvent::MoveFailed { subject, to, why } => {
                 tracing::info!(%subject, %to, why, "move failed");
             }

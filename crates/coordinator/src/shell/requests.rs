@@ -51,6 +51,7 @@ pub(super) fn fleet(prefix: &Prefix, incoming: &Incoming) -> Result<CoordinatorI
         FleetRoute::Claim(subject) => CoordinatorInput::Claim(subject, decode_request(payload)?),
         FleetRoute::Release(subject) => CoordinatorInput::Release(subject, decode_request(payload)?),
         FleetRoute::Leave => CoordinatorInput::Leave(decode_request(payload)?),
+        FleetRoute::Limits => CoordinatorInput::Limits(decode_request(payload)?),
     })
 }
 
@@ -72,6 +73,8 @@ pub(super) fn admin(prefix: &Prefix, incoming: &Incoming) -> Result<AdminRequest
             CoordinatorInput::Undrain(server)
         }
         AdminRoute::Move(subject) => CoordinatorInput::Move(subject, decode_request(payload)?),
+        AdminRoute::Tenants => CoordinatorInput::Tenants(decode_request(payload)?),
+        AdminRoute::TenantLimit => CoordinatorInput::LimitTenant(decode_request(payload)?),
         AdminRoute::Moves => {
             let MovesRequest { v: _ } = decode_request(payload)?;
             CoordinatorInput::Moves

@@ -112,6 +112,7 @@ impl World {
             load: ServerLoad::default(),
             draining: false,
             busiest: Vec::new(),
+            tenants: Vec::new(),
         };
         self.ask(self.prefix.heartbeat(), &request).await
     }
@@ -259,6 +260,9 @@ async fn coordinator_rejects_malformed_requests_with_code() {
         prefix.admin_move(&subject("a")),
         prefix.admin_rebalance(),
         prefix.admin_moves(),
+        prefix.limits(),
+        prefix.admin_tenants(),
+        prefix.admin_tenant_limit(),
     ] {
         for payload in [&b""[..], b"\xc1\xff", b"\x81\xa1v", b"hello"] {
             assert_eq!(garbage(route.clone(), payload).await, ErrorCode::BadRequest, "{route} {payload:?}");

@@ -1,8 +1,10 @@
 //! The contract suite of all stores, run on each implementation.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dormouse_protocol::{LogId, ServerName, Subject};
+use dormouse_protocol::tenant::TenantLimits;
+use dormouse_protocol::{LogId, ServerName, Subject, TenantName};
 use ulid::Ulid;
 
 use super::memory::{MemoryDisk, MemoryStore};
@@ -17,6 +19,7 @@ where
 {
     store_starts_empty(&new_location());
     store_keeps_members_and_startup_grace(&new_location());
+    store_keeps_limits_of_tenants(&new_location());
     store_keeps_assignments(&new_location());
     store_counts_assignments_per_server(&new_location());
     store_applies_changes_in_order(&new_location());
@@ -70,10 +73,25 @@ fn store_keeps_members_and_startup_grace<S: Store>(open: &impl Fn() -> S) {
     let expected = StoredState {
         members: [(server("one"), member("one", 1)), (server("two"), newer)].into(),
         startup_grace: Some(waits),
+        limits: BTreeMap::new(),
     };
     assert_eq!(store.load_state().unwrap(), expected);
     drop(store);
     assert_eq!(open().load_state().unwrap(), expected);
+}
+
+/// The store keeps the newest limits of each tenant across a reopen, and removes empty ones.
+fn store_keeps_limits_of_tenants<S: Store>(open: &impl Fn() -> S) {
+    let [one, two, three] = ["one", "two", "user.three"].map(|name| TenantName::new(name).unwrap());
+    let limits = |requests| TenantLimits { requests: Some(requests), ..TenantLimits::NONE };
+    let set = |tenant: &TenantName, limits| StoreChange::TenantLimits { tenant: tenant.clone(), limits };
+    let store = open();
+    commit(&store, &[set(&one, limits(1)), set(&two, limits(2)), set(&three, limits(3))]);
+    commit(&store, &[set(&one, limits(4)), set(&two, TenantLimits::NONE)]);
+    let expected = BTreeMap::from([(one, limits(4)), (three, limits(3))]);
+    assert_eq!(store.load_state().unwrap().limits, expected);
+    drop(store);
+    assert_eq!(open().load_state().unwrap().limits, expected);
 }
 
 /// The store keeps assignments across a reopen and returns them in request order.

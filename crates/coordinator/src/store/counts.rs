@@ -38,7 +38,7 @@ impl AssignmentCounts {
                 *self.0.entry(server.clone()).or_default() += 1;
             }
             StoreChange::Unassign { previous, .. } => self.decrement(previous),
-            StoreChange::Member(_) | StoreChange::StartupGrace(_) => {}
+            StoreChange::Member(_) | StoreChange::TenantLimits { .. } | StoreChange::StartupGrace(_) => {}
         }
     }
 

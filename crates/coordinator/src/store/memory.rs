@@ -104,6 +104,12 @@ impl Store for MemoryStore {
                 StoreChange::Unassign { subject, .. } => {
                     image.assignments.remove(subject);
                 }
+                StoreChange::TenantLimits { tenant, limits } if limits.is_empty() => {
+                    image.state.limits.remove(tenant);
+                }
+                StoreChange::TenantLimits { tenant, limits } => {
+                    image.state.limits.insert(tenant.clone(), *limits);
+                }
                 StoreChange::StartupGrace(waits) => image.state.startup_grace = Some(*waits),
             }
         }

@@ -1,27 +1,33 @@
 //! The stored keys and values. Frozen: a change needs a new [`SCHEMA`].
 //!
+//! Version 2 added the limits of tenants. This software reads version 1, which has none, and turns it into version 2:
+//! older software would ignore the limits.
+//!
 //! | key | value |
 //! |---|---|
 //! | `schema` | schema version, u32 big endian |
 //! | `waits` | [`StartupGrace`]: for members, then for unknown processes, each in milliseconds, u64 big endian |
 //! | `m/<server>` | [`MemberRecord`] as a MessagePack map with named fields |
 //! | `a/<subject>` | the name of the server that the subject is assigned to |
+//! | `l/<tenant>` | [`TenantLimits`] as a MessagePack map with named fields, not empty |
 //! | `c/<server>` | number of subjects assigned to the server, u64 big endian |
 
 use std::time::Duration;
 
-use dormouse_protocol::{ServerName, Subject, decode, encode};
+use dormouse_protocol::tenant::TenantLimits;
+use dormouse_protocol::{ServerName, Subject, TenantName, decode, encode};
 
 use super::{MemberRecord, StartupGrace, StoreError};
 
 /// The schema version that is written, and the newest one that can be read.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
 pub(super) const WAITS_KEY: &[u8] = b"waits";
 pub(super) const MEMBERS: &[u8] = b"m/";
 pub(super) const COUNTS: &[u8] = b"c/";
 pub(super) const ASSIGNMENTS: &[u8] = b"a/";
+pub(super) const LIMITS: &[u8] = b"l/";
 
 pub(super) fn member_key(server: &ServerName) -> Vec<u8> {
     [MEMBERS, server.as_str().as_bytes()].concat()
@@ -33,6 +39,22 @@ pub(super) fn assignment_key(subject: &Subject) -> Vec<u8> {
 
 pub(super) fn count_key(server: &ServerName) -> Vec<u8> {
     [COUNTS, server.as_str().as_bytes()].concat()
+}
+
+pub(super) fn limits_key(tenant: &TenantName) -> Vec<u8> {
+    [LIMITS, tenant.as_str().as_bytes()].concat()
+}
+
+pub(super) fn encode_limits(limits: &TenantLimits) -> Result<Vec<u8>, StoreError> {
+    let failed = |source| StoreError::Failed { what: "encode limits", source: Box::new(source) };
+    Ok(encode(limits).map_err(failed)?.to_vec())
+}
+
+/// The tenant and its limits.
+pub(super) fn decode_limits(key: &[u8], value: &[u8]) -> Result<(TenantName, TenantLimits), StoreError> {
+    let name = std::str::from_utf8(&key[LIMITS.len()..]).map_err(|error| damaged(key, error))?;
+    let tenant = TenantName::new(name).map_err(|error| damaged(key, error))?;
+    Ok((tenant, decode(value).map_err(|error| damaged(key, error))?))
 }
 
 pub(super) fn encode_member(record: &MemberRecord) -> Result<Vec<u8>, StoreError> {
@@ -118,5 +140,12 @@ mod tests {
         assert_eq!(assignment_key(&subject), "a/app.Ä".as_bytes());
         assert_eq!(decode_subject("a/app.Ä".as_bytes()).unwrap(), subject);
         assert!(decode_subject(b"a/").is_err() && decode_subject(b"a/\xff").is_err());
+        let tenant = TenantName::new("user.alice").unwrap();
+        assert_eq!(limits_key(&tenant), b"l/user.alice");
+        let limits = TenantLimits { requests: Some(7), uploads: Some(0), ..TenantLimits::NONE };
+        let value = encode_limits(&limits).unwrap();
+        assert_eq!(value, b"\x82\xa8requests\x07\xa7uploads\x00");
+        assert_eq!(decode_limits(b"l/user.alice", &value).unwrap(), (tenant, limits));
+        assert!(decode_limits(b"l/", &value).is_err() && decode_limits(b"l/a", b"\xc1").is_err());
     }
 }

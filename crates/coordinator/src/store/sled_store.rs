@@ -17,9 +17,9 @@ use dormouse_runtime::Lock;
 use ulid::Ulid;
 
 use super::record::{
-    ASSIGNMENTS, COUNTS, MEMBERS, SCHEMA, SCHEMA_KEY, WAITS_KEY, assignment_key, count_key, decode_grace,
-    decode_member, decode_server, decode_subject, decode_u32, decode_u64, encode_grace, encode_member,
-    member_key,
+    ASSIGNMENTS, COUNTS, LIMITS, MEMBERS, SCHEMA, SCHEMA_KEY, WAITS_KEY, assignment_key, count_key,
+    decode_grace, decode_limits, decode_member, decode_server, decode_subject, decode_u32, decode_u64,
+    encode_grace, encode_limits, encode_member, limits_key, member_key,
 };
 use super::{AssignmentCounts, Store, StoreChange, StoreError, StoredState};
 
@@ -133,19 +133,16 @@ impl SledStore {
     }
 
     fn check_and_count(&self) -> Result<(), StoreError> {
-        match self.get(SCHEMA_KEY)? {
-            Some(value) => {
-                let found = decode_u32(SCHEMA_KEY, &value)?;
-                if found > SCHEMA {
-                    return Err(StoreError::NewerSchema { found, newest: SCHEMA });
-                }
-            }
-            None => {
-                self.tree
-                    .insert(SCHEMA_KEY, &SCHEMA.to_be_bytes())
-                    .map_err(|error| failed("write the schema version", error))?;
-                self.flush()?;
-            }
+        let found = self.get(SCHEMA_KEY)?.map(|value| decode_u32(SCHEMA_KEY, &value)).transpose()?;
+        if let Some(found) = found.filter(|found| *found > SCHEMA) {
+            return Err(StoreError::NewerSchema { found, newest: SCHEMA });
+        }
+        if found != Some(SCHEMA) {
+            // Version 1 has nothing that version 2 stores in another way.
+            self.tree
+                .insert(SCHEMA_KEY, &SCHEMA.to_be_bytes())
+                .map_err(|error| failed("write the schema version", error))?;
+            self.flush()?;
         }
         self.load_state()?;
         let mut counts = AssignmentCounts::default();
@@ -175,6 +172,11 @@ impl Store for SledStore {
             let (key, value) = entry.map_err(|error| failed("read the members", error))?;
             let record = decode_member(&key, &value)?;
             state.members.insert(record.log.server().clone(), record);
+        }
+        for entry in self.tree.scan_prefix(LIMITS) {
+            let (key, value) = entry.map_err(|error| failed("read the limits", error))?;
+            let (tenant, limits) = decode_limits(&key, &value)?;
+            state.limits.insert(tenant, limits);
         }
         state.startup_grace =
             self.get(WAITS_KEY)?.map(|value| decode_grace(WAITS_KEY, &value)).transpose()?;
@@ -233,6 +235,12 @@ impl Store for SledStore {
                 StoreChange::Unassign { subject, previous } => {
                     batch.remove(assignment_key(subject));
                     batch.insert(count_key(previous), &updated.of(previous).to_be_bytes());
+                }
+                StoreChange::TenantLimits { tenant, limits } if limits.is_empty() => {
+                    batch.remove(limits_key(tenant));
+                }
+                StoreChange::TenantLimits { tenant, limits } => {
+                    batch.insert(limits_key(tenant), encode_limits(limits)?);
                 }
                 StoreChange::StartupGrace(waits) => batch.insert(WAITS_KEY, encode_grace(*waits)),
             }
@@ -321,6 +329,22 @@ mod tests {
         };
         assert_eq!((found, newest), (SCHEMA + 1, SCHEMA));
         assert!(path.exists());
+    }
+
+    /// The store reads a state of version 1, which has no limits of tenants, and continues it as version 2.
+    #[test]
+    fn sled_store_upgrades_older_schema() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let store = SledStore::open(&path).unwrap();
+        store.tree.insert(SCHEMA_KEY, &1_u32.to_be_bytes()).unwrap();
+        store.write(&[waits(7)]).unwrap();
+        store.flush().unwrap();
+        close(store, &path);
+        let store = SledStore::open(&path).unwrap();
+        assert_eq!(store.get(SCHEMA_KEY).unwrap().unwrap(), &2_u32.to_be_bytes());
+        let state = store.load_state().unwrap();
+        assert!(state.startup_grace.is_some() && state.limits.is_empty());
     }
 
     /// If another process uses the state directory, the store neither opens nor quarantines it.

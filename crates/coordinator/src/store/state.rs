@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dormouse_protocol::{LogId, ServerName, Subject};
+use dormouse_protocol::tenant::TenantLimits;
+use dormouse_protocol::{LogId, ServerName, Subject, TenantName};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::UNKNOWN_RESTART_WAIT;
@@ -51,6 +52,13 @@ pub enum StoreChange {
         /// The previous server.
         previous: ServerName,
     },
+    /// The limits of a tenant are these; empty limits are removed.
+    TenantLimits {
+        /// The tenant.
+        tenant: TenantName,
+        /// Its limits.
+        limits: TenantLimits,
+    },
     /// How long the next run must wait before it may declare a process dead that has sent no heartbeat to it.
     StartupGrace(StartupGrace),
 }
@@ -71,6 +79,8 @@ pub struct StoredState {
     pub members: BTreeMap<ServerName, MemberRecord>,
     /// The startup grace of the next run; `None` if the store has no value.
     pub startup_grace: Option<StartupGrace>,
+    /// The limits of each tenant that has any.
+    pub limits: BTreeMap<TenantName, TenantLimits>,
 }
 
 impl StoredState {

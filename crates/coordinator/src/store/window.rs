@@ -52,7 +52,7 @@ impl AssignmentWindow {
             StoreChange::Unassign { subject, .. } => {
                 self.assignments.insert(subject.clone(), None);
             }
-            StoreChange::Member(_) | StoreChange::StartupGrace(_) => {}
+            StoreChange::Member(_) | StoreChange::TenantLimits { .. } | StoreChange::StartupGrace(_) => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Scripts for the lease machine, and random runs that check that it never holds a lease too long.
 
 use dormouse_protocol::ServerName;
+use dormouse_protocol::tenant::LimitsRevision;
 use dormouse_runtime::{Entropy, SeededEntropy};
 
 use super::*;
@@ -12,7 +13,12 @@ fn at(ms: u64) -> Duration {
 }
 
 fn grant(run: u64) -> LeaseReply {
-    LeaseReply { incarnation: incarnation(run), ttl_ms: TTL_MS, draining: false }
+    LeaseReply {
+        incarnation: incarnation(run),
+        ttl_ms: TTL_MS,
+        draining: false,
+        limits: LimitsRevision::NONE,
+    }
 }
 
 fn incarnation(run: u64) -> Incarnation {

@@ -23,6 +23,7 @@ use dormouse_protocol::fleet::{
 };
 use dormouse_protocol::health::Health;
 use dormouse_protocol::route::FleetRoute;
+use dormouse_protocol::tenant::LimitsRevision;
 use dormouse_protocol::{
     ErrorCode, ErrorReply, Incarnation, LogId, Op, Prefix, ProtocolVersion, Route, ServerName, Subject,
     decode, encode,
@@ -115,6 +116,7 @@ impl Coordinator {
             incarnation,
             ttl_ms: u64::try_from(TTL.as_millis()).unwrap(),
             draining: drained.iter().any(|name| name == log.server().as_str()),
+            limits: LimitsRevision::NONE,
         };
         let (call, log, refusal, reply) = match Prefix::default().parse_fleet(route.as_str()).unwrap() {
             FleetRoute::Join => {
@@ -141,6 +143,7 @@ impl Coordinator {
                 let request: dormouse_protocol::fleet::ReleaseRequest = decode(&payload).unwrap();
                 (format!("release {subject}"), request.log, None, encode(&Acknowledged::default()))
             }
+            FleetRoute::Limits => panic!("no tenant has limits"),
             FleetRoute::Leave => {
                 let request: dormouse_protocol::fleet::LeaveRequest = decode(&payload).unwrap();
                 ("leave".to_owned(), request.log, None, encode(&Acknowledged::default()))

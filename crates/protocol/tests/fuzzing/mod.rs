@@ -75,15 +75,18 @@ pub fn events(bytes: &[u8]) {
 
 /// Messages between servers and the coordinator, and locate requests.
 pub fn fleet(bytes: &[u8]) {
-    each!(check_request(bytes): LocateRequest, JoinRequest, HeartbeatRequest, ClaimRequest, ReleaseRequest, LeaveRequest);
-    each!(read(bytes): LocateReply, LeaseReply, ClaimReply, Acknowledged, HandOverOrder, PresenceReply);
+    each!(check_request(bytes): LocateRequest, JoinRequest, HeartbeatRequest, ClaimRequest, ReleaseRequest, LeaveRequest,
+        LimitsRequest);
+    each!(read(bytes): LocateReply, LeaseReply, ClaimReply, Acknowledged, LimitsReply, HandOverOrder, PresenceReply);
     each!(check_request(bytes): PresenceRequest);
 }
 
 /// Requests of operators, and their replies.
 pub fn admin(bytes: &[u8]) {
-    each!(check_request(bytes): ServersRequest, SubjectsRequest, DrainRequest, MoveRequest, RebalanceRequest, MovesRequest);
-    each!(read(bytes): ServersReply, SubjectsReply, DrainReply, MoveReply, RebalanceReply, MovesReply);
+    each!(check_request(bytes): ServersRequest, SubjectsRequest, DrainRequest, MoveRequest, RebalanceRequest, MovesRequest,
+        TenantsRequest, TenantLimitRequest);
+    each!(read(bytes): ServersReply, SubjectsReply, DrainReply, MoveReply, RebalanceReply, MovesReply, TenantsReply,
+        TenantLimitReply);
 }
 
 /// Errors, also with unknown codes.
@@ -135,6 +138,7 @@ pub fn routes(bytes: &[u8]) {
             FleetRoute::Claim(subject) => prefix.claim(&subject),
             FleetRoute::Release(subject) => prefix.release(&subject),
             FleetRoute::Leave => prefix.leave(),
+            FleetRoute::Limits => prefix.limits(),
         };
         assert_eq!(again.as_str(), text);
     }
@@ -147,6 +151,8 @@ pub fn routes(bytes: &[u8]) {
             AdminRoute::Move(subject) => prefix.admin_move(&subject),
             AdminRoute::Rebalance => prefix.admin_rebalance(),
             AdminRoute::Moves => prefix.admin_moves(),
+            AdminRoute::Tenants => prefix.admin_tenants(),
+            AdminRoute::TenantLimit => prefix.admin_tenant_limit(),
         };
         assert_eq!(again.as_str(), text);
     }

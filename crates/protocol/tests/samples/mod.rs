@@ -7,6 +7,7 @@ use dormouse_protocol::admin::*;
 use dormouse_protocol::data::*;
 use dormouse_protocol::fleet::*;
 use dormouse_protocol::message::*;
+use dormouse_protocol::tenant::*;
 use dormouse_protocol::transfer::*;
 use dormouse_protocol::*;
 use serde::Serialize;
@@ -511,10 +512,32 @@ fn fleet() -> Vec<Sample> {
                 version: "0.1.0".into(),
             },
         ),
-        sample("a lease", LeaseReply { incarnation: incarnation(), ttl_ms: 3_000, draining: false }),
+        sample(
+            "a lease",
+            LeaseReply {
+                incarnation: incarnation(),
+                ttl_ms: 3_000,
+                draining: false,
+                limits: LimitsRevision::NONE,
+            },
+        ),
+        sample(
+            "a lease while tenants have limits",
+            LeaseReply {
+                incarnation: incarnation(),
+                ttl_ms: 3_000,
+                draining: false,
+                limits: limits_revision(),
+            },
+        ),
         sample(
             "a lease of a server that is to be emptied",
-            LeaseReply { incarnation: incarnation(), ttl_ms: 3_000, draining: true },
+            LeaseReply {
+                incarnation: incarnation(),
+                ttl_ms: 3_000,
+                draining: true,
+                limits: LimitsRevision::NONE,
+            },
         ),
         sample(
             "heartbeat",
@@ -524,6 +547,7 @@ fn fleet() -> Vec<Sample> {
                 load: ServerLoad { open_subjects: 3, requests: 4_711, local_bytes: 65_536 },
                 draining: true,
                 busiest: Vec::new(),
+                tenants: Vec::new(),
             },
         ),
         sample(
@@ -538,6 +562,31 @@ fn fleet() -> Vec<Sample> {
                     requests_per_second: 90,
                     bytes: 12_288,
                 }],
+                tenants: Vec::new(),
+            },
+        ),
+        sample(
+            "heartbeat of a server with busy tenants",
+            HeartbeatRequest {
+                v: ProtocolVersion::CURRENT,
+                log: log(),
+                load: ServerLoad::default(),
+                draining: false,
+                busiest: Vec::new(),
+                tenants: vec![BusyTenant { tenant: tenant(), in_use: tenant_use() }],
+            },
+        ),
+        sample("limits from the first tenant on", LimitsRequest::default()),
+        sample(
+            "limits of later tenants",
+            LimitsRequest { after: Some(tenant()), ..LimitsRequest::default() },
+        ),
+        sample(
+            "a page of limits",
+            LimitsReply {
+                revision: limits_revision(),
+                limits: vec![LimitedTenant { tenant: tenant(), limits: tenant_limits() }],
+                cursor: Some(tenant()),
             },
         ),
         sample(
@@ -553,6 +602,31 @@ fn fleet() -> Vec<Sample> {
         sample("leave", LeaveRequest { v: ProtocolVersion::CURRENT, log: log() }),
         sample("noted", Acknowledged::default()),
     ]
+}
+
+fn tenant() -> TenantName {
+    TenantName::new("user.alice").unwrap()
+}
+
+fn tenant_limits() -> TenantLimits {
+    TenantLimits {
+        requests: Some(1_000),
+        bytes: Some(16 << 20),
+        open_subjects: Some(500),
+        creations_per_minute: Some(60),
+        messages_per_second: Some(10_000),
+        stored_bytes: Some(1 << 30),
+        unshipped_bytes: Some(8 << 20),
+        uploads: Some(0),
+    }
+}
+
+fn limits_revision() -> LimitsRevision {
+    LimitsRevision::of([(&tenant(), &tenant_limits())])
+}
+
+fn tenant_use() -> TenantUse {
+    TenantUse { requests: 7, bytes: 4_096, open_subjects: 3, requests_per_second: 90, ..TenantUse::default() }
 }
 
 fn admin() -> Vec<Sample> {
@@ -613,6 +687,47 @@ fn admin() -> Vec<Sample> {
         ),
         sample("moves", MovesRequest::default()),
         sample("moves under way", MovesReply { pending: 7, done: 93, given_up: 0 }),
+        sample("tenants from the first on", TenantsRequest::default()),
+        sample("later tenants", TenantsRequest { after: Some(tenant()), ..TenantsRequest::default() }),
+        sample(
+            "tenants",
+            TenantsReply {
+                tenants: vec![
+                    TenantEntry {
+                        tenant: TenantName::shared(),
+                        limits: TenantLimits::NONE,
+                        in_use: TenantUse { refused: 4, ..TenantUse::default() },
+                        servers: 1,
+                    },
+                    TenantEntry {
+                        tenant: tenant(),
+                        limits: tenant_limits(),
+                        in_use: tenant_use(),
+                        servers: 2,
+                    },
+                ],
+                cursor: Some(tenant()),
+            },
+        ),
+        sample(
+            "one limit of a tenant",
+            TenantLimitRequest {
+                v: ProtocolVersion::CURRENT,
+                tenant: tenant(),
+                clear: false,
+                limits: TenantLimits { requests: Some(1_000), ..TenantLimits::NONE },
+            },
+        ),
+        sample(
+            "no limits any more",
+            TenantLimitRequest {
+                v: ProtocolVersion::CURRENT,
+                tenant: tenant(),
+                clear: true,
+                limits: TenantLimits::NONE,
+            },
+        ),
+        sample("limits of a tenant", TenantLimitReply { limits: tenant_limits() }),
         sample(
             "hand over",
             HandOverOrder { v: ProtocolVersion::CURRENT, log: log(), subject: subject_name() },

@@ -1,10 +1,13 @@
 //! Drains, moves and rebalances against a scripted coordinator.
 
+use dormouse_protocol::TenantName;
 use dormouse_protocol::admin::{
     Assigned, DrainReply, MoveReply, MoveRequest, MovesReply, PlannedMove, RebalanceReply, RebalanceRequest,
-    ServerBalance, SubjectsReply, SubjectsRequest,
+    ServerBalance, SubjectsReply, SubjectsRequest, TenantEntry, TenantLimitReply, TenantLimitRequest,
+    TenantsReply, TenantsRequest,
 };
 use dormouse_protocol::route::AdminRoute;
+use dormouse_protocol::tenant::{TenantLimits, TenantUse};
 
 use super::*;
 
@@ -198,6 +201,71 @@ async fn subject_ls_reads_all_pages_and_prints_one_line_each() {
     assert_eq!(listed("subject ls --server s --limit 3 --json").await, ["app.a s", "app.b s", "app.y s"]);
     let table = fleet.run("subjects ls").await;
     assert!(table.text().contains("SUBJECT") && table.text().contains("app.z"), "{}", table.text());
+}
+
+fn tenant(name: &str) -> TenantName {
+    TenantName::new(name).unwrap()
+}
+
+/// `tenant ls` prints all pages, with use and limits.
+#[tokio::test]
+async fn tenant_list_command_prints_use_and_limits() {
+    let limits = TenantLimits { requests: Some(100), uploads: Some(0), ..TenantLimits::NONE };
+    let in_use = TenantUse { requests: 7, bytes: 4_096, refused: 3, ..TenantUse::default() };
+    let fleet = Fleet::coordinated(move |route, payload, _| match route {
+        AdminRoute::Tenants => {
+            let TenantsRequest { after, .. } = decode(payload).unwrap();
+            let (name, cursor) =
+                if after.is_none() { ("acme", Some(tenant("acme"))) } else { ("umbrella", None) };
+            let entry = TenantEntry { tenant: tenant(name), limits, in_use, servers: 2 };
+            Ok(bytes(&TenantsReply { tenants: vec![entry], cursor }))
+        }
+        other => unexpected(other),
+    })
+    .await;
+    let shown = fleet.run("tenant ls --json").await.json();
+    assert_eq!((shown.len(), &shown[1]["tenant"]), (2, &json!("umbrella")));
+    assert_eq!(
+        shown[0],
+        json!({
+            "tenant": "acme",
+            "servers": 2,
+            "limits": { "requests": 100, "uploads": 0 },
+            "use": {
+                "requests": 7, "bytes": 4_096, "open_subjects": 0, "creations_per_minute": 0,
+                "messages_per_second": 0, "stored_bytes": 0, "unshipped_bytes": 0, "uploads": 0,
+                "requests_per_second": 0, "refused": 3
+            }
+        })
+    );
+    let table = fleet.run("tenants ls").await;
+    for part in ["TENANT", "UNSHIPPED", "acme", "umbrella", "7 of 100", "0 of 0", "4096"] {
+        assert!(table.text().contains(part), "{part}: {}", table.text());
+    }
+}
+
+/// `tenant limit` sends the given limits, and prints all limits of the tenant.
+#[tokio::test]
+async fn tenant_limit_command_prints_all_limits() {
+    let fleet = Fleet::coordinated(|route, payload, _| match route {
+        AdminRoute::TenantLimit => {
+            let TenantLimitRequest { tenant, clear, limits, .. } = decode(payload).unwrap();
+            if tenant.is_shared() {
+                return Err(ErrorReply::bad_request("no limits of its own"));
+            }
+            let before = TenantLimits { bytes: Some(4_096), ..TenantLimits::NONE };
+            Ok(bytes(&TenantLimitReply { limits: if clear { limits } else { before.updated(limits) } }))
+        }
+        other => unexpected(other),
+    })
+    .await;
+    let changed = fleet.run("tenant limit user.alice --requests 100").await;
+    assert_eq!(changed.text(), "user.alice is limited to requests 100, bytes 4096\n");
+    let shown = fleet.run("tenant limit acme --clear --uploads 0 --json").await.json();
+    assert_eq!(shown, [json!({ "tenant": "acme", "limits": { "uploads": 0 } })]);
+    assert_eq!(fleet.run("tenant limit acme --clear").await.text(), "acme has no limits\n");
+    assert_eq!(fleet.run("tenant limit * --requests 1").await.exit_code(), 1);
+    assert_eq!(Fleet::empty().run("tenant limit acme --clear --deadline 50ms").await.exit_code(), 5);
 }
 
 /// `subject move` waits until the move is done or the deadline ends, and fails for an unfit target.

@@ -11,6 +11,7 @@ fn join_and_heartbeat_return_lease() {
         incarnation: world.machine.incarnation(),
         ttl_ms: 3_000,
         draining: false,
+        limits: dormouse_protocol::tenant::LimitsRevision::NONE,
     }));
     let one = log("one", 1);
     assert_eq!(world.ask(join(&one)), lease);

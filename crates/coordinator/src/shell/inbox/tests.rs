@@ -37,6 +37,7 @@ impl Sender {
             load: ServerLoad::default(),
             draining: false,
             busiest: Vec::new(),
+            tenants: Vec::new(),
         };
         self.send(Prefix::default().heartbeat(), encode(&request).unwrap()).await;
     }
