@@ -45,6 +45,7 @@ impl QueuedDeadlines {
 }
 
 /// What becomes of the first queued change.
+#[expect(clippy::large_enum_variant, reason = "it is rare, and none is kept")]
 pub(super) enum DeadlineCheck {
     /// Its caller, or that of a copy, still waits.
     InTime,
