@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing, RequestError};
 use dormouse_protocol::deadline::time_left_headers;
-use dormouse_protocol::limits::ENVELOPE_BYTES;
+use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_QUERY_BYTES};
 use dormouse_protocol::{Executed, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
 use dormouse_runtime::{Env, Tasks};
 use serde::Serialize;
@@ -68,6 +68,11 @@ impl ClientShared {
     /// How many bytes of items a request may hold now. A reconnect may change it at any time.
     pub(crate) fn budget_bytes(&self) -> usize {
         self.bus.max_payload().saturating_sub(ENVELOPE_BYTES)
+    }
+
+    /// The same for a request that names keys or seqs.
+    pub(crate) fn query_budget_bytes(&self) -> usize {
+        self.budget_bytes().min(MAX_QUERY_BYTES - ENVELOPE_BYTES)
     }
 
     /// The id of the next changing request.

@@ -81,11 +81,6 @@ impl Handle {
         }
     }
 
-    /// How many bytes of items a request may hold now. A reconnect may change it at any time.
-    fn budget(&self) -> usize {
-        self.inner.budget_bytes()
-    }
-
     pub(crate) async fn get(&self, request: GetRequest) -> Result<Option<Message>, Error> {
         let mut replaced = 0;
         loop {
@@ -105,7 +100,7 @@ impl Handle {
         let mut messages = Vec::new();
         let mut keys = keys.into_iter().peekable();
         while keys.peek().is_some() {
-            let mut wanted = fill(&mut keys, self.budget(), |key| key_size(key));
+            let mut wanted = fill(&mut keys, self.inner.query_budget_bytes(), |key| key_size(key));
             let mut at_once = wanted.len();
             while !wanted.is_empty() {
                 at_once = at_once.min(wanted.len());

@@ -1,7 +1,7 @@
 //! Health replies of the server: status, problems and figures for operators.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use dormouse_protocol::LogId;
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_runtime::Env;
 
+use crate::admission::{Admission, REFUSALS_PER_SECOND};
 use crate::authority::LeaseView;
 use crate::events::EventPublisher;
 use crate::handover_task::HandoverMetrics;
-use crate::requests::{OpStats, RequestBudget};
+use crate::requests::OpStats;
 
-/// How long health reports dropped events as a problem.
+/// How long health reports dropped events and dropped requests as a problem.
 const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
 
 /// Age of the oldest unshipped change above which health reports a problem.
@@ -63,7 +64,7 @@ pub(crate) struct HealthSources {
     pub(crate) engine: Arc<OnceLock<Engine>>,
     pub(crate) events: Arc<EventPublisher>,
     pub(crate) handover: Arc<HandoverMetrics>,
-    pub(crate) budget: Arc<RequestBudget>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) stats: OpStats,
 }
 
@@ -127,6 +128,13 @@ impl HealthSources {
                 DROPPED_RECENTLY.as_secs() / 60
             ));
         }
+        if self.admission.metrics().dropped_since(self.env.boot().saturating_sub(DROPPED_RECENTLY)) {
+            problems.push(format!(
+                "requests dropped within the last {} minutes: a tenant sends more than {REFUSALS_PER_SECOND} requests \
+                 a second above its share",
+                DROPPED_RECENTLY.as_secs() / 60
+            ));
+        }
         problems
     }
 
@@ -169,8 +177,13 @@ impl HealthSources {
             ("subjects_handed_over", engine.handed_over),
             ("handover_failures_total", self.handover.failures.load(Ordering::Relaxed)),
             ("requests", self.stats.requests()),
-            ("requests_in_flight", self.budget.in_flight() as u64),
-            ("requests_overloaded", self.budget.refused() + engine.overloaded),
+            ("requests_in_flight", self.admission.in_flight()),
+            ("requests_overloaded", self.admission.metrics().refused() + engine.overloaded),
+            ("requests_expired_total", count(&self.admission.metrics().expired) + engine.expired),
+            ("requests_dropped_total", count(&self.admission.metrics().dropped)),
+            ("requests_over_share_total", count(&self.admission.metrics().over_share)),
+            ("requests_over_size_total", count(&self.admission.metrics().too_large)),
+            ("tenants", self.admission.tenants()),
             ("events_published", self.events.published()),
             ("events_dropped", self.events.dropped()),
             ("lease_generation", self.lease.generation().map_or(0, |generation| generation.0)),
@@ -179,4 +192,8 @@ impl HealthSources {
         .map(|(name, figure)| (name.to_owned(), figure))
         .collect()
     }
+}
+
+fn count(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
 }

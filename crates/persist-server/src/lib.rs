@@ -9,6 +9,7 @@
 //! | [`handover`] | the pure machine of handovers: by order, by drain, at shutdown |
 //! | `handover_task` | the task of the handover machine |
 //! | [`authority`] | the engine's checks before it serves or claims |
+//! | [`admission`] | which requests are served, by the shares of their tenants |
 //! | [`requests`] | the path of a request from the bus to the engine, and of its reply back |
 //! | [`events`] | the path of an event to the bus |
 //! | `health` | health replies |
@@ -17,6 +18,7 @@
 //! The server decides nothing about data: the engine and the bucket do. Of the coordinator it knows only the messages
 //! on `<prefix>.fleet.>`.
 
+pub mod admission;
 pub mod args;
 pub mod authority;
 pub mod events;

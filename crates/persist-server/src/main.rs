@@ -196,6 +196,7 @@ async fn start(
         capacity: settings.capacity,
         inbox_prefixes: settings.inbox_prefixes.clone(),
         callers: settings.callers,
+        tenant_rule: settings.tenant_rule,
         started,
     };
     Server::start(prepared, server_settings, Arc::clone(bus), env.clone())

@@ -1,88 +1,52 @@
 //! The path of a request: from its route and bytes to the engine, and the reply back.
 //!
-//! No request waits here or gets a task of its own: one task takes deliveries in bursts, and the subject's task puts
-//! the reply directly into the reply queue.
+//! No request gets a task of its own: one task takes deliveries in bursts, and the subject's task puts the reply directly
+//! into the reply queue.
+//!
+//! ```text
+//! bus ──> admit: route, size, share ──> one queue per tenant ──> serve: decode, submit to the engine
+//!             │ refused: an error, or dropped     in turn, in bounded passes
+//! ```
+//!
+//! Between two passes the task yields, so that the subjects work on what they have. A flood of one tenant therefore
+//! delays a request of another by at most one turn.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_bus::{Bus, EndpointStats, Incoming, Requests};
+use dormouse_bus::{Bus, EndpointStats, Incoming, Requests, Responder};
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
-use dormouse_protocol::deadline::time_left;
+use dormouse_protocol::deadline::{time_left, time_ran_out};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
-use dormouse_protocol::{ErrorReply, Op, OverloadCause, Prefix, ServerName, Subject, decode_request, encode};
+use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
+use dormouse_runtime::fair_queue::FairQueue;
 
-/// Maximum number of requests that the task takes at a time.
-const BURST: usize = 256;
+use crate::admission::{Admission, Refusal, RequestPermit};
+
+/// Maximum number of requests that the task admits in a pass. It is above [`SERVED`]: requests above a share must not
+/// queue before the admission.
+const ARRIVALS: usize = 2_048;
+
+/// Maximum number of requests that the task decodes and submits in a pass.
+const SERVED: usize = 256;
+
+/// A pass ends after this many bytes of request bodies.
+const SERVED_BYTES: usize = 1_024 * 1_024;
+
+/// Bytes of request bodies in one turn of a tenant.
+const TURN_BYTES: u64 = 64 * 1_024;
+
+/// The least that a request counts in its turn, in bytes.
+const LEAST_COST: u64 = 1_024;
 
 /// Receiver of requests.
 pub trait RequestSink: Send + Sync + 'static {
     /// Takes a request on a subject. Its reply comes through [`Submission::respond`].
     fn submit(&self, subject: &Subject, submission: Submission);
-}
-
-/// Limits of the concurrent requests.
-#[derive(Debug)]
-pub struct RequestBudget {
-    max_requests: usize,
-    max_bytes: usize,
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
-    refused: AtomicU64,
-}
-
-impl RequestBudget {
-    /// Limits unanswered requests to `max_requests` requests and `max_bytes` bytes.
-    #[must_use]
-    pub fn new(max_requests: usize, max_bytes: usize) -> Arc<Self> {
-        Arc::new(Self {
-            max_requests,
-            max_bytes,
-            requests: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            refused: AtomicU64::new(0),
-        })
-    }
-
-    /// Number of unanswered requests.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
-    }
-
-    /// Number of requests rejected since the start because the budget was used up.
-    #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    fn take(self: &Arc<Self>, bytes: usize) -> Result<RequestPermit, ErrorReply> {
-        // Created first, so that every exit returns the budget.
-        let permit = RequestPermit { budget: Arc::clone(self), bytes };
-        let requests = self.requests.fetch_add(1, Ordering::Relaxed);
-        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if requests < self.max_requests && held + bytes <= self.max_bytes {
-            return Ok(permit);
-        }
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        Err(OverloadCause::RequestsInFlight.into())
-    }
-}
-
-/// One request's share of the budget. A drop returns it.
-struct RequestPermit {
-    budget: Arc<RequestBudget>,
-    bytes: usize,
-}
-
-impl Drop for RequestPermit {
-    fn drop(&mut self) {
-        self.budget.requests.fetch_sub(1, Ordering::Relaxed);
-        self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
 }
 
 /// Statistics of each operation.
@@ -114,11 +78,24 @@ pub struct RequestIntake<E> {
     pub bus: Arc<dyn Bus>,
     /// Receiver of the requests.
     pub engine: E,
-    /// Limits of the concurrent requests.
-    pub budget: Arc<RequestBudget>,
+    /// Decides which requests are served.
+    pub admission: Arc<Admission>,
     /// Statistics of each operation.
     pub stats: OpStats,
 }
+
+/// An admitted request that waits for its turn, encoded.
+struct QueuedRequest {
+    subject: Subject,
+    op: Op,
+    payload: Bytes,
+    deadline: Duration,
+    permit: RequestPermit,
+    responder: Responder,
+}
+
+/// The admitted requests, by tenant.
+type TenantQueues = FairQueue<TenantId, QueuedRequest>;
 
 impl<E: RequestSink> RequestIntake<E> {
     /// Takes requests until `stop` is given. Then it unsubscribes, and the requests that have arrived still get a
@@ -127,9 +104,10 @@ impl<E: RequestSink> RequestIntake<E> {
     /// When `closed` is given, requests are rejected with `not_owner`. From this reply, unlike from silence, a caller
     /// knows that its request had no effect and where to send it.
     pub async fn run(self, mut requests: Requests, closed: Stop, stop: Stop) {
-        let mut burst = Vec::with_capacity(BURST);
-        let mut subscribed = true;
-        loop {
+        let mut burst = Vec::new();
+        let mut queues = TenantQueues::new(TURN_BYTES);
+        let (mut subscribed, mut is_open) = (true, true);
+        while is_open || !queues.is_empty() {
             tokio::select! {
                 biased;
                 // Before the requests, which may arrive without a pause.
@@ -137,43 +115,82 @@ impl<E: RequestSink> RequestIntake<E> {
                     subscribed = false;
                     requests.unsubscribe();
                 }
-                taken = requests.next_many(&mut burst, BURST) => {
-                    if taken == 0 {
-                        return;
-                    }
-                }
+                taken = requests.next_many(&mut burst, ARRIVALS), if is_open => is_open = taken > 0,
+                () = std::future::ready(()), if !queues.is_empty() => {}
             }
             if closed.is_requested() {
-                burst.drain(..).for_each(|incoming| incoming.responder.error(&closed_error()));
+                let queued = queues.drain().map(|(_, request)| request.responder);
+                let arrived = burst.drain(..).map(|incoming| incoming.responder);
+                queued.chain(arrived).for_each(|responder| responder.error(&closed_error()));
                 continue;
             }
-            let max_reply_bytes = self.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
             for incoming in burst.drain(..) {
-                self.take(incoming, max_reply_bytes);
+                self.admit(incoming, &mut queues);
+            }
+            self.serve_turns(&mut queues);
+            if !queues.is_empty() {
+                tokio::task::yield_now().await;
             }
         }
     }
 
-    fn take(&self, incoming: Incoming, max_reply_bytes: usize) {
+    /// Queues a request in its tenant's queue, refuses it or drops it. Does not read its body.
+    fn admit(&self, incoming: Incoming, queues: &mut TenantQueues) {
         let Incoming { route, caller, payload, headers, responder } = incoming;
         let route = match self.prefix.parse_server(&self.name, route.as_str()) {
             Ok(route) => route,
             Err(error) => return responder.error(&ErrorReply::bad_request(error.to_string())),
         };
-        let mut responder = responder.counted_in(self.stats.of(route.op));
-        if route.op.changes() {
+        let (subject, op) = (route.subject, route.op);
+        let mut responder = responder.counted_in(self.stats.of(op));
+        if op.changes() {
             responder = responder.changing();
         }
-        let received = responder.received();
-        let taken = caller
-            .may_use(&route.subject)
-            .and_then(|()| time_left(&headers))
-            .and_then(|left| Ok((received.saturating_add(left), self.budget.take(payload.len())?)))
-            .and_then(|(deadline, permit)| Ok((deadline, permit, read(route.op, &payload)?)));
-        let (deadline, permit, request) = match taken {
-            Ok(taken) => taken,
+        let left = match caller.may_use(&subject).and_then(|()| time_left(&headers)) {
+            Ok(left) => left,
             Err(error) => return responder.error(&error),
         };
+        let permit = match self.admission.admit(&caller, &subject, op, payload.len()) {
+            Ok(permit) => permit,
+            Err(Refusal::Reply(error)) => return responder.error(&error),
+            Err(Refusal::Drop) => return,
+        };
+        let deadline = responder.received().saturating_add(left);
+        let cost = (payload.len() as u64).max(LEAST_COST);
+        let tenant = permit.tenant();
+        queues.push(tenant, cost, QueuedRequest { subject, op, payload, deadline, permit, responder });
+    }
+
+    /// One pass over the queues.
+    fn serve_turns(&self, queues: &mut TenantQueues) {
+        let max_reply_bytes = self.bus.max_payload().saturating_sub(ENVELOPE_BYTES);
+        let mut bytes = 0;
+        for _ in 0..SERVED {
+            let Some((_, request)) = queues.pop() else { return };
+            bytes += request.payload.len();
+            self.serve(request, max_reply_bytes);
+            if bytes >= SERVED_BYTES {
+                return;
+            }
+        }
+    }
+
+    fn serve(&self, queued: QueuedRequest, max_reply_bytes: usize) {
+        let QueuedRequest { subject, op, payload, deadline, mut permit, responder } = queued;
+        // The engine decides about a change: another copy of it may be planned.
+        if !op.changes() && self.admission.is_expired(deadline) {
+            self.admission.metrics().expired.fetch_add(1, Ordering::Relaxed);
+            return responder.error(&time_ran_out());
+        }
+        let taken = read(op, &payload).and_then(|request| {
+            permit.charge_items(items(&request))?;
+            Ok(request)
+        });
+        let request = match taken {
+            Ok(request) => request,
+            Err(error) => return responder.error(&error),
+        };
+        let tenant = permit.tenant();
         let respond = Box::new(move |outcome: Result<SubjectReply, ErrorReply>| {
             match outcome.and_then(|reply| write(&reply)) {
                 Ok(payload) => responder.ok(payload),
@@ -181,11 +198,21 @@ impl<E: RequestSink> RequestIntake<E> {
             }
             drop(permit);
         });
-        self.engine.submit(
-            &route.subject,
-            Submission { tenant: TenantId::SHARED, deadline, request, max_reply_bytes, respond },
-        );
+        self.engine.submit(&subject, Submission { tenant, deadline, request, max_reply_bytes, respond });
     }
+}
+
+/// Number of items that a request names or carries, at least one.
+fn items(request: &SubjectRequest) -> usize {
+    let items = match request {
+        SubjectRequest::Set(request) => request.sets.len(),
+        SubjectRequest::Delete(request) => request.seqs.len() + request.keys.len(),
+        SubjectRequest::Get(request) => {
+            request.keys.as_ref().map_or(0, Vec::len) + request.seqs.as_ref().map_or(0, Vec::len)
+        }
+        _ => 1,
+    };
+    items.max(1)
 }
 
 fn closed_error() -> ErrorReply {

@@ -15,23 +15,19 @@ use dormouse_engine::api::Submission;
 use dormouse_engine::{Engine, EngineOpenError, LogEnd, PreparedEngine};
 use dormouse_protocol::fleet::{BusySubject, ServerLoad};
 use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
-use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject};
+use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject, TenantRule};
 use dormouse_runtime::{Env, Stop, Tasks};
 
+use crate::admission::Admission;
 use crate::authority::{CoordinatorAuthority, LeaseView};
 use crate::events::EventPublisher;
 use crate::handover_task::{Handover, HandoverDeps, ORDERS};
 use crate::health::{HealthSources, ServerPhase, SharedPhase};
 use crate::membership::{MemberInfo, Membership};
-use crate::requests::{OpStats, RequestBudget, RequestIntake, RequestSink};
+use crate::requests::{OpStats, RequestIntake, RequestSink};
 
 /// Name of the service in the NATS services API.
 pub const SERVICE_NAME: &str = "dormouse-persist-server";
-
-/// Maximum number of unanswered requests.
-const MAX_REQUESTS: usize = 32_768;
-/// Maximum bytes of unanswered requests.
-const MAX_REQUEST_BYTES: usize = 256 * 1_024 * 1_024;
 
 /// Settings of a server beyond those of its engine.
 #[derive(Debug, Clone)]
@@ -44,6 +40,8 @@ pub struct ServerSettings {
     pub inbox_prefixes: InboxPrefixes,
     /// How the server checks the subject of a request against its caller.
     pub callers: Callers,
+    /// Which part of a request names its tenant.
+    pub tenant_rule: TenantRule,
     /// When the process started, on the clock of [`Env::boot`]. The uptime in health counts from here, also after the
     /// process has started a new log.
     pub started: Duration,
@@ -149,7 +147,7 @@ impl Server {
             engine: Arc::default(),
             events,
             handover: Arc::default(),
-            budget: RequestBudget::new(MAX_REQUESTS, MAX_REQUEST_BYTES),
+            admission: Admission::new(settings.tenant_rule, env.clone()),
             stats: OpStats::default(),
         };
         let sources = vitals.clone();
@@ -281,7 +279,7 @@ impl Server {
             name: self.log.server().clone(),
             bus: Arc::clone(&self.bus),
             engine,
-            budget: Arc::clone(&self.health.budget),
+            admission: Arc::clone(&self.health.admission),
             stats: self.health.stats.clone(),
         };
         let (closed, stop) = (self.closed.clone(), self.tasks.intake.stop().clone());

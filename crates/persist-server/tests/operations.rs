@@ -2,15 +2,19 @@
 
 mod support;
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use dormouse_bus::Outgoing;
 use dormouse_protocol::data::{
     ChangesReply, ChangesRequest, ConfigureReply, ConfigureRequest, DeleteAllReply, DeleteAllRequest,
     DeleteReply, DeleteRequest, DestroyReply, DestroyRequest, FlushReply, FlushRequest, GetAllReply,
     GetAllRequest, GetReply, GetRequest, InfoReply, InfoRequest, KeysReply, KeysRequest, SetItem, SetOutcome,
     SetReply, SetRequest,
 };
+use dormouse_protocol::health::HealthStatus;
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{ErrorCode, Level, Op, ProtocolVersion, Seq, encode};
+use dormouse_protocol::{ErrorCode, Level, Op, Prefix, ProtocolVersion, Seq, ServerName, Subject, encode};
 use support::Fleet;
 
 /// The server answers each operation of the protocol over the bus.
@@ -125,7 +129,7 @@ async fn subject_limits_are_configured_enforced_and_reported() {
     let info: InfoReply = fleet.ask("a", Op::Info, "orders", &InfoRequest::default()).await.unwrap();
     assert_eq!((info.count, info.bytes, info.config), (1, 4, config));
     assert_eq!((info.details.expiring, info.details.next_expiry.is_some()), (1, true));
-    tokio::time::sleep(std::time::Duration::from_secs(61)).await;
+    tokio::time::sleep(Duration::from_secs(61)).await;
     assert_eq!(fleet.get("a", "orders", "c").await.unwrap(), None);
 }
 
@@ -150,4 +154,34 @@ async fn request_stats_are_counted_by_operation() {
     assert_eq!((count("set"), count("get"), count("keys"), count("other")), ((1, 0), (3, 1), (0, 0), (1, 1)));
     let health = fleet.health("a").await;
     assert_eq!((health.figures["requests"], health.figures["requests_in_flight"]), (4, 0));
+}
+
+/// If a tenant sends more garbage than gets refusals, the rest is dropped, counted, and reported in health. Meanwhile
+/// another tenant is served.
+#[tokio::test(start_paused = true)]
+async fn overload_drops_are_counted_and_reported_in_health() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve("a").await;
+    fleet.set("a", "polite.numbers", "k", "1").await.unwrap();
+    let route = Prefix::default().server(
+        &ServerName::new("a").unwrap(),
+        Op::Info,
+        &Subject::new("greedy.numbers").unwrap(),
+    );
+    let garbage = Bytes::from(vec![0xc1; 9_000]);
+    // Each is sent and given up at once.
+    for _ in 0..1_100 {
+        let message = Outgoing::new(route.clone(), garbage.clone());
+        let mut asked = Box::pin(fleet.bus().request(message, Duration::from_secs(1)));
+        assert!(futures::poll!(&mut asked).is_pending());
+    }
+    assert_eq!(fleet.get("a", "polite.numbers", "k").await.unwrap().as_deref(), Some("1"));
+    let health = fleet.health("a").await;
+    let dropped = health.figures["requests_dropped_total"];
+    assert!((1..=100).contains(&dropped), "{dropped}");
+    assert_eq!(health.figures["requests_over_size_total"], 1_100);
+    assert_eq!((health.status, health.figures["tenants"]), (HealthStatus::Degraded, 2));
+    assert!(health.problems[0].starts_with("requests dropped"), "{:?}", health.problems);
+    tokio::time::advance(Duration::from_secs(301)).await;
+    assert_eq!(fleet.health("a").await.figures["requests_dropped_total"], dropped);
 }

@@ -32,6 +32,15 @@ pub const MAX_CALLER_SEQ: u64 = MAX_SEQ / 2;
 /// The maximum number of items in one request: sets, deleted seqs and keys together, or requested keys or seqs.
 pub const MAX_ITEMS_PER_REQUEST: usize = 10_000;
 
+/// Largest encoded request that names keys or seqs, in bytes: `get` and `delete`.
+pub const MAX_QUERY_BYTES: usize = 256 * 1_024;
+
+/// Largest encoded `configure`, in bytes.
+pub const MAX_CONFIGURE_BYTES: usize = 64 * 1_024;
+
+/// Largest encoded request of any other operation that carries no values, in bytes.
+pub const MAX_SMALL_REQUEST_BYTES: usize = 8 * 1_024;
+
 /// The maximum number of messages or keys on one page.
 pub const MAX_PAGE_ITEMS: usize = 10_000;
 
@@ -130,4 +139,12 @@ const _: () = assert!(
     MAX_TENANTS_PER_PAGE * (MAX_TENANT_NAME_BYTES + 1_024) + ENVELOPE_BYTES < NATS_MAX_PAYLOAD_BYTES,
     "a page of tenants must fit a payload"
 );
+const _: () = assert!(
+    MAX_ITEMS_PER_REQUEST * 9 + ENVELOPE_BYTES < MAX_QUERY_BYTES,
+    "a request must hold the maximum number of seqs"
+);
+const _: () =
+    assert!(MAX_METADATA_BYTES + ENVELOPE_BYTES < MAX_CONFIGURE_BYTES, "metadata must fit a configure");
+const _: () =
+    assert!(MAX_KEY_BYTES + ENVELOPE_BYTES <= MAX_SMALL_REQUEST_BYTES, "a key must fit any request");
 const _: () = assert!(MAX_SEQ < i64::MAX as u64, "a seq must fit SQLite's integers");

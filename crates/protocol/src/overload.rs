@@ -16,6 +16,8 @@ const UNSHIPPED_WAIT: [Duration; 2] = [Duration::from_millis(50), Duration::from
 pub enum OverloadCause {
     /// The unanswered requests of a server use up its budget. Requests are short.
     RequestsInFlight,
+    /// The unanswered requests of one tenant, or of one of its subjects, use up its share.
+    TenantShare,
     /// The queued replies of an endpoint use up their bytes: its NATS connection is slow.
     ReplyQueueBytes,
     /// The queue of one subject is full. Its task empties the queue in bursts.
@@ -66,6 +68,7 @@ impl OverloadCause {
     fn policy(self) -> (&'static str, Duration) {
         let (text, retry_after_ms) = match self {
             Self::RequestsInFlight => ("too many requests in flight", 100),
+            Self::TenantShare => ("the tenant or the subject has its share of requests in flight", 100),
             Self::ReplyQueueBytes => ("the reply queue is full", 100),
             Self::SubjectQueue => ("the subject's queue is full", 50),
             Self::SubjectClosing => ("the subject is still being closed", 50),

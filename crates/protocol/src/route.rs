@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::ids::{InvalidName, ServerName};
-use crate::limits::MAX_PREFIX_BYTES;
+use crate::limits::{MAX_CONFIGURE_BYTES, MAX_PREFIX_BYTES, MAX_QUERY_BYTES, MAX_SMALL_REQUEST_BYTES};
 use crate::subject::{InvalidSubject, Subject};
 
 /// A NATS address of a message.
@@ -165,6 +165,30 @@ ops! {
     UploadCancel = "upload_cancel", true;
     /// Read a chunk of a large value.
     GetChunk = "get_chunk", false;
+}
+
+impl Op {
+    /// The largest encoded request of this operation, in bytes. `None`: as large as a message may be, because the request
+    /// carries values.
+    #[must_use]
+    pub const fn max_request_bytes(self) -> Option<usize> {
+        match self {
+            Self::Set | Self::UploadCommit | Self::UploadChunk => None,
+            Self::Get | Self::Delete => Some(MAX_QUERY_BYTES),
+            Self::Configure => Some(MAX_CONFIGURE_BYTES),
+            Self::GetAll
+            | Self::Keys
+            | Self::DeleteAll
+            | Self::Changes
+            | Self::Info
+            | Self::Flush
+            | Self::Destroy
+            | Self::UploadBegin
+            | Self::UploadFinish
+            | Self::UploadCancel
+            | Self::GetChunk => Some(MAX_SMALL_REQUEST_BYTES),
+        }
+    }
 }
 
 impl fmt::Display for Op {

@@ -49,6 +49,9 @@ fn protocol_document_describes_all_ops_and_limits() {
         format!("in one request | {} |", grouped(limits::MAX_ITEMS_PER_REQUEST)),
         format!("on one page | {} |", grouped(limits::MAX_PAGE_ITEMS)),
         format!("metadata of a subject | {} KiB |", limits::MAX_METADATA_BYTES / 1_024),
+        format!("request `get` or `delete`, encoded | {} KiB |", limits::MAX_QUERY_BYTES / 1_024),
+        format!("request `configure`, encoded | {} KiB |", limits::MAX_CONFIGURE_BYTES / 1_024),
+        format!("any other request to a server, encoded | {} KiB |", limits::MAX_SMALL_REQUEST_BYTES / 1_024),
         format!("inline in an event | {} KiB |", limits::EVENT_INLINE_LIMIT_BYTES / 1_024),
     ] {
         assert!(document().contains(&limit), "{limit}");

@@ -10,7 +10,7 @@ use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Callers, InboxPrefixes};
 use dormouse_engine::{Engine, EngineSettings};
 use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
-use dormouse_protocol::{Prefix, ServerName};
+use dormouse_protocol::{Prefix, ServerName, TenantRule};
 use dormouse_runtime::disk::LocalDisk;
 use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop};
 use dormouse_testkit::bucket::{FaultyBucket, ObservedBucket};
@@ -337,6 +337,7 @@ impl Machine {
             capacity: 100,
             inbox_prefixes: InboxPrefixes::default(),
             callers: Callers::default(),
+            tenant_rule: TenantRule::default(),
             started: env.boot(),
         };
         let deadline = Duration::from_secs(10);

@@ -97,6 +97,7 @@ async fn fleet() -> Fleet {
         capacity: 100,
         inbox_prefixes: InboxPrefixes::default(),
         callers: Callers::default(),
+        tenant_rule: TenantRule::default(),
         started: env.boot(),
     };
     let bus = Arc::new(broker.connect(MemoryOptions::named("a")));

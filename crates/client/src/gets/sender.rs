@@ -126,7 +126,8 @@ impl Drop for QueuedGet<'_> {
 
 /// Sends the queued gets that may be sent. Called whenever that may have become true.
 fn send_waiting(inner: &Arc<ClientShared>, subject: &Subject) {
-    while let Some((position, group, runtime)) = inner.get_scheduler.next(subject, inner.budget_bytes()) {
+    while let Some((position, group, runtime)) = inner.get_scheduler.next(subject, inner.query_budget_bytes())
+    {
         // The guard exists before the spawn: without a runtime, no queue is left without a request in flight.
         let shared =
             BatchSender { inner: Arc::clone(inner), subject: subject.clone(), position, is_done: false };

@@ -1,4 +1,4 @@
-//! Requests that never reach the engine, and the limits of the budget.
+//! Requests that never reach the engine, and the order of those that do.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -7,10 +7,11 @@ use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{AskError, Outgoing, ServeOptions, ask, serve, service_error};
 use dormouse_protocol::data::{DestroyReply, DestroyRequest, GetReply, GetRequest};
 use dormouse_protocol::deadline::TIME_LEFT_HEADER;
-use dormouse_protocol::{ErrorCode, Headers, OverloadCause};
+use dormouse_protocol::{ErrorCode, Headers, OverloadCause, TenantRule};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 
 use super::*;
+use crate::admission::{Amount, REFUSALS_PER_SECOND, SharesSettings};
 
 /// An engine that keeps its requests until the test responds.
 #[derive(Clone, Default)]
@@ -27,13 +28,13 @@ struct Scene {
     broker: MemoryBroker,
     caller: Arc<dyn Bus>,
     held: HeldRequests,
-    budget: Arc<RequestBudget>,
+    admission: Arc<Admission>,
     closed: Stop,
     tasks: Tasks,
 }
 
 impl Scene {
-    async fn new(max_requests: usize) -> Self {
+    async fn new(max_requests: u64) -> Self {
         let clock = VirtualClock::starting_at(Duration::ZERO);
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
         let broker = MemoryBroker::new();
@@ -42,19 +43,21 @@ impl Scene {
         let (prefix, name) = (Prefix::default(), ServerName::new("a").unwrap());
         let requests =
             serve(&bus, &env, &replies, prefix.server_all(&name), ServeOptions::default()).await.unwrap();
-        let (held, budget, closed) =
-            (HeldRequests::default(), RequestBudget::new(max_requests, 1_000_000), Stop::new());
+        let (held, closed) = (HeldRequests::default(), Stop::new());
+        let whole = Amount { requests: max_requests, bytes: 64_000_000, items: 1_000_000 };
+        let settings = SharesSettings { whole, ..SharesSettings::default() };
+        let admission = Admission::with(settings, TenantRule::default(), env.clone());
         let intake = RequestIntake {
             prefix,
             name,
             bus,
             engine: held.clone(),
-            budget: Arc::clone(&budget),
+            admission: Arc::clone(&admission),
             stats: OpStats::default(),
         };
         tasks.spawn("requests", intake.run(requests, closed.clone(), tasks.stop().clone()));
         let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));
-        Self { env, broker, caller, held, budget, closed, tasks }
+        Self { env, broker, caller, held, admission, closed, tasks }
     }
 
     async fn get(&self, timeout: Duration) -> Result<GetReply, AskError> {
@@ -75,33 +78,131 @@ impl Scene {
             other => panic!("{other:?}"),
         }
     }
+
+    /// Sends a request without waiting, and leaves it unanswered if the engine gets it.
+    async fn send(&self, subject: &str, op: Op, payload: Vec<u8>) {
+        let route =
+            Prefix::default().server(&ServerName::new("a").unwrap(), op, &Subject::new(subject).unwrap());
+        let message = Outgoing::new(route, payload.into());
+        let mut asked = Box::pin(self.caller.request(message, Duration::from_secs(5)));
+        assert!(futures::poll!(&mut asked).is_pending());
+    }
+
+    async fn refusal(&self, subject: &str, op: Op, payload: Vec<u8>) -> ErrorReply {
+        let route =
+            Prefix::default().server(&ServerName::new("a").unwrap(), op, &Subject::new(subject).unwrap());
+        let message = Outgoing::new(route, payload.into());
+        let reply = self.caller.request(message, Duration::from_secs(5)).await.unwrap();
+        service_error(&reply).expect("the request is refused")
+    }
+
+    async fn settle(&self) {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
-/// A request above the budget gets `overloaded` at once; unanswered requests use the budget until the engine responds.
+fn a_get() -> Vec<u8> {
+    encode(&GetRequest::key("k")).unwrap().to_vec()
+}
+
+/// A request above the share of its tenant gets `overloaded` before its body is decoded. A tenant without requests in
+/// flight is served, and so are the changes of the same tenant.
 #[tokio::test(start_paused = true)]
-async fn request_over_budget_is_rejected_at_once() {
-    let scene = Scene::new(2).await;
-    for _ in 0..2 {
-        // These get no reply: the callers time out, but the requests still use the budget.
-        assert!(matches!(scene.get(Duration::from_secs(1)).await, Err(AskError::Request(_))));
+async fn overload_refusal_precedes_decoding() {
+    let scene = Scene::new(64).await;
+    while scene.admission.metrics().over_share.load(Ordering::Relaxed) == 0 {
+        scene.send("greedy.orders", Op::Get, a_get()).await;
+        scene.settle().await;
     }
-    assert_eq!(scene.budget.in_flight(), 2);
-    assert_eq!(scene.code().await, ErrorCode::Overloaded);
-    let done = scene.held.0.lock().unwrap().pop().unwrap();
-    (done.respond)(Err(ErrorReply::unavailable("done")));
-    assert_eq!(scene.budget.in_flight(), 1);
-    assert!(
-        matches!(scene.get(Duration::from_secs(1)).await, Err(AskError::Request(_))),
-        "the budget has room again"
-    );
-    assert_eq!(scene.held.0.lock().unwrap().len(), 2);
+    let in_flight = scene.admission.in_flight();
+    let refusal = scene.refusal("greedy.orders", Op::Get, b"no MessagePack".to_vec()).await;
+    assert_eq!(refusal, OverloadCause::TenantShare.into());
+    assert_eq!(scene.admission.in_flight(), in_flight);
+    // Other requests are decoded.
+    for (subject, op) in [("polite.orders", Op::Get), ("greedy.orders", Op::Set)] {
+        let refusal = scene.refusal(subject, op, b"no MessagePack".to_vec()).await;
+        assert_eq!(refusal.code, ErrorCode::BadRequest, "{subject} {op}");
+    }
+    let answered = scene.held.0.lock().unwrap().split_off(0);
+    answered.into_iter().for_each(|held| (held.respond)(Err(ErrorReply::unavailable("done"))));
+    assert_eq!(scene.admission.in_flight(), 0);
+    scene.send("greedy.orders", Op::Get, a_get()).await;
+    scene.settle().await;
+    assert_eq!(scene.held.0.lock().unwrap().len(), 1, "the share is free again");
+}
+
+/// A request above the size limit of its operation gets `too_large` before its body is decoded.
+#[tokio::test(start_paused = true)]
+async fn request_over_size_of_its_operation_is_not_decoded() {
+    let scene = Scene::new(64).await;
+    for (op, most) in [(Op::Get, 256 * 1_024), (Op::Configure, 64 * 1_024), (Op::Info, 8 * 1_024)] {
+        let refusal = scene.refusal("orders", op, vec![0xc1; most + 1]).await;
+        assert_eq!(
+            (refusal.code, refusal.limit.as_deref()),
+            (ErrorCode::TooLarge, Some("max_request_bytes"))
+        );
+        let refusal = scene.refusal("orders", op, vec![0xc1; most]).await;
+        assert_eq!(refusal.code, ErrorCode::BadRequest, "{op}");
+    }
+    let refusal = scene.refusal("orders", Op::Set, vec![0xc1; 900_000]).await;
+    assert_eq!(refusal.code, ErrorCode::BadRequest);
+    assert_eq!(scene.admission.metrics().too_large.load(Ordering::Relaxed), 3);
+}
+
+/// A tenant gets a bounded number of refusals in a second. Its further requests are dropped and counted; another tenant
+/// still gets its refusals.
+#[tokio::test(start_paused = true)]
+async fn overload_refusals_above_limit_are_dropped_and_counted() {
+    let scene = Scene::new(64).await;
+    for _ in 0..REFUSALS_PER_SECOND + 5 {
+        scene.send("greedy.orders", Op::Info, vec![0; 9_000]).await;
+    }
+    scene.settle().await;
+    assert_eq!(scene.admission.metrics().dropped.load(Ordering::Relaxed), 5);
+    assert!(scene.admission.metrics().dropped_since(scene.env.boot()));
+    let refusal = scene.refusal("polite.orders", Op::Info, vec![0; 9_000]).await;
+    assert_eq!(refusal.code, ErrorCode::TooLarge);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    scene.refusal("greedy.orders", Op::Info, vec![0; 9_000]).await;
+    assert!(!scene.admission.metrics().dropped_since(scene.env.boot()));
+    assert_eq!(scene.admission.busiest_tenants(10)[0].in_use.requests_per_second, REFUSALS_PER_SECOND + 5);
+}
+
+/// A request of another tenant waits for at most one turn of a flood that arrived before it.
+#[tokio::test(start_paused = true)]
+async fn flood_delays_other_tenant_by_one_turn() {
+    let scene = Scene::new(32_768).await;
+    for number in 0..1_000 {
+        scene.send(&format!("greedy.s{number}"), Op::Get, a_get()).await;
+    }
+    scene.send("polite.orders", Op::Get, a_get()).await;
+    scene.settle().await;
+    let held = scene.held.0.lock().unwrap();
+    let first = held[0].tenant;
+    let position = held.iter().position(|submission| submission.tenant != first).unwrap();
+    assert_eq!(position, 64, "64 KiB, at 1 KiB a request");
+    assert_eq!(held.len(), 1_001);
+}
+
+/// The read whose time runs out in the queue is refused without the engine.
+#[tokio::test(start_paused = true)]
+async fn deadline_passed_read_is_not_submitted() {
+    let scene = Scene::new(64).await;
+    let headers = Headers(vec![(TIME_LEFT_HEADER.to_owned(), "0".to_owned())]);
+    let message = Outgoing { headers, ..scene.get_message() };
+    let reply = scene.caller.request(message, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(service_error(&reply), Some(time_ran_out()));
+    assert!(scene.held.0.lock().unwrap().is_empty());
+    assert_eq!(scene.admission.metrics().expired.load(Ordering::Relaxed), 1);
 }
 
 /// The deadline of a request counts from its receipt. A header that is no number is refused.
 #[tokio::test(start_paused = true)]
 async fn deadline_of_request_counts_from_receipt() {
-    let scene = Scene::new(10).await;
-    for (text, left) in [(None, 10_000), (Some("250"), 250), (Some("0"), 0)] {
+    let scene = Scene::new(64).await;
+    for (text, left) in [(None, 10_000), (Some("250"), 250), (Some("1"), 1)] {
         let headers = text.map(|text| (TIME_LEFT_HEADER.to_owned(), text.to_owned()));
         let received = scene.env.boot();
         let message = Outgoing { headers: Headers(headers.into_iter().collect()), ..scene.get_message() };
@@ -119,7 +220,7 @@ async fn deadline_of_request_counts_from_receipt() {
 /// A request that arrives after the close gets `not_owner` and never reaches the engine.
 #[tokio::test(start_paused = true)]
 async fn request_after_close_gets_not_owner() {
-    let scene = Scene::new(10).await;
+    let scene = Scene::new(64).await;
     scene.closed.request();
     assert_eq!(scene.code().await, ErrorCode::NotOwner);
     assert_eq!(scene.held.0.lock().unwrap().len(), 0);
@@ -129,7 +230,7 @@ async fn request_after_close_gets_not_owner() {
 /// A request that was sent before the intake stops still reaches the engine and gets its reply.
 #[tokio::test(start_paused = true)]
 async fn request_received_before_stop_reaches_engine() {
-    let scene = Scene::new(10).await;
+    let scene = Scene::new(64).await;
     let subject = Subject::new("orders").unwrap();
     let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Get, &subject);
     let request = GetRequest::key("k");
@@ -145,7 +246,7 @@ async fn request_received_before_stop_reaches_engine() {
 /// If the payload limit of the bus shrinks during a request, a reply above it becomes `indeterminate`.
 #[tokio::test(start_paused = true)]
 async fn reply_over_reduced_payload_limit_is_indeterminate() {
-    let scene = Scene::new(10).await;
+    let scene = Scene::new(64).await;
     let subject = Subject::new("orders").unwrap();
     let route = Prefix::default().server(&ServerName::new("a").unwrap(), Op::Destroy, &subject);
     let request = DestroyRequest::default();
@@ -179,22 +280,4 @@ fn operation_stats_exist_for_each_op() {
     for (position, op) in Op::ALL.iter().enumerate() {
         assert!(Arc::ptr_eq(stats.of(*op), &stats.0[position]));
     }
-}
-
-/// The request budget limits requests and bytes, counts rejections, and frees both when a permit is dropped.
-#[test]
-fn request_budget_limits_count_and_bytes() {
-    let budget = RequestBudget::new(2, 100);
-    let first = budget.take(60).unwrap();
-    assert!(budget.take(41).is_err(), "too many bytes");
-    let second = budget.take(40).unwrap();
-    let error = budget.take(0).err().unwrap();
-    assert_eq!(
-        (error.code, error.retry_after_ms),
-        (ErrorCode::Overloaded, Some(OverloadCause::RequestsInFlight.retry_after_ms()))
-    );
-    assert_eq!((budget.in_flight(), budget.refused()), (2, 2));
-    drop((first, second));
-    assert_eq!(budget.in_flight(), 0);
-    assert!(budget.take(100).is_ok());
 }

@@ -26,7 +26,7 @@ use dormouse_protocol::route::FleetRoute;
 use dormouse_protocol::tenant::LimitsRevision;
 use dormouse_protocol::{
     ErrorCode, ErrorReply, Incarnation, LogId, Op, Prefix, ProtocolVersion, Route, ServerName, Subject,
-    decode, encode,
+    TenantRule, decode, encode,
 };
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use serde::Serialize;
@@ -222,6 +222,7 @@ impl Fleet {
             capacity: 100,
             inbox_prefixes: InboxPrefixes::default(),
             callers: Callers::default(),
+            tenant_rule: TenantRule::default(),
             started: self.started.lock().unwrap()[prepared.log().server().as_str()],
         };
         Server::start(prepared, settings, bus, self.env.clone()).await.unwrap()

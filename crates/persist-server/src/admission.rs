@@ -1,0 +1,221 @@
+//! Admission: decides for each request that arrives, before its body is decoded, whether it waits for its turn, gets an
+//! error at once, or is dropped.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `shares` | the pure machine: how much of the shared limits each tenant and each subject holds |
+//! | `tenants` | the records of the tenants, at most 10,000 |
+//! | `refusals` | how many refusals a tenant gets per second, and the rate of its requests |
+//!
+//! Reads and changes have half of each shared limit, and neither uses the other half. Of its half, a tenant may hold half
+//! of what the others leave free, and a subject half of what the other subjects of its tenant leave of that. So a new
+//! tenant always finds room, and a single tenant is not limited to a fixed part.
+
+mod refusals;
+mod shares;
+mod tenants;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dormouse_bus::Caller;
+use dormouse_engine::api::TenantId;
+use dormouse_protocol::tenant::{BusyTenant, TenantLimits, TenantName};
+use dormouse_protocol::{ErrorReply, Op, OverloadCause, Subject, TenantRule};
+use dormouse_runtime::{Env, Lock};
+
+#[cfg(test)]
+pub(crate) use self::shares::Amount;
+use self::shares::{Charge, Shares};
+pub(crate) use self::shares::{REFUSALS_PER_SECOND, SharesSettings};
+
+/// What becomes of a request that is not admitted.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Its caller gets this error.
+    Reply(ErrorReply),
+    /// Its tenant has got the maximum number of refusals in this second: the request gets no reply.
+    Drop,
+}
+
+/// Counters of refused requests, since the start.
+#[derive(Debug, Default)]
+pub struct AdmissionMetrics {
+    /// Refused because the tenant or the subject holds its share.
+    pub over_share: AtomicU64,
+    /// Refused because a limit of the whole server is used up.
+    pub over_limit: AtomicU64,
+    /// Refused because the request is larger than its operation allows.
+    pub too_large: AtomicU64,
+    /// Refused because the time of the request ran out before its turn.
+    pub expired: AtomicU64,
+    /// Dropped without a reply, because the tenant gets no more refusals in this second.
+    pub dropped: AtomicU64,
+    /// When the last request was dropped, in milliseconds of [`Env::boot`], plus one; 0 if none was.
+    last_drop: AtomicU64,
+}
+
+impl AdmissionMetrics {
+    fn count_drop(&self, now: Duration) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.last_drop.store(millis(now).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Whether a request was dropped at `since` or later.
+    #[must_use]
+    pub fn dropped_since(&self, since: Duration) -> bool {
+        self.last_drop.load(Ordering::Relaxed) > millis(since)
+    }
+
+    /// Number of requests that were refused as `overloaded` or dropped.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        [&self.over_share, &self.over_limit, &self.dropped]
+            .into_iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .sum()
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The admission of one server: the machine, with a clock and counters. Shared by the intake, which admits, and by the
+/// replies, which return what their requests held.
+#[derive(Debug)]
+pub struct Admission {
+    shares: Lock<Shares>,
+    rule: TenantRule,
+    env: Env,
+    metrics: AdmissionMetrics,
+}
+
+impl Admission {
+    /// Admission with the default limits. `rule` names the tenant of a request.
+    #[must_use]
+    pub fn new(rule: TenantRule, env: Env) -> Arc<Self> {
+        Self::with(SharesSettings::default(), rule, env)
+    }
+
+    pub(crate) fn with(settings: SharesSettings, rule: TenantRule, env: Env) -> Arc<Self> {
+        let shares = Lock::new(Shares::new(settings));
+        Arc::new(Self { shares, rule, env, metrics: AdmissionMetrics::default() })
+    }
+
+    /// Whether `deadline`, on the clock of [`Env::boot`], has passed.
+    pub(crate) fn is_expired(&self, deadline: Duration) -> bool {
+        deadline <= self.env.boot()
+    }
+
+    /// The counters.
+    #[must_use]
+    pub const fn metrics(&self) -> &AdmissionMetrics {
+        &self.metrics
+    }
+
+    /// Replaces the limits that an operator has set for tenants. Tenants that are not named have none.
+    pub fn set_limits(&self, limits: impl IntoIterator<Item = (TenantName, TenantLimits)>) {
+        self.shares.lock().set_limits(limits);
+    }
+
+    /// Number of unanswered requests.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.shares.lock().in_flight()
+    }
+
+    /// Number of tenants with a record, without the shared one.
+    #[must_use]
+    pub fn tenants(&self) -> u64 {
+        self.shares.lock().tenants()
+    }
+
+    /// The tenants with the most requests in the last full second, the busiest first, at most `most`. Examines every
+    /// record.
+    #[must_use]
+    pub fn busiest_tenants(&self, most: usize) -> Vec<BusyTenant> {
+        let now = self.env.boot();
+        self.shares.lock().busiest(most, now)
+    }
+
+    /// Admits a request of `bytes` bytes, which has arrived from `caller`.
+    ///
+    /// # Errors
+    /// [`Refusal`]; then the request holds nothing.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        caller: &Caller,
+        subject: &Subject,
+        op: Op,
+        bytes: usize,
+    ) -> Result<RequestPermit, Refusal> {
+        let now = self.env.boot();
+        let name = self.rule.tenant_text(caller.account(), subject);
+        let mut shares = self.shares.lock();
+        let tenant = shares.arrived(&name, now);
+        let refused = match op.max_request_bytes().filter(|most| bytes > *most) {
+            Some(most) => {
+                self.metrics.too_large.fetch_add(1, Ordering::Relaxed);
+                ErrorReply::too_large("max_request_bytes", bytes, most)
+            }
+            None => match shares.charge(tenant, subject, op, bytes as u64, now) {
+                Ok(charge) => return Ok(RequestPermit { admission: Arc::clone(self), charge }),
+                Err(cause) => self.count_refused(cause).into(),
+            },
+        };
+        if shares.may_reply_refusal(tenant, now) {
+            return Err(Refusal::Reply(refused));
+        }
+        self.metrics.count_drop(now);
+        Err(Refusal::Drop)
+    }
+
+    fn count_refused(&self, cause: OverloadCause) -> OverloadCause {
+        let count = match cause {
+            OverloadCause::TenantShare => &self.metrics.over_share,
+            _ => &self.metrics.over_limit,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        cause
+    }
+}
+
+/// What one request holds of the shared limits. A drop returns it.
+#[derive(Debug)]
+pub(crate) struct RequestPermit {
+    admission: Arc<Admission>,
+    charge: Charge,
+}
+
+impl RequestPermit {
+    /// The tenant that the request is charged to.
+    pub(crate) const fn tenant(&self) -> TenantId {
+        self.charge.tenant
+    }
+
+    /// Charges the items of the decoded request.
+    ///
+    /// # Errors
+    /// `overloaded`; then the request is not to be executed.
+    pub(crate) fn charge_items(&mut self, items: usize) -> Result<(), ErrorReply> {
+        // One is charged already.
+        let more = items.saturating_sub(1);
+        if more == 0 {
+            return Ok(());
+        }
+        let now = self.admission.env.boot();
+        let charged = self.admission.shares.lock().charge_items(&mut self.charge, more as u64, now);
+        charged.map_err(|cause| self.admission.count_refused(cause).into())
+    }
+}
+
+impl Drop for RequestPermit {
+    fn drop(&mut self) {
+        self.admission.shares.lock().release(&self.charge);
+    }
+}
+
+#[cfg(test)]
+mod tests;
