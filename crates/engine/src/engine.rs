@@ -2,6 +2,7 @@
 
 mod end;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use crate::api::{Authority, EventSink, HandoverOutcome, SubjectReply, SubjectReq
 use crate::data_dir::{DataDir, DataDirError};
 use crate::housekeeping;
 use crate::metrics::{Counters, EngineMetrics};
+use crate::open_turns::OpenTurns;
 use crate::read_lease::ReadLease;
 use crate::settings::EngineSettings;
 use crate::spool::{self, Spool, SpoolFiles, SpoolLimits};
@@ -32,9 +34,6 @@ use crate::subject_table::{SubjectLoad, SubjectTable, SubmitOutcome, shutting_do
 use crate::values::TransferLimiter;
 
 pub use end::ShutdownReport;
-
-/// Subjects that may be opening at the same time.
-const OPENING: usize = 32;
 
 /// Subjects that may be publishing at the same time.
 const PUBLISHING: usize = 16;
@@ -94,7 +93,7 @@ pub(crate) struct EngineShared {
     pub(crate) downloads: TransferLimiter,
     /// Chunked uploads.
     pub(crate) spool: Arc<Spool>,
-    pub(crate) opening: Semaphore,
+    pub(crate) opening: OpenTurns,
     pub(crate) publishing: Semaphore,
     /// Notified when a log is marked as orphaned.
     pub(crate) orphaned_log_marked: Notify,
@@ -312,7 +311,7 @@ impl PreparedEngine {
             uploads: TransferLimiter::new(),
             downloads: TransferLimiter::new(),
             spool,
-            opening: Semaphore::new(OPENING),
+            opening: OpenTurns::new(),
             publishing: Semaphore::new(PUBLISHING),
             orphaned_log_marked: Notify::new(),
         });
@@ -419,6 +418,12 @@ impl Engine {
     #[must_use]
     pub fn open_subjects(&self) -> Vec<Subject> {
         self.shared.subject_table.subjects()
+    }
+
+    /// The number of open subjects of each tenant that has some, by the tenant whose request opened the subject.
+    #[must_use]
+    pub fn open_subjects_by_tenant(&self) -> BTreeMap<TenantId, usize> {
+        self.shared.subject_table.open_by_tenant()
     }
 
     /// At most `most` open subjects, the busiest first.

@@ -24,6 +24,7 @@ mod export;
 pub mod gc;
 mod housekeeping;
 mod metrics;
+mod open_turns;
 pub mod ownership;
 mod read_lease;
 mod request_rate;

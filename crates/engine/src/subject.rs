@@ -33,7 +33,7 @@ use std::sync::Arc;
 use dormouse_protocol::{ErrorReply, Subject};
 use tokio::sync::{Notify, mpsc};
 
-use crate::api::{HandoverOutcome, SubjectReply, SubjectRequest, Submission};
+use crate::api::{HandoverOutcome, SubjectReply, SubjectRequest, Submission, TenantId};
 use crate::engine::EngineShared;
 use crate::subject_table::{FileGuard, SubjectTaskArgs, shutting_down};
 use serve::{OpenSubject, SubjectServeEnd};
@@ -73,11 +73,25 @@ impl SubjectInbox {
         self.waiting.extend(self.taken.drain(..));
     }
 
-    /// Whether the first waiting request is a handover.
-    fn starts_with_handover(&mut self) -> bool {
+    /// Moves the requests in the queue to those that wait.
+    fn take_queued(&mut self) {
         for _ in 0..self.queue.len() {
             self.waiting.extend(self.queue.try_recv());
         }
+    }
+
+    /// If no caller waits any more, refuses all requests: the subject is not open, so no copy of them is planned.
+    fn refuse_if_all_expired(&mut self, shared: &EngineShared) {
+        self.take_queued();
+        let now = shared.env.boot();
+        if self.waiting.iter().all(|submission| submission.is_expired(now)) {
+            self.waiting.drain(..).for_each(|submission| shared.refuse_expired(submission));
+        }
+    }
+
+    /// Whether the first waiting request is a handover.
+    fn starts_with_handover(&mut self) -> bool {
+        self.take_queued();
         self.waiting.front().is_some_and(|submission| submission.request == SubjectRequest::HandOver)
     }
 
@@ -96,9 +110,7 @@ impl SubjectInbox {
     /// Sends the same reply to all requests that wait now. Requests that arrive meanwhile are not included:
     /// they may be a consequence of these replies and are handled separately.
     fn refuse(&mut self, reply: &ErrorReply) {
-        for _ in 0..self.queue.len() {
-            self.waiting.extend(self.queue.try_recv());
-        }
+        self.take_queued();
         for submission in self.waiting.drain(..) {
             (submission.respond)(Err(reply.clone()));
         }
@@ -110,6 +122,22 @@ impl SubjectTask {
         let inbox = SubjectInbox { queue: args.queue, waiting: VecDeque::new(), taken: Vec::new() };
         let SubjectTaskArgs { close, file_guard, follows_panic, .. } = args;
         Self { shared, subject, close, inbox, file_guard, follows_panic }
+    }
+
+    /// Opens the subject in the turn of its first request's tenant. `None`: no caller waits any more, or `only_own` and
+    /// this process does not own it.
+    async fn open(
+        &mut self,
+        shared: &Arc<EngineShared>,
+        only_own: bool,
+    ) -> Result<Option<open::Opened>, ErrorReply> {
+        let tenant = self.inbox.waiting.front().map_or(TenantId::SHARED, |first| first.tenant);
+        let permit = open::wait_for_turn(shared, tenant).await?;
+        self.inbox.refuse_if_all_expired(shared);
+        if self.inbox.waiting.is_empty() {
+            return Ok(None);
+        }
+        open::open(shared, &self.subject, only_own, permit).await
     }
 
     /// Serves the subject until no request waits.
@@ -124,7 +152,8 @@ impl SubjectTask {
                 self.inbox.refuse(&shutting_down());
             } else {
                 let only_own = self.inbox.starts_with_handover();
-                match Box::pin(open::open(&shared, &self.subject, only_own)).await {
+                match Box::pin(self.open(&shared, only_own)).await {
+                    Ok(None) if self.inbox.waiting.is_empty() => {}
                     Ok(None) => {
                         // Reported before any other work, so that the report cannot apply to a later opening
                         // of the subject.

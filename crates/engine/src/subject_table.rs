@@ -4,7 +4,7 @@
 //! under the lock that also guards the queues. So a request either finds the task, which still serves it, or finds none
 //! and starts one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use dormouse_runtime::Lock;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
-use crate::api::Submission;
+use crate::api::{Submission, TenantId};
 use crate::request_rate::RequestRate;
 
 /// Maximum number of queued requests of one subject.
@@ -83,6 +83,8 @@ pub(crate) struct SubjectTable {
 #[derive(Default)]
 struct TableInner {
     entries: HashMap<Subject, TableEntry>,
+    /// Number of entries of each tenant that has some.
+    open: BTreeMap<TenantId, usize>,
     shut: bool,
     unreleased: Vec<(Subject, String)>,
     released: u64,
@@ -92,6 +94,8 @@ struct TableEntry {
     queue: mpsc::Sender<Submission>,
     close: Arc<Notify>,
     file_guard: Weak<FileGuard>,
+    /// The tenant whose request opened it.
+    tenant: TenantId,
     used_at: Duration,
     rate: RequestRate,
     /// Asked to close, and not used since.
@@ -146,9 +150,15 @@ impl SubjectTable {
             }
         };
         let open = inner.entries.len();
-        let is_full = open >= self.open_limit && !follows_panic;
-        if open >= self.max_open {
-            inner.ask_idle_to_close(open + 1 - self.max_open + self.max_open / 16, is_full);
+        let tenant = submission.tenant;
+        let own = inner.open_of(tenant);
+        let is_over_share = self.is_over_share(own, open);
+        let is_full = (open >= self.open_limit || is_over_share) && !follows_panic;
+        if open >= self.max_open || is_over_share {
+            // A tenant with most of the open subjects makes room among its own.
+            let of = (is_over_share || own * 2 > open).then_some(tenant);
+            let number = (open + 1).saturating_sub(self.max_open) + self.max_open / 16;
+            inner.ask_idle_to_close(number, is_full, of);
         }
         if is_full {
             let reply = ErrorReply::from(OverloadCause::OpenSubjects);
@@ -165,12 +175,28 @@ impl SubjectTable {
             queue: sender,
             close: Arc::clone(&close),
             file_guard: Arc::downgrade(&guard),
+            tenant,
             used_at: now,
             rate,
             asked_to_close: false,
         };
+        // A panicked task leaves its entry to the next.
+        inner.remove(subject);
+        *inner.open.entry(tenant).or_default() += 1;
         inner.entries.insert(subject.clone(), entry);
         SubmitOutcome::Start(SubjectTaskArgs { queue, close, file_guard: guard, follows_panic })
+    }
+
+    /// Whether a tenant that has `own` of the `open` subjects may open no further one. The last eighth of the limit is for
+    /// tenants that have less than their share, which is half of what others leave.
+    fn is_over_share(&self, own: usize, open: usize) -> bool {
+        let share = self.open_limit.saturating_sub(open - own) / 2;
+        open + self.open_limit / 8 >= self.open_limit && own >= share.max(1)
+    }
+
+    /// The number of open subjects of each tenant that has some.
+    pub(crate) fn open_by_tenant(&self) -> BTreeMap<TenantId, usize> {
+        self.lock().open.clone()
     }
 
     /// Removes the task of `subject` if its queue is empty. `false`: the queue is not empty.
@@ -187,7 +213,7 @@ impl SubjectTable {
             }
             return false;
         }
-        inner.entries.remove(subject);
+        inner.remove(subject);
         drop(inner);
         self.left.notify_waiters();
         true
@@ -280,11 +306,28 @@ impl SubjectTable {
 }
 
 impl TableInner {
+    fn open_of(&self, tenant: TenantId) -> usize {
+        self.open.get(&tenant).copied().unwrap_or_default()
+    }
+
+    fn remove(&mut self, subject: &Subject) {
+        let Some(entry) = self.entries.remove(subject) else { return };
+        if let Some(open) = self.open.get_mut(&entry.tenant) {
+            *open -= 1;
+            if *open == 0 {
+                self.open.remove(&entry.tenant);
+            }
+        }
+    }
+
     /// Asks the `number` subjects idle longest to close. The caller adds a reserve each time, so that this search is
     /// rare. If `more`, a request is refused: then at least one further subject is asked, because those asked earlier
-    /// may have long work to finish. A panicked task cannot close, so it is not asked.
-    fn ask_idle_to_close(&mut self, number: usize, more: bool) {
-        let can_close = |entry: &&mut TableEntry| !entry.queue.is_closed();
+    /// may have long work to finish. A panicked task cannot close, so it is not asked. With `of`, only subjects of that
+    /// tenant are asked.
+    fn ask_idle_to_close(&mut self, number: usize, more: bool, of: Option<TenantId>) {
+        let can_close = |entry: &&mut TableEntry| {
+            !entry.queue.is_closed() && of.is_none_or(|tenant| entry.tenant == tenant)
+        };
         let asked = self.entries.values_mut().filter(can_close).filter(|entry| entry.asked_to_close).count();
         let can_be_asked =
             |(_, entry): &(&Subject, &mut TableEntry)| !entry.asked_to_close && can_close(entry);
@@ -315,7 +358,7 @@ pub(crate) fn shutting_down() -> ErrorReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{SubjectRequest, TenantId};
+    use crate::api::SubjectRequest;
 
     fn submission() -> Submission {
         Submission {
@@ -405,6 +448,33 @@ mod tests {
         tasks.remove(0);
         assert!(is_refused());
         assert_eq!(asked(), [true, true, true]);
+    }
+
+    fn submit_of(table: &SubjectTable, tenant: u32, subject: &str) -> SubmitOutcome {
+        let submission = Submission { tenant: TenantId::new(tenant), ..submission() };
+        table.submit(&name(subject), submission, Duration::from_secs(1))
+    }
+
+    /// The last eighth of the limit stays free for tenants below their share, and a tenant above it makes room among its
+    /// own subjects.
+    #[test]
+    fn subject_table_keeps_room_for_other_tenants() {
+        let table = SubjectTable::new(8, Some(16));
+        let polite = start(&table, "polite", 0);
+        let greedy: Vec<_> = (0..20).map(|number| submit_of(&table, 1, &format!("greedy{number}"))).collect();
+        let opened = greedy.iter().filter(|one| matches!(one, SubmitOutcome::Start(_))).count();
+        assert_eq!(opened, 13, "with the other one, 14 of 16");
+        assert!(
+            matches!(greedy.last(), Some(SubmitOutcome::Refused(_, reply)) if reply.retry_after_ms.is_some())
+        );
+        assert!(!is_asked(&table, "polite"), "it is idle longest, but the room is needed by another tenant");
+        let more = (2..10).map(|tenant| submit_of(&table, tenant, &format!("other{tenant}")));
+        assert_eq!(more.filter(|one| matches!(one, SubmitOutcome::Start(_))).count(), 2);
+        assert_eq!(table.open_by_tenant()[&TenantId::new(1)], 13);
+        let SubjectTaskArgs { mut queue, .. } = polite;
+        queue.try_recv().unwrap();
+        assert!(table.remove_if_queue_empty(&name("polite"), &queue));
+        assert!(!table.open_by_tenant().contains_key(&TenantId::SHARED));
     }
 
     /// The table lists the busiest subjects first, with their file sizes, up to the requested number.

@@ -15,6 +15,7 @@ mod refusals;
 mod shares;
 mod tenants;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -132,12 +133,12 @@ impl Admission {
         self.shares.lock().tenants()
     }
 
-    /// The tenants with the most requests in the last full second, the busiest first, at most `most`. Examines every
-    /// record.
+    /// The tenants with the most requests in the last full second, the busiest first, at most `most`. `open` has the number
+    /// of open subjects of each tenant that has some. Examines every record.
     #[must_use]
-    pub fn busiest_tenants(&self, most: usize) -> Vec<BusyTenant> {
+    pub fn busiest_tenants(&self, most: usize, open: &BTreeMap<TenantId, usize>) -> Vec<BusyTenant> {
         let now = self.env.boot();
-        self.shares.lock().busiest(most, now)
+        self.shares.lock().busiest(most, open, now)
     }
 
     /// Admits a request of `bytes` bytes, which has arrived from `caller`.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use dormouse_engine::{Engine, EngineMetrics};
 use dormouse_protocol::LogId;
 use dormouse_protocol::health::{Health, HealthStatus};
+use dormouse_protocol::tenant::BusyTenant;
 use dormouse_runtime::Env;
 
 use crate::admission::{Admission, REFUSALS_PER_SECOND};
@@ -93,6 +94,12 @@ impl HealthSources {
 
     pub(crate) fn engine_metrics(&self) -> EngineMetrics {
         self.engine.get().map(Engine::metrics).unwrap_or_default()
+    }
+
+    /// The tenants with the most requests, the busiest first, at most `most`. The cost grows with the number of tenants.
+    pub(crate) fn busiest_tenants(&self, most: usize) -> Vec<BusyTenant> {
+        let open = self.engine.get().map(Engine::open_subjects_by_tenant).unwrap_or_default();
+        self.admission.busiest_tenants(most, &open)
     }
 
     fn problems(&self, phase: ServerPhase) -> Vec<String> {

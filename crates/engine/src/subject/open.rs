@@ -15,7 +15,9 @@ use dormouse_subject_state::database::{Database, FileOwner};
 use super::garbage::Garbage;
 use super::publish;
 use super::restore::{RestoreError, Restorer, unexpected_effect};
+use crate::api::TenantId;
 use crate::engine::EngineShared;
+use crate::open_turns::OpenPermit;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
 use crate::ownership::local::diverged_above;
 use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, terms};
@@ -30,8 +32,17 @@ pub(super) struct Opened {
     pub(super) verified: Verified,
 }
 
+/// Waits for the turn of `tenant` to open a subject.
+///
+/// # Errors
+/// The reply to the waiting requests.
+pub(super) async fn wait_for_turn(shared: &EngineShared, tenant: TenantId) -> Result<OpenPermit, ErrorReply> {
+    let turn = tokio::time::timeout(PERMIT_TIMEOUT, shared.opening.acquire(tenant)).await;
+    Ok(turn.unwrap_or(Err(OverloadCause::SubjectOpens))?)
+}
+
 /// Opens the subject. With `only_own`, opens it only if this process already owns it, and returns `None`
-/// otherwise.
+/// otherwise. The permit ends with the open.
 ///
 /// # Errors
 /// The reply to the waiting requests.
@@ -39,10 +50,8 @@ pub(super) async fn open(
     shared: &Arc<EngineShared>,
     subject: &Subject,
     only_own: bool,
+    _permit: OpenPermit,
 ) -> Result<Option<Opened>, ErrorReply> {
-    let _permit = tokio::time::timeout(PERMIT_TIMEOUT, shared.opening.acquire())
-        .await
-        .map_err(|_| ErrorReply::from(OverloadCause::SubjectOpens))?;
     let path = shared.data.subject_file(subject);
     let restorer = restorer(shared, subject, path);
     let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };

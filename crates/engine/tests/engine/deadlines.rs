@@ -123,3 +123,22 @@ fn deadline_passed_after_planning_does_not_stop_change() {
     world.bucket.set_unreachable(false);
     set_result(planned.wait(&server)).unwrap();
 }
+
+/// A subject whose callers no longer wait when its turn to open comes is not opened.
+#[test]
+fn deadline_passed_before_turn_opens_no_subject() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let opening = server.authority.reply_gate.try_lock().unwrap();
+    let in_time: Vec<_> = (0..32)
+        .map(|number| server.submit(&subject(&format!("app.s{number}")), SubjectRequest::Info))
+        .collect();
+    server.advance(SECOND);
+    let late = submit(&server, SECOND, numbered(1, "a"));
+    server.advance(2 * SECOND);
+    drop(opening);
+    assert_not_begun(late.wait(&server));
+    in_time.iter().for_each(|one| drop(one.wait(&server).unwrap()));
+    let metrics = server.engine.metrics();
+    assert_eq!((metrics.subject_opens, metrics.open_subjects), (32, 32));
+}

@@ -1,5 +1,6 @@
 //! The shares of tenants and subjects in the limits of the server. A pure machine: requests and times in, decisions out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_engine::api::TenantId;
@@ -253,11 +254,20 @@ impl Shares {
     }
 
     /// The tenants with the most requests in the last second, at most `most`.
-    pub(crate) fn busiest(&self, most: usize, now: Duration) -> Vec<BusyTenant> {
+    pub(crate) fn busiest(
+        &self,
+        most: usize,
+        open: &BTreeMap<TenantId, usize>,
+        now: Duration,
+    ) -> Vec<BusyTenant> {
         let mut busiest: Vec<(TenantUse, &TenantRecord)> = self
             .tenants
             .iter()
-            .map(|record| (use_of(record, now), record))
+            .zip(0..)
+            .map(|(record, index)| {
+                let open_subjects = open.get(&TenantId::new(index)).map_or(0, |open| *open as u64);
+                (TenantUse { open_subjects, ..use_of(record, now) }, record)
+            })
             .filter(|(used, _)| *used != TenantUse { refused: used.refused, ..TenantUse::default() })
             .collect();
         let load = |used: &TenantUse| (used.requests_per_second, used.requests, used.bytes);

@@ -90,7 +90,7 @@ fn tenant_message_rate_limits_sets_only() {
     let id = shares.arrived("t1", NOW);
     assert!(shares.charge(id, &subject(1, 1), Op::Set, 1, 2 * NOW).is_ok());
     shares.release(&first);
-    assert_eq!(shares.busiest(1, 2 * NOW)[0].in_use.messages_per_second, 10);
+    assert_eq!(shares.busiest(1, &BTreeMap::new(), 2 * NOW)[0].in_use.messages_per_second, 10);
 }
 
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! Requests that never reach the engine, and the order of those that do.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -167,7 +168,10 @@ async fn overload_refusals_above_limit_are_dropped_and_counted() {
     tokio::time::advance(Duration::from_secs(1)).await;
     scene.refusal("greedy.orders", Op::Info, vec![0; 9_000]).await;
     assert!(!scene.admission.metrics().dropped_since(scene.env.boot()));
-    assert_eq!(scene.admission.busiest_tenants(10)[0].in_use.requests_per_second, REFUSALS_PER_SECOND + 5);
+    assert_eq!(
+        scene.admission.busiest_tenants(10, &BTreeMap::new())[0].in_use.requests_per_second,
+        REFUSALS_PER_SECOND + 5
+    );
 }
 
 /// A request of another tenant waits for at most one turn of a flood that arrived before it.
