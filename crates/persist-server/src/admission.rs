@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use dormouse_bus::Caller;
 use dormouse_engine::api::TenantId;
-use dormouse_protocol::tenant::{BusyTenant, TenantLimits, TenantName};
+use dormouse_protocol::tenant::{BusyTenant, LimitedTenant};
 use dormouse_protocol::{ErrorReply, Op, OverloadCause, Subject, TenantRule};
 use dormouse_runtime::{Env, Lock};
 
@@ -117,8 +117,8 @@ impl Admission {
     }
 
     /// Replaces the limits that an operator has set for tenants. Tenants that are not named have none.
-    pub fn set_limits(&self, limits: impl IntoIterator<Item = (TenantName, TenantLimits)>) {
-        self.shares.lock().set_limits(limits);
+    pub fn set_limits(&self, limits: Vec<LimitedTenant>) {
+        self.shares.lock().set_limits(limits.into_iter().map(|one| (one.tenant, one.limits)));
     }
 
     /// Number of unanswered requests.

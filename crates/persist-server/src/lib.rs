@@ -13,6 +13,7 @@
 //! | [`requests`] | the path of a request from the bus to the engine, and of its reply back |
 //! | [`events`] | the path of an event to the bus |
 //! | `health` | health replies |
+//! | `tenant_limits` | the limits of tenants that an operator has set |
 //! | [`args`], [`settings`] | the operator's settings, raw and checked |
 //!
 //! The server decides nothing about data: the engine and the bucket do. Of the coordinator it knows only the messages
@@ -31,3 +32,4 @@ pub mod requests;
 pub mod server;
 pub mod settings;
 mod shutdown;
+mod tenant_limits;

@@ -7,6 +7,7 @@ use dormouse_bus::{AskError, Bus, ask};
 use dormouse_protocol::fleet::{
     Acknowledged, BusySubject, HeartbeatRequest, JoinRequest, LeaseReply, LeaveRequest, ServerLoad,
 };
+use dormouse_protocol::tenant::BusyTenant;
 use dormouse_protocol::{ErrorReply, LogId, Prefix, ProtocolVersion, Route};
 use dormouse_runtime::{Env, Observable, Stop, Tasks};
 use futures::future::BoxFuture;
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use crate::authority::LeaseView;
 use crate::lease::{CallFailure, DrainOrder, LeaseEffect, LeaseInput, LeaseMachine};
+use crate::tenant_limits::{LimitsReader, LimitsSink};
 
 /// Minimum time between two log lines about a coordinator that does not answer.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -32,6 +34,10 @@ pub struct MemberInfo {
     pub load: Arc<dyn Fn() -> ServerLoad + Send + Sync>,
     /// Reads the subjects with the most load, the busiest first.
     pub busiest: Arc<dyn Fn() -> Vec<BusySubject> + Send + Sync>,
+    /// Reads the tenants with the most requests, the busiest first.
+    pub tenants: Arc<dyn Fn() -> Vec<BusyTenant> + Send + Sync>,
+    /// Takes the limits that an operator has set for tenants.
+    pub limits: LimitsSink,
 }
 
 /// State of the membership.
@@ -89,6 +95,7 @@ impl Membership {
             prefix: prefix.clone(),
             machine: LeaseMachine::new(env.boot(), member.predecessor.is_some()),
             calls: FuturesUnordered::new(),
+            limits: LimitsReader::new(Arc::clone(bus), prefix.clone(), Arc::clone(&member.limits)),
             member,
             view,
             state: Arc::clone(&state),
@@ -161,6 +168,7 @@ struct MembershipTask {
     prefix: Prefix,
     machine: LeaseMachine,
     calls: FuturesUnordered<BoxFuture<'static, CallResult>>,
+    limits: LimitsReader,
     member: MemberInfo,
     view: LeaseView,
     state: Arc<Observable<MembershipState>>,
@@ -197,6 +205,7 @@ impl MembershipTask {
                 Some(result) = self.calls.next() => self.on_call_result(result),
                 goal = self.goal.wait_for(|goal| *goal != self.current_goal) => self.on_goal_change(goal),
                 () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => LeaseInput::Tick,
+                () = self.limits.finish_reading() => continue,
             };
             let leaves = input == LeaseInput::Leave;
             for effect in self.machine.apply(input, self.env.boot()) {
@@ -222,6 +231,9 @@ impl MembershipTask {
     /// Logs the result of a call, and returns it as a machine input.
     fn on_call_result(&mut self, result: CallResult) -> LeaseInput {
         let CallResult { call, sent_at, outcome } = result;
+        if let Ok(lease) = &outcome {
+            self.limits.announced(lease.limits);
+        }
         match (call, outcome) {
             (MembershipCall::Join, Ok(lease)) => {
                 tracing::info!(log = %self.member.log, ttl_ms = lease.ttl_ms, "fleet joined");
@@ -270,7 +282,7 @@ impl MembershipTask {
                     load: (self.member.load)(),
                     draining,
                     busiest: (self.member.busiest)(),
-                    tenants: Vec::new(),
+                    tenants: (self.member.tenants)(),
                 };
                 self.call(MembershipCall::Heartbeat { draining }, self.prefix.heartbeat(), request, deadline);
             }

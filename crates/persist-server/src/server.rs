@@ -14,7 +14,7 @@ use dormouse_bus::{
 use dormouse_engine::api::Submission;
 use dormouse_engine::{Engine, EngineOpenError, LogEnd, PreparedEngine};
 use dormouse_protocol::fleet::{BusySubject, ServerLoad};
-use dormouse_protocol::limits::MAX_BUSY_SUBJECTS;
+use dormouse_protocol::limits::{MAX_BUSY_SUBJECTS, MAX_BUSY_TENANTS};
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject, TenantRule};
 use dormouse_runtime::{Env, Stop, Tasks};
 
@@ -156,13 +156,16 @@ impl Server {
             sources.health()
         })
         .await?;
-        let (load, busy) = (vitals.clone(), vitals.clone());
+        let (load, busy, tenants) = (vitals.clone(), vitals.clone(), vitals.clone());
+        let admission = Arc::clone(&vitals.admission);
         let member = MemberInfo {
             log: log.clone(),
             predecessor,
             capacity: settings.capacity,
             load: Arc::new(move || load.load()),
             busiest: Arc::new(move || busy.busiest()),
+            tenants: Arc::new(move || tenants.busiest_tenants(MAX_BUSY_TENANTS)),
+            limits: Arc::new(move |limits| admission.set_limits(limits)),
         };
         let membership = Membership::start(&bus, &env, &tasks.membership, &prefix, member, lease);
         let prepared = Some(prepared);

@@ -13,7 +13,8 @@ use dormouse_persist_server::server::{ServeEnd, ServeError};
 use dormouse_protocol::data::{FlushReply, FlushRequest};
 use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::health::HealthStatus;
-use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation, Op, Prefix, Route, ServerName};
+use dormouse_protocol::tenant::{LimitedTenant, TenantLimits, TenantName};
+use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation, Op, OverloadCause, Prefix, Route, ServerName};
 use dormouse_runtime::Tasks;
 use support::{Fleet, LAPSE, TTL, owned_by, some_log};
 
@@ -247,6 +248,8 @@ async fn leave_drops_lease_and_server_never_rejoins() {
         capacity: 100,
         load: Arc::new(ServerLoad::default),
         busiest: Arc::new(Vec::new),
+        tenants: Arc::new(Vec::new),
+        limits: Arc::new(drop),
     };
     let prefix = Prefix::default();
     let membership = Membership::start(fleet.bus(), &fleet.env, &tasks, &prefix, member, view.clone());
@@ -263,4 +266,31 @@ async fn leave_drops_lease_and_server_never_rejoins() {
     let script = fleet.coordinator.script();
     assert_eq!(script.calls.last().map(String::as_str), Some("a: leave"), "{:?}", script.calls);
     assert_eq!(script.calls.iter().filter(|received| *received == "a: join").count(), 1);
+}
+
+/// A server applies the limits of tenants when a lease names another revision of them, and reports what its tenants use.
+#[tokio::test(start_paused = true)]
+async fn tenant_limits_arrive_with_lease() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve("a").await;
+    let limits = TenantLimits { messages_per_second: Some(1), ..TenantLimits::NONE };
+    let names = ["greedy", "other"].map(|name| TenantName::new(name).unwrap());
+    fleet.coordinator.script().limits = names.map(|tenant| LimitedTenant { tenant, limits }).into();
+    // Two sets at the same moment.
+    let set_twice = async |tenant: &str| {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let [a, b] = ["a", "b"].map(|name| format!("{tenant}.{name}"));
+        let both = futures::join!(fleet.set("a", &a, "k", "v"), fleet.set("a", &b, "k", "v"));
+        both.0.and(both.1).map(drop)
+    };
+    assert_eq!(set_twice("greedy").await, Err(OverloadCause::TenantShare.into()));
+    assert_eq!(set_twice("polite").await, Ok(()));
+    tokio::time::sleep(TTL).await;
+    let used = fleet.coordinator.script().tenants.clone();
+    assert!(
+        used.iter().any(|one| one.tenant.as_str() == "polite" && one.in_use.open_subjects == 2),
+        "{used:?}"
+    );
+    fleet.coordinator.script().limits.clear();
+    assert_eq!(set_twice("greedy").await, Ok(()));
 }

@@ -20,10 +20,11 @@ use dormouse_protocol::admin::HandOverOrder;
 use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::fleet::{
     Acknowledged, BusySubject, ClaimReply, ClaimRequest, HeartbeatRequest, JoinRequest, LeaseReply,
+    LimitsReply, LimitsRequest,
 };
 use dormouse_protocol::health::Health;
 use dormouse_protocol::route::FleetRoute;
-use dormouse_protocol::tenant::LimitsRevision;
+use dormouse_protocol::tenant::{BusyTenant, LimitedTenant, LimitsRevision};
 use dormouse_protocol::{
     ErrorCode, ErrorReply, Incarnation, LogId, Op, Prefix, ProtocolVersion, Route, ServerName, Subject,
     TenantRule, decode, encode,
@@ -59,6 +60,10 @@ pub struct Script {
     pub releases_unanswered: usize,
     /// The busiest subjects of the last heartbeat.
     pub busiest: Vec<BusySubject>,
+    /// The busiest tenants of the last heartbeat.
+    pub tenants: Vec<BusyTenant>,
+    /// The limits of tenants, in the order of the tenants. Each page has one.
+    pub limits: Vec<LimitedTenant>,
     /// The received calls, one short text each.
     pub calls: Vec<String>,
 }
@@ -93,6 +98,8 @@ impl Coordinator {
             drained: Vec::new(),
             releases_unanswered: 0,
             busiest: Vec::new(),
+            tenants: Vec::new(),
+            limits: Vec::new(),
             calls: Vec::new(),
         };
         let coordinator = Self { script: Arc::new(Mutex::new(script)) };
@@ -112,11 +119,13 @@ impl Coordinator {
         let mut script = self.script();
         let incarnation = script.incarnation;
         let drained = script.drained.clone();
+        let limits = script.limits.iter().map(|one| (&one.tenant, &one.limits));
+        let revision = LimitsRevision::of(limits);
         let lease = move |log: &LogId| LeaseReply {
             incarnation,
             ttl_ms: u64::try_from(TTL.as_millis()).unwrap(),
             draining: drained.iter().any(|name| name == log.server().as_str()),
-            limits: LimitsRevision::NONE,
+            limits: revision,
         };
         let (call, log, refusal, reply) = match Prefix::default().parse_fleet(route.as_str()).unwrap() {
             FleetRoute::Join => {
@@ -131,6 +140,7 @@ impl Coordinator {
                 let word = if request.draining { "draining" } else { "heartbeat" };
                 let lease = encode(&lease(&request.log));
                 script.busiest = request.busiest;
+                script.tenants = request.tenants;
                 (word.to_owned(), request.log, refusal, lease)
             }
             FleetRoute::Claim(subject) => {
@@ -143,7 +153,13 @@ impl Coordinator {
                 let request: dormouse_protocol::fleet::ReleaseRequest = decode(&payload).unwrap();
                 (format!("release {subject}"), request.log, None, encode(&Acknowledged::default()))
             }
-            FleetRoute::Limits => panic!("no tenant has limits"),
+            FleetRoute::Limits => {
+                let request: LimitsRequest = decode(&payload).unwrap();
+                let mut left = script.limits.iter().filter(|one| Some(&one.tenant) > request.after.as_ref());
+                let limits: Vec<LimitedTenant> = left.next().cloned().into_iter().collect();
+                let cursor = limits.last().filter(|_| left.next().is_some()).map(|last| last.tenant.clone());
+                return responder.ok(encode(&LimitsReply { revision, limits, cursor }).unwrap());
+            }
             FleetRoute::Leave => {
                 let request: dormouse_protocol::fleet::LeaveRequest = decode(&payload).unwrap();
                 ("leave".to_owned(), request.log, None, encode(&Acknowledged::default()))
