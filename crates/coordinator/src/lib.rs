@@ -10,6 +10,7 @@
 //! | [`locate_queue`] | the look-ups that wait, per tenant: room, refusals, turns | the replies |
 //! | [`store`] | the stored state, behind a port: sled files, or memory for simulation | the reasons |
 //! | [`shell`] | the task that calls the machine, commits, then replies; one coordinator at a time; lists | policy |
+//! | [`metrics`] | metrics: instruments, and the figures of each scrape | decisions |
 //! | [`data_dir`], [`args`], [`settings`] | the configuration of the program | the rest |
 
 pub mod args;
@@ -17,6 +18,7 @@ pub mod data_dir;
 pub mod lease;
 pub mod locate_queue;
 pub mod machine;
+pub mod metrics;
 pub mod placement;
 pub mod rebalance;
 pub mod settings;

@@ -11,10 +11,12 @@ use dormouse_bus::nats::{NatsBus, install_tls_provider};
 use dormouse_coordinator::Coordinator;
 use dormouse_coordinator::args::Args;
 use dormouse_coordinator::data_dir::{CoordinatorDataDir, CoordinatorDataDirError};
+use dormouse_coordinator::metrics::CoordinatorMetrics;
 use dormouse_coordinator::settings::Settings;
 use dormouse_coordinator::store::sled_store::{OpenError, SledStore};
-use dormouse_daemon::start::{configure, run_to_end};
-use dormouse_daemon::{ExitReason, StopSignals};
+use dormouse_daemon::start::{configure, reject_settings, run_to_end};
+use dormouse_daemon::{ExitReason, MetricsListener, StopSignals};
+use dormouse_metrics::system::DiskRoom;
 use dormouse_runtime::{Env, Tasks};
 
 const PROGRAM: &str = "dormouse-coordinator";
@@ -29,9 +31,13 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(exit) => return exit.into(),
     };
+    let listener = match settings.metrics_listen.map(MetricsListener::bind).transpose() {
+        Ok(listener) => listener,
+        Err(error) => return reject_settings(PROGRAM, &error).into(),
+    };
     // The reason is logged before the runtime waits for abandoned work.
     let work = async {
-        run(settings).await.unwrap_or_else(|error| {
+        run(settings, listener).await.unwrap_or_else(|error| {
             tracing::error!(error = %format_args!("{error:#}"), "coordinator failed");
             exit_reason_of(&error)
         })
@@ -48,7 +54,7 @@ fn exit_reason_of(error: &anyhow::Error) -> ExitReason {
     if data_dir { ExitReason::DataDir } else { ExitReason::Failure }
 }
 
-async fn run(settings: Settings) -> anyhow::Result<ExitReason> {
+async fn run(settings: Settings, listener: Option<MetricsListener>) -> anyhow::Result<ExitReason> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, "starting");
     let mut signals = StopSignals::listen().context("cannot listen for signals")?;
     let env = Env::system();
@@ -56,7 +62,15 @@ async fn run(settings: Settings) -> anyhow::Result<ExitReason> {
     let data_dir = CoordinatorDataDir::open(&settings.data_dir)?;
     let (state, ulid) = (data_dir.state(), env.ulid());
     let store = Arc::new(env.blocking(move || SledStore::open_or_quarantine(&state, ulid)).await?);
-    let (tasks, bus_tasks) = (env.tasks(), env.tasks());
+    let (tasks, bus_tasks, metrics_tasks) = (env.tasks(), env.tasks(), env.tasks());
+    let room = DiskRoom::default();
+    room.watch(settings.data_dir.clone(), &env, &metrics_tasks);
+    let metrics = CoordinatorMetrics::new(room);
+    if let Some(listener) = listener {
+        listener
+            .serve(&metrics_tasks, Arc::new(move || metrics.text()))
+            .context("metrics listener failed")?;
+    }
     let bus: Arc<NatsBus> = match signals.or(settings.nats.connect(env.clone(), &bus_tasks)).await {
         Ok(bus) => Arc::new(bus?),
         Err(name) => {

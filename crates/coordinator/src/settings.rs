@@ -1,5 +1,6 @@
 //! The settings of the coordinator, resolved and validated as a whole; all errors are reported at once.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The options of the coordinator itself.
     pub coordinator: CoordinatorOptions,
+    /// The address of the HTTP server for metrics, if there is one.
+    pub metrics_listen: Option<SocketAddr>,
     /// The deadline of a graceful shutdown.
     pub shutdown_deadline: Duration,
     /// The log filter.
@@ -49,8 +52,15 @@ impl Settings {
             check.daemon(&args.daemon, prefix.as_ref(), |text| duration_within(text, &SHUTDOWN_DEADLINE));
         // Each `None` stands for an error that is already recorded.
         let resolve = || {
-            let DaemonSettings { inbox_prefixes, callers, tenant_rule, shutdown_deadline, log, log_format } =
-                daemon?;
+            let DaemonSettings {
+                inbox_prefixes,
+                callers,
+                tenant_rule,
+                metrics_listen,
+                shutdown_deadline,
+                log,
+                log_format,
+            } = daemon?;
             let coordinator = CoordinatorOptions {
                 prefix: prefix?,
                 lease_ttl: lease_ttl?,
@@ -67,6 +77,7 @@ impl Settings {
                 },
                 data_dir: data_dir?,
                 coordinator,
+                metrics_listen,
                 shutdown_deadline,
                 log,
                 log_format,

@@ -57,6 +57,17 @@ pub struct DaemonArgs<H: DaemonHelp> {
     )]
     pub tenant_tokens: String,
 
+    /// The address of the HTTP server for metrics.
+    #[arg(
+        long,
+        env = "DORMOUSE_METRICS_LISTEN",
+        value_name = "ADDR",
+        help = "Serve metrics in the format of Prometheus at http://ADDR/metrics, such as 127.0.0.1:9464. There is \
+            no login, so use an address that only operators reach (default: off)",
+        help_heading = H::HEADING
+    )]
+    pub metrics_listen: Option<String>,
+
     /// The deadline of a graceful shutdown.
     #[arg(
         long,

@@ -4,6 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`args`] | [`DaemonArgs`]: the arguments that both have, as written |
+//! | [`metrics`] | the HTTP server of `--metrics-listen` |
 //! | [`settings`] | [`SettingsParser`]: resolves all settings at once and collects every error; [`DaemonSettings`] |
 //! | [`start`] | logging, the async runtime, the exit codes |
 //! | [`stop`] | [`StopSignals`]: SIGTERM and SIGINT |
@@ -11,11 +12,13 @@
 //! The crate decides nothing about requests, and writes no log lines: the target of a log line names its program.
 
 pub mod args;
+pub mod metrics;
 pub mod settings;
 pub mod start;
 pub mod stop;
 
 pub use args::{DaemonArgs, DaemonHelp};
+pub use metrics::MetricsListener;
 pub use settings::{DaemonSettings, SettingsErrors, SettingsParser};
 pub use start::ExitReason;
 pub use stop::StopSignals;

@@ -1,6 +1,7 @@
 //! Resolving settings: all at once, and every error is reported.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use dormouse_protocol::{Prefix, TenantRule};
 use dormouse_runtime::logging::LogFormat;
 
 use crate::args::{DaemonArgs, DaemonHelp};
+use crate::metrics::parse_listen;
 
 /// All errors of the settings, one line each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +34,8 @@ pub struct DaemonSettings {
     pub callers: Callers,
     /// Which part of a request names its tenant.
     pub tenant_rule: TenantRule,
+    /// The address of the HTTP server for metrics, if there is one.
+    pub metrics_listen: Option<SocketAddr>,
     /// The deadline of a graceful shutdown.
     pub shutdown_deadline: Duration,
     /// The log filter.
@@ -87,6 +91,10 @@ impl SettingsParser {
         let inbox_prefixes = self
             .given("--inbox-prefix", &args.inbox_prefix.join(","), |text| InboxPrefixes::parse(text, &fleet));
         let tokens = self.given("--tenant-tokens", &args.tenant_tokens, TenantRule::parse_tokens);
+        let metrics_listen = match &args.metrics_listen {
+            None => Some(None),
+            Some(text) => self.given("--metrics-listen", text, parse_listen).map(Some),
+        };
         let shutdown_deadline = self.given("--shutdown-deadline", &args.shutdown_deadline, deadline);
         let log_format = self.given("--log-format", &args.log_format, str::parse);
         let tenant_rule =
@@ -95,6 +103,7 @@ impl SettingsParser {
             inbox_prefixes: inbox_prefixes?,
             callers: if args.tenant_accounts { Callers::Accounts } else { Callers::AsPermitted },
             tenant_rule: tenant_rule?,
+            metrics_listen: metrics_listen?,
             shutdown_deadline: shutdown_deadline?,
             log: args.log.clone(),
             log_format: log_format?,

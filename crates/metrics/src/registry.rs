@@ -185,6 +185,39 @@ fn counter(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
     encoder.encode_counter::<NoLabelSet, _, f64>(&value, None)
 }
 
+/// One metric of a scrape.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MetricFamily {
+    /// The complete name.
+    pub name: String,
+    /// The type: `counter`, `gauge` or `histogram`.
+    pub kind: String,
+    /// The names of the labels, in the order of the text, without the label `le` of histograms.
+    pub labels: Vec<String>,
+}
+
+/// The metrics in `text`, sorted by name. Tests compare them with the documentation.
+#[must_use]
+pub fn families(text: &str) -> Vec<MetricFamily> {
+    let declared = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let mut families: Vec<MetricFamily> = declared
+        .map(|(name, kind)| MetricFamily {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            labels: labels_of(text, name, kind),
+        })
+        .collect();
+    families.sort();
+    families
+}
+
+fn labels_of(text: &str, name: &str, kind: &str) -> Vec<String> {
+    let series = if kind == "histogram" { format!("{name}_count{{") } else { format!("{name}{{") };
+    let labels = text.lines().find_map(|line| line.strip_prefix(&series)?.split_once('}'));
+    let labels = labels.map(|(labels, _)| labels.split(',').filter_map(|label| label.split_once('=')));
+    labels.into_iter().flatten().map(|(label, _)| label.to_owned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

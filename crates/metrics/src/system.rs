@@ -2,17 +2,75 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dormouse_runtime::{Env, Tasks};
 
 use crate::{MetricsRegistry, Scrape};
 
-/// Adds memory, descriptors and processor time of this process, and the room on the disk that holds `data_dir`.
+/// Interval at which [`DiskRoom`] asks the file system.
+const DISK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Adds memory, descriptors and processor time of this process, and the room on its disk.
 ///
 /// The figures come from `/proc`; a figure that the system does not have is left out.
-pub fn register(registry: &mut MetricsRegistry, data_dir: PathBuf) {
+pub fn register(registry: &mut MetricsRegistry, room: DiskRoom) {
     registry.collect(move |scrape| {
         process(scrape);
-        disk(scrape, &data_dir);
+        let (free, size) = (room.free_bytes(), room.size_bytes());
+        scrape.gauge("dormouse_disk_free_bytes", "Free room on the disk of the data directory", free);
+        scrape.gauge("dormouse_disk_size_bytes", "Size of the disk of the data directory", size);
     });
+}
+
+/// The room on the disk of a directory, as of the last look. Cloning shares the figures.
+///
+/// A scrape reads a copy, because the thread that serves scrapes must not wait for a file system that hangs.
+#[derive(Debug, Clone, Default)]
+pub struct DiskRoom(Arc<[AtomicU64; 2]>);
+
+impl DiskRoom {
+    /// Looks at the disk of `data_dir` now and every ten seconds, as a task of `tasks`.
+    pub fn watch(&self, data_dir: PathBuf, env: &Env, tasks: &Tasks) {
+        let (room, env, stop) = (self.clone(), env.clone(), tasks.stop().clone());
+        tasks.spawn("disk room", async move {
+            loop {
+                let (room, data_dir) = (room.clone(), data_dir.clone());
+                let look = async {
+                    env.blocking(move || room.look(&data_dir)).await;
+                    tokio::time::sleep(DISK_INTERVAL).await;
+                };
+                tokio::select! {
+                    biased;
+                    () = stop.requested() => return,
+                    () = look => {}
+                }
+            }
+        });
+    }
+
+    /// If the file system does not answer, the last figures stay.
+    fn look(&self, data_dir: &Path) {
+        if let Ok(room) = rustix::fs::statvfs(data_dir) {
+            let bytes = |blocks: u64| blocks.saturating_mul(room.f_frsize);
+            self.0[0].store(bytes(room.f_bavail), Ordering::Relaxed);
+            self.0[1].store(bytes(room.f_blocks), Ordering::Relaxed);
+        }
+    }
+
+    /// Free room in bytes; 0 before the first look.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.0[0].load(Ordering::Relaxed)
+    }
+
+    /// Size of the disk in bytes; 0 before the first look.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.0[1].load(Ordering::Relaxed)
+    }
 }
 
 fn process(scrape: &mut Scrape<'_>) {
@@ -31,22 +89,6 @@ fn process(scrape: &mut Scrape<'_>) {
     }
     if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
         scrape.gauge("dormouse_process_max_descriptors", "Limit of open descriptors", limit);
-    }
-}
-
-fn disk(scrape: &mut Scrape<'_>, data_dir: &Path) {
-    if let Ok(room) = rustix::fs::statvfs(data_dir) {
-        let bytes = |blocks: u64| blocks.saturating_mul(room.f_frsize);
-        scrape.gauge(
-            "dormouse_disk_free_bytes",
-            "Free room on the disk of the data directory",
-            bytes(room.f_bavail),
-        );
-        scrape.gauge(
-            "dormouse_disk_size_bytes",
-            "Size of the disk of the data directory",
-            bytes(room.f_blocks),
-        );
     }
 }
 
@@ -72,7 +114,9 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn process_figures_are_plausible() {
         let mut registry = MetricsRegistry::default();
-        register(&mut registry, std::env::temp_dir());
+        let room = DiskRoom::default();
+        room.look(&std::env::temp_dir());
+        register(&mut registry, room);
         let text = registry.text();
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));

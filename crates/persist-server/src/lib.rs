@@ -14,6 +14,7 @@
 //! | [`events`] | the path of an event to the bus |
 //! | `health` | health replies |
 //! | `tenant_limits` | the limits of tenants that an operator has set |
+//! | [`metrics`] | metrics: instruments, and the figures of each scrape |
 //! | [`args`], [`settings`] | the operator's settings, raw and checked |
 //!
 //! The server decides nothing about data: the engine and the bucket do. Of the coordinator it knows only the messages
@@ -28,6 +29,7 @@ mod handover_task;
 mod health;
 pub mod lease;
 pub mod membership;
+pub mod metrics;
 pub mod requests;
 pub mod server;
 pub mod settings;

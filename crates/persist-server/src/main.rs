@@ -11,10 +11,12 @@ use descriptors::OpenSubjects;
 use dormouse_bucket::{open_bucket, probe};
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
-use dormouse_daemon::start::{configure, run_to_end};
-use dormouse_daemon::{ExitReason, StopSignals};
+use dormouse_daemon::start::{configure, reject_settings, run_to_end};
+use dormouse_daemon::{ExitReason, MetricsListener, StopSignals};
 use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
+use dormouse_metrics::system::DiskRoom;
 use dormouse_persist_server::args::Args;
+use dormouse_persist_server::metrics::ServerMetrics;
 use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
 use dormouse_persist_server::settings::{Settings, hide_secrets};
 use dormouse_runtime::{Env, Tasks};
@@ -33,15 +35,15 @@ fn main() -> ExitCode {
     };
     #[cfg(feature = "fail-points")]
     if let Err(fault) = dormouse_runtime::fail_points::arm_from_env() {
-        return dormouse_daemon::start::reject_settings(
-            PROGRAM,
-            &format_args!("DORMOUSE_FAIL_POINTS: {fault}"),
-        )
-        .into();
+        return reject_settings(PROGRAM, &format_args!("DORMOUSE_FAIL_POINTS: {fault}")).into();
     }
+    let listener = match settings.metrics_listen.map(MetricsListener::bind).transpose() {
+        Ok(listener) => listener,
+        Err(error) => return reject_settings(PROGRAM, &error).into(),
+    };
     let open = descriptors::open_subject_limits(settings.max_open);
     log_settings(&settings, open);
-    let exit = run_to_end(run(&settings, open), ABANDON_AFTER).unwrap_or_else(|error| {
+    let exit = run_to_end(run(&settings, open, listener), ABANDON_AFTER).unwrap_or_else(|error| {
         tracing::error!(%error, "runtime start failed");
         Err(ExitReason::Failure)
     });
@@ -71,6 +73,7 @@ fn log_settings(settings: &Settings, open: OpenSubjects) {
         max_upload_bytes = settings.max_upload_bytes,
         inbox_prefixes = %settings.inbox_prefixes,
         callers = ?settings.callers,
+        metrics_listen = ?settings.metrics_listen,
         shutdown_deadline = %humantime::format_duration(settings.shutdown_deadline),
         "starting"
     );
@@ -79,14 +82,19 @@ fn log_settings(settings: &Settings, open: OpenSubjects) {
     }
 }
 
-async fn run(settings: &Settings, open: OpenSubjects) -> Result<ExitReason, ExitReason> {
+async fn run(
+    settings: &Settings,
+    open: OpenSubjects,
+    listener: Option<MetricsListener>,
+) -> Result<ExitReason, ExitReason> {
     let mut signals = StopSignals::listen().map_err(|error| {
         tracing::error!(%error, "signal handler setup failed");
         ExitReason::Failure
     })?;
     let env = Env::system();
     let started = env.boot();
-    let bus_tasks = env.tasks();
+    let (bus_tasks, metrics_tasks) = (env.tasks(), env.tasks());
+    serve_metrics(settings, &env, listener, &metrics_tasks)?;
     // A process that is not a member owns nothing, so a signal ends it at once.
     let Ok(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
         return Ok(ExitReason::Clean);
@@ -139,6 +147,22 @@ async fn run(settings: &Settings, open: OpenSubjects) -> Result<ExitReason, Exit
     }
     tracing::info!("process ended");
     Ok(exit)
+}
+
+/// Serves metrics until the process ends, from before its first contact with the bucket and NATS.
+fn serve_metrics(
+    settings: &Settings,
+    env: &Env,
+    listener: Option<MetricsListener>,
+    tasks: &Tasks,
+) -> Result<(), ExitReason> {
+    let room = DiskRoom::default();
+    room.watch(settings.data_dir.clone(), env, tasks);
+    let metrics = ServerMetrics::new(room);
+    let Some(listener) = listener else { return Ok(()) };
+    listener
+        .serve(tasks, Arc::new(move || metrics.text()))
+        .map_err(|error| fail(ExitReason::Failure, "metrics listener failed", &error))
 }
 
 fn fail(exit: ExitReason, cause: &str, error: &dyn std::error::Error) -> ExitReason {

@@ -1,6 +1,7 @@
 //! The settings of the server: resolved and checked together. All errors are reported at once.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -52,6 +53,8 @@ pub struct Settings {
     pub callers: Callers,
     /// Which part of a request names its tenant.
     pub tenant_rule: TenantRule,
+    /// The address of the HTTP server for metrics, if there is one.
+    pub metrics_listen: Option<SocketAddr>,
     /// Deadline of a graceful shutdown.
     pub shutdown_deadline: Duration,
     /// Log filter.
@@ -92,8 +95,15 @@ impl Settings {
             check.daemon(&args.daemon, prefix.as_ref(), |text| duration_from(text, Duration::from_secs(1)));
         // Each `None` stands for an error that is already recorded.
         let resolve = || {
-            let DaemonSettings { inbox_prefixes, callers, tenant_rule, shutdown_deadline, log, log_format } =
-                daemon?;
+            let DaemonSettings {
+                inbox_prefixes,
+                callers,
+                tenant_rule,
+                metrics_listen,
+                shutdown_deadline,
+                log,
+                log_format,
+            } = daemon?;
             Some(Self {
                 name: name?,
                 bucket: bucket?,
@@ -111,6 +121,7 @@ impl Settings {
                 inbox_prefixes,
                 callers,
                 tenant_rule,
+                metrics_listen,
                 shutdown_deadline,
                 log,
                 log_format,
