@@ -32,6 +32,9 @@ pub use callers::{Caller, Callers};
 pub use errors::{PublishError, RequestError, SubscribeError};
 pub use inbox::{InboxPrefix, InboxPrefixes, InvalidInboxPrefix};
 pub use messages::{Delivery, Outgoing, Reply};
-pub use port::{Bus, BusEvent};
-pub use serve::{EndpointSnapshot, EndpointStats, Incoming, Requests, Responder, ServeOptions, serve};
+pub use port::{Bus, BusDrops, BusEvent};
+pub use serve::{
+    ANSWER_TIMES, EndpointBytes, EndpointSnapshot, EndpointStats, Incoming, Requests, Responder,
+    ServeOptions, serve,
+};
 pub use subscription::{SubscribeOptions, Subscription};

@@ -33,6 +33,15 @@ pub enum BusEvent {
     Closed,
 }
 
+/// Messages that a connection has dropped so far, because a queue was full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BusDrops {
+    /// Before they reached this crate, in the queue of the library.
+    pub library: u64,
+    /// In the queues of the subscriptions.
+    pub subscriptions: u64,
+}
+
 /// A connection to a messaging system.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
@@ -79,6 +88,11 @@ pub trait Bus: Send + Sync + 'static {
 
     /// The maximum payload of the connected server in bytes, headers included. It may change after a reconnect.
     fn max_payload(&self) -> usize;
+
+    /// The messages that the connection has dropped so far. An adapter that cannot drop any need not count.
+    fn drops(&self) -> BusDrops {
+        BusDrops::default()
+    }
 
     /// Sends the queued messages and ends the connection. Every later call fails with `Closed`.
     ///

@@ -21,7 +21,7 @@ use dormouse_runtime::{Env, Tasks};
 use tokio::sync::mpsc;
 
 use self::reject_log::RejectLog;
-pub use self::stats::{EndpointSnapshot, EndpointStats};
+pub use self::stats::{ANSWER_TIMES, EndpointBytes, EndpointSnapshot, EndpointStats};
 use crate::{
     Bus, Caller, Callers, Delivery, InboxPrefixes, Outgoing, PublishError, SubscribeError, SubscribeOptions,
     Subscription, validate,
@@ -170,6 +170,7 @@ impl Requests {
             reply_queue: Arc::clone(&self.reply_queue),
             counted_in: None,
             changes: false,
+            request_bytes: payload.len(),
         };
         let caller = self.callers.identify(&headers);
         Some(Incoming { route, caller, payload, headers, responder })
@@ -205,6 +206,7 @@ pub struct Responder {
     reply_queue: Arc<ReplyQueue>,
     counted_in: Option<Arc<EndpointStats>>,
     changes: bool,
+    request_bytes: usize,
 }
 
 impl Responder {
@@ -266,6 +268,7 @@ impl Responder {
 
     fn send(self, headers: Headers, payload: Bytes) {
         let size_bytes = payload.len();
+        self.stats().count_bytes(self.request_bytes, size_bytes);
         let reply = Outgoing { route: self.reply_to, headers, payload };
         self.reply_queue.waiting.add(size_bytes);
         if self.reply_queue.replies.try_send(reply).is_err() {

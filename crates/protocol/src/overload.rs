@@ -64,6 +64,75 @@ pub enum OverloadCause {
 }
 
 impl OverloadCause {
+    /// All causes, for figures per cause.
+    pub const ALL: [Self; 21] = [
+        Self::RequestsInFlight,
+        Self::ReplyQueueBytes,
+        Self::SubjectQueue,
+        Self::SubjectClosing,
+        Self::OpenSubjects,
+        Self::SubjectOpens,
+        Self::SubjectPublications,
+        Self::QueuedChanges,
+        Self::ChangesBelowLevel,
+        Self::PendingReads,
+        Self::UnshippedBytes { ship_interval: Duration::ZERO },
+        Self::ValueBytesInTransfer,
+        Self::Uploads,
+        Self::UploadBytes,
+        Self::HeldChunkBytes,
+        Self::HeldChunks,
+        Self::ChunkCopies,
+        Self::Lookups,
+        Self::AdminLists,
+        Self::MovesUnderWay,
+        Self::PendingMoves,
+    ];
+
+    /// The name of the cause in figures.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RequestsInFlight => "requests_in_flight",
+            Self::ReplyQueueBytes => "reply_queue_bytes",
+            Self::SubjectQueue => "subject_queue",
+            Self::SubjectClosing => "subject_closing",
+            Self::OpenSubjects => "open_subjects",
+            Self::SubjectOpens => "subject_opens",
+            Self::SubjectPublications => "subject_publications",
+            Self::QueuedChanges => "queued_changes",
+            Self::ChangesBelowLevel => "changes_below_level",
+            Self::PendingReads => "pending_reads",
+            Self::UnshippedBytes { .. } => "unshipped_bytes",
+            Self::ValueBytesInTransfer => "value_bytes_in_transfer",
+            Self::Uploads => "uploads",
+            Self::UploadBytes => "upload_bytes",
+            Self::HeldChunkBytes => "held_chunk_bytes",
+            Self::HeldChunks => "held_chunks",
+            Self::ChunkCopies => "chunk_copies",
+            Self::Lookups => "lookups",
+            Self::AdminLists => "admin_lists",
+            Self::MovesUnderWay => "moves_under_way",
+            Self::PendingMoves => "pending_moves",
+        }
+    }
+
+    /// The position in [`OverloadCause::ALL`] of the cause of a reply, for the figures of the process that made it; `None`
+    /// for any other reply. The text of each cause is distinct, and an error reply has no room for another field.
+    #[must_use]
+    pub fn index_of(reply: &ErrorReply) -> Option<usize> {
+        if reply.code != ErrorCode::Overloaded {
+            return None;
+        }
+        Self::ALL.iter().position(|cause| cause.policy().0 == reply.message)
+    }
+
+    /// The position of the cause in [`OverloadCause::ALL`]; `None` if it is not listed there.
+    #[must_use]
+    pub fn index(self) -> Option<usize> {
+        Self::ALL.iter().position(|cause| cause.name() == self.name())
+    }
+
     /// The text of the reply, and the retry delay.
     fn policy(self) -> (&'static str, Duration) {
         let (text, retry_after_ms) = match self {
@@ -114,7 +183,21 @@ impl From<OverloadCause> for ErrorReply {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// Each cause has a name of its own, and its reply leads back to it.
+    #[test]
+    fn overload_causes_have_distinct_names() {
+        let names: BTreeSet<_> = OverloadCause::ALL.iter().map(|cause| cause.name()).collect();
+        assert_eq!(names.len(), OverloadCause::ALL.len());
+        for (position, cause) in OverloadCause::ALL.into_iter().enumerate() {
+            assert_eq!(cause.index(), Some(position));
+            assert_eq!(OverloadCause::index_of(&cause.into()), Some(position), "{}", cause.name());
+        }
+        assert_eq!(OverloadCause::index_of(&ErrorReply::unavailable("too many subjects are open")), None);
+    }
 
     /// The reply to an overload has the code, the text and the delay of its cause.
     #[test]

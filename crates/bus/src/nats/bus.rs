@@ -17,8 +17,8 @@ use super::convert;
 use super::link::{LinkShared, LostEventDetector};
 use crate::mailbox::{MailboxSender, mailbox};
 use crate::{
-    Bus, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
-    Subscription, validate,
+    Bus, BusDrops, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError,
+    SubscribeOptions, Subscription, validate,
 };
 
 /// Deadline of a round-trip message to this connection itself; after it, the message is sent again.
@@ -242,6 +242,10 @@ impl Bus for NatsBus {
         self.shared.events.subscribe()
     }
 
+    fn drops(&self) -> BusDrops {
+        self.shared.drops()
+    }
+
     fn is_connected(&self) -> bool {
         self.shared.is_up()
     }
@@ -352,6 +356,9 @@ impl Forward {
 
     fn enqueue(&mut self, delivery: Delivery) {
         let dropped = !self.deliveries.put(delivery);
+        if dropped {
+            self.shared.count_dropped();
+        }
         // One event per series of drops: a slow subscriber cannot take one event per message.
         if dropped && !self.slow {
             self.shared.emit(BusEvent::SlowConsumer(Some(self.pattern.clone())));

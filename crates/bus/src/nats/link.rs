@@ -10,7 +10,7 @@ use dormouse_runtime::{Lock, Stop};
 use tokio::sync::{broadcast, watch};
 
 use super::outstanding::RequestTable;
-use crate::BusEvent;
+use crate::{BusDrops, BusEvent};
 
 /// Maximum number of queued events per receiver; above it, the oldest are overwritten.
 const EVENTS: usize = 1_024;
@@ -71,6 +71,10 @@ pub(super) struct LinkShared {
     inbox: String,
     listeners: Lock<BTreeMap<u64, SubscriptionState>>,
     last_listener: AtomicU64,
+    /// Messages dropped by the library, which reports each with an event, unless its queue of events is full.
+    dropped_by_library: AtomicU64,
+    /// Messages dropped by the queues of the subscriptions.
+    dropped_by_subscriptions: AtomicU64,
 }
 
 impl LinkShared {
@@ -86,6 +90,8 @@ impl LinkShared {
             inbox: format!("{inbox}.*"),
             listeners: Lock::new(BTreeMap::new()),
             last_listener: AtomicU64::new(0),
+            dropped_by_library: AtomicU64::new(0),
+            dropped_by_subscriptions: AtomicU64::new(0),
         }
     }
 
@@ -115,6 +121,18 @@ impl LinkShared {
     pub(super) async fn disconnected(&self) {
         // An error cannot happen: this struct owns the sender.
         let _ = self.socket.subscribe().wait_for(|socket| !socket.connected).await;
+    }
+
+    /// Counts a message that the queue of a subscription has dropped.
+    pub(super) fn count_dropped(&self) {
+        self.dropped_by_subscriptions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn drops(&self) -> BusDrops {
+        BusDrops {
+            library: self.dropped_by_library.load(Ordering::Relaxed),
+            subscriptions: self.dropped_by_subscriptions.load(Ordering::Relaxed),
+        }
     }
 
     pub(super) fn emit(&self, event: BusEvent) {
@@ -201,7 +219,10 @@ impl LinkShared {
             }
             // The buffer between the library and the forwarding task was full. The number does not identify the
             // subscription.
-            Event::SlowConsumer(_) => self.emit(BusEvent::SlowConsumer(None)),
+            Event::SlowConsumer(_) => {
+                self.dropped_by_library.fetch_add(1, Ordering::Relaxed);
+                self.emit(BusEvent::SlowConsumer(None));
+            }
             Event::Closed => self.ended.request(),
             Event::Draining => {}
             Event::ServerError(ServerError::Other(text)) => self.on_server_error(text),

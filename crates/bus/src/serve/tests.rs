@@ -186,3 +186,20 @@ fn service_stats_last_error_ignores_caller_errors() {
         (2, 2, Some("internal: disk"))
     );
 }
+
+/// The statistics count each error under its code, an overload under its cause, and each reply under its time.
+#[test]
+fn service_stats_count_codes_causes_and_times() {
+    let stats = EndpointStats::default();
+    stats.count_answer(Duration::from_micros(50));
+    stats.count_error(Duration::from_secs(90), &OverloadCause::SubjectQueue.into());
+    stats.count_error(Duration::ZERO, &ErrorReply::new(ErrorCode::from("new".to_owned()), ""));
+    assert_eq!(stats.errors_of(&ErrorCode::Overloaded), 1);
+    assert_eq!(stats.errors_of(&ErrorCode::Other("newer".to_owned())), 1);
+    assert_eq!(stats.errors_of(&ErrorCode::Internal), 0);
+    assert_eq!(stats.overloaded_of(OverloadCause::SubjectQueue), 1);
+    assert_eq!(stats.overloaded_of(OverloadCause::OpenSubjects), 0);
+    let times = stats.answer_times();
+    assert_eq!((times[0], times[ANSWER_TIMES.len()], stats.requests()), (2, 1, 3));
+    assert_eq!(stats.read().errors, 2);
+}
