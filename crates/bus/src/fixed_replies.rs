@@ -1,11 +1,12 @@
-//! Small replies without request data: discovery and health.
+//! Replies without request data: discovery, health and metrics.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dormouse_protocol::RoutePattern;
+use dormouse_protocol::{ErrorReply, RoutePattern};
 use dormouse_runtime::Tasks;
 
+use crate::serve::encode_error;
 use crate::{Bus, InboxPrefixes, Outgoing, SubscribeError, SubscribeOptions, Subscription};
 
 /// Maximum number of queued requests; further ones are dropped. Callers are few.
@@ -47,7 +48,16 @@ async fn answer_all(
         let Some(reply_to) = delivery.reply_to.filter(|address| inbox_prefixes.allow(address)) else {
             continue;
         };
-        if let Err(error) = bus.publish(Outgoing::new(reply_to, answer())).await {
+        let payload = answer();
+        let limit_bytes = bus.max_payload();
+        let reply = if payload.len() <= limit_bytes {
+            Outgoing::new(reply_to, payload)
+        } else {
+            let error = ErrorReply::too_large("max_payload", payload.len(), limit_bytes);
+            let (headers, payload) = encode_error(&error, limit_bytes);
+            Outgoing { route: reply_to, headers, payload }
+        };
+        if let Err(error) = bus.publish(reply).await {
             tracing::debug!(%error, route = %delivery.route, "reply not sent");
         }
     }

@@ -1,4 +1,4 @@
-//! Health over the bus, as JSON.
+//! Health and metrics over the bus.
 
 use std::sync::Arc;
 
@@ -34,4 +34,26 @@ where
         serve_fixed_reply(bus, tasks, "health", route.into(), inbox_prefixes, Arc::clone(&answer)).await?;
     }
     Ok(())
+}
+
+/// Replies on `<prefix>.metrics.<name>` with `text`, otherwise as [`answer_health`]. If the text is larger than the
+/// maximum payload, the reply is the error `too_large`.
+///
+/// If the call is cancelled, the route gets replies or none.
+///
+/// # Errors
+/// [`SubscribeError`].
+pub async fn answer_metrics<F>(
+    bus: &Arc<dyn Bus>,
+    tasks: &Tasks,
+    prefix: &Prefix,
+    name: &str,
+    inbox_prefixes: &InboxPrefixes,
+    text: F,
+) -> Result<(), SubscribeError>
+where
+    F: Fn() -> String + Send + Sync + 'static,
+{
+    let answer: FixedReply = Arc::new(move || Bytes::from(text()));
+    serve_fixed_reply(bus, tasks, "metrics", prefix.metrics_of(name).into(), inbox_prefixes, answer).await
 }

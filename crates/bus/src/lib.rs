@@ -5,7 +5,7 @@
 //! No other crate depends on an adapter, so another pub/sub system can replace NATS.
 //!
 //! On top of the port: [`ask`](ask()) sends a typed request, [`serve`](serve()) answers requests, [`services`]
-//! implements the NATS services API, [`health`] answers health requests. With the feature `args`, the module of that
+//! implements the NATS services API, [`health`] answers requests for health and metrics. With the feature `args`, the module of that
 //! name has the command-line arguments of the programs that connect.
 
 #[cfg(feature = "args")]

@@ -338,7 +338,7 @@ async fn send_replies(
 }
 
 /// Headers and body of an error. An error above the limit is cut to its code.
-fn encode_error(error: &ErrorReply, limit_bytes: usize) -> (Headers, Bytes) {
+pub(crate) fn encode_error(error: &ErrorReply, limit_bytes: usize) -> (Headers, Bytes) {
     let headers = |text: &str| {
         // The header has one short line. The body has the complete text.
         let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(256).collect();

@@ -135,7 +135,10 @@ impl Command {
             },
             Self::Server(command) => match command {
                 ServerCommand::Drain(_) | ServerCommand::Undrain(_) => true,
-                ServerCommand::Ls | ServerCommand::Info(_) | ServerCommand::Health(_) => false,
+                ServerCommand::Ls
+                | ServerCommand::Info(_)
+                | ServerCommand::Health(_)
+                | ServerCommand::Metrics(_) => false,
             },
             Self::Tenant(command) => matches!(command, TenantCommand::Limit(_)),
             Self::Rebalance(rebalance) => !rebalance.dry_run,

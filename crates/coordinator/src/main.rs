@@ -65,11 +65,10 @@ async fn run(settings: Settings, listener: Option<MetricsListener>) -> anyhow::R
     let (tasks, bus_tasks, metrics_tasks) = (env.tasks(), env.tasks(), env.tasks());
     let room = DiskRoom::default();
     room.watch(settings.data_dir.clone(), &env, &metrics_tasks);
-    let metrics = CoordinatorMetrics::new(room);
+    let metrics = CoordinatorMetrics::new(&env, room);
     if let Some(listener) = listener {
-        listener
-            .serve(&metrics_tasks, Arc::new(move || metrics.text()))
-            .context("metrics listener failed")?;
+        let text = Arc::clone(&metrics);
+        listener.serve(&metrics_tasks, Arc::new(move || text.text())).context("metrics listener failed")?;
     }
     let bus: Arc<NatsBus> = match signals.or(settings.nats.connect(env.clone(), &bus_tasks)).await {
         Ok(bus) => Arc::new(bus?),
@@ -80,7 +79,8 @@ async fn run(settings: Settings, listener: Option<MetricsListener>) -> anyhow::R
     };
     let dyn_bus: Arc<dyn Bus> = Arc::<NatsBus>::clone(&bus);
     // NATS may disconnect again before the subscriptions are active; a signal also ends that wait.
-    let start = Coordinator::start(settings.coordinator.clone(), store, dyn_bus, env, &tasks);
+    let options = settings.coordinator.clone();
+    let start = Coordinator::start_measured(options, store, dyn_bus, env, &tasks, Some(&metrics));
     let mut coordinator = match signals.or(start).await {
         Ok(started) => started?,
         Err(name) => {

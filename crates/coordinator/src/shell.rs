@@ -32,8 +32,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_bus::{Bus, Callers, InboxPrefixes};
-use dormouse_protocol::{Incarnation, Prefix, TenantRule};
+use dormouse_bus::{Bus, Callers, InboxPrefixes, health::answer_metrics};
+use dormouse_protocol::{Incarnation, Prefix, ServerName, TenantRule};
 use dormouse_runtime::{Env, Stop, Tasks};
 use tokio::sync::oneshot;
 
@@ -42,7 +42,9 @@ pub use self::errors::{RunError, StartError};
 use self::inbox::{ListenContext, RequestInbox};
 use self::presence::{ActiveCoordinator, find_active, serve_presence};
 use self::status::StatusReporter;
+pub(crate) use self::status::{CoordinatorFigures, ENDPOINTS};
 use crate::machine::{CoordinatorInput, CoordinatorMachine};
+use crate::metrics::CoordinatorMetrics;
 use crate::store::{AssignmentWindow, Store};
 
 /// How long a run may take to send its last replies.
@@ -88,10 +90,31 @@ impl Coordinator {
         env: Env,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
+        Self::start_measured(options, store, bus, env, tasks, None).await
+    }
+
+    /// As [`Coordinator::start`]. The coordinator is the source of `metrics`, and answers requests for them on the bus.
+    ///
+    /// If the call is cancelled, no coordinator runs; some routes may be answered until the stop signal of `tasks`.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start_measured(
+        options: CoordinatorOptions,
+        store: Arc<dyn Store>,
+        bus: Arc<dyn Bus>,
+        env: Env,
+        tasks: &Tasks,
+        metrics: Option<&Arc<CoordinatorMetrics>>,
+    ) -> Result<Self, StartError> {
         let incarnation = Incarnation::new(env.ulid());
-        let watch = StatusReporter::new(&env, incarnation);
+        let instruments = metrics.map(|metrics| metrics.instruments().clone()).unwrap_or_default();
+        let watch = StatusReporter::new(&env, incarnation, instruments);
         let process = CoordinatorProcess { options, store, bus, env, status: watch.clone() };
         process.status.answer_health(process.listen_context(tasks)).await?;
+        if let Some(metrics) = metrics {
+            process.publish_metrics(metrics, tasks).await;
+        }
         let next = match find_active(&*process.bus, &process.options.prefix, incarnation).await {
             ActiveCoordinator::NoneActive => {
                 AfterRun::Run(Box::new(process.begin(incarnation, PriorCoordinator::SameStore).await?))
@@ -175,6 +198,26 @@ impl CoordinatorProcess {
             inbox_prefixes,
             callers: *callers,
             tenant_rule: *tenant_rule,
+        }
+    }
+
+    /// Makes this process the source of `metrics`, and answers requests for them.
+    async fn publish_metrics(&self, metrics: &Arc<CoordinatorMetrics>, tasks: &Tasks) {
+        let status = self.status.clone();
+        metrics.set_source(Box::new(move || status.figures()), Arc::clone(&self.bus));
+        let text = {
+            let metrics = Arc::clone(metrics);
+            move || metrics.text()
+        };
+        let CoordinatorOptions { prefix, inbox_prefixes, .. } = &self.options;
+        let name = ServerName::COORDINATOR;
+        if let Err(error) = answer_metrics(&self.bus, tasks, prefix, name, inbox_prefixes, text).await {
+            tracing::warn!(
+                %error,
+                impact = "the coordinator gives no metrics over NATS",
+                action = "permit the route of metrics to the user of the coordinator",
+                "metrics route not served"
+            );
         }
     }
 

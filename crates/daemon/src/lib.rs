@@ -4,6 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`args`] | [`DaemonArgs`]: the arguments that both have, as written |
+//! | [`figures`] | metrics of endpoints |
 //! | [`metrics`] | the HTTP server of `--metrics-listen` |
 //! | [`settings`] | [`SettingsParser`]: resolves all settings at once and collects every error; [`DaemonSettings`] |
 //! | [`start`] | logging, the async runtime, the exit codes |
@@ -12,6 +13,7 @@
 //! The crate decides nothing about requests, and writes no log lines: the target of a log line names its program.
 
 pub mod args;
+pub mod figures;
 pub mod metrics;
 pub mod settings;
 pub mod start;

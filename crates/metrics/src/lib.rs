@@ -27,5 +27,5 @@ pub mod system;
 pub use family::{ByLabel, ByLabels, DurationHistogram};
 pub use label::Label;
 pub use prometheus_client::metrics::counter::Counter;
-pub use registry::{CONTENT_TYPE, Instrument, MAX_NAMED, MetricsRegistry, Scrape};
+pub use registry::{CONTENT_TYPE, HistogramFigures, Instrument, MAX_NAMED, MetricsRegistry, Scrape};
 pub use steps::{LongestSteps, StepKind, StepTimer};

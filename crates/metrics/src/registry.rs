@@ -80,6 +80,18 @@ impl Collector for CollectFn {
     }
 }
 
+/// A histogram of durations that other code keeps.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HistogramFigures {
+    /// Sum of all durations in seconds.
+    pub sum_s: f64,
+    /// Number of durations.
+    pub count: u64,
+    /// The upper bound of each bucket in seconds, ascending, and the number of durations in it alone. Durations above
+    /// the last bound are in no bucket.
+    pub buckets: Vec<(f64, u64)>,
+}
+
 /// Takes the figures of one scrape. Names and help are as in [`MetricsRegistry::register`].
 #[derive(Debug)]
 pub struct Scrape<'a> {
@@ -130,6 +142,23 @@ impl Scrape<'_> {
         });
     }
 
+    /// A histogram for each of `values`, a fixed list of texts of the label `label`.
+    pub fn histogram_of<'t>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'t str, HistogramFigures)>,
+    ) {
+        self.encode(name, help, MetricType::Histogram, |encoder| {
+            values.into_iter().try_for_each(|(text, figures)| {
+                let labels = [(label, text)];
+                let HistogramFigures { sum_s, count, buckets } = &figures;
+                encoder.encode_family(&labels)?.encode_histogram::<NoLabelSet>(*sum_s, *count, buckets, None)
+            })
+        });
+    }
+
     /// A counter for each of `values`, a fixed list of texts of the label `label`.
     pub fn counter_of<'t>(
         &mut self,
@@ -142,6 +171,22 @@ impl Scrape<'_> {
             values.into_iter().try_for_each(|(text, value)| {
                 let labels = [(label, text)];
                 counter(&mut encoder.encode_family(&labels)?, value)
+            })
+        });
+    }
+
+    /// A gauge for each of `values`, a fixed list of texts of the label `label`.
+    pub fn gauge_of<'t>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'t str, u64)>,
+    ) {
+        self.encode(name, help, MetricType::Gauge, |encoder| {
+            values.into_iter().try_for_each(|(text, value)| {
+                let labels = [(label, text)];
+                encoder.encode_family(&labels)?.encode_gauge(&value)
             })
         });
     }

@@ -46,8 +46,14 @@ impl LeaseView {
     /// runs.
     #[must_use]
     pub fn generation(&self) -> Option<LeaseGeneration> {
+        self.held().map(|(generation, _)| generation)
+    }
+
+    /// The generation of the lease, and the time until it expires.
+    pub(crate) fn held(&self) -> Option<(LeaseGeneration, Duration)> {
         let lease = (*self.current.lock())?;
-        (self.env.boot() < lease.valid_until).then_some(lease.generation)
+        let now = self.env.boot();
+        (now < lease.valid_until).then(|| (lease.generation, lease.valid_until.saturating_sub(now)))
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use dormouse_bus::{Bus, EndpointStats};
 use dormouse_engine::{Engine, EngineMetrics};
-use dormouse_protocol::LogId;
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::tenant::BusyTenant;
-use dormouse_runtime::Env;
+use dormouse_protocol::{LogId, Op};
+use dormouse_runtime::{Env, Lock};
 
 use crate::admission::{Admission, REFUSALS_PER_SECOND};
 use crate::authority::LeaseView;
@@ -67,6 +68,63 @@ pub(crate) struct HealthSources {
     pub(crate) handover: Arc<HandoverMetrics>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) stats: OpStats,
+    /// The statistics of requests without a valid operation, which are also those of the reply queue. Empty until the
+    /// server takes requests.
+    pub(crate) others: Arc<OnceLock<Arc<EndpointStats>>>,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) recent_drops: Arc<RecentDrops>,
+}
+
+/// Messages dropped since the start, by queue. Events, and requests over a share, have a figure and a
+/// problem of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Drops {
+    /// In the NATS library.
+    library: u64,
+    /// In the queue of a subscription: requests, orders, health.
+    subscriptions: u64,
+    replies: u64,
+    /// Requests without a reply address, and those whose reply address is no inbox.
+    unanswerable: u64,
+    events: u64,
+    /// Requests above the share of their tenant, beyond its refusals.
+    over_share: u64,
+}
+
+impl Drops {
+    /// The name of each queue, and the messages that it dropped.
+    pub(crate) fn by_queue(self) -> [(&'static str, u64); 6] {
+        let Self { library, subscriptions, replies, unanswerable, events, over_share } = self;
+        [
+            ("nats_library", library),
+            ("subscriptions", subscriptions),
+            ("replies", replies),
+            ("unanswerable", unanswerable),
+            ("events", events),
+            ("over_share", over_share),
+        ]
+    }
+
+    /// Requests and replies that a full queue dropped.
+    fn requests(self) -> u64 {
+        self.library + self.subscriptions + self.replies
+    }
+}
+
+/// When requests or replies were last dropped, as far as the health, the heartbeats and the scrapes have seen it: each
+/// look compares the number with that of the look before.
+#[derive(Debug, Default)]
+pub(crate) struct RecentDrops(Lock<(u64, Option<Duration>)>);
+
+impl RecentDrops {
+    /// Notes the number of drops at `now`, and returns whether it has grown within [`DROPPED_RECENTLY`].
+    pub(crate) fn note(&self, number: u64, now: Duration) -> bool {
+        let mut last = self.0.lock();
+        if number > last.0 {
+            *last = (number, Some(now));
+        }
+        last.1.is_some_and(|at| now.saturating_sub(at) < DROPPED_RECENTLY)
+    }
 }
 
 impl HealthSources {
@@ -90,6 +148,31 @@ impl HealthSources {
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             figures: self.figures(),
         }
+    }
+
+    /// The statistics of all endpoints.
+    pub(crate) fn endpoints(&self) -> Vec<Arc<EndpointStats>> {
+        let by_op = Op::ALL.iter().map(|op| Arc::clone(self.stats.of(*op)));
+        by_op.chain(self.others.get().cloned()).collect()
+    }
+
+    /// The messages dropped so far.
+    pub(crate) fn drops(&self) -> Drops {
+        let bus = self.bus.drops();
+        let others = self.others.get().map(|stats| stats.read()).unwrap_or_default();
+        Drops {
+            library: bus.library,
+            subscriptions: bus.subscriptions,
+            replies: others.dropped,
+            unanswerable: others.unanswerable + others.refused,
+            events: self.events.dropped(),
+            over_share: count(&self.admission.metrics().dropped),
+        }
+    }
+
+    /// Notes drops, and returns whether there were any recently.
+    pub(crate) fn note_drops(&self) -> bool {
+        self.recent_drops.note(self.drops().requests(), self.env.boot())
     }
 
     pub(crate) fn engine_metrics(&self) -> EngineMetrics {
@@ -139,6 +222,12 @@ impl HealthSources {
             problems.push(format!(
                 "requests dropped within the last {} minutes: a tenant sends more than {REFUSALS_PER_SECOND} requests \
                  a second above its share",
+                DROPPED_RECENTLY.as_secs() / 60
+            ));
+        }
+        if self.note_drops() {
+            problems.push(format!(
+                "requests or replies dropped within the last {} minutes: a queue was full",
                 DROPPED_RECENTLY.as_secs() / 60
             ));
         }
@@ -193,6 +282,7 @@ impl HealthSources {
             ("tenants", self.admission.tenants()),
             ("events_published", self.events.published()),
             ("events_dropped", self.events.dropped()),
+            ("messages_dropped_total", self.drops().requests()),
             ("lease_generation", self.lease.generation().map_or(0, |generation| generation.0)),
         ]
         .into_iter()

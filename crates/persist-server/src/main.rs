@@ -94,7 +94,7 @@ async fn run(
     let env = Env::system();
     let started = env.boot();
     let (bus_tasks, metrics_tasks) = (env.tasks(), env.tasks());
-    serve_metrics(settings, &env, listener, &metrics_tasks)?;
+    let metrics = serve_metrics(settings, &env, listener, &metrics_tasks)?;
     // A process that is not a member owns nothing, so a signal ends it at once.
     let Ok(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
         return Ok(ExitReason::Clean);
@@ -102,7 +102,7 @@ async fn run(
     let (mut prepared, bus) = prepared?;
     let mut exit = ExitReason::Clean;
     let server = loop {
-        let Ok(server) = signals.or(start(settings, started, prepared, &bus, &env)).await else {
+        let Ok(server) = signals.or(start(settings, started, prepared, &bus, &env, &metrics)).await else {
             return Ok(ExitReason::Clean);
         };
         let mut server = server?;
@@ -155,14 +155,17 @@ fn serve_metrics(
     env: &Env,
     listener: Option<MetricsListener>,
     tasks: &Tasks,
-) -> Result<(), ExitReason> {
+) -> Result<Arc<ServerMetrics>, ExitReason> {
     let room = DiskRoom::default();
     room.watch(settings.data_dir.clone(), env, tasks);
     let metrics = ServerMetrics::new(room);
-    let Some(listener) = listener else { return Ok(()) };
-    listener
-        .serve(tasks, Arc::new(move || metrics.text()))
-        .map_err(|error| fail(ExitReason::Failure, "metrics listener failed", &error))
+    if let Some(listener) = listener {
+        let text = Arc::clone(&metrics);
+        listener
+            .serve(tasks, Arc::new(move || text.text()))
+            .map_err(|error| fail(ExitReason::Failure, "metrics listener failed", &error))?;
+    }
+    Ok(metrics)
 }
 
 fn fail(exit: ExitReason, cause: &str, error: &dyn std::error::Error) -> ExitReason {
@@ -214,6 +217,7 @@ async fn start(
     prepared: PreparedEngine,
     bus: &Arc<dyn Bus>,
     env: &Env,
+    metrics: &Arc<ServerMetrics>,
 ) -> Result<Server, ExitReason> {
     let server_settings = ServerSettings {
         prefix: settings.prefix.clone(),
@@ -223,9 +227,18 @@ async fn start(
         tenant_rule: settings.tenant_rule,
         started,
     };
-    Server::start(prepared, server_settings, Arc::clone(bus), env.clone())
+    let server = Server::start(prepared, server_settings, Arc::clone(bus), env.clone())
         .await
-        .map_err(|error| fail(ExitReason::Failure, "subscribe failed", &error))
+        .map_err(|error| fail(ExitReason::Failure, "subscribe failed", &error))?;
+    if let Err(error) = server.publish_metrics(metrics).await {
+        tracing::warn!(
+            error = chain(&error),
+            impact = "the server gives no metrics over NATS",
+            action = "permit the route of metrics to the user of the server",
+            "metrics route not served"
+        );
+    }
+    Ok(server)
 }
 
 /// The next step after serving.

@@ -15,7 +15,7 @@ use dormouse_engine::api::Submission;
 use dormouse_engine::{Engine, EngineOpenError, LogEnd, PreparedEngine};
 use dormouse_protocol::fleet::{BusySubject, ServerLoad};
 use dormouse_protocol::limits::{MAX_BUSY_SUBJECTS, MAX_BUSY_TENANTS};
-use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, Subject, TenantRule};
+use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, ServerName, Subject, TenantRule};
 use dormouse_runtime::{Env, Stop, Tasks};
 
 use crate::admission::Admission;
@@ -149,6 +149,9 @@ impl Server {
             handover: Arc::default(),
             admission: Admission::new(settings.tenant_rule, env.clone()),
             stats: OpStats::default(),
+            others: Arc::default(),
+            bus: Arc::clone(&bus),
+            recent_drops: Arc::default(),
         };
         let sources = vitals.clone();
         let name = log.server().as_str();
@@ -213,7 +216,7 @@ impl Server {
             ..ServeOptions::default()
         };
         let requests = serve(&self.bus, &self.env, &self.tasks.replies, pattern, options).await?;
-        let others = Arc::clone(requests.stats());
+        let others = Arc::clone(self.health.others.get_or_init(|| Arc::clone(requests.stats())));
         self.start_intake(engine, requests);
         announce(
             &self.bus,
@@ -225,6 +228,11 @@ impl Server {
         .await?;
         self.health.phase.set(ServerPhase::Serving);
         Ok(())
+    }
+
+    /// The route prefix, the name and the accepted reply addresses.
+    pub(crate) fn address(&self) -> (&Prefix, &ServerName, &InboxPrefixes) {
+        (&self.settings.prefix, self.log.server(), &self.settings.inbox_prefixes)
     }
 
     /// The log of this process.
@@ -341,6 +349,8 @@ pub enum ServeEnd {
 impl HealthSources {
     /// Load of the server, for the coordinator.
     fn load(&self) -> ServerLoad {
+        // Each heartbeat notes drops, so that health knows their time within seconds.
+        self.note_drops();
         let figures = self.engine_metrics();
         ServerLoad {
             open_subjects: figures.open_subjects,

@@ -65,8 +65,9 @@ pub enum OverloadCause {
 
 impl OverloadCause {
     /// All causes, for figures per cause.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::RequestsInFlight,
+        Self::TenantShare,
         Self::ReplyQueueBytes,
         Self::SubjectQueue,
         Self::SubjectClosing,
@@ -94,6 +95,7 @@ impl OverloadCause {
     pub const fn name(self) -> &'static str {
         match self {
             Self::RequestsInFlight => "requests_in_flight",
+            Self::TenantShare => "tenant_share",
             Self::ReplyQueueBytes => "reply_queue_bytes",
             Self::SubjectQueue => "subject_queue",
             Self::SubjectClosing => "subject_closing",

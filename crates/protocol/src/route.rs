@@ -561,6 +561,12 @@ impl Prefix {
     pub fn health_of(&self, name: &str) -> Route {
         self.route(format_args!("health.{name}"))
     }
+
+    /// The route of requests for the metrics of one process; `name` as in [`Prefix::health_of`].
+    #[must_use]
+    pub fn metrics_of(&self, name: &str) -> Route {
+        self.route(format_args!("metrics.{name}"))
+    }
 }
 
 impl Default for Prefix {

@@ -20,6 +20,16 @@ pub enum ServerCommand {
     Undrain(OneServer),
     /// Check the health of processes; exit code 1 if one is not ok, 5 if one does not answer
     Health(HealthArgs),
+    /// Print the metrics of one process in the text format of Prometheus; docs/metrics.md explains them
+    Metrics(MetricsArgs),
+}
+
+/// `server metrics`.
+#[derive(Debug, Clone, Args)]
+pub struct MetricsArgs {
+    /// The server, or `coordinator`
+    #[arg(value_parser = process)]
+    pub name: String,
 }
 
 /// Arguments of a command on one server.

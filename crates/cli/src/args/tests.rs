@@ -58,6 +58,7 @@ fn cli_help_states_default_of_each_flag() {
             "server drain",
             "server undrain",
             "server health",
+            "server metrics",
             "subject ls",
             "subject move",
             "subject locate",

@@ -1,7 +1,7 @@
-//! `server ls`, `server info` and `server health`.
+//! `server ls`, `server info`, `server health` and `server metrics`.
 
 use bytes::Bytes;
-use dormouse_bus::Outgoing;
+use dormouse_bus::{Outgoing, service_error};
 use dormouse_protocol::ServerName;
 use dormouse_protocol::fleet::{ServerEntry, ServerState};
 use dormouse_protocol::health::{Health, HealthStatus};
@@ -22,7 +22,31 @@ pub(super) async fn run(session: &Session, command: ServerCommand) -> Result<(),
         ServerCommand::Drain(arguments) => drain(session, arguments).await,
         ServerCommand::Undrain(arguments) => undrain(session, &arguments.name).await,
         ServerCommand::Health(arguments) => health(session, arguments).await,
+        ServerCommand::Metrics(arguments) => metrics(session, arguments.name).await,
     }
+}
+
+/// The JSON output of `server metrics`.
+#[derive(Debug, Serialize)]
+struct MetricsView<'m> {
+    name: &'m str,
+    /// The text format of Prometheus.
+    metrics: &'m str,
+}
+
+/// `server metrics`.
+async fn metrics(session: &Session, name: String) -> Result<(), Failure> {
+    let question = Outgoing::new(session.client().prefix().metrics_of(&name), Bytes::new());
+    let reply = session.client().bus().request(question, session.deadline).await?;
+    if let Some(error) = service_error(&reply) {
+        return Err(Failure::new(format!("no metrics of {name}: {error}")));
+    }
+    let text = std::str::from_utf8(&reply.payload)
+        .map_err(|error| Failure::new(format!("invalid metrics reply: {error}")))?;
+    if session.output.is_json() {
+        return session.output.json(&MetricsView { name: &name, metrics: text });
+    }
+    session.output.text(text)
 }
 
 /// `server ls`.

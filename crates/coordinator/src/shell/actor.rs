@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, BusEvent, Outgoing, Responder};
+use dormouse_metrics::StepKind;
 use dormouse_protocol::admin::{RebalanceRequest, SubjectsReply};
 use dormouse_protocol::fleet::{Acknowledged, GoneAnnouncement};
 use dormouse_protocol::{
@@ -205,11 +206,14 @@ impl Actor {
         if let Some(tick) = tick {
             apply(tick, None);
         }
+        let decided = self.env.boot();
+        self.status.instruments().steps.observe(StepKind::Decide, decided.saturating_sub(now), decided);
         log_events(&changes, &gone, &events);
         if !changes.is_empty() {
             let unflushed = changes.iter().filter_map(server_of).cloned().collect();
             let flushed = commit(self.env.clone(), Arc::clone(&self.store), changes);
             self.while_connected(&unflushed, flushed).await?;
+            self.status.instruments().commits.observe(self.env.boot().saturating_sub(decided));
         }
         for (responder, answer) in answers {
             send(responder, answer);

@@ -13,6 +13,7 @@ use dormouse_runtime::{Env, Lock};
 use super::inbox::{EndpointFacts, ListenContext};
 use crate::locate_queue::LocateCounts;
 use crate::machine::{CoordinatorMachine, MemberCounts};
+use crate::metrics::Instruments;
 
 /// How long health reports dropped look-ups.
 const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
@@ -33,8 +34,22 @@ enum CoordinatorStatus {
         assigned_subjects: u64,
         waiting: bool,
         locates: LocateCounts,
-        endpoints: Vec<Arc<EndpointStats>>,
+        endpoints: Vec<(&'static str, Arc<EndpointStats>)>,
     },
+}
+
+/// The names of the endpoints of an active coordinator.
+pub(crate) const ENDPOINTS: [&str; 3] = ["fleet", "locate", "admin"];
+
+/// The status of the coordinator as figures. On standby there are none but the uptime.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CoordinatorFigures {
+    pub(crate) uptime: Duration,
+    pub(crate) active: bool,
+    pub(crate) members: MemberCounts,
+    pub(crate) assigned_subjects: u64,
+    pub(crate) locates: LocateCounts,
+    pub(crate) endpoints: Vec<(&'static str, Arc<EndpointStats>)>,
 }
 
 /// Holds the status of the coordinator and reports it.
@@ -43,12 +58,13 @@ pub(super) struct StatusReporter {
     env: Env,
     started: Duration,
     status: Arc<Lock<(Incarnation, CoordinatorStatus)>>,
+    instruments: Instruments,
 }
 
 impl StatusReporter {
-    pub(super) fn new(env: &Env, incarnation: Incarnation) -> Self {
+    pub(super) fn new(env: &Env, incarnation: Incarnation, instruments: Instruments) -> Self {
         let status = Arc::new(Lock::new((incarnation, CoordinatorStatus::default())));
-        Self { env: env.clone(), started: env.boot(), status }
+        Self { env: env.clone(), started: env.boot(), status, instruments }
     }
 
     /// The newest run.
@@ -78,7 +94,10 @@ impl StatusReporter {
             assigned_subjects,
             waiting: machine.is_in_startup_grace(),
             locates,
-            endpoints: endpoints.iter().map(|endpoint| Arc::clone(&endpoint.stats)).collect(),
+            endpoints: endpoints
+                .iter()
+                .map(|endpoint| (endpoint.name, Arc::clone(&endpoint.stats)))
+                .collect(),
         };
         *self.snapshot() = (machine.incarnation(), status);
     }
@@ -86,6 +105,24 @@ impl StatusReporter {
     fn snapshot(&self) -> MutexGuard<'_, (Incarnation, CoordinatorStatus)> {
         // The value is replaced as a whole, so it is consistent after a panic elsewhere.
         self.status.lock()
+    }
+
+    /// The instruments of this process.
+    pub(super) const fn instruments(&self) -> &Instruments {
+        &self.instruments
+    }
+
+    pub(super) fn figures(&self) -> CoordinatorFigures {
+        let uptime = self.env.boot().saturating_sub(self.started);
+        let (_, status) = self.snapshot().clone();
+        match status {
+            CoordinatorStatus::Checking | CoordinatorStatus::Standby(_) => {
+                CoordinatorFigures { uptime, ..CoordinatorFigures::default() }
+            }
+            CoordinatorStatus::Active { members, assigned_subjects, locates, endpoints, .. } => {
+                CoordinatorFigures { uptime, active: true, members, assigned_subjects, locates, endpoints }
+            }
+        }
     }
 
     pub(super) fn health(&self) -> Health {
@@ -152,7 +189,7 @@ fn health(id: &str, status: CoordinatorStatus, now: Duration, uptime: Duration) 
                     DROPPED_RECENTLY.as_secs() / 60
                 ));
             }
-            let requests = endpoints.iter().map(|stats| stats.read().requests).sum();
+            let requests = endpoints.iter().map(|(_, stats)| stats.requests()).sum();
             figures = [
                 ("servers_alive", members.alive),
                 ("servers_draining", members.draining),

@@ -165,6 +165,25 @@ async fn server_info_includes_health_of_live_process() {
     assert_eq!((&dead[0]["state"], dead[0].get("health_error")), (&json!("dead"), None));
 }
 
+/// `server metrics` prints the text of the process unchanged, and reports an error reply as a failure.
+#[tokio::test]
+async fn server_metrics_prints_text_or_error() {
+    let fleet = Fleet::empty();
+    let text = "# TYPE dormouse_changes_total counter\ndormouse_changes_total 7\n";
+    fleet
+        .answer(fleet.prefix.metrics_of("s").into(), move |request| request.responder.ok(Bytes::from(text)))
+        .await;
+    assert_eq!(fleet.run("server metrics s").await.text(), text);
+    assert_eq!(fleet.run("server metrics s --json").await.json()[0]["metrics"], json!(text));
+    fleet
+        .answer(fleet.prefix.metrics_of("t").into(), |request| {
+            request.responder.error(&ErrorReply::too_large("max_payload", 2, 1));
+        })
+        .await;
+    let failed = fleet.run("server metrics t").await;
+    assert_eq!(failed.exit_code(), 1);
+}
+
 /// Three pages of two, of which the second is empty.
 fn page(payload: &[u8]) -> Answer {
     let request: SubjectsRequest = decode(payload).unwrap();
