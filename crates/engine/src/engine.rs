@@ -12,6 +12,7 @@ use dormouse_commit_log::recovery::{RecoveryError, RecoverySettings, StrandedWri
 use dormouse_commit_log::wal::{Wal, WalError, list_logs};
 use dormouse_format::keys::Nonce;
 use dormouse_protocol::deadline::time_ran_out;
+use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::disk::{Disk, LocalDisk};
 use dormouse_runtime::injected_bug;
@@ -31,6 +32,7 @@ use crate::spool::{self, Spool, SpoolFiles, SpoolLimits};
 use crate::subject::SubjectTask;
 use crate::subject::garbage::{self, Garbage};
 use crate::subject_table::{SubjectLoad, SubjectTable, SubmitOutcome, shutting_down};
+use crate::tenant_usage::{TenantFigures, TenantUsage};
 use crate::values::TransferLimiter;
 
 pub use end::ShutdownReport;
@@ -94,6 +96,7 @@ pub(crate) struct EngineShared {
     /// Chunked uploads.
     pub(crate) spool: Arc<Spool>,
     pub(crate) opening: OpenTurns,
+    pub(crate) tenants: TenantUsage,
     pub(crate) publishing: Semaphore,
     /// Notified when a log is marked as orphaned.
     pub(crate) orphaned_log_marked: Notify,
@@ -168,7 +171,7 @@ impl EngineShared {
             return self.refuse_expired(submission);
         }
         let Some(submission) = spool::take(self, subject, submission) else { return };
-        match self.subject_table.submit(subject, submission, now) {
+        match self.subject_table.submit(subject, submission, now, &self.tenants) {
             SubmitOutcome::Queued => {}
             SubmitOutcome::Expired(submission) => self.refuse_expired(*submission),
             SubmitOutcome::Start(args) => {
@@ -312,6 +315,7 @@ impl PreparedEngine {
             downloads: TransferLimiter::new(),
             spool,
             opening: OpenTurns::new(),
+            tenants: TenantUsage::default(),
             publishing: Semaphore::new(PUBLISHING),
             orphaned_log_marked: Notify::new(),
         });
@@ -420,10 +424,19 @@ impl Engine {
         self.shared.subject_table.subjects()
     }
 
-    /// The number of open subjects of each tenant that has some, by the tenant whose request opened the subject.
+    /// What each tenant uses. A subject belongs to the tenant whose request opened it.
     #[must_use]
-    pub fn open_subjects_by_tenant(&self) -> BTreeMap<TenantId, usize> {
-        self.shared.subject_table.open_by_tenant()
+    pub fn tenant_figures(&self) -> BTreeMap<TenantId, TenantFigures> {
+        let mut figures = self.shared.tenants.figures();
+        for (tenant, open) in self.shared.subject_table.open_by_tenant() {
+            figures.entry(tenant).or_default().open_subjects = open as u64;
+        }
+        figures
+    }
+
+    /// Replaces the limits that an operator has set for a tenant.
+    pub fn set_tenant_limits(&self, tenant: TenantId, limits: TenantLimits) {
+        self.shared.tenants.set_limits(tenant, limits);
     }
 
     /// At most `most` open subjects, the busiest first.

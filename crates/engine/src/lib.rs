@@ -32,6 +32,7 @@ mod settings;
 mod spool;
 mod subject;
 mod subject_table;
+mod tenant_usage;
 mod values;
 
 pub use dormouse_commit_log::log::{LogEnd, LogMetrics, LogSettings};
@@ -40,3 +41,4 @@ pub use export::{ExportError, export_snapshot};
 pub use metrics::EngineMetrics;
 pub use settings::EngineSettings;
 pub use subject_table::SubjectLoad;
+pub use tenant_usage::TenantFigures;

@@ -124,20 +124,20 @@ impl SubjectTask {
         Self { shared, subject, close, inbox, file_guard, follows_panic }
     }
 
-    /// Opens the subject in the turn of its first request's tenant. `None`: no caller waits any more, or `only_own` and
+    /// Opens the subject in the turn of `tenant`. `None`: no caller waits any more, or `only_own` and
     /// this process does not own it.
     async fn open(
         &mut self,
         shared: &Arc<EngineShared>,
         only_own: bool,
+        tenant: TenantId,
     ) -> Result<Option<open::Opened>, ErrorReply> {
-        let tenant = self.inbox.waiting.front().map_or(TenantId::SHARED, |first| first.tenant);
         let permit = open::wait_for_turn(shared, tenant).await?;
         self.inbox.refuse_if_all_expired(shared);
         if self.inbox.waiting.is_empty() {
             return Ok(None);
         }
-        open::open(shared, &self.subject, only_own, permit).await
+        open::open(shared, &self.subject, only_own, tenant, permit).await
     }
 
     /// Serves the subject until no request waits.
@@ -152,7 +152,8 @@ impl SubjectTask {
                 self.inbox.refuse(&shutting_down());
             } else {
                 let only_own = self.inbox.starts_with_handover();
-                match Box::pin(self.open(&shared, only_own)).await {
+                let tenant = self.inbox.waiting.front().map_or(TenantId::SHARED, |first| first.tenant);
+                match Box::pin(self.open(&shared, only_own, tenant)).await {
                     Ok(None) if self.inbox.waiting.is_empty() => {}
                     Ok(None) => {
                         // Reported before any other work, so that the report cannot apply to a later opening
@@ -162,7 +163,8 @@ impl SubjectTask {
                     }
                     Ok(Some(opened)) => {
                         shared.log.opened(&self.subject);
-                        let serving = OpenSubject::new(&shared, &self.subject, &self.file_guard, opened);
+                        let serving =
+                            OpenSubject::new(&shared, &self.subject, &self.file_guard, tenant, opened);
                         match Box::pin(serving.run(&mut self.inbox, &self.close)).await {
                             SubjectServeEnd::Closed => {}
                             SubjectServeEnd::Refused(reply) => self.inbox.refuse(&reply),

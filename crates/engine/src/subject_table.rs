@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::api::{Submission, TenantId};
 use crate::request_rate::RequestRate;
+use crate::tenant_usage::TenantUsage;
 
 /// Maximum number of queued requests of one subject.
 const QUEUE: usize = 1_024;
@@ -116,7 +117,13 @@ impl SubjectTable {
     }
 
     /// Queues a request for its subject.
-    pub(crate) fn submit(&self, subject: &Subject, submission: Submission, now: Duration) -> SubmitOutcome {
+    pub(crate) fn submit(
+        &self,
+        subject: &Subject,
+        submission: Submission,
+        now: Duration,
+        tenants: &TenantUsage,
+    ) -> SubmitOutcome {
         let mut inner = self.lock();
         if inner.shut {
             return SubmitOutcome::Refused(Box::new(submission), shutting_down());
@@ -152,7 +159,8 @@ impl SubjectTable {
         let open = inner.entries.len();
         let tenant = submission.tenant;
         let own = inner.open_of(tenant);
-        let is_over_share = self.is_over_share(own, open);
+        let is_over_limit = tenants.max_open_subjects(tenant).is_some_and(|most| own as u64 >= most);
+        let is_over_share = is_over_limit || self.is_over_share(own, open);
         let is_full = (open >= self.open_limit || is_over_share) && !follows_panic;
         if open >= self.max_open || is_over_share {
             // A tenant with most of the open subjects makes room among its own.
@@ -370,12 +378,16 @@ mod tests {
         }
     }
 
+    fn submit_to(table: &SubjectTable, subject: &Subject, one: Submission, now: Duration) -> SubmitOutcome {
+        table.submit(subject, one, now, &TenantUsage::default())
+    }
+
     fn name(name: &str) -> Subject {
         name.parse().unwrap()
     }
 
     fn start(table: &SubjectTable, subject: &str, at: u64) -> SubjectTaskArgs {
-        match table.submit(&name(subject), submission(), Duration::from_secs(at)) {
+        match submit_to(table, &name(subject), submission(), Duration::from_secs(at)) {
             SubmitOutcome::Start(args) => args,
             SubmitOutcome::Queued => panic!("{subject} already has a task"),
             SubmitOutcome::Expired(_) => panic!("{subject} is dormant, and its request expired"),
@@ -395,7 +407,7 @@ mod tests {
             ["a", "b", "c"].into_iter().zip(0..).map(|(subject, at)| start(&table, subject, at)).collect();
         assert!(is_asked(&table, "a") && !is_asked(&table, "b"));
         assert!(matches!(
-            table.submit(&name("a"), submission(), Duration::from_secs(9)),
+            submit_to(&table, &name("a"), submission(), Duration::from_secs(9)),
             SubmitOutcome::Queued
         ));
         assert!(!is_asked(&table, "a"));
@@ -407,7 +419,7 @@ mod tests {
         assert!(!is_asked(&table, "b"));
         // At the limit too, a further subject is asked.
         assert!(matches!(
-            table.submit(&name("e"), submission(), Duration::from_secs(11)),
+            submit_to(&table, &name("e"), submission(), Duration::from_secs(11)),
             SubmitOutcome::Refused(..)
         ));
         assert!(is_asked(&table, "b"));
@@ -418,7 +430,7 @@ mod tests {
     fn subject_table_full_rejects_opens_until_one_closes() {
         let table = SubjectTable::new(2, Some(3));
         let tasks: Vec<_> = ["a", "b", "c"].map(|subject| start(&table, subject, 0)).into();
-        let refused = table.submit(&name("d"), submission(), Duration::from_secs(1));
+        let refused = submit_to(&table, &name("d"), submission(), Duration::from_secs(1));
         assert!(matches!(refused, SubmitOutcome::Refused(_, reply) if reply.retry_after_ms.is_some()));
         assert!(is_asked(&table, "a"));
         let SubjectTaskArgs { mut queue, .. } = tasks.into_iter().next().unwrap();
@@ -434,7 +446,7 @@ mod tests {
         let mut tasks: Vec<_> = ["a", "b", "c"].map(|subject| start(&table, subject, 0)).into();
         let asked = || ["a", "b", "c"].map(|subject| is_asked(&table, subject));
         let is_refused = || {
-            let offered = table.submit(&name("d"), submission(), Duration::ZERO);
+            let offered = submit_to(&table, &name("d"), submission(), Duration::ZERO);
             matches!(offered, SubmitOutcome::Refused(..))
         };
         assert!(is_refused());
@@ -452,7 +464,7 @@ mod tests {
 
     fn submit_of(table: &SubjectTable, tenant: u32, subject: &str) -> SubmitOutcome {
         let submission = Submission { tenant: TenantId::new(tenant), ..submission() };
-        table.submit(&name(subject), submission, Duration::from_secs(1))
+        submit_to(table, &name(subject), submission, Duration::from_secs(1))
     }
 
     /// The last eighth of the limit stays free for tenants below their share, and a tenant above it makes room among its
@@ -484,7 +496,7 @@ mod tests {
         let tasks: Vec<_> = ["a", "b", "c", "d"].map(|subject| start(&table, subject, 0)).into();
         for (subject, requests) in [("b", 30), ("d", 60), ("a", 2)] {
             for _ in 0..requests {
-                let offered = table.submit(&name(subject), submission(), Duration::ZERO);
+                let offered = submit_to(&table, &name(subject), submission(), Duration::ZERO);
                 assert!(matches!(offered, SubmitOutcome::Queued));
             }
         }
@@ -502,7 +514,7 @@ mod tests {
         let SubjectTaskArgs { queue, file_guard: hold, .. } = start(&table, "a", 0);
         let publishing = Arc::clone(&hold);
         drop((queue, hold));
-        let refused = table.submit(&name("a"), submission(), Duration::ZERO);
+        let refused = submit_to(&table, &name("a"), submission(), Duration::ZERO);
         assert!(matches!(refused, SubmitOutcome::Refused(_, reply) if reply.retry_after_ms.is_some()));
         drop(publishing);
         start(&table, "a", 0);

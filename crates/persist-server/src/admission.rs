@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dormouse_bus::Caller;
+use dormouse_engine::TenantFigures;
 use dormouse_engine::api::TenantId;
-use dormouse_protocol::tenant::{BusyTenant, LimitedTenant};
+use dormouse_protocol::tenant::{BusyTenant, LimitedTenant, TenantLimits};
 use dormouse_protocol::{ErrorReply, Op, OverloadCause, Subject, TenantRule};
 use dormouse_runtime::{Env, Lock};
 
@@ -121,6 +122,11 @@ impl Admission {
         self.shares.lock().set_limits(limits.into_iter().map(|one| (one.tenant, one.limits)));
     }
 
+    /// The tenants whose limits have changed since the last call, with their limits now.
+    pub(crate) fn take_changed_limits(&self) -> Vec<(TenantId, TenantLimits)> {
+        self.shares.lock().take_changed_limits()
+    }
+
     /// Number of unanswered requests.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
@@ -133,12 +139,16 @@ impl Admission {
         self.shares.lock().tenants()
     }
 
-    /// The tenants with the most requests in the last full second, the busiest first, at most `most`. `open` has the number
-    /// of open subjects of each tenant that has some. Examines every record.
+    /// The tenants with the most requests in the last full second, the busiest first, at most `most`. `figures` has what
+    /// each tenant uses at the engine. Examines every record.
     #[must_use]
-    pub fn busiest_tenants(&self, most: usize, open: &BTreeMap<TenantId, usize>) -> Vec<BusyTenant> {
+    pub fn busiest_tenants(
+        &self,
+        most: usize,
+        figures: &BTreeMap<TenantId, TenantFigures>,
+    ) -> Vec<BusyTenant> {
         let now = self.env.boot();
-        self.shares.lock().busiest(most, open, now)
+        self.shares.lock().busiest(most, figures, now)
     }
 
     /// Admits a request of `bytes` bytes, which has arrived from `caller`.

@@ -181,8 +181,8 @@ impl HealthSources {
 
     /// The tenants with the most requests, the busiest first, at most `most`. The cost grows with the number of tenants.
     pub(crate) fn busiest_tenants(&self, most: usize) -> Vec<BusyTenant> {
-        let open = self.engine.get().map(Engine::open_subjects_by_tenant).unwrap_or_default();
-        self.admission.busiest_tenants(most, &open)
+        let figures = self.engine.get().map(Engine::tenant_figures).unwrap_or_default();
+        self.admission.busiest_tenants(most, &figures)
     }
 
     fn problems(&self, phase: ServerPhase) -> Vec<String> {

@@ -21,6 +21,7 @@ use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::deadline::{time_left, time_ran_out};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
+use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
 use dormouse_runtime::Stop;
 use dormouse_runtime::fair_queue::FairQueue;
@@ -47,6 +48,9 @@ const LEAST_COST: u64 = 1_024;
 pub trait RequestSink: Send + Sync + 'static {
     /// Takes a request on a subject. Its reply comes through [`Submission::respond`].
     fn submit(&self, subject: &Subject, submission: Submission);
+
+    /// Takes the limits that an operator has set for a tenant.
+    fn set_tenant_limits(&self, tenant: TenantId, limits: TenantLimits);
 }
 
 /// Statistics of each operation.
@@ -126,6 +130,10 @@ impl<E: RequestSink> RequestIntake<E> {
             }
             for incoming in burst.drain(..) {
                 self.admit(incoming, &mut queues);
+            }
+            // Before the first request of a tenant that has limits.
+            for (tenant, limits) in self.admission.take_changed_limits() {
+                self.engine.set_tenant_limits(tenant, limits);
             }
             self.serve_turns(&mut queues);
             if !queues.is_empty() {

@@ -11,10 +11,11 @@ use dormouse_bus::{
     Bus, Callers, EndpointStats, InboxPrefixes, Requests, ServeOptions, SubscribeError, SubscribeOptions,
     Subscription, serve,
 };
-use dormouse_engine::api::Submission;
+use dormouse_engine::api::{Submission, TenantId};
 use dormouse_engine::{Engine, EngineOpenError, LogEnd, PreparedEngine};
 use dormouse_protocol::fleet::{BusySubject, ServerLoad};
 use dormouse_protocol::limits::{MAX_BUSY_SUBJECTS, MAX_BUSY_TENANTS};
+use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, ServerName, Subject, TenantRule};
 use dormouse_runtime::{Env, Stop, Tasks};
 
@@ -375,5 +376,9 @@ impl HealthSources {
 impl RequestSink for Engine {
     fn submit(&self, subject: &Subject, submission: Submission) {
         Engine::submit(self, subject, submission);
+    }
+
+    fn set_tenant_limits(&self, tenant: TenantId, limits: TenantLimits) {
+        Engine::set_tenant_limits(self, tenant, limits);
     }
 }

@@ -18,6 +18,8 @@ pub enum OverloadCause {
     RequestsInFlight,
     /// The unanswered requests of one tenant, or of one of its subjects, use up its share.
     TenantShare,
+    /// The open subjects of a tenant store as many bytes as an operator allows.
+    TenantStoredBytes,
     /// The queued replies of an endpoint use up their bytes: its NATS connection is slow.
     ReplyQueueBytes,
     /// The queue of one subject is full. Its task empties the queue in bursts.
@@ -65,9 +67,10 @@ pub enum OverloadCause {
 
 impl OverloadCause {
     /// All causes, for figures per cause.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::RequestsInFlight,
         Self::TenantShare,
+        Self::TenantStoredBytes,
         Self::ReplyQueueBytes,
         Self::SubjectQueue,
         Self::SubjectClosing,
@@ -96,6 +99,7 @@ impl OverloadCause {
         match self {
             Self::RequestsInFlight => "requests_in_flight",
             Self::TenantShare => "tenant_share",
+            Self::TenantStoredBytes => "tenant_stored_bytes",
             Self::ReplyQueueBytes => "reply_queue_bytes",
             Self::SubjectQueue => "subject_queue",
             Self::SubjectClosing => "subject_closing",
@@ -140,6 +144,7 @@ impl OverloadCause {
         let (text, retry_after_ms) = match self {
             Self::RequestsInFlight => ("too many requests in flight", 100),
             Self::TenantShare => ("the tenant or the subject has its share of requests in flight", 100),
+            Self::TenantStoredBytes => ("the tenant stores as many bytes as it may", 5_000),
             Self::ReplyQueueBytes => ("the reply queue is full", 100),
             Self::SubjectQueue => ("the subject's queue is full", 50),
             Self::SubjectClosing => ("the subject is still being closed", 50),

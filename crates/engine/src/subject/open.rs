@@ -50,6 +50,7 @@ pub(super) async fn open(
     shared: &Arc<EngineShared>,
     subject: &Subject,
     only_own: bool,
+    tenant: TenantId,
     _permit: OpenPermit,
 ) -> Result<Option<Opened>, ErrorReply> {
     let path = shared.data.subject_file(subject);
@@ -82,10 +83,17 @@ pub(super) async fn open(
                 return Ok(Some(Opened { database, verified }));
             }
             effect => {
-                if matches!(effect, ClaimEffect::Create(_)) {
+                let mut allowed = Ok(());
+                if let ClaimEffect::Create(manifest) = &effect {
+                    if manifest.number == ManifestNumber::FIRST {
+                        allowed = shared.tenants.count_creation(tenant, shared.env.boot());
+                    }
                     shared.counters.claims.add(1);
                 }
-                opener.perform(effect).await
+                match allowed {
+                    Ok(()) => opener.perform(effect).await,
+                    Err(refusal) => return Err(refusal),
+                }
             }
         };
         effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));

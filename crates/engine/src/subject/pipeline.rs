@@ -21,8 +21,9 @@ use super::deadline::{DeadlineCheck, QueuedDeadlines, reply_path};
 use super::retention::{self, PendingRetention};
 use super::values::{PlanAttempt, ValueUploads};
 use super::{Respond, SubjectResult, events};
-use crate::api::{SubjectRequest, Submission};
+use crate::api::{SubjectRequest, Submission, TenantId};
 use crate::engine::EngineShared;
+use crate::tenant_usage::SubjectUsage;
 use crate::values::{self, Uploaded};
 
 /// Maximum number of changes of one subject that wait for their level. Above it writes get `overloaded`;
@@ -105,8 +106,12 @@ pub(super) struct Pipeline {
     backlog: ApplyBacklog,
     /// The overlay of the backlog and the steps.
     pub(super) pending: PendingChanges,
-    /// Appends that are not in the bucket yet, each with the rev it leads to.
-    unshipped: VecDeque<(Arc<AppendProgress>, Rev)>,
+    /// Appends that are not in the bucket yet, each with the rev it leads to and its bytes.
+    unshipped: VecDeque<(Arc<AppendProgress>, Rev, u64)>,
+    /// Bytes of these appends.
+    unshipped_bytes: u64,
+    /// What the subject uses of its tenant's shares.
+    usage: SubjectUsage,
     /// The last rev known to be in the bucket.
     bucket_rev: Rev,
     /// Replies to changes that had reached a weaker level when the lease expired: they wait for the bucket.
@@ -127,12 +132,14 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn new(bucket_rev: Rev) -> Self {
+    pub(super) fn new(bucket_rev: Rev, usage: SubjectUsage) -> Self {
         Self {
             steps: VecDeque::new(),
             backlog: ApplyBacklog::default(),
             pending: PendingChanges::new(),
             unshipped: VecDeque::new(),
+            unshipped_bytes: 0,
+            usage,
             bucket_rev,
             awaiting_bucket: VecDeque::new(),
             failing: None,
@@ -194,7 +201,7 @@ impl Pipeline {
 
     /// The last append that is not known to be in the bucket.
     pub(super) fn last_unshipped(&self) -> Option<Arc<AppendProgress>> {
-        self.unshipped.back().map(|(progress, _)| Arc::clone(progress))
+        self.unshipped.back().map(|(progress, ..)| Arc::clone(progress))
     }
 
     /// Plans changing requests from the front of `writes` and appends them to the log. Returns why it stopped, if it
@@ -269,6 +276,7 @@ impl Pipeline {
             self.take(database, planned, uploaded, submission, level, &mut group);
         };
         self.append(shared, subject, database, group);
+        self.report_usage(database);
         blocked
     }
 
@@ -367,9 +375,13 @@ impl Pipeline {
             waker: Arc::clone(&self.waker),
         };
         fail_point!(Planned);
-        match shared.log.append(append) {
+        let (log, bytes) = (&shared.settings.log, append.frames.len() as u64);
+        let allowed =
+            shared.tenants.check_append(self.usage.tenant(), log.max_unshipped_bytes, log.ship_interval);
+        match allowed.and_then(|()| shared.log.append(append)) {
             Ok(progress) => {
-                self.unshipped.push_back((Arc::clone(&progress), last_rev));
+                self.unshipped.push_back((Arc::clone(&progress), last_rev, bytes));
+                self.unshipped_bytes += bytes;
                 for change in steps.iter_mut().filter_map(|step| step.change.as_mut()) {
                     change.progress = Some(Arc::clone(&progress));
                     change.uploaded.keep(&change.entry);
@@ -454,13 +466,24 @@ impl Pipeline {
         Ok(bytes)
     }
 
+    /// Reports what the subject uses to its tenant.
+    pub(super) fn report_usage(&mut self, database: &Database) {
+        self.usage.set(self.unshipped_bytes, database.state().bytes);
+    }
+
+    /// The tenant that the subject belongs to.
+    pub(super) const fn tenant(&self) -> TenantId {
+        self.usage.tenant()
+    }
+
     fn note_shipped(&mut self) {
-        while let Some((progress, rev)) = self.unshipped.front() {
+        while let Some((progress, rev, bytes)) = self.unshipped.front() {
             match progress.stage() {
                 DurabilityStage::Shipped => self.bucket_rev = self.bucket_rev.max(*rev),
                 DurabilityStage::Failed => {}
                 _ => break,
             }
+            self.unshipped_bytes -= bytes;
             self.unshipped.pop_front();
         }
     }

@@ -20,7 +20,7 @@ use super::reads::{self, PendingRead, ReadContext, ReadQueue};
 use super::timers::{DueTimers, SubjectTimers};
 use super::values::{Fetches, RetriedRead};
 use super::{Respond, SubjectInbox, base, events, retention};
-use crate::api::{SubjectRequest, Submission};
+use crate::api::{SubjectRequest, Submission, TenantId};
 use crate::engine::EngineShared;
 use crate::metrics::GaugeShare;
 use crate::ownership::Verified;
@@ -95,6 +95,7 @@ impl<'a> OpenSubject<'a> {
         shared: &'a Arc<EngineShared>,
         subject: &'a Subject,
         file_guard: &'a Arc<FileGuard>,
+        tenant: TenantId,
         opened: Opened,
     ) -> Self {
         let Opened { database, verified } = opened;
@@ -103,7 +104,7 @@ impl<'a> OpenSubject<'a> {
             subject,
             file_guard,
             schedule: SubjectTimers::new(&shared.settings, shared.env.boot()),
-            pipeline: Pipeline::new(database.state().rev),
+            pipeline: Pipeline::new(database.state().rev, shared.tenants.of_subject(tenant)),
             file: DatabaseCell(Some(database)),
             manifest: (*verified.manifest).clone(),
             opened_with: Some(verified),
@@ -123,6 +124,8 @@ impl<'a> OpenSubject<'a> {
             local_bytes: shared.counters.local_bytes.share(),
         };
         serving.count_bytes();
+        let (pipeline, database) = serving.pipeline_and_file();
+        pipeline.report_usage(database);
         serving.compact_if_due();
         serving
     }

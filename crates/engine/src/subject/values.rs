@@ -232,6 +232,11 @@ impl Pipeline {
         let PlanResult::Write { entry, .. } = &planned else {
             return PlanAttempt::Planned(planned, uploaded);
         };
+        if let SubjectRequest::Set(_) = &front.request
+            && let Err(refusal) = shared.tenants.check_store(self.tenant())
+        {
+            return refuse(refusal);
+        }
         let unknown =
             || ErrorReply::unknown_upload("the value is not on this server, or not in the bucket yet");
         if before.refers_to_missing(entry) {

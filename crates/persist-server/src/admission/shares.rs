@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use dormouse_engine::TenantFigures;
 use dormouse_engine::api::TenantId;
 use dormouse_protocol::tenant::{BusyTenant, TenantLimits, TenantName, TenantUse};
 use dormouse_protocol::{Op, OverloadCause, Subject};
@@ -230,6 +231,11 @@ impl Shares {
         self.tenants.set_limits(limits);
     }
 
+    /// The tenants whose limits have changed since the last call, with their limits now.
+    pub(crate) fn take_changed_limits(&mut self) -> Vec<(TenantId, TenantLimits)> {
+        self.tenants.take_changed()
+    }
+
     /// Number of unanswered requests.
     pub(crate) fn in_flight(&self) -> u64 {
         self.held.iter().map(|held| held.requests).sum()
@@ -257,7 +263,7 @@ impl Shares {
     pub(crate) fn busiest(
         &self,
         most: usize,
-        open: &BTreeMap<TenantId, usize>,
+        figures: &BTreeMap<TenantId, TenantFigures>,
         now: Duration,
     ) -> Vec<BusyTenant> {
         let mut busiest: Vec<(TenantUse, &TenantRecord)> = self
@@ -265,8 +271,8 @@ impl Shares {
             .iter()
             .zip(0..)
             .map(|(record, index)| {
-                let open_subjects = open.get(&TenantId::new(index)).map_or(0, |open| *open as u64);
-                (TenantUse { open_subjects, ..use_of(record, now) }, record)
+                let figures = figures.get(&TenantId::new(index)).copied().unwrap_or_default();
+                (use_of(record, figures, now), record)
             })
             .filter(|(used, _)| *used != TenantUse { refused: used.refused, ..TenantUse::default() })
             .collect();
@@ -307,7 +313,7 @@ const fn may_hold(held: Amount, more: Amount, share: Amount) -> bool {
         && may(held.items, more.items, share.items)
 }
 
-fn use_of(record: &TenantRecord, now: Duration) -> TenantUse {
+fn use_of(record: &TenantRecord, figures: TenantFigures, now: Duration) -> TenantUse {
     let [one, other] = record.held;
     let held = one.plus(other);
     TenantUse {
@@ -316,6 +322,10 @@ fn use_of(record: &TenantRecord, now: Duration) -> TenantUse {
         messages_per_second: record.messages.last_second(now),
         requests_per_second: record.requests.last_second(now),
         refused: record.refused,
-        ..TenantUse::default()
+        open_subjects: figures.open_subjects,
+        creations_per_minute: figures.creations,
+        stored_bytes: figures.stored_bytes,
+        unshipped_bytes: figures.unshipped_bytes,
+        uploads: 0,
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct Tenants {
     /// The limits that an operator has set, also for tenants without a record.
     limits: HashMap<TenantName, TenantLimits>,
     searched_at: Option<Duration>,
+    /// Tenants whose limits have changed, or whose record was given to another tenant that has limits or had some.
+    changed: Vec<TenantId>,
 }
 
 impl Tenants {
@@ -71,7 +73,7 @@ impl Tenants {
     pub(super) fn new(max: usize) -> Self {
         let shared = TenantRecord::new(TenantName::shared(), TenantLimits::NONE, Duration::ZERO);
         let (by_name, limits) = Default::default();
-        Self { max, records: vec![shared], by_name, limits, searched_at: None }
+        Self { max, records: vec![shared], by_name, limits, searched_at: None, changed: Vec::new() }
     }
 
     /// The tenant called `name`, which has sent a request at `now`. Gets a record if there is room.
@@ -86,12 +88,17 @@ impl Tenants {
         }
         let Some(id) = self.free_record(now) else { return TenantId::SHARED };
         let record = TenantRecord::new(name.clone(), self.limits_of(&name), now);
+        let mut has_changed = !record.limits.is_empty();
         match self.records.get_mut(id.get() as usize) {
             Some(idle) => {
                 let gone = std::mem::replace(idle, record);
+                has_changed |= !gone.limits.is_empty();
                 self.by_name.remove(&gone.name);
             }
             None => self.records.push(record),
+        }
+        if has_changed {
+            self.changed.push(id);
         }
         self.by_name.insert(name, id);
         id
@@ -119,9 +126,18 @@ impl Tenants {
     /// Replaces the limits that an operator has set. Tenants that are not named have none.
     pub(super) fn set_limits(&mut self, limits: impl IntoIterator<Item = (TenantName, TenantLimits)>) {
         self.limits = limits.into_iter().collect();
-        for position in 0..self.records.len() {
-            self.records[position].limits = self.limits_of(&self.records[position].name);
+        for (position, index) in (0..self.records.len()).zip(0..) {
+            let limits = self.limits_of(&self.records[position].name);
+            if std::mem::replace(&mut self.records[position].limits, limits) != limits {
+                self.changed.push(TenantId::new(index));
+            }
         }
+    }
+
+    /// The tenants whose limits have changed since the last call, with their limits now.
+    pub(super) fn take_changed(&mut self) -> Vec<(TenantId, TenantLimits)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|id| (id, self.get_mut(id).limits)).collect()
     }
 
     /// The record of `id`; the shared one if there is none.
@@ -186,7 +202,10 @@ mod tests {
         tenants.set_limits(["a", "b"].map(|name| (TenantName::new(name).unwrap(), limits)));
         let b = tenants.find("b", MINUTE);
         assert_eq!([a, b].map(|id| tenants.get_mut(id).limits.requests), [Some(7), Some(7)]);
+        assert_eq!(tenants.take_changed(), [(a, limits), (b, limits)]);
         tenants.set_limits([]);
+        assert_eq!(tenants.take_changed(), [(a, TenantLimits::NONE), (b, TenantLimits::NONE)]);
+        assert_eq!(tenants.take_changed(), []);
         assert_eq!([a, b].map(|id| tenants.get_mut(id).limits), [TenantLimits::NONE; 2]);
     }
 }

@@ -22,6 +22,8 @@ impl RequestSink for HeldRequests {
     fn submit(&self, _: &Subject, submission: Submission) {
         self.0.lock().unwrap().push(submission);
     }
+
+    fn set_tenant_limits(&self, _: TenantId, _: TenantLimits) {}
 }
 
 struct Scene {
