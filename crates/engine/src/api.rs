@@ -9,7 +9,7 @@ pub use dormouse_subject_state::request::{HandoverOutcome, SubjectReply, Subject
 
 /// Index of a tenant's record at this server, in the order in which the server got to know the tenants. Work that tenants
 /// share is served in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct TenantId(u32);
 
 impl TenantId {

@@ -431,6 +431,9 @@ impl Engine {
         for (tenant, open) in self.shared.subject_table.open_by_tenant() {
             figures.entry(tenant).or_default().open_subjects = open as u64;
         }
+        for (tenant, uploads) in self.shared.spool.by_tenant() {
+            figures.entry(tenant).or_default().uploads = uploads;
+        }
         figures
     }
 

@@ -33,7 +33,7 @@ use dormouse_runtime::{Env, Lock, Tasks};
 use dormouse_subject_state::plan::UploadQuota;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::api::SubjectReply;
+use crate::api::{SubjectReply, TenantId};
 use crate::values::StoredValue;
 
 pub(crate) use commit::take;
@@ -134,12 +134,20 @@ impl Spool {
         subject: &Subject,
         request: &UploadBeginRequest,
         quota: UploadQuota,
+        tenant: TenantId,
+        max_of_tenant: Option<u64>,
     ) -> Result<UploadReply, ErrorReply> {
         let key = key(subject, request.upload);
-        let params = UploadBegin { size: request.size, place: request.place.clone(), quota };
+        let (size, place) = (request.size, request.place.clone());
+        let params = UploadBegin { size, place, quota, tenant, max_of_tenant };
         let reply = self.lock().uploads.begin(key, params, self.env.boot())?;
         self.begun.notify_one();
         Ok(reply)
+    }
+
+    /// Number of uploads of each tenant that has some.
+    pub(crate) fn by_tenant(&self) -> BTreeMap<TenantId, u64> {
+        self.lock().uploads.by_tenant().clone()
     }
 
     /// Accepts a chunk. The reply follows once the chunk is written.

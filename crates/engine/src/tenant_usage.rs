@@ -24,6 +24,8 @@ pub struct TenantFigures {
     pub stored_bytes: u64,
     /// Subjects created in the current minute.
     pub creations: u64,
+    /// Uploads in progress.
+    pub uploads: u64,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +65,12 @@ impl TenantUsage {
         self.0.lock().of.get(&tenant)?.limits.open_subjects
     }
 
-    /// The figures of each tenant that uses something. The number of open subjects is 0.
+    /// The maximum number of uploads that an operator has set.
+    pub(crate) fn max_uploads(&self, tenant: TenantId) -> Option<u64> {
+        self.0.lock().of.get(&tenant)?.limits.uploads
+    }
+
+    /// The figures of each tenant that uses something. The numbers of open subjects and uploads are 0.
     pub(crate) fn figures(&self) -> BTreeMap<TenantId, TenantFigures> {
         self.0.lock().of.iter().map(|(tenant, state)| (*tenant, state.figures)).collect()
     }

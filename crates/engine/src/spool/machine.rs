@@ -10,6 +10,7 @@ use dormouse_protocol::{ErrorReply, OverloadCause, Term, UploadId};
 use super::fair_share::FairShare;
 pub(crate) use super::upload::UploadGeneration;
 use super::upload::{Upload, UploadStage};
+use crate::api::TenantId;
 use dormouse_subject_state::plan::UploadQuota;
 
 /// Bytes of the waiting chunks of all uploads. A chunk waits for the chunks before it. As with all limits here, one
@@ -47,6 +48,9 @@ pub(crate) struct UploadBegin {
     pub(crate) size: Option<u64>,
     pub(crate) place: Option<UploadPlace>,
     pub(crate) quota: UploadQuota,
+    pub(crate) tenant: TenantId,
+    /// The maximum number of the tenant's uploads that an operator has set.
+    pub(crate) max_of_tenant: Option<u64>,
 }
 
 /// Result of a chunk.
@@ -84,6 +88,7 @@ pub(crate) struct UploadTable {
     uploads: BTreeMap<UploadKey, Upload>,
     count_shares: FairShare,
     byte_shares: FairShare,
+    by_tenant: BTreeMap<TenantId, u64>,
     generations: u64,
 }
 
@@ -94,6 +99,7 @@ impl UploadTable {
             uploads: BTreeMap::new(),
             count_shares: FairShare::new(limits.uploads as u64, 1),
             byte_shares: FairShare::new(limits.bytes, 0),
+            by_tenant: BTreeMap::new(),
             generations: 0,
         }
     }
@@ -122,7 +128,7 @@ impl UploadTable {
         params: UploadBegin,
         now: Duration,
     ) -> Result<UploadReply, ErrorReply> {
-        let UploadBegin { size, place, quota } = params;
+        let UploadBegin { size, place, quota, tenant, max_of_tenant } = params;
         let bytes = size.unwrap_or(0);
         if let Some(upload) = self.uploads.get_mut(&key) {
             // The subject's limits may have changed meanwhile.
@@ -137,18 +143,33 @@ impl UploadTable {
         if !self.byte_shares.may_take(&key.subject, bytes) {
             return Err(too_many_bytes());
         }
-        if !self.count_shares.take(&key.subject, 1) {
+        if self.is_over_share(tenant, max_of_tenant) || !self.count_shares.take(&key.subject, 1) {
             return Err(ErrorReply::from(OverloadCause::Uploads));
         }
         let reserved = bytes.min(self.limits.initial_reservation());
         self.byte_shares.take(&key.subject, reserved);
-        self.insert(key, Upload { declared_size: size, reserved, place, quota, ..Upload::new(now) });
+        self.insert(key, Upload { tenant, declared_size: size, reserved, place, quota, ..Upload::new(now) });
         Ok(UploadReply::default())
     }
 
     fn insert(&mut self, key: UploadKey, upload: Upload) {
         self.generations += 1;
+        *self.by_tenant.entry(upload.tenant).or_default() += 1;
         self.uploads.insert(key, Upload { generation: UploadGeneration(self.generations), ..upload });
+    }
+
+    /// Whether a tenant may begin no further upload. The last eighth of the uploads is for tenants that have less than
+    /// their share, which is half of what others leave.
+    fn is_over_share(&self, tenant: TenantId, limit: Option<u64>) -> bool {
+        let (whole, taken) = (self.limits.uploads as u64, self.count_shares.taken());
+        let own = self.by_tenant.get(&tenant).copied().unwrap_or_default();
+        let share = (whole.saturating_sub(taken - own) / 2).max(1);
+        limit.is_some_and(|most| own >= most) || taken + whole / 8 >= whole && own >= share
+    }
+
+    /// Number of uploads of each tenant that has some.
+    pub(crate) const fn by_tenant(&self) -> &BTreeMap<TenantId, u64> {
+        &self.by_tenant
     }
 
     /// Checks the size of one value against the highest possible share.
@@ -357,6 +378,12 @@ impl UploadTable {
         let Some(upload) = self.uploads.remove(key) else { return false };
         self.count_shares.give_back(&key.subject, 1);
         self.byte_shares.give_back(&key.subject, upload.reserved);
+        if let Some(uploads) = self.by_tenant.get_mut(&upload.tenant) {
+            *uploads -= 1;
+            if *uploads == 0 {
+                self.by_tenant.remove(&upload.tenant);
+            }
+        }
         true
     }
 

@@ -66,6 +66,8 @@ impl World {
             &app(),
             &UploadBeginRequest { v: V, upload: upload(number), size, place: None },
             UploadQuota::default(),
+            TenantId::SHARED,
+            None,
         )
     }
 
@@ -185,7 +187,10 @@ async fn uploads_over_limit_get_overloaded_with_retry_after() {
     world.spool.cancel(&world.tasks, &app(), UploadCancelRequest { v: V, upload: upload(1) });
     world.begin(2_000, None).unwrap();
     let request = UploadBeginRequest { v: V, upload: upload(1), size: Some(1 << 18), place: None };
-    world.spool.begin(&"app.b".parse().unwrap(), &request, UploadQuota::default()).unwrap();
+    world
+        .spool
+        .begin(&"app.b".parse().unwrap(), &request, UploadQuota::default(), TenantId::SHARED, None)
+        .unwrap();
 }
 
 /// An upload that is idle for half a minute is removed with its file, and its waiting chunk gets `unknown_upload`.
@@ -232,7 +237,11 @@ async fn spool_restart_resumes_uploads_and_removes_other_files() {
     // An upload of another subject with the same id is a different upload.
     let request = UploadBeginRequest { v: V, upload: upload(1), size: None, place: None };
     assert_eq!(
-        world.spool.begin(&"app.b".parse().unwrap(), &request, UploadQuota::default()).unwrap().received,
+        world
+            .spool
+            .begin(&"app.b".parse().unwrap(), &request, UploadQuota::default(), TenantId::SHARED, None)
+            .unwrap()
+            .received,
         0
     );
 }

@@ -8,6 +8,8 @@ use dormouse_protocol::transfer::{UploadPlace, UploadReply, UploadedValue};
 use dormouse_protocol::{ErrorReply, OverloadCause, Term};
 use dormouse_subject_state::plan::UploadQuota;
 
+use crate::api::TenantId;
+
 /// After this time without a request an upload expires.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(UPLOAD_IDLE_TIMEOUT_MS);
 
@@ -33,6 +35,8 @@ pub(super) enum UploadStage {
 #[derive(Debug)]
 pub(super) struct Upload {
     pub(super) generation: UploadGeneration,
+    /// The tenant whose request began it; the shared one after a restart.
+    pub(super) tenant: TenantId,
     /// Bytes in the file, from the first on without a gap.
     pub(super) received: u64,
     /// Bytes that count against the limit.
@@ -54,6 +58,7 @@ impl Upload {
     pub(super) fn new(now: Duration) -> Self {
         Self {
             generation: UploadGeneration(0),
+            tenant: TenantId::SHARED,
             received: 0,
             reserved: 0,
             declared_size: None,

@@ -41,7 +41,11 @@ impl OpenSubject<'_> {
     ) -> Option<Submission> {
         let answer = match &submission.request {
             SubjectRequest::UploadBegin(request) => UploadQuota::of(self.database(), request.place.as_ref())
-                .and_then(|room| self.shared.spool.begin(self.subject, request, room)),
+                .and_then(|room| {
+                    let tenant = submission.tenant;
+                    let most = self.shared.tenants.max_uploads(tenant);
+                    self.shared.spool.begin(self.subject, request, room, tenant, most)
+                }),
             SubjectRequest::UploadFinish(request) => {
                 let place = self.shared.spool.place(self.subject, request.upload);
                 let term = self.database().state().term;

@@ -326,6 +326,6 @@ fn use_of(record: &TenantRecord, figures: TenantFigures, now: Duration) -> Tenan
         creations_per_minute: figures.creations,
         stored_bytes: figures.stored_bytes,
         unshipped_bytes: figures.unshipped_bytes,
-        uploads: 0,
+        uploads: figures.uploads,
     }
 }

@@ -505,9 +505,28 @@ proptest! {
             }
             if slots < 10 {
                 let newcomer = of("app.new", 1);
-                prop_assert!(uploads.begin(newcomer.clone(), of_size(Some((2_000 - bytes) / 2)), at(now)).is_ok());
+                let size = Some((2_000 - bytes) / 2);
+                let params = UploadBegin { tenant: TenantId::new(2), ..of_size(size) };
+                prop_assert!(uploads.begin(newcomer.clone(), params, at(now)).is_ok());
                 prop_assert!(uploads.end(&newcomer));
             }
         }
     }
+}
+
+/// The last eighth of the uploads is for tenants below their share, however many subjects another tenant uses; and an
+/// operator's limit applies.
+#[test]
+fn upload_reserve_is_kept_for_other_tenants() {
+    let mut uploads = UploadTable::new(SpoolLimits { uploads: 16, bytes: u64::MAX });
+    let mut begin = |tenant, subject: String, max_of_tenant| {
+        let params = UploadBegin { tenant: TenantId::new(tenant), max_of_tenant, ..UploadBegin::default() };
+        uploads.begin(of(&subject, 1), params, Duration::ZERO).is_ok()
+    };
+    let greedy = (0..20).filter(|number| begin(1, format!("greedy{number}"), None)).count();
+    assert_eq!(greedy, 14);
+    assert!(!begin(2, "limited".to_owned(), Some(0)));
+    assert!(begin(2, "polite".to_owned(), Some(1)) && !begin(2, "other".to_owned(), Some(1)));
+    assert!(uploads.end(&of("greedy0", 1)));
+    assert_eq!(uploads.by_tenant()[&TenantId::new(1)], 13);
 }
