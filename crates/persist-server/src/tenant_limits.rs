@@ -86,3 +86,6 @@ async fn read(bus: Arc<dyn Bus>, prefix: Prefix) -> Result<AllLimits, LimitsErro
     }
     Err(LimitsError::TooMany)
 }
+
+#[cfg(test)]
+mod tests;
