@@ -189,6 +189,38 @@ async fn subject_moves_to_the_ordered_server_during_writes() -> anyhow::Result<(
         .await
 }
 
+/// The limits of a tenant reach the servers, hold back this tenant alone, and are cleared again.
+#[tokio::test]
+async fn tenant_limits_reach_servers_and_are_listed() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(2)
+        .run(async |fleet| {
+            let client = fleet.client().await?;
+            let (limited, other) = (client.kv("limited.kv")?, client.kv("other.kv")?);
+            fleet.cli_ok(&["tenant", "limit", "limited", "--requests", "2"]).await?;
+            let row = async |tenant: &str| -> anyhow::Result<Option<Value>> {
+                let rows = documents(&fleet.cli_ok(&["--json", "tenant", "ls"]).await?)?;
+                Ok(rows.into_iter().find(|row| row["tenant"] == tenant))
+            };
+            until("the servers enforce the limit", async || {
+                let keys: Vec<_> = (0..16).map(|number| format!("k{number}")).collect();
+                // The client repeats refused calls, so all of them succeed.
+                try_join_all(keys.iter().map(|key| limited.get(key))).await?;
+                try_join_all(keys.iter().map(|key| other.get(key))).await?;
+                let listed = row("limited").await?;
+                Ok(listed.filter(|row| row["use"]["refused"].as_u64() > Some(0)))
+            })
+            .await?;
+            let listed = row("limited").await?.context("the tenant has limits")?;
+            assert_eq!(listed["limits"], serde_json::json!({ "requests": 2 }));
+            assert!(row("other").await?.is_none_or(|row| row["use"]["refused"] == 0));
+            let cleared = fleet.cli_ok(&["tenant", "limit", "limited", "--clear"]).await?;
+            assert_eq!(cleared, "limited has no limits\n");
+            Ok(())
+        })
+        .await
+}
+
 /// The subject list filters by pattern, server and limit, and exits cleanly if its reader closes the pipe.
 #[tokio::test]
 async fn subject_list_filters_and_tolerates_a_closed_pipe() -> anyhow::Result<()> {
