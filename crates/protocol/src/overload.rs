@@ -34,6 +34,8 @@ pub enum OverloadCause {
     SubjectPublications,
     /// Too many changes of one subject are queued before they are planned.
     QueuedChanges,
+    /// The pool that reads the files of subjects has no room. A job in it is short.
+    FilePool,
     /// Too many changes of one subject are planned and wait for their level.
     ChangesBelowLevel,
     /// Too many reads of one subject wait for a read barrier.
@@ -67,7 +69,7 @@ pub enum OverloadCause {
 
 impl OverloadCause {
     /// All causes, for figures per cause.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::RequestsInFlight,
         Self::TenantShare,
         Self::TenantStoredBytes,
@@ -78,6 +80,7 @@ impl OverloadCause {
         Self::SubjectOpens,
         Self::SubjectPublications,
         Self::QueuedChanges,
+        Self::FilePool,
         Self::ChangesBelowLevel,
         Self::PendingReads,
         Self::UnshippedBytes { ship_interval: Duration::ZERO },
@@ -107,6 +110,7 @@ impl OverloadCause {
             Self::SubjectOpens => "subject_opens",
             Self::SubjectPublications => "subject_publications",
             Self::QueuedChanges => "queued_changes",
+            Self::FilePool => "file_pool",
             Self::ChangesBelowLevel => "changes_below_level",
             Self::PendingReads => "pending_reads",
             Self::UnshippedBytes { .. } => "unshipped_bytes",
@@ -152,6 +156,7 @@ impl OverloadCause {
             Self::SubjectOpens => ("too many subjects are being opened", 500),
             Self::SubjectPublications => ("too many subjects are being published", 1_000),
             Self::QueuedChanges => ("too many changes of the subject wait", 100),
+            Self::FilePool => ("too many reads of local files", 50),
             Self::ChangesBelowLevel => ("too many changes of the subject wait for their durability", 50),
             Self::PendingReads => ("too many reads wait for the bucket", 100),
             Self::UnshippedBytes { ship_interval } => {

@@ -3,8 +3,8 @@
 //!
 //! Each input that would make two runs differ goes through [`Env`]. Each concurrent task goes through [`Tasks`]. A task
 //! that waits for a value waits on an [`Observable`]. A [`Lock`] guards state that tasks share. A
-//! [`FairQueue`](fair_queue::FairQueue) serves its users in turn. `clippy.toml` and
-//! `scripts/check-determinism` ban direct access. So the same code runs in production and under simulation, in one
+//! [`FairQueue`](fair_queue::FairQueue) serves its users in turn, and so does the [`Pool`](pool::Pool) of threads for
+//! work on files. `clippy.toml` and `scripts/check-determinism` ban direct access. So the same code runs in production and under simulation, in one
 //! process, with a simulated clock and a seeded RNG.
 //!
 //! Only tests and the simulation have the feature `simulation`: a virtual clock, a seeded RNG, and processes. A process
@@ -23,6 +23,7 @@ mod lock;
 #[cfg(feature = "logging")]
 pub mod logging;
 mod observable;
+pub mod pool;
 #[cfg(feature = "simulation")]
 mod process;
 #[cfg(not(feature = "simulation"))]

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_types)] // The one place that handles poisoning.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// A mutex that stays usable after a panic of its holder.
 ///
@@ -40,6 +40,11 @@ impl<T: ?Sized> Lock<T> {
             Err(TryLockError::WouldBlock) => None,
         }
     }
+}
+
+/// Unlocks the value, waits for a notification of `changed`, and locks the value again.
+pub(crate) fn wait<'a, T>(guard: MutexGuard<'a, T>, changed: &Condvar) -> MutexGuard<'a, T> {
+    changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
