@@ -16,10 +16,12 @@ mod expiry;
 mod file_owner;
 mod files;
 mod outcome;
+mod page;
 mod plain;
 mod read;
 mod schema;
 mod setup;
+mod slice;
 mod tombstone;
 mod view;
 
@@ -27,7 +29,9 @@ pub use blobs::BlobUses;
 pub use error::DatabaseError;
 pub use file_owner::{FileOwner, FileProvenance, InitialState};
 pub use files::{put_in_place, remove_files, sidecar_path};
+pub use page::{DIRECT_GET_ITEMS, PageRead};
 pub use setup::sqlite_is_safe;
+pub use slice::{SLICE_BYTES, SLICE_ROWS, Slice};
 
 use std::path::{Path, PathBuf};
 

@@ -9,81 +9,133 @@
 use dormouse_protocol::data::{ChangesReply, ChangesRequest};
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_PAGE_ITEMS};
 use dormouse_protocol::message::{ConfigureChange, DeleteAllChange, DeleteChange, Removed, SetChange};
-use dormouse_protocol::{Change, ErrorReply, Position, Rev, Seq};
+use dormouse_protocol::{Change, Position, Rev, Seq};
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator;
 use rusqlite::{Row, Rows};
 
-use super::read::{check_limit, read_message, read_value, select_messages};
+use super::read::{read_message, read_value};
+use super::slice::Slice;
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::plan::size;
 
-/// Messages that were written after a rev and still exist.
-const WRITTEN: &str = select_messages!("WHERE rev > ?1 ORDER BY rev, seq");
+/// Messages after a rev, accept time and seq that still exist. All messages of a rev have the same accept time, so this
+/// is their order by rev and seq, and the index has it.
+const WRITTEN: &str = concat!(
+    "SELECT seq, term, rev, key, timestamp, headers, size, expires_at, blob IS NOT NULL, value, accepted_at ",
+    "FROM messages WHERE (rev, accepted_at, seq) > (?1, ?2, ?3) ORDER BY rev, accepted_at, seq"
+);
 
-/// Removals after a rev.
-const REMOVED: &str = "SELECT rev, seq, key, count FROM tombstones WHERE rev > ?1 ORDER BY rev, seq";
+/// Removals after a rev and seq.
+const REMOVED: &str =
+    "SELECT rev, seq, key, count FROM tombstones WHERE (rev, seq) > (?1, ?2) ORDER BY rev, seq";
+
+/// A page of changes, as far as it has been read.
+#[derive(Debug)]
+pub(super) struct ChangesProgress {
+    whole: usize,
+    room: usize,
+    /// `None` before the first slice.
+    reply: Option<ChangesReply>,
+    /// The last message that was read: rev, accept time and seq, as SQLite stores them.
+    written: [i64; 3],
+    /// The last removal that was read: rev and seq.
+    removed: [i64; 2],
+    /// The change of the configuration, until its rev is read.
+    configured: Option<ConfigureChange>,
+    /// The changes of the last rev that was read.
+    group: Option<Group>,
+}
+
+impl ChangesProgress {
+    pub(super) const fn new(max_reply_bytes: usize) -> Self {
+        let whole = max_reply_bytes.saturating_sub(ENVELOPE_BYTES);
+        Self {
+            whole,
+            room: whole,
+            reply: None,
+            written: [0; 3],
+            removed: [0; 2],
+            configured: None,
+            group: None,
+        }
+    }
+}
 
 impl Database {
-    /// Answers a request for changes with one page. The changes of one rev are never split over pages. If an
-    /// atomic batch is too large for a page, its last values are omitted and can be fetched by seq.
-    ///
-    /// # Errors
-    /// `bad_request` for a limit of 0; or the file cannot be read.
-    pub fn changes(
+    /// Reads one slice of a page of changes; `None` until the page is complete.
+    pub(super) fn changes_slice(
         &self,
         request: &ChangesRequest,
-        max_reply_bytes: usize,
-    ) -> Result<ChangesReply, ErrorReply> {
-        check_limit(request.limit)?;
-        self.changes_page(request, max_reply_bytes).map_err(|error| self.unreadable(&error))
+        progress: &mut ChangesProgress,
+        slice: &mut Slice,
+    ) -> Result<Option<ChangesReply>, DatabaseError> {
+        let Some(mut reply) = self.begin_or_continue(request, progress)? else {
+            return Ok(Some(ChangesReply { resync: true, ..self.no_changes() }));
+        };
+        let limit = request.limit.unwrap_or(u64::MAX).min(MAX_PAGE_ITEMS as u64) as usize;
+        let (mut written, mut removed) =
+            (self.connection.prepare_cached(WRITTEN)?, self.connection.prepare_cached(REMOVED)?);
+        let mut sources =
+            Sources { written: written.query(progress.written)?, removed: removed.query(progress.removed)? };
+        sources.begin()?;
+        loop {
+            let next = sources.next_rev(progress.configured.as_ref())?;
+            if let Some(group) = progress.group.take_if(|group| next != Some(group.rev)) {
+                let rev = group.rev;
+                let group = group.complete();
+                let full = !reply.changes.is_empty()
+                    && (group.bytes > progress.room || reply.changes.len() + group.changes.len() > limit);
+                if full {
+                    reply.position.rev = Rev::new(rev.get() - 1);
+                    reply.more = true;
+                    return Ok(Some(reply));
+                }
+                let Some(group) = group.fit(progress.whole) else {
+                    // The batch does not fit even without its values: a full read returns it in parts.
+                    return Ok(Some(ChangesReply { resync: true, changes: Vec::new(), ..reply }));
+                };
+                progress.room = progress.room.saturating_sub(group.bytes);
+                reply.changes.extend(group.changes);
+            }
+            let Some(rev) = next else { return Ok(Some(reply)) };
+            if slice.is_spent() {
+                progress.reply = Some(reply);
+                return Ok(None);
+            }
+            sources.take_one(rev, progress, slice)?;
+        }
     }
 
-    fn changes_page(
+    /// The reply so far; `None` if the requested position is not in the history.
+    fn begin_or_continue(
         &self,
         request: &ChangesRequest,
-        max_reply_bytes: usize,
-    ) -> Result<ChangesReply, DatabaseError> {
-        let mut reply = ChangesReply {
+        progress: &mut ChangesProgress,
+    ) -> Result<Option<ChangesReply>, DatabaseError> {
+        if let Some(reply) = progress.reply.take() {
+            return Ok(Some(reply));
+        }
+        if !self.is_in_history(request.after)? {
+            return Ok(None);
+        }
+        let after = to_sql(request.after.rev.get());
+        progress.written = [after, i64::MAX, i64::MAX];
+        progress.removed = [after, i64::MAX];
+        if self.config_rev > request.after.rev {
+            let config = self.state.config.clone();
+            progress.configured = Some(ConfigureChange { rev: self.config_rev, config });
+        }
+        Ok(Some(self.no_changes()))
+    }
+
+    fn no_changes(&self) -> ChangesReply {
+        ChangesReply {
             position: self.state.position(),
             term_base: self.state.term_base,
             resync: false,
             changes: Vec::new(),
             more: false,
-        };
-        if !self.is_in_history(request.after)? {
-            reply.resync = true;
-            return Ok(reply);
         }
-        let limit = request.limit.unwrap_or(u64::MAX).min(MAX_PAGE_ITEMS as u64) as usize;
-        let mut room = max_reply_bytes.saturating_sub(ENVELOPE_BYTES);
-        let whole = room;
-        let (mut written, mut removed) =
-            (self.connection.prepare_cached(WRITTEN)?, self.connection.prepare_cached(REMOVED)?);
-        let after = [to_sql(request.after.rev.get())];
-        let mut sources =
-            Sources { written: written.query(after)?, removed: removed.query(after)?, configured: None };
-        if self.config_rev > request.after.rev {
-            let config = self.state.config.clone();
-            sources.configured = Some(ConfigureChange { rev: self.config_rev, config });
-        }
-        sources.begin()?;
-        while let Some(rev) = sources.next_rev()? {
-            let group = sources.take(rev, room)?;
-            let full = !reply.changes.is_empty()
-                && (group.bytes > room || reply.changes.len() + group.changes.len() > limit);
-            if full {
-                reply.position.rev = Rev::new(rev.get() - 1);
-                reply.more = true;
-                break;
-            }
-            let Some(group) = group.fit(whole) else {
-                // The batch does not fit even without its values: a full read returns it in parts.
-                return Ok(ChangesReply { resync: true, changes: Vec::new(), ..reply });
-            };
-            room = room.saturating_sub(group.bytes);
-            reply.changes.extend(group.changes);
-        }
-        Ok(reply)
     }
 
     /// Whether `position` is in this state's history, and all removals since are still stored.
@@ -107,11 +159,10 @@ impl Database {
     }
 }
 
-/// The sources of changes, each in order of rev and positioned at its next change.
+/// The stored sources of changes, each in order of rev and positioned at its next change.
 struct Sources<'statements> {
     written: Rows<'statements>,
     removed: Rows<'statements>,
-    configured: Option<ConfigureChange>,
 }
 
 impl Sources<'_> {
@@ -120,66 +171,40 @@ impl Sources<'_> {
         Ok(self.removed.advance()?)
     }
 
-    /// The lowest next rev of the sources.
-    fn next_rev(&self) -> Result<Option<Rev>, DatabaseError> {
+    /// The lowest next rev of the sources and of the change of the configuration.
+    fn next_rev(&self, configured: Option<&ConfigureChange>) -> Result<Option<Rev>, DatabaseError> {
         let written = self.written.get().map(rev_of_written).transpose()?;
         let removed = self.removed.get().map(rev_of_removed).transpose()?;
-        let configured = self.configured.as_ref().map(|change| change.rev);
+        let configured = configured.map(|change| change.rev);
         Ok([written, removed, configured].into_iter().flatten().min())
     }
 
-    /// Takes all changes of `rev`, with as many values as fit in `room`.
-    fn take(&mut self, rev: Rev, room: usize) -> Result<Group, DatabaseError> {
-        let mut group = Group { changes: Vec::new(), bytes: 0 };
-        self.take_written(rev, room, &mut group)?;
-        self.take_removed(rev, &mut group)?;
-        if self.configured.as_ref().is_some_and(|change| change.rev == rev)
-            && let Some(change) = self.configured.take()
+    /// Takes one change of `rev`, the next one: first the messages, with as many values as fit, then the removals.
+    fn take_one(
+        &mut self,
+        rev: Rev,
+        progress: &mut ChangesProgress,
+        slice: &mut Slice,
+    ) -> Result<(), DatabaseError> {
+        let room = progress.room;
+        let group = progress.group.get_or_insert_with(|| Group::new(rev));
+        if let Some(row) = self.written.get()
+            && rev_of_written(row)? == rev
         {
-            group.push(Change::Configure(change), 0);
+            let taken = group.add_written(row, room)?;
+            slice.count(taken);
+            progress.written = [row.get(2)?, row.get(10)?, row.get(0)?];
+            return Ok(self.written.advance()?);
         }
-        Ok(group)
-    }
-
-    fn take_written(&mut self, rev: Rev, room: usize, group: &mut Group) -> Result<(), DatabaseError> {
-        while let Some(row) = self.written.get() {
-            if rev_of_written(row)? != rev {
-                break;
-            }
-            let mut message = read_message(row)?;
-            let value_bytes = if message.value_omitted { 0 } else { message.size as usize };
-            let change = |message| Change::Set(SetChange { message, replaces: None });
-            if group.bytes + size::FRAMING_BYTES + size::of_message(&message) + value_bytes <= room {
-                message.value = read_value(row)?;
-                group.push(change(message), 0);
-            } else {
-                message.value_omitted |= value_bytes > 0;
-                group.push(change(message), value_bytes);
-            }
-            self.written.advance()?;
+        if let Some(row) = self.removed.get()
+            && rev_of_removed(row)? == rev
+        {
+            let taken = group.add_removed(row)?;
+            slice.count(taken);
+            progress.removed = [row.get(0)?, row.get(1)?];
+            return Ok(self.removed.advance()?);
         }
-        Ok(())
-    }
-
-    fn take_removed(&mut self, rev: Rev, group: &mut Group) -> Result<(), DatabaseError> {
-        let mut removed = Vec::new();
-        while let Some(row) = self.removed.get() {
-            if rev_of_removed(row)? != rev {
-                break;
-            }
-            let seq = Seq::new(from_sql(row.get(1)?));
-            match row.get::<_, Option<i64>>(3)? {
-                None => removed.push(Removed { seq, key: row.get(2)? }),
-                Some(count) => {
-                    let count = from_sql(count);
-                    group.push(Change::DeleteAll(DeleteAllChange { rev, end_seq: seq, count }), 0);
-                }
-            }
-            self.removed.advance()?;
-        }
-        if !removed.is_empty() {
-            group.push(Change::Delete(DeleteChange { rev, removed }), 0);
-        }
+        group.configured = progress.configured.take();
         Ok(())
     }
 }
@@ -193,16 +218,68 @@ fn rev_of_removed(row: &Row<'_>) -> Result<Rev, DatabaseError> {
 }
 
 /// The changes of one rev.
+#[derive(Debug)]
 struct Group {
+    rev: Rev,
     changes: Vec<Change>,
-    /// Their size with all values, including omitted ones.
+    /// The removed messages, one change at the end.
+    removed: Vec<Removed>,
+    configured: Option<ConfigureChange>,
+    /// The size of the changes with all values, including omitted ones.
     bytes: usize,
 }
 
 impl Group {
+    const fn new(rev: Rev) -> Self {
+        Self { rev, changes: Vec::new(), removed: Vec::new(), configured: None, bytes: 0 }
+    }
+
     fn push(&mut self, change: Change, omitted_bytes: usize) {
         self.bytes += size::of_change(&change) + omitted_bytes;
         self.changes.push(change);
+    }
+
+    /// Adds a written message, with its value if it fits. Returns the bytes that were read.
+    fn add_written(&mut self, row: &Row<'_>, room: usize) -> Result<usize, DatabaseError> {
+        let mut message = read_message(row)?;
+        let value_bytes = if message.value_omitted { 0 } else { message.size as usize };
+        let mut omitted_bytes = 0;
+        if self.bytes + size::FRAMING_BYTES + size::of_message(&message) + value_bytes <= room {
+            message.value = read_value(row)?;
+        } else {
+            message.value_omitted |= value_bytes > 0;
+            omitted_bytes = value_bytes;
+        }
+        let read = size::of_message(&message);
+        self.push(Change::Set(SetChange { message, replaces: None }), omitted_bytes);
+        Ok(read)
+    }
+
+    /// Adds a removal. Returns the bytes that were read.
+    fn add_removed(&mut self, row: &Row<'_>) -> Result<usize, DatabaseError> {
+        let seq = Seq::new(from_sql(row.get(1)?));
+        let count: Option<i64> = row.get(3)?;
+        let key: Option<String> = row.get(2)?;
+        let read = key.as_ref().map_or(0, String::len);
+        match count.map(from_sql) {
+            None => self.removed.push(Removed { seq, key }),
+            Some(count) => {
+                self.push(Change::DeleteAll(DeleteAllChange { rev: self.rev, end_seq: seq, count }), 0);
+            }
+        }
+        Ok(read)
+    }
+
+    /// Adds the removals, and the change of the configuration.
+    fn complete(mut self) -> Self {
+        if !self.removed.is_empty() {
+            let removed = std::mem::take(&mut self.removed);
+            self.push(Change::Delete(DeleteChange { rev: self.rev, removed }), 0);
+        }
+        if let Some(change) = self.configured.take() {
+            self.push(Change::Configure(change), 0);
+        }
+        self
     }
 
     /// Omits values, starting with the last, until the rest fits. `None` if it never fits.

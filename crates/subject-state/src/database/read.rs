@@ -1,17 +1,14 @@
-//! Reads: single messages, and pages bounded in bytes and number.
+//! Reads of single messages.
 
 use bytes::Bytes;
-use dormouse_protocol::data::{GetAllReply, GetAllRequest, GetReply, GetRequest, KeysReply, KeysRequest};
-use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_PAGE_ITEMS, MAX_SEQ};
+use dormouse_protocol::data::{GetReply, GetRequest};
+use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_SEQ};
 use dormouse_protocol::{ErrorReply, Headers, Message, Rev, Seq, Term, Timestamp};
-use rusqlite::{Row, params};
+use rusqlite::Row;
 
+use super::slice::Slice;
 use super::{Database, DatabaseError, from_sql, to_sql};
 use crate::plan::{check_items, check_key, size};
-
-/// Maximum number of rows that one page scans. A filter that few messages pass must not block the subject:
-/// the page ends early, even empty, with a cursor for the next page.
-const MAX_SCANNED_ROWS: usize = 20_000;
 
 macro_rules! select_messages {
     ($rest:literal) => {
@@ -22,14 +19,13 @@ macro_rules! select_messages {
         )
     };
 }
-pub(super) use select_messages;
 
 const BY_SEQ: &str = select_messages!("WHERE seq = ?1");
 pub(super) const BY_KEY: &str = select_messages!("WHERE key = ?1");
 pub(super) const KEYS_FROM: &str = "SELECT key FROM messages WHERE key >= ?1 ORDER BY key";
 pub(super) const KEYS_AFTER: &str = "SELECT key FROM messages WHERE key > ?1 ORDER BY key";
-const PAGE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
-const PAGE_REVERSE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC");
+pub(super) const PAGE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
+pub(super) const PAGE_REVERSE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC");
 
 /// How a value that is too large is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +42,13 @@ enum OversizePolicy {
 
 /// The remaining size of a reply.
 #[derive(Debug, Clone, Copy)]
-struct ReplyBudget {
+pub(super) struct ReplyBudget {
     whole: usize,
     left: usize,
 }
 
 impl ReplyBudget {
-    fn new(max_reply_bytes: usize) -> Self {
+    pub(super) fn new(max_reply_bytes: usize) -> Self {
         let whole = max_reply_bytes.saturating_sub(ENVELOPE_BYTES);
         Self { whole, left: whole }
     }
@@ -76,6 +72,16 @@ impl ReplyBudget {
     const fn take(&mut self, bytes: usize) {
         self.left -= bytes;
     }
+
+    /// Whether this many bytes fit.
+    pub(super) const fn holds(self, bytes: usize) -> bool {
+        bytes <= self.left
+    }
+
+    /// Takes this many bytes, or all that are left.
+    pub(super) const fn take_at_most(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes);
+    }
 }
 
 impl Database {
@@ -91,14 +97,8 @@ impl Database {
                 check_key(key)?;
                 self.get_one(Selector::Key(key), max_reply_bytes)
             }
-            (None, None, Some(keys), None) => {
-                check_items(keys.len())?;
-                keys.iter().try_for_each(|key| check_key(key))?;
-                self.get_several(keys.iter().map(|key| Selector::Key(key)), max_reply_bytes)
-            }
-            (None, None, None, Some(seqs)) => {
-                check_items(seqs.len())?;
-                self.get_several(seqs.iter().copied().map(Selector::Seq), max_reply_bytes)
+            (None, None, Some(_), None) | (None, None, None, Some(_)) => {
+                self.get_page(request, max_reply_bytes)
             }
             _ => Err(ErrorReply::bad_request("a get names exactly one of seq, key, keys and seqs")),
         }
@@ -124,27 +124,46 @@ impl Database {
         Ok(GetReply { position: self.state.position(), messages: message.into_iter().collect(), answered: 1 })
     }
 
-    fn get_several<'a>(
+    /// Reads one slice of a get of several messages; `None` until the reply is complete.
+    pub(super) fn get_slice(
         &self,
-        selectors: impl Iterator<Item = Selector<'a>>,
-        max_reply_bytes: usize,
-    ) -> Result<GetReply, ErrorReply> {
-        let mut budget = ReplyBudget::new(max_reply_bytes);
-        let mut messages = Vec::new();
-        let mut answered = 0;
-        for selector in selectors {
-            match self.select(selector, &mut budget)? {
-                Selected::None => {}
-                Selected::Message(message) | Selected::WithoutValue(message) => messages.push(message),
-                Selected::NoRoom => break,
-                Selected::NeverFits(seq) => return Err(self.never_fits(seq, budget)),
-            }
-            answered += 1;
+        request: &GetRequest,
+        progress: &mut GetProgress,
+        slice: &mut Slice,
+    ) -> Result<Option<GetReply>, ErrorReply> {
+        let GetRequest { v: _, seq, key, keys, seqs } = request;
+        let (keys, seqs) = match (seq, key, keys, seqs) {
+            (None, None, Some(keys), None) => (keys.as_slice(), &[][..]),
+            (None, None, None, Some(seqs)) => (&[][..], seqs.as_slice()),
+            _ => return Err(ErrorReply::bad_request("a get names exactly one of seq, key, keys and seqs")),
+        };
+        check_items(keys.len().max(seqs.len()))?;
+        if progress.answered == 0 {
+            keys.iter().try_for_each(|key| check_key(key))?;
         }
-        Ok(GetReply { position: self.state.position(), messages, answered })
+        let selectors =
+            keys.iter().map(|key| Selector::Key(key)).chain(seqs.iter().copied().map(Selector::Seq));
+        for selector in selectors.skip(progress.answered) {
+            if slice.is_spent() {
+                return Ok(None);
+            }
+            match self.select(selector, &mut progress.budget)? {
+                Selected::None => slice.count(0),
+                Selected::Message(message) | Selected::WithoutValue(message) => {
+                    slice.count(size::of_message(&message));
+                    progress.messages.push(message);
+                }
+                Selected::NoRoom => break,
+                Selected::NeverFits(seq) => return Err(Self::never_fits(seq, progress.budget)),
+            }
+            progress.answered += 1;
+        }
+        let messages = std::mem::take(&mut progress.messages);
+        let answered = progress.answered as u64;
+        Ok(Some(GetReply { position: self.state.position(), messages, answered }))
     }
 
-    fn never_fits(&self, seq: Seq, budget: ReplyBudget) -> ErrorReply {
+    pub(super) fn never_fits(seq: Seq, budget: ReplyBudget) -> ErrorReply {
         let mut error = ErrorReply::too_large("max_reply_bytes", budget.whole + 1, budget.whole);
         error.message = format!("{}: key and headers of {seq} alone do not fit", error.message);
         error
@@ -167,104 +186,6 @@ impl Database {
             }
         };
         select().map_err(|error| self.unreadable(&error))
-    }
-
-    /// Replies to a get_all with one page.
-    ///
-    /// # Errors
-    /// `too_large` if the key and headers of the first message do not fit; or the file cannot be read.
-    pub fn get_all(
-        &self,
-        request: &GetAllRequest,
-        max_reply_bytes: usize,
-    ) -> Result<GetAllReply, ErrorReply> {
-        if let Some(prefix) = &request.key_prefix {
-            check_key(prefix)?;
-        }
-        check_limit(request.limit)?;
-        let mut budget = ReplyBudget::new(max_reply_bytes);
-        let page = self.page(request, &mut budget).map_err(|error| self.unreadable(&error))?;
-        if let Some(seq) = page.never_fits.filter(|_| page.messages.is_empty()) {
-            return Err(self.never_fits(seq, budget));
-        }
-        Ok(GetAllReply { position: self.state.position(), messages: page.messages, cursor: page.cursor })
-    }
-
-    fn page(&self, request: &GetAllRequest, budget: &mut ReplyBudget) -> Result<PageBuilder, DatabaseError> {
-        let start = to_sql(request.start_seq.map_or(0, Seq::get).min(MAX_SEQ + 1));
-        let end = to_sql(request.end_seq.map_or(MAX_SEQ, Seq::get).min(MAX_SEQ + 1));
-        let limit = request.limit.unwrap_or(u64::MAX).min(MAX_PAGE_ITEMS as u64);
-        let sql = if request.reverse { PAGE_REVERSE } else { PAGE };
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut rows = statement.query(params![start, end])?;
-        let mut page = PageBuilder { messages: Vec::new(), cursor: None, never_fits: None };
-        let mut scanned = 0;
-        while let Some(row) = rows.next()? {
-            let seq = Seq::new(from_sql(row.get(0)?));
-            if page.messages.len() as u64 >= limit || scanned >= MAX_SCANNED_ROWS {
-                page.cursor = Some(seq);
-                break;
-            }
-            scanned += 1;
-            if let Some(prefix) = &request.key_prefix {
-                let key = row.get_ref(3)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-                if !key.is_some_and(|key| key.starts_with(prefix.as_str())) {
-                    continue;
-                }
-            }
-            match read_row(row, budget)? {
-                Selected::Message(message) | Selected::WithoutValue(message) => page.messages.push(message),
-                Selected::NeverFits(seq) => {
-                    page.never_fits = Some(seq);
-                    page.cursor = Some(seq);
-                    break;
-                }
-                Selected::NoRoom | Selected::None => {
-                    page.cursor = Some(seq);
-                    break;
-                }
-            }
-        }
-        Ok(page)
-    }
-
-    /// Replies to a keys request with one page.
-    ///
-    /// # Errors
-    /// `too_large` for a prefix or cursor that is too long; or the file cannot be read.
-    pub fn keys(&self, request: &KeysRequest, max_reply_bytes: usize) -> Result<KeysReply, ErrorReply> {
-        for key in [&request.prefix, &request.cursor].into_iter().flatten() {
-            check_key(key)?;
-        }
-        check_limit(request.limit)?;
-        self.keys_page(request, max_reply_bytes).map_err(|error| self.unreadable(&error))
-    }
-
-    fn keys_page(&self, request: &KeysRequest, max_reply_bytes: usize) -> Result<KeysReply, DatabaseError> {
-        let prefix = request.prefix.as_deref().unwrap_or("");
-        let limit = request.limit.unwrap_or(u64::MAX).min(MAX_PAGE_ITEMS as u64);
-        let mut budget = ReplyBudget::new(max_reply_bytes);
-        let mut reply = KeysReply { position: self.state.position(), keys: Vec::new(), cursor: None };
-        let after = request.cursor.as_deref().filter(|cursor| *cursor >= prefix);
-        let mut statement =
-            self.connection.prepare_cached(if after.is_some() { KEYS_AFTER } else { KEYS_FROM })?;
-        let mut rows = statement.query([after.unwrap_or(prefix)])?;
-        while let Some(row) = rows.next()? {
-            let key: String = row.get(0)?;
-            if !key.starts_with(prefix) {
-                break;
-            }
-            // The first key is included regardless of the budget: it is at most a kilobyte, and paging must
-            // progress.
-            let full = size::of_key(&key) > budget.left && !reply.keys.is_empty();
-            if full || reply.keys.len() as u64 >= limit {
-                reply.cursor = reply.keys.last().cloned();
-                break;
-            }
-            budget.left = budget.left.saturating_sub(size::of_key(&key));
-            reply.keys.push(key);
-        }
-        Ok(reply)
     }
 
     /// The lowest and the highest seq with a message.
@@ -297,7 +218,7 @@ enum Selector<'a> {
     Key(&'a str),
 }
 
-enum Selected {
+pub(super) enum Selected {
     None,
     /// With its value, unless the value is in a blob.
     Message(Message),
@@ -307,10 +228,19 @@ enum Selected {
     NeverFits(Seq),
 }
 
-struct PageBuilder {
+/// A get of several messages, as far as it has been read.
+#[derive(Debug)]
+pub(super) struct GetProgress {
+    budget: ReplyBudget,
     messages: Vec<Message>,
-    cursor: Option<Seq>,
-    never_fits: Option<Seq>,
+    /// How many of the requested messages are read.
+    answered: usize,
+}
+
+impl GetProgress {
+    pub(super) fn new(max_reply_bytes: usize) -> Self {
+        Self { budget: ReplyBudget::new(max_reply_bytes), messages: Vec::new(), answered: 0 }
+    }
 }
 
 pub(super) fn check_limit(limit: Option<u64>) -> Result<(), ErrorReply> {
@@ -318,7 +248,7 @@ pub(super) fn check_limit(limit: Option<u64>) -> Result<(), ErrorReply> {
 }
 
 /// Reads as much of one row as fits: SQLite fetches a value only when its column is read.
-fn read_row(row: &Row<'_>, budget: &mut ReplyBudget) -> Result<Selected, DatabaseError> {
+pub(super) fn read_row(row: &Row<'_>, budget: &mut ReplyBudget) -> Result<Selected, DatabaseError> {
     let mut message = read_message(row)?;
     let value_bytes =
         if message.value_omitted { 0 } else { usize::try_from(message.size).unwrap_or(usize::MAX / 2) };
