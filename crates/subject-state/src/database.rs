@@ -23,8 +23,10 @@ mod schema;
 mod setup;
 mod slice;
 mod tombstone;
+mod transaction;
 mod view;
 
+pub use apply::ApplyProgress;
 pub use blobs::BlobUses;
 pub use error::DatabaseError;
 pub use file_owner::{FileOwner, FileProvenance, InitialState};
@@ -32,6 +34,7 @@ pub use files::{put_in_place, remove_files, sidecar_path};
 pub use page::{DIRECT_GET_ITEMS, PageRead};
 pub use setup::sqlite_is_safe;
 pub use slice::{SLICE_BYTES, SLICE_ROWS, Slice};
+pub use transaction::ApplyTransaction;
 
 use std::path::{Path, PathBuf};
 

@@ -6,12 +6,12 @@ use std::sync::LazyLock;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::record::{RecordOp, SetOperation};
 use dormouse_protocol::limits::MAX_SEQ;
-use dormouse_protocol::message::Removed;
 use dormouse_protocol::{MessageId, Rev, Seq, Timestamp};
 use rusqlite::{OptionalExtension, Statement, ToSql, params};
 
 use super::counts::MessageCounts;
 use super::schema::{MAX_REMOVAL_RECORDS, REMOVAL_RECORD_SLACK};
+use super::slice::Slice;
 use super::{Database, DatabaseError, encode_config, from_sql, to_sql};
 
 /// If this many new messages follow each other, one statement inserts them: half of the cost of an insert is
@@ -26,6 +26,34 @@ const COLUMNS: usize = 12;
 static INSERT_ONE: LazyLock<String> = LazyLock::new(|| format!("{INSERT} {ROW}"));
 static INSERT_ROWS: LazyLock<String> = LazyLock::new(|| format!("{INSERT} {}", [ROW; ROWS].join(",")));
 
+/// How far an entry has been applied, within a transaction.
+#[derive(Debug, Default)]
+pub struct ApplyProgress {
+    /// Whether the entry has been checked against the state, and its application has begun.
+    begun: bool,
+    /// The next operation, and the next message within it.
+    operation: usize,
+    within: usize,
+    /// Number of message ids so far.
+    msg_ids: u64,
+    /// What the current [`RecordOp::DeleteAll`] has removed so far.
+    removed: Removal,
+}
+
+impl ApplyProgress {
+    /// Whether the application has not begun.
+    pub(super) const fn is_new(&self) -> bool {
+        !self.begun
+    }
+}
+
+#[derive(Debug, Default)]
+struct Removal {
+    messages: u64,
+    bytes: u64,
+    counts: MessageCounts,
+}
+
 impl Database {
     /// Applies an entry, which must follow the last one. Within a transaction. An entry without operations
     /// has no further effect if it has been applied before.
@@ -34,6 +62,59 @@ impl Database {
     /// [`DatabaseError::Diverged`] if the entry does not follow from the state, otherwise SQLite's error. The
     /// caller must then roll the transaction back.
     pub fn apply(&mut self, entry: &LogEntry) -> Result<(), DatabaseError> {
+        let mut progress = ApplyProgress::default();
+        while !self.apply_slice(entry, &mut progress, &mut Slice::new())? {}
+        Ok(())
+    }
+
+    /// Applies one slice of an entry, as [`Database::apply`] does. Returns whether the entry is complete. Before it is,
+    /// nothing else may read or change the file: it holds a part of the entry.
+    ///
+    /// # Errors
+    /// As [`Database::apply`].
+    pub fn apply_slice(
+        &mut self,
+        entry: &LogEntry,
+        progress: &mut ApplyProgress,
+        slice: &mut Slice,
+    ) -> Result<bool, DatabaseError> {
+        if !progress.begun {
+            if self.begin_entry(entry)? {
+                return Ok(true);
+            }
+            progress.begun = true;
+        }
+        while let Some(operation) = entry.operations.get(progress.operation) {
+            if slice.is_spent() {
+                return Ok(false);
+            }
+            let left = entry.operations.get(progress.operation..).unwrap_or_default();
+            if let Some(sets) = new_messages(left).filter(|sets| fits(*slice, sets)) {
+                progress.msg_ids += self.insert(entry, self.state.rev.next(), &sets)?;
+                self.state.rev = Rev::new(self.state.rev.get() + ROWS as u64);
+                progress.operation += ROWS;
+                sets.iter().for_each(|set| slice.count(inline_bytes(set)));
+            } else if self.apply_operation(entry, operation, progress, slice)? {
+                self.state.rev = self.state.rev.next();
+                progress.operation += 1;
+                progress.within = 0;
+            } else {
+                return Ok(false);
+            }
+        }
+        if entry.operations.is_empty() {
+            slice.count(0);
+        }
+        self.state.accept_time = self.state.accept_time.max(entry.accept_time);
+        if let Some(request) = &entry.request {
+            self.record_reply(entry, request)?;
+        }
+        self.expire_dedup(progress.msg_ids)?;
+        Ok(true)
+    }
+
+    /// Checks that the entry follows from the state. Returns whether it has no further effect.
+    fn begin_entry(&mut self, entry: &LogEntry) -> Result<bool, DatabaseError> {
         let is_reply_only = entry.operations.is_empty();
         let earlier_term = entry.term < self.state.term;
         if entry.after != self.state.rev || (earlier_term && !is_reply_only) {
@@ -45,29 +126,27 @@ impl Database {
             )));
         }
         if is_reply_only && self.is_recorded(entry)? {
-            return Ok(());
+            return Ok(true);
         }
         self.changed = true;
         if entry.term > self.state.term {
             self.enter_term(entry.term)?;
         }
-        let mut msg_ids = 0;
-        let mut operations = entry.operations.as_slice();
-        while let Some((operation, rest)) = operations.split_first() {
-            if let Some((sets, rest)) = new_messages(operations) {
-                msg_ids += self.insert(entry, self.state.rev.next(), &sets)?;
-                self.state.rev = Rev::new(self.state.rev.get() + ROWS as u64);
-                operations = rest;
-            } else {
-                msg_ids += self.apply_operation(entry, operation)?;
-                operations = rest;
-            }
+        Ok(false)
+    }
+
+    /// Whether the state contains the entry already. Only the next entries may be applied.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn contains(&self, entry: &LogEntry) -> Result<bool, DatabaseError> {
+        let rev = self.state.rev;
+        if entry.operations.is_empty() {
+            // An entry at exactly this rev may be missing; applying it again has no further effect.
+            Ok(entry.after < rev || (entry.after == rev && self.is_recorded(entry)?))
+        } else {
+            Ok(entry.last_rev() <= rev)
         }
-        self.state.accept_time = self.state.accept_time.max(entry.accept_time);
-        if let Some(request) = &entry.request {
-            self.record_reply(entry, request)?;
-        }
-        self.expire_dedup(msg_ids)
     }
 
     /// Applies an entry unless the state contains it already; returns whether it was applied. Within a
@@ -77,48 +156,77 @@ impl Database {
     /// As [`Database::apply`]; [`DatabaseError::Diverged`] also if an earlier entry is missing, or if the
     /// state contains only a part of it.
     pub fn apply_if_new(&mut self, entry: &LogEntry) -> Result<bool, DatabaseError> {
-        let rev = self.state.rev;
-        let applied = if entry.operations.is_empty() {
-            // An entry at exactly this rev may be missing; applying it again has no further effect.
-            entry.after < rev || (entry.after == rev && self.is_recorded(entry)?)
-        } else {
-            entry.last_rev() <= rev
-        };
-        if applied {
+        if self.contains(entry)? {
             return Ok(false);
         }
         self.apply(entry).map(|()| true)
     }
 
-    /// Returns the number of its message ids.
-    fn apply_operation(&mut self, entry: &LogEntry, operation: &RecordOp) -> Result<u64, DatabaseError> {
+    /// Applies one slice of an operation; returns whether the operation is complete.
+    fn apply_operation(
+        &mut self,
+        entry: &LogEntry,
+        operation: &RecordOp,
+        progress: &mut ApplyProgress,
+        slice: &mut Slice,
+    ) -> Result<bool, DatabaseError> {
         let rev = self.state.rev.next();
-        let mut msg_ids = 0;
         match operation {
-            RecordOp::Set(set) => msg_ids += self.apply_set(entry, rev, set)?,
+            RecordOp::Set(set) => self.apply_set(entry, rev, set, progress, slice)?,
             RecordOp::Batch { sets } => {
-                for set in sets {
-                    msg_ids += self.apply_set(entry, rev, set)?;
+                while let Some(set) = sets.get(progress.within) {
+                    if slice.is_spent() {
+                        return Ok(false);
+                    }
+                    self.apply_set(entry, rev, set, progress, slice)?;
+                    progress.within += 1;
                 }
             }
-            RecordOp::Delete { removed, .. } => self.apply_delete(rev, removed)?,
-            RecordOp::DeleteAll { end_seq, count } => self.apply_delete_all(rev, *end_seq, *count)?,
+            RecordOp::Delete { removed, .. } => {
+                while let Some(one) = removed.get(progress.within) {
+                    if slice.is_spent() {
+                        return Ok(false);
+                    }
+                    let size = self.remove_one(one.seq, rev)?;
+                    slice.count(size);
+                    self.add_removal_row(rev, one.seq, one.key.as_deref(), None)?;
+                    progress.within += 1;
+                }
+                self.prune_removal_records()?;
+            }
+            RecordOp::DeleteAll { end_seq, count } => {
+                if !self.remove_slice(rev, *end_seq, &mut progress.removed, slice)? {
+                    return Ok(false);
+                }
+                let removed = std::mem::take(&mut progress.removed);
+                self.finish_delete_all(rev, *end_seq, *count, &removed)?;
+            }
             RecordOp::Configure { config } => {
                 let encoded = encode_config(config)?;
                 self.connection.prepare_cached("UPDATE meta SET config = ?1")?.execute([encoded])?;
                 self.state.config = config.clone();
                 self.config_rev = rev;
+                slice.count(0);
             }
         }
-        self.state.rev = rev;
-        Ok(msg_ids)
+        Ok(true)
     }
 
-    fn apply_set(&mut self, entry: &LogEntry, rev: Rev, set: &SetOperation) -> Result<u64, DatabaseError> {
+    fn apply_set(
+        &mut self,
+        entry: &LogEntry,
+        rev: Rev,
+        set: &SetOperation,
+        progress: &mut ApplyProgress,
+        slice: &mut Slice,
+    ) -> Result<(), DatabaseError> {
+        let mut bytes = inline_bytes(set);
         if let Some(gone) = set.replaces {
-            self.remove_one(gone, rev)?;
+            bytes += self.remove_one(gone, rev)?;
         }
-        self.insert(entry, rev, &[set])
+        slice.count(bytes);
+        progress.msg_ids += self.insert(entry, rev, &[set])?;
+        Ok(())
     }
 
     /// Inserts one message, or [`ROWS`] of them, each at the rev after the one before. Returns the number of
@@ -155,39 +263,64 @@ impl Database {
         Ok(msg_ids)
     }
 
-    fn apply_delete(&mut self, rev: Rev, removed: &[Removed]) -> Result<(), DatabaseError> {
-        for one in removed {
-            self.remove_one(one.seq, rev)?;
-            self.add_removal_row(rev, one.seq, one.key.as_deref(), None)?;
-        }
-        self.prune_removal_records()
-    }
-
-    fn apply_delete_all(&mut self, rev: Rev, end_seq: Seq, count: u64) -> Result<(), DatabaseError> {
+    /// Removes the next messages up to `end_seq`, as many as fit the slice. Returns whether none is left.
+    fn remove_slice(
+        &mut self,
+        rev: Rev,
+        end_seq: Seq,
+        removed: &mut Removal,
+        slice: &mut Slice,
+    ) -> Result<bool, DatabaseError> {
         // There is no message above the highest seq, and SQLite would read the number as negative.
         let end = to_sql(end_seq.get().min(MAX_SEQ));
-        self.add_dead_blobs_up_to(end, rev)?;
-        let (bytes, counts): (i64, MessageCounts) = self
-            .connection
-            .prepare_cached(
-                "SELECT coalesce(SUM(size), 0), COUNT(expires_at), COUNT(blob),
-                        coalesce(SUM(size) FILTER (WHERE blob IS NOT NULL), 0)
-                 FROM messages WHERE seq <= ?1",
-            )?
-            .query_row([end], |row| Ok((row.get(0)?, MessageCounts::from_row(row, 1)?)))?;
-        let removed =
-            self.connection.prepare_cached("DELETE FROM messages WHERE seq <= ?1")?.execute([end])? as u64;
-        if removed != count {
-            return Err(DatabaseError::Diverged(format!("{removed} messages up to {end_seq}, not {count}")));
+        let mut last = None;
+        let mut is_complete = true;
+        let mut select = self.connection.prepare_cached(
+            "SELECT seq, size, expires_at IS NOT NULL, blob IS NOT NULL FROM messages
+             WHERE seq <= ?1 ORDER BY seq",
+        )?;
+        let mut rows = select.query([end])?;
+        while let Some(row) = rows.next()? {
+            if slice.is_spent() {
+                is_complete = false;
+                break;
+            }
+            let (size, is_blob) = (from_sql(row.get(1)?), row.get(3)?);
+            slice.count(if is_blob { 0 } else { usize::try_from(size).unwrap_or(usize::MAX) });
+            removed.messages += 1;
+            removed.bytes += size;
+            removed.counts.add(MessageCounts::of(row.get(2)?, is_blob.then_some(size)));
+            last = Some(row.get::<_, i64>(0)?);
         }
-        self.state.count -= removed;
-        self.state.bytes = self.state.bytes.saturating_sub(from_sql(bytes));
-        self.counts.take(counts);
+        drop(rows);
+        drop(select);
+        if let Some(last) = last {
+            self.add_dead_blobs_up_to(last, rev)?;
+            self.connection.prepare_cached("DELETE FROM messages WHERE seq <= ?1")?.execute([last])?;
+        }
+        Ok(is_complete)
+    }
+
+    fn finish_delete_all(
+        &mut self,
+        rev: Rev,
+        end_seq: Seq,
+        count: u64,
+        removed: &Removal,
+    ) -> Result<(), DatabaseError> {
+        if removed.messages != count {
+            let found = removed.messages;
+            return Err(DatabaseError::Diverged(format!("{found} messages up to {end_seq}, not {count}")));
+        }
+        self.state.count -= count;
+        self.state.bytes = self.state.bytes.saturating_sub(removed.bytes);
+        self.counts.take(removed.counts);
         self.add_removal_row(rev, end_seq, None, Some(count))?;
         self.prune_removal_records()
     }
 
-    fn remove_one(&mut self, seq: Seq, rev: Rev) -> Result<(), DatabaseError> {
+    /// Returns the bytes of its value in the file.
+    fn remove_one(&mut self, seq: Seq, rev: Rev) -> Result<usize, DatabaseError> {
         let gone: Option<(i64, Option<String>, bool)> = self
             .connection
             .prepare_cached(
@@ -198,12 +331,13 @@ impl Database {
         let (size, blob, expires) =
             gone.ok_or_else(|| DatabaseError::Diverged(format!("no message at {seq}")))?;
         self.counts.take(MessageCounts::of(expires, blob.as_ref().map(|_| from_sql(size))));
+        let is_blob = blob.is_some();
         if let Some(blob) = blob {
             self.add_dead_blob(&blob, rev)?;
         }
         self.state.count = self.state.count.saturating_sub(1);
         self.state.bytes = self.state.bytes.saturating_sub(from_sql(size));
-        Ok(())
+        Ok(if is_blob { 0 } else { usize::try_from(from_sql(size)).unwrap_or(usize::MAX) })
     }
 
     fn add_removal_row(
@@ -238,9 +372,9 @@ impl Database {
     }
 }
 
-/// The first operations, if they are [`ROWS`] messages that replace no other, and the operations after them.
-fn new_messages(operations: &[RecordOp]) -> Option<([&SetOperation; ROWS], &[RecordOp])> {
-    let (first, rest) = operations.split_first_chunk::<ROWS>()?;
+/// The first operations, if they are [`ROWS`] messages that replace no other.
+fn new_messages(operations: &[RecordOp]) -> Option<[&SetOperation; ROWS]> {
+    let first = operations.first_chunk::<ROWS>()?;
     let mut sets = Vec::with_capacity(ROWS);
     for operation in first {
         match operation {
@@ -248,7 +382,16 @@ fn new_messages(operations: &[RecordOp]) -> Option<([&SetOperation; ROWS], &[Rec
             _ => return None,
         }
     }
-    Some((sets.try_into().ok()?, rest))
+    sets.try_into().ok()
+}
+
+fn fits(slice: Slice, sets: &[&SetOperation; ROWS]) -> bool {
+    slice.fits(ROWS, sets.iter().map(|set| inline_bytes(set)).sum())
+}
+
+/// The bytes of a message's value in the file.
+pub(super) fn inline_bytes(set: &SetOperation) -> usize {
+    set.value.as_ref().map_or(0, bytes::Bytes::len)
 }
 
 /// Binds the columns of one message, after `before` other columns.

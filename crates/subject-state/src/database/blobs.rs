@@ -116,7 +116,7 @@ impl Database {
         self.connection
             .prepare_cached(
                 "INSERT OR REPLACE INTO dead_blobs(name, rev)
-                 SELECT blob, ?2 FROM messages WHERE blob IS NOT NULL AND seq <= ?1",
+                 SELECT blob, ?2 FROM messages NOT INDEXED WHERE blob IS NOT NULL AND seq <= ?1",
             )?
             .execute(params![end_seq, to_sql(rev.get())])?;
         Ok(())

@@ -26,6 +26,11 @@ impl Slice {
         self.rows >= SLICE_ROWS || self.bytes >= SLICE_BYTES
     }
 
+    /// Whether this many more rows, with so many bytes together, stay within the bound.
+    pub(crate) const fn fits(self, rows: usize, bytes: usize) -> bool {
+        self.rows + rows <= SLICE_ROWS && self.bytes.saturating_add(bytes) <= SLICE_BYTES
+    }
+
     /// Counts one row of this many bytes.
     pub(crate) const fn count(&mut self, bytes: usize) {
         self.rows += 1;
