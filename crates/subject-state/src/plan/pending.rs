@@ -291,8 +291,10 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
     }
 
     fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<StoredMessage>, ErrorReply> {
-        let mut cursor = from.max(self.pending.lowest);
-        let mut pending = self.pending.by_seq.held(cursor..).peekable();
+        let first = from.max(self.pending.lowest);
+        let mut pending = self.pending.by_seq.held(first..).peekable();
+        // No applied message up to the end of a pending `delete_all` exists: the scan does not pass over them.
+        let mut cursor = self.pending.cleared.map_or(first, |(_, end)| first.max(end.next()));
         let mut oldest = Vec::new();
         loop {
             let page = self.applied.oldest(cursor, limit)?;
