@@ -16,6 +16,7 @@ use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{ErrorReply, LogId, Subject};
 use dormouse_runtime::disk::{Disk, LocalDisk};
 use dormouse_runtime::injected_bug;
+use dormouse_runtime::pool::Pool;
 use dormouse_runtime::{Env, Stop, Tasks};
 use dormouse_subject_state::database::sqlite_is_safe;
 use dormouse_subject_state::plan;
@@ -31,6 +32,7 @@ use crate::settings::EngineSettings;
 use crate::spool::{self, Spool, SpoolFiles, SpoolLimits};
 use crate::subject::SubjectTask;
 use crate::subject::garbage::{self, Garbage};
+use crate::subject::pages::PAGE_BYTES;
 use crate::subject_table::{SubjectLoad, SubjectTable, SubmitOutcome, shutting_down};
 use crate::tenant_usage::{TenantFigures, TenantUsage};
 use crate::values::TransferLimiter;
@@ -61,6 +63,9 @@ pub enum EngineOpenError {
     /// The log cannot be started.
     #[error("the log cannot be started")]
     Log(#[from] StartLogError),
+    /// The threads for the files of subjects cannot be created.
+    #[error("the threads for local files cannot be created")]
+    Pool(#[source] std::io::Error),
 }
 
 /// State that all subjects of an engine share.
@@ -97,6 +102,10 @@ pub(crate) struct EngineShared {
     pub(crate) spool: Arc<Spool>,
     pub(crate) opening: OpenTurns,
     pub(crate) tenants: TenantUsage,
+    /// Runs work on the files of subjects.
+    pub(crate) pool: Pool,
+    /// Bytes that pages may hold while they are read.
+    pub(crate) page_bytes: Arc<Semaphore>,
     pub(crate) publishing: Semaphore,
     /// Notified when a log is marked as orphaned.
     pub(crate) orphaned_log_marked: Notify,
@@ -289,6 +298,7 @@ impl PreparedEngine {
             })
             .await?;
         let log = Log::start(id, settings.log.clone(), Arc::clone(&bucket), wal, env.clone(), &tasks).await?;
+        let pool = Pool::start(&env, "sqlite").map_err(EngineOpenError::Pool)?;
         let (garbage, queue) = mpsc::channel(garbage::QUEUE);
         let stop = Stop::new();
         let stops = [stop.clone(), tasks.stop().clone()];
@@ -316,6 +326,8 @@ impl PreparedEngine {
             spool,
             opening: OpenTurns::new(),
             tenants: TenantUsage::default(),
+            pool,
+            page_bytes: Arc::new(Semaphore::new(PAGE_BYTES)),
             publishing: Semaphore::new(PUBLISHING),
             orphaned_log_marked: Notify::new(),
         });

@@ -45,6 +45,8 @@ pub(super) struct AckedChange {
 #[derive(Default)]
 pub(super) struct ApplyBacklog {
     changes: VecDeque<AckedChange>,
+    /// Bytes of the changes whose entries are being applied, and whether retention made them.
+    applying: Vec<(usize, bool)>,
     bytes: usize,
     /// On the monotonic clock; `None` while there are no changes.
     due_at: Option<Duration>,
@@ -100,24 +102,43 @@ impl ApplyBacklog {
         self.bytes >= IDLE_APPLY_BYTES
     }
 
-    /// The changes of the next transaction.
-    pub(super) fn first(&self) -> impl Iterator<Item = &AckedChange> {
+    /// Takes the entries of the next transaction out of the first changes; `None` if there are no changes. They
+    /// count until [`ApplyBacklog::applied`], or [`ApplyBacklog::put_back`] puts them back.
+    pub(super) fn take_first(&mut self) -> Option<Vec<LogEntry>> {
+        let number = self.first();
+        let entries: Vec<_> = self.changes.drain(..number).collect();
+        self.applying = entries.iter().map(|change| (change.bytes, change.is_retention)).collect();
+        (number > 0).then(|| entries.into_iter().map(|change| change.entry).collect())
+    }
+
+    /// The number of changes in the next transaction.
+    fn first(&self) -> usize {
         let mut bytes = 0;
-        self.changes.iter().take_while(move |change| {
+        let fits = |change: &&AckedChange| {
             let fits = bytes == 0 || bytes + change.bytes <= TRANSACTION_BYTES;
             bytes += change.bytes;
             fits
-        })
+        };
+        self.changes.iter().take_while(fits).count()
     }
 
-    /// Removes the oldest change, which is in the file now.
-    pub(super) fn pop(&mut self) -> Option<AckedChange> {
-        let change = self.changes.pop_front()?;
-        self.bytes -= change.bytes + CHANGE_BYTES;
+    /// Puts entries back that were not applied.
+    pub(super) fn put_back(&mut self, entries: Vec<LogEntry>) {
+        let applying = std::mem::take(&mut self.applying);
+        for (entry, (bytes, is_retention)) in entries.into_iter().zip(applying).rev() {
+            self.changes.push_front(AckedChange { entry, bytes, is_retention });
+        }
+    }
+
+    /// The entries that were taken are in the file now. Returns the bytes of their changes.
+    pub(super) fn applied(&mut self) -> usize {
+        let changes = std::mem::take(&mut self.applying);
+        let bytes = changes.iter().map(|(bytes, _)| bytes).sum();
+        self.bytes -= bytes + changes.len() * CHANGE_BYTES;
         if self.changes.is_empty() {
             self.due_at = None;
         }
-        Some(change)
+        bytes
     }
 }
 
@@ -189,7 +210,8 @@ mod tests {
         assert!(!backlog.is_due(NOW, 0) && backlog.is_due(NOW + SHORT_DELAY, 0));
         backlog.apply_soon();
         assert!(backlog.is_due(NOW, 0));
-        backlog.pop().unwrap();
+        assert_eq!(backlog.take_first().map(|entries| entries.len()), Some(1));
+        backlog.applied();
         assert_eq!((backlog.due_at(), backlog.bytes()), (None, 0));
     }
 
@@ -210,8 +232,8 @@ mod tests {
     #[test]
     fn apply_backlog_transaction_is_bounded_and_not_empty() {
         let large = || change(TRANSACTION_BYTES + 1, None);
-        assert_eq!(backlog([large(), change(1, None)]).first().count(), 1);
-        assert_eq!(backlog([change(1, None), large()]).first().count(), 1);
-        assert_eq!(backlog((0..5).map(|_| change(TRANSACTION_BYTES / 4, None))).first().count(), 4);
+        assert_eq!(backlog([large(), change(1, None)]).first(), 1);
+        assert_eq!(backlog([change(1, None), large()]).first(), 1);
+        assert_eq!(backlog((0..5).map(|_| change(TRANSACTION_BYTES / 4, None))).first(), 4);
     }
 }

@@ -70,11 +70,11 @@ impl OpenSubject<'_> {
         // The order matters: entries shipped so far are applied next, so every entry that the state lacks is
         // in this slot or a later one.
         let first_slot = self.shared.log.next_slot();
-        self.advance().map_err(|error| error.reply(self.subject))?;
+        self.advance().await.map_err(|error| error.reply(self.subject))?;
         if let Some(reply) = &self.pipeline.stalled {
             return Err(reply.clone());
         }
-        self.run_blocking(Database::checkpoint).await.map_err(|error| error.reply(self.subject))?;
+        self.run_indivisible(Database::checkpoint).await.map_err(|error| error.reply(self.subject))?;
         self.count_bytes();
         let database = self.database();
         let state = database.state();

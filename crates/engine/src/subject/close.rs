@@ -5,6 +5,7 @@ use std::time::Duration;
 use dormouse_protocol::data::DestroyReply;
 use dormouse_protocol::{ErrorCode, ErrorReply, RequestId, Rev};
 use dormouse_runtime::fail_point;
+use dormouse_runtime::pool::JobKind;
 use dormouse_subject_state::database::{DatabaseError, remove_files};
 
 use super::base::published;
@@ -33,7 +34,9 @@ impl OpenSubject<'_> {
 
     async fn close_file(&mut self) {
         let Some(database) = self.take_file() else { return };
-        if let Err(error) = self.shared.env.blocking(move || database.close()).await {
+        let entry = self.shared.pool.reserve_internal().await;
+        let closed = entry.run(JobKind::Indivisible, self.tenant.get(), move || database.close());
+        if let Err(error) = closed.await {
             tracing::warn!(subject = %self.subject, %error, "local file close failed");
         }
     }
@@ -260,13 +263,13 @@ impl OpenSubject<'_> {
             return Err((self.not_in_bucket(), None));
         }
         let timeout = self.shared.settings.flush_timeout;
-        match tokio::time::timeout(timeout, self.wait_until_quiescent()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
+        match self.is_quiescent_within(Some(timeout)).await {
+            Ok(true) => Ok(()),
+            Err(error) => {
                 let reply = error.reply(self.subject);
                 Err((reply, Some(self.fail(&error, inbox).await)))
             }
-            Err(_) => Err((self.not_in_bucket(), None)),
+            Ok(false) => Err((self.not_in_bucket(), None)),
         }
     }
 

@@ -93,7 +93,7 @@ impl OpenSubject<'_> {
     /// Queues unneeded objects for deletion, now that a manifest of this process is verified as the newest.
     pub(super) async fn collect(&mut self, verified: Verified) {
         let Verified { manifest, garbage: objects, blobs: listed } = verified;
-        let found = self.run_blocking(move |database| deletable_blobs(database, &manifest, &listed)).await;
+        let found = self.run_indivisible(move |database| deletable_blobs(database, &manifest, &listed)).await;
         let mut blobs = found.unwrap_or_else(|error| {
             tracing::warn!(
                 subject = %self.subject, %error, impact = "no blob is deleted",

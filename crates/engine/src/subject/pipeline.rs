@@ -12,7 +12,7 @@ use dormouse_format::frame;
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Rev, Subject};
 use dormouse_runtime::fail_point;
-use dormouse_subject_state::database::{Database, DatabaseError};
+use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError};
 use dormouse_subject_state::plan::{self, PendingChanges, PlanContext, PlanResult, SubjectView};
 use tokio::sync::Notify;
 
@@ -412,7 +412,7 @@ impl Pipeline {
     }
 
     /// Announces and acknowledges every change that has reached its level, in order of rev. The next reader
-    /// of the file has to [apply](Self::apply) them first.
+    /// of the file has to [apply](Self::begin_apply) them first.
     pub(super) fn acknowledge_ready(
         &mut self,
         shared: &EngineShared,
@@ -431,39 +431,42 @@ impl Pipeline {
         acked
     }
 
-    /// Applies the backlog to the file, unless a write has failed and its retry is not due. Returns the
-    /// approximate number of applied bytes.
+    /// Takes the next transaction out of the backlog. `None`: there is none, or a write has failed and its retry is not
+    /// due. Until [`Pipeline::end_apply`] nothing may be planned.
+    pub(super) fn begin_apply(&mut self, now: Duration) -> Option<ApplyTransaction> {
+        if self.stalled_until().is_some_and(|until| until > now) {
+            return None;
+        }
+        self.backlog.take_first().map(ApplyTransaction::new)
+    }
+
+    /// Ends a transaction, which is in the file now, or has failed and is rolled back. Returns the approximate number of
+    /// applied bytes.
     ///
     /// # Errors
     /// The file is unusable. If it only cannot be written at the moment, [`Pipeline::stalled`] is set
     /// instead.
-    pub(super) fn apply(
+    pub(super) fn end_apply(
         &mut self,
         subject: &Subject,
         database: &mut Database,
+        transaction: ApplyTransaction,
+        result: Result<(), DatabaseError>,
         now: Duration,
     ) -> Result<usize, DatabaseError> {
-        let mut bytes = 0;
-        if self.stalled_until().is_some_and(|until| until > now) {
-            return Ok(bytes);
+        let entries = transaction.into_entries();
+        if let Err(error) = result {
+            self.backlog.put_back(entries);
+            self.defer_apply(subject, &error, now);
+            database.rollback()?;
+            return if error.is_unfit_file() { Err(error) } else { Ok(0) };
         }
-        while !self.backlog.is_empty() {
-            let applied = match apply(&self.backlog, database) {
-                Ok(applied) => applied,
-                Err(error) => {
-                    self.defer_apply(subject, &error, now);
-                    database.rollback()?;
-                    return if error.is_unfit_file() { Err(error) } else { Ok(bytes) };
-                }
-            };
-            fail_point!(Applied);
-            self.stalled = None;
-            for change in (0..applied).map_while(|_| self.backlog.pop()) {
-                self.pending.applied(&change.entry);
-                bytes += change.bytes;
-            }
+        fail_point!(Applied);
+        self.stalled = None;
+        for entry in &entries {
+            self.pending.applied(entry);
         }
-        Ok(bytes)
+        Ok(self.backlog.applied())
     }
 
     /// Reports what the subject uses to its tenant.
@@ -620,18 +623,6 @@ impl Pipeline {
             respond(Err(unknown()));
         }
     }
-}
-
-/// Applies the first changes of the backlog, and returns how many.
-fn apply(backlog: &ApplyBacklog, database: &mut Database) -> Result<usize, DatabaseError> {
-    database.begin()?;
-    let mut applied = 0;
-    for change in backlog.first() {
-        database.apply(&change.entry)?;
-        applied += 1;
-    }
-    database.commit()?;
-    Ok(applied)
 }
 
 /// The reply to a change that was made and may or may not last.

@@ -43,7 +43,7 @@ pub(super) const fn is_read(request: &SubjectRequest) -> bool {
     )
 }
 
-/// Replies to a read of the file; `None` for any other request.
+/// Replies to a read of the file; `None` for a page, and for any other request.
 pub(super) fn answer(
     database: &Database,
     request: &SubjectRequest,
@@ -52,17 +52,11 @@ pub(super) fn answer(
 ) -> Option<Result<SubjectReply, ErrorReply>> {
     match request {
         SubjectRequest::Get(request) => Some(database.get(request, max_reply_bytes).map(SubjectReply::Get)),
-        SubjectRequest::GetAll(request) => {
-            Some(database.get_all(request, max_reply_bytes).map(SubjectReply::GetAll))
-        }
-        SubjectRequest::Keys(request) => {
-            Some(database.keys(request, max_reply_bytes).map(SubjectReply::Keys))
-        }
-        SubjectRequest::Changes(request) => {
-            Some(database.changes(request, max_reply_bytes).map(SubjectReply::Changes))
-        }
         SubjectRequest::Info => Some(info(database, context).map(|info| SubjectReply::Info(Box::new(info)))),
-        SubjectRequest::Set(_)
+        SubjectRequest::GetAll(_)
+        | SubjectRequest::Keys(_)
+        | SubjectRequest::Changes(_)
+        | SubjectRequest::Set(_)
         | SubjectRequest::Delete(_)
         | SubjectRequest::DeleteAll(_)
         | SubjectRequest::Configure(_)

@@ -14,10 +14,12 @@ use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
 use dormouse_runtime::Env;
 use dormouse_runtime::disk::sync_folder;
+use dormouse_runtime::pool::JobKind;
 use dormouse_subject_state::database::{
-    Database, DatabaseError, InitialState, put_in_place, remove_files, sidecar_path,
+    ApplyTransaction, Database, DatabaseError, InitialState, Slice, put_in_place, remove_files, sidecar_path,
 };
 
+use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::ownership::local::{LocalFile, may_reuse};
 use crate::ownership::terms;
@@ -118,13 +120,16 @@ impl Restorer<'_> {
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let term = database.state().term;
         let kept = home.data.lost_file(&subject, term, Nonce::new(self.env.ulid()));
-        let checked = self.env.blocking(move || match database.check_integrity() {
-            Ok(()) => Ok(Some(database)),
-            Err(error) if error.is_unfit_file() => {
-                drop(database);
-                quarantine(&path, &kept, &subject, &error).map(|()| None).map_err(|_| error)
+        let entry = home.pool.reserve_internal().await;
+        let checked = entry.run(JobKind::Indivisible, TenantId::SHARED.get(), move || {
+            match database.check_integrity() {
+                Ok(()) => Ok(Some(database)),
+                Err(error) if error.is_unfit_file() => {
+                    drop(database);
+                    quarantine(&path, &kept, &subject, &error).map(|()| None).map_err(|_| error)
+                }
+                Err(error) => Err(error),
             }
-            Err(error) => Err(error),
         });
         self.database = checked.await.map_err(|error| error.reply(self.subject))?;
         Ok(self.database.is_some())
@@ -226,41 +231,56 @@ impl Restorer<'_> {
         }
     }
 
-    /// Applies the entries that the state lacks.
-    async fn apply(&mut self, entries: Vec<LogEntry>) -> Result<(), ErrorReply> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        self.on_file(move |database| {
-            for chunk in entries.chunks(ENTRIES_AT_ONCE) {
-                database.begin()?;
-                let applied = chunk
-                    .iter()
-                    .try_for_each(|entry| database.apply_if_new(entry).map(drop))
-                    .and_then(|()| database.commit());
-                if applied.is_err() {
-                    database.rollback()?;
-                    return applied;
+    /// Applies the entries that the state lacks, in slices.
+    async fn apply(&mut self, mut entries: Vec<LogEntry>) -> Result<(), ErrorReply> {
+        while !entries.is_empty() {
+            let later = entries.split_off(entries.len().min(ENTRIES_AT_ONCE));
+            let mut transaction = ApplyTransaction::replay(std::mem::replace(&mut entries, later));
+            loop {
+                let (same, complete) = self
+                    .run(JobKind::Slice, move |database| {
+                        let applied = transaction.apply_slice(database, &mut Slice::new());
+                        if applied.is_err() {
+                            database.rollback()?;
+                        }
+                        applied.map(|complete| (transaction, complete))
+                    })
+                    .await?;
+                transaction = same;
+                if complete {
+                    break;
                 }
             }
-            Ok(())
-        })
-        .await
+        }
+        Ok(())
     }
 
-    /// Runs blocking work on the file without blocking other tasks.
+    /// Runs one call on the file, which cannot be divided, without blocking other tasks.
     pub(crate) async fn on_file<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Database) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, ErrorReply> {
+        self.run(JobKind::Indivisible, work).await
+    }
+
+    /// If the call is cancelled, the restore has no file.
+    async fn run<T: Send + 'static>(
+        &mut self,
+        kind: JobKind,
+        work: impl FnOnce(&mut Database) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<T, ErrorReply> {
         let mut database = self.database.take().ok_or_else(unexpected_effect)?;
-        let (database, done) = self
-            .env
-            .blocking(move || {
-                let done = work(&mut database);
-                (database, done)
-            })
-            .await;
+        let job = move || {
+            let done = work(&mut database);
+            (database, done)
+        };
+        let (database, done) = match self.engine {
+            Some(engine) => {
+                let entry = engine.pool.reserve_internal().await;
+                entry.run(kind, TenantId::SHARED.get(), job).await
+            }
+            None => self.env.blocking(job).await,
+        };
         self.database = Some(database);
         done.map_err(|error| error.not_started().reply(self.subject))
     }

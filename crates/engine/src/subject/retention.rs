@@ -151,7 +151,7 @@ impl OpenSubject<'_> {
         let until = self.shared.env.boot() + OPEN_TIMEOUT;
         let moved = self.pipeline.waker();
         loop {
-            if let Err(broken) = self.advance() {
+            if let Err(broken) = self.advance().await {
                 return Some(self.fail(&broken, inbox).await);
             }
             if !is_due(self.database(), opened_at) {

@@ -8,12 +8,13 @@ use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::BlobName;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, Event, OverloadCause, Position, Subject, Timestamp};
-use dormouse_runtime::injected_bug;
 use dormouse_subject_state::database::{Database, DatabaseError};
 use tokio::sync::{Notify, oneshot};
 
+use super::file::DatabaseCell;
 use super::flush::{FlushTarget, PendingFlush};
 use super::open::Opened;
+use super::pages::FileReads;
 use super::pipeline::{APPLY_RETRY_DELAY, Pipeline, PlanBlocked};
 use super::publish::PublishEnd;
 use super::reads::{self, PendingRead, ReadContext, ReadQueue};
@@ -44,24 +45,13 @@ pub(super) enum SubjectServeEnd {
     Refused(ErrorReply),
 }
 
-/// The database, absent while a blocking task uses it.
-struct DatabaseCell(Option<Database>);
-
-impl DatabaseCell {
-    fn get(&mut self) -> &mut Database {
-        // `OpenSubject::run_blocking` puts it back before it returns. A task that panicked in between is not
-        // polled again.
-        self.0.as_mut().expect("the database is present outside run_blocking")
-    }
-}
-
 /// An open subject.
 pub(super) struct OpenSubject<'a> {
     pub(super) shared: &'a Arc<EngineShared>,
     pub(super) subject: &'a Subject,
     /// No other task opens the file while a clone of it exists.
     pub(super) file_guard: &'a Arc<FileGuard>,
-    file: DatabaseCell,
+    pub(super) file: DatabaseCell,
     /// The newest manifest, owned by this process.
     pub(super) manifest: Manifest,
     /// The result of the claim, until its garbage is collected.
@@ -71,6 +61,10 @@ pub(super) struct OpenSubject<'a> {
     pub(super) schedule: SubjectTimers,
     pub(super) pipeline: Pipeline,
     pub(super) reads: ReadQueue,
+    /// Reads that wait for the file.
+    pub(super) file_reads: FileReads,
+    /// The tenant of the last request, to which work on the file is charged.
+    pub(super) tenant: TenantId,
     pub(super) fetches: Fetches,
     writes: VecDeque<Submission>,
     pub(super) flushes: Vec<PendingFlush>,
@@ -81,7 +75,7 @@ pub(super) struct OpenSubject<'a> {
     pub(super) unresolved_publish: Option<Box<Publish>>,
     /// Why the last publication failed.
     pub(super) publish_failure: Option<ErrorReply>,
-    written_bytes: usize,
+    pub(super) written_bytes: usize,
     /// Bytes of the apply backlog.
     backlog_bytes: GaugeShare<'a>,
     /// When the subject was opened, by the server's clock. Only for display.
@@ -105,11 +99,13 @@ impl<'a> OpenSubject<'a> {
             file_guard,
             schedule: SubjectTimers::new(&shared.settings, shared.env.boot()),
             pipeline: Pipeline::new(database.state().rev, shared.tenants.of_subject(tenant)),
-            file: DatabaseCell(Some(database)),
+            file: DatabaseCell::new(database),
             manifest: (*verified.manifest).clone(),
             opened_with: Some(verified),
             deleting: Vec::new(),
             reads: ReadQueue::new(),
+            file_reads: FileReads::default(),
+            tenant: TenantId::SHARED,
             fetches: Fetches::default(),
             writes: VecDeque::new(),
             flushes: Vec::new(),
@@ -186,6 +182,8 @@ impl<'a> OpenSubject<'a> {
                 again = self.fetches.next_retry() => self.retry_read(again),
                 () = inbox.receive() => {}
                 () = close.notified() => self.schedule.ask_close(),
+                // The next slice of a page, once the requests that have arrived are taken.
+                () = std::future::ready(()), if !self.file_reads.is_empty() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -198,6 +196,9 @@ impl<'a> OpenSubject<'a> {
             self.schedule.used(self.shared.env.boot());
             self.dispatch(inbox);
         }
+        if let Err(broken) = self.serve_reads().await {
+            return Some(self.fail(&broken, inbox).await);
+        }
         loop {
             self.acknowledge();
             let blocked = self.pipeline.plan(self.shared, self.subject, self.file.get(), &mut self.writes);
@@ -208,7 +209,7 @@ impl<'a> OpenSubject<'a> {
                     }
                 }
                 Some(PlanBlocked::UntilApplied) if self.pipeline.is_acknowledged() => {
-                    if let Err(broken) = self.apply() {
+                    if let Err(broken) = self.apply().await {
                         return Some(self.fail(&broken, inbox).await);
                     }
                 }
@@ -224,7 +225,7 @@ impl<'a> OpenSubject<'a> {
         if self.is_apply_due(inbox) {
             // Replies are sent first.
             tokio::task::yield_now().await;
-            if let Err(broken) = self.apply() {
+            if let Err(broken) = self.apply().await {
                 return Some(self.fail(&broken, inbox).await);
             }
             // Retention reads the next due messages from the file.
@@ -264,7 +265,7 @@ impl<'a> OpenSubject<'a> {
             match self.schedule.due(now, busy) {
                 Some(DueTimers::Beacon) => self.beacon(),
                 Some(DueTimers::Compact) => self.start_compacting().await,
-                Some(DueTimers::Close) if inbox.queue.is_empty() => match self.apply() {
+                Some(DueTimers::Close) if inbox.queue.is_empty() => match self.apply().await {
                     Err(broken) => return Some(self.fail(&broken, inbox).await),
                     Ok(()) if self.pipeline.is_applied() => return Some(self.close().await),
                     Ok(()) => {}
@@ -299,12 +300,14 @@ impl<'a> OpenSubject<'a> {
             || !self.flushes.is_empty()
             || !self.pending_handovers.is_empty()
             || !self.reads.is_empty()
+            || !self.file_reads.is_empty()
     }
 
     /// Replies to reads and queues everything else.
     fn dispatch(&mut self, inbox: &mut SubjectInbox) {
         let confirmed = self.shared.read_lease.is_confirmed();
         for submission in inbox.waiting.drain(..) {
+            self.tenant = submission.tenant;
             if !reads::is_read(&submission.request) {
                 if self.writes.len() < MAX_WRITES {
                     self.writes.push_back(submission);
@@ -330,13 +333,8 @@ impl<'a> OpenSubject<'a> {
         }
     }
 
-    fn read(&mut self, submission: Submission, missing: Option<BlobName>) {
-        if submission.is_expired(self.shared.env.boot()) {
-            return self.shared.refuse_expired(submission);
-        }
-        if let Err(reply) = self.apply_acknowledged() {
-            return (submission.respond)(Err(reply));
-        }
+    /// Answers a read of a file that has all acknowledged changes.
+    pub(super) fn read_at_once(&mut self, submission: Submission, missing: Option<BlobName>) {
         let Some(submission) = self.transfer(submission, missing) else { return };
         let context = ReadContext {
             log: self.shared.log.id(),
@@ -363,36 +361,15 @@ impl<'a> OpenSubject<'a> {
         }
     }
 
-    /// Acknowledges the changes that have reached their level, and applies them to the file.
-    pub(super) fn advance(&mut self) -> Result<(), DatabaseError> {
-        self.acknowledge();
-        self.apply()
-    }
-
-    /// Applies the backlog to the file, as far as the file can be written.
-    fn apply(&mut self) -> Result<(), DatabaseError> {
-        let (now, database) = (self.shared.env.boot(), self.file.get());
-        let applied = self.pipeline.apply(self.subject, database, now);
+    pub(super) fn count_backlog(&mut self) {
         self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
-        self.written_bytes += applied?;
-        Ok(())
-    }
-
-    /// Applies the whole backlog to the file before a read.
-    fn apply_acknowledged(&mut self) -> Result<(), ErrorReply> {
-        if injected_bug!(ReadIgnoresBacklog) {
-            return Ok(());
-        }
-        // An unusable file is detected again and handled when no read waits.
-        self.apply().map_err(|error| error.reply(self.subject))?;
-        if self.pipeline.backlog().is_empty() {
-            return Ok(());
-        }
-        let cannot = || ErrorReply::unavailable("the local file cannot be written");
-        Err(self.pipeline.stalled.clone().unwrap_or_else(cannot))
     }
 
     fn is_apply_due(&self, inbox: &SubjectInbox) -> bool {
+        // The page reflects one state; the backlog is applied after it.
+        if self.file_reads.is_page_open() {
+            return false;
+        }
         let is_idle = self.pipeline.is_acknowledged() && inbox.queue.is_empty();
         // A flush or handover may need the file in the bucket.
         let is_wanted = !self.flushes.is_empty() || !self.pending_handovers.is_empty();
@@ -403,14 +380,14 @@ impl<'a> OpenSubject<'a> {
     }
 
     /// Acknowledges the changes that have reached their level.
-    fn acknowledge(&mut self) {
+    pub(super) fn acknowledge(&mut self) {
         let database = self.file.get();
         let acked = self.pipeline.acknowledge_ready(self.shared, self.subject, database);
         if acked.changes > 0 {
             self.schedule.changed(self.shared.env.boot());
             self.shared.counters.changes.add(acked.changes as u64);
         }
-        self.backlog_bytes.set(self.pipeline.backlog().bytes() as u64);
+        self.count_backlog();
         if !acked.state_replies.is_empty() {
             let confirmed = self.shared.read_lease.is_confirmed();
             for (respond, answer) in acked.state_replies {
@@ -439,25 +416,6 @@ impl<'a> OpenSubject<'a> {
         None
     }
 
-    /// Runs blocking work on the file without blocking other tasks.
-    pub(super) async fn run_blocking<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Database) -> T + Send + 'static,
-    ) -> T {
-        // See `DatabaseCell::get`.
-        let mut database = self.file.0.take().expect("the database is present outside run_blocking");
-        let (database, done) = self
-            .shared
-            .env
-            .blocking(move || {
-                let done = work(&mut database);
-                (database, done)
-            })
-            .await;
-        self.file.0 = Some(database);
-        done
-    }
-
     pub(super) fn pipeline_and_file(&mut self) -> (&mut Pipeline, &Database) {
         (&mut self.pipeline, self.file.get())
     }
@@ -468,7 +426,7 @@ impl<'a> OpenSubject<'a> {
 
     /// Takes the database out permanently.
     pub(super) const fn take_file(&mut self) -> Option<Database> {
-        self.file.0.take()
+        self.file.take()
     }
 
     /// Publishes the subject's position to watchers.
@@ -497,7 +455,7 @@ impl<'a> OpenSubject<'a> {
         }
         self.written_bytes = 0;
         if self.file.get().wal_bytes() > CHECKPOINT_BYTES
-            && let Err(error) = self.run_blocking(Database::checkpoint).await
+            && let Err(error) = self.run_indivisible(Database::checkpoint).await
         {
             tracing::warn!(subject = %self.subject, %error, "checkpoint failed");
         }
@@ -509,24 +467,38 @@ impl<'a> OpenSubject<'a> {
         let writes = self.writes.drain(..).map(|write| write.respond);
         let flushes =
             self.flushes.drain(..).map(|flush| flush.respond).chain(self.pending_handovers.drain(..));
-        for respond in writes.chain(flushes).chain(self.reads.drain()) {
+        for respond in writes.chain(flushes).chain(self.reads.drain()).chain(self.file_reads.drain()) {
             respond(Err(reply.clone()));
         }
     }
 
-    /// Waits until every change is applied and in the bucket, or has failed. Nothing new is planned meanwhile.
+    /// Waits until every change is applied and in the bucket, or has failed. Nothing new is planned meanwhile. Must not be
+    /// cancelled.
     pub(super) async fn wait_until_quiescent(&mut self) -> Result<(), DatabaseError> {
+        self.is_quiescent_within(None).await.map(drop)
+    }
+
+    /// The same, with a time limit; returns whether it was kept.
+    pub(super) async fn is_quiescent_within(
+        &mut self,
+        limit: Option<Duration>,
+    ) -> Result<bool, DatabaseError> {
+        let until = limit.map(|limit| self.shared.env.boot() + limit);
         let moved = self.pipeline.waker();
         loop {
-            self.advance()?;
+            self.advance().await?;
             // A change acknowledged at a weaker level before the log ended is never shipped in that log.
             if self.pipeline.is_quiescent() || self.shared.log.end().is_some() && self.pipeline.is_applied() {
-                return Ok(());
+                return Ok(true);
             }
             let stalled = self.pipeline.stalled.is_some();
             if stalled && self.shared.has_log_ended() {
                 // The changes are in the log; the next owner applies them.
-                return Ok(());
+                return Ok(true);
+            }
+            let left = until.map(|until| until.saturating_sub(self.shared.env.boot()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
             }
             self.shared.log.ship();
             tokio::select! {
@@ -534,6 +506,7 @@ impl<'a> OpenSubject<'a> {
                 () = moved.notified() => {}
                 _ = self.shared.log.ended(), if self.shared.log.end().is_none() => {}
                 () = tokio::time::sleep(APPLY_RETRY_DELAY), if stalled => {}
+                () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
             }
         }
     }

@@ -19,6 +19,7 @@ mod leases;
 mod levels;
 mod limits;
 mod local_file;
+mod pages;
 mod recovery;
 mod replies;
 mod serving;

@@ -1,0 +1,184 @@
+//! Pages are read in slices: the subject serves other requests between them, and a page reflects one state.
+
+use std::collections::VecDeque;
+use std::sync::mpsc;
+
+use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
+use dormouse_protocol::data::{ChangesRequest, GetAllReply, GetAllRequest, GetRequest, SetItem, SetRequest};
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Position, Rev, Subject, Term};
+use tokio::task::yield_now;
+
+use crate::support::{PendingReply, Server, World, at_level, set_request, subject};
+
+const APP: &str = "app.orders";
+
+/// Messages of the subject: a page of them needs a dozen slices.
+const MESSAGES: usize = 3_000;
+
+/// A bound of the turns that a request takes.
+const TURNS: usize = 1_000;
+
+fn key(number: usize) -> String {
+    format!("k{number:04}")
+}
+
+/// A batch of all messages, with the value `0`.
+fn fill(server: &Server, subject: &Subject) {
+    let sets = (0..MESSAGES)
+        .map(|number| SetItem { key: Some(key(number)), value: Some("0".into()), ..SetItem::default() })
+        .collect();
+    server
+        .run(subject, SubjectRequest::Set(SetRequest { sets, atomic: true, ..SetRequest::default() }))
+        .unwrap();
+}
+
+fn get_all() -> SubjectRequest {
+    SubjectRequest::GetAll(GetAllRequest::default())
+}
+
+fn page(reply: Result<SubjectReply, ErrorReply>) -> GetAllReply {
+    match reply {
+        Ok(SubjectReply::GetAll(reply)) => reply,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Submits a request for a reply of up to so many bytes.
+fn submit_large(
+    server: &Server,
+    subject: &Subject,
+    max_reply_bytes: usize,
+) -> mpsc::Receiver<Result<SubjectReply, ErrorReply>> {
+    let (sender, receiver) = mpsc::channel();
+    let respond = Box::new(move |answer| sender.send(answer).unwrap());
+    let (tenant, deadline) = (TenantId::SHARED, Submission::NO_DEADLINE);
+    let _guard = server.runtime.enter();
+    server
+        .engine
+        .submit(subject, Submission { tenant, deadline, request: get_all(), max_reply_bytes, respond });
+    receiver
+}
+
+/// While a page is read, reads of single messages get their replies, from the same state.
+#[test]
+fn page_leaves_room_for_point_reads_between_slices() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    fill(&server, &subject(APP));
+    let large = server.submit(&subject(APP), get_all());
+    let (mut gets, mut position) = (Vec::new(), None);
+    for _ in 0..TURNS {
+        gets.push(server.submit(&subject(APP), SubjectRequest::Get(GetRequest::key(key(7)))));
+        server.runtime.block_on(yield_now());
+        if let Some(reply) = large.try_reply() {
+            position = Some(page(reply).position);
+            break;
+        }
+    }
+    let replies = gets.iter().filter_map(PendingReply::try_reply);
+    let early =
+        replies.filter(|reply| matches!(reply, Ok(SubjectReply::Get(get)) if Some(get.position) == position));
+    let early = early.count();
+    assert_eq!(position, Some(server.info(&subject(APP)).position));
+    assert!(early >= 5, "{early} reads were answered during the page");
+}
+
+/// A page that is read while messages are overwritten shows the state at the rev that it names, whole.
+#[test]
+fn page_reflects_one_state_beside_writes() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let app = subject(APP);
+    server.configure(&app, Level::Memory);
+    fill(&server, &app);
+    let first = server.info(&app).position.rev.get();
+    // The write at rev `first + n` gives the message `n` of a walk over distant messages the value `n`.
+    let target = |number: usize| (number * 997) % MESSAGES;
+    let mut pages: VecDeque<PendingReply> = VecDeque::new();
+    let (mut written, mut checked) = (0, 0);
+    for turn in 0..TURNS {
+        written += 1;
+        let set = set_request(&key(target(written)), &written.to_string());
+        drop(server.submit(&app, at_level(Level::Memory, set)));
+        if turn % 10 == 0 {
+            pages.push_back(server.submit(&app, get_all()));
+        }
+        server.runtime.block_on(yield_now());
+        while let Some(reply) = pages.front().and_then(PendingReply::try_reply) {
+            pages.pop_front();
+            check(&page(reply), first, target);
+            checked += 1;
+        }
+    }
+    for pending in pages {
+        check(&page(pending.wait(&server)), first, target);
+        checked += 1;
+    }
+    assert_eq!(checked, TURNS / 10);
+}
+
+/// The page must be the state at its rev.
+fn check(page: &GetAllReply, first: u64, target: impl Fn(usize) -> usize) {
+    let writes = usize::try_from(page.position.rev.get() - first).unwrap();
+    let mut expected = vec![0; MESSAGES];
+    for number in 1..=writes {
+        expected[target(number)] = number;
+    }
+    let mut found = vec![usize::MAX; MESSAGES];
+    for message in &page.messages {
+        let number: usize = message.key.as_ref().unwrap()[1..].parse().unwrap();
+        found[number] = std::str::from_utf8(message.value.as_ref().unwrap()).unwrap().parse().unwrap();
+    }
+    assert_eq!(found, expected, "at {}", page.position);
+}
+
+/// Pages above the room for results are refused with a delay. Meanwhile reads of single messages, writes and the page that
+/// has the room get their replies, and later pages have room again.
+#[test]
+fn overload_of_full_pool_blocks_no_thread() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let (one, other) = (subject("app.one"), subject("app.other"));
+    fill(&server, &one);
+    fill(&server, &other);
+    let all_of_the_room = 64 * 1_024 * 1_024;
+    let large = submit_large(&server, &one, all_of_the_room);
+    server.runtime.block_on(yield_now());
+    let refused = submit_large(&server, &other, 1_024);
+    let get = server.submit(&other, SubjectRequest::Get(GetRequest::key(key(1))));
+    let refusal = (0..TURNS).find_map(|_| {
+        server.runtime.block_on(yield_now());
+        refused.try_recv().ok()
+    });
+    let error = refusal.unwrap().unwrap_err();
+    let delay_ms = OverloadCause::FilePool.retry_after_ms();
+    assert_eq!((error.code, error.retry_after_ms), (ErrorCode::Overloaded, Some(delay_ms)));
+    assert!(large.try_recv().is_err(), "the other page is still being read");
+    assert!(matches!(get.wait(&server), Ok(SubjectReply::Get(reply)) if reply.messages.len() == 1));
+    server.set(&other, "k0001", "after").unwrap();
+    let mut whole = None;
+    server.until("the large page is complete", || {
+        whole = large.try_recv().ok();
+        whole.is_some()
+    });
+    assert_eq!(page(whole.unwrap()).messages.len(), MESSAGES);
+    assert_eq!(server.all(&other).unwrap().len(), MESSAGES);
+}
+
+/// A subject that is released while a page is read completes or refuses the page.
+#[test]
+fn page_under_way_gets_reply_at_shutdown() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    fill(&server, &subject(APP));
+    let after = Position { term: Term::new(1), rev: Rev::new(0) };
+    let changes = SubjectRequest::Changes(ChangesRequest { after, ..ChangesRequest::default() });
+    let pages: Vec<_> =
+        [get_all(), changes, get_all()].map(|request| server.submit(&subject(APP), request)).into();
+    server.runtime.block_on(yield_now());
+    server.shutdown();
+    for pending in pages {
+        let reply = pending.try_reply().expect("each request has a reply after the shutdown");
+        assert!(reply.is_ok() || reply.is_err_and(|error| error.code != ErrorCode::Internal));
+    }
+}
