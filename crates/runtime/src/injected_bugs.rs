@@ -57,11 +57,13 @@ pub enum InjectedBug {
     PlanExpired,
     /// If the time of a change runs out after it was planned, the reply says that it was not executed.
     DenyPlanned,
+    /// Reads find messages that a `delete_all` has removed and whose rows still exist.
+    FloorIgnored,
 }
 
 impl InjectedBug {
     /// Every bug.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoSync,
         Self::AckBeforeBucket,
         Self::NoListAfterClaim,
@@ -82,6 +84,7 @@ impl InjectedBug {
         Self::SetsReordered,
         Self::PlanExpired,
         Self::DenyPlanned,
+        Self::FloorIgnored,
     ];
 
     /// The bug's name on a command line.
@@ -108,6 +111,7 @@ impl InjectedBug {
             Self::SetsReordered => "sets-reordered",
             Self::PlanExpired => "plan-expired",
             Self::DenyPlanned => "deny-planned",
+            Self::FloorIgnored => "floor-ignored",
         }
     }
 }

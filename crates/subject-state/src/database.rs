@@ -15,6 +15,7 @@ mod error;
 mod expiry;
 mod file_owner;
 mod files;
+mod floor;
 mod outcome;
 mod page;
 mod plain;
@@ -45,6 +46,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use self::counts::MessageCounts;
+use self::floor::Floor;
 use crate::plan::SubjectState;
 
 /// Page cache of one open file, in KiB. The operating system caches the rest.
@@ -68,6 +70,7 @@ pub struct Database {
     path: PathBuf,
     state: SubjectState,
     counts: MessageCounts,
+    floor: Floor,
     provenance: FileProvenance,
     removal_records: u64,
     removal_floor: Rev,
@@ -134,10 +137,12 @@ impl Database {
             return Err(DatabaseError::OtherSubject(stored_subject));
         }
         set_pragmas(&connection)?;
-        if version < schema::UPGRADE_TARGET {
+        if version < schema::SCHEMA_VERSION {
             let from_1 = if version < 2 { schema::FROM_1 } else { "" };
-            let (from_2, version) = (schema::FROM_2, schema::UPGRADE_TARGET);
-            let up = format!("BEGIN IMMEDIATE;{from_1}{from_2}PRAGMA user_version = {version};COMMIT;");
+            let from_2 = if version < 3 { schema::FROM_2 } else { "" };
+            let (from_4, version) = (schema::FROM_4, schema::SCHEMA_VERSION);
+            let up =
+                format!("BEGIN IMMEDIATE;{from_1}{from_2}{from_4}PRAGMA user_version = {version};COMMIT;");
             connection.execute_batch(&up)?;
         }
         Self::load(connection, path)
@@ -149,6 +154,7 @@ impl Database {
             path: path.to_owned(),
             state: SubjectState::default(),
             counts: MessageCounts::default(),
+            floor: Floor::default(),
             provenance: FileProvenance {
                 log: None,
                 manifest: ManifestNumber::new(0),
@@ -208,6 +214,7 @@ impl Database {
             bucket_rev: Rev::new(number(10)?),
         };
         self.counts = MessageCounts::read(connection)?;
+        self.floor = Floor::read(connection)?;
         self.removal_records = from_sql(tombstones);
         self.removal_floor = Rev::new(number(11)?);
         self.config_rev = Rev::new(number(13)?);
@@ -253,12 +260,13 @@ impl Database {
     /// [`DatabaseError`]; then nothing is committed, and the caller must call [`Database::rollback`].
     pub fn commit(&mut self) -> Result<(), DatabaseError> {
         if self.changed {
-            let (state, counts) = (&self.state, &self.counts);
+            let (state, counts, floor) = (&self.state, &self.counts, &self.floor);
             self.connection
                 .prepare_cached(
                     "UPDATE meta SET term = ?1, applied_rev = ?2, next_seq = ?3, last_seq = ?4, last_term = ?5,
                             accept_time = ?6, count = ?7, bytes = ?8, tombstone_floor = ?9,
-                            config_rev = ?10, expiring = ?11, large_values = ?12, large_value_bytes = ?13",
+                            config_rev = ?10, expiring = ?11, large_values = ?12, large_value_bytes = ?13,
+                            row_floor = ?14, row_floor_rev = ?15, cleared_rev = ?16",
                 )?
                 .execute(params![
                     to_sql(state.term.get()),
@@ -274,6 +282,9 @@ impl Database {
                     to_sql(counts.expiring),
                     to_sql(counts.large_values),
                     to_sql(counts.large_value_bytes),
+                    to_sql(floor.seq.get()),
+                    to_sql(floor.rev.get()),
+                    to_sql(floor.cleared_rev.get()),
                 ])?;
             self.update_next_expiry()?;
         }

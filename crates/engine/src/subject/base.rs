@@ -74,6 +74,7 @@ impl OpenSubject<'_> {
         if let Some(reply) = &self.pipeline.stalled {
             return Err(reply.clone());
         }
+        self.delete_all_hidden_rows().await.map_err(|error| error.reply(self.subject))?;
         self.run_indivisible(Database::checkpoint).await.map_err(|error| error.reply(self.subject))?;
         self.count_bytes();
         let database = self.database();

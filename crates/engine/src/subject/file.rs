@@ -2,8 +2,9 @@
 
 use dormouse_protocol::ErrorReply;
 use dormouse_runtime::pool::{JobKind, PoolEntry};
-use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError, Slice};
+use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError, SLICE_BYTES, Slice};
 
+use super::pipeline::APPLY_RETRY_DELAY;
 use super::serve::OpenSubject;
 
 /// The database, absent while a job of the pool uses it.
@@ -109,6 +110,41 @@ impl OpenSubject<'_> {
                 Err(error) => return (transaction, Err(error)),
             }
         }
+    }
+
+    /// Deletes one slice of the rows of removed messages, if any are left and no attempt has just failed. The caller serves
+    /// other requests before the next slice. Must not be cancelled.
+    ///
+    /// # Errors
+    /// The file is unusable.
+    pub(super) async fn delete_hidden_rows(&mut self) -> Result<(), DatabaseError> {
+        let now = self.shared.env.boot();
+        if !self.file.get().has_hidden_rows() || self.deletion_retry_at > now {
+            return Ok(());
+        }
+        match self.delete_hidden_slice().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_unfit_file() => Err(error),
+            Err(error) => {
+                tracing::warn!(subject = %self.subject, %error, "removed rows not deleted, retrying");
+                self.deletion_retry_at = now + APPLY_RETRY_DELAY;
+                Ok(())
+            }
+        }
+    }
+
+    /// Deletes all rows of removed messages, in slices: a snapshot has none. Must not be cancelled.
+    pub(super) async fn delete_all_hidden_rows(&mut self) -> Result<(), DatabaseError> {
+        while self.file.get().has_hidden_rows() {
+            self.delete_hidden_slice().await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_hidden_slice(&mut self) -> Result<bool, DatabaseError> {
+        let entry = self.shared.pool.reserve_internal().await;
+        self.written_bytes += SLICE_BYTES;
+        self.file.lend(entry, JobKind::Slice, self.tenant.get(), Database::delete_hidden_rows).await
     }
 
     /// The reply to a read whose file lacks acknowledged changes.

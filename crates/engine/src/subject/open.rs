@@ -299,7 +299,12 @@ impl Opener<'_> {
             let delta = publish::upload_delta(shared, subject, made_for, base, &self.above).await?;
             return Ok(BaseObject::Delta(delta));
         }
-        self.restorer.on_file(Database::checkpoint).await?;
+        let complete = |database: &mut Database| {
+            // A snapshot has no rows of removed messages.
+            while database.delete_hidden_rows()? {}
+            database.checkpoint()
+        };
+        self.restorer.on_file(complete).await?;
         let path = self.restorer.path.clone();
         let snapshot = publish::upload_snapshot(shared, subject, made_for, rev, path).await?;
         Ok(BaseObject::Snapshot(snapshot))

@@ -76,6 +76,8 @@ pub(super) struct OpenSubject<'a> {
     /// Why the last publication failed.
     pub(super) publish_failure: Option<ErrorReply>,
     pub(super) written_bytes: usize,
+    /// The next slice of removed rows is deleted no earlier, on the monotonic clock.
+    pub(super) deletion_retry_at: Duration,
     /// Bytes of the apply backlog.
     backlog_bytes: GaugeShare<'a>,
     /// When the subject was opened, by the server's clock. Only for display.
@@ -114,6 +116,7 @@ impl<'a> OpenSubject<'a> {
             unresolved_publish: None,
             publish_failure: None,
             written_bytes: 0,
+            deletion_retry_at: Duration::ZERO,
             backlog_bytes: shared.counters.apply_backlog_bytes.share(),
             open_since: retention::wall(shared),
             compaction_failing: shared.counters.compaction_failing_subjects.share(),
@@ -238,6 +241,9 @@ impl<'a> OpenSubject<'a> {
         {
             return Some(end);
         }
+        if let Err(broken) = self.delete_hidden_rows().await {
+            return Some(self.fail(&broken, inbox).await);
+        }
         self.checkpoint_if_large().await;
         self.run_due_timers(inbox).await
     }
@@ -260,6 +266,7 @@ impl<'a> OpenSubject<'a> {
     async fn run_due_timers(&mut self, inbox: &mut SubjectInbox) -> Option<SubjectServeEnd> {
         let expires_at = self.expires_at();
         self.schedule.set_next_expiry(expires_at);
+        self.schedule.set_deleting_rows(self.file.get().has_hidden_rows());
         loop {
             let (now, busy) = (self.shared.env.boot(), self.is_busy());
             match self.schedule.due(now, busy) {
@@ -284,7 +291,8 @@ impl<'a> OpenSubject<'a> {
         let (shared, (pipeline, database)) = (self.shared, self.pipeline_and_file());
         let retention = pipeline.retention_due_at(shared, database);
         let next = self.schedule.next(self.is_busy()).into_iter();
-        let next = next.chain(flushes).chain(apply).chain(retention).min();
+        let deletion = self.file.get().has_hidden_rows().then_some(self.deletion_retry_at);
+        let next = next.chain(flushes).chain(apply).chain(retention).chain(deletion).min();
         // An hour: an arbitrary upper bound.
         next.map_or(Duration::from_secs(3_600), |next| next.saturating_sub(now))
     }

@@ -41,6 +41,7 @@ pub(super) struct SubjectTimers {
     changed_at: Duration,
     beacons_sent: usize,
     expires_at: Option<Duration>,
+    deleting_rows: bool,
 }
 
 impl SubjectTimers {
@@ -57,6 +58,7 @@ impl SubjectTimers {
             changed_at: now,
             beacons_sent: BEACONS.len(),
             expires_at: None,
+            deleting_rows: false,
         }
     }
 
@@ -75,6 +77,11 @@ impl SubjectTimers {
     /// Sets when a message expires next, as far as it can be predicted.
     pub(super) const fn set_next_expiry(&mut self, expires_at: Option<Duration>) {
         self.expires_at = expires_at;
+    }
+
+    /// Sets whether rows of removed messages are being deleted: a snapshot must have none, so a compaction waits for it.
+    pub(super) const fn set_deleting_rows(&mut self, deleting: bool) {
+        self.deleting_rows = deleting;
     }
 
     /// Compact as soon as the back-off after a failure allows.
@@ -140,7 +147,7 @@ impl SubjectTimers {
     }
 
     fn compact_at(&self) -> Option<Duration> {
-        (self.compact_asked && !self.compacting).then_some(self.retry_at)
+        (self.compact_asked && !self.compacting && !self.deleting_rows).then_some(self.retry_at)
     }
 
     fn close_at(&self, busy: bool) -> Option<Duration> {
@@ -231,6 +238,17 @@ mod tests {
             schedule.failed(now);
         }
         assert_eq!(attempts, [100, 101, 103, 107, 115, 131, 161, 191]);
+    }
+
+    /// A compaction waits until the rows of removed messages are deleted, and is due then.
+    #[test]
+    fn compaction_waits_for_deletion_of_rows() {
+        let mut schedule = schedule();
+        schedule.ask_compact();
+        schedule.set_deleting_rows(true);
+        assert_eq!(schedule.due(s(100), true), None);
+        schedule.set_deleting_rows(false);
+        assert_eq!(schedule.due(s(100), true), Some(DueTimers::Compact));
     }
 
     /// An idle subject stays open until a message that expires soon has expired, unless it is asked to close.

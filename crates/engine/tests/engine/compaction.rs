@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use dormouse_bucket::BucketOperation;
+use dormouse_engine::api::SubjectRequest;
+use dormouse_protocol::data::{DeleteAllRequest, SetItem, SetRequest};
 
-use crate::support::{Server, World, files_in, subject};
+use crate::support::{Server, World, files_in, messages_in, pairs, subject};
 
 const APP: &str = "app.orders";
 
@@ -179,4 +182,22 @@ fn reopen_needs_no_claim_and_no_download() {
         calls.iter().all(|(operation, _)| matches!(operation, BucketOperation::List | BucketOperation::Get)),
         "{calls:?}"
     );
+}
+
+/// A compaction right after a `delete_all` publishes a snapshot without rows of removed messages.
+#[test]
+fn compaction_publishes_no_rows_of_removed_messages() {
+    let world = World::on_disk();
+    let app = subject("app.orders");
+    let server = world.server("persist-1");
+    let value = Some(Bytes::from_static(b"v"));
+    let item = |n| SetItem { key: Some(format!("k{n}")), value: value.clone(), ..SetItem::default() };
+    // More than a slice, and too little for a compaction.
+    let sets = (0..1_000).map(item).collect();
+    server.run(&app, SubjectRequest::Set(SetRequest { sets, ..SetRequest::default() })).unwrap();
+    assert_eq!(bases(&world), (0, 0));
+    server.run(&app, SubjectRequest::DeleteAll(DeleteAllRequest::default())).unwrap();
+    server.set(&app, "k7", "kept").unwrap();
+    server.compact(&app).unwrap();
+    assert!(messages_in(&world.snapshot(&app)) == pairs(&[("k7", "kept")]));
 }

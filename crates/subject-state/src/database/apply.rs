@@ -36,7 +36,7 @@ pub struct ApplyProgress {
     within: usize,
     /// Number of message ids so far.
     msg_ids: u64,
-    /// What the current [`RecordOp::DeleteAll`] has removed so far.
+    /// The messages that the current [`RecordOp::DeleteAll`] removes, as far as they are counted.
     removed: Removal,
 }
 
@@ -52,6 +52,7 @@ struct Removal {
     messages: u64,
     bytes: u64,
     counts: MessageCounts,
+    counted_to: Seq,
 }
 
 impl Database {
@@ -195,7 +196,7 @@ impl Database {
                 self.prune_removal_records()?;
             }
             RecordOp::DeleteAll { end_seq, count } => {
-                if !self.remove_slice(rev, *end_seq, &mut progress.removed, slice)? {
+                if !self.count_removed(*end_seq, &mut progress.removed, slice)? {
                     return Ok(false);
                 }
                 let removed = std::mem::take(&mut progress.removed);
@@ -238,6 +239,9 @@ impl Database {
         sets: &[&SetOperation; N],
     ) -> Result<u64, DatabaseError> {
         let numbered = || sets.iter().zip(first_rev.get()..).map(|(set, rev)| (*set, Rev::new(rev)));
+        for set in sets {
+            self.free_hidden_key(set)?;
+        }
         let sql = if N == 1 { &*INSERT_ONE } else { &*INSERT_ROWS };
         let mut statement = self.connection.prepare_cached(sql)?;
         // Never decreases with rev, whatever an entry contains.
@@ -263,42 +267,44 @@ impl Database {
         Ok(msg_ids)
     }
 
-    /// Removes the next messages up to `end_seq`, as many as fit the slice. Returns whether none is left.
-    fn remove_slice(
-        &mut self,
-        rev: Rev,
+    /// Counts the next messages that a removal up to `end_seq` hides, as many as fit the slice. Returns whether all are
+    /// counted. If it removes all messages, the state has the counts.
+    fn count_removed(
+        &self,
         end_seq: Seq,
         removed: &mut Removal,
         slice: &mut Slice,
     ) -> Result<bool, DatabaseError> {
-        // There is no message above the highest seq, and SQLite would read the number as negative.
-        let end = to_sql(end_seq.get().min(MAX_SEQ));
-        let mut last = None;
-        let mut is_complete = true;
+        if end_seq >= self.newest_seq() {
+            let (messages, bytes) = (self.state.count, self.state.bytes);
+            *removed = Removal { messages, bytes, counts: self.counts, counted_to: end_seq };
+            slice.count(0);
+            return Ok(true);
+        }
+        let from = removed.counted_to.max(self.floor.seq);
         let mut select = self.connection.prepare_cached(
             "SELECT seq, size, expires_at IS NOT NULL, blob IS NOT NULL FROM messages
-             WHERE seq <= ?1 ORDER BY seq",
+             WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
         )?;
-        let mut rows = select.query([end])?;
+        let mut rows = select.query([to_sql(from.get()), to_sql(end_seq.get())])?;
         while let Some(row) = rows.next()? {
             if slice.is_spent() {
-                is_complete = false;
-                break;
+                return Ok(false);
             }
-            let (size, is_blob) = (from_sql(row.get(1)?), row.get(3)?);
-            slice.count(if is_blob { 0 } else { usize::try_from(size).unwrap_or(usize::MAX) });
+            // The value is not read.
+            slice.count(0);
+            let (size, is_blob) = (from_sql(row.get(1)?), row.get::<_, bool>(3)?);
             removed.messages += 1;
             removed.bytes += size;
             removed.counts.add(MessageCounts::of(row.get(2)?, is_blob.then_some(size)));
-            last = Some(row.get::<_, i64>(0)?);
+            removed.counted_to = Seq::new(from_sql(row.get(0)?));
         }
-        drop(rows);
-        drop(select);
-        if let Some(last) = last {
-            self.add_dead_blobs_up_to(last, rev)?;
-            self.connection.prepare_cached("DELETE FROM messages WHERE seq <= ?1")?.execute([last])?;
-        }
-        Ok(is_complete)
+        Ok(true)
+    }
+
+    /// The highest seq that a message has had.
+    fn newest_seq(&self) -> Seq {
+        Seq::new(self.state.next_seq.get().saturating_sub(1))
     }
 
     fn finish_delete_all(
@@ -315,12 +321,18 @@ impl Database {
         self.state.count -= count;
         self.state.bytes = self.state.bytes.saturating_sub(removed.bytes);
         self.counts.take(removed.counts);
+        // The next message must be above the floor.
+        let newest = self.newest_seq();
+        self.floor.raise(end_seq.min(newest), rev, end_seq >= newest);
         self.add_removal_row(rev, end_seq, None, Some(count))?;
         self.prune_removal_records()
     }
 
     /// Returns the bytes of its value in the file.
     fn remove_one(&mut self, seq: Seq, rev: Rev) -> Result<usize, DatabaseError> {
+        if self.floor.hides(seq) {
+            return Err(DatabaseError::Diverged(format!("no message at {seq}")));
+        }
         let gone: Option<(i64, Option<String>, bool)> = self
             .connection
             .prepare_cached(

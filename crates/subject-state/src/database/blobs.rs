@@ -30,6 +30,9 @@ impl Database {
     }
 
     fn read_blob(&self, seq: Seq) -> Result<Option<BlobRef>, DatabaseError> {
+        if self.floor.hides(seq) {
+            return Ok(None);
+        }
         let mut statement = self.connection.prepare_cached(
             "SELECT blob, size, blob_crc64 FROM messages WHERE seq = ?1 AND blob IS NOT NULL",
         )?;
@@ -37,7 +40,7 @@ impl Database {
         rows.next()?.map(|row| blob_of(seq, row)).transpose()
     }
 
-    /// Whether a message refers to the object.
+    /// Whether a message refers to the object. A removed message whose row still exists counts, so its object stays.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -108,17 +111,6 @@ impl Database {
         self.connection
             .prepare_cached("INSERT OR REPLACE INTO dead_blobs(name, rev) VALUES (?1, ?2)")?
             .execute(params![name, to_sql(rev.get())])?;
-        Ok(())
-    }
-
-    /// Records the dead blobs of all messages up to `end_seq`, which the change with `rev` removes.
-    pub(super) fn add_dead_blobs_up_to(&self, end_seq: i64, rev: Rev) -> Result<(), DatabaseError> {
-        self.connection
-            .prepare_cached(
-                "INSERT OR REPLACE INTO dead_blobs(name, rev)
-                 SELECT blob, ?2 FROM messages NOT INDEXED WHERE blob IS NOT NULL AND seq <= ?1",
-            )?
-            .execute(params![end_seq, to_sql(rev.get())])?;
         Ok(())
     }
 }

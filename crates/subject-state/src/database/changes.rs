@@ -13,6 +13,7 @@ use dormouse_protocol::{Change, Position, Rev, Seq};
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator;
 use rusqlite::{Row, Rows};
 
+use super::floor::Floor;
 use super::read::{read_message, read_value};
 use super::slice::Slice;
 use super::{Database, DatabaseError, from_sql, to_sql};
@@ -79,6 +80,16 @@ impl Database {
             Sources { written: written.query(progress.written)?, removed: removed.query(progress.removed)? };
         sources.begin()?;
         loop {
+            if let Some(hidden) = sources.hidden(self.floor)? {
+                if slice.is_spent() {
+                    progress.reply = Some(reply);
+                    return Ok(None);
+                }
+                slice.count(0);
+                progress.written = hidden;
+                sources.written.advance()?;
+                continue;
+            }
             let next = sources.next_rev(progress.configured.as_ref())?;
             if let Some(group) = progress.group.take_if(|group| next != Some(group.rev)) {
                 let rev = group.rev;
@@ -119,7 +130,9 @@ impl Database {
             return Ok(None);
         }
         let after = to_sql(request.after.rev.get());
-        progress.written = [after, i64::MAX, i64::MAX];
+        // Below the rev that removed all messages there is none.
+        let written_after = to_sql(request.after.rev.max(self.floor.cleared_rev).get());
+        progress.written = [written_after, i64::MAX, i64::MAX];
         progress.removed = [after, i64::MAX];
         if self.config_rev > request.after.rev {
             let config = self.state.config.clone();
@@ -169,6 +182,13 @@ impl Sources<'_> {
     fn begin(&mut self) -> Result<(), DatabaseError> {
         self.written.advance()?;
         Ok(self.removed.advance()?)
+    }
+
+    /// The next message, as in [`ChangesProgress::written`], if it is removed and only its row exists.
+    fn hidden(&self, floor: Floor) -> Result<Option<[i64; 3]>, DatabaseError> {
+        let Some(row) = self.written.get() else { return Ok(None) };
+        let seq: i64 = row.get(0)?;
+        Ok(if floor.hides(Seq::new(from_sql(seq))) { Some([row.get(2)?, row.get(10)?, seq]) } else { None })
     }
 
     /// The lowest next rev of the sources and of the change of the configuration.

@@ -3,13 +3,13 @@
 use dormouse_protocol::data::InfoDetails;
 use dormouse_protocol::{ErrorReply, Timestamp};
 
-use super::{Database, DatabaseError, from_sql};
+use super::{Database, DatabaseError, from_sql, to_sql};
 
 /// The details that are not in memory. Of the messages it reads only the first and the last.
 const DETAILS: &str = "SELECT
     (SELECT sessions FROM meta),
-    (SELECT timestamp FROM messages ORDER BY seq LIMIT 1),
-    (SELECT timestamp FROM messages ORDER BY seq DESC LIMIT 1)";
+    (SELECT timestamp FROM messages WHERE seq > ?1 ORDER BY seq LIMIT 1),
+    (SELECT timestamp FROM messages WHERE seq > ?1 ORDER BY seq DESC LIMIT 1)";
 
 impl Database {
     /// The details that are in the file; the others have default values.
@@ -24,7 +24,7 @@ impl Database {
         let (sessions, oldest, newest): (i64, Option<i64>, Option<i64>) = self
             .connection
             .prepare_cached(DETAILS)?
-            .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            .query_row([to_sql(self.floor.seq.get())], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let time = |micros: Option<i64>| micros.map(|micros| Timestamp::from_micros(from_sql(micros)));
         Ok(InfoDetails {
             accept_time: self.state.accept_time,

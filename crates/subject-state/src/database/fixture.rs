@@ -126,11 +126,17 @@ impl Database {
             details.sessions,
         ];
         let stored = [
-            number("SELECT COUNT(*) FROM messages"),
-            number("SELECT coalesce(SUM(size), 0) FROM messages"),
-            number("SELECT COUNT(*) FROM messages WHERE expires_at IS NOT NULL"),
-            number("SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL"),
-            number("SELECT coalesce(SUM(size), 0) FROM messages WHERE blob IS NOT NULL"),
+            number("SELECT COUNT(*) FROM messages WHERE seq > (SELECT row_floor FROM meta)"),
+            number("SELECT coalesce(SUM(size), 0) FROM messages WHERE seq > (SELECT row_floor FROM meta)"),
+            number(
+                "SELECT COUNT(*) FROM messages WHERE expires_at IS NOT NULL AND seq > (SELECT row_floor FROM meta)",
+            ),
+            number(
+                "SELECT COUNT(*) FROM messages WHERE blob IS NOT NULL AND seq > (SELECT row_floor FROM meta)",
+            ),
+            number(
+                "SELECT coalesce(SUM(size), 0) FROM messages WHERE blob IS NOT NULL AND seq > (SELECT row_floor FROM meta)",
+            ),
             number("SELECT COUNT(*) FROM sessions"),
         ];
         assert_eq!(counted, stored);

@@ -106,11 +106,15 @@ enum PageEnd {
 struct KeysProgress {
     budget: ReplyBudget,
     keys: Vec<String>,
+    /// The last key that was read, also if its message is removed and only its row exists.
+    last: Option<String>,
+    /// Number of such rows.
+    hidden: usize,
 }
 
 impl KeysProgress {
     fn new(max_reply_bytes: usize) -> Self {
-        Self { budget: ReplyBudget::new(max_reply_bytes), keys: Vec::new() }
+        Self { budget: ReplyBudget::new(max_reply_bytes), keys: Vec::new(), last: None, hidden: 0 }
     }
 }
 
@@ -249,7 +253,8 @@ impl Database {
         progress: &mut MessagesProgress,
         slice: &mut Slice,
     ) -> Result<PageEnd, DatabaseError> {
-        let mut start = to_sql(request.start_seq.map_or(0, Seq::get).min(MAX_SEQ + 1));
+        let start = request.start_seq.unwrap_or_default().max(self.floor.next());
+        let mut start = to_sql(start.get().min(MAX_SEQ + 1));
         let mut end = to_sql(request.end_seq.map_or(MAX_SEQ, Seq::get).min(MAX_SEQ + 1));
         if let Some(next) = progress.next {
             let bound = if request.reverse { &mut end } else { &mut start };
@@ -301,7 +306,7 @@ impl Database {
         let cursor =
             match self.scan_keys(request, progress, slice).map_err(|error| self.unreadable(&error))? {
                 KeysEnd::NotYet => return Ok(None),
-                KeysEnd::Cursor => progress.keys.last().cloned(),
+                KeysEnd::Cursor => progress.last.take(),
                 KeysEnd::Last => None,
             };
         let keys = std::mem::take(&mut progress.keys);
@@ -316,8 +321,8 @@ impl Database {
     ) -> Result<KeysEnd, DatabaseError> {
         let prefix = request.prefix.as_deref().unwrap_or("");
         let limit = request.limit.unwrap_or(u64::MAX).min(MAX_PAGE_ITEMS as u64);
-        let after = progress.keys.last().or(request.cursor.as_ref()).map(String::as_str);
-        let after = after.filter(|cursor| *cursor >= prefix);
+        let after = progress.last.clone().or_else(|| request.cursor.clone());
+        let after = after.as_deref().filter(|cursor| *cursor >= prefix);
         let mut statement =
             self.connection.prepare_cached(if after.is_some() { KEYS_AFTER } else { KEYS_FROM })?;
         let mut rows = statement.query([after.unwrap_or(prefix)])?;
@@ -325,6 +330,18 @@ impl Database {
             let key: String = row.get(0)?;
             if !key.starts_with(prefix) {
                 break;
+            }
+            if self.floor.hides(Seq::new(from_sql(row.get(1)?))) {
+                if progress.hidden >= MAX_SCANNED_ROWS {
+                    return Ok(KeysEnd::Cursor);
+                }
+                if slice.is_spent() {
+                    return Ok(KeysEnd::NotYet);
+                }
+                slice.count(key.len());
+                progress.hidden += 1;
+                progress.last = Some(key);
+                continue;
             }
             // The first key is included regardless of the budget: it is at most a kilobyte, and paging must
             // progress.
@@ -337,6 +354,7 @@ impl Database {
             }
             slice.count(key.len());
             progress.budget.take_at_most(size::of_key(&key));
+            progress.last = Some(key.clone());
             progress.keys.push(key);
         }
         Ok(KeysEnd::Last)

@@ -22,6 +22,7 @@ impl Database {
             "SELECT blob, size, blob_crc64, seq FROM messages WHERE seq > ?1 AND blob IS NOT NULL
              ORDER BY seq LIMIT ?2",
         )?;
+        let after = after.max(self.floor.seq);
         let mut rows = statement.query(params![to_sql(after.get()), to_sql(limit as u64)])?;
         let mut blobs = Vec::new();
         while let Some(row) = rows.next()? {
@@ -57,6 +58,7 @@ impl Database {
     /// # Errors
     /// [`DatabaseError`]; then the file may need its sidecars.
     pub fn make_plain(mut self) -> Result<(), DatabaseError> {
+        while self.delete_hidden_rows()? {}
         self.connection.execute("DELETE FROM dead_blobs", [])?;
         self.checkpoint()?;
         let mode: String =

@@ -22,8 +22,8 @@ macro_rules! select_messages {
 
 const BY_SEQ: &str = select_messages!("WHERE seq = ?1");
 pub(super) const BY_KEY: &str = select_messages!("WHERE key = ?1");
-pub(super) const KEYS_FROM: &str = "SELECT key FROM messages WHERE key >= ?1 ORDER BY key";
-pub(super) const KEYS_AFTER: &str = "SELECT key FROM messages WHERE key > ?1 ORDER BY key";
+pub(super) const KEYS_FROM: &str = "SELECT key, seq FROM messages WHERE key >= ?1 ORDER BY key";
+pub(super) const KEYS_AFTER: &str = "SELECT key, seq FROM messages WHERE key > ?1 ORDER BY key";
 pub(super) const PAGE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
 pub(super) const PAGE_REVERSE: &str = select_messages!("WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC");
 
@@ -173,6 +173,7 @@ impl Database {
         let mut select = || -> Result<Selected, DatabaseError> {
             let connection = &self.connection;
             match selector {
+                Selector::Seq(seq) if self.floor.hides(seq) => Ok(Selected::None),
                 Selector::Seq(seq) => {
                     let mut statement = connection.prepare_cached(BY_SEQ)?;
                     let mut rows = statement.query([to_sql(seq.get().min(MAX_SEQ + 1))])?;
@@ -181,7 +182,12 @@ impl Database {
                 Selector::Key(key) => {
                     let mut statement = connection.prepare_cached(BY_KEY)?;
                     let mut rows = statement.query([key])?;
-                    rows.next()?.map_or(Ok(Selected::None), |row| read_row(row, budget))
+                    match rows.next()? {
+                        Some(row) if !self.floor.hides(Seq::new(from_sql(row.get(0)?))) => {
+                            read_row(row, budget)
+                        }
+                        Some(_) | None => Ok(Selected::None),
+                    }
                 }
             }
         };
@@ -195,8 +201,8 @@ impl Database {
     pub fn seq_range(&self) -> Result<Option<(Seq, Seq)>, ErrorReply> {
         let read = || -> Result<_, rusqlite::Error> {
             self.connection
-                .prepare_cached("SELECT (SELECT MIN(seq) FROM messages), (SELECT MAX(seq) FROM messages)")?
-                .query_row([], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?)))
+                .prepare_cached("SELECT (SELECT MIN(seq) FROM messages WHERE seq > ?1), (SELECT MAX(seq) FROM messages WHERE seq > ?1)")?
+                .query_row([to_sql(self.floor.seq.get())], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?)))
         };
         let (first, last) = read().map_err(|error| self.unreadable(&error.into()))?;
         Ok(first.zip(last).map(|(first, last)| (Seq::new(from_sql(first)), Seq::new(from_sql(last)))))

@@ -5,12 +5,7 @@
 pub(super) const APPLICATION_ID: i32 = 0x6472_6d73;
 
 /// The version of the tables below. A file of a newer version is rejected.
-pub(super) const SCHEMA_VERSION: i32 = 4;
-
-/// The version to which files of earlier versions are upgraded. Their key column is `UNIQUE` and has no other
-/// index. Lookups give the same result, but each message costs an index entry, even without a key: to change
-/// this, the whole table would have to be copied.
-pub(super) const UPGRADE_TARGET: i32 = 3;
+pub(super) const SCHEMA_VERSION: i32 = 5;
 
 /// Maximum number of removal records: the oldest are deleted first. A request for changes since before the
 /// oldest record requires a full read.
@@ -105,7 +100,10 @@ CREATE TABLE meta(
     expiring INTEGER NOT NULL DEFAULT 0,          -- messages with expires_at
     large_values INTEGER NOT NULL DEFAULT 0,      -- messages with blob, and the bytes of those values
     large_value_bytes INTEGER NOT NULL DEFAULT 0,
-    sessions INTEGER NOT NULL DEFAULT 0           -- rows of sessions
+    sessions INTEGER NOT NULL DEFAULT 0,          -- rows of sessions
+    row_floor INTEGER NOT NULL DEFAULT 0,         -- messages up to this seq are removed; their rows may still exist. 0: no such row
+    row_floor_rev INTEGER NOT NULL DEFAULT 0,     -- the rev that set it
+    cleared_rev INTEGER NOT NULL DEFAULT 0        -- the rev that last removed all messages while the floor was set; 0: none
 ) STRICT;
 CREATE TRIGGER session_comes AFTER INSERT ON sessions BEGIN UPDATE meta SET sessions = sessions + 1; END;
 CREATE TRIGGER session_goes AFTER DELETE ON sessions BEGIN UPDATE meta SET sessions = sessions - 1; END;
@@ -134,4 +132,13 @@ UPDATE meta SET
     sessions = (SELECT COUNT(*) FROM sessions);
 CREATE TRIGGER session_comes AFTER INSERT ON sessions BEGIN UPDATE meta SET sessions = sessions + 1; END;
 CREATE TRIGGER session_goes AFTER DELETE ON sessions BEGIN UPDATE meta SET sessions = sessions - 1; END;
+";
+
+/// The upgrade from version 3 or 4, in a transaction. A file of version 3 or less has a `UNIQUE` key column and no
+/// other index of keys. Lookups give the same result, but each message costs an index entry, even without a key: to
+/// change this, the whole table would have to be copied.
+pub(super) const FROM_4: &str = "
+ALTER TABLE meta ADD COLUMN row_floor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN row_floor_rev INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN cleared_rev INTEGER NOT NULL DEFAULT 0;
 ";

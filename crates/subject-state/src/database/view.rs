@@ -16,6 +16,9 @@ impl SubjectView for Database {
     }
 
     fn at(&self, seq: Seq) -> Result<Option<StoredMessage>, ErrorReply> {
+        if self.floor.hides(seq) {
+            return Ok(None);
+        }
         let read = |connection: &Connection| {
             connection
                 .prepare_cached("SELECT seq, term, key, size FROM messages WHERE seq = ?1")?
@@ -35,7 +38,8 @@ impl SubjectView for Database {
                 })
                 .optional()
         };
-        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+        let found = read(&self.connection).map_err(|error| self.unreadable(&error.into()))?;
+        Ok(found.filter(|id: &MessageId| !self.floor.hides(id.seq)))
     }
 
     fn bytes(&self) -> Option<u64> {
@@ -47,7 +51,7 @@ impl SubjectView for Database {
             let mut select = connection.prepare_cached(
                 "SELECT seq, term, key, size FROM messages WHERE seq >= ?1 ORDER BY seq LIMIT ?2",
             )?;
-            let from = to_sql(from.get().min(MAX_SEQ + 1));
+            let from = to_sql(from.max(self.floor.next()).get().min(MAX_SEQ + 1));
             select.query_map([from, to_sql(limit as u64)], read_stored_message)?.collect::<Result<_, _>>()
         };
         read(&self.connection).map_err(|error: rusqlite::Error| self.unreadable(&error.into()))
@@ -65,8 +69,10 @@ impl SubjectView for Database {
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
         let read = |connection: &Connection| {
             connection
-                .prepare_cached("SELECT COUNT(*) FROM messages WHERE seq <= ?1")?
-                .query_row([to_sql(end_seq.get().min(MAX_SEQ))], |row| row.get(0).map(from_sql))
+                .prepare_cached("SELECT COUNT(*) FROM messages WHERE seq > ?1 AND seq <= ?2")?
+                .query_row([to_sql(self.floor.seq.get()), to_sql(end_seq.get().min(MAX_SEQ))], |row| {
+                    row.get(0).map(from_sql)
+                })
         };
         read(&self.connection).map_err(|error| self.unreadable(&error.into()))
     }
@@ -77,8 +83,12 @@ impl SubjectView for Database {
         }
         let read = |connection: &Connection| {
             connection
-                .prepare_cached("SELECT seq FROM messages ORDER BY seq DESC LIMIT 1 OFFSET ?1")?
-                .query_row([to_sql(keep)], |row| row.get(0).map(|seq| Seq::new(from_sql(seq))))
+                .prepare_cached(
+                    "SELECT seq FROM messages WHERE seq > ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2",
+                )?
+                .query_row([to_sql(self.floor.seq.get()), to_sql(keep)], |row| {
+                    row.get(0).map(|seq| Seq::new(from_sql(seq)))
+                })
                 .optional()
         };
         read(&self.connection).map_err(|error| self.unreadable(&error.into()))

@@ -247,6 +247,9 @@ fn blob_is_referenced_until_message_is_removed() {
     assert_eq!(database.state().bytes, 2 << 40);
 
     database.run(vec![database.delete_all(4)]);
+    assert_eq!(dead(&database, 7), names(&[1, 4, 2]), "a blob counts as referenced while its row exists");
+    assert!(database.refers_to(blob(1, 5).name).unwrap() && database.blob_at(Seq::new(4)).unwrap().is_none());
+    assert!(!database.delete_hidden_rows().unwrap());
     assert_eq!(dead(&database, 7), names(&[1, 4, 2, 3, 5]));
     database.remove_dead_blob_records(&names(&[1, 3])).unwrap();
     drop(database);

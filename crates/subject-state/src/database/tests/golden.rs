@@ -97,14 +97,14 @@ fn database_schema_and_rows_match_golden_files() {
     let schema = schema(&database);
     database.close().unwrap();
     if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() {
-        std::fs::write(golden("subject-4-schema.sql"), &schema).unwrap();
-        std::fs::write(golden("subject-4-rows.txt"), &rows).unwrap();
-        std::fs::copy(&path, golden("subject-4.sqlite3")).unwrap();
+        std::fs::write(golden("subject-5-schema.sql"), &schema).unwrap();
+        std::fs::write(golden("subject-5-rows.txt"), &rows).unwrap();
+        std::fs::copy(&path, golden("subject-5.sqlite3")).unwrap();
     }
-    assert_eq!(schema, std::fs::read_to_string(golden("subject-4-schema.sql")).unwrap());
-    assert_eq!(rows, std::fs::read_to_string(golden("subject-4-rows.txt")).unwrap());
+    assert_eq!(schema, std::fs::read_to_string(golden("subject-5-schema.sql")).unwrap());
+    assert_eq!(rows, std::fs::read_to_string(golden("subject-5-rows.txt")).unwrap());
 
-    std::fs::copy(golden("subject-4.sqlite3"), &path).unwrap();
+    std::fs::copy(golden("subject-5.sqlite3"), &path).unwrap();
     let database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.dump().join("\n") + "\n", rows);
     takes_writes(database);
@@ -132,12 +132,12 @@ fn database_after_destroy_matches_golden_file() {
     let rows = database.dump().join("\n") + "\n";
     database.close().unwrap();
     if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() {
-        std::fs::write(golden("subject-4-begun-again-rows.txt"), &rows).unwrap();
-        std::fs::copy(&path, golden("subject-4-begun-again.sqlite3")).unwrap();
+        std::fs::write(golden("subject-5-begun-again-rows.txt"), &rows).unwrap();
+        std::fs::copy(&path, golden("subject-5-begun-again.sqlite3")).unwrap();
     }
-    assert_eq!(rows, std::fs::read_to_string(golden("subject-4-begun-again-rows.txt")).unwrap());
+    assert_eq!(rows, std::fs::read_to_string(golden("subject-5-begun-again-rows.txt")).unwrap());
 
-    std::fs::copy(golden("subject-4-begun-again.sqlite3"), &path).unwrap();
+    std::fs::copy(golden("subject-5-begun-again.sqlite3"), &path).unwrap();
     let mut database = Database::open(&path, &subject()).unwrap();
     assert_eq!(database.dump().join("\n") + "\n", rows);
     let position = Position { term: Term::new(2), rev: Rev::new(7) };
@@ -179,11 +179,15 @@ fn as_before(row: &str, added: &[&str]) -> String {
     words.join(" ").replace(" \n", "\n")
 }
 
-/// The additions of version 3 to version 2.
+/// The additions of version 3 to version 2, of version 5, and of both.
 const COUNTS: [&str; 4] = ["expiring", "large_values", "large_value_bytes", "sessions"];
+const FLOOR: [&str; 3] = ["row_floor", "row_floor_rev", "cleared_rev"];
 
-/// The file is upgraded to version 3, once: its tables are those of a new file except the index of keys, and
-/// its rows are unchanged.
+/// The index of keys of a new file, which files of version 3 and less lack.
+const KEY_INDEX: &str = "CREATE UNIQUE INDEX messages_by_key ON messages(key) WHERE key IS NOT NULL;\n";
+
+/// The file is upgraded once: its tables are those of a new file, except that files of version 3 and less have a
+/// `UNIQUE` key column in place of the index of keys. Its rows are unchanged.
 fn upgraded(name: &str, rows: &str, added: &[&str], check: impl Fn(&Database)) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sqlite3");
@@ -192,12 +196,13 @@ fn upgraded(name: &str, rows: &str, added: &[&str], check: impl Fn(&Database)) {
         let database = Database::open(&path, &subject()).unwrap();
         let same = schema(&fresh(&folder.path().join("fresh.sqlite3")));
         std::fs::remove_file(folder.path().join("fresh.sqlite3")).unwrap();
-        let by_constraint = same
-            .replace("PRAGMA user_version = 4;", "PRAGMA user_version = 3;")
-            .replace("key TEXT, term", "key TEXT UNIQUE, term")
-            .replace("CREATE UNIQUE INDEX messages_by_key ON messages(key) WHERE key IS NOT NULL;\n", "");
-        assert_eq!(in_order(&schema(&database)), in_order(&by_constraint));
-        let before: String = database.dump().iter().map(|row| as_before(row, added)).collect();
+        let by_constraint = same.replace("key TEXT, term", "key TEXT UNIQUE, term").replace(KEY_INDEX, "");
+        let has_index = schema(&database).contains(KEY_INDEX);
+        let expected = if has_index { &same } else { &by_constraint };
+        assert_eq!(in_order(&schema(&database)), in_order(expected));
+        assert_eq!(has_index, name.starts_with("subject-4"));
+        let added = [added, &FLOOR].concat();
+        let before: String = database.dump().iter().map(|row| as_before(row, &added)).collect();
         assert_eq!(before, std::fs::read_to_string(golden(rows)).unwrap());
         database.check_counts();
         let details = database.details().unwrap();
@@ -234,17 +239,21 @@ fn database_v2_file_is_upgraded_and_counted() {
     upgraded("subject-2.sqlite3", "subject-2-rows.txt", &COUNTS, |_| ());
 }
 
-/// A version 3 file keeps its schema and rows and takes writes.
+/// Version 3 and version 4 files are upgraded once, keep their rows and have no floor.
 #[test]
-fn database_v3_file_opens_unchanged() {
-    upgraded("subject-3.sqlite3", "subject-3-rows.txt", &[], |_| ());
+fn database_v3_and_v4_files_are_upgraded_without_floor() {
+    for version in ["subject-3", "subject-4"] {
+        let (file, rows) = (format!("{version}.sqlite3"), format!("{version}-rows.txt"));
+        upgraded(&file, &rows, &[], |database| assert!(!database.has_hidden_rows()));
 
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("s.sqlite3");
-    std::fs::copy(golden("subject-3-begun-again.sqlite3"), &path).unwrap();
-    let database = Database::open(&path, &subject()).unwrap();
-    let rows = std::fs::read_to_string(golden("subject-3-begun-again-rows.txt")).unwrap();
-    assert_eq!(database.dump().join("\n") + "\n", rows);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sqlite3");
+        std::fs::copy(golden(&format!("{version}-begun-again.sqlite3")), &path).unwrap();
+        let database = Database::open(&path, &subject()).unwrap();
+        let rows = std::fs::read_to_string(golden(&format!("{version}-begun-again-rows.txt"))).unwrap();
+        let before: String = database.dump().iter().map(|row| as_before(row, &FLOOR)).collect();
+        assert_eq!(before, rows);
+    }
 }
 
 /// Key lookups use an index search in new files and in version 3 files.

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use dormouse_protocol::data::{
-    ConfigureRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, SetItem, SetOutcome, SetRequest,
+    ChangesRequest, ConfigureRequest, DeleteAllRequest, DeleteRequest, Expect, GetAllRequest, GetRequest,
+    KeysRequest, SetItem, SetOutcome, SetRequest,
 };
 use dormouse_protocol::message::Discard;
-use dormouse_protocol::{Change, ErrorCode, RequestId, SessionId};
+use dormouse_protocol::{Change, ErrorCode, Position, RequestId, SessionId};
 use proptest::prelude::*;
 
 use super::super::*;
@@ -31,6 +32,8 @@ enum Step {
     Reopen,
     Restore,
     NextTerm,
+    /// Deletes at most this many rows of removed messages.
+    DeleteRows(usize),
     /// An earlier request arrives once more.
     Repeat(u8),
 }
@@ -71,6 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reopen),
         1 => Just(Step::Restore),
         1 => Just(Step::NextTerm),
+        2 => (1..4_usize).prop_map(Step::DeleteRows),
         3 => any::<u8>().prop_map(Step::Repeat),
     ]
 }
@@ -398,6 +402,9 @@ impl World {
             Step::Reopen => self.reopen(),
             Step::Restore => self.restore(),
             Step::NextTerm => self.next_term(),
+            Step::DeleteRows(most) => {
+                self.database().delete_rows_below_floor(*most).unwrap();
+            }
             Step::Repeat(which) => self.repeat(*which),
         }
         self.compare();
@@ -516,6 +523,33 @@ impl World {
             .collect();
         let expected: Vec<_> = self.model.messages.iter().map(|(&seq, entry)| (seq, entry.clone())).collect();
         assert_eq!(held, expected);
+        for prefix in [None, Some("kk".to_owned())] {
+            let prefix_len = prefix.as_ref().map_or(0, String::len);
+            let request = KeysRequest { prefix, ..KeysRequest::default() };
+            let mut keys: Vec<usize> =
+                self.model.messages.values().filter_map(|entry| entry.key).map(usize::from).collect();
+            keys.retain(|key| *key >= prefix_len);
+            keys.sort_unstable();
+            let found = database.keys(&request, 1 << 20).unwrap();
+            assert_eq!((found.keys.iter().map(String::len).collect::<Vec<_>>(), found.cursor), (keys, None));
+        }
+        for key in 0..6 {
+            let found = database.get(&GetRequest::key(key_name(key)), 1 << 20).unwrap().messages;
+            assert_eq!(found.first().map(|message| message.seq.get()), self.model.holder(Some(key)));
+        }
+        let after = Position { term: database.state().term, rev: Rev::new(0) };
+        let changes =
+            database.changes(&ChangesRequest { after, ..ChangesRequest::default() }, 1 << 20).unwrap();
+        let written = changes.changes.iter().filter_map(|change| match change {
+            Change::Set(set) => Some(set.message.seq.get()),
+            _ => None,
+        });
+        let mut written: Vec<_> = written.collect();
+        written.sort_unstable();
+        assert!(changes.resync || written == expected.iter().map(|(seq, _)| *seq).collect::<Vec<_>>());
+        let range = database.seq_range().unwrap().map(|(first, last)| (first.get(), last.get()));
+        assert_eq!(range, expected.first().zip(expected.last()).map(|(first, last)| (first.0, last.0)));
+        database.check_counts();
         let state = database.state();
         assert_eq!((state.rev.get(), state.term.get()), (self.model.rev, self.model.term));
         assert_eq!(state.next_seq.get(), self.model.next_seq);

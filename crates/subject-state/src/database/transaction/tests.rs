@@ -101,8 +101,8 @@ fn batch_is_atomic_between_slices() {
         }
         slices += 1;
     }
-    // 600 + 300 + 740 rows, and 400 kB.
-    assert!((10..30).contains(&slices), "{slices} slices");
+    // 600 + 300 rows, and 400 kB; a removal of all messages counts none.
+    assert!((6..30).contains(&slices), "{slices} slices");
 }
 
 /// A transaction that fails in a later slice is rolled back as a whole, and a replay skips what the state contains.
