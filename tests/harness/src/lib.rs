@@ -11,6 +11,7 @@ mod nats;
 mod process;
 mod rng;
 mod s3;
+mod s3_proxy;
 mod tcp_proxy;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub use nats::{NatsServer, NatsServerOptions};
 pub use process::{Process, ProcessSpec, interrupt_pid, kill9_pid, peak_resident_bytes, pid_is_alive};
 pub use rng::SeededRng;
 pub use s3::{S3Flaw, S3Server};
+pub use s3_proxy::{LinkProfile, S3Fault, S3Operation, S3Proxy, S3Request};
 pub use tcp_proxy::{DialMode, ProxyMode, TcpProxy};
 
 /// Returns the nats-server to use: `DORMOUSE_NATS_SERVER`, else the one on the PATH, else the one that `make tools`
