@@ -2,15 +2,21 @@
 //! exclude concurrent deletions, and deletions that cannot outlive their lock. It also detects that the directory is no
 //! longer the one that was opened, and reads a whole object with one thread switch.
 
+mod objects;
 mod staging;
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_format::checksum::Crc64;
 use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
+
+use objects::Listed;
+
+pub(super) use objects::RangeRead;
 
 /// A file in the bucket's directory that distinguishes it from the empty directory of a lost mount.
 const MARKER: &str = "dormouse.lock";
@@ -26,6 +32,11 @@ const STRIPES: u64 = 64;
 /// Depth of the folders that have a lock, for instance those of subjects (`subjects/<subject>/`). A listing of a folder
 /// above that depth takes every lock.
 const LOCKED_DEPTH: usize = 2;
+
+/// Permissions of the lock files and of their folder. If another user could lock a file, that user could stop every
+/// listing and deletion.
+const LOCK_FILE_MODE: u32 = 0o600;
+const LOCK_FOLDER_MODE: u32 = 0o700;
 
 /// Prefix of the objects of [`probe`](super::probe), in folders that are used once.
 const PROBES: &str = "probe/";
@@ -53,8 +64,12 @@ impl LocalDirectory {
         if !fs::metadata(&root)?.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
-        fs::create_dir_all(root.join(LOCKS))?;
-        OpenOptions::new().create(true).truncate(false).write(true).open(root.join(MARKER))?;
+        create_lock_folder(&root.join(LOCKS))?;
+        let marker = lock_file_options().open(root.join(MARKER))?;
+        if !marker.metadata()?.is_file() {
+            let text = format!("{MARKER} in it is not a regular file");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         Ok(Self { root })
     }
 
@@ -65,35 +80,6 @@ impl LocalDirectory {
     /// Fails if the directory is no longer the one that was opened.
     pub(super) fn check_present(&self) -> io::Result<()> {
         fs::metadata(self.root.join(MARKER)).map(drop).map_err(|error| self.explain(error))
-    }
-
-    /// Opens an object for reading and returns its size; `None` if there is no such object.
-    pub(super) fn open_object(&self, name: &str) -> io::Result<Option<(File, u64)>> {
-        let file = match File::open(self.root.join(name)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return self.check_present().map(|()| None);
-            }
-            Err(error) => return Err(error),
-        };
-        let metadata = file.metadata()?;
-        // A folder is no object.
-        Ok((!metadata.is_dir()).then_some((file, metadata.len())))
-    }
-
-    /// Reads an object into memory; returns only its size if that is above `most_bytes`.
-    pub(super) fn read_object(
-        &self,
-        name: &str,
-        most_bytes: u64,
-    ) -> io::Result<Option<Result<Vec<u8>, u64>>> {
-        let Some((file, size_bytes)) = self.open_object(name)? else { return Ok(None) };
-        if size_bytes > most_bytes {
-            return Ok(Some(Err(size_bytes)));
-        }
-        let mut bytes = Vec::with_capacity(usize::try_from(size_bytes).unwrap_or(0));
-        file.take(most_bytes).read_to_end(&mut bytes)?;
-        Ok(Some(Ok(bytes)))
     }
 
     /// All objects below `prefix`, unsorted, consistent with respect to deletions. Never waits: returns
@@ -113,14 +99,7 @@ impl LocalDirectory {
 
     fn lock(&self, stripe: u64, try_lock: impl Fn(&File) -> Result<(), TryLockError>) -> io::Result<Lock> {
         let name = format!("{LOCKS}/{stripe:02x}");
-        // Even for a shared lock, some network file systems need a writable file.
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(self.root.join(&name))
-            .map_err(|error| self.explain(error))?;
+        let file = lock_file_options().open(self.root.join(&name)).map_err(|error| self.explain(error))?;
         match try_lock(&file) {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => {
@@ -136,7 +115,7 @@ impl LocalDirectory {
         let folder = match fs::read_dir(self.root.join(prefix)) {
             Ok(folder) => folder,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
+            Err(error) => return Err(objects::explain_folder(prefix, error)),
         };
         for entry in folder {
             let entry = entry?;
@@ -147,19 +126,14 @@ impl LocalDirectory {
                 staging::sweep(&entry, wall);
                 continue;
             };
-            let metadata = match fs::metadata(entry.path()) {
-                Ok(metadata) => metadata,
-                // Removed by a program that does not use our lock.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            if key.as_str() == LOCKS {
+            if key.as_str() == LOCKS || key.as_str() == MARKER {
                 continue;
             }
-            if metadata.is_dir() {
-                self.list_folder(&format!("{key}/"), wall, entries)?;
-            } else if key.as_str() != MARKER {
-                entries.push(BucketEntry { key, size_bytes: metadata.len() });
+            match objects::listed(&entry.path(), &key)? {
+                Some(Listed::Folder) => self.list_folder(&format!("{key}/"), wall, entries)?,
+                Some(Listed::Object { size_bytes }) => entries.push(BucketEntry { key, size_bytes }),
+                // Removed by a program that does not use our lock.
+                None => {}
             }
         }
         Ok(())
@@ -205,6 +179,31 @@ impl LocalDirectory {
     }
 }
 
+/// How a lock file, or the marker, is opened. Even for a shared lock, some network file systems need a writable file.
+fn lock_file_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true);
+    options.mode(LOCK_FILE_MODE).custom_flags(objects::NEVER_WAIT);
+    options
+}
+
+/// Creates the folder of the lock files, or closes an existing one to other users.
+fn create_lock_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(LOCK_FOLDER_MODE).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        created => return created,
+    }
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 != 0
+        && let Err(error) = fs::set_permissions(path, Permissions::from_mode(LOCK_FOLDER_MODE))
+    {
+        // Some mounts have fixed permissions.
+        let folder = path.display();
+        tracing::warn!(%folder, %error, impact = "other users can block listings", "lock folder not restricted");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,7 +237,7 @@ mod tests {
         fs::write(root.join("a/c"), "1234").unwrap();
         assert_eq!(directory.read_object("a/c", 4).unwrap(), Some(Ok(b"1234".to_vec())));
         assert_eq!(directory.read_object("a/c", 3).unwrap(), Some(Err(4)));
-        assert_eq!(directory.read_object("a/b", 4).unwrap(), None, "a folder");
+        assert!(directory.read_object("a/b", 4).is_err(), "a folder");
         assert_eq!(directory.read_object("a/d", 4).unwrap(), None);
         fs::remove_dir_all(&root).unwrap();
         let error = directory.read_object("a/c", 4).unwrap_err();

@@ -82,6 +82,11 @@ pub async fn open_bucket(
     if url.query().is_some() || url.fragment().is_some() {
         return Err(invalid("it has a query or a fragment"));
     }
+    if url.port().is_some() {
+        return Err(invalid(
+            "it has a port: the address of a store belongs into the environment (AWS_ENDPOINT_URL, …)",
+        ));
+    }
     match url.scheme() {
         "file" => return open_directory(&url, env).await,
         "memory" => return Ok(ObjectStoreBucket::in_memory(env)),
@@ -100,6 +105,10 @@ async fn open_directory(url: &Url, env: Env) -> Result<ObjectStoreBucket, OpenBu
     let path = url
         .to_file_path()
         .map_err(|()| OpenBucketError::InvalidUrl { why: "file:// names no absolute path".to_owned() })?;
+    if path.parent().is_none() {
+        let why = "it names the root directory, which is no bucket".to_owned();
+        return Err(OpenBucketError::InvalidUrl { why });
+    }
     let opening = path.clone();
     let opened = env
         .blocking(move || {

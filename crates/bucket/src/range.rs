@@ -7,6 +7,7 @@ use dormouse_format::keys::BucketKey;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error as StoreError, GetOptions, GetRange, ObjectStoreExt};
 
+use super::local::{LocalDirectory, RangeRead};
 use super::store::{CALL_TIMEOUT, CallInfo, MAX_SMALL_OBJECT_BYTES, ObjectStoreBucket};
 use super::{BucketError, BucketOperation};
 
@@ -30,6 +31,15 @@ pub(super) async fn read(
     if wanted > MAX_SMALL_OBJECT_BYTES {
         let what = format!("a read of {wanted} bytes at once is above the limit of {MAX_SMALL_OBJECT_BYTES}");
         return Err(BucketError::Corrupt { object: key.to_string(), what });
+    }
+    if let Some(directory) = &bucket.directory {
+        let (name, wanted) = (key.to_string(), range.clone());
+        let read = move |directory: &LocalDirectory| directory.read_range(&name, &wanted);
+        return match bucket.on_directory(directory, call, read).await? {
+            Some(RangeRead::Bytes(bytes)) => Ok(Some(bytes.into())),
+            Some(RangeRead::TooShort(size_bytes)) => Err(too_short(key, &range, size_bytes)),
+            None => Ok(None),
+        };
     }
     // No store supports a range request of zero bytes.
     if wanted == 0 {
@@ -59,7 +69,7 @@ pub(super) async fn read_tail(
 ) -> Result<Option<Bytes>, BucketError> {
     let call = CallInfo { operation: BucketOperation::Get, name: key.as_str() };
     let path = bucket.locate(call)?;
-    if (1..=MAX_SMALL_OBJECT_BYTES).contains(&count) {
+    if bucket.directory.is_none() && (1..=MAX_SMALL_OBJECT_BYTES).contains(&count) {
         match ask(bucket, call, &path, GetRange::Suffix(count)).await? {
             RangeResult::Part(bytes) => return Ok(Some(bytes)),
             RangeResult::Absent => return Ok(None),
@@ -93,6 +103,11 @@ async fn size(
     call: CallInfo<'_>,
     path: &ObjectPath,
 ) -> Result<Option<u64>, BucketError> {
+    if let Some(directory) = &bucket.directory {
+        let name = call.name.to_owned();
+        let open = move |directory: &LocalDirectory| directory.open_object(&name);
+        return Ok(bucket.on_directory(directory, call, open).await?.map(|(_, size_bytes)| size_bytes));
+    }
     match call.within(CALL_TIMEOUT, bucket.store().head(path)).await? {
         Ok(meta) => Ok(Some(meta.size)),
         Err(StoreError::NotFound { .. }) => bucket.check_present(call).await.map(|()| None),

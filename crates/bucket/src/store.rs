@@ -95,8 +95,12 @@ impl CallInfo<'_> {
         }
     }
 
-    /// Converts an error of a read from the directory: not definite, as with any other store.
+    /// Converts an error of a read from the directory: not definite, as with any other store. Only an entry of a wrong
+    /// type is definite.
     pub(super) fn unread(self, error: io::Error) -> BucketError {
+        if error.kind() == io::ErrorKind::InvalidData {
+            return BucketError::Corrupt { object: self.name.to_owned(), what: error.to_string() };
+        }
         BucketError::Unreachable {
             operation: self.operation,
             name: self.name.to_owned(),
@@ -117,7 +121,7 @@ impl CallInfo<'_> {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 BucketError::Denied { operation, name, source: error.into() }
             }
-            _ => BucketError::Unreachable { operation, name, source: error.into() },
+            _ => self.unread(error),
         }
     }
 }

@@ -609,6 +609,13 @@ async fn invalid_bucket_url_is_rejected_without_secrets() {
         "s3:///path",
         "s3://user:geheim@bucket",
         "s3://bucket?token=geheim",
+        "file:///",
+        "file:////",
+        "file:///var/..",
+        "s3://bucket:9000",
+        "s3://bucket:9000/path",
+        "gs://bucket:443",
+        "az://container:10000",
     ] {
         let refused = open_bucket(wrong, [], Env::system()).await.unwrap_err();
         assert!(matches!(refused, OpenBucketError::InvalidUrl { .. }), "{wrong}: {refused}");

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod settings;
 pub mod start;
 pub mod stop;
+pub mod umask;
 
 pub use args::{DaemonArgs, DaemonHelp};
 pub use metrics::MetricsListener;

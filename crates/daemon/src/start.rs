@@ -10,6 +10,7 @@ use dormouse_runtime::logging::{self, LogFormat};
 use tokio::runtime::Builder;
 
 use crate::settings::SettingsErrors;
+use crate::umask::restrict_new_files;
 
 /// Why a daemon ends. The values are the exit codes in `--help`; each daemon uses some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,8 @@ pub fn reject_settings(program: &str, fault: &dyn fmt::Display) -> ExitReason {
     ExitReason::Settings
 }
 
-/// Takes the resolved settings of `program` and sets up its log with the format and the filter that `log` gives.
+/// Takes the resolved settings of `program` and sets up its log with the format and the filter that `log` gives. From
+/// here on, new files are closed to other users.
 ///
 /// # Errors
 /// [`ExitReason::Settings`] if a setting or the filter is invalid; the user of the command line is told why.
@@ -54,6 +56,7 @@ pub fn configure<S>(
     log: impl FnOnce(&S) -> (LogFormat, &str),
 ) -> Result<S, ExitReason> {
     let settings = settings.map_err(|faults| reject_settings(program, &faults))?;
+    restrict_new_files();
     let (format, filter) = log(&settings);
     logging::init(format, filter)
         .map_err(|error| reject_settings(program, &format_args!("--log: {error}")))?;

@@ -41,6 +41,9 @@ impl LocalDirectory {
         fs::remove_file(&staged).ok();
         // Also if it existed: it may be our own object, linked by an attempt that ended before the sync.
         let created = created?;
+        if created == Created::Exists {
+            self.check_existing(key.as_str())?;
+        }
         // The object exists, so no error kind may count as a refusal.
         sync_folder(&self.root().join(folder)).map_err(io::Error::other)?;
         Ok(created)
