@@ -198,6 +198,14 @@ pub fn is_newest(folder: &Folder, manifest: &Manifest) -> bool {
     folder.newest() == Some(manifest.number)
 }
 
+/// No manifest can follow `manifest`: see [`Manifest::is_last`].
+fn no_successor(manifest: &Manifest) -> ErrorReply {
+    ErrorReply::corrupt(
+        SubjectKeys::new(&manifest.subject).manifest(manifest.number).to_string(),
+        "its number or its term is so high that no manifest can follow it",
+    )
+}
+
 /// A listing lacks an object that certainly exists.
 fn contract_broken(manifest: &Manifest) -> ErrorReply {
     ErrorReply::corrupt(

@@ -310,6 +310,13 @@ impl Wire {
 }
 
 impl Manifest {
+    /// Whether no claim can follow this manifest, because its number or its term is the last but one. Only damage leads
+    /// there.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.number.next() >= ManifestNumber::LAST || self.term.next().get() == u64::MAX
+    }
+
     /// The contradiction in this manifest, if there is one. Decoding rejects such a manifest, so it must never be
     /// written.
     #[must_use]
@@ -317,6 +324,10 @@ impl Manifest {
         let zero = self.term == Term::default() || self.next_seq == Seq::default();
         if zero || self.number < ManifestNumber::FIRST {
             return Some("counts from zero");
+        }
+        let counters = [self.term.get(), self.base_rev.get(), self.next_seq.get(), self.first_slot.get()];
+        if self.number >= ManifestNumber::LAST || counters.contains(&u64::MAX) {
+            return Some("has a last number, which nothing can follow");
         }
         if self.term_base > self.base_rev {
             return Some("has a term_base above its base_rev");

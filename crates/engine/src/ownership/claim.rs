@@ -26,7 +26,7 @@ use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject, Term};
 use dormouse_runtime::injected_bug;
 
-use super::{BaseObject, CreateResult, ManifestRead, Verified, contract_broken, terms};
+use super::{BaseObject, CreateResult, ManifestRead, Verified, contract_broken, no_successor, terms};
 
 pub use steps::{ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
 
@@ -235,6 +235,9 @@ impl Claim {
             }
             ManifestRead::Unreadable(reply) => return self.give_up(reply),
         };
+        if manifest.is_last() {
+            return self.give_up(no_successor(&manifest));
+        }
         match &self.purpose {
             Purpose::Reclaim { log, .. } if manifest.released || manifest.owner != *log => {
                 self.verify(manifest, VerifiedAs::NotNeeded)

@@ -7,7 +7,7 @@ use dormouse_format::keys::{Folder, ManifestNumber, Nonce};
 use dormouse_format::manifest::{Manifest, TombstoneState};
 use dormouse_protocol::{ErrorReply, Seq};
 
-use super::{CreateResult, ManifestRead, NewBase, Verified, contract_broken};
+use super::{CreateResult, ManifestRead, NewBase, Verified, contract_broken, no_successor};
 
 /// The content of the next manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,6 +85,7 @@ impl Publish {
     pub fn new(current: &Manifest, publication: Publication, nonce: Nonce) -> (Self, PublishEffect) {
         let manifest = Box::new(follow(current, publication, nonce));
         let effect = match contradiction(current, &manifest) {
+            Some(_) if current.is_last() => PublishEffect::Failed(no_successor(current)),
             // If it were created, it would be the newest manifest, and unreadable.
             Some(text) => PublishEffect::Failed(ErrorReply::internal(format!(
                 "publication produced a manifest that {text}"

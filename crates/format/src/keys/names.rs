@@ -20,6 +20,9 @@ impl ManifestNumber {
     /// The number of a subject's first manifest.
     pub const FIRST: Self = Self(1);
 
+    /// The highest number that an object name can hold. No manifest has it, because none could follow.
+    pub const LAST: Self = Self(10_u64.pow(NUMBER_DIGITS as u32) - 1);
+
     pub(super) fn parse(digits: &str) -> Option<Self> {
         let exact = digits.len() == NUMBER_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
         let number = exact.then(|| digits.parse().ok()).flatten()?;

@@ -307,6 +307,13 @@ fn manifest_inconsistency_fails_check_and_decode() {
     for (bad, expected) in [
         (Manifest { term: Term::default(), ..deltas() }, "counts from zero"),
         (Manifest { next_seq: Seq::default(), ..deltas() }, "counts from zero"),
+        (Manifest { term: Term::new(u64::MAX), ..deltas() }, "nothing can follow"),
+        (Manifest { next_seq: Seq::new(u64::MAX), ..deltas() }, "nothing can follow"),
+        (Manifest { first_slot: Slot::new(u64::MAX), ..deltas() }, "nothing can follow"),
+        (
+            Manifest { base_rev: Rev::new(u64::MAX), deltas: vec![delta(42, u64::MAX)], ..deltas() },
+            "nothing can follow",
+        ),
         (Manifest { term_base: Rev::new(61), ..deltas() }, "has a term_base above its base_rev"),
         (Manifest { released: false, ..tombstone() }, "a tombstone that is not final"),
         (Manifest { terms: vec![term(1, 0)], ..tombstone() }, "a tombstone that is not final"),
@@ -335,10 +342,27 @@ fn manifest_inconsistency_fails_check_and_decode() {
     }
 }
 
+/// The manifest with the last number that a name can hold does not decode; the one before does, and is the last.
+#[test]
+fn manifest_with_last_number_is_corrupt() {
+    let numbered = |number| Manifest { number, ..new() };
+    let number = ManifestNumber::LAST;
+    assert_eq!(number.get(), 999_999_999_999);
+    let error = Manifest::decode(&subject(), number, &numbered(number).encode()).unwrap_err();
+    assert!(error.to_string().contains("nothing can follow"), "{error}");
+    let before = numbered(ManifestNumber::new(number.get() - 1));
+    assert_eq!(Manifest::decode(&subject(), before.number, &before.encode()).unwrap(), before);
+    assert!(before.is_last());
+    assert!(!new().is_last());
+}
+
 proptest! {
     /// An encoded manifest decodes to the same value.
     #[test]
-    fn manifest_encoding_round_trips(term in 1_u64.., base in 0_u64.., up: u64, next in 1_u64.., released: bool) {
+    fn manifest_encoding_round_trips(
+        term in 1_u64..u64::MAX, base in 0_u64..u64::MAX, up in 0_u64..u64::MAX, next in 1_u64..u64::MAX,
+        released: bool,
+    ) {
         let manifest = Manifest {
             term: Term::new(term),
             term_base: Rev::new(base.min(up)),

@@ -399,6 +399,23 @@ fn claim_verifies_reopened_subject_with_listing() {
     assert_eq!(claim.apply(listed(&[5, 6])), ClaimEffect::Get(ManifestNumber::new(6)));
 }
 
+/// If no manifest can follow the newest, the claim gives up with `corrupt`, which names that manifest.
+#[test]
+fn claim_of_last_manifest_number_or_term_is_corrupt() {
+    let last = ManifestNumber::new(ManifestNumber::LAST.get() - 1);
+    for newest in [
+        Manifest { term: Term::new(u64::MAX - 1), ..manifest(other()) },
+        Manifest { number: last, ..manifest(other()) },
+        Manifest { number: last, ..manifest(mine()) },
+    ] {
+        let mut claim = begin();
+        claim.apply(listed(&[newest.number.get()]));
+        let effect = claim.apply(found(&newest));
+        assert_eq!(code(&effect), ErrorCode::Corrupt, "{newest:?}");
+        assert!(format!("{effect:?}").contains("no manifest can follow"), "{effect:?}");
+    }
+}
+
 /// If the restored state or the uploaded base contradicts the manifest, the claim gives up with `internal`.
 #[test]
 fn claim_rejects_state_that_contradicts_manifest() {
