@@ -116,6 +116,8 @@ soak-all: soak ## Run the tests with larger bounds, and the ignored tests, for h
 	@scripts/tools nats-server s3-server cargo-nextest azurite c++
 	$(call heading,The bucket contract on the Azure protocol)
 	cargo test$(LOCKED:%= %) -p dormouse-bucket --test bucket_contract -- --ignored azure
+	$(call heading,A snapshot over a slow link)
+	cargo test$(LOCKED:%= %) -p dormouse-bucket --test slow_links -- --ignored
 	$(call heading,The property tests of formats, log, state, engine and client with $(CASES) cases each)
 	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-commit-log -p dormouse-subject-state -p dormouse-engine -p dormouse-client
 	$(call heading,Twenty thousand subjects opened in turn)

@@ -13,6 +13,7 @@ mod multipart;
 mod open;
 mod operations;
 mod range;
+mod reader;
 mod store;
 mod transfer;
 
@@ -68,7 +69,8 @@ pub enum HeaderPatch {
 /// - A [listing](Self::list) shows every object whose write was complete before it began and that was not deleted. It
 ///   never misses both of two objects if the second was written before the first was deleted.
 ///
-/// Every call has a deadline of its own. If an error [is unknown](BucketError::is_unknown), the call may have taken
+/// Every call has a time limit on its progress, and none on its whole: a transfer of any size over any link ends as long as
+/// it proceeds. If an error [is unknown](BucketError::is_unknown), the call may have taken
 /// effect, or may still do so.
 #[async_trait]
 pub trait Bucket: Send + Sync + 'static {

@@ -14,7 +14,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, RetryConfig};
+use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::local::LocalDirectory;
@@ -138,8 +138,15 @@ fn open_remote(
     let retry = RetryConfig { max_retries, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
     macro_rules! build {
         ($builder:ty, $prefix:literal) => {{
-            let mut builder = <$builder>::new().with_url(bucket_url).with_retry(retry);
-            for (name, value) in variables.iter().filter(|(name, _)| name.starts_with($prefix)) {
+            // A limit on a whole request would limit the size of an object. `CallInfo` limits the time without progress.
+            let options = ClientOptions::new().with_timeout_disabled();
+            let mut builder =
+                <$builder>::new().with_url(bucket_url).with_client_options(options).with_retry(retry);
+            let limits = [concat!($prefix, "TIMEOUT"), concat!($prefix, "READ_TIMEOUT")];
+            let is_setting = |name: &str| {
+                name.starts_with($prefix) && !limits.iter().any(|limit| name.eq_ignore_ascii_case(limit))
+            };
+            for (name, value) in variables.iter().filter(|(name, _)| is_setting(name)) {
                 // Names that are no settings of the builder (AWS_PROFILE, …) are ignored.
                 if let Ok(key) = name.to_ascii_lowercase().parse() {
                     builder = builder.with_config(key, value);

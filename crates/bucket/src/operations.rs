@@ -11,7 +11,8 @@ use futures::TryStreamExt;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use super::local::LocalDirectory;
-use super::store::{CALL_TIMEOUT, CallInfo, MAX_SMALL_OBJECT_BYTES, ObjectStoreBucket};
+use super::reader::{ObjectReader, ReadStart};
+use super::store::{CALL_TIMEOUT, CallInfo, MAX_SMALL_OBJECT_BYTES, ObjectStoreBucket, upload_timeout};
 use super::{Bucket, BucketError, BucketOperation, Created, FileSummary, HeaderPatch};
 use super::{range, transfer};
 
@@ -55,8 +56,9 @@ impl Bucket for ObjectStoreBucket {
             return self.on_directory(directory, call, create).await;
         }
         let path = self.locate(call)?;
+        let timeout = upload_timeout(bytes.len());
         let put = self.creating.put_opts(&path, PutPayload::from_bytes(bytes), PutMode::Create.into());
-        match call.within(CALL_TIMEOUT, put).await? {
+        match call.within(timeout, put).await? {
             Ok(_) => Ok(Created::New),
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(Created::Exists),
             Err(error) => Err(call.failed(error)),
@@ -77,16 +79,14 @@ impl Bucket for ObjectStoreBucket {
                 self.on_directory(directory, call, read).await?.map_err(|error| call.unread(error))?;
             return found.transpose().map(|found| found.map(Bytes::from)).map_err(too_large);
         }
-        let path = self.locate(call)?;
-        let found = match call.within(CALL_TIMEOUT, self.store.get(&path)).await? {
-            Ok(found) => found,
-            Err(StoreError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(call.failed(error)),
-        };
-        if found.meta.size > MAX_SMALL_OBJECT_BYTES {
-            return Err(too_large(found.meta.size));
+        match ObjectReader::begin(self, call, None).await? {
+            ReadStart::Reader(reader) if reader.size_bytes() > MAX_SMALL_OBJECT_BYTES => {
+                Err(too_large(reader.size_bytes()))
+            }
+            ReadStart::Reader(reader) => reader.collect().await.map(Some),
+            ReadStart::Absent => Ok(None),
+            ReadStart::Refused(error) => Err(call.failed(error)),
         }
-        call.complete(found.bytes()).await.map(Some)
     }
 
     async fn get_range(&self, key: &BucketKey, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {

@@ -15,8 +15,18 @@ use object_store::{Error as StoreError, ObjectStore};
 use super::local::LocalDirectory;
 use super::{BucketError, BucketOperation};
 
-/// Timeout of one request, including the retries of object_store; for large files, of each part.
+/// How long a call waits for progress: for the answer to a request, including the retries of object_store, and for each
+/// piece of a long answer. No limit applies to a whole transfer.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The slowest link that can carry an upload. Only the answer shows the progress of a request with a body, so a request
+/// has this much more time for its bytes. In bytes per second.
+const SLOWEST_UPLOAD: u64 = 64 * 1_024;
+
+/// How long a call waits for the answer to a request with a body of this size.
+pub(super) const fn upload_timeout(body_bytes: usize) -> Duration {
+    CALL_TIMEOUT.saturating_add(Duration::from_millis(body_bytes as u64 * 1_000 / SLOWEST_UPLOAD))
+}
 
 /// How long a call waits for a lock on a local directory that another process holds. A process holds it for
 /// microseconds, or it is stuck: a suspended process, a hanging mount.
@@ -76,6 +86,11 @@ impl CallInfo<'_> {
         answer: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, BucketError> {
         self.within(CALL_TIMEOUT, answer).await?.map_err(|error| self.failed(error))
+    }
+
+    /// An error of the store or of the network that the client noticed.
+    pub(super) fn unreachable(self, why: &'static str) -> BucketError {
+        BucketError::Unreachable { operation: self.operation, name: self.name.to_owned(), source: why.into() }
     }
 
     /// Converts an error of the store.

@@ -8,12 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use dormouse_format::checksum::Crc64Digest;
-use futures::TryStreamExt;
-use object_store::path::Path as ObjectPath;
-use object_store::{Error as StoreError, GetResult, ObjectStoreExt, PutPayload};
 
 use super::local::LocalDirectory;
-use super::multipart::PartUploader;
+use super::multipart::{PartUploader, put_whole};
+use super::reader::ObjectReader;
 use super::store::{CALL_TIMEOUT, CallInfo, ObjectStoreBucket};
 use super::{BucketError, FileSummary, HeaderPatch};
 
@@ -128,7 +126,7 @@ pub(super) async fn upload(
         })
         .await?;
     if source.is_last(&part) {
-        call.complete(bucket.store().put(&to, PutPayload::from_bytes(part))).await?;
+        put_whole(bucket, call, &to, &part).await?;
         return Ok(source.summary());
     }
     let mut parts = PartUploader::begin(bucket, call, &to).await?;
@@ -151,8 +149,9 @@ async fn upload_parts(
             parts.put(&part).await?;
         }
         if last {
-            parts.complete().await?;
-            return Ok(source.summary());
+            let summary = source.summary();
+            parts.complete(summary).await?;
+            return Ok(summary);
         }
         // One buffer for all parts: new buffers from changing threads would accumulate in the allocator.
         let memory = part.try_into_mut().unwrap_or_default();
@@ -187,19 +186,16 @@ pub(super) async fn copy(
     copied.map_err(|error| call.unread(error))?.transpose()
 }
 
+/// Downloads in ranges.
 pub(super) async fn download(
     bucket: &ObjectStoreBucket,
     call: CallInfo<'_>,
     path: &Path,
 ) -> Result<Option<FileSummary>, BucketError> {
-    let from: ObjectPath = bucket.locate(call)?;
-    let found = match call.complete_or_absent(bucket.store().get(&from)).await? {
-        Some(found) => found,
-        None => return Ok(None),
-    };
+    let Some(reader) = ObjectReader::whole(bucket, call).await? else { return Ok(None) };
     let target = path.to_owned();
     let opened = bucket.env().blocking(move || DownloadTarget::create(target)).await?;
-    match fill(bucket, call, found, opened).await {
+    match fill(bucket, reader, opened).await {
         Ok(summary) => Ok(Some(summary)),
         Err(error) => {
             let target = path.to_owned();
@@ -212,14 +208,12 @@ pub(super) async fn download(
 
 async fn fill(
     bucket: &ObjectStoreBucket,
-    call: CallInfo<'_>,
-    found: GetResult,
+    mut reader: ObjectReader<'_>,
     mut target: DownloadTarget,
 ) -> Result<FileSummary, BucketError> {
-    let mut stream = found.into_stream();
     let mut gathered = BytesMut::new();
     loop {
-        let piece = call.complete(stream.try_next()).await?;
+        let piece = reader.next().await?;
         let at_end = piece.is_none();
         gathered.extend_from_slice(&piece.unwrap_or_default());
         if at_end || gathered.len() >= WRITE_BYTES {
@@ -230,6 +224,24 @@ async fn fill(
             return Ok(target.summary());
         }
     }
+}
+
+/// Size and checksum of an object in the store, which is read in ranges; `None` if there is none, or if it has another
+/// size.
+pub(super) async fn read_back(
+    bucket: &ObjectStoreBucket,
+    call: CallInfo<'_>,
+    size_bytes: u64,
+) -> Result<Option<FileSummary>, BucketError> {
+    let Some(mut reader) = ObjectReader::whole(bucket, call).await? else { return Ok(None) };
+    if reader.size_bytes() != size_bytes {
+        return Ok(Some(FileSummary { size_bytes: reader.size_bytes(), crc64: Crc64Digest::new().finish() }));
+    }
+    let mut crc = Crc64Digest::new();
+    while let Some(piece) = reader.next().await? {
+        crc.update(&piece);
+    }
+    Ok(Some(FileSummary { size_bytes, crc64: crc.finish() }))
 }
 
 /// A local file during a download.
@@ -271,22 +283,5 @@ impl DownloadTarget {
 
     fn summary(&self) -> FileSummary {
         FileSummary { size_bytes: self.size_bytes, crc64: self.crc.finish() }
-    }
-}
-
-impl CallInfo<'_> {
-    /// As [`CallInfo::complete`], if the absence of the object is an answer.
-    async fn complete_or_absent<T>(
-        self,
-        answer: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<Option<T>, BucketError> {
-        let answer = async {
-            match answer.await {
-                Ok(found) => Ok(Some(found)),
-                Err(StoreError::NotFound { .. }) => Ok(None),
-                Err(error) => Err(error),
-            }
-        };
-        self.complete(answer).await
     }
 }

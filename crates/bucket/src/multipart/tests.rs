@@ -24,11 +24,33 @@ enum PartAnswer {
     UploadMissing,
 }
 
+/// The result of an attempt to complete the upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CompleteAnswer {
+    Completed,
+    /// The object is there, and the answer is an error.
+    CompletedWithError,
+    /// The object is there, and no answer ever comes.
+    CompletedWithoutAnswer,
+    /// The object is there after some minutes, and no answer ever comes.
+    CompletedLateWithoutAnswer,
+    /// Another object is there, and no answer ever comes.
+    OtherObject,
+    Failed,
+    NoAnswer,
+    Denied,
+    UploadMissing,
+}
+
 /// A store whose answers depend on the number of a part and on how often it was sent before.
 #[derive(Debug)]
 struct ScriptedStore {
     store: Arc<InMemory>,
     answer: fn(usize, usize) -> PartAnswer,
+    /// The answer to each completion. The last one applies to all further ones.
+    completions: &'static [CompleteAnswer],
+    /// How often the completion was sent.
+    completed: Mutex<usize>,
     /// How often each part was sent.
     sent: Mutex<Vec<usize>>,
     aborted: Mutex<usize>,
@@ -78,7 +100,44 @@ impl MultipartStore for ScriptedStore {
         id: &MultipartId,
         parts: Vec<PartId>,
     ) -> StoreResult<PutResult> {
-        self.store.complete_multipart(path, id, parts).await
+        let number = {
+            let mut completed = self.completed.lock().unwrap();
+            *completed += 1;
+            *completed
+        };
+        let answer = self.completions[number.min(self.completions.len()) - 1];
+        match answer {
+            CompleteAnswer::CompletedLateWithoutAnswer => tokio::time::sleep(Duration::from_secs(200)).await,
+            CompleteAnswer::OtherObject => {
+                let size_bytes = UPLOAD_BYTES;
+                self.store.put(path, PutPayload::from(vec![7; size_bytes])).await?;
+            }
+            _ => {}
+        }
+        if matches!(
+            answer,
+            CompleteAnswer::Completed
+                | CompleteAnswer::CompletedWithError
+                | CompleteAnswer::CompletedWithoutAnswer
+                | CompleteAnswer::CompletedLateWithoutAnswer
+        ) {
+            let completed = self.store.complete_multipart(path, id, parts).await;
+            if answer == CompleteAnswer::Completed {
+                return completed;
+            }
+        }
+        let (source, path) = ("scripted error".into(), path.to_string());
+        Err(match answer {
+            CompleteAnswer::Denied => StoreError::PermissionDenied { path, source },
+            CompleteAnswer::UploadMissing => StoreError::NotFound { path, source },
+            CompleteAnswer::Completed | CompleteAnswer::CompletedWithError | CompleteAnswer::Failed => {
+                StoreError::Generic { store: "scripted", source }
+            }
+            CompleteAnswer::CompletedWithoutAnswer
+            | CompleteAnswer::CompletedLateWithoutAnswer
+            | CompleteAnswer::OtherObject
+            | CompleteAnswer::NoAnswer => std::future::pending().await,
+        })
     }
 
     async fn abort_multipart(&self, path: &ObjectPath, id: &MultipartId) -> StoreResult<()> {
@@ -86,6 +145,16 @@ impl MultipartStore for ScriptedStore {
         self.store.abort_multipart(path, id).await
     }
 }
+
+/// Bytes whose order matters.
+pub(crate) fn pattern(size_bytes: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..=250).collect::<Vec<u8>>().repeat(size_bytes / 251 + 1);
+    bytes.truncate(size_bytes);
+    bytes
+}
+
+/// Size of the uploaded file: three parts.
+const UPLOAD_BYTES: usize = 20 << 20;
 
 /// Result of an upload of three parts.
 struct Outcome {
@@ -95,25 +164,40 @@ struct Outcome {
     is_absent: bool,
     sent: Vec<usize>,
     aborted: usize,
+    completed: usize,
     took: Duration,
 }
 
 async fn upload(answer: fn(usize, usize) -> PartAnswer) -> Outcome {
+    upload_and_complete(answer, &[CompleteAnswer::Completed]).await
+}
+
+/// An upload whose parts are stored at once.
+async fn complete_with(completions: &'static [CompleteAnswer]) -> Outcome {
+    upload_and_complete(|_, _| PartAnswer::Stored, completions).await
+}
+
+async fn upload_and_complete(
+    answer: fn(usize, usize) -> PartAnswer,
+    completions: &'static [CompleteAnswer],
+) -> Outcome {
     let env = Env::simulated(
         Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000))),
         Arc::new(SeededEntropy::new(1)),
     );
     let began = env.boot();
     let store = Arc::new(InMemory::new());
-    let (sent, aborted) = (Mutex::default(), Mutex::default());
-    let scripted = Arc::new(ScriptedStore { store: Arc::clone(&store), answer, sent, aborted });
+    let (sent, aborted, completed) = (Mutex::default(), Mutex::default(), Mutex::default());
+    let memory = Arc::clone(&store);
+    let scripted = Arc::new(ScriptedStore { store: memory, answer, completions, completed, sent, aborted });
     let bucket = ObjectStoreBucket::new(store, ObjectPath::ROOT, "memory:///".to_owned(), env.clone());
     let bucket = bucket.with_parts(Arc::clone(&scripted) as Arc<dyn MultipartStore>);
     let folder = tempfile::tempdir().unwrap();
-    let bytes: Vec<u8> = (0..20 << 20).map(|at: u32| (at % 251) as u8).collect();
+    let bytes = pattern(UPLOAD_BYTES);
     std::fs::write(folder.path().join("up"), &bytes).unwrap();
     let key = BucketKey::new("logs/large").unwrap();
     let end = bucket.put_file(&key, &folder.path().join("up"), HeaderPatch::None).await;
+    let took = env.boot() - began;
     let found = bucket.get_file(&key, &folder.path().join("down")).await.unwrap();
     let is_whole = found.is_some() && std::fs::read(folder.path().join("down")).unwrap() == bytes;
     let (sent, aborted) = (scripted.sent.lock().unwrap().clone(), *scripted.aborted.lock().unwrap());
@@ -123,7 +207,8 @@ async fn upload(answer: fn(usize, usize) -> PartAnswer) -> Outcome {
         is_absent: found.is_none(),
         sent,
         aborted,
-        took: env.boot() - began,
+        completed: *scripted.completed.lock().unwrap(),
+        took,
     }
 }
 
@@ -151,6 +236,54 @@ async fn multipart_upload_part_failing_past_limit_aborts() {
     assert_eq!((outcome.sent, outcome.aborted), (vec![1, 10], 1));
     // Only the pauses take time.
     assert!(outcome.took < Duration::from_secs(11), "{:?}", outcome.took);
+}
+
+/// A completion that took effect counts as soon as the object shows it, whatever the store answers, and is sent once. A
+/// completion that did not arrive is sent again.
+#[tokio::test(start_paused = true)]
+async fn upload_completion_is_decided_by_the_object() {
+    use CompleteAnswer::{
+        Completed, CompletedLateWithoutAnswer, CompletedWithError, CompletedWithoutAnswer, Failed,
+        UploadMissing,
+    };
+    let cases: [(&[CompleteAnswer], usize, u64); 6] = [
+        (&[Completed], 1, 0),
+        (&[CompletedWithError], 1, 0),
+        // One period of silence, and then the object is there.
+        (&[CompletedWithoutAnswer], 1, 30),
+        (&[CompletedLateWithoutAnswer], 1, 210),
+        (&[Failed, Failed, Completed], 3, 0),
+        (&[Failed, CompletedWithError, UploadMissing], 2, 0),
+    ];
+    for (completions, completed, seconds) in cases {
+        let outcome = complete_with(completions).await;
+        outcome.end.unwrap();
+        assert!(outcome.is_whole, "{completions:?}");
+        assert_eq!((outcome.sent, outcome.aborted), (vec![1, 1, 1], 0), "{completions:?}");
+        assert_eq!((outcome.completed, outcome.took.as_secs()), (completed, seconds), "{completions:?}");
+    }
+}
+
+/// A completion that never takes effect fails and leaves no object. An object with other bytes is no success.
+#[tokio::test(start_paused = true)]
+async fn upload_completion_without_object_fails() {
+    let denied = complete_with(&[CompleteAnswer::Denied]).await;
+    assert!(matches!(denied.end, Err(BucketError::Denied { .. })));
+    let gone = complete_with(&[CompleteAnswer::UploadMissing]).await;
+    assert!(matches!(gone.end, Err(BucketError::Unreachable { .. })));
+    let failing = complete_with(&[CompleteAnswer::Failed]).await;
+    assert!(matches!(failing.end, Err(BucketError::Unreachable { .. })));
+    let silent = complete_with(&[CompleteAnswer::NoAnswer]).await;
+    assert!(matches!(silent.end, Err(BucketError::Timeout { .. })));
+    assert_eq!(silent.took, complete::LONGEST_COMPLETION);
+    assert_eq!((denied.completed, gone.completed, failing.completed, silent.completed), (1, 1, 10, 1));
+    for outcome in [denied, gone, failing, silent] {
+        assert!(outcome.is_absent);
+        assert_eq!(outcome.aborted, 1);
+    }
+    let other = complete_with(&[CompleteAnswer::OtherObject]).await;
+    assert!(matches!(other.end, Err(BucketError::Corrupt { .. })));
+    assert!(!other.is_whole);
 }
 
 /// The retry limit applies to each part alone, so all parts together can take longer.
