@@ -1,5 +1,9 @@
 //! Several engines on one bucket: which one owns a subject, and what the others reply.
 
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
 use dormouse_protocol::{ErrorCode, Rev};
 
 use crate::support::{World, large, lost_files, messages_in, pairs, subject};
@@ -143,4 +147,40 @@ fn release_after_takeover_publishes_sqlite_snapshot() {
     assert_eq!(second.get(&app, "a").unwrap().as_deref(), Some("1"));
     assert_eq!(second.shutdown().released, 1);
     assert_eq!(messages_in(&world.snapshot(&app)), pairs(&[("a", "1")]));
+}
+
+/// Puts something else in place of an object of a bucket on disk.
+fn replace_object(path: &Path, kind: &str) {
+    std::fs::remove_file(path).ok();
+    match kind {
+        "a folder" => std::fs::create_dir(path).unwrap(),
+        "a named pipe" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+        _ => symlink(path.file_name().unwrap(), path).unwrap(),
+    }
+}
+
+/// If a folder, a pipe or a circular link is in place of an object, requests get `corrupt` with its name and the cause.
+/// No thread waits for the pipe: otherwise the test would not end.
+#[test]
+fn claim_over_wrong_directory_entry_is_corrupt() {
+    for kind in ["a folder", "a named pipe", "a symbolic link that leads in a circle"] {
+        for extension in ["manifest", "sqlite3", "delta"] {
+            let world = World::on_disk();
+            let (app, fresh) = (subject(APP), subject("app.fresh"));
+            let first = world.server("persist-1");
+            first.set(&app, "a", "1").unwrap();
+            first.shutdown();
+            let objects = world.objects_with_extension(&app, extension);
+            let Some(object) = objects.last() else { continue };
+            replace_object(object, kind);
+            let second = world.server("persist-2");
+            let error = second.get(&app, "a").unwrap_err();
+            let name = object.file_name().unwrap().to_str().unwrap();
+            assert_eq!(error.code, ErrorCode::Corrupt, "{kind}: {error:?}");
+            assert!(format!("{error:?}").contains(name), "{kind} {name}: {error:?}");
+            assert!(format!("{error:?}").contains(kind), "{kind}: {error:?}");
+            // Other subjects are not affected.
+            second.set(&fresh, "a", "1").unwrap();
+        }
+    }
 }
