@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
-use dormouse_protocol::data::{ChangesRequest, GetAllReply, GetAllRequest, GetRequest, SetItem, SetRequest};
-use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Position, Rev, Subject, Term};
+use dormouse_protocol::data::{
+    ChangesRequest, DeleteAllRequest, GetAllReply, GetAllRequest, GetRequest, SetItem, SetRequest,
+};
+use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Position, Rev, Seq, Subject, Term};
 use tokio::task::yield_now;
 
 use crate::support::{PendingReply, Server, World, at_level, set_request, subject};
@@ -100,6 +102,11 @@ fn page_reflects_one_state_beside_writes() {
         written += 1;
         let set = set_request(&key(target(written)), &written.to_string());
         drop(server.submit(&app, at_level(Level::Memory, set)));
+        if turn % 7 == 0 {
+            // It removes nothing, but its plan needs all changes in the file.
+            let none = DeleteAllRequest { end_seq: Some(Seq::new(0)), ..DeleteAllRequest::default() };
+            drop(server.submit(&app, SubjectRequest::DeleteAll(none)));
+        }
         if turn % 10 == 0 {
             pages.push_back(server.submit(&app, get_all()));
         }
