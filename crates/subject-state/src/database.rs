@@ -19,6 +19,7 @@ mod floor;
 mod outcome;
 mod page;
 mod plain;
+mod range_count;
 mod read;
 mod schema;
 mod setup;
@@ -47,6 +48,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use self::counts::MessageCounts;
 use self::floor::Floor;
+use self::range_count::RangeCount;
 use crate::plan::SubjectState;
 
 /// Page cache of one open file, in KiB. The operating system caches the rest.
@@ -80,6 +82,8 @@ pub struct Database {
     /// No dedup record expires before this accept time.
     dedup_expires_at: Timestamp,
     changed: bool,
+    /// Counts that were made ahead.
+    counted: Option<RangeCount>,
 }
 
 impl Database {
@@ -166,6 +170,7 @@ impl Database {
             next_expiry: None,
             dedup_expires_at: Timestamp::default(),
             changed: false,
+            counted: None,
         };
         database.reload()?;
         Ok(database)

@@ -6,6 +6,7 @@ use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError
 
 use super::pipeline::APPLY_RETRY_DELAY;
 use super::serve::OpenSubject;
+use crate::api::SubjectRequest;
 
 /// The database, absent while a job of the pool uses it.
 pub(super) struct DatabaseCell(Option<Database>);
@@ -145,6 +146,21 @@ impl OpenSubject<'_> {
         let entry = self.shared.pool.reserve_internal().await;
         self.written_bytes += SLICE_BYTES;
         self.file.lend(entry, JobKind::Slice, self.tenant.get(), Database::delete_hidden_rows).await
+    }
+
+    /// Counts what the first queued request, a `delete_all`, needs. If the file cannot be read, the request fails. Must not
+    /// be cancelled.
+    pub(super) async fn count_ahead(&mut self) {
+        let Some(SubjectRequest::DeleteAll(request)) = self.writes.front().map(|front| &front.request) else {
+            return;
+        };
+        let request = request.clone();
+        let counted = self.run_indivisible(move |database| database.count_ahead(&request)).await;
+        if let Err(reply) = counted
+            && let Some(submission) = self.writes.pop_front()
+        {
+            (submission.respond)(Err(reply));
+        }
     }
 
     /// The reply to a read whose file lacks acknowledged changes.

@@ -87,6 +87,8 @@ pub(super) enum PlanBlocked {
     UntilApplied,
     /// The large values of the next request are being uploaded.
     UntilUploaded,
+    /// The next request, a `delete_all`, needs many messages counted.
+    UntilCounted,
 }
 
 /// The result of acknowledging the changes that are ready.
@@ -255,6 +257,13 @@ impl Pipeline {
                 let Some(submission) = writes.pop_front() else { break None };
                 self.take(database, known, Uploaded::default(), submission, Level::Bucket, &mut group);
                 continue;
+            }
+            // With pending changes it waits until they are applied.
+            if let SubjectRequest::DeleteAll(request) = &front.request
+                && self.pending.is_empty()
+                && database.needs_count(request)
+            {
+                break Some(PlanBlocked::UntilCounted);
             }
             // A full group is appended before the next request is planned: if the log rejects the group, the
             // next request is planned without it.

@@ -66,7 +66,7 @@ pub(super) struct OpenSubject<'a> {
     /// The tenant of the last request, to which work on the file is charged.
     pub(super) tenant: TenantId,
     pub(super) fetches: Fetches,
-    writes: VecDeque<Submission>,
+    pub(super) writes: VecDeque<Submission>,
     pub(super) flushes: Vec<PendingFlush>,
     /// Callers that wait for a handover, which is about to begin.
     pub(super) pending_handovers: Vec<Respond>,
@@ -216,6 +216,7 @@ impl<'a> OpenSubject<'a> {
                         return Some(self.fail(&broken, inbox).await);
                     }
                 }
+                Some(PlanBlocked::UntilCounted) => self.count_ahead().await,
                 // The awaited changes or uploads are still pending, or everything is planned.
                 Some(PlanBlocked::UntilApplied | PlanBlocked::UntilUploaded) | None => {
                     // No other event would send a reply that no longer waits for a change.

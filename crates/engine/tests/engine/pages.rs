@@ -189,3 +189,39 @@ fn page_under_way_gets_reply_at_shutdown() {
         assert!(reply.is_ok() || reply.is_err_and(|error| error.code != ErrorCode::Internal));
     }
 }
+
+/// A `delete_all` with a bound of a large subject removes what the bound says, also behind other changes.
+#[test]
+fn delete_all_of_large_subject_is_counted_ahead() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let app = subject(APP);
+    for _ in 0..2 {
+        let sets = (0..MESSAGES).map(|_| SetItem { value: Some("0".into()), ..SetItem::default() }).collect();
+        server.run(&app, SubjectRequest::Set(SetRequest { sets, ..SetRequest::default() })).unwrap();
+    }
+    let bounded = |end_seq: Option<u64>, keep_last| {
+        let end_seq = end_seq.map(Seq::new);
+        SubjectRequest::DeleteAll(DeleteAllRequest { end_seq, keep_last, ..DeleteAllRequest::default() })
+    };
+    let requests = [
+        bounded(Some(500), None),
+        set_request("key", "1"),
+        bounded(Some(500), None),
+        bounded(Some(600), None),
+        bounded(None, Some(5_000)),
+        bounded(None, Some(5_000)),
+    ];
+    let pending: Vec<_> = requests.into_iter().map(|request| server.submit(&app, request)).collect();
+    let counts: Vec<u64> = pending
+        .iter()
+        .filter_map(|pending| match pending.wait(&server) {
+            Ok(SubjectReply::DeleteAll(reply)) => Some(reply.count),
+            Ok(SubjectReply::Set(_)) => None,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(counts, [500, 0, 100, 401, 0]);
+    let info = server.info(&app);
+    assert_eq!((info.count, info.first_seq), (5_000, Some(Seq::new(1_002))));
+}

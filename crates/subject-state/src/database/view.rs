@@ -67,31 +67,14 @@ impl SubjectView for Database {
     }
 
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
-        let read = |connection: &Connection| {
-            connection
-                .prepare_cached("SELECT COUNT(*) FROM messages WHERE seq > ?1 AND seq <= ?2")?
-                .query_row([to_sql(self.floor.seq.get()), to_sql(end_seq.get().min(MAX_SEQ))], |row| {
-                    row.get(0).map(from_sql)
-                })
-        };
-        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+        self.count_messages(end_seq).map_err(|error| self.unreadable(&error))
     }
 
     fn newest_beyond(&self, keep: u64) -> Result<Option<Seq>, ErrorReply> {
         if keep >= self.state.count {
             return Ok(None);
         }
-        let read = |connection: &Connection| {
-            connection
-                .prepare_cached(
-                    "SELECT seq FROM messages WHERE seq > ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2",
-                )?
-                .query_row([to_sql(self.floor.seq.get()), to_sql(keep)], |row| {
-                    row.get(0).map(|seq| Seq::new(from_sql(seq)))
-                })
-                .optional()
-        };
-        read(&self.connection).map_err(|error| self.unreadable(&error.into()))
+        self.find_beyond(keep).map_err(|error| self.unreadable(&error))
     }
 
     fn counts_are_exact(&self) -> bool {
