@@ -104,3 +104,15 @@ pub enum SubscribeError {
     #[error("the connection is closed")]
     Closed,
 }
+
+/// Why a connection did not carry a message to itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoundTripError {
+    /// The message did not arrive in time, or there was no connection.
+    #[error("no message to this connection itself arrived within {} ms", .0.as_millis())]
+    Deadline(Duration),
+    /// The bus was closed by its owner.
+    #[error("the connection is closed")]
+    Closed,
+}

@@ -1,7 +1,8 @@
 //! The pub/sub port of Dormouse: exactly the messaging functions that the fleet needs.
 //!
-//! The port is [`Bus`]: request with a deadline, publish, subscribe. [`nats`] is the adapter for core NATS, and
-//! `memory`, with the feature of that name, is the adapter for tests and simulation; one contract suite runs on both.
+//! The port is [`Bus`]: request with a deadline, publish, subscribe, and a round trip that proves the connection.
+//! [`nats`] is the adapter for core NATS, and `memory`, with the feature of that name, is the adapter for tests and
+//! simulation; one contract suite runs on both.
 //! No other crate depends on an adapter, so another pub/sub system can replace NATS.
 //!
 //! On top of the port: [`ask`](ask()) sends a typed request, [`serve`](serve()) answers requests, [`services`]
@@ -29,7 +30,7 @@ mod validate;
 
 pub use ask::{AskError, ask, service_error};
 pub use callers::{Caller, Callers};
-pub use errors::{PublishError, RequestError, SubscribeError};
+pub use errors::{PublishError, RequestError, RoundTripError, SubscribeError};
 pub use inbox::{InboxPrefix, InboxPrefixes, InvalidInboxPrefix};
 pub use messages::{Delivery, Outgoing, Reply};
 pub use port::{Bus, BusDrops, BusEvent};

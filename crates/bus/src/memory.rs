@@ -23,8 +23,8 @@ use self::delay::DelayQueue;
 pub use self::network::{MessageInfo, Network};
 pub use self::options::{MemoryOptions, Permission};
 use crate::{
-    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
-    Subscription, validate,
+    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, RoundTripError, SubscribeError,
+    SubscribeOptions, Subscription, validate,
 };
 
 /// A messaging system in memory. Clones share it.
@@ -194,6 +194,15 @@ impl Bus for MemoryBus {
         }
         let (id, deliveries) = self.broker.lock().subscribe(self.id, &pattern, options)?;
         Ok(Subscription::new(deliveries, Box::new(Unsubscribe { broker: self.broker.clone(), id })))
+    }
+
+    /// Arrives at once: no [`Network`] is between a connection and itself.
+    async fn round_trip(&self, deadline: Duration) -> Result<(), RoundTripError> {
+        match tokio::time::timeout(deadline, self.up()).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(RoundTripError::Closed),
+            Err(_) => Err(RoundTripError::Deadline(deadline)),
+        }
     }
 
     fn events(&self) -> broadcast::Receiver<BusEvent> {

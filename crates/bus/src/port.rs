@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use dormouse_protocol::{Route, RoutePattern};
 use tokio::sync::broadcast;
 
-use crate::errors::{PublishError, RequestError, SubscribeError};
+use crate::errors::{PublishError, RequestError, RoundTripError, SubscribeError};
 use crate::messages::{Outgoing, Reply};
 use crate::subscription::{SubscribeOptions, Subscription};
 
@@ -79,6 +79,15 @@ pub trait Bus: Send + Sync + 'static {
         pattern: RoutePattern,
         options: SubscribeOptions,
     ) -> Result<Subscription, SubscribeError>;
+
+    /// Sends a message to this connection itself and waits until it arrives, at most for `deadline`. This proves that
+    /// the connection carries messages in both directions. While disconnected, the call waits for a connection.
+    ///
+    /// If the call is cancelled, the message may still arrive, and is discarded.
+    ///
+    /// # Errors
+    /// [`RoundTripError`].
+    async fn round_trip(&self, deadline: Duration) -> Result<(), RoundTripError>;
 
     /// The events of the connection from now on. A slow receiver misses events.
     fn events(&self) -> broadcast::Receiver<BusEvent>;

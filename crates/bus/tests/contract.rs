@@ -59,6 +59,7 @@ contract! {
         permission_denial_affects_only_one_route;
     connection:
         reconnect_restores_subscriptions
+        round_trip_needs_connection
         request_while_disconnected_waits_for_reconnect
         request_expired_while_disconnected_is_never_sent
         request_in_flight_at_disconnect_fails_at_deadline

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_bus::{
-    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, SubscribeError, SubscribeOptions,
-    Subscription, service_error,
+    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, RoundTripError, SubscribeError,
+    SubscribeOptions, Subscription, service_error,
 };
 use dormouse_checker::{
     CallOutcome, History, Op as RecordedOp, OpResult, ReceivedEvent, Rules, ServerFault, Verdict,
@@ -190,6 +190,10 @@ impl Bus for RecordedBus {
         options: SubscribeOptions,
     ) -> Result<Subscription, SubscribeError> {
         self.inner.subscribe(pattern, options).await
+    }
+
+    async fn round_trip(&self, deadline: Duration) -> Result<(), RoundTripError> {
+        self.inner.round_trip(deadline).await
     }
 
     fn events(&self) -> broadcast::Receiver<BusEvent> {

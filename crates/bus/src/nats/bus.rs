@@ -17,8 +17,8 @@ use super::convert;
 use super::link::{LinkShared, LostEventDetector};
 use crate::mailbox::{MailboxSender, mailbox};
 use crate::{
-    Bus, BusDrops, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, SubscribeError,
-    SubscribeOptions, Subscription, validate,
+    Bus, BusDrops, BusEvent, Delivery, Outgoing, PublishError, Reply, RequestError, RoundTripError,
+    SubscribeError, SubscribeOptions, Subscription, validate,
 };
 
 /// Deadline of a round-trip message to this connection itself; after it, the message is sent again.
@@ -77,7 +77,7 @@ async fn watch_link(shared: Arc<LinkShared>, client: Client) {
             () = shared.closed.requested() => return,
             changed = socket.changed() => if changed.is_err() { return },
             () = is_proven => if shared.set_up(now.generation) {
-                tracing::info!("NATS connected");
+                tracing::info!(connection = shared.name, "NATS connected");
             },
         }
     }
@@ -236,6 +236,24 @@ impl Bus for NatsBus {
         let forward = Forward { shared: Arc::clone(&self.shared), pattern, deliveries, slow: false };
         self.tasks.spawn("nats subscription", forward.run(subscriber, end));
         Ok(Subscription::new(receiver, Box::new(entry)))
+    }
+
+    async fn round_trip(&self, deadline: Duration) -> Result<(), RoundTripError> {
+        let there_and_back = async {
+            if self.shared.up().await {
+                round_trip(&self.shared, &self.client).await;
+                Ok(())
+            } else {
+                Err(RoundTripError::Closed)
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shared.closed.requested() => Err(RoundTripError::Closed),
+            outcome = timeout(deadline, there_and_back) => {
+                outcome.unwrap_or(Err(RoundTripError::Deadline(deadline)))
+            }
+        }
     }
 
     fn events(&self) -> broadcast::Receiver<BusEvent> {

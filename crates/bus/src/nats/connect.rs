@@ -45,7 +45,8 @@ impl NatsOptions {
             }
             let reason = error.to_string();
             if reason != last_reason {
-                tracing::warn!(%error, "NATS not available, retrying");
+                let connection = &self.connection_name;
+                tracing::warn!(%error, connection, "NATS not available, retrying");
                 last_reason = reason;
             }
             failures += 1;
@@ -68,7 +69,7 @@ impl NatsOptions {
         credentials::check(&self.authentication, env).await?;
         self.check_tls_files(env).await?;
         let inbox = format!("{}.{}", self.inbox_prefix, env.ulid());
-        let shared = Arc::new(LinkShared::new(&inbox));
+        let shared = Arc::new(LinkShared::new(&self.connection_name, &inbox));
         let client = self
             .library_options(env, &shared)
             .connect(addresses)

@@ -68,6 +68,8 @@ pub(super) struct LinkShared {
     pub(super) ended: Stop,
     /// The bus is closed.
     pub(super) closed: Stop,
+    /// The name of the connection, for log lines: a process may have several connections.
+    pub(super) name: String,
     inbox: String,
     listeners: Lock<BTreeMap<u64, SubscriptionState>>,
     last_listener: AtomicU64,
@@ -78,8 +80,8 @@ pub(super) struct LinkShared {
 }
 
 impl LinkShared {
-    /// `inbox` is the prefix of all reply addresses, without the last dot.
-    pub(super) fn new(inbox: &str) -> Self {
+    /// `name` is the name of the connection, and `inbox` the prefix of all reply addresses, without the last dot.
+    pub(super) fn new(name: &str, inbox: &str) -> Self {
         Self {
             outstanding: RequestTable::new(format!("{inbox}.")),
             events: broadcast::Sender::new(EVENTS),
@@ -87,6 +89,7 @@ impl LinkShared {
             socket: watch::Sender::new(SocketState::default()),
             ended: Stop::new(),
             closed: Stop::new(),
+            name: name.to_owned(),
             inbox: format!("{inbox}.*"),
             listeners: Lock::new(BTreeMap::new()),
             last_listener: AtomicU64::new(0),
@@ -204,7 +207,7 @@ impl LinkShared {
             was_up
         });
         if was_up {
-            tracing::warn!("NATS connection lost");
+            tracing::warn!(connection = self.name, "NATS connection lost");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Stops and restarts of the messaging system, and the close of the bus.
 
-use dormouse_bus::{BusEvent, PublishError, RequestError, SubscribeError, SubscribeOptions};
+use dormouse_bus::{BusEvent, PublishError, RequestError, RoundTripError, SubscribeError, SubscribeOptions};
 use dormouse_protocol::{Executed, Route, RoutePattern};
 
 use crate::fixture::{Fixture, LONG, SHORT, listen, message, next, respond, wait_for, within};
@@ -27,6 +27,21 @@ pub async fn reconnect_restores_subscriptions(mut system: impl Fixture) {
         assert_eq!(next(&mut received).await.payload, format!("{round}"));
         assert_eq!(sending.request(message("echo", "x"), LONG).await.unwrap().payload, "x");
     }
+}
+
+/// A round trip succeeds on a connection, fails at its deadline without one, waits for a reconnect, and fails at once
+/// after the close.
+pub async fn round_trip_needs_connection(mut system: impl Fixture) {
+    let bus = system.connect().await;
+    assert_eq!(bus.round_trip(LONG).await, Ok(()));
+    let mut events = bus.events();
+    system.stop().await;
+    wait_for(&mut events, |event| *event == BusEvent::Disconnected).await;
+    assert_eq!(bus.round_trip(SHORT).await, Err(RoundTripError::Deadline(SHORT)));
+    let (outcome, ()) = tokio::join!(bus.round_trip(LONG), system.start_again());
+    assert_eq!(outcome, Ok(()));
+    bus.close().await;
+    assert_eq!(bus.round_trip(LONG).await, Err(RoundTripError::Closed));
 }
 
 /// A request or subscription made while disconnected waits for the reconnect and succeeds.

@@ -58,6 +58,10 @@ impl Bus for StuckBus {
         Err(dormouse_bus::SubscribeError::Closed)
     }
 
+    async fn round_trip(&self, _: Duration) -> Result<(), dormouse_bus::RoundTripError> {
+        Ok(())
+    }
+
     fn events(&self) -> tokio::sync::broadcast::Receiver<dormouse_bus::BusEvent> {
         self.events.subscribe()
     }

@@ -12,7 +12,7 @@ fn drain_events(events: &mut broadcast::Receiver<BusEvent>) -> Vec<BusEvent> {
 
 /// A link that is up on its first connection.
 fn up() -> (LinkShared, broadcast::Receiver<BusEvent>) {
-    let shared = LinkShared::new("_INBOX.me");
+    let shared = LinkShared::new("test", "_INBOX.me");
     shared.observe(Event::Connected);
     assert!(!shared.is_up(), "no round trip yet");
     assert!(shared.set_up(1) && shared.is_up());
