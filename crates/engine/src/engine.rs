@@ -5,6 +5,7 @@ mod end;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_bucket::Bucket;
 use dormouse_commit_log::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError};
@@ -466,6 +467,13 @@ impl Engine {
     /// Cancelling the call has no effect.
     pub async fn ended(&self) -> LogEnd {
         self.shared.log.ended().await
+    }
+
+    /// When the running write or sync of the WAL began, on the clock of [`Env::boot`]. `None`: none runs. Takes no lock,
+    /// so a hanging disk does not block the caller.
+    #[must_use]
+    pub fn wal_busy_since(&self) -> Option<Duration> {
+        self.shared.log.wal_busy_since()
     }
 
     /// The engine's metrics.

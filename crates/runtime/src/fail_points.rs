@@ -1,12 +1,13 @@
-//! Fail points: named steps at which a test kills or stops this process.
+//! Fail points: named steps at which a test kills or stops this process, or blocks one of its threads.
 //!
 //! Production code names a step in one line, with [`fail_point!`](crate::fail_point). Without the feature `fail-points`
 //! the line compiles to nothing. With the feature, a step can kill or stop the process if the environment arms it:
 //!
-//! - `DORMOUSE_FAIL_POINTS`: `name=probability` or `name=probability:stop`, several separated by commas. The process
-//!   kills itself (SIGKILL: no destructor runs, nothing is flushed), or stops itself (SIGSTOP) until it gets SIGCONT.
+//! - `DORMOUSE_FAIL_POINTS`: `name=probability`, `name=probability:stop` or `name=probability:hang`, several separated
+//!   by commas. The process kills itself (SIGKILL: no destructor runs, nothing is flushed), or stops itself (SIGSTOP)
+//!   until it gets SIGCONT, or blocks the thread that reached the step.
 //! - `DORMOUSE_FAIL_SEED`: the seed of the random decisions.
-//! - `DORMOUSE_FAIL_WHILE`: a file; once it is removed, no step fires.
+//! - `DORMOUSE_FAIL_WHILE`: a file. While it does not exist, no step fires, and a blocked thread continues.
 //!
 //! A line on standard error names the step that fired.
 
@@ -21,8 +22,12 @@ macro_rules! fail_point {
 /// A step between two actions that must both happen, or whose order matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailPoint {
+    /// The data side of a server is at the end of a pass, and the control side does not know.
+    DataPass,
     /// A change is planned, and the log has not accepted it.
     Planned,
+    /// A group is about to be written to the local write-ahead log.
+    WalWriting,
     /// A group is in the local write-ahead log, and its writers do not know.
     WalWritten,
     /// Writes of the levels `memory` and `interval` are acknowledged, and nothing is synced.
@@ -69,8 +74,10 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// All steps.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
+        Self::DataPass,
         Self::Planned,
+        Self::WalWriting,
         Self::WalWritten,
         Self::WalUnsynced,
         Self::WalSynced,
@@ -98,7 +105,9 @@ impl FailPoint {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::DataPass => "data-pass",
             Self::Planned => "planned",
+            Self::WalWriting => "wal-writing",
             Self::WalWritten => "wal-written",
             Self::WalUnsynced => "wal-unsynced",
             Self::WalSynced => "wal-synced",
@@ -137,6 +146,7 @@ mod armed {
     use std::path::PathBuf;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
 
@@ -156,8 +166,22 @@ mod armed {
     struct ArmedPoint {
         step: FailPoint,
         probability: f64,
-        stop: bool,
+        action: FailAction,
     }
+
+    /// What a step does that fires.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum FailAction {
+        /// Kill the process.
+        Kill,
+        /// Stop the process.
+        Stop,
+        /// Block the thread.
+        Hang,
+    }
+
+    /// How often a blocked thread checks whether it may continue.
+    const HANG_CHECK: Duration = Duration::from_millis(10);
 
     impl Armed {
         /// Parses the values of the three variables.
@@ -167,14 +191,16 @@ mod armed {
         fn read(points: &str, seed: u64, only_while: Option<PathBuf>) -> Result<Self, String> {
             let points = points.split(',').filter(|part| !part.is_empty()).map(|part| {
                 let (name, rest) = part.split_once('=').ok_or_else(|| format!("{part}: no probability"))?;
-                let (probability, stop) = match rest.strip_suffix(":stop") {
-                    Some(probability) => (probability, true),
-                    None => (rest, false),
+                let (probability, action) = match rest.split_once(':') {
+                    Some((probability, "stop")) => (probability, FailAction::Stop),
+                    Some((probability, "hang")) => (probability, FailAction::Hang),
+                    Some((_, other)) => return Err(format!("{other}: no such action")),
+                    None => (rest, FailAction::Kill),
                 };
                 let step = FailPoint::ALL.into_iter().find(|step| step.as_str() == name);
                 let step = step.ok_or_else(|| format!("{name}: no such fail point"))?;
                 let probability = probability.parse().map_err(|error| format!("{part}: {error}"))?;
-                Ok(ArmedPoint { step, probability, stop })
+                Ok(ArmedPoint { step, probability, action })
             });
             Ok(Self {
                 points: points.collect::<Result<_, String>>()?,
@@ -183,10 +209,15 @@ mod armed {
             })
         }
 
-        /// Whether this step kills (`Some(false)`) or stops (`Some(true)`) the process.
-        fn fires(&self, step: FailPoint) -> Option<bool> {
+        /// What this step does, if it fires.
+        fn fires(&self, step: FailPoint) -> Option<FailAction> {
             let point = self.points.iter().find(|point| point.step == step)?;
-            (self.next_fraction() < point.probability).then_some(point.stop)
+            (self.next_fraction() < point.probability).then_some(point.action)
+        }
+
+        /// Whether steps may fire now.
+        fn is_enabled(&self) -> bool {
+            self.only_while.as_ref().is_none_or(|file| file.exists())
         }
 
         /// A uniformly distributed random number from 0 to 1 (SplitMix64).
@@ -215,17 +246,39 @@ mod armed {
         Ok(())
     }
 
-    /// Kills or stops the process if the step is armed and fires. Use [`fail_point!`](crate::fail_point).
+    /// Kills or stops the process, or blocks the thread, if the step is armed and fires. Use
+    /// [`fail_point!`](crate::fail_point).
     pub fn reach(step: FailPoint) {
         let Some(armed) = ARMED.get() else { return };
-        let Some(stop) = armed.fires(step) else { return };
-        if armed.only_while.as_ref().is_some_and(|file| !file.exists()) {
+        let Some(action) = armed.fires(step) else { return };
+        if !armed.is_enabled() {
             return;
         }
-        let (signal, action) = if stop { (Signal::STOP, "stopping") } else { (Signal::KILL, "killed") };
-        eprintln!("fail point {}: {action}", step.as_str());
+        let name = step.as_str();
         // A signal to the own process cannot fail, and SIGKILL does not return.
-        let _ = kill_process(getpid(), signal);
+        match action {
+            FailAction::Kill => {
+                eprintln!("fail point {name}: killed");
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+            FailAction::Stop => {
+                eprintln!("fail point {name}: stopping");
+                let _ = kill_process(getpid(), Signal::STOP);
+            }
+            FailAction::Hang => {
+                eprintln!("fail point {name}: thread blocked");
+                while armed.is_enabled() {
+                    block_for(HANG_CHECK);
+                }
+                eprintln!("fail point {name}: thread continues");
+            }
+        }
+    }
+
+    /// Blocks the thread: the purpose of the action.
+    #[expect(clippy::disallowed_methods)]
+    fn block_for(pause: Duration) {
+        std::thread::sleep(pause);
     }
 
     #[cfg(test)]
@@ -235,15 +288,30 @@ mod armed {
         /// A fail point is armed by name and fires with its probability; unknown names and bad values are rejected.
         #[test]
         fn fail_point_fires_by_name_and_probability() {
-            let armed = Armed::read("landed=1,applied=0.5:stop,sealed=0", 7, None).unwrap();
-            assert_eq!(armed.fires(FailPoint::LevelReached), Some(false));
+            let armed = Armed::read("landed=1,applied=0.5:stop,sealed=0,data-pass=1:hang", 7, None).unwrap();
+            assert_eq!(armed.fires(FailPoint::LevelReached), Some(FailAction::Kill));
+            assert_eq!(armed.fires(FailPoint::DataPass), Some(FailAction::Hang));
             assert_eq!(armed.fires(FailPoint::Sealed), None);
             assert_eq!(armed.fires(FailPoint::Planned), None);
-            let stops = (0..1_000).filter(|_| armed.fires(FailPoint::Applied) == Some(true)).count();
+            let stop = Some(FailAction::Stop);
+            let stops = (0..1_000).filter(|_| armed.fires(FailPoint::Applied) == stop).count();
             assert!((400..600).contains(&stops), "{stops}");
-            for wrong in ["landed", "nowhere=1", "landed=often"] {
+            for wrong in ["landed", "nowhere=1", "landed=often", "landed=1:dance"] {
                 assert!(Armed::read(wrong, 7, None).is_err(), "{wrong}");
             }
+        }
+
+        /// Steps fire only while the file exists.
+        #[test]
+        fn fail_point_fires_only_while_its_file_exists() {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("armed");
+            let armed = Armed::read("landed=1", 7, Some(file.clone())).unwrap();
+            assert!(!armed.is_enabled());
+            std::fs::write(&file, "").unwrap();
+            assert!(armed.is_enabled());
+            std::fs::remove_file(&file).unwrap();
+            assert!(!armed.is_enabled());
         }
     }
 }

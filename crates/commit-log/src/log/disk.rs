@@ -115,6 +115,7 @@ pub(super) fn next(shared: &LogShared, schedule: &DiskSchedule) -> DiskWork {
 /// Writers that need no sync are notified before it.
 async fn write(shared: &Arc<LogShared>, wal: Wal, group: Vec<WalAppend>, sync: bool) -> Wal {
     in_background(shared, wal, move |shared, wal| {
+        fail_point!(WalWriting);
         match wal.write(&group) {
             Ok(()) => {
                 fail_point!(WalWritten);
@@ -198,10 +199,13 @@ where
     F: FnOnce(&LogShared, &mut Wal) + Send + 'static,
 {
     let shared_clone = Arc::clone(shared);
+    // Before the dispatch: work that finds no thread does not progress either.
+    shared.wal_work.begin(shared.env.boot());
     shared
         .env
         .blocking(move || {
             work(&shared_clone, &mut wal);
+            shared_clone.wal_work.end();
             wal
         })
         .await

@@ -1,5 +1,6 @@
 //! The handle to a log: its interface for the rest of the engine.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub(super) struct LogShared {
     /// Held briefly, never across an await.
     state: Mutex<LogState>,
     pub(super) wakers: Wakers,
+    pub(super) wal_work: WalWork,
     /// The log's end, from the moment that the state records it.
     ending: Arc<EndSignal>,
     /// The log's end, after the disk task has recorded the failed writes.
@@ -49,6 +51,30 @@ pub(super) struct Wakers {
     pub(super) trim: Notify,
     /// Notifies all waiters when writes are shipped or failed.
     pub(super) progress: Notify,
+}
+
+/// The running work on the WAL, readable without a lock: a hanging disk must not block its readers.
+#[derive(Debug, Default)]
+pub(super) struct WalWork {
+    /// Microseconds on the clock of [`Env::boot`]; 0: no work runs.
+    since_micros: AtomicU64,
+}
+
+impl WalWork {
+    pub(super) fn begin(&self, now: Duration) {
+        let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        self.since_micros.store(micros.max(1), Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.since_micros.store(0, Ordering::Relaxed);
+    }
+
+    fn since(&self) -> Option<Duration> {
+        Some(self.since_micros.load(Ordering::Relaxed))
+            .filter(|micros| *micros > 0)
+            .map(Duration::from_micros)
+    }
 }
 
 impl LogShared {
@@ -126,6 +152,7 @@ impl Log {
             env,
             stop: tasks.stop().clone(),
             wakers: Wakers::default(),
+            wal_work: WalWork::default(),
             ended: EndSignal::new(),
             id,
         });
@@ -135,6 +162,12 @@ impl Log {
         tasks.spawn("log probe", guarded(clone(), LogTask::Probe, probe::run(clone())));
         tasks.spawn("log trim", guarded(clone(), LogTask::Trim, trim::run(clone())));
         Ok(Self(shared))
+    }
+
+    /// When the running write or sync of the WAL began, on the clock of [`Env::boot`]. `None`: none runs. Takes no lock.
+    #[must_use]
+    pub fn wal_busy_since(&self) -> Option<Duration> {
+        self.0.wal_work.since()
     }
 
     /// The log's id.
