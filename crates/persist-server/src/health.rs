@@ -16,6 +16,8 @@ use crate::admission::{Admission, REFUSALS_PER_SECOND};
 use crate::authority::LeaseView;
 use crate::events::EventPublisher;
 use crate::handover_task::HandoverMetrics;
+use crate::liveness::StallCause;
+use crate::progress::DataProgress;
 use crate::requests::OpStats;
 
 /// How long health reports dropped events and dropped requests as a problem.
@@ -64,6 +66,7 @@ pub(crate) struct HealthSources {
     pub(crate) lease: LeaseView,
     /// Empty until there is a lease.
     pub(crate) engine: Arc<OnceLock<Engine>>,
+    pub(crate) progress: Arc<DataProgress>,
     pub(crate) events: Arc<EventPublisher>,
     pub(crate) handover: Arc<HandoverMetrics>,
     pub(crate) admission: Arc<Admission>,
@@ -128,11 +131,14 @@ impl RecentDrops {
 }
 
 impl HealthSources {
-    /// Current health. The cost does not depend on the number of subjects.
+    /// Current health, with figures up to one second old. Waits for nothing that the data side does.
     pub(crate) fn health(&self) -> Health {
         let phase = self.phase.get();
-        let problems = self.problems(phase);
+        let figures = self.progress.figures();
+        let stall = self.progress.stall();
+        let problems = self.problems(phase, stall, &figures.engine);
         let status = match phase {
+            _ if stall.is_some() => HealthStatus::Critical,
             ServerPhase::Starting | ServerPhase::Stopping => HealthStatus::NotServing,
             ServerPhase::Serving if problems.is_empty() => HealthStatus::Ok,
             ServerPhase::Serving => HealthStatus::Degraded,
@@ -146,7 +152,7 @@ impl HealthSources {
             status,
             problems,
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-            figures: self.figures(),
+            figures: self.figures(&figures.engine),
         }
     }
 
@@ -175,17 +181,24 @@ impl HealthSources {
         self.recent_drops.note(self.drops().requests(), self.env.boot())
     }
 
+    /// The engine's current metrics. For the data side only: reading them takes locks of the engine.
     pub(crate) fn engine_metrics(&self) -> EngineMetrics {
         self.engine.get().map(Engine::metrics).unwrap_or_default()
     }
 
-    /// The tenants with the most requests, the busiest first, at most `most`. The cost grows with the number of tenants.
+    /// The tenants with the most requests, the busiest first, at most `most`. The cost grows with the number of tenants,
+    /// and reading them takes locks of the engine: for the data side only.
     pub(crate) fn busiest_tenants(&self, most: usize) -> Vec<BusyTenant> {
         let figures = self.engine.get().map(Engine::tenant_figures).unwrap_or_default();
         self.admission.busiest_tenants(most, &figures)
     }
 
-    fn problems(&self, phase: ServerPhase) -> Vec<String> {
+    fn problems(
+        &self,
+        phase: ServerPhase,
+        stall: Option<StallCause>,
+        figures: &EngineMetrics,
+    ) -> Vec<String> {
         let state = match phase {
             ServerPhase::Starting => Some("starting: waiting for the first lease"),
             ServerPhase::Stopping => Some("shutting down"),
@@ -195,8 +208,8 @@ impl HealthSources {
             ),
             ServerPhase::Serving => None,
         };
-        let mut problems: Vec<String> = state.map(str::to_owned).into_iter().collect();
-        let figures = self.engine_metrics();
+        let mut problems: Vec<String> = stall.map(stall_problem).into_iter().collect();
+        problems.extend(state.map(str::to_owned));
         if phase == ServerPhase::Serving {
             problems.extend(self.drain_status(figures.open_subjects));
         }
@@ -246,8 +259,7 @@ impl HealthSources {
         })
     }
 
-    fn figures(&self) -> BTreeMap<String, u64> {
-        let engine = self.engine_metrics();
+    fn figures(&self, engine: &EngineMetrics) -> BTreeMap<String, u64> {
         [
             ("open_subjects", engine.open_subjects),
             ("compaction_failing_subjects", engine.compaction_failing_subjects),
@@ -293,4 +305,14 @@ impl HealthSources {
 
 fn count(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+/// The problem text of a stalled data side.
+fn stall_problem(cause: StallCause) -> String {
+    let what = match cause {
+        StallCause::DataThread => "the data thread has not advanced for a TTL",
+        StallCause::Wal => "a write or sync of the WAL has not ended within a TTL",
+        StallCause::DataConnection => "no message on the data connection has arrived for a TTL",
+    };
+    format!("stalled: {what}, so the lease is not renewed, and the process ends if this lasts")
 }

@@ -11,13 +11,15 @@ use dormouse_engine::api::LeaseGeneration;
 use dormouse_protocol::fleet::LeaseReply;
 use dormouse_protocol::{ErrorCode, ErrorReply, Incarnation};
 
+use crate::liveness::CHECKS_PER_TTL;
+
 /// Used part of a granted lease, in tenths. The coordinator waits 13 tenths before it declares a process dead: the
 /// distance allows for clocks that run at different rates.
 const LEASE_TENTHS: u32 = 7;
 /// Delay before the next join after a failure.
 const JOIN_RETRY: Duration = Duration::from_millis(300);
 /// Maximum TTL that the server uses, whatever the coordinator grants. It also bounds the heartbeat interval.
-const LONGEST_TTL: Duration = Duration::from_secs(20);
+pub(crate) const LONGEST_TTL: Duration = Duration::from_secs(20);
 /// Minimum heartbeat interval, whatever the coordinator grants.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 /// How long a process with a predecessor in its data directory waits for its name: a lease of the longest TTL, as the
@@ -155,6 +157,8 @@ pub struct LeaseMachine {
     name_wait_until: Option<Duration>,
     /// The current drain order.
     order: DrainOrder,
+    /// Whether the machine may send joins and heartbeats: whether the data side advances.
+    may_send: bool,
 }
 
 impl LeaseMachine {
@@ -172,7 +176,21 @@ impl LeaseMachine {
             has_predecessor,
             name_wait_until: None,
             order: DrainOrder::Serve,
+            may_send: true,
         }
+    }
+
+    /// The TTL of the newest grant, by which the data side is judged. A coordinator that grants next to nothing must not
+    /// make the control side busy.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.ttl.max(SHORTEST_PAUSE * CHECKS_PER_TTL)
+    }
+
+    /// Allows or forbids joins and heartbeats from now on. A message that falls due meanwhile is sent by the first
+    /// [`apply`](Self::apply) that may send it. Without heartbeats the lease expires, which is always safe.
+    pub const fn allow(&mut self, may_send: bool) {
+        self.may_send = may_send;
     }
 
     /// When the machine needs its next [`LeaseInput::Tick`], if it waits for a time.
@@ -183,6 +201,7 @@ impl LeaseMachine {
             JoinState::Member { heartbeat_at } => Some(heartbeat_at),
             JoinState::Joining | JoinState::Refused | JoinState::Leaving => None,
         };
+        let due = due.filter(|_| self.may_send);
         let expiry = self.lease.map(|lease| lease.valid_until);
         due.into_iter().chain(expiry).min()
     }
@@ -302,6 +321,9 @@ impl LeaseMachine {
     }
 
     fn send_due(&mut self, now: Duration, effects: &mut Vec<LeaseEffect>) {
+        if !self.may_send {
+            return;
+        }
         match self.state {
             JoinState::NotJoined { join_at } if join_at <= now => {
                 self.state = JoinState::Joining;

@@ -17,7 +17,9 @@ use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_metrics::system::DiskRoom;
 use dormouse_persist_server::args::Args;
 use dormouse_persist_server::metrics::ServerMetrics;
-use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
+use dormouse_persist_server::server::{
+    ProcessExit, ServeEnd, ServeError, Server, ServerSettings, ServerSides,
+};
 use dormouse_persist_server::settings::{Settings, hide_secrets};
 use dormouse_runtime::{Env, Tasks};
 
@@ -226,8 +228,9 @@ async fn start(
         callers: settings.callers,
         tenant_rule: settings.tenant_rule,
         started,
+        exit: ProcessExit::new(|| std::process::exit(ExitReason::Failure as i32)),
     };
-    let server = Server::start(prepared, server_settings, Arc::clone(bus), env.clone())
+    let server = Server::start(prepared, server_settings, ServerSides::same(Arc::clone(bus), env.clone()))
         .await
         .map_err(|error| fail(ExitReason::Failure, "subscribe failed", &error))?;
     if let Err(error) = server.publish_metrics(metrics).await {

@@ -1,4 +1,5 @@
-//! Maintains the membership of this process in the fleet: the [lease machine](crate::lease) with a bus and a clock.
+//! Maintains the membership of this process in the fleet: the [lease machine](crate::lease) and the
+//! [liveness machine](crate::liveness) with a bus and a clock. All of it runs on the control side.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,10 @@ use serde::Serialize;
 
 use crate::authority::LeaseView;
 use crate::lease::{CallFailure, DrainOrder, LeaseEffect, LeaseInput, LeaseMachine};
+use crate::liveness::{LivenessEffect, LivenessMachine};
+use crate::progress::DataProgress;
+use crate::pulse::{RoundTrips, beat_interval};
+use crate::server::{ProcessExit, ServerSide};
 use crate::tenant_limits::{LimitsReader, LimitsSink};
 
 /// Minimum time between two log lines about a coordinator that does not answer.
@@ -38,6 +43,10 @@ pub struct MemberInfo {
     pub tenants: Arc<dyn Fn() -> Vec<BusyTenant> + Send + Sync>,
     /// Takes the limits that an operator has set for tenants.
     pub limits: LimitsSink,
+    /// The progress of the data side.
+    pub progress: Arc<DataProgress>,
+    /// Ends the process if the data side hangs.
+    pub exit: ProcessExit,
 }
 
 /// State of the membership.
@@ -75,16 +84,17 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Joins the fleet and keeps the lease in `view` until the stop signal of `tasks` is given.
+    /// Joins the fleet and keeps the lease in `view` until the stop signal of `tasks` is given. Sends joins and
+    /// heartbeats only while the data side advances.
     #[must_use]
     pub fn start(
-        bus: &Arc<dyn Bus>,
-        env: &Env,
+        side: &ServerSide,
         tasks: &Tasks,
         prefix: &Prefix,
         member: MemberInfo,
         view: LeaseView,
     ) -> Self {
+        let ServerSide { bus, env } = side;
         let state = Arc::new(Observable::new(MembershipState::default()));
         let goal = Arc::new(Observable::new(MembershipGoal::Stay));
         let log = member.log.clone();
@@ -94,6 +104,9 @@ impl Membership {
             stop: tasks.stop().clone(),
             prefix: prefix.clone(),
             machine: LeaseMachine::new(env.boot(), member.predecessor.is_some()),
+            liveness: LivenessMachine::new(env.boot(), member.progress.ttl()),
+            trips: RoundTrips::new(bus, env),
+            beat_at: env.boot(),
             calls: FuturesUnordered::new(),
             limits: LimitsReader::new(Arc::clone(bus), prefix.clone(), Arc::clone(&member.limits)),
             member,
@@ -167,6 +180,11 @@ struct MembershipTask {
     stop: Stop,
     prefix: Prefix,
     machine: LeaseMachine,
+    liveness: LivenessMachine,
+    /// Round trips of the control connection.
+    trips: RoundTrips,
+    /// When the next round trip is due.
+    beat_at: Duration,
     calls: FuturesUnordered<BoxFuture<'static, CallResult>>,
     limits: LimitsReader,
     member: MemberInfo,
@@ -196,7 +214,7 @@ enum MembershipCall {
 impl MembershipTask {
     async fn run(mut self) {
         loop {
-            let due = self.machine.wake_at().map(|due| due.saturating_sub(self.env.boot()));
+            let due = self.wake_at().saturating_sub(self.env.boot());
             let input = tokio::select! {
                 biased;
                 () = self.stop.requested() => return,
@@ -204,18 +222,64 @@ impl MembershipTask {
                 // calls.
                 Some(result) = self.calls.next() => self.on_call_result(result),
                 goal = self.goal.wait_for(|goal| *goal != self.current_goal) => self.on_goal_change(goal),
-                () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => LeaseInput::Tick,
+                sent_at = self.trips.next() => {
+                    self.member.progress.control_round_trip(sent_at);
+                    LeaseInput::Tick
+                }
+                () = tokio::time::sleep(due) => LeaseInput::Tick,
                 () = self.limits.finish_reading() => continue,
             };
             let leaves = input == LeaseInput::Leave;
+            self.check_liveness();
             for effect in self.machine.apply(input, self.env.boot()) {
                 self.perform(effect);
             }
+            self.use_ttl();
             if leaves {
                 // Only now: from here on, replies in flight have no effect.
                 self.calls.clear();
                 self.state.change(|state| !std::mem::replace(&mut state.leaving, true));
             }
+        }
+    }
+
+    /// When the task has something to do at the latest.
+    fn wake_at(&self) -> Duration {
+        let due = self.liveness.check_at().min(self.beat_at);
+        self.machine.wake_at().map_or(due, |lease| lease.min(due))
+    }
+
+    /// Starts a due round trip, checks the data side, and lets the lease machine send only if it advances.
+    fn check_liveness(&mut self) {
+        let (now, progress) = (self.env.boot(), &self.member.progress);
+        let ttl = progress.ttl();
+        if self.beat_at <= now {
+            self.trips.start(ttl);
+            self.beat_at = now + beat_interval(ttl);
+        }
+        let sample = progress.sample();
+        self.machine.allow(sample.stall(ttl, now).is_none());
+        match self.liveness.check(&sample, now) {
+            None => {}
+            Some(LivenessEffect::Warn(cause)) => {
+                let cause = cause.as_str();
+                tracing::warn!(cause, impact = "the lease is not renewed", "data side stalled");
+            }
+            Some(LivenessEffect::Recovered) => tracing::info!("data side advances again"),
+            Some(LivenessEffect::Exit(cause)) => {
+                let log = &self.member.log;
+                tracing::error!(%log, cause = cause.as_str(), "data side stalled, ending process");
+                self.member.exit.end();
+            }
+        }
+    }
+
+    /// Judges the data side by the TTL of the newest grant.
+    fn use_ttl(&mut self) {
+        let ttl = self.machine.ttl();
+        if ttl != self.member.progress.ttl() {
+            self.member.progress.set_ttl(ttl);
+            self.liveness.set_ttl(ttl, self.env.boot());
         }
     }
 

@@ -70,7 +70,8 @@ impl Server {
             move || metrics.text()
         };
         let (prefix, name, inboxes) = self.address();
-        answer_metrics(&self.bus, &self.tasks.fixed_replies, prefix, name.as_str(), inboxes, text).await
+        answer_metrics(&self.control.bus, &self.tasks.fixed_replies, prefix, name.as_str(), inboxes, text)
+            .await
     }
 }
 

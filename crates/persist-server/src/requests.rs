@@ -27,6 +27,7 @@ use dormouse_runtime::Stop;
 use dormouse_runtime::fair_queue::FairQueue;
 
 use crate::admission::{Admission, Refusal, RequestPermit};
+use crate::progress::DataProgress;
 
 /// Maximum number of requests that the task admits in a pass. It is above [`SERVED`]: requests above a share must not
 /// queue before the admission.
@@ -86,6 +87,8 @@ pub struct RequestIntake<E> {
     pub admission: Arc<Admission>,
     /// Statistics of each operation.
     pub stats: OpStats,
+    /// Learns of each pass.
+    pub progress: Arc<DataProgress>,
 }
 
 /// An admitted request that waits for its turn, encoded.
@@ -111,7 +114,9 @@ impl<E: RequestSink> RequestIntake<E> {
         let mut burst = Vec::new();
         let mut queues = TenantQueues::new(TURN_BYTES);
         let (mut subscribed, mut is_open) = (true, true);
+        let _attached = self.progress.attach_intake();
         while is_open || !queues.is_empty() {
+            self.progress.advance();
             tokio::select! {
                 biased;
                 // Before the requests, which may arrive without a pause.
@@ -119,6 +124,8 @@ impl<E: RequestSink> RequestIntake<E> {
                     subscribed = false;
                     requests.unsubscribe();
                 }
+                // Before the requests, too.
+                () = self.progress.pass_due() => {}
                 taken = requests.next_many(&mut burst, ARRIVALS), if is_open => is_open = taken > 0,
                 () = std::future::ready(()), if !queues.is_empty() => {}
             }

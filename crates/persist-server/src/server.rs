@@ -13,8 +13,7 @@ use dormouse_bus::{
 };
 use dormouse_engine::api::{Submission, TenantId};
 use dormouse_engine::{Engine, EngineOpenError, LogEnd, PreparedEngine};
-use dormouse_protocol::fleet::{BusySubject, ServerLoad};
-use dormouse_protocol::limits::{MAX_BUSY_SUBJECTS, MAX_BUSY_TENANTS};
+use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{ErrorReply, LogId, Op, Prefix, RoutePattern, ServerName, Subject, TenantRule};
 use dormouse_runtime::{Env, Stop, Tasks};
@@ -25,10 +24,62 @@ use crate::events::EventPublisher;
 use crate::handover_task::{Handover, HandoverDeps, ORDERS};
 use crate::health::{HealthSources, ServerPhase, SharedPhase};
 use crate::membership::{MemberInfo, Membership};
+use crate::progress::DataProgress;
+use crate::pulse;
 use crate::requests::{OpStats, RequestIntake, RequestSink};
 
 /// Name of the service in the NATS services API.
 pub const SERVICE_NAME: &str = "dormouse-persist-server";
+
+/// One side of a server: its connection, and the environment whose tasks run on its thread.
+#[derive(Clone)]
+pub struct ServerSide {
+    /// The connection.
+    pub bus: Arc<dyn Bus>,
+    /// The environment.
+    pub env: Env,
+}
+
+/// The two sides of a server.
+#[derive(Clone)]
+pub struct ServerSides {
+    /// Carries requests, replies and events.
+    pub data: ServerSide,
+    /// Keeps the membership, asks the coordinator, and answers health and discovery. No request may delay it.
+    pub control: ServerSide,
+}
+
+impl ServerSides {
+    /// Both sides on one connection and in one environment.
+    #[must_use]
+    pub fn same(bus: Arc<dyn Bus>, env: Env) -> Self {
+        let side = ServerSide { bus, env };
+        Self { data: side.clone(), control: side }
+    }
+}
+
+/// How a server whose data side hangs ends its process. The data side cannot: it hangs.
+#[derive(Clone)]
+pub struct ProcessExit(Arc<dyn Fn() + Send + Sync>);
+
+impl ProcessExit {
+    /// Ends the process with `end`, which the control side calls. The cause is logged before.
+    #[must_use]
+    pub fn new(end: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(end))
+    }
+
+    /// Ends the process.
+    pub(crate) fn end(&self) {
+        (self.0)();
+    }
+}
+
+impl std::fmt::Debug for ProcessExit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessExit").finish_non_exhaustive()
+    }
+}
 
 /// Settings of a server beyond those of its engine.
 #[derive(Debug, Clone)]
@@ -46,6 +97,8 @@ pub struct ServerSettings {
     /// When the process started, on the clock of [`Env::boot`]. The uptime in health counts from here, also after the
     /// process has started a new log.
     pub started: Duration,
+    /// Ends the process if its data side hangs.
+    pub exit: ProcessExit,
 }
 
 /// Why a server does not serve.
@@ -75,8 +128,8 @@ pub struct Server {
     pub(crate) prepared: Option<PreparedEngine>,
     settings: ServerSettings,
     pub(crate) log: LogId,
-    pub(crate) bus: Arc<dyn Bus>,
-    pub(crate) env: Env,
+    pub(crate) data: ServerSide,
+    pub(crate) control: ServerSide,
     pub(crate) health: HealthSources,
     pub(crate) membership: Membership,
     /// The handover task, if the engine runs.
@@ -88,7 +141,8 @@ pub struct Server {
     pub(crate) tasks: ServerTasks,
 }
 
-/// The server's tasks, in the order in which they end.
+/// The server's tasks, in the order in which they end. The membership and the fixed replies run on the control side, the
+/// others on the data side.
 #[derive(Debug)]
 pub(crate) struct ServerTasks {
     /// Handovers.
@@ -97,6 +151,8 @@ pub(crate) struct ServerTasks {
     pub(crate) engine: Tasks,
     /// The membership: it keeps the lease until the last subject is released.
     pub(crate) membership: Tasks,
+    /// Signs of life of the data side, without which there is no lease.
+    pub(crate) pulse: Tasks,
     /// Takes requests: a request that arrives after the close still gets a reply.
     pub(crate) intake: Tasks,
     /// Sends the last replies.
@@ -108,15 +164,16 @@ pub(crate) struct ServerTasks {
 }
 
 impl ServerTasks {
-    fn new(env: &Env) -> Self {
+    fn new(data: &Env, control: &Env) -> Self {
         Self {
-            handovers: env.tasks(),
-            engine: env.tasks(),
-            membership: env.tasks(),
-            intake: env.tasks(),
-            replies: env.tasks(),
-            events: env.tasks(),
-            fixed_replies: env.tasks(),
+            handovers: data.tasks(),
+            engine: data.tasks(),
+            membership: control.tasks(),
+            pulse: data.tasks(),
+            intake: data.tasks(),
+            replies: data.tasks(),
+            events: data.tasks(),
+            fixed_replies: control.tasks(),
         }
     }
 }
@@ -124,61 +181,74 @@ impl ServerTasks {
 impl Server {
     /// Starts to join the fleet. The server serves nothing before [`Server::ready`].
     ///
-    /// If the call is cancelled, health requests still get replies; the process is expected to end.
+    /// The caller runs on the data side. If the call is cancelled, health requests still get replies; the process is
+    /// expected to end.
     ///
     /// # Errors
     /// [`SubscribeError`] if the subscription to health requests fails.
     pub async fn start(
         prepared: PreparedEngine,
         settings: ServerSettings,
-        bus: Arc<dyn Bus>,
-        env: Env,
+        sides: ServerSides,
     ) -> Result<Self, SubscribeError> {
-        let tasks = ServerTasks::new(&env);
+        let ServerSides { data, control } = sides;
+        let tasks = ServerTasks::new(&data.env, &control.env);
         let (log, predecessor) = (prepared.log().clone(), prepared.predecessor().cloned());
-        let lease = LeaseView::new(env.clone());
+        let lease = LeaseView::new(control.env.clone());
+        let engine = Arc::default();
+        let progress = DataProgress::new(&data.env, Arc::clone(&engine));
         let prefix = settings.prefix.clone();
-        let events = EventPublisher::start(prefix.clone(), &bus, &env, &tasks.events);
+        let events = EventPublisher::start(prefix.clone(), &data.bus, &data.env, &tasks.events);
         let vitals = HealthSources {
-            env: env.clone(),
+            env: control.env.clone(),
             started: settings.started,
             log: log.clone(),
             phase: Arc::new(SharedPhase::default()),
             lease: lease.clone(),
-            engine: Arc::default(),
+            engine,
+            progress: Arc::clone(&progress),
             events,
             handover: Arc::default(),
-            admission: Admission::new(settings.tenant_rule, env.clone()),
+            admission: Admission::new(settings.tenant_rule, data.env.clone()),
             stats: OpStats::default(),
             others: Arc::default(),
-            bus: Arc::clone(&bus),
+            bus: Arc::clone(&data.bus),
             recent_drops: Arc::default(),
         };
+        let tenants = vitals.clone();
+        pulse::start(&data, &tasks.pulse, &progress, Box::new(move |most| tenants.busiest_tenants(most)));
         let sources = vitals.clone();
         let name = log.server().as_str();
-        answer_health(&bus, &tasks.fixed_replies, &prefix, name, &settings.inbox_prefixes, move || {
-            sources.health()
-        })
+        answer_health(
+            &control.bus,
+            &tasks.fixed_replies,
+            &prefix,
+            name,
+            &settings.inbox_prefixes,
+            move || sources.health(),
+        )
         .await?;
-        let (load, busy, tenants) = (vitals.clone(), vitals.clone(), vitals.clone());
+        let (load, busy, tenants) = (vitals.clone(), Arc::clone(&progress), Arc::clone(&progress));
         let admission = Arc::clone(&vitals.admission);
         let member = MemberInfo {
             log: log.clone(),
             predecessor,
             capacity: settings.capacity,
             load: Arc::new(move || load.load()),
-            busiest: Arc::new(move || busy.busiest()),
-            tenants: Arc::new(move || tenants.busiest_tenants(MAX_BUSY_TENANTS)),
+            busiest: Arc::new(move || busy.figures().busiest.clone()),
+            tenants: Arc::new(move || tenants.figures().tenants.clone()),
             limits: Arc::new(move |limits| admission.set_limits(limits)),
+            progress,
+            exit: settings.exit.clone(),
         };
-        let membership = Membership::start(&bus, &env, &tasks.membership, &prefix, member, lease);
+        let membership = Membership::start(&control, &tasks.membership, &prefix, member, lease);
         let prepared = Some(prepared);
         Ok(Self {
             prepared,
             settings,
             log,
-            bus,
-            env,
+            data,
+            control,
             health: vitals,
             membership,
             handover: None,
@@ -199,7 +269,7 @@ impl Server {
         self.membership.first_lease().await.map_err(ServeError::Refused)?;
         let Some(prepared) = self.prepared.take() else { return Ok(()) };
         let authority = CoordinatorAuthority::new(
-            Arc::clone(&self.bus),
+            Arc::clone(&self.control.bus),
             self.settings.prefix.clone(),
             self.log.clone(),
             self.health.lease.clone(),
@@ -208,7 +278,8 @@ impl Server {
         let engine = prepared.start(Arc::new(authority), events, self.tasks.engine.clone()).await?;
         let engine = self.health.engine.get_or_init(|| engine).clone();
         let orders = SubscribeOptions { capacity: ORDERS, ..SubscribeOptions::default() };
-        let orders = self.bus.subscribe(self.settings.prefix.order(self.log.server()).into(), orders).await?;
+        let orders =
+            self.control.bus.subscribe(self.settings.prefix.order(self.log.server()).into(), orders).await?;
         self.handover = Some(self.start_handover(engine.clone(), orders));
         let pattern = self.settings.prefix.server_all(self.log.server());
         let options = ServeOptions {
@@ -216,12 +287,12 @@ impl Server {
             callers: self.settings.callers,
             ..ServeOptions::default()
         };
-        let requests = serve(&self.bus, &self.env, &self.tasks.replies, pattern, options).await?;
+        let requests = serve(&self.data.bus, &self.data.env, &self.tasks.replies, pattern, options).await?;
         let others = Arc::clone(self.health.others.get_or_init(|| Arc::clone(requests.stats())));
         self.start_intake(engine, requests);
         announce(
-            &self.bus,
-            &self.env,
+            &self.control.bus,
+            &self.control.env,
             &self.tasks.fixed_replies,
             &self.settings.inbox_prefixes,
             self.describe(others),
@@ -274,7 +345,7 @@ impl Server {
 
     fn start_handover(&self, engine: Engine, orders: Subscription) -> Handover {
         let parts = HandoverDeps {
-            env: self.env.clone(),
+            env: self.data.env.clone(),
             log: self.log.clone(),
             engine,
             lease: self.health.lease.clone(),
@@ -289,10 +360,11 @@ impl Server {
         let intake = RequestIntake {
             prefix: self.settings.prefix.clone(),
             name: self.log.server().clone(),
-            bus: Arc::clone(&self.bus),
+            bus: Arc::clone(&self.data.bus),
             engine,
             admission: Arc::clone(&self.health.admission),
             stats: self.health.stats.clone(),
+            progress: Arc::clone(&self.health.progress),
         };
         let (closed, stop) = (self.closed.clone(), self.tasks.intake.stop().clone());
         let unsubscribed = self.unsubscribed.clone();
@@ -352,24 +424,13 @@ impl HealthSources {
     fn load(&self) -> ServerLoad {
         // Each heartbeat notes drops, so that health knows their time within seconds.
         self.note_drops();
-        let figures = self.engine_metrics();
+        let figures = self.progress.figures();
+        let figures = &figures.engine;
         ServerLoad {
             open_subjects: figures.open_subjects,
             requests: self.stats.requests(),
             local_bytes: figures.local_bytes,
         }
-    }
-
-    /// The subjects with the most load, for the coordinator.
-    fn busiest(&self) -> Vec<BusySubject> {
-        let busiest = self.engine.get().map(|engine| engine.busiest(MAX_BUSY_SUBJECTS)).unwrap_or_default();
-        let busiest = busiest.into_iter().map(|busy| BusySubject {
-            subject: busy.subject,
-            // Rates are never negative, and the cast saturates.
-            requests_per_second: busy.requests_per_second.round() as u64,
-            bytes: busy.bytes,
-        });
-        busiest.collect()
     }
 }
 

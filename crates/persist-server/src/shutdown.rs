@@ -41,8 +41,8 @@ impl Server {
     where
         F: Future<Output = PreparedEngine>,
     {
-        let Self { prepared, env, health: vitals, closed, tasks, .. } = self;
-        let clock = DeadlineBudget { ends_at: env.boot() + deadline, env };
+        let Self { prepared, data, health: vitals, closed, tasks, .. } = self;
+        let clock = DeadlineBudget { ends_at: data.env.boot() + deadline, env: data.env };
         vitals.phase.set(ServerPhase::Starting);
         tasks.handovers.stop().request();
         closed.request();
@@ -66,13 +66,14 @@ impl Server {
     /// 4. Every remaining subject ships its changes to the bucket and is released.
     /// 5. The server sends a leave to the coordinator.
     /// 6. The subscriptions end, and the queued replies and events are sent.
-    /// 7. The bus is closed.
+    /// 7. The connections are closed.
     ///
     /// Returns whether all subjects were released. If the call is cancelled, the remaining steps do not happen; other
     /// servers claim unreleased subjects after the lease has expired.
     pub async fn shutdown(self, deadline: Duration) -> bool {
-        let Self { bus, env, health: vitals, membership, handover: mover, closed, tasks, log, .. } = self;
-        let clock = DeadlineBudget { env, ends_at: vitals.env.boot() + deadline };
+        let Self { data, control, health: vitals, membership, handover: mover, closed, tasks, log, .. } =
+            self;
+        let clock = DeadlineBudget { ends_at: data.env.boot() + deadline, env: data.env };
         vitals.phase.set(ServerPhase::Stopping);
         tracing::info!(%log, open_subjects = vitals.engine_metrics().open_subjects, "shutdown started");
 
@@ -106,7 +107,8 @@ impl Server {
 
         finish(&tasks, &clock).await;
 
-        if tokio::time::timeout(clock.at_most(Duration::from_secs(4)), bus.close()).await.is_err() {
+        let close = async { tokio::join!(data.bus.close(), control.bus.close()) };
+        if tokio::time::timeout(clock.at_most(Duration::from_secs(4)), close).await.is_err() {
             tracing::warn!("bus close timed out");
         }
         released_all
@@ -119,6 +121,7 @@ async fn finish(tasks: &ServerTasks, clock: &DeadlineBudget) {
         ("handovers", &tasks.handovers),
         ("subjects", &tasks.engine),
         ("membership", &tasks.membership),
+        ("pulse", &tasks.pulse),
         ("requests", &tasks.intake),
         ("replies", &tasks.replies),
         ("events", &tasks.events),

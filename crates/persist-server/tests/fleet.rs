@@ -9,7 +9,9 @@ use bytes::Bytes;
 use dormouse_bus::{Outgoing, RequestError};
 use dormouse_persist_server::authority::LeaseView;
 use dormouse_persist_server::membership::{MemberInfo, Membership};
-use dormouse_persist_server::server::{ServeEnd, ServeError};
+use dormouse_persist_server::progress::DataProgress;
+use dormouse_persist_server::pulse;
+use dormouse_persist_server::server::{ProcessExit, ServeEnd, ServeError, ServerSide};
 use dormouse_protocol::data::{FlushReply, FlushRequest};
 use dormouse_protocol::fleet::ServerLoad;
 use dormouse_protocol::health::HealthStatus;
@@ -109,7 +111,7 @@ async fn read_without_lease_uses_barrier_and_health_is_degraded() {
     let barriers = fleet.health("a").await.figures["read_barriers_total"];
     assert_eq!(fleet.get("a", "orders", "k").await.unwrap().as_deref(), Some("v"));
     fleet.set("a", "orders", "k", "w").await.unwrap();
-    let health = fleet.health("a").await;
+    let health = fleet.fresh_health("a").await;
     assert_eq!(health.status, HealthStatus::Degraded);
     assert!(health.figures["read_barriers_total"] > barriers, "each reply needed a barrier");
     // The server cannot open an unowned subject without the coordinator's permission.
@@ -242,6 +244,9 @@ async fn leave_drops_lease_and_server_never_rejoins() {
     let fleet = Fleet::new().await;
     let (tasks, view) = (Tasks::new(), LeaseView::new(fleet.env.clone()));
     let log = some_log("a", &fleet.env);
+    let side = ServerSide { bus: Arc::clone(fleet.bus()), env: fleet.env.clone() };
+    let progress = DataProgress::new(&fleet.env, Arc::default());
+    pulse::start(&side, &tasks, &progress, Box::new(|_| Vec::new()));
     let member = MemberInfo {
         log: log.clone(),
         predecessor: None,
@@ -250,9 +255,11 @@ async fn leave_drops_lease_and_server_never_rejoins() {
         busiest: Arc::new(Vec::new),
         tenants: Arc::new(Vec::new),
         limits: Arc::new(drop),
+        progress,
+        exit: ProcessExit::new(|| panic!("a stalled data side ended its process")),
     };
     let prefix = Prefix::default();
-    let membership = Membership::start(fleet.bus(), &fleet.env, &tasks, &prefix, member, view.clone());
+    let membership = Membership::start(&side, &tasks, &prefix, member, view.clone());
     membership.first_lease().await.unwrap();
     membership.drain().await;
     assert!(view.generation().is_some());

@@ -34,7 +34,7 @@ async fn handover_order_moves_only_its_subject() {
     fleet.coordinator.script().refuse_claim = Arc::new(|_| None);
     assert_eq!(fleet.get("b", "moved", "k").await.unwrap().as_deref(), Some("v"));
     assert_eq!(fleet.get("a", "kept", "k").await.unwrap().as_deref(), Some("v"));
-    let health = fleet.health("a").await;
+    let health = fleet.fresh_health("a").await;
     assert_eq!((health.status, health.figures["subjects_handed_over"]), (HealthStatus::Ok, 1));
 }
 

@@ -12,6 +12,8 @@ pub enum HealthStatus {
     Degraded,
     /// The process does not serve: it starts, stops or stands by.
     NotServing,
+    /// The data side of the server hangs: it renews no lease, and the process ends if this lasts.
+    Critical,
 }
 
 /// The reply of a coordinator or server on `<prefix>.health` and `<prefix>.health.<name>`.

@@ -9,7 +9,9 @@ use dormouse_bucket::Bucket;
 use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
 use dormouse_bus::{Bus, Callers, InboxPrefixes};
 use dormouse_engine::{Engine, EngineSettings};
-use dormouse_persist_server::server::{ServeEnd, ServeError, Server, ServerSettings};
+use dormouse_persist_server::server::{
+    ProcessExit, ServeEnd, ServeError, Server, ServerSettings, ServerSides,
+};
 use dormouse_protocol::{Prefix, ServerName, TenantRule};
 use dormouse_runtime::disk::LocalDisk;
 use dormouse_runtime::{Env, Lock, Process, SeededEntropy, Stop};
@@ -332,6 +334,7 @@ impl Machine {
         };
         let mut prepared = prepared.on_disk(Arc::new(self.disk()));
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(self.name.as_str())));
+        let sides = ServerSides::same(bus, env.clone());
         let settings = ServerSettings {
             prefix: Prefix::default(),
             capacity: 100,
@@ -339,11 +342,12 @@ impl Machine {
             callers: Callers::default(),
             tenant_rule: TenantRule::default(),
             started: env.boot(),
+            exit: ProcessExit::new(|| panic!("a stalled data side ended its process")),
         };
         let deadline = Duration::from_secs(10);
         let (server, exit) = loop {
             self.recorder.begins(prepared.log());
-            let started = Server::start(prepared, settings.clone(), Arc::clone(&bus), env.clone()).await;
+            let started = Server::start(prepared, settings.clone(), sides.clone()).await;
             let Ok(mut server) = started else { return Exit::Failure };
             let next = tokio::select! {
                 biased;

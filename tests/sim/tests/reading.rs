@@ -12,7 +12,7 @@ use dormouse_client::{Change, Changes, Client, Kv, Message, Pages, Position, Seq
 use dormouse_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use dormouse_coordinator::{Coordinator, CoordinatorOptions};
 use dormouse_engine::{Engine, EngineSettings};
-use dormouse_persist_server::server::{Server, ServerSettings};
+use dormouse_persist_server::server::{ProcessExit, Server, ServerSettings, ServerSides};
 use dormouse_protocol::{Prefix, ServerName, TenantRule};
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use proptest::prelude::*;
@@ -99,9 +99,10 @@ async fn fleet() -> Fleet {
         callers: Callers::default(),
         tenant_rule: TenantRule::default(),
         started: env.boot(),
+        exit: ProcessExit::new(|| panic!("a stalled data side ended its process")),
     };
     let bus = Arc::new(broker.connect(MemoryOptions::named("a")));
-    let mut server = Server::start(prepared, settings, bus, env.clone()).await.unwrap();
+    let mut server = Server::start(prepared, settings, ServerSides::same(bus, env.clone())).await.unwrap();
     server.ready().await.unwrap();
     let bus = Arc::new(broker.connect(MemoryOptions::named("client")));
     let client = Client::builder().env(env).over(bus).await.unwrap();

@@ -139,6 +139,7 @@ const fn status_name(status: HealthStatus) -> &'static str {
         HealthStatus::Ok => "ok",
         HealthStatus::Degraded => "degraded",
         HealthStatus::NotServing => "not serving",
+        HealthStatus::Critical => "critical",
     }
 }
 
@@ -232,7 +233,7 @@ fn exit_status(findings: &[HealthResult], accept_degraded: bool) -> Result<(), F
             finding.health.as_ref().is_some_and(|health| match health.status {
                 HealthStatus::Ok => false,
                 HealthStatus::Degraded => !accept_degraded,
-                HealthStatus::NotServing => true,
+                HealthStatus::NotServing | HealthStatus::Critical => true,
             })
         })
         .map(|finding| finding.name.as_str())

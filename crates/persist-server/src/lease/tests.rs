@@ -114,6 +114,32 @@ fn lease_survives_two_lost_heartbeats() {
     assert_eq!(machine.apply(renewed(1_000, grant(1)), at(2_020)), [], "the machine ignores an older grant");
 }
 
+/// While the data side does not advance, the machine sends no heartbeat, and the lease expires. Afterwards the overdue
+/// heartbeat is sent at once.
+#[test]
+fn lease_expires_while_sending_is_forbidden() {
+    let mut machine = member();
+    machine.allow(false);
+    assert_eq!(machine.wake_at(), Some(at(2_100)), "only the expiry is due");
+    assert_eq!(machine.apply(LeaseInput::Tick, at(1_000)), []);
+    assert_eq!(machine.apply(LeaseInput::HeartbeatNow, at(1_100)), []);
+    let expired = [LeaseEffect::SetLease(None), LeaseEffect::Expired];
+    assert_eq!(machine.apply(LeaseInput::Tick, at(2_100)), expired);
+    assert_eq!(machine.wake_at(), None);
+    machine.allow(true);
+    assert_eq!(machine.apply(LeaseInput::Tick, at(2_200)), [SEND_HEARTBEAT]);
+}
+
+/// A join waits, too, until the data side advances.
+#[test]
+fn join_waits_while_sending_is_forbidden() {
+    let mut machine = LeaseMachine::new(at(0), false);
+    machine.allow(false);
+    assert_eq!(machine.apply(LeaseInput::Tick, at(0)), []);
+    machine.allow(true);
+    assert_eq!(machine.apply(LeaseInput::Tick, at(500)), [SEND_JOIN]);
+}
+
 /// The machine reports an expired lease once, and the next lease has a new generation.
 #[test]
 fn lease_expiry_is_reported_once_and_starts_new_generation() {

@@ -57,6 +57,7 @@ impl Scene {
             engine: held.clone(),
             admission: Arc::clone(&admission),
             stats: OpStats::default(),
+            progress: DataProgress::new(&env, Arc::default()),
         };
         tasks.spawn("requests", intake.run(requests, closed.clone(), tasks.stop().clone()));
         let caller = Arc::new(broker.connect(MemoryOptions::named("caller")));

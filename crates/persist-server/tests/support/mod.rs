@@ -15,7 +15,7 @@ use dormouse_bus::{
     AskError, Bus, Callers, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve,
 };
 use dormouse_engine::{Engine, EngineSettings, PreparedEngine};
-use dormouse_persist_server::server::{Server, ServerSettings};
+use dormouse_persist_server::server::{ProcessExit, Server, ServerSettings, ServerSides};
 use dormouse_protocol::admin::HandOverOrder;
 use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::fleet::{
@@ -240,8 +240,9 @@ impl Fleet {
             callers: Callers::default(),
             tenant_rule: TenantRule::default(),
             started: self.started.lock().unwrap()[prepared.log().server().as_str()],
+            exit: ProcessExit::new(|| panic!("a stalled data side ended its process")),
         };
-        Server::start(prepared, settings, bus, self.env.clone()).await.unwrap()
+        Server::start(prepared, settings, ServerSides::same(bus, self.env.clone())).await.unwrap()
     }
 
     /// A server that serves.
@@ -333,6 +334,12 @@ impl Fleet {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("timed out: {goal}");
+    }
+
+    /// The health of a server after it has copied the figures of its data side, which it does once a second.
+    pub async fn fresh_health(&self, name: &str) -> Health {
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        self.health(name).await
     }
 
     pub async fn health(&self, name: &str) -> Health {
