@@ -20,8 +20,8 @@
 //! | [`metrics`] | metrics: instruments, and the figures of each scrape |
 //! | [`args`], [`settings`] | the operator's settings, raw and checked |
 //!
-//! A server has two sides, which may have a connection each. The *data side* carries requests, replies and events.
-//! The *control side* keeps the membership and answers health and discovery. It reads only
+//! A server has two sides, each with a thread and a connection. The *data side* carries requests, replies and events.
+//! The *control side* keeps the membership and answers health and discovery. No request delays it. It reads only
 //! [`progress`] of the data side.
 //!
 //! The server decides nothing about data: the engine and the bucket do. Of the coordinator it knows only the messages

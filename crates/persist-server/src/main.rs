@@ -9,7 +9,6 @@ use std::time::Duration;
 use clap::Parser;
 use descriptors::OpenSubjects;
 use dormouse_bucket::{open_bucket, probe};
-use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_daemon::start::{configure, reject_settings, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener, StopSignals};
@@ -18,10 +17,10 @@ use dormouse_metrics::system::DiskRoom;
 use dormouse_persist_server::args::Args;
 use dormouse_persist_server::metrics::ServerMetrics;
 use dormouse_persist_server::server::{
-    ProcessExit, ServeEnd, ServeError, Server, ServerSettings, ServerSides,
+    ProcessExit, ServeEnd, ServeError, Server, ServerSettings, ServerSide, ServerSides,
 };
 use dormouse_persist_server::settings::{Settings, hide_secrets};
-use dormouse_runtime::{Env, Tasks};
+use dormouse_runtime::{Env, RuntimeThread, Tasks};
 
 const PROGRAM: &str = "dormouse-persist-server";
 
@@ -95,16 +94,27 @@ async fn run(
     })?;
     let env = Env::system();
     let started = env.boot();
-    let (bus_tasks, metrics_tasks) = (env.tasks(), env.tasks());
-    let metrics = serve_metrics(settings, &env, listener, &metrics_tasks)?;
+    let thread = RuntimeThread::start("control").map_err(|error| {
+        tracing::error!(%error, "control thread start failed");
+        ExitReason::Failure
+    })?;
+    let control_env = env.on_thread(&thread);
+    let (data_bus_tasks, control_bus_tasks, metrics_tasks) =
+        (env.tasks(), control_env.tasks(), control_env.tasks());
+    let metrics = serve_metrics(settings, &control_env, listener, &metrics_tasks).await?;
     // A process that is not a member owns nothing, so a signal ends it at once.
-    let Ok(prepared) = signals.or(prepare(settings, open, &env, &bus_tasks)).await else {
+    let Ok(prepared) = signals.or(prepare(settings, open, &env)).await else {
         return Ok(ExitReason::Clean);
     };
-    let (mut prepared, bus) = prepared?;
+    let mut prepared = prepared?;
+    let sides = connect(settings, &env, &data_bus_tasks, &control_env, &control_bus_tasks);
+    let Ok(sides) = signals.or(sides).await else {
+        return Ok(ExitReason::Clean);
+    };
+    let sides = sides?;
     let mut exit = ExitReason::Clean;
     let server = loop {
-        let Ok(server) = signals.or(start(settings, started, prepared, &bus, &env, &metrics)).await else {
+        let Ok(server) = signals.or(start(settings, started, prepared, &sides, &metrics)).await else {
             return Ok(ExitReason::Clean);
         };
         let mut server = server?;
@@ -143,16 +153,19 @@ async fn run(
         Ok(false) if exit == ExitReason::Clean => exit = ExitReason::Failure,
         Ok(_) => {}
     }
-    // The tasks of the connection end after all its users.
-    if let Err(unfinished) = bus_tasks.finish(Duration::from_secs(1)).await {
-        tracing::warn!(%unfinished, "bus connection not ended before deadline");
+    drop(sides);
+    // The tasks of the connections end after all their users.
+    for bus_tasks in [data_bus_tasks, control_bus_tasks] {
+        if let Err(unfinished) = bus_tasks.finish(Duration::from_secs(1)).await {
+            tracing::warn!(%unfinished, "bus connection not ended before deadline");
+        }
     }
     tracing::info!("process ended");
     Ok(exit)
 }
 
 /// Serves metrics until the process ends, from before its first contact with the bucket and NATS.
-fn serve_metrics(
+async fn serve_metrics(
     settings: &Settings,
     env: &Env,
     listener: Option<MetricsListener>,
@@ -162,9 +175,10 @@ fn serve_metrics(
     room.watch(settings.data_dir.clone(), env, tasks);
     let metrics = ServerMetrics::new(room);
     if let Some(listener) = listener {
-        let text = Arc::clone(&metrics);
-        listener
-            .serve(tasks, Arc::new(move || text.text()))
+        let (text, tasks) = (Arc::clone(&metrics), tasks.clone());
+        // The listener belongs to the runtime that it begins in.
+        env.run(async move { listener.serve(&tasks, Arc::new(move || text.text())) })
+            .await
             .map_err(|error| fail(ExitReason::Failure, "metrics listener failed", &error))?;
     }
     Ok(metrics)
@@ -175,12 +189,7 @@ fn fail(exit: ExitReason, cause: &str, error: &dyn std::error::Error) -> ExitRea
     exit
 }
 
-async fn prepare(
-    settings: &Settings,
-    open: OpenSubjects,
-    env: &Env,
-    bus_tasks: &Tasks,
-) -> Result<(PreparedEngine, Arc<dyn Bus>), ExitReason> {
+async fn prepare(settings: &Settings, open: OpenSubjects, env: &Env) -> Result<PreparedEngine, ExitReason> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let bucket = open_bucket(&settings.bucket, variables, env.clone())
@@ -198,27 +207,48 @@ async fn prepare(
         max_upload_bytes: settings.max_upload_bytes,
         ..EngineSettings::new(settings.data_dir.clone(), settings.name.clone())
     };
-    let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
+    Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
         .await
-        .map_err(|error| fail(ExitReason::DataDir, "data directory unusable", &error))?;
-    let options = NatsOptions {
-        connection_name: format!("dormouse-persist-server {}", settings.name),
-        retry_on_first_connect: true,
-        ..settings.nats.clone()
-    };
-    let bus = options
-        .connect(env.clone(), bus_tasks)
+        .map_err(|error| fail(ExitReason::DataDir, "data directory unusable", &error))
+}
+
+/// Connects the data side, and then the control side on its own thread.
+async fn connect(
+    settings: &Settings,
+    data: &Env,
+    data_tasks: &Tasks,
+    control: &Env,
+    control_tasks: &Tasks,
+) -> Result<ServerSides, ExitReason> {
+    let name = format!("dormouse-persist-server {}", settings.name);
+    let control_name = format!("{name} control");
+    Ok(ServerSides {
+        data: connect_side(settings, name, data, data_tasks).await?,
+        control: connect_side(settings, control_name, control, control_tasks).await?,
+    })
+}
+
+async fn connect_side(
+    settings: &Settings,
+    connection_name: String,
+    env: &Env,
+    tasks: &Tasks,
+) -> Result<ServerSide, ExitReason> {
+    let options = NatsOptions { connection_name, retry_on_first_connect: true, ..settings.nats.clone() };
+    let (side_env, tasks) = (env.clone(), tasks.clone());
+    // The library's tasks run on the runtime that the call runs on.
+    let bus = env
+        .run(async move { options.connect(side_env, &tasks).await })
         .await
         .map_err(|error| fail(ExitReason::Failure, "NATS connection failed", &error))?;
-    Ok((prepared, Arc::new(bus)))
+    Ok(ServerSide { bus: Arc::new(bus), env: env.clone() })
 }
 
 async fn start(
     settings: &Settings,
     started: Duration,
     prepared: PreparedEngine,
-    bus: &Arc<dyn Bus>,
-    env: &Env,
+    sides: &ServerSides,
     metrics: &Arc<ServerMetrics>,
 ) -> Result<Server, ExitReason> {
     let server_settings = ServerSettings {
@@ -230,7 +260,7 @@ async fn start(
         started,
         exit: ProcessExit::new(|| std::process::exit(ExitReason::Failure as i32)),
     };
-    let server = Server::start(prepared, server_settings, ServerSides::same(Arc::clone(bus), env.clone()))
+    let server = Server::start(prepared, server_settings, sides.clone())
         .await
         .map_err(|error| fail(ExitReason::Failure, "subscribe failed", &error))?;
     if let Err(error) = server.publish_metrics(metrics).await {

@@ -120,7 +120,7 @@ fn collect_requests(scrape: &mut Scrape<'_>, sources: Option<&HealthSources>) {
 
 /// Figures of the engine and its log.
 fn collect_engine(scrape: &mut Scrape<'_>, sources: Option<&HealthSources>) {
-    let engine = sources.map(HealthSources::engine_metrics).unwrap_or_default();
+    let engine = sources.map(|sources| sources.progress.figures().engine).unwrap_or_default();
     let log = engine.log;
     scrape.counter("dormouse_changes_total", "Changes acknowledged", engine.changes);
     scrape.counter(

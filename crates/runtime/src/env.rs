@@ -64,6 +64,8 @@ pub struct Env {
     pub(crate) boot_id: Option<Arc<str>>,
     /// `None`: tasks and blocking work run on tokio's threads.
     pub(crate) simulation: Option<Simulation>,
+    /// The runtime of tasks and blocking work. `None`: that of the caller.
+    pub(crate) runtime: Option<tokio::runtime::Handle>,
 }
 
 impl Env {
@@ -75,13 +77,14 @@ impl Env {
             entropy: Arc::new(SystemEntropy),
             boot_id: system_boot_id(),
             simulation: None,
+            runtime: None,
         }
     }
 
     /// An owner of tasks, without tasks yet. In a simulated process the tasks belong to that process.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
-        Tasks::of_process(self.simulation.as_ref().and_then(Simulation::process))
+        Tasks::of_env(self.simulation.as_ref().and_then(Simulation::process), self.runtime.clone())
     }
 
     /// Microseconds since the Unix epoch; see [`Clock::wall`].
@@ -131,7 +134,11 @@ impl Env {
         if self.simulation.is_some() {
             return work();
         }
-        match tokio::task::spawn_blocking(work).await {
+        let running = match &self.runtime {
+            None => tokio::task::spawn_blocking(work),
+            Some(runtime) => runtime.spawn_blocking(work),
+        };
+        match running.await {
             Ok(done) => done,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => panic!("the runtime shut down before blocking work could start"),

@@ -14,7 +14,13 @@ impl Env {
     /// An environment with the given sources, in which blocking work runs inline.
     #[must_use]
     pub fn simulated(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
-        Self { clock, entropy, boot_id: Some("simulated".into()), simulation: Some(Simulation::default()) }
+        Self {
+            clock,
+            entropy,
+            boot_id: Some("simulated".into()),
+            simulation: Some(Simulation::default()),
+            runtime: None,
+        }
     }
 
     /// The same environment after a start of the machine; see [`Env::boot_id`].

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -49,6 +50,8 @@ pub struct Tasks {
     running: Arc<Lock<BTreeMap<&'static str, usize>>>,
     /// Under simulation, the process that owns the tasks.
     process: Option<Process>,
+    /// The runtime of the tasks. `None`: that of the caller of [`Tasks::spawn`].
+    runtime: Option<Handle>,
 }
 
 /// Tasks that had not ended at the deadline: name and number.
@@ -73,9 +76,9 @@ impl Tasks {
         Self::default()
     }
 
-    /// As [`Tasks::new`]; under simulation, for tasks of `process`.
-    pub(crate) fn of_process(process: Option<Process>) -> Self {
-        Self { process, ..Self::default() }
+    /// As [`Tasks::new`], for tasks on `runtime`; under simulation, for tasks of `process`.
+    pub(crate) fn of_env(process: Option<Process>, runtime: Option<Handle>) -> Self {
+        Self { process, runtime, ..Self::default() }
     }
 
     /// The stop signal of these tasks.
@@ -95,9 +98,10 @@ impl Tasks {
             let _running = running;
             task.await;
         };
-        match &self.process {
-            None => drop(tokio::spawn(self.tracker.track_future(task))),
-            Some(process) => drop(tokio::spawn(self.tracker.track_future(process.wrap_task(task)))),
+        match (&self.process, &self.runtime) {
+            (None, None) => drop(tokio::spawn(self.tracker.track_future(task))),
+            (None, Some(runtime)) => drop(runtime.spawn(self.tracker.track_future(task))),
+            (Some(process), _) => drop(tokio::spawn(self.tracker.track_future(process.wrap_task(task)))),
         }
     }
 

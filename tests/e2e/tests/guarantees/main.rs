@@ -14,6 +14,7 @@ mod operations;
 mod operator;
 mod outages;
 mod permissions;
+mod stalls;
 mod start_up;
 mod support;
 mod tenants;
