@@ -79,6 +79,10 @@ async def vectors_decode_in_another_implementation(fleet):
     for file in sorted(VECTORS.glob("*.json")):
         for vector in json.loads(file.read_text()):
             data = bytes.fromhex(vector["hex"])
+            if "headers" in vector:
+                # A header block of NATS, not MessagePack.
+                assert data == vector["headers"].encode(), f"{file.name}: {vector['headers']!r}"
+                continue
             decoded = unpack(data)
             assert plain(decoded) == vector["value"], f"{file.name}: {vector['name']}"
             assert unpack(pack(decoded)) == decoded
