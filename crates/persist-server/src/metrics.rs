@@ -103,7 +103,7 @@ fn collect_requests(scrape: &mut Scrape<'_>, sources: Option<&HealthSources>) {
         "Time from the arrival of a request to its reply",
         "op",
         Op::ALL.iter().map(|op| {
-            (op.as_str(), endpoint(*op).map(|stats| answer_times(&stats)).unwrap_or_else(no_answer_times))
+            (op.as_str(), endpoint(*op).map_or_else(no_answer_times, |stats| answer_times(&stats)))
         }),
     );
     scrape.counter_by("dormouse_received_bytes_total", "Payload bytes of answered requests", |op: Op| {
