@@ -9,6 +9,7 @@ mod conformance;
 mod create;
 mod error;
 mod local;
+mod metered;
 mod multipart;
 mod open;
 mod operations;
@@ -29,6 +30,7 @@ pub use backoff::Backoff;
 pub use conformance::{ConformanceError, probe};
 pub use create::{CreateOutcome, create_once};
 pub use error::{BucketError, BucketOperation};
+pub use metered::{BucketCall, BucketInstruments, CallOutcome, MeteredBucket};
 pub use open::{OpenBucketError, open_bucket};
 pub use store::ObjectStoreBucket;
 

@@ -20,6 +20,7 @@
 mod append_progress;
 mod disk;
 mod handle;
+mod instruments;
 pub mod owner;
 mod probe;
 pub mod seal;
@@ -45,6 +46,7 @@ use dormouse_bucket::BucketError;
 
 pub use append_progress::{AppendProgress, DurabilityStage};
 pub use handle::Log;
+pub use instruments::LogInstruments;
 pub use sealed::{SealedLog, SealedLogs, SlotUse, TailError, read_own_tail, read_tail};
 pub use settings::LogSettings;
 pub use tails::SubjectTail;

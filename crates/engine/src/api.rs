@@ -36,6 +36,8 @@ pub struct Submission {
     /// When the caller stops waiting, on the monotonic clock of the engine. A request that is not begun by then is
     /// refused. [`Submission::NO_DEADLINE`] if it never stops.
     pub deadline: Duration,
+    /// When the request arrived, on the same clock.
+    pub received: Duration,
     /// The operation.
     pub request: SubjectRequest,
     /// The largest encoded reply that the caller can forward, in bytes. Pages and multi-key replies stay below it.

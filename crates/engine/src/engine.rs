@@ -12,6 +12,7 @@ use dormouse_commit_log::log::{Log, LogEnd, SealedLog, SealedLogs, StartLogError
 use dormouse_commit_log::recovery::{RecoveryError, RecoverySettings, StrandedWrites, recover};
 use dormouse_commit_log::wal::{Wal, WalError, list_logs};
 use dormouse_format::keys::Nonce;
+use dormouse_metrics::{StepKind, StepTimer};
 use dormouse_protocol::deadline::time_ran_out;
 use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{ErrorReply, LogId, Subject};
@@ -26,6 +27,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use crate::api::{Authority, EventSink, HandoverOutcome, SubjectReply, SubjectRequest, Submission, TenantId};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::housekeeping;
+use crate::instruments::EngineInstruments;
 use crate::metrics::{Counters, EngineMetrics};
 use crate::open_turns::OpenTurns;
 use crate::read_lease::ReadLease;
@@ -93,6 +95,7 @@ pub(crate) struct EngineShared {
     pub(crate) ended: Stop,
     pub(crate) subject_table: SubjectTable,
     pub(crate) counters: Counters,
+    pub(crate) instruments: EngineInstruments,
     /// To the collector.
     pub(crate) garbage: mpsc::Sender<Garbage>,
     /// Limits uploads of blobs.
@@ -130,7 +133,10 @@ impl EngineShared {
         }
         let (data, orphaned) = (Arc::clone(&self.data), log.clone());
         match self.env.blocking(move || data.mark_orphaned(&orphaned)).await {
-            Ok(()) => self.orphaned_log_marked.notify_one(),
+            Ok(()) => {
+                self.instruments.seals.inc();
+                self.orphaned_log_marked.notify_one();
+            }
             Err(error) => tracing::warn!(
                 %log,
                 %error,
@@ -139,6 +145,11 @@ impl EngineShared {
             ),
         }
         Ok(sealed)
+    }
+
+    /// Measures a step from now until the timer is dropped.
+    pub(crate) fn step(&self, kind: StepKind) -> StepTimer<'_> {
+        self.instruments.steps().start(&self.env, kind)
     }
 
     /// Whether subjects are being released.
@@ -217,6 +228,7 @@ impl EngineShared {
             Submission {
                 tenant: TenantId::SHARED,
                 deadline: Submission::NO_DEADLINE,
+                received: self.env.boot(),
                 request,
                 max_reply_bytes: EXECUTE_REPLY_BYTES,
                 respond,
@@ -237,9 +249,17 @@ pub struct PreparedEngine {
     disk: Arc<dyn Disk>,
     spool: Arc<Spool>,
     env: Env,
+    instruments: EngineInstruments,
 }
 
 impl PreparedEngine {
+    /// Measures with these instruments. So does each engine that replaces this one in its process.
+    #[must_use]
+    pub fn measured_by(mut self, instruments: EngineInstruments) -> Self {
+        self.instruments = instruments;
+        self
+    }
+
     /// Puts the write-ahead log on this disk. The default is the file system.
     #[must_use]
     pub fn on_disk(mut self, disk: Arc<dyn Disk>) -> Self {
@@ -275,7 +295,7 @@ impl PreparedEngine {
         events: Arc<dyn EventSink>,
         tasks: Tasks,
     ) -> Result<Engine, EngineOpenError> {
-        let Self { settings, data, log: id, predecessor: _, bucket, disk, spool, env } = self;
+        let Self { settings, data, log: id, predecessor: _, bucket, disk, spool, env, instruments } = self;
         let sealed = SealedLogs::new(Arc::clone(&bucket), env.clone(), id.clone());
         let (directory, listed) = (Arc::clone(&data), Arc::clone(&disk));
         env.blocking(move || {
@@ -298,12 +318,24 @@ impl PreparedEngine {
                 Ok::<_, EngineOpenError>(Wal::create(&directory.wal_dir(), &recorded, made)?)
             })
             .await?;
-        let log = Log::start(id, settings.log.clone(), Arc::clone(&bucket), wal, env.clone(), &tasks).await?;
+        let log = Log::start(
+            id,
+            settings.log.clone(),
+            Arc::clone(&bucket),
+            wal,
+            env.clone(),
+            &tasks,
+            instruments.log.clone(),
+        )
+        .await?;
         let pool = Pool::start(&env, "sqlite").map_err(EngineOpenError::Pool)?;
         let (garbage, queue) = mpsc::channel(garbage::QUEUE);
         let stop = Stop::new();
         let stops = [stop.clone(), tasks.stop().clone()];
-        tasks.spawn("garbage", garbage::collect(Arc::clone(&bucket), queue, stops));
+        tasks.spawn(
+            "garbage",
+            garbage::collect(Arc::clone(&bucket), queue, stops, instruments.collected.clone()),
+        );
         let shared = Arc::new(EngineShared {
             read_lease: ReadLease::new(Arc::clone(&authority), log.clone()),
             sealed,
@@ -321,6 +353,7 @@ impl PreparedEngine {
             stop,
             ended: Stop::new(),
             counters: Counters::default(),
+            instruments,
             garbage,
             uploads: TransferLimiter::new(),
             downloads: TransferLimiter::new(),
@@ -382,7 +415,17 @@ impl Engine {
         let (data, spool) = env.blocking(open).await?;
         let log = LogId::new(settings.server.clone(), env.ulid());
         let predecessor = data.predecessor().cloned();
-        Ok(PreparedEngine { settings, data, log, predecessor, bucket, disk: Arc::new(LocalDisk), spool, env })
+        Ok(PreparedEngine {
+            settings,
+            data,
+            log,
+            predecessor,
+            bucket,
+            disk: Arc::new(LocalDisk),
+            spool,
+            env,
+            instruments: EngineInstruments::default(),
+        })
     }
 
     /// The log id of this process.
@@ -474,6 +517,12 @@ impl Engine {
     #[must_use]
     pub fn wal_busy_since(&self) -> Option<Duration> {
         self.shared.log.wal_busy_since()
+    }
+
+    /// The instruments of this engine.
+    #[must_use]
+    pub fn instruments(&self) -> &EngineInstruments {
+        &self.shared.instruments
     }
 
     /// The engine's metrics.

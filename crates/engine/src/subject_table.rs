@@ -372,6 +372,7 @@ mod tests {
         Submission {
             tenant: TenantId::SHARED,
             deadline: Submission::NO_DEADLINE,
+            received: Duration::ZERO,
             request: SubjectRequest::Info,
             max_reply_bytes: 0,
             respond: Box::new(drop),

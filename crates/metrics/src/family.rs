@@ -2,43 +2,74 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
 use crate::Label;
 
-/// Upper bounds of the buckets of a [`DurationHistogram`], in seconds: 50 µs, then each bucket about three times the
-/// one before, to 30 s.
-const BUCKETS_S: [f64; 13] =
-    [0.000_05, 0.000_15, 0.000_5, 0.001_5, 0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0, 15.0, 30.0];
+/// Upper bounds of the buckets of a [`DurationHistogram`]: 50 µs, then each about three times the one before, to 30 s.
+const BUCKETS: [Duration; 13] = [
+    Duration::from_micros(50),
+    Duration::from_micros(150),
+    Duration::from_micros(500),
+    Duration::from_micros(1_500),
+    Duration::from_millis(5),
+    Duration::from_millis(15),
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(500),
+    Duration::from_millis(1_500),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(30),
+];
 
 /// A histogram of durations, in seconds. Cloning shares it.
-#[derive(Debug, Clone)]
-pub struct DurationHistogram(Histogram);
+///
+/// The histogram of the library has a lock, which two threads would share at each request. This one has an atomic per
+/// bucket.
+#[derive(Debug, Clone, Default)]
+pub struct DurationHistogram(Arc<HistogramCells>);
 
-impl Default for DurationHistogram {
-    fn default() -> Self {
-        Self(Histogram::new(BUCKETS_S))
-    }
+#[derive(Debug, Default)]
+struct HistogramCells {
+    /// Durations by bucket; the last number counts those above every bound.
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    sum_nanos: AtomicU64,
 }
 
 impl DurationHistogram {
     /// Counts a duration.
     pub fn observe(&self, duration: Duration) {
-        self.0.observe(duration.as_secs_f64());
+        let bucket = BUCKETS.iter().position(|bound| duration <= *bound).unwrap_or(BUCKETS.len());
+        self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.0.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Number of durations so far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
 }
 
 impl EncodeMetric for DurationHistogram {
-    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        self.0.encode(encoder)
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        let numbers = self.0.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed));
+        let numbers: Vec<u64> = numbers.collect();
+        let bounds = BUCKETS.iter().map(Duration::as_secs_f64);
+        let buckets: Vec<(f64, u64)> = bounds.zip(numbers.iter().copied()).collect();
+        let sum = Duration::from_nanos(self.0.sum_nanos.load(Ordering::Relaxed)).as_secs_f64();
+        encoder.encode_histogram::<NoLabelSet>(sum, numbers.iter().sum(), &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {
-        self.0.metric_type()
+        MetricType::Histogram
     }
 }
 

@@ -34,6 +34,8 @@ crate::labels! {
         Page = "page",
         /// Acknowledged changes are written to the subject's file.
         Apply = "apply",
+        /// Rows of removed messages are deleted from a subject's file.
+        Delete = "delete",
         /// The content of a subject's file is copied from its sidecar into the main file.
         Checkpoint = "checkpoint",
         /// A local file is opened or restored, and entries are replayed into it.
@@ -44,8 +46,6 @@ crate::labels! {
         WalSync = "wal_sync",
         /// A segment is encoded.
         EncodeSegment = "encode_segment",
-        /// The content of a base is read and encoded.
-        EncodeBase = "encode_base",
         /// The coordinator decides a batch of requests.
         Decide = "decide",
         /// The coordinator writes and flushes its state.

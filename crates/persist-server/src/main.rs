@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use descriptors::OpenSubjects;
-use dormouse_bucket::{open_bucket, probe};
+use dormouse_bucket::{MeteredBucket, open_bucket, probe};
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_daemon::start::{configure, reject_settings, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener, StopSignals};
@@ -103,7 +103,7 @@ async fn run(
         (env.tasks(), control_env.tasks(), control_env.tasks());
     let metrics = serve_metrics(settings, &control_env, listener, &metrics_tasks).await?;
     // A process that is not a member owns nothing, so a signal ends it at once.
-    let Ok(prepared) = signals.or(prepare(settings, open, &env)).await else {
+    let Ok(prepared) = signals.or(prepare(settings, open, &env, &metrics)).await else {
         return Ok(ExitReason::Clean);
     };
     let mut prepared = prepared?;
@@ -173,7 +173,7 @@ async fn serve_metrics(
 ) -> Result<Arc<ServerMetrics>, ExitReason> {
     let room = DiskRoom::default();
     room.watch(settings.data_dir.clone(), env, tasks);
-    let metrics = ServerMetrics::new(room);
+    let metrics = ServerMetrics::new(env, room);
     if let Some(listener) = listener {
         let (text, tasks) = (Arc::clone(&metrics), tasks.clone());
         // The listener belongs to the runtime that it begins in.
@@ -189,7 +189,12 @@ fn fail(exit: ExitReason, cause: &str, error: &dyn std::error::Error) -> ExitRea
     exit
 }
 
-async fn prepare(settings: &Settings, open: OpenSubjects, env: &Env) -> Result<PreparedEngine, ExitReason> {
+async fn prepare(
+    settings: &Settings,
+    open: OpenSubjects,
+    env: &Env,
+    metrics: &ServerMetrics,
+) -> Result<PreparedEngine, ExitReason> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let bucket = open_bucket(&settings.bucket, variables, env.clone())
@@ -207,9 +212,11 @@ async fn prepare(settings: &Settings, open: OpenSubjects, env: &Env) -> Result<P
         max_upload_bytes: settings.max_upload_bytes,
         ..EngineSettings::new(settings.data_dir.clone(), settings.name.clone())
     };
-    Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
+    let bucket = MeteredBucket::new(Arc::new(bucket), metrics.bucket().clone(), env.clone());
+    let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
         .await
-        .map_err(|error| fail(ExitReason::DataDir, "data directory unusable", &error))
+        .map_err(|error| fail(ExitReason::DataDir, "data directory unusable", &error))?;
+    Ok(prepared.measured_by(metrics.engine().clone()))
 }
 
 /// Connects the data side, and then the control side on its own thread.

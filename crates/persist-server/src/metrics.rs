@@ -5,12 +5,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use dormouse_bucket::BucketInstruments;
 use dormouse_bus::{EndpointStats, SubscribeError, health::answer_metrics};
 use dormouse_daemon::figures::{answer_times, no_answer_times, refusals};
+use dormouse_engine::EngineInstruments;
 use dormouse_metrics::system::{self, DiskRoom};
 use dormouse_metrics::{MetricsRegistry, Scrape};
-use dormouse_protocol::Op;
-use dormouse_runtime::Lock;
+use dormouse_protocol::tenant::TenantUse;
+use dormouse_protocol::{Op, TenantName};
+use dormouse_runtime::{Env, Lock};
 
 use crate::health::HealthSources;
 use crate::server::Server;
@@ -23,24 +26,42 @@ type CurrentSources = Arc<Lock<Option<HealthSources>>>;
 pub struct ServerMetrics {
     registry: MetricsRegistry,
     current: CurrentSources,
+    engine: EngineInstruments,
+    bucket: BucketInstruments,
 }
 
 impl ServerMetrics {
     /// The metrics of a process whose disk has `room`.
     #[must_use]
-    pub fn new(room: DiskRoom) -> Arc<Self> {
+    pub fn new(env: &Env, room: DiskRoom) -> Arc<Self> {
         let mut registry = MetricsRegistry::default();
         let current = CurrentSources::default();
+        let (engine, bucket) = (EngineInstruments::default(), BucketInstruments::default());
         system::register(&mut registry, room);
+        engine.register(&mut registry, env);
+        bucket.register(&mut registry);
         let sources = Arc::clone(&current);
         registry.collect(move |scrape| {
             let sources = sources.lock().clone();
             collect_server(scrape, sources.as_ref());
             collect_requests(scrape, sources.as_ref());
             collect_engine(scrape, sources.as_ref());
+            collect_tenants(scrape, sources.as_ref());
             collect_drops(scrape, sources.as_ref());
         });
-        Arc::new(Self { registry, current })
+        Arc::new(Self { registry, current, engine, bucket })
+    }
+
+    /// The instruments of the engine, for [`PreparedEngine::measured_by`](dormouse_engine::PreparedEngine::measured_by).
+    #[must_use]
+    pub const fn engine(&self) -> &EngineInstruments {
+        &self.engine
+    }
+
+    /// The instruments of the bucket.
+    #[must_use]
+    pub const fn bucket(&self) -> &BucketInstruments {
+        &self.bucket
     }
 
     /// All metrics in the text format of Prometheus. Does not block.
@@ -189,6 +210,35 @@ fn collect_engine(scrape: &mut Scrape<'_>, sources: Option<&HealthSources>) {
         "dormouse_subjects_with_tail",
         "Subjects that need a slot of the log",
         log.subjects_with_tail,
+    );
+}
+
+/// Use of the busiest tenants.
+fn collect_tenants(scrape: &mut Scrape<'_>, sources: Option<&HealthSources>) {
+    let figures = sources.map(|sources| sources.progress.figures());
+    let tenants = figures.as_ref().map_or(&[][..], |figures| &figures.tenants);
+    let by_tenant = |figure: fn(&TenantUse) -> u64| {
+        // Without a tenant, the series of the shared record is 0.
+        let none = tenants.is_empty().then_some((TenantName::SHARED, 0.0));
+        tenants.iter().map(move |busy| (busy.tenant.as_str(), figure(&busy.in_use) as f64)).chain(none)
+    };
+    scrape.bounded(
+        "dormouse_tenant_requests_per_second",
+        "Requests of the busiest tenants in the last second",
+        "tenant",
+        by_tenant(|in_use| in_use.requests_per_second),
+    );
+    scrape.bounded(
+        "dormouse_tenant_open_subjects",
+        "Open subjects of the busiest tenants",
+        "tenant",
+        by_tenant(|in_use| in_use.open_subjects),
+    );
+    scrape.bounded(
+        "dormouse_tenant_unshipped_bytes",
+        "Bytes of writes of the busiest tenants that are not in the bucket",
+        "tenant",
+        by_tenant(|in_use| in_use.unshipped_bytes),
     );
 }
 

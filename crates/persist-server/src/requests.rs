@@ -18,13 +18,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_bus::{Bus, EndpointStats, Incoming, Requests, Responder};
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
+use dormouse_metrics::{LongestSteps, StepKind};
 use dormouse_protocol::data::{FlushRequest, InfoRequest, SetRequest};
 use dormouse_protocol::deadline::{time_left, time_ran_out};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{ErrorReply, Op, Prefix, ServerName, Subject, decode_request, encode};
-use dormouse_runtime::Stop;
 use dormouse_runtime::fair_queue::FairQueue;
+use dormouse_runtime::{Env, Stop};
 
 use crate::admission::{Admission, Refusal, RequestPermit};
 use crate::progress::DataProgress;
@@ -89,6 +90,8 @@ pub struct RequestIntake<E> {
     pub stats: OpStats,
     /// Learns of each pass.
     pub progress: Arc<DataProgress>,
+    /// The longest steps, and their clock.
+    pub steps: (LongestSteps, Env),
 }
 
 /// An admitted request that waits for its turn, encoded.
@@ -96,6 +99,7 @@ struct QueuedRequest {
     subject: Subject,
     op: Op,
     payload: Bytes,
+    received: Duration,
     deadline: Duration,
     permit: RequestPermit,
     responder: Responder,
@@ -135,6 +139,8 @@ impl<E: RequestSink> RequestIntake<E> {
                 queued.chain(arrived).for_each(|responder| responder.error(&closed_error()));
                 continue;
             }
+            let (steps, env) = &self.steps;
+            let step = steps.start(env, StepKind::Intake);
             for incoming in burst.drain(..) {
                 self.admit(incoming, &mut queues);
             }
@@ -143,6 +149,7 @@ impl<E: RequestSink> RequestIntake<E> {
                 self.engine.set_tenant_limits(tenant, limits);
             }
             self.serve_turns(&mut queues);
+            drop(step);
             if !queues.is_empty() {
                 tokio::task::yield_now().await;
             }
@@ -170,10 +177,15 @@ impl<E: RequestSink> RequestIntake<E> {
             Err(Refusal::Reply(error)) => return responder.error(&error),
             Err(Refusal::Drop) => return,
         };
-        let deadline = responder.received().saturating_add(left);
+        let received = responder.received();
+        let deadline = received.saturating_add(left);
         let cost = (payload.len() as u64).max(LEAST_COST);
         let tenant = permit.tenant();
-        queues.push(tenant, cost, QueuedRequest { subject, op, payload, deadline, permit, responder });
+        queues.push(
+            tenant,
+            cost,
+            QueuedRequest { subject, op, payload, received, deadline, permit, responder },
+        );
     }
 
     /// One pass over the queues.
@@ -191,7 +203,7 @@ impl<E: RequestSink> RequestIntake<E> {
     }
 
     fn serve(&self, queued: QueuedRequest, max_reply_bytes: usize) {
-        let QueuedRequest { subject, op, payload, deadline, mut permit, responder } = queued;
+        let QueuedRequest { subject, op, payload, received, deadline, mut permit, responder } = queued;
         // The engine decides about a change: another copy of it may be planned.
         if !op.changes() && self.admission.is_expired(deadline) {
             self.admission.metrics().expired.fetch_add(1, Ordering::Relaxed);
@@ -213,7 +225,8 @@ impl<E: RequestSink> RequestIntake<E> {
             }
             drop(permit);
         });
-        self.engine.submit(&subject, Submission { tenant, deadline, request, max_reply_bytes, respond });
+        let submission = Submission { tenant, deadline, received, request, max_reply_bytes, respond };
+        self.engine.submit(&subject, submission);
     }
 }
 

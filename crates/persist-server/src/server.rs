@@ -357,7 +357,9 @@ impl Server {
     }
 
     fn start_intake(&self, engine: Engine, requests: Requests) {
+        let steps = (engine.instruments().steps().clone(), self.data.env.clone());
         let intake = RequestIntake {
+            steps,
             prefix: self.settings.prefix.clone(),
             name: self.log.server().clone(),
             bus: Arc::clone(&self.data.bus),

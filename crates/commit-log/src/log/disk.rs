@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorCode, ErrorReply, Slot};
 use dormouse_runtime::fail_point;
 use dormouse_runtime::injected_bug;
@@ -116,8 +117,13 @@ pub(super) fn next(shared: &LogShared, schedule: &DiskSchedule) -> DiskWork {
 async fn write(shared: &Arc<LogShared>, wal: Wal, group: Vec<WalAppend>, sync: bool) -> Wal {
     in_background(shared, wal, move |shared, wal| {
         fail_point!(WalWriting);
-        match wal.write(&group) {
+        let instruments = &shared.instruments;
+        let step = instruments.steps.start(&shared.env, StepKind::WalWrite);
+        let written = wal.write(&group);
+        drop(step);
+        match written {
             Ok(()) => {
+                instruments.wal_bytes.inc_by(group.iter().map(|append| append.frames.len() as u64).sum());
                 fail_point!(WalWritten);
                 shared.lock().group_written();
             }
@@ -141,7 +147,12 @@ async fn write(shared: &Arc<LogShared>, wal: Wal, group: Vec<WalAppend>, sync: b
 }
 
 fn sync_now(shared: &LogShared, wal: &mut Wal) {
+    let started = shared.env.boot();
     let synced = if injected_bug!(NoSync) { Ok(()) } else { wal.sync() };
+    let (now, instruments) = (shared.env.boot(), &shared.instruments);
+    let took = now.saturating_sub(started);
+    instruments.wal_syncs.observe(took);
+    instruments.steps.observe(StepKind::WalSync, took, now);
     match synced {
         Ok(()) => {
             fail_point!(WalSynced);

@@ -14,8 +14,8 @@ use super::owner::OwnerInput;
 use super::state::{EndSignal, LogState};
 use super::watch::{LogTask, guarded};
 use super::{
-    Append, AppendProgress, LogEnd, LogMetrics, LogSettings, StartLogError, SubjectTail, disk, probe, ship,
-    trim,
+    Append, AppendProgress, LogEnd, LogInstruments, LogMetrics, LogSettings, StartLogError, SubjectTail,
+    disk, probe, ship, trim,
 };
 use crate::wal::{Lsn, Wal};
 
@@ -28,6 +28,7 @@ pub(super) struct LogShared {
     pub(super) id: LogId,
     pub(super) keys: LogKeys,
     pub(super) settings: LogSettings,
+    pub(super) instruments: LogInstruments,
     pub(super) bucket: Arc<dyn Bucket>,
     pub(super) env: Env,
     /// The process's stop signal.
@@ -140,6 +141,7 @@ impl Log {
         wal: Wal,
         env: Env,
         tasks: &Tasks,
+        instruments: LogInstruments,
     ) -> Result<Self, StartLogError> {
         let checksum = ship::create_first_slot(&id, bucket.as_ref(), &env, tasks.stop()).await?;
         let ending = EndSignal::new();
@@ -148,6 +150,7 @@ impl Log {
             state: Mutex::new(LogState::new(&settings, Arc::clone(&ending))),
             ending,
             settings,
+            instruments,
             bucket,
             env,
             stop: tasks.stop().clone(),

@@ -8,6 +8,7 @@ use dormouse_bucket::{Bucket, BucketError, CreateOutcome, create_once};
 use dormouse_format::checksum::Crc64;
 use dormouse_format::keys::{LogKeys, Nonce};
 use dormouse_format::segment::{self, Block, EncodedSlot, NO_PREVIOUS, SlotHeader, SlotKind};
+use dormouse_metrics::StepKind;
 use dormouse_protocol::{LogId, Slot};
 use dormouse_runtime::fail_point;
 use dormouse_runtime::injected_bug;
@@ -91,7 +92,9 @@ fn next(shared: &LogShared) -> ShipStep {
 async fn put(shared: &LogShared, Segment { slot, appends }: Segment, previous: Crc64) -> Option<Crc64> {
     let nonce = Nonce::new(shared.env.ulid());
     let header = SlotHeader { kind: SlotKind::Data, log: shared.id.clone(), slot, nonce, previous };
+    let step = shared.instruments.steps.start(&shared.env, StepKind::EncodeSegment);
     let EncodedSlot { bytes, checksum, .. } = segment::encode(&header, blocks(appends));
+    drop(step);
     let size = bytes.len() as u64;
     let over = async {
         tokio::select! {

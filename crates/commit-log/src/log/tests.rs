@@ -90,7 +90,17 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
         let wal = Wal::create(folder.path(), &id("a"), Arc::new(disk.clone())).unwrap();
-        let log = Log::start(id("a"), settings, bucket.clone(), wal, env.clone(), &tasks).await.unwrap();
+        let log = Log::start(
+            id("a"),
+            settings,
+            bucket.clone(),
+            wal,
+            env.clone(),
+            &tasks,
+            LogInstruments::default(),
+        )
+        .await
+        .unwrap();
         Self { log, bucket, disk, env, tasks, folder }
     }
 

@@ -59,6 +59,7 @@ impl Engine {
             disk: Arc::clone(&shared.disk),
             spool: Arc::clone(&shared.spool),
             env: shared.env.clone(),
+            instruments: shared.instruments.clone(),
         }
     }
 

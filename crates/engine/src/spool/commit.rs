@@ -19,7 +19,7 @@ pub(crate) fn take(
     subject: &Subject,
     submission: Submission,
 ) -> Option<Submission> {
-    let Submission { tenant, deadline, request, max_reply_bytes, respond } = submission;
+    let Submission { tenant, deadline, received, request, max_reply_bytes, respond } = submission;
     match request {
         SubjectRequest::UploadChunk(request) => {
             shared.spool.chunk(&shared.tasks, subject, request, respond);
@@ -35,7 +35,7 @@ pub(crate) fn take(
                 .map(|(index, value)| (index, key(subject, value.upload)))
                 .collect();
             let respond = if sets.is_empty() { respond } else { end_uploads_on_reply(shared, sets, respond) };
-            Some(Submission { tenant, deadline, request, max_reply_bytes, respond })
+            Some(Submission { tenant, deadline, received, request, max_reply_bytes, respond })
         }
     }
 }

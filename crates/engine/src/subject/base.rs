@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::ErrorReply;
-use dormouse_subject_state::database::Database;
 use tokio::sync::oneshot;
 
 use super::publish::{self, BaseSource, PublishEnd, PublishJob};
@@ -75,7 +74,7 @@ impl OpenSubject<'_> {
             return Err(reply.clone());
         }
         self.delete_all_hidden_rows().await.map_err(|error| error.reply(self.subject))?;
-        self.run_indivisible(Database::checkpoint).await.map_err(|error| error.reply(self.subject))?;
+        self.run_checkpoint().await.map_err(|error| error.reply(self.subject))?;
         self.count_bytes();
         let database = self.database();
         let state = database.state();

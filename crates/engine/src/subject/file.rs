@@ -1,5 +1,8 @@
 //! The local file of an open subject: work on it runs on the engine's pool, in slices, and only one piece at a time.
 
+use std::sync::Arc;
+
+use dormouse_metrics::StepKind;
 use dormouse_protocol::ErrorReply;
 use dormouse_runtime::pool::{JobKind, PoolEntry};
 use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError, SLICE_BYTES, Slice};
@@ -95,11 +98,14 @@ impl OpenSubject<'_> {
         loop {
             let result;
             (transaction, result) = if in_place {
+                let _step = self.shared.step(StepKind::Apply);
                 let result = transaction.apply_slice(self.file.get(), &mut Slice::new());
                 (transaction, result)
             } else {
                 let entry = self.shared.pool.reserve_internal().await;
+                let shared = Arc::clone(self.shared);
                 let work = move |database: &mut Database| {
+                    let _step = shared.step(StepKind::Apply);
                     let result = transaction.apply_slice(database, &mut Slice::new());
                     (transaction, result)
                 };
@@ -145,7 +151,12 @@ impl OpenSubject<'_> {
     async fn delete_hidden_slice(&mut self) -> Result<bool, DatabaseError> {
         let entry = self.shared.pool.reserve_internal().await;
         self.written_bytes += SLICE_BYTES;
-        self.file.lend(entry, JobKind::Slice, self.tenant.get(), Database::delete_hidden_rows).await
+        let shared = Arc::clone(self.shared);
+        let work = move |database: &mut Database| {
+            let _step = shared.step(StepKind::Delete);
+            database.delete_hidden_rows()
+        };
+        self.file.lend(entry, JobKind::Slice, self.tenant.get(), work).await
     }
 
     /// Counts what the first queued request, a `delete_all`, needs. If the file cannot be read, the request fails. Must not

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dormouse_bucket::Bucket;
 use dormouse_format::keys::{BlobName, BucketKey, SubjectKeys};
 use dormouse_format::manifest::Manifest;
+use dormouse_metrics::Counter;
 use dormouse_protocol::Subject;
 use dormouse_runtime::Stop;
 use dormouse_subject_state::database::{Database, DatabaseError};
@@ -48,14 +49,19 @@ impl Garbage {
 /// Deletes queued objects until all senders are gone or one of the signals is given: a stopping process does
 /// not collect garbage.
 ///
-/// Cancelling it leaves objects that a later listing finds again.
-pub(crate) async fn collect(bucket: Arc<dyn Bucket>, mut queue: mpsc::Receiver<Garbage>, stops: [Stop; 2]) {
+/// Counts the deleted objects in `collected`. Cancelling it leaves objects that a later listing finds again.
+pub(crate) async fn collect(
+    bucket: Arc<dyn Bucket>,
+    mut queue: mpsc::Receiver<Garbage>,
+    stops: [Stop; 2],
+    collected: Counter,
+) {
     let [one, other] = &stops;
     let work = async {
         while let Some(Garbage { keys, objects, blobs }) = queue.recv().await {
             let blobs = blobs.iter().map(|name| keys.blob(name));
             let garbage = futures::stream::iter(objects.into_iter().chain(blobs));
-            garbage.for_each_concurrent(DELETING, |key| delete(bucket.as_ref(), key)).await;
+            garbage.for_each_concurrent(DELETING, |key| delete(bucket.as_ref(), key, &collected)).await;
         }
     };
     tokio::select! {
@@ -81,9 +87,12 @@ fn deletable_blobs(
     Ok(garbage::blobs(manifest, listed, removed, |name| uses.referenced.contains(name)))
 }
 
-async fn delete(bucket: &dyn Bucket, key: BucketKey) {
+async fn delete(bucket: &dyn Bucket, key: BucketKey, collected: &Counter) {
     match bucket.delete(&key).await {
-        Ok(()) => tracing::debug!(%key, "unreferenced object deleted"),
+        Ok(()) => {
+            collected.inc();
+            tracing::debug!(%key, "unreferenced object deleted");
+        }
         Err(error) => tracing::debug!(%key, %error, "unreferenced object delete failed"),
     }
     tokio::time::sleep(PAUSE).await;
@@ -140,14 +149,16 @@ mod tests {
         let (first, second) = manifests.split_at(10);
         garbage.try_send(Garbage::objects(&app, first.to_vec())).unwrap();
         drop(garbage);
-        collect(Arc::clone(&bucket), queue, [Stop::new(), Stop::new()]).await;
+        let collected = Counter::default();
+        collect(Arc::clone(&bucket), queue, [Stop::new(), Stop::new()], collected.clone()).await;
+        assert_eq!(collected.get(), 10);
         assert_eq!(bucket.list(keys.folder()).await.unwrap().len(), second.len());
 
         let (garbage, queue) = mpsc::channel(QUEUE);
         garbage.try_send(Garbage::objects(&app, second.to_vec())).unwrap();
         let stop = Stop::new();
         stop.request();
-        collect(Arc::clone(&bucket), queue, [Stop::new(), stop]).await;
+        collect(Arc::clone(&bucket), queue, [Stop::new(), stop], Counter::default()).await;
         assert_eq!(bucket.list(keys.folder()).await.unwrap().len(), second.len());
     }
 }

@@ -17,6 +17,7 @@ use super::publish;
 use super::restore::{RestoreError, Restorer, unexpected_effect};
 use crate::api::TenantId;
 use crate::engine::EngineShared;
+use crate::instruments::{LocalFileUse, OpenKind};
 use crate::open_turns::OpenPermit;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
 use crate::ownership::local::diverged_above;
@@ -51,11 +52,31 @@ pub(super) async fn open(
     subject: &Subject,
     only_own: bool,
     tenant: TenantId,
-    _permit: OpenPermit,
+    permit: OpenPermit,
 ) -> Result<Option<Opened>, ErrorReply> {
+    let started = shared.env.boot();
+    let opened = open_measured(shared, subject, only_own, tenant, permit).await;
+    let kind = match &opened {
+        Ok(Some((_, kind))) => *kind,
+        Ok(None) => return Ok(None),
+        Err(_) => OpenKind::Failed,
+    };
+    shared.instruments.opens.of(kind).observe(shared.env.boot().saturating_sub(started));
+    opened.map(|opened| opened.map(|(opened, _)| opened))
+}
+
+/// As [`open`], with the kind of the open.
+async fn open_measured(
+    shared: &Arc<EngineShared>,
+    subject: &Subject,
+    only_own: bool,
+    tenant: TenantId,
+    _permit: OpenPermit,
+) -> Result<Option<(Opened, OpenKind)>, ErrorReply> {
     let path = shared.data.subject_file(subject);
     let restorer = restorer(shared, subject, path);
-    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };
+    let mut opener =
+        Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None, kind: OpenKind::Fresh };
     let known = opener.restorer.find_local().await?;
     let begin = if only_own { Claim::reopen } else { Claim::new };
     let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
@@ -80,7 +101,7 @@ pub(super) async fn open(
                 opener.resolve_stranded().await?;
                 shared.counters.subject_opens.add(1);
                 shared.log.base_published(subject, verified.manifest.base_rev, verified.manifest.first_slot);
-                return Ok(Some(Opened { database, verified }));
+                return Ok(Some((Opened { database, verified }, opener.kind)));
             }
             effect => {
                 let mut allowed = Ok(());
@@ -113,7 +134,8 @@ pub(crate) async fn reclaim_subject(
     // The file has a separate path, so it does not conflict with the subject's own file.
     let path = shared.data.reclaim_file(subject, Nonce::new(shared.env.ulid()));
     let restorer = restorer(shared, subject, path.clone());
-    let mut opener = Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None };
+    let mut opener =
+        Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None, kind: OpenKind::Fresh };
     let (mut claim, mut effect) =
         Claim::reclaim(subject.clone(), shared.log.id().clone(), log.clone(), false);
     let outcome = loop {
@@ -184,6 +206,15 @@ fn restorer<'a>(shared: &'a Arc<EngineShared>, subject: &'a Subject, path: PathB
     Restorer { bucket, env, engine: home, subject, path, database: None }
 }
 
+fn open_kind(exists: bool, tail: &TailSource, file: LocalFileUse) -> OpenKind {
+    match (tail, file) {
+        (TailSource::Sealed(_), _) => OpenKind::Takeover,
+        _ if !exists => OpenKind::Fresh,
+        (_, LocalFileUse::Reused) => OpenKind::Reused,
+        (_, LocalFileUse::Rebuilt) => OpenKind::Rebuilt,
+    }
+}
+
 struct Opener<'a> {
     shared: &'a Arc<EngineShared>,
     restorer: Restorer<'a>,
@@ -193,6 +224,8 @@ struct Opener<'a> {
     above: Vec<LogEntry>,
     /// The log whose stranded writes the state includes.
     stranded_log: Option<LogId>,
+    /// How the last restore was done.
+    kind: OpenKind,
 }
 
 impl Opener<'_> {
@@ -268,7 +301,7 @@ impl Opener<'_> {
         }
         self.above = entries.iter().filter(|entry| entry.is_above(base)).cloned().collect();
         match self.restorer.restore(manifest.as_ref(), entries).await {
-            Ok(()) => {}
+            Ok(file) => self.kind = open_kind(manifest.is_some(), &tail, file),
             Err(RestoreError::Missing(object)) => return Ok(ClaimInput::ObjectMissing { object }),
             Err(RestoreError::Failed(reply)) => return Err(reply),
         }

@@ -4,8 +4,10 @@
 //! state. The page and the apply backlog exclude each other, so a page reflects one state.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use dormouse_format::keys::BlobName;
+use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorReply, OverloadCause};
 use dormouse_runtime::injected_bug;
 use dormouse_subject_state::database::{DatabaseError, PageRead, Slice};
@@ -141,8 +143,10 @@ impl OpenSubject<'_> {
     async fn read_page_slice(&mut self) {
         let Some(OpenPage { mut page, respond, _bytes }) = self.file_reads.page.take() else { return };
         let Ok(entry) = self.shared.pool.try_reserve() else { return self.refuse_page(respond) };
+        let shared = Arc::clone(self.shared);
         let (page, result) = self
             .run_slice(entry, move |database| {
+                let _step = shared.step(StepKind::Page);
                 let result = database.read_slice(&mut page, &mut Slice::new());
                 (page, result)
             })

@@ -43,12 +43,15 @@ pub(super) struct PipelineStep {
     respond: Option<Respond>,
     /// The largest event that the bus can carry, in bytes.
     max_bytes: usize,
+    /// When the request arrived.
+    received: Duration,
 }
 
 impl PipelineStep {
     /// A change without a caller.
     pub(super) fn without_caller(change: PendingChange, max_bytes: usize) -> Self {
-        Self { change: Some(change), answer: retention::no_caller_reply(), respond: None, max_bytes }
+        let answer = retention::no_caller_reply();
+        Self { change: Some(change), answer, respond: None, max_bytes, received: Duration::ZERO }
     }
 }
 
@@ -331,11 +334,17 @@ impl Pipeline {
         level: Level,
         group: &mut AppendGroup,
     ) {
-        let Submission { max_reply_bytes: max_bytes, respond, .. } = submission;
+        let Submission { max_reply_bytes: max_bytes, respond, received, .. } = submission;
         match planned {
             PlanResult::Answer(answer) => respond(answer),
             PlanResult::DeferredAnswer(answer) => {
-                group.steps.push(PipelineStep { change: None, answer, respond: Some(respond), max_bytes });
+                group.steps.push(PipelineStep {
+                    change: None,
+                    answer,
+                    respond: Some(respond),
+                    max_bytes,
+                    received,
+                });
             }
             PlanResult::Write { entry, outcome } => match frame::encode(&entry) {
                 Ok(frame) => {
@@ -350,6 +359,7 @@ impl Pipeline {
                         answer,
                         respond: Some(respond),
                         max_bytes,
+                        received,
                     });
                 }
                 Err(error) => respond(Err(ErrorReply::internal(error))),
@@ -563,11 +573,14 @@ impl Pipeline {
             shared.events.publish(subject, event);
         }
         acked.changes += records.len();
-        for PipelineStep { change, answer, respond, .. } in done {
-            let Some(PendingChange { entry, bytes, progress, .. }) = change else {
+        for PipelineStep { change, answer, respond, received, .. } in done {
+            let Some(PendingChange { entry, bytes, level, progress, .. }) = change else {
                 acked.state_replies.extend(respond.map(|respond| (respond, answer)));
                 continue;
             };
+            if respond.is_some() {
+                shared.instruments.acknowledged.of(level).observe(now.saturating_sub(received));
+            }
             let change = AckedChange { entry, bytes, is_retention: respond.is_none() };
             self.backlog.push(change, now, expiring);
             match (respond, progress) {

@@ -11,6 +11,7 @@ use dormouse_format::delta;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{ManifestNumber, Nonce, SubjectKeys};
 use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
+use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
 use dormouse_runtime::Env;
 use dormouse_runtime::disk::sync_folder;
@@ -21,6 +22,7 @@ use dormouse_subject_state::database::{
 
 use crate::api::TenantId;
 use crate::engine::EngineShared;
+use crate::instruments::LocalFileUse;
 use crate::ownership::local::{LocalFile, may_reuse};
 use crate::ownership::terms;
 
@@ -84,20 +86,29 @@ impl Restorer<'_> {
             .filter(|number| number.get() > 0))
     }
 
-    /// Restores the state of `manifest` with `tail` on top of its base; for a new subject, an empty state.
+    /// Restores the state of `manifest` with `tail` on top of its base; for a new subject, an empty state. Returns whether
+    /// the local file was reused.
     pub(crate) async fn restore(
         &mut self,
         manifest: Option<&Manifest>,
         tail: Vec<LogEntry>,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<LocalFileUse, RestoreError> {
         let Some(manifest) = manifest else {
-            return self.start_empty(InitialState::default()).await.map_err(RestoreError::from);
+            self.start_empty(InitialState::default()).await?;
+            return Ok(LocalFileUse::Rebuilt);
         };
         let highest = tail.last().map_or(manifest.base_rev, LogEntry::last_rev).max(manifest.base_rev);
-        if !self.local_fits(manifest, highest) || !self.is_sound().await? {
+        let file = if self.local_fits(manifest, highest) && self.is_sound().await? {
+            LocalFileUse::Reused
+        } else {
             self.rebuild(manifest).await?;
+            LocalFileUse::Rebuilt
+        };
+        if let Some(engine) = self.engine {
+            engine.instruments.local_files.of(file).inc();
         }
-        self.apply(tail).await.map_err(RestoreError::from)
+        self.apply(tail).await?;
+        Ok(file)
     }
 
     fn local_fits(&self, manifest: &Manifest, highest: Rev) -> bool {
@@ -270,11 +281,13 @@ impl Restorer<'_> {
         work: impl FnOnce(&mut Database) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, ErrorReply> {
         let mut database = self.database.take().ok_or_else(unexpected_effect)?;
+        let env = self.env.clone();
         let job = move || {
+            let started = env.boot();
             let done = work(&mut database);
-            (database, done)
+            (database, done, env.boot().saturating_sub(started))
         };
-        let (database, done) = match self.engine {
+        let (database, done, took) = match self.engine {
             Some(engine) => {
                 let entry = engine.pool.reserve_internal().await;
                 entry.run(kind, TenantId::SHARED.get(), job).await
@@ -282,6 +295,9 @@ impl Restorer<'_> {
             None => self.env.blocking(job).await,
         };
         self.database = Some(database);
+        if let Some(engine) = self.engine {
+            engine.instruments.steps().observe(StepKind::Restore, took, self.env.boot());
+        }
         done.map_err(|error| error.not_started().reply(self.subject))
     }
 }

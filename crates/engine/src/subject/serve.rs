@@ -7,6 +7,7 @@ use std::time::Duration;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::BlobName;
 use dormouse_format::manifest::Manifest;
+use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorReply, Event, OverloadCause, Position, Subject, Timestamp};
 use dormouse_subject_state::database::{Database, DatabaseError};
 use tokio::sync::{Notify, oneshot};
@@ -196,7 +197,12 @@ impl<'a> OpenSubject<'a> {
     async fn run_ready_work(&mut self, inbox: &mut SubjectInbox) -> Option<SubjectServeEnd> {
         if !inbox.waiting.is_empty() {
             self.confirm_lease();
-            self.schedule.used(self.shared.env.boot());
+            let now = self.shared.env.boot();
+            self.schedule.used(now);
+            for submission in &inbox.waiting {
+                let wait = now.saturating_sub(submission.received);
+                self.shared.instruments.queue_wait.observe(wait);
+            }
             self.dispatch(inbox);
         }
         if let Err(broken) = self.serve_reads().await {
@@ -204,7 +210,9 @@ impl<'a> OpenSubject<'a> {
         }
         loop {
             self.acknowledge();
+            let step = (!self.writes.is_empty()).then(|| self.shared.step(StepKind::Plan));
             let blocked = self.pipeline.plan(self.shared, self.subject, self.file.get(), &mut self.writes);
+            drop(step);
             match blocked {
                 Some(PlanBlocked::Unlogged) => {
                     if let Some(end) = self.handle_unlogged(inbox).await {
@@ -353,8 +361,16 @@ impl<'a> OpenSubject<'a> {
             tail_bytes: self.shared.log.tail(self.subject).map_or(0, |tail| tail.bytes),
             open_since: self.open_since,
         };
+        let kind = match submission.request {
+            SubjectRequest::GetAll(_) | SubjectRequest::Keys(_) | SubjectRequest::Changes(_) => {
+                StepKind::Page
+            }
+            _ => StepKind::Get,
+        };
+        let step = self.shared.step(kind);
         let answer =
             reads::answer(self.file.get(), &submission.request, submission.max_reply_bytes, &context);
+        drop(step);
         let answer = answer.unwrap_or_else(|| Err(ErrorReply::internal("a change was dispatched as a read")));
         self.answer_read(submission, answer, missing);
     }
@@ -390,8 +406,10 @@ impl<'a> OpenSubject<'a> {
 
     /// Acknowledges the changes that have reached their level.
     pub(super) fn acknowledge(&mut self) {
+        let step = (!self.pipeline.is_acknowledged()).then(|| self.shared.step(StepKind::Acknowledge));
         let database = self.file.get();
         let acked = self.pipeline.acknowledge_ready(self.shared, self.subject, database);
+        drop(step);
         if acked.changes > 0 {
             self.schedule.changed(self.shared.env.boot());
             self.shared.counters.changes.add(acked.changes as u64);
@@ -423,6 +441,16 @@ impl<'a> OpenSubject<'a> {
             _ => (submission.respond)(Err(ErrorReply::internal("a read was queued with the changes"))),
         }
         None
+    }
+
+    /// Copies the content of the sidecar into the main file.
+    pub(super) async fn run_checkpoint(&mut self) -> Result<(), DatabaseError> {
+        let shared = Arc::clone(self.shared);
+        self.run_indivisible(move |database| {
+            let _step = shared.step(StepKind::Checkpoint);
+            database.checkpoint()
+        })
+        .await
     }
 
     pub(super) fn pipeline_and_file(&mut self) -> (&mut Pipeline, &Database) {
@@ -464,7 +492,7 @@ impl<'a> OpenSubject<'a> {
         }
         self.written_bytes = 0;
         if self.file.get().wal_bytes() > CHECKPOINT_BYTES
-            && let Err(error) = self.run_indivisible(Database::checkpoint).await
+            && let Err(error) = self.run_checkpoint().await
         {
             tracing::warn!(subject = %self.subject, %error, "checkpoint failed");
         }

@@ -69,6 +69,7 @@ impl LargeValues for Server {
             Submission {
                 tenant: TenantId::SHARED,
                 deadline: Submission::NO_DEADLINE,
+                received: Duration::ZERO,
                 request,
                 max_reply_bytes: MAX_REPLY_BYTES,
                 respond,
@@ -246,6 +247,7 @@ fn large_value_is_announced_by_size() {
         Submission {
             tenant: TenantId::SHARED,
             deadline: Submission::NO_DEADLINE,
+            received: Duration::ZERO,
             request,
             max_reply_bytes: INLINE_LIMIT_BYTES,
             respond,

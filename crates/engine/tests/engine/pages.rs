@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{
@@ -55,9 +56,17 @@ fn submit_large(
     let respond = Box::new(move |answer| sender.send(answer).unwrap());
     let (tenant, deadline) = (TenantId::SHARED, Submission::NO_DEADLINE);
     let _guard = server.runtime.enter();
-    server
-        .engine
-        .submit(subject, Submission { tenant, deadline, request: get_all(), max_reply_bytes, respond });
+    server.engine.submit(
+        subject,
+        Submission {
+            tenant,
+            deadline,
+            received: Duration::ZERO,
+            request: get_all(),
+            max_reply_bytes,
+            respond,
+        },
+    );
     receiver
 }
 

@@ -1,5 +1,7 @@
 //! Requests whose reply would be too large for the bus.
 
+use std::time::Duration;
+
 use dormouse_engine::api::{SubjectReply, SubjectRequest, Submission, TenantId};
 use dormouse_protocol::data::{SetItem, SetRequest};
 use dormouse_protocol::limits::ENVELOPE_BYTES;
@@ -18,6 +20,7 @@ fn submit(server: &Server, items: usize, max_reply_bytes: usize) -> Result<Subje
         Submission {
             tenant: TenantId::SHARED,
             deadline: Submission::NO_DEADLINE,
+            received: Duration::ZERO,
             request,
             max_reply_bytes,
             respond,

@@ -198,6 +198,7 @@ fn changes_are_announced_in_order_before_ack() {
             Submission {
                 tenant: TenantId::SHARED,
                 deadline: Submission::NO_DEADLINE,
+                received: Duration::ZERO,
                 request,
                 max_reply_bytes: 1 << 20,
                 respond,
@@ -252,6 +253,7 @@ fn full_subject_queue_replies_overloaded() {
         Submission {
             tenant: TenantId::SHARED,
             deadline: Submission::NO_DEADLINE,
+            received: Duration::ZERO,
             request: SubjectRequest::Info,
             max_reply_bytes: 1 << 20,
             respond,
@@ -267,6 +269,7 @@ fn full_subject_queue_replies_overloaded() {
             Submission {
                 tenant: TenantId::SHARED,
                 deadline: Submission::NO_DEADLINE,
+                received: Duration::ZERO,
                 request: SubjectRequest::Info,
                 max_reply_bytes: 1 << 20,
                 respond,
@@ -438,6 +441,7 @@ fn panicked_subject_reopens_after_file_is_unused() {
         Submission {
             tenant: TenantId::SHARED,
             deadline: Submission::NO_DEADLINE,
+            received: Duration::ZERO,
             request: SubjectRequest::Compact,
             max_reply_bytes: 1 << 20,
             respond,
@@ -450,6 +454,7 @@ fn panicked_subject_reopens_after_file_is_unused() {
         Submission {
             tenant: TenantId::SHARED,
             deadline: Submission::NO_DEADLINE,
+            received: Duration::ZERO,
             request: SubjectRequest::Info,
             max_reply_bytes: 1 << 20,
             respond,

@@ -399,7 +399,14 @@ impl Server {
         let _guard = self.runtime.enter();
         self.engine.submit(
             subject,
-            Submission { tenant: TenantId::SHARED, deadline, request, max_reply_bytes: 1 << 20, respond },
+            Submission {
+                tenant: TenantId::SHARED,
+                deadline,
+                received: Duration::ZERO,
+                request,
+                max_reply_bytes: 1 << 20,
+                respond,
+            },
         );
         PendingReply(receiver)
     }

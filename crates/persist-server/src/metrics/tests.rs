@@ -7,7 +7,7 @@ use super::*;
 #[test]
 #[cfg(target_os = "linux")]
 fn metrics_page_lists_every_metric_of_server() {
-    let text = ServerMetrics::new(DiskRoom::default()).text();
+    let text = ServerMetrics::new(&Env::system(), DiskRoom::default()).text();
     let metrics: Vec<[String; 3]> = families(&text)
         .into_iter()
         .map(|family| [family.name, family.kind, family.labels.join(", ")])

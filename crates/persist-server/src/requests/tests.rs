@@ -51,6 +51,7 @@ impl Scene {
         let settings = SharesSettings { whole, ..SharesSettings::default() };
         let admission = Admission::with(settings, TenantRule::default(), env.clone());
         let intake = RequestIntake {
+            steps: (LongestSteps::default(), Env::system()),
             prefix,
             name,
             bus,
