@@ -12,7 +12,7 @@ use dormouse_bus::nats::NatsOptions;
 use dormouse_bus::{Bus, Outgoing};
 use dormouse_client::Client;
 use dormouse_harness::{
-    NatsServer, NatsServerOptions, Process, ProcessSpec, log_problems, our_program, tail,
+    NatsServer, NatsServerOptions, Process, ProcessSpec, S3Server, log_problems, our_program, tail,
 };
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Prefix, ServerName, Subject};
@@ -21,6 +21,9 @@ use tempfile::TempDir;
 use crate::{CLIENTS, FleetProxies, RawNats, Security, TIMEOUT, until};
 
 const COORDINATOR: &str = ServerName::COORDINATOR;
+
+/// The bucket's name on an S3 server.
+const S3_BUCKET: &str = "dormouse";
 
 /// The user for queries to a secured fleet.
 const OPERATOR: &str = "operator";
@@ -32,6 +35,7 @@ pub struct Builder {
     servers: usize,
     in_memory: bool,
     proxied: bool,
+    s3_bucket: bool,
     security: Option<Security>,
     coordinator_arguments: Vec<String>,
     server_arguments: Vec<String>,
@@ -55,6 +59,12 @@ impl Builder {
     /// only through proxies: see [`Fleet::proxies`].
     pub fn proxied(mut self) -> Self {
         self.proxied = true;
+        self
+    }
+
+    /// Uses an S3 server as the bucket, without a proxy: see [`Fleet::s3`].
+    pub fn s3_bucket(mut self) -> Self {
+        self.s3_bucket = true;
         self
     }
 
@@ -102,10 +112,18 @@ impl Builder {
             let options = self.security.as_ref().map_or_else(NatsServerOptions::default, Security::nats);
             (Some(NatsServer::start(options).await?), None)
         };
+        let s3 = if self.s3_bucket {
+            let s3 = S3Server::start().await?;
+            s3.create_bucket(S3_BUCKET).await?;
+            Some(s3)
+        } else {
+            None
+        };
         let mut fleet = Fleet {
             folder,
             nats,
             proxies,
+            s3,
             builder: self,
             specs: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -137,6 +155,7 @@ pub struct Fleet {
     folder: TempDir,
     nats: Option<NatsServer>,
     proxies: Option<FleetProxies>,
+    s3: Option<S3Server>,
     builder: Builder,
     specs: BTreeMap<String, ProcessSpec>,
     running: BTreeMap<String, Process>,
@@ -152,6 +171,7 @@ impl Fleet {
             servers: 1,
             in_memory: false,
             proxied: false,
+            s3_bucket: false,
             security: None,
             coordinator_arguments: Vec::new(),
             server_arguments: Vec::new(),
@@ -188,6 +208,14 @@ impl Fleet {
     /// In any other fleet.
     pub fn proxies(&mut self) -> &mut FleetProxies {
         self.proxies.as_mut().expect("a fleet with proxies")
+    }
+
+    /// Returns the S3 server.
+    ///
+    /// # Errors
+    /// If the fleet has [none](Builder::s3_bucket).
+    pub fn s3(&self) -> anyhow::Result<&S3Server> {
+        self.s3.as_ref().context("the fleet has no S3 server")
     }
 
     /// Returns the folder of the bucket.
@@ -288,9 +316,10 @@ impl Fleet {
     /// # Errors
     /// If the program has not been built.
     pub fn server_spec(&self, name: &str) -> anyhow::Result<ProcessSpec> {
-        let (bucket, variables) = match &self.proxies {
-            Some(proxies) => (proxies.bucket_url(), proxies.bucket_variables(name)?),
-            None => (format!("file://{}", self.bucket_dir().display()), Vec::new()),
+        let (bucket, variables) = match (&self.proxies, &self.s3) {
+            (Some(proxies), _) => (proxies.bucket_url(), proxies.bucket_variables(name)?),
+            (None, Some(s3)) => (format!("s3://{S3_BUCKET}"), s3.variables()),
+            (None, None) => (format!("file://{}", self.bucket_dir().display()), Vec::new()),
         };
         let data_dir = self.data_dir(name).display().to_string();
         let url = self.url_for(name)?;

@@ -3,6 +3,7 @@
 
 mod copy_folder;
 mod fleet;
+pub mod greedy;
 pub mod ledger;
 mod proxies;
 mod raw_nats;

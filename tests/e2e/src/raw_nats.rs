@@ -170,6 +170,12 @@ impl RawNats {
         Ok(())
     }
 
+    /// Returns the two directions of the connection. Messages that have arrived are discarded.
+    #[must_use]
+    pub fn into_split(self) -> (BufReader<OwnedReadHalf>, OwnedWriteHalf) {
+        (self.reader, self.writer)
+    }
+
     async fn send(&mut self, frame: &[u8]) -> anyhow::Result<()> {
         Ok(self.writer.write_all(frame).await?)
     }
