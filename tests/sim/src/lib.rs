@@ -20,6 +20,7 @@ pub mod bucket_outage;
 pub mod clock;
 pub mod coordinator_host;
 pub mod disk;
+pub mod greedy;
 pub mod machine;
 pub mod nemesis;
 pub mod network;

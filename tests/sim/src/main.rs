@@ -12,7 +12,7 @@ dormouse-sim soak --seeds N [--start K] [--profile NAME] [--threads N] [--keep-g
 dormouse-sim replay SEED [--profile NAME] [--trace] [--log FILTER] [--mutation NAME]
 dormouse-sim mutations [--seeds N] [--start K] [--threads N]      after how many seeds each bug is found
 
-Profiles: standard, destroys, overtaken, two-coordinators, clock-drift, stale-list";
+Profiles: standard, destroys, overtaken, greedy, two-coordinators, clock-drift, stale-list";
 
 struct Args(Vec<String>);
 

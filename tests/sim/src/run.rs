@@ -97,6 +97,7 @@ async fn run_world(seed: u64, config: RunConfig, folder: &std::path::Path, keep_
     let mut last = world.last().await;
     let (unserved_subjects, goals) = final_check(&mut last, &world.trace, SERVE_TIMEOUT).await;
     let late = wait_for_feeds(&world, &goals).await;
+    let greedy = if profile == Profile::Greedy { world.judge_greedy().await } else { Vec::new() };
     world.end();
     let history = world.recorder.history();
     let verdict = check(&history);
@@ -106,6 +107,7 @@ async fn run_world(seed: u64, config: RunConfig, folder: &std::path::Path, keep_
         .map(|subject| format!("{subject} is not served after the end of the faults"));
     violations.extend(world.recorder.violations());
     violations.extend(unserved);
+    violations.extend(greedy);
     violations.extend(late);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     let lines = world.trace.counts();

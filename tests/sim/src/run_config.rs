@@ -20,6 +20,9 @@ pub enum Profile {
     /// As `Standard`, but servers are often cut off from the others while they still reach the bucket. So their logs
     /// are sealed while they grow and are collected.
     Overtaken,
+    /// An aggressor floods the fleet beside a polite tenant, and there are no faults: no polite call may fail, and no lease
+    /// may lapse.
+    Greedy,
     /// Two coordinators that do not know each other.
     TwoCoordinators,
     /// Clocks whose rates differ by more than leases allow.
@@ -30,10 +33,11 @@ pub enum Profile {
 
 impl Profile {
     /// All profiles.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Standard,
         Self::Destroys,
         Self::Overtaken,
+        Self::Greedy,
         Self::TwoCoordinators,
         Self::ClockDrift,
         Self::StaleList,
@@ -56,6 +60,7 @@ impl Profile {
             Self::Standard => "standard",
             Self::Destroys => "destroys",
             Self::Overtaken => "overtaken",
+            Self::Greedy => "greedy",
             Self::TwoCoordinators => "two-coordinators",
             Self::ClockDrift => "clock-drift",
             Self::StaleList => "stale-list",
@@ -71,7 +76,7 @@ impl Profile {
     /// Returns whether clocks and coordinator are as the guarantees assume.
     #[must_use]
     pub const fn assumptions_hold(self) -> bool {
-        matches!(self, Self::Standard | Self::Destroys | Self::Overtaken | Self::StaleList)
+        matches!(self, Self::Standard | Self::Destroys | Self::Overtaken | Self::Greedy | Self::StaleList)
     }
 }
 
@@ -190,9 +195,14 @@ impl RunConfig {
     #[must_use]
     pub fn draw(seed: u64, profile: Profile) -> Self {
         let config = Self::draw_any(seed, profile);
-        if profile != Profile::Overtaken {
-            return config;
+        match profile {
+            Profile::Overtaken => config.overtaken(),
+            Profile::Greedy => config.greedy(),
+            _ => config,
         }
+    }
+
+    fn overtaken(self) -> Self {
         let ms = Duration::from_millis;
         Self {
             lease_ttl: ms(500),
@@ -200,7 +210,7 @@ impl RunConfig {
             subjects: 1,
             pause_ms: 100,
             level: Level::Bucket,
-            log: LogSettings { ship_interval: ms(100), ..config.log },
+            log: LogSettings { ship_interval: ms(100), ..self.log },
             // Then every change soon gets a base, and its slots are trimmed.
             idle_close: ms(500),
             max_open: 1,
@@ -209,7 +219,34 @@ impl RunConfig {
             network: NetworkFaults::NONE,
             faults: vec![(1, FaultAction::Partition)],
             between_ms: 1_000,
-            ..config
+            ..self
+        }
+    }
+
+    fn greedy(self) -> Self {
+        Self {
+            // Every attack adds hundreds of calls to the history.
+            length: Duration::from_secs(5),
+            // A few hundred writes of the aggressor fill the log.
+            log: LogSettings { max_unshipped_bytes: 256 * 1_024, ..self.log.clone() },
+            // The aggressor uses more subjects than may be open.
+            max_open: 100,
+            faults: vec![(1, FaultAction::BackUp)],
+            bucket: FaultPlan { latency: self.bucket.latency, ..FaultPlan::none() },
+            ..self.without_faults()
+        }
+    }
+
+    /// Returns the configuration without faults of processes, messages and the bucket.
+    fn without_faults(self) -> Self {
+        Self {
+            bucket: FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::none() },
+            create_faults: 0,
+            step_faults: 0,
+            network: NetworkFaults::NONE,
+            // Longer than any run.
+            between_ms: 1_000_000_000,
+            ..self
         }
     }
 
@@ -268,14 +305,8 @@ impl RunConfig {
 #[must_use]
 pub fn lossy_events(seed: u64) -> RunConfig {
     RunConfig {
-        bucket: FaultPlan { latency: Duration::from_millis(10), ..FaultPlan::none() },
-        create_faults: 0,
-        step_faults: 0,
-        network: NetworkFaults::NONE,
         events: Some(NetworkFaults { lost: 300, twice: 200, late: 200, late_ms: 2_000 }),
-        // Longer than any run.
-        between_ms: 1_000_000_000,
-        ..RunConfig::draw(seed, Profile::Standard)
+        ..RunConfig::draw(seed, Profile::Standard).without_faults()
     }
 }
 

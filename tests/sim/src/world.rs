@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::bucket::{StoreEffects, StoreObserver};
 use crate::clock::MachineClock;
 use crate::coordinator_host::CoordinatorHost;
+use crate::greedy::{Aggressor, FailedCalls, Tenant, lapses};
 use crate::machine::{Exit, Machine, Parts};
 use crate::network::FaultyNetwork;
 use crate::readers::read;
@@ -39,6 +40,10 @@ const CLIENTS: u32 = 4;
 
 /// The number of further clients that read feeds.
 const READERS: u32 = 2;
+
+/// The clients of the profile `greedy`: the polite tenant and the aggressor.
+const POLITE: u32 = CLIENTS + READERS + 1;
+const GREEDY: u32 = POLITE + 1;
 
 /// The time that a server may need to recover from a fault.
 const RECOVERY: Duration = Duration::from_secs(20);
@@ -74,6 +79,8 @@ pub struct World {
     operator: OnceLock<Client>,
     /// Whether faults have ended.
     pub healed: AtomicBool,
+    /// The calls of the polite tenant that failed.
+    pub failed_calls: FailedCalls,
     /// Per server: the start of its current series of faults, and the time of the last one.
     fault_series: Lock<BTreeMap<ServerName, (Duration, Duration)>>,
     seed: u64,
@@ -179,7 +186,8 @@ impl World {
         };
         let coordinators: Vec<_> = names.iter().map(coordinator).collect();
         let caller = |number| Arc::new(Caller::new(seed, plan(&config, number)));
-        let clients = (1..=CLIENTS + READERS).map(caller).collect();
+        let last = if config.profile == Profile::Greedy { GREEDY } else { CLIENTS + READERS };
+        let clients = (1..=last).map(caller).collect();
         net.set_faults(config.network);
         net.set_event_faults(config.events);
         let world = Arc::new(Self {
@@ -196,6 +204,7 @@ impl World {
             clients,
             operator: OnceLock::new(),
             healed: AtomicBool::new(false),
+            failed_calls: FailedCalls::default(),
             fault_series: Lock::default(),
             seed,
         });
@@ -243,6 +252,16 @@ impl World {
         if let Some(operator) = self.operator.get() {
             self.tasks.spawn("operator", act(operator.clone(), self.trace.clone()));
         }
+    }
+
+    /// Returns a violation for each call of the polite tenant that failed, and for each lease that lapsed.
+    pub async fn judge_greedy(&self) -> Vec<String> {
+        let mut violations = self.failed_calls.all();
+        let servers: Vec<ServerName> = self.machines.iter().map(|machine| machine.name().clone()).collect();
+        if let Some(operator) = self.operator.get() {
+            violations.extend(lapses(&**operator.bus(), &servers).await);
+        }
+        violations
     }
 
     /// Returns the client for the final check.
@@ -378,16 +397,28 @@ impl Caller {
         let clock = MachineClock::new(world.env.clone(), Duration::ZERO, 1_000);
         let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(seed))).of_process(process);
         let (broker, recorder) = (world.broker.clone(), world.recorder.clone());
+        let (trace, failed_calls) = (world.trace.clone(), world.failed_calls.clone());
+        let attack_until = world.config.length;
         let (plan, rng) = (self.plan.clone(), Arc::clone(&self.rng));
         env.tasks().spawn("client", {
             let env = env.clone();
             async move {
-                if plan.number > CLIENTS {
+                let number = plan.number;
+                if number <= CLIENTS {
+                    if let Ok(worker) =
+                        Worker::connect(plan, incarnation, &broker, &recorder, &env, rng).await
+                    {
+                        worker.work(stop).await;
+                    }
+                } else if number < POLITE {
                     let _ = read(plan, broker, recorder, env, rng, stop).await;
-                } else if let Ok(worker) =
-                    Worker::connect(plan, incarnation, &broker, &recorder, &env, rng).await
-                {
-                    worker.work(stop).await;
+                } else {
+                    let tenant = Tenant { number, broker, recorder, trace, env, rng };
+                    if number == POLITE {
+                        let _ = tenant.be_polite(failed_calls, stop).await;
+                    } else if let Ok(aggressor) = Aggressor::connect(tenant).await {
+                        aggressor.attack(attack_until).await;
+                    }
                 }
             }
         });

@@ -74,6 +74,17 @@ fn log_trimmed_and_extended_during_a_seal_loses_nothing() {
     assert!(void > 0, "no seal landed in a gap in {} worlds", summary.runs);
 }
 
+/// Floods, batches, scans and opens of one tenant fail no call of a polite tenant, and cost no server its lease.
+#[test]
+fn greedy_tenant_leaves_polite_calls_and_leases_alone() {
+    let summary = soak(0..12, Profile::Greedy, None, threads(), |_| true);
+    assert_clean(&summary);
+    let count = |what: &str| summary.counts.get(what).copied().unwrap_or_default();
+    for (what, least) in [("attack: overloaded", 100), ("attack: executed", 1_000), ("polite call", 1_000)] {
+        assert!(count(what) > least, "{what}: only {} in {} worlds", count(what), summary.runs);
+    }
+}
+
 /// Feeds stay exact when events are lost, repeated and delayed.
 #[test]
 fn feeds_are_exact_with_lost_repeated_and_late_events() {
