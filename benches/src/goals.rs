@@ -1,5 +1,6 @@
 //! The goals of Dormouse relative to its peers, as ratios within one run, and whether they are met.
 
+use crate::greedy::GreedyFigures;
 use crate::load::Round;
 use crate::results::{Results, median};
 use crate::scenario::usual_name;
@@ -164,7 +165,7 @@ const DORMANT_SUBJECTS: usize = 1_000_000;
 #[must_use]
 pub fn judge(results: &Results) -> Vec<GoalResult> {
     let ratios = GOALS.iter().map(|goal| goal.judge(results));
-    ratios.chain(opening(results)).chain(dormant(results)).collect()
+    ratios.chain(opening(results)).chain(dormant(results)).chain(greedy(results)).collect()
 }
 
 impl Goal {
@@ -232,6 +233,26 @@ fn dormant(results: &Results) -> Vec<GoalResult> {
         }
     })
     .collect()
+}
+
+/// The goals for a polite tenant beside greedy ones. A trial without figures leaves the goals unmeasured.
+fn greedy(results: &Results) -> Vec<GoalResult> {
+    let trials: Option<Vec<_>> =
+        results.greedy.iter().map(|neighbour| neighbour.figures.as_ref().ok()).collect();
+    let trials = trials.filter(|trials| !trials.is_empty());
+    let most = |figure: fn(&GreedyFigures) -> f64| {
+        trials.as_ref().map(|trials| trials.iter().map(|trial| figure(trial)).fold(0.0, f64::max))
+    };
+    [
+        ("failed polite calls", 0.0, most(|trial| trial.failed as f64)),
+        ("lapses of the lease", 0.0, most(|trial| trial.lapses as f64)),
+        ("p99 of the polite calls, during ÷ before", 10.0, most(GreedyFigures::slowdown)),
+    ]
+    .map(|(what, bound, measured)| {
+        let what = format!("greedy neighbours, the worst of them: {what}");
+        judged(what, Bound::AtMost(bound), measured, |figure| format!("{figure:.1}"))
+    })
+    .into()
 }
 
 #[cfg(test)]

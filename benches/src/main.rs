@@ -10,9 +10,11 @@
 //! | `run` | all scenarios on all targets, in turns |
 //! | `load`, `machine` | the clock, and the kernel's figures of processes |
 //! | `idle_subjects` | the cost of dormant subjects: a measurement of Dormouse alone |
+//! | `greedy` | a polite tenant beside greedy ones: a measurement of Dormouse alone |
 //! | `results`, `goals`, `report`, `plots` | the storage, judgement, tables and charts of the figures |
 
 mod goals;
+mod greedy;
 mod idle_subjects;
 mod load;
 mod machine;
@@ -30,6 +32,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use dormouse_e2e::greedy::Aggressor;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::results::Results;
@@ -89,6 +92,7 @@ fn main() -> Result<()> {
         }
         Command::List => {
             scenario::all(scenario::MANY).iter().for_each(|scenario| println!("{}", scenario.name()));
+            Aggressor::ALL.iter().for_each(|aggressor| println!("{}", run::greedy_name(*aggressor)));
             println!("\ntargets: {}", targets::NAMES.join(", "));
             Ok(())
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::greedy::GreedyNeighbour;
 use crate::load::Round;
 use crate::numbers::{megabytes, micros, thousands};
 use crate::results::{Measured, Results, TargetOutcome, TargetResult};
@@ -89,6 +90,7 @@ pub fn tables(results: &Results) -> Result<String> {
         costs(&mut text, &family)?;
     }
     idle_subjects(&mut text, results)?;
+    greedy(&mut text, results)?;
     Ok(text)
 }
 
@@ -274,6 +276,41 @@ fn idle_subjects(text: &mut String, results: &Results) -> Result<()> {
     Ok(())
 }
 
+fn greedy(text: &mut String, results: &Results) -> Result<()> {
+    if results.greedy.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "\n**Greedy neighbours**, a polite tenant before and during the attack of another tenant:\n\n\
+         | aggressor | p50 before → during | p99 before → during | ratio of p99 | failed calls | lapses | memory of the server, before → peak | replies to the aggressor |\n\
+         |---|---:|---:|---:|---:|---:|---:|---|"
+    )?;
+    for GreedyNeighbour { aggressor, figures } in &results.greedy {
+        match figures {
+            Ok(figures) => writeln!(
+                text,
+                "| {aggressor} | {} → {} | {} → {} | {:.1} | {} of {} | {} | {} → {} | {} |",
+                micros(figures.quiet.p50_us),
+                micros(figures.during.p50_us),
+                micros(figures.quiet.p99_us),
+                micros(figures.during.p99_us),
+                figures.slowdown(),
+                figures.failed,
+                figures.calls,
+                figures.lapses,
+                megabytes(figures.bytes_before as f64),
+                megabytes(figures.peak_bytes as f64),
+                figures.attack,
+            )?,
+            Err(trouble) => {
+                writeln!(text, "| {aggressor} | *{}* | | | | | | |", in_a_cell(trouble))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Returns the first line of a text, without characters that would end a cell.
 fn in_a_cell(text: &str) -> String {
     text.lines().next().unwrap_or_default().replace('|', "/")
@@ -284,7 +321,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
 
-    use super::{LONG, RunPosition, USUAL, write};
+    use super::{GreedyNeighbour, LONG, RunPosition, USUAL, write};
+    use crate::greedy::{GreedyFigures, Percentiles};
     use crate::load::Round;
     use crate::machine::Machine;
     use crate::results::{Measured, Results, TargetOutcome, TargetResult};
@@ -308,6 +346,20 @@ mod tests {
             trouble: None,
             disk_bytes: 6_000_000,
         }
+    }
+
+    fn neighbour() -> GreedyNeighbour {
+        let figures = GreedyFigures {
+            quiet: Percentiles { p50_us: 100.0, p99_us: 200.0 },
+            during: Percentiles { p50_us: 300.0, p99_us: 1_000.0 },
+            calls: 1_000,
+            failed: 1,
+            lapses: 2,
+            bytes_before: 30_000_000,
+            peak_bytes: 40_000_000,
+            attack: "5 ok, 6 overloaded".to_owned(),
+        };
+        GreedyNeighbour { aggressor: "small gets".to_owned(), figures: Ok(figures) }
     }
 
     fn results(long: bool) -> Results {
@@ -340,6 +392,7 @@ mod tests {
                 lines: targets.map(|target| line(target, 1_000.0)).into(),
             }],
             idle_subjects: Vec::new(),
+            greedy: vec![neighbour()],
         }
     }
 
@@ -391,6 +444,18 @@ mod tests {
             about[4].starts_with("**The machine was busy with other work") && about.len() == 5,
             "{about:?}"
         );
+    }
+
+    /// The table of greedy neighbours has the figures of each trial, or the reason for their absence.
+    #[test]
+    fn report_shows_greedy_neighbours_or_their_failure() {
+        let mut results = results(false);
+        let text = super::tables(&results).expect("tables");
+        let row = "| small gets | 100 µs → 300 µs | 200 µs → 1.0 ms | 5.0 | 1 of 1000 | 2 | 30 MB → 40 MB | 5 ok, 6 overloaded |";
+        assert!(text.contains(row), "{text}");
+        results.greedy[0].figures = Err("no nats-server | found".to_owned());
+        let text = super::tables(&results).expect("tables");
+        assert!(text.contains("| small gets | *no nats-server / found* |"), "{text}");
     }
 
     /// The documents of this repository have the marks, and each chart that they show exists.

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::greedy::GreedyNeighbour;
 use crate::idle_subjects::IdleSubjects;
 use crate::load::Round;
 use crate::machine::Machine;
@@ -32,6 +33,9 @@ pub struct Results {
     /// The costs of dormant subjects.
     #[serde(rename = "sleepers")]
     pub idle_subjects: Vec<IdleSubjects>,
+    /// The polite tenant beside each aggressor.
+    #[serde(default)]
+    pub greedy: Vec<GreedyNeighbour>,
 }
 
 /// Whether a target could be measured.
@@ -145,6 +149,7 @@ impl Results {
         self.targets = earlier.targets;
         self.scenarios = earlier.scenarios;
         self.idle_subjects = earlier.idle_subjects;
+        self.greedy = earlier.greedy;
         Ok(())
     }
 

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use dormouse_e2e::greedy::Aggressor;
 
 use crate::machine::{Machine, raise_open_files, settle_disk};
 use crate::results::{Measured, Results, TargetOutcome, TargetResult};
 use crate::scenario::{RunScale, Scenario};
 use crate::target::{Capability, Running};
-use crate::{idle_subjects, load as rounds, operations, report, scenario, targets};
+use crate::{greedy, idle_subjects, load as rounds, operations, report, scenario, targets};
 
 /// The numbers of dormant subjects, each with the smallest scale of its measurement.
 pub const IDLE_SUBJECTS: &[(usize, RunScale)] =
@@ -103,6 +104,7 @@ pub async fn run(run: &RunPlan) -> Result<Results> {
         targets: Vec::new(),
         scenarios: Vec::new(),
         idle_subjects: Vec::new(),
+        greedy: Vec::new(),
     };
     let mut chosen: Vec<Scenario> = scenario::all(scenario::many(open_files))
         .into_iter()
@@ -113,13 +115,18 @@ pub async fn run(run: &RunPlan) -> Result<Results> {
         .filter(|(_, scale)| run.wants(DORMANT, *scale))
         .map(|(subjects, _)| *subjects)
         .collect();
-    if chosen.is_empty() && dormant_counts.is_empty() {
+    let mut aggressors = Aggressor::ALL.to_vec();
+    aggressors.retain(|aggressor| run.wants(&greedy_name(*aggressor), RunScale::Usual));
+    // These trials measure Dormouse alone.
+    aggressors.retain(|_| run.targets.is_empty());
+    if chosen.is_empty() && dormant_counts.is_empty() && aggressors.is_empty() {
         bail!("no scenario of this scale has a name with {:?}: `list` shows all", run.only);
     }
     if run.resume {
         results.keep(Results::read(&run.out)?)?;
         chosen.retain(|scenario| results.scenario(&scenario.name()).is_none());
         dormant_counts.retain(|subjects| results.idle_subjects.iter().all(|kept| kept.subjects != *subjects));
+        aggressors.retain(|aggressor| results.greedy.iter().all(|kept| kept.aggressor != aggressor.as_str()));
     }
     let earlier_s = results.seconds;
     if !chosen.is_empty() {
@@ -141,9 +148,22 @@ pub async fn run(run: &RunPlan) -> Result<Results> {
         results.idle_subjects.push(idle_subjects::measure(subjects).await?);
         settle_disk();
     }
+    for aggressor in aggressors {
+        eprintln!("{}", greedy_name(aggressor));
+        results.greedy.push(greedy::measure(aggressor).await);
+        results.seconds = earlier_s + began.elapsed().as_secs();
+        results.write(&run.out)?;
+        settle_disk();
+    }
     results.seconds = earlier_s + began.elapsed().as_secs();
     results.write(&run.out)?;
     Ok(results)
+}
+
+/// Returns the name of the trial of an aggressor for `--only`.
+#[must_use]
+pub fn greedy_name(aggressor: Aggressor) -> String {
+    format!("greedy, {}", aggressor.as_str())
 }
 
 /// Starts every selected target. A target that does not start is named and left out.
