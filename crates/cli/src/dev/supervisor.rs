@@ -263,7 +263,7 @@ async fn is_healthy(bus: &dyn Bus, prefix: &Prefix, name: &str) -> bool {
     let question = Outgoing::new(prefix.health_of(name), Bytes::new());
     let Ok(reply) = bus.request(question, ASK_DEADLINE).await else { return false };
     serde_json::from_slice::<Health>(&reply.payload)
-        .is_ok_and(|health| health.status != HealthStatus::NotServing)
+        .is_ok_and(|health| matches!(health.status, HealthStatus::Ok | HealthStatus::Degraded))
 }
 
 /// The content of `<program>_<pid>.ports`, which a listening nats-server writes.
