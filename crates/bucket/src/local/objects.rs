@@ -45,7 +45,8 @@ impl LocalDirectory {
         let file = match OpenOptions::new().read(true).custom_flags(NEVER_WAIT).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                if fs::symlink_metadata(&path).is_ok() {
+                // Anything else at the path was created since.
+                if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_symlink()) {
                     return Err(damaged(name, "a symbolic link that leads nowhere"));
                 }
                 return self.check_present().map(|()| None);
@@ -94,15 +95,21 @@ impl LocalDirectory {
 
 /// What a listing finds at `path`; `None` if it is gone.
 pub(super) fn listed(path: &Path, key: &BucketKey) -> io::Result<Option<Listed>> {
-    let in_place_of_object = Ok(Some(Listed::Object { size_bytes: 0 }));
+    let entry = |metadata: fs::Metadata| {
+        if metadata.is_dir() && !is_object(key.as_str()) {
+            Listed::Folder
+        } else {
+            Listed::Object { size_bytes: if metadata.is_file() { metadata.len() } else { 0 } }
+        }
+    };
     match fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() && !is_object(key.as_str()) => Ok(Some(Listed::Folder)),
-        Ok(metadata) if metadata.is_file() => Ok(Some(Listed::Object { size_bytes: metadata.len() })),
-        Ok(_) => in_place_of_object,
-        // A symbolic link that leads nowhere, or in a circle.
-        Err(_) if fs::symlink_metadata(path).is_ok() => in_place_of_object,
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Ok(metadata) => Ok(Some(entry(metadata))),
+        // A symbolic link that leads nowhere, or in a circle; or an entry that was created since.
+        Err(error) => match fs::symlink_metadata(path) {
+            Ok(metadata) => Ok(Some(entry(metadata))),
+            Err(_) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(_) => Err(error),
+        },
     }
 }
 

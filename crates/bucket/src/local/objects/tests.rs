@@ -83,3 +83,27 @@ fn local_bucket_layout_separates_objects_from_folders() {
         assert!(!is_object(folder), "{folder}");
     }
 }
+
+/// A read and a listing beside creates and deletions of the same object report the object or its absence, never a wrong
+/// entry.
+#[test]
+fn local_bucket_read_beside_create_reports_no_wrong_entry() {
+    let folder = TempDir::new().unwrap();
+    let directory = LocalDirectory::open(folder.path().to_owned()).unwrap();
+    fs::create_dir_all(folder.path().join("subjects/app.orders")).unwrap();
+    let (path, key) = (folder.path().join(NAME), BucketKey::new(NAME).unwrap());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20_000 {
+                fs::write(&path, b"manifest").unwrap();
+                fs::remove_file(&path).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            directory.open_object(NAME).unwrap();
+            assert!(listed(&path, &key).unwrap() != Some(Listed::Folder));
+        }
+    });
+}
