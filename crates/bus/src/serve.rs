@@ -2,33 +2,31 @@
 //!
 //! ```text
 //! subscription ──> Requests::next_many ──> Incoming { …, responder }
-//!                                                        │ ok / error: one bounded queue for all of them
+//!                                                        │ ok / error: one bounded queue, in turns
 //!                                                        v
 //!                                            one task ──> Bus::publish, many per wake-up
 //! ```
 
 mod reject_log;
+mod replies;
 mod stats;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::{ErrorCode, ErrorReply, Headers, OverloadCause, Route, RoutePattern, encode};
 use dormouse_runtime::{Env, Tasks};
-use tokio::sync::mpsc;
 
 use self::reject_log::RejectLog;
+use self::replies::{QueuedReply, ReplyQueue};
 pub use self::stats::{ANSWER_TIMES, EndpointBytes, EndpointSnapshot, EndpointStats};
 use crate::{
-    Bus, Caller, Callers, Delivery, InboxPrefixes, Outgoing, PublishError, SubscribeError, SubscribeOptions,
-    Subscription, validate,
+    Bus, Caller, Callers, Delivery, InboxPrefixes, Outgoing, SubscribeError, SubscribeOptions, Subscription,
+    validate,
 };
-
-/// Maximum number of replies that the sending task takes at a time.
-const REPLIES_PER_WAKE_UP: usize = 256;
 
 /// Options of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,14 +80,13 @@ pub async fn serve(
         options;
     let subscription = bus.subscribe(pattern, SubscribeOptions { queue, capacity }).await?;
     let stats = Arc::new(EndpointStats::default());
-    let (replies, queued) = mpsc::channel(reply_capacity.max(1));
-    let waiting = Arc::new(QueuedReplies { limit_bytes: reply_capacity_bytes, bytes: AtomicUsize::new(0) });
-    tasks.spawn("replies", send_replies(Arc::clone(bus), queued, Arc::clone(&waiting), Arc::clone(&stats)));
-    let reply_queue = ReplyQueue { replies, waiting, bus: Arc::clone(bus), env: env.clone(), stats };
-    let reply_queue = Arc::new(reply_queue);
+    let replies = ReplyQueue::new(reply_capacity, reply_capacity_bytes);
+    let (queued, sender, counted) = (Arc::clone(&replies), Arc::clone(bus), Arc::clone(&stats));
+    tasks.spawn("replies", async move { queued.send(&*sender, &counted).await });
+    let endpoint = Arc::new(Endpoint { replies, bus: Arc::clone(bus), env: env.clone(), stats });
     Ok(Requests {
         subscription,
-        reply_queue,
+        endpoint,
         inbox_prefixes,
         callers,
         reject_log: RejectLog::default(),
@@ -100,7 +97,7 @@ pub async fn serve(
 /// The requests on a pattern. A drop ends the subscription; queued replies are still sent.
 pub struct Requests {
     subscription: Subscription,
-    reply_queue: Arc<ReplyQueue>,
+    endpoint: Arc<Endpoint>,
     inbox_prefixes: InboxPrefixes,
     callers: Callers,
     reject_log: RejectLog,
@@ -149,27 +146,29 @@ impl Requests {
     /// The shared statistics of this endpoint.
     #[must_use]
     pub fn stats(&self) -> &Arc<EndpointStats> {
-        &self.reply_queue.stats
+        &self.endpoint.stats
     }
 
     fn admit(&mut self, delivery: Delivery) -> Option<Incoming> {
         let Delivery { route, reply_to, headers, payload } = delivery;
         let Some(reply_to) = reply_to else {
-            self.reply_queue.stats.count_unanswerable();
+            self.endpoint.stats.count_unanswerable();
             return None;
         };
-        let now = self.reply_queue.env.boot();
+        let now = self.endpoint.env.boot();
         if !self.inbox_prefixes.allow(&reply_to) {
-            self.reply_queue.stats.count_refused();
+            self.endpoint.stats.count_refused();
             self.reject_log.record(&route, &reply_to, now);
             return None;
         }
         let responder = Responder {
             reply_to,
             received: now,
-            reply_queue: Arc::clone(&self.reply_queue),
+            endpoint: Arc::clone(&self.endpoint),
             counted_in: None,
             changes: false,
+            user: 0,
+            held: None,
             request_bytes: payload.len(),
         };
         let caller = self.callers.identify(&headers);
@@ -203,13 +202,27 @@ pub struct Incoming {
 pub struct Responder {
     reply_to: Route,
     received: Duration,
-    reply_queue: Arc<ReplyQueue>,
+    endpoint: Arc<Endpoint>,
     counted_in: Option<Arc<EndpointStats>>,
     changes: bool,
     request_bytes: usize,
+    user: u32,
+    held: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Responder {
+    /// The reply leaves in the turns of `user`. Without this, in those of user 0.
+    pub const fn in_turn_of(mut self, user: u32) -> Self {
+        self.user = user;
+        self
+    }
+
+    /// Keeps `held` until the reply is sent or dropped, such as what the request holds of a limit.
+    pub fn hold(mut self, held: impl Any + Send + Sync) -> Self {
+        self.held = Some(Box::new(held));
+        self
+    }
+
     /// Declares that the request may change the subject. Then a result that is too large becomes `indeterminate`,
     /// because `too_large` would mean that nothing was changed.
     pub fn changing(mut self) -> Self {
@@ -226,7 +239,7 @@ impl Responder {
     /// Replies with a result. Never waits: if the reply queue is full, the reply is dropped and counted. A result above
     /// the maximum payload becomes the error `too_large`, or `indeterminate` after [`changing`](Self::changing).
     pub fn ok(self, payload: Bytes) {
-        let limit_bytes = self.reply_queue.bus.max_payload();
+        let limit_bytes = self.endpoint.bus.max_payload();
         if payload.len() > limit_bytes {
             let too_large = ErrorReply::too_large("max_payload", payload.len(), limit_bytes);
             if !self.changes {
@@ -237,7 +250,7 @@ impl Responder {
             return self.error(&ErrorReply::new(ErrorCode::Indeterminate, text));
         }
         // An executed change must get its short result.
-        if !self.changes && !self.reply_queue.waiting.has_room_for(payload.len()) {
+        if !self.changes && !self.endpoint.replies.has_room_for(payload.len()) {
             return self.error(&OverloadCause::ReplyQueueBytes.into());
         }
         self.stats().count_answer(self.elapsed());
@@ -248,7 +261,7 @@ impl Responder {
     /// Never waits, like [`ok`](Self::ok).
     pub fn error(self, error: &ErrorReply) {
         self.stats().count_error(self.elapsed(), error);
-        let (headers, body) = encode_error(error, self.reply_queue.bus.max_payload());
+        let (headers, body) = encode_error(error, self.endpoint.bus.max_payload());
         self.send(headers, body);
     }
 
@@ -259,21 +272,19 @@ impl Responder {
     }
 
     fn stats(&self) -> &EndpointStats {
-        self.counted_in.as_ref().unwrap_or(&self.reply_queue.stats)
+        self.counted_in.as_ref().unwrap_or(&self.endpoint.stats)
     }
 
     fn elapsed(&self) -> Duration {
-        self.reply_queue.env.boot().saturating_sub(self.received)
+        self.endpoint.env.boot().saturating_sub(self.received)
     }
 
     fn send(self, headers: Headers, payload: Bytes) {
         let size_bytes = payload.len();
         self.stats().count_bytes(self.request_bytes, size_bytes);
-        let reply = Outgoing { route: self.reply_to, headers, payload };
-        self.reply_queue.waiting.add(size_bytes);
-        if self.reply_queue.replies.try_send(reply).is_err() {
-            self.reply_queue.waiting.remove(size_bytes);
-            self.reply_queue.stats.count_dropped();
+        let outgoing = Outgoing { route: self.reply_to, headers, payload };
+        if !self.endpoint.replies.push(self.user, QueuedReply { outgoing, held: self.held }) {
+            self.endpoint.stats.count_dropped();
         }
     }
 }
@@ -284,56 +295,17 @@ impl fmt::Debug for Responder {
     }
 }
 
-/// State shared by all responders of one endpoint.
-struct ReplyQueue {
-    replies: mpsc::Sender<Outgoing>,
-    waiting: Arc<QueuedReplies>,
+/// State shared by the requests and all responders of one endpoint. Its end closes the reply queue.
+struct Endpoint {
+    replies: Arc<ReplyQueue>,
     bus: Arc<dyn Bus>,
     env: Env,
     stats: Arc<EndpointStats>,
 }
 
-/// The bytes of the queued replies.
-struct QueuedReplies {
-    limit_bytes: usize,
-    bytes: AtomicUsize,
-}
-
-impl QueuedReplies {
-    /// Whether one more reply of this size fits. One reply alone always fits.
-    fn has_room_for(&self, size_bytes: usize) -> bool {
-        let held = self.bytes.load(Ordering::Relaxed);
-        held == 0 || held.saturating_add(size_bytes) <= self.limit_bytes
-    }
-
-    fn add(&self, size_bytes: usize) {
-        self.bytes.fetch_add(size_bytes, Ordering::Relaxed);
-    }
-
-    fn remove(&self, size_bytes: usize) {
-        self.bytes.fetch_sub(size_bytes, Ordering::Relaxed);
-    }
-}
-
-async fn send_replies(
-    bus: Arc<dyn Bus>,
-    mut queued: mpsc::Receiver<Outgoing>,
-    waiting: Arc<QueuedReplies>,
-    stats: Arc<EndpointStats>,
-) {
-    let mut replies = Vec::with_capacity(REPLIES_PER_WAKE_UP);
-    while queued.recv_many(&mut replies, REPLIES_PER_WAKE_UP).await > 0 {
-        for reply in replies.drain(..) {
-            let size_bytes = reply.payload.len();
-            let sent = bus.publish(reply).await;
-            waiting.remove(size_bytes);
-            match sent {
-                Ok(()) => {}
-                Err(PublishError::Closed) => return,
-                // This happens only if the maximum payload has shrunk since the reply was queued.
-                Err(PublishError::TooLarge { .. } | PublishError::Invalid { .. }) => stats.count_dropped(),
-            }
-        }
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.replies.close();
     }
 }
 

@@ -24,7 +24,7 @@ use dormouse_bus::Caller;
 use dormouse_engine::TenantFigures;
 use dormouse_engine::api::TenantId;
 use dormouse_protocol::tenant::{BusyTenant, LimitedTenant, TenantLimits};
-use dormouse_protocol::{ErrorReply, Op, OverloadCause, Subject, TenantRule};
+use dormouse_protocol::{ErrorReply, Op, OverloadCause, Subject, TenantName, TenantRule};
 use dormouse_runtime::{Env, Lock};
 
 #[cfg(test)]
@@ -176,11 +176,33 @@ impl Admission {
                 Err(cause) => self.count_refused(cause).into(),
             },
         };
+        Err(self.refuse_within(&mut shares, tenant, refused, now))
+    }
+
+    /// Refuses a request that has arrived from a caller for a subject, or for no valid subject, with an error that does not
+    /// depend on shares. It counts like any other refusal of its tenant.
+    pub(crate) fn refuse(&self, request: Option<(&Caller, &Subject)>, error: ErrorReply) -> Refusal {
+        let now = self.env.boot();
+        let mut shares = self.shares.lock();
+        let tenant = match request {
+            Some((caller, subject)) => shares.arrived(&self.rule.tenant_text(caller.account(), subject), now),
+            None => shares.arrived(TenantName::SHARED, now),
+        };
+        self.refuse_within(&mut shares, tenant, error, now)
+    }
+
+    fn refuse_within(
+        &self,
+        shares: &mut Shares,
+        tenant: TenantId,
+        error: ErrorReply,
+        now: Duration,
+    ) -> Refusal {
         if shares.may_reply_refusal(tenant, now) {
-            return Err(Refusal::Reply(refused));
+            return Refusal::Reply(error);
         }
         self.metrics.count_drop(now);
-        Err(Refusal::Drop)
+        Refusal::Drop
     }
 
     fn count_refused(&self, cause: OverloadCause) -> OverloadCause {

@@ -161,7 +161,10 @@ impl<E: RequestSink> RequestIntake<E> {
         let Incoming { route, caller, payload, headers, responder } = incoming;
         let route = match self.prefix.parse_server(&self.name, route.as_str()) {
             Ok(route) => route,
-            Err(error) => return responder.error(&ErrorReply::bad_request(error.to_string())),
+            Err(error) => {
+                let refusal = self.admission.refuse(None, ErrorReply::bad_request(error.to_string()));
+                return reply_refusal(responder, refusal);
+            }
         };
         let (subject, op) = (route.subject, route.op);
         let mut responder = responder.counted_in(self.stats.of(op));
@@ -170,17 +173,20 @@ impl<E: RequestSink> RequestIntake<E> {
         }
         let left = match caller.may_use(&subject).and_then(|()| time_left(&headers)) {
             Ok(left) => left,
-            Err(error) => return responder.error(&error),
+            Err(error) => {
+                let refusal = self.admission.refuse(Some((&caller, &subject)), error);
+                return reply_refusal(responder, refusal);
+            }
         };
         let permit = match self.admission.admit(&caller, &subject, op, payload.len()) {
             Ok(permit) => permit,
-            Err(Refusal::Reply(error)) => return responder.error(&error),
-            Err(Refusal::Drop) => return,
+            Err(refusal) => return reply_refusal(responder, refusal),
         };
         let received = responder.received();
         let deadline = received.saturating_add(left);
         let cost = (payload.len() as u64).max(LEAST_COST);
         let tenant = permit.tenant();
+        let responder = responder.in_turn_of(tenant.get());
         queues.push(
             tenant,
             cost,
@@ -218,12 +224,13 @@ impl<E: RequestSink> RequestIntake<E> {
             Err(error) => return responder.error(&error),
         };
         let tenant = permit.tenant();
+        // The request counts until its reply is sent: a caller that reads slowly must not fill the queue of replies.
+        let responder = responder.hold(permit);
         let respond = Box::new(move |outcome: Result<SubjectReply, ErrorReply>| {
             match outcome.and_then(|reply| write(&reply)) {
                 Ok(payload) => responder.ok(payload),
                 Err(error) => responder.error(&error),
             }
-            drop(permit);
         });
         let submission = Submission { tenant, deadline, received, request, max_reply_bytes, respond };
         self.engine.submit(&subject, submission);
@@ -241,6 +248,14 @@ fn items(request: &SubjectRequest) -> usize {
         _ => 1,
     };
     items.max(1)
+}
+
+/// Sends the error of a refusal, if it gets one.
+fn reply_refusal(responder: Responder, refusal: Refusal) {
+    match refusal {
+        Refusal::Reply(error) => responder.error(&error),
+        Refusal::Drop => {}
+    }
 }
 
 fn closed_error() -> ErrorReply {

@@ -11,6 +11,7 @@ use dormouse_protocol::RoutePattern;
 use dormouse_runtime::{Stop, Tasks};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::broadcast;
+use tokio::task::unconstrained;
 use tokio::time::timeout;
 
 use super::convert;
@@ -35,6 +36,9 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Interval of the checks for lost library events.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Maximum number of messages that one wake-up moves to a subscriber's queue.
+const MESSAGES_PER_WAKE_UP: usize = 2_048;
 
 /// A connection to NATS that reconnects on its own. A drop closes it; queued messages may then be lost.
 pub struct NatsBus {
@@ -345,8 +349,17 @@ impl Forward {
                     None => return,
                 },
             }
-            while let Some(Some(message)) = messages.next().now_or_never() {
+            // The library's queue is in order of arrival for all callers. It must be emptied faster than requests are
+            // served, so that admission decides about them. Tokio's budget would end this after 128 messages.
+            let mut room = MESSAGES_PER_WAKE_UP;
+            while room > 0
+                && let Some(Some(message)) = unconstrained(messages.next()).now_or_never()
+            {
                 self.enqueue(convert::delivery(message));
+                room -= 1;
+            }
+            if room == 0 {
+                tokio::task::yield_now().await;
             }
         }
     }

@@ -28,12 +28,24 @@ impl PerSecond {
     /// Counts `more` events if at most `most` happen in this second. Events above the limit are not counted, except the
     /// first ones of a second: more than the limit at once is possible once a second.
     pub(super) fn add_up_to(&mut self, more: u64, most: u64, time: Duration) -> bool {
+        self.add_to(0, more, most, time)
+    }
+
+    /// The same for `more` events that belong to `counted` ones: they count as one group.
+    pub(super) fn add_to(&mut self, counted: u64, more: u64, most: u64, time: Duration) -> bool {
         self.advance(time);
-        let fits = self.now == 0 && most > 0 || self.now.saturating_add(more) <= most;
+        let is_first = self.now <= counted;
+        let fits = is_first && most > 0 || self.now.saturating_add(more) <= most;
         if fits {
             self.now = self.now.saturating_add(more);
         }
         fits
+    }
+
+    /// Uncounts events of this second.
+    pub(super) fn take_back(&mut self, number: u64, time: Duration) {
+        self.advance(time);
+        self.now = self.now.saturating_sub(number);
     }
 
     /// The events of the last full second.

@@ -142,9 +142,11 @@ impl Shares {
     ) -> Result<Charge, OverloadCause> {
         let kind = RequestKind::of(op);
         let amount = Amount { requests: 1, bytes, items: 1 };
-        self.take(tenant, subject, kind, amount)?;
-        let charge = Charge { tenant, subject: subject.clone(), kind, amount, writes: writes(op) };
-        if let Err(cause) = self.count_messages(&charge, 1, now) {
+        let mut charge =
+            Charge { tenant, subject: subject.clone(), kind, amount: Amount::NOTHING, writes: writes(op) };
+        self.take(&charge, amount)?;
+        charge.amount = amount;
+        if let Err(cause) = self.count_messages(&charge, 0, 1, now) {
             self.release(&charge);
             return Err(cause);
         }
@@ -154,7 +156,7 @@ impl Shares {
     /// Charges further items of a request that is charged already.
     ///
     /// # Errors
-    /// As [`charge`](Self::charge).
+    /// As [`charge`](Self::charge). Then the messages of the request do not count.
     pub(crate) fn charge_items(
         &mut self,
         charge: &mut Charge,
@@ -162,46 +164,60 @@ impl Shares {
         now: Duration,
     ) -> Result<(), OverloadCause> {
         let amount = Amount { items: more, ..Amount::NOTHING };
-        self.take(charge.tenant, &charge.subject, charge.kind, amount)?;
-        charge.amount = charge.amount.plus(amount);
-        self.count_messages(charge, more, now)
+        let taken = self.take(charge, amount);
+        if taken.is_ok() {
+            charge.amount = charge.amount.plus(amount);
+        }
+        let counted = charge.amount.requests;
+        let charged = taken.and_then(|()| self.count_messages(charge, counted, more, now));
+        if charged.is_err() && charge.writes {
+            self.tenants.get_mut(charge.tenant).messages.take_back(counted, now);
+        }
+        charged
     }
 
-    fn count_messages(&mut self, charge: &Charge, number: u64, now: Duration) -> Result<(), OverloadCause> {
+    /// Counts the messages of a request, of which `counted` are counted already.
+    fn count_messages(
+        &mut self,
+        charge: &Charge,
+        counted: u64,
+        more: u64,
+        now: Duration,
+    ) -> Result<(), OverloadCause> {
         let record = self.tenants.get_mut(charge.tenant);
         let most = record.limits.messages_per_second.unwrap_or(u64::MAX);
-        if !charge.writes || record.messages.add_up_to(number, most, now) {
+        if !charge.writes || record.messages.add_to(counted, more, most, now) {
             return Ok(());
         }
         record.refused += 1;
         Err(OverloadCause::TenantShare)
     }
 
-    fn take(
-        &mut self,
-        tenant: TenantId,
-        subject: &Subject,
-        kind: RequestKind,
-        amount: Amount,
-    ) -> Result<(), OverloadCause> {
-        let held = &mut self.held[kind as usize];
-        let record = self.tenants.get_mut(tenant);
-        let of_tenant = record.held[kind as usize];
-        let of_subject = record.subjects.get(subject).map_or(Amount::NOTHING, |held| held[kind as usize]);
-        // The last part of the limit is for tenants without unanswered requests, however many others there are.
-        let whole = if of_tenant.requests == 0 { self.half } else { self.half.minus(self.half.reserve()) };
+    /// Lets a request hold `amount` more. What it holds already does not count against it.
+    fn take(&mut self, charge: &Charge, amount: Amount) -> Result<(), OverloadCause> {
+        let Charge { tenant, subject, kind, amount: own, writes: _ } = charge;
+        let kind = *kind as usize;
+        let held = &mut self.held[kind];
+        let record = self.tenants.get_mut(*tenant);
+        let of_tenant = record.held[kind];
+        let of_subject = record.subjects.get(subject).map_or(Amount::NOTHING, |held| held[kind]);
+        let (before, of_subject_before) = (of_tenant.minus(*own), of_subject.minus(*own));
+        // The last part of the limit is for tenants without other unanswered requests, however many others there are.
+        let whole = if before.requests == 0 { self.half } else { self.half.minus(self.half.reserve()) };
         let free = whole.minus(held.minus(of_tenant));
-        let fits = held.plus(amount).is_within(whole);
+        let fits = fits_within(*held, amount, whole);
         let share = share_of(free, &record.limits);
         let left = share.minus(of_tenant.minus(of_subject));
-        let may = fits && may_hold(of_tenant, amount, share) && may_hold(of_subject, amount, left.half());
+        let may = fits
+            && may_hold(before, *own, amount, share)
+            && may_hold(of_subject_before, *own, amount, left.half());
         if !may {
             record.refused += 1;
             return Err(if fits { OverloadCause::TenantShare } else { OverloadCause::RequestsInFlight });
         }
         *held = held.plus(amount);
-        record.held[kind as usize] = of_tenant.plus(amount);
-        record.subjects.entry(subject.clone()).or_default()[kind as usize] = of_subject.plus(amount);
+        record.held[kind] = of_tenant.plus(amount);
+        record.subjects.entry(subject.clone()).or_default()[kind] = of_subject.plus(amount);
         Ok(())
     }
 
@@ -302,15 +318,25 @@ fn share_of(free: Amount, limits: &TenantLimits) -> Amount {
     }
 }
 
-/// Whether a holder of `held` may hold `more` in addition, if its share is `share`. A single request always may: a share
-/// that is too small for it would never let it pass.
-const fn may_hold(held: Amount, more: Amount, share: Amount) -> bool {
-    const fn may(held: u64, more: u64, share: u64) -> bool {
-        more == 0 || held == 0 || held.saturating_add(more) <= share
+/// Whether `more` fits beside what is held.
+const fn fits_within(held: Amount, more: Amount, most: Amount) -> bool {
+    const fn fits(held: u64, more: u64, most: u64) -> bool {
+        more == 0 || held.saturating_add(more) <= most
     }
-    may(held.requests, more.requests, share.requests)
-        && may(held.bytes, more.bytes, share.bytes)
-        && may(held.items, more.items, share.items)
+    fits(held.requests, more.requests, most.requests)
+        && fits(held.bytes, more.bytes, most.bytes)
+        && fits(held.items, more.items, most.items)
+}
+
+/// Whether a request that holds `own` may hold `more` in addition, if other requests of the holder hold `others` and its
+/// share is `share`. A single request always may: a share that is too small for it would never let it pass.
+const fn may_hold(others: Amount, own: Amount, more: Amount, share: Amount) -> bool {
+    const fn may(others: u64, own: u64, more: u64, share: u64) -> bool {
+        more == 0 || others == 0 || others.saturating_add(own).saturating_add(more) <= share
+    }
+    may(others.requests, own.requests, more.requests, share.requests)
+        && may(others.bytes, own.bytes, more.bytes, share.bytes)
+        && may(others.items, own.items, more.items, share.items)
 }
 
 fn use_of(record: &TenantRecord, figures: TenantFigures, now: Duration) -> TenantUse {

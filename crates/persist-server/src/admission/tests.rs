@@ -93,6 +93,41 @@ fn tenant_message_rate_limits_sets_only() {
     assert_eq!(shares.busiest(1, &BTreeMap::new(), 2 * NOW)[0].in_use.messages_per_second, 10);
 }
 
+/// A set with more messages than the tenant's limit passes once a second, and a refused one counts nothing.
+#[test]
+fn tenant_message_rate_lets_large_set_pass_once_a_second() {
+    let mut shares = shares(2 * 1_600);
+    let limits = TenantLimits { messages_per_second: Some(10), ..TenantLimits::NONE };
+    shares.set_limits([(TenantName::new("t1").unwrap(), limits)]);
+    let mut large = charge(&mut shares, 1, 1, Op::Set, 1).unwrap();
+    assert_eq!(shares.charge_items(&mut large, 99, NOW), Ok(()));
+    assert!(charge(&mut shares, 1, 2, Op::Set, 1).is_err());
+    let (id, later) = (shares.arrived("t1", NOW), 2 * NOW);
+    let _small = shares.charge(id, &subject(1, 2), Op::Set, 1, later).unwrap();
+    let mut second = shares.charge(id, &subject(1, 3), Op::Set, 1, later).unwrap();
+    assert_eq!(shares.charge_items(&mut second, 99, later), Err(OverloadCause::TenantShare));
+    let mut third = shares.charge(id, &subject(1, 4), Op::Set, 1, later).unwrap();
+    assert_eq!(shares.charge_items(&mut third, 8, later), Ok(()), "1 + 9 of 10");
+}
+
+/// The items of a tenant's only request fit, however many items other tenants hold.
+#[test]
+fn tenant_without_other_requests_gets_items_beside_any_flood() {
+    let mut shares = shares(2 * 1_600);
+    let mut flood = Vec::new();
+    for tenant in 0..40 {
+        let mut request = charge(&mut shares, tenant, 1, Op::Set, 1).unwrap();
+        while shares.charge_items(&mut request, 1, NOW).is_ok() {
+            let Ok(next) = charge(&mut shares, tenant, 1, Op::Set, 1) else { break };
+            flood.push(std::mem::replace(&mut request, next));
+        }
+        flood.push(request);
+    }
+    let mut polite = charge(&mut shares, 50, 1, Op::Set, 1).unwrap();
+    assert_eq!(shares.charge_items(&mut polite, 200, NOW), Ok(()));
+    shares.check();
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Charge { tenant: usize, subject: usize, is_read: bool, bytes: u64, items: u64 },

@@ -131,7 +131,10 @@ async fn overload_refusal_precedes_decoding() {
         assert_eq!(refusal.code, ErrorCode::BadRequest, "{subject} {op}");
     }
     let answered = scene.held.0.lock().unwrap().split_off(0);
+    let answered_number = answered.len();
     answered.into_iter().for_each(|held| (held.respond)(Err(ErrorReply::unavailable("done"))));
+    assert_eq!(scene.admission.in_flight(), answered_number as u64, "a reply counts until it is sent");
+    scene.settle().await;
     assert_eq!(scene.admission.in_flight(), 0);
     scene.send("greedy.orders", Op::Get, a_get()).await;
     scene.settle().await;
@@ -176,6 +179,22 @@ async fn overload_refusals_above_limit_are_dropped_and_counted() {
         scene.admission.busiest_tenants(10, &BTreeMap::new())[0].in_use.requests_per_second,
         REFUSALS_PER_SECOND + 5
     );
+}
+
+/// Invalid requests get no more replies than requests above a share, and the rest is dropped and counted.
+#[tokio::test(start_paused = true)]
+async fn refusals_of_invalid_requests_are_limited_per_tenant() {
+    let scene = Scene::new(64).await;
+    let headers = Headers(vec![(TIME_LEFT_HEADER.to_owned(), "soon".to_owned())]);
+    for _ in 0..REFUSALS_PER_SECOND + 5 {
+        let message = Outgoing { headers: headers.clone(), ..scene.get_message() };
+        let mut asked = Box::pin(scene.caller.request(message, Duration::from_secs(5)));
+        assert!(futures::poll!(&mut asked).is_pending());
+    }
+    scene.settle().await;
+    assert_eq!(scene.admission.metrics().dropped.load(Ordering::Relaxed), 5);
+    let refusal = scene.refusal("polite.orders", Op::Info, vec![0; 9_000]).await;
+    assert_eq!(refusal.code, ErrorCode::TooLarge);
 }
 
 /// A request of another tenant waits for at most one turn of a flood that arrived before it.
