@@ -114,7 +114,7 @@ impl ReplyQueue {
                     Err(PublishError::Closed) => return self.close(),
                     // This happens only if the maximum payload has shrunk since the reply was queued.
                     Err(PublishError::TooLarge { .. } | PublishError::Invalid { .. }) => {
-                        stats.count_dropped()
+                        stats.count_dropped();
                     }
                 }
             }
