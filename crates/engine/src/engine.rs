@@ -35,7 +35,7 @@ use crate::settings::EngineSettings;
 use crate::spool::{self, Spool, SpoolFiles, SpoolLimits};
 use crate::subject::SubjectTask;
 use crate::subject::garbage::{self, Garbage};
-use crate::subject::pages::PAGE_BYTES;
+use crate::subject::page_room::PageRoom;
 use crate::subject_table::{SubjectLoad, SubjectTable, SubmitOutcome, shutting_down};
 use crate::tenant_usage::{TenantFigures, TenantUsage};
 use crate::values::TransferLimiter;
@@ -109,7 +109,7 @@ pub(crate) struct EngineShared {
     /// Runs work on the files of subjects.
     pub(crate) pool: Pool,
     /// Bytes that pages may hold while they are read.
-    pub(crate) page_bytes: Arc<Semaphore>,
+    pub(crate) page_room: PageRoom,
     pub(crate) publishing: Semaphore,
     /// Notified when a log is marked as orphaned.
     pub(crate) orphaned_log_marked: Notify,
@@ -361,7 +361,7 @@ impl PreparedEngine {
             opening: OpenTurns::new(),
             tenants: TenantUsage::default(),
             pool,
-            page_bytes: Arc::new(Semaphore::new(PAGE_BYTES)),
+            page_room: PageRoom::default(),
             publishing: Semaphore::new(PUBLISHING),
             orphaned_log_marked: Notify::new(),
         });

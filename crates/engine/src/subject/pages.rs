@@ -11,17 +11,14 @@ use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorReply, OverloadCause};
 use dormouse_runtime::injected_bug;
 use dormouse_subject_state::database::{DatabaseError, PageRead, Slice};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::Respond;
+use super::page_room::PageBytes;
 use super::serve::OpenSubject;
 use crate::api::Submission;
 
 /// Maximum number of a subject's reads that wait for a page or for the apply backlog.
 const MAX_QUEUED: usize = 1_024;
-
-/// Bytes that the pages of all subjects may hold while they are read.
-pub(crate) const PAGE_BYTES: usize = 64 * 1_024 * 1_024;
 
 /// The reads of one subject that wait for its file.
 #[derive(Default)]
@@ -42,7 +39,7 @@ struct OpenPage {
     page: PageRead,
     respond: Respond,
     /// For its result.
-    _bytes: OwnedSemaphorePermit,
+    _bytes: PageBytes,
 }
 
 impl FileReads {
@@ -123,15 +120,14 @@ impl OpenSubject<'_> {
     /// Reserves the bytes of a page's result. Without room, the page is refused.
     fn open_page(&mut self, submission: Submission) {
         let Submission { tenant, request, max_reply_bytes, respond, .. } = submission;
-        let bytes = u32::try_from(max_reply_bytes.min(PAGE_BYTES)).unwrap_or(u32::MAX);
-        let permit = self.shared.page_bytes.clone().try_acquire_many_owned(bytes);
-        match (permit, PageRead::new(request, max_reply_bytes)) {
-            (Ok(bytes), Some(page)) => {
+        let bytes = self.shared.page_room.try_reserve(tenant, max_reply_bytes);
+        match (bytes, PageRead::new(request, max_reply_bytes)) {
+            (Some(bytes), Some(page)) => {
                 self.tenant = tenant;
                 self.file_reads.page = Some(OpenPage { page, respond, _bytes: bytes });
             }
-            (Err(_), _) => self.refuse_page(respond),
-            (Ok(_), None) => respond(Err(ErrorReply::internal("a page was opened for another request"))),
+            (None, _) => self.refuse_page(respond),
+            (Some(_), None) => respond(Err(ErrorReply::internal("a page was opened for another request"))),
         }
     }
 

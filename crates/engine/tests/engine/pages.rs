@@ -46,15 +46,16 @@ fn page(reply: Result<SubjectReply, ErrorReply>) -> GetAllReply {
     }
 }
 
-/// Submits a request for a reply of up to so many bytes.
+/// Submits a request of a tenant for a reply of up to so many bytes.
 fn submit_large(
     server: &Server,
+    tenant: TenantId,
     subject: &Subject,
     max_reply_bytes: usize,
 ) -> mpsc::Receiver<Result<SubjectReply, ErrorReply>> {
     let (sender, receiver) = mpsc::channel();
     let respond = Box::new(move |answer| sender.send(answer).unwrap());
-    let (tenant, deadline) = (TenantId::SHARED, Submission::NO_DEADLINE);
+    let deadline = Submission::NO_DEADLINE;
     let _guard = server.runtime.enter();
     server.engine.submit(
         subject,
@@ -158,9 +159,9 @@ fn overload_of_full_pool_blocks_no_thread() {
     fill(&server, &one);
     fill(&server, &other);
     let all_of_the_room = 64 * 1_024 * 1_024;
-    let large = submit_large(&server, &one, all_of_the_room);
+    let large = submit_large(&server, TenantId::SHARED, &one, all_of_the_room);
     server.runtime.block_on(yield_now());
-    let refused = submit_large(&server, &other, 1_024);
+    let refused = submit_large(&server, TenantId::SHARED, &other, 1_024);
     let get = server.submit(&other, SubjectRequest::Get(GetRequest::key(key(1))));
     let refusal = (0..TURNS).find_map(|_| {
         server.runtime.block_on(yield_now());
@@ -179,6 +180,34 @@ fn overload_of_full_pool_blocks_no_thread() {
     });
     assert_eq!(page(whole.unwrap()).messages.len(), MESSAGES);
     assert_eq!(server.all(&other).unwrap().len(), MESSAGES);
+}
+
+/// However many pages a tenant asks for at once, the page of another tenant is read.
+#[test]
+fn page_flood_leaves_page_of_other_tenant() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let eighth = 8 * 1_024 * 1_024;
+    let (greedy, polite) = (TenantId::new(1), TenantId::new(2));
+    let subjects: Vec<Subject> = (0..9).map(|number| subject(&format!("app.s{number}"))).collect();
+    subjects.iter().for_each(|subject| fill(&server, subject));
+    let (last, others) = subjects.split_last().unwrap();
+    let flood: Vec<_> = others.iter().map(|subject| submit_large(&server, greedy, subject, eighth)).collect();
+    server.runtime.block_on(yield_now());
+    let reply = submit_large(&server, polite, last, eighth);
+    let mut replies = Vec::new();
+    server.until("all pages have replies", || {
+        replies.extend(flood.iter().filter_map(|pending| pending.try_recv().ok()));
+        replies.len() == others.len()
+    });
+    let refused = replies.iter().filter(|reply| reply.is_err()).count();
+    assert!(refused > 0, "the flood is above its share");
+    let mut polite_reply = None;
+    server.until("the polite page has a reply", || {
+        polite_reply = reply.try_recv().ok();
+        polite_reply.is_some()
+    });
+    assert_eq!(page(polite_reply.unwrap()).messages.len(), MESSAGES);
 }
 
 /// A subject that is released while a page is read completes or refuses the page.
