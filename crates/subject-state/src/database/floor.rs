@@ -101,7 +101,8 @@ impl Database {
                 database.floor = Floor::default();
                 database.changed = true;
             }
-            Ok(())
+            // These rows may have stood before the one that expires next.
+            database.update_next_expiry()
         })?;
         Ok(self.floor.is_set())
     }

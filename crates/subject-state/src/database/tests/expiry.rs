@@ -73,3 +73,48 @@ fn retention_next_expiry_is_always_current() {
     database.run(vec![database.delete_all(3)]);
     assert_eq!(database.next_expiry(), None);
 }
+
+/// Whatever is below the floor, finding the next expiry and the expired messages passes over a bounded number of rows. A
+/// message behind more of them expires when they are deleted.
+#[test]
+fn retention_passes_over_bounded_number_of_hidden_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut database = fresh(&folder.path().join("s.sqlite3"));
+    let hidden = 2 * SLICE_ROWS as u64;
+    let with_ttl = |database: &mut Database, expires_at| {
+        let mut set = database.set(None, b"v");
+        set.expires_at = Some(second(expires_at));
+        database.run(vec![RecordOp::Set(set)]);
+    };
+    (0..hidden).for_each(|_| with_ttl(&mut database, 5));
+    with_ttl(&mut database, 9);
+    database.run(vec![RecordOp::DeleteAll { end_seq: Seq::new(hidden), count: hidden }]);
+    let mut before = 0;
+    while database.has_hidden_rows() && database.next_expiry().is_none() {
+        assert_eq!(seqs(&database, 9, None, 9), [] as [u64; 0]);
+        assert_eq!(seqs(&database, 9, Some(1), 9), [] as [u64; 0]);
+        database.delete_hidden_rows().unwrap();
+        before += 1;
+    }
+    assert_eq!(before, 1, "one slice leaves no more rows than one call passes over");
+    assert_eq!(database.next_expiry(), Some(second(9)));
+    assert_eq!(seqs(&database, 9, None, 9), [hidden + 1]);
+    assert_eq!(seqs(&database, 9, Some(1), 9), [hidden + 1]);
+}
+
+/// No query of retention sorts rows: each reads an index in order.
+#[test]
+fn retention_queries_read_indexes_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = fresh(&folder.path().join("s.sqlite3"));
+    for sql in expiry::QUERIES {
+        let mut plan = database.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let parameters: &[i64] = if plan.parameter_count() == 0 { &[] } else { &[0] };
+        let steps = plan.query_map(rusqlite::params_from_iter(parameters), |row| row.get::<_, String>(3));
+        let steps: Vec<String> = steps.unwrap().map(Result::unwrap).collect();
+        assert!(
+            matches!(&steps[..], [step] if step.contains("USING") && step.contains("INDEX")),
+            "{steps:?}"
+        );
+    }
+}
