@@ -483,7 +483,7 @@ impl Engine {
     /// What each tenant uses. A subject belongs to the tenant whose request opened it.
     #[must_use]
     pub fn tenant_figures(&self) -> BTreeMap<TenantId, TenantFigures> {
-        let mut figures = self.shared.tenants.figures();
+        let mut figures = self.shared.tenants.figures(self.shared.env.boot());
         for (tenant, open) in self.shared.subject_table.open_by_tenant() {
             figures.entry(tenant).or_default().open_subjects = open as u64;
         }

@@ -37,6 +37,22 @@ struct TenantState {
 }
 
 impl TenantState {
+    /// Creations count in the minute of `now`.
+    const fn begin_minute(&mut self, now: Duration) {
+        let minute = now.as_secs() / 60;
+        if minute > self.minute {
+            (self.minute, self.figures.creations) = (minute, 0);
+        }
+    }
+
+    fn check_creation(&mut self, now: Duration) -> Result<(), ErrorReply> {
+        self.begin_minute(now);
+        if self.limits.creations_per_minute.is_some_and(|most| self.figures.creations >= most) {
+            return Err(OverloadCause::TenantShare.into());
+        }
+        Ok(())
+    }
+
     fn is_unused(&self) -> bool {
         self.figures == TenantFigures::default() && self.limits.is_empty()
     }
@@ -70,9 +86,21 @@ impl TenantUsage {
         self.0.lock().of.get(&tenant)?.limits.uploads
     }
 
-    /// The figures of each tenant that uses something. The numbers of open subjects and uploads are 0.
-    pub(crate) fn figures(&self) -> BTreeMap<TenantId, TenantFigures> {
-        self.0.lock().of.iter().map(|(tenant, state)| (*tenant, state.figures)).collect()
+    /// The figures at `now` of each tenant that uses something. The numbers of open subjects and uploads are 0.
+    pub(crate) fn figures(&self, now: Duration) -> BTreeMap<TenantId, TenantFigures> {
+        let mut inner = self.0.lock();
+        inner.of.values_mut().for_each(|state| state.begin_minute(now));
+        inner.of.retain(|_, state| !state.is_unused());
+        let used = inner.of.iter().filter(|(_, state)| state.figures != TenantFigures::default());
+        used.map(|(tenant, state)| (*tenant, state.figures)).collect()
+    }
+
+    /// Checks whether a tenant may create a subject.
+    ///
+    /// # Errors
+    /// As [`count_creation`](Self::count_creation).
+    pub(crate) fn check_creation(&self, tenant: TenantId, now: Duration) -> Result<(), ErrorReply> {
+        self.0.lock().of.get_mut(&tenant).map_or(Ok(()), |state| state.check_creation(now))
     }
 
     /// Counts the creation of a subject.
@@ -82,13 +110,7 @@ impl TenantUsage {
     pub(crate) fn count_creation(&self, tenant: TenantId, now: Duration) -> Result<(), ErrorReply> {
         let mut inner = self.0.lock();
         let state = inner.of.entry(tenant).or_default();
-        let minute = now.as_secs() / 60;
-        if minute > state.minute {
-            (state.minute, state.figures.creations) = (minute, 0);
-        }
-        if state.limits.creations_per_minute.is_some_and(|most| state.figures.creations >= most) {
-            return Err(OverloadCause::TenantShare.into());
-        }
+        state.check_creation(now)?;
         state.figures.creations += 1;
         Ok(())
     }
@@ -205,7 +227,7 @@ mod tests {
         greedy.set(300, 0);
         assert!(may(POLITE) && may(GREEDY));
         drop((greedy, polite));
-        assert!(usage.figures().is_empty());
+        assert!(usage.figures(Duration::ZERO).is_empty());
         assert_eq!(usage.0.lock().unshipped_bytes, 0);
     }
 
@@ -237,6 +259,17 @@ mod tests {
         assert_eq!(usage.max_open_subjects(GREEDY), one);
         usage.set_limits(GREEDY, TenantLimits::NONE);
         assert_eq!(refusals(60), [false; 3]);
-        assert_eq!(usage.figures()[&GREEDY].stored_bytes, 10);
+        assert_eq!(usage.figures(Duration::ZERO)[&GREEDY].stored_bytes, 10);
+    }
+
+    /// Creations are a figure of the current minute: a tenant that only created something before uses nothing.
+    #[test]
+    fn creations_are_no_figure_after_their_minute() {
+        let usage = TenantUsage::default();
+        let at = Duration::from_secs;
+        usage.count_creation(GREEDY, at(59)).unwrap();
+        assert_eq!(usage.figures(at(59))[&GREEDY].creations, 1);
+        assert!(usage.figures(at(60)).is_empty());
+        assert!(usage.0.lock().of.is_empty());
     }
 }

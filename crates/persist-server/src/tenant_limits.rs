@@ -39,11 +39,13 @@ pub(crate) struct LimitsReader {
     sink: LimitsSink,
     revision: LimitsRevision,
     reading: Option<BoxFuture<'static, Result<AllLimits, LimitsError>>>,
+    /// Whether the last attempt failed: a series of failures is logged once.
+    has_failed: bool,
 }
 
 impl LimitsReader {
     pub(crate) fn new(bus: Arc<dyn Bus>, prefix: Prefix, sink: LimitsSink) -> Self {
-        Self { bus, prefix, sink, revision: LimitsRevision::NONE, reading: None }
+        Self { bus, prefix, sink, revision: LimitsRevision::NONE, reading: None, has_failed: false }
     }
 
     /// A lease names the current revision.
@@ -63,9 +65,14 @@ impl LimitsReader {
             Ok((revision, limits)) => {
                 tracing::info!(tenants = limits.len(), "tenant limits applied");
                 self.revision = revision;
+                self.has_failed = false;
                 (self.sink)(limits);
             }
-            Err(error) => tracing::info!(%error, "tenant limits not read, retrying"),
+            Err(_) if self.has_failed => {}
+            Err(error) => {
+                tracing::info!(%error, "tenant limits not read, retrying");
+                self.has_failed = true;
+            }
         }
     }
 }

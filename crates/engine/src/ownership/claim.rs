@@ -87,6 +87,12 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Whether the effect that was returned last begins the first claim of a subject without any manifest.
+    #[must_use]
+    pub const fn is_creation(&self) -> bool {
+        matches!(self.state, ClaimState::AwaitingPermission(None))
+    }
+
     /// Starts to open `subject` for the process that writes `my_log` now. `known` is the highest manifest of the
     /// subject that this data directory has recorded. Returns the first effect too.
     ///

@@ -104,17 +104,18 @@ async fn open_measured(
                 return Ok(Some((Opened { database, verified }, opener.kind)));
             }
             effect => {
-                let mut allowed = Ok(());
+                let now = shared.env.boot();
+                if claim.is_creation() {
+                    // Before the coordinator records an assignment.
+                    shared.tenants.check_creation(tenant, now)?;
+                }
                 if let ClaimEffect::Create(manifest) = &effect {
                     if manifest.number == ManifestNumber::FIRST {
-                        allowed = shared.tenants.count_creation(tenant, shared.env.boot());
+                        shared.tenants.count_creation(tenant, now)?;
                     }
                     shared.counters.claims.add(1);
                 }
-                match allowed {
-                    Ok(()) => opener.perform(effect).await,
-                    Err(refusal) => return Err(refusal),
-                }
+                opener.perform(effect).await
             }
         };
         effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));

@@ -1,11 +1,14 @@
 //! Limits of a subject: evictions, rejections, and crashes between them.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use dormouse_bucket::BucketOperation;
-use dormouse_engine::api::{SubjectReply, SubjectRequest};
+use dormouse_engine::api::{SubjectReply, SubjectRequest, TenantId};
 use dormouse_protocol::data::{ConfigureRequest, SetItem, SetOutcome, SetReply, SetRequest};
 use dormouse_protocol::limits::INLINE_LIMIT_BYTES;
 use dormouse_protocol::message::{Discard, SubjectConfig};
+use dormouse_protocol::tenant::TenantLimits;
 use dormouse_protocol::{Change, ErrorCode, ErrorReply, RequestId, SessionId, Subject};
 
 use crate::support::{Server, World, pairs, set_request, set_result, subject};
@@ -137,4 +140,18 @@ fn eviction_is_atomic_with_unacked_write() {
         assert_eq!(next.all(&app).unwrap(), pairs(&[("b", "2")]));
         assert_eq!(next.info(&app).position.rev.get(), 4);
     }
+}
+
+/// A creation above the limit of its tenant is refused before the authority records who has the subject.
+#[test]
+fn creation_over_limit_asks_no_authority() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let limits = TenantLimits { creations_per_minute: Some(1), ..TenantLimits::NONE };
+    server.engine.set_tenant_limits(TenantId::SHARED, limits);
+    server.set(&subject("app.one"), "k", "v").unwrap();
+    let error = server.set(&subject("app.two"), "k", "v").unwrap_err();
+    assert_eq!(error.code, ErrorCode::Overloaded);
+    assert_eq!(server.authority.claim_requests.load(Ordering::SeqCst), 1);
+    server.set(&subject("app.one"), "k", "w").unwrap();
 }

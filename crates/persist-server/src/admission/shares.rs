@@ -275,13 +275,15 @@ impl Shares {
         }
     }
 
-    /// The tenants with the most requests in the last second, at most `most`.
+    /// The tenants with the most requests in the last second, at most `most`. `figures` has what the tenants use at the
+    /// engine: those with figures keep their records.
     pub(crate) fn busiest(
-        &self,
+        &mut self,
         most: usize,
         figures: &BTreeMap<TenantId, TenantFigures>,
         now: Duration,
     ) -> Vec<BusyTenant> {
+        figures.keys().for_each(|tenant| self.tenants.keep(*tenant, now));
         let mut busiest: Vec<(TenantUse, &TenantRecord)> = self
             .tenants
             .iter()

@@ -10,8 +10,8 @@ use dormouse_protocol::tenant::{TenantLimits, TenantName};
 use super::refusals::PerSecond;
 use super::shares::{Amount, KINDS};
 
-/// A record without requests for this long can be given to another tenant. The engine refers to no tenant for longer
-/// than its subjects stay open.
+/// A record can be given to another tenant if for this long its tenant has had no requests and has used nothing at the
+/// engine.
 const IDLE: Duration = Duration::from_secs(10 * 60);
 
 /// The interval between two searches for an idle record: a search examines every record.
@@ -104,6 +104,11 @@ impl Tenants {
         id
     }
 
+    /// A tenant uses something at the engine.
+    pub(super) fn keep(&mut self, tenant: TenantId, now: Duration) {
+        self.get_mut(tenant).used_at = now;
+    }
+
     /// A new record, or one that is idle.
     fn free_record(&mut self, now: Duration) -> Option<TenantId> {
         if self.records.len() <= self.max {
@@ -180,6 +185,16 @@ mod tests {
         assert_eq!(tenants.get_mut(a).name.as_str(), "c");
         assert_eq!(tenants.find("a", 17 * MINUTE), TenantId::SHARED);
         assert_eq!(tenants.len(), 2);
+    }
+
+    /// The record of a tenant without requests stays while its subjects are open at the engine.
+    #[test]
+    fn tenant_record_stays_while_engine_refers_to_it() {
+        let mut tenants = Tenants::new(1);
+        let a = tenants.find("a", MINUTE);
+        (2..60).for_each(|minutes| tenants.keep(a, minutes * MINUTE));
+        assert_eq!(tenants.find("b", 60 * MINUTE), TenantId::SHARED);
+        assert_eq!(tenants.find("b", 70 * MINUTE), a);
     }
 
     /// A full table is searched for an idle record at most once a second.
