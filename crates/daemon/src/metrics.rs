@@ -83,6 +83,7 @@ impl MetricsListener {
     /// Outside a tokio runtime with I/O and time.
     pub fn serve(self, tasks: &Tasks, text: MetricsText) -> io::Result<()> {
         let listener = TcpListener::from_std(self.socket)?;
+        tracing::info!(address = %listener.local_addr()?, "metrics listener ready");
         let server = MetricsServer { text, tasks: tasks.clone() };
         tasks.spawn("metrics listener", server.run(listener));
         Ok(())

@@ -88,6 +88,13 @@ impl FleetProxies {
         }
     }
 
+    /// Sets the mode of one NATS connection of a process, named as its CONNECT names it.
+    pub fn set_nats_connection(&self, process: &str, connection: &str, mode: ProxyMode) {
+        for proxy in self.to_nats.get(process).into_iter().flatten() {
+            proxy.set_connection(connection, mode);
+        }
+    }
+
     /// Sets the mode of the proxy between a process and the bucket.
     pub fn set_bucket(&self, name: &str, mode: ProxyMode) {
         if let Some(proxy) = self.to_bucket.get(name) {

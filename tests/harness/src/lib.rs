@@ -4,6 +4,7 @@
 
 mod azure;
 mod cluster;
+mod exposition;
 mod hostile;
 mod logs;
 mod metric_docs;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub use azure::AzureServer;
 pub use cluster::NatsCluster;
+pub use exposition::{Samples, read_exposition};
 pub use hostile::{CountingAllocator, mutate};
 pub use logs::{log_problems, tail};
 pub use metric_docs::metric_docs_differences;

@@ -1,8 +1,8 @@
 //! A connection between two processes that can be cut: a TCP proxy on the loopback interface.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -32,6 +32,20 @@ pub enum ProxyMode {
     Slow(Duration),
 }
 
+/// Which connections a mode is for.
+#[derive(Debug, Clone)]
+struct Treatment {
+    mode: ProxyMode,
+    /// The name that the client of the connection gives in its NATS CONNECT; `None`: every connection.
+    of: Option<String>,
+}
+
+impl Treatment {
+    fn of_connection(&self, name: Option<&str>) -> ProxyMode {
+        if self.of.is_none() || self.of.as_deref() == name { self.mode } else { ProxyMode::Forward }
+    }
+}
+
 /// A proxy: a connection to its [port](TcpProxy::port) is forwarded to the target. When dropped, it ends with all its
 /// connections.
 #[derive(Debug)]
@@ -39,7 +53,7 @@ pub struct TcpProxy {
     address: SocketAddr,
     /// The port of the target; 0: none.
     target: Arc<AtomicU16>,
-    mode: watch::Sender<ProxyMode>,
+    treatment: watch::Sender<Treatment>,
     // Dropping this field ends everything.
     _carrier: JoinSet<()>,
 }
@@ -64,10 +78,10 @@ impl TcpProxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port for a proxy")?;
         let address = listener.local_addr()?;
         let target = Arc::new(AtomicU16::new(0));
-        let (mode, watching) = watch::channel(ProxyMode::Forward);
+        let (treatment, watching) = watch::channel(Treatment { mode: ProxyMode::Forward, of: None });
         let mut carrier = JoinSet::new();
         carrier.spawn(accept(listener, dial, Arc::clone(&target), watching));
-        Ok(Self { address, target, mode, _carrier: carrier })
+        Ok(Self { address, target, treatment, _carrier: carrier })
     }
 
     /// Sets the target: a port of this machine.
@@ -83,13 +97,18 @@ impl TcpProxy {
 
     /// Sets the mode.
     pub fn set(&self, mode: ProxyMode) {
-        self.mode.send_replace(mode);
+        self.treatment.send_replace(Treatment { mode, of: None });
+    }
+
+    /// Sets the mode of the NATS connections with this name, also of later ones. All others are forwarded.
+    pub fn set_connection(&self, name: &str, mode: ProxyMode) {
+        self.treatment.send_replace(Treatment { mode, of: Some(name.to_owned()) });
     }
 
     /// Returns the mode.
     #[must_use]
     pub fn mode(&self) -> ProxyMode {
-        *self.mode.borrow()
+        self.treatment.borrow().mode
     }
 }
 
@@ -97,7 +116,7 @@ async fn accept(
     listener: TcpListener,
     dial: DialMode,
     target: Arc<AtomicU16>,
-    mode: watch::Receiver<ProxyMode>,
+    treatment: watch::Receiver<Treatment>,
 ) {
     let mut carried = JoinSet::new();
     loop {
@@ -106,7 +125,7 @@ async fn accept(
                 // A connection that is not accepted for lack of descriptors is accepted later.
                 let Ok((near, _)) = accepted else { continue };
                 let port = Some(target.load(Ordering::Relaxed)).filter(|port| *port != 0);
-                carried.spawn(carry(near, dial, port, mode.clone()));
+                carried.spawn(carry(near, dial, port, treatment.clone()));
             }
             Some(_) = carried.join_next() => {}
         }
@@ -114,8 +133,9 @@ async fn accept(
 }
 
 /// Forwards one connection until either end, or the proxy, ends it.
-async fn carry(near: TcpStream, dial: DialMode, port: Option<u16>, mut mode: watch::Receiver<ProxyMode>) {
+async fn carry(near: TcpStream, dial: DialMode, port: Option<u16>, treatment: watch::Receiver<Treatment>) {
     let Some(port) = port else { return };
+    let (connection, mut mode) = Connection::new(treatment);
     let mut cut = mode.clone();
     let carrying = async {
         if dial == DialMode::OnFirstByte {
@@ -130,8 +150,8 @@ async fn carry(near: TcpStream, dial: DialMode, port: Option<u16>, mut mode: wat
         }
         let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
         let (near, far) = (quick(near).into_split(), quick(far).into_split());
-        let asked = pass(near.0, far.1, Direction::There, mode.clone());
-        let answered = pass(far.0, near.1, Direction::Back, mode.clone());
+        let asked = pass(near.0, far.1, Some(&connection), mode.clone());
+        let answered = pass(far.0, near.1, None, mode.clone());
         // Either end may have closed its sending side and still receive.
         tokio::join!(asked, answered);
     };
@@ -139,6 +159,48 @@ async fn carry(near: TcpStream, dial: DialMode, port: Option<u16>, mut mode: wat
         () = carrying => {}
         // Dropping both ends breaks the connection.
         _ = cut.wait_for(|mode| *mode == ProxyMode::Cut) => {}
+        () = connection.follow() => {}
+    }
+}
+
+/// The mode of one connection.
+struct Connection {
+    treatment: watch::Receiver<Treatment>,
+    /// Known once the client has sent something.
+    name: OnceLock<Option<String>>,
+    mode: watch::Sender<ProxyMode>,
+}
+
+impl Connection {
+    fn new(treatment: watch::Receiver<Treatment>) -> (Self, watch::Receiver<ProxyMode>) {
+        let first = treatment.borrow().of_connection(None);
+        let (mode, watching) = watch::channel(first);
+        (Self { treatment, name: OnceLock::new(), mode }, watching)
+    }
+
+    /// Takes the name from the first data of the client, which holds a whole CONNECT if it speaks NATS.
+    fn identify(&self, first: &[u8]) {
+        let name = || {
+            let text = String::from_utf8_lossy(first);
+            let (_, after) = text.split_once("\"name\":\"")?;
+            after.split_once('"').map(|(name, _)| name.to_owned())
+        };
+        if self.name.set(name()).is_ok() {
+            self.update();
+        }
+    }
+
+    fn update(&self) {
+        let name = self.name.get().and_then(Option::as_deref);
+        self.mode.send_replace(self.treatment.borrow().of_connection(name));
+    }
+
+    /// Updates the mode until the proxy ends.
+    async fn follow(&self) {
+        let mut changes = self.treatment.clone();
+        while changes.changed().await.is_ok() {
+            self.update();
+        }
     }
 }
 
@@ -154,13 +216,15 @@ enum Direction {
     Back,
 }
 
-/// Forwards the data of one end, according to the mode of the proxy.
+/// Forwards the data of one end, according to the mode of the connection. The data of the client, which has the
+/// `connection`, names it.
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    direction: Direction,
+    connection: Option<&Connection>,
     mut mode: watch::Receiver<ProxyMode>,
 ) {
+    let direction = if connection.is_some() { Direction::There } else { Direction::Back };
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         let read = from.read(&mut piece).await.unwrap_or(0);
@@ -168,6 +232,9 @@ async fn pass(
             // The other direction may still have data.
             let _ = to.shutdown().await;
             return;
+        }
+        if let Some(connection) = connection {
+            connection.identify(&piece[..read]);
         }
         let now = *mode.borrow_and_update();
         match (now, direction) {
@@ -248,6 +315,30 @@ mod tests {
         assert!(!receives(&mut refused, "hello").await);
         proxy.set(ProxyMode::Forward);
         connected(&proxy).await;
+    }
+
+    /// A mode for connections of one name leaves the others alone, and applies to later connections of that name.
+    #[tokio::test]
+    async fn tcp_proxy_cuts_connections_of_one_name() {
+        let mut tasks = JoinSet::new();
+        let proxy = proxy(&mut tasks).await;
+        let (cut, kept) = (r#"CONNECT {"name":"a b"}"#, r#"CONNECT {"name":"a"}"#);
+        let mut streams = Vec::new();
+        for connect in [cut, kept] {
+            let mut stream = connected(&proxy).await;
+            stream.write_all(connect.as_bytes()).await.unwrap();
+            assert!(receives(&mut stream, connect).await);
+            streams.push(stream);
+        }
+        proxy.set_connection("a b", ProxyMode::Cut);
+        assert!(!receives(&mut streams[0], "x").await);
+        for (connect, passes) in [(cut, false), (kept, true)] {
+            let mut stream = connected(&proxy).await;
+            stream.write_all(connect.as_bytes()).await.ok();
+            assert_eq!(receives(&mut stream, connect).await, passes, "{connect}");
+        }
+        streams[1].write_all(b"y").await.unwrap();
+        assert!(receives(&mut streams[1], "y").await);
     }
 
     /// Bytes that a stalled proxy holds arrive when the proxy is whole again.

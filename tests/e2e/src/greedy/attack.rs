@@ -58,7 +58,7 @@ impl Attack {
             Aggressor::DeleteAll => sized([1_000, 2, 2], [1_000, 2, 2]),
             Aggressor::UnknownLookups => sized([1_000_000, 16_384, 32_768], [50_000, 32_768, 500_000]),
             Aggressor::Uploads => sized([2_000, 2_000, 2_000], [2_000, 2_000, 2_000]),
-            Aggressor::DormantReads => sized([1_000, 1_024, 1_000], [1_000, 4_096, 10_000]),
+            Aggressor::DormantReads => sized([1_000_000, 1_024, 1_000], [1_000, 4_096, 10_000]),
             Aggressor::HangingBucket => sized([2_000, 4_096, 4_096], [2_000, 8_192, 8_192]),
             Aggressor::Sessions => sized([1_000_000, 33_000, 33_000], [1_000_000, 33_000, 33_000]),
         }

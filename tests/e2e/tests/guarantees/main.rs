@@ -9,6 +9,7 @@ mod failover;
 mod hostile;
 mod interop;
 mod load;
+mod metrics;
 mod moving;
 mod operations;
 mod operator;
