@@ -92,6 +92,9 @@ pub struct Admission {
     rule: TenantRule,
     env: Env,
     metrics: AdmissionMetrics,
+    /// Copies of the machine's figures. The control side reads them, and must not wait for the data side.
+    in_flight: AtomicU64,
+    tenants: AtomicU64,
 }
 
 impl Admission {
@@ -103,7 +106,8 @@ impl Admission {
 
     pub(crate) fn with(settings: SharesSettings, rule: TenantRule, env: Env) -> Arc<Self> {
         let shares = Lock::new(Shares::new(settings));
-        Arc::new(Self { shares, rule, env, metrics: AdmissionMetrics::default() })
+        let (metrics, in_flight, tenants) = Default::default();
+        Arc::new(Self { shares, rule, env, metrics, in_flight, tenants })
     }
 
     /// Whether `deadline`, on the clock of [`Env::boot`], has passed.
@@ -130,13 +134,13 @@ impl Admission {
     /// Number of unanswered requests.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.shares.lock().in_flight()
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Number of tenants with a record, without the shared one.
     #[must_use]
     pub fn tenants(&self) -> u64 {
-        self.shares.lock().tenants()
+        self.tenants.load(Ordering::Relaxed)
     }
 
     /// The tenants with the most requests in the last full second, the busiest first, at most `most`. `figures` has what
@@ -166,13 +170,17 @@ impl Admission {
         let name = self.rule.tenant_text(caller.account(), subject);
         let mut shares = self.shares.lock();
         let tenant = shares.arrived(&name, now);
+        self.tenants.store(shares.tenants(), Ordering::Relaxed);
         let refused = match op.max_request_bytes().filter(|most| bytes > *most) {
             Some(most) => {
                 self.metrics.too_large.fetch_add(1, Ordering::Relaxed);
                 ErrorReply::too_large("max_request_bytes", bytes, most)
             }
             None => match shares.charge(tenant, subject, op, bytes as u64, now) {
-                Ok(charge) => return Ok(RequestPermit { admission: Arc::clone(self), charge }),
+                Ok(charge) => {
+                    self.in_flight.store(shares.in_flight(), Ordering::Relaxed);
+                    return Ok(RequestPermit { admission: Arc::clone(self), charge });
+                }
                 Err(cause) => self.count_refused(cause).into(),
             },
         };
@@ -246,7 +254,9 @@ impl RequestPermit {
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        self.admission.shares.lock().release(&self.charge);
+        let mut shares = self.admission.shares.lock();
+        shares.release(&self.charge);
+        self.admission.in_flight.store(shares.in_flight(), Ordering::Relaxed);
     }
 }
 

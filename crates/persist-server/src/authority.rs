@@ -9,6 +9,7 @@ use dormouse_engine::api::{Authority, LeaseGeneration};
 use dormouse_protocol::fleet::{Acknowledged, ClaimReply, ClaimRequest, ReleaseRequest};
 use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, RetryAdvice, Subject};
 use dormouse_runtime::{Env, Lock};
+use tokio::sync::Semaphore;
 
 use crate::lease::HeldLease;
 
@@ -20,6 +21,10 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(1);
 /// to this server. After that the manifest is the only record of the release.
 const RELEASE_RETRY_TIME: Duration = Duration::from_secs(10);
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of claim requests in flight. Each open sends one at a time, so only opens beyond their limit wait.
+const MAX_CLAIMS: usize = 32;
+/// The same for releases. Further ones wait, as long as they are resent.
+const MAX_RELEASES: usize = 64;
 
 /// The current lease, shared between the task that renews it and its readers.
 #[derive(Debug, Clone)]
@@ -63,13 +68,16 @@ pub struct CoordinatorAuthority {
     prefix: Prefix,
     log: LogId,
     lease: LeaseView,
+    claims: Semaphore,
+    releases: Semaphore,
 }
 
 impl CoordinatorAuthority {
     /// Sends requests over `bus` in the name of `log`.
     #[must_use]
     pub fn new(bus: Arc<dyn Bus>, prefix: Prefix, log: LogId, lease: LeaseView) -> Self {
-        Self { bus, prefix, log, lease }
+        let (claims, releases) = (Semaphore::new(MAX_CLAIMS), Semaphore::new(MAX_RELEASES));
+        Self { bus, prefix, log, lease, claims, releases }
     }
 }
 
@@ -82,6 +90,8 @@ impl Authority for CoordinatorAuthority {
     async fn may_claim(&self, subject: &Subject, owner: Option<&LogId>) -> Result<(), ErrorReply> {
         let request =
             ClaimRequest { v: ProtocolVersion::CURRENT, claimant: self.log.clone(), owner: owner.cloned() };
+        // The wait is not bounded here: the deadlines of those who ask bound it, and each request before it ends.
+        let _permit = self.claims.acquire().await;
         let allowed: Result<ClaimReply, AskError> =
             ask(&*self.bus, self.prefix.claim(subject), &request, CLAIM_DEADLINE).await;
         allowed.map(drop).map_err(|error| refusal(subject, error))
@@ -90,6 +100,9 @@ impl Authority for CoordinatorAuthority {
     async fn released(&self, subject: &Subject) {
         let request = ReleaseRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
         let until = self.lease.env.boot() + RELEASE_RETRY_TIME;
+        let Ok(Ok(_permit)) = tokio::time::timeout(RELEASE_RETRY_TIME, self.releases.acquire()).await else {
+            return;
+        };
         // Without a lease the coordinator is probably unreachable. Ten thousand subjects that close must not each wait
         // for a release deadline.
         while self.lease.generation().is_some() {
@@ -124,6 +137,9 @@ fn refusal(subject: &Subject, error: AskError) -> ErrorReply {
 
 #[cfg(test)]
 mod tests {
+    use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
+    use dormouse_bus::{ServeOptions, serve};
+    use dormouse_protocol::encode;
     use dormouse_runtime::{SeededEntropy, VirtualClock};
 
     use super::*;
@@ -142,6 +158,43 @@ mod tests {
         assert_eq!(view.generation(), Some(generation));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(view.generation(), None);
+    }
+
+    /// However many subjects close at once, a limited number of releases is in flight, and each is sent in the end.
+    #[tokio::test(start_paused = true)]
+    async fn releases_in_flight_are_limited() {
+        let clock = VirtualClock::starting_at(Duration::ZERO);
+        let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
+        let broker = MemoryBroker::new();
+        let tasks = env.tasks();
+        let coordinator: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
+        let route = Prefix::default().fleet_all();
+        let mut requests = serve(&coordinator, &env, &tasks, route, ServeOptions::default()).await.unwrap();
+        let view = LeaseView::new(env.clone());
+        view.set(Some(HeldLease { valid_until: Duration::from_secs(60), generation: LeaseGeneration(1) }));
+        let server: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("server")));
+        let log = "persist-1-01K000000000000000000000P0".parse().unwrap();
+        let authority = CoordinatorAuthority::new(server, Prefix::default(), log, view);
+        let subjects: Vec<Subject> =
+            (0..3 * MAX_RELEASES).map(|number| format!("a.{number}").parse().unwrap()).collect();
+        let releasing = futures::future::join_all(subjects.iter().map(|subject| authority.released(subject)));
+        let answering = async {
+            let mut unanswered = Vec::new();
+            let mut answered = 0;
+            while answered < subjects.len() {
+                while let Ok(Some(incoming)) =
+                    tokio::time::timeout(Duration::from_millis(10), requests.next()).await
+                {
+                    unanswered.push(incoming.responder);
+                }
+                assert!((1..=MAX_RELEASES).contains(&unanswered.len()), "{}", unanswered.len());
+                for responder in unanswered.drain(..) {
+                    answered += 1;
+                    responder.ok(encode(&Acknowledged::default()).unwrap());
+                }
+            }
+        };
+        tokio::join!(releasing, answering);
     }
 
     /// The client sees the `not_owner` of the coordinator; other claim errors become `unavailable`.

@@ -74,7 +74,8 @@ pub(crate) struct HealthSources {
     /// The statistics of requests without a valid operation, which are also those of the reply queue. Empty until the
     /// server takes requests.
     pub(crate) others: Arc<OnceLock<Arc<EndpointStats>>>,
-    pub(crate) bus: Arc<dyn Bus>,
+    /// The data connection and the control connection.
+    pub(crate) buses: [Arc<dyn Bus>; 2],
     pub(crate) recent_drops: Arc<RecentDrops>,
 }
 
@@ -164,11 +165,11 @@ impl HealthSources {
 
     /// The messages dropped so far.
     pub(crate) fn drops(&self) -> Drops {
-        let bus = self.bus.drops();
+        let drops = self.buses.each_ref().map(|bus| bus.drops());
         let others = self.others.get().map(|stats| stats.read()).unwrap_or_default();
         Drops {
-            library: bus.library,
-            subscriptions: bus.subscriptions,
+            library: drops.iter().map(|one| one.library).sum(),
+            subscriptions: drops.iter().map(|one| one.subscriptions).sum(),
             replies: others.dropped,
             unanswerable: others.unanswerable + others.refused,
             events: self.events.dropped(),

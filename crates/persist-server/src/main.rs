@@ -101,6 +101,7 @@ async fn run(
     let control_env = env.on_thread(&thread);
     let (data_bus_tasks, control_bus_tasks, metrics_tasks) =
         (env.tasks(), control_env.tasks(), control_env.tasks());
+    end_at_second_signal(&control_env, &control_bus_tasks).await?;
     let metrics = serve_metrics(settings, &control_env, listener, &metrics_tasks).await?;
     // A process that is not a member owns nothing, so a signal ends it at once.
     let Ok(prepared) = signals.or(prepare(settings, open, &env, &metrics)).await else {
@@ -145,13 +146,9 @@ async fn run(
             Err(_) => return Ok(ExitReason::Clean),
         }
     };
-    match signals.or(server.shutdown(settings.shutdown_deadline)).await {
-        Err(_) => {
-            tracing::warn!("second signal received, aborting");
-            return Err(ExitReason::SecondSignal);
-        }
-        Ok(false) if exit == ExitReason::Clean => exit = ExitReason::Failure,
-        Ok(_) => {}
+    let is_complete = server.shutdown(settings.shutdown_deadline).await;
+    if !is_complete && exit == ExitReason::Clean {
+        exit = ExitReason::Failure;
     }
     drop(sides);
     // The tasks of the connections end after all their users.
@@ -165,6 +162,32 @@ async fn run(
 }
 
 /// Serves metrics until the process ends, from before its first contact with the bucket and NATS.
+/// Ends the process at its second stop signal. The control thread does it, so it works while the data side hangs.
+async fn end_at_second_signal(env: &Env, tasks: &Tasks) -> Result<(), ExitReason> {
+    let tasks = tasks.clone();
+    let listen = async move {
+        let mut signals = StopSignals::listen()?;
+        let stop = tasks.stop().clone();
+        tasks.spawn("second signal", async move {
+            let second = async {
+                signals.next().await;
+                signals.next().await;
+            };
+            tokio::select! {
+                biased;
+                () = stop.requested() => {}
+                () = second => {
+                    tracing::warn!("second signal received, aborting");
+                    std::process::exit(ExitReason::SecondSignal as i32);
+                }
+            }
+        });
+        Ok::<_, std::io::Error>(())
+    };
+    // The signals belong to the runtime on which they are listened to.
+    env.run(listen).await.map_err(|error| fail(ExitReason::Failure, "signal handler setup failed", &error))
+}
+
 async fn serve_metrics(
     settings: &Settings,
     env: &Env,

@@ -212,7 +212,7 @@ impl Server {
             admission: Admission::new(settings.tenant_rule, data.env.clone()),
             stats: OpStats::default(),
             others: Arc::default(),
-            bus: Arc::clone(&data.bus),
+            buses: [Arc::clone(&data.bus), Arc::clone(&control.bus)],
             recent_drops: Arc::default(),
         };
         let tenants = vitals.clone();

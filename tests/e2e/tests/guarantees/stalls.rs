@@ -65,6 +65,48 @@ async fn check_hang(step: &str, cause: &str) -> anyhow::Result<()> {
         .await
 }
 
+/// A second stop signal ends a process whose data side hangs: its control thread handles it.
+#[tokio::test]
+async fn second_signal_ends_process_whose_data_side_hangs() -> anyhow::Result<()> {
+    Fleet::builder()
+        .servers(1)
+        .run(async |fleet| {
+            fleet.stop(NAME).await?;
+            let armed = fleet.folder().join("armed");
+            let environment = [
+                ("DORMOUSE_FAIL_POINTS", "data-pass=1:hang".to_owned()),
+                ("DORMOUSE_FAIL_SEED", "1".to_owned()),
+                ("DORMOUSE_FAIL_WHILE", armed.display().to_string()),
+            ];
+            fleet.start_with(NAME, &environment)?;
+            fleet.wait_serving(NAME).await?;
+            for text in
+                ["fail points are armed", "data side stalled", "lease expired", "second signal received"]
+            {
+                fleet.expect_warning(text);
+            }
+            std::fs::write(&armed, "")?;
+            until("health is critical", async || {
+                let health = fleet.health(NAME).await?;
+                Ok(health.filter(|health| health.status == HealthStatus::Critical))
+            })
+            .await?;
+            // Two signals of one kind at once can be one.
+            let status = until("the process ends", async || {
+                if let Some(status) = fleet.ended(NAME)? {
+                    return Ok(Some(status));
+                }
+                fleet.process(NAME)?.interrupt()?;
+                Ok(None)
+            })
+            .await?;
+            ensure!(status.code() == Some(130), "{status}");
+            std::fs::remove_file(&armed)?;
+            fleet.restart(NAME).await
+        })
+        .await
+}
+
 /// If the data side ends no pass any more, the lease lapses, health is critical, and the process ends.
 #[tokio::test]
 async fn lease_lapses_when_data_thread_stops() -> anyhow::Result<()> {
