@@ -12,6 +12,7 @@ mod base;
 mod chunks;
 mod close;
 mod deadline;
+mod delta;
 mod events;
 mod file;
 mod flush;

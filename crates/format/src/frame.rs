@@ -81,12 +81,36 @@ pub fn decode_all(bytes: &[u8]) -> Result<Vec<LogEntry>, DecodeFault> {
     Ok(entries)
 }
 
+/// Decodes the first of consecutive frames. Returns the size of the frame, too.
+///
+/// # Errors
+/// As [`decode_all`].
+pub fn decode_first(bytes: &[u8]) -> Result<(LogEntry, usize), DecodeFault> {
+    let mut reader = ByteReader::new(bytes);
+    let entry = decode_next(&mut reader)?;
+    Ok((entry, bytes.len() - reader.rest().len()))
+}
+
+/// The size of the first frame of `bytes`; `None` if they do not contain its length.
+pub(crate) fn size_of_first(bytes: &[u8]) -> Result<Option<usize>, DecodeFault> {
+    let Some(length) = bytes.first_chunk::<4>() else { return Ok(None) };
+    let size_bytes = u32::from_le_bytes(*length) as usize;
+    if size_bytes > MAX_ENTRY_BYTES {
+        return Err(above_limit());
+    }
+    Ok(Some(HEAD_BYTES + size_bytes))
+}
+
+fn above_limit() -> DecodeFault {
+    DecodeFault::damaged("has a frame above the size limit")
+}
+
 fn decode_next(reader: &mut ByteReader<'_>) -> Result<LogEntry, DecodeFault> {
     let length: [u8; 4] = reader.array()?;
     let stated = reader.u32()?;
     let size_bytes = u32::from_le_bytes(length) as usize;
     if size_bytes > MAX_ENTRY_BYTES {
-        return Err(DecodeFault::damaged("has a frame above the size limit"));
+        return Err(above_limit());
     }
     let body = reader.bytes(size_bytes)?;
     if checksum(length, body) != stated {

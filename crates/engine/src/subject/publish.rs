@@ -10,16 +10,16 @@ use dormouse_commit_log::log::read_own_tail;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
 use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TombstoneState};
-use dormouse_format::{delta, frame};
 use dormouse_protocol::{ErrorReply, OverloadCause, Rev, Seq, Slot, Subject};
 use dormouse_runtime::fail_point;
 
+use super::delta::DeltaWriter;
 use crate::engine::EngineShared;
 use crate::ownership::publish::{Publication, Publish, PublishEffect, PublishInput};
 use crate::ownership::{BaseKind, BaseObject, CreateResult, ManifestRead, NewBase, Verified, base_kind};
 
 /// Timeout of one bucket call for a small object.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state to upload: the main file as a checkpoint left it.
 #[derive(Debug, Clone)]
@@ -209,20 +209,15 @@ pub(super) async fn upload_delta(
     after: Rev,
     entries: &[LogEntry],
 ) -> Result<DeltaRef, ErrorReply> {
-    let frames =
-        entries.iter().map(frame::encode).collect::<Result<Vec<_>, _>>().map_err(ErrorReply::internal)?;
-    let encoded = delta::encode(subject, after, frames).map_err(ErrorReply::internal)?;
-    let name = DeltaName { made_for, rev: encoded.last_rev, nonce: Nonce::new(shared.env.ulid()) };
+    let rev = entries.last().map_or(after, LogEntry::last_rev);
+    let name = DeltaName { made_for, rev, nonce: Nonce::new(shared.env.ulid()) };
     let key = SubjectKeys::new(subject).delta(&name);
-    let (size_bytes, crc64) =
-        (encoded.bytes.len() as u64, dormouse_format::checksum::Crc64::of(&encoded.bytes));
-    let created =
-        create_once(shared.bucket.as_ref(), &key, encoded.bytes, tokio::time::sleep(CALL_TIMEOUT)).await;
-    match CreateResult::of(created)? {
-        CreateResult::Ours => Ok(DeltaRef { name, size_bytes, crc64 }),
-        CreateResult::Foreign => Err(ErrorReply::internal(format!("{key} existed before it was created"))),
-        CreateResult::Unknown(reply) => Err(reply),
+    let mut writer = DeltaWriter::new(shared, subject, after);
+    for entry in entries {
+        writer.push(entry).await?;
     }
+    let summary = writer.put(&key).await?;
+    Ok(DeltaRef { name, size_bytes: summary.size_bytes, crc64: summary.crc64 })
 }
 
 /// Creates a manifest, within the call timeout.

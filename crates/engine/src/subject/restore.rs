@@ -4,13 +4,11 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use dormouse_bucket::Bucket;
 use dormouse_format::checksum::Crc64;
-use dormouse_format::delta;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{ManifestNumber, Nonce, SubjectKeys};
-use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TermBase};
+use dormouse_format::manifest::{Manifest, SnapshotRef, TermBase};
 use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorReply, LogId, Rev, Subject};
 use dormouse_runtime::Env;
@@ -20,6 +18,7 @@ use dormouse_subject_state::database::{
     ApplyTransaction, Database, DatabaseError, InitialState, Slice, put_in_place, remove_files, sidecar_path,
 };
 
+use super::delta::DeltaReader;
 use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::instruments::LocalFileUse;
@@ -147,22 +146,33 @@ impl Restorer<'_> {
     }
 
     async fn rebuild(&mut self, manifest: &Manifest) -> Result<(), RestoreError> {
-        let mut deltas = Vec::with_capacity(manifest.deltas.len());
-        for delta in &manifest.deltas {
-            deltas.extend(fetch_delta(self.bucket, self.subject, delta).await?);
-        }
         let terms = terms(manifest);
+        let mut deltas = manifest.deltas.iter();
+        let mut first = None;
         match &manifest.snapshot {
             Some(snapshot) => self.pull(snapshot, terms).await?,
             // The deltas start where the subject did: at an empty state, or at a tombstone.
             None => {
-                let rev = deltas.first().map_or(manifest.base_rev, |first| first.after);
+                let mut rev = manifest.base_rev;
+                if let Some(reference) = deltas.next() {
+                    let mut delta = DeltaReader::new(self.bucket, self.subject, reference);
+                    let entries = delta.next().await?;
+                    rev = delta.after().unwrap_or(rev);
+                    first = Some((delta, entries));
+                }
                 let past = manifest.tombstone_state.clone();
                 self.start_empty(InitialState { rev, next_seq: manifest.next_seq, tombstone: past }).await?;
                 self.on_file(move |database| database.inherit(&terms)).await?;
             }
         }
-        self.apply(deltas).await?;
+        if let Some((delta, entries)) = first {
+            self.apply_delta(delta, entries).await?;
+        }
+        for reference in deltas {
+            let mut delta = DeltaReader::new(self.bucket, self.subject, reference);
+            let entries = delta.next().await?;
+            self.apply_delta(delta, entries).await?;
+        }
         match self.database.as_ref().map(|database| database.state().rev) {
             Some(rev) if rev == manifest.base_rev => Ok(()),
             rev => {
@@ -171,6 +181,19 @@ impl Restorer<'_> {
                 Err(ErrorReply::corrupt(object, what).into())
             }
         }
+    }
+
+    /// Applies these entries of a delta, and all that follow.
+    async fn apply_delta(
+        &mut self,
+        mut delta: DeltaReader<'_>,
+        mut entries: Option<Vec<LogEntry>>,
+    ) -> Result<(), RestoreError> {
+        while let Some(some) = entries {
+            self.apply(some).await?;
+            entries = delta.next().await?;
+        }
+        Ok(())
     }
 
     async fn pull(&mut self, snapshot: &SnapshotRef, terms: Vec<TermBase>) -> Result<(), RestoreError> {
@@ -308,30 +331,13 @@ async fn remove(env: &Env, path: &Path) -> Result<(), ErrorReply> {
     removed.map_err(|error| cannot_write(path, &error))
 }
 
-async fn fetch_delta(
-    bucket: &dyn Bucket,
-    subject: &Subject,
-    reference: &DeltaRef,
-) -> Result<Vec<LogEntry>, RestoreError> {
-    let key = SubjectKeys::new(subject).delta(&reference.name);
-    let found: Option<Bytes> = bucket.get(&key).await.map_err(|error| ErrorReply::from(&error))?;
-    let Some(bytes) = found else { return Err(RestoreError::Missing(key.to_string())) };
-    let (size_bytes, crc64) = (bytes.len() as u64, Crc64::of(&bytes));
-    if (size_bytes, crc64) != (reference.size_bytes, reference.crc64) {
-        let what = differs(size_bytes, crc64, reference.size_bytes, reference.crc64);
-        return Err(ErrorReply::corrupt(key.to_string(), what).into());
-    }
-    let delta = delta::decode(subject, reference.rev(), &key, &bytes).map_err(ErrorReply::from)?;
-    Ok(delta.entries)
-}
-
 /// An error of the local file.
 enum LocalError {
     File(io::Error),
     Database(DatabaseError),
 }
 
-fn differs(size_bytes: u64, crc64: Crc64, expected_bytes: u64, expected: Crc64) -> String {
+pub(super) fn differs(size_bytes: u64, crc64: Crc64, expected_bytes: u64, expected: Crc64) -> String {
     format!(
         "{size_bytes} bytes with checksum {crc64} where the manifest says {expected_bytes} bytes with checksum {expected}"
     )

@@ -201,3 +201,50 @@ fn compaction_publishes_no_rows_of_removed_messages() {
     server.compact(&app).unwrap();
     assert!(messages_in(&world.snapshot(&app)) == pairs(&[("k7", "kept")]));
 }
+
+/// A delta may be larger than any object that is read at once: a subject of any size opens on another server, after a
+/// planned stop and after a kill.
+#[test]
+fn delta_larger_than_small_objects_is_read() {
+    const VALUE_BYTES: usize = 250 * 1_024;
+    let world = World::on_disk();
+    let app = subject(APP);
+    let value = "x".repeat(VALUE_BYTES);
+    // Few large requests at once: they reach the bucket before a compaction is due.
+    let fill = |server: &Server, range: std::ops::Range<usize>| {
+        let item = |number: usize| SetItem {
+            key: Some(format!("k{number:04}")),
+            value: Some(value.clone().into()),
+            ..SetItem::default()
+        };
+        let numbers: Vec<usize> = range.collect();
+        for some in numbers.chunks(135) {
+            let requests = some.chunks(15).map(|chunk| {
+                let sets = chunk.iter().map(|number| item(*number)).collect();
+                SubjectRequest::Set(SetRequest { sets, ..SetRequest::default() })
+            });
+            let pending: Vec<_> = requests.map(|request| server.submit(&app, request)).collect();
+            pending.iter().for_each(|one| drop(one.wait(server).unwrap()));
+        }
+    };
+    let first = world.server("persist-1");
+    // A quarter of this snapshot is more than the largest small object.
+    fill(&first, 0..720);
+    first.compact(&app).unwrap();
+    fill(&first, 720..855);
+    first.shutdown();
+    let largest = |world: &World| {
+        let deltas = world.objects_with_extension(&app, "delta");
+        deltas.iter().map(|path| path.metadata().unwrap().len()).max().unwrap_or_default()
+    };
+    assert!(largest(&world) > 32 << 20, "{}", largest(&world));
+    let second = world.server("persist-2");
+    assert_eq!(second.info(&app).count, 855);
+    assert_eq!(second.get(&app, "k0854").unwrap().map(|value| value.len()), Some(VALUE_BYTES));
+    fill(&second, 0..1);
+    let log = second.kill();
+    world.fleet.declare_dead(&log);
+    let third = world.server("persist-3");
+    assert_eq!(third.info(&app).count, 855);
+    assert_eq!(third.get(&app, "k0854").unwrap().map(|value| value.len()), Some(VALUE_BYTES));
+}

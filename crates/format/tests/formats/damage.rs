@@ -93,7 +93,7 @@ fn decoder_rejects_newer_format_version() {
     (slot[8], slot[end]) = (2, 2);
     let mut index = index_bytes().to_vec();
     let mut delta = delta_bytes().to_vec();
-    (index[8], delta[8]) = (2, 2);
+    (index[8], delta[8]) = (2, 3);
     let footer: Read = |bytes| Footer::decode(&samples::log(), Slot::new(1), bytes).map(drop);
     // With and without valid checksums.
     for (bytes, read) in [
@@ -106,7 +106,10 @@ fn decoder_rejects_newer_format_version() {
         (repair::delta(&delta), read_delta),
     ] {
         let error = read(&bytes).unwrap_err();
-        assert!(matches!(error, FormatError::UnsupportedVersion { format: 2, newest: 1, .. }), "{error}");
+        assert!(
+            matches!(error, FormatError::UnsupportedVersion { format, newest, .. } if format == newest + 1),
+            "{error}"
+        );
         assert_eq!(ErrorReply::from(error).code, ErrorCode::Unavailable);
     }
 }
@@ -198,10 +201,10 @@ fn decoder_verifies_each_checksum_separately() {
     }
 
     let mut delta = delta_bytes().to_vec();
-    let numbers = 14 + "app.orders.eu".len();
-    delta[numbers + 28] ^= 1;
-    let sum = crc32c(&delta[..numbers + 36]);
-    delta[numbers + 36..numbers + 40].copy_from_slice(&sum.to_le_bytes());
+    let block = 26 + "app.orders.eu".len();
+    delta[block + 8] ^= 1;
+    let sum = crc32c(&delta[block..block + 16]);
+    delta[block + 16..block + 20].copy_from_slice(&sum.to_le_bytes());
     assert!(read_delta(&delta).is_err());
 
     let mut index = index_bytes().to_vec();
@@ -265,17 +268,19 @@ fn index_with_contradictory_fields_is_rejected() {
 fn delta_with_contradictory_fields_is_rejected() {
     let numbers = 14 + "app.orders.eu".len();
     let good = delta_bytes();
+    let (block, end) = (numbers + 12, good.len() - 28);
     assert_all_rejected(
         &good,
         repair::delta,
         read_delta,
         &[
-            (8, 0),                                 // format 0
-            (14, b'A'),                             // another subject
-            (numbers, 39),                          // starts earlier than its entries
-            (numbers + 8, 49),                      // ends earlier
-            (numbers + 16, 9),                      // fewer entries
-            (numbers + 20, good[numbers + 20] ^ 1), // fewer bytes
+            (8, 0),         // format 0
+            (14, b'A'),     // another subject
+            (numbers, 39),  // starts earlier than its entries
+            (block + 4, 9), // fewer entries in the block
+            (end + 4, 1),   // a number that is always 0
+            (end + 8, 9),   // fewer entries
+            (end + 16, 49), // ends earlier
         ],
     );
     let elsewhere =

@@ -80,26 +80,42 @@ fn index_layout_matches_document() {
 fn delta_layout_matches_document() {
     let bytes = golden_file("delta.bin");
     let header = walk("### Delta header", &bytes, 0);
-    assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&delta::MAGIC[..], 1));
-    assert_eq!(
-        (header.text("subject"), header.number("after"), header.number("last_rev")),
-        ("app.orders.eu", 40, 50)
-    );
-    let summed = &bytes[..header.offset("header checksum")];
-    assert_eq!(header.number("header checksum"), crc(summed));
-    let frames = &bytes[header.end..];
-    assert_eq!(header.number("frames length"), frames.len() as u64);
-    assert_eq!(header.number("frames checksum"), Crc64::of(frames).to_u64());
-    let mut at = header.end;
-    for _ in 0..header.number("entries") {
-        let frame = walk("## The frame", &bytes, at);
+    assert_eq!((header.text("magic").as_bytes(), header.number("format")), (&delta::MAGIC[..], 2));
+    assert_eq!((header.text("subject"), header.number("after")), ("app.orders.eu", 40));
+    assert_eq!(header.number("header checksum"), crc(&bytes[..header.offset("header checksum")]));
+    let block = walk("### Delta block", &bytes, header.end);
+    let frames = block.end..block.end + block.number("frames length") as usize;
+    assert_eq!(block.number("frames checksum"), Crc64::of(&bytes[frames.clone()]).to_u64());
+    assert_eq!(block.number("block checksum"), crc(&bytes[header.end..block.offset("block checksum")]));
+    check_frames(&bytes[..frames.end], frames.start, block.number("entries"));
+    let end = walk("### Delta end", &bytes, frames.end);
+    assert_eq!((end.number("frames length"), end.number("zero")), (0, 0));
+    assert_eq!((end.number("entries"), end.number("last_rev")), (block.number("entries"), 50));
+    assert_eq!(end.number("end checksum"), crc(&bytes[frames.end..end.offset("end checksum")]));
+    assert_eq!(end.end, bytes.len());
+
+    let first = golden_file("delta-1.bin");
+    let header = walk("### Delta header of format 1", &first, 0);
+    assert_eq!((header.number("format"), header.number("last_rev")), (1, 50));
+    assert_eq!(header.number("header checksum"), crc(&first[..header.offset("header checksum")]));
+    assert_eq!(header.number("frames length"), (first.len() - header.end) as u64);
+    assert_eq!(header.number("frames checksum"), Crc64::of(&first[header.end..]).to_u64());
+    check_frames(&first, header.end, header.number("entries"));
+    let limit = format!("at most {} MiB", delta::MAX_BLOCK_BYTES / (1_024 * 1_024));
+    assert!(document().contains(&limit), "{limit}");
+    let limit = format!("at most {} MiB", frame::MAX_ENTRY_BYTES / (1_024 * 1_024));
+    assert!(document().contains(&limit), "{limit}");
+}
+
+/// The bytes from `at` on are this many frames.
+fn check_frames(bytes: &[u8], mut at: usize, number: u64) {
+    for _ in 0..number {
+        let frame = walk("## The frame", bytes, at);
         let summed = [&bytes[at..at + 4], &frame.at["entry"].1].concat();
         assert_eq!(frame.number("checksum"), crc(&summed));
         at = frame.end;
     }
     assert_eq!(at, bytes.len());
-    let limit = format!("at most {} MiB", frame::MAX_ENTRY_BYTES / (1_024 * 1_024));
-    assert!(document().contains(&limit), "{limit}");
 }
 
 /// The golden manifests have exactly the fields of `docs/formats.md`, in the same order.

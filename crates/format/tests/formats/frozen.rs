@@ -65,6 +65,14 @@ fn delta_bytes_are_frozen() {
     assert_eq!((delta.after, delta.last_rev, delta.entries), (Rev::new(40), Rev::new(50), run));
 }
 
+/// A delta of format 1, which has no blocks, decodes to the same entries.
+#[test]
+fn delta_of_format_1_is_read() {
+    let bytes = golden_file("delta-1.bin");
+    let delta = delta::decode(&samples::subject("app.orders.eu"), Rev::new(50), "a delta", &bytes).unwrap();
+    assert_eq!((delta.after, delta.last_rev, delta.entries), (Rev::new(40), Rev::new(50), samples::run()));
+}
+
 /// The decoder rejects a slot under another slot number or log, and the error names the requested object.
 #[test]
 fn slot_of_other_log_or_number_is_rejected() {

@@ -1,9 +1,12 @@
 //! Parts of objects, as range reads and lookups use them.
 
 use bytes::Bytes;
+use dormouse_format::checksum::crc32c;
+use dormouse_format::delta::{self, DeltaDecoder};
+use dormouse_format::frame;
 use dormouse_format::index::{self, LogIndex};
+use dormouse_format::record::{RecordOp, SetOperation};
 use dormouse_format::segment::{self, FOOTER_BYTES, Footer, MAX_HEADER_BYTES};
-use dormouse_format::{delta, frame};
 use dormouse_protocol::{Rev, Slot};
 
 use crate::samples;
@@ -93,7 +96,7 @@ fn entry_run_with_gap_is_rejected() {
 /// A segment of 100,000 subjects encodes and decodes.
 #[test]
 fn segment_holds_100000_subjects() {
-    let entry = samples::entry(0, vec![dormouse_format::record::RecordOp::Set(samples::minimal_set(1))]);
+    let entry = samples::entry(0, vec![RecordOp::Set(samples::minimal_set(1))]);
     let blocks = (0..100_000)
         .rev()
         .map(|number| samples::block(&format!("app.user.{number:06}"), std::slice::from_ref(&entry)));
@@ -102,4 +105,57 @@ fn segment_holds_100000_subjects() {
     let object = segment::decode(&samples::log(), Slot::new(1), encoded.bytes).unwrap();
     assert_eq!(object.lines.len(), 100_000);
     assert_eq!(object.entries_of(&samples::subject("app.user.077777")).unwrap(), [entry]);
+}
+
+/// Whatever the sizes of its entries, a delta that was encoded is decoded, in pieces of any size. Sizes are around each
+/// limit: a block, an entry, and nothing.
+#[test]
+fn delta_of_any_size_is_read_as_written() {
+    let subject = samples::subject("a");
+    let entry = |after: u64, bytes: usize| {
+        let value = Some(Bytes::from(vec![7; bytes]));
+        samples::entry(after, vec![RecordOp::Set(SetOperation { value, ..samples::minimal_set(after + 1) })])
+    };
+    let overhead = frame::encode(&entry(0, 0)).unwrap().len() + 16;
+    let most = frame::MAX_ENTRY_BYTES - overhead;
+    let block = delta::MAX_BLOCK_BYTES;
+    for sizes in [
+        vec![0],
+        vec![block - overhead, 0, 0],
+        vec![block, 0],
+        vec![0, block, 0, block - 2 * overhead, 1],
+        vec![most],
+        vec![0, most, 0],
+        vec![block / 2; 5],
+        vec![1_000; 9_000],
+    ] {
+        let run: Vec<_> = sizes.iter().zip(0..).map(|(bytes, after)| entry(after, *bytes)).collect();
+        let encoded =
+            delta::encode(&subject, Rev::new(0), run.iter().map(|one| frame::encode(one).unwrap())).unwrap();
+        for piece_bytes in [1_000_003, 64 * 1_024 * 1_024] {
+            let mut decoder = DeltaDecoder::expecting(&subject, encoded.last_rev);
+            let mut read = Vec::new();
+            for piece in encoded.bytes.chunks(piece_bytes) {
+                read.extend(decoder.push(piece).unwrap());
+            }
+            decoder.finish().unwrap();
+            assert!(read == run, "{} entries of {} bytes", run.len(), encoded.bytes.len());
+        }
+    }
+}
+
+/// A block above the size limit is rejected before its frames arrive; so is a delta that ends too early.
+#[test]
+fn delta_block_above_limit_is_rejected_at_once() {
+    let (subject, run) = (samples::subject("a"), samples::run());
+    let encoded = delta::encode(&subject, Rev::new(40), [samples::frames(&run)]).unwrap();
+    let (block, mut bytes) = (26 + 1, encoded.bytes.to_vec());
+    bytes[block..block + 4].copy_from_slice(&(delta::MAX_BLOCK_BYTES as u32 + 1).to_le_bytes());
+    let sum = crc32c(&bytes[block..block + 16]);
+    bytes[block + 16..block + 20].copy_from_slice(&sum.to_le_bytes());
+    let mut decoder = DeltaDecoder::any();
+    assert!(decoder.push(&bytes[..block + 20]).unwrap_err().to_string().contains("a block of"));
+    let mut decoder = DeltaDecoder::any();
+    decoder.push(&encoded.bytes[..encoded.bytes.len() - 1]).unwrap();
+    assert!(decoder.finish().is_err());
 }

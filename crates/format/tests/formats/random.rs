@@ -1,12 +1,13 @@
 //! Round trips of random content, and rejection of random bytes.
 
 use bytes::Bytes;
+use dormouse_format::delta::{self, DeltaDecoder};
 use dormouse_format::entry::LogEntry;
+use dormouse_format::frame;
 use dormouse_format::index::{self, LogIndex};
 use dormouse_format::keys::Nonce;
 use dormouse_format::record::{RecordOp, SetOperation};
 use dormouse_format::segment::{self, SlotHeader, SlotKind};
-use dormouse_format::{delta, frame};
 use dormouse_protocol::{Rev, Seq, Slot};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -63,6 +64,13 @@ proptest! {
             let delta = delta::encode(&subject, run[0].after, [frames]).unwrap();
             let read = delta::decode(&subject, delta.last_rev, "a delta", &delta.bytes).unwrap();
             prop_assert_eq!(&read.entries, run);
+            let mut decoder = DeltaDecoder::expecting(&subject, delta.last_rev);
+            let mut entries = Vec::new();
+            for piece in delta.bytes.chunks(5) {
+                entries.extend(decoder.push(piece).unwrap());
+            }
+            prop_assert_eq!((decoder.after(), &entries), (Some(run[0].after), run));
+            decoder.finish().unwrap();
         }
     }
 

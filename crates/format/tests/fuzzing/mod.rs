@@ -7,10 +7,11 @@
 pub mod repair;
 pub mod support;
 
+use dormouse_format::delta::{self, DeltaDecoder};
+use dormouse_format::frame;
 use dormouse_format::index::{self, LogIndex};
 use dormouse_format::manifest::{Manifest, ManifestNumber};
 use dormouse_format::segment::{self, Block, FOOTER_BYTES, Footer};
-use dormouse_format::{delta, frame};
 use dormouse_protocol::{LogId, Slot, Subject};
 
 use support::{Check, assert_entries_round_trip};
@@ -68,14 +69,20 @@ pub fn index(bytes: &[u8]) {
     }
 }
 
-/// A delta: if the bytes decode, they encode to the same bytes.
+/// A delta: if the bytes decode, then in one piece or in many, and the delta encodes and decodes to the same delta.
 pub fn delta(bytes: &[u8]) {
     for bytes in [bytes.to_vec(), repair::delta(bytes)] {
-        let Ok((subject, delta)) = delta::read(&bytes) else { continue };
-        let frames = bytes[repair::delta_head(&subject)..].to_vec();
-        let again =
-            delta::encode(&subject, delta.after, [frames.into()]).expect("the frames of a delta are a run");
-        assert_eq!((again.bytes.as_ref(), again.last_rev), (&bytes[..], delta.last_rev));
+        let read = delta::read(&bytes);
+        let mut decoder = DeltaDecoder::any();
+        let mut entries = Vec::new();
+        let pushed =
+            bytes.chunks(7).try_for_each(|piece| decoder.push(piece).map(|more| entries.extend(more)));
+        assert_eq!(pushed.and_then(|()| decoder.finish()).is_ok(), read.is_ok());
+        let Ok((subject, delta)) = read else { continue };
+        assert_eq!(entries, delta.entries);
+        let frames = delta.entries.iter().map(|entry| frame::encode(entry).expect("it was decoded"));
+        let again = delta::encode(&subject, delta.after, frames).expect("the entries of a delta are a run");
+        assert_eq!(delta::read(&again.bytes).as_ref(), Ok(&(subject, delta.clone())));
         assert_entries_round_trip(&delta.entries);
     }
 }

@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use dormouse_format::checksum::{Crc64, crc32c};
-use dormouse_protocol::Subject;
 
 use super::support::{number, put, put_crc32c};
 
@@ -74,11 +73,6 @@ pub fn index(bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Bytes of a delta before its frames.
-pub fn delta_head(subject: &Subject) -> usize {
-    14 + subject.as_str().len() + 40
-}
-
 /// A delta.
 pub fn delta(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
@@ -88,10 +82,25 @@ pub fn delta(bytes: &[u8]) -> Vec<u8> {
 
 fn repair_delta(bytes: &mut [u8]) -> Option<()> {
     let numbers = 14 + number::<2>(bytes, 12)?;
-    let body = numbers + 40..bytes.len();
-    let _ = repair_frames(bytes, body.clone());
-    put_crc64(bytes, body, numbers + 28)?;
-    put_crc32c(bytes, 0..numbers + 36, numbers + 36)
+    if number::<4>(bytes, 8)? == 1 {
+        let body = numbers + 40..bytes.len();
+        let _ = repair_frames(bytes, body.clone());
+        put_crc64(bytes, body, numbers + 28)?;
+        return put_crc32c(bytes, 0..numbers + 36, numbers + 36);
+    }
+    put_crc32c(bytes, 0..numbers + 8, numbers + 8)?;
+    let mut at = numbers + 12;
+    loop {
+        let length = number::<4>(bytes, at)?;
+        if length == 0 {
+            return put_crc32c(bytes, at..at + 24, at + 24);
+        }
+        let frames = at + 20..(at + 20).checked_add(length).filter(|end| *end <= bytes.len())?;
+        let _ = repair_frames(bytes, frames.clone());
+        put_crc64(bytes, frames.clone(), at + 8)?;
+        put_crc32c(bytes, at..at + 16, at + 16)?;
+        at = frames.end;
+    }
 }
 
 /// A manifest.
