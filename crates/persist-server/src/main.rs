@@ -1,6 +1,7 @@
 //! The program of the persistence server: settings, signals, exit codes.
 
 mod descriptors;
+mod signals;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use descriptors::OpenSubjects;
 use dormouse_bucket::{MeteredBucket, open_bucket, probe};
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_daemon::start::{configure, reject_settings, run_to_end};
-use dormouse_daemon::{ExitReason, MetricsListener, StopSignals};
+use dormouse_daemon::{ExitReason, MetricsListener};
 use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_metrics::system::DiskRoom;
 use dormouse_persist_server::args::Args;
@@ -21,6 +22,7 @@ use dormouse_persist_server::server::{
 };
 use dormouse_persist_server::settings::{Settings, hide_secrets};
 use dormouse_runtime::{Env, RuntimeThread, Tasks};
+use signals::StopRequest;
 
 const PROGRAM: &str = "dormouse-persist-server";
 
@@ -88,10 +90,6 @@ async fn run(
     open: OpenSubjects,
     listener: Option<MetricsListener>,
 ) -> Result<ExitReason, ExitReason> {
-    let mut signals = StopSignals::listen().map_err(|error| {
-        tracing::error!(%error, "signal handler setup failed");
-        ExitReason::Failure
-    })?;
     let env = Env::system();
     let started = env.boot();
     let thread = RuntimeThread::start("control").map_err(|error| {
@@ -99,36 +97,35 @@ async fn run(
         ExitReason::Failure
     })?;
     let control_env = env.on_thread(&thread);
-    let (data_bus_tasks, control_bus_tasks, metrics_tasks) =
+    let (data_bus_tasks, control_bus_tasks, process_tasks) =
         (env.tasks(), control_env.tasks(), control_env.tasks());
-    end_at_second_signal(&control_env, &control_bus_tasks).await?;
-    let metrics = serve_metrics(settings, &control_env, listener, &metrics_tasks).await?;
+    let stop = StopRequest::listen(&control_env, &process_tasks)
+        .await
+        .map_err(|error| fail(ExitReason::Failure, "signal handler setup failed", &error))?;
+    let metrics = serve_metrics(settings, &control_env, listener, &process_tasks).await?;
     // A process that is not a member owns nothing, so a signal ends it at once.
-    let Ok(prepared) = signals.or(prepare(settings, open, &env, &metrics)).await else {
+    let Some(prepared) = stop.or(prepare(settings, open, &env, &metrics)).await else {
         return Ok(ExitReason::Clean);
     };
     let mut prepared = prepared?;
     let sides = connect(settings, &env, &data_bus_tasks, &control_env, &control_bus_tasks);
-    let Ok(sides) = signals.or(sides).await else {
+    let Some(sides) = stop.or(sides).await else {
         return Ok(ExitReason::Clean);
     };
     let sides = sides?;
     let mut exit = ExitReason::Clean;
     let server = loop {
-        let Ok(server) = signals.or(start(settings, started, prepared, &sides, &metrics)).await else {
+        let Some(server) = stop.or(start(settings, started, prepared, &sides, &metrics)).await else {
             return Ok(ExitReason::Clean);
         };
         let mut server = server?;
-        let reason = match signals.or(serve(&mut server)).await {
-            Ok(AfterServing::End(ended)) => {
+        let reason = match stop.or(serve(&mut server)).await {
+            Some(AfterServing::End(ended)) => {
                 exit = ended;
                 break server;
             }
-            Ok(AfterServing::Restart(reason)) => reason,
-            Err(_) => {
-                tracing::info!("stop signal received");
-                break server;
-            }
+            Some(AfterServing::Restart(reason)) => reason,
+            None => break server,
         };
         let deadline = settings.shutdown_deadline;
         let next = async {
@@ -137,17 +134,16 @@ async fn run(
                 NewLogReason::Drained => server.restart_after_drain(deadline).await,
             }
         };
-        match Box::pin(signals.or(next)).await {
-            Ok(Some(next)) => prepared = next,
-            Ok(None) => {
+        match Box::pin(stop.or(next)).await {
+            Some(Some(next)) => prepared = next,
+            Some(None) => {
                 tracing::error!(action = "restart the process", "old log not ended before deadline");
                 return Err(ExitReason::Failure);
             }
-            Err(_) => return Ok(ExitReason::Clean),
+            None => return Ok(ExitReason::Clean),
         }
     };
-    let is_complete = server.shutdown(settings.shutdown_deadline).await;
-    if !is_complete && exit == ExitReason::Clean {
+    if !server.shutdown(settings.shutdown_deadline).await && exit == ExitReason::Clean {
         exit = ExitReason::Failure;
     }
     drop(sides);
@@ -162,32 +158,6 @@ async fn run(
 }
 
 /// Serves metrics until the process ends, from before its first contact with the bucket and NATS.
-/// Ends the process at its second stop signal. The control thread does it, so it works while the data side hangs.
-async fn end_at_second_signal(env: &Env, tasks: &Tasks) -> Result<(), ExitReason> {
-    let tasks = tasks.clone();
-    let listen = async move {
-        let mut signals = StopSignals::listen()?;
-        let stop = tasks.stop().clone();
-        tasks.spawn("second signal", async move {
-            let second = async {
-                signals.next().await;
-                signals.next().await;
-            };
-            tokio::select! {
-                biased;
-                () = stop.requested() => {}
-                () = second => {
-                    tracing::warn!("second signal received, aborting");
-                    std::process::exit(ExitReason::SecondSignal as i32);
-                }
-            }
-        });
-        Ok::<_, std::io::Error>(())
-    };
-    // The signals belong to the runtime on which they are listened to.
-    env.run(listen).await.map_err(|error| fail(ExitReason::Failure, "signal handler setup failed", &error))
-}
-
 async fn serve_metrics(
     settings: &Settings,
     env: &Env,
