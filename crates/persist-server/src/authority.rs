@@ -7,13 +7,20 @@ use async_trait::async_trait;
 use dormouse_bus::{AskError, Bus, ask};
 use dormouse_engine::api::{Authority, LeaseGeneration};
 use dormouse_protocol::fleet::{Acknowledged, ClaimReply, ClaimRequest, ReleaseRequest};
-use dormouse_protocol::{ErrorCode, ErrorReply, LogId, Prefix, ProtocolVersion, RetryAdvice, Subject};
+use dormouse_protocol::{
+    ErrorCode, ErrorReply, LogId, OverloadCause, Prefix, ProtocolVersion, RetryAdvice, Subject,
+};
 use dormouse_runtime::{Env, Lock};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::lease::HeldLease;
 
-/// Deadline of a claim request to the coordinator. Clients wait for it, and retry.
+/// Maximum number of claim requests in flight, and of releases. They use the connection of the heartbeats, which must not
+/// wait behind many of them. Further ones wait in order of arrival.
+const MAX_CLAIMS: usize = 32;
+const MAX_RELEASES: usize = 64;
+/// Deadline of a claim request to the coordinator, and the longest wait before it. Clients wait for it, and retry.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
 /// Deadline of one release call to the coordinator.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(1);
@@ -21,10 +28,6 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(1);
 /// to this server. After that the manifest is the only record of the release.
 const RELEASE_RETRY_TIME: Duration = Duration::from_secs(10);
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
-/// Maximum number of claim requests in flight. Each open sends one at a time, so only opens beyond their limit wait.
-const MAX_CLAIMS: usize = 32;
-/// The same for releases. Further ones wait, as long as they are resent.
-const MAX_RELEASES: usize = 64;
 
 /// The current lease, shared between the task that renews it and its readers.
 #[derive(Debug, Clone)]
@@ -90,8 +93,9 @@ impl Authority for CoordinatorAuthority {
     async fn may_claim(&self, subject: &Subject, owner: Option<&LogId>) -> Result<(), ErrorReply> {
         let request =
             ClaimRequest { v: ProtocolVersion::CURRENT, claimant: self.log.clone(), owner: owner.cloned() };
-        // The wait is not bounded here: the deadlines of those who ask bound it, and each request before it ends.
-        let _permit = self.claims.acquire().await;
+        let Ok(_permit) = timeout(CLAIM_DEADLINE, self.claims.acquire()).await else {
+            return Err(OverloadCause::SubjectOpens.into());
+        };
         let allowed: Result<ClaimReply, AskError> =
             ask(&*self.bus, self.prefix.claim(subject), &request, CLAIM_DEADLINE).await;
         allowed.map(drop).map_err(|error| refusal(subject, error))
@@ -100,12 +104,14 @@ impl Authority for CoordinatorAuthority {
     async fn released(&self, subject: &Subject) {
         let request = ReleaseRequest { v: ProtocolVersion::CURRENT, log: self.log.clone() };
         let until = self.lease.env.boot() + RELEASE_RETRY_TIME;
-        let Ok(Ok(_permit)) = tokio::time::timeout(RELEASE_RETRY_TIME, self.releases.acquire()).await else {
-            return;
-        };
-        // Without a lease the coordinator is probably unreachable. Ten thousand subjects that close must not each wait
-        // for a release deadline.
-        while self.lease.generation().is_some() {
+        loop {
+            let left = until.saturating_sub(self.lease.env.boot());
+            let Ok(permit) = timeout(left, self.releases.acquire()).await else { return };
+            // Without a lease the coordinator is probably unreachable. Ten thousand subjects that close must not each wait
+            // for a release deadline.
+            if self.lease.generation().is_none() {
+                return;
+            }
             let acknowledged: Result<Acknowledged, AskError> =
                 ask(&*self.bus, self.prefix.release(subject), &request, RELEASE_DEADLINE).await;
             let Err(error) = acknowledged else { return };
@@ -114,6 +120,7 @@ impl Authority for CoordinatorAuthority {
             if rejected || self.lease.env.boot() + RELEASE_PAUSE >= until {
                 return;
             }
+            drop(permit);
             tokio::time::sleep(RELEASE_PAUSE).await;
         }
     }
@@ -137,12 +144,86 @@ fn refusal(subject: &Subject, error: AskError) -> ErrorReply {
 
 #[cfg(test)]
 mod tests {
-    use dormouse_bus::memory::{MemoryBroker, MemoryOptions};
-    use dormouse_bus::{ServeOptions, serve};
-    use dormouse_protocol::encode;
+    use dormouse_bus::memory::{MemoryBroker, MemoryBus, MemoryOptions};
+    use dormouse_bus::{Delivery, Outgoing, SubscribeOptions, Subscription};
+    use dormouse_protocol::{Route, RoutePattern, ServerName, encode};
     use dormouse_runtime::{SeededEntropy, VirtualClock};
+    use futures::future::join_all;
 
     use super::*;
+
+    /// An authority with a lease, the requests to its coordinator, and the coordinator's connection.
+    /// The last token of `route` may differ.
+    async fn scene(route: Route) -> (CoordinatorAuthority, Subscription, MemoryBus) {
+        let clock = VirtualClock::starting_at(Duration::ZERO);
+        let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
+        let broker = MemoryBroker::new();
+        let coordinator = broker.connect(MemoryOptions::named("coordinator"));
+        let base = route.as_str().rsplit_once('.').unwrap().0;
+        let pattern = RoutePattern::new(format!("{base}.*"));
+        let requests = coordinator.subscribe(pattern, SubscribeOptions::default()).await;
+        let lease = LeaseView::new(env);
+        let valid_until = Duration::from_secs(3_600);
+        lease.set(Some(HeldLease { valid_until, generation: LeaseGeneration(1) }));
+        let log = LogId::new(ServerName::new("persist-1").unwrap(), ulid::Ulid::from_parts(1, 1));
+        let bus = Arc::new(broker.connect(MemoryOptions::named("persist-1")));
+        (CoordinatorAuthority::new(bus, Prefix::default(), log, lease), requests.unwrap(), coordinator)
+    }
+
+    fn subject(number: usize) -> Subject {
+        Subject::new(&format!("s{number}")).unwrap()
+    }
+
+    /// Waits for `number` requests, and checks that there is no other one.
+    async fn take_all(requests: &mut Subscription, number: usize) -> Vec<Delivery> {
+        let mut taken = Vec::new();
+        while taken.len() < number {
+            taken.push(requests.next().await.unwrap());
+        }
+        let more = timeout(Duration::from_millis(100), requests.next()).await;
+        assert!(more.is_err(), "more than {number} requests are in flight");
+        taken
+    }
+
+    /// At most 32 claim requests are in flight. Others wait, and a wait above the deadline is `overloaded`.
+    #[tokio::test(start_paused = true)]
+    async fn claims_in_flight_are_limited() {
+        let (authority, mut requests, _coordinator) = scene(Prefix::default().claim(&subject(0))).await;
+        let claims = |number: usize| {
+            let subjects = (0..number).map(subject);
+            join_all(subjects.map(async |subject| authority.may_claim(&subject, None).await))
+        };
+        let later = async {
+            take_all(&mut requests, MAX_CLAIMS).await;
+            // They wait until the deadline of the first ones. The last one waits longer, until its own.
+            futures::join!(claims(MAX_CLAIMS + 1), take_all(&mut requests, MAX_CLAIMS)).0
+        };
+        let (first, mut later) = futures::join!(claims(MAX_CLAIMS), later);
+        let last = later.pop().unwrap().unwrap_err();
+        assert_eq!((last.code.clone(), last.retry_after_ms.is_some()), (ErrorCode::Overloaded, true));
+        for outcome in first.into_iter().chain(later) {
+            assert_eq!(outcome.unwrap_err().code, ErrorCode::Unavailable);
+        }
+    }
+
+    /// At most 64 releases are in flight, and an acknowledgement lets the next one go.
+    #[tokio::test(start_paused = true)]
+    async fn releases_in_flight_are_limited() {
+        let (authority, mut requests, coordinator) = scene(Prefix::default().release(&subject(0))).await;
+        let subjects = (0..MAX_RELEASES + 1).map(subject);
+        let releases = join_all(subjects.map(async |subject| authority.released(&subject).await));
+        let replies = async {
+            let mut in_flight = take_all(&mut requests, MAX_RELEASES).await;
+            let reply = encode(&Acknowledged::default()).unwrap();
+            while let Some(request) = in_flight.pop() {
+                let reply_to = request.reply_to.unwrap();
+                coordinator.publish(Outgoing::new(reply_to, reply.clone())).await.unwrap();
+                let next = timeout(Duration::from_millis(1), requests.next()).await;
+                in_flight.extend(next.ok().flatten());
+            }
+        };
+        futures::join!(releases, replies);
+    }
 
     /// The lease view returns the generation until the lease expires, without any further input.
     #[tokio::test(start_paused = true)]
@@ -160,43 +241,6 @@ mod tests {
         assert_eq!(view.generation(), None);
     }
 
-    /// However many subjects close at once, a limited number of releases is in flight, and each is sent in the end.
-    #[tokio::test(start_paused = true)]
-    async fn releases_in_flight_are_limited() {
-        let clock = VirtualClock::starting_at(Duration::ZERO);
-        let env = Env::simulated(Arc::new(clock), Arc::new(SeededEntropy::new(1)));
-        let broker = MemoryBroker::new();
-        let tasks = env.tasks();
-        let coordinator: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("coordinator")));
-        let route = Prefix::default().fleet_all();
-        let mut requests = serve(&coordinator, &env, &tasks, route, ServeOptions::default()).await.unwrap();
-        let view = LeaseView::new(env.clone());
-        view.set(Some(HeldLease { valid_until: Duration::from_secs(60), generation: LeaseGeneration(1) }));
-        let server: Arc<dyn Bus> = Arc::new(broker.connect(MemoryOptions::named("server")));
-        let log = "persist-1-01K000000000000000000000P0".parse().unwrap();
-        let authority = CoordinatorAuthority::new(server, Prefix::default(), log, view);
-        let subjects: Vec<Subject> =
-            (0..3 * MAX_RELEASES).map(|number| format!("a.{number}").parse().unwrap()).collect();
-        let releasing = futures::future::join_all(subjects.iter().map(|subject| authority.released(subject)));
-        let answering = async {
-            let mut unanswered = Vec::new();
-            let mut answered = 0;
-            while answered < subjects.len() {
-                while let Ok(Some(incoming)) =
-                    tokio::time::timeout(Duration::from_millis(10), requests.next()).await
-                {
-                    unanswered.push(incoming.responder);
-                }
-                assert!((1..=MAX_RELEASES).contains(&unanswered.len()), "{}", unanswered.len());
-                for responder in unanswered.drain(..) {
-                    answered += 1;
-                    responder.ok(encode(&Acknowledged::default()).unwrap());
-                }
-            }
-        };
-        tokio::join!(releasing, answering);
-    }
-
     /// The client sees the `not_owner` of the coordinator; other claim errors become `unavailable`.
     #[test]
     fn claim_refusal_passes_not_owner_and_hides_other_errors() {
@@ -206,7 +250,7 @@ mod tests {
         for error in [ErrorReply::bad_request("x"), ErrorReply::internal("x")] {
             assert_eq!(refusal(&subject, error.into()).code, ErrorCode::Unavailable);
         }
-        let unanswered = dormouse_bus::RequestError::NoResponders(dormouse_protocol::Route::new("x"));
+        let unanswered = dormouse_bus::RequestError::NoResponders(Route::new("x"));
         assert_eq!(refusal(&subject, unanswered.into()).code, ErrorCode::Unavailable);
     }
 }
