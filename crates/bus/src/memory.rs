@@ -23,7 +23,7 @@ use self::delay::DelayQueue;
 pub use self::network::{MessageInfo, Network};
 pub use self::options::{MemoryOptions, Permission};
 use crate::{
-    Bus, BusEvent, Outgoing, PublishError, Reply, RequestError, RoundTripError, SubscribeError,
+    Bus, BusDrops, BusEvent, Outgoing, PublishError, Reply, RequestError, RoundTripError, SubscribeError,
     SubscribeOptions, Subscription, validate,
 };
 
@@ -215,6 +215,10 @@ impl Bus for MemoryBus {
 
     fn max_payload(&self) -> usize {
         self.broker.lock().max_payload_bytes
+    }
+
+    fn drops(&self) -> BusDrops {
+        BusDrops { library: 0, subscriptions: self.broker.lock().dropped(self.id) }
     }
 
     async fn close(&self) {

@@ -88,13 +88,16 @@ fn millis(time: Duration) -> u64 {
 /// replies, which return what their requests held.
 #[derive(Debug)]
 pub struct Admission {
+    /// For the data side only: a search for an idle record and the busiest tenants hold it.
     shares: Lock<Shares>,
+    /// Copies for the control side.
+    in_flight: AtomicU64,
+    tenants: AtomicU64,
+    /// Limits that the control side has read, and the data side has not taken yet.
+    new_limits: Lock<Option<Vec<LimitedTenant>>>,
     rule: TenantRule,
     env: Env,
     metrics: AdmissionMetrics,
-    /// Copies of the machine's figures. The control side reads them, and must not wait for the data side.
-    in_flight: AtomicU64,
-    tenants: AtomicU64,
 }
 
 impl Admission {
@@ -106,8 +109,15 @@ impl Admission {
 
     pub(crate) fn with(settings: SharesSettings, rule: TenantRule, env: Env) -> Arc<Self> {
         let shares = Lock::new(Shares::new(settings));
-        let (metrics, in_flight, tenants) = Default::default();
-        Arc::new(Self { shares, rule, env, metrics, in_flight, tenants })
+        Arc::new(Self {
+            shares,
+            in_flight: AtomicU64::new(0),
+            tenants: AtomicU64::new(0),
+            new_limits: Lock::default(),
+            rule,
+            env,
+            metrics: AdmissionMetrics::default(),
+        })
     }
 
     /// Whether `deadline`, on the clock of [`Env::boot`], has passed.
@@ -121,9 +131,17 @@ impl Admission {
         &self.metrics
     }
 
-    /// Replaces the limits that an operator has set for tenants. Tenants that are not named have none.
+    /// Replaces the limits that an operator has set for tenants. Tenants that are not named have none. The intake uses them
+    /// from its next pass on.
     pub fn set_limits(&self, limits: Vec<LimitedTenant>) {
-        self.shares.lock().set_limits(limits.into_iter().map(|one| (one.tenant, one.limits)));
+        *self.new_limits.lock() = Some(limits);
+    }
+
+    /// Uses the limits that were set last. For the data side, before it admits requests.
+    pub(crate) fn apply_limits(&self) {
+        if let Some(limits) = self.new_limits.lock().take() {
+            self.shares.lock().set_limits(limits.into_iter().map(|one| (one.tenant, one.limits)));
+        }
     }
 
     /// The tenants whose limits have changed since the last call, with their limits now.
@@ -131,13 +149,13 @@ impl Admission {
         self.shares.lock().take_changed_limits()
     }
 
-    /// Number of unanswered requests.
+    /// Number of unanswered requests. Takes no lock.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Number of tenants with a record, without the shared one.
+    /// Number of tenants with a record, without the shared one. Takes no lock.
     #[must_use]
     pub fn tenants(&self) -> u64 {
         self.tenants.load(Ordering::Relaxed)

@@ -74,8 +74,10 @@ pub(crate) struct HealthSources {
     /// The statistics of requests without a valid operation, which are also those of the reply queue. Empty until the
     /// server takes requests.
     pub(crate) others: Arc<OnceLock<Arc<EndpointStats>>>,
-    /// The data connection and the control connection.
-    pub(crate) buses: [Arc<dyn Bus>; 2],
+    /// The data connection.
+    pub(crate) bus: Arc<dyn Bus>,
+    /// The control connection, if it is another one.
+    pub(crate) control_bus: Option<Arc<dyn Bus>>,
     pub(crate) recent_drops: Arc<RecentDrops>,
 }
 
@@ -83,10 +85,12 @@ pub(crate) struct HealthSources {
 /// problem of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Drops {
-    /// In the NATS library.
+    /// In the NATS library, on the data connection.
     library: u64,
-    /// In the queue of a subscription: requests, orders, health.
+    /// In the queue of a subscription of the data connection.
     subscriptions: u64,
+    /// On the control connection: orders, and requests for health, metrics and discovery.
+    control: u64,
     replies: u64,
     /// Requests without a reply address, and those whose reply address is no inbox.
     unanswerable: u64,
@@ -97,11 +101,12 @@ pub(crate) struct Drops {
 
 impl Drops {
     /// The name of each queue, and the messages that it dropped.
-    pub(crate) fn by_queue(self) -> [(&'static str, u64); 6] {
-        let Self { library, subscriptions, replies, unanswerable, events, over_share } = self;
+    pub(crate) fn by_queue(self) -> [(&'static str, u64); 7] {
+        let Self { library, subscriptions, control, replies, unanswerable, events, over_share } = self;
         [
             ("nats_library", library),
             ("subscriptions", subscriptions),
+            ("control", control),
             ("replies", replies),
             ("unanswerable", unanswerable),
             ("events", events),
@@ -109,9 +114,9 @@ impl Drops {
         ]
     }
 
-    /// Requests and replies that a full queue dropped.
+    /// Requests, orders and replies that a full queue dropped.
     fn requests(self) -> u64 {
-        self.library + self.subscriptions + self.replies
+        self.library + self.subscriptions + self.control + self.replies
     }
 }
 
@@ -165,11 +170,13 @@ impl HealthSources {
 
     /// The messages dropped so far.
     pub(crate) fn drops(&self) -> Drops {
-        let drops = self.buses.each_ref().map(|bus| bus.drops());
+        let bus = self.bus.drops();
+        let control = self.control_bus.as_ref().map(|bus| bus.drops()).unwrap_or_default();
         let others = self.others.get().map(|stats| stats.read()).unwrap_or_default();
         Drops {
-            library: drops.iter().map(|one| one.library).sum(),
-            subscriptions: drops.iter().map(|one| one.subscriptions).sum(),
+            library: bus.library,
+            subscriptions: bus.subscriptions,
+            control: control.library + control.subscriptions,
             replies: others.dropped,
             unanswerable: others.unanswerable + others.refused,
             events: self.events.dropped(),

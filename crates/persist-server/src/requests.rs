@@ -141,6 +141,7 @@ impl<E: RequestSink> RequestIntake<E> {
             }
             let (steps, env) = &self.steps;
             let step = steps.start(env, StepKind::Intake);
+            self.admission.apply_limits();
             for incoming in burst.drain(..) {
                 self.admit(incoming, &mut queues);
             }

@@ -212,7 +212,8 @@ impl Server {
             admission: Admission::new(settings.tenant_rule, data.env.clone()),
             stats: OpStats::default(),
             others: Arc::default(),
-            buses: [Arc::clone(&data.bus), Arc::clone(&control.bus)],
+            bus: Arc::clone(&data.bus),
+            control_bus: (!Arc::ptr_eq(&data.bus, &control.bus)).then(|| Arc::clone(&control.bus)),
             recent_drops: Arc::default(),
         };
         let tenants = vitals.clone();

@@ -185,3 +185,23 @@ async fn overload_drops_are_counted_and_reported_in_health() {
     tokio::time::advance(Duration::from_secs(301)).await;
     assert_eq!(fleet.health("a").await.figures["requests_dropped_total"], dropped);
 }
+
+/// Requests that the queues of the control connection drop are counted, too, and reported in health.
+#[tokio::test(start_paused = true)]
+async fn control_drops_are_counted_and_reported_in_health() {
+    let fleet = Fleet::new().await;
+    let _server = fleet.serve_apart("a").await;
+    assert_eq!(fleet.health("a").await.status, HealthStatus::Ok);
+    let route = Prefix::default().health_of("a");
+    let mut asked = Vec::new();
+    for _ in 0..300 {
+        let message = Outgoing::new(route.clone(), Bytes::new());
+        asked.push(Box::pin(fleet.bus().request(message, Duration::from_secs(1))));
+        assert!(futures::poll!(asked.last_mut().unwrap()).is_pending());
+    }
+    // The first 256 fit.
+    asked.swap_remove(0).await.unwrap();
+    let health = fleet.health("a").await;
+    assert_eq!((health.status, health.figures["messages_dropped_total"]), (HealthStatus::Degraded, 44));
+    assert!(health.problems[0].starts_with("requests or replies dropped"), "{:?}", health.problems);
+}

@@ -40,6 +40,8 @@ pub(super) struct Connection {
     options: MemoryOptions,
     link: Arc<Observable<MemoryLink>>,
     events: broadcast::Sender<BusEvent>,
+    /// Messages that the queues of its subscriptions dropped.
+    dropped: u64,
 }
 
 impl Connection {
@@ -121,7 +123,8 @@ impl Broker {
         let id = ConnectionId(self.next_id());
         let link = Arc::new(Observable::new(MemoryLink::Up));
         let events = broadcast::Sender::new(EVENTS);
-        self.connections.insert(id, Connection { options, link: Arc::clone(&link), events: events.clone() });
+        self.connections
+            .insert(id, Connection { options, link: Arc::clone(&link), events: events.clone(), dropped: 0 });
         (id, link, events)
     }
 
@@ -349,15 +352,20 @@ impl Broker {
         })
     }
 
+    /// Messages that the queues of a connection's subscriptions dropped.
+    pub(super) fn dropped(&self, id: ConnectionId) -> u64 {
+        self.connections.get(&id).map_or(0, |connection| connection.dropped)
+    }
+
     fn enqueue(&mut self, id: SubscriptionId, delivery: Delivery) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let dropped = !listener.deliveries.put(delivery);
-        // One event per series of drops: a slow subscriber cannot take one event per message.
-        if dropped
-            && !listener.slow
-            && let Some(connection) = self.connections.get(&listener.connection)
-        {
-            connection.emit(BusEvent::SlowConsumer(Some(listener.pattern.clone())));
+        if dropped && let Some(connection) = self.connections.get_mut(&listener.connection) {
+            connection.dropped += 1;
+            // One event per series of drops: a slow subscriber cannot take one event per message.
+            if !listener.slow {
+                connection.emit(BusEvent::SlowConsumer(Some(listener.pattern.clone())));
+            }
         }
         listener.slow = dropped;
     }

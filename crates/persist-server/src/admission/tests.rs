@@ -1,5 +1,6 @@
 //! Properties of the shares.
 
+use dormouse_protocol::ErrorCode;
 use dormouse_protocol::tenant::{TenantLimits, TenantName};
 use proptest::prelude::*;
 
@@ -187,6 +188,26 @@ fn run(steps: &[Step], only: Option<RequestKind>) -> Vec<(RequestKind, Option<Ov
     }
     assert_eq!(machine.in_flight(), 0);
     decisions
+}
+
+/// The control side reads figures and sets limits while the data side holds the machine, without waiting for it. The limits
+/// hold from the next pass on.
+#[test]
+fn admission_serves_control_side_while_machine_is_held() {
+    let admission = Admission::new(TenantRule::default(), Env::system());
+    let admit = |op| admission.admit(&Caller::Permitted, &subject(1, 1), op, 1);
+    let permit = admit(Op::Get).unwrap();
+    {
+        let _held = admission.shares.lock();
+        assert_eq!((admission.in_flight(), admission.tenants()), (1, 1));
+        let limits = TenantLimits { messages_per_second: Some(0), ..TenantLimits::NONE };
+        admission.set_limits(vec![LimitedTenant { tenant: TenantName::new("t1").unwrap(), limits }]);
+    }
+    drop(admit(Op::Set).unwrap());
+    admission.apply_limits();
+    assert!(matches!(admit(Op::Set), Err(Refusal::Reply(error)) if error.code == ErrorCode::Overloaded));
+    drop(permit);
+    assert_eq!(admission.in_flight(), 0);
 }
 
 proptest! {

@@ -15,7 +15,7 @@ use dormouse_bus::{
     AskError, Bus, Callers, InboxPrefixes, Incoming, Outgoing, Reply, ServeOptions, ask, serve,
 };
 use dormouse_engine::{Engine, EngineSettings, PreparedEngine};
-use dormouse_persist_server::server::{ProcessExit, Server, ServerSettings, ServerSides};
+use dormouse_persist_server::server::{ProcessExit, Server, ServerSettings, ServerSide, ServerSides};
 use dormouse_protocol::admin::HandOverOrder;
 use dormouse_protocol::data::{GetReply, GetRequest, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::fleet::{
@@ -229,10 +229,23 @@ impl Fleet {
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
         self.buses.lock().unwrap().insert(name.to_owned(), Arc::clone(&bus));
         self.started.lock().unwrap().insert(name.to_owned(), self.env.boot());
-        self.start_prepared(prepared, bus).await
+        self.start_prepared(prepared, ServerSides::same(bus, self.env.clone())).await
     }
 
-    async fn start_prepared(&self, prepared: PreparedEngine, bus: Arc<dyn Bus>) -> Server {
+    /// A server that serves, with another connection for its control side.
+    pub async fn serve_apart(&self, name: &str) -> Server {
+        let prepared = prepare(self.folder.path(), name, &self.env).await;
+        let [data, control] = [name.to_owned(), format!("{name} control")].map(|name| {
+            let bus: Arc<dyn Bus> = Arc::new(self.broker.connect(MemoryOptions::named(name)));
+            ServerSide { bus, env: self.env.clone() }
+        });
+        self.started.lock().unwrap().insert(name.to_owned(), self.env.boot());
+        let mut server = self.start_prepared(prepared, ServerSides { data, control }).await;
+        server.ready().await.unwrap();
+        server
+    }
+
+    async fn start_prepared(&self, prepared: PreparedEngine, sides: ServerSides) -> Server {
         let settings = ServerSettings {
             prefix: Prefix::default(),
             capacity: 100,
@@ -242,7 +255,7 @@ impl Fleet {
             started: self.started.lock().unwrap()[prepared.log().server().as_str()],
             exit: ProcessExit::new(|| panic!("a stalled data side ended its process")),
         };
-        Server::start(prepared, settings, ServerSides::same(bus, self.env.clone())).await.unwrap()
+        Server::start(prepared, settings, sides).await.unwrap()
     }
 
     /// A server that serves.
@@ -254,7 +267,8 @@ impl Fleet {
 
     /// The same process with a new log, on its existing connection.
     pub async fn serve_prepared(&self, name: &str, prepared: PreparedEngine) -> Server {
-        let mut server = self.start_prepared(prepared, self.bus_of(name)).await;
+        let sides = ServerSides::same(self.bus_of(name), self.env.clone());
+        let mut server = self.start_prepared(prepared, sides).await;
         server.ready().await.unwrap();
         server
     }
