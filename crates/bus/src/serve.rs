@@ -109,7 +109,8 @@ impl Requests {
     pub async fn next(&mut self) -> Option<Incoming> {
         loop {
             let delivery = self.subscription.next().await?;
-            if let Some(incoming) = self.admit(delivery) {
+            let now = self.endpoint.env.boot();
+            if let Some(incoming) = self.admit(delivery, now) {
                 return Some(incoming);
             }
         }
@@ -122,7 +123,8 @@ impl Requests {
         while buffer.len() == before {
             let mut arrived = std::mem::take(&mut self.arrived);
             let number = self.subscription.next_many(&mut arrived, limit).await;
-            buffer.extend(arrived.drain(..).filter_map(|delivery| self.admit(delivery)));
+            let now = self.endpoint.env.boot();
+            buffer.extend(arrived.drain(..).filter_map(|delivery| self.admit(delivery, now)));
             self.arrived = arrived;
             if number == 0 {
                 break;
@@ -149,13 +151,12 @@ impl Requests {
         &self.endpoint.stats
     }
 
-    fn admit(&mut self, delivery: Delivery) -> Option<Incoming> {
+    fn admit(&mut self, delivery: Delivery, now: Duration) -> Option<Incoming> {
         let Delivery { route, reply_to, headers, payload } = delivery;
         let Some(reply_to) = reply_to else {
             self.endpoint.stats.count_unanswerable();
             return None;
         };
-        let now = self.endpoint.env.boot();
         if !self.inbox_prefixes.allow(&reply_to) {
             self.endpoint.stats.count_refused();
             self.reject_log.record(&route, &reply_to, now);
@@ -265,7 +266,8 @@ impl Responder {
         self.send(headers, body);
     }
 
-    /// When the request was taken from the subscription, on the monotonic clock.
+    /// When the request was taken from the subscription, on the clock of [`Env::boot`]. Requests that were taken together
+    /// have the same time.
     #[must_use]
     pub const fn received(&self) -> Duration {
         self.received

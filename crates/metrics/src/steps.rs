@@ -72,7 +72,13 @@ impl LongestSteps {
     /// Measures a step from now on.
     #[must_use = "the step ends when the timer is dropped"]
     pub fn start<'s>(&'s self, env: &'s Env, kind: StepKind) -> StepTimer<'s> {
-        StepTimer { steps: self, env, kind, started: env.boot() }
+        self.start_at(env, kind, env.boot())
+    }
+
+    /// Measures a step that began at `started`, on the clock of [`Env::boot`]: the caller has read it already.
+    #[must_use = "the step ends when the timer is dropped"]
+    pub const fn start_at<'s>(&'s self, env: &'s Env, kind: StepKind, started: Duration) -> StepTimer<'s> {
+        StepTimer { steps: self, env, kind, started, is_ended: false }
     }
 
     /// Counts a step that ended at `now`, on the clock of [`Env::boot`].
@@ -118,12 +124,34 @@ pub struct StepTimer<'s> {
     env: &'s Env,
     kind: StepKind,
     started: Duration,
+    is_ended: bool,
+}
+
+impl StepTimer<'_> {
+    /// When the step began.
+    #[must_use]
+    pub const fn started(&self) -> Duration {
+        self.started
+    }
+
+    /// Ends the step, and returns the time.
+    pub fn end(mut self) -> Duration {
+        self.is_ended = true;
+        self.observe()
+    }
+
+    fn observe(&self) -> Duration {
+        let now = self.env.boot();
+        self.steps.observe(self.kind, now.saturating_sub(self.started), now);
+        now
+    }
 }
 
 impl Drop for StepTimer<'_> {
     fn drop(&mut self) {
-        let now = self.env.boot();
-        self.steps.observe(self.kind, now.saturating_sub(self.started), now);
+        if !self.is_ended {
+            self.observe();
+        }
     }
 }
 
@@ -146,6 +174,18 @@ mod tests {
         assert_eq!(steps.longest(StepKind::Page, at(120)), Duration::from_millis(3));
         assert_eq!(steps.longest(StepKind::Page, at(181)), Duration::ZERO);
         assert_eq!(steps.longest(StepKind::Get, at(61)), Duration::ZERO);
+    }
+
+    /// A timer counts its step once, from the reading that its caller had, and returns the time at the end.
+    #[test]
+    fn step_timer_counts_from_given_start() {
+        let (steps, env) = (LongestSteps::default(), Env::system());
+        let started = env.boot().saturating_sub(Duration::from_millis(700));
+        let timer = steps.start_at(&env, StepKind::Intake, started);
+        assert_eq!(timer.started(), started);
+        let ended = timer.end();
+        let took = Duration::from_micros((ended - started).as_micros() as u64);
+        assert_eq!(steps.longest(StepKind::Intake, ended), took);
     }
 
     /// A window that follows on the same slot replaces the older one, although its steps are shorter.

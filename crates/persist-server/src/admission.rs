@@ -173,7 +173,7 @@ impl Admission {
         self.shares.lock().busiest(most, figures, now)
     }
 
-    /// Admits a request of `bytes` bytes, which has arrived from `caller`.
+    /// Admits a request of `bytes` bytes, which has arrived from `caller` at `now`.
     ///
     /// # Errors
     /// [`Refusal`]; then the request holds nothing.
@@ -183,8 +183,8 @@ impl Admission {
         subject: &Subject,
         op: Op,
         bytes: usize,
+        now: Duration,
     ) -> Result<RequestPermit, Refusal> {
-        let now = self.env.boot();
         let name = self.rule.tenant_text(caller.account(), subject);
         let mut shares = self.shares.lock();
         let tenant = shares.arrived(&name, now);

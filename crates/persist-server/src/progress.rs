@@ -64,8 +64,13 @@ impl DataProgress {
 
     /// The data side has ended a pass.
     pub fn advance(&self) {
+        self.advance_at(self.env.boot());
+    }
+
+    /// The data side has ended a pass at `now`.
+    pub(crate) fn advance_at(&self, now: Duration) {
         fail_point!(DataPass);
-        self.advanced_at.raise(self.env.boot());
+        self.advanced_at.raise(now);
     }
 
     /// Makes a pass due: the intake runs one, and without an intake the caller's step is one.

@@ -119,8 +119,8 @@ impl<E: RequestSink> RequestIntake<E> {
         let mut queues = TenantQueues::new(TURN_BYTES);
         let (mut subscribed, mut is_open) = (true, true);
         let _attached = self.progress.attach_intake();
+        self.progress.advance();
         while is_open || !queues.is_empty() {
-            self.progress.advance();
             tokio::select! {
                 biased;
                 // Before the requests, which may arrive without a pause.
@@ -137,10 +137,12 @@ impl<E: RequestSink> RequestIntake<E> {
                 let queued = queues.drain().map(|(_, request)| request.responder);
                 let arrived = burst.drain(..).map(|incoming| incoming.responder);
                 queued.chain(arrived).for_each(|responder| responder.error(&closed_error()));
+                self.progress.advance();
                 continue;
             }
             let (steps, env) = &self.steps;
-            let step = steps.start(env, StepKind::Intake);
+            let started = burst.first().map_or_else(|| env.boot(), |taken| taken.responder.received());
+            let step = steps.start_at(env, StepKind::Intake, started);
             self.admission.apply_limits();
             for incoming in burst.drain(..) {
                 self.admit(incoming, &mut queues);
@@ -150,7 +152,7 @@ impl<E: RequestSink> RequestIntake<E> {
                 self.engine.set_tenant_limits(tenant, limits);
             }
             self.serve_turns(&mut queues);
-            drop(step);
+            self.progress.advance_at(step.end());
             if !queues.is_empty() {
                 tokio::task::yield_now().await;
             }
@@ -179,7 +181,7 @@ impl<E: RequestSink> RequestIntake<E> {
                 return reply_refusal(responder, refusal);
             }
         };
-        let permit = match self.admission.admit(&caller, &subject, op, payload.len()) {
+        let permit = match self.admission.admit(&caller, &subject, op, payload.len(), responder.received()) {
             Ok(permit) => permit,
             Err(refusal) => return reply_refusal(responder, refusal),
         };

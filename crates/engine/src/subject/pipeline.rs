@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use dormouse_commit_log::log::{Append, AppendProgress, DurabilityStage};
 use dormouse_format::entry::LogEntry;
 use dormouse_format::frame;
+use dormouse_metrics::{StepKind, StepTimer};
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Rev, Subject};
 use dormouse_runtime::fail_point;
@@ -99,6 +100,8 @@ pub(super) enum PlanBlocked {
 pub(super) struct AckedChanges {
     /// Number of acknowledged revs.
     pub(super) changes: usize,
+    /// When the step ended. `None`: there was nothing to acknowledge.
+    pub(super) ended_at: Option<Duration>,
     /// Replies that changed nothing and depend on the state: like reads, they need a confirmed lease or a
     /// barrier.
     pub(super) state_replies: Vec<(Respond, SubjectResult)>,
@@ -439,14 +442,17 @@ impl Pipeline {
         database: &Database,
     ) -> AckedChanges {
         let mut acked = AckedChanges::default();
+        let step = (!self.is_acknowledged()).then(|| shared.step(StepKind::Acknowledge));
         self.note_shipped();
         self.answer_awaiting_bucket(shared);
         let ready = self.ready(shared);
         if ready > 0 {
             fail_point!(LevelReached);
-            self.publish_and_reply(shared, subject, database, ready, &mut acked);
+            let now = step.as_ref().map_or_else(|| shared.env.boot(), StepTimer::started);
+            self.publish_and_reply(shared, subject, database, ready, now, &mut acked);
         }
         self.fail_dependents(database);
+        acked.ended_at = step.map(StepTimer::end);
         acked
     }
 
@@ -561,10 +567,11 @@ impl Pipeline {
         subject: &Subject,
         database: &Database,
         ready: usize,
+        now: Duration,
         acked: &mut AckedChanges,
     ) {
         let done: Vec<PipelineStep> = self.steps.drain(..ready).collect();
-        let (now, confirmed) = (shared.env.boot(), shared.read_lease.is_confirmed());
+        let confirmed = shared.read_lease.is_confirmed();
         let expiring = database.next_expiry().is_some() || database.state().config.max_age_ms.is_some();
         let max_bytes = done.iter().map(|step| step.max_bytes).min().unwrap_or(usize::MAX);
         let changes = done.iter().filter_map(|step| step.change.as_ref());

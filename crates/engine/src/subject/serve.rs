@@ -406,12 +406,10 @@ impl<'a> OpenSubject<'a> {
 
     /// Acknowledges the changes that have reached their level.
     pub(super) fn acknowledge(&mut self) {
-        let step = (!self.pipeline.is_acknowledged()).then(|| self.shared.step(StepKind::Acknowledge));
         let database = self.file.get();
         let acked = self.pipeline.acknowledge_ready(self.shared, self.subject, database);
-        drop(step);
-        if acked.changes > 0 {
-            self.schedule.changed(self.shared.env.boot());
+        if let Some(ended_at) = acked.ended_at.filter(|_| acked.changes > 0) {
+            self.schedule.changed(ended_at);
             self.shared.counters.changes.add(acked.changes as u64);
         }
         self.count_backlog();

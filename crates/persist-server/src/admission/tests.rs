@@ -195,7 +195,7 @@ fn run(steps: &[Step], only: Option<RequestKind>) -> Vec<(RequestKind, Option<Ov
 #[test]
 fn admission_serves_control_side_while_machine_is_held() {
     let admission = Admission::new(TenantRule::default(), Env::system());
-    let admit = |op| admission.admit(&Caller::Permitted, &subject(1, 1), op, 1);
+    let admit = |op| admission.admit(&Caller::Permitted, &subject(1, 1), op, 1, NOW);
     let permit = admit(Op::Get).unwrap();
     {
         let _held = admission.shares.lock();
