@@ -47,7 +47,9 @@ use dormouse_bucket::BucketError;
 pub use append_progress::{AppendProgress, DurabilityStage};
 pub use handle::Log;
 pub use instruments::LogInstruments;
-pub use sealed::{SealedLog, SealedLogs, SlotUse, TailError, read_own_tail, read_tail};
+pub use sealed::{
+    SealedLog, SealedLogs, SlotUse, TailError, read_own_tail, read_own_tail_above_file, read_tail,
+};
 pub use settings::LogSettings;
 pub use tails::SubjectTail;
 
@@ -118,4 +120,6 @@ pub struct LogMetrics {
     pub retained_slots: u64,
     /// Subjects that need at least one of them.
     pub subjects_with_tail: u64,
+    /// The sum over these subjects of the slots that each needs.
+    pub tail_slots: u64,
 }

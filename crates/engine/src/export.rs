@@ -12,7 +12,7 @@ use dormouse_runtime::Env;
 use dormouse_subject_state::database::{Database, remove_files};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use crate::subject::restore::{RestoreError, Restorer};
+use crate::subject::restore::{RestoreError, Restorer, highest_rev};
 use crate::values::{self, FetchError, MAX_WHOLE_VALUE_BYTES};
 
 /// Number of attempts if newer bases replace the objects during the read.
@@ -142,9 +142,11 @@ async fn copy(restorer: &mut Restorer<'_>, manifest: &Manifest) -> Result<Positi
     if manifest.snapshot.is_none() && manifest.deltas.is_empty() && tail.is_empty() {
         return Err(ExportError::NotFlushed(subject.clone()).into());
     }
-    restorer.restore(Some(manifest), tail).await.map_err(|error| match error {
-        RestoreError::Missing(object) => Attempt::Missing(object),
-        RestoreError::Failed(reply) => reply.into(),
+    restorer.restore(Some(manifest), highest_rev(manifest.base_rev, &tail), tail).await.map_err(|error| {
+        match error {
+            RestoreError::Missing(object) => Attempt::Missing(object),
+            RestoreError::Failed(reply) => reply.into(),
+        }
     })?;
     embed_values(restorer).await?;
     let Some(database) = restorer.database.take() else {

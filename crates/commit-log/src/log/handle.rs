@@ -297,10 +297,29 @@ impl Log {
         self.0.lock().tails.tail(subject)
     }
 
-    /// The slots that may hold entries of `subject` which a state at `rev` lacks, ascending. The result contains all
-    /// such slots, and more where slot runs are merged.
+    /// The rev after the last shipped entry of `subject` that no verified manifest covers; `None` if there is none.
+    #[must_use]
+    pub fn last_shipped_rev(&self, subject: &Subject) -> Option<Rev> {
+        self.0.lock().tails.last_rev(subject)
+    }
+
+    /// The slots that hold entries of `subject` which a state at `rev` lacks, ascending. The result contains all such
+    /// slots, and more where slots are merged to runs.
     pub(super) fn slots_above(&self, subject: &Subject, rev: Rev) -> Vec<Slot> {
         self.0.lock().tails.slots_above(subject, rev)
+    }
+
+    /// As [`Log::slots_above`], for a local file at `rev` that this process has served under the current term.
+    pub(super) fn slots_above_file(&self, subject: &Subject, rev: Rev) -> Vec<Slot> {
+        self.0.lock().tails.slots_above_file(subject, rev)
+    }
+
+    /// The subject is being closed: it has no unshipped append, and its local file holds every entry of it. The next open
+    /// by this process reads only later slots, if it finds the file.
+    pub fn file_complete(&self, subject: &Subject) {
+        let mut state = self.0.lock();
+        let next = state.owner.next_slot();
+        state.tails.file_complete(subject, next);
     }
 
     /// A listing made after the manifest's creation shows it as the subject's newest: a manifest of this log with base

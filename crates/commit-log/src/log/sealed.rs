@@ -25,7 +25,7 @@ use super::seal::{SealEffect, SealInput, SealMachine, SealedSlotRead};
 use crate::recovery::SealLog;
 
 pub(super) use read::read_header;
-pub use read::{TailError, read_own_tail, read_tail};
+pub use read::{TailError, read_own_tail, read_own_tail_above_file, read_tail};
 
 /// Time limit for a definite result of a seal create.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -398,6 +398,7 @@ impl LogState {
             unshipped_age: self.unshipped_age(now),
             retained_slots: self.owner.next_slot().get() - self.owner.trimmed().get(),
             subjects_with_tail: self.tails.len() as u64,
+            tail_slots: self.tails.all_runs() as u64,
             ..self.metrics
         }
     }

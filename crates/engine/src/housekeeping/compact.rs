@@ -27,13 +27,18 @@ const LONG: u64 = 10_000;
 /// Above this number of subjects with a tail, all of them are due, because each tail uses memory.
 const MANY: u64 = 50_000;
 
+/// Above this sum of the slots of all tails, all of them are due for the same reason.
+const MANY_SLOTS: u64 = 1_000_000;
+
 /// How long a subject is skipped after a failed compaction, and the maximum number of skipped subjects.
 const RETRY_DELAY: Duration = Duration::from_secs(120);
 const MAX_SKIPPED: usize = 1_000;
 
-/// Whether a tail is too old, or its first slot is too far from the end of the log.
+/// Whether a tail is too old or has too many slots, or its first slot is too far from the end of the log.
 fn is_due(tail: &SubjectTail, next: Slot, now: Duration) -> bool {
-    now.saturating_sub(tail.since) > OLD || next.get().saturating_sub(tail.first_slot.get()) > LONG
+    now.saturating_sub(tail.since) > OLD
+        || tail.slots >= SubjectTail::DUE_SLOTS
+        || next.get().saturating_sub(tail.first_slot.get()) > LONG
 }
 
 /// Compacts due subjects at intervals.
@@ -44,7 +49,8 @@ pub(super) async fn run(shared: Arc<EngineShared>) {
         tokio::time::sleep(INTERVAL).await;
         let (next, now) = (shared.log.next_slot(), shared.env.boot());
         skipped.retain(|_, until| *until > now);
-        let many = shared.log.metrics().subjects_with_tail > MANY;
+        let log = shared.log.metrics();
+        let many = log.subjects_with_tail > MANY || log.tail_slots > MANY_SLOTS;
         let due: Vec<Subject> = shared
             .log
             .oldest_tails(PER_CHECK + skipped.len())
@@ -74,14 +80,15 @@ pub(super) async fn run(shared: Arc<EngineShared>) {
 mod tests {
     use super::*;
 
-    /// A subject is due for compaction if its tail is too old or too many slots back.
+    /// A subject is due for compaction if its tail is too old, has too many slots, or is too many slots back.
     #[test]
     fn compaction_is_due_for_old_or_distant_tail() {
-        let tail =
-            SubjectTail { first_slot: Slot::new(5), bytes: 1, entries: 1, since: Duration::from_secs(100) };
+        let since = Duration::from_secs(100);
+        let tail = SubjectTail { first_slot: Slot::new(5), bytes: 1, entries: 1, slots: 1_023, since };
         let at = |slot, seconds| is_due(&tail, Slot::new(slot), Duration::from_secs(seconds));
         assert!(!at(10_005, 3_700));
         assert!(at(10_006, 3_700));
         assert!(at(10_005, 3_701));
+        assert!(is_due(&SubjectTail { slots: 1_024, ..tail }, Slot::new(5), since));
     }
 }

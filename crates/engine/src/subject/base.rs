@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dormouse_commit_log::log::SubjectTail;
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::ErrorReply;
 use tokio::sync::oneshot;
@@ -12,11 +13,12 @@ use super::serve::{OpenSubject, SubjectServeEnd};
 /// A tail below this size does not justify a new base, in bytes.
 const SMALL_TAIL_BYTES: u64 = 64 * 1_024;
 
-/// Whether a tail of `tail_bytes` requires a newer base: reading it would cost more than half as much as
-/// reading the snapshot.
-const fn is_due(tail_bytes: u64, snapshot_bytes: u64) -> bool {
+/// Whether a tail requires a newer base: reading it would cost more than half as much as reading the snapshot, or too
+/// many requests.
+const fn is_due(tail: &SubjectTail, snapshot_bytes: u64) -> bool {
     let half = snapshot_bytes / 2;
-    tail_bytes > if half > SMALL_TAIL_BYTES { half } else { SMALL_TAIL_BYTES }
+    let max_bytes = if half > SMALL_TAIL_BYTES { half } else { SMALL_TAIL_BYTES };
+    tail.bytes > max_bytes || tail.slots >= SubjectTail::DUE_SLOTS
 }
 
 impl OpenSubject<'_> {
@@ -24,7 +26,7 @@ impl OpenSubject<'_> {
     pub(super) fn compact_if_due(&mut self) {
         let Some(tail) = self.shared.log.tail(self.subject) else { return };
         let snapshot = self.manifest.snapshot.map_or(0, |snapshot| snapshot.size_bytes);
-        if !self.schedule.is_compacting() && is_due(tail.bytes, snapshot) {
+        if !self.schedule.is_compacting() && is_due(&tail, snapshot) {
             self.schedule.ask_compact();
         }
     }
@@ -141,12 +143,26 @@ pub(super) async fn published(publishing: &mut Option<oneshot::Receiver<PublishE
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use dormouse_protocol::Slot;
+
     use super::*;
+
+    const fn tail(bytes: u64, slots: u64) -> SubjectTail {
+        SubjectTail { first_slot: Slot::new(1), bytes, entries: slots, slots, since: Duration::ZERO }
+    }
 
     /// A compaction is due if the tail exceeds a minimum size and half of the snapshot.
     #[test]
     fn compaction_is_due_when_tail_exceeds_half_of_snapshot() {
-        assert!(!is_due(64 * 1_024, 0) && is_due(64 * 1_024 + 1, 0));
-        assert!(!is_due(500_000, 1_000_000) && is_due(500_001, 1_000_000));
+        assert!(!is_due(&tail(64 * 1_024, 1), 0) && is_due(&tail(64 * 1_024 + 1, 1), 0));
+        assert!(!is_due(&tail(500_000, 1), 1_000_000) && is_due(&tail(500_001, 1), 1_000_000));
+    }
+
+    /// A compaction is due if the tail is in 1,024 slots, however small it is.
+    #[test]
+    fn compaction_is_due_at_limit_of_slots() {
+        assert!(!is_due(&tail(1_023, 1_023), 1_000_000) && is_due(&tail(1_024, 1_024), 1_000_000));
     }
 }

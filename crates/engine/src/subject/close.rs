@@ -27,18 +27,24 @@ impl OpenSubject<'_> {
     /// opens the file again without a new claim.
     pub(super) async fn close(&mut self) -> SubjectServeEnd {
         self.beacon();
-        self.close_file().await;
+        let complete = self.pipeline.is_quiescent() && self.pipeline.stalled.is_none();
+        if self.close_file().await && complete {
+            self.shared.log.file_complete(self.subject);
+        }
         tracing::debug!(subject = %self.subject, "subject closed");
         SubjectServeEnd::Closed
     }
 
-    async fn close_file(&mut self) {
-        let Some(database) = self.take_file() else { return };
+    /// Returns whether the file is closed and complete on its own.
+    async fn close_file(&mut self) -> bool {
+        let Some(database) = self.take_file() else { return false };
         let entry = self.shared.pool.reserve_internal().await;
         let closed = entry.run(JobKind::Indivisible, self.tenant.get(), move || database.close());
-        if let Err(error) = closed.await {
+        let closed = closed.await;
+        if let Err(error) = &closed {
             tracing::warn!(subject = %self.subject, %error, "local file close failed");
         }
+        closed.is_ok()
     }
 
     /// The log has ended: the state may no longer be used here, and pending changes belong to the process

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_commit_log::log::{TailError, read_own_tail};
+use dormouse_commit_log::log::{TailError, read_own_tail, read_own_tail_above_file};
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{ManifestNumber, Nonce};
 use dormouse_format::manifest::Manifest;
@@ -14,7 +14,7 @@ use dormouse_subject_state::database::{Database, FileOwner};
 
 use super::garbage::Garbage;
 use super::publish;
-use super::restore::{RestoreError, Restorer, unexpected_effect};
+use super::restore::{RestoreError, Restorer, highest_rev, unexpected_effect};
 use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::instruments::{LocalFileUse, OpenKind};
@@ -273,15 +273,15 @@ impl Opener<'_> {
         let base = manifest.as_ref().map_or(Rev::default(), |manifest| manifest.base_rev);
         let first_slot = manifest.as_ref().map_or_else(Default::default, |manifest| manifest.first_slot);
         self.stranded_log = None;
+        // Known without the slots, in this process's own log.
+        let shipped = shared.log.last_shipped_rev(subject).map_or(base, |rev| rev.max(base));
         let entries = match &tail {
             TailSource::None => Vec::new(),
-            TailSource::Own => {
-                match read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first_slot, base).await {
-                    Ok(entries) => entries,
-                    Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
-                    Err(TailError::Failed(reply)) => return Err(reply),
-                }
-            }
+            TailSource::Own => match self.read_own(manifest.as_ref(), shipped).await {
+                Ok(entries) => entries,
+                Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
+                Err(TailError::Failed(reply)) => return Err(reply),
+            },
             TailSource::Sealed(log) => {
                 let mut entries = match shared.sealed.seal(log).await?.tail(subject, first_slot, base).await {
                     Ok(entries) => entries,
@@ -301,20 +301,38 @@ impl Opener<'_> {
             });
         }
         self.above = entries.iter().filter(|entry| entry.is_above(base)).cloned().collect();
-        match self.restorer.restore(manifest.as_ref(), entries).await {
+        let highest = if tail == TailSource::Own { shipped } else { highest_rev(base, &entries) };
+        match self.restorer.restore(manifest.as_ref(), highest, entries).await {
             Ok(file) => self.kind = open_kind(manifest.is_some(), &tail, file),
             Err(RestoreError::Missing(object)) => return Ok(ClaimInput::ObjectMissing { object }),
             Err(RestoreError::Failed(reply)) => return Err(reply),
         }
         self.base = manifest;
         let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
+        let rev = database.state().rev;
         Ok(ClaimInput::Restored(Restored {
-            rev: database.state().rev,
+            rev,
             next_seq: database.state().next_seq,
-            above_base: !self.above.is_empty(),
+            // A reused file of this process may hold entries that were not read again.
+            above_base: !self.above.is_empty() || (tail == TailSource::Own && rev > base),
             first_slot: shared.log.next_slot(),
             nonce: Nonce::new(shared.env.ulid()),
         }))
+    }
+
+    /// The entries of this process's own log that the local file lacks, or without a fit one, those above the base.
+    async fn read_own(
+        &mut self,
+        manifest: Option<&Manifest>,
+        shipped: Rev,
+    ) -> Result<Vec<LogEntry>, TailError> {
+        let (shared, subject) = (self.shared, self.restorer.subject);
+        let Some(manifest) = manifest else { return Ok(Vec::new()) };
+        let (log, bucket) = (&shared.log, shared.bucket.as_ref());
+        match self.restorer.file_rev(manifest, shipped) {
+            Some(rev) => read_own_tail_above_file(log, bucket, subject, manifest.first_slot, rev).await,
+            None => read_own_tail(log, bucket, subject, manifest.first_slot, manifest.base_rev).await,
+        }
     }
 
     /// Uploads the changes above the current base as a delta, or the whole state as a snapshot.

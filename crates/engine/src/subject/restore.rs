@@ -85,18 +85,19 @@ impl Restorer<'_> {
             .filter(|number| number.get() > 0))
     }
 
-    /// Restores the state of `manifest` with `tail` on top of its base; for a new subject, an empty state. Returns whether
-    /// the local file was reused.
+    /// Restores the state of `manifest` with `tail` on top of its base; for a new subject, an empty state. `highest` is the
+    /// highest rev that the base and its log lead to. The tail may begin above the base if the local file
+    /// [can be reused](Self::file_rev). Returns whether it was.
     pub(crate) async fn restore(
         &mut self,
         manifest: Option<&Manifest>,
+        highest: Rev,
         tail: Vec<LogEntry>,
     ) -> Result<LocalFileUse, RestoreError> {
         let Some(manifest) = manifest else {
             self.start_empty(InitialState::default()).await?;
             return Ok(LocalFileUse::Rebuilt);
         };
-        let highest = tail.last().map_or(manifest.base_rev, LogEntry::last_rev).max(manifest.base_rev);
         let file = if self.local_fits(manifest, highest) && self.is_sound().await? {
             LocalFileUse::Reused
         } else {
@@ -108,6 +109,13 @@ impl Restorer<'_> {
         }
         self.apply(tail).await?;
         Ok(file)
+    }
+
+    /// The rev of the local file, if this process has served it under the term of `manifest`, and it can be reused.
+    pub(super) fn file_rev(&self, manifest: &Manifest, highest: Rev) -> Option<Rev> {
+        let (database, home) = self.database.as_ref().zip(self.engine)?;
+        let is_own = manifest.owner == *home.log.id() && self.local_fits(manifest, highest);
+        is_own.then(|| database.state().rev)
     }
 
     fn local_fits(&self, manifest: &Manifest, highest: Rev) -> bool {
@@ -323,6 +331,11 @@ impl Restorer<'_> {
         }
         done.map_err(|error| error.not_started().reply(self.subject))
     }
+}
+
+/// The highest rev that a base and the entries of its log lead to.
+pub(crate) fn highest_rev(base: Rev, tail: &[LogEntry]) -> Rev {
+    tail.last().map_or(base, LogEntry::last_rev).max(base)
 }
 
 async fn remove(env: &Env, path: &Path) -> Result<(), ErrorReply> {

@@ -187,7 +187,9 @@ fn missing_slot_is_corrupt_only_while_log_is_live() {
         let slot = world.slots(&first.log()).last().unwrap().clone();
         first.set(&other, "c", "3").unwrap();
         first.until("the subject is closed", || first.engine.metrics().open_subjects == 0);
-        // As a server does that reclaims the sealed log.
+        // Without the local file, the open needs the slot. A server that reclaims the sealed log deletes it.
+        let file = format!("subjects/{}.sqlite3", app.escaped());
+        std::fs::remove_file(world.data_dir("persist-1").join(file)).unwrap();
         std::fs::remove_file(slot).unwrap();
         let second = after_takeover.then(|| {
             world.fleet.declare_dead(&first.log());

@@ -19,6 +19,7 @@ mod leases;
 mod levels;
 mod limits;
 mod local_file;
+mod own_open;
 mod pages;
 mod recovery;
 mod replies;

@@ -74,6 +74,24 @@ pub async fn read_own_tail(
     read_slots(bucket, log.id(), slots, subject, base).await
 }
 
+/// As [`read_own_tail`], for a local file at `file_rev` that this process has served under the current term: the entries
+/// that the file may lack. If the file holds every shipped entry, nothing is read.
+///
+/// Cancelling the call has no effect.
+///
+/// # Errors
+/// [`TailError::Missing`] when a slot was trimmed meanwhile.
+pub async fn read_own_tail_above_file(
+    log: &Log,
+    bucket: &dyn Bucket,
+    subject: &Subject,
+    first_slot: Slot,
+    file_rev: Rev,
+) -> Result<Vec<LogEntry>, TailError> {
+    let slots = log.slots_above_file(subject, file_rev).into_iter().filter(|slot| *slot >= first_slot);
+    read_slots(bucket, log.id(), slots, subject, file_rev).await
+}
+
 /// As [`read_own_tail`], for a log that may have a running owner, as of some moment during the call. Changes nothing.
 ///
 /// Cancelling the call has no effect.
