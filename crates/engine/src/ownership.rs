@@ -89,6 +89,8 @@ pub enum BaseObject {
     Snapshot(SnapshotRef),
     /// Every entry above the previous base, without omissions.
     Delta(DeltaRef),
+    /// The same, after every entry of the previous base's deltas, which it replaces.
+    MergedDelta(DeltaRef),
 }
 
 impl BaseObject {
@@ -97,7 +99,7 @@ impl BaseObject {
     pub const fn rev(&self) -> Rev {
         match self {
             Self::Snapshot(snapshot) => snapshot.name.rev,
-            Self::Delta(delta) => delta.name.rev,
+            Self::Delta(delta) | Self::MergedDelta(delta) => delta.name.rev,
         }
     }
 
@@ -106,7 +108,7 @@ impl BaseObject {
     pub const fn made_for(&self) -> ManifestNumber {
         match self {
             Self::Snapshot(snapshot) => snapshot.name.made_for,
-            Self::Delta(delta) => delta.name.made_for,
+            Self::Delta(delta) | Self::MergedDelta(delta) => delta.name.made_for,
         }
     }
 
@@ -122,6 +124,7 @@ impl BaseObject {
                 manifest.tombstone_state = None;
             }
             Self::Delta(delta) => manifest.deltas.push(delta),
+            Self::MergedDelta(delta) => manifest.deltas = vec![delta],
         }
     }
 }

@@ -27,7 +27,7 @@ use gates::{CallGates, GatePoint};
 use plan::{CallFault, FaultInjector};
 
 pub use gates::CallGateGuard;
-pub use observed::{BucketAnswer, BucketCall, BucketObserver, ObservedBucket};
+pub use observed::{BucketAnswer, BucketCall, BucketObserver, ObservedBucket, ReadCounter};
 pub use plan::{BucketFault, FaultPlan};
 
 /// A bucket with faults that are scripted ([`script`](Self::script), [`set_unreachable`](Self::set_unreachable), …) or

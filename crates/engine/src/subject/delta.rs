@@ -132,6 +132,23 @@ fn unwritten() -> ErrorReply {
     ErrorReply::internal("a delta without a file")
 }
 
+/// All entries of a delta, in memory: for a delta of limited size.
+///
+/// # Errors
+/// As [`DeltaReader::next`].
+pub(super) async fn read_delta(
+    bucket: &dyn Bucket,
+    subject: &Subject,
+    expected: &DeltaRef,
+) -> Result<Vec<LogEntry>, RestoreError> {
+    let mut reader = DeltaReader::new(bucket, subject, expected);
+    let mut all = Vec::new();
+    while let Some(entries) = reader.next().await? {
+        all.extend(entries);
+    }
+    Ok(all)
+}
+
 /// Reads the entries of a delta in pieces, and checks all bytes against the manifest.
 pub(super) struct DeltaReader<'a> {
     bucket: &'a dyn Bucket,

@@ -1,5 +1,7 @@
 //! Opens a subject: drives the claim and performs its effects.
 
+mod reclaim;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,20 +10,21 @@ use dormouse_commit_log::log::{TailError, read_own_tail, read_own_tail_above_fil
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{ManifestNumber, Nonce};
 use dormouse_format::manifest::Manifest;
-use dormouse_protocol::{ErrorCode, ErrorReply, LogId, OverloadCause, Rev, Subject};
+use dormouse_protocol::{ErrorCode, ErrorReply, LogId, OverloadCause, Rev, Slot, Subject};
 use dormouse_runtime::fail_point;
 use dormouse_subject_state::database::{Database, FileOwner};
 
-use super::garbage::Garbage;
 use super::publish;
 use super::restore::{RestoreError, Restorer, highest_rev, unexpected_effect};
 use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::instruments::{LocalFileUse, OpenKind};
 use crate::open_turns::OpenPermit;
-use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
+use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Restored, TailSource};
 use crate::ownership::local::diverged_above;
 use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, terms};
+
+pub(crate) use reclaim::reclaim_subject;
 
 /// How long an open waits for a permit.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,9 +77,7 @@ async fn open_measured(
     _permit: OpenPermit,
 ) -> Result<Option<(Opened, OpenKind)>, ErrorReply> {
     let path = shared.data.subject_file(subject);
-    let restorer = restorer(shared, subject, path);
-    let mut opener =
-        Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None, kind: OpenKind::Fresh };
+    let mut opener = Opener::new(shared, subject, path);
     let known = opener.restorer.find_local().await?;
     let begin = if only_own { Claim::reopen } else { Claim::new };
     let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
@@ -122,43 +123,6 @@ async fn open_measured(
     }
 }
 
-/// Rebases a subject off an orphaned log: if its newest manifest needs entries of that log, the next manifest
-/// does not need them and is released. If the subject is open here, its own task rebases it.
-///
-/// # Errors
-/// Why it could not be done this time.
-pub(crate) async fn reclaim_subject(
-    shared: &Arc<EngineShared>,
-    subject: &Subject,
-    log: &LogId,
-) -> Result<ReclaimOutcome, ErrorReply> {
-    // The file has a separate path, so it does not conflict with the subject's own file.
-    let path = shared.data.reclaim_file(subject, Nonce::new(shared.env.ulid()));
-    let restorer = restorer(shared, subject, path.clone());
-    let mut opener =
-        Opener { shared, restorer, base: None, above: Vec::new(), stranded_log: None, kind: OpenKind::Fresh };
-    let (mut claim, mut effect) =
-        Claim::reclaim(subject.clone(), shared.log.id().clone(), log.clone(), false);
-    let outcome = loop {
-        let answer = match effect {
-            ClaimEffect::GiveUp(reply) => break Err(reply),
-            ClaimEffect::Reclaimed(outcome) => break Ok(outcome),
-            effect => opener.perform(effect).await,
-        };
-        effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
-    };
-    drop(opener);
-    let removed = shared.env.blocking(move || dormouse_subject_state::database::remove_files(&path)).await;
-    if let Err(error) = removed {
-        tracing::debug!(%subject, %error, "temporary reclaim file not removed");
-    }
-    if let Ok(ReclaimOutcome::Released(verified)) = &outcome {
-        // If the queue is full, the garbage is dropped; a later listing finds it again.
-        let _ = shared.garbage.try_send(Garbage::objects(subject, verified.garbage.clone()));
-    }
-    outcome
-}
-
 /// Moves stranded writes of an earlier process to `lost/`, as far as they diverge from `newest`, the newest
 /// manifest of the subject.
 ///
@@ -198,6 +162,34 @@ pub(crate) async fn newest_manifest(
     }
 }
 
+/// The entries of a subject above `base` in a sealed log, with the stranded writes of this data directory that follow.
+async fn sealed_tail(
+    shared: &EngineShared,
+    subject: &Subject,
+    log: &LogId,
+    first_slot: Slot,
+    base: Rev,
+) -> Result<Vec<LogEntry>, TailError> {
+    let sealed = shared.sealed.seal(log).await.map_err(TailError::Failed)?;
+    let mut entries = sealed.tail(subject, first_slot, base).await?;
+    let reached = entries.last().map_or(base, LogEntry::last_rev);
+    let stranded = shared.stranded.entries(subject, log).map_err(|error| TailError::Failed(error.into()))?;
+    entries.extend(stranded.into_iter().filter(|entry| entry.is_above(reached)));
+    Ok(entries)
+}
+
+/// The input of a claim if there is a gap in these entries.
+fn missing_part(subject: &Subject, entries: &[LogEntry]) -> Option<ClaimInput> {
+    let fault = dormouse_format::frame::check_run(entries).err()?;
+    Some(ClaimInput::ObjectMissing { object: format!("a part of the log of {subject} ({fault})") })
+}
+
+/// The size of these entries in a delta, in bytes.
+fn frames_bytes(entries: &[LogEntry]) -> u64 {
+    let frames = entries.iter().map(dormouse_format::frame::encode);
+    frames.map(|frame| frame.map_or(0, |frame| frame.len() as u64)).sum()
+}
+
 fn stranded_not_saved(error: &dyn std::error::Error) -> ErrorReply {
     ErrorReply::unavailable(format!("stranded writes cannot be saved: {error}"))
 }
@@ -229,7 +221,12 @@ struct Opener<'a> {
     kind: OpenKind,
 }
 
-impl Opener<'_> {
+impl<'a> Opener<'a> {
+    fn new(shared: &'a Arc<EngineShared>, subject: &'a Subject, path: PathBuf) -> Self {
+        let restorer = restorer(shared, subject, path);
+        Self { shared, restorer, base: None, above: Vec::new(), stranded_log: None, kind: OpenKind::Fresh }
+    }
+
     async fn perform(&mut self, effect: ClaimEffect) -> Result<ClaimInput, ErrorReply> {
         let (shared, subject) = (self.shared, self.restorer.subject);
         match effect {
@@ -283,22 +280,17 @@ impl Opener<'_> {
                 Err(TailError::Failed(reply)) => return Err(reply),
             },
             TailSource::Sealed(log) => {
-                let mut entries = match shared.sealed.seal(log).await?.tail(subject, first_slot, base).await {
+                let entries = match sealed_tail(shared, subject, log, first_slot, base).await {
                     Ok(entries) => entries,
                     Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
                     Err(TailError::Failed(reply)) => return Err(reply),
                 };
-                let reached = entries.last().map_or(base, LogEntry::last_rev);
-                let stranded = shared.stranded.entries(subject, log)?;
-                entries.extend(stranded.into_iter().filter(|entry| entry.is_above(reached)));
                 self.stranded_log = Some(log.clone());
                 entries
             }
         };
-        if let Err(fault) = dormouse_format::frame::check_run(&entries) {
-            return Ok(ClaimInput::ObjectMissing {
-                object: format!("a part of the log of {subject} ({fault})"),
-            });
+        if let Some(missing) = missing_part(subject, &entries) {
+            return Ok(missing);
         }
         self.above = entries.iter().filter(|entry| entry.is_above(base)).cloned().collect();
         let highest = if tail == TailSource::Own { shipped } else { highest_rev(base, &entries) };
@@ -342,11 +334,7 @@ impl Opener<'_> {
             let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
             (database.state().rev, self.base.as_ref().map_or(Rev::default(), |base| base.base_rev))
         };
-        let bytes = self
-            .above
-            .iter()
-            .map(|entry| dormouse_format::frame::encode(entry).map_or(0, |frame| frame.len() as u64))
-            .sum();
+        let bytes = frames_bytes(&self.above);
         if rev > base && base_kind(self.base.as_ref(), bytes) == BaseKind::Delta {
             let delta = publish::upload_delta(shared, subject, made_for, base, &self.above).await?;
             return Ok(BaseObject::Delta(delta));

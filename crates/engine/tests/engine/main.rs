@@ -21,6 +21,7 @@ mod limits;
 mod local_file;
 mod own_open;
 mod pages;
+mod reclaim;
 mod recovery;
 mod replies;
 mod serving;

@@ -25,7 +25,7 @@ use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorReply, Event, Level, LogId, Message, Position, Subject};
 use dormouse_runtime::disk::LocalDisk;
 use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
-use dormouse_testkit::bucket::{FaultPlan, FaultyBucket};
+use dormouse_testkit::bucket::{FaultPlan, FaultyBucket, ObservedBucket, ReadCounter};
 use dormouse_testkit::disk::FaultyDisk;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -126,13 +126,24 @@ pub struct World {
 impl World {
     /// With a bucket in a directory.
     pub fn on_disk() -> Self {
+        Self::on_disk_through(|bucket| bucket)
+    }
+
+    /// With a bucket in a directory whose reads are counted.
+    pub fn on_disk_counted() -> (Self, Arc<ReadCounter>) {
+        let counter = Arc::new(ReadCounter::default());
+        let observer = Arc::clone(&counter);
+        (Self::on_disk_through(|bucket| Arc::new(ObservedBucket::new(bucket, observer))), counter)
+    }
+
+    fn on_disk_through(wrap: impl FnOnce(Arc<dyn Bucket>) -> Arc<dyn Bucket>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let directory = folder.path().join("bucket");
         std::fs::create_dir(&directory).unwrap();
         let url = format!("file://{}", directory.display());
         let runtime = Builder::new_current_thread().build().unwrap();
         let bucket = runtime.block_on(open_bucket(&url, [], Env::system())).unwrap();
-        Self::with(folder, Arc::new(bucket))
+        Self::with(folder, wrap(Arc::new(bucket)))
     }
 
     /// With a bucket in memory.

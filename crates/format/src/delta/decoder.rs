@@ -141,7 +141,8 @@ impl DeltaDecoder {
         let mut reader = ByteReader::new(&head[START_BYTES - 2..]);
         let subject = reader.subject()?;
         let after = reader.rev()?;
-        self.part = if format == 1 { Part::Frame(Box::new(FrameList::read(&mut reader)?)) } else { Part::Block };
+        self.part =
+            if format == 1 { Part::Frame(Box::new(FrameList::read(&mut reader)?)) } else { Part::Block };
         if reader.u32()? != crc32c(&head[..size_bytes - 4]) {
             return Err(DecodeFault::damaged("has a header with a wrong checksum"));
         }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -54,6 +55,28 @@ pub trait BucketObserver: Send + Sync + 'static {
 
     /// The call has ended. A cancelled call has no end.
     fn after(&self, call: BucketCall<'_>, outcome: Result<BucketAnswer<'_>, &BucketError>);
+}
+
+/// Counts the bytes that are read from an [`ObservedBucket`].
+#[derive(Debug, Default)]
+pub struct ReadCounter(AtomicU64);
+
+impl ReadCounter {
+    /// The bytes read since the last call.
+    pub fn take(&self) -> u64 {
+        self.0.swap(0, Ordering::SeqCst)
+    }
+}
+
+impl BucketObserver for ReadCounter {
+    fn after(&self, call: BucketCall<'_>, outcome: Result<BucketAnswer<'_>, &BucketError>) {
+        let read = match (call, outcome) {
+            (_, Ok(BucketAnswer::Bytes(Some(bytes)))) => bytes.len() as u64,
+            (BucketCall::GetFile(_), Ok(BucketAnswer::File(Some(file)))) => file.size_bytes,
+            _ => 0,
+        };
+        self.0.fetch_add(read, Ordering::SeqCst);
+    }
 }
 
 /// A bucket that passes all calls on to another one, and tells an observer about them.

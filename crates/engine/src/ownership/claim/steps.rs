@@ -89,6 +89,9 @@ pub enum ClaimEffect {
     /// follows, or at the base's, with the manifest's next seq and its
     /// [tombstone state](dormouse_format::manifest::TombstoneState). In both cases, then apply every entry of the tail
     /// that the state lacks, in order of rev.
+    ///
+    /// A reclamation may only read the entries of the tail above the base, and answer what the state would be: the base
+    /// that it puts is a copy of them.
     Restore {
         /// The base; `None`: a new subject, empty at rev 0 and seq 1.
         manifest: Option<Box<Manifest>>,
@@ -96,7 +99,8 @@ pub enum ClaimEffect {
         tail: TailSource,
     },
     /// Upload the restored state as a snapshot, or everything in it above the manifest's base as a delta
-    /// ([`base_kind`](crate::ownership::base_kind)), under a fresh name.
+    /// ([`base_kind`](crate::ownership::base_kind)), under a fresh name. A reclamation may also upload a
+    /// [merged delta](BaseObject::MergedDelta).
     PutBase {
         /// For the object's name.
         made_for: ManifestNumber,

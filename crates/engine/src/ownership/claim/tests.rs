@@ -208,6 +208,27 @@ fn claim_snapshot_replaces_deltas_and_terms() {
     }
 }
 
+/// A merged delta put by a reclamation replaces the earlier deltas, and leaves the snapshot and the terms.
+#[test]
+fn claim_merged_delta_replaces_deltas_only() {
+    let mut claim = reclaim(false);
+    claim.apply(listed(&[5]));
+    claim.apply(found(&manifest(other())));
+    let put = claim.apply(ClaimInput::Restored(restored(45, true)));
+    assert_eq!(put, ClaimEffect::PutBase { made_for: ManifestNumber::new(6) });
+    match claim.apply(ClaimInput::BasePut(BaseObject::MergedDelta(delta(6, 45)))) {
+        ClaimEffect::Create(manifest) => {
+            assert_eq!(
+                (manifest.snapshot, manifest.deltas.clone()),
+                (Some(snapshot(3, 30)), vec![delta(6, 45)])
+            );
+            assert_eq!(manifest.terms, [term(2, 33), term(3, 38)]);
+            assert_eq!(manifest.contradiction(), None);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// A claim keeps a bounded number of earlier terms in the manifest, the latest ones.
 #[test]
 fn claim_keeps_only_the_latest_terms() {
