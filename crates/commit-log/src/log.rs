@@ -9,6 +9,7 @@
 //! | [`owner`] | slots, read barriers, trimming: the safety rules (pure, model-checked) |
 //! | [`seal`] | how another process's log is sealed (pure, model-checked) |
 //! | `ship_schedule` | when to ship (pure) |
+//! | `upload_rate` | size and time limit of a segment, from measured uploads (pure) |
 //! | [`tails`] | which slots are still needed (pure, model-checked) |
 //! | `state` | accepted, written, in-flight and still needed entries |
 //! | `disk`, `ship`, `probe`, `trim` | the tasks: WAL, segments, read barriers, slot deletes |
@@ -33,6 +34,7 @@ pub mod tails;
 #[cfg(test)]
 mod tests;
 mod trim;
+mod upload_rate;
 mod watch;
 
 use std::sync::Arc;

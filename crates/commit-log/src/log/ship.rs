@@ -143,14 +143,25 @@ enum SlotOwner {
     Unreadable,
 }
 
-/// Sends the same bytes to the same slot until the owner of the slot's object is known.
+/// Sends the same bytes to the same slot until the owner of the slot's object is known. After a time-out, it first
+/// reads the slot.
 async fn create_until_definite(shared: &LogShared, slot: Slot, nonce: Nonce, bytes: Bytes) -> SlotOwner {
     let key = shared.keys.slot(slot);
+    let size = bytes.len() as u64;
     let mut pause = FIRST_PAUSE;
+    let mut is_first = true;
     loop {
-        let sent = create_once(shared.bucket.as_ref(), &key, bytes.clone(), std::future::pending()).await;
+        let timeout = shared.lock().upload_rate.create_timeout(size);
+        let began = shared.env.boot();
+        let sent = create_once(shared.bucket.as_ref(), &key, bytes.clone(), sleep(timeout)).await;
+        let duration = shared.env.boot().saturating_sub(began);
         match sent {
-            Ok(CreateOutcome::Ours) => return SlotOwner::Ours,
+            Ok(CreateOutcome::Ours) => {
+                if is_first && duration < timeout {
+                    shared.lock().upload_rate.uploaded(size, duration);
+                }
+                return SlotOwner::Ours;
+            }
             Ok(CreateOutcome::Foreign) => {
                 if let Some(found) = read_slot_owner(shared, slot, nonce).await {
                     return found;
@@ -158,11 +169,19 @@ async fn create_until_definite(shared: &LogShared, slot: Slot, nonce: Nonce, byt
             }
             Ok(CreateOutcome::Unknown(error)) | Err(error) => {
                 tracing::warn!(
-                    log = %shared.id, %slot, error = &error as &dyn std::error::Error,
+                    log = %shared.id, %slot, ?timeout, error = &error as &dyn std::error::Error,
                     "segment upload failed, retrying"
                 );
+                if duration >= timeout {
+                    shared.lock().upload_rate.timed_out();
+                    // The upload may be complete, and only its answer lost.
+                    if let Some(found) = read_slot_owner(shared, slot, nonce).await {
+                        return found;
+                    }
+                }
             }
         }
+        is_first = false;
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

@@ -18,12 +18,10 @@ use super::handle::{LogShared, Wakers};
 use super::owner::{LogOwner, OwnerEffect, OwnerInput, PutOutcome, ReadNumber};
 use super::ship_schedule::{FlushDecision, ShipSchedule, Unshipped};
 use super::tails::Tails;
+use super::upload_rate::UploadRate;
 use super::{Append, AppendProgress, DurabilityStage, LogEnd, LogMetrics, LogSettings};
 use crate::wal::{Lsn, WalAppend};
 use pending::{PendingAppend, cost_of};
-
-/// Maximum cost of a segment: it must be small enough to be read back whole.
-const MAX_SEGMENT_COST: u64 = 24 << 20;
 
 /// Maximum cost of a write-ahead log group.
 const MAX_GROUP_COST: u64 = 16 << 20;
@@ -49,6 +47,7 @@ pub(super) struct LogState {
     pub(super) end: Option<LogEnd>,
     ending: Arc<EndSignal>,
     schedule: ShipSchedule,
+    pub(super) upload_rate: UploadRate,
     last: Lsn,
     /// Accepted, not yet in the WAL.
     queue: VecDeque<PendingAppend>,
@@ -96,6 +95,7 @@ impl LogState {
             end: None,
             ending,
             schedule: ShipSchedule::new(settings),
+            upload_rate: UploadRate::new(),
             last: Lsn::ZERO,
             queue: VecDeque::new(),
             group: Vec::new(),
@@ -306,9 +306,10 @@ impl LogState {
     }
 
     fn take_segment(&mut self, slot: Slot) -> Segment {
+        let most = self.upload_rate.segment_bytes();
         let mut cost = 0;
         while let Some(next) = self.written.front() {
-            if cost > 0 && cost + next.cost > MAX_SEGMENT_COST {
+            if cost > 0 && cost + next.cost > most {
                 break;
             }
             cost += next.cost;

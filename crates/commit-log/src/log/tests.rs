@@ -2,13 +2,14 @@
 
 mod ends;
 mod faults;
+mod slow_link;
 mod tasks;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_bucket::{BucketOperation as Call, ObjectStoreBucket};
+use dormouse_bucket::{Bucket, BucketOperation as Call, ObjectStoreBucket};
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::LogKeys;
 use dormouse_format::record::RecordOp;
@@ -82,9 +83,19 @@ impl Rig {
     }
 
     pub(super) async fn with(seed: u64, plan: FaultPlan, settings: LogSettings) -> Self {
+        Self::over(seed, plan, settings, |bucket| bucket).await
+    }
+
+    /// A rig whose store is an in-memory bucket behind what `wrap` makes of it.
+    pub(super) async fn over(
+        seed: u64,
+        plan: FaultPlan,
+        settings: LogSettings,
+        wrap: impl FnOnce(Arc<dyn Bucket>) -> Arc<dyn Bucket>,
+    ) -> Self {
         let clock = Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000)));
         let env = Env::simulated(clock, Arc::new(SeededEntropy::new(seed)));
-        let inner = Arc::new(ObjectStoreBucket::in_memory(env.clone()));
+        let inner = wrap(Arc::new(ObjectStoreBucket::in_memory(env.clone())));
         let bucket = Arc::new(FaultyBucket::new(inner, seed, plan, env.clone()));
         let disk = FaultyDisk::new(Arc::new(LocalDisk), seed);
         let folder = tempfile::tempdir().unwrap();
