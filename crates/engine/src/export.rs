@@ -12,6 +12,7 @@ use dormouse_runtime::Env;
 use dormouse_subject_state::database::{Database, remove_files};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
+use crate::api::TenantId;
 use crate::subject::restore::{RestoreError, Restorer, highest_rev};
 use crate::values::{self, FetchError, MAX_WHOLE_VALUE_BYTES};
 
@@ -97,8 +98,8 @@ async fn export(
     let mut seen: Option<(ManifestNumber, String)> = None;
     for _ in 0..ATTEMPTS {
         let Some(manifest) = newest(bucket, subject).await? else { continue };
-        let mut restorer =
-            Restorer { bucket, env, engine: None, subject, path: path.to_owned(), database: None };
+        let (tenant, path) = (TenantId::SHARED, path.to_owned());
+        let mut restorer = Restorer { bucket, env, engine: None, subject, tenant, path, database: None };
         match copy(&mut restorer, &manifest).await {
             Ok(position) => return Ok(position),
             Err(Attempt::Failed(error)) => return Err(error),

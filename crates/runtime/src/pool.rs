@@ -2,13 +2,16 @@
 //!
 //! A caller first [reserves](Pool::try_reserve) an entry, then [runs](PoolEntry::run) one job with it and awaits the
 //! result. The entry includes the place for the result, so a job that has run is never lost and a thread of the pool
-//! never waits for a caller. A full pool refuses at once: submitting never blocks a thread.
+//! never waits for a caller. A full pool refuses at once: submitting never blocks a thread. A user may hold half of the
+//! entries that the others leave, so a user with many slow jobs does not stop another.
 //!
 //! The owner of a long task divides it into slices of bounded size, one job each. After a slice the thread takes the next
 //! job, of the next user in turn. A call that cannot be divided says so: such calls use at most all threads but one, so a
 //! short slice always finds a thread.
 //!
 //! Under simulation there is no thread. A task runs one job, yields, and takes the next, in the same order.
+
+mod permits;
 
 use std::any::Any;
 use std::fmt;
@@ -17,11 +20,12 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar};
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use crate::env::Env;
 use crate::fair_queue::FairQueue;
 use crate::lock::{self, Lock};
+use permits::{FairPermit, FairPermits};
 
 /// Jobs of requests that may be in the pool at once.
 pub const REQUEST_JOBS: usize = 768;
@@ -41,7 +45,7 @@ pub enum JobKind {
     Indivisible,
 }
 
-/// The pool has no entry left for a request.
+/// The pool has no entry left for a request of this user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolFull;
 
@@ -59,8 +63,8 @@ pub struct Pool(Arc<PoolHandle>);
 
 struct PoolHandle {
     shared: Arc<PoolShared>,
-    requests: Arc<Semaphore>,
-    internal: Arc<Semaphore>,
+    requests: FairPermits,
+    internal: FairPermits,
 }
 
 struct PoolShared {
@@ -137,8 +141,8 @@ impl Pool {
         });
         let pool = Self(Arc::new(PoolHandle {
             shared: Arc::clone(&shared),
-            requests: Arc::new(Semaphore::new(REQUEST_JOBS)),
-            internal: Arc::new(Semaphore::new(INTERNAL_JOBS)),
+            requests: FairPermits::new(REQUEST_JOBS),
+            internal: FairPermits::new(INTERNAL_JOBS),
         }));
         if env.simulation.is_some() {
             // It outlives the tasks of the pool's user, which still need the pool when they stop.
@@ -152,24 +156,20 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Reserves an entry for a job of a request.
+    /// Reserves an entry for a job of a request of `user`.
     ///
     /// # Errors
     /// [`PoolFull`].
-    pub fn try_reserve(&self) -> Result<PoolEntry, PoolFull> {
-        let permit = Arc::clone(&self.0.requests).try_acquire_owned().map_err(|_| PoolFull)?;
-        Ok(PoolEntry { pool: self.clone(), permit })
+    pub fn try_reserve(&self, user: u32) -> Result<PoolEntry, PoolFull> {
+        let permit = self.0.requests.try_acquire(user).ok_or(PoolFull)?;
+        Ok(PoolEntry { pool: self.clone(), permit, user })
     }
 
-    /// Waits for an entry for an internal job, in order of arrival. Only a task that serves no others may wait.
-    /// Cancelling the call reserves nothing.
-    ///
-    /// # Panics
-    /// Never: the pool exists as long as the call.
-    pub async fn reserve_internal(&self) -> PoolEntry {
-        let permit = Arc::clone(&self.0.internal).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
-        PoolEntry { pool: self.clone(), permit }
+    /// Waits for an entry for an internal job that is done for `user`, in turn with other users. Only a task that serves no
+    /// others may wait. Cancelling the call reserves nothing.
+    pub async fn reserve_internal(&self, user: u32) -> PoolEntry {
+        let permit = self.0.internal.acquire(user).await;
+        PoolEntry { pool: self.clone(), permit, user }
     }
 }
 
@@ -177,8 +177,8 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (requests, internal) = (&self.0.requests, &self.0.internal);
         f.debug_struct("Pool")
-            .field("free_requests", &requests.available_permits())
-            .field("free_internal", &internal.available_permits())
+            .field("free_requests", &requests.free())
+            .field("free_internal", &internal.free())
             .finish_non_exhaustive()
     }
 }
@@ -195,23 +195,24 @@ impl Drop for PoolHandle {
 pub struct PoolEntry {
     // While an entry exists, the threads do not end.
     pool: Pool,
-    permit: OwnedSemaphorePermit,
+    permit: FairPermit,
+    user: u32,
 }
 
 impl PoolEntry {
-    /// Queues `work` for `user` at once, and returns its result as a future. The entry is free again when the job has
+    /// Queues `work` for its user at once, and returns its result as a future. The entry is free again when the job has
     /// run.
     ///
     /// Dropping the future does not stop the job: it runs, and its result is dropped.
     ///
     /// # Panics
     /// The future panics if `work` does, or if a killed simulated process is polled again.
-    pub fn run<T, F>(self, kind: JobKind, user: u32, work: F) -> impl Future<Output = T> + use<T, F>
+    pub fn run<T, F>(self, kind: JobKind, work: F) -> impl Future<Output = T> + use<T, F>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let Self { pool, permit } = self;
+        let Self { pool, permit, user } = self;
         let (sender, receiver) = oneshot::channel::<Result<T, Box<dyn Any + Send>>>();
         let job = Box::new(move || {
             let done = catch_unwind(AssertUnwindSafe(work));

@@ -38,8 +38,8 @@ impl OpenSubject<'_> {
     /// Returns whether the file is closed and complete on its own.
     async fn close_file(&mut self) -> bool {
         let Some(database) = self.take_file() else { return false };
-        let entry = self.shared.pool.reserve_internal().await;
-        let closed = entry.run(JobKind::Indivisible, self.tenant.get(), move || database.close());
+        let entry = self.shared.pool.reserve_internal(self.tenant.get()).await;
+        let closed = entry.run(JobKind::Indivisible, move || database.close());
         let closed = closed.await;
         if let Err(error) = &closed {
             tracing::warn!(subject = %self.subject, %error, "local file close failed");

@@ -35,11 +35,10 @@ impl DatabaseCell {
         &mut self,
         entry: PoolEntry,
         kind: JobKind,
-        user: u32,
         work: impl FnOnce(&mut Database) -> T + Send + 'static,
     ) -> T {
         let mut database = self.0.take().expect("the database is present outside lend");
-        let job = entry.run(kind, user, move || {
+        let job = entry.run(kind, move || {
             let done = work(&mut database);
             (database, done)
         });
@@ -55,8 +54,8 @@ impl OpenSubject<'_> {
         &mut self,
         work: impl FnOnce(&mut Database) -> T + Send + 'static,
     ) -> T {
-        let entry = self.shared.pool.reserve_internal().await;
-        self.file.lend(entry, JobKind::Indivisible, self.tenant.get(), work).await
+        let entry = self.shared.pool.reserve_internal(self.tenant.get()).await;
+        self.file.lend(entry, JobKind::Indivisible, work).await
     }
 
     /// Runs one slice of a request, for which `entry` is reserved. Must not be cancelled.
@@ -65,7 +64,7 @@ impl OpenSubject<'_> {
         entry: PoolEntry,
         work: impl FnOnce(&mut Database) -> T + Send + 'static,
     ) -> T {
-        self.file.lend(entry, JobKind::Slice, self.tenant.get(), work).await
+        self.file.lend(entry, JobKind::Slice, work).await
     }
 
     /// Acknowledges the changes that have reached their level, and applies them to the file. Must not be cancelled.
@@ -102,14 +101,14 @@ impl OpenSubject<'_> {
                 let result = transaction.apply_slice(self.file.get(), &mut Slice::new());
                 (transaction, result)
             } else {
-                let entry = self.shared.pool.reserve_internal().await;
+                let entry = self.shared.pool.reserve_internal(self.tenant.get()).await;
                 let shared = Arc::clone(self.shared);
                 let work = move |database: &mut Database| {
                     let _step = shared.step(StepKind::Apply);
                     let result = transaction.apply_slice(database, &mut Slice::new());
                     (transaction, result)
                 };
-                self.file.lend(entry, JobKind::Slice, self.tenant.get(), work).await
+                self.file.lend(entry, JobKind::Slice, work).await
             };
             match result {
                 Ok(true) => return (transaction, Ok(())),
@@ -149,14 +148,14 @@ impl OpenSubject<'_> {
     }
 
     async fn delete_hidden_slice(&mut self) -> Result<bool, DatabaseError> {
-        let entry = self.shared.pool.reserve_internal().await;
+        let entry = self.shared.pool.reserve_internal(self.tenant.get()).await;
         self.written_bytes += SLICE_BYTES;
         let shared = Arc::clone(self.shared);
         let work = move |database: &mut Database| {
             let _step = shared.step(StepKind::Delete);
             database.delete_hidden_rows()
         };
-        self.file.lend(entry, JobKind::Slice, self.tenant.get(), work).await
+        self.file.lend(entry, JobKind::Slice, work).await
     }
 
     /// Counts what the first queued request, a `delete_all`, needs. If the file cannot be read, the request fails. Must not

@@ -77,7 +77,7 @@ async fn open_measured(
     _permit: OpenPermit,
 ) -> Result<Option<(Opened, OpenKind)>, ErrorReply> {
     let path = shared.data.subject_file(subject);
-    let mut opener = Opener::new(shared, subject, path);
+    let mut opener = Opener::new(shared, subject, tenant, path);
     let known = opener.restorer.find_local().await?;
     let begin = if only_own { Claim::reopen } else { Claim::new };
     let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
@@ -194,9 +194,14 @@ fn stranded_not_saved(error: &dyn std::error::Error) -> ErrorReply {
     ErrorReply::unavailable(format!("stranded writes cannot be saved: {error}"))
 }
 
-fn restorer<'a>(shared: &'a Arc<EngineShared>, subject: &'a Subject, path: PathBuf) -> Restorer<'a> {
+fn restorer<'a>(
+    shared: &'a Arc<EngineShared>,
+    subject: &'a Subject,
+    tenant: TenantId,
+    path: PathBuf,
+) -> Restorer<'a> {
     let (bucket, env, home) = (shared.bucket.as_ref(), &shared.env, Some(shared.as_ref()));
-    Restorer { bucket, env, engine: home, subject, path, database: None }
+    Restorer { bucket, env, engine: home, subject, tenant, path, database: None }
 }
 
 fn open_kind(exists: bool, tail: &TailSource, file: LocalFileUse) -> OpenKind {
@@ -222,8 +227,8 @@ struct Opener<'a> {
 }
 
 impl<'a> Opener<'a> {
-    fn new(shared: &'a Arc<EngineShared>, subject: &'a Subject, path: PathBuf) -> Self {
-        let restorer = restorer(shared, subject, path);
+    fn new(shared: &'a Arc<EngineShared>, subject: &'a Subject, tenant: TenantId, path: PathBuf) -> Self {
+        let restorer = restorer(shared, subject, tenant, path);
         Self { shared, restorer, base: None, above: Vec::new(), stranded_log: None, kind: OpenKind::Fresh }
     }
 

@@ -15,7 +15,7 @@ use dormouse_subject_state::database::{DatabaseError, PageRead, Slice};
 use super::Respond;
 use super::page_room::PageBytes;
 use super::serve::OpenSubject;
-use crate::api::Submission;
+use crate::api::{Submission, TenantId};
 
 /// Maximum number of a subject's reads that wait for a page or for the apply backlog.
 const MAX_QUEUED: usize = 1_024;
@@ -37,6 +37,7 @@ struct QueuedRead {
 /// The page that is being read.
 struct OpenPage {
     page: PageRead,
+    tenant: TenantId,
     respond: Respond,
     /// For its result.
     _bytes: PageBytes,
@@ -123,8 +124,7 @@ impl OpenSubject<'_> {
         let bytes = self.shared.page_room.try_reserve(tenant, max_reply_bytes);
         match (bytes, PageRead::new(request, max_reply_bytes)) {
             (Some(bytes), Some(page)) => {
-                self.tenant = tenant;
-                self.file_reads.page = Some(OpenPage { page, respond, _bytes: bytes });
+                self.file_reads.page = Some(OpenPage { page, tenant, respond, _bytes: bytes });
             }
             (None, _) => self.refuse_page(respond),
             (Some(_), None) => respond(Err(ErrorReply::internal("a page was opened for another request"))),
@@ -137,8 +137,10 @@ impl OpenSubject<'_> {
     }
 
     async fn read_page_slice(&mut self) {
-        let Some(OpenPage { mut page, respond, _bytes }) = self.file_reads.page.take() else { return };
-        let Ok(entry) = self.shared.pool.try_reserve() else { return self.refuse_page(respond) };
+        let Some(OpenPage { mut page, tenant, respond, _bytes }) = self.file_reads.page.take() else {
+            return;
+        };
+        let Ok(entry) = self.shared.pool.try_reserve(tenant.get()) else { return self.refuse_page(respond) };
         let shared = Arc::clone(self.shared);
         let (page, result) = self
             .run_slice(entry, move |database| {
@@ -149,7 +151,7 @@ impl OpenSubject<'_> {
             .await;
         match result {
             Ok(Some(reply)) => respond(Ok(reply)),
-            Ok(None) => self.file_reads.page = Some(OpenPage { page, respond, _bytes }),
+            Ok(None) => self.file_reads.page = Some(OpenPage { page, tenant, respond, _bytes }),
             Err(error) => respond(Err(error)),
         }
     }

@@ -49,6 +49,8 @@ pub(crate) struct Restorer<'a> {
     /// The engine that owns the file, and any file that exists at its path; `None` for a copy.
     pub(crate) engine: Option<&'a EngineShared>,
     pub(crate) subject: &'a Subject,
+    /// Whose turns on the pool it uses.
+    pub(crate) tenant: TenantId,
     pub(crate) path: PathBuf,
     /// The open file, between two attempts.
     pub(crate) database: Option<Database>,
@@ -138,16 +140,14 @@ impl Restorer<'_> {
         let (path, subject) = (self.path.clone(), self.subject.clone());
         let term = database.state().term;
         let kept = home.data.lost_file(&subject, term, Nonce::new(self.env.ulid()));
-        let entry = home.pool.reserve_internal().await;
-        let checked = entry.run(JobKind::Indivisible, TenantId::SHARED.get(), move || {
-            match database.check_integrity() {
-                Ok(()) => Ok(Some(database)),
-                Err(error) if error.is_unfit_file() => {
-                    drop(database);
-                    quarantine(&path, &kept, &subject, &error).map(|()| None).map_err(|_| error)
-                }
-                Err(error) => Err(error),
+        let entry = home.pool.reserve_internal(self.tenant.get()).await;
+        let checked = entry.run(JobKind::Indivisible, move || match database.check_integrity() {
+            Ok(()) => Ok(Some(database)),
+            Err(error) if error.is_unfit_file() => {
+                drop(database);
+                quarantine(&path, &kept, &subject, &error).map(|()| None).map_err(|_| error)
             }
+            Err(error) => Err(error),
         });
         self.database = checked.await.map_err(|error| error.reply(self.subject))?;
         Ok(self.database.is_some())
@@ -320,8 +320,8 @@ impl Restorer<'_> {
         };
         let (database, done, took) = match self.engine {
             Some(engine) => {
-                let entry = engine.pool.reserve_internal().await;
-                entry.run(kind, TenantId::SHARED.get(), job).await
+                let entry = engine.pool.reserve_internal(self.tenant.get()).await;
+                entry.run(kind, job).await
             }
             None => self.env.blocking(job).await,
         };

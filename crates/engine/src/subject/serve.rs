@@ -108,7 +108,7 @@ impl<'a> OpenSubject<'a> {
             deleting: Vec::new(),
             reads: ReadQueue::new(),
             file_reads: FileReads::default(),
-            tenant: TenantId::SHARED,
+            tenant,
             fetches: Fetches::default(),
             writes: VecDeque::new(),
             flushes: Vec::new(),

@@ -26,13 +26,15 @@ fn key(number: usize) -> String {
 }
 
 /// A batch of all messages, with the value `0`.
-fn fill(server: &Server, subject: &Subject) {
+fn batch() -> SubjectRequest {
     let sets = (0..MESSAGES)
         .map(|number| SetItem { key: Some(key(number)), value: Some("0".into()), ..SetItem::default() })
         .collect();
-    server
-        .run(subject, SubjectRequest::Set(SetRequest { sets, atomic: true, ..SetRequest::default() }))
-        .unwrap();
+    SubjectRequest::Set(SetRequest { sets, atomic: true, ..SetRequest::default() })
+}
+
+fn fill(server: &Server, subject: &Subject) {
+    server.run(subject, batch()).unwrap();
 }
 
 fn get_all() -> SubjectRequest {
@@ -208,6 +210,81 @@ fn page_flood_leaves_page_of_other_tenant() {
         polite_reply.is_some()
     });
     assert_eq!(page(polite_reply.unwrap()).messages.len(), MESSAGES);
+}
+
+const GREEDY: TenantId = TenantId::new(1);
+const POLITE: TenantId = TenantId::new(2);
+
+/// Eight subjects of the greedy tenant, and among them one of the polite tenant.
+fn flood() -> Vec<(TenantId, Subject)> {
+    let mut callers: Vec<_> = (0..8).map(|number| (GREEDY, subject(&format!("app.s{number}")))).collect();
+    callers.insert(4, (POLITE, subject("app.polite")));
+    callers
+}
+
+/// Submits a request to each subject at once, and waits for their replies. Returns the position of the polite tenant's
+/// reply among all.
+fn polite_position(server: &Server, callers: &[(TenantId, Subject)], request: &SubjectRequest) -> usize {
+    let (sender, receiver) = mpsc::channel();
+    for (tenant, subject) in callers {
+        let (tenant, sender) = (*tenant, sender.clone());
+        let respond = Box::new(move |reply: Result<_, ErrorReply>| sender.send((tenant, reply)).unwrap());
+        let submission = Submission {
+            tenant,
+            deadline: Submission::NO_DEADLINE,
+            received: Duration::ZERO,
+            request: request.clone(),
+            max_reply_bytes: 1 << 20,
+            respond,
+        };
+        let _guard = server.runtime.enter();
+        server.engine.submit(subject, submission);
+    }
+    let mut order = Vec::new();
+    server.until("each request has a reply", || {
+        order.extend(receiver.try_iter());
+        order.len() == callers.len()
+    });
+    assert!(order.iter().all(|(_, reply)| reply.is_ok()), "{order:?}");
+    order.iter().position(|(tenant, _)| *tenant == POLITE).unwrap()
+}
+
+/// Applying to the subjects of one tenant delays applying for another tenant by one slice at a time.
+#[test]
+fn apply_flood_leaves_turns_to_other_tenant() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let callers = flood();
+    polite_position(&server, &callers, &set_request("first", "0"));
+    let submit = |(tenant, subject): &(TenantId, Subject)| {
+        server.submit_as(*tenant, subject, Submission::NO_DEADLINE, batch())
+    };
+    let batches: Vec<_> = callers.iter().map(submit).collect();
+    let mut acknowledged = 0;
+    for _ in 0..TURNS {
+        let replies = batches.iter().filter_map(PendingReply::try_reply);
+        acknowledged += replies.filter(Result::is_ok).count();
+        if acknowledged == callers.len() {
+            break;
+        }
+        server.runtime.block_on(yield_now());
+    }
+    assert_eq!(acknowledged, callers.len());
+    // Each read waits until the batch of its subject is applied.
+    assert_eq!(polite_position(&server, &callers, &SubjectRequest::Get(GetRequest::key(key(1)))), 0);
+}
+
+/// Opening the subjects of one tenant, with checks of whole files, delays the open of another tenant by one check.
+#[test]
+fn restore_flood_leaves_turns_to_other_tenant() {
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let callers = flood();
+    callers.iter().for_each(|(_, subject)| fill(&server, subject));
+    server.kill();
+    let server = world.server("persist-1");
+    let position = polite_position(&server, &callers, &SubjectRequest::Get(GetRequest::key(key(1))));
+    assert!(position <= 1, "after {position} opens");
 }
 
 /// A subject that is released while a page is read completes or refuses the page.

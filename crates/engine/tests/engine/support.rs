@@ -404,6 +404,17 @@ impl Server {
         deadline: Duration,
         request: SubjectRequest,
     ) -> PendingReply {
+        self.submit_as(TenantId::SHARED, subject, deadline, request)
+    }
+
+    /// The same for a caller of `tenant`.
+    pub fn submit_as(
+        &self,
+        tenant: TenantId,
+        subject: &Subject,
+        deadline: Duration,
+        request: SubjectRequest,
+    ) -> PendingReply {
         let (sender, receiver) = mpsc::channel();
         // If the test has dropped the receiver, it needs no reply.
         let respond = Box::new(move |answer| drop(sender.send(answer)));
@@ -411,7 +422,7 @@ impl Server {
         self.engine.submit(
             subject,
             Submission {
-                tenant: TenantId::SHARED,
+                tenant,
                 deadline,
                 received: Duration::ZERO,
                 request,

@@ -21,7 +21,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    pool.try_reserve().unwrap().run(JobKind::Slice, user, work)
+    pool.try_reserve(user).unwrap().run(JobKind::Slice, work)
 }
 
 /// Every accepted job runs although its caller does nothing until the end, and a full pool refuses the rest.
@@ -32,12 +32,12 @@ async fn pool_runs_every_accepted_job_of_stopped_caller() {
     let (done, results) = mpsc::channel();
     let (mut accepted, mut refused) = (Vec::new(), 0);
     for number in 0..4 * REQUEST_JOBS {
-        match pool.try_reserve() {
+        let user = u32::try_from(crate::Entropy::next_u64(&entropy) % 7).unwrap();
+        match pool.try_reserve(user) {
             Ok(entry) => {
                 let done = done.clone();
-                let user = u32::try_from(crate::Entropy::next_u64(&entropy) % 7).unwrap();
                 let kind = if number % 5 == 0 { JobKind::Indivisible } else { JobKind::Slice };
-                accepted.push((number, entry.run(kind, user, move || done.send(number).map(|()| number))));
+                accepted.push((number, entry.run(kind, move || done.send(number).map(|()| number))));
             }
             Err(PoolFull) => refused += 1,
         }
@@ -58,21 +58,22 @@ async fn pool_full_of_requests_refuses_and_takes_internal_jobs() {
     let pool = threads();
     let (release, released) = mpsc::channel::<()>();
     let released = Arc::new(Lock::new(released));
-    let blocked: Vec<_> = (0..REQUEST_JOBS)
-        .map(|_| {
+    let blocked: Vec<_> = (0..20)
+        .flat_map(|user| std::iter::from_fn(|| pool.try_reserve(user).ok()).collect::<Vec<_>>())
+        .map(|entry| {
             let released = Arc::clone(&released);
             // Ends when the sender is dropped.
-            slice(&pool, 1, move || released.lock().recv().is_err())
+            entry.run(JobKind::Slice, move || released.lock().recv().is_err())
         })
         .collect();
-    assert_eq!(pool.try_reserve().unwrap_err(), PoolFull);
-    let internal = pool.reserve_internal().await.run(JobKind::Slice, 2, || 7);
+    assert_eq!((blocked.len(), pool.try_reserve(30).unwrap_err()), (REQUEST_JOBS, PoolFull));
+    let internal = pool.reserve_internal(2).await.run(JobKind::Slice, || 7);
     drop(release);
     assert_eq!(internal.await, 7);
     for job in blocked {
         job.await;
     }
-    assert!(pool.try_reserve().is_ok(), "an entry is free when its job has run");
+    assert!(pool.try_reserve(1).is_ok(), "an entry is free when its job has run");
 }
 
 /// Calls that cannot be divided leave a thread for slices, whatever their number.
@@ -84,8 +85,8 @@ async fn pool_indivisible_calls_leave_thread_for_slices() {
     let calls: Vec<_> = (0..100)
         .map(|_| {
             let released = Arc::clone(&released);
-            let entry = pool.try_reserve().unwrap();
-            entry.run(JobKind::Indivisible, 1, move || released.lock().recv().is_err())
+            let entry = pool.try_reserve(1).unwrap();
+            entry.run(JobKind::Indivisible, move || released.lock().recv().is_err())
         })
         .collect();
     for number in 0..10 {
@@ -95,6 +96,41 @@ async fn pool_indivisible_calls_leave_thread_for_slices() {
     drop(release);
     for call in calls {
         call.await;
+    }
+}
+
+/// A user with more slow calls than the pool has entries stops neither an internal slice nor a page of another user.
+#[tokio::test]
+async fn pool_slow_user_leaves_entries_to_others() {
+    let pool = threads();
+    let tasks = crate::Tasks::new();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Arc::new(Lock::new(released));
+    let (waits, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    for _ in 0..2 * INTERNAL_JOBS {
+        let (pool, released, waits) = (pool.clone(), Arc::clone(&released), waits.clone());
+        tasks.spawn("slow", async move {
+            let entry = pool.reserve_internal(1).await;
+            assert!(entry.run(JobKind::Indivisible, move || released.lock().recv().is_err()).await);
+            let _ = waits.send(());
+        });
+    }
+    drop(waits);
+    // Until all calls of the slow user run or wait.
+    while pool.0.internal.free() > INTERNAL_JOBS / 2 {
+        tokio::task::yield_now().await;
+    }
+    let calls: Vec<_> = std::iter::from_fn(|| pool.try_reserve(1).ok()).collect();
+    for user in 2..6 {
+        let entry = tokio::time::timeout(LIMIT, pool.reserve_internal(user)).await.expect("an entry is free");
+        let done = tokio::time::timeout(LIMIT, entry.run(JobKind::Slice, move || user)).await;
+        assert_eq!(done, Ok(user));
+        assert_eq!(tokio::time::timeout(LIMIT, slice(&pool, user, move || user)).await, Ok(user));
+    }
+    assert!(!calls.is_empty());
+    drop(release);
+    for _ in 0..2 * INTERNAL_JOBS {
+        tokio::time::timeout(LIMIT, ended.recv()).await.expect("every call ends").expect("each reports it");
     }
 }
 

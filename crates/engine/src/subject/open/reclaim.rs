@@ -16,6 +16,7 @@ use super::super::garbage::Garbage;
 use super::super::publish;
 use super::super::restore::{RestoreError, highest_rev, unexpected_effect};
 use super::{Opener, frames_bytes, missing_part, sealed_tail};
+use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::ownership::BaseObject;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
@@ -35,7 +36,8 @@ pub(crate) async fn reclaim_subject(
 ) -> Result<ReclaimOutcome, ErrorReply> {
     // A file is made only for a snapshot. It has a separate path, so it does not conflict with the subject's own file.
     let path = shared.data.reclaim_file(subject, Nonce::new(shared.env.ulid()));
-    let mut copier = Copier { opener: Opener::new(shared, subject, path.clone()), copy: None };
+    let mut copier =
+        Copier { opener: Opener::new(shared, subject, TenantId::SHARED, path.clone()), copy: None };
     let (mut claim, mut effect) =
         Claim::reclaim(subject.clone(), shared.log.id().clone(), log.clone(), false);
     let outcome = loop {
