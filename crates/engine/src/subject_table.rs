@@ -4,9 +4,12 @@
 //! under the lock that also guards the queues. So a request either finds the task, which still serves it, or finds none
 //! and starts one.
 
-use std::collections::{BTreeMap, HashMap};
+mod entries;
+mod idle;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, Weak};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use dormouse_protocol::{ErrorReply, OverloadCause, Subject};
@@ -17,6 +20,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::api::{Submission, TenantId};
 use crate::request_rate::RequestRate;
 use crate::tenant_usage::TenantUsage;
+use entries::{TableEntry, TableInner};
 
 /// Maximum number of queued requests of one subject.
 const QUEUE: usize = 1_024;
@@ -81,28 +85,6 @@ pub(crate) struct SubjectTable {
     open_limit: usize,
 }
 
-#[derive(Default)]
-struct TableInner {
-    entries: HashMap<Subject, TableEntry>,
-    /// Number of entries of each tenant that has some.
-    open: BTreeMap<TenantId, usize>,
-    shut: bool,
-    unreleased: Vec<(Subject, String)>,
-    released: u64,
-}
-
-struct TableEntry {
-    queue: mpsc::Sender<Submission>,
-    close: Arc<Notify>,
-    file_guard: Weak<FileGuard>,
-    /// The tenant whose request opened it.
-    tenant: TenantId,
-    used_at: Duration,
-    rate: RequestRate,
-    /// Asked to close, and not used since.
-    asked_to_close: bool,
-}
-
 impl SubjectTable {
     /// `open_limit`: twice `max_open` unless given.
     pub(crate) fn new(max_open: usize, open_limit: Option<usize>) -> Self {
@@ -132,12 +114,10 @@ impl SubjectTable {
             return SubmitOutcome::Expired(Box::new(submission));
         }
         let mut follows_panic = false;
+        inner.used(subject, now);
         let submission = match inner.entries.get_mut(subject) {
             None => submission,
             Some(entry) => {
-                entry.used_at = now;
-                entry.rate.count(now);
-                entry.asked_to_close = false;
                 match entry.queue.try_send(submission) {
                     Ok(()) => return SubmitOutcome::Queued,
                     Err(TrySendError::Full(submission)) => {
@@ -179,6 +159,8 @@ impl SubjectTable {
         let guard = Arc::new(FileGuard::default());
         let mut rate = RequestRate::default();
         rate.count(now);
+        // A panicked task leaves its entry to the next.
+        inner.remove(subject);
         let entry = TableEntry {
             queue: sender,
             close: Arc::clone(&close),
@@ -187,11 +169,9 @@ impl SubjectTable {
             used_at: now,
             rate,
             asked_to_close: false,
+            idle_since: None,
         };
-        // A panicked task leaves its entry to the next.
-        inner.remove(subject);
-        *inner.open.entry(tenant).or_default() += 1;
-        inner.entries.insert(subject.clone(), entry);
+        inner.insert(subject, entry);
         SubmitOutcome::Start(SubjectTaskArgs { queue, close, file_guard: guard, follows_panic })
     }
 
@@ -204,7 +184,7 @@ impl SubjectTable {
 
     /// The number of open subjects of each tenant that has some.
     pub(crate) fn open_by_tenant(&self) -> BTreeMap<TenantId, usize> {
-        self.lock().open.clone()
+        self.lock().tenants.iter().map(|(tenant, of_tenant)| (*tenant, of_tenant.open)).collect()
     }
 
     /// Removes the task of `subject` if its queue is empty. `false`: the queue is not empty.
@@ -216,9 +196,7 @@ impl SubjectTable {
         let mut inner = self.lock();
         if !queue.is_empty() {
             // The subject has closed, and opens again.
-            if let Some(entry) = inner.entries.get_mut(subject) {
-                entry.asked_to_close = false;
-            }
+            inner.clear_close_request(subject);
             return false;
         }
         inner.remove(subject);
@@ -313,211 +291,10 @@ impl SubjectTable {
     }
 }
 
-impl TableInner {
-    fn open_of(&self, tenant: TenantId) -> usize {
-        self.open.get(&tenant).copied().unwrap_or_default()
-    }
-
-    fn remove(&mut self, subject: &Subject) {
-        let Some(entry) = self.entries.remove(subject) else { return };
-        if let Some(open) = self.open.get_mut(&entry.tenant) {
-            *open -= 1;
-            if *open == 0 {
-                self.open.remove(&entry.tenant);
-            }
-        }
-    }
-
-    /// Asks the `number` subjects idle longest to close. The caller adds a reserve each time, so that this search is
-    /// rare. If `more`, a request is refused: then at least one further subject is asked, because those asked earlier
-    /// may have long work to finish. A panicked task cannot close, so it is not asked. With `of`, only subjects of that
-    /// tenant are asked.
-    fn ask_idle_to_close(&mut self, number: usize, more: bool, of: Option<TenantId>) {
-        let can_close = |entry: &&mut TableEntry| {
-            !entry.queue.is_closed() && of.is_none_or(|tenant| entry.tenant == tenant)
-        };
-        let asked = self.entries.values_mut().filter(can_close).filter(|entry| entry.asked_to_close).count();
-        let can_be_asked =
-            |(_, entry): &(&Subject, &mut TableEntry)| !entry.asked_to_close && can_close(entry);
-        let mut open: Vec<_> = self.entries.iter_mut().filter(can_be_asked).collect();
-        let number = number.saturating_sub(asked).max(usize::from(more)).min(open.len());
-        if number == 0 {
-            return;
-        }
-        // Ties are ordered by name, so that the choice and the order do not depend on the map.
-        let idle_longest = |one: &(&Subject, &mut TableEntry), other: &(&Subject, &mut TableEntry)| {
-            (one.1.used_at, one.0).cmp(&(other.1.used_at, other.0))
-        };
-        open.select_nth_unstable_by(number - 1, idle_longest);
-        let asked = &mut open[..number];
-        asked.sort_unstable_by(idle_longest);
-        for (_, entry) in asked {
-            entry.asked_to_close = true;
-            entry.close.notify_one();
-        }
-    }
-}
-
 /// The reply to requests after the shutdown began.
 pub(crate) fn shutting_down() -> ErrorReply {
     ErrorReply::unavailable("the server is shutting down")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::SubjectRequest;
-
-    fn submission() -> Submission {
-        Submission {
-            tenant: TenantId::SHARED,
-            deadline: Submission::NO_DEADLINE,
-            received: Duration::ZERO,
-            request: SubjectRequest::Info,
-            max_reply_bytes: 0,
-            respond: Box::new(drop),
-        }
-    }
-
-    fn submit_to(table: &SubjectTable, subject: &Subject, one: Submission, now: Duration) -> SubmitOutcome {
-        table.submit(subject, one, now, &TenantUsage::default())
-    }
-
-    fn name(name: &str) -> Subject {
-        name.parse().unwrap()
-    }
-
-    fn start(table: &SubjectTable, subject: &str, at: u64) -> SubjectTaskArgs {
-        match submit_to(table, &name(subject), submission(), Duration::from_secs(at)) {
-            SubmitOutcome::Start(args) => args,
-            SubmitOutcome::Queued => panic!("{subject} already has a task"),
-            SubmitOutcome::Expired(_) => panic!("{subject} is dormant, and its request expired"),
-            SubmitOutcome::Refused(_, reply) => panic!("{reply}"),
-        }
-    }
-
-    fn is_asked(table: &SubjectTable, subject: &str) -> bool {
-        table.lock().entries[&name(subject)].asked_to_close
-    }
-
-    /// A request or a reopen clears the close request of a subject, and the table can ask it again later.
-    #[test]
-    fn subject_used_or_reopened_can_be_asked_to_close_again() {
-        let table = SubjectTable::new(2, None);
-        let mut tasks: Vec<_> =
-            ["a", "b", "c"].into_iter().zip(0..).map(|(subject, at)| start(&table, subject, at)).collect();
-        assert!(is_asked(&table, "a") && !is_asked(&table, "b"));
-        assert!(matches!(
-            submit_to(&table, &name("a"), submission(), Duration::from_secs(9)),
-            SubmitOutcome::Queued
-        ));
-        assert!(!is_asked(&table, "a"));
-        // Now the other subjects are idle longer, and the used one stays open.
-        tasks.push(start(&table, "d", 10));
-        assert!(is_asked(&table, "b") && is_asked(&table, "c") && !is_asked(&table, "a"));
-        // A request is queued, so the subject opens again.
-        assert!(!table.remove_if_queue_empty(&name("b"), &tasks[1].queue));
-        assert!(!is_asked(&table, "b"));
-        // At the limit too, a further subject is asked.
-        assert!(matches!(
-            submit_to(&table, &name("e"), submission(), Duration::from_secs(11)),
-            SubmitOutcome::Refused(..)
-        ));
-        assert!(is_asked(&table, "b"));
-    }
-
-    /// A full subject table rejects an open with a retry delay until another subject has closed.
-    #[test]
-    fn subject_table_full_rejects_opens_until_one_closes() {
-        let table = SubjectTable::new(2, Some(3));
-        let tasks: Vec<_> = ["a", "b", "c"].map(|subject| start(&table, subject, 0)).into();
-        let refused = submit_to(&table, &name("d"), submission(), Duration::from_secs(1));
-        assert!(matches!(refused, SubmitOutcome::Refused(_, reply) if reply.retry_after_ms.is_some()));
-        assert!(is_asked(&table, "a"));
-        let SubjectTaskArgs { mut queue, .. } = tasks.into_iter().next().unwrap();
-        queue.try_recv().unwrap();
-        assert!(table.remove_if_queue_empty(&name("a"), &queue));
-        start(&table, "d", 2);
-    }
-
-    /// Each rejected open asks one more subject to close, and a subject with a panicked task can open again.
-    #[test]
-    fn subject_table_rejected_open_asks_one_more_to_close() {
-        let table = SubjectTable::new(2, Some(3));
-        let mut tasks: Vec<_> = ["a", "b", "c"].map(|subject| start(&table, subject, 0)).into();
-        let asked = || ["a", "b", "c"].map(|subject| is_asked(&table, subject));
-        let is_refused = || {
-            let offered = submit_to(&table, &name("d"), submission(), Duration::ZERO);
-            matches!(offered, SubmitOutcome::Refused(..))
-        };
-        assert!(is_refused());
-        assert_eq!(asked(), [true, true, false]);
-        assert!(is_refused());
-        assert_eq!(asked(), [true, true, true]);
-        drop(tasks.remove(0));
-        let _again = start(&table, "a", 1);
-        assert_eq!(asked(), [false, true, true]);
-        // A panicked task is not asked; another subject is.
-        tasks.remove(0);
-        assert!(is_refused());
-        assert_eq!(asked(), [true, true, true]);
-    }
-
-    fn submit_of(table: &SubjectTable, tenant: u32, subject: &str) -> SubmitOutcome {
-        let submission = Submission { tenant: TenantId::new(tenant), ..submission() };
-        submit_to(table, &name(subject), submission, Duration::from_secs(1))
-    }
-
-    /// The last eighth of the limit stays free for tenants below their share, and a tenant above it makes room among its
-    /// own subjects.
-    #[test]
-    fn subject_table_keeps_room_for_other_tenants() {
-        let table = SubjectTable::new(8, Some(16));
-        let polite = start(&table, "polite", 0);
-        let greedy: Vec<_> = (0..20).map(|number| submit_of(&table, 1, &format!("greedy{number}"))).collect();
-        let opened = greedy.iter().filter(|one| matches!(one, SubmitOutcome::Start(_))).count();
-        assert_eq!(opened, 13, "with the other one, 14 of 16");
-        assert!(
-            matches!(greedy.last(), Some(SubmitOutcome::Refused(_, reply)) if reply.retry_after_ms.is_some())
-        );
-        assert!(!is_asked(&table, "polite"), "it is idle longest, but the room is needed by another tenant");
-        let more = (2..10).map(|tenant| submit_of(&table, tenant, &format!("other{tenant}")));
-        assert_eq!(more.filter(|one| matches!(one, SubmitOutcome::Start(_))).count(), 2);
-        assert_eq!(table.open_by_tenant()[&TenantId::new(1)], 13);
-        let SubjectTaskArgs { mut queue, .. } = polite;
-        queue.try_recv().unwrap();
-        assert!(table.remove_if_queue_empty(&name("polite"), &queue));
-        assert!(!table.open_by_tenant().contains_key(&TenantId::SHARED));
-    }
-
-    /// The table lists the busiest subjects first, with their file sizes, up to the requested number.
-    #[test]
-    fn subject_table_lists_busiest_subjects_first() {
-        let table = SubjectTable::new(10, None);
-        let tasks: Vec<_> = ["a", "b", "c", "d"].map(|subject| start(&table, subject, 0)).into();
-        for (subject, requests) in [("b", 30), ("d", 60), ("a", 2)] {
-            for _ in 0..requests {
-                let offered = submit_to(&table, &name(subject), submission(), Duration::ZERO);
-                assert!(matches!(offered, SubmitOutcome::Queued));
-            }
-        }
-        tasks[3].file_guard.set_bytes(4_096);
-        let busiest = table.busiest(3, Duration::ZERO);
-        let names: Vec<_> = busiest.iter().map(|busy| busy.subject.as_str()).collect();
-        assert_eq!((names, busiest[0].bytes), (vec!["d", "b", "a"], 4_096));
-        assert!(table.busiest(0, Duration::ZERO).is_empty());
-    }
-
-    /// After a panic, no new task of the subject starts while the file is in use.
-    #[test]
-    fn subject_task_starts_after_panicked_task_frees_file() {
-        let table = SubjectTable::new(2, None);
-        let SubjectTaskArgs { queue, file_guard: hold, .. } = start(&table, "a", 0);
-        let publishing = Arc::clone(&hold);
-        drop((queue, hold));
-        let refused = submit_to(&table, &name("a"), submission(), Duration::ZERO);
-        assert!(matches!(refused, SubmitOutcome::Refused(_, reply) if reply.retry_after_ms.is_some()));
-        drop(publishing);
-        start(&table, "a", 0);
-    }
-}
+mod tests;
