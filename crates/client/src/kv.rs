@@ -226,13 +226,16 @@ impl Kv {
         Ok(!reply.await?.seqs.is_empty())
     }
 
-    /// Removes `keys`, at most [`MAX_ITEMS_PER_REQUEST`](crate::MAX_ITEMS_PER_REQUEST) of them. Returns the
-    /// seqs of the removed messages, ascending.
+    /// Removes `keys` in one atomic change, at most [`MAX_ITEMS_PER_REQUEST`](crate::MAX_ITEMS_PER_REQUEST) of
+    /// them. One request carries them all, so long keys lower this number. Together with 5 bytes for each key
+    /// they may have at most 252 KiB, or `max_payload` of NATS less 4 KiB if that is less. Returns the seqs of the
+    /// removed messages, ascending.
     ///
     /// If the call is cancelled, either all are removed or none.
     ///
     /// # Errors
-    /// [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of every call.
+    /// [`Error::TooLarge`] if the keys do not fit one request: nothing is sent then, and several calls can remove
+    /// them. [`Error::Indeterminate`] if the outcome of the request is unknown; otherwise the errors of every call.
     pub async fn delete_many(
         &self,
         keys: impl IntoIterator<Item = impl Into<String>>,

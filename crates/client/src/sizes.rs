@@ -1,13 +1,15 @@
 //! How many items fit in one request.
 
 use bytes::Bytes;
-use dormouse_protocol::data::SetItem;
+use dormouse_protocol::data::{DeleteRequest, SetItem};
 use dormouse_protocol::limits::MAX_ITEMS_PER_REQUEST;
 
 /// The size of one set's field names and numbers, and the framing of one header: upper bounds.
 const SET_OVERHEAD_BYTES: usize = 192;
 const HEADER_OVERHEAD_BYTES: usize = 12;
 const KEY_OVERHEAD_BYTES: usize = 5;
+/// The largest size of a seq in a list.
+const SEQ_BYTES: usize = 9;
 
 /// The space in one request.
 #[derive(Debug)]
@@ -55,6 +57,11 @@ pub(crate) fn fill<T>(
 /// The size of a key in a list, in bytes.
 pub(crate) const fn key_size(key: &str) -> usize {
     key.len() + KEY_OVERHEAD_BYTES
+}
+
+/// The size of the keys and seqs to delete, in bytes: an upper bound.
+pub(crate) fn delete_size(request: &DeleteRequest) -> usize {
+    request.keys.iter().map(|key| key_size(key)).sum::<usize>() + request.seqs.len() * SEQ_BYTES
 }
 
 /// The size of a set in a request, in bytes: an upper bound.

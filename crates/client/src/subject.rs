@@ -9,13 +9,13 @@ use dormouse_protocol::data::{
     SetItem, SetOutcome, SetReply, SetRequest, SetResult,
 };
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{Level, Message, Op, Position, Subject};
+use dormouse_protocol::{ErrorReply, Level, Message, Op, Position, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::call::ClientShared;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
-use crate::sizes::{fill, key_size};
+use crate::sizes::{delete_size, fill, key_size};
 
 /// If a message is replaced while its value is fetched separately, the client follows so many replacements.
 /// Then it returns the message without its value.
@@ -154,7 +154,13 @@ impl Handle {
         Ok(Some(newest))
     }
 
+    /// One request, because a deletion is atomic. What does not fit one request is not sent.
     pub(crate) async fn delete(&self, request: DeleteRequest) -> Result<DeleteReply, Error> {
+        let (size_bytes, limit_bytes) = (delete_size(&request), self.inner.query_budget_bytes());
+        if size_bytes > limit_bytes {
+            let reply = ErrorReply::too_large("max_request_bytes", size_bytes, limit_bytes);
+            return Err(Error::from_reply(reply));
+        }
         let request =
             DeleteRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
         self.call(Op::Delete, &request).await

@@ -12,6 +12,7 @@ use dormouse_client::{
 use dormouse_protocol::data::{
     DeleteReply, DeleteRequest, Expect, GetReply, GetRequest, SetOutcome, SetReply, SetRequest,
 };
+use dormouse_protocol::limits::MAX_QUERY_BYTES;
 use dormouse_protocol::{Op, Position, decode};
 
 use support::{CannedReply, Fleet, at, done, found, message, nothing, reply, result};
@@ -124,6 +125,24 @@ async fn delete_reports_whether_key_existed() {
     let kv = fleet.client().await.kv("app.x").unwrap();
     assert!(kv.delete("there").await.unwrap());
     assert!(!kv.delete("elsewhere").await.unwrap());
+}
+
+/// Keys that do not fit one request are not sent: several requests would not be one atomic change.
+#[tokio::test(start_paused = true)]
+async fn delete_many_above_request_size_sends_nothing() {
+    let fleet = fleet(|_, payload, _| {
+        assert!(payload.len() <= MAX_QUERY_BYTES);
+        let keys = decode::<DeleteRequest>(payload).unwrap().keys.len() as u64;
+        let seqs = (1..=keys).map(Seq::new).collect();
+        reply(&DeleteReply { position: Position::default(), seqs, duplicate: false })
+    })
+    .await;
+    let kv = fleet.client().await.kv("app.x").unwrap();
+    let keys = |number: usize| (0..number).map(|key| format!("{key:0100}"));
+    let error = kv.delete_many(keys(2_600)).await.unwrap_err();
+    assert!(matches!(&error, Error::TooLarge { limit, .. } if limit == "max_request_bytes"), "{error}");
+    assert_eq!((error.executed(), fleet.arrivals.count("a delete")), (Executed::No, 0));
+    assert_eq!(kv.delete_many(keys(2_400)).await.unwrap().len(), 2_400);
 }
 
 /// A publish batch over the maximum payload is split into several requests, in order.
