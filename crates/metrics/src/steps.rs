@@ -48,8 +48,6 @@ crate::labels! {
         EncodeSegment = "encode_segment",
         /// The coordinator decides a batch of requests.
         Decide = "decide",
-        /// The coordinator writes and flushes its state.
-        Flush = "flush",
     }
 }
 
