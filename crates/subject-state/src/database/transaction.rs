@@ -61,7 +61,8 @@ impl ApplyTransaction {
         Ok(true)
     }
 
-    /// Whether one slice certainly applies all of it.
+    /// Whether one slice applies all of it, unless the values that it replaces or removes fill the slice: their sizes are
+    /// only known to the file.
     #[must_use]
     pub fn fits_slice(&self) -> bool {
         let mut slice = Slice::new();
