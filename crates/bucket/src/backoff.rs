@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// After this time no further attempt begins.
+/// After this time no further attempt begins, unless the caller sets another limit.
 const LIMIT: Duration = Duration::from_secs(10);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -12,23 +12,31 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
     since: Duration,
+    limit: Duration,
     pause: Duration,
+    longest_pause: Duration,
 }
 
 impl Backoff {
     /// The operation began, or failed first, at `now`.
     #[must_use]
     pub const fn from(now: Duration) -> Self {
-        Self { since: now, pause: FIRST_PAUSE }
+        Self { since: now, limit: LIMIT, pause: FIRST_PAUSE, longest_pause: LONGEST_PAUSE }
+    }
+
+    /// As [`from`](Self::from), for an operation that is retried for `limit`, with pauses of up to `longest_pause`.
+    #[must_use]
+    pub const fn lasting(now: Duration, limit: Duration, longest_pause: Duration) -> Self {
+        Self { since: now, limit, pause: FIRST_PAUSE, longest_pause }
     }
 
     /// An attempt failed at `now`: returns the pause before the next, or `None` if it was the last.
     pub fn pause(&mut self, now: Duration) -> Option<Duration> {
         let pause = self.pause;
-        if now.saturating_sub(self.since) + pause > LIMIT {
+        if now.saturating_sub(self.since) + pause > self.limit {
             return None;
         }
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        self.pause = (pause * 2).min(self.longest_pause);
         Some(pause)
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! A store may assemble a large object for minutes without a word, and its answer may get lost. A completion that took
 //! effect cannot be repeated, because the upload no longer exists. So after silence or an error, the object itself is the
-//! answer: its key is fresh, so an object with the size and the checksum of the file is this upload.
+//! answer: its key is fresh, so an object with the size and the checksum of the file is this upload. While neither the
+//! answer nor the object is there, the completion is sent again, with pauses, for as long as an unanswered one is awaited.
 
 use std::time::Duration;
 
 use crate::{Backoff, BucketError};
 
-/// How long an unanswered completion is awaited. S3 promises no limit; its documentation speaks of minutes.
+/// How long a completion is awaited and repeated. S3 promises no limit; its documentation speaks of minutes.
 pub(super) const LONGEST_COMPLETION: Duration = Duration::from_secs(15 * 60);
+
+/// Longest pause between two requests: about 60 fit into [`LONGEST_COMPLETION`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// Input of [`CompleteUpload`].
 #[derive(Debug)]
@@ -62,7 +66,10 @@ pub(super) struct CompleteUpload {
     since: Duration,
     /// Why the last request has no definite answer.
     doubt: Option<Doubt>,
-    backoff: Option<Backoff>,
+    /// Whether the connection of an earlier request failed. The store may still be completing it.
+    has_earlier: bool,
+    after_pause: AfterPause,
+    backoff: Backoff,
 }
 
 #[derive(Debug)]
@@ -78,21 +85,35 @@ enum AfterLook {
     Wait,
     /// The request may not have arrived.
     SendAgain,
+    /// Another request cannot succeed, but an earlier one may still create the object.
+    LookAgain,
     /// Another request cannot succeed.
     GiveUp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AfterPause {
+    Send,
+    Look,
 }
 
 impl CompleteUpload {
     /// Begins at `now`; the first step is [`CompleteStep::Send`].
     pub(super) const fn new(now: Duration) -> Self {
-        Self { since: now, doubt: None, backoff: None }
+        let backoff = Backoff::lasting(now, LONGEST_COMPLETION, LONGEST_PAUSE);
+        Self { since: now, doubt: None, has_earlier: false, after_pause: AfterPause::Send, backoff }
     }
 
     /// Takes an input at `now` and returns the next step.
     pub(super) fn apply(&mut self, input: CompleteInput, now: Duration) -> CompleteStep {
         match input {
             CompleteInput::Completed => CompleteStep::Done(Ok(())),
-            CompleteInput::Failed(error) if error.is_unknown() => self.look(error, AfterLook::SendAgain),
+            CompleteInput::Failed(error) if error.is_unknown() => {
+                self.has_earlier = true;
+                self.look(error, AfterLook::SendAgain)
+            }
+            // The store forgets the upload before the object of an earlier request is visible.
+            CompleteInput::UploadMissing(error) if self.has_earlier => self.look(error, AfterLook::LookAgain),
             // An earlier request may have completed the upload all the same.
             CompleteInput::Failed(error) | CompleteInput::UploadMissing(error) => {
                 self.look(error, AfterLook::GiveUp)
@@ -100,8 +121,13 @@ impl CompleteUpload {
             CompleteInput::Silent(error) => self.look(error, AfterLook::Wait),
             CompleteInput::Looked(Look::Whole) => CompleteStep::Done(Ok(())),
             CompleteInput::Looked(Look::Other(error)) => CompleteStep::Done(Err(error)),
-            CompleteInput::Looked(Look::Absent | Look::Unknown) => self.without_object(now),
-            CompleteInput::PauseOver => CompleteStep::Send,
+            CompleteInput::Looked(Look::Absent) => self.without_object(now, AfterLook::GiveUp),
+            // An object that cannot be read now may be ours.
+            CompleteInput::Looked(Look::Unknown) => self.without_object(now, AfterLook::LookAgain),
+            CompleteInput::PauseOver => match self.after_pause {
+                AfterPause::Send => CompleteStep::Send,
+                AfterPause::Look => CompleteStep::Look,
+            },
         }
     }
 
@@ -110,19 +136,24 @@ impl CompleteUpload {
         CompleteStep::Look
     }
 
-    fn without_object(&mut self, now: Duration) -> CompleteStep {
+    /// `last_resort` replaces [`AfterLook::GiveUp`].
+    fn without_object(&mut self, now: Duration, last_resort: AfterLook) -> CompleteStep {
         // Only an unanswered request leads to a look.
         let Some(Doubt { error, next }) = self.doubt.take() else { return CompleteStep::Wait };
-        let is_late = now.saturating_sub(self.since) >= LONGEST_COMPLETION;
-        match next {
-            AfterLook::Wait if !is_late => CompleteStep::Wait,
-            AfterLook::SendAgain if !is_late => {
-                match self.backoff.get_or_insert(Backoff::from(now)).pause(now) {
-                    Some(pause) => CompleteStep::Pause(pause),
-                    None => CompleteStep::Done(Err(error)),
-                }
+        let next = if next == AfterLook::GiveUp { last_resort } else { next };
+        let after_pause = match next {
+            AfterLook::Wait if now.saturating_sub(self.since) < LONGEST_COMPLETION => {
+                return CompleteStep::Wait;
             }
-            AfterLook::Wait | AfterLook::SendAgain | AfterLook::GiveUp => CompleteStep::Done(Err(error)),
+            AfterLook::Wait | AfterLook::GiveUp => return CompleteStep::Done(Err(error)),
+            AfterLook::SendAgain => AfterPause::Send,
+            AfterLook::LookAgain => AfterPause::Look,
+        };
+        let Some(pause) = self.backoff.pause(now) else { return CompleteStep::Done(Err(error)) };
+        self.after_pause = after_pause;
+        if after_pause == AfterPause::Look {
+            self.doubt = Some(Doubt { error, next });
         }
+        CompleteStep::Pause(pause)
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_format::keys::BucketKey;
-use dormouse_runtime::{Env, SeededEntropy, VirtualClock};
+use dormouse_runtime::{Env, SeededEntropy, Tasks, VirtualClock};
 use object_store::memory::InMemory;
 use object_store::{MultipartId, PutResult, Result as StoreResult};
 
@@ -34,6 +34,8 @@ enum CompleteAnswer {
     CompletedWithoutAnswer,
     /// The object is there after some minutes, and no answer ever comes.
     CompletedLateWithoutAnswer,
+    /// The answer is an error at once, and the object is there after some minutes.
+    CompletedLateWithError,
     /// Another object is there, and no answer ever comes.
     OtherObject,
     Failed,
@@ -46,6 +48,8 @@ enum CompleteAnswer {
 #[derive(Debug)]
 struct ScriptedStore {
     store: Arc<InMemory>,
+    /// Runs completions whose connection was cut.
+    tasks: Tasks,
     answer: fn(usize, usize) -> PartAnswer,
     /// The answer to each completion. The last one applies to all further ones.
     completions: &'static [CompleteAnswer],
@@ -108,6 +112,14 @@ impl MultipartStore for ScriptedStore {
         let answer = self.completions[number.min(self.completions.len()) - 1];
         match answer {
             CompleteAnswer::CompletedLateWithoutAnswer => tokio::time::sleep(Duration::from_secs(200)).await,
+            CompleteAnswer::CompletedLateWithError => {
+                let (store, path, id) = (Arc::clone(&self.store), path.clone(), id.clone());
+                self.tasks.spawn("late completion", async move {
+                    tokio::time::sleep(Duration::from_secs(200)).await;
+                    store.complete_multipart(&path, &id, parts).await.unwrap();
+                });
+                return Err(StoreError::Generic { store: "scripted", source: "connection cut".into() });
+            }
             CompleteAnswer::OtherObject => {
                 let size_bytes = UPLOAD_BYTES;
                 self.store.put(path, PutPayload::from(vec![7; size_bytes])).await?;
@@ -135,6 +147,7 @@ impl MultipartStore for ScriptedStore {
             }
             CompleteAnswer::CompletedWithoutAnswer
             | CompleteAnswer::CompletedLateWithoutAnswer
+            | CompleteAnswer::CompletedLateWithError
             | CompleteAnswer::OtherObject
             | CompleteAnswer::NoAnswer => std::future::pending().await,
         })
@@ -189,7 +202,15 @@ async fn upload_and_complete(
     let store = Arc::new(InMemory::new());
     let (sent, aborted, completed) = (Mutex::default(), Mutex::default(), Mutex::default());
     let memory = Arc::clone(&store);
-    let scripted = Arc::new(ScriptedStore { store: memory, answer, completions, completed, sent, aborted });
+    let scripted = Arc::new(ScriptedStore {
+        store: memory,
+        tasks: env.tasks(),
+        answer,
+        completions,
+        completed,
+        sent,
+        aborted,
+    });
     let bucket = ObjectStoreBucket::new(store, ObjectPath::ROOT, "memory:///".to_owned(), env.clone());
     let bucket = bucket.with_parts(Arc::clone(&scripted) as Arc<dyn MultipartStore>);
     let folder = tempfile::tempdir().unwrap();
@@ -243,10 +264,10 @@ async fn multipart_upload_part_failing_past_limit_aborts() {
 #[tokio::test(start_paused = true)]
 async fn upload_completion_is_decided_by_the_object() {
     use CompleteAnswer::{
-        Completed, CompletedLateWithoutAnswer, CompletedWithError, CompletedWithoutAnswer, Failed,
-        UploadMissing,
+        Completed, CompletedLateWithError, CompletedLateWithoutAnswer, CompletedWithError,
+        CompletedWithoutAnswer, Failed, UploadMissing,
     };
-    let cases: [(&[CompleteAnswer], usize, u64); 6] = [
+    let cases: [(&[CompleteAnswer], usize, u64); 7] = [
         (&[Completed], 1, 0),
         (&[CompletedWithError], 1, 0),
         // One period of silence, and then the object is there.
@@ -254,6 +275,8 @@ async fn upload_completion_is_decided_by_the_object() {
         (&[CompletedLateWithoutAnswer], 1, 210),
         (&[Failed, Failed, Completed], 3, 0),
         (&[Failed, CompletedWithError, UploadMissing], 2, 0),
+        // The connection was cut, and the store completes the first request meanwhile.
+        (&[CompletedLateWithError, UploadMissing], 2, 205),
     ];
     for (completions, completed, seconds) in cases {
         let outcome = complete_with(completions).await;
@@ -262,6 +285,21 @@ async fn upload_completion_is_decided_by_the_object() {
         assert_eq!((outcome.sent, outcome.aborted), (vec![1, 1, 1], 0), "{completions:?}");
         assert_eq!((outcome.completed, outcome.took.as_secs()), (completed, seconds), "{completions:?}");
     }
+}
+
+/// A completion whose connection is cut for a minute is sent again until the store answers, and no part is sent again.
+#[tokio::test(start_paused = true)]
+async fn upload_completion_outlasts_cut_of_a_minute() {
+    use CompleteAnswer::{Completed, Failed};
+    let outcome = complete_with(&[
+        Failed, Failed, Failed, Failed, Failed, Failed, Failed, Failed, Failed, Failed, Failed, Failed,
+        Completed,
+    ])
+    .await;
+    outcome.end.unwrap();
+    assert!(outcome.is_whole);
+    assert_eq!((outcome.sent, outcome.aborted, outcome.completed), (vec![1, 1, 1], 0, 13));
+    assert!(outcome.took > Duration::from_secs(55), "{:?}", outcome.took);
 }
 
 /// A completion that never takes effect fails and leaves no object. An object with other bytes is no success.
@@ -276,7 +314,9 @@ async fn upload_completion_without_object_fails() {
     let silent = complete_with(&[CompleteAnswer::NoAnswer]).await;
     assert!(matches!(silent.end, Err(BucketError::Timeout { .. })));
     assert_eq!(silent.took, complete::LONGEST_COMPLETION);
-    assert_eq!((denied.completed, gone.completed, failing.completed, silent.completed), (1, 1, 10, 1));
+    let rest = complete::LONGEST_COMPLETION - failing.took;
+    assert!(rest < Duration::from_secs(15), "{rest:?} were left");
+    assert_eq!((denied.completed, gone.completed, failing.completed, silent.completed), (1, 1, 68, 1));
     for outcome in [denied, gone, failing, silent] {
         assert!(outcome.is_absent);
         assert_eq!(outcome.aborted, 1);
