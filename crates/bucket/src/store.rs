@@ -142,6 +142,12 @@ impl CallInfo<'_> {
 }
 
 impl ObjectStoreBucket {
+    /// Whether the bucket is a local directory, where a create is one hard link.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.directory.is_some()
+    }
+
     pub(super) fn new(store: Arc<dyn ObjectStore>, root: ObjectPath, url: String, env: Env) -> Self {
         let creating = Arc::clone(&store);
         Self { store, creating, root, parts: None, directory: None, url: url.into(), env }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use descriptors::OpenSubjects;
-use dormouse_bucket::{MeteredBucket, open_bucket, probe};
+use dormouse_bucket::{MeteredBucket, ObjectStoreBucket, RaceProbe, open_bucket, probe, probe_races};
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_daemon::start::{configure, reject_settings, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener};
@@ -182,6 +182,23 @@ fn fail(exit: ExitReason, cause: &str, error: &dyn std::error::Error) -> ExitRea
     exit
 }
 
+/// Checks that the bucket keeps its contract, and that creates at the same time have one winner.
+async fn check_contract(bucket: &ObjectStoreBucket, env: &Env) -> Result<(), ExitReason> {
+    let unusable = |error| fail(ExitReason::Bucket, "bucket unusable", &error);
+    probe(bucket, env).await.map_err(unusable)?;
+    if bucket.is_local() {
+        return Ok(());
+    }
+    match probe_races(bucket, env).await.map_err(unusable)? {
+        RaceProbe::Remembered => {}
+        RaceProbe::Complete => tracing::info!("concurrent creates of the bucket checked"),
+        RaceProbe::Incomplete { races } => {
+            tracing::warn!(races, "check of concurrent creates incomplete");
+        }
+    }
+    Ok(())
+}
+
 async fn prepare(
     settings: &Settings,
     open: OpenSubjects,
@@ -193,7 +210,7 @@ async fn prepare(
     let bucket = open_bucket(&settings.bucket, variables, env.clone())
         .await
         .map_err(|error| fail(ExitReason::Bucket, "bucket unusable", &error))?;
-    probe(&bucket, env).await.map_err(|error| fail(ExitReason::Bucket, "bucket unusable", &error))?;
+    check_contract(&bucket, env).await?;
     let engine_settings = EngineSettings {
         level: settings.level,
         log: settings.ship.clone(),

@@ -1,10 +1,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use dormouse_format::checksum::Crc64;
 use dormouse_format::keys::BucketEntry;
+use dormouse_runtime::{SeededEntropy, VirtualClock};
 
 use super::*;
 use crate::{FileSummary, HeaderPatch, ObjectStoreBucket};
@@ -18,6 +21,8 @@ enum Violation {
     RefusesAndOverwrites,
     /// A create checks and writes in two steps.
     ChecksThenWrites,
+    /// The same for one key of 15.
+    SometimesChecksThenWrites,
     /// A read returns the version before the last.
     ReadsStale,
     /// A listing lacks the object written last.
@@ -58,6 +63,11 @@ impl Bucket for ViolatingBucket {
         let exists = self.objects.lock().unwrap().contains_key(key);
         match self.violation {
             Violation::ChecksThenWrites => tokio::task::yield_now().await,
+            Violation::SometimesChecksThenWrites
+                if Crc64::of(key.as_str().as_bytes()).to_u64().is_multiple_of(15) =>
+            {
+                tokio::task::yield_now().await;
+            }
             Violation::RefusesAll if key.as_str().ends_with("race") => return Ok(Created::Exists),
             Violation::RefusesAndOverwrites if exists => self.write(key, bytes.clone()),
             _ => {}
@@ -169,4 +179,38 @@ async fn conformance_check_rejects_wrong_listings() {
     assert!(matches!(finding(Violation::ListsLate).await, ConformanceError::IncompleteList { .. }));
     assert!(matches!(finding(Violation::ListsDeleted).await, ConformanceError::StaleList { .. }));
     assert!(matches!(finding(Violation::ListsUnsorted).await, ConformanceError::StaleList { .. }));
+}
+
+fn env(seed: u64) -> Env {
+    let clock = Arc::new(VirtualClock::starting_at(Duration::from_secs(1_000)));
+    Env::simulated(clock, Arc::new(SeededEntropy::new(seed)))
+}
+
+/// A store that lets several creates win in one race of 15 is found with a probability of at least 99 %. One race alone
+/// seldom finds it.
+#[tokio::test(start_paused = true)]
+async fn race_probe_finds_rare_double_winners() {
+    let (mut found, mut found_by_one) = (0, 0);
+    for seed in 0..300 {
+        let bucket = ViolatingBucket::new(Violation::SometimesChecksThenWrites);
+        match probe_races(&bucket, &env(seed)).await {
+            Err(ConformanceError::MultipleWinners { .. }) => found += 1,
+            Ok(RaceProbe::Complete) => {}
+            other => panic!("{other:?}"),
+        }
+        let bucket = ViolatingBucket::new(Violation::SometimesChecksThenWrites);
+        found_by_one += u32::from(probe(&bucket, &env(seed)).await.is_err());
+    }
+    assert!(found >= 297, "{found} of 300");
+    assert!(found_by_one < 60, "{found_by_one} of 300");
+}
+
+/// A bucket remembers a complete race probe, which leaves only its marker. The next one makes a single request.
+#[tokio::test(start_paused = true)]
+async fn race_probe_of_known_bucket_is_skipped() {
+    let bucket = ObjectStoreBucket::in_memory(Env::system());
+    assert_eq!(probe_races(&bucket, &env(1)).await.unwrap(), RaceProbe::Complete);
+    let left = bucket.list(&BucketPrefix::ALL).await.unwrap();
+    assert_eq!(left.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["probe/races-1"]);
+    assert_eq!(probe_races(&bucket, &env(2)).await.unwrap(), RaceProbe::Remembered);
 }
