@@ -1,7 +1,6 @@
 //! Settings and construction of a client.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use dormouse_bus::nats::{InvalidNatsUrl, NatsOptions};
@@ -15,6 +14,7 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::gets::GetScheduler;
 use crate::location::Locations;
+use crate::request_ids::RequestIds;
 use crate::sets::SetScheduler;
 
 /// Default of the longest time a call takes. A handle can set its own.
@@ -167,7 +167,7 @@ impl ClientBuilder {
             locations,
             tasks,
             session,
-            counter: AtomicU64::new(0),
+            request_ids: RequestIds::new(session),
             set_scheduler: SetScheduler::new(self.queue_bytes),
             get_scheduler: GetScheduler::default(),
         };

@@ -1,14 +1,13 @@
 //! One call: find the server, send the request, and do what the machine in [`retry`](crate::retry) decides.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bus::{Bus, Outgoing, RequestError};
 use dormouse_protocol::deadline::time_left_headers;
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_QUERY_BYTES};
-use dormouse_protocol::{Executed, Op, Prefix, RequestId, Route, SessionId, Subject, encode};
+use dormouse_protocol::{Executed, Op, Prefix, Route, SessionId, Subject, encode};
 use dormouse_runtime::{Env, Tasks};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +16,7 @@ use crate::error::{Error, IndeterminateCause};
 use crate::exchange::{ReplyDecoder, exchange, whole};
 use crate::gets::GetScheduler;
 use crate::location::{CachedServer, Locations};
+use crate::request_ids::{HeldId, IdUse, RequestIds};
 use crate::retry::{AttemptCause, AttemptError, RetryPolicy, RetryState, RetryStep, RetryTarget};
 use crate::sets::SetScheduler;
 
@@ -31,7 +31,7 @@ pub(crate) struct ClientShared {
     pub(crate) locations: Locations,
     pub(crate) tasks: Tasks,
     pub(crate) session: SessionId,
-    pub(crate) counter: AtomicU64,
+    pub(crate) request_ids: RequestIds,
     pub(crate) set_scheduler: SetScheduler,
     pub(crate) get_scheduler: GetScheduler,
 }
@@ -42,9 +42,9 @@ pub(crate) trait RequestBody: Sync {
     /// that attempt was certainly not executed.
     fn next_attempt(&self, route: &Route) -> Bytes;
 
-    /// The attempt has failed, and another may follow. If the outcome of this attempt or an earlier one is
-    /// unknown, `cause` says why.
-    fn failed(&self, cause: Option<&IndeterminateCause>);
+    /// The attempt has failed, and another may follow. If it has `reached` a server, a copy of it may exist
+    /// anywhere. If the outcome of this attempt or an earlier one is unknown, `cause` says why.
+    fn failed(&self, reached: bool, cause: Option<&IndeterminateCause>);
 }
 
 /// The same bytes in each attempt.
@@ -55,7 +55,7 @@ impl RequestBody for StaticBody {
         self.0.clone()
     }
 
-    fn failed(&self, _: Option<&IndeterminateCause>) {}
+    fn failed(&self, _: bool, _: Option<&IndeterminateCause>) {}
 }
 
 impl Drop for ClientShared {
@@ -75,9 +75,26 @@ impl ClientShared {
         self.budget_bytes().min(MAX_QUERY_BYTES - ENVELOPE_BYTES)
     }
 
-    /// The id of the next changing request.
-    pub(crate) fn next_request(&self) -> RequestId {
-        RequestId { session: self.session, counter: self.counter.fetch_add(1, Ordering::Relaxed) }
+    /// The id of a new change of `subject`, which keeps it until it has ended, and the time that is left of
+    /// `deadline` then.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] if earlier changes of the subject are unresolved until the deadline; and
+    /// [`Error::Closed`].
+    pub(crate) async fn request_id(
+        &self,
+        subject: &Subject,
+        kind: IdUse,
+        deadline: Duration,
+    ) -> Result<(HeldId, Duration), Error> {
+        let started = self.env.boot();
+        let id = tokio::select! {
+            biased;
+            id = self.request_ids.next(subject, kind) => id,
+            () = self.tasks.stop().requested() => return Err(Error::Closed),
+            () = tokio::time::sleep(deadline) => return Err(Error::Deadline { deadline, last: None }),
+        };
+        Ok((id, deadline.saturating_sub(self.env.boot().saturating_sub(started))))
     }
 
     /// Sends `op` to the server of `subject`, and retries while that is safe and the deadline allows.
@@ -137,10 +154,11 @@ impl ClientShared {
                 }
             };
             tracing::debug!(%subject, %op, ?failure, "attempt failed");
+            let reached = failure.reached_server();
             match attempts.next(failure, elapsed(), || self.env.random_u64()) {
                 RetryStep::Fail(error) => return Err(error),
                 RetryStep::Retry { pause, target: next } => {
-                    content.failed(attempts.indeterminate_cause());
+                    content.failed(reached, attempts.indeterminate_cause());
                     if !pause.is_zero() && pause_unless_gone(pause, asked).await {
                         target = RetryTarget::Fresh;
                         continue;

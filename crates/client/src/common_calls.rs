@@ -75,9 +75,9 @@ macro_rules! common_calls {
             /// Destroys the subject with all its messages. Returns its last position; if the subject is used
             /// again, its positions continue from there.
             ///
-            /// It is executed once, however often it is sent. A concurrent change, of this client or another,
-            /// that arrives after it may end in [`Error::Indeterminate`] without being executed. If that
-            /// matters, await the change first.
+            /// It is executed once, however often it is sent. It waits until the earlier changes of this client to
+            /// the subject have ended, and later ones wait for it. A concurrent change of another client that
+            /// arrives after it may end in [`Error::Indeterminate`] without being executed.
             ///
             /// If the call is cancelled, the subject may or may not be destroyed.
             ///

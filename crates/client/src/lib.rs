@@ -73,6 +73,7 @@ mod pages;
 mod purge;
 mod range;
 mod reads;
+mod request_ids;
 mod retry;
 mod sets;
 mod sizes;

@@ -108,6 +108,15 @@ pub(crate) enum AttemptError {
 }
 
 impl AttemptError {
+    /// Whether a server may have received the request.
+    pub(crate) fn reached_server(&self) -> bool {
+        match self {
+            Self::LookUp(_) => false,
+            Self::Server(AttemptCause::Request(error)) => error.executed() != Executed::No,
+            Self::Gone(_) | Self::Server(AttemptCause::Reply(_) | AttemptCause::Malformed(_)) => true,
+        }
+    }
+
     /// Whether the subject has probably moved to another server.
     pub(crate) fn moved(&self) -> bool {
         match self {

@@ -9,12 +9,13 @@ use dormouse_protocol::data::{
     SetItem, SetOutcome, SetReply, SetRequest, SetResult,
 };
 use dormouse_protocol::message::SubjectConfig;
-use dormouse_protocol::{ErrorReply, Level, Message, Op, Position, Subject};
+use dormouse_protocol::{ErrorReply, Level, Message, Op, Position, RequestId, Subject};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::call::ClientShared;
 use crate::error::{Error, IndeterminateCause, MalformedCause};
+use crate::request_ids::{HeldId, IdUse};
 use crate::sizes::{delete_size, fill, key_size};
 
 /// If a message is replaced while its value is fetched separately, the client follows so many replacements.
@@ -51,25 +52,49 @@ impl Handle {
 
     /// Writes a message that fits in a request, independently of queued sets.
     pub(crate) async fn set_one(&self, item: SetItem) -> Result<SetResult, Error> {
-        self.set_by(Op::Set, &self.set_request(vec![item])).await
+        let (id, left) = self.next_id(IdUse::Shared).await?;
+        self.set_by(Op::Set, item, &id, left).await
     }
 
-    pub(crate) fn set_request(&self, sets: Vec<SetItem>) -> SetRequest {
-        SetRequest {
-            request: Some(self.inner.next_request()),
+    /// Writes the message `item`, whose value was uploaded.
+    pub(crate) async fn commit(&self, item: SetItem, id: &HeldId) -> Result<SetResult, Error> {
+        self.set_by(Op::UploadCommit, item, id, self.deadline).await
+    }
+
+    /// The id of a new change, and the time that is left then.
+    pub(crate) async fn next_id(&self, kind: IdUse) -> Result<(HeldId, Duration), Error> {
+        self.inner.request_id(&self.subject, kind, self.deadline).await
+    }
+
+    /// Sends the change that `request` makes from its id.
+    async fn change<R: DeserializeOwned, Q: Serialize>(
+        &self,
+        op: Op,
+        kind: IdUse,
+        request: impl FnOnce(Option<RequestId>) -> Q,
+    ) -> Result<R, Error> {
+        let (id, left) = self.next_id(kind).await?;
+        self.call_change(op, &request(Some(id.id())), left).await
+    }
+
+    async fn call_change<R: DeserializeOwned>(
+        &self,
+        op: Op,
+        request: &impl Serialize,
+        left: Duration,
+    ) -> Result<R, Error> {
+        let reply = self.inner.call(&self.subject, op, request, left).await;
+        reply.map_err(|error| error.to_caller(self.deadline))
+    }
+
+    async fn set_by(&self, op: Op, item: SetItem, id: &HeldId, left: Duration) -> Result<SetResult, Error> {
+        let request = SetRequest {
+            request: Some(id.id()),
             level: self.level,
-            sets,
+            sets: vec![item],
             ..SetRequest::default()
-        }
-    }
-
-    /// Writes the one message of `request`, whose value was uploaded.
-    pub(crate) async fn commit(&self, request: &SetRequest) -> Result<SetResult, Error> {
-        self.set_by(Op::UploadCommit, request).await
-    }
-
-    async fn set_by(&self, op: Op, request: &SetRequest) -> Result<SetResult, Error> {
-        let reply: SetReply = self.call(op, request).await?;
+        };
+        let reply: SetReply = self.call_change(op, &request, left).await?;
         let got = reply.results.len();
         match <[SetOutcome; 1]>::try_from(reply.results) {
             Ok([SetOutcome::Ok(result)]) => Ok(result),
@@ -161,15 +186,15 @@ impl Handle {
             let reply = ErrorReply::too_large("max_request_bytes", size_bytes, limit_bytes);
             return Err(Error::from_reply(reply));
         }
-        let request =
-            DeleteRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
-        self.call(Op::Delete, &request).await
+        let level = self.level;
+        self.change(Op::Delete, IdUse::Shared, |id| DeleteRequest { request: id, level, ..request }).await
     }
 
     pub(crate) async fn delete_all(&self, request: DeleteAllRequest) -> Result<u64, Error> {
-        let request =
-            DeleteAllRequest { request: Some(self.inner.next_request()), level: self.level, ..request };
-        let reply: DeleteAllReply = self.call(Op::DeleteAll, &request).await?;
+        let level = self.level;
+        let reply: DeleteAllReply = self
+            .change(Op::DeleteAll, IdUse::Shared, |id| DeleteAllRequest { request: id, level, ..request })
+            .await?;
         Ok(reply.count)
     }
 
@@ -178,12 +203,13 @@ impl Handle {
     }
 
     pub(crate) async fn configure(&self, config: SubjectConfig) -> Result<Position, Error> {
-        let request = ConfigureRequest {
-            request: Some(self.inner.next_request()),
-            config,
-            ..ConfigureRequest::default()
-        };
-        let reply: ConfigureReply = self.call(Op::Configure, &request).await?;
+        let reply: ConfigureReply = self
+            .change(Op::Configure, IdUse::Shared, |id| ConfigureRequest {
+                request: id,
+                config,
+                ..ConfigureRequest::default()
+            })
+            .await?;
         Ok(reply.position)
     }
 
@@ -193,9 +219,12 @@ impl Handle {
     }
 
     pub(crate) async fn destroy(&self) -> Result<Position, Error> {
-        let request =
-            DestroyRequest { request: Some(self.inner.next_request()), ..DestroyRequest::default() };
-        let reply: DestroyReply = self.call(Op::Destroy, &request).await?;
+        let reply: DestroyReply = self
+            .change(Op::Destroy, IdUse::Alone, |id| DestroyRequest {
+                request: id,
+                ..DestroyRequest::default()
+            })
+            .await?;
         Ok(reply.position)
     }
 }

@@ -20,6 +20,7 @@ use futures::stream::FuturesUnordered;
 
 use self::window::UploadWindow;
 use crate::error::{Error, MalformedCause};
+use crate::request_ids::IdUse;
 use crate::sizes::set_size;
 use crate::source::{ValueInput, ValueSource};
 use crate::subject::Handle;
@@ -130,13 +131,17 @@ struct Upload<'h, 's> {
 impl Upload<'_, '_> {
     async fn run(&mut self, mut item: SetItem) -> Result<SetResult, Error> {
         let handle = self.guard.handle;
-        let mut request = handle.set_request(Vec::new());
+        // From the first commit on: an upload may take long, and later changes must not wait for its id.
+        let mut id = None;
         loop {
             self.transfer().await?;
             let Some(value) = self.finish().await? else { continue };
             item.uploaded = Some(value);
-            request.sets = vec![item.clone()];
-            match handle.commit(&request).await {
+            let id = match &id {
+                Some(id) => id,
+                None => &*id.insert(handle.next_id(IdUse::Shared).await?.0),
+            };
+            match handle.commit(item.clone(), id).await {
                 Err(error) if is_unknown(&error) => {}
                 end => return end,
             }

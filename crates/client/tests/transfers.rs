@@ -40,6 +40,7 @@ struct Spool {
     uploads: BTreeMap<UploadId, Vec<u8>>,
     committed: Vec<(Bytes, UploadedValue)>,
     cancelled: Vec<UploadId>,
+    finishes: usize,
 }
 
 impl Spool {
@@ -292,6 +293,28 @@ async fn upload_lost_before_commit_is_sent_again() {
     let commits = world.fleet.arrivals.payloads("a upload_commit");
     let ids: Vec<_> = commits.iter().map(|set| decode::<SetRequest>(set).unwrap().request.unwrap()).collect();
     assert_eq!((ids.len(), ids[0]), (2, ids[1]));
+}
+
+/// An upload gets its id when it is committed: the changes beside it do not make the id old.
+#[tokio::test(start_paused = true)]
+async fn upload_gets_its_id_at_commit() {
+    let world = World::new(|spool, op, _| {
+        let is_first = op == Op::UploadFinish && spool.finishes == 0;
+        spool.finishes += usize::from(op == Op::UploadFinish);
+        is_first.then_some(CannedReply::Silence)
+    })
+    .await;
+    let beside = async {
+        world.fleet.arrivals.wait_for("a upload_finish", 1).await;
+        for n in 0..1_100 {
+            world.kv.put("beside", n.to_string()).await.unwrap();
+        }
+    };
+    let (uploaded, ()) = tokio::join!(world.kv.put_reader("k", Cursor::new(value(200_000))), beside);
+    uploaded.unwrap();
+    let counter = |payload: &Bytes| decode::<SetRequest>(payload).unwrap().request.unwrap().counter;
+    let last = world.fleet.arrivals.payloads("a set").iter().map(counter).max().unwrap();
+    assert!(counter(&world.fleet.arrivals.payloads("a upload_commit")[0]) > last);
 }
 
 /// If the server loses an upload repeatedly, the call fails with `UploadLost`.

@@ -13,10 +13,13 @@ use crate::error::{Error, IndeterminateCause, MalformedCause};
 /// Whether a server may have executed the request.
 #[derive(Debug)]
 enum SendState {
-    /// Certainly not: it was not sent, or each attempt was rejected before any execution.
-    NotDone,
-    /// It is in flight to this route.
-    InFlight(Route),
+    /// Certainly not: no server has received it.
+    Unsent,
+    /// A server has received it on this route, and each attempt was refused. It stays as it is: a copy of it
+    /// may still be granted.
+    Refused(Route),
+    /// It is in flight to this route, for the `first` time or after no server has received it.
+    InFlight { route: Route, first: bool },
     /// The outcome of an earlier attempt is unknown.
     Indeterminate(IndeterminateCause),
 }
@@ -59,7 +62,7 @@ impl<T> SetGroup<T> {
                 asked,
             }
         });
-        Self { members: members.collect(), state: SendState::NotDone, encoded: None }
+        Self { members: members.collect(), state: SendState::Unsent, encoded: None }
     }
 
     /// The size of all entries, in bytes.
@@ -101,23 +104,34 @@ impl<T> SetGroup<T> {
         self.members.iter().filter(|member| member.entry.ticket.is_some())
     }
 
-    /// The bytes to send to `route` now: the same bytes under the same id as before, unless they were
-    /// certainly not executed and a caller has left since.
-    pub(crate) fn next_attempt(&mut self, route: &Route, id: impl FnOnce() -> RequestId) -> Bytes {
-        if matches!(self.state, SendState::NotDone) {
-            self.state = SendState::InFlight(route.clone());
+    /// The bytes to send to `route` now, under `id`: the same bytes as before, unless no server has received
+    /// them and a caller has left since.
+    pub(crate) fn next_attempt(&mut self, route: &Route, id: RequestId) -> Bytes {
+        if !matches!(self.state, SendState::Indeterminate(_)) {
+            self.state = SendState::InFlight { route: route.clone(), first: self.is_unsent() };
         }
         let members = &mut self.members;
-        self.encoded.get_or_insert_with(|| encode_sets(members, id())).clone()
+        self.encoded.get_or_insert_with(|| encode_sets(members, id)).clone()
     }
 
-    /// The attempt has failed; `cause` says why the outcome of this attempt or an earlier one is unknown, if
-    /// it is.
-    pub(crate) fn failed(&mut self, cause: Option<IndeterminateCause>) {
-        self.state = cause.map_or(SendState::NotDone, SendState::Indeterminate);
+    const fn is_unsent(&self) -> bool {
+        matches!(self.state, SendState::Unsent)
     }
 
-    /// The results of the expired callers. Sets that were certainly not executed are withdrawn.
+    /// The attempt has failed: it has `reached` a server, or not. `cause` says why the outcome of this attempt
+    /// or an earlier one is unknown, if it is.
+    pub(crate) fn failed(&mut self, reached: bool, cause: Option<IndeterminateCause>) {
+        let state = std::mem::replace(&mut self.state, SendState::Unsent);
+        self.state = match (cause, state) {
+            (Some(cause), _) => SendState::Indeterminate(cause),
+            (None, SendState::InFlight { first: true, .. }) if !reached => SendState::Unsent,
+            (None, SendState::InFlight { route, .. }) => SendState::Refused(route),
+            (None, state) => state,
+        };
+    }
+
+    /// The results of the expired callers. Sets that no server has received are withdrawn; others may still be
+    /// executed with the rest of their request.
     pub(crate) fn expire(&mut self, now: Duration) -> Vec<CallerResult<T>> {
         let mut outcomes = Vec::new();
         for BatchEntry { entry, .. } in &mut self.members {
@@ -127,8 +141,8 @@ impl<T> SetGroup<T> {
             let Some(ticket) = entry.ticket.take() else { continue };
             let deadline = entry.deadline;
             let error = match &self.state {
-                SendState::NotDone => Error::Deadline { deadline, last: None },
-                SendState::InFlight(route) => {
+                SendState::Unsent => Error::Deadline { deadline, last: None },
+                SendState::InFlight { route, .. } | SendState::Refused(route) => {
                     let unanswered = RequestError::Deadline { route: route.clone(), deadline };
                     Error::Indeterminate { cause: IndeterminateCause::Unanswered(unanswered) }
                 }
@@ -136,7 +150,7 @@ impl<T> SetGroup<T> {
             };
             outcomes.push((ticket, Err(error)));
         }
-        if matches!(self.state, SendState::NotDone) && !outcomes.is_empty() {
+        if self.is_unsent() && !outcomes.is_empty() {
             self.members.retain(|member| member.entry.ticket.is_some());
             self.encoded = None;
         }

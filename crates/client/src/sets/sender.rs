@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::data::{SetItem, SetOutcome, SetReply};
-use dormouse_protocol::{Op, Route, Subject};
+use dormouse_protocol::{Op, RequestId, Route, Subject};
 use dormouse_runtime::Lock;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,6 +17,7 @@ use super::scheduler::{SetReplySender, SetsOutcome, deliver};
 use crate::call::{ClientShared, RequestBody};
 use crate::error::{Error, IndeterminateCause};
 use crate::exchange::whole;
+use crate::request_ids::IdUse;
 use crate::source::ValueSource;
 use crate::subject::Handle;
 
@@ -97,12 +98,11 @@ async fn send(
     let deadline = group.last_expiry().saturating_sub(inner.env.boot());
     let upload = group.large().map(|item| upload(inner, subject, &group, item));
     let group = Lock::new(group);
-    let content = BatchBody { inner, group: &group };
     let answer = {
         let mut call = std::pin::pin!(async {
             match upload {
                 Some(upload) => upload.await,
-                None => inner.call_with(subject, Op::Set, &content, deadline, whole).await,
+                None => send_group(inner, subject, &group, deadline).await,
             }
         });
         loop {
@@ -133,6 +133,18 @@ async fn send(
     inner.set_scheduler.release(subject, size_bytes - left_bytes);
 }
 
+/// Sends one request of sets under one id.
+async fn send_group(
+    inner: &ClientShared,
+    subject: &Subject,
+    group: &Lock<SetGroup<SetReplySender>>,
+    deadline: Duration,
+) -> Result<SetReply, Error> {
+    let (id, left) = inner.request_id(subject, IdUse::Shared, deadline).await?;
+    let content = BatchBody { id: id.id(), group };
+    inner.call_with(subject, Op::Set, &content, left, whole).await
+}
+
 /// Writes one set whose value is uploaded in chunks, at its position in the order.
 fn upload(
     inner: &Arc<ClientShared>,
@@ -159,16 +171,16 @@ async fn until(inner: &ClientShared, time: Option<Duration>) {
 
 /// A request body made from a group.
 struct BatchBody<'a> {
-    inner: &'a ClientShared,
+    id: RequestId,
     group: &'a Lock<SetGroup<SetReplySender>>,
 }
 
 impl RequestBody for BatchBody<'_> {
     fn next_attempt(&self, route: &Route) -> Bytes {
-        self.group.lock().next_attempt(route, || self.inner.next_request())
+        self.group.lock().next_attempt(route, self.id)
     }
 
-    fn failed(&self, cause: Option<&IndeterminateCause>) {
-        self.group.lock().failed(cause.cloned());
+    fn failed(&self, reached: bool, cause: Option<&IndeterminateCause>) {
+        self.group.lock().failed(reached, cause.cloned());
     }
 }

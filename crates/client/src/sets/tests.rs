@@ -55,7 +55,7 @@ fn id(counter: u64) -> RequestId {
 }
 
 fn next_request(group: &mut SetGroup<u64>, counter: u64) -> SetRequest {
-    decode(&group.next_attempt(&Route::new("r"), || id(counter))).unwrap()
+    decode(&group.next_attempt(&Route::new("r"), id(counter))).unwrap()
 }
 
 fn keys(request: &SetRequest) -> Vec<&str> {
@@ -111,12 +111,12 @@ fn set_queue_removes_expired_sets() {
 #[test]
 fn set_group_unknown_outcome_resends_same_bytes() {
     let mut group = group_of([until(0, 10), until(1, 20)]);
-    let first = group.next_attempt(&Route::new("r"), || id(1));
+    let first = group.next_attempt(&Route::new("r"), id(1));
     let cause = IndeterminateCause::ServerGone(dormouse_protocol::ServerName::new("a").unwrap());
-    group.failed(Some(cause));
+    group.failed(true, Some(cause));
     let results = group.expire(Duration::from_millis(10));
     assert!(matches!(results[..], [(0, Err(Error::Indeterminate { .. }))]), "{results:?}");
-    assert_eq!(group.next_attempt(&Route::new("r"), || id(2)), first);
+    assert_eq!(group.next_attempt(&Route::new("r"), id(2)), first);
     // The position of the expired caller is kept: the other callers get their own results.
     let settled = group.resolve(Ok(SetReply { results: vec![ok(1), ok(2)] }));
     assert!(
@@ -124,18 +124,30 @@ fn set_group_unknown_outcome_resends_same_bytes() {
     );
 }
 
-/// If an attempt had no effect, the resend omits expired sets and uses a new request id.
+/// If no server has received the request, the next attempt omits expired sets.
 #[test]
-fn set_group_resend_without_effect_omits_expired_sets() {
+fn set_group_resend_unreceived_omits_expired_sets() {
     let mut group = group_of([until(0, 10), until(1, 20)]);
     assert_eq!(keys(&next_request(&mut group, 1)), ["0", "1"]);
-    group.failed(None);
+    group.failed(false, None);
     let results = group.expire(Duration::from_millis(10));
     assert!(matches!(results[..], [(0, Err(Error::Deadline { .. }))]), "{results:?}");
-    let again = next_request(&mut group, 2);
+    let again = next_request(&mut group, 1);
     assert_eq!(keys(&again), ["1"]);
-    // Other bytes need another request id.
-    assert_eq!(again.request, Some(id(2)));
+}
+
+/// A refused request keeps its content with its id: a copy of it may still be granted.
+#[test]
+fn set_group_refused_resends_same_bytes() {
+    let mut group = group_of([until(0, 10), until(1, 20)]);
+    let first = group.next_attempt(&Route::new("r"), id(1));
+    group.failed(true, None);
+    // A later attempt that no server receives does not change that.
+    group.next_attempt(&Route::new("r"), id(1));
+    group.failed(false, None);
+    let results = group.expire(Duration::from_millis(10));
+    assert!(matches!(results[..], [(0, Err(Error::Indeterminate { .. }))]), "{results:?}");
+    assert_eq!(group.next_attempt(&Route::new("r"), id(1)), first);
 }
 
 /// A set that expires while an attempt is in flight is indeterminate; the group is abandoned when all sets have
