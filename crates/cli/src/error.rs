@@ -170,7 +170,7 @@ fn kind_of(code: &ErrorCode) -> FailureKind {
             FailureKind::Unavailable
         }
         ErrorCode::PermissionDenied => FailureKind::Permission,
-        ErrorCode::Indeterminate => FailureKind::Indeterminate,
+        ErrorCode::Indeterminate | ErrorCode::Forgotten => FailureKind::Indeterminate,
         other if other.executed() == Executed::Unknown => FailureKind::Indeterminate,
         _ => FailureKind::Failure,
     }
@@ -184,7 +184,9 @@ impl From<ClientError> for Failure {
             ClientError::Deadline { .. } | ClientError::Unreachable(_) | ClientError::Closed => {
                 Self::caused(FailureKind::Unavailable, &error)
             }
-            ClientError::Indeterminate { .. } => Self::caused(FailureKind::Indeterminate, &error),
+            ClientError::Indeterminate { .. } | ClientError::Forgotten(_) => {
+                Self::caused(FailureKind::Indeterminate, &error)
+            }
             ClientError::WrongLast { .. } | ClientError::KeyExists { .. } => {
                 Self::caused(FailureKind::Conflict, &error)
             }
@@ -279,6 +281,7 @@ mod tests {
             (ErrorCode::KeyExists, FailureKind::Conflict),
             (ErrorCode::PermissionDenied, FailureKind::Permission),
             (ErrorCode::Indeterminate, FailureKind::Indeterminate),
+            (ErrorCode::Forgotten, FailureKind::Indeterminate),
             (ErrorCode::Overloaded, FailureKind::Unavailable),
             (ErrorCode::BadRequest, FailureKind::Failure),
         ] {

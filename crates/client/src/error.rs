@@ -44,6 +44,11 @@ pub enum Error {
         #[source]
         cause: IndeterminateCause,
     },
+    /// The subject no longer remembers requests of this age. It is unknown whether the change took effect, and a
+    /// further attempt could not find out. A change meets it only if the subject was destroyed meanwhile by
+    /// another client, or if the client was suspended for more than an hour.
+    #[error("request forgotten, outcome of the change unknown")]
+    Forgotten(#[source] Box<ErrorReply>),
     /// The expectation did not hold; nothing was changed.
     #[error("expectation failed: {}", Actual(*actual))]
     WrongLast {
@@ -172,6 +177,7 @@ impl Error {
             Self::InvalidSubject(_)
             | Self::PermissionDenied { .. }
             | Self::Indeterminate { .. }
+            | Self::Forgotten(_)
             | Self::WrongLast { .. }
             | Self::KeyExists { .. }
             | Self::TooLarge { .. }
@@ -191,7 +197,7 @@ impl Error {
     #[must_use]
     pub fn executed(&self) -> Executed {
         match self {
-            Self::Indeterminate { .. } => Executed::Unknown,
+            Self::Indeterminate { .. } | Self::Forgotten(_) => Executed::Unknown,
             Self::Service(reply) => reply.executed(),
             Self::InvalidSubject(_)
             | Self::PermissionDenied { .. }
@@ -239,6 +245,7 @@ impl Error {
             ErrorCode::Indeterminate => {
                 Self::Indeterminate { cause: IndeterminateCause::Reported(Box::new(reply)) }
             }
+            ErrorCode::Forgotten => Self::Forgotten(Box::new(reply)),
             _ => Self::Service(Box::new(reply)),
         }
     }

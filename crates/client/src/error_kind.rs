@@ -19,6 +19,8 @@ pub enum ErrorKind {
     TimedOut,
     /// It is unknown whether the call was executed. JetStream reports this as a timeout, too.
     Indeterminate,
+    /// It is unknown whether the call was executed, and the subject no longer remembers it.
+    Forgotten,
     /// Permission denied.
     PermissionDenied,
     /// An invalid name, or a request that contradicts itself.
@@ -50,6 +52,7 @@ impl Error {
             Self::PermissionDenied { .. } => ErrorKind::PermissionDenied,
             Self::Deadline { .. } => ErrorKind::TimedOut,
             Self::Indeterminate { .. } => ErrorKind::Indeterminate,
+            Self::Forgotten(_) => ErrorKind::Forgotten,
             Self::WrongLast { .. } => ErrorKind::WrongLastRevision,
             Self::KeyExists { .. } => ErrorKind::AlreadyExists,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
@@ -90,6 +93,7 @@ mod tests {
         assert_eq!(kind(ErrorCode::BadRequest), ErrorKind::InvalidRequest);
         assert_eq!(kind(ErrorCode::PermissionDenied), ErrorKind::PermissionDenied);
         assert_eq!(kind(ErrorCode::Indeterminate), ErrorKind::Indeterminate);
+        assert_eq!(kind(ErrorCode::Forgotten), ErrorKind::Forgotten);
         assert_eq!(kind(ErrorCode::Unsupported), ErrorKind::Unsupported);
         assert_eq!(kind(ErrorCode::Corrupt), ErrorKind::Corrupt);
         assert_eq!(kind(ErrorCode::Internal), ErrorKind::Other);

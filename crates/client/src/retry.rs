@@ -7,6 +7,7 @@
 //! | `unavailable`, `overloaded` | back off, retry | the same: nothing was executed | the same |
 //! | no reply in time | ask the coordinator, retry | the same | indeterminate |
 //! | the server is announced as gone | ask the coordinator, retry | the same | indeterminate |
+//! | `forgotten` | | fail at once | |
 //! | `indeterminate` | | back off, ask the coordinator, retry | indeterminate |
 //! | no time is left | deadline exceeded | the same; indeterminate after an attempt with unknown outcome | the same: nothing was sent |
 //!
@@ -351,6 +352,8 @@ impl RetryState {
                 self.unknown_cause = Some(IndeterminateCause::Reported(Box::new(reply.clone())));
                 (self.pause(Duration::ZERO, seed), RetryTarget::Fresh)
             }
+            // No other server remembers it either.
+            (ErrorCode::Forgotten, _) => return RetryDecision::Fail(Error::from_reply(reply)),
             // The server did not find the request in the dedup window and then rejected it for its content;
             // or it would have rejected it at any time.
             (

@@ -100,6 +100,9 @@ codes! {
     Overloaded = "overloaded", 429, AfterBackoff, No;
     /// It is unknown whether the request was executed, and the server cannot find out.
     Indeterminate = "indeterminate", 504, Never, Unknown;
+    /// The subject no longer remembers the session's requests of this age: whether this one was executed is unknown,
+    /// and this copy of it was not executed.
+    Forgotten = "forgotten", 409, Never, Unknown;
     /// An object in the bucket or on disk is damaged; `object` names it. The server made no assumption about its content.
     Corrupt = "corrupt", 500, Never, No;
     /// This server does not have the upload, or not all of it: the client asks for its progress, and begins again.
@@ -294,6 +297,12 @@ impl ErrorReply {
     #[must_use]
     pub fn overloaded(why: impl Into<String>, retry_after_ms: u64) -> Self {
         Self { retry_after_ms: Some(retry_after_ms), ..Self::new(ErrorCode::Overloaded, why) }
+    }
+
+    /// [`ErrorCode::Forgotten`]: the request is older than what the subject remembers of its session.
+    #[must_use]
+    pub fn forgotten() -> Self {
+        Self::new(ErrorCode::Forgotten, "the request is older than its session's dedup window")
     }
 
     /// [`ErrorCode::Corrupt`]: `object` is damaged.

@@ -165,7 +165,7 @@ pub fn remembered_reply(
         Ok(DedupLookup::Pending(outcome) | DedupLookup::Done(outcome)) => {
             Some(PlanResult::DeferredAnswer(repeat(request, outcome, context)))
         }
-        Ok(DedupLookup::Forgotten) => Some(PlanResult::Answer(Err(forgotten()))),
+        Ok(DedupLookup::Forgotten) => Some(PlanResult::Answer(Err(ErrorReply::forgotten()))),
         Err(error) => Some(PlanResult::Answer(Err(error))),
     }
 }
@@ -236,13 +236,6 @@ fn repeat(
         ));
     }
     answer(outcome::repeated(first))
-}
-
-fn forgotten() -> ErrorReply {
-    ErrorReply::new(
-        ErrorCode::Indeterminate,
-        "the request is older than its session's dedup window: it may have been executed before",
-    )
 }
 
 fn plan_configure(

@@ -300,3 +300,17 @@ proptest! {
         }
     }
 }
+
+/// A forgotten change ends at once, whatever happened to its earlier attempts: no repeat finds out more.
+#[test]
+fn forgotten_change_ends_at_once() {
+    let forgotten = || refused(ErrorReply::forgotten());
+    let is_forgotten = |step| matches!(step, RetryStep::Fail(Error::Forgotten(_)));
+    for policy in [RetryPolicy::ByRequestId, RetryPolicy::Never] {
+        assert!(is_forgotten(after(policy, forgotten())), "{policy:?}");
+    }
+    let mut attempts = RetryState::new(RetryPolicy::ByRequestId, DEADLINE);
+    let first = attempts.next(AttemptError::Server(AttemptCause::Request(silent())), Duration::ZERO, || 7);
+    assert!(matches!(first, RetryStep::Retry { .. }));
+    assert!(is_forgotten(attempts.next(forgotten(), Duration::ZERO, || 7)));
+}

@@ -118,7 +118,7 @@ fn unanswered_request_executes_once_over_failover() {
 
 /// A repeat outside the dedup window is `indeterminate` and changes nothing, also after a takeover.
 #[test]
-fn request_outside_dedup_window_is_indeterminate() {
+fn request_outside_dedup_window_is_forgotten() {
     let world = World::in_memory();
     let (app, server) = (subject(APP), world.server("persist-1"));
     let last = SESSION_RESULTS as u64 + 1;
@@ -133,7 +133,7 @@ fn request_outside_dedup_window_is_indeterminate() {
     world.fleet.declare_dead(&log);
     let server = world.server("persist-2");
     let error = server.run(&app, numbered(1, item("a", "again"))).unwrap_err();
-    assert_eq!(error.code, ErrorCode::Indeterminate);
+    assert_eq!(error.code, ErrorCode::Forgotten);
     assert!(set(&server, numbered(2, item("a", "again"))).unwrap().duplicate);
     assert_eq!(server.get(&app, "a").unwrap(), Some(last.to_string()));
 }

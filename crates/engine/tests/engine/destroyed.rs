@@ -57,13 +57,13 @@ impl DestroyScenario {
         Self { app, destroy_reply, later_write }
     }
 
-    /// Repeats every request; the sets from before the destroy are `indeterminate`.
+    /// Repeats every request; the sets from before the destroy are `forgotten`.
     fn check(&self, server: &Server) {
         let again = destroyed(server.run(&self.app, destroy(id(1, 2))));
         assert_eq!(again, Ok(DestroyReply { duplicate: true, ..self.destroy_reply }));
         for late in [set(id(1, 1), "a", "old"), set(id(2, 7), "b", "old"), set(id(2, 6), "d", "unknown")] {
             let error = server.run(&self.app, late).unwrap_err();
-            assert_eq!(error.code, ErrorCode::Indeterminate);
+            assert_eq!(error.code, ErrorCode::Forgotten);
         }
         let repeated = set_result(server.run(&self.app, set(id(2, 8), "c", "new"))).unwrap();
         assert_eq!(repeated, SetResult { duplicate: true, ..self.later_write });
@@ -147,7 +147,7 @@ fn two_destroys_execute_once_and_last_reply_is_kept() {
     set_result(server.run(&app, set(id(1, 2), "b", "2"))).unwrap();
     assert_eq!(destroyed(server.run(&app, destroy(id(3, 1)))).unwrap().position, second.position);
     for known in [destroy(id(2, 1)), set(id(1, 1), "a", "1")] {
-        assert_eq!(server.run(&app, known).unwrap_err().code, ErrorCode::Indeterminate);
+        assert_eq!(server.run(&app, known).unwrap_err().code, ErrorCode::Forgotten);
     }
     assert_eq!(server.all(&app).unwrap(), pairs(&[("b", "2")]));
 }
@@ -185,7 +185,7 @@ fn destroy_over_session_limit_drops_oldest_session() {
     assert!(destroyed(server.run(&app, destroy(id(last + 1, 1)))).unwrap().duplicate);
     for session in 2..=last {
         let error = server.run(&app, set(id(session, 1), "a", "1")).unwrap_err();
-        assert_eq!(error.code, ErrorCode::Indeterminate, "session {session}");
+        assert_eq!(error.code, ErrorCode::Forgotten, "session {session}");
     }
     assert_eq!(server.all(&app).unwrap(), []);
     // The request of the session over the limit executes as new, as docs/guarantees.md documents.
@@ -203,11 +203,11 @@ fn destroy_drops_session_past_idle_limit() {
     server.advance(Duration::from_millis(SESSION_IDLE_MS / 2 + 120_000));
     server.destroy(&app).unwrap();
     assert_eq!(server.info(&app).details.sessions, 1);
-    assert_eq!(server.run(&app, set(id(2, 1), "a", "2")).unwrap_err().code, ErrorCode::Indeterminate);
+    assert_eq!(server.run(&app, set(id(2, 1), "a", "2")).unwrap_err().code, ErrorCode::Forgotten);
 }
 
 /// If the next owner's clock is behind, the accept time never goes back over a destroy, and earlier requests stay
-/// `indeterminate`.
+/// `forgotten`.
 #[test]
 fn subject_time_never_goes_back_over_destroy() {
     let world = World::in_memory();
@@ -222,7 +222,7 @@ fn subject_time_never_goes_back_over_destroy() {
     assert!(server.info(&app).details.accept_time >= before);
     set_result(server.run(&app, set(id(2, 1), "b", "2"))).unwrap();
     assert!(server.info(&app).details.accept_time >= before);
-    assert_eq!(server.run(&app, set(id(1, 1), "a", "1")).unwrap_err().code, ErrorCode::Indeterminate);
+    assert_eq!(server.run(&app, set(id(1, 1), "a", "1")).unwrap_err().code, ErrorCode::Forgotten);
 }
 
 /// After a tombstone of the old format without dedup state, a write executes as new at the next rev.

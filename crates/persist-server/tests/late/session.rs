@@ -147,6 +147,10 @@ impl World {
             match self.fleet.bus().request(message, Duration::from_secs(3)).await {
                 Ok(reply) => match service_error(&reply) {
                     None => return SessionReply::read(change.op, &reply.payload),
+                    // No server remembers it.
+                    Some(error) if error.code == ErrorCode::Forgotten => {
+                        return (SessionReply::Indeterminate, false);
+                    }
                     Some(error)
                         if error.retry() == RetryAdvice::Never && error.code != ErrorCode::Indeterminate =>
                     {

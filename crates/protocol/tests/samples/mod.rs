@@ -767,7 +767,11 @@ fn errors() -> Vec<Sample> {
         sample("not_owner, owner unknown", ErrorReply::not_owner(None)),
         sample("unavailable", ErrorReply::unavailable("no live server")),
         sample("overloaded", ErrorReply::overloaded("queue full", 50)),
-        sample("indeterminate", ErrorReply::new(ErrorCode::Indeterminate, "too old to be remembered")),
+        sample(
+            "indeterminate",
+            ErrorReply::new(ErrorCode::Indeterminate, "write failed or may execute later"),
+        ),
+        sample("forgotten", ErrorReply::forgotten()),
         sample("corrupt", ErrorReply::corrupt("subjects/a/000000000001.manifest", "wrong checksum")),
         sample("internal", ErrorReply::internal("a defect")),
     ]

@@ -342,7 +342,7 @@ impl SubjectView for Unreadable {
     }
 }
 
-/// A request below the dedup window is `indeterminate`, and an unreadable state is `corrupt`.
+/// A request below the dedup window is `forgotten`, and an unreadable state is `corrupt`.
 #[test]
 fn plan_on_forgotten_or_unreadable_state_is_an_error() {
     let view = Unreadable(SubjectState::default());
@@ -353,7 +353,7 @@ fn plan_on_forgotten_or_unreadable_state_is_an_error() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(code(vec![SetItem::default()], false, 4), ErrorCode::Indeterminate);
+    assert_eq!(code(vec![SetItem::default()], false, 4), ErrorCode::Forgotten);
     for atomic in [false, true] {
         assert_eq!(code(vec![SetItem::default(), keyed("a")], atomic, 5), ErrorCode::Corrupt);
         assert_eq!(code(vec![SetItem::default(), named("m")], atomic, 5), ErrorCode::Corrupt);
